@@ -1,0 +1,402 @@
+"""Every choice that a user can make, as plain dataclasses: the model (`GPTConfig`) and a whole run (`RunConfig`).
+
+Standard library only, so that any door can read a run without importing torch or Hydra. Files in `conf/` fill these
+classes; `from_dict` is the one place where names, types and values are checked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+
+class UserError(Exception):
+    """Something that the user can mend: doors print it as one line and exit with code 2."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """`conf/model/*`: an architecture whose vocabulary is not known yet, since the tokenizer decides it.
+
+    `n_kv_head` and `d_ff` may be left `None`: as many key/value heads as heads, and 4 * d_model (8/3 * d_model rounded
+    up to a multiple of 8 for swiglu, which has three matrices instead of two).
+    """
+
+    context_length: int
+    d_model: int
+    n_layer: int
+    n_head: int
+    n_kv_head: int | None = None
+    d_ff: int | None = None
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
+    position: Literal["learned", "sinusoidal", "rope"] = "learned"
+    activation: Literal["gelu", "relu", "swish", "relu2", "swiglu"] = "gelu"
+    bias: bool = False
+    tie_embeddings: bool = True
+    qk_norm: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("context_length", "d_model", "n_layer", "n_head"):
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1")
+        if self.d_model % self.n_head:
+            raise UserError(
+                f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}: "
+                f"try d_model={self.d_model // self.n_head * self.n_head or self.n_head}"
+            )
+        if self.n_kv_head is not None and (self.n_kv_head < 1 or self.n_head % self.n_kv_head):
+            raise UserError(f"model.n_kv_head={self.n_kv_head} must divide model.n_head={self.n_head}")
+        if self.d_ff is not None and self.d_ff < 1:
+            raise UserError(f"model.d_ff={self.d_ff} must be at least 1")
+        if self.position == "rope" and self.d_head % 2:
+            raise UserError(f"model.position=rope needs an even head dimension, not {self.d_head}")
+        if self.position == "sinusoidal" and self.d_model % 2:
+            raise UserError(f"model.position=sinusoidal needs an even model.d_model, not {self.d_model}")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"model.dropout={self.dropout} must be in [0, 1)")
+
+    def with_vocab(self, vocab_size: int) -> GPTConfig:
+        return GPTConfig(vocab_size=vocab_size, **dataclasses.asdict(self))
+
+    @property
+    def d_head(self) -> int:
+        return self.d_model // self.n_head
+
+    @property
+    def kv_heads(self) -> int:
+        return self.n_kv_head or self.n_head
+
+    @property
+    def ff_width(self) -> int:
+        if self.d_ff is not None:
+            return self.d_ff
+        return -(-8 * self.d_model // 24) * 8 if self.activation == "swiglu" else 4 * self.d_model
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTConfig(ModelConfig):
+    """The whole menu of a GPT. Every option here has its twin in `numpy_ref`."""
+
+    vocab_size: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vocab_size < 1:
+            raise UserError(f"model.vocab_size={self.vocab_size} must be at least 1")
+
+    def matmul_params(self) -> int:
+        """Weights that take part in a matrix product for every token, the output head included."""
+        attention = 2 * self.d_model * self.d_head * (self.n_head + self.kv_heads)
+        mlp = (3 if self.activation == "swiglu" else 2) * self.d_model * self.ff_width
+        return self.n_layer * (attention + mlp) + self.vocab_size * self.d_model
+
+    def n_params(self) -> int:
+        """All trained numbers, exactly; a tied embedding counts once."""
+        norm = self.d_model * (2 if self.norm == "layernorm" and self.bias else 1)
+        per_block = 2 * norm
+        if self.bias:
+            per_block += 2 * self.d_model + 2 * self.kv_heads * self.d_head  # q, out, k, v
+            per_block += self.d_model + self.ff_width * (2 if self.activation == "swiglu" else 1)
+        embeddings = 0 if self.tie_embeddings else self.vocab_size * self.d_model
+        positions = self.context_length * self.d_model if self.position == "learned" else 0
+        return self.matmul_params() + embeddings + positions + self.n_layer * per_block + norm
+
+    def flops_per_token(self, context: int | None = None) -> float:
+        """Floating-point operations that training needs per token: forward (2 per weight) and backward (4 per weight).
+
+        Causal attention reads (T + 1) / 2 keys on average: scores and weighted sum, forward and backward, cost
+        12 * d_model operations per key and layer. Norms and activations are left out, as in the PaLM paper's
+        (arXiv:2204.02311, appendix B) model FLOPs.
+        """
+        keys = ((context or self.context_length) + 1) / 2
+        return 6 * self.matmul_params() + 12 * self.n_layer * self.d_model * keys
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """`conf/tokenizer/*`. For `sentencepiece`, `vocab_size` is a ceiling: a small corpus yields fewer pieces."""
+
+    kind: Literal["char", "sentencepiece"]
+    vocab_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.kind == "sentencepiece" and (self.vocab_size is None or self.vocab_size < 300):
+            raise UserError(
+                f"tokenizer.vocab_size={self.vocab_size} is too small for sentencepiece: 256 byte pieces, special "
+                "pieces and the corpus's own characters need at least 300"
+            )
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """`conf/data/*`: where the text comes from. Token files are kept under `dir`, one folder per corpus."""
+
+    source: Literal["stories", "text"]
+    path: str | None = None  # a text file, for source=text
+    size_mb: float = 20.0  # of the built-in corpus, in millions of bytes
+    seed: int = 0  # of the built-in corpus and of the train/validation split
+    val_fraction: float = 0.02
+    dir: str = "outputs/data"
+
+    def __post_init__(self) -> None:
+        if self.source == "text" and not self.path:
+            raise UserError("data=text needs data.path=FILE, a text file in UTF-8")
+        if self.size_mb <= 0:
+            raise UserError(f"data.size_mb={self.size_mb} must be positive")
+        if not 0 < self.val_fraction < 1:
+            raise UserError(f"data.val_fraction={self.val_fraction} must be between 0 and 1")
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """`conf/device/*`: the machine. `auto` values are decided when a run starts and stay with the run."""
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int = 1
+    num_nodes: int = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    batch_tokens: int | Literal["auto"] = "auto"
+    micro_batch_size: int | Literal["auto"] = "auto"  # sequences per forward pass
+    threads: int | Literal["auto"] = "auto"  # CPU threads per process
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "num_nodes", "threads"):
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                raise UserError(f"device.{name}={value} must be at least 1")
+        if self.devices * self.num_nodes > 1 and self.strategy == "auto":
+            raise UserError("more than one device needs device.strategy=ddp (or fsdp for models that do not fit one)")
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    kind: Literal["adamw"] = "adamw"
+    lr: float = 3e-4
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = 1e-8
+    weight_decay: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0:
+            raise UserError(f"optimizer.lr={self.lr} must be positive")
+        if self.weight_decay < 0:
+            raise UserError(f"optimizer.weight_decay={self.weight_decay} must not be negative")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise UserError(f"optimizer.betas={list(self.betas)} must lie in [0, 1)")
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """The learning rate as a function of (step, horizon), see `training/schedule.py`."""
+
+    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = 100
+    final_ratio: float = 0.1  # last learning rate / peak
+
+    def __post_init__(self) -> None:
+        if self.warmup_steps < 0:
+            raise UserError(f"schedule.warmup_steps={self.warmup_steps} must not be negative")
+        if not 0 <= self.final_ratio <= 1:
+            raise UserError(f"schedule.final_ratio={self.final_ratio} must be in [0, 1]")
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The loop. All intervals are optimizer steps; a `batch` is what one optimizer step sees on all devices together."""
+
+    max_steps: int | Literal["auto"] = "auto"  # the horizon; auto: 20 tokens per parameter (arXiv:2203.15556)
+    stop_at: int | None = None  # end this chunk here; the horizon stays
+    max_time: float | str | None = None  # seconds, or 90s, 10m, 2h
+    extend: bool = False  # accept another max_steps on a run that exists: the learning rate follows the new horizon
+    batch_tokens: int | Literal["auto"] = "auto"
+    micro_batch_size: int | Literal["auto"] = "auto"
+    grad_clip: float = 1.0  # 0: no clipping
+    log_every: int = 10
+    val_every: int = 100
+    val_tokens: int = 200_000  # validate on at most this many tokens
+    save_every: int = 50
+    keep_last: int = 2  # checkpoints kept beside the best one
+    sample_every: int = 200
+    sample_prompt: str = "Once upon a time"
+    sample_tokens: int = 160
+    max_bad_steps: int = 5  # steps in a row with NaN or infinite gradients before the run stops
+
+    def __post_init__(self) -> None:
+        whole = ("log_every", "val_every", "val_tokens", "save_every", "keep_last", "sample_every", "max_bad_steps")
+        for name in (*whole, "sample_tokens", "max_steps", "batch_tokens", "micro_batch_size"):
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                raise UserError(f"train.{name}={value} must be at least 1")
+        if self.stop_at is not None and self.stop_at < 1:
+            raise UserError(f"train.stop_at={self.stop_at} must be at least 1")
+        if self.grad_clip < 0:
+            raise UserError(f"train.grad_clip={self.grad_clip} must not be negative (0: no clipping)")
+        if self.max_time is not None:
+            seconds(self.max_time)
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    project: str = "positron"
+    entity: str | None = None
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TensorboardConfig:
+    subdir: str = "tensorboard"
+
+
+@dataclass(frozen=True)
+class LoggerConfig:
+    """Loggers beside metrics.jsonl, which is always written."""
+
+    wandb: WandbConfig | None = None
+    tensorboard: TensorboardConfig | None = None
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run, as `python -m positron.train --cfg job` shows it."""
+
+    name: str
+    seed: int
+    model: ModelConfig
+    tokenizer: TokenizerConfig
+    data: DataConfig
+    device: DeviceConfig
+    precision: PrecisionConfig
+    optimizer: OptimizerConfig
+    schedule: ScheduleConfig
+    train: TrainConfig
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    ckpt_path: str | None = None  # continue from FILE, RUN or latest, everything restored
+    init_from: str | None = None  # start from this run's weights, nothing else
+    resume: Literal["auto", "must", "never"] = "auto"
+
+    def __post_init__(self) -> None:
+        if not self.name or set(self.name) & set('\\:*?"<>|\n') or self.name.startswith((".", "/")) or ".." in self.name:
+            raise UserError(f"name={self.name!r} cannot be a folder name below outputs/")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed} must not be negative")
+        if self.init_from and self.ckpt_path:
+            raise UserError("init_from= takes weights only and ckpt_path= everything: give one of them")
+
+
+def seconds(value: float | str) -> float:
+    """90, "90s", "10m" or "2h" as seconds. Raises UserError for anything else."""
+    text = str(value).strip()
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+    try:
+        number = float(text[:-1]) * unit if unit else float(text)
+    except ValueError:
+        number = -1.0
+    if not 0 < number < float("inf"):
+        raise UserError(f"train.max_time={value} is not a time: give seconds, or 90s, 10m, 2h")
+    return number
+
+
+T = TypeVar("T")
+
+
+def from_dict(cls: type[T], values: Any, path: str = "") -> T:
+    """Build dataclass `cls` from plain nested dicts, refusing unknown keys, missing keys and wrong types.
+
+    `path` is the dotted key of `values` in the whole config, for messages. Raises UserError with the nearest right key.
+    """
+    if not isinstance(values, dict):
+        raise UserError(f"{path or 'the config'}={values!r} must be a group of settings, not one value")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    prefix = f"{path}." if path else ""
+    for key in values:
+        if key not in fields:
+            raise UserError(unknown_key(f"{prefix}{key}"))
+    missing = [
+        name
+        for name, f in fields.items()
+        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    ]
+    if missing:
+        raise UserError(f"{prefix}{missing[0]} is missing")
+    return cls(**{key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
+
+
+def _convert(hint: Any, value: Any, key: str) -> Any:
+    """`value` as type `hint`, exactly: no string is read as a number, no number as a flag, 2.0 is a float."""
+    options = _alternatives(hint)
+    for option in options:
+        if dataclasses.is_dataclass(option) and isinstance(value, dict):
+            return from_dict(typing.cast(type, option), value, key)
+        if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
+            inner = typing.get_args(option)
+            kinds = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
+            if len(kinds) == len(value):
+                return tuple(_convert(k, v, f"{key}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+        if option is float and type(value) in (int, float):
+            return float(value)
+        if isinstance(option, type) and type(value) is option:
+            return value
+        if typing.get_origin(option) is Literal and value in typing.get_args(option) and type(value) is str:
+            return value
+    raise UserError(f"{key}={value!r} is not possible here: {_describe(options, value)}")
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+        return list(typing.get_args(hint))
+    return [hint]
+
+
+def _describe(options: list[Any], value: Any) -> str:
+    words: list[str] = []
+    for option in options:
+        if typing.get_origin(option) is Literal:
+            choices = typing.get_args(option)
+            words += choices
+            near = difflib.get_close_matches(str(value), choices, 1)
+            if near:
+                return f"did you mean {near[0]}? ({', '.join(choices)})"
+        elif option is type(None):
+            words.append("null")
+        elif typing.get_origin(option) is tuple:
+            words.append("a list")
+        elif dataclasses.is_dataclass(option):
+            words.append("a group of settings")
+        else:
+            words.append({int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[option])
+    return "give " + " or ".join(words)
+
+
+def leaf_keys(cls: type = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key that a user can set, e.g. `optimizer.lr`."""
+    keys = []
+    for name, hint in typing.get_type_hints(cls).items():
+        inner = [option for option in _alternatives(hint) if dataclasses.is_dataclass(option)]
+        keys.append(prefix + name)
+        for option in inner:
+            keys += leaf_keys(typing.cast(type, option), f"{prefix}{name}.")
+    return keys
+
+
+def unknown_key(key: str) -> str:
+    """The message for a key that does not exist, with the nearest that does: by whole path, then by its last word."""
+    keys = leaf_keys()
+    near = difflib.get_close_matches(key, keys, 1, 0.75)
+    if not near:
+        last_words = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
+        near = [last_words[w] for w in difflib.get_close_matches(key.rsplit(".", 1)[-1], last_words, 1, 0.6)]
+    hint = f": did you mean {near[0]}?" if near else ": python -m positron.train --cfg job lists all keys"
+    return f"unknown key {key}{hint}"

@@ -1,0 +1,213 @@
+"""The network in one file, read top to bottom: norm, rope, attention, mlp, block, GPT, init.
+
+Shapes: B batch, T time (tokens), C = d_model channels, H heads, K key/value heads, D head dimension, V vocabulary.
+Every option of `GPTConfig` appears exactly once below and has its twin, with a hand-derived backward, in `numpy_ref`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from positron.config import GPTConfig
+from positron.model.attention import causal_attention
+from positron.model.loss import linear_cross_entropy
+
+NORM_EPS = 1e-5
+ROPE_BASE = 10_000.0
+INIT_STD = 0.02
+
+
+class Norm(nn.Module):
+    """LayerNorm (arXiv:1607.06450) or RMSNorm (arXiv:1910.07467) over the last axis, with a learned scale."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.kind = config.norm
+        self.weight = nn.Parameter(torch.empty(config.d_model))
+        has_bias = config.bias and config.norm == "layernorm"
+        self.bias = nn.Parameter(torch.empty(config.d_model)) if has_bias else None
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        if self.kind == "layernorm":
+            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, NORM_EPS)
+        return F.rms_norm(x, self.weight.shape, self.weight, NORM_EPS)
+
+
+def rope_tables(context_length: int, d_head: int) -> tuple[Tensor, Tensor]:
+    """cos and sin, (T, D/2) each, of position * base^(-2i/D) (RoFormer, arXiv:2104.09864, eq. 15)."""
+    frequency = ROPE_BASE ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
+    angle = torch.arange(context_length, dtype=torch.float64)[:, None] * frequency[None, :]
+    return angle.cos(), angle.sin()
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x[i], x[i + D/2]) by their position's angle. x (B, heads, T, D); cos, sin (T, D/2)."""
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+def sinusoidal_table(context_length: int, d_model: int) -> Tensor:
+    """Fixed positions (T, C) of "Attention Is All You Need" (arXiv:1706.03762, section 3.5): sines, then cosines.
+
+    Scaled so that its root mean square is INIT_STD, that of the token embeddings it is added to; unscaled it would
+    drown them by a factor of 35.
+    """
+    frequency = 10_000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
+    angle = torch.arange(context_length, dtype=torch.float64)[:, None] * frequency[None, :]
+    return torch.cat((angle.sin(), angle.cos()), dim=-1) * (INIT_STD * math.sqrt(2))
+
+
+class Attention(nn.Module):
+    """Causal multi-head attention; with n_kv_head < n_head, groups of heads share keys and values (arXiv:2305.13245)."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.n_head, self.n_kv_head, self.d_head = config.n_head, config.kv_heads, config.d_head
+        self.qk_norm, self.dropout = config.qk_norm, config.dropout
+        self.q = nn.Linear(config.d_model, self.n_head * self.d_head, bias=config.bias)
+        self.k = nn.Linear(config.d_model, self.n_kv_head * self.d_head, bias=config.bias)
+        self.v = nn.Linear(config.d_model, self.n_kv_head * self.d_head, bias=config.bias)
+        self.out = nn.Linear(self.n_head * self.d_head, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:  # (B, T, C) -> (B, T, C)
+        B, T, C = x.shape
+        q = self.q(x).view(B, T, self.n_head, self.d_head).transpose(1, 2)  # (B, H, T, D)
+        k = self.k(x).view(B, T, self.n_kv_head, self.d_head).transpose(1, 2)  # (B, K, T, D)
+        v = self.v(x).view(B, T, self.n_kv_head, self.d_head).transpose(1, 2)  # (B, K, T, D)
+        if rope is not None:
+            q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+        if self.qk_norm:  # unit root mean square per head keeps the scores bounded (arXiv:2010.04245)
+            q = F.rms_norm(q, (self.d_head,), eps=NORM_EPS)
+            k = F.rms_norm(k, (self.d_head,), eps=NORM_EPS)
+        y = causal_attention(q, k, v, dropout=self.dropout if self.training else 0.0)  # (B, H, T, D)
+        return self.out(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    """down(activation(up(x))); swiglu (arXiv:2002.05202) multiplies a gated and an ungated projection."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.activation = config.activation
+        if config.activation == "swiglu":
+            self.gate = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
+        self.up = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
+        self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
+
+    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+        h = self.up(x)  # (B, T, F)
+        if self.activation == "gelu":
+            h = F.gelu(h, approximate="tanh")
+        elif self.activation == "relu":
+            h = F.relu(h)
+        elif self.activation == "swish":
+            h = F.silu(h)
+        elif self.activation == "relu2":
+            h = F.relu(h).square()  # Primer, arXiv:2109.08668
+        else:
+            h = F.silu(self.gate(x)) * h
+        return self.down(h)
+
+
+class Block(nn.Module):
+    """Pre-norm residual block: x + attn(norm1(x)), then x + mlp(norm2(x))."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.norm1 = Norm(config)
+        self.attn = Attention(config)
+        self.norm2 = Norm(config)
+        self.mlp = MLP(config)
+        self.drop = nn.Dropout(config.dropout)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:  # (B, T, C) -> (B, T, C)
+        x = x + self.drop(self.attn(self.norm1(x), rope))
+        return x + self.drop(self.mlp(self.norm2(x)))
+
+
+class GPT(nn.Module):
+    """Token ids in, logits or summed loss out."""
+
+    def __init__(self, config: GPTConfig, *, seed: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.wte = nn.Embedding(config.vocab_size, config.d_model)
+        dtype = self.wte.weight.dtype
+        if config.position == "learned":
+            self.wpe = nn.Embedding(config.context_length, config.d_model)
+        elif config.position == "sinusoidal":
+            table = sinusoidal_table(config.context_length, config.d_model)
+            self.register_buffer("positions", table.to(dtype), persistent=False)
+        else:
+            cos, sin = rope_tables(config.context_length, config.d_head)
+            self.register_buffer("cos", cos.to(dtype), persistent=False)
+            self.register_buffer("sin", sin.to(dtype), persistent=False)
+        self.drop = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm_f = Norm(config)
+        if not config.tie_embeddings:
+            self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        init_weights(self, seed)
+
+    @property
+    def head_weight(self) -> Tensor:
+        """(V, C): the token embedding itself when tied (arXiv:1608.05859)."""
+        return self.wte.weight if self.config.tie_embeddings else self.lm_head.weight
+
+    def hidden(self, idx: Tensor) -> Tensor:
+        """Token ids (B, T) -> normalised last hidden states (B, T, C). ValueError past the context length."""
+        T = idx.shape[1]
+        if T > self.config.context_length:
+            raise ValueError(f"{T} tokens do not fit the context length {self.config.context_length}")
+        x = self.wte(idx)
+        rope = None
+        if self.config.position == "learned":
+            x = x + self.wpe.weight[:T]
+        elif self.config.position == "sinusoidal":
+            x = x + self.positions[:T].to(x.dtype)
+        else:
+            rope = (self.cos[:T], self.sin[:T])
+        x = self.drop(x)
+        for block in self.blocks:
+            x = block(x, rope)
+        return self.norm_f(x)
+
+    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V), or with `targets` (B, T) the loss in nats summed over all targets but those of -100.
+
+        A sum, not a mean: gradients of micro-batches then add up to exactly the gradient of the whole batch.
+        """
+        x = self.hidden(idx)
+        if targets is None:
+            return F.linear(x, self.head_weight)
+        return linear_cross_entropy(x.flatten(0, 1), self.head_weight, targets.flatten())
+
+
+@torch.no_grad()
+def init_weights(model: GPT, seed: int) -> None:
+    """All initial values, drawn from a generator of their own, so that they depend on `seed` alone.
+
+    | parameter                    | value                                                           |
+    |------------------------------|-----------------------------------------------------------------|
+    | wte, wpe, lm_head, q k v,    | normal, std 0.02 (GPT-2)                                        |
+    |   up, gate                   |                                                                 |
+    | attn.out, mlp.down           | normal, std 0.02 / sqrt(2 L): 2 L branches add to one residual  |
+    | biases                       | 0                                                               |
+    | norm weights                 | 1                                                               |
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.zero_()
+        elif "norm" in name:
+            parameter.fill_(1.0)
+        else:
+            residual = name.endswith(("attn.out.weight", "mlp.down.weight"))
+            std = INIT_STD / math.sqrt(2 * model.config.n_layer) if residual else INIT_STD
+            values = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
+            parameter.copy_(values)
