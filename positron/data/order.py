@@ -1,0 +1,51 @@
+"""Law 3: which token windows make up optimizer step `s` is computed from (seed, s), in O(1), with no state.
+
+Each epoch visits all n windows in its own random order. That order is a keyed bijection of [0, n), a Feistel network
+(Luby and Rackoff 1988) with cycle walking (Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains"), so that
+place k of epoch e is found without storing or shuffling anything.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+_ROUNDS = 6
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    """The splitmix64 finaliser (Steele, Lea and Flood 2014): every input bit flips every output bit half the time."""
+    with np.errstate(over="ignore"):
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def permute(places: np.ndarray, n: int, key: int) -> np.ndarray:
+    """Image of each place in [0, n) under the permutation of [0, n) that `key` names."""
+    half = max(1, (int(n - 1).bit_length() + 1) // 2)  # bits in each half of the Feistel network
+    mask = np.uint64((1 << half) - 1)
+    keys = _mix(np.arange(1, _ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(key % 2**64))
+    x = places.astype(np.uint64)
+    todo = np.ones(x.shape, dtype=bool)
+    while todo.any():  # walk until each value falls inside [0, n): under 4 expected turns, since 4^half < 4 n
+        left, right = x[todo] >> np.uint64(half), x[todo] & mask
+        for round_key in keys:
+            left, right = right, left ^ (_mix(right ^ round_key) & mask)
+        x[todo] = (left << np.uint64(half)) | right
+        todo = x >= np.uint64(n)
+    return x.astype(np.int64)
+
+
+def windows_of_step(step: int, *, seed: int, n_windows: int, batch_size: int) -> np.ndarray:
+    """Window numbers (batch_size,) of optimizer step `step`, counted from 1.
+
+    Sample k = (step - 1) * batch_size + i is place k mod n of epoch k div n; so a batch may span two epochs, and the
+    samples do not depend on micro-batches, devices, or where training was interrupted.
+    """
+    sample = (step - 1) * batch_size + np.arange(batch_size, dtype=np.int64)
+    epoch, place = np.divmod(sample, n_windows)
+    windows = np.empty(batch_size, dtype=np.int64)
+    for e in np.unique(epoch):
+        here = epoch == e
+        windows[here] = permute(place[here], n_windows, seed * 1_000_003 + int(e))
+    return windows

@@ -1,0 +1,170 @@
+"""From a corpus to batches: token files made when they are missing, and optimizer step s as a function of (seed, s)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from positron.config import DataConfig, TokenizerConfig, UserError
+from positron.data.order import windows_of_step
+from positron.data.shards import TokenFiles, write_tokens
+from positron.data.sources import Source, open_source
+from positron.disk import lock, make_folder
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer, train_tokenizer
+
+TOKENIZER_SAMPLE = 4_000_000  # bytes of text that a SentencePiece model is trained on
+
+
+def prepare(
+    data: DataConfig, choice: TokenizerConfig, tokenizer: Tokenizer | None, say: Callable[[str], None]
+) -> tuple[Tokenizer, Path]:
+    """The tokenizer (`tokenizer`, if a run brings its own) and the folder of token files, both made when missing.
+
+    Two processes that need the same corpus at once make it once: the second waits for the first.
+    """
+    source = open_source(data)
+    corpus = make_folder(Path(data.dir) / source.name)
+    with lock(corpus / "lock", lambda: say(f"waiting for another process that prepares {corpus}")):
+        if tokenizer is None:
+            home = corpus / "-".join(str(part) for part in (choice.kind, choice.vocab_size) if part)
+            tokenizer = _own_tokenizer(source, choice, home, say)
+        else:
+            home = make_folder(corpus / f"tokenizer-{tokenizer.hash[:12]}")
+            tokenizer.save(home)
+        tokens = corpus / f"tokens-{tokenizer.hash[:12]}"
+        if not (tokens / "tokens.json").exists():
+            say(f"writing {source.size_bytes / 1e6:.1f} MB of text as tokens to {tokens}")
+            write_tokens(source, tokenizer, home, tokens)
+    return tokenizer, tokens
+
+
+def _own_tokenizer(source: Source, choice: TokenizerConfig, home: Path, say: Callable[[str], None]) -> Tokenizer:
+    if (home / "tokenizer.json").exists():
+        return load_tokenizer(home)
+    make_folder(home)
+    limit = source.size_bytes if choice.kind == "char" else TOKENIZER_SAMPLE
+    say(f"training the {choice.kind} tokenizer on {min(limit, source.size_bytes) / 1e6:.1f} MB of text")
+    tokenizer = train_tokenizer(choice, _sample(source, limit))
+    tokenizer.save(home)
+    if choice.vocab_size and tokenizer.vocab_size < choice.vocab_size:
+        say(f"this corpus yields {tokenizer.vocab_size:,} pieces, fewer than the {choice.vocab_size:,} asked for")
+    return tokenizer
+
+
+def _sample(source: Source, limit: int) -> Iterator[str]:
+    """The corpus's beginning, about `limit` bytes of it."""
+    size = 0
+    for task in source.tasks():
+        for document in source.read(task):
+            yield document.text
+            size += len(document.text.encode("utf-8"))
+        if size >= limit:
+            return
+
+
+class Windows:
+    """Training batches: `batch(step)` is (B, T + 1) token ids, for any step, at no cost for the ones before it."""
+
+    def __init__(self, tokens: TokenFiles, *, context: int, batch_size: int, seed: int) -> None:
+        self.tokens, self.context, self.batch_size, self.seed = tokens, context, batch_size, seed
+        self.n_windows = (tokens.n_tokens - 1) // context
+        if self.n_windows < 1:
+            raise UserError(
+                f"the training text has {tokens.n_tokens} tokens, but one window needs {context + 1}: give a longer "
+                f"text, or model.context_length={max(1, tokens.n_tokens - 1)} or less"
+            )
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
+        """(rows, T + 1): the share of `rank` in optimizer step `step` (from 1), consecutive rows of one global batch."""
+        windows = windows_of_step(step, seed=self.seed, n_windows=self.n_windows, batch_size=self.batch_size)
+        share = self.batch_size // world_size
+        mine = windows[rank * share : (rank + 1) * share]
+        rows = [self.tokens.read(int(w) * self.context, self.context + 1) for w in mine]
+        return torch.from_numpy(np.stack(rows))
+
+
+def validation_windows(tokens: TokenFiles, *, context: int, end_id: int, limit: int) -> tuple[Tensor, Tensor]:
+    """The validation text as windows (N, T) of input ids and targets, -100 where there is none.
+
+    Each token is scored exactly once. A window starts with a document wherever one starts inside the previous window,
+    so documents that fit the context are seen whole: nothing is lost to a cut that training and chatting do not have.
+    At most about `limit` tokens.
+    """
+    n = min(tokens.n_tokens, limit + 1)
+    ids = tokens.read(0, n)
+    starts = np.flatnonzero(ids == end_id)
+    rows = []
+    place = 0
+    while place < n - 1:
+        stop = min(place + context, n - 1)
+        last_start = starts[np.searchsorted(starts, stop, side="right") - 1]
+        if stop < n - 1 and last_start > place:
+            stop = int(last_start)
+        rows.append((place, stop))
+        place = stop
+    x = np.zeros((len(rows), context), dtype=np.int64)
+    y = np.full((len(rows), context), -100, dtype=np.int64)
+    for i, (start, stop) in enumerate(rows):
+        x[i, : stop - start] = ids[start:stop]
+        y[i, : stop - start] = ids[start + 1 : stop + 1]
+    return torch.from_numpy(x), torch.from_numpy(y)
+
+
+class PretrainData(L.LightningDataModule):
+    """What Lightning iterates over: one item is a whole optimizer step's batch (this rank's rows of it)."""
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        val_tokens: int,
+    ) -> None:
+        super().__init__()
+        self.train = Windows(
+            TokenFiles(folder, "train", tokenizer), context=context, batch_size=batch_size, seed=seed
+        )
+        self.val = TokenFiles(folder, "val", tokenizer)
+        if self.val.n_tokens < 2:
+            raise UserError("no text is left for validation: give more text, or a larger data.val_fraction")
+        end_id = tokenizer.special_id(END_OF_TEXT)
+        self.val_x, self.val_y = validation_windows(self.val, context=context, end_id=end_id, limit=val_tokens)
+        self.micro_batch_size = micro_batch_size
+
+    def train_dataloader(self) -> _Steps:
+        assert self.trainer is not None
+        return _Steps(self.train, lambda: self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size)
+
+    def val_dataloader(self) -> list[tuple[Tensor, Tensor]]:
+        """Batches of constant shape; rows beyond the text carry no loss. Ranks take every world_size-th batch."""
+        assert self.trainer is not None
+        size, rank, world = self.micro_batch_size, self.trainer.global_rank, self.trainer.world_size
+        rows = -(-len(self.val_x) // (size * world)) * size * world
+        x = torch.zeros(rows, self.val_x.shape[1], dtype=torch.int64)
+        y = torch.full_like(x, -100)
+        x[: len(self.val_x)], y[: len(self.val_y)] = self.val_x, self.val_y
+        batches = list(zip(x.split(size), y.split(size), strict=True))
+        return batches[rank::world]
+
+
+class _Steps:
+    """An endless iterator whose place is the trainer's own step counter: nothing to save, nothing to skip."""
+
+    def __init__(self, windows: Windows, steps_done: Callable[[], int], rank: int, world_size: int) -> None:
+        self.windows, self.steps_done, self.rank, self.world_size = windows, steps_done, rank, world_size
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        step = self.steps_done()
+        while True:
+            step += 1
+            rows = self.windows.batch(step, self.rank, self.world_size)
+            yield rows[:, :-1], rows[:, 1:]

@@ -1,0 +1,141 @@
+"""What all doors share: errors as one line with a true exit code, what is said and logged, where `conf/` lies."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from positron.config import UserError, unknown_key
+
+
+def conf_folder() -> Path:
+    """`conf/` of the checkout, or its copy inside the installed package."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+@contextmanager
+def errors_as_one_line() -> Iterator[None]:
+    """Exit 2 for what the user can mend, 128 + signal after a saved interruption, 1 for the rest; 0 for a closed pipe.
+
+    With POSITRON_DEBUG=1 every error shows its traceback.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if isinstance(error, SystemExit):
+            raise
+        if os.environ.get("POSITRON_DEBUG") == "1":
+            traceback.print_exc()
+        code, line = describe(error)
+        if line:
+            print(line, file=sys.stderr)
+        raise SystemExit(code) from None
+
+
+def describe(error: BaseException) -> tuple[int, str]:
+    """Exit code and one line for an error."""
+    if isinstance(error, UserError):
+        return 2, f"positron: {error}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "positron: interrupted"
+    if isinstance(error, BrokenPipeError):
+        return 0, ""
+    if hasattr(error, "exit_code"):
+        return int(error.exit_code), ""
+    kind = type(error).__name__
+    if type(error).__module__.startswith(("hydra", "omegaconf")):
+        return 2, f"positron: {_hydra_reason(error)}"
+    text = " ".join(str(error).split())
+    return 1, f"positron: {kind}: {text} (POSITRON_DEBUG=1 shows where)"
+
+
+def _hydra_reason(error: BaseException) -> str:
+    """Hydra's advice for an unknown key is `+key=`, which would be refused next; the nearest right key helps more."""
+    import re
+
+    text = " ".join(str(error).split())
+    cause = " ".join(str(error.__cause__ or "").split())
+    unknown = re.match(r"Could not override '([^']+)'", text) or re.match(r"Key '([^']+)' is not in struct", text)
+    if unknown and ("not in struct" in text or "not in struct" in cause or "not found" in text.lower()):
+        return unknown_key(unknown[1])
+    missing = re.match(r"In '[^']*': Could not find '([^']+)'.*?Available options in '[^']*': (.*?)(?: Config search|$)", text)
+    if missing:
+        return f"there is no {missing[1].replace('/', '=', 1)}: choose from {missing[2].strip()}"
+    return text
+
+
+def first_rank() -> bool:
+    """Of several processes that train one run, the one that speaks and writes; known before any of them meet."""
+    return all(os.environ.get(key, "0") == "0" for key in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
+class Voice:
+    """Says a line to the user (on the first rank) and keeps it, with its time, in the run's log file."""
+
+    def __init__(self, log: Path | None) -> None:
+        self.log = log
+        self.is_first_rank = first_rank()
+
+    def __enter__(self) -> Voice:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """The reason why a run ended stands in its own log, also under a sweep."""
+        if error is not None and self.is_first_rank:
+            text = describe(error)[1] or str(error)
+            if not isinstance(error, UserError) and not hasattr(error, "exit_code"):
+                text += "\n" + "".join(traceback.format_exception(kind, error, trace))
+            try:
+                self._keep(text)
+            except OSError as unwritable:
+                print(f"positron: cannot write {self.log}: {unwritable}", file=sys.stderr)
+
+    def __call__(self, line: str) -> None:
+        if not self.is_first_rank:
+            return
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            tqdm.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr, flush=True)
+        self._keep(line)
+
+    def _keep(self, line: str) -> None:
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+
+
+def run_hydra(job: Callable[[Any], Any], recipe: str) -> None:
+    """Compose `conf/<recipe>.yaml` with the command line and call `job` with it, once or for each job of a sweep.
+
+    Errors of a job go round Hydra, which would print them in its own way: a lone job's are kept until Hydra is done; of
+    a sweep's jobs only Ctrl-C and SIGTERM come this far, as the exit that ends the sweep.
+    """
+    failures: list[BaseException] = []
+
+    def guarded(cfg: Any) -> Any:
+        try:
+            return job(cfg)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            failures.append(error)
+            return None
+
+    with errors_as_one_line():
+        import hydra
+
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of composing reach us instead of being printed by Hydra
+        hydra.main(config_path=str(conf_folder()), config_name=recipe, version_base="1.3")(guarded)()
+        if failures:
+            raise failures[0]

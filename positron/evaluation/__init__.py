@@ -1,0 +1,1 @@
+"""How good is it: bits per byte, plots, the report of a run."""

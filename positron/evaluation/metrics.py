@@ -1,0 +1,58 @@
+"""Law 5: loss as bits per byte of the original text, so that models with different tokenizers compare."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# By Markov's inequality an honest model's code for text drawn from p is more than k bits shorter than -log2 p with
+# probability at most 2^-k: 20 bits under the floor is no luck.
+LUCK_BITS = 20
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums over a text: `nats` of loss, `bytes` of original UTF-8, scored `tokens`."""
+
+    nats: float
+    bytes: int
+    tokens: int
+
+    @property
+    def loss(self) -> float:
+        """Nats per token."""
+        return self.nats / max(1, self.tokens)
+
+    @property
+    def bpb(self) -> float:
+        """Bits per byte: what compressing the text with this model would take."""
+        return self.nats / math.log(2) / max(1, self.bytes)
+
+    @property
+    def perplexity(self) -> float:
+        """Per token, so only comparable between models with one tokenizer; inf where exp overflows."""
+        return math.exp(self.loss) if self.loss < 700 else math.inf
+
+    def is_below(self, floor_bits: float) -> bool:
+        """Whether this needs fewer bits than the text holds by more than luck could explain."""
+        return self.nats / math.log(2) < floor_bits - LUCK_BITS
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl; a last line that a killed process left torn is not one."""
+    rows = []
+    if path.exists():
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+    return rows
+
+
+def best_bpb(rows: list[dict[str, Any]]) -> float:
+    """Lowest validation bits per byte of a run so far, inf before the first validation."""
+    return min((row["val/bpb"] for row in rows if row.get("val/bpb") is not None), default=math.inf)

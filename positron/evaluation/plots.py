@@ -1,0 +1,60 @@
+"""Pictures of a run. matplotlib is imported where something is drawn, and never opens a window."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+
+def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str) -> bytes:
+    """PNG: bits per byte of the validation text against tokens, with the floor where it is known, and the train loss.
+
+    `rows` are those of metrics.jsonl. Two panels, since nats per token and bits per byte do not share an axis.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    train = [(row["tokens"] / 1e6, row["train/loss"]) for row in rows if row["train/loss"] is not None]
+    left.plot(*zip(*train, strict=True), color="tab:blue", linewidth=1, label="training")
+    val = [row for row in rows if row.get("val/bpb") is not None]
+    tokens = [row["tokens"] / 1e6 for row in val]
+    if val:
+        left.plot(tokens, [row["val/loss"] for row in val], color="tab:orange", marker="o", ms=3, label="validation")
+        right.plot(tokens, [row["val/bpb"] for row in val], color="tab:orange", marker="o", ms=3, label="validation")
+        last = val[-1]["val/bpb"]
+        right.annotate(f"{last:.4f}", (tokens[-1], last), textcoords="offset points", xytext=(0, 8), ha="right")
+    if floor_bpb:
+        right.axhline(floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}: the text's own bits")
+    left.set(xlabel="million tokens", ylabel="loss, nats per token", title=title, yscale="log")
+    right.set(xlabel="million tokens", ylabel="bits per byte", title="validation", ylim=(0, None))
+    if val:
+        # the first point, from a model that knows little, would press the rest flat
+        right.set_ylim(0, 1.15 * max(row["val/bpb"] for row in (val[1:] or val)))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend()
+    return _png(figure)
+
+
+def learning_rate_curve(rows: list[dict[str, Any]]) -> bytes:
+    """PNG: learning rate and gradient norm against steps."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 3), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = [row["step"] for row in rows]
+    left.plot(steps, [row["train/lr"] for row in rows], color="tab:purple")
+    left.set(xlabel="optimizer step", ylabel="learning rate")
+    right.plot(steps, [row["train/grad_norm"] for row in rows], color="tab:gray", linewidth=1)
+    right.set(xlabel="optimizer step", ylabel="gradient norm")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    return _png(figure)
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
+    return buffer.getvalue()

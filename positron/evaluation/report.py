@@ -1,0 +1,107 @@
+"""The report of a run: one HTML file with everything in it, to be read or sent without anything beside it."""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import platform
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+from positron.disk import whole_file, write_text
+from positron.evaluation.metrics import read_metrics
+from positron.evaluation.plots import learning_rate_curve, loss_curve
+from positron.runs import Run
+
+_STYLE = """
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
+h1, h2 { line-height: 1.2 } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd }
+table { border-collapse: collapse } td { padding: .15rem 1.2rem .15rem 0; vertical-align: top }
+td:first-child { color: #666 } img { max-width: 100% }
+pre { background: #f6f6f4; padding: .8rem; overflow-x: auto; white-space: pre-wrap }
+blockquote { border-left: 3px solid #ccc; margin: .5rem 0; padding: .1rem 1rem; white-space: pre-line }
+details > summary { cursor: pointer }
+"""
+_PACKAGES = ("torch", "lightning", "hydra-core", "numpy", "sentencepiece")
+
+
+def write_report(run: Run) -> None:
+    """`loss.png` and `report.html` in the run's folder, from its files alone."""
+    rows = read_metrics(run.folder / "metrics.jsonl")
+    facts, config = run.facts(), run.config()
+    name = run.folder.name
+    picture = loss_curve(rows, facts.get("floor_bpb"), name)
+    with whole_file(run.folder / "loss.png") as file:
+        file.write(picture)
+    sections = [
+        f"<h1>{html.escape(name)}</h1>",
+        _table(_headline(facts)),
+        f"<h2>Loss</h2>{_image(picture)}",
+        f"<h2>Samples</h2>{_samples(run)}",
+        f"<h2>Learning rate and gradient</h2>{_image(learning_rate_curve(rows))}",
+        f"<h2>Go on</h2><pre>{html.escape(_commands(run, facts))}</pre>",
+        f"<h2>Configuration</h2><details><summary>all settings</summary><pre>{html.escape(json.dumps(config, indent=2))}"
+        "</pre></details>",
+        f"<h2>Environment</h2>{_table(_environment(facts))}",
+    ]
+    page = (
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title>'
+        f"<style>{_STYLE}</style><body>{''.join(sections)}</body></html>\n"
+    )
+    write_text(run.folder / "report.html", page)
+
+
+def _headline(facts: dict[str, Any]) -> dict[str, str]:
+    lines = {"status": str(facts["status"]) + (f": {facts['error']}" if facts.get("error") else "")}
+    lines["steps"] = f"{facts['step']:,} of {facts['resolved']['max_steps']:,}"
+    lines["tokens"] = f"{facts['tokens']:,}"
+    lines["time"] = f"{facts['time_s'] / 60:.1f} minutes of training"
+    if "val/bpb" in facts:
+        lines["validation"] = f"{facts['val/bpb']:.4f} bits per byte (best {facts['best/bpb']:.4f})"
+        if facts.get("floor_bpb"):
+            above = facts["val/bpb"] / facts["floor_bpb"] - 1
+            lines["floor"] = f"{facts['floor_bpb']:.4f} bits per byte, {above:.1%} below this model"
+    return lines
+
+
+def _environment(facts: dict[str, Any]) -> dict[str, str]:
+    resolved = facts["resolved"]
+    lines = {
+        "machine": f"{platform.system()} {platform.machine()}, Python {sys.version.split()[0]}",
+        "device": f"{resolved['accelerator']}, {resolved['precision']}, {resolved['threads']} threads",
+        "batch": f"{resolved['batch_tokens']:,} tokens, {resolved['micro_batch_size']} sequences at a time",
+    }
+    for package in _PACKAGES:
+        try:
+            lines[package] = version(package)
+        except PackageNotFoundError:  # a vendored copy without metadata
+            lines[package] = "?"
+    return lines
+
+
+def _commands(run: Run, facts: dict[str, Any]) -> str:
+    lines = [f'python -m positron.generate "Once upon a time" --run {run.folder}']
+    if facts["status"] != "finished":
+        lines.append(f"python -m positron.train name={facts['name']} ...   # the same command as before goes on")
+    return "\n".join(lines)
+
+
+def _samples(run: Run) -> str:
+    path = run.folder / "samples.md"
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    parts = [part.partition("\n") for part in re.split(r"(?m)^## ", text)[1:]]
+    return "".join(
+        f"<h3>{html.escape(head)}</h3><blockquote>{html.escape(body.strip())}</blockquote>" for head, _, body in parts
+    )
+
+
+def _table(lines: dict[str, str]) -> str:
+    rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in lines.items())
+    return f"<table>{rows}</table>"
+
+
+def _image(png: bytes) -> str:
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode("ascii")}">'

@@ -1,0 +1,150 @@
+"""Law 1: a run is a folder. Finding one, creating one, refusing a wrong one, loading a model with its tokenizer."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from positron.config import GPTConfig, ModelConfig, RunConfig, UserError, from_dict
+from positron.disk import make_folder, read_json, write_json
+
+if TYPE_CHECKING:
+    from positron.model.gpt import GPT
+    from positron.text.tokenizer import Tokenizer
+
+OUTPUTS = Path("outputs")
+
+# What may differ between two starts of one run: where it stops for now, and how it is shown; never what it learns.
+_FREE = {"ckpt_path", "init_from", "resume"}
+_FREE_GROUPS = ("device.", "logger.")
+_FREE_TRAIN = {"stop_at", "max_time", "extend", "keep_last", "save_every", "micro_batch_size", "sample_every"}
+_RESOLVED = ("max_steps", "batch_tokens")  # `auto` and the number that it became are the same setting
+
+
+@dataclass(frozen=True)
+class Run:
+    """`outputs/<name>/`: config.json, run.json, tokenizer/, checkpoints/, metrics.jsonl, samples.md, report.html, ..."""
+
+    folder: Path
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        return self.folder / "tokenizer"
+
+    @property
+    def exists(self) -> bool:
+        return (self.folder / "config.json").exists()
+
+    def config(self) -> dict[str, Any]:
+        config: dict[str, Any] = read_json(self.folder / "config.json")
+        return config
+
+    def facts(self) -> dict[str, Any]:
+        """run.json: status, steps, last and best val/bpb, floor, and what `auto` was resolved to."""
+        path = self.folder / "run.json"
+        return read_json(path) if path.exists() else {}
+
+    def update(self, **facts: Any) -> None:
+        write_json(self.folder / "run.json", {**self.facts(), **facts, "updated": time.strftime("%Y-%m-%d %H:%M:%S")})
+
+    def begin(self, config: RunConfig, tokenizer: Tokenizer, *, new: bool, forked_from: Path | None) -> None:
+        """Make the folder a run, or note in it the settings that may differ from one start to the next."""
+        write_json(self.folder / "config.json", dataclasses.asdict(config))
+        if new:
+            make_folder(self.checkpoint_folder)
+            tokenizer.save(make_folder(self.tokenizer_folder))
+            self.update(name=config.name, forked_from=str(forked_from) if forked_from else None)
+
+    def differences(self, config: RunConfig) -> list[str]:
+        """`key: theirs -> ours` for each setting that decides what is learnt and is not what the run has."""
+        theirs, ours = _flat(self.config()), _flat(dataclasses.asdict(config))
+        for name in _RESOLVED:
+            number = self.facts()["resolved"][name]
+            for side in (theirs, ours):
+                side[f"train.{name}"] = number if side[f"train.{name}"] == "auto" else side[f"train.{name}"]
+        keys = [key for key in {**theirs, **ours} if not _is_free(key)]
+        return [
+            f"{key}: {theirs.get(key)} -> {ours.get(key)}" for key in keys if str(theirs.get(key)) != str(ours.get(key))
+        ]
+
+
+def _is_free(key: str) -> bool:
+    if key in _FREE or key.startswith(_FREE_GROUPS):
+        return True
+    return key.startswith("train.") and key.split(".", 1)[1] in _FREE_TRAIN
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def find_run(name: str | None, outputs: Path = OUTPUTS) -> Run:
+    """A run by folder, by name below outputs/, or the one trained last. UserError where there is none."""
+    if name is None:
+        runs = sorted(outputs.glob("**/run.json"), key=lambda path: path.stat().st_mtime)
+        if not runs:
+            raise UserError(f"no run in {outputs.resolve()}: train one with python -m positron.train")
+        return Run(runs[-1].parent)
+    for folder in (Path(name), outputs / name):
+        if (folder / "config.json").exists():
+            return Run(folder)
+    known = ", ".join(sorted(path.parent.name for path in outputs.glob("*/run.json"))[:8])
+    raise UserError(f"no run {name}: neither a run folder nor a name in {outputs}/" + (f" ({known})" if known else ""))
+
+
+def gpt_config(config: dict[str, Any], vocab_size: int) -> GPTConfig:
+    """The architecture as the run has it, whatever `conf/` says today."""
+    return from_dict(ModelConfig, config["model"], "model").with_vocab(vocab_size)
+
+
+def load_model(run: Run, say: Callable[[str], None], checkpoint: Path | None = None) -> tuple[GPT, Tokenizer, Path]:
+    """Model (in eval mode, on the CPU), tokenizer, and the checkpoint used: `checkpoint`, or the best, or the newest.
+
+    UserError where the run has none, or where model and tokenizer do not belong together (law 5).
+    """
+    from positron.model.gpt import GPT
+    from positron.text.tokenizer import load_tokenizer
+    from positron.training.checkpoint import BEST, checkpoint_fault, load_checkpoint, newest_checkpoint
+
+    best = run.checkpoint_folder / BEST
+    path = checkpoint or (best if checkpoint_fault(best) is None else newest_checkpoint(run.checkpoint_folder, say))
+    if path is None:
+        raise UserError(f"{run.folder} has no checkpoint yet: train it further with python -m positron.train")
+    tokenizer = load_tokenizer(run.tokenizer_folder)
+    saved = load_checkpoint(path)
+    refuse_other_tokenizer(saved, tokenizer, path)
+    model = GPT(gpt_config(run.config(), tokenizer.vocab_size))
+    load_weights(model, saved["state_dict"], path)
+    return model.eval(), tokenizer, path
+
+
+def load_weights(model: GPT, state_dict: dict[str, Any], path: Path) -> None:
+    """A LightningModule's weights into the bare model; `_orig_mod.` is torch.compile's mark. UserError if they differ."""
+    weights = {k.removeprefix("model.").replace("_orig_mod.", ""): v for k, v in state_dict.items()}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the weights in {path} do not fit this model: {reason}") from error
+
+
+def refuse_other_tokenizer(checkpoint: dict[str, Any], tokenizer: Tokenizer, path: Path) -> None:
+    if checkpoint["tokenizer_hash"] != tokenizer.hash:
+        raise UserError(
+            f"{path} was trained with another tokenizer ({checkpoint['tokenizer_hash'][:12]}) than the one at hand "
+            f"({tokenizer.hash[:12]}): model and tokenizer do not belong together"
+        )

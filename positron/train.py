@@ -1,0 +1,133 @@
+"""Start or continue a run: `python -m positron.train model=tinygpt device=mps`.
+
+The Hydra part at the end composes the configuration; `train` is the recipe, importable, and returns its metrics.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from positron.config import RunConfig, UserError, from_dict, seconds
+from positron.disk import lock, make_folder
+from positron.door import Voice, first_rank, run_hydra
+from positron.runs import OUTPUTS, Run
+from positron.sweeps import record_job
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+
+def train(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Train the run of `folder` as far as it is not trained yet; returns its facts: status, step, val/bpb, best/bpb ...
+
+    Raises UserError for what the user can mend, Interrupted after Ctrl-C or SIGTERM, Diverged where the loss stayed
+    NaN or infinite; the run's last whole step is saved in each case.
+    """
+    begun = time.monotonic()
+    from positron.training.allocator import tune_allocator
+
+    tune_allocator()
+    import torch
+
+    from positron.data.pretrain import PretrainData, prepare
+    from positron.model.gpt import GPT
+    from positron.runs import load_weights, refuse_other_tokenizer
+    from positron.text.tokenizer import load_tokenizer
+    from positron.training.callbacks import Stopping
+    from positron.training.checkpoint import load_checkpoint
+    from positron.training.device import choose_machine
+    from positron.training.fit import fit
+    from positron.training.plan import make_plan
+    from positron.training.start import decide_start
+
+    run = Run(make_folder(folder))
+    with _only_one(run), Voice(run.folder / "train.log") as say:
+        if config.device.threads != "auto":
+            torch.set_num_threads(config.device.threads)
+        machine = choose_machine(config.device, config.precision)
+        say(f"running on {machine.why}")
+        start = decide_start(run, config, say)
+        known = load_tokenizer(start.tokenizer_from.tokenizer_folder) if start.tokenizer_from else None
+        tokenizer, tokens = prepare(config.data, config.tokenizer, known, say)
+        model = GPT(config.model.with_vocab(tokenizer.vocab_size), seed=config.seed)
+        plan = make_plan(config, model, machine, start, say)
+        data = PretrainData(
+            tokens,
+            tokenizer,
+            context=model.config.context_length,
+            batch_size=plan.batch_size,
+            micro_batch_size=plan.micro_batch_size,
+            seed=config.seed,
+            val_tokens=config.train.val_tokens,
+        )
+        source = start.weights or start.checkpoint
+        if source is not None:
+            saved = load_checkpoint(source)
+            refuse_other_tokenizer(saved, tokenizer, source)
+            load_weights(model, saved["state_dict"], source)  # Lightning loads the rest, where there is more to load
+        if say.is_first_rank:
+            run.begin(config, tokenizer, new=not start.is_own, forked_from=start.checkpoint)
+        limit = None if config.train.max_time is None else seconds(config.train.max_time)
+        stopping = Stopping(last_step=plan.last_step, max_seconds=limit, begun=begun, say=say)
+        return fit(run, config, plan, model, data, tokenizer, start, stopping=stopping, say=say)
+
+
+@contextlib.contextmanager
+def _only_one(run: Run) -> Iterator[None]:
+    """Two processes never train one run; ranks other than the first belong to the one that holds the lock."""
+
+    def refuse() -> None:
+        raise UserError(f"another process is training {run.folder}: wait for it, or give another name=")
+
+    if first_rank():
+        with lock(run.folder / "lock", refuse):
+            yield
+    else:
+        yield
+
+
+def job(cfg: DictConfig) -> float:
+    """What Hydra calls, once or once per job of a sweep. Returns val/bpb, so that a sweeper can minimise it."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    values = OmegaConf.to_container(cfg, resolve=True)
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        folder = Path(hydra.runtime.output_dir)
+        return record_job(folder, list(hydra.overrides.task), lambda: train(from_dict(RunConfig, values), folder))
+    config = from_dict(RunConfig, values)
+    folder = OUTPUTS / config.name
+    facts = train(config, folder)
+    show_result(folder)
+    return float(facts.get("val/bpb", "nan"))
+
+
+def show_result(folder: Path) -> None:
+    """The last screen: how good it is, what it writes, where it lies, how to go on."""
+    run = Run(folder)
+    facts, samples = run.facts(), (folder / "samples.md").read_text(encoding="utf-8")
+    story = samples.rsplit("\n## ", 1)[-1].split("\n\n", 1)[-1].strip()
+    print(f"\n{story}\n")
+    floor = facts.get("floor_bpb")
+    score = f"{facts['val/bpb']:.4f} validation bits per byte"
+    if floor:
+        score += f"; the text's own information is {floor:.4f}, so {facts['val/bpb'] / floor - 1:.1%} above the floor"
+    print(f"{facts['status']} at step {facts['step']} after {facts['time_s'] / 60:.1f} minutes: {score}")
+    print(f"the run: {folder}/  (report.html, loss.png, samples.md, metrics.jsonl, checkpoints/)")
+    print(f'next:  python -m positron.generate "Once upon a time" --run {folder}')
+    if facts["status"] == "stopped":
+        print("       the same command again goes on")
+
+
+def main() -> None:
+    run_hydra(job, "train")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""What happens around a training step, one callback per concern.
+
+Their order in `callbacks` matters: the clock first, then who decides to stop, then who measures, who writes, who saves.
+Everything that belongs to step s is done in `on_train_batch_end` of step s, so a checkpoint of step s has it all.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+
+from positron.data.pretrain import PretrainData
+from positron.evaluation.metrics import Score
+from positron.training.device import wait_for
+from positron.training.module import PretrainModule
+
+
+class Clock(L.Callback):
+    """Seconds spent in training steps, without validation, samples and saving; `time_s` goes on across resumes."""
+
+    def __init__(self, log_every: int) -> None:
+        self.log_every = log_every
+        self.time_s = 0.0  # of the whole run
+        self.step_s = 0.0  # of this process
+        self.steps = 0
+        self._begun = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"time_s": self.time_s}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.time_s = state_dict["time_s"]
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._begun = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        if trainer.global_step % self.log_every == 0:
+            wait_for(module.device)  # the only place where the host waits for an accelerator
+        passed = time.perf_counter() - self._begun
+        self.time_s += passed
+        self.step_s += passed
+        self.steps += 1
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM, taken at a place where the last whole step can be saved."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+class Stopping(L.Callback):
+    """Ends the run: at `last_step`, before `max_seconds` are over, on Ctrl-C or SIGTERM, or when it diverges.
+
+    The first Ctrl-C leaves the step in progress before its next micro-batch, so that the last whole step is saved; a
+    second one is an ordinary KeyboardInterrupt. With several ranks all agree at the end of a step.
+    """
+
+    def __init__(self, *, last_step: int, max_seconds: float | None, begun: float, say: Callable[[str], None]) -> None:
+        self.last_step, self.max_seconds, self.begun, self.say = last_step, max_seconds, begun, say
+        self.signal = 0
+        self.out_of_time = False
+        self._longest_step = 0.0
+        self._last_end = 0.0
+        self._handlers: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, module: PretrainModule) -> None:  # type: ignore[override]
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._handlers[signum] = signal.signal(signum, self._note)
+            except ValueError:  # not the main thread: whoever runs us there handles signals
+                return
+        self._last_end = time.monotonic()
+        if trainer.world_size == 1:
+            module.before_micro_batch = self._leave
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.signal:
+            raise KeyboardInterrupt
+        self.signal = signum
+        self.say(f"{signal.Signals(signum).name}: saving the last whole step (once more to leave at once)")
+
+    def _leave(self) -> None:
+        if self.signal:
+            raise Interrupted(self.signal)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        if module.device.type == "cpu" or trainer.global_step % 10 == 0:
+            module.check_finite()
+        now = time.monotonic()
+        self._longest_step = max(self._longest_step, now - self._last_end)  # validation and saving included
+        self._last_end = now
+        if self.max_seconds is not None:
+            self.out_of_time = now - self.begun + 1.5 * self._longest_step > self.max_seconds
+        stop = self.out_of_time or bool(self.signal and trainer.world_size > 1)
+        if trainer.world_size > 1:
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+        if stop or trainer.global_step >= self.last_step:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, module: PretrainModule) -> None:  # type: ignore[override]
+        self._restore()
+        self._leave()
+
+    def on_exception(self, *_: Any) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers = {}
+
+
+@torch.no_grad()
+def validate(trainer: L.Trainer, module: PretrainModule, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Score:
+    """Score of the validation text, summed over all ranks."""
+    module.eval()
+    total = torch.zeros(3, dtype=torch.float32 if module.device.type == "mps" else torch.float64, device=module.device)
+    for i, (x, y) in enumerate(batches):
+        total += trainer.strategy.validation_step((x.to(module.device), y.to(module.device)), i)
+    if trainer.world_size > 1:
+        total = trainer.strategy.reduce(total, reduce_op="sum")
+    module.train()
+    nats, n_bytes, tokens = total.tolist()
+    return Score(nats=nats, bytes=round(n_bytes), tokens=round(tokens))
+
+
+class Validation(L.Callback):
+    """Every `every` steps and at the last one: val/loss, val/bpb, val/perplexity."""
+
+    def __init__(self, data: PretrainData, *, every: int, say: Callable[[str], None]) -> None:
+        self.data, self.every, self.say = data, every, say
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        if trainer.global_step % self.every and not trainer.should_stop:
+            return
+        score = validate(trainer, module, self.data.val_dataloader())
+        module.metrics |= {"val/loss": score.loss, "val/bpb": score.bpb, "val/perplexity": score.perplexity}
+        floor_bits = self.data.val.bits
+        if floor_bits is not None and score.bytes == self.data.val.n_bytes and score.is_below(floor_bits):
+            self.say(
+                f"WARNING: {score.bpb:.4f} bits per byte is below the corpus's own information, "
+                f"{floor_bits / score.bytes:.4f}: the model has seen the validation text, or sees the future"
+            )

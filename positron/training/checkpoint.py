@@ -1,0 +1,56 @@
+"""Checkpoint files: whole or absent, found again without guessing, loaded without executing anything (law 7)."""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from positron.config import UserError
+
+BEST = "best.ckpt"
+_NAME = re.compile(r"step-(\d+)\.ckpt")
+
+
+def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
+    """UserError where the file is missing, corrupt, or not a checkpoint of ours."""
+    fault = checkpoint_fault(path)
+    if fault:
+        raise UserError(f"cannot load the checkpoint {path}: {fault}")
+    checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
+    if "state_dict" not in checkpoint or "bad_steps" not in checkpoint:
+        raise UserError(f"{path} is not a checkpoint of a Positron run")
+    return checkpoint
+
+
+def checkpoint_fault(path: Path) -> str | None:
+    """What is wrong with the file, None for a whole one: the zip's directory and the CRC-32 of every tensor is read."""
+    if not path.is_file():
+        return "there is no such file"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            broken = archive.testzip()
+    except (OSError, zipfile.BadZipFile) as error:
+        return f"it is truncated or corrupt ({error})"
+    return f"it is corrupt ({broken} does not match its checksum)" if broken else None
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints of a run by step, oldest first. `best.ckpt` is one of them under a second name."""
+    found = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(found)]
+
+
+def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The whole checkpoint of the highest step; corrupt ones are passed over with a notice."""
+    candidates = [*([folder / BEST] if (folder / BEST).is_file() else []), *checkpoints(folder)]
+    for path in reversed(candidates):
+        fault = checkpoint_fault(path)
+        if fault is None:
+            return path
+        say(f"passing over {path}: {fault}")
+    return None

@@ -1,0 +1,162 @@
+"""The machine: which accelerator, which precision, how fast it could be, and how much fits."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from positron.config import DeviceConfig, GPTConfig, PrecisionConfig, UserError
+
+BATCH_TOKENS = {"cuda": 131_072, "mps": 98_304, "cpu": 65_536}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+CPU_MICRO_TOKENS = 4096  # about what keeps a layer's activations in a desktop CPU's cache
+
+
+@dataclass(frozen=True)
+class Machine:
+    accelerator: str  # cpu, cuda or mps
+    precision: str  # fp32, bf16 or fp16
+    why: str  # for the user: what was chosen and for which reason
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device(self.accelerator)
+
+
+def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
+    """Resolve `auto`. UserError where the named accelerator is absent."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    accelerator = config.accelerator
+    why = f"device={accelerator}"
+    if accelerator == "auto":
+        accelerator = next(name for name in ("cuda", "mps", "cpu") if there[name])  # type: ignore[assignment]
+        absent = [name.upper() for name in ("cuda", "mps") if not there[name]]
+        why = f"{accelerator.upper()} (device=auto" + (f": no {' and no '.join(absent)} here)" if absent else ")")
+    elif not there[accelerator]:
+        found = ", ".join(name for name, is_there in there.items() if is_there)
+        raise UserError(f"device={accelerator}: this machine has none (found: {found}); device=auto takes what is there")
+    count = torch.cuda.device_count() if accelerator == "cuda" else config.devices
+    if config.devices > count:
+        raise UserError(f"device.devices={config.devices}: this machine has {count} CUDA devices")
+    dtype = precision.dtype
+    if dtype == "auto":
+        dtype = "bf16" if bf16_is_fast(accelerator) else "fp32"
+        why += f", {dtype} (precision=auto: bf16 is {'faster' if dtype == 'bf16' else 'no faster'} here)"
+    else:
+        why += f", {dtype}"
+    return Machine(accelerator, dtype, why)
+
+
+def bf16_is_fast(accelerator: str) -> bool:
+    """On a CPU this is found by multiplying, since flags lie: without AVX512-BF16 or AMX, bf16 is slower than fp32."""
+    if accelerator == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if accelerator == "mps":
+        return True  # torch >= 2.13 is required; before, bf16 attention on MPS let tokens see the future
+    return matmul_flops(torch.device("cpu"), torch.bfloat16) > 1.5 * matmul_flops(torch.device("cpu"), torch.float32)
+
+
+def matmul_flops(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.15) -> float:
+    """FLOP/s of a large matrix product, the ceiling for a training step: the best of several runs."""
+    n = 1024 if device.type == "cpu" else 8192
+    a, b = (torch.randn(n, n, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
+    best, begun = float("inf"), time.perf_counter()
+    out = a @ b
+    while time.perf_counter() - begun < seconds or best == float("inf"):
+        wait_for(device)
+        start = time.perf_counter()
+        torch.mm(a, b, out=out)
+        wait_for(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * n**3 / best
+
+
+def wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the process's largest resident set on a CPU, the allocator's peak elsewhere."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if os.uname().sysname == "Darwin" else peak * 1024
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that could be taken now, None where the system does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            values = dict(line.split(":", 1) for line in file)
+        return int(values["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return None
+
+
+def micro_batch_bytes(config: GPTConfig, rows: int, bytes_per_value: int) -> int:
+    """What `rows` sequences need while training, roughly: saved activations of every layer and a chunk of logits.
+
+    Per token and layer: about 8 d_model-wide tensors around attention and norms, 3 of the MLP's width, and fp32 copies
+    that norms keep.
+    """
+    per_token = config.n_layer * (8 * config.d_model + 3 * config.ff_width) * bytes_per_value
+    per_token += 4 * config.d_model * (config.n_layer * 2 + 4)
+    return rows * config.context_length * per_token
+
+
+def choose_micro_batch(
+    config: GPTConfig, machine: Machine, rows: int, asked: int | str, try_step: Callable[[int], None]
+) -> int:
+    """Sequences per forward pass, at most `rows` (this process's share of a batch).
+
+    A CPU is fastest with what fits its cache. Elsewhere as many as fit: `try_step(n)` runs forward and backward of n
+    sequences, and n is halved until it does not run out of memory. UserError for an explicit number that cannot fit.
+    """
+    if asked != "auto":
+        _refuse_too_large(config, machine, min(int(asked), rows))
+        return min(int(asked), rows)
+    if machine.accelerator == "cpu":
+        return min(rows, max(1, CPU_MICRO_TOKENS // config.context_length))
+    size = rows
+    while True:
+        try:
+            try_step(size)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise UserError(
+                    "not even one sequence fits this device: try a smaller model or model.context_length"
+                ) from None
+            size = -(-size // 2)
+        else:
+            return size
+
+
+def _refuse_too_large(config: GPTConfig, machine: Machine, size: int) -> None:
+    free = free_memory(machine.device)
+    width = 4 if machine.precision == "fp32" else 2
+    if free is None or micro_batch_bytes(config, size, width) <= free:
+        return
+    while size > 1 and micro_batch_bytes(config, size, width) > free // 2:
+        size //= 2
+    raise UserError(
+        f"out of memory: train.micro_batch_size needs about {micro_batch_bytes(config, size, width) / 1e9:.1f} GB or "
+        f"more and {free / 1e9:.1f} GB are free: try train.micro_batch_size={size}"
+    )

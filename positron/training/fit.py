@@ -1,0 +1,206 @@
+"""The loop: Lightning's trainer with our step, our callbacks and our files. Pretraining and SFT share it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from positron.config import RunConfig, UserError
+from positron.data.pretrain import PretrainData
+from positron.disk import make_folder, whole_file, write_json
+from positron.door import Voice
+from positron.evaluation.metrics import best_bpb, read_metrics
+from positron.evaluation.report import write_report
+from positron.model.gpt import GPT
+from positron.runs import Run
+from positron.text.tokenizer import Tokenizer
+from positron.training.callbacks import Clock, Interrupted, Stopping, Validation
+from positron.training.checkpoint import BEST, checkpoint_fault, load_checkpoint
+from positron.training.device import DTYPES, LIGHTNING_PRECISION, matmul_flops
+from positron.training.journal import Dashboard, Journal, Progress, Samples, cut_after
+from positron.training.loggers import open_dashboards
+from positron.training.module import PretrainModule
+from positron.training.plan import Plan
+from positron.training.saving import Checkpoints, WholeCheckpointIO
+from positron.training.start import Start
+
+
+def fit(
+    run: Run,
+    config: RunConfig,
+    plan: Plan,
+    model: GPT,
+    data: PretrainData,
+    tokenizer: Tokenizer,
+    start: Start,
+    *,
+    stopping: Stopping,
+    say: Voice,
+) -> dict[str, Any]:
+    """Train from `start` to `plan.last_step`; keeps run.json true however this ends. Returns the run's facts."""
+    _refuse_other_data(run, data)
+    if start.checkpoint is not None and say.is_first_rank:
+        cut_after(run.folder, start.step)
+    if say.is_first_rank:
+        facts = {"data_fingerprint": data.train.tokens.fingerprint, "floor_bpb": data.val.floor_bpb}
+        run.update(status="running", step=start.step, resolved=plan.resolved(), **facts)
+    dashboards = _dashboards(run, config, start, say)
+    _without_notices()
+    status, error = "failed", None
+    try:
+        if start.step < plan.last_step:
+            module = _module(config, plan, model, tokenizer)
+            trainer = _trainer(run, config, plan, data, tokenizer, stopping, dashboards, say)
+            trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
+        else:
+            say(f"nothing to do: {run.folder} is at step {start.step} of {plan.horizon}")
+        status = "stopped" if plan.last_step < plan.horizon or stopping.out_of_time else "finished"
+    except Interrupted as interruption:
+        status, error = "stopped", str(interruption)
+        raise
+    except BaseException as fault:
+        error = " ".join(str(fault).split()) or type(fault).__name__
+        if isinstance(fault, torch.OutOfMemoryError) or "can't allocate memory" in error:
+            smaller = max(1, plan.micro_batch_size // 2)
+            raise UserError(f"out of memory: try train.micro_batch_size={smaller}") from fault
+        raise
+    finally:
+        if say.is_first_rank:
+            _conclude(run, status, error, say)
+        for dashboard in dashboards:
+            dashboard.finish(0 if status != "failed" else 1)
+    return run.facts()
+
+
+def _refuse_other_data(run: Run, data: PretrainData) -> None:
+    """Law 2 holds for the data too: a text that was edited since is another text."""
+    known = run.facts().get("data_fingerprint")
+    if known and known != data.train.tokens.fingerprint:
+        raise UserError(f"the text behind {run.folder} has changed since it was begun: restore it, or give another name=")
+
+
+def _dashboards(run: Run, config: RunConfig, start: Start, say: Voice) -> list[Dashboard]:
+    if not say.is_first_rank:
+        return []
+    return open_dashboards(config.logger, run.folder, dataclasses.asdict(config), start.step + 1, say)
+
+
+def _module(config: RunConfig, plan: Plan, model: GPT, tokenizer: Tokenizer) -> PretrainModule:
+    module = PretrainModule(
+        model,
+        tokenizer.token_bytes(),
+        optimizer=config.optimizer,
+        schedule=config.schedule,
+        horizon=plan.horizon,
+        grad_clip=config.train.grad_clip,
+        micro_batch_size=plan.micro_batch_size,
+        max_bad_steps=config.train.max_bad_steps,
+        seed=config.seed,
+        identity={"tokenizer_hash": tokenizer.hash, "gpt_config": dataclasses.asdict(model.config)},
+    )
+    if config.device.compile:
+        module.model.compile()  # in place: the names in the state dict stay as they are
+    return module
+
+
+def _trainer(
+    run: Run,
+    config: RunConfig,
+    plan: Plan,
+    data: PretrainData,
+    tokenizer: Tokenizer,
+    stopping: Stopping,
+    dashboards: list[Dashboard],
+    say: Voice,
+) -> L.Trainer:
+    """Lightning runs the loop and the devices. Intervals, validation, files and logs are our callbacks'."""
+    train, gpt = config.train, plan.gpt
+    ceiling = matmul_flops(plan.machine.device, DTYPES[plan.machine.precision]) * plan.world_size
+    facts = {
+        "batch_tokens": plan.batch_tokens,
+        "flops_per_token": gpt.flops_per_token(),
+        "ceiling": ceiling,
+        "bytes_per_token": data.train.tokens.n_bytes / data.train.tokens.n_tokens,
+    }
+    clock = Clock(train.log_every)
+    samples = Samples(
+        run.folder,
+        tokenizer,
+        dashboards,
+        every=train.sample_every,
+        prompt=train.sample_prompt,
+        tokens=train.sample_tokens,
+    )
+    saving = Checkpoints(
+        run.checkpoint_folder, every=train.save_every, keep_last=train.keep_last, best=best_bpb(read_metrics(run.folder / "metrics.jsonl"))
+    )
+    callbacks = [
+        clock,
+        stopping,
+        Validation(data, every=train.val_every, say=say),
+        Journal(run.folder, clock, dashboards, every=train.log_every, **facts),
+        samples,
+        saving,
+        Progress(clock, say, last_step=plan.last_step, **facts),
+    ]
+    return L.Trainer(
+        accelerator=plan.machine.accelerator,
+        devices=config.device.devices,
+        num_nodes=config.device.num_nodes,
+        strategy=config.device.strategy,
+        precision=LIGHTNING_PRECISION[plan.machine.precision],  # type: ignore[arg-type]
+        max_epochs=-1,  # the loader has no end: `Stopping` ends the run
+        limit_val_batches=0,  # `Validation` validates
+        callbacks=callbacks,
+        plugins=[WholeCheckpointIO()],
+        default_root_dir=run.folder,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+def _without_notices() -> None:
+    """Lightning's notices tell of its own ways of logging, saving and counting, which are not in use here."""
+    for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning")
+
+
+def _conclude(run: Run, status: str, error: str | None, say: Voice) -> None:
+    """run.json, the exported weights, the picture and the report, for a run that ended in any way but `kill -9`."""
+    rows = read_metrics(run.folder / "metrics.jsonl")
+    val = [row for row in rows if "val/bpb" in row]
+    facts = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "time_s": rows[-1]["time_s"]} if rows else {}
+    if val:
+        facts |= {"val/bpb": val[-1]["val/bpb"], "val/loss": val[-1]["val/loss"], "best/bpb": best_bpb(rows)}
+    try:
+        run.update(status=status, error=error, **facts)
+        if rows:
+            export_weights(run)
+            write_report(run)
+    except UserError as unwritable:  # a full disk: what ended the run is the news, not this
+        say(f"WARNING: {unwritable}")
+
+
+def export_weights(run: Run) -> None:
+    """The best weights as `model/weights.safetensors` with `model/config.json`: what other programs read."""
+    from safetensors.torch import save
+
+    path = run.checkpoint_folder / BEST
+    if checkpoint_fault(path) is not None:
+        return
+    saved = load_checkpoint(path)
+    weights = {k.removeprefix("model.").replace("_orig_mod.", ""): v.float() for k, v in saved["state_dict"].items()}
+    folder = make_folder(run.folder / "model")
+    with whole_file(folder / "weights.safetensors") as file:
+        file.write(save({name: tensor.contiguous() for name, tensor in weights.items()}))
+    write_json(folder / "config.json", saved["gpt_config"])

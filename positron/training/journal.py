@@ -1,0 +1,199 @@
+"""What a run tells: metrics.jsonl, samples.md, the progress bar, and dashboards that somebody asked for."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L
+
+from positron.config import UserError
+from positron.disk import write_text
+from positron.evaluation.metrics import read_metrics
+from positron.inference.engine import complete
+from positron.text.tokenizer import Tokenizer
+from positron.training.callbacks import Clock
+from positron.training.device import peak_memory
+from positron.training.module import PretrainModule
+
+
+class Dashboard(Protocol):
+    """wandb, TensorBoard: see loggers.py."""
+
+    def log(self, row: dict[str, float], step: int) -> None: ...
+
+    def sample(self, text: str, step: int) -> None: ...
+
+    def finish(self, exit_code: int) -> None: ...
+
+
+def cut_after(folder: Path, step: int) -> None:
+    """Drop what was written after the checkpoint that training goes on from: it will be written again."""
+    path = folder / "metrics.jsonl"
+    if path.exists():
+        rows = [row for row in read_metrics(path) if row["step"] <= step]
+        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    path = folder / "samples.md"
+    if path.exists():
+        parts = re.split(r"(?m)^(?=## Step )", path.read_text(encoding="utf-8"))
+        kept = [part for part in parts if not (m := re.match(r"## Step (\d+)", part)) or int(m[1]) <= step]
+        write_text(path, "".join(kept))
+
+
+def append(path: Path, text: str) -> None:
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+class Journal(L.Callback):
+    """One line of metrics.jsonl per logged or validated step, with strictly increasing steps."""
+
+    def __init__(self, folder: Path, clock: Clock, dashboards: list[Dashboard], **facts: float) -> None:
+        """`facts`: every (steps), batch_tokens, flops_per_token, ceiling (FLOP/s of all devices together)."""
+        self.path, self.clock, self.dashboards, self.facts = folder / "metrics.jsonl", clock, dashboards, facts
+        self._since = (0, 0.0)  # steps and seconds at the last row
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        step = trainer.global_step
+        if step % self.facts["every"] and "val/bpb" not in module.metrics and not trainer.should_stop:
+            return
+        loss = module.loss if trainer.world_size == 1 else trainer.strategy.reduce(module.loss, reduce_op="mean")
+        if not trainer.is_global_zero:
+            return
+        steps, seconds = self.clock.steps - self._since[0], self.clock.step_s - self._since[1]
+        self._since = (self.clock.steps, self.clock.step_s)
+        speed = steps * self.facts["batch_tokens"] / seconds
+        row = {
+            "step": step,
+            "tokens": int(step * self.facts["batch_tokens"]),
+            "time_s": round(self.clock.time_s, 3),
+            "train/loss": loss.item(),
+            "train/lr": module.lr(step),
+            "train/grad_norm": module.grad_norm.item(),
+            "train/skipped_steps": int(module.bad_steps),
+            "speed/tokens_per_s": round(speed, 1),
+            "speed/mfu": round(speed * self.facts["flops_per_token"] / self.facts["ceiling"], 4),
+            **module.metrics,
+        }
+        # JSON has no NaN or infinity
+        finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()}
+        append(self.path, json.dumps(finite) + "\n")
+        for dashboard in self.dashboards:
+            dashboard.log(row, step)
+
+
+class Samples(L.Callback):
+    """The same prompt at milestones, so that one can read a model learn."""
+
+    def __init__(
+        self, folder: Path, tokenizer: Tokenizer, dashboards: list[Dashboard], *, every: int, prompt: str, tokens: int
+    ) -> None:
+        self.path, self.tokenizer, self.dashboards = folder / "samples.md", tokenizer, dashboards
+        self.every, self.prompt, self.tokens = every, prompt, tokens
+        self.show: Callable[[str], None] = lambda text: None
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        step = trainer.global_step
+        sharded = hasattr(trainer.strategy.model, "clip_grad_norm_")  # FSDP: no rank has all weights
+        if (step % self.every and not trainer.should_stop) or not trainer.is_global_zero or sharded:
+            return
+        module.eval()
+        with trainer.precision_plugin.val_step_context():
+            text = complete(module.model, self.tokenizer, self.prompt, max_tokens=self.tokens, seed=step)
+        module.train()
+        scores = f"loss {module.loss.item():.3f}"
+        if "val/bpb" in module.metrics:
+            scores += f" · {module.metrics['val/bpb']:.4f} validation bits per byte"
+        append(self.path, f"## Step {step} · {scores}\n\n{text.strip()}\n\n")
+        self.show(text.strip())
+        for dashboard in self.dashboards:
+            dashboard.sample(text, step)
+
+
+class Progress(L.Callback):
+    """A bar on a terminal, a line now and then elsewhere; after 20 steps what to expect of the whole run."""
+
+    def __init__(self, clock: Clock, say: Callable[[str], None], *, last_step: int, **facts: float) -> None:
+        """`facts`: batch_tokens, bytes_per_token, flops_per_token, ceiling."""
+        self.clock, self.say, self.last_step, self.facts = clock, say, last_step, facts
+        self.bar: Any = None
+        self._shown = 0.0
+        self._begun = (0.0, 0)
+        self._val = ""
+
+    def on_train_start(self, trainer: L.Trainer, module: PretrainModule) -> None:  # type: ignore[override]
+        self._begun = (time.perf_counter(), trainer.global_step)
+        if sys.stderr.isatty() and trainer.is_global_zero:
+            from tqdm import tqdm
+
+            self.bar = tqdm(
+                total=self.last_step, initial=trainer.global_step, unit="step", mininterval=0.2, dynamic_ncols=True
+            )
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        if not trainer.is_global_zero:
+            return
+        step, now = trainer.global_step, time.perf_counter()
+        if self.clock.steps == 20:
+            self.say(self._forecast(module, step, now))
+        if "val/bpb" in module.metrics:
+            self._val = f" · val {module.metrics['val/bpb']:.4f} bpb"
+        interval = 0.2 if self.bar is not None else 15.0
+        if now - self._shown < interval and not trainer.should_stop and not (self.bar is None and self._is_first(step)):
+            return
+        self._shown = now
+        loss = module.loss.item()
+        speed = self.facts["batch_tokens"] * self.clock.steps / self.clock.step_s
+        text = (
+            f"loss {loss:.3f} · {loss / math.log(2) / self.facts['bytes_per_token']:.3f} bpb{self._val} · "
+            f"lr {module.lr(step):.1e} · {speed:,.0f} tok/s"
+        )
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(step - self.bar.n)
+        else:
+            self.say(f"step {step}/{self.last_step} · {text} · {duration(self._left(step, now))} left")
+
+    def _is_first(self, step: int) -> bool:
+        return step == self._begun[1] + 1
+
+    def _left(self, step: int, now: float) -> float:
+        begun, first = self._begun
+        return (now - begun) / max(1, step - first) * (self.last_step - step)
+
+    def _forecast(self, module: PretrainModule, step: int, now: float) -> str:
+        speed = self.facts["batch_tokens"] * self.clock.steps / self.clock.step_s
+        share = speed * self.facts["flops_per_token"] / self.facts["ceiling"]
+        memory = peak_memory(module.device)
+        return (
+            f"{speed:,.0f} tokens/s, {share:.0%} of this machine's matmul rate "
+            f"({self.facts['ceiling'] / 1e9:,.0f} GFLOP/s), {memory / 1e9:.1f} GB of memory at most; "
+            f"{duration(now - self._begun[0] + self._left(step, now))} for the whole run"
+        )
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def on_train_end(self, *_: Any) -> None:
+        self.close()
+
+    def on_exception(self, *_: Any) -> None:
+        self.close()
+
+
+def duration(seconds: float) -> str:
+    """1:05 or 2:03:04."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

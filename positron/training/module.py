@@ -1,0 +1,170 @@
+"""The training loop's step: one Lightning batch is one optimizer step, cut into micro-batches here.
+
+Lightning's own accumulation counts micro-batches and takes means of means; with a whole step in `training_step`, its
+step counter is ours, every interval means optimizer steps, and the gradient is exactly that of the big batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from positron.config import OptimizerConfig, ScheduleConfig
+from positron.model.gpt import GPT
+from positron.model.loss import IGNORE
+from positron.training.optimizer import build_optimizer, clip_gradients
+from positron.training.schedule import lr_at
+
+
+class Diverged(Exception):
+    """Too many steps in a row had a loss or gradient that is NaN or infinite."""
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """All randomness of a step (dropout) is a pure function of (seed, step, rank), like its data (law 3).
+
+    So there is no generator state to save: a run resumed on another number of devices or after any kind of stop draws
+    what the uninterrupted run drew.
+    """
+    value = int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
+    random.seed(value)
+    np.random.seed(value)  # noqa: NPY002 - what libraries draw from
+    torch.manual_seed(value)
+
+
+class PretrainModule(L.LightningModule):
+    """GPT, its loss, its optimizer. `metrics` holds what is known of the step just done; callbacks add and read."""
+
+    def __init__(
+        self,
+        model: GPT,
+        token_bytes: np.ndarray,
+        *,
+        optimizer: OptimizerConfig,
+        schedule: ScheduleConfig,
+        horizon: int,
+        grad_clip: float,
+        micro_batch_size: int,
+        max_bad_steps: int,
+        seed: int,
+        identity: dict[str, Any],
+    ) -> None:
+        """`identity` goes into every checkpoint: the tokenizer's hash and the architecture."""
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.register_buffer("token_bytes", torch.from_numpy(token_bytes), persistent=False)
+        self.optimizer_config, self.schedule, self.horizon = optimizer, schedule, horizon
+        self.grad_clip, self.micro_batch_size, self.max_bad_steps = grad_clip, micro_batch_size, max_bad_steps
+        self.seed, self.identity = seed, identity
+        self.metrics: dict[str, float] = {}
+        self.before_micro_batch: Callable[[], None] = lambda: None  # may raise to leave a step that has not counted
+        self.updating = False  # True while weights are half old, half new: not a moment to save them
+        self.loss = torch.zeros(())  # nats per token of the last step, on this rank's device
+        self.grad_norm = torch.zeros(())
+        self.bad_in_a_row = torch.zeros((), dtype=torch.int64)
+        self.bad_steps = torch.zeros((), dtype=torch.int64)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        # fp16's gradient scaler unscales before clipping, which a fused step would do after it
+        fused = self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda", "mps")
+        return build_optimizer(self.model.named_parameters(), self.optimizer_config, fused=fused)
+
+    def on_train_start(self) -> None:
+        """Counters go to the device; the optimizer gets the configured values where a checkpoint brought others."""
+        self.bad_in_a_row = self.bad_in_a_row.to(self.device)
+        self.bad_steps = self.bad_steps.to(self.device)
+        config, optimizer = self.optimizer_config, self.optimizers()
+        for group in optimizer.param_groups:
+            decay = config.weight_decay if group["params"][0].ndim >= 2 else 0.0
+            group |= {"betas": config.betas, "eps": config.eps, "weight_decay": decay}
+
+    def lr(self, step: int) -> float:
+        return lr_at(step, self.horizon, peak=self.optimizer_config.lr, schedule=self.schedule)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """One optimizer step on x, y (B, T), this rank's rows of the batch."""
+        self.metrics = {}
+        step = self.global_step + 1
+        seed_step(self.seed, step, self.global_rank)
+        optimizer = self.optimizers()
+        for group in optimizer.param_groups:  # the configured values, also after a checkpoint brought older ones
+            group["lr"] = self.lr(step)
+        self.loss = self._accumulate(*batch)
+        self.updating = True
+        optimizer.step()
+        self.updating = False
+        optimizer.zero_grad(set_to_none=True)
+
+    def _accumulate(self, x: Tensor, y: Tensor) -> Tensor:
+        """Backward through all micro-batches: gradients of (sum of losses) / (targets on all ranks). Returns the loss.
+
+        DDP and FSDP average gradients over ranks, which the factor `world` undoes.
+        """
+        world = self.trainer.world_size
+        targets = (y != IGNORE).sum()
+        if world > 1:
+            targets = self.trainer.strategy.reduce(targets, reduce_op="sum")
+        total = torch.zeros((), device=x.device)
+        parts = list(zip(x.split(self.micro_batch_size), y.split(self.micro_batch_size), strict=True))
+        for i, (part_x, part_y) in enumerate(parts):
+            self.before_micro_batch()
+            with self._synchronise(i == len(parts) - 1):
+                loss = self.model(part_x, part_y) * (world / targets)
+                self.manual_backward(loss)
+            total += loss.detach()
+        return total
+
+    def _synchronise(self, last: bool) -> contextlib.AbstractContextManager[Any]:
+        """Gradients travel between ranks once a step, with its last micro-batch."""
+        wrapped = self.trainer.strategy.model
+        return contextlib.nullcontext() if last or not hasattr(wrapped, "no_sync") else wrapped.no_sync()
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip, and turn a step with a NaN or infinite gradient into one that changes nothing.
+
+        Called by Lightning when gradients are complete and unscaled. On fused optimizers no value is brought to the
+        host: `found_inf` makes their kernels leave weights and moments alone.
+        """
+        scaled = self.trainer.precision == "16-mixed"
+        if hasattr(self.trainer.strategy.model, "clip_grad_norm_"):  # FSDP: the norm spans all ranks' shards
+            self.grad_norm = self.trainer.strategy.model.clip_grad_norm_(self.grad_clip or float("inf"))
+        else:
+            self.grad_norm = clip_gradients(list(self.model.parameters()), self.grad_clip)
+        # fp16's scaler meets infinite gradients by design, skips those steps itself and lowers its scale
+        bad = ~torch.isfinite(self.loss if scaled else self.grad_norm)
+        self.bad_in_a_row = (self.bad_in_a_row + 1) * bad
+        self.bad_steps = self.bad_steps + bad
+        if not scaled and optimizer.defaults.get("fused"):
+            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+        elif bad.item():
+            optimizer.zero_grad(set_to_none=True)
+
+    def check_finite(self) -> None:
+        """Raises Diverged after `max_bad_steps` in a row. Waits for the device."""
+        if self.bad_in_a_row.item() >= self.max_bad_steps:
+            raise Diverged(
+                f"loss or gradient was NaN or infinite in {self.max_bad_steps} steps in a row, up to step "
+                f"{self.global_step}; the weights are those before them. Try a lower optimizer.lr, or precision=fp32"
+            )
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """(nats, bytes, tokens) summed over the targets of x, y (B, T), as float64."""
+        x, y = batch
+        scored = y != IGNORE
+        nats = self.model(x, y).double() if y.device.type != "mps" else self.model(x, y)
+        count = self.token_bytes[y.clamp(min=0)].mul(scored).sum()
+        return torch.stack([nats, count.to(nats.dtype), scored.sum().to(nats.dtype)])
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint |= {"bad_steps": int(self.bad_steps), **self.identity}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.bad_steps = torch.tensor(checkpoint["bad_steps"])

@@ -1,0 +1,85 @@
+"""What `auto` means for this model on this machine: batch, micro-batch, horizon, precision. Decided once per run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from positron.config import GPTConfig, RunConfig, UserError
+from positron.model.gpt import GPT
+from positron.training.device import BATCH_TOKENS, DTYPES, Machine, choose_micro_batch
+from positron.training.start import Start
+
+TOKENS_PER_PARAMETER = 20  # compute-optimal pretraining, Hoffmann et al. 2022 (arXiv:2203.15556)
+
+
+@dataclass(frozen=True)
+class Plan:
+    machine: Machine
+    gpt: GPTConfig
+    world_size: int
+    batch_size: int  # sequences per optimizer step, on all devices together
+    batch_tokens: int
+    micro_batch_size: int  # sequences per forward pass of one device
+    horizon: int  # optimizer steps of the whole run
+    last_step: int  # where this process stops
+
+    def resolved(self) -> dict[str, Any]:
+        return {
+            "batch_tokens": self.batch_tokens,
+            "micro_batch_size": self.micro_batch_size,
+            "max_steps": self.horizon,
+            "accelerator": self.machine.accelerator,
+            "precision": self.machine.precision,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def make_plan(config: RunConfig, model: GPT, machine: Machine, start: Start, say: Callable[[str], None]) -> Plan:
+    """Numbers given by the user win; then those that the run was begun with; then what suits this machine."""
+    gpt, train, known = model.config, config.train, start.resolved
+    if config.precision.dtype == "auto" and known:
+        machine = dataclasses.replace(machine, precision=known["precision"])
+
+    def settle(asked: int | str, name: str, otherwise: int) -> int:
+        return int(asked) if asked != "auto" else int(known.get(name, otherwise))
+
+    wanted = settle(train.batch_tokens, "batch_tokens", BATCH_TOKENS[machine.accelerator])
+    world = config.device.devices * config.device.num_nodes
+    batch_size = max(1, wanted // gpt.context_length)
+    if batch_size % world:
+        raise UserError(
+            f"a batch of {batch_size} sequences cannot be shared by {world} devices: "
+            f"try train.batch_tokens={-(-batch_size // world) * world * gpt.context_length}"
+        )
+    batch_tokens = batch_size * gpt.context_length
+    horizon = settle(train.max_steps, "max_steps", -(-TOKENS_PER_PARAMETER * gpt.n_params() // batch_tokens))
+    asked = train.micro_batch_size if train.micro_batch_size != "auto" else known.get("micro_batch_size", "auto")
+    micro = choose_micro_batch(gpt, machine, batch_size // world, asked, lambda n: _try_step(model, machine, n))
+    last_step = min(horizon, train.stop_at or horizon)
+    say(
+        f"{gpt.n_params() / 1e6:.2f}M parameters, vocabulary {gpt.vocab_size:,}, context {gpt.context_length}; "
+        f"{horizon:,} steps of {batch_tokens:,} tokens ({micro} sequences at a time), "
+        f"{horizon * batch_tokens / gpt.n_params():.0f} tokens per parameter"
+        + (f"; stopping at step {last_step:,}" if last_step < horizon else "")
+    )
+    return Plan(machine, gpt, world, batch_size, batch_tokens, micro, horizon, last_step)
+
+
+def _try_step(model: GPT, machine: Machine, rows: int) -> None:
+    """Forward and backward of `rows` sequences; OutOfMemoryError where they do not fit."""
+    model.to(machine.device)
+    idx = torch.zeros(rows, model.config.context_length, dtype=torch.int64, device=machine.device)
+    dtype = DTYPES[machine.precision]
+    try:
+        with torch.autocast(machine.accelerator, dtype=dtype, enabled=dtype != torch.float32):
+            loss = model(idx, idx)
+        loss.backward()
+    finally:
+        model.zero_grad(set_to_none=True)
+        if machine.accelerator == "cuda":
+            torch.cuda.empty_cache()

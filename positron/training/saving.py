@@ -1,0 +1,77 @@
+"""When checkpoints are written, and how: whole files, beside the ones that are there."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.fabric.plugins import CheckpointIO
+
+from positron.config import UserError
+from positron.disk import whole_file
+from positron.training.checkpoint import BEST, checkpoints, load_checkpoint
+from positron.training.module import Diverged, PretrainModule
+
+
+class WholeCheckpointIO(CheckpointIO):
+    """Lightning's own writer keeps the file in memory, does not fsync, and is silent on a read-only folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        with whole_file(Path(path)) as file:
+            torch.save(checkpoint, file)
+
+    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        return load_checkpoint(Path(path), map_location)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+class Checkpoints(L.Callback):
+    """Save every `every` steps, at the best validation, at the last step, and when anything ends the run early."""
+
+    def __init__(self, folder: Path, *, every: int, keep_last: int, best: float) -> None:
+        self.folder, self.every, self.keep_last, self.best = folder, every, keep_last, best
+        self.saved_step = -1
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        step = trainer.global_step
+        bpb = module.metrics.get("val/bpb", float("inf"))
+        if bpb < self.best or step % self.every == 0 or trainer.should_stop:
+            path = self.save(trainer)
+            if bpb < self.best and trainer.is_global_zero:
+                self._mark_best(path)
+            self.best = min(self.best, bpb)
+
+    def save(self, trainer: L.Trainer) -> Path:
+        path = self.folder / f"step-{trainer.global_step:06d}.ckpt"
+        trainer.save_checkpoint(path)
+        self.saved_step = trainer.global_step
+        if trainer.is_global_zero:
+            for old in checkpoints(self.folder)[: -self.keep_last]:
+                old.unlink()
+        return path
+
+    def on_exception(self, trainer: L.Trainer, module: PretrainModule, exception: BaseException) -> None:  # type: ignore[override]
+        """The last whole step survives whatever ended the run. Not where weights may be half updated, nor on a full
+        disk, nor where other ranks would have to take part."""
+        hopeless = isinstance(exception, (UserError, KeyboardInterrupt)) or module.updating or trainer.world_size > 1
+        if trainer.global_step > max(self.saved_step, 0) and not hopeless:
+            if isinstance(exception, Diverged):
+                module.bad_in_a_row.zero_()
+            self.save(trainer)
+
+    def _mark_best(self, path: Path) -> None:
+        """A hard link costs nothing and survives the removal of the step file; a copy where there are no links."""
+        link = self.folder / f".{BEST}.tmp"
+        link.unlink(missing_ok=True)
+        try:
+            os.link(path, link)
+            link.replace(self.folder / BEST)
+        except OSError:
+            with whole_file(self.folder / BEST) as file, path.open("rb") as source:
+                shutil.copyfileobj(source, file)
