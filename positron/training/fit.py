@@ -23,8 +23,8 @@ from positron.text.tokenizer import Tokenizer
 from positron.training.callbacks import Clock, Interrupted, Stopping, Validation
 from positron.training.checkpoint import BEST, checkpoint_fault, load_checkpoint
 from positron.training.device import DTYPES, LIGHTNING_PRECISION, matmul_flops
-from positron.training.journal import Dashboard, Journal, Progress, Samples, cut_after
-from positron.training.loggers import open_dashboards
+from positron.training.journal import Journal, Progress, Samples, cut_after
+from positron.training.loggers import Dashboard, open_dashboards
 from positron.training.module import PretrainModule
 from positron.training.plan import Plan
 from positron.training.saving import Checkpoints, WholeCheckpointIO

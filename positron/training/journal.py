@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import lightning as L
 
@@ -20,17 +20,8 @@ from positron.inference.engine import complete
 from positron.text.tokenizer import Tokenizer
 from positron.training.callbacks import Clock
 from positron.training.device import peak_memory
+from positron.training.loggers import Dashboard
 from positron.training.module import PretrainModule
-
-
-class Dashboard(Protocol):
-    """wandb, TensorBoard: see loggers.py."""
-
-    def log(self, row: dict[str, float], step: int) -> None: ...
-
-    def sample(self, text: str, step: int) -> None: ...
-
-    def finish(self, exit_code: int) -> None: ...
 
 
 def cut_after(folder: Path, step: int) -> None:

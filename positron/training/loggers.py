@@ -6,10 +6,19 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from positron.config import LoggerConfig, TensorboardConfig, UserError, WandbConfig
-from positron.training.journal import Dashboard
+
+class Dashboard(Protocol):
+    """What a run tells each of them."""
+
+    def log(self, row: dict[str, float], step: int) -> None: ...
+
+    def sample(self, text: str, step: int) -> None: ...
+
+    def finish(self, exit_code: int) -> None: ...
+
 
 FINISH_SECONDS = 30.0  # an upload that takes longer is left to `wandb sync`
 
@@ -24,7 +33,7 @@ class Wandb:
         id_file = folder / "wandb_id"
         if not id_file.exists():
             id_file.write_text(wandb.util.generate_id(), encoding="utf-8")
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
         self.run = wandb.init(
             project=config.project,
             entity=config.entity,
@@ -62,7 +71,7 @@ def _escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;")
 
 
-def _has_key() -> bool:
+def has_wandb_key() -> bool:
     """A key in the environment or in the netrc file, where `wandb login` puts it; never a prompt."""
     if os.environ.get("WANDB_API_KEY"):
         return True

@@ -1,0 +1,56 @@
+# Thin names for plain commands; each prints what it runs.
+.PHONY: install train train-quick generate test test-all check bench clean
+SHELL := /bin/bash
+
+# A Python that Hydra 1.3 runs on: 3.11 to 3.13.
+PYTHON ?= $(shell for p in python3 python3.12 python3.11 python3.13; do \
+	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+
+# Linux wheels of torch bring several GB of CUDA. Without an NVIDIA card the CPU build does, where its index can be reached.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+define TORCH
+if [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null && $(BIN)/python -c \
+	"import urllib.request; urllib.request.urlopen('$(CPU_INDEX)/torch/', timeout=3)" 2>/dev/null; \
+then $(BIN)/pip install -q --index-url $(CPU_INDEX) torch==2.13.0; else $(BIN)/pip install -q torch==2.13.0; fi
+endef
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "positron needs Python 3.11, 3.12 or 3.13 (Hydra 1.3 fails on 3.14)"; exit 2; }
+	$(PYTHON) -m venv .venv
+	@$(TORCH)
+	$(BIN)/pip install -q -c constraints.txt -e .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+train: install
+	$(BIN)/python -m positron.train experiment=quickstart
+
+train-quick: install
+	$(BIN)/python -m positron.train model=debug train.max_steps=100 train.batch_tokens=4096 data.size_mb=2 name=quick
+
+generate: install
+	$(BIN)/python -m positron.generate "Once upon a time"
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+
+test-all: .venv/installed-dev
+	$(BIN)/python -m pytest -m ""
+
+check: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python scripts/bench_train.py
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

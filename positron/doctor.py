@@ -1,0 +1,173 @@
+"""Is this machine ready, and does it compute correctly? `python -m positron.doctor`
+
+One line per check, OK or what to do. Exit code 1 where something would spoil a run.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+
+from positron.door import errors_as_one_line
+
+PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "sentencepiece", "datasets", "tiktoken", "numpy", "wandb")
+NETWORK_SECONDS = 3.0
+ODD_LENGTHS = (1, 31, 33, 129)  # where attention kernels have gone wrong: not multiples of their blocks
+
+
+class Finding(NamedTuple):
+    what: str
+    good: bool
+    says: str
+    fatal: bool = False
+
+
+def versions() -> Iterator[Finding]:
+    yield Finding(
+        "Python",
+        (3, 11) <= sys.version_info[:2] <= (3, 13),
+        f"{platform.python_version()} on {platform.system()} {platform.machine()} (needs 3.11 to 3.13)",
+        fatal=True,
+    )
+    for package in PACKAGES:
+        try:
+            yield Finding(package, True, version(package))
+        except PackageNotFoundError:
+            yield Finding(package, False, f"not installed: pip install {package}", fatal=True)
+
+
+def disk() -> Iterator[Finding]:
+    folder = Path("outputs") if Path("outputs").is_dir() else Path()
+    free = shutil.disk_usage(folder).free / 1e9
+    yield Finding("disk", free > 2, f"{free:.0f} GB free" + ("" if free > 2 else ": a run of 15M parameters needs 1 GB"))
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder):
+            yield Finding("write access", True, str(folder.resolve()))
+    except OSError as error:
+        yield Finding("write access", False, f"{folder.resolve()}: {error.strerror}; go to another folder", fatal=True)
+
+
+def network() -> Iterator[Finding]:
+    """Bounded waits; nothing here is needed for the built-in stories or for your own text."""
+    for name, host, use in (
+        ("Hugging Face hub", "huggingface.co", "data from the hub; without it, data=stories and data=text work"),
+        ("wandb", "api.wandb.ai", "logger=wandb online; without it, it logs offline"),
+    ):
+        try:
+            socket.create_connection((host, 443), timeout=NETWORK_SECONDS).close()
+            yield Finding(name, True, "reachable")
+        except OSError:
+            yield Finding(name, False, f"not reachable: only needed for {use}")
+    from positron.training.loggers import has_wandb_key
+
+    key = has_wandb_key()
+    yield Finding("wandb key", key, "found" if key else "none: logger=wandb logs offline; wandb login stores one")
+
+
+def devices() -> Iterator[Finding]:
+    import torch
+
+    from positron.training.device import bf16_is_fast, free_memory, matmul_flops
+
+    names = [
+        name
+        for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
+        if there
+    ]
+    for name in (*names, "cpu"):
+        device = torch.device(name)
+        title = torch.cuda.get_device_name() if name == "cuda" else f"{os.cpu_count()} cores" if name == "cpu" else ""
+        free = free_memory(device)
+        memory = f"{free / 1e9:.1f} GB of memory free" if free else "memory unknown"
+        yield Finding(f"device={name}", True, f"{title}, {memory}")
+        fast = bf16_is_fast(name)
+        rates = {d: matmul_flops(device, getattr(torch, d)) / 1e9 for d in ("float32", "bfloat16")}
+        yield Finding(
+            f"{name} matmul",
+            True,
+            f"fp32 {rates['float32']:,.0f} GFLOP/s, bf16 {rates['bfloat16']:,.0f}: precision=auto takes "
+            f"{'bf16' if fast else 'fp32'}",
+        )
+        for dtype in (torch.float32, torch.bfloat16):
+            yield _guarded(f"{name} {str(dtype)[6:]} causality", lambda d=device, t=dtype: causality(d, t))
+            yield _guarded(f"{name} {str(dtype)[6:]} attention", lambda d=device, t=dtype: attention(d, t))
+
+
+def _guarded(what: str, probe: Callable[[], Finding]) -> Finding:
+    try:
+        return probe()
+    except RuntimeError as error:
+        return Finding(what, False, f"failed: {' '.join(str(error).split())[:150]}", fatal=True)
+
+
+def causality(device: torch.device, dtype: torch.dtype) -> Finding:  # type: ignore[name-defined] # noqa: F821
+    """Changing token t + 1 must not change any logit up to t; some attention kernels have leaked the future."""
+    import torch
+
+    from positron.config import GPTConfig
+    from positron.model.gpt import GPT
+
+    config = GPTConfig(vocab_size=64, context_length=160, d_model=64, n_layer=2, n_head=4, position="rope")
+    model = GPT(config).to(device)
+    idx = torch.randint(64, (2, 160), generator=torch.Generator().manual_seed(0)).to(device)
+    changed = idx.clone()
+    changed[:, 100:] = (changed[:, 100:] + 1) % 64
+    leak = 0.0
+    for grad in (False, True):  # training and inference may take different kernels
+        with torch.set_grad_enabled(grad), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            difference = model(idx)[:, :100] - model(changed)[:, :100]
+        leak = max(leak, difference.abs().max().item())
+    name = f"{device.type} {str(dtype)[6:]} causality"
+    if leak == 0:
+        return Finding(name, True, "no token sees the future")
+    return Finding(name, False, f"tokens see the future (logits differ by {leak:.1e}): use precision=fp32", fatal=True)
+
+
+def attention(device: torch.device, dtype: torch.dtype) -> Finding:  # type: ignore[name-defined] # noqa: F821
+    """The fast kernels against softmax(q k^T / sqrt(D)) v written out in fp64, at odd lengths."""
+    import math
+
+    import torch
+
+    from positron.model.attention import causal_attention
+
+    worst = 0.0
+    generator = torch.Generator().manual_seed(0)
+    for T in ODD_LENGTHS:
+        q, k, v = (torch.randn(2, 4, T, 32, generator=generator).to(device, dtype) for _ in range(3))
+        q.requires_grad_(T > 64)
+        exact_q, exact_k, exact_v = (x.detach().cpu().double() for x in (q, k, v))
+        scores = exact_q @ exact_k.mT / math.sqrt(32)
+        mask = torch.ones(T, T, dtype=torch.bool).triu(1)
+        exact = scores.masked_fill(mask, float("-inf")).softmax(-1) @ exact_v
+        out = causal_attention(q, k, v).detach().cpu().double()
+        worst = max(worst, ((out - exact).norm() / exact.norm()).item())
+    # rounding of inputs, probabilities and outputs: a few units in the last place, averaged over many numbers
+    good = worst < 4 * torch.finfo(dtype).eps
+    name = f"{device.type} {str(dtype)[6:]} attention"
+    says = f"relative error {worst:.1e} at lengths {', '.join(map(str, ODD_LENGTHS))}"
+    return Finding(name, good, says if good else f"{says}: use another precision=", fatal=True)
+
+
+def main() -> None:
+    with errors_as_one_line():
+        failed = False
+        for check in (versions, disk, network, devices):
+            for finding in check():
+                failed |= finding.fatal and not finding.good
+                print(f"{'OK  ' if finding.good else 'NOTE' if not finding.fatal else 'FAIL'}  {finding.what:<24} {finding.says}", flush=True)
+        print("\nready: python -m positron.train experiment=quickstart" if not failed else "\nmend the lines marked FAIL first")
+        if failed:
+            raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

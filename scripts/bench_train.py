@@ -1,0 +1,165 @@
+"""Tokens per second of one training step (forward, backward, AdamW), Positron's beside a plain nanoGPT-style loop.
+
+The variants are processes that take turns, A B C A B C ..., so that a machine whose speed wanders is the same for all;
+each has its own allocator settings, since that is part of what is compared. Medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import statistics
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+
+SHAPES = {"tinygpt": (8, 512, 320, 8, 8, 16_000), "nano": (4, 1024, 192, 6, 6, 50_257), "debug": (32, 64, 64, 2, 4, 500)}
+VARIANTS = ("nanoGPT-style, fp32", "nanoGPT-style, bf16 autocast", "Positron, bf16")
+
+
+def plain_gpt(T: int, C: int, L: int, H: int, V: int):  # noqa: ANN201
+    """A GPT-2 as most people write it: packed qkv, LayerNorm, GELU, learned positions, tied head, all logits at once."""
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm1, self.norm2 = nn.LayerNorm(C, bias=False), nn.LayerNorm(C, bias=False)
+            self.qkv, self.out = nn.Linear(C, 3 * C, bias=False), nn.Linear(C, C, bias=False)
+            self.up, self.down = nn.Linear(C, 4 * C, bias=False), nn.Linear(4 * C, C, bias=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            B, T, _ = x.shape
+            q, k, v = (y.view(B, T, H, C // H).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(C, dim=2))
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            x = x + self.out(y.transpose(1, 2).contiguous().view(B, T, C))
+            return x + self.down(F.gelu(self.up(self.norm2(x))))
+
+    class PlainGPT(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wte, self.wpe = nn.Embedding(V, C), nn.Embedding(T, C)
+            self.blocks = nn.Sequential(*(Block() for _ in range(L)))
+            self.norm, self.head = nn.LayerNorm(C, bias=False), nn.Linear(C, V, bias=False)
+            self.head.weight = self.wte.weight
+            nn.init.normal_(self.wte.weight, std=0.02)
+
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+            h = self.blocks(self.wte(x) + self.wpe.weight[: x.shape[1]])
+            logits = self.head(self.norm(h))
+            return F.cross_entropy(logits.view(-1, V), y.view(-1))
+
+    return PlainGPT()
+
+
+def work(variant: str, shape: tuple[int, ...], threads: int, pipe: Connection) -> None:
+    """Build the variant, then time one step whenever told to."""
+    B, T, C, L, H, V = shape
+    if variant.startswith("Positron"):
+        from positron.training.allocator import tune_allocator
+
+        tune_allocator()
+    import torch
+
+    from positron.config import GPTConfig, OptimizerConfig
+    from positron.model.gpt import GPT
+    from positron.training.optimizer import build_optimizer, clip_gradients
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    x, y = torch.randint(V, (2, B, T))
+    if variant.startswith("Positron"):
+        model = GPT(GPTConfig(vocab_size=V, context_length=T, d_model=C, n_layer=L, n_head=H))
+        optimizer = build_optimizer(model.named_parameters(), OptimizerConfig(), fused=True)
+
+        def loss_of() -> torch.Tensor:
+            return model(x, y) / x.numel()
+    else:
+        model = plain_gpt(T, C, L, H, V)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
+
+        def loss_of() -> torch.Tensor:
+            return model(x, y)
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in variant):
+            loss = loss_of()
+        loss.backward()
+        if variant.startswith("Positron"):
+            clip_gradients(list(model.parameters()), 1.0)
+        else:
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()  # the first one pays for kernels and buffers
+    pipe.send(None)
+    while pipe.recv():
+        pipe.send(seconds_of(step))
+
+
+def measure_ceiling(dtype_name: str, threads: int, pipe: Connection) -> None:
+    import torch
+
+    from positron.training.device import matmul_flops
+
+    torch.set_num_threads(threads)
+    pipe.send(None)
+    while pipe.recv():
+        pipe.send(matmul_flops(torch.device("cpu"), getattr(torch, dtype_name), seconds=0.5))
+
+
+def seconds_of(action: Callable[[], None]) -> float:
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", choices=SHAPES, default="tinygpt")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=multiprocessing.cpu_count())
+    options = parser.parse_args()
+    shape = SHAPES[options.model]
+    context = multiprocessing.get_context("spawn")
+    workers: dict[str, Connection] = {}
+    jobs = [(name, work, (name, shape, options.threads)) for name in VARIANTS]
+    jobs += [(d, measure_ceiling, (d, options.threads)) for d in ("float32", "bfloat16")]
+    for name, target, arguments in jobs:
+        ours, theirs = context.Pipe()
+        context.Process(target=target, args=(*arguments, theirs), daemon=True).start()
+        ours.recv()
+        workers[name] = ours
+    results: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(options.rounds):
+        for name, pipe in workers.items():
+            pipe.send(True)
+            results[name].append(pipe.recv())
+    report(shape, options, {name: statistics.median(values) for name, values in results.items()}, results)
+
+
+def report(shape: tuple[int, ...], options: argparse.Namespace, median: dict, results: dict) -> None:
+    from positron.config import GPTConfig
+
+    B, T, C, L, H, V = shape
+    config = GPTConfig(vocab_size=V, context_length=T, d_model=C, n_layer=L, n_head=H)
+    flops = config.flops_per_token() * B * T
+    print(
+        f"{options.model}: {config.n_params() / 1e6:.1f}M parameters, {B} x {T} tokens, {options.threads} threads, "
+        f"median of {options.rounds} rounds in turns\n"
+        f"matmul ceiling: fp32 {median['float32'] / 1e9:,.0f}, bf16 {median['bfloat16'] / 1e9:,.0f} GFLOP/s\n"
+    )
+    print(f"{'':<30}{'tokens/s':>10}{'GFLOP/s':>10}{'of its ceiling':>16}{'ratio':>8}")
+    for name in VARIANTS:
+        ceiling = median["bfloat16" if "bf16" in name else "float32"]
+        ratio = statistics.median(a / b for a, b in zip(results[VARIANTS[0]], results[name], strict=True))
+        rate = flops / median[name]
+        print(f"{name:<30}{B * T / median[name]:>10,.0f}{rate / 1e9:>10,.0f}{rate / ceiling:>16.0%}{ratio:>8.2f}")
+
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""The schema: every choice composes, every mistake is named with the nearest right key, nothing heavy is imported."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import PROJECT, tiny
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from positron.config import GPTConfig, RunConfig, UserError, from_dict, leaf_keys, seconds, unknown_key
+
+CONF = PROJECT / "conf"
+GROUPS = ("model", "tokenizer", "data", "device", "precision", "optimizer", "schedule", "logger", "experiment")
+CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("[a-z]*.yaml"))]
+
+
+def composed(*overrides: str) -> dict:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("train", [*overrides], return_hydra_config=True)
+        OmegaConf.set_readonly(cfg.hydra, False)
+        from hydra.core.hydra_config import HydraConfig
+
+        HydraConfig.instance().set_config(cfg)
+        values = OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
+    return values
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_every_file_in_conf_composes_to_a_valid_run(group, choice):
+    overrides = [f"{group}={choice}"] + (["data.path=my.txt"] if choice == "text" else [])
+    config = from_dict(RunConfig, composed(*overrides))
+    assert config.name
+
+
+def test_the_name_is_model_and_data_unless_given():
+    assert composed("model=nano")["name"] == "nano-stories"
+    assert composed("model=nano", "name=mine")["name"] == "mine"
+
+
+def test_device_presets_have_the_batches_of_the_table():
+    table = {"m3max": 98_304, "mps": 98_304, "cuda": 131_072, "cpu": 65_536, "auto": "auto"}
+    assert {name: composed(f"device={name}")["train"]["batch_tokens"] for name in table} == table
+
+
+PRESETS = {  # vocabulary, parameters in millions as the names promise
+    "tinygpt": (16_000, 15.1),
+    "nano": (50_257, 12.5),
+    "micro": (50_257, 30.3),
+    "small": (50_257, 51.4),
+    "gpt2": (50_257, 124.4),
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_have_the_parameters_that_they_are_known_for(name):
+    vocab, millions = PRESETS[name]
+    config = from_dict(RunConfig, composed(f"model={name}")).model.with_vocab(vocab)
+    assert config.n_params() / 1e6 == pytest.approx(millions, abs=0.06)
+
+
+def test_presets_have_the_shapes_that_they_are_known_for():
+    shapes = {}
+    for name in ("tinygpt", "nano", "micro", "small", "fineweb", "fineweb_quick", "gpt2"):
+        model = composed(f"model={name}")["model"]
+        shapes[name] = tuple(model[key] for key in ("d_model", "n_layer", "n_head", "context_length"))
+    assert shapes == {
+        "tinygpt": (320, 8, 8, 512),
+        "nano": (192, 6, 6, 1024),
+        "micro": (384, 6, 6, 1024),
+        "small": (512, 8, 8, 1024),
+        "fineweb": (256, 6, 4, 1024),
+        "fineweb_quick": (128, 4, 4, 512),
+        "gpt2": (768, 12, 12, 1024),
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("optimizer.lrr=3",), "did you mean optimizer.lr?"),
+        (("+optimizer.lrr=3",), "did you mean optimizer.lr?"),
+        (("lr=3",), "did you mean optimizer.lr?"),
+        (("+max_step=3",), "did you mean train.max_steps?"),
+        (("modell=nano",), "did you mean model?"),
+        (("model=nanoo",), "nano"),
+        (("optimizer.lr=fast",), "a number"),
+        (("train.max_steps=1.5",), "a whole number"),
+        (("train.max_steps=0",), "at least 1"),
+        (("optimizer.lr=-1",), "must be positive"),
+        (("model.n_head=7",), "not divisible"),
+        (("schedule.kind=cosinus",), "did you mean cosine?"),
+        (("model.dropout=1.5",), "[0, 1)"),
+        (("precision=fp8",), "fp16"),
+        (("data=text",), "data.path=FILE"),
+        (("tokenizer.vocab_size=10",), "at least 300"),
+        (("device.devices=2",), "device.strategy=ddp"),
+        (("train.max_time=soon",), "10m"),
+        (("name=../x",), "folder name"),
+        (("init_from=a", "ckpt_path=b"), "one of them"),
+    ],
+)
+def test_a_mistake_is_one_line_with_exit_code_2_and_writes_nothing(door, tmp_path, overrides, message):
+    result = door("train", *overrides)
+    assert result.code == 2, result.err
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_a_device_that_is_not_there_is_named_with_the_way_out(door):
+    result = door("train", "device=cuda", *("model=debug",))
+    assert result.code == 2
+    assert "device=auto" in result.err
+
+
+def test_from_dict_is_exact_about_types():
+    class_ = type(tiny(Path()).optimizer)
+    assert from_dict(class_, {"lr": 1}).lr == 1.0
+    for value in (True, "1", None, [1]):
+        with pytest.raises(UserError, match="lr="):
+            from_dict(class_, {"lr": value})
+    with pytest.raises(UserError, match="a list"):
+        from_dict(class_, {"betas": [0.9]})
+
+
+def test_unknown_keys_are_matched_by_path_and_by_last_word():
+    assert "train.val_every" in unknown_key("train.vall_every")
+    assert "model.n_layer" in unknown_key("n_layers")
+    assert "--cfg job" in unknown_key("zzzzqqq")
+    assert {"optimizer.lr", "logger.wandb.project", "name"} <= set(leaf_keys())
+
+
+@pytest.mark.parametrize(("text", "value"), [("90s", 90), ("10m", 600), ("2h", 7200), (5, 5), ("0.5h", 1800)])
+def test_times(text, value):
+    assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "-1", "soon", "10d", "nan", "inf", 0])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(UserError):
+        seconds(text)
+
+
+@pytest.mark.parametrize("options", [("--cfg", "job", "--resolve"), ("--help",)])
+def test_help_needs_neither_torch_nor_lightning(options, tmp_path):
+    code = (
+        "import sys, positron.train as t\n"
+        f"sys.argv = ['train', *{list(options)!r}]\n"
+        "try:\n    t.main()\nexcept SystemExit as e:\n    assert not e.code\n"
+        "heavy = {'torch', 'lightning', 'datasets', 'wandb', 'matplotlib'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "optimizer" in result.stdout
+
+
+# Who may import whom (the house's law): a room, and what it may use of positron.
+ROOMS = {
+    "config": set(),
+    "disk": {"config"},
+    "text": {"config", "disk", "text"},
+    "data": {"config", "disk", "text", "data"},
+    "model": {"config", "model"},
+    "inference": {"config", "model", "text", "inference"},
+    "evaluation": {"config", "disk", "runs", "evaluation"},
+    "runs": {"config", "disk", "model", "text", "training"},
+    "door": {"config"},
+    "sweeps": {"config", "disk", "door", "runs"},
+    "training": {"config", "disk", "text", "data", "model", "inference", "evaluation", "runs", "door", "training"},
+}
+DOORS = ("train", "generate", "doctor")
+
+
+def imports_of(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module)
+    return names
+
+
+@pytest.mark.parametrize("path", sorted((PROJECT / "positron").rglob("*.py")), ids=lambda p: str(p.name))
+def test_imports_go_one_way(path):
+    parts = path.relative_to(PROJECT / "positron").with_suffix("").parts
+    room = parts[0]
+    names = imports_of(path)
+    ours = {name.split(".")[1] for name in names if name.startswith("positron.")}
+    others = {name.split(".")[0] for name in names}
+    assert "numpy_ref" not in others
+    if room not in ("__init__", *DOORS):
+        assert ours <= ROOMS[room], f"{path} may not import {ours - ROOMS[room]}"
+        assert not ours & set(DOORS)
+    if room not in ("train", "door"):
+        assert "hydra" not in others
+    if room not in ("training", "train") and path.name not in ("pretrain.py",):
+        assert "lightning" not in others
+    if room == "model":
+        assert others <= {"torch", "positron", "math", "typing", "__future__"}
+    if room == "config":
+        assert others <= sys.stdlib_module_names
+
+
+def test_generate_imports_nothing_that_it_does_not_need():
+    code = (
+        "import sys\nsys.argv = ['generate', '--help']\nimport positron.generate as g\n"
+        "try:\n    g.main()\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'lightning', 'hydra', 'datasets', 'wandb'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_gpt_config_is_the_same_menu_as_the_model_config():
+    config = tiny(Path()).model.with_vocab(100)
+    assert isinstance(config, GPTConfig)
+    assert config.vocab_size == 100

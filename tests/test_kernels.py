@@ -1,0 +1,169 @@
+"""Every fast path agrees with its plain twin: values, gradients, causality, determinism."""
+
+import math
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from positron.model.attention import BLOCK, BlockedCausalAttention, causal_attention
+from positron.model.loss import IGNORE, linear_cross_entropy, token_losses
+
+LENGTHS = (1, 2, 31, 33, 127, BLOCK, BLOCK + 1, 300)
+
+
+def qkv(T, D=16, H=4, K=4, dtype=torch.float64, seed=0):
+    """Transposed views, as the model makes them."""
+    g = torch.Generator().manual_seed(seed)
+
+    def one(heads):
+        return torch.randn(2, T, heads, D, generator=g, dtype=torch.float64).to(dtype).transpose(1, 2).requires_grad_()
+
+    return one(H), one(K), one(K)
+
+
+def plain(q, k, v):
+    """softmax(q k^T / sqrt(D)) v, written out in fp64."""
+    q, k, v = q.double(), k.double(), v.double()
+    groups = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+    T = q.shape[2]
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    return scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), float("-inf")).softmax(-1) @ v
+
+
+def relative_error(a, b):
+    return ((a.double() - b).norm() / b.norm().clamp(min=1e-12)).item()
+
+
+# Each result is a chain of some five roundings (inputs of products, probabilities, outputs, sums over blocks), averaged
+# over many numbers: a handful of epsilons in the norm.
+TOLERANCE = {dtype: 6 * torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32, torch.bfloat16)}
+
+
+@pytest.mark.parametrize("T", LENGTHS)
+@pytest.mark.parametrize(("H", "K", "D"), [(4, 4, 16), (4, 2, 40), (6, 1, 64)])
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_blocked_attention_is_attention(T, H, K, D, dtype):
+    tensors = qkv(T, D, H, K, dtype)
+    upstream = torch.randn(2, H, T, D, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    out = BlockedCausalAttention.apply(*tensors)
+    gradients = torch.autograd.grad(out, tensors, upstream.to(dtype))
+    exact_inputs = [x.detach().double().requires_grad_() for x in tensors]
+    exact = plain(*exact_inputs)
+    exact_gradients = torch.autograd.grad(exact, exact_inputs, upstream.to(dtype).double())
+    assert relative_error(out, exact) < TOLERANCE[dtype]
+    for gradient, expected in zip(gradients, exact_gradients, strict=True):
+        # at T = 1 the gradients of q and k are exactly 0, and what rounding leaves is compared with v's
+        scale = max(expected.norm(), exact_gradients[2].norm() * 0.05)
+        assert (gradient.double() - expected).norm() / scale < 2 * TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("backward_inside", [True, False])
+def test_autocast_makes_bf16_products_and_fp32_gradients(backward_inside):
+    q, k, v = qkv(200, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = causal_attention(q, k, v)
+        assert out.dtype == torch.bfloat16
+        if backward_inside:
+            out.float().square().sum().backward()
+    if not backward_inside:
+        out.float().square().sum().backward()
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    plain(*exact).square().sum().backward()
+    for x, y in zip((q, k, v), exact, strict=True):
+        assert x.grad.dtype == torch.float32
+        assert relative_error(x.grad, y.grad) < 2 * TOLERANCE[torch.bfloat16]
+
+
+def test_blocked_attention_passes_finite_differences():
+    tensors = qkv(BLOCK + 3, D=2, H=2, K=1)
+    small = [x[:1].detach().requires_grad_() for x in tensors]
+    assert torch.autograd.gradcheck(BlockedCausalAttention.apply, small, fast_mode=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_path_lets_a_token_see_the_future(dtype):
+    q, k, v = qkv(300, dtype=dtype)
+    k2, v2 = k.detach().clone(), v.detach().clone()
+    k2[:, :, 150:], v2[:, :, 150:] = 7, 7
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert torch.equal(causal_attention(q, k, v)[:, :, :150], causal_attention(q, k2, v2)[:, :, :150])
+
+
+def test_the_same_twice_is_bit_identical():
+    results = []
+    for _ in range(2):
+        tensors = qkv(300, dtype=torch.bfloat16)
+        out = BlockedCausalAttention.apply(*tensors)
+        results.append((out, *torch.autograd.grad(out, tensors, torch.ones_like(out))))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def head(N, C=24, V=101, dtype=torch.float64):
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(N, C, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+    weight = torch.randn(V, C, generator=g, dtype=torch.float64).to(dtype).requires_grad_()
+    targets = torch.randint(V, (N,), generator=g)
+    targets[::3] = IGNORE
+    return x, weight, targets
+
+
+def plain_loss(x, weight, targets):
+    return F.cross_entropy(x.double() @ weight.double().T, targets, ignore_index=IGNORE, reduction="sum")
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("N", [1, 2, 50, 333])
+def test_chunked_cross_entropy_is_cross_entropy(N, dtype, monkeypatch):
+    monkeypatch.setattr("positron.model.loss.CHUNK_VALUES", 101 * 64)  # several chunks, the last one ragged
+    x, weight, targets = head(N, dtype=dtype)
+    loss = linear_cross_entropy(x, weight, targets)
+    gradients = torch.autograd.grad(0.37 * loss, (x, weight))
+    exact_inputs = [t.detach().double().requires_grad_() for t in (x, weight)]
+    exact = plain_loss(*exact_inputs, targets)
+    expected = torch.autograd.grad(0.37 * exact, exact_inputs)
+    # logits of size 5 rounded to bf16 are off by 5 * eps / 2 each, in no one direction
+    assert loss.item() == pytest.approx(exact.item(), rel=max(1e-12, TOLERANCE[dtype]), abs=1e-9)
+    for gradient, wanted in zip(gradients, expected, strict=True):
+        assert gradient.dtype == dtype
+        assert (gradient.double() - wanted).norm() <= 2 * TOLERANCE[dtype] * wanted.norm() + 1e-12
+
+
+def test_losses_per_token_add_up():
+    x, weight, targets = head(77)
+    losses = token_losses(x, weight, targets)
+    assert (losses[targets == IGNORE] == 0).all()
+    assert losses.sum().item() == pytest.approx(plain_loss(x, weight, targets).item(), rel=1e-12)
+    with torch.no_grad():
+        assert linear_cross_entropy(x, weight, targets).item() == pytest.approx(losses.sum().item(), rel=1e-12)
+
+
+def test_no_target_is_no_loss_and_no_gradient():
+    x, weight, targets = head(10)
+    loss = linear_cross_entropy(x, weight, torch.full_like(targets, IGNORE))
+    loss.backward()
+    assert loss.item() == 0
+    assert (x.grad == 0).all()
+    assert (weight.grad == 0).all()
+
+
+def test_a_target_of_tiny_probability_has_a_finite_loss():
+    x = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    weight = torch.tensor([[1000.0, 0.0], [-1000.0, 0.0]])
+    loss = linear_cross_entropy(x, weight, torch.tensor([1]))
+    assert loss.item() == pytest.approx(2000)
+    loss.backward()
+    assert x.grad.isfinite().all()
+
+
+def test_a_tied_weight_collects_both_gradients():
+    x, weight, targets = head(20)
+    weight.detach_().requires_grad_()
+    idx = torch.arange(20)
+    loss = linear_cross_entropy(weight[idx] + x.detach(), weight, targets)
+    (gradient,) = torch.autograd.grad(loss, weight)
+    twin = weight.detach().clone().requires_grad_()
+    (expected,) = torch.autograd.grad(plain_loss(twin[idx] + x.detach(), twin, targets), twin)
+    assert torch.allclose(gradient, expected, rtol=1e-9)
