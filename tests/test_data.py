@@ -1,0 +1,206 @@
+"""Corpora and token files: nothing lost, nothing twice, the split by document, honest errors."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from positron.config import DataConfig, TokenizerConfig, UserError
+from positron.data import shards
+from positron.data.pretrain import PretrainData, Windows, prepare, validation_windows
+from positron.data.shards import TokenFiles
+from positron.data.sources import open_source
+from positron.data.story_parser import bits
+from positron.text.tokenizer import END_OF_TEXT, CharTokenizer
+
+CHAR = TokenizerConfig("char")
+
+
+def said() -> list[str]:
+    return []
+
+
+def prepared(tmp_path, text=None, choice=CHAR, **options):
+    if text is None:
+        config = DataConfig("stories", dir=str(tmp_path / "data"), **{"size_mb": 0.2, **options})
+    else:
+        path = tmp_path / "my.txt"
+        path.write_bytes(text.encode("utf-8"))
+        config = DataConfig("text", str(path), dir=str(tmp_path / "data"), **{"val_fraction": 0.1, **options})
+    lines = said()
+    tokenizer, folder = prepare(config, choice, None, lines.append)
+    return tokenizer, folder, lines
+
+
+def text_of(files, tokenizer):
+    ids = files.read(0, files.n_tokens)
+    end = tokenizer.special_id(END_OF_TEXT)
+    assert ids[0] == end
+    cuts = np.flatnonzero(ids == end)
+    return [tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+
+
+def test_stories_on_disk_are_the_stories_and_their_exact_information(tmp_path):
+    tokenizer, folder, _ = prepared(tmp_path)
+    total = 0
+    texts = {}
+    for split in ("train", "val"):
+        files = TokenFiles(folder, split, tokenizer)
+        texts[split] = text_of(files, tokenizer)
+        assert files.n_documents == len(texts[split])
+        assert files.n_bytes == sum(len(t.encode()) for t in texts[split])
+        total += files.n_bytes
+    val = TokenFiles(folder, "val", tokenizer)
+    assert val.bits == pytest.approx(sum(bits(t) for t in texts["val"]), rel=1e-9)
+    assert val.floor_bpb == val.bits / val.n_bytes
+    assert not set(texts["train"]) & set(texts["val"])
+    assert len(texts["val"]) / len(texts["train"]) == pytest.approx(0.02, abs=0.02)
+    assert 0.2e6 <= total < 0.6e6
+
+
+def test_preparing_again_takes_what_is_there(tmp_path):
+    _, folder, first = prepared(tmp_path)
+    stamp = (folder / "tokens.json").stat().st_mtime_ns
+    _, again, second = prepared(tmp_path)
+    assert (again, (again / "tokens.json").stat().st_mtime_ns) == (folder, stamp)
+    assert first
+    assert not second
+
+
+def test_several_processes_write_what_one_writes(tmp_path, monkeypatch):
+    _, one, _ = prepared(tmp_path / "a")
+    monkeypatch.setattr(shards, "SMALL_CORPUS", 0)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    tokenizer, two, _ = prepared(tmp_path / "b")
+    for split in ("train", "val"):
+        a, b = TokenFiles(one, split, tokenizer), TokenFiles(two, split, tokenizer)
+        assert np.array_equal(a.read(0, a.n_tokens), b.read(0, b.n_tokens))
+
+
+def test_reading_across_shards_is_reading_one_array(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 20_000)
+    monkeypatch.setattr("positron.data.sources.CHARS_PER_TASK", 5_000)
+    text = "".join(chr(97 + i % 26) + ("\n" if i % 50 == 0 else "") for i in range(60_000))
+    tokenizer, folder, _ = prepared(tmp_path, text)
+    files = TokenFiles(folder, "train", tokenizer)
+    whole = files.read(0, files.n_tokens)
+    assert len(list(folder.glob("train-*.bin"))) > 1
+    for start, length in ((0, 10), (19_990, 30), (files.n_tokens - 5, 5), (100, 45_000)):
+        assert np.array_equal(files.read(start, length), whole[start : start + length])
+
+
+@pytest.mark.parametrize("choice", [CHAR, TokenizerConfig("sentencepiece", 400)], ids=["char", "spm"])
+def test_a_text_comes_back_byte_for_byte(tmp_path, choice):
+    text = "First line.\n\n  Indented — “quoted” 😀\r\nlast line without end" * 40
+    tokenizer, folder, _ = prepared(tmp_path, text, choice)
+    parts = [text_of(TokenFiles(folder, split, tokenizer), tokenizer) for split in ("train", "val")]
+    assert "".join(parts[0] + parts[1]) == text
+    assert len(parts[1][0]) / len(text) == pytest.approx(0.1, abs=0.03)
+
+
+def test_separated_documents_are_split_by_document_and_equal_ones_stay_together(tmp_path):
+    documents = [f"Document number {i % 150}.\nIt has two lines." for i in range(300)]
+    tokenizer, folder, _ = prepared(tmp_path, f"\n{END_OF_TEXT}\n".join(documents) + f"\n{END_OF_TEXT}\n")
+    train, val = (text_of(TokenFiles(folder, split, tokenizer), tokenizer) for split in ("train", "val"))
+    assert sorted(train + val) == sorted(documents)
+    assert not set(train) & set(val)
+    assert val
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "No such file"),
+        (b"", "empty"),
+        (b"abc\xff\xfe" * 20, "byte 3 is 0xff"),
+        (b"a\0b" * 100, "binary"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_named(tmp_path, content, message):
+    path = tmp_path / "my.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        open_source(DataConfig("text", str(path)))
+
+
+@pytest.mark.parametrize("length", [1, 30, 33])
+def test_a_text_shorter_than_a_window_says_how_long_it_is_and_must_be(tmp_path, length):
+    tokenizer, folder, _ = prepared(tmp_path, "x" * length)
+    with pytest.raises(UserError, match=r"one window needs 33.*context_length=|no text is left"):
+        PretrainData(folder, tokenizer, context=32, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100)
+
+
+def test_a_text_of_just_one_window_trains(tmp_path):
+    tokenizer, folder, _ = prepared(tmp_path, "x" * 40)
+    data = PretrainData(folder, tokenizer, context=32, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100)
+    assert data.train.batch(1).shape == (2, 33)
+
+
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=12),
+    context=st.integers(4, 32),
+    limit=st.sampled_from([30, 10**6]),
+)
+@settings(max_examples=100, deadline=None)
+def test_validation_scores_every_token_once_with_its_document_from_the_start(lengths, context, limit):
+    end = 0
+    ids = np.concatenate([[end], *([*np.arange(1, n + 1), end] for n in lengths)])
+
+    class Files:
+        n_tokens = len(ids)
+
+        def read(self, start, length):
+            return ids[start : start + length]
+
+    x, y = validation_windows(Files(), context=context, end_id=end, limit=limit)
+    assert y[y != -100].tolist() == ids[1 : min(len(ids), limit + 1)].tolist()
+    for row_x, row_y in zip(x, y, strict=True):
+        scored = (row_y != -100).sum()
+        assert torch.equal(row_x[1:scored], row_y[: scored - 1])  # inputs are the targets, one later
+    if limit > len(ids) and max(lengths) + 1 <= context:
+        assert all(row[0] == end for row in x)  # every document fits: every window starts with one
+
+
+@given(batch=st.integers(1, 6), world=st.sampled_from([1, 2, 3]), step=st.integers(1, 50))
+@settings(max_examples=40, deadline=None)
+def test_ranks_share_the_rows_of_one_batch(batch, world, step):
+    ids = np.arange(1000)
+
+    class Files:
+        n_tokens = 1000
+
+        def read(self, start, length):
+            return ids[start : start + length]
+
+    windows = Windows(Files(), context=7, batch_size=batch * world, seed=3)
+    whole = windows.batch(step)
+    assert whole.shape == (batch * world, 8)
+    assert torch.equal(torch.cat([windows.batch(step, rank, world) for rank in range(world)]), whole)
+
+
+def test_a_cut_token_file_is_named_with_what_to_do(tmp_path):
+    tokenizer, folder, _ = prepared(tmp_path)
+    path = folder / "train-00000.bin"
+    path.write_bytes(path.read_bytes()[:-10])
+    with pytest.raises(UserError, match=r"train-00000\.bin.*delete"):
+        TokenFiles(folder, "train", tokenizer)
+
+
+def test_tokens_of_another_tokenizer_are_refused(tmp_path):
+    _, folder, _ = prepared(tmp_path)
+    with pytest.raises(UserError, match="another tokenizer"):
+        TokenFiles(folder, "train", CharTokenizer("abc"))
+
+
+def test_a_large_vocabulary_takes_32_bits(tmp_path):
+    text = "".join(chr(0x4E00 + i) for i in range(20_000)) + "".join(chr(0x10000 + i) for i in range(60_000))
+    tokenizer, folder, _ = prepared(tmp_path, text)
+    files = TokenFiles(folder, "train", tokenizer)
+    assert json.loads((folder / "tokens.json").read_text())["dtype"] == "uint32"
+    assert files.read(0, files.n_tokens).max() > 65_535
+
+

@@ -1,0 +1,85 @@
+"""Laws 3 and 4 as properties: batches and learning rates are pure functions of the step."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from positron.config import ScheduleConfig
+from positron.data.order import permute, windows_of_step
+from positron.training.schedule import lr_at
+
+
+@given(st.integers(1, 3000), st.integers(0, 2**63))
+@settings(max_examples=60, deadline=None)
+def test_an_epoch_is_a_permutation(n, key):
+    assert sorted(permute(np.arange(n), n, key)) == list(range(n))
+
+
+def test_permutations_differ_and_are_well_mixed():
+    n = 5000
+    a, b = permute(np.arange(n), n, 1), permute(np.arange(n), n, 2)
+    assert (a != b).mean() > 0.99
+    for order in (a, b):
+        assert abs(np.corrcoef(np.arange(n), order)[0, 1]) < 0.05
+        assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.05
+
+
+def test_the_order_is_the_same_on_every_machine():
+    """A recorded value: changing the order would silently break every resumed run."""
+    assert windows_of_step(3, seed=7, n_windows=1000, batch_size=6).tolist() == [451, 643, 953, 988, 916, 213]
+
+
+@given(
+    seed=st.integers(0, 2**31),
+    n=st.integers(1, 200),
+    batch=st.integers(1, 50),
+    other=st.integers(1, 50),
+    epochs=st.integers(1, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_any_batch_size_serves_each_window_once_an_epoch_in_the_same_order(seed, n, batch, other, epochs):
+    def stream(size):
+        steps = -(-n * epochs // size)
+        return np.concatenate(
+            [windows_of_step(s, seed=seed, n_windows=n, batch_size=size) for s in range(1, steps + 1)]
+        )[: n * epochs]
+
+    first = stream(batch)
+    assert np.array_equal(first, stream(other))
+    for epoch in range(epochs):
+        assert sorted(first[epoch * n : (epoch + 1) * n]) == list(range(n))
+
+
+def test_a_far_step_costs_no_more_than_a_near_one():
+    """O(1): step a million of a corpus of a billion windows, without touching anything before it."""
+    windows = windows_of_step(1_000_000, seed=0, n_windows=10**9, batch_size=192)
+    assert len(set(windows.tolist())) == 192
+    assert windows.max() < 10**9
+
+
+SCHEDULES = st.builds(
+    ScheduleConfig,
+    kind=st.sampled_from(["cosine", "linear", "constant"]),
+    warmup_steps=st.integers(0, 50),
+    final_ratio=st.floats(0, 1),
+)
+
+
+@given(SCHEDULES, st.integers(1, 300), st.floats(1e-6, 1.0))
+@settings(max_examples=100, deadline=None)
+def test_learning_rates_stay_between_0_and_the_peak_and_only_fall_after_warmup(schedule, horizon, peak):
+    rates = [lr_at(s, horizon, peak=peak, schedule=schedule) for s in range(1, horizon + 20)]
+    assert all(0 <= r <= peak * (1 + 1e-12) for r in rates)
+    after = rates[schedule.warmup_steps :]
+    assert all(b <= a + 1e-15 for a, b in zip(after, after[1:], strict=False))
+    if schedule.kind != "constant" and horizon > schedule.warmup_steps:
+        assert rates[horizon - 1] == pytest.approx(peak * schedule.final_ratio, abs=peak * 1e-9)
+
+
+def test_the_cosine_is_a_cosine():
+    schedule = ScheduleConfig(kind="cosine", warmup_steps=10, final_ratio=0.1)
+    rates = [lr_at(s, 110, peak=1.0, schedule=schedule) for s in (1, 10, 60, 110, 500)]
+    assert rates == pytest.approx([0.1, 1.0, 0.1 + 0.9 * (1 + math.cos(math.pi / 2)) / 2, 0.1, 0.1])

@@ -1,0 +1,373 @@
+"""A run from start to end, in one process: learning, resuming, refusing, and what is left on disk."""
+
+import dataclasses
+import json
+import math
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FAST, tiny
+
+from positron.config import UserError
+from positron.data.pretrain import PretrainData
+from positron.evaluation.metrics import Score, read_metrics
+from positron.runs import Run, find_run, load_model
+from positron.train import train
+from positron.training.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
+from positron.training.module import Diverged, PretrainModule
+
+TRACE = ("step", "tokens", "train/loss", "train/lr", "train/grad_norm", "val/loss", "val/bpb")
+
+
+def trace(folder: Path) -> list[tuple]:
+    """All of metrics.jsonl that must not depend on where and how often a run was stopped."""
+    return [tuple(row.get(key) for key in TRACE) for row in read_metrics(folder / "metrics.jsonl")]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    path = checkpoints(folder / "checkpoints")[-1]
+    return load_checkpoint(path)["state_dict"]
+
+
+def same(a: Path, b: Path) -> bool:
+    x, y = weights(a), weights(b)
+    return trace(a) == trace(b) and x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The uninterrupted run that others are compared with."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(tiny(folder), folder / "run")
+    return folder / "run"
+
+
+def test_a_run_leaves_everything_that_the_readme_promises(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert {"config.json", "run.json", "metrics.jsonl", "samples.md", "loss.png", "report.html", "train.log"} <= names
+    facts = Run(whole).facts()
+    assert (facts["status"], facts["step"]) == ("finished", 40)
+    rows = read_metrics(whole / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, 41))
+    assert [row["tokens"] for row in rows] == [512 * s for s in range(1, 41)]
+    assert rows[-1]["train/loss"] < 0.8 * rows[0]["train/loss"]
+    assert facts["val/bpb"] > facts["floor_bpb"] > 0
+    assert (whole / "loss.png").read_bytes().startswith(b"\x89PNG")
+    report = (whole / "report.html").read_text(encoding="utf-8")
+    assert "http" not in report.replace("http-equiv", "")
+    assert report.count("data:image/png;base64,") == 2
+    assert [p.name for p in checkpoints(whole / "checkpoints")] == ["step-000030.ckpt", "step-000040.ckpt"]
+
+
+def test_every_checkpoint_loads_without_executing_anything(whole):
+    for path in (whole / "checkpoints").iterdir():
+        assert {"state_dict", "optimizer_states", "tokenizer_hash", "gpt_config"} <= set(
+            torch.load(path, weights_only=True)
+        )
+
+
+def test_the_exported_weights_are_the_model(whole):
+    from safetensors.torch import load_file
+
+    model, tokenizer, path = load_model(Run(whole), print)
+    assert path.name == "best.ckpt"
+    exported = load_file(whole / "model" / "weights.safetensors")
+    own = model.state_dict()
+    assert exported.keys() == own.keys()
+    assert all(torch.equal(exported[k], own[k]) for k in own)
+    config = json.loads((whole / "model" / "config.json").read_text())
+    assert config == dataclasses.asdict(model.config)
+    assert config["vocab_size"] == tokenizer.vocab_size
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"stop": (17,)}, {"stop": (10, 20, 33)}, {"stop": (23,), "train__micro_batch_size": 5, "model__dropout": 0.2}],
+    ids=["once", "at validations and saves", "accumulating with dropout"],
+)
+def test_a_run_in_chunks_is_bit_identical_to_one_in_one_piece(tmp_path, whole, changes):
+    stops = changes.pop("stop")
+    config = tiny(tmp_path, **{k: v for k, v in changes.items() if not k.startswith("model")})
+    if "model__dropout" in changes:
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, dropout=0.2))
+        train(config, tmp_path / "reference")
+    reference = tmp_path / "reference" if changes else whole
+    for stop in stops:
+        facts = train(
+            dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=stop)), tmp_path / "run"
+        )
+        assert (facts["status"], facts["step"]) == ("stopped", stop)
+    assert train(config, tmp_path / "run")["status"] == "finished"
+    mine = [row for row in trace(tmp_path / "run") if row[0] not in stops or row[0] % 20 == 0]
+    theirs = [row for row in trace(reference) if row[0] not in stops or row[0] % 20 == 0]
+    assert mine == theirs
+    a, b = weights(tmp_path / "run"), weights(reference)
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_micro_batches_change_nothing_but_rounding(tmp_path, whole):
+    train(tiny(tmp_path, train__micro_batch_size=3, train__max_steps=40), tmp_path / "run")
+    for mine, theirs in zip(trace(tmp_path / "run"), trace(whole), strict=True):
+        assert mine[2] == pytest.approx(theirs[2], rel=1e-3)
+        assert mine[1] == theirs[1]
+
+
+def test_one_batch_is_learnt_by_heart(tmp_path, monkeypatch):
+    """Overfitting: the same batch at every step drives the loss to almost nothing."""
+    first = PretrainData.train_dataloader
+
+    def same_batch(self):
+        loader = first(self)
+        loader.windows.batch = lambda step, *_: type(loader.windows).batch(loader.windows, 1)
+        return loader
+
+    monkeypatch.setattr(PretrainData, "train_dataloader", same_batch)
+    config = tiny(tmp_path, train__max_steps=400, train__batch_tokens=64, train__val_every=400, optimizer__lr=1e-2)
+    config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, weight_decay=0.0))
+    train(config, tmp_path / "run")
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["train/loss"] < 0.01
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+def test_narrow_precisions_learn_too(tmp_path, whole, dtype):
+    facts = train(
+        dataclasses.replace(tiny(tmp_path), precision=type(tiny(tmp_path).precision)(dtype)), tmp_path / "run"
+    )
+    assert facts["val/bpb"] == pytest.approx(Run(whole).facts()["val/bpb"], rel=0.05)
+
+
+def test_a_changed_setting_is_refused_with_the_difference(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    before = sorted((p.name, p.stat().st_mtime_ns) for p in (tmp_path / "run" / "checkpoints").iterdir())
+    with pytest.raises(UserError, match=r"optimizer\.lr: 0\.003 -> 0\.1"):
+        train(tiny(whole.parent, optimizer__lr=0.1), tmp_path / "run")
+    with pytest.raises(UserError, match=r"train\.extend=true"):
+        train(tiny(whole.parent, train__max_steps=60), tmp_path / "run")
+    assert before == sorted((p.name, p.stat().st_mtime_ns) for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert Run(tmp_path / "run").facts()["status"] == "finished"
+
+
+def test_extending_the_horizon_is_explicit_and_goes_on(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    config = dataclasses.replace(
+        tiny(whole.parent), data=dataclasses.replace(tiny(whole.parent).data), train=tiny(whole.parent).train
+    )
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=50, extend=True))
+    assert train(longer, tmp_path / "run")["step"] == 50
+    assert "extending the horizon, 40 -> 50" in (tmp_path / "run" / "train.log").read_text()
+    rates = [row["train/lr"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
+    assert rates[40] > rates[39]
+
+
+def test_the_newest_whole_checkpoint_wins_over_a_corrupt_one(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    newest = folder / "step-000040.ckpt"
+    content = newest.read_bytes()
+    for broken in (content[:-1000], b"", content[: len(content) // 2] + b"\1" + content[len(content) // 2 + 1 :]):
+        newest.unlink()
+        newest.write_bytes(broken)
+        said = []
+        assert newest_checkpoint(folder, said.append).name == "step-000030.ckpt"
+        assert "step-000040.ckpt" in said[0]
+    config = tiny(whole.parent)
+    assert train(config, tmp_path / "run")["step"] == 40
+    assert same(tmp_path / "run", whole)
+
+
+def test_a_moved_run_still_goes_on_and_writes(tmp_path, whole, door):
+    shutil.move(shutil.copytree(whole, tmp_path / "a"), tmp_path / "elsewhere")
+    result = door("generate", "Once", "--run", "elsewhere", "--max-tokens", "5")
+    assert result.code == 0, result.err
+    assert result.out.startswith("Once")
+
+
+def test_resume_insists_where_told(tmp_path, whole):
+    with pytest.raises(UserError, match="resume=must"):
+        train(dataclasses.replace(tiny(tmp_path), resume="must"), tmp_path / "new")
+    with pytest.raises(UserError, match="resume=never would overwrite"):
+        train(dataclasses.replace(tiny(whole.parent), resume="never"), whole)
+    with pytest.raises(UserError, match="ckpt_path=latest"):
+        train(dataclasses.replace(tiny(tmp_path), ckpt_path="latest"), tmp_path / "new")
+    assert train(dataclasses.replace(tiny(whole.parent), resume="must", ckpt_path="latest"), whole)["step"] == 40
+
+
+def test_a_fork_takes_everything_and_init_from_the_weights_only(tmp_path, whole):
+    config = tiny(whole.parent)
+    fork = dataclasses.replace(config, ckpt_path=str(whole), train=dataclasses.replace(config.train, max_steps=45))
+    assert train(fork, tmp_path / "fork")["step"] == 45
+    assert trace(tmp_path / "fork")[0][0] == 41
+    assert train(fork, tmp_path / "fork")["step"] == 45  # the same command again
+    start = dataclasses.replace(config, init_from=str(whole))
+    train(start, tmp_path / "tuned")
+    first = trace(tmp_path / "tuned")[0]
+    assert first[0] == 1
+    assert first[2] < trace(whole)[0][2] * 0.8
+    with pytest.raises(UserError, match="give the new run another name"):
+        train(dataclasses.replace(config, ckpt_path=str(tmp_path / "fork")), whole)
+
+
+@pytest.mark.parametrize("path", ["nothing.ckpt", "nothing"])
+def test_a_checkpoint_that_is_not_there_is_named(tmp_path, path):
+    with pytest.raises(UserError, match="nothing"):
+        train(dataclasses.replace(tiny(tmp_path), ckpt_path=path), tmp_path / "run")
+
+
+def test_a_tokenizer_that_does_not_belong_is_refused(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "run")
+    from positron.text.tokenizer import CharTokenizer
+
+    CharTokenizer("abc").save(tmp_path / "run" / "tokenizer")
+    with pytest.raises(UserError, match="do not belong together"):
+        load_model(Run(tmp_path / "run"), print)
+    with pytest.raises(UserError, match="do not belong together|changed|do not fit"):
+        train(tiny(whole.parent, train__max_steps=40), tmp_path / "run")
+
+
+def test_a_text_that_was_edited_since_is_refused(tmp_path):
+    text = tmp_path / "my.txt"
+    text.write_text("The cat sat on the mat.\n" * 400)
+    config = tiny(tmp_path, train__stop_at=5)
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, source="text", path=str(text), val_fraction=0.1)
+    )
+    train(config, tmp_path / "run")
+    text.write_text("The dog sat on the mat.\n" * 400)
+    with pytest.raises(UserError, match="has changed"):
+        train(config, tmp_path / "run")
+
+
+def poisoned(steps, monkeypatch):
+    """The loss of these steps is NaN."""
+    original = PretrainModule._accumulate
+
+    def accumulate(self, x, y):
+        loss = original(self, x, y)
+        if self.global_step + 1 in steps:
+            for p in self.parameters():
+                p.grad.fill_(float("nan"))
+        return loss
+
+    monkeypatch.setattr(PretrainModule, "_accumulate", accumulate)
+
+
+@pytest.mark.parametrize("precision", ["fp32"])
+def test_a_step_with_nan_changes_nothing_and_is_counted(tmp_path, monkeypatch, precision):
+    poisoned({7, 8, 20}, monkeypatch)
+    facts = train(tiny(tmp_path), tmp_path / "run")
+    assert facts["status"] == "finished"
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["train/skipped_steps"] == 3
+    assert rows[6]["train/grad_norm"] is None
+    assert math.isfinite(rows[-1]["val/bpb"])
+    assert all(w.isfinite().all() for w in weights(tmp_path / "run").values())
+
+
+def test_a_run_that_stays_nan_stops_with_its_last_good_weights(tmp_path, monkeypatch):
+    poisoned(set(range(13, 100)), monkeypatch)
+    with pytest.raises(Diverged, match=r"5 steps in a row.*optimizer\.lr"):
+        train(tiny(tmp_path), tmp_path / "run")
+    assert Run(tmp_path / "run").facts()["status"] == "failed"
+    saved = weights(tmp_path / "run")
+    assert all(w.isfinite().all() for w in saved.values())
+    assert load_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])["global_step"] == 17
+
+
+def test_a_time_limit_ends_the_run_saved_and_validated(tmp_path):
+    config = tiny(tmp_path, train__max_steps=1_000_000, train__max_time=4.0, train__val_every=50, train__log_every=10)
+    facts = train(config, tmp_path / "run")
+    assert facts["status"] == "stopped"
+    assert 0 < facts["step"] < 1_000_000
+    assert load_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])["global_step"] == facts["step"]
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["val/bpb"] > 0
+
+
+def test_a_logger_that_raises_is_a_warning(tmp_path, monkeypatch):
+    from positron.training import fit
+    from positron.training.loggers import Guarded
+
+    class Broken:
+        def log(self, row, step):
+            raise RuntimeError("the server is on fire")
+
+    monkeypatch.setattr(fit, "open_dashboards", lambda c, f, s, n, say: [Guarded(Broken, "broken", say)])
+    assert train(tiny(tmp_path), tmp_path / "run")["status"] == "finished"
+    log = (tmp_path / "run" / "train.log").read_text()
+    assert log.count("the server is on fire") == 1
+
+
+def test_a_loss_below_the_floor_is_called_a_leak(tmp_path, monkeypatch):
+    from positron.training import callbacks
+
+    real = callbacks.validate
+
+    def cheat(trainer, module, batches):
+        score = real(trainer, module, batches)
+        return Score(nats=1.0, bytes=score.bytes, tokens=score.tokens)
+
+    monkeypatch.setattr(callbacks, "validate", cheat)
+    train(tiny(tmp_path, train__val_tokens=10**6), tmp_path / "run")
+    assert "sees the future" in (tmp_path / "run" / "train.log").read_text()
+
+
+def test_two_processes_never_train_one_run(tmp_path, start, door):
+    command = ("model=debug", "name=one", *FAST, "train.max_steps=100000", "train.val_every=100000")
+    first = start("train", *command)
+    metrics = tmp_path / "outputs" / "one" / "metrics.jsonl"
+    while not metrics.exists():
+        first.process.join(0.05)
+        assert first.process.exitcode is None
+    second = door("train", *command)
+    first.process.kill()
+    assert second.code == 2
+    assert "another process is training" in second.err
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, door):
+    (tmp_path / "outputs").write_text("a file where the folder should be")
+    result = door("train", "model=debug", *FAST)
+    assert result.code == 2
+    assert result.err.count("\n") == 1
+    assert "outputs" in result.err
+
+
+def full_disk(limit):
+    """Files of this process cannot grow beyond `limit` bytes: what a full disk does to a large file."""
+    import signal
+
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch):
+    config = tiny(tmp_path, train__stop_at=10)
+    train(config, tmp_path / "run")
+    newest = checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    content = newest.read_bytes()
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        full_disk(len(content) // 2)
+        with pytest.raises(UserError, match=r"cannot write .*step-000020\.ckpt.*too large"):
+            train(tiny(tmp_path), tmp_path / "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+    assert newest.read_bytes() == content
+    assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
+    assert train(tiny(tmp_path), tmp_path / "run")["step"] == 40
+
+
+def test_the_newest_run_is_found(tmp_path, monkeypatch, whole):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="no run in"):
+        find_run(None)
+    shutil.copytree(whole, tmp_path / "outputs" / "old")
+    shutil.copytree(whole, tmp_path / "outputs" / "new")
+    os.utime(tmp_path / "outputs" / "old" / "run.json", (1, 1))
+    assert find_run(None).folder.name == "new"
+    assert find_run("old").folder.name == "old"
+    with pytest.raises(UserError, match="nobody"):
+        find_run("nobody")
