@@ -141,6 +141,7 @@ class DataConfig:
     size_mb: float = 20.0  # of the built-in corpus, in millions of bytes
     seed: int = 0  # of the built-in corpus and of the train/validation split
     val_fraction: float = 0.02
+    packing: Literal["windows", "documents"] = "windows"  # where training windows start
     dir: str = "outputs/data"
 
     def __post_init__(self) -> None:
@@ -287,7 +288,12 @@ class RunConfig:
     resume: Literal["auto", "must", "never"] = "auto"
 
     def __post_init__(self) -> None:
-        if not self.name or set(self.name) & set('\\:*?"<>|\n') or self.name.startswith((".", "/")) or ".." in self.name:
+        if (
+            not self.name
+            or set(self.name) & set('\\:*?"<>|\n')
+            or self.name.startswith((".", "/"))
+            or ".." in self.name
+        ):
             raise UserError(f"name={self.name!r} cannot be a folder name below outputs/")
         if self.seed < 0:
             raise UserError(f"seed={self.seed} must not be negative")

@@ -31,7 +31,9 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; what was there before is untouched") from error
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; what was there before is untouched"
+        ) from error
     finally:
         with contextlib.suppress(OSError):  # already renamed, or on a disk that refuses everything
             temporary.unlink()

@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
@@ -47,7 +48,9 @@ def versions() -> Iterator[Finding]:
 def disk() -> Iterator[Finding]:
     folder = Path("outputs") if Path("outputs").is_dir() else Path()
     free = shutil.disk_usage(folder).free / 1e9
-    yield Finding("disk", free > 2, f"{free:.0f} GB free" + ("" if free > 2 else ": a run of 15M parameters needs 1 GB"))
+    yield Finding(
+        "disk", free > 2, f"{free:.0f} GB free" + ("" if free > 2 else ": a run of 15M parameters needs 1 GB")
+    )
     try:
         with tempfile.NamedTemporaryFile(dir=folder):
             yield Finding("write access", True, str(folder.resolve()))
@@ -97,8 +100,8 @@ def devices() -> Iterator[Finding]:
             f"{'bf16' if fast else 'fp32'}",
         )
         for dtype in (torch.float32, torch.bfloat16):
-            yield _guarded(f"{name} {str(dtype)[6:]} causality", lambda d=device, t=dtype: causality(d, t))
-            yield _guarded(f"{name} {str(dtype)[6:]} attention", lambda d=device, t=dtype: attention(d, t))
+            yield _guarded(f"{name} {str(dtype)[6:]} causality", partial(causality, device, dtype))
+            yield _guarded(f"{name} {str(dtype)[6:]} attention", partial(attention, device, dtype))
 
 
 def _guarded(what: str, probe: Callable[[], Finding]) -> Finding:
@@ -163,8 +166,15 @@ def main() -> None:
         for check in (versions, disk, network, devices):
             for finding in check():
                 failed |= finding.fatal and not finding.good
-                print(f"{'OK  ' if finding.good else 'NOTE' if not finding.fatal else 'FAIL'}  {finding.what:<24} {finding.says}", flush=True)
-        print("\nready: python -m positron.train experiment=quickstart" if not failed else "\nmend the lines marked FAIL first")
+                print(
+                    f"{'OK  ' if finding.good else 'NOTE' if not finding.fatal else 'FAIL'}  {finding.what:<24} {finding.says}",
+                    flush=True,
+                )
+        print(
+            "\nready: python -m positron.train experiment=quickstart"
+            if not failed
+            else "\nmend the lines marked FAIL first"
+        )
         if failed:
             raise SystemExit(1)
 

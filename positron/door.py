@@ -66,7 +66,9 @@ def _hydra_reason(error: BaseException) -> str:
     unknown = re.match(r"Could not override '([^']+)'", text) or re.match(r"Key '([^']+)' is not in struct", text)
     if unknown and ("not in struct" in text or "not in struct" in cause or "not found" in text.lower()):
         return unknown_key(unknown[1])
-    missing = re.match(r"In '[^']*': Could not find '([^']+)'.*?Available options in '[^']*': (.*?)(?: Config search|$)", text)
+    missing = re.match(
+        r"In '[^']*': Could not find '([^']+)'.*?Available options in '[^']*': (.*?)(?: Config search|$)", text
+    )
     if missing:
         return f"there is no {missing[1].replace('/', '=', 1)}: choose from {missing[2].strip()}"
     return text

@@ -12,7 +12,9 @@ from positron.runs import find_run, load_model
 
 def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m positron.generate", description=__doc__)
-    parser.add_argument("prompt", nargs="?", default="Once upon a time", help="what the text begins with; - reads stdin")
+    parser.add_argument(
+        "prompt", nargs="?", default="Once upon a time", help="what the text begins with; - reads stdin"
+    )
     parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
     parser.add_argument("--max-tokens", type=int, default=300, help="most tokens to write (default %(default)s)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest (default %(default)s)")

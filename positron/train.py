@@ -63,6 +63,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
             micro_batch_size=plan.micro_batch_size,
             seed=config.seed,
             val_tokens=config.train.val_tokens,
+            packing=config.data.packing,
         )
         source = start.weights or start.checkpoint
         if source is not None:
@@ -109,20 +110,24 @@ def job(cfg: DictConfig) -> float:
 
 
 def show_result(folder: Path) -> None:
-    """The last screen: how good it is, what it writes, where it lies, how to go on."""
-    run = Run(folder)
-    facts, samples = run.facts(), (folder / "samples.md").read_text(encoding="utf-8")
-    story = samples.rsplit("\n## ", 1)[-1].split("\n\n", 1)[-1].strip()
-    print(f"\n{story}\n")
-    floor = facts.get("floor_bpb")
-    score = f"{facts['val/bpb']:.4f} validation bits per byte"
-    if floor:
-        score += f"; the text's own information is {floor:.4f}, so {facts['val/bpb'] / floor - 1:.1%} above the floor"
-    print(f"{facts['status']} at step {facts['step']} after {facts['time_s'] / 60:.1f} minutes: {score}")
+    """The last screen: what it writes, how good it is, where it lies, how to go on."""
+    facts, samples = Run(folder).facts(), folder / "samples.md"
+    if samples.exists():
+        story = samples.read_text(encoding="utf-8").rsplit("\n## ", 1)[-1].split("\n\n", 1)[-1].strip()
+        print(f"\n{story}\n")
+    line = f"{facts['status']} at step {facts['step']}"
+    if "val/bpb" in facts:
+        line += (
+            f" after {facts['time_s'] / 60:.1f} minutes of training: {facts['val/bpb']:.4f} validation bits per byte"
+        )
+        if facts["floor_bpb"]:
+            above = facts["val/bpb"] / facts["floor_bpb"] - 1
+            line += f", {above:.1%} above the {facts['floor_bpb']:.4f} that the text itself holds"
+    print(line)
     print(f"the run: {folder}/  (report.html, loss.png, samples.md, metrics.jsonl, checkpoints/)")
-    print(f'next:  python -m positron.generate "Once upon a time" --run {folder}')
+    print(f'next:    python -m positron.generate "Once upon a time" --run {folder}')
     if facts["status"] == "stopped":
-        print("       the same command again goes on")
+        print("         the same command again goes on")
 
 
 def main() -> None:

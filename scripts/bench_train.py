@@ -13,11 +13,15 @@ import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 
-SHAPES = {"tinygpt": (8, 512, 320, 8, 8, 16_000), "nano": (4, 1024, 192, 6, 6, 50_257), "debug": (32, 64, 64, 2, 4, 500)}
+SHAPES = {
+    "tinygpt": (8, 512, 320, 8, 8, 16_000),
+    "nano": (4, 1024, 192, 6, 6, 50_257),
+    "debug": (32, 64, 64, 2, 4, 500),
+}
 VARIANTS = ("nanoGPT-style, fp32", "nanoGPT-style, bf16 autocast", "Positron, bf16")
 
 
-def plain_gpt(T: int, C: int, L: int, H: int, V: int):  # noqa: ANN201
+def plain_gpt(T: int, C: int, L: int, H: int, V: int):
     """A GPT-2 as most people write it: packed qkv, LayerNorm, GELU, learned positions, tied head, all logits at once."""
     import torch
     from torch import nn
@@ -158,7 +162,6 @@ def report(shape: tuple[int, ...], options: argparse.Namespace, median: dict, re
         ratio = statistics.median(a / b for a, b in zip(results[VARIANTS[0]], results[name], strict=True))
         rate = flops / median[name]
         print(f"{name:<30}{B * T / median[name]:>10,.0f}{rate / 1e9:>10,.0f}{rate / ceiling:>16.0%}{ratio:>8.2f}")
-
 
 
 if __name__ == "__main__":

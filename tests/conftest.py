@@ -65,7 +65,9 @@ def tiny(folder: Path, **changes: Any) -> RunConfig:
     for key, value in changes.items():
         group, _, name = key.partition("__")
         if name:
-            config = dataclasses.replace(config, **{group: dataclasses.replace(getattr(config, group), **{name: value})})
+            config = dataclasses.replace(
+                config, **{group: dataclasses.replace(getattr(config, group), **{name: value})}
+            )
         else:
             config = dataclasses.replace(config, **{group: value})
     return config

@@ -1,5 +1,6 @@
 """Corpora and token files: nothing lost, nothing twice, the split by document, honest errors."""
 
+import itertools
 import json
 
 import numpy as np
@@ -40,7 +41,7 @@ def text_of(files, tokenizer):
     end = tokenizer.special_id(END_OF_TEXT)
     assert ids[0] == end
     cuts = np.flatnonzero(ids == end)
-    return [tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in itertools.pairwise(cuts)]
 
 
 def test_stories_on_disk_are_the_stories_and_their_exact_information(tmp_path):
@@ -131,12 +132,16 @@ def test_a_text_that_cannot_be_read_is_named(tmp_path, content, message):
 def test_a_text_shorter_than_a_window_says_how_long_it_is_and_must_be(tmp_path, length):
     tokenizer, folder, _ = prepared(tmp_path, "x" * length)
     with pytest.raises(UserError, match=r"one window needs 33.*context_length=|no text is left"):
-        PretrainData(folder, tokenizer, context=32, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100)
+        PretrainData(
+            folder, tokenizer, context=32, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100, packing="windows"
+        )
 
 
 def test_a_text_of_just_one_window_trains(tmp_path):
     tokenizer, folder, _ = prepared(tmp_path, "x" * 40)
-    data = PretrainData(folder, tokenizer, context=32, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100)
+    data = PretrainData(
+        folder, tokenizer, context=32, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100, packing="windows"
+    )
     assert data.train.batch(1).shape == (2, 33)
 
 
@@ -182,6 +187,24 @@ def test_ranks_share_the_rows_of_one_batch(batch, world, step):
     assert torch.equal(torch.cat([windows.batch(step, rank, world) for rank in range(world)]), whole)
 
 
+@pytest.mark.parametrize("context", [64, 150])
+def test_windows_that_start_at_documents_cover_the_corpus_and_cut_no_beginning(tmp_path, context):
+    tokenizer, folder, _ = prepared(tmp_path)
+    files = TokenFiles(folder, "train", tokenizer)
+    end = tokenizer.special_id(END_OF_TEXT)
+    windows = Windows(files, context=context, batch_size=4, seed=0, end_id=end)
+    ids = files.read(0, files.n_tokens)
+    seen = np.zeros(files.n_tokens, dtype=bool)
+    for start in windows.starts:
+        seen[start : start + context] = True
+    assert seen[: -2 * context].all()
+    row = windows.batch(1)[0].numpy()
+    starts_with_document = [ids[start] == end for start in windows.starts]
+    # stories of 600 characters take several windows of 150; those in the middle of one begin where the last one ended
+    assert sum(starts_with_document) >= files.n_documents * 0.99
+    assert any(np.array_equal(row, ids[s : s + context + 1]) for s in windows.starts)
+
+
 def test_a_cut_token_file_is_named_with_what_to_do(tmp_path):
     tokenizer, folder, _ = prepared(tmp_path)
     path = folder / "train-00000.bin"
@@ -202,5 +225,3 @@ def test_a_large_vocabulary_takes_32_bits(tmp_path):
     files = TokenFiles(folder, "train", tokenizer)
     assert json.loads((folder / "tokens.json").read_text())["dtype"] == "uint32"
     assert files.read(0, files.n_tokens).max() > 65_535
-
-

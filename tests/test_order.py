@@ -1,5 +1,6 @@
 """Laws 3 and 4 as properties: batches and learning rates are pure functions of the step."""
 
+import itertools
 import math
 
 import numpy as np
@@ -74,7 +75,7 @@ def test_learning_rates_stay_between_0_and_the_peak_and_only_fall_after_warmup(s
     rates = [lr_at(s, horizon, peak=peak, schedule=schedule) for s in range(1, horizon + 20)]
     assert all(0 <= r <= peak * (1 + 1e-12) for r in rates)
     after = rates[schedule.warmup_steps :]
-    assert all(b <= a + 1e-15 for a, b in zip(after, after[1:], strict=False))
+    assert all(b <= a + 1e-15 for a, b in itertools.pairwise(after))
     if schedule.kind != "constant" and horizon > schedule.warmup_steps:
         assert rates[horizon - 1] == pytest.approx(peak * schedule.final_ratio, abs=peak * 1e-9)
 

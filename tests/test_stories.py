@@ -91,7 +91,7 @@ def test_stories_do_not_repeat():
 
 def test_stories_have_60_to_200_words():
     lengths = [len(story.text.split()) for story in SAMPLE]
-    assert 60 <= min(lengths)
+    assert min(lengths) >= 60
     assert max(lengths) <= 200
 
 
@@ -118,7 +118,7 @@ def test_english_is_clean(story):
     assert re.search(r'[.!?]"?$', text)
     for paragraph in text.split("\n\n"):
         assert re.match(r'["A-Z]', paragraph)
-        for sentence in re.split(r'(?<=[.!?]) (?=[^a-z])', paragraph):
+        for sentence in re.split(r"(?<=[.!?]) (?=[^a-z])", paragraph):
             assert re.match(r'["A-Z]', sentence), sentence
 
 

@@ -29,7 +29,9 @@ def test_sentencepiece_gives_back_every_text(text):
     assert SPM.encode_batch([text]) == [ids]
 
 
-@pytest.mark.parametrize("text", ["\n\n  \t\r\n", "a\0b", "😀👩‍👩‍👧é", "▁ ▁▁x", "x" * 100_000, f"a{END_OF_TEXT}b", " lead", ""])
+@pytest.mark.parametrize(
+    "text", ["\n\n  \t\r\n", "a\0b", "😀👩‍👩‍👧é", "▁ ▁▁x", "x" * 100_000, f"a{END_OF_TEXT}b", " lead", ""]
+)
 def test_sentencepiece_gives_back_hard_texts(text):
     ids = SPM.encode(text)
     assert SPM.decode(ids) == text
@@ -75,7 +77,7 @@ def test_a_saved_tokenizer_is_the_same_and_a_damaged_one_is_refused(tmp_path, ki
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match="damaged|cannot read"):
+    with pytest.raises(UserError, match=r"damaged|cannot read"):
         load_tokenizer(tmp_path)
 
 

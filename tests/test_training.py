@@ -224,7 +224,7 @@ def test_a_tokenizer_that_does_not_belong_is_refused(tmp_path, whole):
     CharTokenizer("abc").save(tmp_path / "run" / "tokenizer")
     with pytest.raises(UserError, match="do not belong together"):
         load_model(Run(tmp_path / "run"), print)
-    with pytest.raises(UserError, match="do not belong together|changed|do not fit"):
+    with pytest.raises(UserError, match=r"do not belong together|changed|do not fit"):
         train(tiny(whole.parent, train__max_steps=40), tmp_path / "run")
 
 

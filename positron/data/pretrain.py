@@ -67,10 +67,32 @@ def _sample(source: Source, limit: int) -> Iterator[str]:
             return
 
 
-class Windows:
-    """Training batches: `batch(step)` is (B, T + 1) token ids, for any step, at no cost for the ones before it."""
+def window_starts(starts: np.ndarray, n_tokens: int, context: int) -> Iterator[tuple[int, int]]:
+    """Cover a token file with windows (start, end of what is new in it), each beginning with a document if it can.
 
-    def __init__(self, tokens: TokenFiles, *, context: int, batch_size: int, seed: int) -> None:
+    `starts` are the places of the documents' first tokens. A window holds `context` tokens; where a document begins in
+    it and goes on beyond it, the next window begins with that document, so that its beginning is never out of sight.
+    """
+    place = 0
+    while place < n_tokens - 1:
+        stop = min(place + context, n_tokens - 1)
+        last_start = int(starts[np.searchsorted(starts, stop, side="right") - 1]) if len(starts) else 0
+        if stop < n_tokens - 1 and last_start > place:
+            stop = last_start
+        yield place, stop
+        place = stop
+
+
+class Windows:
+    """Training batches: `batch(step)` is (B, T + 1) token ids, for any step, at no cost for the ones before it.
+
+    Windows lie side by side over the whole file, or with `end_id` begin at documents. The tail of the file that fills
+    no window is left out.
+    """
+
+    def __init__(
+        self, tokens: TokenFiles, *, context: int, batch_size: int, seed: int, end_id: int | None = None
+    ) -> None:
         self.tokens, self.context, self.batch_size, self.seed = tokens, context, batch_size, seed
         self.n_windows = (tokens.n_tokens - 1) // context
         if self.n_windows < 1:
@@ -78,35 +100,30 @@ class Windows:
                 f"the training text has {tokens.n_tokens} tokens, but one window needs {context + 1}: give a longer "
                 f"text, or model.context_length={max(1, tokens.n_tokens - 1)} or less"
             )
+        self.starts: np.ndarray | None = None
+        if end_id is not None:
+            places = [start for start, _ in window_starts(tokens.places_of(end_id), tokens.n_tokens, context)]
+            self.starts = np.array([start for start in places if start + context < tokens.n_tokens])
+            self.n_windows = len(self.starts)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
         """(rows, T + 1): the share of `rank` in optimizer step `step` (from 1), consecutive rows of one global batch."""
         windows = windows_of_step(step, seed=self.seed, n_windows=self.n_windows, batch_size=self.batch_size)
         share = self.batch_size // world_size
         mine = windows[rank * share : (rank + 1) * share]
-        rows = [self.tokens.read(int(w) * self.context, self.context + 1) for w in mine]
-        return torch.from_numpy(np.stack(rows))
+        places = mine * self.context if self.starts is None else self.starts[mine]
+        return torch.from_numpy(np.stack([self.tokens.read(int(place), self.context + 1) for place in places]))
 
 
 def validation_windows(tokens: TokenFiles, *, context: int, end_id: int, limit: int) -> tuple[Tensor, Tensor]:
     """The validation text as windows (N, T) of input ids and targets, -100 where there is none.
 
-    Each token is scored exactly once. A window starts with a document wherever one starts inside the previous window,
-    so documents that fit the context are seen whole: nothing is lost to a cut that training and chatting do not have.
-    At most about `limit` tokens.
+    Each token is scored exactly once, and documents that fit the context are seen whole: nothing is lost to a cut that
+    training and chatting do not have. At most about `limit` tokens.
     """
     n = min(tokens.n_tokens, limit + 1)
     ids = tokens.read(0, n)
-    starts = np.flatnonzero(ids == end_id)
-    rows = []
-    place = 0
-    while place < n - 1:
-        stop = min(place + context, n - 1)
-        last_start = starts[np.searchsorted(starts, stop, side="right") - 1]
-        if stop < n - 1 and last_start > place:
-            stop = int(last_start)
-        rows.append((place, stop))
-        place = stop
+    rows = list(window_starts(np.flatnonzero(ids == end_id), n, context))
     x = np.zeros((len(rows), context), dtype=np.int64)
     y = np.full((len(rows), context), -100, dtype=np.int64)
     for i, (start, stop) in enumerate(rows):
@@ -128,21 +145,27 @@ class PretrainData(L.LightningDataModule):
         micro_batch_size: int,
         seed: int,
         val_tokens: int,
+        packing: str,
     ) -> None:
         super().__init__()
+        end_id = tokenizer.special_id(END_OF_TEXT)
         self.train = Windows(
-            TokenFiles(folder, "train", tokenizer), context=context, batch_size=batch_size, seed=seed
+            TokenFiles(folder, "train", tokenizer),
+            context=context,
+            batch_size=batch_size,
+            seed=seed,
+            end_id=end_id if packing == "documents" else None,
         )
         self.val = TokenFiles(folder, "val", tokenizer)
         if self.val.n_tokens < 2:
             raise UserError("no text is left for validation: give more text, or a larger data.val_fraction")
-        end_id = tokenizer.special_id(END_OF_TEXT)
         self.val_x, self.val_y = validation_windows(self.val, context=context, end_id=end_id, limit=val_tokens)
         self.micro_batch_size = micro_batch_size
 
     def train_dataloader(self) -> _Steps:
-        assert self.trainer is not None
-        return _Steps(self.train, lambda: self.trainer.global_step, self.trainer.global_rank, self.trainer.world_size)
+        trainer = self.trainer
+        assert trainer is not None
+        return _Steps(self.train, lambda: trainer.global_step, trainer.global_rank, trainer.world_size)
 
     def val_dataloader(self) -> list[tuple[Tensor, Tensor]]:
         """Batches of constant shape; rows beyond the text carry no loss. Ranks take every world_size-th batch."""

@@ -93,7 +93,7 @@ class _SplitWriter:
         self.folder, self.split, self.dtype = folder, split, dtype
         self.shards: list[dict[str, Any]] = []
         self.total = Encoded(ids=[])
-        self._pending = [np.array([first_id], dtype=dtype)]
+        self._pending: list[np.ndarray] = [np.array([first_id], dtype=dtype)]
         self._waiting = 1
 
     def add(self, part: Encoded) -> None:
@@ -194,6 +194,12 @@ class TokenFiles:
     def floor_bpb(self) -> float | None:
         """Bits per byte that no honest model can beat, where the source's probabilities are known."""
         return None if self.bits is None else self.bits / self.n_bytes
+
+    def places_of(self, token: int) -> np.ndarray:
+        """Where in the array this id stands, in one pass over the files."""
+        return np.concatenate(
+            [np.flatnonzero(shard == token) + start for shard, start in zip(self._shards, self._starts, strict=False)]
+        )
 
     def read(self, start: int, length: int) -> np.ndarray:
         """Ids [start, start + length) as int64, across shards; shorter at the end of the file."""

@@ -67,7 +67,9 @@ class Choice(NamedTuple):
     def of(cls, options: tuple[str, ...], weights: list[float] | None = None) -> Choice:
         weights = weights or [1.0] * len(options)
         total = sum(weights)
-        return cls(options, tuple(-math.log2(w / total) for w in weights), tuple(accumulate(w / total for w in weights)))
+        return cls(
+            options, tuple(-math.log2(w / total) for w in weights), tuple(accumulate(w / total for w in weights))
+        )
 
     def draw(self, rng: random.Random) -> int:
         return min(bisect(self.cumulative, rng.random()), len(self.options) - 1)

@@ -53,8 +53,15 @@ HOME: Beat = (
 LOST = Plot(
     "lost",
     1.3,
-    {"hero": "child", "thing": "toy", "place": "play_place", "grown": "grown", "friend": "child", "color": "color",
-     "spot": "spot"},
+    {
+        "hero": "child",
+        "thing": "toy",
+        "place": "play_place",
+        "grown": "grown",
+        "friend": "child",
+        "color": "color",
+        "spot": "spot",
+    },
     ("loses a {thing} {place.in}", "cannot find a {thing} {place.in}"),
     (
         OPENING,
@@ -329,7 +336,10 @@ RAIN = Plot(
     "rain",
     0.9,
     {"hero": "child", "thing": "indoor", "place": "trip_place", "grown": "grown", "friend": "child"},
-    ("cannot be {place.in} because of the rain and finds a {thing}", "has a rainy day with a {thing} instead of a day {place.in}"),
+    (
+        "cannot be {place.in} because of the rain and finds a {thing}",
+        "has a rainy day with a {thing} instead of a day {place.in}",
+    ),
     (
         OPENING,
         (
@@ -456,7 +466,7 @@ BIRTHDAY = Plot(
             '"Happy birthday, dear {grown}!" [cheered] {hero} and {friend}.',
         ),
         (
-            '{hero.His} {grown} was so [happy] that {grown.he} [hugged] {hero.him}.',
+            "{hero.His} {grown} was so [happy] that {grown.he} [hugged] {hero.him}.",
             '"What a [nice] {thing}!" [cheered] {hero.his} {grown}.',
             '"I have never had such a [nice] {thing}," [said] {hero.his} {grown}.',
             "{hero.His} {grown} [smiled] and had tears in {grown.his} eyes.",

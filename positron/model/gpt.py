@@ -133,6 +133,10 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Token ids in, logits or summed loss out."""
 
+    cos: Tensor
+    sin: Tensor
+    positions: Tensor
+
     def __init__(self, config: GPTConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
@@ -162,7 +166,7 @@ class GPT(nn.Module):
     def hidden(self, idx: Tensor) -> Tensor:
         """Token ids (B, T) -> normalised last hidden states (B, T, C). ValueError past the context length."""
         T = idx.shape[1]
-        if T > self.config.context_length:
+        if self.config.context_length < T:
             raise ValueError(f"{T} tokens do not fit the context length {self.config.context_length}")
         x = self.wte(idx)
         rope = None

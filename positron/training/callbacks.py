@@ -125,7 +125,9 @@ def validate(trainer: L.Trainer, module: PretrainModule, batches: list[tuple[tor
     module.eval()
     total = torch.zeros(3, dtype=torch.float32 if module.device.type == "mps" else torch.float64, device=module.device)
     for i, (x, y) in enumerate(batches):
-        total += trainer.strategy.validation_step((x.to(module.device), y.to(module.device)), i)
+        sums = trainer.strategy.validation_step((x.to(module.device), y.to(module.device)), i)
+        assert isinstance(sums, torch.Tensor)
+        total += sums
     if trainer.world_size > 1:
         total = trainer.strategy.reduce(total, reduce_op="sum")
     module.train()

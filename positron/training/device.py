@@ -34,12 +34,14 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     accelerator = config.accelerator
     why = f"device={accelerator}"
     if accelerator == "auto":
-        accelerator = next(name for name in ("cuda", "mps", "cpu") if there[name])  # type: ignore[assignment]
+        accelerator = next(name for name in ("cuda", "mps", "cpu") if there[name])
         absent = [name.upper() for name in ("cuda", "mps") if not there[name]]
         why = f"{accelerator.upper()} (device=auto" + (f": no {' and no '.join(absent)} here)" if absent else ")")
     elif not there[accelerator]:
         found = ", ".join(name for name, is_there in there.items() if is_there)
-        raise UserError(f"device={accelerator}: this machine has none (found: {found}); device=auto takes what is there")
+        raise UserError(
+            f"device={accelerator}: this machine has none (found: {found}); device=auto takes what is there"
+        )
     count = torch.cuda.device_count() if accelerator == "cuda" else config.devices
     if config.devices > count:
         raise UserError(f"device.devices={config.devices}: this machine has {count} CUDA devices")

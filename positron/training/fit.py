@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -82,7 +81,9 @@ def _refuse_other_data(run: Run, data: PretrainData) -> None:
     """Law 2 holds for the data too: a text that was edited since is another text."""
     known = run.facts().get("data_fingerprint")
     if known and known != data.train.tokens.fingerprint:
-        raise UserError(f"the text behind {run.folder} has changed since it was begun: restore it, or give another name=")
+        raise UserError(
+            f"the text behind {run.folder} has changed since it was begun: restore it, or give another name="
+        )
 
 
 def _dashboards(run: Run, config: RunConfig, start: Start, say: Voice) -> list[Dashboard]:
@@ -138,7 +139,10 @@ def _trainer(
         tokens=train.sample_tokens,
     )
     saving = Checkpoints(
-        run.checkpoint_folder, every=train.save_every, keep_last=train.keep_last, best=best_bpb(read_metrics(run.folder / "metrics.jsonl"))
+        run.checkpoint_folder,
+        every=train.save_every,
+        keep_last=train.keep_last,
+        best=best_bpb(read_metrics(run.folder / "metrics.jsonl")),
     )
     callbacks = [
         clock,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
 from positron.config import LoggerConfig, TensorboardConfig, UserError, WandbConfig
+
 
 class Dashboard(Protocol):
     """What a run tells each of them."""
@@ -32,7 +34,7 @@ class Wandb:
         self.say = say
         id_file = folder / "wandb_id"
         if not id_file.exists():
-            id_file.write_text(wandb.util.generate_id(), encoding="utf-8")
+            id_file.write_text(secrets.token_hex(4), encoding="utf-8")
         mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
         self.run = wandb.init(
             project=config.project,
@@ -64,7 +66,9 @@ class Wandb:
         thread.start()
         thread.join(FINISH_SECONDS)
         if thread.is_alive():
-            self.say(f"wandb: still uploading after {FINISH_SECONDS:.0f} s; wandb sync {self.run.dir} completes it later")
+            self.say(
+                f"wandb: still uploading after {FINISH_SECONDS:.0f} s; wandb sync {self.run.dir} completes it later"
+            )
 
 
 def _escape(text: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from positron.config import OptimizerConfig, ScheduleConfig
@@ -35,12 +36,14 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     """
     value = int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
     random.seed(value)
-    np.random.seed(value)  # noqa: NPY002 - what libraries draw from
+    np.random.seed(value)
     torch.manual_seed(value)
 
 
 class PretrainModule(L.LightningModule):
     """GPT, its loss, its optimizer. `metrics` holds what is known of the step just done; callbacks add and read."""
+
+    token_bytes: Tensor
 
     def __init__(
         self,
@@ -81,10 +84,15 @@ class PretrainModule(L.LightningModule):
         """Counters go to the device; the optimizer gets the configured values where a checkpoint brought others."""
         self.bad_in_a_row = self.bad_in_a_row.to(self.device)
         self.bad_steps = self.bad_steps.to(self.device)
-        config, optimizer = self.optimizer_config, self.optimizers()
+        config, optimizer = self.optimizer_config, self._optimizer()
         for group in optimizer.param_groups:
             decay = config.weight_decay if group["params"][0].ndim >= 2 else 0.0
             group |= {"betas": config.betas, "eps": config.eps, "weight_decay": decay}
+
+    def _optimizer(self) -> LightningOptimizer:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
 
     def lr(self, step: int) -> float:
         return lr_at(step, self.horizon, peak=self.optimizer_config.lr, schedule=self.schedule)
@@ -94,7 +102,7 @@ class PretrainModule(L.LightningModule):
         self.metrics = {}
         step = self.global_step + 1
         seed_step(self.seed, step, self.global_rank)
-        optimizer = self.optimizers()
+        optimizer = self._optimizer()
         for group in optimizer.param_groups:  # the configured values, also after a checkpoint brought older ones
             group["lr"] = self.lr(step)
         self.loss = self._accumulate(*batch)
@@ -124,7 +132,7 @@ class PretrainModule(L.LightningModule):
 
     def _synchronise(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients travel between ranks once a step, with its last micro-batch."""
-        wrapped = self.trainer.strategy.model
+        wrapped: Any = self.trainer.strategy.model
         return contextlib.nullcontext() if last or not hasattr(wrapped, "no_sync") else wrapped.no_sync()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -134,8 +142,9 @@ class PretrainModule(L.LightningModule):
         host: `found_inf` makes their kernels leave weights and moments alone.
         """
         scaled = self.trainer.precision == "16-mixed"
-        if hasattr(self.trainer.strategy.model, "clip_grad_norm_"):  # FSDP: the norm spans all ranks' shards
-            self.grad_norm = self.trainer.strategy.model.clip_grad_norm_(self.grad_clip or float("inf"))
+        wrapped: Any = self.trainer.strategy.model
+        if hasattr(wrapped, "clip_grad_norm_"):  # FSDP: the norm spans all ranks' shards
+            self.grad_norm = wrapped.clip_grad_norm_(self.grad_clip or float("inf"))
         else:
             self.grad_norm = clip_gradients(list(self.model.parameters()), self.grad_clip)
         # fp16's scaler meets infinite gradients by design, skips those steps itself and lowers its scale

@@ -58,15 +58,15 @@ def decide_start(run: Run, config: RunConfig, say: Callable[[str], None]) -> Sta
     return Start()
 
 
-def _named_checkpoint(
-    ckpt_path: str | None, run: Run, newest: Path | None, say: Callable[[str], None]
-) -> Path | None:
+def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None, say: Callable[[str], None]) -> Path | None:
     """The file that ckpt_path=FILE|RUN|latest means."""
     if ckpt_path is None:
         return None
     if ckpt_path == "latest":
         if newest is None:
-            raise UserError(f"ckpt_path=latest, but {run.folder} has no checkpoint; leave ckpt_path out to start afresh")
+            raise UserError(
+                f"ckpt_path=latest, but {run.folder} has no checkpoint; leave ckpt_path out to start afresh"
+            )
         return newest
     path = Path(ckpt_path).expanduser()
     if path.suffix == ".ckpt":

@@ -1,0 +1,39 @@
+"""Two processes train what one trains, and runs move between them."""
+
+import subprocess
+import sys
+
+import pytest
+from conftest import FAST
+from test_training import trace
+
+TWO = ("device=cpu", "device.devices=2", "device.strategy=ddp")
+
+
+def run(folder, *arguments):
+    command = [sys.executable, "-m", "positron.train", "model=debug", *FAST, "train.log_every=1", *arguments]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=180)
+    assert result.returncode == 0, result.stderr
+    return result
+
+
+def test_two_processes_have_the_trace_of_one_also_when_the_number_changes_midway(tmp_path):
+    common = ("train.max_steps=12", "train.val_every=6", "train.micro_batch_size=3", "train.save_every=6")
+    run(tmp_path, "name=one", "device=cpu", *common)
+    run(tmp_path, "name=two", *TWO, "train.stop_at=6", *common)
+    run(tmp_path, "name=two", "device=cpu", *common)
+    run(tmp_path, "name=back", "device=cpu", "train.stop_at=6", *common)
+    run(tmp_path, "name=back", *TWO, *common)
+    one, *others = (trace(tmp_path / "outputs" / name) for name in ("one", "two", "back"))
+    for other in others:
+        assert [row[:2] for row in other] == [row[:2] for row in one]
+        for mine, theirs in zip(other, one, strict=True):
+            for a, b in zip(mine[2:], theirs[2:], strict=True):
+                assert (a is None) == (b is None)
+                assert a is None or a == pytest.approx(b, rel=2e-4), (mine, theirs)
+
+
+def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(door):
+    result = door("train", "model=debug", *FAST, *TWO, "train.batch_tokens=96")
+    assert result.code == 2
+    assert "train.batch_tokens=128" in result.err

@@ -1,0 +1,102 @@
+"""Every command in the README runs, shortened to seconds by options that a user could give too."""
+
+import re
+import shlex
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from conftest import FAST, PROJECT
+
+BLOCKS = re.findall(r"```bash\n(.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+SHORT = ("device=cpu", *FAST, "train.log_every=1")
+
+
+def test_the_readme_has_its_two_first_commands_and_make_knows_them():
+    assert COMMANDS[:2] == ["make train", "make test"]
+    for line in COMMANDS[:2]:
+        subprocess.run([*shlex.split(line), "--dry-run"], cwd=PROJECT, check=True, capture_output=True)
+
+
+def shortened(arguments: list[str]) -> list[str]:
+    """The same command on a tiny model and corpus, for as many steps as its own horizon has hundreds."""
+    steps = {
+        a.partition("=")[0]: int(a.partition("=")[2]) for a in arguments if re.match(r"train\.(max_steps|stop_at)=", a)
+    }
+    steps = {key: -(-value // 100) for key, value in steps.items()} or {"train.max_steps": 3}
+    kept = [a for a in arguments if not a.startswith((*steps, "device="))]
+    corpus = [a for a in SHORT if not (a.startswith("data.") and "data=text" in arguments)]
+    return [*kept, *corpus, *(f"{key}={value}" for key, value in steps.items())]
+
+
+def test_every_command_of_the_readme_runs(door, tmp_path):
+    """In order, in one folder, as a reader would: later ones use what earlier ones made."""
+    (tmp_path / "my.txt").write_text("The cat sat on the mat and looked at the moon.\n" * 200)
+    quickstart = door("train", "experiment=quickstart", *SHORT, "train.max_steps=4")
+    assert quickstart.code == 0, quickstart.err
+    assert len(COMMANDS) > 8
+    for command in COMMANDS[2:]:
+        words = shlex.split(command)
+        assert words[:2] == ["python", "-m"], command
+        name, arguments = words[2].removeprefix("positron."), words[3:]
+        result = door(name, *(shortened(arguments) if name == "train" else arguments))
+        assert result.code == 0, f"{command}\n{result.err}"
+        assert result.out.strip(), command
+
+
+def test_generate_writes_reads_stdin_and_refuses_nonsense(door, tmp_path):
+    made = door("train", "experiment=quickstart", *SHORT, "train.max_steps=3")
+    assert made.code == 0, made.err
+    first = door("generate", "It's fine (é😀), a=b, null", "--max-tokens", "5", "--seed", "4")
+    assert first.out.startswith("It's fine (é😀), a=b, null")
+    assert first.out == door("generate", "It's fine (é😀), a=b, null", "--max-tokens", "5", "--seed", "4").out
+    assert door("generate", "-", "--max-tokens", "3", stdin="Tom\n").out.startswith("Tom")
+    greedy = {door("generate", "Tom", "--temperature", "0", "--max-tokens", "9", "--seed", s).out for s in "12"}
+    assert len(greedy) == 1
+    for wrong in (
+        ["--temperature", "-1"],
+        ["--top-p", "0"],
+        ["--top-k", "0"],
+        ["--run", "nobody"],
+        ["--max-tokens", "0"],
+    ):
+        result = door("generate", "x", *wrong)
+        assert (result.code, result.err.count("\n")) == (2, 1), result.err
+
+
+def test_the_doctor_finds_this_machine_fit(door):
+    result = door("doctor")
+    assert result.code == 0, result.out + result.err
+    assert "FAIL" not in result.out
+    for what in ("torch", "disk", "cpu matmul", "bfloat16 causality", "float32 attention", "wandb key", "ready"):
+        assert what in result.out
+
+
+def test_the_doctor_calls_a_leak_a_leak(monkeypatch):
+    import torch
+
+    from positron import doctor
+    from positron.model import gpt
+
+    monkeypatch.setattr(gpt, "causal_attention", lambda q, k, v, dropout: torch.softmax(q @ k.mT, -1) @ v)
+    finding = doctor.causality(torch.device("cpu"), torch.float32)
+    assert not finding.good
+    assert "see the future" in finding.says
+
+
+@pytest.mark.parametrize("option", ["--cfg job", "--help"])
+def test_a_wheel_carries_conf_and_works_anywhere(tmp_path, option):
+    """Built without a network by the build backend itself; conf/ is package data."""
+    from hatchling.builders.wheel import WheelBuilder
+
+    (wheel,) = WheelBuilder(str(PROJECT)).build(directory=str(tmp_path), versions=["standard"])
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    assert (tmp_path / "site" / "positron" / "conf" / "model" / "tinygpt.yaml").exists()
+    code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); sys.argv = ['train', *{option.split()!r}]\n"
+    code += "import positron.train as t; assert t.__file__.startswith(sys.path[0]), t.__file__; t.main()"
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 0, result.stderr
+    assert "optimizer" in result.stdout
