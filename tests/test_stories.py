@@ -101,7 +101,7 @@ def test_the_words_are_many_and_no_list_repeats_itself():
         assert len(set(options)) == len(options)
         words |= set(options)
     assert len(words) >= 300
-    assert len(KINDS["child"]) == 80
+    assert len(KINDS["child"]) == 40
     assert len(GRAMMAR.plots) >= 8
 
 

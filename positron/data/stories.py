@@ -76,8 +76,9 @@ class Choice(NamedTuple):
 
 
 def weights_of(kind: str) -> list[float]:
-    """Common and rarer names, as in life; everything else is equally likely."""
-    return [1 / (8 + i) if kind == "child" else 1.0 for i in range(len(KINDS[kind]))]
+    """Common and rarer names and things, as in life. The common ones also teach a small model early that what a story
+    has named once comes again, which it then applies to the rarer ones."""
+    return [1 / ((2 if kind == "child" else 6) + i) for i in range(len(KINDS[kind]))]
 
 
 @dataclass(frozen=True)
