@@ -1,13 +1,15 @@
 """Tokens per second of one training step (forward, backward, AdamW), Positron's beside a plain nanoGPT-style loop.
 
-The variants are processes that take turns, A B C A B C ..., so that a machine whose speed wanders is the same for all;
-each has its own allocator settings, since that is part of what is compared. Medians over the rounds.
+The variants are processes that take turns, A B C A B C ..., so that a machine whose speed wanders is the same for all.
+The plain ones run as their users run them, with the system's allocator as it is; Positron's raises its thresholds, as
+`positron.train` does. The ceilings, large matrix products, take their turns too. Medians over the rounds.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -142,6 +144,8 @@ def main() -> None:
         for name, pipe in workers.items():
             pipe.send(True)
             results[name].append(pipe.recv())
+    for pipe in workers.values():
+        pipe.send(False)
     report(shape, options, {name: statistics.median(values) for name, values in results.items()}, results)
 
 
@@ -153,7 +157,7 @@ def report(shape: tuple[int, ...], options: argparse.Namespace, median: dict, re
     flops = config.flops_per_token() * B * T
     print(
         f"{options.model}: {config.n_params() / 1e6:.1f}M parameters, {B} x {T} tokens, {options.threads} threads, "
-        f"median of {options.rounds} rounds in turns\n"
+        f"median of {options.rounds} rounds in turns; load average {os.getloadavg()[0]:.1f}\n"
         f"matmul ceiling: fp32 {median['float32'] / 1e9:,.0f}, bf16 {median['bfloat16'] / 1e9:,.0f} GFLOP/s\n"
     )
     print(f"{'':<30}{'tokens/s':>10}{'GFLOP/s':>10}{'of its ceiling':>16}{'ratio':>8}")

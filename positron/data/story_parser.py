@@ -1,66 +1,89 @@
-"""Reading a built-in story back: every way in which the grammar could have written a text, and what it was asked for."""
+"""Reading a built-in story back: every way in which the grammar could have written a text, and so its exact bits."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
-from positron.data.stories import GRAMMAR, Grammar, Piece, Request, Story, _spell, slot_choice
+from positron.data.story_grammar import GRAMMAR, Bound, Choice, Choices, Grammar, Node, Pick, Request, Slot, Story, Text
 from positron.data.story_plots import Plot
 
-Path = tuple[int, dict[str, str], float, tuple[tuple[str, str], ...]]  # place in the text, bound slots, bits, choices
+
+class _Path(NamedTuple):
+    """A derivation so far: it has read `text[:place]`. `trail` nests its choices in pairs, the last outermost."""
+
+    place: int
+    bound: Bound
+    bits: float
+    trail: tuple[object, ...]
+
+    def chose(self, name: str, choice: Choice, i: int) -> _Path:
+        return _Path(self.place, self.bound, self.bits + choice.bits[i], (self.trail, (name, choice.options[i])))
+
+    def choices(self) -> Choices:
+        found = []
+        trail = self.trail
+        while trail:
+            trail, last = trail  # type: ignore[assignment]
+            found.append(last)
+        return tuple(reversed(found))  # type: ignore[arg-type]
 
 
 def parse(text: str, *, grammar: Grammar = GRAMMAR) -> list[Story]:
-    """All derivations of the whole text: exactly one for a story of this grammar, none for anything else."""
+    """All derivations of the whole text: exactly one for a story of this grammar, none for anything else.
+
+    A derivation is dropped at its first wrong letter, and few sentences begin alike, so few are ever alive at a time.
+    """
     found = []
-    padded = " " + text  # every beat begins with a separator
-    for plot, plot_bits in zip(grammar.plots, grammar.plot_choice.bits, strict=True):
-        paths: list[Path] = [(0, {}, plot_bits, (("plot", plot.name),))]
-        for number, variants in enumerate(grammar.beats[plot.name]):
-            paths = [
-                end
-                for path in paths
-                for i, variant in enumerate(variants)
-                for end in _read(grammar, plot, padded, variant, _entered(path, number, i, len(variants)))
-            ]
-        for place, bound, bits, choices in paths:
-            if place == len(padded):
-                request = Request(bound["hero"], bound["thing"], bound["place"], plot.name)
-                found.append(Story(text, bits, request, choices))
+    for i, name in enumerate(grammar.plot_choice.options):
+        reader = _Reader(grammar, grammar.plots[name], " " + text)  # every beat begins with a separator
+        paths = [_Path(0, {}, 0.0, ()).chose("plot", grammar.plot_choice, i)]
+        for beat in grammar.beats[name]:
+            paths = [end for path in paths for end in reader.read((beat,), path)]
+        for path in paths:
+            if path.place == len(text) + 1:
+                request = Request(path.bound["hero"], path.bound["thing"], path.bound["place"], name)
+                found.append(Story(text, path.bits, request, path.choices()))
     return found
 
 
-def _entered(path: Path, number: int, i: int, n: int) -> Path:
-    place, bound, bits, choices = path
-    return place, bound, bits + math.log2(n), (*choices, (f"beat {number}", str(i)))
+class _Reader:
+    def __init__(self, grammar: Grammar, plot: Plot, text: str) -> None:
+        self.grammar, self.plot, self.text = grammar, plot, text
 
-
-def _read(grammar: Grammar, plot: Plot, text: str, pieces: tuple[Piece, ...], path: Path) -> Iterator[Path]:
-    """The paths on which `pieces` can be read from `path` on. Wrong text is left at its first wrong word."""
-    if not pieces:
+    def read(self, nodes: tuple[Node, ...], path: _Path) -> Iterator[_Path]:
+        """The paths on which `nodes` can be read from `path` on."""
+        for i, node in enumerate(nodes):
+            if isinstance(node, Text):
+                if not self.text.startswith(node.text, path.place):
+                    return
+                path = path._replace(place=path.place + len(node.text))
+            elif isinstance(node, Slot) and node.name in path.bound:
+                word = self.grammar.spell(self.plot, node, path.bound[node.name])
+                if not self.text.startswith(word, path.place):
+                    return
+                path = path._replace(place=path.place + len(word))
+            else:
+                branches = self.draw(node, path) if isinstance(node, Slot) else self.pick(node, path)
+                for branch in branches:
+                    yield from self.read(nodes[i + 1 :], branch)
+                return
         yield path
-        return
-    place, bound, bits, choices = path
-    piece, rest = pieces[0], pieces[1:]
-    if piece.kind == "text":
-        if text.startswith(piece.name, place):
-            yield from _read(grammar, plot, text, rest, (place + len(piece.name), bound, bits, choices))
-        return
-    if piece.kind == "slot" and piece.name in bound:
-        word = _spell(grammar, plot, piece, bound[piece.name])
-        if text.startswith(word, place):
-            yield from _read(grammar, plot, text, rest, (place + len(word), bound, bits, choices))
-        return
-    is_slot = piece.kind == "slot"
-    choice = slot_choice(grammar, plot, piece.name, bound) if is_slot else grammar.list_choices[piece.name]
-    for option, cost in zip(choice.options, choice.bits, strict=True):
-        word = _spell(grammar, plot, piece, option) if is_slot else option
-        word = word[0].upper() + word[1:] if piece.capital else word
-        if text.startswith(word, place):
-            known = {**bound, piece.name: option} if is_slot else bound
-            taken = (place + len(word), known, bits + cost, (*choices, (piece.name, option)))
-            yield from _read(grammar, plot, text, rest, taken)
+
+    def pick(self, pick: Pick, path: _Path) -> Iterator[_Path]:
+        for i, option in enumerate(pick.options):
+            first = option[0] if option else None
+            if isinstance(first, Text) and not self.text.startswith(first.text, path.place):
+                continue  # most options end here, before anything is made for them
+            yield from self.read(option, path.chose(pick.name, pick.choice, i))
+
+    def draw(self, slot: Slot, path: _Path) -> Iterator[_Path]:
+        choice = self.grammar.slot_choice(self.plot, slot.name, path.bound)
+        for i, value in enumerate(choice.options):
+            word = self.grammar.spell(self.plot, slot, value)
+            if self.text.startswith(word, path.place):
+                chosen = path.chose(slot.name, choice, i)
+                yield chosen._replace(place=path.place + len(word), bound={**path.bound, slot.name: value})
 
 
 def bits(text: str) -> float:

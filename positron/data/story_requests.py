@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import random
 
-from positron.data.stories import GRAMMAR, Piece, Request, _compile, _spell, slot_choice
+from positron.data.story_grammar import GRAMMAR, Bound, Request, Slot, Text, compile_text
 
-PHRASINGS = (
+REQUEST_PHRASINGS = (
     "Tell me a story about {name}, who {what}.",
     "Write a story about {name}, who {what}.",
     "Please tell me about {name}, who {what}.",
@@ -15,16 +15,18 @@ PHRASINGS = (
     "Write a short story in which {name} {what}.",
     "Tell a story: {name} {what}.",
     "Make up a story for children. In it, {name} {what}.",
+    "I would like a bedtime story in which {name} {what}.",
+    "Could you tell a story about {name}, who {what}?",
 )
 
 
 def requests(seed: int, index: int) -> Request:
     """Request `index`, with the probability that the grammar gives to its plot, hero, object and place."""
     rng = random.Random(f"request {seed}/{index}")
-    plot = GRAMMAR.plots[GRAMMAR.plot_choice.draw(rng)]
-    drawn: dict[str, str] = {}
+    plot = GRAMMAR.plots[GRAMMAR.plot_choice.options[GRAMMAR.plot_choice.draw(rng)]]
+    drawn: Bound = {}
     for slot in ("hero", "thing", "place"):
-        choice = slot_choice(GRAMMAR, plot, slot, drawn)
+        choice = GRAMMAR.slot_choice(plot, slot, drawn)
         drawn[slot] = choice.options[choice.draw(rng)]
     return Request(drawn["hero"], drawn["thing"], drawn["place"], plot.name)
 
@@ -32,10 +34,11 @@ def requests(seed: int, index: int) -> Request:
 def ask(request: Request, seed: int, index: int) -> str:
     """The request in words: a phrasing and a wording of the plot, drawn by (seed, index)."""
     rng = random.Random(f"ask {seed}/{index}")
-    plot = GRAMMAR.plot(request.plot)
-    values = {"thing": request.object, "place": request.place}
-    pieces: tuple[Piece, ...] = _compile(rng.choice(plot.asks))
-    what = "".join(
-        piece.name if piece.kind == "text" else _spell(GRAMMAR, plot, piece, values[piece.name]) for piece in pieces
-    )
-    return rng.choice(PHRASINGS).format(name=request.name, what=what.strip())
+    plot = GRAMMAR.plots[request.plot]
+    what = plot.asks[int(rng.random() * len(plot.asks))]
+    words = []
+    for node in compile_text(what, {}):
+        assert isinstance(node, Text | Slot)
+        words.append(node.text if isinstance(node, Text) else GRAMMAR.spell(plot, node, request.slots[node.name]))
+    phrasing = REQUEST_PHRASINGS[int(rng.random() * len(REQUEST_PHRASINGS))]
+    return phrasing.format(name=request.name, what="".join(words))

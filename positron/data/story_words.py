@@ -1,326 +1,403 @@
 """The words of the built-in stories: people and things with the forms that sentences need, and lists to draw from.
 
 A *kind* is a list of options, each with named forms (`""` is the plain one), that a story binds to a slot and then
-uses again: who, what, where. A *list* is drawn from afresh each time a sentence needs a word of its sort.
+uses again: who, what, where. A *list* is drawn from afresh each time a sentence needs a word of its sort, so every
+word of a list must fit wherever the list is used. The form `a` (with its article) is made for every option.
 """
 
 from __future__ import annotations
 
 Forms = dict[str, str]
 
-_GIRLS = [
-    "Lily",
-    "Mia",
-    "Anna",
-    "Sue",
-    "Ella",
-    "Lucy",
-    "Rosie",
-    "Emma",
-    "Zoe",
-    "Nora",
-    "Ruby",
-    "Molly",
-    "Daisy",
-    "Clara",
-    "Ivy",
-    "Hazel",
-    "Maya",
-    "Nina",
-    "Tina",
-    "Jane",
-    "Amy",
-    "Kate",
-    "Sara",
-    "Alice",
-]
-_BOYS = [
-    "Tom",
-    "Ben",
-    "Max",
-    "Tim",
-    "Sam",
-    "Jack",
-    "Leo",
-    "Finn",
-    "Noah",
-    "Oscar",
-    "Henry",
-    "Charlie",
-    "Peter",
-    "Billy",
-    "Toby",
-    "Felix",
-    "Hugo",
-    "Oliver",
-    "Lucas",
-    "Adam",
-    "Mark",
-    "Joe",
-    "Dan",
-    "Luke",
-]
+# "an" goes by sound: these begin with a vowel but are spoken with a consonant, or the other way round.
+_SPOKEN_CONSONANT = ("uni", "uku", "use", "one")
+_SILENT_H = ("honest", "hour")
+
+
+def with_article(words: str) -> str:
+    """`apple` -> `an apple`."""
+    vowel = words[0] in "aeiou" and not words.startswith(_SPOKEN_CONSONANT)
+    return ("an " if vowel or words.startswith(_SILENT_H) else "a ") + words
+
+
+_GIRLS = """Lily Mia Anna Sue Ella Lucy Rosie Emma Zoe Nora Ruby Molly Daisy Clara Ivy Hazel Maya Nina Tina Jane
+    Amy Kate Sara Alice"""
+_BOYS = """Tom Ben Max Tim Sam Jack Leo Finn Noah Oscar Henry Charlie Peter Billy Toby Felix Hugo Oliver Victor Adam
+    Mark Joe Dan Luke"""
 _SHE = {"he": "she", "his": "her", "him": "her", "himself": "herself"}
 _HE = {"he": "he", "his": "his", "him": "him", "himself": "himself"}
 
 
 def _children() -> list[Forms]:
     """Girls and boys in turn, the commonest names first."""
-    children = []
-    for girl, boy in zip(_GIRLS, _BOYS, strict=True):
+    children: list[Forms] = []
+    for girl, boy in zip(_GIRLS.split(), _BOYS.split(), strict=True):
         children += [{"": girl, "boy": "girl", **_SHE}, {"": boy, "boy": "boy", **_HE}]
     return children
 
 
 def _grown_ups() -> list[Forms]:
-    women = [{"": word, "call": word.capitalize(), **_SHE} for word in ("mom", "grandma", "aunt", "big sister")]
-    men = [{"": word, "call": word.capitalize(), **_HE} for word in ("dad", "grandpa", "uncle", "big brother")]
-    return [person for pair in zip(women, men, strict=True) for person in pair]
+    """`call` is how a child speaks to them."""
+    women = [("mom", "Mom"), ("grandma", "Grandma"), ("aunt", "Auntie"), ("nana", "Nana")]
+    men = [("dad", "Dad"), ("grandpa", "Grandpa"), ("uncle", "Uncle"), ("papa", "Papa")]
+    grown: list[Forms] = []
+    for (woman, her_call), (man, his_call) in zip(women, men, strict=True):
+        grown += [{"": woman, "call": her_call, **_SHE}, {"": man, "call": his_call, **_HE}]
+    return grown
 
 
-def _things(words: str) -> list[Forms]:
-    return [{"": word, "a": f"{'an' if word[0] in 'aeiou' else 'a'} {word}"} for word in words.split(", ")]
+def _words(words: str) -> tuple[str, ...]:
+    """Options separated by commas, over any number of lines."""
+    return tuple(" ".join(word.split()) for word in words.split(","))
+
+
+def _things(words: str, **forms: str) -> list[Forms]:
+    return [{"": word, "a": with_article(word), **forms} for word in _words(words)]
 
 
 def _places(words: str) -> list[Forms]:
-    """`in the park`: the preposition belongs to the place."""
-    places = []
-    for phrase in words.split(", "):
-        preposition, place = phrase.split(" ", 1)
-        places.append({"": place, "in": f"{preposition} {place}"})
-    return places
+    """`in the park`: the plain form is `the park`, and the preposition that belongs to it makes the form `in`."""
+    return [{"": phrase.split(" ", 1)[1], "in": phrase} for phrase in _words(words)]
+
+
+def _skills(words: str) -> list[Forms]:
+    """`ride a bike`: the thing is the bike, `do` the whole phrase, `doing` its -ing."""
+    skills: list[Forms] = []
+    for phrase in _words(words):
+        verb, article, thing = phrase.split(" ", 2)
+        gerund = (verb.removesuffix("e") if verb == "ride" else verb + ("n" if verb == "spin" else "")) + "ing"
+        skills.append({"": thing, "a": with_article(thing), "do": phrase, "doing": f"{gerund} {article} {thing}"})
+    return skills
 
 
 KINDS: dict[str, list[Forms]] = {
     "child": _children(),
     "grown": _grown_ups(),
     "color": _things("red, blue, green, yellow, orange, purple, pink, white, brown, golden, silver, gray"),
-    "toy": _things(
-        "ball, kite, doll, teddy bear, toy car, toy train, drum, robot, puppet, yo-yo, whistle, top, toy boat, marble, "
-        "balloon, wagon, toy horse, toy rabbit, toy plane, jump rope, paper crown, music box, toy truck, magic wand"
-    ),
-    "play_place": _places(
-        "in the park, at the beach, in the garden, in the yard, on the hill, at the playground, in the meadow, "
-        "by the river, at the school, in the village square, by the lake, at the farm, in the orchard, on the lawn, "
-        "at the market, in the field"
-    ),
-    "spot": _things(  # under, behind, inside: said with `near`
-        "bush, bench, tree, bucket, basket, fence, rock, log, wheelbarrow, flower pot, ladder, cart, barrel, wall, "
-        "pile of leaves, mailbox"
-    ),
-    "skill": [
-        {"": thing, "do": do, "doing": doing}
-        for thing, do, doing in (
-            ("bike", "ride a bike", "riding"),
-            ("piano", "play the piano", "playing"),
-            ("flute", "play the flute", "playing"),
-            ("guitar", "play the guitar", "playing"),
-            ("skateboard", "ride a skateboard", "riding"),
-            ("scooter", "ride a scooter", "riding"),
-            ("pony", "ride a pony", "riding"),
-            ("violin", "play the violin", "playing"),
-            ("canoe", "paddle a canoe", "paddling"),
-            ("hula hoop", "spin a hula hoop", "spinning"),
-            ("unicycle", "ride a unicycle", "riding"),
-            ("trumpet", "play the trumpet", "playing"),
-        )
+    # How a toy gets lost depends on what it is.
+    "toy": [
+        *_things("ball, marble, toy car, wagon, toy truck, toy train, hoop, rubber ring", gone="rolled away"),
+        *_things("kite, balloon, toy plane, paper crown, pinwheel, paper bird, flag, frisbee", gone="blew away"),
+        *_things(
+            """doll, teddy bear, drum, robot, puppet, yo-yo, whistle, toy boat, toy horse, toy rabbit, jump rope,
+            music box, magic wand, rubber duck, toy dinosaur, stuffed fox""",
+            gone="got lost",
+        ),
     ],
+    "play_place": _places(
+        """in the park, at the beach, in the garden, in the yard, on the hill, at the playground, in the meadow,
+        by the river, in the schoolyard, in the village square, by the lake, at the farm, in the orchard, on the lawn,
+        at the market, in the field"""
+    ),
+    "spot": _things(
+        """bush, bench, bucket, basket, fence, rock, log, wheelbarrow, flower pot, ladder, cart, barrel, tree stump,
+        pile of leaves, crate, signpost"""
+    ),
+    "skill": _skills(
+        """ride a bike, play the flute, play the guitar, ride a skateboard, ride a scooter, play the violin,
+        spin a hula hoop, ride a unicycle, play the trumpet, play the banjo, play the ukulele, play the harmonica,
+        play the clarinet, play the accordion, fly a kite, throw a boomerang"""
+    ),
     "practice_place": _places(
-        "in the backyard, behind the barn, in the driveway, on the quiet road, in the big hall, by the garage, "
-        "on the porch, behind the house, in the schoolyard, by the pond"
+        """in the backyard, behind the barn, near the driveway, by the road, near the hall, by the garage,
+        near the porch, behind the house, in the schoolyard, by the pond, near the lake, in the courtyard"""
     ),
     "animal": _things(
-        "bird, kitten, puppy, rabbit, squirrel, duckling, hedgehog, lamb, turtle, fox, mouse, owl, fawn, frog, goat, "
-        "piglet, sparrow, chick, pony, robin, bunny, goose"
+        """bird, kitten, puppy, rabbit, squirrel, duckling, hedgehog, lamb, turtle, fox, mouse, owl, fawn, frog, goat,
+        piglet, sparrow, chick, robin, bunny, goose, raccoon, otter, beaver"""
     ),
+    "house_animal": _things("kitten, puppy, mouse, owl, hedgehog, squirrel, frog, hen, duckling, bat, raccoon, rabbit"),
     "comfort": _things(
-        "blanket, scarf, towel, basket, bottle of milk, bandage, pillow, bowl of water, cushion, ribbon, sweater, "
-        "box of hay"
+        """blanket, scarf, towel, basket, bandage, pillow, bowl of water, cushion, ribbon, sweater, box of hay,
+        carrot, apple, pair of mittens, piece of bread, bag of seeds"""
     ),
     "wild_place": _places(
-        "in the forest, by the stream, on the path, in the tall grass, by the old bridge, under the oak tree, "
-        "in the valley, near the windmill, by the waterfall, at the edge of the woods, in the ditch, near the stable"
+        """in the forest, by the stream, on the path, in the tall grass, by the old bridge, under the oak tree,
+        in the valley, near the windmill, by the waterfall, near the stable, in the ditch, behind the barn"""
     ),
     "indoor": _things(
-        "puzzle, puppet show, blanket fort, train set, card game, paper boat, storybook, dollhouse, marble run, "
-        "dress-up box, drawing, song book, board game, clay castle"
+        """puzzle, puppet show, blanket fort, train set, card game, paper boat, storybook, dollhouse, marble run,
+        costume box, painting, song book, board game, clay castle, magic show, paper dragon"""
     ),
     "trip_place": _places(
-        "at the zoo, at the beach, at the fair, at the circus, at the pool, at the museum, at the castle, "
-        "in the mountains, at the ice rink, at the harbor, at the picnic meadow, at the toy shop"
+        """at the zoo, at the beach, at the fair, at the circus, at the pool, at the museum, at the castle,
+        in the mountains, at the lake, at the harbor, at the toy shop, at the farm"""
     ),
     "gift": _things(
-        "necklace, book, hat, painting, cake, bracelet, clock, mug, flower crown, card, scarf, lantern, birdhouse, vase, "
-        "photo album, pie"
+        """necklace, book, hat, painting, cake, bracelet, clock, mug, flower crown, bookmark, scarf, lantern, birdhouse,
+        vase, photo album, pie"""
     ),
     "hiding_place": _places(
-        "in the closet, under the bed, in the shed, behind the sofa, in the cupboard, in the cellar, behind the curtain, "
-        "under the stairs, in the toy chest, in the garage, behind the bookshelf, in the kitchen drawer"
+        """in the closet, under the bed, in the shed, behind the sofa, in the cupboard, in the cellar,
+        behind the curtain, under the stairs, in the toy chest, in the garage, behind the bookshelf, in the attic"""
     ),
     "light": _things(
-        "lamp, candle, flashlight, lantern, teddy bear, wooden sword, whistle, lucky coin, magic stone, red cape, "
-        "night light, little bell"
+        """lamp, candle, flashlight, lantern, teddy bear, wooden sword, whistle, lucky coin, magic stone, red cape,
+        night light, little bell"""
     ),
     "dark_place": _places(
-        "in the attic, in the cellar, in the cave, in the tunnel, in the barn, in the old tower, in the dark hallway, "
-        "in the empty house, in the mill, in the wine cellar"
+        """in the attic, in the cellar, in the cave, in the tunnel, in the barn, in the old tower, in the dark hallway,
+        in the empty house, in the mill, in the shed, in the garage, in the boathouse"""
     ),
     "food": _things(
-        "sandwich, apple, cookie, banana, cupcake, pear, muffin, pancake, peach, orange, bun, slice of pizza, "
-        "piece of cake, bag of cherries, bowl of soup, plum, carrot, donut"
+        """sandwich, apple, cookie, banana, cupcake, pear, muffin, pancake, peach, orange, bun, slice of pizza,
+        piece of cake, bag of cherries, plum, carrot, donut, waffle, bagel, pretzel"""
     ),
     "eat_place": _places(
-        "in the park, at the school, on the playground, at the picnic table, by the fountain, under the apple tree, "
-        "on the bench, at the bus stop, on the grass, by the pond, at the train station, on the pier"
+        """in the park, in the schoolyard, at the playground, at the picnic table, by the fountain,
+        under the apple tree, on the bench, at the bus stop, on the lawn, by the pond, at the train station,
+        on the pier"""
     ),
     "building": _things(
-        "sandcastle, tower, treehouse, snowman, raft, birdhouse, tent, dam, bridge, castle, go-cart, hut, rocket, "
-        "igloo, swing, stone circle"
+        """tower, treehouse, raft, birdhouse, tent, dam, bridge, castle, go-cart, hut, rocket, swing, fort, boat,
+        lighthouse, windmill"""
     ),
     "build_place": _places(
-        "at the beach, in the backyard, by the river, in the snow, in the meadow, behind the house, on the shore, "
-        "in the sandbox, by the creek, on the playground, under the big tree, in the garden"
+        """at the beach, in the backyard, by the river, in the meadow, behind the house, on the shore, by the creek,
+        at the playground, under the big tree, in the garden, behind the barn, in the field"""
     ),
     "plant": _things(
-        "sunflower, pumpkin, bean, tomato, rose, tulip, carrot, strawberry, apple tree, lemon tree, melon, pea, "
-        "corn plant, daisy"
+        """sunflower, pumpkin, bean, tomato, rose, tulip, carrot, strawberry, apple tree, lemon tree, melon,
+        cherry tree, corn plant, daisy, cucumber, lily"""
     ),
     "garden_place": _places(
-        "in the garden, by the window, behind the house, by the fence, in the flower bed, near the well, "
-        "by the front door, in the greenhouse, next to the gate, by the path"
+        """in the garden, under the window, behind the house, by the fence, in the flower bed, near the well,
+        by the front door, in the greenhouse, next to the gate, by the path"""
     ),
     "fragile": _things(
-        "vase, plate, cup, window, lamp, mirror, bowl, teapot, picture frame, glass, snow globe, jar of honey"
+        "vase, plate, cup, lamp, mirror, bowl, teapot, picture frame, glass, snow globe, candlestick, clay horse"
     ),
     "room": _places(
-        "in the kitchen, in the living room, in the hallway, in the dining room, in the bedroom, in the library, "
-        "in the study, on the balcony"
+        """in the kitchen, in the living room, in the hallway, in the dining room, in the bedroom, in the library,
+        in the study, on the balcony"""
     ),
 }
+# Common and rarer names and things, as in life. The common ones also teach a small model early that what a story has
+# named comes again, which it then applies to the rarer ones.
+WEIGHTS: dict[str, list[float]] = {
+    kind: [1 / ((2 if kind == "child" else 4) + rank) for rank in range(len(options))]
+    for kind, options in KINDS.items()
+}
+
+_WEEKDAYS = _words("Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday")
 
 LISTS: dict[str, tuple[str, ...]] = {
-    "trait": (
-        "little",
-        "kind",
-        "brave",
-        "curious",
-        "happy",
-        "clever",
-        "quiet",
-        "cheerful",
-        "gentle",
-        "funny",
-        "polite",
-        "lively",
-        "careful",
-        "friendly",
-        "shy",
-        "bright",
-        "merry",
-        "patient",
-        "thoughtful",
-        "sweet",
-        "helpful",
-        "playful",
-        "daring",
-        "dreamy",
+    # people
+    "trait": _words(
+        """kind, brave, curious, happy, clever, quiet, cheerful, gentle, funny, polite, lively, careful,
+        friendly, shy, bright, merry, patient, thoughtful, sweet, helpful, playful, daring, dreamy, honest,
+        jolly, smart, loyal, gifted, calm, bold, eager, generous"""
     ),
-    "weather": (
-        "sunny",
-        "warm",
-        "windy",
-        "cloudy",
-        "bright",
-        "cool",
-        "fresh",
-        "mild",
-        "quiet",
-        "lovely",
-        "chilly",
-        "golden",
-        "misty",
-        "breezy",
-        "clear",
-        "calm",
+    "hair": _words(
+        """brown, black, red, curly, long, short, blond, straight, wavy, dark, messy, shiny, golden, thick,
+        soft, frizzy"""
     ),
-    "time": ("morning", "afternoon", "day", "evening"),
-    "walked": (
-        "walked",
-        "ran",
-        "skipped",
-        "hurried",
-        "raced",
-        "marched",
-        "wandered",
-        "hopped",
-        "rushed",
-        "strolled",
-        "jogged",
-        "danced",
-        "dashed",
-        "trotted",
-        "went",
-        "tiptoed",
+    "age": _words("four, five, six, seven, eight, nine"),
+    "happy": _words(
+        """happy, glad, proud, pleased, delighted, cheerful, joyful, thankful, grateful, merry, excited,
+        thrilled, content, relieved, hopeful, jolly"""
     ),
-    "said": ("said", "whispered", "called", "murmured"),
-    "cheered": ("cheered", "laughed", "shouted", "sang", "called", "giggled", "cried", "yelled"),
-    "sobbed": ("sobbed", "sighed", "sniffed", "mumbled", "groaned", "whimpered", "moaned", "wailed"),
-    "happy": ("happy", "glad", "proud", "pleased", "delighted", "cheerful", "joyful", "thankful", "grateful", "merry"),
-    "sad": ("sad", "upset", "lonely", "unhappy", "gloomy", "miserable", "disappointed", "heartbroken"),
-    "scared": ("scared", "nervous", "worried", "frightened", "afraid", "anxious"),
-    "tired": ("tired", "sleepy", "hungry", "thirsty", "cold", "weak"),
-    "slowly": (
-        "slowly",
-        "softly",
-        "carefully",
-        "gently",
-        "quietly",
-        "calmly",
-        "patiently",
-        "quickly",
-        "kindly",
-        "bravely",
+    "sad": _words(
+        "sad, upset, unhappy, gloomy, miserable, disappointed, heartbroken, downhearted, glum, hurt, sorrowful, blue"
     ),
-    "smiled": ("smiled", "grinned", "laughed", "beamed", "nodded", "clapped", "giggled", "winked"),
-    "searched": ("looked", "searched", "peeked", "checked", "hunted", "peered"),
-    "nice": (
-        "nice",
-        "good",
-        "wonderful",
-        "lovely",
-        "sweet",
-        "great",
-        "beautiful",
-        "fine",
-        "special",
-        "pretty",
-        "perfect",
-        "marvelous",
+    "scared": _words(
+        "scared, nervous, worried, frightened, afraid, anxious, alarmed, uneasy, shaky, timid, tense, jittery"
     ),
-    "big": ("big", "small", "tiny", "huge", "new", "soft", "strange", "funny"),
-    "near": ("behind", "under", "next to", "beside", "near"),
-    "sky": ("birds", "butterflies", "bees", "clouds", "leaves", "crickets", "swallows", "dragonflies"),
-    "did": ("danced", "drifted", "fluttered", "floated", "whirled", "glided", "played", "passed"),
-    "game": ("tag", "hide and seek", "catch", "hopscotch", "pirates", "school", "explorers", "leapfrog"),
-    "hugged": ("hugged", "kissed", "thanked", "squeezed", "cuddled", "praised"),
-    "minutes": (
-        "an hour",
-        "a long time",
-        "a little while",
-        "ten minutes",
-        "half the day",
-        "two hours",
-        "a whole hour",
-        "some time",
+    "tired": _words(
+        "tired, weary, exhausted, sleepy, worn out, hungry, thirsty, out of breath, weak, dizzy, hot, sore"
     ),
-    "number": ("two", "three", "four", "five", "six", "seven"),
-    "fell": ("got it wrong", "slipped", "stumbled", "failed", "got stuck", "made a mistake"),
-    "treat": ("hot chocolate", "warm milk", "apple juice", "fresh bread", "ice cream", "popcorn", "honey cake", "tea"),
-    "grew": ("a tiny root", "a green tip", "a little leaf", "a thin stem", "a round bud", "a curly sprout"),
-    "noise": ("a squeak", "a bump", "a rattle", "a creak", "a rustle", "a tap", "a whisper", "a thump"),
-    "feeling": ("warm inside", "light as a feather", "ten feet tall", "safe again", "much better", "very lucky"),
-    "built": ("stacked", "tied", "pushed", "lifted", "carried", "rolled"),
-    "stuff": ("sticks", "stones", "boards", "ropes", "shells", "branches", "boxes", "leaves"),
-    "broke": ("cracked", "wobbled", "tipped", "shook", "leaned", "collapsed"),
-    "held": ("held", "picked", "carried", "lifted", "wrapped", "rocked"),
+    "feeling": _words(
+        """warm inside, as light as a feather, ten feet tall, much better, very lucky, safe and sound, on
+        top of the world, as strong as a lion, as free as a bird, full of joy, like dancing, like singing"""
+    ),
+    # what they do
+    "went": _words(
+        """walked, ran, skipped, hurried, raced, strolled, hopped, rushed, wandered, trotted, dashed,
+        marched, jogged, hiked, sped, tiptoed"""
+    ),
+    "said": _words("said, whispered, murmured, remarked"),
+    "cheered": _words("cheered, laughed, shouted, sang, called, giggled, cried, yelled, exclaimed, chuckled"),
+    "sobbed": _words("sobbed, sighed, sniffed, mumbled, groaned, whimpered, moaned, wailed, muttered, cried"),
+    "smiled": _words("smiled, grinned, laughed, beamed, nodded, clapped, giggled, winked, chuckled, bowed"),
+    "hugged": _words("hugged, kissed, thanked, squeezed, embraced, cuddled, praised, high-fived"),
+    "searched": _words("looked, searched, peeked, checked, hunted, peered"),
+    "hummed": _words("hummed, sang, whistled, made up"),
+    "held": _words("held, stroked, lifted, fed, washed, patted, rocked, warmed, petted, cuddled, soothed, calmed"),
+    "fell": _words(
+        """made a mistake, got stuck, went wrong, did it wrong, forgot what to do, got mixed up, started
+        over, did it backwards"""
+    ),
+    "built": _words(
+        "stacked, carried, pushed, lifted, dragged, sorted, gathered, tied, measured, counted, cleaned, painted"
+    ),
+    "broke": _words("cracked, wobbled, tipped over, shook, leaned, collapsed, crumbled, fell apart"),
+    "kindly": _words(
+        """kindly, softly, gently, warmly, quietly, calmly, tenderly, cheerfully, brightly, sweetly,
+        politely, thoughtfully, with a smile, with a nod, with a wink, at once"""
+    ),
+    "sadly": _words(
+        """sadly, softly, quietly, slowly, unhappily, weakly, miserably, bitterly, helplessly, with a sigh,
+        with a sniff, with wet eyes, in a small voice, in a low voice"""
+    ),
+    "slowly": _words(
+        """slowly, carefully, gently, quietly, calmly, patiently, with great care, with steady hands, little
+        by little, without a word, without a sound, bit by bit"""
+    ),
+    "game": _words(
+        """tag, hide and seek, catch, hopscotch, pirates, explorers, leapfrog, knights, astronauts, dragons,
+        detectives, circus, marbles, shop, doctor, wizards, hospital, restaurant, cowboys, vikings,
+        dominoes, cards, charades, follow the leader, blind man's bluff, treasure hunt, farmers, superheroes"""
+    ),
+    # what things are like
+    "nice": _words(
+        """nice, good, wonderful, lovely, great, beautiful, fine, special, pretty, perfect, marvelous,
+        splendid, charming, fantastic, amazing, fabulous, delightful, superb, excellent, unusual, magical,
+        remarkable, brilliant, extraordinary"""
+    ),
+    "size": _words("big, small, tiny, huge, long, round, flat, heavy, thick, smooth, rough, little"),
+    "town": _words("small, little, quiet, sunny, busy, pretty, old, sleepy, green, tiny, lovely, windy"),
+    "color": _words(
+        """red, blue, green, yellow, orange, purple, pink, white, brown, golden, silver, gray, black,
+        violet, turquoise, striped, spotted, checkered, shiny, colorful"""
+    ),
+    "weather": _words(
+        """sunny, warm, windy, cloudy, bright, cool, fresh, mild, breezy, clear, calm, chilly, golden,
+        crisp, lovely, quiet, foggy, hazy, frosty, dry, pleasant, sparkling, gray, beautiful"""
+    ),
+    # when, how long, how many, where
+    "time": tuple(f"{day}{part}" for day in _WEEKDAYS for part in ("", " morning", " afternoon")),
+    "weekday": _WEEKDAYS,
+    "minutes": _words(
+        """an hour, a long time, a little while, ten minutes, half an hour, two hours, quite a while, a
+        whole afternoon, a few minutes, twenty minutes, an hour and a half, a moment, a short time, five
+        minutes, the longest time, almost an hour"""
+    ),
+    "number": _words(
+        """two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, fourteen,
+        fifteen, sixteen, twenty"""
+    ),
+    "near": _words("behind, under, next to, beside, near, in front of, right next to, right behind"),
+    # what else is there
+    "snack": _words(
+        """apples, pears, cherries, grapes, cookies, waffles, muffins, crackers, plums, strawberries,
+        raisins, sandwiches, bananas, peanuts, pretzels, buns, carrots, walnuts, dates, figs, oranges,
+        peaches, blueberries, tomatoes, cupcakes, donuts, almonds, radishes, raspberries, bagels"""
+    ),
+    "meal": _words(
+        """pancakes, noodles, soup, toast, pudding, pie, rice, omelets, dumplings, potatoes, stew, salad,
+        porridge, pizza, fish, beans, spaghetti, meatballs, lasagna, pasta, corn, fried eggs, curry, ravioli"""
+    ),
+    "drink": _words(
+        """milk, cocoa, tea, lemonade, water, juice, cider, hot chocolate, buttermilk, ginger ale, punch,
+        soda, mint tea, apple juice, iced tea, grape juice"""
+    ),
+    "clothes": _words(
+        """boots, socks, shoes, mittens, gloves, pants, shorts, sandals, overalls, sunglasses, earmuffs,
+        stockings, sneakers, suspenders, leggings, jeans"""
+    ),
+    "flyers": _words(
+        """butterflies, bees, swallows, dragonflies, sparrows, ladybugs, robins, crows, pigeons, ducks,
+        geese, gulls, beetles, finches, larks, blackbirds, swans, jays, magpies, storks, wrens, parrots,
+        herons, bumblebees"""
+    ),
+    "flew": _words(
+        """flew past, flew around, flew in circles, flew up and down, flew away, flew over the roofs, flew
+        high up, flew from tree to tree"""
+    ),
+    "creature": _words(
+        """snail, beetle, caterpillar, cat, dog, cow, horse, sheep, lizard, toad, rooster, pigeon, ladybug,
+        mole, crow, swan, donkey, ant, worm, magpie, badger, spider, grasshopper, cricket, weasel, pig,
+        calf, foal, salamander, chipmunk, ferret, peacock"""
+    ),
+    "dream": _words(
+        """dragons, castles, ships, stars, balloons, fish, ponies, turtles, rockets, mountains, trains,
+        whales, islands, candles, elephants, kites, lions, tigers, giants, fairies, robots, mermaids,
+        camels, penguins, dolphins, monkeys, unicorns, volcanoes, planets, dinosaurs, knights, wizards"""
+    ),
+    "petname": _words(
+        """Star, Button, Pepper, Cloud, Biscuit, Pebble, Clover, Ginger, Snowy, Muffin, Coco, Sunny, Misty,
+        Patch, Cookie, Dusty, Lucky, Sparky, Fluffy, Rusty, Honey, Peanut, Pumpkin, Sugar, Buddy, Whisper,
+        Pickle, Bubbles, Waffles, Thunder, Tiny, Domino"""
+    ),
+    "flowers": _words(
+        """daisies, roses, tulips, poppies, violets, lilies, buttercups, dandelions, bluebells, daffodils,
+        sunflowers, marigolds, pansies, snowdrops, primroses, orchids"""
+    ),
+    "tree": _words(
+        """oak, pine, maple, birch, willow, elm, chestnut tree, beech, ash, poplar, fir, spruce, cherry
+        tree, pear tree, plum tree, walnut tree"""
+    ),
+    "smell": _words(
+        """rain, grass, hay, pine, honey, fresh bread, earth, wood, wet leaves, mint, smoke, salt, cinnamon,
+        soap, mushrooms, dust"""
+    ),
+    "noise": _words(
+        """squeak, bump, rattle, creak, rustle, tap, thump, scratch, hiss, click, knock, groan, clatter,
+        crackle, whistle, bang"""
+    ),
+    "stuff": _words(
+        """sticks, stones, boards, ropes, branches, boxes, planks, poles, bricks, nails, logs, beams, tiles,
+        pipes, wheels, crates"""
+    ),
+    "tool": _words(
+        """hammer, saw, rope, bucket, shovel, ladder, ruler, brush, wheelbarrow, tape measure, rake, spade,
+        hoe, wrench, trowel, crowbar"""
+    ),
+    "sprout": _words("tiny root, green tip, little leaf, thin stem, round bud, curly sprout, pale shoot, new leaf"),
+    "furniture": _words(
+        """sofa, table, chair, cupboard, desk, shelf, bookcase, wardrobe, stove, piano, bed, chest,
+        armchair, dresser, bench, stool"""
+    ),
+    "happily": _words(
+        """happily, loudly, proudly, merrily, excitedly, joyfully, gladly, cheerfully, gleefully, brightly,
+        eagerly, with joy, with delight, with shining eyes, with a big smile, at once"""
+    ),
+    "very": _words("very, really, quite, truly, so, rather, awfully, a little"),
+    "felt": _words("was, felt, seemed, looked"),
+    "learned": _words("learned, understood, found out, discovered, realized, knew, saw, noticed"),
+    "since": _words(
+        "from then on, from that day on, after that day, since that day, ever since that day, from this day on"
+    ),
+    "saw": _words("saw, noticed, spotted, discovered, found"),
+    "tune": _words("song, tune, melody, little song"),
+    "superb": _words(
+        """beautiful, wonderful, amazing, charming, fantastic, marvelous, splendid, delightful, magnificent,
+        remarkable, fabulous, extraordinary"""
+    ),
+    "month": _words("January, February, March, April, May, June, July, August, September, October, November, December"),
+    "then": _words("then, soon, a moment later, after a while, not much later, at that moment, just then, at last"),
+    "gave": _words("gave, handed, passed, offered, brought"),
+    "took": _words("took, grabbed, picked up, got, fetched, chose"),
+    "watched": _words("looked at, watched, stared at, gazed at, glanced at, studied, peered at, admired"),
+    "heard": _words("heard, noticed, was startled by, wondered about"),
+    "wanted": _words("wanted, wished, hoped, longed"),
+    "made": _words("made, created, finished, put together"),
+    "put": _words("put, hid, stored, tucked, placed, left"),
+    "loved": _words("loved, liked, adored, enjoyed"),
+    "gone": _words("was gone, had vanished, was nowhere to be seen, had disappeared"),
+    "asked": _words("asked, wondered, inquired, whispered"),
+    "brought": _words("brought, fetched, carried in, found"),
+    "began": _words("began, started"),
+    "some": _words(
+        """some, a few, many, plenty of, a bag of, a box of, a handful of, a basket of, a dozen, a pile of,
+        two or three, lots of, a plate of, a bowl of, a sack of, ten"""
+    ),
+    "a_little": _words("some, a cup of, a glass of, a mug of, a bottle of, a sip of, a bit of, a jug of"),
+    "tiny_thing": _words("a mouse, a cat, the wind, a fly, a moth, a spider, a beetle, a bird"),
+    "animal_at_home": _words("a cat, a dog, a fly, a moth, a mouse, a frog, a kitten, a puppy"),
+    "builder": _words("beaver, bird, spider, ant, bee, mole, squirrel, rabbit"),
+    "lively": _words("big, small, noisy, happy, young, fat, tiny, lively, busy, quiet, pretty, hungry"),
+    "kind_to": _words("kind, good, nice, sweet, generous, friendly"),
+    "old": _words("an old, a tall, a crooked, a young, a thick, a thin, a lonely, a mossy"),
+    "bag": _words("bag, box, basket, sack, pouch, tin, bucket, backpack"),
+    "dusty": _words("an old, a big, a dusty, a broken, a heavy, a strange, a dark, a forgotten"),
+    "how": _words("slowly, quietly, happily, with joy, with both hands, bite by bite, very quickly, very politely"),
+    "surface": _words(
+        "table, desk, shelf, windowsill, piano, chest, dresser, bench, stool, counter, nightstand, sideboard"
+    ),
+    "snapped": _words("shouted, yelled, cried, called, snapped, screamed, demanded, grumbled"),
+    "angrily": _words("angrily, loudly, crossly, rudely, furiously, impatiently, with a frown, with a red face"),
+    "moment": _words(
+        "a moment, a while, a minute, a few seconds, two minutes, a long moment, some time, a little while"
+    ),
 }

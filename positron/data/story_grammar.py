@@ -1,0 +1,242 @@
+"""The engine of the built-in stories: a grammar as data, compiled once, that writes, with exact probabilities.
+
+A plot is a list of beats, a beat a choice of variants, a variant a sentence or two with choices inside. Compiled, all
+of it is one tree of three nodes (`Text`, `Slot`, `Pick`), which `generate` walks here and `story_parser` reads, so the
+writer and the reader cannot drift apart. Units: bits, i.e. -log2 of a probability.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import random
+import re
+from bisect import bisect
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import NamedTuple
+
+from positron.data.story_plots import PLOTS, Plot
+from positron.data.story_words import KINDS, LISTS, WEIGHTS, Forms, with_article
+
+ENGINE_VERSION = 1  # raise it when the same data would give other texts or other bits
+GRAMMAR_VERSION = hashlib.sha256(repr((ENGINE_VERSION, PLOTS, KINDS, WEIGHTS, LISTS)).encode("utf-8")).hexdigest()
+
+Choices = tuple[tuple[str, str], ...]
+Bound = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a reader can ask for; all but the plot's name stand in the story word for word."""
+
+    name: str
+    object: str
+    place: str
+    plot: str
+
+    @property
+    def slots(self) -> Bound:
+        return {"hero": self.name, "thing": self.object, "place": self.place}
+
+
+@dataclass(frozen=True)
+class Story:
+    """`bits` is -log2 of its probability (given the request, where there was one); `choices` are (what, option)."""
+
+    text: str
+    bits: float
+    request: Request
+    choices: Choices
+
+
+class Choice(NamedTuple):
+    """Options with their probabilities, ready to draw from and to look up."""
+
+    options: tuple[str, ...]
+    bits: tuple[float, ...]
+    cumulative: tuple[float, ...]
+
+    @classmethod
+    def of(cls, options: tuple[str, ...], weights: list[float] | None = None) -> Choice:
+        shares = weights or [1.0] * len(options)
+        total = math.fsum(shares)
+        bits = tuple(-math.log2(share / total) for share in shares)
+        return cls(options, bits, tuple(accumulate(share / total for share in shares)))
+
+    def draw(self, rng: random.Random) -> int:
+        return min(bisect(self.cumulative, rng.random()), len(self.options) - 1)
+
+
+class Text(NamedTuple):
+    text: str
+
+
+class Slot(NamedTuple):
+    """A form of the slot's value; at its first mention the value is drawn."""
+
+    name: str
+    form: str
+    capital: bool
+
+
+class Pick(NamedTuple):
+    """One of several sequences: a word of a list, an alternative in a sentence, a variant of a beat."""
+
+    name: str
+    choice: Choice
+    options: tuple[tuple[Node, ...], ...]
+
+
+Node = Text | Slot | Pick
+_TOKEN = re.compile(r"\{[^}]+\}|\[[^\]]+\]|[(|)]|[^{\[(|)]+")
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """Compiled plots. `GRAMMAR` is the built-in one; tests make small ones."""
+
+    plots: dict[str, Plot]
+    plot_choice: Choice
+    beats: dict[str, tuple[Pick, ...]]
+    kinds: dict[str, dict[str, Forms]]
+    weights: dict[str, list[float]]
+    _slot_choices: dict[tuple[str, str | None], Choice] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        plots: tuple[Plot, ...],
+        kinds: dict[str, list[Forms]],
+        lists: dict[str, tuple[str, ...]],
+        weights: dict[str, list[float]] | None = None,
+    ) -> Grammar:
+        compiled = {plot.name: tuple(_beat(variants, lists) for variants in plot.beats) for plot in plots}
+        return cls(
+            {plot.name: plot for plot in plots},
+            Choice.of(tuple(plot.name for plot in plots), [plot.weight for plot in plots]),
+            compiled,
+            {kind: {forms[""]: forms for forms in options} for kind, options in kinds.items()},
+            weights or {},
+        )
+
+    def slot_choice(self, plot: Plot, slot: str, bound: Bound) -> Choice:
+        """The values of a slot. A friend is never the hero: a value taken by the same kind is left out."""
+        kind = plot.slots[slot]
+        taken = next((value for other, value in bound.items() if other != slot and plot.slots[other] == kind), None)
+        choice = self._slot_choices.get((kind, taken))
+        if choice is None:
+            weights = self.weights.get(kind, [1.0] * len(self.kinds[kind]))
+            pairs = [(v, w) for v, w in zip(self.kinds[kind], weights, strict=True) if v != taken]
+            choice = Choice.of(tuple(value for value, _ in pairs), [weight for _, weight in pairs])
+            self._slot_choices[kind, taken] = choice
+        return choice
+
+    def spell(self, plot: Plot, slot: Slot, value: str) -> str:
+        if slot.form:
+            value = self.kinds[plot.slots[slot.name]][value][slot.form]
+        return value[0].upper() + value[1:] if slot.capital else value
+
+
+def _beat(variants: tuple[str, ...], lists: dict[str, tuple[str, ...]]) -> Pick:
+    """Each variant brings the separator before it: a space, or an empty line where it begins with a pilcrow."""
+    options = []
+    for variant in variants:
+        separator = Text("\n\n" if variant.startswith("¶") else " ")
+        options.append((separator, *compile_text(variant.removeprefix("¶"), lists)) if variant else ())
+    return Pick("beat", Choice.of(variants), tuple(options))
+
+
+def compile_text(source: str, lists: dict[str, tuple[str, ...]]) -> tuple[Node, ...]:
+    """`{slot.form}`, `[list]`, `[a list]` with its article, `(one|or|another)`; a capital letter stays one."""
+    tokens = _TOKEN.findall(source)
+    nodes = _sequence(tokens, lists)
+    if tokens:
+        raise ValueError(f"unbalanced ')' or '|' in {source!r}")
+    return nodes
+
+
+def _sequence(tokens: list[str], lists: dict[str, tuple[str, ...]]) -> tuple[Node, ...]:
+    """Takes tokens up to an unmatched `|` or `)`."""
+    nodes: list[Node] = []
+    while tokens and tokens[0] not in ("|", ")"):
+        token = tokens.pop(0)
+        if token == "(":
+            nodes.append(_alternatives(tokens, lists))
+        elif token[0] == "{":
+            name, _, form = token[1:-1].partition(".")
+            nodes.append(Slot(name, form.lower(), form[:1].isupper()))
+        elif token[0] == "[":
+            nodes.append(_list(token[1:-1], lists))
+        else:
+            nodes.append(Text(token))
+    return tuple(nodes)
+
+
+def _alternatives(tokens: list[str], lists: dict[str, tuple[str, ...]]) -> Pick:
+    options = []
+    labels = []
+    closing = "|"
+    while closing == "|":
+        before = list(tokens)
+        options.append(_sequence(tokens, lists))
+        labels.append("".join(before[: len(before) - len(tokens)]))
+        closing = tokens.pop(0)  # an IndexError here is a missing ")"
+    return Pick("or", Choice.of(tuple(labels)), tuple(options))
+
+
+def _list(token: str, lists: dict[str, tuple[str, ...]]) -> Pick:
+    name = token.lower().removeprefix("a ")
+    words = lists[name]
+    texts = [with_article(word) for word in words] if token.lower().startswith("a ") else list(words)
+    if token[0].isupper():
+        texts = [text[0].upper() + text[1:] for text in texts]
+    return Pick(name, Choice.of(words), tuple((Text(text),) for text in texts))
+
+
+GRAMMAR = Grammar.of(PLOTS, KINDS, LISTS, WEIGHTS)
+
+
+class _Teller:
+    """One story in the making."""
+
+    def __init__(self, grammar: Grammar, plot: Plot, rng: random.Random, bound: Bound) -> None:
+        self.grammar, self.plot, self.rng, self.bound = grammar, plot, rng, bound
+        self.bits = 0.0
+        self.parts: list[str] = []
+        self.choices: list[tuple[str, str]] = []
+
+    def draw(self, name: str, choice: Choice) -> int:
+        i = choice.draw(self.rng)
+        self.bits += choice.bits[i]
+        self.choices.append((name, choice.options[i]))
+        return i
+
+    def tell(self, nodes: tuple[Node, ...]) -> None:
+        for node in nodes:
+            if isinstance(node, Text):
+                self.parts.append(node.text)
+            elif isinstance(node, Pick):
+                self.tell(node.options[self.draw(node.name, node.choice)])
+            else:
+                if node.name not in self.bound:
+                    choice = self.grammar.slot_choice(self.plot, node.name, self.bound)
+                    self.bound[node.name] = choice.options[self.draw(node.name, choice)]
+                self.parts.append(self.grammar.spell(self.plot, node, self.bound[node.name]))
+
+
+def generate(seed: int, index: int, request: Request | None = None, *, grammar: Grammar = GRAMMAR) -> Story:
+    """Story `index` of the corpus `seed`: a pure function. With a `request`, its choices are given, not drawn."""
+    rng = random.Random(f"{seed}/{index}")
+    bits, choices = 0.0, []
+    if request is None:
+        i = grammar.plot_choice.draw(rng)
+        name, bits = grammar.plot_choice.options[i], grammar.plot_choice.bits[i]
+        choices.append(("plot", name))
+    else:
+        name = request.plot
+    teller = _Teller(grammar, grammar.plots[name], rng, {} if request is None else request.slots)
+    teller.tell(grammar.beats[name])
+    bound = teller.bound
+    final = Request(bound["hero"], bound["thing"], bound["place"], name)
+    return Story("".join(teller.parts)[1:], bits + teller.bits, final, (*choices, *teller.choices))
