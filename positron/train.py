@@ -105,7 +105,8 @@ def job(cfg: DictConfig) -> float:
     config = from_dict(RunConfig, values)
     folder = OUTPUTS / config.name
     facts = train(config, folder)
-    show_result(folder)
+    if first_rank():
+        show_result(folder)
     return float(facts.get("val/bpb", "nan"))
 
 

@@ -59,6 +59,31 @@ def test_blocked_attention_is_attention(T, H, K, D, dtype):
         assert (gradient.double() - expected).norm() / scale < 2 * TOLERANCE[dtype]
 
 
+@pytest.mark.parametrize("size", [3, 30])
+def test_large_scores_cost_no_more_precision_than_the_library_s(size):
+    """Scores rounded to bf16 would be off by size / 256 each, and the softmax turns that into a relative error."""
+    errors = []
+    for attention in (BlockedCausalAttention.apply, lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True)):
+        q, k, v = qkv(300, D=40, dtype=torch.bfloat16)
+        tensors = [(size * q).detach().requires_grad_(), k, v]
+        exact_inputs = [x.detach().double().requires_grad_() for x in tensors]
+        upstream = torch.randn(q.shape, generator=torch.Generator().manual_seed(9)).bfloat16()
+        gradients = torch.autograd.grad(attention(*tensors), tensors, upstream)
+        expected = torch.autograd.grad(plain(*exact_inputs), exact_inputs, upstream.double())
+        errors.append([relative_error(a, b) for a, b in zip(gradients, expected, strict=True)])
+    assert all(ours < 2 * library for ours, library in zip(*errors, strict=True)), errors
+
+
+def test_autocast_leaves_float64_alone():
+    q, k, v = qkv(200)
+    x, weight, targets = head(20)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert relative_error(causal_attention(q, k, v), plain(q, k, v)) < TOLERANCE[torch.float64]
+        assert linear_cross_entropy(x, weight, targets).item() == pytest.approx(
+            plain_loss(x, weight, targets).item(), rel=1e-12
+        )
+
+
 @pytest.mark.parametrize("backward_inside", [True, False])
 def test_autocast_makes_bf16_products_and_fp32_gradients(backward_inside):
     q, k, v = qkv(200, dtype=torch.float32)

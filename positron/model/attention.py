@@ -20,7 +20,7 @@ LONGEST = 2048  # tokens; beyond, the saved probabilities take more memory than 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
     """q (B, H, T, D), k and v (B, K, T, D) with H a multiple of K -> (B, H, T, D)."""
-    if torch.is_autocast_enabled(q.device.type):
+    if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:  # autocast, too, leaves float64 alone
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if dropout == 0 and blocked_is_faster(q):
@@ -50,15 +50,15 @@ class BlockedCausalAttention(torch.autograd.Function):
         N, G = B * k.shape[1], H // k.shape[1]
         with torch.autocast(q.device.type, enabled=False):
             out, probabilities = torch.empty_like(q), []  # in q's memory order, so that (B, T, H D) is a view again
-            q = (q * (1 / math.sqrt(D))).reshape(N, G, T, D)
-            k, v = k.reshape(N, T, D), v.reshape(N, T, D)
-            future = torch.full((BLOCK, BLOCK), float("-inf"), dtype=q.dtype, device=q.device).triu_(1)
+            q, k, v = q.reshape(N, G, T, D), k.reshape(N, T, D), v.reshape(N, T, D)
+            wide = torch.promote_types(q.dtype, torch.float32)
+            future = torch.full((BLOCK, BLOCK), float("-inf"), dtype=wide, device=q.device).triu_(1)
             for start in range(0, T, BLOCK):
                 end = min(T, start + BLOCK)
                 n = end - start
-                scores = torch.bmm(q[:, :, start:end].reshape(N, G * n, D), k[:, :end].mT)
+                scores = scaled_scores(q[:, :, start:end].reshape(N, G * n, D), k[:, :end])
                 scores.view(N, G, n, end)[..., start:] += future[:n, :n]  # a fourth of masked_fill's time
-                p = scores.softmax(dim=-1)  # (N, G n, end)
+                p = scores.softmax(dim=-1).to(q.dtype)  # (N, G n, end)
                 out[:, :, start:end] = torch.bmm(p, v[:, :end]).view(B, H, n, D)
                 probabilities.append(p)
         ctx.save_for_backward(q, k, v, *probabilities)
@@ -67,7 +67,7 @@ class BlockedCausalAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        q, k, v, *probabilities = ctx.saved_tensors  # q is scaled already
+        q, k, v, *probabilities = ctx.saved_tensors
         N, G, T, D = q.shape
         B, H = grad.shape[:2]
         with torch.autocast(q.device.type, enabled=False):
@@ -84,4 +84,23 @@ class BlockedCausalAttention(torch.autograd.Function):
                 dk[..., :end].baddbmm_(rows.mT, ds)
                 dq[:, :, start:end] = torch.bmm(ds, k[:, :end]).view(B, H, end - start, D)
             dq *= 1 / math.sqrt(D)
+            dk *= 1 / math.sqrt(D)
         return dq, dk.mT.view(B, -1, T, D), dv.mT.view(B, -1, T, D)
+
+
+def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
+    """q (N, n, D), k (N, m, D) -> q k^T / sqrt(D), (N, n, m), in fp32 or wider also where q and k are bf16.
+
+    Scores rounded to bf16 make gradients worse the larger they are: by 1 % at a standard deviation of 3, by 9 % at 30,
+    where SDPA is at 0.4 and 0.7 %. Unrounded costs a tenth of the attention's time. bmm has no fp32 output on a CPU, so
+    the factors are widened and oneDNN narrows them again, exactly, to multiply.
+    """
+    wide = torch.promote_types(q.dtype, torch.float32)
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    before = matmul.fp32_precision
+    if q.dtype == torch.bfloat16:
+        matmul.fp32_precision = "bf16"
+    try:
+        return torch.baddbmm(q.new_empty((), dtype=wide), q.to(wide), k.to(wide).mT, beta=0, alpha=q.shape[-1] ** -0.5)
+    finally:
+        matmul.fp32_precision = before

@@ -89,7 +89,9 @@ def _losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 def _product_dtype(x: Tensor) -> torch.dtype:
     device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):  # autocast, too, leaves float64 alone
+        return x.dtype
+    return torch.get_autocast_dtype(device)
 
 
 def _chunks(n: int, width: int, values: int) -> list[slice]:
