@@ -12,6 +12,7 @@ def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str) 
     `rows` are those of metrics.jsonl. Two panels, since nats per token and bits per byte do not share an axis.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     figure = Figure(figsize=(10, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -27,6 +28,8 @@ def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str) 
     if floor_bpb:
         right.axhline(floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}: the text's own bits")
     left.set(xlabel="million tokens", ylabel="loss, nats per token", title=title, yscale="log")
+    for axis_formatter in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        axis_formatter(ScalarFormatter())  # 2, not 2 x 10^0
     right.set(xlabel="million tokens", ylabel="bits per byte", title="validation", ylim=(0, None))
     if val:
         # the first point, from a model that knows little, would press the rest flat
