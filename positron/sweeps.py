@@ -67,15 +67,25 @@ class SweepTable:
     """A Hydra callback (`hydra.callbacks` in conf/train.yaml): the rules before a sweep and the table after it."""
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
-        """Lightning starts a second process by the same command line, so each rank would start the whole sweep."""
+        """One folder for the whole sweep, named by the choices that all jobs share, whatever each job chooses.
+
+        Several devices are refused: Lightning starts a second process by the same command line, so each rank would
+        start the whole sweep.
+        """
+        from hydra.core.hydra_config import HydraConfig
+        from omegaconf import read_write
+
         if config.device.devices * config.device.num_nodes > 1:
             print("positron: a sweep (-m) runs its jobs on one device each: leave out device.devices=", file=sys.stderr)
             raise SystemExit(2)
+        HydraConfig.instance().set_config(config)  # Hydra does so for jobs only; the sweep's name needs it, too
+        self.folder = Path(config.hydra.sweep.dir)
+        with read_write(config.hydra.overrides):
+            config.hydra.overrides.hydra.append(f"hydra.sweep.dir='{self.folder.as_posix()}'")
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
-        folder = Path(config.hydra.sweep.dir)
-        rows = sweep_rows(folder)
-        print(f"\n{folder}\n{sweep_table(rows)}")
+        rows = sweep_rows(self.folder)
+        print(f"\n{self.folder}\n{sweep_table(rows)}")
         if any(row["status"] == "failed" for row in rows):
             raise SystemExit(1)
 

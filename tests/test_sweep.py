@@ -64,6 +64,17 @@ def test_an_unknown_key_ends_the_sweep_before_the_first_job(door, tmp_path):
     assert not list(tmp_path.glob("outputs/sweeps/*/*/metrics.jsonl"))
 
 
+def test_a_sweep_over_a_choice_keeps_its_jobs_in_one_folder_without_a_name(door, tmp_path):
+    jobs = [o for o in SWEEP if not o.startswith(("name=", "model="))]
+    result = door("train", *jobs, "model=debug", "schedule=cosine,constant", "data=stories")
+    assert result.code == 0, result.err
+    folders = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("outputs/sweeps/*/*/run.json"))
+    assert folders == [f"outputs/sweeps/debug-stories/{i}/run.json" for i in (0, 1)]
+    more = door("train", *jobs, "model=debug,nano", "model.n_kv_head=2")
+    assert more.code == 0, more.err
+    assert len(list(tmp_path.glob("outputs/sweeps/tinygpt-stories/*/run.json"))) == 2
+
+
 def test_tensorboard_gets_the_curves(door, tmp_path):
     result = door("train", *SWEEP[1:], "logger=tensorboard")
     assert result.code == 0, result.err

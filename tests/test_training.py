@@ -126,7 +126,7 @@ def test_one_batch_is_learnt_by_heart(tmp_path, monkeypatch):
         return loader
 
     monkeypatch.setattr(PretrainData, "train_dataloader", same_batch)
-    config = tiny(tmp_path, train__max_steps=400, train__batch_tokens=64, train__val_every=400, optimizer__lr=1e-2)
+    config = tiny(tmp_path, train__max_steps=400, train__batch_tokens=32, train__val_every=400, optimizer__lr=1e-2)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, weight_decay=0.0))
     train(config, tmp_path / "run")
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["train/loss"] < 0.01

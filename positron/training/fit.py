@@ -44,9 +44,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train from `start` to `plan.last_step`; keeps run.json true however this ends. Returns the run's facts."""
     _refuse_other_data(run, data)
-    if start.checkpoint is not None and say.is_first_rank:
-        cut_after(run.folder, start.step)
     if say.is_first_rank:
+        cut_after(run.folder, start.step)  # also what a run wrote that was killed before its first checkpoint
         facts = {"data_fingerprint": data.train.tokens.fingerprint, "floor_bpb": data.val.floor_bpb}
         run.update(status="running", step=start.step, resolved=plan.resolved(), **facts)
     dashboards = _dashboards(run, config, start, say)
