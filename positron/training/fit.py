@@ -133,6 +133,7 @@ def _trainer(
         run.folder,
         tokenizer,
         dashboards,
+        say,
         every=train.sample_every,
         prompt=train.sample_prompt,
         tokens=train.sample_tokens,

@@ -86,11 +86,18 @@ class Samples(L.Callback):
     """The same prompt at milestones, so that one can read a model learn."""
 
     def __init__(
-        self, folder: Path, tokenizer: Tokenizer, dashboards: list[Dashboard], *, every: int, prompt: str, tokens: int
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        dashboards: list[Dashboard],
+        say: Callable[[str], None],
+        *,
+        every: int,
+        prompt: str,
+        tokens: int,
     ) -> None:
-        self.path, self.tokenizer, self.dashboards = folder / "samples.md", tokenizer, dashboards
+        self.path, self.tokenizer, self.dashboards, self.say = folder / "samples.md", tokenizer, dashboards, say
         self.every, self.prompt, self.tokens = every, prompt, tokens
-        self.show: Callable[[str], None] = lambda text: None
 
     def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
         step = trainer.global_step
@@ -105,7 +112,8 @@ class Samples(L.Callback):
         if "val/bpb" in module.metrics:
             scores += f" · {module.metrics['val/bpb']:.4f} validation bits per byte"
         append(self.path, f"## Step {step} · {scores}\n\n{text.strip()}\n\n")
-        self.show(text.strip())
+        if not trainer.should_stop:  # the last one is shown whole, at the end
+            self.say(f"step {step} writes: {' '.join(text.split())[:160]} ...")
         for dashboard in self.dashboards:
             dashboard.sample(text, step)
 
