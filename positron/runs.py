@@ -132,11 +132,15 @@ def load_model(run: Run, say: Callable[[str], None], checkpoint: Path | None = N
     return model.eval(), tokenizer, path
 
 
+def bare_names(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A LightningModule's weights under the model's own names; `_orig_mod.` is torch.compile's mark."""
+    return {name.removeprefix("model.").replace("_orig_mod.", ""): value for name, value in state_dict.items()}
+
+
 def load_weights(model: GPT, state_dict: dict[str, Any], path: Path) -> None:
-    """A LightningModule's weights into the bare model; `_orig_mod.` is torch.compile's mark. UserError if they differ."""
-    weights = {k.removeprefix("model.").replace("_orig_mod.", ""): v for k, v in state_dict.items()}
+    """A LightningModule's weights into the bare model. UserError if they differ."""
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(bare_names(state_dict))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"the weights in {path} do not fit this model: {reason}") from error

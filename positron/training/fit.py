@@ -17,7 +17,7 @@ from positron.door import Voice
 from positron.evaluation.metrics import best_bpb, read_metrics
 from positron.evaluation.report import write_report
 from positron.model.gpt import GPT
-from positron.runs import Run
+from positron.runs import Run, bare_names
 from positron.text.tokenizer import Tokenizer
 from positron.training.callbacks import Clock, Interrupted, Stopping, Validation
 from positron.training.checkpoint import BEST, checkpoint_fault, load_checkpoint
@@ -203,8 +203,8 @@ def export_weights(run: Run) -> None:
     if checkpoint_fault(path) is not None:
         return
     saved = load_checkpoint(path)
-    weights = {k.removeprefix("model.").replace("_orig_mod.", ""): v.float() for k, v in saved["state_dict"].items()}
+    weights = {name: tensor.float().contiguous() for name, tensor in bare_names(saved["state_dict"]).items()}
     folder = make_folder(run.folder / "model")
     with whole_file(folder / "weights.safetensors") as file:
-        file.write(save({name: tensor.contiguous() for name, tensor in weights.items()}))
+        file.write(save(weights))
     write_json(folder / "config.json", saved["gpt_config"])
