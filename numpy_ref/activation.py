@@ -1,0 +1,124 @@
+"""Chapter 2. Activations: what makes two linear layers more than one.
+
+Each acts on every number by itself, so its backward is dx = dy f'(x). What remains is to know f'.
+
+    relu    f = max(x, 0)                         f' = 1 where x > 0, else 0
+    relu2   f = max(x, 0)^2                       f' = 2 max(x, 0)                       (Primer, arXiv:2109.08668)
+    swish   f = x s(x),  s = 1 / (1 + e^-x)       f' = s + x s (1 - s)                   (arXiv:1710.05941)
+    gelu    f = x P(x),  P the normal distribution, P(x) = (1 + erf(x / sqrt 2)) / 2     (arXiv:1606.08415)
+                                                  f' = P(x) + x p(x),  p(x) = e^(-x^2 / 2) / sqrt(2 pi)
+    gelu by tanh: P(x) is replaced by (1 + t) / 2 with t = tanh(u), u = sqrt(2 / pi) (x + 0.044715 x^3); then
+        f' = (1 + t) / 2 + x (1 - t^2) / 2 * du/dx,  du/dx = sqrt(2 / pi) (1 + 3 * 0.044715 x^2)
+
+The derivative of s: s' = e^-x / (1 + e^-x)^2 = s (1 - s). That of t: 1 - t^2.
+
+The sigmoid is computed as (1 + tanh(x / 2)) / 2, the same function. Written as 1 / (1 + e^-x), IEEE 754 float32
+overflows at x = -89: e^89 is inf, with a warning, before 1 / inf gives the right 0. tanh has no such corner. On hardware
+both are a table of some 256 entries with linear interpolation; relu needs only the sign bit, and relu2 one multiplier.
+
+Cost: a few FLOPs per number, but 8 bytes of traffic (read one, write one): bound by memory. So all steps of one
+activation are done on a piece that fits the cache, `PIECE` numbers at a time, and the derivative is computed while the
+numbers are at hand: backward is then a single product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from numpy_ref.linear import Array, Cache
+
+PIECE = 1 << 14  # numbers at a time: 64 kB of float32, so that x, f and f' stay in the second-level cache
+_GELU = math.sqrt(2 / math.pi)
+_CUBIC = 0.044715
+
+
+def _relu(x: Array, f: Array, slope: Array) -> None:
+    np.maximum(x, 0, out=f)
+    np.greater(x, 0, out=slope, casting="unsafe")
+
+
+def _relu2(x: Array, f: Array, slope: Array) -> None:
+    np.maximum(x, 0, out=slope)
+    np.multiply(slope, slope, out=f)
+    slope *= 2
+
+
+def _swish(x: Array, f: Array, slope: Array) -> None:
+    sigmoid = np.tanh(x * 0.5)
+    sigmoid += 1
+    sigmoid *= 0.5
+    np.multiply(x, sigmoid, out=f)
+    np.multiply(f, 1 - sigmoid, out=slope)  # x s (1 - s)
+    slope += sigmoid
+
+
+def _gelu(x: Array, f: Array, slope: Array) -> None:
+    square = x * x
+    u = square * _CUBIC
+    u += 1
+    u *= x
+    t = np.tanh(u * _GELU)
+    square *= 3 * _CUBIC * _GELU
+    square += _GELU  # du/dx
+    np.multiply(t, t, out=slope)
+    np.subtract(1, slope, out=slope)
+    slope *= square  # (1 - t^2) du/dx
+    slope *= x
+    t += 1
+    slope += t
+    slope *= 0.5
+    np.multiply(x, t, out=f)
+    f *= 0.5
+
+
+def _gelu_exact(x: Array, f: Array, slope: Array) -> None:
+    normal = erf(x * math.sqrt(0.5))
+    normal += 1
+    normal *= 0.5  # P(x)
+    np.multiply(x, normal, out=f)
+    np.multiply(x, np.exp(x * x * -0.5) * (1 / math.sqrt(2 * math.pi)), out=slope)  # x p(x)
+    slope += normal
+
+
+def erf(x: Array) -> Array:
+    """2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x, to the precision of x's dtype.
+
+    By the series erf(x) = 2 / sqrt(pi) e^(-x^2) sum_n 2^n x^(2n+1) / (1 * 3 * 5 ... (2n+1)) (DLMF 7.6.2): unlike Taylor's
+    it has no alternating signs, so nothing cancels. Beyond |x| = 6, float64 cannot tell erf from 1.
+    """
+    near = np.clip(x, -6, 6)
+    square, term = near * near, near.copy()
+    total, n = near.copy(), 0
+    while n < 200 and np.any(np.abs(term) > np.finfo(x.dtype).eps * np.abs(total)):
+        n += 1
+        term = term * (square * (2 / (2 * n + 1)))
+        total = total + term
+    return total * np.exp(-square) * (2 / math.sqrt(math.pi))
+
+
+ACTIVATIONS: dict[str, Callable[[Array, Array, Array], None]] = {
+    "gelu": _gelu,
+    "gelu_exact": _gelu_exact,
+    "relu": _relu,
+    "swish": _swish,
+    "relu2": _relu2,
+}
+
+
+def activation_forward(x: Array, kind: str) -> tuple[Array, Cache]:
+    """x of any shape -> the same shape. `kind` is a key of ACTIVATIONS."""
+    x = np.ascontiguousarray(x)
+    f, slope = np.empty_like(x), np.empty_like(x)
+    flat = x.reshape(-1), f.reshape(-1), slope.reshape(-1)
+    for start in range(0, x.size, PIECE):
+        piece = slice(start, start + PIECE)
+        ACTIVATIONS[kind](flat[0][piece], flat[1][piece], flat[2][piece])
+    return f, {"slope": slope}
+
+
+def activation_backward(dy: Array, cache: Cache) -> tuple[Array]:
+    """dy -> (dx,), of the same shape."""
+    return (dy * cache["slope"],)

@@ -1,0 +1,74 @@
+"""Chapter 11. The pre-norm residual block: two corrections to a stream that flows through untouched.
+
+    m = x + dropout(attention(norm1(x)))
+    y = m + dropout(mlp(norm2(m)))
+
+Backward. y depends on m directly and through the branch, so the gradients add: dm = dy + branch_backward(dy). The first
+term is why deep networks train: whatever the branches do, a gradient of 1 reaches every layer.
+
+Cost: that of its parts; the sums are 8 bytes per number and 1 FLOP. In fixed point the stream needs more bits than the
+branches, since 2 L of them add up in it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from numpy_ref.dropout import dropout_backward, dropout_forward
+from numpy_ref.linear import Array, Cache
+from numpy_ref.mlp import mlp_backward, mlp_forward
+from numpy_ref.multihead import Params, Past, Rope, below, multihead_backward, multihead_forward, under
+from numpy_ref.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
+
+
+def norm_forward(x: Array, params: Params, kind: str) -> tuple[Array, Cache]:
+    """The norm that the configuration names. params: weight, and bias or none."""
+    if kind == "layernorm":
+        return layernorm_forward(x, params["weight"], params.get("bias"))
+    return rmsnorm_forward(x, params["weight"])
+
+
+def norm_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None]:
+    if "bias" not in cache:
+        dx, dweight = rmsnorm_backward(dy, cache)
+        dbias = None
+    else:
+        dx, dweight, dbias = layernorm_backward(dy, cache)
+    return dx, {name: d for name, d in (("weight", dweight), ("bias", dbias)) if d is not None}, None
+
+
+def block_forward(
+    x: Array,
+    params: Params,
+    config: Any,
+    rope: Rope | None = None,
+    rng: np.random.Generator | None = None,
+    past: Past | None = None,
+) -> tuple[Array, Cache]:
+    """x (B, T, C) -> (B, T, C). params: norm1.*, attn.*, norm2.*, mlp.*"""
+    cache: Cache = {}
+    h, cache["norm1"] = norm_forward(x, below(params, "norm1."), config.norm)
+    h, cache["attn"] = multihead_forward(h, below(params, "attn."), config, rope, rng, past)
+    h, cache["drop1"] = dropout_forward(h, config.dropout, rng)
+    middle = x + h
+    h, cache["norm2"] = norm_forward(middle, below(params, "norm2."), config.norm)
+    h, cache["mlp"] = mlp_forward(h, below(params, "mlp."), config.activation)
+    h, cache["drop2"] = dropout_forward(h, config.dropout, rng)
+    return middle + h, cache
+
+
+def block_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None, None, None, None]:
+    """dy (B, T, C) -> dx (B, T, C), dparams."""
+    dh, _, _ = dropout_backward(dy, cache["drop2"])
+    dh, mlp, _ = mlp_backward(dh, cache["mlp"])
+    dmiddle, norm2, _ = norm_backward(dh, cache["norm2"])
+    dmiddle += dy
+    dh, _, _ = dropout_backward(dmiddle, cache["drop1"])
+    dh, attn, *_ = multihead_backward(dh, cache["attn"])
+    dx, norm1, _ = norm_backward(dh, cache["norm1"])
+    dx += dmiddle
+    parts = {"norm1.": norm1, "attn.": attn, "norm2.": norm2, "mlp.": mlp}
+    grads = {name: grad for prefix, part in parts.items() for name, grad in under(prefix, part).items()}
+    return dx, grads, None, None, None, None

@@ -1,0 +1,124 @@
+"""Chapter 14, continued. Byte-level byte-pair encoding (Sennrich et al., arXiv:1508.07909; on bytes: GPT-2).
+
+Training. Text is cut into words (a space belongs to the word after it), a word is a sequence of bytes. Again and again
+the most frequent pair of neighbours becomes a new token. Since every byte is a token, every text can be encoded, and
+decoding is joining bytes: nothing is ever unknown, nothing is ever lost.
+
+Speed. Counting all pairs anew for each merge would cost words x merges. A merge changes only the words that contain the
+pair, and in these only the pairs beside it; so counts are kept and corrected, and a heap holds the candidates. An entry
+of the heap whose count is no longer true is corrected when it comes to the top.
+
+Encoding replays the merges: of all neighbours in a word, the pair that was learned first is merged first.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import pairwise
+from typing import Any
+
+from numpy_ref.tokenizers import END_OF_TEXT, SPECIALS
+
+Pair = tuple[int, int]
+# Every character is of exactly one class: letter, digit, white space, or other; so no character is ever skipped.
+WORDS = re.compile(r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s")
+
+
+class BPETokenizer:
+    """Ids: special tokens, the 256 bytes, then one per merge."""
+
+    kind = "bpe"
+    n_special = len(SPECIALS)
+    end_of_text = SPECIALS.index(END_OF_TEXT)
+
+    def __init__(self, merges: list[Pair]) -> None:
+        first = self.n_special + 256
+        self.merges = merges
+        self.vocab_size = first + len(merges)
+        self._rank = {pair: i for i, pair in enumerate(merges)}
+        self._bytes = [b""] * self.n_special + [bytes([b]) for b in range(256)]
+        for i, (a, b) in enumerate(merges):
+            if not self.n_special <= min(a, b) <= max(a, b) < first + i:
+                raise ValueError(f"merge {i} joins {a} and {b}, which do not exist before it")
+            self._bytes.append(self._bytes[a] + self._bytes[b])
+        self._word = lru_cache(maxsize=1 << 16)(self._encode_word)
+
+    @classmethod
+    def train(cls, text: str, vocab_size: int) -> BPETokenizer:
+        """`vocab_size` is a ceiling: a short text runs out of pairs that occur twice."""
+        counts = Counter(WORDS.findall(text))
+        words = [[cls.n_special + b for b in word.encode("utf-8")] for word in counts]
+        n_merges = vocab_size - cls.n_special - 256
+        return cls(learn_merges(words, list(counts.values()), n_merges, cls.n_special + 256))
+
+    def encode(self, text: str) -> list[int]:
+        return [i for word in WORDS.findall(text) for i in self._word(word)]
+
+    def _encode_word(self, word: str) -> list[int]:
+        ids = [self.n_special + b for b in word.encode("utf-8")]
+        while len(ids) > 1:
+            rank, pair = min((self._rank.get(pair, len(self._rank)), pair) for pair in pairwise(ids))
+            if rank == len(self._rank):
+                break
+            ids = merge(ids, pair, self.n_special + 256 + rank)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": self.kind, "merges": self.merges}
+
+
+def merge(ids: list[int], pair: Pair, new: int) -> list[int]:
+    """Every occurrence of the pair, from the left, becomes `new`."""
+    out, i = [], 0
+    while i < len(ids):
+        if i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair:
+            out.append(new)
+            i += 2
+        else:
+            out.append(ids[i])
+            i += 1
+    return out
+
+
+def learn_merges(words: list[list[int]], counts: list[int], n_merges: int, first: int) -> list[Pair]:
+    """The most frequent pair, the smaller ids on a tie, n_merges times; it becomes id first, first + 1, ..."""
+    totals: Counter[Pair] = Counter()
+    homes: defaultdict[Pair, set[int]] = defaultdict(set)  # pair -> the words that (may) contain it
+    for i, word in enumerate(words):
+        for pair in pairwise(word):
+            totals[pair] += counts[i]
+            homes[pair].add(i)
+    heap = [(-total, pair) for pair, total in totals.items()]
+    heapq.heapify(heap)
+    merges: list[Pair] = []
+    while heap and len(merges) < n_merges:
+        total, pair = heapq.heappop(heap)
+        if -total != totals[pair]:  # out of date
+            if totals[pair] > 0:
+                heapq.heappush(heap, (-totals[pair], pair))
+            continue
+        if totals[pair] < 2:
+            break
+        new = first + len(merges)
+        merges.append(pair)
+        risen: set[Pair] = set()
+        for i in homes.pop(pair):
+            old, word = words[i], merge(words[i], pair, new)
+            for before in pairwise(old):
+                totals[before] -= counts[i]
+            for after in pairwise(word):
+                totals[after] += counts[i]
+                homes[after].add(i)
+                if new in after:
+                    risen.add(after)
+            words[i] = word
+        for after in risen:
+            heapq.heappush(heap, (-totals[after], after))
+    return merges

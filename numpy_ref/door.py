@@ -1,0 +1,32 @@
+"""What the commands share: errors as one line with a true exit code. Standard library only."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from numpy_ref.config import InputError
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Exit 2 for what the user can mend, 130 for Ctrl-C, 1 for the rest. POSITRON_DEBUG=1 shows tracebacks."""
+    try:
+        yield
+    except (Exception, KeyboardInterrupt) as error:
+        if os.environ.get("POSITRON_DEBUG") == "1":
+            traceback.print_exc()
+        if isinstance(error, InputError):
+            code, line = 2, str(error)
+        elif isinstance(error, KeyboardInterrupt):
+            code, line = 130, "interrupted"
+        elif isinstance(error, BrokenPipeError):
+            code, line = 0, ""
+        else:
+            code, line = 1, f"{type(error).__name__}: {error} (POSITRON_DEBUG=1 shows where)"
+        if line:
+            print(f"numpy_ref: {line}", file=sys.stderr)
+        raise SystemExit(code) from None

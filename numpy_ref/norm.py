@@ -1,0 +1,82 @@
+"""Chapter 3. LayerNorm and RMSNorm: every token's vector is brought to unit size, then scaled by learned weights.
+
+LayerNorm (arXiv:1607.06450), over the C channels of one token:
+
+    m = mean(x),  r = 1 / sqrt(mean((x - m)^2) + eps),  h = (x - m) r,  y = h w + b
+
+Backward. dw = sum over tokens of dy h, db = sum of dy, and with g = dy w (which is dL/dh):
+
+    dL/dx_i = sum_j g_j dh_j/dx_i,   dh_j/dx_i = r (delta_ij - 1/C) + (x_j - m) dr/dx_i
+
+The variance moves with x_i by 2 (x_i - m) / C (the mean's own motion drops out, since deviations sum to 0), so
+dr/dx_i = -r^3 (x_i - m) / C = -r^2 h_i / C. Collect:
+
+    dx = r (g - mean(g) - h mean(g h))
+
+In words: what would only shift all channels, and what would only scale them, has no effect, so it gets no gradient.
+
+RMSNorm (arXiv:1910.07467) leaves out the mean: r = 1 / sqrt(mean(x^2) + eps), h = x r, y = h w, and
+dx = r (g - h mean(g h)). Without weight it is QK-norm's normalisation (chapter 8).
+
+Cost: about 8 FLOPs per number and two passes over memory. eps = 1e-5 keeps 1 / sqrt finite for a row of zeros. The
+variance is computed from the deviations, not as mean(x^2) - mean(x)^2: in float32 the latter loses all digits, and may
+even become negative, as soon as the mean is some thousand times the deviation. On an FPGA: two adder trees over C
+numbers, and one reciprocal square root per token (table and one Newton step r <- r (3 - v r^2) / 2), then a multiplier.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from numpy_ref.linear import Array, Cache
+
+EPS = 1e-5
+
+
+def row_dot(a: Array, b: Array) -> Array:
+    """(..., C), (..., C) -> (..., 1), the dot product of each row, without the array of products in memory."""
+    return np.einsum("...c,...c->...", a, b)[..., None]
+
+
+def layernorm_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Cache]:
+    """x (..., C), weight (C,), bias (C,) -> (..., C)."""
+    h = x - x.mean(axis=-1, keepdims=True)
+    r = 1 / np.sqrt(row_dot(h, h) / x.shape[-1] + EPS)  # (..., 1)
+    h *= r
+    y = h * weight
+    if bias is not None:
+        y += bias
+    return y, {"x": x, "h": h, "r": r, "weight": weight, "bias": bias}
+
+
+def layernorm_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
+    """dy (..., C) -> dx (..., C), dweight (C,), dbias (C,) or None."""
+    h, r = cache["h"], cache["r"]
+    C = h.shape[-1]
+    dweight = np.einsum("nc,nc->c", dy.reshape(-1, C), h.reshape(-1, C))
+    dbias = None if cache["bias"] is None else dy.reshape(-1, C).sum(axis=0)
+    dx = dy * cache["weight"]  # g
+    along = row_dot(dx, h) / C
+    dx -= dx.mean(axis=-1, keepdims=True)
+    dx -= h * along
+    dx *= r
+    return dx, dweight, dbias
+
+
+def rmsnorm_forward(x: Array, weight: Array | None = None) -> tuple[Array, Cache]:
+    """x (..., C), weight (C,) -> (..., C)."""
+    r = 1 / np.sqrt(row_dot(x, x) / x.shape[-1] + EPS)  # (..., 1)
+    h = x * r
+    y = h if weight is None else h * weight
+    return y, {"x": x, "h": h, "r": r, "weight": weight}
+
+
+def rmsnorm_backward(dy: Array, cache: Cache) -> tuple[Array, Array | None]:
+    """dy (..., C) -> dx (..., C), dweight (C,) or None."""
+    h, r, weight = cache["h"], cache["r"], cache["weight"]
+    C = h.shape[-1]
+    dweight = None if weight is None else np.einsum("nc,nc->c", dy.reshape(-1, C), h.reshape(-1, C))
+    g = dy if weight is None else dy * weight
+    dx = g - h * (row_dot(g, h) / C)
+    dx *= r
+    return dx, dweight

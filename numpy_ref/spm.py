@@ -1,0 +1,114 @@
+"""Chapter 14, the end. Reading a SentencePiece model (arXiv:1808.06226) with nothing but bytes.
+
+The file is a protocol buffer. Each field is a key (number << 3 | kind) and a value; kind 0 is a varint (seven bits a
+byte, low ones first, the top bit says "more"), 1 eight bytes, 2 a length and that many bytes, 5 four bytes. Field 1 of
+the model is a piece, a message of its own: 1 its text, 2 its score (float32), 3 its type.
+
+Encoding: a space is written as U+2581, each character is a symbol, and of all neighbours whose joint text is a piece the
+one with the highest score is joined first, the leftmost on a tie. What is no piece in the end is spelled in byte pieces.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+from numpy_ref.config import InputError
+from numpy_ref.tokenizers import END_OF_TEXT
+
+SPACE = "▁"
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+
+
+def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(number, value) of each field; ValueError or IndexError where the message is cut off."""
+    at = 0
+
+    def varint() -> int:
+        nonlocal at
+        value = shift = 0
+        while True:
+            byte = message[at]
+            at += 1
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                return value
+
+    while at < len(message):
+        key = varint()
+        kind = key & 7
+        if kind == 0:
+            yield key >> 3, varint()
+            continue
+        if kind not in (1, 2, 5):
+            raise ValueError(f"a field of the unknown kind {kind}")
+        size = varint() if kind == 2 else {1: 8, 5: 4}[kind]
+        if at + size > len(message):
+            raise ValueError("the file is cut off")
+        yield key >> 3, message[at : at + size]
+        at += size
+
+
+class SentencePieceTokenizer:
+    """Byte-pair SentencePiece models with byte fallback and without normalisation, as Positron trains them."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes, where: str = "the model") -> None:
+        try:
+            pieces = [
+                dict(fields(value)) for number, value in fields(model) if number == 1 and isinstance(value, bytes)
+            ]
+            self.pieces = [bytes(piece[1]).decode("utf-8") for piece in pieces]
+            self._type = [int(piece.get(3, NORMAL)) for piece in pieces]
+            scores = [struct.unpack("<f", bytes(piece.get(2, bytes(4))))[0] for piece in pieces]
+        except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:
+            raise InputError(f"{where} is no SentencePiece model: {error!r}") from error
+        if UNKNOWN not in self._type or self._type.count(BYTE) != 256:
+            raise InputError(f"{where}: only SentencePiece models with byte fallback can be read")
+        self.vocab_size = len(self.pieces)
+        joinable = {piece: i for i, piece in enumerate(self.pieces) if self._type[i] not in (UNKNOWN, CONTROL, BYTE)}
+        self._ids = joinable
+        self._score = {piece: scores[i] for piece, i in joinable.items()}
+        self._byte = {int(self.pieces[i][1:-1], 16): i for i, kind in enumerate(self._type) if kind == BYTE}
+        if END_OF_TEXT not in self.pieces:
+            raise InputError(f"{where} has no piece {END_OF_TEXT}")
+        self.end_of_text = self.pieces.index(END_OF_TEXT)
+        # words can be joined one by one where no piece reaches over a space
+        self._words = re.compile(f"{SPACE}?[^{SPACE}]*" if all(SPACE not in p[1:] for p in joinable) else "(?s).*")
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for i, part in enumerate(text.split(SPACE)):
+            if i:  # a real U+2581 would come back as a space, so it is given by its bytes
+                ids += [self._byte[b] for b in SPACE.encode("utf-8")]
+            for word in self._words.findall(part.replace(" ", SPACE)):
+                ids += self._join(list(word))
+        return ids
+
+    def _join(self, symbols: list[str]) -> list[int]:
+        while len(symbols) > 1:
+            pairs = [a + b for a, b in pairwise(symbols)]
+            best = max(range(len(pairs)), key=lambda i: (self._score.get(pairs[i], float("-inf")), -i))
+            if pairs[best] not in self._score:
+                break
+            symbols = [*symbols[:best], pairs[best], *symbols[best + 2 :]]
+        ids: list[int] = []
+        for symbol in symbols:
+            found = self._ids.get(symbol)
+            ids += [found] if found is not None else [self._byte[b] for b in symbol.encode("utf-8")]
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        out = b""
+        for i in ids:
+            if self._type[i] == BYTE:
+                out += bytes([int(self.pieces[i][1:-1], 16)])
+            elif self._type[i] == UNKNOWN:
+                out += " ⁇ ".encode()
+            elif self._type[i] != CONTROL:
+                out += self.pieces[i].replace(SPACE, " ").encode("utf-8")
+        return out.decode("utf-8", errors="replace")
