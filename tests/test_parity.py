@@ -1,0 +1,268 @@
+"""The second judge of numpy_ref: the torch model, over every combination of architecture options.
+
+Every parameter is random, none is one or zero: with default initialisation a backward that forgets the norm's weight
+would pass. Errors are relative to the largest number of the tensor.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import numpy_ref
+from numpy_ref import optimizers as theirs
+from numpy_ref import sampling as filters
+from numpy_ref.gpt import shapes
+from positron.config import GPTConfig, OptimizerConfig, ScheduleConfig
+from positron.inference import sampling
+from positron.model.gpt import GPT
+from positron.training.optimizer import build_optimizer, clip_gradients
+from positron.training.schedule import lr_at
+
+OPTIONS: dict[str, list[Any]] = {
+    "norm": ["layernorm", "rmsnorm"],
+    "position": ["learned", "sinusoidal", "rope"],
+    "activation": ["gelu", "relu", "swish", "relu2", "swiglu"],
+    "n_kv_head": [4, 2, 1],
+    "tie_embeddings": [True, False],
+    "bias": [False, True],
+    "qk_norm": [False, True],
+}
+PRODUCT = [dict(zip(OPTIONS, values, strict=True)) for values in itertools.product(*OPTIONS.values())]
+WORST: dict[str, float] = {}  # what the tests saw, told at the end
+
+
+def gpt_config(**changes: Any) -> GPTConfig:
+    return GPTConfig(
+        **{"vocab_size": 17, "context_length": 9, "d_model": 16, "n_layer": 2, "n_head": 4, "d_ff": 24, **changes}
+    )
+
+
+def twins(config: GPTConfig, seed: int, scale: float = 0.3) -> tuple[GPT, dict[str, np.ndarray]]:
+    """A torch model and a dictionary for NumPy with the same random float64 parameters."""
+    rng = np.random.default_rng(seed)
+    params = {name: rng.standard_normal(shape) * scale + 0.1 for name, shape in shapes(config).items()}
+    with torch.random.fork_rng():
+        model = GPT(config).double().train()
+    if config.position == "sinusoidal":  # the buffers were rounded to float32 before .double()
+        from positron.model.gpt import sinusoidal_table
+
+        model.positions = sinusoidal_table(config.context_length, config.d_model)
+    if config.position == "rope":
+        from positron.model.gpt import rope_tables
+
+        model.cos, model.sin = rope_tables(config.context_length, config.d_head)
+    # copied: torch trains in place
+    model.load_state_dict({name: torch.from_numpy(p.copy()) for name, p in params.items()})
+    return model, params
+
+
+def batch(config: GPTConfig, seed: int, B: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    """Ids with repetitions, and targets of which a third carry no loss."""
+    rng = np.random.default_rng(seed)
+    shape = (B, config.context_length - 1)
+    targets = np.where(rng.random(shape) < 0.33, -100, rng.integers(0, config.vocab_size, shape))
+    return rng.integers(0, config.vocab_size, shape), targets
+
+
+def error(got: np.ndarray, wanted: torch.Tensor) -> float:
+    target = wanted.detach().numpy()
+    assert got.shape == target.shape
+    return float(np.abs(got - target).max() / max(np.abs(target).max(), 1e-12))
+
+
+def torch_loss_and_grads(model: GPT, idx: np.ndarray, targets: np.ndarray) -> torch.Tensor:
+    model.zero_grad()
+    loss = model(torch.from_numpy(idx), torch.from_numpy(targets)) / max(1, int((targets != -100).sum()))
+    loss.backward()
+    return loss.detach()
+
+
+def note(kind: str, value: float) -> float:
+    WORST[kind] = max(WORST.get(kind, 0.0), value)
+    return value
+
+
+@pytest.mark.parametrize("norm", OPTIONS["norm"])
+@pytest.mark.parametrize("position", OPTIONS["position"])
+@pytest.mark.parametrize("activation", OPTIONS["activation"])
+def test_parity_of_logits_loss_and_every_gradient(norm: str, position: str, activation: str) -> None:
+    """The full product of options, 720 architectures, in 30 tests of 24."""
+    chosen = {"norm": norm, "position": position, "activation": activation}
+    for number, options in enumerate(PRODUCT):
+        if not options.items() >= chosen.items():
+            continue
+        config = gpt_config(**options)
+        model, params = twins(config, seed=number)
+        idx, targets = batch(config, seed=number)
+        logits = numpy_ref.forward(params, config, idx)
+        assert note("logits", error(logits, model(torch.from_numpy(idx)))) < 1e-8, options
+        loss, grads = numpy_ref.loss_and_grads(params, config, idx, targets)
+        wanted = torch_loss_and_grads(model, idx, targets)
+        assert note("loss", error(np.array(loss), wanted)) < 1e-8, options
+        named = dict(model.named_parameters())
+        assert set(grads) == set(named) == set(params)
+        for name, parameter in named.items():
+            if name.endswith("k.bias") and position != "rope" and not options["qk_norm"]:
+                # the same vector on every key raises all scores of a query alike, which softmax does not see
+                assert max(np.abs(grads[name]).max(), parameter.grad.abs().max()) < 1e-15, (options, name)
+                continue
+            assert note("gradient", error(grads[name], parameter.grad)) < 1e-8, (options, name)
+
+
+def covering() -> list[dict[str, Any]]:
+    """A few architectures in which every pair of two options' values meets at least once."""
+    open_pairs = {frozenset(pair) for options in PRODUCT for pair in itertools.combinations(options.items(), 2)}
+    chosen = []
+    while open_pairs:
+        best = max(PRODUCT, key=lambda o: sum(frozenset(p) in open_pairs for p in itertools.combinations(o.items(), 2)))
+        chosen.append(best)
+        open_pairs -= {frozenset(p) for p in itertools.combinations(best.items(), 2)}
+    return chosen
+
+
+def ten_steps(options: dict[str, Any], seed: int) -> None:
+    """AdamW with clipping, warmup and cosine: parameters after each of ten steps."""
+    config, schedule = gpt_config(**options), ScheduleConfig(kind="cosine", warmup_steps=3, final_ratio=0.1)
+    law = OptimizerConfig(lr=0.01, weight_decay=0.1)
+    model, params = twins(config, seed)
+    optimizer = build_optimizer(model.named_parameters(), law, fused=False)
+    state = theirs.adamw_init(params)
+    for step in range(1, 11):
+        idx, targets = batch(config, seed=1000 * seed + step)
+        lr = lr_at(step, 10, peak=law.lr, schedule=schedule)
+        assert lr == theirs.lr_at(step, 10, peak=law.lr, kind="cosine", warmup_steps=3, final_ratio=0.1)
+        torch_loss_and_grads(model, idx, targets)
+        norm = clip_gradients(list(model.parameters()), 0.5)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        optimizer.step()
+        _, grads = numpy_ref.loss_and_grads(params, config, idx, targets)
+        assert error(np.array(theirs.clip_gradients(grads, 0.5)), norm) < 1e-8
+        theirs.adamw_step(params, grads, state, lr, law.betas, law.eps, law.weight_decay)
+        for name, parameter in model.named_parameters():
+            assert note("weights after AdamW", error(params[name], parameter)) < 1e-8, (options, step, name)
+
+
+def test_parity_of_ten_adamw_steps_where_all_pairs_of_options_meet() -> None:
+    found = covering()
+    assert len(found) < 40
+    for seed, options in enumerate(found):
+        ten_steps(options, seed)
+
+
+@pytest.mark.slow
+def test_parity_of_ten_adamw_steps_over_the_full_product() -> None:
+    for seed, options in enumerate(PRODUCT):
+        ten_steps(options, seed)
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+@given(step=st.integers(1, 200), horizon=st.integers(1, 150), warmup=st.integers(0, 160), final=st.floats(0, 1))
+def test_parity_of_learning_rates(kind: str, step: int, horizon: int, warmup: int, final: float) -> None:
+    schedule = ScheduleConfig(kind=kind, warmup_steps=warmup, final_ratio=final)
+    wanted = lr_at(step, horizon, peak=0.3, schedule=schedule)
+    assert theirs.lr_at(step, horizon, peak=0.3, kind=kind, warmup_steps=warmup, final_ratio=final) == wanted
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_parity_of_sgd_and_rmsprop(momentum: float) -> None:
+    rng = np.random.default_rng(0)
+    start = rng.standard_normal((5, 4))
+    for init, step, make in (
+        (theirs.sgd_init, theirs.sgd_step, lambda p: torch.optim.SGD([p], lr=0.1, momentum=momentum)),
+        (theirs.rmsprop_init, theirs.rmsprop_step, lambda p: torch.optim.RMSprop([p], lr=0.1, alpha=0.99, eps=1e-8)),
+    ):
+        params, parameter = {"w": start.copy()}, torch.nn.Parameter(torch.from_numpy(start.copy()))
+        state, optimizer = init(params), make(parameter)
+        for _ in range(8):
+            g = rng.standard_normal((5, 4))
+            parameter.grad = torch.from_numpy(g.copy())
+            optimizer.step()
+            step(params, {"w": g}, state, 0.1, **({"momentum": momentum} if step is theirs.sgd_step else {}))
+            assert error(params["w"], parameter) < 1e-12
+
+
+def test_parity_of_fifty_float32_steps_on_real_text() -> None:
+    """Rounding is all that differs: the two loss curves stay within 1e-4 of each other."""
+    from numpy_ref.train import BUILT_IN
+
+    text = np.frombuffer(BUILT_IN.read_bytes()[:40_000], dtype=np.uint8).astype(np.int64) % 97
+    config = gpt_config(vocab_size=97, context_length=33, d_model=32, d_ff=128)
+    model = GPT(config, seed=3).train()
+    params = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+    law = OptimizerConfig(lr=1e-3)
+    optimizer = build_optimizer(model.named_parameters(), law, fused=False)
+    state = theirs.adamw_init(params)
+    curves: list[tuple[float, float]] = []
+    for step in range(50):
+        starts = np.random.default_rng(step).integers(0, len(text) - 33, 8)
+        windows = text[starts[:, None] + np.arange(33)]
+        x, y = np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
+        loss, grads = numpy_ref.loss_and_grads(params, config, x, y)
+        assert all(g.dtype == np.float32 for g in grads.values())
+        curves.append((loss, float(torch_loss_and_grads(model, x, y))))
+        clip_gradients(list(model.parameters()), 1.0)
+        optimizer.step()
+        theirs.clip_gradients(grads, 1.0)
+        theirs.adamw_step(params, grads, state, law.lr, law.betas, law.eps, law.weight_decay)
+    assert curves[-1][1] < curves[0][1] - 1
+    assert note("50 float32 steps, |loss difference|", max(abs(a - b) for a, b in curves)) < 1e-4
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    temperature=st.sampled_from([0.3, 0.7, 1.0, 1.7]),
+    top_k=st.sampled_from([None, 1, 3, 20, 50]),
+    top_p=st.sampled_from([None, 0.1, 0.5, 0.95, 1.0]),
+    min_p=st.sampled_from([None, 0.0, 0.02, 0.3, 1.0]),
+    penalty=st.sampled_from([1.0, 1.3, 2.0]),
+)
+def test_parity_of_sampling_filters(seed: int, temperature: float, top_k: Any, top_p: Any, min_p: Any, penalty: float):
+    rng = np.random.default_rng(seed)
+    logits = rng.standard_normal(20) * 3
+    recent, exempt = rng.integers(0, 20, 12).tolist(), [1, 2]
+    rules = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
+    got = filters.filtered(logits, recent, repetition_penalty=penalty, exempt=exempt, **rules)
+    penalised = sampling.penalize(torch.from_numpy(logits), recent, penalty, exempt)
+    wanted = sampling.filtered(penalised[None], **rules)[0].numpy()
+    assert np.array_equal(np.isfinite(got), np.isfinite(wanted))
+    assert np.allclose(got[np.isfinite(got)], wanted[np.isfinite(wanted)], rtol=1e-12)
+    assert got.argmax() == (penalised.argmax() if penalty else 0)
+    assert np.isfinite(got).any()
+
+
+def test_the_two_configurations_have_the_same_fields_and_defaults() -> None:
+    import dataclasses
+
+    ours = {f.name: f.default for f in dataclasses.fields(GPTConfig)}
+    assert {f.name: f.default for f in dataclasses.fields(numpy_ref.GPTConfig)} == ours
+
+
+@pytest.mark.parametrize("options", PRODUCT[:: len(PRODUCT) // 24 + 1])
+def test_parity_of_names_shapes_and_their_order(options: dict[str, Any]) -> None:
+    config = gpt_config(**options)
+    assert shapes(config) == {name: tuple(p.shape) for name, p in GPT(config).named_parameters()}
+    mine = numpy_ref.init_params(config, seed=1)
+    assert {name: p.shape for name, p in mine.items()} == shapes(config)
+
+
+def test_initial_values_have_the_torch_models_spread() -> None:
+    config = gpt_config(d_model=64, n_head=4, d_ff=256, vocab_size=300, context_length=64, bias=True, n_layer=3)
+    mine = numpy_ref.init_params(config, seed=1)
+    for name, parameter in GPT(config).named_parameters():
+        assert np.isclose(mine[name].std(), float(parameter.detach().std(correction=0)), rtol=0.08), name
+        assert np.isclose(mine[name].mean(), float(parameter.detach().mean()), atol=2e-3), name
+
+
+def test_zz_what_the_parity_tests_saw(capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        told = ", ".join(f"{kind} {value:.1e}" for kind, value in WORST.items())
+        print(f"  [parity of {len(PRODUCT)} architectures; largest relative errors: {told}]")
