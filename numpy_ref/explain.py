@@ -34,7 +34,7 @@ from numpy_ref.tokenizers import Tokenizer
 
 def shown(text: str) -> str:
     """A token's text with its spaces and newlines visible."""
-    return text.replace("\n", "↵").replace(" ", "·") or "∅"
+    return text.replace("\n", "↵").replace(" ", "·") or "<end>"
 
 
 def residual_stream(trace: dict[str, Array], config: Any) -> list[tuple[str, Array]]:

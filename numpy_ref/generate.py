@@ -30,7 +30,7 @@ from numpy_ref.tokenizers import Tokenizer, from_json
 OUTPUTS = Path("outputs/numpy_ref")
 
 
-def generate(
+def generate_ids(
     params: Params,
     config: Any,
     ids: list[int],
@@ -76,7 +76,7 @@ def new_past(params: Params, config: Any, batch: int = 1) -> list[Past]:
 def complete(params: Params, config: Any, tokenizer: Tokenizer, prompt: str, max_tokens: int, **options: Any) -> str:
     """The prompt, as a document's beginning, and what the model writes after it up to the document's end."""
     end = tokenizer.end_of_text
-    new = generate(params, config, [end, *tokenizer.encode(prompt)], max_tokens, stop=end, exempt=[end], **options)
+    new = generate_ids(params, config, [end, *tokenizer.encode(prompt)], max_tokens, stop=end, exempt=[end], **options)
     return prompt + tokenizer.decode(new)
 
 

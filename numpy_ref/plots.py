@@ -24,7 +24,7 @@ def figure(width: float, height: float) -> Any:
 
 def save_figure(drawn: Any, path: Path) -> None:
     with whole_file(path) as file:
-        drawn.savefig(file, format="png", dpi=110)
+        drawn.savefig(file, format="png", dpi=110, bbox_inches="tight")
     print(f"drawn: {path}")
 
 
@@ -73,9 +73,9 @@ def plot_stream(norms: Array, names: list[str], tokens: list[str], path: Path) -
     axes = drawn.add_subplot(xlabel="after", ylabel="length of the token's vector", title="residual stream")
     for t in range(norms.shape[1]):
         axes.plot(norms[:, t], linewidth=0.8, alpha=0.35, color="tab:blue")
-    axes.plot(norms.mean(axis=1), linewidth=2.5, color="tab:red", label=f"mean of {len(tokens)} tokens")
+    axes.plot(np.median(norms, axis=1), linewidth=2.5, color="tab:red", label=f"median of {len(tokens)} tokens")
+    axes.set_yscale("log")
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(drawn, path)

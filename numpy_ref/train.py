@@ -1,6 +1,6 @@
 """Chapter 18. Training: batch, loss, gradients, clip, step, a thousand times.
 
-    python -m numpy_ref.train                         the built-in stories, by characters, in about a minute
+    python -m numpy_ref.train                         the built-in stories, by characters, in a minute and a half
     python -m numpy_ref.train my.txt --config improved --tokenizer bpe --epochs 10
 
 A batch is a pure function of (seed, step): each epoch cuts the text into windows anew, beginning at a random place, and
@@ -45,12 +45,12 @@ BUILT_IN = Path(__file__).parent / "stories.txt"
 LONG = 10  # times as many epochs with --long-training
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    # GPT-2's architecture, small enough to learn to write within a minute on two cores
+    # GPT-2's architecture, small enough to learn to write within two minutes on two cores
     "small": {
         "model": {"context_length": 64, "d_model": 128, "n_layer": 4, "n_head": 4},
         "batch": 12,
-        "epochs": 5,
-        "lr": 2e-3,
+        "epochs": 7,
+        "lr": 4e-3,
     },
     # what the field has changed since: rotary positions, RMSNorm, gated MLP, normalised and shared keys
     "improved": {

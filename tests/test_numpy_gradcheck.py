@@ -143,6 +143,14 @@ def test_dropout(rng: np.random.Generator) -> None:
     judge(dropout_forward, dropout_backward, rng.standard_normal((4, 6)), 0.4, Same(), rng=rng)
 
 
+def test_dropout_keeps_the_mean_and_erases_its_share() -> None:
+    y, _ = dropout_forward(np.ones(100_000), 0.2, np.random.default_rng(0))
+    assert set(np.unique(y)) == {0, 1.25}
+    assert abs((y == 0).mean() - 0.2) < 5 * np.sqrt(0.2 * 0.8 / 100_000)  # five standard deviations
+    x = np.ones(3)
+    assert dropout_forward(x, 0.2, None)[0] is x
+
+
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize("past", [0, 2])
 def test_attention(rng: np.random.Generator, heads: tuple[int, int], past: int, monkeypatch: Any) -> None:
@@ -164,6 +172,14 @@ def test_attention_in_blocks_is_the_formula_of_the_textbook(rng: np.random.Gener
     assert np.allclose(out, p @ v, rtol=0, atol=1e-13)
     assert np.allclose(attention_weights(cache), p, rtol=0, atol=1e-13)
     assert (attention_weights(cache)[..., ~np.tril(np.ones((T, T), dtype=bool))] == 0).all()
+
+
+@pytest.mark.parametrize("past", [1, 5, 130])
+def test_the_last_queries_alone_get_what_they_get_among_all(rng: np.random.Generator, past: int) -> None:
+    q, k, v = rng.standard_normal((3, 1, 2, past + 140, 8))
+    whole, _ = attention_forward(q, k, v)
+    last, _ = attention_forward(q[:, :, past:], k, v)
+    assert np.allclose(last, whole[:, :, past:], rtol=0, atol=1e-13)
 
 
 def test_attention_under_a_mask_that_leaves_a_row_with_nothing(rng: np.random.Generator) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import PROJECT
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -239,6 +240,13 @@ def test_parity_of_sampling_filters(seed: int, temperature: float, top_k: Any, t
     assert np.isfinite(got).any()
 
 
+@pytest.mark.parametrize(("p", "kept"), [(0.499, 1), (0.501, 2), (0.799, 2), (0.801, 3), (0.01, 1), (1.0, 4)])
+def test_top_p_keeps_the_fewest_tokens_that_reach_it(p: float, kept: int) -> None:
+    logits = np.log([0.05, 0.5, 0.15, 0.3])
+    for got in (filters.keep_top_p(logits, p), sampling.keep_top_p(torch.from_numpy(logits)[None], p)[0].numpy()):
+        assert set(np.flatnonzero(np.isfinite(got))) == set([1, 3, 2, 0][:kept])
+
+
 def test_the_two_configurations_have_the_same_fields_and_defaults() -> None:
     import dataclasses
 
@@ -260,6 +268,46 @@ def test_initial_values_have_the_torch_models_spread() -> None:
     for name, parameter in GPT(config).named_parameters():
         assert np.isclose(mine[name].std(), float(parameter.detach().std(correction=0)), rtol=0.08), name
         assert np.isclose(mine[name].mean(), float(parameter.detach().mean()), atol=2e-3), name
+
+
+PRESETS = sorted(path.stem for path in (PROJECT / "conf" / "model").glob("[!_]*.yaml"))
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_parity_of_the_real_presets_in_float32(preset: str) -> None:
+    """At full size, on 32 tokens, with random weights of unit gain, norms' away from one.
+
+    What may differ is rounding. A sum of n products in float32 is off by about sqrt(n) 2^-24 of its size, errors of
+    either sign; forward and backward put 2 (6 L + 1) of them in series (q k^T and P v among them), whose errors add up
+    like a random walk, too; and both sides are off. A factor of 4 is left for the largest of millions of numbers
+    instead of the typical one. A wrong term would be off by a share of 1, ten thousand times as much.
+    """
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    with initialize_config_dir(str(PROJECT / "conf"), version_base=None):
+        fields = OmegaConf.to_container(compose("train", overrides=[f"model={preset}"]).model)
+    config = GPTConfig(**{**fields, "vocab_size": 2000, "dropout": 0.0})
+    model = GPT(config, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            gain = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5
+            parameter.copy_(gain * torch.randn(parameter.shape, generator=generator))
+            if parameter.ndim == 1:
+                parameter += 1
+    params = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+    rng = np.random.default_rng(0)
+    idx = rng.integers(0, config.vocab_size, (1, 32))
+    targets = np.where(rng.random((1, 32)) < 0.25, -100, rng.integers(0, config.vocab_size, (1, 32)))
+    wanted = torch_loss_and_grads(model, idx, targets)
+    loss, grads = numpy_ref.loss_and_grads(params, config, idx, targets)
+    tolerance = 4 * 2**-24 * np.sqrt(config.ff_width) * np.sqrt(2 * (6 * config.n_layer + 1)) * np.sqrt(2)
+    assert note("presets in float32, of the tolerance", error(np.array(loss), wanted) / tolerance) < 1
+    for name, parameter in model.named_parameters():
+        if name.endswith("k.bias") and config.position != "rope" and not config.qk_norm:
+            continue  # mathematically zero
+        assert note("presets in float32, of the tolerance", error(grads[name], parameter.grad) / tolerance) < 1, name
 
 
 def test_zz_what_the_parity_tests_saw(capsys: pytest.CaptureFixture[str]) -> None:

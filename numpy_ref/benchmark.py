@@ -1,0 +1,198 @@
+"""Chapter 20. Where the time goes: each layer, forward and backward, and whole training steps.
+
+    python -m numpy_ref.benchmark
+
+Where torch is installed, the same shapes run there too (eager, float32, the same number of threads), in turns with
+NumPy's, so that a machine that slows down slows both; the ratio is of the medians. The torch model below is the plain
+functional one that its library suggests: `F.scaled_dot_product_attention`, `F.cross_entropy`, `torch.optim.AdamW`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from numpy_ref.activation import activation_backward, activation_forward
+from numpy_ref.attention import attention_backward, attention_forward
+from numpy_ref.config import GPTConfig
+from numpy_ref.door import one_line_errors
+from numpy_ref.gpt import init_params, loss_and_grads
+from numpy_ref.linear import Array, linear_backward, linear_forward
+from numpy_ref.loss import cross_entropy_backward, cross_entropy_forward
+from numpy_ref.multihead import Params
+from numpy_ref.norm import layernorm_backward, layernorm_forward
+from numpy_ref.optimizers import adamw_init, adamw_step
+
+SHAPES = {
+    "d_model 128, 4 layers, batch 12 x 64": (
+        GPTConfig(vocab_size=256, context_length=64, d_model=128, n_layer=4, n_head=4),
+        12,
+    ),
+    "tinygpt (15M), batch 2 x 512": (
+        GPTConfig(vocab_size=16_000, context_length=512, d_model=320, n_layer=8, n_head=8),
+        2,
+    ),
+}
+Job = Callable[[], Any]
+TURN_S = 0.3
+
+
+def numpy_jobs(config: GPTConfig, B: int) -> dict[str, Job]:
+    """Each layer's forward and backward on random float32 input, and the whole step."""
+    rng = np.random.default_rng(0)
+    T, C, H, V = config.context_length, config.d_model, config.n_head, config.vocab_size
+
+    def random(*shape: int) -> Array:
+        return rng.standard_normal(shape, dtype=np.float32)
+
+    def pair(forward: Callable, backward: Callable, *arguments: Any) -> Job:
+        def job() -> None:
+            out, cache = forward(*arguments)
+            backward(out, cache)
+
+        return job
+
+    x, wide, logits = random(B, T, C), random(B, T, 4 * C), random(B, T, V)
+    q, k, v = random(3, B, H, T, C // H)
+    ids = rng.integers(0, V, (B, T))
+    params = init_params(config)
+    state = adamw_init(params)
+
+    def cross_entropy() -> None:
+        cross_entropy_backward(1.0, cross_entropy_forward(logits, ids)[1])
+
+    def step() -> None:
+        _, grads = loss_and_grads(params, config, ids, ids)
+        adamw_step(params, grads, state, 1e-4)
+
+    return {
+        "linear, C to 4C": pair(linear_forward, linear_backward, x, random(4 * C, C)),
+        "gelu": pair(activation_forward, activation_backward, wide, "gelu"),
+        "layernorm": pair(layernorm_forward, layernorm_backward, x, random(C)),
+        "attention": pair(attention_forward, attention_backward, q, k, v),
+        "output head, C to V": pair(linear_forward, linear_backward, x, random(V, C)),
+        "cross-entropy": cross_entropy,
+        "AdamW": lambda: adamw_step(params, params, state, 1e-4),
+        "whole training step": step,
+    }
+
+
+def torch_jobs(config: GPTConfig, B: int, torch: Any) -> dict[str, Job]:
+    """The same on torch tensors, eager and float32."""
+    F = torch.nn.functional
+    torch.manual_seed(0)
+    T, C, H, V = config.context_length, config.d_model, config.n_head, config.vocab_size
+
+    def leaf(*shape: int) -> Any:
+        return torch.randn(shape).requires_grad_()
+
+    def pair(forward: Callable, *arguments: Any) -> Job:
+        out = forward(*arguments).detach().clone()
+
+        def job() -> None:
+            for argument in arguments:
+                argument.grad = None
+            forward(*arguments).backward(out)
+
+        return job
+
+    ids = torch.randint(0, V, (B, T))
+    weights = {name: torch.from_numpy(p).requires_grad_() for name, p in init_params(config).items()}
+    optimizer = torch.optim.AdamW(weights.values(), lr=1e-4)
+
+    def block(x: Any, i: int) -> Any:
+        w = {name.removeprefix(f"blocks.{i}."): p for name, p in weights.items() if name.startswith(f"blocks.{i}.")}
+        h = F.layer_norm(x, (C,), w["norm1.weight"])
+        q, k, v = (F.linear(h, w[f"attn.{n}.weight"]).view(B, T, H, C // H).transpose(1, 2) for n in "qkv")
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2).reshape(B, T, C)
+        x = x + F.linear(y, w["attn.out.weight"])
+        h = F.linear(F.layer_norm(x, (C,), w["norm2.weight"]), w["mlp.up.weight"])
+        return x + F.linear(F.gelu(h, approximate="tanh"), w["mlp.down.weight"])
+
+    def step() -> None:
+        optimizer.zero_grad()
+        x = F.embedding(ids, weights["wte.weight"]) + weights["wpe.weight"]
+        for i in range(config.n_layer):
+            x = block(x, i)
+        logits = F.linear(F.layer_norm(x, (C,), weights["norm_f.weight"]), weights["wte.weight"])
+        F.cross_entropy(logits.view(-1, V), ids.view(-1)).backward()
+        optimizer.step()
+
+    step()  # so that there are gradients for the optimizer's own row
+    return {
+        "linear, C to 4C": pair(F.linear, leaf(B, T, C), leaf(4 * C, C)),
+        "gelu": pair(lambda x: F.gelu(x, approximate="tanh"), leaf(B, T, 4 * C)),
+        "layernorm": pair(lambda x, w: F.layer_norm(x, (C,), w), leaf(B, T, C), leaf(C)),
+        "attention": pair(
+            lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True),
+            *(leaf(B, H, T, C // H) for _ in range(3)),
+        ),
+        "output head, C to V": pair(F.linear, leaf(B, T, C), leaf(V, C)),
+        "cross-entropy": pair(lambda z: F.cross_entropy(z.view(-1, V), ids.view(-1)), leaf(B, T, V)),
+        "AdamW": optimizer.step,
+        "whole training step": step,
+    }
+
+
+def interleaved(jobs: list[Job], rounds: int) -> list[float]:
+    """Median seconds of each, in turns of TURN_S seconds or one call.
+
+    The threads of one library keep spinning for a while after its last call and would slow the other one down: hence a
+    pause before each turn, and its first call is not counted.
+    """
+    times: list[list[float]] = [[] for _ in jobs]
+    for _ in range(rounds):
+        for job, spent in zip(jobs, times, strict=True):
+            time.sleep(0.1)
+            job()
+            turn = time.perf_counter()
+            while True:
+                began = time.perf_counter()
+                job()
+                spent.append(time.perf_counter() - began)
+                if time.perf_counter() - turn > TURN_S:
+                    break
+    return [float(np.median(spent)) for spent in times]
+
+
+def measure(name: str, config: GPTConfig, B: int, rounds: int, torch: Any) -> None:
+    print(f"\n{name}\n{'forward + backward':<22}{'NumPy ms':>10}" + (f"{'torch ms':>10}{'ratio':>8}" if torch else ""))
+    ours = numpy_jobs(config, B)
+    twins = torch_jobs(config, B, torch) if torch else {}
+    for job, run in ours.items():
+        seconds = interleaved([run, *([twins[job]] if torch else [])], rounds)
+        line = f"{job:<22}{seconds[0] * 1e3:>10.2f}"
+        if torch:
+            line += f"{seconds[1] * 1e3:>10.2f}{seconds[0] / seconds[1]:>8.2f}"
+        print(line, flush=True)
+    tokens = B * config.context_length
+    print(f"{tokens / seconds[0]:,.0f} tokens/s")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m numpy_ref.benchmark", description="Where the time goes.")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each job (default %(default)s)")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    with one_line_errors():
+        options = arguments().parse_args(argv)
+        torch: Any = None
+        try:
+            torch = importlib.import_module("torch")
+        except ImportError:
+            print("torch is not installed: NumPy alone")
+        print(f"{os.cpu_count()} cores" + (f", torch with {torch.get_num_threads()} threads" if torch else ""))
+        for name, (config, B) in SHAPES.items():
+            measure(name, config, B, max(1, options.rounds), torch)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,235 @@
+"""Who judges the judges? Small wrong edits to numpy_ref, one at a time; the fast tests must notice every one.
+
+    python scripts/mutate_numpy_ref.py
+
+A test that passes on right code proves little until it fails on wrong code. Each mutant is made in a temporary copy and
+judged by finite differences first, then, if it lives, by the torch model. Exit code 1 if one survives.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import Queue
+
+PROJECT = Path(__file__).parent.parent
+JUDGES = ("tests/test_numpy_gradcheck.py", "tests/test_parity.py")
+
+# (file, right, wrong, what is wrong about it); `right` occurs exactly once in the file
+MUTANTS = [
+    ("linear", "rows @ weight  #", "-rows @ weight  #", "dx: a sign"),
+    ("linear", "rows.T @ x.reshape(-1, x.shape[-1])", "rows.T @ x.reshape(-1, x.shape[-1]) * 0.5", "dW: a factor"),
+    ("linear", "rows.sum(axis=0)", "rows.mean(axis=0)", "db: mean instead of sum"),
+    ("linear", "        y += bias\n", "        y -= bias\n", "bias: a sign"),
+    ("activation", 'casting="unsafe")', 'casting="unsafe")\n    slope *= 2', "relu: a factor of two"),
+    ("activation", "    slope *= 2\n", "", "relu2: the forgotten 2"),
+    (
+        "activation",
+        "np.multiply(f, 1 - sigmoid, out=slope)",
+        "np.multiply(f, sigmoid, out=slope)",
+        "swish: s for 1 - s",
+    ),
+    ("activation", "    slope += sigmoid\n", "", "swish: a dropped term"),
+    ("activation", "square *= 3 * _CUBIC * _GELU", "square *= _CUBIC * _GELU", "gelu: the 3 of the cube"),
+    ("activation", "np.subtract(1, slope, out=slope)", "np.add(1, slope, out=slope)", "gelu: 1 + t^2"),
+    ("activation", "    slope += normal\n", "", "exact gelu: a dropped term"),
+    ("activation", "x * x * -0.5", "x * x * -1.0", "exact gelu: the density's exponent"),
+    (
+        "norm",
+        "    along = row_dot(dx, h) / C\n",
+        "    along = row_dot(dy, h) / C\n",
+        "layernorm: the weight forgotten once",
+    ),
+    ("norm", "    dx -= dx.mean(axis=-1, keepdims=True)\n", "", "layernorm: mean(g) dropped"),
+    ("norm", "    dx -= h * along\n", "", "layernorm: the variance's term dropped"),
+    ("norm", "    dx -= h * along\n    dx *= r\n", "    dx -= h * along\n", "layernorm: 1 / sigma forgotten"),
+    ("norm", 'dx = dy * cache["weight"]  # g', "dx = dy.copy()  # g", "layernorm: the weight forgotten"),
+    ("norm", "(row_dot(g, h) / C)", "row_dot(g, h)", "rmsnorm: 1 / C forgotten"),
+    ("norm", "g = dy if weight is None else dy * weight", "g = dy", "rmsnorm: the weight forgotten"),
+    ("norm", "EPS = 1e-5", "EPS = 1e-6", "another epsilon"),
+    (
+        "embedding",
+        "np.add.reduceat(dy.reshape(-1, dy.shape[-1])[order], first, axis=0)",
+        "dy.reshape(-1, dy.shape[-1])[order][first]",
+        "embedding: repeated tokens overwrite",
+    ),
+    (
+        "embedding",
+        'dtable[cache["rows"]] = dy.sum(axis=0)',
+        'dtable[cache["rows"]] = dy[0]',
+        "positions: one row of the batch",
+    ),
+    (
+        "embedding",
+        "np.concatenate((np.sin(angle), np.cos(angle))",
+        "np.concatenate((np.cos(angle), np.sin(angle))",
+        "sinusoidal: halves swapped",
+    ),
+    ("loss", "(p * (dp - (dp * p).sum(axis=-1, keepdims=True)),)", "(p * dp,)", "softmax: diagonal only"),
+    ("loss", "dz[scored, y[scored]] -= scale", "dz[scored, y[scored]] += scale", "cross-entropy: a sign"),
+    ("loss", "p * (scored * scale)[:, None]", "p * scale", "cross-entropy: -100 gets a gradient"),
+    ("loss", "losses.sum() / count", "losses.mean()", "cross-entropy: mean over all places"),
+    ("loss", 'dloss / cache["count"]', "dloss / len(y)", "cross-entropy: backward divides by all places"),
+    ("rope", '-cache["sin"]', 'cache["sin"]', "rope: turned the wrong way back"),
+    ("rope", "out[..., :half] -= b * sin", "out[..., :half] += b * sin", "rope: no rotation"),
+    ("rope", "-np.arange(0, d_head, 2) / d_head", "-np.arange(0, d_head, 2) / (2 * d_head)", "rope: other frequencies"),
+    ("dropout", "mask *= 1 / (1 - p)", "mask *= 1 / p", "dropout: the wrong scale"),
+    ("dropout", 'dy if cache["mask"] is None else dy * cache["mask"]', "dy", "dropout: no mask backward"),
+    (
+        "attention",
+        "np.triu(np.full((n, n), -np.inf, dtype=dtype), 1)",
+        "np.triu(np.full((n, n), -np.inf, dtype=dtype), 2)",
+        "the mask lets one token of the future through",
+    ),
+    (
+        "attention",
+        "scores[..., S - T + start :]",
+        "scores[..., start : start + rows.stop - start]",
+        "the mask ignores the past",
+    ),
+    ("attention", "        ds -= dots[..., rows, :]\n", "", "attention: softmax's second term dropped"),
+    ("attention", "        ds *= weights\n", "", "attention: P forgotten in dS"),
+    ("attention", "    dq *= 1 / math.sqrt(D)\n", "", "attention: dq without 1 / sqrt(D)"),
+    (
+        "attention",
+        "(ds.swapaxes(-1, -2) @ q[..., rows, :]).sum(axis=2)",
+        "(ds.swapaxes(-1, -2) @ q[..., rows, :])[:, :, 0]",
+        "grouped heads: only the first one's dk",
+    ),
+    (
+        "attention",
+        "(used.swapaxes(-1, -2) @ do).sum(axis=2)",
+        "(used.swapaxes(-1, -2) @ do).mean(axis=2)",
+        "grouped heads: mean instead of sum in dv",
+    ),
+    ("attention", "(q * (1 / math.sqrt(D)))", "(q * (1 / D))", "scores divided by D"),
+    ("attention", 'weights * drop["mask"]', "weights", "attention: dv without dropout's mask"),
+    (
+        "multihead",
+        "dx += _project_backward(_merge(dheads[name])",
+        "dx = _project_backward(_merge(dheads[name])",
+        "x used three times, gradients not added",
+    ),
+    (
+        "multihead",
+        'dheads[name], _ = rmsnorm_backward(dheads[name], cache[f"norm_{name}"])',
+        "pass",
+        "QK-norm: no backward",
+    ),
+    ("mlp", 'dh * cache["product"]["u"]', 'dh * cache["product"]["a"]', "swiglu: the wrong factor for the gate"),
+    ("mlp", "    dx += _project_backward(dgate", "    dx = _project_backward(dgate", "swiglu: up's gradient dropped"),
+    ("block", "    dmiddle += dy\n", "", "block: the second residual's gradient dropped"),
+    ("block", "    dx += dmiddle\n", "    dx += dy\n", "block: the first residual takes the wrong gradient"),
+    ("block", "    return middle + h, cache", "    return x + h, cache", "block: attention's branch lost"),
+    ("gpt", "        dwte += dhead\n", "        dwte = dhead\n", "tied embeddings: only the head's gradient"),
+    ("gpt", 'grads["lm_head.weight"] = dhead', 'grads["lm_head.weight"] = dhead * 2', "head: a factor of two"),
+    ("gpt", "rope = cos[start:], sin[start:]", "rope = cos[start:], -sin[start:]", "rope: angles negated"),
+    ("optimizers", "            m += (1 - b1) * g\n", "            m += g\n", "AdamW: m without 1 - b1"),
+    (
+        "optimizers",
+        'correct1, correct2 = 1 - b1 ** state["step"], 1 - b2 ** state["step"]',
+        "correct1, correct2 = 1.0, 1.0",
+        "AdamW: no bias correction",
+    ),
+    ("optimizers", "            square += eps\n", "", "AdamW: no epsilon"),
+    (
+        "optimizers",
+        "1 - lr * weight_decay if p.ndim >= 2 else 1.0",
+        "1 - lr * weight_decay",
+        "AdamW: vectors decay, too",
+    ),
+    ("optimizers", "            w *= keep\n", "            w *= keep * keep\n", "AdamW: twice the decay"),
+    ("optimizers", "square *= 1 - b2", "square *= 1 - b1", "AdamW: v with b1"),
+    ("optimizers", "            u += g\n", "            u += (1 - momentum) * g\n", "SGD: damped momentum"),
+    ("optimizers", "s += (1 - smoothing) * (g * g)", "s += (1 - smoothing) * g", "RMSprop: no square"),
+    ("optimizers", "g *= max_norm / (norm + 1e-6)", "g *= max_norm", "clipping: not divided by the norm"),
+    (
+        "optimizers",
+        "    return norm\n\n\ndef adamw_init",
+        "    return max_norm\n\n\ndef adamw_init",
+        "clipping: tells the wrong norm",
+    ),
+    (
+        "optimizers",
+        "        return peak * step / warmup_steps",
+        "        return peak * (step - 1) / warmup_steps",
+        "warmup: off by one",
+    ),
+    (
+        "optimizers",
+        "        progress = (1 - math.cos(math.pi * progress)) / 2\n",
+        "        progress = math.sin(progress)\n",
+        "cosine: another curve",
+    ),
+    ("sampling", "np.where(z > 0, z / penalty, z * penalty)", "z / penalty", "penalty: negative logits get likelier"),
+    ("sampling", "out[order[before >= p]]", "out[order[before > 1.01 * p]]", "top-p: one token too many"),
+]
+
+
+def copy(folder: Path) -> Path:
+    for name in ("numpy_ref", "positron", "tests", "conf"):
+        shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(PROJECT / "pyproject.toml", folder)
+    return folder
+
+
+def judged(folder: Path) -> str | None:
+    """The first test that fails, or None."""
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    for judge in JUDGES:
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", judge]
+        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        if run.returncode:
+            failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+            return failed[0].split(" - ")[0].split("::")[-1] if failed else "the tests do not run"
+    return None
+
+
+def try_mutant(folders: Queue[Path], number: int) -> tuple[int, str | None]:
+    file, right, wrong, _ = MUTANTS[number]
+    folder = folders.get()
+    path = folder / "numpy_ref" / f"{file}.py"
+    original = path.read_text(encoding="utf-8")
+    try:
+        path.write_text(original.replace(right, wrong), encoding="utf-8")
+        return number, judged(folder)
+    finally:
+        path.write_text(original, encoding="utf-8")
+        folders.put(folder)
+
+
+def main() -> None:
+    for file, right, _, what in MUTANTS:
+        found = (PROJECT / "numpy_ref" / f"{file}.py").read_text(encoding="utf-8").count(right)
+        if found != 1:
+            sys.exit(f"{file}.py has {found} places for the mutant '{what}': {right!r}")
+    began, workers = time.perf_counter(), os.cpu_count() or 1
+    survivors = []
+    with tempfile.TemporaryDirectory() as root:
+        folders: Queue[Path] = Queue()
+        for worker in range(workers):
+            folders.put(copy(Path(root) / str(worker)))
+        first = folders.get()
+        if failed := judged(first):
+            sys.exit(f"the tests fail on the right code: {failed}")
+        folders.put(first)
+        with ThreadPoolExecutor(workers) as pool:
+            for number, killer in pool.map(lambda n: try_mutant(folders, n), range(len(MUTANTS))):
+                file, _, _, what = MUTANTS[number]
+                print(f"{'killed  ' if killer else 'SURVIVED'}  {file:<10}  {what:<52}  {killer or ''}", flush=True)
+                if killer is None:
+                    survivors.append(what)
+    killed = len(MUTANTS) - len(survivors)
+    print(f"\n{killed} of {len(MUTANTS)} killed in {time.perf_counter() - began:.0f} s")
+    if survivors:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

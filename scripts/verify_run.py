@@ -1,0 +1,109 @@
+"""The proof for your own run: its weights, through the torch model and through NumPy, side by side in float64.
+
+    python scripts/verify_run.py outputs/quickstart
+
+Logits, loss, and every gradient tensor are compared on a batch of what the model itself writes and of random tokens, a
+quarter of the targets without loss; then the greedy continuation of a prompt, in float32, from text to text. Two
+implementations that share no code can hardly be wrong in the same way. Exit code 1 where they differ.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+import numpy as np
+import torch
+
+import numpy_ref
+from positron.config import GPTConfig, UserError
+from positron.door import errors_as_one_line
+from positron.inference.engine import complete, generate_ids
+from positron.model.gpt import GPT, rope_tables, sinusoidal_table
+from positron.runs import find_run
+from positron.text.tokenizer import load_tokenizer
+
+TOLERANCE = 1e-8  # of the largest number of a tensor; float64 rounds at 1e-16
+
+
+def in_float64(config: GPTConfig, params: dict[str, np.ndarray]) -> GPT:
+    """The torch model with its constant tables computed anew, not rounded to float32 on the way."""
+    model = GPT(config).double()
+    model.load_state_dict({name: torch.from_numpy(p) for name, p in params.items()})
+    if config.position == "sinusoidal":
+        model.positions = sinusoidal_table(config.context_length, config.d_model)
+    elif config.position == "rope":
+        model.cos, model.sin = rope_tables(config.context_length, config.d_head)
+    return model.eval()
+
+
+def batch(model: GPT, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """idx and targets (rows, length): half written by the model, half random; a quarter of the targets -100."""
+    rng = np.random.default_rng(0)
+    V = model.config.vocab_size
+    windows = rng.integers(0, V, (rows, length + 1))
+    for row in range(rows // 2):
+        new = generate_ids(model, [1], max_tokens=length, stop_id=-1, temperature=1.0, top_k=None, top_p=None, seed=row)
+        windows[row] = [1, *new]
+    targets = np.where(rng.random((rows, length)) < 0.25, -100, windows[:, 1:])
+    return windows[:, :-1].copy(), targets
+
+
+def error(got: np.ndarray, wanted: torch.Tensor, least: float = 0.0) -> float:
+    """Largest difference, relative to the largest number of the tensor, or to `least` where that is more."""
+    target = wanted.detach().numpy()
+    return float(np.abs(got - target).max() / max(float(np.abs(target).max()), least))
+
+
+def compare(config: GPTConfig, params: dict[str, np.ndarray]) -> dict[str, float]:
+    """Largest relative error of logits, loss and each gradient. params in float64."""
+    model = in_float64(config, params)
+    idx, targets = batch(model, 4, min(64, config.context_length))
+    logits = numpy_ref.forward(params, config, idx)
+    loss, grads = numpy_ref.loss_and_grads(params, config, idx, targets)
+    errors = {"logits": error(logits, model(torch.from_numpy(idx)))}
+    wanted = model(torch.from_numpy(idx), torch.from_numpy(targets)) / int((targets != -100).sum())
+    wanted.backward()
+    errors["loss"] = error(np.array(loss), wanted)
+    # a gradient that is mathematically 0, like that of a key's bias, is rounding noise on both sides
+    least = 1e-6 * max(float(np.abs(grad).max()) for grad in grads.values())
+    for name, parameter in model.named_parameters():
+        errors[f"gradient of {name}"] = error(grads[name], parameter.grad, least)
+    return errors
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", nargs="?", help="run folder, or name below outputs/ (default: the one trained last)")
+    parser.add_argument("--prompt", default="Once upon a time")
+    parser.add_argument("--max-tokens", type=int, default=100, help="of the greedy continuation")
+    with errors_as_one_line():
+        options = parser.parse_args()
+        run = find_run(options.run)
+        try:
+            params, config, tokenizer = numpy_ref.from_torch_run(run.folder)
+        except numpy_ref.InputError as reason:
+            raise UserError(str(reason)) from reason
+        torch_config = GPTConfig(**vars(config))
+        errors = compare(torch_config, {name: p.astype(np.float64) for name, p in params.items()})
+        print(f"{run.folder}: {sum(p.size for p in params.values()):,} parameters, float64\n")
+        print(f"{'':<44}largest relative error, NumPy against torch")
+        for name, value in errors.items():
+            print(f"{name:<44}{value:.1e}{'' if value < TOLERANCE else '   DIFFERENT'}")
+
+        model = GPT(torch_config)
+        model.load_state_dict({name: torch.from_numpy(p) for name, p in params.items()})
+        limits = {"max_tokens": options.max_tokens, "temperature": 0.0}
+        wanted = complete(model.eval(), load_tokenizer(run.tokenizer_folder), options.prompt, **limits)
+        got = numpy_ref.complete(params, config, tokenizer, options.prompt, **limits)
+        same = got == wanted
+        print(f"{'greedy continuation':<44}{'the same text' if same else f'DIFFERENT: {got!r} against {wanted!r}'}")
+        print(f"\n{got}")
+        worst = max(errors.values())
+        print(f"\nworst of {len(errors)} tensors: {worst:.1e}")
+        if worst >= TOLERANCE or not same:
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
