@@ -38,16 +38,13 @@ tests/test_parity.py the whole model with the torch model, over every combinatio
 
 from numpy_ref.checkpoint import from_torch_run, load, save, to_safetensors
 from numpy_ref.config import GPTConfig, InputError
-from numpy_ref.generate import complete, generate_ids
 from numpy_ref.gpt import forward, init_params, loss_and_grads
 
 __all__ = [
     "GPTConfig",
     "InputError",
-    "complete",
     "forward",
     "from_torch_run",
-    "generate_ids",
     "init_params",
     "load",
     "loss_and_grads",

@@ -25,7 +25,6 @@ from numpy_ref.door import one_line_errors
 from numpy_ref.gpt import init_params, loss_and_grads
 from numpy_ref.linear import Array, linear_backward, linear_forward
 from numpy_ref.loss import cross_entropy_backward, cross_entropy_forward
-from numpy_ref.multihead import Params
 from numpy_ref.norm import layernorm_backward, layernorm_forward
 from numpy_ref.optimizers import adamw_init, adamw_step
 

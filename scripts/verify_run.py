@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 import numpy_ref
+from numpy_ref.generate import complete as write
 from positron.config import GPTConfig, UserError
 from positron.door import errors_as_one_line
 from positron.inference.engine import complete, generate_ids
@@ -95,7 +96,7 @@ def main() -> None:
         model.load_state_dict({name: torch.from_numpy(p) for name, p in params.items()})
         limits = {"max_tokens": options.max_tokens, "temperature": 0.0}
         wanted = complete(model.eval(), load_tokenizer(run.tokenizer_folder), options.prompt, **limits)
-        got = numpy_ref.complete(params, config, tokenizer, options.prompt, **limits)
+        got = write(params, config, tokenizer, options.prompt, **limits)
         same = got == wanted
         print(f"{'greedy continuation':<44}{'the same text' if same else f'DIFFERENT: {got!r} against {wanted!r}'}")
         print(f"\n{got}")

@@ -13,6 +13,7 @@ from conftest import FAST, PROJECT
 
 import numpy_ref
 from numpy_ref.config import InputError
+from numpy_ref.generate import complete as write
 from positron.inference.engine import complete
 from positron.runs import Run, load_model
 
@@ -62,7 +63,7 @@ def test_numpy_writes_the_torch_models_text_and_verify_run_shows_it(
     for prompt in ("Once upon a time", "Tom", ""):
         limits = {"max_tokens": 12, "temperature": 0.0}
         wanted = complete(model, torch_tokenizer, prompt, **limits)
-        assert numpy_ref.complete(params, config, tokenizer, prompt, **limits) == wanted
+        assert write(params, config, tokenizer, prompt, **limits) == wanted
 
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", ["verify_run", str(run), "--max-tokens", "10"])
