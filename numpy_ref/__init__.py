@@ -19,7 +19,7 @@ Read the chapters in this order; each file begins with its mathematics and ends 
     15  sampling.py      from logits to a token
     16  checkpoint.py    npz, JSON and safetensors, whole or not at all
     17  generate.py      writing, with a cache of keys and values
-    18  train.py         a thousand steps
+    18  training.py      a thousand steps; train.py, its command
     19  explain.py       looking inside
     20  benchmark.py     where the time goes
 

@@ -9,6 +9,9 @@ Backward is the same list read upwards. x was used three times, so dx is the sum
 QK-norm (arXiv:2010.04245) is RMSNorm without weight over the D channels of each head: |q| = |k| = sqrt(D), so no score
 can exceed sqrt(D) however large the weights grow. It comes after the rotation, which keeps lengths as they are.
 
+A bias on the keys adds the same q.b to all scores of a query, which softmax cannot see: without rotation or QK-norm its
+gradient is 0, and what the computer finds instead is rounding noise.
+
 Generation: keys and values of past tokens never change, so a `Past` keeps them, and each new token costs one row.
 
 Cost: 2 N C (2 H D + 2 K D) FLOPs for the projections. With K < H the cache shrinks by H / K: memory is what limits

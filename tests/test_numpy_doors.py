@@ -17,7 +17,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 import numpy_ref
-from numpy_ref import benchmark, explain, train
+from numpy_ref import benchmark, explain, train, training
 from numpy_ref import generate as writing
 from numpy_ref.checkpoint import from_safetensors, read_arrays, write_arrays
 from numpy_ref.config import GPTConfig, InputError
@@ -245,27 +245,27 @@ def test_numpy_train_then_generate(
 
 def test_numpy_training_learns_and_validates(text: str, tmp_path: Path) -> None:
     options = train.arguments().parse_args([text, "--context", "16", "--batch", "4", "--epochs", "30"])
-    training = train.start(options)
-    train.run(training, tmp_path, "x")
-    assert np.mean(training.losses[-5:]) < 0.4 * training.losses[0]
-    assert len(training.validations) == 30
-    assert training.validations[-1][1] < training.validations[0][1]
+    job = train.start(options)
+    training.run(job, tmp_path, "x")
+    assert np.mean(job.losses[-5:]) < 0.4 * job.losses[0]
+    assert len(job.validations) == 30
+    assert job.validations[-1][1] < job.validations[0][1]
 
 
 def test_numpy_resume_is_bit_identical(text: str, tmp_path: Path, monkeypatch: Any) -> None:
     arguments = [text, "--config", "improved", "--context", "8", "--batch", "2", "--epochs", "2", "--out"]
     train.main([*arguments, str(tmp_path / "whole")])
     steps, codes = {"n": 0}, []
-    real = train.Training.step
+    real = training.Training.step
 
-    def interrupted(self: train.Training) -> float:
+    def interrupted(self: training.Training) -> float:
         loss = real(self)
         steps["n"] += 1
         if steps["n"] % 7 == 0:
             os.kill(os.getpid(), signal.SIGINT)
         return loss
 
-    monkeypatch.setattr(train.Training, "step", interrupted)
+    monkeypatch.setattr(training.Training, "step", interrupted)
     pieces = [*arguments, str(tmp_path / "pieces")]
     with pytest.raises(SystemExit, match="130"):
         train.main(pieces)
@@ -284,13 +284,13 @@ def test_numpy_resume_is_bit_identical(text: str, tmp_path: Path, monkeypatch: A
 
 
 def test_numpy_batches_see_every_window_once_in_an_epoch(text: str) -> None:
-    training = train.start(train.arguments().parse_args([text, *TINY]))
-    seen = [tuple(row) for step in range(1, training.steps_per_epoch + 1) for row in training.batch(step)[0].tolist()]
-    x, y = training.batch(3)
+    job = train.start(train.arguments().parse_args([text, *TINY]))
+    seen = [tuple(row) for step in range(1, job.steps_per_epoch + 1) for row in job.batch(step)[0].tolist()]
+    x, y = job.batch(3)
     assert np.array_equal(x[:, 1:], y[:, :-1])
-    assert np.array_equal(training.batch(3)[0], x)
-    assert not np.array_equal(training.batch(3 + training.steps_per_epoch)[0], x)
-    assert len(seen) == training.steps_per_epoch * 4
+    assert np.array_equal(job.batch(3)[0], x)
+    assert not np.array_equal(job.batch(3 + job.steps_per_epoch)[0], x)
+    assert len(seen) == job.steps_per_epoch * 4
 
 
 def test_numpy_ctrl_c_in_a_terminal_saves_and_resumes(tmp_path: Path) -> None:
