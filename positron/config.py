@@ -119,10 +119,11 @@ class GPTConfig(ModelConfig):
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """`conf/tokenizer/*`. For `sentencepiece`, `vocab_size` is a ceiling: a small corpus yields fewer pieces."""
+    """`conf/tokenizer/*`. `vocab_size` (word, sentencepiece) is a ceiling: a small corpus yields fewer pieces."""
 
-    kind: Literal["char", "sentencepiece"]
+    kind: Literal["char", "word", "sentencepiece", "tiktoken"]
     vocab_size: int | None = None
+    name: str | None = None  # of a tiktoken vocabulary
 
     def __post_init__(self) -> None:
         if self.kind == "sentencepiece" and (self.vocab_size is None or self.vocab_size < 300):
@@ -130,6 +131,10 @@ class TokenizerConfig:
                 f"tokenizer.vocab_size={self.vocab_size} is too small for sentencepiece: 256 byte pieces, special "
                 "pieces and the corpus's own characters need at least 300"
             )
+        if self.kind == "word" and (self.vocab_size is None or self.vocab_size < 10):
+            raise UserError(f"tokenizer.vocab_size={self.vocab_size} is too small for words: give at least 10")
+        if self.kind == "tiktoken" and self.name is None:
+            raise UserError("tokenizer.kind=tiktoken needs tokenizer.name, such as cl100k_base")
 
 
 @dataclass(frozen=True)
@@ -137,7 +142,9 @@ class DataConfig:
     """`conf/data/*`: where the text comes from. Token files are kept under `dir`, one folder per corpus."""
 
     source: Literal["stories", "text"]
-    path: str | None = None  # a text file, for source=text
+    path: str | None = None  # for source=text: a file, a folder, or a glob; .txt .jsonl .parquet, also .gz and .zst
+    field: str = "text"  # of each line of .jsonl, or the column of .parquet
+    on_invalid: Literal["error", "replace"] = "error"  # bytes that are not UTF-8
     size_mb: float = 20.0  # of the built-in corpus, in millions of bytes
     seed: int = 0  # of the built-in corpus and of the train/validation split
     val_fraction: float = 0.02

@@ -117,6 +117,16 @@ class Voice:
                 file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
 
 
+def compose(recipe: str, overrides: list[str]) -> dict[str, Any]:
+    """`conf/<recipe>.yaml` with `key=value` settings, for a door that is no Hydra program."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        values: dict[str, Any] = OmegaConf.to_container(hydra.compose(recipe, overrides), resolve=True)  # type: ignore[assignment]
+    return values
+
+
 def run_hydra(job: Callable[[Any], Any], recipe: str) -> None:
     """Compose `conf/<recipe>.yaml` with the command line and call `job` with it, once or for each job of a sweep.
 

@@ -117,7 +117,7 @@ def load_model(run: Run, say: Callable[[str], None], checkpoint: Path | None = N
     UserError where the run has none, or where model and tokenizer do not belong together (law 5).
     """
     from positron.model.gpt import GPT
-    from positron.text.tokenizer import load_tokenizer
+    from positron.text.choose import load_tokenizer
     from positron.training.checkpoint import BEST, checkpoint_fault, load_checkpoint, newest_checkpoint
 
     best = run.checkpoint_folder / BEST

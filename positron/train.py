@@ -36,7 +36,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.data.pretrain import PretrainData, prepare
     from positron.model.gpt import GPT
     from positron.runs import load_weights, refuse_other_tokenizer
-    from positron.text.tokenizer import load_tokenizer
+    from positron.text.choose import load_tokenizer
     from positron.training.callbacks import Stopping
     from positron.training.checkpoint import load_checkpoint
     from positron.training.device import choose_machine

@@ -22,7 +22,7 @@ from positron.door import errors_as_one_line
 from positron.inference.engine import complete, generate_ids
 from positron.model.gpt import GPT, rope_tables, sinusoidal_table
 from positron.runs import find_run
-from positron.text.tokenizer import load_tokenizer
+from positron.text.choose import load_tokenizer
 
 TOLERANCE = 1e-8  # of the largest number of a tensor; float64 rounds at 1e-16
 

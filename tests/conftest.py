@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import http.server
 import io
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +32,9 @@ from positron.config import (
 PROJECT = Path(__file__).parent.parent
 # Child processes are forked from a server that has imported all this once: 0.1 s each instead of 5.
 _SERVER = multiprocessing.get_context("forkserver")
+_DOORS = ("train", "generate", "prepare", "doctor")
 _SERVER.set_forkserver_preload(
-    ["positron.train", "positron.training.fit", "positron.generate", "positron.doctor", "hydra", "matplotlib.figure"]
+    [*(f"positron.{door}" for door in _DOORS), "positron.training.fit", "hydra", "matplotlib.figure"]
 )
 
 
@@ -152,3 +155,91 @@ FAST = (
     "model.n_head=4",
     "precision=fp32",
 )
+
+
+class Loopback:
+    """A small web server on this machine whose files and faults a test decides.
+
+    `files`: path -> content. `faults`: path -> what goes wrong at its next requests, one after the other: "silent" (no
+    answer), "cut off" (half of the body), "reset" (half, and the connection torn), or a status such as "503".
+    """
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+        self.faults: dict[str, list[str]] = {}
+        self.requests: list[str] = []
+        self.closing = threading.Event()
+        outer = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                outer.answer(self)
+
+            do_HEAD = do_GET
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        path = request.path.partition("?")[0]
+        fault = None
+        if request.command == "GET":
+            self.requests.append(path)
+            fault = self.faults[path].pop(0) if self.faults.get(path) else None
+        if fault == "silent":
+            self.closing.wait(30)
+            return
+        if fault is not None and fault.isdigit():
+            self._send(request, int(fault), b"")
+            return
+        content = self.files.get(path)
+        if content is None:
+            self._send(request, 404, b"")
+            return
+        if fault in ("cut off", "reset"):
+            request.send_response(200)
+            request.send_header("Content-Length", str(len(content)))
+            request.end_headers()
+            request.wfile.write(content[: len(content) // 2])
+            request.close_connection = True
+            return
+        self._send(request, 200, content)
+
+    def headers(self, path: str) -> dict[str, str]:
+        return {}
+
+    def _send(self, request: http.server.BaseHTTPRequestHandler, status: int, content: bytes) -> None:
+        path = request.path.partition("?")[0]
+        extra = self.headers(path)
+        start, end = 0, len(content)
+        asked = request.headers.get("Range")
+        if status == 200 and asked:
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start, end = int(first), min(int(last) + 1 if last else end, end)
+            status, extra = 206, {**extra, "Content-Range": f"bytes {start}-{end - 1}/{len(content)}"}
+        request.send_response(status)
+        for key, value in extra.items():
+            request.send_header(key, value)
+        request.send_header("Content-Length", str(end - start))
+        request.end_headers()
+        if request.command == "GET":
+            request.wfile.write(content[start:end])
+
+    def close(self) -> None:
+        self.closing.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture
+def loopback() -> Iterator[Loopback]:
+    server = Loopback()
+    yield server
+    server.close()

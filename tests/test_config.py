@@ -161,8 +161,9 @@ def test_help_needs_neither_torch_nor_lightning(options, tmp_path):
 ROOMS = {
     "config": set(),
     "disk": {"config"},
-    "text": {"config", "disk", "text"},
-    "data": {"config", "disk", "text", "data"},
+    "fetch": {"config", "disk"},
+    "text": {"config", "disk", "fetch", "text"},
+    "data": {"config", "disk", "fetch", "text", "data"},
     "model": {"config", "model"},
     "inference": {"config", "model", "text", "inference"},
     "evaluation": {"config", "disk", "runs", "evaluation"},
@@ -171,7 +172,7 @@ ROOMS = {
     "sweeps": {"config", "disk", "door", "runs"},
     "training": {"config", "disk", "text", "data", "model", "inference", "evaluation", "runs", "door", "training"},
 }
-DOORS = ("train", "generate", "doctor")
+DOORS = ("train", "generate", "prepare", "doctor")
 
 
 def imports_of(path: Path) -> set[str]:

@@ -15,7 +15,8 @@ from positron.data.pretrain import PretrainData, Windows, prepare, validation_wi
 from positron.data.shards import TokenFiles
 from positron.data.sources import open_source
 from positron.data.story_parser import bits
-from positron.text.tokenizer import END_OF_TEXT, CharTokenizer
+from positron.text.tables import CharTokenizer
+from positron.text.tokenizer import END_OF_TEXT
 
 CHAR = TokenizerConfig("char")
 
@@ -83,7 +84,7 @@ def test_several_processes_write_what_one_writes(tmp_path, monkeypatch):
 
 def test_reading_across_shards_is_reading_one_array(tmp_path, monkeypatch):
     monkeypatch.setattr(shards, "SHARD_TOKENS", 20_000)
-    monkeypatch.setattr("positron.data.sources.CHARS_PER_TASK", 5_000)
+    monkeypatch.setattr("positron.data.files.CHARS_PER_TASK", 5_000)
     text = "".join(chr(97 + i % 26) + ("\n" if i % 50 == 0 else "") for i in range(60_000))
     tokenizer, folder, _ = prepared(tmp_path, text)
     files = TokenFiles(folder, "train", tokenizer)

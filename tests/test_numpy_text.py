@@ -16,7 +16,8 @@ from numpy_ref.config import InputError
 from numpy_ref.spm import SentencePieceTokenizer
 from numpy_ref.tokenizers import SPECIALS, CharTokenizer, WordTokenizer, from_json, train_tokenizer
 from numpy_ref.train import BUILT_IN
-from positron.text import tokenizer as torch_side
+from positron.text import sentencepiece_bpe, tables
+from positron.text.tokenizer import END_OF_TEXT
 
 TEXT = BUILT_IN.read_text(encoding="utf-8")[:60_000]
 BPE = BPETokenizer.train(TEXT, 500)
@@ -107,14 +108,14 @@ def test_numpy_bpe_trains_a_thousand_merges_on_a_megabyte_in_seconds() -> None:
 
 
 def test_numpy_and_torch_characters_have_the_same_ids() -> None:
-    theirs = torch_side.CharTokenizer.train([TEXT])
+    theirs = tables.CharTokenizer.train([TEXT])
     assert CHAR.encode(TEXT) == theirs.encode(TEXT)
-    assert (CHAR.vocab_size, CHAR.end_of_text) == (theirs.vocab_size, theirs.special_id(torch_side.END_OF_TEXT))
+    assert (CHAR.vocab_size, CHAR.end_of_text) == (theirs.vocab_size, theirs.special_id(END_OF_TEXT))
 
 
 @pytest.fixture(scope="module")
 def sentencepiece_twins(tmp_path_factory: pytest.TempPathFactory):
-    theirs = torch_side.SentencePieceTokenizer.train([TEXT], 700)
+    theirs = sentencepiece_bpe.SentencePieceTokenizer.train([TEXT], 700)
     folder = tmp_path_factory.mktemp("spm")
     theirs.save(folder)
     return SentencePieceTokenizer((folder / "spm.model").read_bytes()), theirs
@@ -133,7 +134,7 @@ def test_numpy_reads_sentencepiece_models_as_the_library_does(sentencepiece_twin
 
 def test_numpy_sentencepiece_special_ids(sentencepiece_twins) -> None:
     mine, theirs = sentencepiece_twins
-    assert (mine.vocab_size, mine.end_of_text) == (theirs.vocab_size, theirs.special_id(torch_side.END_OF_TEXT))
+    assert (mine.vocab_size, mine.end_of_text) == (theirs.vocab_size, theirs.special_id(END_OF_TEXT))
     assert mine.decode([mine.end_of_text]) == ""
 
 

@@ -1,19 +1,20 @@
 """Tokenizers never lose a byte, count bytes exactly, and no text can spell a special token."""
 
+import base64
+import hashlib
+import time
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from conftest import PROJECT
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from positron.config import TokenizerConfig, UserError
-from positron.text.tokenizer import (
-    END_OF_TEXT,
-    SPECIALS,
-    CharTokenizer,
-    SentencePieceTokenizer,
-    load_tokenizer,
-    train_tokenizer,
-)
+from positron.text.choose import load_tokenizer, train_tokenizer
+from positron.text.sentencepiece_bpe import SentencePieceTokenizer
+from positron.text.tables import CharTokenizer, WordTokenizer
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS, StreamDecoder
 
 CORPUS = ["Once upon a time, there was a cat.\n\nIt said  hello to Zoë. 42 cats! " * 20, "The end …２ é\n"]
 SPM = SentencePieceTokenizer.train(CORPUS, 500)
@@ -64,16 +65,152 @@ def test_an_unknown_character_is_unk_and_no_other_character():
     assert CharTokenizer("").encode("a") == [0]
 
 
-@pytest.mark.parametrize("kind", ["char", "sentencepiece"])
+def test_words_round_trip_where_they_are_known_and_the_vocabulary_is_a_ceiling():
+    tokenizer = WordTokenizer.train(CORPUS, 10_000)
+    assert tokenizer.decode(tokenizer.encode(CORPUS[0])) == CORPUS[0]
+    ids = tokenizer.encode(CORPUS[1])
+    assert tokenizer.token_bytes()[ids].sum() == len(CORPUS[1].encode("utf-8"))
+    small = WordTokenizer.train(CORPUS, 12)
+    assert small.vocab_size == 12
+    assert small.decode(small.encode("Once cat")).count("\ufffd") >= 1
+
+
+# a rank file of tiktoken's format: the 256 bytes, and a few merges
+RANKS = b"".join(
+    base64.b64encode(token) + b" %d\n" % rank
+    for rank, token in enumerate([*(bytes([b]) for b in range(256)), b" t", b"he", b" the", b"in", b"\xf0\x9f"])
+)
+
+
+@pytest.fixture
+def tiny_tiktoken(loopback, tmp_path, monkeypatch):
+    """The library's definition of r50k_base with a small rank file, and our cache in a folder of the test's own."""
+    import tiktoken_ext.openai_public as library
+
+    loopback.files["/encodings/r50k_base.tiktoken"] = RANKS
+    url = f"{loopback.url}/encodings/r50k_base.tiktoken"
+
+    def definition():
+        ranks = library.load_tiktoken_bpe(url, expected_hash=hashlib.sha256(RANKS).hexdigest())
+        specials = {END_OF_TEXT: len(ranks)}
+        return {"pat_str": library.r50k_pat_str, "mergeable_ranks": ranks, "special_tokens": specials}
+
+    monkeypatch.setattr(library, "r50k_base", definition)
+    monkeypatch.setenv("POSITRON_CACHE", str(tmp_path / "cache"))
+    return loopback
+
+
+GPT2 = TokenizerConfig("tiktoken", name="r50k_base")
+
+
+def test_tiktoken_is_fetched_once_gives_back_every_text_and_travels(tiny_tiktoken, tmp_path):
+    tokenizer = train_tokenizer(GPT2, [])
+    assert train_tokenizer(GPT2, []).hash == tokenizer.hash
+    assert tiny_tiktoken.requests == ["/encodings/r50k_base.tiktoken"]
+    assert tokenizer.vocab_size == 256 + 5 + 1 + 4
+    assert {tokenizer.special_id(token) for token in SPECIALS} == set(range(261, 266))
+    tokenizer.save(tmp_path)
+    again = load_tokenizer(tmp_path)
+    assert again.hash == tokenizer.hash
+    token_bytes = again.token_bytes()
+
+    @given(TEXT)
+    @example("\n\n  \t\r\n")
+    @example("a\0b 😀👩‍👩‍👧é" + "x" * 3000)
+    @example(END_OF_TEXT + "<|user|>")
+    @settings(max_examples=300, deadline=None)
+    def round_trip(text):
+        ids = again.encode(text)
+        assert ids == tokenizer.encode(text)
+        assert again.decode(ids) == text
+        assert not set(ids) & set(range(261, 266))
+        assert token_bytes[ids].sum() == len(text.encode("utf-8"))
+
+    round_trip()
+
+
+@pytest.mark.parametrize("fault", ["absent", "wrong content", "cut off", "silent", "refused"])
+def test_a_rank_file_that_cannot_be_had_is_one_line_within_five_seconds(tiny_tiktoken, tmp_path, fault, monkeypatch):
+    path = "/encodings/r50k_base.tiktoken"
+    monkeypatch.setattr("positron.fetch.PATIENCE_S", 1.0)
+    if fault == "absent":
+        del tiny_tiktoken.files[path]
+    elif fault == "wrong content":
+        tiny_tiktoken.files[path] = RANKS + b"x"
+    elif fault == "refused":
+        tiny_tiktoken.close()
+    else:
+        tiny_tiktoken.faults[path] = [fault] * 9
+    began = time.perf_counter()
+    with pytest.raises(UserError) as error:
+        train_tokenizer(GPT2, [])
+    assert time.perf_counter() - began < 5
+    for word in ["sha256"] if fault == "wrong content" else [str(tmp_path / "cache"), "put it there"]:
+        assert word in str(error.value)
+    assert tiny_tiktoken.url in str(error.value)
+    assert "tokenizer=spm_16k" in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.glob("cache/tiktoken/*"))
+
+
+def test_a_damaged_rank_file_in_the_cache_is_named(tiny_tiktoken, tmp_path):
+    train_tokenizer(GPT2, [])
+    (path,) = tmp_path.glob("cache/tiktoken/*")
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(UserError, match="is damaged"):
+        train_tokenizer(GPT2, [])
+
+
+REAL = PROJECT.parent / "shared" / "data" / "tiktoken"
+
+
+@pytest.mark.skipif(not REAL.exists(), reason="needs the real rank files")
+@pytest.mark.parametrize(
+    ("name", "vocab_size", "end"),
+    [("r50k_base", 50261, 50256), ("p50k_base", 50285, 50256), ("cl100k_base", 100281, 100257)],
+)
+def test_the_real_vocabularies_are_the_librarys(tmp_path, monkeypatch, name, vocab_size, end):
+    (tmp_path / "tiktoken").mkdir()
+    (tmp_path / "tiktoken" / f"{name}.tiktoken").write_bytes((REAL / f"{name}.tiktoken").read_bytes())
+    monkeypatch.setenv("POSITRON_CACHE", str(tmp_path))
+    tokenizer = train_tokenizer(TokenizerConfig("tiktoken", name=name), [])
+    assert (tokenizer.vocab_size, tokenizer.special_id(END_OF_TEXT)) == (vocab_size, end)
+    text = "Hello, world! naïve 😀\n\n  x" + END_OF_TEXT
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    known = {"r50k_base": [15496, 11, 995, 0], "p50k_base": [15496, 11, 995, 0], "cl100k_base": [9906, 11, 1917, 0]}
+    assert tokenizer.encode("Hello, world!") == known[name]
+    long = "lorem ipsum " * 90_000  # a line of a megabyte
+    assert tokenizer.decode(tokenizer.encode(long)) == long
+
+
+@given(TEXT)
+@settings(max_examples=200, deadline=None)
+def test_a_stream_of_ids_is_a_stream_of_whole_characters(text):
+    for tokenizer in (SPM, CharTokenizer(text)):
+        stream = StreamDecoder(tokenizer)
+        pieces = [stream.push(i) for i in tokenizer.encode(text)]
+        assert "".join(pieces) + stream.end() == text
+        assert not any("\ufffd" in piece for piece in pieces) or "\ufffd" in text
+
+
+def test_a_stream_that_ends_inside_a_character_says_so():
+    stream = StreamDecoder(SPM)
+    ids = SPM.encode("😀")
+    assert len(ids) == 4
+    assert "".join(stream.push(i) for i in ids[:3]) == ""
+    assert stream.end() == "\ufffd"
+
+
+@pytest.mark.parametrize("kind", ["char", "word", "sentencepiece"])
 def test_a_saved_tokenizer_is_the_same_and_a_damaged_one_is_refused(tmp_path, kind):
-    tokenizer = train_tokenizer(TokenizerConfig(kind, 400 if kind == "sentencepiece" else None), CORPUS)
+    tokenizer = train_tokenizer(TokenizerConfig(kind, None if kind == "char" else 400), CORPUS)
     tokenizer.save(tmp_path)
     again = load_tokenizer(tmp_path)
     assert (again.hash, again.vocab_size) == (tokenizer.hash, tokenizer.vocab_size)
     assert again.encode(CORPUS[0]) == tokenizer.encode(CORPUS[0])
     assert len({again.special_id(token) for token in SPECIALS}) == len(SPECIALS)
     assert np.array_equal(again.token_bytes(), tokenizer.token_bytes())
-    path = tmp_path / ("tokenizer.json" if kind == "char" else "spm.model")
+    path = tmp_path / ("spm.model" if kind == "sentencepiece" else "tokenizer.json")
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)

@@ -15,7 +15,8 @@ from positron.data.order import windows_of_step
 from positron.data.shards import TokenFiles, write_tokens
 from positron.data.sources import Source, open_source
 from positron.disk import lock, make_folder
-from positron.text.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer, train_tokenizer
+from positron.text.choose import load_tokenizer, train_tokenizer
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 TOKENIZER_SAMPLE = 4_000_000  # bytes of text that a SentencePiece model is trained on
 
@@ -31,15 +32,16 @@ def prepare(
     corpus = make_folder(Path(data.dir) / source.name)
     with lock(corpus / "lock", lambda: say(f"waiting for another process that prepares {corpus}")):
         if tokenizer is None:
-            home = corpus / "-".join(str(part) for part in (choice.kind, choice.vocab_size) if part)
+            home = corpus / "-".join(str(part) for part in (choice.kind, choice.name, choice.vocab_size) if part)
             tokenizer = _own_tokenizer(source, choice, home, say)
         else:
             home = make_folder(corpus / f"tokenizer-{tokenizer.hash[:12]}")
             tokenizer.save(home)
         tokens = corpus / f"tokens-{tokenizer.hash[:12]}"
         if not (tokens / "tokens.json").exists():
-            say(f"writing {source.size_bytes / 1e6:.1f} MB of text as tokens to {tokens}")
-            write_tokens(source, tokenizer, home, tokens)
+            size = f"{source.total_bytes / 1e6:.1f} MB of" if source.total_bytes else "the"
+            say(f"writing {size} text as tokens to {tokens}")
+            write_tokens(source, tokenizer, home, tokens, say)
     return tokenizer, tokens
 
 
@@ -47,23 +49,26 @@ def _own_tokenizer(source: Source, choice: TokenizerConfig, home: Path, say: Cal
     if (home / "tokenizer.json").exists():
         return load_tokenizer(home)
     make_folder(home)
-    limit = source.size_bytes if choice.kind == "char" else TOKENIZER_SAMPLE
-    say(f"training the {choice.kind} tokenizer on {min(limit, source.size_bytes) / 1e6:.1f} MB of text")
-    tokenizer = train_tokenizer(choice, _sample(source, limit))
+    if choice.kind != "tiktoken":
+        say(
+            f"training the {choice.kind} tokenizer" + ("" if choice.kind == "char" else " on the beginning of the text")
+        )
+    tokenizer = train_tokenizer(choice, _sample(source, None if choice.kind == "char" else TOKENIZER_SAMPLE))
     tokenizer.save(home)
     if choice.vocab_size and tokenizer.vocab_size < choice.vocab_size:
         say(f"this corpus yields {tokenizer.vocab_size:,} pieces, fewer than the {choice.vocab_size:,} asked for")
     return tokenizer
 
 
-def _sample(source: Source, limit: int) -> Iterator[str]:
-    """The corpus's beginning, about `limit` bytes of it."""
+def _sample(source: Source, limit: int | None) -> Iterator[str]:
+    """The corpus's beginning, about `limit` bytes of it, or all of it."""
+    limits = [size for size in (limit, source.limit_bytes) if size is not None]
     size = 0
     for task in source.tasks():
         for document in source.read(task):
             yield document.text
             size += len(document.text.encode("utf-8"))
-        if size >= limit:
+        if limits and size >= min(limits):
             return
 
 

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import multiprocessing
+import multiprocessing.connection
 import os
 import shutil
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -22,10 +24,11 @@ import numpy as np
 
 from positron.config import UserError
 from positron.data.sources import Source
-from positron.disk import make_folder, read_json, write_json
-from positron.text.tokenizer import END_OF_TEXT, Tokenizer, load_tokenizer
+from positron.disk import make_folder, read_json, whole_file, write_json
+from positron.text.choose import load_tokenizer
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
-SHARD_TOKENS = 100_000_000
+SHARD_TOKENS = 16_000_000  # of training text in a shard: 32 or 64 MB, some ten seconds of work
 SPLITS = ("train", "val")
 SMALL_CORPUS = 3_000_000  # bytes; below this, starting worker processes costs more than it brings
 
@@ -43,10 +46,10 @@ class Encoded:
 def encode_task(source: Source, tokenizer: Tokenizer, task: Any) -> dict[str, Encoded]:
     documents = source.read(task)
     result = {split: Encoded(ids=[]) for split in SPLITS}
-    end = np.array([tokenizer.special_id(END_OF_TEXT)])
+    end = np.array([tokenizer.special_id(END_OF_TEXT)], dtype=np.uint32)
     for document, ids in zip(documents, tokenizer.encode_batch([d.text for d in documents]), strict=True):
         part = result["val" if document.is_val else "train"]
-        part.ids.append(np.array(ids, dtype=np.int64))
+        part.ids.append(np.array(ids, dtype=np.uint32))
         if document.ends:
             part.ids.append(end)
             part.documents += 1
@@ -61,23 +64,35 @@ _worker: tuple[Source, Tokenizer]
 def _start_worker(source: Source, tokenizer_folder: Path) -> None:
     global _worker
     _worker = (source, load_tokenizer(tokenizer_folder))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot tell its workers; without this they would wait for it for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 def _work(task: Any) -> dict[str, Encoded]:
     return encode_task(*_worker, task)
 
 
-def _encode_all(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path) -> Iterator[dict[str, Encoded]]:
-    """All tasks in order, by all cores; the order and the content do not depend on the number of processes."""
+def _encode_all(
+    source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, skip: int
+) -> Iterator[dict[str, Encoded]]:
+    """All tasks but the first `skip`, in order, by all cores; the content does not depend on the number of processes."""
     workers = os.cpu_count() or 1
-    if source.size_bytes < SMALL_CORPUS or workers == 1:
-        yield from (encode_task(source, tokenizer, task) for task in source.tasks())
+    tasks = islice(source.tasks(), skip, None)
+    small = source.total_bytes is not None and source.total_bytes < SMALL_CORPUS
+    if small or workers == 1:
+        yield from (encode_task(source, tokenizer, task) for task in tasks)
         return
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(source, tokenizer_folder)
     )
     try:
-        tasks = iter(source.tasks())
         waiting: list[Future[dict[str, Encoded]]] = [pool.submit(_work, task) for task in islice(tasks, 2 * workers)]
         while waiting:
             yield waiting.pop(0).result()
@@ -87,87 +102,109 @@ def _encode_all(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path) ->
 
 
 class _SplitWriter:
-    """Appends to the shards of one split and keeps their sums."""
+    """Appends to the shards of one split and keeps their sums; `facts` are those of the shards that are written."""
 
-    def __init__(self, folder: Path, split: str, dtype: type, first_id: int) -> None:
+    def __init__(self, folder: Path, split: str, dtype: type, first_id: int, before: dict[str, Any] | None) -> None:
         self.folder, self.split, self.dtype = folder, split, dtype
-        self.shards: list[dict[str, Any]] = []
-        self.total = Encoded(ids=[])
-        self._pending: list[np.ndarray] = [np.array([first_id], dtype=dtype)]
-        self._waiting = 1
+        self.facts: dict[str, Any] = before or {"tokens": 0, "documents": 0, "bytes": 0, "bits": 0.0, "shards": []}
+        self._pending: list[np.ndarray] = [] if before else [np.array([first_id], dtype=dtype)]
+        self.waiting = len(self._pending)
 
     def add(self, part: Encoded) -> None:
-        ids = np.concatenate(part.ids) if part.ids else np.empty(0, dtype=np.int64)
-        if len(ids) and ids.max() > np.iinfo(self.dtype).max:
-            raise ValueError(f"token id {ids.max()} does not fit {np.dtype(self.dtype).name}")
-        self._pending.append(ids.astype(self.dtype))
-        self._waiting += len(ids)
-        self.total.documents += part.documents
-        self.total.bytes += part.bytes
-        self.total.bits += part.bits
-        if self._waiting >= SHARD_TOKENS:
-            self.flush()
+        for ids in part.ids:
+            if len(ids) and ids.max() > np.iinfo(self.dtype).max:
+                raise ValueError(f"token id {ids.max()} does not fit {np.dtype(self.dtype).name}")
+            self._pending.append(ids.astype(self.dtype))
+            self.waiting += len(ids)
+        self.facts["documents"] += part.documents
+        self.facts["bytes"] += part.bytes
+        self.facts["bits"] += part.bits
 
     def flush(self) -> None:
-        if not self._waiting:
+        """What is waiting becomes a shard."""
+        if not self.waiting:
             return
         ids = np.concatenate(self._pending)
-        path = self.folder / f"{self.split}-{len(self.shards):05d}.bin"
-        try:
-            with path.open("wb") as file:
-                file.write(ids.tobytes())
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+        path = self.folder / f"{self.split}-{len(self.facts['shards']):05d}.bin"
+        with whole_file(path) as file:
+            file.write(ids.tobytes())
         sha256 = hashlib.sha256(ids.tobytes()).hexdigest()
-        self.shards.append({"file": path.name, "tokens": len(ids), "sha256": sha256})
-        self._pending, self._waiting = [], 0
-
-    def facts(self) -> dict[str, Any]:
-        self.flush()
-        known = self.total.documents > 0 and np.isfinite(self.total.bits)
-        return {
-            "tokens": sum(shard["tokens"] for shard in self.shards),
-            "documents": self.total.documents,
-            "bytes": self.total.bytes,
-            "bits": self.total.bits if known else None,
-            "shards": self.shards,
-        }
+        self.facts["shards"].append({"file": path.name, "tokens": len(ids), "sha256": sha256})
+        self.facts["tokens"] += len(ids)
+        self._pending, self.waiting = [], 0
 
 
-def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, folder: Path) -> None:
-    """Tokenize the whole source into `folder`, which appears when it is whole. Shows its progress on a terminal."""
+def write_tokens(
+    source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, folder: Path, say: Callable[[str], None]
+) -> None:
+    """Tokenize the whole source into `folder`, which appears when it is whole. Shows its progress on a terminal.
+
+    After every SHARD_TOKENS training tokens, both splits are written and the place in the source is noted: a call that
+    was stopped, by whatever, is continued from there by the next one, and its files are byte for byte the same.
+    """
     from tqdm import tqdm
 
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    make_folder(partial)
+    partial = make_folder(folder.with_name(f".{folder.name}.partial"))
+    for left_behind in partial.glob(".*.tmp"):  # by a call that was killed while it wrote
+        left_behind.unlink()
     dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
-    end = tokenizer.special_id(END_OF_TEXT)
-    writers = {split: _SplitWriter(partial, split, dtype, end) for split in SPLITS}
-    done = 0
-    bar = tqdm(total=source.size_bytes, unit="B", unit_scale=True, desc="tokenizing", disable=None, leave=False)
-    with bar:
-        for parts in _encode_all(source, tokenizer, tokenizer_folder):
-            for split, part in parts.items():
-                writers[split].add(part)
-                done += part.bytes
-            bar.update(min(done, source.size_bytes) - bar.n)
-            if done >= source.size_bytes:
-                break
-    facts = {
+    head = {
         "version": 1,
         "tokenizer_hash": tokenizer.hash,
         "vocab_size": tokenizer.vocab_size,
         "dtype": np.dtype(dtype).name,
         "source": source.name,
         "fingerprint": source.fingerprint,
-        "splits": {split: writer.facts() for split, writer in writers.items()},
     }
-    write_json(partial / "tokens.json", facts)
+    before = _progress(partial, head)
+    tasks, done, splits = before["tasks"], before["bytes"], before["splits"]
+    if tasks:
+        say(f"going on after {done / 1e6:,.0f} MB of text that are tokenized already")
+    end = tokenizer.special_id(END_OF_TEXT)
+    writers = {split: _SplitWriter(partial, split, dtype, end, splits.get(split)) for split in SPLITS}
+    bar = tqdm(
+        total=source.total_bytes, initial=done, unit="B", unit_scale=True, desc="tokenizing", disable=None, leave=False
+    )
+    with bar:
+        for parts in _encode_all(source, tokenizer, tokenizer_folder, skip=tasks):
+            tasks += 1
+            for split, part in parts.items():
+                writers[split].add(part)
+                done += part.bytes
+            bar.update(min(done, source.total_bytes or done) - bar.n)
+            if writers["train"].waiting >= SHARD_TOKENS:
+                _flush(partial, head, writers, tasks, done)
+            if source.limit_bytes is not None and done >= source.limit_bytes:
+                break
+    facts = _flush(partial, head, writers, tasks, done)["splits"]
+    for split in facts.values():
+        if not split["documents"] or not np.isfinite(split["bits"]):
+            split["bits"] = None  # this text's probability is not known
+    write_json(partial / "tokens.json", {**head, "splits": facts})
+    (partial / "progress.json").unlink()
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+
+
+def _progress(partial: Path, head: dict[str, Any]) -> dict[str, Any]:
+    """What an earlier call noted last, if it was of the same source and tokenizer."""
+    path = partial / "progress.json"
+    if path.exists():
+        noted: dict[str, Any] = read_json(path)
+        if noted["head"] == head:
+            return noted
+    return {"tasks": 0, "bytes": 0, "splits": {}}
+
+
+def _flush(
+    partial: Path, head: dict[str, Any], writers: dict[str, _SplitWriter], tasks: int, done: int
+) -> dict[str, Any]:
+    for writer in writers.values():
+        writer.flush()
+    splits = {split: writer.facts for split, writer in writers.items()}
+    noted = {"head": head, "tasks": tasks, "bytes": done, "splits": splits}
+    write_json(partial / "progress.json", noted)
+    return noted
 
 
 class TokenFiles:
@@ -221,3 +258,13 @@ def _map_shard(folder: Path, shard: dict[str, Any], dtype: str) -> np.ndarray:
     if len(ids) != shard["tokens"]:
         raise UserError(f"{path} has {len(ids)} tokens, not {shard['tokens']}: delete {folder} to make it again")
     return ids
+
+
+def verify(folder: Path) -> None:
+    """Read every shard and compare its checksum. UserError names the one that was cut or altered."""
+    facts = read_json(folder / "tokens.json")
+    for part in facts["splits"].values():
+        for shard in part["shards"]:
+            ids = _map_shard(folder, shard, facts["dtype"])
+            if hashlib.sha256(ids.data).hexdigest() != shard["sha256"]:
+                raise UserError(f"{folder / shard['file']} was altered: delete {folder} to make it again")

@@ -1,4 +1,4 @@
-"""Where text comes from: the built-in stories, or a text file.
+"""Where text comes from: the built-in stories here, files in `files.py`, the hub in `hub.py`.
 
 A source is cut into tasks, small and picklable, which `read` turns into documents: so that several processes can work
 on one corpus, and every process gets the same documents from the same task. Which side of the train/validation split a
@@ -10,15 +10,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from positron.config import DataConfig, UserError
+from positron.config import DataConfig
 
-SEPARATOR = "<|endoftext|>"  # a line of its own between the documents of a text file
 STORIES_PER_TASK = 500
-CHARS_PER_TASK = 1 << 20
-FEWEST_DOCUMENTS = 20  # fewer than this, and a text is split at a place instead of by document
 
 
 @dataclass(frozen=True)
@@ -38,8 +34,12 @@ class Source(Protocol):
     def read(self, task: Any) -> list[Document]: ...
 
     @property
-    def size_bytes(self) -> int:
-        """Where to stop; what a task brings beyond it is kept."""
+    def limit_bytes(self) -> int | None:
+        """Where to stop, None: at the end; what a task brings beyond it is kept."""
+
+    @property
+    def total_bytes(self) -> int | None:
+        """About how much text there is, where that is known: for the progress bar."""
 
 
 def side(text: str, seed: int, val_fraction: float) -> bool:
@@ -53,10 +53,10 @@ class StoriesSource:
 
     def __init__(self, config: DataConfig) -> None:
         self.seed, self.val_fraction = config.seed, config.val_fraction
-        self.size_bytes = round(config.size_mb * 1e6)
+        self.limit_bytes = self.total_bytes = round(config.size_mb * 1e6)
         from positron.data import stories
 
-        facts = f"stories {stories.GRAMMAR_VERSION} {self.size_bytes} {self.seed} {self.val_fraction}"
+        facts = f"stories {stories.GRAMMAR_VERSION} {self.limit_bytes} {self.seed} {self.val_fraction}"
         self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
         self.name = f"stories-{config.size_mb:g}mb-{self.fingerprint[:8]}"
 
@@ -75,67 +75,10 @@ class StoriesSource:
         ]
 
 
-class TextSource:
-    """One UTF-8 text file. Documents are separated by lines `<|endoftext|>`; without any, its end is for validation."""
-
-    def __init__(self, config: DataConfig) -> None:
-        assert config.path is not None
-        path = Path(config.path).expanduser()
-        text = read_utf8(path)
-        self.size_bytes = len(text.encode("utf-8"))
-        self._documents = _split(text, config.seed, config.val_fraction)
-        facts = f"text {config.seed} {config.val_fraction} {hashlib.sha256(text.encode('utf-8')).hexdigest()}"
-        self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
-        self.name = f"text-{path.stem}-{self.fingerprint[:8]}"
-
-    def tasks(self) -> Iterator[list[Document]]:
-        """About a million characters each; a longer document is cut after a newline, where tokenizers cut too."""
-        task: list[Document] = []
-        size = 0
-        for document in self._documents:
-            rest = document.text
-            while len(rest) > CHARS_PER_TASK:
-                cut = rest.rfind("\n", 0, CHARS_PER_TASK) + 1 or CHARS_PER_TASK
-                yield [*task, Document(rest[:cut], document.is_val, ends=False)]
-                task, size, rest = [], 0, rest[cut:]
-            task.append(Document(rest, document.is_val))
-            size += len(rest)
-            if size > CHARS_PER_TASK:
-                yield task
-                task, size = [], 0
-        if task:
-            yield task
-
-    def read(self, task: list[Document]) -> list[Document]:
-        return task
-
-
-def read_utf8(path: Path) -> str:
-    """The file's text, exactly (newlines too). UserError where it is missing, empty or not UTF-8."""
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read data.path={path}: {error.strerror or error}") from error
-    if not content:
-        raise UserError(f"data.path={path} is empty")
-    if b"\0" in content[:8192]:
-        raise UserError(f"data.path={path} looks like a binary file: byte {content.index(0)} is zero; give plain text")
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"data.path={path} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}") from error
-
-
-def _split(text: str, seed: int, val_fraction: float) -> list[Document]:
-    parts = [part.strip("\n") for part in text.split(f"\n{SEPARATOR}\n")]
-    last = parts[-1].removesuffix(f"\n{SEPARATOR}").removesuffix(SEPARATOR)
-    documents = [part for part in (*parts[:-1], last) if part]
-    if len(documents) >= FEWEST_DOCUMENTS:
-        return [Document(part, side(part, seed, val_fraction)) for part in documents]
-    place = round(len(text) * (1 - val_fraction))  # one long text: its end is for validation
-    place = text.rfind("\n", 0, place) + 1 or place
-    return [Document(text[:place], is_val=False), Document(text[place:], is_val=True)]
-
-
 def open_source(config: DataConfig) -> Source:
-    return StoriesSource(config) if config.source == "stories" else TextSource(config)
+    """The corpus that a configuration names. UserError where it is missing, empty or unreadable."""
+    if config.source == "stories":
+        return StoriesSource(config)
+    from positron.data.files import FileSource
+
+    return FileSource(config)

@@ -61,3 +61,19 @@ def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
+
+
+def length_histogram(lengths: Any, context: int) -> bytes:
+    """PNG: how many documents have how many tokens, and where the context length lies among them."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    axes.hist(lengths, bins=60, color="tab:blue")
+    axes.axvline(context, color="tab:red", linestyle="--", label=f"context length {context}")
+    axes.set(xlabel="tokens in a document", ylabel="documents", title=f"{len(lengths):,} documents")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    return picture.getvalue()

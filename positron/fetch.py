@@ -1,0 +1,75 @@
+"""Files from the network, once: a bounded wait, a checksum, whole or absent. Standard library only."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+from positron.config import UserError
+from positron.disk import make_folder, whole_file
+
+PATIENCE_S = 4.0  # for a connection, and then for each next piece of data: a dead network is told within 5 seconds
+
+
+def cache_folder() -> Path:
+    """Where downloads are kept for all runs: POSITRON_CACHE, or ~/.cache/positron."""
+    return Path(os.environ.get("POSITRON_CACHE", "~/.cache/positron")).expanduser()
+
+
+def fetch(url: str, path: Path, sha256: str | None, *, instead: str) -> bytes:
+    """The content of `path`, downloaded from `url` if it is not there yet.
+
+    UserError within 5 seconds where neither is to be had, naming the file, its folder, the URL, and what works
+    `instead`; also where the content does not have the checksum.
+    """
+    if path.exists():
+        content = path.read_bytes()
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise UserError(f"{path} is damaged (its sha256 is not that of {url}): delete it, it is fetched again")
+        return content
+    content = _download(url, path, instead)
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise UserError(f"what {url} sends is not the file that is meant (wrong sha256): try again later, or {instead}")
+    make_folder(path.parent)
+    with whole_file(path) as file:
+        file.write(content)
+    return content
+
+
+def _download(url: str, path: Path, instead: str) -> bytes:
+    """In a thread of its own, since the lookup of a name has no timeout that could be set."""
+    pieces: list[bytes] = []
+    failure: list[Exception] = []
+    moved, finished = threading.Event(), threading.Event()
+
+    def work() -> None:
+        try:
+            with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+                while piece := answer.read(1 << 16):
+                    pieces.append(piece)
+                    moved.set()
+                wanted = answer.headers.get("Content-Length")
+                if wanted is not None and sum(map(len, pieces)) != int(wanted):
+                    raise OSError("the connection broke off")
+        except Exception as error:  # handed to the thread that waits
+            failure.append(error)
+        finished.set()
+        moved.set()
+
+    threading.Thread(target=work, daemon=True).start()
+    while not finished.is_set():
+        if not moved.wait(PATIENCE_S):
+            failure.append(TimeoutError(f"no answer within {PATIENCE_S:.0f} s"))
+            break
+        moved.clear()
+    if failure:
+        reason = getattr(failure[0], "reason", failure[0])
+        raise UserError(
+            f"{path.name} is not in {path.parent} and cannot be fetched from {url} ({reason}): put it there yourself, "
+            f"or {instead}"
+        )
+    return b"".join(pieces)

@@ -1,0 +1,113 @@
+"""Byte-pair encoding by the SentencePiece library (arXiv:1808.06226), trained on the corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from positron.config import UserError
+from positron.disk import whole_file, write_json
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS
+
+# SentencePiece writes a space as this character; a real one in the text would come back as a space, so its three bytes
+# are given as byte pieces instead.
+_SPACE = "▁"
+
+
+class SentencePieceTokenizer:
+    """Byte-pair encoding by SentencePiece, set up so that no byte of the text is ever lost or changed."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes) -> None:
+        import sentencepiece
+
+        self._model = model
+        self._sp = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab_size = self._sp.vocab_size()
+        self._space_bytes = [self._sp.piece_to_id(f"<0x{b:02X}>") for b in _SPACE.encode("utf-8")]
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
+        """Train on `texts`; `vocab_size` is a ceiling that shrinks where the corpus is small."""
+        import sentencepiece
+
+        model = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=_lines(texts),
+                model_writer=model,
+                model_type="bpe",
+                vocab_size=vocab_size,
+                hard_vocab_limit=False,
+                # these four keep every byte: newlines, double spaces, any Unicode
+                normalization_rule_name="identity",
+                remove_extra_whitespaces=False,
+                add_dummy_prefix=False,
+                byte_fallback=True,
+                character_coverage=0.9999,
+                split_digits=True,
+                max_sentence_length=1 << 20,
+                num_threads=1,  # the same corpus gives the same model on every machine
+                unk_id=0,
+                bos_id=-1,
+                pad_id=-1,
+                eos_id=1,
+                eos_piece=END_OF_TEXT,
+                control_symbols=list(SPECIALS[1:]),
+                minloglevel=2,
+            )
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise UserError(f"cannot train a SentencePiece tokenizer on this text: {reason}") from error
+        return cls(model.getvalue())
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(b"sentencepiece\n" + self._model).hexdigest()
+
+    def special_id(self, token: str) -> int:
+        return int(self._sp.piece_to_id(token))
+
+    def encode(self, text: str) -> list[int]:
+        ids: list[int] = []
+        for i, part in enumerate(text.split(_SPACE)):
+            if i:
+                ids += self._space_bytes
+            ids += self._sp.encode(part)
+        return ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        if any(_SPACE in text for text in texts):
+            return [self.encode(text) for text in texts]
+        ids: list[list[int]] = self._sp.encode(texts)
+        return ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        text: str = self._sp.decode([int(i) for i in ids])
+        return text
+
+    def bytes_of(self, i: int) -> bytes:
+        if self._sp.is_byte(i):
+            return bytes([int(self._sp.id_to_piece(i)[1:-1], 16)])  # `<0xE2>`
+        if self._sp.is_control(i) or self._sp.is_unknown(i):
+            return b""
+        return str(self._sp.id_to_piece(i)).replace(_SPACE, " ").encode("utf-8")
+
+    def token_bytes(self) -> np.ndarray:
+        return np.array([len(self.bytes_of(i)) for i in range(self.vocab_size)], dtype=np.int64)
+
+    def save(self, folder: Path) -> None:
+        with whole_file(folder / "spm.model") as file:
+            file.write(self._model)
+        write_json(folder / "tokenizer.json", {"kind": self.kind, "hash": self.hash, "vocab_size": self.vocab_size})
+
+
+def _lines(texts: Iterable[str]) -> Iterator[str]:
+    """SentencePiece reads sentences; a newline is a byte piece of its own and never part of a longer one."""
+    for text in texts:
+        yield from (line for line in text.split("\n") if line)

@@ -1,0 +1,120 @@
+"""Tokenizers that are a table: one id per character, or per word, of the corpus."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from positron.disk import write_json
+from positron.text.tokenizer import SPECIALS, UNKNOWN
+
+
+class CharTokenizer:
+    """One id per character of the corpus; others become `<unk>` (id 0)."""
+
+    kind = "char"
+
+    def __init__(self, characters: str) -> None:
+        self.characters = "".join(sorted(set(characters)))
+        self._first = 1 + len(SPECIALS)
+        self._codes = np.frombuffer(self.characters.encode("utf-32-le"), dtype=np.uint32)
+        self.vocab_size = self._first + len(self._codes)
+
+    @classmethod
+    def train(cls, texts: Iterable[str]) -> CharTokenizer:
+        seen: set[str] = set()
+        for text in texts:
+            seen.update(text)
+        return cls("".join(seen))
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(("char\n" + self.characters).encode("utf-8")).hexdigest()
+
+    def special_id(self, token: str) -> int:
+        return 1 + SPECIALS.index(token)
+
+    def encode(self, text: str) -> list[int]:
+        codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+        if len(self._codes) == 0:
+            return [0] * len(codes)
+        place = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
+        known = self._codes[place] == codes
+        ids: list[int] = np.where(known, place + self._first, 0).tolist()
+        return ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def bytes_of(self, i: int) -> bytes:
+        if i < self._first:
+            return UNKNOWN.encode("utf-8") if i == 0 else b""
+        return self.characters[i - self._first].encode("utf-8")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return b"".join(map(self.bytes_of, ids)).decode("utf-8")
+
+    def token_bytes(self) -> np.ndarray:
+        lengths = [1] + [0] * len(SPECIALS) + [len(c.encode("utf-8")) for c in self.characters]
+        return np.array(lengths, dtype=np.int64)
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / "tokenizer.json", {"kind": self.kind, "hash": self.hash, "characters": self.characters})
+
+
+# Words, single marks, and runs of white space: joined, they are the text again.
+_PIECES = re.compile(r"\w+|[^\w\s]|\s+")
+
+
+class WordTokenizer:
+    """One id per frequent word; rarer ones become `<unk>` (id 0), so a text is given back only where all are known."""
+
+    kind = "word"
+
+    def __init__(self, pieces: Iterable[str]) -> None:
+        self.pieces = list(pieces)
+        self._first = 1 + len(SPECIALS)
+        self._ids = {piece: self._first + i for i, piece in enumerate(self.pieces)}
+        self.vocab_size = self._first + len(self.pieces)
+
+    @classmethod
+    def train(cls, texts: Iterable[str], vocab_size: int) -> WordTokenizer:
+        """The most frequent pieces, the earlier in the alphabet on a tie; `vocab_size` is a ceiling."""
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(_PIECES.findall(text))
+        ordered = sorted(counts, key=lambda piece: (-counts[piece], piece))
+        return cls(ordered[: vocab_size - 1 - len(SPECIALS)])
+
+    @property
+    def hash(self) -> str:
+        return hashlib.sha256(("word\n" + json.dumps(self.pieces)).encode("utf-8")).hexdigest()
+
+    def special_id(self, token: str) -> int:
+        return 1 + SPECIALS.index(token)
+
+    def encode(self, text: str) -> list[int]:
+        return [self._ids.get(piece, 0) for piece in _PIECES.findall(text)]
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
+    def bytes_of(self, i: int) -> bytes:
+        if i < self._first:
+            return UNKNOWN.encode("utf-8") if i == 0 else b""
+        return self.pieces[i - self._first].encode("utf-8")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        return b"".join(map(self.bytes_of, ids)).decode("utf-8")
+
+    def token_bytes(self) -> np.ndarray:
+        return np.array([1] + [0] * len(SPECIALS) + [len(p.encode("utf-8")) for p in self.pieces], dtype=np.int64)
+
+    def save(self, folder: Path) -> None:
+        write_json(folder / "tokenizer.json", {"kind": self.kind, "hash": self.hash, "pieces": self.pieces})

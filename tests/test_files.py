@@ -1,0 +1,374 @@
+"""Text from files: every format gives the same documents, as a stream, and what is wrong is named by file and place."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import json
+import os
+import random
+import signal
+import time
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from conftest import _SERVER
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from positron.config import DataConfig, TokenizerConfig, UserError
+from positron.data import files, shards
+from positron.data.files import SEPARATOR, FileSource, split_documents
+from positron.data.pretrain import prepare
+from positron.data.shards import TokenFiles, verify
+
+DOCUMENTS = [f"Story {i}.\nThe {['cat', 'dog', 'bird'][i % 3]} said “hello” {'x' * (i % 7)} 😀." for i in range(60)]
+
+
+def zst(content: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.output_stream(sink, compression="zstd") as out:
+        out.write(content)
+    return sink.getvalue().to_pybytes()
+
+
+def as_text(documents: list[str]) -> bytes:
+    return f"\n{SEPARATOR}\n".join(documents).encode()
+
+
+def as_jsonl(documents: list[str]) -> bytes:
+    return "".join(json.dumps({"id": i, "text": d}) + "\n" for i, d in enumerate(documents)).encode()
+
+
+def as_parquet(documents: list[str]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(pa.table({"id": range(len(documents)), "text": documents}), sink, row_group_size=7)
+    return sink.getvalue().to_pybytes()
+
+
+FORMATS = {
+    "a.txt": as_text(DOCUMENTS),
+    "a.jsonl": as_jsonl(DOCUMENTS),
+    "a.parquet": as_parquet(DOCUMENTS),
+    "a.txt.gz": gzip.compress(as_text(DOCUMENTS)),
+    "a.jsonl.gz": gzip.compress(as_jsonl(DOCUMENTS)),
+    "a.txt.zst": zst(as_text(DOCUMENTS)),
+    "a.jsonl.zst": zst(as_jsonl(DOCUMENTS)),
+}
+
+
+def source(path: Path | str, **options: Any) -> FileSource:
+    return FileSource(DataConfig("text", str(path), **{"val_fraction": 0.2, **options}))
+
+
+def texts(found: FileSource) -> list[str]:
+    """Documents, their pieces joined."""
+    out, part = [], ""
+    for task in found.tasks():
+        for document in found.read(task):
+            part += document.text
+            if document.ends:
+                out.append(part)
+                part = ""
+    return out
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_every_format_gives_the_same_documents(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(FORMATS[name])
+    found = source(tmp_path / name)
+    assert texts(found) == DOCUMENTS
+    sides = {d.text: d.is_val for task in found.tasks() for d in task}
+    assert 2 < sum(sides.values()) < 30
+    assert sides == {d: files.side(d, 0, 0.2) for d in DOCUMENTS}
+
+
+def test_a_folder_and_a_glob_are_their_files_in_order(tmp_path: Path) -> None:
+    for i in range(0, 60, 10):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        folder = tmp_path / "sub" if i >= 30 else tmp_path
+        (folder / f"{i:02d}.txt").write_bytes(as_text(DOCUMENTS[i : i + 10]))
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\0")
+    assert texts(source(tmp_path)) == DOCUMENTS
+    assert texts(source(f"{tmp_path}/*.txt")) == DOCUMENTS[:30]
+    assert texts(source(f"{tmp_path}/**/*.txt")) == DOCUMENTS
+
+
+def test_another_field_is_read_and_its_absence_lists_the_fields(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
+    assert texts(source(tmp_path / "a.jsonl", field="body"))[0].startswith("one")
+    for name in ("a.jsonl", "a.parquet"):
+        (tmp_path / name).write_bytes(FORMATS[name])
+        with pytest.raises(UserError, match=rf"{name}.*data\.field=story.*it has: id, text"):
+            source(tmp_path / name, field="story")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', r"a\.jsonl, line 2 is not JSON"),
+        ("a.jsonl", b'{"text": "a"}\n\n[1]\n', "line 3 has no text"),
+        ("a.txt", b"ok " * 700_000 + b"\xff", r"byte 2100000 is 0xff; data\.on_invalid=replace"),
+        ("a.txt", "né".encode()[:-1], "byte 1 is 0xc3"),
+        ("a.txt", b"a\0b", "binary"),
+        ("a.txt", b"", "empty"),
+        ("a.txt", SEPARATOR.encode() + b"\n", "empty"),
+        ("a.parquet", FORMATS["a.parquet"][:-20], r"cannot read .*a\.parquet"),
+        ("a.txt.gz", FORMATS["a.txt.gz"][:-30], r"cannot read .*a\.txt\.gz"),
+        ("a.txt.zst", FORMATS["a.txt.zst"][:-30], r"cannot read .*a\.txt\.zst"),
+        ("a.txt.gz", b"no gzip", r"cannot read .*a\.txt\.gz"),
+    ],
+)
+def test_what_is_wrong_with_a_file_is_named(tmp_path: Path, name: str, content: bytes, said: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=said) as error:
+        list(source(tmp_path / name).tasks())
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("path", ["nothing.txt", "*.nothing", "."])
+def test_missing_paths_are_named(tmp_path: Path, path: str) -> None:
+    with pytest.raises(UserError, match=r"data\.path="):
+        source(tmp_path / path)
+
+
+def test_invalid_bytes_can_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"a\xffb" * 10)
+    assert "".join(texts(source(tmp_path / "a.txt", on_invalid="replace"))) == "a�b" * 10
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    parts=st.lists(st.lists(st.sampled_from(["\n", "a", "<|", SEPARATOR, "é"]), max_size=5).map("".join), max_size=6),
+    size=st.integers(1, 9),
+    chunk=st.sampled_from([16, 40, 10**6]),
+)
+def test_documents_do_not_depend_on_where_blocks_end(parts: list[str], size: int, chunk: int) -> None:
+    text = f"\n{SEPARATOR}\n".join(parts)
+
+    def documents(size: int, chunk: int) -> list[str]:
+        kept, files.CHARS_PER_TASK = files.CHARS_PER_TASK, chunk
+        try:
+            out, part = [], ""
+            blocks: Iterator[str] = (text[i : i + size] for i in range(0, len(text), size))
+            for piece, ends in split_documents(blocks):
+                part += piece
+                if ends:
+                    out.append(part)
+                    part = ""
+            assert part == ""
+            return out
+        finally:
+            files.CHARS_PER_TASK = kept
+
+    whole = documents(10**6, 10**6)
+    assert documents(size, chunk) == whole
+    if SEPARATOR not in text:
+        assert "".join(whole) == text
+    # the plain definition: lines that are the separator divide, and newlines beside them are dropped
+    plain, part = [], []
+    for line in text.split("\n"):
+        if line == SEPARATOR:
+            plain.append("\n".join(part))
+            part = []
+        else:
+            part.append(line)
+    plain.append("\n".join(part))
+    if len(plain) > 1:
+        wanted = [p.strip("\n") if i else p.rstrip("\n") for i, p in enumerate(plain)]
+        assert [w.strip("\n") for w in whole if w.strip("\n")] == [w.strip("\n") for w in wanted if w.strip("\n")]
+
+
+def test_a_long_document_comes_in_pieces_and_stays_on_one_side(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(files, "CHARS_PER_TASK", 100)
+    long = ["\n".join(f"{i} line {j}" for j in range(100)) for i in range(30)]
+    (tmp_path / "a.txt").write_bytes(as_text(long))
+    found = source(tmp_path / "a.txt")
+    assert texts(found) == long
+    side_of: dict[str, set[bool]] = {}
+    for task in found.tasks():
+        for document in task:
+            for line in document.text.splitlines():
+                side_of.setdefault(line.split(" ")[0], set()).add(document.is_val)
+    assert all(len(sides) == 1 for sides in side_of.values())
+    assert {True, False} == {next(iter(sides)) for sides in side_of.values()}
+
+
+def test_memory_is_bounded_by_the_shard_and_not_by_the_corpus(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 500_000)
+    line = "The quick brown fox jumps over the lazy dog, again and again and again.\n" * 14
+    with (tmp_path / "a.txt").open("w") as out:
+        for i in range(40_000):
+            out.write(f"{line}{i}\n{SEPARATOR}\n")
+    assert (tmp_path / "a.txt").stat().st_size > 40e6
+    config = DataConfig("text", str(tmp_path / "a.txt"), dir=str(tmp_path))
+    monkeypatch.setattr(shards, "SMALL_CORPUS", 10**12)  # in this process, where it can be measured
+    tracemalloc.start()
+    prepare(config, TokenizerConfig("char"), None, print)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # a million characters as a list of Python integers, the largest thing held, takes 40 bytes each
+    assert peak < 150e6
+
+
+# prepare, killed
+
+
+def _prepare(folder: str, shard_tokens: int, text: str) -> None:
+    shards.SHARD_TOKENS, shards.SMALL_CORPUS = shard_tokens, 10**12
+    files.CHARS_PER_TASK = 20_000
+    prepare(DataConfig("text", text, dir=folder), TokenizerConfig("char"), None, lambda line: None)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    (tokens,) = folder.glob("*/tokens-*")
+    return {path.name: path.read_bytes() for path in sorted(tokens.iterdir())}
+
+
+def test_prepare_killed_at_random_moments_goes_on_and_writes_the_same_bytes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = tmp_path / "a.jsonl"
+    text.write_bytes(as_jsonl([f"{i} {d}" * 20 for i in range(14) for d in DOCUMENTS]))
+    took = 0.0
+    for name in ("warm", "whole"):  # the first process waits for the server's imports
+        began = time.perf_counter()
+        process = _SERVER.Process(target=_prepare, args=(str(tmp_path / name), 40_000, str(text)))
+        process.start()
+        process.join()
+        took = time.perf_counter() - began
+    wanted = contents(tmp_path / "whole")
+    assert len(wanted) > 20
+    kills, resumed, rng = 0, 0, random.Random(0)
+    attempts = 0
+    while kills < 20:
+        attempts += 1
+        folder = tmp_path / f"killed-{attempts}"
+        while True:
+            process = _SERVER.Process(target=_prepare, args=(str(folder), 40_000, str(text)))
+            process.start()
+            process.join(rng.uniform(0.1, 0.8) * took)
+            if process.exitcode is not None:
+                assert process.exitcode == 0
+                break
+            os.kill(process.pid or 0, signal.SIGKILL)
+            process.join()
+            kills += 1
+            resumed += bool(list(folder.glob("*/.tokens-*.partial/progress.json")))
+        assert contents(folder) == wanted
+    assert resumed > 3
+    with capsys.disabled():
+        print(f"  [prepare: {kills} kills, {resumed} after a whole shard; all completed byte for byte]")
+
+
+def test_workers_of_a_killed_prepare_do_not_stay(tmp_path: Path) -> None:
+    text = tmp_path / "a.txt"
+    text.write_bytes(as_text([d * 50 for d in DOCUMENTS] * 60))
+    process = _SERVER.Process(target=_prepare_by_all_cores, args=(str(tmp_path / "out"), str(text)))
+    process.start()
+
+    def children() -> set[int]:
+        found = set()
+        for entry in Path("/proc").iterdir():
+            if entry.name.isdigit():
+                try:
+                    fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+                except OSError:
+                    continue
+                if int(fields[1]) == process.pid and fields[0] != "Z":
+                    found.add(int(entry.name))
+        return found
+
+    if not Path("/proc/self/stat").exists():
+        process.kill()
+        pytest.skip("needs /proc")
+    while len(children()) < 2 and process.exitcode is None:
+        time.sleep(0.05)
+    workers = children()
+    time.sleep(0.5)
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join()
+    deadline = time.perf_counter() + 20
+    while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.perf_counter() < deadline:
+        time.sleep(0.1)
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def _prepare_by_all_cores(folder: str, text: str) -> None:
+    shards.SMALL_CORPUS = 0
+    os.cpu_count = lambda: 2  # type: ignore[assignment]
+    prepare(DataConfig("text", text, dir=folder), TokenizerConfig("char"), None, lambda line: None)
+
+
+def test_an_altered_or_cut_shard_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(FORMATS["a.txt"])
+    config = DataConfig("text", str(tmp_path / "a.txt"), dir=str(tmp_path))
+    tokenizer, folder = prepare(config, TokenizerConfig("char"), None, print)
+    verify(folder)
+    shard = folder / "train-00000.bin"
+    content = bytearray(shard.read_bytes())
+    content[100] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(UserError, match=r"train-00000\.bin was altered: delete"):
+        verify(folder)
+    shard.write_bytes(content[:-2])
+    with pytest.raises(UserError, match=r"train-00000\.bin has \d+ tokens"):
+        TokenFiles(folder, "train", tokenizer)
+
+
+def test_a_full_disk_is_one_line_and_what_was_written_stays(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 2000)
+    monkeypatch.setattr(files, "CHARS_PER_TASK", 500)
+    (tmp_path / "a.txt").write_bytes(FORMATS["a.txt"])
+    config = DataConfig("text", str(tmp_path / "a.txt"), dir=str(tmp_path))
+    real, calls = os.fsync, []
+
+    def full(handle: int) -> None:
+        calls.append(handle)
+        if len(calls) == 8:
+            raise OSError(28, "No space left on device")
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="No space left"):
+        prepare(config, TokenizerConfig("char"), None, print)
+    monkeypatch.setattr(os, "fsync", real)
+    lines: list[str] = []
+    tokenizer, folder = prepare(config, TokenizerConfig("char"), None, lines.append)
+    assert any("going on after" in line for line in lines) or len(calls) == 8
+    other = dataclasses.replace(config, dir=str(tmp_path / "other"))
+    _, wanted = prepare(other, TokenizerConfig("char"), None, print)
+    one, two = TokenFiles(folder, "train", tokenizer), TokenFiles(wanted, "train", tokenizer)
+    assert np.array_equal(one.read(0, one.n_tokens), two.read(0, two.n_tokens))
+
+
+# the door
+
+
+def test_prepare_and_inspect_print_and_draw(door: Any, tmp_path: Path) -> None:
+    (tmp_path / "my.txt").write_bytes(as_text([d * 5 for d in DOCUMENTS]))
+    made = door("prepare", "data=text", "data.path=my.txt", "tokenizer=char", "--tokenizer-report")
+    assert made.code == 0, made.err
+    for word in ("documents", "bytes per token", "tokens per word", "unknown", "longest pieces", "rarest"):
+        assert word in made.out
+    seen = door("prepare", "inspect", "my.txt", "tokenizer=word", "model.context_length=32")
+    assert seen.code == 0, seen.err
+    assert seen.out.count("--- a window of 32 tokens") == 3
+    (picture,) = tmp_path.glob("outputs/data/*/*/lengths.png")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    for arguments, said in (
+        (("inspect",), "inspect what"),
+        (("inspect", "nothing.txt"), "cannot read data.path=nothing.txt"),
+        (("data=text",), "data.path=FILE"),
+        (("optimizer.lrr=1",), "did you mean optimizer.lr"),
+        (("hello",), "is no setting"),
+    ):
+        failed = door("prepare", *arguments)
+        assert (failed.code, failed.err.count("\n")) == (2, 1), failed.err
+        assert said in failed.err
