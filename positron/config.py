@@ -18,6 +18,10 @@ class UserError(Exception):
     """Something that the user can mend: doors print it as one line and exit with code 2."""
 
 
+class Unreachable(Exception):
+    """Something outside, after patient attempts: doors print it as one line and exit with code 1."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """`conf/model/*`: an architecture whose vocabulary is not known yet, since the tokenizer decides it.
@@ -141,10 +145,14 @@ class TokenizerConfig:
 class DataConfig:
     """`conf/data/*`: where the text comes from. Token files are kept under `dir`, one folder per corpus."""
 
-    source: Literal["stories", "text"]
+    source: Literal["stories", "text", "hub"]
     path: str | None = None  # for source=text: a file, a folder, or a glob; .txt .jsonl .parquet, also .gz and .zst
     field: str = "text"  # of each line of .jsonl, or the column of .parquet
     on_invalid: Literal["error", "replace"] = "error"  # bytes that are not UTF-8
+    repo: str | None = None  # for source=hub: OWNER/NAME of a dataset
+    files: str = "*"  # which of its parquet files, as a pattern
+    revision: str | None = None  # branch, tag or commit
+    max_mb: float | None = None  # take no more text than this, in millions of bytes
     size_mb: float = 20.0  # of the built-in corpus, in millions of bytes
     seed: int = 0  # of the built-in corpus and of the train/validation split
     val_fraction: float = 0.02
@@ -154,6 +162,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.source == "text" and not self.path:
             raise UserError("data=text needs data.path=FILE, a text file in UTF-8")
+        if self.source == "hub" and (not self.repo or self.repo.count("/") != 1):
+            raise UserError(f"data=hub needs data.repo=OWNER/NAME, not {self.repo}")
+        if self.max_mb is not None and self.max_mb <= 0:
+            raise UserError(f"data.max_mb={self.max_mb} must be positive")
         if self.size_mb <= 0:
             raise UserError(f"data.size_mb={self.size_mb} must be positive")
         if not 0 < self.val_fraction < 1:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from positron.config import UserError, unknown_key
+from positron.config import Unreachable, UserError, unknown_key
 
 
 def conf_folder() -> Path:
@@ -44,6 +44,8 @@ def describe(error: BaseException) -> tuple[int, str]:
     """Exit code and one line for an error."""
     if isinstance(error, UserError):
         return 2, f"positron: {error}"
+    if isinstance(error, Unreachable):
+        return 1, f"positron: {error}"
     if isinstance(error, KeyboardInterrupt):
         return 130, "positron: interrupted"
     if isinstance(error, BrokenPipeError):

@@ -13,7 +13,7 @@ from torch import Tensor
 from positron.config import DataConfig, TokenizerConfig, UserError
 from positron.data.order import windows_of_step
 from positron.data.shards import TokenFiles, write_tokens
-from positron.data.sources import Source, open_source
+from positron.data.sources import WAIT, Source, open_source
 from positron.disk import lock, make_folder
 from positron.text.choose import load_tokenizer, train_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
@@ -28,7 +28,7 @@ def prepare(
 
     Two processes that need the same corpus at once make it once: the second waits for the first.
     """
-    source = open_source(data)
+    source = open_source(data, say)
     corpus = make_folder(Path(data.dir) / source.name)
     with lock(corpus / "lock", lambda: say(f"waiting for another process that prepares {corpus}")):
         if tokenizer is None:
@@ -63,8 +63,12 @@ def _own_tokenizer(source: Source, choice: TokenizerConfig, home: Path, say: Cal
 def _sample(source: Source, limit: int | None) -> Iterator[str]:
     """The corpus's beginning, about `limit` bytes of it, or all of it."""
     limits = [size for size in (limit, source.limit_bytes) if size is not None]
-    size = 0
+    size = tasks = 0
     for task in source.tasks():
+        if task == WAIT:
+            source.release(tasks)  # what is needed again will be fetched again
+            continue
+        tasks += 1
         for document in source.read(task):
             yield document.text
             size += len(document.text.encode("utf-8"))

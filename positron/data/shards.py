@@ -16,14 +16,13 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from positron.config import UserError
-from positron.data.sources import Source
+from positron.data.sources import WAIT, Source
 from positron.disk import make_folder, read_json, whole_file, write_json
 from positron.text.choose import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
@@ -84,19 +83,28 @@ def _encode_all(
 ) -> Iterator[dict[str, Encoded]]:
     """All tasks but the first `skip`, in order, by all cores; the content does not depend on the number of processes."""
     workers = os.cpu_count() or 1
-    tasks = islice(source.tasks(), skip, None)
+    tasks = source.tasks(skip)
     small = source.total_bytes is not None and source.total_bytes < SMALL_CORPUS
     if small or workers == 1:
-        yield from (encode_task(source, tokenizer, task) for task in tasks)
+        yield from (encode_task(source, tokenizer, task) for task in tasks if task != WAIT)
         return
     pool = ProcessPoolExecutor(
         workers, multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(source, tokenizer_folder)
     )
+    waiting: list[Future[dict[str, Encoded]]] = []
+
+    def refill() -> None:
+        while len(waiting) < 2 * workers:
+            task = next(tasks, WAIT)
+            if task == WAIT:
+                return
+            waiting.append(pool.submit(_work, task))
+
     try:
-        waiting: list[Future[dict[str, Encoded]]] = [pool.submit(_work, task) for task in islice(tasks, 2 * workers)]
+        refill()
         while waiting:
             yield waiting.pop(0).result()
-            waiting += [pool.submit(_work, task) for task in islice(tasks, 1)]
+            refill()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -174,6 +182,7 @@ def write_tokens(
             bar.update(min(done, source.total_bytes or done) - bar.n)
             if writers["train"].waiting >= SHARD_TOKENS:
                 _flush(partial, head, writers, tasks, done)
+            source.release(tasks)
             if source.limit_bytes is not None and done >= source.limit_bytes:
                 break
     facts = _flush(partial, head, writers, tasks, done)["splits"]
@@ -184,6 +193,7 @@ def write_tokens(
     (partial / "progress.json").unlink()
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+    source.release(None)
 
 
 def _progress(partial: Path, head: dict[str, Any]) -> dict[str, Any]:

@@ -8,13 +8,14 @@ document is on depends on its text alone, so equal documents are always on the s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from positron.config import DataConfig
 
 STORIES_PER_TASK = 500
+WAIT = "wait"  # a task that is none: the source has no more to give before some of its tasks are done
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,13 @@ class Source(Protocol):
     name: str  # of its folder below data.dir
     fingerprint: str
 
-    def tasks(self) -> Iterator[Any]: ...
+    def tasks(self, skip: int = 0) -> Iterator[Any]:
+        """All but the first `skip`, and perhaps WAIT in between."""
 
     def read(self, task: Any) -> list[Document]: ...
+
+    def release(self, tasks_done: int | None) -> None:
+        """So many tasks, from the beginning of the corpus, were read (None: all that will be): what they needed may go."""
 
     @property
     def limit_bytes(self) -> int | None:
@@ -60,11 +65,14 @@ class StoriesSource:
         self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
         self.name = f"stories-{config.size_mb:g}mb-{self.fingerprint[:8]}"
 
-    def tasks(self) -> Iterator[int]:
-        start = 0
+    def tasks(self, skip: int = 0) -> Iterator[int]:
+        start = skip * STORIES_PER_TASK
         while True:
             yield start
             start += STORIES_PER_TASK
+
+    def release(self, tasks_done: int | None) -> None:
+        """Stories leave nothing behind."""
 
     def read(self, task: int) -> list[Document]:
         from positron.data import stories
@@ -75,10 +83,14 @@ class StoriesSource:
         ]
 
 
-def open_source(config: DataConfig) -> Source:
+def open_source(config: DataConfig, say: Callable[[str], None] = print) -> Source:
     """The corpus that a configuration names. UserError where it is missing, empty or unreadable."""
     if config.source == "stories":
         return StoriesSource(config)
+    if config.source == "hub":
+        from positron.data.hub import HubSource
+
+        return HubSource(config, say)
     from positron.data.files import FileSource
 
     return FileSource(config)

@@ -1,0 +1,240 @@
+"""Datasets of the Hugging Face hub, as parquet files that pass through a small room on the disk.
+
+A file is fetched, its rows become tokens, and it is deleted; the next one is on its way meanwhile. What a repository
+holds (its commit, its files and their checksums) is noted at the first call, so a corpus that was prepared once needs
+the network no more, and does not change when the repository does.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+from positron.config import DataConfig, Unreachable, UserError
+from positron.data.files import parquet_rows
+from positron.data.sources import WAIT, Document, side
+from positron.disk import make_folder, read_json, write_json
+
+RING_FILES, RING_BYTES = 5, 2_500_000_000  # the most that lies in the room at a time; a single larger file may
+SPARE_BYTES = 1_000_000_000  # of the disk that is left free
+PATIENCE_S = 300.0  # how long one thing is tried again before the hub counts as out of reach
+Answer = TypeVar("Answer")
+Task = tuple[str, int]  # a file, and one of its row groups
+
+
+class HubSource:
+    """One column of a dataset's parquet files. Which documents are for validation is drawn by their text."""
+
+    total_bytes = None
+
+    def __init__(self, config: DataConfig, say: Callable[[str], None]) -> None:
+        assert config.repo is not None
+        self.repo, self.field, self.say = config.repo, config.field, say
+        self.seed, self.val_fraction = config.seed, config.val_fraction
+        self.limit_bytes = None if config.max_mb is None else round(config.max_mb * 1e6)
+        choice = [config.repo, config.files, config.revision, config.field, config.seed, config.val_fraction]
+        choice.append(self.limit_bytes)
+        self.name = f"{config.repo.replace('/', '--')}-{hashlib.sha256(repr(choice).encode()).hexdigest()[:8]}"
+        self.folder = Path(config.dir) / self.name
+        self._note = self.folder / "source.json"
+        if not self._note.exists():
+            self._look(config)
+        self._facts: dict[str, Any] = read_json(self._note)
+        facts = [choice, self._facts["commit"], [(f["name"], f["sha256"]) for f in self._facts["files"]]]
+        self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
+        self._open: list[tuple[str, int]] = []  # files whose rows are being tokenized, and the task count at their end
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "say": None}  # what a worker gets: it only reads
+
+    def _look(self, config: DataConfig) -> None:
+        """Note the commit and the parquet files. UserError for a repository or files that do not exist."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+        info = patiently(
+            lambda: api.dataset_info(self.repo, revision=config.revision, files_metadata=True, timeout=10),
+            f"the dataset {self.repo}",
+            self.say,
+        )
+        found = [s for s in info.siblings or [] if s.rfilename.endswith(".parquet")]
+        chosen = [s for s in found if fnmatch.fnmatch(s.rfilename, config.files)]
+        if not chosen:
+            raise UserError(
+                f"data.repo={self.repo} has no parquet files that match data.files={config.files}; it has: "
+                + (", ".join(s.rfilename for s in found[:6]) or "none (try data.revision=refs/convert/parquet)")
+            )
+        files = [
+            {"name": s.rfilename, "size": s.size, "sha256": s.lfs.sha256 if s.lfs else None, "row_groups": None}
+            for s in sorted(chosen, key=lambda s: s.rfilename)
+        ]
+        make_folder(self.folder)
+        write_json(self._note, {"repo": self.repo, "commit": info.sha, "files": files})
+
+    def tasks(self, skip: int = 0) -> Iterator[Task | str]:
+        """(file, row group) in order, without the first `skip`; WAIT while the room is full of files in work.
+
+        `release` tells what is done. The file after the one that is handed out is fetched in the background.
+        """
+        self._open = []
+        ahead: _Fetch | None = None
+        count = 0
+        for number, file in enumerate(self._facts["files"]):
+            known = file["row_groups"]
+            if known is not None and count + known <= skip:
+                count += known  # all of it was tokenized by an earlier call
+                (self._raw / file["name"]).unlink(missing_ok=True)
+                continue
+            while self._is_full(file):
+                yield WAIT
+            path = ahead.result() if ahead is not None else self._fetch(file)
+            groups = self._row_groups(file, path)
+            self._open.append((file["name"], count + groups))
+            following = self._facts["files"][number + 1 : number + 2]
+            ahead = _Fetch(self._fetch, following[0]) if following and not self._is_full(following[0]) else None
+            for group in range(groups):
+                count += 1
+                if count > skip:
+                    yield str(path), group
+
+    def read(self, task: Task) -> list[Document]:
+        path, group = task
+        return [
+            Document(text, side(text, self.seed, self.val_fraction))
+            for text in parquet_rows(Path(path), self.field, group)
+        ]
+
+    def release(self, tasks_done: int | None) -> None:
+        """Delete the files all of whose rows were read. One whose tokens are lost to a crash is fetched again."""
+        if tasks_done is None:
+            shutil.rmtree(self._raw, ignore_errors=True)
+            return
+        while self._open and self._open[0][1] <= tasks_done:
+            name, _ = self._open.pop(0)
+            (self._raw / name).unlink(missing_ok=True)
+
+    @property
+    def _raw(self) -> Path:
+        return self.folder / "raw"
+
+    def _is_full(self, next_file: dict[str, Any]) -> bool:
+        if not self._open:
+            return False
+        sizes = [path.stat().st_size for path in self._raw.rglob("*.parquet")]
+        return len(sizes) >= RING_FILES or sum(sizes) + (next_file["size"] or 0) > RING_BYTES
+
+    def _fetch(self, file: dict[str, Any]) -> Path:
+        """The file on the disk, its checksum verified. UserError for a full disk, Unreachable for a lost network."""
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.utils import disable_progress_bars
+
+        raw = make_folder(self._raw)
+        free = shutil.disk_usage(raw).free
+        if free < (file["size"] or 0) + SPARE_BYTES:
+            raise UserError(
+                f"the disk of {raw} has {free / 1e9:.1f} GB free; {file['name']} needs {(file['size'] or 0) / 1e9:.1f} GB "
+                f"and {SPARE_BYTES / 1e9:.0f} GB to spare: free some, or set data.dir= to another disk"
+            )
+        disable_progress_bars()
+
+        def get() -> Path:
+            path = Path(
+                hf_hub_download(
+                    self.repo,
+                    file["name"],
+                    repo_type="dataset",
+                    revision=self._facts["commit"],
+                    local_dir=raw,
+                    endpoint=os.environ.get("HF_ENDPOINT"),
+                )
+            )
+            if file["sha256"] is not None and _sha256(path) != file["sha256"]:
+                path.unlink()
+                raise ConnectionError("what arrived does not have the checksum that the repository names")
+            return path
+
+        return patiently(get, f"{file['name']} of {self.repo}", self.say)
+
+    def _row_groups(self, file: dict[str, Any], path: Path) -> int:
+        if file["row_groups"] is None:
+            import pyarrow
+            import pyarrow.parquet
+
+            try:
+                with pyarrow.parquet.ParquetFile(path) as opened:
+                    file["row_groups"] = opened.num_row_groups
+            except pyarrow.ArrowException as error:
+                raise UserError(f"{path} is no parquet file: {' '.join(str(error).split())[:200]}") from error
+            write_json(self._note, self._facts)
+        groups: int = file["row_groups"]
+        return groups
+
+
+class _Fetch(threading.Thread):
+    """A file that is fetched in the background, by a thread that does not keep a program from ending."""
+
+    def __init__(self, fetch: Callable[[dict[str, Any]], Path], file: dict[str, Any]) -> None:
+        super().__init__(daemon=True)
+        self._fetch, self._file = fetch, file
+        self._path: Path | None = None
+        self._error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self._path = self._fetch(self._file)
+        except BaseException as error:  # raised where the file is asked for
+            self._error = error
+
+    def result(self) -> Path:
+        self.join()
+        if self._error is not None:
+            raise self._error
+        assert self._path is not None
+        return self._path
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def patiently(action: Callable[[], Answer], what: str, say: Callable[[str], None]) -> Answer:
+    """The answer of `action`, tried again with growing pauses while the network fails.
+
+    Unreachable after PATIENCE_S seconds; UserError at once for what trying again does not mend.
+    """
+    import httpx
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    began, pause = time.monotonic(), 1.0
+    while True:
+        try:
+            return action()
+        except (RepositoryNotFoundError, GatedRepoError) as error:
+            reason = (
+                "needs access rights: huggingface-cli login" if isinstance(error, GatedRepoError) else "is not there"
+            )
+            raise UserError(
+                f"{what} {reason} (asked {os.environ.get('HF_ENDPOINT', 'https://huggingface.co')})"
+            ) from error
+        except (HfHubHTTPError, httpx.HTTPError, LocalEntryNotFoundError, OSError) as error:
+            status = getattr(getattr(error, "response", None), "status_code", None)
+            reason = " ".join(str(error).split())[:160]
+            if status is not None and 400 <= status < 500 and status not in (408, 429):
+                raise UserError(f"{what}: the hub answers {status}: {reason}") from error
+            if time.monotonic() - began + pause > PATIENCE_S:
+                raise Unreachable(
+                    f"{what} cannot be fetched: {reason}. What was done is kept: the same command goes on when the "
+                    "network is back; data=stories and data=text need none"
+                ) from error
+            say(f"{what}: {reason}; trying again in {pause:.0f} s")
+            time.sleep(pause)
+            pause = min(60.0, 2 * pause)

@@ -1,0 +1,270 @@
+"""Datasets of the hub, through the real client, from a server on this machine that fails in all the usual ways."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import io
+import itertools
+import json
+import os
+import shutil
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+from conftest import _SERVER, Loopback
+
+from positron.config import DataConfig, TokenizerConfig, Unreachable, UserError
+from positron.data import hub, shards
+from positron.data.pretrain import prepare
+from positron.data.shards import TokenFiles
+from positron.text.tokenizer import END_OF_TEXT
+
+COMMIT = "c0ffee" * 6 + "beef"
+CHAR = TokenizerConfig("char")
+STORIES = [[f"File {f}, story {i}: {'once upon a time ' * (i % 5 + 1)}é😀" for i in range(40)] for f in range(7)]
+
+
+class Hub(Loopback):
+    """The part of the hub's interface that the client asks for: what a dataset holds, and its files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lies: set[str] = set()  # files whose content is not what the repository says
+
+    def add(self, name: str, documents: list[str], row_group_size: int = 10) -> None:
+        sink = io.BytesIO()
+        pyarrow.parquet.write_table(pa.table({"text": documents}), sink, row_group_size=row_group_size)
+        self.files[f"/datasets/some/stories/resolve/{COMMIT}/{name}"] = sink.getvalue()
+
+    def path(self, name: str) -> str:
+        return f"/datasets/some/stories/resolve/{COMMIT}/{name}"
+
+    def headers(self, path: str) -> dict[str, str]:
+        if path not in self.files:
+            return {"X-Error-Code": "RepoNotFound"} if path.startswith("/api/datasets/") else {}
+        return {"ETag": f'"{self.sha256(path)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+
+    def sha256(self, path: str) -> str:
+        return hashlib.sha256(self.files[path] + (b"!" if path in self.lies else b"")).hexdigest()
+
+    def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
+        path = request.path.partition("?")[0]
+        if path.startswith("/api/datasets/some/stories"):
+            siblings = [
+                {
+                    "rfilename": name.split(f"{COMMIT}/")[1],
+                    "size": len(content),
+                    "lfs": {"sha256": self.sha256(name), "size": len(content), "pointerSize": 1},
+                }
+                for name, content in self.files.items()
+                if COMMIT in name
+            ]
+            facts = {"id": "some/stories", "_id": "1", "sha": COMMIT, "private": False, "disabled": False}
+            facts |= {"downloads": 0, "likes": 0, "tags": [], "siblings": [*siblings, {"rfilename": "README.md"}]}
+            self.files[path] = json.dumps(facts).encode()
+        super().answer(request)
+
+
+@pytest.fixture
+def stories_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    server = Hub()
+    for f, documents in enumerate(STORIES):
+        server.add(f"data/train-{f:05d}.parquet", documents)
+    server.add("data/validation-00000.parquet", ["never read"])
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1)
+    monkeypatch.setattr(hub, "SPARE_BYTES", 0)
+    real = time.sleep
+    monkeypatch.setattr(hub.time, "sleep", lambda seconds: real(min(seconds, 0.01)))
+    yield server
+    server.close()
+
+
+def config(folder: Path, **options: Any) -> DataConfig:
+    chosen = {"repo": "some/stories", "files": "data/train-*", "val_fraction": 0.1, **options}
+    return DataConfig("hub", dir=str(folder / "data"), **chosen)
+
+
+def documents(folder: Path, tokenizer: Any) -> list[str]:
+    found = []
+    for split in ("train", "val"):
+        files = TokenFiles(folder, split, tokenizer)
+        ids = files.read(0, files.n_tokens)
+        cuts = np.flatnonzero(ids == tokenizer.special_id(END_OF_TEXT))
+        found += [tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in itertools.pairwise(cuts)]
+    return found
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+ALL = sorted(itertools.chain(*STORIES))
+
+
+def test_a_dataset_becomes_tokens_and_its_files_go(stories_hub: Hub, tmp_path: Path) -> None:
+    tokenizer, folder = prepare(config(tmp_path), CHAR, None, print)
+    assert sorted(documents(folder, tokenizer)) == ALL
+    assert not (folder.parent / "raw").exists()
+    asked = len(stories_hub.requests)
+    stories_hub.close()  # what is prepared needs no network
+    _, again = prepare(config(tmp_path), CHAR, None, print)
+    assert again == folder
+    assert len(stories_hub.requests) == asked
+
+
+def test_the_room_on_the_disk_is_never_exceeded(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(hub, "RING_FILES", 2)
+    most, real = [0], hub.HubSource.read
+
+    def watched(self: Any, task: Any) -> Any:
+        most[0] = max(most[0], len(list((self.folder / "raw").rglob("*.parquet"))))
+        return real(self, task)
+
+    monkeypatch.setattr(hub.HubSource, "read", watched)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    prepare(config(tmp_path), TokenizerConfig("word", 1000), None, print)
+    assert 1 <= most[0] <= 2
+
+
+def test_several_processes_write_what_one_writes_with_a_full_room(
+    stories_hub: Hub, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(hub, "RING_FILES", 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    _, one = prepare(config(tmp_path / "a"), CHAR, None, print)
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    _, three = prepare(config(tmp_path / "b"), CHAR, None, print)
+    assert contents(one) == contents(three)
+
+
+FAULTS = {
+    "503 three times": ["503", "503", "503"],
+    "429, wait": ["429"],
+    "cut off in the middle": ["cut off"],
+    "cut off again and again": ["cut off"] * 4,
+    "no answer": ["silent"],
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_of_the_network_are_survived(stories_hub: Hub, tmp_path: Path, fault: str) -> None:
+    stories_hub.faults[stories_hub.path("data/train-00002.parquet")] = list(FAULTS[fault])
+    lines: list[str] = []
+    tokenizer, folder = prepare(config(tmp_path), CHAR, None, lines.append)
+    assert sorted(documents(folder, tokenizer)) == ALL
+
+
+def test_a_hub_that_is_out_of_reach_costs_nothing_and_the_same_call_goes_on(
+    stories_hub: Hub, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(hub, "PATIENCE_S", 3.0)
+    monkeypatch.setattr(shards, "SHARD_TOKENS", 3000)
+    chosen = config(tmp_path, max_mb=1)
+    broken = stories_hub.path("data/train-00004.parquet")
+    lines: list[str] = []
+    prepare_tokenizer = prepare(config(tmp_path, files="data/train-00000*"), CHAR, None, print)[0]
+    stories_hub.faults[broken] = ["503"] * 1000
+    with pytest.raises(Unreachable, match=r"cannot be fetched.*What was done is kept: the same command goes on"):
+        prepare(chosen, CHAR, prepare_tokenizer, lines.append)
+    assert any("trying again" in line for line in lines)
+    stories_hub.faults.clear()
+    lines.clear()
+    tokenizer, folder = prepare(chosen, CHAR, prepare_tokenizer, lines.append)
+    assert any("going on after" in line for line in lines)
+    whole = prepare(dataclass_with(chosen, tmp_path / "whole"), CHAR, prepare_tokenizer, print)[1]
+    assert contents(folder) == contents(whole)
+    assert len(documents(folder, tokenizer)) == len(ALL)
+
+
+def dataclass_with(chosen: DataConfig, folder: Path) -> DataConfig:
+    import dataclasses
+
+    return dataclasses.replace(chosen, dir=str(folder))
+
+
+def test_a_wrong_checksum_is_fetched_again_and_never_used(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
+    stories_hub.lies.add(stories_hub.path("data/train-00001.parquet"))
+    monkeypatch.setattr(hub, "PATIENCE_S", 3.0)
+    with pytest.raises(Unreachable, match="checksum"):
+        prepare(config(tmp_path), CHAR, None, lambda line: None)
+    assert not list(tmp_path.glob("data/*/tokens-*"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"repo": "some/nothing"}, "is not there"),
+        ({"files": "test-*"}, r"no parquet files that match data\.files=test-\*; it has: data/train-00000"),
+        ({"field": "story"}, r"no column data\.field=story; it has: text"),
+    ],
+)
+def test_what_does_not_exist_is_named(stories_hub: Hub, tmp_path: Path, options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        prepare(config(tmp_path, **options), CHAR, None, print)
+
+
+def test_a_disk_without_room_is_told_before_the_download(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(hub, "SPARE_BYTES", 10**15)
+    with pytest.raises(UserError, match=r"GB free; data/train-00000\.parquet needs"):
+        prepare(config(tmp_path), CHAR, None, print)
+    assert not any("resolve" in path for path in stories_hub.requests)
+
+
+def _prepare(folder: str, endpoint: str) -> None:
+    os.environ["HF_ENDPOINT"] = endpoint
+    hub.SPARE_BYTES, shards.SHARD_TOKENS = 0, 3000
+    os.cpu_count = lambda: 1  # type: ignore[assignment]
+    prepare(config(Path(folder)), CHAR, None, lambda line: None)
+
+
+def test_a_kill_in_the_middle_goes_on_with_the_same_bytes(stories_hub: Hub, tmp_path: Path) -> None:
+    _prepare(str(tmp_path / "whole"), stories_hub.url)
+    (wanted,) = (tmp_path / "whole").glob("data/*/tokens-*")
+    kills = 0
+    for wait in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5):
+        process = _SERVER.Process(target=_prepare, args=(str(tmp_path / "killed"), stories_hub.url))
+        process.start()
+        process.join(wait + 0.3)
+        if process.exitcode is None:
+            os.kill(process.pid or 0, signal.SIGKILL)
+            kills += 1
+        process.join()
+    _prepare(str(tmp_path / "killed"), stories_hub.url)
+    (got,) = (tmp_path / "killed").glob("data/*/tokens-*")
+    assert contents(got) == contents(wanted)
+    shutil.rmtree(tmp_path)
+
+
+def test_training_on_a_dataset_of_the_hub(stories_hub: Hub, door: Any, tmp_path: Path) -> None:
+    made = door(
+        "train",
+        "model=debug",
+        "data=hub",
+        "data.repo=some/stories",
+        "data.files=data/train-*",
+        "data.val_fraction=0.1",
+        "tokenizer=char",
+        "device=cpu",
+        "precision=fp32",
+        "train.max_steps=3",
+        "train.batch_tokens=512",
+        "model.context_length=32",
+        "model.d_model=32",
+        "train.sample_tokens=4",
+        "name=h",
+        HF_ENDPOINT=stories_hub.url,
+    )
+    assert made.code == 0, made.err
+    gone = door("train", "data=hub", "data.repo=other/one", "model=debug", "name=g", HF_ENDPOINT=stories_hub.url)
+    assert gone.code == 2
+    assert "other/one is not there" in gone.err.splitlines()[-1]
