@@ -147,6 +147,8 @@ class DataConfig:
 
     source: Literal["stories", "text", "hub"]
     path: str | None = None  # for source=text: a file, a folder, or a glob; .txt .jsonl .parquet, also .gz and .zst
+    url: str | None = None  # for source=text: where the file is fetched from, once, with this sha256
+    sha256: str | None = None
     field: str = "text"  # of each line of .jsonl, or the column of .parquet
     on_invalid: Literal["error", "replace"] = "error"  # bytes that are not UTF-8
     repo: str | None = None  # for source=hub: OWNER/NAME of a dataset
@@ -160,7 +162,7 @@ class DataConfig:
     dir: str = "outputs/data"
 
     def __post_init__(self) -> None:
-        if self.source == "text" and not self.path:
+        if self.source == "text" and not self.path and not self.url:
             raise UserError("data=text needs data.path=FILE, a text file in UTF-8")
         if self.source == "hub" and (not self.repo or self.repo.count("/") != 1):
             raise UserError(f"data=hub needs data.repo=OWNER/NAME, not {self.repo}")

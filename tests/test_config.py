@@ -29,7 +29,8 @@ def composed(*overrides: str) -> dict:
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_file_in_conf_composes_to_a_valid_run(group, choice):
-    overrides = [f"{group}={choice}"] + (["data.path=my.txt"] if choice == "text" else [])
+    needed = {"text": ["data.path=my.txt"], "hub": ["data.repo=some/dataset"]}
+    overrides = [f"{group}={choice}", *needed.get(choice, [])]
     config = from_dict(RunConfig, composed(*overrides))
     assert config.name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gzip
+import hashlib
 import json
 import os
 import random
@@ -372,3 +373,17 @@ def test_prepare_and_inspect_print_and_draw(door: Any, tmp_path: Path) -> None:
         failed = door("prepare", *arguments)
         assert (failed.code, failed.err.count("\n")) == (2, 1), failed.err
         assert said in failed.err
+
+
+def test_shakespeare_is_fetched_once_and_its_checksum_verified(loopback: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    content = as_text(DOCUMENTS)
+    loopback.files["/input.txt"] = content
+    monkeypatch.setenv("POSITRON_CACHE", str(tmp_path / "cache"))
+    chosen = {"url": f"{loopback.url}/input.txt", "sha256": hashlib.sha256(content).hexdigest()}
+    for _ in range(2):
+        assert texts(FileSource(DataConfig("text", **chosen))) == DOCUMENTS
+    assert loopback.requests == ["/input.txt"]
+    (tmp_path / "cache/text/input.txt").unlink()
+    loopback.files["/input.txt"] = content + b"!"
+    with pytest.raises(UserError, match=r"wrong sha256.*data=stories"):
+        FileSource(DataConfig("text", **chosen))

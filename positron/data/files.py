@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from positron.config import DataConfig, UserError
 from positron.data.sources import Document, side
+from positron.fetch import cache_folder, fetch
 
 SEPARATOR = "<|endoftext|>"  # a line of its own between the documents of a text file
 SUFFIXES = (".txt", ".md", ".text", ".jsonl", ".parquet")  # what is taken from a folder, also with .gz or .zst
@@ -34,17 +35,18 @@ class FileSource:
     """
 
     def __init__(self, config: DataConfig) -> None:
-        assert config.path is not None
+        path = config.path if config.url is None else _fetched(config.url, config.sha256)
+        assert path is not None
         self.limit_bytes = None if config.max_mb is None else round(config.max_mb * 1e6)
-        self.files, self.field, self.on_invalid = list_files(config.path), config.field, config.on_invalid
+        self.files, self.field, self.on_invalid = list_files(path), config.field, config.on_invalid
         self.seed, self.val_fraction = config.seed, config.val_fraction
         facts: list[object] = ["text", config.seed, config.val_fraction, config.field, config.on_invalid, config.max_mb]
         facts += map(_digest, self.files)
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
-        self.name = f"text-{Path(config.path).stem.strip('*') or 'files'}-{self.fingerprint[:8]}"
+        self.name = f"text-{Path(path).stem.strip('*') or 'files'}-{self.fingerprint[:8]}"
         packed = any(path.suffix in (".gz", ".zst", ".parquet") for path in self.files)
         self.total_bytes = None if packed else sum(path.stat().st_size for path in self.files)
-        self._val_from = self._end_of_training(config.path)
+        self._val_from = self._end_of_training(path)
 
     def _end_of_training(self, path: str) -> int | None:
         """The character at which validation begins, where there are few documents. Reads no further than it must."""
@@ -107,6 +109,13 @@ class FileSource:
 
     def read(self, task: list[Document]) -> list[Document]:
         return task
+
+
+def _fetched(url: str, sha256: str | None) -> str:
+    """The path of a downloaded file, in our cache; UserError within seconds where it cannot be had."""
+    path = cache_folder() / "text" / url.rsplit("/", 1)[-1]
+    fetch(url, path, sha256, instead="use data=stories, which needs no network")
+    return str(path)
 
 
 def list_files(path: str) -> list[Path]:
