@@ -210,18 +210,16 @@ def split_documents(blocks: Iterator[str]) -> Iterator[Piece]:
     separated = False
     for block in _with_end(blocks):
         text += block or ""
-        while True:
-            if fresh and separated:
-                text = text.lstrip("\n")
-            found = 0 if line_start and text.startswith(SEPARATOR + "\n") else text.find(f"\n{SEPARATOR}\n")
-            if found < 0:
-                break
-            separated = True
-            document = text[:found].rstrip("\n")
-            text = text[found:].removeprefix("\n").removeprefix(f"{SEPARATOR}\n")
+        if line_start and text.startswith(SEPARATOR + "\n"):
+            text = "\n" + text
+        *documents, rest = text.split(f"\n{SEPARATOR}\n")
+        for document in documents:
+            document = (_after_separator(document) if fresh and separated else document).rstrip("\n")
+            document = "" if fresh and document == SEPARATOR else document
             if document or not fresh:
                 yield document, True
-            fresh = line_start = True
+            fresh = line_start = separated = True
+        text = _after_separator(rest) if fresh and separated else rest
         if block is None:
             last = text.removesuffix("\n")
             ended = (last == SEPARATOR and line_start) or last.endswith(f"\n{SEPARATOR}")
@@ -236,6 +234,17 @@ def split_documents(blocks: Iterator[str]) -> Iterator[Piece]:
             if cut:
                 yield text[:cut], False
                 text, fresh, line_start = text[cut:], False, text[cut - 1] == "\n"
+
+
+def _after_separator(text: str) -> str:
+    """What follows a separator's line, without more such lines and newlines: one separator's end may be the next one's
+    beginning."""
+    while True:
+        text = text.lstrip("\n")
+        if text.startswith(SEPARATOR + "\n"):
+            text = text.removeprefix(SEPARATOR)
+        else:
+            return text
 
 
 def _with_end(blocks: Iterator[str]) -> Iterator[str | None]:

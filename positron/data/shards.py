@@ -54,6 +54,8 @@ def encode_task(source: Source, tokenizer: Tokenizer, task: Any) -> dict[str, En
             part.documents += 1
         part.bytes += len(document.text.encode("utf-8"))
         part.bits += document.bits if document.bits is not None else float("nan")
+    for part in result.values():
+        part.ids = [np.concatenate(part.ids)] if part.ids else []  # one array to send to the parent
     return result
 
 
