@@ -159,6 +159,7 @@ class DataConfig:
     seed: int = 0  # of the built-in corpus and of the train/validation split
     val_fraction: float = 0.02
     packing: Literal["windows", "documents"] = "windows"  # where training windows start
+    document_mask: bool = False  # tokens see only their own document, and positions count from its beginning
     dir: str = "outputs/data"
 
     def __post_init__(self) -> None:

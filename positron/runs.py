@@ -65,7 +65,8 @@ class Run:
 
     def differences(self, config: RunConfig) -> list[str]:
         """`key: theirs -> ours` for each setting that decides what is learnt and is not what the run has."""
-        theirs, ours = _flat(self.config()), _flat(dataclasses.asdict(config))
+        saved = from_dict(RunConfig, self.config())  # what an older version did not know has its default
+        theirs, ours = _flat(dataclasses.asdict(saved)), _flat(dataclasses.asdict(config))
         for name in _RESOLVED:
             number = self.facts()["resolved"][name]
             for side in (theirs, ours):

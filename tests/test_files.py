@@ -270,7 +270,7 @@ def test_prepare_killed_at_random_moments_goes_on_and_writes_the_same_bytes(
 
 def test_workers_of_a_killed_prepare_do_not_stay(tmp_path: Path) -> None:
     text = tmp_path / "a.txt"
-    text.write_bytes(as_text([d * 50 for d in DOCUMENTS] * 60))
+    text.write_bytes(as_text([d * 50 for d in DOCUMENTS] * 400))  # work for many seconds: it is killed in the middle
     process = _SERVER.Process(target=_prepare_by_all_cores, args=(str(tmp_path / "out"), str(text)))
     process.start()
 
@@ -292,8 +292,7 @@ def test_workers_of_a_killed_prepare_do_not_stay(tmp_path: Path) -> None:
     while len(children()) < 2 and process.exitcode is None:
         time.sleep(0.05)
     workers = children()
-    time.sleep(0.5)
-    os.kill(process.pid or 0, signal.SIGKILL)
+    process.kill()
     process.join()
     deadline = time.perf_counter() + 20
     while any(Path(f"/proc/{pid}").exists() for pid in workers) and time.perf_counter() < deadline:

@@ -149,3 +149,26 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(model(x), model(x))
     model.eval()
     assert torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope"])
+@pytest.mark.parametrize("n_kv_head", [4, 2])
+def test_a_document_gets_the_same_logits_packed_and_alone(position, n_kv_head):
+    config = GPTConfig(
+        vocab_size=50, context_length=40, d_model=32, n_layer=2, n_head=4, n_kv_head=n_kv_head, position=position
+    )
+    model = GPT(config, seed=3).double().eval()
+    lengths = [[7, 1, 20, 12], [40]]
+    idx = torch.randint(0, 50, (2, 40), generator=torch.Generator().manual_seed(0))
+    documents = torch.stack([torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in lengths])
+    packed = model(idx, documents=documents)
+    for row, sizes in enumerate(lengths):
+        place = 0
+        for size in sizes:
+            alone = model(idx[row : row + 1, place : place + size])
+            torch.testing.assert_close(packed[row, place : place + size], alone[0], rtol=1e-12, atol=1e-12)
+            place += size
+    targets = torch.randint(0, 50, (2, 40), generator=torch.Generator().manual_seed(1))
+    wanted = torch.nn.functional.cross_entropy(packed.flatten(0, 1), targets.flatten(), reduction="sum")
+    torch.testing.assert_close(model(idx, targets, documents), wanted)
+    assert not torch.allclose(packed, model(idx))

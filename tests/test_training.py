@@ -12,13 +12,15 @@ import pytest
 import torch
 from conftest import FAST, tiny
 
-from positron.config import UserError
+from positron.config import GPTConfig, UserError
 from positron.data.pretrain import PretrainData
 from positron.evaluation.metrics import Score, read_metrics
 from positron.runs import Run, find_run, load_model
 from positron.train import train
 from positron.training.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
+from positron.training.device import Machine
 from positron.training.module import Diverged, PretrainModule
+from positron.training.plan import suitable_batch
 
 TRACE = ("step", "tokens", "train/loss", "train/lr", "train/grad_norm", "val/loss", "val/bpb")
 
@@ -149,6 +151,24 @@ def test_a_changed_setting_is_refused_with_the_difference(tmp_path, whole):
         train(tiny(whole.parent, train__max_steps=60), tmp_path / "run")
     assert before == sorted((p.name, p.stat().st_mtime_ns) for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert Run(tmp_path / "run").facts()["status"] == "finished"
+
+
+def test_a_run_of_an_older_version_goes_on_with_the_defaults_of_new_settings(tmp_path, whole):
+    shutil.copytree(whole, tmp_path / "old")
+    path = tmp_path / "old" / "config.json"
+    saved = json.loads(path.read_text())
+    for key in ("document_mask", "files", "field", "url"):
+        del saved["data"][key]
+    path.write_text(json.dumps(saved))
+    assert train(tiny(whole.parent), tmp_path / "old")["status"] == "finished"
+
+
+def test_documents_kept_apart_learn_and_are_validated_so(tmp_path):
+    facts = train(tiny(tmp_path, data__document_mask=True), tmp_path / "apart")
+    mixed = train(tiny(tmp_path), tmp_path / "mixed")
+    assert facts["status"] == "finished"
+    assert facts["val/bpb"] != mixed["val/bpb"]
+    assert facts["val/bpb"] == pytest.approx(mixed["val/bpb"], rel=0.1)
 
 
 def test_extending_the_horizon_is_explicit_and_goes_on(tmp_path, whole):
@@ -371,3 +391,14 @@ def test_the_newest_run_is_found(tmp_path, monkeypatch, whole):
     assert find_run("old").folder.name == "old"
     with pytest.raises(UserError, match="nobody"):
         find_run("nobody")
+
+
+def test_small_models_get_batches_that_make_many_steps_and_large_ones_what_suits_the_machine():
+    machine = Machine("cpu", "fp32", why="")
+    sizes = {"debug": (64, 2, 4, 1_000), "nano": (192, 6, 6, 50_257), "tinygpt": (320, 8, 8, 16_000)}
+    batches = {}
+    for name, (d_model, n_layer, n_head, vocab) in sizes.items():
+        gpt = GPTConfig(vocab_size=vocab, context_length=64, d_model=d_model, n_layer=n_layer, n_head=n_head)
+        batches[name] = suitable_batch(gpt, machine)
+        assert 20 * gpt.n_params() / batches[name] >= 2_000
+    assert batches == {"debug": 1_024, "nano": 65_536, "tinygpt": 65_536}

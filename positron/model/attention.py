@@ -18,14 +18,19 @@ BLOCK = 128  # queries at a time: 64 and 256 are slower at T = 256 to 1024
 LONGEST = 2048  # tokens; beyond, the saved probabilities take more memory than they are worth
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
-    """q (B, H, T, D), k and v (B, K, T, D) with H a multiple of K -> (B, H, T, D)."""
+def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, mask: Tensor | None = None) -> Tensor:
+    """q (B, H, T, D), k and v (B, K, T, D) with H a multiple of K -> (B, H, T, D).
+
+    `mask` (B, 1, T, T), True where a query may look, takes the place of the causal one.
+    """
     if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:  # autocast, too, leaves float64 alone
         dtype = torch.get_autocast_dtype(q.device.type)
         q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    grouped = k.shape[1] != q.shape[1]
+    if mask is not None:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, enable_gqa=grouped)
     if dropout == 0 and blocked_is_faster(q):
         return BlockedCausalAttention.apply(q, k, v)
-    grouped = k.shape[1] != q.shape[1]
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=grouped)
 
 

@@ -19,6 +19,7 @@ from positron.model.loss import linear_cross_entropy
 NORM_EPS = 1e-5
 ROPE_BASE = 10_000.0
 INIT_STD = 0.02
+Rope = tuple[Tensor, Tensor]  # cos, sin
 
 
 class Norm(nn.Module):
@@ -45,7 +46,7 @@ def rope_tables(context_length: int, d_head: int) -> tuple[Tensor, Tensor]:
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x[i], x[i + D/2]) by their position's angle. x (B, heads, T, D); cos, sin (T, D/2)."""
+    """Turn the pairs (x[i], x[i + D/2]) by their position's angle. x (B, heads, T, D); cos, sin (T or B 1 T, D/2)."""
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
@@ -62,6 +63,20 @@ def sinusoidal_table(context_length: int, d_model: int) -> Tensor:
     return torch.cat((angle.sin(), angle.cos()), dim=-1) * (INIT_STD * math.sqrt(2))
 
 
+def places_in_documents(documents: Tensor) -> Tensor:
+    """(B, T) document numbers -> (B, T) how many tokens of its own document lie before each token."""
+    place = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return place - torch.where(begins, place, 0).cummax(dim=1).values
+
+
+def document_mask(documents: Tensor) -> Tensor:
+    """(B, T) document numbers -> (B, 1, T, T), True where a query (row) may look at a key: its own document's past."""
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    return same.tril()
+
+
 class Attention(nn.Module):
     """Causal multi-head attention; with n_kv_head < n_head, groups of heads share keys and values (arXiv:2305.13245)."""
 
@@ -74,7 +89,7 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.d_model, self.n_kv_head * self.d_head, bias=config.bias)
         self.out = nn.Linear(self.n_head * self.d_head, config.d_model, bias=config.bias)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:  # (B, T, C) -> (B, T, C)
         B, T, C = x.shape
         q = self.q(x).view(B, T, self.n_head, self.d_head).transpose(1, 2)  # (B, H, T, D)
         k = self.k(x).view(B, T, self.n_kv_head, self.d_head).transpose(1, 2)  # (B, K, T, D)
@@ -84,7 +99,7 @@ class Attention(nn.Module):
         if self.qk_norm:  # unit root mean square per head keeps the scores bounded (arXiv:2010.04245)
             q = F.rms_norm(q, (self.d_head,), eps=NORM_EPS)
             k = F.rms_norm(k, (self.d_head,), eps=NORM_EPS)
-        y = causal_attention(q, k, v, dropout=self.dropout if self.training else 0.0)  # (B, H, T, D)
+        y = causal_attention(q, k, v, dropout=self.dropout if self.training else 0.0, mask=mask)  # (B, H, T, D)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -125,8 +140,8 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor] | None) -> Tensor:  # (B, T, C) -> (B, T, C)
-        x = x + self.drop(self.attn(self.norm1(x), rope))
+    def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:  # (B, T, C) -> (B, T, C)
+        x = x + self.drop(self.attn(self.norm1(x), rope, mask))
         return x + self.drop(self.mlp(self.norm2(x)))
 
 
@@ -163,30 +178,39 @@ class GPT(nn.Module):
         """(V, C): the token embedding itself when tied (arXiv:1608.05859)."""
         return self.wte.weight if self.config.tie_embeddings else self.lm_head.weight
 
-    def hidden(self, idx: Tensor) -> Tensor:
-        """Token ids (B, T) -> normalised last hidden states (B, T, C). ValueError past the context length."""
+    def hidden(self, idx: Tensor, documents: Tensor | None = None) -> Tensor:
+        """Token ids (B, T) -> normalised last hidden states (B, T, C). ValueError past the context length.
+
+        `documents` (B, T), numbers that never fall along a row, keep attention and positions inside of each document:
+        every one then gets what it would get alone.
+        """
         T = idx.shape[1]
         if self.config.context_length < T:
             raise ValueError(f"{T} tokens do not fit the context length {self.config.context_length}")
         x = self.wte(idx)
-        rope = None
+        rope = mask = None
+        places: slice | Tensor = slice(T)
+        if documents is not None:
+            places, mask = places_in_documents(documents), document_mask(documents)
         if self.config.position == "learned":
-            x = x + self.wpe.weight[:T]
+            x = x + self.wpe.weight[places]
         elif self.config.position == "sinusoidal":
-            x = x + self.positions[:T].to(x.dtype)
+            x = x + self.positions[places].to(x.dtype)
         else:
-            rope = (self.cos[:T], self.sin[:T])
+            rope = (self.cos[places], self.sin[places])
+            if documents is not None:
+                rope = (rope[0][:, None], rope[1][:, None])  # (B, 1, T, D/2): the same for all heads
         x = self.drop(x)
         for block in self.blocks:
-            x = block(x, rope)
+            x = block(x, rope, mask)
         return self.norm_f(x)
 
-    def forward(self, idx: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(self, idx: Tensor, targets: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """Logits (B, T, V), or with `targets` (B, T) the loss in nats summed over all targets but those of -100.
 
         A sum, not a mean: gradients of micro-batches then add up to exactly the gradient of the whole batch.
         """
-        x = self.hidden(idx)
+        x = self.hidden(idx, documents)
         if targets is None:
             return F.linear(x, self.head_weight)
         return linear_cross_entropy(x.flatten(0, 1), self.head_weight, targets.flatten())

@@ -18,7 +18,7 @@ from positron.evaluation.metrics import best_bpb, read_metrics
 from positron.evaluation.report import write_report
 from positron.model.gpt import GPT
 from positron.runs import Run, bare_names
-from positron.text.tokenizer import Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.callbacks import Clock, Interrupted, Stopping, Validation
 from positron.training.checkpoint import BEST, checkpoint_fault, load_checkpoint
 from positron.training.device import DTYPES, LIGHTNING_PRECISION, matmul_flops
@@ -102,6 +102,7 @@ def _module(config: RunConfig, plan: Plan, model: GPT, tokenizer: Tokenizer) -> 
         micro_batch_size=plan.micro_batch_size,
         max_bad_steps=config.train.max_bad_steps,
         seed=config.seed,
+        document_start=tokenizer.special_id(END_OF_TEXT) if config.data.document_mask else None,
         identity={"tokenizer_hash": tokenizer.hash, "gpt_config": dataclasses.asdict(model.config)},
     )
     if config.device.compile:

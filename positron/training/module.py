@@ -57,16 +57,20 @@ class PretrainModule(L.LightningModule):
         micro_batch_size: int,
         max_bad_steps: int,
         seed: int,
+        document_start: int | None,
         identity: dict[str, Any],
     ) -> None:
-        """`identity` goes into every checkpoint: the tokenizer's hash and the architecture."""
+        """`identity` goes into every checkpoint: the tokenizer's hash and the architecture.
+
+        `document_start`: the id that begins documents, where they are not to see each other; None where they may.
+        """
         super().__init__()
         self.automatic_optimization = False
         self.model = model
         self.register_buffer("token_bytes", torch.from_numpy(token_bytes), persistent=False)
         self.optimizer_config, self.schedule, self.horizon = optimizer, schedule, horizon
         self.grad_clip, self.micro_batch_size, self.max_bad_steps = grad_clip, micro_batch_size, max_bad_steps
-        self.seed, self.identity = seed, identity
+        self.seed, self.document_start, self.identity = seed, document_start, identity
         self.metrics: dict[str, float] = {}
         self.before_micro_batch: Callable[[], None] = lambda: None  # may raise to leave a step that has not counted
         self.updating = False  # True while weights are half old, half new: not a moment to save them
@@ -125,10 +129,14 @@ class PretrainModule(L.LightningModule):
         for i, (part_x, part_y) in enumerate(parts):
             self.before_micro_batch()
             with self._synchronise(i == len(parts) - 1):
-                loss = self.model(part_x, part_y) * (world / targets)
+                loss = self.model(part_x, part_y, self._documents(part_x)) * (world / targets)
                 self.manual_backward(loss)
             total += loss.detach()
         return total
+
+    def _documents(self, x: Tensor) -> Tensor | None:
+        """(B, T) the number of each token's document in its window, where documents are kept apart."""
+        return None if self.document_start is None else (x == self.document_start).cumsum(dim=1)
 
     def _synchronise(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients travel between ranks once a step, with its last micro-batch."""
@@ -168,7 +176,8 @@ class PretrainModule(L.LightningModule):
         """(nats, bytes, tokens) summed over the targets of x, y (B, T), as float64."""
         x, y = batch
         scored = y != IGNORE
-        nats = self.model(x, y).double() if y.device.type != "mps" else self.model(x, y)
+        nats = self.model(x, y, self._documents(x))
+        nats = nats.double() if y.device.type != "mps" else nats
         count = self.token_bytes[y.clamp(min=0)].mul(scored).sum()
         return torch.stack([nats, count.to(nats.dtype), scored.sum().to(nats.dtype)])
 

@@ -15,6 +15,7 @@ from positron.training.device import BATCH_TOKENS, DTYPES, Machine, choose_micro
 from positron.training.start import Start
 
 TOKENS_PER_PARAMETER = 20  # compute-optimal pretraining, Hoffmann et al. 2022 (arXiv:2203.15556)
+FEWEST_STEPS, SMALLEST_BATCH = 2_000, 1_024  # a small model gets smaller batches, not a handful of updates
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def make_plan(config: RunConfig, model: GPT, machine: Machine, start: Start, say
     def settle(asked: int | str, name: str, otherwise: int) -> int:
         return int(asked) if asked != "auto" else int(known.get(name, otherwise))
 
-    wanted = settle(train.batch_tokens, "batch_tokens", BATCH_TOKENS[machine.accelerator])
+    wanted = settle(train.batch_tokens, "batch_tokens", suitable_batch(gpt, machine))
     world = config.device.devices * config.device.num_nodes
     batch_size = max(1, wanted // gpt.context_length)
     if batch_size % world:
@@ -67,7 +68,20 @@ def make_plan(config: RunConfig, model: GPT, machine: Machine, start: Start, say
         f"{horizon * batch_tokens / gpt.n_params():.0f} tokens per parameter"
         + (f"; stopping at step {last_step:,}" if last_step < horizon else "")
     )
+    if config.schedule.warmup_steps >= horizon:
+        say(
+            f"WARNING: schedule.warmup_steps={config.schedule.warmup_steps} is not less than the run's {horizon} steps: "
+            "the learning rate never falls"
+        )
     return Plan(machine, gpt, world, batch_size, batch_tokens, micro, horizon, last_step)
+
+
+def suitable_batch(gpt: GPTConfig, machine: Machine) -> int:
+    """Tokens of an optimizer step: what suits the machine, halved until 20 tokens per parameter are enough steps."""
+    batch = BATCH_TOKENS[machine.accelerator]
+    while batch // 2 >= SMALLEST_BATCH and batch * FEWEST_STEPS > TOKENS_PER_PARAMETER * gpt.n_params():
+        batch //= 2
+    return batch
 
 
 def _try_step(model: GPT, machine: Machine, rows: int) -> None:
