@@ -155,6 +155,7 @@ class DataConfig:
     files: str = "*"  # which of its parquet files, as a pattern
     revision: str | None = None  # branch, tag or commit
     max_mb: float | None = None  # take no more text than this, in millions of bytes
+    tokens_per_epoch: int | str | None = None  # for source=hub: stream it, so many tokens of new text at a time
     size_mb: float = 20.0  # of the built-in corpus, in millions of bytes
     seed: int = 0  # of the built-in corpus and of the train/validation split
     val_fraction: float = 0.02
@@ -169,10 +170,38 @@ class DataConfig:
             raise UserError(f"data=hub needs data.repo=OWNER/NAME, not {self.repo}")
         if self.max_mb is not None and self.max_mb <= 0:
             raise UserError(f"data.max_mb={self.max_mb} must be positive")
+        if self.tokens_per_epoch is not None:
+            self._check_stream()
         if self.size_mb <= 0:
             raise UserError(f"data.size_mb={self.size_mb} must be positive")
         if not 0 < self.val_fraction < 1:
             raise UserError(f"data.val_fraction={self.val_fraction} must be between 0 and 1")
+
+    def _check_stream(self) -> None:
+        if self.source != "hub":
+            raise UserError(
+                "data.tokens_per_epoch streams a dataset of the hub: data=fineweb_edu, or data=hub data.repo="
+            )
+        if self.max_mb is not None:
+            raise UserError(
+                "data.tokens_per_epoch streams all of a dataset and data.max_mb takes a part: give one of them"
+            )
+        if self.packing != "windows":
+            raise UserError("data.tokens_per_epoch needs data.packing=windows")
+        assert self.epoch_tokens
+
+    @property
+    def epoch_tokens(self) -> int:
+        """`tokens_per_epoch` as a number: 10_000_000 for 10M."""
+        text = str(self.tokens_per_epoch).strip()
+        factor = {"k": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:], 0)
+        try:
+            number = float(text[:-1]) * factor if factor else float(text)
+        except ValueError:
+            number = 0.0
+        if not 1 <= number < float("inf"):
+            raise UserError(f"data.tokens_per_epoch={text} is no number of tokens: give 10000000, or 10M")
+        return round(number)
 
 
 @dataclass(frozen=True)

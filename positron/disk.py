@@ -75,6 +75,27 @@ def make_folder(path: Path) -> Path:
 
 
 @contextlib.contextmanager
+def try_lock(path: Path) -> Iterator[bool]:
+    """True while this process holds the lock on an existing file; False where another one does, or none can be had."""
+    try:
+        import fcntl
+
+        handle = os.open(path, os.O_RDWR)
+    except (ImportError, OSError):
+        yield False
+        return
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
 def lock(path: Path, on_busy: Callable[[], None]) -> Iterator[None]:
     """Hold an exclusive lock on `path`; the system frees it when the process dies, however it dies.
 

@@ -3,6 +3,7 @@
     python -m positron.prepare data=text data.path=my.txt tokenizer=spm_4k
     python -m positron.prepare data=stories tokenizer=char --tokenizer-report
     python -m positron.prepare inspect my.txt tokenizer=spm_4k
+    python -m positron.prepare cache            (lists what lies on the disk; cache clean frees it)
 
 Settings are those of training; `train` prepares by itself what is missing. Stopped by whatever, the same command goes on.
 """
@@ -10,6 +11,8 @@ Settings are those of training; `train` prepares by itself what is missing. Stop
 from __future__ import annotations
 
 import argparse
+import time
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +38,9 @@ def main() -> None:
     with errors_as_one_line():
         options = arguments().parse_intermixed_args()
         settings, looking = list(options.settings), False
+        if settings[:1] == ["cache"]:
+            cache(settings[1:])
+            return
         if settings[:1] == ["inspect"]:
             if len(settings) < 2 or "=" in settings[1]:
                 raise UserError("inspect what? python -m positron.prepare inspect PATH")
@@ -47,8 +53,13 @@ def main() -> None:
 
         with Voice(None) as say:
             tokenizer, folder = prepare(config.data, config.tokenizer, None, say)
-        verify(folder)
-        files = {split: TokenFiles(folder, split, tokenizer) for split in SPLITS}
+        places = dict.fromkeys(SPLITS, folder)
+        if config.data.tokens_per_epoch is not None:
+            first = min(path.parent for path in folder.glob("epoch-*/tokens.json"))
+            places = {"train": first, "val": folder / "validation"}
+        for place in set(places.values()):
+            verify(place)
+        files = {split: TokenFiles(place, split, tokenizer) for split, place in places.items()}
         print(f"{folder}")
         for split, part in files.items():
             print(
@@ -59,6 +70,50 @@ def main() -> None:
             print(tokenizer_report(files["train"], tokenizer))
         if looking:
             print(inspect(files["train"], tokenizer, config.model.context_length, folder))
+
+
+def cache(words: list[str], corpora: Path = Path("outputs/data")) -> None:
+    """List the prepared corpora and fetched files, or free all that can be made again; UserError for other words."""
+    from positron.fetch import cache_folder
+
+    if words not in ([], ["clean"]):
+        raise UserError(f"cache {' '.join(words)}: python -m positron.prepare cache lists, cache clean frees")
+    total = 0
+    for folder in [*sorted(path.parent for path in corpora.glob("*/lock")), cache_folder()]:
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        size = sum(path.stat().st_size for path in files)
+        total += size
+        newest = max((path.stat().st_mtime for path in files), default=0.0)
+        day = time.strftime("%Y-%m-%d", time.localtime(newest)) if files else "-"
+        print(f"  {size / 1e6:>10,.1f} MB  {day:<10}  {folder}" + (_clean(folder) if words else ""))
+    print(f"  {total / 1e6:>10,.1f} MB  in all" + ("" if words or not total else "; cache clean frees it"))
+
+
+def _clean(folder: Path) -> str:
+    """Delete tokens and raw files; tokenizers, and notes of what a corpus was made of, stay, so it comes back the same."""
+    import shutil
+
+    from positron.disk import try_lock
+
+    corpus = folder / "lock"
+    with try_lock(corpus) if corpus.exists() else nullcontext(True) as free:
+        if not free or any(_is_held(path) for path in folder.glob("stream-*/users/*")):
+            return "  in use, left alone"
+        if not corpus.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            return "  freed"
+        for pattern in ("raw", "tokens-*", ".tokens-*", "stream-*/epoch-*", "stream-*/.epoch-*"):
+            for path in folder.glob(pattern):
+                (path / "tokens.json").unlink(missing_ok=True)  # first, so that a rest does not count as whole
+                shutil.rmtree(path)
+    return "  freed"
+
+
+def _is_held(path: Path) -> bool:
+    from positron.disk import try_lock
+
+    with try_lock(path) as free:
+        return not free
 
 
 def tokenizer_report(files: TokenFiles, tokenizer: Tokenizer, limit: int = 5_000_000) -> str:

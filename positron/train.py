@@ -56,6 +56,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
         model = GPT(config.model.with_vocab(tokenizer.vocab_size), seed=config.seed)
         plan = make_plan(config, model, machine, start, say)
         data = PretrainData(
+            config.data,
             tokens,
             tokenizer,
             context=model.config.context_length,
@@ -63,7 +64,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
             micro_batch_size=plan.micro_batch_size,
             seed=config.seed,
             val_tokens=config.train.val_tokens,
-            packing=config.data.packing,
+            say=say,
         )
         source = start.weights or start.checkpoint
         if source is not None:

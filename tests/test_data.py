@@ -133,16 +133,19 @@ def test_a_text_that_cannot_be_read_is_named(tmp_path, content, message):
 def test_a_text_shorter_than_a_window_says_how_long_it_is_and_must_be(tmp_path, length):
     tokenizer, folder, _ = prepared(tmp_path, "x" * length)
     with pytest.raises(UserError, match=r"one window needs 33.*context_length=|no text is left"):
-        PretrainData(
-            folder, tokenizer, context=32, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100, packing="windows"
-        )
+        opened(folder, tokenizer)
+
+
+def opened(folder, tokenizer):
+    return PretrainData(
+        DataConfig("text", "x.txt"), folder, tokenizer,
+        context=32, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100, say=print,
+    )  # fmt: skip
 
 
 def test_a_text_of_just_one_window_trains(tmp_path):
     tokenizer, folder, _ = prepared(tmp_path, "x" * 40)
-    data = PretrainData(
-        folder, tokenizer, context=32, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100, packing="windows"
-    )
+    data = opened(folder, tokenizer)
     assert data.train.batch(1).shape == (2, 33)
 
 
@@ -169,6 +172,47 @@ def test_validation_scores_every_token_once_with_its_document_from_the_start(len
         assert torch.equal(row_x[1:scored], row_y[: scored - 1])  # inputs are the targets, one later
     if limit > len(ids) and max(lengths) + 1 <= context:
         assert all(row[0] == end for row in x)  # every document fits: every window starts with one
+
+
+@given(
+    n_tokens=st.integers(20, 400),
+    context=st.integers(1, 19),
+    batch=st.integers(1, 6),
+    micro=st.integers(1, 4),
+    worlds=st.tuples(st.sampled_from([1, 2, 3]), st.sampled_from([1, 2, 3])),
+    stop=st.integers(1, 60),
+    seed=st.integers(0, 10**6),
+)
+@settings(max_examples=200, deadline=None)
+def test_an_epoch_is_the_corpus_once_also_when_stopped_and_resumed_otherwise(
+    n_tokens, context, batch, micro, worlds, stop, seed
+):
+    """Batches as ranks and micro-batches see them, before and after a stop at which the number of devices changes."""
+    ids = np.arange(n_tokens)
+
+    class Files:
+        def __init__(self):
+            self.n_tokens = n_tokens
+
+        def read(self, start, length):
+            return ids[start : start + length]
+
+    size = batch * 6  # sequences; 1, 2 and 3 devices can share it
+    windows = Windows(Files(), context=context, batch_size=size, seed=seed)
+    steps = -(-2 * windows.n_windows // size)
+
+    def served(first, last, world):
+        for step in range(first, last + 1):
+            for rank in range(world):
+                for part in windows.batch(step, rank, world).split(micro):
+                    yield from part.tolist()
+
+    rows = [*served(1, min(stop, steps), worlds[0]), *served(stop + 1, steps, worlds[1])]
+    assert rows == list(served(1, steps, 1))
+    for epoch in (0, 1):
+        seen = rows[epoch * windows.n_windows : (epoch + 1) * windows.n_windows]
+        targets = sorted(token for row in seen for token in row[1:])
+        assert targets == list(range(1, windows.n_windows * context + 1))  # each once; the tail fills no window
 
 
 @given(batch=st.integers(1, 6), world=st.sampled_from([1, 2, 3]), step=st.integers(1, 50))

@@ -7,6 +7,7 @@ the network no more, and does not change when the repository does.
 
 from __future__ import annotations
 
+import copy
 import fnmatch
 import hashlib
 import os
@@ -24,7 +25,9 @@ from positron.disk import make_folder, read_json, write_json
 
 RING_FILES, RING_BYTES = 5, 2_500_000_000  # the most that lies in the room at a time; a single larger file may
 SPARE_BYTES = 1_000_000_000  # of the disk that is left free
-PATIENCE_S = 300.0  # how long one thing is tried again before the hub counts as out of reach
+PATIENCE_S = float(
+    os.environ.get("POSITRON_PATIENCE_S", "300")
+)  # how long one thing is tried again before the hub counts as out of reach
 Answer = TypeVar("Answer")
 Task = tuple[str, int]  # a file, and one of its row groups
 
@@ -49,10 +52,19 @@ class HubSource:
         self._facts: dict[str, Any] = read_json(self._note)
         facts = [choice, self._facts["commit"], [(f["name"], f["sha256"]) for f in self._facts["files"]]]
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
+        self.files: list[dict[str, Any]] = self._facts["files"]
+        self.held_out: frozenset[bytes] = frozenset()
         self._open: list[tuple[str, int]] = []  # files whose rows are being tokenized, and the task count at their end
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "say": None}  # what a worker gets: it only reads
+
+    def part(self, files: slice, held_out: frozenset[bytes] = frozenset()) -> HubSource:
+        """All documents of some of the files, but for those with a digest in `held_out`, all of them for training."""
+        part = copy.copy(self)
+        part.say, part.files = self.say, self.files[files]
+        part.held_out, part.val_fraction = held_out, 0.0
+        return part
 
     def _look(self, config: DataConfig) -> None:
         """Note the commit and the parquet files. UserError for a repository or files that do not exist."""
@@ -86,29 +98,33 @@ class HubSource:
         self._open = []
         ahead: _Fetch | None = None
         count = 0
-        for number, file in enumerate(self._facts["files"]):
+        for number, file in enumerate(self.files):
             known = file["row_groups"]
             if known is not None and count + known <= skip:
                 count += known  # all of it was tokenized by an earlier call
                 (self._raw / file["name"]).unlink(missing_ok=True)
                 continue
+            if not self._open:
+                self._clear_room(self.files[number : number + RING_FILES])
             while self._is_full(file):
                 yield WAIT
             path = ahead.result() if ahead is not None else self._fetch(file)
             groups = self._row_groups(file, path)
             self._open.append((file["name"], count + groups))
-            following = self._facts["files"][number + 1 : number + 2]
+            following = self.files[number + 1 : number + 2]
             ahead = _Fetch(self._fetch, following[0]) if following and not self._is_full(following[0]) else None
             for group in range(groups):
                 count += 1
                 if count > skip:
                     yield str(path), group
 
-    def read(self, task: Task) -> list[Document]:
+    def read(self, task: Task | str) -> list[Document]:
+        assert not isinstance(task, str)  # WAIT is no text
         path, group = task
         return [
             Document(text, side(text, self.seed, self.val_fraction))
             for text in parquet_rows(Path(path), self.field, group)
+            if not self.held_out or digest(text) not in self.held_out
         ]
 
     def release(self, tasks_done: int | None) -> None:
@@ -129,6 +145,13 @@ class HubSource:
             return False
         sizes = [path.stat().st_size for path in self._raw.rglob("*.parquet")]
         return len(sizes) >= RING_FILES or sum(sizes) + (next_file["size"] or 0) > RING_BYTES
+
+    def _clear_room(self, needed: list[dict[str, Any]]) -> None:
+        """What an earlier reading of other places left behind goes."""
+        wanted = {self._raw / file["name"] for file in needed}
+        for path in self._raw.rglob("*.parquet"):
+            if path not in wanted:
+                path.unlink(missing_ok=True)
 
     def _fetch(self, file: dict[str, Any]) -> Path:
         """The file on the disk, its checksum verified. UserError for a full disk, Unreachable for a lost network."""
@@ -177,6 +200,10 @@ class HubSource:
         return groups
 
 
+def digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
+
+
 class _Fetch(threading.Thread):
     """A file that is fetched in the background, by a thread that does not keep a program from ending."""
 
@@ -209,11 +236,13 @@ def _sha256(path: Path) -> str:
 def patiently(action: Callable[[], Answer], what: str, say: Callable[[str], None]) -> Answer:
     """The answer of `action`, tried again with growing pauses while the network fails.
 
-    Unreachable after PATIENCE_S seconds; UserError at once for what trying again does not mend.
+    Unreachable after PATIENCE_S seconds (or POSITRON_PATIENCE_S, from the environment); UserError at once for what
+    trying again does not mend.
     """
     import httpx
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
+    patience = float(os.environ.get("POSITRON_PATIENCE_S", PATIENCE_S))
     began, pause = time.monotonic(), 1.0
     while True:
         try:
@@ -230,7 +259,7 @@ def patiently(action: Callable[[], Answer], what: str, say: Callable[[str], None
             reason = " ".join(str(error).split())[:160]
             if status is not None and 400 <= status < 500 and status not in (408, 429):
                 raise UserError(f"{what}: the hub answers {status}: {reason}") from error
-            if time.monotonic() - began + pause > PATIENCE_S:
+            if time.monotonic() - began + pause > patience:
                 raise Unreachable(
                     f"{what} cannot be fetched: {reason}. What was done is kept: the same command goes on when the "
                     "network is back; data=stories and data=text need none"

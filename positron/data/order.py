@@ -36,8 +36,8 @@ def permute(places: np.ndarray, n: int, key: int) -> np.ndarray:
     return x.astype(np.int64)
 
 
-def windows_of_step(step: int, *, seed: int, n_windows: int, batch_size: int) -> np.ndarray:
-    """Window numbers (batch_size,) of optimizer step `step`, counted from 1.
+def windows_of_step(step: int, *, seed: int, n_windows: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and window numbers, each (batch_size,), of optimizer step `step`, counted from 1.
 
     Sample k = (step - 1) * batch_size + i is place k mod n of epoch k div n; so a batch may span two epochs, and the
     samples do not depend on micro-batches, devices, or where training was interrupted.
@@ -48,4 +48,4 @@ def windows_of_step(step: int, *, seed: int, n_windows: int, batch_size: int) ->
     for e in np.unique(epoch):
         here = epoch == e
         windows[here] = permute(place[here], n_windows, seed * 1_000_003 + int(e))
-    return windows
+    return epoch, windows

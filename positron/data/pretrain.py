@@ -14,6 +14,8 @@ from positron.config import DataConfig, TokenizerConfig, UserError
 from positron.data.order import windows_of_step
 from positron.data.shards import TokenFiles, write_tokens
 from positron.data.sources import WAIT, Source, open_source
+from positron.data.stream import open_stream
+from positron.data.stream_windows import StreamWindows
 from positron.disk import lock, make_folder
 from positron.text.choose import load_tokenizer, train_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
@@ -33,27 +35,30 @@ def prepare(
     with lock(corpus / "lock", lambda: say(f"waiting for another process that prepares {corpus}")):
         if tokenizer is None:
             home = corpus / "-".join(str(part) for part in (choice.kind, choice.name, choice.vocab_size) if part)
-            tokenizer = _own_tokenizer(source, choice, home, say)
+            tokenizer = _own_tokenizer(source, choice, home, say, streams=data.tokens_per_epoch is not None)
         else:
             home = make_folder(corpus / f"tokenizer-{tokenizer.hash[:12]}")
             tokenizer.save(home)
         tokens = corpus / f"tokens-{tokenizer.hash[:12]}"
-        if not (tokens / "tokens.json").exists():
+        if data.tokens_per_epoch is None and not (tokens / "tokens.json").exists():
             size = f"{source.total_bytes / 1e6:.1f} MB of" if source.total_bytes else "the"
             say(f"writing {size} text as tokens to {tokens}")
             write_tokens(source, tokenizer, home, tokens, say)
+    if data.tokens_per_epoch is not None:
+        return tokenizer, open_stream(data, home, say)
     return tokenizer, tokens
 
 
-def _own_tokenizer(source: Source, choice: TokenizerConfig, home: Path, say: Callable[[str], None]) -> Tokenizer:
+def _own_tokenizer(
+    source: Source, choice: TokenizerConfig, home: Path, say: Callable[[str], None], streams: bool
+) -> Tokenizer:
     if (home / "tokenizer.json").exists():
         return load_tokenizer(home)
     make_folder(home)
+    of_a_sample = choice.kind != "char" or streams  # all of a text's characters, where it is no stream
     if choice.kind != "tiktoken":
-        say(
-            f"training the {choice.kind} tokenizer" + ("" if choice.kind == "char" else " on the beginning of the text")
-        )
-    tokenizer = train_tokenizer(choice, _sample(source, None if choice.kind == "char" else TOKENIZER_SAMPLE))
+        say(f"training the {choice.kind} tokenizer" + (" on the beginning of the text" if of_a_sample else ""))
+    tokenizer = train_tokenizer(choice, _sample(source, TOKENIZER_SAMPLE if of_a_sample else None))
     tokenizer.save(home)
     if choice.vocab_size and tokenizer.vocab_size < choice.vocab_size:
         say(f"this corpus yields {tokenizer.vocab_size:,} pieces, fewer than the {choice.vocab_size:,} asked for")
@@ -117,11 +122,22 @@ class Windows:
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
         """(rows, T + 1): the share of `rank` in optimizer step `step` (from 1), consecutive rows of one global batch."""
-        windows = windows_of_step(step, seed=self.seed, n_windows=self.n_windows, batch_size=self.batch_size)
+        _, windows = windows_of_step(step, seed=self.seed, n_windows=self.n_windows, batch_size=self.batch_size)
         share = self.batch_size // world_size
         mine = windows[rank * share : (rank + 1) * share]
         places = mine * self.context if self.starts is None else self.starts[mine]
         return torch.from_numpy(np.stack([self.tokens.read(int(place), self.context + 1) for place in places]))
+
+    @property
+    def fingerprint(self) -> str:
+        return self.tokens.fingerprint
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.tokens.n_bytes / self.tokens.n_tokens
+
+    def close(self) -> None:
+        """Nothing is at work beside it."""
 
 
 def validation_windows(tokens: TokenFiles, *, context: int, end_id: int, limit: int) -> tuple[Tensor, Tensor]:
@@ -146,6 +162,7 @@ class PretrainData(L.LightningDataModule):
 
     def __init__(
         self,
+        config: DataConfig,
         folder: Path,
         tokenizer: Tokenizer,
         *,
@@ -154,18 +171,24 @@ class PretrainData(L.LightningDataModule):
         micro_batch_size: int,
         seed: int,
         val_tokens: int,
-        packing: str,
+        say: Callable[[str], None],
     ) -> None:
+        """`folder` is what `prepare` returned for `config`."""
         super().__init__()
         end_id = tokenizer.special_id(END_OF_TEXT)
-        self.train = Windows(
-            TokenFiles(folder, "train", tokenizer),
-            context=context,
-            batch_size=batch_size,
-            seed=seed,
-            end_id=end_id if packing == "documents" else None,
-        )
-        self.val = TokenFiles(folder, "val", tokenizer)
+        self.train: Windows | StreamWindows
+        if config.tokens_per_epoch is not None:
+            self.train = StreamWindows(config, folder, context=context, batch_size=batch_size, seed=seed, say=say)
+            self.val = TokenFiles(folder / "validation", "val", tokenizer)
+        else:
+            self.train = Windows(
+                TokenFiles(folder, "train", tokenizer),
+                context=context,
+                batch_size=batch_size,
+                seed=seed,
+                end_id=end_id if config.packing == "documents" else None,
+            )
+            self.val = TokenFiles(folder, "val", tokenizer)
         if self.val.n_tokens < 2:
             raise UserError("no text is left for validation: give more text, or a larger data.val_fraction")
         self.val_x, self.val_y = validation_windows(self.val, context=context, end_id=end_id, limit=val_tokens)
@@ -191,7 +214,9 @@ class PretrainData(L.LightningDataModule):
 class _Steps:
     """An endless iterator whose place is the trainer's own step counter: nothing to save, nothing to skip."""
 
-    def __init__(self, windows: Windows, steps_done: Callable[[], int], rank: int, world_size: int) -> None:
+    def __init__(
+        self, windows: Windows | StreamWindows, steps_done: Callable[[], int], rank: int, world_size: int
+    ) -> None:
         self.windows, self.steps_done, self.rank, self.world_size = windows, steps_done, rank, world_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:

@@ -33,6 +33,10 @@ SPLITS = ("train", "val")
 SMALL_CORPUS = 3_000_000  # bytes; below this, starting worker processes costs more than it brings
 
 
+def token_dtype(tokenizer: Tokenizer) -> type:
+    return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+
+
 @dataclass
 class Encoded:
     """What one task adds to one split."""
@@ -66,11 +70,15 @@ _worker: tuple[Source, Tokenizer]
 def _start_worker(source: Source, tokenizer_folder: Path) -> None:
     global _worker
     _worker = (source, load_tokenizer(tokenizer_folder))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    end_with_parent()
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """A parent that is killed cannot tell its workers; without this they would wait for it for ever."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
     multiprocessing.connection.wait([parent.sentinel])
@@ -81,11 +89,10 @@ def _work(task: Any) -> dict[str, Encoded]:
     return encode_task(*_worker, task)
 
 
-def _encode_all(
-    source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, skip: int
+def encode_all(
+    source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, skip: int, workers: int
 ) -> Iterator[dict[str, Encoded]]:
-    """All tasks but the first `skip`, in order, by all cores; the content does not depend on the number of processes."""
-    workers = os.cpu_count() or 1
+    """All tasks but the first `skip`, in order, by so many processes, of which the content does not depend."""
     tasks = source.tasks(skip)
     small = source.total_bytes is not None and source.total_bytes < SMALL_CORPUS
     if small or workers == 1:
@@ -112,7 +119,7 @@ def _encode_all(
         pool.shutdown(cancel_futures=True)
 
 
-class _SplitWriter:
+class SplitWriter:
     """Appends to the shards of one split and keeps their sums; `facts` are those of the shards that are written."""
 
     def __init__(self, folder: Path, split: str, dtype: type, first_id: int, before: dict[str, Any] | None) -> None:
@@ -123,13 +130,16 @@ class _SplitWriter:
 
     def add(self, part: Encoded) -> None:
         for ids in part.ids:
-            if len(ids) and ids.max() > np.iinfo(self.dtype).max:
-                raise ValueError(f"token id {ids.max()} does not fit {np.dtype(self.dtype).name}")
-            self._pending.append(ids.astype(self.dtype))
-            self.waiting += len(ids)
+            self.append(ids)
         self.facts["documents"] += part.documents
         self.facts["bytes"] += part.bytes
         self.facts["bits"] += part.bits
+
+    def append(self, ids: np.ndarray) -> None:
+        if len(ids) and ids.max() > np.iinfo(self.dtype).max:
+            raise ValueError(f"token id {ids.max()} does not fit {np.dtype(self.dtype).name}")
+        self._pending.append(ids.astype(self.dtype))
+        self.waiting += len(ids)
 
     def flush(self) -> None:
         """What is waiting becomes a shard."""
@@ -158,7 +168,7 @@ def write_tokens(
     partial = make_folder(folder.with_name(f".{folder.name}.partial"))
     for left_behind in partial.glob(".*.tmp"):  # by a call that was killed while it wrote
         left_behind.unlink()
-    dtype = np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
+    dtype = token_dtype(tokenizer)
     head = {
         "version": 1,
         "tokenizer_hash": tokenizer.hash,
@@ -172,12 +182,12 @@ def write_tokens(
     if tasks:
         say(f"going on after {done / 1e6:,.0f} MB of text that are tokenized already")
     end = tokenizer.special_id(END_OF_TEXT)
-    writers = {split: _SplitWriter(partial, split, dtype, end, splits.get(split)) for split in SPLITS}
+    writers = {split: SplitWriter(partial, split, dtype, end, splits.get(split)) for split in SPLITS}
     bar = tqdm(
         total=source.total_bytes, initial=done, unit="B", unit_scale=True, desc="tokenizing", disable=None, leave=False
     )
     with bar:
-        for parts in _encode_all(source, tokenizer, tokenizer_folder, skip=tasks):
+        for parts in encode_all(source, tokenizer, tokenizer_folder, tasks, os.cpu_count() or 1):
             tasks += 1
             for split, part in parts.items():
                 writers[split].add(part)
@@ -210,7 +220,7 @@ def _progress(partial: Path, head: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flush(
-    partial: Path, head: dict[str, Any], writers: dict[str, _SplitWriter], tasks: int, done: int
+    partial: Path, head: dict[str, Any], writers: dict[str, SplitWriter], tasks: int, done: int
 ) -> dict[str, Any]:
     for writer in writers.values():
         writer.flush()

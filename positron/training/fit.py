@@ -46,7 +46,7 @@ def fit(
     _refuse_other_data(run, data)
     if say.is_first_rank:
         cut_after(run.folder, start.step)  # also what a run wrote that was killed before its first checkpoint
-        facts = {"data_fingerprint": data.train.tokens.fingerprint, "floor_bpb": data.val.floor_bpb}
+        facts = {"data_fingerprint": data.train.fingerprint, "floor_bpb": data.val.floor_bpb}
         run.update(status="running", step=start.step, resolved=plan.resolved(), **facts)
     dashboards = _dashboards(run, config, start, say)
     _without_notices()
@@ -69,6 +69,7 @@ def fit(
             raise UserError(f"out of memory: try train.micro_batch_size={smaller}") from fault
         raise
     finally:
+        data.train.close()
         if say.is_first_rank:
             _conclude(run, status, error, say)
         for dashboard in dashboards:
@@ -79,7 +80,7 @@ def fit(
 def _refuse_other_data(run: Run, data: PretrainData) -> None:
     """Law 2 holds for the data too: a text that was edited since is another text."""
     known = run.facts().get("data_fingerprint")
-    if known and known != data.train.tokens.fingerprint:
+    if known and known != data.train.fingerprint:
         raise UserError(
             f"the text behind {run.folder} has changed since it was begun: restore it, or give another name="
         )
@@ -127,7 +128,7 @@ def _trainer(
         "batch_tokens": plan.batch_tokens,
         "flops_per_token": gpt.flops_per_token(),
         "ceiling": ceiling,
-        "bytes_per_token": data.train.tokens.n_bytes / data.train.tokens.n_tokens,
+        "bytes_per_token": data.train.bytes_per_token,
     }
     clock = Clock(train.log_every)
     samples = Samples(

@@ -1,0 +1,155 @@
+"""Batches from a stream's epochs, and the process that makes the epochs ahead of their use."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import queue
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from positron.config import DataConfig, Unreachable, UserError
+from positron.data.order import windows_of_step
+from positron.data.shards import TokenFiles, end_with_parent
+from positron.data.stream import Stream
+from positron.disk import lock, make_folder
+
+AHEAD = 1  # epochs that are made before they are needed
+
+
+class StreamWindows:
+    """Training batches like those of `Windows`, from the epoch that a step falls into; (B, T + 1) ids for any step."""
+
+    def __init__(
+        self, config: DataConfig, folder: Path, *, context: int, batch_size: int, seed: int, say: Callable[[str], None]
+    ) -> None:
+        self.stream = Stream(config, folder / "tokenizer", say)
+        self.context, self.batch_size, self.seed, self.say = context, batch_size, seed, say
+        self.n_windows = self.stream.size // context
+        if self.n_windows < 1:
+            raise UserError(
+                f"data.tokens_per_epoch={config.tokens_per_epoch} is less than one window of {context} tokens"
+            )
+        self._files: dict[int, TokenFiles] = {}
+        self._filler: _Filler | None = None
+        self._user = contextlib.ExitStack()
+        self._note: Path | None = None
+        any_epoch = next(self.stream.folder.glob("epoch-*/tokens.json")).parent
+        first = TokenFiles(any_epoch, "train", self.stream.tokenizer)
+        self.fingerprint, self.bytes_per_token = first.fingerprint, first.n_bytes / first.n_tokens
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
+        """Waits where the text is not there yet. Unreachable where it cannot be had, UserError where it never can."""
+        share = self.batch_size // world_size
+        mine = slice(rank * share, (rank + 1) * share)
+        epochs, windows = windows_of_step(step, seed=self.seed, n_windows=self.n_windows, batch_size=self.batch_size)
+        first = int(epochs[0])
+        self._enter(first, fills=rank == 0)
+        files = {epoch: self._open(epoch, fills=rank == 0) for epoch in range(first, int(epochs[-1]) + 1)}
+        self._files = files
+        rows = [
+            files[int(epoch)].read(int(window) * self.context, self.context + 1)
+            for epoch, window in zip(epochs[mine], windows[mine], strict=True)
+        ]
+        return torch.from_numpy(np.stack(rows))
+
+    def _enter(self, epoch: int, fills: bool) -> None:
+        """Tell others which epoch is needed here, and the filler which ones will be."""
+        if not fills:
+            return
+        if self._note is None:
+            self._note = make_folder(self.stream.folder / "users") / f"{os.getpid()}"
+            self._user.enter_context(lock(self._note, lambda: None))
+        if self._note.read_text() != str(epoch):
+            self._note.write_text(str(epoch))
+        if self._filler is None:
+            self._filler = _Filler(self.stream.config, self.stream.tokenizer_folder, epoch)
+            self._user.callback(self._filler.end)
+        self._filler.at(epoch)
+        self._filler.listen(self.say)
+
+    def _open(self, epoch: int, fills: bool) -> TokenFiles:
+        if epoch in self._files:
+            return self._files[epoch]
+        told = False
+        while not self.stream.has(epoch):
+            if not told:
+                self.say(f"waiting for the text of epoch {epoch}")
+                told = True
+            trouble = self._filler.listen(self.say, waits=True) if self._filler else None
+            if trouble is not None and not self.stream.has(epoch):
+                raise trouble
+            time.sleep(0.05)
+        return TokenFiles(self.stream.path(epoch), "train", self.stream.tokenizer)
+
+    def close(self) -> None:
+        self._user.close()
+        self._filler, self._note = None, None
+
+
+class _Filler:
+    """The process that makes epochs ahead of the one in use. It tries again for as long as training needs no more."""
+
+    def __init__(self, config: DataConfig, tokenizer_folder: Path, epoch: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._epoch, self._lines = context.Value("q", epoch), context.Queue()
+        self._process = context.Process(
+            target=_fill, args=(config, tokenizer_folder, self._epoch, self._lines), daemon=True
+        )
+        self._process.start()
+        self._fatal: UserError | None = None
+
+    def at(self, epoch: int) -> None:
+        self._epoch.value = epoch
+
+    def listen(self, say: Callable[[str], None], waits: bool = False) -> Exception | None:
+        """Says what the filler reports; what keeps it from going on, as an error for whoever waits for it."""
+        trouble: Exception | None = None
+        while True:
+            try:
+                kind, line = self._lines.get_nowait()
+            except queue.Empty:
+                break
+            if kind == "unreachable":
+                trouble = Unreachable(line)
+                say(f"{line}" if waits else f"training goes on with what is on the disk: {line}")
+            elif kind == "fatal":
+                self._fatal = UserError(line)
+            else:
+                say(line)
+        if self._fatal is not None:
+            return self._fatal
+        if trouble is None and not self._process.is_alive():
+            return RuntimeError(f"the process that fetches text ended with code {self._process.exitcode}")
+        return trouble
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+
+
+def _fill(config: DataConfig, tokenizer_folder: Path, epoch: Any, lines: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the training decides
+    os.nice(10) if hasattr(os, "nice") else None
+    end_with_parent()
+    stream = Stream(config, tokenizer_folder, lambda line: lines.put(("say", line)))
+    while True:
+        missing = [e for e in range(epoch.value, epoch.value + 1 + AHEAD) if not stream.has(e)]
+        try:
+            if missing:
+                stream.make(missing[0])
+            else:
+                time.sleep(0.1)
+        except Unreachable as error:
+            lines.put(("unreachable", str(error)))
+        except UserError as error:
+            lines.put(("fatal", str(error)))
+            return  # told when the text is needed; until then, what is there is enough

@@ -1,0 +1,223 @@
+"""A dataset that is streamed: epochs of new text, each token once, whatever the network and the power do."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import _SERVER
+from test_hub import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub  # noqa: F401
+
+from positron.config import DataConfig, UserError
+from positron.data import hub, shards, stream
+from positron.data.pretrain import prepare
+from positron.data.shards import TokenFiles
+from positron.data.stream import Stream
+from positron.data.stream_windows import StreamWindows
+from positron.text.tokenizer import END_OF_TEXT
+
+EPOCH = 3_000
+TRAINING = list(itertools.chain(*STORIES[1:]))  # the first file is for validation
+
+
+def streamed(folder: Path, **options: Any) -> DataConfig:
+    return config(folder, tokens_per_epoch=EPOCH, **options)
+
+
+def opened(folder: Path, **options: Any) -> Stream:
+    _, where = prepare(streamed(folder, **options), CHAR, None, lambda line: None)
+    return Stream(streamed(folder, **options), where / "tokenizer", lambda line: None)
+
+
+def tokens_of(made: Stream, epoch: int) -> np.ndarray:
+    files = TokenFiles(made.path(epoch), "train", made.tokenizer)
+    assert files.n_tokens == EPOCH + 1
+    return files.read(0, EPOCH + 1)
+
+
+def test_epochs_hold_the_training_text_in_one_piece_and_then_again(stories_hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+    made = opened(tmp_path)
+    tokenizer = made.tokenizer
+    end = tokenizer.special_id(END_OF_TEXT)
+    whole = [end]
+    for text in TRAINING:
+        whole += [*tokenizer.encode(text), end]
+    again = [*whole, *whole[1:]]
+    n_epochs = len(again) // EPOCH
+    assert n_epochs * EPOCH > len(whole)
+    for epoch in range(n_epochs):
+        made.make(epoch)
+        assert tokens_of(made, epoch).tolist() == again[epoch * EPOCH : (epoch + 1) * EPOCH + 1]
+    held_out = TokenFiles(made.validation, "val", tokenizer)
+    ids = held_out.read(0, held_out.n_tokens)
+    assert tokenizer.decode(ids[1:-1].tolist()).startswith(STORIES[0][0])
+
+
+def test_documents_of_validation_are_left_out_of_training(stories_hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+    stories_hub.add("data/train-00001.parquet", [*STORIES[1][:20], *STORIES[0], *STORIES[1][20:]])
+    made = opened(tmp_path)
+    text = made.tokenizer.decode(tokens_of(made, 0)[1:].tolist())
+    assert STORIES[1][21][:30] in text
+    assert "File 0" not in text
+
+
+def test_the_cap_holds_and_what_was_evicted_comes_back_the_same(
+    stories_hub: Hub,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stream, "MOST_EPOCHS", 3)
+    made = opened(tmp_path)
+    first = contents(made.path(0))
+    for epoch in range(6):
+        made.make(epoch)
+        assert len(list(made.folder.glob("epoch-*"))) <= 3
+    assert not made.has(0)
+    made.make(0)
+    assert contents(made.path(0)) == first
+    assert not (made.source.folder / "raw" / "data" / "train-00006.parquet").exists()
+
+
+def test_epochs_that_a_running_training_needs_are_not_evicted(
+    stories_hub: Hub,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stream, "MOST_EPOCHS", 2)
+    made = opened(tmp_path)
+    windows = StreamWindows(made.config, made.folder, context=100, batch_size=4, seed=0, say=print)
+    windows.batch(1)
+    for epoch in (3, 4, 5):
+        made.make(epoch)
+    assert made.has(0)
+    windows.close()
+    made.make(6)
+    made.make(7)
+    assert not made.has(0)
+
+
+def _make(folder: str, endpoint: str, epoch: int) -> None:
+    os.environ["HF_ENDPOINT"] = endpoint
+    hub.SPARE_BYTES, shards.SHARD_TOKENS = 0, 500
+    opened(Path(folder)).make(epoch)
+
+
+def test_a_kill_while_an_epoch_is_made_costs_at_most_a_shard(stories_hub: Hub, tmp_path: Path) -> None:  # noqa: F811
+    _make(str(tmp_path / "whole"), stories_hub.url, 5)
+    shards.SHARD_TOKENS = 16_000_000
+    (wanted,) = (tmp_path / "whole").glob("data/*/stream-*/epoch-00005")
+    kills = 0
+    for wait in np.linspace(0.1, 1.2, 12):
+        process = _SERVER.Process(target=_make, args=(str(tmp_path / "killed"), stories_hub.url, 5))
+        process.start()
+        process.join(wait)
+        if process.exitcode is None:
+            os.kill(process.pid or 0, signal.SIGKILL)
+            kills += 1
+        process.join()
+    _make(str(tmp_path / "killed"), stories_hub.url, 5)
+    shards.SHARD_TOKENS = 16_000_000
+    (got,) = (tmp_path / "killed").glob("data/*/stream-*/epoch-00005")
+    assert kills >= 3
+    assert contents(got) == contents(wanted)
+
+
+def test_a_far_step_serves_each_window_of_its_epoch_once_on_any_number_of_devices(
+    stories_hub: Hub,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    made = opened(tmp_path)
+    windows = StreamWindows(made.config, made.folder, context=100, batch_size=8, seed=3, say=lambda line: None)
+    wanted = [tuple(tokens_of(made, 0)[i : i + 101]) for i in range(0, EPOCH, 100)]
+    served = [tuple(row.tolist()) for step in (1, 2, 3, 4) for row in windows.batch(step)][: EPOCH // 100]
+    assert sorted(served) == sorted(wanted)
+    both = [*windows.batch(4, 0, 2).tolist(), *windows.batch(4, 1, 2).tolist()]
+    assert both == windows.batch(4).tolist()  # spans two epochs
+    windows.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"tokens_per_epoch": "many"}, "is no number of tokens: give 10000000, or 10M"),
+        ({"max_mb": 3.0}, "give one of them"),
+        ({"packing": "documents"}, "packing=windows"),
+        ({"files": "data/train-00000*"}, "needs two files or more"),
+    ],
+)
+def test_settings_that_cannot_be_are_one_line(
+    stories_hub: Hub,  # noqa: F811
+    tmp_path: Path,
+    options: dict[str, Any],
+    said: str,
+) -> None:
+    with pytest.raises(UserError, match=said):
+        prepare(config(tmp_path, **{"tokens_per_epoch": EPOCH, **options}), CHAR, None, print)
+
+
+TRAINING_COMMAND = (
+    "model=debug", "data=hub", "data.repo=some/stories", "data.files=data/train-*", f"data.tokens_per_epoch={EPOCH}",
+    "data.packing=windows", "tokenizer=char", "device=cpu", "precision=fp32", "train.max_steps=14",
+    "train.batch_tokens=1600", "train.val_every=100", "train.log_every=1", "train.save_every=100",
+    "model.context_length=32", "model.d_model=32", "train.sample_tokens=4", "name=s",
+)  # fmt: skip
+
+
+def losses(folder: Path) -> list[float]:
+    return [json.loads(line)["train/loss"] for line in (folder / "outputs/s/metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_outlives_an_outage_and_is_the_same_after_it(
+    stories_hub: Hub,  # noqa: F811
+    door: Any,
+    tmp_path: Path,
+) -> None:
+    """14 steps span 8 epochs; the files of the later ones are out of reach at first."""
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    for folder in (whole, cut):
+        folder.mkdir()
+    made = door("train", *TRAINING_COMMAND, folder=whole, HF_ENDPOINT=stories_hub.url)
+    assert made.code == 0, made.err
+    settings = [s for s in TRAINING_COMMAND if s.startswith(("data", "tokenizer"))]
+    assert door("prepare", *settings, folder=cut, HF_ENDPOINT=stories_hub.url).code == 0
+    shutil.rmtree(next(cut.glob("outputs/data/*/raw")))
+    stories_hub.faults[f"/datasets/some/stories/resolve/{COMMIT}/data/train-00005.parquet"] = ["503"] * 1000
+    environment = {"HF_ENDPOINT": stories_hub.url, "POSITRON_PATIENCE_S": "2"}
+    failed = door("train", *TRAINING_COMMAND, folder=cut, **environment)
+    assert failed.code == 1, failed.err
+    assert "cannot be fetched" in failed.err.splitlines()[-1]
+    assert "the same command goes on" in failed.err.splitlines()[-1]
+    done = json.loads((cut / "outputs/s/run.json").read_text())
+    assert 0 < done["step"] < 14
+    assert list((cut / "outputs/s/checkpoints").glob(f"step-{done['step']:06d}.ckpt"))
+    stories_hub.faults.clear()
+    resumed = door("train", *TRAINING_COMMAND, folder=cut, **environment)
+    assert resumed.code == 0, resumed.err
+    assert f"resuming outputs/s at step {done['step']}" in resumed.err
+    assert losses(cut) == losses(whole)
+
+
+def test_the_cache_is_listed_and_freed_and_what_it_held_comes_back(
+    stories_hub: Hub,  # noqa: F811
+    door: Any,
+    tmp_path: Path,
+) -> None:
+    settings = [s for s in TRAINING_COMMAND if s.startswith(("data", "tokenizer"))]
+    assert door("prepare", *settings, HF_ENDPOINT=stories_hub.url).code == 0
+    (epoch,) = tmp_path.glob("outputs/data/*/stream-*/epoch-00000")
+    before = contents(epoch)
+    shown = door("prepare", "cache", POSITRON_CACHE=str(tmp_path / "fetched"))
+    assert shown.code == 0
+    assert "some--stories" in shown.out
+    assert door("prepare", "cache", "clean", POSITRON_CACHE=str(tmp_path / "fetched")).code == 0
+    assert not epoch.exists()
+    assert list(tmp_path.glob("outputs/data/*/source.json"))
+    assert door("prepare", *settings, HF_ENDPOINT=stories_hub.url).code == 0
+    assert contents(epoch) == before
