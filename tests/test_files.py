@@ -254,7 +254,7 @@ def test_prepare_killed_at_random_moments_goes_on_and_writes_the_same_bytes(
         while True:
             process = _SERVER.Process(target=_prepare, args=(str(folder), 40_000, str(text)))
             process.start()
-            process.join(rng.uniform(0.1, 0.8) * took if kills < 40 else None)
+            process.join(rng.uniform(0.3, 1.1) * took if kills < 60 else None)
             if process.exitcode is not None:
                 assert process.exitcode == 0
                 break
