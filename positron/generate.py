@@ -1,65 +1,202 @@
-"""Let a run write: `python -m positron.generate "Once upon a time" --run outputs/quickstart`."""
+"""Let a run write.
+
+python -m positron.generate "Once upon a time" --run outputs/quickstart
+python -m positron.generate "Once upon a time" --compare
+python -m positron.generate bench
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from positron.config import UserError
 from positron.door import errors_as_one_line
-from positron.runs import find_run, load_model
+
+if TYPE_CHECKING:
+    from positron.inference.sampling import Sampling
+    from positron.inference.writer import Writer
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m positron.generate", description=__doc__)
-    parser.add_argument(
-        "prompt", nargs="?", default="Once upon a time", help="what the text begins with; - reads stdin"
+    parser = argparse.ArgumentParser(
+        prog="python -m positron.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("prompt", nargs="?", help="what the text begins with; - reads stdin; bench measures the speed")
+    parser.add_argument("--file", help="read the prompt from this file")
     parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
     parser.add_argument("--max-tokens", type=int, default=300, help="most tokens to write (default %(default)s)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest (default %(default)s)")
-    parser.add_argument("--top-k", type=int, help="choose among the k likeliest tokens only")
-    parser.add_argument("--top-p", type=float, default=0.95, help="... among the likeliest that reach this probability")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another text (default %(default)s)")
+    parser.add_argument("--num-samples", type=int, default=1, help="so many texts, of seeds that follow each other")
+    parser.add_argument("--compare", action="store_true", help="the prompt under all presets, side by side")
+    parser.add_argument("--stop", action="append", default=[], help="end before this text; may be given again")
+    parser.add_argument("--json", action="store_true", help="one object per text, with its tokens and speed")
+    parser.add_argument("--verbose", action="store_true", help="say when the context is full")
+    sampling_options(parser)
     return parser
 
 
-def check(options: argparse.Namespace) -> None:
-    if options.temperature < 0:
-        raise UserError(f"--temperature {options.temperature} must not be negative")
-    if not 0 < options.top_p <= 1:
-        raise UserError(f"--top-p {options.top_p} must be above 0 and at most 1")
-    if options.top_k is not None and options.top_k < 1:
-        raise UserError(f"--top-k {options.top_k} must be at least 1")
-    if options.max_tokens < 1:
-        raise UserError(f"--max-tokens {options.max_tokens} must be at least 1")
+def sampling_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--preset", help="precise, balanced (default) or creative; what follows changes single settings"
+    )
+    parser.add_argument("--temperature", type=float, help="0: always the likeliest")
+    parser.add_argument("--top-k", type=int, help="choose among the k likeliest tokens only")
+    parser.add_argument("--top-p", type=float, help="... among the likeliest that reach this probability")
+    parser.add_argument(
+        "--min-p", type=float, help="... among those with this share of the likeliest one's probability"
+    )
+    parser.add_argument("--repetition-penalty", type=float, help="above 1: what was said lately gets less likely")
+    parser.add_argument("--seed", type=int, default=0, help="another seed, another text (default %(default)s)")
+
+
+def chosen_sampling(options: argparse.Namespace, default: str = "balanced") -> Sampling:
+    """The preset with the options that were given. UserError for what makes no sense."""
+    import dataclasses
+
+    from positron.inference.sampling import PRESETS
+
+    preset = options.preset or default
+    if preset not in PRESETS:
+        raise UserError(f"there is no preset {preset}: choose from {', '.join(PRESETS)}")
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    return dataclasses.replace(PRESETS[preset], **given)
+
+
+def read_prompt(options: argparse.Namespace) -> str:
+    if options.file is not None:
+        if options.prompt is not None:
+            raise UserError("a prompt and --file: give one of them")
+        try:
+            return Path(options.file).read_text(encoding="utf-8").rstrip("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read --file {options.file}: {error}") from error
+    if options.prompt == "-" or (options.prompt is None and not sys.stdin.isatty()):
+        text = sys.stdin.read().rstrip("\n")
+        return text or "Once upon a time"
+    return options.prompt or "Once upon a time"
 
 
 def main() -> None:
     with errors_as_one_line():
         options = arguments().parse_args()
-        check(options)
-        prompt = sys.stdin.read().rstrip("\n") if options.prompt == "-" else options.prompt
+        for name in ("max_tokens", "num_samples"):
+            if getattr(options, name) < 1:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
+        sampling = chosen_sampling(options)
+        from positron.runs import find_run, load_model
+
         run = find_run(options.run)
-
-        def say(line: str) -> None:
-            print(line, file=sys.stderr)
-
         model, tokenizer, path = load_model(run, say)
-        from positron.inference.engine import complete
+        from positron.inference.writer import Writer
 
         say(f"{run.folder}, {path.name}")
-        text = complete(
-            model,
-            tokenizer,
-            prompt,
-            max_tokens=options.max_tokens,
-            temperature=options.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-            seed=options.seed,
-        )
-        print(text)
+        writer = Writer(model, tokenizer, say if options.verbose else lambda line: None)
+        if options.prompt == "bench" and options.file is None:
+            bench(writer)
+            return
+        prompt = read_prompt(options)
+        if options.compare:
+            compare(writer, prompt, options)
+        elif options.num_samples == 1 and not options.json:
+            write(writer, prompt, sampling, options)
+        else:
+            write_several(writer, prompt, sampling, options)
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def write(writer: Writer, prompt: str, sampling: Sampling, options: argparse.Namespace) -> None:
+    pieces = writer.engine().stream(
+        writer.ids(prompt), sampling, max_tokens=options.max_tokens, seed=options.seed, stop=tuple(options.stop)
+    )
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def write_several(writer: Writer, prompt: str, sampling: Sampling, options: argparse.Namespace) -> None:
+    began = time.perf_counter()
+    ids = writer.ids(prompt)
+    texts = writer.engine(options.num_samples).texts(
+        [ids] * options.num_samples, sampling, max_tokens=options.max_tokens, seed=options.seed
+    )
+    took = time.perf_counter() - began
+    for i, text in enumerate(texts):
+        from positron.inference.engine import cut_at
+
+        text, _, _ = cut_at(text, tuple(options.stop), at_end=True)
+        if options.json:
+            facts = {"prompt": prompt, "text": text, "seed": options.seed + i, "seconds_for_all": round(took, 3)}
+            print(json.dumps(facts, ensure_ascii=False))
+        else:
+            print(f"--- seed {options.seed + i} ---\n{prompt}{text}\n")
+
+
+def compare(writer: Writer, prompt: str, options: argparse.Namespace) -> None:
+    """One column per preset, as wide as the terminal allows."""
+    import shutil
+    import textwrap
+
+    from positron.inference.sampling import PRESETS
+
+    width = max(24, (shutil.get_terminal_size().columns - 2 * len(PRESETS)) // len(PRESETS))
+    columns = []
+    for name, sampling in PRESETS.items():
+        ids = writer.ids(prompt)
+        (text,) = writer.engine().texts([ids], sampling, max_tokens=options.max_tokens, seed=options.seed)
+        rows = [row for line in (prompt + text).splitlines() for row in textwrap.wrap(line, width) or [""]]
+        columns.append([name, "-" * len(name), *rows])
+    for i in range(max(map(len, columns))):
+        print("  ".join((column[i] if i < len(column) else "").ljust(width) for column in columns).rstrip())
+
+
+def bench(writer: Writer) -> None:
+    """Milliseconds to the first token and tokens per second, with the cache and without, by prompt length."""
+    import torch
+
+    from positron.inference.sampling import Sampling
+
+    def timed(action: Callable[[], Any]) -> float:
+        action()
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            action()
+            times.append(time.perf_counter() - began)
+        return sorted(times)[1]
+
+    model, engine = writer.model, writer.engine()
+    context = model.config.context_length
+    print(f"{model.config.n_params() / 1e6:.2f}M parameters, context {context}, {torch.get_num_threads()} threads")
+    print("prompt tokens   first token   tokens/s   tokens/s without cache")
+    lengths = sorted({1, context // 8, context // 2, context - 17} - {0})
+    greedy = Sampling(temperature=0)
+    for length in [n for n in lengths if 0 < n <= context - 17] or [1]:
+        ids = [1 + i % (model.config.vocab_size - 1) for i in range(length)]
+
+        def run(count: int, ids: list[int] = ids) -> None:
+            for _ in engine.ids([ids], greedy, max_tokens=count, stop_ids=(), seed=0):
+                pass
+
+        def without(count: int, ids: list[int] = ids) -> None:
+            seen = list(ids)
+            with torch.inference_mode():
+                for _ in range(count):
+                    hidden = model.hidden(torch.tensor([seen], device=model.wte.weight.device))[:, -1]
+                    seen.append(int((hidden @ model.head_weight.T).argmax()))
+
+        first = timed(lambda: run(1))
+        with_cache = 16 / max(1e-9, timed(lambda: run(17)) - first)
+        print(f"{length:>13}   {1000 * first:>8.1f} ms   {with_cache:>8,.0f}   {4 / timed(lambda: without(4)):>22,.0f}")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,9 @@ import numpy_ref
 from numpy_ref.generate import complete as write
 from positron.config import GPTConfig, UserError
 from positron.door import errors_as_one_line
-from positron.inference.engine import complete, generate_ids
+from positron.inference.decoder import Decoder
+from positron.inference.engine import complete
+from positron.inference.sampling import Sampling
 from positron.model.gpt import GPT, rope_tables, sinusoidal_table
 from positron.runs import find_run
 from positron.text.choose import load_tokenizer
@@ -41,11 +43,13 @@ def in_float64(config: GPTConfig, params: dict[str, np.ndarray]) -> GPT:
 def batch(model: GPT, rows: int, length: int) -> tuple[np.ndarray, np.ndarray]:
     """idx and targets (rows, length): half written by the model, half random; a quarter of the targets -100."""
     rng = np.random.default_rng(0)
-    V = model.config.vocab_size
+    V, decoder = model.config.vocab_size, Decoder(model)
     windows = rng.integers(0, V, (rows, length + 1))
     for row in range(rows // 2):
-        new = generate_ids(model, [1], max_tokens=length, stop_id=-1, temperature=1.0, top_k=None, top_p=None, seed=row)
-        windows[row] = [1, *new]
+        generator, windows[row, 0] = torch.Generator().manual_seed(row), 1
+        for i in range(length):
+            logits = decoder.step(torch.from_numpy(windows[row, i, None])) if i else decoder.prefill([0], [[1]])
+            windows[row, i + 1] = int(torch.multinomial(logits[0].softmax(-1), 1, generator=generator))
     targets = np.where(rng.random((rows, length)) < 0.25, -100, windows[:, 1:])
     return windows[:, :-1].copy(), targets
 
@@ -94,9 +98,9 @@ def main() -> None:
 
         model = GPT(torch_config)
         model.load_state_dict({name: torch.from_numpy(p) for name, p in params.items()})
-        limits = {"max_tokens": options.max_tokens, "temperature": 0.0}
-        wanted = complete(model.eval(), load_tokenizer(run.tokenizer_folder), options.prompt, **limits)
-        got = write(params, config, tokenizer, options.prompt, **limits)
+        n, torch_tokenizer = options.max_tokens, load_tokenizer(run.tokenizer_folder)
+        wanted = complete(model.eval(), torch_tokenizer, options.prompt, max_tokens=n, sampling=Sampling(temperature=0))
+        got = write(params, config, tokenizer, options.prompt, max_tokens=n, temperature=0.0)
         same = got == wanted
         print(f"{'greedy continuation':<44}{'the same text' if same else f'DIFFERENT: {got!r} against {wanted!r}'}")
         print(f"\n{got}")

@@ -1,57 +1,128 @@
-"""Token by token: the loop that turns a prompt into text."""
+"""From prompts to text: which token is next, when to stop, what to read anew when the context is full."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
-from positron.inference.sampling import sample
+from positron.config import UserError
+from positron.inference.decoder import Decoder
+from positron.inference.sampling import BALANCED, Sampling, choose
 from positron.model.gpt import GPT
-from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS, StreamDecoder, Tokenizer
 
 
-@torch.inference_mode()
-def generate_ids(
-    model: GPT,
-    ids: list[int],
-    *,
-    max_tokens: int,
-    stop_id: int,
-    temperature: float,
-    top_k: int | None,
-    top_p: float | None,
-    seed: int,
-) -> Iterator[int]:
-    """New token ids until `stop_id` or `max_tokens`. Beyond the context length the model sees the latest window."""
-    generator = torch.Generator().manual_seed(seed)
-    device = model.wte.weight.device
-    context = torch.tensor([ids], device=device)
-    for _ in range(max_tokens):
-        hidden = model.hidden(context[:, -model.config.context_length :])[:, -1]  # (1, C)
-        logits = torch.nn.functional.linear(hidden, model.head_weight)  # (1, V): of the last place only
-        chosen = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
-        if int(chosen) == stop_id:
-            return
-        yield int(chosen)
-        context = torch.cat((context, chosen.to(device)[:, None]), dim=1)
+class Engine:
+    """Writes with a model. One at a time: a second call of a generator of it begins afresh."""
+
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        *,
+        batch: int = 1,
+        dtype: torch.dtype | None = None,
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.decoder, self.tokenizer, self.say = Decoder(model, batch, dtype), tokenizer, say
+        self.context = model.config.context_length
+        self.specials = [tokenizer.special_id(token) for token in SPECIALS]
+
+    def ids(
+        self, prompts: list[list[int]], sampling: Sampling, *, max_tokens: int, stop_ids: Iterable[int], seed: int
+    ) -> Iterator[list[int | None]]:
+        """The next id of every prompt, None for one that has ended, until all have: at a stop id or after `max_tokens`.
+
+        Row i draws from a generator of its own, of seed + i: what it writes does not depend on the rows beside it. A
+        context that is full goes on with its last half, read anew (positions are absolute, so a cache cannot slide).
+        """
+        if not all(prompts):
+            raise UserError("there is nothing to go on from: the prompt is empty")
+        generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
+        seen, ended, stops = [list(p) for p in prompts], [False] * len(prompts), set(stop_ids)
+        rows = list(range(len(prompts)))
+        logits = self.decoder.prefill(rows, [self._window(s) for s in seen])
+        for count in range(max_tokens):
+            chosen: list[int | None] = []
+            for i in rows:
+                token = choose(logits[i], sampling, seen[i], generators[i], self.specials)
+                ended[i] |= token in stops
+                chosen.append(None if ended[i] else token)
+                seen[i].append(token)
+            if all(ended):
+                return
+            yield chosen
+            if count + 1 < max_tokens:
+                logits = self._read(seen, ended)
+
+    def _window(self, seen: list[int]) -> list[int]:
+        return seen if len(seen) <= self.context else seen[-max(1, self.context // 2) :]
+
+    def _read(self, seen: list[list[int]], ended: list[bool]) -> torch.Tensor:
+        """Logits after the newest token of each row, (B, V)."""
+        full = [i for i, length in enumerate(self.decoder.lengths[: len(seen)]) if length >= self.context]
+        alive = [i for i in full if not ended[i]]
+        if alive:
+            self.say(f"the context of {self.context} tokens is full: going on with its last half")
+            self.decoder.prefill(alive, [seen[i][-max(1, self.context // 2) :] for i in alive])
+        for i in full:  # the step below reads the newest token once more, to the same effect; nobody reads ended rows
+            self.decoder.lengths[i] = self.decoder.lengths[i] - 1 if i in alive else 0
+        return self.decoder.step(torch.tensor([row[-1] for row in seen], device=self.decoder.device))
+
+    def stream(
+        self,
+        ids: list[int],
+        sampling: Sampling = BALANCED,
+        *,
+        max_tokens: int = 200,
+        seed: int = 0,
+        stop_ids: Iterable[int] | None = None,
+        stop: tuple[str, ...] = (),
+    ) -> Iterator[str]:
+        """The text after `ids`, in pieces of whole characters, up to a stop id (that of the end of a text unless
+        given) or to the first of the `stop` strings, which is not part of it."""
+        end = [self.tokenizer.special_id(END_OF_TEXT)] if stop_ids is None else stop_ids
+        decoder, held = StreamDecoder(self.tokenizer), ""
+        for chosen in self.ids([ids], sampling, max_tokens=max_tokens, stop_ids=end, seed=seed):
+            assert chosen[0] is not None
+            piece, held, over = cut_at(held + decoder.push(chosen[0]), stop)
+            if piece:
+                yield piece
+            if over:
+                return
+        rest, _, _ = cut_at(held + decoder.end(), stop, at_end=True)
+        if rest:
+            yield rest
+
+    def texts(
+        self, prompts: list[list[int]], sampling: Sampling = BALANCED, *, max_tokens: int = 200, seed: int = 0,
+        stop_ids: Iterable[int] | None = None,
+    ) -> list[str]:  # fmt: skip
+        """What follows each of the prompts; text i is that of `stream` with seed + i."""
+        end = [self.tokenizer.special_id(END_OF_TEXT)] if stop_ids is None else stop_ids
+        written: list[list[int]] = [[] for _ in prompts]
+        for chosen in self.ids(prompts, sampling, max_tokens=max_tokens, stop_ids=end, seed=seed):
+            for row, token in zip(written, chosen, strict=True):
+                if token is not None:
+                    row.append(token)
+        return [self.tokenizer.decode(row) for row in written]
+
+
+def cut_at(text: str, stop: tuple[str, ...], at_end: bool = False) -> tuple[str, str, bool]:
+    """(text that may be shown, text held back because a stop string may have begun in it, whether one is complete)."""
+    found = [place for s in stop if (place := text.find(s)) >= 0]
+    if found:
+        return text[: min(found)], "", True
+    if at_end:
+        return text, "", False
+    held = max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+    return text[: len(text) - held], text[len(text) - held :], False
 
 
 def complete(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompt: str,
-    *,
-    max_tokens: int,
-    temperature: float = 0.8,
-    top_k: int | None = None,
-    top_p: float | None = 0.95,
-    seed: int = 0,
+    model: GPT, tokenizer: Tokenizer, prompt: str, *, max_tokens: int, sampling: Sampling = BALANCED, seed: int = 0
 ) -> str:
-    """`prompt` and its continuation, up to the end of the document."""
-    end = tokenizer.special_id(END_OF_TEXT)
-    ids = [end, *tokenizer.encode(prompt)]
-    new = generate_ids(
-        model, ids, max_tokens=max_tokens, stop_id=end, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-    )
-    return prompt + tokenizer.decode(list(new))
+    """`prompt` as the beginning of a document, and its continuation up to the document's end."""
+    ids = [tokenizer.special_id(END_OF_TEXT), *tokenizer.encode(prompt)]
+    return prompt + "".join(Engine(model, tokenizer).stream(ids, sampling, max_tokens=max_tokens, seed=seed))

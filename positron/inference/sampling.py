@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from positron.config import UserError
+
+CANDIDATES = 256  # tokens among which a nucleus is looked for first
 
 
 def penalize(logits: Tensor, recent: Iterable[int], penalty: float, exempt: Iterable[int] = ()) -> Tensor:
@@ -34,9 +39,20 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
     """(B, V): keeps the fewest tokens whose probabilities reach p (nucleus sampling, arXiv:1904.09751)."""
-    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
-    probability = ordered.softmax(dim=-1)
-    before = probability.cumsum(dim=-1) - probability  # of the likelier tokens; 0 for the likeliest, which always stays
+    if logits.shape[-1] > 2 * CANDIDATES:  # sorting a whole vocabulary takes longer than a small model's token
+        found = torch.topk(logits, CANDIDATES).indices.sort(dim=-1).values  # by id, as ties are ordered below
+        share = (logits.gather(-1, found) - logits.logsumexp(dim=-1, keepdim=True)).exp()
+        if share.sum(dim=-1).min() > p:
+            return torch.full_like(logits, float("-inf")).scatter(
+                -1, found, _nucleus(logits.gather(-1, found), share, p)
+            )
+    return _nucleus(logits, logits.softmax(dim=-1), p)
+
+
+def _nucleus(logits: Tensor, probability: Tensor, p: float) -> Tensor:
+    order = probability.sort(dim=-1, descending=True, stable=True).indices
+    ordered = probability.gather(-1, order)
+    before = ordered.cumsum(dim=-1) - ordered  # of the likelier tokens; 0 for the likeliest, which always stays
     dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
     return logits.masked_fill(dropped, float("-inf"))
 
@@ -65,12 +81,54 @@ def filtered(
     return logits
 
 
-def sample(logits: Tensor, *, temperature: float, generator: torch.Generator, **filters: float | None) -> Tensor:
-    """Logits (B, V) -> token ids (B,). Temperature 0 takes the likeliest. Drawn on the CPU: the same on every device.
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. UserError for what makes no sense, naming the setting."""
 
-    `filters`: the other arguments of `filtered`.
-    """
-    if temperature == 0:
-        return logits.argmax(dim=-1)
-    kept = filtered(logits.cpu(), temperature=temperature, **filters)  # type: ignore[arg-type]
-    return torch.multinomial(kept.softmax(dim=-1), 1, generator=generator)[:, 0]
+    temperature: float = 0.8  # 0: always the likeliest
+    top_k: int | None = None
+    top_p: float | None = 0.95
+    min_p: float | None = None
+    repetition_penalty: float = 1.0  # 1: none
+    last_n: int = 64  # tokens that the penalty looks back
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature {self.temperature} must not be negative")
+        if self.top_k is not None and self.top_k < 1:
+            raise UserError(f"top_k {self.top_k} must be at least 1")
+        for name in ("top_p", "min_p"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise UserError(f"{name} {value} must be above 0 and at most 1")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UserError(f"repetition_penalty {self.repetition_penalty} must be above 0 (1: none)")
+        if self.last_n < 1:
+            raise UserError(f"last_n {self.last_n} must be at least 1")
+
+
+BALANCED = Sampling()
+PRESETS = {
+    "precise": Sampling(temperature=0.3, top_p=0.8),
+    "balanced": BALANCED,
+    "creative": Sampling(temperature=1.1, top_p=0.98, repetition_penalty=1.1),
+}
+
+
+def choose(
+    logits: Tensor, sampling: Sampling, seen: list[int], generator: torch.Generator, exempt: Iterable[int] = ()
+) -> int:
+    """A token id from logits (V,) after the tokens `seen`. Drawn on the CPU: the same on every device."""
+    logits = logits.cpu()
+    if sampling.repetition_penalty != 1:
+        logits = penalize(logits, seen[-sampling.last_n :], sampling.repetition_penalty, exempt)
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    kept = filtered(
+        logits[None],
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        min_p=sampling.min_p,
+    )
+    return int(torch.multinomial(kept.softmax(dim=-1), 1, generator=generator))

@@ -105,8 +105,7 @@ class Samples(L.Callback):
         if (step % self.every and not trainer.should_stop) or not trainer.is_global_zero or sharded:
             return
         module.eval()
-        with trainer.precision_plugin.val_step_context():
-            text = complete(module.model, self.tokenizer, self.prompt, max_tokens=self.tokens, seed=step)
+        text = complete(module.model, self.tokenizer, self.prompt, max_tokens=self.tokens, seed=step)
         module.train()
         scores = f"loss {module.loss.item():.3f}"
         if "val/bpb" in module.metrics:

@@ -1,0 +1,177 @@
+"""One token at a time, fast: packed weights and a preallocated cache of keys and values.
+
+A token's arithmetic is little, so its cost is the number of operators and the bytes of weights that are read. q, k and
+v (gate and up) are one matrix each; rotary pairs lie side by side, so that turning them is one complex product (scores
+do not change when q and k are permuted alike); the heads that share keys are rows of one attention product.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from positron.model.gpt import GPT, NORM_EPS, Block, Norm
+
+
+@dataclass(frozen=True)
+class _Layer:
+    block: Block
+    norm1: tuple[Tensor, Tensor | None]
+    norm2: tuple[Tensor, Tensor | None]
+    qkv: tuple[Tensor, Tensor | None]
+    out: tuple[Tensor, Tensor | None]
+    up: tuple[Tensor, Tensor | None]  # gate above up for swiglu
+    down: tuple[Tensor, Tensor | None]
+
+
+class Decoder:
+    """Next-token logits for up to `batch` sequences at once, each with a length of its own up to the context length."""
+
+    def __init__(self, model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> None:
+        """`dtype` of weights and cache: that of the model unless given. The weights are copied: train first."""
+        config = model.config
+        self.config, self.model = config, model
+        self.device = model.wte.weight.device
+        self.dtype = dtype or model.wte.weight.dtype
+        self.H, self.K, self.D = config.n_head, config.kv_heads, config.d_head
+        self.layers = [self._pack(block) for block in model.blocks]  # type: ignore[arg-type]
+        self.norm_f = self._norm(model.norm_f)
+        self.wte = model.wte.weight.detach().to(self.dtype)
+        self.head = self.wte if config.tie_embeddings else model.head_weight.detach().to(self.dtype)
+        if config.position == "learned":
+            self.positions = model.wpe.weight.detach().to(self.dtype)
+        elif config.position == "sinusoidal":
+            self.positions = model.positions.to(self.dtype)
+        else:
+            wide = torch.float64 if self.dtype == torch.float64 else torch.float32  # there is no complex bfloat16
+            self.turn = torch.complex(model.cos.to(wide), model.sin.to(wide))[:, None]  # (T, 1, D/2)
+        room = (config.n_layer, batch, self.K, config.context_length, self.D)
+        self.k, self.v = (torch.zeros(room, dtype=self.dtype, device=self.device) for _ in range(2))
+        self.lengths = [0] * batch  # tokens of each sequence in the cache
+
+    def _norm(self, norm: Norm) -> tuple[Tensor, Tensor | None]:
+        bias = norm.bias.detach().to(self.dtype) if norm.bias is not None else None
+        return norm.weight.detach().to(self.dtype), bias
+
+    def _pack(self, block: Block) -> _Layer:
+        attn, mlp = block.attn, block.mlp
+
+        def joined(*parts: torch.nn.Linear, paired: int = 0) -> tuple[Tensor, Tensor | None]:
+            """`paired`: so many of the parts get their rotary pairs side by side."""
+            weights = [p.weight if i >= paired else self._side_by_side(p.weight) for i, p in enumerate(parts)]
+            weight = torch.cat(weights).detach().to(self.dtype).contiguous()
+            if parts[0].bias is None:
+                return weight, None
+            biases = [p.bias if i >= paired else self._side_by_side(p.bias) for i, p in enumerate(parts)]
+            return weight, torch.cat(biases).detach().to(self.dtype)
+
+        return _Layer(
+            block,
+            self._norm(block.norm1),
+            self._norm(block.norm2),
+            joined(attn.q, attn.k, attn.v, paired=2 if self.config.position == "rope" else 0),
+            joined(attn.out),
+            joined(mlp.gate, mlp.up) if mlp.activation == "swiglu" else joined(mlp.up),
+            joined(mlp.down),
+        )
+
+    def _side_by_side(self, x: Tensor) -> Tensor:
+        """Rows (heads * D, ...): features i and i + D/2 of each head become 2i and 2i + 1."""
+        shape = x.shape
+        return x.reshape(-1, 2, self.D // 2, *shape[1:]).transpose(1, 2).reshape(shape)
+
+    def _apply_norm(self, x: Tensor, norm: tuple[Tensor, Tensor | None]) -> Tensor:
+        if self.config.norm == "layernorm":
+            return F.layer_norm(x, norm[0].shape, *norm, NORM_EPS)
+        return F.rms_norm(x, norm[0].shape, norm[0], NORM_EPS)
+
+    def _mlp(self, x: Tensor, layer: _Layer) -> Tensor:
+        h = F.linear(x, *layer.up)
+        activation = self.config.activation
+        if activation == "gelu":
+            h = F.gelu(h, approximate="tanh")
+        elif activation == "relu":
+            h = h.relu_()
+        elif activation == "swish":
+            h = F.silu(h, inplace=True)
+        elif activation == "relu2":
+            h = h.relu_().square_()
+        else:
+            gate, h = h.chunk(2, dim=-1)
+            h = F.silu(gate) * h
+        return F.linear(h, *layer.down)
+
+    def _heads(self, x: Tensor, layer: _Layer, turn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(N, C) -> q (N, H, D), k and v (N, K, D), turned by `turn` (N or 1, 1, D/2) and normalised."""
+        qkv = F.linear(x, *layer.qkv).view(len(x), -1, self.D)
+        qk, v = qkv[:, : self.H + self.K], qkv[:, self.H + self.K :]
+        if turn is not None:
+            pairs = qk.to(turn.real.dtype).unflatten(-1, (-1, 2))
+            qk = torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).to(self.dtype)
+        if self.config.qk_norm:
+            qk = F.rms_norm(qk, (self.D,), eps=NORM_EPS)
+        return qk[:, : self.H], qk[:, self.H :], v
+
+    @torch.inference_mode()
+    def prefill(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
+        """Read prompts of any lengths (1 to the context length) afresh into these rows: their next-token logits (b, V).
+
+        Shorter ones are padded at their ends, where nothing that counts can see it.
+        """
+        n = max(map(len, prompts))
+        if not 0 < min(map(len, prompts)) <= n <= self.config.context_length:
+            raise ValueError(
+                f"prompts of {min(map(len, prompts))} to {n} tokens: 1 to {self.config.context_length} fit"
+            )
+        b = len(rows)
+        idx = torch.tensor([p + [0] * (n - len(p)) for p in prompts], device=self.device)
+        x = F.embedding(idx, self.wte)  # (b, n, C)
+        if self.config.position != "rope":
+            x = x + self.positions[:n]
+        turn = self.turn[:n].repeat(b, 1, 1) if self.config.position == "rope" else None
+        for layer, keys, values in zip(self.layers, self.k, self.v, strict=True):
+            heads = self._heads(self._apply_norm(x, layer.norm1).flatten(0, 1), layer, turn)
+            q, k, v = (part.unflatten(0, (b, n)).transpose(1, 2) for part in heads)  # (b, heads, n, D)
+            keys[rows, :, :n], values[rows, :, :n] = k, v
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.K < self.H)
+            x = x + F.linear(y.transpose(1, 2).flatten(2), *layer.out)
+            x = x + self._mlp(self._apply_norm(x, layer.norm2), layer)
+        for row, prompt in zip(rows, prompts, strict=True):
+            self.lengths[row] = len(prompt)
+        last = x[torch.arange(b), torch.tensor([len(p) - 1 for p in prompts])]
+        return F.linear(self._apply_norm(last, self.norm_f), self.head)
+
+    @torch.inference_mode()
+    def step(self, ids: Tensor) -> Tensor:
+        """One token more for each row of the batch, ids (B,) -> next-token logits (B, V). The cache must have room."""
+        places = self.lengths
+        n, even = max(places) + 1, min(places) == max(places)
+        if n > self.config.context_length:
+            raise ValueError(f"the cache is full: {self.config.context_length} tokens")
+        B, H, K, D = len(ids), self.H, self.K, self.D
+        where = slice(n - 1, n) if even else torch.tensor(places, device=self.device)
+        mask = None
+        if not even:
+            assert isinstance(where, Tensor)
+            mask = (torch.arange(n, device=self.device) <= where[:, None])[:, None, None]  # (B, 1, 1, n)
+        x = F.embedding(ids, self.wte)  # (B, C)
+        if self.config.position != "rope":
+            x = x + self.positions[where]
+        turn = self.turn[where] if self.config.position == "rope" else None
+        rows = torch.arange(B, device=self.device)
+        for layer, keys, values in zip(self.layers, self.k, self.v, strict=True):
+            q, k, v = self._heads(self._apply_norm(x, layer.norm1), layer, turn)
+            if even:
+                keys[:, :, n - 1], values[:, :, n - 1] = k, v
+            else:
+                keys[rows, :, where], values[rows, :, where] = k, v
+            y = F.scaled_dot_product_attention(
+                q.reshape(B, K, H // K, D), keys[:, :, :n], values[:, :, :n], attn_mask=mask
+            )  # the H/K heads of a group look at the same keys: they are its queries
+            x = x + F.linear(y.reshape(B, H * D), *layer.out)
+            x = x + self._mlp(self._apply_norm(x, layer.norm2), layer)
+        self.lengths = [place + 1 for place in places]
+        return F.linear(self._apply_norm(x, self.norm_f), self.head)

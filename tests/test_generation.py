@@ -1,0 +1,260 @@
+"""Writing: the cache against no cache, batches against single prompts, streams against whole texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from positron import load
+from positron.config import GPTConfig, UserError
+from positron.inference.decoder import Decoder
+from positron.inference.engine import Engine, cut_at
+from positron.inference.sampling import PRESETS, Sampling, choose, keep_top_p
+from positron.model.gpt import GPT
+from positron.text.tables import CharTokenizer
+from positron.text.tokenizer import SPECIALS
+from positron.train import train
+
+CONTEXT, V = 12, 40
+SHAPES: list[dict[str, Any]] = [
+    {"norm": norm, "activation": activation, "bias": bias, "tie_embeddings": tie, "qk_norm": qk_norm}
+    for norm, activation, bias, tie, qk_norm in [
+        ("layernorm", "gelu", True, True, False),
+        ("rmsnorm", "swiglu", False, False, True),
+        ("rmsnorm", "relu2", False, True, True),
+        ("layernorm", "relu", False, False, False),
+        ("layernorm", "swish", True, True, True),
+    ]
+]
+
+
+def model_of(**options: Any) -> GPT:
+    """A model in float64, its tables too, with weights large enough to tell one token from another."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = GPT(GPTConfig(vocab_size=V, context_length=CONTEXT, d_model=16, n_layer=2, n_head=4, **options)).eval()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(10)
+    return model
+
+
+def uncached(model: GPT, seen: list[int], start: int) -> torch.Tensor:
+    return model(torch.tensor([seen[start:]]))[0, -1]
+
+
+CASES = 0
+
+
+@pytest.mark.parametrize("shape", range(len(SHAPES)))
+@pytest.mark.parametrize("n_kv_head", [4, 2, 1])
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope"])
+def test_cached_logits_are_the_uncached_ones_at_every_length(position: str, n_kv_head: int, shape: int) -> None:
+    """Single and in batches of unequal prompts, up to twice the context, where the last half is read anew."""
+    global CASES
+    model = model_of(position=position, n_kv_head=n_kv_head, **SHAPES[shape])
+    ids = torch.randint(0, V, (3, 2 * CONTEXT + 1), generator=torch.Generator().manual_seed(shape)).tolist()
+    for rows, prompts in (([0], (1,)), ([0], (5,)), ([0], (CONTEXT,)), ([0, 1, 2], (1, 4, 9)), ([0, 1, 2], (3, 3, 3))):
+        engine = Engine(model, CharTokenizer("".join(map(chr, range(65, 65 + V - 6)))), batch=len(rows))
+        seen = [ids[row][:n] for row, n in zip(rows, prompts, strict=True)]
+        starts = [0] * len(rows)
+        logits = engine.decoder.prefill(rows, seen)
+        while max(map(len, seen)) < 2 * CONTEXT:
+            for i in rows:
+                if len(seen[i]) - starts[i] > CONTEXT:
+                    starts[i] = len(seen[i]) - CONTEXT // 2
+                torch.testing.assert_close(logits[i], uncached(model, seen[i], starts[i]), rtol=1e-10, atol=1e-10)
+                CASES += 1
+                seen[i] = ids[i][: len(seen[i]) + 1]
+            logits = engine._read(seen, [False] * len(rows))
+
+
+def test_the_number_of_lengths_compared(capsys: pytest.CaptureFixture[str]) -> None:
+    with capsys.disabled():
+        print(f"  [cached against uncached logits: {CASES} cases within 1e-10]")
+
+
+def tokenizer_of(characters: str = "abcdefghij é😀\n") -> CharTokenizer:
+    return CharTokenizer(characters)
+
+
+def writing_model(tokenizer: CharTokenizer, context: int = 16) -> GPT:
+    model = GPT(
+        GPTConfig(vocab_size=tokenizer.vocab_size, context_length=context, d_model=16, n_layer=2, n_head=2), seed=1
+    ).eval()
+    with torch.no_grad():
+        model.wte.weight.mul_(20)
+    return model
+
+
+def test_a_row_writes_what_it_would_write_alone() -> None:
+    tokenizer = tokenizer_of()
+    model = writing_model(tokenizer)
+    prompts = [[0, *tokenizer.encode(text)] for text in ("a", "abc def", "éé 😀", "jihgfedcba")]
+    texts = Engine(model, tokenizer, batch=4).texts(prompts, Sampling(), max_tokens=40, seed=7)
+    for i, prompt in enumerate(prompts):
+        alone = "".join(Engine(model, tokenizer).stream(prompt, Sampling(), max_tokens=40, seed=7 + i))
+        assert texts[i] == alone
+    assert len(set(texts)) > 1
+
+
+def test_streams_are_whole_characters_and_together_the_whole_text(tmp_path: Path) -> None:
+    from positron.text.sentencepiece_bpe import SentencePieceTokenizer
+
+    tokenizer = SentencePieceTokenizer.train(["once upon a time there was a cat. " * 20], 300)
+    model = GPT(
+        GPTConfig(vocab_size=tokenizer.vocab_size, context_length=32, d_model=16, n_layer=1, n_head=2), seed=3
+    ).eval()
+    with torch.no_grad():
+        model.wte.weight.mul_(20)
+    for seed in range(20):  # mostly single bytes, many of them no UTF-8 at all
+        options = {"max_tokens": 30, "stop_ids": (), "seed": seed}
+        sampling = Sampling(temperature=2.0, top_p=None)
+        pieces = list(Engine(model, tokenizer).stream([0, 5], sampling, **options))
+        ids = [new for (new,) in Engine(model, tokenizer).ids([[0, 5]], sampling, **options) if new is not None]
+        raw = b"".join(tokenizer.bytes_of(i) for i in ids)
+        assert "".join(pieces) == raw.decode("utf-8", errors="replace")
+
+
+@given(
+    text=st.text("ab\n", max_size=30),
+    stop=st.lists(st.text("ab\n", min_size=1, max_size=4), max_size=3),
+    cuts=st.lists(st.integers(0, 30)),
+)
+@settings(max_examples=200, deadline=None)
+def test_stop_strings_end_a_stream_wherever_they_are_cut(text: str, stop: list[str], cuts: list[int]) -> None:
+    stops, held, shown, over = tuple(stop), "", "", False
+    for a, b in pairwise(sorted({0, len(text), *(c for c in cuts if c < len(text))})):
+        piece, held, over = cut_at(held + text[a:b], stops)
+        shown += piece
+        if over:
+            break
+    if not over:
+        shown += cut_at(held, stops, at_end=True)[0]
+    places = [text.find(s) for s in stops if s in text]
+    assert shown == (text[: min(places)] if places else text)
+
+
+def test_a_full_context_is_told_once_each_time_and_never_crashes() -> None:
+    tokenizer, lines = tokenizer_of(), []
+    model = writing_model(tokenizer, context=1)
+    list(Engine(model, tokenizer).stream([0], Sampling(), max_tokens=5, stop_ids=()))
+    model = writing_model(tokenizer, context=8)
+    engine = Engine(model, tokenizer, say=lines.append)
+    text = list(engine.ids([[0] * 20], Sampling(), max_tokens=50, stop_ids=(), seed=0))
+    assert len(text) == 50
+    assert len(lines) > 5
+    assert "the context of 8 tokens is full" in lines[0]
+
+
+def test_special_tokens_are_not_penalised_for_having_been_said() -> None:
+    logits = torch.tensor([5.0, 4.9, 0.0])
+    greedy = Sampling(temperature=0, repetition_penalty=2.0)
+    generator = torch.Generator()
+    assert choose(logits, greedy, [0, 0], generator) == 1
+    assert choose(logits, greedy, [0, 0], generator, exempt=[0]) == 0
+    assert choose(logits, Sampling(temperature=0, repetition_penalty=2.0, last_n=1), [0, 2], generator) == 0
+
+
+@given(st.integers(0, 10**6), st.floats(0.01, 0.999), st.floats(0.2, 20))
+@settings(max_examples=60, deadline=None)
+def test_a_nucleus_found_among_candidates_is_that_of_the_whole_vocabulary(seed: int, p: float, scale: float) -> None:
+    from positron.inference.sampling import _nucleus
+
+    logits = torch.randn(2, 2000, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+    assert torch.equal(keep_top_p(logits, p), _nucleus(logits, logits.softmax(-1), p))
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("temperature", -1), ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.5), ("top_k", 0), ("min_p", -0.1),
+     ("repetition_penalty", 0.0), ("last_n", 0)],
+)  # fmt: skip
+def test_settings_that_make_no_sense_are_named(setting: str, value: float) -> None:
+    with pytest.raises(UserError, match=setting):
+        Sampling(**{setting: value})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    train(tiny(folder, train__max_steps=10), folder / "outputs" / "r")
+    return folder
+
+
+def test_three_lines_of_python_write(run: Path) -> None:
+    model = load(str(run / "outputs" / "r"))
+    text = model.generate("Once", temperature=0.8, top_k=40, max_tokens=20)
+    assert text.startswith("Once")
+    assert "Once" + "".join(model.stream("Once", temperature=0.8, top_k=40, max_tokens=20)) == text
+    assert model.samples(["Once", "Once"], temperature=0.8, top_k=40, max_tokens=20)[0] == text
+    with pytest.raises(UserError, match="there is no setting heat: choose from temperature"):
+        model.generate("Once", heat=3)
+    with pytest.raises(UserError, match="the prompt has 100 tokens, but the model reads 31"):
+        model.generate("a" * 100)
+
+
+def test_the_generate_door(run: Path, door: Callable[..., Any]) -> None:
+    plain = door("generate", "Tom", "--max-tokens", "12", "--temperature", "0", folder=run)
+    assert plain.code == 0, plain.err
+    assert plain.out.startswith("Tom")
+    assert "outputs/r" in plain.err
+    (run / "p.txt").write_text("Tom\n")
+    from_file = door("generate", "--file", "p.txt", "--max-tokens", "12", "--temperature", "0", folder=run)
+    piped = door("generate", "--max-tokens", "12", "--temperature", "0", stdin="Tom\n", folder=run)
+    assert plain.out == from_file.out == piped.out
+    several = door("generate", "Tom", "--num-samples", "3", "--json", "--max-tokens", "5", folder=run)
+    rows = [json.loads(line) for line in several.out.splitlines()]
+    assert [row["seed"] for row in rows] == [0, 1, 2]
+    side_by_side = door("generate", "Tom", "--compare", "--max-tokens", "12", folder=run)
+    assert side_by_side.out.split()[:3] == list(PRESETS)
+    measured = door("generate", "bench", folder=run)
+    assert "tokens/s without cache" in measured.out
+    assert len(measured.out.splitlines()) >= 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--temperature", "-1"], "temperature -1"),
+        (["--top-p", "2"], "top_p 2"),
+        (["--preset", "wild"], "no preset wild: choose from precise, balanced, creative"),
+        (["--run", "nothing"], "no run nothing"),
+        (["a" * 200], "the prompt has 200 tokens"),
+        (["--file", "nowhere.txt"], "cannot read --file nowhere.txt"),
+        (["--max-tokens", "0"], "--max-tokens 0 must be at least 1"),
+    ],
+)
+def test_what_generate_cannot_do_is_one_line(
+    run: Path, door: Callable[..., Any], arguments: list[str], said: str
+) -> None:
+    made = door("generate", *arguments, folder=run)
+    assert made.code == 2
+    assert said in made.err.splitlines()[-1]
+    assert "Traceback" not in made.err
+
+
+def test_what_a_user_types_is_never_a_special_token() -> None:
+    tokenizer = tokenizer_of("abcdefghijklmnopqrstuvwxyz<|>_")
+    specials = {tokenizer.special_id(token) for token in SPECIALS}
+    for token in SPECIALS:
+        assert not specials & set(tokenizer.encode(token))
+
+
+def test_bfloat16_weights_write_nearly_the_same_logits() -> None:
+    model = writing_model(tokenizer_of())
+    prompt = [[0, 7, 8, 9]]
+    exact, rough = Decoder(model).prefill([0], prompt), Decoder(model, dtype=torch.bfloat16).prefill([0], prompt)
+    assert (exact - rough.float()).abs().max() < 0.05 * exact.abs().max()
