@@ -145,8 +145,9 @@ class TokenizerConfig:
 class DataConfig:
     """`conf/data/*`: where the text comes from. Token files are kept under `dir`, one folder per corpus."""
 
-    source: Literal["stories", "text", "hub"]
-    path: str | None = None  # for source=text: a file, a folder, or a glob; .txt .jsonl .parquet, also .gz and .zst
+    source: Literal["stories", "text", "hub", "instruct", "story_instruct"]  # the last two for SFT
+    # for source=instruct, .json or .jsonl; for source=text, a file, a folder, or a glob: .txt .jsonl .parquet, .gz .zst
+    path: str | None = None
     url: str | None = None  # for source=text: where the file is fetched from, once, with this sha256
     sha256: str | None = None
     field: str = "text"  # of each line of .jsonl, or the column of .parquet
@@ -157,6 +158,7 @@ class DataConfig:
     max_mb: float | None = None  # take no more text than this, in millions of bytes
     tokens_per_epoch: int | str | None = None  # for source=hub: stream it, so many tokens of new text at a time
     size_mb: float = 20.0  # of the built-in corpus, in millions of bytes
+    examples: int = 20_000  # for source=story_instruct: how many requests
     seed: int = 0  # of the built-in corpus and of the train/validation split
     val_fraction: float = 0.02
     packing: Literal["windows", "documents"] = "windows"  # where training windows start
@@ -166,6 +168,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if self.source == "text" and not self.path and not self.url:
             raise UserError("data=text needs data.path=FILE, a text file in UTF-8")
+        if self.examples < 1:
+            raise UserError(f"data.examples={self.examples} must be at least 1")
         if self.source == "hub" and (not self.repo or self.repo.count("/") != 1):
             raise UserError(f"data=hub needs data.repo=OWNER/NAME, not {self.repo}")
         if self.max_mb is not None and self.max_mb <= 0:
@@ -280,7 +284,7 @@ class TrainConfig:
     save_every: int = 50
     keep_last: int = 2  # checkpoints kept beside the best one
     sample_every: int = 200
-    sample_prompt: str = "Once upon a time"
+    sample_prompt: str | None = "Once upon a time"  # None, in SFT: the first question of the validation side
     sample_tokens: int = 160
     max_bad_steps: int = 5  # steps in a row with NaN or infinite gradients before the run stops
 
@@ -320,6 +324,34 @@ class LoggerConfig:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    rank: int = 0  # 0: all weights are trained
+
+    def __post_init__(self) -> None:
+        if self.rank < 0:
+            raise UserError(f"sft.lora.rank={self.rank} must not be negative (0: all weights are trained)")
+
+
+@dataclass(frozen=True)
+class SFTConfig:
+    """Fine-tuning on conversations."""
+
+    epochs: float = 3.0  # over the conversations, where train.max_steps=auto
+    packing: bool = False  # several conversations in a row of a batch, which do not see each other
+    replay_ratio: float = 0.0  # of the sequences of a step: windows of the base run's own text, against forgetting
+    patience: int = 5  # validations without a better one after which the run ends; 0: never
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def __post_init__(self) -> None:
+        if self.epochs <= 0:
+            raise UserError(f"sft.epochs={self.epochs} must be positive")
+        if not 0 <= self.replay_ratio < 1:
+            raise UserError(f"sft.replay_ratio={self.replay_ratio} must be at least 0 and less than 1")
+        if self.patience < 0:
+            raise UserError(f"sft.patience={self.patience} must not be negative (0: never)")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """A whole run, as `python -m positron.train --cfg job` shows it."""
 
@@ -334,6 +366,7 @@ class RunConfig:
     schedule: ScheduleConfig
     train: TrainConfig
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    sft: SFTConfig | None = None  # None: pretraining
     ckpt_path: str | None = None  # continue from FILE, RUN or latest, everything restored
     init_from: str | None = None  # start from this run's weights, nothing else
     resume: Literal["auto", "must", "never"] = "auto"

@@ -40,6 +40,11 @@ class Run:
         return self.folder / "tokenizer"
 
     @property
+    def is_chat(self) -> bool:
+        """Whether it was fine-tuned on conversations, and with the template that is in use here."""
+        return (self.folder / "chat.json").exists()
+
+    @property
     def exists(self) -> bool:
         return (self.folder / "config.json").exists()
 
@@ -93,10 +98,11 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def find_run(name: str | None, outputs: Path = OUTPUTS) -> Run:
-    """A run by folder, by name below outputs/, or the one trained last. UserError where there is none."""
+def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run], bool] = lambda run: True) -> Run:
+    """A run by folder, by name below outputs/, or the one trained last (of those of `which`). UserError for none."""
     if name is None:
         runs = sorted(outputs.glob("**/run.json"), key=lambda path: path.stat().st_mtime)
+        runs = [path for path in runs if which(Run(path.parent))]
         if not runs:
             raise UserError(f"no run in {outputs.resolve()}: train one with python -m positron.train")
         return Run(runs[-1].parent)
@@ -134,8 +140,10 @@ def load_model(run: Run, say: Callable[[str], None], checkpoint: Path | None = N
 
 
 def bare_names(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A LightningModule's weights under the model's own names; `_orig_mod.` is torch.compile's mark."""
-    return {name.removeprefix("model.").replace("_orig_mod.", ""): value for name, value in state_dict.items()}
+    """A LightningModule's weights under the model's own names, merged; `_orig_mod.` is torch.compile's mark."""
+    from positron.model.lora import merged
+
+    return merged({name.removeprefix("model.").replace("_orig_mod.", ""): value for name, value in state_dict.items()})
 
 
 def load_weights(model: GPT, state_dict: dict[str, Any], path: Path) -> None:

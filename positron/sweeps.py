@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from positron.config import RunConfig
 from positron.disk import make_folder, read_json, write_json
-from positron.door import describe
-from positron.runs import Run
+from positron.door import describe, first_rank
+from positron.runs import OUTPUTS, Run
 
 
 def record_job(folder: Path, overrides: list[str], job: Callable[[], dict[str, Any]]) -> float:
@@ -33,6 +34,30 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], dict[str, A
         facts, outcome = {}, {"failed": reason, "traceback": traceback.format_exc()}
     write_json(make_folder(folder) / "job.json", {"overrides": overrides, **outcome})
     return float(facts.get("val/bpb", math.inf))
+
+
+def run_job(
+    cfg: Any,
+    configure: Callable[[dict[str, Any]], RunConfig],
+    train: Callable[[RunConfig, Path], dict[str, Any]],
+    show: Callable[[Path], None],
+) -> float:
+    """One Hydra job: in its own folder under a sweep, otherwise in outputs/<name>, with its result shown."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        folder = Path(hydra.runtime.output_dir)
+        return record_job(folder, list(hydra.overrides.task), lambda: train(configure(values), folder))
+    config = configure(values)
+    folder = OUTPUTS / config.name
+    facts = train(config, folder)
+    if first_rank():
+        show(folder)
+    return float(facts.get("val/bpb", "nan"))
 
 
 def sweep_rows(folder: Path) -> list[dict[str, Any]]:

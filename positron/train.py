@@ -5,17 +5,15 @@ The Hydra part at the end composes the configuration; `train` is the recipe, imp
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.config import RunConfig, UserError, from_dict, seconds
-from positron.disk import lock, make_folder
-from positron.door import Voice, first_rank, run_hydra
-from positron.runs import OUTPUTS, Run
-from positron.sweeps import record_job
+from positron.config import RunConfig, from_dict, seconds
+from positron.disk import make_folder
+from positron.door import Voice, run_hydra
+from positron.runs import Run
+from positron.sweeps import run_job
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -42,10 +40,10 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.training.device import choose_machine
     from positron.training.fit import fit
     from positron.training.plan import make_plan
-    from positron.training.start import decide_start
+    from positron.training.start import decide_start, only_one
 
     run = Run(make_folder(folder))
-    with _only_one(run), Voice(run.folder / "train.log") as say:
+    with only_one(run), Voice(run.folder / "train.log") as say:
         if config.device.threads != "auto":
             torch.set_num_threads(config.device.threads)
         machine = choose_machine(config.device, config.precision)
@@ -78,37 +76,9 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
         return fit(run, config, plan, model, data, tokenizer, start, stopping=stopping, say=say)
 
 
-@contextlib.contextmanager
-def _only_one(run: Run) -> Iterator[None]:
-    """Two processes never train one run; ranks other than the first belong to the one that holds the lock."""
-
-    def refuse() -> None:
-        raise UserError(f"another process is training {run.folder}: wait for it, or give another name=")
-
-    if first_rank():
-        with lock(run.folder / "lock", refuse):
-            yield
-    else:
-        yield
-
-
 def job(cfg: DictConfig) -> float:
     """What Hydra calls, once or once per job of a sweep. Returns val/bpb, so that a sweeper can minimise it."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf import OmegaConf
-
-    values = OmegaConf.to_container(cfg, resolve=True)
-    hydra = HydraConfig.get()
-    if hydra.mode == RunMode.MULTIRUN:
-        folder = Path(hydra.runtime.output_dir)
-        return record_job(folder, list(hydra.overrides.task), lambda: train(from_dict(RunConfig, values), folder))
-    config = from_dict(RunConfig, values)
-    folder = OUTPUTS / config.name
-    facts = train(config, folder)
-    if first_rank():
-        show_result(folder)
-    return float(facts.get("val/bpb", "nan"))
+    return run_job(cfg, lambda values: from_dict(RunConfig, values), train, show_result)
 
 
 def show_result(folder: Path) -> None:

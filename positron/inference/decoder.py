@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from positron.model.gpt import GPT, NORM_EPS, Block, Norm
+from positron.model.lora import weight_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class Decoder:
 
         def joined(*parts: torch.nn.Linear, paired: int = 0) -> tuple[Tensor, Tensor | None]:
             """`paired`: so many of the parts get their rotary pairs side by side."""
-            weights = [p.weight if i >= paired else self._side_by_side(p.weight) for i, p in enumerate(parts)]
+            weights = [weight_of(p) for p in parts]
+            weights[:paired] = [self._side_by_side(weight) for weight in weights[:paired]]
             weight = torch.cat(weights).detach().to(self.dtype).contiguous()
             if parts[0].bias is None:
                 return weight, None

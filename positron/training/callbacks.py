@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from positron.data.instruct import InstructData
 from positron.data.pretrain import PretrainData
 from positron.evaluation.metrics import Score
 from positron.training.device import wait_for
@@ -138,7 +139,7 @@ def validate(trainer: L.Trainer, module: PretrainModule, batches: list[tuple[tor
 class Validation(L.Callback):
     """Every `every` steps and at the last one: val/loss, val/bpb, val/perplexity."""
 
-    def __init__(self, data: PretrainData, *, every: int, say: Callable[[str], None]) -> None:
+    def __init__(self, data: PretrainData | InstructData, *, every: int, say: Callable[[str], None]) -> None:
         self.data, self.every, self.say = data, every, say
 
     def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
@@ -152,3 +153,32 @@ class Validation(L.Callback):
                 f"WARNING: {score.bpb:.4f} bits per byte is below the corpus's own information, "
                 f"{floor_bits / score.bytes:.4f}: the model has seen the validation text, or sees the future"
             )
+
+
+class Patience(L.Callback):
+    """Ends the run after `limit` validations in a row without a new best one; the best checkpoint is kept anyway."""
+
+    def __init__(self, limit: int, rows: list[dict[str, Any]]) -> None:
+        """`rows`: those of the run so far, so that a resumed run is as patient as one that was never stopped."""
+        self.limit, self.best, self.since = limit, float("inf"), 0
+        for row in rows:
+            if row.get("val/bpb") is not None:
+                self._note(row["val/bpb"])
+
+    def _note(self, bpb: float) -> None:
+        self.since = 0 if bpb < self.best else self.since + 1
+        self.best = min(self.best, bpb)
+
+    @property
+    def is_over(self) -> bool:
+        return self.since >= self.limit
+
+    @property
+    def why(self) -> str:
+        return f"after {self.since} validations without a better one than {self.best:.4f} bits per byte"
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        if "val/bpb" in module.metrics:
+            self._note(module.metrics["val/bpb"])
+            if self.is_over:
+                trainer.should_stop = True

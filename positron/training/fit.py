@@ -11,6 +11,7 @@ import lightning as L
 import torch
 
 from positron.config import RunConfig, UserError
+from positron.data.instruct import InstructData
 from positron.data.pretrain import PretrainData
 from positron.disk import make_folder, whole_file, write_json
 from positron.door import Voice
@@ -18,13 +19,15 @@ from positron.evaluation.metrics import best_bpb, read_metrics
 from positron.evaluation.report import write_report
 from positron.model.gpt import GPT
 from positron.runs import Run, bare_names
+from positron.text import conversation
+from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
-from positron.training.callbacks import Clock, Interrupted, Stopping, Validation
+from positron.training.callbacks import Clock, Interrupted, Patience, Stopping, Validation
 from positron.training.checkpoint import BEST, checkpoint_fault, load_checkpoint
 from positron.training.device import DTYPES, LIGHTNING_PRECISION, matmul_flops
 from positron.training.journal import Journal, Progress, Samples, cut_after
 from positron.training.loggers import Dashboard, open_dashboards
-from positron.training.module import PretrainModule
+from positron.training.module import PretrainModule, SFTModule
 from positron.training.plan import Plan
 from positron.training.saving import Checkpoints, WholeCheckpointIO
 from positron.training.start import Start
@@ -35,7 +38,7 @@ def fit(
     config: RunConfig,
     plan: Plan,
     model: GPT,
-    data: PretrainData,
+    data: PretrainData | InstructData,
     tokenizer: Tokenizer,
     start: Start,
     *,
@@ -52,13 +55,18 @@ def fit(
     _without_notices()
     status, error = "failed", None
     try:
-        if start.step < plan.last_step:
+        patience = _patience(run, config)
+        if patience is not None and patience.is_over:
+            say(f"nothing to do: {run.folder} stopped early at step {start.step}, {patience.why}")
+        elif start.step < plan.last_step:
             module = _module(config, plan, model, tokenizer)
-            trainer = _trainer(run, config, plan, data, tokenizer, stopping, dashboards, say)
+            trainer = _trainer(run, config, plan, data, tokenizer, stopping, patience, dashboards, say)
             trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
         else:
             say(f"nothing to do: {run.folder} is at step {start.step} of {plan.horizon}")
-        status = "stopped" if plan.last_step < plan.horizon or stopping.out_of_time else "finished"
+        early = patience is not None and patience.is_over
+        cut = plan.last_step < plan.horizon or stopping.out_of_time
+        status = "stopped" if cut and not early else "finished"
     except Interrupted as interruption:
         status, error = "stopped", str(interruption)
         raise
@@ -77,7 +85,7 @@ def fit(
     return run.facts()
 
 
-def _refuse_other_data(run: Run, data: PretrainData) -> None:
+def _refuse_other_data(run: Run, data: PretrainData | InstructData) -> None:
     """Law 2 holds for the data too: a text that was edited since is another text."""
     known = run.facts().get("data_fingerprint")
     if known and known != data.train.fingerprint:
@@ -93,7 +101,8 @@ def _dashboards(run: Run, config: RunConfig, start: Start, say: Voice) -> list[D
 
 
 def _module(config: RunConfig, plan: Plan, model: GPT, tokenizer: Tokenizer) -> PretrainModule:
-    module = PretrainModule(
+    apart = config.data.document_mask or (config.sft is not None and config.sft.packing)
+    module = (PretrainModule if config.sft is None else SFTModule)(
         model,
         tokenizer.token_bytes(),
         optimizer=config.optimizer,
@@ -103,7 +112,7 @@ def _module(config: RunConfig, plan: Plan, model: GPT, tokenizer: Tokenizer) -> 
         micro_batch_size=plan.micro_batch_size,
         max_bad_steps=config.train.max_bad_steps,
         seed=config.seed,
-        document_start=tokenizer.special_id(END_OF_TEXT) if config.data.document_mask else None,
+        document_start=tokenizer.special_id(END_OF_TEXT) if apart else None,
         identity={"tokenizer_hash": tokenizer.hash, "gpt_config": dataclasses.asdict(model.config)},
     )
     if config.device.compile:
@@ -115,9 +124,10 @@ def _trainer(
     run: Run,
     config: RunConfig,
     plan: Plan,
-    data: PretrainData,
+    data: PretrainData | InstructData,
     tokenizer: Tokenizer,
     stopping: Stopping,
+    patience: Patience | None,
     dashboards: list[Dashboard],
     say: Voice,
 ) -> L.Trainer:
@@ -137,8 +147,8 @@ def _trainer(
         dashboards,
         say,
         every=train.sample_every,
-        prompt=train.sample_prompt,
         tokens=train.sample_tokens,
+        **_sample_prompt(config, data, tokenizer),
     )
     saving = Checkpoints(
         run.checkpoint_folder,
@@ -150,6 +160,7 @@ def _trainer(
         clock,
         stopping,
         Validation(data, every=train.val_every, say=say),
+        *([patience] if patience is not None else []),
         Journal(run.folder, clock, dashboards, every=train.log_every, **facts),
         samples,
         saving,
@@ -172,6 +183,23 @@ def _trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def _patience(run: Run, config: RunConfig) -> Patience | None:
+    if config.sft is None or config.sft.patience == 0:
+        return None
+    return Patience(config.sft.patience, read_metrics(run.folder / "metrics.jsonl"))
+
+
+def _sample_prompt(config: RunConfig, data: PretrainData | InstructData, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the samples begin with, as they are shown and as ids, and the ids that end them."""
+    end = tokenizer.special_id(END_OF_TEXT)
+    if isinstance(data, PretrainData):
+        text = config.train.sample_prompt or "Once upon a time"
+        return {"prompt": text, "ids": [end, *tokenizer.encode(text)], "stop_ids": [end]}
+    asked = Message("user", config.train.sample_prompt) if config.train.sample_prompt else data.example.messages[0]
+    ids = conversation.prompt([asked], tokenizer)
+    return {"prompt": f"{asked.content}\n\n", "ids": ids, "stop_ids": conversation.stop_ids(tokenizer)}
 
 
 def _without_notices() -> None:

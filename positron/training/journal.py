@@ -16,7 +16,7 @@ import lightning as L
 from positron.config import UserError
 from positron.disk import write_text
 from positron.evaluation.metrics import read_metrics
-from positron.inference.engine import complete
+from positron.inference.engine import Engine
 from positron.text.tokenizer import Tokenizer
 from positron.training.callbacks import Clock
 from positron.training.device import peak_memory
@@ -94,10 +94,14 @@ class Samples(L.Callback):
         *,
         every: int,
         prompt: str,
+        ids: list[int],
+        stop_ids: list[int],
         tokens: int,
     ) -> None:
+        """`prompt` as it is shown, `ids` as the model reads it."""
         self.path, self.tokenizer, self.dashboards, self.say = folder / "samples.md", tokenizer, dashboards, say
-        self.every, self.prompt, self.tokens = every, prompt, tokens
+        self.every, self.tokens = every, tokens
+        self.prompt, self.ids, self.stop_ids = prompt, ids, stop_ids
 
     def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
         step = trainer.global_step
@@ -105,7 +109,9 @@ class Samples(L.Callback):
         if (step % self.every and not trainer.should_stop) or not trainer.is_global_zero or sharded:
             return
         module.eval()
-        text = complete(module.model, self.tokenizer, self.prompt, max_tokens=self.tokens, seed=step)
+        engine = Engine(module.model, self.tokenizer)
+        new = engine.stream(self.ids, max_tokens=self.tokens, seed=step, stop_ids=self.stop_ids)
+        text = self.prompt + "".join(new)
         module.train()
         scores = f"loss {module.loss.item():.3f}"
         if "val/bpb" in module.metrics:

@@ -101,31 +101,35 @@ class PretrainModule(L.LightningModule):
     def lr(self, step: int) -> float:
         return lr_at(step, self.horizon, peak=self.optimizer_config.lr, schedule=self.schedule)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """One optimizer step on x, y (B, T), this rank's rows of the batch."""
+    def micro_batches(self, batch: Any) -> list[tuple[Tensor, Tensor]]:
+        """x, y (B, T), this rank's rows of the batch, cut into what fits at a time."""
+        x, y = batch
+        return list(zip(x.split(self.micro_batch_size), y.split(self.micro_batch_size), strict=True))
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        """One optimizer step on this rank's share of the batch."""
         self.metrics = {}
         step = self.global_step + 1
         seed_step(self.seed, step, self.global_rank)
         optimizer = self._optimizer()
         for group in optimizer.param_groups:  # the configured values, also after a checkpoint brought older ones
             group["lr"] = self.lr(step)
-        self.loss = self._accumulate(*batch)
+        self.loss = self._accumulate(self.micro_batches(batch))
         self.updating = True
         optimizer.step()
         self.updating = False
         optimizer.zero_grad(set_to_none=True)
 
-    def _accumulate(self, x: Tensor, y: Tensor) -> Tensor:
+    def _accumulate(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Backward through all micro-batches: gradients of (sum of losses) / (targets on all ranks). Returns the loss.
 
         DDP and FSDP average gradients over ranks, which the factor `world` undoes.
         """
         world = self.trainer.world_size
-        targets = (y != IGNORE).sum()
+        targets = torch.stack([(y != IGNORE).sum() for _, y in parts]).sum()
         if world > 1:
             targets = self.trainer.strategy.reduce(targets, reduce_op="sum")
-        total = torch.zeros((), device=x.device)
-        parts = list(zip(x.split(self.micro_batch_size), y.split(self.micro_batch_size), strict=True))
+        total = torch.zeros((), device=self.device)
         for i, (part_x, part_y) in enumerate(parts):
             self.before_micro_batch()
             with self._synchronise(i == len(parts) - 1):
@@ -186,3 +190,11 @@ class PretrainModule(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.bad_steps = torch.tensor(checkpoint["bad_steps"])
+
+
+class SFTModule(PretrainModule):
+    """The same step on conversations: a batch is a list of micro-batches of unequal widths, cut where they were read."""
+
+    def micro_batches(self, batch: Any) -> list[tuple[Tensor, Tensor]]:
+        """[(x, y), ...], each (rows, T) with T of its own."""
+        return list(batch)

@@ -40,8 +40,18 @@ class Plan:
         }
 
 
-def make_plan(config: RunConfig, model: GPT, machine: Machine, start: Start, say: Callable[[str], None]) -> Plan:
-    """Numbers given by the user win; then those that the run was begun with; then what suits this machine."""
+def make_plan(
+    config: RunConfig,
+    model: GPT,
+    machine: Machine,
+    start: Start,
+    say: Callable[[str], None],
+    auto_steps: Callable[[int], int] | None = None,
+) -> Plan:
+    """Numbers given by the user win; then those that the run was begun with; then what suits this machine.
+
+    `auto_steps`: the horizon for a batch of so many sequences, where it is not 20 tokens per parameter.
+    """
     gpt, train, known = model.config, config.train, start.resolved
     if config.precision.dtype == "auto" and known:
         machine = dataclasses.replace(machine, precision=known["precision"])
@@ -58,7 +68,8 @@ def make_plan(config: RunConfig, model: GPT, machine: Machine, start: Start, say
             f"try train.batch_tokens={-(-batch_size // world) * world * gpt.context_length}"
         )
     batch_tokens = batch_size * gpt.context_length
-    horizon = settle(train.max_steps, "max_steps", -(-TOKENS_PER_PARAMETER * gpt.n_params() // batch_tokens))
+    enough = auto_steps(batch_size) if auto_steps else -(-TOKENS_PER_PARAMETER * gpt.n_params() // batch_tokens)
+    horizon = settle(train.max_steps, "max_steps", enough)
     asked = train.micro_batch_size if train.micro_batch_size != "auto" else known.get("micro_batch_size", "auto")
     micro = choose_micro_batch(gpt, machine, batch_size // world, asked, lambda n: _try_step(model, machine, n))
     last_step = min(horizon, train.stop_at or horizon)

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from positron.config import RunConfig, UserError
+from positron.disk import lock
+from positron.door import first_rank
 from positron.runs import Run, find_run
-from positron.training.checkpoint import load_checkpoint, newest_checkpoint
+from positron.training.checkpoint import BEST, checkpoint_fault, load_checkpoint, newest_checkpoint
+
+
+@contextlib.contextmanager
+def only_one(run: Run) -> Iterator[None]:
+    """Two processes never train one run; ranks other than the first belong to the one that holds the lock."""
+
+    def refuse() -> None:
+        raise UserError(f"another process is training {run.folder}: wait for it, or give another name=")
+
+    if first_rank():
+        with lock(run.folder / "lock", refuse):
+            yield
+    else:
+        yield
 
 
 @dataclass(frozen=True)
@@ -49,7 +66,8 @@ def decide_start(run: Run, config: RunConfig, say: Callable[[str], None]) -> Sta
         return Start(checkpoint=named, tokenizer_from=other if other.exists else None, step=step)
     if config.init_from is not None:
         other = find_run(config.init_from)
-        weights = newest_checkpoint(other.checkpoint_folder, say)
+        best = other.checkpoint_folder / BEST
+        weights = best if checkpoint_fault(best) is None else newest_checkpoint(other.checkpoint_folder, say)
         if weights is None:
             raise UserError(f"init_from={config.init_from}: {other.folder} has no checkpoint")
         say(f"fresh start in {run.folder} with the weights of {weights}")

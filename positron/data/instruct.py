@@ -1,0 +1,184 @@
+"""Conversations as batches: optimizer step s is a function of (seed, s), as in pretraining; loss on the answers only."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from positron.config import UserError
+from positron.data.conversations import Conversation
+from positron.data.order import windows_of_step
+from positron.data.pretrain import Windows
+from positron.model.loss import IGNORE
+from positron.text import conversation
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+
+Row = tuple[np.ndarray, np.ndarray]  # input and target ids (n,), -100 where there is no loss
+Part = tuple[Tensor, Tensor]  # the same (rows, T) of a micro-batch
+BUCKETS = 4  # widths of micro-batches: quarters of the context length
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What is known of a side's answers, under the names that token files have."""
+
+    n_bytes: int
+    bits: float | None
+
+    @property
+    def floor_bpb(self) -> float | None:
+        return None if self.bits is None else self.bits / self.n_bytes
+
+
+def to_row(talk: Conversation, tokenizer: Tokenizer, context: int) -> Row | None:
+    """None where nothing is left to learn from. Over-long ones lose from the left; an answer that would be cut is not
+    learnt from, so that none is ever learnt without its beginning."""
+    ids, scored = conversation.encode(talk.messages, tokenizer)
+    if len(ids) > context + 1:
+        ids, scored = ids[-context:], scored[-context:]
+        markers = [tokenizer.special_id(marker) for marker in conversation.MARKERS]
+        whole = next((i for i, token in enumerate(ids) if token in markers), len(ids))
+        ids = [tokenizer.special_id(END_OF_TEXT), *ids]
+        scored = [False] * (1 + whole) + scored[whole:]
+    if not any(scored):
+        return None
+    y = np.where(scored, ids, IGNORE)[1:]
+    return np.array(ids[:-1], dtype=np.int64), y.astype(np.int64)
+
+
+def pack(rows: list[Row], context: int) -> list[Row]:
+    """Several conversations in a row where they fit, longest first; the model keeps them apart by their beginnings."""
+    bins: list[list[Row]] = []
+    sizes: list[int] = []
+    for row in sorted(rows, key=lambda r: -len(r[0])):
+        place = next((i for i, size in enumerate(sizes) if size + len(row[0]) <= context), None)
+        if place is None:
+            bins.append([row])
+            sizes.append(len(row[0]))
+        else:
+            bins[place].append(row)
+            sizes[place] += len(row[0])
+    return [(np.concatenate([x for x, _ in b]), np.concatenate([y for _, y in b])) for b in bins]
+
+
+def to_parts(rows: list[Row], context: int, micro: int, pad: int) -> list[Part]:
+    """Micro-batches of rows of alike length, padded at their ends to one of a few widths."""
+    ordered = sorted(rows, key=lambda r: -len(r[0]))
+    parts = []
+    for start in range(0, len(ordered), micro):
+        some = ordered[start : start + micro]
+        step = -(-context // BUCKETS)
+        width = min(context, -(-len(some[0][0]) // step) * step)
+        x = np.full((len(some), width), pad, dtype=np.int64)
+        y = np.full((len(some), width), IGNORE, dtype=np.int64)
+        for i, (row_x, row_y) in enumerate(some):
+            x[i, : len(row_x)], y[i, : len(row_y)] = row_x, row_y
+        parts.append((torch.from_numpy(x), torch.from_numpy(y)))
+    return parts
+
+
+class Instructions:
+    """`batch(step)` is a list of micro-batches: conversations in an order of their own each epoch, and replayed windows."""
+
+    def __init__(
+        self, rows: list[Row], tokenizer: Tokenizer, *, context: int, batch_size: int, micro_batch_size: int, seed: int,
+        packing: bool, replay: Windows | None, fingerprint: str,
+    ) -> None:  # fmt: skip
+        """`replay`, with the batch size of its share, gives pretraining windows, whose every token is scored."""
+        self.rows, self.context, self.micro, self.seed = rows, context, micro_batch_size, seed
+        self.packing, self.replay, self.fingerprint = packing, replay, fingerprint
+        self.pad = tokenizer.special_id(END_OF_TEXT)
+        self.talks = batch_size - (replay.batch_size if replay else 0)
+        lengths = tokenizer.token_bytes()
+        scored = np.concatenate([y[y != IGNORE] for _, y in rows])
+        self.bytes_per_token = float(lengths[scored].sum() / len(scored))
+
+    def batch(self, step: int, rank: int = 0, world_size: int = 1) -> list[Part]:
+        _, chosen = windows_of_step(step, seed=self.seed, n_windows=len(self.rows), batch_size=self.talks)
+        rows = [self.rows[i] for i in chosen]
+        if self.replay is not None:
+            rows += [(window[:-1], window[1:]) for window in self.replay.batch(step).numpy()]
+        mine = rows[rank::world_size]
+        return to_parts(pack(mine, self.context) if self.packing else mine, self.context, self.micro, self.pad)
+
+    def close(self) -> None:
+        """Nothing is at work beside it."""
+
+
+class InstructData(L.LightningDataModule):
+    """What Lightning iterates over: one item is the list of micro-batches of a whole optimizer step."""
+
+    def __init__(
+        self,
+        talks: list[Conversation],
+        tokenizer: Tokenizer, *, context: int, batch_size: int,
+        micro_batch_size: int, seed: int, packing: bool, val_tokens: int, replay: Windows | None, say: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        sides = []
+        for is_val in (False, True):
+            pairs = [(talk, to_row(talk, tokenizer, context)) for talk in talks if talk.is_val == is_val]
+            sides.append([(talk, row) for talk, row in pairs if row is not None])
+        kept = len(sides[0]) + len(sides[1])
+        _warn_of_losses(len(talks), kept, context, say)
+        for name, found in zip(("training", "validation"), sides, strict=True):
+            if not found:
+                raise UserError(
+                    f"no conversation is left for {name}, of {kept}: give more, or another data.val_fraction or data.seed"
+                )
+        text = repr([(t.is_val, m.role, m.content) for t in talks for m in t.messages])
+        self.train = Instructions(
+            [row for _, row in sides[0]], tokenizer, context=context, batch_size=batch_size,
+            micro_batch_size=micro_batch_size, seed=seed, packing=packing, replay=replay,
+            fingerprint=hashlib.sha256(text.encode()).hexdigest(),
+        )  # fmt: skip
+        shown: list[tuple[Conversation, Row]] = []
+        for pair in sides[1]:  # at most about `val_tokens`
+            if sum(len(row[0]) for _, row in shown) >= val_tokens:
+                break
+            shown.append(pair)
+        lengths = tokenizer.token_bytes()
+        bits = [talk.bits for talk, _ in shown if talk.bits is not None]
+        self.val = Answers(
+            n_bytes=int(sum(lengths[row[1][row[1] != IGNORE]].sum() for _, row in shown)),
+            bits=sum(bits) if len(bits) == len(shown) else None,
+        )
+        self.example = shown[0][0]
+        self.val_parts = to_parts([row for _, row in shown], context, micro_batch_size, self.train.pad)
+        say(f"{len(sides[0]):,} conversations to learn from, {len(sides[1]):,} for validation")
+
+    def train_dataloader(self) -> Iterator[list[Part]]:
+        trainer = self.trainer
+        assert trainer is not None
+        step = trainer.global_step
+
+        def steps() -> Iterator[list[Part]]:
+            nonlocal step
+            while True:
+                step += 1
+                yield self.train.batch(step, trainer.global_rank, trainer.world_size)
+
+        return steps()
+
+    def val_dataloader(self) -> list[Part]:
+        """Ranks take every world_size-th batch; empty ones (no loss) make their numbers equal."""
+        assert self.trainer is not None
+        rank, world = self.trainer.global_rank, self.trainer.world_size
+        x, y = self.val_parts[-1]
+        missing = -len(self.val_parts) % world
+        return [*self.val_parts, *[(x, torch.full_like(y, IGNORE))] * missing][rank::world]
+
+
+def _warn_of_losses(total: int, kept: int, context: int, say: Callable[[str], None]) -> None:
+    lost = total - kept
+    why = f"have nothing to learn from: no answer, or one that is longer than the context of {context} tokens"
+    if not kept:
+        raise UserError(f"all {total} conversations {why}")
+    if lost:
+        say(f"{'WARNING: ' if lost > 0.05 * total else ''}{lost} of {total} conversations {why}")

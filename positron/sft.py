@@ -1,0 +1,189 @@
+"""Fine-tune a run on conversations: `python -m positron.sft init_from=outputs/quickstart data=story_instruct`.
+
+The loop is that of pretraining; data, loss mask and first weights are not. The base run is never changed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from positron.config import DataConfig, RunConfig, Unreachable, UserError, from_dict, seconds
+from positron.disk import make_folder, write_json
+from positron.door import Voice, run_hydra
+from positron.runs import Run, find_run, gpt_config, load_model
+from positron.sweeps import run_job
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from positron.data.pretrain import Windows
+    from positron.data.shards import TokenFiles
+    from positron.text.tokenizer import Tokenizer
+
+
+def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
+    """Fine-tune the run of `folder` as far as it is not yet; returns its facts. See `train` for what it raises."""
+    begun = time.monotonic()
+    assert config.sft is not None
+    assert config.init_from is not None
+    from positron.training.allocator import tune_allocator
+
+    tune_allocator()
+    import torch
+
+    from positron.data.conversations import read_conversations
+    from positron.data.instruct import InstructData
+    from positron.model.gpt import GPT
+    from positron.model.lora import add_lora
+    from positron.runs import load_weights, refuse_other_tokenizer
+    from positron.text.choose import load_tokenizer
+    from positron.text.conversation import TEMPLATE
+    from positron.training.callbacks import Stopping
+    from positron.training.checkpoint import load_checkpoint
+    from positron.training.device import choose_machine
+    from positron.training.fit import fit
+    from positron.training.plan import make_plan
+    from positron.training.start import decide_start, only_one
+
+    run, base = Run(make_folder(folder)), find_run(config.init_from)
+    with only_one(run), Voice(run.folder / "train.log") as say:
+        if config.device.threads != "auto":
+            torch.set_num_threads(config.device.threads)
+        machine = choose_machine(config.device, config.precision)
+        say(f"running on {machine.why}")
+        start = decide_start(run, config, say)
+        assert start.tokenizer_from is not None
+        tokenizer = load_tokenizer(start.tokenizer_from.tokenizer_folder)
+        model = GPT(gpt_config(base.config(), tokenizer.vocab_size))
+        if start.weights is not None:
+            saved = load_checkpoint(start.weights)
+            refuse_other_tokenizer(saved, tokenizer, start.weights)
+            load_weights(model, saved["state_dict"], start.weights)
+        if config.sft.lora.rank:
+            add_lora(model, config.sft.lora.rank, config.seed)
+        context = model.config.context_length
+        files = _pretraining_text(base, tokenizer, say) if config.sft.replay_ratio else None
+        talks = read_conversations(config.data)
+        count = sum(not talk.is_val for talk in talks)
+        epochs = config.sft.epochs
+        plan = make_plan(config, model, machine, start, say, lambda batch: math.ceil(epochs * count / batch))
+        data = InstructData(
+            talks,
+            tokenizer,
+            context=context,
+            batch_size=plan.batch_size,
+            micro_batch_size=plan.micro_batch_size,
+            seed=config.seed,
+            packing=config.sft.packing,
+            val_tokens=config.train.val_tokens,
+            replay=_replay(config, base, files, plan.batch_size, context),
+            say=say,
+        )
+        if say.is_first_rank:
+            run.begin(config, tokenizer, new=not start.is_own, forked_from=start.weights)
+            write_json(run.folder / "chat.json", TEMPLATE)
+        limit = None if config.train.max_time is None else seconds(config.train.max_time)
+        stopping = Stopping(last_step=plan.last_step, max_seconds=limit, begun=begun, say=say)
+        facts = fit(run, config, plan, model, data, tokenizer, start, stopping=stopping, say=say)
+        if say.is_first_rank and facts["status"] == "finished" and "base/bpb_after" not in facts:
+            _measure_forgetting(run, base, tokenizer, config, say)
+        return run.facts()
+
+
+def _pretraining_text(base: Run, tokenizer: Tokenizer, say: Voice) -> dict[str, TokenFiles]:
+    """The text that the base run was trained on; made again from its source where its tokens are gone."""
+    from positron.config import TokenizerConfig
+    from positron.data.pretrain import prepare
+    from positron.data.shards import SPLITS, TokenFiles
+
+    values = base.config()
+    data = from_dict(DataConfig, values["data"])
+    if data.tokens_per_epoch is not None or data.source in ("instruct", "story_instruct"):
+        raise UserError(f"{base.folder} has no text of its own on the disk to replay: give sft.replay_ratio=0")
+    _, folder = prepare(data, from_dict(TokenizerConfig, values["tokenizer"]), tokenizer, say)
+    return {split: TokenFiles(folder, split, tokenizer) for split in SPLITS}
+
+
+def _replay(
+    config: RunConfig, base: Run, files: dict[str, TokenFiles] | None, batch_size: int, context: int
+) -> Windows | None:
+    """Pretraining windows for their share of every batch, at least one."""
+    from positron.data.pretrain import Windows
+
+    assert config.sft is not None
+    if files is None:
+        return None
+    share = min(batch_size - 1, max(1, round(config.sft.replay_ratio * batch_size)))
+    if share < 1:
+        raise UserError(
+            f"a batch of {batch_size} sequences has no room for replay: larger train.batch_tokens, or ratio 0"
+        )
+    return Windows(files["train"], context=context, batch_size=share, seed=config.seed)
+
+
+def _measure_forgetting(run: Run, base: Run, tokenizer: Tokenizer, config: RunConfig, say: Voice) -> None:
+    """Bits per byte of the base run's validation text, before and after, into run.json."""
+    import torch
+
+    from positron.data.pretrain import validation_windows
+    from positron.evaluation.scoring import score
+    from positron.text.tokenizer import END_OF_TEXT
+
+    try:
+        files = _pretraining_text(base, tokenizer, say)["val"]
+    except (UserError, Unreachable) as error:
+        say(f"what the pretraining text costs now was not measured: {error}")
+        return
+    context = from_dict(type(config.model), base.config()["model"]).context_length
+    x, y = validation_windows(files, context=context, end_id=tokenizer.special_id(END_OF_TEXT), limit=100_000)
+    token_bytes = torch.from_numpy(tokenizer.token_bytes())
+    bpb = [score(load_model(some, say)[0], x, y, token_bytes).bpb for some in (base, run)]
+    run.update(**{"base/bpb_before": bpb[0], "base/bpb_after": bpb[1]})
+
+
+def show_result(folder: Path) -> None:
+    """The last screen: an answer, how good it is, what was forgotten, where it lies, how to go on."""
+    facts, samples = Run(folder).facts(), folder / "samples.md"
+    if samples.exists():
+        print("\n" + samples.read_text(encoding="utf-8").rsplit("\n## ", 1)[-1].split("\n\n", 1)[-1].strip() + "\n")
+    line = f"{facts['status']} at step {facts['step']}"
+    if "val/bpb" in facts:
+        line += f" after {facts['time_s'] / 60:.1f} minutes of training: best {facts['best/bpb']:.4f} bits per byte of answers"
+        if facts.get("floor_bpb"):
+            line += (
+                f", {facts['best/bpb'] / facts['floor_bpb'] - 1:.1%} above the {facts['floor_bpb']:.4f} that they hold"
+            )
+    print(line)
+    if "base/bpb_after" in facts:
+        before, after = facts["base/bpb_before"], facts["base/bpb_after"]
+        print(f"its pretraining text: {before:.4f} bits per byte before, {after:.4f} after ({after / before - 1:+.1%})")
+    print(f"the run: {folder}/  (report.html, loss.png, samples.md, metrics.jsonl, checkpoints/)")
+    print(f"next:    python -m positron.chat --run {folder}")
+    if facts["status"] == "stopped":
+        print("         the same command again goes on")
+
+
+def configure(values: dict[str, Any]) -> RunConfig:
+    """Architecture and tokenizer are the base run's; UserError where there is none."""
+    base = find_run(values["init_from"], which=lambda run: run.exists and run.config().get("sft") is None)
+    known = base.config()
+    values |= {"model": known["model"], "tokenizer": known["tokenizer"], "init_from": str(base.folder)}
+    config = from_dict(RunConfig, values)
+    if config.data.source not in ("instruct", "story_instruct"):
+        raise UserError("SFT learns from conversations: data=story_instruct, or data=instruct data.path=my.jsonl")
+    return config
+
+
+def job(cfg: DictConfig) -> float:
+    return run_job(cfg, configure, sft, show_result)
+
+
+def main() -> None:
+    run_hydra(job, "sft")
+
+
+if __name__ == "__main__":
+    main()

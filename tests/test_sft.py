@@ -1,0 +1,407 @@
+"""Fine-tuning on conversations: what is learnt from, what is not, and that the loop keeps its laws."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from positron.config import (
+    DataConfig,
+    GPTConfig,
+    LoraConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    SFTConfig,
+    UserError,
+)
+from positron.data.conversations import Conversation, read_conversations
+from positron.data.instruct import InstructData, pack, to_parts, to_row
+from positron.evaluation.metrics import read_metrics
+from positron.model.gpt import GPT
+from positron.model.lora import add_lora, merged
+from positron.runs import Run, load_model
+from positron.sft import sft
+from positron.text import conversation
+from positron.text.conversation import Message
+from positron.text.tables import CharTokenizer
+from positron.text.tokenizer import SPECIALS
+from positron.train import train
+from positron.training.module import SFTModule
+
+TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz ?.<|>_\n")
+BEGIN, SYSTEM, USER, ASSISTANT, END = (TOKENIZER.special_id(token) for token in SPECIALS)
+
+
+def ids(text: str) -> list[int]:
+    return TOKENIZER.encode(text)
+
+
+def talk(*turns: str, is_val: bool = False) -> Conversation:
+    roles = ("user", "assistant")
+    return Conversation(tuple(Message(roles[i % 2], text) for i, text in enumerate(turns)), is_val)
+
+
+def test_the_template_and_its_mask_as_exact_lists() -> None:
+    messages = [Message("system", "be"), Message("user", "a?"), Message("assistant", "b."), Message("user", "c")]
+    got, scored = conversation.encode([*messages, Message("assistant", "d")], TOKENIZER)
+    wanted = [
+        *((BEGIN, False), (SYSTEM, False), (ids("b")[0], False), (ids("e")[0], False), (END, False)),
+        *((USER, False), (ids("a")[0], False), (ids("?")[0], False), (END, False)),
+        *((ASSISTANT, False), (ids("b")[0], True), (ids(".")[0], True), (END, True)),
+        *((USER, False), (ids("c")[0], False), (END, False), (ASSISTANT, False), (ids("d")[0], True), (END, True)),
+    ]
+    assert list(zip(got, scored, strict=True)) == wanted
+    assert conversation.prompt(messages, TOKENIZER) == got[:-2]
+
+
+def test_exact_batches_through_the_real_loader(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    records = [
+        {"instruction": "say a", "input": "", "output": "a"},
+        {"messages": [{"role": "user", "content": "b?"}, {"role": "assistant", "content": "bb"}]},
+        {"instruction": "add", "input": "x y", "output": "z"},
+    ]
+    path.write_text("\n".join(map(json.dumps, records)) + "\n\n")
+    talks = [dataclasses.replace(t, is_val=False) for t in read_conversations(DataConfig("instruct", str(path)))]
+    data = instruct_data([*talks, talk("q", "r", is_val=True)], context=16, batch_size=3, micro_batch_size=2)
+    parts = data.train.batch(1)
+    wanted = {}
+    for question, answer in (("say a", "a"), ("b?", "bb"), ("add\n\nx y", "z")):
+        whole = [BEGIN, USER, *ids(question), END, ASSISTANT, *ids(answer), END]
+        targets = [-100] * (len(ids(question)) + 3) + [*ids(answer), END]
+        wanted[tuple(whole[:-1])] = targets
+    seen = {}
+    for x, y in parts:
+        assert x.shape == y.shape
+        assert x.shape[1] in (4, 8, 12, 16)
+        for row_x, row_y in zip(x.tolist(), y.tolist(), strict=True):
+            length = max(i for i, token in enumerate(row_y) if token != -100) + 1
+            assert set(row_y[length:]) <= {-100}
+            seen[tuple(row_x[:length])] = row_y[:length]
+    assert seen == wanted
+    assert [len(x) for x, _ in parts] == [2, 1]
+
+
+def instruct_data(talks: list[Conversation], **options: Any) -> InstructData:
+    chosen = {"context": 32, "batch_size": 4, "micro_batch_size": 4, "seed": 0, "packing": False, "val_tokens": 1000}
+    return InstructData(talks, TOKENIZER, replay=None, say=lambda line: None, **{**chosen, **options})
+
+
+def test_over_long_ones_lose_from_the_left_but_never_of_the_answer() -> None:
+    context = 24
+    row = to_row(talk("a" * 100, "the answer."), TOKENIZER, context)
+    assert row is not None
+    x, y = row
+    assert len(x) == context
+    assert x[0] == BEGIN
+    assert y[y != -100].tolist() == [*ids("the answer."), END]
+    assert to_row(talk("hi", "b" * 100), TOKENIZER, context) is None
+    turns = to_row(talk("one", "a long first answer", "two", "end"), TOKENIZER, context)
+    assert turns is not None
+    assert turns[1][turns[1] != -100].tolist() == [*ids("end"), END]  # of the first answer, only a part is in sight
+    exact = to_row(talk("a", "b" * (context - 4)), TOKENIZER, context)
+    assert exact is not None
+    assert (exact[1] != -100).sum() == context - 3
+
+
+@given(st.lists(st.tuples(st.text("abc ?", max_size=20), st.text("abc .", max_size=20)), min_size=1, max_size=12))
+@settings(max_examples=100, deadline=None)
+def test_packing_and_padding_keep_every_conversation_whole(pairs: list[tuple[str, str]]) -> None:
+    rows = [to_row(talk(*pair), TOKENIZER, 48) for pair in pairs]
+    kept = [row for row in rows if row is not None]
+    wanted = sorted((x.tolist(), y.tolist()) for x, y in kept)
+    for some in (kept, pack(kept, 48)):
+        found = []
+        for x, y in to_parts(some, 48, 3, BEGIN):
+            for row_x, row_y in zip(x.tolist(), y.tolist(), strict=True):
+                starts = [i for i, token in enumerate(row_x) if token == BEGIN]
+                for a, b in zip(starts, [*starts[1:], len(row_x)], strict=True):
+                    if b - a > 1:  # a lone beginning is padding
+                        found.append((row_x[a:b], row_y[a:b]))
+        assert sorted(found) == wanted
+
+
+def module_of(model: GPT, *, packing: bool) -> SFTModule:
+    return SFTModule(
+        model, TOKENIZER.token_bytes(), optimizer=OptimizerConfig(), schedule=ScheduleConfig(), horizon=10,
+        grad_clip=0.0, micro_batch_size=1, max_bad_steps=1, seed=0, document_start=BEGIN if packing else None, identity={},
+    )  # fmt: skip
+
+
+def gradients(parts: list[tuple[torch.Tensor, torch.Tensor]], *, packing: bool = False) -> dict[str, torch.Tensor]:
+    model = GPT(GPTConfig(vocab_size=TOKENIZER.vocab_size, context_length=64, d_model=16, n_layer=2, n_head=2)).double()
+    module = module_of(model, packing=packing)
+    targets = sum(int((y != -100).sum()) for _, y in parts)
+    for x, y in parts:
+        (model(x, y, module._documents(x)) / targets).backward()
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+TALKS = [talk("a" * n, "b" * (2 * n % 9)) for n in range(1, 9)]
+
+
+def test_one_large_micro_batch_and_many_small_ones_have_the_same_gradient() -> None:
+    rows = [row for t in TALKS if (row := to_row(t, TOKENIZER, 64)) is not None]
+    whole, cut = (gradients(to_parts(rows, 64, micro, BEGIN)) for micro in (8, 1))
+    for name in whole:
+        torch.testing.assert_close(cut[name], whole[name], rtol=1e-9, atol=1e-12)
+
+
+def test_packed_conversations_learn_what_they_learn_alone() -> None:
+    rows = [row for t in TALKS if (row := to_row(t, TOKENIZER, 64)) is not None]
+    packed = pack(rows, 64)
+    assert len(packed) < len(rows) / 2
+    alone = gradients(to_parts(rows, 64, 8, BEGIN))
+    together = gradients(to_parts(packed, 64, 8, BEGIN), packing=True)
+    for name in alone:
+        torch.testing.assert_close(together[name], alone[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_lora_starts_from_the_model_trains_little_and_merges_to_the_same(tie: bool) -> None:
+    config = GPTConfig(
+        vocab_size=50, context_length=16, d_model=16, n_layer=2, n_head=2, tie_embeddings=tie, activation="swiglu"
+    )
+    plain, model = GPT(config).double(), GPT(config).double()
+    idx = torch.randint(0, 50, (2, 16))
+    add_lora(model, 4, seed=0)
+    torch.testing.assert_close(model(idx), plain(idx), rtol=0, atol=0)
+    trained = [name for name, p in model.named_parameters() if p.requires_grad]
+    assert trained
+    assert all("lora_" in name for name in trained)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    for _ in range(3):
+        model(idx, idx).backward()
+        optimizer.step()
+    assert not torch.allclose(model(idx), plain(idx))
+    state = merged(model.state_dict())
+    assert set(state) == set(plain.state_dict())
+    plain.load_state_dict(state)
+    torch.testing.assert_close(model(idx), plain(idx), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "is empty"),
+        ('{"instruction": "a", "output": "b"}\n{broken\n', "line 2 is not JSON"),
+        ('{"instruction": "a"}\n', "line 1 has no text in `output`; its fields are: instruction"),
+        ('[{"messages": [{"role": "bot", "content": "b"}]}]', "entry 1: role 'bot' is none of system, user, assistant"),
+        ('{"messages": []}\n', "line 1: `messages` is no list of messages"),
+        ('{"messages": [{"role": "user"}]}\n', "a message needs `role` and `content`"),
+        ("3\n", "line 1 is no object"),
+    ],
+)
+def test_malformed_files_are_named_by_line_and_field(tmp_path: Path, content: str, said: str) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(content)
+    with pytest.raises(UserError, match=said):
+        read_conversations(DataConfig("instruct", str(path)))
+
+
+def test_conversations_without_a_target_are_counted_and_all_of_them_refused() -> None:
+    lines: list[str] = []
+    silent = Conversation((Message("user", "a"),), False)
+    options = {
+        "context": 32, "batch_size": 4, "micro_batch_size": 4, "seed": 0, "packing": False, "val_tokens": 10, "replay": None,
+    }  # fmt: skip
+    some = [talk("a", "b"), talk("c", "d", is_val=True), silent]
+    InstructData(some, TOKENIZER, say=lines.append, **options)
+    assert lines[0].startswith("WARNING: 1 of 3 conversations have nothing to learn from")
+    with pytest.raises(UserError, match="all 2 conversations have nothing to learn from"):
+        InstructData([silent, silent], TOKENIZER, say=lines.append, **options)
+
+
+def test_the_sample_that_comes_with_positron_is_forty_good_examples() -> None:
+    talks = read_conversations(DataConfig("instruct", val_fraction=0.1))
+    assert len(talks) == 40
+    assert any(t.is_val for t in talks)
+    assert any(len(t.messages) > 2 for t in talks)
+    assert any(t.messages[0].role == "system" for t in talks)
+
+
+def test_validation_requests_are_combinations_that_training_never_has() -> None:
+    talks = read_conversations(DataConfig("story_instruct", examples=3000, val_fraction=0.1))
+    from positron.data.stories import parse
+
+    sides: dict[bool, set[Any]] = {True: set(), False: set()}
+    for t in talks:
+        (story,) = parse(t.messages[1].content)
+        request = story.request
+        sides[t.is_val].add((request.name, request.object, request.place))
+    assert not sides[True] & sides[False]
+    assert len(sides[True]) > 100
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    train(tiny(folder, train__max_steps=20), folder / "base")
+    return folder
+
+
+def tuned(base: Path, **changes: Any) -> RunConfig:
+    values = tiny(base)
+    config = dataclasses.replace(
+        values,
+        name="tuned",
+        model=dataclasses.replace(values.model),
+        data=DataConfig("story_instruct", examples=60, val_fraction=0.2, dir=str(base / "data")),
+        init_from=str(base / "base"),
+        sft=SFTConfig(replay_ratio=0.2, patience=0),
+        train=dataclasses.replace(
+            values.train,
+            max_steps=12,
+            batch_tokens=256,
+            micro_batch_size=4,
+            val_every=4,
+            sample_every=6,
+            sample_prompt=None,
+        ),
+    )
+    for key, value in changes.items():
+        config = dataclasses.replace(config, **{key: value})
+    return config
+
+
+@pytest.fixture
+def wide(base: Path) -> Path:
+    """A base whose context holds a whole story."""
+    folder = base / "wide"
+    if not folder.exists():
+        config = tiny(base, train__max_steps=3, model__context_length=1200, train__batch_tokens=2400)
+        train(config, folder / "base")
+    return folder
+
+
+def wide_config(base: Path, wide: Path, **changes: Any) -> RunConfig:
+    model = dataclasses.replace(tiny(base).model, context_length=1200)
+    config = tuned(base, model=model, init_from=str(wide / "base"), **changes)
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_tokens=4800))
+
+
+def test_a_fine_tuned_run_is_whole_and_leaves_the_base_alone(base: Path, wide: Path, tmp_path: Path) -> None:
+    before = {p: p.read_bytes() for p in sorted((wide / "base").rglob("*")) if p.is_file()}
+    facts = sft(wide_config(base, wide), tmp_path / "run")
+    assert facts["status"] == "finished"
+    assert {"base/bpb_before", "base/bpb_after", "floor_bpb"} <= set(facts)
+    assert before == {p: p.read_bytes() for p in sorted((wide / "base").rglob("*")) if p.is_file()}
+    run = Run(tmp_path / "run")
+    assert run.is_chat
+    model, _, _ = load_model(run, print)
+    assert model.config.context_length == 1200
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_a_fine_tuning_in_chunks_is_bit_identical_to_one_in_one_piece(base: Path, wide: Path, tmp_path: Path) -> None:
+    config = wide_config(base, wide)
+    sft(config, tmp_path / "whole")
+    for stop in (5, 8, None):
+        part = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=stop))
+        sft(part, tmp_path / "parts")
+
+    def trace(name: str) -> list[Any]:
+        return [
+            (r["train/loss"], r.get("val/bpb"))
+            for r in read_metrics(tmp_path / name / "metrics.jsonl")
+            if r["step"] not in (5, 8)
+        ]
+
+    assert trace("whole") == trace("parts")
+    a, b = (load_model(Run(tmp_path / name), print)[0].state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_lora_runs_resume_and_load_as_plain_models(base: Path, wide: Path, tmp_path: Path) -> None:
+    config = wide_config(base, wide, sft=SFTConfig(lora=LoraConfig(rank=2), patience=0))
+    for stop in (6, None):
+        facts = sft(
+            dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=stop)), tmp_path / "run"
+        )
+    assert facts["status"] == "finished"
+    model = load_model(Run(tmp_path / "run"), print)[0]
+    untouched = load_model(Run(wide / "base"), print)[0]
+    assert torch.equal(model.wte.weight, untouched.wte.weight)
+    assert not torch.equal(model.blocks[0].attn.q.weight, untouched.blocks[0].attn.q.weight)
+    from safetensors.numpy import load_file
+
+    exported = load_file(tmp_path / "run" / "model" / "weights.safetensors")
+    np.testing.assert_array_equal(
+        exported["blocks.0.attn.q.weight"], model.state_dict()["blocks.0.attn.q.weight"].numpy()
+    )
+
+
+def test_an_early_stop_ends_the_run_for_good(base: Path, wide: Path, tmp_path: Path) -> None:
+    config = wide_config(base, wide, sft=SFTConfig(patience=2), optimizer=OptimizerConfig(lr=1.0))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=40, val_every=1))
+    facts = sft(config, tmp_path / "run")
+    assert facts["status"] == "finished"
+    assert facts["step"] < 40
+    again = sft(config, tmp_path / "run")
+    assert again["step"] == facts["step"]
+
+
+def test_answers_learnt_by_heart_end_by_themselves(tmp_path: Path) -> None:
+    """Eight conversations, learnt until they are known: greedy answers are exact, and stop."""
+    from positron.inference.engine import Engine
+    from positron.inference.sampling import Sampling
+
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(vocab_size=TOKENIZER.vocab_size, context_length=32, d_model=64, n_layer=2, n_head=4), seed=1)
+    talks = [talk(f"{c} ?", f"{c * 3} is {c}.") for c in "abcdefgh"]
+    rows = [row for t in talks if (row := to_row(t, TOKENIZER, 32)) is not None]
+    ((x, y),) = to_parts(rows, 32, 8, BEGIN)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        optimizer.zero_grad()
+        (model(x, y) / (y != -100).sum()).backward()
+        optimizer.step()
+    engine = Engine(model.eval(), TOKENIZER)
+    for t in talks:
+        prompt = conversation.prompt(t.messages[:1], TOKENIZER)
+        stops = conversation.stop_ids(TOKENIZER)
+        answer = "".join(engine.stream(prompt, Sampling(temperature=0), max_tokens=30, stop_ids=stops))
+        assert answer == t.messages[1].content
+
+
+def test_the_sft_door_and_its_mistakes(base: Path, wide: Path, tmp_path: Path, door: Callable[..., Any]) -> None:
+    folder = tmp_path / "outputs" / "b"
+    folder.parent.mkdir()
+    shutil.copytree(wide / "base", folder)
+    fast = (
+        "train.max_steps=2",
+        "train.batch_tokens=2400",
+        "train.sample_tokens=4",
+        "data.examples=30",
+        "device=cpu",
+        "precision=fp32",
+        "name=s",
+    )
+    made = door("sft", *fast)
+    assert made.code == 0, made.err
+    assert "next:    python -m positron.chat --run outputs/s" in made.out
+    assert "its pretraining text:" in made.out
+    for wrong, said in (
+        (("data=instruct", "data.path=nowhere.jsonl"), "cannot read data.path=nowhere.jsonl"),
+        (("init_from=nothing",), "no run nothing"),
+        (("sft.lora.rank=-1",), "sft.lora.rank=-1"),
+        (("sft.epochs=0",), "sft.epochs=0"),
+        (("sft.lorra=1",), "did you mean"),
+        (("data.source=stories",), "SFT learns from conversations"),
+        (("sft.lora.rank=2",), "was made with other settings"),
+    ):
+        failed = door("sft", *fast[:-1], *wrong, "name=s" if "lora.rank=2" in wrong[0] else "name=w")
+        assert failed.code == 2, failed.err
+        assert said in failed.err.splitlines()[-1]
