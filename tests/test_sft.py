@@ -233,7 +233,7 @@ def test_the_sample_that_comes_with_positron_is_forty_good_examples() -> None:
 
 
 def test_validation_requests_are_combinations_that_training_never_has() -> None:
-    talks = read_conversations(DataConfig("story_instruct", examples=3000, val_fraction=0.1))
+    talks = read_conversations(DataConfig("story_instruct", examples=400, val_fraction=0.1))
     from positron.data.stories import parse
 
     sides: dict[bool, set[Any]] = {True: set(), False: set()}
@@ -242,71 +242,72 @@ def test_validation_requests_are_combinations_that_training_never_has() -> None:
         request = story.request
         sides[t.is_val].add((request.name, request.object, request.place))
     assert not sides[True] & sides[False]
-    assert len(sides[True]) > 100
+    assert len(sides[True]) > 20
+
+
+def test_what_the_answers_of_the_built_in_requests_hold_is_known() -> None:
+    talks = read_conversations(DataConfig("story_instruct", examples=40, val_fraction=0.3))
+    text = sorted({c for t in talks for m in t.messages for c in m.content})
+    data = InstructData(
+        talks, CharTokenizer("".join(text)), context=2000, batch_size=2, micro_batch_size=2, seed=0, packing=False,
+        val_tokens=10**6, replay=None, say=print,
+    )  # fmt: skip
+    held = [t for t in talks if t.is_val]
+    assert data.val.n_bytes == sum(len(t.messages[1].content.encode()) for t in held)
+    assert data.val.bits == pytest.approx(sum(t.bits or 0 for t in held))
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a pretrained run and a file of short conversations."""
     folder = tmp_path_factory.mktemp("base")
-    train(tiny(folder, train__max_steps=20), folder / "base")
+    train(tiny(folder, train__max_steps=20, model__context_length=64, train__batch_tokens=1024), folder / "base")
+    colours = ("red", "green", "blue", "white")
+    records = [
+        {"instruction": f"The {thing} {n}?", "output": f"It is {colours[(n + len(thing)) % 4]}."}
+        for n in range(15)
+        for thing in ("hat", "ball", "boat", "kite")
+    ]
+    (folder / "talks.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder
 
 
 def tuned(base: Path, **changes: Any) -> RunConfig:
-    values = tiny(base)
+    values = tiny(base, model__context_length=64)
     config = dataclasses.replace(
         values,
         name="tuned",
-        model=dataclasses.replace(values.model),
-        data=DataConfig("story_instruct", examples=60, val_fraction=0.2, dir=str(base / "data")),
+        data=DataConfig("instruct", str(base / "talks.jsonl"), val_fraction=0.2, dir=str(base / "data")),
         init_from=str(base / "base"),
         sft=SFTConfig(replay_ratio=0.2, patience=0),
         train=dataclasses.replace(
             values.train,
             max_steps=12,
-            batch_tokens=256,
+            batch_tokens=512,
             micro_batch_size=4,
             val_every=4,
             sample_every=6,
             sample_prompt=None,
         ),
     )
-    for key, value in changes.items():
-        config = dataclasses.replace(config, **{key: value})
-    return config
+    return dataclasses.replace(config, **changes)
 
 
-@pytest.fixture
-def wide(base: Path) -> Path:
-    """A base whose context holds a whole story."""
-    folder = base / "wide"
-    if not folder.exists():
-        config = tiny(base, train__max_steps=3, model__context_length=1200, train__batch_tokens=2400)
-        train(config, folder / "base")
-    return folder
-
-
-def wide_config(base: Path, wide: Path, **changes: Any) -> RunConfig:
-    model = dataclasses.replace(tiny(base).model, context_length=1200)
-    config = tuned(base, model=model, init_from=str(wide / "base"), **changes)
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, batch_tokens=4800))
-
-
-def test_a_fine_tuned_run_is_whole_and_leaves_the_base_alone(base: Path, wide: Path, tmp_path: Path) -> None:
-    before = {p: p.read_bytes() for p in sorted((wide / "base").rglob("*")) if p.is_file()}
-    facts = sft(wide_config(base, wide), tmp_path / "run")
+def test_a_fine_tuned_run_is_whole_and_leaves_the_base_alone(base: Path, tmp_path: Path) -> None:
+    before = {p: p.read_bytes() for p in sorted((base / "base").rglob("*")) if p.is_file()}
+    facts = sft(tuned(base), tmp_path / "run")
     assert facts["status"] == "finished"
-    assert {"base/bpb_before", "base/bpb_after", "floor_bpb"} <= set(facts)
-    assert before == {p: p.read_bytes() for p in sorted((wide / "base").rglob("*")) if p.is_file()}
+    assert {"base/bpb_before", "base/bpb_after"} <= set(facts)
+    assert before == {p: p.read_bytes() for p in sorted((base / "base").rglob("*")) if p.is_file()}
     run = Run(tmp_path / "run")
     assert run.is_chat
     model, _, _ = load_model(run, print)
-    assert model.config.context_length == 1200
+    assert model.config.context_length == 64
     assert (tmp_path / "run" / "report.html").exists()
 
 
-def test_a_fine_tuning_in_chunks_is_bit_identical_to_one_in_one_piece(base: Path, wide: Path, tmp_path: Path) -> None:
-    config = wide_config(base, wide)
+def test_a_fine_tuning_in_chunks_is_bit_identical_to_one_in_one_piece(base: Path, tmp_path: Path) -> None:
+    config = tuned(base)
     sft(config, tmp_path / "whole")
     for stop in (5, 8, None):
         part = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=stop))
@@ -324,15 +325,15 @@ def test_a_fine_tuning_in_chunks_is_bit_identical_to_one_in_one_piece(base: Path
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_lora_runs_resume_and_load_as_plain_models(base: Path, wide: Path, tmp_path: Path) -> None:
-    config = wide_config(base, wide, sft=SFTConfig(lora=LoraConfig(rank=2), patience=0))
+def test_lora_runs_resume_and_load_as_plain_models(base: Path, tmp_path: Path) -> None:
+    config = tuned(base, sft=SFTConfig(lora=LoraConfig(rank=2), patience=0))
     for stop in (6, None):
         facts = sft(
             dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=stop)), tmp_path / "run"
         )
     assert facts["status"] == "finished"
     model = load_model(Run(tmp_path / "run"), print)[0]
-    untouched = load_model(Run(wide / "base"), print)[0]
+    untouched = load_model(Run(base / "base"), print)[0]
     assert torch.equal(model.wte.weight, untouched.wte.weight)
     assert not torch.equal(model.blocks[0].attn.q.weight, untouched.blocks[0].attn.q.weight)
     from safetensors.numpy import load_file
@@ -343,8 +344,8 @@ def test_lora_runs_resume_and_load_as_plain_models(base: Path, wide: Path, tmp_p
     )
 
 
-def test_an_early_stop_ends_the_run_for_good(base: Path, wide: Path, tmp_path: Path) -> None:
-    config = wide_config(base, wide, sft=SFTConfig(patience=2), optimizer=OptimizerConfig(lr=1.0))
+def test_an_early_stop_ends_the_run_for_good(base: Path, tmp_path: Path) -> None:
+    config = tuned(base, sft=SFTConfig(patience=2), optimizer=OptimizerConfig(lr=1.0))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=40, val_every=1))
     facts = sft(config, tmp_path / "run")
     assert facts["status"] == "finished"
@@ -376,25 +377,20 @@ def test_answers_learnt_by_heart_end_by_themselves(tmp_path: Path) -> None:
         assert answer == t.messages[1].content
 
 
-def test_the_sft_door_and_its_mistakes(base: Path, wide: Path, tmp_path: Path, door: Callable[..., Any]) -> None:
+def test_the_sft_door_and_its_mistakes(base: Path, tmp_path: Path, door: Callable[..., Any]) -> None:
     folder = tmp_path / "outputs" / "b"
     folder.parent.mkdir()
-    shutil.copytree(wide / "base", folder)
-    fast = (
-        "train.max_steps=2",
-        "train.batch_tokens=2400",
-        "train.sample_tokens=4",
-        "data.examples=30",
-        "device=cpu",
-        "precision=fp32",
-        "name=s",
-    )
+    shutil.copytree(base / "base", folder)
+    shutil.copy(base / "talks.jsonl", tmp_path)
+    data = ("data=instruct", "data.path=talks.jsonl", "data.val_fraction=0.2")
+    sizes = ("train.max_steps=2", "train.batch_tokens=512", "train.sample_tokens=4", *data)
+    fast = (*sizes, "device=cpu", "precision=fp32", "name=s")
     made = door("sft", *fast)
     assert made.code == 0, made.err
     assert "next:    python -m positron.chat --run outputs/s" in made.out
     assert "its pretraining text:" in made.out
     for wrong, said in (
-        (("data=instruct", "data.path=nowhere.jsonl"), "cannot read data.path=nowhere.jsonl"),
+        (("data.path=nowhere.jsonl",), "cannot read data.path=nowhere.jsonl"),
         (("init_from=nothing",), "no run nothing"),
         (("sft.lora.rank=-1",), "sft.lora.rank=-1"),
         (("sft.epochs=0",), "sft.epochs=0"),
