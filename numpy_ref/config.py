@@ -36,6 +36,7 @@ class GPTConfig:
     bias: bool = False
     tie_embeddings: bool = True
     qk_norm: bool = False
+    smear: bool = False
     dropout: float = 0.0
 
     def __post_init__(self) -> None:

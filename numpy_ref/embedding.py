@@ -10,6 +10,11 @@ over the batch.
 Sinusoidal positions (arXiv:1706.03762, section 3.5) are the same table, fixed: sin and cos of t 10000^(-2i/C). They are
 scaled to a root mean square of 0.02, that of new token embeddings; a sine's own is 1 / sqrt 2, so by 0.02 sqrt 2.
 
+Smearing. y_t = x_t + w * x_{t-1}, channel by channel, with learned w (C,), 0 at first, and nothing before the first
+token. A token then knows which one came before it, so that a single attention layer can look for "what followed this
+word earlier" (an induction head, arXiv:2209.11895), for which two layers have to be composed otherwise. x_t takes part in
+y_t and in y_{t+1}, so dx_t = dy_t + w * dy_{t+1}, and dw is the sum of dy_t * x_{t-1}.
+
 Cost: no FLOPs forward, N C additions backward; bytes only, in rows of 4 C. The backward is the awkward part: adding
 equal ids' rows one by one (`np.add.at`) is slow, so the rows are sorted by id first and each group is summed at once.
 On an FPGA: a lookup in memory, nothing else.
@@ -55,6 +60,19 @@ def position_backward(dy: Array, cache: Cache) -> tuple[Array, Array]:
     dtable = np.zeros_like(cache["table"])
     dtable[cache["rows"]] = dy.sum(axis=0)
     return dy, dtable
+
+
+def smear_forward(x: Array, weight: Array, first: Array | None = None) -> tuple[Array, Cache]:
+    """x (B, T, C), weight (C,) -> (B, T, C); `first` (B, C) is what came before x, where a text is read in parts."""
+    before = np.concatenate((np.zeros_like(x[:, :1]) if first is None else first[:, None], x[:, :-1]), axis=1)
+    return x + weight * before, {"before": before, "weight": weight}
+
+
+def smear_backward(dy: Array, cache: Cache) -> tuple[Array, Array]:
+    """dy (B, T, C) -> dx (B, T, C), dweight (C,)."""
+    dx = dy.copy()
+    dx[:, :-1] += cache["weight"] * dy[:, 1:]
+    return dx, (dy * cache["before"]).sum(axis=(0, 1))
 
 
 def sinusoidal_table(context_length: int, d_model: int) -> Array:

@@ -1,6 +1,7 @@
 """Chapter 12. GPT: token ids in, a probability for every possible next token out.
 
-    x = wte[ids] + positions                  (B, T, C)   (rotary positions act inside of attention instead)
+    x = wte[ids] + positions                  (B, T, C)   (rotary positions act inside of attention instead; with
+                                                           smearing, a share of the embedding before comes first)
     x = block_i(x)  for i in 0 .. L-1         (B, T, C)
     logits = norm_f(x) W^T                    (B, T, V)   W = wte when tied (arXiv:1608.05859), else lm_head
 
@@ -30,6 +31,8 @@ from numpy_ref.embedding import (
     position_backward,
     position_forward,
     sinusoidal_table,
+    smear_backward,
+    smear_forward,
 )
 from numpy_ref.linear import Array, Cache, linear_backward, linear_forward
 from numpy_ref.loss import cross_entropy_backward, cross_entropy_forward
@@ -60,7 +63,8 @@ def shapes(config: Any) -> Shapes:
         return found
 
     block = {**under("norm1.", norm), **with_bias(linears), **under("norm2.", norm), **with_bias(mlp)}
-    found: Shapes = {"wte.weight": (V, C)}
+    found: Shapes = {"smear": (C,)} if config.smear else {}
+    found["wte.weight"] = (V, C)
     if config.position == "learned":
         found["wpe.weight"] = (config.context_length, C)
     for i in range(config.n_layer):
@@ -76,7 +80,7 @@ def init_params(config: Any, seed: int = 0, dtype: Any = np.float32) -> Params:
     rng = np.random.default_rng(seed)
     params = {}
     for name, shape in shapes(config).items():
-        if name.endswith("bias"):
+        if name.endswith("bias") or name == "smear":
             params[name] = np.zeros(shape, dtype)
         elif "norm" in name:
             params[name] = np.ones(shape, dtype)
@@ -100,6 +104,11 @@ def _forward(
         raise InputError(f"{end} tokens do not fit the context length {config.context_length}")
     cache: Cache = {}
     x, cache["wte"] = embedding_forward(idx, params["wte.weight"])
+    if config.smear:
+        first = past[0].last if past else None
+        if past:
+            past[0].last = x[:, -1]
+        x, cache["smear"] = smear_forward(x, params["smear"], first)
     rope = None
     if config.position == "learned":
         x, cache["wpe"] = position_forward(x, params["wpe.weight"], start)
@@ -182,6 +191,8 @@ def _backward(dlogits: Array, cache: Cache, config: Any) -> Params:
     dx, _, _ = dropout_backward(dx, cache["drop"])
     if config.position == "learned":
         dx, grads["wpe.weight"] = position_backward(dx, cache["wpe"])
+    if config.smear:
+        dx, grads["smear"] = smear_backward(dx, cache["smear"])
     _, dwte = embedding_backward(dx, cache["wte"])
     if config.tie_embeddings:
         dwte += dhead

@@ -45,11 +45,15 @@ def under(prefix: str, params: dict[str, Value]) -> dict[str, Value]:
 
 
 class Past:
-    """Keys and values of one layer, (B, K, capacity, D) each, of which the first `length` places are filled."""
+    """Keys and values of one layer, (B, K, capacity, D) each, of which the first `length` places are filled.
+
+    `last` (B, C): the embedding of the token read last, which smearing adds to the next one's.
+    """
 
     def __init__(self, batch: int, config: Any, capacity: int, dtype: Any) -> None:
         shape = (batch, kv_heads(config), capacity, config.d_model // config.n_head)
         self.k, self.v, self.length = np.zeros(shape, dtype), np.zeros(shape, dtype), 0
+        self.last: Array | None = None
 
     def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
         """Append (B, K, T, D) each; returns all so far."""

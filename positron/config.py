@@ -42,6 +42,7 @@ class ModelConfig:
     bias: bool = False
     tie_embeddings: bool = True
     qk_norm: bool = False
+    smear: bool = False  # every token's embedding gets a learned share, channel by channel, of the one before it
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -108,7 +109,8 @@ class GPTConfig(ModelConfig):
             per_block += self.d_model + self.ff_width * (2 if self.activation == "swiglu" else 1)
         embeddings = 0 if self.tie_embeddings else self.vocab_size * self.d_model
         positions = self.context_length * self.d_model if self.position == "learned" else 0
-        return self.matmul_params() + embeddings + positions + self.n_layer * per_block + norm
+        smear = self.d_model if self.smear else 0
+        return self.matmul_params() + embeddings + positions + smear + self.n_layer * per_block + norm
 
     def flops_per_token(self, context: int | None = None) -> float:
         """Floating-point operations that training needs per token: forward (2 per weight) and backward (4 per weight).
@@ -237,7 +239,7 @@ class PrecisionConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    kind: Literal["adamw"] = "adamw"
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = 3e-4
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -383,6 +385,10 @@ class RunConfig:
             raise UserError(f"seed={self.seed} must not be negative")
         if self.init_from and self.ckpt_path:
             raise UserError("init_from= takes weights only and ckpt_path= everything: give one of them")
+        if self.optimizer.kind == "muon" and self.device.strategy == "fsdp":
+            raise UserError(
+                "optimizer=muon needs whole matrices, which device.strategy=fsdp cuts up: take adamw, or ddp"
+            )
 
 
 def seconds(value: float | str) -> float:

@@ -96,18 +96,20 @@ def write(writer: Writer, prompt: str, sampling: Sampling, options: argparse.Nam
 
 
 def write_several(writer: Writer, prompt: str, sampling: Sampling, options: argparse.Namespace) -> None:
+    from positron.inference.engine import cut_at
+
     began = time.perf_counter()
     ids = writer.ids(prompt)
-    texts = writer.engine(options.num_samples).texts(
+    written = writer.engine(options.num_samples).written(
         [ids] * options.num_samples, sampling, max_tokens=options.max_tokens, seed=options.seed
     )
     took = time.perf_counter() - began
-    for i, text in enumerate(texts):
-        from positron.inference.engine import cut_at
-
-        text, _, _ = cut_at(text, tuple(options.stop), at_end=True)
+    speed = round(sum(one.tokens for one in written) / took, 1)
+    for i, one in enumerate(written):
+        text, _, stopped = cut_at(one.text, tuple(options.stop), at_end=True)
         if options.json:
-            facts = {"prompt": prompt, "text": text, "seed": options.seed + i, "seconds_for_all": round(took, 3)}
+            facts = {"prompt": prompt, "text": text, "seed": options.seed + i, "tokens": one.tokens}
+            facts |= {"ended": one.ended or stopped, "tokens_per_second_of_all": speed}
             print(json.dumps(facts, ensure_ascii=False))
         else:
             print(f"--- seed {options.seed + i} ---\n{prompt}{text}\n")
@@ -116,19 +118,16 @@ def write_several(writer: Writer, prompt: str, sampling: Sampling, options: argp
 def compare(writer: Writer, prompt: str, options: argparse.Namespace) -> None:
     """One column per preset, as wide as the terminal allows."""
     import shutil
-    import textwrap
 
+    from positron.evaluation.comparison import side_by_side
     from positron.inference.sampling import PRESETS
 
-    width = max(24, (shutil.get_terminal_size().columns - 2 * len(PRESETS)) // len(PRESETS))
     columns = []
     for name, sampling in PRESETS.items():
         ids = writer.ids(prompt)
         (text,) = writer.engine().texts([ids], sampling, max_tokens=options.max_tokens, seed=options.seed)
-        rows = [row for line in (prompt + text).splitlines() for row in textwrap.wrap(line, width) or [""]]
-        columns.append([name, "-" * len(name), *rows])
-    for i in range(max(map(len, columns))):
-        print("  ".join((column[i] if i < len(column) else "").ljust(width) for column in columns).rstrip())
+        columns.append((name, prompt + text))
+    print(side_by_side(columns, shutil.get_terminal_size().columns))
 
 
 def bench(writer: Writer) -> None:

@@ -167,13 +167,13 @@ ROOMS = {
     "data": {"config", "disk", "fetch", "text", "data"},
     "model": {"config", "model"},
     "inference": {"config", "model", "text", "inference"},
-    "evaluation": {"config", "disk", "runs", "evaluation"},
+    "evaluation": {"config", "disk", "runs", "text", "data", "model", "inference", "evaluation"},
     "runs": {"config", "disk", "model", "text", "training"},
     "door": {"config"},
     "sweeps": {"config", "disk", "door", "runs"},
     "training": {"config", "disk", "text", "data", "model", "inference", "evaluation", "runs", "door", "training"},
 }
-DOORS = ("train", "generate", "prepare", "doctor")
+DOORS = ("train", "sft", "generate", "chat", "evaluate", "compare", "prepare", "doctor")
 
 
 def imports_of(path: Path) -> set[str]:

@@ -26,7 +26,7 @@ from positron.train import train
 
 CONTEXT, V = 12, 40
 SHAPES: list[dict[str, Any]] = [
-    {"norm": norm, "activation": activation, "bias": bias, "tie_embeddings": tie, "qk_norm": qk_norm}
+    {"norm": norm, "activation": activation, "bias": bias, "tie_embeddings": tie, "qk_norm": qk_norm, "smear": qk_norm}
     for norm, activation, bias, tie, qk_norm in [
         ("layernorm", "gelu", True, True, False),
         ("rmsnorm", "swiglu", False, False, True),

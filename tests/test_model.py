@@ -13,7 +13,9 @@ from positron.model.gpt import GPT
 
 BASE = GPTConfig(vocab_size=61, context_length=24, d_model=32, n_layer=2, n_head=4)
 OPTIONS = [
-    dataclasses.replace(BASE, norm=n, position=p, activation=a, n_kv_head=k, tie_embeddings=t, bias=b, qk_norm=q)
+    dataclasses.replace(
+        BASE, norm=n, position=p, activation=a, n_kv_head=k, tie_embeddings=t, bias=b, qk_norm=q, smear=q
+    )
     for n, p, a, k, (t, b, q) in itertools.product(
         ("layernorm", "rmsnorm"),
         ("learned", "sinusoidal", "rope"),

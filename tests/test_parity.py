@@ -7,7 +7,7 @@ would pass. Errors are relative to the largest number of the tensor.
 from __future__ import annotations
 
 import itertools
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -34,6 +34,7 @@ OPTIONS: dict[str, list[Any]] = {
     "tie_embeddings": [True, False],
     "bias": [False, True],
     "qk_norm": [False, True],
+    "smear": [False, True],
 }
 PRODUCT = [dict(zip(OPTIONS, values, strict=True)) for values in itertools.product(*OPTIONS.values())]
 WORST: dict[str, float] = {}  # what the tests saw, told at the end
@@ -128,13 +129,17 @@ def covering() -> list[dict[str, Any]]:
     return chosen
 
 
-def ten_steps(options: dict[str, Any], seed: int) -> None:
-    """AdamW with clipping, warmup and cosine: parameters after each of ten steps."""
+def ten_steps(options: dict[str, Any], seed: int, kind: Literal["adamw", "muon"] = "adamw") -> None:
+    """With clipping, warmup and cosine: parameters after each of ten steps."""
     config, schedule = gpt_config(**options), ScheduleConfig(kind="cosine", warmup_steps=3, final_ratio=0.1)
-    law = OptimizerConfig(lr=0.01, weight_decay=0.1)
+    law = OptimizerConfig(kind, lr=0.01, weight_decay=0.1)
+    init, one_step = {
+        "adamw": (theirs.adamw_init, theirs.adamw_step),
+        "muon": (theirs.muon_init, theirs.muon_step),
+    }[kind]
     model, params = twins(config, seed)
     optimizer = build_optimizer(model.named_parameters(), law, fused=False)
-    state = theirs.adamw_init(params)
+    state = init(params)
     for step in range(1, 11):
         idx, targets = batch(config, seed=1000 * seed + step)
         lr = lr_at(step, 10, peak=law.lr, schedule=schedule)
@@ -146,9 +151,9 @@ def ten_steps(options: dict[str, Any], seed: int) -> None:
         optimizer.step()
         _, grads = numpy_ref.loss_and_grads(params, config, idx, targets)
         assert error(np.array(theirs.clip_gradients(grads, 0.5)), norm) < 1e-8
-        theirs.adamw_step(params, grads, state, lr, law.betas, law.eps, law.weight_decay)
+        one_step(params, grads, state, lr, law.betas, law.eps, law.weight_decay)
         for name, parameter in model.named_parameters():
-            assert note("weights after AdamW", error(params[name], parameter)) < 1e-8, (options, step, name)
+            assert note(f"weights after {kind}", error(params[name], parameter)) < 1e-8, (options, step, name)
 
 
 def test_parity_of_ten_adamw_steps_where_all_pairs_of_options_meet() -> None:
@@ -156,6 +161,11 @@ def test_parity_of_ten_adamw_steps_where_all_pairs_of_options_meet() -> None:
     assert len(found) < 40
     for seed, options in enumerate(found):
         ten_steps(options, seed)
+
+
+def test_parity_of_ten_muon_steps_where_all_pairs_of_options_meet() -> None:
+    for seed, options in enumerate(covering()):
+        ten_steps(options, seed, "muon")
 
 
 @pytest.mark.slow

@@ -28,7 +28,7 @@ def read_conversations(config: DataConfig) -> list[Conversation]:
     UserError for a missing, empty or malformed file, naming line and field.
     """
     if config.source == "story_instruct":
-        return list(story_requests(config.seed, config.examples, config.val_fraction))
+        return list(story_requests(config.seed, 0, config.examples, config.val_fraction))
     path = SAMPLE if config.path is None else Path(config.path).expanduser()
     found = []
     for where, record in _records(path):
@@ -40,11 +40,11 @@ def read_conversations(config: DataConfig) -> list[Conversation]:
     return found
 
 
-def story_requests(seed: int, count: int, val_fraction: float) -> Iterator[Conversation]:
-    """Requests for stories with their stories. A name, a thing and a place that meet in validation never do in training."""
+def story_requests(seed: int, start: int, stop: int, val_fraction: float) -> Iterator[Conversation]:
+    """Requests start .. stop - 1 with their stories. Names, things and places that meet in validation never do in training."""
     from positron.data import stories
 
-    for index in range(count):
+    for index in range(start, stop):
         request = stories.requests(seed, index)
         story = stories.generate(seed, index, request)
         messages = (Message("user", stories.ask(request, seed, index)), Message("assistant", story.text))

@@ -57,6 +57,33 @@ def learning_rate_curve(rows: list[dict[str, Any]]) -> bytes:
     return _png(figure)
 
 
+def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[tuple[str, float, float]]) -> bytes:
+    """PNG: validation curves of the runs over each other, (million tokens, bits per byte), and where each ended on one
+    text, (run, bits per byte, half of the 95 % interval), best first."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, max(4.0, 1.5 + 0.4 * len(bars))), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colors = {name: f"C{i % 10}" for i, (name, _, _) in enumerate(bars)}
+    for name, points in curves.items():
+        if points:
+            left.plot(*zip(*points, strict=True), color=colors[name], marker="o", ms=3, label=name)
+    left.set(xlabel="million tokens", ylabel="bits per byte", title="validation while training")
+    places = range(len(bars))
+    values, halves = [value for _, value, _ in bars], [half for _, _, half in bars]
+    right.barh(places, values, xerr=halves, color=[colors[name] for name, _, _ in bars], capsize=4)
+    for place, value, half in zip(places, values, halves, strict=True):
+        right.text(value + half, place, f"  {value:.4f}", va="center")
+    right.set_yticks(places, [name for name, _, _ in bars])
+    right.invert_yaxis()
+    right.set(xlabel="bits per byte", title="on the same text", xlim=(0, 1.25 * max(values)))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    if any(curves.values()):
+        left.legend()
+    return _png(figure)
+
+
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
@@ -74,6 +101,4 @@ def length_histogram(lengths: Any, context: int) -> bytes:
     axes.set(xlabel="tokens in a document", ylabel="documents", title=f"{len(lengths):,} documents")
     axes.grid(alpha=0.3)
     axes.legend()
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
-    return picture.getvalue()
+    return _png(figure)

@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from positron.config import DataConfig, TokenizerConfig, UserError, from_dict
+from positron.data import stories
 from positron.data.pretrain import prepare
 from positron.data.shards import TokenFiles
 from positron.data.sources import WAIT, open_source
@@ -37,20 +38,34 @@ def token_files(run: Run, split: str, say: Callable[[str], None]) -> TokenFiles:
     return TokenFiles(place, split, tokenizer)
 
 
-def validation_texts(run: Run, limit: int, say: Callable[[str], None]) -> list[str]:
-    """The first validation documents, about `limit` bytes of them."""
-    files = token_files(run, "val", say)
+def texts_of_run(run: Run, split: str, limit: int, say: Callable[[str], None]) -> list[str]:
+    """The first documents of a side of the run's pretraining text, at least `limit` bytes of them (0: all)."""
+    files = token_files(run, split, say)
     tokenizer = load_tokenizer(run.tokenizer_folder)
     end = tokenizer.special_id(END_OF_TEXT)
-    ids = files.read(0, min(files.n_tokens, limit))  # a token is at least a byte
-    cuts = np.flatnonzero(ids == end)
+    # of three tokens of a document one at least has a byte: there may be an end of text and a blank that only joins
+    ids = files.read(0, min(files.n_tokens, 3 * limit or files.n_tokens))
+    cuts = [*np.flatnonzero(ids == end), *([len(ids)] if len(ids) == files.n_tokens else [])]
+    return up_to([tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in pairwise(cuts)], limit)
+
+
+def up_to(texts: list[str], limit: int) -> list[str]:
+    """The first ones that are not empty, until they have `limit` bytes (0: all)."""
     found, size = [], 0
-    for a, b in pairwise([*cuts, *([len(ids)] if len(cuts) < 2 else [])]):
-        found.append(tokenizer.decode(ids[a + 1 : b].tolist()))
-        size += len(found[-1].encode("utf-8"))
-        if size >= limit:
+    for text in filter(None, texts):
+        found.append(text)
+        size += len(text.encode("utf-8"))
+        if limit and size >= limit:
             break
-    return [text for text in found if text]
+    return found
+
+
+def floor_of(texts: list[str]) -> float:
+    """Bits per byte that the texts hold. UserError where one of them is no built-in story."""
+    try:
+        return sum(map(stories.bits, texts)) / sum(len(text.encode("utf-8")) for text in texts)
+    except ValueError as error:
+        raise UserError("--stories is for the built-in stories, and this text has others") from error
 
 
 def texts_of_file(path: str) -> list[str]:

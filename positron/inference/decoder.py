@@ -49,6 +49,8 @@ class Decoder:
         else:
             wide = torch.float64 if self.dtype == torch.float64 else torch.float32  # there is no complex bfloat16
             self.turn = torch.complex(model.cos.to(wide), model.sin.to(wide))[:, None]  # (T, 1, D/2)
+        self.smear = model.smear.detach().to(self.dtype) if config.smear else None
+        self.ids = torch.zeros((batch, config.context_length), dtype=torch.int64, device=self.device)
         room = (config.n_layer, batch, self.K, config.context_length, self.D)
         self.k, self.v = (torch.zeros(room, dtype=self.dtype, device=self.device) for _ in range(2))
         self.lengths = [0] * batch  # tokens of each sequence in the cache
@@ -131,6 +133,9 @@ class Decoder:
         b = len(rows)
         idx = torch.tensor([p + [0] * (n - len(p)) for p in prompts], device=self.device)
         x = F.embedding(idx, self.wte)  # (b, n, C)
+        if self.smear is not None:
+            self.ids[rows, :n] = idx
+            x = x + self.smear * F.pad(x[:, :-1], (0, 0, 1, 0))
         if self.config.position != "rope":
             x = x + self.positions[:n]
         turn = self.turn[:n].repeat(b, 1, 1) if self.config.position == "rope" else None
@@ -146,6 +151,13 @@ class Decoder:
         last = x[torch.arange(b), torch.tensor([len(p) - 1 for p in prompts])]
         return F.linear(self._apply_norm(last, self.norm_f), self.head)
 
+    def _before(self, ids: Tensor) -> Tensor:
+        """(B, C): what was read before `ids` by each row, whose cache may have been shortened; 0 for an empty one."""
+        places = torch.tensor(self.lengths[: len(ids)], device=self.device)
+        rows = torch.arange(len(ids), device=self.device)
+        self.ids[rows, places] = ids
+        return F.embedding(self.ids[rows, places - 1], self.wte) * (places > 0)[:, None]
+
     @torch.inference_mode()
     def step(self, ids: Tensor) -> Tensor:
         """One token more for each row of the batch, ids (B,) -> next-token logits (B, V). The cache must have room."""
@@ -160,6 +172,8 @@ class Decoder:
             assert isinstance(where, Tensor)
             mask = (torch.arange(n, device=self.device) <= where[:, None])[:, None, None]  # (B, 1, 1, n)
         x = F.embedding(ids, self.wte)  # (B, C)
+        if self.smear is not None:
+            x = x + self.smear * self._before(ids)
         if self.config.position != "rope":
             x = x + self.positions[where]
         turn = self.turn[where] if self.config.position == "rope" else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -11,6 +12,12 @@ from positron.inference.decoder import Decoder
 from positron.inference.sampling import BALANCED, Sampling, choose
 from positron.model.gpt import GPT
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS, StreamDecoder, Tokenizer
+
+
+class Written(NamedTuple):
+    text: str
+    tokens: int
+    ended: bool  # by itself, before max_tokens
 
 
 class Engine:
@@ -95,18 +102,26 @@ class Engine:
         if rest:
             yield rest
 
+    def written(
+        self, prompts: list[list[int]], sampling: Sampling = BALANCED, *, max_tokens: int = 200, seed: int = 0,
+        stop_ids: Iterable[int] | None = None,
+    ) -> list[Written]:  # fmt: skip
+        """What follows each of the prompts; text i is that of `stream` with seed + i."""
+        end = [self.tokenizer.special_id(END_OF_TEXT)] if stop_ids is None else stop_ids
+        rows: list[list[int]] = [[] for _ in prompts]
+        for chosen in self.ids(prompts, sampling, max_tokens=max_tokens, stop_ids=end, seed=seed):
+            for row, token in zip(rows, chosen, strict=True):
+                if token is not None:
+                    row.append(token)
+        return [Written(self.tokenizer.decode(row), len(row), len(row) < max_tokens) for row in rows]
+
     def texts(
         self, prompts: list[list[int]], sampling: Sampling = BALANCED, *, max_tokens: int = 200, seed: int = 0,
         stop_ids: Iterable[int] | None = None,
     ) -> list[str]:  # fmt: skip
-        """What follows each of the prompts; text i is that of `stream` with seed + i."""
-        end = [self.tokenizer.special_id(END_OF_TEXT)] if stop_ids is None else stop_ids
-        written: list[list[int]] = [[] for _ in prompts]
-        for chosen in self.ids(prompts, sampling, max_tokens=max_tokens, stop_ids=end, seed=seed):
-            for row, token in zip(written, chosen, strict=True):
-                if token is not None:
-                    row.append(token)
-        return [self.tokenizer.decode(row) for row in written]
+        """The texts of `written`."""
+        written = self.written(prompts, sampling, max_tokens=max_tokens, seed=seed, stop_ids=stop_ids)
+        return [one.text for one in written]
 
 
 def cut_at(text: str, stop: tuple[str, ...], at_end: bool = False) -> tuple[str, str, bool]:

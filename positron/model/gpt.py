@@ -77,6 +77,15 @@ def document_mask(documents: Tensor) -> Tensor:
     return same.tril()
 
 
+def embeddings_before(x: Tensor, documents: Tensor | None) -> Tensor:
+    """(B, T, C) -> (B, T, C): that of the token before; 0 where a window, or a document in it, begins."""
+    before = F.pad(x[:, :-1], (0, 0, 1, 0))
+    if documents is None:
+        return before
+    same = F.pad(documents[:, 1:] == documents[:, :-1], (1, 0))
+    return before * same[..., None]
+
+
 class Attention(nn.Module):
     """Causal multi-head attention; with n_kv_head < n_head, groups of heads share keys and values (arXiv:2305.13245)."""
 
@@ -166,6 +175,8 @@ class GPT(nn.Module):
             cos, sin = rope_tables(config.context_length, config.d_head)
             self.register_buffer("cos", cos.to(dtype), persistent=False)
             self.register_buffer("sin", sin.to(dtype), persistent=False)
+        if config.smear:
+            self.smear = nn.Parameter(torch.empty(config.d_model))
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm_f = Norm(config)
@@ -188,6 +199,8 @@ class GPT(nn.Module):
         if self.config.context_length < T:
             raise ValueError(f"{T} tokens do not fit the context length {self.config.context_length}")
         x = self.wte(idx)
+        if self.config.smear:  # one layer then suffices to find what followed an earlier occurrence of this token
+            x = x + self.smear * embeddings_before(x, documents)
         rope = mask = None
         places: slice | Tensor = slice(T)
         if documents is not None:
@@ -225,12 +238,12 @@ def init_weights(model: GPT, seed: int) -> None:
     | wte, wpe, lm_head, q k v,    | normal, std 0.02 (GPT-2)                                        |
     |   up, gate                   |                                                                 |
     | attn.out, mlp.down           | normal, std 0.02 / sqrt(2 L): 2 L branches add to one residual  |
-    | biases                       | 0                                                               |
+    | biases, smear                | 0                                                               |
     | norm weights                 | 1                                                               |
     """
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
+        if name.endswith("bias") or name == "smear":
             parameter.zero_()
         elif "norm" in name:
             parameter.fill_(1.0)

@@ -1,4 +1,4 @@
-"""AdamW (arXiv:1711.05101) with weight decay on matrices only."""
+"""AdamW (arXiv:1711.05101) or Muon, with weight decay on matrices only."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from positron.config import OptimizerConfig
+from positron.training.muon import Muon
 
 
 def build_optimizer(
@@ -15,12 +16,25 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Vectors (norms, biases) are not decayed: pulling a scale towards zero is no regularisation."""
     named = [(name, p) for name, p in parameters if p.requires_grad]
+    vectors = [p for _, p in named if p.ndim < 2]
+    matrices = [p for _, p in named if p.ndim >= 2]
+    if config.kind == "adamw":
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    # rows of an embedding and of the head belong to single tokens, so their gradients are no maps between directions
+    hidden = [p for name, p in named if p.ndim >= 2 and "blocks." in name]
+    tables = [p for name, p in named if p.ndim >= 2 and "blocks." not in name]
     groups = [
-        {"params": [p for _, p in named if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for _, p in named if p.ndim < 2], "weight_decay": 0.0},
+        {"params": hidden, "weight_decay": config.weight_decay, "orthogonal": True},
+        {"params": tables, "weight_decay": config.weight_decay, "orthogonal": False},
+        {"params": vectors, "weight_decay": 0.0, "orthogonal": False},
     ]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+    return Muon(groups, config.lr, config.betas, config.eps, fused=fused)
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> Tensor:

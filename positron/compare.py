@@ -1,0 +1,70 @@
+"""Runs side by side on one text.
+
+python -m positron.compare outputs/small outputs/large
+python -m positron.compare --csv > runs.csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+from positron.config import UserError
+from positron.door import errors_as_one_line
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m positron.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="*", help="run folders, folders of runs, names (default: all in outputs/)")
+    parser.add_argument("--text", metavar="FILE", help="measure on this text (default: the runs' own validation side)")
+    parser.add_argument("--limit", type=int, default=200_000, help="most bytes to score (default %(default)s; 0: all)")
+    parser.add_argument(
+        "--prompt", default="Once upon a time", help="what all of them go on from (default %(default)s)"
+    )
+    parser.add_argument("--max-tokens", type=int, default=120, help="length of the samples (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples (default %(default)s)")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--csv", action="store_true", help="the table as CSV")
+    shape.add_argument("--json", action="store_true", help="the table as JSON")
+    parser.add_argument("--png", metavar="FILE", help="where the picture goes (default: outputs/compare.png)")
+    return parser
+
+
+def main() -> None:
+    with errors_as_one_line():
+        options = arguments().parse_args()
+        if options.limit < 0 or options.max_tokens < 1:
+            raise UserError("--limit must be at least 0 bytes, and --max-tokens at least 1")
+        from positron.disk import make_folder, whole_file
+        from positron.evaluation import comparison
+        from positron.evaluation.plots import comparison_picture
+        from positron.runs import OUTPUTS
+
+        runs = comparison.find_runs(options.runs, OUTPUTS)
+        texts = comparison.common_text(runs, options.text, options.limit, say)
+        rows = comparison.compare(runs, texts, options.prompt, options.max_tokens, options.seed, say)
+        if options.csv:
+            print(comparison.as_csv(rows))
+        elif options.json:
+            print(comparison.as_json(rows))
+        else:
+            print("\n" + comparison.as_table(rows) + "\n")
+            width = shutil.get_terminal_size().columns
+            print(comparison.side_by_side([(row.run, row.sample) for row in rows], width) + "\n")
+        path = Path(options.png) if options.png else make_folder(OUTPUTS) / "compare.png"
+        bars = [(row.run, row.bpb, row.interval or 0.0) for row in rows]
+        with whole_file(path) as file:
+            file.write(comparison_picture(comparison.curves(runs), bars))
+        say(f"the picture: {path}")
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

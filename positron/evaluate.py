@@ -1,0 +1,217 @@
+"""Measure a run.
+
+python -m positron.evaluate --run outputs/quickstart
+python -m positron.evaluate --run outputs/quickstart --text book.txt
+python -m positron.evaluate --stories --instruct
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from positron.config import DataConfig, UserError, from_dict
+from positron.door import chosen_sampling, errors_as_one_line, sampling_options
+
+if TYPE_CHECKING:
+    from positron.data.conversations import Conversation
+    from positron.inference.writer import Writer
+    from positron.runs import Run
+
+TABLE_WIDTH = 14
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m positron.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
+    text = parser.add_mutually_exclusive_group()
+    text.add_argument("--text", metavar="FILE", help="score this text: .txt, .jsonl, .parquet, a folder of them")
+    text.add_argument("--split", choices=("val", "train"), default="val", help="... or a side of the run's own text")
+    parser.add_argument(
+        "--limit", type=int, default=1_000_000, help="most bytes to score (default %(default)s; 0: all)"
+    )
+    parser.add_argument("--stride", type=int, help="tokens scored per window (default: half the context length)")
+    parser.add_argument("--stories", action="store_true", help="let it write built-in stories, and have them checked")
+    parser.add_argument("--instruct", action="store_true", help="ask it for built-in stories, and have them checked")
+    parser.add_argument("--count", type=int, default=200, help="stories, and requests, to check (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="all figures as one object")
+    sampling_options(parser)
+    return parser
+
+
+def main() -> None:
+    with errors_as_one_line():
+        options = arguments().parse_args()
+        if options.limit < 0:
+            raise UserError(f"--limit {options.limit} must be at least 0 bytes")
+        if options.count < 1:
+            raise UserError(f"--count {options.count} must be at least 1")
+        chosen_sampling(options, default="precise")  # refused before anything is loaded
+        from positron.inference.writer import Writer
+        from positron.runs import find_run, load_model
+
+        run = find_run(options.run)
+        model, tokenizer, path = load_model(run, say)
+        say(f"{run.folder}, {path.name}: {model.config.n_params() / 1e6:.2f}M parameters")
+        writer = Writer(model, tokenizer)
+        facts = {"run": str(run.folder), "checkpoint": path.name, "parameters": model.config.n_params()}
+        facts |= text_facts(run, writer, options)
+        if options.stories:
+            facts["stories"] = story_facts(run, writer, options)
+        if options.instruct:
+            facts["instruct"] = instruct_facts(run, writer, options)
+        print(json.dumps(facts) if options.json else as_text(facts))
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
+    """Loss over the documents of the text, each from its beginning to its end."""
+    from positron.evaluation.scoring import interval, score_documents, total
+    from positron.evaluation.texts import floor_of, texts_of_file, texts_of_run, up_to
+
+    if options.text is not None:
+        texts, name = texts_of_file(options.text), options.text
+    else:
+        texts, name = texts_of_run(run, options.split, options.limit, say), f"{options.split} side of its own text"
+    texts = up_to(texts, options.limit)
+    began = time.perf_counter()
+    scores = score_documents(writer.model, writer.tokenizer, texts, stride=options.stride)
+    took = time.perf_counter() - began
+    whole, floor = total(scores), floor_of(texts) if options.stories else None
+    context = writer.model.config.context_length
+    return {
+        "text": name,
+        "documents": len(scores),
+        "bytes": whole.bytes,
+        "tokens": whole.tokens,
+        "context": context,
+        "stride": options.stride or max(1, context // 2),
+        "loss": whole.loss,
+        "perplexity": whole.perplexity,
+        "tokenizer": f"{writer.tokenizer.kind}, {writer.tokenizer.vocab_size:,} ids",
+        "bpb": whole.bpb,
+        "bpb_interval": interval(scores),
+        "floor_bpb": floor,
+        "tokens_per_second": whole.tokens / took,
+    }
+
+
+def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
+    """Stories that the model writes, beside stories of the grammar that no one trained on."""
+    import dataclasses
+
+    from positron.data import stories
+    from positron.evaluation.story_quality import quality, write_stories
+    from positron.evaluation.texts import token_files
+
+    training = token_files(run, "train", say)
+    sampling = chosen_sampling(options, default="balanced")
+    written = write_stories(writer, options.count, sampling, options.seed, longest(writer))
+    fresh = [story.text for story in stories.documents(-1 - options.seed, 0, options.count)]
+    found = quality([one.text for one in written if one.text], writer.tokenizer, training)
+    return {
+        "count": options.count,
+        "sampling": dataclasses.asdict(sampling),
+        "ended": sum(one.ended for one in written) / len(written),
+        **dataclasses.asdict(found),
+        "grammar": dataclasses.asdict(quality(fresh, writer.tokenizer, training)),
+    }
+
+
+def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
+    """Answers to requests whose name, object and place never met in the conversations that a run learns from."""
+    import dataclasses
+
+    from positron.data import stories
+    from positron.data.conversations import story_requests
+    from positron.evaluation.story_quality import answer_requests, following
+
+    if not run.is_chat:
+        raise UserError(f"{run.folder} was not fine-tuned on conversations, so --instruct has nobody to ask")
+    values = run.config()["data"]
+    data = from_dict(DataConfig, values) if values["source"] == "story_instruct" else DataConfig("story_instruct")
+    unseen: list[int] = []
+    talks: list[Conversation] = []
+    index = data.examples  # those before took part in the fine-tuning, on one side or the other
+    while len(talks) < options.count:
+        (talk,) = story_requests(data.seed, index, index + 1, data.val_fraction)
+        if talk.is_val:
+            unseen.append(index)
+            talks.append(talk)
+        index += 1
+    sampling = chosen_sampling(options, default="precise")
+    written = answer_requests(writer, talks, sampling, options.seed, longest(writer))
+    found = following(written, [stories.requests(data.seed, i) for i in unseen])
+    return {"count": len(written), "sampling": dataclasses.asdict(sampling), **dataclasses.asdict(found)}
+
+
+def longest(writer: Writer) -> int:
+    """Tokens of a story at most: one that goes on for longer than the model can see does not end by itself."""
+    return max(16, 2 * writer.model.config.context_length)
+
+
+def as_text(facts: dict[str, Any]) -> str:
+    half = facts["bpb_interval"]
+    lines = [
+        f"text            {facts['text']}: {facts['documents']:,} documents, {facts['bytes']:,} bytes",
+        f"bits per byte   {facts['bpb']:.4f}"
+        + (f" ± {half:.4f} (95 % over the documents)" if half is not None else ""),
+        f"loss            {facts['loss']:.4f} nats per token",
+        f"perplexity      {facts['perplexity']:.3f} (of this tokenizer's tokens: {facts['tokenizer']})",
+        f"window          {facts['context']} tokens, {facts['stride']} of them scored at a time",
+        f"speed           {facts['tokens_per_second']:,.0f} tokens/s",
+    ]
+    if facts["floor_bpb"] is not None:
+        above = facts["bpb"] / facts["floor_bpb"] - 1
+        lines.insert(
+            2, f"floor           {facts['floor_bpb']:.4f}: the text's own bits; the model is {above:.1%} above"
+        )
+    if "stories" in facts:
+        lines += ["", *_stories(facts["stories"])]
+    if "instruct" in facts:
+        found = facts["instruct"]
+        lines += [
+            "",
+            f"{found['count']} unseen requests, {_sampling(found['sampling'])}",
+            f"followed        {found['followed']:.1%} (name, object, place and plot are those asked for)",
+            f"accepted        {found['accepted']:.1%} (every sentence is one that the grammar could have written there)",
+            f"ended           {found['ended']:.1%} by themselves",
+        ]
+    return "\n".join(lines)
+
+
+def _stories(found: dict[str, Any]) -> list[str]:
+    rows = [
+        f"{found['count']} stories, {_sampling(found['sampling'])}",
+        f"{'':<30}{'the model':>{TABLE_WIDTH}}{'the grammar':>{TABLE_WIDTH}}",
+    ]
+    names = {
+        "accepted": "accepted by the parser",
+        "distinct_2": "distinct pairs of words",
+        "distinct_3": "distinct triples of words",
+        "copied": "50 tokens copied from training",
+    }
+    for key, name in names.items():
+        cells = [f"{side[key]:.1%}" if side[key] is not None else "-" for side in (found, found["grammar"])]
+        rows.append(f"{name:<30}" + "".join(f"{cell:>{TABLE_WIDTH}}" for cell in cells))
+    rows.append(f"{'ended by themselves':<30}{found['ended']:>{TABLE_WIDTH}.1%}")
+    return rows
+
+
+def _sampling(values: dict[str, Any]) -> str:
+    if values["temperature"] == 0:
+        return "always the likeliest token"
+    limits = [f"{name} {values[name]}" for name in ("top_k", "top_p", "min_p") if values[name] is not None]
+    return ", ".join([f"temperature {values['temperature']}", *limits])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""Several runs side by side on one text: a table, a picture, the same prompt."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from positron.config import UserError
+from positron.evaluation.metrics import read_metrics
+from positron.evaluation.scoring import interval, score_documents, total
+from positron.evaluation.texts import texts_of_file, texts_of_run, up_to
+from positron.inference.sampling import BALANCED
+from positron.inference.writer import Writer
+from positron.runs import Run, find_run, load_model
+from positron.text import conversation
+from positron.text.conversation import Message
+
+
+@dataclass(frozen=True)
+class Row:
+    run: str
+    parameters: int
+    tokens: int  # seen in training, that of the base run included
+    bpb: float
+    interval: float | None  # half of the 95 % interval over documents
+    perplexity: float
+    tokenizer: str
+    sample: str
+
+
+def find_runs(names: Sequence[str], outputs: Path) -> list[Run]:
+    """Those named (a folder of runs stands for its runs), or all in `outputs` that have a checkpoint."""
+    found = []
+    for name in names or [str(outputs)]:
+        folder = Path(name) if Path(name).is_dir() else outputs / name
+        if (folder / "config.json").exists() or not folder.is_dir():
+            found.append(find_run(name, outputs))
+            continue
+        inside = [Run(path.parent) for path in sorted(folder.glob("**/config.json"))]
+        inside = [run for run in inside if list(run.checkpoint_folder.glob("*.ckpt"))]
+        if not inside:
+            raise UserError(f"there is no run with a checkpoint in {folder.resolve()}")
+        found += inside
+    return found
+
+
+def common_text(runs: Sequence[Run], file: str | None, limit: int, say: Callable[[str], None]) -> list[str]:
+    """What all are measured on: the file, or the validation side that they share. UserError where they share none."""
+    if file is not None:
+        return up_to(texts_of_file(file), limit)
+    texts = [texts_of_run(run, "val", limit, say) for run in runs]
+    for run, other in zip(runs[1:], texts[1:], strict=True):
+        if other != texts[0]:
+            raise UserError(
+                f"{runs[0].folder} and {run.folder} have different validation texts, which do not compare: "
+                "name runs of one text, or give --text FILE to measure all of them on"
+            )
+    return texts[0]
+
+
+def compare(
+    runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int, seed: int, say: Callable[[str], None]
+) -> list[Row]:
+    """Best first, by bits per byte: the only figure that does not depend on the tokenizer."""
+    rows = []
+    for run in runs:
+        model, tokenizer, path = load_model(run, say)
+        say(f"{run.folder}, {path.name}")
+        scores = score_documents(model, tokenizer, texts)
+        whole = total(scores)
+        rows.append(
+            Row(
+                run=str(run.folder),
+                parameters=model.config.n_params(),
+                tokens=tokens_seen(run),
+                bpb=whole.bpb,
+                interval=interval(scores),
+                perplexity=whole.perplexity,
+                tokenizer=f"{tokenizer.kind} {tokenizer.vocab_size:,}",
+                sample=_sample(run, Writer(model, tokenizer), prompt, max_tokens, seed),
+            )
+        )
+    return sorted(rows, key=lambda row: row.bpb)
+
+
+def tokens_seen(run: Run) -> int:
+    tokens = int(run.facts().get("tokens", 0))
+    config = run.config()
+    return tokens + (tokens_seen(find_run(config["init_from"])) if config.get("sft") is not None else 0)
+
+
+def _sample(run: Run, writer: Writer, prompt: str, max_tokens: int, seed: int) -> str:
+    """What a base model makes of the prompt; what a chat model answers to it."""
+    if not run.is_chat:
+        return writer.generate(prompt, max_tokens=max_tokens, seed=seed)
+    ids, stops = (
+        conversation.prompt([Message("user", prompt)], writer.tokenizer),
+        conversation.stop_ids(writer.tokenizer),
+    )
+    return "".join(writer.engine().stream(ids, BALANCED, max_tokens=max_tokens, seed=seed, stop_ids=stops))
+
+
+def as_table(rows: Sequence[Row]) -> str:
+    header = ("run", "parameters", "tokens seen", "bits per byte", "perplexity", "of tokenizer")
+    cells = [
+        (
+            row.run,
+            f"{row.parameters / 1e6:.2f}M",
+            f"{row.tokens / 1e6:.1f}M",
+            f"{row.bpb:.4f}" + (f" ± {row.interval:.4f}" if row.interval is not None else ""),
+            f"{row.perplexity:.3f}",
+            row.tokenizer,
+        )
+        for row in rows
+    ]
+    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (header, *cells)
+    ]
+    return "\n".join(line.rstrip() for line in (lines[0], "  ".join("-" * width for width in widths), *lines[1:]))
+
+
+def as_csv(rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(asdict(rows[0])), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    return text.getvalue().rstrip("\n")
+
+
+def as_json(rows: Sequence[Row]) -> str:
+    return json.dumps([asdict(row) for row in rows], ensure_ascii=False, indent=2)
+
+
+def side_by_side(columns: Sequence[tuple[str, str]], width: int) -> str:
+    """Texts under their titles, in so many columns as have room for 24 letters each, then the next ones below."""
+    import textwrap
+
+    at_once = max(1, min(len(columns), width // 26))
+    each = width // at_once - 2
+    blocks = []
+    for start in range(0, len(columns), at_once):
+        some = []
+        for title, text in columns[start : start + at_once]:
+            title = title if len(title) <= each else "..." + title[3 - each :]
+            wrapped = [row for line in text.splitlines() for row in textwrap.wrap(line, each) or [""]]
+            some.append([title, "-" * len(title), *wrapped])
+        height = max(map(len, some))
+        rows = [[column[i] if i < len(column) else "" for column in some] for i in range(height)]
+        blocks.append("\n".join("  ".join(cell.ljust(each) for cell in row).rstrip() for row in rows))
+    return "\n\n".join(blocks)
+
+
+def curves(runs: Sequence[Run]) -> dict[str, list[tuple[float, float]]]:
+    """(million tokens, bits per byte of the validation) of each run, from its metrics."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for run in runs:
+        rows: list[dict[str, Any]] = read_metrics(run.folder / "metrics.jsonl")
+        found[str(run.folder)] = [(r["tokens"] / 1e6, r["val/bpb"]) for r in rows if r.get("val/bpb") is not None]
+    return found

@@ -1,0 +1,316 @@
+"""Measuring: against models and texts whose true figures are known."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import Result, tiny
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from positron.config import DataConfig, GPTConfig, TokenizerConfig, UserError
+from positron.data import stories
+from positron.data.shards import TokenFiles
+from positron.evaluation.comparison import side_by_side
+from positron.evaluation.metrics import Score
+from positron.evaluation.scoring import interval, score, score_documents, sliding_windows, total
+from positron.evaluation.story_quality import copied, distinct, following
+from positron.evaluation.texts import floor_of, texts_of_file, texts_of_run, token_files, up_to
+from positron.inference.engine import Written
+from positron.model.gpt import GPT
+from positron.model.loss import IGNORE
+from positron.runs import Run
+from positron.text.tables import CharTokenizer
+from positron.text.tokenizer import END_OF_TEXT
+from positron.train import train
+
+TOKENIZER = CharTokenizer("abcd ")
+
+
+def silent(config: GPTConfig) -> GPT:
+    """A model whose blocks add nothing: the embedding goes to the head as it is."""
+    model = GPT(config).double().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("attn.out.weight", "mlp.down.weight")):
+                parameter.zero_()
+    return model
+
+
+def bigram(table: torch.Tensor, context: int) -> GPT:
+    """The model that knows p(next | last) = table[last, next], (V, V), and nothing else."""
+    V = len(table)
+    model = silent(
+        GPTConfig(
+            vocab_size=V, context_length=context, d_model=V, n_layer=1, n_head=1, norm="rmsnorm", position="sinusoidal",
+            bias=False, tie_embeddings=False,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        model.positions.zero_()
+        model.wte.weight.copy_(torch.eye(V))
+        # a one-hot row leaves RMSNorm (eps 1e-5) as a multiple of itself
+        scale = 1 / math.sqrt(1 / V + 1e-5)
+        model.lm_head.weight.copy_(table.log().T / scale)
+    return model
+
+
+def test_a_uniform_model_of_bytes_scores_eight_bits() -> None:
+    model = silent(GPTConfig(vocab_size=256, context_length=8, d_model=8, n_layer=1, n_head=1, tie_embeddings=False))
+    with torch.no_grad():
+        model.lm_head.weight.zero_()
+    x = torch.randint(0, 256, (5, 8), generator=torch.Generator().manual_seed(0))
+    found = score(model, x, x.roll(-1, 1), torch.ones(256, dtype=torch.int64))
+    assert found.bpb == pytest.approx(8.0, rel=1e-12)
+    assert found.perplexity == pytest.approx(256.0, rel=1e-12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    texts=st.lists(st.text("abcd ", min_size=1, max_size=40), min_size=1, max_size=6),
+    context=st.integers(2, 12),
+    stride=st.integers(1, 12),
+    seed=st.integers(0, 9),
+)
+def test_a_bigram_model_scores_what_its_table_says(texts: list[str], context: int, stride: int, seed: int) -> None:
+    """However the windows lie: each token, and the end of each document, counts once, after the one before it."""
+    rng = np.random.default_rng(seed)
+    V = TOKENIZER.vocab_size
+    table = torch.from_numpy(rng.dirichlet(np.ones(V), size=V)).clamp(min=1e-9)
+    table /= table.sum(dim=1, keepdim=True)
+    end = TOKENIZER.special_id(END_OF_TEXT)
+    wanted = 0.0
+    for text in texts:
+        ids = [end, *TOKENIZER.encode(text), end]
+        wanted -= sum(math.log(table[a, b]) for a, b in pairwise(ids))
+    scores = score_documents(bigram(table, context), TOKENIZER, texts, stride=min(stride, context))
+    whole = total(scores)
+    assert whole.nats == pytest.approx(wanted, rel=1e-9)
+    assert whole.bytes == sum(map(len, texts))
+    assert whole.tokens == sum(len(text) + 1 for text in texts)
+
+
+@given(st.integers(2, 60), st.integers(1, 12), st.integers(1, 12))
+def test_sliding_windows_score_each_token_once_with_what_came_before(n: int, context: int, stride: int) -> None:
+    stride = min(stride, context)
+    ids = list(range(n))
+    x, y = sliding_windows(ids, context, stride)
+    assert x.shape == y.shape == (len(x), context)
+    assert sorted(y[y != IGNORE].tolist()) == ids[1:]
+    for row_x, row_y in zip(x.tolist(), y.tolist(), strict=True):
+        for place, target in enumerate(row_y):
+            if target != IGNORE:
+                assert row_x[: place + 1] == ids[target - place - 1 : target]
+                assert place + 1 >= min(target, context - stride + 1)
+
+
+def test_a_stride_of_one_gives_each_token_the_whole_context() -> None:
+    model = GPT(GPTConfig(TOKENIZER.vocab_size, context_length=6, d_model=8, n_layer=2, n_head=2)).double().eval()
+    end = TOKENIZER.special_id(END_OF_TEXT)
+    text = "abcad dcab aab"
+    ids = [end, *TOKENIZER.encode(text), end]
+    wanted = 0.0
+    with torch.no_grad():
+        for i in range(1, len(ids)):
+            logits = model(torch.tensor([ids[max(0, i - 6) : i]]))[0, -1]
+            wanted -= float(logits.log_softmax(-1)[ids[i]])
+    (found,) = score_documents(model, TOKENIZER, [text], stride=1)
+    assert found.nats == pytest.approx(wanted, rel=1e-12)
+    with pytest.raises(UserError, match="--stride 7 must be between 1 and the context length 6"):
+        score_documents(model, TOKENIZER, [text], stride=7)
+
+
+def test_the_interval_holds_the_truth_19_times_of_20() -> None:
+    """Documents of unequal length and difficulty: 400 samples of 60 from a population whose ratio is known."""
+    rng = random.Random(0)
+
+    def document() -> Score:
+        size = rng.randint(20, 400)
+        return Score(size * rng.lognormvariate(0.0, 0.5) * math.log(2), size, size)
+
+    truth = math.exp(0.125)  # the mean of that lognormal, independent of the size
+    hits = 0
+    for _ in range(400):
+        scores = [document() for _ in range(60)]
+        half = interval(scores)
+        assert half is not None
+        hits += abs(total(scores).bpb - truth) <= half
+    assert 0.91 < hits / 400 < 0.98
+    assert interval(scores[:1]) is None
+
+
+def test_the_corpus_own_probabilities_score_exactly_the_floor(runs: Path) -> None:
+    run = Run(runs / "outputs" / "chars")
+    files = token_files(run, "val", print)
+    texts = texts_of_run(run, "val", 0, print)
+    assert len(texts) == files.n_documents
+    assert sum(len(text.encode()) for text in texts) == files.n_bytes
+    own = [Score(stories.bits(text) * math.log(2), len(text.encode()), 1) for text in texts]
+    assert total(own).bpb == pytest.approx(files.floor_bpb, rel=1e-12)
+    assert floor_of(texts) == pytest.approx(files.floor_bpb, rel=1e-12)
+    assert not total(own).is_below(files.bits or 0)
+    with pytest.raises(UserError, match="--stories is for the built-in stories"):
+        floor_of([*texts, "The end."])
+
+
+def test_copied_runs_are_those_that_stand_in_the_training_text(runs: Path) -> None:
+    run = Run(runs / "outputs" / "chars")
+    training = token_files(run, "train", print)
+    tokenizer = CharTokenizer.load(run.tokenizer_folder)
+    known = texts_of_run(run, "train", 20_000, print)
+    new = [story.text for story in stories.documents(-1, 0, 10)]
+    assert copied(known[:5], tokenizer, training) == 1.0
+    text = "\n".join(texts_of_run(run, "train", 0, print))
+    for n in (10, 50):
+        grams = [t[i : i + n] for t in new for i in range(len(t) - n + 1)]
+        wanted = sum(gram in text for gram in grams) / len(grams)
+        assert copied(new, tokenizer, training, n) == pytest.approx(wanted, abs=1e-12)
+    assert copied(["too short"], tokenizer, training) is None
+
+
+def test_the_chunks_in_which_training_text_is_searched_overlap(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from positron.evaluation import story_quality
+
+    run = Run(runs / "outputs" / "chars")
+    training, tokenizer = token_files(run, "train", print), CharTokenizer.load(run.tokenizer_folder)
+    monkeypatch.setattr(story_quality, "CHUNK", 777)
+    assert copied(texts_of_run(run, "train", 5_000, print), tokenizer, training) == 1.0
+
+
+def test_distinct_counts_different_runs_of_words() -> None:
+    assert distinct(["a b a b", "a b"], 2) == 2 / 4
+    assert distinct(["one"], 2) == 0
+
+
+def test_a_request_is_followed_by_its_own_story_alone() -> None:
+    requests = [stories.requests(0, i) for i in range(6)]
+    texts = [stories.generate(0, i, request).text for i, request in enumerate(requests)]
+    told = [Written(text, 100, True) for text in texts]
+    assert following(told, requests) == following(told[:3], requests[:3])
+    assert dataclasses.astuple(following(told, requests)) == (1.0, 1.0, 1.0)
+    other = following(told, requests[1:] + requests[:1])
+    assert (other.followed, other.accepted) == (0.0, 1.0)
+    broken = [one._replace(text=one.text[:-9], ended=False) for one in told]
+    assert dataclasses.astuple(following(broken, requests)) == (0.0, 0.0, 0.0)
+
+
+def test_limits_count_whole_documents() -> None:
+    assert up_to(["", "ab", "cd", "e"], 3) == ["ab", "cd"]
+    assert up_to(["ab", "", "c"], 0) == ["ab", "c"]
+
+
+def test_a_long_text_is_cut_at_paragraphs_and_loses_nothing(tmp_path: Path) -> None:
+    text = "".join(f"Line {i} of a book.\n" + ("\n" if i % 7 == 0 else "") for i in range(500))
+    (tmp_path / "book.txt").write_text(text)
+    pieces = texts_of_file(str(tmp_path / "book.txt"))
+    assert len(pieces) > 5
+    assert "".join(pieces) == text
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_texts_side_by_side_lose_no_word(count: int) -> None:
+    texts = [(f"run{i}", f"a{i} b{i}\n\nc{i} " * 9) for i in range(count)]
+    shown = side_by_side(texts, 80)
+    assert max(map(len, shown.splitlines())) <= 80
+    for title, text in texts:
+        assert title in shown
+        for word in set(text.split()):
+            assert shown.count(word) == text.count(word)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of two tokenizers on one corpus, and one of another corpus."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(tiny(folder, name="chars"), folder / "outputs" / "chars")
+    words = tiny(folder, name="words", tokenizer=TokenizerConfig("word", vocab_size=300), train__max_steps=20)
+    train(words, folder / "outputs" / "words")
+    (folder / "my.txt").write_text("The cat sat on the mat.\n" * 400)
+    other = tiny(folder, name="cats", data=DataConfig("text", str(folder / "my.txt"), val_fraction=0.2, dir="data"))
+    train(dataclasses.replace(other, train=dataclasses.replace(other.train, max_steps=3)), folder / "other" / "cats")
+    return folder
+
+
+def test_evaluate_prints_what_a_run_is_worth(door: Callable[..., Result], runs: Path) -> None:
+    shown = door("evaluate", "--run", "chars", folder=runs)
+    assert shown.code == 0, shown.err
+    for what in ("bits per byte", "±", "perplexity", "32 tokens, 16 of them scored at a time", "tokens/s"):
+        assert what in shown.out
+    facts = json.loads(door("evaluate", "--run", "chars", "--json", folder=runs).out)
+    files = TokenFiles(next((runs / "data").glob("stories-*/tokens-*")), "val", CharTokenizer.load(
+        runs / "outputs" / "chars" / "tokenizer"))  # fmt: skip
+    assert facts["bytes"] == files.n_bytes
+    assert facts["documents"] == files.n_documents
+    trained = Run(runs / "outputs" / "chars").facts()["best/bpb"]
+    assert facts["bpb"] == pytest.approx(trained, rel=0.1)  # there on windows, here on whole documents
+
+
+def test_evaluate_has_stories_checked(door: Callable[..., Result], runs: Path) -> None:
+    shown = door("evaluate", "--run", "chars", "--stories", "--count", "3", folder=runs)
+    assert shown.code == 0, shown.err
+    for what in ("floor", "accepted by the parser", "100.0%", "copied from training", "distinct pairs"):
+        assert what in shown.out
+
+
+def test_evaluate_measures_any_text(door: Callable[..., Result], runs: Path) -> None:
+    facts = json.loads(door("evaluate", "--run", "chars", "--text", "my.txt", "--json", folder=runs).out)
+    assert facts["bytes"] == len((runs / "my.txt").read_bytes())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--run", "nobody"), "no run nobody"),
+        (("--run", "chars", "--text", "none.txt"), "none.txt"),
+        (("--run", "chars", "--stride", "99"), "--stride 99"),
+        (("--run", "chars", "--instruct"), "was not fine-tuned"),
+        (("--run", "other/cats", "--stories"), "built-in stories"),
+        (("--run", "chars", "--temperature", "-1"), "temperature"),
+        (("--run", "chars", "--count", "0"), "--count 0"),
+    ],
+)
+def test_evaluate_refuses_in_one_line(
+    door: Callable[..., Result], runs: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    result = door("evaluate", *arguments, folder=runs)
+    assert result.code == 2, result.err
+    assert says in result.err.splitlines()[-1]
+    assert "Traceback" not in result.err
+
+
+def test_compare_puts_runs_of_two_tokenizers_beside_each_other(door: Callable[..., Result], runs: Path) -> None:
+    shown = door("compare", folder=runs)
+    assert shown.code == 0, shown.err
+    assert {"outputs/chars", "outputs/words"} <= set(shown.out.split())
+    assert "char" in shown.out
+    assert "word 300" in shown.out
+    assert shown.out.count("Once upon a time") == 2
+    assert (runs / "outputs" / "compare.png").read_bytes().startswith(b"\x89PNG")
+    rows = json.loads(door("compare", "chars", "words", "--json", "--png", "two.png", folder=runs).out)
+    assert [row["bpb"] for row in rows] == sorted(row["bpb"] for row in rows)
+    assert (runs / "two.png").exists()
+    again = list(csv.DictReader(io.StringIO(door("compare", "outputs/chars", "words", "--csv", folder=runs).out)))
+    assert [float(row["bpb"]) for row in again] == [row["bpb"] for row in rows]
+
+
+def test_compare_refuses_different_texts_but_takes_one_for_all(door: Callable[..., Result], runs: Path) -> None:
+    refused = door("compare", "chars", "other/cats", folder=runs)
+    assert refused.code == 2
+    assert "have different validation texts" in refused.err
+    taken = door("compare", "chars", "other/cats", "--text", "my.txt", folder=runs)
+    assert taken.code == 0, taken.err
+    for wrong, says in ((("nobody",), "no run nobody"), (("data",), "there is no run with a checkpoint")):
+        result = door("compare", *wrong, folder=runs)
+        assert (result.code, result.err.count("\n")) == (2, 1), result.err
+        assert says in result.err
