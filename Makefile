@@ -1,5 +1,5 @@
 # Thin names for plain commands; each prints what it runs.
-.PHONY: install train train-quick generate test test-all check bench clean
+.PHONY: install train train-quick sft chat generate test test-all check bench clean
 SHELL := /bin/bash
 
 # A Python that Hydra 1.3 runs on: 3.11 to 3.13.
@@ -33,6 +33,12 @@ train: install
 
 train-quick: install
 	$(BIN)/python -m positron.train model=debug train.max_steps=100 train.batch_tokens=4096 data.size_mb=2 name=quick
+
+sft: install
+	$(BIN)/python -m positron.sft init_from=quickstart data=story_instruct
+
+chat: install
+	$(BIN)/python -m positron.chat
 
 generate: install
 	$(BIN)/python -m positron.generate "Once upon a time"

@@ -13,6 +13,8 @@ import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
+IGNORE = -100  # a target that carries no loss
+
 
 class UserError(Exception):
     """Something that the user can mend: doors print it as one line and exit with code 2."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -11,12 +10,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from positron.config import Unreachable, UserError, unknown_key
-
-if TYPE_CHECKING:
-    from positron.inference.sampling import Sampling
 
 
 def conf_folder() -> Path:
@@ -157,31 +153,3 @@ def run_hydra(job: Callable[[Any], Any], recipe: str) -> None:
         hydra.main(config_path=str(conf_folder()), config_name=recipe, version_base="1.3")(guarded)()
         if failures:
             raise failures[0]
-
-
-def sampling_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--preset", help="precise, balanced (default) or creative; what follows changes single settings"
-    )
-    parser.add_argument("--temperature", type=float, help="0: always the likeliest")
-    parser.add_argument("--top-k", type=int, help="choose among the k likeliest tokens only")
-    parser.add_argument("--top-p", type=float, help="... among the likeliest that reach this probability")
-    parser.add_argument(
-        "--min-p", type=float, help="... among those with this share of the likeliest one's probability"
-    )
-    parser.add_argument("--repetition-penalty", type=float, help="above 1: what was said lately gets less likely")
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another text (default %(default)s)")
-
-
-def chosen_sampling(options: argparse.Namespace, default: str = "balanced") -> Sampling:
-    """The preset with the options that were given. UserError for what makes no sense."""
-    import dataclasses
-
-    from positron.inference.sampling import PRESETS
-
-    preset = options.preset or default
-    if preset not in PRESETS:
-        raise UserError(f"there is no preset {preset}: choose from {', '.join(PRESETS)}")
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return dataclasses.replace(PRESETS[preset], **given)

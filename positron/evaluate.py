@@ -14,7 +14,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from positron.config import DataConfig, UserError, from_dict
-from positron.door import chosen_sampling, errors_as_one_line, sampling_options
+from positron.door import errors_as_one_line
+from positron.inference.options import chosen_sampling, sampling_options
 
 if TYPE_CHECKING:
     from positron.data.conversations import Conversation

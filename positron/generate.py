@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.config import UserError
-from positron.door import chosen_sampling, errors_as_one_line, sampling_options
+from positron.door import errors_as_one_line
+from positron.inference.options import chosen_sampling, sampling_options
 
 if TYPE_CHECKING:
     from positron.inference.sampling import Sampling

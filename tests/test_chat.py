@@ -26,8 +26,8 @@ from positron.text import conversation
 from positron.text.conversation import Message
 from positron.train import train
 
-PROMPT = "you > "
-ESCAPES = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\x1b[=>]|\r")
+# the prompt begins and ends with the terminal's bracketed paste: what lies between an end and a beginning is the answer
+PROMPT, ENTERED = "\x1b[?2004h", "\x1b[?2004l"
 
 
 @pytest.fixture(scope="module")
@@ -55,17 +55,17 @@ def spawn(folder: Path, *arguments: str) -> pexpect.spawn:
         env={**os.environ, "PYTHONPATH": str(PROJECT), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
         dimensions=(50, 400),
     )  # fmt: skip
+    child.delaybeforesend = None
     child.expect_exact(PROMPT)
     return child
 
 
 def say(child: pexpect.spawn, line: str) -> str:
-    """Type a line; what is shown from then to the next prompt, as plain text."""
+    """Type a line; what is shown from then to the next prompt."""
     child.sendline(line)
-    child.expect(r"\n[^\n]*\n")  # the line itself, echoed
-    echoed = child.before + child.after
+    child.expect_exact(ENTERED)
     child.expect_exact(PROMPT)
-    return ESCAPES.sub("", echoed + child.before)
+    return str(child.before)
 
 
 @pytest.fixture
@@ -95,8 +95,8 @@ def test_a_chat_of_200_turns_in_a_context_of_64(chat: pexpect.spawn) -> None:
 def test_ctrl_c_stops_an_answer_and_keeps_it_and_leaves_at_the_prompt(runs: Path, tmp_path: Path) -> None:
     child = spawn(runs, "--run", "base", "--max-tokens", "1000000")  # goes on until it is stopped
     child.sendline("Once")
-    child.expect_exact("Once")
-    child.expect(r"Once\S* ?[^\r\n]+")  # the answer has begun
+    child.expect_exact(ENTERED)
+    child.expect(r"Once.{20,}")  # the answer has begun
     child.sendintr()
     child.expect_exact(" ...")
     child.expect_exact(PROMPT)

@@ -19,9 +19,8 @@ from conftest import Result, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from positron.config import DataConfig, GPTConfig, TokenizerConfig, UserError
+from positron.config import IGNORE, DataConfig, GPTConfig, TokenizerConfig, UserError
 from positron.data import stories
-from positron.data.shards import TokenFiles
 from positron.evaluation.comparison import side_by_side
 from positron.evaluation.metrics import Score
 from positron.evaluation.scoring import interval, score, score_documents, sliding_windows, total
@@ -29,8 +28,8 @@ from positron.evaluation.story_quality import copied, distinct, following
 from positron.evaluation.texts import floor_of, texts_of_file, texts_of_run, token_files, up_to
 from positron.inference.engine import Written
 from positron.model.gpt import GPT
-from positron.model.loss import IGNORE
 from positron.runs import Run
+from positron.text.choose import load_tokenizer
 from positron.text.tables import CharTokenizer
 from positron.text.tokenizer import END_OF_TEXT
 from positron.train import train
@@ -53,16 +52,16 @@ def bigram(table: torch.Tensor, context: int) -> GPT:
     V = len(table)
     model = silent(
         GPTConfig(
-            vocab_size=V, context_length=context, d_model=V, n_layer=1, n_head=1, norm="rmsnorm", position="sinusoidal",
+            vocab_size=V, context_length=context, d_model=V + V % 2, n_layer=1, n_head=1, norm="rmsnorm", position="sinusoidal",
             bias=False, tie_embeddings=False,
         )
     )  # fmt: skip
     with torch.no_grad():
         model.positions.zero_()
-        model.wte.weight.copy_(torch.eye(V))
+        model.wte.weight.copy_(torch.eye(V, V + V % 2))
         # a one-hot row leaves RMSNorm (eps 1e-5) as a multiple of itself
-        scale = 1 / math.sqrt(1 / V + 1e-5)
-        model.lm_head.weight.copy_(table.log().T / scale)
+        scale = 1 / math.sqrt(1 / (V + V % 2) + 1e-5)
+        model.lm_head.weight[:, :V] = table.log().T / scale
     return model
 
 
@@ -116,7 +115,11 @@ def test_sliding_windows_score_each_token_once_with_what_came_before(n: int, con
 
 
 def test_a_stride_of_one_gives_each_token_the_whole_context() -> None:
-    model = GPT(GPTConfig(TOKENIZER.vocab_size, context_length=6, d_model=8, n_layer=2, n_head=2)).double().eval()
+    model = (
+        GPT(GPTConfig(vocab_size=TOKENIZER.vocab_size, context_length=6, d_model=8, n_layer=2, n_head=2))
+        .double()
+        .eval()
+    )
     end = TOKENIZER.special_id(END_OF_TEXT)
     text = "abcad dcab aab"
     ids = [end, *TOKENIZER.encode(text), end]
@@ -167,7 +170,7 @@ def test_the_corpus_own_probabilities_score_exactly_the_floor(runs: Path) -> Non
 def test_copied_runs_are_those_that_stand_in_the_training_text(runs: Path) -> None:
     run = Run(runs / "outputs" / "chars")
     training = token_files(run, "train", print)
-    tokenizer = CharTokenizer.load(run.tokenizer_folder)
+    tokenizer = load_tokenizer(run.tokenizer_folder)
     known = texts_of_run(run, "train", 20_000, print)
     new = [story.text for story in stories.documents(-1, 0, 10)]
     assert copied(known[:5], tokenizer, training) == 1.0
@@ -183,7 +186,7 @@ def test_the_chunks_in_which_training_text_is_searched_overlap(runs: Path, monke
     from positron.evaluation import story_quality
 
     run = Run(runs / "outputs" / "chars")
-    training, tokenizer = token_files(run, "train", print), CharTokenizer.load(run.tokenizer_folder)
+    training, tokenizer = token_files(run, "train", print), load_tokenizer(run.tokenizer_folder)
     monkeypatch.setattr(story_quality, "CHUNK", 777)
     assert copied(texts_of_run(run, "train", 5_000, print), tokenizer, training) == 1.0
 
@@ -234,8 +237,10 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of two tokenizers on one corpus, and one of another corpus."""
     folder = tmp_path_factory.mktemp("runs")
     train(tiny(folder, name="chars"), folder / "outputs" / "chars")
-    words = tiny(folder, name="words", tokenizer=TokenizerConfig("word", vocab_size=300), train__max_steps=20)
-    train(words, folder / "outputs" / "words")
+    pieces = tiny(
+        folder, name="pieces", tokenizer=TokenizerConfig("sentencepiece", vocab_size=600), train__max_steps=20
+    )
+    train(pieces, folder / "outputs" / "pieces")
     (folder / "my.txt").write_text("The cat sat on the mat.\n" * 400)
     other = tiny(folder, name="cats", data=DataConfig("text", str(folder / "my.txt"), val_fraction=0.2, dir="data"))
     train(dataclasses.replace(other, train=dataclasses.replace(other.train, max_steps=3)), folder / "other" / "cats")
@@ -248,8 +253,7 @@ def test_evaluate_prints_what_a_run_is_worth(door: Callable[..., Result], runs: 
     for what in ("bits per byte", "±", "perplexity", "32 tokens, 16 of them scored at a time", "tokens/s"):
         assert what in shown.out
     facts = json.loads(door("evaluate", "--run", "chars", "--json", folder=runs).out)
-    files = TokenFiles(next((runs / "data").glob("stories-*/tokens-*")), "val", CharTokenizer.load(
-        runs / "outputs" / "chars" / "tokenizer"))  # fmt: skip
+    files = token_files(Run(runs / "outputs" / "chars"), "val", print)
     assert facts["bytes"] == files.n_bytes
     assert facts["documents"] == files.n_documents
     trained = Run(runs / "outputs" / "chars").facts()["best/bpb"]
@@ -292,15 +296,15 @@ def test_evaluate_refuses_in_one_line(
 def test_compare_puts_runs_of_two_tokenizers_beside_each_other(door: Callable[..., Result], runs: Path) -> None:
     shown = door("compare", folder=runs)
     assert shown.code == 0, shown.err
-    assert {"outputs/chars", "outputs/words"} <= set(shown.out.split())
+    assert {"outputs/chars", "outputs/pieces"} <= set(shown.out.split())
     assert "char" in shown.out
-    assert "word 300" in shown.out
+    assert "sentencepiece 600" in shown.out
     assert shown.out.count("Once upon a time") == 2
     assert (runs / "outputs" / "compare.png").read_bytes().startswith(b"\x89PNG")
-    rows = json.loads(door("compare", "chars", "words", "--json", "--png", "two.png", folder=runs).out)
+    rows = json.loads(door("compare", "chars", "pieces", "--json", "--png", "two.png", folder=runs).out)
     assert [row["bpb"] for row in rows] == sorted(row["bpb"] for row in rows)
     assert (runs / "two.png").exists()
-    again = list(csv.DictReader(io.StringIO(door("compare", "outputs/chars", "words", "--csv", folder=runs).out)))
+    again = list(csv.DictReader(io.StringIO(door("compare", "outputs/chars", "pieces", "--csv", folder=runs).out)))
     assert [float(row["bpb"]) for row in again] == [row["bpb"] for row in rows]
 
 

@@ -187,6 +187,29 @@ def test_settings_that_make_no_sense_are_named(setting: str, value: float) -> No
         Sampling(**{setting: value})
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", SHAPES)
+def test_packed_weights_give_what_plain_ones_give(
+    options: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To the rounding of the dtype, for a prefill of unequal prompts and steps after it, with every fused activation."""
+    model = model_of(**options).float()
+    found = []
+    for packed in (True, False):
+        if not packed:
+            monkeypatch.setattr("positron.inference.linear.can_pack", lambda weight: False)
+        decoder = Decoder(model, 2, dtype)
+        assert decoder.head.packed == packed
+        logits = [decoder.prefill([0, 1], [[1, 2, 3, 4], [5]])]
+        logits += [decoder.step(torch.tensor([6 + i, 20 + i])) for i in range(5)]
+        found.append(torch.stack(logits).float())
+    exact = torch.stack([model(torch.tensor([[1, 2, 3, 4, 6, 7, 8, 9, 10][: 4 + i]]))[0, -1] for i in range(6)])
+    scale = exact.abs().max()
+    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.08}[dtype] * scale
+    assert (found[0] - found[1]).abs().max() < tolerance
+    assert (found[0][:, 0] - exact).abs().max() < tolerance
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from positron.config import IGNORE
 from positron.model.attention import BLOCK, BlockedCausalAttention, causal_attention
-from positron.model.loss import IGNORE, linear_cross_entropy, token_losses
+from positron.model.loss import linear_cross_entropy, token_losses
 
 LENGTHS = (1, 2, 31, 33, 127, BLOCK, BLOCK + 1, 300)
 

@@ -154,12 +154,15 @@ def test_dropout_acts_in_training_only():
 
 
 @pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope"])
-@pytest.mark.parametrize("n_kv_head", [4, 2])
-def test_a_document_gets_the_same_logits_packed_and_alone(position, n_kv_head):
+@pytest.mark.parametrize(("n_kv_head", "smear"), [(4, False), (2, True)])
+def test_a_document_gets_the_same_logits_packed_and_alone(position, n_kv_head, smear):
     config = GPTConfig(
-        vocab_size=50, context_length=40, d_model=32, n_layer=2, n_head=4, n_kv_head=n_kv_head, position=position
-    )
+        vocab_size=50, context_length=40, d_model=32, n_layer=2, n_head=4, n_kv_head=n_kv_head, position=position,
+        smear=smear,
+    )  # fmt: skip
     model = GPT(config, seed=3).double().eval()
+    if smear:
+        torch.nn.init.normal_(model.smear)
     lengths = [[7, 1, 20, 12], [40]]
     idx = torch.randint(0, 50, (2, 40), generator=torch.Generator().manual_seed(0))
     documents = torch.stack([torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in lengths])

@@ -13,7 +13,14 @@ from numpy_ref.attention import attention_backward, attention_forward, attention
 from numpy_ref.block import block_backward, block_forward
 from numpy_ref.config import GPTConfig
 from numpy_ref.dropout import dropout_backward, dropout_forward
-from numpy_ref.embedding import embedding_backward, embedding_forward, position_backward, position_forward
+from numpy_ref.embedding import (
+    embedding_backward,
+    embedding_forward,
+    position_backward,
+    position_forward,
+    smear_backward,
+    smear_forward,
+)
 from numpy_ref.gpt import forward, init_params, loss_and_grads, shapes
 from numpy_ref.linear import linear_backward, linear_forward
 from numpy_ref.loss import (
@@ -129,6 +136,13 @@ def test_embedding_adds_up_repeated_tokens(rng: np.random.Generator) -> None:
 def test_position(rng: np.random.Generator) -> None:
     judge(position_forward, position_backward, rng.standard_normal((2, 3, 4)), rng.standard_normal((6, 4)), rng=rng)
     judge(position_forward, position_backward, rng.standard_normal((2, 3, 4)), rng.standard_normal((6, 4)), 2, rng=rng)
+
+
+def test_smear(rng: np.random.Generator) -> None:
+    judge(smear_forward, smear_backward, rng.standard_normal((2, 5, 4)), rng.standard_normal(4), rng=rng)
+    x, w = rng.standard_normal((2, 5, 4)), rng.standard_normal(4)
+    whole, parts = smear_forward(x, w)[0], [smear_forward(x[:, :2], w)[0], smear_forward(x[:, 2:], w, x[:, 1])[0]]
+    assert np.array_equal(np.concatenate(parts, axis=1), whole)
 
 
 def test_rope(rng: np.random.Generator) -> None:
@@ -263,6 +277,7 @@ def test_block(rng: np.random.Generator, changes: dict[str, Any]) -> None:
         {**MODERN, "tie_embeddings": False},
         {"position": "sinusoidal", "activation": "relu2", "n_kv_head": 1},
         {"dropout": 0.3, "bias": True},
+        {"smear": True, "tie_embeddings": False},
     ],
 )
 def test_the_whole_model(rng: np.random.Generator, changes: dict[str, Any]) -> None:

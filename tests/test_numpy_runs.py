@@ -27,6 +27,7 @@ ARCHITECTURES = {
         "model.activation=swiglu",
         "model.n_kv_head=2",
         "model.qk_norm=true",
+        "model.smear=true",
         "model.tie_embeddings=false",
     ),
 }

@@ -33,6 +33,21 @@ def shortened(arguments: list[str]) -> list[str]:
     return [*kept, *corpus, *(f"{key}={value}" for key, value in steps.items())]
 
 
+SHORTENED = {
+    "train": shortened,
+    "sft": lambda arguments: [
+        *arguments,
+        "train.max_steps=2",
+        "data.examples=60",
+        "precision=fp32",
+        "data.val_fraction=0.5",
+    ],
+    "evaluate": lambda arguments: [*arguments, "--count", "2", "--limit", "3000"],
+    "compare": lambda arguments: [*arguments, "--limit", "3000"],
+    "chat": lambda arguments: [*arguments, "--max-tokens", "5"],
+}
+
+
 def plain(words: list[str], folder: Path) -> None:
     """A script, or a command of numpy_ref, as a process of its own."""
     if words[1].startswith("scripts/"):
@@ -48,7 +63,11 @@ def plain(words: list[str], folder: Path) -> None:
 def test_every_command_of_the_readme_runs(door, tmp_path):
     """In order, in one folder, as a reader would: later ones use what earlier ones made."""
     (tmp_path / "my.txt").write_text("The cat sat on the mat and looked at the moon.\n" * 200)
-    quickstart = door("train", "experiment=quickstart", *SHORT, "train.max_steps=4")
+    (tmp_path / "my.jsonl").write_text(
+        '{"instruction": "Who?", "output": "Tom."}\n{"instruction": "I?", "output": "No."}\n' * 9
+    )
+    long = ("model.context_length=1024", "train.batch_tokens=2048")  # letters of a story, with the request for it
+    quickstart = door("train", "experiment=quickstart", *SHORT, *long, "train.max_steps=4")
     assert quickstart.code == 0, quickstart.err
     assert len(COMMANDS) > 8
     for command in COMMANDS[2:]:
@@ -58,7 +77,8 @@ def test_every_command_of_the_readme_runs(door, tmp_path):
             continue
         assert words[:2] == ["python", "-m"], command
         name, arguments = words[2].removeprefix("positron."), words[3:]
-        result = door(name, *(shortened(arguments) if name == "train" else arguments))
+        stdin = "Tell me a story.\n" if name == "chat" and arguments[0].startswith("--") else ""
+        result = door(name, *SHORTENED.get(name, list)(arguments), stdin=stdin)
         assert result.code == 0, f"{command}\n{result.err}"
         assert result.out.strip(), command
 

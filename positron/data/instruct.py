@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from positron.config import UserError
+from positron.config import IGNORE, UserError
 from positron.data.conversations import Conversation
 from positron.data.order import windows_of_step
 from positron.data.pretrain import Windows
-from positron.model.loss import IGNORE
 from positron.text import conversation
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 

@@ -7,10 +7,10 @@ import math
 import torch
 from torch import Tensor
 
-from positron.config import UserError
+from positron.config import IGNORE, UserError
 from positron.evaluation.metrics import Score
 from positron.model.gpt import GPT
-from positron.model.loss import IGNORE, token_losses
+from positron.model.loss import token_losses
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 ROWS = 16  # windows at a time

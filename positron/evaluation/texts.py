@@ -9,14 +9,14 @@ import numpy as np
 
 from positron.config import DataConfig, TokenizerConfig, UserError, from_dict
 from positron.data import stories
+from positron.data.files import FEWEST_DOCUMENTS, list_files, read_pieces
 from positron.data.pretrain import prepare
 from positron.data.shards import TokenFiles
-from positron.data.sources import WAIT, open_source
 from positron.runs import Run, find_run
 from positron.text.choose import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT
 
-SHORT = 1_000  # bytes: a file without any document's end is cut into pieces of about this size, for the interval
+SHORT = 1_000  # characters: the documents of a file that has few are cut into pieces of about this size
 
 
 def text_run(run: Run) -> Run:
@@ -69,14 +69,20 @@ def floor_of(texts: list[str]) -> float:
 
 
 def texts_of_file(path: str) -> list[str]:
-    """The documents of any file that training can read."""
-    source = open_source(DataConfig("text", path))
-    texts = [document.text for task in source.tasks() if task != WAIT for document in source.read(task)]
-    if not any(texts):
+    """The documents of any file that training can read, long ones in pieces. UserError for none."""
+    config = DataConfig("text", path)
+    texts, text = [], ""
+    for file in list_files(path):
+        for piece, ends in read_pieces(file, config.field, config.on_invalid):
+            text += piece
+            if ends:
+                texts.append(text)
+                text = ""
+    texts = [text for text in [*texts, text] if text]
+    if not texts:
         raise UserError(f"{path} holds no text")
-    if len(texts) == 1:  # one long document: its paragraphs make an interval possible
-        texts = _pieces(texts[0])
-    return [text for text in texts if text]
+    # an interval needs more than a few documents
+    return texts if len(texts) >= FEWEST_DOCUMENTS else [piece for text in texts for piece in _pieces(text)]
 
 
 def _pieces(text: str) -> list[str]:
@@ -86,4 +92,4 @@ def _pieces(text: str) -> list[str]:
         if len(piece) >= SHORT and not line.strip():
             pieces.append(piece)
             piece = ""
-    return [*pieces, piece]
+    return [piece for piece in [*pieces, piece] if piece]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from positron.inference.linear import Linear
 from positron.model.gpt import GPT, NORM_EPS, Block, Norm
 from positron.model.lora import weight_of
 
@@ -22,10 +23,10 @@ class _Layer:
     block: Block
     norm1: tuple[Tensor, Tensor | None]
     norm2: tuple[Tensor, Tensor | None]
-    qkv: tuple[Tensor, Tensor | None]
-    out: tuple[Tensor, Tensor | None]
-    up: tuple[Tensor, Tensor | None]  # gate above up for swiglu
-    down: tuple[Tensor, Tensor | None]
+    qkv: Linear
+    out: Linear
+    up: Linear  # with its activation; gate above up for swiglu
+    down: Linear
 
 
 class Decoder:
@@ -41,7 +42,10 @@ class Decoder:
         self.layers = [self._pack(block) for block in model.blocks]  # type: ignore[arg-type]
         self.norm_f = self._norm(model.norm_f)
         self.wte = model.wte.weight.detach().to(self.dtype)
-        self.head = self.wte if config.tie_embeddings else model.head_weight.detach().to(self.dtype)
+        self.head = Linear(model.head_weight.detach().to(self.dtype))
+        # SDPA for one query is three times slower in bf16 than in fp32 on a CPU
+        narrow = self.dtype == torch.bfloat16 and self.device.type == "cpu"
+        self.cache_dtype = torch.float32 if narrow else self.dtype
         if config.position == "learned":
             self.positions = model.wpe.weight.detach().to(self.dtype)
         elif config.position == "sinusoidal":
@@ -52,7 +56,7 @@ class Decoder:
         self.smear = model.smear.detach().to(self.dtype) if config.smear else None
         self.ids = torch.zeros((batch, config.context_length), dtype=torch.int64, device=self.device)
         room = (config.n_layer, batch, self.K, config.context_length, self.D)
-        self.k, self.v = (torch.zeros(room, dtype=self.dtype, device=self.device) for _ in range(2))
+        self.k, self.v = (torch.zeros(room, dtype=self.cache_dtype, device=self.device) for _ in range(2))
         self.lengths = [0] * batch  # tokens of each sequence in the cache
 
     def _norm(self, norm: Norm) -> tuple[Tensor, Tensor | None]:
@@ -62,15 +66,15 @@ class Decoder:
     def _pack(self, block: Block) -> _Layer:
         attn, mlp = block.attn, block.mlp
 
-        def joined(*parts: torch.nn.Linear, paired: int = 0) -> tuple[Tensor, Tensor | None]:
+        def joined(*parts: torch.nn.Linear, paired: int = 0, activation: str = "") -> Linear:
             """`paired`: so many of the parts get their rotary pairs side by side."""
             weights = [weight_of(p) for p in parts]
             weights[:paired] = [self._side_by_side(weight) for weight in weights[:paired]]
             weight = torch.cat(weights).detach().to(self.dtype).contiguous()
             if parts[0].bias is None:
-                return weight, None
+                return Linear(weight, None, activation)
             biases = [p.bias if i >= paired else self._side_by_side(p.bias) for i, p in enumerate(parts)]
-            return weight, torch.cat(biases).detach().to(self.dtype)
+            return Linear(weight, torch.cat(biases).detach().to(self.dtype), activation)
 
         return _Layer(
             block,
@@ -78,7 +82,7 @@ class Decoder:
             self._norm(block.norm2),
             joined(attn.q, attn.k, attn.v, paired=2 if self.config.position == "rope" else 0),
             joined(attn.out),
-            joined(mlp.gate, mlp.up) if mlp.activation == "swiglu" else joined(mlp.up),
+            joined(mlp.gate, mlp.up) if mlp.activation == "swiglu" else joined(mlp.up, activation=mlp.activation),
             joined(mlp.down),
         )
 
@@ -92,29 +96,20 @@ class Decoder:
             return F.layer_norm(x, norm[0].shape, *norm, NORM_EPS)
         return F.rms_norm(x, norm[0].shape, norm[0], NORM_EPS)
 
-    def _mlp(self, x: Tensor, layer: _Layer) -> Tensor:
-        h = F.linear(x, *layer.up)
-        activation = self.config.activation
-        if activation == "gelu":
-            h = F.gelu(h, approximate="tanh")
-        elif activation == "relu":
-            h = h.relu_()
-        elif activation == "swish":
-            h = F.silu(h, inplace=True)
-        elif activation == "relu2":
-            h = h.relu_().square_()
-        else:
+    def _plus_mlp(self, x: Tensor, layer: _Layer) -> Tensor:
+        h = layer.up(self._apply_norm(x, layer.norm2))
+        if self.config.activation == "swiglu":
             gate, h = h.chunk(2, dim=-1)
             h = F.silu(gate) * h
-        return F.linear(h, *layer.down)
+        return layer.down.plus(h, x)
 
     def _heads(self, x: Tensor, layer: _Layer, turn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(N, C) -> q (N, H, D), k and v (N, K, D), turned by `turn` (N or 1, 1, D/2) and normalised."""
-        qkv = F.linear(x, *layer.qkv).view(len(x), -1, self.D)
+        qkv = layer.qkv(x).to(self.cache_dtype).view(len(x), -1, self.D)
         qk, v = qkv[:, : self.H + self.K], qkv[:, self.H + self.K :]
         if turn is not None:
             pairs = qk.to(turn.real.dtype).unflatten(-1, (-1, 2))
-            qk = torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).to(self.dtype)
+            qk = torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).to(self.cache_dtype)
         if self.config.qk_norm:
             qk = F.rms_norm(qk, (self.D,), eps=NORM_EPS)
         return qk[:, : self.H], qk[:, self.H :], v
@@ -144,12 +139,12 @@ class Decoder:
             q, k, v = (part.unflatten(0, (b, n)).transpose(1, 2) for part in heads)  # (b, heads, n, D)
             keys[rows, :, :n], values[rows, :, :n] = k, v
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.K < self.H)
-            x = x + F.linear(y.transpose(1, 2).flatten(2), *layer.out)
-            x = x + self._mlp(self._apply_norm(x, layer.norm2), layer)
+            x = layer.out.plus(y.transpose(1, 2).flatten(2).to(self.dtype), x)
+            x = self._plus_mlp(x, layer)
         for row, prompt in zip(rows, prompts, strict=True):
             self.lengths[row] = len(prompt)
         last = x[torch.arange(b), torch.tensor([len(p) - 1 for p in prompts])]
-        return F.linear(self._apply_norm(last, self.norm_f), self.head)
+        return self.head(self._apply_norm(last, self.norm_f))
 
     def _before(self, ids: Tensor) -> Tensor:
         """(B, C): what was read before `ids` by each row, whose cache may have been shortened; 0 for an empty one."""
@@ -187,7 +182,7 @@ class Decoder:
             y = F.scaled_dot_product_attention(
                 q.reshape(B, K, H // K, D), keys[:, :, :n], values[:, :, :n], attn_mask=mask
             )  # the H/K heads of a group look at the same keys: they are its queries
-            x = x + F.linear(y.reshape(B, H * D), *layer.out)
-            x = x + self._mlp(self._apply_norm(x, layer.norm2), layer)
+            x = layer.out.plus(y.reshape(B, H * D).to(self.dtype), x)
+            x = self._plus_mlp(x, layer)
         self.lengths = [place + 1 for place in places]
-        return F.linear(self._apply_norm(x, self.norm_f), self.head)
+        return self.head(self._apply_norm(x, self.norm_f))

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-IGNORE = -100  # a target that carries no loss
+from positron.config import IGNORE
+
 CHUNK_VALUES = 1 << 24  # logits at a time, 32 MB in bf16: half as many are 3 % slower, twice as many 3 % faster
 # of them in the softmax at a time, 16 MB in fp32. Parts that fit the cache, 1 << 19, are 3 % faster on idle cores, but
 # all their small operators wait for the slowest thread: twice as slow when another program wants the cores, too.

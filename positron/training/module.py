@@ -17,9 +17,8 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
-from positron.config import OptimizerConfig, ScheduleConfig
+from positron.config import IGNORE, OptimizerConfig, ScheduleConfig
 from positron.model.gpt import GPT
-from positron.model.loss import IGNORE
 from positron.training.optimizer import build_optimizer, clip_gradients
 from positron.training.schedule import lr_at
 

@@ -1,0 +1,51 @@
+"""A weight matrix laid out for reading: one token's product is bound by the bytes of weights, so their order matters.
+
+For a single row, `F.linear` on a CPU reads a matrix at a third of the rate that oneDNN reads its own blocked layout
+(TinyGPT on two AVX512 cores: all weights in 3.7 ms as they are, 1.1 ms packed; in bf16 1.4 and 0.7 ms). torch.compile
+uses these operators; here they are called as they are, without a compiler.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+FUSED = {"gelu": ("gelu", "tanh"), "relu": ("relu", ""), "swish": ("swish", "")}
+
+
+def can_pack(weight: Tensor) -> bool:
+    known = weight.dtype == torch.float32 or (
+        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    )
+    return weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and known
+
+
+class Linear:
+    """x -> activation(x W^T + b), W (out, in). The weight is copied: train first."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: str = "") -> None:
+        self.bias, self.activation = bias, activation
+        self.packed = can_pack(weight)
+        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.packed:
+            attribute, algorithm = FUSED.get(self.activation, ("none", ""))
+            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, attribute, [], algorithm)
+            return y.relu_().square_() if self.activation == "relu2" else y
+        y = F.linear(x, self.weight, self.bias)
+        if self.activation == "gelu":
+            return F.gelu(y, approximate="tanh")
+        if self.activation == "relu":
+            return y.relu_()
+        if self.activation == "swish":
+            return F.silu(y, inplace=True)
+        return y.relu_().square_() if self.activation == "relu2" else y
+
+    def plus(self, x: Tensor, residual: Tensor) -> Tensor:
+        """residual + x W^T + b."""
+        if self.packed:
+            y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
+            return y
+        return residual + F.linear(x, self.weight, self.bias)

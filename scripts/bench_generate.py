@@ -1,0 +1,133 @@
+"""Tokens per second of writing, one sequence on a CPU: Positron's engine beside Hugging Face `generate` and a plain loop.
+
+All hold the same weights (of a fresh TinyGPT, or of --run) and write the same greedy tokens, which is checked first. They
+take turns, A B C A B C ..., in one process; medians over the rounds. The floor is the time to read every weight once from
+memory, at the rate that a large product of a matrix and a vector reaches here. Needs the extra: pip install -e '.[bench]'.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+
+from positron.config import GPTConfig
+from positron.inference.engine import Engine
+from positron.inference.sampling import Sampling
+from positron.model.gpt import GPT
+from positron.text.tables import CharTokenizer
+
+TINYGPT = GPTConfig(vocab_size=16_000, context_length=512, d_model=320, n_layer=8, n_head=8)
+GREEDY = Sampling(temperature=0)
+
+
+def hugging_face(model: GPT) -> torch.nn.Module:
+    """The same weights in GPT2LMHeadModel."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    c = model.config
+    other = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=c.vocab_size, n_positions=c.context_length, n_embd=c.d_model, n_layer=c.n_layer, n_head=c.n_head,
+            bos_token_id=0, eos_token_id=None, pad_token_id=0,
+        )
+    ).eval()  # fmt: skip
+    weights, zeros = model.state_dict(), {k: torch.zeros_like(v) for k, v in other.state_dict().items() if "bias" in k}
+    found = {**other.state_dict(), **zeros}
+    found["transformer.wte.weight"] = found["lm_head.weight"] = weights["wte.weight"]
+    found["transformer.wpe.weight"] = weights["wpe.weight"]
+    found["transformer.ln_f.weight"] = weights["norm_f.weight"]
+    for i in range(c.n_layer):
+        ours, theirs = f"blocks.{i}.", f"transformer.h.{i}."
+        found[theirs + "ln_1.weight"] = weights[ours + "norm1.weight"]
+        found[theirs + "ln_2.weight"] = weights[ours + "norm2.weight"]
+        qkv = torch.cat([weights[f"{ours}attn.{x}.weight"] for x in "qkv"])
+        found[theirs + "attn.c_attn.weight"] = qkv.T.contiguous()  # Conv1D holds (in, out)
+        for theirs_name, name in (("attn.c_proj", "attn.out"), ("mlp.c_fc", "mlp.up"), ("mlp.c_proj", "mlp.down")):
+            found[f"{theirs}{theirs_name}.weight"] = weights[f"{ours}{name}.weight"].T.contiguous()
+    other.load_state_dict(found)
+    return other
+
+
+def without_cache(model: GPT, ids: list[int], count: int) -> list[int]:
+    """nanoGPT's way: everything is read again for each token."""
+    seen = list(ids)
+    with torch.inference_mode():
+        for _ in range(count):
+            hidden = model.hidden(torch.tensor([seen]))[:, -1]
+            seen.append(int((hidden @ model.head_weight.T).argmax()))
+    return seen[len(ids) :]
+
+
+def with_engine(engine: Engine, ids: list[int], count: int) -> list[int]:
+    return [row[0] or 0 for row in engine.ids([ids], GREEDY, max_tokens=count, stop_ids=(), seed=0)]
+
+
+def with_hugging_face(model: torch.nn.Module, ids: list[int], count: int) -> list[int]:
+    idx = torch.tensor([ids])
+    out = model.generate(  # type: ignore[operator]
+        idx, attention_mask=torch.ones_like(idx), max_new_tokens=count, min_new_tokens=count, do_sample=False
+    )
+    return out[0, len(ids) :].tolist()
+
+
+def read_rate() -> float:
+    """Bytes per second at which a product of a 256 MB matrix and a vector reads it."""
+    matrix, vector = torch.randn(8192, 8192), torch.randn(8192)
+    times = []
+    for _ in range(7):
+        began = time.perf_counter()
+        matrix.mv(vector)
+        times.append(time.perf_counter() - began)
+    return matrix.nbytes / min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=256, help="to write (default %(default)s)")
+    parser.add_argument("--prompt", type=int, default=16, help="length of the prompt in tokens (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model = GPT(TINYGPT, seed=0).eval()
+    with torch.no_grad():
+        for p in model.parameters():  # fresh weights repeat one token for ever, which would prove little
+            p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+    tokenizer = CharTokenizer("")
+    prompt = torch.randint(1, 16_000, (options.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
+    other = hugging_face(model)
+    engines = {
+        "Positron, fp32": Engine(model, tokenizer),
+        "Positron, bf16 weights": Engine(model, tokenizer, dtype=torch.bfloat16),
+    }
+    variants: dict[str, Callable[[int], list[int]]] = {
+        "Hugging Face generate, fp32": lambda n: with_hugging_face(other, prompt, n),
+        "no cache (nanoGPT), fp32": lambda n: without_cache(model, prompt, n),
+        **{name: lambda n, e=engine: with_engine(e, prompt, n) for name, engine in engines.items()},  # type: ignore[misc]
+    }
+    wanted = with_hugging_face(other, prompt, options.tokens)
+    same = [a == b for a, b in zip(wanted, with_engine(engines["Positron, fp32"], prompt, options.tokens), strict=True)]
+    print(f"greedy tokens like Hugging Face's: {sum(same)} of {len(same)}; {len(set(wanted))} different ones")
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(options.rounds):
+        for name, write in variants.items():
+            began = time.perf_counter()
+            write(options.tokens)
+            times[name].append(time.perf_counter() - began)
+    speed = {name: options.tokens / statistics.median(some) for name, some in times.items()}
+    reference = speed["Hugging Face generate, fp32"]
+    floor = read_rate() / (4 * TINYGPT.matmul_params())
+    print(f"{options.tokens} tokens after a prompt of {options.prompt}, {torch.get_num_threads()} threads\n")
+    print(f"{'':<30}{'tokens/s':>10}{'ratio':>8}{'of the floor':>14}")
+    for name, rate in speed.items():
+        share = rate / (floor * (2 if "bf16" in name else 1))
+        print(f"{name:<30}{rate:>10.0f}{rate / reference:>8.2f}{share:>14.0%}")
+    print(f"{'every weight read once, fp32':<30}{floor:>10.0f}{floor / reference:>8.2f}")
+
+
+if __name__ == "__main__":
+    main()
