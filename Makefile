@@ -35,7 +35,7 @@ train-quick: install
 	$(BIN)/python -m positron.train model=debug train.max_steps=100 train.batch_tokens=4096 data.size_mb=2 name=quick
 
 sft: install
-	$(BIN)/python -m positron.sft init_from=quickstart data=story_instruct
+	$(BIN)/python -m positron.sft init_from=quickstart experiment=story_instruct
 
 chat: install
 	$(BIN)/python -m positron.chat

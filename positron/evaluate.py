@@ -183,7 +183,7 @@ def as_text(facts: dict[str, Any]) -> str:
             "",
             f"{found['count']} unseen requests, {_sampling(found['sampling'])}",
             f"followed        {found['followed']:.1%} (name, object, place and plot are those asked for)",
-            f"accepted        {found['accepted']:.1%} (every sentence is one that the grammar could have written there)",
+            f"accepted        {found['accepted']:.1%} (nothing in the story contradicts itself, down to the colour of a hat)",
             f"ended           {found['ended']:.1%} by themselves",
         ]
     return "\n".join(lines)

@@ -245,3 +245,12 @@ def test_chat_defaults_are_those_that_people_like(dialogue: Dialogue) -> None:
     assert arguments().parse_args([]).max_tokens == 200
     assert (PRESETS["precise"].temperature, PRESETS["precise"].top_p) == (0.3, 0.8)
     assert dialogue.sampling == PRESETS["precise"]
+
+
+def test_evaluate_asks_a_chat_model_for_stories(door: Callable[..., Result], runs: Path) -> None:
+    shown = door("evaluate", "--run", "tuned", "--instruct", "--count", "2", "--limit", "2000", folder=runs)
+    assert shown.code == 0, shown.err
+    for what in ("2 unseen requests", "followed        0.0%", "accepted", "by themselves"):
+        assert what in shown.out
+    facts = json.loads(door("evaluate", "--run", "tuned", "--instruct", "--count", "1", "--json", folder=runs).out)
+    assert facts["instruct"]["count"] == 1

@@ -386,3 +386,12 @@ def test_shakespeare_is_fetched_once_and_its_checksum_verified(loopback: Any, tm
     loopback.files["/input.txt"] = content + b"!"
     with pytest.raises(UserError, match=r"wrong sha256.*data=stories"):
         FileSource(DataConfig("text", **chosen))
+
+
+def test_a_text_of_which_much_is_unknown_to_the_tokenizer_is_warned_about(door, tmp_path):
+    (tmp_path / "my.txt").write_text("".join(f"word{i % 97} and the cat\n" for i in range(3000)))
+    lossy = door("prepare", "data=text", "data.path=my.txt", "tokenizer=word", "tokenizer.vocab_size=20")
+    assert lossy.code == 0, lossy.err
+    assert "of the tokens are <unk>" in lossy.err + lossy.out
+    whole = door("prepare", "data=text", "data.path=my.txt", "tokenizer=word", "tokenizer.vocab_size=200")
+    assert "<unk>" not in whole.err + whole.out

@@ -1,5 +1,6 @@
 """Every command in the README runs, shortened to seconds by options that a user could give too."""
 
+import json
 import os
 import re
 import shlex
@@ -63,9 +64,8 @@ def plain(words: list[str], folder: Path) -> None:
 def test_every_command_of_the_readme_runs(door, tmp_path):
     """In order, in one folder, as a reader would: later ones use what earlier ones made."""
     (tmp_path / "my.txt").write_text("The cat sat on the mat and looked at the moon.\n" * 200)
-    (tmp_path / "my.jsonl").write_text(
-        '{"instruction": "Who?", "output": "Tom."}\n{"instruction": "I?", "output": "No."}\n' * 9
-    )
+    talks = [{"instruction": f"Who is {n}?", "output": f"Tom {n}."} for n in range(30)]
+    (tmp_path / "my.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     long = ("model.context_length=1024", "train.batch_tokens=2048")  # letters of a story, with the request for it
     quickstart = door("train", "experiment=quickstart", *SHORT, *long, "train.max_steps=4")
     assert quickstart.code == 0, quickstart.err

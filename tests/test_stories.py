@@ -339,6 +339,31 @@ def test_other_requests_are_not_followed():
         assert not follows(text, Request(**{**fields, **change}))
 
 
+def test_a_forgiving_reader_lets_colours_slip_but_no_name_thing_or_place() -> None:
+    slips = mistakes = 0
+    for index in range(300):
+        request = requests(5, index)
+        story = generate(5, index, request)
+        assert follows(story.text, request)
+        assert len(parse(story.text, forgiving=True)) >= 1
+        color = dict(story.choices).get("color")
+        said = f"{color} {request.object}"
+        if color in ("red", "blue") and story.text.count(said) > 1:
+            head, _, tail = story.text.rpartition(said)
+            slipped = f"{head}{'blue' if color == 'red' else 'red'} {request.object}{tail}"
+            assert parse(slipped) == []
+            assert follows(slipped, request)
+            slips += 1
+        for word in (request.name, request.object):
+            head, found, tail = story.text.rpartition(word)
+            if found and word in head:
+                other = "sofa" if word == request.object else "Mia" if word == "Zoe" else "Zoe"
+                assert not follows(head + other + tail, request)
+                mistakes += 1
+    assert slips > 5
+    assert mistakes > 300
+
+
 @pytest.mark.parametrize("i", range(12))
 def test_what_is_not_a_story_is_not_accepted(i):
     text = SAMPLE[i].text

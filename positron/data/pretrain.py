@@ -20,6 +20,7 @@ from positron.disk import lock, make_folder
 from positron.text.choose import load_tokenizer, train_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
+UNKNOWN_SAMPLE = 1_000_000  # tokens in which unknown ones are counted
 TOKENIZER_SAMPLE = 4_000_000  # bytes of text that a SentencePiece model is trained on
 
 
@@ -44,9 +45,20 @@ def prepare(
             size = f"{source.total_bytes / 1e6:.1f} MB of" if source.total_bytes else "the"
             say(f"writing {size} text as tokens to {tokens}")
             write_tokens(source, tokenizer, home, tokens, say)
+            _warn_of_unknown(TokenFiles(tokens, "train", tokenizer), tokenizer, say)
     if data.tokens_per_epoch is not None:
         return tokenizer, open_stream(data, home, say)
     return tokenizer, tokens
+
+
+def _warn_of_unknown(files: TokenFiles, tokenizer: Tokenizer, say: Callable[[str], None]) -> None:
+    if tokenizer.kind in ("char", "word"):
+        unknown = float((files.read(0, min(files.n_tokens, UNKNOWN_SAMPLE)) == 0).mean())
+        if unknown > 0.01:
+            say(
+                f"WARNING: {unknown:.1%} of the tokens are <unk>, which the {tokenizer.kind} tokenizer does not know: "
+                "a larger tokenizer.vocab_size, or tokenizer=spm_16k, loses nothing"
+            )
 
 
 def _own_tokenizer(

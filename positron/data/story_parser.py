@@ -29,14 +29,20 @@ class _Path(NamedTuple):
         return tuple(reversed(found))  # type: ignore[arg-type]
 
 
-def parse(text: str, *, grammar: Grammar = GRAMMAR) -> list[Story]:
+ASKED = ("hero", "thing", "place")  # what a request names
+
+
+def parse(text: str, *, grammar: Grammar = GRAMMAR, forgiving: bool = False) -> list[Story]:
     """All derivations of the whole text: exactly one for a story of this grammar, none for anything else.
+
+    `forgiving`: what no request names may change its mind, so that a ball which was red is green later, or a friend has
+    another name; hero, thing and place may not. The bits then mean nothing.
 
     A derivation is dropped at its first wrong letter, and few sentences begin alike, so few are ever alive at a time.
     """
     found = []
     for i, name in enumerate(grammar.plot_choice.options):
-        reader = _Reader(grammar, grammar.plots[name], " " + text)  # every beat begins with a separator
+        reader = _Reader(grammar, grammar.plots[name], " " + text, forgiving)  # every beat begins with a separator
         paths = [_Path(0, {}, 0.0, ()).chose("plot", grammar.plot_choice, i)]
         for beat in grammar.beats[name]:
             paths = [end for path in paths for end in reader.read((beat,), path)]
@@ -48,8 +54,8 @@ def parse(text: str, *, grammar: Grammar = GRAMMAR) -> list[Story]:
 
 
 class _Reader:
-    def __init__(self, grammar: Grammar, plot: Plot, text: str) -> None:
-        self.grammar, self.plot, self.text = grammar, plot, text
+    def __init__(self, grammar: Grammar, plot: Plot, text: str, forgiving: bool) -> None:
+        self.grammar, self.plot, self.text, self.forgiving = grammar, plot, text, forgiving
 
     def read(self, nodes: tuple[Node, ...], path: _Path) -> Iterator[_Path]:
         """The paths on which `nodes` can be read from `path` on."""
@@ -79,6 +85,11 @@ class _Reader:
 
     def draw(self, slot: Slot, path: _Path) -> Iterator[_Path]:
         choice = self.grammar.slot_choice(self.plot, slot.name, path.bound)
+        if self.forgiving and slot.name not in ASKED:  # not bound, so drawn again at the next mention
+            for word in {self.grammar.spell(self.plot, slot, value) for value in choice.options}:
+                if self.text.startswith(word, path.place):
+                    yield path._replace(place=path.place + len(word))
+            return
         for i, value in enumerate(choice.options):
             word = self.grammar.spell(self.plot, slot, value)
             if self.text.startswith(word, path.place):
@@ -95,5 +106,6 @@ def bits(text: str) -> float:
 
 
 def follows(text: str, request: Request) -> bool:
-    """Whether the text is a story of the grammar with the hero, object, place and plot that were asked for."""
-    return any(story.request == request for story in parse(text))
+    """Whether hero, object, place and plot are those asked for, in a text that reads as a story of the grammar to a
+    forgiving reader."""
+    return any(story.request == request for story in parse(text, forgiving=True))

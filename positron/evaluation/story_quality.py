@@ -31,8 +31,8 @@ class Quality:
 
 @dataclass(frozen=True)
 class Following:
-    followed: float  # hero, object, place and plot are those asked for, in a story that the parser accepts
-    accepted: float  # the parser accepts it, whatever it tells
+    followed: float  # hero, object, place and plot are those asked for; the parser forgives slips in what was not
+    accepted: float  # the parser accepts it as it stands, whatever it tells
     ended: float  # by itself
 
 
@@ -67,10 +67,10 @@ def quality(texts: Sequence[str], tokenizer: Tokenizer, training: TokenFiles) ->
 
 
 def following(written: Sequence[Written], requests: Sequence[stories.Request]) -> Following:
-    parsed = [stories.parse(one.text) for one in written]
-    followed = [any(s.request == asked for s in found) for found, asked in zip(parsed, requests, strict=True)]
+    followed = [stories.follows(one.text, asked) for one, asked in zip(written, requests, strict=True)]
+    accepted = [bool(stories.parse(one.text)) for one in written]
     n = len(written)
-    return Following(sum(followed) / n, sum(map(bool, parsed)) / n, sum(one.ended for one in written) / n)
+    return Following(sum(followed) / n, sum(accepted) / n, sum(one.ended for one in written) / n)
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
