@@ -340,7 +340,7 @@ def test_other_requests_are_not_followed():
 
 
 def test_a_forgiving_reader_lets_colours_slip_but_no_name_thing_or_place() -> None:
-    slips = mistakes = 0
+    slips = mistakes = friends = 0
     for index in range(300):
         request = requests(5, index)
         story = generate(5, index, request)
@@ -354,6 +354,11 @@ def test_a_forgiving_reader_lets_colours_slip_but_no_name_thing_or_place() -> No
             assert parse(slipped) == []
             assert follows(slipped, request)
             slips += 1
+        friend = dict(story.choices).get("friend")
+        if friend is not None and story.text.count(friend) > 1:
+            head, _, tail = story.text.rpartition(friend)
+            assert parse(f"{head}{request.name}{tail}") == []
+            friends += follows(f"{head}{request.name}{tail}", request)
         for word in (request.name, request.object):
             head, found, tail = story.text.rpartition(word)
             if found and word in head:
@@ -361,6 +366,7 @@ def test_a_forgiving_reader_lets_colours_slip_but_no_name_thing_or_place() -> No
                 assert not follows(head + other + tail, request)
                 mistakes += 1
     assert slips > 5
+    assert friends > 5
     assert mistakes > 300
 
 

@@ -12,7 +12,7 @@ Beats are joined by a space, or by an empty line where the variant begins with a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 Beat = tuple[str, ...]
 
@@ -29,6 +29,13 @@ class Plot:
     slots: dict[str, str]
     asks: tuple[str, ...]
     beats: tuple[Beat, ...]
+
+
+def with_preface(plot: Plot) -> Plot:
+    """Half of all stories say first what they are about, in the words of a request: so whoever learns to write them
+    learns to keep to what was said about hero, thing and place, before anyone asks for it."""
+    told = f"(This is|Here is|Meet) {{hero}}, who ({'|'.join(plot.asks)})."
+    return replace(plot, beats=(("", told), *plot.beats))
 
 
 OPENING: Beat = (

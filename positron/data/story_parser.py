@@ -84,12 +84,13 @@ class _Reader:
             yield from self.read(option, path.chose(pick.name, pick.choice, i))
 
     def draw(self, slot: Slot, path: _Path) -> Iterator[_Path]:
-        choice = self.grammar.slot_choice(self.plot, slot.name, path.bound)
         if self.forgiving and slot.name not in ASKED:  # not bound, so drawn again at the next mention
-            for word in {self.grammar.spell(self.plot, slot, value) for value in choice.options}:
+            values = self.grammar.kinds[self.plot.slots[slot.name]]
+            for word in {self.grammar.spell(self.plot, slot, value) for value in values}:
                 if self.text.startswith(word, path.place):
                     yield path._replace(place=path.place + len(word))
             return
+        choice = self.grammar.slot_choice(self.plot, slot.name, path.bound)
         for i, value in enumerate(choice.options):
             word = self.grammar.spell(self.plot, slot, value)
             if self.text.startswith(word, path.place):

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from positron.data.story_beats import DAY, HOME, HOME_INSIDE, INSIDE, OPENING, SCENE, Plot
+from positron.data.story_beats import DAY, HOME, HOME_INSIDE, INSIDE, OPENING, SCENE, Plot, with_preface
 
 __all__ = ["PLOTS", "Plot"]
 
@@ -1004,4 +1004,5 @@ HONEST = Plot(
     ),
 )
 
-PLOTS = (LOST, QUARREL, PRACTICE, ANIMAL, RAIN, BIRTHDAY, BRAVE, SHARE, BUILD, PLANT, HONEST)
+_ALL = (LOST, QUARREL, PRACTICE, ANIMAL, RAIN, BIRTHDAY, BRAVE, SHARE, BUILD, PLANT, HONEST)
+PLOTS = tuple(with_preface(plot) for plot in _ALL)
