@@ -340,7 +340,7 @@ def test_other_requests_are_not_followed():
 
 
 def test_a_forgiving_reader_lets_colours_slip_but_no_name_thing_or_place() -> None:
-    slips = mistakes = friends = 0
+    slips = mistakes = friends = forms = 0
     for index in range(300):
         request = requests(5, index)
         story = generate(5, index, request)
@@ -354,6 +354,12 @@ def test_a_forgiving_reader_lets_colours_slip_but_no_name_thing_or_place() -> No
             assert parse(slipped) == []
             assert follows(slipped, request)
             slips += 1
+        if request.plot == "lost" and " rolled away" in story.text:
+            assert parse(story.text.replace(" rolled away", " blew away")) == []
+            forms += follows(story.text.replace(" rolled away", " blew away"), request)
+        if f" an {request.object}" in story.text:
+            assert parse(story.text.replace(" an ", " a ")) == []
+            forms += follows(story.text.replace(f" an {request.object}", f" a {request.object}"), request)
         friend = dict(story.choices).get("friend")
         if friend is not None and story.text.count(friend) > 1:
             head, _, tail = story.text.rpartition(friend)
@@ -367,6 +373,7 @@ def test_a_forgiving_reader_lets_colours_slip_but_no_name_thing_or_place() -> No
                 mistakes += 1
     assert slips > 5
     assert friends > 5
+    assert forms > 5
     assert mistakes > 300
 
 

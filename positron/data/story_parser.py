@@ -35,8 +35,8 @@ ASKED = ("hero", "thing", "place")  # what a request names
 def parse(text: str, *, grammar: Grammar = GRAMMAR, forgiving: bool = False) -> list[Story]:
     """All derivations of the whole text: exactly one for a story of this grammar, none for anything else.
 
-    `forgiving`: what no request names may change its mind, so that a ball which was red is green later, or a friend has
-    another name; hero, thing and place may not. The bits then mean nothing.
+    `forgiving`: what no request names may slip, so that a ball which was red is green later, a friend has another name,
+    or a balloon rolls away; hero, thing and place have to be the same wherever they are named. The bits then mean nothing.
 
     A derivation is dropped at its first wrong letter, and few sentences begin alike, so few are ever alive at a time.
     """
@@ -64,7 +64,7 @@ class _Reader:
                 if not self.text.startswith(node.text, path.place):
                     return
                 path = path._replace(place=path.place + len(node.text))
-            elif isinstance(node, Slot) and node.name in path.bound:
+            elif isinstance(node, Slot) and node.name in path.bound and not self.forgiving:
                 word = self.grammar.spell(self.plot, node, path.bound[node.name])
                 if not self.text.startswith(word, path.place):
                     return
@@ -76,6 +76,16 @@ class _Reader:
                 return
         yield path
 
+    def forgiven(self, slot: Slot, value: str | None) -> set[str]:
+        """All that may stand for the slot: its value where that is named, whatever the article; else any of its kind."""
+        if value is not None:
+            word = self.grammar.spell(self.plot, slot, value)
+            if slot.form == "a":
+                return {f"{article} {value}" for article in (("A", "An") if slot.capital else ("a", "an"))}
+            if value.lower() in word.lower():
+                return {word}
+        return {self.grammar.spell(self.plot, slot, other) for other in self.grammar.kinds[self.plot.slots[slot.name]]}
+
     def pick(self, pick: Pick, path: _Path) -> Iterator[_Path]:
         for i, option in enumerate(pick.options):
             first = option[0] if option else None
@@ -84,18 +94,18 @@ class _Reader:
             yield from self.read(option, path.chose(pick.name, pick.choice, i))
 
     def draw(self, slot: Slot, path: _Path) -> Iterator[_Path]:
-        if self.forgiving and slot.name not in ASKED:  # not bound, so drawn again at the next mention
-            values = self.grammar.kinds[self.plot.slots[slot.name]]
-            for word in {self.grammar.spell(self.plot, slot, value) for value in values}:
+        if self.forgiving and (slot.name in path.bound or slot.name not in ASKED):
+            for word in self.forgiven(slot, path.bound.get(slot.name)):
                 if self.text.startswith(word, path.place):
                     yield path._replace(place=path.place + len(word))
             return
         choice = self.grammar.slot_choice(self.plot, slot.name, path.bound)
         for i, value in enumerate(choice.options):
-            word = self.grammar.spell(self.plot, slot, value)
-            if self.text.startswith(word, path.place):
-                chosen = path.chose(slot.name, choice, i)
-                yield chosen._replace(place=path.place + len(word), bound={**path.bound, slot.name: value})
+            words = self.forgiven(slot, value) if self.forgiving else (self.grammar.spell(self.plot, slot, value),)
+            for word in words:
+                if self.text.startswith(word, path.place):
+                    chosen = path.chose(slot.name, choice, i)
+                    yield chosen._replace(place=path.place + len(word), bound={**path.bound, slot.name: value})
 
 
 def bits(text: str) -> float:
