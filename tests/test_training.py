@@ -265,8 +265,8 @@ def poisoned(steps, monkeypatch):
     """The loss of these steps is NaN."""
     original = PretrainModule._accumulate
 
-    def accumulate(self, x, y):
-        loss = original(self, x, y)
+    def accumulate(self, parts):
+        loss = original(self, parts)
         if self.global_step + 1 in steps:
             for p in self.parameters():
                 p.grad.fill_(float("nan"))
