@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -91,6 +92,7 @@ def answer(dialogue: Dialogue, question: str) -> None:
 
 
 def converse(dialogue: Dialogue) -> None:
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script in the background leaves Ctrl-C ignored
     for line in lines():
         text = line.strip()
         if not text:
