@@ -126,9 +126,10 @@ class Engine:
 
 def cut_at(text: str, stop: tuple[str, ...], at_end: bool = False) -> tuple[str, str, bool]:
     """(text that may be shown, text held back because a stop string may have begun in it, whether one is complete)."""
-    found = [place for s in stop if (place := text.find(s)) >= 0]
+    # the one that is complete first ends the text, however it comes in pieces; of those that end together the longest
+    found = [(place + len(s), place) for s in stop if (place := text.find(s)) >= 0]
     if found:
-        return text[: min(found)], "", True
+        return text[: min(found)[1]], "", True
     if at_end:
         return text, "", False
     held = max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
