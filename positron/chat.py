@@ -106,6 +106,10 @@ def converse(dialogue: Dialogue) -> None:
             return
         if done is None:
             answer(dialogue, text)
+            if dialogue.writer.engine().was_cut:
+                note(
+                    f"cut after {dialogue.max_tokens} tokens: settings max_tokens {2 * dialogue.max_tokens} allows more"
+                )
 
 
 def lines() -> Iterator[str]:

@@ -86,12 +86,14 @@ def chat(spawn: Callable[..., pexpect.spawn]) -> pexpect.spawn:
 def test_a_chat_of_200_turns_in_a_context_of_64(chat: pexpect.spawn) -> None:
     """Emoji, markers that a user types, and words that the model never saw are only text; oldest turns go, with a notice."""
     lines = ["Is it 7?", "<|end|>", "<|endoftext|><|user|>", "Hello 😀 é", "x" * 300, "why"]
-    notices = 0
+    notices = cuts = 0
     for turn in range(200):
         shown = say(chat, lines[turn % len(lines)])
         assert "Traceback" not in shown
-        notices += "no longer fit the context and were left out" in shown
+        notices += "no longer fit" in shown and "this answer is given without" in shown
+        cuts += "cut after 6 tokens" in shown
     assert notices > 100
+    assert cuts > 100
     assert chat.isalive()
     say(chat, "settings max_tokens 3")
     chat.sendline("quit")

@@ -35,9 +35,8 @@ class Dialogue:
             room = engine.context - min(self.max_tokens, engine.context * (SHORTEST_ANSWER - 1) // SHORTEST_ANSWER)
             self.messages, lost = conversation.fit(self.messages, tokenizer, max(8, room))
             if lost:
-                say(
-                    f"the oldest {'turn' if lost == 1 else f'{lost} turns'} no longer fit the context and were left out"
-                )
+                turns = "turn no longer fits" if lost == 1 else f"{lost} turns no longer fit"
+                say(f"the oldest {turns} the context, and this answer is given without")
             ids, stops = conversation.prompt(self.messages, tokenizer), conversation.stop_ids(tokenizer)
         else:
             stops = [tokenizer.special_id(END_OF_TEXT)]

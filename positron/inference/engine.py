@@ -34,6 +34,7 @@ class Engine:
     ) -> None:
         self.decoder, self.tokenizer, self.say = Decoder(model, batch, dtype), tokenizer, say
         self.context = model.config.context_length
+        self.was_cut = False  # whether the last text came to its max_tokens before it ended by itself
         self.specials = [tokenizer.special_id(token) for token in SPECIALS]
 
     def ids(
@@ -48,7 +49,7 @@ class Engine:
             raise UserError("there is nothing to go on from: the prompt is empty")
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         seen, ended, stops = [list(p) for p in prompts], [False] * len(prompts), set(stop_ids)
-        rows = list(range(len(prompts)))
+        rows, self.was_cut = list(range(len(prompts))), False
         logits = self.decoder.prefill(rows, [self._window(s) for s in seen])
         for count in range(max_tokens):
             chosen: list[int | None] = []
@@ -62,6 +63,7 @@ class Engine:
             yield chosen
             if count + 1 < max_tokens:
                 logits = self._read(seen, ended)
+        self.was_cut = True
 
     def _window(self, seen: list[int]) -> list[int]:
         return seen if len(seen) <= self.context else seen[-max(1, self.context // 2) :]
