@@ -6,7 +6,7 @@ import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -153,3 +153,22 @@ def run_hydra(job: Callable[[Any], Any], recipe: str) -> None:
         hydra.main(config_path=str(conf_folder()), config_name=recipe, version_base="1.3")(guarded)()
         if failures:
             raise failures[0]
+
+
+def side_by_side(columns: Sequence[tuple[str, str]], width: int) -> str:
+    """Texts under their titles, in so many columns as have room for 24 letters each, then the next ones below."""
+    import textwrap
+
+    at_once = max(1, min(len(columns), width // 26))
+    each = width // at_once - 2
+    blocks = []
+    for start in range(0, len(columns), at_once):
+        some = []
+        for title, text in columns[start : start + at_once]:
+            title = title if len(title) <= each else "..." + title[3 - each :]
+            wrapped = [row for line in text.splitlines() for row in textwrap.wrap(line, each) or [""]]
+            some.append([title, "-" * len(title), *wrapped])
+        height = max(map(len, some))
+        rows = [[column[i] if i < len(column) else "" for column in some] for i in range(height)]
+        blocks.append("\n".join("  ".join(cell.ljust(each) for cell in row).rstrip() for row in rows))
+    return "\n\n".join(blocks)

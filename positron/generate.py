@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.config import UserError
-from positron.door import errors_as_one_line
+from positron.door import errors_as_one_line, side_by_side
 from positron.inference.options import chosen_sampling, sampling_options
 
 if TYPE_CHECKING:
@@ -120,7 +120,6 @@ def compare(writer: Writer, prompt: str, options: argparse.Namespace) -> None:
     """One column per preset, as wide as the terminal allows."""
     import shutil
 
-    from positron.evaluation.comparison import side_by_side
     from positron.inference.sampling import PRESETS
 
     columns = []

@@ -125,17 +125,14 @@ def load_model(run: Run, say: Callable[[str], None], checkpoint: Path | None = N
     """
     from positron.model.gpt import GPT
     from positron.text.choose import load_tokenizer
-    from positron.training.checkpoint import BEST, checkpoint_fault, load_checkpoint, newest_checkpoint
+    from positron.training.checkpoint import best_or_newest
 
-    best = run.checkpoint_folder / BEST
-    path = checkpoint or (best if checkpoint_fault(best) is None else newest_checkpoint(run.checkpoint_folder, say))
+    path = checkpoint or best_or_newest(run.checkpoint_folder, say)
     if path is None:
         raise UserError(f"{run.folder} has no checkpoint yet: train it further with python -m positron.train")
     tokenizer = load_tokenizer(run.tokenizer_folder)
-    saved = load_checkpoint(path)
-    refuse_other_tokenizer(saved, tokenizer, path)
     model = GPT(gpt_config(run.config(), tokenizer.vocab_size))
-    load_weights(model, saved["state_dict"], path)
+    restore(model, tokenizer, path)
     return model.eval(), tokenizer, path
 
 
@@ -144,6 +141,15 @@ def bare_names(state_dict: dict[str, Any]) -> dict[str, Any]:
     from positron.model.lora import merged
 
     return merged({name.removeprefix("model.").replace("_orig_mod.", ""): value for name, value in state_dict.items()})
+
+
+def restore(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
+    """A checkpoint's weights into the bare model. UserError where they, or the tokenizer, are not its own."""
+    from positron.training.checkpoint import load_checkpoint
+
+    saved = load_checkpoint(path)
+    refuse_other_tokenizer(saved, tokenizer, path)
+    load_weights(model, saved["state_dict"], path)
 
 
 def load_weights(model: GPT, state_dict: dict[str, Any], path: Path) -> None:

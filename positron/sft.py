@@ -38,11 +38,10 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.data.instruct import InstructData
     from positron.model.gpt import GPT
     from positron.model.lora import add_lora
-    from positron.runs import load_weights, refuse_other_tokenizer
+    from positron.runs import restore
     from positron.text.choose import load_tokenizer
     from positron.text.conversation import TEMPLATE
     from positron.training.callbacks import Stopping
-    from positron.training.checkpoint import load_checkpoint
     from positron.training.device import choose_machine
     from positron.training.fit import fit
     from positron.training.plan import make_plan
@@ -59,9 +58,7 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
         tokenizer = load_tokenizer(start.tokenizer_from.tokenizer_folder)
         model = GPT(gpt_config(base.config(), tokenizer.vocab_size))
         if start.weights is not None:
-            saved = load_checkpoint(start.weights)
-            refuse_other_tokenizer(saved, tokenizer, start.weights)
-            load_weights(model, saved["state_dict"], start.weights)
+            restore(model, tokenizer, start.weights)
         if config.sft.lora.rank:
             add_lora(model, config.sft.lora.rank, config.seed)
         context = model.config.context_length

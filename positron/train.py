@@ -33,10 +33,9 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
 
     from positron.data.pretrain import PretrainData, prepare
     from positron.model.gpt import GPT
-    from positron.runs import load_weights, refuse_other_tokenizer
+    from positron.runs import restore
     from positron.text.choose import load_tokenizer
     from positron.training.callbacks import Stopping
-    from positron.training.checkpoint import load_checkpoint
     from positron.training.device import choose_machine
     from positron.training.fit import fit
     from positron.training.plan import make_plan
@@ -66,9 +65,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
         )
         source = start.weights or start.checkpoint
         if source is not None:
-            saved = load_checkpoint(source)
-            refuse_other_tokenizer(saved, tokenizer, source)
-            load_weights(model, saved["state_dict"], source)  # Lightning loads the rest, where there is more to load
+            restore(model, tokenizer, source)  # Lightning loads the rest, where there is more to load
         if say.is_first_rank:
             run.begin(config, tokenizer, new=not start.is_own, forked_from=start.checkpoint)
         limit = None if config.train.max_time is None else seconds(config.train.max_time)

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from positron.config import IGNORE, DataConfig, GPTConfig, TokenizerConfig, UserError
 from positron.data import stories
-from positron.evaluation.comparison import side_by_side
+from positron.door import side_by_side
 from positron.evaluation.metrics import Score
 from positron.evaluation.scoring import interval, score, score_documents, sliding_windows, total
 from positron.evaluation.story_quality import copied, distinct, following

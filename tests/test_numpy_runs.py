@@ -14,8 +14,7 @@ from conftest import FAST, PROJECT
 import numpy_ref
 from numpy_ref.config import InputError
 from numpy_ref.generate import complete as write
-from positron.inference.engine import complete
-from positron.inference.sampling import Sampling
+from positron.inference.writer import Writer
 from positron.runs import Run, load_model
 
 ARCHITECTURES = {
@@ -63,7 +62,7 @@ def test_numpy_writes_the_torch_models_text_and_verify_run_shows_it(
     params, config, tokenizer = numpy_ref.from_torch_run(run)
     model, torch_tokenizer, _ = load_model(Run(run), print)
     for prompt in ("Once upon a time", "Tom", ""):
-        wanted = complete(model, torch_tokenizer, prompt, max_tokens=12, sampling=Sampling(temperature=0))
+        wanted = Writer(model, torch_tokenizer).generate(prompt, max_tokens=12, temperature=0)
         assert write(params, config, tokenizer, prompt, max_tokens=12, temperature=0.0) == wanted
 
     capsys.readouterr()

@@ -137,25 +137,6 @@ def as_json(rows: Sequence[Row]) -> str:
     return json.dumps([asdict(row) for row in rows], ensure_ascii=False, indent=2)
 
 
-def side_by_side(columns: Sequence[tuple[str, str]], width: int) -> str:
-    """Texts under their titles, in so many columns as have room for 24 letters each, then the next ones below."""
-    import textwrap
-
-    at_once = max(1, min(len(columns), width // 26))
-    each = width // at_once - 2
-    blocks = []
-    for start in range(0, len(columns), at_once):
-        some = []
-        for title, text in columns[start : start + at_once]:
-            title = title if len(title) <= each else "..." + title[3 - each :]
-            wrapped = [row for line in text.splitlines() for row in textwrap.wrap(line, each) or [""]]
-            some.append([title, "-" * len(title), *wrapped])
-        height = max(map(len, some))
-        rows = [[column[i] if i < len(column) else "" for column in some] for i in range(height)]
-        blocks.append("\n".join("  ".join(cell.ljust(each) for cell in row).rstrip() for row in rows))
-    return "\n\n".join(blocks)
-
-
 def curves(runs: Sequence[Run]) -> dict[str, list[tuple[float, float]]]:
     """(million tokens, bits per byte of the validation) of each run, from its metrics."""
     found: dict[str, list[tuple[float, float]]] = {}

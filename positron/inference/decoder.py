@@ -20,7 +20,6 @@ from positron.model.lora import weight_of
 
 @dataclass(frozen=True)
 class _Layer:
-    block: Block
     norm1: tuple[Tensor, Tensor | None]
     norm2: tuple[Tensor, Tensor | None]
     qkv: Linear
@@ -77,7 +76,6 @@ class Decoder:
             return Linear(weight, torch.cat(biases).detach().to(self.dtype), activation)
 
         return _Layer(
-            block,
             self._norm(block.norm1),
             self._norm(block.norm2),
             joined(attn.q, attn.k, attn.v, paired=2 if self.config.position == "rope" else 0),

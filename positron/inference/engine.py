@@ -136,11 +136,3 @@ def cut_at(text: str, stop: tuple[str, ...], at_end: bool = False) -> tuple[str,
         return text, "", False
     held = max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
     return text[: len(text) - held], text[len(text) - held :], False
-
-
-def complete(
-    model: GPT, tokenizer: Tokenizer, prompt: str, *, max_tokens: int, sampling: Sampling = BALANCED, seed: int = 0
-) -> str:
-    """`prompt` as the beginning of a document, and its continuation up to the document's end."""
-    ids = [tokenizer.special_id(END_OF_TEXT), *tokenizer.encode(prompt)]
-    return prompt + "".join(Engine(model, tokenizer).stream(ids, sampling, max_tokens=max_tokens, seed=seed))

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from positron.model.gpt import activate
+
 FUSED = {"gelu": ("gelu", "tanh"), "relu": ("relu", ""), "swish": ("swish", "")}
 
 
@@ -30,18 +32,11 @@ class Linear:
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self.packed:
-            attribute, algorithm = FUSED.get(self.activation, ("none", ""))
-            y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, attribute, [], algorithm)
-            return y.relu_().square_() if self.activation == "relu2" else y
-        y = F.linear(x, self.weight, self.bias)
-        if self.activation == "gelu":
-            return F.gelu(y, approximate="tanh")
-        if self.activation == "relu":
-            return y.relu_()
-        if self.activation == "swish":
-            return F.silu(y, inplace=True)
-        return y.relu_().square_() if self.activation == "relu2" else y
+        if not self.packed:
+            return activate(F.linear(x, self.weight, self.bias), self.activation)
+        attribute, algorithm = FUSED.get(self.activation, ("none", ""))
+        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, attribute, [], algorithm)
+        return activate(y, self.activation) if attribute == "none" else y
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """residual + x W^T + b."""

@@ -125,17 +125,21 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
         h = self.up(x)  # (B, T, F)
-        if self.activation == "gelu":
-            h = F.gelu(h, approximate="tanh")
-        elif self.activation == "relu":
-            h = F.relu(h)
-        elif self.activation == "swish":
-            h = F.silu(h)
-        elif self.activation == "relu2":
-            h = F.relu(h).square()  # Primer, arXiv:2109.08668
-        else:
-            h = F.silu(self.gate(x)) * h
+        h = F.silu(self.gate(x)) * h if self.activation == "swiglu" else activate(h, self.activation)
         return self.down(h)
+
+
+def activate(h: Tensor, activation: str) -> Tensor:
+    """Of one argument; "" leaves it as it is."""
+    if activation == "gelu":
+        return F.gelu(h, approximate="tanh")
+    if activation == "relu":
+        return F.relu(h)
+    if activation == "swish":
+        return F.silu(h)
+    if activation == "relu2":
+        return F.relu(h).square()  # Primer, arXiv:2109.08668
+    return h
 
 
 class Block(nn.Module):

@@ -45,6 +45,11 @@ def checkpoints(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def best_or_newest(folder: Path, say: Callable[[str], None]) -> Path | None:
+    """The best checkpoint, where it is whole, else the newest that is."""
+    return folder / BEST if checkpoint_fault(folder / BEST) is None else newest_checkpoint(folder, say)
+
+
 def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
     """The whole checkpoint of the highest step; corrupt ones are passed over with a notice."""
     candidates = [*([folder / BEST] if (folder / BEST).is_file() else []), *checkpoints(folder)]

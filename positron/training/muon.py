@@ -19,11 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-COEFFICIENTS = (
-    3.4445,
-    -4.7750,
-    2.0315,
-)  # a, b, c of x <- a x + b x^3 + c x^5: steepest at 0, singular values to 0.7..1.2
+# a, b, c of x <- a x + b x^3 + c x^5: steepest at 0, singular values to 0.7..1.2
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 MOMENTUM = 0.95
 EPS = 1e-7

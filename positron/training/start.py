@@ -13,7 +13,7 @@ from positron.config import RunConfig, UserError
 from positron.disk import lock
 from positron.door import first_rank
 from positron.runs import Run, find_run
-from positron.training.checkpoint import BEST, checkpoint_fault, load_checkpoint, newest_checkpoint
+from positron.training.checkpoint import best_or_newest, load_checkpoint, newest_checkpoint
 
 
 @contextlib.contextmanager
@@ -66,8 +66,7 @@ def decide_start(run: Run, config: RunConfig, say: Callable[[str], None]) -> Sta
         return Start(checkpoint=named, tokenizer_from=other if other.exists else None, step=step)
     if config.init_from is not None:
         other = find_run(config.init_from)
-        best = other.checkpoint_folder / BEST
-        weights = best if checkpoint_fault(best) is None else newest_checkpoint(other.checkpoint_folder, say)
+        weights = best_or_newest(other.checkpoint_folder, say)
         if weights is None:
             raise UserError(f"init_from={config.init_from}: {other.folder} has no checkpoint")
         say(f"fresh start in {run.folder} with the weights of {weights}")
