@@ -20,8 +20,7 @@ from numpy_ref.generate import complete as write
 from positron.config import GPTConfig, UserError
 from positron.door import errors_as_one_line
 from positron.inference.decoder import Decoder
-from positron.inference.engine import complete
-from positron.inference.sampling import Sampling
+from positron.inference.writer import Writer
 from positron.model.gpt import GPT, rope_tables, sinusoidal_table
 from positron.runs import find_run
 from positron.text.choose import load_tokenizer
@@ -99,7 +98,7 @@ def main() -> None:
         model = GPT(torch_config)
         model.load_state_dict({name: torch.from_numpy(p) for name, p in params.items()})
         n, torch_tokenizer = options.max_tokens, load_tokenizer(run.tokenizer_folder)
-        wanted = complete(model.eval(), torch_tokenizer, options.prompt, max_tokens=n, sampling=Sampling(temperature=0))
+        wanted = Writer(model.eval(), torch_tokenizer).generate(options.prompt, max_tokens=n, temperature=0)
         got = write(params, config, tokenizer, options.prompt, max_tokens=n, temperature=0.0)
         same = got == wanted
         print(f"{'greedy continuation':<44}{'the same text' if same else f'DIFFERENT: {got!r} against {wanted!r}'}")

@@ -246,6 +246,10 @@ def test_prepare_killed_at_random_moments_goes_on_and_writes_the_same_bytes(
         took = time.perf_counter() - began
     wanted = contents(tmp_path / "whole")
     assert len(wanted) > 20
+
+    def whole_shards(folder: Path) -> bool:
+        return any(folder.glob("*/.tokens-*.partial/progress.json"))
+
     kills, resumed, rng = 0, 0, random.Random(0)
     attempts = 0
     while kills < 20:
@@ -254,14 +258,19 @@ def test_prepare_killed_at_random_moments_goes_on_and_writes_the_same_bytes(
         while True:
             process = _SERVER.Process(target=_prepare, args=(str(folder), 40_000, str(text)))
             process.start()
-            process.join(rng.uniform(0.3, 1.1) * took if kills < 60 else None)
-            if process.exitcode is not None:
-                assert process.exitcode == 0
-                break
-            os.kill(process.pid or 0, signal.SIGKILL)
+            if kills < 60:
+                while kills % 2 and process.is_alive() and not whole_shards(folder):  # every other kill is a late one
+                    time.sleep(0.002)
+                process.join(rng.uniform(0.0, 0.5) * took if kills % 2 else rng.uniform(0.3, 1.1) * took)
+            else:
+                process.join()
+            process.kill()  # of one that has ended, nothing
             process.join()
+            if process.exitcode == 0:
+                break
+            assert process.exitcode == -signal.SIGKILL
             kills += 1
-            resumed += bool(list(folder.glob("*/.tokens-*.partial/progress.json")))
+            resumed += whole_shards(folder)
         assert contents(folder) == wanted
     assert resumed > 3
     with capsys.disabled():
