@@ -75,7 +75,7 @@ def test_exact_batches_through_the_real_loader(tmp_path: Path) -> None:
     ]
     path.write_text("\n".join(map(json.dumps, records)) + "\n\n")
     talks = [dataclasses.replace(t, is_val=False) for t in read_conversations(DataConfig("instruct", str(path)))]
-    data = instruct_data([*talks, talk("q", "r", is_val=True)], context=16, batch_size=3, micro_batch_size=2)
+    data = instruct_data([*talks, talk("q", "r", is_val=True)], context=32, batch_size=3, micro_batch_size=2)
     parts = data.train.batch(1)
     wanted = {}
     for question, answer in (("say a", "a"), ("b?", "bb"), ("add\n\nx y", "z")):
@@ -85,7 +85,8 @@ def test_exact_batches_through_the_real_loader(tmp_path: Path) -> None:
     seen = {}
     for x, y in parts:
         assert x.shape == y.shape
-        assert x.shape[1] in (4, 8, 12, 16)
+        longest = max(len(row) for row in wanted if list(row) in [r[: len(row)] for r in x.tolist()])
+        assert x.shape[1] == longest + longest % 2  # sixteenths of the context
         for row_x, row_y in zip(x.tolist(), y.tolist(), strict=True):
             length = max(i for i, token in enumerate(row_y) if token != -100) + 1
             assert set(row_y[length:]) <= {-100}
@@ -94,9 +95,26 @@ def test_exact_batches_through_the_real_loader(tmp_path: Path) -> None:
     assert [len(x) for x, _ in parts] == [2, 1]
 
 
+def test_replayed_windows_are_as_long_as_the_longest_conversation_of_their_step() -> None:
+    class Replay:
+        batch_size = 1
+
+        def batch(self, step: int) -> torch.Tensor:
+            return torch.arange(100, 133)[None]  # a window and its last target
+
+    talks = [talk("a", "b" * n) for n in (2, 5, 9)]
+    data = instruct_data([*talks, talk("q", "r", is_val=True)], replay=Replay(), batch_size=4, micro_batch_size=4)
+    ((x, y),) = data.train.batch(1)
+    n = 4 + 9 + 1 - 1 + 1  # marks, question and answer of the longest
+    (row,) = [i for i in range(4) if x[i, 0] == 100]
+    assert x.shape == (4, n)
+    assert x[row].tolist() == list(range(100, 100 + n))
+    assert y[row].tolist() == list(range(101, 101 + n))
+
+
 def instruct_data(talks: list[Conversation], **options: Any) -> InstructData:
     chosen = {"context": 32, "batch_size": 4, "micro_batch_size": 4, "seed": 0, "packing": False, "val_tokens": 1000}
-    return InstructData(talks, TOKENIZER, replay=None, say=lambda line: None, **{**chosen, **options})
+    return InstructData(talks, TOKENIZER, **{"replay": None, "say": lambda line: None, **chosen, **options})
 
 
 def test_over_long_ones_lose_from_the_left_but_never_of_the_answer() -> None:

@@ -20,7 +20,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 Row = tuple[np.ndarray, np.ndarray]  # input and target ids (n,), -100 where there is no loss
 Part = tuple[Tensor, Tensor]  # the same (rows, T) of a micro-batch
-BUCKETS = 4  # widths of micro-batches: quarters of the context length
+BUCKETS = 16  # widths of micro-batches: sixteenths of the context length
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,9 @@ class Instructions:
         _, chosen = windows_of_step(step, seed=self.seed, n_windows=len(self.rows), batch_size=self.talks)
         rows = [self.rows[i] for i in chosen]
         if self.replay is not None:
-            rows += [(window[:-1], window[1:]) for window in self.replay.batch(step).numpy()]
+            # as long as the longest conversation at hand: whole windows would be what all the others are padded to
+            n = self.context if self.packing else max(len(x) for x, _ in rows)
+            rows += [(window[:n], window[1 : n + 1]) for window in self.replay.batch(step).numpy()]
         mine = rows[rank::world_size]
         return to_parts(pack(mine, self.context) if self.packing else mine, self.context, self.micro, self.pad)
 

@@ -24,6 +24,10 @@ SOFTMAX_VALUES = 1 << 22
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """Summed -log softmax(x weight^T)[target] in nats over the targets that are not IGNORE. x (N, C), weight (V, C)."""
+    if x.device.type == "cpu":  # elsewhere, to know how many are left would wait for the device
+        scored = targets != IGNORE
+        if not scored.all():
+            x, targets = x[scored], targets[scored]
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _LinearCrossEntropy.apply(x, weight, targets, _product_dtype(x))
     return token_losses(x, weight, targets).sum()
