@@ -223,6 +223,7 @@ class DeviceConfig:
     batch_tokens: int | Literal["auto"] = "auto"
     micro_batch_size: int | Literal["auto"] = "auto"  # sequences per forward pass
     threads: int | Literal["auto"] = "auto"  # CPU threads per process
+    share: float = 1.0  # of the machine's cores and memory, where other jobs run beside this one
     compile: bool = False
 
     def __post_init__(self) -> None:
@@ -230,6 +231,8 @@ class DeviceConfig:
             value = getattr(self, name)
             if value != "auto" and value < 1:
                 raise UserError(f"device.{name}={value} must be at least 1")
+        if not 0 < self.share <= 1:
+            raise UserError(f"device.share={self.share} must be more than 0 and at most 1")
         if self.devices * self.num_nodes > 1 and self.strategy == "auto":
             raise UserError("more than one device needs device.strategy=ddp (or fsdp for models that do not fit one)")
 
@@ -328,6 +331,18 @@ class LoggerConfig:
 
 
 @dataclass(frozen=True)
+class SweepConfig:
+    """What the jobs of a sweep (-m) do with each other's results."""
+
+    prune: Literal["median"] | None = None  # end a job that does worse than most did at its step
+    startup_jobs: int = 5  # so many have to finish first
+
+    def __post_init__(self) -> None:
+        if self.startup_jobs < 1:
+            raise UserError(f"sweep.startup_jobs={self.startup_jobs} must be at least 1")
+
+
+@dataclass(frozen=True)
 class LoraConfig:
     rank: int = 0  # 0: all weights are trained
 
@@ -370,6 +385,7 @@ class RunConfig:
     schedule: ScheduleConfig
     train: TrainConfig
     logger: LoggerConfig = field(default_factory=LoggerConfig)
+    sweep: SweepConfig = field(default_factory=SweepConfig)
     sft: SFTConfig | None = None  # None: pretraining
     ckpt_path: str | None = None  # continue from FILE, RUN or latest, everything restored
     init_from: str | None = None  # start from this run's weights, nothing else

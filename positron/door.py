@@ -84,8 +84,9 @@ def first_rank() -> bool:
 class Voice:
     """Says a line to the user (on the first rank) and keeps it, with its time, in the run's log file."""
 
-    def __init__(self, log: Path | None) -> None:
-        self.log = log
+    def __init__(self, log: Path | None, prefix: str = "") -> None:
+        """`prefix`: of each line on the screen, where several jobs speak at once."""
+        self.log, self.prefix = log, prefix
         self.is_first_rank = first_rank()
 
     def __enter__(self) -> Voice:
@@ -108,9 +109,9 @@ class Voice:
         if sys.stderr.isatty():
             from tqdm import tqdm
 
-            tqdm.write(line, file=sys.stderr)
+            tqdm.write(self.prefix + line, file=sys.stderr)
         else:
-            print(line, file=sys.stderr, flush=True)
+            print(self.prefix + line, file=sys.stderr, flush=True)
         self._keep(line)
 
     def _keep(self, line: str) -> None:

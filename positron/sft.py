@@ -32,7 +32,6 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.training.allocator import tune_allocator
 
     tune_allocator()
-    import torch
 
     from positron.data.conversations import read_conversations
     from positron.data.instruct import InstructData
@@ -42,15 +41,14 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.text.choose import load_tokenizer
     from positron.text.conversation import TEMPLATE
     from positron.training.callbacks import Stopping
-    from positron.training.device import choose_machine
+    from positron.training.device import choose_machine, set_threads
     from positron.training.fit import fit
     from positron.training.plan import make_plan
     from positron.training.start import decide_start, only_one
 
     run, base = Run(make_folder(folder)), find_run(config.init_from)
-    with only_one(run), Voice(run.folder / "train.log") as say:
-        if config.device.threads != "auto":
-            torch.set_num_threads(config.device.threads)
+    with only_one(run), Voice(run.folder / "train.log", f"{folder.name}: " if config.device.share < 1 else "") as say:
+        set_threads(config.device)
         machine = choose_machine(config.device, config.precision)
         say(f"running on {machine.why}")
         start = decide_start(run, config, say)

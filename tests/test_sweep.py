@@ -1,8 +1,16 @@
 """Sweeps: one folder per job, failures visible, the others go on, the same command again finishes the rest."""
 
+import csv
 import json
+import random
+import statistics
+import time
 
+import pytest
 from conftest import FAST
+
+from positron.disk import lock
+from positron.training.pruning import is_hopeless
 
 SWEEP = ("-m", "model=debug", *FAST, "name=sweep", "train.max_steps=6", "train.val_every=6", "schedule.warmup_steps=2")
 
@@ -25,6 +33,12 @@ def test_a_failing_job_is_visible_and_the_others_go_on_and_again_only_the_rest_i
         assert (facts["status"], facts["step"]) == ("finished", 6)
     heads = [json.loads((folder / job / "config.json").read_text())["model"]["n_head"] for job in ("0", "2")]
     assert heads == [4, 2]
+    lines = (folder / "sweep.md").read_text().splitlines()
+    assert [line.split(" | ")[0] for line in lines if line.startswith("| ")][-1] == "| 1"
+    written = list(csv.DictReader((folder / "sweep.csv").open()))
+    assert [row["model.n_head"] for row in written][-1] == "5"
+    assert [float(row["val/bpb"]) for row in written[:2]] == sorted(float(row["val/bpb"]) for row in written[:2])
+    assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
     before = [(folder / job / "metrics.jsonl").read_bytes() for job in ("0", "2")]
     again = door("train", *jobs)
     assert again.code == 1
@@ -83,3 +97,119 @@ def test_tensorboard_gets_the_curves(door, tmp_path):
     events = EventAccumulator(str(tmp_path / "outputs" / "sweep" / "tensorboard"))
     events.Reload()
     assert [event.step for event in events.Scalars("val/bpb")] == [6]
+
+
+def test_a_sweep_killed_in_the_middle_is_finished_by_the_same_command(start, door, tmp_path):
+    jobs = (*SWEEP, "optimizer.lr=1e-3,1e-2,1e-1")
+    folder = tmp_path / "outputs" / "sweeps" / "sweep"
+    process = start("train", *jobs).process
+    while not (folder / "1" / "metrics.jsonl").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    first = (folder / "0" / "metrics.jsonl").read_bytes()
+    assert (folder / "sweep.csv").read_text().count("\n") == 2  # the header and the job that had ended
+    result = door("train", *jobs)
+    assert result.code == 0, result.err
+    assert result.err.count("nothing to do") == 1
+    assert first == (folder / "0" / "metrics.jsonl").read_bytes()
+    assert len(result.out.strip().splitlines()) == 5
+
+
+@pytest.mark.parametrize("swept", [(), ("optimizer.lr=1e-3",), ("seed=range(3,3)",)])
+def test_a_sweep_of_nothing_is_refused(door, tmp_path, swept):
+    result = door("train", *SWEEP, *swept)
+    assert result.code == 2
+    assert "give a key several values" in result.err
+    assert len(result.err.splitlines()) == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_two_sweeps_into_one_folder_at_once_are_refused(door, tmp_path):
+    folder = tmp_path / "outputs" / "sweeps" / "sweep"
+    folder.mkdir(parents=True)
+    with lock(folder / "lock", lambda: pytest.fail("nobody else is there")):
+        result = door("train", *SWEEP, "optimizer.lr=1e-3,1e-2")
+    assert result.code == 2
+    assert result.err.splitlines() == [
+        "positron: another sweep is at work in outputs/sweeps/sweep: wait for it, or give another name="
+    ]
+
+
+def test_several_jobs_at_once_share_the_machine(door, tmp_path):
+    jobs = (*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "optimizer.lr=1e-3,-1,1e-2")
+    result = door("train", *jobs)
+    folder = tmp_path / "outputs" / "sweeps" / "sweep"
+    assert result.code == 1, result.err  # of the job with lr=-1
+    assert result.err.count("a share of 50%: ") == 2
+    assert "\n0: step 1/6" in result.err
+    assert [line.split()[0] for line in result.out.splitlines()[-3:]][-1] == "1"
+    assert json.loads((folder / "2" / "run.json").read_text())["status"] == "finished"
+
+
+def test_a_search_started_again_does_only_what_is_missing(door, tmp_path):
+    jobs = (*SWEEP, "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "optimizer.lr=tag(log,interval(1e-4,1e-1))")
+    first = door("train", *jobs, "hydra.sweeper.n_trials=2")
+    assert first.code == 0, first.err
+    more = door("train", *jobs, "hydra.sweeper.n_trials=3")
+    assert more.code == 0, more.err
+    assert more.err.count("nothing to do") == 2
+    rows = list(csv.DictReader((tmp_path / "outputs/sweeps/sweep/sweep.csv").open()))
+    assert len({row["optimizer.lr"] for row in rows}) == 3
+
+
+@pytest.mark.slow
+def test_submitit_runs_jobs_as_processes_of_their_own(door, tmp_path):
+    jobs = (*SWEEP, "hydra/launcher=submitit_local")
+    result = door("train", *jobs, "optimizer.lr=1e-3,1e-2")
+    assert result.code == 0, result.err
+    assert len(list((tmp_path / "outputs/sweeps/sweep").glob("*/run.json"))) == 2
+    for launcher in ("submitit_local", "joblib"):  # every launcher leaves alone what is done
+        again = door("train", *jobs[:-1], f"hydra/launcher={launcher}", "optimizer.lr=1e-3,1e-2")
+        assert again.code == 0, again.err
+    lines = (tmp_path / "outputs/sweeps/sweep/0/train.log").read_text()
+    assert lines.count("nothing to do") == 2
+    crowd = door("train", *jobs, "name=crowd", f"optimizer.lr={','.join(f'{i}e-3' for i in range(1, 99))}")
+    assert crowd.code == 2
+    assert "starts all 98 jobs at once" in crowd.err
+
+
+def test_a_job_worse_than_most_is_pruned_and_stays_so(door, tmp_path):
+    jobs = (
+        *(o for o in SWEEP if not o.startswith(("train.max_steps", "train.val_every"))), "train.max_steps=12",
+        "train.val_every=4", "sweep.prune=median", "sweep.startup_jobs=2", "optimizer.lr=1e-2,2e-2,1e-5",
+    )  # fmt: skip
+    result = door("train", *jobs)
+    assert result.code == 0, result.err
+    facts = json.loads((tmp_path / "outputs/sweeps/sweep/2/run.json").read_text())
+    assert (facts["status"], facts["step"]) == ("pruned", 4)
+    assert "pruned    after 4 steps" in result.out
+    again = door("train", *jobs)
+    assert again.err.count("nothing to do") == 3
+    without = door("train", *jobs, "sweep.prune=null")
+    assert without.err.count("nothing to do") == 2
+    assert json.loads((tmp_path / "outputs/sweeps/sweep/2/run.json").read_text())["status"] == "finished"
+
+
+def test_pruning_decides_as_optuna_does():
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    rng = random.Random(0)
+    decisions = []
+    for _ in range(60):
+        startup = rng.randint(1, 4)
+        study = optuna.create_study(pruner=optuna.pruners.MedianPruner(n_startup_trials=startup))
+        curves = [{s: rng.random() for s in range(1, rng.randint(2, 6))} for _ in range(rng.randint(0, 5))]
+        for curve in curves:
+            trial = study.ask()
+            for step, value in curve.items():
+                trial.report(value, step)
+            study.tell(trial, curve[max(curve)])
+        own, trial = {}, study.ask()
+        for step in range(1, 5):
+            own[step] = rng.random()
+            trial.report(own[step], step)
+            decisions.append(is_hopeless(own, curves, startup))
+            assert decisions[-1] == trial.should_prune()
+    assert 0.1 < statistics.mean(decisions) < 0.9

@@ -102,3 +102,76 @@ def length_histogram(lengths: Any, context: int) -> bytes:
     axes.grid(alpha=0.3)
     axes.legend()
     return _png(figure)
+
+
+Curve = tuple[list[str], list[tuple[float, float]], str]  # a job's values, (million tokens, bits per byte), status
+
+
+def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, title: str) -> bytes:
+    """PNG: the validation curves of a sweep's jobs over each other, and their last points against what was swept.
+
+    The first swept key whose values are numbers is the x axis, logarithmic for values that span a decade or more; each
+    combination of the other keys' values is a line. Without numbers the jobs stand beside each other.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    x_key = next((i for i in range(len(keys)) if all(_number(values[i]) is not None for values, _, _ in jobs)), None)
+    order = sorted(range(len(jobs)), key=lambda i: (_number(jobs[i][0][x_key]) or 0.0) if x_key is not None else i)
+    colors = {i: colormaps["viridis"](0.9 * place / max(1, len(jobs) - 1)) for place, i in enumerate(order)}
+    short = [key.rsplit(".", 1)[-1] for key in keys]
+    for i in order:
+        values, points, status = jobs[i]
+        if points:
+            label = ", ".join(f"{name}={value}" for name, value in zip(short, values, strict=True))
+            left.plot(*zip(*points, strict=True), color=colors[i], marker="o", ms=3, label=label, alpha=0.9)
+            if status == "pruned":
+                left.plot(*points[-1], color=colors[i], marker="x", ms=9)
+    lines: dict[tuple[str, ...], list[tuple[float, float, Any]]] = {}
+    for i in order:
+        values, points, status = jobs[i]
+        if points and status != "failed":
+            others = tuple(f"{name}={v}" for k, (name, v) in enumerate(zip(short, values, strict=True)) if k != x_key)
+            x = _number(values[x_key]) if x_key is not None else None
+            group = others if x is not None else ()
+            lines.setdefault(group, []).append((float(i) if x is None else x, points[-1][1], colors[i]))
+    for group, found in lines.items():
+        xs, ys, shades = zip(*found, strict=True)
+        if x_key is not None:
+            right.plot(xs, ys, color="0.6", linewidth=1, zorder=1)
+        right.scatter(xs, ys, color=shades, zorder=2)
+        if group and len(lines) > 1:
+            right.annotate(", ".join(group), (xs[-1], ys[-1]), textcoords="offset points", xytext=(6, 4), fontsize=8)
+    if x_key is not None:
+        xs = tuple(x for found in lines.values() for x, _, _ in found)
+        if xs and min(xs) > 0 and max(xs) >= 10 * min(xs):
+            right.set_xscale("log")
+        right.set_xlabel(keys[x_key])
+    else:
+        names = [", ".join(values) or str(i) for i, (values, _, _) in enumerate(jobs)]
+        right.set_xticks(range(len(jobs)), names, rotation=30, ha="right")
+    lasts = [points[-1][1] for _, points, _ in jobs if points]
+    for axes in (left, right):
+        if floor_bpb and lasts and min(lasts) < 2 * floor_bpb:  # from afar it would press the curves flat
+            axes.axhline(floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}")
+        axes.grid(alpha=0.3)
+        axes.set_ylabel("bits per byte")
+    firsts = [point[1] for _, points, _ in jobs for point in (points[1:] or points)]
+    if firsts:  # first validations, of models that know little, would press the rest flat
+        left.set_ylim(top=1.05 * max(firsts))
+    left.set(xlabel="million tokens", title=f"{title}: validation while training")
+    right.set_title(
+        "last validation (a failed job has none)" if any(s == "failed" for _, _, s in jobs) else "last validation"
+    )
+    if left.get_legend_handles_labels()[0] and len(jobs) <= 16:
+        left.legend(fontsize=8)
+    return _png(figure)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

@@ -22,6 +22,7 @@ class Machine:
     accelerator: str  # cpu, cuda or mps
     precision: str  # fp32, bf16 or fp16
     why: str  # for the user: what was chosen and for which reason
+    share: float = 1.0  # of the free memory
 
     @property
     def device(self) -> torch.device:
@@ -51,7 +52,19 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
         why += f", {dtype} (precision=auto: bf16 is {'faster' if dtype == 'bf16' else 'no faster'} here)"
     else:
         why += f", {dtype}"
-    return Machine(accelerator, dtype, why)
+    if config.share < 1:
+        why += f", a share of {config.share:.0%}: {torch.get_num_threads()} of {os.cpu_count()} cores"
+        free = free_memory(torch.device(accelerator))
+        why += f" and {free * config.share / 1e9:.1f} of {free / 1e9:.1f} GB that are free" if free else ""
+    return Machine(accelerator, dtype, why, config.share)
+
+
+def set_threads(config: DeviceConfig) -> None:
+    """CPU threads of this process: those asked for, or its share of the cores."""
+    if config.threads != "auto":
+        torch.set_num_threads(config.threads)
+    elif config.share < 1:
+        torch.set_num_threads(max(1, round((os.cpu_count() or 1) * config.share)))
 
 
 def bf16_is_fast(accelerator: str) -> bool:
@@ -153,6 +166,7 @@ def choose_micro_batch(
 
 def _refuse_too_large(config: GPTConfig, machine: Machine, size: int) -> None:
     free = free_memory(machine.device)
+    free = int(free * machine.share) if free is not None else None
     width = 4 if machine.precision == "fp32" else 2
     if free is None or micro_batch_bytes(config, size, width) <= free:
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -29,6 +30,7 @@ from positron.training.journal import Journal, Progress, Samples, cut_after
 from positron.training.loggers import Dashboard, open_dashboards
 from positron.training.module import PretrainModule, SFTModule
 from positron.training.plan import Plan
+from positron.training.pruning import Pruning
 from positron.training.saving import Checkpoints, WholeCheckpointIO
 from positron.training.start import Start
 
@@ -47,6 +49,8 @@ def fit(
 ) -> dict[str, Any]:
     """Train from `start` to `plan.last_step`; keeps run.json true however this ends. Returns the run's facts."""
     _refuse_other_data(run, data)
+    pruning = Pruning(run, config.sweep.startup_jobs, plan.last_step) if config.sweep.prune == "median" else None
+    was_pruned = pruning is not None and run.facts().get("status") == "pruned"
     if say.is_first_rank:
         cut_after(run.folder, start.step)  # also what a run wrote that was killed before its first checkpoint
         facts = {"data_fingerprint": data.train.fingerprint, "floor_bpb": data.val.floor_bpb}
@@ -58,15 +62,20 @@ def fit(
         patience = _patience(run, config)
         if patience is not None and patience.is_over:
             say(f"nothing to do: {run.folder} stopped early at step {start.step}, {patience.why}")
+        elif was_pruned:
+            say(f"nothing to do: {run.folder} was pruned at step {start.step}")
         elif start.step < plan.last_step:
             module = _module(config, plan, model, tokenizer)
-            trainer = _trainer(run, config, plan, data, tokenizer, stopping, patience, dashboards, say)
+            deciding = [callback for callback in (patience, pruning) if callback is not None]
+            trainer = _trainer(run, config, plan, data, tokenizer, stopping, deciding, dashboards, say)
             trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
         else:
             say(f"nothing to do: {run.folder} is at step {start.step} of {plan.horizon}")
         early = patience is not None and patience.is_over
         cut = plan.last_step < plan.horizon or stopping.out_of_time
         status = "stopped" if cut and not early else "finished"
+        if was_pruned or (pruning is not None and pruning.pruned):
+            status = "pruned"
     except Interrupted as interruption:
         status, error = "stopped", str(interruption)
         raise
@@ -127,7 +136,7 @@ def _trainer(
     data: PretrainData | InstructData,
     tokenizer: Tokenizer,
     stopping: Stopping,
-    patience: Patience | None,
+    deciding: Sequence[L.Callback],
     dashboards: list[Dashboard],
     say: Voice,
 ) -> L.Trainer:
@@ -160,7 +169,7 @@ def _trainer(
         clock,
         stopping,
         Validation(data, every=train.val_every, say=say),
-        *([patience] if patience is not None else []),
+        *deciding,
         Journal(run.folder, clock, dashboards, every=train.log_every, **facts),
         samples,
         saving,

@@ -15,6 +15,7 @@ import lightning as L
 
 from positron.config import UserError
 from positron.disk import write_text
+from positron.door import Voice
 from positron.evaluation.metrics import read_metrics
 from positron.inference.engine import Engine
 from positron.text.tokenizer import Tokenizer
@@ -126,7 +127,7 @@ class Samples(L.Callback):
 class Progress(L.Callback):
     """A bar on a terminal, a line now and then elsewhere; after 20 steps what to expect of the whole run."""
 
-    def __init__(self, clock: Clock, say: Callable[[str], None], *, last_step: int, **facts: float) -> None:
+    def __init__(self, clock: Clock, say: Voice, *, last_step: int, **facts: float) -> None:
         """`facts`: batch_tokens, bytes_per_token, flops_per_token, ceiling."""
         self.clock, self.say, self.last_step, self.facts = clock, say, last_step, facts
         self.bar: Any = None
@@ -136,7 +137,9 @@ class Progress(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: PretrainModule) -> None:  # type: ignore[override]
         self._begun = (time.perf_counter(), trainer.global_step)
-        if sys.stderr.isatty() and trainer.is_global_zero:
+        if (
+            sys.stderr.isatty() and trainer.is_global_zero and not self.say.prefix
+        ):  # two bars would overwrite each other
             from tqdm import tqdm
 
             self.bar = tqdm(

@@ -1,0 +1,109 @@
+"""The jobs of a sweep side by side: sweep.md, sweep.csv and sweep.png in its folder, written anew after every job."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from positron.disk import read_json, whole_file, write_text
+from positron.evaluation.metrics import read_metrics
+from positron.evaluation.plots import sweep_picture
+from positron.runs import Run
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job that has come to an end. `choices`: what it was told on the command line, key by key."""
+
+    number: str
+    choices: dict[str, str]
+    status: str  # finished, stopped, pruned or failed
+    bpb: float | None  # of the last validation, None where there was none or the job failed
+    facts: dict[str, Any]
+    why: str
+
+
+def sweep_jobs(folder: Path) -> list[Job]:
+    """Best validation bits per byte first, failed ones last."""
+    jobs = []
+    for path in folder.glob("*/job.json"):
+        job, facts = read_json(path), Run(path.parent).facts()
+        status = "failed" if job["failed"] else facts["status"]
+        choices = dict(override.lstrip("+").split("=", 1) for override in job["overrides"] if "=" in override)
+        bpb = facts.get("val/bpb") if status != "failed" else None
+        jobs.append(Job(path.parent.name, choices, status, bpb, facts, job["failed"] or ""))
+    return sorted(jobs, key=lambda job: (job.bpb is None, job.bpb or 0, _place(job.number)))
+
+
+def _place(number: str) -> tuple[int, str]:
+    return (int(number), "") if number.isdigit() else (1 << 30, number)
+
+
+def swept_keys(jobs: Sequence[Job]) -> list[str]:
+    """What differs between the jobs, in the order of the command line."""
+    keys = list(dict.fromkeys(key for job in jobs for key in job.choices))
+    return [key for key in keys if len({job.choices.get(key) for job in jobs}) > 1]
+
+
+def table(jobs: Sequence[Job]) -> list[list[str]]:
+    """A header and a row per job, the score last."""
+    keys = swept_keys(jobs)
+    rows = [["job", *keys, "status", "val bits per byte"]]
+    for job in jobs:
+        score = f"{job.bpb:.4f}" if job.bpb is not None else job.why
+        if job.status == "pruned":
+            score = f"after {job.facts['step']:,} steps: {score}"
+        rows.append([job.number, *(job.choices.get(key, "") for key in keys), job.status, score])
+    return rows
+
+
+def as_text(jobs: Sequence[Job]) -> str:
+    rows = table(jobs)
+    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
+    lines = [[*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)), row[-1]] for row in rows]
+    return "\n".join("  ".join(line) for line in lines)
+
+
+def as_markdown(jobs: Sequence[Job], title: str) -> str:
+    header, *rows = ([cell.replace("|", "\\|") for cell in row] for row in table(jobs))
+    lines = [header, ["---"] * len(header), *rows]
+    shared = {key: value for key, value in jobs[0].choices.items() if key not in swept_keys(jobs)}
+    told = "".join(f"- {key} = {value}\n" for key, value in shared.items())
+    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return f"# {title}\n\n{told}\n{body}\n\n![curves and scores](sweep.png)\n"
+
+
+def as_csv(jobs: Sequence[Job]) -> str:
+    keys = list(dict.fromkeys(key for job in jobs for key in job.choices))
+    facts = ("step", "tokens", "time_s", "val/bpb", "best/bpb", "floor_bpb")
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["job", *keys, "status", *facts, "why"])
+    for job in jobs:
+        known = [job.facts.get(name, "") for name in facts]
+        writer.writerow([job.number, *(job.choices.get(key, "") for key in keys), job.status, *known, job.why])
+    return text.getvalue()
+
+
+def write_sweep_report(folder: Path) -> list[Job]:
+    """All three files, from the jobs' own; a job that is still at work is in the next one."""
+    jobs = sweep_jobs(folder)
+    if jobs:
+        write_text(folder / "sweep.md", as_markdown(jobs, folder.name))
+        write_text(folder / "sweep.csv", as_csv(jobs))
+        keys = swept_keys(jobs)
+        curves = []
+        for job in sorted(jobs, key=lambda job: _place(job.number)):
+            rows = [
+                row for row in read_metrics(folder / job.number / "metrics.jsonl") if row.get("val/bpb") is not None
+            ]
+            values = [job.choices.get(key, "") for key in keys]
+            curves.append((values, [(row["tokens"] / 1e6, row["val/bpb"]) for row in rows], job.status))
+        floors = {job.facts["floor_bpb"] for job in jobs if job.facts.get("floor_bpb")}
+        with whole_file(folder / "sweep.png") as file:
+            file.write(sweep_picture(keys, curves, floors.pop() if len(floors) == 1 else None, folder.name))
+    return jobs

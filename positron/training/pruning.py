@@ -1,0 +1,54 @@
+"""`sweep.prune=median`: a job that does worse than most others did at the same step is not worth its time."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from positron.disk import read_json
+from positron.evaluation.metrics import read_metrics
+from positron.runs import Run
+from positron.training.module import PretrainModule
+
+
+def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
+    """step -> validation bits per byte, of each other job of the sweep that came to its end."""
+    curves = []
+    for path in sorted(sweep.glob("*/job.json")):
+        run = Run(path.parent)
+        if run.folder == own or read_json(path)["failed"] or run.facts().get("status") != "finished":
+            continue
+        rows = read_metrics(run.folder / "metrics.jsonl")
+        curves.append({row["step"]: row["val/bpb"] for row in rows if row.get("val/bpb") is not None})
+    return curves
+
+
+def is_hopeless(own: dict[int, float], others: list[dict[int, float]], startup_jobs: int) -> bool:
+    """Optuna's MedianPruner (Akiba et al. 2019, arXiv:1907.10902): own best so far is worse than the median of what
+    the jobs that finished had at this step; never before `startup_jobs` have."""
+    step = max(own)
+    there = [curve[step] for curve in others if step in curve]
+    if not others or len(others) < startup_jobs or not there:
+        return False
+    return min(own.values()) > statistics.median(there)
+
+
+class Pruning(L.Callback):
+    """Asks after each validation but the last; behind Validation, before who writes and saves."""
+
+    def __init__(self, run: Run, startup_jobs: int, last_step: int) -> None:
+        self.sweep, self.own, self.startup_jobs, self.last_step = run.folder.parent, run.folder, startup_jobs, last_step
+        rows = read_metrics(run.folder / "metrics.jsonl")
+        self.curve = {row["step"]: row["val/bpb"] for row in rows if row.get("val/bpb") is not None}
+        self.pruned = False
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        if "val/bpb" not in module.metrics or trainer.global_step >= self.last_step:
+            return
+        self.curve[trainer.global_step] = module.metrics["val/bpb"]
+        self.pruned = is_hopeless(self.curve, finished_curves(self.sweep, self.own), self.startup_jobs)
+        if self.pruned:
+            trainer.should_stop = True
