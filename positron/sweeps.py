@@ -51,6 +51,9 @@ def run_job(
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         folder = Path(hydra.runtime.output_dir)
+        if wandb := (values.get("logger") or {}).get("wandb"):  # its jobs lie beside each other there, too
+            wandb["group"] = wandb.get("group") or folder.parent.name
+            wandb["name"] = wandb.get("name") or f"{folder.parent.name}/{folder.name}"
         return record_job(folder, list(hydra.overrides.task), lambda: train(configure(values), folder))
     config = configure(values)
     folder = OUTPUTS / config.name
