@@ -313,7 +313,8 @@ class TrainConfig:
 class WandbConfig:
     project: str = "positron"
     entity: str | None = None
-    group: str | None = None
+    name: str | None = None  # the folder's, or for a job of a sweep the sweep's and the job's
+    group: str | None = None  # for a job of a sweep the sweep's folder
     tags: tuple[str, ...] = ()
 
 

@@ -60,17 +60,17 @@ def disk() -> Iterator[Finding]:
 
 def network() -> Iterator[Finding]:
     """Bounded waits; nothing here is needed for the built-in stories or for your own text."""
+    from positron.training.loggers import WANDB_HOSTS, has_wandb_key
+
     for name, host, use in (
         ("Hugging Face hub", "huggingface.co", "data from the hub; without it, data=stories and data=text work"),
-        ("wandb", "api.wandb.ai", "logger=wandb online; without it, it logs offline"),
+        ("wandb", WANDB_HOSTS[0], "logger=wandb online; without it, it logs offline"),
     ):
         try:
             socket.create_connection((host, 443), timeout=NETWORK_SECONDS).close()
             yield Finding(name, True, "reachable")
         except OSError:
             yield Finding(name, False, f"not reachable: only needed for {use}")
-    from positron.training.loggers import has_wandb_key
-
     key = has_wandb_key()
     yield Finding("wandb key", key, "found" if key else "none: logger=wandb logs offline; wandb login stores one")
 

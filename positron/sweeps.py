@@ -61,6 +61,9 @@ def run_job(
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         folder = Path(hydra.runtime.output_dir)
+        if wandb := (values.get("logger") or {}).get("wandb"):  # its jobs lie beside each other there, too
+            wandb["group"] = wandb.get("group") or folder.parent.name
+            wandb["name"] = wandb.get("name") or f"{folder.parent.name}/{folder.name}"
 
         def job() -> dict[str, Any]:
             config = configure(values)

@@ -55,15 +55,6 @@ def test_a_job_that_raises_or_exits_is_in_its_own_log(door, tmp_path):
     assert "missing.txt" in log.read_text()
 
 
-def test_wandb_makes_one_offline_run_per_job_and_asks_nothing(door, tmp_path):
-    result = door("train", *SWEEP, "optimizer.lr=1e-3,1e-2", "logger=wandb", WANDB_API_KEY="", HOME=str(tmp_path))
-    assert result.code == 0, result.err
-    folders = sorted(tmp_path.glob("outputs/sweeps/sweep/*/wandb/offline-run-*"))
-    assert len(folders) == 2
-    assert len({folder.name.rsplit("-", 1)[1] for folder in folders}) == 2
-    assert "wandb sync" in result.err
-
-
 def test_a_sweep_on_several_devices_is_refused_before_any_work(door, tmp_path):
     result = door("train", *SWEEP, "optimizer.lr=1e-3,1e-2", "device.devices=2", "device.strategy=ddp")
     assert result.code == 2

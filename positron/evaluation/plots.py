@@ -84,6 +84,32 @@ def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[
     return _png(figure)
 
 
+def attention_maps(layers: list[Any], title: str) -> bytes:
+    """PNG: a layer in each row, a head in each column, in each square a query in each row and a key in each column.
+
+    `layers`: arrays (H, T, T) of probabilities. One picture of squares, since 144 axes take matplotlib seconds.
+    """
+    import numpy as np
+    from matplotlib.colors import PowerNorm
+    from matplotlib.figure import Figure
+
+    maps = np.asarray(layers)  # (L, H, T, T)
+    L, H, T, _ = maps.shape
+    framed = np.pad(maps, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)  # a white line between two maps
+    mosaic = framed.transpose(0, 2, 1, 3).reshape(L * (T + 1), H * (T + 1))[:-1, :-1]
+    figure = Figure(figsize=(1 + 1.1 * H, 0.8 + 1.1 * L), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(mosaic, cmap="viridis", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
+    centres = (T - 1) / 2 + (T + 1) * np.arange(max(L, H))
+    axes.set_xticks(centres[:H], [str(head) for head in range(H)])
+    axes.set_yticks(centres[:L], [str(layer) for layer in range(L)])
+    axes.set(xlabel="head", ylabel="layer")
+    axes.set_title(title, fontsize="small", loc="left", wrap=True)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    return _png(figure)
+
+
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

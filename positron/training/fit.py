@@ -87,10 +87,12 @@ def fit(
         raise
     finally:
         data.train.close()
-        if say.is_first_rank:
-            _conclude(run, status, error, say)
-        for dashboard in dashboards:
-            dashboard.finish(0 if status != "failed" else 1)
+        try:
+            if say.is_first_rank:
+                _conclude(run, status, error, say)
+        finally:
+            for dashboard in dashboards:
+                dashboard.finish(0 if status != "failed" else 1)
     return run.facts()
 
 
@@ -106,7 +108,8 @@ def _refuse_other_data(run: Run, data: PretrainData | InstructData) -> None:
 def _dashboards(run: Run, config: RunConfig, start: Start, say: Voice) -> list[Dashboard]:
     if not say.is_first_rank:
         return []
-    return open_dashboards(config.logger, run.folder, dataclasses.asdict(config), start.step + 1, say)
+    settings = {**dataclasses.asdict(config), "resolved": run.facts()["resolved"]}  # and what `auto` became
+    return open_dashboards(config.logger, run.folder, settings, start.step + 1, say)
 
 
 def _module(config: RunConfig, plan: Plan, model: GPT, tokenizer: Tokenizer) -> PretrainModule:
@@ -221,7 +224,7 @@ def _without_notices() -> None:
 def _conclude(run: Run, status: str, error: str | None, say: Voice) -> None:
     """run.json, the exported weights, the picture and the report, for a run that ended in any way but `kill -9`."""
     rows = read_metrics(run.folder / "metrics.jsonl")
-    val = [row for row in rows if "val/bpb" in row]
+    val = [row for row in rows if row.get("val/bpb") is not None]  # null where it was NaN
     facts = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "time_s": rows[-1]["time_s"]} if rows else {}
     if val:
         facts |= {"val/bpb": val[-1]["val/bpb"], "val/loss": val[-1]["val/loss"], "best/bpb": best_bpb(rows)}

@@ -12,17 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 
 from positron.config import UserError
-from positron.disk import write_text
+from positron.disk import make_folder, whole_file, write_text
 from positron.door import Voice
 from positron.evaluation.metrics import read_metrics
+from positron.evaluation.plots import attention_maps
+from positron.evaluation.samples import Sample
 from positron.inference.engine import Engine
+from positron.model.gpt import GPT
+from positron.model.probes import attention_probabilities
 from positron.text.tokenizer import Tokenizer
 from positron.training.callbacks import Clock
 from positron.training.device import peak_memory
-from positron.training.loggers import Dashboard
+from positron.training.loggers import ATTENTION, Dashboard
 from positron.training.module import PretrainModule
+
+MAP_TOKENS = 48  # of the prompt, in the pictures of its attention
 
 
 def cut_after(folder: Path, step: int) -> None:
@@ -36,6 +43,9 @@ def cut_after(folder: Path, step: int) -> None:
         parts = re.split(r"(?m)^(?=## Step )", path.read_text(encoding="utf-8"))
         kept = [part for part in parts if not (m := re.match(r"## Step (\d+)", part)) or int(m[1]) <= step]
         write_text(path, "".join(kept))
+    for picture in folder.glob(ATTENTION.format("*")):
+        if int(picture.stem.removeprefix("step-")) > step:
+            picture.unlink()
 
 
 def append(path: Path, text: str) -> None:
@@ -74,6 +84,7 @@ class Journal(L.Callback):
             "train/skipped_steps": int(module.bad_steps),
             "speed/tokens_per_s": round(speed, 1),
             "speed/mfu": round(speed * self.facts["flops_per_token"] / self.facts["ceiling"], 4),
+            "memory/peak_gb": round(peak_memory(module.device) / 1e9, 3),
             **module.metrics,
         }
         # JSON has no NaN or infinity
@@ -114,14 +125,26 @@ class Samples(L.Callback):
         new = engine.stream(self.ids, max_tokens=self.tokens, seed=step, stop_ids=self.stop_ids)
         text = self.prompt + "".join(new)
         module.train()
-        scores = f"loss {module.loss.item():.3f}"
-        if "val/bpb" in module.metrics:
-            scores += f" · {module.metrics['val/bpb']:.4f} validation bits per byte"
-        append(self.path, f"## Step {step} · {scores}\n\n{text.strip()}\n\n")
+        bpb = module.metrics.get("val/bpb")
+        sample = Sample(step, round(module.loss.item(), 3), None if bpb is None else round(bpb, 4), text.strip())
+        append(self.path, sample.markdown())
+        if self.dashboards:
+            self._draw_attention(module.model, step)
         if not trainer.should_stop:  # the last one is shown whole, at the end
             self.say(f"step {step} writes: {' '.join(text.split())[:160]} ...")
         for dashboard in self.dashboards:
-            dashboard.sample(text, step)
+            dashboard.sample(sample)
+
+    def _draw_attention(self, model: GPT, step: int) -> None:
+        """Of the prompt, which stays the same through the run, so that its pictures compare."""
+        ids = self.ids[: min(MAP_TOKENS, model.config.context_length)]
+        layers = attention_probabilities(model, torch.tensor([ids], device=model.wte.weight.device))
+        shown = " ".join(self.tokenizer.decode(ids).split())
+        picture = attention_maps([layer[0].float().cpu().numpy() for layer in layers], f"step {step}: {shown[:60]}")
+        path = self.path.parent / ATTENTION.format(f"{step:06d}")
+        make_folder(path.parent)
+        with whole_file(path) as file:
+            file.write(picture)
 
 
 class Progress(L.Callback):

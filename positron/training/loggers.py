@@ -2,88 +2,141 @@
 
 from __future__ import annotations
 
+import netrc
 import os
 import secrets
-import threading
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import urlsplit
 
 from positron.config import LoggerConfig, TensorboardConfig, UserError, WandbConfig
+from positron.disk import write_text
+from positron.evaluation.metrics import read_metrics
+from positron.evaluation.samples import Sample, read_samples
 
 
 class Dashboard(Protocol):
     """What a run tells each of them."""
 
-    def log(self, row: dict[str, float], step: int) -> None: ...
+    def log(self, row: dict[str, Any], step: int) -> None: ...
 
-    def sample(self, text: str, step: int) -> None: ...
+    def sample(self, sample: Sample) -> None:
+        """Its picture of the attention is a file already."""
 
     def finish(self, exit_code: int) -> None: ...
 
 
+ATTENTION = "attention/step-{}.png"  # in the run's folder, the step with six digits
+WANDB_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")  # of wandb 0.31, and as it was before
+INIT_SECONDS = 20.0  # without an answer by then it is logged offline
 FINISH_SECONDS = 30.0  # an upload that takes longer is left to `wandb sync`
+_DATA_DIR = os.environ.get("WANDB_DATA_DIR")  # as the user has it
 
 
 class Wandb:
-    """Weights & Biases, online with a key and offline without one; the run id stays with the run folder."""
+    """Weights & Biases, online with a key and offline without one; the run id stays with the run folder.
 
-    def __init__(self, config: WandbConfig, folder: Path, name: str, settings: dict[str, Any], say: Callable) -> None:
+    The run's files are the record and wandb gets from them what it lacks. Offline that is all of it, whenever a run goes
+    on: `wandb sync` (0.31) puts each folder that it uploads in the place of what wandb has of that id, so each must hold
+    the whole run. Online it is what came after the last step that wandb knows; it takes no step twice.
+    """
+
+    def __init__(self, config: WandbConfig, folder: Path, settings: dict[str, Any], say: Callable[[str], None]) -> None:
         import wandb
 
-        self.say = say
+        self.folder, self.say = folder, say
+        self.samples: list[Sample] = []
         id_file = folder / "wandb_id"
         if not id_file.exists():
-            id_file.write_text(secrets.token_hex(4), encoding="utf-8")
-        mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
-        self.run = wandb.init(
-            project=config.project,
-            entity=config.entity,
-            group=config.group,
-            tags=list(config.tags),
-            name=name,
-            id=id_file.read_text(encoding="utf-8"),
-            resume="allow",
-            dir=str(folder),
-            config=settings,
-            mode=mode,  # type: ignore[arg-type]
-            reinit="create_new",  # one job, one run: a live run of an earlier job is never reused
-            settings=wandb.Settings(init_timeout=20, console="off", silent=True),
-        )
-        if mode == "offline":
-            say(f"wandb: offline; to upload it later: wandb sync {Path(self.run.dir).parent}")
+            write_text(id_file, secrets.token_hex(4))
+        # wandb copies its tables there before it uploads them; they are part of the run
+        os.environ["WANDB_DATA_DIR"] = _DATA_DIR or str(folder.absolute() / "wandb")
 
-    def log(self, row: dict[str, float], step: int) -> None:
-        self.run.log(row, step=step)
-
-    def sample(self, text: str, step: int) -> None:
-        import wandb
-
-        self.run.log({"sample": wandb.Html(f"<pre>{_escape(text)}</pre>")}, step=step)
-
-    def finish(self, exit_code: int) -> None:
-        thread = threading.Thread(target=self.run.finish, kwargs={"exit_code": exit_code}, daemon=True)
-        thread.start()
-        thread.join(FINISH_SECONDS)
-        if thread.is_alive():
-            self.say(
-                f"wandb: still uploading after {FINISH_SECONDS:.0f} s; wandb sync {self.run.dir} completes it later"
+        def begin(mode: str) -> Any:
+            return wandb.init(
+                project=config.project,
+                entity=config.entity,
+                group=config.group,
+                tags=list(config.tags),
+                name=config.name or folder.name,
+                id=id_file.read_text(encoding="utf-8"),
+                resume=None if mode == "offline" else "allow",
+                dir=str(folder),
+                config=settings,
+                mode=mode,  # type: ignore[arg-type]
+                reinit="create_new",  # one job, one run: a live run of an earlier job is never reused
+                settings=wandb.Settings(
+                    init_timeout=INIT_SECONDS,
+                    finish_timeout=FINISH_SECONDS,
+                    finish_timeout_raises=True,
+                    console="off",
+                    silent=True,
+                ),
             )
 
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
+        if mode == "online":
+            say(f"wandb: connecting, {INIT_SECONDS:.0f} s at most")
+        try:
+            self.run = begin(mode)
+        except wandb.errors.Error as error:  # no answer, or another one than we hope for
+            say(f"WARNING: wandb cannot be used online, so this is logged offline: {' '.join(str(error).split())}")
+            wandb.teardown()  # its service holds on to the id of the run that it could not begin
+            self.run = begin("offline")
+        if self.run.offline:
+            say(f"wandb: offline; to upload it later: {self._sync_command()}")
+        self.run.define_metric("*", step_metric="step")
+        self._catch_up()
 
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;")
+    def _sync_command(self) -> str:
+        return f"wandb sync {shlex.quote(str(Path(self.run.dir).parent))}"
+
+    def _catch_up(self) -> None:
+        rows = {row["step"]: row for row in read_metrics(self.folder / "metrics.jsonl")}
+        samples = {one.step: one for one in read_samples(self.folder / "samples.md")}
+        for step in sorted({*rows, *samples}):
+            if step in rows:
+                self.log({key: value for key, value in rows[step].items() if value is not None}, step)
+            if step in samples:
+                self.sample(samples[step])
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        if step >= self.run.starting_step:
+            self.run.log(row, step=step)
+
+    def sample(self, sample: Sample) -> None:
+        """All samples so far as one table, since wandb shows the newest one."""
+        import wandb
+
+        self.samples.append(sample)
+        if sample.step < self.run.starting_step:
+            return
+        row: dict[str, Any] = {"step": sample.step}
+        row["samples"] = wandb.Table(columns=list(Sample._fields), data=[list(one) for one in self.samples])
+        picture = self.folder / ATTENTION.format(f"{sample.step:06d}")
+        if picture.exists():
+            row["attention"] = wandb.Image(str(picture))
+        self.run.log(row, step=sample.step)
+
+    def finish(self, exit_code: int) -> None:
+        try:
+            self.run.finish(exit_code)
+        except TimeoutError:
+            self.say(f"wandb: not all is uploaded after {FINISH_SECONDS:.0f} s; later: {self._sync_command()}")
 
 
 def has_wandb_key() -> bool:
     """A key in the environment or in the netrc file, where `wandb login` puts it; never a prompt."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    netrc = Path(os.environ.get("NETRC", Path.home() / (".netrc" if os.name == "posix" else "_netrc")))
+    path = os.environ.get("NETRC", Path.home() / (".netrc" if os.name == "posix" else "_netrc"))
     try:
-        return "wandb" in netrc.read_text(encoding="utf-8")
-    except OSError:
+        known = netrc.netrc(path).hosts
+    except (OSError, netrc.NetrcParseError):
         return False
+    return any(host in known for host in (*WANDB_HOSTS, urlsplit(os.environ.get("WANDB_BASE_URL", "")).netloc))
 
 
 class TensorBoard:
@@ -94,14 +147,19 @@ class TensorBoard:
             raise UserError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from error
         # what an earlier process wrote after the checkpoint that we go on from is taken off the curve
         self.writer = SummaryWriter(str(folder / config.subdir), purge_step=first_step)
+        self.folder = folder
 
-    def log(self, row: dict[str, float], step: int) -> None:
+    def log(self, row: dict[str, Any], step: int) -> None:
         for key, value in row.items():
             if key != "step":
                 self.writer.add_scalar(key, value, step)
 
-    def sample(self, text: str, step: int) -> None:
-        self.writer.add_text("sample", text, step)
+    def sample(self, sample: Sample) -> None:
+        from matplotlib.image import imread
+
+        self.writer.add_text("sample", sample.text, sample.step)
+        picture = self.folder / ATTENTION.format(f"{sample.step:06d}")
+        self.writer.add_image("attention", imread(picture)[..., :3], sample.step, dataformats="HWC")
 
     def finish(self, exit_code: int) -> None:
         self.writer.close()
@@ -121,17 +179,18 @@ class Guarded:
         except UserError:
             raise
         except Exception as error:
-            self.say(f"WARNING: {self.name} failed and is off for this run: {type(error).__name__}: {error}")
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            self.say(f"WARNING: {self.name} failed and is off for this run: {why}")
             self.dashboard = None
             return None
 
-    def log(self, row: dict[str, float], step: int) -> None:
+    def log(self, row: dict[str, Any], step: int) -> None:
         if (dashboard := self.dashboard) is not None:
             self._try(lambda: dashboard.log(row, step))
 
-    def sample(self, text: str, step: int) -> None:
+    def sample(self, sample: Sample) -> None:
         if (dashboard := self.dashboard) is not None:
-            self._try(lambda: dashboard.sample(text, step))
+            self._try(lambda: dashboard.sample(sample))
 
     def finish(self, exit_code: int) -> None:
         if (dashboard := self.dashboard) is not None:
@@ -143,7 +202,7 @@ def open_dashboards(
 ) -> list[Dashboard]:
     dashboards: list[Dashboard] = []
     if (wandb_config := config.wandb) is not None:
-        dashboards.append(Guarded(lambda: Wandb(wandb_config, folder, folder.name, settings, say), "wandb", say))
+        dashboards.append(Guarded(lambda: Wandb(wandb_config, folder, settings, say), "wandb", say))
     if (tb_config := config.tensorboard) is not None:
         dashboards.append(Guarded(lambda: TensorBoard(tb_config, folder, first_step), "tensorboard", say))
     return dashboards

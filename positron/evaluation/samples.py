@@ -1,0 +1,32 @@
+"""samples.md: what a run wrote at its milestones, for people to read and for programs to read back."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+_HEAD = re.compile(r"(?m)^## Step (\d+) · loss (\S+)(?: · (\S+) validation bits per byte)?\n\n")
+
+
+class Sample(NamedTuple):
+    step: int
+    loss: float  # of the training step, in nats per token
+    bpb: float | None  # of the validation text, where it was measured at this step
+    text: str  # with the prompt that it begins with
+
+    def markdown(self) -> str:
+        """Its part of samples.md."""
+        scores = f"loss {self.loss:.3f}"
+        if self.bpb is not None:
+            scores += f" · {self.bpb:.4f} validation bits per byte"
+        return f"## Step {self.step} · {scores}\n\n{self.text}\n\n"
+
+
+def read_samples(path: Path) -> list[Sample]:
+    """The samples of a samples.md in the order of its steps; none where the file does not exist."""
+    if not path.exists():
+        return []
+    parts = _HEAD.split(path.read_text(encoding="utf-8"))[1:]
+    heads = zip(*[iter(parts)] * 4, strict=True)
+    return [Sample(int(s), float(loss), float(bpb) if bpb else None, text.strip()) for s, loss, bpb, text in heads]
