@@ -10,10 +10,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(run: str | None = None) -> Writer:
-    """The model of a run folder, or of a name below outputs/ (None: the one trained last), ready to write."""
+def load(run: str | None = None, weights: str = "fp32") -> Writer:
+    """The model of a run folder, or of a name below outputs/ (None: the one trained last), ready to write.
+
+    `weights="bf16"` writes faster on a CPU and rounds more.
+    """
     from positron.inference.writer import Writer
     from positron.runs import find_run, load_model
 
     model, tokenizer, _ = load_model(find_run(run), lambda line: None)
-    return Writer(model, tokenizer)
+    return Writer(model, tokenizer, weights=weights)

@@ -53,7 +53,9 @@ def main() -> None:
 
         run = find_run(options.run)
         model, tokenizer, path = load_model(run, note)
-        dialogue = Dialogue(Writer(model, tokenizer), run.is_chat, sampling, options.max_tokens, options.seed)
+        dialogue = Dialogue(
+            Writer(model, tokenizer, weights=options.weights), run.is_chat, sampling, options.max_tokens, options.seed
+        )
         if options.system:
             dialogue.system = options.system
         if options.question is not None:

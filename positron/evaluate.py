@@ -59,7 +59,7 @@ def main() -> None:
         run = find_run(options.run)
         model, tokenizer, path = load_model(run, say)
         say(f"{run.folder}, {path.name}: {model.config.n_params() / 1e6:.2f}M parameters")
-        writer = Writer(model, tokenizer)
+        writer = Writer(model, tokenizer, weights=options.weights)
         facts = {"run": str(run.folder), "checkpoint": path.name, "parameters": model.config.n_params()}
         facts |= text_facts(run, writer, options)
         if options.stories:

@@ -69,7 +69,7 @@ def main() -> None:
         from positron.inference.writer import Writer
 
         say(f"{run.folder}, {path.name}")
-        writer = Writer(model, tokenizer, say if options.verbose else lambda line: None)
+        writer = Writer(model, tokenizer, say if options.verbose else lambda line: None, options.weights)
         if options.prompt == "bench" and options.file is None:
             bench(writer)
             return

@@ -242,7 +242,7 @@ def test_the_generate_door(run: Path, door: Callable[..., Any]) -> None:
     several = door("generate", "Tom", "--num-samples", "3", "--json", "--max-tokens", "5", folder=run)
     rows = [json.loads(line) for line in several.out.splitlines()]
     assert [row["seed"] for row in rows] == [0, 1, 2]
-    side_by_side = door("generate", "Tom", "--compare", "--max-tokens", "12", folder=run)
+    side_by_side = door("generate", "Tom", "--compare", "--max-tokens", "12", "--weights", "bf16", folder=run)
     assert side_by_side.out.split()[:3] == list(PRESETS)
     measured = door("generate", "bench", folder=run)
     assert "tokens/s without cache" in measured.out
@@ -258,6 +258,7 @@ def test_the_generate_door(run: Path, door: Callable[..., Any]) -> None:
         (["--run", "nothing"], "no run nothing"),
         (["a" * 200], "the prompt has 200 tokens"),
         (["--file", "nowhere.txt"], "cannot read --file nowhere.txt"),
+        (["--weights", "int3"], "there are no weights int3: choose from fp32, bf16"),
         (["--max-tokens", "0"], "--max-tokens 0 must be at least 1"),
     ],
 )

@@ -6,18 +6,31 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 from positron.config import UserError
 from positron.inference.engine import Engine
 from positron.inference.sampling import BALANCED, Sampling
 from positron.model.gpt import GPT
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
+WEIGHTS = {"fp32": None, "bf16": torch.bfloat16}  # None: as the model has them
+
 
 class Writer:
     """A model with its tokenizer. Settings are the fields of `Sampling`, by name; UserError for others."""
 
-    def __init__(self, model: GPT, tokenizer: Tokenizer, say: Callable[[str], None] = lambda line: None) -> None:
-        self.model, self.tokenizer, self.say = model, tokenizer, say
+    def __init__(
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        say: Callable[[str], None] = lambda line: None,
+        weights: str = "fp32",
+    ) -> None:
+        """`weights`: fp32, or bf16, of which a token reads half the bytes: other rounding, so now and then other words."""
+        if weights not in WEIGHTS:
+            raise UserError(f"there are no weights {weights}: choose from {', '.join(WEIGHTS)}")
+        self.model, self.tokenizer, self.say, self.dtype = model, tokenizer, say, WEIGHTS[weights]
         self._engines: dict[int, Engine] = {}
 
     def generate(self, prompt: str, *, max_tokens: int = 200, seed: int = 0, **settings: Any) -> str:
@@ -50,7 +63,7 @@ class Writer:
 
     def engine(self, batch: int = 1) -> Engine:
         if batch not in self._engines:
-            self._engines = {batch: Engine(self.model, self.tokenizer, batch=batch, say=self.say)}
+            self._engines = {batch: Engine(self.model, self.tokenizer, batch=batch, dtype=self.dtype, say=self.say)}
         return self._engines[batch]
 
 
