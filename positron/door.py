@@ -72,7 +72,10 @@ def _hydra_reason(error: BaseException) -> str:
         r"In '[^']*': Could not find '([^']+)'.*?Available options in '[^']*': (.*?)(?: Config search|$)", text
     )
     if missing:
-        return f"there is no {missing[1].replace('/', '=', 1)}: choose from {missing[2].strip()}"
+        group, _, name = missing[1].rpartition("/")
+        if group.startswith("hydra/") and name in ("joblib", "submitit_local", "submitit_slurm", "optuna"):
+            return f"{group}={name} needs an extra: pip install 'positron[sweep]'"
+        return f"there is no {group}={name}: choose from {missing[2].strip()}"
     return text
 
 

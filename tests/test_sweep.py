@@ -8,8 +8,10 @@ import time
 
 import pytest
 from conftest import FAST
+from hydra.errors import MissingConfigException
 
 from positron.disk import lock
+from positron.door import describe
 from positron.training.pruning import is_hopeless
 
 SWEEP = ("-m", "model=debug", *FAST, "name=sweep", "train.max_steps=6", "train.val_every=6", "schedule.warmup_steps=2")
@@ -148,6 +150,12 @@ def test_a_search_started_again_does_only_what_is_missing(door, tmp_path):
     assert more.err.count("nothing to do") == 2
     rows = list(csv.DictReader((tmp_path / "outputs/sweeps/sweep/sweep.csv").open()))
     assert len({row["optimizer.lr"] for row in rows}) == 3
+
+
+def test_a_launcher_that_is_not_installed_names_the_extra():
+    why = "In 'train': Could not find 'hydra/sweeper/optuna'\n\nAvailable options in 'hydra/sweeper':\n\tbasic\nConfig search"
+    code, line = describe(MissingConfigException(why, "hydra/sweeper/optuna"))
+    assert (code, line) == (2, "positron: hydra/sweeper=optuna needs an extra: pip install 'positron[sweep]'")
 
 
 @pytest.mark.slow

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# From a fresh checkout to a small model of your own: environment, text, tokenizer, pretraining, samples.
+# scripts/bootstrap_tiny_llm.sh [settings of positron.train]
+# The text is TinyStories (the first 50 MB; data.max_mb=null: all), or the built-in stories where the Hugging Face hub
+# (or HF_ENDPOINT) does not answer within 10 seconds. Minutes on two CPU cores; started again, it goes on.
+set -euo pipefail
+if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then sed -n '2,5s/^# //p' "$0"; exit 0; fi
+home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+[ -d outputs ] || cd "$home"
+make --silent -C "$home" install >&2
+python=$home/.venv/bin/python
+export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}
+
+hub=${HF_ENDPOINT:-https://huggingface.co}
+if [ -d outputs/tiny_llm ]; then
+  # a run keeps the text that it was begun with
+  text=$("$python" -c "import json; print(json.load(open('outputs/tiny_llm/config.json'))['data']['source'])" 2>/dev/null || echo stories)
+elif "$python" -c "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=10)" "$hub/api/datasets/roneneldan/TinyStories" 2>/dev/null; then
+  text=hub
+else
+  echo "$hub does not answer: training on the built-in stories instead of TinyStories" >&2
+  text=stories
+fi
+data=(data=stories)
+if [ "$text" = hub ]; then data=(data=tinystories data.max_mb=50); fi
+"$python" -m positron.train experiment=quickstart name=tiny_llm "${data[@]}" "$@"
+exec "$python" -m positron.generate "Once upon a time" --run tiny_llm --num-samples 3

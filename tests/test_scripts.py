@@ -1,0 +1,123 @@
+"""The shell scripts: thin, from any directory, and what they make is what the doors make."""
+
+import http.server
+import json
+import os
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pexpect
+import pytest
+import torch
+from conftest import FAST, PROJECT
+
+SCRIPTS = sorted(path.name for path in (PROJECT / "scripts").glob("*.sh"))
+TINY = (*FAST, "data=stories", "device=cpu", "train.val_every=4", "schedule.warmup_steps=2")
+TALKS = (*(o for o in TINY if not o.startswith("model.context_length")), "model.context_length=1024")
+
+
+def script(name: str, *arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
+    (folder / "outputs").mkdir(exist_ok=True)
+    command = [str(PROJECT / "scripts" / name), *arguments]
+    return subprocess.run(command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def weights(run: Path, step: int) -> dict[str, torch.Tensor]:
+    return torch.load(run / "checkpoints" / f"step-{step:06d}.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_says_what_it_does(name, tmp_path):
+    told = script(name, "--help", folder=tmp_path)
+    assert told.returncode == 0, told.stderr
+    assert len(told.stdout.splitlines()) >= 2
+    assert not told.stdout.startswith("#")
+
+
+def test_chunks_are_one_run(door, tmp_path):
+    settings = (*TINY, "train.max_steps=7")
+    whole = door("train", "experiment=quickstart", "name=whole", *settings)
+    assert whole.code == 0, whole.err
+    chunks = script("train_incremental.sh", "4", "--yes", "name=chunks", *settings, folder=tmp_path)
+    assert chunks.returncode == 0, chunks.stderr
+    assert chunks.stdout.count("validation bits per byte") == 2
+    a, b = (weights(tmp_path / "outputs" / name, 7) for name in ("whole", "chunks"))
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+@pytest.mark.slow
+def test_chunks_are_asked_for_and_may_be_declined(door, tmp_path):
+    (tmp_path / "outputs").mkdir()
+    settings = [*TINY, "train.max_steps=9", "name=asked"]
+    command = str(PROJECT / "scripts" / "train_incremental.sh")
+    child = pexpect.spawn(command, ["3", *settings], cwd=str(tmp_path), encoding="utf-8", timeout=60)
+    for answer in ("", "n"):
+        child.expect_exact("Go on for another 3 steps? [Y/n] ")
+        child.sendline(answer)
+    child.expect_exact("the same command goes on later")
+    child.expect(pexpect.EOF)
+    assert json.loads((tmp_path / "outputs/asked/run.json").read_text())["step"] == 6
+    child = pexpect.spawn(command, ["3", *settings], cwd=str(tmp_path), encoding="utf-8", timeout=60)
+    child.expect_exact("finished at step 9")
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 0
+
+
+def test_no_number_of_steps_is_refused(tmp_path):
+    wrong = script("train_incremental.sh", "many", folder=tmp_path)
+    assert wrong.returncode == 2
+    assert wrong.stderr == "positron: many is no number of steps, nor a setting: see --help\n"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    not (PROJECT / ".venv" / "installed").exists(), reason="the script would install a second environment"
+)
+def test_bootstrap_without_a_network_trains_on_the_built_in_stories_at_once(tmp_path):
+    class Silent(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            time.sleep(30)
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Silent)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    for address in ("http://127.0.0.1:9", f"http://127.0.0.1:{server.server_port}"):
+        begun = time.monotonic()
+        folder = tmp_path / address[-4:].strip(":/")
+        folder.mkdir()
+        made = script("bootstrap_tiny_llm.sh", *TINY, "train.max_steps=2", folder=folder, HF_ENDPOINT=address)
+        assert made.returncode == 0, made.stderr
+        assert "does not answer: training on the built-in stories instead of TinyStories" in made.stderr
+        assert made.stdout.count("Once upon a time") >= 3
+        log = (folder / "outputs/tiny_llm/train.log").stat()
+        assert time.monotonic() - begun < 60
+        assert log.st_size > 0
+    server.shutdown()
+
+
+@pytest.mark.slow
+def test_from_nothing_to_an_answer(tmp_path, door):
+    made = door("train", "experiment=quickstart", *TALKS, "train.max_steps=2", "train.batch_tokens=2048", "name=base")
+    assert made.code == 0, made.err
+    short = ("train.max_steps=2", "data.examples=60", "data.val_fraction=0.5", "train.sample_tokens=8")
+    first = script("sft_quickstart.sh", "base", *short, folder=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.strip()
+    answer = script("ask_model.sh", "Who is Tom?", "--max-tokens", "5", folder=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted(p.stem for p in (PROJECT / "conf" / "experiment").glob("*.yaml") if p.stem != "story_instruct")
+)
+def test_every_recipe_trains(recipe, door, tmp_path):
+    fast = (o for o in TINY if not o.startswith("train.batch_tokens"))
+    short = ("train.max_steps=2", "train.batch_tokens=128", "data.tokens_per_epoch=null", "train.sample_prompt=Tom")
+    result = door("train", f"experiment={recipe}", *fast, *short, "schedule.warmup_steps=1")
+    assert result.code == 0, result.err
+    facts = json.loads(next((tmp_path / "outputs").glob("*/run.json")).read_text())
+    assert (facts["status"], facts["step"]) == ("finished", 2)
