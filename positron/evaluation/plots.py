@@ -84,6 +84,49 @@ def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[
     return _png(figure)
 
 
+def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]) -> bytes:
+    """PNG of a `scaling_law.Law`: what the runs (n parameters, d tokens, bpb) have above E against size, where a power
+    law is a straight line, and their loss itself; with the law's 95 % interval for one run, out to `aim` (N, D).
+
+    Size is what varies: parameters, or tokens; for a law of both, the operations 6 N D, best spent.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter, ScalarFormatter
+
+    kinds = {"N": "parameters", "D": "training tokens", None: "operations, 6 N D"}
+    size = {"N": lambda n, d: n, "D": lambda n, d: d, None: lambda n, d: 6 * n * d}[law.reduced]
+    x, goal = size(np.asarray(n, float), np.asarray(d, float)), size(*aim)
+    grid = np.geomspace(x.min() / 1.2, max(x.max(), goal) * 1.2, 100)
+    along = {"N": lambda v: (v, law.partner(v)), "D": lambda v: (law.partner(v), v), None: law.best_split}[law.reduced]
+    curve = [law.bpb(*along(value)).item() for value in grid]
+    bounds = [law.interval(*along(value)) for value in grid]
+    e = law.floor or (law.coefficient("E") if "E" in law.terms else 0.0)
+    aimed, around = law.bpb(*aim).item(), law.interval(*aim)
+    bar = None if around is None else [[aimed - around[0]], [around[1] - aimed]]
+    name = f"E = {e:.4f}, " + ("the text's own bits" if law.floor else "fitted")
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axes, base in zip(figure.subplots(1, 2), (e, 0.0), strict=True):
+        axes.plot(grid, np.array(curve) - base, color="tab:blue", label="law" if law.reduced else "law, best split")
+        if None not in bounds:
+            low, high = np.array(bounds).T - base
+            axes.fill_between(grid, np.maximum(low, 1e-9), high, color="tab:blue", alpha=0.15, label="95 %, one run")
+        axes.plot(x, np.asarray(bpb) - base, "o", color="tab:orange", label="runs")
+        axes.errorbar(goal, aimed - base, bar, fmt="D", color="tab:green", capsize=4, label=f"next: {aimed:.4f}")
+        axes.set(xscale="log", xlabel=kinds[law.reduced])
+        axes.grid(alpha=0.3)
+    left, right = figure.axes
+    left.set(yscale="log", ylabel="bits per byte above E", title=name)
+    left.set_ylim(0.8 * min(min(curve), *bpb) - 0.8 * e, 1.25 * (max(max(curve), *bpb) - e))
+    for axis_formatter in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        axis_formatter(ScalarFormatter())
+    right.axhline(e, color="tab:green", linestyle="--")
+    right.set(ylabel="bits per byte", title="loss", ylim=(0, 1.15 * max(*bpb, max(curve))))
+    right.xaxis.set_minor_formatter(NullFormatter())
+    right.legend()
+    return _png(figure)
+
+
 def _png(figure: Any) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)

@@ -18,6 +18,7 @@ from positron.door import Voice
 from positron.evaluation.metrics import best_bpb, read_metrics
 from positron.evaluation.report import write_report
 from positron.model.gpt import GPT
+from positron.provenance import record_start
 from positron.runs import Run, bare_names
 from positron.text import conversation
 from positron.text.conversation import Message
@@ -59,6 +60,8 @@ def fit(
         if patience is not None and patience.is_over:
             say(f"nothing to do: {run.folder} stopped early at step {start.step}, {patience.why}")
         elif start.step < plan.last_step:
+            if say.is_first_rank:
+                _record_start(run, config, plan, data, tokenizer, start)
             module = _module(config, plan, model, tokenizer)
             trainer = _trainer(run, config, plan, data, tokenizer, stopping, patience, dashboards, say)
             trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
@@ -83,6 +86,20 @@ def fit(
         for dashboard in dashboards:
             dashboard.finish(0 if status != "failed" else 1)
     return run.facts()
+
+
+def _record_start(
+    run: Run, config: RunConfig, plan: Plan, data: PretrainData | InstructData, tokenizer: Tokenizer, start: Start
+) -> None:
+    record_start(
+        run.folder,
+        step=start.step,
+        seed=config.seed,
+        resolved=plan.resolved(),
+        weights=None if start.is_own else start.weights or start.checkpoint,
+        text=data.train.fingerprint,
+        tokenizer=tokenizer.hash,
+    )
 
 
 def _refuse_other_data(run: Run, data: PretrainData | InstructData) -> None:
