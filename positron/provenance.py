@@ -95,11 +95,10 @@ def versions() -> dict[str, str]:
 def hardware(accelerator: str) -> dict[str, Any]:
     import torch
 
-    can_tell = hasattr(os, "sched_getaffinity")
     return {
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "cpu": cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if can_tell else os.cpu_count(),
+        "cores": os.cpu_count(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # the vector instructions that torch uses
         "memory_gb": memory_gb(),
         "accelerator": torch.cuda.get_device_name() if accelerator == "cuda" else accelerator,

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 from conftest import tiny
-from test_sft import base, tuned  # noqa: F401  (base is a fixture)
+from test_sft import tuned
 
 from positron import provenance, reproduce
+from positron.config import SFTConfig
 from positron.evaluation.metrics import read_metrics
 from positron.evaluation.report import write_report
 from positron.provenance import checkout, command, read_provenance, start_of
@@ -30,17 +31,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder whose outputs/ has one run, begun for 5 steps and then continued to 12; the tests' current folder."""
     folder, before = tmp_path_factory.mktemp("place"), Path.cwd()
     os.chdir(folder)
-    config = tiny(folder, train__max_steps=12, train__val_every=6, train__save_every=5, train__log_every=2)
-    for stop in (5, None):
-        train(config if stop is None else tiny_until(config, stop), folder / "outputs" / "x")
+    config = tiny(folder, model__context_length=64, train__max_steps=12, train__save_every=5, train__log_every=2)
+    part = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=5))
+    for start in (part, config):
+        train(start, folder / "outputs" / "x")
     yield folder
     os.chdir(before)
-
-
-def tiny_until(config, stop):
-    import dataclasses
-
-    return dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=stop))
 
 
 def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -100,24 +96,29 @@ def test_a_whole_run_under_a_name_and_a_job_of_a_sweep(place, monkeypatch, capsy
     assert reproduce.default_name(Run(job)) == "lr-3-again"
 
 
-def test_fine_tuning_is_reproduced_from_the_weights_that_it_began_with(base, place, monkeypatch, capsys) -> None:  # noqa: F811
-    config = tuned(base)
+def test_fine_tuning_is_reproduced_from_the_weights_that_it_began_with(place, monkeypatch, capsys) -> None:
+    talks = [{"instruction": f"The hat {n}?", "output": "It is red."} for n in range(30)]
+    Path("talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    config = tuned(place)
     short = dataclasses.replace(config.train, stop_at=4, val_every=4, sample_every=4)
-    sft(dataclasses.replace(config, train=short), place / "outputs" / "tuned")
+    sft(
+        dataclasses.replace(config, train=short, sft=SFTConfig(patience=0), init_from="outputs/x"),
+        Path("outputs/tuned"),
+    )
     code, out, err = said(monkeypatch, capsys, "tuned", "--whole")
     assert code == 0, out + err
     assert "1 to 4" in out
-    start = read_provenance(place / "outputs" / "tuned")["starts"][0]
-    assert start["weights"]["path"].endswith("base/checkpoints/best.ckpt")
-    moved = base / "base" / "checkpoints" / "best.ckpt"
-    moved.rename(moved.with_suffix(".gone"))
+    start = read_provenance(Path("outputs/tuned"))["starts"][0]
+    assert start["weights"]["path"] == "outputs/x/checkpoints/best.ckpt"
+    best = Path(start["weights"]["path"])
+    best.rename("gone.ckpt")
     try:
         code, _, err = said(monkeypatch, capsys, "tuned", "--name", "never")
     finally:
-        moved.with_suffix(".gone").rename(moved)
+        Path("gone.ckpt").rename(best)
     assert code == 2
     assert "which is gone" in err
-    assert not (place / "outputs" / "never").exists()
+    assert not Path("outputs/never").exists()
 
 
 def test_what_cannot_be_reproduced_is_one_line_with_exit_code_2(place, monkeypatch, capsys) -> None:

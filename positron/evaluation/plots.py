@@ -92,7 +92,7 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
     """
     import numpy as np
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter, ScalarFormatter
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, ScalarFormatter
 
     kinds = {"N": "parameters", "D": "training tokens", None: "operations, 6 N D"}
     size = {"N": lambda n, d: n, "D": lambda n, d: d, None: lambda n, d: 6 * n * d}[law.reduced]
@@ -114,15 +114,18 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
         axes.plot(x, np.asarray(bpb) - base, "o", color="tab:orange", label="runs")
         axes.errorbar(goal, aimed - base, bar, fmt="D", color="tab:green", capsize=4, label=f"next: {aimed:.4f}")
         axes.set(xscale="log", xlabel=kinds[law.reduced])
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(alpha=0.3)
     left, right = figure.axes
     left.set(yscale="log", ylabel="bits per byte above E", title=name)
-    left.set_ylim(0.8 * min(min(curve), *bpb) - 0.8 * e, 1.25 * (max(max(curve), *bpb) - e))
+    lowest = min(*curve, *bpb, *([] if around is None else [around[0]]))
+    left.set_ylim(0.8 * (lowest - e), 1.25 * (max(*curve, *bpb) - e))
     for axis_formatter in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
         axis_formatter(ScalarFormatter())
     right.axhline(e, color="tab:green", linestyle="--")
     right.set(ylabel="bits per byte", title="loss", ylim=(0, 1.15 * max(*bpb, max(curve))))
-    right.xaxis.set_minor_formatter(NullFormatter())
     right.legend()
     return _png(figure)
 
