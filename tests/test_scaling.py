@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from positron import scaling
 from positron.config import GPTConfig, UserError
+from positron.evaluation.plots import scaling_picture
 from positron.evaluation.scaling_law import fit_law, log_excess, t95
 from positron.evaluation.sizes import million
 from positron.text.tables import CharTokenizer
@@ -119,6 +120,12 @@ def test_the_best_split_is_where_a_search_finds_the_least_loss() -> None:
     assert 6 * n * d == pytest.approx(1e14)
     tried = np.geomspace(n / 30, n * 30, 100_001)
     assert tried[law.bpb(tried, 1e14 / 6 / tried).argmin()] == pytest.approx(n, rel=1e-3)
+
+
+def test_a_law_whose_loss_rises_with_tokens_is_drawn_too() -> None:
+    law = fit_law(GRID_N, GRID_D, 0.5 + 30 * GRID_N**-0.4 + 1e-3 * GRID_D**0.1, 0.5)
+    assert law.exponent("D")[0] < 0
+    assert scaling_picture(law, GRID_N, GRID_D, 0.5 + both(GRID_N, GRID_D), (1e6, 1e8)).startswith(b"\x89PNG")
 
 
 def test_student_quantiles_are_those_of_the_tables() -> None:

@@ -88,7 +88,8 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
     """PNG of a `scaling_law.Law`: what the runs (n parameters, d tokens, bpb) have above E against size, where a power
     law is a straight line, and their loss itself; with the law's 95 % interval for one run, out to `aim` (N, D).
 
-    Size is what varies: parameters, or tokens; for a law of both, the operations 6 N D, best spent.
+    Size is what varies: parameters, or tokens; for a law of both, the operations 6 N D, and the line is that of models with
+    as many tokens for each parameter as `aim` has.
     """
     import numpy as np
     from matplotlib.figure import Figure
@@ -98,20 +99,27 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
     size = {"N": lambda n, d: n, "D": lambda n, d: d, None: lambda n, d: 6 * n * d}[law.reduced]
     x, goal = size(np.asarray(n, float), np.asarray(d, float)), size(*aim)
     grid = np.geomspace(x.min() / 1.2, max(x.max(), goal) * 1.2, 100)
-    along = {"N": lambda v: (v, law.partner(v)), "D": lambda v: (law.partner(v), v), None: law.best_split}[law.reduced]
+    ratio = aim[1] / aim[0]
+    along = {
+        "N": lambda v: (v, law.partner(v)),
+        "D": lambda v: (law.partner(v), v),
+        None: lambda v: ((v / 6 / ratio) ** 0.5, (v / 6 * ratio) ** 0.5),
+    }[law.reduced]
     curve = [law.bpb(*along(value)).item() for value in grid]
     bounds = [law.interval(*along(value)) for value in grid]
     e = law.floor or (law.coefficient("E") if "E" in law.terms else 0.0)
     aimed, around = law.bpb(*aim).item(), law.interval(*aim)
     bar = None if around is None else [[aimed - around[0]], [around[1] - aimed]]
     name = f"E = {e:.4f}, " + ("the text's own bits" if law.floor else "fitted")
+    label = "law" if law.reduced else f"law, {ratio:.3g} tokens per parameter"
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     for axes, base in zip(figure.subplots(1, 2), (e, 0.0), strict=True):
-        axes.plot(grid, np.array(curve) - base, color="tab:blue", label="law" if law.reduced else "law, best split")
+        axes.plot(grid, np.array(curve) - base, color="tab:blue", label=label)
         if None not in bounds:
             low, high = np.array(bounds).T - base
             axes.fill_between(grid, np.maximum(low, 1e-9), high, color="tab:blue", alpha=0.15, label="95 %, one run")
         axes.plot(x, np.asarray(bpb) - base, "o", color="tab:orange", label="runs")
+        axes.plot(x, law.bpb(n, d) - base, "x", color="tab:blue", label="the law of each")
         axes.errorbar(goal, aimed - base, bar, fmt="D", color="tab:green", capsize=4, label=f"next: {aimed:.4f}")
         axes.set(xscale="log", xlabel=kinds[law.reduced])
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -120,8 +128,9 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
         axes.grid(alpha=0.3)
     left, right = figure.axes
     left.set(yscale="log", ylabel="bits per byte above E", title=name)
-    lowest = min(*curve, *bpb, *([] if around is None else [around[0]]))
-    left.set_ylim(0.8 * (lowest - e), 1.25 * (max(*curve, *bpb) - e))
+    above = [value - e for value in (*curve, *bpb) if value > e]  # a fitted E may lie above a run
+    lowest = min(above) if around is None else min(*above, max(around[0] - e, min(above) / 10))
+    left.set_ylim(0.8 * lowest, 1.25 * max(above))
     for axis_formatter in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
         axis_formatter(ScalarFormatter())
     right.axhline(e, color="tab:green", linestyle="--")
