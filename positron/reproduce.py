@@ -123,7 +123,9 @@ def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
     changed = changes(start_of(read_provenance(run.folder), step), start_of(read_provenance(new.folder), step))
     list_of = "".join(f"\n  {line}" for line in changed)
     if different is None:
-        text = f"identical: {len(steps)} logged steps, {steps[0]} to {steps[-1]}, have the same losses bit for bit"
+        text = (
+            f"identical: logged steps {steps[0]} to {steps[-1]} ({len(steps)} of them) have the same losses bit for bit"
+        )
         return True, text + (f", although these differ:{list_of}" if changed else "")
     before = len([s for s in steps if s < step])
     text = f"different: at step {step} {different[1]}; {before} logged steps before it are identical"
