@@ -41,7 +41,7 @@ def main() -> None:
             raise UserError("--limit must be at least 0 bytes, and --max-tokens at least 1")
         from positron.disk import make_folder, whole_file
         from positron.evaluation import comparison
-        from positron.evaluation.plots import comparison_picture
+        from positron.evaluation.plots_of_runs import comparison_picture
         from positron.runs import OUTPUTS
 
         runs = comparison.find_runs(options.runs, OUTPUTS)

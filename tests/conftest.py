@@ -32,7 +32,7 @@ from positron.config import (
 PROJECT = Path(__file__).parent.parent
 # Child processes are forked from a server that has imported all this once: 0.1 s each instead of 5.
 _SERVER = multiprocessing.get_context("forkserver")
-_DOORS = ("train", "sft", "generate", "chat", "evaluate", "compare", "prepare", "doctor")
+_DOORS = ("train", "sft", "generate", "chat", "evaluate", "compare", "scaling", "reproduce", "prepare", "doctor")
 _SERVER.set_forkserver_preload(
     [*(f"positron.{door}" for door in _DOORS), "positron.training.fit", "hydra", "matplotlib.figure"]
 )

@@ -167,13 +167,26 @@ ROOMS = {
     "data": {"config", "disk", "fetch", "text", "data"},
     "model": {"config", "model"},
     "inference": {"config", "model", "text", "inference"},
-    "evaluation": {"config", "disk", "runs", "text", "data", "model", "inference", "evaluation"},
+    "provenance": {"config", "disk"},
+    "evaluation": {"config", "disk", "provenance", "runs", "text", "data", "model", "inference", "evaluation"},
     "runs": {"config", "disk", "model", "text", "training"},
     "door": {"config"},
     "sweeps": {"config", "disk", "door", "runs"},
-    "training": {"config", "disk", "text", "data", "model", "inference", "evaluation", "runs", "door", "training"},
+    "training": {
+        "config",
+        "disk",
+        "text",
+        "data",
+        "model",
+        "inference",
+        "evaluation",
+        "provenance",
+        "runs",
+        "door",
+        "training",
+    },
 }
-DOORS = ("train", "sft", "generate", "chat", "evaluate", "compare", "prepare", "doctor")
+DOORS = ("train", "sft", "generate", "chat", "evaluate", "compare", "scaling", "reproduce", "prepare", "doctor")
 
 
 def imports_of(path: Path) -> set[str]:

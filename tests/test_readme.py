@@ -31,6 +31,8 @@ def shortened(arguments: list[str]) -> list[str]:
     steps = {key: -(-value // 100) for key, value in steps.items()} or {"train.max_steps": 3}
     kept = [a for a in arguments if not a.startswith((*steps, "device="))]
     corpus = [a for a in SHORT if not (a.startswith("data.") and "data=text" in arguments)]
+    if "experiment=size_sweep" in arguments and "-m" in arguments:
+        corpus = [a.replace("d_model=32", "d_model=8,16,32") for a in corpus]
     return [*kept, *corpus, *(f"{key}={value}" for key, value in steps.items())]
 
 

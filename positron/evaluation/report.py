@@ -5,15 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import json
-import platform
 import re
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from positron.disk import whole_file, write_text
 from positron.evaluation.metrics import read_metrics
 from positron.evaluation.plots import learning_rate_curve, loss_curve
+from positron.provenance import read_provenance, start_of
 from positron.runs import Run
 
 _STYLE = """
@@ -25,7 +24,6 @@ pre { background: #f6f6f4; padding: .8rem; overflow-x: auto; white-space: pre-wr
 blockquote { border-left: 3px solid #ccc; margin: .5rem 0; padding: .1rem 1rem; white-space: pre-line }
 details > summary { cursor: pointer }
 """
-_PACKAGES = ("torch", "lightning", "hydra-core", "numpy", "sentencepiece")
 
 
 def write_report(run: Run) -> None:
@@ -45,7 +43,7 @@ def write_report(run: Run) -> None:
         f"<h2>Go on</h2><pre>{html.escape(_commands(run, facts))}</pre>",
         f"<h2>Configuration</h2><details><summary>all settings</summary><pre>{html.escape(json.dumps(config, indent=2))}"
         "</pre></details>",
-        f"<h2>Environment</h2>{_table(_environment(facts))}",
+        f"<h2>Environment</h2>{_table(_environment(run, facts))}",
     ]
     page = (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title>'
@@ -67,19 +65,24 @@ def _headline(facts: dict[str, Any]) -> dict[str, str]:
     return lines
 
 
-def _environment(facts: dict[str, Any]) -> dict[str, str]:
+def _environment(run: Run, facts: dict[str, Any]) -> dict[str, str]:
+    """Of the run's last start, as it noted it itself: the report may be written elsewhere."""
     resolved = facts["resolved"]
     lines = {
-        "machine": f"{platform.system()} {platform.machine()}, Python {sys.version.split()[0]}",
         "device": f"{resolved['accelerator']}, {resolved['precision']}, {resolved['threads']} threads",
         "batch": f"{resolved['batch_tokens']:,} tokens, {resolved['micro_batch_size']} sequences at a time",
     }
-    for package in _PACKAGES:
-        try:
-            lines[package] = version(package)
-        except PackageNotFoundError:  # a vendored copy without metadata
-            lines[package] = "?"
-    return lines
+    start = start_of(read_provenance(run.folder), sys.maxsize)
+    if not start:  # a run that is older than its provenance
+        return lines
+    hardware, git = start["hardware"], start["git"]
+    lines |= {
+        "machine": f"{hardware['system']}, {hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB",
+        "command": start["command"],
+        "seed": str(start["seed"]),
+        "commit": "no git checkout" if git is None else git["commit"] + (" and changes" if git["diff"] else ""),
+    }
+    return lines | start["versions"]
 
 
 def _commands(run: Run, facts: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from positron.disk import read_json, whole_file, write_text
 from positron.evaluation.metrics import read_metrics
-from positron.evaluation.plots import sweep_picture
+from positron.evaluation.plots_of_runs import sweep_picture
 from positron.runs import Run
 
 

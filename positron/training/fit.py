@@ -19,6 +19,7 @@ from positron.door import Voice
 from positron.evaluation.metrics import best_bpb, read_metrics
 from positron.evaluation.report import write_report
 from positron.model.gpt import GPT
+from positron.provenance import record_start
 from positron.runs import Run, bare_names
 from positron.text import conversation
 from positron.text.conversation import Message
@@ -65,6 +66,8 @@ def fit(
         elif was_pruned:
             say(f"nothing to do: {run.folder} was pruned at step {start.step}")
         elif start.step < plan.last_step:
+            if say.is_first_rank:
+                _record_start(run, config, plan, data, tokenizer, start)
             module = _module(config, plan, model, tokenizer)
             deciding = [callback for callback in (patience, pruning) if callback is not None]
             trainer = _trainer(run, config, plan, data, tokenizer, stopping, deciding, dashboards, say)
@@ -94,6 +97,20 @@ def fit(
             for dashboard in dashboards:
                 dashboard.finish(0 if status != "failed" else 1)
     return run.facts()
+
+
+def _record_start(
+    run: Run, config: RunConfig, plan: Plan, data: PretrainData | InstructData, tokenizer: Tokenizer, start: Start
+) -> None:
+    record_start(
+        run.folder,
+        step=start.step,
+        seed=config.seed,
+        resolved=plan.resolved(),
+        weights=None if start.is_own else start.weights or start.checkpoint,
+        text=data.train.fingerprint,
+        tokenizer=tokenizer.hash,
+    )
 
 
 def _refuse_other_data(run: Run, data: PretrainData | InstructData) -> None:

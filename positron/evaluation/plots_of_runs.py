@@ -1,0 +1,161 @@
+"""Pictures of several runs beside each other: compared, swept, scaled."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from positron.evaluation.plots import as_png
+
+Curve = tuple[list[str], list[tuple[float, float]], str]  # a job's values, (million tokens, bits per byte), status
+
+
+def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[tuple[str, float, float]]) -> bytes:
+    """PNG: validation curves of the runs over each other, (million tokens, bits per byte), and where each ended on one
+    text, (run, bits per byte, half of the 95 % interval), best first."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, max(4.0, 1.5 + 0.4 * len(bars))), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    colors = {name: f"C{i % 10}" for i, (name, _, _) in enumerate(bars)}
+    for name, points in curves.items():
+        if points:
+            left.plot(*zip(*points, strict=True), color=colors[name], marker="o", ms=3, label=name)
+    left.set(xlabel="million tokens", ylabel="bits per byte", title="validation while training")
+    places = range(len(bars))
+    values, halves = [value for _, value, _ in bars], [half for _, _, half in bars]
+    right.barh(places, values, xerr=halves, color=[colors[name] for name, _, _ in bars], capsize=4)
+    for place, value, half in zip(places, values, halves, strict=True):
+        right.text(value + half, place, f"  {value:.4f}", va="center")
+    right.set_yticks(places, [name for name, _, _ in bars])
+    right.invert_yaxis()
+    right.set(xlabel="bits per byte", title="on the same text", xlim=(0, 1.25 * max(values)))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+    if any(curves.values()):
+        left.legend()
+    return as_png(figure)
+
+
+def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, title: str) -> bytes:
+    """PNG: the validation curves of a sweep's jobs over each other, and their last points against what was swept.
+
+    The first swept key whose values are numbers is the x axis, logarithmic for values that span a decade or more; each
+    combination of the other keys' values is a line. Without numbers the jobs stand beside each other.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 4.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    x_key = next((i for i in range(len(keys)) if all(_number(values[i]) is not None for values, _, _ in jobs)), None)
+    order = sorted(range(len(jobs)), key=lambda i: (_number(jobs[i][0][x_key]) or 0.0) if x_key is not None else i)
+    colors = {i: colormaps["viridis"](0.9 * place / max(1, len(jobs) - 1)) for place, i in enumerate(order)}
+    short = [key.rsplit(".", 1)[-1] for key in keys]
+    for i in order:
+        values, points, status = jobs[i]
+        if points:
+            label = ", ".join(f"{name}={value}" for name, value in zip(short, values, strict=True))
+            left.plot(*zip(*points, strict=True), color=colors[i], marker="o", ms=3, label=label, alpha=0.9)
+            if status == "pruned":
+                left.plot(*points[-1], color=colors[i], marker="x", ms=9)
+    lines: dict[tuple[str, ...], list[tuple[float, float, Any]]] = {}
+    for i in order:
+        values, points, status = jobs[i]
+        if points and status != "failed":
+            others = tuple(f"{name}={v}" for k, (name, v) in enumerate(zip(short, values, strict=True)) if k != x_key)
+            x = _number(values[x_key]) if x_key is not None else None
+            group = others if x is not None else ()
+            lines.setdefault(group, []).append((float(i) if x is None else x, points[-1][1], colors[i]))
+    for group, found in lines.items():
+        xs, ys, shades = zip(*found, strict=True)
+        if x_key is not None:
+            right.plot(xs, ys, color="0.6", linewidth=1, zorder=1)
+        right.scatter(xs, ys, color=shades, zorder=2)
+        if group and len(lines) > 1:
+            right.annotate(", ".join(group), (xs[-1], ys[-1]), textcoords="offset points", xytext=(6, 4), fontsize=8)
+    if x_key is not None:
+        xs = tuple(x for found in lines.values() for x, _, _ in found)
+        if xs and min(xs) > 0 and max(xs) >= 10 * min(xs):
+            right.set_xscale("log")
+        right.set_xlabel(keys[x_key])
+    else:
+        names = [", ".join(values) or str(i) for i, (values, _, _) in enumerate(jobs)]
+        right.set_xticks(range(len(jobs)), names, rotation=30, ha="right")
+    lasts = [points[-1][1] for _, points, _ in jobs if points]
+    for axes in (left, right):
+        if floor_bpb and lasts and min(lasts) < 2 * floor_bpb:  # from afar it would press the curves flat
+            axes.axhline(floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}")
+        axes.grid(alpha=0.3)
+        axes.set_ylabel("bits per byte")
+    firsts = [point[1] for _, points, _ in jobs for point in (points[1:] or points)]
+    if firsts:  # first validations, of models that know little, would press the rest flat
+        left.set_ylim(top=1.05 * max(firsts))
+    left.set(xlabel="million tokens", title=f"{title}: validation while training")
+    right.set_title(
+        "last validation (a failed job has none)" if any(s == "failed" for _, _, s in jobs) else "last validation"
+    )
+    if left.get_legend_handles_labels()[0] and len(jobs) <= 16:
+        left.legend(fontsize=8)
+    return as_png(figure)
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]) -> bytes:
+    """PNG of a `scaling_law.Law`: what the runs (n parameters, d tokens, bpb) have above E against size, where a power
+    law is a straight line, and their loss itself; with the law's 95 % interval for one run, out to `aim` (N, D).
+
+    Size is what varies: parameters, or tokens; for a law of both, the operations 6 N D, and the line is that of models with
+    as many tokens for each parameter as `aim` has.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, ScalarFormatter
+
+    kinds = {"N": "parameters", "D": "training tokens", None: "operations, 6 N D"}
+    size = {"N": lambda n, d: n, "D": lambda n, d: d, None: lambda n, d: 6 * n * d}[law.reduced]
+    x, goal = size(np.asarray(n, float), np.asarray(d, float)), size(*aim)
+    grid = np.geomspace(x.min() / 1.2, max(x.max(), goal) * 1.2, 100)
+    ratio = aim[1] / aim[0]
+    along = {
+        "N": lambda v: (v, law.partner(v)),
+        "D": lambda v: (law.partner(v), v),
+        None: lambda v: ((v / 6 / ratio) ** 0.5, (v / 6 * ratio) ** 0.5),
+    }[law.reduced]
+    curve = [law.bpb(*along(value)).item() for value in grid]
+    bounds = [law.interval(*along(value)) for value in grid]
+    e = law.floor or (law.coefficient("E") if "E" in law.terms else 0.0)
+    aimed, around = law.bpb(*aim).item(), law.interval(*aim)
+    bar = None if around is None else [[aimed - around[0]], [around[1] - aimed]]
+    name = f"E = {e:.4f}, " + ("the text's own bits" if law.floor else "fitted")
+    label = "law" if law.reduced else f"law, {ratio:.3g} tokens per parameter"
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    for axes, base in zip(figure.subplots(1, 2), (e, 0.0), strict=True):
+        axes.plot(grid, np.array(curve) - base, color="tab:blue", label=label)
+        if None not in bounds:
+            low, high = np.array(bounds).T - base
+            axes.fill_between(grid, np.maximum(low, 1e-9), high, color="tab:blue", alpha=0.15, label="95 %, one run")
+        axes.plot(x, np.asarray(bpb) - base, "o", color="tab:orange", label="runs")
+        axes.plot(x, law.bpb(n, d) - base, "x", color="tab:blue", label="the law of each")
+        axes.errorbar(goal, aimed - base, bar, fmt="D", color="tab:green", capsize=4, label=f"next: {aimed:.4f}")
+        axes.set(xscale="log", xlabel=kinds[law.reduced])
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.3)
+    left, right = figure.axes
+    left.set(yscale="log", ylabel="bits per byte above E", title=name)
+    above = [value - e for value in (*curve, *bpb) if value > e]  # a fitted E may lie above a run
+    lowest = min(above) if around is None else min(*above, max(around[0] - e, min(above) / 10))
+    left.set_ylim(0.8 * lowest, 1.25 * max(above))
+    for axis_formatter in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
+        axis_formatter(ScalarFormatter())
+    right.axhline(e, color="tab:green", linestyle="--")
+    right.set(ylabel="bits per byte", title="loss", ylim=(0, 1.15 * max(*bpb, max(curve))))
+    right.legend()
+    return as_png(figure)

@@ -1,0 +1,236 @@
+"""Loss against size: L(N, D) = E + A / N^alpha + B / D^beta, for N parameters and D training tokens.
+
+Hoffmann et al. 2022 (arXiv:2203.15556, approach 3): minimise a Huber loss of residuals in logarithms, from a grid of
+starts. Three things differ. Where the entropy of the text is known, E is not fitted and the residuals are those of
+log(L - E), so that few runs tell much. Huber's threshold is 0.1 instead of 0.001: with a handful of runs the latter
+would go exactly through some and ignore the rest. And where N and D went together, their terms cannot be told apart:
+one power law is fitted, which holds along that family of runs only.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from positron.config import UserError
+
+Array = NDArray[np.float64]
+
+HUBER = 0.1  # of a logarithm: a run that is further off than 10 % pulls no harder than one that is 10 % off
+SPREAD = 0.15  # standard deviation of a logarithm below which something hardly varies among the runs
+_T95 = (
+    12.706,
+    4.303,
+    3.182,
+    2.776,
+    2.571,
+    2.447,
+    2.365,
+    2.306,
+    2.262,
+    2.228,
+)  # Student's t, 1 to 10 degrees of freedom
+
+
+@dataclass(frozen=True)
+class Law:
+    """A fitted law. `theta` holds, term by term: for "E" log E, for "N" and "D" the term's logarithm at the centre of
+    the runs and its exponent."""
+
+    terms: tuple[str, ...]  # some of "E" (where it is fitted), "N", "D"
+    floor: float  # the known E; 0 where E is a term
+    center: dict[str, float]  # mean logarithms of N and of D
+    slope: float  # of log D against log N (of log N against log D, where only D varies) along the runs
+    theta: Array
+    covariance: Array | None  # of theta; None where the runs are too few or too alike to tell
+    sigma: float | None  # standard deviation of a run's logarithm around the law
+    dof: int  # runs - fitted numbers
+
+    @property
+    def reduced(self) -> str | None:
+        """The one variable of a law that holds along a family of runs only."""
+        return None if {"N", "D"} <= set(self.terms) else self.terms[-1]
+
+    def bpb(self, n: Any, d: Any) -> Array:
+        """Bits per byte of models with n parameters after d tokens."""
+        found: Array = self.floor + np.exp(log_excess(self.theta, self.terms, self._logs(n, d))[0])
+        return found
+
+    def interval(self, n: float, d: float) -> tuple[float, float] | None:
+        """Where the loss of one more run lies with 95 %: uncertainty of the law, and of a run around it."""
+        if self.covariance is None or self.sigma is None:
+            return None
+        mean, jacobian = log_excess(self.theta, self.terms, self._logs(n, d))
+        half = t95(self.dof) * np.sqrt(self.sigma**2 + (jacobian @ self.covariance @ jacobian.T).item())
+        return float(self.floor + np.exp(mean.item() - half)), float(self.floor + np.exp(mean.item() + half))
+
+    def exponent(self, term: str) -> tuple[float, float | None]:
+        """Of "N" or "D": alpha or beta, and half of its 95 % interval."""
+        return self._number(self._place(term) + 1, 0.0, term)
+
+    def log_coefficient(self, term: str) -> tuple[float, float | None]:
+        """log A, log B or log E, and half of its 95 % interval."""
+        return self._number(self._place(term), 1.0, term)
+
+    def coefficient(self, term: str) -> float:
+        return float(np.exp(self.log_coefficient(term)[0]))
+
+    def _place(self, term: str) -> int:
+        return sum(1 if t == "E" else 2 for t in self.terms[: self.terms.index(term)])
+
+    def _number(self, place: int, of_coefficient: float, term: str) -> tuple[float, float | None]:
+        weights = np.zeros(len(self.theta))
+        weights[place] = 1.0
+        if of_coefficient and term != "E":  # from the centre of the runs back to N = 1
+            weights[place + 1] = self.center[term]
+        if self.covariance is None:
+            return float(weights @ self.theta), None
+        half = t95(self.dof) * np.sqrt(weights @ self.covariance @ weights)
+        return float(weights @ self.theta), float(half)
+
+    def _logs(self, n: Any, d: Any) -> dict[str, Array]:
+        values = {"N": n, "D": d}
+        return {key: np.log(np.atleast_1d(np.asarray(v, float))) - self.center[key] for key, v in values.items()}
+
+    def partner(self, value: float) -> float:
+        """The D that belongs to N = value along the runs; where only D varies, the N that belongs to D = value."""
+        one, other = ("D", "N") if self.reduced == "D" else ("N", "D")
+        return float(np.exp(self.center[other] + self.slope * (np.log(value) - self.center[one])))
+
+    def best_split(self, flops: float) -> tuple[float, float]:
+        """N and D of the least loss at 6 N D = flops (Hoffmann et al., equation 4). Needs both terms."""
+        alpha, beta = self.exponent("N")[0], self.exponent("D")[0]
+        ratio = self.log_coefficient("N")[0] - self.log_coefficient("D")[0] + np.log(alpha / beta)
+        n = np.exp((ratio + beta * np.log(flops / 6)) / (alpha + beta))
+        return float(n), float(flops / 6 / n)
+
+
+def log_excess(theta: Array, terms: tuple[str, ...], logs: dict[str, Array]) -> tuple[Array, Array]:
+    """log(L - floor) of each run (R,) and its Jacobian (R, len(theta)): a logsumexp over the terms.
+
+    `logs` are log N and log D minus their centre, each (R,).
+    """
+    rows, slopes, place = [], [], 0
+    for term in terms:
+        x = np.zeros_like(logs["N"]) if term == "E" else logs[term]
+        rows.append(theta[place] - (0.0 if term == "E" else theta[place + 1]) * x)
+        slopes += [np.ones_like(x)] if term == "E" else [np.ones_like(x), -x]
+        place += 1 if term == "E" else 2
+    z = np.stack(rows)
+    top = z.max(axis=0)
+    mean = top + np.log(np.exp(z - top).sum(axis=0))
+    shares = np.exp(z - mean)
+    repeated = np.repeat(shares, [1 if term == "E" else 2 for term in terms], axis=0)
+    return mean, (repeated * np.stack(slopes)).T
+
+
+def fit_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, floor: float | None) -> Law:
+    """The law of runs, each argument (R,), losses in bits per byte; `floor` is E where it is known.
+
+    UserError where the runs are too few for the numbers to fit, do not differ in size, or are not above the floor.
+    """
+    given = [np.asarray(values, dtype=np.float64) for values in (parameters, tokens, losses)]
+    order = np.lexsort(given[::-1])  # sums then do not depend on the order of the runs
+    n, d, bpb = (values[order] for values in given)
+    if bpb.min() <= (floor or 0.0):
+        raise UserError(
+            f"a run has {bpb.min():.4f} bits per byte, which is not above the text's own {floor or 0:.4f}: a leak"
+        )
+    center = {"N": float(np.log(n).mean()), "D": float(np.log(d).mean())}
+    logs = {"N": np.log(n) - center["N"], "D": np.log(d) - center["D"]}
+    varying = _varying(logs)
+    terms = (*(("E",) if floor is None else ()), *varying)
+    numbers = sum(1 if term == "E" else 2 for term in terms)
+    if len(n) < numbers:
+        raise UserError(f"{len(n)} runs are too few for the {numbers} numbers of this law: train more sizes")
+    y = np.log(bpb - (floor or 0.0))
+    starts = sorted(_starts(terms, y), key=lambda theta: _loss(y - log_excess(theta, terms, logs)[0]))
+    fits = [_descend(theta, terms, logs, y) for theta in starts[:6]]
+    theta = min(fits, key=lambda theta: _loss(y - log_excess(theta, terms, logs)[0]))
+    one, other = ("D", "N") if varying == ("D",) else ("N", "D")
+    slope = float(logs[one] @ logs[other] / (logs[one] @ logs[one]))
+    sigma, covariance = _uncertainty(theta, terms, logs, y)
+    return Law(terms, floor or 0.0, center, slope, theta, covariance, sigma, len(n) - numbers)
+
+
+def _varying(logs: dict[str, Array]) -> tuple[str, ...]:
+    """Whose terms can be told apart: both of N and D, or the one that varies. UserError for none."""
+    both = np.stack([logs["N"], logs["D"]])
+    if np.linalg.eigvalsh(both @ both.T / both.shape[1])[0] >= SPREAD**2:
+        return "N", "D"
+    for term in ("N", "D"):
+        if logs[term].std() >= SPREAD:
+            return (term,)
+    raise UserError("these runs hardly differ in parameters or tokens: a law of size needs runs of several sizes")
+
+
+def _starts(terms: tuple[str, ...], y: Array) -> list[Array]:
+    """A grid: how much of the least loss is E, how the rest is shared between the terms, and their exponents."""
+    parts = (0.1, 0.5, 0.9) if "E" in terms else (0.0,)
+    powers = [term for term in terms if term != "E"]
+    shares = (0.1, 0.5, 0.9) if len(powers) == 2 else (1.0,)
+    grid = []
+    for part, share, *exponents in product(parts, shares, *[(0.1, 0.4, 1.0)] * len(powers)):
+        known = part * np.exp(y.min())
+        rest = np.log((np.exp(y) - known).mean())
+        theta = [np.log(known)] if "E" in terms else []
+        for own, exponent in zip((share, 1 - share), exponents, strict=False):
+            theta += [rest + np.log(own), exponent]
+        grid.append(np.array(theta))
+    return grid
+
+
+def _loss(residuals: Array) -> float:
+    """Huber's: quadratic up to the threshold, linear beyond."""
+    size = np.abs(residuals)
+    return float(np.where(size <= HUBER, size**2 / 2, HUBER * (size - HUBER / 2)).sum())
+
+
+def _descend(theta: Array, terms: tuple[str, ...], logs: dict[str, Array], y: Array) -> Array:
+    """Levenberg-Marquardt, with the weights that make least squares Huber's."""
+    damping, loss = 1e-3, np.inf
+    for _ in range(300):
+        mean, jacobian = log_excess(theta, terms, logs)
+        residuals = y - mean
+        loss = _loss(residuals)
+        weights = HUBER / np.maximum(np.abs(residuals), HUBER)
+        hessian = jacobian.T @ (weights[:, None] * jacobian)
+        gradient = jacobian.T @ (weights * residuals)
+        scale = np.diag(np.diag(hessian) + 1e-12)
+        while damping < 1e12:
+            step = np.linalg.solve(hessian + damping * scale, gradient)
+            if _loss(y - log_excess(theta + step, terms, logs)[0]) <= loss:
+                break
+            damping *= 4
+        else:
+            return theta
+        theta, damping = theta + step, damping / 8
+        if np.abs(step).max() < 1e-12 * (1 + np.abs(theta).max()):
+            return theta
+    return theta
+
+
+def _uncertainty(
+    theta: Array, terms: tuple[str, ...], logs: dict[str, Array], y: Array
+) -> tuple[float | None, Array | None]:
+    """Standard deviation of the runs, and covariance of theta: that of least squares, with Huber's residuals."""
+    mean, jacobian = log_excess(theta, terms, logs)
+    residuals = y - mean
+    dof = len(y) - len(theta)
+    if dof < 1:
+        return None, None
+    inside = (np.abs(residuals) <= HUBER).mean()
+    sigma = float(np.sqrt((np.clip(residuals, -HUBER, HUBER) ** 2).sum() / dof) / max(inside, 1 / len(y)))
+    norms = np.linalg.norm(jacobian, axis=0)
+    if norms.min() == 0 or np.linalg.cond(jacobian / norms) > 1e6:
+        return sigma, None
+    return sigma, np.asarray(sigma**2 * np.linalg.inv(jacobian.T @ jacobian), dtype=np.float64)
+
+
+def t95(dof: int) -> float:
+    """97.5 % quantile of Student's t; beyond the table by Cornish and Fisher's expansion around the normal one."""
+    return _T95[dof - 1] if dof <= len(_T95) else 1.95996 + 2.3723 / dof + 2.8225 / dof**2

@@ -1,0 +1,167 @@
+"""Where a run comes from: `provenance.json` in its folder tells of each start what made its bits what they are.
+
+Commit and diff of Positron's checkout, versions, hardware, threads, seed, command. Never the environment's variables,
+nor the names of the machine or its user. `environments` holds each surrounding once, `starts` point into it.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from positron.disk import read_json, write_json
+
+FILE = "provenance.json"
+LARGEST_DIFF = 200_000  # bytes
+LARGEST_ANSWER = 10_000_000  # bytes of a program that are read, and of a diff that are told apart
+MOST_FILES = 100  # untracked ones that are named
+PATIENCE = 5.0  # seconds for git, all its answers together
+CHECKOUT = Path(__file__).parent.parent
+PACKAGES = ("positron", "torch", "lightning", "hydra-core", "numpy", "sentencepiece", "tiktoken", "datasets")
+
+
+def read_provenance(folder: Path) -> dict[str, Any]:
+    """Of the run in `folder`; without any starts for one that is older than this file."""
+    path = folder / FILE
+    return read_json(path) if path.exists() else {"starts": [], "environments": []}
+
+
+def record_start(
+    folder: Path, *, step: int, seed: int, resolved: dict[str, Any], weights: Path | None, **facts: str
+) -> None:
+    """Add this process's start at `step` to the run's provenance. `weights`: the file of another run that it begins with.
+
+    `facts`: what the run reads, such as the tokenizer's hash.
+    """
+    known = read_provenance(folder)
+    surroundings = {"resolved": resolved, **facts, **environment(str(resolved["accelerator"]))}
+    if surroundings not in known["environments"]:
+        known["environments"].append(surroundings)
+    start = {
+        "time": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "step": step,
+        "seed": seed,
+        "command": command(),
+        "environment": known["environments"].index(surroundings),
+    }
+    if weights is not None:
+        with weights.open("rb") as file:
+            start["weights"] = {"path": str(weights), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    write_json(folder / FILE, {**known, "starts": [*known["starts"], start]})
+
+
+def start_of(provenance: dict[str, Any], step: int) -> dict[str, Any]:
+    """The start that made `step`, with its environment: a later start cuts what earlier ones wrote after its step.
+
+    Empty for a run that is older than its provenance.
+    """
+    starts = [start for start in provenance["starts"] if start["step"] < step]
+    return {**starts[-1], **provenance["environments"][starts[-1]["environment"]]} if starts else {}
+
+
+def command() -> str:
+    """What the user typed, without the way to their home."""
+    script = Path(sys.argv[0])
+    program = ["-m", f"positron.{script.stem}"] if script.parent.name == "positron" else [str(script)]
+    return shlex.join(["python", *program, *sys.argv[1:]]).replace(str(Path.home()), "~")
+
+
+@functools.cache  # what was imported stays what it was, whatever is edited meanwhile
+def environment(accelerator: str) -> dict[str, Any]:
+    """Code, versions and hardware of this process."""
+    return {"git": checkout(CHECKOUT), "versions": versions(), "hardware": hardware(accelerator)}
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # a vendored copy without metadata, or a checkout that is not installed
+            found[package] = "?"
+    return found
+
+
+def hardware(accelerator: str) -> dict[str, Any]:
+    import torch
+
+    return {
+        "system": f"{platform.system()} {platform.release()} {platform.machine()}",
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),  # the vector instructions that torch uses
+        "memory_gb": memory_gb(),
+        "accelerator": torch.cuda.get_device_name() if accelerator == "cuda" else accelerator,
+    }
+
+
+def cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):  # not Linux, or a processor that names itself otherwise
+        name = _answer(["sysctl", "-n", "machdep.cpu.brand_string"], PATIENCE) if sys.platform == "darwin" else None
+        return (name or "").strip() or platform.processor() or platform.machine()
+
+
+def memory_gb() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):  # Windows
+        return None
+
+
+def checkout(folder: Path) -> dict[str, Any] | None:
+    """Commit, diff (at most LARGEST_DIFF bytes) and untracked files of the git checkout in `folder`.
+
+    None where it is no checkout of its own (an installed package may lie in somebody else's), or git is absent.
+    """
+    if not (folder / ".git").exists():
+        return None
+    end = time.monotonic() + PATIENCE
+
+    def ask(*question: str) -> str | None:
+        return _answer(["git", "--no-optional-locks", "-C", str(folder), *question], end - time.monotonic())
+
+    commit = ask("rev-parse", "HEAD")
+    diff = ask("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--submodule=short")
+    others = ask("ls-files", "--others", "--exclude-standard")
+    if commit is None or diff is None or others is None:
+        return None
+    files = others.splitlines()
+    return {
+        "commit": commit.strip(),
+        "diff": _bounded(diff),
+        "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
+        "untracked": files[:MOST_FILES] + ([f"... and {len(files) - MOST_FILES} more"] if files[MOST_FILES:] else []),
+    }
+
+
+def _bounded(diff: str) -> str:
+    size = len(diff.encode())
+    if size <= LARGEST_DIFF:
+        return diff
+    return diff.encode()[:LARGEST_DIFF].decode(errors="ignore") + f"\n[cut here: it has {size:,} bytes or more]\n"
+
+
+def _answer(question: list[str], patience: float) -> str | None:
+    """What a program prints, None where it is absent, fails or takes longer. No run waits for more."""
+    try:
+        with tempfile.TemporaryFile() as out:
+            subprocess.run(
+                question, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.DEVNULL, timeout=patience, check=True
+            )
+            out.seek(0)
+            return out.read(LARGEST_ANSWER).decode("utf-8", errors="replace")
+    except (OSError, subprocess.SubprocessError):
+        return None

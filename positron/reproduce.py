@@ -1,0 +1,168 @@
+"""Start a run again in a new folder, and say whether its losses come out bit for bit.
+
+python -m positron.reproduce outputs/quickstart
+python -m positron.reproduce quickstart --steps 20 --name quickstart-check
+python -m positron.reproduce quickstart --whole
+
+Exit code 0: identical; 1: different; 2: it cannot be tried.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from positron.config import RunConfig, UserError, from_dict
+from positron.disk import make_folder, write_json
+from positron.door import errors_as_one_line, first_rank
+from positron.evaluation.metrics import read_metrics
+from positron.provenance import FILE, read_provenance, start_of
+from positron.runs import OUTPUTS, Run, find_run
+
+TRACE = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m positron.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="run folder, or name")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument(
+        "--steps", type=int, default=100, help="how many (default %(default)s), up to the next one that the run logged"
+    )
+    length.add_argument("--whole", action="store_true", help="as far as the run has come")
+    parser.add_argument("--name", help="of the new run (default: the run's, with -again)")
+    return parser
+
+
+def main() -> None:
+    with errors_as_one_line():
+        options = arguments().parse_args()
+        if options.steps < 1:
+            raise UserError(f"--steps {options.steps}: give at least 1")
+        run = find_run(options.run)
+        rows, begun = recorded(run)
+        last = last_step(rows, math.inf if options.whole else begun["step"] + options.steps)
+        config = again(run, begun, options.name or default_name(run), last)
+        folder = OUTPUTS / config.name
+        if first_rank():
+            claim(folder, run)
+        from positron.sft import sft
+        from positron.train import train
+
+        (train if config.sft is None else sft)(config, folder)
+        if first_rank():
+            same, text = verdict(run, Run(folder), last)
+            print("\n" + text)
+            raise SystemExit(0 if same else 1)
+
+
+def recorded(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The run's metrics, and the start that made its first step. UserError where it kept none of them."""
+    rows = read_metrics(run.folder / "metrics.jsonl")
+    if not rows:
+        raise UserError(f"{run.folder} has no metrics to compare with: train it for at least train.log_every steps")
+    known = read_provenance(run.folder)
+    first = known["starts"][0] if known["starts"] else None
+    if first is None or (first["step"] > 0 and "weights" not in first):
+        raise UserError(f"{run.folder} does not say how it began ({FILE} is absent, or younger than the run)")
+    return rows, start_of(known, first["step"] + 1)
+
+
+def last_step(rows: list[dict[str, Any]], wanted: float) -> int:
+    """The logged step at which the comparison ends."""
+    steps = [int(row["step"]) for row in rows]
+    return next((step for step in steps if step >= wanted), steps[-1])
+
+
+def default_name(run: Run) -> str:
+    is_job = (run.folder / "job.json").exists()  # of a sweep, where folders are called 0, 1, 2
+    return f"{run.folder.resolve().parent.name}-{run.folder.name}-again" if is_job else f"{run.folder.name}-again"
+
+
+def again(run: Run, begun: dict[str, Any], name: str, last: int) -> RunConfig:
+    """The run's settings with all that `auto` became, and with the weights that it began with."""
+    values, resolved = run.config(), begun["resolved"]
+    numbers = {key: resolved[key] for key in ("max_steps", "batch_tokens", "micro_batch_size")}
+    values["train"] |= {**numbers, "stop_at": last, "max_time": None, "extend": False}
+    values["device"] |= {"accelerator": resolved["accelerator"], "threads": resolved["threads"]}
+    values |= {"name": name, "precision": {"dtype": resolved["precision"]}, "logger": {}, "resume": "auto"}
+    values |= {"init_from": None, "ckpt_path": None}
+    if "weights" in begun:
+        path = Path(begun["weights"]["path"])
+        if not path.is_file():
+            raise UserError(f"{run.folder} began with {path}, which is gone")
+        values |= {"ckpt_path": str(path)} if begun["step"] > 0 else {"init_from": str(path.parent.parent)}
+    return from_dict(RunConfig, values)
+
+
+def claim(folder: Path, run: Run) -> None:
+    """Make the new folder, or take one that an earlier start of the same command made. UserError for any other."""
+    source = os.path.relpath(run.folder)
+    if folder.is_dir() and any(folder.iterdir()):
+        if read_provenance(folder).get("reproduces") != source:
+            raise UserError(f"{folder} exists and is no reproduction of {source}: give another --name, or delete it")
+    else:
+        write_json(make_folder(folder) / FILE, {"reproduces": source, "starts": [], "environments": []})
+
+
+def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
+    """Whether the traces are the same up to step `last`, and what to say of it."""
+    there = {row["step"]: row for row in read_metrics(run.folder / "metrics.jsonl") if row["step"] <= last}
+    here = {row["step"]: row for row in read_metrics(new.folder / "metrics.jsonl")}
+    steps = [step for step in there if step in here]
+    if not steps:
+        raise UserError(f"{new.folder} and {run.folder} have no logged step in common")
+    different = next(differences(steps, there, here), None)
+    step = different[0] if different else steps[-1]
+    changed = changes(start_of(read_provenance(run.folder), step), start_of(read_provenance(new.folder), step))
+    list_of = "".join(f"\n  {line}" for line in changed)
+    if different is None:
+        text = (
+            f"identical: logged steps {steps[0]} to {steps[-1]} ({len(steps)} of them) have the same losses bit for bit"
+        )
+        return True, text + (f", although these differ:{list_of}" if changed else "")
+    before = len([s for s in steps if s < step])
+    text = f"different: at step {step} {different[1]}; {before} logged steps before it are identical"
+    if changed:
+        return False, f"{text}\nwhat differs ({run.folder} -> {new.folder}):{list_of}"
+    return False, f"{text}\nnothing else differs that is recorded: code, versions, hardware, threads, text, tokenizer"
+
+
+def differences(
+    steps: list[int], there: dict[int, dict[str, Any]], here: dict[int, dict[str, Any]]
+) -> Iterator[tuple[int, str]]:
+    """(step, what differs) for all values of the trace that are not the same to the last bit."""
+    for step in steps:
+        for key in TRACE:
+            a, b = there[step].get(key), here[step].get(key)
+            if a == b or key not in there[step] or key not in here[step]:
+                continue
+            by = "" if a is None or b is None else f", by {b - a:+.2g}"
+            yield step, f"{key} was {a} and is {b}{by}"
+
+
+def changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """`what: there -> here` for whatever may have made the bits others."""
+    a, b = _flat(there), _flat(here)
+    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in {**a, **b} if a.get(key) != b.get(key)]
+
+
+def _flat(start: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What matters of a start, by dotted key; a diff by its checksum."""
+    flat: dict[str, Any] = {}
+    for key, value in start.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        elif prefix + key not in ("time", "step", "command", "environment", "weights.path", "git.diff"):
+            flat[prefix + key] = value
+    return flat
+
+
+if __name__ == "__main__":
+    main()

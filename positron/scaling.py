@@ -1,0 +1,204 @@
+"""How loss falls with size: a power law through finished runs, and what it promises for the next size.
+
+python -m positron.train -m experiment=size_sweep
+python -m positron.scaling outputs/sweeps/sizes
+python -m positron.scaling outputs/small outputs/medium outputs/large --predict 20M,400M
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from positron.config import UserError
+from positron.door import errors_as_one_line
+
+if TYPE_CHECKING:
+    from positron.evaluation.scaling_law import Law
+    from positron.evaluation.sizes import Size
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m positron.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", nargs="+", help="a sweep's folder, or run folders or names: at least 3 finished runs")
+    parser.add_argument(
+        "--predict", metavar="N[,D]", help="parameters and tokens to predict (default: twice the largest run)"
+    )
+    parser.add_argument("--png", metavar="FILE", help="where the picture goes (default: scaling.png beside the runs)")
+    parser.add_argument("--json", action="store_true", help="everything as JSON")
+    return parser
+
+
+def main() -> None:
+    with errors_as_one_line():
+        options = arguments().parse_args()
+        wanted = parse_size(options.predict) if options.predict else (None, None)
+        from positron.disk import whole_file
+        from positron.evaluation import comparison
+        from positron.evaluation.plots_of_runs import scaling_picture
+        from positron.evaluation.scaling_law import fit_law
+        from positron.evaluation.sizes import read_sizes
+        from positron.runs import OUTPUTS
+
+        runs = comparison.find_runs(options.runs, OUTPUTS)
+        sizes, floor = read_sizes(runs, say)
+        n, d, bpb = ([getattr(size, name) for size in sizes] for name in ("parameters", "tokens", "bpb"))
+        law = fit_law(n, d, bpb, floor)
+        facts = summary(law, sizes, next_size(law, sizes, *wanted))
+        print(json.dumps(facts, indent=2) if options.json else "\n" + "\n".join(lines(law, facts)))
+        path = Path(options.png) if options.png else _beside(options.runs, runs[0].folder)
+        picture = scaling_picture(law, n, d, bpb, (facts["next"]["parameters"], facts["next"]["tokens"]))
+        with whole_file(path) as file:
+            file.write(picture)
+        say(f"the picture: {path}")
+
+
+def _beside(names: list[str], first: Path) -> Path:
+    folder = Path(names[0]) if len(names) == 1 and Path(names[0]).is_dir() else first.parent
+    return folder / "scaling.png"
+
+
+def parse_size(text: str) -> tuple[float, float | None]:
+    """ "2M" or "2M,40M" as numbers. UserError for what is none."""
+    found = []
+    for part in text.split(","):
+        factor = {"k": 1e3, "M": 1e6, "B": 1e9}.get(part.strip()[-1:])
+        try:
+            number = float(part.strip()[:-1]) * factor if factor else float(part)
+        except ValueError:
+            number = math.nan
+        if not 1 <= number < math.inf:
+            raise UserError(f"--predict {text}: give parameters, or parameters and tokens, such as 2M or 2M,40M")
+        found.append(number)
+    if len(found) > 2:
+        raise UserError(f"--predict {text}: give parameters, or parameters and tokens, such as 2M or 2M,40M")
+    return found[0], found[1] if len(found) == 2 else None
+
+
+def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> tuple[float, float]:
+    """What is predicted: what was asked for, or twice the largest run. UserError away from a reduced law's family."""
+    from positron.evaluation.scaling_law import SPREAD
+
+    largest = sizes[-1]
+    if law.reduced == "D":
+        d = d if d is not None else 2 * max(size.tokens for size in sizes)
+        n = n if n is not None else law.partner(d)
+        strays = abs(math.log(n / law.partner(d))) > SPREAD
+    else:
+        n = n if n is not None else 2 * largest.parameters
+        d = d if d is not None else law.partner(n) if law.reduced else n * largest.tokens / largest.parameters
+        strays = law.reduced is not None and abs(math.log(d / law.partner(n))) > SPREAD
+    if strays:
+        raise UserError(
+            f"--predict {n:g},{d:g}: in these runs {family(law, sizes)}, so nothing is known of other pairs"
+        )
+    return n, d
+
+
+def family(law: Law, sizes: list[Size]) -> str:
+    """How N and D went together in the runs of a reduced law."""
+    from positron.evaluation.scaling_law import SPREAD
+    from positron.evaluation.sizes import million
+
+    if law.reduced == "D":
+        return f"all models have about {million(math.exp(law.center['N']))} parameters"
+    if abs(law.slope) < SPREAD:
+        return f"all models saw about {million(math.exp(law.center['D']))} tokens"
+    if abs(law.slope - 1) < SPREAD:
+        return f"tokens follow parameters, about {math.exp(law.center['D'] - law.center['N']):.3g} to one"
+    return f"tokens follow parameters, as their power {law.slope:.2f}"
+
+
+def summary(law: Law, sizes: list[Size], aim: tuple[float, float]) -> dict[str, Any]:
+    """All that is shown, as numbers."""
+    runs = []
+    for size in sizes:
+        fitted = law.bpb(size.parameters, size.tokens).item()
+        runs.append({**vars(size), "fitted": fitted, "residual": size.bpb - fitted})
+    facts: dict[str, Any] = {"runs": runs, "floor": law.floor or None, "reduced": None, "law": {}}
+    if law.reduced:
+        facts["reduced"] = (
+            f"{family(law, sizes)}: what is owed to which cannot be told apart, and the law holds there only"
+        )
+    for term in law.terms:
+        value, half = law.log_coefficient(term)
+        low_high = None if half is None else [math.exp(value - half), math.exp(min(value + half, 700.0))]
+        facts["law"][term] = {"coefficient": math.exp(value), "interval": low_high}
+        if term != "E":
+            exponent, half = law.exponent(term)
+            facts["law"][term] |= {"exponent": exponent, "half_interval": half}
+    facts |= {"sigma": law.sigma, "degrees_of_freedom": law.dof}
+    n, d = aim
+    facts["next"] = {"parameters": n, "tokens": d, "bpb": law.bpb(n, d).item(), "interval": law.interval(n, d)}
+    if law.reduced is None and min(law.exponent("N")[0], law.exponent("D")[0]) > 0:
+        flops = 6 * max(size.parameters * size.tokens for size in sizes)
+        n, d = law.best_split(flops)
+        facts["best_split"] = {"flops": flops, "parameters": n, "tokens": d, "bpb": law.bpb(n, d).item()}
+    return facts
+
+
+def lines(law: Law, facts: dict[str, Any]) -> list[str]:
+    """The summary in words."""
+    from positron.evaluation.sizes import million
+
+    width = max(len(run["run"]) for run in facts["runs"])
+    out = [f"{'run':<{width}}  parameters  (all)   tokens  per parameter  bits per byte  fitted   residual"]
+    for run in facts["runs"]:
+        out.append(
+            f"{run['run']:<{width}}  {million(run['parameters']):>10}  {million(run['all_parameters']):>5}  "
+            f"{million(run['tokens']):>7}  {run['tokens'] / run['parameters']:>13.1f}  {run['bpb']:>13.4f}  "
+            f"{run['fitted']:.4f}  {run['residual']:+.4f}"
+        )
+    names = {"N": "A / N^alpha", "D": "B / D^beta"}
+    out += ["", "bits per byte = " + " + ".join(["E", *(names[term] for term in law.terms if term != "E")])]
+    out.append("  N: parameters in matrix products, the output head included; D: tokens of training")
+    if law.floor:
+        out.append(f"  E      {law.floor:.4f}, the text's own bits per byte, which are known")
+    for term, (letter, greek) in {"E": ("E", ""), "N": ("A", "alpha"), "D": ("B", "beta")}.items():
+        if term not in law.terms:
+            continue
+        known = facts["law"][term]
+        out.append(f"  {letter:<6} {known['coefficient']:.4g}{_between(known['interval'], '.4g')}")
+        if greek:
+            half = known["half_interval"]
+            out.append(f"  {greek:<6} {known['exponent']:.3f}" + (f" ± {half:.3f}" if half is not None else ""))
+    if facts["reduced"]:
+        out.append(f"  {facts['reduced']}")
+    above = "what is above E" if law.floor else "the loss"
+    if law.sigma is not None:
+        out.append(f"  a run lies {law.sigma:.1%} of {above} around it ({law.dof} more runs than fitted numbers)")
+    if law.covariance is None:
+        out.append(
+            "  these runs are too few, or too alike: other numbers may fit as well, and how uncertain this is cannot be told"
+        )
+    n, d = facts["next"]["parameters"], facts["next"]["tokens"]
+    out += [
+        "",
+        f"{million(n)} parameters, {million(d)} tokens: {facts['next']['bpb']:.4f} bits per byte"
+        + _between(facts["next"]["interval"], ".4f"),
+    ]
+    if "best_split" in facts:
+        best = facts["best_split"]
+        out.append(
+            f"the compute of the largest run ({best['flops']:.2g} operations) is spent best on {million(best['parameters'])} "
+            f"parameters and {million(best['tokens'])} tokens: {best['bpb']:.4f}"
+        )
+    return out
+
+
+def _between(interval: Any, shape: str) -> str:
+    return f" (95 %: {interval[0]:{shape}} to {interval[1]:{shape}})" if interval else ""
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""Where a run comes from stands in its folder, and what it says is enough to make the same losses again."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import tiny
+from test_sft import tuned
+
+from positron import provenance, reproduce
+from positron.config import SFTConfig
+from positron.evaluation.metrics import read_metrics
+from positron.evaluation.report import write_report
+from positron.provenance import checkout, command, read_provenance, start_of
+from positron.runs import Run
+from positron.sft import sft
+from positron.train import train
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder whose outputs/ has one run, begun for 5 steps and then continued to 12; the tests' current folder."""
+    folder, before = tmp_path_factory.mktemp("place"), Path.cwd()
+    os.chdir(folder)
+    config = tiny(folder, model__context_length=64, train__max_steps=12, train__save_every=5, train__log_every=2)
+    part = dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=5))
+    for start in (part, config):
+        train(start, folder / "outputs" / "x")
+    yield folder
+    os.chdir(before)
+
+
+def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    monkeypatch.setattr(sys, "argv", ["reproduce", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        reproduce.main()
+    return int(str(exit_.value.code)), *capsys.readouterr()
+
+
+def edit(path: Path, change) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_a_run_is_reproduced_and_an_edited_trace_is_said_to_differ_at_its_step(place, monkeypatch, capsys) -> None:
+    code, out, err = said(monkeypatch, capsys, "outputs/x", "--steps", "7")
+    assert (code, out.strip()) == (0, "identical: logged steps 2 to 8 (4 of them) have the same losses bit for bit"), (
+        err
+    )
+    new = Run(place / "outputs" / "x-again")
+    assert (new.facts()["step"], new.facts()["status"]) == (8, "stopped")
+    there = {row["step"]: row for row in read_metrics(place / "outputs" / "x" / "metrics.jsonl")}
+    for row in read_metrics(new.folder / "metrics.jsonl"):
+        assert row["train/loss"] == there[row["step"]]["train/loss"]
+
+    shutil.copytree("outputs/x", "outputs/kept")
+    try:
+        rows = [json.loads(line) for line in Path("outputs/x/metrics.jsonl").read_text().splitlines()]
+        rows[3]["train/loss"] += 1e-7
+        Path("outputs/x/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        code, out, _ = said(monkeypatch, capsys, "x", "--steps", "7")  # the same command goes on, with nothing to do
+        assert code == 1
+        assert f"different: at step {rows[3]['step']} train/loss was {rows[3]['train/loss']}" in out
+        assert "by -1e-07; 2 logged steps before it are identical" in out
+        assert "nothing else differs that is recorded" in out
+
+        def others(value):
+            value["environments"][0]["versions"]["torch"] = "0.1"
+            value["environments"][0]["resolved"]["threads"] = 77
+
+        edit(Path("outputs/x/provenance.json"), others)
+        _, out, _ = said(monkeypatch, capsys, "x", "--steps", "7")
+        assert "\n  versions.torch: 0.1 -> 2." in out
+        assert "\n  resolved.threads: 77 -> " in out
+    finally:
+        shutil.rmtree("outputs/x")
+        Path("outputs/kept").rename("outputs/x")
+
+
+def test_a_whole_run_under_a_name_and_a_job_of_a_sweep(place, monkeypatch, capsys) -> None:
+    code, out, err = said(monkeypatch, capsys, "x", "--whole", "--name", "other")
+    assert code == 0, out + err
+    assert "2 to 12" in out
+    assert Run(place / "outputs" / "other").facts()["status"] == "finished"
+    job = place / "outputs" / "sweeps" / "lr" / "3"
+    shutil.copytree(place / "outputs" / "x", job)
+    (job / "job.json").write_text("{}")
+    assert reproduce.default_name(Run(job)) == "lr-3-again"
+
+
+def test_fine_tuning_is_reproduced_from_the_weights_that_it_began_with(place, monkeypatch, capsys) -> None:
+    talks = [{"instruction": f"The hat {n}?", "output": "It is red."} for n in range(30)]
+    Path("talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    config = tuned(place)
+    short = dataclasses.replace(config.train, stop_at=4, val_every=4, sample_every=4)
+    sft(
+        dataclasses.replace(config, train=short, sft=SFTConfig(patience=0), init_from="outputs/x"),
+        Path("outputs/tuned"),
+    )
+    code, out, err = said(monkeypatch, capsys, "tuned", "--whole")
+    assert code == 0, out + err
+    assert "1 to 4" in out
+    start = read_provenance(Path("outputs/tuned"))["starts"][0]
+    assert start["weights"]["path"] == "outputs/x/checkpoints/best.ckpt"
+    best = Path(start["weights"]["path"])
+    best.rename("gone.ckpt")
+    try:
+        code, _, err = said(monkeypatch, capsys, "tuned", "--name", "never")
+    finally:
+        Path("gone.ckpt").rename(best)
+    assert code == 2
+    assert "which is gone" in err
+    assert not Path("outputs/never").exists()
+
+
+def test_what_cannot_be_reproduced_is_one_line_with_exit_code_2(place, monkeypatch, capsys) -> None:
+    shutil.copytree("outputs/x", "outputs/mute")
+    (place / "outputs" / "mute" / "metrics.jsonl").unlink()
+    shutil.copytree("outputs/x", "outputs/old")
+    (place / "outputs" / "old" / "provenance.json").unlink()
+    for arguments, message in (
+        (["nobody"], "no run nobody"),
+        (["mute"], "has no metrics to compare with"),
+        (["old"], "does not say how it began"),
+        (["x", "--name", "old"], "is no reproduction of outputs/x"),
+        (["x", "--name", "x"], "is no reproduction of outputs/x"),
+        (["x", "--steps", "0"], "at least 1"),
+    ):
+        before = sorted(place.rglob("*"))
+        code, out, err = said(monkeypatch, capsys, *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1), err
+        assert message in err
+        assert sorted(place.rglob("*")) == before
+
+
+def test_a_run_notes_each_start_and_no_secret(place) -> None:
+    text = (place / "outputs" / "x" / "provenance.json").read_text(encoding="utf-8")
+    known = json.loads(text)
+    assert [start["step"] for start in known["starts"]] == [0, 5]
+    assert len(known["environments"]) == 1
+    first = start_of(known, 1)
+    assert first["seed"] == 1
+    assert "pytest" in first["command"]
+    assert first["resolved"] == Run(place / "outputs" / "x").facts()["resolved"]
+    wanted = {
+        "python",
+        "positron",
+        "torch",
+        "lightning",
+        "hydra-core",
+        "numpy",
+        "sentencepiece",
+        "tiktoken",
+        "datasets",
+    }
+    assert set(first["versions"]) == wanted
+    assert {"cpu", "cores", "memory_gb", "accelerator", "system"} <= set(first["hardware"])
+    assert start_of(known, 5)["step"] == 0
+    assert start_of(known, 6)["step"] == 5
+    assert not start_of({"starts": [], "environments": []}, 1)
+    assert str(Path.home()) not in first["command"]
+    assert os.environ["PATH"] not in text
+
+
+def test_the_report_tells_of_the_surroundings_that_the_run_noted(place) -> None:
+    shutil.copytree("outputs/x", "outputs/elsewhere")
+    run = Run(place / "outputs" / "elsewhere")
+
+    def others(value):
+        value["environments"][0]["versions"]["torch"] = "9.8.7"
+        value["environments"][0]["hardware"]["cpu"] = "Abacus <1>"
+
+    edit(run.folder / "provenance.json", others)
+    write_report(run)
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    assert "9.8.7" in page
+    assert "Abacus &lt;1&gt;" in page
+    (run.folder / "provenance.json").unlink()
+    write_report(run)
+    assert "9.8.7" not in (run.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_the_command_is_what_was_typed_without_the_home(monkeypatch) -> None:
+    argv = ["/somewhere/positron/train.py", "model=debug", f"data.path={Path.home()}/my text.txt"]
+    monkeypatch.setattr(sys, "argv", argv)
+    assert command() == "python -m positron.train model=debug 'data.path=~/my text.txt'"
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    def git(*arguments: str) -> None:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    (tmp_path / "a.py").write_text("one\n")
+    git("add", ".")
+    git("commit", "-m", "first")
+    return tmp_path
+
+
+def test_commit_diff_and_untracked_files_of_a_checkout(repository: Path) -> None:
+    clean = checkout(repository)
+    assert clean is not None
+    assert (clean["diff"], clean["diff_sha256"], clean["untracked"]) == ("", None, [])
+    assert len(clean["commit"]) == 40
+    (repository / "a.py").write_text("two\n")
+    (repository / "new.py").write_text("three\n")
+    dirty = checkout(repository)
+    assert dirty is not None
+    assert "-one\n+two\n" in dirty["diff"]
+    assert dirty["untracked"] == ["new.py"]
+    assert dirty["commit"] == clean["commit"]
+    (repository / "a.py").write_text("é" * 300_000)
+    for i in range(150):
+        (repository / f"{i}.txt").touch()
+    large = checkout(repository)
+    assert large is not None
+    assert len(large["diff"].encode()) < 200_100
+    assert "[cut here: it has 600," in large["diff"]
+    assert large["diff_sha256"] != dirty["diff_sha256"]
+    assert large["untracked"][-1] == "... and 51 more"
+
+
+def test_no_checkout_no_git_and_a_git_that_hangs_hurt_nothing(repository: Path, monkeypatch) -> None:
+    (repository / "inside").mkdir()
+    assert checkout(repository / "inside") is None  # a package that lies in somebody else's checkout
+    tools = repository / "inside" / "tools"
+    tools.mkdir()
+    monkeypatch.setattr(provenance, "PATIENCE", 0.3)
+    monkeypatch.setenv("PATH", str(tools))
+    assert checkout(repository) is None
+    (tools / "git").write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
+    (tools / "git").chmod(0o755)
+    begun = time.monotonic()
+    assert checkout(repository) is None
+    assert time.monotonic() - begun < 5
