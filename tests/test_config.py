@@ -171,7 +171,7 @@ ROOMS = {
     "evaluation": {"config", "disk", "provenance", "runs", "text", "data", "model", "inference", "evaluation"},
     "runs": {"config", "disk", "model", "text", "training"},
     "door": {"config"},
-    "sweeps": {"config", "disk", "door", "runs"},
+    "sweeps": {"config", "disk", "door", "evaluation", "runs"},
     "training": {
         "config",
         "disk",
