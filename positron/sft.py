@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.config import DataConfig, RunConfig, Unreachable, UserError, from_dict, seconds
+from positron.config import RunConfig, Unreachable, UserError, from_dict, seconds
 from positron.disk import make_folder, write_json
 from positron.door import Voice, run_hydra
 from positron.runs import Run, find_run, gpt_config, load_model
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from positron.data.pretrain import Windows
-    from positron.data.shards import TokenFiles
     from positron.text.tokenizer import Tokenizer
 
 
@@ -60,7 +59,6 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
         if config.sft.lora.rank:
             add_lora(model, config.sft.lora.rank, config.seed)
         context = model.config.context_length
-        files = _pretraining_text(base, tokenizer, say) if config.sft.replay_ratio else None
         talks = read_conversations(config.data)
         count = sum(not talk.is_val for talk in talks)
         epochs = config.sft.epochs
@@ -74,7 +72,7 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
             seed=config.seed,
             packing=config.sft.packing,
             val_tokens=config.train.val_tokens,
-            replay=_replay(config, base, files, plan.batch_size, context),
+            replay=_replay(config, base, plan.batch_size, context, say),
             say=say,
         )
         if say.is_first_rank:
@@ -88,35 +86,22 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
         return run.facts()
 
 
-def _pretraining_text(base: Run, tokenizer: Tokenizer, say: Voice) -> dict[str, TokenFiles]:
-    """The text that the base run was trained on; made again from its source where its tokens are gone."""
-    from positron.config import TokenizerConfig
-    from positron.data.pretrain import prepare
-    from positron.data.shards import SPLITS, TokenFiles
-
-    values = base.config()
-    data = from_dict(DataConfig, values["data"])
-    if data.tokens_per_epoch is not None or data.source in ("instruct", "story_instruct"):
-        raise UserError(f"{base.folder} has no text of its own on the disk to replay: give sft.replay_ratio=0")
-    _, folder = prepare(data, from_dict(TokenizerConfig, values["tokenizer"]), tokenizer, say)
-    return {split: TokenFiles(folder, split, tokenizer) for split in SPLITS}
-
-
-def _replay(
-    config: RunConfig, base: Run, files: dict[str, TokenFiles] | None, batch_size: int, context: int
-) -> Windows | None:
-    """Pretraining windows for their share of every batch, at least one."""
+def _replay(config: RunConfig, base: Run, batch_size: int, context: int, say: Voice) -> Windows | None:
+    """Windows of the text that the base run was pretrained on, for their share of every batch, at least one."""
     from positron.data.pretrain import Windows
+    from positron.evaluation.texts import text_run, token_files
 
     assert config.sft is not None
-    if files is None:
+    if not config.sft.replay_ratio:
         return None
+    if text_run(base).config()["data"].get("tokens_per_epoch") is not None:
+        raise UserError(f"{base.folder} has no text that stays on the disk to replay: give sft.replay_ratio=0")
     share = min(batch_size - 1, max(1, round(config.sft.replay_ratio * batch_size)))
     if share < 1:
         raise UserError(
             f"a batch of {batch_size} sequences has no room for replay: larger train.batch_tokens, or ratio 0"
         )
-    return Windows(files["train"], context=context, batch_size=share, seed=config.seed)
+    return Windows(token_files(base, "train", say), context=context, batch_size=share, seed=config.seed)
 
 
 def _measure_forgetting(run: Run, base: Run, tokenizer: Tokenizer, config: RunConfig, say: Voice) -> None:
@@ -125,10 +110,11 @@ def _measure_forgetting(run: Run, base: Run, tokenizer: Tokenizer, config: RunCo
 
     from positron.data.pretrain import validation_windows
     from positron.evaluation.scoring import score
+    from positron.evaluation.texts import token_files
     from positron.text.tokenizer import END_OF_TEXT
 
     try:
-        files = _pretraining_text(base, tokenizer, say)["val"]
+        files = token_files(base, "val", say)
     except (UserError, Unreachable) as error:
         say(f"what the pretraining text costs now was not measured: {error}")
         return

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from positron.config import UserError
-from positron.inference.sampling import PRESETS, Sampling
+from positron.inference.sampling import PRESETS, Sampling, preset
 from positron.inference.writer import Writer, sampling_of
 from positron.text import conversation
 from positron.text.conversation import Message
@@ -66,9 +66,7 @@ class Dialogue:
     def change(self, name: str, value: str) -> None:
         """One setting, from what a user typed. UserError where there is none of that name, or the value is none for it."""
         if name == "preset":
-            if value not in PRESETS:
-                raise UserError(f"there is no preset {value}: choose from {', '.join(PRESETS)}")
-            self.sampling = PRESETS[value]
+            self.sampling = preset(value)
             return
         kinds: dict[str, Any] = {"max_tokens": int, "seed": int, "top_k": int, "last_n": int}
         if value.lower() in ("none", "off") and name in ("top_k", "top_p", "min_p"):
@@ -90,8 +88,8 @@ class Dialogue:
             self.sampling = Sampling(**{**settings, name: number})
 
     def settings(self) -> dict[str, Any]:
-        preset = next((name for name, sampling in PRESETS.items() if sampling == self.sampling), "your own")
-        return {"preset": preset, **dataclasses.asdict(self.sampling), "max_tokens": self.max_tokens, "seed": self.seed}
+        name = next((name for name, sampling in PRESETS.items() if sampling == self.sampling), "your own")
+        return {"preset": name, **dataclasses.asdict(self.sampling), "max_tokens": self.max_tokens, "seed": self.seed}
 
     def state(self) -> dict[str, Any]:
         """What `save` writes."""

@@ -6,8 +6,6 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
-from positron.config import UserError
-
 if TYPE_CHECKING:
     from positron.inference.sampling import Sampling
 
@@ -29,11 +27,8 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
 
 def chosen_sampling(options: argparse.Namespace, default: str = "balanced") -> Sampling:
     """The preset with the options that were given. UserError for what makes no sense."""
-    from positron.inference.sampling import PRESETS
+    from positron.inference.sampling import preset
 
-    preset = options.preset or default
-    if preset not in PRESETS:
-        raise UserError(f"there is no preset {preset}: choose from {', '.join(PRESETS)}")
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return dataclasses.replace(PRESETS[preset], **given)
+    return dataclasses.replace(preset(options.preset or default), **given)

@@ -115,6 +115,13 @@ PRESETS = {
 }
 
 
+def preset(name: str) -> Sampling:
+    """UserError where there is none of that name."""
+    if name not in PRESETS:
+        raise UserError(f"there is no preset {name}: choose from {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
 def choose(
     logits: Tensor, sampling: Sampling, seen: list[int], generator: torch.Generator, exempt: Iterable[int] = ()
 ) -> int:
