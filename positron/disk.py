@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -95,6 +96,25 @@ def try_lock(path: Path) -> Iterator[bool]:
         os.close(handle)
 
 
+def is_locked(path: Path) -> bool | None:
+    """Whether a living process holds the lock on `path`; None where the system has no locks to ask."""
+    try:
+        import fcntl
+    except ImportError:
+        return None
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask are not in each other's way
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
 @contextlib.contextmanager
 def lock(path: Path, on_busy: Callable[[], None]) -> Iterator[None]:
     """Hold an exclusive lock on `path`; the system frees it when the process dies, however it dies.
@@ -111,9 +131,13 @@ def lock(path: Path, on_busy: Callable[[], None]) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        for patience in (0.05, 0.0):  # somebody who only asks whether it is locked is in the way for microseconds
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(patience)
+        else:
             on_busy()
             fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -1,0 +1,1 @@
+"""The dashboard: the runs below a folder as a local page. `vendor/` is uPlot, unchanged; see its SOURCE file."""

@@ -1,0 +1,202 @@
+"""The runs below a folder as rows of a table, told by their files alone."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from positron.config import GPTConfig, UserError, from_dict
+from positron.disk import is_locked, read_json
+from positron.page.metrics import Metrics, number
+from positron.runs import Run, gpt_config
+
+FRESH_SECONDS = 60.0  # where locks cannot tell, a run that wrote so lately is alive
+_STAMP = "%Y-%m-%d %H:%M:%S"
+
+
+class Missing(Exception):
+    """There is no such run, or it has no such file."""
+
+
+class Outputs:
+    """All runs below a folder. Files that were read are not read again; threads may share this."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._guard = threading.Lock()
+        self._folders: dict[str, Path] = {}
+        self._metrics: dict[Path, Metrics] = {}
+        self._architectures: dict[Path, tuple[float, GPTConfig]] = {}
+
+    def rows(self) -> list[dict[str, Any]]:
+        with self._guard:
+            self._find()
+            rows = []
+            for name, folder in self._folders.items():
+                with contextlib.suppress(FileNotFoundError):  # deleted while we looked
+                    rows.append(self._row(name, folder))
+            return rows
+
+    def curve(self, name: str, key: str, file: str, after: int) -> dict[str, Any]:
+        """See `Metrics.curve`. Raises Missing."""
+        with self._guard:
+            return self._metrics_of(self._folder(name)).curve(key, file, after)
+
+    def samples(self, name: str) -> list[dict[str, str]]:
+        """What the run wrote, by step: `head` and `text`. Raises Missing."""
+        path = self._inside(self._folder(name) / "samples.md")
+        text = path.read_text(encoding="utf-8", errors="replace") if path else ""
+        parts = [part.partition("\n") for part in re.split(r"(?m)^## (?=Step )", text)[1:]]
+        return [{"head": head, "text": body.strip()} for head, _, body in parts]
+
+    def report(self, name: str) -> bytes:
+        """Raises Missing."""
+        path = self._inside(self._folder(name) / "report.html")
+        if path is None:
+            raise Missing(f"{name} has no report.html")
+        return path.read_bytes()
+
+    def _find(self) -> None:
+        """Every folder with a run.json, or with the job.json of a job that failed before it had one."""
+        found = {}
+        for folder, below, files in os.walk(self.root):
+            if "run.json" in files or "job.json" in files:
+                name = Path(folder).relative_to(self.root).as_posix()
+                found[os.fsencode(name).decode("utf-8", errors="replace")] = Path(folder)
+                below.clear()
+        self._folders = found
+
+    def _folder(self, name: str) -> Path:
+        """By a name that was found in the walk: no other path can be spelled."""
+        if name not in self._folders:
+            self._find()
+        if name not in self._folders:
+            raise Missing(f"there is no run {name}")
+        return self._folders[name]
+
+    def _inside(self, path: Path) -> Path | None:
+        """The file, unless it is missing or a link that leads out of the folder."""
+        return path if path.is_file() and path.resolve().is_relative_to(self.root) else None
+
+    def _metrics_of(self, folder: Path) -> Metrics:
+        metrics = self._metrics.setdefault(folder, Metrics(folder / "metrics.jsonl"))
+        metrics.read()
+        return metrics
+
+    def _row(self, name: str, folder: Path) -> dict[str, Any]:
+        notes: list[str] = []
+        facts, job = _facts(folder / "run.json", notes), _facts(folder / "job.json", notes)
+        metrics = self._metrics_of(folder)
+        if metrics.trouble:
+            notes.append(metrics.trouble)
+        elif not metrics.offset and not job.get("failed"):
+            notes.append("no metrics yet")
+        gpt = self._architecture(Run(folder), notes) if facts else None
+        status, live = _status(folder, facts, job, notes)
+        resolved = facts.get("resolved")
+        return {
+            "id": name,
+            "name": folder.name if name == "." else name,
+            "overrides": " ".join(map(str, job.get("overrides") or [])),
+            "notes": notes,
+            "status": status,
+            "live": live,
+            "step": metrics.last("step") or number(facts.get("step")),
+            "max_steps": number(resolved.get("max_steps")) if isinstance(resolved, dict) else None,
+            "tokens": metrics.last("tokens") or number(facts.get("tokens")),
+            "bpb": metrics.last("val/bpb"),
+            "best": min(metrics.values("val/bpb"), default=None),
+            "floor": number(facts.get("floor_bpb")),
+            "params": gpt.n_params() if gpt else None,
+            "flops_per_token": gpt.flops_per_token() if gpt else None,
+            "speed": metrics.last("speed/tokens_per_s"),
+            "time_s": metrics.last("time_s"),
+            "started": _started(folder),
+            "updated": _updated(folder, facts, live),
+            "file": metrics.file,
+            "offset": metrics.offset,
+            "samples": _size(folder / "samples.md"),
+            "report": self._inside(folder / "report.html") is not None,
+        }
+
+    def _architecture(self, run: Run, notes: list[str]) -> GPTConfig | None:
+        """From the exported model, or from the configuration and the tokenizer while there is none."""
+        path = run.folder / "config.json"
+        try:
+            changed = path.stat().st_mtime
+            if self._architectures.get(path, (0, None))[0] != changed:
+                self._architectures[path] = (changed, architecture(run))
+            return self._architectures[path][1]
+        except (OSError, UserError, KeyError, TypeError) as error:  # a file that is missing, damaged, or another's
+            notes.append(f"size unknown: {error}")
+            return None
+
+
+def architecture(run: Run) -> GPTConfig:
+    """Without torch. Raises UserError where a file is missing or damaged."""
+    exported = run.folder / "model" / "config.json"
+    if exported.exists():
+        return from_dict(GPTConfig, read_json(exported))
+    from positron.text.choose import load_tokenizer
+
+    return gpt_config(run.config(), load_tokenizer(run.tokenizer_folder).vocab_size)
+
+
+def _facts(path: Path, notes: list[str]) -> dict[str, Any]:
+    """The object in a JSON file, empty without one; what is wrong with it goes to the notes."""
+    try:
+        facts = read_json(path) if path.exists() else {}
+    except UserError as error:
+        notes.append(str(error))
+        return {}
+    if not isinstance(facts, dict):
+        notes.append(f"{path} holds no object")
+        return {}
+    return facts
+
+
+def _status(folder: Path, facts: dict[str, Any], job: dict[str, Any], notes: list[str]) -> tuple[str, bool]:
+    """What run.json says, unless the process that should mend it is dead: then the run was killed."""
+    status = str(facts.get("status", "running"))
+    if status == "running" and is_live(folder):
+        return status, True
+    why = job.get("failed") or facts.get("error")
+    if why:
+        notes.append(str(why))
+    return "failed" if job.get("failed") else "killed" if status == "running" else status, False
+
+
+def is_live(folder: Path) -> bool:
+    """Whether a process trains this run: it holds the lock. Where the system has no locks, recent writing must do."""
+    locked = is_locked(folder / "lock")
+    if locked is not None:
+        return locked
+    written = [path.stat().st_mtime for path in (folder / "run.json", folder / "metrics.jsonl") if path.exists()]
+    return time.time() - max(written, default=0.0) < FRESH_SECONDS
+
+
+def _started(folder: Path) -> str | None:
+    """The time in front of the first line of the log: unlike the times of files it survives a copy."""
+    path = folder / "train.log"
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        stamp = file.read(19).decode("utf-8", errors="replace")
+    return stamp if re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", stamp) else None
+
+
+def _updated(folder: Path, facts: dict[str, Any], live: bool) -> str | None:
+    """While it runs, and for a run that was killed, run.json is from its start."""
+    path = folder / "metrics.jsonl"
+    if (live or facts.get("status") == "running") and path.exists():
+        return time.strftime(_STAMP, time.localtime(path.stat().st_mtime))
+    return facts["updated"] if isinstance(facts.get("updated"), str) else None
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
