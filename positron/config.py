@@ -344,6 +344,22 @@ class SweepConfig:
 
 
 @dataclass(frozen=True)
+class MonitorConfig:
+    """`conf/monitor/*`: what is measured inside of the model while it trains, and how often."""
+
+    every: int = 100  # optimizer steps
+    gradients: bool = False
+    weights: bool = False
+    attention: bool = False
+    activations: bool = False
+    tokens: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise UserError(f"monitor.every={self.every} must be at least 1")
+
+
+@dataclass(frozen=True)
 class LoraConfig:
     rank: int = 0  # 0: all weights are trained
 
@@ -387,6 +403,7 @@ class RunConfig:
     train: TrainConfig
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
+    monitor: MonitorConfig = field(default_factory=MonitorConfig)
     sft: SFTConfig | None = None  # None: pretraining
     ckpt_path: str | None = None  # continue from FILE, RUN or latest, everything restored
     init_from: str | None = None  # start from this run's weights, nothing else

@@ -13,7 +13,18 @@ from omegaconf import OmegaConf
 from positron.config import GPTConfig, RunConfig, UserError, from_dict, leaf_keys, seconds, unknown_key
 
 CONF = PROJECT / "conf"
-GROUPS = ("model", "tokenizer", "data", "device", "precision", "optimizer", "schedule", "logger", "experiment")
+GROUPS = (
+    "model",
+    "tokenizer",
+    "data",
+    "device",
+    "precision",
+    "optimizer",
+    "schedule",
+    "logger",
+    "monitor",
+    "experiment",
+)
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("[a-z]*.yaml"))]
 
 

@@ -42,9 +42,14 @@ class StreamWindows:
         self._filler: _Filler | None = None
         self._user = contextlib.ExitStack()
         self._note: Path | None = None
-        any_epoch = next(self.stream.folder.glob("epoch-*/tokens.json")).parent
-        first = TokenFiles(any_epoch, "train", self.stream.tokenizer)
+        first = self.tokens
         self.fingerprint, self.bytes_per_token = first.fingerprint, first.n_bytes / first.n_tokens
+
+    @property
+    def tokens(self) -> TokenFiles:
+        """Of an epoch, whichever lies on the disk."""
+        any_epoch = next(self.stream.folder.glob("epoch-*/tokens.json")).parent
+        return TokenFiles(any_epoch, "train", self.stream.tokenizer)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
         """Waits where the text is not there yet. Unreachable where it cannot be had, UserError where it never can."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 from typing import Any
 
+import numpy as np
+
 
 def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str) -> bytes:
     """PNG: bits per byte of the validation text against tokens, with the floor where it is known, and the train loss.
@@ -80,6 +82,53 @@ def attention_maps(layers: list[Any], title: str) -> bytes:
     axes.set_title(title, fontsize="small", loc="left", wrap=True)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
+    return as_png(figure)
+
+
+def heat_map(names: list[str], steps: list[int], values: np.ndarray, *, label: str, share: bool) -> bytes:
+    """PNG: `values` (n, m) of n named rows, the first on top, at m increasing steps; NaN stays grey.
+
+    Colours from 0 to 1 for a share, otherwise on a log scale. White lines between groups of names `group.rest`.
+    """
+    from matplotlib.colors import LogNorm, Normalize
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, MaxNLocator
+
+    figure = Figure(figsize=(10, min(14.0, 1.3 + 0.24 * len(names))), layout="constrained")
+    axes = figure.subplots()
+    axes.set_facecolor("0.8")
+    shown = values if share else np.where(values > 0, values, np.nan)
+    known = shown[np.isfinite(shown)]
+    norm = Normalize(0, 1) if share or not len(known) else LogNorm(known.min(), max(known.max(), known.min() * 1.1))
+    half = np.diff(steps) / 2 if len(steps) > 1 else np.array([0.5])
+    edges = [steps[0] - half[0], *(steps[:-1] + half if len(steps) > 1 else []), steps[-1] + half[-1]]
+    image = axes.pcolormesh(edges, np.arange(len(names) + 1), np.ma.masked_invalid(shown), norm=norm, cmap="viridis")
+    every = -(-len(names) // 60)
+    axes.set_yticks(np.arange(len(names))[::every] + 0.5, names[::every], fontsize=8)
+    groups = [".".join(name.split(".")[: max(1, name.count("."))]) for name in names]
+    for place in range(1, len(names)):
+        if "." in names[place] and groups[place] != groups[place - 1]:
+            axes.axhline(place, color="white", linewidth=1)
+    axes.invert_yaxis()
+    axes.set(xlabel="optimizer step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.colorbar(image, label=label, fraction=0.05, pad=0.02, ticks=None if share else LogLocator(subs=(1, 2, 5)))
+    return as_png(figure)
+
+
+def bin_curves(names: list[str], steps: list[int], values: np.ndarray, *, label: str) -> bytes:
+    """PNG: loss in nats per token, (n, m), of n bins in their order at m steps."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots()
+    colors = colormaps["viridis"](np.linspace(0, 0.9, len(names)))
+    for name, line, color in zip(names, values, colors, strict=True):
+        axes.plot(steps, line, color=color, marker="o", ms=3, linewidth=1.2, label=name)
+    axes.set(xlabel="optimizer step", ylabel="validation loss, nats per token", ylim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.legend(title=label, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return as_png(figure)
 
 

@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 from positron.disk import whole_file, write_text
+from positron.evaluation.inside import inside_pictures
 from positron.evaluation.metrics import read_metrics
 from positron.evaluation.plots import learning_rate_curve, loss_curve
 from positron.provenance import read_provenance, start_of
@@ -40,6 +41,7 @@ def write_report(run: Run) -> None:
         f"<h2>Loss</h2>{_image(picture)}",
         f"<h2>Samples</h2>{_samples(run)}",
         f"<h2>Learning rate and gradient</h2>{_image(learning_rate_curve(rows))}",
+        _inside(rows),
         f"<h2>Go on</h2><pre>{html.escape(_commands(run, facts))}</pre>",
         f"<h2>Configuration</h2><details><summary>all settings</summary><pre>{html.escape(json.dumps(config, indent=2))}"
         "</pre></details>",
@@ -99,6 +101,12 @@ def _samples(run: Run) -> str:
     return "".join(
         f"<h3>{html.escape(head)}</h3><blockquote>{html.escape(body.strip())}</blockquote>" for head, _, body in parts
     )
+
+
+def _inside(rows: list[dict[str, Any]]) -> str:
+    """What `monitor=` measured; nothing where it measured nothing."""
+    parts = [f"<h3>{title}</h3><p>{reading}</p>{_image(png)}" for title, reading, png in inside_pictures(rows)]
+    return f"<h2>Looking inside</h2>{''.join(parts)}" if parts else ""
 
 
 def _table(lines: dict[str, str]) -> str:

@@ -1,4 +1,8 @@
-"""What a model does inside, read off by the side: the same mathematics as in gpt.py, in its plain form."""
+"""What a model does inside, read off by the side: the same mathematics as in gpt.py, in its plain form.
+
+The fused kernels of training never hold attention's probabilities, so they are computed here anew from what each block's
+attention reads. Nothing is drawn and nothing of the model changes: training goes on as if nobody had looked.
+"""
 
 from __future__ import annotations
 
@@ -11,42 +15,66 @@ from torch.nn import functional as F
 
 from positron.model.gpt import GPT, NORM_EPS, Attention, Rope, apply_rope
 
+Inputs = tuple[Tensor, Rope | None, Tensor | None]  # what Attention.forward takes: x (B, T, C), rope, mask (B, 1, T, T)
+
 
 @torch.no_grad()
-def attention_probabilities(model: GPT, idx: Tensor) -> list[Tensor]:
-    """softmax(q k^T / sqrt(D)) over the past, (B, H, T, T) for each layer, of token ids (B, T) without dropout.
+def attention_inputs(model: GPT, idx: Tensor, documents: Tensor | None = None) -> list[tuple[Attention, Inputs]]:
+    """Each block's attention with what it reads for token ids (B, T), without dropout.
 
-    The fused kernels of training never hold these numbers, so they are computed here anew from each attention's input.
-    Nothing is drawn and nothing of the model changes: training goes on as if nobody had looked.
+    `model.hidden`, unlike `model`, is never compiled and calls the parts of the model one by one, hooks and all.
     """
-    inputs: list[tuple[Attention, Tensor, Rope | None]] = []
+    found: list[tuple[Attention, Inputs]] = []
 
     def note(attention: nn.Module, arguments: tuple[Any, ...]) -> None:
         assert isinstance(attention, Attention)
-        inputs.append((attention, arguments[0], arguments[1]))
+        found.append((attention, (arguments[0], arguments[1], arguments[2])))
 
     hooks = [block.attn.register_forward_pre_hook(note) for block in model.blocks]  # type: ignore[union-attr]
     was_training = model.training
     model.eval()
     try:
-        model.hidden(idx)
+        model.hidden(idx, documents)
     finally:
         model.train(was_training)
         for hook in hooks:
             hook.remove()
-    return [_probabilities(*one) for one in inputs]
+    return found
 
 
-def _probabilities(attention: Attention, x: Tensor, rope: Rope | None) -> Tensor:
-    """x (B, T, C) -> (B, H, T, T), query by key; the heads of a group look at the same keys."""
+def queries_and_keys(attn: Attention, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor]:
+    """What `attn` multiplies with each other for x (B, T, C): (B, H, T, D) each, keys repeated for heads that share."""
     B, T, _ = x.shape
-    q = attention.q(x).view(B, T, attention.n_head, attention.d_head).transpose(1, 2)  # (B, H, T, D)
-    k = attention.k(x).view(B, T, attention.n_kv_head, attention.d_head).transpose(1, 2)  # (B, K, T, D)
+    q = attn.q(x).view(B, T, attn.n_head, attn.d_head).transpose(1, 2)
+    k = attn.k(x).view(B, T, attn.n_kv_head, attn.d_head).transpose(1, 2)
     if rope is not None:
         q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-    if attention.qk_norm:
-        q, k = (F.rms_norm(part, (attention.d_head,), eps=NORM_EPS) for part in (q, k))
-    k = k.repeat_interleave(attention.n_head // attention.n_kv_head, dim=1)  # (B, H, T, D)
-    scores = q @ k.mT / math.sqrt(attention.d_head)
-    future = torch.ones(T, T, dtype=torch.bool, device=x.device).triu(1)
-    return scores.masked_fill(future, float("-inf")).softmax(dim=-1)
+    if attn.qk_norm:
+        q = F.rms_norm(q, (attn.d_head,), eps=NORM_EPS)
+        k = F.rms_norm(k, (attn.d_head,), eps=NORM_EPS)
+    return q, k.repeat_interleave(attn.n_head // attn.n_kv_head, dim=1)
+
+
+def visible_keys(inputs: Inputs) -> Tensor:
+    """(B or 1, T, T), True where a query (row) may look at a key."""
+    x, _, mask = inputs
+    T = x.shape[1]
+    return torch.ones(1, T, T, dtype=torch.bool, device=x.device).tril() if mask is None else mask[:, 0]
+
+
+def probabilities(q: Tensor, k: Tensor, visible: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(D)) over the keys that are visible, (..., T, T); in fp32 or wider, whatever autocast says."""
+    wide = torch.promote_types(q.dtype, torch.float32)
+    with torch.autocast(q.device.type, enabled=False):
+        scores = q.to(wide) @ k.to(wide).mT / math.sqrt(q.shape[-1])
+        return scores.masked_fill_(~visible, float("-inf")).softmax(dim=-1)
+
+
+@torch.no_grad()
+def attention_probabilities(model: GPT, idx: Tensor) -> list[Tensor]:
+    """(B, H, T, T) for each layer, query by key, of token ids (B, T)."""
+    found = []
+    for attn, inputs in attention_inputs(model, idx):
+        q, k = queries_and_keys(attn, inputs[0], inputs[1])
+        found.append(probabilities(q, k, visible_keys(inputs)[:, None]))
+    return found

@@ -30,6 +30,7 @@ from positron.training.device import DTYPES, LIGHTNING_PRECISION, matmul_flops
 from positron.training.journal import Journal, Progress, Samples, cut_after
 from positron.training.loggers import Dashboard, open_dashboards
 from positron.training.module import PretrainModule, SFTModule
+from positron.training.monitors import open_monitors
 from positron.training.plan import Plan
 from positron.training.pruning import Pruning
 from positron.training.saving import Checkpoints, WholeCheckpointIO
@@ -185,12 +186,15 @@ def _trainer(
         keep_last=train.keep_last,
         best=best_bpb(read_metrics(run.folder / "metrics.jsonl")),
     )
+    monitors = open_monitors(config.monitor, data, tokenizer.vocab_size, config.device.strategy, say)
+    intervals = {train.log_every, *(monitor.every for monitor in monitors)}
     callbacks = [
         clock,
         stopping,
         Validation(data, every=train.val_every, say=say),
         *deciding,
-        Journal(run.folder, clock, dashboards, every=train.log_every, **facts),
+        *monitors,
+        Journal(run.folder, clock, dashboards, intervals=intervals, **facts),
         samples,
         saving,
         Progress(clock, say, last_step=plan.last_step, **facts),

@@ -57,16 +57,23 @@ def append(path: Path, text: str) -> None:
 
 
 class Journal(L.Callback):
-    """One line of metrics.jsonl per logged or validated step, with strictly increasing steps."""
+    """One line of metrics.jsonl per logged, monitored or validated step, with strictly increasing steps."""
 
-    def __init__(self, folder: Path, clock: Clock, dashboards: list[Dashboard], **facts: float) -> None:
-        """`facts`: every (steps), batch_tokens, flops_per_token, ceiling (FLOP/s of all devices together)."""
+    def __init__(
+        self, folder: Path, clock: Clock, dashboards: list[Dashboard], *, intervals: set[int], **facts: float
+    ) -> None:
+        """Logs at every multiple of one of `intervals`, in steps, which are the same on all ranks.
+
+        `facts`: batch_tokens, flops_per_token, ceiling (FLOP/s of all devices together).
+        """
+        self.intervals = intervals
         self.path, self.clock, self.dashboards, self.facts = folder / "metrics.jsonl", clock, dashboards, facts
         self._since = (0, 0.0)  # steps and seconds at the last row
 
     def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
         step = trainer.global_step
-        if step % self.facts["every"] and "val/bpb" not in module.metrics and not trainer.should_stop:
+        due = any(step % interval == 0 for interval in self.intervals)
+        if not due and "val/bpb" not in module.metrics and not trainer.should_stop:
             return
         loss = module.loss if trainer.world_size == 1 else trainer.strategy.reduce(module.loss, reduce_op="mean")
         if not trainer.is_global_zero:

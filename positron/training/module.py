@@ -132,12 +132,12 @@ class PretrainModule(L.LightningModule):
         for i, (part_x, part_y) in enumerate(parts):
             self.before_micro_batch()
             with self._synchronise(i == len(parts) - 1):
-                loss = self.model(part_x, part_y, self._documents(part_x)) * (world / targets)
+                loss = self.model(part_x, part_y, self.documents(part_x)) * (world / targets)
                 self.manual_backward(loss)
             total += loss.detach()
         return total
 
-    def _documents(self, x: Tensor) -> Tensor | None:
+    def documents(self, x: Tensor) -> Tensor | None:
         """(B, T) the number of each token's document in its window, where documents are kept apart."""
         return None if self.document_start is None else (x == self.document_start).cumsum(dim=1)
 
@@ -179,7 +179,7 @@ class PretrainModule(L.LightningModule):
         """(nats, bytes, tokens) summed over the targets of x, y (B, T), as float64."""
         x, y = batch
         scored = y != IGNORE
-        nats = self.model(x, y, self._documents(x))
+        nats = self.model(x, y, self.documents(x))
         nats = nats.double() if y.device.type != "mps" else nats
         count = self.token_bytes[y.clamp(min=0)].mul(scored).sum()
         return torch.stack([nats, count.to(nats.dtype), scored.sum().to(nats.dtype)])

@@ -1,0 +1,97 @@
+"""What the monitors saw (`monitor=`), as pictures for the report: layers or heads against steps, and curves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from positron.evaluation.plots import bin_curves, heat_map
+
+
+@dataclass(frozen=True)
+class View:
+    """A picture of all metrics whose names begin with `prefix`, and how to read it."""
+
+    prefix: str
+    title: str
+    reading: str
+    label: str  # of the colours
+    scale: str = "log"  # of the colours: log, or share (0 to 1)
+
+
+HEAT_MAPS = (
+    View(
+        "attention/entropy/",
+        "Attention entropy of each head",
+        "Layer.head. 1: it looks at all the past alike, as heads do at first. Near 0: at one token.",
+        "entropy / that of looking at all alike",
+        "share",
+    ),
+    View(
+        "grad_norm/",
+        "Gradient norm of each layer",
+        "Before clipping. A layer that stays dark learns little; one that flares up is where a run breaks.",
+        "gradient norm",
+    ),
+    View("grad_norm_matrix/", "Gradient norm of each matrix", "The same within the blocks.", "gradient norm"),
+    View(
+        "update_ratio/",
+        "How far a step moves each layer",
+        "Norm of the step over norm of the weights. Around 1e-3 is usual; 1e-1 tears a layer up.",
+        "update / weights",
+    ),
+    View("weight_norm/", "Weight norm of each layer", "A block's matrices together.", "weight norm"),
+    View(
+        "activation_rms/",
+        "Residual stream behind each layer",
+        "Root mean square. Each block adds to it; growth without end is a warning.",
+        "root mean square",
+    ),
+    View("dead_units/", "Dead MLP units", "Share whose output stays at 0 for every token.", "share of units", "share"),
+    View(
+        "always_on_units/",
+        "MLP units that are always on",
+        "Share whose activation's input is positive at every token: to them the activation bends nothing.",
+        "share of units",
+        "share",
+    ),
+)
+CURVES = (
+    View(
+        "loss_by_frequency/",
+        "Loss of frequent and rare tokens",
+        "Five groups with equal shares of the training text, from the most frequent tokens (1) to the rarest (5).",
+        "frequency",
+    ),
+    View(
+        "loss_by_position/",
+        "Loss early and late in the context",
+        "By tokens before. Where more context helps, later ones cost less.",
+        "position",
+    ),
+)
+
+
+def series(rows: list[dict[str, Any]], prefix: str) -> tuple[list[str], list[int], np.ndarray]:
+    """Names behind the prefix (n), steps at which any was measured (m), and the values (n, m), NaN where there is none."""
+    some = [row for row in rows if any(key.startswith(prefix) for key in row)]
+    keys = list(dict.fromkeys(key for row in some for key in row if key.startswith(prefix)))
+    values = [[np.nan if row.get(key) is None else row[key] for row in some] for key in keys]
+    return [key.removeprefix(prefix) for key in keys], [row["step"] for row in some], np.array(values, dtype=float)
+
+
+def inside_pictures(rows: list[dict[str, Any]]) -> list[tuple[str, str, bytes]]:
+    """(title, how to read it, PNG) of everything that was measured; `rows` are those of metrics.jsonl."""
+    pictures = []
+    for view in HEAT_MAPS:
+        names, steps, values = series(rows, view.prefix)
+        if np.isfinite(values).any():
+            png = heat_map(names, steps, values, label=view.label, share=view.scale == "share")
+            pictures.append((view.title, view.reading, png))
+    for view in CURVES:
+        names, steps, values = series(rows, view.prefix)
+        if np.isfinite(values).any():
+            pictures.append((view.title, view.reading, bin_curves(names, steps, values, label=view.label)))
+    return pictures

@@ -1,0 +1,44 @@
+"""Looking inside while it trains: callbacks that measure every few steps and change nothing.
+
+None of them draws a random number, calls the other ranks, or touches weights and gradients, so the losses of a run are
+bit for bit the same with them and without. What they find goes into `module.metrics`, and so into metrics.jsonl, the
+dashboards and the report.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from positron.config import MonitorConfig
+from positron.data.instruct import InstructData
+from positron.data.pretrain import PretrainData
+from positron.training.monitors.activations import Activations
+from positron.training.monitors.attention import AttentionEntropy
+from positron.training.monitors.norms import Gradients, Weights
+from positron.training.monitors.probe import Monitor, Probe
+from positron.training.monitors.tokens import TokenLosses
+
+
+def open_monitors(
+    config: MonitorConfig,
+    data: PretrainData | InstructData,
+    vocab_size: int,
+    strategy: str,
+    say: Callable[[str], None],
+) -> list[Monitor]:
+    """Those that are asked for. None under FSDP, where no rank has all weights and each forward pass needs all ranks."""
+    asked = (config.gradients, config.weights, config.attention, config.activations, config.tokens)
+    if not any(asked):
+        return []
+    if strategy == "fsdp":
+        say("monitor= measures nothing under device.strategy=fsdp, where no process has the whole model")
+        return []
+    every, probe = config.every, Probe.of(data)
+    made = [
+        Gradients(every),
+        Weights(every),
+        AttentionEntropy(every, probe, say),
+        Activations(every, probe),
+        TokenLosses(every, probe, data, vocab_size, say),
+    ]
+    return [monitor for monitor, wanted in zip(made, asked, strict=True) if wanted]

@@ -1,0 +1,49 @@
+"""The residual stream's size, and units of the MLPs that do nothing."""
+
+from __future__ import annotations
+
+import contextlib
+
+from torch import Tensor
+
+from positron.model.gpt import GPT, Block
+from positron.training.monitors.probe import Probe, ProbeMonitor, on_host
+
+# A unit is dead whose output is nowhere larger: exactly 0 is out of reach for gelu, swish and swiglu.
+DEAD = {"relu": 0.0, "relu2": 0.0, "gelu": 1e-2, "swish": 1e-2, "swiglu": 1e-2}
+
+
+class Activations(ProbeMonitor):
+    """Over all tokens of the probe, for each block:
+
+    activation_rms/blocks.0: root mean square of the residual stream behind it (`embedding`: before the first);
+    dead_units/blocks.0: share of its MLP's units whose output is nowhere larger than DEAD, up or down;
+    always_on_units/blocks.0: share of those saturated on the other side, whose activation's input (swiglu: the gate's)
+    is positive at every token, so that it bends nothing.
+    """
+
+    def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
+        real, found = probe.real, {}
+        dead = DEAD[model.config.activation]
+
+        def note_rms(name: str, x: Tensor) -> None:
+            found[f"activation_rms/{name}"] = x[real].float().square().mean().sqrt()
+
+        def note_dead(name: str, h: Tensor) -> None:
+            found[f"dead_units/{name}"] = (h[real].abs().amax(dim=0) <= dead).float().mean()
+
+        def note_always_on(name: str, h: Tensor) -> None:
+            found[f"always_on_units/{name}"] = (h[real].amin(dim=0) > 0).float().mean()
+
+        with contextlib.ExitStack() as hooks:
+            for i, block in enumerate(model.blocks):
+                assert isinstance(block, Block)
+                name, mlp = f"blocks.{i}", block.mlp
+                if i == 0:
+                    hooks.enter_context(block.register_forward_pre_hook(lambda _, x: note_rms("embedding", x[0])))
+                bent = mlp.gate if mlp.activation == "swiglu" else mlp.up
+                hooks.enter_context(bent.register_forward_hook(lambda _, x, h, n=name: note_always_on(n, h)))
+                hooks.enter_context(mlp.down.register_forward_pre_hook(lambda _, h, n=name: note_dead(n, h[0])))
+                hooks.enter_context(block.register_forward_hook(lambda _, x, y, n=name: note_rms(n, y)))
+            model.hidden(probe.x, documents)
+        return on_host(found)

@@ -1,0 +1,66 @@
+"""Entropy of each head's attention: how widely it looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from positron.model.gpt import GPT, Attention
+from positron.model.probes import Inputs, attention_inputs, probabilities, queries_and_keys, visible_keys
+from positron.training.monitors.probe import Probe, ProbeMonitor, on_host
+
+COLLAPSED = 0.01  # of the entropy of looking at all alike
+PATIENCE = 3  # measurements
+
+
+def relative_entropy(p: Tensor, visible: Tensor) -> Tensor:
+    """Entropy of each row in nats, divided by ln(number of visible keys), (..., T): 1 where all are looked at alike.
+
+    NaN where a single key is visible.
+    """
+    return torch.special.entr(p).sum(dim=-1) / visible.sum(dim=-1).log()
+
+
+def head_entropies(attn: Attention, inputs: Inputs, real: Tensor) -> list[Tensor]:
+    """Of each head, the mean over the tokens of `real` (B, T) that see two or more. One head's scores are held at a time."""
+    visible = visible_keys(inputs)
+    counted = real & (visible.sum(dim=-1) > 1)
+    q, k = queries_and_keys(attn, inputs[0], inputs[1])
+    heads = (probabilities(q[:, h], k[:, h], visible) for h in range(attn.n_head))
+    return [relative_entropy(p, visible)[counted].mean() for p in heads]
+
+
+class AttentionEntropy(ProbeMonitor):
+    """attention/entropy/LAYER.HEAD: mean over the probe's tokens that see two or more, 0 (one token) to 1 (all alike).
+
+    Queries and keys are computed once more from what the block's attention reads; the training's own path, which never
+    holds the probabilities, stays as it is. A head below COLLAPSED in PATIENCE measurements in a row is named once.
+    """
+
+    def __init__(self, every: int, probe: Probe, say: Callable[[str], None]) -> None:
+        super().__init__(every, probe)
+        self.say = say
+        self._low: dict[str, int] = {}  # measurements in a row below COLLAPSED
+        self._named: set[str] = set()
+
+    def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
+        found: dict[str, Tensor] = {}
+        for layer, (attn, inputs) in enumerate(attention_inputs(model, probe.x, documents)):
+            for head, entropy in enumerate(head_entropies(attn, inputs, probe.real)):
+                found[f"attention/entropy/{layer}.{head}"] = entropy
+        entropies = on_host(found)
+        self._warn(entropies)
+        return entropies
+
+    def _warn(self, entropies: dict[str, float]) -> None:
+        for key, entropy in entropies.items():
+            self._low[key] = self._low.get(key, 0) + 1 if entropy < COLLAPSED else 0
+            if self._low[key] >= PATIENCE and key not in self._named:
+                self._named.add(key)
+                layer, head = key.rpartition("/")[2].split(".")
+                self.say(
+                    f"WARNING: head {head} of layer {layer} has collapsed: in {PATIENCE} measurements its attention had "
+                    f"less than {COLLAPSED:.0%} of the entropy of looking at all tokens alike, so it looks at one"
+                )

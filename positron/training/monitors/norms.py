@@ -1,0 +1,85 @@
+"""L2 norms of gradients, weights and updates, layer by layer: where learning is loud, and where nothing moves.
+
+A layer is a block (`blocks.0`) or what stands outside of blocks (`wte`, `wpe`, `smear`, `norm_f`, `lm_head`; a tied
+head is `wte`). Only what is trained counts: under LoRA, the thin matrices.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from positron.training.module import PretrainModule
+from positron.training.monitors.probe import Monitor, grouped, on_host
+
+
+def layer_of(parameter: str) -> str:
+    """`blocks.3.attn.q.weight` -> `blocks.3`; `wte.weight` -> `wte`."""
+    parts = parameter.split(".")
+    return ".".join(parts[:2]) if parts[0] == "blocks" else parts[0]
+
+
+def norms(tensors: list[Tensor], groups: list[str]) -> dict[str, Tensor]:
+    """The norm of all tensors of a group together; `groups` names that of each tensor."""
+    return {group: torch.nn.utils.get_total_norm(some) for group, some in grouped(groups, tensors).items()}
+
+
+class Gradients(Monitor):
+    """grad_norm/LAYER and grad_norm_matrix/blocks.0.attn.q: of the batch's mean loss, unscaled, before clipping.
+
+    Lightning calls callbacks before the module, which clips. With DDP the gradients of all ranks are summed by then.
+    """
+
+    def __init__(self, every: int) -> None:
+        super().__init__(every)
+        self._found: dict[str, Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        if not self.is_due(trainer, trainer.global_step + 1):
+            return
+        named = [(name, p) for name, p in module.model.named_parameters() if p.grad is not None]
+        gradients = [p.grad for _, p in named if p.grad is not None]
+        layers = norms(gradients, [layer_of(name) for name, _ in named])
+        parts = [(name.rpartition(".")[0], p.grad) for name, p in named if "blocks." in name and p.ndim >= 2]
+        matrices = norms([g for _, g in parts if g is not None], [part for part, _ in parts])
+        self._found = {f"grad_norm/{name}": norm for name, norm in layers.items()}
+        self._found |= {f"grad_norm_matrix/{name}": norm for name, norm in matrices.items()}
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        module.metrics |= on_host(self._found)
+        self._found = {}
+
+
+class Weights(Monitor):
+    """weight_norm/LAYER after the step, update_norm/LAYER, the norm of what the step changed, update_ratio/LAYER, theirs.
+
+    A block's are those of its matrices: the scales of its norms, which begin at 1, would drown them. Holds a copy of
+    the weights during each measured step. The ratio is to the weights after it, since some are 0 before the first one.
+    """
+
+    def __init__(self, every: int) -> None:
+        super().__init__(every)
+        self._before: dict[str, Tensor] = {}
+
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        if self.is_due(trainer, trainer.global_step + 1):
+            named = module.model.named_parameters()
+            trained = {name: p for name, p in named if p.requires_grad and (p.ndim >= 2 or "blocks." not in name)}
+            self._before = {name: p.detach().clone() for name, p in trained.items()}
+
+    @torch.no_grad()
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        if not self._before:
+            return
+        layers = [layer_of(name) for name in self._before]
+        after = [module.model.get_parameter(name) for name in self._before]
+        updates = [now.sub(old) for now, old in zip(after, self._before.values(), strict=True)]
+        weights, moved = norms(list(after), layers), norms(updates, layers)
+        self._before = {}
+        found = {f"weight_norm/{layer}": norm for layer, norm in weights.items()}
+        found |= {f"update_norm/{layer}": norm for layer, norm in moved.items()}
+        found |= {f"update_ratio/{layer}": moved[layer] / weights[layer] for layer in weights}
+        module.metrics |= on_host(found)

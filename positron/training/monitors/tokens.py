@@ -1,0 +1,109 @@
+"""Which tokens are hard: the loss of frequent and rare ones, and of those early and late in the context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor
+
+from positron.config import IGNORE
+from positron.data.instruct import InstructData
+from positron.data.pretrain import PretrainData
+from positron.model.gpt import GPT, places_in_documents
+from positron.model.loss import token_losses
+from positron.training.module import PretrainModule
+from positron.training.monitors.probe import Probe, ProbeMonitor
+
+FREQUENCY_BINS, POSITION_BINS = 5, 8
+PIECES, PIECE = 64, 65_536  # a long text is counted at so many places, so many tokens each
+
+
+def count_tokens(data: PretrainData | InstructData, vocab_size: int) -> np.ndarray:
+    """(V,) how often each id is a target of training: of the answers, or of up to 4M tokens from all over the text."""
+    if isinstance(data, InstructData):
+        return np.bincount(np.concatenate([y[y != IGNORE] for _, y in data.train.rows]), minlength=vocab_size)
+    tokens = data.train.tokens
+    if tokens.n_tokens <= PIECES * PIECE:
+        return np.bincount(tokens.read(0, tokens.n_tokens), minlength=vocab_size)
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in np.linspace(0, tokens.n_tokens - PIECE, PIECES).astype(int):
+        counts += np.bincount(tokens.read(int(start), PIECE), minlength=vocab_size)
+    return counts
+
+
+def frequency_bins(counts: np.ndarray, n_bins: int = FREQUENCY_BINS) -> np.ndarray:
+    """(V,) the bin of each id, from 0, the most frequent: each bin has about the same share of all that was counted.
+
+    An id belongs where its first occurrence falls when all are laid out by frequency. So a very frequent one may fill
+    several bins, of which the later ones are then empty; ids that never occur are among the rarest.
+    """
+    order = np.argsort(-counts, kind="stable")
+    before = np.cumsum(counts[order]) - counts[order]
+    bins = np.empty(len(counts), dtype=np.int64)
+    bins[order] = np.minimum(n_bins - 1, before * n_bins // max(1, counts.sum()))
+    return bins
+
+
+def position_edges(context: int, n_bins: int = POSITION_BINS) -> list[int]:
+    """Beginnings of the bins of positions and the end of the last: 0, powers of two, context."""
+    powers = [1 << n for n in range(context.bit_length()) if 1 << n < context]
+    return [0, *powers[1 - n_bins :], context]
+
+
+def bin_means(values: np.ndarray, bins: np.ndarray, names: list[str]) -> dict[str, float]:
+    """Mean of the values of each bin that has any, by its name."""
+    counts = np.bincount(bins, minlength=len(names))
+    sums = np.bincount(bins, weights=values, minlength=len(names))
+    return {name: float(sums[i] / counts[i]) for i, name in enumerate(names) if counts[i]}
+
+
+class TokenLosses(ProbeMonitor):
+    """Nats per token of the probe: loss_by_frequency/1 (the most frequent targets) to /5, loss_by_position/64-127.
+
+    Positions count the tokens before the one that is read when its successor is guessed: in the window, or in its own
+    document where documents do not see each other.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        probe: Probe,
+        data: PretrainData | InstructData,
+        vocab_size: int,
+        say: Callable[[str], None],
+    ) -> None:
+        super().__init__(every, probe)
+        self.data, self.vocab_size, self.say = data, vocab_size, say
+
+    def on_train_start(self, trainer: L.Trainer, module: PretrainModule) -> None:  # type: ignore[override]
+        if trainer.is_global_zero:
+            counts = count_tokens(self.data, self.vocab_size)
+            self.bins = frequency_bins(counts)
+            sizes = np.bincount(self.bins[counts > 0], minlength=FREQUENCY_BINS)
+            self.say(
+                f"loss_by_frequency/1 to {FREQUENCY_BINS}: of {', '.join(f'{n:,}' for n in sizes)} different tokens"
+            )
+
+    def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
+        hidden = model.hidden(probe.x, documents).flatten(0, 1)
+        losses = token_losses(hidden, model.head_weight, probe.y.flatten()).cpu().double().numpy()
+        if documents is None:
+            places = torch.arange(probe.x.shape[1]).expand(probe.x.shape)
+        else:
+            places = places_in_documents(documents).cpu()
+        targets, place = probe.y.flatten().cpu().numpy(), places.flatten().numpy()
+        scored = targets != IGNORE
+        edges = position_edges(model.config.context_length)
+        span = np.searchsorted(edges, place[scored], side="right") - 1
+        frequencies = [f"loss_by_frequency/{i + 1}" for i in range(FREQUENCY_BINS)]
+        positions = [
+            f"loss_by_position/{a}-{b - 1}" if b - a > 1 else f"loss_by_position/{a}" for a, b in pairwise(edges)
+        ]
+        return {
+            **bin_means(losses[scored], self.bins[targets[scored]], frequencies),
+            **bin_means(losses[scored], span, positions),
+        }
