@@ -32,7 +32,19 @@ from positron.config import (
 PROJECT = Path(__file__).parent.parent
 # Child processes are forked from a server that has imported all this once: 0.1 s each instead of 5.
 _SERVER = multiprocessing.get_context("forkserver")
-_DOORS = ("train", "sft", "generate", "chat", "evaluate", "compare", "scaling", "reproduce", "prepare", "doctor")
+_DOORS = (
+    "train",
+    "sft",
+    "generate",
+    "chat",
+    "evaluate",
+    "compare",
+    "scaling",
+    "reproduce",
+    "dashboard",
+    "prepare",
+    "doctor",
+)
 _SERVER.set_forkserver_preload(
     [*(f"positron.{door}" for door in _DOORS), "positron.training.fit", "hydra", "matplotlib.figure"]
 )
@@ -93,6 +105,10 @@ class Door:
             target=_run_door, args=(name, arguments, str(folder), list(map(str, self._streams)), stdin, environment)
         )
         self.process.start()
+
+    def said(self) -> str:
+        """What it has printed so far."""
+        return self._streams[0].read_text(encoding="utf-8") if self._streams[0].exists() else ""
 
     def wait(self, timeout: float = 120) -> Result:
         self.process.join(timeout)

@@ -182,6 +182,7 @@ ROOMS = {
     "evaluation": {"config", "disk", "provenance", "runs", "text", "data", "model", "inference", "evaluation"},
     "runs": {"config", "disk", "model", "text", "training"},
     "door": {"config"},
+    "page": {"config", "disk", "runs", "text", "page"},
     "sweeps": {"config", "disk", "door", "evaluation", "runs"},
     "training": {
         "config",
@@ -197,7 +198,19 @@ ROOMS = {
         "training",
     },
 }
-DOORS = ("train", "sft", "generate", "chat", "evaluate", "compare", "scaling", "reproduce", "prepare", "doctor")
+DOORS = (
+    "train",
+    "sft",
+    "generate",
+    "chat",
+    "evaluate",
+    "compare",
+    "scaling",
+    "reproduce",
+    "dashboard",
+    "prepare",
+    "doctor",
+)
 
 
 def imports_of(path: Path) -> set[str]:

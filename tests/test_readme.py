@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import zipfile
@@ -63,7 +64,7 @@ def plain(words: list[str], folder: Path) -> None:
     assert done.stdout.strip(), words
 
 
-def test_every_command_of_the_readme_runs(door, tmp_path):
+def test_every_command_of_the_readme_runs(door, start, tmp_path):
     """In order, in one folder, as a reader would: later ones use what earlier ones made."""
     (tmp_path / "my.txt").write_text("The cat sat on the mat and looked at the moon.\n" * 200)
     talks = [{"instruction": f"Who is {n}?", "output": f"Tom {n}."} for n in range(30)]
@@ -78,6 +79,13 @@ def test_every_command_of_the_readme_runs(door, tmp_path):
             plain(words, tmp_path)
             continue
         assert words[:2] == ["python", "-m"], command
+        if words[2] == "positron.dashboard":  # it stays until Ctrl-C: its own test asks for its pages
+            page = start("dashboard", "--port", "0")
+            while "Ctrl-C ends it" not in page.said():
+                assert page.process.is_alive(), command
+            os.kill(page.process.pid, signal.SIGINT)
+            assert page.wait().code == 0
+            continue
         name, arguments = words[2].removeprefix("positron."), words[3:]
         stdin = "Tell me a story.\n" if name == "chat" and arguments[0].startswith("--") else ""
         result = door(name, *SHORTENED.get(name, list)(arguments), stdin=stdin)

@@ -1,0 +1,76 @@
+"""What `monitor=all` costs at its default interval: stretches of 100 steps of one run, with and without it in turns.
+
+    python scripts/bench_monitors.py [settings of positron.train]
+
+Default: the quickstart's recipe. The wall time of whole steps is compared, all callbacks included; validation, samples and
+checkpoints are left out. Medians over the pairs of stretches.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from positron.config import MonitorConfig, RunConfig, from_dict
+from positron.door import compose, errors_as_one_line
+from positron.train import train
+from positron.training import fit
+from positron.training.monitors import open_monitors
+from positron.training.monitors.probe import Monitor
+
+EVERY = MonitorConfig().every
+PAIRS = 6
+QUIET = {"val_every": 10**6, "sample_every": 10**6, "save_every": 10**6}
+
+
+class Stretches(L.Callback):
+    """Turns the monitors on and off, and keeps how long each stretch of EVERY steps took, the first one aside."""
+
+    def __init__(self, monitors: list[Monitor]) -> None:
+        self.monitors, self.begun, self.seconds = monitors, 0.0, [[], []]  # type: ignore[var-annotated]
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        stretch, place = divmod(trainer.global_step, EVERY)
+        if place:
+            return
+        now = time.perf_counter()
+        if stretch > 1:
+            self.seconds[(stretch - 1) % 2].append(now - self.begun)
+        self.begun = now
+        for monitor in self.monitors:
+            monitor.every = EVERY if stretch % 2 else 10**9
+
+
+def main() -> None:
+    kept: list[Stretches] = []
+
+    def watched(*arguments: Any) -> list[Any]:
+        monitors = open_monitors(*arguments)
+        kept.append(Stretches(monitors))
+        return [kept[0], *monitors]
+
+    with errors_as_one_line(), tempfile.TemporaryDirectory() as folder:
+        values = compose("train", ["experiment=quickstart", "monitor=all", "name=bench", *sys.argv[1:]])
+        values["train"] |= {**QUIET, "max_steps": EVERY * (2 * PAIRS + 1) + 1}
+        values["data"]["dir"] = str(Path(folder) / "data")
+        wrap: Callable[..., Any] = watched
+        fit.open_monitors = wrap  # type: ignore[attr-defined]
+        train(from_dict(RunConfig, values), Path(folder) / "bench")
+    without, with_all = kept[0].seconds
+    ratios = [b / a for a, b in zip(without, with_all, strict=False)]
+    spread = f"{min(ratios) - 1:+.2%} to {max(ratios) - 1:+.2%} in {len(ratios)} pairs"
+    print(
+        f"{EVERY} steps without monitors: {statistics.median(without):.3f} s; with all: {statistics.median(with_all):.3f} s"
+    )
+    print(f"overhead {statistics.median(ratios) - 1:+.2%} ({spread})")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,240 @@
+"""The dashboard: every run told as it is, live, to this machine only."""
+
+import contextlib
+import fcntl
+import http.client
+import json
+import math
+import os
+import random
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from conftest import tiny
+
+from positron.page.metrics import Metrics, thinned
+from positron.page.server import Server
+from positron.page.table import is_live
+from positron.text.tables import CharTokenizer
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def make_run(outputs: Path, name: str, steps: int = 30, **facts) -> Path:
+    """The files of a run that nobody trained."""
+    import dataclasses
+
+    folder = outputs / name
+    (folder / "tokenizer").mkdir(parents=True)
+    CharTokenizer("abc").save(folder / "tokenizer")
+    (folder / "config.json").write_text(json.dumps(dataclasses.asdict(tiny(outputs))))
+    about = {"name": name, "status": "finished", "floor_bpb": 0.2, "resolved": {"max_steps": steps}}
+    (folder / "run.json").write_text(json.dumps({**about, **facts}))
+    (folder / "lock").touch()
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(1, steps + 1):
+            row = {"step": step, "tokens": 512 * step, "time_s": step / 2, "train/loss": 4 / step}
+            if step % 10 == 0:
+                row["val/bpb"] = 1 + 1 / step
+            file.write(json.dumps(row) + "\n")
+    (folder / "samples.md").write_text(
+        "## Step 10 · loss 0.4\n\nOnce upon a <time>.\n\n## Step 20 · loss 0.2\n\nTwice.\n\n"
+    )
+    return folder
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Path:
+    make_run(tmp_path / "outputs", "one")
+    make_run(tmp_path / "outputs", "sweeps/lr/0")
+    return tmp_path / "outputs"
+
+
+class Page:
+    def __init__(self, server: Server) -> None:
+        self.port = server.server_address[1]
+
+    def get(self, path: str, host: str | None = None) -> tuple[int, bytes, dict[str, str]]:
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection.putrequest("GET", path, skip_host=True)
+        connection.putheader("Host", host or f"127.0.0.1:{self.port}")
+        connection.endheaders()
+        answer = connection.getresponse()
+        return answer.status, answer.read(), dict(answer.getheaders())
+
+    def json(self, path: str) -> dict:
+        status, body, _ = self.get(path)
+        assert status == 200, body
+        return json.loads(body)
+
+
+@pytest.fixture
+def page(outputs: Path):
+    with Server(outputs, 0) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield Page(server)
+        server.shutdown()
+
+
+def test_the_table_has_every_run_and_job(page: Page, outputs: Path) -> None:
+    make_run(outputs, "killed", status="running")
+    empty = outputs / "empty"
+    empty.mkdir()
+    (empty / "run.json").write_text("{}")
+    failed = outputs / "sweeps" / "lr" / "1"
+    failed.mkdir()
+    (failed / "job.json").write_text(json.dumps({"overrides": ["optimizer.lr=-1"], "failed": "must be positive"}))
+    rows = {row["id"]: row for row in page.json("/api/runs")["runs"]}
+    assert sorted(rows) == ["empty", "killed", "one", "sweeps/lr/0", "sweeps/lr/1"]
+    one = rows["one"]
+    assert (one["step"], one["tokens"], one["max_steps"]) == (30, 30 * 512, 30)
+    assert (one["bpb"], one["best"], one["floor"]) == (1 + 1 / 30, 1 + 1 / 30, 0.2)
+    assert one["params"] > 10_000
+    assert one["flops_per_token"] > 6 * 10_000
+    assert (one["status"], rows["killed"]["status"], rows["killed"]["live"]) == ("finished", "killed", False)
+    assert (rows["sweeps/lr/1"]["status"], rows["sweeps/lr/1"]["notes"]) == ("failed", ["must be positive"])
+    assert "no metrics yet" in rows["empty"]["notes"]
+
+
+def test_a_run_lives_as_long_as_the_process_that_trains_it(outputs: Path) -> None:
+    folder = make_run(outputs, "live", status="running")
+    assert not is_live(folder)
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert is_live(folder)
+    assert not is_live(folder)
+
+
+def test_asking_whether_a_run_lives_does_not_keep_it_from_being_trained(outputs: Path) -> None:
+    from positron.disk import lock
+
+    folder, stop = make_run(outputs, "asked"), threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            is_live(folder)
+
+    threads = [threading.Thread(target=ask) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for _ in range(30):
+        with lock(folder / "lock", lambda: pytest.fail("nobody holds it for longer than a look")):
+            pass
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+
+def test_a_curve_goes_on_where_it_ended_and_a_half_written_line_waits(page: Page, outputs: Path) -> None:
+    first = page.json("/api/curve?run=one&key=train/loss")
+    assert first["fresh"]
+    assert first["step"] == list(range(1, 31))
+    assert first["value"] == [4 / step for step in range(1, 31)]
+    assert page.json("/api/curve?run=one&key=val/bpb")["step"] == [10, 20, 30]
+    with (outputs / "one" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 31, "train/loss": 0.1}\n{"step": 32, "train')
+    on = page.json(f"/api/curve?run=one&key=train/loss&file={first['file']}&after={first['offset']}")
+    assert (on["fresh"], on["step"], on["value"]) == (False, [31], [0.1])
+    rows = (outputs / "one" / "metrics.jsonl").read_text().splitlines()[:5]
+    replaced = outputs / "one" / "new"
+    replaced.write_text("\n".join(rows) + "\n")
+    replaced.replace(outputs / "one" / "metrics.jsonl")  # what a resumed run does
+    again = page.json(f"/api/curve?run=one&key=train/loss&file={on['file']}&after={on['offset']}")
+    assert (again["fresh"], again["step"]) == (True, [1, 2, 3, 4, 5])
+
+
+def test_samples_and_reports_are_those_of_the_run(page: Page, outputs: Path) -> None:
+    samples = page.json("/api/samples?run=one")
+    assert [sample["text"] for sample in samples] == ["Once upon a <time>.", "Twice."]
+    assert page.get("/report?run=one")[0] == 404
+    (outputs / "one" / "report.html").write_text("<p>fine</p>")
+    status, body, headers = page.get("/report?run=one")
+    assert (status, body) == (200, b"<p>fine</p>")
+    assert headers["Content-Security-Policy"].startswith("sandbox")
+
+
+def test_nothing_leaves_the_folder_and_no_other_site_may_ask(page: Page, outputs: Path) -> None:
+    (outputs.parent / "secret.html").write_text("what nobody may see")
+    (outputs / "one" / "report.html").symlink_to(outputs.parent / "secret.html")
+    wrong = (
+        "/report?run=one", "/report?run=..", "/report?run=/etc", "/../secret.html", "/vendor/../page.py", "/page.py",
+        "/api/curve?run=../one&key=step", "/api/samples?run=%2e%2e", "/api/curve?run=one&after=-1", "/nothing",
+    )  # fmt: skip
+    for path in wrong:
+        status, body, _ = page.get(path)
+        assert (status, b"nobody may see" in body) == (404, False), path
+    assert page.get("/api/runs", host="evil.example")[0] == 403
+    assert page.get("/api/runs", host=f"localhost:{page.port}")[0] == 200
+
+
+def test_the_page_and_its_parts_come_from_here_alone(page: Page) -> None:
+    status, body, headers = page.get("/")
+    assert status == 200
+    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    text = body.decode()
+    assert "http://" not in text
+    assert "https://" not in text
+    for part in ("page.js", "table.js", "chart.js", "format.js", "page.css", "vendor/uPlot.iife.min.js"):
+        assert page.get(f"/{part}")[0] == 200
+
+
+@pytest.mark.parametrize("n", [5, 1000, 1001, 50_000])
+def test_thinned_curves_keep_their_ends_and_extremes(n: int) -> None:
+    rng = random.Random(n)
+    values = [rng.gauss(0, 1) for _ in range(n)]
+    kept = thinned(values)
+    assert kept == sorted(set(kept))
+    assert len(kept) <= 1100
+    assert {0, n - 1, values.index(min(values)), values.index(max(values))} <= set(kept)
+
+
+def test_numbers_that_are_none_and_lines_that_are_no_json_do_not_end_it(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "a": null}\nnonsense\n{"step": 2, "a": NaN}\n{"step": 3, "a": 1.5, "b": "text"}\n')
+    metrics = Metrics(path)
+    metrics.read()
+    assert metrics.curve("a", "", 0)["step"] == [3]
+    assert metrics.keys == ["a"]
+    assert "unreadable line" in metrics.trouble
+    assert not math.isnan(metrics.last("a") or 0)
+
+
+def test_the_door_says_where_it_is_and_ctrl_c_ends_it(start, door, outputs: Path) -> None:
+    running = start("dashboard", "--port", "0", folder=outputs.parent)
+    deadline = time.monotonic() + 30
+    while "Ctrl-C ends it" not in running.said():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    port = running.said().split("127.0.0.1:")[1].split("/")[0]
+    taken = door("dashboard", "--port", port, folder=outputs.parent)
+    assert (taken.code, taken.err.count("\n")) == (2, 1)
+    assert f"cannot listen on port {port}" in taken.err
+    os.kill(running.process.pid, signal.SIGINT)
+    assert running.wait(20).code == 0
+    assert door("dashboard", "nowhere", folder=outputs.parent).err == "positron: there is no folder nowhere\n"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
+def test_a_browser_shows_the_table_and_the_curves(page: Page, tmp_path: Path) -> None:
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--enable-logging=stderr",
+        "--virtual-time-budget=4000",
+    ]
+    with contextlib.ExitStack() as stack:
+        process = subprocess.Popen(
+            [CHROMIUM, *options, f"--user-data-dir={tmp_path / 'chrome'}", "--dump-dom", f"http://127.0.0.1:{page.port}/"],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        stack.callback(process.kill)
+        dom, log = process.communicate(timeout=60)
+    assert "sweeps/lr/0" in dom
+    assert "<canvas" in dom
+    assert not [line for line in log.splitlines() if "CONSOLE" in line], log
