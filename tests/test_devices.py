@@ -17,12 +17,17 @@ def run(folder, *arguments):
     return result
 
 
-def test_two_processes_have_the_trace_of_one_also_when_the_number_changes_midway(tmp_path):
+def test_two_processes_have_the_trace_of_one_also_when_the_number_changes_midway(door, tmp_path):
     common = ("train.max_steps=12", "train.val_every=6", "train.micro_batch_size=3", "train.save_every=6")
-    run(tmp_path, "name=one", "device=cpu", *common)
+
+    def alone(*arguments):
+        result = door("train", "model=debug", *FAST, "train.log_every=1", *arguments, "device=cpu", *common)
+        assert result.code == 0, result.err
+
+    alone("name=one")
     run(tmp_path, "name=two", *TWO, "train.stop_at=6", *common)
-    run(tmp_path, "name=two", "device=cpu", *common)
-    run(tmp_path, "name=back", "device=cpu", "train.stop_at=6", *common)
+    alone("name=two")
+    alone("name=back", "train.stop_at=6")
     run(tmp_path, "name=back", *TWO, *common)
     one, *others = (trace(tmp_path / "outputs" / name) for name in ("one", "two", "back"))
     for other in others:

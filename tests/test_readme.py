@@ -34,6 +34,8 @@ def shortened(arguments: list[str]) -> list[str]:
     corpus = [a for a in SHORT if not (a.startswith("data.") and "data=text" in arguments)]
     if "experiment=size_sweep" in arguments and "-m" in arguments:
         corpus = [a.replace("d_model=32", "d_model=8,16,32") for a in corpus]
+    if "experiment=lr_sweep" in arguments:
+        corpus.append("optimizer.lr=1e-3,1e-2")
     return [*kept, *corpus, *(f"{key}={value}" for key, value in steps.items())]
 
 

@@ -89,7 +89,10 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW = ("kill -9, accumulation 3", "SIGTERM")  # what they share with the others is tested by these
+
+
+@pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in CASES])
 def test_a_run_stopped_anywhere_ends_bit_identical_to_one_never_stopped(case, tmp_path, start, references, capsys):
     how, more, code = CASES[case]
     folder = tmp_path / "outputs" / "stopped"

@@ -36,6 +36,7 @@ def test_every_script_says_what_it_does(name, tmp_path):
     assert not told.stdout.startswith("#")
 
 
+@pytest.mark.slow
 def test_chunks_are_one_run(door, tmp_path):
     settings = (*TINY, "train.max_steps=7")
     whole = door("train", "experiment=quickstart", "name=whole", *settings)

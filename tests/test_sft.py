@@ -163,7 +163,7 @@ def gradients(parts: list[tuple[torch.Tensor, torch.Tensor]], *, packing: bool =
     module = module_of(model, packing=packing)
     targets = sum(int((y != -100).sum()) for _, y in parts)
     for x, y in parts:
-        (model(x, y, module._documents(x)) / targets).backward()
+        (model(x, y, module.documents(x)) / targets).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 

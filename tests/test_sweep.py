@@ -143,13 +143,13 @@ def test_several_jobs_at_once_share_the_machine(door, tmp_path):
 
 def test_a_search_started_again_does_only_what_is_missing(door, tmp_path):
     jobs = (*SWEEP, "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "optimizer.lr=tag(log,interval(1e-4,1e-1))")
-    first = door("train", *jobs, "hydra.sweeper.n_trials=2")
+    first = door("train", *jobs, "hydra.sweeper.n_trials=1")
     assert first.code == 0, first.err
-    more = door("train", *jobs, "hydra.sweeper.n_trials=3")
+    more = door("train", *jobs, "hydra.sweeper.n_trials=2")
     assert more.code == 0, more.err
-    assert more.err.count("nothing to do") == 2
+    assert more.err.count("nothing to do") == 1
     rows = list(csv.DictReader((tmp_path / "outputs/sweeps/sweep/sweep.csv").open()))
-    assert len({row["optimizer.lr"] for row in rows}) == 3
+    assert len({row["optimizer.lr"] for row in rows}) == 2
 
 
 def test_a_launcher_that_is_not_installed_names_the_extra():
@@ -186,9 +186,6 @@ def test_a_job_worse_than_most_is_pruned_and_stays_so(door, tmp_path):
     assert "pruned    after 4 steps" in result.out
     again = door("train", *jobs)
     assert again.err.count("nothing to do") == 3
-    without = door("train", *jobs, "sweep.prune=null")
-    assert without.err.count("nothing to do") == 2
-    assert json.loads((tmp_path / "outputs/sweeps/sweep/2/run.json").read_text())["status"] == "finished"
 
 
 def test_pruning_decides_as_optuna_does():
