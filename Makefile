@@ -32,7 +32,7 @@ train: install
 	$(BIN)/python -m positron.train experiment=quickstart
 
 train-quick: install
-	$(BIN)/python -m positron.train model=debug train.max_steps=100 train.batch_tokens=4096 data.size_mb=2 name=quick
+	$(BIN)/python -m positron.train model=debug train.max_steps=100 train.batch_tokens=4096 schedule.warmup_steps=10 data.size_mb=2 name=quick
 
 sft: install
 	$(BIN)/python -m positron.sft init_from=quickstart experiment=story_instruct

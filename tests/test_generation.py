@@ -218,6 +218,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_a_model_that_diverged_is_said_to_have(temperature: float) -> None:
+    logits = torch.zeros(5).index_fill(0, torch.tensor([2]), float("nan"))
+    with pytest.raises(UserError, match="it diverged in training"):
+        choose(logits, Sampling(temperature=temperature), [1], torch.Generator())
+
+
 def test_three_lines_of_python_write(run: Path) -> None:
     model = load(str(run / "outputs" / "r"))
     text = model.generate("Once", temperature=0.8, top_k=40, max_tokens=20)

@@ -125,8 +125,13 @@ def preset(name: str) -> Sampling:
 def choose(
     logits: Tensor, sampling: Sampling, seen: list[int], generator: torch.Generator, exempt: Iterable[int] = ()
 ) -> int:
-    """A token id from logits (V,) after the tokens `seen`. Drawn on the CPU: the same on every device."""
+    """A token id from logits (V,) after the tokens `seen`. Drawn on the CPU: the same on every device.
+
+    UserError for logits of a model that diverged.
+    """
     logits = logits.cpu()
+    if not logits.max().isfinite():
+        raise UserError("the model's output is not finite: it diverged in training; take an earlier checkpoint")
     if sampling.repetition_penalty != 1:
         logits = penalize(logits, seen[-sampling.last_n :], sampling.repetition_penalty, exempt)
     if sampling.temperature == 0:

@@ -129,9 +129,14 @@ class Samples(L.Callback):
             return
         module.eval()
         engine = Engine(module.model, self.tokenizer)
-        new = engine.stream(self.ids, max_tokens=self.tokens, seed=step, stop_ids=self.stop_ids)
-        text = self.prompt + "".join(new)
-        module.train()
+        try:
+            new = engine.stream(self.ids, max_tokens=self.tokens, seed=step, stop_ids=self.stop_ids)
+            text = self.prompt + "".join(new)
+        except UserError as broken:  # whether the run goes on is not for its samples to decide
+            self.say(f"step {step} writes nothing: {broken}")
+            return
+        finally:
+            module.train()
         bpb = module.metrics.get("val/bpb")
         sample = Sample(step, round(module.loss.item(), 3), None if bpb is None else round(bpb, 4), text.strip())
         append(self.path, sample.markdown())
