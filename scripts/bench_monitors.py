@@ -34,6 +34,7 @@ class Stretches(L.Callback):
     """Turns the monitors on and off, and keeps how long each stretch of EVERY steps took, the first one aside."""
 
     def __init__(self, monitors: list[Monitor]) -> None:
+        self.every = EVERY  # as of any monitor, for the rows of metrics.jsonl
         self.monitors, self.begun, self.seconds = monitors, 0.0, [[], []]  # type: ignore[var-annotated]
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
