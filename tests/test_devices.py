@@ -17,6 +17,7 @@ def run(folder, *arguments):
     return result
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_trace_of_one_also_when_the_number_changes_midway(door, tmp_path):
     common = ("train.max_steps=12", "train.val_every=6", "train.micro_batch_size=3", "train.save_every=6")
 

@@ -339,6 +339,7 @@ def test_other_requests_are_not_followed():
         assert not follows(text, Request(**{**fields, **change}))
 
 
+@pytest.mark.slow
 def test_a_forgiving_reader_lets_colours_slip_but_no_name_thing_or_place() -> None:
     slips = mistakes = friends = forms = 0
     for index in range(300):

@@ -174,6 +174,7 @@ def losses(folder: Path) -> list[float]:
     return [json.loads(line)["train/loss"] for line in (folder / "outputs/s/metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_training_outlives_an_outage_and_is_the_same_after_it(
     stories_hub: Hub,  # noqa: F811
     door: Any,

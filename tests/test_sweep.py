@@ -130,6 +130,7 @@ def test_two_sweeps_into_one_folder_at_once_are_refused(door, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_several_jobs_at_once_share_the_machine(door, tmp_path):
     jobs = (*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "optimizer.lr=1e-3,-1,1e-2")
     result = door("train", *jobs)
