@@ -45,6 +45,9 @@ class ModelConfig:
     tie_embeddings: bool = True
     qk_norm: bool = False
     smear: bool = False  # every token's embedding gets a learned share, channel by channel, of the one before it
+    zero_init: bool = (
+        False  # what writes into the residual stream begins at 0, so that each block begins as the identity
+    )
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -408,6 +411,10 @@ class RunConfig:
     ckpt_path: str | None = None  # continue from FILE, RUN or latest, everything restored
     init_from: str | None = None  # start from this run's weights, nothing else
     resume: Literal["auto", "must", "never"] = "auto"
+    budget: float | str | None = (
+        None  # seconds, 90s, 10m or 2h: batch, horizon and rates are chosen for it (training/budget.py)
+    )
+    auto_size: bool = False  # with a budget, the model's width and depth too (model=auto)
 
     def __post_init__(self) -> None:
         if (
@@ -421,22 +428,28 @@ class RunConfig:
             raise UserError(f"seed={self.seed} must not be negative")
         if self.init_from and self.ckpt_path:
             raise UserError("init_from= takes weights only and ckpt_path= everything: give one of them")
+        if self.budget is not None:
+            seconds(self.budget, "budget")
+            if self.sft is not None or self.device.devices * self.device.num_nodes > 1:
+                raise UserError("budget= is for pretraining on one device")
+        elif self.auto_size:
+            raise UserError("model=auto needs a time to choose for: budget=10min")
         if self.optimizer.kind == "muon" and self.device.strategy == "fsdp":
             raise UserError(
                 "optimizer=muon needs whole matrices, which device.strategy=fsdp cuts up: take adamw, or ddp"
             )
 
 
-def seconds(value: float | str) -> float:
-    """90, "90s", "10m" or "2h" as seconds. Raises UserError for anything else."""
-    text = str(value).strip()
+def seconds(value: float | str, key: str = "train.max_time") -> float:
+    """90, "90s", "10m", "10min" or "2h" as seconds. Raises UserError for anything else, which is `key`'s value."""
+    text = str(value).strip().removesuffix("in")
     unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
     try:
         number = float(text[:-1]) * unit if unit else float(text)
     except ValueError:
         number = -1.0
     if not 0 < number < float("inf"):
-        raise UserError(f"train.max_time={value} is not a time: give seconds, or 90s, 10m, 2h")
+        raise UserError(f"{key}={value} is not a time: give seconds, or 90s, 10m, 2h")
     return number
 
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.config import RunConfig, from_dict, seconds
+from positron.config import RunConfig, UserError, from_dict, seconds
 from positron.disk import make_folder
 from positron.door import Voice, run_hydra
 from positron.runs import Run
@@ -34,6 +34,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.model.gpt import GPT
     from positron.runs import restore
     from positron.text.choose import load_tokenizer
+    from positron.training.budget import as_begun, choose
     from positron.training.callbacks import Stopping
     from positron.training.device import choose_machine, set_threads
     from positron.training.fit import fit
@@ -45,9 +46,12 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
         set_threads(config.device)
         machine = choose_machine(config.device, config.precision)
         say(f"running on {machine.why}")
+        config = as_begun(config, run)
         start = decide_start(run, config, say)
         known = load_tokenizer(start.tokenizer_from.tokenizer_folder) if start.tokenizer_from else None
         tokenizer, tokens = prepare(config.data, config.tokenizer, known, say)
+        if config.budget is not None and config.train.max_steps == "auto":
+            config = choose(config, machine, tokenizer, tokens, say).applied(config)
         model = GPT(config.model.with_vocab(tokenizer.vocab_size), seed=config.seed)
         plan = make_plan(config, model, machine, start, say)
         data = PretrainData(
@@ -73,7 +77,14 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
 
 def job(cfg: DictConfig) -> float:
     """What Hydra calls, once or once per job of a sweep. Returns val/bpb, so that a sweeper can minimise it."""
-    return run_job(cfg, lambda values: from_dict(RunConfig, values), train, show_result)
+    return run_job(cfg, _as_asked, train, show_result)
+
+
+def _as_asked(values: dict[str, Any]) -> RunConfig:
+    config = from_dict(RunConfig, values)
+    if config.budget is not None and config.train.max_steps != "auto":
+        raise UserError(f"budget={config.budget} chooses the number of steps: leave train.max_steps out, or the budget")
+    return config
 
 
 def show_result(folder: Path) -> None:

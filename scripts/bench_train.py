@@ -50,12 +50,17 @@ def plain_gpt(T: int, C: int, L: int, H: int, V: int):
             self.blocks = nn.Sequential(*(Block() for _ in range(L)))
             self.norm, self.head = nn.LayerNorm(C, bias=False), nn.Linear(C, V, bias=False)
             self.head.weight = self.wte.weight
-            nn.init.normal_(self.wte.weight, std=0.02)
+            for name, p in self.named_parameters():
+                if p.ndim == 2:
+                    nn.init.normal_(
+                        p, std=0.02 / (2 * L) ** 0.5 if name.endswith(("out.weight", "down.weight")) else 0.02
+                    )
+
+        def logits(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head(self.norm(self.blocks(self.wte(x) + self.wpe.weight[: x.shape[1]])))
 
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-            h = self.blocks(self.wte(x) + self.wpe.weight[: x.shape[1]])
-            logits = self.head(self.norm(h))
-            return F.cross_entropy(logits.view(-1, V), y.view(-1))
+            return F.cross_entropy(self.logits(x).view(-1, V), y.reshape(-1))
 
     return PlainGPT()
 

@@ -148,6 +148,11 @@ class Windows:
     def bytes_per_token(self) -> float:
         return self.tokens.n_bytes / self.tokens.n_tokens
 
+    @property
+    def text_tokens(self) -> float:
+        """How many there are before the text is read again."""
+        return self.tokens.n_tokens
+
     def close(self) -> None:
         """Nothing is at work beside it."""
 

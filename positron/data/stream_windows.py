@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import multiprocessing
 import os
 import queue
@@ -42,6 +43,7 @@ class StreamWindows:
         self._filler: _Filler | None = None
         self._user = contextlib.ExitStack()
         self._note: Path | None = None
+        self.text_tokens = math.inf  # what comes is new
         first = self.tokens
         self.fingerprint, self.bytes_per_token = first.fingerprint, first.n_bytes / first.n_tokens
 

@@ -26,6 +26,7 @@ from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.callbacks import Clock, Interrupted, Patience, Stopping, Validation
 from positron.training.checkpoint import BEST, checkpoint_fault, load_checkpoint
+from positron.training.compiling import compile_in_place
 from positron.training.device import DTYPES, LIGHTNING_PRECISION, matmul_flops
 from positron.training.journal import Journal, Progress, Samples, cut_after
 from positron.training.loggers import Dashboard, open_dashboards
@@ -69,6 +70,8 @@ def fit(
         elif start.step < plan.last_step:
             if say.is_first_rank:
                 _record_start(run, config, plan, data, tokenizer, start)
+            if config.device.compile:
+                _compile(plan, model, data, say)
             module = _module(config, plan, model, tokenizer)
             deciding = [callback for callback in (patience, pruning) if callback is not None]
             trainer = _trainer(run, config, plan, data, tokenizer, stopping, deciding, dashboards, say)
@@ -132,7 +135,7 @@ def _dashboards(run: Run, config: RunConfig, start: Start, say: Voice) -> list[D
 
 def _module(config: RunConfig, plan: Plan, model: GPT, tokenizer: Tokenizer) -> PretrainModule:
     apart = config.data.document_mask or (config.sft is not None and config.sft.packing)
-    module = (PretrainModule if config.sft is None else SFTModule)(
+    return (PretrainModule if config.sft is None else SFTModule)(
         model,
         tokenizer.token_bytes(),
         optimizer=config.optimizer,
@@ -145,9 +148,15 @@ def _module(config: RunConfig, plan: Plan, model: GPT, tokenizer: Tokenizer) -> 
         document_start=tokenizer.special_id(END_OF_TEXT) if apart else None,
         identity={"tokenizer_hash": tokenizer.hash, "gpt_config": dataclasses.asdict(model.config)},
     )
-    if config.device.compile:
-        module.model.compile()  # in place: the names in the state dict stay as they are
-    return module
+
+
+def _compile(plan: Plan, model: GPT, data: PretrainData | InstructData, say: Voice) -> None:
+    """Checked beside eager where one process can do it alone; SFT's batches change their widths, and several ranks'
+    devices are not known yet."""
+    if plan.world_size == 1 and isinstance(data, PretrainData):
+        compile_in_place(model, data.train.batch(1)[: plan.micro_batch_size], plan.machine, say)
+    else:
+        model.compile()
 
 
 def _trainer(

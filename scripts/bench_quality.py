@@ -1,0 +1,360 @@
+"""Validation bits per byte against training time: our recipe beside those of the peers, on one text.
+
+    python scripts/bench_quality.py ../shared/data/tinystories_sample.txt [--minutes 10] [--seeds 3]
+
+Documents, split by a fixed seed, and tokens (SentencePiece, 4,000 pieces, trained on the training side) are the same for
+all; a recipe decides the model, the optimizer, the batch and the precision:
+
+    ours            `experiment=ten_minutes`, bf16 where it is fast
+    nanoGPT         the CPU example of its README: 4 layers of 128, context 64, batch 12, AdamW 1e-3 to 1e-4, fp32
+    nanoGPT, large  the same with our model's width, depth, context and batch
+    HF Trainer      GPT-2 of the same size through transformers' Trainer, batch 32 x 128, AdamW 5e-4, weight decay 0.1,
+                    cosine (the recipe of its course, "training a causal language model from scratch")
+
+Each recipe's learning rate follows the share of the time that has passed, so that every one ends its decay with the time.
+They are processes that take turns of some seconds, A B C A B C ..., so that a machine whose speed wanders is the same for
+all; only time in turns counts, and of it only training. Seeds follow each other; finished ones are not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import multiprocessing
+import os
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from positron.config import DataConfig, RunConfig, TokenizerConfig, from_dict
+from positron.disk import write_json
+
+TURN = 15.0  # seconds
+SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the time, when to validate
+NAMES = ("ours", "nanoGPT", "nanoGPT, large", "HF Trainer")
+VOCABULARY = TokenizerConfig("sentencepiece", 4000)
+
+
+class Budget:
+    """Training time: waits for the next turn when one is over, validates at `SHARES` of the whole."""
+
+    def __init__(self, seconds: float, pipe: Connection, bits_per_byte: Callable[[], float]) -> None:
+        self.seconds, self.pipe, self.bits_per_byte = seconds, pipe, bits_per_byte
+        self.spent, self.tokens = 0.0, 0
+        self.points: list[tuple[float, float]] = []  # seconds, bits per byte
+        self._turn = self._begun = 0.0
+
+    def start(self) -> None:
+        self.pipe.send("ready")
+        self._await_turn()
+
+    @property
+    def progress(self) -> float:
+        return min(1.0, self.spent / self.seconds)
+
+    def step_done(self, tokens: int) -> bool:
+        """True when the time is over."""
+        passed = time.perf_counter() - self._begun
+        self.spent, self._turn, self.tokens = self.spent + passed, self._turn + passed, self.tokens + tokens
+        while len(self.points) < len(SHARES) and self.progress >= SHARES[len(self.points)]:
+            self.points.append((self.spent, self.bits_per_byte()))
+        if self.progress >= 1:
+            self.pipe.send({"points": self.points, "tokens": self.tokens})
+            return True
+        if self._turn >= TURN:
+            self.pipe.send("turn")
+            self._await_turn()
+        self._begun = time.perf_counter()
+        return False
+
+    def _await_turn(self) -> None:
+        self.pipe.recv()
+        self._turn, self._begun = 0.0, time.perf_counter()
+
+
+def cosine(progress: float, final: float) -> float:
+    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+def scorer(nats: Callable[[Any, Any], Any], rows: tuple[Any, Any], token_bytes: Any, batch: int) -> Callable[[], float]:
+    """Bits per byte of the whole validation text; `nats(x, y)` sums the loss over the targets y (B, T) that are >= 0."""
+    import torch
+
+    def bits_per_byte() -> float:
+        total = size = 0.0
+        with torch.inference_mode():
+            for x, y in zip(*(part.split(batch) for part in rows), strict=True):
+                total += float(nats(x, y))
+                size += float(token_bytes[y.clamp(min=0)].mul(y >= 0).sum())
+        return total / size / math.log(2)
+
+    return bits_per_byte
+
+
+def work(name: str, settings: dict[str, Any], pipe: Connection) -> None:
+    """One recipe's process."""
+    if name == "ours":
+        from positron.training.allocator import tune_allocator
+
+        tune_allocator()
+    import torch
+
+    from positron.data.pretrain import Windows, prepare, validation_windows
+    from positron.data.shards import TokenFiles
+    from positron.text.tokenizer import END_OF_TEXT
+
+    torch.set_num_threads(settings["threads"])
+    torch.manual_seed(settings["seed"])
+    recipe = from_dict(RunConfig, settings["recipe"])
+    tokenizer, folder = prepare(from_dict(DataConfig, settings["data"]), VOCABULARY, None, print)
+    end = tokenizer.special_id(END_OF_TEXT)
+    context, rows = shape_of(name, recipe)
+    packed = end if name == "ours" and recipe.data.packing == "documents" else None
+    files = TokenFiles(folder, "train", tokenizer)
+    windows = Windows(files, context=context, batch_size=rows, seed=settings["seed"], end_id=packed)
+    validation = TokenFiles(folder, "val", tokenizer)
+    # seen with our recipe's context by every model that can, with its own, shorter one by the others
+    text = validation_windows(validation, context=context, end_id=end, limit=settings["val_tokens"])
+    recipes = {"ours": train_ours, "HF Trainer": train_hugging_face}
+
+    def batches() -> Iterator[Any]:
+        step = 0
+        while True:
+            step += 1
+            yield windows.batch(step)
+
+    def budget(nats: Callable[[Any, Any], Any]) -> Budget:
+        score = scorer(nats, text, torch.from_numpy(tokenizer.token_bytes()), max(1, 8192 // context))
+        return Budget(settings["seconds"], pipe, score)
+
+    recipes.get(name, train_nanogpt)(name, recipe, tokenizer.vocab_size, batches(), budget, settings["seed"])
+
+
+def shape_of(name: str, recipe: RunConfig) -> tuple[int, int]:
+    """Context and rows of a batch."""
+    if name == "nanoGPT":
+        return 64, 12
+    if name == "HF Trainer":
+        return 128, 32
+    assert recipe.train.batch_tokens != "auto"
+    return recipe.model.context_length, int(recipe.train.batch_tokens) // recipe.model.context_length
+
+
+def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any], budget: Any, seed: int) -> None:
+    """The recipe of `conf/experiment/ten_minutes.yaml`: its model, optimizer, schedule and batch."""
+    import torch
+
+    from positron.model.gpt import GPT
+    from positron.training.device import CPU_MICRO_TOKENS, bf16_is_fast
+    from positron.training.optimizer import build_optimizer, clip_gradients
+    from positron.training.schedule import lr_at
+
+    model = GPT(recipe.model.with_vocab(vocab), seed=seed)
+    optimizer = build_optimizer(model.named_parameters(), recipe.optimizer, fused=True)
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16_is_fast("cpu"))
+    horizon = int(recipe.train.max_steps)  # the schedule's unit; the time decides how far along it a step is
+
+    def nats(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        with autocast:
+            return model(x, y)
+
+    clock: Budget = budget(nats)
+    clock.start()
+    for step, rows in enumerate(batches, 1):
+        place = max(min(step, recipe.schedule.warmup_steps), round(clock.progress * horizon))
+        for group in optimizer.param_groups:
+            group["lr"] = lr_at(place, horizon, peak=recipe.optimizer.lr, schedule=recipe.schedule)
+        for part in rows.split(max(1, CPU_MICRO_TOKENS // recipe.model.context_length)):
+            with autocast:
+                loss = model(part[:, :-1], part[:, 1:]) / rows[:, 1:].numel()
+            loss.backward()
+        clip_gradients(list(model.parameters()), recipe.train.grad_clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if clock.step_done(rows[:, 1:].numel()):
+            return
+
+
+def train_nanogpt(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any], budget: Any, seed: int) -> None:
+    import torch
+    from bench_train import plain_gpt
+    from torch.nn import functional as F
+
+    T, _ = shape_of(name, recipe)
+    model = plain_gpt(T, 128, 4, 4, vocab)
+    if name == "nanoGPT, large":
+        model = plain_gpt(T, recipe.model.d_model, recipe.model.n_layer, recipe.model.n_head, vocab)
+    matrices = [p for p in model.parameters() if p.ndim >= 2]
+    vectors = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
+
+    def nats(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(model.logits(x).flatten(0, 1), y.flatten(), reduction="sum")
+
+    clock: Budget = budget(nats)
+    clock.start()
+    for step, rows in enumerate(batches, 1):
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3 * min(step / 100, cosine(clock.progress, 0.1))
+        model(rows[:, :-1], rows[:, 1:]).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if clock.step_done(rows[:, 1:].numel()):
+            return
+
+
+def train_hugging_face(
+    name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any], budget: Any, seed: int
+) -> None:
+    import tempfile
+
+    import torch
+    from torch.nn import functional as F
+    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
+
+    T, B = shape_of(name, recipe)
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab, n_positions=T, n_embd=128, n_layer=4, n_head=4))
+
+    def nats(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        model.eval()
+        total = F.cross_entropy(model(x).logits.flatten(0, 1), y.flatten(), reduction="sum")
+        model.train()
+        return total
+
+    clock: Budget = budget(nats)
+
+    class Rows(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+            for rows in batches:
+                yield from ({"input_ids": row[:-1], "labels": row[:-1]} for row in rows)  # GPT2LMHeadModel shifts
+
+    class Turns(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            clock.start()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop = clock.step_done(B * T)
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.1)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 100, cosine(clock.progress, 0.0)))
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder, per_device_train_batch_size=B, max_steps=10**9, seed=seed, use_cpu=True, report_to="none",
+            save_strategy="no", logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
+        )  # fmt: skip
+        Trainer(model, arguments, train_dataset=Rows(), optimizers=(optimizer, schedule), callbacks=[Turns()]).train()
+
+
+def run_seed(names: list[str], settings: dict[str, Any]) -> dict[str, Any]:
+    """All recipes in turns with one seed: {name: {"points": [(seconds, bits per byte), ...], "tokens": n}}."""
+    context = multiprocessing.get_context("spawn")
+    workers: dict[str, Connection] = {}
+    for name in names:
+        ours, theirs = context.Pipe()
+        context.Process(target=work, args=(name, settings, theirs), daemon=True).start()
+        theirs.close()  # so that a worker's death is an end of file here
+        assert ours.recv() == "ready"
+        workers[name] = ours
+    results: dict[str, Any] = {}
+    while len(results) < len(names):
+        for name, pipe in workers.items():
+            if name not in results:
+                pipe.send("go")
+                answer = pipe.recv()
+                if answer != "turn":
+                    results[name] = answer
+                    print(f"seed {settings['seed']}, {name}: {answer['points'][-1][1]:.4f}", flush=True)
+    return results
+
+
+def passed_at(points: list[tuple[float, float]], goal: float) -> float | None:
+    """Seconds at which the curve first comes down to `goal`, between two points in proportion."""
+    for (t0, a), (t1, b) in itertools.pairwise(points):
+        if b <= goal:
+            return t0 if a <= goal else t0 + (t1 - t0) * (a - goal) / (a - b)
+    return None
+
+
+def table(seeds: dict[int, dict[str, Any]], minutes: float) -> str:
+    """Mean and spread of each recipe's last value, its tokens, and when ours passed it."""
+    from statistics import mean, stdev
+
+    lines = [
+        "| recipe | tokens/s | bits per byte at the end (± standard deviation) | ours gets there after |",
+        "|---|---|---|---|",
+    ]
+    for name in [n for n in NAMES if all(n in result for result in seeds.values())]:
+        last = [result[name]["points"][-1][1] for result in seeds.values()]
+        rate = mean(result[name]["tokens"] / result[name]["points"][-1][0] for result in seeds.values())
+        spread = f" ± {stdev(last):.4f}" if len(last) > 1 else ""
+        times = [passed_at(r["ours"]["points"], r[name]["points"][-1][1]) for r in seeds.values() if "ours" in r]
+        reached = [t for t in times if t is not None]
+        when = f"{mean(reached):.0f} s" if reached and len(reached) == len(last) else "never"
+        lines.append(f"| {name} | {rate:,.0f} | {mean(last):.4f}{spread} | {when if name != 'ours' else ''} |")
+    return f"{minutes:g} minutes of training, {len(seeds)} seed(s)\n\n" + "\n".join(lines)
+
+
+def picture(seeds: dict[int, dict[str, Any]], path: Path, title: str) -> None:
+    """The curves: a line through the means of the seeds, and their spread around it."""
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 5.2), layout="constrained")
+    axes = figure.subplots()
+    for i, name in enumerate(n for n in NAMES if all(n in result for result in seeds.values())):
+        points = np.array([result[name]["points"] for result in seeds.values()])  # (seeds, points, 2)
+        minutes, values = points[..., 0].mean(0) / 60, points[..., 1]
+        axes.plot(minutes, values.mean(0), marker="o", ms=3, color=f"C{i}", label=f"{name}: {values[:, -1].mean():.3f}")
+        axes.fill_between(minutes, values.min(0), values.max(0), color=f"C{i}", alpha=0.25, lw=0)
+    highest = max(r[n]["points"][2][1] for r in seeds.values() for n in r)
+    lowest = min(r[n]["points"][-1][1] for r in seeds.values() for n in r)
+    axes.set(xlabel="minutes of training", ylabel="validation bits per byte", title=title)
+    axes.set_ylim(lowest - 0.05 * (highest - lowest), highest)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=130)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("text", help="documents separated by lines <|endoftext|>")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--val-tokens", type=int, default=10**9, help="of the validation text, all by default")
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench_quality"))
+    options = parser.parse_args()
+    from positron.data.pretrain import prepare
+    from positron.door import compose
+
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    options.out.mkdir(parents=True, exist_ok=True)
+    recipe = compose("train", ["experiment=ten_minutes", "name=bench"])
+    data = {"source": "text", "path": options.text, "val_fraction": 0.05, "dir": str(options.out / "data")}
+    prepare(from_dict(DataConfig, data), VOCABULARY, None, print)
+    seeds: dict[int, dict[str, Any]] = {}
+    for seed in range(options.seeds):
+        path = options.out / f"seed-{seed}-{options.minutes:g}-minutes.json"
+        known = json.loads(path.read_text()) if path.exists() else {}
+        missing = [name for name in options.only if name not in known]
+        if missing:
+            settings = {"seed": seed, "threads": options.threads, "seconds": 60 * options.minutes, "data": data}
+            settings |= {"recipe": recipe, "val_tokens": options.val_tokens}
+            known |= run_seed(missing, settings)
+            write_json(path, known)
+        seeds[seed] = known
+    found = table(seeds, options.minutes)
+    (options.out / "quality.md").write_text(found + "\n", encoding="utf-8")
+    picture(seeds, options.out / "quality.png", f"{Path(options.text).stem}, {options.threads} threads")
+    print(f"\n{found}\n\n{options.out}/quality.png")
+
+
+if __name__ == "__main__":
+    main()
