@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.config import GPTConfig, ModelConfig, RunConfig, UserError, from_dict
+from positron.config import GPTConfig, ModelConfig, RunConfig, UserError
 from positron.disk import make_folder, read_json, write_json
+from positron.settings import from_dict
 
 if TYPE_CHECKING:
     from positron.model.gpt import GPT

@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.config import RunConfig, Unreachable, UserError, from_dict, seconds
+from positron.config import RunConfig, Unreachable, UserError, seconds
 from positron.disk import make_folder, write_json
 from positron.door import Voice, run_hydra
 from positron.runs import Run, find_run, gpt_config, load_model
+from positron.settings import from_dict
 from positron.sweeps import run_job
 
 if TYPE_CHECKING:

@@ -9,10 +9,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.config import RunConfig, from_dict, seconds
+from positron.config import RunConfig, seconds
 from positron.disk import make_folder
 from positron.door import Voice, run_hydra
 from positron.runs import Run
+from positron.settings import from_dict
 from positron.sweeps import run_job
 
 if TYPE_CHECKING:

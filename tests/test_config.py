@@ -10,7 +10,8 @@ from conftest import PROJECT, tiny
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from positron.config import GPTConfig, RunConfig, UserError, from_dict, leaf_keys, seconds, unknown_key
+from positron.config import GPTConfig, RunConfig, UserError, seconds
+from positron.settings import from_dict, leaf_keys, unknown_key
 
 CONF = PROJECT / "conf"
 GROUPS = (
@@ -172,6 +173,7 @@ def test_help_needs_neither_torch_nor_lightning(options, tmp_path):
 # Who may import whom (the house's law): a room, and what it may use of positron.
 ROOMS = {
     "config": set(),
+    "settings": {"config"},
     "disk": {"config"},
     "fetch": {"config", "disk"},
     "text": {"config", "disk", "fetch", "text"},
@@ -179,10 +181,21 @@ ROOMS = {
     "model": {"config", "model"},
     "inference": {"config", "model", "text", "inference"},
     "provenance": {"config", "disk"},
-    "evaluation": {"config", "disk", "provenance", "runs", "text", "data", "model", "inference", "evaluation"},
-    "runs": {"config", "disk", "model", "text", "training"},
-    "door": {"config"},
-    "page": {"config", "disk", "runs", "text", "page"},
+    "evaluation": {
+        "config",
+        "settings",
+        "disk",
+        "provenance",
+        "runs",
+        "text",
+        "data",
+        "model",
+        "inference",
+        "evaluation",
+    },
+    "runs": {"config", "settings", "disk", "model", "text", "training"},
+    "door": {"config", "settings"},
+    "page": {"config", "settings", "disk", "runs", "text", "page"},
     "sweeps": {"config", "disk", "door", "evaluation", "runs"},
     "training": {
         "config",
@@ -240,8 +253,8 @@ def test_imports_go_one_way(path):
         assert "lightning" not in others
     if room == "model":
         assert others <= {"torch", "positron", "math", "typing", "__future__"}
-    if room == "config":
-        assert others <= sys.stdlib_module_names
+    if room in ("config", "settings"):
+        assert others - {"positron"} <= sys.stdlib_module_names
 
 
 def test_generate_imports_nothing_that_it_does_not_need():
