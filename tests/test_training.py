@@ -382,14 +382,15 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch
 
 def test_the_newest_run_is_found(tmp_path, monkeypatch, whole):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="no run in"):
-        find_run(None)
+    for name, said in ((None, "no run in"), ("mine", "no run mine")):
+        with pytest.raises(UserError, match=f"{said}.*make train"):
+            find_run(name)
     shutil.copytree(whole, tmp_path / "outputs" / "old")
     shutil.copytree(whole, tmp_path / "outputs" / "new")
     os.utime(tmp_path / "outputs" / "old" / "run.json", (1, 1))
     assert find_run(None).folder.name == "new"
     assert find_run("old").folder.name == "old"
-    with pytest.raises(UserError, match="nobody"):
+    with pytest.raises(UserError, match=r"nobody.*\(new, old\)"):
         find_run("nobody")
 
 
