@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import PROJECT, tiny
+from conftest import PATIENCE, PROJECT, tiny
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
@@ -165,7 +165,9 @@ def test_help_needs_neither_torch_nor_lightning(options, tmp_path):
         "heavy = {'torch', 'lightning', 'datasets', 'wandb', 'matplotlib'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert result.returncode == 0, result.stderr
     assert "optimizer" in result.stdout
 
@@ -263,7 +265,7 @@ def test_generate_imports_nothing_that_it_does_not_need():
         "try:\n    g.main()\nexcept SystemExit:\n    pass\n"
         "heavy = {'torch', 'lightning', 'hydra', 'datasets', 'wandb'} & set(sys.modules)\nassert not heavy, heavy"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=PATIENCE)
 
 
 def test_gpt_config_is_the_same_menu_as_the_model_config():
