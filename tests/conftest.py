@@ -30,9 +30,8 @@ from positron.config import (
 )
 
 PROJECT = Path(__file__).parent.parent
-PATIENCE = (
-    300  # seconds until a test gives up waiting for a process: on a crowded machine imports alone take half a minute
-)
+# Seconds until a test gives up waiting for a process: on a crowded machine imports alone take half a minute.
+PATIENCE = 300
 
 # One thread per process, here and in all that tests start: workers with several threads each, on as many cores, wait for
 # each other ten times longer than they work. Nothing has imported torch yet.
@@ -121,6 +120,14 @@ def tiny(folder: Path, **changes: Any) -> RunConfig:
         else:
             config = dataclasses.replace(config, **{group: value})
     return config
+
+
+def apart(target: Callable[..., None], *arguments: str | int) -> None:
+    """Call it in a process of its own, whose settings of modules and of the environment end with it."""
+    process = _SERVER.Process(target=target, args=arguments)
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode == 0
 
 
 @dataclass

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from conftest import _SERVER, PATIENCE
+from conftest import _SERVER, PATIENCE, apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -238,7 +238,7 @@ def test_prepare_killed_at_random_moments_goes_on_and_writes_the_same_bytes(
 ) -> None:
     text = tmp_path / "a.jsonl"
     text.write_bytes(as_jsonl([f"{i} {d}" * 20 for i in range(14) for d in DOCUMENTS]))
-    _prepare(str(tmp_path / "whole"), 40_000, str(text))
+    apart(_prepare, str(tmp_path / "whole"), 40_000, str(text))
     wanted = contents(tmp_path / "whole")
     assert len(wanted) > 20
 

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from conftest import _SERVER, Loopback
+from conftest import _SERVER, Loopback, apart
 
 from positron.config import DataConfig, TokenizerConfig, Unreachable, UserError
 from positron.data import hub, shards
@@ -228,7 +228,7 @@ def _prepare(folder: str, endpoint: str) -> None:
 
 
 def test_a_kill_in_the_middle_goes_on_with_the_same_bytes(stories_hub: Hub, tmp_path: Path) -> None:
-    _prepare(str(tmp_path / "whole"), stories_hub.url)
+    apart(_prepare, str(tmp_path / "whole"), stories_hub.url)
     (wanted,) = (tmp_path / "whole").glob("data/*/tokens-*")
     rng, kills = random.Random(0), 0
     for requests in (0, 1, 2, 3, 3, 4, 4, 5):  # of its own, then a moment, until it is killed: not so many seconds
@@ -242,7 +242,7 @@ def test_a_kill_in_the_middle_goes_on_with_the_same_bytes(stories_hub: Hub, tmp_
         process.kill()
         process.join()
     assert kills >= 3
-    _prepare(str(tmp_path / "killed"), stories_hub.url)
+    apart(_prepare, str(tmp_path / "killed"), stories_hub.url)
     (got,) = (tmp_path / "killed").glob("data/*/tokens-*")
     assert contents(got) == contents(wanted)
     shutil.rmtree(tmp_path)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import _SERVER
+from conftest import _SERVER, apart
 from test_hub import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub  # noqa: F401
 
 from positron.config import DataConfig, UserError
@@ -111,8 +111,7 @@ def _make(folder: str, endpoint: str, epoch: int) -> None:
 
 
 def test_a_kill_while_an_epoch_is_made_costs_at_most_a_shard(stories_hub: Hub, tmp_path: Path) -> None:  # noqa: F811
-    _make(str(tmp_path / "whole"), stories_hub.url, 5)
-    shards.SHARD_TOKENS = 16_000_000
+    apart(_make, str(tmp_path / "whole"), stories_hub.url, 5)
     (wanted,) = (tmp_path / "whole").glob("data/*/stream-*/epoch-00005")
     rng, kills = random.Random(0), 0
     for requests in (0, 1, 2, 3, 4, 5, 5, 6, 6, 7):  # of its own, then a moment, until it is killed
@@ -125,8 +124,7 @@ def test_a_kill_while_an_epoch_is_made_costs_at_most_a_shard(stories_hub: Hub, t
         kills += process.is_alive()
         process.kill()
         process.join()
-    _make(str(tmp_path / "killed"), stories_hub.url, 5)
-    shards.SHARD_TOKENS = 16_000_000
+    apart(_make, str(tmp_path / "killed"), stories_hub.url, 5)
     (got,) = (tmp_path / "killed").glob("data/*/stream-*/epoch-00005")
     assert kills >= 3
     assert contents(got) == contents(wanted)
