@@ -1,17 +1,14 @@
 """Every choice that a user can make, as plain dataclasses: the model (`GPTConfig`) and a whole run (`RunConfig`).
 
 Standard library only, so that any door can read a run without importing torch or Hydra. Files in `conf/` fill these
-classes; `from_dict` is the one place where names, types and values are checked.
+classes, which check their values; `settings.py` checks names and types.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import types
-import typing
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 IGNORE = -100  # a target that carries no loss
 
@@ -451,97 +448,3 @@ def seconds(value: float | str, key: str = "train.max_time") -> float:
     if not 0 < number < float("inf"):
         raise UserError(f"{key}={value} is not a time: give seconds, or 90s, 10m, 2h")
     return number
-
-
-T = TypeVar("T")
-
-
-def from_dict(cls: type[T], values: Any, path: str = "") -> T:
-    """Build dataclass `cls` from plain nested dicts, refusing unknown keys, missing keys and wrong types.
-
-    `path` is the dotted key of `values` in the whole config, for messages. Raises UserError with the nearest right key.
-    """
-    if not isinstance(values, dict):
-        raise UserError(f"{path or 'the config'}={values!r} must be a group of settings, not one value")
-    hints = typing.get_type_hints(cls)
-    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
-    prefix = f"{path}." if path else ""
-    for key in values:
-        if key not in fields:
-            raise UserError(unknown_key(f"{prefix}{key}"))
-    missing = [
-        name
-        for name, f in fields.items()
-        if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    ]
-    if missing:
-        raise UserError(f"{prefix}{missing[0]} is missing")
-    return cls(**{key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
-
-
-def _convert(hint: Any, value: Any, key: str) -> Any:
-    """`value` as type `hint`, exactly: no string is read as a number, no number as a flag, 2.0 is a float."""
-    options = _alternatives(hint)
-    for option in options:
-        if dataclasses.is_dataclass(option) and isinstance(value, dict):
-            return from_dict(typing.cast(type, option), value, key)
-        if typing.get_origin(option) is tuple and isinstance(value, (list, tuple)):
-            inner = typing.get_args(option)
-            kinds = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
-            if len(kinds) == len(value):
-                return tuple(_convert(k, v, f"{key}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
-        if option is float and type(value) in (int, float):
-            return float(value)
-        if isinstance(option, type) and type(value) is option:
-            return value
-        if typing.get_origin(option) is Literal and value in typing.get_args(option) and type(value) is str:
-            return value
-    raise UserError(f"{key}={value!r} is not possible here: {_describe(options, value)}")
-
-
-def _alternatives(hint: Any) -> list[Any]:
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
-        return list(typing.get_args(hint))
-    return [hint]
-
-
-def _describe(options: list[Any], value: Any) -> str:
-    words: list[str] = []
-    for option in options:
-        if typing.get_origin(option) is Literal:
-            choices = typing.get_args(option)
-            words += choices
-            near = difflib.get_close_matches(str(value), choices, 1)
-            if near:
-                return f"did you mean {near[0]}? ({', '.join(choices)})"
-        elif option is type(None):
-            words.append("null")
-        elif typing.get_origin(option) is tuple:
-            words.append("a list")
-        elif dataclasses.is_dataclass(option):
-            words.append("a group of settings")
-        else:
-            words.append({int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[option])
-    return "give " + " or ".join(words)
-
-
-def leaf_keys(cls: type = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key that a user can set, e.g. `optimizer.lr`."""
-    keys = []
-    for name, hint in typing.get_type_hints(cls).items():
-        inner = [option for option in _alternatives(hint) if dataclasses.is_dataclass(option)]
-        keys.append(prefix + name)
-        for option in inner:
-            keys += leaf_keys(typing.cast(type, option), f"{prefix}{name}.")
-    return keys
-
-
-def unknown_key(key: str) -> str:
-    """The message for a key that does not exist, with the nearest that does: by whole path, then by its last word."""
-    keys = leaf_keys()
-    near = difflib.get_close_matches(key, keys, 1, 0.75)
-    if not near:
-        last_words = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
-        near = [last_words[w] for w in difflib.get_close_matches(key.rsplit(".", 1)[-1], last_words, 1, 0.6)]
-    hint = f": did you mean {near[0]}?" if near else ": python -m positron.train --cfg job lists all keys"
-    return f"unknown key {key}{hint}"

@@ -12,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from positron.config import Unreachable, UserError, unknown_key
+from positron.config import Unreachable, UserError
+from positron.settings import unknown_key
 
 
 def conf_folder() -> Path:

@@ -13,9 +13,10 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from positron.config import DataConfig, UserError, from_dict
+from positron.config import DataConfig, UserError
 from positron.door import errors_as_one_line
 from positron.inference.options import chosen_sampling, sampling_options
+from positron.settings import from_dict
 
 if TYPE_CHECKING:
     from positron.data.conversations import Conversation

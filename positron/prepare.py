@@ -17,8 +17,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from positron.config import RunConfig, UserError, from_dict
+from positron.config import RunConfig, UserError
 from positron.door import Voice, compose, errors_as_one_line
+from positron.settings import from_dict
 
 if TYPE_CHECKING:
     from positron.data.shards import TokenFiles

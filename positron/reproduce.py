@@ -16,12 +16,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from positron.config import RunConfig, UserError, from_dict
+from positron.config import RunConfig, UserError
 from positron.disk import make_folder, write_json
 from positron.door import errors_as_one_line, first_rank
 from positron.evaluation.metrics import read_metrics
 from positron.provenance import FILE, read_provenance, start_of
 from positron.runs import OUTPUTS, Run, find_run
+from positron.settings import from_dict
 
 TRACE = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
 

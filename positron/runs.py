@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.config import GPTConfig, ModelConfig, RunConfig, UserError, from_dict
+from positron.config import GPTConfig, ModelConfig, RunConfig, UserError
 from positron.disk import make_folder, read_json, write_json
+from positron.settings import from_dict
 
 if TYPE_CHECKING:
     from positron.model.gpt import GPT
@@ -104,13 +105,14 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
         runs = sorted(outputs.glob("**/run.json"), key=lambda path: path.stat().st_mtime)
         runs = [path for path in runs if which(Run(path.parent))]
         if not runs:
-            raise UserError(f"no run in {outputs.resolve()}: train one with python -m positron.train")
+            raise UserError(f"no run in {outputs.resolve()}: make train trains one")
         return Run(runs[-1].parent)
     for folder in (Path(name), outputs / name):
         if (folder / "config.json").exists():
             return Run(folder)
     known = ", ".join(sorted(path.parent.name for path in outputs.glob("*/run.json"))[:8])
-    raise UserError(f"no run {name}: neither a run folder nor a name in {outputs}/" + (f" ({known})" if known else ""))
+    hint = f"({known})" if known else "(make train trains one)"
+    raise UserError(f"no run {name}: neither a run folder nor a name in {outputs}/ {hint}")
 
 
 def gpt_config(config: dict[str, Any], vocab_size: int) -> GPTConfig:

@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.config import RunConfig, Unreachable, UserError, from_dict, seconds
-from positron.disk import make_folder, write_json
+from positron.config import RunConfig, Unreachable, UserError
+from positron.disk import write_json
 from positron.door import Voice, run_hydra
 from positron.runs import Run, find_run, gpt_config, load_model
+from positron.settings import from_dict
 from positron.sweeps import run_job
 
 if TYPE_CHECKING:
@@ -39,18 +40,12 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.runs import restore
     from positron.text.choose import load_tokenizer
     from positron.text.conversation import TEMPLATE
-    from positron.training.callbacks import Stopping
-    from positron.training.device import choose_machine, set_threads
     from positron.training.fit import fit
     from positron.training.plan import make_plan
-    from positron.training.start import decide_start, only_one
+    from positron.training.start import begin
 
-    run, base = Run(make_folder(folder)), find_run(config.init_from)
-    with only_one(run), Voice(run.folder / "train.log", f"{folder.name}: " if config.device.share < 1 else "") as say:
-        set_threads(config.device)
-        machine = choose_machine(config.device, config.precision)
-        say(f"running on {machine.why}")
-        start = decide_start(run, config, say)
+    base = find_run(config.init_from)
+    with begin(folder, config) as (run, machine, start, say):
         assert start.tokenizer_from is not None
         tokenizer = load_tokenizer(start.tokenizer_from.tokenizer_folder)
         model = GPT(gpt_config(base.config(), tokenizer.vocab_size))
@@ -78,9 +73,7 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
         if say.is_first_rank:
             run.begin(config, tokenizer, new=not start.is_own, forked_from=start.weights)
             write_json(run.folder / "chat.json", TEMPLATE)
-        limit = None if config.train.max_time is None else seconds(config.train.max_time)
-        stopping = Stopping(last_step=plan.last_step, max_seconds=limit, begun=begun, say=say)
-        facts = fit(run, config, plan, model, data, tokenizer, start, stopping=stopping, say=say)
+        facts = fit(run, config, plan, model, data, tokenizer, start, begun=begun, say=say)
         if say.is_first_rank and facts["status"] == "finished" and "base/bpb_after" not in facts:
             _measure_forgetting(run, base, tokenizer, config, say)
         return run.facts()
@@ -125,28 +118,6 @@ def _measure_forgetting(run: Run, base: Run, tokenizer: Tokenizer, config: RunCo
     run.update(**{"base/bpb_before": bpb[0], "base/bpb_after": bpb[1]})
 
 
-def show_result(folder: Path) -> None:
-    """The last screen: an answer, how good it is, what was forgotten, where it lies, how to go on."""
-    facts, samples = Run(folder).facts(), folder / "samples.md"
-    if samples.exists():
-        print("\n" + samples.read_text(encoding="utf-8").rsplit("\n## ", 1)[-1].split("\n\n", 1)[-1].strip() + "\n")
-    line = f"{facts['status']} at step {facts['step']}"
-    if "val/bpb" in facts:
-        line += f" after {facts['time_s'] / 60:.1f} minutes of training: best {facts['best/bpb']:.4f} bits per byte of answers"
-        if facts.get("floor_bpb"):
-            line += (
-                f", {facts['best/bpb'] / facts['floor_bpb'] - 1:.1%} above the {facts['floor_bpb']:.4f} that they hold"
-            )
-    print(line)
-    if "base/bpb_after" in facts:
-        before, after = facts["base/bpb_before"], facts["base/bpb_after"]
-        print(f"its pretraining text: {before:.4f} bits per byte before, {after:.4f} after ({after / before - 1:+.1%})")
-    print(f"the run: {folder}/  (report.html, loss.png, samples.md, metrics.jsonl, checkpoints/)")
-    print(f"next:    python -m positron.chat --run {folder}")
-    if facts["status"] == "stopped":
-        print("         the same command again goes on")
-
-
 def configure(values: dict[str, Any]) -> RunConfig:
     """Architecture and tokenizer are the base run's; UserError where there is none."""
     base = find_run(values["init_from"], which=lambda run: run.exists and run.config().get("sft") is None)
@@ -159,7 +130,7 @@ def configure(values: dict[str, Any]) -> RunConfig:
 
 
 def job(cfg: DictConfig) -> float:
-    return run_job(cfg, configure, sft, show_result)
+    return run_job(cfg, configure, sft)
 
 
 def main() -> None:

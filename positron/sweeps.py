@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 from positron.config import RunConfig
 from positron.disk import lock, make_folder, write_json
 from positron.door import describe, first_rank
+from positron.evaluation.outcome import show_result
 from positron.evaluation.sweep_report import as_text, write_sweep_report
 from positron.runs import OUTPUTS
 
@@ -50,7 +51,6 @@ def run_job(
     cfg: Any,
     configure: Callable[[dict[str, Any]], RunConfig],
     train: Callable[[RunConfig, Path], dict[str, Any]],
-    show: Callable[[Path], None],
 ) -> float:
     """One Hydra job: in its own folder under a sweep, otherwise in outputs/<name>, with its result shown."""
     from hydra.core.hydra_config import HydraConfig
@@ -75,7 +75,7 @@ def run_job(
     folder = OUTPUTS / config.name
     facts = train(config, folder)
     if first_rank():
-        show(folder)
+        show_result(folder)
     return float(facts.get("val/bpb", "nan"))
 
 

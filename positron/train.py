@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.config import RunConfig, UserError, from_dict, seconds
-from positron.disk import make_folder
-from positron.door import Voice, run_hydra
+from positron.config import RunConfig, UserError
+from positron.door import run_hydra
 from positron.runs import Run
+from positron.settings import from_dict
 from positron.sweeps import run_job
 
 if TYPE_CHECKING:
@@ -35,19 +35,12 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.runs import restore
     from positron.text.choose import load_tokenizer
     from positron.training.budget import as_begun, choose
-    from positron.training.callbacks import Stopping
-    from positron.training.device import choose_machine, set_threads
     from positron.training.fit import fit
     from positron.training.plan import make_plan
-    from positron.training.start import decide_start, only_one
+    from positron.training.start import begin
 
-    run = Run(make_folder(folder))
-    with only_one(run), Voice(run.folder / "train.log", f"{folder.name}: " if config.device.share < 1 else "") as say:
-        set_threads(config.device)
-        machine = choose_machine(config.device, config.precision)
-        say(f"running on {machine.why}")
-        config = as_begun(config, run)
-        start = decide_start(run, config, say)
+    config = as_begun(config, Run(folder))
+    with begin(folder, config) as (run, machine, start, say):
         known = load_tokenizer(start.tokenizer_from.tokenizer_folder) if start.tokenizer_from else None
         tokenizer, tokens = prepare(config.data, config.tokenizer, known, say)
         if config.budget is not None and config.train.max_steps == "auto":
@@ -70,14 +63,12 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
             restore(model, tokenizer, source)  # Lightning loads the rest, where there is more to load
         if say.is_first_rank:
             run.begin(config, tokenizer, new=not start.is_own, forked_from=start.checkpoint)
-        limit = None if config.train.max_time is None else seconds(config.train.max_time)
-        stopping = Stopping(last_step=plan.last_step, max_seconds=limit, begun=begun, say=say)
-        return fit(run, config, plan, model, data, tokenizer, start, stopping=stopping, say=say)
+        return fit(run, config, plan, model, data, tokenizer, start, begun=begun, say=say)
 
 
 def job(cfg: DictConfig) -> float:
     """What Hydra calls, once or once per job of a sweep. Returns val/bpb, so that a sweeper can minimise it."""
-    return run_job(cfg, _as_asked, train, show_result)
+    return run_job(cfg, _as_asked, train)
 
 
 def _as_asked(values: dict[str, Any]) -> RunConfig:
@@ -85,27 +76,6 @@ def _as_asked(values: dict[str, Any]) -> RunConfig:
     if config.budget is not None and config.train.max_steps != "auto":
         raise UserError(f"budget={config.budget} chooses the number of steps: leave train.max_steps out, or the budget")
     return config
-
-
-def show_result(folder: Path) -> None:
-    """The last screen: what it writes, how good it is, where it lies, how to go on."""
-    facts, samples = Run(folder).facts(), folder / "samples.md"
-    if samples.exists():
-        story = samples.read_text(encoding="utf-8").rsplit("\n## ", 1)[-1].split("\n\n", 1)[-1].strip()
-        print(f"\n{story}\n")
-    line = f"{facts['status']} at step {facts['step']}"
-    if "val/bpb" in facts:
-        line += (
-            f" after {facts['time_s'] / 60:.1f} minutes of training: {facts['val/bpb']:.4f} validation bits per byte"
-        )
-        if facts["floor_bpb"]:
-            above = facts["val/bpb"] / facts["floor_bpb"] - 1
-            line += f", {above:.1%} above the {facts['floor_bpb']:.4f} that the text itself holds"
-    print(line)
-    print(f"the run: {folder}/  (report.html, loss.png, samples.md, metrics.jsonl, checkpoints/)")
-    print(f'next:    python -m positron.generate "Once upon a time" --run {folder}')
-    if facts["status"] == "stopped":
-        print("         the same command again goes on")
 
 
 def main() -> None:

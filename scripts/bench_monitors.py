@@ -18,8 +18,9 @@ from typing import Any
 
 import lightning as L
 
-from positron.config import MonitorConfig, RunConfig, from_dict
+from positron.config import MonitorConfig, RunConfig
 from positron.door import compose, errors_as_one_line
+from positron.settings import from_dict
 from positron.train import train
 from positron.training import fit
 from positron.training.monitors import open_monitors

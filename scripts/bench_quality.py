@@ -30,8 +30,9 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from positron.config import DataConfig, RunConfig, TokenizerConfig, from_dict
+from positron.config import DataConfig, RunConfig, TokenizerConfig
 from positron.disk import write_json
+from positron.settings import from_dict
 
 TURN = 15.0  # seconds
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the time, when to validate

@@ -30,6 +30,13 @@ from positron.config import (
 )
 
 PROJECT = Path(__file__).parent.parent
+# Seconds until a test gives up waiting for a process: on a crowded machine imports alone take half a minute.
+PATIENCE = 300
+
+# One thread per process, here and in all that tests start: workers with several threads each, on as many cores, wait for
+# each other ten times longer than they work. Nothing has imported torch yet.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Child processes are forked from a server that has imported all this once: 0.1 s each instead of 5.
 _SERVER = multiprocessing.get_context("forkserver")
 _DOORS = (
@@ -45,9 +52,36 @@ _DOORS = (
     "prepare",
     "doctor",
 )
-_SERVER.set_forkserver_preload(
-    [*(f"positron.{door}" for door in _DOORS), "positron.training.fit", "hydra", "matplotlib.figure"]
+_LATER = (  # what doors import when they come to it, and what the tests' own modules import: half of a short run's time
+    "positron.training.fit",
+    "positron.data.stories",
+    "positron.data.hub",
+    "positron.data.stream_windows",
+    "positron.evaluation.comparison",
+    "positron.evaluation.report",
+    "hydra.main",
+    "hydra._internal.hydra",
+    "hydra._internal.core_plugins.basic_launcher",
+    "hydra._internal.core_plugins.basic_sweeper",
+    "hydra._internal.core_plugins.file_config_source",
+    "hydra.core.override_parser.overrides_parser",
+    "omegaconf.grammar_parser",
+    "matplotlib.backends.backend_agg",
+    "matplotlib.figure",
+    "safetensors.torch",
+    "pyarrow.parquet",
+    "hypothesis.strategies",
+    "pytest",
 )
+_SERVER.set_forkserver_preload([*(f"positron.{door}" for door in _DOORS), *_LATER])
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """A worker for each core, but four at most, since each imports torch twice; none for files that are asked for by name."""
+    if any(argument.partition("::")[0].endswith(".py") for argument in config.args):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, 4) if cores > 1 else 0
 
 
 def tiny(folder: Path, **changes: Any) -> RunConfig:
@@ -88,6 +122,14 @@ def tiny(folder: Path, **changes: Any) -> RunConfig:
     return config
 
 
+def apart(target: Callable[..., None], *arguments: str | int) -> None:
+    """Call it in a process of its own, whose settings of modules and of the environment end with it."""
+    process = _SERVER.Process(target=target, args=arguments)
+    process.start()
+    process.join(PATIENCE)
+    assert process.exitcode == 0
+
+
 @dataclass
 class Result:
     code: int
@@ -110,7 +152,7 @@ class Door:
         """What it has printed so far."""
         return self._streams[0].read_text(encoding="utf-8") if self._streams[0].exists() else ""
 
-    def wait(self, timeout: float = 120) -> Result:
+    def wait(self, timeout: float = PATIENCE) -> Result:
         self.process.join(timeout)
         assert self.process.exitcode is not None, "the door did not come to an end"
         texts = [path.read_text(encoding="utf-8") if path.exists() else "" for path in self._streams]

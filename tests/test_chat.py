@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pexpect
 import pytest
-from conftest import PROJECT, Result, tiny
+from conftest import PATIENCE, PROJECT, Result, tiny
 
 from positron.chat import command
 from positron.config import DataConfig, SFTConfig, UserError
@@ -56,7 +56,7 @@ def spawn(runs: Path) -> Iterator[Callable[..., pexpect.spawn]]:
 
     def spawn(*arguments: str) -> pexpect.spawn:
         child = pexpect.spawn(
-            sys.executable, ["-m", "positron.chat", *arguments], cwd=str(runs), encoding="utf-8", timeout=60,
+            sys.executable, ["-m", "positron.chat", *arguments], cwd=str(runs), encoding="utf-8", timeout=PATIENCE,
             env={**os.environ, "PYTHONPATH": str(PROJECT), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
             dimensions=(50, 400),
         )  # fmt: skip
@@ -224,7 +224,7 @@ def test_a_reader_that_leaves_early_is_no_error(runs: Path) -> None:
     assert writer.stdout is not None
     writer.stdout.read(1)
     writer.stdout.close()
-    assert writer.wait(60) == 0
+    assert writer.wait(PATIENCE) == 0
     assert writer.stderr is not None
     assert writer.stderr.read() == b""
 

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import tiny
+from conftest import PATIENCE, tiny
 
 from positron.page.metrics import Metrics, thinned
 from positron.page.server import Server
@@ -60,7 +60,7 @@ class Page:
         self.port = server.server_address[1]
 
     def get(self, path: str, host: str | None = None) -> tuple[int, bytes, dict[str, str]]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
         connection.putrequest("GET", path, skip_host=True)
         connection.putheader("Host", host or f"127.0.0.1:{self.port}")
         connection.endheaders()
@@ -206,16 +206,15 @@ def test_numbers_that_are_none_and_lines_that_are_no_json_do_not_end_it(tmp_path
 
 def test_the_door_says_where_it_is_and_ctrl_c_ends_it(start, door, outputs: Path) -> None:
     running = start("dashboard", "--port", "0", folder=outputs.parent)
-    deadline = time.monotonic() + 30
     while "Ctrl-C ends it" not in running.said():
-        assert time.monotonic() < deadline
+        assert running.process.is_alive()
         time.sleep(0.02)
     port = running.said().split("127.0.0.1:")[1].split("/")[0]
     taken = door("dashboard", "--port", port, folder=outputs.parent)
     assert (taken.code, taken.err.count("\n")) == (2, 1)
     assert f"cannot listen on port {port}" in taken.err
     os.kill(running.process.pid, signal.SIGINT)
-    assert running.wait(20).code == 0
+    assert running.wait().code == 0
     assert door("dashboard", "nowhere", folder=outputs.parent).err == "positron: there is no folder nowhere\n"
 
 
@@ -234,7 +233,7 @@ def test_a_browser_shows_the_table_and_the_curves(page: Page, tmp_path: Path) ->
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
         stack.callback(process.kill)
-        dom, log = process.communicate(timeout=60)
+        dom, log = process.communicate(timeout=PATIENCE)
     assert "sweeps/lr/0" in dom
     assert "<canvas" in dom
     assert not [line for line in log.splitlines() if "CONSOLE" in line], log

@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import FAST
+from conftest import FAST, PATIENCE
 from test_training import trace
 
 TWO = ("device=cpu", "device.devices=2", "device.strategy=ddp")
@@ -12,7 +12,7 @@ TWO = ("device=cpu", "device.devices=2", "device.strategy=ddp")
 
 def run(folder, *arguments):
     command = [sys.executable, "-m", "positron.train", "model=debug", *FAST, "train.log_every=1", *arguments]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=180)
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
     assert result.returncode == 0, result.stderr
     return result
 

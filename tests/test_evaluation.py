@@ -301,10 +301,13 @@ def test_compare_puts_runs_of_two_tokenizers_beside_each_other(door: Callable[..
     assert "sentencepiece 600" in shown.out
     assert shown.out.count("Once upon a time") == 2
     assert (runs / "outputs" / "compare.png").read_bytes().startswith(b"\x89PNG")
-    rows = json.loads(door("compare", "chars", "pieces", "--json", "--png", "two.png", folder=runs).out)
+    short = ("--limit", "5000")
+    rows = json.loads(door("compare", "chars", "pieces", "--json", "--png", "two.png", *short, folder=runs).out)
     assert [row["bpb"] for row in rows] == sorted(row["bpb"] for row in rows)
     assert (runs / "two.png").exists()
-    again = list(csv.DictReader(io.StringIO(door("compare", "outputs/chars", "pieces", "--csv", folder=runs).out)))
+    again = list(
+        csv.DictReader(io.StringIO(door("compare", "outputs/chars", "pieces", "--csv", *short, folder=runs).out))
+    )
     assert [float(row["bpb"]) for row in again] == [row["bpb"] for row in rows]
 
 
@@ -312,7 +315,7 @@ def test_compare_refuses_different_texts_but_takes_one_for_all(door: Callable[..
     refused = door("compare", "chars", "other/cats", folder=runs)
     assert refused.code == 2
     assert "have different validation texts" in refused.err
-    taken = door("compare", "chars", "other/cats", "--text", "my.txt", folder=runs)
+    taken = door("compare", "chars", "other/cats", "--text", "my.txt", "--limit", "5000", folder=runs)
     assert taken.code == 0, taken.err
     for wrong, says in ((("nobody",), "no run nobody"), (("data",), "there is no run with a checkpoint")):
         result = door("compare", *wrong, folder=runs)

@@ -8,8 +8,8 @@ import io
 import itertools
 import json
 import os
+import random
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from conftest import _SERVER, Loopback
+from conftest import _SERVER, Loopback, apart
 
 from positron.config import DataConfig, TokenizerConfig, Unreachable, UserError
 from positron.data import hub, shards
@@ -228,18 +228,21 @@ def _prepare(folder: str, endpoint: str) -> None:
 
 
 def test_a_kill_in_the_middle_goes_on_with_the_same_bytes(stories_hub: Hub, tmp_path: Path) -> None:
-    _prepare(str(tmp_path / "whole"), stories_hub.url)
+    apart(_prepare, str(tmp_path / "whole"), stories_hub.url)
     (wanted,) = (tmp_path / "whole").glob("data/*/tokens-*")
-    kills = 0
-    for wait in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5):
+    rng, kills = random.Random(0), 0
+    for requests in (0, 1, 2, 3, 3, 4, 4, 5):  # of its own, then a moment, until it is killed: not so many seconds
         process = _SERVER.Process(target=_prepare, args=(str(tmp_path / "killed"), stories_hub.url))
+        enough = len(stories_hub.requests) + requests
         process.start()
-        process.join(wait + 0.3)
-        if process.exitcode is None:
-            os.kill(process.pid or 0, signal.SIGKILL)
-            kills += 1
+        while process.is_alive() and len(stories_hub.requests) < enough:
+            time.sleep(0.001)
+        process.join(rng.uniform(0.0, 0.05))
+        kills += process.is_alive()
+        process.kill()
         process.join()
-    _prepare(str(tmp_path / "killed"), stories_hub.url)
+    assert kills >= 3
+    apart(_prepare, str(tmp_path / "killed"), stories_hub.url)
     (got,) = (tmp_path / "killed").glob("data/*/tokens-*")
     assert contents(got) == contents(wanted)
     shutil.rmtree(tmp_path)

@@ -205,7 +205,7 @@ def test_fine_tuning_is_watched_too(door, tmp_path: Path) -> None:
     options = ("sft.lora.rank=2", "sft.packing=true", "sft.replay_ratio=0", "train.max_steps=2", "train.log_every=1")
     made = door(
         "sft", "init_from=base", "data=instruct", "data.path=t.jsonl", "data.val_fraction=0.3", *options,
-        "monitor=all", "monitor.every=2", "train.batch_tokens=512", "train.sample_tokens=4", "name=tuned",
+        "monitor=all", "monitor.every=2", "precision=fp32", "train.batch_tokens=512", "train.sample_tokens=4", "name=tuned",
     )  # fmt: skip
     assert made.code == 0, made.err
     row = read_metrics(tmp_path / "outputs" / "tuned" / "metrics.jsonl")[-1]

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import PATIENCE
 from safetensors.numpy import load_file, save_file
 
 import numpy_ref
@@ -302,7 +303,7 @@ def test_numpy_ctrl_c_in_a_terminal_saves_and_resumes(tmp_path: Path) -> None:
         pass
     time.sleep(0.5)
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130
     assert "saved at step" in out
     assert err == "numpy_ref: interrupted\n"

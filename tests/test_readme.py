@@ -11,7 +11,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from conftest import FAST, PROJECT
+from conftest import FAST, PATIENCE, PROJECT
 
 BLOCKS = re.findall(r"```bash\n(.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
 COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
@@ -146,6 +146,8 @@ def test_a_wheel_carries_conf_and_works_anywhere(tmp_path, option):
     assert (tmp_path / "site" / "positron" / "conf" / "model" / "tinygpt.yaml").exists()
     code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); sys.argv = ['train', *{option.split()!r}]\n"
     code += "import positron.train as t; assert t.__file__.startswith(sys.path[0]), t.__file__; t.main()"
-    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
+    )
     assert result.returncode == 0, result.stderr
     assert "optimizer" in result.stdout

@@ -150,7 +150,7 @@ def test_a_run_notes_each_start_and_no_secret(place) -> None:
     assert len(known["environments"]) == 1
     first = start_of(known, 1)
     assert first["seed"] == 1
-    assert "pytest" in first["command"]
+    assert first["command"] == command()
     assert first["resolved"] == Run(place / "outputs" / "x").facts()["resolved"]
     wanted = {
         "python",
@@ -244,4 +244,4 @@ def test_no_checkout_no_git_and_a_git_that_hangs_hurt_nothing(repository: Path, 
     (tools / "git").chmod(0o755)
     begun = time.monotonic()
     assert checkout(repository) is None
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 30  # of the 60 that it would take

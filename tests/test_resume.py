@@ -79,9 +79,9 @@ CASES = {
         ("train.micro_batch_size=16", "train.save_every=1"),
         -signal.SIGKILL,
     ),
-    "kill -9, accumulation 3": (
+    "kill -9, accumulation 3, two threads": (
         [signal.SIGKILL] * 3,
-        ("train.micro_batch_size=6", "train.save_every=7"),
+        ("train.micro_batch_size=6", "train.save_every=7", "device.threads=2"),
         -signal.SIGKILL,
     ),
     "Ctrl-C": ([signal.SIGINT] * 3, ("train.micro_batch_size=16", "train.save_every=50"), 130),
@@ -89,7 +89,7 @@ CASES = {
 }
 
 
-SLOW = ("kill -9, accumulation 3", "SIGTERM")  # what they share with the others is tested by these
+SLOW = ("kill -9, accumulation 3, two threads", "SIGTERM")  # what they share with the others is tested by these
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in CASES])

@@ -11,7 +11,7 @@ from pathlib import Path
 import pexpect
 import pytest
 import torch
-from conftest import FAST, PROJECT
+from conftest import FAST, PATIENCE, PROJECT
 
 SCRIPTS = sorted(path.name for path in (PROJECT / "scripts").glob("*.sh"))
 TINY = (*FAST, "data=stories", "device=cpu", "train.val_every=4", "schedule.warmup_steps=2")
@@ -54,14 +54,14 @@ def test_chunks_are_asked_for_and_may_be_declined(door, tmp_path):
     (tmp_path / "outputs").mkdir()
     settings = [*TINY, "train.max_steps=9", "name=asked"]
     command = str(PROJECT / "scripts" / "train_incremental.sh")
-    child = pexpect.spawn(command, ["3", *settings], cwd=str(tmp_path), encoding="utf-8", timeout=60)
+    child = pexpect.spawn(command, ["3", *settings], cwd=str(tmp_path), encoding="utf-8", timeout=PATIENCE)
     for answer in ("", "n"):
         child.expect_exact("Go on for another 3 steps? [Y/n] ")
         child.sendline(answer)
     child.expect_exact("the same command goes on later")
     child.expect(pexpect.EOF)
     assert json.loads((tmp_path / "outputs/asked/run.json").read_text())["step"] == 6
-    child = pexpect.spawn(command, ["3", *settings], cwd=str(tmp_path), encoding="utf-8", timeout=60)
+    child = pexpect.spawn(command, ["3", *settings], cwd=str(tmp_path), encoding="utf-8", timeout=PATIENCE)
     child.expect_exact("finished at step 9")
     child.expect(pexpect.EOF)
     child.close()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import random
 import shutil
-import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import _SERVER
+from conftest import _SERVER, apart
 from test_hub import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub  # noqa: F401
 
 from positron.config import DataConfig, UserError
@@ -110,20 +111,20 @@ def _make(folder: str, endpoint: str, epoch: int) -> None:
 
 
 def test_a_kill_while_an_epoch_is_made_costs_at_most_a_shard(stories_hub: Hub, tmp_path: Path) -> None:  # noqa: F811
-    _make(str(tmp_path / "whole"), stories_hub.url, 5)
-    shards.SHARD_TOKENS = 16_000_000
+    apart(_make, str(tmp_path / "whole"), stories_hub.url, 5)
     (wanted,) = (tmp_path / "whole").glob("data/*/stream-*/epoch-00005")
-    kills = 0
-    for wait in np.linspace(0.1, 1.2, 12):
+    rng, kills = random.Random(0), 0
+    for requests in (0, 1, 2, 3, 4, 5, 5, 6, 6, 7):  # of its own, then a moment, until it is killed
         process = _SERVER.Process(target=_make, args=(str(tmp_path / "killed"), stories_hub.url, 5))
+        enough = len(stories_hub.requests) + requests
         process.start()
-        process.join(wait)
-        if process.exitcode is None:
-            os.kill(process.pid or 0, signal.SIGKILL)
-            kills += 1
+        while process.is_alive() and len(stories_hub.requests) < enough:
+            time.sleep(0.001)
+        process.join(rng.uniform(0.0, 0.1))
+        kills += process.is_alive()
+        process.kill()
         process.join()
-    _make(str(tmp_path / "killed"), stories_hub.url, 5)
-    shards.SHARD_TOKENS = 16_000_000
+    apart(_make, str(tmp_path / "killed"), stories_hub.url, 5)
     (got,) = (tmp_path / "killed").glob("data/*/stream-*/epoch-00005")
     assert kills >= 3
     assert contents(got) == contents(wanted)

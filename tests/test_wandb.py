@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAST, tiny
+from conftest import FAST, PATIENCE, tiny
 from test_training import same
 from wandb_server import Logged, WandbServer, logged
 
@@ -70,7 +70,7 @@ def wait_for_the_next_second(run: Path) -> None:
 def sync(server: WandbServer, *paths: Path) -> None:
     command = [sys.executable, "-m", "wandb", "sync", *map(str, paths)]
     environment = {**os.environ, **server.environment, "WANDB_DIR": os.environ["WANDB_CACHE_DIR"]}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
 
 
@@ -167,7 +167,7 @@ def test_the_jobs_of_a_sweep_are_runs_of_one_group_and_the_failed_one_is_marked(
     for job in jobs:
         assert f"wandb sync {job.folder}" in result.err
     if Path("/proc").exists():
-        until = time.monotonic() + 10
+        until = time.monotonic() + PATIENCE
         while processes_with(f"--pid {door.process.pid}") and time.monotonic() < until:
             time.sleep(0.05)
         assert not processes_with(f"--pid {door.process.pid}"), "wandb's service outlived the program"

@@ -7,12 +7,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from positron.config import DataConfig, TokenizerConfig, UserError, from_dict
+from positron.config import DataConfig, TokenizerConfig, UserError
 from positron.data import stories
 from positron.data.files import FEWEST_DOCUMENTS, list_files, read_pieces
 from positron.data.pretrain import prepare
 from positron.data.shards import TokenFiles
 from positron.runs import Run, find_run
+from positron.settings import from_dict
 from positron.text.choose import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT
 

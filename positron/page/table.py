@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from positron.config import GPTConfig, UserError, from_dict
+from positron.config import GPTConfig, UserError
 from positron.disk import is_locked, read_json
 from positron.page.metrics import Metrics, number
 from positron.runs import Run, gpt_config
+from positron.settings import from_dict
 
 FRESH_SECONDS = 60.0  # where locks cannot tell, a run that wrote so lately is alive
 _STAMP = "%Y-%m-%d %H:%M:%S"

@@ -22,11 +22,12 @@ from pathlib import Path
 
 import torch
 
-from positron.config import IGNORE, GPTConfig, RunConfig, from_dict, seconds
+from positron.config import IGNORE, GPTConfig, RunConfig, seconds
 from positron.data.pretrain import PretrainData
 from positron.evaluation.metrics import Score
 from positron.model.gpt import GPT
 from positron.runs import Run
+from positron.settings import from_dict
 from positron.text.tokenizer import Tokenizer
 from positron.training.device import CPU_MICRO_TOKENS, DTYPES, Machine, wait_for
 from positron.training.optimizer import build_optimizer, clip_gradients

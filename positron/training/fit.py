@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from positron.config import RunConfig, UserError
+from positron.config import RunConfig, UserError, seconds
 from positron.data.instruct import InstructData
 from positron.data.pretrain import PretrainData
 from positron.disk import make_folder, whole_file, write_json
@@ -47,11 +47,16 @@ def fit(
     tokenizer: Tokenizer,
     start: Start,
     *,
-    stopping: Stopping,
+    begun: float,
     say: Voice,
 ) -> dict[str, Any]:
-    """Train from `start` to `plan.last_step`; keeps run.json true however this ends. Returns the run's facts."""
+    """Train from `start` to `plan.last_step`; keeps run.json true however this ends. Returns the run's facts.
+
+    `begun`: when the process took up the run, by time.monotonic, from which `train.max_time` counts.
+    """
     _refuse_other_data(run, data)
+    limit = None if config.train.max_time is None else seconds(config.train.max_time)
+    stopping = Stopping(last_step=plan.last_step, max_seconds=limit, begun=begun, say=say)
     pruning = Pruning(run, config.sweep.startup_jobs, plan.last_step) if config.sweep.prune == "median" else None
     was_pruned = pruning is not None and run.facts().get("status") == "pruned"
     if say.is_first_rank:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from positron.config import RunConfig, UserError
-from positron.disk import lock
-from positron.door import first_rank
+from positron.disk import lock, make_folder
+from positron.door import Voice, first_rank
 from positron.runs import Run, find_run
 from positron.training.checkpoint import best_or_newest, load_checkpoint, newest_checkpoint
+from positron.training.device import Machine, choose_machine, set_threads
 
 
 @contextlib.contextmanager
@@ -40,6 +41,17 @@ class Start:
     step: int = 0
     is_own: bool = False  # the run goes on from its own checkpoint
     resolved: dict[str, Any] = dataclasses.field(default_factory=dict)  # what `auto` became when the run began
+
+
+@contextlib.contextmanager
+def begin(folder: Path, config: RunConfig) -> Iterator[tuple[Run, Machine, Start, Voice]]:
+    """Hold the run of `folder` alone, speak into its log, take this machine, and decide where the run starts."""
+    run = Run(make_folder(folder))
+    with only_one(run), Voice(run.folder / "train.log", f"{folder.name}: " if config.device.share < 1 else "") as say:
+        set_threads(config.device)
+        machine = choose_machine(config.device, config.precision)
+        say(f"running on {machine.why}")
+        yield run, machine, decide_start(run, config, say), say
 
 
 def decide_start(run: Run, config: RunConfig, say: Callable[[str], None]) -> Start:
