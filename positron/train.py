@@ -49,6 +49,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
         known = load_tokenizer(start.tokenizer_from.tokenizer_folder) if start.tokenizer_from else None
         tokenizer, tokens = prepare(config.data, config.tokenizer, known, say)
         model = GPT(config.model.with_vocab(tokenizer.vocab_size), seed=config.seed)
+        model.checkpoint_activations = config.device.checkpoint_activations
         plan = make_plan(config, model, machine, start, say)
         data = PretrainData(
             config.data,
