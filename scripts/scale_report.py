@@ -36,7 +36,7 @@ def judge(axis: str, rows: list[Row]) -> list[str]:
         if axis == "processes" and len(mine) == 2:
             said.append(name + shared(*mine))
         elif axis != "processes" and len(mine) > 3:
-            cost = [row["flops_per_token"] or row["x"] for row in mine]
+            cost = [row["flops_per_token"] for row in mine]  # 0 for data: the line is flat
             judged = {"time": off_the_line(cost, [row["seconds"] / row["tokens"] for row in mine])}
             if axis != "data":
                 memory = [row["bytes"] for row in mine]
@@ -149,7 +149,8 @@ def draw_growth(axes: Any, axis: str, rows: list[Row]) -> None:
         where.tick_params(axis="y", which="both", colors=color)
         where.yaxis.set_minor_locator(NullLocator())
     axes.set_xscale("log")
-    axes.set_xticks([row["x"] for row in rows], [short(row["x"]) for row in rows])
+    places = apart(sorted({row["x"] for row in rows}))
+    axes.set_xticks(places, [short(place) for place in places])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set(title=axis, xlabel={"parameters": "parameters", "context": "tokens", "vocabulary": "ids"}[axis])
     axes.grid(alpha=0.3)
@@ -165,8 +166,19 @@ def halves(lower: Any, upper: Any) -> None:
         axes.set_ylim(np.exp(low - below * height), np.exp(low + (1 - below) * height))
 
 
+def apart(places: list[float]) -> list[float]:
+    """Those whose labels have room on a logarithmic axis, the last one among them."""
+    kept, room = [places[-1]], 0.12 * np.log(places[-1] / places[0])
+    for place in reversed(places[:-1]):
+        if np.log(kept[-1] / place) > room:
+            kept.append(place)
+    return kept
+
+
 def short(number: float) -> str:
-    """1,234,000 as 1.2M."""
+    """1,234,000 as 1.2M; 8,192 as it is."""
+    if number < 1e4:
+        return f"{number:,.0f}"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.0f}{letter}" if number >= 10 * size else f"{number / size:.2g}{letter}"
@@ -206,9 +218,12 @@ def draw_processes(axes: Any, rows: list[Row]) -> None:
             axes.bar(place, whole - own, bottom=own, color="#8db7e3", width=0.8, hatch="//", edgecolor="white")
             axes.text(place, whole, f"{1e3 * row['seconds']:,.0f} ms", ha="center", va="bottom")
             axes.plot([place - 0.45, place + 0.45], [1 / row["x"]] * 2, color="black", ls=":", lw=1.8)
-            ticks.append((place, f"{series}\n{row['x']:.0f} process{'es' if row['x'] > 1 else ''}"))
+            ticks.append((place, f"{row['x']:.0f}"))
+        ticks.append((i * 2.6 + 1.5, f"\n{series} parameters"))
     axes.set_xticks(*zip(*ticks, strict=True))
-    axes.set(title="processes (the same batch, gloo)", ylabel="time of a step in each, relative to one", ylim=(0, 1.2))
+    axes.set(
+        title="processes, one batch for all (gloo)", ylabel="time of a step in each, relative to one", ylim=(0, 1.2)
+    )
     axes.grid(alpha=0.3, axis="y")
 
 
@@ -219,9 +234,9 @@ def explain(axes: Any) -> None:
     axes.set_axis_off()
     shown = [
         Line2D([], [], color=BLUE, marker="o", label="time, measured"),
-        Line2D([], [], color=BLUE, ls=":", label="time, the line of the three smallest in computed FLOPs"),
+        Line2D([], [], color=BLUE, ls=":", label="time, line through the three smallest, in FLOPs"),
         Line2D([], [], color=ORANGE, marker="o", label="memory, measured: the peak of a fresh process"),
-        Line2D([], [], color=ORANGE, ls=":", label="memory, computed"),
+        Line2D([], [], color=ORANGE, ls=":", label="memory, computed, without torch's own"),
         Line2D([], [], color="gray", marker="s", mfc="white", label="with device.checkpoint_activations=true"),
         Line2D(
             [], [], color=RED, marker="o", ms=13, mfc="none", ls="", label=f"here the time leaves its line by {LEAVES}"
