@@ -15,6 +15,7 @@ from positron.model.lora import add_lora
 from positron.train import train
 from positron.training import device
 from positron.training.device import Machine, choose_machine, choose_micro_batch, micro_batch_bytes
+from positron.training.module import PretrainModule
 from positron.training.plan import make_plan
 from positron.training.start import Start
 
@@ -154,6 +155,17 @@ def test_where_memory_runs_out_the_remedy_is_named_once(monkeypatch):
             choose_micro_batch(BASE, machine, 640, asked if asked == "auto" else 640, never_fits)
         assert "checkpoint_activations" not in str(told.value)
     assert choose_micro_batch(BASE, dataclasses.replace(CPU, checkpoint_activations=True), 8, 8, never_fits) == 8
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_step_that_runs_out_of_memory_ends_the_run_with_the_remedy(tmp_path, monkeypatch, checkpointed):
+    def never_fits(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(PretrainModule, "training_step", never_fits)
+    with pytest.raises(UserError, match=r"out of memory: try train\.micro_batch_size=8") as told:
+        train(tiny(tmp_path, device__checkpoint_activations=checkpointed), tmp_path / "run")
+    assert ("device.checkpoint_activations=true" in str(told.value)) != checkpointed
 
 
 def test_the_machine_knows_of_it():
