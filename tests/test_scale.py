@@ -84,7 +84,7 @@ def test_the_axes_reach_as_far_as_they_say(monkeypatch):
 @pytest.mark.slow
 def test_the_benchmark_measures_and_draws(tmp_path):
     command = [sys.executable, str(PROJECT / "scripts/bench_scale.py"), "--quick", "--out", str(tmp_path)]
-    done = subprocess.run([*command, "--axis", "data", "processes"], capture_output=True, text=True, timeout=400)
+    done = subprocess.run([*command, "--axis", "data", "processes"], capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     assert "with two processes each takes" in done.stdout
     assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
