@@ -225,6 +225,9 @@ class DeviceConfig:
     threads: int | Literal["auto"] = "auto"  # CPU threads per process
     share: float = 1.0  # of the machine's cores and memory, where other jobs run beside this one
     compile: bool = False
+    checkpoint_activations: bool = (
+        False  # keep each block's input alone and compute the rest again in the backward pass
+    )
 
     def __post_init__(self) -> None:
         for name in ("devices", "num_nodes", "threads"):

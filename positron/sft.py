@@ -53,6 +53,7 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
             restore(model, tokenizer, start.weights)
         if config.sft.lora.rank:
             add_lora(model, config.sft.lora.rank, config.seed)
+        model.checkpoint_activations = config.device.checkpoint_activations
         context = model.config.context_length
         talks = read_conversations(config.data)
         count = sum(not talk.is_val for talk in talks)

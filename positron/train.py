@@ -46,6 +46,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
         if config.budget is not None and config.train.max_steps == "auto":
             config = choose(config, machine, tokenizer, tokens, say).applied(config)
         model = GPT(config.model.with_vocab(tokenizer.vocab_size), seed=config.seed)
+        model.checkpoint_activations = config.device.checkpoint_activations
         plan = make_plan(config, model, machine, start, say)
         data = PretrainData(
             config.data,

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from positron.config import GPTConfig
 from positron.model.attention import causal_attention
@@ -168,6 +169,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
+        self.checkpoint_activations = False  # True: blocks keep their input alone and run again in the backward pass
         self.wte = nn.Embedding(config.vocab_size, config.d_model)
         dtype = self.wte.weight.dtype
         if config.position == "learned":
@@ -219,8 +221,19 @@ class GPT(nn.Module):
                 rope = (rope[0][:, None], rope[1][:, None])  # (B, 1, T, D/2): the same for all heads
         x = self.drop(x)
         for block in self.blocks:
-            x = block(x, rope, mask)
+            x = self._run(block, x, rope, mask)
         return self.norm_f(x)
+
+    def _run(self, block: nn.Module, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
+        """(B, T, C) -> (B, T, C); with `checkpoint_activations` a third more work, and the same to the last bit.
+
+        The second run has the first one's autocast, gradient mode and, where there is dropout, generator state, so it
+        takes the same kernels and draws the same masks.
+        """
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            draws = self.config.dropout > 0
+            return checkpoint(block, x, rope, mask, use_reentrant=False, preserve_rng_state=draws)
+        return block(x, rope, mask)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """Logits (B, T, V), or with `targets` (B, T) the loss in nats summed over all targets but those of -100.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from positron.config import DeviceConfig, GPTConfig, PrecisionConfig, UserError
+from positron.model.attention import BLOCK, LONGEST
 
 BATCH_TOKENS = {"cuda": 131_072, "mps": 98_304, "cpu": 65_536}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -23,6 +24,7 @@ class Machine:
     precision: str  # fp32, bf16 or fp16
     why: str  # for the user: what was chosen and for which reason
     share: float = 1.0  # of the free memory
+    checkpoint_activations: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -56,7 +58,7 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
         why += f", a share of {config.share:.0%}: {torch.get_num_threads()} of {os.cpu_count()} cores"
         free = free_memory(torch.device(accelerator))
         why += f" and {free * config.share / 1e9:.1f} of {free / 1e9:.1f} GB that are free" if free else ""
-    return Machine(accelerator, dtype, why, config.share)
+    return Machine(accelerator, dtype, why, config.share, config.checkpoint_activations)
 
 
 def set_threads(config: DeviceConfig) -> None:
@@ -126,15 +128,21 @@ def free_memory(device: torch.device) -> int | None:
         return None
 
 
-def micro_batch_bytes(config: GPTConfig, rows: int, bytes_per_value: int) -> int:
-    """What `rows` sequences need while training, roughly: saved activations of every layer and a chunk of logits.
+def micro_batch_bytes(config: GPTConfig, rows: int, machine: Machine) -> int:
+    """What `rows` sequences need while training, roughly and rather too much: the activations saved for backward.
 
-    Per token and layer: about 8 d_model-wide tensors around attention and norms, 3 of the MLP's width, and fp32 copies
-    that norms keep.
+    Per token and layer: about 8 d_model-wide tensors around attention and norms, 3 of the MLP's width (4 with a gate),
+    what norms keep in fp32, and on a CPU the probabilities of blocked attention. With `checkpoint_activations` each
+    layer keeps its fp32 input, and one at a time all of the above.
     """
-    per_token = config.n_layer * (8 * config.d_model + 3 * config.ff_width) * bytes_per_value
-    per_token += 4 * config.d_model * (config.n_layer * 2 + 4)
-    return rows * config.context_length * per_token
+    width = 4 if machine.precision == "fp32" else 2
+    mlp = (4 if config.activation == "swiglu" else 3) * config.ff_width
+    block = (8 * config.d_model + mlp) * width + 8 * config.d_model
+    if machine.accelerator == "cpu" and config.context_length <= LONGEST:
+        block += config.n_head * (config.context_length + BLOCK) // 2 * width
+    n = config.n_layer
+    blocks = 4 * config.d_model * n + block if machine.checkpoint_activations else block * n
+    return rows * config.context_length * (blocks + 16 * config.d_model)
 
 
 def choose_micro_batch(
@@ -156,9 +164,8 @@ def choose_micro_batch(
             try_step(size)
         except torch.OutOfMemoryError:
             if size == 1:
-                raise UserError(
-                    "not even one sequence fits this device: try a smaller model or model.context_length"
-                ) from None
+                remedy = smaller_memory(machine.checkpoint_activations, "a smaller model or model.context_length")
+                raise UserError(f"not even one sequence fits this device: try {remedy}") from None
             size = -(-size // 2)
         else:
             return size
@@ -167,12 +174,18 @@ def choose_micro_batch(
 def _refuse_too_large(config: GPTConfig, machine: Machine, size: int) -> None:
     free = free_memory(machine.device)
     free = int(free * machine.share) if free is not None else None
-    width = 4 if machine.precision == "fp32" else 2
-    if free is None or micro_batch_bytes(config, size, width) <= free:
+    needed = micro_batch_bytes(config, size, machine)
+    if free is None or needed <= free:
         return
-    while size > 1 and micro_batch_bytes(config, size, width) > free // 2:
+    while size > 1 and micro_batch_bytes(config, size, machine) > free // 2:
         size //= 2
+    remedy = smaller_memory(machine.checkpoint_activations, f"train.micro_batch_size={size}")
     raise UserError(
-        f"out of memory: train.micro_batch_size needs about {micro_batch_bytes(config, size, width) / 1e9:.1f} GB or "
-        f"more and {free / 1e9:.1f} GB are free: try train.micro_batch_size={size}"
+        f"out of memory: train.micro_batch_size needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
+        f"try {remedy}"
     )
+
+
+def smaller_memory(checkpointed: bool, otherwise: str) -> str:
+    """What to try, in words, where memory ran out."""
+    return otherwise if checkpointed else f"{otherwise}, or device.checkpoint_activations=true"

@@ -27,7 +27,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.callbacks import Clock, Interrupted, Patience, Stopping, Validation
 from positron.training.checkpoint import BEST, checkpoint_fault, load_checkpoint
 from positron.training.compiling import compile_in_place
-from positron.training.device import DTYPES, LIGHTNING_PRECISION, matmul_flops
+from positron.training.device import DTYPES, LIGHTNING_PRECISION, matmul_flops, smaller_memory
 from positron.training.journal import Journal, Progress, Samples, cut_after
 from positron.training.loggers import Dashboard, open_dashboards
 from positron.training.module import PretrainModule, SFTModule
@@ -95,7 +95,8 @@ def fit(
         error = " ".join(str(fault).split()) or type(fault).__name__
         if isinstance(fault, torch.OutOfMemoryError) or "can't allocate memory" in error:
             smaller = max(1, plan.micro_batch_size // 2)
-            raise UserError(f"out of memory: try train.micro_batch_size={smaller}") from fault
+            remedy = smaller_memory(config.device.checkpoint_activations, f"train.micro_batch_size={smaller}")
+            raise UserError(f"out of memory: try {remedy}") from fault
         raise
     finally:
         data.train.close()

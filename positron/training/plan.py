@@ -59,6 +59,9 @@ def make_plan(
     def settle(asked: int | str, name: str, otherwise: int) -> int:
         return int(asked) if asked != "auto" else int(known.get(name, otherwise))
 
+    if machine.checkpoint_activations and machine.accelerator == "mps" and gpt.dropout:
+        # torch keeps the state of CPU and CUDA generators for the second forward pass, but not that of MPS
+        raise UserError("device.checkpoint_activations=true draws other dropout on MPS: give model.dropout=0 with it")
     wanted = settle(train.batch_tokens, "batch_tokens", suitable_batch(gpt, machine))
     world = config.device.devices * config.device.num_nodes
     batch_size = max(1, wanted // gpt.context_length)

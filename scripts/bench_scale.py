@@ -1,0 +1,257 @@
+"""How the cost of a training step grows, measured beside what is computed: five axes, a table each, and one picture.
+
+parameters (1M to 124M), context (128 to 8,192, also with device.checkpoint_activations), vocabulary (256 to 100k): a
+step of forward, backward and AdamW in bf16. data (1 MB to 10 GB of token files): opening them and fetching a batch.
+processes (1 and 2, gloo): the same batch shared by DDP.
+
+Each point has a fresh process, so that its peak memory is its own. With one thread, time is the CPU time of the process,
+which other programs on the same core hardly change; with more it is the clock's. The line is drawn through the three
+smallest points, and a point leaves it that costs 1.5 times as much, or as little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import multiprocessing
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scale_report import judge, picture, table
+from torch.nn.parallel import DistributedDataParallel
+
+from positron.config import GPTConfig, OptimizerConfig, TokenizerConfig
+from positron.data.pretrain import Windows
+from positron.data.shards import TokenFiles
+from positron.disk import make_folder, write_json
+from positron.model.gpt import GPT
+from positron.model.loss import CHUNK_VALUES, SOFTMAX_VALUES
+from positron.text.choose import train_tokenizer
+from positron.training.allocator import tune_allocator
+from positron.training.device import Machine, free_memory, micro_batch_bytes, peak_memory
+from positron.training.optimizer import build_optimizer, clip_gradients
+
+AXES = ["parameters", "context", "vocabulary", "data", "processes"]
+SECONDS, STEPS = 1.5, 3  # a point is measured for so long, and for so many steps at least
+FIXED = 12  # steps of ranks that have to take as many as each other
+DATA_BATCH, DATA_CONTEXT, SHARD = 32, 512, 500_000_000  # rows, tokens; tokens per file
+PROCESS = multiprocessing.get_context("forkserver")  # torch is imported once; a child's peak begins at what it inherits
+
+
+@dataclass(frozen=True)
+class Point:
+    axis: str
+    x: float  # parameters, tokens, ids, bytes or processes
+    gpt: GPTConfig
+    rows: int = 1
+    series: str = ""
+    checkpoint: bool = False
+
+    @property
+    def processes(self) -> int:
+        return int(self.x) if self.axis == "processes" else 1
+
+    @property
+    def tokens(self) -> int:
+        """Of a step of one process."""
+        return self.rows * self.gpt.context_length // self.processes
+
+    def computed_bytes(self) -> int:
+        """Weights, gradients and two moments in fp32, the bf16 copies of matrices, activations, and the loss's chunks."""
+        if self.axis == "data":
+            return DATA_BATCH * (DATA_CONTEXT + 1) * 8
+        machine = Machine("cpu", "bf16", "", checkpoint_activations=self.checkpoint)
+        activations = micro_batch_bytes(self.gpt, self.rows // self.processes, machine)
+        logits, head = self.tokens * self.gpt.vocab_size, self.gpt.vocab_size * self.gpt.d_model
+        loss = 2 * min(logits, CHUNK_VALUES) + 8 * min(logits, SOFTMAX_VALUES) + 4 * head
+        buckets = 4 * self.gpt.n_params() if self.processes > 1 else 0  # DDP's own copy of the gradients
+        return 16 * self.gpt.n_params() + 2 * self.gpt.matmul_params() + activations + loss + buckets
+
+
+def shape(width: int, layers: int, context: int = 256, vocabulary: int = 4096) -> GPTConfig:
+    return GPTConfig(
+        vocab_size=vocabulary, context_length=context, d_model=width, n_layer=layers, n_head=max(1, width // 64)
+    )
+
+
+def points(axis: str, quick: bool) -> list[Point]:
+    every = slice(None, 3) if quick else slice(None)
+    if axis == "parameters":
+        shapes = [shape(*s) for s in ((64, 15), (128, 15), (256, 10), (384, 16), (512, 22), (768, 17))][every]
+        return [Point(axis, gpt.n_params(), gpt, rows=4) for gpt in shapes]
+    if axis == "context":
+        lengths = [128 << n for n in range(7)][every]
+        both = [(False, "as it is"), (True, "checkpointed")]
+        tokens = lengths[-1]  # the same in every step
+        return [Point(axis, t, shape(192, 4, t, 1000), tokens // t, name, flag) for flag, name in both for t in lengths]
+    if axis == "vocabulary":
+        sizes = [256, 1024, 4096, 16_384, 50_257, 100_277][every]
+        return [Point(axis, v, shape(192, 4, 256, v), rows=8) for v in sizes]
+    if axis == "data":
+        return [Point(axis, 10**n, shape(64, 1, DATA_CONTEXT, 256)) for n in range(6, 11)][every]
+    gpts = [shape(64, 15), shape(256, 10)][: 1 if quick else 2]
+    return [Point(axis, n, gpt, 8, f"{gpt.n_params() / 1e6:.1f}M") for gpt in gpts for n in (1, 2)]
+
+
+def measure(point: Point, threads: int) -> dict[str, Any]:
+    """In a process of its own; raises where that comes to nothing."""
+    ours, theirs = PROCESS.Pipe()
+    with tempfile.TemporaryDirectory() as folder:
+        target = serve if point.axis == "data" else train
+        ranks = [
+            PROCESS.Process(target=target, args=(point, threads, Path(folder), r, theirs))
+            for r in range(point.processes)
+        ]
+        for process in ranks:
+            process.start()
+        theirs.close()
+        try:
+            found: dict[str, Any] = ours.recv()
+        except EOFError:
+            raise SystemExit(f"{point.axis} {label(point)} ended without a result") from None
+        finally:
+            for process in ranks:
+                process.join()
+    return found
+
+
+def timed(action: Callable[[], object], threads: int, *, steps: int | None = None) -> float:
+    """Median of the seconds that it takes."""
+    clock = time.process_time if threads == 1 else time.perf_counter
+    seconds: list[float] = []
+    while len(seconds) < (steps or STEPS) or (steps is None and sum(seconds) < SECONDS):
+        began = clock()
+        action()
+        seconds.append(clock() - began)
+    return statistics.median(seconds)
+
+
+def train(point: Point, threads: int, folder: Path, rank: int, pipe: Connection) -> None:
+    """Median seconds of a step on this process's share of the batch, and its memory."""
+    tune_allocator()
+    torch.set_num_threads(threads)
+    inherited = peak_memory(torch.device("cpu"))
+    model = GPT(point.gpt)
+    model.checkpoint_activations = point.checkpoint
+    wrapped: Any = model
+    if point.processes > 1:
+        torch.distributed.init_process_group("gloo", f"file://{folder}/meet", rank=rank, world_size=point.processes)
+        wrapped = DistributedDataParallel(model)
+    optimizer = build_optimizer(model.named_parameters(), OptimizerConfig(), fused=True)
+    x, y = torch.randint(point.gpt.vocab_size, (2, point.rows // point.processes, point.gpt.context_length))
+
+    def step() -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = wrapped(x, y) / x.numel()
+            loss.backward()
+        clip_gradients(list(model.parameters()), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    step()  # the first one pays for kernels and buffers
+    if point.processes == 1:
+        found = {"seconds": timed(step, threads)}
+    else:  # the gradients stay at home in half of the steps; all ranks take the same number
+        with wrapped.no_sync():
+            alone = timed(step, threads, steps=FIXED)
+        found = {"alone": alone, "seconds": timed(step, threads, steps=FIXED)}
+    if rank == 0:
+        pipe.send(found | {"bytes": peak_memory(torch.device("cpu")) - inherited})
+    if point.processes > 1:
+        torch.distributed.destroy_process_group()
+
+
+def serve(point: Point, threads: int, folder: Path, rank: int, pipe: Connection) -> None:
+    """Seconds to open `x` bytes of token files, and to fetch the batch of any step. The files are holes: they take no
+    room, and what the disk itself needs is not in the time."""
+    n = int(point.x) // 2
+    sizes = [min(SHARD, n - start) for start in range(0, n, SHARD)]
+    shards = [{"file": f"train-{i:05d}.bin", "tokens": size, "sha256": ""} for i, size in enumerate(sizes)]
+    for shard in shards:
+        with (folder / str(shard["file"])).open("wb") as file:
+            file.truncate(2 * int(str(shard["tokens"])))
+    tokenizer = train_tokenizer(TokenizerConfig("char"), ["abc"])
+    split = {"tokens": n, "documents": 1, "bytes": 4 * n, "bits": None, "shards": shards}
+    head = {"tokenizer_hash": tokenizer.hash, "dtype": "uint16", "fingerprint": ""}
+    write_json(folder / "tokens.json", {**head, "splits": {"train": split}})
+
+    def opened() -> Windows:
+        files = TokenFiles(folder, "train", tokenizer)
+        return Windows(files, context=DATA_CONTEXT, batch_size=DATA_BATCH, seed=0)
+
+    steps = iter(np.random.default_rng(0).integers(1, 10**6, size=10**6).tolist())
+    opened().batch(1)  # the first one pays for code and buffers
+    inherited, windows = own_memory(), opened()
+    fetch = timed(lambda: windows.batch(next(steps)), threads)
+    found = {"opening": timed(opened, threads), "seconds": fetch}
+    pipe.send(found | {"bytes": own_memory() - inherited})
+
+
+def own_memory() -> int:
+    """Bytes without the pages of mapped files, which the system takes back when it needs them."""
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+    except OSError:
+        return peak_memory(torch.device("cpu"))
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+
+def row_of(point: Point, threads: int) -> dict[str, Any]:
+    """What is computed, and what is measured where it fits the memory that is free."""
+    tokens = DATA_BATCH * DATA_CONTEXT if point.axis == "data" else point.tokens
+    flops = 0.0 if point.axis == "data" else point.gpt.flops_per_token()
+    row = {"axis": point.axis, "series": point.series, "x": point.x, "label": label(point), "tokens": tokens}
+    row |= {"parameters": point.gpt.n_params()}
+    row |= {"flops_per_token": flops, "computed_bytes": point.computed_bytes()}
+    free = free_memory(torch.device("cpu"))
+    needed = point.processes * point.computed_bytes()
+    if free is not None and needed > 0.9 * free:
+        return row | {"skipped": f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"}
+    return row | measure(point, threads)
+
+
+def label(point: Point) -> str:
+    if point.axis == "data":
+        return f"{point.x / 1e6:,.0f} MB" if point.x < 1e9 else f"{point.x / 1e9:.0f} GB"
+    return f"{point.x / 1e6:.1f}M" if point.axis == "parameters" else f"{point.x:,.0f}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--axis", choices=AXES, nargs="+", default=AXES)
+    parser.add_argument("--quick", action="store_true", help="the three smallest points of each axis")
+    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench_scale"))
+    options = parser.parse_args()
+    clock = "CPU time of one thread" if options.threads == 1 else f"time of {options.threads} threads"
+    print(f"bf16, {clock} a process; load average {os.getloadavg()[0]:.1f}", flush=True)
+    rows: list[dict[str, Any]] = []
+    for axis in options.axis:
+        mine = []
+        for point in points(axis, options.quick):
+            mine.append(row_of(point, options.threads))
+            print(f"  {axis} {label(point)} {point.series}", flush=True)
+        said = judge(axis, mine)
+        print("\n".join(["", table(axis, mine), "", *said, ""]), flush=True)
+        rows += mine
+    make_folder(options.out)
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    with (options.out / "scale.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, keys)
+        writer.writeheader()
+        writer.writerows(rows)
+    (options.out / "scale.png").write_bytes(picture(rows, f"One training step in bf16, {clock}"))
+    print(f"{options.out}/scale.png, scale.csv")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,155 @@
+"""What 1, 8 and 64 GPUs would take for 124M and 1.5B parameters, by DDP and by FSDP: the tables of docs/SCALE.md.
+
+Nothing is measured here. Every figure follows from the constants below and the formulas in the functions; docs/SCALE.md
+writes them out and names their sources.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from scale_report import markdown
+
+from positron.config import GPTConfig
+from positron.training.device import Machine, micro_batch_bytes
+
+PEAK = 989e12  # FLOP/s in bf16, dense: H100 SXM
+MFU = 0.40
+MEMORY = 80e9
+USABLE = 0.9  # of it: the rest is CUDA's own and fragments
+INSIDE = 450e9  # bytes/s in each direction, NVLink inside a node
+NIC = 50e9  # bytes/s, one 400 Gb/s port per GPU, between nodes
+NODE = 8
+TOKENS_PER_PARAMETER = 20
+MODELS = {
+    "124M": (GPTConfig(vocab_size=50257, context_length=1024, d_model=768, n_layer=12, n_head=12, bias=True), 524_288),
+    "1.5B": (
+        GPTConfig(vocab_size=50257, context_length=1024, d_model=1600, n_layer=48, n_head=25, bias=True),
+        1_048_576,
+    ),
+}  # and tokens of an optimizer step
+
+
+@dataclass(frozen=True)
+class Setup:
+    gpt: GPTConfig
+    batch_tokens: int
+    gpus: int
+    strategy: str  # none, ddp, fsdp (one unit, as Lightning makes it when told nothing else) or fsdp by block
+    checkpoint: bool
+
+    def state_bytes(self) -> float:
+        """16 bytes a parameter for weight, gradient and two moments in fp32, and what is held beside them."""
+        n = self.gpt.n_params()
+        if self.strategy == "none":
+            return 16 * n + 2 * n  # and the weights in bf16
+        if self.strategy == "ddp":
+            return 16 * n + 2 * n + 4 * n  # and buckets of gradients
+        if self.strategy == "fsdp":
+            return 16 * n / self.gpus + 2 * n + 2 * n  # shares, and all weights and all gradients in bf16
+        block = 12 * self.gpt.d_model**2
+        outside = n - self.gpt.n_layer * block
+        return 16 * n / self.gpus + 2 * n + 2 * (outside + 2 * block)  # weights of two blocks at a time
+
+    def activation_bytes(self, rows: int) -> float:
+        return micro_batch_bytes(self.gpt, rows, Machine("cuda", "bf16", "", checkpoint_activations=self.checkpoint))
+
+    @property
+    def rows(self) -> int:
+        """Sequences of a step on each GPU."""
+        return self.batch_tokens // self.gpt.context_length // self.gpus
+
+    def micro_batch(self) -> int:
+        """Sequences at a time: as many as fit, halved from all."""
+        size = self.rows
+        while size > 1 and self.state_bytes() + self.activation_bytes(size) > USABLE * MEMORY:
+            size //= 2
+        return size
+
+    def bytes(self) -> float:
+        return self.state_bytes() + self.activation_bytes(self.micro_batch())
+
+    def compute_seconds(self) -> float:
+        """Of a step: flops_per_token, and a third more where the forward pass is done twice."""
+        flops = self.gpt.flops_per_token() * self.batch_tokens * (4 / 3 if self.checkpoint else 1)
+        return flops / (self.gpus * MFU * PEAK)
+
+    @property
+    def micro_batches(self) -> int:
+        return -(-self.rows // self.micro_batch())
+
+    def traffic(self) -> float:
+        """Bytes that each GPU sends in a step: an all-reduce in fp32; or all-gathers of each micro-batch, and one
+        reduce-scatter, in bf16. One unit is gathered once a micro-batch, a block for its forward and its backward pass.
+        """
+        n, share = self.gpt.n_params(), (self.gpus - 1) / self.gpus
+        if self.strategy == "ddp":
+            return 2 * share * 4 * n
+        gathers = self.micro_batches * (2 if self.strategy == "fsdp by block" else 1)
+        return share * 2 * n * (gathers + 1)
+
+    def travel_seconds(self, ports: int = NODE) -> float:
+        """A ring enters and leaves each node once; NCCL lays one ring over each of a node's eight ports."""
+        return self.traffic() / (INSIDE if self.gpus <= NODE else ports * NIC)
+
+    def exposed_seconds(self, ports: int = NODE) -> float:
+        """What no computation hides. DDP sends during the backward pass of the last micro-batch, FSDP by block during
+        all of them; one unit has to be whole before its forward pass begins, and its gradients before they leave."""
+        backward = 3 / 4 if self.checkpoint else 2 / 3
+        hides = {
+            "ddp": backward * self.compute_seconds() / self.micro_batches,
+            "fsdp by block": self.compute_seconds(),
+        }
+        return max(0.0, self.travel_seconds(ports) - hides.get(self.strategy, 0.0))
+
+    def steps(self) -> int:
+        return -(-TOKENS_PER_PARAMETER * self.gpt.n_params() // self.batch_tokens)
+
+    def hours(self) -> float:
+        return self.steps() * (self.compute_seconds() + self.exposed_seconds()) / 3600
+
+
+def setups(name: str) -> list[Setup]:
+    gpt, batch = MODELS[name]
+    kinds = [(1, "none"), *((gpus, kind) for gpus in (8, 64) for kind in ("ddp", "fsdp", "fsdp by block"))]
+    return [Setup(gpt, batch, gpus, kind, flag) for gpus, kind in kinds for flag in (False, True)]
+
+
+def table(name: str) -> str:
+    """Markdown, a line for each setup."""
+    head = ["GPUs", "strategy", "checkpointed", "state, GB", "in all, GB", "sequences at a time", "computing, s",
+            "sent, GB", "travelling, s", "not hidden, s", "by one port, s", "20 tokens per parameter"]  # fmt: skip
+    return markdown(head, [line(setup) for setup in setups(name)])
+
+
+def line(s: Setup) -> list[str]:
+    own = [str(s.gpus), s.strategy, "yes" if s.checkpoint else "", f"{s.state_bytes() / 1e9:.1f}"]
+    own += [f"{s.bytes() / 1e9:.1f}", f"{s.micro_batch()} of {s.rows}", f"{s.compute_seconds():.3f}"]
+    shared = ["", "", "", ""]
+    if s.gpus > 1:
+        one_port = f"{s.exposed_seconds(ports=1):.4f}" if s.gpus > NODE else ""
+        shared = [f"{s.traffic() / 1e9:.2f}", f"{s.travel_seconds():.4f}", f"{s.exposed_seconds():.4f}", one_port]
+    return [*own, *shared, duration(s.hours())]
+
+
+def duration(hours: float) -> str:
+    if hours < 1:
+        return f"{60 * hours:.1f} minutes"
+    return f"{hours:.1f} hours" if hours < 48 else f"{hours / 24:.1f} days"
+
+
+def caption(name: str) -> str:
+    gpt, batch = MODELS[name]
+    s = setups(name)[0]
+    return (
+        f"{name}: {gpt.n_params() / 1e6:,.1f}M parameters, {gpt.flops_per_token() / 1e9:.2f} GFLOP a token, {s.steps():,} "
+        f"steps of {batch:,} tokens, {s.steps() * batch * gpt.flops_per_token():.2e} FLOP"
+    )
+
+
+def main() -> None:
+    print("\n\n".join(f"{caption(name)}\n\n{table(name)}" for name in MODELS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,247 @@
+"""What `bench_scale.py` found: where each axis leaves the line, as tables and a picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from positron.evaluation.plots import as_png
+
+Row = dict[str, Any]
+LEAVES = 1.5  # times the line, or the line so many times it
+BLUE, ORANGE, RED = "#1f5fa8", "#c8590a", "#b00020"
+
+
+def off_the_line(x: list[float], y: list[float]) -> list[float]:
+    """y / (a + b x), where the line through the three smallest points has the least relative error and a, b >= 0."""
+    few_x, few_y = np.array(x[:3]), np.array(y[:3])
+    lines = [np.array([1 / few_y, few_x / few_y]).T, np.array([0 / few_y, few_x / few_y]).T]
+    lines.append(np.array([1 / few_y, 0 * few_x]).T)
+    fitted = [np.linalg.lstsq(design, np.ones(len(few_y)), rcond=None)[0] for design in lines]
+    errors = [
+        np.square(design @ line - 1).sum() if min(line) >= 0 else np.inf
+        for design, line in zip(lines, fitted, strict=True)
+    ]
+    a, b = fitted[int(np.argmin(errors))]
+    return [float(value / (a + b * place)) for place, value in zip(x, y, strict=True)]
+
+
+def judge(axis: str, rows: list[Row]) -> list[str]:
+    """Notes each point's place beside the line in its row; says for each series where the line ends."""
+    said = [f"{row['label']} {row['series']} skipped: {row['skipped']}" for row in rows if "skipped" in row]
+    for series in dict.fromkeys(row["series"] for row in rows):
+        mine = [row for row in rows if row["series"] == series and "skipped" not in row]
+        name = f"{series}: " if series else ""
+        if axis == "processes" and len(mine) == 2:
+            said.append(name + shared(*mine))
+        elif axis != "processes" and len(mine) > 3:
+            cost = [row["flops_per_token"] for row in mine]  # 0 for data: the line is flat
+            judged = {"time": off_the_line(cost, [row["seconds"] / row["tokens"] for row in mine])}
+            if axis != "data":
+                memory = [row["bytes"] for row in mine]
+                judged["memory"] = off_the_line([row["computed_bytes"] for row in mine], memory)
+            for what, ratios in judged.items():
+                for row, ratio in zip(mine, ratios, strict=True):
+                    row[f"{what}_ratio"] = ratio
+                said.append(f"{name}{what} {verdict(mine, ratios)}")
+    return said
+
+
+def verdict(rows: list[Row], ratios: list[float]) -> str:
+    for row, ratio in zip(rows, ratios, strict=True):
+        if not 1 / LEAVES <= ratio <= LEAVES:
+            return f"leaves the line at {row['label']}, {ratio:.2f} times it"
+    return f"keeps to the line up to {rows[-1]['label']}: {min(ratios):.2f} to {max(ratios):.2f} times it"
+
+
+def shared(one: Row, two: Row) -> str:
+    travel = 1 - two["alone"] / two["seconds"]
+    return (
+        f"with two processes each takes {two['seconds'] / one['seconds']:.2f} of the time of one, where 0.50 would be "
+        f"linear; {max(0.0, travel):.0%} of it is for {4e-6 * one['parameters']:.1f} MB of gradients that travel"
+    )
+
+
+def table(axis: str, rows: list[Row]) -> str:
+    """Markdown."""
+    if axis == "data":
+        head = ["token files", "opened in", "a batch of 32 x 513 in", "memory", "time / line"]
+        lines = [
+            [r["label"], f"{1e3 * r['opening']:.2f} ms", f"{1e3 * r['seconds']:.2f} ms", f"{r['bytes'] / 1e6:.1f} MB",
+             ratio(r, "time")]
+            for r in rows if "skipped" not in r
+        ]  # fmt: skip
+    else:
+        head = [
+            axis,
+            "computed MFLOP/token",
+            "µs/token",
+            "GFLOP/s",
+            "time / line",
+            "computed MB",
+            "MB",
+            "memory / line",
+        ]
+        lines = [
+            [f"{r['label']} {r['series']}".strip(), f"{r['flops_per_token'] / 1e6:,.1f}",
+             f"{1e6 * r['seconds'] / r['tokens']:,.1f}", f"{r['flops_per_token'] * r['tokens'] / r['seconds'] / 1e9:,.0f}",
+             ratio(r, "time"), f"{r['computed_bytes'] / 1e6:,.0f}", f"{r['bytes'] / 1e6:,.0f}", ratio(r, "memory")]
+            for r in rows if "skipped" not in r
+        ]  # fmt: skip
+    return markdown(head, lines)
+
+
+def ratio(row: Row, what: str) -> str:
+    value = row.get(f"{what}_ratio")
+    return "" if value is None else f"{value:.2f}"
+
+
+def markdown(head: list[str], lines: list[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *lines])
+
+
+def picture(rows: list[Row], title: str) -> bytes:
+    """PNG: a panel per axis, time on the left in blue, memory on the right in orange, what is computed dashed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(15, 8.4), layout="constrained")
+    *five, sixth = figure.subplots(2, 3).flat
+    for axes, axis in zip(five, ("parameters", "context", "vocabulary", "data", "processes"), strict=True):
+        mine = [row for row in rows if row["axis"] == axis and "skipped" not in row]
+        if not mine:
+            axes.set_axis_off()
+        elif axis == "processes":
+            draw_processes(axes, mine)
+        elif axis == "data":
+            draw_data(axes, mine)
+        else:
+            draw_growth(axes, axis, mine)
+    explain(sixth)
+    figure.suptitle(title, fontsize=14)
+    return as_png(figure)
+
+
+def draw_growth(axes: Any, axis: str, rows: list[Row]) -> None:
+    """Time and memory per token against the axis, both logarithmic; the dashed lines are the computed ones."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    right = axes.twinx()
+    for series in dict.fromkeys(row["series"] for row in rows):
+        mine = [row for row in rows if row["series"] == series]
+        x = [row["x"] for row in mine]
+        times = [1e6 * row["seconds"] / row["tokens"] for row in mine]
+        marker, face = ("s", "white") if series == "checkpointed" else ("o", None)
+        for where, color, y in ((axes, BLUE, times), (right, ORANGE, [row["bytes"] / 1e6 for row in mine])):
+            where.plot(x, y, color=color, marker=marker, mfc=face or color, lw=1.8, ms=6)
+        right.plot(x, [row["computed_bytes"] / 1e6 for row in mine], color=ORANGE, ls=":", lw=1.4)
+        if "time_ratio" in mine[0]:
+            line = [time / row["time_ratio"] for time, row in zip(times, mine, strict=True)]
+            axes.plot(x, line, color=BLUE, ls=":", lw=1.4)
+            left = [i for i, row in enumerate(mine) if not 1 / LEAVES <= row["time_ratio"] <= LEAVES]
+            if left:
+                axes.plot(x[left[0]], times[left[0]], "o", ms=15, mfc="none", color=RED, mew=1.6)
+    halves(axes, right)
+    for where, name, color in ((axes, "time, µs per token", BLUE), (right, "memory, MB", ORANGE)):
+        where.set_ylabel(name, color=color)
+        where.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        where.yaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        where.tick_params(axis="y", which="both", colors=color)
+        where.yaxis.set_minor_locator(NullLocator())
+    axes.set_xscale("log")
+    places = apart(sorted({row["x"] for row in rows}))
+    axes.set_xticks(places, [short(place) for place in places])
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set(title=axis, xlabel={"parameters": "parameters", "context": "tokens", "vocabulary": "ids"}[axis])
+    axes.grid(alpha=0.3)
+
+
+def halves(lower: Any, upper: Any) -> None:
+    """Logarithmic y axes whose curves share a panel without crossing: each has a bit more than half of its height."""
+    for axes, below in ((lower, 0.06), (upper, 0.5)):
+        axes.set_yscale("log")
+        values = np.concatenate([line.get_ydata() for line in axes.lines]).astype(float)
+        low, high = np.log(values.min()), np.log(values.max())
+        height = max(high - low, 0.2) / 0.44
+        axes.set_ylim(np.exp(low - below * height), np.exp(low + (1 - below) * height))
+
+
+def apart(places: list[float]) -> list[float]:
+    """Those whose labels have room on a logarithmic axis, the last one among them."""
+    kept, room = [places[-1]], 0.12 * np.log(places[-1] / places[0])
+    for place in reversed(places[:-1]):
+        if np.log(kept[-1] / place) > room:
+            kept.append(place)
+    return kept
+
+
+def short(number: float) -> str:
+    """1,234,000 as 1.2M; 8,192 as it is."""
+    if number < 1e4:
+        return f"{number:,.0f}"
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.0f}{letter}" if number >= 10 * size else f"{number / size:.2g}{letter}"
+    return f"{number:.0f}"
+
+
+def draw_data(axes: Any, rows: list[Row]) -> None:
+    x = [row["x"] for row in rows]
+    axes.plot(
+        x, [1e3 * row["seconds"] for row in rows], color=BLUE, marker="o", lw=1.8, label="a batch of 32 x 513 tokens"
+    )
+    axes.plot(
+        x, [1e3 * row["opening"] for row in rows], color=BLUE, marker="^", mfc="white", lw=1.8, label="opening all"
+    )
+    right = axes.twinx()
+    right.plot(x, [row["bytes"] / 1e6 for row in rows], color=ORANGE, marker="o", lw=1.8)
+    for where, name, color in ((axes, "ms", BLUE), (right, "memory, MB", ORANGE)):
+        where.set_ylabel(name, color=color)
+        where.tick_params(axis="y", colors=color)
+        where.set_ylim(0, 1.6 * where.get_ylim()[1])
+    axes.set(xscale="log", title="data", xlabel="bytes of token files")
+    axes.set_xticks(x, [row["label"] for row in rows])
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
+    axes.legend(loc="upper left", fontsize=9)
+
+
+def draw_processes(axes: Any, rows: list[Row]) -> None:
+    """Bars: the time of a step in each process, relative to one process alone; what DDP adds is lighter."""
+    ticks = []
+    for i, series in enumerate(dict.fromkeys(row["series"] for row in rows)):
+        mine = [row for row in rows if row["series"] == series]
+        for row in mine:
+            place, whole = i * 2.6 + row["x"], row["seconds"] / mine[0]["seconds"]
+            own = min(whole, row.get("alone", row["seconds"]) / mine[0]["seconds"])
+            axes.bar(place, own, color=BLUE, width=0.8)
+            axes.bar(place, whole - own, bottom=own, color="#8db7e3", width=0.8, hatch="//", edgecolor="white")
+            axes.text(place, whole, f"{1e3 * row['seconds']:,.0f} ms", ha="center", va="bottom")
+            axes.plot([place - 0.45, place + 0.45], [1 / row["x"]] * 2, color="black", ls=":", lw=1.8)
+            ticks.append((place, f"{row['x']:.0f}"))
+        ticks.append((i * 2.6 + 1.5, f"\n{series} parameters"))
+    axes.set_xticks(*zip(*ticks, strict=True))
+    axes.set(
+        title="processes, one batch for all (gloo)", ylabel="time of a step in each, relative to one", ylim=(0, 1.2)
+    )
+    axes.grid(alpha=0.3, axis="y")
+
+
+def explain(axes: Any) -> None:
+    from matplotlib.lines import Line2D
+    from matplotlib.patches import Patch
+
+    axes.set_axis_off()
+    shown = [
+        Line2D([], [], color=BLUE, marker="o", label="time, measured"),
+        Line2D([], [], color=BLUE, ls=":", label="time, line through the three smallest, in FLOPs"),
+        Line2D([], [], color=ORANGE, marker="o", label="memory, measured: the peak of a fresh process"),
+        Line2D([], [], color=ORANGE, ls=":", label="memory, computed, without torch's own"),
+        Line2D([], [], color="gray", marker="s", mfc="white", label="with device.checkpoint_activations=true"),
+        Line2D(
+            [], [], color=RED, marker="o", ms=13, mfc="none", ls="", label=f"here the time leaves its line by {LEAVES}"
+        ),
+        Line2D([], [], color="black", ls=":", label="processes: linear would be this"),
+        Patch(facecolor="#8db7e3", hatch="//", edgecolor="white", label="processes: gradients that travel"),
+    ]
+    axes.legend(handles=shown, loc="center", fontsize=11, frameon=False, labelspacing=0.9, handlelength=3)

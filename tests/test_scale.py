@@ -1,0 +1,155 @@
+"""How cost grows: where a line is said to end, what fits, and docs/SCALE.md against the script that computes its tables."""
+
+import dataclasses
+import re
+import shlex
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import PROJECT
+from test_config import composed
+
+from positron.config import RunConfig, from_dict
+
+sys.path.insert(0, str(PROJECT / "scripts"))
+import bench_scale
+import scale_on_paper as paper
+import scale_report as report
+
+DOCUMENT = (PROJECT / "docs" / "SCALE.md").read_text(encoding="utf-8")
+
+
+def rows(times, costs=(1, 2, 4, 8, 16, 32), series=""):
+    return [
+        {"label": str(c), "series": series, "x": c, "tokens": 10, "flops_per_token": c, "seconds": 10 * t, "bytes": t,
+         "computed_bytes": c}
+        for c, t in zip(costs, times, strict=True)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 3), (5, 2), (4, 0)])
+def test_a_line_is_found_and_nothing_leaves_it(a, b):
+    x = [1, 3, 9, 81, 1000]
+    assert report.off_the_line(x, [a + b * value for value in x]) == pytest.approx([1] * 5)
+
+
+def test_a_line_never_falls():
+    """Noise among the small points must not predict that the large ones are free."""
+    ratios = report.off_the_line([1, 2, 3, 100], [1.0, 0.95, 0.9, 1.0])
+    assert ratios[-1] == pytest.approx(1, rel=0.1)
+
+
+@pytest.mark.parametrize(("factor", "says"), [(2.0, "leaves the line at 8, 2.00"), (0.5, "leaves the line at 8, 0.50")])
+def test_the_first_point_that_leaves_the_line_is_named(factor, says):
+    times = np.array([1.0, 2, 4, 8, 16, 32])
+    times[3:] *= factor
+    found = rows(times)
+    time, memory = report.judge("parameters", found)
+    assert says in time
+    assert says in memory
+    assert [row["time_ratio"] for row in found] == pytest.approx([1, 1, 1, factor, factor, factor])
+
+
+def test_what_was_skipped_is_said_and_not_judged():
+    found = rows([1.0, 2, 4, 8, 16, 32])
+    for key in ("seconds", "bytes"):
+        del found[-1][key]
+    found[-1]["skipped"] = "needs about 9.0 GB, 1.0 GB are free"
+    skipped, time, _ = report.judge("parameters", found)
+    assert skipped == "32  skipped: needs about 9.0 GB, 1.0 GB are free"
+    assert "up to 16" in time
+
+
+def test_the_axes_reach_as_far_as_they_say(monkeypatch):
+    reach = {axis: [point.x for point in bench_scale.points(axis, quick=False)] for axis in bench_scale.AXES}
+    assert (min(reach["parameters"]), max(reach["parameters"])) == pytest.approx((1e6, 124e6), rel=0.05)
+    assert (min(reach["context"]), max(reach["context"])) == (128, 8192)
+    assert (min(reach["vocabulary"]), max(reach["vocabulary"])) == (256, 100_277)
+    assert (min(reach["data"]), max(reach["data"])) == (10**6, 10**10)
+    assert set(reach["processes"]) == {1, 2}
+    context = bench_scale.points("context", quick=False)
+    assert len({point.tokens for point in context}) == 1
+    plain, again = context[: len(context) // 2], context[len(context) // 2 :]
+    for a, b in zip(plain, again, strict=True):
+        assert dataclasses.replace(a, series="", checkpoint=True) == dataclasses.replace(b, series="")
+        assert b.computed_bytes() < a.computed_bytes()
+    monkeypatch.setattr(bench_scale, "free_memory", lambda device: 1_000_000_000)
+    largest = bench_scale.row_of(bench_scale.points("parameters", quick=False)[-1], 1)
+    assert largest["skipped"].endswith("1.0 GB are free")
+    assert "seconds" not in largest
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_and_draws(tmp_path):
+    command = [sys.executable, str(PROJECT / "scripts/bench_scale.py"), "--quick", "--out", str(tmp_path)]
+    done = subprocess.run([*command, "--axis", "data", "processes"], capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    assert "with two processes each takes" in done.stdout
+    assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
+    assert len((tmp_path / "scale.csv").read_text().splitlines()) == 1 + 3 + 2
+
+
+@pytest.mark.parametrize("name", paper.MODELS)
+def test_the_document_has_the_tables_that_the_script_prints(name):
+    assert paper.table(name) in DOCUMENT
+    assert paper.caption(name) in DOCUMENT
+
+
+def found(name, gpus, strategy, checkpoint=False):
+    return next(
+        s for s in paper.setups(name) if (s.gpus, s.strategy, s.checkpoint) == (gpus, strategy, checkpoint)
+    )  # fmt: skip
+
+
+def test_the_paper_s_sums_by_hand():
+    """124,439,808 parameters are those of GPT-2 small; the rest with a pencil."""
+    n = 124_439_808
+    alone, ddp, fsdp = (found("124M", *which) for which in ((1, "none"), (8, "ddp"), (64, "fsdp")))
+    assert alone.gpt.n_params() == n
+    assert found("1.5B", 1, "none").gpt.n_params() == 1_557_611_200
+    assert ddp.traffic() == pytest.approx(2 * 7 / 8 * 4 * n)
+    assert ddp.travel_seconds() == pytest.approx(7 * n / 450e9)
+    assert fsdp.micro_batches == 1
+    assert fsdp.traffic() == pytest.approx(63 / 64 * 2 * 2 * n)
+    assert fsdp.travel_seconds() == pytest.approx(63 / 64 * 4 * n / 400e9)
+    assert fsdp.travel_seconds(ports=1) == pytest.approx(63 / 64 * 4 * n / 50e9)
+    assert found("124M", 64, "fsdp by block").traffic() == pytest.approx(63 / 64 * 3 * 2 * n)
+    assert (alone.state_bytes(), ddp.state_bytes()) == (18 * n, 22 * n)
+    assert fsdp.state_bytes() == pytest.approx(n * (16 / 64 + 4))
+    # 6 N D and a bit for attention, at 40 % of the peak
+    assert alone.hours() == pytest.approx(6 * n * 20 * n / (0.4 * 989e12) / 3600, rel=0.1)
+    assert ddp.hours() == pytest.approx(alone.hours() / 8)
+    assert found("124M", 1, "none", True).compute_seconds() == pytest.approx(alone.compute_seconds() * 4 / 3)
+
+
+@pytest.mark.parametrize("name", paper.MODELS)
+def test_what_does_not_hide_is_waited_for_and_all_fits(name):
+    for s in paper.setups(name):
+        assert s.bytes() <= paper.USABLE * paper.MEMORY
+        assert 0 <= s.exposed_seconds() <= s.travel_seconds()
+        assert s.exposed_seconds(ports=1) >= s.exposed_seconds()
+        if s.strategy == "fsdp":  # one unit has nothing to compute while it travels
+            assert s.exposed_seconds() == s.travel_seconds()
+        less, more = (dataclasses.replace(s, checkpoint=flag).activation_bytes(8) for flag in (True, False))
+        assert less < more / 5
+
+
+def test_the_document_s_commands_are_valid_runs_of_whole_batches():
+    blocks = re.findall(r"```bash\n(.*?)```", DOCUMENT, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if "positron.train" in line]
+    assert len(lines) >= 5
+    for line in lines:
+        words = shlex.split(line)
+        config = from_dict(RunConfig, composed(*words[words.index("positron.train") + 1 :]))
+        gpt = config.model.with_vocab(50_257)
+        name = next(name for name, (model, _) in paper.MODELS.items() if model == gpt)
+        assert config.train.batch_tokens == paper.MODELS[name][1]
+        world = config.device.devices * config.device.num_nodes
+        rows = config.train.batch_tokens // gpt.context_length
+        assert rows % world == 0
+        assert (rows // world) % config.train.micro_batch_size == 0
+        strategy = "none" if world == 1 else config.device.strategy
+        s = found(name, world, strategy, config.device.checkpoint_activations)
+        assert config.train.micro_batch_size == s.micro_batch(), line
