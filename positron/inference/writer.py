@@ -14,7 +14,7 @@ from positron.inference.sampling import BALANCED, Sampling
 from positron.model.gpt import GPT
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
-WEIGHTS = {"fp32": None, "bf16": torch.bfloat16}  # None: as the model has them
+WEIGHTS = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}  # None: as the model has them
 
 
 class Writer:
@@ -27,7 +27,7 @@ class Writer:
         say: Callable[[str], None] = lambda line: None,
         weights: str = "fp32",
     ) -> None:
-        """`weights`: fp32, or bf16, of which a token reads half the bytes: other rounding, so now and then other words."""
+        """`weights`: fp32, or bf16 or int8, of which a token reads half or a quarter of the bytes: now and then other words."""
         if weights not in WEIGHTS:
             raise UserError(f"there are no weights {weights}: choose from {', '.join(WEIGHTS)}")
         self.model, self.tokenizer, self.say, self.dtype = model, tokenizer, say, WEIGHTS[weights]
