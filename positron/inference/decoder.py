@@ -33,6 +33,13 @@ class _Layer:
     down: Linear | Int8Linear
 
 
+def _rms_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The left half of layer_norm of (x, -x), whose mean is 0; `weight` twice, (2C,). On a CPU torch's rms_norm is eight
+    operators, and twice as many in bf16."""
+    C = x.shape[-1]
+    return F.layer_norm(torch.cat((x, -x), dim=-1), (2 * C,), weight, None, NORM_EPS)[..., :C]
+
+
 class Decoder:
     """Next-token logits for up to `batch` sequences at once, each with a length of its own up to the context length."""
 
@@ -69,8 +76,10 @@ class Decoder:
         self.lengths = [0] * batch  # tokens of each sequence in the cache
 
     def _norm(self, norm: Norm) -> tuple[Tensor, Tensor | None]:
-        bias = norm.bias.detach().to(self.dtype) if norm.bias is not None else None
-        return norm.weight.detach().to(self.dtype), bias
+        weight = norm.weight.detach().to(self.dtype)
+        if self.config.norm == "rmsnorm":
+            return torch.cat((weight, weight)), None
+        return weight, norm.bias.detach().to(self.dtype) if norm.bias is not None else None
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None, activation: str = "") -> Linear | Int8Linear:
         bias = bias.detach().to(self.dtype) if bias is not None else None
@@ -107,7 +116,7 @@ class Decoder:
     def _apply_norm(self, x: Tensor, norm: tuple[Tensor, Tensor | None]) -> Tensor:
         if self.config.norm == "layernorm":
             return F.layer_norm(x, norm[0].shape, *norm, NORM_EPS)
-        return F.rms_norm(x, norm[0].shape, norm[0], NORM_EPS)
+        return _rms_norm(x, norm[0])
 
     def _plus_mlp(self, x: Tensor, layer: _Layer) -> Tensor:
         h = layer.up(self._apply_norm(x, layer.norm2))
@@ -124,7 +133,7 @@ class Decoder:
             pairs = qk.to(turn.real.dtype).unflatten(-1, (-1, 2))
             qk = torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).to(self.cache_dtype)
         if self.config.qk_norm:
-            qk = F.rms_norm(qk, (self.D,), eps=NORM_EPS)
+            qk = _rms_norm(qk)
         return qk[:, : self.H], qk[:, self.H :], v
 
     def _through(self, x: Tensor, turn: Tensor | None, attend: Attend) -> Tensor:
@@ -201,6 +210,10 @@ class Decoder:
 
     def _before(self, ids: Tensor) -> Tensor:
         """(B, C): what was read before `ids` by each row, whose cache may have been shortened; 0 for an empty one."""
+        first = self.lengths[0]
+        if first and self.lengths.count(first) == len(ids):
+            self.ids[:, first] = ids
+            return F.embedding(self.ids[:, first - 1], self.wte)
         places = torch.tensor(self.lengths[: len(ids)], device=self.device)
         rows = torch.arange(len(ids), device=self.device)
         self.ids[rows, places] = ids
