@@ -25,6 +25,14 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="another seed, another text (default %(default)s)")
 
 
+def draft_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--draft",
+        metavar="RUN",
+        help="a smaller run of the same tokenizer that proposes tokens: faster, words as likely",
+    )
+
+
 def chosen_sampling(options: argparse.Namespace, default: str = "balanced") -> Sampling:
     """The preset with the options that were given. UserError for what makes no sense."""
     from positron.inference.sampling import preset
