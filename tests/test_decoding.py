@@ -255,16 +255,13 @@ def test_the_doors_take_a_draft_and_bytes(runs: Path, door: Callable[..., Any]) 
 
 def test_evaluate_shows_what_bytes_cost(runs: Path, door: Callable[..., Any]) -> None:
     found = {}
-    for weights in ("fp32", "bf16", "int8"):
+    for weights in ("fp32", "int8"):
         made = door("evaluate", "--run", "large", "--limit", "3000", "--json", "--weights", weights, folder=runs)
         assert made.code == 0, made.err
         facts = json.loads(made.out)
         assert facts["weights"] == weights
         found[weights] = facts["bpb"]
-    assert len(set(found.values())) == 3
-    assert abs(found["int8"] / found["fp32"] - 1) < 0.005
-    text = door("evaluate", "--run", "large", "--limit", "3000", "--weights", "int8", folder=runs).out
-    assert text.splitlines()[1].split() == ["weights", "int8"]
+    assert 0 < abs(found["int8"] / found["fp32"] - 1) < 0.005
 
 
 def test_a_batch_in_bytes_writes_what_each_row_writes_alone(runs: Path) -> None:
