@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 def load(run: str | None = None, weights: str = "fp32") -> Writer:
     """The model of a run folder, or of a name below outputs/ (None: the one trained last), ready to write.
 
-    `weights="bf16"` writes faster on a CPU and rounds more.
+    `weights="bf16"` or `"int8"` writes faster on a CPU and rounds more.
     """
     from positron.inference.writer import Writer
     from positron.runs import find_run, load_model

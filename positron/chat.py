@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from positron.config import UserError
 from positron.door import errors_as_one_line
-from positron.inference.options import chosen_sampling, sampling_options
+from positron.inference.options import chosen_sampling, draft_option, sampling_options
 
 if TYPE_CHECKING:
     from positron.inference.dialogue import Dialogue
@@ -37,6 +37,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
     parser.add_argument("--max-tokens", type=int, default=200, help="most tokens of an answer (default %(default)s)")
     parser.add_argument("--system", help="who the model is to be")
+    draft_option(parser)
     sampling_options(parser)
     return parser
 
@@ -49,13 +50,13 @@ def main() -> None:
         sampling = chosen_sampling(options, default="precise")
         from positron.inference.dialogue import Dialogue
         from positron.inference.writer import Writer
-        from positron.runs import find_run, load_model
+        from positron.runs import find_run, load_draft, load_model
 
         run = find_run(options.run)
         model, tokenizer, path = load_model(run, note)
-        dialogue = Dialogue(
-            Writer(model, tokenizer, weights=options.weights), run.is_chat, sampling, options.max_tokens, options.seed
-        )
+        draft = load_draft(options.draft, tokenizer, note)
+        writer = Writer(model, tokenizer, weights=options.weights, draft=draft)
+        dialogue = Dialogue(writer, run.is_chat, sampling, options.max_tokens, options.seed)
         if options.system:
             dialogue.system = options.system
         if options.question is not None:

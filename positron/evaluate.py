@@ -78,6 +78,7 @@ def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[st
     """Loss over the documents of the text, each from its beginning to its end."""
     from positron.evaluation.scoring import interval, score_documents, total
     from positron.evaluation.texts import floor_of, texts_of_file, texts_of_run, up_to
+    from positron.inference.int8 import rounded
 
     if options.text is not None:
         texts, name = texts_of_file(options.text), options.text
@@ -85,12 +86,14 @@ def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[st
         texts, name = texts_of_run(run, options.split, options.limit, say), f"{options.split} side of its own text"
     texts = up_to(texts, options.limit)
     began = time.perf_counter()
-    scores = score_documents(writer.model, writer.tokenizer, texts, stride=options.stride)
+    model = rounded(writer.model, writer.dtype)
+    scores = score_documents(model, writer.tokenizer, texts, stride=options.stride)
     took = time.perf_counter() - began
     whole, floor = total(scores), floor_of(texts) if options.stories else None
     context = writer.model.config.context_length
     return {
         "text": name,
+        "weights": options.weights,
         "documents": len(scores),
         "bytes": whole.bytes,
         "tokens": whole.tokens,
@@ -171,10 +174,12 @@ def as_text(facts: dict[str, Any]) -> str:
         f"window          {facts['context']} tokens, {facts['stride']} of them scored at a time",
         f"speed           {facts['tokens_per_second']:,.0f} tokens/s",
     ]
+    if facts["weights"] != "fp32":
+        lines.insert(1, f"weights         {facts['weights']}")
     if facts["floor_bpb"] is not None:
         above = facts["bpb"] / facts["floor_bpb"] - 1
         lines.insert(
-            2, f"floor           {facts['floor_bpb']:.4f}: the text's own bits; the model is {above:.1%} above"
+            -4, f"floor           {facts['floor_bpb']:.4f}: the text's own bits; the model is {above:.1%} above"
         )
     if "stories" in facts:
         lines += ["", *_stories(facts["stories"])]

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from positron.config import UserError
 from positron.door import errors_as_one_line, side_by_side
-from positron.inference.options import chosen_sampling, sampling_options
+from positron.inference.options import chosen_sampling, draft_option, sampling_options
 
 if TYPE_CHECKING:
     from positron.inference.sampling import Sampling
@@ -37,6 +37,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--stop", action="append", default=[], help="end before this text; may be given again")
     parser.add_argument("--json", action="store_true", help="one object per text, with its tokens and speed")
     parser.add_argument("--verbose", action="store_true", help="say when the context is full")
+    draft_option(parser)
     sampling_options(parser)
     return parser
 
@@ -62,14 +63,15 @@ def main() -> None:
             if getattr(options, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
         sampling = chosen_sampling(options)
-        from positron.runs import find_run, load_model
+        from positron.runs import find_run, load_draft, load_model
 
         run = find_run(options.run)
         model, tokenizer, path = load_model(run, say)
         from positron.inference.writer import Writer
 
         say(f"{run.folder}, {path.name}")
-        writer = Writer(model, tokenizer, say if options.verbose else lambda line: None, options.weights)
+        draft = load_draft(options.draft, tokenizer, say)
+        writer = Writer(model, tokenizer, say if options.verbose else lambda line: None, options.weights, draft)
         if options.prompt == "bench" and options.file is None:
             bench(writer)
             return

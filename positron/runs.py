@@ -138,6 +138,17 @@ def load_model(run: Run, say: Callable[[str], None], checkpoint: Path | None = N
     return model.eval(), tokenizer, path
 
 
+def load_draft(name: str | None, tokenizer: Tokenizer, say: Callable[[str], None]) -> GPT | None:
+    """The model of a run that is to propose tokens to one with this tokenizer. UserError where it has another."""
+    if name is None:
+        return None
+    run = find_run(name)
+    draft, other, _ = load_model(run, say)
+    if other.hash != tokenizer.hash:
+        raise UserError(f"{run.folder} has another tokenizer: only a run with the same one can be its draft")
+    return draft
+
+
 def bare_names(state_dict: dict[str, Any]) -> dict[str, Any]:
     """A LightningModule's weights under the model's own names, merged; `_orig_mod.` is torch.compile's mark."""
     from positron.model.lora import merged

@@ -1,13 +1,15 @@
 """Tokens per second of writing, one sequence on a CPU: Positron's engine beside Hugging Face `generate` and a plain loop.
 
-All hold the same weights (of a fresh TinyGPT, or of --run) and write the same greedy tokens, which is checked first. They
-take turns, A B C A B C ..., in one process; medians over the rounds. The floor is the time to read every weight once from
-memory, at the rate that a large product of a matrix and a vector reaches here. Needs the extra: pip install -e '.[bench]'.
+All hold the same weights, of a fresh TinyGPT, and in fp32 write the same greedy tokens, which is checked first. They take
+turns, A B C A B C ..., in one process; medians over the rounds. The floor is the time to read every weight once from
+memory, at the rate that a large product of a matrix and a vector reaches here. --run RUN measures that run instead, with its
+bits per byte in fp32, bf16 and int8; --draft RUN, what a draft gives. Needs the extra: pip install -e '.[bench]'.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -17,7 +19,7 @@ import torch
 from positron.config import GPTConfig
 from positron.inference.engine import Engine
 from positron.inference.linear import Linear
-from positron.inference.sampling import Sampling
+from positron.inference.sampling import BALANCED, Sampling
 from positron.model.gpt import GPT
 from positron.text.tables import CharTokenizer
 
@@ -87,14 +89,61 @@ def read_rate() -> float:
     return matrix.nbytes / min(times)
 
 
+def in_turns(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median seconds of each."""
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    for _ in range(rounds):
+        for name, write in variants.items():
+            began = time.perf_counter()
+            write()
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(some) for name, some in times.items()}
+
+
+def bench_run(options: argparse.Namespace) -> None:
+    """Drawn as `balanced` draws, since a draft is worth as much as it guesses; no end of a text ends it."""
+    from positron.evaluation.scoring import score_documents, total
+    from positron.evaluation.texts import texts_of_run
+    from positron.inference.int8 import rounded
+    from positron.inference.writer import WEIGHTS, Writer
+    from positron.runs import find_run, load_draft, load_model
+
+    run = find_run(options.run)
+    model, tokenizer, _ = load_model(run, print)
+    draft = load_draft(options.draft, tokenizer, print)
+    texts = texts_of_run(run, "val", 50_000, print)
+    bpb, variants = {}, {}
+    for weights, dtype in WEIGHTS.items():
+        bpb[weights] = total(score_documents(rounded(model, dtype), tokenizer, texts)).bpb
+        for name, helper in ((weights, None), (f"{weights}, draft", draft)):
+            if name == weights or helper is not None:
+                variants[name] = Writer(model, tokenizer, weights=weights, draft=helper).engine()
+    seeds = itertools.count()
+
+    def write(engine: Engine) -> None:
+        for _ in engine.ids([[0]], BALANCED, max_tokens=options.tokens, stop_ids=(), seed=next(seeds) // len(variants)):
+            pass
+
+    took = in_turns({name: lambda e=engine: write(e) for name, engine in variants.items()}, options.rounds)  # type: ignore[misc]
+    print(f"{model.config.n_params() / 1e6:.1f}M parameters, {torch.get_num_threads()} threads\n")
+    print(f"{'weights':<20}{'tokens/s':>10}{'ratio':>8}{'bits per byte':>16}")
+    for name, seconds in took.items():
+        print(f"{name:<20}{options.tokens / seconds:>10.0f}{took['fp32'] / seconds:>8.2f}{bpb[name[:4]]:>16.4f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=256, help="to write (default %(default)s)")
     parser.add_argument("--prompt", type=int, default=16, help="length of the prompt in tokens (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--run", help="measure this run, with its bits per byte")
+    parser.add_argument("--draft", help="... and with this one as its draft")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.run:
+        bench_run(options)
+        return
     model = GPT(TINYGPT, seed=0).eval()
     with torch.no_grad():
         for p in model.parameters():  # fresh weights repeat one token for ever, which would prove little
@@ -105,6 +154,7 @@ def main() -> None:
     engines = {
         "Positron, fp32": Engine(model, tokenizer),
         "Positron, bf16 weights": Engine(model, tokenizer, dtype=torch.bfloat16),
+        "Positron, int8 weights": Engine(model, tokenizer, dtype=torch.int8),
     }
     variants: dict[str, Callable[[int], list[int]]] = {
         "Hugging Face generate, fp32": lambda n: with_hugging_face(other, prompt, n),
@@ -114,19 +164,14 @@ def main() -> None:
     wanted = with_hugging_face(other, prompt, options.tokens)
     same = [a == b for a, b in zip(wanted, with_engine(engines["Positron, fp32"], prompt, options.tokens), strict=True)]
     print(f"greedy tokens like Hugging Face's: {sum(same)} of {len(same)}; {len(set(wanted))} different ones")
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(options.rounds):
-        for name, write in variants.items():
-            began = time.perf_counter()
-            write(options.tokens)
-            times[name].append(time.perf_counter() - began)
-    speed = {name: options.tokens / statistics.median(some) for name, some in times.items()}
+    took = in_turns({name: lambda w=write: w(options.tokens) for name, write in variants.items()}, options.rounds)  # type: ignore[misc]
+    speed = {name: options.tokens / seconds for name, seconds in took.items()}
     reference = speed["Hugging Face generate, fp32"]
     floor = read_rate() / (4 * TINYGPT.matmul_params())
     print(f"{options.tokens} tokens after a prompt of {options.prompt}, {torch.get_num_threads()} threads\n")
     print(f"{'':<30}{'tokens/s':>10}{'ratio':>8}{'of the floor':>14}")
     for name, rate in speed.items():
-        share = rate / (floor * (2 if "bf16" in name else 1))
+        share = rate / (floor * (4 if "int8" in name else 2 if "bf16" in name else 1))
         print(f"{name:<30}{rate:>10.0f}{rate / reference:>8.2f}{share:>14.0%}")
     print(f"{'every weight read once, fp32':<30}{floor:>10.0f}{floor / reference:>8.2f}")
 

@@ -265,7 +265,7 @@ def test_the_generate_door(run: Path, door: Callable[..., Any]) -> None:
         (["--run", "nothing"], "no run nothing"),
         (["a" * 200], "the prompt has 200 tokens"),
         (["--file", "nowhere.txt"], "cannot read --file nowhere.txt"),
-        (["--weights", "int3"], "there are no weights int3: choose from fp32, bf16"),
+        (["--weights", "int3"], "there are no weights int3: choose from fp32, bf16, int8"),
         (["--max-tokens", "0"], "--max-tokens 0 must be at least 1"),
     ],
 )

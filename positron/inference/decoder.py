@@ -7,41 +7,58 @@ do not change when q and k are permuted alike); the heads that share keys are ro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from positron.inference.int8 import Int8Linear, dequantise, quantise
 from positron.inference.linear import Linear
 from positron.model.gpt import GPT, NORM_EPS, Block, Norm
 from positron.model.lora import weight_of
+
+# q (N, H, D), new keys and values (N, K, D), and a layer's cache of them (B, K, T, D) twice -> (N, H * D)
+Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class _Layer:
     norm1: tuple[Tensor, Tensor | None]
     norm2: tuple[Tensor, Tensor | None]
-    qkv: Linear
-    out: Linear
-    up: Linear  # with its activation; gate above up for swiglu
-    down: Linear
+    qkv: Linear | Int8Linear
+    out: Linear | Int8Linear
+    up: Linear | Int8Linear  # with its activation; gate above up for swiglu
+    down: Linear | Int8Linear
+
+
+def _rms_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
+    """The left half of layer_norm of (x, -x), whose mean is 0; `weight` twice, (2C,). On a CPU torch's rms_norm is eight
+    operators, and twice as many in bf16."""
+    C = x.shape[-1]
+    return F.layer_norm(torch.cat((x, -x), dim=-1), (2 * C,), weight, None, NORM_EPS)[..., :C]
 
 
 class Decoder:
     """Next-token logits for up to `batch` sequences at once, each with a length of its own up to the context length."""
 
     def __init__(self, model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> None:
-        """`dtype` of weights and cache: that of the model unless given. The weights are copied: train first."""
+        """`dtype` of weights and cache: that of the model unless given. The weights are copied: train first.
+
+        int8: the matrices only, all else bf16.
+        """
         config = model.config
         self.config, self.model = config, model
         self.device = model.wte.weight.device
-        self.dtype = dtype or model.wte.weight.dtype
+        self.bytewise = dtype == torch.int8
+        self.dtype = torch.bfloat16 if self.bytewise else dtype or model.wte.weight.dtype
         self.H, self.K, self.D = config.n_head, config.kv_heads, config.d_head
         self.layers = [self._pack(block) for block in model.blocks]  # type: ignore[arg-type]
         self.norm_f = self._norm(model.norm_f)
-        self.wte = model.wte.weight.detach().to(self.dtype)
-        self.head = Linear(model.head_weight.detach().to(self.dtype))
+        self.head = self._linear(model.head_weight)
+        tied = self.bytewise and config.tie_embeddings
+        self.wte = (dequantise(*quantise(model.wte.weight)) if tied else model.wte.weight.detach()).to(self.dtype)
         # SDPA for one query is three times slower in bf16 than in fp32 on a CPU
         narrow = self.dtype == torch.bfloat16 and self.device.type == "cpu"
         self.cache_dtype = torch.float32 if narrow else self.dtype
@@ -59,21 +76,28 @@ class Decoder:
         self.lengths = [0] * batch  # tokens of each sequence in the cache
 
     def _norm(self, norm: Norm) -> tuple[Tensor, Tensor | None]:
-        bias = norm.bias.detach().to(self.dtype) if norm.bias is not None else None
-        return norm.weight.detach().to(self.dtype), bias
+        weight = norm.weight.detach().to(self.dtype)
+        if self.config.norm == "rmsnorm":
+            return torch.cat((weight, weight)), None
+        return weight, norm.bias.detach().to(self.dtype) if norm.bias is not None else None
+
+    def _linear(self, weight: Tensor, bias: Tensor | None = None, activation: str = "") -> Linear | Int8Linear:
+        bias = bias.detach().to(self.dtype) if bias is not None else None
+        if self.bytewise:
+            return Int8Linear(weight, bias, activation)
+        return Linear(weight.detach().to(self.dtype).contiguous(), bias, activation)
 
     def _pack(self, block: Block) -> _Layer:
         attn, mlp = block.attn, block.mlp
 
-        def joined(*parts: torch.nn.Linear, paired: int = 0, activation: str = "") -> Linear:
+        def joined(*parts: torch.nn.Linear, paired: int = 0, activation: str = "") -> Linear | Int8Linear:
             """`paired`: so many of the parts get their rotary pairs side by side."""
             weights = [weight_of(p) for p in parts]
             weights[:paired] = [self._side_by_side(weight) for weight in weights[:paired]]
-            weight = torch.cat(weights).detach().to(self.dtype).contiguous()
             if parts[0].bias is None:
-                return Linear(weight, None, activation)
+                return self._linear(torch.cat(weights), None, activation)
             biases = [p.bias if i >= paired else self._side_by_side(p.bias) for i, p in enumerate(parts)]
-            return Linear(weight, torch.cat(biases).detach().to(self.dtype), activation)
+            return self._linear(torch.cat(weights), torch.cat(biases), activation)
 
         return _Layer(
             self._norm(block.norm1),
@@ -92,7 +116,7 @@ class Decoder:
     def _apply_norm(self, x: Tensor, norm: tuple[Tensor, Tensor | None]) -> Tensor:
         if self.config.norm == "layernorm":
             return F.layer_norm(x, norm[0].shape, *norm, NORM_EPS)
-        return F.rms_norm(x, norm[0].shape, norm[0], NORM_EPS)
+        return _rms_norm(x, norm[0])
 
     def _plus_mlp(self, x: Tensor, layer: _Layer) -> Tensor:
         h = layer.up(self._apply_norm(x, layer.norm2))
@@ -109,8 +133,19 @@ class Decoder:
             pairs = qk.to(turn.real.dtype).unflatten(-1, (-1, 2))
             qk = torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).to(self.cache_dtype)
         if self.config.qk_norm:
-            qk = F.rms_norm(qk, (self.D,), eps=NORM_EPS)
+            qk = _rms_norm(qk)
         return qk[:, : self.H], qk[:, self.H :], v
+
+    def _through(self, x: Tensor, turn: Tensor | None, attend: Attend) -> Tensor:
+        """(N, C) -> (N, C) through all layers. `attend` stores new keys and values in a layer's cache and looks at it."""
+        for layer, keys, values in zip(self.layers, self.k, self.v, strict=True):
+            y = attend(*self._heads(self._apply_norm(x, layer.norm1), layer, turn), keys, values)
+            x = layer.out.plus(y.to(self.dtype), x)
+            x = self._plus_mlp(x, layer)
+        return x
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.head(self._apply_norm(x, self.norm_f))
 
     @torch.inference_mode()
     def prefill(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
@@ -132,20 +167,53 @@ class Decoder:
         if self.config.position != "rope":
             x = x + self.positions[:n]
         turn = self.turn[:n].repeat(b, 1, 1) if self.config.position == "rope" else None
-        for layer, keys, values in zip(self.layers, self.k, self.v, strict=True):
-            heads = self._heads(self._apply_norm(x, layer.norm1).flatten(0, 1), layer, turn)
-            q, k, v = (part.unflatten(0, (b, n)).transpose(1, 2) for part in heads)  # (b, heads, n, D)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            q, k, v = (part.unflatten(0, (b, n)).transpose(1, 2) for part in (q, k, v))  # (b, heads, n, D)
             keys[rows, :, :n], values[rows, :, :n] = k, v
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.K < self.H)
-            x = layer.out.plus(y.transpose(1, 2).flatten(2).to(self.dtype), x)
-            x = self._plus_mlp(x, layer)
+            return y.transpose(1, 2).reshape(b * n, -1)
+
+        x = self._through(x.flatten(0, 1), turn, attend)
         for row, prompt in zip(rows, prompts, strict=True):
             self.lengths[row] = len(prompt)
-        last = x[torch.arange(b), torch.tensor([len(p) - 1 for p in prompts])]
-        return self.head(self._apply_norm(last, self.norm_f))
+        return self._logits(x[torch.tensor([i * n + len(p) - 1 for i, p in enumerate(prompts)])])
+
+    @torch.inference_mode()
+    def read(self, ids: list[int]) -> Tensor:
+        """So many tokens more for row 0: the logits after each of them (T, V). The cache must have room."""
+        start, n = self.lengths[0], self.lengths[0] + len(ids)
+        if n > self.config.context_length:
+            raise ValueError(f"{n} tokens do not fit the cache of {self.config.context_length}")
+        idx = torch.tensor(ids, device=self.device)
+        x = F.embedding(idx, self.wte)  # (T, C)
+        if self.smear is not None:
+            self.ids[0, start:n] = idx
+            before = F.embedding(self.ids[0, max(0, start - 1) : n - 1], self.wte)
+            x = x + self.smear * (before if start else F.pad(before, (0, 0, 1, 0)))
+        if self.config.position != "rope":
+            x = x + self.positions[start:n]
+        turn = self.turn[start:n] if self.config.position == "rope" else None
+        places = torch.arange(n, device=self.device)
+        mask = places <= places[start:, None]  # (T, n)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            keys[0, :, start:n], values[0, :, start:n] = k.transpose(0, 1), v.transpose(0, 1)
+            y = F.scaled_dot_product_attention(
+                q.transpose(0, 1)[None], keys[:1, :, :n], values[:1, :, :n], attn_mask=mask, enable_gqa=self.K < self.H
+            )
+            return y[0].transpose(0, 1).reshape(n - start, -1)
+
+        x = self._through(x, turn, attend)
+        self.lengths[0] = n
+        return self._logits(x)
 
     def _before(self, ids: Tensor) -> Tensor:
         """(B, C): what was read before `ids` by each row, whose cache may have been shortened; 0 for an empty one."""
+        first = self.lengths[0]
+        if first and self.lengths.count(first) == len(ids):
+            self.ids[:, first] = ids
+            return F.embedding(self.ids[:, first - 1], self.wte)
         places = torch.tensor(self.lengths[: len(ids)], device=self.device)
         rows = torch.arange(len(ids), device=self.device)
         self.ids[rows, places] = ids
@@ -164,15 +232,15 @@ class Decoder:
         if not even:
             assert isinstance(where, Tensor)
             mask = (torch.arange(n, device=self.device) <= where[:, None])[:, None, None]  # (B, 1, 1, n)
+            rows = torch.arange(B, device=self.device)
         x = F.embedding(ids, self.wte)  # (B, C)
         if self.smear is not None:
             x = x + self.smear * self._before(ids)
         if self.config.position != "rope":
             x = x + self.positions[where]
         turn = self.turn[where] if self.config.position == "rope" else None
-        rows = torch.arange(B, device=self.device)
-        for layer, keys, values in zip(self.layers, self.k, self.v, strict=True):
-            q, k, v = self._heads(self._apply_norm(x, layer.norm1), layer, turn)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             if even:
                 keys[:, :, n - 1], values[:, :, n - 1] = k, v
             else:
@@ -180,7 +248,8 @@ class Decoder:
             y = F.scaled_dot_product_attention(
                 q.reshape(B, K, H // K, D), keys[:, :, :n], values[:, :, :n], attn_mask=mask
             )  # the H/K heads of a group look at the same keys: they are its queries
-            x = layer.out.plus(y.reshape(B, H * D).to(self.dtype), x)
-            x = self._plus_mlp(x, layer)
+            return y.reshape(B, H * D)
+
+        x = self._through(x, turn, attend)
         self.lengths = [place + 1 for place in places]
-        return self.head(self._apply_norm(x, self.norm_f))
+        return self._logits(x)

@@ -21,8 +21,16 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
         "--min-p", type=float, help="... among those with this share of the likeliest one's probability"
     )
     parser.add_argument("--repetition-penalty", type=float, help="above 1: what was said lately gets less likely")
-    parser.add_argument("--weights", default="fp32", help="fp32, or bf16: faster on a CPU, now and then other words")
+    parser.add_argument("--weights", default="fp32", help="fp32; bf16, int8: faster on a CPU, now and then other words")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another text (default %(default)s)")
+
+
+def draft_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--draft",
+        metavar="RUN",
+        help="a smaller run of the same tokenizer that proposes tokens: faster, words as likely",
+    )
 
 
 def chosen_sampling(options: argparse.Namespace, default: str = "balanced") -> Sampling:

@@ -11,10 +11,11 @@ import torch
 from positron.config import UserError
 from positron.inference.engine import Engine
 from positron.inference.sampling import BALANCED, Sampling
+from positron.inference.speculative import SpeculativeEngine
 from positron.model.gpt import GPT
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
-WEIGHTS = {"fp32": None, "bf16": torch.bfloat16}  # None: as the model has them
+WEIGHTS = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}  # None: as the model has them
 
 
 class Writer:
@@ -26,11 +27,16 @@ class Writer:
         tokenizer: Tokenizer,
         say: Callable[[str], None] = lambda line: None,
         weights: str = "fp32",
+        draft: GPT | None = None,
     ) -> None:
-        """`weights`: fp32, or bf16, of which a token reads half the bytes: other rounding, so now and then other words."""
+        """`weights`: fp32, or bf16 or int8, of which a token reads half or a quarter of the bytes: now and then other words.
+
+        `draft`: a smaller model with the same tokenizer that proposes tokens; the words are still the model's own.
+        """
         if weights not in WEIGHTS:
             raise UserError(f"there are no weights {weights}: choose from {', '.join(WEIGHTS)}")
         self.model, self.tokenizer, self.say, self.dtype = model, tokenizer, say, WEIGHTS[weights]
+        self.draft = draft
         self._engines: dict[int, Engine] = {}
 
     def generate(self, prompt: str, *, max_tokens: int = 200, seed: int = 0, **settings: Any) -> str:
@@ -62,8 +68,14 @@ class Writer:
         return ids
 
     def engine(self, batch: int = 1) -> Engine:
+        if self.draft is not None and batch > 1:
+            raise UserError(f"a draft helps to write one text at a time, not {batch}: leave it out")
         if batch not in self._engines:
-            self._engines = {batch: Engine(self.model, self.tokenizer, batch=batch, dtype=self.dtype, say=self.say)}
+            options: dict[str, Any] = {"dtype": self.dtype, "say": self.say}
+            if self.draft is not None:
+                self._engines = {batch: SpeculativeEngine(self.model, self.tokenizer, self.draft, **options)}
+            else:
+                self._engines = {batch: Engine(self.model, self.tokenizer, batch=batch, **options)}
         return self._engines[batch]
 
 
