@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from positron.model.precision import product_dtype, wide
+
 BLOCK = 128  # queries at a time: 64 and 256 are slower at T = 256 to 1024
 LONGEST = 2048  # tokens; beyond, the saved probabilities take more memory than they are worth
 
@@ -23,9 +25,7 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, m
 
     `mask` (B, 1, T, T), True where a query may look, takes the place of the causal one.
     """
-    if torch.is_autocast_enabled(q.device.type) and q.dtype != torch.float64:  # autocast, too, leaves float64 alone
-        dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
+    q, k, v = (part.to(product_dtype(part)) for part in (q, k, v))
     grouped = k.shape[1] != q.shape[1]
     if mask is not None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, enable_gqa=grouped)
@@ -54,10 +54,10 @@ class BlockedCausalAttention(torch.autograd.Function):
         B, H, T, D = q.shape
         N, G = B * k.shape[1], H // k.shape[1]
         with torch.autocast(q.device.type, enabled=False):
-            out, probabilities = torch.empty_like(q), []  # in q's memory order, so that (B, T, H D) is a view again
+            out = q.new_empty(B, T, H, D).transpose(1, 2)  # so that (B, T, H D) is a view of it
+            probabilities = []
             q, k, v = q.reshape(N, G, T, D), k.reshape(N, T, D), v.reshape(N, T, D)
-            wide = torch.promote_types(q.dtype, torch.float32)
-            future = torch.full((BLOCK, BLOCK), float("-inf"), dtype=wide, device=q.device).triu_(1)
+            future = torch.full((BLOCK, BLOCK), float("-inf"), dtype=wide(q.dtype), device=q.device).triu_(1)
             for start in range(0, T, BLOCK):
                 end = min(T, start + BLOCK)
                 n = end - start
@@ -100,12 +100,14 @@ def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
     where SDPA is at 0.4 and 0.7 %. Unrounded costs a tenth of the attention's time. bmm has no fp32 output on a CPU, so
     the factors are widened and oneDNN narrows them again, exactly, to multiply.
     """
-    wide = torch.promote_types(q.dtype, torch.float32)
+    dtype = wide(q.dtype)
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     if q.dtype == torch.bfloat16:
         matmul.fp32_precision = "bf16"
     try:
-        return torch.baddbmm(q.new_empty((), dtype=wide), q.to(wide), k.to(wide).mT, beta=0, alpha=q.shape[-1] ** -0.5)
+        return torch.baddbmm(
+            q.new_empty((), dtype=dtype), q.to(dtype), k.to(dtype).mT, beta=0, alpha=q.shape[-1] ** -0.5
+        )
     finally:
         matmul.fp32_precision = before

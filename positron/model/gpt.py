@@ -14,13 +14,14 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from positron.config import GPTConfig
+from positron.model import fused
 from positron.model.attention import causal_attention
+from positron.model.fused import Rope
 from positron.model.loss import linear_cross_entropy
 
 NORM_EPS = 1e-5
 ROPE_BASE = 10_000.0
 INIT_STD = 0.02
-Rope = tuple[Tensor, Tensor]  # cos, sin
 
 
 class Norm(nn.Module):
@@ -36,7 +37,7 @@ class Norm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
         if self.kind == "layernorm":
             return F.layer_norm(x, self.weight.shape, self.weight, self.bias, NORM_EPS)
-        return F.rms_norm(x, self.weight.shape, self.weight, NORM_EPS)
+        return fused.rms_norm(x, self.weight, NORM_EPS)
 
 
 def rope_tables(context_length: int, d_head: int) -> tuple[Tensor, Tensor]:
@@ -101,6 +102,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:  # (B, T, C) -> (B, T, C)
         B, T, C = x.shape
+        q, k, v = self._packed(x, rope) if self._packs(x) else self._heads(x, rope)
+        y = causal_attention(q, k, v, dropout=self.dropout if self.training else 0.0, mask=mask)  # (B, H, T, D)
+        return self.out(y.transpose(1, 2).reshape(B, T, C))
+
+    def _heads(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
+        """(B, T, C) -> q (B, H, T, D), k and v (B, K, T, D)."""
+        B, T, _ = x.shape
         q = self.q(x).view(B, T, self.n_head, self.d_head).transpose(1, 2)  # (B, H, T, D)
         k = self.k(x).view(B, T, self.n_kv_head, self.d_head).transpose(1, 2)  # (B, K, T, D)
         v = self.v(x).view(B, T, self.n_kv_head, self.d_head).transpose(1, 2)  # (B, K, T, D)
@@ -109,8 +117,22 @@ class Attention(nn.Module):
         if self.qk_norm:  # unit root mean square per head keeps the scores bounded (arXiv:2010.04245)
             q = F.rms_norm(q, (self.d_head,), eps=NORM_EPS)
             k = F.rms_norm(k, (self.d_head,), eps=NORM_EPS)
-        y = causal_attention(q, k, v, dropout=self.dropout if self.training else 0.0, mask=mask)  # (B, H, T, D)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))
+        return q, k, v
+
+    def _packs(self, x: Tensor) -> bool:
+        """Not with low-rank additions to q, k or v, nor while someone watches them."""
+        parts = (self.q, self.k, self.v)
+        return fused.is_faster(x) and all(type(p) is nn.Linear and not p._forward_hooks for p in parts)
+
+    def _packed(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
+        """`_heads` in one matrix product and one pass."""
+        weights: list[Tensor] = [self.q.weight, self.k.weight, self.v.weight]
+        biases: list[Tensor] = [] if self.q.bias is None else [self.q.bias, self.k.bias, self.v.bias]
+        if rope is not None:
+            weights[:2] = [fused.side_by_side(weight, self.d_head) for weight in weights[:2]]
+            biases[:2] = [fused.side_by_side(bias, self.d_head) for bias in biases[:2]]
+        qkv = F.linear(x, torch.cat(weights), torch.cat(biases) if biases else None)
+        return fused.heads(qkv, rope, self.n_head, self.n_kv_head, NORM_EPS if self.qk_norm else None)
 
 
 class MLP(nn.Module):
@@ -133,13 +155,13 @@ class MLP(nn.Module):
 def activate(h: Tensor, activation: str) -> Tensor:
     """Of one argument; "" leaves it as it is."""
     if activation == "gelu":
-        return F.gelu(h, approximate="tanh")
+        return fused.gelu(h)
     if activation == "relu":
         return F.relu(h)
     if activation == "swish":
         return F.silu(h)
     if activation == "relu2":
-        return F.relu(h).square()  # Primer, arXiv:2109.08668
+        return fused.relu2(h)
     return h
 
 

@@ -15,11 +15,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from positron.config import IGNORE
+from positron.model.precision import product_dtype, wide
 
 CHUNK_VALUES = 1 << 24  # logits at a time, 32 MB in bf16: half as many are 3 % slower, twice as many 3 % faster
 # of them in the softmax at a time, 16 MB in fp32. Parts that fit the cache, 1 << 19, are 3 % faster on idle cores, but
 # all their small operators wait for the slowest thread: twice as slow when another program wants the cores, too.
 SOFTMAX_VALUES = 1 << 22
+
+SMALL = 1e-30  # probabilities from which logarithms are exact: below, fp32 is near the end of its range
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -29,17 +32,17 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         if not scored.all():
             x, targets = x[scored], targets[scored]
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _LinearCrossEntropy.apply(x, weight, targets, _product_dtype(x))
+        return _LinearCrossEntropy.apply(x, weight, targets, product_dtype(x))
     return token_losses(x, weight, targets).sum()
 
 
 @torch.no_grad()
 def token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     """The loss of each target (N,) in nats, 0 where IGNORE, in fp32 or wider."""
-    dtype = _product_dtype(x)
+    dtype = product_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         head = weight.to(dtype).t()
-        losses = torch.empty(len(x), dtype=torch.promote_types(dtype, torch.float32), device=x.device)
+        losses = torch.empty(len(x), dtype=wide(dtype), device=x.device)
         for rows in _chunks(len(x), len(weight), CHUNK_VALUES):
             logits, labels = x[rows].to(dtype) @ head, targets[rows]
             for part in _chunks(len(logits), len(weight), SOFTMAX_VALUES):
@@ -57,7 +60,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             valid = (targets != IGNORE)[:, None]
             scored = inputs * valid  # (N, C): rows without a target give the weight no gradient
             dx = torch.empty_like(inputs)
-            dw = torch.zeros(weight.shape, dtype=torch.promote_types(dtype, torch.float32), device=weight.device)
+            dw = torch.zeros(weight.shape, dtype=wide(dtype), device=weight.device)
             loss = torch.zeros((), dtype=dw.dtype, device=x.device)
             for rows in _chunks(len(x), len(weight), CHUNK_VALUES):
                 logits, labels = inputs[rows] @ head.t(), targets[rows]  # (n, V), (n,)
@@ -84,19 +87,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 def _losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """Logits (n, V) and targets (n,) -> losses (n,) and softmax (n, V), both in fp32 or wider."""
-    p = logits.softmax(dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+    p = logits.softmax(dim=-1, dtype=wide(logits.dtype))
+    of_target = p.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    if p.device.type == "cpu" and bool((of_target > SMALL).all()):  # elsewhere, to know would wait for the device
+        return of_target.log_().neg_().masked_fill_(targets == IGNORE, 0.0), p
     # Any token gives the log-sum-exp, its logit - log p. The likeliest one has p >= 1 / V, which cannot underflow to 0,
     # and costs less than half of a second pass of exponentials.
     log_sum_exp = logits.amax(dim=-1).to(p.dtype) - p.amax(dim=-1).log()
     target = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0].to(p.dtype)
     return (log_sum_exp - target).masked_fill_(targets == IGNORE, 0.0), p
-
-
-def _product_dtype(x: Tensor) -> torch.dtype:
-    device = x.device.type
-    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):  # autocast, too, leaves float64 alone
-        return x.dtype
-    return torch.get_autocast_dtype(device)
 
 
 def _chunks(n: int, width: int, values: int) -> list[slice]:
