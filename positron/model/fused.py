@@ -105,7 +105,7 @@ class Heads(torch.autograd.Function):
         if turn is not None:
             _complex(qk).mul_(turn)
         parts = qk[:, :, :n_head], qk[:, :, n_head:], v
-        q, k, v = (part.transpose(1, 2).to(qkv.dtype, memory_format=torch.contiguous_format) for part in parts)
+        q, k, v = (_contiguous(part.transpose(1, 2), qkv.dtype) for part in parts)
         ctx.save_for_backward(turn, inverse, *((q, k) if norm_eps is not None else ()))
         return q, k, v
 
@@ -132,6 +132,11 @@ class Heads(torch.autograd.Function):
 def _complex(x: Tensor) -> Tensor:
     """A view of (..., D) as (..., D/2) complex numbers."""
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def _contiguous(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """A copy, in one pass also where the dtype changes."""
+    return torch.empty(x.shape, dtype=dtype, device=x.device).copy_(x)
 
 
 def _beside(q: Tensor, k: Tensor, out: Tensor) -> Tensor:
