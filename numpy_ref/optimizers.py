@@ -127,10 +127,16 @@ def muon_step(
     eps: float = 1e-8,
     weight_decay: float = 0.1,
     momentum: float = 0.95,
+    embedding_ratio: float = 1.0,
 ) -> None:
-    """One step, in place on params and state; `betas` and `eps` are those of AdamW for what is no matrix of a block."""
+    """One step, in place on params and state; `betas` and `eps` are those of AdamW for what is no matrix of a block.
+
+    Embeddings and the head move at `embedding_ratio` times the learning rate."""
     state["step"] += 1
-    _adamw(params, list(state["v"]), grads, state, lr, betas, eps, weight_decay)
+    tables = [name for name in state["v"] if params[name].ndim >= 2]
+    vectors = [name for name in state["v"] if params[name].ndim < 2]
+    _adamw(params, tables, grads, state, embedding_ratio * lr, betas, eps, weight_decay)
+    _adamw(params, vectors, grads, state, lr, betas, eps, weight_decay)
     for name, w in params.items():
         if is_hidden(name, w):
             g, m = grads[name], state["m"][name]
@@ -187,15 +193,28 @@ def _pieces(*arrays: Array) -> Iterator[tuple[Array, ...]]:
 
 
 def lr_at(
-    step: int, horizon: int, *, peak: float, kind: str = "cosine", warmup_steps: int = 0, final_ratio: float = 0.0
+    step: int,
+    horizon: int,
+    *,
+    peak: float,
+    kind: str = "cosine",
+    warmup_steps: int = 0,
+    final_ratio: float = 0.0,
+    decay_share: float = 0.4,
 ) -> float:
     """Learning rate of step 1 .. horizon: linear warmup to `peak`, then cosine (arXiv:1608.03983) or linear decay to
-    `final_ratio * peak` at the horizon, where it stays, or constant. A pure function: nothing to save or restore."""
+    `final_ratio * peak` at the horizon, where it stays; constant; or a trapezoid (arXiv:2405.18392), constant until the
+    last `decay_share` of the horizon. A pure function: nothing to save or restore."""
     if step <= warmup_steps:
         return peak * step / warmup_steps
     if kind == "constant":
         return peak
-    progress = min(1.0, (step - warmup_steps) / max(1, horizon - warmup_steps))
+    begin = warmup_steps
+    if kind == "trapezoid":
+        begin = max(begin, min(horizon - 1, round((1 - decay_share) * horizon)))
+        if step <= begin:
+            return peak
+    progress = min(1.0, (step - begin) / max(1, horizon - begin))
     if kind == "cosine":
         progress = (1 - math.cos(math.pi * progress)) / 2
     return peak * (1 - (1 - final_ratio) * progress)

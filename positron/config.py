@@ -252,8 +252,13 @@ class OptimizerConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
     weight_decay: float = 0.1
+    embedding_ratio: float = 1.0  # learning rate of embeddings and head, as a multiple of lr; for muon
 
     def __post_init__(self) -> None:
+        if self.embedding_ratio <= 0:
+            raise UserError(f"optimizer.embedding_ratio={self.embedding_ratio} must be positive")
+        if self.embedding_ratio != 1 and self.kind != "muon":
+            raise UserError("optimizer.embedding_ratio is for optimizer=muon, whose matrices and embeddings move apart")
         if self.lr <= 0:
             raise UserError(f"optimizer.lr={self.lr} must be positive")
         if self.weight_decay < 0:
@@ -266,13 +271,16 @@ class OptimizerConfig:
 class ScheduleConfig:
     """The learning rate as a function of (step, horizon), see `training/schedule.py`."""
 
-    kind: Literal["cosine", "linear", "constant"] = "cosine"
+    kind: Literal["cosine", "linear", "constant", "trapezoid"] = "cosine"
     warmup_steps: int = 100
+    decay_share: float = 0.4  # of the steps, in which a trapezoid falls
     final_ratio: float = 0.1  # last learning rate / peak
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:
             raise UserError(f"schedule.warmup_steps={self.warmup_steps} must not be negative")
+        if not 0 < self.decay_share <= 1:
+            raise UserError(f"schedule.decay_share={self.decay_share} must be more than 0 and at most 1")
         if not 0 <= self.final_ratio <= 1:
             raise UserError(f"schedule.final_ratio={self.final_ratio} must be in [0, 1]")
 

@@ -53,6 +53,10 @@ class Run:
         config: dict[str, Any] = read_json(self.folder / "config.json")
         return config
 
+    def settings(self) -> RunConfig:
+        """`config()`, where what an older version did not know has its default."""
+        return from_dict(RunConfig, self.config())
+
     def facts(self) -> dict[str, Any]:
         """run.json: status, steps, last and best val/bpb, floor, and what `auto` was resolved to."""
         path = self.folder / "run.json"
@@ -71,8 +75,7 @@ class Run:
 
     def differences(self, config: RunConfig) -> list[str]:
         """`key: theirs -> ours` for each setting that decides what is learnt and is not what the run has."""
-        saved = from_dict(RunConfig, self.config())  # what an older version did not know has its default
-        theirs, ours = _flat(dataclasses.asdict(saved)), _flat(dataclasses.asdict(config))
+        theirs, ours = _flat(dataclasses.asdict(self.settings())), _flat(dataclasses.asdict(config))
         for name in _RESOLVED:
             number = self.facts()["resolved"][name]
             for side in (theirs, ours):

@@ -151,7 +151,7 @@ def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any],
 
     from positron.model.gpt import GPT
     from positron.training.device import CPU_MICRO_TOKENS, bf16_is_fast
-    from positron.training.optimizer import build_optimizer, clip_gradients
+    from positron.training.optimizer import build_optimizer, clip_gradients, set_lr
     from positron.training.schedule import lr_at
 
     model = GPT(recipe.model.with_vocab(vocab), seed=seed)
@@ -167,8 +167,8 @@ def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any],
     clock.start()
     for step, rows in enumerate(batches, 1):
         place = max(min(step, recipe.schedule.warmup_steps), round(clock.progress * horizon))
-        for group in optimizer.param_groups:
-            group["lr"] = lr_at(place, horizon, peak=recipe.optimizer.lr, schedule=recipe.schedule)
+        lr = lr_at(place, horizon, peak=recipe.optimizer.lr, schedule=recipe.schedule)
+        set_lr(optimizer.param_groups, lr, recipe.optimizer)
         for part in rows.split(max(1, CPU_MICRO_TOKENS // recipe.model.context_length)):
             with autocast:
                 loss = model(part[:, :-1], part[:, 1:]) / rows[:, 1:].numel()

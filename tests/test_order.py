@@ -63,7 +63,8 @@ def test_a_far_step_costs_no_more_than_a_near_one():
 
 SCHEDULES = st.builds(
     ScheduleConfig,
-    kind=st.sampled_from(["cosine", "linear", "constant"]),
+    kind=st.sampled_from(["cosine", "linear", "constant", "trapezoid"]),
+    decay_share=st.floats(0.01, 1),
     warmup_steps=st.integers(0, 50),
     final_ratio=st.floats(0, 1),
 )
@@ -78,6 +79,12 @@ def test_learning_rates_stay_between_0_and_the_peak_and_only_fall_after_warmup(s
     assert all(b <= a + 1e-15 for a, b in itertools.pairwise(after))
     if schedule.kind != "constant" and horizon > schedule.warmup_steps:
         assert rates[horizon - 1] == pytest.approx(peak * schedule.final_ratio, abs=peak * 1e-9)
+
+
+def test_a_trapezoid_stays_at_its_peak_until_it_falls_in_a_line():
+    schedule = ScheduleConfig(kind="trapezoid", warmup_steps=10, decay_share=0.4, final_ratio=0.0)
+    rates = [lr_at(s, 100, peak=1.0, schedule=schedule) for s in (5, 10, 60, 61, 80, 100, 500)]
+    assert rates == pytest.approx([0.5, 1.0, 1.0, 1 - 1 / 40, 0.5, 0.0, 0.0])
 
 
 def test_the_cosine_is_a_cosine():

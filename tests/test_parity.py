@@ -23,7 +23,7 @@ from numpy_ref.gpt import shapes
 from positron.config import GPTConfig, OptimizerConfig, ScheduleConfig
 from positron.inference import sampling
 from positron.model.gpt import GPT
-from positron.training.optimizer import build_optimizer, clip_gradients
+from positron.training.optimizer import build_optimizer, clip_gradients, set_lr
 from positron.training.schedule import lr_at
 
 OPTIONS: dict[str, list[Any]] = {
@@ -132,7 +132,7 @@ def covering() -> list[dict[str, Any]]:
 def ten_steps(options: dict[str, Any], seed: int, kind: Literal["adamw", "muon"] = "adamw") -> None:
     """With clipping, warmup and cosine: parameters after each of ten steps."""
     config, schedule = gpt_config(**options), ScheduleConfig(kind="cosine", warmup_steps=3, final_ratio=0.1)
-    law = OptimizerConfig(kind, lr=0.01, weight_decay=0.1)
+    law = OptimizerConfig(kind, lr=0.01, weight_decay=0.1, embedding_ratio=3.0 if kind == "muon" else 1.0)
     init, one_step = {
         "adamw": (theirs.adamw_init, theirs.adamw_step),
         "muon": (theirs.muon_init, theirs.muon_step),
@@ -146,12 +146,12 @@ def ten_steps(options: dict[str, Any], seed: int, kind: Literal["adamw", "muon"]
         assert lr == theirs.lr_at(step, 10, peak=law.lr, kind="cosine", warmup_steps=3, final_ratio=0.1)
         torch_loss_and_grads(model, idx, targets)
         norm = clip_gradients(list(model.parameters()), 0.5)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(optimizer.param_groups, lr, law)
         optimizer.step()
         _, grads = numpy_ref.loss_and_grads(params, config, idx, targets)
         assert error(np.array(theirs.clip_gradients(grads, 0.5)), norm) < 1e-8
-        one_step(params, grads, state, lr, law.betas, law.eps, law.weight_decay)
+        more = {"embedding_ratio": law.embedding_ratio} if kind == "muon" else {}
+        one_step(params, grads, state, lr, law.betas, law.eps, law.weight_decay, **more)
         for name, parameter in model.named_parameters():
             assert note(f"weights after {kind}", error(params[name], parameter)) < 1e-8, (options, step, name)
 
@@ -174,7 +174,7 @@ def test_parity_of_ten_adamw_steps_over_the_full_product() -> None:
         ten_steps(options, seed)
 
 
-@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "trapezoid"])
 @given(step=st.integers(1, 200), horizon=st.integers(1, 150), warmup=st.integers(0, 160), final=st.floats(0, 1))
 def test_parity_of_learning_rates(kind: str, step: int, horizon: int, warmup: int, final: float) -> None:
     schedule = ScheduleConfig(kind=kind, warmup_steps=warmup, final_ratio=final)

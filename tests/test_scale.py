@@ -11,7 +11,8 @@ import pytest
 from conftest import PROJECT
 from test_config import composed
 
-from positron.config import RunConfig, from_dict
+from positron.config import RunConfig
+from positron.settings import from_dict
 
 sys.path.insert(0, str(PROJECT / "scripts"))
 import bench_scale

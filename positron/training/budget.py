@@ -27,10 +27,9 @@ from positron.data.pretrain import PretrainData
 from positron.evaluation.metrics import Score
 from positron.model.gpt import GPT
 from positron.runs import Run
-from positron.settings import from_dict
 from positron.text.tokenizer import Tokenizer
 from positron.training.device import CPU_MICRO_TOKENS, DTYPES, Machine, wait_for
-from positron.training.optimizer import build_optimizer, clip_gradients
+from positron.training.optimizer import build_optimizer, clip_gradients, set_lr
 
 E, A, ALPHA, B, BETA, R_STAR = 0.36, 22.0, 0.36, 290.0, 0.44, 15.4
 ERROR = 0.05  # of a prediction, as a share of it: two standard deviations of what was found (docs/LOG.md)
@@ -83,7 +82,7 @@ def as_begun(config: RunConfig, run: Run) -> RunConfig:
     """With what the budget became when the run was begun, if it was: nothing is measured or chosen twice."""
     if config.budget is None or config.train.max_steps != "auto" or not run.exists:
         return config
-    saved = from_dict(RunConfig, run.config())
+    saved = run.settings()
     model, train, optimizer = saved.model, saved.train, saved.optimizer
     if train.max_steps == "auto" or train.batch_tokens == "auto":
         return config
@@ -174,8 +173,8 @@ class Measuring:
         update_s: list[float] = []
         while not gradient_s or sum(gradient_s) + sum(update_s) < seconds:
             done = (sum(gradient_s) + sum(update_s)) / seconds
-            for group in optimizer.param_groups:
-                group["lr"] = RATE * min(1.0, (len(gradient_s) + 1) / 20) * (1 - done)
+            lr = RATE * min(1.0, (len(gradient_s) + 1) / 20) * (1 - done)
+            set_lr(optimizer.param_groups, lr, self.config.optimizer)
             rows = data.train.batch(len(gradient_s) + 1).to(self.machine.device)
             gradient_s.append(self._seconds(lambda: self.gradient(model, rows)))  # noqa: B023 (called at once)
             update_s.append(self._seconds(lambda: self.update(model, optimizer)))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from positron.config import IGNORE, OptimizerConfig, ScheduleConfig
 from positron.model.gpt import GPT
-from positron.training.optimizer import build_optimizer, clip_gradients
+from positron.training.optimizer import build_optimizer, clip_gradients, set_lr
 from positron.training.schedule import lr_at
 
 
@@ -111,8 +111,7 @@ class PretrainModule(L.LightningModule):
         step = self.global_step + 1
         seed_step(self.seed, step, self.global_rank)
         optimizer = self._optimizer()
-        for group in optimizer.param_groups:  # the configured values, also after a checkpoint brought older ones
-            group["lr"] = self.lr(step)
+        set_lr(optimizer.param_groups, self.lr(step), self.optimizer_config)  # also where a checkpoint brought others
         self.loss = self._accumulate(self.micro_batches(batch))
         self.updating = True
         optimizer.step()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,13 @@ def build_optimizer(
     ]
     groups = [group for group in groups if group["params"]]
     return Muon(groups, config.lr, config.betas, config.eps, fused=fused)
+
+
+def set_lr(groups: list[dict[str, Any]], lr: float, config: OptimizerConfig) -> None:
+    """Of all groups; with Muon, embeddings and the head move at `embedding_ratio` times it."""
+    for group in groups:
+        is_table = group.get("orthogonal") is False and group["params"][0].ndim >= 2
+        group["lr"] = lr * (config.embedding_ratio if is_table else 1.0)
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> Tensor:

@@ -11,13 +11,19 @@ def lr_at(step: int, horizon: int, *, peak: float, schedule: ScheduleConfig) -> 
     """Learning rate of optimizer step `step` (from 1) in a run of `horizon` steps.
 
     Linear warmup to `peak` over `warmup_steps`; then cosine (arXiv:1608.03983) or linear decay to
-    `final_ratio * peak` at the horizon, where it stays, or constant.
+    `final_ratio * peak` at the horizon, where it stays; constant; or a trapezoid (Haegele et al. 2024,
+    arXiv:2405.18392), constant until the last `decay_share` of the horizon and linear from there.
     """
     if step <= schedule.warmup_steps:
         return peak * step / schedule.warmup_steps
     if schedule.kind == "constant":
         return peak
-    progress = min(1.0, (step - schedule.warmup_steps) / max(1, horizon - schedule.warmup_steps))
+    begin = schedule.warmup_steps
+    if schedule.kind == "trapezoid":
+        begin = max(begin, min(horizon - 1, round((1 - schedule.decay_share) * horizon)))
+        if step <= begin:
+            return peak
+    progress = min(1.0, (step - begin) / max(1, horizon - begin))
     if schedule.kind == "cosine":
         progress = (1 - math.cos(math.pi * progress)) / 2
     return peak * (1 - (1 - schedule.final_ratio) * progress)
