@@ -30,7 +30,9 @@ def shortened(arguments: list[str]) -> list[str]:
         a.partition("=")[0]: int(a.partition("=")[2]) for a in arguments if re.match(r"train\.(max_steps|stop_at)=", a)
     }
     steps = {key: -(-value // 100) for key, value in steps.items()} or {"train.max_steps": 3}
-    kept = [a for a in arguments if not a.startswith((*steps, "device="))]
+    kept = [a for a in arguments if not a.startswith((*steps, "device=", "budget="))]
+    if kept != arguments and any(a.startswith("budget=") for a in arguments):
+        kept, steps = [*kept, "budget=4s"], {}
     corpus = [a for a in SHORT if not (a.startswith("data.") and "data=text" in arguments)]
     if "experiment=size_sweep" in arguments and "-m" in arguments:
         corpus = [a.replace("d_model=32", "d_model=8,16,32") for a in corpus]
