@@ -241,4 +241,6 @@ class _Steps:
         while True:
             step += 1
             rows = self.windows.batch(step, self.rank, self.world_size)
+            if torch.cuda.is_available():
+                rows = rows.pin_memory()  # then Lightning's copy to the GPU does not wait
             yield rows[:, :-1], rows[:, 1:]

@@ -31,7 +31,7 @@ from positron.text.tokenizer import Tokenizer
 from positron.training.device import CPU_MICRO_TOKENS, DTYPES, Machine, wait_for
 from positron.training.optimizer import build_optimizer, clip_gradients, set_lr
 
-E, A, ALPHA, B, BETA, R_STAR = 0.36, 22.0, 0.36, 290.0, 0.44, 15.4
+E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
 ERROR = 0.05  # of a prediction, as a share of it: two standard deviations of what was found (docs/LOG.md)
 
 SIZES = ((2, 64), (2, 128), (2, 192), (2, 256), (2, 384), (3, 384), (4, 512), (6, 640), (8, 768), (12, 768), (12, 1024))
@@ -44,7 +44,7 @@ RATE, ADAMW_RATE = (
     7e-3,
     1.0,
 )  # of Muon's steps, which fit every width; twice as much is as good within 0.2 %; AdamW's are for the width of 1
-FORGETTING = 0.15  # learning rate x weight decay x steps: a run's weights forget their beginning alike in all
+FORGETTING = 1.0  # learning rate x weight decay x steps: a run's weights forget their beginning alike in all
 
 
 @dataclass(frozen=True)
