@@ -75,7 +75,13 @@ def pairs_of(settings: list[str], steps: int, folder: Path) -> list[tuple[float,
 
     fit.open_monitors = with_turns  # type: ignore[assignment]
     try:
-        common = ["tokenizer=spm_4k", "device=cpu", f"data.dir={folder / 'data'}", f"train.max_steps={steps}", "name=bench"]
+        common = [
+            "tokenizer=spm_4k",
+            "device=cpu",
+            f"data.dir={folder / 'data'}",
+            f"train.max_steps={steps}",
+            "name=bench",
+        ]
         train(from_dict(RunConfig, compose("train", [*common, *QUIET, *settings])), folder / settings[0])
     finally:
         fit.open_monitors = usual
