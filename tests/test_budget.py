@@ -33,9 +33,10 @@ def test_a_batch_is_whole_sequences_and_grows_with_the_root_of_the_tokens(contex
 
 def test_the_tokens_of_a_time_are_those_that_fit_into_it():
     speed = Speed(token_s=1e-4, update_s=0.05)
-    batch, tokens = speed.tokens_in(600.0, 256)
+    batch, tokens = speed.tokens_in(600.0, 256, math.inf)
     assert batch == suitable_batch(tokens, 256)
     assert tokens / batch * (speed.update_s + batch * speed.token_s) == pytest.approx(600.0, rel=0.02)
+    assert speed.tokens_in(600.0, 256, tokens / 10)[1] == pytest.approx(budget.MOST_PASSES * tokens / 10)
 
 
 def test_the_best_expected_size_is_chosen_and_the_reason_said():
@@ -43,7 +44,7 @@ def test_the_best_expected_size_is_chosen_and_the_reason_said():
     sizes = [dataclasses.replace(config, n_layer=n) for n in (1, 2, 3)]
     found = [Candidate(gpt, Speed(1e-4, 0.0), 1024, 1e5, bpb) for gpt, bpb in zip(sizes, (2.0, 1.5, 1.7), strict=True)]
     said: list[str] = []
-    choice = budget._settle(found, 100.0, "muon", said.append)
+    choice = budget._settle(found, 100.0, math.inf, "muon", said.append)
     assert (choice.n_layer, choice.lr) == (2, budget.RATE)
     assert choice.max_steps * choice.batch_tokens * 1e-4 == pytest.approx(100.0, rel=0.01)
     assert choice.lr * choice.weight_decay * choice.max_steps == pytest.approx(budget.FORGETTING)

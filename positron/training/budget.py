@@ -32,7 +32,9 @@ from positron.training.device import CPU_MICRO_TOKENS, DTYPES, Machine, wait_for
 from positron.training.optimizer import build_optimizer, clip_gradients, set_lr
 
 E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
-ERROR = 0.05  # of a prediction, as a share of it: two standard deviations of what was found (docs/LOG.md)
+MOST_PASSES = (
+    4.0  # over a text: after these, more time makes a model learn it by heart (Muennighoff et al.; docs/LOG.md)
+)
 
 SIZES = ((2, 64), (2, 128), (2, 192), (2, 256), (2, 384), (3, 384), (4, 512), (6, 640), (8, 768), (12, 768), (12, 1024))
 D_HEAD = 64
@@ -111,11 +113,11 @@ class Speed:
     token_s: float
     update_s: float
 
-    def tokens_in(self, seconds: float, context: int) -> tuple[int, float]:
+    def tokens_in(self, seconds: float, context: int, text_tokens: float) -> tuple[int, float]:
         """The batch that suits a run of so long, and the tokens read in it; each decides the other."""
         batch = BATCH_AT[0]
         for _ in range(4):
-            tokens = seconds * batch / (self.update_s + batch * self.token_s)
+            tokens = min(seconds * batch / (self.update_s + batch * self.token_s), MOST_PASSES * text_tokens)
             batch = suitable_batch(tokens, context)
         return batch, tokens
 
@@ -239,15 +241,17 @@ def choose(
         found: list[Candidate] = []
         for gpt in measuring.sizes():
             speed, _, _ = measuring.train(gpt, data, moments / 16)
-            batch, tokens = speed.tokens_in(left(), context)
+            batch, tokens = speed.tokens_in(left(), context, text_tokens)
             bpb = expected_bpb(gpt.matmul_params(), tokens, text_tokens, scale)
             found.append(Candidate(gpt, speed, batch, tokens, bpb))
             if len(found) > 2 and found[-1].bpb > found[-2].bpb > found[-3].bpb:
                 break  # larger ones only get slower
-    return _settle(found, left(), config.optimizer.kind, say)
+    return _settle(found, left(), text_tokens, config.optimizer.kind, say)
 
 
-def _settle(found: list[Candidate], left: float, optimizer: str, say: Callable[[str], None]) -> Choice:
+def _settle(
+    found: list[Candidate], left: float, text_tokens: float, optimizer: str, say: Callable[[str], None]
+) -> Choice:
     """The best of what was measured for the `left` seconds, with the table of it."""
     for each in found:
         say(
@@ -257,7 +261,7 @@ def _settle(found: list[Candidate], left: float, optimizer: str, say: Callable[[
         )
     best = min(found, key=lambda each: each.bpb)
     gpt = best.gpt
-    batch, tokens = best.speed.tokens_in(left, gpt.context_length)
+    batch, tokens = best.speed.tokens_in(left, gpt.context_length, text_tokens)
     steps = max(1, int(tokens / batch))
     rate = RATE if optimizer == "muon" else ADAMW_RATE / gpt.d_model
     choice = Choice(gpt.n_layer, gpt.d_model, gpt.n_head, batch, steps, rate, FORGETTING / (rate * steps))
@@ -265,7 +269,11 @@ def _settle(found: list[Candidate], left: float, optimizer: str, say: Callable[[
     reasons += ["a larger one would read too little in this time"] if best is not found[-1] else []
     say(
         f"chosen: {gpt.n_layer} layers of {gpt.d_model}, {steps:,} steps of {batch:,} tokens, learning rate {rate:.2g}, weight "
-        f"decay {choice.weight_decay:.3f}; expected {best.bpb:.3f} bits per byte ({(1 - ERROR) * best.bpb:.3f} to "
-        f"{(1 + ERROR) * best.bpb:.3f})" + (f": {', and '.join(reasons)}" if reasons else "")
+        f"decay {choice.weight_decay:.3f}; about {best.bpb:.2f} bits per byte expected"
+        + (f": {', and '.join(reasons)}" if reasons else "")
     )
+    if tokens >= MOST_PASSES * text_tokens:
+        say(
+            f"the text is read {MOST_PASSES:g} times, and not all of the time is needed: more text would help, more time not"
+        )
     return choice
