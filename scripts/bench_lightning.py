@@ -28,9 +28,9 @@ from positron.training.monitors.probe import Monitor
 from positron.training.optimizer import build_optimizer, clip_gradients
 
 SIZES = {  # settings of positron.train, and how many steps
-    "tinygpt": (["model=tinygpt", "train.batch_tokens=4096"], 24),
-    "nano": (["model=nano", "train.batch_tokens=4096"], 40),
-    "debug": (["model=debug", "train.batch_tokens=2048"], 400),
+    "tinygpt": (["model=tinygpt", "train.batch_tokens=4096"], 14),
+    "nano": (["model=nano", "train.batch_tokens=4096"], 18),
+    "debug": (["model=debug", "train.batch_tokens=2048"], 300),
 }
 QUIET = ["train.val_every=1000000", "train.sample_every=1000000", "train.save_every=1000000", "schedule.warmup_steps=1"]
 WARM = 4  # pairs that are not counted
