@@ -42,9 +42,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     qk_norm: bool = False
     smear: bool = False  # every token's embedding gets a learned share, channel by channel, of the one before it
-    zero_init: bool = (
-        False  # what writes into the residual stream begins at 0, so that each block begins as the identity
-    )
+    zero_init: bool = False  # what writes into the residual stream begins at 0: blocks begin as the identity
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -225,9 +223,7 @@ class DeviceConfig:
     threads: int | Literal["auto"] = "auto"  # CPU threads per process
     share: float = 1.0  # of the machine's cores and memory, where other jobs run beside this one
     compile: bool = False
-    checkpoint_activations: bool = (
-        False  # keep each block's input alone and compute the rest again in the backward pass
-    )
+    checkpoint_activations: bool = False  # keep each block's input alone and compute the rest again going backward
 
     def __post_init__(self) -> None:
         for name in ("devices", "num_nodes", "threads"):
@@ -419,9 +415,7 @@ class RunConfig:
     ckpt_path: str | None = None  # continue from FILE, RUN or latest, everything restored
     init_from: str | None = None  # start from this run's weights, nothing else
     resume: Literal["auto", "must", "never"] = "auto"
-    budget: float | str | None = (
-        None  # seconds, 90s, 10m or 2h: batch, horizon and rates are chosen for it (training/budget.py)
-    )
+    budget: float | str | None = None  # 90s, 10m, 2h: batch, horizon and rates are chosen for it (training/budget.py)
     auto_size: bool = False  # with a budget, the model's width and depth too (model=auto)
 
     def __post_init__(self) -> None:
@@ -450,10 +444,10 @@ class RunConfig:
 
 def seconds(value: float | str, key: str = "train.max_time") -> float:
     """90, "90s", "10m", "10min" or "2h" as seconds. Raises UserError for anything else, which is `key`'s value."""
-    text = str(value).strip().removesuffix("in")
-    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:], 0)
+    text, units = str(value).strip(), {"s": 1, "min": 60, "m": 60, "h": 3600}
+    unit = next((unit for unit in units if text.endswith(unit)), "")
     try:
-        number = float(text[:-1]) * unit if unit else float(text)
+        number = float(text.removesuffix(unit)) * units.get(unit, 1)
     except ValueError:
         number = -1.0
     if not 0 < number < float("inf"):

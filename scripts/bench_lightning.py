@@ -24,8 +24,10 @@ from positron.door import compose, errors_as_one_line
 from positron.settings import from_dict
 from positron.train import train
 from positron.training import fit
+from positron.training.bare import add_gradient, update
+from positron.training.device import Machine
 from positron.training.monitors.probe import Monitor
-from positron.training.optimizer import build_optimizer, clip_gradients
+from positron.training.optimizer import build_optimizer
 
 SIZES = {  # settings of positron.train, and how many steps
     "tinygpt": (["model=tinygpt", "train.batch_tokens=4096"], 14),
@@ -47,6 +49,7 @@ class Turns(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         self.model = copy.deepcopy(module.model)
+        self.machine = Machine("cpu", "bf16" if "bf16" in module.trainer.precision else "fp32", "")
         self.optimizer = build_optimizer(self.model.named_parameters(), module.optimizer_config, fused=True)
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
@@ -58,13 +61,8 @@ class Turns(L.Callback):
         self.bare_s = self.begun - now
 
     def bare_step(self, rows: torch.Tensor, module: Any) -> None:
-        for part in rows.split(module.micro_batch_size):
-            with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in module.trainer.precision):
-                loss = self.model(part[:, :-1], part[:, 1:]) / rows[:, 1:].numel()
-            loss.backward()
-        clip_gradients(list(self.model.parameters()), module.grad_clip)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        add_gradient(self.model, rows, self.machine)
+        update(self.model, self.optimizer, module.grad_clip)
 
 
 def pairs_of(settings: list[str], steps: int, folder: Path) -> list[tuple[float, float]]:

@@ -19,7 +19,6 @@ all; only time in turns counts, and of it only training. Seeds follow each other
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import multiprocessing
@@ -30,13 +29,14 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from positron.config import DataConfig, RunConfig, TokenizerConfig
-from positron.disk import write_json
+from quality_report import NAMES, picture, table
+
+from positron.config import DataConfig, DeviceConfig, PrecisionConfig, RunConfig, TokenizerConfig
+from positron.disk import make_folder, write_json
 from positron.settings import from_dict
 
 TURN = 15.0  # seconds
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the time, when to validate
-NAMES = ("ours", "nanoGPT", "nanoGPT, large", "HF Trainer")
 VOCABULARY = TokenizerConfig("sentencepiece", 4000)
 
 
@@ -118,9 +118,8 @@ def work(name: str, settings: dict[str, Any], pipe: Connection) -> None:
     files = TokenFiles(folder, "train", tokenizer)
     windows = Windows(files, context=context, batch_size=rows, seed=settings["seed"], end_id=packed)
     validation = TokenFiles(folder, "val", tokenizer)
-    # seen with our recipe's context by every model that can, with its own, shorter one by the others
+    # all of it by every model, in windows as long as its own context
     text = validation_windows(validation, context=context, end_id=end, limit=settings["val_tokens"])
-    recipes = {"ours": train_ours, "HF Trainer": train_hugging_face}
 
     def batches() -> Iterator[Any]:
         step = 0
@@ -132,7 +131,8 @@ def work(name: str, settings: dict[str, Any], pipe: Connection) -> None:
         score = scorer(nats, text, torch.from_numpy(tokenizer.token_bytes()), max(1, 8192 // context))
         return Budget(settings["seconds"], pipe, score)
 
-    recipes.get(name, train_nanogpt)(name, recipe, tokenizer.vocab_size, batches(), budget, settings["seed"])
+    train = {"ours": train_ours, "HF Trainer": train_hugging_face}.get(name, train_nanogpt)
+    train(name, recipe, tokenizer.vocab_size, batches(), budget, settings["seed"])
 
 
 def shape_of(name: str, recipe: RunConfig) -> tuple[int, int]:
@@ -150,17 +150,18 @@ def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any],
     import torch
 
     from positron.model.gpt import GPT
-    from positron.training.device import CPU_MICRO_TOKENS, bf16_is_fast
-    from positron.training.optimizer import build_optimizer, clip_gradients, set_lr
+    from positron.training.bare import add_gradient, update
+    from positron.training.device import choose_machine
+    from positron.training.optimizer import build_optimizer, set_lr
     from positron.training.schedule import lr_at
 
     model = GPT(recipe.model.with_vocab(vocab), seed=seed)
     optimizer = build_optimizer(model.named_parameters(), recipe.optimizer, fused=True)
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=bf16_is_fast("cpu"))
+    machine = choose_machine(DeviceConfig("cpu"), PrecisionConfig())
     horizon = int(recipe.train.max_steps)  # the schedule's unit; the time decides how far along it a step is
 
     def nats(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        with autocast:
+        with machine.autocast():
             return model(x, y)
 
     clock: Budget = budget(nats)
@@ -169,13 +170,8 @@ def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any],
         place = max(min(step, recipe.schedule.warmup_steps), round(clock.progress * horizon))
         lr = lr_at(place, horizon, peak=recipe.optimizer.lr, schedule=recipe.schedule)
         set_lr(optimizer.param_groups, lr, recipe.optimizer)
-        for part in rows.split(max(1, CPU_MICRO_TOKENS // recipe.model.context_length)):
-            with autocast:
-                loss = model(part[:, :-1], part[:, 1:]) / rows[:, 1:].numel()
-            loss.backward()
-        clip_gradients(list(model.parameters()), recipe.train.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        add_gradient(model, rows, machine)
+        update(model, optimizer, recipe.train.grad_clip)
         if clock.step_done(rows[:, 1:].numel()):
             return
 
@@ -274,60 +270,14 @@ def run_seed(names: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
-def passed_at(points: list[tuple[float, float]], goal: float) -> float | None:
-    """Seconds at which the curve first comes down to `goal`, between two points in proportion."""
-    for (t0, a), (t1, b) in itertools.pairwise(points):
-        if b <= goal:
-            return t0 if a <= goal else t0 + (t1 - t0) * (a - goal) / (a - b)
-    return None
-
-
-def table(seeds: dict[int, dict[str, Any]], minutes: float) -> str:
-    """Mean and spread of each recipe's last value, its tokens, and when ours passed it."""
-    from statistics import mean, stdev
-
-    lines = [
-        "| recipe | tokens/s | bits per byte at the end (± standard deviation) | ours gets there after |",
-        "|---|---|---|---|",
-    ]
-    for name in [n for n in NAMES if all(n in result for result in seeds.values())]:
-        last = [result[name]["points"][-1][1] for result in seeds.values()]
-        rate = mean(result[name]["tokens"] / result[name]["points"][-1][0] for result in seeds.values())
-        spread = f" ± {stdev(last):.4f}" if len(last) > 1 else ""
-        times = [passed_at(r["ours"]["points"], r[name]["points"][-1][1]) for r in seeds.values() if "ours" in r]
-        reached = [t for t in times if t is not None]
-        when = f"{mean(reached):.0f} s" if reached and len(reached) == len(last) else "never"
-        lines.append(f"| {name} | {rate:,.0f} | {mean(last):.4f}{spread} | {when if name != 'ours' else ''} |")
-    return f"{minutes:g} minutes of training, {len(seeds)} seed(s)\n\n" + "\n".join(lines)
-
-
-def picture(seeds: dict[int, dict[str, Any]], path: Path, title: str) -> None:
-    """The curves: a line through the means of the seeds, and their spread around it."""
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 5.2), layout="constrained")
-    axes = figure.subplots()
-    for i, name in enumerate(n for n in NAMES if all(n in result for result in seeds.values())):
-        points = np.array([result[name]["points"] for result in seeds.values()])  # (seeds, points, 2)
-        minutes, values = points[..., 0].mean(0) / 60, points[..., 1]
-        axes.plot(minutes, values.mean(0), marker="o", ms=3, color=f"C{i}", label=f"{name}: {values[:, -1].mean():.3f}")
-        axes.fill_between(minutes, values.min(0), values.max(0), color=f"C{i}", alpha=0.25, lw=0)
-    highest = max(r[n]["points"][2][1] for r in seeds.values() for n in r)
-    lowest = min(r[n]["points"][-1][1] for r in seeds.values() for n in r)
-    axes.set(xlabel="minutes of training", ylabel="validation bits per byte", title=title)
-    axes.set_ylim(lowest - 0.05 * (highest - lowest), highest)
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=130)
-
-
 def main() -> None:
+    import torch
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", help="documents separated by lines <|endoftext|>")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=multiprocessing.cpu_count())
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--val-tokens", type=int, default=10**9, help="of the validation text, all by default")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_quality"))
@@ -336,7 +286,7 @@ def main() -> None:
     from positron.door import compose
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    options.out.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out)
     recipe = compose("train", ["experiment=ten_minutes", "name=bench"])
     data = {"source": "text", "path": options.text, "val_fraction": 0.05, "dir": str(options.out / "data")}
     prepare(from_dict(DataConfig, data), VOCABULARY, None, print)

@@ -102,11 +102,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:  # (B, T, C) -> (B, T, C)
         B, T, C = x.shape
-        q, k, v = self._packed(x, rope) if self._packs(x) else self._heads(x, rope)
+        q, k, v = self._packed(x, rope) if self._packs(x) else self.heads(x, rope)
         y = causal_attention(q, k, v, dropout=self.dropout if self.training else 0.0, mask=mask)  # (B, H, T, D)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
-    def _heads(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
+    def heads(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
         """(B, T, C) -> q (B, H, T, D), k and v (B, K, T, D)."""
         B, T, _ = x.shape
         q = self.q(x).view(B, T, self.n_head, self.d_head).transpose(1, 2)  # (B, H, T, D)
@@ -125,7 +125,7 @@ class Attention(nn.Module):
         return fused.is_faster(x) and all(type(p) is nn.Linear and not p._forward_hooks for p in parts)
 
     def _packed(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
-        """`_heads` in one matrix product and one pass."""
+        """`heads` in one matrix product and one pass."""
         weights: list[Tensor] = [self.q.weight, self.k.weight, self.v.weight]
         biases: list[Tensor] = [] if self.q.bias is None else [self.q.bias, self.k.bias, self.v.bias]
         if rope is not None:

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from positron.model.gpt import GPT, NORM_EPS, Attention, Rope, apply_rope
+from positron.model.gpt import GPT, Attention, Rope
+from positron.model.precision import wide
 
 Inputs = tuple[Tensor, Rope | None, Tensor | None]  # what Attention.forward takes: x (B, T, C), rope, mask (B, 1, T, T)
 
@@ -44,14 +44,7 @@ def attention_inputs(model: GPT, idx: Tensor, documents: Tensor | None = None) -
 
 def queries_and_keys(attn: Attention, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor]:
     """What `attn` multiplies with each other for x (B, T, C): (B, H, T, D) each, keys repeated for heads that share."""
-    B, T, _ = x.shape
-    q = attn.q(x).view(B, T, attn.n_head, attn.d_head).transpose(1, 2)
-    k = attn.k(x).view(B, T, attn.n_kv_head, attn.d_head).transpose(1, 2)
-    if rope is not None:
-        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-    if attn.qk_norm:
-        q = F.rms_norm(q, (attn.d_head,), eps=NORM_EPS)
-        k = F.rms_norm(k, (attn.d_head,), eps=NORM_EPS)
+    q, k, _ = attn.heads(x, rope)
     return q, k.repeat_interleave(attn.n_head // attn.n_kv_head, dim=1)
 
 
@@ -64,9 +57,9 @@ def visible_keys(inputs: Inputs) -> Tensor:
 
 def probabilities(q: Tensor, k: Tensor, visible: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(D)) over the keys that are visible, (..., T, T); in fp32 or wider, whatever autocast says."""
-    wide = torch.promote_types(q.dtype, torch.float32)
+    dtype = wide(q.dtype)
     with torch.autocast(q.device.type, enabled=False):
-        scores = q.to(wide) @ k.to(wide).mT / math.sqrt(q.shape[-1])
+        scores = q.to(dtype) @ k.to(dtype).mT / math.sqrt(q.shape[-1])
         return scores.masked_fill_(~visible, float("-inf")).softmax(dim=-1)
 
 

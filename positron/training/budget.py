@@ -22,19 +22,19 @@ from pathlib import Path
 
 import torch
 
-from positron.config import IGNORE, GPTConfig, RunConfig, seconds
+from positron.config import GPTConfig, RunConfig, seconds
 from positron.data.pretrain import PretrainData
-from positron.evaluation.metrics import Score
+from positron.evaluation.scoring import score
 from positron.model.gpt import GPT
 from positron.runs import Run
 from positron.text.tokenizer import Tokenizer
-from positron.training.device import CPU_MICRO_TOKENS, DTYPES, Machine, wait_for
-from positron.training.optimizer import build_optimizer, clip_gradients, set_lr
+from positron.training.bare import add_gradient, update
+from positron.training.device import CPU_MICRO_TOKENS, Machine, wait_for
+from positron.training.optimizer import build_optimizer, set_lr
 
 E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
-MOST_PASSES = (
-    4.0  # over a text: after these, more time makes a model learn it by heart (Muennighoff et al.; docs/LOG.md)
-)
+# Over a text: after these, more time makes a model learn it by heart (Muennighoff et al.; docs/LOG.md).
+MOST_PASSES = 4.0
 
 SIZES = ((2, 64), (2, 128), (2, 192), (2, 256), (2, 384), (3, 384), (4, 512), (6, 640), (8, 768), (12, 768), (12, 1024))
 D_HEAD = 64
@@ -42,10 +42,8 @@ MEASURING = 0.1  # of the budget at most, and
 LONGEST_MEASURING = 60.0  # seconds
 AFTERWARDS = 0.05  # of the budget: validation, samples, saving, the imports before it
 BATCH_AT = 4096, 4e6  # tokens of a step at so many tokens in all; the best grows with their root (arXiv:2410.21676)
-RATE, ADAMW_RATE = (
-    7e-3,
-    1.0,
-)  # of Muon's steps, which fit every width; twice as much is as good within 0.2 %; AdamW's are for the width of 1
+RATE = 7e-3  # of Muon's steps, which fit every width; twice as much is as good within 0.2 %
+ADAMW_RATE = 1.0  # for a width of 1, falling with the width
 FORGETTING = 1.0  # learning rate x weight decay x steps: a run's weights forget their beginning alike in all
 
 
@@ -178,8 +176,8 @@ class Measuring:
             lr = RATE * min(1.0, (len(gradient_s) + 1) / 20) * (1 - done)
             set_lr(optimizer.param_groups, lr, self.config.optimizer)
             rows = data.train.batch(len(gradient_s) + 1).to(self.machine.device)
-            gradient_s.append(self._seconds(lambda: self.gradient(model, rows)))  # noqa: B023 (called at once)
-            update_s.append(self._seconds(lambda: self.update(model, optimizer)))
+            gradient_s.append(self._seconds(lambda: add_gradient(model, rows, self.machine)))  # noqa: B023 (called at once)
+            update_s.append(self._seconds(lambda: update(model, optimizer, self.config.train.grad_clip)))
         tokens = rows[:, 1:].numel()
         speed = Speed(_middle(gradient_s) / tokens, _middle(update_s))
         return speed, tokens * len(gradient_s), model
@@ -190,28 +188,9 @@ class Measuring:
         wait_for(self.machine.device)
         return time.perf_counter() - begun
 
-    def loss(self, model: GPT, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        dtype = DTYPES[self.machine.precision]
-        with torch.autocast(self.machine.accelerator, dtype=dtype, enabled=dtype != torch.float32):
-            return model(x.to(self.machine.device), y.to(self.machine.device))
-
-    def gradient(self, model: GPT, rows: torch.Tensor) -> None:
-        for part in rows.split(max(1, CPU_MICRO_TOKENS // model.config.context_length)):
-            (self.loss(model, part[:, :-1], part[:, 1:]) / rows[:, 1:].numel()).backward()
-
-    def update(self, model: GPT, optimizer: torch.optim.Optimizer) -> None:
-        clip_gradients(list(model.parameters()), self.config.train.grad_clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    @torch.no_grad()
     def bpb(self, model: GPT, data: PretrainData) -> float:
-        token_bytes = torch.from_numpy(self.tokenizer.token_bytes())
-        nats = size = 0.0
-        for x, y in zip(data.val_x.split(8), data.val_y.split(8), strict=True):
-            nats += float(self.loss(model, x, y))
-            size += float(token_bytes[y.clamp(min=0)].mul(y != IGNORE).sum())
-        return Score(nats, round(size), 0).bpb
+        with self.machine.autocast():
+            return score(model, data.val_x, data.val_y, torch.from_numpy(self.tokenizer.token_bytes())).bpb
 
 
 def _middle(times: list[float]) -> float:

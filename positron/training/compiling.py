@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from positron.model.gpt import GPT
-from positron.training.device import DTYPES, Machine
+from positron.training.device import Machine
 
 # Of loss and gradient norm. Fused kernels add in another order and round less often, which moves them by a few units in
 # the last place; a wrong kernel is wrong by far more.
@@ -44,8 +44,7 @@ def compile_in_place(model: GPT, rows: Tensor, machine: Machine, say: Callable[[
 def _loss_and_norm(model: GPT, rows: Tensor, machine: Machine) -> Tensor:
     """(2,): nats per token, and the global norm of its gradient."""
     model.zero_grad(set_to_none=True)
-    dtype = DTYPES[machine.precision]
-    with torch.autocast(machine.accelerator, dtype=dtype, enabled=dtype != torch.float32):
+    with machine.autocast():
         loss = model(rows[:, :-1], rows[:, 1:]) / rows[:, 1:].numel()
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])

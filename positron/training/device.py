@@ -30,6 +30,10 @@ class Machine:
     def device(self) -> torch.device:
         return torch.device(self.accelerator)
 
+    def autocast(self) -> torch.autocast:
+        dtype = DTYPES[self.precision]
+        return torch.autocast(self.accelerator, dtype=dtype, enabled=dtype != torch.float32)
+
 
 def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     """Resolve `auto`. UserError where the named accelerator is absent."""

@@ -83,19 +83,15 @@ def fit(
             trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
         else:
             say(f"nothing to do: {run.folder} is at step {start.step} of {plan.horizon}")
-        early = patience is not None and patience.is_over
-        cut = plan.last_step < plan.horizon or stopping.out_of_time
-        status = "stopped" if cut and not early else "finished"
-        if was_pruned or (pruning is not None and pruning.pruned):
-            status = "pruned"
+        status = _status(plan, stopping, patience, was_pruned or (pruning is not None and pruning.pruned))
     except Interrupted as interruption:
         status, error = "stopped", str(interruption)
         raise
     except BaseException as fault:
         error = " ".join(str(fault).split()) or type(fault).__name__
         if isinstance(fault, torch.OutOfMemoryError) or "can't allocate memory" in error:
-            smaller = max(1, plan.micro_batch_size // 2)
-            remedy = smaller_memory(config.device.checkpoint_activations, f"train.micro_batch_size={smaller}")
+            smaller = f"train.micro_batch_size={max(1, plan.micro_batch_size // 2)}"
+            remedy = smaller_memory(config.device.checkpoint_activations, smaller)
             raise UserError(f"out of memory: try {remedy}") from fault
         raise
     finally:
@@ -107,6 +103,15 @@ def fit(
             for dashboard in dashboards:
                 dashboard.finish(0 if status != "failed" else 1)
     return run.facts()
+
+
+def _status(plan: Plan, stopping: Stopping, patience: Patience | None, pruned: bool) -> str:
+    """Of a run whose training came to its end without an error."""
+    if pruned:
+        return "pruned"
+    early = patience is not None and patience.is_over
+    cut = plan.last_step < plan.horizon or stopping.out_of_time
+    return "stopped" if cut and not early else "finished"
 
 
 def _record_start(

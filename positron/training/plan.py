@@ -11,7 +11,7 @@ import torch
 
 from positron.config import GPTConfig, RunConfig, UserError
 from positron.model.gpt import GPT
-from positron.training.device import BATCH_TOKENS, DTYPES, Machine, choose_micro_batch
+from positron.training.device import BATCH_TOKENS, Machine, choose_micro_batch
 from positron.training.start import Start
 
 TOKENS_PER_PARAMETER = 20  # compute-optimal pretraining, Hoffmann et al. 2022 (arXiv:2203.15556)
@@ -102,9 +102,8 @@ def _try_step(model: GPT, machine: Machine, rows: int) -> None:
     """Forward and backward of `rows` sequences; OutOfMemoryError where they do not fit."""
     model.to(machine.device)
     idx = torch.zeros(rows, model.config.context_length, dtype=torch.int64, device=machine.device)
-    dtype = DTYPES[machine.precision]
     try:
-        with torch.autocast(machine.accelerator, dtype=dtype, enabled=dtype != torch.float32):
+        with machine.autocast():
             loss = model(idx, idx)
         loss.backward()
     finally:
