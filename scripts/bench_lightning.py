@@ -30,8 +30,8 @@ from positron.training.monitors.probe import Monitor
 from positron.training.optimizer import build_optimizer
 
 SIZES = {  # settings of positron.train, and how many steps
-    "tinygpt": (["model=tinygpt", "train.batch_tokens=4096"], 14),
-    "nano": (["model=nano", "train.batch_tokens=4096"], 18),
+    "tinygpt": (["model=tinygpt", "train.batch_tokens=4096"], 34),
+    "nano": (["model=nano", "train.batch_tokens=4096"], 64),
     "debug": (["model=debug", "train.batch_tokens=2048"], 300),
 }
 QUIET = ["train.val_every=1000000", "train.sample_every=1000000", "train.save_every=1000000", "schedule.warmup_steps=1"]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from positron.config import DataConfig, TokenizerConfig, UserError
 from positron.data import shards
+from positron.data.order import windows_of_step
 from positron.data.pretrain import PretrainData, Windows, prepare, validation_windows
 from positron.data.shards import TokenFiles
 from positron.data.sources import open_source
@@ -213,6 +214,21 @@ def test_an_epoch_is_the_corpus_once_also_when_stopped_and_resumed_otherwise(
         seen = rows[epoch * windows.n_windows : (epoch + 1) * windows.n_windows]
         targets = sorted(token for row in seen for token in row[1:])
         assert targets == list(range(1, windows.n_windows * context + 1))  # each once; the tail fills no window
+
+
+@given(n=st.integers(1, 3000), batch=st.integers(1, 40), steps=st.lists(st.integers(1, 1000), min_size=1, max_size=8))
+@settings(max_examples=100, deadline=None)
+def test_windows_are_those_of_their_step_in_whatever_order_steps_are_asked_for(n, batch, steps):
+    class Files:
+        n_tokens = n + 1
+
+        def read(self, start, length):
+            return np.arange(start, start + length)
+
+    windows = Windows(Files(), context=1, batch_size=batch, seed=3)
+    for step in steps:
+        _, expected = windows_of_step(step, seed=3, n_windows=n, batch_size=batch)
+        assert windows.batch(step)[:, 0].tolist() == expected.tolist()
 
 
 @given(batch=st.integers(1, 6), world=st.sampled_from([1, 2, 3]), step=st.integers(1, 50))

@@ -179,16 +179,17 @@ class GELU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor) -> Tensor:
-        a, b = 2 * math.sqrt(2 / math.pi), 2 * math.sqrt(2 / math.pi) * 0.044715
+        one, a = torch.tensor([1.0, 2 * math.sqrt(2 / math.pi)], dtype=wide(h.dtype))  # tensors: a + b x^2 is then one pass
+        b = 0.044715 * a.item()
         y, slope = torch.empty_like(h), torch.empty_like(h)
         rows = (each.flatten(0, -2).split(GELU_ROWS) for each in (h, y, slope))
         for part, y_part, slope_part in zip(*rows, strict=True):
-            x = part.to(wide(h.dtype))
+            x = part.to(wide(h.dtype), copy=True)
             square = x * x
-            s = (square * b).add_(a).mul_(x).sigmoid_()
-            product = x * s
-            y_part.copy_(product)
-            slope_part.copy_(square.mul_(3 * b).add_(a).mul_(product).mul_(1 - s).add_(s))
+            s = torch.add(a, square, alpha=b).mul_(x).sigmoid_()
+            y_part.copy_(x.mul_(s))
+            more = torch.add(a, square, alpha=3 * b, out=square).mul_(x)
+            slope_part.copy_(torch.lerp(s, one, more, out=more))  # s + more (1 - s)
         ctx.save_for_backward(slope)
         return y
 

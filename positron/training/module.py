@@ -27,7 +27,7 @@ class Diverged(Exception):
     """Too many steps in a row had a loss or gradient that is NaN or infinite."""
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
+def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
     """All randomness of a step (dropout) is a pure function of (seed, step, rank), like its data (law 3).
 
     So there is no generator state to save: a run resumed on another number of devices or after any kind of stop draws
@@ -36,7 +36,10 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     value = int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
     random.seed(value)
     np.random.seed(value)
-    torch.manual_seed(value)
+    # torch.manual_seed takes half a millisecond: it writes down a traceback for each kind of device that is not there
+    torch.default_generator.manual_seed(value)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(value)
 
 
 class PretrainModule(L.LightningModule):
@@ -109,7 +112,7 @@ class PretrainModule(L.LightningModule):
         """One optimizer step on this rank's share of the batch."""
         self.metrics = {}
         step = self.global_step + 1
-        seed_step(self.seed, step, self.global_rank)
+        seed_step(self.seed, step, self.global_rank, self.device)
         optimizer = self._optimizer()
         set_lr(optimizer.param_groups, self.lr(step), self.optimizer_config)  # also where a checkpoint brought others
         self.loss = self._accumulate(self.micro_batches(batch))
