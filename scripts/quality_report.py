@@ -15,9 +15,11 @@ NAMES = ("ours", "nanoGPT", "nanoGPT, large", "HF Trainer")
 
 def passed_at(points: list[tuple[float, float]], goal: float) -> float | None:
     """Seconds at which the curve first comes down to `goal`, between two points in proportion."""
+    if points[0][1] <= goal:
+        return points[0][0]
     for (t0, a), (t1, b) in itertools.pairwise(points):
         if b <= goal:
-            return t0 if a <= goal else t0 + (t1 - t0) * (a - goal) / (a - b)
+            return t0 + (t1 - t0) * (a - goal) / (a - b)
     return None
 
 
