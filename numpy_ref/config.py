@@ -37,7 +37,6 @@ class GPTConfig:
     tie_embeddings: bool = True
     qk_norm: bool = False
     smear: bool = False
-    zero_init: bool = False
     dropout: float = 0.0
 
     def __post_init__(self) -> None:

@@ -76,8 +76,7 @@ def shapes(config: Any) -> Shapes:
 
 
 def init_params(config: Any, seed: int = 0, dtype: Any = np.float32) -> Params:
-    """Weights normal with std 0.02, those that write into the residual stream 0.02 / sqrt(2 L), or 0 with zero_init (each
-    block is the identity then, until its first step); norms 1; biases 0."""
+    """Weights normal with std 0.02, those that write into the residual stream 0.02 / sqrt(2 L); norms 1; biases 0."""
     rng = np.random.default_rng(seed)
     params = {}
     for name, shape in shapes(config).items():
@@ -88,7 +87,6 @@ def init_params(config: Any, seed: int = 0, dtype: Any = np.float32) -> Params:
         else:
             residual = name.endswith(("attn.out.weight", "mlp.down.weight"))
             std = INIT_STD / math.sqrt(2 * config.n_layer) if residual else INIT_STD
-            std = 0.0 if residual and config.zero_init else std
             params[name] = (rng.standard_normal(shape) * std).astype(dtype)
     return params
 

@@ -42,7 +42,6 @@ class ModelConfig:
     tie_embeddings: bool = True
     qk_norm: bool = False
     smear: bool = False  # every token's embedding gets a learned share, channel by channel, of the one before it
-    zero_init: bool = False  # what writes into the residual stream begins at 0: blocks begin as the identity
     dropout: float = 0.0
 
     def __post_init__(self) -> None:

@@ -194,7 +194,6 @@ MUTANTS = [
     ),
     ("optimizers", "embedding_ratio * lr, betas", "lr, betas", "Muon: embeddings at the matrices' rate"),
     ("optimizers", "(1 - decay_share) * horizon", "decay_share * horizon", "trapezoid: falls too early"),
-    ("gpt", "0.0 if residual and config.zero_init else std", "std", "zero_init: blocks do not begin as the identity"),
     ("sampling", "np.where(z > 0, z / penalty, z * penalty)", "z / penalty", "penalty: negative logits get likelier"),
     ("sampling", "out[order[before >= p]]", "out[order[before > 1.01 * p]]", "top-p: one token too many"),
 ]

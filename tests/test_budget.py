@@ -138,7 +138,7 @@ def test_a_budget_that_makes_no_sense_is_refused_in_one_line(door, arguments, re
 def test_model_auto_is_one_word_for_a_modern_recipe(door):
     result = door("train", "model=auto", "budget=10min", "--cfg", "job")
     assert result.code == 0, result.err
-    for line in ("kind: muon", "kind: linear", "vocab_size: 4000", "zero_init: true", "budget: 10min"):
+    for line in ("kind: muon", "kind: linear", "vocab_size: 4000", "budget: 10min"):
         assert line in result.out
 
 

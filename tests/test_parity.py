@@ -174,18 +174,6 @@ def test_parity_of_ten_adamw_steps_over_the_full_product() -> None:
         ten_steps(options, seed)
 
 
-@pytest.mark.parametrize("options", PRODUCT[::97])
-def test_with_zero_init_every_block_begins_as_the_identity(options: dict[str, Any]) -> None:
-    config = gpt_config(**options, zero_init=True)
-    model, params = GPT(config), numpy_ref.init_params(config)
-    for name, parameter in model.named_parameters():
-        is_zero = name.endswith(("attn.out.weight", "mlp.down.weight", "bias")) or name == "smear"
-        assert bool((parameter == 0).all()) == bool((params[name] == 0).all()) == is_zero, name
-    x = torch.randn(2, 5, config.d_model)
-    rope = (model.cos[:5], model.sin[:5]) if config.position == "rope" else None
-    assert all(torch.equal(block(x, rope, None), x) for block in model.blocks)
-
-
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant", "trapezoid"])
 @given(step=st.integers(1, 200), horizon=st.integers(1, 150), warmup=st.integers(0, 160), final=st.floats(0, 1))
 def test_parity_of_learning_rates(kind: str, step: int, horizon: int, warmup: int, final: float) -> None:

@@ -276,8 +276,7 @@ def init_weights(model: GPT, seed: int) -> None:
     |------------------------------|-----------------------------------------------------------------|
     | wte, wpe, lm_head, q k v,    | normal, std 0.02 (GPT-2)                                        |
     |   up, gate                   |                                                                 |
-    | attn.out, mlp.down           | normal, std 0.02 / sqrt(2 L): 2 L branches add to one residual; |
-    |                              | with zero_init 0                                                |
+    | attn.out, mlp.down           | normal, std 0.02 / sqrt(2 L): 2 L branches add to one residual  |
     | biases, smear                | 0                                                               |
     | norm weights                 | 1                                                               |
     """
@@ -291,4 +290,4 @@ def init_weights(model: GPT, seed: int) -> None:
             residual = name.endswith(("attn.out.weight", "mlp.down.weight"))
             std = INIT_STD / math.sqrt(2 * model.config.n_layer) if residual else INIT_STD
             values = torch.empty(parameter.shape, dtype=torch.float32).normal_(0.0, std, generator=generator)
-            parameter.copy_(values * (not (residual and model.config.zero_init)))
+            parameter.copy_(values)

@@ -97,6 +97,10 @@ def expected_bpb(weights: float, tokens: float, text_tokens: float, scale: float
     return scale * (E + A / weights**ALPHA + B / counted**BETA)
 
 
+def peak_rate(optimizer: str, d_model: int) -> float:
+    return RATE if optimizer == "muon" else ADAMW_RATE / d_model
+
+
 def suitable_batch(tokens: float, context: int) -> int:
     """Tokens of an optimizer step for a run of so many tokens: a whole number of sequences, at least 1,024 tokens."""
     batch, at = BATCH_AT
@@ -169,11 +173,12 @@ class Measuring:
         """Train afresh for so long, the rate falling to 0: the speed, the tokens read, and the model."""
         model = GPT(gpt, seed=self.config.seed).to(self.machine.device)
         optimizer = build_optimizer(model.named_parameters(), self.config.optimizer, fused=True)
+        rate = peak_rate(self.config.optimizer.kind, gpt.d_model)
         gradient_s: list[float] = []
         update_s: list[float] = []
         while not gradient_s or sum(gradient_s) + sum(update_s) < seconds:
             done = (sum(gradient_s) + sum(update_s)) / seconds
-            lr = RATE * min(1.0, (len(gradient_s) + 1) / 20) * (1 - done)
+            lr = rate * min(1.0, (len(gradient_s) + 1) / 20) * (1 - done)
             set_lr(optimizer.param_groups, lr, self.config.optimizer)
             rows = data.train.batch(len(gradient_s) + 1).to(self.machine.device)
             gradient_s.append(self._seconds(lambda: add_gradient(model, rows, self.machine)))  # noqa: B023 (called at once)
@@ -242,7 +247,7 @@ def _settle(
     gpt = best.gpt
     batch, tokens = best.speed.tokens_in(left, gpt.context_length, text_tokens)
     steps = max(1, int(tokens / batch))
-    rate = RATE if optimizer == "muon" else ADAMW_RATE / gpt.d_model
+    rate = peak_rate(optimizer, gpt.d_model)
     choice = Choice(gpt.n_layer, gpt.d_model, gpt.n_head, batch, steps, rate, FORGETTING / (rate * steps))
     reasons = ["a smaller one holds less"] if best is not found[0] else []
     reasons += ["a larger one would read too little in this time"] if best is not found[-1] else []
