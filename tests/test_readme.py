@@ -94,7 +94,7 @@ def test_every_command_of_the_readme_runs(door, start, tmp_path):
         stdin = "Tell me a story.\n" if name == "chat" and arguments[0].startswith("--") else ""
         result = door(name, *SHORTENED.get(name, list)(arguments), stdin=stdin)
         assert result.code == 0, f"{command}\n{result.err}"
-        assert result.out.strip(), command
+        assert result.out if name == "chat" else result.out.strip(), command  # four steps may teach it to say nothing
 
 
 def test_generate_writes_reads_stdin_and_refuses_nonsense(door, tmp_path):
