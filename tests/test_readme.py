@@ -74,7 +74,7 @@ def test_every_command_of_the_readme_runs(door, start, tmp_path):
     talks = [{"instruction": f"Who is {n}?", "output": f"Tom {n}."} for n in range(30)]
     (tmp_path / "my.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     long = ("model.context_length=1024", "train.batch_tokens=2048")  # letters of a story, with the request for it
-    quickstart = door("train", "experiment=quickstart", *SHORT, *long, "train.max_steps=4")
+    quickstart = door("train", "experiment=quickstart", *SHORT, *long, "train.max_steps=5")
     assert quickstart.code == 0, quickstart.err
     assert len(COMMANDS) > 8
     for command in COMMANDS[2:]:
@@ -94,7 +94,7 @@ def test_every_command_of_the_readme_runs(door, start, tmp_path):
         stdin = "Tell me a story.\n" if name == "chat" and arguments[0].startswith("--") else ""
         result = door(name, *SHORTENED.get(name, list)(arguments), stdin=stdin)
         assert result.code == 0, f"{command}\n{result.err}"
-        assert result.out if name == "chat" else result.out.strip(), command  # four steps may teach it to say nothing
+        assert result.out.strip(), command
 
 
 def test_generate_writes_reads_stdin_and_refuses_nonsense(door, tmp_path):

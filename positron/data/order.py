@@ -7,9 +7,12 @@ place k of epoch e is found without storing or shuffling anything.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 _ROUNDS = 6
+_AT_ONCE = 64  # steps that are looked up together, which takes no longer than one
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -42,10 +45,20 @@ def windows_of_step(step: int, *, seed: int, n_windows: int, batch_size: int) ->
     Sample k = (step - 1) * batch_size + i is place k mod n of epoch k div n; so a batch may span two epochs, and the
     samples do not depend on micro-batches, devices, or where training was interrupted.
     """
-    sample = (step - 1) * batch_size + np.arange(batch_size, dtype=np.int64)
+    block, place = divmod(step - 1, _AT_ONCE)
+    epochs, windows = _samples(block, seed, n_windows, _AT_ONCE * batch_size)
+    here = slice(place * batch_size, (place + 1) * batch_size)
+    return epochs[here], windows[here]
+
+
+@lru_cache(maxsize=4)  # a run reads its text, and beside it what it replays
+def _samples(block: int, seed: int, n_windows: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Epochs and window numbers, each (size,), of samples block * size and on; not to be written to."""
+    sample = block * size + np.arange(size, dtype=np.int64)
     epoch, place = np.divmod(sample, n_windows)
-    windows = np.empty(batch_size, dtype=np.int64)
+    windows = np.empty(size, dtype=np.int64)
     for e in np.unique(epoch):
         here = epoch == e
         windows[here] = permute(place[here], n_windows, seed * 1_000_003 + int(e))
+    epoch.flags.writeable = windows.flags.writeable = False
     return epoch, windows

@@ -20,7 +20,6 @@ from positron.disk import lock, make_folder
 from positron.text.choose import load_tokenizer, train_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
-AT_ONCE = 64  # steps whose windows are looked up together
 UNKNOWN_SAMPLE = 1_000_000  # tokens in which unknown ones are counted
 TOKENIZER_SAMPLE = 4_000_000  # bytes of text that a SentencePiece model is trained on
 
@@ -127,7 +126,6 @@ class Windows:
                 f"the training text has {tokens.n_tokens} tokens, but one window needs {context + 1}: give a longer "
                 f"text, or model.context_length={max(1, tokens.n_tokens - 1)} or less"
             )
-        self._block: tuple[int, np.ndarray] | None = None
         self.starts: np.ndarray | None = None
         if end_id is not None:
             places = [start for start, _ in window_starts(tokens.places_of(end_id), tokens.n_tokens, context)]
@@ -136,20 +134,11 @@ class Windows:
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
         """(rows, T + 1): the share of `rank` in optimizer step `step` (from 1), consecutive rows of one global batch."""
-        windows = self._windows(step)
+        _, windows = windows_of_step(step, seed=self.seed, n_windows=self.n_windows, batch_size=self.batch_size)
         share = self.batch_size // world_size
         mine = windows[rank * share : (rank + 1) * share]
         places = mine * self.context if self.starts is None else self.starts[mine]
         return torch.from_numpy(np.stack([self.tokens.read(int(place), self.context + 1) for place in places]))
-
-    def _windows(self, step: int) -> np.ndarray:
-        """(batch_size,) window numbers. Found for `AT_ONCE` steps, which takes no longer than for one."""
-        block, place = divmod(step - 1, AT_ONCE)
-        if self._block is None or self._block[0] != block:
-            size = AT_ONCE * self.batch_size
-            _, windows = windows_of_step(block + 1, seed=self.seed, n_windows=self.n_windows, batch_size=size)
-            self._block = block, windows.reshape(AT_ONCE, self.batch_size)
-        return self._block[1][place]
 
     @property
     def fingerprint(self) -> str:
@@ -248,10 +237,10 @@ class _Steps:
         self.windows, self.steps_done, self.rank, self.world_size = windows, steps_done, rank, world_size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        step = self.steps_done()
+        step, to_cuda = self.steps_done(), torch.cuda.is_available()
         while True:
             step += 1
             rows = self.windows.batch(step, self.rank, self.world_size)
-            if torch.cuda.is_available():
+            if to_cuda:
                 rows = rows.pin_memory()  # then Lightning's copy to the GPU does not wait
             yield rows[:, :-1], rows[:, 1:]

@@ -179,9 +179,8 @@ class GELU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, h: Tensor) -> Tensor:
-        one, a = torch.tensor(
-            [1.0, 2 * math.sqrt(2 / math.pi)], dtype=wide(h.dtype)
-        )  # tensors: a + b x^2 is then one pass
+        # as tensors, so that a + b x^2 is one pass
+        one, a = torch.tensor([1.0, 2 * math.sqrt(2 / math.pi)], dtype=wide(h.dtype))
         b = 0.044715 * a.item()
         y, slope = torch.empty_like(h), torch.empty_like(h)
         rows = (each.flatten(0, -2).split(GELU_ROWS) for each in (h, y, slope))
