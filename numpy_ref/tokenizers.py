@@ -53,7 +53,7 @@ class _TableTokenizer:
 
     @staticmethod
     def split(text: str) -> list[str]:
-        raise NotImplementedError
+        raise NotImplementedError  # characters and words are all in which the two tokenizers differ
 
     def encode(self, text: str) -> list[int]:
         """Unknown pieces become `<unk>`, with a warning that names them."""

@@ -1,7 +1,7 @@
 """Every choice that a user can make, as plain dataclasses: the model (`GPTConfig`) and a whole run (`RunConfig`).
 
 Standard library only, so that any door can read a run without importing torch or Hydra. Files in `conf/` fill these
-classes, which check their values; `settings.py` checks names and types.
+classes, which check their values; `settings.py` checks names and types. One file, though long: the whole menu on one page.
 """
 
 from __future__ import annotations
