@@ -80,7 +80,7 @@ class ProbeMonitor(Monitor):
 
         `model.hidden`, unlike `model`, is never compiled and calls the parts of the model one by one, hooks and all.
         """
-        raise NotImplementedError  # what each of the five monitors is
+        raise NotImplementedError  # each monitor has its own
 
 
 def on_host(found: dict[str, Tensor]) -> dict[str, float]:
