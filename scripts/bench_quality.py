@@ -3,11 +3,12 @@
     python scripts/bench_quality.py ../shared/data/tinystories_sample.txt [--minutes 10] [--seeds 3]
 
 Documents, split by a fixed seed, and tokens (SentencePiece, 4,000 pieces, trained on the training side) are the same for
-all; a recipe decides the model, the optimizer, the batch and the precision:
+all; a recipe decides the model, the optimizer, the batch and the precision (`quality_peers.py` has the peers'):
 
     ours            `experiment=ten_minutes`, bf16 where it is fast
     nanoGPT         the CPU example of its README: 4 layers of 128, context 64, batch 12, AdamW 1e-3 to 1e-4, fp32
     nanoGPT, large  the same with our model's width, depth, context and batch
+    nanochat        its CPU run: 6 layers of 384, context 512, 16,384 tokens a step, its own Muon, fp32
     HF Trainer      GPT-2 of the same size through transformers' Trainer, batch 32 x 128, AdamW 5e-4, weight decay 0.1,
                     cosine (the recipe of its course, "training a causal language model from scratch")
 
@@ -61,8 +62,9 @@ class Budget:
         """True when the time is over."""
         passed = time.perf_counter() - self._begun
         self.spent, self._turn, self.tokens = self.spent + passed, self._turn + passed, self.tokens + tokens
-        while len(self.points) < len(SHARES) and self.progress >= SHARES[len(self.points)]:
-            self.points.append((self.spent, self.bits_per_byte()))
+        reached = sum(share <= self.progress for share in SHARES) - len(self.points)  # a long step reaches several
+        if reached:
+            self.points += [(self.spent, self.bits_per_byte())] * reached
         if self.progress >= 1:
             self.pipe.send({"points": self.points, "tokens": self.tokens})
             return True
@@ -75,10 +77,6 @@ class Budget:
     def _await_turn(self) -> None:
         self.pipe.recv()
         self._turn, self._begun = 0.0, time.perf_counter()
-
-
-def cosine(progress: float, final: float) -> float:
-    return final + (1 - final) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def scorer(nats: Callable[[Any, Any], Any], rows: tuple[Any, Any], token_bytes: Any, batch: int) -> Callable[[], float]:
@@ -103,6 +101,7 @@ def work(name: str, settings: dict[str, Any], pipe: Connection) -> None:
 
         tune_allocator()
     import torch
+    from quality_peers import PEERS, train_hugging_face, train_nanochat, train_nanogpt
 
     from positron.data.pretrain import Windows, prepare, validation_windows
     from positron.data.shards import TokenFiles
@@ -113,8 +112,10 @@ def work(name: str, settings: dict[str, Any], pipe: Connection) -> None:
     recipe = from_dict(RunConfig, settings["recipe"])
     tokenizer, folder = prepare(from_dict(DataConfig, settings["data"]), VOCABULARY, None, print)
     end = tokenizer.special_id(END_OF_TEXT)
-    context, rows = shape_of(name, recipe)
-    packed = end if name == "ours" and recipe.data.packing == "documents" else None
+    assert recipe.train.batch_tokens != "auto"
+    of_ours = recipe.model.context_length, int(recipe.train.batch_tokens) // recipe.model.context_length
+    context, rows = PEERS.get(name, of_ours)
+    packed = end if name in ("ours", "nanochat") else None  # windows that begin where documents do
     files = TokenFiles(folder, "train", tokenizer)
     windows = Windows(files, context=context, batch_size=rows, seed=settings["seed"], end_id=packed)
     validation = TokenFiles(folder, "val", tokenizer)
@@ -131,18 +132,9 @@ def work(name: str, settings: dict[str, Any], pipe: Connection) -> None:
         score = scorer(nats, text, torch.from_numpy(tokenizer.token_bytes()), max(1, 8192 // context))
         return Budget(settings["seconds"], pipe, score)
 
-    train = {"ours": train_ours, "HF Trainer": train_hugging_face}.get(name, train_nanogpt)
+    others = {"ours": train_ours, "nanochat": train_nanochat, "HF Trainer": train_hugging_face}
+    train = others.get(name, train_nanogpt)
     train(name, recipe, tokenizer.vocab_size, batches(), budget, settings["seed"])
-
-
-def shape_of(name: str, recipe: RunConfig) -> tuple[int, int]:
-    """Context and rows of a batch."""
-    if name == "nanoGPT":
-        return 64, 12
-    if name == "HF Trainer":
-        return 128, 32
-    assert recipe.train.batch_tokens != "auto"
-    return recipe.model.context_length, int(recipe.train.batch_tokens) // recipe.model.context_length
 
 
 def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any], budget: Any, seed: int) -> None:
@@ -174,78 +166,6 @@ def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any],
         update(model, optimizer, recipe.train.grad_clip)
         if clock.step_done(rows[:, 1:].numel()):
             return
-
-
-def train_nanogpt(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any], budget: Any, seed: int) -> None:
-    import torch
-    from bench_train import plain_gpt
-    from torch.nn import functional as F
-
-    T, _ = shape_of(name, recipe)
-    model = plain_gpt(T, 128, 4, 4, vocab)
-    if name == "nanoGPT, large":
-        model = plain_gpt(T, recipe.model.d_model, recipe.model.n_layer, recipe.model.n_head, vocab)
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.99))
-
-    def nats(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return F.cross_entropy(model.logits(x).flatten(0, 1), y.flatten(), reduction="sum")
-
-    clock: Budget = budget(nats)
-    clock.start()
-    for step, rows in enumerate(batches, 1):
-        for group in optimizer.param_groups:
-            group["lr"] = 1e-3 * min(step / 100, cosine(clock.progress, 0.1))
-        model(rows[:, :-1], rows[:, 1:]).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        if clock.step_done(rows[:, 1:].numel()):
-            return
-
-
-def train_hugging_face(
-    name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any], budget: Any, seed: int
-) -> None:
-    import tempfile
-
-    import torch
-    from torch.nn import functional as F
-    from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
-
-    T, B = shape_of(name, recipe)
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab, n_positions=T, n_embd=128, n_layer=4, n_head=4))
-
-    def nats(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        model.eval()
-        total = F.cross_entropy(model(x).logits.flatten(0, 1), y.flatten(), reduction="sum")
-        model.train()
-        return total
-
-    clock: Budget = budget(nats)
-
-    class Rows(torch.utils.data.IterableDataset):
-        def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
-            for rows in batches:
-                yield from ({"input_ids": row[:-1], "labels": row[:-1]} for row in rows)  # GPT2LMHeadModel shifts
-
-    class Turns(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            clock.start()
-
-        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            control.should_training_stop = clock.step_done(B * T)
-
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.1)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 100, cosine(clock.progress, 0.0)))
-    with tempfile.TemporaryDirectory() as folder:
-        arguments = TrainingArguments(
-            folder, per_device_train_batch_size=B, max_steps=10**9, seed=seed, use_cpu=True, report_to="none",
-            save_strategy="no", logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
-        )  # fmt: skip
-        Trainer(model, arguments, train_dataset=Rows(), optimizers=(optimizer, schedule), callbacks=[Turns()]).train()
 
 
 def run_seed(names: list[str], settings: dict[str, Any]) -> dict[str, Any]:

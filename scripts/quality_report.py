@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-NAMES = ("ours", "nanoGPT", "nanoGPT, large", "HF Trainer")
+NAMES = ("ours", "nanoGPT", "nanoGPT, large", "nanochat", "HF Trainer")
 
 
 def passed_at(points: list[tuple[float, float]], goal: float) -> float | None:

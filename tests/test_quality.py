@@ -4,13 +4,17 @@ import json
 import random
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import PATIENCE, PROJECT
 from hypothesis import given
 from hypothesis import strategies as st
 
 sys.path.insert(0, str(PROJECT / "scripts"))
+import bench_quality
+import quality_peers as peers
 import quality_report as report
 
 CURVE = [(10.0, 2.0), (20.0, 1.0), (40.0, 1.2), (60.0, 0.5)]
@@ -48,6 +52,58 @@ def test_the_table_gives_means_and_spread_and_when_ours_was_there():
 def test_a_value_that_one_seed_never_reached_was_never_reached():
     seeds = {i: {"ours": result(CURVE), "nanoGPT": result([(60.0, last)])} for i, last in enumerate((1.0, 0.4))}
     assert report.table(seeds, 1).splitlines()[-1].endswith("| never |")
+
+
+def test_a_step_that_reaches_several_marks_is_validated_once(monkeypatch):
+    scores, seconds = iter([3.0, 2.0]), iter([0, 1, 1, 27, 27, 27, 110])
+    monkeypatch.setattr(bench_quality, "SHARES", (0.1, 0.2, 1.0))
+    monkeypatch.setattr(bench_quality, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    sent = []
+    pipe = SimpleNamespace(send=sent.append, recv=lambda: "go")
+    clock = bench_quality.Budget(100, pipe, lambda: next(scores))
+    clock.start()
+    assert [clock.step_done(10) for _ in range(3)] == [False, False, True]
+    assert sent[0] == "ready"
+    assert sent[-1] == {"points": [(27, 3.0), (27, 3.0), (110, 2.0)], "tokens": 30}
+
+
+def nanochat():
+    """Small, and with values in place of the zeros it begins with."""
+    torch.manual_seed(0)
+    model = peers.NanochatGPT(2, 16, 50)
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return model
+
+
+def test_nanochats_model_sees_no_future_and_caps_its_logits():
+    idx = torch.randint(50, (2, 16))
+    changed = torch.cat((idx[:, :9], (idx[:, 9:] + 1) % 50), dim=1)
+    model = nanochat()
+    a, b = model.logits(idx), model.logits(changed)
+    assert torch.equal(a[:, :9], b[:, :9])
+    assert not torch.allclose(a[:, 9], b[:, 9])
+    assert a.abs().max() <= 15
+
+
+@pytest.mark.parametrize("shape", [(64, 256), (256, 64), (64, 64)])
+def test_nanochats_step_is_near_an_orthogonal_one_and_decays_where_both_agree(shape):
+    torch.manual_seed(0)
+    start = torch.randn(shape)
+    gradient = torch.randn(shape)
+    steps = {}
+    for decay in (0.0, 0.5):
+        p = torch.nn.Parameter(start.clone())
+        p.grad = gradient.clone()
+        peers.NanochatMatrices([p]).step(lr=0.1, momentum=0.9, decay=decay)
+        steps[decay] = (start - p.detach()) / 0.1
+    along = torch.linalg.svdvals(steps[0.0])
+    assert along.min() > 0.5
+    assert along.max() < 1.5
+    more = steps[0.5] - steps[0.0]
+    agrees = steps[0.0] * start >= 0
+    assert torch.allclose(more[agrees], 0.5 * start[agrees], atol=1e-5)
+    assert more[~agrees].abs().max() < 1e-5
 
 
 @pytest.mark.slow

@@ -4,13 +4,16 @@ import dataclasses
 import json
 import math
 import os
+import platform
 import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAST, tiny
+from conftest import FAST, PATIENCE, tiny
 
 from positron.config import GPTConfig, PrecisionConfig, UserError
 from positron.data.pretrain import PretrainData
@@ -404,3 +407,31 @@ def test_small_models_get_batches_that_make_many_steps_and_large_ones_what_suits
         batches[name] = suitable_batch(gpt, machine)
         assert 20 * gpt.n_params() / batches[name] >= 2_000
     assert batches == {"debug": 1_024, "nano": 65_536, "tinygpt": 65_536}
+
+
+MEMORY_TWICE = """
+import ctypes, platform, resource
+from positron.training.allocator import tune_allocator
+
+libc, pages = ctypes.CDLL(None), []
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.memset.argtypes, libc.free.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t], [ctypes.c_void_p]
+assert tune_allocator() == (platform.libc_ver()[0] == "glibc")
+for _ in range(2):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    block = libc.malloc(2_200_000_000)  # more than an int can say to mallopt
+    libc.memset(block, 1, 100_000_000)
+    libc.free(block)
+    pages.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+print(*pages)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other systems' allocators have no such setting")
+def test_memory_that_was_freed_stays_in_the_process():
+    """In a process of its own: the allocator is set once and for all."""
+    result = subprocess.run([sys.executable, "-c", MEMORY_TWICE], capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 0, result.stderr
+    first, again = map(int, result.stdout.split())
+    assert first > 1_000  # 24,000 pages of 4 KB, fewer of larger ones
+    assert again < first / 100
