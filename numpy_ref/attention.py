@@ -71,6 +71,12 @@ def _future(n: int, dtype: np.dtype) -> Array:
     return np.triu(np.full((n, n), -np.inf, dtype=dtype), 1)
 
 
+def window_mask(T: int, S: int, window: int) -> Array:
+    """(T, S), True where a query may look: query t of T at key S - T + t, itself, and at the `window` - 1 before it."""
+    behind = np.arange(S - T, S)[:, None] - np.arange(S)
+    return (behind >= 0) & (behind < window)
+
+
 def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array, None, None, None]:
     """dout (B, H, T, D) -> dq (B, H, T, D), dk and dv (B, K, S, D)."""
     q, k, v = cache["q"], cache["k"], cache["v"]

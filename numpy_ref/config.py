@@ -37,6 +37,7 @@ class GPTConfig:
     tie_embeddings: bool = True
     qk_norm: bool = False
     smear: bool = False
+    window: int | None = None
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -58,6 +59,8 @@ class GPTConfig:
             raise InputError(f"position=rope needs an even head dimension, not {self.d_model // self.n_head}")
         if self.position == "sinusoidal" and self.d_model % 2:
             raise InputError(f"position=sinusoidal needs an even d_model, not {self.d_model}")
+        if self.window is not None and self.window < 1:
+            raise InputError(f"window={self.window} must be at least 1, the token itself")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout={self.dropout} must be in [0, 1)")
 

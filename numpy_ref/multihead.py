@@ -12,6 +12,9 @@ can exceed sqrt(D) however large the weights grow. It comes after the rotation, 
 A bias on the keys adds the same q.b to all scores of a query, which softmax cannot see: without rotation or QK-norm its
 gradient is 0, and what the computer finds instead is rounding noise.
 
+A window (Longformer, arXiv:2004.05150) lets a token see the last W tokens only, itself included. L layers still carry
+news over L (W - 1) tokens, and beyond W a token's cost no longer grows with the text.
+
 Generation: keys and values of past tokens never change, so a `Past` keeps them, and each new token costs one row.
 
 Cost: 2 N C (2 H D + 2 K D) FLOPs for the projections. With K < H the cache shrinks by H / K: memory is what limits
@@ -24,7 +27,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from numpy_ref.attention import attention_backward, attention_forward
+from numpy_ref.attention import attention_backward, attention_forward, window_mask
 from numpy_ref.config import kv_heads
 from numpy_ref.linear import Array, Cache, linear_backward, linear_forward
 from numpy_ref.norm import rmsnorm_backward, rmsnorm_forward
@@ -104,7 +107,8 @@ def multihead_forward(
         if config.qk_norm:
             heads[name], cache[f"norm_{name}"] = rmsnorm_forward(heads[name])
     k, v = (heads["k"], heads["v"]) if past is None else past.extend(heads["k"], heads["v"])
-    y, cache["attention"] = attention_forward(heads["q"], k, v, None, config.dropout, rng)
+    mask = None if config.window is None else window_mask(x.shape[1], k.shape[2], config.window)
+    y, cache["attention"] = attention_forward(heads["q"], k, v, mask, config.dropout, rng)
     y, cache["out"] = _project(_merge(y), params, "out")
     return y, cache
 

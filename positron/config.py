@@ -42,6 +42,7 @@ class ModelConfig:
     tie_embeddings: bool = True
     qk_norm: bool = False
     smear: bool = False  # every token's embedding gets a learned share, channel by channel, of the one before it
+    window: int | None = None  # tokens that a token sees in each layer, itself included; None: all up to itself
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -61,6 +62,8 @@ class ModelConfig:
             raise UserError(f"model.position=rope needs an even head dimension, not {self.d_head}")
         if self.position == "sinusoidal" and self.d_model % 2:
             raise UserError(f"model.position=sinusoidal needs an even model.d_model, not {self.d_model}")
+        if self.window is not None and self.window < 1:
+            raise UserError(f"model.window={self.window} must be at least 1, the token itself")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.dropout={self.dropout} must be in [0, 1)")
 
@@ -114,11 +117,13 @@ class GPTConfig(ModelConfig):
     def flops_per_token(self, context: int | None = None) -> float:
         """Floating-point operations that training needs per token: forward (2 per weight) and backward (4 per weight).
 
-        Causal attention reads (T + 1) / 2 keys on average: scores and weighted sum, forward and backward, cost
-        12 * d_model operations per key and layer. Norms and activations are left out, as in the PaLM paper's
-        (arXiv:2204.02311, appendix B) model FLOPs.
+        Causal attention reads (T + 1) / 2 keys on average, or min(t, window) for token t of T: scores and weighted sum,
+        forward and backward, cost 12 * d_model operations per key and layer. Norms and activations are left out, as in
+        the PaLM paper's (arXiv:2204.02311, appendix B) model FLOPs.
         """
-        keys = ((context or self.context_length) + 1) / 2
+        T = context or self.context_length
+        beyond = max(0, T - (self.window or T))  # tokens that no longer see the first one
+        keys = ((T + 1) * T - (beyond + 1) * beyond) / (2 * T)
         return 6 * self.matmul_params() + 12 * self.n_layer * self.d_model * keys
 
 

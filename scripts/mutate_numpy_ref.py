@@ -106,6 +106,8 @@ MUTANTS = [
         "scores[..., start : start + rows.stop - start]",
         "the mask ignores the past",
     ),
+    ("attention", "(behind < window)", "(behind <= window)", "window: one token too many"),
+    ("attention", "np.arange(S - T, S)[:, None]", "np.arange(T)[:, None]", "window: places counted without the past"),
     ("attention", "        ds -= dots[..., rows, :]\n", "", "attention: softmax's second term dropped"),
     ("attention", "        ds *= weights\n", "", "attention: P forgotten in dS"),
     ("attention", "    dq *= 1 / math.sqrt(D)\n", "", "attention: dq without 1 / sqrt(D)"),

@@ -30,7 +30,11 @@ from positron.text.tables import CharTokenizer
 from positron.train import train
 
 MODERN = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "tie_embeddings": False, "qk_norm": True}
-SHAPES: list[dict[str, Any]] = [{}, {**MODERN, "smear": True, "n_kv_head": 2}, {"activation": "relu2", "bias": True}]
+SHAPES: list[dict[str, Any]] = [
+    {},
+    {**MODERN, "smear": True, "n_kv_head": 2},
+    {"activation": "relu2", "bias": True, "window": 5},
+]
 EPS = 2.0**-8  # bf16 rounds by this share at most
 
 

@@ -23,14 +23,17 @@ def qkv(T, D=16, H=4, K=4, dtype=torch.float64, seed=0):
     return one(H), one(K), one(K)
 
 
-def plain(q, k, v):
-    """softmax(q k^T / sqrt(D)) v, written out in fp64."""
+def plain(q, k, v, window=None):
+    """softmax(q k^T / sqrt(D)) v over the last `window` keys, written out in fp64."""
     q, k, v = q.double(), k.double(), v.double()
     groups = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
     T = q.shape[2]
     scores = q @ k.mT / math.sqrt(q.shape[-1])
-    return scores.masked_fill(torch.ones(T, T, dtype=torch.bool).triu(1), float("-inf")).softmax(-1) @ v
+    unseen = torch.ones(T, T, dtype=torch.bool).triu(1)
+    if window is not None:
+        unseen |= torch.ones(T, T, dtype=torch.bool).tril(-window)
+    return scores.masked_fill(unseen, float("-inf")).softmax(-1) @ v
 
 
 def relative_error(a, b):
@@ -42,16 +45,19 @@ def relative_error(a, b):
 TOLERANCE = {dtype: 6 * torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32, torch.bfloat16)}
 
 
-@pytest.mark.parametrize("T", LENGTHS)
+WINDOWS = (1, 2, 16, 17, 31, 100, BLOCK - 1, BLOCK, BLOCK + 1, 200, 299, 300, 1000)
+
+
+@pytest.mark.parametrize(("T", "window"), [*((T, None) for T in LENGTHS), *((300, window) for window in WINDOWS)])
 @pytest.mark.parametrize(("H", "K", "D"), [(4, 4, 16), (4, 2, 40), (6, 1, 64)])
 @pytest.mark.parametrize("dtype", TOLERANCE)
-def test_blocked_attention_is_attention(T, H, K, D, dtype):
+def test_blocked_attention_is_attention(T, window, H, K, D, dtype):
     tensors = qkv(T, D, H, K, dtype)
     upstream = torch.randn(2, H, T, D, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    out = BlockedCausalAttention.apply(*tensors)
+    out = BlockedCausalAttention.apply(*tensors, window or T)
     gradients = torch.autograd.grad(out, tensors, upstream.to(dtype))
     exact_inputs = [x.detach().double().requires_grad_() for x in tensors]
-    exact = plain(*exact_inputs)
+    exact = plain(*exact_inputs, window)
     exact_gradients = torch.autograd.grad(exact, exact_inputs, upstream.to(dtype).double())
     assert relative_error(out, exact) < TOLERANCE[dtype]
     for gradient, expected in zip(gradients, exact_gradients, strict=True):
@@ -64,7 +70,7 @@ def test_blocked_attention_is_attention(T, H, K, D, dtype):
 def test_large_scores_cost_no_more_precision_than_the_library_s(size):
     """Scores rounded to bf16 would be off by size / 256 each, and the softmax turns that into a relative error."""
     errors = []
-    for attention in (BlockedCausalAttention.apply, lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True)):
+    for attention in (causal_attention, lambda *qkv: F.scaled_dot_product_attention(*qkv, is_causal=True)):
         q, k, v = qkv(300, D=40, dtype=torch.bfloat16)
         tensors = [(size * q).detach().requires_grad_(), k, v]
         exact_inputs = [x.detach().double().requires_grad_() for x in tensors]
@@ -105,7 +111,18 @@ def test_autocast_makes_bf16_products_and_fp32_gradients(backward_inside):
 def test_blocked_attention_passes_finite_differences():
     tensors = qkv(BLOCK + 3, D=2, H=2, K=1)
     small = [x[:1].detach().requires_grad_() for x in tensors]
-    assert torch.autograd.gradcheck(BlockedCausalAttention.apply, small, fast_mode=True)
+    for window in (BLOCK + 3, 40):
+        assert torch.autograd.gradcheck(BlockedCausalAttention.apply, (*small, window), fast_mode=True)
+
+
+@pytest.mark.parametrize("window", [1, 7, 64, 200])
+def test_with_and_without_gradients_a_window_is_the_same(window):
+    q, k, v = qkv(200)
+    with torch.no_grad():
+        assert relative_error(causal_attention(q, k, v, window=window), plain(q, k, v, window)) < 1e-14
+    blocked = causal_attention(q, k, v, window=window)
+    assert "Blocked" in type(blocked.grad_fn).__name__
+    assert relative_error(blocked, plain(q, k, v, window)) < 1e-14
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -122,7 +139,7 @@ def test_the_same_twice_is_bit_identical():
     results = []
     for _ in range(2):
         tensors = qkv(300, dtype=torch.bfloat16)
-        out = BlockedCausalAttention.apply(*tensors)
+        out = BlockedCausalAttention.apply(*tensors, 300)
         results.append((out, *torch.autograd.grad(out, tensors, torch.ones_like(out))))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 

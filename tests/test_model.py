@@ -153,12 +153,35 @@ def test_dropout_acts_in_training_only():
     assert torch.equal(model(x), model(x))
 
 
+@pytest.mark.parametrize("grad", [False, True])
+def test_news_travels_a_window_a_layer_and_no_further(grad):
+    """2 layers with windows of 5: token 20 may know of token 12 at the earliest, which is 2 x (5 - 1) before it."""
+    config = dataclasses.replace(BASE, window=5, context_length=80, position="rope")
+    model = randomised(config).double()
+    x = ids(config, rows=1)
+    with torch.set_grad_enabled(grad):
+        usual = model(x)
+        for place, reaches in ((11, False), (12, True)):
+            changed = x.clone()
+            changed[0, place] = (x[0, place] + 1) % config.vocab_size
+            assert (not torch.equal(model(changed)[0, 20], usual[0, 20])) == reaches
+            assert torch.equal(model(changed)[0, place + 9 :], usual[0, place + 9 :])
+
+
+@pytest.mark.parametrize("window", [None, 1, 7, 24, 100])
+def test_operations_count_the_keys_that_are_seen(window):
+    config = dataclasses.replace(BASE, window=window)
+    seen = [min(t, window or t) for t in range(1, 25)]
+    keys = (config.flops_per_token() - 6 * config.matmul_params()) / (12 * config.n_layer * config.d_model)
+    assert keys == pytest.approx(sum(seen) / 24)
+
+
 @pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope"])
-@pytest.mark.parametrize(("n_kv_head", "smear"), [(4, False), (2, True)])
-def test_a_document_gets_the_same_logits_packed_and_alone(position, n_kv_head, smear):
+@pytest.mark.parametrize(("n_kv_head", "smear", "window"), [(4, False, None), (2, True, 6)])
+def test_a_document_gets_the_same_logits_packed_and_alone(position, n_kv_head, smear, window):
     config = GPTConfig(
         vocab_size=50, context_length=40, d_model=32, n_layer=2, n_head=4, n_kv_head=n_kv_head, position=position,
-        smear=smear,
+        smear=smear, window=window,
     )  # fmt: skip
     model = GPT(config, seed=3).double().eval()
     if smear:

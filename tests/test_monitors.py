@@ -81,7 +81,9 @@ def test_the_first_step_of_adamw_moves_every_weight_by_the_learning_rate(tmp_pat
 
 
 @pytest.mark.parametrize("documents", [False, True])
-@pytest.mark.parametrize("options", [{}, {"n_kv_head": 2, "position": "rope", "qk_norm": True, "smear": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"n_kv_head": 2, "position": "rope", "qk_norm": True, "smear": True, "window": 3}]
+)
 def test_probabilities_are_those_of_the_block(options: dict, documents: bool) -> None:
     """Times v and through the output projection they are what the attention itself gives, in float64."""
     model = GPT(dataclasses.replace(SMALL, **options)).double()
@@ -91,12 +93,12 @@ def test_probabilities_are_those_of_the_block(options: dict, documents: bool) ->
     numbers = (idx < 10).cumsum(dim=1) if documents else None
     for attn, inputs in attention_inputs(model, idx, numbers):
         q, k = queries_and_keys(attn, inputs[0], inputs[1])
-        p = probabilities(q, k, visible_keys(inputs)[:, None])
+        p = probabilities(q, k, visible_keys(attn, inputs)[:, None])
         v = attn.v(inputs[0]).view(3, 16, attn.n_kv_head, 4).transpose(1, 2).repeat_interleave(4 // attn.n_kv_head, 1)
         y = attn.out((p @ v).transpose(1, 2).reshape(3, 16, 16))
         assert torch.allclose(y, attn(*inputs), atol=1e-12, rtol=0)
         if numbers is not None:
-            assert not p[~document_mask(numbers).expand_as(p)].any()
+            assert not p[~document_mask(numbers, model.config.window).expand_as(p)].any()
 
 
 def test_entropy_is_one_for_looking_at_all_alike_and_zero_for_looking_at_one() -> None:

@@ -82,7 +82,7 @@ def test_the_table_of_contents_names_every_file() -> None:
 OPTIONS = [
     {},
     {"position": "rope", "norm": "rmsnorm", "activation": "swiglu", "qk_norm": True},
-    {"position": "sinusoidal", "n_kv_head": 1, "smear": True},
+    {"position": "sinusoidal", "n_kv_head": 1, "smear": True, "window": 3},
 ]
 
 

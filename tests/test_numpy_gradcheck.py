@@ -278,6 +278,7 @@ def test_block(rng: np.random.Generator, changes: dict[str, Any]) -> None:
         {"position": "sinusoidal", "activation": "relu2", "n_kv_head": 1},
         {"dropout": 0.3, "bias": True},
         {"smear": True, "tie_embeddings": False},
+        {"window": 2, "n_kv_head": 1},
     ],
 )
 def test_the_whole_model(rng: np.random.Generator, changes: dict[str, Any]) -> None:

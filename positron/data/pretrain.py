@@ -214,7 +214,8 @@ class PretrainData(L.LightningDataModule):
     def train_dataloader(self) -> _Steps:
         trainer = self.trainer
         assert trainer is not None
-        return _Steps(self.train, lambda: trainer.global_step, trainer.global_rank, trainer.world_size)
+        to_cuda = trainer.strategy.root_device.type == "cuda"
+        return _Steps(self.train, lambda: trainer.global_step, trainer.global_rank, trainer.world_size, to_cuda)
 
     def val_dataloader(self) -> list[tuple[Tensor, Tensor]]:
         """Batches of constant shape; rows beyond the text carry no loss. Ranks take every world_size-th batch."""
@@ -232,15 +233,21 @@ class _Steps:
     """An endless iterator whose place is the trainer's own step counter: nothing to save, nothing to skip."""
 
     def __init__(
-        self, windows: Windows | StreamWindows, steps_done: Callable[[], int], rank: int, world_size: int
+        self,
+        windows: Windows | StreamWindows,
+        steps_done: Callable[[], int],
+        rank: int,
+        world_size: int,
+        to_cuda: bool,
     ) -> None:
         self.windows, self.steps_done, self.rank, self.world_size = windows, steps_done, rank, world_size
+        self.to_cuda = to_cuda
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        step, to_cuda = self.steps_done(), torch.cuda.is_available()
+        step = self.steps_done()
         while True:
             step += 1
             rows = self.windows.batch(step, self.rank, self.world_size)
-            if to_cuda:
+            if self.to_cuda:
                 rows = rows.pin_memory()  # then Lightning's copy to the GPU does not wait
             yield rows[:, :-1], rows[:, 1:]

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from positron.inference.int8 import Int8Linear, dequantise, quantise
 from positron.inference.linear import Linear
+from positron.model.attention import causal_attention, window_mask
 from positron.model.gpt import GPT, NORM_EPS, Block, Norm
 from positron.model.lora import weight_of
 
@@ -171,7 +172,7 @@ class Decoder:
         def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             q, k, v = (part.unflatten(0, (b, n)).transpose(1, 2) for part in (q, k, v))  # (b, heads, n, D)
             keys[rows, :, :n], values[rows, :, :n] = k, v
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.K < self.H)
+            y = causal_attention(q, k, v, window=self.config.window)
             return y.transpose(1, 2).reshape(b * n, -1)
 
         x = self._through(x.flatten(0, 1), turn, attend)
@@ -194,8 +195,7 @@ class Decoder:
         if self.config.position != "rope":
             x = x + self.positions[start:n]
         turn = self.turn[start:n] if self.config.position == "rope" else None
-        places = torch.arange(n, device=self.device)
-        mask = places <= places[start:, None]  # (T, n)
+        mask = window_mask(n, self.config.window, self.device)[start:]  # (T, n)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             keys[0, :, start:n], values[0, :, start:n] = k.transpose(0, 1), v.transpose(0, 1)
@@ -228,10 +228,12 @@ class Decoder:
             raise ValueError(f"the cache is full: {self.config.context_length} tokens")
         B, H, K, D = len(ids), self.H, self.K, self.D
         where = slice(n - 1, n) if even else torch.tensor(places, device=self.device)
-        mask = None
+        window = self.config.window or n
+        first, mask = max(0, min(places) + 1 - window), None
         if not even:
             assert isinstance(where, Tensor)
-            mask = (torch.arange(n, device=self.device) <= where[:, None])[:, None, None]  # (B, 1, 1, n)
+            behind = where[:, None] - torch.arange(first, n, device=self.device)  # (B, n - first)
+            mask = ((behind >= 0) & (behind < window))[:, None, None]
             rows = torch.arange(B, device=self.device)
         x = F.embedding(ids, self.wte)  # (B, C)
         if self.smear is not None:
@@ -246,7 +248,7 @@ class Decoder:
             else:
                 keys[rows, :, where], values[rows, :, where] = k, v
             y = F.scaled_dot_product_attention(
-                q.reshape(B, K, H // K, D), keys[:, :, :n], values[:, :, :n], attn_mask=mask
+                q.reshape(B, K, H // K, D), keys[:, :, first:n], values[:, :, first:n], attn_mask=mask
             )  # the H/K heads of a group look at the same keys: they are its queries
             return y.reshape(B, H * D)
 

@@ -1,4 +1,4 @@
-"""Causal attention: softmax(q k^T / sqrt(D)) v over the past, by the faster of two implementations.
+"""Causal attention: softmax(q k^T / sqrt(D)) v over the past or its last tokens, by the faster of two implementations.
 
 `scaled_dot_product_attention` is the library's. On a CPU in bf16 its kernel is the slowest part of a training step, so
 there the same mathematics is done in blocks of queries, with matrix products of a size that the CPU likes.
@@ -20,18 +20,29 @@ BLOCK = 128  # queries at a time: 64 and 256 are slower at T = 256 to 1024
 LONGEST = 2048  # tokens; beyond, the saved probabilities take more memory than they are worth
 
 
-def causal_attention(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, mask: Tensor | None = None) -> Tensor:
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, mask: Tensor | None = None, window: int | None = None
+) -> Tensor:
     """q (B, H, T, D), k and v (B, K, T, D) with H a multiple of K -> (B, H, T, D).
 
-    `mask` (B, 1, T, T), True where a query may look, takes the place of the causal one.
+    A query sees the last `window` tokens, itself included. `mask` (B, 1, T, T), True where a query may look, takes the
+    place of both.
     """
     q, k, v = (part.to(product_dtype(part)) for part in (q, k, v))
-    grouped = k.shape[1] != q.shape[1]
+    grouped, T = k.shape[1] != q.shape[1], q.shape[2]
+    if mask is None and dropout == 0 and blocked_is_faster(q):
+        return BlockedCausalAttention.apply(q, k, v, window or T)
+    if mask is None and window is not None and window < T:
+        mask = window_mask(T, window, q.device)
     if mask is not None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, enable_gqa=grouped)
-    if dropout == 0 and blocked_is_faster(q):
-        return BlockedCausalAttention.apply(q, k, v)
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=dropout, enable_gqa=grouped)
+
+
+def window_mask(T: int, window: int | None, device: torch.device) -> Tensor:
+    """(T, T), True where a query (row) may look at a key: itself and the `window` - 1 before it, or all of them."""
+    past = torch.ones(T, T, dtype=torch.bool, device=device).tril_()
+    return past if window is None else past.triu_(1 - window)
 
 
 def blocked_is_faster(q: Tensor) -> bool:
@@ -41,7 +52,7 @@ def blocked_is_faster(q: Tensor) -> bool:
 
 
 class BlockedCausalAttention(torch.autograd.Function):
-    """Blocks of queries against the keys up to the block's end: most of the masked half is never computed.
+    """Blocks of queries against the keys up to the block's end: most of what is masked is never computed.
 
     With P = softmax(S), S = q k^T / sqrt(D), O = P v and an upstream gradient dO:
         dv = P^T dO,  dP = dO v^T,  dS = P * (dP - rowsum(P * dP)),  dq = dS k / sqrt(D),  dk = dS^T q / sqrt(D).
@@ -50,7 +61,7 @@ class BlockedCausalAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, window: int) -> Tensor:
         B, H, T, D = q.shape
         N, G = B * k.shape[1], H // k.shape[1]
         with torch.autocast(q.device.type, enabled=False):
@@ -59,19 +70,24 @@ class BlockedCausalAttention(torch.autograd.Function):
             q, k, v = q.reshape(N, G, T, D), k.reshape(N, T, D), v.reshape(N, T, D)
             future = torch.full((BLOCK, BLOCK), float("-inf"), dtype=wide(q.dtype), device=q.device).triu_(1)
             for start in range(0, T, BLOCK):
-                end = min(T, start + BLOCK)
+                end, first = min(T, start + BLOCK), first_key(start, window)
                 n = end - start
-                scores = scaled_scores(q[:, :, start:end].reshape(N, G * n, D), k[:, :end])
-                scores.view(N, G, n, end)[..., start:] += future[:n, :n]  # a fourth of masked_fill's time
-                p = scores.softmax(dim=-1).to(q.dtype)  # (N, G n, end)
-                out[:, :, start:end] = torch.bmm(p, v[:, :end]).view(B, H, n, D)
+                scores = scaled_scores(q[:, :, start:end].reshape(N, G * n, D), k[:, first:end])
+                by_query = scores.view(N, G, n, end - first)
+                by_query[..., start - first :] += future[:n, :n]  # a fourth of masked_fill's time
+                if end - first > window:  # the block's last query does not see the first key
+                    forgotten = by_query[..., : end - first - window]
+                    forgotten += torch.full_like(forgotten[0, 0], float("-inf")).tril_(start - first - window)
+                p = scores.softmax(dim=-1).to(q.dtype)  # (N, G n, end - first)
+                out[:, :, start:end] = torch.bmm(p, v[:, first:end]).view(B, H, n, D)
                 probabilities.append(p)
+        ctx.window = window
         ctx.save_for_backward(q, k, v, *probabilities)
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, *probabilities = ctx.saved_tensors
         N, G, T, D = q.shape
         B, H = grad.shape[:2]
@@ -82,15 +98,20 @@ class BlockedCausalAttention(torch.autograd.Function):
             # transposed: dO^T P is faster than P^T dO, since the large factor is read as it lies in memory
             dk, dv = q.new_zeros(N, D, T), q.new_zeros(N, D, T)
             for start, p in zip(range(0, T, BLOCK), probabilities, strict=True):
-                end = start + p.shape[1] // G
+                seen = slice(first_key(start, ctx.window), end := start + p.shape[1] // G)
                 rows, d_out = (x[:, :, start:end].reshape(N, -1, D) for x in (q, grad))  # (N, G n, D)
-                dv[..., :end].baddbmm_(d_out.mT, p)
-                ds = torch._softmax_backward_data(torch.bmm(d_out, v[:, :end].mT), p, -1, p.dtype)
-                dk[..., :end].baddbmm_(rows.mT, ds)
-                dq[:, :, start:end] = torch.bmm(ds, k[:, :end]).view(B, H, end - start, D)
+                dv[..., seen].baddbmm_(d_out.mT, p)
+                ds = torch._softmax_backward_data(torch.bmm(d_out, v[:, seen].mT), p, -1, p.dtype)
+                dk[..., seen].baddbmm_(rows.mT, ds)
+                dq[:, :, start:end] = torch.bmm(ds, k[:, seen]).view(B, H, end - start, D)
             dq *= 1 / math.sqrt(D)
             dk *= 1 / math.sqrt(D)
-        return dq, dk.mT.view(B, -1, T, D), dv.mT.view(B, -1, T, D)
+        return dq, dk.mT.view(B, -1, T, D), dv.mT.view(B, -1, T, D), None
+
+
+def first_key(start: int, window: int) -> int:
+    """That the query at `start` sees, or one shortly before: rows of products begin at multiples of 16."""
+    return max(0, start - window + 1) // 16 * 16
 
 
 def scaled_scores(q: Tensor, k: Tensor) -> Tensor:

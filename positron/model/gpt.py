@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from positron.config import GPTConfig
 from positron.model import fused
-from positron.model.attention import causal_attention
+from positron.model.attention import causal_attention, window_mask
 from positron.model.fused import Rope
 from positron.model.loss import linear_cross_entropy
 
@@ -73,10 +73,10 @@ def places_in_documents(documents: Tensor) -> Tensor:
     return place - torch.where(begins, place, 0).cummax(dim=1).values
 
 
-def document_mask(documents: Tensor) -> Tensor:
+def document_mask(documents: Tensor, window: int | None) -> Tensor:
     """(B, T) document numbers -> (B, 1, T, T), True where a query (row) may look at a key: its own document's past."""
     same = documents[:, None, :, None] == documents[:, None, None, :]
-    return same.tril()
+    return same & window_mask(documents.shape[1], window, documents.device)
 
 
 def embeddings_before(x: Tensor, documents: Tensor | None) -> Tensor:
@@ -94,7 +94,7 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head, self.n_kv_head, self.d_head = config.n_head, config.kv_heads, config.d_head
-        self.qk_norm, self.dropout = config.qk_norm, config.dropout
+        self.qk_norm, self.dropout, self.window = config.qk_norm, config.dropout, config.window
         self.q = nn.Linear(config.d_model, self.n_head * self.d_head, bias=config.bias)
         self.k = nn.Linear(config.d_model, self.n_kv_head * self.d_head, bias=config.bias)
         self.v = nn.Linear(config.d_model, self.n_kv_head * self.d_head, bias=config.bias)
@@ -103,7 +103,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:  # (B, T, C) -> (B, T, C)
         B, T, C = x.shape
         q, k, v = self._packed(x, rope) if self._packs(x) else self.heads(x, rope)
-        y = causal_attention(q, k, v, dropout=self.dropout if self.training else 0.0, mask=mask)  # (B, H, T, D)
+        dropout = self.dropout if self.training else 0.0
+        y = causal_attention(q, k, v, dropout=dropout, mask=mask, window=self.window)  # (B, H, T, D)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
     def heads(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
@@ -232,7 +233,7 @@ class GPT(nn.Module):
         rope = mask = None
         places: slice | Tensor = slice(T)
         if documents is not None:
-            places, mask = places_in_documents(documents), document_mask(documents)
+            places, mask = places_in_documents(documents), document_mask(documents, self.config.window)
         if self.config.position == "learned":
             x = x + self.wpe.weight[places]
         elif self.config.position == "sinusoidal":

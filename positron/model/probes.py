@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from positron.model.attention import window_mask
 from positron.model.gpt import GPT, Attention, Rope
 from positron.model.precision import wide
 
@@ -48,11 +49,10 @@ def queries_and_keys(attn: Attention, x: Tensor, rope: Rope | None) -> tuple[Ten
     return q, k.repeat_interleave(attn.n_head // attn.n_kv_head, dim=1)
 
 
-def visible_keys(inputs: Inputs) -> Tensor:
+def visible_keys(attn: Attention, inputs: Inputs) -> Tensor:
     """(B or 1, T, T), True where a query (row) may look at a key."""
     x, _, mask = inputs
-    T = x.shape[1]
-    return torch.ones(1, T, T, dtype=torch.bool, device=x.device).tril() if mask is None else mask[:, 0]
+    return window_mask(x.shape[1], attn.window, x.device)[None] if mask is None else mask[:, 0]
 
 
 def probabilities(q: Tensor, k: Tensor, visible: Tensor) -> Tensor:
@@ -69,5 +69,5 @@ def attention_probabilities(model: GPT, idx: Tensor) -> list[Tensor]:
     found = []
     for attn, inputs in attention_inputs(model, idx):
         q, k = queries_and_keys(attn, inputs[0], inputs[1])
-        found.append(probabilities(q, k, visible_keys(inputs)[:, None]))
+        found.append(probabilities(q, k, visible_keys(attn, inputs)[:, None]))
     return found

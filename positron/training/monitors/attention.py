@@ -25,7 +25,7 @@ def relative_entropy(p: Tensor, visible: Tensor) -> Tensor:
 
 def head_entropies(attn: Attention, inputs: Inputs, real: Tensor) -> list[Tensor]:
     """Of each head, the mean over the tokens of `real` (B, T) that see two or more. One head's scores are held at a time."""
-    visible = visible_keys(inputs)
+    visible = visible_keys(attn, inputs)
     counted = real & (visible.sum(dim=-1) > 1)
     q, k = queries_and_keys(attn, inputs[0], inputs[1])
     heads = (probabilities(q[:, h], k[:, h], visible) for h in range(attn.n_head))
