@@ -85,7 +85,7 @@ def test_also_where_only_thin_matrices_are_trained(dropout):
 def test_the_second_run_takes_the_attention_of_the_first(monkeypatch):
     choices = []
     fits = attention.blocked_is_faster
-    monkeypatch.setattr(attention, "blocked_is_faster", lambda q: choices.append(fits(q)) or choices[-1])
+    monkeypatch.setattr(attention, "blocked_is_faster", lambda *x: choices.append(fits(*x)) or choices[-1])
     model = GPT(BASE)
     model.checkpoint_activations = True
     loss_and_gradients(model, torch.bfloat16, documents=False)
@@ -129,6 +129,16 @@ def test_saved_activations_fall_to_the_inputs_of_blocks_and_are_what_is_reckoned
     assert less < full / 7
     for machine, saved in zip(machines, (full, less + full / config.n_layer), strict=True):
         assert 0.75 * saved < micro_batch_bytes(config, 4, machine) < 1.6 * saved
+
+
+@pytest.mark.parametrize("window", [100, 512])
+def test_with_a_window_memory_grows_with_the_context_and_not_with_its_square(window):
+    config = dataclasses.replace(BASE, d_model=64, context_length=2500, window=window)
+    assert 2500 > attention.LONGEST
+    machine = Machine("cpu", "bf16", "")
+    saved = saved_bytes(config, "bf16", False, rows=1)
+    assert 0.75 * saved < micro_batch_bytes(config, 1, machine) < 1.6 * saved
+    assert saved_bytes(dataclasses.replace(config, context_length=5000), "bf16", False, rows=1) < 2.2 * saved
 
 
 def test_a_run_goes_on_with_another_value_and_learns_the_same(tmp_path):

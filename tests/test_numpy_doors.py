@@ -209,6 +209,7 @@ def test_numpy_damaged_configurations_are_refused(tmp_path: Path, content: str) 
     [
         ({"d_model": 10, "n_head": 4}, "not divisible by n_head=4: try d_model=8"),
         ({"n_kv_head": 3}, "must divide"),
+        ({"window": 0}, "window=0"),
         ({"norm": "batchnorm"}, "none of layernorm, rmsnorm"),
         ({"position": "rope", "d_model": 12}, "even head"),
         ({"dropout": 1.0}, "dropout"),

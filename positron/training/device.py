@@ -142,11 +142,13 @@ def micro_batch_bytes(config: GPTConfig, rows: int, machine: Machine) -> int:
     width = 4 if machine.precision == "fp32" else 2
     mlp = (4 if config.activation == "swiglu" else 3) * config.ff_width
     block = (8 * config.d_model + mlp) * width + 8 * config.d_model
-    if machine.accelerator == "cpu" and config.context_length <= LONGEST:
-        block += config.n_head * (config.context_length + BLOCK) // 2 * width
+    T = config.context_length
+    seen = min(T, config.window or T)
+    if machine.accelerator == "cpu" and seen <= LONGEST:
+        block += config.n_head * min((T + BLOCK) // 2, seen + BLOCK) * width
     n = config.n_layer
     blocks = 4 * config.d_model * n + block if machine.checkpoint_activations else block * n
-    return rows * config.context_length * (blocks + 16 * config.d_model)
+    return rows * T * (blocks + 16 * config.d_model)
 
 
 def choose_micro_batch(
