@@ -138,7 +138,7 @@ def test_too_long_an_input_is_refused():
 
 @pytest.mark.parametrize(
     "change",
-    [{"n_head": 5}, {"n_kv_head": 3}, {"n_layer": 0}, {"dropout": 1.0}, {"d_ff": 0}, {"vocab_size": 0}],
+    [{"n_head": 5}, {"n_kv_head": 3}, {"n_layer": 0}, {"dropout": 1.0}, {"d_ff": 0}, {"vocab_size": 0}, {"window": 0}],
 )
 def test_impossible_shapes_are_refused(change):
     with pytest.raises(UserError, match=r"model\."):
