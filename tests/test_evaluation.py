@@ -242,7 +242,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     train(pieces, folder / "outputs" / "pieces")
     (folder / "my.txt").write_text("The cat sat on the mat.\n" * 400)
-    other = tiny(folder, name="cats", data=DataConfig("text", str(folder / "my.txt"), val_fraction=0.2, dir="data"))
+    cats = DataConfig("text", str(folder / "my.txt"), val_fraction=0.2, dir=str(folder / "data"))
+    other = tiny(folder, name="cats", data=cats)
     train(dataclasses.replace(other, train=dataclasses.replace(other.train, max_steps=3)), folder / "other" / "cats")
     return folder
 
