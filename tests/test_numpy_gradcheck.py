@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from numpy_ref.activation import ACTIVATIONS, activation_backward, activation_forward, erf
-from numpy_ref.attention import attention_backward, attention_forward, attention_weights
+from numpy_ref.attention import attention_backward, attention_forward, attention_weights, window_mask
 from numpy_ref.block import block_backward, block_forward
 from numpy_ref.config import GPTConfig
 from numpy_ref.dropout import dropout_backward, dropout_forward
@@ -189,10 +189,14 @@ def test_attention_in_blocks_is_the_formula_of_the_textbook(rng: np.random.Gener
 
 
 @pytest.mark.parametrize("past", [1, 5, 130])
-def test_the_last_queries_alone_get_what_they_get_among_all(rng: np.random.Generator, past: int) -> None:
+@pytest.mark.parametrize("window", [None, 1, 50])
+def test_the_last_queries_alone_get_what_they_get_among_all(
+    rng: np.random.Generator, past: int, window: int | None
+) -> None:
     q, k, v = rng.standard_normal((3, 1, 2, past + 140, 8))
-    whole, _ = attention_forward(q, k, v)
-    last, _ = attention_forward(q[:, :, past:], k, v)
+    masks = [window and window_mask(n, past + 140, window) for n in (past + 140, 140)]
+    whole, _ = attention_forward(q, k, v, masks[0])
+    last, _ = attention_forward(q[:, :, past:], k, v, masks[1])
     assert np.allclose(last, whole[:, :, past:], rtol=0, atol=1e-13)
 
 
