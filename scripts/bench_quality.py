@@ -115,9 +115,11 @@ def work(name: str, settings: dict[str, Any], pipe: Connection) -> None:
     assert recipe.train.batch_tokens != "auto"
     of_ours = recipe.model.context_length, int(recipe.train.batch_tokens) // recipe.model.context_length
     context, rows = PEERS.get(name, of_ours)
-    packed = end if name in ("ours", "nanochat") else None  # windows that begin where documents do
+    at_documents = name == "nanochat" or (name == "ours" and recipe.data.packing == "documents")
     files = TokenFiles(folder, "train", tokenizer)
-    windows = Windows(files, context=context, batch_size=rows, seed=settings["seed"], end_id=packed)
+    windows = Windows(
+        files, context=context, batch_size=rows, seed=settings["seed"], end_id=end if at_documents else None
+    )
     validation = TokenFiles(folder, "val", tokenizer)
     # all of it by every model, in windows as long as its own context
     text = validation_windows(validation, context=context, end_id=end, limit=settings["val_tokens"])
@@ -132,8 +134,8 @@ def work(name: str, settings: dict[str, Any], pipe: Connection) -> None:
         score = scorer(nats, text, torch.from_numpy(tokenizer.token_bytes()), max(1, 8192 // context))
         return Budget(settings["seconds"], pipe, score)
 
-    others = {"ours": train_ours, "nanochat": train_nanochat, "HF Trainer": train_hugging_face}
-    train = others.get(name, train_nanogpt)
+    recipes = {"ours": train_ours, "nanochat": train_nanochat, "HF Trainer": train_hugging_face}
+    train = recipes.get(name, train_nanogpt)
     train(name, recipe, tokenizer.vocab_size, batches(), budget, settings["seed"])
 
 
