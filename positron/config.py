@@ -421,6 +421,7 @@ class RunConfig:
     resume: Literal["auto", "must", "never"] = "auto"
     budget: float | str | None = None  # 90s, 10m, 2h: batch, horizon and rates are chosen for it (training/budget.py)
     auto_size: bool = False  # with a budget, the model's width and depth too (model=auto)
+    given: tuple[str, ...] = ()  # with a budget, the keys of the command line, which it leaves as they are
 
     def __post_init__(self) -> None:
         if (

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OUTPUTS = Path("outputs")
 
 # What may differ between two starts of one run: where it stops for now, and how it is shown; never what it learns.
-_FREE = {"ckpt_path", "init_from", "resume"}
+_FREE = {"ckpt_path", "init_from", "resume", "given"}
 _FREE_GROUPS = ("device.", "logger.", "monitor.", "sweep.")
 _FREE_TRAIN = {"stop_at", "max_time", "extend", "keep_last", "save_every", "micro_batch_size", "sample_every"}
 _RESOLVED = ("max_steps", "batch_tokens")  # `auto` and the number that it became are the same setting

@@ -59,6 +59,8 @@ def run_job(
 
     values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     hydra = HydraConfig.get()
+    if values.get("budget") is not None:
+        values["given"] = [override.split("=")[0].lstrip("+") for override in hydra.overrides.task]
     if hydra.mode == RunMode.MULTIRUN:
         folder = Path(hydra.runtime.output_dir)
         if wandb := (values.get("logger") or {}).get("wandb"):  # its jobs lie beside each other there, too

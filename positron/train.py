@@ -74,7 +74,7 @@ def job(cfg: DictConfig) -> float:
 
 def _as_asked(values: dict[str, Any]) -> RunConfig:
     config = from_dict(RunConfig, values)
-    if config.budget is not None and config.train.max_steps != "auto":
+    if config.budget is not None and config.train.max_steps != "auto" and not config.train.extend:
         raise UserError(f"budget={config.budget} chooses the number of steps: leave train.max_steps out, or the budget")
     return config
 

@@ -14,7 +14,8 @@ all; a recipe decides the model, the optimizer, the batch and the precision (`qu
 
 Each recipe's learning rate follows the share of the time that has passed, so that every one ends its decay with the time.
 They are processes that take turns of some seconds, A B C A B C ..., so that a machine whose speed wanders is the same for
-all; only time in turns counts, and of it only training. Seeds follow each other; finished ones are not repeated.
+all; only time in turns counts, and of it only training. Seeds follow each other; what is finished is not repeated, so recipes
+that are to be compared belong into one command.
 """
 
 from __future__ import annotations
@@ -215,14 +216,16 @@ def main() -> None:
     seeds: dict[int, dict[str, Any]] = {}
     for seed in range(options.seeds):
         path = options.out / f"seed-{seed}-{options.minutes:g}-minutes.json"
-        known = json.loads(path.read_text()) if path.exists() else {}
-        missing = [name for name in options.only if name not in known]
+        settings = {"seed": seed, "threads": options.threads, "seconds": 60 * options.minutes, "data": data}
+        settings |= {"recipe": recipe, "val_tokens": options.val_tokens}
+        known = json.loads(path.read_text()) if path.exists() else {"settings": settings, "results": {}}
+        if known["settings"] != settings:
+            raise SystemExit(f"{path} was measured with other settings: give another --out, or delete it")
+        missing = [name for name in options.only if name not in known["results"]]
         if missing:
-            settings = {"seed": seed, "threads": options.threads, "seconds": 60 * options.minutes, "data": data}
-            settings |= {"recipe": recipe, "val_tokens": options.val_tokens}
-            known |= run_seed(missing, settings)
+            known["results"] |= run_seed(missing, settings)
             write_json(path, known)
-        seeds[seed] = known
+        seeds[seed] = known["results"]
     found = table(seeds, options.minutes)
     (options.out / "quality.md").write_text(found + "\n", encoding="utf-8")
     picture(seeds, options.out / "quality.png", f"{Path(options.text).stem}, {options.threads} threads")

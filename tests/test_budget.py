@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -9,10 +10,13 @@ import pytest
 from conftest import FAST, tiny
 
 from positron.config import UserError
+from positron.data.pretrain import prepare
 from positron.runs import Run
 from positron.train import train
 from positron.training import budget
-from positron.training.budget import Candidate, Choice, Speed, as_begun, expected_bpb, suitable_batch
+from positron.training.budget import Candidate, Choice, as_begun, expected_bpb, suitable_batch, tokens_in
+from positron.training.device import choose_machine
+from positron.training.measuring import Measuring, Speed, speed_of
 
 
 def test_more_weights_and_more_tokens_promise_less_loss_and_a_text_read_again_less_than_new_text():
@@ -32,23 +36,94 @@ def test_a_batch_is_whole_sequences_and_grows_with_the_root_of_the_tokens(contex
 
 
 def test_the_tokens_of_a_time_are_those_that_fit_into_it():
-    speed = Speed(token_s=1e-4, update_s=0.05)
-    batch, tokens = speed.tokens_in(600.0, 256, math.inf)
+    speed, config = Speed(token_s=1e-4, update_s=0.05), tiny(Path(), model__context_length=256)
+    batch, tokens = tokens_in(600.0, speed, config, math.inf)
     assert batch == suitable_batch(tokens, 256)
-    assert tokens / batch * (speed.update_s + batch * speed.token_s) == pytest.approx(600.0, rel=0.02)
-    assert speed.tokens_in(600.0, 256, tokens / 10)[1] == pytest.approx(budget.MOST_PASSES * tokens / 10)
+    assert tokens / speed.tokens_per_s(batch) == pytest.approx(600.0, rel=0.02)
+    assert tokens_in(600.0, speed, config, tokens / 10)[1] == pytest.approx(budget.MOST_PASSES * tokens / 10)
+
+
+def test_a_batch_that_is_given_decides_how_many_tokens_fit():
+    config = tiny(Path(), model__context_length=256, train__batch_tokens=1000, given=("train.batch_tokens",))
+    speed = Speed(token_s=1e-4, update_s=0.05)
+    assert tokens_in(600.0, speed, config, math.inf) == (768, 600.0 * speed.tokens_per_s(768))
+
+
+def test_what_small_steps_leave_idle_is_not_taken_for_the_cost_of_a_token():
+    kernels, idle = (9, 9.0), 0.1  # a first step is slow
+    cost = [(1000, idle + 1000 * 1e-4), (4000, idle + 4000 * 1e-4)]
+    found = speed_of([kernels, *cost, *cost], [0.5, 0.02, 0.02])
+    assert (found.token_s, found.update_s) == pytest.approx((1e-4, idle + 0.02))
+    assert speed_of([kernels, *cost[1:]], [0.02]) == Speed(pytest.approx(0.5 / 4000), 0.02)  # one size tells no more
+    flat = speed_of([kernels, (1000, 0.2), (4000, 0.2)], [0.0])
+    assert flat.token_s * 4000 + flat.update_s == pytest.approx(0.2)
+    assert flat.token_s > 0
+
+
+def test_steps_of_two_sizes_are_measured_where_large_ones_are_cheaper(tmp_path):
+    config = tiny(tmp_path)
+    tokenizer, folder = prepare(config.data, config.tokenizer, None, print)
+    measuring = Measuring(config, choose_machine(config.device, config.precision), tokenizer, folder)
+    measuring.multiple = 4
+    with measuring.data() as data, pytest.MonkeyPatch.context() as patch:
+        seen: list[int] = []
+        patch.setattr("positron.training.measuring.add_gradient", lambda model, rows, *_: seen.append(len(rows)))
+        patch.setattr("positron.training.measuring.update", lambda *_: None)
+        measuring.train(config.model.with_vocab(tokenizer.vocab_size), data, 0.05, 1e-3)
+    assert seen[0] == 4 * seen[1] == seen[2]
+
+
+def expecting(bits: list[float], tokens: list[float]) -> list[Candidate]:
+    """Candidates of growing size, for a text of 100,000 tokens."""
+    config = tiny(Path()).model.with_vocab(100)
+    sizes = [dataclasses.replace(config, n_layer=n) for n in range(1, len(bits) + 1)]
+    return [Candidate(g, Speed(1e-4, 0.0), 1024, d, b) for g, b, d in zip(sizes, bits, tokens, strict=True)]
 
 
 def test_the_best_expected_size_is_chosen_and_the_reason_said():
-    config = tiny(Path()).model.with_vocab(100)
-    sizes = [dataclasses.replace(config, n_layer=n) for n in (1, 2, 3)]
-    found = [Candidate(gpt, Speed(1e-4, 0.0), 1024, 1e5, bpb) for gpt, bpb in zip(sizes, (2.0, 1.5, 1.7), strict=True)]
     said: list[str] = []
-    choice = budget._settle(found, 100.0, math.inf, "muon", said.append)
+    found = expecting([2.0, 1.5, 1.7], [3e5, 2e5, 1e5])
+    choice = budget._settle(tiny(Path(), optimizer__kind="muon"), found, 100.0, math.inf, said.append)
     assert (choice.n_layer, choice.lr) == (2, budget.RATE)
     assert choice.max_steps * choice.batch_tokens * 1e-4 == pytest.approx(100.0, rel=0.01)
     assert choice.lr * choice.weight_decay * choice.max_steps == pytest.approx(budget.FORGETTING)
     assert "a smaller one holds less, and a larger one would read too little" in said[-1]
+
+
+def test_of_models_that_read_a_small_text_as_often_the_smallest_is_taken_that_is_nearly_the_best():
+    """The law alone would take the largest model there is for a few kilobytes."""
+    said: list[str] = []
+    found = expecting([2.0, 1.9, 1.895], [4e5] * 3)
+    assert not budget.no_larger(found[:2], 1e5)
+    assert budget.no_larger(found, 1e5)
+    assert budget._settle(tiny(Path()), found, 1e4, 1e5, said.append).n_layer == 2
+    assert "a larger one would learn hardly more" in said[-2]
+    assert "tokens/s" in said[0] and "10,000 tokens/s" in said[0]  # the machine's, not those of the text  # noqa: PT018
+    # where larger ones read less, a small gain is a gain
+    assert not budget.no_larger(expecting([2.0, 1.9, 1.895], [4e5, 3e5, 2e5]), 1e5)
+
+
+@pytest.mark.parametrize("steps", [1, 3, 29, 1000])
+def test_decay_never_takes_more_than_a_tenth_of_a_weight_in_a_step(steps):
+    rate, ratio = budget.RATE, 3.0
+    decay = budget.decay_for(rate, steps, ratio)
+    assert rate * ratio * decay <= budget.MOST_FORGETTING * (1 + 1e-9)
+    if steps > 100:
+        assert decay == pytest.approx(budget.FORGETTING / (rate * steps))
+
+
+def test_a_given_size_is_kept_and_the_rest_is_chosen():
+    config = tiny(Path(), budget="10m", auto_size=True)
+    every = [(gpt.n_layer, gpt.d_model) for gpt in budget.sizes(config, 50)]
+    assert every == list(budget.SIZES)
+    deep = dataclasses.replace(config, given=("model.n_layer",), model=dataclasses.replace(config.model, n_layer=7))
+    assert {gpt.n_layer for gpt in budget.sizes(deep, 50)} == {7}
+    pairs = dataclasses.replace(config, model=dataclasses.replace(config.model, n_head=2, n_kv_head=2))
+    assert [(gpt.n_head, gpt.d_model) for gpt in budget.sizes(pairs, 50)] == [(2, 128)]
+    with pytest.raises(UserError, match="n_kv_head=3"):
+        budget.sizes(
+            dataclasses.replace(pairs, model=dataclasses.replace(config.model, n_head=3, n_kv_head=3, d_model=48)), 50
+        )
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,6 +194,53 @@ def test_a_choice_survives_the_way_through_a_runs_files(ended):
     assert choice.applied(asked(folder)) == saved
 
 
+def test_numbers_that_were_given_win_over_the_budgets(tmp_path):
+    given = ("optimizer.lr", "train.log_every", "train.batch_tokens")
+    config = asked(tmp_path, given=given, optimizer__lr=0.0123, train__log_every=3)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_tokens=96))
+    choice = Choice(1, 64, 1, 512, 200, 7e-3, 0.5).applied(config)
+    assert (choice.optimizer.lr, choice.train.log_every, choice.train.batch_tokens) == (0.0123, 3, 96)
+    assert (choice.optimizer.weight_decay, choice.train.max_steps, choice.model.d_model) == (0.5, 200, 64)
+
+
+def test_what_the_command_line_gives_reaches_the_choice(door, tmp_path):
+    given = ("model.n_layer=1", "model.d_model=64", "model.context_length=32", "optimizer.lr=0.0123", "train.stop_at=1")
+    result = door("train", "model=auto", "budget=2s", "data.size_mb=0.2", "tokenizer=char", "name=given", *given)
+    assert result.code == 0, result.err
+    saved = Run(tmp_path / "outputs" / "given").settings()
+    assert (saved.model.n_layer, saved.model.d_model, saved.optimizer.lr) == (1, 64, 0.0123)
+    assert isinstance(saved.train.batch_tokens, int)
+
+
+@pytest.mark.parametrize(("key", "value"), [("model.d_model", 96), ("optimizer.lr", 0.5), ("train.batch_tokens", 64)])
+def test_another_value_of_what_was_chosen_is_refused_on_a_run_that_exists(ended, key, value):
+    folder, _ = ended
+    config = asked(folder, given=(key,))
+    group, name = key.split(".")
+    part = dataclasses.replace(getattr(config, group), **{name: value})
+    with pytest.raises(UserError, match=rf"{key}: .* -> {value}"):
+        train(dataclasses.replace(config, **{group: part}), folder / "run")
+
+
+def test_a_run_that_ended_before_its_first_checkpoint_is_measured_anew(ended, tmp_path):
+    folder, _ = ended
+    shutil.copytree(folder / "run", tmp_path / "run", ignore=shutil.ignore_patterns("*.ckpt"))
+    config = dataclasses.replace(asked(folder), budget="9s")
+    assert as_begun(config, Run(tmp_path / "run")) == config
+
+
+def test_a_budgets_run_can_be_extended(ended, tmp_path):
+    folder, _ = ended
+    shutil.copytree(folder / "run", tmp_path / "run")
+    steps = Run(folder / "run").facts()["step"]
+    config = asked(folder)
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=steps + 5, extend=True))
+    assert train(longer, tmp_path / "run")["step"] == steps + 5
+    assert train(config, tmp_path / "run")["step"] == steps + 5  # and the first command goes on with it
+    with pytest.raises(UserError, match="the budget chooses its first steps"):
+        train(longer, tmp_path / "fresh")
+
+
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
@@ -140,6 +262,12 @@ def test_model_auto_is_one_word_for_a_modern_recipe(door):
     assert result.code == 0, result.err
     for line in ("kind: muon", "kind: linear", "vocab_size: 4000", "budget: 10min"):
         assert line in result.out
+
+
+@pytest.mark.parametrize("word", ["optimizer=adamw", "optimizer=muon", "model.window=64", "model.dropout=0.1"])
+def test_model_auto_takes_the_menus_other_words(door, word):
+    result = door("train", "model=auto", word, "--cfg", "job")
+    assert result.code == 0, result.err
 
 
 def test_fast_settings_still_win_over_a_budgets(door):

@@ -167,6 +167,47 @@ def test_where_memory_runs_out_the_remedy_is_named_once(monkeypatch):
     assert choose_micro_batch(BASE, dataclasses.replace(CPU, checkpoint_activations=True), 8, 8, never_fits) == 8
 
 
+NO_MEMORY = {
+    "cuda": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"),
+    "mps": RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, max allowed: 9.07 GB)"),
+}
+
+
+@pytest.mark.parametrize("accelerator", NO_MEMORY)
+def test_the_batch_is_halved_until_it_fits_whatever_the_machine_calls_it(accelerator):
+    tried: list[int] = []
+
+    def up_to_five(rows):
+        tried.append(rows)
+        if rows > 5:
+            raise NO_MEMORY[accelerator]
+
+    assert choose_micro_batch(BASE, Machine(accelerator, "bf16", ""), 37, "auto", up_to_five) == 5
+    assert tried == [37, 19, 10, 5]
+
+
+def test_another_fault_while_trying_is_not_taken_for_a_lack_of_memory():
+    def broken(rows):
+        raise RuntimeError("no kernel")
+
+    with pytest.raises(RuntimeError, match="no kernel"):
+        choose_micro_batch(BASE, Machine("mps", "bf16", ""), 8, "auto", broken)
+
+
+def test_where_one_sequence_does_not_fit_a_smaller_batch_is_not_the_advice(tmp_path, monkeypatch):
+    monkeypatch.setattr(device, "free_memory", lambda _: 1)
+    with pytest.raises(UserError, match=r"try a smaller model or model\.context_length, or device"):
+        choose_micro_batch(BASE, CPU, 8, 1, lambda rows: None)
+
+    def never_fits(*_):
+        raise NO_MEMORY["mps"]
+
+    monkeypatch.undo()
+    monkeypatch.setattr(PretrainModule, "training_step", never_fits)
+    with pytest.raises(UserError, match=r"out of memory: try a smaller model or model\.context_length"):
+        train(tiny(tmp_path, train__micro_batch_size=1), tmp_path / "run")
+
+
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_a_step_that_runs_out_of_memory_ends_the_run_with_the_remedy(tmp_path, monkeypatch, checkpointed):
     def never_fits(*_):

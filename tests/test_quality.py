@@ -86,8 +86,9 @@ def test_nanochats_model_sees_no_future_and_caps_its_logits():
     assert a.abs().max() <= 15
 
 
-@pytest.mark.parametrize("shape", [(64, 256), (256, 64), (64, 64)])
-def test_nanochats_step_is_near_an_orthogonal_one_and_decays_where_both_agree(shape):
+@pytest.mark.parametrize(("shape", "longer"), [((64, 256), 1), ((256, 64), 2), ((64, 64), 1)])
+def test_nanochats_step_is_near_an_orthogonal_one_and_decays_where_both_agree(shape, longer):
+    """A tall matrix's step is longer by the root of its sides' ratio."""
     torch.manual_seed(0)
     start = torch.randn(shape)
     gradient = torch.randn(shape)
@@ -96,7 +97,7 @@ def test_nanochats_step_is_near_an_orthogonal_one_and_decays_where_both_agree(sh
         p = torch.nn.Parameter(start.clone())
         p.grad = gradient.clone()
         peers.NanochatMatrices([p]).step(lr=0.1, momentum=0.9, decay=decay)
-        steps[decay] = (start - p.detach()) / 0.1
+        steps[decay] = (start - p.detach()) / (0.1 * longer)
     along = torch.linalg.svdvals(steps[0.0])
     assert along.min() > 0.5
     assert along.max() < 1.5
@@ -116,7 +117,7 @@ def test_a_short_comparison_takes_turns_and_does_not_repeat_what_is_finished(tmp
     command = [sys.executable, *script, "--only", "ours", "nanoGPT", "--out", "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "out" / "seed-0-0.1-minutes.json").read_text())
+    found = json.loads((tmp_path / "out" / "seed-0-0.1-minutes.json").read_text())["results"]
     for name in ("ours", "nanoGPT"):
         points = found[name]["points"]
         assert [second for second, _ in points] == sorted(second for second, _ in points)
@@ -126,3 +127,8 @@ def test_a_short_comparison_takes_turns_and_does_not_repeat_what_is_finished(tmp
     assert again.returncode == 0
     assert "seed 0" not in again.stdout
     assert (tmp_path / "out" / "quality.png").stat().st_size > 10_000
+    other = subprocess.run(
+        [*command, "--val-tokens", "500"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert other.returncode == 1
+    assert "other settings" in other.stderr

@@ -20,6 +20,7 @@ from positron.data.pretrain import PretrainData
 from positron.evaluation.metrics import Score, read_metrics
 from positron.runs import Run, find_run, load_model
 from positron.train import train
+from positron.training.callbacks import Stopping
 from positron.training.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from positron.training.device import Machine
 from positron.training.module import Diverged, PretrainModule
@@ -175,6 +176,17 @@ def test_documents_kept_apart_learn_and_are_validated_so(tmp_path, whole):
     assert facts["val/bpb"] == pytest.approx(mixed["val/bpb"], rel=0.1)
 
 
+def test_extending_a_run_whose_settings_changed_is_refused_and_changes_nothing(tmp_path):
+    config = tiny(tmp_path, train__max_steps=4)
+    train(config, tmp_path / "run")
+    longer = dataclasses.replace(config.train, max_steps=8, extend=True)
+    other = dataclasses.replace(config, train=longer, optimizer=dataclasses.replace(config.optimizer, lr=0.5))
+    with pytest.raises(UserError, match=r"optimizer\.lr") as told:
+        train(other, tmp_path / "run")
+    assert "train.extend=true accepts" not in str(told.value)  # it was given
+    assert Run(tmp_path / "run").facts()["resolved"]["max_steps"] == 4
+
+
 def test_extending_the_horizon_is_explicit_and_goes_on(tmp_path, whole):
     shutil.copytree(whole, tmp_path / "run")
     config = dataclasses.replace(
@@ -308,6 +320,19 @@ def test_a_time_limit_ends_the_run_saved_and_validated(tmp_path):
     assert 0 < facts["step"] < 1_000_000
     assert load_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])["global_step"] == facts["step"]
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["val/bpb"] > 0
+
+
+def test_a_run_that_ends_just_within_its_time_is_finished(tmp_path, monkeypatch):
+    """At the last step there is no time left for another one, nor a need."""
+    usual = Stopping.on_train_batch_end
+
+    def slow_end(self, trainer, module, *more):
+        if trainer.global_step == self.last_step:
+            self.max_seconds = 1e-9
+        usual(self, trainer, module, *more)
+
+    monkeypatch.setattr(Stopping, "on_train_batch_end", slow_end)
+    assert train(tiny(tmp_path, train__max_steps=5, train__max_time="1h"), tmp_path / "run")["status"] == "finished"
 
 
 def test_a_logger_that_raises_is_a_warning(tmp_path, monkeypatch):

@@ -10,11 +10,17 @@ from positron.training.device import CPU_MICRO_TOKENS, Machine
 from positron.training.optimizer import clip_gradients
 
 
-def add_gradient(model: GPT, rows: Tensor, machine: Machine) -> None:
-    """Of the mean loss of rows (B, T + 1) on the machine's device, so many at a time as suit a CPU's cache."""
-    for part in rows.split(max(1, CPU_MICRO_TOKENS // model.config.context_length)):
+def add_gradient(model: GPT, rows: Tensor, machine: Machine, document_start: int | None = None) -> None:
+    """Of the mean loss of rows (B, T + 1) on the machine's device; on a CPU as many at a time as suit its cache.
+
+    `document_start`: the id that begins documents, where they are not to see each other.
+    """
+    at_once = max(1, CPU_MICRO_TOKENS // model.config.context_length) if machine.accelerator == "cpu" else len(rows)
+    for part in rows.split(at_once):
+        x, y = part[:, :-1], part[:, 1:]
+        documents = None if document_start is None else (x == document_start).cumsum(dim=1)
         with machine.autocast():
-            loss = model(part[:, :-1], part[:, 1:]) / rows[:, 1:].numel()
+            loss = model(x, y, documents) / rows[:, 1:].numel()
         loss.backward()
 
 

@@ -12,29 +12,27 @@ reads in the time that is left, at the speed at which it was just seen to train 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from positron.config import GPTConfig, RunConfig, seconds
-from positron.data.pretrain import PretrainData
-from positron.evaluation.scoring import score
-from positron.model.gpt import GPT
+from positron.config import GPTConfig, RunConfig, UserError, seconds
 from positron.runs import Run
 from positron.text.tokenizer import Tokenizer
-from positron.training.bare import add_gradient, update
-from positron.training.device import CPU_MICRO_TOKENS, Machine, wait_for
-from positron.training.optimizer import build_optimizer, set_lr
+from positron.training.checkpoint import newest_checkpoint
+from positron.training.device import Machine
+from positron.training.measuring import Measuring, Speed
 
 E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
 # Over a text: after these, more time makes a model learn it by heart (Muennighoff et al.; docs/LOG.md).
 MOST_PASSES = 4.0
+LEAST_GAIN = (
+    0.01  # that a larger model has to promise where it reads no less: the law knows nothing of learning by heart
+)
 
 SIZES = ((2, 64), (2, 128), (2, 192), (2, 256), (2, 384), (3, 384), (4, 512), (6, 640), (8, 768), (12, 768), (12, 1024))
 D_HEAD = 64
@@ -45,6 +43,13 @@ BATCH_AT = 4096, 4e6  # tokens of a step at so many tokens in all; the best grow
 RATE = 7e-3  # of Muon's steps, which fit every width; twice as much is as good within 0.2 %
 ADAMW_RATE = 1.0  # for a width of 1, falling with the width
 FORGETTING = 1.0  # learning rate x weight decay x steps: a run's weights forget their beginning alike in all
+MOST_FORGETTING = 0.1  # in one step, of the fastest weights: a run of a few steps would decay to nothing
+
+# What a budget decides, unless the command line gives it (RunConfig.given).
+SIZE = ("model.n_layer", "model.d_model", "model.n_head")
+EVERY = ("train.log_every", "train.val_every", "train.save_every", "train.sample_every")
+RATES = ("optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps")
+DECIDED = (*SIZE, "train.max_steps", "train.batch_tokens", *EVERY, "train.val_tokens", *RATES)
 
 
 @dataclass(frozen=True)
@@ -60,34 +65,48 @@ class Choice:
     weight_decay: float
 
     def applied(self, config: RunConfig) -> RunConfig:
-        """The same run with these numbers in the places of `auto`."""
-        every = max(1, self.max_steps // 10)
-        model = dataclasses.replace(config.model, n_layer=self.n_layer, d_model=self.d_model, n_head=self.n_head)
-        train = dataclasses.replace(
-            config.train,
-            max_steps=self.max_steps,
-            batch_tokens=self.batch_tokens,
-            log_every=max(1, self.max_steps // 100),
-            val_every=every,
-            save_every=every,
-            sample_every=max(1, self.max_steps // 4),
-            val_tokens=min(config.train.val_tokens, max(10_000, self.max_steps * self.batch_tokens // 300)),
-        )
-        optimizer = dataclasses.replace(config.optimizer, lr=self.lr, weight_decay=self.weight_decay)
-        schedule = dataclasses.replace(config.schedule, warmup_steps=max(1, min(100, self.max_steps // 10)))
-        return dataclasses.replace(config, model=model, train=train, optimizer=optimizer, schedule=schedule)
+        """The same run with these numbers in the places of what it leaves open."""
+        steps = self.max_steps
+        some = max(1, steps // 100), max(1, steps // 10), max(1, steps // 10), max(1, steps // 4)
+        values: dict[str, Any] = dict(zip(SIZE, (self.n_layer, self.d_model, self.n_head), strict=True))
+        values |= {"train.max_steps": steps, "train.batch_tokens": self.batch_tokens}
+        values |= dict(zip(EVERY, some, strict=True))
+        values |= {"train.val_tokens": min(config.train.val_tokens, max(10_000, steps * self.batch_tokens // 300))}
+        values |= dict(zip(RATES, (self.lr, self.weight_decay, max(1, min(100, steps // 10))), strict=True))
+        return filled(config, values)
+
+
+def filled(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+    """`values` by dotted key in the places of what the run leaves open."""
+    for group in ("model", "train", "optimizer", "schedule"):
+        keys = {
+            key: key.removeprefix(f"{group}.") for key in values if key.startswith(group) and key not in config.given
+        }
+        part = dataclasses.replace(getattr(config, group), **{name: values[key] for key, name in keys.items()})
+        config = dataclasses.replace(config, **{group: part})
+    return config
 
 
 def as_begun(config: RunConfig, run: Run) -> RunConfig:
-    """With what the budget became when the run was begun, if it was: nothing is measured or chosen twice."""
-    if config.budget is None or config.train.max_steps != "auto" or not run.exists:
+    """With what the budget became when the run was begun, if it was: nothing is measured or chosen twice.
+
+    Of a horizon that is to be extended the number of steps is the new one. UserError for one of a run not begun yet.
+    """
+    is_open, extends = config.train.max_steps == "auto", config.train.max_steps != "auto" and config.train.extend
+    if config.budget is None or not (is_open or extends):
+        return config
+    if not run.exists or newest_checkpoint(run.checkpoint_folder, lambda line: None) is None:
+        if extends:
+            raise UserError(
+                f"train.extend=true, but {run.folder} has no checkpoint: the budget chooses its first steps"
+            )
         return config
     saved = run.settings()
-    model, train, optimizer = saved.model, saved.train, saved.optimizer
-    if train.max_steps == "auto" or train.batch_tokens == "auto":
-        return config
-    size = model.n_layer, model.d_model, model.n_head
-    return Choice(*size, train.batch_tokens, train.max_steps, optimizer.lr, optimizer.weight_decay).applied(config)
+    groups: dict[str, Any] = {"model": saved.model, "train": saved.train}
+    groups |= {"optimizer": saved.optimizer, "schedule": saved.schedule}
+    kept = [key for key in DECIDED if is_open or key != "train.max_steps"]
+    values = {key: getattr(groups[key.split(".")[0]], key.split(".")[1]) for key in kept}
+    return filled(config, values if config.auto_size else {k: v for k, v in values.items() if k not in SIZE})
 
 
 def expected_bpb(weights: float, tokens: float, text_tokens: float, scale: float = 1.0) -> float:
@@ -97,8 +116,15 @@ def expected_bpb(weights: float, tokens: float, text_tokens: float, scale: float
     return scale * (E + A / weights**ALPHA + B / counted**BETA)
 
 
-def peak_rate(optimizer: str, d_model: int) -> float:
-    return RATE if optimizer == "muon" else ADAMW_RATE / d_model
+def rate_for(config: RunConfig, d_model: int) -> float:
+    """The peak learning rate: the one given, or the one that suits."""
+    if "optimizer.lr" in config.given:
+        return config.optimizer.lr
+    return RATE if config.optimizer.kind == "muon" else ADAMW_RATE / d_model
+
+
+def decay_for(rate: float, steps: int, embedding_ratio: float) -> float:
+    return min(FORGETTING / steps, MOST_FORGETTING / max(1.0, embedding_ratio)) / rate
 
 
 def suitable_batch(tokens: float, context: int) -> int:
@@ -108,20 +134,40 @@ def suitable_batch(tokens: float, context: int) -> int:
     return max(1, round(wanted / context)) * context
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Seconds that a token costs (forward and backward) and a step besides (clipping and the optimizer)."""
+def tokens_in(seconds: float, speed: Speed, config: RunConfig, text_tokens: float) -> tuple[int, float]:
+    """The batch that suits a run of so long, and the tokens read in it; each decides the other."""
+    batch, context = BATCH_AT[0], config.model.context_length
+    given = config.train.batch_tokens if "train.batch_tokens" in config.given else "auto"
+    for _ in range(4):
+        batch = batch if given == "auto" else max(1, given // context) * context
+        tokens = min(seconds * speed.tokens_per_s(batch), MOST_PASSES * text_tokens)
+        batch = suitable_batch(tokens, context) if given == "auto" else batch
+    return batch, tokens
 
-    token_s: float
-    update_s: float
 
-    def tokens_in(self, seconds: float, context: int, text_tokens: float) -> tuple[int, float]:
-        """The batch that suits a run of so long, and the tokens read in it; each decides the other."""
-        batch = BATCH_AT[0]
-        for _ in range(4):
-            tokens = min(seconds * batch / (self.update_s + batch * self.token_s), MOST_PASSES * text_tokens)
-            batch = suitable_batch(tokens, context)
-        return batch, tokens
+def sizes(config: RunConfig, vocab_size: int) -> list[GPTConfig]:
+    """Those to choose from, smallest first, in what is not given; the model's own where it has one."""
+    model = config.model
+    if not config.auto_size:
+        return [model.with_vocab(vocab_size)]
+    found: dict[tuple[int, int, int], None] = {}  # a set in order
+    for size in SIZES:
+        n_layer, d_model = (
+            getattr(model, name) if f"model.{name}" in config.given else number
+            for name, number in zip(("n_layer", "d_model"), size, strict=True)
+        )
+        n_head = model.n_head if "model.n_head" in config.given else max(1, d_model // D_HEAD)
+        if d_model % n_head == 0 and n_head % (model.n_kv_head or n_head) == 0:
+            found[n_layer, d_model, n_head] = None
+    if not found:
+        raise UserError(
+            f"no size of model=auto has heads that model.n_head or model.n_kv_head={model.n_kv_head} fit: "
+            f"widths are {SIZES[0][1]} to {SIZES[-1][1]}, a head for every {D_HEAD}"
+        )
+    return [
+        dataclasses.replace(model, n_layer=n, d_model=d, n_head=h).with_vocab(vocab_size)
+        for n, d, h in sorted(found, key=lambda size: size[0] * size[1] ** 2)
+    ]
 
 
 @dataclass(frozen=True)
@@ -135,128 +181,73 @@ class Candidate:
     bpb: float
 
 
-class Measuring:
-    """Trains for moments on the run's own text, on the machine it is for."""
-
-    def __init__(self, config: RunConfig, machine: Machine, tokenizer: Tokenizer, folder: Path) -> None:
-        self.config, self.machine, self.tokenizer, self.folder = config, machine, tokenizer, folder
-
-    def sizes(self) -> list[GPTConfig]:
-        """Those to choose from, smallest first; the model's own where that was given."""
-        model = self.config.model
-        some = [model]
-        if self.config.auto_size:
-            some = [dataclasses.replace(model, n_layer=n, d_model=d, n_head=d // D_HEAD) for n, d in SIZES]
-        return [each.with_vocab(self.tokenizer.vocab_size) for each in some]
-
-    @contextlib.contextmanager
-    def data(self) -> Iterator[PretrainData]:
-        """Batches of about BATCH_AT tokens, and little text for validation."""
-        context = self.config.model.context_length
-        data = PretrainData(
-            self.config.data,
-            self.folder,
-            self.tokenizer,
-            context=context,
-            batch_size=max(1, BATCH_AT[0] // context),
-            micro_batch_size=max(1, CPU_MICRO_TOKENS // context),
-            seed=self.config.seed,
-            val_tokens=20_000,
-            say=lambda line: None,
-        )
-        try:
-            yield data
-        finally:
-            data.train.close()
-
-    def train(self, gpt: GPTConfig, data: PretrainData, seconds: float) -> tuple[Speed, int, GPT]:
-        """Train afresh for so long, the rate falling to 0: the speed, the tokens read, and the model."""
-        model = GPT(gpt, seed=self.config.seed).to(self.machine.device)
-        optimizer = build_optimizer(model.named_parameters(), self.config.optimizer, fused=True)
-        rate = peak_rate(self.config.optimizer.kind, gpt.d_model)
-        gradient_s: list[float] = []
-        update_s: list[float] = []
-        while not gradient_s or sum(gradient_s) + sum(update_s) < seconds:
-            done = (sum(gradient_s) + sum(update_s)) / seconds
-            lr = rate * min(1.0, (len(gradient_s) + 1) / 20) * (1 - done)
-            set_lr(optimizer.param_groups, lr, self.config.optimizer)
-            rows = data.train.batch(len(gradient_s) + 1).to(self.machine.device)
-            gradient_s.append(self._seconds(lambda: add_gradient(model, rows, self.machine)))  # noqa: B023 (called at once)
-            update_s.append(self._seconds(lambda: update(model, optimizer, self.config.train.grad_clip)))
-        tokens = rows[:, 1:].numel()
-        speed = Speed(_middle(gradient_s) / tokens, _middle(update_s))
-        return speed, tokens * len(gradient_s), model
-
-    def _seconds(self, action: Callable[[], None]) -> float:
-        begun = time.perf_counter()
-        action()
-        wait_for(self.machine.device)
-        return time.perf_counter() - begun
-
-    def bpb(self, model: GPT, data: PretrainData) -> float:
-        with self.machine.autocast():
-            return score(model, data.val_x, data.val_y, torch.from_numpy(self.tokenizer.token_bytes())).bpb
-
-
-def _middle(times: list[float]) -> float:
-    rest = sorted(times[1:]) or times  # the first one pays for kernels and buffers
-    return rest[len(rest) // 2]
-
-
 def choose(
     config: RunConfig, machine: Machine, tokenizer: Tokenizer, folder: Path, say: Callable[[str], None]
 ) -> Choice:
     """Measure for a tenth of `config.budget`, a minute at most. The time counts from here, with the text prepared."""
     assert config.budget is not None
     begun = time.monotonic()
-    budget, context = seconds(config.budget, "budget"), config.model.context_length
+    budget = seconds(config.budget, "budget")
     moments = min(LONGEST_MEASURING, MEASURING * budget)
-    measuring = Measuring(config, machine, tokenizer, folder)
+    measuring, candidates = Measuring(config, machine, tokenizer, folder), sizes(config, tokenizer.vocab_size)
     say(f"budget={config.budget}: measuring speeds, and how hard this text is")
 
     def left() -> float:
         return max(budget / 2, budget * (1 - AFTERWARDS) - (time.monotonic() - begun))
 
+    found: list[Candidate] = []
     with measuring.data() as data:
         text_tokens = data.train.text_tokens
-        pilot = measuring.sizes()[:2][-1]
-        _, read, model = measuring.train(pilot, data, moments / 2)
+        pilot = candidates[:2][-1]
+        _, read, model = measuring.train(pilot, data, moments / 2, rate_for(config, pilot.d_model))
         scale = measuring.bpb(model, data) / expected_bpb(pilot.matmul_params(), read, text_tokens)
-        found: list[Candidate] = []
-        for gpt in measuring.sizes():
-            speed, _, _ = measuring.train(gpt, data, moments / 16)
-            batch, tokens = speed.tokens_in(left(), context, text_tokens)
+        for gpt in candidates:
+            speed, _, _ = measuring.train(gpt, data, moments / 16, rate_for(config, gpt.d_model))
+            batch, tokens = tokens_in(left(), speed, config, text_tokens)
             bpb = expected_bpb(gpt.matmul_params(), tokens, text_tokens, scale)
             found.append(Candidate(gpt, speed, batch, tokens, bpb))
-            if len(found) > 2 and found[-1].bpb > found[-2].bpb > found[-3].bpb:
-                break  # larger ones only get slower
-    return _settle(found, left(), text_tokens, config.optimizer.kind, say)
+            if no_larger(found, text_tokens):
+                break
+    return _settle(config, found, left(), text_tokens, say)
+
+
+def no_larger(found: list[Candidate], text_tokens: float) -> bool:
+    """Whether sizes beyond these need not be looked at: they only get slower, or would read no more than these do."""
+    if len(found) > 2 and found[-1].bpb > found[-2].bpb > found[-3].bpb:
+        return True
+    whole = found[-1].tokens >= MOST_PASSES * text_tokens
+    return whole and len(found) > 1 and found[-1].bpb > (1 - LEAST_GAIN) * found[-2].bpb
 
 
 def _settle(
-    found: list[Candidate], left: float, text_tokens: float, optimizer: str, say: Callable[[str], None]
+    config: RunConfig, found: list[Candidate], left: float, text_tokens: float, say: Callable[[str], None]
 ) -> Choice:
     """The best of what was measured for the `left` seconds, with the table of it."""
     for each in found:
         say(
             f"  {each.gpt.n_layer:>2} x {each.gpt.d_model:<4} {each.gpt.n_params() / 1e6:6.2f}M parameters, "
-            f"{each.tokens / left:>9,.0f} tokens/s, {each.tokens / 1e6:7.2f}M tokens in steps of {each.batch_tokens:,}: "
-            f"{each.bpb:.3f} bits per byte expected"
+            f"{each.speed.tokens_per_s(each.batch_tokens):>9,.0f} tokens/s, {each.tokens / 1e6:7.2f}M tokens in steps of "
+            f"{each.batch_tokens:,}: {each.bpb:.3f} bits per byte expected"
         )
     best = min(found, key=lambda each: each.bpb)
+    if best is found[-1] and no_larger(found, text_tokens):
+        best = found[-2]
     gpt = best.gpt
-    batch, tokens = best.speed.tokens_in(left, gpt.context_length, text_tokens)
+    batch, tokens = tokens_in(left, best.speed, config, text_tokens)
     steps = max(1, int(tokens / batch))
-    rate = peak_rate(optimizer, gpt.d_model)
-    choice = Choice(gpt.n_layer, gpt.d_model, gpt.n_head, batch, steps, rate, FORGETTING / (rate * steps))
+    rate = rate_for(config, gpt.d_model)
+    decay = decay_for(rate, steps, config.optimizer.embedding_ratio)
+    choice = Choice(gpt.n_layer, gpt.d_model, gpt.n_head, batch, steps, rate, decay)
+    whole = tokens >= MOST_PASSES * text_tokens
     reasons = ["a smaller one holds less"] if best is not found[0] else []
-    reasons += ["a larger one would read too little in this time"] if best is not found[-1] else []
+    if best is not found[-1]:
+        reasons.append("a larger one would " + ("learn hardly more" if whole else "read too little in this time"))
     say(
         f"chosen: {gpt.n_layer} layers of {gpt.d_model}, {steps:,} steps of {batch:,} tokens, learning rate {rate:.2g}, weight "
-        f"decay {choice.weight_decay:.3f}; about {best.bpb:.2f} bits per byte expected"
+        f"decay {choice.applied(config).optimizer.weight_decay:.3f}; about {best.bpb:.2f} bits per byte expected"
         + (f": {', and '.join(reasons)}" if reasons else "")
     )
-    if tokens >= MOST_PASSES * text_tokens:
+    if whole:
         say(
             f"the text is read {MOST_PASSES:g} times, and not all of the time is needed: more text would help, more time not"
         )

@@ -99,7 +99,7 @@ class Stopping(L.Callback):
         now = time.monotonic()
         self._longest_step = max(self._longest_step, now - self._last_end)  # validation and saving included
         self._last_end = now
-        if self.max_seconds is not None:
+        if self.max_seconds is not None and trainer.global_step < self.last_step:
             self.out_of_time = now - self.begun + 1.5 * self._longest_step > self.max_seconds
         stop = self.out_of_time or bool(self.signal and trainer.world_size > 1)
         if trainer.world_size > 1:

@@ -168,7 +168,9 @@ def choose_micro_batch(
     while True:
         try:
             try_step(size)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if size == 1:
                 remedy = smaller_memory(machine.checkpoint_activations, "a smaller model or model.context_length")
                 raise UserError(f"not even one sequence fits this device: try {remedy}") from None
@@ -183,13 +185,25 @@ def _refuse_too_large(config: GPTConfig, machine: Machine, size: int) -> None:
     needed = micro_batch_bytes(config, size, machine)
     if free is None or needed <= free:
         return
-    while size > 1 and micro_batch_bytes(config, size, machine) > free // 2:
-        size //= 2
-    remedy = smaller_memory(machine.checkpoint_activations, f"train.micro_batch_size={size}")
+    fits = size
+    while fits > 1 and micro_batch_bytes(config, fits, machine) > free // 2:
+        fits //= 2
+    remedy = smaller_memory(machine.checkpoint_activations, smaller_batch(size, fits))
     raise UserError(
         f"out of memory: train.micro_batch_size needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
         f"try {remedy}"
     )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """CUDA has a type for it; MPS and CPU raise a RuntimeError that says so."""
+    text = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def smaller_batch(size: int, fits: int) -> str:
+    """What to try instead of `size` sequences at a time."""
+    return f"train.micro_batch_size={fits}" if fits < size else "a smaller model or model.context_length"
 
 
 def smaller_memory(checkpointed: bool, otherwise: str) -> str:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
-import torch
 
 from positron.config import RunConfig, UserError, seconds
 from positron.data.instruct import InstructData
@@ -27,7 +26,14 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.callbacks import Clock, Interrupted, Patience, Stopping, Validation
 from positron.training.checkpoint import BEST, checkpoint_fault, load_checkpoint
 from positron.training.compiling import compile_in_place
-from positron.training.device import DTYPES, LIGHTNING_PRECISION, matmul_flops, smaller_memory
+from positron.training.device import (
+    DTYPES,
+    LIGHTNING_PRECISION,
+    is_out_of_memory,
+    matmul_flops,
+    smaller_batch,
+    smaller_memory,
+)
 from positron.training.journal import Journal, Progress, Samples, cut_after
 from positron.training.loggers import Dashboard, open_dashboards
 from positron.training.module import PretrainModule, SFTModule
@@ -89,9 +95,9 @@ def fit(
         raise
     except BaseException as fault:
         error = " ".join(str(fault).split()) or type(fault).__name__
-        if isinstance(fault, torch.OutOfMemoryError) or "can't allocate memory" in error:
-            smaller = f"train.micro_batch_size={max(1, plan.micro_batch_size // 2)}"
-            remedy = smaller_memory(config.device.checkpoint_activations, smaller)
+        if is_out_of_memory(fault):
+            size = plan.micro_batch_size
+            remedy = smaller_memory(config.device.checkpoint_activations, smaller_batch(size, max(1, size // 2)))
             raise UserError(f"out of memory: try {remedy}") from fault
         raise
     finally:

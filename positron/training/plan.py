@@ -110,3 +110,5 @@ def _try_step(model: GPT, machine: Machine, rows: int) -> None:
         model.zero_grad(set_to_none=True)
         if machine.accelerator == "cuda":
             torch.cuda.empty_cache()
+        if machine.accelerator == "mps":
+            torch.mps.empty_cache()

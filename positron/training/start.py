@@ -122,14 +122,13 @@ def _refuse_other_checkpoint(run: Run, named: Path | None, newest: Path) -> None
 def _refuse_differences(run: Run, config: RunConfig, say: Callable[[str], None]) -> None:
     differences = run.differences(config)
     extended = [d for d in differences if d.startswith("train.max_steps: ")]
-    if extended and config.train.extend:
+    others = [d for d in differences if d not in extended] if config.train.extend else differences
+    if others:
+        hint = "train.extend=true accepts a longer horizon; otherwise " if extended and others is differences else ""
+        raise UserError(
+            f"{run.folder} was made with other settings ({'; '.join(others)}): {hint}give the same settings, "
+            "or another name="
+        )
+    if extended:
         say(f"extending the horizon, {extended[0].split(': ')[1]} steps: the learning rate follows the new one")
-        differences.remove(extended[0])
         run.update(resolved={**run.facts()["resolved"], "max_steps": config.train.max_steps})
-    if not differences:
-        return
-    hint = "train.extend=true accepts a longer horizon; otherwise " if extended else ""
-    raise UserError(
-        f"{run.folder} was made with other settings ({'; '.join(differences)}): {hint}give the same settings, "
-        "or another name="
-    )
