@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import FAST, tiny
 
 from positron.config import UserError
@@ -101,6 +102,26 @@ def test_of_models_that_read_a_small_text_as_often_the_smallest_is_taken_that_is
     assert "tokens/s" in said[0] and "10,000 tokens/s" in said[0]  # the machine's, not those of the text  # noqa: PT018
     # where larger ones read less, a small gain is a gain
     assert not budget.no_larger(expecting([2.0, 1.9, 1.895], [4e5, 3e5, 2e5]), 1e5)
+
+
+@pytest.mark.parametrize("fault", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("no such kernel")])
+def test_sizes_end_where_memory_does(tmp_path, monkeypatch, fault):
+    config, usual = asked(tmp_path), Measuring.train
+
+    def train_small(self, gpt, *more):
+        if gpt.d_model > 64:
+            raise fault
+        return usual(self, gpt, *more)
+
+    monkeypatch.setattr(Measuring, "train", train_small)
+    tokenizer, folder = prepare(config.data, config.tokenizer, None, print)
+    machine, said = choose_machine(config.device, config.precision), []
+    if isinstance(fault, torch.OutOfMemoryError):
+        assert budget.choose(config, machine, tokenizer, folder, said.append).d_model == 64
+        assert any("2 x 128 does not fit" in line for line in said)
+    else:
+        with pytest.raises(RuntimeError, match="no such kernel"):
+            budget.choose(config, machine, tokenizer, folder, said.append)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 29, 1000])

@@ -22,9 +22,10 @@ from typing import Any
 
 from positron.config import GPTConfig, RunConfig, UserError, seconds
 from positron.runs import Run
+from positron.settings import from_dict
 from positron.text.tokenizer import Tokenizer
 from positron.training.checkpoint import newest_checkpoint
-from positron.training.device import Machine
+from positron.training.device import Machine, is_out_of_memory
 from positron.training.measuring import Measuring, Speed
 
 E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
@@ -78,22 +79,21 @@ class Choice:
 
 def filled(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     """`values` by dotted key in the places of what the run leaves open."""
-    for group in ("model", "train", "optimizer", "schedule"):
-        keys = {
-            key: key.removeprefix(f"{group}.") for key in values if key.startswith(group) and key not in config.given
-        }
-        part = dataclasses.replace(getattr(config, group), **{name: values[key] for key, name in keys.items()})
-        config = dataclasses.replace(config, **{group: part})
-    return config
+    whole = dataclasses.asdict(config)
+    for key, value in values.items():
+        group, name = key.split(".")
+        if key not in config.given:
+            whole[group][name] = value
+    return from_dict(RunConfig, whole)
 
 
 def as_begun(config: RunConfig, run: Run) -> RunConfig:
     """With what the budget became when the run was begun, if it was: nothing is measured or chosen twice.
 
-    Of a horizon that is to be extended the number of steps is the new one. UserError for one of a run not begun yet.
+    A horizon that is to be extended stays the new one. UserError for one of a run that has not begun.
     """
-    is_open, extends = config.train.max_steps == "auto", config.train.max_steps != "auto" and config.train.extend
-    if config.budget is None or not (is_open or extends):
+    extends = config.train.max_steps != "auto"
+    if config.budget is None or (extends and not config.train.extend):
         return config
     if not run.exists or newest_checkpoint(run.checkpoint_folder, lambda line: None) is None:
         if extends:
@@ -101,12 +101,12 @@ def as_begun(config: RunConfig, run: Run) -> RunConfig:
                 f"train.extend=true, but {run.folder} has no checkpoint: the budget chooses its first steps"
             )
         return config
-    saved = run.settings()
-    groups: dict[str, Any] = {"model": saved.model, "train": saved.train}
-    groups |= {"optimizer": saved.optimizer, "schedule": saved.schedule}
-    kept = [key for key in DECIDED if is_open or key != "train.max_steps"]
-    values = {key: getattr(groups[key.split(".")[0]], key.split(".")[1]) for key in kept}
-    return filled(config, values if config.auto_size else {k: v for k, v in values.items() if k not in SIZE})
+    saved, kept = run.config(), set(DECIDED)
+    if extends:
+        kept.remove("train.max_steps")
+    if not config.auto_size:
+        kept.difference_update(SIZE)
+    return filled(config, {key: saved[group][name] for key in kept for group, name in [key.split(".")]})
 
 
 def expected_bpb(weights: float, tokens: float, text_tokens: float, scale: float = 1.0) -> float:
@@ -202,7 +202,13 @@ def choose(
         _, read, model = measuring.train(pilot, data, moments / 2, rate_for(config, pilot.d_model))
         scale = measuring.bpb(model, data) / expected_bpb(pilot.matmul_params(), read, text_tokens)
         for gpt in candidates:
-            speed, _, _ = measuring.train(gpt, data, moments / 16, rate_for(config, gpt.d_model))
+            try:
+                speed, _, _ = measuring.train(gpt, data, moments / 16, rate_for(config, gpt.d_model))
+            except RuntimeError as error:
+                if not found or not is_out_of_memory(error):
+                    raise
+                say(f"  {gpt.n_layer} x {gpt.d_model} does not fit this machine's memory")
+                break
             batch, tokens = tokens_in(left(), speed, config, text_tokens)
             bpb = expected_bpb(gpt.matmul_params(), tokens, text_tokens, scale)
             found.append(Candidate(gpt, speed, batch, tokens, bpb))

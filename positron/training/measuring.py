@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from positron.training.optimizer import build_optimizer, set_lr
 
 STEP_TOKENS = 4096  # about; elsewhere than on a CPU steps of four times as many, too, since those are faster there
 WARMUP = 20  # steps
+FEWEST = 5  # steps, of which the first is not timed
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,10 @@ class Measuring:
             data.train.close()
 
     def train(self, gpt: GPTConfig, data: PretrainData, seconds: float, rate: float) -> tuple[Speed, int, GPT]:
-        """Train afresh for so long, the learning rate falling from `rate` to 0: the speed, the tokens read, the model."""
+        """Train afresh for so long, the learning rate falling from `rate` to 0: the speed, the tokens read, the model.
+
+        Some steps are needed to tell a speed: where each takes long, up to four times as long.
+        """
         model = GPT(gpt, seed=self.config.seed).to(self.machine.device)
         model.checkpoint_activations = self.config.device.checkpoint_activations
         optimizer = build_optimizer(model.named_parameters(), self.config.optimizer, fused=True)
@@ -70,8 +75,8 @@ class Measuring:
         gradients: list[tuple[int, float]] = []  # tokens, seconds
         updates: list[float] = []
         spent = 0.0
-        while not gradients or spent < seconds:
-            lr = rate * min(1.0, (len(gradients) + 1) / WARMUP) * (1 - spent / seconds)
+        while not gradients or spent < seconds or (len(gradients) < FEWEST and spent < 4 * seconds):
+            lr = rate * min(1.0, (len(gradients) + 1) / WARMUP) * max(0.0, 1 - spent / seconds)
             set_lr(optimizer.param_groups, lr, self.config.optimizer)
             rows = data.train.batch(len(gradients) + 1)
             if len(gradients) % 2:
@@ -103,13 +108,9 @@ def speed_of(gradients: list[tuple[int, float]], updates: list[float]) -> Speed:
     by_size: dict[int, list[float]] = {}
     for tokens, gradient_s in gradients[1:] or gradients:
         by_size.setdefault(tokens, []).append(gradient_s)
-    times = {tokens: _middle(some) for tokens, some in by_size.items()}
+    times = {tokens: statistics.median(some) for tokens, some in by_size.items()}
     small, large = min(times), max(times)
     token_s = times[large] / large
     if small < large:
         token_s = max(token_s / 4, (times[large] - times[small]) / (large - small))
-    return Speed(token_s, _middle(updates[1:] or updates) + max(0.0, times[large] - large * token_s))
-
-
-def _middle(times: list[float]) -> float:
-    return sorted(times)[len(times) // 2]
+    return Speed(token_s, statistics.median(updates[1:] or updates) + max(0.0, times[large] - large * token_s))
