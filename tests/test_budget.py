@@ -5,14 +5,21 @@ import math
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import FAST, tiny
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
-from positron.config import UserError
+from positron.config import RunConfig, UserError
 from positron.data.pretrain import prepare
+from positron.door import compose
 from positron.runs import Run
+from positron.settings import from_dict
+from positron.sweeps import run_job
 from positron.train import train
 from positron.training import budget
 from positron.training.budget import Candidate, Choice, as_begun, expected_bpb, suitable_batch, tokens_in
@@ -224,13 +231,22 @@ def test_numbers_that_were_given_win_over_the_budgets(tmp_path):
     assert (choice.optimizer.weight_decay, choice.train.max_steps, choice.model.d_model) == (0.5, 200, 64)
 
 
-def test_what_the_command_line_gives_reaches_the_choice(door, tmp_path):
-    given = ("model.n_layer=1", "model.d_model=64", "model.context_length=32", "optimizer.lr=0.0123", "train.stop_at=1")
-    result = door("train", "model=auto", "budget=2s", "data.size_mb=0.2", "tokenizer=char", "name=given", *given)
-    assert result.code == 0, result.err
-    saved = Run(tmp_path / "outputs" / "given").settings()
-    assert (saved.model.n_layer, saved.model.d_model, saved.optimizer.lr) == (1, 64, 0.0123)
-    assert isinstance(saved.train.batch_tokens, int)
+def test_what_the_command_line_gives_reaches_the_choice(monkeypatch):
+    given = ["model=auto", "model.n_layer=1", "optimizer.lr=0.0123", "+train.keep_last=3"]
+    hydra = SimpleNamespace(mode=RunMode.RUN, overrides=SimpleNamespace(task=given))
+    monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
+    reached: list[RunConfig] = []
+
+    def train_nothing(config, folder):
+        reached.append(config)
+        raise KeyboardInterrupt
+
+    values = compose("train", ["model=auto", "model.n_layer=1", "optimizer.lr=0.0123", "train.keep_last=3", "name=x"])
+    with pytest.raises(KeyboardInterrupt):
+        run_job(OmegaConf.create(values), lambda values: from_dict(RunConfig, values), train_nothing)
+    assert reached[0].given == ("model", "model.n_layer", "optimizer.lr", "train.keep_last")
+    chosen = Choice(2, 64, 1, 512, 200, 7e-3, 0.5).applied(reached[0])
+    assert (chosen.model.n_layer, chosen.model.d_model, chosen.optimizer.lr) == (1, 64, 0.0123)
 
 
 @pytest.mark.parametrize(("key", "value"), [("model.d_model", 96), ("optimizer.lr", 0.5), ("train.batch_tokens", 64)])

@@ -22,7 +22,6 @@ from typing import Any
 
 from positron.config import GPTConfig, RunConfig, UserError, seconds
 from positron.runs import Run
-from positron.settings import from_dict
 from positron.text.tokenizer import Tokenizer
 from positron.training.checkpoint import newest_checkpoint
 from positron.training.device import Machine, is_out_of_memory
@@ -79,12 +78,11 @@ class Choice:
 
 def filled(config: RunConfig, values: dict[str, Any]) -> RunConfig:
     """`values` by dotted key in the places of what the run leaves open."""
-    whole = dataclasses.asdict(config)
-    for key, value in values.items():
-        group, name = key.split(".")
-        if key not in config.given:
-            whole[group][name] = value
-    return from_dict(RunConfig, whole)
+    for group in ("model", "train", "optimizer", "schedule"):
+        free = [key for key in values if key.startswith(f"{group}.") and key not in config.given]
+        part = dataclasses.replace(getattr(config, group), **{key.split(".")[1]: values[key] for key in free})
+        config = dataclasses.replace(config, **{group: part})
+    return config
 
 
 def as_begun(config: RunConfig, run: Run) -> RunConfig:
