@@ -75,7 +75,12 @@ def test_steps_of_two_sizes_are_measured_where_large_ones_are_cheaper(tmp_path):
     measuring.multiple = 4
     with measuring.data() as data, pytest.MonkeyPatch.context() as patch:
         seen: list[int] = []
-        patch.setattr("positron.training.measuring.add_gradient", lambda model, rows, *_: seen.append(len(rows)))
+
+        def gradient(model, rows, *_):
+            seen.append(len(rows))
+            time.sleep(0.01)
+
+        patch.setattr("positron.training.measuring.add_gradient", gradient)
         patch.setattr("positron.training.measuring.update", lambda *_: None)
         measuring.train(config.model.with_vocab(tokenizer.vocab_size), data, 0.05, 1e-3)
     assert seen[0] == 4 * seen[1] == seen[2]
@@ -207,7 +212,7 @@ def test_another_budget_is_another_run(ended):
 
 
 def test_a_given_model_keeps_its_size_and_heads(tmp_path):
-    config = tiny(tmp_path, budget="3s", train__max_steps="auto", train__batch_tokens="auto")
+    config = tiny(tmp_path, budget="2s", train__max_steps="auto", train__batch_tokens="auto")
     train(config, tmp_path / "run")
     assert Run(tmp_path / "run").config()["model"] == dataclasses.asdict(config.model)
 
