@@ -65,6 +65,11 @@ def sinusoidal_table(context_length: int, d_model: int) -> Tensor:
     return torch.cat((angle.sin(), angle.cos()), dim=-1) * (INIT_STD * math.sqrt(2))
 
 
+def documents_of(idx: Tensor, document_start: int | None) -> Tensor | None:
+    """Ids (B, T) -> (B, T) the number of each token's document in its window; None where documents see each other."""
+    return None if document_start is None else (idx == document_start).cumsum(dim=1)
+
+
 def places_in_documents(documents: Tensor) -> Tensor:
     """(B, T) document numbers -> (B, T) how many tokens of its own document lie before each token."""
     place = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)

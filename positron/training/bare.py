@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from positron.model.gpt import GPT
+from positron.model.gpt import GPT, documents_of
 from positron.training.device import CPU_MICRO_TOKENS, Machine
 from positron.training.optimizer import clip_gradients
 
@@ -18,9 +18,8 @@ def add_gradient(model: GPT, rows: Tensor, machine: Machine, document_start: int
     at_once = max(1, CPU_MICRO_TOKENS // model.config.context_length) if machine.accelerator == "cpu" else len(rows)
     for part in rows.split(at_once):
         x, y = part[:, :-1], part[:, 1:]
-        documents = None if document_start is None else (x == document_start).cumsum(dim=1)
         with machine.autocast():
-            loss = model(x, y, documents) / rows[:, 1:].numel()
+            loss = model(x, y, documents_of(x, document_start)) / rows[:, 1:].numel()
         loss.backward()
 
 

@@ -30,9 +30,8 @@ from positron.training.measuring import Measuring, Speed
 E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
 # Over a text: after these, more time makes a model learn it by heart (Muennighoff et al.; docs/LOG.md).
 MOST_PASSES = 4.0
-LEAST_GAIN = (
-    0.01  # that a larger model has to promise where it reads no less: the law knows nothing of learning by heart
-)
+# That a larger model has to promise where it reads no more: the law knows nothing of learning by heart.
+LEAST_GAIN = 0.01
 
 SIZES = ((2, 64), (2, 128), (2, 192), (2, 256), (2, 384), (3, 384), (4, 512), (6, 640), (8, 768), (12, 768), (12, 1024))
 D_HEAD = 64
@@ -67,12 +66,21 @@ class Choice:
     def applied(self, config: RunConfig) -> RunConfig:
         """The same run with these numbers in the places of what it leaves open."""
         steps = self.max_steps
-        some = max(1, steps // 100), max(1, steps // 10), max(1, steps // 10), max(1, steps // 4)
-        values: dict[str, Any] = dict(zip(SIZE, (self.n_layer, self.d_model, self.n_head), strict=True))
-        values |= {"train.max_steps": steps, "train.batch_tokens": self.batch_tokens}
-        values |= dict(zip(EVERY, some, strict=True))
-        values |= {"train.val_tokens": min(config.train.val_tokens, max(10_000, steps * self.batch_tokens // 300))}
-        values |= dict(zip(RATES, (self.lr, self.weight_decay, max(1, min(100, steps // 10))), strict=True))
+        values = {
+            "model.n_layer": self.n_layer,
+            "model.d_model": self.d_model,
+            "model.n_head": self.n_head,
+            "train.max_steps": steps,
+            "train.batch_tokens": self.batch_tokens,
+            "train.log_every": max(1, steps // 100),
+            "train.val_every": max(1, steps // 10),
+            "train.save_every": max(1, steps // 10),
+            "train.sample_every": max(1, steps // 4),
+            "train.val_tokens": min(config.train.val_tokens, max(10_000, steps * self.batch_tokens // 300)),
+            "optimizer.lr": self.lr,
+            "optimizer.weight_decay": self.weight_decay,
+            "schedule.warmup_steps": max(1, min(100, steps // 10)),
+        }
         return filled(config, values)
 
 

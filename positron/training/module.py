@@ -18,7 +18,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
 from positron.config import IGNORE, OptimizerConfig, ScheduleConfig
-from positron.model.gpt import GPT
+from positron.model.gpt import GPT, documents_of
 from positron.training.optimizer import build_optimizer, clip_gradients, set_lr
 from positron.training.schedule import lr_at
 
@@ -141,7 +141,7 @@ class PretrainModule(L.LightningModule):
 
     def documents(self, x: Tensor) -> Tensor | None:
         """(B, T) the number of each token's document in its window, where documents are kept apart."""
-        return None if self.document_start is None else (x == self.document_start).cumsum(dim=1)
+        return documents_of(x, self.document_start)
 
     def _synchronise(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients travel between ranks once a step, with its last micro-batch."""
