@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from positron.config import Unreachable, UserError
+from positron.console import open_streams
 from positron.settings import unknown_key
 
 
@@ -28,6 +29,7 @@ def errors_as_one_line() -> Iterator[None]:
 
     With POSITRON_DEBUG=1 every error shows its traceback.
     """
+    open_streams()
     try:
         yield
     except BaseException as error:
