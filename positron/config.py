@@ -152,7 +152,8 @@ class DataConfig:
     """`conf/data/*`: where the text comes from. Token files are kept under `dir`, one folder per corpus."""
 
     source: Literal["stories", "text", "hub", "instruct", "story_instruct"]  # the last two for SFT
-    # for source=instruct, .json or .jsonl; for source=text, a file, a folder, or a glob: .txt .jsonl .parquet, .gz .zst
+    # a file, a folder, or a glob: for source=instruct .json .jsonl .ndjson .csv .tsv .parquet, for source=text also .txt,
+    # each also as .gz or .zst
     path: str | None = None
     url: str | None = None  # for source=text: where the file is fetched from, once, with this sha256
     sha256: str | None = None
@@ -184,7 +185,13 @@ class DataConfig:
             self._check_stream()
         if self.size_mb <= 0:
             raise UserError(f"data.size_mb={self.size_mb} must be positive")
-        if not 0 < self.val_fraction < 1:
+        if self.source in ("instruct", "story_instruct"):
+            if not 0 <= self.val_fraction < 1:
+                raise UserError(
+                    f"data.val_fraction={self.val_fraction} must be at least 0 (validate on the training conversations) "
+                    "and less than 1"
+                )
+        elif not 0 < self.val_fraction < 1:
             raise UserError(f"data.val_fraction={self.val_fraction} must be between 0 and 1")
 
     def _check_stream(self) -> None:

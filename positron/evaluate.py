@@ -148,7 +148,7 @@ def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dic
     index = data.examples  # those before took part in the fine-tuning, on one side or the other
     while len(talks) < options.count:
         (talk,) = story_requests(data.seed, index, index + 1, data.val_fraction)
-        if talk.is_val:
+        if talk.is_val or not data.val_fraction:  # without a split, only the request itself is new
             unseen.append(index)
             talks.append(talk)
         index += 1

@@ -55,8 +55,8 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
             add_lora(model, config.sft.lora.rank, config.seed)
         model.checkpoint_activations = config.device.checkpoint_activations
         context = model.config.context_length
-        talks = read_conversations(config.data)
-        count = sum(not talk.is_val for talk in talks)
+        talks = read_conversations(config.data, say)
+        count = sum(not talk.is_val for talk in talks) or len(talks)
         epochs = config.sft.epochs
         plan = make_plan(config, model, machine, start, say, lambda batch: math.ceil(epochs * count / batch))
         data = InstructData(

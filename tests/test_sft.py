@@ -215,12 +215,15 @@ def test_lora_starts_from_the_model_trains_little_and_merges_to_the_same(tie: bo
     ("content", "said"),
     [
         ("", "is empty"),
-        ('{"instruction": "a", "output": "b"}\n{broken\n', "line 2 is not JSON"),
+        ('{"instruction": "a", "output": "b"}\n{broken\n{broken\n', "line 2 is not JSON"),
         ('{"instruction": "a"}\n', "line 1 has no text in `output`; its fields are: instruction"),
-        ('[{"messages": [{"role": "bot", "content": "b"}]}]', "entry 1: role 'bot' is none of system, user, assistant"),
-        ('{"messages": []}\n', "line 1: `messages` is no list of messages"),
-        ('{"messages": [{"role": "user"}]}\n', "a message needs `role` and `content`"),
-        ("3\n", "line 1 is no object"),
+        (
+            '[{"messages": [{"role": "bot", "content": "b"}]}]',
+            "entry 1 has a message with role 'bot', which is none of system, user, assistant",
+        ),
+        ('{"messages": []}\n', "line 1 has an empty list in `messages`, not a list of messages"),
+        ('{"messages": [{"role": "user"}]}\n', "line 1 has a message without `content`"),
+        ("3\n", "line 1 is not an object"),
     ],
 )
 def test_malformed_files_are_named_by_line_and_field(tmp_path: Path, content: str, said: str) -> None:

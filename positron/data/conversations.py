@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from positron.config import DataConfig, UserError
+from positron.data.conversation_shapes import Malformed, is_talk, read_talk
+from positron.data.records import Broken, Record, read_records
 from positron.data.sources import side
-from positron.text.conversation import ROLES, Message
+from positron.text.conversation import Message, is_learned
 
 SAMPLE = Path(__file__).parent / "tiny_instruct_sample.jsonl"
+NO_ANSWER = "without an answer"
+PLACES_NAMED = 3  # of each kind of skipped row
+_HALVES = re.compile("[\ud800-\udfff]")
+MANY_SKIPPED = 0.05  # a larger share is a warning
 
 
 @dataclass(frozen=True)
@@ -22,22 +29,101 @@ class Conversation:
     bits: float | None = None  # -log2 p of the answers given the questions, where it is known
 
 
-def read_conversations(config: DataConfig) -> list[Conversation]:
-    """All of them, in the file's order. Which side of the split one is on is drawn by its first question.
+@dataclass
+class _Reading:
+    """What was found in the rows of one data.path, to be told in one line."""
 
-    UserError for a missing, empty or malformed file, naming line and field.
+    rows: int = 0
+    shapes: Counter[str] = field(default_factory=Counter)
+    unused: dict[str, None] = field(default_factory=dict)  # names of fields, in the order in which they came
+    skipped: dict[str, list[str]] = field(default_factory=dict)  # kind of mistake -> places
+    first_error: str | None = None
+
+    @property
+    def malformed(self) -> int:
+        return sum(len(places) for label, places in self.skipped.items() if label != NO_ANSWER)
+
+    def skip(self, record: Record, label: str, message: str | None) -> None:
+        self.skipped.setdefault(label, []).append(record.place)
+        if message is not None and self.first_error is None:
+            self.first_error = f"{record.file}, {record.place} {message}"
+
+    def line(self) -> str:
+        """`ShareGPT format: 300 conversations, 12 skipped: 10 without an answer (line 3, ...), ...`"""
+        names = " and ".join(self.shapes) or "unknown"
+        text = f"{names} format: {self.rows:,} conversation{'s' * (self.rows != 1)}"
+        if lost := sum(map(len, self.skipped.values())):
+            text = f"{'WARNING: ' if lost > MANY_SKIPPED * self.rows else ''}{text}, {lost:,} skipped: {self.reasons()}"
+        if self.unused:
+            text += f"; fields not used: {', '.join(list(self.unused)[:8])}{', ...' * (len(self.unused) > 8)}"
+        return text
+
+    def reasons(self) -> str:
+        """Kinds of mistakes, the most frequent first, with their first places."""
+        parts = []
+        for label, places in sorted(self.skipped.items(), key=lambda item: -len(item[1])):
+            named = ", ".join([*places[:PLACES_NAMED], *["..."] * (len(places) > PLACES_NAMED)])
+            parts.append(f"{len(places):,} {label} ({named})")
+        return ", ".join(parts)
+
+
+def read_conversations(config: DataConfig, say: Callable[[str], None] = lambda line: None) -> list[Conversation]:
+    """Read all conversations, in the file's order; the first question of each draws its side of the split.
+
+    Rows that cannot be read are skipped, counted and named; UserError where they are more than half, or where nothing
+    is left.
     """
     if config.source == "story_instruct":
         return list(story_requests(config.seed, 0, config.examples, config.val_fraction))
-    path = SAMPLE if config.path is None else Path(config.path).expanduser()
-    found = []
-    for where, record in _records(path):
-        messages = _messages(record, where)
-        question = next((m.content for m in messages if m.role == "user"), "")
-        found.append(Conversation(messages, side(question, config.seed, config.val_fraction)))
-    if not found:
-        raise UserError(f"{path} is empty: it needs one JSON object per line, or a list of them")
-    return found
+    path = str(SAMPLE) if config.path is None else config.path
+    reading, conversations = _Reading(), []
+    for record in read_records(path, config.on_invalid, is_talk):
+        reading.rows += 1
+        messages = _messages(record, reading, config.on_invalid)
+        if messages:
+            question = next((m.content for m in messages if m.role == "user"), "")
+            conversations.append(Conversation(messages, side(question, config.seed, config.val_fraction)))
+    if not reading.rows:
+        raise UserError(f"data.path={path} is empty: it needs conversations, one JSON object per line for instance")
+    if 2 * reading.malformed > reading.rows or (reading.malformed and not conversations):
+        others = f"; of {reading.rows:,} rows, {reading.reasons()}" if reading.rows > 1 else ""
+        raise UserError(f"{reading.first_error}{others}")
+    if not conversations:
+        raise UserError(f"all {reading.rows:,} conversations of data.path={path} have nothing to learn from: no answer")
+    say(reading.line())
+    return conversations
+
+
+def _messages(record: Record, reading: _Reading, on_invalid: str) -> tuple[Message, ...]:
+    """The messages of a row; empty where it is skipped, which `reading` then knows."""
+    if isinstance(record.value, Broken):
+        reading.skip(record, record.value.label, record.value.message)
+        return ()
+    value = _without_halves(record.value) if on_invalid == "replace" else record.value
+    try:
+        talk = read_talk(value)
+    except Malformed as error:
+        reading.skip(record, error.label, str(error))
+        return ()
+    reading.shapes[talk.shape] += 1
+    reading.unused |= dict.fromkeys(talk.unused)
+    if not any(map(is_learned, talk.messages)):
+        reading.skip(record, NO_ANSWER, None)
+        return ()
+    return talk.messages
+
+
+def _without_halves(value: Any) -> Any:
+    """The value with U+FFFD for each half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+    match value:
+        case str():
+            return _HALVES.sub("\ufffd", value)
+        case list():
+            return [_without_halves(item) for item in value]
+        case dict():
+            return {_without_halves(name): _without_halves(item) for name, item in value.items()}
+        case _:
+            return value
 
 
 def story_requests(seed: int, start: int, stop: int, val_fraction: float) -> Iterator[Conversation]:
@@ -50,56 +136,3 @@ def story_requests(seed: int, start: int, stop: int, val_fraction: float) -> Ite
         messages = (Message("user", stories.ask(request, seed, index)), Message("assistant", story.text))
         combination = f"{request.name}|{request.object}|{request.place}"
         yield Conversation(messages, side(combination, seed, val_fraction), story.bits)
-
-
-def _records(path: Path) -> Iterator[tuple[str, Any]]:
-    """(where it stands, record) of a .json list or of .jsonl lines."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read data.path={path}: {error}") from error
-    if text.lstrip().startswith("["):
-        try:
-            records = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{path} is not JSON: {error}") from error
-        yield from ((f"{path}, entry {i + 1}", record) for i, record in enumerate(records))
-        return
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            yield f"{path}, line {number}", json.loads(line)
-        except ValueError as error:
-            raise UserError(f"{path}, line {number} is not JSON: {error}") from error
-
-
-def _messages(record: Any, where: str) -> tuple[Message, ...]:
-    """Alpaca's fields (instruction, input, output), or `messages` of system, user and assistant."""
-    if not isinstance(record, dict):
-        raise UserError(f"{where} is no object with fields: {str(record)[:60]}")
-    if "messages" in record:
-        return _turns(record["messages"], where)
-    for field in ("instruction", "output"):
-        if not isinstance(record.get(field), str):
-            raise UserError(
-                f"{where} has no text in `{field}`; its fields are: {', '.join(map(str, record)) or 'none'}"
-            )
-    extra = record.get("input") or ""
-    if not isinstance(extra, str):
-        raise UserError(f"{where}: `input` is no text")
-    question = record["instruction"] + (f"\n\n{extra}" if extra.strip() else "")
-    return Message("user", question), Message("assistant", record["output"])
-
-
-def _turns(turns: Any, where: str) -> tuple[Message, ...]:
-    if not isinstance(turns, list) or not turns:
-        raise UserError(f"{where}: `messages` is no list of messages")
-    messages = []
-    for turn in turns:
-        if not isinstance(turn, dict) or not isinstance(turn.get("content"), str):
-            raise UserError(f"{where}: a message needs `role` and `content`, not {str(turn)[:60]}")
-        if turn.get("role") not in ROLES:
-            raise UserError(f"{where}: role {turn.get('role')!r} is none of {', '.join(ROLES)}")
-        messages.append(Message(turn["role"], turn["content"]))
-    return tuple(messages)

@@ -118,13 +118,13 @@ def _fetched(url: str, sha256: str | None) -> str:
     return str(path)
 
 
-def list_files(path: str) -> list[Path]:
-    """In the order of their names. UserError where there are none."""
+def list_files(path: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
+    """In the order of their names; of a folder, those with one of `suffixes`. UserError where there are none."""
     given = Path(path).expanduser()
     if given.is_dir():
-        found = [p for p in sorted(given.rglob("*")) if p.is_file() and _kind(p) is not None]
+        found = [p for p in sorted(given.rglob("*")) if p.is_file() and _kind(p, suffixes) is not None]
         if not found:
-            raise UserError(f"data.path={path} holds no file that ends in {', '.join(SUFFIXES)} (.gz and .zst, too)")
+            raise UserError(f"data.path={path} holds no file that ends in {', '.join(suffixes)} (.gz and .zst, too)")
         return found
     if any(mark in path for mark in "*?["):
         found = [Path(p) for p in sorted(glob.glob(str(given), recursive=True)) if Path(p).is_file()]
@@ -136,10 +136,10 @@ def list_files(path: str) -> list[Path]:
     return [given]
 
 
-def _kind(path: Path) -> str | None:
+def _kind(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> str | None:
     """The suffix that tells the format, without that of a compression; None for one that is not known."""
     suffix = path.with_suffix("").suffix if path.suffix in (".gz", ".zst") else path.suffix
-    return suffix if suffix in SUFFIXES else None
+    return suffix if suffix in suffixes else None
 
 
 def _digest(path: Path) -> tuple[str, int, str]:
@@ -170,6 +170,12 @@ def read_pieces(path: Path, field: str, on_invalid: str) -> Iterator[Piece]:
                 yield from split_documents(blocks)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_text(path: Path, on_invalid: str) -> str:
+    """Read a whole file, decompressed and decoded."""
+    with _opened(path) as file:
+        return "".join(_decoded(file, path, on_invalid))
 
 
 def _opened(path: Path) -> IO[bytes] | Any:

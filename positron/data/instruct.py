@@ -16,6 +16,7 @@ from positron.data.conversations import Conversation
 from positron.data.order import windows_of_step
 from positron.data.pretrain import Windows
 from positron.text import conversation
+from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 Row = tuple[np.ndarray, np.ndarray]  # input and target ids (n,), -100 where there is no loss
@@ -128,12 +129,13 @@ class InstructData(L.LightningDataModule):
             sides.append([(talk, row) for talk, row in pairs if row is not None])
         kept = len(sides[0]) + len(sides[1])
         _warn_of_losses(len(talks), kept, context, say)
-        for name, found in zip(("training", "validation"), sides, strict=True):
-            if not found:
-                raise UserError(
-                    f"no conversation is left for {name}, of {kept}: give more, or another data.val_fraction or data.seed"
-                )
-        text = repr([(t.is_val, m.role, m.content) for t in talks for m in t.messages])
+        if not sides[0] or not sides[1]:
+            sides = [sides[0] or sides[1]] * 2
+            say(
+                f"validation uses the {kept:,} training conversations, since their questions leave none apart: "
+                "its loss says how well they are known, not how well new questions are answered"
+            )
+        text = repr([(t.is_val, *_facts_of(m)) for t in talks for m in t.messages])
         self.train = Instructions(
             [row for _, row in sides[0]], tokenizer, context=context, batch_size=batch_size,
             micro_batch_size=micro_batch_size, seed=seed, packing=packing, replay=replay,
@@ -174,6 +176,10 @@ class InstructData(L.LightningDataModule):
         x, y = self.val_parts[-1]
         missing = -len(self.val_parts) % world
         return [*self.val_parts, *[(x, torch.full_like(y, IGNORE))] * missing][rank::world]
+
+
+def _facts_of(message: Message) -> tuple[object, ...]:
+    return (message.role, message.content) if message.learn else (message.role, message.content, "not learned from")
 
 
 def _warn_of_losses(total: int, kept: int, context: int, say: Callable[[str], None]) -> None:

@@ -23,16 +23,22 @@ TEMPLATE = {"version": 1, "begin": END_OF_TEXT, "markers": list(MARKERS), "end":
 class Message:
     role: str  # one of ROLES
     content: str
+    learn: bool = True  # whether fine-tuning learns from it, if the assistant says it
 
 
 def encode(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Ids of the whole conversation, and True for those that the assistant has to say itself."""
+    """Ids of the whole conversation, and True for those that the assistant learns to say: never an empty answer."""
     ids, scored = [tokenizer.special_id(END_OF_TEXT)], [False]
     for message in messages:
         text = [*tokenizer.encode(message.content), tokenizer.special_id(END)]
         ids += [tokenizer.special_id(f"<|{message.role}|>"), *text]
-        scored += [False, *[message.role == "assistant"] * len(text)]
+        scored += [False, *[is_learned(message)] * len(text)]
     return ids, scored
+
+
+def is_learned(message: Message) -> bool:
+    """Whether fine-tuning learns from this message."""
+    return message.role == "assistant" and message.learn and bool(message.content.strip())
 
 
 def prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:

@@ -1,0 +1,309 @@
+"""The shapes in which people write conversations, as one table: a row is recognised by the names of its fields."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from positron.console import one_line
+from positron.text.conversation import ROLES, Message
+
+
+@dataclass(frozen=True)
+class Shape:
+    """`fields` is the list of turns (one name), or the question and the answer (two names)."""
+
+    name: str
+    fields: tuple[str] | tuple[str, str]
+
+
+_TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "contents", "items", "data")
+_QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "user", "human", "input")
+_ANSWERS = ("completion", "response", "output", "solution", "answer", "assistant", "target")
+# A row has the first shape whose fields it has, in capitals or not.
+SHAPES = (
+    *(Shape({"conversations": "ShareGPT", "data": "UltraChat"}.get(name, name), (name,)) for name in _TURNS),
+    Shape("Alpaca", ("instruction", "output")),
+    Shape("Dolly", ("instruction", "response")),
+    *(Shape(f"{question} and {answer}", (question, answer)) for question in _QUESTIONS for answer in _ANSWERS),
+)
+SYSTEM_FIELDS = ("system", "system_prompt")
+MATERIAL_FIELDS = ("input", "context")  # added to the question of a pair, after an empty line
+HISTORY = "history"  # earlier turns of a pair
+
+ROLE_NAMES = {
+    "system": "system",
+    **dict.fromkeys(("user", "human", "prompter"), "user"),
+    **dict.fromkeys(("assistant", "gpt", "chatgpt", "ai", "model", "chatbot"), "assistant"),
+}
+_ROLE_FIELDS, _CONTENT_FIELDS = ("role", "from", "speaker"), ("content", "value", "parts", "text")
+_TOOL_FIELDS = ("tool_calls", "function_call")
+_KNOWN = (
+    "give messages (role, content), ShareGPT's conversations (from, value), or two fields such as instruction and output, "
+    "prompt and completion, question and answer"
+)
+
+
+class Malformed(Exception):
+    """Says what is wrong with a row: `label` names the kind of mistake in a count, the message follows a place."""
+
+    def __init__(self, label: str, message: str) -> None:
+        super().__init__(message)
+        self.label = label
+
+
+@dataclass(frozen=True)
+class Talk:
+    """A row as messages, with the name of its shape and its fields that have no meaning here."""
+
+    shape: str
+    messages: tuple[Message, ...]
+    unused: tuple[str, ...]
+
+
+def read_talk(value: Any) -> Talk:
+    """Turn a row, as JSON has it, into messages. Malformed says why it is not a conversation."""
+    if isinstance(value, list):
+        return Talk("list of messages", tuple(_turns(value, "the list")), ())
+    if not isinstance(value, dict):
+        raise Malformed(
+            "that are not an object", f"is not an object with fields but {_kind_of(value)}: {_brief(value)}"
+        )
+    row = _lowered(value)
+    shape = _shape_of(row)
+    if shape is None:
+        raise _unknown(row)
+    used = set(shape.fields)
+    if len(shape.fields) == 1:
+        messages = _turns(row[shape.fields[0]], f"`{shape.fields[0]}`")
+    else:
+        messages = list(_pair(row, *shape.fields))
+        used |= {HISTORY} if _is_turns(row[shape.fields[0]]) else {HISTORY, *MATERIAL_FIELDS}
+    system = [row[name] for name in SYSTEM_FIELDS if row.get(name) not in (None, "")]
+    if system and not any(message.role == "system" for message in messages):
+        messages.insert(0, Message("system", _text(system[0], "system")))
+        used |= set(SYSTEM_FIELDS)
+    unused = tuple(name for name, cell in row.items() if name not in used and cell not in (None, "", [], {}))
+    return Talk(shape.name, tuple(messages), unused)
+
+
+def is_talk(value: Any) -> bool:
+    """Whether a JSON value is one conversation, and not a list, a table or an object of several."""
+    if isinstance(value, list):
+        return bool(value) and (all(map(_is_turn, value)) or all(isinstance(turn, str) for turn in value))
+    if not isinstance(value, dict):
+        return False
+    row = _lowered(value)
+    shape = _shape_of(row)
+    if shape is None:
+        return False
+    if len(shape.fields) == 1:
+        return isinstance(row[shape.fields[0]], list) and is_talk(row[shape.fields[0]])
+    return all(isinstance(row[name], str) or _is_turns(row[name]) for name in shape.fields)
+
+
+def _lowered(row: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(name).strip().lower(): cell for name, cell in row.items()}
+
+
+def _shape_of(row: dict[str, Any]) -> Shape | None:
+    """The first shape that the row has with values in all fields, or else with fields that are null."""
+    filled = {name for name, cell in row.items() if cell is not None and (name not in _TURNS or _is_list(cell))}
+    for names in (filled, set(row)):
+        for shape in SHAPES:
+            if names >= set(shape.fields):
+                return shape
+    return None
+
+
+def _unknown(row: dict[str, Any]) -> Malformed:
+    names = one_line(", ".join(row), 200) or "none"
+    if "chosen" in row and "rejected" in row:
+        return Malformed(
+            "with pairs of preferences",
+            "has `chosen` and `rejected`, a pair of preferences, and fine-tuning learns from one answer: "
+            "rename `chosen` to messages or completion",
+        )
+    for shape in SHAPES:
+        present = [name for name in shape.fields if name in row]
+        if len(shape.fields) == 2 and present:
+            (missing,) = (name for name in shape.fields if name not in row)
+            return Malformed(f"without `{missing}`", f"has no text in `{missing}`; its fields are: {names}")
+    if "text" in row:
+        return Malformed(
+            "with `text`",
+            f"has `text`, in which questions and answers are not told apart: {_KNOWN}; "
+            "or learn from it as plain text with python -m positron.train data=text",
+        )
+    if any(name in row for name in _ROLE_FIELDS):
+        return Malformed(
+            "with a single message", "is a single message: give the messages of a conversation as one list in one row"
+        )
+    return Malformed("with unknown fields", f"has the fields {names}, which are none of the known formats: {_KNOWN}")
+
+
+def _pair(row: dict[str, Any], question_field: str, answer_field: str) -> Iterator[Message]:
+    yield from _history(row.get(HISTORY))
+    question, material = row[question_field], [name for name in MATERIAL_FIELDS if name != question_field]
+    if _is_turns(question):
+        for message in _turns(question, f"`{question_field}`"):
+            yield Message(message.role, message.content, learn=False)
+    else:
+        texts = [_text(question, question_field)]
+        texts += [_text(row[name], name) for name in material if row.get(name) is not None]
+        texts = [text for text in texts if text.strip()]
+        if not texts:
+            raise Malformed("without a question", f"has no text in `{question_field}`: it is empty")
+        yield Message("user", "\n\n".join(texts))
+    answer = row[answer_field]
+    if _is_turns(answer):
+        yield from _turns(answer, f"`{answer_field}`")
+    else:
+        yield Message("assistant", _text(answer, answer_field))
+
+
+def _history(value: Any) -> Iterator[Message]:
+    """Earlier turns: pairs of question and answer, or messages."""
+    value = _parsed(value)
+    if value in (None, "", []):
+        return
+    if _is_turns(value):
+        yield from _turns(value, "`history`")
+        return
+    for turn in value if isinstance(value, list) else [value]:
+        if not isinstance(turn, list) or len(turn) != 2:
+            raise Malformed("with an unknown `history`", "has a `history` that is not a list of [question, answer]")
+        yield Message("user", _text(turn[0], "history"))
+        yield Message("assistant", _text(turn[1], "history"))
+
+
+def _turns(value: Any, field: str) -> list[Message]:
+    turns = _parsed(value)
+    if not isinstance(turns, list) or not turns:
+        what = "an empty list" if turns == [] else _kind_of(turns)
+        raise Malformed(f"without messages in {field}", f"has {what} in {field}, not a list of messages")
+    if all(isinstance(turn, str) for turn in turns):
+        return [Message(("user", "assistant")[i % 2], _checked(text, field)) for i, text in enumerate(turns)]
+    return [message for turn in turns for message in _turn(turn)]
+
+
+def _turn(turn: Any) -> Iterator[Message]:
+    if not isinstance(turn, dict):
+        raise Malformed("with a turn that is not a message", f"has a turn that is not a message: {_brief(turn)}")
+    fields = _lowered(turn)
+    role_field = next((name for name in _ROLE_FIELDS if name in fields), None)
+    if role_field is None and fields and all(name in ROLE_NAMES for name in fields):  # {"user": ..., "assistant": ...}
+        for name, cell in fields.items():
+            yield Message(ROLE_NAMES[name], _text(cell, name))
+        return
+    content_field = next((name for name in _CONTENT_FIELDS if name in fields), None)
+    calls = any(fields.get(name) for name in _TOOL_FIELDS)
+    if role_field is None or (content_field is None and not calls):
+        missing = "role" if role_field is None else "content"
+        raise Malformed(
+            f"with a message without `{missing}`",
+            f"has a message without `{missing}` (or {_OTHER[missing]}): {_brief(turn)}",
+        )
+    role = fields[role_field]
+    known_role = ROLE_NAMES.get(role.strip().lower()) if isinstance(role, str) else None
+    if known_role is None:
+        shown = one_line(str(role), 40)
+        raise Malformed(f"with role {shown}", f"has a message with role {shown!r}, which is none of {', '.join(ROLES)}")
+    if calls:
+        raise Malformed("with tool calls", "has a message that calls a tool, which there is no way to learn here")
+    weight = fields.get("weight")
+    if weight not in (None, 0, 1):
+        raise Malformed(
+            f"with weight {_brief(weight)}", f"has a message with weight {_brief(weight)}: only 0 and 1 are known"
+        )
+    assert content_field is not None
+    yield Message(known_role, _text(fields[content_field], content_field), learn=weight != 0)
+
+
+_OTHER = {"role": "`from`", "content": "`value`"}
+
+
+def _is_turn(value: Any) -> bool:
+    if not isinstance(value, dict):
+        return False
+    fields = _lowered(value)
+    return any(name in fields for name in _ROLE_FIELDS) or (bool(fields) and all(name in ROLE_NAMES for name in fields))
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(_parsed(value), list)
+
+
+def _is_turns(value: Any) -> bool:
+    value = _parsed(value)
+    return isinstance(value, list) and bool(value) and all(map(_is_turn, value))
+
+
+def _parsed(value: Any) -> Any:
+    """A list that a cell of a table spells as JSON."""
+    if isinstance(value, str) and value.lstrip().startswith("[{"):
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _text(value: Any, field: str) -> str:
+    """A text, or the texts of a list of parts joined."""
+    if isinstance(value, str):
+        return _checked(value, field)
+    if isinstance(value, list):
+        return "".join(_part(part, field) for part in value)
+    kind = _kind_of(value)
+    shown = "" if value is None else f" ({_brief(value)})"
+    raise Malformed(f"with {kind} in `{field}`", f"has {kind}{shown} in `{field}`, not text")
+
+
+def _part(part: Any, field: str) -> str:
+    if isinstance(part, str):
+        return _checked(part, field)
+    if isinstance(part, dict) and isinstance(part.get("text"), str) and part.get("type", "text") in _TEXT_PARTS:
+        return _checked(part["text"], field)
+    kind = part.get("type") if isinstance(part, dict) else None
+    kind = one_line(kind, 40) if isinstance(kind, str) else _kind_of(part)
+    raise Malformed(f"with a part of {kind} in `{field}`", f"has a part in `{field}` that is not text but {kind}")
+
+
+_TEXT_PARTS = ("text", "input_text", "output_text", None)
+
+
+def _checked(text: str, field: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise Malformed(
+            "with half a character",
+            f"has half a character ({half}, without its other half) in `{field}`; data.on_invalid=replace reads it as \ufffd",
+        ) from None
+    return text
+
+
+def _kind_of(value: Any) -> str:
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return "true or false"
+        case int() | float():
+            return "a number"
+        case str():
+            return "a text"
+        case list():
+            return "a list"
+        case dict():
+            return "an object"
+        case _:  # a date or bytes in a Parquet file
+            return f"a value of type {type(value).__name__}"
+
+
+def _brief(value: Any) -> str:
+    return one_line(str(value), 60)

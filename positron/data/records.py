@@ -1,0 +1,201 @@
+"""Rows of JSON, CSV and Parquet files as Python values, each with the place where it stands.
+
+Compression, encoding, folders and globs are read by the functions of `files.py`, which training text uses too.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from positron.config import UserError
+from positron.data.files import list_files, read_text
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")  # taken from a folder, also with .gz or .zst
+_VALUE_AT_LINE_START = re.compile(r"\n[{\[]")
+_SPACES = re.compile(r"[ \t\r\n]*")
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Stands for a row that cannot be read: `label` names the kind of mistake in a count, `message` follows a place."""
+
+    label: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Record:
+    """`value` is the row as JSON has it, or `Broken`; `place` says where in the file it stands."""
+
+    file: Path
+    place: str
+    value: Any
+
+
+def read_records(path: str, on_invalid: str, is_record: Callable[[Any], bool]) -> Iterator[Record]:
+    """Yield all rows of a file, of the files of a folder, or of a glob.
+
+    `is_record` decides whether a JSON value that fills a whole file is itself one row. UserError names the file of what
+    cannot be read at all.
+    """
+    for file in list_files(path, SUFFIXES):
+        try:
+            yield from _records_of_file(file, on_invalid, is_record)
+        except (OSError, EOFError, zlib.error) as error:
+            raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _records_of_file(path: Path, on_invalid: str, is_record: Callable[[Any], bool]) -> Iterator[Record]:
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    kind = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in (".gz", ".zst") else "".join(suffixes[-1:])
+    if kind == ".parquet":
+        rows: Iterator[tuple[str, Any]] = _parquet_rows(path)
+    else:
+        text = read_text(path, on_invalid).removeprefix("\ufeff")
+        if kind in (".csv", ".tsv"):
+            rows = _csv_rows(text, "\t" if kind == ".tsv" else None)
+        else:
+            rows = _json_rows(text, path, is_record, by_line=kind in (".jsonl", ".ndjson"))
+    for place, value in rows:
+        yield Record(path, place, value)
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    number = 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            for rows in file.iter_batches(batch_size=1000):
+                for row in rows.to_pylist():
+                    number += 1
+                    yield f"row {number}", row
+    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
+
+
+def _csv_rows(text: str, delimiter: str | None) -> Iterator[tuple[str, Any]]:
+    """Rows under the names of the first line. Spreadsheets also separate by semicolons or tabs."""
+    header = text.lstrip("\r\n").partition("\n")[0]
+    csv.field_size_limit(2**31 - 1)
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter or max(",;\t", key=header.count))
+    while True:
+        try:
+            row = next(reader, None)
+        except csv.Error as error:
+            yield f"line {reader.line_num}", Broken("not CSV", f"is not CSV: {error}")
+            continue
+        if row is None:
+            return
+        place = (
+            f"line {reader.line_num - sum(value.count(chr(10)) for value in row.values() if isinstance(value, str))}"
+        )
+        if None in row:
+            cells = len(row) - 1 + len(row[None])
+            expected = len(row) - 1
+            reason = f"has {cells} cells and the first line {expected}: quote texts that hold the separator"
+            yield place, Broken("with too many cells", reason)
+        else:
+            yield place, row
+
+
+def _json_rows(text: str, path: Path, is_record: Callable[[Any], bool], *, by_line: bool) -> Iterator[tuple[str, Any]]:
+    """Rows of a JSON document, of lines of JSON, or of JSON values one after the other, whatever the suffix promises."""
+    if not text.strip():
+        return
+    whole = _parsed(text)
+    if not isinstance(whole, Broken):
+        yield from _rows_of_document(whole, path, is_record)
+        return
+    # only a newline ends a line: U+2028 and U+0085 stand raw inside strings
+    lines = [(f"line {i}", _parsed(line)) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
+    good = sum(not isinstance(value, Broken) for _, value in lines)
+    if 2 * good >= len(lines):
+        yield from lines
+        return
+    values = _values_in_a_row(text)
+    if 2 * sum(not isinstance(value, Broken) for _, value in values) >= len(values):
+        yield from values
+    elif by_line or good:
+        yield from lines
+    else:
+        raise UserError(f"{path} {whole.message}")
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        place = f" (line {error.lineno}, column {error.colno})" if error.lineno > 1 else f" (column {error.colno})"
+        return Broken("not JSON", f"is not JSON: {error.msg}{place}")
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 nested lists
+        return Broken("not JSON", f"is not JSON that can be read: {' '.join(str(error).split())[:100]}")
+
+
+def _values_in_a_row(text: str) -> list[tuple[str, Any]]:
+    """JSON values that follow each other, over several lines each; after a broken one, from the next that begins a line."""
+    decoder, at = json.JSONDecoder(), 0
+    values: list[tuple[str, Any]] = []
+    line, counted = 1, 0  # the number of the line at text[counted]
+    while True:
+        begin = _SPACES.match(text, at).end()  # type: ignore[union-attr]  # matches anywhere
+        if begin >= len(text):
+            return values
+        line, counted = line + text.count("\n", counted, begin), begin
+        value: Any
+        try:
+            value, at = decoder.raw_decode(text, begin)
+        except (ValueError, RecursionError):
+            value = _parsed(text[begin:])
+            beginning = _VALUE_AT_LINE_START.search(text, begin)
+            at = beginning.start() + 1 if beginning else len(text)
+        values.append((f"line {line}", value))
+
+
+def _rows_of_document(whole: Any, path: Path, is_record: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
+    """Rows of one JSON value: a list of them, an object that holds such a list, columns, or a single row."""
+    if is_record(whole):
+        yield "line 1", whole
+    elif isinstance(whole, list):
+        yield from ((f"entry {i}", value) for i, value in enumerate(whole, 1))
+    elif isinstance(whole, dict):
+        yield from _rows_of_object(whole, path, is_record)
+    else:
+        yield "line 1", whole
+
+
+def _rows_of_object(whole: dict[str, Any], path: Path, is_record: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
+    lists = {
+        key: value
+        for key, value in whole.items()
+        if isinstance(value, list) and value and all(isinstance(row, (dict, list)) for row in value)
+    }
+    if len(lists) == 1:
+        ((key, rows),) = lists.items()
+        yield from ((f"`{key}`, entry {i}", row) for i, row in enumerate(rows, 1))
+    elif len(lists) > 1:
+        raise UserError(f"{path} holds several lists ({', '.join(lists)}): give a file with one of them")
+    elif rows := _rows_of_columns(whole, is_record):
+        yield from ((f"row {i}", row) for i, row in enumerate(rows, 1))
+    elif any(map(is_record, whole.values())) and all(isinstance(value, (dict, list)) for value in whole.values()):
+        yield from ((f"entry {key!r}", value) for key, value in whole.items())
+    else:
+        yield "line 1", whole
+
+
+def _rows_of_columns(whole: dict[str, Any], is_record: Callable[[Any], bool]) -> list[dict[str, Any]]:
+    """Rows of columns: lists of one length, or as pandas writes them, objects with the same keys. Empty for others."""
+    columns = {key: list(value.values()) if isinstance(value, dict) else value for key, value in whole.items()}
+    if not all(isinstance(column, list) for column in columns.values()) or len(set(map(len, columns.values()))) != 1:
+        return []
+    rows = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    return rows if rows and is_record(rows[0]) else []

@@ -1,0 +1,352 @@
+"""Files of conversations in the shapes that people have them in: each is read as what it says, or refused with the reason."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from positron.config import DataConfig, UserError
+from positron.data.conversations import Conversation, read_conversations
+from positron.data.instruct import InstructData
+from positron.text.conversation import Message
+from positron.text.tables import CharTokenizer
+
+PAIRS = [(f"What is {n} and {n}?", f"It is {2 * n}.") for n in range(1, 5)]
+TOKENIZER = CharTokenizer("".join(sorted({c for pair in PAIRS for c in "".join(pair)})) + "abcdefghijklmnopqrstuvwxyz")
+
+
+def lines(rows: list[Any]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def turns(
+    question: str,
+    answer: str,
+    role: str = "role",
+    text: str = "content",
+    names: tuple[str, str] = ("user", "assistant"),
+) -> list[Any]:
+    return [{role: names[0], text: question}, {role: names[1], text: answer}]
+
+
+def fields(question: str, answer: str, **more: Any) -> list[dict[str, Any]]:
+    return [{question: q, answer: a, **more} for q, a in PAIRS]
+
+
+def csv_of(separator: str) -> bytes:
+    return "".join(f'"{q}"{separator}"{a}"\n' for q, a in [("Question", "Answer"), *PAIRS]).encode()
+
+
+def parquet(folder: Path) -> bytes:
+    pq.write_table(pa.Table.from_pylist([{"messages": turns(q, a)} for q, a in PAIRS]), folder / "t")
+    return (folder / "t").read_bytes()
+
+
+def zstd(content: bytes) -> bytes:
+    packed: bytes = pa.compress(content, codec="zstd", asbytes=True)
+    return packed
+
+
+def each(row: Callable[[str, str], Any]) -> list[Any]:
+    return [row(question, answer) for question, answer in PAIRS]
+
+
+def firefly(q: str, a: str) -> dict[str, Any]:
+    return {"conversation": [{"human": q, "assistant": a}]}
+
+
+def gemini(q: str, a: str) -> dict[str, Any]:
+    return {"contents": [{"role": "user", "parts": [{"text": q}]}, {"role": "model", "parts": [{"text": a}]}]}
+
+
+def in_parts(q: str, a: str) -> dict[str, Any]:
+    question = [{"type": "text", "text": text} for text in (q[:5], q[5:])]
+    return {"messages": [{"role": "User", "content": question}, {"role": "assistant", "content": a}]}
+
+
+def json_in_cells(_: Path) -> bytes:
+    cells = ['"' + json.dumps(talk).replace('"', '""') + '"\n' for talk in each(turns)]
+    return "".join(["messages\n", *cells]).encode()
+
+
+def columns(question: str, answer: str, *, as_pandas_writes: bool) -> bytes:
+    values = {question: [q for q, _ in PAIRS], answer: [a for _, a in PAIRS]}
+    by_index = {name: {str(i): text for i, text in enumerate(column)} for name, column in values.items()}
+    return json.dumps(by_index if as_pandas_writes else values).encode()
+
+
+SHAREGPT = each(lambda q, a: {"id": q, "conversations": turns(q, a, "from", "value", ("human", "gpt"))})
+BY_NAME = {row["query"]: row for row in fields("query", "response")}
+COMPLETION, QUESTION = "prompt and completion", "question and answer"
+# name of the file, its content, and the format that is reported
+SHAPES: list[tuple[str, bytes | Callable[[Path], bytes], str]] = [
+    ("alpaca.json", json.dumps(fields("instruction", "output", input="")).encode(), "Alpaca"),
+    ("alpaca.jsonl", lines(fields("instruction", "output")), "Alpaca"),
+    ("messages.jsonl", lines(each(lambda q, a: {"messages": turns(q, a)})), "messages"),
+    ("sharegpt.json", json.dumps(SHAREGPT, indent=2).encode(), "ShareGPT"),
+    ("sharegpt_roles.jsonl", lines(each(lambda q, a: {"conversations": turns(q, a)})), "ShareGPT"),
+    ("nanochat.jsonl", lines(each(turns)), "list of messages"),
+    ("lists.json", json.dumps(each(turns)).encode(), "list of messages"),
+    ("completion.jsonl", lines(fields("prompt", "completion")), COMPLETION),
+    ("trl.jsonl", lines(each(lambda q, a: {"prompt": turns(q, a)[:1], "completion": turns(q, a)[1:]})), COMPLETION),
+    ("response.ndjson", lines(fields("prompt", "response")), "prompt and response"),
+    ("questions.jsonl", lines(fields("question", "answer")), QUESTION),
+    ("inputs.jsonl", lines(fields("input", "output")), "input and output"),
+    ("dolly.jsonl", lines(fields("instruction", "response", context="", category="open_qa")), "Dolly"),
+    ("ultrachat.jsonl", lines(each(lambda q, a: {"id": "0", "data": [q, a]})), "UltraChat"),
+    ("firefly.jsonl", lines(each(firefly)), "conversation"),
+    ("gemini.jsonl", lines(each(gemini)), "contents"),
+    ("parts.jsonl", lines(each(in_parts)), "messages"),
+    ("inside.json", json.dumps({"version": 2, "data": fields("question", "answer")}, indent=1).encode(), QUESTION),
+    ("columns.json", columns("prompt", "completion", as_pandas_writes=False), COMPLETION),
+    ("pandas.json", columns("instruction", "output", as_pandas_writes=True), "Alpaca"),
+    ("by_name.json", json.dumps(BY_NAME).encode(), "query and response"),
+    ("pretty.jsonl", "\n".join(json.dumps(row, indent=4) for row in SHAREGPT).encode(), "ShareGPT"),
+    ("crlf.jsonl", lines(fields("instruction", "output")).replace(b"\n", b"\r\n"), "Alpaca"),
+    ("bom.jsonl", b"\xef\xbb\xbf" + lines(fields("instruction", "output")), "Alpaca"),
+    ("table.csv", csv_of(","), QUESTION),
+    ("semicolons.csv", b"\xef\xbb\xbf" + csv_of(";"), QUESTION),
+    ("table.tsv", csv_of("\t"), QUESTION),
+    ("json_in_cells.csv", json_in_cells, "messages"),
+    ("table.parquet", parquet, "messages"),
+    ("packed.jsonl.gz", gzip.compress(lines(fields("prompt", "completion"))), COMPLETION),
+    ("packed.json.zst", zstd(json.dumps(SHAREGPT).encode()), "ShareGPT"),
+]
+
+
+def read(path: Path | str, **options: Any) -> tuple[list[Conversation], list[str]]:
+    said: list[str] = []
+    return read_conversations(DataConfig("instruct", str(path), **options), said.append), said
+
+
+def rows(folder: Path, *some: Any, name: str = "x.jsonl", **options: Any) -> tuple[list[Conversation], list[str]]:
+    (folder / name).write_bytes(lines(list(some)))
+    return read(folder / name, **options)
+
+
+def texts(talk: Conversation) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in talk.messages]
+
+
+@pytest.mark.parametrize(("name", "content", "format_name"), SHAPES, ids=[name for name, _, _ in SHAPES])
+def test_every_shape_gives_the_same_conversations_and_is_named(
+    tmp_path: Path, name: str, content: bytes | Callable[[Path], bytes], format_name: str
+) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content(tmp_path))
+    talks, said = read(tmp_path / name)
+    assert [texts(talk) for talk in talks] == [[("user", q), ("assistant", a)] for q, a in PAIRS]
+    assert len(said) == 1
+    assert said[0].startswith(f"{format_name} format: 4 conversations")
+    assert "skipped" not in said[0]
+
+
+def test_a_folder_and_a_glob_give_the_rows_of_all_files_and_leave_notes_alone(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(lines(fields("instruction", "output")[:2]))
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "b.csv").write_bytes(csv_of(","))
+    (tmp_path / "README.md").write_text("Two files of questions.\n")
+    talks, said = read(tmp_path)
+    assert [texts(talk)[0][1] for talk in talks] == [q for q, _ in PAIRS[:2] + PAIRS]
+    assert said[0].startswith("Alpaca and question and answer format: 6 conversations")
+    assert len(read(tmp_path / "*.jsonl")[0]) == 2
+
+
+@pytest.mark.parametrize("extra", ["\u2028", "\x85", "\u2029\u000b\u001c"])
+def test_only_a_newline_ends_a_line_of_json(tmp_path: Path, extra: str) -> None:
+    talks, _ = rows(tmp_path, *[{"instruction": f"a{extra}b {n}", "output": f"c{extra}d"} for n in range(3)])
+    assert texts(talks[2]) == [("user", f"a{extra}b 2"), ("assistant", f"c{extra}d")]
+
+
+@pytest.mark.parametrize(
+    "spelling", ['"output": "broken \\ud83d half"', '"output": "\\udc00"', '"instruction": "\\ud800", "output": "a"']
+)
+def test_half_a_character_is_named_by_its_line_and_replaced_if_asked(tmp_path: Path, spelling: str) -> None:
+    path = tmp_path / "x.jsonl"
+    row = f'{{"instruction": "Q", {spelling}}}\n'
+    path.write_text(row + "".join(json.dumps(r) + "\n" for r in fields("instruction", "output")))
+    talks, said = read(path)
+    assert len(talks) == 4
+    assert "1 with half a character (line 1)" in said[0]
+    talks, said = read(path, on_invalid="replace")
+    assert len(talks) == 5
+    assert "\ufffd" in "".join(m.content for m in talks[0].messages)
+    path.write_text(row)
+    with pytest.raises(UserError, match=r"line 1 has half a character .* data.on_invalid=replace"):
+        read(path)
+    path.write_text('{"instruction": "Q", "output": "whole \\ud83d\\ude00"}\n')
+    assert texts(read(path)[0][0])[1] == ("assistant", "whole \U0001f600")
+
+
+GOOD = [{"messages": turns(q, a)} for q, a in PAIRS * 5]
+BAD: list[tuple[Any, str]] = [
+    ({"messages": turns("q", "a", names=("tool", "assistant"))}, "with role tool"),
+    ({"messages": turns("q", "a", names=("developer", "assistant"))}, "with role developer"),
+    ({"conversations": turns("q", "a", "from", "value", ("human", "function"))}, "with role function"),
+    ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]}, "with tool calls"),
+    ({"messages": turns("q", None)}, "with null in `content`"),  # type: ignore[arg-type]
+    ({"messages": [{"role": "user"}]}, "with a message without `content`"),
+    ({"messages": [{"content": "q"}]}, "with a message without `role`"),
+    ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "with a part of image in `content`"),
+    ({"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}, "with weight 0.5"),
+    ({"messages": []}, "without messages in `messages`"),
+    ({"messages": "hello"}, "without messages in `messages`"),
+    ({"instruction": "q"}, "without `output`"),
+    ({"instruction": "q", "output": None}, "with null in `output`"),
+    ({"instruction": "q", "output": 42}, "with a number in `output`"),
+    ({"instruction": "q", "output": True}, "with true or false in `output`"),
+    ({"instruction": "q", "output": {"a": 1}}, "with an object in `output`"),
+    ({"instruction": " ", "input": "", "output": "a"}, "without a question"),
+    ({"instruction": "q", "output": "a", "history": [["only one"]]}, "with an unknown `history`"),
+    ({"text": "### Human: q ### Assistant: a"}, "with `text`"),
+    ({"prompt": "q", "chosen": "a", "rejected": "b"}, "with pairs of preferences"),
+    ({"role": "user", "content": "q"}, "with a single message"),
+    ({"a": 1}, "with unknown fields"),
+    (3, "that are not an object"),
+    ({"messages": turns("q", " ")}, "without an answer"),
+    ({"instruction": "q", "output": ""}, "without an answer"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("row", "label"), BAD, ids=[f"{i} {label}" for i, (_, label) in enumerate(BAD)])
+def test_a_few_bad_rows_are_skipped_counted_and_named_by_their_lines(tmp_path: Path, row: Any, label: str) -> None:
+    talks, said = rows(tmp_path, *GOOD[:3], row, *GOOD[3:], row)
+    assert len(talks) == len(GOOD)
+    assert f"22 conversations, 2 skipped: 2 {label} (line 4, line 22)" in said[0]
+    with pytest.raises(UserError, match=r"x\.jsonl") as refused:
+        rows(tmp_path, row)
+    assert "\n" not in str(refused.value)
+
+
+def test_kinds_of_bad_rows_are_counted_apart_with_three_places_each(tmp_path: Path) -> None:
+    empty = {"conversations": turns("q", "", "from", "value", ("human", "gpt"))}
+    _, said = rows(tmp_path, *SHAREGPT * 70, *[empty] * 10, BAD[2][0], BAD[2][0])
+    assert said == [
+        "ShareGPT format: 292 conversations, 12 skipped: 10 without an answer (line 281, line 282, line 283, ...), "
+        "2 with role function (line 291, line 292); fields not used: id"
+    ]
+
+
+def test_more_than_half_bad_rows_are_an_error_that_names_the_first(tmp_path: Path) -> None:
+    rows(tmp_path, GOOD[0], {"a": 1})
+    with pytest.raises(UserError, match=r"x.jsonl, line 2 has the fields a, .*; of 3 rows, 2 with unknown fields"):
+        rows(tmp_path, GOOD[0], {"a": 1}, {"b": 1})
+
+
+def test_broken_json_is_named_by_its_line_in_every_layout(tmp_path: Path) -> None:
+    good = lines(GOOD)
+    for name, content, place in (
+        ("lines.jsonl", good + b'{"messages": [\n', "line 21"),
+        (
+            "pretty.jsonl",
+            b"\n".join(json.dumps(row, indent=1).encode() for row in GOOD) + b'\n{"messages": [\n',
+            "line 241",
+        ),
+        ("deep.jsonl", good + b"[" * 100_000, "line 21"),
+        ("digits.jsonl", good + b"1" * 10_000, "line 21"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        talks, said = read(tmp_path / name)
+        assert len(talks) == 20, name
+        assert f"1 not JSON ({place})" in said[0]
+    (tmp_path / "cut.json").write_bytes(json.dumps(GOOD, indent=1).encode()[:500])
+    with pytest.raises(UserError, match=r"cut.json is not JSON: .* \(line \d\d, "):
+        read(tmp_path / "cut.json")
+    (tmp_path / "two.json").write_text(json.dumps({"train": GOOD, "test": GOOD}))
+    with pytest.raises(UserError, match=r"several lists \(train, test\)"):
+        read(tmp_path / "two.json")
+    (tmp_path / "cells.csv").write_text("question,answer\na,b\nc,d,e\n")
+    assert "1 with too many cells (line 3)" in read(tmp_path / "cells.csv")[1][0]
+
+
+def test_text_with_a_template_is_refused_with_the_reason_and_two_ways_out(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"questions and answers are not told apart: give messages .* data=text"):
+        rows(tmp_path, *[{"text": f"<|user|>{q}<|assistant|>{a}"} for q, a in PAIRS])
+
+
+def test_system_history_context_and_input_are_used_and_other_fields_named(tmp_path: Path) -> None:
+    alpaca = {
+        "instruction": "q",
+        "input": "x",
+        "output": "a",
+        "system": "be brief",
+        "history": [["h", "i"]],
+        "source": "web",
+    }
+    talks, said = rows(tmp_path, alpaca, {"instruction": "", "input": "Q 0", "output": "a"})
+    wanted = [("system", "be brief"), ("user", "h"), ("assistant", "i"), ("user", "q\n\nx"), ("assistant", "a")]
+    assert texts(talks[0]) == wanted
+    assert texts(talks[1])[0] == ("user", "Q 0")  # not after an empty line
+    assert said[0].endswith("; fields not used: source")
+    talks, _ = rows(
+        tmp_path,
+        {"instruction": "q", "context": "c", "response": "a"},
+        {"system_prompt": "s", "question": "q", "response": "a"},
+    )
+    assert texts(talks[0])[0] == ("user", "q\n\nc")
+    assert texts(talks[1]) == [("system", "s"), ("user", "q"), ("assistant", "a")]
+    talks, _ = rows(tmp_path, {"system": "s", "conversations": turns("q", "a")})
+    assert texts(talks[0])[0] == ("system", "s")
+
+
+def test_turns_of_weight_0_and_answers_in_prompts_are_not_learned_from(tmp_path: Path) -> None:
+    weighted = [*turns("a?", "no."), *turns("b?", "yes.")]
+    weighted[1]["weight"], weighted[3]["weight"] = 0, 1
+    prompt = {"prompt": [*turns("a?", "no."), {"role": "user", "content": "b?"}], "completion": "yes."}
+    talks, _ = rows(tmp_path, {"messages": weighted}, prompt)
+    for talk in talks:
+        data = instruct_data([talk])
+        ((_, y),) = data.val_parts
+        kept = TOKENIZER.decode([token for token in y[0].tolist() if token > 4])
+        assert kept == "yes."
+    with pytest.raises(UserError, match="nothing to learn from"):
+        rows(tmp_path, {"messages": weighted[:2]})
+
+
+def instruct_data(talks: list[Conversation], **options: Any) -> InstructData:
+    chosen = {"context": 64, "batch_size": 4, "micro_batch_size": 4, "seed": 0, "packing": False, "val_tokens": 1000}
+    return InstructData(talks, TOKENIZER, **{"replay": None, "say": lambda line: None, **chosen, **options})
+
+
+def test_an_empty_answer_teaches_nothing_even_among_others() -> None:
+    talk = Conversation(
+        (Message("user", "a"), Message("assistant", "  "), Message("user", "b"), Message("assistant", "c")), False
+    )
+    data = instruct_data([talk])
+    ((_, y),) = data.val_parts
+    learned = y[y != -100].tolist()
+    assert learned == [*TOKENIZER.encode("c"), TOKENIZER.special_id("<|end|>")]
+
+
+@pytest.mark.parametrize(
+    ("questions", "val_fraction"),
+    [(["a"], 0.1), (["a", "b"], 0.1), (["a"] * 30, 0.5), (["a"] * 30, 0.99), (list("abcdefgh"), 0.0)],
+)
+def test_small_sets_validate_on_the_training_rows_and_say_so(
+    tmp_path: Path, questions: list[str], val_fraction: float
+) -> None:
+    some = [{"instruction": q, "output": f"{n}."} for n, q in enumerate(questions)]
+    said: list[str] = []
+    talks, _ = rows(tmp_path, *some, val_fraction=val_fraction)
+    data = instruct_data(talks, say=said.append)
+    assert len(data.train.rows) == len(questions)
+    assert sum(len(x) for x, _ in data.val_parts) == len(questions)
+    assert any(re.match(r"validation uses the \d+ training conversations", line) for line in said)
+    assert sum(len(x) for x, _ in data.train.batch(1)) == 4
+    assert all(np.isfinite(data.train.bytes_per_token) for _ in some)
+
+
+@pytest.mark.parametrize("val_fraction", [-0.1, 1.0, 2.0])
+def test_a_validation_fraction_outside_of_its_range_is_refused(val_fraction: float) -> None:
+    with pytest.raises(UserError, match=r"data.val_fraction"):
+        DataConfig("instruct", val_fraction=val_fraction)
+    with pytest.raises(UserError, match=r"data.val_fraction=0"):
+        DataConfig("stories", val_fraction=0.0)
