@@ -48,11 +48,13 @@ def main() -> None:
         if options.max_tokens < 1:
             raise UserError(f"--max-tokens {options.max_tokens} must be at least 1")
         sampling = chosen_sampling(options, default="precise")
-        from positron.inference.dialogue import Dialogue
-        from positron.inference.writer import Writer
-        from positron.runs import find_run, load_draft, load_model
+        from positron.runs import announce, find_run, load_draft, load_model
 
         run = find_run(options.run)
+        announce(run, options.run, note)
+        from positron.inference.dialogue import Dialogue
+        from positron.inference.writer import Writer
+
         model, tokenizer, path = load_model(run, note)
         draft = load_draft(options.draft, tokenizer, note)
         writer = Writer(model, tokenizer, weights=options.weights, draft=draft)

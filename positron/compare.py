@@ -39,12 +39,16 @@ def main() -> None:
         options = arguments().parse_args()
         if options.limit < 0 or options.max_tokens < 1:
             raise UserError("--limit must be at least 0 bytes, and --max-tokens at least 1")
+        if "torch" not in sys.modules:
+            say("comparing " + (", ".join(options.runs) or "all runs in outputs/"))
         from positron.disk import make_folder, whole_file
         from positron.evaluation import comparison
         from positron.evaluation.plots_of_runs import comparison_picture
         from positron.runs import OUTPUTS
 
         runs = comparison.find_runs(options.runs, OUTPUTS)
+        if not options.runs:
+            say(f"no run was named: taking all in outputs/: {', '.join(run.folder.name for run in runs)}")
         texts = comparison.common_text(runs, options.text, options.limit, say)
         rows = comparison.compare(runs, texts, options.prompt, options.max_tokens, options.seed, say)
         if options.csv:

@@ -17,6 +17,7 @@ from positron.config import DataConfig, UserError
 from positron.door import errors_as_one_line
 from positron.inference.options import chosen_sampling, sampling_options
 from positron.settings import from_dict
+from positron.wording import above_floor, counted, percent
 
 if TYPE_CHECKING:
     from positron.data.conversations import Conversation
@@ -35,7 +36,10 @@ def arguments() -> argparse.ArgumentParser:
     text.add_argument("--text", metavar="FILE", help="score this text: .txt, .jsonl, .parquet, a folder of them")
     text.add_argument("--split", choices=("val", "train"), default="val", help="... or a side of the run's own text")
     parser.add_argument(
-        "--limit", type=int, default=1_000_000, help="most bytes to score (default %(default)s; 0: all)"
+        "--limit",
+        type=int,
+        default=1_000_000,
+        help="how many bytes to score, in whole documents (default %(default)s; 0: all)",
     )
     parser.add_argument("--stride", type=int, help="tokens scored per window (default: half the context length)")
     parser.add_argument("--stories", action="store_true", help="let it write built-in stories, and have them checked")
@@ -54,10 +58,12 @@ def main() -> None:
         if options.count < 1:
             raise UserError(f"--count {options.count} must be at least 1")
         chosen_sampling(options, default="precise")  # refused before anything is loaded
-        from positron.inference.writer import Writer
-        from positron.runs import find_run, load_model
+        from positron.runs import announce, find_run, load_model
 
         run = find_run(options.run)
+        announce(run, options.run, say)
+        from positron.inference.writer import Writer
+
         model, tokenizer, path = load_model(run, say)
         say(f"{run.folder}, {path.name}: {model.config.n_params() / 1e6:.2f}M parameters")
         writer = Writer(model, tokenizer, weights=options.weights)
@@ -76,7 +82,7 @@ def say(line: str) -> None:
 
 def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
     """Loss over the documents of the text, each from its beginning to its end."""
-    from positron.evaluation.scoring import interval, score_documents, total
+    from positron.evaluation.scoring import interval, sampling_units, score_windows, total
     from positron.evaluation.texts import floor_of, texts_of_file, texts_of_run, up_to
     from positron.inference.int8 import rounded
 
@@ -87,14 +93,15 @@ def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[st
     texts = up_to(texts, options.limit)
     began = time.perf_counter()
     model = rounded(writer.model, writer.dtype)
-    scores = score_documents(model, writer.tokenizer, texts, stride=options.stride)
+    documents = score_windows(model, writer.tokenizer, texts, stride=options.stride)
     took = time.perf_counter() - began
-    whole, floor = total(scores), floor_of(texts) if options.stories else None
+    whole, floor = total([total(scores) for scores in documents]), floor_of(texts) if options.stories else None
+    units, kind = sampling_units(documents)
     context = writer.model.config.context_length
     return {
         "text": name,
         "weights": options.weights,
-        "documents": len(scores),
+        "documents": len(documents),
         "bytes": whole.bytes,
         "tokens": whole.tokens,
         "context": context,
@@ -103,10 +110,18 @@ def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[st
         "perplexity": whole.perplexity,
         "tokenizer": f"{writer.tokenizer.kind}, {writer.tokenizer.vocab_size:,} ids",
         "bpb": whole.bpb,
-        "bpb_interval": interval(scores),
+        "bpb_interval": interval(units),
+        "interval_over": f"{len(units):,} {kind}",
         "floor_bpb": floor,
+        "in_training": in_training(run) if options.text is None and options.split == "val" else None,
         "tokens_per_second": whole.tokens / took,
     }
+
+
+def in_training(run: Run) -> float | None:
+    """The bits per byte that training measured on this side for the checkpoint in use: the best one."""
+    best = run.facts().get("best/bpb") if run.config().get("sft") is None else None
+    return float(best) if isinstance(best, int | float) else None
 
 
 def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
@@ -166,38 +181,42 @@ def longest(writer: Writer) -> int:
 def as_text(facts: dict[str, Any]) -> str:
     half = facts["bpb_interval"]
     lines = [
-        f"text            {facts['text']}: {facts['documents']:,} documents, {facts['bytes']:,} bytes",
+        f"text            {facts['text']}: {counted(facts['documents'], 'document')}, {facts['bytes']:,} bytes",
         f"bits per byte   {facts['bpb']:.4f}"
-        + (f" ± {half:.4f} (95 % over the documents)" if half is not None else ""),
+        + (f" ± {half:.4f} (95% interval over {facts['interval_over']})" if half is not None else ""),
         f"loss            {facts['loss']:.4f} nats per token",
         f"perplexity      {facts['perplexity']:.3f} (of this tokenizer's tokens: {facts['tokenizer']})",
-        f"window          {facts['context']} tokens, {facts['stride']} of them scored at a time",
+        f"window          {facts['context']} tokens, the last {facts['stride']} of them scored at a time",
         f"speed           {facts['tokens_per_second']:,.0f} tokens/s",
     ]
     if facts["weights"] != "fp32":
         lines.insert(1, f"weights         {facts['weights']}")
     if facts["floor_bpb"] is not None:
-        above = facts["bpb"] / facts["floor_bpb"] - 1
         lines.insert(
-            -4, f"floor           {facts['floor_bpb']:.4f}: the text's own bits; the model is {above:.1%} above"
+            -4, f"floor           the model is {above_floor(facts['bpb'], facts['floor_bpb'])}, the text's own bits"
         )
+    if facts["in_training"] is not None:
+        how = (
+            "of the first train.val_tokens tokens, in windows side by side: each token sees less of the text before it"
+        )
+        lines.insert(-4, f"in training     {facts['in_training']:.4f} bits per byte ({how})")
     if "stories" in facts:
         lines += ["", *_stories(facts["stories"])]
     if "instruct" in facts:
         found = facts["instruct"]
         lines += [
             "",
-            f"{found['count']} unseen requests, {_sampling(found['sampling'])}",
-            f"followed        {found['followed']:.1%} (name, object, place and plot are those asked for)",
-            f"accepted        {found['accepted']:.1%} (nothing in the story contradicts itself, down to the colour of a hat)",
-            f"ended           {found['ended']:.1%} by themselves",
+            f"{counted(found['count'], 'unseen request')}, {_sampling(found['sampling'])}",
+            f"followed        {percent(found['followed'])} (name, object, place and plot are those asked for)",
+            f"accepted        {percent(found['accepted'])} (nothing in the story contradicts itself)",
+            f"ended           {percent(found['ended'])} by themselves",
         ]
     return "\n".join(lines)
 
 
 def _stories(found: dict[str, Any]) -> list[str]:
     rows = [
-        f"{found['count']} stories, {_sampling(found['sampling'])}",
+        f"{counted(found['count'], 'story', 'stories')}, {_sampling(found['sampling'])}",
         f"{'':<30}{'the model':>{TABLE_WIDTH}}{'the grammar':>{TABLE_WIDTH}}",
     ]
     names = {

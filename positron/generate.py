@@ -63,9 +63,10 @@ def main() -> None:
             if getattr(options, name) < 1:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
         sampling = chosen_sampling(options)
-        from positron.runs import find_run, load_draft, load_model
+        from positron.runs import announce, find_run, load_draft, load_model
 
         run = find_run(options.run)
+        announce(run, options.run, say)
         model, tokenizer, path = load_model(run, say)
         from positron.inference.writer import Writer
 

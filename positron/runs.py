@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -116,6 +117,22 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
     known = ", ".join(sorted(path.parent.name for path in outputs.glob("*/run.json"))[:8])
     hint = f"({known})" if known else "(make train trains one)"
     raise UserError(f"no run {name}: neither a run folder nor a name in {outputs}/ {hint}")
+
+
+def announce(run: Run, named: str | None, say: Callable[[str], None]) -> None:
+    """Say which run is taken where none was named, and that loading has begun before slow imports keep everybody waiting."""
+    if named is None:
+        say(f"no run was named: taking {run.folder}, trained last ({progress_of(run)}); --run takes another one")
+    elif "torch" not in sys.modules:
+        say(f"loading {run.folder}")
+
+
+def progress_of(run: Run) -> str:
+    """How far a run is, in words: `finished, 40 of 40 steps, 2026-07-01 12:00:00`."""
+    facts = run.facts()
+    resolved = facts.get("resolved")
+    steps = f"{facts.get('step', 0)} of {resolved['max_steps']} steps" if isinstance(resolved, dict) else "no step"
+    return ", ".join(str(part) for part in (facts.get("status", "never started"), steps, facts.get("updated")) if part)
 
 
 def gpt_config(config: dict[str, Any], vocab_size: int) -> GPTConfig:

@@ -112,6 +112,7 @@ def _measure_forgetting(run: Run, base: Run, tokenizer: Tokenizer, config: RunCo
     except (UserError, Unreachable) as error:
         say(f"what the pretraining text costs now was not measured: {error}")
         return
+    say("measuring what the pretraining text costs now, before and after")
     context = from_dict(type(config.model), base.config()["model"]).context_length
     x, y = validation_windows(files, context=context, end_id=tokenizer.special_id(END_OF_TEXT), limit=100_000)
     token_bytes = torch.from_numpy(tokenizer.token_bytes())

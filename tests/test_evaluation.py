@@ -23,9 +23,17 @@ from positron.config import IGNORE, DataConfig, GPTConfig, TokenizerConfig, User
 from positron.data import stories
 from positron.door import side_by_side
 from positron.evaluation.metrics import Score
-from positron.evaluation.scoring import interval, score, score_documents, sliding_windows, total
+from positron.evaluation.scoring import (
+    interval,
+    sampling_units,
+    score,
+    score_documents,
+    score_windows,
+    sliding_windows,
+    total,
+)
 from positron.evaluation.story_quality import copied, distinct, following
-from positron.evaluation.texts import floor_of, texts_of_file, texts_of_run, token_files, up_to
+from positron.evaluation.texts import Beginning, floor_of, texts_of_file, texts_of_run, token_files, up_to
 from positron.inference.engine import Written
 from positron.model.gpt import GPT
 from positron.runs import Run
@@ -213,12 +221,62 @@ def test_limits_count_whole_documents() -> None:
     assert up_to(["ab", "", "c"], 0) == ["ab", "c"]
 
 
-def test_a_long_text_is_cut_at_paragraphs_and_loses_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [4, 5, 6, 7])
+def test_only_a_document_longer_than_the_limit_is_cut_and_never_within_a_letter(limit: int) -> None:
+    (taken,) = up_to(["aéé漢漢漢"], limit)
+    assert isinstance(taken, Beginning)
+    assert len(taken.encode()) <= limit
+    assert "aéé漢漢漢".startswith(taken)
+    assert up_to(["aé", "b" * 99], limit)[-1] == "b" * (limit - 3)
+
+
+@pytest.mark.parametrize("copies", [1, 5, 30])
+def test_an_interval_does_not_change_the_score_that_it_describes(copies: int) -> None:
+    """One long text, a few, and many: each is scored from its beginning to its end, however the interval is found."""
+    table = torch.full((TOKENIZER.vocab_size, TOKENIZER.vocab_size), 1 / TOKENIZER.vocab_size)
+    model, rng = bigram(table.double(), 8), random.Random(1)
+    torch.nn.init.normal_(model.lm_head.weight, std=0.5, generator=torch.Generator().manual_seed(0))
+    texts = ["".join(rng.choices("abcd ", k=rng.randint(300, 900))) for _ in range(copies)]
+    documents = score_windows(model, TOKENIZER, texts)
+    units, kind = sampling_units(documents)
+    assert kind == ("documents" if copies == 30 else "blocks of the text")
+    whole, once = total(units), total(score_documents(model, TOKENIZER, texts))
+    assert (
+        (whole.bytes, whole.tokens)
+        == (once.bytes, once.tokens)
+        == (sum(map(len, texts)), sum(map(len, texts)) + copies)
+    )
+    assert whole.nats == pytest.approx(once.nats, rel=1e-12)
+    assert interval(units)
+
+
+def test_the_beginning_of_a_text_is_scored_without_its_end() -> None:
+    table = torch.full((TOKENIZER.vocab_size, TOKENIZER.vocab_size), 1 / TOKENIZER.vocab_size)
+    whole, cut = score_documents(bigram(table.double(), 8), TOKENIZER, ["abca" * 9, Beginning("abca" * 9)])
+    assert (cut.tokens, cut.bytes) == (whole.tokens - 1, whole.bytes)
+
+
+def test_the_interval_of_one_long_text_holds_the_truth_19_times_of_20() -> None:
+    """Windows of one text whose difficulty wanders, as that of a book does: 150 texts of which the true mean is known."""
+    rng = random.Random(0)
+    hits = 0
+    for _ in range(150):
+        level, windows = 0.0, []
+        for _ in range(2000):
+            level = 0.8 * level + rng.gauss(0.0, 0.2)
+            windows.append(Score(100 * (1 + level) * math.log(2), 100, 100))
+        units, kind = sampling_units([windows])
+        assert (len(units), kind) == (100, "blocks of the text")
+        half = interval(units)
+        assert half is not None
+        hits += abs(total(units).bpb - 1) <= half
+    assert 0.89 < hits / 150 < 0.99
+
+
+def test_a_long_text_stays_whole(tmp_path: Path) -> None:
     text = "".join(f"Line {i} of a book.\n" + ("\n" if i % 7 == 0 else "") for i in range(500))
     (tmp_path / "book.txt").write_text(text)
-    pieces = texts_of_file(str(tmp_path / "book.txt"))
-    assert len(pieces) > 5
-    assert "".join(pieces) == text
+    assert texts_of_file(str(tmp_path / "book.txt")) == [text]
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
@@ -251,7 +309,14 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_evaluate_prints_what_a_run_is_worth(door: Callable[..., Result], runs: Path) -> None:
     shown = door("evaluate", "--run", "chars", folder=runs)
     assert shown.code == 0, shown.err
-    for what in ("bits per byte", "±", "perplexity", "32 tokens, 16 of them scored at a time", "tokens/s"):
+    for what in (
+        "bits per byte",
+        "±",
+        "perplexity",
+        "32 tokens, the last 16 of them scored at a time",
+        "in training",
+        "tokens/s",
+    ):
         assert what in shown.out
     facts = json.loads(door("evaluate", "--run", "chars", "--json", folder=runs).out)
     files = token_files(Run(runs / "outputs" / "chars"), "val", print)

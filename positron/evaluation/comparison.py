@@ -12,7 +12,7 @@ from typing import Any
 
 from positron.config import UserError
 from positron.evaluation.metrics import read_metrics
-from positron.evaluation.scoring import interval, score_documents, total
+from positron.evaluation.scoring import interval, sampling_units, score_windows, total
 from positron.evaluation.texts import texts_of_file, texts_of_run, up_to
 from positron.inference.sampling import BALANCED
 from positron.inference.writer import Writer
@@ -27,7 +27,7 @@ class Row:
     parameters: int
     tokens: int  # seen in training, that of the base run included
     bpb: float
-    interval: float | None  # half of the 95 % interval over documents
+    interval: float | None  # half of the 95 % interval, see `sampling_units`
     perplexity: float
     tokenizer: str
     sample: str
@@ -71,15 +71,15 @@ def compare(
     for run in runs:
         model, tokenizer, path = load_model(run, say)
         say(f"{run.folder}, {path.name}")
-        scores = score_documents(model, tokenizer, texts)
-        whole = total(scores)
+        documents = score_windows(model, tokenizer, texts, what=f"scoring {run.folder.name}")
+        whole = total([total(scores) for scores in documents])
         rows.append(
             Row(
                 run=str(run.folder),
                 parameters=model.config.n_params(),
                 tokens=tokens_seen(run),
                 bpb=whole.bpb,
-                interval=interval(scores),
+                interval=interval(sampling_units(documents)[0]),
                 perplexity=whole.perplexity,
                 tokenizer=f"{tokenizer.kind} {tokenizer.vocab_size:,}",
                 sample=_sample(run, Writer(model, tokenizer), prompt, max_tokens, seed),

@@ -6,15 +6,18 @@ import base64
 import html
 import json
 import re
+import shlex
 import sys
 from typing import Any
 
 from positron.disk import whole_file, write_text
 from positron.evaluation.inside import inside_pictures
 from positron.evaluation.metrics import read_metrics
+from positron.evaluation.outcome import quality
 from positron.evaluation.plots import learning_rate_curve, loss_curve
 from positron.provenance import read_provenance, start_of
 from positron.runs import Run
+from positron.wording import counted
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -28,7 +31,7 @@ details > summary { cursor: pointer }
 
 
 def write_report(run: Run) -> None:
-    """`loss.png` and `report.html` in the run's folder, from its files alone."""
+    """Write `loss.png` and `report.html` into the run's folder, from its files alone."""
     rows = read_metrics(run.folder / "metrics.jsonl")
     facts, config = run.facts(), run.config()
     name = run.folder.name
@@ -37,12 +40,13 @@ def write_report(run: Run) -> None:
         file.write(picture)
     sections = [
         f"<h1>{html.escape(name)}</h1>",
-        _table(_headline(facts)),
-        f"<h2>Loss</h2>{_image(picture)}",
+        _table(_headline(facts, run.is_chat)),
+        f"<h2>Loss</h2>{_image(picture)}{_losses_explained(rows, config)}",
         f"<h2>Samples</h2>{_samples(run)}",
         f"<h2>Learning rate and gradient</h2>{_image(learning_rate_curve(rows))}",
         _inside(rows),
-        f"<h2>Go on</h2><pre>{html.escape(_commands(run, facts))}</pre>",
+        f"<h2>Next</h2><p>Where Positron is installed (<code>source .venv/bin/activate</code>):</p>"
+        f"<pre>{html.escape(_commands(run, facts))}</pre>",
         f"<h2>Configuration</h2><details><summary>all settings</summary><pre>{html.escape(json.dumps(config, indent=2))}"
         "</pre></details>",
         f"<h2>Environment</h2>{_table(_environment(run, facts))}",
@@ -54,16 +58,14 @@ def write_report(run: Run) -> None:
     write_text(run.folder / "report.html", page)
 
 
-def _headline(facts: dict[str, Any]) -> dict[str, str]:
+def _headline(facts: dict[str, Any], is_chat: bool) -> dict[str, str]:
     lines = {"status": str(facts["status"]) + (f": {facts['error']}" if facts.get("error") else "")}
     lines["steps"] = f"{facts['step']:,} of {facts['resolved']['max_steps']:,}"
     lines["tokens"] = f"{facts['tokens']:,}"
     lines["time"] = f"{facts['time_s'] / 60:.1f} minutes of training"
     if "val/bpb" in facts:
-        lines["validation"] = f"{facts['val/bpb']:.4f} bits per byte (best {facts['best/bpb']:.4f})"
-        if facts.get("floor_bpb"):
-            above = facts["val/bpb"] / facts["floor_bpb"] - 1
-            lines["floor"] = f"{facts['floor_bpb']:.4f} bits per byte, {above:.1%} below this model"
+        lines["result"] = quality(facts, is_chat)
+        lines["validation"] = f"{facts['val/bpb']:.4f} bits per byte at the end, {facts['best/bpb']:.4f} at best"
     return lines
 
 
@@ -71,15 +73,16 @@ def _environment(run: Run, facts: dict[str, Any]) -> dict[str, str]:
     """Of the run's last start, as it noted it itself: the report may be written elsewhere."""
     resolved = facts["resolved"]
     lines = {
-        "device": f"{resolved['accelerator']}, {resolved['precision']}, {resolved['threads']} threads",
-        "batch": f"{resolved['batch_tokens']:,} tokens, {resolved['micro_batch_size']} sequences at a time",
+        "device": f"{resolved['accelerator']}, {resolved['precision']}, {counted(resolved['threads'], 'thread')}",
+        "batch": f"{counted(resolved['batch_tokens'], 'token')}, "
+        f"{counted(resolved['micro_batch_size'], 'sequence')} at a time",
     }
     start = start_of(read_provenance(run.folder), sys.maxsize)
     if not start:  # a run that is older than its provenance
         return lines
     hardware, git = start["hardware"], start["git"]
     lines |= {
-        "machine": f"{hardware['system']}, {hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_gb']} GB",
+        "machine": f"{hardware['system']}, {hardware['cpu']}, {counted(hardware['cores'], 'core')}, {hardware['memory_gb']} GB",
         "command": start["command"],
         "seed": str(start["seed"]),
         "commit": "no git checkout" if git is None else git["commit"] + (" and changes" if git["diff"] else ""),
@@ -88,10 +91,27 @@ def _environment(run: Run, facts: dict[str, Any]) -> dict[str, str]:
 
 
 def _commands(run: Run, facts: dict[str, Any]) -> str:
-    lines = [f'python -m positron.generate "Once upon a time" --run {run.folder}']
+    name = "chat" if run.is_chat else 'generate "Once upon a time"'
+    lines = [f"python -m positron.{name} --run {shlex.quote(str(run.folder))}"]
     if facts["status"] != "finished":
-        lines.append(f"python -m positron.train name={facts['name']} ...   # the same command as before goes on")
+        lines.append(f"python -m positron.train name={facts['name']} ...   # the same command as before continues it")
     return "\n".join(lines)
+
+
+def _losses_explained(rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+    """Why training loss lies above validation loss, for a run where it does."""
+    last = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
+    if last is None or last["train/loss"] is None or last["train/loss"] <= last["val/loss"] or config.get("sft"):
+        return ""
+    reasons = []
+    if config["data"].get("packing", "windows") == "windows":
+        reasons.append(
+            "training windows are cut anywhere and often begin inside a document, while validation windows begin with one"
+        )
+    if config["model"].get("dropout"):
+        reasons.append("dropout is at work in training alone")
+    reasons.append("a training loss is that of one batch, before its step")
+    return f"<p>Training loss lies above validation loss here: {'; '.join(reasons)}.</p>"
 
 
 def _samples(run: Run) -> str:

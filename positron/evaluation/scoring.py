@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 
 from positron.config import IGNORE, UserError
 from positron.evaluation.metrics import Score
+from positron.evaluation.scaling_law import t95
+from positron.evaluation.texts import Beginning
 from positron.model.gpt import GPT
 from positron.model.loss import token_losses
+from positron.progress import progress
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 ROWS = 16  # windows at a time
+FEWEST_UNITS = 20  # documents from which an interval is taken over documents
+MOST_BLOCKS = 100  # into which fewer documents are cut for it
 
 
 @torch.inference_mode()
-def window_losses(model: GPT, x: Tensor, y: Tensor) -> Tensor:
-    """Nats of each target, (N, T), 0 where y is -100; x, y (N, T)."""
+def window_losses(model: GPT, x: Tensor, y: Tensor, what: str = "scoring") -> Tensor:
+    """Nats of each target, (N, T), 0 where y is -100; x, y (N, T). `what` names the work on the progress line."""
     device = model.wte.weight.device
     losses = []
-    for part_x, part_y in zip(x.split(ROWS), y.split(ROWS), strict=True):
+    parts = list(zip(x.split(ROWS), y.split(ROWS), strict=True))
+    for part_x, part_y in progress(parts, what):
         hidden = model.hidden(part_x.to(device)).flatten(0, 1)
         losses.append(token_losses(hidden, model.head_weight, part_y.to(device).flatten()).view_as(part_y).cpu())
     return torch.cat(losses)
@@ -54,42 +62,82 @@ def sliding_windows(ids: list[int], context: int, stride: int) -> tuple[Tensor, 
     return torch.tensor(xs), torch.tensor(ys)
 
 
-def score_documents(model: GPT, tokenizer: Tokenizer, texts: list[str], *, stride: int | None = None) -> list[Score]:
-    """Each document by itself, from its beginning to its end-of-text, by sliding windows (default: half the context)."""
+def score_windows(
+    model: GPT, tokenizer: Tokenizer, texts: Sequence[str], *, stride: int | None = None, what: str = "scoring"
+) -> list[list[Score]]:
+    """Score each document by itself, from its beginning to its end-of-text, by sliding windows (default: half the context).
+
+    Returns for each document the scores of its windows in their order; they add up to the document. `what` names the
+    work on the progress line.
+    """
     context = model.config.context_length
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride <= context:
         raise UserError(f"--stride {stride} must be between 1 and the context length {context}")
     end = tokenizer.special_id(END_OF_TEXT)
-    windows, owners = [], []
-    for i, ids in enumerate(tokenizer.encode_batch(texts)):
-        x, y = sliding_windows([end, *ids, end], context, stride)
-        windows.append((x, y))
-        owners += [i] * len(x)
+    cut = [isinstance(text, Beginning) for text in texts]
+    windows = [
+        sliding_windows([end, *ids] if is_cut else [end, *ids, end], context, stride)
+        for ids, is_cut in zip(tokenizer.encode_batch([str(text) for text in texts]), cut, strict=True)
+    ]
     if not windows:
         return []
     x, y = torch.cat([x for x, _ in windows]), torch.cat([y for _, y in windows])
-    nats = torch.zeros(len(texts), dtype=torch.float64)
-    tokens = torch.zeros(len(texts), dtype=torch.int64)
-    owner = torch.tensor(owners)
-    nats.index_add_(0, owner, window_losses(model, x, y).double().sum(dim=1))
-    tokens.index_add_(0, owner, (y != IGNORE).sum(dim=1))
-    sizes = [len(text.encode("utf-8")) for text in texts]
-    return [Score(*three) for three in zip(nats.tolist(), sizes, tokens.tolist(), strict=True)]
+    nats = window_losses(model, x, y, what).double().sum(dim=1).tolist()
+    tokens = (y != IGNORE).sum(dim=1).tolist()
+    token_bytes = torch.from_numpy(tokenizer.token_bytes())
+    weights = token_bytes[y.clamp(min=0)].mul(y != IGNORE).sum(dim=1).tolist()
+    documents, place = [], 0
+    for text, (own, _) in zip(texts, windows, strict=True):
+        part = slice(place, place + len(own))
+        place = part.stop
+        sizes = _shares(len(text.encode("utf-8")), weights[part])
+        documents.append([Score(*three) for three in zip(nats[part], sizes, tokens[part], strict=True)])
+    return documents
 
 
-def total(scores: list[Score]) -> Score:
+def _shares(whole: int, weights: list[int]) -> list[int]:
+    """Cut a number into whole parts in proportion to the weights."""
+    if not sum(weights):
+        return [whole, *[0] * (len(weights) - 1)]
+    ends = [round(whole * mark / sum(weights)) for mark in accumulate(weights)]
+    return [end - start for start, end in pairwise([0, *ends])]
+
+
+def score_documents(
+    model: GPT, tokenizer: Tokenizer, texts: Sequence[str], *, stride: int | None = None
+) -> list[Score]:
+    """Score each document by itself. See `score_windows`."""
+    return [total(scores) for scores in score_windows(model, tokenizer, texts, stride=stride)]
+
+
+def total(scores: Sequence[Score]) -> Score:
     return Score(sum(s.nats for s in scores), sum(s.bytes for s in scores), sum(s.tokens for s in scores))
 
 
-def interval(scores: list[Score]) -> float | None:
-    """Half the width of the 95 % interval of bits per byte over documents, None for a single one.
+def sampling_units(documents: list[list[Score]]) -> tuple[list[Score], str]:
+    """Return the units that an interval treats as independent, and their name: documents, or blocks of few long ones.
 
-    Bits per byte is a ratio of sums; its variance by linearisation (Cochran, Sampling Techniques, eq. 6.13).
+    `documents`: the scores of each one's windows. Grouping what is scored already leaves the score of the text as it is.
+    """
+    if len(documents) >= FEWEST_UNITS:
+        return [total(scores) for scores in documents], "documents"
+    windows = sum(map(len, documents))
+    # neighbouring windows are alike, long blocks nearly independent; but a variance needs twenty of them
+    size = max(1, -(-windows // MOST_BLOCKS), min(4, windows // FEWEST_UNITS))
+    blocks = [total(scores[i : i + size]) for scores in documents for i in range(0, len(scores), size)]
+    return blocks, "blocks of the text" if len(blocks) > len(documents) else "documents"
+
+
+def interval(scores: Sequence[Score]) -> float | None:
+    """Half the width of the 95 % interval of bits per byte over independent units, None for a single one.
+
+    Bits per byte is a ratio of sums; its variance by linearisation (Cochran, Sampling Techniques, eq. 6.13), which is the
+    limit of a bootstrap that draws the units with replacement, without the noise of its draws.
     """
     n, whole = len(scores), total(scores)
     if n < 2:
         return None
     ratio = whole.nats / whole.bytes
     squares = sum((s.nats - ratio * s.bytes) ** 2 for s in scores)
-    return 1.96 * math.sqrt(n / (n - 1) * squares) / whole.bytes / math.log(2)
+    return t95(n - 1) * math.sqrt(n / (n - 1) * squares) / whole.bytes / math.log(2)

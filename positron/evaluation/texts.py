@@ -9,7 +9,7 @@ import numpy as np
 
 from positron.config import DataConfig, TokenizerConfig, UserError
 from positron.data import stories
-from positron.data.files import FEWEST_DOCUMENTS, list_files, read_pieces
+from positron.data.files import list_files, read_pieces
 from positron.data.pretrain import prepare
 from positron.data.shards import TokenFiles
 from positron.runs import Run, find_run
@@ -17,7 +17,11 @@ from positron.settings import from_dict
 from positron.text.choose import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT
 
-SHORT = 1_000  # characters: the documents of a file that has few are cut into pieces of about this size
+TORN = 4  # characters at a cut between tokens that may not be whole
+
+
+class Beginning(str):
+    """The beginning of a document that a limit cut: its end-of-text is not there to be scored."""
 
 
 def text_run(run: Run) -> Run:
@@ -47,15 +51,25 @@ def texts_of_run(run: Run, split: str, limit: int, say: Callable[[str], None]) -
     # of three tokens of a document one at least has a byte: there may be an end of text and a blank that only joins
     ids = files.read(0, min(files.n_tokens, 3 * limit or files.n_tokens))
     cuts = [*np.flatnonzero(ids == end), *([len(ids)] if len(ids) == files.n_tokens else [])]
-    return up_to([tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in pairwise(cuts)], limit)
+    texts = [tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in pairwise(cuts)]
+    if len(ids) < files.n_tokens:  # the last one is longer than what was read: its last characters may be torn
+        texts.append(tokenizer.decode(ids[cuts[-1] + 1 :].tolist())[:-TORN])
+    return up_to(texts, limit)
 
 
 def up_to(texts: list[str], limit: int) -> list[str]:
-    """The first ones that are not empty, until they have `limit` bytes (0: all)."""
-    found, size = [], 0
+    """The first ones that are not empty, until they have about `limit` bytes (0: all): whole documents.
+
+    Only a document that is longer than the limit by itself is cut.
+    """
+    found: list[str] = []
+    size = 0
     for text in filter(None, texts):
+        length = len(text.encode("utf-8"))
+        if limit and length > limit:
+            text = Beginning(text.encode("utf-8")[: limit - size].decode("utf-8", errors="ignore"))
         found.append(text)
-        size += len(text.encode("utf-8"))
+        size += length
         if limit and size >= limit:
             break
     return found
@@ -70,7 +84,7 @@ def floor_of(texts: list[str]) -> float:
 
 
 def texts_of_file(path: str) -> list[str]:
-    """The documents of any file that training can read, long ones in pieces. UserError for none."""
+    """The documents of any file that training can read. UserError for none."""
     config = DataConfig("text", path)
     texts, text = [], ""
     for file in list_files(path):
@@ -82,15 +96,4 @@ def texts_of_file(path: str) -> list[str]:
     texts = [text for text in [*texts, text] if text]
     if not texts:
         raise UserError(f"{path} holds no text")
-    # an interval needs more than a few documents
-    return texts if len(texts) >= FEWEST_DOCUMENTS else [piece for text in texts for piece in _pieces(text)]
-
-
-def _pieces(text: str) -> list[str]:
-    pieces, piece = [], ""
-    for line in text.splitlines(keepends=True):
-        piece += line
-        if len(piece) >= SHORT and not line.strip():
-            pieces.append(piece)
-            piece = ""
-    return [piece for piece in [*pieces, piece] if piece]
+    return texts

@@ -278,6 +278,7 @@ def _conclude(run: Run, status: str, error: str | None, say: Voice) -> None:
     try:
         run.update(status=status, error=error, **facts)
         if rows:
+            say("writing the weights and the report")
             export_weights(run)
             write_report(run)
     except UserError as unwritable:  # a full disk: what ended the run is the news, not this

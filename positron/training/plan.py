@@ -13,8 +13,8 @@ from positron.config import GPTConfig, RunConfig, UserError
 from positron.model.gpt import GPT
 from positron.training.device import BATCH_TOKENS, Machine, choose_micro_batch
 from positron.training.start import Start
+from positron.wording import USUAL_TOKENS_PER_PARAMETER, counted, tokens_per_parameter
 
-TOKENS_PER_PARAMETER = 20  # compute-optimal pretraining, Hoffmann et al. 2022 (arXiv:2203.15556)
 FEWEST_STEPS, SMALLEST_BATCH = 2_000, 1_024  # a small model gets smaller batches, not a handful of updates
 
 
@@ -71,15 +71,15 @@ def make_plan(
             f"try train.batch_tokens={-(-batch_size // world) * world * gpt.context_length}"
         )
     batch_tokens = batch_size * gpt.context_length
-    enough = auto_steps(batch_size) if auto_steps else -(-TOKENS_PER_PARAMETER * gpt.n_params() // batch_tokens)
+    enough = auto_steps(batch_size) if auto_steps else -(-USUAL_TOKENS_PER_PARAMETER * gpt.n_params() // batch_tokens)
     horizon = settle(train.max_steps, "max_steps", enough)
     asked = train.micro_batch_size if train.micro_batch_size != "auto" else known.get("micro_batch_size", "auto")
     micro = choose_micro_batch(gpt, machine, batch_size // world, asked, lambda n: _try_step(model, machine, n))
     last_step = min(horizon, train.stop_at or horizon)
     say(
         f"{gpt.n_params() / 1e6:.2f}M parameters, vocabulary {gpt.vocab_size:,}, context {gpt.context_length}; "
-        f"{horizon:,} steps of {batch_tokens:,} tokens ({micro} sequences at a time), "
-        f"{horizon * batch_tokens / gpt.n_params():.0f} tokens per parameter"
+        f"{counted(horizon, 'step')} of {counted(batch_tokens, 'token')} ({counted(micro, 'sequence')} at a time)"
+        + ("" if auto_steps else f", {tokens_per_parameter(horizon * batch_tokens, gpt.n_params())}")
         + (f"; stopping at step {last_step:,}" if last_step < horizon else "")
     )
     if config.schedule.warmup_steps >= horizon:
@@ -93,7 +93,7 @@ def make_plan(
 def suitable_batch(gpt: GPTConfig, machine: Machine) -> int:
     """Tokens of an optimizer step: what suits the machine, halved until 20 tokens per parameter are enough steps."""
     batch = BATCH_TOKENS[machine.accelerator]
-    while batch // 2 >= SMALLEST_BATCH and batch * FEWEST_STEPS > TOKENS_PER_PARAMETER * gpt.n_params():
+    while batch // 2 >= SMALLEST_BATCH and batch * FEWEST_STEPS > USUAL_TOKENS_PER_PARAMETER * gpt.n_params():
         batch //= 2
     return batch
 

@@ -1,0 +1,76 @@
+"""Figures in sentences, so that the same figure reads the same on every screen, in every report and table.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+USUAL_TOKENS_PER_PARAMETER = 20  # compute-optimal pretraining, Hoffmann et al. 2022 (arXiv:2203.15556)
+
+
+def percent(share: float) -> str:
+    """Write a share as a percentage with one decimal: 0.0443 as 4.4%."""
+    return f"{share:.1%}"
+
+
+def counted(number: int, noun: str, plural: str | None = None) -> str:
+    """Write a number with its noun in the right form: 1 token, 1,200 tokens."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def above(bpb: float, floor: float) -> float:
+    """Return how far bits per byte lie above the floor, as a share of the floor."""
+    return bpb / floor - 1
+
+
+def above_floor(bpb: float, floor: float) -> str:
+    """Say how far bits per byte lie above (or, by a leak, below) the bits per byte that the text itself holds."""
+    share = above(bpb, floor)
+    return f"{percent(abs(share))} {'below' if share < 0 else 'above'} the floor of {floor:.4f}"
+
+
+def judged_bpb(last: float, best: float, is_chat: bool) -> float:
+    """Return the validation bits per byte that a run is judged by.
+
+    Fine-tuning uses its best checkpoint, which the chat loads; pretraining is judged by its end.
+    """
+    return best if is_chat else last
+
+
+def tokens_per_parameter(tokens: float, parameters: int) -> str:
+    """Say how many training tokens each parameter gets, beside what is usual.
+
+    Below 10 with two significant digits, so that a small share is not rounded to zero.
+    """
+    ratio = tokens / parameters
+    shown = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}" if ratio >= 1e-3 else f"{ratio:.1g}"
+    noun = "token" if shown == "1" else "tokens"
+    return f"{shown} {noun} per parameter (about {USUAL_TOKENS_PER_PARAMETER} is the usual optimum)"
+
+
+def python() -> str:
+    """Return the interpreter as the user's shell finds it: `python`, or the path of the one that runs this process."""
+    if os.environ.get("UV_RUN_RECURSION_DEPTH"):
+        return "uv run python"
+    found = shutil.which("python")
+    running = Path(sys.executable)
+    if found is not None and Path(found).parent.resolve() == running.parent.resolve():
+        return "python"
+    relative = os.path.relpath(running)
+    return shlex.quote(str(running) if relative.startswith("..") else relative)
+
+
+def command(name: str, *arguments: str) -> str:
+    """Return a command line for `positron.<name>` that works in the user's shell."""
+    return " ".join([python(), "-m", f"positron.{name}", *map(shlex.quote, arguments)])
+
+
+def next_command(name: str, *arguments: str) -> str:
+    """Return the command to run next: the target of the same name for somebody who started this by make."""
+    return f"make {name}" if os.environ.get("MAKELEVEL") and name in ("chat", "generate") else command(name, *arguments)

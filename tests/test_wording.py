@@ -1,0 +1,110 @@
+"""The same figure reads the same everywhere, in the right grammatical number; commands that are shown work."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from positron.evaluation.outcome import quality
+from positron.evaluation.report import _losses_explained
+from positron.wording import above_floor, command, counted, judged_bpb, next_command, tokens_per_parameter
+
+
+@pytest.mark.parametrize(
+    ("bpb", "floor", "says"),
+    [
+        (0.2270, 0.2174, "4.4% above the floor of 0.2174"),  # 4.2% below the model would be another number
+        (0.2715, 0.2174, "24.9% above the floor of 0.2174"),
+        (0.1087, 0.2174, "50.0% below the floor of 0.2174"),  # a leak
+        (5.6253, 0.2162, "2501.9% above the floor of 0.2162"),
+    ],
+)
+def test_a_percentage_above_the_floor_is_a_share_of_the_floor(bpb: float, floor: float, says: str) -> None:
+    assert above_floor(bpb, floor) == says
+
+
+@pytest.mark.parametrize(
+    ("tokens", "parameters", "says"),
+    [
+        (2_900, 32_000, "0.091 tokens per parameter"),
+        (90, 1_000, "0.09 tokens per parameter"),
+        (1_000, 1_000, "1 token per parameter"),
+        (1_430, 1_000, "1.4 tokens per parameter"),
+        (20_000, 1_000, "20 tokens per parameter"),
+        (1, 3_000_000, "3e-07 tokens per parameter"),
+        (1_234_567, 1_000, "1,235 tokens per parameter"),
+    ],
+)
+def test_tokens_per_parameter_are_not_rounded_away_and_stand_beside_the_usual(
+    tokens: int, parameters: int, says: str
+) -> None:
+    assert tokens_per_parameter(tokens, parameters) == says + " (about 20 is the usual optimum)"
+
+
+def test_nouns_follow_their_numbers() -> None:
+    assert [counted(n, "document") for n in (0, 1, 2, 1200)] == [
+        "0 documents", "1 document", "2 documents", "1,200 documents",
+    ]  # fmt: skip
+    assert counted(1, "story", "stories") == "1 story"
+    assert counted(2, "story", "stories") == "2 stories"
+
+
+def test_fine_tuning_is_judged_by_its_best_checkpoint_and_pretraining_by_its_end() -> None:
+    assert judged_bpb(0.27, 0.26, is_chat=True) == 0.26
+    assert judged_bpb(0.27, 0.26, is_chat=False) == 0.27
+    facts = {"val/bpb": 0.2715, "best/bpb": 0.2606, "floor_bpb": 0.2174}
+    assert "0.2606" in quality(facts, is_chat=True)
+    assert "19.9% above the floor of 0.2174" in quality(facts, is_chat=True)
+    assert "24.9% above the floor of 0.2174" in quality(facts, is_chat=False)
+
+
+def test_a_shown_command_names_the_interpreter_in_use_where_the_shell_finds_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MAKELEVEL", raising=False)
+    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))  # no environment is active
+    shown = command("generate", "Once upon a time", "--run", "outputs/it's mine")
+    words = shlex.split(shown)
+    assert words[1:] == ["-m", "positron.generate", "Once upon a time", "--run", "outputs/it's mine"]
+    assert os.path.samefile(words[0], sys.executable)
+    assert subprocess.run([words[0], "-c", "import numpy"], check=False).returncode == 0
+    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
+    assert command("chat").split()[0] in ("python", words[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "shown"), [("chat", "1", "make chat"), ("generate", "1", "make generate"), ("sft", "1", None)]
+)
+def test_who_started_by_make_is_shown_its_targets(
+    name: str, level: str, shown: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MAKELEVEL", level)
+    assert next_command(name) == (shown or command(name))
+
+
+@pytest.mark.parametrize(
+    ("row", "config", "reasons"),
+    [
+        ({"train/loss": 1.5, "val/loss": 1.3}, {"data": {}, "model": {}}, ["cut anywhere", "one batch"]),
+        (
+            {"train/loss": 1.5, "val/loss": 1.3},
+            {"data": {"packing": "documents"}, "model": {"dropout": 0.1}},
+            ["dropout"],
+        ),
+        ({"train/loss": 1.2, "val/loss": 1.3}, {"data": {}, "model": {}}, []),
+        ({"train/loss": None, "val/loss": 1.3}, {"data": {}, "model": {}}, []),
+    ],
+)
+def test_a_report_explains_a_training_loss_above_validation_loss(
+    row: dict[str, Any], config: dict[str, Any], reasons: list[str]
+) -> None:
+    text = _losses_explained([row], config)
+    assert bool(text) == bool(reasons)
+    assert all(reason in text for reason in reasons)
