@@ -36,6 +36,12 @@ Two judges keep this honest: tests/test_numpy_gradcheck.py compares every backwa
 tests/test_parity.py the whole model with the torch model, over every combination of options.
 """
 
+import os
+
+# Before NumPy is loaded: an idle thread of OpenBLAS sleeps after 2^20 clock cycles instead of 2^26, so that it does not
+# keep a core that another program needs (scripts/bench_contention.py).
+os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
+
 from numpy_ref.checkpoint import from_torch_run, load, save, to_safetensors
 from numpy_ref.config import GPTConfig, InputError
 from numpy_ref.gpt import forward, init_params, loss_and_grads

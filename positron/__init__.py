@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from positron.threads import wait_briefly
+
+wait_briefly()
+
 if TYPE_CHECKING:
     from positron.inference.writer import Writer
 

@@ -11,6 +11,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from positron.door import errors_as_one_line
+from positron.threads import OtherPrograms, describe_others
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "sentencepiece", "datasets", "tiktoken", "numpy", "wandb")
 NETWORK_SECONDS = 3.0
@@ -73,6 +75,20 @@ def network() -> Iterator[Finding]:
             yield Finding(name, False, f"not reachable: only needed for {use}")
     key = has_wandb_key()
     yield Finding("wandb key", key, "found" if key else "none: logger=wandb logs offline; wandb login stores one")
+
+
+def company() -> Iterator[Finding]:
+    """Report what other programs take of the cores, measured for a second."""
+    others = OtherPrograms()
+    time.sleep(1.0)
+    cores = others.cores()
+    busy = describe_others(cores)
+    unknown = "this system does not tell what other programs take"
+    yield Finding(
+        "other programs",
+        not busy,
+        f"{busy}: training is slower for as long" if busy else unknown if cores is None else "the cores are free",
+    )
 
 
 def devices() -> Iterator[Finding]:
@@ -163,7 +179,7 @@ def attention(device: torch.device, dtype: torch.dtype) -> Finding:  # type: ign
 def main() -> None:
     with errors_as_one_line():
         failed = False
-        for check in (versions, disk, network, devices):
+        for check in (versions, disk, network, company, devices):
             for finding in check():
                 failed |= finding.fatal and not finding.good
                 print(

@@ -173,12 +173,13 @@ def test_help_needs_neither_torch_nor_lightning(options, tmp_path):
 
 
 # Who may import whom (the house's law): a room, and what it may use of positron.
-BASIC = {"console", "progress", "wording"}  # the standard library alone; every package may import them
+BASIC = {"console", "progress", "threads", "wording"}  # the standard library alone; every package may import them
 ROOMS = {
     "config": set(),
     "console": set(),
     "progress": set(),
     "wording": set(),
+    "threads": set(),
     "settings": {"config"},
     "disk": {"config"},
     "fetch": {"config", "disk"},

@@ -19,7 +19,9 @@ from torch.nn import functional as F
 from positron.model.precision import product_dtype, wide
 
 Rope = tuple[Tensor, Tensor]  # cos, sin
-GELU_ROWS = 128  # at a time, so that their intermediate values stay in the cache
+# At a time, so that their intermediate values stay in the cache. With two threads 256 rows are 1.15 times as fast as 128,
+# since each operator ends with a wait for the slowest thread; with one thread alike. The bits do not depend on it.
+GELU_ROWS = 256
 
 
 def is_faster(x: Tensor) -> bool:

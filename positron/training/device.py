@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -55,7 +55,9 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     dtype = precision.dtype
     if dtype == "auto":
         dtype = "bf16" if bf16_is_fast(accelerator) else "fp32"
-        why += f", {dtype} (precision=auto: bf16 is {'faster' if dtype == 'bf16' else 'no faster'} here)"
+        faster = "faster" if dtype == "bf16" else "no faster"
+        on_this_model = "; steps of the model decide" if dtype == "bf16" and accelerator == "cpu" else ""
+        why += f", {dtype} (precision=auto: products in bf16 are {faster} here{on_this_model})"
     else:
         why += f", {dtype}"
     if config.share < 1:
@@ -74,7 +76,10 @@ def set_threads(config: DeviceConfig) -> None:
 
 
 def bf16_is_fast(accelerator: str) -> bool:
-    """On a CPU this is found by multiplying, since flags lie: without AVX512-BF16 or AMX, bf16 is slower than fp32."""
+    """Return whether matrix products are faster in bf16 than in fp32.
+
+    On a CPU this is measured, since flags lie: without AVX512-BF16 or AMX, bf16 is slower than fp32.
+    """
     if accelerator == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if accelerator == "mps":
@@ -82,19 +87,34 @@ def bf16_is_fast(accelerator: str) -> bool:
     return matmul_flops(torch.device("cpu"), torch.bfloat16) > 1.5 * matmul_flops(torch.device("cpu"), torch.float32)
 
 
-def matmul_flops(device: torch.device, dtype: torch.dtype, *, seconds: float = 0.15) -> float:
-    """FLOP/s of a large matrix product, the ceiling for a training step: the best of several runs."""
-    n = 1024 if device.type == "cpu" else 8192
-    a, b = (torch.randn(n, n, device=device, dtype=torch.float32).to(dtype) for _ in range(2))
+Shape = tuple[int, int, int]  # (n, k, m): a product (n, k) x (k, m)
+
+
+def matmul_flops(
+    device: torch.device, dtype: torch.dtype, *, seconds: float = 0.15, shapes: Sequence[Shape] | None = None
+) -> float:
+    """Return the FLOP/s of the fastest run of the fastest of `shapes`, each tried for its part of `seconds`.
+
+    None: one large square product.
+    """
+    side = 1024 if device.type == "cpu" else 8192
+    shapes = shapes or [(side, side, side)]
+    return max(_product_flops(device, dtype, shape, seconds / len(shapes)) for shape in shapes)
+
+
+def _product_flops(device: torch.device, dtype: torch.dtype, shape: Shape, seconds: float) -> float:
+    n, k, m = shape
+    # weights lie as nn.Linear keeps them, (m, k); no random numbers, so that training's own are not touched
+    a, b = (torch.full(size, 0.5, device=device, dtype=dtype) for size in ((n, k), (m, k)))
     best, begun = float("inf"), time.perf_counter()
-    out = a @ b
+    out = a @ b.t()
     while time.perf_counter() - begun < seconds or best == float("inf"):
         wait_for(device)
         start = time.perf_counter()
-        torch.mm(a, b, out=out)
+        torch.mm(a, b.t(), out=out)
         wait_for(device)
         best = min(best, time.perf_counter() - start)
-    return 2 * n**3 / best
+    return 2 * n * k * m / best
 
 
 def wait_for(device: torch.device) -> None:

@@ -27,21 +27,21 @@ from positron.training.callbacks import Clock, Interrupted, Patience, Stopping, 
 from positron.training.checkpoint import BEST, checkpoint_fault, load_checkpoint
 from positron.training.compiling import compile_in_place
 from positron.training.device import (
-    DTYPES,
     LIGHTNING_PRECISION,
     is_out_of_memory,
-    matmul_flops,
     smaller_batch,
     smaller_memory,
 )
-from positron.training.journal import Journal, Progress, Samples, cut_after
+from positron.training.journal import Journal, Samples, cut_after
 from positron.training.loggers import Dashboard, open_dashboards
 from positron.training.module import PretrainModule, SFTModule
 from positron.training.monitors import open_monitors
 from positron.training.plan import Plan
+from positron.training.progress import Progress
 from positron.training.pruning import Pruning
 from positron.training.saving import Checkpoints, WholeCheckpointIO
 from positron.training.start import Start
+from positron.training.timing import MatmulPeak, SpeedFacts
 
 
 def fit(
@@ -189,13 +189,12 @@ def _trainer(
 ) -> L.Trainer:
     """Lightning runs the loop and the devices. Intervals, validation, files and logs are our callbacks'."""
     train, gpt = config.train, plan.gpt
-    ceiling = matmul_flops(plan.machine.device, DTYPES[plan.machine.precision]) * plan.world_size
-    facts = {
-        "batch_tokens": plan.batch_tokens,
-        "flops_per_token": gpt.flops_per_token(),
-        "ceiling": ceiling,
-        "bytes_per_token": data.train.bytes_per_token,
-    }
+    speed = SpeedFacts(
+        batch_tokens=plan.batch_tokens,
+        flops_per_token=gpt.flops_per_token(),
+        bytes_per_token=data.train.bytes_per_token,
+        peak=MatmulPeak(gpt, plan.machine, plan.micro_batch_size, plan.world_size),
+    )
     clock = Clock(train.log_every)
     samples = Samples(
         run.folder,
@@ -220,10 +219,10 @@ def _trainer(
         Validation(data, every=train.val_every, say=say),
         *deciding,
         *monitors,
-        Journal(run.folder, clock, dashboards, intervals=intervals, **facts),
+        Journal(run.folder, clock, dashboards, intervals=intervals, speed=speed),
         samples,
         saving,
-        Progress(clock, say, last_step=plan.last_step, **facts),
+        Progress(clock, say, last_step=plan.last_step, speed=speed),
     ]
     return L.Trainer(
         accelerator=plan.machine.accelerator,

@@ -1,12 +1,10 @@
-"""What a run tells: metrics.jsonl, samples.md, the progress bar, and dashboards that somebody asked for."""
+"""What a run records: metrics.jsonl, samples.md, and the dashboards that the user asked for."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,6 @@ import torch
 
 from positron.config import UserError
 from positron.disk import make_folder, whole_file, write_text
-from positron.door import Voice
 from positron.evaluation.metrics import read_metrics
 from positron.evaluation.plots import attention_maps
 from positron.evaluation.samples import Sample
@@ -28,6 +25,7 @@ from positron.training.callbacks import Clock
 from positron.training.device import peak_memory
 from positron.training.loggers import ATTENTION, Dashboard
 from positron.training.module import PretrainModule
+from positron.training.timing import SpeedFacts
 
 MAP_TOKENS = 48  # of the prompt, in the pictures of its attention
 
@@ -60,14 +58,11 @@ class Journal(L.Callback):
     """One line of metrics.jsonl per logged, monitored or validated step, with strictly increasing steps."""
 
     def __init__(
-        self, folder: Path, clock: Clock, dashboards: list[Dashboard], *, intervals: set[int], **facts: float
+        self, folder: Path, clock: Clock, dashboards: list[Dashboard], *, intervals: set[int], speed: SpeedFacts
     ) -> None:
-        """Logs at every multiple of one of `intervals`, in steps, which are the same on all ranks.
-
-        `facts`: batch_tokens, flops_per_token, ceiling (FLOP/s of all devices together).
-        """
-        self.intervals = intervals
-        self.path, self.clock, self.dashboards, self.facts = folder / "metrics.jsonl", clock, dashboards, facts
+        """Log at every multiple of one of `intervals`, in steps, which are the same on all ranks."""
+        self.intervals, self.speed = intervals, speed
+        self.path, self.clock, self.dashboards = folder / "metrics.jsonl", clock, dashboards
         self._since = (0, 0.0)  # steps and seconds at the last row
 
     def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
@@ -80,17 +75,19 @@ class Journal(L.Callback):
             return
         steps, seconds = self.clock.steps - self._since[0], self.clock.step_s - self._since[1]
         self._since = (self.clock.steps, self.clock.step_s)
-        speed = steps * self.facts["batch_tokens"] / seconds
+        tokens_per_s = steps * self.speed.batch_tokens / seconds
+        if "val/bpb" in module.metrics:
+            self.speed.peak.look()
         row = {
             "step": step,
-            "tokens": int(step * self.facts["batch_tokens"]),
+            "tokens": step * self.speed.batch_tokens,
             "time_s": round(self.clock.time_s, 3),
             "train/loss": loss.item(),
             "train/lr": module.lr(step),
             "train/grad_norm": module.grad_norm.item(),
             "train/skipped_steps": int(module.bad_steps),
-            "speed/tokens_per_s": round(speed, 1),
-            "speed/mfu": round(speed * self.facts["flops_per_token"] / self.facts["ceiling"], 4),
+            "speed/tokens_per_s": round(tokens_per_s, 1),
+            "speed/mfu": round(self.speed.mfu(tokens_per_s), 4),
             "memory/peak_gb": round(peak_memory(module.device) / 1e9, 3),
             **module.metrics,
         }
@@ -157,85 +154,3 @@ class Samples(L.Callback):
         make_folder(path.parent)
         with whole_file(path) as file:
             file.write(picture)
-
-
-class Progress(L.Callback):
-    """A bar on a terminal, a line now and then elsewhere; after 20 steps what to expect of the whole run."""
-
-    def __init__(self, clock: Clock, say: Voice, *, last_step: int, **facts: float) -> None:
-        """`facts`: batch_tokens, bytes_per_token, flops_per_token, ceiling."""
-        self.clock, self.say, self.last_step, self.facts = clock, say, last_step, facts
-        self.bar: Any = None
-        self._shown = 0.0
-        self._begun = (0.0, 0)
-        self._val = ""
-
-    def on_train_start(self, trainer: L.Trainer, module: PretrainModule) -> None:  # type: ignore[override]
-        self._begun = (time.perf_counter(), trainer.global_step)
-        if (
-            sys.stderr.isatty() and trainer.is_global_zero and not self.say.prefix
-        ):  # two bars would overwrite each other
-            from tqdm import tqdm
-
-            self.bar = tqdm(
-                total=self.last_step, initial=trainer.global_step, unit="step", mininterval=0.2, dynamic_ncols=True
-            )
-
-    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
-        if not trainer.is_global_zero:
-            return
-        step, now = trainer.global_step, time.perf_counter()
-        if self.clock.steps == 20:
-            self.say(self._forecast(module, step, now))
-        if "val/bpb" in module.metrics:
-            self._val = f" · val {module.metrics['val/bpb']:.4f} bpb"
-        interval = 0.2 if self.bar is not None else 15.0
-        if now - self._shown < interval and not trainer.should_stop and not (self.bar is None and self._is_first(step)):
-            return
-        self._shown = now
-        loss = module.loss.item()
-        speed = self.facts["batch_tokens"] * self.clock.steps / self.clock.step_s
-        text = (
-            f"loss {loss:.3f} · {loss / math.log(2) / self.facts['bytes_per_token']:.3f} bpb{self._val} · "
-            f"lr {module.lr(step):.1e} · {speed:,.0f} tok/s"
-        )
-        if self.bar is not None:
-            self.bar.set_postfix_str(text, refresh=False)
-            self.bar.update(step - self.bar.n)
-        else:
-            self.say(f"step {step}/{self.last_step} · {text} · {duration(self._left(step, now))} left")
-
-    def _is_first(self, step: int) -> bool:
-        return step == self._begun[1] + 1
-
-    def _left(self, step: int, now: float) -> float:
-        begun, first = self._begun
-        return (now - begun) / max(1, step - first) * (self.last_step - step)
-
-    def _forecast(self, module: PretrainModule, step: int, now: float) -> str:
-        speed = self.facts["batch_tokens"] * self.clock.steps / self.clock.step_s
-        share = speed * self.facts["flops_per_token"] / self.facts["ceiling"]
-        memory = peak_memory(module.device)
-        return (
-            f"{speed:,.0f} tokens/s, {share:.0%} of this machine's matmul rate "
-            f"({self.facts['ceiling'] / 1e9:,.0f} GFLOP/s), {memory / 1e9:.1f} GB of memory at most; "
-            f"{duration(now - self._begun[0] + self._left(step, now))} for the whole run"
-        )
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.close()
-            self.bar = None
-
-    def on_train_end(self, *_: Any) -> None:
-        self.close()
-
-    def on_exception(self, *_: Any) -> None:
-        self.close()
-
-
-def duration(seconds: float) -> str:
-    """1:05 or 2:03:04."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -13,6 +13,7 @@ from positron.config import GPTConfig, RunConfig, UserError
 from positron.model.gpt import GPT
 from positron.training.device import BATCH_TOKENS, Machine, choose_micro_batch
 from positron.training.start import Start
+from positron.training.timing import faster_precision
 from positron.wording import USUAL_TOKENS_PER_PARAMETER, counted, tokens_per_parameter
 
 FEWEST_STEPS, SMALLEST_BATCH = 2_000, 1_024  # a small model gets smaller batches, not a handful of updates
@@ -76,6 +77,10 @@ def make_plan(
     asked = train.micro_batch_size if train.micro_batch_size != "auto" else known.get("micro_batch_size", "auto")
     micro = choose_micro_batch(gpt, machine, batch_size // world, asked, lambda n: _try_step(model, machine, n))
     last_step = min(horizon, train.stop_at or horizon)
+    if config.precision.dtype == "auto" and not known and world == 1:
+        machine, reason = faster_precision(model, machine, micro)
+        if reason:
+            say(reason)
     say(
         f"{gpt.n_params() / 1e6:.2f}M parameters, vocabulary {gpt.vocab_size:,}, context {gpt.context_length}; "
         f"{counted(horizon, 'step')} of {counted(batch_tokens, 'token')} ({counted(micro, 'sequence')} at a time)"

@@ -1,0 +1,66 @@
+"""How threads wait for each other, chosen before torch or NumPy is loaded, and how busy other programs keep the cores.
+
+A parallel region ends when its slowest thread does. By default a thread that is done spins for milliseconds, in the hope
+that the next region begins soon. Next to another busy program it spins on the core that the slower thread needs, and
+training becomes three to six times slower than the cores allow (scripts/bench_contention.py). A short spin keeps an idle
+machine's speed and gives the core away soon when it is needed.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+# Iterations of libgomp's waiting loop before a thread sleeps; its default is 300,000. See docs/LOG.md for the table.
+SPIN_COUNT = 2000
+# A power of two of clock cycles after which an idle OpenBLAS thread sleeps; its default, 26, is a fortieth of a second.
+BLAS_TIMEOUT = 20
+
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # any of them is the user's own choice
+
+
+def wait_briefly() -> None:
+    """Set how long threads spin for this process and its children, unless the user has; too late once torch is loaded."""
+    if not any(name in os.environ for name in _WAITING):
+        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", str(BLAS_TIMEOUT))
+
+
+class OtherPrograms:
+    """Measure how many cores other programs keep busy, from one look to the next."""
+
+    def __init__(self) -> None:
+        self._last = _busy_seconds()
+
+    def cores(self) -> float | None:
+        """Return the average number of cores that others used since the last call; None where the system does not tell."""
+        before, now = self._last, _busy_seconds()
+        self._last = now
+        if before is None or now is None or now[0] - before[0] < 0.05:
+            return None
+        wall, everybody, own = (b - a for a, b in zip(before, now, strict=True))
+        return max(0.0, everybody - own) / wall
+
+
+def describe_others(cores: float | None, of: int | None = None) -> str:
+    """Return "other programs keep 1.3 of 2 cores busy", or nothing where that is less than a quarter of a core."""
+    if cores is None or cores < 0.25:
+        return ""
+    total = of or os.cpu_count() or 1
+    return f"other programs keep {min(cores, total):.1f} of {total} cores busy"
+
+
+def _busy_seconds() -> tuple[float, float, float] | None:
+    """Return (wall clock, CPU seconds of all programs, CPU seconds of this one and its ended children)."""
+    if not sys.platform.startswith("linux"):
+        return None
+    try:
+        with open("/proc/stat", encoding="ascii") as file:
+            user, nice, system, _, _, irq, softirq, steal = map(int, file.readline().split()[1:9])
+    except (OSError, ValueError):  # a sandbox may hide it
+        return None
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return time.monotonic(), busy, sum(os.times()[:4])

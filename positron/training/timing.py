@@ -1,0 +1,93 @@
+"""What this machine and this model can do, timed: the peak of matrix products, and the faster precision."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from dataclasses import dataclass
+
+import torch
+
+from positron.config import GPTConfig
+from positron.model.gpt import GPT
+from positron.model.loss import CHUNK_VALUES
+from positron.training.device import DTYPES, Machine, Shape, matmul_flops
+
+MAX_TIMED_STEP = 0.6  # seconds of a micro-batch in fp32; of larger models the matrix products decide
+TIMING_SECONDS = 0.6
+
+
+class MatmulPeak:
+    """The fastest rate of matrix products seen so far on all devices of a run: the ceiling of a training step.
+
+    One burst is not enough: while another program runs it measures that program. `look` tries again, for a twentieth
+    of a second, and the best of all looks counts.
+    """
+
+    def __init__(self, gpt: GPTConfig, machine: Machine, micro_batch_size: int, world_size: int) -> None:
+        self.machine, self.world_size = machine, world_size
+        self.flops = 0.0
+        self._shapes: list[Shape] = []
+        rows = micro_batch_size * gpt.context_length
+        logits = max(1, min(rows, CHUNK_VALUES // gpt.vocab_size))
+        width, ff = gpt.d_model, gpt.ff_width
+        self._shapes = [(rows, width, ff), (rows, ff, width), (logits, width, gpt.vocab_size), (1024, 1024, 1024)]
+        for _ in range(3):
+            self.look()
+
+    def look(self) -> None:
+        """Measure again, and keep the best rate."""
+        dtype = DTYPES[self.machine.precision]
+        shapes = self._shapes if self.machine.accelerator == "cpu" else None
+        found = matmul_flops(self.machine.device, dtype, seconds=0.05, shapes=shapes)
+        self.flops = max(self.flops, found * self.world_size)
+
+    def share(self, flops: float) -> float:
+        """Return `flops`, the rate of a step, as a share of the peak, which is at least that rate."""
+        self.flops = max(self.flops, flops)
+        return flops / self.flops
+
+
+def faster_precision(model: GPT, machine: Machine, rows: int) -> tuple[Machine, str]:
+    """Return the machine with the precision whose steps of this model are faster, and both times in words.
+
+    A large product tells what large models gain from bf16; steps of a small model are bound by casts and operators, and
+    some are slower in bf16 than in fp32 on the same CPU. Both take turns on one micro-batch, and each one's fastest step
+    counts. Only for a CPU on which bf16 products are faster, and a model whose step takes at most MAX_TIMED_STEP.
+    """
+    flops = model.config.flops_per_token() * rows * model.config.context_length
+    if machine.accelerator != "cpu" or machine.precision != "bf16":
+        return machine, ""
+    if flops > MAX_TIMED_STEP * matmul_flops(machine.device, torch.float32, seconds=0.05):
+        return machine, ""
+    idx = torch.zeros(rows, model.config.context_length, dtype=torch.int64)
+    machines = {name: dataclasses.replace(machine, precision=name) for name in ("bf16", "fp32")}
+    fastest = dict.fromkeys(machines, float("inf"))
+    begun, rounds = time.perf_counter(), 0
+    while rounds < 3 or (time.perf_counter() - begun < TIMING_SECONDS and rounds < 50):
+        for name, candidate in machines.items():
+            start = time.perf_counter()
+            with candidate.autocast():
+                loss = model(idx, idx)
+            loss.backward()
+            model.zero_grad(set_to_none=True)
+            if rounds:  # the first builds kernels and buffers
+                fastest[name] = min(fastest[name], time.perf_counter() - start)
+        rounds += 1
+    chosen = min(fastest, key=lambda name: fastest[name])
+    times = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in fastest.items())
+    return machines[chosen], f"precision=auto takes {chosen}: {rows} sequences of this model need {times}"
+
+
+@dataclass(frozen=True)
+class SpeedFacts:
+    """What turns steps per second into the figures of a run."""
+
+    batch_tokens: int
+    flops_per_token: float
+    bytes_per_token: float
+    peak: MatmulPeak
+
+    def mfu(self, tokens_per_s: float) -> float:
+        """Return the model FLOPs utilisation: the share of the peak of matrix products that training reaches."""
+        return self.peak.share(tokens_per_s * self.flops_per_token)

@@ -1,0 +1,224 @@
+"""Measure how training, decoding, data preparation and numpy_ref slow down next to other busy programs.
+
+Each cell is a process of its own: a workload under a policy, next to 0, 1, 2 or 4 processes that never rest. The
+policies take turns within a round, so that a machine whose speed drifts is the same for all; the table shows the
+median over the rounds, in units of work per second, and the share of what is fair: with n cores and k competitors a
+program that keeps n cores busy is due min(1, n / (n + k)) of its idle speed.
+
+    python scripts/bench_contention.py
+    python scripts/bench_contention.py --workloads train --policies "GNU default" chosen --competitors 0 2 --rounds 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+PROJECT = Path(__file__).parent.parent
+VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_THREAD_TIMEOUT")
+# GOMP_SPINCOUNT=300000 is what libgomp does where nothing is set; OPENBLAS_THREAD_TIMEOUT=26 is OpenBLAS's default.
+POLICIES: dict[str, dict[str, str]] = {
+    "GNU default": {"GOMP_SPINCOUNT": "300000", "OPENBLAS_THREAD_TIMEOUT": "26"},
+    "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
+    "spin 10000": {"GOMP_SPINCOUNT": "10000"},
+    "spin 1000": {"GOMP_SPINCOUNT": "1000"},
+    "spin 2000": {"GOMP_SPINCOUNT": "2000"},
+    "spin 3000": {"GOMP_SPINCOUNT": "3000"},
+    "one thread": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+    "chosen": {},
+}
+SECONDS = 5.0  # measured per cell, after a warm-up of one unit of work
+
+
+def train() -> Callable[[], int]:
+    """Return one optimizer step of the quickstart's shape (4,608 tokens), counted in tokens."""
+    from positron.training.allocator import tune_allocator
+
+    tune_allocator()
+    import torch
+
+    from positron.config import GPTConfig, OptimizerConfig
+    from positron.model.gpt import GPT
+    from positron.training.bare import add_gradient, update
+    from positron.training.device import Machine
+    from positron.training.optimizer import build_optimizer
+
+    gpt = GPTConfig(
+        context_length=288,
+        d_model=256,
+        n_layer=2,
+        n_head=4,
+        norm="rmsnorm",
+        position="rope",
+        activation="relu2",
+        qk_norm=True,
+        smear=True,
+        tie_embeddings=False,
+        vocab_size=4000,
+    )
+    model = GPT(gpt, seed=0)
+    optimizer = build_optimizer(model.named_parameters(), OptimizerConfig(kind="muon", lr=7e-3), fused=True)
+    rows = torch.randint(0, 4000, (16, 289), generator=torch.Generator().manual_seed(0))
+    machine = Machine("cpu", "bf16", "")
+
+    def step() -> int:
+        add_gradient(model, rows, machine)
+        update(model, optimizer, 1.0)
+        return rows[:, 1:].numel()
+
+    return step
+
+
+def decode() -> Callable[[], int]:
+    """Return the writing of 60 tokens by a model of the quickstart's shape."""
+    from positron.config import GPTConfig, TokenizerConfig
+    from positron.inference.writer import Writer
+    from positron.model.gpt import GPT
+    from positron.text.choose import train_tokenizer
+
+    tokenizer = train_tokenizer(TokenizerConfig("char"), ["abcdefgh Tom had a kite."])
+    gpt = GPTConfig(
+        context_length=288,
+        d_model=256,
+        n_layer=2,
+        n_head=4,
+        norm="rmsnorm",
+        position="rope",
+        activation="relu2",
+        vocab_size=tokenizer.vocab_size,
+    )
+    writer = Writer(GPT(gpt, seed=0), tokenizer)
+
+    def write() -> int:
+        writer.generate("Tom had", max_tokens=60, seed=1)
+        return 60
+
+    return write
+
+
+def prepare() -> Callable[[], int]:
+    """Return the making of a corpus of 4 MB of stories and its tokens from nothing, counted in bytes."""
+    from positron.config import DataConfig, TokenizerConfig
+    from positron.data.pretrain import prepare
+
+    def make() -> int:
+        with tempfile.TemporaryDirectory() as folder:
+            config = DataConfig(source="stories", size_mb=4.0, dir=folder)
+            prepare(config, TokenizerConfig("sentencepiece", 2000), None, lambda line: None)
+        return 4_000_000
+
+    return make
+
+
+def numpy_ref() -> Callable[[], int]:
+    """Return one training step of numpy_ref: 8 x 128 tokens, 2 layers of 128."""
+    import numpy as np
+
+    from numpy_ref.config import GPTConfig
+    from numpy_ref.gpt import init_params, loss_and_grads
+
+    config = GPTConfig(context_length=128, d_model=128, n_layer=2, n_head=4, vocab_size=1000)
+    params = init_params(config, seed=0)
+    params = {name: value.astype(np.float32) for name, value in params.items()}
+    idx = np.random.default_rng(0).integers(0, 1000, (8, 129))
+
+    def step() -> int:
+        loss_and_grads(params, config, idx[:, :-1], idx[:, 1:])
+        return idx[:, 1:].size
+
+    return step
+
+
+WORKLOADS: dict[str, Callable[[], Callable[[], int]]] = {
+    "train": train,
+    "decode": decode,
+    "prepare": prepare,
+    "numpy_ref": numpy_ref,
+}
+
+
+def measure(workload: str) -> float:
+    """Return units of work per second over SECONDS, from the median of the calls; one call warms up."""
+    import positron  # noqa: F401  (sets the wait policy before torch or NumPy is loaded)
+
+    call = WORKLOADS[workload]()
+    call()
+    times, done, begun = [], 0, time.perf_counter()
+    while not times or time.perf_counter() - begun < SECONDS:
+        start = time.perf_counter()
+        done = call()
+        times.append(time.perf_counter() - start)
+    return done / statistics.median(times)
+
+
+@contextlib.contextmanager
+def competitors(count: int) -> Iterator[None]:
+    """Keep `count` processes busy."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        time.sleep(0.2 * bool(count))
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def cell(workload: str, policy: str, count: int) -> float:
+    environment = {key: value for key, value in os.environ.items() if key not in VARIABLES}
+    environment |= POLICIES[policy] | {"PYTHONPATH": os.environ.get("PYTHONPATH", str(PROJECT))}
+    with competitors(count):
+        done = subprocess.run(
+            [sys.executable, __file__, "--measure", workload],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    return float(done.stdout.split()[-1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
+    parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
+    parser.add_argument("--competitors", nargs="+", type=int, default=[0, 1, 2, 4])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", help="write every measurement to this file")
+    parser.add_argument("--measure", choices=WORKLOADS, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(measure(options.measure))
+        return
+    cores = os.cpu_count() or 1
+    rows: dict[tuple[str, str, int], list[float]] = {}
+    for _ in range(options.rounds):
+        for workload in options.workloads:
+            for count in options.competitors:
+                for policy in options.policies:
+                    rows.setdefault((workload, policy, count), []).append(cell(workload, policy, count))
+                    if options.json:
+                        Path(options.json).write_text(
+                            json.dumps([[*key, *v] for key, v in rows.items()]), encoding="utf-8"
+                        )
+    for workload in options.workloads:
+        print(f"\n{workload}, units per second (share of what is fair)")
+        print("competitors".ljust(14) + "".join(policy.rjust(22) for policy in options.policies))
+        idle = max(statistics.median(rows[workload, p, options.competitors[0]]) for p in options.policies)
+        for count in options.competitors:
+            fair = idle * cores / (cores + count)
+            speeds = [statistics.median(rows[workload, policy, count]) for policy in options.policies]
+            print(f"{count:<14}" + "".join(f"{speed:>12,.0f} ({speed / fair:4.0%})  " for speed in speeds))
+
+
+if __name__ == "__main__":
+    main()

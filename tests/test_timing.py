@@ -1,0 +1,97 @@
+"""The peak of matrix products, the precision that this model is faster in, and the time that is left."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny
+
+from positron.model.gpt import GPT
+from positron.training import timing
+from positron.training.device import Machine
+from positron.training.progress import TimeLeft
+from positron.training.timing import MatmulPeak, SpeedFacts, faster_precision
+
+GPT_CONFIG = tiny(Path()).model.with_vocab(50)
+
+
+def test_the_peak_is_the_best_of_several_looks_and_never_below_the_step_itself(monkeypatch) -> None:
+    rates = iter([100.0, 30.0, 20.0, 170.0, 10.0])  # another program runs during most of them
+    monkeypatch.setattr(timing, "matmul_flops", lambda *_, **__: next(rates))
+    peak = MatmulPeak(GPT_CONFIG, Machine("cpu", "fp32", ""), 4, world_size=2)
+    assert peak.flops == 200.0
+    peak.look()
+    assert peak.flops == 340.0
+    peak.look()
+    assert peak.flops == 340.0
+    facts = SpeedFacts(batch_tokens=10, flops_per_token=2.0, bytes_per_token=1.0, peak=peak)
+    assert facts.mfu(85.0) == 0.5
+    assert facts.mfu(500.0) == 1.0  # a share above 1 would be nonsense: the step itself shows a higher peak
+    assert facts.mfu(250.0) == 0.5
+
+
+def test_the_peak_is_measured_with_the_models_own_shapes(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(timing, "matmul_flops", lambda *_, shapes, **__: asked.append(shapes) or 1.0)
+    MatmulPeak(GPT_CONFIG, Machine("cpu", "fp32", ""), 4, world_size=1)
+    rows = 4 * GPT_CONFIG.context_length
+    assert (rows, GPT_CONFIG.d_model, GPT_CONFIG.ff_width) in asked[0]
+    assert (rows, GPT_CONFIG.d_model, GPT_CONFIG.vocab_size) in asked[0]
+
+
+@pytest.mark.parametrize("faster", ["bf16", "fp32"])
+def test_auto_takes_the_precision_whose_steps_are_faster(monkeypatch, faster: str) -> None:
+    """The clock is ours: a forward pass in the slower precision takes three times as long."""
+    now = [0.0]
+    model = GPT(GPT_CONFIG)
+    forward = model.forward
+
+    def timed(*arguments):
+        precision = "bf16" if torch.is_autocast_enabled("cpu") else "fp32"
+        now[0] += 0.01 if precision == faster else 0.03
+        return forward(*arguments)
+
+    monkeypatch.setattr(model, "forward", timed)
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(timing, "matmul_flops", lambda *_, **__: 1e12)
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    before = torch.random.get_rng_state()
+    machine, reason = faster_precision(model, Machine("cpu", "bf16", ""), 2)
+    assert machine.precision == faster
+    assert faster in reason
+    assert "10.0 ms" in reason
+    assert "30.0 ms" in reason
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert all(p.grad is None for p in model.parameters())
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("machine", "flops"),
+    [(Machine("cpu", "fp32", ""), 1e12), (Machine("cuda", "bf16", ""), 1e12), (Machine("cpu", "bf16", ""), 1.0)],
+    ids=["products are no faster in bf16", "not a CPU", "a large model"],
+)
+def test_other_models_and_machines_are_not_timed(monkeypatch, machine: Machine, flops: float) -> None:
+    monkeypatch.setattr(timing, "matmul_flops", lambda *_, **__: flops)
+    model = GPT(GPT_CONFIG)
+    monkeypatch.setattr(model, "forward", lambda *_: pytest.fail("a step was taken"))
+    assert faster_precision(model, machine, 2) == (machine, "")
+
+
+def test_the_time_left_follows_the_last_minute() -> None:
+    left = TimeLeft(0.0, 0)
+    for step in range(1, 101):
+        left.note(10.0 * step, step)  # another program made each step take ten seconds
+    assert left.seconds(200) == pytest.approx(1000.0)
+    for step in range(101, 221):
+        left.note(1000.0 + (step - 100), step)  # it has ended
+    assert left.seconds(320) == pytest.approx(100.0, rel=0.02)
+
+
+def test_the_time_left_of_steps_longer_than_a_minute_uses_the_last_one() -> None:
+    left = TimeLeft(0.0, 0)
+    for step in range(1, 6):
+        left.note(100.0 * step, step)
+    assert left.seconds(7) == pytest.approx(200.0)
