@@ -4,7 +4,8 @@
 
 - attention maps: what each head of each layer looked at (chapter 8), and where each head's attention of the last token
   goes;
-- the residual stream's length after each layer: how much each block writes into it;
+- the residual stream's length after each layer: how much each block writes into it, with the tokens and channels that
+  stand out named;
 - the logit lens (nostalgebraist, 2020): norm_f and the output head applied to the stream after every layer, as if the
   layers behind it did not exist: at which depth does the model make up its mind?
 - the next token's probabilities.
@@ -53,6 +54,15 @@ def lens(params: Params, config: Any, stream: Array) -> Array:
     return softmax(h @ params["wte.weight" if config.tie_embeddings else "lm_head.weight"].T)
 
 
+def outlier_channels(x: Array, share: float = 0.2) -> str:
+    """Name the channels of a token's vector (C,) that hold a large share of its squared length; empty for none."""
+    shares = x.astype(np.float64) ** 2 / max(float((x.astype(np.float64) ** 2).sum()), 1e-30)
+    named = [
+        f"channel {c} holds {shares[c]:.0%} of it" for c in np.argsort(-shares, kind="stable") if shares[c] >= share
+    ]
+    return f"   ({', '.join(named)})" if named and len(x) > 1 / share else ""
+
+
 def attention_maps(trace: dict[str, Array], config: Any) -> list[Array]:
     """(H, T, T) per layer."""
     maps = []
@@ -93,7 +103,7 @@ def explain(params: Params, config: Any, tokenizer: Tokenizer, prompt: str, fold
     for (name, x), norm in zip(stream, norms[:, -1], strict=True):
         p = lens(params, config, x[-1:])[0]
         guesses = ", ".join(f"{shown(tokenizer.decode([int(i)]))} {p[i]:.0%}" for i in np.argsort(-p)[:4])
-        lines.append(f"  {name:<12} length {norm:8.2f}   {guesses}")
+        lines.append(f"  {name:<12} length {norm:8.2f}   {guesses}{outlier_channels(x[-1])}")
 
     lines += ["", "where the last token looks (the three strongest places of each head):"]
     maps = attention_maps(trace, config)

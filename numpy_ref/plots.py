@@ -1,4 +1,4 @@
-"""Pictures, drawn where matplotlib is installed, and left out with a word where it is not."""
+"""Pictures, drawn where matplotlib is installed, and left out with a line that says so where it is not."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def plot_loss(losses: list[float], validations: list[tuple[int, float]], path: P
     drawn = figure(8, 5)
     if drawn is None:
         return
-    axes = drawn.add_subplot(xlabel="step", ylabel="loss, nats per token", title="training loss")
+    axes = drawn.add_subplot(xlabel="optimizer step", ylabel="loss, nats per token", title="training loss")
     steps = np.arange(1, len(losses) + 1)
     axes.plot(steps, losses, linewidth=0.5, alpha=0.4, color="tab:blue", label="each step")
     width = max(1, len(losses) // 50)
@@ -41,41 +41,59 @@ def plot_loss(losses: list[float], validations: list[tuple[int, float]], path: P
     axes.plot(steps[width - 1 :], smooth, color="tab:blue", label=f"mean of {width} steps")
     if validations:
         axes.plot(*zip(*validations, strict=True), "o-", color="tab:orange", label="validation")
-    axes.set_ylim(bottom=0)
+    axes.set_xlim(0, 1.01 * len(losses))
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(drawn, path)
 
 
 def plot_attention(weights: Array, tokens: list[str], layer: int, path: Path) -> None:
-    """(H, T, T): a map per head; row t shows what token t looked at."""
+    """Draw (H, T, T), a map per head: row t shows which share of its attention token t gives to each token before it."""
     H = len(weights)
-    columns = min(4, H)
+    columns = min(2, H)  # so that a map is wide enough to be read on a small screen
     rows = -(-H // columns)
-    drawn = figure(3.4 * columns, 3.4 * rows)
+    drawn = figure(3.4 * columns + 0.8, 3.5 * rows)
     if drawn is None:
         return
-    for h in range(H):
-        axes = drawn.add_subplot(rows, columns, h + 1, title=f"layer {layer}, head {h}")
-        axes.imshow(weights[h], cmap="viridis", vmin=0, vmax=1)
+    panels = [drawn.add_subplot(rows, columns, h + 1, title=f"layer {layer}, head {h}") for h in range(H)]
+    for axes, head in zip(panels, weights, strict=True):
+        image = axes.imshow(head, cmap="viridis", vmin=0, vmax=1)
+        axes.set(xlabel="token that is looked at", ylabel="token that looks")
         if len(tokens) <= 40:
             size = min(9, 160 / max(1, len(tokens)))
             axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=size, parse_math=False)
             axes.set_yticks(range(len(tokens)), tokens, fontsize=size, parse_math=False)
+    drawn.colorbar(image, ax=panels, label="share of attention", fraction=0.05, pad=0.02)
     save_figure(drawn, path)
 
 
 def plot_stream(norms: Array, names: list[str], tokens: list[str], path: Path) -> None:
-    """(layers, T): the residual stream's length at every token, from the embedding to the last block."""
-    drawn = figure(9, 5)
+    """Draw (layers, T): the residual stream's length at every token, from the embedding to the last block.
+
+    A token whose vector is far longer or shorter than the others' somewhere is drawn in its own colour and named.
+    """
+    drawn = figure(6.8, 5)
     if drawn is None:
         return
     axes = drawn.add_subplot(xlabel="after", ylabel="length of the token's vector", title="residual stream")
+    named = outliers(norms)
     for t in range(norms.shape[1]):
-        axes.plot(norms[:, t], linewidth=0.8, alpha=0.35, color="tab:blue")
-    axes.plot(np.median(norms, axis=1), linewidth=2.5, color="tab:red", label=f"median of {len(tokens)} tokens")
+        if t in named:
+            label = f"token {t}, {tokens[t]}".replace("$", r"\$")
+            axes.plot(norms[:, t], linewidth=1.6, color=f"C{named.index(t) + 1}", label=label)
+        else:
+            axes.plot(norms[:, t], linewidth=0.8, alpha=0.35, color="tab:blue")
+    axes.plot(np.median(norms, axis=1), linewidth=2.5, color="black", label=f"median of {len(tokens)} tokens")
     axes.set_yscale("log")
+    for formatter in (axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        formatter("{x:g}")
     axes.set_xticks(range(len(names)), names, rotation=45, ha="right")
     axes.grid(alpha=0.3)
     axes.legend()
     save_figure(drawn, path)
+
+
+def outliers(norms: Array, factor: float = 2.0, most: int = 4) -> list[int]:
+    """Return the tokens of (layers, T) that are somewhere `factor` times as long or short as the median, farthest first."""
+    away = np.abs(np.log(norms / np.median(norms, axis=1, keepdims=True))).max(axis=0)  # (T,)
+    return [int(t) for t in np.argsort(-away, kind="stable")[:most] if away[t] > np.log(factor)]

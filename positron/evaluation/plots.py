@@ -7,60 +7,120 @@ from typing import Any
 
 import numpy as np
 
+from positron.wording import counted
+
 
 def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str) -> bytes:
-    """PNG: bits per byte of the validation text against tokens, with the floor where it is known, and the train loss.
+    """PNG: training and validation loss against tokens, and below it bits per byte with the floor where it is known.
 
-    `rows` are those of metrics.jsonl. Two panels, since nats per token and bits per byte do not share an axis.
+    `rows` are those of metrics.jsonl. Two panels, since nats per token and bits per byte do not share an axis; one above
+    the other, so that they can be read on a small screen.
     """
     from matplotlib.figure import Figure
-    from matplotlib.ticker import ScalarFormatter
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    train = [(row["tokens"] / 1e6, row["train/loss"]) for row in rows if row["train/loss"] is not None]
-    left.plot(*zip(*train, strict=True), color="tab:blue", linewidth=1, label="training")
+    figure = Figure(figsize=(6.8, 7.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1)
+    train = [(row["tokens"], row["train/loss"]) for row in rows if row["train/loss"] is not None]
     val = [row for row in rows if row.get("val/bpb") is not None]
-    tokens = [row["tokens"] / 1e6 for row in val]
+    tokens = [row["tokens"] for row in val]
+    if train:
+        upper.plot(*zip(*train, strict=True), color="tab:blue", linewidth=1, marker=dots(train), ms=3, label="training")
+    losses = [loss for _, loss in train] + [row["val/loss"] for row in val if row.get("val/loss") is not None]
     if val:
-        left.plot(tokens, [row["val/loss"] for row in val], color="tab:orange", marker="o", ms=3, label="validation")
-        right.plot(tokens, [row["val/bpb"] for row in val], color="tab:orange", marker="o", ms=3, label="validation")
-        last = val[-1]["val/bpb"]
-        right.annotate(f"{last:.4f}", (tokens[-1], last), textcoords="offset points", xytext=(0, 8), ha="right")
-    if floor_bpb:
-        right.axhline(floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}: the text's own bits")
-    left.set(xlabel="million tokens", ylabel="loss, nats per token", title=title, yscale="log")
-    for axis_formatter in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
-        axis_formatter(ScalarFormatter())  # 2, not 2 x 10^0
-    right.set(xlabel="million tokens", ylabel="bits per byte", title="validation", ylim=(0, None))
-    if val:
-        # the first point, from a model that knows little, would press the rest flat
-        right.set_ylim(0, 1.15 * max(row["val/bpb"] for row in (val[1:] or val)))
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
+        known = [(row["tokens"], row["val/loss"]) for row in val if row.get("val/loss") is not None]
+        upper.plot(*zip(*known, strict=True), color="tab:orange", marker="o", ms=3, label="validation")
+        scores = [row["val/bpb"] for row in val]
+        lower.plot(tokens, scores, color="tab:orange", marker="o", ms=3, label="validation")
+        lower.annotate(
+            f"{scores[-1]:.4f}", (tokens[-1], scores[-1]), textcoords="offset points", xytext=(0, 8), ha="right"
+        )
+        if floor_bpb and min(scores) < 3 * floor_bpb:  # from afar it would press the curve flat
+            lower.axhline(
+                floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}: the text's own bits"
+            )
+            scores = [*scores, floor_bpb]
+        fit_range(lower, scores)
+    else:
+        say_why_empty(lower, "no validation was measured yet: train.val_every= says how often")
+    if losses:
+        fit_range(upper, losses)
+    else:
+        say_why_empty(upper, "no loss was logged: train.log_every= says how often")
+    upper.set(ylabel="loss, nats per token", title=title)
+    lower.set(ylabel="bits per byte", title="validation")
+    for axes in (upper, lower):
+        token_axis(axes, max((row["tokens"] for row in rows), default=0))
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     return as_png(figure)
 
 
+def dots(points: list[Any]) -> str:
+    """The marker of a curve: few points, one above all, would not be seen as a line."""
+    return "o" if len(points) <= 20 else ""
+
+
+def token_axis(axes: Any, last: float) -> None:
+    """Name the x axis training tokens, with units such as k and M, from 0 to the last one."""
+    from matplotlib.ticker import EngFormatter
+
+    axes.set_xlabel("training tokens")
+    axes.grid(alpha=0.3)
+    if last > 0:
+        axes.set_xlim(0, 1.01 * last)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+
+
+def fit_range(axes: Any, values: list[float]) -> None:
+    """Let the y axis hold all values and little else: not from zero, and logarithmic where they span a factor of three."""
+    from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
+
+    low, high = min(values), max(values)
+    if low > 0 and high > 3 * low:
+        axes.set_yscale("log")
+        axes.set_ylim(low / 1.1, high * 1.15)
+        exponents = range(int(np.floor(np.log10(low))) - 1, int(np.ceil(np.log10(high))) + 1)
+        marks = (1, 2, 5) if high > 20 * low else (1, 1.5, 2, 3, 4, 6, 8)
+        axes.yaxis.set_major_locator(FixedLocator([m * 10.0**e for e in exponents for m in marks]))
+        axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.yaxis.set_minor_locator(NullLocator())
+        return
+    margin = 0.12 * (high - low) or 0.05 * abs(high) or 1.0
+    axes.set_ylim(low - margin, high + margin)
+
+
+def say_why_empty(axes: Any, why: str) -> None:
+    """Write the reason into a panel that has nothing to show."""
+    axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color="0.4", wrap=True)
+    axes.set_yticks([])
+    if not axes.has_data():
+        axes.set_xticks([])
+
+
 def learning_rate_curve(rows: list[dict[str, Any]]) -> bytes:
-    """PNG: learning rate and gradient norm against steps."""
+    """PNG: learning rate, and below it the gradient norm, against steps."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 3), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    steps = [row["step"] for row in rows]
-    left.plot(steps, [row["train/lr"] for row in rows], color="tab:purple")
-    left.set(xlabel="optimizer step", ylabel="learning rate")
-    right.plot(steps, [row["train/grad_norm"] for row in rows], color="tab:gray", linewidth=1)
-    right.set(xlabel="optimizer step", ylabel="gradient norm")
-    for axes in (left, right):
+    figure = Figure(figsize=(6.8, 5), layout="constrained")
+    upper, lower = figure.subplots(2, 1)
+    for axes, key, name, color in (
+        (upper, "train/lr", "learning rate", "tab:purple"),
+        (lower, "train/grad_norm", "gradient norm", "tab:gray"),
+    ):
+        points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+        if points:
+            axes.plot(*zip(*points, strict=True), color=color, linewidth=1.2, marker=dots(points), ms=3)
+        else:
+            say_why_empty(axes, f"no {name} was logged")
+        axes.set(xlabel="optimizer step", ylabel=name)
         axes.grid(alpha=0.3)
+        if rows:
+            axes.set_xlim(0, 1.01 * rows[-1]["step"])
     return as_png(figure)
 
 
 def attention_maps(layers: list[Any], title: str) -> bytes:
-    """PNG: a layer in each row, a head in each column, in each square a query in each row and a key in each column.
+    """PNG: a layer in each row, a head in each column; in each square a row for each query, a column for each key.
 
     `layers`: arrays (H, T, T) of probabilities. One picture of squares, since 144 axes take matplotlib seconds.
     """
@@ -72,13 +132,14 @@ def attention_maps(layers: list[Any], title: str) -> bytes:
     L, H, T, _ = maps.shape
     framed = np.pad(maps, ((0, 0), (0, 0), (0, 1), (0, 1)), constant_values=np.nan)  # a white line between two maps
     mosaic = framed.transpose(0, 2, 1, 3).reshape(L * (T + 1), H * (T + 1))[:-1, :-1]
-    figure = Figure(figsize=(1 + 1.1 * H, 0.8 + 1.1 * L), layout="constrained")
+    figure = Figure(figsize=(max(4.6, 2 + 1.1 * H), 1.6 + 1.1 * L), layout="constrained")
     axes = figure.subplots()
-    axes.imshow(mosaic, cmap="viridis", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
+    image = axes.imshow(mosaic, cmap="viridis", norm=PowerNorm(0.5, vmin=0, vmax=1), interpolation="nearest")
     centres = (T - 1) / 2 + (T + 1) * np.arange(max(L, H))
     axes.set_xticks(centres[:H], [str(head) for head in range(H)])
     axes.set_yticks(centres[:L], [str(layer) for layer in range(L)])
-    axes.set(xlabel="head", ylabel="layer")
+    axes.set(xlabel="head (in each square: the token that is looked at)", ylabel="layer (the token that looks)")
+    figure.colorbar(image, label="share of attention", ticks=[0, 0.1, 0.25, 0.5, 1], fraction=0.05, pad=0.02)
     axes.set_title(title, fontsize="small", loc="left", wrap=True)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -94,14 +155,14 @@ def heat_map(names: list[str], steps: list[int], values: np.ndarray, *, label: s
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator
 
-    figure = Figure(figsize=(10, min(14.0, 1.3 + 0.24 * len(names))), layout="constrained")
+    figure = Figure(figsize=(7.5, min(14.0, 1.3 + 0.24 * len(names))), layout="constrained")
     axes = figure.subplots()
     axes.set_facecolor("0.8")
     shown = values if share else np.where(values > 0, values, np.nan)
     known = shown[np.isfinite(shown)]
     norm = Normalize(0, 1) if share or not len(known) else LogNorm(known.min(), max(known.max(), known.min() * 1.1))
-    half = np.diff(steps) / 2 if len(steps) > 1 else np.array([0.5])
-    edges = [steps[0] - half[0], *(steps[:-1] + half if len(steps) > 1 else []), steps[-1] + half[-1]]
+    # a column reaches from the measurement before it to its own step, so that the axis ends with the last step
+    edges = [max(0, 2 * steps[0] - steps[1]) if len(steps) > 1 else 0, *steps]
     image = axes.pcolormesh(edges, np.arange(len(names) + 1), np.ma.masked_invalid(shown), norm=norm, cmap="viridis")
     every = -(-len(names) // 60)
     axes.set_yticks(np.arange(len(names))[::every] + 0.5, names[::every], fontsize=8)
@@ -121,13 +182,14 @@ def bin_curves(names: list[str], steps: list[int], values: np.ndarray, *, label:
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(10, 4), layout="constrained")
+    figure = Figure(figsize=(7.5, 4.5), layout="constrained")
     axes = figure.subplots()
     colors = colormaps["viridis"](np.linspace(0, 0.9, len(names)))
     for name, line, color in zip(names, values, colors, strict=True):
         axes.plot(steps, line, color=color, marker="o", ms=3, linewidth=1.2, label=name)
-    axes.set(xlabel="optimizer step", ylabel="validation loss, nats per token", ylim=(0, None))
+    axes.set(xlabel="optimizer step", ylabel="validation loss, nats per token", xlim=(0, 1.01 * steps[-1]))
     axes.grid(alpha=0.3)
+    fit_range(axes, [float(value) for value in values[np.isfinite(values)]])
     axes.legend(title=label, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return as_png(figure)
 
@@ -138,15 +200,33 @@ def as_png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
+FEW_DOCUMENTS = 20
+
+
 def length_histogram(lengths: Any, context: int) -> bytes:
-    """PNG: how many documents have how many tokens, and where the context length lies among them."""
+    """PNG: how many documents have how many tokens, or for few documents a bar for each; and the context length."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), layout="constrained")
+    count = len(lengths)
+    title = counted(count, "document")
+    figure = Figure(figsize=(6.8, 4), layout="constrained")
     axes = figure.subplots()
-    axes.hist(lengths, bins=60, color="tab:blue")
+    if count == 0:
+        say_why_empty(axes, "the text has no document")
+        return as_png(figure)
+    if count < FEW_DOCUMENTS:
+        axes.barh(range(1, count + 1), lengths, height=0.7, color="tab:blue")
+        axes.set(
+            xlabel="tokens in the document", ylabel="document", title=title, xlim=(0, 1.15 * max(*lengths, context))
+        )
+        for place, length in enumerate(lengths, 1):
+            axes.text(length, place, f" {length:,}", va="center")
+        axes.set_yticks(range(1, count + 1))
+        axes.set_ylim(max(count, 3) + 0.6, 0.4)
+    else:
+        axes.hist(lengths, bins=60, color="tab:blue")
+        axes.set(xlabel="tokens in a document", ylabel="number of documents", title=title)
     axes.axvline(context, color="tab:red", linestyle="--", label=f"context length {context}")
-    axes.set(xlabel="tokens in a document", ylabel="documents", title=f"{len(lengths):,} documents")
     axes.grid(alpha=0.3)
     axes.legend()
     return as_png(figure)

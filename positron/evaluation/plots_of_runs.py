@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from positron.evaluation.plots import as_png
+from positron.evaluation.plots import as_png, dots, fit_range, say_why_empty, token_axis
 
 Curve = tuple[list[str], list[tuple[float, float]], str]  # a job's values, (million tokens, bits per byte), status
+MILLION = 1e6
+MOST_TICKS = 12  # at tested values; for more of them matplotlib chooses
 
 
 def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[tuple[str, float, float]]) -> bytes:
@@ -14,25 +16,33 @@ def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[
     text, (run, bits per byte, half of the 95 % interval), best first."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, max(4.0, 1.5 + 0.4 * len(bars))), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    height = max(2.2, 1.2 + 0.35 * len(bars))
+    figure = Figure(figsize=(6.8, 3.8 + height), layout="constrained")
+    upper, lower = figure.subplots(2, 1, height_ratios=[3.8, height])
     colors = {name: f"C{i % 10}" for i, (name, _, _) in enumerate(bars)}
-    for name, points in curves.items():
-        if points:
-            left.plot(*zip(*points, strict=True), color=colors[name], marker="o", ms=3, label=name)
-    left.set(xlabel="million tokens", ylabel="bits per byte", title="validation while training")
+    drawn = {name: [(x * MILLION, y) for x, y in points] for name, points in curves.items() if points}
+    for name, points in drawn.items():
+        upper.plot(*zip(*points, strict=True), color=colors[name], marker=dots(points), ms=3, label=name)
+    upper.set(ylabel="bits per byte", title="validation while training")
+    if drawn:
+        fit_range(upper, [y for points in drawn.values() for _, y in points])
+        upper.legend(fontsize=8)
+    else:
+        say_why_empty(upper, "none of these runs was validated while it trained")
+    token_axis(upper, max((x for points in drawn.values() for x, _ in points), default=0))
     places = range(len(bars))
     values, halves = [value for _, value, _ in bars], [half for _, _, half in bars]
-    right.barh(places, values, xerr=halves, color=[colors[name] for name, _, _ in bars], capsize=4)
-    for place, value, half in zip(places, values, halves, strict=True):
-        right.text(value + half, place, f"  {value:.4f}", va="center")
-    right.set_yticks(places, [name for name, _, _ in bars])
-    right.invert_yaxis()
-    right.set(xlabel="bits per byte", title="on the same text", xlim=(0, 1.25 * max(values)))
-    for axes in (left, right):
-        axes.grid(alpha=0.3)
-    if any(curves.values()):
-        left.legend()
+    lower.errorbar(values, places, xerr=halves, fmt="none", ecolor="0.4", capsize=4)
+    lower.scatter(values, places, color=[colors[name] for name, _, _ in bars], zorder=3)
+    for place, value in zip(places, values, strict=True):
+        lower.annotate(
+            f"{value:.4f}", (value, place), textcoords="offset points", xytext=(0, 7), ha="center", fontsize=9
+        )
+    lower.set_yticks(places, [name for name, _, _ in bars])
+    lower.set_ylim(len(bars) - 0.4, -0.6)
+    lower.set(xlabel="bits per byte (less is better), with the 95% interval", title="on the same text")
+    lower.margins(x=0.12)
+    lower.grid(alpha=0.3)
     return as_png(figure)
 
 
@@ -44,9 +54,10 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator
 
-    figure = Figure(figsize=(12, 4.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    figure = Figure(figsize=(6.8, 8.2), layout="constrained")
+    left, right = figure.subplots(2, 1)
     x_key = next((i for i in range(len(keys)) if all(_number(values[i]) is not None for values, _, _ in jobs)), None)
     order = sorted(range(len(jobs)), key=lambda i: (_number(jobs[i][0][x_key]) or 0.0) if x_key is not None else i)
     colors = {i: colormaps["viridis"](0.9 * place / max(1, len(jobs) - 1)) for place, i in enumerate(order)}
@@ -55,9 +66,10 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
         values, points, status = jobs[i]
         if points:
             label = ", ".join(f"{name}={value}" for name, value in zip(short, values, strict=True))
-            left.plot(*zip(*points, strict=True), color=colors[i], marker="o", ms=3, label=label, alpha=0.9)
+            tokens, scores = [x * MILLION for x, _ in points], [y for _, y in points]
+            left.plot(tokens, scores, color=colors[i], marker=dots(points), ms=3, label=label, alpha=0.9)
             if status == "pruned":
-                left.plot(*points[-1], color=colors[i], marker="x", ms=9)
+                left.plot(tokens[-1], scores[-1], color=colors[i], marker="x", ms=9)
     lines: dict[tuple[str, ...], list[tuple[float, float, Any]]] = {}
     for i in order:
         values, points, status = jobs[i]
@@ -77,20 +89,32 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
         xs = tuple(x for found in lines.values() for x, _, _ in found)
         if xs and min(xs) > 0 and max(xs) >= 10 * min(xs):
             right.set_xscale("log")
+        tested = sorted(set(xs))
+        if len(tested) <= MOST_TICKS:  # at the tested values, and at no other
+            right.xaxis.set_major_locator(FixedLocator(tested))
+            right.xaxis.set_minor_locator(NullLocator())
+            right.set_xticks(tested, [f"{x:g}" for x in tested], rotation=40, ha="right")
         right.set_xlabel(keys[x_key])
     else:
         names = [", ".join(values) or str(i) for i, (values, _, _) in enumerate(jobs)]
         right.set_xticks(range(len(jobs)), names, rotation=30, ha="right")
     lasts = [points[-1][1] for _, points, _ in jobs if points]
     for axes in (left, right):
-        if floor_bpb and lasts and min(lasts) < 2 * floor_bpb:  # from afar it would press the curves flat
-            axes.axhline(floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}")
-        axes.grid(alpha=0.3)
         axes.set_ylabel("bits per byte")
-    firsts = [point[1] for _, points, _ in jobs for point in (points[1:] or points)]
-    if firsts:  # first validations, of models that know little, would press the rest flat
-        left.set_ylim(top=1.05 * max(firsts))
-    left.set(xlabel="million tokens", title=f"{title}: validation while training")
+        if floor_bpb and lasts and min(lasts) < 2 * floor_bpb:  # from afar it would press the curves flat
+            axes.axhline(
+                floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}: the text's own bits"
+            )
+    near = [floor_bpb] if floor_bpb and lasts and min(lasts) < 2 * floor_bpb else []
+    if lasts:
+        fit_range(left, [y for _, points, _ in jobs for _, y in points] + near)
+        fit_range(right, lasts + near)
+    else:
+        for axes in (left, right):
+            say_why_empty(axes, "no job was validated: each failed, or ended before its first validation")
+    token_axis(left, max((x * MILLION for _, points, _ in jobs for x, _ in points), default=0))
+    right.grid(alpha=0.3)
+    left.set_title(f"{title}: validation while training")
     right.set_title(
         "last validation (a failed job has none)" if any(s == "failed" for _, _, s in jobs) else "last validation"
     )
@@ -134,8 +158,8 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
     bar = None if around is None else [[aimed - around[0]], [around[1] - aimed]]
     name = f"E = {e:.4f}, " + ("the text's own bits" if law.floor else "fitted")
     label = "law" if law.reduced else f"law, {ratio:.3g} tokens per parameter"
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    for axes, base in zip(figure.subplots(1, 2), (e, 0.0), strict=True):
+    figure = Figure(figsize=(6.8, 8.4), layout="constrained")
+    for axes, base in zip(figure.subplots(2, 1), (e, 0.0), strict=True):
         axes.plot(grid, np.array(curve) - base, color="tab:blue", label=label)
         if None not in bounds:
             low, high = np.array(bounds).T - base
@@ -156,6 +180,7 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
     for axis_formatter in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
         axis_formatter(ScalarFormatter())
     right.axhline(e, color="tab:green", linestyle="--")
-    right.set(ylabel="bits per byte", title="loss", ylim=(0, 1.15 * max(*bpb, max(curve))))
+    right.set(ylabel="bits per byte", title="loss")
+    fit_range(right, [*map(float, bpb), *map(float, curve), e])
     right.legend()
     return as_png(figure)

@@ -1,0 +1,137 @@
+"""What pictures show: axes that hold what was measured and little else, names, units, and a reason where there is nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from numpy_ref import plots as numpy_plots
+from numpy_ref.explain import outlier_channels
+from positron.evaluation import plots, plots_of_runs
+
+
+@pytest.fixture(autouse=True)
+def figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots return the figure itself, and draw it."""
+
+    def drawn(figure: Any) -> Any:
+        figure.draw_without_rendering()
+        return figure
+
+    monkeypatch.setattr(plots, "as_png", drawn)
+    monkeypatch.setattr(plots_of_runs, "as_png", drawn)
+
+
+def rows(steps: int, val: Callable[[int], float], every: int = 10) -> list[dict[str, Any]]:
+    return [
+        {
+            "step": i,
+            "tokens": i * 1000,
+            "train/loss": 3.0 / i + 1,
+            "train/lr": 1e-3,
+            "train/grad_norm": 1.0,
+            **({"val/bpb": val(i), "val/loss": val(i)} if i % every == 0 else {}),
+        }
+        for i in range(1, steps + 1)
+    ]
+
+
+def words(figure: Any) -> str:
+    return " ".join(text.get_text() for axes in figure.axes for text in axes.texts)
+
+
+@pytest.mark.parametrize(
+    ("val", "floor"),
+    [
+        (lambda i: 2.25 + math.exp(-i / 20), None),  # own text, nearly flat at its end
+        (lambda i: 0.24 + 5 * math.exp(-i / 10), 0.2174),  # the first is far above the rest
+        (lambda i: 2.0, None),
+    ],
+)
+def test_a_loss_plot_holds_every_point_and_does_not_begin_at_zero(
+    val: Callable[[int], float], floor: float | None
+) -> None:
+    figure = plots.loss_curve(rows(100, val), floor, "a run")
+    low, high = figure.axes[1].get_ylim()
+    values = [val(i) for i in range(10, 101, 10)] + ([floor] if floor else [])
+    assert low < min(values) <= max(values) < high
+    assert low > 0
+    for axes in figure.axes:
+        assert axes.get_xlim()[0] == 0
+        assert axes.get_xlim()[1] <= 1.02 * 100_000
+        assert axes.get_xlabel() == "training tokens"
+        assert axes.get_ylabel()
+    assert figure.get_size_inches()[0] <= 7  # one panel above the other: readable at 400 pixels
+
+
+def test_a_plot_without_points_says_why_and_one_point_is_visible() -> None:
+    assert "train.val_every=" in words(plots.loss_curve(rows(5, lambda i: 1.0), None, "young"))
+    assert "train.log_every=" in words(plots.loss_curve([], None, "nothing"))
+    assert "no job was validated" in words(plots_of_runs.sweep_picture(["lr"], [(["1"], [], "failed")], None, "s"))
+    assert "validated" in words(plots_of_runs.comparison_picture({"a": []}, [("a", 1.0, 0.1)]))
+    assert "no document" in words(plots.length_histogram([], 64))
+    for line in plots.loss_curve(rows(1, lambda i: 1.0, every=1), None, "one").axes[0].lines:
+        assert line.get_marker() == "o"
+
+
+@pytest.mark.parametrize("lengths", [[60_000], [5, 70], [64] * 19])
+def test_few_documents_are_drawn_one_by_one(lengths: list[int]) -> None:
+    (axes,) = plots.length_histogram(lengths, 64).axes
+    assert [round(bar.get_width()) for bar in axes.patches] == lengths
+    assert axes.get_title() == ("1 document" if len(lengths) == 1 else f"{len(lengths)} documents")
+
+
+def test_time_axes_end_with_the_last_step() -> None:
+    steps = list(range(10, 101, 10))
+    (heat, _) = plots.heat_map(["0", "1"], steps, np.ones((2, 10)), label="share", share=True).axes
+    assert heat.get_xlim() == (0, 100)
+    (bins,) = plots.bin_curves(["1"], steps, np.ones((1, 10)), label="place").axes
+    assert bins.get_xlim()[1] <= 101
+    assert all(axes.get_xlim()[1] <= 101 for axes in plots.learning_rate_curve(rows(100, lambda i: 1.0)).axes)
+    (young, _) = plots.heat_map(["0"], [7], np.ones((1, 1)), label="share", share=True).axes
+    assert young.get_xlim() == (0, 7)
+
+
+@pytest.mark.parametrize("values", [["3e-4", "1e-3", "1e-2"], ["64", "128", "192"], ["1", "2"]])
+def test_a_sweep_has_its_ticks_at_the_tested_values(values: list[str]) -> None:
+    jobs = [([value], [(0.1, 2.0), (0.2, 1.0 + i)], "finished") for i, value in enumerate(values)]
+    axes = plots_of_runs.sweep_picture(["optimizer.lr"], jobs, None, "sweep").axes[1]
+    assert sorted(axes.get_xticks()) == sorted(map(float, values))
+    assert not axes.get_xticks(minor=True).size
+    assert {float(label.get_text()) for label in axes.get_xticklabels()} == set(map(float, values))
+
+
+def test_explained_attention_has_axis_names_and_a_colour_scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved: list[Any] = []
+    monkeypatch.setattr(numpy_plots, "save_figure", lambda figure, path: saved.append(figure))
+    numpy_plots.plot_attention(np.tril(np.ones((3, 4, 4))), list("abcd"), 0, tmp_path / "a.png")
+    *maps, colors = saved[0].axes
+    assert len(maps) == 3
+    assert all(
+        axes.get_xlabel() == "token that is looked at" and axes.get_ylabel() == "token that looks" for axes in maps
+    )
+    assert colors.get_ylabel() == "share of attention"
+    (squares, scale) = plots.attention_maps([np.tril(np.ones((2, 3, 3)))], "step 1").axes
+    assert "looked at" in squares.get_xlabel()
+    assert scale.get_ylabel() == "share of attention"
+
+
+def test_tokens_and_channels_that_stand_out_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms = np.ones((3, 6))
+    norms[1:, 2] = 9.0
+    norms[2, 4] = 0.2
+    assert numpy_plots.outliers(norms) == [2, 4]
+    assert numpy_plots.outliers(np.ones((3, 6))) == []
+    saved: list[Any] = []
+    monkeypatch.setattr(numpy_plots, "save_figure", lambda figure, path: saved.append(figure))
+    numpy_plots.plot_stream(norms, ["embedding", "attention 0", "mlp 0"], list("ab$def"), tmp_path / "s.png")
+    assert [text.get_text() for text in saved[0].axes[0].get_legend().get_texts()][:1] == [r"token 2, \$"]
+    x = np.ones(64)
+    x[17] = 30.0
+    assert outlier_channels(x) == "   (channel 17 holds 93% of it)"
+    assert outlier_channels(np.ones(64)) == ""
