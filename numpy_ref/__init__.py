@@ -38,9 +38,11 @@ tests/test_parity.py the whole model with the torch model, over every combinatio
 
 import os
 
-# Before NumPy is loaded: an idle thread of OpenBLAS sleeps after 2^20 clock cycles instead of 2^26, so that it does not
-# keep a core that another program needs (scripts/bench_contention.py).
-os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", "20")
+# Before NumPy is loaded. OpenBLAS cuts even a small product into parts for its threads, which then wait for each other in
+# a loop that keeps the cores; next to another program a step of this size took 2 to 20 times as long with two threads as
+# with one, which on its own is as fast (scripts/bench_contention.py). A larger model on idle cores: OPENBLAS_NUM_THREADS=2.
+if not {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"} & set(os.environ):
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 from numpy_ref.checkpoint import from_torch_run, load, save, to_safetensors
 from numpy_ref.config import GPTConfig, InputError

@@ -16,8 +16,6 @@ import time
 
 # Iterations of libgomp's waiting loop before a thread sleeps; its default is 300,000. See docs/LOG.md for the table.
 SPIN_COUNT = 2000
-# A power of two of clock cycles after which an idle OpenBLAS thread sleeps; its default, 26, is a fortieth of a second.
-BLAS_TIMEOUT = 20
 
 _WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # any of them is the user's own choice
 
@@ -26,7 +24,6 @@ def wait_briefly() -> None:
     """Set how long threads spin for this process and its children, unless the user has; too late once torch is loaded."""
     if not any(name in os.environ for name in _WAITING):
         os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
-    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", str(BLAS_TIMEOUT))
 
 
 class OtherPrograms:

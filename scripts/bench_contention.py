@@ -6,7 +6,7 @@ median over the rounds, in units of work per second, and the share of what is fa
 program that keeps n cores busy is due min(1, n / (n + k)) of its idle speed.
 
     python scripts/bench_contention.py
-    python scripts/bench_contention.py --workloads train --policies "GNU default" chosen --competitors 0 2 --rounds 5
+    python scripts/bench_contention.py --workloads train --policies "default" chosen --competitors 0 2 --rounds 5
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 PROJECT = Path(__file__).parent.parent
-VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_THREAD_TIMEOUT")
-# GOMP_SPINCOUNT=300000 is what libgomp does where nothing is set; OPENBLAS_THREAD_TIMEOUT=26 is OpenBLAS's default.
+VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+# "default" is what libgomp and OpenBLAS do where nothing is set.
 POLICIES: dict[str, dict[str, str]] = {
-    "GNU default": {"GOMP_SPINCOUNT": "300000", "OPENBLAS_THREAD_TIMEOUT": "26"},
+    "default": {"GOMP_SPINCOUNT": "300000", "OPENBLAS_NUM_THREADS": str(os.cpu_count() or 1)},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
     "spin 10000": {"GOMP_SPINCOUNT": "10000"},
     "spin 1000": {"GOMP_SPINCOUNT": "1000"},

@@ -16,7 +16,7 @@ from positron.threads import OtherPrograms, describe_others
 def environment_after(package: str, **given: str) -> dict[str, str]:
     """Return the variables that a fresh process has after importing `package`."""
     code = f"import os, json, {package}; print(json.dumps(dict(os.environ)))"
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_", "OPENBLAS_THREAD"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_", "OPENBLAS_"))}
     done = subprocess.run(
         [sys.executable, "-c", code], env=clean | given, capture_output=True, text=True, check=True, timeout=300
     )
@@ -34,9 +34,10 @@ def test_threads_wait_briefly_unless_the_user_chose_otherwise() -> None:
         assert after.get("GOMP_SPINCOUNT") in (None, "7")
 
 
-def test_the_numpy_reference_sets_its_own_librarys_waiting() -> None:
-    assert environment_after("numpy_ref")["OPENBLAS_THREAD_TIMEOUT"] == str(threads.BLAS_TIMEOUT)
-    assert environment_after("numpy_ref", OPENBLAS_THREAD_TIMEOUT="26")["OPENBLAS_THREAD_TIMEOUT"] == "26"
+def test_the_numpy_reference_multiplies_in_one_thread_unless_the_user_chose_otherwise() -> None:
+    assert environment_after("numpy_ref")["OPENBLAS_NUM_THREADS"] == "1"
+    assert environment_after("numpy_ref", OPENBLAS_NUM_THREADS="2")["OPENBLAS_NUM_THREADS"] == "2"
+    assert "OPENBLAS_NUM_THREADS" not in environment_after("numpy_ref", OMP_NUM_THREADS="2")
 
 
 @pytest.mark.parametrize(
