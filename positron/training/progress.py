@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 
 from positron.door import Voice
+from positron.progress import clock
 from positron.threads import OtherPrograms, describe_others
 from positron.training.callbacks import Clock
 from positron.training.device import peak_memory
@@ -88,7 +89,7 @@ class Progress(L.Callback):
             self.bar.update(step - self.bar.n)
         else:
             busy = describe_others(self._others.cores())
-            left = duration(self._left.seconds(self.last_step))
+            left = clock(self._left.seconds(self.last_step))
             self.say(f"step {step}/{self.last_step} · {text} · {left} left" + (f" ({busy})" if busy else ""))
 
     def _tokens_per_s(self) -> float:
@@ -100,7 +101,7 @@ class Progress(L.Callback):
         return (
             f"{speed:,.0f} tokens/s, {self.speed.mfu(speed):.0%} of this machine's matmul rate "
             f"({self.speed.peak.flops / 1e9:,.0f} GFLOP/s), {peak_memory(module.device) / 1e9:.1f} GB of memory at most; "
-            f"{duration(whole)} for the whole run" + (f"; {busy}, so it may be faster later" if busy else "")
+            f"{clock(whole)} for the whole run" + (f"; {busy}, so it may be faster later" if busy else "")
         )
 
     def close(self) -> None:
@@ -113,10 +114,3 @@ class Progress(L.Callback):
 
     def on_exception(self, *_: Any) -> None:
         self.close()
-
-
-def duration(seconds: float) -> str:
-    """Return 1:05 or 2:03:04."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
