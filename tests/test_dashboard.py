@@ -101,6 +101,68 @@ def test_the_table_has_every_run_and_job(page: Page, outputs: Path) -> None:
     assert "no metrics yet" in rows["empty"]["notes"]
 
 
+def choose(folder: Path, overrides: list[str] | None = None, fingerprint: str = "f", **settings: object) -> None:
+    """Change the settings of a made run, by dotted key with `__` for the dot, and note its text and its job."""
+    config = json.loads((folder / "config.json").read_text())
+    for key, value in settings.items():
+        group, _, name = key.partition("__")
+        config[group][name] = value
+    (folder / "config.json").write_text(json.dumps(config))
+    facts = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps({**facts, "data_fingerprint": fingerprint}))
+    if overrides is not None:
+        (folder / "job.json").write_text(json.dumps({"overrides": overrides, "failed": None}))
+
+
+def test_runs_of_different_texts_are_told_apart(page: Page, outputs: Path) -> None:
+    choose(make_run(outputs, "own", floor_bpb=None), fingerprint="g", data__source="text", data__path="/home/me/my.txt")
+    choose(make_run(outputs, "hub"), fingerprint="h", data__source="hub", data__repo="a/b")
+    rows = {row["id"]: row for row in page.json("/api/runs")["runs"]}
+    assert (rows["own"]["text"], rows["own"]["fingerprint"], rows["own"]["above"]) == ("my.txt", "g", None)
+    assert rows["hub"]["text"] == "a/b"
+    assert rows["one"]["text"] == "stories"
+    assert rows["one"]["above"] == pytest.approx((1 + 1 / 30) / 0.2 - 1)
+
+
+def test_fine_tuning_lies_above_the_floor_by_its_best(page: Page, outputs: Path) -> None:
+    folder = make_run(outputs, "tuned")
+    (folder / "chat.json").write_text("{}")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 31, "tokens": 1, "val/bpb": 9.0}) + "\n")
+    (row,) = [row for row in page.json("/api/runs")["runs"] if row["id"] == "tuned"]
+    assert row["above"] == pytest.approx((1 + 1 / 30) / 0.2 - 1)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "shown"),
+    [
+        ([["a=1", "lr=1"], ["a=1", "lr=2"]], ["lr=1", "lr=2"]),
+        ([["a=1", "lr=1"], ["a=1", "lr=2"], ["a=1", "lr=2", "b=3"]], ["lr=1", "lr=2", "lr=2 b=3"]),
+        ([["a=1", "lr=1"]], ["a=1 lr=1"]),
+    ],
+)
+def test_jobs_of_a_sweep_show_what_differs_and_can_be_found_by_all(
+    page: Page, outputs: Path, jobs: list[list[str]], shown: list[str]
+) -> None:
+    for i, overrides in enumerate(jobs):
+        choose(make_run(outputs, f"sweeps/grid/{i}"), overrides)
+    rows = {row["id"]: row for row in page.json("/api/runs")["runs"]}
+    assert [rows[f"sweeps/grid/{i}"]["differs"] for i in range(len(jobs))] == shown
+    assert [rows[f"sweeps/grid/{i}"]["overrides"] for i in range(len(jobs))] == [" ".join(job) for job in jobs]
+    assert rows["one"]["differs"] == ""
+
+
+def test_two_configurations_show_the_settings_in_which_they_differ(page: Page, outputs: Path) -> None:
+    choose(outputs / "one", model__d_model=64, optimizer__lr=0.5)
+    assert page.json("/api/differences?run=one&other=sweeps/lr/0") == [
+        ["model.d_model", "64", "32"],
+        ["optimizer.lr", "0.5", "0.003"],
+    ]
+    assert page.json("/api/differences?run=one&other=one") == []
+    (outputs / "one" / "config.json").write_text("[1]")
+    assert ["seed", "not set", "1"] in page.json("/api/differences?run=one&other=sweeps/lr/0")
+
+
 def test_a_run_lives_as_long_as_the_process_that_trains_it(outputs: Path) -> None:
     folder = make_run(outputs, "live", status="running")
     assert not is_live(folder)

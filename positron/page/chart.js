@@ -49,7 +49,7 @@ export class Chart {
     host.addEventListener("dblclick", () => { this.zoomed = false; });
   }
 
-  // options: {key, x, smooth, logX, logY, floors: [bits per byte]}. Returns whether there was anything to draw.
+  // options: {key, x, smooth, logX, logY, floors: [{bpb, name, color}]}. Returns whether there was anything to draw.
   show(curves, options) {
     const lines = curves.map((curve) => drawable(curve, options)).filter((curve) => curve.x.length);
     const tables = [];
@@ -65,12 +65,14 @@ export class Chart {
       const few = y.length <= FEW;
       if (options.smooth) add(x, y, { stroke, width: 1, alpha: 0.25 });
       add(x, options.smooth ? smoothed(y, options.smooth) : y,
-        { stroke, width: 2, dash, points: { show: few, size: 5, fill: stroke } }, { name, color, dash });
+        { stroke, width: 2, dash, points: { show: few, size: y.length === 1 ? 11 : 5, fill: stroke } }, { name, color, dash });
     }
+    // a floor reaches over all curves; over a single point from the beginning, or it would be a point itself
     const ends = lines.flatMap(({ x }) => [x[0], x[x.length - 1]]);
-    for (const floor of lines.length ? options.floors : []) {
-      add([...new Set([Math.min(...ends), Math.max(...ends)])].sort((a, b) => a - b), [floor, floor],
-        { stroke: style("--floor"), width: 1.5, dash: [6, 5] }, { name: "floor: the text's own bits", color: "--floor", dash: [6, 5] });
+    let [from, to] = [Math.min(...ends), Math.max(...ends)];
+    if (from === to) from = options.logX ? to / 2 : 0;
+    for (const { bpb, name, color } of lines.length && to > from ? options.floors : []) {
+      add([from, to], [bpb, bpb], { stroke: style(color), width: 1.5, dash: [6, 5] }, { name, color, dash: [6, 5] });
     }
     this.draw(tables, series, options);
     this.list();

@@ -30,7 +30,7 @@ export function short(value) {
   return size < 1e-3 || size >= 1e6 ? value.toExponential(2).replace(/\.?0+e\+?/, "e") : String(Number(value.toPrecision(4)));
 }
 
-export const percent = (share) => (isNumber(share) ? (share > 0 ? "+" : "") + (100 * share).toFixed(1) + " %" : "–");
+export const percent = (share) => (isNumber(share) ? (100 * share).toFixed(1) + "%" : "–");
 
 // 1:05, 2:03:04, 3d 04:00
 export function duration(seconds) {

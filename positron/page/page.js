@@ -3,7 +3,7 @@
 import { Chart } from "./chart.js";
 import { Table } from "./table.js";
 
-const NEWEST = 5; // runs that are shown when none was chosen
+const NEWEST = 5; // runs that are shown when none was chosen, all of one text
 const COLORS = 10; // --c0 to --c9 in page.css; then the same with dashes
 const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];
 const FIRST_METRICS = ["val/bpb", "val/loss", "train/loss", "train/lr", "train/grad_norm", "speed/tokens_per_s"];
@@ -32,8 +32,8 @@ const dash = (slot) => DASHES[Math.floor(slot / COLORS) % DASHES.length];
 function shownIds() {
   const known = new Set(runs.map((run) => run.id));
   if (state.shown) return state.shown.filter((id) => known.has(id));
-  const drawable = runs.filter((run) => run.offset > 0);
-  return drawable.sort((a, b) => (b.updated ?? "").localeCompare(a.updated ?? "")).slice(0, NEWEST).map((run) => run.id);
+  const drawable = runs.filter((run) => run.offset > 0).sort((a, b) => (b.updated ?? "").localeCompare(a.updated ?? ""));
+  return drawable.filter((run) => textOf(run) === textOf(drawable[0])).slice(0, NEWEST).map((run) => run.id);
 }
 
 // --- what the server knows -------------------------------------------------------------------------------------------
@@ -110,6 +110,7 @@ function show() {
   showControls();
   showCurves();
   showSample();
+  showDifferences().catch((error) => trouble(error.message));
   const colors = new Map([...slots].map(([id, slot]) => [id, color(slot)]));
   table.show(runs, state, colors, state.sample);
   $("matches").textContent = table.shown.length < runs.length ? `${table.shown.length} of ${runs.length}` : "";
@@ -153,12 +154,56 @@ function showCurves() {
     const slot = slots.get(run.id);
     return { name: run.name, color: color(slot), dash: dash(slot), x, y: curve.value };
   });
-  const floors = state.metric === "val/bpb" ? [...new Set(shown.map((run) => run.floor).filter((floor) => floor))] : [];
+  const floors = state.metric === "val/bpb" ? floorsOf(shown) : [];
   const { metric: key, x, smooth, logX, logY } = state;
   const drawn = chart.show(lines, { key, x, smooth: Number(smooth), logX, logY, floors });
   $("chart").hidden = !drawn;
+  $("chart-note").textContent = drawn ? noteOn(shown, lines) : "";
   $("chart-empty").hidden = drawn;
   $("chart-empty").textContent = shown.length ? `None of the selected runs has ${key} yet.` : "Select runs in the table to see their curves.";
+}
+
+// Runs that learn from one text. Sizes and splits of a text make other texts, so its fingerprint decides.
+const textOf = (run) => run.fingerprint || run.text;
+
+// One floor for each text: in the color of its run, or in that of floors where several runs share it.
+function floorsOf(shown) {
+  const texts = new Map();
+  for (const run of shown.filter((run) => run.floor)) texts.set(textOf(run), [...(texts.get(textOf(run)) ?? []), run]);
+  return [...texts.values()].map((group) => ({
+    bpb: group[0].floor,
+    name: shown.length === group.length ? "floor: the text's own bits" : `floor of ${group[0].text}, for ${group.map((run) => run.name).join(", ")}`,
+    color: texts.size > 1 && group.length === 1 ? color(slots.get(group[0].id)) : "--floor",
+  }));
+}
+
+// What must be known to read the curves: that they do not compare, or why there is hardly a curve.
+function noteOn(shown, lines) {
+  const texts = new Map(shown.map((run) => [textOf(run), run.text || "unknown"]));
+  const about = /^(val|train)\/(bpb|loss|perplexity)$/.test(state.metric);
+  if (about && texts.size > 1) {
+    const names = [...new Set(texts.values())].join(", ");
+    return `These runs learn from ${texts.size} different texts (${names}): their ${state.metric} does not compare.`;
+  }
+  return lines.every((line) => line.y.length <= 1) ? "One point so far: a line begins with the next one." : "";
+}
+
+// The settings in which two runs differ, when exactly two are selected.
+async function showDifferences() {
+  const two = [...slots].sort((a, b) => a[1] - b[1]).map(([id]) => runs.find((run) => run.id === id)).filter((run) => run);
+  $("differences").hidden = two.length !== 2;
+  if (two.length !== 2) return;
+  const pair = JSON.stringify(two.map((run) => [run.id, run.started]));
+  if ($("differences").dataset.pair === pair) return;
+  const list = await get("/api/differences", { run: two[0].id, other: two[1].id });
+  $("differences").dataset.pair = pair;
+  $("differences-title").textContent = list.length ? "Settings that differ" : "All settings are the same";
+  const line = (tag, cells) => {
+    const row = document.createElement("tr");
+    row.append(...cells.map((text) => Object.assign(document.createElement(tag), { textContent: text })));
+    return row;
+  };
+  $("differences-rows").replaceChildren(...(list.length ? [line("th", ["setting", two[0].name, two[1].name])] : []), ...list.map((cells) => line("td", cells)));
 }
 
 function showSample() {

@@ -64,6 +64,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
                 self._send_json(outputs.curve(run, asked.get("key", ""), asked.get("file", ""), int(after)))
             elif path == "/api/samples":
                 self._send_json(outputs.samples(run))
+            elif path == "/api/differences":
+                self._send_json(outputs.differences(run, asked.get("other", "")))
             elif path == "/report":
                 self._send(outputs.report(run), "text/html", policy=_REPORT_POLICY)
             else:

@@ -2,24 +2,23 @@
 
 import { count, duration, fixed, percent, short, whole } from "./format.js";
 
-const above = (run) => (run.floor && run.bpb !== null ? run.bpb / run.floor - 1 : null);
-
 // title, what is sorted by, what is shown; numbers stand at the right
 const COLUMNS = [
   { key: "name", title: "Run", value: (run) => run.name },
   { key: "status", title: "Status", value: (run) => run.status },
-  { key: "step", title: "Step", value: (run) => run.step, text: (run) => whole(run.step) + (run.max_steps ? " / " + whole(run.max_steps) : "") },
-  { key: "tokens", title: "Tokens", value: (run) => run.tokens, text: (run) => count(run.tokens) },
   { key: "bpb", title: "Val bpb", hint: "validation bits per byte, last", value: (run) => run.bpb, text: (run) => fixed(run.bpb, 4) },
   { key: "best", title: "Best", hint: "validation bits per byte, lowest", value: (run) => run.best, text: (run) => fixed(run.best, 4) },
-  { key: "above", title: "To floor", hint: "how far the last lies above what the text itself holds", value: above, text: (run) => percent(above(run)) },
+  { key: "above", title: "Above floor", hint: "how far it lies above what the text itself holds (the last of pretraining, the best of fine-tuning)", value: (run) => run.above, text: (run) => percent(run.above) },
+  { key: "text", title: "Text", hint: "what it learns from: bits per byte compare on one text only", value: (run) => run.text, text: (run) => run.text || "–" },
+  { key: "step", title: "Step", value: (run) => run.step, text: (run) => whole(run.step) + (run.max_steps ? " / " + whole(run.max_steps) : "") },
+  { key: "tokens", title: "Tokens", value: (run) => run.tokens, text: (run) => count(run.tokens) },
   { key: "params", title: "Params", value: (run) => run.params, text: (run) => count(run.params) },
   { key: "speed", title: "Tokens/s", value: (run) => run.speed, text: (run) => whole(run.speed) },
   { key: "time", title: "Time", hint: "of training", value: (run) => run.time_s, text: (run) => duration(run.time_s) },
   { key: "started", title: "Started", value: (run) => run.started, text: (run) => day(run.started) },
   { key: "updated", title: "Updated", value: (run) => run.updated, text: (run) => day(run.updated) },
 ];
-const TEXTS = ["name", "status", "started", "updated"];
+const TEXTS = ["name", "status", "text", "started", "updated"];
 
 const day = (stamp) => (stamp ? stamp.slice(5, 16) : "–");
 
@@ -52,7 +51,7 @@ export class Table {
   show(runs, { sort, down, filter }, colors, opened) {
     const words = filter.toLowerCase().split(/\s+/);
     this.shown = runs.filter((run) => {
-      const text = [run.name, run.overrides, run.live ? "live" : "", run.status, ...run.notes].join(" ").toLowerCase();
+      const text = [run.name, run.overrides, run.text, run.live ? "live" : "", run.status, ...run.notes].join(" ").toLowerCase();
       return words.every((word) => text.includes(word));
     });
     const { value } = COLUMNS.find((column) => column.key === sort) ?? COLUMNS[COLUMNS.length - 1];
@@ -90,7 +89,8 @@ export class Table {
       const cell = row.cells[i + 1];
       if (column.key === "name") {
         setText(row.open, run.name);
-        setText(row.more, run.overrides);
+        setText(row.more, run.differs);
+        row.more.title = run.overrides;
         setText(row.notes, run.notes.join("; "));
       } else if (column.key === "status") {
         row.badge.className = `badge ${run.live ? "live" : run.status}`;
@@ -98,7 +98,7 @@ export class Table {
       } else {
         setText(cell, column.text(run));
       }
-      if (column.key === "above") cell.classList.toggle("leak", above(run) < 0);
+      if (column.key === "above") cell.classList.toggle("leak", run.above !== null && run.above < 0);
     });
     row.report.hidden = !run.report;
     return row;

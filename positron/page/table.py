@@ -12,9 +12,11 @@ from typing import Any
 
 from positron.config import GPTConfig, UserError
 from positron.disk import is_locked, read_json
+from positron.page.choices import differences, shorten_overrides, text_of
 from positron.page.metrics import Metrics, number
 from positron.runs import Run, gpt_config
 from positron.settings import from_dict
+from positron.wording import above, judged_bpb
 
 FRESH_SECONDS = 60.0  # where locks cannot tell, a run that wrote so lately is alive
 _STAMP = "%Y-%m-%d %H:%M:%S"
@@ -41,7 +43,14 @@ class Outputs:
             for name, folder in self._folders.items():
                 with contextlib.suppress(FileNotFoundError):  # deleted while we looked
                     rows.append(self._row(name, folder))
+            shorten_overrides(rows)
             return rows
+
+    def differences(self, name: str, other: str) -> list[list[str]]:
+        """[key, value, other value] of the settings in which two runs differ. Raises Missing."""
+        with self._guard:
+            ours, theirs = (_facts(self._folder(run) / "config.json", []) for run in (name, other))
+        return differences(ours, theirs)
 
     def curve(self, name: str, key: str, file: str, after: int) -> dict[str, Any]:
         """See `Metrics.curve`. Raises Missing."""
@@ -100,19 +109,28 @@ class Outputs:
         gpt = self._architecture(Run(folder), notes) if facts else None
         status, live = _status(folder, facts, job, notes)
         resolved = facts.get("resolved")
+        last, best, floor = (
+            metrics.last("val/bpb"),
+            min(metrics.values("val/bpb"), default=None),
+            number(facts.get("floor_bpb")),
+        )
+        judged = None if last is None or best is None else judged_bpb(last, best, Run(folder).is_chat)
         return {
             "id": name,
             "name": folder.name if name == "." else name,
-            "overrides": " ".join(map(str, job.get("overrides") or [])),
+            "overrides": list(map(str, job.get("overrides") or [])),
             "notes": notes,
             "status": status,
             "live": live,
             "step": metrics.last("step") or number(facts.get("step")),
             "max_steps": number(resolved.get("max_steps")) if isinstance(resolved, dict) else None,
             "tokens": metrics.last("tokens") or number(facts.get("tokens")),
-            "bpb": metrics.last("val/bpb"),
-            "best": min(metrics.values("val/bpb"), default=None),
-            "floor": number(facts.get("floor_bpb")),
+            "bpb": last,
+            "best": best,
+            "floor": floor,
+            "above": above(judged, floor) if judged is not None and floor else None,
+            "text": text_of(_facts(folder / "config.json", [])),
+            "fingerprint": str(facts.get("data_fingerprint") or ""),
             "params": gpt.n_params() if gpt else None,
             "flops_per_token": gpt.flops_per_token() if gpt else None,
             "speed": metrics.last("speed/tokens_per_s"),

@@ -1,0 +1,53 @@
+"""What runs were told: the text of each, what differs between the jobs of a sweep, and between two configurations."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from pathlib import PurePath
+from typing import Any
+
+MOST_LETTERS = 200  # of a value that is shown
+
+
+def text_of(config: dict[str, Any]) -> str:
+    """Name the text that a run learns from: stories, book.txt, OWNER/NAME; empty where the configuration does not say."""
+    data = config.get("data")
+    if not isinstance(data, dict):
+        return ""
+    path, repo = data.get("path"), data.get("repo")
+    if isinstance(path, str) and path:
+        return PurePath(path).name or path
+    return repo if isinstance(repo, str) and repo else str(data.get("source") or "")
+
+
+def shorten_overrides(rows: list[dict[str, Any]]) -> None:
+    """Add `differs` to the rows of /api/runs: of a sweep's jobs the settings in which they differ, of other runs all."""
+    sweeps: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        sweeps[row["id"].rpartition("/")[0]].append(row)
+    for jobs in sweeps.values():
+        shared = set.intersection(*(set(job["overrides"]) for job in jobs)) if len(jobs) > 1 else set()
+        for job in jobs:
+            job["differs"] = " ".join(text for text in job["overrides"] if text not in shared)
+            job["overrides"] = " ".join(job["overrides"])
+
+
+def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[list[str]]:
+    """List [key, value, other value] for the settings in which two configurations differ, but for their names."""
+    a, b = _flat(ours), _flat(theirs)
+    keys = [key for key in {**a, **b} if key not in ("name", "given") and a.get(key) != b.get(key)]
+    return [[key, _shown(a, key), _shown(b, key)] for key in keys]
+
+
+def _shown(flat: dict[str, Any], key: str) -> str:
+    return str(flat[key])[:MOST_LETTERS] if key in flat else "not set"
+
+
+def _flat(config: dict[str, Any], prefix: str = "", depth: int = 8) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict) and depth:
+            flat |= _flat(value, f"{prefix}{key}.", depth - 1)
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
