@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from positron.threads import wait_briefly
@@ -14,13 +15,17 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 
-def load(run: str | None = None, weights: str = "fp32") -> Writer:
+def load(run: str | Path | None = None, weights: str = "fp32") -> Writer:
     """The model of a run folder, or of a name below outputs/ (None: the one trained last), ready to write.
 
     `weights="bf16"` or `"int8"` writes faster on a CPU and rounds more.
     """
+    from positron.config import UserError
     from positron.inference.writer import Writer
     from positron.runs import find_run, load_model
 
-    model, tokenizer, _ = load_model(find_run(run), lambda line: None)
+    if run is not None and not isinstance(run, (str, Path)):
+        raise UserError(f"run {run!r} must be the name or the folder of a run, not {type(run).__name__}")
+    Writer.refuse_weights(weights)
+    model, tokenizer, _ = load_model(find_run(None if run is None else str(run)), lambda line: None)
     return Writer(model, tokenizer, weights=weights)

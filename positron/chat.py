@@ -1,32 +1,33 @@
 """Talk to a run: `python -m positron.chat`, or one question: `python -m positron.chat "Tell me a story about Tom."`
 
-In the chat: settings, settings NAME VALUE, reset, save FILE, load FILE, system TEXT, help, quit; also as /settings and so
-on. Ctrl-C stops an answer; at the prompt it leaves.
+In the chat: /settings, /settings NAME VALUE, /reset, /save FILE, /load FILE, /system TEXT, /help, /quit. Ctrl-C stops an
+answer; at the prompt it leaves, after a question where the conversation was not saved.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import math
+import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING
+import time
+import traceback
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Literal
 
+from positron.chat_commands import NearCommand, execute, parse, remark
 from positron.config import UserError
-from positron.door import errors_as_one_line
+from positron.console import Screen
+from positron.door import describe, errors_as_one_line
+from positron.inference.checks import argument, seed_of, standard_input_lines
 from positron.inference.options import chosen_sampling, draft_option, sampling_options
 
 if TYPE_CHECKING:
     from positron.inference.dialogue import Dialogue
 
-HELP = """settings              show how the next words are chosen
-settings NAME VALUE   change it: preset, temperature, top_p, top_k, min_p, repetition_penalty, max_tokens, seed
-reset                 forget the conversation
-system TEXT           say who the model is to be (without TEXT: nobody)
-save FILE, load FILE  keep the conversation and go on with it later
-quit                  leave (so does Ctrl-D, and Ctrl-C at the prompt; in an answer, Ctrl-C stops the answer)"""
+PRESET = "precise"
+LATE_SECONDS = 1.0  # a Ctrl-C this soon after an answer was meant to stop the answer
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -35,19 +36,25 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("question", nargs="?", help="answer this one and leave")
     parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
-    parser.add_argument("--max-tokens", type=int, default=200, help="most tokens of an answer (default %(default)s)")
+    parser.add_argument(
+        "--max-tokens", type=int, help="most tokens of an answer (default: until it ends or the context is full)"
+    )
     parser.add_argument("--system", help="who the model is to be")
     draft_option(parser)
-    sampling_options(parser)
+    sampling_options(parser, PRESET)
     return parser
 
 
 def main() -> None:
     with errors_as_one_line():
         options = arguments().parse_args()
-        if options.max_tokens < 1:
+        if options.max_tokens is not None and options.max_tokens < 1:
             raise UserError(f"--max-tokens {options.max_tokens} must be at least 1")
-        sampling = chosen_sampling(options, default="precise")
+        question = None if options.question is None else argument(options.question, "the question")
+        if question is not None and not question.strip():
+            raise UserError("the question is empty")
+        system = argument(options.system, "--system") if options.system else None
+        sampling, seed = chosen_sampling(options, PRESET), seed_of(options.seed)
         from positron.runs import announce, find_run, load_draft, load_model
 
         run = find_run(options.run)
@@ -58,131 +65,141 @@ def main() -> None:
         model, tokenizer, path = load_model(run, note)
         draft = load_draft(options.draft, tokenizer, note)
         writer = Writer(model, tokenizer, weights=options.weights, draft=draft)
-        dialogue = Dialogue(writer, run.is_chat, sampling, options.max_tokens, options.seed)
-        if options.system:
-            dialogue.system = options.system
-        if options.question is not None:
-            answer(dialogue, options.question)
+        dialogue = Dialogue(writer, run.is_chat, sampling, options.max_tokens, seed)
+        if system:
+            dialogue.system = system
+        if question is not None:
+            answer(dialogue, question)
         elif not sys.stdin.isatty():
-            for line in sys.stdin:
-                if line.strip():
-                    answer(dialogue, line.strip())
+            answer_lines(dialogue)
         else:
-            kind = "" if run.is_chat else "; it was not fine-tuned on conversations: it goes on with what you begin"
-            print(
-                f"{run.folder}, {path.name}, {model.config.n_params() / 1e6:.2f}M parameters{kind}. help shows what you can do."
-            )
-            converse(dialogue)
+            kind = "" if run.is_chat else "; it was not fine-tuned on conversations: it continues what you begin"
+            parameters = f"{model.config.n_params() / 1e6:.2f}M parameters"
+            Screen().line(f"{run.folder}, {path.name}, {parameters}{kind}. /help shows what you can do.")
+            converse(dialogue, terminal_prompt())
 
 
 def note(line: str) -> None:
-    print(f"({line})", file=sys.stderr)
+    Screen(sys.stderr).line(f"({line})")
 
 
 def answer(dialogue: Dialogue, question: str) -> None:
     """Print the answer as it comes. A Ctrl-C stops it, and what was said stays."""
-    if not dialogue.chats:
-        print(question, end="", flush=True)
+    screen, begun = Screen(), dialogue.chats  # a text that is continued is shown with its beginning
     pieces = dialogue.ask(question, note)
     try:
         for piece in pieces:
-            print(piece, end="", flush=True)
+            screen.write(piece if begun else question + piece)
+            begun = True
     except KeyboardInterrupt:
         pieces.close()  # type: ignore[attr-defined]
-        print(" ...", end="")
+        screen.line(" ...")
         if not sys.stdin.isatty():
-            print()
             raise
-    print(flush=True)
+        return
+    except Exception:
+        screen.line()
+        raise
+    screen.line("" if begun else question)
 
 
-def converse(dialogue: Dialogue) -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script in the background leaves Ctrl-C ignored
-    for line in lines():
-        text = line.strip()
-        if not text:
-            continue
-        try:
-            done = command(dialogue, text)
-        except UserError as error:
-            print(f"({error})")
-            continue
-        if done == "quit":
-            return
-        if done is None:
-            answer(dialogue, text)
-            if dialogue.writer.engine().was_cut:
-                note(
-                    f"cut after {dialogue.max_tokens} tokens: settings max_tokens {2 * dialogue.max_tokens} allows more"
-                )
+def answer_lines(dialogue: Dialogue) -> None:
+    """Answer the questions of a pipe, one in each line."""
+    asked = False
+    for line, name in standard_input_lines("standard input"):
+        if line.strip():
+            asked = True
+            try:
+                answer(dialogue, line.strip())
+            except UserError as error:
+                raise UserError(f"{name}: {error}") from error
+    if not asked:
+        note("no question: give one as an argument or by a pipe, or start the chat in a terminal")
 
 
-def lines() -> Iterator[str]:
-    """What the user types, with editing and history, until Ctrl-D or Ctrl-C."""
+def terminal_prompt() -> Callable[[], str]:
+    """What asks the user for a line, with editing and history. Ctrl-C clears a line that is not empty."""
     from prompt_toolkit import PromptSession
+    from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
-    session: PromptSession[str] = PromptSession()
+    keys = KeyBindings()
+
+    @keys.add("c-c")
+    def interrupt(event: KeyPressEvent) -> None:
+        if event.current_buffer.text:
+            event.current_buffer.reset()
+        else:
+            event.app.exit(exception=KeyboardInterrupt)
+
+    session: PromptSession[str] = PromptSession(key_bindings=keys)
+    return lambda: session.prompt("\nyou > ")
+
+
+def converse(dialogue: Dialogue, prompt: Callable[[], str]) -> None:
+    """Answer what `prompt` returns until the user leaves. No error ends the chat or loses the conversation."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script in the background leaves Ctrl-C ignored
+    answered_at, leaving, refused = -math.inf, False, ""
     while True:
         try:
-            yield session.prompt("\nyou > ")
-        except (EOFError, KeyboardInterrupt):
+            line = prompt().strip()
+            answered_at, leaving = -math.inf, False
+            outcome = respond(dialogue, line, is_sure=line == refused) if line else "done"
+            if outcome == "quit":
+                return
+            refused = line if outcome == "refused" else ""
+            if outcome == "answered":
+                answered_at = time.monotonic()
+        except EOFError:
             return
+        except KeyboardInterrupt:
+            if time.monotonic() - answered_at < LATE_SECONDS:
+                note("the answer had ended")
+                answered_at = -math.inf
+            elif leaving or dialogue.is_saved:
+                return
+            else:
+                leaving = True
+                note("the conversation is not saved: /save FILE keeps it; Ctrl-C again leaves")
 
 
-def command(dialogue: Dialogue, text: str) -> str | None:
-    """Do what the line says if it is a command: its name; None for a line that is meant for the model."""
-    slashed = text.startswith("/")
-    name, _, rest = text.removeprefix("/").partition(" ")
-    rest = rest.strip()
-    known: dict[str, Callable[[], None]] = {
-        "help": lambda: print(HELP),
-        "settings": lambda: _settings(dialogue, rest),
-        "reset": dialogue.reset,
-        "system": lambda: setattr(dialogue, "system", rest or None),
-        "save": lambda: _save(dialogue, rest),
-        "load": lambda: _load(dialogue, rest),
-        "quit": lambda: None,
-    }
-    takes_text = name in ("settings", "system", "save", "load")
-    if (
-        name not in known
-        or (rest and not takes_text)
-        or (name in ("save", "load") and len(rest.split()) != 1 and not slashed)
-    ):
-        if slashed:
-            raise UserError(f"there is no /{name}: help shows what there is")
-        return None
-    known[name]()
-    if name in ("reset", "system"):
-        print("(the conversation begins anew)" if name == "reset" else f"(system: {dialogue.system})")
-    return name
-
-
-def _settings(dialogue: Dialogue, rest: str) -> None:
-    if rest:
-        name, _, value = rest.replace("=", " ", 1).partition(" ")
-        dialogue.change(name.strip().replace("-", "_"), value.strip())
-    print("\n".join(f"  {name:<18} {value}" for name, value in dialogue.settings().items()))
-
-
-def _save(dialogue: Dialogue, name: str) -> None:
-    from positron.disk import write_json
-
-    if not name:
-        raise UserError("save where? save FILE")
-    write_json(Path(name).expanduser(), dialogue.state())
-    print(f"(saved {len(dialogue.messages)} messages to {name})")
-
-
-def _load(dialogue: Dialogue, name: str) -> None:
-    if not name:
-        raise UserError("load what? load FILE")
+def respond(dialogue: Dialogue, line: str, is_sure: bool = False) -> Literal["quit", "refused", "answered", "done"]:
+    """Do or answer one line. `is_sure`: the user entered it again after it was refused as nearly a command."""
     try:
-        state = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load {name}: {error}") from error
-    dialogue.restore(state, name)
-    print(f"(loaded {len(dialogue.messages)} messages from {name})")
+        done = None if is_sure else command(dialogue, line)
+        if done is not None:
+            return "quit" if done == "quit" else "done"
+        hint = remark(line)
+        if hint:
+            note(hint)
+        answer(dialogue, line)
+        if dialogue.cut:
+            tokens = dialogue.max_tokens
+            more = (
+                ""
+                if tokens is None
+                else f": settings max_tokens {2 * tokens} allows more, none until the context is full"
+            )
+            note(dialogue.cut + more)
+        return "answered"
+    except UserError as error:
+        note(str(error))
+        return "refused" if isinstance(error, NearCommand) else "done"
+    except BrokenPipeError:
+        raise
+    except Exception as error:  # a fault of ours must not cost the user the conversation
+        if os.environ.get("POSITRON_DEBUG") == "1":
+            traceback.print_exc()
+        note(f"{describe(error)[1]}; the conversation is still here: /save FILE keeps it")
+        return "done"
+
+
+def command(dialogue: Dialogue, line: str) -> str | None:
+    """Do what the line says if it is a command, and return its name; None for a line that is meant for the model."""
+    found = parse(line)
+    if found is None:
+        return None
+    execute(dialogue, found)
+    return found.name
 
 
 if __name__ == "__main__":

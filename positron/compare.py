@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from positron.config import UserError
+from positron.console import printable
 from positron.door import errors_as_one_line, side_by_side
 
 
@@ -58,7 +59,7 @@ def main() -> None:
         else:
             print("\n" + comparison.as_table(rows) + "\n")
             width = shutil.get_terminal_size().columns
-            print(side_by_side([(row.run, row.sample) for row in rows], width) + "\n")
+            print(side_by_side([(printable(row.run), printable(row.sample)) for row in rows], width) + "\n")
         path = Path(options.png) if options.png else make_folder(OUTPUTS) / "compare.png"
         bars = [(row.run, row.bpb, row.interval or 0.0) for row in rows]
         with whole_file(path) as file:

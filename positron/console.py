@@ -1,4 +1,4 @@
-"""Standard streams that never fail, and text from files or models made safe to show.
+"""Standard streams that never fail, text from files or models made safe to show, and lines that break between words.
 
 Standard library only.
 """
@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import sys
 import unicodedata
+from typing import TextIO
 
 # Control characters move the cursor, set the window's title or answer for the user; format characters reorder a line.
 _UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
@@ -44,3 +46,77 @@ def one_line(text: str, limit: int = 2000) -> str:
 
 def _escaped(character: str) -> str:
     return character.encode("unicode_escape").decode("ascii")
+
+
+class Screen:
+    """Writes text that comes in pieces, made printable; on a terminal, lines break between words and not inside them.
+
+    A word is held back until it is complete. Into a pipe or a file every piece goes at once, without line breaks of
+    ours. `flush` writes what is held back: call it at the end.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = sys.stdout if stream is None else stream
+        self._wraps = self._stream.isatty()
+        self._column, self._spaces, self._word, self._return = 0, "", "", ""
+
+    def write(self, text: str) -> None:
+        text, self._return = self._return + text, ""
+        if text.endswith("\r"):  # a piece may end inside "\r\n"
+            text, self._return = text[:-1], "\r"
+        self._put(text.replace("\r\n", "\n"))
+
+    def flush(self) -> None:
+        rest, self._return = self._return, ""
+        self._put(rest)
+        self._end_word()
+        self._stream.write(self._spaces)
+        self._column, self._spaces = self._column + len(self._spaces), ""
+        self._stream.flush()
+
+    def line(self, text: str = "") -> None:
+        """Write text and end the line."""
+        self.write(text)
+        self.flush()
+        self._put("\n")
+        self._stream.flush()
+
+    def _put(self, text: str) -> None:
+        text = printable(text)
+        if not self._wraps:
+            self._stream.write(text)
+        else:
+            for character in text:
+                self._take(character)
+        self._stream.flush()
+
+    def _take(self, character: str) -> None:
+        if character == "\n":
+            self._end_word()
+            self._stream.write("\n")
+            self._column, self._spaces = 0, ""
+        elif character in " \t":
+            self._end_word()
+            self._spaces += character if character == " " else " " * (8 - (self._column + len(self._spaces)) % 8)
+        else:
+            if width_of(character) == 2:  # between Chinese characters a line may break anywhere
+                self._end_word()
+            self._word += character
+
+    def _end_word(self) -> None:
+        if not self._word:
+            return
+        columns, width = shutil.get_terminal_size().columns, sum(map(width_of, self._word))
+        if self._column and self._column + len(self._spaces) + width > columns:
+            self._stream.write("\n")
+            self._column, self._spaces = 0, ""
+        self._stream.write(self._spaces + self._word)
+        self._column = (self._column + len(self._spaces) + width - 1) % max(1, columns) + 1
+        self._spaces = self._word = ""
+
+
+def width_of(character: str) -> int:
+    """Columns that a terminal uses for a character."""
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1

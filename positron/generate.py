@@ -16,12 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.config import UserError
+from positron.console import Screen, printable
 from positron.door import errors_as_one_line, side_by_side
-from positron.inference.options import chosen_sampling, draft_option, sampling_options
+from positron.inference.checks import argument, decoded, read_standard_input, seed_of, stops_of, whole_number
+from positron.inference.options import chosen_sampling, draft_option, given_options, sampling_options
 
 if TYPE_CHECKING:
     from positron.inference.sampling import Sampling
     from positron.inference.writer import Writer
+
+FIRST_WORDS = "Once upon a time"  # without a prompt
+USED_BY_BENCH = {"prompt", "run", "weights", "draft"}
+USED_BY_COMPARE = {"prompt", "file", "run", "compare", "max_tokens", "seed", "weights", "draft", "verbose"}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -32,7 +38,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--file", help="read the prompt from this file")
     parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
     parser.add_argument("--max-tokens", type=int, default=300, help="most tokens to write (default %(default)s)")
-    parser.add_argument("--num-samples", type=int, default=1, help="so many texts, of seeds that follow each other")
+    parser.add_argument("--num-samples", type=int, default=1, help="how many texts, of seeds that follow each other")
     parser.add_argument("--compare", action="store_true", help="the prompt under all presets, side by side")
     parser.add_argument("--stop", action="append", default=[], help="end before this text; may be given again")
     parser.add_argument("--json", action="store_true", help="one object per text, with its tokens and speed")
@@ -47,22 +53,38 @@ def read_prompt(options: argparse.Namespace) -> str:
         if options.prompt is not None:
             raise UserError("a prompt and --file: give one of them")
         try:
-            return Path(options.file).read_text(encoding="utf-8").rstrip("\n")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read --file {options.file}: {error}") from error
+            return decoded(Path(options.file).read_bytes(), f"--file {options.file}").rstrip("\n")
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"cannot read --file {options.file}: {reason}") from error
     if options.prompt == "-" or (options.prompt is None and not sys.stdin.isatty()):
-        text = sys.stdin.read().rstrip("\n")
-        return text or "Once upon a time"
-    return options.prompt or "Once upon a time"
+        return read_standard_input("the prompt").rstrip("\n") or FIRST_WORDS
+    return FIRST_WORDS if options.prompt is None else argument(options.prompt, "the prompt")
+
+
+def refuse_unused(mode: str, used: set[str]) -> None:
+    """Refuse options that a mode does not use, instead of ignoring them."""
+    unused = sorted(given_options(arguments) - used)
+    if unused:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
+        raise UserError(f"{mode} does not use {names}: leave out what it does not use")
 
 
 def main() -> None:
     with errors_as_one_line():
         options = arguments().parse_args()
+        is_bench = options.prompt == "bench" and options.file is None
+        if is_bench:
+            refuse_unused("bench", USED_BY_BENCH)
+        elif options.compare:
+            refuse_unused("--compare", USED_BY_COMPARE)
         for name in ("max_tokens", "num_samples"):
-            if getattr(options, name) < 1:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(options, name)} must be at least 1")
-        sampling = chosen_sampling(options)
+            whole_number(f"--{name.replace('_', '-')}", getattr(options, name), least=1)
+        sampling, stop = chosen_sampling(options), stops_of(options.stop)
+        seed_of(options.seed, options.num_samples)
+        if options.draft is not None and options.num_samples > 1:
+            raise UserError(f"a draft helps to write one text at a time, not {options.num_samples}: leave it out")
+        prompt = "" if is_bench else read_prompt(options)
         from positron.runs import announce, find_run, load_draft, load_model
 
         run = find_run(options.run)
@@ -73,50 +95,55 @@ def main() -> None:
         say(f"{run.folder}, {path.name}")
         draft = load_draft(options.draft, tokenizer, say)
         writer = Writer(model, tokenizer, say if options.verbose else lambda line: None, options.weights, draft)
-        if options.prompt == "bench" and options.file is None:
+        if is_bench:
             bench(writer)
-            return
-        prompt = read_prompt(options)
-        if options.compare:
+        elif options.compare:
             compare(writer, prompt, options)
         elif options.num_samples == 1 and not options.json:
-            write(writer, prompt, sampling, options)
+            write(writer, prompt, sampling, stop, options)
         else:
-            write_several(writer, prompt, sampling, options)
+            write_several(writer, prompt, sampling, stop, options)
 
 
 def say(line: str) -> None:
-    print(line, file=sys.stderr)
+    print(printable(line), file=sys.stderr)
 
 
-def write(writer: Writer, prompt: str, sampling: Sampling, options: argparse.Namespace) -> None:
+def write(writer: Writer, prompt: str, sampling: Sampling, stop: tuple[str, ...], options: argparse.Namespace) -> None:
     pieces = writer.engine().stream(
-        writer.ids(prompt), sampling, max_tokens=options.max_tokens, seed=options.seed, stop=tuple(options.stop)
+        writer.ids(prompt), sampling, max_tokens=options.max_tokens, seed=options.seed, stop=stop
     )
-    print(prompt, end="", flush=True)
+    screen = Screen()
+    screen.write(prompt)
     for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+        screen.write(piece)
+    screen.line()
 
 
-def write_several(writer: Writer, prompt: str, sampling: Sampling, options: argparse.Namespace) -> None:
-    from positron.inference.engine import cut_at
-
+def write_several(
+    writer: Writer, prompt: str, sampling: Sampling, stop: tuple[str, ...], options: argparse.Namespace
+) -> None:
     began = time.perf_counter()
     ids = writer.ids(prompt)
-    written = writer.engine(options.num_samples).written(
-        [ids] * options.num_samples, sampling, max_tokens=options.max_tokens, seed=options.seed
+    written = writer.engine().written(
+        [ids] * options.num_samples, sampling, max_tokens=options.max_tokens, seed=options.seed, stop=stop
     )
     took = time.perf_counter() - began
     speed = round(sum(one.tokens for one in written) / took, 1)
     for i, one in enumerate(written):
-        text, _, stopped = cut_at(one.text, tuple(options.stop), at_end=True)
         if options.json:
-            facts = {"prompt": prompt, "text": text, "seed": options.seed + i, "tokens": one.tokens}
-            facts |= {"ended": one.ended or stopped, "tokens_per_second_of_all": speed}
-            print(json.dumps(facts, ensure_ascii=False))
+            facts = {"prompt": prompt, "text": one.text, "seed": options.seed + i, "tokens": one.tokens}
+            facts |= {"ended": one.ended, "tokens_per_second_of_all": speed}
+            print(printable_json(facts))
         else:
-            print(f"--- seed {options.seed + i} ---\n{prompt}{text}\n")
+            screen = Screen()
+            screen.line(f"--- seed {options.seed + i} ---\n{prompt}{one.text}\n")
+
+
+def printable_json(facts: dict[str, Any]) -> str:
+    """JSON that reads back as the exact text, with what a terminal would obey as `\\u` escapes."""
+    text = json.dumps(facts, ensure_ascii=False)
+    return "".join(c if printable(c) == c else json.dumps(c)[1:-1] for c in text)
 
 
 def compare(writer: Writer, prompt: str, options: argparse.Namespace) -> None:
@@ -125,11 +152,10 @@ def compare(writer: Writer, prompt: str, options: argparse.Namespace) -> None:
 
     from positron.inference.sampling import PRESETS
 
-    columns = []
+    columns, ids = [], writer.ids(prompt)
     for name, sampling in PRESETS.items():
-        ids = writer.ids(prompt)
         (text,) = writer.engine().texts([ids], sampling, max_tokens=options.max_tokens, seed=options.seed)
-        columns.append((name, prompt + text))
+        columns.append((name, printable(prompt + text)))
     print(side_by_side(columns, shutil.get_terminal_size().columns))
 
 

@@ -187,6 +187,7 @@ ROOMS = {
     "data": {"config", "disk", "fetch", "text", "data"},
     "model": {"config", "model"},
     "inference": {"config", "model", "text", "inference"},
+    "chat_commands": {"config", "disk", "inference"},
     "provenance": {"config", "disk"},
     "evaluation": {
         "config",

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from positron import load
 from positron.config import GPTConfig, UserError
 from positron.inference.decoder import Decoder
-from positron.inference.engine import Engine, cut_at
+from positron.inference.engine import Engine
 from positron.inference.sampling import PRESETS, Sampling, choose, keep_top_p
+from positron.inference.writing import cut_at
 from positron.model.gpt import GPT
 from positron.text.tables import CharTokenizer
 from positron.text.tokenizer import SPECIALS
@@ -68,10 +69,11 @@ def test_cached_logits_are_the_uncached_ones_at_every_length(position: str, n_kv
     model = model_of(position=position, n_kv_head=n_kv_head, **SHAPES[shape])
     ids = torch.randint(0, V, (3, 2 * CONTEXT + 1), generator=torch.Generator().manual_seed(shape)).tolist()
     for rows, prompts in (([0], (1,)), ([0], (5,)), ([0], (CONTEXT,)), ([0, 1, 2], (1, 4, 9)), ([0, 1, 2], (3, 3, 3))):
-        engine = Engine(model, CharTokenizer("".join(map(chr, range(65, 65 + V - 6)))), batch=len(rows))
+        engine = Engine(model, CharTokenizer("".join(map(chr, range(65, 65 + V - 6)))))
+        decoder = engine.decoder.fresh(len(rows))
         seen = [ids[row][:n] for row, n in zip(rows, prompts, strict=True)]
         starts = [0] * len(rows)
-        logits = engine.decoder.prefill(rows, seen)
+        logits = decoder.prefill(rows, seen)
         while max(map(len, seen)) < 2 * CONTEXT:
             for i in rows:
                 if len(seen[i]) - starts[i] > CONTEXT:
@@ -79,7 +81,7 @@ def test_cached_logits_are_the_uncached_ones_at_every_length(position: str, n_kv
                 torch.testing.assert_close(logits[i], uncached(model, seen[i], starts[i]), rtol=1e-10, atol=1e-10)
                 CASES += 1
                 seen[i] = ids[i][: len(seen[i]) + 1]
-            logits = engine._read(seen, [False] * len(rows))
+            logits = engine._read(decoder, seen, [False] * len(rows))
 
 
 def test_the_number_of_lengths_compared(capsys: pytest.CaptureFixture[str]) -> None:
@@ -104,7 +106,7 @@ def test_a_row_writes_what_it_would_write_alone() -> None:
     tokenizer = tokenizer_of()
     model = writing_model(tokenizer)
     prompts = [[0, *tokenizer.encode(text)] for text in ("a", "abc def", "éé 😀", "jihgfedcba")]
-    texts = Engine(model, tokenizer, batch=4).texts(prompts, Sampling(), max_tokens=40, seed=7)
+    texts = Engine(model, tokenizer).texts(prompts, Sampling(), max_tokens=40, seed=7)
     for i, prompt in enumerate(prompts):
         alone = "".join(Engine(model, tokenizer).stream(prompt, Sampling(), max_tokens=40, seed=7 + i))
         assert texts[i] == alone

@@ -56,7 +56,7 @@ def _write(
     found: list[Written] = []
     for start in range(0, len(prompts), BATCH):
         some = prompts[start : start + BATCH]
-        engine = writer.engine(len(some))
+        engine = writer.engine()
         found += engine.written(some, sampling, max_tokens=max_tokens, seed=seed + start, stop_ids=stops)
     return found
 

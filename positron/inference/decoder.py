@@ -7,6 +7,7 @@ do not change when q and k are permuted alike); the heads that share keys are ro
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -71,10 +72,21 @@ class Decoder:
             wide = torch.float64 if self.dtype == torch.float64 else torch.float32  # there is no complex bfloat16
             self.turn = torch.complex(model.cos.to(wide), model.sin.to(wide))[:, None]  # (T, 1, D/2)
         self.smear = model.smear.detach().to(self.dtype) if config.smear else None
-        self.ids = torch.zeros((batch, config.context_length), dtype=torch.int64, device=self.device)
-        room = (config.n_layer, batch, self.K, config.context_length, self.D)
-        self.k, self.v = (torch.zeros(room, dtype=self.cache_dtype, device=self.device) for _ in range(2))
+        self._allocate(batch)
+
+    def _allocate(self, batch: int) -> None:
+        """Make an empty cache."""
+        context = self.config.context_length
+        self.ids = torch.zeros((batch, context), dtype=torch.int64, device=self.device)
+        shape = (self.config.n_layer, batch, self.K, context, self.D)
+        self.k, self.v = (torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in range(2))
         self.lengths = [0] * batch  # tokens of each sequence in the cache
+
+    def fresh(self, batch: int) -> Decoder:
+        """Make a decoder of the same packed weights with an empty cache of its own, for texts written at the same time."""
+        other = copy.copy(self)
+        other._allocate(batch)
+        return other
 
     def _norm(self, norm: Norm) -> tuple[Tensor, Tensor | None]:
         weight = norm.weight.detach().to(self.dtype)

@@ -7,48 +7,103 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from positron.config import UserError
+from positron.inference.checks import LARGEST_SEED, seed_of, shown, text_of, unknown, whole_number
 from positron.inference.sampling import PRESETS, Sampling, preset
-from positron.inference.writer import Writer, sampling_of
+from positron.inference.writer import Writer
 from positron.text import conversation
 from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT
 
-SHORTEST_ANSWER = 4  # of the context, a quarter is kept free for the answer at least
+VERSION = 1  # of saved conversations
+ANSWER_TOKENS = 256  # kept free for an answer without a limit: the longest built-in story has 251
+SETTINGS = ("preset", *(field.name for field in dataclasses.fields(Sampling)), "max_tokens", "seed")
+_WHOLE = ("top_k", "last_n", "seed", "max_tokens")
+_OPTIONAL = ("top_k", "top_p", "min_p", "max_tokens")
 
 
 @dataclasses.dataclass
 class Dialogue:
-    """`chats`: fine-tuned on conversations; otherwise each line is the beginning of a text that is gone on with."""
+    """`chats`: fine-tuned on conversations; otherwise each line is the beginning of a text that the model continues.
+
+    `max_tokens`: most tokens of an answer; None: until it ends or the context is full.
+    """
 
     writer: Writer
     chats: bool
     sampling: Sampling = PRESETS["precise"]
-    max_tokens: int = 200
+    max_tokens: int | None = None
     seed: int = 0
     messages: list[Message] = dataclasses.field(default_factory=list)
+    saved: list[Message] = dataclasses.field(default_factory=list)  # the messages when they were last saved or loaded
+    cut: str | None = None  # why the last answer stopped before its end
+
+    def __post_init__(self) -> None:
+        seed_of(self.seed)
+        if self.max_tokens is not None:
+            whole_number("max_tokens", self.max_tokens, least=1)
 
     def ask(self, text: str, say: Callable[[str], None]) -> Iterator[str]:
-        """The answer in pieces of whole characters. What was said up to a Ctrl-C (or to the last piece taken) stays."""
+        """The answer in pieces of whole characters. What was said up to a Ctrl-C (or to the last piece taken) stays.
+
+        All messages stay in the conversation; `say` is told what the model does not read because it does not fit.
+        """
+        question = Message("user", text_of("the question", text))
         engine, tokenizer = self.writer.engine(), self.writer.tokenizer
-        self.messages.append(Message("user", text))
         if self.chats:
-            room = engine.context - min(self.max_tokens, engine.context * (SHORTEST_ANSWER - 1) // SHORTEST_ANSWER)
-            self.messages, lost = conversation.fit(self.messages, tokenizer, max(8, room))
-            if lost:
-                turns = "turn no longer fits" if lost == 1 else f"{lost} turns no longer fit"
-                say(f"the oldest {turns} the context, and this answer is given without")
-            ids, stops = conversation.prompt(self.messages, tokenizer), conversation.stop_ids(tokenizer)
+            ids, stops = self._prompt([*self.messages, question], say), conversation.stop_ids(tokenizer)
         else:
             stops = [tokenizer.special_id(END_OF_TEXT)]
-            ids = [*stops, *tokenizer.encode(text)][-engine.context :]
+            ids = [*stops, *tokenizer.encode(text)]
+            if len(ids) > engine.context - 1:
+                ids = ids[-max(1, engine.context * 3 // 4) :]
+                say(f"the text is longer than the context: the model reads its last {len(ids)} tokens")
+        most = max(1, engine.context - len(ids)) if self.max_tokens is None else self.max_tokens
+        turn = 1 + sum(message.role != "system" for message in self.messages)
+        self.messages.append(question)
         said: list[str] = []
+        self.cut = None
+        failed = True
         try:
-            seed = self.seed + len(self.messages)
-            for piece in engine.stream(ids, self.sampling, max_tokens=self.max_tokens, seed=seed, stop_ids=stops):
+            answer = engine.stream(ids, self.sampling, max_tokens=most, seed=self._seed(turn), stop_ids=stops)
+            for piece in answer:
                 said.append(piece)
                 yield piece
+            failed = False
+            if not answer.ended:
+                full = self.max_tokens is None
+                self.cut = f"the context of {engine.context} tokens is full" if full else f"cut after {most} tokens"
+        except (KeyboardInterrupt, GeneratorExit):
+            failed = False
+            raise
         finally:
-            self.messages.append(Message("assistant", "".join(said)))
+            if failed and not said:  # an error, and nothing was answered: the question may be asked again
+                self.messages.pop()
+            else:
+                self.messages.append(Message("assistant", "".join(said)))
+
+    def _seed(self, turn: int) -> int:
+        seed = self.seed + turn
+        return seed if seed <= LARGEST_SEED else seed - LARGEST_SEED - 1
+
+    def _prompt(self, messages: list[Message], say: Callable[[str], None]) -> list[int]:
+        """The conversation as the model reads it, without the oldest turns where it is too long."""
+        tokenizer, context = self.writer.tokenizer, self.writer.model.config.context_length
+        wanted = ANSWER_TOKENS if self.max_tokens is None else self.max_tokens
+        alone = len(conversation.prompt([m for m in messages[:1] if m.role == "system"] + messages[-1:], tokenizer))
+        limit = max(8, context - wanted, min(alone, context * 3 // 4))  # a quarter is kept free at least
+        read, lost = conversation.fit(messages, tokenizer, limit)
+        if lost:
+            turns = "turn no longer fits" if lost == 1 else f"{lost} turns no longer fit"
+            say(f"the oldest {turns} the context, and this answer is given without")
+        if read[-1] != messages[-1]:
+            say("the question is too long for the context: the model reads only its end")
+        if messages[0].role == "system" and read[0].role != "system":
+            say("the system text is too long for the context: the model does not read it")
+        return conversation.prompt(read, tokenizer)
+
+    @property
+    def is_saved(self) -> bool:
+        return self.messages == self.saved or all(message.role == "system" for message in self.messages)
 
     @property
     def system(self) -> str | None:
@@ -57,58 +112,99 @@ class Dialogue:
 
     @system.setter
     def system(self, text: str | None) -> None:
+        if not self.chats:
+            raise UserError(
+                "this model reads no system text: it was not fine-tuned on conversations and continues what you begin"
+            )
         rest = [message for message in self.messages if message.role != "system"]
-        self.messages = [Message("system", text), *rest] if text else rest
+        self.messages = [Message("system", text_of("the system text", text)), *rest] if text else rest
 
     def reset(self) -> None:
         self.messages = [message for message in self.messages if message.role == "system"]
 
     def change(self, name: str, value: str) -> None:
-        """One setting, from what a user typed. UserError where there is none of that name, or the value is none for it."""
+        """Change one setting to what a user typed. UserError for an unknown name or a value that does not fit it."""
+        if name not in SETTINGS:
+            raise unknown("setting", name, SETTINGS)
         if name == "preset":
             self.sampling = preset(value)
             return
-        kinds: dict[str, Any] = {"max_tokens": int, "seed": int, "top_k": int, "last_n": int}
-        if value.lower() in ("none", "off") and name in ("top_k", "top_p", "min_p"):
+        number: float | None
+        if value.lower() in ("none", "off") and name in _OPTIONAL:
             number = None
         else:
+            kind = int if name in _WHOLE else float
             try:
-                number = kinds.get(name, float)(value)
-            except ValueError as error:
-                raise UserError(f"{name} {value} is no number") from error
+                number = kind(value)
+            except ValueError:
+                wanted = "a whole number" if kind is int else "a number"
+                or_none = " or none" if name in _OPTIONAL else ""
+                raise UserError(f"{name} {shown(value)[1:-1]} must be {wanted}{or_none}") from None
+        self._set(name, number)
+
+    def _set(self, name: str, number: float | None) -> None:
         if name == "max_tokens":
-            if number is None or number < 1:
-                raise UserError(f"max_tokens {value} must be at least 1")
-            self.max_tokens = int(number)
+            self.max_tokens = None if number is None else whole_number(name, number, least=1)
         elif name == "seed":
-            self.seed = int(number or 0)
+            self.seed = seed_of(number)
         else:
-            settings = dataclasses.asdict(self.sampling)
-            sampling_of({name: number})  # says which names there are
-            self.sampling = Sampling(**{**settings, name: number})
+            self.sampling = dataclasses.replace(self.sampling, **{name: number})  # type: ignore[arg-type]
 
     def settings(self) -> dict[str, Any]:
         name = next((name for name, sampling in PRESETS.items() if sampling == self.sampling), "your own")
-        return {"preset": name, **dataclasses.asdict(self.sampling), "max_tokens": self.max_tokens, "seed": self.seed}
+        limit = "none (until the context is full)" if self.max_tokens is None else self.max_tokens
+        return {"preset": name, **dataclasses.asdict(self.sampling), "max_tokens": limit, "seed": self.seed}
 
     def state(self) -> dict[str, Any]:
         """What `save` writes."""
+        settings = {**dataclasses.asdict(self.sampling), "max_tokens": self.max_tokens, "seed": self.seed}
         messages = [dataclasses.asdict(message) for message in self.messages]
-        return {
-            "version": 1,
-            "settings": {**dataclasses.asdict(self.sampling), "max_tokens": self.max_tokens},
-            "messages": messages,
-        }
+        return {"version": VERSION, "settings": settings, "messages": messages}
 
     def restore(self, state: Any, where: str) -> None:
-        """From what `save` wrote. UserError for anything else; nothing is changed then."""
+        """Continue what `save` wrote. UserError for anything else, naming the field; nothing is changed then."""
         try:
-            settings = dict(state["settings"])
-            max_tokens = int(settings.pop("max_tokens"))
-            sampling = Sampling(**settings)
-            messages = [Message(str(m["role"]), str(m["content"])) for m in state["messages"]]
-            if any(m.role not in conversation.ROLES for m in messages):
-                raise ValueError("a message has no known role")
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{where} is no saved chat: {error}") from error
-        self.sampling, self.max_tokens, self.messages = sampling, max_tokens, messages
+            settings = _group(state, "the file", ("version", "settings", "messages"))["settings"]
+            if type(state["version"]) is not int or state["version"] != VERSION:
+                raise UserError(f"version {shown(state['version'])} is not {VERSION}, which this Positron reads")
+            _group(settings, "settings", ("max_tokens",))
+            for name, value in settings.items():
+                if name not in SETTINGS or name == "preset":
+                    raise UserError(f"settings: {unknown('setting', name, SETTINGS[1:])}")
+                if value is None and name not in _OPTIONAL:
+                    raise UserError(f"settings: {name} must not be null")
+            values = dict(settings)
+            max_tokens, seed = values.pop("max_tokens"), seed_of(values.pop("seed", self.seed))
+            if max_tokens is not None:
+                max_tokens = whole_number("max_tokens", max_tokens, least=1)
+            sampling, messages = Sampling(**values), _messages(state["messages"])
+            if not self.chats and any(message.role == "system" for message in messages):
+                raise UserError("it has a system text, which a model that was not fine-tuned does not read")
+        except UserError as error:
+            raise UserError(f"{where} is not a saved chat: {error}") from error
+        self.sampling, self.max_tokens, self.seed = sampling, max_tokens, seed
+        self.messages, self.saved = messages, list(messages)
+
+
+def _group(value: Any, what: str, keys: tuple[str, ...]) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise UserError(f"{what} must be an object, not {shown(value)}")
+    for key in keys:
+        if key not in value:
+            raise UserError(f"{what} has no {key}")
+    return value
+
+
+def _messages(values: Any) -> list[Message]:
+    if not isinstance(values, list):
+        raise UserError(f"messages must be a list, not {shown(values)}")
+    messages = []
+    for i, value in enumerate(values):
+        fields = _group(value, f"messages[{i}]", ("role", "content"))
+        role = fields["role"]
+        if not isinstance(role, str) or role not in conversation.ROLES:
+            raise UserError(f"messages[{i}]: role {shown(role)} must be one of {', '.join(conversation.ROLES)}")
+        if role == "system" and i:
+            raise UserError(f"messages[{i}]: a system message must be the first one")
+        messages.append(Message(role, text_of(f"messages[{i}]: content", fields["content"])))
+    return messages

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from positron.inference.sampling import Sampling
 
 
-def sampling_options(parser: argparse.ArgumentParser) -> None:
+def sampling_options(parser: argparse.ArgumentParser, preset: str = "balanced") -> None:
+    """Add the options that choose words; `preset`: the one that holds without --preset."""
     parser.add_argument(
-        "--preset", help="precise, balanced (default) or creative; what follows changes single settings"
+        "--preset",
+        help=f"precise, balanced or creative (default: {preset}); what follows changes single settings of it",
     )
     parser.add_argument("--temperature", type=float, help="0: always the likeliest")
     parser.add_argument("--top-k", type=int, help="choose among the k likeliest tokens only")
@@ -23,6 +26,13 @@ def sampling_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repetition-penalty", type=float, help="above 1: what was said lately gets less likely")
     parser.add_argument("--weights", default="fp32", help="fp32; bf16, int8: faster on a CPU, now and then other words")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another text (default %(default)s)")
+
+
+def given_options(build: Callable[[], argparse.ArgumentParser]) -> set[str]:
+    """The names of the options that stand on the command line, also where they have their default value."""
+    parser = build()
+    parser.set_defaults(**dict.fromkeys(vars(build().parse_args([]))))  # None: not given
+    return {name for name, value in vars(parser.parse_args()).items() if value is not None}
 
 
 def draft_option(parser: argparse.ArgumentParser) -> None:

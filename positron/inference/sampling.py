@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from positron.config import UserError
+from positron.inference.checks import real_number, unknown, whole_number
 
 
 def penalize(logits: Tensor, recent: Iterable[int], penalty: float, exempt: Iterable[int] = ()) -> Tensor:
@@ -78,9 +79,13 @@ def filtered(
     return logits
 
 
+COLDEST = 1e-100  # logits divided by a smaller temperature overflow
+PENALTIES = (1e-6, 1e6)
+
+
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. UserError for what makes no sense, naming the setting."""
+    """How the next token is chosen. UserError for a wrong type or range, naming the setting."""
 
     temperature: float = 0.8  # 0: always the likeliest
     top_k: int | None = None
@@ -90,18 +95,29 @@ class Sampling:
     last_n: int = 64  # tokens that the penalty looks back
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < math.inf:
-            raise UserError(f"temperature {self.temperature} must not be negative")
-        if self.top_k is not None and self.top_k < 1:
-            raise UserError(f"top_k {self.top_k} must be at least 1")
+        temperature = self._set("temperature", real_number("temperature", self.temperature))
+        if temperature != 0 and not COLDEST <= temperature < math.inf:
+            raise UserError(
+                f"temperature {temperature:g} must be finite and must not be negative (0, or {COLDEST:g} and above)"
+            )
+        if self.top_k is not None:
+            self._set("top_k", whole_number("top_k", self.top_k, least=1))
         for name in ("top_p", "min_p"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value <= 1:
-                raise UserError(f"{name} {value} must be above 0 and at most 1")
-        if not 0 < self.repetition_penalty < math.inf:
-            raise UserError(f"repetition_penalty {self.repetition_penalty} must be above 0 (1: none)")
-        if self.last_n < 1:
-            raise UserError(f"last_n {self.last_n} must be at least 1")
+            if getattr(self, name) is not None:
+                share = self._set(name, real_number(name, getattr(self, name)))
+                if not 0 < share <= 1:
+                    raise UserError(f"{name} {share:g} must be above 0 and at most 1")
+        penalty = self._set("repetition_penalty", real_number("repetition_penalty", self.repetition_penalty))
+        if not PENALTIES[0] <= penalty <= PENALTIES[1]:
+            raise UserError(
+                f"repetition_penalty {penalty:g} must lie between {PENALTIES[0]:g} and {PENALTIES[1]:g} (1: none)"
+            )
+        self._set("last_n", whole_number("last_n", self.last_n, least=1))
+
+    def _set(self, name: str, value: float) -> float:
+        """Keep Python's own number, whatever kind was given: NumPy's would not go into JSON."""
+        object.__setattr__(self, name, value)
+        return value
 
 
 BALANCED = Sampling()
@@ -113,9 +129,9 @@ PRESETS = {
 
 
 def preset(name: str) -> Sampling:
-    """UserError where there is none of that name."""
-    if name not in PRESETS:
-        raise UserError(f"there is no preset {name}: choose from {', '.join(PRESETS)}")
+    """Return the settings of that name. UserError where there is none."""
+    if not isinstance(name, str) or name not in PRESETS:
+        raise unknown("preset", name, list(PRESETS))
     return PRESETS[name]
 
 

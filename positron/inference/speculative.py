@@ -28,7 +28,6 @@ class Window:
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder, self.context, self.start = decoder, decoder.config.context_length, 0
-        decoder.lengths[0] = 0
 
     def room(self, seen: list[int]) -> int:
         """Tokens that fit after these. A window that these alone do not fit goes on with its last half."""
@@ -64,24 +63,36 @@ class SpeculativeEngine(Engine):
         say: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
         super().__init__(model, tokenizer, dtype=dtype, say=say)
-        self.draft = Decoder(draft, 1, torch.int8)  # the fastest: what it proposes changes no probability
+        self.draft = Decoder(draft, 0, torch.int8)  # the fastest: what it proposes changes no probability
 
     def ids(
-        self, prompts: list[list[int]], sampling: Sampling, *, max_tokens: int, stop_ids: Iterable[int], seed: int
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling,
+        *,
+        max_tokens: int,
+        stop_ids: Iterable[int],
+        seed: int,
+        ended: list[bool] | None = None,
     ) -> Iterator[list[int | None]]:
         """The next id of the only prompt, as `Engine.ids` gives it."""
-        if len(prompts) != 1 or not prompts[0]:
-            raise UserError("a draft helps to write one text at a time, after a prompt that is not empty")
-        seen, stops, self.was_cut = list(prompts[0]), set(stop_ids), False
+        if len(prompts) != 1:
+            raise UserError(f"a draft helps to write one text at a time, not {len(prompts)}: leave it out")
+        if not prompts[0]:
+            raise UserError("the prompt has no tokens: give at least one")
+        ended = [False] if ended is None else ended
+        seen, stops = list(prompts[0]), set(stop_ids)
         end, generator = len(seen) + max_tokens, torch.Generator().manual_seed(seed)
-        windows = Window(self.decoder), Window(self.draft)
+        windows = Window(self.decoder.fresh(1)), Window(self.draft.fresh(1))
         while len(seen) < end:
             for token in self._round(*windows, seen, end - len(seen), sampling, generator):
                 if token in stops:
+                    ended[0] = True
                     return
                 seen.append(token)
                 yield [token]
-        self.was_cut = True
+                if ended[0]:
+                    return
 
     def _round(
         self, large: Window, small: Window, seen: list[int], most: int, sampling: Sampling, generator: torch.Generator

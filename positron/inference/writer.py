@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 
 from positron.config import UserError
+from positron.inference.checks import shown, text_of, texts_of, unknown
 from positron.inference.engine import Engine
 from positron.inference.sampling import BALANCED, Sampling
 from positron.inference.speculative import SpeculativeEngine
+from positron.inference.writing import Stream
 from positron.model.gpt import GPT
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 WEIGHTS = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}  # None: as the model has them
+OWN_SETTINGS = ("max_tokens", "seed", "stop")  # of `generate`, beside those of `Sampling`
 
 
 class Writer:
-    """A model with its tokenizer. Settings are the fields of `Sampling`, by name; UserError for others."""
+    """A model with its tokenizer. Settings are the fields of `Sampling`, by name; UserError for others.
+
+    Any number of texts may be written at the same time, in one thread or in several: each is the text that it would be
+    alone.
+    """
 
     def __init__(
         self,
@@ -33,33 +41,64 @@ class Writer:
 
         `draft`: a smaller model with the same tokenizer that proposes tokens; the words are still the model's own.
         """
-        if weights not in WEIGHTS:
-            raise UserError(f"there are no weights {weights}: choose from {', '.join(WEIGHTS)}")
+        self.refuse_weights(weights)
         self.model, self.tokenizer, self.say, self.dtype = model, tokenizer, say, WEIGHTS[weights]
         self.draft = draft
-        self._engines: dict[int, Engine] = {}
+        self._engine: Engine | None = None
+        self._packing = threading.Lock()
 
-    def generate(self, prompt: str, *, max_tokens: int = 200, seed: int = 0, **settings: Any) -> str:
-        """The prompt and what the model writes after it."""
-        return prompt + "".join(self.stream(prompt, max_tokens=max_tokens, seed=seed, **settings))
+    @staticmethod
+    def refuse_weights(weights: str) -> None:
+        """Raise UserError where there are no weights of that name."""
+        if not isinstance(weights, str) or weights not in WEIGHTS:
+            raise UserError(f"there are no weights {weights}: choose from {', '.join(WEIGHTS)}")
+
+    def generate(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 200,
+        seed: int = 0,
+        stop: str | Iterable[str] = (),
+        **settings: Any,
+    ) -> str:
+        """Return the prompt and what the model writes after it: `prompt + "".join(stream(prompt, ...))`."""
+        return prompt + "".join(self.stream(prompt, max_tokens=max_tokens, seed=seed, stop=stop, **settings))
 
     def stream(
-        self, prompt: str, *, max_tokens: int = 200, seed: int = 0, stop: tuple[str, ...] = (), **settings: Any
-    ) -> Iterator[str]:
-        """What the model writes after the prompt, in pieces of whole characters."""
-        sampling = sampling_of(settings)
-        return self.engine().stream(self.ids(prompt), sampling, max_tokens=max_tokens, seed=seed, stop=stop)
+        self,
+        prompt: str,
+        *,
+        max_tokens: int = 200,
+        seed: int = 0,
+        stop: str | Iterable[str] = (),
+        **settings: Any,
+    ) -> Stream:
+        """Return what the model writes after the prompt, without the prompt, in pieces of whole characters.
 
-    def samples(self, prompts: list[str], *, max_tokens: int = 200, seed: int = 0, **settings: Any) -> list[str]:
-        """Each prompt with its continuation, all at once; text i is that of `generate` with seed + i."""
-        new = self.engine(len(prompts)).texts(
-            [self.ids(prompt) for prompt in prompts], sampling_of(settings), max_tokens=max_tokens, seed=seed
-        )
-        return [prompt + text for prompt, text in zip(prompts, new, strict=True)]
+        It ends before the first of the `stop` texts: one text or a list of them.
+        """
+        sampling, ids = sampling_of(settings), self.ids(prompt)
+        return self.engine().stream(ids, sampling, max_tokens=max_tokens, seed=seed, stop=stop)
+
+    def samples(
+        self,
+        prompts: Iterable[str],
+        *,
+        max_tokens: int = 200,
+        seed: int = 0,
+        stop: str | Iterable[str] = (),
+        **settings: Any,
+    ) -> list[str]:
+        """Return each prompt with its continuation, all written at once; text i is that of `generate` with seed + i."""
+        beginnings, sampling = texts_of("prompts", prompts), sampling_of(settings)
+        ids = [self.ids(prompt) for prompt in beginnings]
+        new = self.engine().texts(ids, sampling, max_tokens=max_tokens, seed=seed, stop=stop)
+        return [prompt + text for prompt, text in zip(beginnings, new, strict=True)]
 
     def ids(self, prompt: str) -> list[int]:
-        """The prompt as the beginning of a document. UserError where it does not fit the context."""
-        ids = [self.tokenizer.special_id(END_OF_TEXT), *self.tokenizer.encode(prompt)]
+        """Return the prompt as the beginning of a document. UserError where it does not fit the context."""
+        ids = [self.tokenizer.special_id(END_OF_TEXT), *self.tokenizer.encode(text_of("prompt", prompt))]
         limit = self.model.config.context_length
         if len(ids) > limit:
             raise UserError(
@@ -67,21 +106,22 @@ class Writer:
             )
         return ids
 
-    def engine(self, batch: int = 1) -> Engine:
-        if self.draft is not None and batch > 1:
-            raise UserError(f"a draft helps to write one text at a time, not {batch}: leave it out")
-        if batch not in self._engines:
-            options: dict[str, Any] = {"dtype": self.dtype, "say": self.say}
-            if self.draft is not None:
-                self._engines = {batch: SpeculativeEngine(self.model, self.tokenizer, self.draft, **options)}
-            else:
-                self._engines = {batch: Engine(self.model, self.tokenizer, batch=batch, **options)}
-        return self._engines[batch]
+    def engine(self) -> Engine:
+        """Return the engine, whose weights are packed when it is asked for first."""
+        with self._packing:
+            if self._engine is None:
+                options: dict[str, Any] = {"dtype": self.dtype, "say": self.say}
+                if self.draft is not None:
+                    self._engine = SpeculativeEngine(self.model, self.tokenizer, self.draft, **options)
+                else:
+                    self._engine = Engine(self.model, self.tokenizer, **options)
+            return self._engine
 
 
 def sampling_of(settings: dict[str, Any]) -> Sampling:
+    """Return the balanced preset with these settings. UserError for a name that does not exist."""
     known = [field.name for field in dataclasses.fields(Sampling)]
     for name in settings:
         if name not in known:
-            raise UserError(f"there is no setting {name}: choose from {', '.join(known)}")
+            raise unknown("setting", shown(name)[1:-1], [*known, *OWN_SETTINGS])
     return dataclasses.replace(BALANCED, **settings)

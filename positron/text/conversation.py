@@ -59,11 +59,18 @@ def fit(messages: Sequence[Message], tokenizer: Tokenizer, limit: int) -> tuple[
     """
     system = [m for m in messages[:1] if m.role == "system"]
     rest, lost = list(messages[len(system) :]), 0
-    while len(prompt([*system, *rest], tokenizer)) > limit and len(rest) > 1:
-        rest.pop(0)
-        while rest[0].role == "assistant" and len(rest) > 1:
-            rest.pop(0)
+    # each message is encoded once: a long conversation must not take the square of its length
+    sizes = [len(tokenizer.encode(message.content)) + 2 for message in rest]  # with its marker and its <|end|>
+    size = len(prompt(system, tokenizer)) + sum(sizes)
+    first = 0
+    while size > limit and len(rest) - first > 1:
+        size -= sizes[first]
+        first += 1
+        while rest[first].role == "assistant" and len(rest) - first > 1:
+            size -= sizes[first]
+            first += 1
         lost += 1
+    rest = rest[first:]
     if len(prompt([*system, *rest], tokenizer)) > limit:
         room = limit - len(prompt([*system, Message("user", "")], tokenizer))
         if room < 1 and system:

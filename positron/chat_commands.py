@@ -1,0 +1,219 @@
+"""What a user types in the chat: commands, and lines that are meant for the model.
+
+A line that begins with / is a command. Without the slash only these forms are: a command alone on its line, `settings
+NAME VALUE`, and `save FILE` or `load FILE` where FILE has a suffix or a folder. Everything else goes to the model.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import stat
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from positron.config import UserError
+from positron.console import Screen
+
+if TYPE_CHECKING:
+    from positron.inference.dialogue import Dialogue
+
+COMMANDS = {
+    "settings": "show how the next words are chosen",
+    "settings NAME VALUE": "change it: preset, temperature, top_p, top_k, min_p, repetition_penalty, last_n, max_tokens, seed",
+    "reset": "forget the conversation",
+    "/system TEXT": "say who the model is to be (without TEXT: nobody)",
+    "save FILE, load FILE": "keep the conversation and continue it later; /save! FILE replaces a file that exists",
+    "quit": "leave (so do Ctrl-D, and Ctrl-C at the prompt; in an answer, Ctrl-C stops the answer)",
+}
+RULE = (
+    "A line that begins with / is a command. Without the slash, a command must stand alone (help, settings, reset, "
+    "quit), be settings NAME VALUE, or name a file with a suffix (save talk.json). All other lines go to the model."
+)
+NAMES = ("help", "settings", "reset", "system", "save", "save!", "load", "quit")
+ALIASES = {"exit": "quit"}
+TAKES_TEXT = ("settings", "system", "save", "save!", "load")
+_FILE = re.compile(r"\S*[/\\]\S*|\S*\.\w+|~\S*")
+
+
+class NearCommand(UserError):
+    """A line that is nearly a command: it is sent to the model if the user enters it again."""
+
+
+class Command(NamedTuple):
+    name: str
+    text: str  # what follows it
+
+
+def parse(line: str) -> Command | None:
+    """Return the command of a line; None for a line that is meant for the model.
+
+    UserError for a command that does not exist; NearCommand for a line without a slash that is nearly a command.
+    """
+    word, _, text = line.strip().partition(" ")
+    slashed, text = word.startswith("/"), text.strip()
+    name = word.removeprefix("/").lower()
+    name = ALIASES.get(name, name)
+    if slashed:
+        if name not in NAMES:
+            near = _nearest(name)
+            hint = f"did you mean /{near}? " if near else ""
+            raise UserError(f"there is no {word}: {hint}/help lists the commands")
+        if text and name not in TAKES_TEXT:
+            raise UserError(f"/{name} takes no text: to send the line to the model, write it without the slash")
+        return Command(name, text)
+    if name in NAMES:
+        return Command(name, text) if _is_exact(name, text) else None
+    near = _nearest(name)
+    if near is not None and _is_exact(near, text):
+        raise NearCommand(
+            f"there is no command {word}: did you mean {near}? Enter the line again to send it to the model"
+        )
+    return None
+
+
+def remark(line: str) -> str | None:
+    """Return a remark for a line that goes to the model although it begins with the name of a command."""
+    word = line.strip().partition(" ")[0]
+    return f"this line goes to the model; as a command: /{word} ..." if word in TAKES_TEXT else None
+
+
+def _is_exact(name: str, text: str) -> bool:
+    """Whether `name text`, without a slash, has one of the forms that are commands."""
+    if not text:
+        return True
+    if name == "settings":
+        return _names_setting(text)
+    return name in ("save", "save!", "load") and _FILE.fullmatch(text) is not None
+
+
+def _names_setting(text: str) -> bool:
+    """Whether it is NAME VALUE or NAME=VALUE: a name that exists, or any one with a value that settings have."""
+    from positron.inference.dialogue import SETTINGS
+    from positron.inference.sampling import PRESETS
+
+    words = text.replace("=", " ", 1).split()
+    if _setting_name(words[0]) in SETTINGS:
+        return len(words) <= 2
+    return len(words) == 2 and (words[1].lower() in ("none", "off", *PRESETS) or _is_number(words[1]))
+
+
+def _setting_name(word: str) -> str:
+    return word.lower().replace("-", "_")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _nearest(word: str) -> str | None:
+    """Return the command that a word is a slip of: some letters more, fewer or in another order."""
+    for name in NAMES:
+        if sorted(word) == sorted(name):
+            return name
+    return next(iter(difflib.get_close_matches(word, NAMES, 1, 0.8)), None)
+
+
+def execute(dialogue: Dialogue, command: Command) -> None:
+    """Do what a command says. UserError where it cannot be done; nothing is changed then."""
+    name, text = command
+    match name:
+        case "help":
+            show_help()
+        case "settings":
+            _settings(dialogue, text)
+        case "reset":
+            dialogue.reset()
+            Screen().line("(the conversation begins anew)")
+        case "system":
+            dialogue.system = text or None
+            Screen().line(f"(system: {text or 'none'})")
+        case "save" | "save!":
+            _save(dialogue, text, replace=name == "save!")
+        case "load":
+            _load(dialogue, text)
+        case "quit":
+            return
+        case _:
+            raise AssertionError(f"{name} is not a command")
+
+
+def show_help() -> None:
+    import shutil
+
+    width = max(40, shutil.get_terminal_size().columns)
+    for usage, what in COMMANDS.items():
+        print(textwrap.fill(f"{usage:<21} {what}", width, subsequent_indent=" " * 22, break_long_words=False))
+    print("\n" + textwrap.fill(RULE, width))
+
+
+def _settings(dialogue: Dialogue, text: str) -> None:
+    name, _, value = text.replace("=", " ", 1).partition(" ")
+    name, value = _setting_name(name), value.strip()
+    if value or (name and name not in dialogue.settings()):
+        dialogue.change(name, value)
+    shown = dialogue.settings()
+    if name and not value:
+        shown = {name: shown[name]}
+    Screen().line("\n".join(f"  {name:<18} {value}" for name, value in shown.items()))
+
+
+def _save(dialogue: Dialogue, name: str, replace: bool) -> None:
+    from positron.disk import write_json
+
+    if not name:
+        raise UserError("save where? /save FILE")
+    path = _path(name)
+    kind = _kind(path)
+    if kind not in (None, "a file"):
+        raise UserError(f"cannot save to {name}: it is {kind}; give the name of a file")
+    if kind == "a file" and not replace:
+        raise UserError(f"{name} exists: /save! {name} replaces it")
+    write_json(path, dialogue.state())
+    dialogue.saved = list(dialogue.messages)
+    Screen().line(f"(saved {len(dialogue.messages)} messages to {name})")
+
+
+def _load(dialogue: Dialogue, name: str) -> None:
+    from positron.inference.checks import decoded
+
+    if not name:
+        raise UserError("load what? /load FILE")
+    path = _path(name)
+    try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"cannot load {name}: it is {_kind(path.resolve())}")
+        state = json.loads(decoded(path.read_bytes(), name))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot load {name}: {reason}") from error
+    dialogue.restore(state, name)
+    Screen().line(f"(loaded {len(dialogue.messages)} messages from {name})")
+
+
+def _path(name: str) -> Path:
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"there is no file {name}: {error}") from error
+
+
+def _kind(path: Path) -> str | None:
+    """What a path names, links not followed; None for nothing."""
+    try:
+        mode = path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot use {path}: {getattr(error, 'strerror', None) or error}") from error
+    if stat.S_ISREG(mode):
+        return "a file"
+    if stat.S_ISLNK(mode):
+        return f"a symbolic link to {path.readlink()}"
+    return "a folder" if stat.S_ISDIR(mode) else "a device, a pipe or a socket"

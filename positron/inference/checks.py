@@ -1,0 +1,133 @@
+"""Check what a caller passes: first its type, then its range. Every refusal is a UserError that names the setting.
+
+Standard library only, so that commands can check their options before they import torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import numbers
+import operator
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from positron.config import UserError
+
+SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # what torch.Generator.manual_seed takes
+
+
+def shown(value: Any) -> str:
+    """Show a value in a message: short, with its type where that is what is wrong with it."""
+    text = ascii(value) if isinstance(value, str) else repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def whole_number(name: str, value: Any, least: int | None = None) -> int:
+    """Return an int from an int or a NumPy integer; refuse flags, floats (40.0 too), text and None."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise UserError(f"{name} {shown(value)} must be a whole number, not {type(value).__name__}") from None
+    if least is not None and number < least:
+        raise UserError(f"{name} {shown(number)} must be at least {least}")
+    return number
+
+
+def real_number(name: str, value: Any) -> float:
+    """Return a float from an int, a float or a NumPy number; refuse flags, text and None. NaN and infinity pass."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise UserError(f"{name} {shown(value)} must be a number, not {type(value).__name__}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise UserError(f"{name} {shown(value)} is too large") from None
+
+
+def seed_of(value: Any, texts: int = 1) -> int:
+    """Return the seed of the first of `texts` texts, whose seeds follow each other; refuse what torch does not take."""
+    seed = whole_number("seed", value)
+    if not SMALLEST_SEED <= seed <= LARGEST_SEED - (texts - 1):
+        most = LARGEST_SEED - (texts - 1)
+        raise UserError(f"seed {shown(seed)} must lie between {SMALLEST_SEED} and {most}" + _for_each(texts))
+    return seed
+
+
+def _for_each(texts: int) -> str:
+    return "" if texts == 1 else f", because each of the {texts} texts has a seed of its own"
+
+
+def text_of(name: str, value: Any) -> str:
+    """Return a text that a tokenizer can read; refuse other types and lone surrogates, which UTF-8 cannot spell."""
+    if not isinstance(value, str):
+        raise UserError(f"{name} {shown(value)} must be a text (str), not {type(value).__name__}")
+    for place, character in enumerate(value):
+        if "\ud800" <= character <= "\udfff":
+            raise UserError(
+                f"{name}: character {place} is the lone surrogate {ascii(character)[1:-1]}, which is no text; "
+                "was it read from bytes that are not UTF-8?"
+            )
+    return value
+
+
+def texts_of(name: str, values: Any) -> list[str]:
+    """Return a list of texts; refuse a single text, whose characters would be taken for the texts."""
+    if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
+        raise UserError(f"{name} {shown(values)} must be a list of texts, not {type(values).__name__}")
+    return [text_of(f"{name}[{i}]", value) for i, value in enumerate(values)]
+
+
+def stops_of(value: Any) -> tuple[str, ...]:
+    """Return stop strings from one text or from a list of texts, none of which may be empty."""
+    stops = tuple(texts_of("stop", [value] if isinstance(value, str) else value))
+    if "" in stops:
+        raise UserError("stop: an empty text ends every text at once; leave it out")
+    return stops
+
+
+def unknown(what: str, name: Any, known: Sequence[str]) -> UserError:
+    """Make the error for a name that does not exist, with the nearest that does."""
+    near = difflib.get_close_matches(str(name), known, 1, 0.6)
+    hint = f"did you mean {near[0]}? Choose" if near else "choose"
+    return UserError(f"there is no {what} {name}: {hint} from {', '.join(known)}")
+
+
+def decoded(data: bytes, what: str) -> str:
+    """Return UTF-8 bytes as text, without a byte order mark and with newlines as \\n. UserError names the place."""
+    try:
+        text = data.decode("utf-8").removeprefix("\ufeff")
+    except UnicodeDecodeError as error:
+        hint = "; it looks like UTF-16: save it as UTF-8" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
+        raise UserError(f"{what} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}{hint}") from error
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def argument(text: str, what: str) -> str:
+    """Return a text of the command line, without a byte order mark. UserError names the byte that is not UTF-8."""
+    if any("\udc80" <= character <= "\udcff" for character in text):  # how Python passes such bytes on
+        decoded(os.fsencode(text), what)
+    return text_of(what, text).removeprefix("\ufeff")
+
+
+def standard_input_lines(what: str) -> Iterator[tuple[str, str]]:
+    """Yield the lines of standard input as they arrive, each with its name for messages: `line 3 of the prompt`."""
+    source = getattr(sys.stdin, "buffer", sys.stdin)
+    try:
+        for number, line in enumerate(source, 1):
+            name = f"line {number} of {what}"
+            yield (decoded(line, name) if isinstance(line, bytes) else line), name
+    except (OSError, ValueError) as error:  # closed, a folder, or open for writing only
+        raise UserError(f"cannot read {what}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_standard_input(what: str) -> str:
+    """Return all of standard input as text."""
+    source = getattr(sys.stdin, "buffer", sys.stdin)
+    try:
+        content = source.read()
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {what}: {getattr(error, 'strerror', None) or error}") from error
+    return decoded(content, what) if isinstance(content, bytes) else content
