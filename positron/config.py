@@ -17,6 +17,12 @@ class UserError(Exception):
     """Something that the user can mend: doors print it as one line and exit with code 2."""
 
 
+class Diverged(Exception):
+    """The training failed by its own numbers: commands print it as one line and exit with code 1."""
+
+    can_save = False  # whether the weights are still worth keeping
+
+
 class Unreachable(Exception):
     """Something outside, after patient attempts: doors print it as one line and exit with code 1."""
 
@@ -236,6 +242,11 @@ class DeviceConfig:
     compile: bool = False
     checkpoint_activations: bool = False  # keep each block's input alone and compute the rest again going backward
 
+    @property
+    def processes(self) -> int:
+        """How many processes train one run: one for each device of each machine."""
+        return self.devices * self.num_nodes
+
     def __post_init__(self) -> None:
         for name in ("devices", "num_nodes", "threads"):
             value = getattr(self, name)
@@ -243,7 +254,7 @@ class DeviceConfig:
                 raise UserError(f"device.{name}={value} must be at least 1")
         if not 0 < self.share <= 1:
             raise UserError(f"device.share={self.share} must be more than 0 and at most 1")
-        if self.devices * self.num_nodes > 1 and self.strategy == "auto":
+        if self.processes > 1 and self.strategy == "auto":
             raise UserError("more than one device needs device.strategy=ddp (or fsdp for models that do not fit one)")
 
 
@@ -444,7 +455,7 @@ class RunConfig:
             raise UserError("init_from= takes weights only and ckpt_path= everything: give one of them")
         if self.budget is not None:
             seconds(self.budget, "budget")
-            if self.sft is not None or self.device.devices * self.device.num_nodes > 1:
+            if self.sft is not None or self.device.processes > 1:
                 raise UserError("budget= is for pretraining on one device")
         elif self.auto_size:
             raise UserError("model=auto needs a time to choose for: budget=10min")

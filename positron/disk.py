@@ -7,6 +7,7 @@ regular files (a FIFO would wait for ever). Standard library only.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -15,9 +16,12 @@ import stat
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from positron.config import UserError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 JSON_BYTES = 64_000_000  # no JSON file of a run comes near it
 TEXT_BYTES = 2_000_000_000
@@ -101,6 +105,42 @@ def refuse_links_in(folder: Path) -> None:
             refuse_links_in(folder / entry.name)
 
 
+class _Recorder(io.BufferedIOBase):
+    """A file that remembers the first exception raised while it was written.
+
+    Libraries hide it: `torch.save` finishes its archive although a write has failed, and raises a RuntimeError about
+    positions in place of "No space left on device" or of an interruption. There is no file descriptor, so NumPy and
+    Pillow write through `write`, too, instead of with calls of their own that do not tell the reason.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+        self.fault: BaseException | None = None
+
+    def write(self, data: Buffer) -> int:
+        try:
+            return self.file.write(data)
+        except BaseException as fault:
+            self.fault = self.fault or fault
+            raise
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self.file.tell()
+
+    def flush(self) -> None:
+        if not self.file.closed:
+            self.file.flush()
+
+
 @contextlib.contextmanager
 def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
     """Give a binary file that appears at `path` when the block ends, complete or not at all.
@@ -115,7 +155,13 @@ def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()  # of a dead process that had this number, or planted
         with open_inside(temporary, "xb", below) as file:
-            yield file
+            recorder = _Recorder(file)
+            try:
+                yield cast("IO[bytes]", recorder)
+            except Exception as error:
+                if recorder.fault is not None and recorder.fault is not error:
+                    raise recorder.fault from error
+                raise
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from positron.config import Unreachable, UserError
+from positron.config import Diverged, Unreachable, UserError
 from positron.console import open_streams
 from positron.settings import unknown_key
 
@@ -25,7 +25,7 @@ def conf_folder() -> Path:
 
 @contextmanager
 def errors_as_one_line() -> Iterator[None]:
-    """Exit 2 for what the user can mend, 128 + signal after a saved interruption, 1 for the rest; 0 for a closed pipe.
+    """Exit 2 for what the user can fix, 128 + signal after an interruption, 1 for the rest; 0 for a closed pipe.
 
     With POSITRON_DEBUG=1 every error shows its traceback.
     """
@@ -47,13 +47,13 @@ def describe(error: BaseException) -> tuple[int, str]:
     """Exit code and one line for an error."""
     if isinstance(error, UserError):
         return 2, f"positron: {error}"
-    if isinstance(error, Unreachable):
+    if isinstance(error, (Unreachable, Diverged)):
         return 1, f"positron: {error}"
     if isinstance(error, KeyboardInterrupt):
         return 130, "positron: interrupted"
     if isinstance(error, BrokenPipeError):
         return 0, ""
-    if hasattr(error, "exit_code"):
+    if hasattr(error, "exit_code"):  # an interruption, which has already said what was saved
         return int(error.exit_code), ""
     kind = type(error).__name__
     if type(error).__module__.startswith(("hydra", "omegaconf")):
@@ -82,18 +82,23 @@ def _hydra_reason(error: BaseException) -> str:
     return text
 
 
-def first_rank() -> bool:
-    """Of several processes that train one run, the one that speaks and writes; known before any of them meet."""
-    return all(os.environ.get(key, "0") == "0" for key in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+def first_rank(processes: int) -> bool:
+    """Whether this process speaks and writes, of the `processes` that train one run; known before any of them meet.
+
+    The only process is the first one: containers, notebooks, launchers and SLURM leave variables of ranks behind that
+    do not concern it.
+    """
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return processes == 1 or all((os.environ.get(key) or "0") == "0" for key in ranks)
 
 
 class Voice:
     """Says a line to the user (on the first rank) and keeps it, with its time, in the run's log file."""
 
-    def __init__(self, log: Path | None, prefix: str = "") -> None:
-        """`prefix`: of each line on the screen, where several jobs speak at once."""
+    def __init__(self, log: Path | None, prefix: str = "", processes: int = 1) -> None:
+        """`prefix`: of each line on the screen, where several jobs speak at once. `processes`: that train the run."""
         self.log, self.prefix = log, prefix
-        self.is_first_rank = first_rank()
+        self.is_first_rank = first_rank(processes)
 
     def __enter__(self) -> Voice:
         return self
@@ -102,7 +107,7 @@ class Voice:
         """The reason why a run ended stands in its own log, also under a sweep."""
         if error is not None and self.is_first_rank:
             text = describe(error)[1] or str(error)
-            if not isinstance(error, UserError) and not hasattr(error, "exit_code"):
+            if not isinstance(error, (UserError, Diverged)) and not hasattr(error, "exit_code"):
                 text += "\n" + "".join(traceback.format_exception(kind, error, trace))
             try:
                 self._keep(text)
@@ -112,12 +117,15 @@ class Voice:
     def __call__(self, line: str) -> None:
         if not self.is_first_rank:
             return
-        if sys.stderr.isatty():
-            from tqdm import tqdm
+        try:
+            if sys.stderr.isatty():
+                from tqdm import tqdm
 
-            tqdm.write(self.prefix + line, file=sys.stderr)
-        else:
-            print(self.prefix + line, file=sys.stderr, flush=True)
+                tqdm.write(self.prefix + line, file=sys.stderr)
+            else:
+                print(self.prefix + line, file=sys.stderr, flush=True)
+        except OSError:  # the terminal was closed, or the pipe: the log has the line, and training continues
+            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         self._keep(line)
 
     def _keep(self, line: str) -> None:

@@ -51,13 +51,13 @@ def main() -> None:
         last = last_step(rows, math.inf if options.whole else begun["step"] + options.steps)
         config = again(run, begun, options.name or default_name(run), last)
         folder = OUTPUTS / config.name
-        if first_rank():
+        if first_rank(config.device.processes):
             claim(folder, run)
         from positron.sft import sft
         from positron.train import train
 
         (train if config.sft is None else sft)(config, folder)
-        if first_rank():
+        if first_rank(config.device.processes):
             same, text = verdict(run, Run(folder), last)
             print("\n" + text)
             raise SystemExit(0 if same else 1)

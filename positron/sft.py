@@ -42,7 +42,7 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.text.conversation import TEMPLATE
     from positron.training.fit import fit
     from positron.training.plan import make_plan
-    from positron.training.start import begin
+    from positron.training.start import begin, refuse_before_begin
 
     base = find_run(config.init_from)
     with begin(folder, config) as (run, machine, start, say):
@@ -71,6 +71,7 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
             replay=_replay(config, base, plan.batch_size, context, say),
             say=say,
         )
+        refuse_before_begin(run, start, last_step=plan.last_step, fingerprint=data.train.fingerprint)
         if say.is_first_rank:
             run.begin(config, tokenizer, new=not start.is_own, forked_from=start.weights)
             write_json(run.folder / "chat.json", TEMPLATE)

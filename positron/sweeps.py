@@ -75,10 +75,11 @@ def run_job(
         return record_job(folder, list(hydra.overrides.task), job)
     config = configure(values)
     folder = OUTPUTS / config.name
-    if first_rank() and "torch" not in sys.modules:  # whose import keeps everybody waiting
+    is_first = first_rank(config.device.processes)
+    if is_first and "torch" not in sys.modules:  # whose import keeps everybody waiting
         print(f"loading what {folder} needs", file=sys.stderr, flush=True)
     facts = train(config, folder)
-    if first_rank():
+    if is_first:
         show_result(folder)
     return float(facts.get("val/bpb", "nan"))
 

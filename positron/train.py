@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def train(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Train the run of `folder` as far as it is not trained yet; returns its facts: status, step, val/bpb, best/bpb ...
 
-    Raises UserError for what the user can mend, Interrupted after Ctrl-C or SIGTERM, Diverged where the loss stayed
-    NaN or infinite; the run's last whole step is saved in each case.
+    Raises UserError for what the user can fix, Interrupted after Ctrl-C, SIGTERM or SIGHUP (the last whole step is
+    saved), Diverged where the training failed by its own numbers.
     """
     begun = time.monotonic()
     from positron.training.allocator import tune_allocator
@@ -37,7 +37,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.training.budget import as_begun, choose
     from positron.training.fit import fit
     from positron.training.plan import make_plan
-    from positron.training.start import begin
+    from positron.training.start import begin, refuse_before_begin
 
     config = as_begun(config, Run(folder))
     with begin(folder, config) as (run, machine, start, say):
@@ -62,6 +62,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
         source = start.weights or start.checkpoint
         if source is not None:
             restore(model, tokenizer, source)  # Lightning loads the rest, where there is more to load
+        refuse_before_begin(run, start, last_step=plan.last_step, fingerprint=data.train.fingerprint)
         if say.is_first_rank:
             run.begin(config, tokenizer, new=not start.is_own, forked_from=start.checkpoint)
         return fit(run, config, plan, model, data, tokenizer, start, begun=begun, say=say)

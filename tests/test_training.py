@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import FAST, PATIENCE, tiny
 
-from positron.config import GPTConfig, PrecisionConfig, UserError
+from positron.config import Diverged, GPTConfig, PrecisionConfig, UserError
 from positron.data.pretrain import PretrainData
 from positron.evaluation.metrics import Score, read_metrics
 from positron.runs import Run, find_run, load_model
@@ -23,7 +23,7 @@ from positron.train import train
 from positron.training.callbacks import Stopping
 from positron.training.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from positron.training.device import Machine
-from positron.training.module import Diverged, PretrainModule
+from positron.training.module import PretrainModule
 from positron.training.plan import suitable_batch
 
 TRACE = ("step", "tokens", "train/loss", "train/lr", "train/grad_norm", "val/loss", "val/bpb")
@@ -307,7 +307,7 @@ def test_a_run_that_stays_nan_stops_with_its_last_good_weights(tmp_path, monkeyp
     poisoned(set(range(13, 100)), monkeypatch)
     with pytest.raises(Diverged, match=r"5 steps in a row.*optimizer\.lr"):
         train(tiny(tmp_path), tmp_path / "run")
-    assert Run(tmp_path / "run").facts()["status"] == "failed"
+    assert Run(tmp_path / "run").facts()["status"] == "diverged"
     saved = weights(tmp_path / "run")
     assert all(w.isfinite().all() for w in saved.values())
     assert load_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])["global_step"] == 17

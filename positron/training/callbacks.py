@@ -9,7 +9,6 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 import lightning as L
@@ -20,6 +19,7 @@ from positron.data.pretrain import PretrainData
 from positron.evaluation.metrics import Score
 from positron.training.device import wait_for
 from positron.training.module import PretrainModule
+from positron.training.signals import Signals
 
 
 class Clock(L.Callback):
@@ -50,74 +50,43 @@ class Clock(L.Callback):
         self.steps += 1
 
 
-class Interrupted(Exception):
-    """Ctrl-C or SIGTERM, taken at a place where the last whole step can be saved."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.exit_code = 128 + signum
-
-
 class Stopping(L.Callback):
-    """Ends the run: at `last_step`, before `max_seconds` are over, on Ctrl-C or SIGTERM, or when it diverges.
+    """Ends the run: at `last_step`, before `max_seconds` are over, or after a signal.
 
-    The first Ctrl-C leaves the step in progress before its next micro-batch, so that the last whole step is saved; a
-    second one is an ordinary KeyboardInterrupt. With several ranks all agree at the end of a step.
+    The first signal leaves the step in progress before its next micro-batch, so that the last whole step is saved. With
+    several ranks all agree at the end of a step.
     """
 
-    def __init__(self, *, last_step: int, max_seconds: float | None, begun: float, say: Callable[[str], None]) -> None:
-        self.last_step, self.max_seconds, self.begun, self.say = last_step, max_seconds, begun, say
-        self.signal = 0
+    def __init__(self, *, last_step: int, max_seconds: float | None, begun: float, signals: Signals) -> None:
+        self.last_step, self.max_seconds, self.begun, self.signals = last_step, max_seconds, begun, signals
         self.out_of_time = False
         self._longest_step = 0.0
         self._last_end = 0.0
-        self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: L.Trainer, module: PretrainModule) -> None:  # type: ignore[override]
-        for signum in (signal.SIGINT, signal.SIGTERM):
-            try:
-                self._handlers[signum] = signal.signal(signum, self._note)
-            except ValueError:  # not the main thread: whoever runs us there handles signals
-                return
+        self.signals.install()
+        self.signals.can_save = True
         self._last_end = time.monotonic()
         if trainer.world_size == 1:
-            module.before_micro_batch = self._leave
-
-    def _note(self, signum: int, frame: FrameType | None) -> None:
-        if self.signal:
-            raise KeyboardInterrupt
-        self.signal = signum
-        self.say(f"{signal.Signals(signum).name}: saving the last whole step (once more to leave at once)")
-
-    def _leave(self) -> None:
-        if self.signal:
-            raise Interrupted(self.signal)
+            module.before_micro_batch = self.signals.leave
 
     def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
-        if module.device.type == "cpu" or trainer.global_step % 10 == 0:
-            module.check_finite()
         now = time.monotonic()
         self._longest_step = max(self._longest_step, now - self._last_end)  # validation and saving included
         self._last_end = now
         if self.max_seconds is not None and trainer.global_step < self.last_step:
             self.out_of_time = now - self.begun + 1.5 * self._longest_step > self.max_seconds
-        stop = self.out_of_time or bool(self.signal and trainer.world_size > 1)
+        stop = self.out_of_time
         if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+            stop = self.out_of_time = trainer.strategy.reduce_boolean_decision(stop, all=False)
+            if trainer.strategy.reduce_boolean_decision(bool(self.signals.received), all=False):
+                self.signals.received = self.signals.received or signal.SIGTERM  # another rank's
+                stop = True
         if stop or trainer.global_step >= self.last_step:
             trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, module: PretrainModule) -> None:  # type: ignore[override]
-        self._restore()
-        self._leave()
-
-    def on_exception(self, *_: Any) -> None:
-        self._restore()
-
-    def _restore(self) -> None:
-        for signum, handler in self._handlers.items():
-            signal.signal(signum, handler)
-        self._handlers = {}
+        self.signals.leave()
 
 
 @torch.no_grad()
@@ -153,6 +122,43 @@ class Validation(L.Callback):
                 f"WARNING: {score.bpb:.4f} bits per byte is below the corpus's own information, "
                 f"{floor_bits / score.bytes:.4f}: the model has seen the validation text, or sees the future"
             )
+
+
+RISES = 3  # validations in a row above the best one, the last of them by RISE, before it is called overfitting
+RISE = 0.005
+
+
+class Overfitting(L.Callback):
+    """Say once that validation rises while training still falls, and which checkpoint is kept."""
+
+    def __init__(self, rows: list[dict[str, Any]], say: Callable[[str], None]) -> None:
+        """`rows`: those of the run so far."""
+        self.say = say
+        self._best, self._best_step, self._best_loss, self._since = float("inf"), 0, float("inf"), 0
+        for row in rows:
+            if row.get("val/bpb") is not None and row.get("train/loss") is not None:
+                self._note(row["step"], row["val/bpb"], row["train/loss"])
+        self._has_said = self._since >= RISES
+
+    def _note(self, step: int, bpb: float, loss: float) -> None:
+        self._since += 1
+        if bpb < self._best:
+            self._best, self._best_step, self._best_loss, self._since = bpb, step, loss, 0
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        bpb = module.metrics.get("val/bpb")
+        if bpb is None:
+            return
+        loss = module.loss.item()
+        self._note(trainer.global_step, bpb, loss)
+        if self._since < RISES or self._has_said or bpb < (1 + RISE) * self._best or loss >= self._best_loss:
+            return
+        self._has_said = True
+        self.say(
+            f"the model overfits: {bpb:.4f} validation bits per byte, after {self._best:.4f} at step {self._best_step}, "
+            "while the training loss still falls. The text is small for this model and this many steps. best.ckpt keeps "
+            f"step {self._best_step}; generate, chat and evaluate use it"
+        )
 
 
 class Patience(L.Callback):

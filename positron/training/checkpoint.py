@@ -24,7 +24,18 @@ def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
     if "state_dict" not in checkpoint or "bad_steps" not in checkpoint:
         raise UserError(f"{path} is not a checkpoint of a Positron run")
+    _refuse_infinite_weights(checkpoint["state_dict"], path)
     return checkpoint
+
+
+def _refuse_infinite_weights(state_dict: dict[str, Any], path: Path) -> None:
+    """Checkpoints of older versions may hold them: nothing can be continued from, fine-tuned from or measured."""
+    tensors = [value for value in state_dict.values() if torch.is_tensor(value) and value.is_floating_point()]
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+        raise UserError(
+            f"the weights in {path} are NaN or infinite, because the training diverged: take an earlier checkpoint, "
+            "or train again under another name= with a lower optimizer.lr"
+        )
 
 
 def checkpoint_fault(path: Path) -> str | None:
@@ -43,6 +54,13 @@ def checkpoints(folder: Path) -> list[Path]:
     """The checkpoints of a run by step, oldest first. `best.ckpt` is one of them under a second name."""
     found = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
+
+
+def step_of(path: Path) -> int:
+    """The step of a checkpoint file, by its name."""
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
 
 
 def best_or_newest(folder: Path, say: Callable[[str], None]) -> Path | None:

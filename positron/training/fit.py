@@ -5,33 +5,32 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
-from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
+from lightning.fabric.plugins.environments import LightningEnvironment
 
-from positron.config import RunConfig, UserError, seconds
+from positron.config import Diverged, RunConfig, UserError, seconds
 from positron.data.instruct import InstructData
 from positron.data.pretrain import PretrainData
-from positron.disk import make_folder, whole_file, write_json
 from positron.door import Voice
 from positron.evaluation.metrics import best_bpb, read_metrics
-from positron.evaluation.report import write_report
 from positron.model.gpt import GPT
 from positron.provenance import record_start
-from positron.runs import Run, bare_names
+from positron.runs import Run
 from positron.text import conversation
 from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
-from positron.training.callbacks import Clock, Interrupted, Patience, Stopping, Validation
-from positron.training.checkpoint import BEST, checkpoint_fault, load_checkpoint
+from positron.training.callbacks import Clock, Overfitting, Patience, Stopping, Validation
 from positron.training.compiling import compile_in_place
+from positron.training.conclusion import conclude, say_where_it_continues
 from positron.training.device import (
     LIGHTNING_PRECISION,
     is_out_of_memory,
     smaller_batch,
     smaller_memory,
 )
+from positron.training.divergence import Divergence
 from positron.training.journal import Journal, Samples, cut_after
 from positron.training.loggers import Dashboard, open_dashboards
 from positron.training.module import PretrainModule, SFTModule
@@ -40,6 +39,7 @@ from positron.training.plan import Plan
 from positron.training.progress import Progress
 from positron.training.pruning import Pruning
 from positron.training.saving import Checkpoints, WholeCheckpointIO
+from positron.training.signals import Interrupted, LeftAtOnce, Signals
 from positron.training.start import Start
 from positron.training.timing import MatmulPeak, SpeedFacts
 
@@ -60,54 +60,65 @@ def fit(
 
     `begun`: when the process took up the run, by time.monotonic, from which `train.max_time` counts.
     """
-    _refuse_other_data(run, data)
     limit = None if config.train.max_time is None else seconds(config.train.max_time)
-    stopping = Stopping(last_step=plan.last_step, max_seconds=limit, begun=begun, say=say)
-    pruning = Pruning(run, config.sweep.startup_jobs, plan.last_step) if config.sweep.prune == "median" else None
-    was_pruned = pruning is not None and run.facts().get("status") == "pruned"
-    if say.is_first_rank:
-        cut_after(run.folder, start.step)  # also what a run wrote that was killed before its first checkpoint
-        facts = {"data_fingerprint": data.train.fingerprint, "floor_bpb": data.val.floor_bpb}
-        run.update(status="running", step=start.step, resolved=plan.resolved(), **facts)
-    dashboards = _dashboards(run, config, start, say)
-    _without_notices()
+    dashboards: list[Dashboard] = []
     status, error = "failed", None
-    try:
-        patience = _patience(run, config)
-        if patience is not None and patience.is_over:
-            say(f"nothing to do: {run.folder} stopped early at step {start.step}, {patience.why}")
-        elif was_pruned:
-            say(f"nothing to do: {run.folder} was pruned at step {start.step}")
-        elif start.step < plan.last_step:
-            if say.is_first_rank:
-                _record_start(run, config, plan, data, tokenizer, start)
-            if config.device.compile:
-                _compile(plan, model, data, say)
-            module = _module(config, plan, model, tokenizer)
-            deciding = [callback for callback in (patience, pruning) if callback is not None]
-            trainer = _trainer(run, config, plan, data, tokenizer, stopping, deciding, dashboards, say)
-            trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
-        else:
-            say(f"nothing to do: {run.folder} is at step {start.step} of {plan.horizon}")
-        status = _status(plan, stopping, patience, was_pruned or (pruning is not None and pruning.pruned))
-    except Interrupted as interruption:
-        status, error = "stopped", str(interruption)
-        raise
-    except BaseException as fault:
-        error = " ".join(str(fault).split()) or type(fault).__name__
-        if is_out_of_memory(fault):
-            size = plan.micro_batch_size
-            remedy = smaller_memory(config.device.checkpoint_activations, smaller_batch(size, max(1, size // 2)))
-            raise UserError(f"out of memory: try {remedy}") from fault
-        raise
-    finally:
-        data.train.close()
+    with Signals(say) as signals:
         try:
+            stopping = Stopping(last_step=plan.last_step, max_seconds=limit, begun=begun, signals=signals)
+            pruning = (
+                Pruning(run, config.sweep.startup_jobs, plan.last_step) if config.sweep.prune == "median" else None
+            )
+            was_pruned = pruning is not None and run.facts().get("status") == "pruned"
             if say.is_first_rank:
-                _conclude(run, status, error, say)
+                cut_after(run.folder, start.step)  # also what a run wrote that was killed before its first checkpoint
+                facts = {"data_fingerprint": data.train.fingerprint, "floor_bpb": data.val.floor_bpb}
+                run.update(status="running", step=start.step, resolved=plan.resolved(), **facts)
+            dashboards = _dashboards(run, config, start, say)
+            _without_notices()
+            patience = _patience(run, config)
+            if patience is not None and patience.is_over:
+                say(f"nothing to do: {run.folder} stopped early at step {start.step}, {patience.why}")
+            elif was_pruned:
+                say(f"nothing to do: {run.folder} was pruned at step {start.step}")
+            elif start.step < plan.last_step:
+                if say.is_first_rank:
+                    _record_start(run, config, plan, data, tokenizer, start)
+                if config.device.compile:
+                    _compile(plan, model, data, say)
+                module = _module(config, plan, model, tokenizer)
+                trainer = _trainer(run, config, plan, data, tokenizer, stopping, patience, pruning, dashboards, say)
+                trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
+            else:
+                say(f"nothing to do: {run.folder} is at step {start.step} of {plan.horizon}")
+            status = _status(plan, stopping, patience, was_pruned or (pruning is not None and pruning.pruned))
+        except (Interrupted, LeftAtOnce) as interruption:
+            status, error = "stopped", str(interruption)
+            raise
+        except KeyboardInterrupt:  # where signals belong to who called us
+            status, error = "stopped", "SIGINT"
+            raise
+        except Diverged as fault:
+            status, error = "diverged", str(fault)
+            raise
+        except BaseException as fault:
+            error = " ".join(str(fault).split()) or type(fault).__name__
+            if is_out_of_memory(fault):
+                size = plan.micro_batch_size
+                remedy = smaller_memory(config.device.checkpoint_activations, smaller_batch(size, max(1, size // 2)))
+                raise UserError(f"out of memory: try {remedy}") from fault
+            raise
         finally:
-            for dashboard in dashboards:
-                dashboard.finish(0 if status != "failed" else 1)
+            signals.can_save = False
+            data.train.close()
+            try:
+                if say.is_first_rank:
+                    conclude(run, status, error, signals, say)
+                    if status == "stopped" and error is not None:
+                        say_where_it_continues(run, say)
+            finally:
+                for dashboard in dashboards:
+                    dashboard.finish(1 if status in ("failed", "diverged") else 0)
     return run.facts()
 
 
@@ -132,15 +143,6 @@ def _record_start(
         text=data.train.fingerprint,
         tokenizer=tokenizer.hash,
     )
-
-
-def _refuse_other_data(run: Run, data: PretrainData | InstructData) -> None:
-    """Law 2 holds for the data too: a text that was edited since is another text."""
-    known = run.facts().get("data_fingerprint")
-    if known and known != data.train.fingerprint:
-        raise UserError(
-            f"the text behind {run.folder} has changed since it was begun: restore it, or give another name="
-        )
 
 
 def _dashboards(run: Run, config: RunConfig, start: Start, say: Voice) -> list[Dashboard]:
@@ -183,12 +185,14 @@ def _trainer(
     data: PretrainData | InstructData,
     tokenizer: Tokenizer,
     stopping: Stopping,
-    deciding: Sequence[L.Callback],
+    patience: Patience | None,
+    pruning: Pruning | None,
     dashboards: list[Dashboard],
     say: Voice,
 ) -> L.Trainer:
     """Lightning runs the loop and the devices. Intervals, validation, files and logs are our callbacks'."""
     train, gpt = config.train, plan.gpt
+    rows = read_metrics(run.folder / "metrics.jsonl")
     speed = SpeedFacts(
         batch_tokens=plan.batch_tokens,
         flops_per_token=gpt.flops_per_token(),
@@ -196,6 +200,11 @@ def _trainer(
         peak=MatmulPeak(gpt, plan.machine, plan.micro_batch_size, plan.world_size),
     )
     clock = Clock(train.log_every)
+
+    def is_last(trainer: L.Trainer) -> bool:
+        """Whether the run ends with this step, not only this process."""
+        return trainer.global_step >= plan.horizon or (patience is not None and patience.is_over)
+
     samples = Samples(
         run.folder,
         tokenizer,
@@ -209,17 +218,19 @@ def _trainer(
         run.checkpoint_folder,
         every=train.save_every,
         keep_last=train.keep_last,
-        best=best_bpb(read_metrics(run.folder / "metrics.jsonl")),
+        best=best_bpb(rows),
     )
     monitors = open_monitors(config.monitor, data, tokenizer.vocab_size, config.device.strategy, say)
     intervals = {train.log_every, *(monitor.every for monitor in monitors)}
-    callbacks = [
+    callbacks: list[L.Callback] = [
         clock,
         stopping,
         Validation(data, every=train.val_every, say=say),
-        *deciding,
+        Overfitting(rows, say),
+        *[callback for callback in (patience, pruning) if callback is not None],
         *monitors,
         Journal(run.folder, clock, dashboards, intervals=intervals, speed=speed),
+        Divergence(vocab_size=tokenizer.vocab_size, batches=data.val_dataloader, is_last=is_last, say=say),
         samples,
         saving,
         Progress(clock, say, last_step=plan.last_step, speed=speed),
@@ -233,7 +244,7 @@ def _trainer(
         max_epochs=-1,  # the loader has no end: `Stopping` ends the run
         limit_val_batches=0,  # `Validation` validates
         callbacks=callbacks,
-        plugins=[WholeCheckpointIO()],
+        plugins=[WholeCheckpointIO(), *([OnlyProcess()] if config.device.processes == 1 else [])],
         default_root_dir=run.folder,
         logger=False,
         enable_checkpointing=False,
@@ -241,6 +252,20 @@ def _trainer(
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+class OnlyProcess(LightningEnvironment):
+    """One process on one device, whatever variables a launcher, a notebook or SLURM has left in the environment."""
+
+    @property
+    def creates_processes_externally(self) -> bool:
+        return False
+
+    def local_rank(self) -> int:
+        return 0
+
+    def node_rank(self) -> int:
+        return 0
 
 
 def _patience(run: Run, config: RunConfig) -> Patience | None:
@@ -265,35 +290,3 @@ def _without_notices() -> None:
     for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")
-
-
-def _conclude(run: Run, status: str, error: str | None, say: Voice) -> None:
-    """run.json, the exported weights, the picture and the report, for a run that ended in any way but `kill -9`."""
-    rows = read_metrics(run.folder / "metrics.jsonl")
-    val = [row for row in rows if row.get("val/bpb") is not None]  # null where it was NaN
-    facts = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "time_s": rows[-1]["time_s"]} if rows else {}
-    if val:
-        facts |= {"val/bpb": val[-1]["val/bpb"], "val/loss": val[-1]["val/loss"], "best/bpb": best_bpb(rows)}
-    try:
-        run.update(status=status, error=error, **facts)
-        if rows:
-            say("writing the weights and the report")
-            export_weights(run)
-            write_report(run)
-    except UserError as unwritable:  # a full disk: what ended the run is the news, not this
-        say(f"WARNING: {unwritable}")
-
-
-def export_weights(run: Run) -> None:
-    """The best weights as `model/weights.safetensors` with `model/config.json`: what other programs read."""
-    from safetensors.torch import save
-
-    path = run.checkpoint_folder / BEST
-    if checkpoint_fault(path) is not None:
-        return
-    saved = load_checkpoint(path)
-    weights = {name: tensor.float().contiguous() for name, tensor in bare_names(saved["state_dict"]).items()}
-    folder = make_folder(run.folder / "model")
-    with whole_file(folder / "weights.safetensors") as file:
-        file.write(save(weights))
-    write_json(folder / "config.json", saved["gpt_config"])

@@ -23,10 +23,6 @@ from positron.training.optimizer import build_optimizer, clip_gradients, set_lr
 from positron.training.schedule import lr_at
 
 
-class Diverged(Exception):
-    """Too many steps in a row had a loss or gradient that is NaN or infinite."""
-
-
 def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
     """All randomness of a step (dropout) is a pure function of (seed, step, rank), like its data (law 3).
 
@@ -169,14 +165,6 @@ class PretrainModule(L.LightningModule):
         elif bad.item():
             optimizer.zero_grad(set_to_none=True)
 
-    def check_finite(self) -> None:
-        """Raises Diverged after `max_bad_steps` in a row. Waits for the device."""
-        if self.bad_in_a_row.item() >= self.max_bad_steps:
-            raise Diverged(
-                f"loss or gradient was NaN or infinite in {self.max_bad_steps} steps in a row, up to step "
-                f"{self.global_step}; the weights are those before them. Try a lower optimizer.lr, or precision=fp32"
-            )
-
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         """(nats, bytes, tokens) summed over the targets of x, y (B, T), as float64."""
         x, y = batch
@@ -187,10 +175,13 @@ class PretrainModule(L.LightningModule):
         return torch.stack([nats, count.to(nats.dtype), scored.sum().to(nats.dtype)])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint |= {"bad_steps": int(self.bad_steps), **self.identity}
+        counters = {"bad_steps": int(self.bad_steps), "bad_in_a_row": int(self.bad_in_a_row)}
+        checkpoint |= {**counters, **self.identity}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The streak of bad steps is counted across stops: a run cannot escape divergence by being started again."""
         self.bad_steps = torch.tensor(checkpoint["bad_steps"])
+        self.bad_in_a_row = torch.tensor(checkpoint.get("bad_in_a_row", 0))  # runs of before 2026-11 lack it
 
 
 class SFTModule(PretrainModule):

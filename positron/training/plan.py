@@ -64,7 +64,7 @@ def make_plan(
         # torch keeps the state of CPU and CUDA generators for the second forward pass, but not that of MPS
         raise UserError("device.checkpoint_activations=true draws other dropout on MPS: give model.dropout=0 with it")
     wanted = settle(train.batch_tokens, "batch_tokens", suitable_batch(gpt, machine))
-    world = config.device.devices * config.device.num_nodes
+    world = config.device.processes
     batch_size = max(1, wanted // gpt.context_length)
     if batch_size % world:
         raise UserError(

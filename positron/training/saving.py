@@ -11,10 +11,12 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from positron.config import UserError
+from positron.config import Diverged, UserError
 from positron.disk import whole_file
 from positron.training.checkpoint import BEST, checkpoints, load_checkpoint
-from positron.training.module import Diverged, PretrainModule
+from positron.training.divergence import diverged, has_finite_state
+from positron.training.module import PretrainModule
+from positron.training.signals import LeftAtOnce
 
 
 class WholeCheckpointIO(CheckpointIO):
@@ -42,6 +44,8 @@ class Checkpoints(L.Callback):
         step = trainer.global_step
         bpb = module.metrics.get("val/bpb", float("inf"))
         if bpb < self.best or step % self.every == 0 or trainer.should_stop:
+            if not has_finite_state(trainer, module):
+                raise diverged(trainer, f"weights are NaN or infinite after step {step}")
             path = self.save(trainer)
             if bpb < self.best and trainer.is_global_zero:
                 self._mark_best(path)
@@ -57,12 +61,18 @@ class Checkpoints(L.Callback):
         return path
 
     def on_exception(self, trainer: L.Trainer, module: PretrainModule, exception: BaseException) -> None:  # type: ignore[override]
-        """The last whole step survives whatever ended the run. Not where weights may be half updated, nor on a full
-        disk, nor where other ranks would have to take part."""
-        hopeless = isinstance(exception, (UserError, KeyboardInterrupt)) or module.updating or trainer.world_size > 1
-        if trainer.global_step > max(self.saved_step, 0) and not hopeless:
-            if isinstance(exception, Diverged):
-                module.bad_in_a_row.zero_()
+        """Save the last whole step, whatever ended the run.
+
+        Not where weights may be half updated or are not finite, nor on a full disk, nor for somebody who wants to leave
+        at once, nor where other ranks would have to take part.
+        """
+        if trainer.global_step <= max(self.saved_step, 0) or module.updating or trainer.world_size > 1:
+            return
+        if isinstance(exception, (UserError, KeyboardInterrupt, LeftAtOnce)):
+            return
+        if isinstance(exception, Diverged) and not exception.can_save:
+            return
+        if has_finite_state(trainer, module):
             self.save(trainer)
 
     def _mark_best(self, path: Path) -> None:

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from positron.config import RunConfig, UserError
+from positron.config import Diverged, RunConfig, UserError
+from positron.console import one_line
 from positron.disk import lock, make_folder
 from positron.door import Voice, first_rank
 from positron.runs import Run, find_run
-from positron.training.checkpoint import best_or_newest, load_checkpoint, newest_checkpoint
+from positron.training.checkpoint import BEST, best_or_newest, checkpoints, load_checkpoint, newest_checkpoint
 from positron.training.device import Machine, choose_machine, set_threads
 
 
 @contextlib.contextmanager
-def only_one(run: Run) -> Iterator[None]:
-    """Two processes never train one run; ranks other than the first belong to the one that holds the lock."""
+def only_one(run: Run, processes: int) -> Iterator[None]:
+    """Hold the run's lock; of several `processes` of one training the first one holds it for all."""
 
     def refuse() -> None:
         raise UserError(f"another process is training {run.folder}: wait for it, or give another name=")
 
-    if first_rank():
+    if first_rank(processes):
         with lock(run.folder / "lock", refuse):
             yield
     else:
@@ -46,17 +48,52 @@ class Start:
 @contextlib.contextmanager
 def begin(folder: Path, config: RunConfig) -> Iterator[tuple[Run, Machine, Start, Voice]]:
     """Hold the run of `folder` alone, speak into its log, take this machine, and decide where the run starts."""
-    run = Run(make_folder(folder))
-    with only_one(run), Voice(run.folder / "train.log", f"{folder.name}: " if config.device.share < 1 else "") as say:
+    is_new = not folder.exists()
+    run, processes = Run(make_folder(folder)), config.device.processes
+    prefix = f"{folder.name}: " if config.device.share < 1 else ""
+    voice = Voice(run.folder / "train.log", prefix, processes)
+    with only_one(run, processes), _no_trace_of_a_refusal(run, is_new), voice as say:
         set_threads(config.device)
         machine = choose_machine(config.device, config.precision)
         say(f"running on {machine.why}")
         yield run, machine, decide_start(run, config, say), say
 
 
+@contextlib.contextmanager
+def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
+    """Remove a folder that was made for a run which was refused before it began."""
+    try:
+        yield
+    except UserError:
+        if is_new and {path.name for path in run.folder.iterdir()} <= {"lock", "train.log"}:
+            shutil.rmtree(run.folder)
+        raise
+
+
+def refuse_before_begin(run: Run, start: Start, *, last_step: int, fingerprint: str) -> None:
+    """Raise UserError for what is known only once text and horizon are, while nothing of the run has been changed."""
+    known = run.facts().get("data_fingerprint")
+    if known and known != fingerprint:
+        raise UserError(
+            f"the text behind {run.folder} has changed since it was begun: restore it, or give another name="
+        )
+    if start.checkpoint is not None and not start.is_own and start.step >= last_step:
+        raise UserError(
+            f"{start.checkpoint} is at step {start.step} and this run would end at step {last_step}: nothing is left to "
+            "train; give a larger train.max_steps="
+        )
+
+
 def decide_start(run: Run, config: RunConfig, say: Callable[[str], None]) -> Start:
-    """Raises UserError where going on would mix two configurations, or overwrite or lose what the run has."""
+    """Raise UserError where continuing would mix two configurations, or overwrite or lose what the run has.
+
+    Raises Diverged, in the words of the first time, for a run that has diverged: it would do so again.
+    """
     newest = newest_checkpoint(run.checkpoint_folder, say) if run.exists else None
+    if newest is None:
+        _refuse_lost_checkpoints(run)
+        if run.facts().get("status") == "diverged" and not run.differences(config):
+            _refuse_diverged(run)
     named = _named_checkpoint(config.ckpt_path, run, newest, say)
     if newest is not None:
         _refuse_other_checkpoint(run, named, newest)
@@ -66,11 +103,11 @@ def decide_start(run: Run, config: RunConfig, say: Callable[[str], None]) -> Sta
                 f"{run.folder} is at step {step} and resume=never would overwrite it: give another name=, "
                 "or delete that folder"
             )
-        _refuse_differences(run, config, say)
+        _refuse_differences(run, config, step, say)
         say(f"resuming {run.folder} at step {step} from {newest.name}")
         return Start(checkpoint=newest, tokenizer_from=run, step=step, is_own=True, resolved=run.facts()["resolved"])
     if config.resume == "must":
-        raise UserError(f"resume=must, but {run.folder} has no checkpoint to go on from")
+        raise UserError(f"resume=must, but {run.folder} has no checkpoint to continue from")
     if named is not None:
         other = Run(named.parent.parent)
         step = int(load_checkpoint(named)["global_step"])
@@ -119,7 +156,30 @@ def _refuse_other_checkpoint(run: Run, named: Path | None, newest: Path) -> None
     )
 
 
-def _refuse_differences(run: Run, config: RunConfig, say: Callable[[str], None]) -> None:
+def _refuse_lost_checkpoints(run: Run) -> None:
+    """A record of training without a checkpoint that can be read is kept: to begin again would erase it."""
+    if not run.exists:
+        return
+    folder = run.checkpoint_folder
+    damaged = [path for path in (*checkpoints(folder), folder / BEST) if path.exists()]
+    facts = run.facts()
+    if damaged:
+        what = f"each of its checkpoints is damaged ({', '.join(path.name for path in damaged)})"
+    elif facts.get("status") in ("finished", "pruned"):
+        what = f"its checkpoints are missing, though it was trained to step {facts.get('step')}"
+    else:
+        return
+    raise UserError(
+        f"{run.folder} cannot be continued: {what}. Restore {folder} from a copy, give another name=, or delete "
+        f"{run.folder} to train it again from the beginning"
+    )
+
+
+def _refuse_diverged(run: Run) -> None:
+    raise Diverged(one_line(str(run.facts().get("error"))))
+
+
+def _refuse_differences(run: Run, config: RunConfig, step: int, say: Callable[[str], None]) -> None:
     differences = run.differences(config)
     extended = [d for d in differences if d.startswith("train.max_steps: ")]
     others = [d for d in differences if d not in extended] if config.train.extend else differences
@@ -129,6 +189,13 @@ def _refuse_differences(run: Run, config: RunConfig, say: Callable[[str], None])
             f"{run.folder} was made with other settings ({'; '.join(others)}): {hint}give the same settings, "
             "or another name="
         )
+    if run.facts().get("status") == "diverged":
+        _refuse_diverged(run)
     if extended:
-        say(f"extending the horizon, {extended[0].split(': ')[1]} steps: the learning rate follows the new one")
-        run.update(resolved={**run.facts()["resolved"], "max_steps": config.train.max_steps})
+        before, after = run.facts()["resolved"]["max_steps"], config.train.max_steps
+        if isinstance(after, int) and after < before:
+            raise UserError(
+                f"train.max_steps={after} is shorter than the {before} steps of {run.folder}, which is at step {step}: "
+                "train.extend=true only lengthens a run; train.stop_at= ends it earlier"
+            )
+        say(f"extending the horizon, {before} -> {after} steps: the learning rate follows the new one")

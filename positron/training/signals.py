@@ -1,0 +1,87 @@
+"""Signals that end a training: the first one saves the last whole step, a second one leaves at once."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+from typing import Any
+
+
+class Interrupted(Exception):
+    """A signal ended the run at a place where the last whole step can be saved."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+class LeftAtOnce(BaseException):
+    """A signal ended the run wherever it was, and nothing more is saved.
+
+    No Exception, so that code which survives errors of a dashboard or a sample does not survive this.
+    """
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signal.Signals(signum).name)
+        self.exit_code = 128 + signum
+
+
+class Signals:
+    """Take Ctrl-C, SIGTERM and SIGHUP (the terminal was closed) as long as the block lasts."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
+        self.received = 0  # the first signal, which the training step notices where it can be left
+        self.can_save = False  # whether there is a training step that notices
+        self._is_held = False
+        self._waiting = 0  # a signal that came while they were held
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        self.install()
+        return self
+
+    def install(self) -> None:
+        """Also called when training begins, because Lightning puts its own handler for SIGTERM in place."""
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            signum = getattr(signal, name, None)  # Windows has no SIGHUP
+            if signum is None or (name == "SIGHUP" and signal.getsignal(signum) is signal.SIG_IGN):
+                continue  # nohup asks for SIGHUP to be ignored
+            try:
+                previous = signal.signal(signum, self._note)
+            except ValueError:  # not the main thread: who called us there handles signals
+                return
+            self._handlers.setdefault(signum, previous)
+
+    def __exit__(self, *_: Any) -> None:
+        for signum, handler in self._handlers.items():
+            signal.signal(signum, handler)
+        self._handlers = {}
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self._is_held:
+            self._waiting = signum
+        elif self.received or not self.can_save:
+            raise LeftAtOnce(signum)
+        else:
+            self.received = signum
+            with contextlib.suppress(RuntimeError):  # the signal came in the middle of another line to the same stream
+                self.say(f"{signal.Signals(signum).name}: saving the last whole step (once more to leave at once)")
+
+    def leave(self) -> None:
+        """Raise Interrupted where a signal has come."""
+        if self.received:
+            raise Interrupted(self.received)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Finish the block, which must be short, before a further signal is obeyed."""
+        self._is_held = True
+        try:
+            yield
+        finally:
+            self._is_held = False
+            if self._waiting:
+                raise LeftAtOnce(self._waiting)
