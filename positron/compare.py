@@ -45,12 +45,12 @@ def main() -> None:
         from positron.disk import make_folder, whole_file
         from positron.evaluation import comparison
         from positron.evaluation.plots_of_runs import comparison_picture
-        from positron.runs import OUTPUTS
+        from positron.runs import OUTPUTS, Run
 
         runs = comparison.find_runs(options.runs, OUTPUTS)
         if not options.runs:
             say(f"no run was named: taking all in outputs/: {', '.join(run.folder.name for run in runs)}")
-        texts = comparison.common_text(runs, options.text, options.limit, say)
+        runs, texts = comparison.common_text(runs, options.text, options.limit, say)
         rows = comparison.compare(runs, texts, options.prompt, options.max_tokens, options.seed, say)
         if options.csv:
             print(comparison.as_csv(rows))
@@ -63,7 +63,7 @@ def main() -> None:
         path = Path(options.png) if options.png else make_folder(OUTPUTS) / "compare.png"
         bars = [(row.run, row.bpb, row.interval or 0.0) for row in rows]
         with whole_file(path) as file:
-            file.write(comparison_picture(comparison.curves(runs), bars))
+            file.write(comparison_picture(comparison.curves([Run(Path(row.run)) for row in rows]), bars))
         say(f"the picture: {path}")
 
 

@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from positron.base_runs import portable, pretrained_run, tokens_seen, with_origin
 from positron.config import RunConfig, Unreachable, UserError
 from positron.disk import write_json
 from positron.door import Voice, run_hydra
-from positron.runs import Run, find_run, gpt_config, load_model
+from positron.runs import OUTPUTS, Run, find_run, load_model
 from positron.settings import from_dict
 from positron.sweeps import run_job
 
@@ -22,13 +23,12 @@ if TYPE_CHECKING:
 
     from positron.data.pretrain import Windows
     from positron.text.tokenizer import Tokenizer
+    from positron.training.start import Start
 
 
 def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
     """Fine-tune the run of `folder` as far as it is not yet; returns its facts. See `train` for what it raises."""
     begun = time.monotonic()
-    assert config.sft is not None
-    assert config.init_from is not None
     from positron.training.allocator import tune_allocator
 
     tune_allocator()
@@ -44,11 +44,12 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.training.plan import make_plan
     from positron.training.start import begin, refuse_before_begin
 
-    base = find_run(config.init_from)
+    config = with_origin(Run(folder), config)
+    assert config.sft is not None
     with begin(folder, config) as (run, machine, start, say):
         assert start.tokenizer_from is not None
         tokenizer = load_tokenizer(start.tokenizer_from.tokenizer_folder)
-        model = GPT(gpt_config(base.config(), tokenizer.vocab_size))
+        model = GPT(config.model.with_vocab(tokenizer.vocab_size))
         if start.weights is not None:
             restore(model, tokenizer, start.weights)
         if config.sft.lora.rank:
@@ -68,38 +69,49 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
             seed=config.seed,
             packing=config.sft.packing,
             val_tokens=config.train.val_tokens,
-            replay=_replay(config, base, plan.batch_size, context, say),
+            replay=_replay(config, start, plan.batch_size, context, say),
             say=say,
         )
         refuse_before_begin(run, start, last_step=plan.last_step, fingerprint=data.train.fingerprint)
         if say.is_first_rank:
             run.begin(config, tokenizer, new=not start.is_own, forked_from=start.weights)
+            if not start.is_own:
+                run.update(**{"base/tokens": tokens_seen(_base(config))})
             write_json(run.folder / "chat.json", TEMPLATE)
         facts = fit(run, config, plan, model, data, tokenizer, start, begun=begun, say=say)
         if say.is_first_rank and facts["status"] == "finished" and "base/bpb_after" not in facts:
-            _measure_forgetting(run, base, tokenizer, config, say)
+            _measure_forgetting(run, tokenizer, config, say)
         return run.facts()
 
 
-def _replay(config: RunConfig, base: Run, batch_size: int, context: int, say: Voice) -> Windows | None:
+def _replay(config: RunConfig, start: Start, batch_size: int, context: int, say: Voice) -> Windows | None:
     """Windows of the text that the base run was pretrained on, for their share of every batch, at least one."""
     from positron.data.pretrain import Windows
-    from positron.evaluation.texts import text_run, token_files
+    from positron.evaluation.texts import token_files
 
     assert config.sft is not None
     if not config.sft.replay_ratio:
         return None
-    if text_run(base).config()["data"].get("tokens_per_epoch") is not None:
+    without = (
+        "put it where it was, since this run has replayed it from its beginning"
+        if start.is_own
+        else "sft.replay_ratio=0 fine-tunes without replaying that text"
+    )
+    try:
+        base = pretrained_run(_base(config))
+    except UserError as error:
+        raise UserError(f"{error}; {without}") from error
+    if base.config()["data"].get("tokens_per_epoch") is not None:
         raise UserError(f"{base.folder} has no text that stays on the disk to replay: give sft.replay_ratio=0")
     share = min(batch_size - 1, max(1, round(config.sft.replay_ratio * batch_size)))
     if share < 1:
         raise UserError(
             f"a batch of {batch_size} sequences has no room for replay: larger train.batch_tokens, or ratio 0"
         )
-    return Windows(token_files(base, "train", say), context=context, batch_size=share, seed=config.seed)
+    return Windows(token_files(base, "train", say, without), context=context, batch_size=share, seed=config.seed)
 
 
-def _measure_forgetting(run: Run, base: Run, tokenizer: Tokenizer, config: RunConfig, say: Voice) -> None:
+def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig, say: Voice) -> None:
     """Bits per byte of the base run's validation text, before and after, into run.json."""
     import torch
 
@@ -109,9 +121,10 @@ def _measure_forgetting(run: Run, base: Run, tokenizer: Tokenizer, config: RunCo
     from positron.text.tokenizer import END_OF_TEXT
 
     try:
-        files = token_files(base, "val", say)
+        base = _base(config)
+        files = token_files(base, "val", say, "nothing else needs it")
     except (UserError, Unreachable) as error:
-        say(f"what the pretraining text costs now was not measured: {error}")
+        say(f"the loss on the pretraining text was not measured: {error}")
         return
     say("measuring what the pretraining text costs now, before and after")
     context = from_dict(type(config.model), base.config()["model"]).context_length
@@ -121,11 +134,28 @@ def _measure_forgetting(run: Run, base: Run, tokenizer: Tokenizer, config: RunCo
     run.update(**{"base/bpb_before": bpb[0], "base/bpb_after": bpb[1]})
 
 
+def _base(config: RunConfig) -> Run:
+    try:
+        return find_run(config.init_from)
+    except UserError as error:
+        raise UserError(f"the base run init_from={config.init_from} is not here") from error
+
+
 def configure(values: dict[str, Any]) -> RunConfig:
-    """Architecture and tokenizer are the base run's; UserError where there is none."""
-    base = find_run(values["init_from"], which=lambda run: run.exists and run.config().get("sft") is None)
-    known = base.config()
-    values |= {"model": known["model"], "tokenizer": known["tokenizer"], "init_from": str(base.folder)}
+    """Architecture and tokenizer are the base run's; UserError where there is none, or where others are asked for.
+
+    A run that exists has them itself, and its base too if none is named.
+    """
+    for key in ("model", "tokenizer"):
+        if values.get(key) is not None:
+            raise UserError(f"{key}= cannot be chosen in SFT: architecture and tokenizer are those of the base run")
+    own = Run(OUTPUTS / str(values["name"]))
+    if own.exists and own.config().get("sft") is not None and any(own.checkpoint_folder.glob("*.ckpt")):
+        known, origin = own.config(), values["init_from"] or own.config().get("init_from")
+    else:
+        base = find_run(values["init_from"], which=lambda run: run.exists and run.config().get("sft") is None)
+        known, origin = base.config(), portable(base.folder)
+    values = {**values, "model": known["model"], "tokenizer": known["tokenizer"], "init_from": origin}
     config = from_dict(RunConfig, values)
     if config.data.source not in ("instruct", "story_instruct"):
         raise UserError("SFT learns from conversations: data=story_instruct, or data=instruct data.path=my.jsonl")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from positron.base_runs import with_origin
 from positron.config import RunConfig, UserError
 from positron.door import run_hydra
 from positron.runs import Run
@@ -39,7 +40,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.training.plan import make_plan
     from positron.training.start import begin, refuse_before_begin
 
-    config = as_begun(config, Run(folder))
+    config = with_origin(Run(folder), as_begun(config, Run(folder)))
     with begin(folder, config) as (run, machine, start, say):
         known = load_tokenizer(start.tokenizer_from.tokenizer_folder) if start.tokenizer_from else None
         tokenizer, tokens = prepare(config.data, config.tokenizer, known, say)

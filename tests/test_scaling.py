@@ -251,7 +251,7 @@ def test_what_cannot_be_fitted_is_one_line_with_exit_code_2(case, arguments, mes
 
 
 def test_runs_of_different_texts_are_refused_as_in_a_comparison(tmp_path, monkeypatch, capsys) -> None:
-    folder = sweep(tmp_path / "sizes")
+    folder = sweep(tmp_path / "sizes", data_fingerprint=None)
     config = json.loads((folder / "1" / "config.json").read_text())
     config["data"]["seed"] = 5
     (folder / "1" / "config.json").write_text(json.dumps(config))
@@ -264,3 +264,27 @@ def test_numbers_are_read_and_written_short() -> None:
     assert [million(x) for x in (12_345_678, 999, 1_500, 2.5e9)] == ["12.3M", "999", "1.5k", "2.5B"]
     assert scaling.parse_size("2.5M,1B") == (2.5e6, 1e9)
     assert scaling.parse_size("300000") == (3e5, None)
+
+
+@pytest.mark.parametrize("again", ["sizes/2", "link", "sizes/../sizes/2"])
+def test_a_run_that_is_named_twice_counts_once(again, tmp_path, monkeypatch, capsys) -> None:
+    sweep(tmp_path / "sizes", (16, 24, 32))
+    (tmp_path / "link").symlink_to(tmp_path / "sizes" / "2")
+    monkeypatch.chdir(tmp_path)
+    code, out, err = said(monkeypatch, capsys, "sizes/0", "sizes/1", "sizes/2", again, "--json")
+    assert code == 0, err
+    assert len(json.loads(out)["runs"]) == 3
+    code, _, err = said(monkeypatch, capsys, "sizes/0", "sizes/1", "sizes/1", "sizes")
+    assert code == 0, err
+    code, _, err = said(monkeypatch, capsys, "sizes/0", "sizes/1", "sizes/1")
+    assert (code, "at least 3 finished runs, and here are 2" in err) == (2, True)
+
+
+@pytest.mark.parametrize("broken", ["config.json", "run.json", "tokenizer/tokenizer.json"])
+def test_a_broken_run_is_named_and_left_out_of_the_law(broken, tmp_path, monkeypatch, capsys) -> None:
+    folder = sweep(tmp_path / "sizes", (16, 24, 32, 48))
+    (folder / "2" / broken).write_text("{broken")
+    code, out, err = said(monkeypatch, capsys, str(folder), "--json")
+    assert code == 0, err
+    assert f"left out: {folder / '2'}" in err
+    assert len(json.loads(out)["runs"]) == 3

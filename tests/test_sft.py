@@ -409,7 +409,7 @@ def test_the_sft_door_and_its_mistakes(base: Path, tmp_path: Path, door: Callabl
     fast = (*sizes, "device=cpu", "precision=fp32", "name=s")
     made = door("sft", *fast)
     assert made.code == 0, made.err
-    assert "next:    python -m positron.chat --run outputs/s" in made.out
+    assert "-m positron.chat --run outputs/s" in made.out
     assert "its pretraining text:" in made.out
     for wrong, said in (
         (("data.path=nowhere.jsonl",), "cannot read data.path=nowhere.jsonl"),

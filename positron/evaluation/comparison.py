@@ -8,9 +8,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from positron.base_runs import tokens_seen
 from positron.config import UserError
+from positron.console import one_line
 from positron.evaluation.metrics import read_metrics
 from positron.evaluation.scoring import interval, sampling_units, score_windows, total
 from positron.evaluation.texts import texts_of_file, texts_of_run, up_to
@@ -19,6 +21,8 @@ from positron.inference.writer import Writer
 from positron.runs import Run, find_run, load_model
 from positron.text import conversation
 from positron.text.conversation import Message
+
+MEASURE_ELSEWHERE = "--text FILE measures all on another text"
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class Row:
 
 
 def find_runs(names: Sequence[str], outputs: Path) -> list[Run]:
-    """Those named (a folder of runs stands for its runs), or all in `outputs` that have a checkpoint."""
+    """Those named (a folder of runs stands for its runs), or all in `outputs` that have a checkpoint; each of them once."""
     found = []
     for name in names or [str(outputs)]:
         folder = Path(name) if Path(name).is_dir() else outputs / name
@@ -46,52 +50,75 @@ def find_runs(names: Sequence[str], outputs: Path) -> list[Run]:
         if not inside:
             raise UserError(f"there is no run with a checkpoint in {folder.resolve()}")
         found += inside
-    return found
+    once: dict[tuple[int, int], Run] = {}
+    for run in found:  # a folder is one run, by whatever path, link or capitals it was reached
+        status = run.folder.stat()
+        once.setdefault((status.st_dev, status.st_ino), run)
+    return list(once.values())
 
 
-def common_text(runs: Sequence[Run], file: str | None, limit: int, say: Callable[[str], None]) -> list[str]:
-    """What all are measured on: the file, or the validation side that they share. UserError where they share none."""
+T = TypeVar("T")
+
+
+def of_sound_runs(runs: Sequence[Run], read: Callable[[Run], T], say: Callable[[str], None]) -> list[tuple[Run, T]]:
+    """What `read` gives for each run; a run that it raises UserError for is named and left out, if another one is left."""
+    results, reasons = [], []
+    for run in runs:
+        try:
+            results.append((run, read(run)))
+        except UserError as error:
+            reasons.append(error)
+            if len(runs) > 1:
+                say(one_line(f"left out: {run.folder} ({error})"))
+    if not results and reasons:
+        raise reasons[0]
+    return results
+
+
+def common_text(
+    runs: Sequence[Run], file: str | None, limit: int, say: Callable[[str], None]
+) -> tuple[list[Run], list[str]]:
+    """What all are measured on: the file, or the validation side that they share, with the runs whose text is known.
+
+    UserError where they share none.
+    """
     if file is not None:
-        return up_to(texts_of_file(file), limit)
-    texts = [texts_of_run(run, "val", limit, say) for run in runs]
-    for run, other in zip(runs[1:], texts[1:], strict=True):
-        if other != texts[0]:
+        return list(runs), up_to(texts_of_file(file), limit)
+    known = of_sound_runs(runs, lambda run: texts_of_run(run, "val", limit, say, MEASURE_ELSEWHERE), say)
+    (first, texts), *others = known
+    for run, other in others:
+        if other != texts:
             raise UserError(
-                f"{runs[0].folder} and {run.folder} have different validation texts, which do not compare: "
+                f"{first.folder} and {run.folder} have different validation texts, which do not compare: "
                 "name runs of one text, or give --text FILE to measure all of them on"
             )
-    return texts[0]
+    return [run for run, _ in known], texts
 
 
 def compare(
     runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int, seed: int, say: Callable[[str], None]
 ) -> list[Row]:
     """Best first, by bits per byte: the only figure that does not depend on the tokenizer."""
-    rows = []
-    for run in runs:
+    if not texts:
+        raise UserError("there is no text to measure on")
+
+    def measure(run: Run) -> Row:
         model, tokenizer, path = load_model(run, say)
         say(f"{run.folder}, {path.name}")
         documents = score_windows(model, tokenizer, texts, what=f"scoring {run.folder.name}")
         whole = total([total(scores) for scores in documents])
-        rows.append(
-            Row(
-                run=str(run.folder),
-                parameters=model.config.n_params(),
-                tokens=tokens_seen(run),
-                bpb=whole.bpb,
-                interval=interval(sampling_units(documents)[0]),
-                perplexity=whole.perplexity,
-                tokenizer=f"{tokenizer.kind} {tokenizer.vocab_size:,}",
-                sample=_sample(run, Writer(model, tokenizer), prompt, max_tokens, seed),
-            )
+        return Row(
+            run=str(run.folder),
+            parameters=model.config.n_params(),
+            tokens=tokens_seen(run),
+            bpb=whole.bpb,
+            interval=interval(sampling_units(documents)[0]),
+            perplexity=whole.perplexity,
+            tokenizer=f"{tokenizer.kind} {tokenizer.vocab_size:,}",
+            sample=_sample(run, Writer(model, tokenizer), prompt, max_tokens, seed),
         )
-    return sorted(rows, key=lambda row: row.bpb)
 
-
-def tokens_seen(run: Run) -> int:
-    tokens = int(run.facts().get("tokens", 0))
-    config = run.config()
-    return tokens + (tokens_seen(find_run(config["init_from"])) if config.get("sft") is not None else 0)
+    return sorted((row for _, row in of_sound_runs(runs, measure, say)), key=lambda row: row.bpb)
 
 
 def _sample(run: Run, writer: Writer, prompt: str, max_tokens: int, seed: int) -> str:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from positron.config import UserError
+
 # By Markov's inequality an honest model's code for text drawn from p is more than k bits shorter than -log2 p with
 # probability at most 2^-k: 20 bits under the floor is no luck.
 LUCK_BITS = 20
@@ -23,13 +25,17 @@ class Score:
 
     @property
     def loss(self) -> float:
-        """Nats per token."""
-        return self.nats / max(1, self.tokens)
+        """Nats per token. UserError if nothing was scored: 0 would be the best possible score."""
+        if not self.tokens:
+            raise UserError("there is nothing to score: the text has no tokens")
+        return self.nats / self.tokens
 
     @property
     def bpb(self) -> float:
-        """Bits per byte: what compressing the text with this model would take."""
-        return self.nats / math.log(2) / max(1, self.bytes)
+        """Bits per byte: what compressing the text with this model would take. UserError if nothing was scored."""
+        if not self.bytes:
+            raise UserError("there is nothing to score: the text has no bytes")
+        return self.nats / math.log(2) / self.bytes
 
     @property
     def perplexity(self) -> float:

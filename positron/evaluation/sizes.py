@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from positron.config import UserError
-from positron.evaluation.comparison import common_text
+from positron.console import one_line
+from positron.evaluation.comparison import common_text, of_sound_runs
 from positron.runs import Run, gpt_config
 from positron.text.choose import load_tokenizer
 
@@ -29,18 +30,22 @@ def read_sizes(runs: Sequence[Run], say: Callable[[str], None]) -> tuple[list[Si
     three, or for runs of different texts.
     """
     finished = []
-    for run in runs:
-        reason = _unfit(run)
-        if reason:
-            say(f"left out: {run.folder} ({reason})")
+    for run, (reason, size) in of_sound_runs(runs, _size_or_reason, say):
+        if size is None:
+            say(one_line(f"left out: {run.folder} ({reason})"))
         else:
-            finished.append(run)
+            finished.append((run, size))
     if len(finished) < FEWEST:
         raise UserError(f"a scaling law needs at least {FEWEST} finished runs, and here are {len(finished)}")
-    _refuse_different_texts(finished, say)
-    floors = {run.facts().get("floor_bpb") for run in finished}
-    sizes = sorted((_size(run) for run in finished), key=lambda size: (size.parameters, size.tokens))
+    comparable = _refuse_different_texts([run for run, _ in finished], say)
+    floors = {run.facts().get("floor_bpb") for run in comparable}
+    sizes = sorted((size for run, size in finished if run in comparable), key=lambda s: (s.parameters, s.tokens))
     return sizes, floors.pop() if len(floors) == 1 else None
+
+
+def _size_or_reason(run: Run) -> tuple[str | None, Size | None]:
+    reason = _unfit(run)
+    return reason, _size(run) if reason is None else None
 
 
 def _unfit(run: Run) -> str | None:
@@ -52,15 +57,18 @@ def _unfit(run: Run) -> str | None:
     return None if facts.get("val/bpb") is not None else "it was never validated"
 
 
-def _refuse_different_texts(runs: Sequence[Run], say: Callable[[str], None]) -> None:
-    """One corpus split in one way is one text; of others the validation sides are compared as `compare` does."""
+def _refuse_different_texts(runs: Sequence[Run], say: Callable[[str], None]) -> list[Run]:
+    """The runs of one text. One corpus split in one way is one; of others the validation sides are compared."""
 
     def text(run: Run) -> tuple[object, ...]:
         data = run.config()["data"]
         return run.facts().get("data_fingerprint"), data["seed"], data["val_fraction"]
 
     if len({text(run) for run in runs}) > 1 or text(runs[0])[0] is None:
-        common_text(runs, None, 200_000, say)
+        runs, _ = common_text(runs, None, 200_000, say)
+        if len(runs) < FEWEST:
+            raise UserError(f"a scaling law needs at least {FEWEST} runs of one text, and here are {len(runs)}")
+    return list(runs)
 
 
 def _size(run: Run) -> Size:

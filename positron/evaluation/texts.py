@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
+from positron.base_runs import pretrained_run
 from positron.config import DataConfig, TokenizerConfig, UserError
 from positron.data import stories
 from positron.data.files import list_files, read_pieces
 from positron.data.pretrain import prepare
 from positron.data.shards import TokenFiles
-from positron.runs import Run, find_run
+from positron.data.sources import open_source
+from positron.disk import read_json
+from positron.runs import Run
 from positron.settings import from_dict
 from positron.text.choose import load_tokenizer
-from positron.text.tokenizer import END_OF_TEXT
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
+FEWEST_READ = 64  # tokens: of fewer, nothing may be left of the characters of a cut document
 TORN = 4  # characters at a cut between tokens that may not be whole
 
 
@@ -24,37 +30,72 @@ class Beginning(str):
     """The beginning of a document that a limit cut: its end-of-text is not there to be scored."""
 
 
-def text_run(run: Run) -> Run:
-    """The run whose pretraining text this one has: itself, or what it was fine-tuned from."""
-    while run.config().get("sft") is not None:
-        run = find_run(run.config()["init_from"])
-    return run
+def token_files(
+    run: Run, split: str, say: Callable[[str], None], instead: str = "--text FILE measures on another text"
+) -> TokenFiles:
+    """One side of the text that a run was pretrained on, made again where it is gone.
 
-
-def token_files(run: Run, split: str, say: Callable[[str], None]) -> TokenFiles:
-    """One side of the pretraining text of a run, made again where it is gone. UserError where it cannot be."""
-    run = text_run(run)
+    Raises UserError, which ends in `instead`, if it cannot be made, or if it is another text now.
+    """
+    try:
+        run = pretrained_run(run)
+    except UserError as error:
+        raise UserError(f"{error}; its text is needed: {instead}") from error
     values, tokenizer = run.config(), load_tokenizer(run.tokenizer_folder)
-    data = from_dict(DataConfig, values["data"])
-    _, folder = prepare(data, from_dict(TokenizerConfig, values["tokenizer"]), tokenizer, say)
-    if data.tokens_per_epoch is None:
-        return TokenFiles(folder, split, tokenizer)
-    place = folder / "validation" if split == "val" else min(p.parent for p in folder.glob("epoch-*/tokens.json"))
-    return TokenFiles(place, split, tokenizer)
+    data, known = from_dict(DataConfig, values["data"]), run.facts().get("data_fingerprint")
+    folder = _kept_tokens(data, known, tokenizer)
+    try:
+        current = known if folder is not None and data.source != "text" else open_source(data, say).fingerprint
+        changed = known not in (None, current) and data.tokens_per_epoch is None
+        if folder is None and not changed:
+            _, folder = prepare(data, from_dict(TokenizerConfig, values["tokenizer"]), tokenizer, say)
+    except UserError as error:
+        if folder is None:
+            raise UserError(
+                f"the text that {run.folder} was trained on is not available ({error}): {instead}"
+            ) from error
+        changed = True
+    if folder is None:
+        raise UserError(f"the text that {run.folder} was trained on has changed since then: restore it, or {instead}")
+    if changed:
+        say(f"the text that {run.folder} was trained on has changed or is gone: its tokens in {folder} are read")
+    if data.tokens_per_epoch is not None:
+        epochs = (path.parent for path in folder.glob("epoch-*/tokens.json"))
+        folder = folder / "validation" if split == "val" else min(epochs)
+    return TokenFiles(folder, split, tokenizer)
 
 
-def texts_of_run(run: Run, split: str, limit: int, say: Callable[[str], None]) -> list[str]:
-    """The first documents of a side of the run's pretraining text, at least `limit` bytes of them (0: all)."""
-    files = token_files(run, split, say)
+def _kept_tokens(data: DataConfig, fingerprint: object, tokenizer: Tokenizer) -> Path | None:
+    """Where the tokens of the text with this fingerprint lie, which may outlive the text itself."""
+    if data.tokens_per_epoch is not None or not isinstance(fingerprint, str):
+        return None
+    pattern = f"*-{glob.escape(fingerprint[:8])}/tokens-{tokenizer.hash[:12]}/tokens.json"
+    for path in sorted(Path(data.dir).expanduser().glob(pattern)):
+        if read_json(path).get("fingerprint") == fingerprint:
+            return path.parent
+    return None
+
+
+def texts_of_run(
+    run: Run, split: str, limit: int, say: Callable[[str], None], instead: str = "--text FILE measures on another text"
+) -> list[str]:
+    """The first documents of a side of the run's pretraining text, at least `limit` bytes of them (0: all).
+
+    Raises UserError if there is nothing to score.
+    """
+    files = token_files(run, split, say, instead)
     tokenizer = load_tokenizer(run.tokenizer_folder)
     end = tokenizer.special_id(END_OF_TEXT)
     # of three tokens of a document one at least has a byte: there may be an end of text and a blank that only joins
-    ids = files.read(0, min(files.n_tokens, 3 * limit or files.n_tokens))
+    ids = files.read(0, min(files.n_tokens, max(3 * limit, FEWEST_READ) if limit else files.n_tokens))
     cuts = [*np.flatnonzero(ids == end), *([len(ids)] if len(ids) == files.n_tokens else [])]
     texts = [tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in pairwise(cuts)]
     if len(ids) < files.n_tokens:  # the last one is longer than what was read: its last characters may be torn
         texts.append(tokenizer.decode(ids[cuts[-1] + 1 :].tolist())[:-TORN])
-    return up_to(texts, limit)
+    texts = up_to(texts, limit)
+    if not texts:
+        raise UserError(f"the {split} side of the text of {run.folder} is empty: {instead}")
+    return texts
 
 
 def up_to(texts: list[str], limit: int) -> list[str]:
@@ -67,7 +108,7 @@ def up_to(texts: list[str], limit: int) -> list[str]:
     for text in filter(None, texts):
         length = len(text.encode("utf-8"))
         if limit and length > limit:
-            text = Beginning(text.encode("utf-8")[: limit - size].decode("utf-8", errors="ignore"))
+            text = Beginning(text.encode("utf-8")[: limit - size].decode("utf-8", errors="ignore") or text[0])
         found.append(text)
         size += length
         if limit and size >= limit:

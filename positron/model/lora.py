@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from positron.config import UserError
 from positron.model.gpt import GPT, Block
 
 SCALE = 2.0  # alpha / rank, as in the paper's own code for GPT-2 (alpha 32, rank 16 and below, tuned once)
@@ -33,7 +34,13 @@ class LoraLinear(nn.Linear):
 
 
 def add_lora(model: GPT, rank: int, seed: int) -> None:
-    """In place: every matrix of the blocks gets thin ones of `rank`; nothing else is trained."""
+    """In place: every matrix of the blocks gets thin ones of `rank`; nothing else is trained.
+
+    Raises UserError if a matrix has fewer rows or columns than `rank`, which adds nothing to it.
+    """
+    largest = min(min(part.weight.shape) for part in model.blocks.modules() if isinstance(part, nn.Linear))
+    if rank > largest:
+        raise UserError(f"sft.lora.rank={rank} is more than this model's smallest matrix has: give at most {largest}")
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     for block in model.blocks:

@@ -1,0 +1,246 @@
+"""Runs that began with another run: what of the base they need, and what is said where it is missing or another one."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny
+
+from positron.base_runs import line_of, pretrained_run, tokens_seen
+from positron.config import DataConfig, LoraConfig, RunConfig, SFTConfig, UserError
+from positron.evaluation.comparison import compare, find_runs
+from positron.evaluation.metrics import Score
+from positron.evaluation.scoring import total
+from positron.evaluation.texts import texts_of_run, token_files
+from positron.runs import Run
+from positron.sft import configure, sft
+from positron.train import train
+
+TEXT = "The cat sat on the mat, and the dog sat by the door.\n"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with outputs/base, pretrained on my.txt, and outputs/s1, fine-tuned from it."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        Path("my.txt").write_text(TEXT * 300)
+        Path("other.txt").write_text("Rain fell all day on the quiet town.\n" * 300)
+        data = DataConfig("text", "my.txt", val_fraction=0.1, dir="outputs/data")
+        train(tiny(folder, name="base", data=data, train__max_steps=4, train__val_every=4), Path("outputs/base"))
+        sft(tuned("outputs/base"), Path("outputs/s1"))
+    return folder
+
+
+@pytest.fixture
+def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of it, where the test is."""
+    shutil.copytree(made, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    return tmp_path / "here"
+
+
+def tuned(base: str, **changes: Any) -> RunConfig:
+    values = tiny(Path(), train__max_steps=2, train__val_every=2, train__save_every=2, train__micro_batch_size=4)
+    config = dataclasses.replace(
+        values, name="s", data=DataConfig("instruct", val_fraction=0.2), init_from=base, sft=SFTConfig(patience=0)
+    )
+    return dataclasses.replace(config, **changes)
+
+
+def edit(run: str, **changes: Any) -> None:
+    path = Path("outputs", run, "config.json")
+    config = json.loads(path.read_text())
+    config.pop("checksum", None)
+    path.write_text(json.dumps(config | changes))
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+@pytest.mark.parametrize("spelling", ["outputs/s1", "s1", "outputs/../outputs/s1", "link"])
+def test_a_run_cannot_begin_from_itself(here: Path, spelling: str) -> None:
+    (here / "link").symlink_to(here / "outputs" / "s1")
+    before = Path("outputs/s1/config.json").read_bytes()
+    with pytest.raises(UserError, match="cannot begin from itself"):
+        sft(tuned(spelling), Path("outputs/s1"))
+    with pytest.raises(UserError, match="cannot begin from itself"):
+        train(dataclasses.replace(tiny(here), init_from="outputs/base"), Path("outputs/base"))
+    assert Path("outputs/s1/config.json").read_bytes() == before
+
+
+def test_a_run_keeps_the_run_that_it_began_with_and_refuses_another(here: Path) -> None:
+    shutil.copytree("outputs/base", "outputs/twin")
+    with pytest.raises(UserError, match=r"outputs/s1 began with the weights of outputs/base, .* another name="):
+        sft(tuned("outputs/twin"), Path("outputs/s1"))
+    with pytest.raises(UserError, match="began without the weights of another run"):
+        train(dataclasses.replace(tiny(here), init_from="outputs/twin"), Path("outputs/base"))
+    for spelling in ("base", str(here / "outputs" / "base"), "outputs/base"):
+        sft(tuned(spelling), Path("outputs/s1"))  # the same run, spelled in other ways
+        assert Run(Path("outputs/s1")).config()["init_from"] == "outputs/base"
+
+
+def test_runs_that_name_each_other_are_an_error_wherever_their_base_is_asked_for(here: Path) -> None:
+    shutil.copytree("outputs/s1", "outputs/s2")
+    edit("s1", init_from="outputs/s2")
+    edit("s2", init_from="outputs/s1")
+    shutil.copytree("outputs/s1", "outputs/s3")
+    edit("s3", init_from="outputs/s3")
+    for name, said in (
+        ("s1", "which was fine-tuned from it"),
+        ("s2", "which was fine-tuned from it"),
+        ("s3", "itself"),
+    ):
+        run = Run(Path("outputs", name))
+        for use in (
+            line_of,
+            pretrained_run,
+            lambda run: token_files(run, "val", quiet),
+            lambda run: texts_of_run(run, "val", 9, quiet),
+        ):
+            with pytest.raises(UserError, match=said):
+                use(run)
+        assert tokens_seen(run) > 0
+
+
+def test_a_fine_tuned_run_counts_the_tokens_of_its_base_wherever_it_is(here: Path) -> None:
+    run, base = Run(Path("outputs/s1")), Run(Path("outputs/base"))
+    whole = run.facts()["tokens"] + base.facts()["tokens"]
+    assert tokens_seen(run) == whole
+    shutil.rmtree("outputs/base")
+    assert tokens_seen(run) == whole
+
+
+def test_a_run_that_moved_with_its_base_finds_it_from_anywhere(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    moved = Run(here / "outputs" / "s1")
+    assert pretrained_run(moved).folder.resolve() == (here / "outputs" / "base").resolve()
+    (tmp_path / "outputs").mkdir()
+    shutil.copytree(here / "outputs" / "s1", "outputs/base")  # another run of that name, where the command runs
+    assert pretrained_run(moved).folder.resolve() == (here / "outputs" / "base").resolve()
+
+
+@pytest.fixture
+def alone(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with s1 and without its base."""
+    folder = tmp_path / "alone"
+    shutil.copytree(here / "outputs" / "s1", folder / "outputs" / "s1")
+    shutil.copy(here / "my.txt", folder)
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_a_run_without_its_base_is_measured_on_files_and_says_what_else_needs_it(alone: Path) -> None:
+    run = Run(Path("outputs/s1"))
+    (row,) = compare(find_runs(["s1"], Path("outputs")), [TEXT], "The", 4, 0, quiet)
+    assert row.bpb > 0
+    with pytest.raises(UserError, match=r"s1 was fine-tuned from outputs/base, and that base run .*--text FILE"):
+        texts_of_run(run, "val", 100, quiet)
+    again = sft(tuned("outputs/base"), Path("outputs/s1"))  # the same command again
+    assert again["status"] == "finished"
+    values = dataclasses.asdict(tuned("s1")) | {"name": "s1", "init_from": None}
+    del values["model"], values["tokenizer"]
+    assert configure(values).init_from == "outputs/base"
+    further = sft(tuned("s1"), Path("outputs/s9"))
+    assert further["status"] == "finished"
+    with pytest.raises(UserError, match=r"that base run .*sft.replay_ratio=0"):
+        sft(tuned("s1", sft=SFTConfig(replay_ratio=0.2)), Path("outputs/s10"))
+
+
+def test_the_text_of_the_base_is_named_as_that_where_it_is_gone(here: Path) -> None:
+    replaying = tuned("outputs/base", sft=SFTConfig(replay_ratio=0.2, patience=0))
+    Path("my.txt").unlink()
+    facts = sft(replaying, Path("outputs/kept"))  # its tokens are still there
+    assert facts["status"] == "finished"
+    shutil.rmtree("outputs/data")
+    with pytest.raises(
+        UserError, match=r"the text that outputs/base was trained on is not available .*sft.replay_ratio=0"
+    ):
+        sft(replaying, Path("outputs/gone"))
+    with pytest.raises(UserError, match=r"the text that outputs/base was trained on is not available .*--text FILE"):
+        texts_of_run(Run(Path("outputs/s1")), "val", 100, quiet)
+    assert sft(tuned("outputs/base"), Path("outputs/without"))["status"] == "finished"
+
+
+def test_another_text_under_the_same_name_is_not_taken_for_the_runs_own(here: Path) -> None:
+    run, lines = Run(Path("outputs/base")), []
+    own = texts_of_run(run, "val", 0, quiet)
+    shutil.copy("other.txt", "my.txt")
+    assert texts_of_run(run, "val", 0, lines.append) == own
+    assert "has changed or is gone: its tokens in" in lines[0]
+    shutil.rmtree("outputs/data")
+    for name in ("base", "s1"):
+        with pytest.raises(UserError, match="the text that outputs/base was trained on has changed since then"):
+            texts_of_run(Run(Path("outputs", name)), "val", 100, quiet)
+    with pytest.raises(UserError, match=r"has changed since then.*sft.replay_ratio=0"):
+        sft(tuned("outputs/base", sft=SFTConfig(replay_ratio=0.2)), Path("outputs/r"))
+
+
+@pytest.mark.parametrize("limit", [1, 10, 1000])
+def test_a_limit_below_the_first_document_scores_its_beginning(here: Path, limit: int) -> None:
+    (text,) = texts_of_run(Run(Path("outputs/base")), "val", limit, quiet)
+    assert 1 <= len(text.encode()) <= limit
+    assert (TEXT * 300).count(str(text)) > 0
+
+
+def test_a_score_of_nothing_is_an_error_and_never_zero() -> None:
+    for nothing in (total([]), Score(0.0, 0, 3), Score(0.0, 3, 0)):
+        with pytest.raises(UserError, match="nothing to score"):
+            _ = nothing.bpb, nothing.perplexity
+    with pytest.raises(UserError, match="no text to measure on"):
+        compare([], [], "The", 1, 0, quiet)
+
+
+@pytest.mark.parametrize("damage", ["config", "checkpoint", "tokenizer"])
+def test_one_broken_run_is_named_and_left_out_of_a_comparison(here: Path, damage: str) -> None:
+    shutil.copytree("outputs/base", "outputs/z")
+    if damage == "config":
+        Path("outputs/z/config.json").write_text("{broken")
+    for path in Path("outputs/z/checkpoints").glob("*.ckpt") if damage == "checkpoint" else ():
+        path.write_bytes(path.read_bytes()[:100])
+    if damage == "tokenizer":
+        Path("outputs/z/tokenizer/tokenizer.json").write_text("[")
+    lines: list[str] = []
+    rows = compare(find_runs([], Path("outputs")), [TEXT], "The", 2, 0, lines.append)
+    assert sorted(row.run for row in rows) == ["outputs/base", "outputs/s1"]
+    assert any(line.startswith("left out: outputs/z (") for line in lines)
+    with pytest.raises(UserError, match="outputs/z"):
+        compare(find_runs(["z"], Path("outputs")), [TEXT], "The", 2, 0, lines.append)
+
+
+def test_a_run_is_compared_once_however_often_it_is_named(here: Path) -> None:
+    Path("link").symlink_to("outputs/base")
+    names = ["base", "outputs/base", str(here / "outputs" / "base"), "link", "outputs"]
+    assert [run.folder.name for run in find_runs(names, Path("outputs"))] == ["base", "s1"]
+
+
+@pytest.mark.parametrize("rank", [33, 100_000])
+def test_a_lora_rank_above_the_matrices_is_refused_with_the_largest(here: Path, rank: int) -> None:
+    with pytest.raises(UserError, match=f"sft.lora.rank={rank} .*: give at most 32"):
+        sft(tuned("outputs/base", sft=SFTConfig(lora=LoraConfig(rank))), Path("outputs/l"))
+    assert sft(tuned("outputs/base", sft=SFTConfig(lora=LoraConfig(32))), Path("outputs/m"))["status"] == "finished"
+
+
+@pytest.mark.parametrize("given", [{"tokenizer": {"kind": "char"}}, {"model": {"context_length": 256}}, {"model": {}}])
+def test_model_and_tokenizer_cannot_be_chosen_in_sft(here: Path, given: dict[str, Any]) -> None:
+    values = dataclasses.asdict(tuned("outputs/base"))
+    del values["model"], values["tokenizer"]
+    with pytest.raises(UserError, match="architecture and tokenizer are those of the base run"):
+        configure({**values, **given})
+
+
+def test_the_base_is_recorded_by_a_path_that_can_be_shared(here: Path) -> None:
+    values = dataclasses.asdict(tuned(str(here / "outputs" / "base"))) | {"name": "new"}
+    del values["model"], values["tokenizer"]
+    assert configure(values).init_from == "outputs/base"
+    facts = sft(configure(values), Path("outputs/new"))
+    assert facts["forked_from"].startswith("outputs/base/checkpoints/")
