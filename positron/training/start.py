@@ -12,7 +12,7 @@ from typing import Any
 
 from positron.config import Diverged, RunConfig, UserError
 from positron.console import one_line
-from positron.disk import lock, make_folder
+from positron.disk import lock, make_folder, sweep_temporary_files
 from positron.door import Voice, first_rank
 from positron.runs import Run, find_run
 from positron.training.checkpoint import BEST, best_or_newest, checkpoints, load_checkpoint, newest_checkpoint
@@ -53,6 +53,8 @@ def begin(folder: Path, config: RunConfig) -> Iterator[tuple[Run, Machine, Start
     prefix = f"{folder.name}: " if config.device.share < 1 else ""
     voice = Voice(run.folder / "train.log", prefix, processes)
     with only_one(run, processes), _no_trace_of_a_refusal(run, is_new), voice as say:
+        if say.is_first_rank:
+            sweep_temporary_files(run.folder)
         set_threads(config.device)
         machine = choose_machine(config.device, config.precision)
         say(f"running on {machine.why}")

@@ -1,0 +1,166 @@
+"""Signals end a run with what was learnt saved, or at once, and never as a failure; ranks of others do not concern it."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+from conftest import FAST, Door
+from test_training import trace, weights
+
+from positron.door import Voice, first_rank
+from positron.training.signals import Interrupted, LeftAtOnce, Signals
+
+ENDLESS = ("train.max_steps=100000", "train.save_every=100000", "train.val_every=100000", "train.log_every=1")
+
+
+def command(name: str, *more: str) -> tuple[str, ...]:
+    return ("model=debug", f"name={name}", *FAST, *more)
+
+
+def under_way(door, folder: Path, rows: int = 5) -> None:
+    """Wait until the run has written `rows` rows."""
+    path = folder / "metrics.jsonl"
+    while not path.exists() or path.read_text().count("\n") < rows:
+        assert door.process.is_alive(), "it ended before it was interrupted"
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGHUP", 129), ("SIGINT", 130), ("SIGTERM", 143)])
+def test_a_signal_saves_the_last_whole_step_and_says_how_to_continue(tmp_path, start, name, code):
+    folder = tmp_path / "outputs" / "long"
+    door = start("train", *command("long", *ENDLESS))
+    under_way(door, folder)
+    os.kill(door.process.pid, getattr(signal, name))
+    result = door.wait()
+    assert result.code == code
+    facts = json.loads((folder / "run.json").read_text())
+    assert (facts["status"], facts["error"]) == ("stopped", name)
+    assert (folder / "checkpoints" / f"step-{facts['step']:06d}.ckpt").exists()
+    assert result.err.splitlines()[-1] == f"saved at step {facts['step']}; the same command continues"
+    assert "Traceback" not in result.err + (folder / "train.log").read_text()
+
+
+@pytest.fixture(scope="module")
+def once(tmp_path_factory):
+    """The run that nobody interrupted."""
+    folder = tmp_path_factory.mktemp("once")
+    assert Door("train", command("once", *SHORT), folder, "", {}).wait().code == 0
+    return folder / "outputs" / "once"
+
+
+SHORT = ("train.max_steps=60", "train.log_every=1", "train.save_every=7", "train.micro_batch_size=2")
+TWICE = [("SIGINT", "SIGINT"), ("SIGTERM", "SIGINT"), ("SIGHUP", "SIGTERM")]
+
+
+@pytest.mark.parametrize("names", [TWICE[0], *(pytest.param(names, marks=pytest.mark.slow) for names in TWICE[1:])])
+def test_a_second_signal_leaves_at_once_and_the_next_start_is_identical(tmp_path, start, door, once, names):
+    folder = tmp_path / "outputs" / "twice"
+    running = start("train", *command("twice", *SHORT))
+    under_way(running, folder)
+    for name in names:
+        os.kill(running.process.pid, getattr(signal, name))
+        time.sleep(0.05)
+    result = running.wait()
+    assert result.code in {128 + getattr(signal, name) for name in names}
+    assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
+    assert "the same command" in result.err.splitlines()[-1]
+    assert door("train", *command("twice", *SHORT)).code == 0
+    assert trace(folder) == trace(once)
+    mine, theirs = weights(folder), weights(once)
+    assert all(mine[key].equal(theirs[key]) for key in theirs)
+
+
+def test_signals_are_noted_first_and_obeyed_at_once_the_second_time():
+    said = []
+    before = signal.getsignal(signal.SIGTERM)
+    with Signals(said.append) as signals:
+        signals.can_save = True
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert said == ["SIGTERM: saving the last whole step (once more to leave at once)"]
+        with pytest.raises(Interrupted) as first:
+            signals.leave()
+        assert first.value.exit_code == 143
+        with pytest.raises(LeftAtOnce) as second:
+            os.kill(os.getpid(), signal.SIGINT)
+        assert second.value.exit_code == 130
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_a_signal_before_the_first_step_is_obeyed_at_once_but_not_while_run_json_is_written():
+    with Signals(print) as signals:
+        with pytest.raises(LeftAtOnce):
+            os.kill(os.getpid(), signal.SIGINT)
+        written = []
+
+        def write():
+            with signals.held():
+                os.kill(os.getpid(), signal.SIGINT)
+                written.append("run.json")
+
+        with pytest.raises(LeftAtOnce):
+            write()
+        assert written == ["run.json"]
+
+
+def test_nohup_keeps_its_promise():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Signals(print) as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.received == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_was_closed_does_not_end_the_run(tmp_path, monkeypatch):
+    class Gone:
+        def isatty(self):
+            return False
+
+        def write(self, text):
+            raise OSError(5, "Input/output error")
+
+        flush = write
+
+    monkeypatch.setattr("sys.stderr", Gone())
+    say = Voice(tmp_path / "train.log")
+    say("one")
+    say("two")
+    assert [line.split()[-1] for line in (tmp_path / "train.log").read_text().splitlines()] == ["one", "two"]
+
+
+SLURM = {
+    "SLURM_JOB_ID": "1",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_LOCALID": "1",
+    "SLURM_NODEID": "0",
+    "SLURM_JOB_NAME": "train",
+    "SLURM_NODELIST": "localhost",
+}
+ELASTIC = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "GROUP_RANK": "1", "TORCHELASTIC_RUN_ID": "x"}
+
+
+@pytest.mark.parametrize("left", [{"RANK": "1"}, {"NODE_RANK": "3", "LOCAL_RANK": ""}, ELASTIC, SLURM])
+def test_one_device_is_the_only_process_whatever_the_environment_says(tmp_path, door, left):
+    result = door("train", *command("one", "train.max_steps=2", "device=cpu"), **left)
+    assert result.code == 0, result.err
+    assert "finished at step 2" in result.out
+    assert (tmp_path / "outputs/one/checkpoints/step-000002.ckpt").exists()
+    assert "fresh start" in (tmp_path / "outputs/one/train.log").read_text()
+
+
+def test_of_several_devices_the_first_rank_speaks(monkeypatch):
+    for key in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(key, raising=False)
+    assert first_rank(2)
+    monkeypatch.setenv("RANK", "")
+    assert first_rank(2)
+    for key in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.setenv(key, "1")
+        assert not first_rank(2)
+        assert first_rank(1)
+        monkeypatch.delenv(key)
