@@ -27,6 +27,10 @@ class Unreachable(Exception):
     """Something outside, after patient attempts: doors print it as one line and exit with code 1."""
 
 
+# Far beyond any model, and small enough that a size from a damaged or hostile file ends in an error instead of a wait.
+_LARGEST = {"context_length": 2**22, "d_model": 2**18, "n_layer": 10_000, "d_ff": 2**20}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """`conf/model/*`: an architecture whose vocabulary is not known yet, since the tokenizer decides it.
@@ -55,6 +59,9 @@ class ModelConfig:
         for name in ("context_length", "d_model", "n_layer", "n_head"):
             if getattr(self, name) < 1:
                 raise UserError(f"model.{name}={getattr(self, name)} must be at least 1")
+        for name, largest in _LARGEST.items():
+            if (getattr(self, name) or 0) > largest:
+                raise UserError(f"model.{name}={getattr(self, name)} must be at most {largest:,}")
         if self.d_model % self.n_head:
             raise UserError(
                 f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}: "
@@ -349,7 +356,12 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class TensorboardConfig:
-    subdir: str = "tensorboard"
+    subdir: str = "tensorboard"  # a folder in the run's own
+
+    def __post_init__(self) -> None:
+        parts = self.subdir.replace("\\", "/").split("/")
+        if any(part in ("", ".", "..") for part in parts) or ":" in parts[0] or "\0" in self.subdir:
+            raise UserError(f"logger.tensorboard.subdir={self.subdir} must be the name of a folder inside the run's")
 
 
 @dataclass(frozen=True)

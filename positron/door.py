@@ -13,7 +13,9 @@ from types import TracebackType
 from typing import Any
 
 from positron.config import Diverged, Unreachable, UserError
-from positron.console import open_streams
+from positron.console import one_line, open_streams
+from positron.disk import append_text
+from positron.run_facts import without_home
 from positron.settings import unknown_key
 
 
@@ -44,7 +46,12 @@ def errors_as_one_line() -> Iterator[None]:
 
 
 def describe(error: BaseException) -> tuple[int, str]:
-    """Exit code and one line for an error."""
+    """Return the exit code for an error and one line, in which text from files cannot forge a second one."""
+    code, line = _described(error)
+    return code, one_line(line)
+
+
+def _described(error: BaseException) -> tuple[int, str]:
     if isinstance(error, UserError):
         return 2, f"positron: {error}"
     if isinstance(error, (Unreachable, Diverged)):
@@ -99,6 +106,7 @@ class Voice:
         """`prefix`: of each line on the screen, where several jobs speak at once. `processes`: that train the run."""
         self.log, self.prefix = log, prefix
         self.is_first_rank = first_rank(processes)
+        self._is_unwritable = False
 
     def __enter__(self) -> Voice:
         return self
@@ -106,17 +114,16 @@ class Voice:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         """The reason why a run ended stands in its own log, also under a sweep."""
         if error is not None and self.is_first_rank:
-            text = describe(error)[1] or str(error)
+            text = describe(error)[1] or one_line(str(error))
             if not isinstance(error, (UserError, Diverged)) and not hasattr(error, "exit_code"):
-                text += "\n" + "".join(traceback.format_exception(kind, error, trace))
-            try:
-                self._keep(text)
-            except OSError as unwritable:
-                print(f"positron: cannot write {self.log}: {unwritable}", file=sys.stderr)
+                lines = "".join(traceback.format_exception(kind, error, trace)).splitlines()
+                text = "\n    ".join([text, *map(one_line, lines)])
+            self._keep(text)
 
     def __call__(self, line: str) -> None:
         if not self.is_first_rank:
             return
+        line = one_line(line)
         try:
             if sys.stderr.isatty():
                 from tqdm import tqdm
@@ -128,10 +135,18 @@ class Voice:
             sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         self._keep(line)
 
-    def _keep(self, line: str) -> None:
-        if self.log is not None:
-            with self.log.open("a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {line}\n")
+    def _keep(self, text: str) -> None:
+        """Add it to the log. A full disk or a deleted folder is told once and ends nothing."""
+        if self.log is None:
+            return
+        try:
+            append_text(self.log, f"{time.strftime('%Y-%m-%d %H:%M:%S')} {without_home(text)}\n")
+            self._is_unwritable = False
+        except (OSError, UserError) as error:
+            if not self._is_unwritable:
+                reason = error.strerror if isinstance(error, OSError) else error
+                print(one_line(f"WARNING: cannot write {self.log}: {reason}"), file=sys.stderr)
+            self._is_unwritable = True
 
 
 def compose(recipe: str, overrides: list[str]) -> dict[str, Any]:

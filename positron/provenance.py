@@ -19,7 +19,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from positron.disk import read_json, write_json
+from positron.config import UserError
+from positron.run_facts import read_record, warn_of_damage, without_home, write_record
 
 FILE = "provenance.json"
 LARGEST_DIFF = 200_000  # bytes
@@ -31,9 +32,45 @@ PACKAGES = ("positron", "torch", "lightning", "hydra-core", "numpy", "sentencepi
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """Of the run in `folder`; without any starts for one that is older than this file."""
+    """Return what the run in `folder` recorded; no starts for one that is older than this file.
+
+    Raises UserError where the file is damaged.
+    """
     path = folder / FILE
-    return read_json(path) if path.exists() else {"starts": [], "environments": []}
+    if not path.exists():
+        return {"starts": [], "environments": []}
+    known, is_whole = read_record(path)
+    fault = _fault(known)
+    if fault:
+        raise UserError(f"{path} is damaged ({fault}): restore it from a copy, or delete it")
+    if not is_whole:
+        warn_of_damage(path)
+    return known
+
+
+def _fault(known: dict[str, Any]) -> str | None:
+    starts, environments = known.get("starts"), known.get("environments")
+    if not isinstance(starts, list) or not isinstance(environments, list):
+        return "starts and environments are not both lists"
+    for number, surroundings in enumerate(environments):
+        if not isinstance(surroundings, dict):
+            return f"environments[{number}] is not an object"
+        for key in ("resolved", "versions", "hardware"):
+            if not isinstance(surroundings.get(key), dict):
+                return f"environments[{number}].{key} is not an object"
+        git = surroundings.get("git")
+        if git is not None and not (isinstance(git, dict) and isinstance(git.get("commit"), str)):
+            return f"environments[{number}].git has no commit"
+    for number, start in enumerate(starts):
+        if not isinstance(start, dict) or not isinstance(start.get("step"), int):
+            return f"starts[{number}].step is not a whole number"
+        index = start.get("environment")
+        if not isinstance(index, int) or not 0 <= index < len(environments):
+            return f"starts[{number}].environment is none of the {len(environments)} environments"
+        weights = start.get("weights")
+        if weights is not None and not (isinstance(weights, dict) and isinstance(weights.get("path"), str)):
+            return f"starts[{number}].weights has no path"
+    return None
 
 
 def record_start(
@@ -56,8 +93,11 @@ def record_start(
     }
     if weights is not None:
         with weights.open("rb") as file:
-            start["weights"] = {"path": str(weights), "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    write_json(folder / FILE, {**known, "starts": [*known["starts"], start]})
+            start["weights"] = {
+                "path": without_home(str(weights)),
+                "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
+            }
+    write_record(folder / FILE, {**known, "starts": [*known["starts"], start]}, mask_home=False)
 
 
 def start_of(provenance: dict[str, Any], step: int) -> dict[str, Any]:
@@ -70,10 +110,10 @@ def start_of(provenance: dict[str, Any], step: int) -> dict[str, Any]:
 
 
 def command() -> str:
-    """What the user typed, without the way to their home."""
+    """Return what the user typed, without the path of their home folder."""
     script = Path(sys.argv[0])
     program = ["-m", f"positron.{script.stem}"] if script.parent.name == "positron" else [str(script)]
-    return shlex.join(["python", *program, *sys.argv[1:]]).replace(str(Path.home()), "~")
+    return str(without_home(shlex.join(["python", *program, *sys.argv[1:]])))
 
 
 @functools.cache  # what was imported stays what it was, whatever is edited meanwhile

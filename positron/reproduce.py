@@ -95,7 +95,7 @@ def again(run: Run, begun: dict[str, Any], name: str, last: int) -> RunConfig:
     values |= {"name": name, "precision": {"dtype": resolved["precision"]}, "logger": {}, "resume": "auto"}
     values |= {"init_from": None, "ckpt_path": None}
     if "weights" in begun:
-        path = Path(begun["weights"]["path"])
+        path = Path(begun["weights"]["path"]).expanduser()
         if not path.is_file():
             raise UserError(f"{run.folder} began with {path}, which is gone")
         values |= {"ckpt_path": str(path)} if begun["step"] > 0 else {"init_from": str(path.parent.parent)}

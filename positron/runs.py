@@ -1,8 +1,9 @@
-"""Law 1: a run is a folder. Finding one, creating one, refusing a wrong one, loading a model with its tokenizer."""
+"""Invariant 1: a run is a folder. Find one, create one, refuse a wrong one, load a model with its tokenizer."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -11,7 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.config import GPTConfig, ModelConfig, RunConfig, UserError
-from positron.disk import make_folder, read_json, write_json
+from positron.console import one_line
+from positron.disk import make_folder, read_json, refuse_links_in
+from positron.run_facts import (
+    damage,
+    read_config,
+    read_facts,
+    resolved_of,
+    warn_of_damage,
+    without_home,
+    write_record,
+)
 from positron.settings import from_dict
 
 if TYPE_CHECKING:
@@ -43,47 +54,84 @@ class Run:
 
     @property
     def is_chat(self) -> bool:
-        """Whether it was fine-tuned on conversations, and with the template that is in use here."""
-        return (self.folder / "chat.json").exists()
+        """Tell whether it was fine-tuned on conversations. UserError if with another template than this version has."""
+        path = self.folder / "chat.json"
+        if not path.exists():
+            return False
+        from positron.text.conversation import TEMPLATE
+
+        if read_json(path) != TEMPLATE:
+            raise UserError(
+                f"{path} is damaged, or of another version of Positron: the one that made this run's conversations "
+                "is needed, or a copy of the file"
+            )
+        return True
 
     @property
     def exists(self) -> bool:
         return (self.folder / "config.json").exists()
 
     def config(self) -> dict[str, Any]:
-        config: dict[str, Any] = read_json(self.folder / "config.json")
+        """Return the settings as they are in the file, with the groups that commands need checked."""
+        path = self.folder / "config.json"
+        config, is_whole = read_config(path)
+        if not is_whole:
+            warn_of_damage(path)
         return config
 
     def settings(self) -> RunConfig:
         """`config()`, where what an older version did not know has its default."""
-        return from_dict(RunConfig, self.config())
+        config = self.config()
+        try:
+            return from_dict(RunConfig, config)
+        except UserError as error:
+            raise UserError(f"{self.folder / 'config.json'}: {error}") from error
 
     def facts(self) -> dict[str, Any]:
         """run.json: status, steps, last and best val/bpb, floor, and what `auto` was resolved to."""
         path = self.folder / "run.json"
-        return read_json(path) if path.exists() else {}
+        if not path.exists():
+            return {}
+        facts, is_whole = read_facts(path)
+        if not is_whole:
+            warn_of_damage(path)
+        return facts
+
+    def resolved(self) -> dict[str, Any]:
+        """Return what `auto` was resolved to. UserError if run.json has lost it."""
+        return resolved_of(self.facts(), self.folder / "run.json")
+
+    def refuse_damaged_facts(self) -> None:
+        """Raise UserError where run.json is not as it was written: what it holds decides how training continues."""
+        path = self.folder / "run.json"
+        if path.exists() and not read_facts(path)[1]:
+            raise UserError(damage(path))
 
     def update(self, **facts: Any) -> None:
-        write_json(self.folder / "run.json", {**self.facts(), **facts, "updated": time.strftime("%Y-%m-%d %H:%M:%S")})
+        updated = {**self.facts(), **facts, "updated": time.strftime("%Y-%m-%d %H:%M:%S")}
+        write_record(self.folder / "run.json", updated)
 
     def begin(self, config: RunConfig, tokenizer: Tokenizer, *, new: bool, forked_from: Path | None) -> None:
         """Make the folder a run, or note in it the settings that may differ from one start to the next."""
-        write_json(self.folder / "config.json", dataclasses.asdict(config))
+        write_record(self.folder / "config.json", dataclasses.asdict(config))
         if new:
-            make_folder(self.checkpoint_folder)
-            tokenizer.save(make_folder(self.tokenizer_folder))
+            make_folder(self.checkpoint_folder, self.folder)
+            tokenizer.save(make_folder(self.tokenizer_folder, self.folder))
             self.update(name=config.name, forked_from=str(forked_from) if forked_from else None)
 
     def differences(self, config: RunConfig) -> list[str]:
         """`key: theirs -> ours` for each setting that decides what is learnt and is not what the run has."""
-        theirs, ours = _flat(dataclasses.asdict(self.settings())), _flat(dataclasses.asdict(config))
+        theirs, ours = (_flat(without_home(dataclasses.asdict(side))) for side in (self.settings(), config))
+        resolved = self.resolved()
         for name in _RESOLVED:
-            number = self.facts()["resolved"][name]
+            number = resolved[name]
             for side in (theirs, ours):
                 side[f"train.{name}"] = number if side[f"train.{name}"] == "auto" else side[f"train.{name}"]
         keys = [key for key in {**theirs, **ours} if not _is_free(key)]
         return [
-            f"{key}: {theirs.get(key)} -> {ours.get(key)}" for key in keys if str(theirs.get(key)) != str(ours.get(key))
+            one_line(f"{key}: {theirs.get(key)} -> {ours.get(key)}", 200)
+            for key in keys
+            if str(theirs.get(key)) != str(ours.get(key))
         ]
 
 
@@ -106,17 +154,23 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run], bool] = lambda run: True) -> Run:
     """A run by folder, by name below outputs/, or the one trained last (of those of `which`). UserError for none."""
     if name is None:
-        runs = sorted(outputs.glob("**/run.json"), key=lambda path: path.stat().st_mtime)
-        runs = [path for path in runs if which(Run(path.parent))]
-        if not runs:
+        newest_first = sorted(outputs.glob("**/run.json"), key=_changed, reverse=True)
+        run = next((run for path in newest_first if which(run := Run(path.parent))), None)
+        if run is None:
             raise UserError(f"no run in {outputs.resolve()}: make train trains one")
-        return Run(runs[-1].parent)
+        refuse_links_in(run.folder)
+        return run
     for folder in (Path(name), outputs / name):
         if (folder / "config.json").exists():
+            refuse_links_in(folder)
             return Run(folder)
     known = ", ".join(sorted(path.parent.name for path in outputs.glob("*/run.json"))[:8])
     hint = f"({known})" if known else "(make train trains one)"
     raise UserError(f"no run {name}: neither a run folder nor a name in {outputs}/ {hint}")
+
+
+def _changed(path: Path) -> float:
+    return os.lstat(path).st_mtime
 
 
 def announce(run: Run, named: str | None, say: Callable[[str], None]) -> None:
@@ -131,7 +185,7 @@ def progress_of(run: Run) -> str:
     """How far a run is, in words: `finished, 40 of 40 steps, 2026-07-01 12:00:00`."""
     facts = run.facts()
     resolved = facts.get("resolved")
-    steps = f"{facts.get('step', 0)} of {resolved['max_steps']} steps" if isinstance(resolved, dict) else "no step"
+    steps = f"{facts.get('step', 0)} of {resolved.get('max_steps')} steps" if isinstance(resolved, dict) else "no step"
     return ", ".join(str(part) for part in (facts.get("status", "never started"), steps, facts.get("updated")) if part)
 
 
@@ -147,14 +201,18 @@ def load_model(run: Run, say: Callable[[str], None], checkpoint: Path | None = N
     """
     from positron.model.gpt import GPT
     from positron.text.choose import load_tokenizer
-    from positron.training.checkpoint import best_or_newest
+    from positron.training.checkpoint import best_or_newest, load_checkpoint
 
     path = checkpoint or best_or_newest(run.checkpoint_folder, say)
     if path is None:
         raise UserError(f"{run.folder} has no checkpoint yet: train it further with python -m positron.train")
     tokenizer = load_tokenizer(run.tokenizer_folder)
-    model = GPT(gpt_config(run.config(), tokenizer.vocab_size))
-    restore(model, tokenizer, path)
+    saved = load_checkpoint(path)
+    refuse_other_tokenizer(saved, tokenizer, path)
+    config = gpt_config(run.config(), tokenizer.vocab_size)
+    refuse_other_architecture(saved, config, path, run.folder / "config.json")
+    model = GPT(config)
+    load_weights(model, saved["state_dict"], path)
     return model.eval(), tokenizer, path
 
 
@@ -183,6 +241,17 @@ def restore(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
     saved = load_checkpoint(path)
     refuse_other_tokenizer(saved, tokenizer, path)
     load_weights(model, saved["state_dict"], path)
+
+
+def refuse_other_architecture(saved: dict[str, Any], config: GPTConfig, path: Path, config_path: Path) -> None:
+    """Before a model is built: not every difference shows in the shapes of the weights, and absurd sizes take for ever."""
+    ours = dataclasses.asdict(config)
+    for key, value in saved["gpt_config"].items():
+        if key in ours and ours[key] != value:
+            raise UserError(
+                f"{path} holds a model with {key}={value}, and {config_path} says {key}={ours[key]}: one of them is "
+                "damaged or was edited"
+            )
 
 
 def load_weights(model: GPT, state_dict: dict[str, Any], path: Path) -> None:

@@ -45,7 +45,7 @@ class HubSource:
         choice = [config.repo, config.files, config.revision, config.field, config.seed, config.val_fraction]
         choice.append(self.limit_bytes)
         self.name = f"{config.repo.replace('/', '--')}-{hashlib.sha256(repr(choice).encode()).hexdigest()[:8]}"
-        self.folder = Path(config.dir) / self.name
+        self.folder = Path(config.dir).expanduser() / self.name
         self._note = self.folder / "source.json"
         if not self._note.exists():
             self._look(config)

@@ -32,7 +32,7 @@ def prepare(
     Two processes that need the same corpus at once make it once: the second waits for the first.
     """
     source = open_source(data, say)
-    corpus = make_folder(Path(data.dir) / source.name)
+    corpus = make_folder(Path(data.dir).expanduser() / source.name)
     with lock(corpus / "lock", lambda: say(f"waiting for another process that prepares {corpus}")):
         if tokenizer is None:
             home = corpus / "-".join(str(part) for part in (choice.kind, choice.name, choice.vocab_size) if part)

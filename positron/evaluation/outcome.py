@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from positron.console import printable
+from positron.disk import read_text
 from positron.runs import Run
 from positron.wording import above_floor, judged_bpb, next_command, percent
 
@@ -15,7 +16,7 @@ def show_result(folder: Path) -> None:
     run, samples = Run(folder), folder / "samples.md"
     facts = run.facts()
     if samples.exists():
-        last = samples.read_text(encoding="utf-8").rsplit("\n## ", 1)[-1].split("\n\n", 1)[-1]
+        last = read_text(samples).rsplit("\n## ", 1)[-1].split("\n\n", 1)[-1]
         print("\n" + printable(last.strip()) + "\n")
     line = f"{facts['status']} at step {facts['step']}"
     if "val/bpb" in facts:

@@ -10,12 +10,13 @@ import shlex
 import sys
 from typing import Any
 
-from positron.disk import whole_file, write_text
+from positron.disk import read_text, whole_file, write_text
 from positron.evaluation.inside import inside_pictures
 from positron.evaluation.metrics import read_metrics
 from positron.evaluation.outcome import quality
 from positron.evaluation.plots import learning_rate_curve, loss_curve
 from positron.provenance import read_provenance, start_of
+from positron.run_facts import without_home
 from positron.runs import Run
 from positron.wording import counted
 
@@ -46,8 +47,8 @@ def write_report(run: Run) -> None:
         f"<h2>Learning rate and gradient</h2>{_image(learning_rate_curve(rows))}",
         _inside(rows),
         f"<h2>Next</h2><p>Where Positron is installed (<code>source .venv/bin/activate</code>):</p>"
-        f"<pre>{html.escape(_commands(run, facts))}</pre>",
-        f"<h2>Configuration</h2><details><summary>all settings</summary><pre>{html.escape(json.dumps(config, indent=2))}"
+        f"<pre>{_escape(_commands(run, facts))}</pre>",
+        f"<h2>Configuration</h2><details><summary>all settings</summary><pre>{_escape(json.dumps(config, indent=2))}"
         "</pre></details>",
         f"<h2>Environment</h2>{_table(_environment(run, facts))}",
     ]
@@ -71,23 +72,25 @@ def _headline(facts: dict[str, Any], is_chat: bool) -> dict[str, str]:
 
 def _environment(run: Run, facts: dict[str, Any]) -> dict[str, str]:
     """Of the run's last start, as it noted it itself: the report may be written elsewhere."""
-    resolved = facts["resolved"]
+    resolved = run.resolved()
     lines = {
-        "device": f"{resolved['accelerator']}, {resolved['precision']}, {counted(resolved['threads'], 'thread')}",
+        "device": f"{resolved.get('accelerator')}, {resolved.get('precision')}, "
+        f"{counted(resolved.get('threads', 0), 'thread')}",
         "batch": f"{counted(resolved['batch_tokens'], 'token')}, "
         f"{counted(resolved['micro_batch_size'], 'sequence')} at a time",
     }
     start = start_of(read_provenance(run.folder), sys.maxsize)
     if not start:  # a run that is older than its provenance
         return lines
-    hardware, git = start["hardware"], start["git"]
+    hardware, git = start["hardware"], start.get("git")
     lines |= {
-        "machine": f"{hardware['system']}, {hardware['cpu']}, {counted(hardware['cores'], 'core')}, {hardware['memory_gb']} GB",
-        "command": start["command"],
-        "seed": str(start["seed"]),
-        "commit": "no git checkout" if git is None else git["commit"] + (" and changes" if git["diff"] else ""),
+        "machine": f"{hardware.get('system')}, {hardware.get('cpu')}, {counted(hardware.get('cores') or 0, 'core')}, "
+        f"{hardware.get('memory_gb')} GB",
+        "command": str(start.get("command")),
+        "seed": str(start.get("seed")),
+        "commit": "no git checkout" if git is None else git["commit"] + (" and changes" if git.get("diff") else ""),
     }
-    return lines | start["versions"]
+    return lines | {name: str(version) for name, version in start["versions"].items()}
 
 
 def _commands(run: Run, facts: dict[str, Any]) -> str:
@@ -116,10 +119,10 @@ def _losses_explained(rows: list[dict[str, Any]], config: dict[str, Any]) -> str
 
 def _samples(run: Run) -> str:
     path = run.folder / "samples.md"
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    text = read_text(path) if path.exists() else ""
     parts = [part.partition("\n") for part in re.split(r"(?m)^## ", text)[1:]]
     return "".join(
-        f"<h3>{html.escape(head)}</h3><blockquote>{html.escape(body.strip())}</blockquote>" for head, _, body in parts
+        f"<h3>{_escape(head)}</h3><blockquote>{_escape(body.strip())}</blockquote>" for head, _, body in parts
     )
 
 
@@ -129,8 +132,13 @@ def _inside(rows: list[dict[str, Any]]) -> str:
     return f"<h2>Looking inside</h2>{''.join(parts)}" if parts else ""
 
 
+def _escape(text: str) -> str:
+    """Return text for HTML, without the user's home folder: a report is made to be sent."""
+    return html.escape(without_home(text))
+
+
 def _table(lines: dict[str, str]) -> str:
-    rows = "".join(f"<tr><td>{html.escape(k)}</td><td>{html.escape(v)}</td></tr>" for k, v in lines.items())
+    rows = "".join(f"<tr><td>{_escape(k)}</td><td>{_escape(v)}</td></tr>" for k, v in lines.items())
     return f"<table>{rows}</table>"
 
 

@@ -6,7 +6,11 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-_HEAD = re.compile(r"(?m)^## Step (\d+) · loss (\S+)(?: · (\S+) validation bits per byte)?\n\n")
+from positron.disk import read_text
+
+_NUMBER = r"(-?\d{1,20}(?:\.\d{1,20})?|nan|inf)"
+_HEAD = re.compile(rf"(?m)^## Step (\d{{1,15}}) · loss {_NUMBER}(?: · {_NUMBER} validation bits per byte)?\n\n")
+_FORGED, _ESCAPED = re.compile(r"(?m)^## "), r"\\## "
 
 
 class Sample(NamedTuple):
@@ -16,17 +20,17 @@ class Sample(NamedTuple):
     text: str  # with the prompt that it begins with
 
     def markdown(self) -> str:
-        """Its part of samples.md."""
+        """Return its part of samples.md; what the model writes cannot pass for the head of another sample."""
         scores = f"loss {self.loss:.3f}"
         if self.bpb is not None:
             scores += f" · {self.bpb:.4f} validation bits per byte"
-        return f"## Step {self.step} · {scores}\n\n{self.text}\n\n"
+        return f"## Step {self.step} · {scores}\n\n{_FORGED.sub(_ESCAPED, self.text)}\n\n"
 
 
 def read_samples(path: Path) -> list[Sample]:
-    """The samples of a samples.md in the order of its steps; none where the file does not exist."""
+    """Return the samples of a samples.md in the order of its steps; none where the file does not exist."""
     if not path.exists():
         return []
-    parts = _HEAD.split(path.read_text(encoding="utf-8"))[1:]
+    parts = _HEAD.split(read_text(path))[1:]
     heads = zip(*[iter(parts)] * 4, strict=True)
     return [Sample(int(s), float(loss), float(bpb) if bpb else None, text.strip()) for s, loss, bpb, text in heads]

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from positron.config import TokenizerConfig, UserError
-from positron.disk import read_json
+from positron.disk import read_bytes, read_json
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
 from positron.text.tables import CharTokenizer, WordTokenizer
 from positron.text.tiktoken_bpe import TiktokenTokenizer, named
@@ -28,7 +28,7 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
 
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer saved in `folder`. UserError where it is missing, damaged or altered."""
-    facts = read_json(folder / "tokenizer.json")
+    facts = read_json(folder / "tokenizer.json", folder.parent)
     tokenizer: Tokenizer
     try:
         if facts["kind"] == "char":
@@ -38,7 +38,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         elif facts["kind"] == "tiktoken":
             tokenizer = TiktokenTokenizer.load(folder)
         else:
-            tokenizer = SentencePieceTokenizer((folder / "spm.model").read_bytes())
+            tokenizer = SentencePieceTokenizer(read_bytes(folder / "spm.model", folder.parent))
         if tokenizer.hash != facts["hash"]:
             raise ValueError("its content does not have the hash that it was saved with")
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:

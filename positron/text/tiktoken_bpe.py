@@ -16,7 +16,7 @@ from unittest import mock
 import numpy as np
 
 from positron.config import UserError
-from positron.disk import read_json, whole_file, write_json
+from positron.disk import read_bytes, read_json, whole_file, write_json
 from positron.fetch import cache_folder, fetch
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
@@ -65,8 +65,8 @@ class TiktokenTokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> TiktokenTokenizer:
-        facts = read_json(folder / "tokenizer.json")
-        content = (folder / RANKS).read_bytes()
+        facts = read_json(folder / "tokenizer.json", folder.parent)
+        content = read_bytes(folder / RANKS, folder.parent)
         return cls(facts["name"], facts["pattern"], content, facts["end_of_text"], facts["n_vocab"])
 
     @property

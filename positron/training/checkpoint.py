@@ -1,4 +1,4 @@
-"""Checkpoint files: whole or absent, found again without guessing, loaded without executing anything (law 7)."""
+"""Checkpoint files: whole or absent, found again without guessing, loaded without executing anything (invariant 7)."""
 
 from __future__ import annotations
 
@@ -11,21 +11,59 @@ from typing import Any
 import torch
 
 from positron.config import UserError
+from positron.console import one_line
+from positron.disk import open_inside
 
 BEST = "best.ckpt"
-_NAME = re.compile(r"step-(\d+)\.ckpt")
+_NAME = re.compile(r"step-(\d{1,12})\.ckpt")
+_NEEDED = {"state_dict": dict, "bad_steps": int, "global_step": int, "tokenizer_hash": str, "gpt_config": dict}
+_NEEDED_TO_CONTINUE = {"optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict}
 
 
-def load_checkpoint(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """UserError where the file is missing, corrupt, or not a checkpoint of ours."""
+def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool = False) -> dict[str, Any]:
+    """Load weights and plain values. UserError where the file is missing, corrupt, or not a checkpoint of Positron.
+
+    `to_continue`: what training needs beside the weights must be in it, too.
+    """
     fault = checkpoint_fault(path)
     if fault:
         raise UserError(f"cannot load the checkpoint {path}: {fault}")
-    checkpoint: dict[str, Any] = torch.load(path, map_location=map_location, weights_only=True)
-    if "state_dict" not in checkpoint or "bad_steps" not in checkpoint:
-        raise UserError(f"{path} is not a checkpoint of a Positron run")
+    try:
+        with open_inside(path, "rb", run_of(path)) as file:
+            checkpoint: Any = torch.load(file, map_location=map_location, weights_only=True)
+    except OSError as error:
+        raise UserError(f"cannot load the checkpoint {path}: {error.strerror or error}") from error
+    except Exception as error:  # torch raises whatever its reader meets, with the advice to execute the file
+        raise UserError(
+            f"cannot load the checkpoint {path}: it holds something else than tensors and plain values, or is damaged; "
+            "nothing in it was executed"
+        ) from error
+    fault = _fault_of_contents(checkpoint, {**_NEEDED, **(_NEEDED_TO_CONTINUE if to_continue else {})})
+    if fault:
+        raise UserError(f"{path} is not a whole checkpoint of a Positron run: {fault}")
     _refuse_infinite_weights(checkpoint["state_dict"], path)
-    return checkpoint
+    return dict(checkpoint)
+
+
+def _fault_of_contents(checkpoint: Any, needed: dict[str, type]) -> str | None:
+    if not isinstance(checkpoint, dict):
+        return f"it holds a {type(checkpoint).__name__}"
+    for key, kind in needed.items():
+        if key not in checkpoint:
+            return f"it has no {key}"
+        if not isinstance(checkpoint[key], kind) or isinstance(checkpoint[key], bool):
+            return f"its {key} is a {type(checkpoint[key]).__name__}, not a {kind.__name__}"
+    for name, weights in checkpoint["state_dict"].items():
+        if not isinstance(name, str) or not isinstance(weights, torch.Tensor) or weights.is_sparse:
+            return one_line(f"its state_dict holds {name}, which is not an array of weights", 200)
+    if checkpoint["global_step"] < 0 or checkpoint["bad_steps"] < 0:
+        return "its global_step or bad_steps is negative"
+    return None
+
+
+def run_of(path: Path) -> Path:
+    """The folder below which links are not followed: that of the run, for a file in its checkpoints/."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
 
 
 def _refuse_infinite_weights(state_dict: dict[str, Any], path: Path) -> None:
@@ -39,19 +77,28 @@ def _refuse_infinite_weights(state_dict: dict[str, Any], path: Path) -> None:
 
 
 def checkpoint_fault(path: Path) -> str | None:
-    """What is wrong with the file, None for a whole one: the zip's directory and the CRC-32 of every tensor is read."""
-    if not path.is_file():
-        return "there is no such file"
+    """Tell what is wrong with the file, None for a whole one; reads the zip's directory and the CRC-32 of each tensor.
+
+    Raises UserError for a symbolic link inside a run folder.
+    """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with open_inside(path, "rb", run_of(path)) as file, zipfile.ZipFile(file) as archive:
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                return "it is corrupt (a part of it is compressed, which checkpoints are not)"
             broken = archive.testzip()
-    except (OSError, zipfile.BadZipFile) as error:
-        return f"it is truncated or corrupt ({error})"
-    return f"it is corrupt ({broken} does not match its checksum)" if broken else None
+    except FileNotFoundError:
+        return "there is no such file"
+    except OSError as error:
+        return f"it cannot be read ({error.strerror or error})"
+    except UserError:
+        raise
+    except Exception as error:  # zipfile raises many kinds for damaged headers, NotImplementedError among them
+        return one_line(f"it is truncated or corrupt ({error})", 300)
+    return one_line(f"it is corrupt ({broken} does not match its checksum)", 300) if broken else None
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a run by step, oldest first. `best.ckpt` is one of them under a second name."""
+    """Return the checkpoints of a run by step, oldest first. `best.ckpt` is one of them under a second name."""
     found = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
 
@@ -64,13 +111,33 @@ def step_of(path: Path) -> int:
 
 
 def best_or_newest(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """The best checkpoint, where it is whole, else the newest that is."""
-    return folder / BEST if checkpoint_fault(folder / BEST) is None else newest_checkpoint(folder, say)
+    """Return the best checkpoint, or, loudly, the newest whole one if the best is damaged; None where there is none.
+
+    Raises UserError where all are damaged.
+    """
+    best, fault = folder / BEST, None
+    if best.exists() or best.is_symlink():
+        fault = checkpoint_fault(best)
+        if fault is None:
+            return best
+    newest = newest_checkpoint(folder, say if fault is None else lambda line: None, with_best=fault is None)
+    saved = checkpoints(folder)
+    if newest is None and (fault or saved):
+        name, reason = (BEST, fault) if fault else (saved[-1].name, checkpoint_fault(saved[-1]))
+        raise UserError(
+            f"no checkpoint in {folder} can be used ({name}: {reason}): restore one from a copy, or train the run again"
+        )
+    if newest is not None and fault is not None:
+        say(
+            f"WARNING: {best} cannot be used: {fault}. Using {newest.name} instead, which may not be the best model of "
+            f"this run; restore {BEST} from a copy, or delete it to make this the choice"
+        )
+    return newest
 
 
-def newest_checkpoint(folder: Path, say: Callable[[str], None]) -> Path | None:
-    """The whole checkpoint of the highest step; corrupt ones are passed over with a notice."""
-    candidates = [*([folder / BEST] if (folder / BEST).is_file() else []), *checkpoints(folder)]
+def newest_checkpoint(folder: Path, say: Callable[[str], None], *, with_best: bool = True) -> Path | None:
+    """Return the whole checkpoint of the highest step; corrupt ones are passed over with a notice."""
+    candidates = [*([folder / BEST] if with_best and (folder / BEST).exists() else []), *checkpoints(folder)]
     for path in reversed(candidates):
         fault = checkpoint_fault(path)
         if fault is None:

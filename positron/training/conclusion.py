@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 
 from positron.config import UserError
-from positron.disk import make_folder, whole_file, write_json
-from positron.evaluation.metrics import best_bpb, read_metrics
+from positron.disk import make_folder, whole_file, write_json, write_text
+from positron.evaluation.metrics import best_row, read_metrics
 from positron.evaluation.report import write_report
 from positron.runs import Run, bare_names
 from positron.training.checkpoint import BEST, checkpoint_fault, checkpoints, load_checkpoint, step_of
@@ -15,11 +16,16 @@ from positron.training.signals import Signals
 
 def conclude(run: Run, status: str, error: str | None, signals: Signals, say: Callable[[str], None]) -> None:
     """Write run.json, the exported weights, the picture and the report of a run, however it ended."""
-    rows = read_metrics(run.folder / "metrics.jsonl")
+    try:
+        rows = read_metrics(run.folder / "metrics.jsonl")
+    except UserError as damaged:  # while it was written: by another process, or by the disk
+        say(f"WARNING: no report is made: {damaged}")
+        rows = []
     val = [row for row in rows if row.get("val/bpb") is not None]  # null where it was NaN
     facts = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "time_s": rows[-1]["time_s"]} if rows else {}
     if val:
-        facts |= {"val/bpb": val[-1]["val/bpb"], "val/loss": val[-1]["val/loss"], "best/bpb": best_bpb(rows)}
+        best, step = best_row(rows)
+        facts |= {"val/bpb": val[-1]["val/bpb"], "val/loss": val[-1]["val/loss"], "best/bpb": best, "best/step": step}
     try:
         with signals.held():
             run.update(status=status, error=error, **facts)
@@ -49,7 +55,10 @@ def export_weights(run: Run) -> None:
         return
     saved = load_checkpoint(path)
     weights = {name: tensor.float().contiguous() for name, tensor in bare_names(saved["state_dict"]).items()}
-    folder = make_folder(run.folder / "model")
-    with whole_file(folder / "weights.safetensors") as file:
-        file.write(save(weights))
-    write_json(folder / "config.json", saved["gpt_config"])
+    folder, content = make_folder(run.folder / "model", run.folder), save(weights)
+    checksum = folder / "weights.safetensors.sha256"
+    checksum.unlink(missing_ok=True)  # it is not that of the next file, should this process end in between
+    with whole_file(folder / "weights.safetensors", run.folder) as file:
+        file.write(content)
+    write_json(folder / "config.json", saved["gpt_config"], run.folder)
+    write_text(checksum, f"{hashlib.sha256(content).hexdigest()}  weights.safetensors\n", run.folder)

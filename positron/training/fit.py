@@ -14,7 +14,7 @@ from positron.config import Diverged, RunConfig, UserError, seconds
 from positron.data.instruct import InstructData
 from positron.data.pretrain import PretrainData
 from positron.door import Voice
-from positron.evaluation.metrics import best_bpb, read_metrics
+from positron.evaluation.metrics import best_so_far, read_metrics
 from positron.model.gpt import GPT
 from positron.provenance import record_start
 from positron.runs import Run
@@ -87,7 +87,9 @@ def fit(
                 if config.device.compile:
                     _compile(plan, model, data, say)
                 module = _module(config, plan, model, tokenizer)
-                trainer = _trainer(run, config, plan, data, tokenizer, stopping, patience, pruning, dashboards, say)
+                trainer = _trainer(
+                    run, config, plan, data, tokenizer, start, stopping, patience, pruning, dashboards, say
+                )
                 trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
             else:
                 say(f"nothing to do: {run.folder} is at step {start.step} of {plan.horizon}")
@@ -148,7 +150,7 @@ def _record_start(
 def _dashboards(run: Run, config: RunConfig, start: Start, say: Voice) -> list[Dashboard]:
     if not say.is_first_rank:
         return []
-    settings = {**dataclasses.asdict(config), "resolved": run.facts()["resolved"]}  # and what `auto` became
+    settings = {**dataclasses.asdict(config), "resolved": run.resolved()}  # and what `auto` became
     return open_dashboards(config.logger, run.folder, settings, start.step + 1, say)
 
 
@@ -184,6 +186,7 @@ def _trainer(
     plan: Plan,
     data: PretrainData | InstructData,
     tokenizer: Tokenizer,
+    start: Start,
     stopping: Stopping,
     patience: Patience | None,
     pruning: Pruning | None,
@@ -218,7 +221,8 @@ def _trainer(
         run.checkpoint_folder,
         every=train.save_every,
         keep_last=train.keep_last,
-        best=best_bpb(rows),
+        best=best_so_far(rows, run.facts(), start.step),
+        note_best=lambda step, bpb: run.update(**{"best/step": step, "best/bpb": bpb}),
     )
     monitors = open_monitors(config.monitor, data, tokenizer.vocab_size, config.device.strategy, say)
     intervals = {train.log_every, *(monitor.every for monitor in monitors)}

@@ -13,8 +13,8 @@ import lightning as L
 import torch
 
 from positron.config import UserError
-from positron.disk import make_folder, whole_file, write_text
-from positron.evaluation.metrics import read_metrics
+from positron.disk import append_text, make_folder, read_bytes, refuse_links, whole_file
+from positron.evaluation.metrics import metrics_lines
 from positron.evaluation.plots import attention_maps
 from positron.evaluation.samples import Sample
 from positron.inference.engine import Engine
@@ -31,25 +31,31 @@ MAP_TOKENS = 48  # of the prompt, in the pictures of its attention
 
 
 def cut_after(folder: Path, step: int) -> None:
-    """Drop what was written after the checkpoint that training goes on from: it will be written again."""
-    path = folder / "metrics.jsonl"
-    if path.exists():
-        rows = [row for row in read_metrics(path) if row["step"] <= step]
-        write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    """Drop what was written after the checkpoint that training continues from: it will be written again.
+
+    Raises UserError before anything is changed if metrics.jsonl is damaged: its history would be lost.
+    """
+    lines = metrics_lines(folder / "metrics.jsonl")
+    if lines:
+        with whole_file(folder / "metrics.jsonl") as file:
+            file.writelines(line for row, line in lines if row["step"] <= step)
     path = folder / "samples.md"
     if path.exists():
-        parts = re.split(r"(?m)^(?=## Step )", path.read_text(encoding="utf-8"))
-        kept = [part for part in parts if not (m := re.match(r"## Step (\d+)", part)) or int(m[1]) <= step]
-        write_text(path, "".join(kept))
+        parts = re.split(rb"(?m)^(?=## Step )", read_bytes(path))
+        kept = [part for part in parts if not (m := re.match(rb"## Step (\d{1,15})", part)) or int(m[1]) <= step]
+        with whole_file(path) as file:
+            file.writelines(kept)
+    if (folder / ATTENTION).parent.is_dir():
+        refuse_links((folder / ATTENTION).parent, folder)
     for picture in folder.glob(ATTENTION.format("*")):
-        if int(picture.stem.removeprefix("step-")) > step:
+        number = picture.stem.removeprefix("step-")
+        if re.fullmatch(r"\d{1,15}", number) and int(number) > step:
             picture.unlink()
 
 
 def append(path: Path, text: str) -> None:
     try:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(text)
+        append_text(path, text)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
@@ -151,6 +157,6 @@ class Samples(L.Callback):
         shown = " ".join(self.tokenizer.decode(ids).split())
         picture = attention_maps([layer[0].float().cpu().numpy() for layer in layers], f"step {step}: {shown[:60]}")
         path = self.path.parent / ATTENTION.format(f"{step:06d}")
-        make_folder(path.parent)
-        with whole_file(path) as file:
+        make_folder(path.parent, self.path.parent)
+        with whole_file(path, self.path.parent) as file:
             file.write(picture)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import netrc
 import os
+import re
 import secrets
 import shlex
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from positron.config import LoggerConfig, TensorboardConfig, UserError, WandbConfig
-from positron.disk import write_text
+from positron.disk import read_text, refuse_links, write_text
 from positron.evaluation.metrics import read_metrics
 from positron.evaluation.samples import Sample, read_samples
 
@@ -48,9 +49,15 @@ class Wandb:
 
         self.folder, self.say = folder, say
         self.samples: list[Sample] = []
+        refuse_links(folder / "wandb", folder)
         id_file = folder / "wandb_id"
         if not id_file.exists():
             write_text(id_file, secrets.token_hex(4))
+        run_id = read_text(id_file, limit=1000).strip()
+        if not re.fullmatch(r"[\w.-]{1,128}", run_id):
+            raise UserError(
+                f"{id_file} is damaged: it does not hold the id of a wandb run; delete it to begin another one"
+            )
         # wandb copies its tables there before it uploads them; they are part of the run
         os.environ["WANDB_DATA_DIR"] = _DATA_DIR or str(folder.absolute() / "wandb")
 
@@ -61,7 +68,7 @@ class Wandb:
                 group=config.group,
                 tags=list(config.tags),
                 name=config.name or folder.name,
-                id=id_file.read_text(encoding="utf-8"),
+                id=run_id,
                 resume=None if mode == "offline" else "allow",
                 dir=str(folder),
                 config=settings,
@@ -146,6 +153,7 @@ class TensorBoard:
         except ImportError as error:
             raise UserError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from error
         # what an earlier process wrote after the checkpoint that we go on from is taken off the curve
+        refuse_links(folder / config.subdir, folder)
         self.writer = SummaryWriter(str(folder / config.subdir), purge_step=first_step)
         self.folder = folder
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import torch
 from lightning.fabric.plugins import CheckpointIO
 
 from positron.config import Diverged, UserError
-from positron.disk import whole_file
-from positron.training.checkpoint import BEST, checkpoints, load_checkpoint
+from positron.disk import open_inside, whole_file
+from positron.training.checkpoint import BEST, checkpoints, load_checkpoint, run_of
 from positron.training.divergence import diverged, has_finite_state
 from positron.training.module import PretrainModule
 from positron.training.signals import LeftAtOnce
@@ -23,11 +24,12 @@ class WholeCheckpointIO(CheckpointIO):
     """Lightning's own writer keeps the file in memory, does not fsync, and is silent on a read-only folder."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        with whole_file(Path(path)) as file:
+        path = Path(path)
+        with whole_file(path, run_of(path)) as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        return load_checkpoint(Path(path), map_location)
+        return load_checkpoint(Path(path), map_location, to_continue=True)
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
@@ -36,8 +38,12 @@ class WholeCheckpointIO(CheckpointIO):
 class Checkpoints(L.Callback):
     """Save every `every` steps, at the best validation, at the last step, and when anything ends the run early."""
 
-    def __init__(self, folder: Path, *, every: int, keep_last: int, best: float) -> None:
+    def __init__(
+        self, folder: Path, *, every: int, keep_last: int, best: float, note_best: Callable[[int, float], None]
+    ) -> None:
+        """`note_best`: keeps step and bits per byte of the best model where a damaged metrics.jsonl cannot lose them."""
         self.folder, self.every, self.keep_last, self.best = folder, every, keep_last, best
+        self.note_best = note_best
         self.saved_step = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
@@ -49,6 +55,7 @@ class Checkpoints(L.Callback):
             path = self.save(trainer)
             if bpb < self.best and trainer.is_global_zero:
                 self._mark_best(path)
+                self.note_best(step, bpb)
             self.best = min(self.best, bpb)
 
     def save(self, trainer: L.Trainer) -> Path:
@@ -83,5 +90,5 @@ class Checkpoints(L.Callback):
             os.link(path, link)
             link.replace(self.folder / BEST)
         except OSError:
-            with whole_file(self.folder / BEST) as file, path.open("rb") as source:
+            with whole_file(self.folder / BEST) as file, open_inside(path, "rb") as source:
                 shutil.copyfileobj(source, file)

@@ -12,8 +12,11 @@ from typing import Any
 
 from positron.config import Diverged, RunConfig, UserError
 from positron.console import one_line
-from positron.disk import lock, make_folder, sweep_temporary_files
+from positron.disk import lock, make_folder, refuse_links_in, sweep_temporary_files
 from positron.door import Voice, first_rank
+from positron.evaluation.metrics import read_metrics
+from positron.provenance import read_provenance
+from positron.run_facts import without_home
 from positron.runs import Run, find_run
 from positron.training.checkpoint import BEST, best_or_newest, checkpoints, load_checkpoint, newest_checkpoint
 from positron.training.device import Machine, choose_machine, set_threads
@@ -50,6 +53,7 @@ def begin(folder: Path, config: RunConfig) -> Iterator[tuple[Run, Machine, Start
     """Hold the run of `folder` alone, speak into its log, take this machine, and decide where the run starts."""
     is_new = not folder.exists()
     run, processes = Run(make_folder(folder)), config.device.processes
+    refuse_links_in(run.folder)
     prefix = f"{folder.name}: " if config.device.share < 1 else ""
     voice = Voice(run.folder / "train.log", prefix, processes)
     with only_one(run, processes), _no_trace_of_a_refusal(run, is_new), voice as say:
@@ -105,9 +109,10 @@ def decide_start(run: Run, config: RunConfig, say: Callable[[str], None]) -> Sta
                 f"{run.folder} is at step {step} and resume=never would overwrite it: give another name=, "
                 "or delete that folder"
             )
+        _refuse_damage(run)
         _refuse_differences(run, config, step, say)
         say(f"resuming {run.folder} at step {step} from {newest.name}")
-        return Start(checkpoint=newest, tokenizer_from=run, step=step, is_own=True, resolved=run.facts()["resolved"])
+        return Start(checkpoint=newest, tokenizer_from=run, step=step, is_own=True, resolved=run.resolved())
     if config.resume == "must":
         raise UserError(f"resume=must, but {run.folder} has no checkpoint to continue from")
     if named is not None:
@@ -138,6 +143,7 @@ def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None, say:
         return newest
     path = Path(ckpt_path).expanduser()
     if path.suffix == ".ckpt":
+        path = path.resolve() if path.is_symlink() else path  # the user names it, so it may be a link
         load_checkpoint(path)  # says what is wrong with it, if anything
         return path
     other = find_run(ckpt_path)
@@ -147,11 +153,18 @@ def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None, say:
     return found
 
 
+def _refuse_damage(run: Run) -> None:
+    """Raise UserError if a file that training continues to write is damaged, before anything of the run is changed."""
+    run.refuse_damaged_facts()
+    read_metrics(run.folder / "metrics.jsonl")
+    read_provenance(run.folder)
+
+
 def _refuse_other_checkpoint(run: Run, named: Path | None, newest: Path) -> None:
     """A run goes on from its own newest checkpoint; going back or elsewhere is a new run with a new name."""
     if named is None or named.resolve() == newest.resolve():
         return
-    if str(named) == run.facts().get("forked_from"):
+    if without_home(str(named)) == without_home(run.facts().get("forked_from")):
         return
     raise UserError(
         f"{run.folder} already has {newest.name}; to start from {named} instead, give the new run another name="
@@ -194,7 +207,7 @@ def _refuse_differences(run: Run, config: RunConfig, step: int, say: Callable[[s
     if run.facts().get("status") == "diverged":
         _refuse_diverged(run)
     if extended:
-        before, after = run.facts()["resolved"]["max_steps"], config.train.max_steps
+        before, after = run.resolved()["max_steps"], config.train.max_steps
         if isinstance(after, int) and after < before:
             raise UserError(
                 f"train.max_steps={after} is shorter than the {before} steps of {run.folder}, which is at step {step}: "
