@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 
 import pytest
 
-from positron.console import one_line, printable
+from positron.console import Screen, one_line, printable
 
 
 @pytest.mark.parametrize("redirection", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
@@ -49,3 +50,52 @@ def test_printable_keeps_text_and_escapes_what_a_terminal_obeys(text: str, shown
 def test_one_line_cannot_forge_lines_and_is_cut() -> None:
     assert one_line("prompt\nimport os\t;") == "prompt\\nimport os\\t;"
     assert one_line("x" * 50, limit=10) == "xxxxxxx..."
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def wrapped(pieces: list[str], monkeypatch: pytest.MonkeyPatch, columns: int = 12) -> str:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal = Terminal()
+    screen = Screen(terminal)
+    for piece in pieces:
+        screen.write(piece)
+    screen.flush()
+    return terminal.getvalue()
+
+
+def test_lines_break_between_words_however_the_text_comes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "Once upon a time there was a kite.\n\nIt flew  away, high"
+    wanted = "Once upon a\ntime there\nwas a kite.\n\nIt flew \naway, high".replace("flew \n", "flew\n")
+    for size in (1, 2, 3, 7, 100):
+        pieces = [text[i : i + size] for i in range(0, len(text), size)]
+        assert wrapped(pieces, monkeypatch) == wanted
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("twelve chars", "twelve chars"),  # exactly as wide as the terminal
+        ("a incomprehensibilities b", "a\nincomprehensibilities b"),  # too long for any line
+        ("漢字漢字漢字漢字", "漢字漢字漢字\n漢字"),  # two columns each, and no spaces
+        ("the end \x1b[31m", "the end\n\\x1b[31m"),
+        ("", ""),
+    ],
+)
+def test_words_of_every_kind_stay_whole(text: str, shown: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert wrapped(list(text), monkeypatch) == shown
+
+
+def test_a_pipe_gets_every_piece_at_once_and_no_line_breaks_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "10")
+    pipe = io.StringIO()
+    screen = Screen(pipe)
+    screen.write("a long text that stays on one lin")
+    assert pipe.getvalue() == "a long text that stays on one lin"
+    screen.write("e\r")
+    screen.write("\nb")
+    screen.line()
+    assert pipe.getvalue() == "a long text that stays on one line\nb\n"

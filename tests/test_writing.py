@@ -1,0 +1,373 @@
+"""One model for several callers: texts written at the same time, what may be passed, where stop strings end a text."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import json
+import subprocess
+import sys
+import threading
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import PATIENCE, Result, tiny
+
+from positron import load
+from positron.config import GPTConfig, UserError
+from positron.inference import engine as engine_module
+from positron.inference.checks import LARGEST_SEED, SMALLEST_SEED
+from positron.inference.decoder import Decoder
+from positron.inference.engine import Engine
+from positron.inference.sampling import Sampling
+from positron.inference.writer import Writer
+from positron.model.gpt import GPT
+from positron.text.tables import CharTokenizer
+from positron.train import train
+
+LETTERS = "abcdefghijklmnopqrstuvwxyzTO é\n"
+
+
+def writer_of(draft: bool = False, weights: str = "fp32") -> Writer:
+    tokenizer = CharTokenizer(LETTERS)
+
+    def model(seed: int) -> GPT:
+        config = GPTConfig(vocab_size=tokenizer.vocab_size, context_length=16, d_model=32, n_layer=2, n_head=2)
+        made = GPT(config, seed=seed).eval()
+        with torch.no_grad():
+            made.wte.weight.mul_(5)
+        return made
+
+    return Writer(model(1), tokenizer, weights=weights, draft=model(2) if draft else None)
+
+
+@pytest.fixture(scope="module")
+def writer() -> Writer:
+    return writer_of()
+
+
+PROMPTS = ("Tom had a", "Once upon", "a")
+
+
+def alone(writer: Writer) -> list[str]:
+    return ["".join(writer.stream(prompt, max_tokens=40, seed=i)) for i, prompt in enumerate(PROMPTS)]
+
+
+@pytest.mark.parametrize(("draft", "weights"), [(False, "fp32"), (False, "int8"), (True, "fp32")])
+def test_streams_taken_in_turns_write_what_each_writes_alone(draft: bool, weights: str) -> None:
+    """Longer than the context, so that windows move, too."""
+    writer = writer_of(draft, weights)
+    wanted = alone(writer)
+    assert len(set(wanted)) == len(PROMPTS)
+    streams = [writer.stream(prompt, max_tokens=40, seed=i) for i, prompt in enumerate(PROMPTS)]
+    found = ["", "", ""]
+    for pieces in itertools.zip_longest(*streams, fillvalue=""):
+        found = [text + piece for text, piece in zip(found, pieces, strict=True)]
+    assert found == wanted
+
+
+def test_a_text_written_inside_a_loop_over_a_stream_changes_neither(writer: Writer) -> None:
+    wanted = alone(writer)
+    found = ""
+    for place, piece in enumerate(writer.stream(PROMPTS[0], max_tokens=40, seed=0)):
+        found += piece
+        if place % 8:
+            continue
+        assert writer.generate(PROMPTS[1], max_tokens=40, seed=1) == PROMPTS[1] + wanted[1]
+    assert writer.samples(list(PROMPTS), max_tokens=40) == [p + text for p, text in zip(PROMPTS, wanted, strict=True)]
+    assert found == wanted[0]
+
+
+def test_threads_write_what_each_writes_alone() -> None:
+    writer = writer_of()  # whose weights are packed by whichever thread comes first
+    wanted, found = alone(writer_of()), {}
+
+    def write(number: int) -> None:
+        i = number % len(PROMPTS)
+        found[number] = "".join(writer.stream(PROMPTS[i], max_tokens=40, seed=i))
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert [found[number] for number in range(6)] == wanted * 2
+
+
+@pytest.mark.parametrize("end", ["finished", "stopped", "closed", "forgotten"])
+def test_the_cache_of_a_stream_is_freed_when_it_ends(writer: Writer, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    fresh = Decoder.fresh
+
+    def noted(decoder: Decoder, batch: int) -> Decoder:
+        other = fresh(decoder, batch)
+        made.append(weakref.ref(other.k))
+        return other
+
+    monkeypatch.setattr(Decoder, "fresh", noted)
+    gc.disable()  # no cycle may keep a cache alive until the collector comes
+    try:
+        text = writer.generate("Tom", max_tokens=20)
+        stream = writer.stream("Tom", max_tokens=20, stop=text[6:10] if end == "stopped" else ())
+        next(stream)
+        assert made[-1]() is not None
+        if end in ("finished", "stopped"):
+            list(stream)
+        elif end == "closed":
+            stream.close()
+        else:
+            del stream
+        assert [cache() for cache in made] == [None, None]
+    finally:
+        gc.enable()
+
+
+def test_a_stream_says_how_many_tokens_it_wrote_and_whether_it_ended(writer: Writer) -> None:
+    stream = writer.stream("Tom", max_tokens=7)
+    text = "".join(stream)
+    assert (stream.tokens, stream.ended) == (len(text), False)
+    stopped = writer.stream("Tom", max_tokens=7, stop=text[2:4])
+    assert "".join(stopped) == text[: text.index(text[2:4])]
+    assert (stopped.tokens, stopped.ended) == (text.index(text[2:4]), True)
+
+
+@pytest.mark.parametrize("stop", ["e", "Tom", "ab", "\n"])
+def test_one_stop_text_is_not_a_list_of_letters(writer: Writer, stop: str) -> None:
+    for seed in range(4):
+        text = writer.generate("T", max_tokens=60, seed=seed)[1:]
+        wanted = text[: text.index(stop)] if stop in text else text
+        assert writer.generate("T", max_tokens=60, seed=seed, stop=stop) == "T" + wanted
+        assert writer.generate("T", max_tokens=60, seed=seed, stop=[stop]) == "T" + wanted
+
+
+def test_stop_texts_end_each_row_of_a_batch_and_the_work(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, stops = ["Tom", "a", "Once"], ("e", "th", "q")
+    wanted = [writer.generate(row, max_tokens=50, seed=3 + i, stop=stops) for i, row in enumerate(rows)]
+    assert writer.samples(rows, max_tokens=50, seed=3, stop=stops) == wanted
+    prompts = [writer.ids(row) for row in rows]
+    written = writer.engine().written(prompts, Sampling(), max_tokens=50, seed=3, stop=stops)
+    for i, one in enumerate(written):
+        new = [row[0] for row in writer.engine().ids([prompts[i]], Sampling(), max_tokens=50, stop_ids=(), seed=3 + i)]
+        assert writer.tokenizer.decode(new[: one.tokens]) == one.text  # type: ignore[arg-type]
+        assert writer.tokenizer.decode(new[: max(0, one.tokens - 1)]) != one.text or not one.text  # type: ignore[arg-type]
+    steps: list[int] = []
+    step = Decoder.step
+    monkeypatch.setattr(Decoder, "step", lambda decoder, ids: (steps.append(len(ids)), step(decoder, ids))[1])
+    assert writer.samples(rows, max_tokens=50, seed=3, stop=list(LETTERS)) == rows
+    assert len(steps) < 15
+
+
+@pytest.mark.parametrize("draft", [False, True])
+def test_an_empty_batch_is_an_empty_list(draft: bool) -> None:
+    assert writer_of(draft).samples([]) == []
+    assert writer_of(draft).samples(()) == []
+    assert writer_of(draft).engine().texts([]) == []
+
+
+WRONG: list[tuple[dict[str, Any], str]] = [
+    ({"top_k": 40.0}, "top_k 40.0 must be a whole number, not float"),
+    ({"top_k": "40"}, "top_k '40' must be a whole number"),
+    ({"top_k": True}, "top_k True"),
+    ({"last_n": 1.5}, "last_n 1.5"),
+    ({"last_n": None}, "last_n None"),
+    ({"seed": 1.5}, "seed 1.5"),
+    ({"seed": "7"}, "seed '7'"),
+    ({"seed": False}, "seed False"),
+    ({"seed": LARGEST_SEED + 1}, f"seed {LARGEST_SEED + 1} must lie between"),
+    ({"seed": SMALLEST_SEED - 1}, "seed -"),
+    ({"temperature": "0.5"}, "temperature '0.5' must be a number"),
+    ({"temperature": None}, "temperature None"),
+    ({"temperature": True}, "temperature True"),
+    ({"temperature": float("inf")}, "temperature inf"),
+    ({"temperature": 5e-324}, "temperature"),
+    ({"temperature": 10**400}, "temperature .* is too large"),
+    ({"top_p": "all"}, "top_p 'all'"),
+    ({"min_p": [0.1]}, "min_p"),
+    ({"repetition_penalty": float("nan")}, "repetition_penalty nan"),
+    ({"stop": None}, "stop None"),
+    ({"stop": ["a", 3]}, r"stop\[1\] 3"),
+    ({"stop": b"a"}, "stop b'a'"),
+    ({"stop": ""}, "stop: an empty text"),
+    ({"max_tokens": 1.5}, "max_tokens 1.5"),
+    ({"max_tokens": None}, "max_tokens None"),
+    ({"max_tokens": 0}, "max_tokens 0 must be at least 1"),
+    ({"temprature": 0.5}, "there is no setting temprature: did you mean temperature?"),
+    ({"max_token": 5}, "did you mean max_tokens?"),
+]
+
+
+@pytest.mark.parametrize(("settings", "says"), WRONG, ids=[says for _, says in WRONG])
+def test_a_wrong_setting_is_named_before_anything_is_written(
+    writer: Writer, settings: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module.Engine, "ids", None)
+    for call in (writer.generate, writer.stream, lambda prompt, **options: writer.samples([prompt], **options)):
+        with pytest.raises(UserError, match=says):
+            call("Tom", **settings)
+
+
+@pytest.mark.parametrize("prompt", [None, b"Tom", ["Tom"], 3, "a\ud83d", "\udcff bad"])
+def test_a_prompt_that_is_no_text_is_named(writer: Writer, prompt: Any) -> None:
+    for call in (writer.generate, writer.stream, lambda value: writer.samples(["Tom", value])):
+        with pytest.raises(UserError, match="prompt"):
+            call(prompt)
+
+
+@pytest.mark.parametrize("prompts", ["Tom", None, 3, b"Tom"])
+def test_prompts_that_are_no_list_are_named(writer: Writer, prompts: Any) -> None:
+    with pytest.raises(UserError, match=r"prompts .* must be a list of texts"):
+        writer.samples(prompts)
+
+
+def test_numbers_of_numpy_are_numbers(writer: Writer) -> None:
+    found = writer.generate(
+        "Tom",
+        max_tokens=np.int64(5),
+        seed=np.uint8(3),
+        temperature=np.float32(0.5),
+        top_k=np.int32(4),
+        top_p=np.float64(1),
+    )
+    assert found == writer.generate("Tom", max_tokens=5, seed=3, temperature=0.5, top_k=4, top_p=1)
+
+
+def test_the_smallest_and_the_largest_seed_write_and_those_of_a_batch_are_counted(writer: Writer) -> None:
+    for seed in (SMALLEST_SEED, LARGEST_SEED):
+        assert len(writer.generate("Tom", max_tokens=3, seed=seed)) == 6
+    assert len(writer.samples(["a", "b"], max_tokens=2, seed=LARGEST_SEED - 1)) == 2
+    with pytest.raises(UserError, match="each of the 2 texts has a seed of its own"):
+        writer.samples(["a", "b"], seed=LARGEST_SEED)
+
+
+def test_an_extreme_setting_that_is_allowed_still_writes(writer: Writer) -> None:
+    for settings in ({"temperature": 1e-100}, {"temperature": 1e300}, {"repetition_penalty": 1e-6},
+                     {"repetition_penalty": 1e6}, {"top_k": 10**30}, {"last_n": 10**30}, {"min_p": 5e-324},
+                     {"top_p": 5e-324}):  # fmt: skip
+        assert len(writer.generate("Tom", max_tokens=20, **settings)) > 3, settings
+
+
+@pytest.mark.parametrize(("run", "weights"), [(3, "fp32"), (b"r", "fp32"), (None, None), ("r", ["int8"])])
+def test_load_names_a_wrong_argument(run: Any, weights: Any) -> None:
+    with pytest.raises(UserError, match="run" if weights == "fp32" else "weights"):
+        load(run, weights)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("run")
+    train(tiny(made, train__max_steps=3), made / "outputs" / "r")
+    return made
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["Tom", "--compare", "--json"], "--compare does not use --json"),
+        (["Tom", "--compare", "--stop", " ", "--num-samples", "3"], "--compare does not use --num-samples, --stop"),
+        (["Tom", "--compare", "--temperature", "0"], "--compare does not use --temperature"),
+        (["Tom", "--compare", "--preset", "creative"], "--compare does not use --preset"),
+        (["Tom", "--compare", "--num-samples", "1"], "--compare does not use --num-samples"),
+        (["bench", "--json"], "bench does not use --json"),
+        (["bench", "--seed", "0"], "bench does not use --seed"),
+        (["bench", "--compare"], "bench does not use --compare"),
+        (["Tom", "--seed", "99999999999999999999999"], "seed 99999999999999999999999 must lie between"),
+        (["Tom", "--seed", str(2**64 - 1), "--num-samples", "2"], "each of the 2 texts"),
+        (["\udcff bad"], "the prompt is not UTF-8: byte 0 is 0xff"),
+        (["Tom \udce9t\udce9"], "the prompt is not UTF-8: byte 4 is 0xe9"),
+        (["--file", "utf16.txt"], "is not UTF-8: byte 0 is 0xff; it looks like UTF-16"),
+        (["--file", "latin.txt"], "is not UTF-8: byte 4 is 0xe9"),
+        (["Tom", "--stop", ""], "stop: an empty text"),
+    ],
+)
+def test_what_generate_cannot_use_is_refused_in_one_line_before_the_run_is_loaded(
+    folder: Path, arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from positron import generate
+
+    (folder / "utf16.txt").write_bytes("Tom".encode("utf-16"))
+    (folder / "latin.txt").write_bytes("Tom était".encode("latin-1"))
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["generate", *arguments, "--run", "no such run"])
+    with pytest.raises(SystemExit) as ended:
+        generate.main()
+    assert ended.value.code == 2
+    shown = capsys.readouterr().err
+    assert says in shown
+    assert shown.count("\n") == 1
+
+
+def test_a_byte_order_mark_is_not_part_of_a_prompt(folder: Path, door: Callable[..., Result]) -> None:
+    (folder / "b.txt").write_bytes(b"\xef\xbb\xbfTom had\r\n")
+    options = ["--run", "r", "--max-tokens", "4", "--json"]
+    for arguments in (["--file", "b.txt"], ["\ufeffTom had"]):
+        made = door("generate", *arguments, *options, folder=folder)
+        assert json.loads(made.out)["prompt"] == "Tom had", made.err
+
+
+def test_bytes_of_a_pipe_are_read_as_a_file_is_and_a_closed_stdin_is_empty(folder: Path) -> None:
+    command = [sys.executable, "-m", "positron.generate", "--run", "r", "--max-tokens", "2"]
+    environment = {"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin"}
+    for stdin, code, says in (
+        (b"\xef\xbb\xbfTom\n", 0, b"Tom"),
+        (b"\xff\xfeTom", 2, b"the prompt is not UTF-8: byte 0 is 0xff"),
+    ):
+        done = subprocess.run(
+            command, cwd=folder, env=environment, input=stdin, capture_output=True, timeout=PATIENCE, check=False
+        )
+        assert done.returncode == code, done.stderr
+        assert (done.stdout if code == 0 else done.stderr).startswith(says if code == 0 else b"positron: " + says)
+    closed = " ".join([*command, "0<&-"])
+    done = subprocess.run(
+        ["bash", "-c", closed], cwd=folder, env=environment, capture_output=True, timeout=PATIENCE, check=False
+    )
+    assert (done.returncode, done.stdout[:16]) == (0, b"Once upon a time"), done.stderr
+
+
+def test_a_stop_text_counts_only_the_tokens_before_it(folder: Path, door: Callable[..., Result]) -> None:
+    plain = door("generate", "Tom", "--run", "r", "--json", "--max-tokens", "40", folder=folder)
+    text = json.loads(plain.out)["text"]
+    stop = text[5]
+    made = door("generate", "Tom", "--run", "r", "--json", "--max-tokens", "40", "--stop", stop, folder=folder)
+    facts = json.loads(made.out)
+    assert (facts["text"], facts["tokens"]) == (text[: text.index(stop)], text.index(stop))
+    assert facts["ended"]
+
+
+@pytest.mark.parametrize("options", [[], ["--num-samples", "2"], ["--compare"], ["--json"]])
+def test_generate_prints_no_terminal_commands(
+    folder: Path, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of the prompt (a file of somebody) and those that the model writes, which come token by token."""
+    from positron import generate
+
+    monkeypatch.setattr(CharTokenizer, "bytes_of", lambda tokenizer, i: (b"\x1b", b"\x9b", b"]0;\xc2\x9b", b"a")[i % 4])
+    monkeypatch.chdir(folder)
+    arguments = ["Tom\x1b[31m", "--run", "r", "--max-tokens", "20", "--seed", "1", *options]
+    monkeypatch.setattr(CharTokenizer, "encode", lambda tokenizer, text: [6] * len(text))
+    monkeypatch.setattr(sys, "argv", ["generate", *arguments])
+    generate.main()
+    shown = capsys.readouterr().out
+    assert not {"\x1b", "\x9b", "\x07"} & set(shown)
+    assert "Tom" in shown
+    if options == ["--json"]:
+        assert json.loads(shown)["prompt"] == "Tom\x1b[31m"
+
+
+def test_generate_and_stream_write_the_same_text_after_the_prompt(writer: Writer) -> None:
+    for settings in ({}, {"temperature": 0.8, "top_k": 4}, {"stop": "e", "seed": 5}):
+        text = writer.generate("Tom", max_tokens=30, **settings)
+        assert text == "Tom" + "".join(writer.stream("Tom", max_tokens=30, **settings))
+
+
+def test_the_engine_of_one_model_packs_its_weights_once(writer: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = writer.engine()
+    monkeypatch.setattr(Decoder, "_pack", None)
+    writer.samples(["a", "b"], max_tokens=2)
+    writer.generate("a", max_tokens=2)
+    assert writer.engine() is engine
+    assert isinstance(engine, Engine)
