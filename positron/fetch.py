@@ -8,11 +8,16 @@ import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 from positron.config import UserError
+from positron.console import one_line
 from positron.disk import make_folder, whole_file
 
 PATIENCE_S = 4.0  # for a connection, and then for each next piece of data: a dead network is told within 5 seconds
+
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def cache_folder() -> Path:
@@ -26,6 +31,7 @@ def fetch(url: str, path: Path, sha256: str | None, *, instead: str) -> bytes:
     UserError within 5 seconds where neither is to be had, naming the file, its folder, the URL, and what works
     `instead`; also where the content does not have the checksum.
     """
+    check_address(url)
     if path.exists():
         content = path.read_bytes()
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
@@ -40,6 +46,28 @@ def fetch(url: str, path: Path, sha256: str | None, *, instead: str) -> bytes:
     return content
 
 
+def check_address(url: str) -> None:
+    """Refuse every address but https, and http on this machine: a shared configuration must not read local files."""
+    try:
+        scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
+    except ValueError:
+        scheme, host = "", None
+    if not host or (scheme != "https" and not (scheme == "http" and host in _LOOPBACK)):
+        raise UserError(
+            f"{one_line(url, 200)} cannot be fetched: give an https:// address; for a file on this machine, data.path="
+        )
+
+
+class _SafeRedirects(urllib.request.HTTPRedirectHandler):
+    """Follow a redirect only to where the first address could have pointed, and from elsewhere never to this machine."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        check_address(newurl)
+        if urlsplit(newurl).hostname in _LOOPBACK and req.host.rsplit(":", 1)[0].strip("[]") not in _LOOPBACK:
+            raise UserError(f"it redirects to this machine, {one_line(newurl, 200)}")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _download(url: str, path: Path, instead: str) -> bytes:
     """In a thread of its own, since the lookup of a name has no timeout that could be set."""
     pieces: list[bytes] = []
@@ -48,7 +76,8 @@ def _download(url: str, path: Path, instead: str) -> bytes:
 
     def work() -> None:
         try:
-            with urllib.request.urlopen(url, timeout=PATIENCE_S) as answer:
+            opener = urllib.request.build_opener(_SafeRedirects)
+            with opener.open(url, timeout=PATIENCE_S) as answer:
                 while piece := answer.read(1 << 16):
                     pieces.append(piece)
                     moved.set()
@@ -69,7 +98,7 @@ def _download(url: str, path: Path, instead: str) -> bytes:
     if failure:
         reason = getattr(failure[0], "reason", failure[0])
         raise UserError(
-            f"{path.name} is not in {path.parent} and cannot be fetched from {url} ({reason}): put it there yourself, "
-            f"or {instead}"
+            f"{path.name} is not in {path.parent} and cannot be fetched from {one_line(url, 200)} ({reason}): "
+            f"put it there yourself, or {instead}"
         )
     return b"".join(pieces)

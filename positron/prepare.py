@@ -11,6 +11,7 @@ Settings are those of training; `train` prepares by itself what is missing. Stop
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import time
 from contextlib import nullcontext
 from itertools import pairwise
@@ -38,17 +39,20 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     with errors_as_one_line():
         options = arguments().parse_intermixed_args()
-        settings, looking = list(options.settings), False
+        settings, looking, path = list(options.settings), False, None
         if settings[:1] == ["cache"]:
             cache(settings[1:])
             return
         if settings[:1] == ["inspect"]:
-            if len(settings) < 2 or "=" in settings[1]:
+            if len(settings) < 2 or ("=" in settings[1] and not Path(settings[1]).exists()):
                 raise UserError("inspect what? python -m positron.prepare inspect PATH")
-            looking, settings = True, ["data=text", f"data.path={settings[1]}", *settings[2:]]
+            # the path itself is set below, since Hydra's grammar gives brackets, quotes and such a meaning
+            looking, path, settings = True, settings[1], ["data=text", "data.path=PATH", *settings[2:]]
         if wrong := [word for word in settings if "=" not in word]:
             raise UserError(f"{wrong[0]} is no setting: give key=value, or inspect PATH")
         config = from_dict(RunConfig, compose("train", ["name=prepare", *settings]))
+        if looking:
+            config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
         from positron.data.pretrain import prepare
         from positron.data.shards import SPLITS, TokenFiles, verify
 
@@ -161,6 +165,8 @@ def inspect(files: TokenFiles, tokenizer: Tokenizer, context: int, folder: Path)
 
     end = tokenizer.special_id(END_OF_TEXT)
     places = files.places_of(end)
+    if places[-1] < files.n_tokens - 1:  # the last document goes on in the validation text
+        places = np.append(places, files.n_tokens)
     lengths = np.diff(places) - 1
     lines = ["", "document lengths in tokens:"]
     if len(lengths):

@@ -43,7 +43,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
     config = with_origin(Run(folder), as_begun(config, Run(folder)))
     with begin(folder, config) as (run, machine, start, say):
         known = load_tokenizer(start.tokenizer_from.tokenizer_folder) if start.tokenizer_from else None
-        tokenizer, tokens = prepare(config.data, config.tokenizer, known, say)
+        tokenizer, tokens = prepare(config.data, config.tokenizer, known, say, run.facts().get("data_fingerprint"))
         if config.budget is not None and config.train.max_steps == "auto":
             config = choose(config, machine, tokenizer, tokens, say).applied(config)
         model = GPT(config.model.with_vocab(tokenizer.vocab_size), seed=config.seed)

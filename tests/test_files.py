@@ -140,8 +140,10 @@ def test_missing_paths_are_named(tmp_path: Path, path: str) -> None:
 
 
 def test_invalid_bytes_can_be_replaced(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(b"a\xffb" * 10)
-    assert "".join(texts(source(tmp_path / "a.txt", on_invalid="replace"))) == "a�b" * 10
+    (tmp_path / "a.txt").write_bytes(b"a" * 1000 + b"\xffb" * 10)
+    found = source(tmp_path / "a.txt", on_invalid="replace")
+    assert "".join(texts(found)) == "a" * 1000 + "�b" * 10
+    assert "10 invalid characters were replaced" in found.summary()
 
 
 @settings(max_examples=400, deadline=None)

@@ -1,67 +1,143 @@
-"""Text from files: .txt, .jsonl, .parquet, each also as .gz or .zst; one file, a folder, or a glob.
+"""Text from files: plain text, JSON, CSV and parquet, each also as .gz or .zst; one file, a folder, or a pattern.
 
 Everything is read as a stream, a megabyte at a time, so a corpus may be larger than the memory.
 """
 
 from __future__ import annotations
 
-import glob
 import hashlib
-import json
+import re
 import zlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from urllib.parse import urlsplit
 
 from positron.config import DataConfig, UserError
+from positron.console import one_line
+from positron.data.decoding import Reading, decoded, opened, why_unreadable
+from positron.data.listing import compression_of, format_of, list_files
+from positron.data.rows import csv_texts, json_texts, parquet_texts
 from positron.data.sources import Document, side
-from positron.fetch import cache_folder, fetch
+from positron.fetch import cache_folder, check_address, fetch
 
 SEPARATOR = "<|endoftext|>"  # a line of its own between the documents of a text file
-SUFFIXES = (".txt", ".md", ".text", ".jsonl", ".parquet")  # what is taken from a folder, also with .gz or .zst
 CHARS_PER_TASK = 1 << 20
 FEWEST_DOCUMENTS = 20  # fewer than this, and a text is split at a place instead of by document
+SURVEYED_DOCUMENTS, SURVEYED_CHARS = 1000, 1 << 25  # beyond either, drawn sides are as large as they should be
 HASHED_WHOLE = 1 << 26  # bytes; of larger files, the ends, the size and the time of change are hashed
 
 Piece = tuple[str, bool]  # some text, and whether its document ends here
 
 
-class FileSource:
-    """One or many files. Documents are rows, lines of JSON, or parts of a text between lines `<|endoftext|>`.
+@dataclass(frozen=True)
+class Split:
+    """Where validation begins, in characters of the whole text; None: drawn document by document."""
 
-    The fingerprint is that of the content. Which documents are for validation is drawn by their text; of fewer than
-    FEWEST_DOCUMENTS, the end of the text is.
+    place: int | None
+    is_new: bool  # whether earlier versions split this text otherwise
+
+
+class FileSource:
+    """One or many files. Documents are rows, or parts of a text between lines `<|endoftext|>`.
+
+    The fingerprint is that of the content and of how it is read. Which documents are for validation is drawn by their
+    text; if that leaves a side empty or of a wrong size, and for fewer than FEWEST_DOCUMENTS, the end of the text is.
     """
 
     def __init__(self, config: DataConfig) -> None:
         path = config.path if config.url is None else _fetched(config.url, config.sha256)
         assert path is not None
-        self.limit_bytes = None if config.max_mb is None else round(config.max_mb * 1e6)
-        self.files, self.field, self.on_invalid = list_files(path), config.field, config.on_invalid
+        self._limit = None if config.max_mb is None else round(config.max_mb * 1e6)
+        listing = list_files(path, f"data.path={path}")
+        self.files, self._skipped = listing.files, listing.describe_skipped()
+        self.reading = Reading(config.field, config.on_invalid)
         self.seed, self.val_fraction = config.seed, config.val_fraction
         facts: list[object] = ["text", config.seed, config.val_fraction, config.field, config.on_invalid, config.max_mb]
-        facts += map(_digest, self.files)
-        self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
-        self.name = f"text-{Path(path).stem.strip('*') or 'files'}-{self.fingerprint[:8]}"
-        packed = any(path.suffix in (".gz", ".zst", ".parquet") for path in self.files)
+        heads = []
+        for file in self.files:
+            digest, is_read_otherwise = _digest(file)
+            facts.append(digest)
+            heads.append(is_read_otherwise)
+        # what earlier versions computed for the same files; their token files still belong to them
+        self.earlier_fingerprint = _hash(facts)
+        self._split = self._find_split(path)
+        changes = [file.name for file, changed in zip(self.files, heads, strict=True) if changed]
+        changes += [f"split at {self._split.place}"] if self._split.is_new else []
+        self.fingerprint = _hash([*facts, changes]) if changes else self.earlier_fingerprint
+        stem = Path(path).stem.strip("*") or "files"
+        stem = (
+            stem
+            if len(stem.encode("utf-8", "replace")) < 200
+            else hashlib.sha256(stem.encode("utf-8", "replace")).hexdigest()[:20]
+        )
+        self.name = f"text-{stem}-{self.fingerprint[:8]}"
+        packed = any(compression_of(path) or format_of(path) == "parquet" for path in self.files)
         self.total_bytes = None if packed else sum(path.stat().st_size for path in self.files)
-        self._val_from = self._end_of_training(path)
 
-    def _end_of_training(self, path: str) -> int | None:
-        """The character at which validation begins, where there are few documents. Reads no further than it must."""
+    @property
+    def limit_bytes(self) -> int | None:
+        """None: the source itself ends at `data.max_mb`, because the place of the split depends on that."""
+        return None
+
+    def summary(self) -> str:
+        """What was read, and what was skipped or changed, after the last document was handed out."""
+        parts = [f"read {len(self.files):,} file{'s' if len(self.files) != 1 else ''}"]
+        if self._split.place is not None:
+            parts.append("the end of the text is for validation")
+        if self.reading.line_ends:
+            parts.append(f"line ends \\r\\n or \\r became \\n in {self.reading.line_ends:,} of them")
+        if self.reading.replaced:
+            parts.append(f"WARNING: {self.reading.replaced:,} invalid characters were replaced by �")
+        if self._skipped:
+            parts.append(f"skipped {self._skipped}")
+        return "; ".join(parts)
+
+    def _find_split(self, path: str) -> Split:
+        """Draw the first documents, or all of a small text, and see whether both sides get their share."""
         documents = characters = 0
+        sides, drawn = [0, 0], None
         for text, ends in self._pieces():
+            drawn = side(text, self.seed, self.val_fraction) if drawn is None else drawn
+            sides[drawn] += len(text)
+            drawn = None if ends else drawn
             documents, characters = documents + ends, characters + len(text)
-            if documents >= FEWEST_DOCUMENTS:
-                return None
+            is_large = documents >= SURVEYED_DOCUMENTS or characters >= SURVEYED_CHARS
+            if is_large and documents >= FEWEST_DOCUMENTS and all(sides):
+                return Split(None, is_new=False)
         if characters == 0:
-            raise UserError(f"data.path={path} is empty")
-        return round(characters * (1 - self.val_fraction))
+            raise UserError(f"data.path={one_line(path)} is empty")
+        if documents >= FEWEST_DOCUMENTS and _is_balanced(sides, self.val_fraction):
+            return Split(None, is_new=False)
+        return self._place_of(characters, was_drawn=documents >= FEWEST_DOCUMENTS)
+
+    def _place_of(self, characters: int, was_drawn: bool) -> Split:
+        """The end of a line (or a blank) near the place where the last part of the text begins, inside of the text."""
+        exact = round(characters * (1 - self.val_fraction))
+        cut = max(1, min(characters - 1, exact))
+        reach = (characters - cut) // 2
+        start = 0
+        for text, _ in self._pieces():
+            if start < cut < start + len(text):
+                local = cut - start
+                nearest = max(0, local - reach)
+                near = text.rfind("\n", nearest, local) + 1 or text.rfind(" ", nearest, local) + 1 or local
+                before = text.rfind("\n", 0, local) + 1 or local
+                is_new = was_drawn or self._is_cut_short or cut != exact or near != before
+                return Split(start + near, is_new=is_new)
+            start += len(text)
+        return Split(cut, is_new=was_drawn or self._is_cut_short or cut != exact)
 
     def _pieces(self) -> Iterator[Piece]:
+        """The whole text up to `data.max_mb`."""
+        self.reading.replaced = self.reading.line_ends = 0
+        self._is_cut_short = False
+        yield from self._all_pieces() if self._limit is None else self._first_pieces(self._limit)
+
+    def _all_pieces(self) -> Iterator[Piece]:
         for path in self.files:
-            for text, ends in read_pieces(path, self.field, self.on_invalid):
+            for text, ends in read_pieces(path, self.reading):
                 # a long document is cut after a newline, where tokenizers cut too
                 while len(text) > CHARS_PER_TASK:
                     cut = text.rfind("\n", 0, CHARS_PER_TASK) + 1 or CHARS_PER_TASK
@@ -69,20 +145,32 @@ class FileSource:
                     text = text[cut:]
                 yield text, ends
 
+    def _first_pieces(self, limit: int) -> Iterator[Piece]:
+        """At least `limit` bytes; their number is looked at whenever CHARS_PER_TASK were read."""
+        size = in_task = 0
+        for text, ends in self._all_pieces():
+            if self._is_cut_short:
+                return
+            yield text, ends
+            size += len(text.encode("utf-8"))
+            in_task += len(text)
+            if in_task >= CHARS_PER_TASK:
+                in_task = 0
+                self._is_cut_short = size >= limit
+
     def _documents(self) -> Iterator[Document]:
-        if self._val_from is None:
-            whole = None  # the side of a document that comes in pieces is drawn by its first one
+        if self._split.place is None:
+            drawn = None  # the side of a document that comes in pieces is drawn by its first one
             for text, ends in self._pieces():
-                whole = side(text, self.seed, self.val_fraction) if whole is None else whole
-                yield Document(text, whole, ends=ends)
-                whole = None if ends else whole
+                drawn = side(text, self.seed, self.val_fraction) if drawn is None else drawn
+                yield Document(text, drawn, ends=ends)
+                drawn = None if ends else drawn
             return
         place = 0
         for text, ends in self._pieces():
-            cut = max(0, min(len(text), self._val_from - place))
+            cut = max(0, min(len(text), self._split.place - place))
             place += len(text)
             if 0 < cut < len(text):
-                cut = text.rfind("\n", 0, cut) + 1 or cut
                 yield Document(text[:cut], is_val=False)
                 yield Document(text[cut:], is_val=True, ends=ends)
             else:
@@ -111,103 +199,85 @@ class FileSource:
         return task
 
 
+def _is_balanced(sides: list[int], val_fraction: float) -> bool:
+    """Whether the drawn sides (training, validation), in characters, are near what `val_fraction` asks for."""
+    share = sides[True] / sum(sides)
+    return all(sides) and val_fraction / 5 <= share <= min(5 * val_fraction, (1 + val_fraction) / 2)
+
+
 def _fetched(url: str, sha256: str | None) -> str:
     """The path of a downloaded file, in our cache; UserError within seconds where it cannot be had."""
-    path = cache_folder() / "text" / url.rsplit("/", 1)[-1]
+    check_address(url)
+    name = re.sub(r"[^\w.-]", "_", Path(urlsplit(url).path).name).lstrip(".") or "download.txt"
+    if sha256 is None:  # without a checksum, files of one name and other addresses would be taken for each other
+        name = f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
+    path = cache_folder() / "text" / name
     fetch(url, path, sha256, instead="use data=stories, which needs no network")
     return str(path)
 
 
-def list_files(path: str, suffixes: tuple[str, ...] = SUFFIXES) -> list[Path]:
-    """In the order of their names; of a folder, those with one of `suffixes`. UserError where there are none."""
-    given = Path(path).expanduser()
-    if given.is_dir():
-        found = [p for p in sorted(given.rglob("*")) if p.is_file() and _kind(p, suffixes) is not None]
-        if not found:
-            raise UserError(f"data.path={path} holds no file that ends in {', '.join(suffixes)} (.gz and .zst, too)")
-        return found
-    if any(mark in path for mark in "*?["):
-        found = [Path(p) for p in sorted(glob.glob(str(given), recursive=True)) if Path(p).is_file()]
-        if not found:
-            raise UserError(f"data.path={path} matches no file")
-        return found
-    if not given.exists():
-        raise UserError(f"cannot read data.path={path}: No such file or directory")
-    return [given]
+def _hash(facts: list[object]) -> str:
+    return hashlib.sha256(repr(facts).encode("utf-8", "backslashreplace")).hexdigest()
 
 
-def _kind(path: Path, suffixes: tuple[str, ...] = SUFFIXES) -> str | None:
-    """The suffix that tells the format, without that of a compression; None for one that is not known."""
-    suffix = path.with_suffix("").suffix if path.suffix in (".gz", ".zst") else path.suffix
-    return suffix if suffix in suffixes else None
+_FORMERLY_KNOWN = (".txt", ".md", ".text", ".jsonl", ".parquet")
+_FORMERLY_OTHER = re.compile(rb"^\xef\xbb\xbf|\r|<\|endoftext\|>[ \t]")
 
 
-def _digest(path: Path) -> tuple[str, int, str]:
-    size, content = path.stat().st_size, hashlib.sha256()
-    with path.open("rb") as file:
-        if size <= HASHED_WHOLE:
-            content.update(file.read())
-        else:
-            content.update(file.read(1 << 20))
-            file.seek(-(1 << 20), 2)
-            content.update(file.read())
-            content.update(str(path.stat().st_mtime_ns).encode())
-    return path.name, size, content.hexdigest()
-
-
-def read_pieces(path: Path, field: str, on_invalid: str) -> Iterator[Piece]:
-    """A file's text in pieces. UserError names the file and the place of what is wrong with it."""
-    kind = _kind(path)
+def _digest(path: Path) -> tuple[tuple[str, int, str], bool]:
+    """Name, size and hash of a file, and whether earlier versions read it otherwise (as far as its ends tell)."""
     try:
-        if kind == ".parquet":
-            yield from ((text, True) for text in parquet_rows(path, field))
-            return
-        with _opened(path) as file:
-            blocks = _decoded(file, path, on_invalid)
-            if kind == ".jsonl":
-                yield from ((text, True) for text in _json_lines(blocks, path, field))
+        size, content = path.stat().st_size, hashlib.sha256()
+        with path.open("rb") as file:
+            if size <= HASHED_WHOLE:
+                sample = file.read()
+                content.update(sample)
             else:
-                yield from split_documents(blocks)
+                first = file.read(1 << 20)
+                file.seek(-(1 << 20), 2)
+                last = file.read()
+                content.update(first)
+                content.update(last)
+                content.update(str(path.stat().st_mtime_ns).encode())
+                sample = first + last
+        if compression_of(path):
+            with opened(path) as file:
+                sample = file.read(1 << 16)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+        raise UserError(f"cannot read {one_line(str(path))}: {why_unreadable(error, path)}") from error
+    kind = format_of(path)
+    suffix = path.with_suffix("").suffix if path.suffix in (".gz", ".zst") else path.suffix
+    if kind not in (None, "text"):
+        otherwise = suffix not in _FORMERLY_KNOWN
+    else:
+        otherwise = path.suffix.lower() != path.suffix and compression_of(path) is not None
+        otherwise = otherwise or _FORMERLY_OTHER.search(sample) is not None
+    return (path.name, size, content.hexdigest()), otherwise
 
 
-def read_text(path: Path, on_invalid: str) -> str:
-    """Read a whole file, decompressed and decoded."""
-    with _opened(path) as file:
-        return "".join(_decoded(file, path, on_invalid))
-
-
-def _opened(path: Path) -> IO[bytes] | Any:
-    if path.suffix not in (".gz", ".zst"):
-        return path.open("rb")
-    import pyarrow
-
-    return pyarrow.input_stream(str(path), compression="gzip" if path.suffix == ".gz" else "zstd")
-
-
-def _decoded(file: Any, path: Path, on_invalid: str) -> Iterator[str]:
-    """Blocks of text, exactly (newlines too)."""
-    import codecs
-
-    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace" if on_invalid == "replace" else "strict")
-    place = 0
-    while True:
-        block = file.read(1 << 20)
-        if place == 0 and b"\0" in block[:8192]:
-            raise UserError(f"{path} looks like a binary file: byte {block.index(0)} is zero; give plain text")
-        waiting = len(decoder.getstate()[0])
-        try:
-            yield decoder.decode(block, final=not block)
-        except UnicodeDecodeError as error:
-            at = place - waiting + error.start
-            raise UserError(
-                f"{path} is not UTF-8: byte {at} is 0x{error.object[error.start]:02x}; "
-                "data.on_invalid=replace reads it with � in such places"
-            ) from error
-        if not block:
+def read_pieces(path: Path, reading: Reading) -> Iterator[Piece]:
+    """A file's text in pieces. UserError names the file and the place of what is wrong with it."""
+    kind = format_of(path)
+    try:
+        if kind == "parquet":
+            yield from ((text, True) for text in parquet_texts(path, reading))
             return
-        place += len(block)
+        with opened(path) as file:
+            blocks = decoded(file, path, reading)
+            match kind:
+                case "json lines" | "json":
+                    texts = json_texts(blocks, path, reading, is_lines=kind == "json lines")
+                    yield from ((text, True) for text in texts)
+                case "csv":
+                    yield from ((text, True) for text in csv_texts(blocks, path, reading))
+                case _:
+                    yield from split_documents(blocks)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"cannot read {one_line(str(path))}: {why_unreadable(error, path)}") from error
+
+
+_SPACED_SEPARATOR = re.compile(r"\n<\|endoftext\|>[ \t]+(?=\n)")
+_SPACED_START = re.compile(r"<\|endoftext\|>[ \t]*\n")
 
 
 def split_documents(blocks: Iterator[str]) -> Iterator[Piece]:
@@ -216,9 +286,9 @@ def split_documents(blocks: Iterator[str]) -> Iterator[Piece]:
     separated = False
     for block in _with_end(blocks):
         text += block or ""
-        if line_start and text.startswith(SEPARATOR + "\n"):
-            text = "\n" + text
-        *documents, rest = text.split(f"\n{SEPARATOR}\n")
+        if line_start and (match := _SPACED_START.match(text)):
+            text = f"\n{SEPARATOR}\n" + text[match.end() :]
+        documents, rest = _split(text)
         for document in documents:
             document = (_after_separator(document) if fresh and separated else document).rstrip("\n")
             document = "" if fresh and document == SEPARATOR else document
@@ -228,18 +298,31 @@ def split_documents(blocks: Iterator[str]) -> Iterator[Piece]:
         text = _after_separator(rest) if fresh and separated else rest
         if block is None:
             last = text.removesuffix("\n")
-            ended = (last == SEPARATOR and line_start) or last.endswith(f"\n{SEPARATOR}")
+            bare = last.rstrip(" \t")
+            ended = (bare == SEPARATOR and line_start) or bare.endswith(f"\n{SEPARATOR}")
+            last = bare if ended else last
             if ended or separated:
                 text = last.removesuffix(SEPARATOR).rstrip("\n") if ended else text.rstrip("\n")
             if text or not fresh:
                 yield text, True
         elif len(text) > CHARS_PER_TASK:
-            # what may still turn out to be a separator, with newlines before it, stays
-            keep = len(text[: -len(SEPARATOR) - 2].rstrip("\n"))
+            # what may still turn out to be a separator, with blanks after it and newlines before it, stays
+            kept = text.rstrip(" \t") if text.rstrip(" \t").endswith(SEPARATOR) else text
+            keep = len(kept[: -len(SEPARATOR) - 2].rstrip("\n"))
             cut = text.rfind("\n", 0, keep) + 1 or keep
             if cut:
                 yield text[:cut], False
                 text, fresh, line_start = text[cut:], False, text[cut - 1] == "\n"
+
+
+def _split(text: str) -> tuple[list[str], str]:
+    """The text before each separator's line, and after the last one."""
+    first, *others = text.split(f"\n{SEPARATOR}")
+    if all(other.startswith("\n") for other in others):  # a single pass over the text
+        *documents, rest = [first, *(other[1:] for other in others)]
+    else:
+        *documents, rest = _SPACED_SEPARATOR.sub(f"\n{SEPARATOR}", text).split(f"\n{SEPARATOR}\n")
+    return documents, rest
 
 
 def _after_separator(text: str) -> str:
@@ -256,40 +339,3 @@ def _after_separator(text: str) -> str:
 def _with_end(blocks: Iterator[str]) -> Iterator[str | None]:
     yield from blocks
     yield None
-
-
-def _json_lines(blocks: Iterator[str], path: Path, field: str) -> Iterator[str]:
-    rest, number = "", 0
-    for block in _with_end(blocks):
-        lines = (rest + (block if block is not None else "\n")).split("\n")
-        rest = lines.pop()
-        for line in lines:
-            number += 1
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}, line {number} is not JSON: {error}") from error
-            if not isinstance(row, dict) or not isinstance(row.get(field), str):
-                fields = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-                raise UserError(f"{path}, line {number} has no text in data.field={field}; it has: {fields}")
-            if row[field]:
-                yield row[field]
-
-
-def parquet_rows(path: Path, field: str, row_group: int | None = None) -> Iterator[str]:
-    """The texts of one column, of one row group or of all. UserError where the column is missing or the file damaged."""
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            names = file.schema_arrow.names
-            if field not in names:
-                raise UserError(f"{path} has no column data.field={field}; it has: {', '.join(names)}")
-            groups = None if row_group is None else [row_group]
-            for rows in file.iter_batches(batch_size=1000, row_groups=groups, columns=[field]):
-                yield from (text for text in rows.column(0).to_pylist() if text)
-    except pyarrow.ArrowException as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from positron.config import DataConfig, Unreachable, UserError
-from positron.data.files import parquet_rows
+from positron.data.decoding import Reading
+from positron.data.rows import parquet_texts
 from positron.data.sources import WAIT, Document, side
 from positron.disk import make_folder, read_json, write_json
 
@@ -40,6 +41,7 @@ class HubSource:
     def __init__(self, config: DataConfig, say: Callable[[str], None]) -> None:
         assert config.repo is not None
         self.repo, self.field, self.say = config.repo, config.field, say
+        self.reading = Reading(config.field, config.on_invalid)
         self.seed, self.val_fraction = config.seed, config.val_fraction
         self.limit_bytes = None if config.max_mb is None else round(config.max_mb * 1e6)
         choice = [config.repo, config.files, config.revision, config.field, config.seed, config.val_fraction]
@@ -52,6 +54,7 @@ class HubSource:
         self._facts: dict[str, Any] = read_json(self._note)
         facts = [choice, self._facts["commit"], [(f["name"], f["sha256"]) for f in self._facts["files"]]]
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
+        self.earlier_fingerprint = self.fingerprint
         self.files: list[dict[str, Any]] = self._facts["files"]
         self.held_out: frozenset[bytes] = frozenset()
         self._open: list[tuple[str, int]] = []  # files whose rows are being tokenized, and the task count at their end
@@ -123,9 +126,12 @@ class HubSource:
         path, group = task
         return [
             Document(text, side(text, self.seed, self.val_fraction))
-            for text in parquet_rows(Path(path), self.field, group)
+            for text in parquet_texts(Path(path), self.reading, group)
             if not self.held_out or digest(text) not in self.held_out
         ]
+
+    def summary(self) -> str:
+        return f"read {len(self.files):,} files of {self.repo}"
 
     def release(self, tasks_done: int | None) -> None:
         """Delete the files all of whose rows were read. One whose tokens are lost to a crash is fetched again."""

@@ -12,26 +12,42 @@ from torch import Tensor
 
 from positron.config import DataConfig, TokenizerConfig, UserError
 from positron.data.order import windows_of_step
-from positron.data.shards import TokenFiles, write_tokens
+from positron.data.shards import SPLITS, TokenFiles, write_tokens
 from positron.data.sources import WAIT, Source, open_source
 from positron.data.stream import open_stream
 from positron.data.stream_windows import StreamWindows
-from positron.disk import lock, make_folder
+from positron.disk import lock, make_folder, read_json
 from positron.text.choose import load_tokenizer, train_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 UNKNOWN_SAMPLE = 1_000_000  # tokens in which unknown ones are counted
+LONG_WORD = 40  # mean bytes of a token, beyond which tokenizer=word does not suit a text
 TOKENIZER_SAMPLE = 4_000_000  # bytes of text that a SentencePiece model is trained on
 
 
 def prepare(
-    data: DataConfig, choice: TokenizerConfig, tokenizer: Tokenizer | None, say: Callable[[str], None]
+    data: DataConfig,
+    choice: TokenizerConfig,
+    tokenizer: Tokenizer | None,
+    say: Callable[[str], None],
+    known: str | None = None,
 ) -> tuple[Tokenizer, Path]:
     """The tokenizer (`tokenizer`, if a run brings its own) and the folder of token files, both made when missing.
 
-    Two processes that need the same corpus at once make it once: the second waits for the first.
+    `known` is the fingerprint of the text that a run was begun with: if that text is gone, or is read otherwise since,
+    the token files made of it are used. Two processes that need the same corpus at once make it once: the second waits
+    for the first.
     """
-    source = open_source(data, say)
+    kept = kept_tokens(data, tokenizer, known)
+    try:
+        source = open_source(data, say)
+    except UserError as error:
+        if tokenizer is None or kept is None:
+            raise
+        say(f"{error}; using the tokens that were made of it, in {kept}")
+        return tokenizer, kept
+    if tokenizer is not None and kept is not None and known == source.earlier_fingerprint != source.fingerprint:
+        return tokenizer, kept
     corpus = make_folder(Path(data.dir).expanduser() / source.name)
     with lock(corpus / "lock", lambda: say(f"waiting for another process that prepares {corpus}")):
         if tokenizer is None:
@@ -45,15 +61,34 @@ def prepare(
             size = f"{source.total_bytes / 1e6:.1f} MB of" if source.total_bytes else "the"
             say(f"writing {size} text as tokens to {tokens}")
             write_tokens(source, tokenizer, home, tokens, say)
-            _warn_of_unknown(TokenFiles(tokens, "train", tokenizer), tokenizer, say)
+            _report(source, tokens, tokenizer, say)
     if data.tokens_per_epoch is not None:
         return tokenizer, open_stream(data, home, say)
     return tokenizer, tokens
 
 
-def _warn_of_unknown(files: TokenFiles, tokenizer: Tokenizer, say: Callable[[str], None]) -> None:
+def kept_tokens(data: DataConfig, tokenizer: Tokenizer | None, known: str | None) -> Path | None:
+    """The folder of whole token files of the text with this fingerprint, under this tokenizer."""
+    if tokenizer is None or known is None or data.tokens_per_epoch is not None:
+        return None
+    for header in sorted(Path(data.dir).expanduser().glob(f"*/tokens-{tokenizer.hash[:12]}/tokens.json")):
+        if read_json(header).get("fingerprint") == known:
+            return header.parent
+    return None
+
+
+def _report(source: Source, tokens: Path, tokenizer: Tokenizer, say: Callable[[str], None]) -> None:
+    """Say what was read, and warn if the tokenizer does not suit it."""
+    train, val = (TokenFiles(tokens, split, tokenizer) for split in SPLITS)
+    if summary := source.summary():
+        say(f"{train.n_bytes:,} bytes for training, {val.n_bytes:,} for validation; {summary}")
+    if tokenizer.kind == "word" and train.n_bytes > LONG_WORD * train.n_tokens:
+        say(
+            f"WARNING: tokenizer=word finds only {train.n_tokens:,} words in {train.n_bytes:,} bytes, because this text "
+            "has few blanks between words: take tokenizer=char or tokenizer=spm_4k"
+        )
     if tokenizer.kind in ("char", "word"):
-        unknown = float((files.read(0, min(files.n_tokens, UNKNOWN_SAMPLE)) == 0).mean())
+        unknown = float((train.read(0, min(train.n_tokens, UNKNOWN_SAMPLE)) == 0).mean())
         if unknown > 0.01:
             say(
                 f"WARNING: {unknown:.1%} of the tokens are <unk>, which the {tokenizer.kind} tokenizer does not know: "
@@ -123,8 +158,13 @@ class Windows:
         self.n_windows = (tokens.n_tokens - 1) // context
         if self.n_windows < 1:
             raise UserError(
-                f"the training text has {tokens.n_tokens} tokens, but one window needs {context + 1}: give a longer "
-                f"text, or model.context_length={max(1, tokens.n_tokens - 1)} or less"
+                f"the training text has {tokens.n_tokens} tokens, but one window needs {context + 1}: "
+                + (
+                    f"its tokens have {tokens.n_bytes // tokens.n_tokens:,} bytes each; take tokenizer=char or "
+                    "tokenizer=spm_4k"
+                    if tokens.n_bytes > LONG_WORD * tokens.n_tokens
+                    else f"give a longer text, or model.context_length={max(1, tokens.n_tokens - 1)} or less"
+                )
             )
         self.starts: np.ndarray | None = None
         if end_id is not None:
@@ -207,7 +247,12 @@ class PretrainData(L.LightningDataModule):
             )
             self.val = TokenFiles(folder, "val", tokenizer)
         if self.val.n_tokens < 2:
-            raise UserError("no text is left for validation: give more text, or a larger data.val_fraction")
+            n = getattr(self.train, "tokens", self.val).n_documents
+            raise UserError(
+                f"no text is left for validation: none of the {n:,} documents was drawn for it at data.val_fraction="
+                f"{config.val_fraction:g}; give more text, a larger data.val_fraction or another data.seed"
+            )
+        self.token_bytes = self.val.token_bytes(tokenizer)  # what bits per byte of the validation text are counted by
         self.val_x, self.val_y = validation_windows(self.val, context=context, end_id=end_id, limit=val_tokens)
         self.micro_batch_size = micro_batch_size
 

@@ -1,6 +1,6 @@
 """Rows of JSON, CSV and Parquet files as Python values, each with the place where it stands.
 
-Compression, encoding, folders and globs are read by the functions of `files.py`, which training text uses too.
+Compression, encoding, folders and globs are read by `listing.py` and `decoding.py`, as they are for training text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from positron.config import UserError
-from positron.data.files import list_files, read_text
+from positron.data.decoding import OnInvalid, Reading, read_text, why_unreadable
+from positron.data.listing import list_files
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")  # taken from a folder, also with .gz or .zst
 _VALUE_AT_LINE_START = re.compile(r"\n[{\[]")
@@ -40,26 +41,26 @@ class Record:
     value: Any
 
 
-def read_records(path: str, on_invalid: str, is_record: Callable[[Any], bool]) -> Iterator[Record]:
+def read_records(path: str, on_invalid: OnInvalid, is_record: Callable[[Any], bool]) -> Iterator[Record]:
     """Yield all rows of a file, of the files of a folder, or of a glob.
 
     `is_record` decides whether a JSON value that fills a whole file is itself one row. UserError names the file of what
     cannot be read at all.
     """
-    for file in list_files(path, SUFFIXES):
+    for file in list_files(path, f"data.path={path}", SUFFIXES).files:
         try:
             yield from _records_of_file(file, on_invalid, is_record)
         except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"cannot read {file}: {getattr(error, 'strerror', None) or error}") from error
+            raise UserError(f"cannot read {file}: {why_unreadable(error, file)}") from error
 
 
-def _records_of_file(path: Path, on_invalid: str, is_record: Callable[[Any], bool]) -> Iterator[Record]:
+def _records_of_file(path: Path, on_invalid: OnInvalid, is_record: Callable[[Any], bool]) -> Iterator[Record]:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in (".gz", ".zst") else "".join(suffixes[-1:])
     if kind == ".parquet":
         rows: Iterator[tuple[str, Any]] = _parquet_rows(path)
     else:
-        text = read_text(path, on_invalid).removeprefix("\ufeff")
+        text = read_text(path, Reading(on_invalid=on_invalid))
         if kind in (".csv", ".tsv"):
             rows = _csv_rows(text, "\t" if kind == ".tsv" else None)
         else:

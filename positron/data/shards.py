@@ -231,24 +231,42 @@ def _flush(
 
 
 class TokenFiles:
-    """One split of a folder of token files, as one long array of ids."""
+    """One split of a folder of token files, as one long array of ids. Raises UserError if a shard was cut or altered."""
 
     def __init__(self, folder: Path, split: str, tokenizer: Tokenizer) -> None:
         self.folder = folder
         facts = read_json(folder / "tokens.json")
-        if facts["tokenizer_hash"] != tokenizer.hash:
+        try:
+            tokenizer_hash, dtype = str(facts["tokenizer_hash"]), _dtype_of(facts)
+            self.fingerprint = str(facts["fingerprint"])
+            part = facts["splits"][split]
+            self.n_tokens, self.n_documents, self.n_bytes = (int(part[key]) for key in ("tokens", "documents", "bytes"))
+            bits = part["bits"]
+            self.bits = None if bits is None else float(bits)  # -log2 p of all its documents, where the source knows it
+            shards = [(str(shard["file"]), int(shard["tokens"]), str(shard["sha256"])) for shard in part["shards"]]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{folder / 'tokens.json'} is damaged: delete {folder} to make it again") from error
+        if tokenizer_hash != tokenizer.hash:
             raise UserError(
-                f"{folder} was written with another tokenizer ({facts['tokenizer_hash'][:12]}) than this run's "
+                f"{folder} was written with another tokenizer ({tokenizer_hash[:12]}) than this run's "
                 f"({tokenizer.hash[:12]}): delete that folder, it is made again"
             )
-        self.fingerprint: str = facts["fingerprint"]
-        part = facts["splits"][split]
-        self.n_tokens: int = part["tokens"]
-        self.n_documents: int = part["documents"]
-        self.n_bytes: int = part["bytes"]
-        self.bits: float | None = part["bits"]  # -log2 p of all its documents, where the source knows it
-        self._shards = [_map_shard(folder, shard, facts["dtype"]) for shard in part["shards"]]
+        self._shards = [_open_shard(folder, *shard, dtype) for shard in shards]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
+
+    def token_bytes(self, tokenizer: Tokenizer) -> np.ndarray:
+        """(V,) how many bytes of this split's text each id stands for, as float64; for <unk> their mean.
+
+        So the bytes of all tokens together are those of the original text, whatever the tokenizer does not know.
+        """
+        lengths = tokenizer.token_bytes().astype(np.float64)
+        if tokenizer.kind in ("char", "word"):
+            counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
+            for shard in self._shards:
+                counts += np.bincount(_read_shard(shard), minlength=tokenizer.vocab_size)
+            if counts[0]:
+                lengths[0] = max(0.0, self.n_bytes - counts[1:] @ lengths[1:]) / counts[0]
+        return lengths
 
     @property
     def floor_bpb(self) -> float | None:
@@ -259,8 +277,7 @@ class TokenFiles:
         """Where in the array this id stands, in one pass over the files."""
         found = []
         for shard, start in zip(self._shards, self._starts, strict=False):
-            ids = np.fromfile(str(shard.filename), dtype=shard.dtype)  # the map is set up for reading here and there
-            found.append(np.flatnonzero(ids == token) + start)
+            found.append(np.flatnonzero(_read_shard(shard) == token) + start)
         return np.concatenate(found)
 
     def read(self, start: int, length: int) -> np.ndarray:
@@ -274,14 +291,39 @@ class TokenFiles:
         return np.concatenate(pieces).astype(np.int64)
 
 
-def _map_shard(folder: Path, shard: dict[str, Any], dtype: str) -> np.memmap:
-    path = folder / shard["file"]
+def _read_shard(shard: np.memmap) -> np.ndarray:
+    """All ids of a shard; the map itself is set up for reading here and there."""
+    return np.fromfile(str(shard.filename), dtype=shard.dtype)
+
+
+def _dtype_of(facts: dict[str, Any]) -> str:
+    if facts["dtype"] not in ("uint16", "uint32"):
+        raise ValueError(facts["dtype"])
+    return str(facts["dtype"])
+
+
+# Shards whose checksum this process has verified, with their size and time of change then.
+_verified: dict[Path, tuple[int, int]] = {}
+
+
+def _open_shard(folder: Path, name: str, tokens: int, sha256: str, dtype: str) -> np.memmap:
+    """Map a shard after its checksum was verified, which is done once in a process: 0.1 s for 100 MB."""
+    path, remedy = folder / name, f"delete {folder} to make it again"
+    if Path(name).name != name:
+        raise UserError(f"{folder / 'tokens.json'} names a file outside of its folder: {remedy}")
     try:
         ids = np.memmap(path, dtype=dtype, mode="r")
+        facts = path.stat()
+        if len(ids) != tokens:
+            raise UserError(f"{path} has {len(ids)} tokens, not {tokens}: {remedy}")
+        state = facts.st_size, facts.st_mtime_ns
+        if _verified.get(path.resolve()) != state:
+            with path.open("rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != sha256:
+                    raise UserError(f"{path} was altered: {remedy}")
+            _verified[path.resolve()] = state
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read the token file {path}: {error}; delete {folder} to make it again") from error
-    if len(ids) != shard["tokens"]:
-        raise UserError(f"{path} has {len(ids)} tokens, not {shard['tokens']}: delete {folder} to make it again")
+        raise UserError(f"cannot read the token file {path}: {error}; {remedy}") from error
     if hasattr(mmap, "MADV_RANDOM"):
         # windows lie anywhere: reading ahead, which the system does for each, costs a hundred times the window itself
         ids._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
@@ -290,9 +332,8 @@ def _map_shard(folder: Path, shard: dict[str, Any], dtype: str) -> np.memmap:
 
 def verify(folder: Path) -> None:
     """Read every shard and compare its checksum. UserError names the one that was cut or altered."""
+    _verified.clear()
     facts = read_json(folder / "tokens.json")
     for part in facts["splits"].values():
         for shard in part["shards"]:
-            ids = _map_shard(folder, shard, facts["dtype"])
-            if hashlib.sha256(ids.data).hexdigest() != shard["sha256"]:
-                raise UserError(f"{folder / shard['file']} was altered: delete {folder} to make it again")
+            _open_shard(folder, shard["file"], shard["tokens"], shard["sha256"], _dtype_of(facts))

@@ -29,11 +29,15 @@ class Document:
 class Source(Protocol):
     name: str  # of its folder below data.dir
     fingerprint: str
+    earlier_fingerprint: str  # what earlier versions gave to the same text, if they read or split it otherwise
 
     def tasks(self, skip: int = 0) -> Iterator[Any]:
         """All but the first `skip`, and perhaps WAIT in between."""
 
     def read(self, task: Any) -> list[Document]: ...
+
+    def summary(self) -> str:
+        """One line for the user after the source was read to its end; empty if there is nothing to tell."""
 
     def release(self, tasks_done: int | None) -> None:
         """So many tasks, from the beginning of the corpus, were read (None: all that will be): what they needed may go."""
@@ -63,6 +67,7 @@ class StoriesSource:
 
         facts = f"stories {stories.GRAMMAR_VERSION} {self.limit_bytes} {self.seed} {self.val_fraction}"
         self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
+        self.earlier_fingerprint = self.fingerprint
         self.name = f"stories-{config.size_mb:g}mb-{self.fingerprint[:8]}"
 
     def tasks(self, skip: int = 0) -> Iterator[int]:
@@ -70,6 +75,9 @@ class StoriesSource:
         while True:
             yield start
             start += STORIES_PER_TASK
+
+    def summary(self) -> str:
+        return ""
 
     def release(self, tasks_done: int | None) -> None:
         """Stories leave nothing behind."""

@@ -21,7 +21,7 @@ import numpy as np
 from positron.config import DataConfig, UserError
 from positron.data import shards
 from positron.data.hub import HubSource, digest
-from positron.data.shards import Encoded, SplitWriter, encode_all, encode_task, token_dtype
+from positron.data.shards import Encoded, SplitWriter, TokenFiles, encode_all, encode_task, token_dtype
 from positron.disk import lock, make_folder, read_json, try_lock, write_json
 from positron.text.choose import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT
@@ -98,14 +98,15 @@ class Stream:
 
         held_out = frozenset(bytes.fromhex(text) for text in read_json(self.validation / "documents.json"))
         source = self.source.part(slice(1, None), held_out)
-        lengths, end = self.tokenizer.token_bytes(), self.tokenizer.special_id(END_OF_TEXT)
+        lengths = TokenFiles(self.validation, "val", self.tokenizer).token_bytes(self.tokenizer)
+        end = self.tokenizer.special_id(END_OF_TEXT)
         missing = self.size + 1 - writer.facts["tokens"] - writer.waiting
         while missing:
             before = missing
             for parts in encode_all(source, self.tokenizer, self.tokenizer_folder, place["task"], workers):
                 ids = np.concatenate([np.zeros(0, dtype=np.uint32), *parts["train"].ids])
                 taken = ids[place["offset"] : place["offset"] + missing]
-                writer.add(Encoded([taken], int((taken == end).sum()), int(lengths[taken].sum())))
+                writer.add(Encoded([taken], int((taken == end).sum()), round(lengths[taken].sum())))
                 missing -= len(taken)
                 used = place["offset"] + len(taken)
                 whole = used == len(ids)

@@ -39,7 +39,7 @@ def score(model: GPT, x: Tensor, y: Tensor, token_bytes: Tensor) -> Score:
     """Over all windows x, y (N, T); `token_bytes` (V,)."""
     scored = y != IGNORE
     n_bytes = token_bytes[y.clamp(min=0)].mul(scored).sum()
-    return Score(float(window_losses(model, x, y).double().sum()), int(n_bytes), int(scored.sum()))
+    return Score(float(window_losses(model, x, y).double().sum()), round(float(n_bytes)), int(scored.sum()))
 
 
 def sliding_windows(ids: list[int], context: int, stride: int) -> tuple[Tensor, Tensor]:

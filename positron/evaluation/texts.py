@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import glob
 from collections.abc import Callable
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
 from positron.base_runs import pretrained_run
 from positron.config import DataConfig, TokenizerConfig, UserError
 from positron.data import stories
-from positron.data.files import list_files, read_pieces
-from positron.data.pretrain import prepare
+from positron.data.decoding import Reading
+from positron.data.files import read_pieces
+from positron.data.listing import list_files
+from positron.data.pretrain import kept_tokens, prepare
 from positron.data.shards import TokenFiles
 from positron.data.sources import open_source
-from positron.disk import read_json
 from positron.runs import Run
 from positron.settings import from_dict
 from positron.text.choose import load_tokenizer
-from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.text.tokenizer import END_OF_TEXT
 
 FEWEST_READ = 64  # tokens: of fewer, nothing may be left of the characters of a cut document
 TORN = 4  # characters at a cut between tokens that may not be whole
@@ -43,7 +42,7 @@ def token_files(
         raise UserError(f"{error}; its text is needed: {instead}") from error
     values, tokenizer = run.config(), load_tokenizer(run.tokenizer_folder)
     data, known = from_dict(DataConfig, values["data"]), run.facts().get("data_fingerprint")
-    folder = _kept_tokens(data, known, tokenizer)
+    folder = kept_tokens(data, tokenizer, known)
     try:
         current = known if folder is not None and data.source != "text" else open_source(data, say).fingerprint
         changed = known not in (None, current) and data.tokens_per_epoch is None
@@ -63,17 +62,6 @@ def token_files(
         epochs = (path.parent for path in folder.glob("epoch-*/tokens.json"))
         folder = folder / "validation" if split == "val" else min(epochs)
     return TokenFiles(folder, split, tokenizer)
-
-
-def _kept_tokens(data: DataConfig, fingerprint: object, tokenizer: Tokenizer) -> Path | None:
-    """Where the tokens of the text with this fingerprint lie, which may outlive the text itself."""
-    if data.tokens_per_epoch is not None or not isinstance(fingerprint, str):
-        return None
-    pattern = f"*-{glob.escape(fingerprint[:8])}/tokens-{tokenizer.hash[:12]}/tokens.json"
-    for path in sorted(Path(data.dir).expanduser().glob(pattern)):
-        if read_json(path).get("fingerprint") == fingerprint:
-            return path.parent
-    return None
 
 
 def texts_of_run(
@@ -126,10 +114,10 @@ def floor_of(texts: list[str]) -> float:
 
 def texts_of_file(path: str) -> list[str]:
     """The documents of any file that training can read. UserError for none."""
-    config = DataConfig("text", path)
+    reading = Reading(has_settings=False)
     texts, text = [], ""
-    for file in list_files(path):
-        for piece, ends in read_pieces(file, config.field, config.on_invalid):
+    for file in list_files(path).files:
+        for piece, ends in read_pieces(file, reading):
             text += piece
             if ends:
                 texts.append(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 # SentencePiece writes a space as this character; a real one in the text would come back as a space, so its three bytes
 # are given as byte pieces instead.
 _SPACE = "▁"
+# What its training takes for marks of its own; a line that holds one would be left out.
+_RESERVED = re.compile("[▁▅]")
+MAX_LINE = 200_000  # characters of a line in training; it leaves out lines of more than a megabyte
 
 
 class SentencePieceTokenizer:
@@ -108,6 +112,17 @@ class SentencePieceTokenizer:
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
-    """SentencePiece reads sentences; a newline is a byte piece of its own and never part of a longer one."""
+    """SentencePiece reads sentences; a newline is a byte piece of its own and never part of a longer one.
+
+    Reserved characters divide a line, so they become byte pieces too. A text of nothing else yields one blank, with
+    which the training succeeds: its vocabulary is the 256 bytes.
+    """
+    is_empty = True
     for text in texts:
-        yield from (line for line in text.split("\n") if line)
+        for line in text.split("\n"):
+            for part in _RESERVED.split(line) if not line.isascii() else [line]:
+                for start in range(0, len(part), MAX_LINE):
+                    is_empty = False
+                    yield part[start : start + MAX_LINE]
+    if is_empty:
+        yield " "

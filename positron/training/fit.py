@@ -86,7 +86,7 @@ def fit(
                     _record_start(run, config, plan, data, tokenizer, start)
                 if config.device.compile:
                     _compile(plan, model, data, say)
-                module = _module(config, plan, model, tokenizer)
+                module = _module(config, plan, model, data, tokenizer)
                 trainer = _trainer(
                     run, config, plan, data, tokenizer, start, stopping, patience, pruning, dashboards, say
                 )
@@ -154,11 +154,13 @@ def _dashboards(run: Run, config: RunConfig, start: Start, say: Voice) -> list[D
     return open_dashboards(config.logger, run.folder, settings, start.step + 1, say)
 
 
-def _module(config: RunConfig, plan: Plan, model: GPT, tokenizer: Tokenizer) -> PretrainModule:
+def _module(
+    config: RunConfig, plan: Plan, model: GPT, data: PretrainData | InstructData, tokenizer: Tokenizer
+) -> PretrainModule:
     apart = config.data.document_mask or (config.sft is not None and config.sft.packing)
     return (PretrainModule if config.sft is None else SFTModule)(
         model,
-        tokenizer.token_bytes(),
+        data.token_bytes if isinstance(data, PretrainData) else tokenizer.token_bytes(),
         optimizer=config.optimizer,
         schedule=config.schedule,
         horizon=plan.horizon,

@@ -96,7 +96,7 @@ class Measuring:
 
     def bpb(self, model: GPT, data: PretrainData) -> float:
         with self.machine.autocast():
-            return score(model, data.val_x, data.val_y, torch.from_numpy(self.tokenizer.token_bytes())).bpb
+            return score(model, data.val_x, data.val_y, torch.from_numpy(data.token_bytes)).bpb
 
 
 def speed_of(gradients: list[tuple[int, float]], updates: list[float]) -> Speed:

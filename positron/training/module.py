@@ -65,7 +65,7 @@ class PretrainModule(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.model = model
-        self.register_buffer("token_bytes", torch.from_numpy(token_bytes), persistent=False)
+        self.register_buffer("token_bytes", torch.from_numpy(token_bytes).float(), persistent=False)
         self.optimizer_config, self.schedule, self.horizon = optimizer, schedule, horizon
         self.grad_clip, self.micro_batch_size, self.max_bad_steps = grad_clip, micro_batch_size, max_bad_steps
         self.seed, self.document_start, self.identity = seed, document_start, identity
@@ -171,8 +171,8 @@ class PretrainModule(L.LightningModule):
         scored = y != IGNORE
         nats = self.model(x, y, self.documents(x))
         nats = nats.double() if y.device.type != "mps" else nats
-        count = self.token_bytes[y.clamp(min=0)].mul(scored).sum()
-        return torch.stack([nats, count.to(nats.dtype), scored.sum().to(nats.dtype)])
+        count = self.token_bytes[y.clamp(min=0)].to(nats.dtype).mul(scored).sum()
+        return torch.stack([nats, count, scored.sum().to(nats.dtype)])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         counters = {"bad_steps": int(self.bad_steps), "bad_in_a_row": int(self.bad_in_a_row)}

@@ -1,0 +1,187 @@
+"""Bytes of a file to text: decompression, UTF-8, and one kind of line end."""
+
+from __future__ import annotations
+
+import codecs
+import shlex
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from positron.config import UserError
+from positron.console import one_line
+from positron.data.listing import compression_of, describe_binary
+
+BLOCK_BYTES = 1 << 20
+MAX_REPLACED = 0.01  # share of a file's characters; with more invalid ones it is no UTF-8 text
+_BOMS = (
+    (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, whose mark is the beginning of this one
+    (codecs.BOM_UTF32_BE, "UTF-32"),
+    (codecs.BOM_UTF16_LE, "UTF-16"),
+    (codecs.BOM_UTF16_BE, "UTF-16"),
+)
+
+
+OnInvalid = Literal["error", "replace"]
+
+
+@dataclass
+class Reading:
+    """How files are read, and what was changed in them so far."""
+
+    field: str = "text"  # of JSON and CSV rows, or the column of a parquet file
+    on_invalid: OnInvalid = "error"  # bytes that are not UTF-8, and halves of surrogate pairs in JSON
+    has_settings: bool = True  # whether whoever reads the message can set data.field and data.on_invalid
+    replaced: int = 0  # characters that became U+FFFD
+    line_ends: int = 0  # files in which \r\n or \r became \n
+
+    @property
+    def field_name(self) -> str:
+        return f"data.field={self.field}" if self.has_settings else f'"{self.field}"'
+
+    def replace_surrogates(self, text: str, where: str) -> str:
+        """`text` without halves of surrogate pairs, which JSON can spell and UTF-8 cannot. UserError names `where`."""
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            if self.on_invalid != "replace":
+                remedy = "; data.on_invalid=replace reads it as �" if self.has_settings else ""
+                raise UserError(
+                    f"{where} has half of a surrogate pair, \\u{ord(text[error.start]):04x}, which is not a character"
+                    + remedy
+                ) from error
+            whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+            self.replaced += max(1, whole.count("�") - text.count("�"))
+            return whole
+        return text
+
+    def decode(self, content: bytes, where: str) -> str:
+        """One cell of bytes as text. UserError names `where`."""
+        try:
+            return content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            if self.on_invalid != "replace":
+                remedy = "; data.on_invalid=replace reads it with � in such places" if self.has_settings else ""
+                raise UserError(
+                    f"{where} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}{remedy}"
+                ) from error
+            text = content.decode("utf-8", "replace")
+            self.replaced += text.count("�") - content.count("�".encode())
+            return text
+
+
+def opened(path: Path) -> IO[bytes] | Any:
+    compression = compression_of(path)
+    if compression is None:
+        return path.open("rb")
+    import pyarrow
+
+    return pyarrow.input_stream(str(path), compression=compression)
+
+
+def read_text(path: Path, reading: Reading) -> str:
+    """Read a whole file, decompressed and decoded."""
+    with opened(path) as file:
+        return "".join(decoded(file, path, reading))
+
+
+def why_unreadable(error: Exception, path: Path) -> str:
+    """The reason of a failed read, with what to do about it where that is known."""
+    reason = getattr(error, "strerror", None) or str(error)
+    if "too much memory" in reason:
+        return f"it was compressed with a long window: unpack it with zstd -d --long=31 {_quoted(path)}"
+    if "incorrect header check" in reason or "Unknown frame descriptor" in reason:
+        return f"its content, or what follows it, is not compressed by {compression_of(path)} ({one_line(reason, 300)})"
+    return one_line(reason, 300)
+
+
+def decoded(file: Any, path: Path, reading: Reading) -> Iterator[str]:
+    """Blocks of text: a byte order mark is dropped, \\r\\n and \\r become \\n, all else is exactly the file's."""
+    return _plain_line_ends(_utf8(file, path, reading), reading)
+
+
+def _utf8(file: Any, path: Path, reading: Reading) -> Iterator[str]:
+    shown = one_line(str(path))
+    waiting, place, characters, before = b"", 0, 0, reading.replaced
+    while True:
+        block = file.read(BLOCK_BYTES)
+        if place == 0:
+            _refuse_binary(block, path)
+            block_start = 3 if block.startswith(codecs.BOM_UTF8) else 0
+        else:
+            block_start = 0
+        content = waiting + block[block_start:] if waiting or block_start else block
+        place += block_start
+        try:
+            text, used = codecs.utf_8_decode(content, "strict", not block)
+        except UnicodeDecodeError as error:
+            if reading.on_invalid != "replace":
+                at = place - len(waiting) + error.start
+                remedy = (
+                    "data.on_invalid=replace reads it with � in such places, if they are few; or "
+                    if reading.has_settings
+                    else ""
+                )
+                raise UserError(
+                    f"{shown} is not UTF-8: byte {at} is 0x{content[error.start]:02x}; "
+                    f"{remedy}{_convert(path, 'WINDOWS-1252')}"
+                ) from error
+            text, used = codecs.utf_8_decode(content, "replace", not block)
+            reading.replaced += text.count("�") - content[:used].count("�".encode())
+        waiting = content[used:]
+        characters += len(text)
+        place += len(block) - block_start
+        replaced = reading.replaced - before
+        if replaced > max(1, MAX_REPLACED * characters):
+            raise UserError(
+                f"{shown} is not UTF-8 text: {replaced:,} of its first {characters:,} characters are invalid, too many "
+                f"for data.on_invalid=replace; {_convert(path, 'WINDOWS-1252')}"
+            )
+        yield text
+        if not block:
+            return
+
+
+def _refuse_binary(head: bytes, path: Path) -> None:
+    shown = one_line(str(path))
+    for mark, encoding in _BOMS:
+        if head.startswith(mark):
+            raise UserError(f"{shown} is {encoding}, not UTF-8: {_convert(path, encoding)}")
+    kind = describe_binary(head)
+    if kind is not None and compression_of(path) is None:
+        raise UserError(f"{shown} is {kind}")
+    head = head[:8192]
+    if b"\0" in head:
+        even, odd = head[::2].count(0), head[1::2].count(0)
+        for zeros, others, encoding in ((odd, even, "UTF-16LE"), (even, odd, "UTF-16BE")):
+            if zeros >= 8 and zeros > 0.3 * (len(head) // 2) and zeros > 10 * others:
+                raise UserError(f"{shown} looks like {encoding}, not UTF-8: {_convert(path, encoding)}")
+        raise UserError(f"{shown} looks like a binary file: byte {head.index(0)} is zero; give plain text")
+
+
+def _convert(path: Path, encoding: str) -> str:
+    target = path.with_name(f"{path.stem}-utf8{path.suffix}")
+    if compression_of(path) is not None:
+        return f"unpack it and convert it by iconv -f {encoding} -t UTF-8"
+    known = "" if encoding.startswith("UTF") else " if that is its encoding"
+    return f"convert it by iconv -f {encoding} -t UTF-8 {_quoted(path)} > {_quoted(target)}{known}"
+
+
+def _quoted(path: Path) -> str:
+    return one_line(shlex.quote(str(path)))
+
+
+def _plain_line_ends(blocks: Iterable[str], reading: Reading) -> Iterator[str]:
+    waiting, changed = "", False
+    for block in blocks:
+        text, waiting = waiting + block, ""
+        if "\r" in text:
+            changed = True
+            if text.endswith("\r"):  # perhaps the first half of \r\n
+                text, waiting = text[:-1], "\r"
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        yield text
+    if waiting:
+        yield "\n"
+    reading.line_ends += changed

@@ -1,0 +1,231 @@
+"""Which files a data path names: one file, a folder with its sub-folders, or a pattern such as `texts/*.txt`."""
+
+from __future__ import annotations
+
+import glob
+import os
+import stat
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from positron.config import UserError
+from positron.console import one_line
+
+# Suffix -> format, in any case, also followed by one of PACKED. A suffix that is not here is plain text if it looks so.
+FORMATS = {
+    ".txt": "text",
+    ".md": "text",
+    ".text": "text",
+    ".jsonl": "json lines",
+    ".ndjson": "json lines",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
+PACKED = (".gz", ".zst")
+MAX_NAMES = 3  # of skipped files that are named for each reason
+
+
+@dataclass
+class Listing:
+    """The files to read, in the order of their names, and the others with the reason why they are not read."""
+
+    files: list[Path] = field(default_factory=list)
+    skipped: dict[str, list[str]] = field(default_factory=dict)  # reason -> names
+
+    def skip(self, path: Path, reason: str) -> None:
+        self.skipped.setdefault(reason, []).append(path.name)
+
+    def describe_skipped(self) -> str:
+        """Name what is not read and why, on one line; empty if everything is read."""
+        parts = []
+        for reason, names in sorted(self.skipped.items()):
+            more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
+            parts.append(f"{', '.join(one_line(name, 80) for name in sorted(names)[:MAX_NAMES])}{more} ({reason})")
+        return "; ".join(parts)
+
+
+def format_of(path: Path) -> str | None:
+    """The format that a file's name tells, one of the values of FORMATS; None for an unknown suffix."""
+    return FORMATS.get(_inner_suffix(path))
+
+
+def delimiter_of(path: Path) -> str:
+    """What separates the cells of a .csv or .tsv file."""
+    return "\t" if _inner_suffix(path) == ".tsv" else ","
+
+
+def compression_of(path: Path) -> str | None:
+    match path.suffix.lower():
+        case ".gz":
+            return "gzip"
+        case ".zst":
+            return "zstd"
+        case _:
+            return None
+
+
+def _inner_suffix(path: Path) -> str:
+    return (path.with_suffix("").suffix if path.suffix.lower() in PACKED else path.suffix).lower()
+
+
+def list_files(path: str, called: str | None = None, suffixes: Collection[str] = tuple(FORMATS)) -> Listing:
+    """List the files of `path`. Raises UserError if there are none; `called` is the path's name in that message.
+    `suffixes`: which files of a folder are wanted.
+
+    A name that exists is taken literally, also with brackets in it. In a folder, linked sub-folders are followed once;
+    hidden files, run folders and unknown formats are skipped.
+    """
+    called = one_line(called or path)
+    given = Path(path).expanduser()
+    try:
+        if given.is_dir():
+            listing = _list_folder(given, suffixes)
+            nothing = f"{called} holds no file that ends in {', '.join(suffixes)} (.gz and .zst, too)"
+        elif given.exists():
+            if not given.is_file():
+                raise UserError(f"{called} is not a regular file: write its content to a file first")
+            return Listing([given])
+        elif any(mark in path for mark in "*?["):
+            listing = _list_pattern(given)
+            nothing = f"{called} matches no file"
+        elif given.is_symlink():
+            raise UserError(f"cannot read {called}: it is a link to a missing file, {one_line(os.readlink(given))}")
+        else:
+            raise UserError(f"cannot read {called}: No such file or directory")
+    except OSError as error:
+        raise UserError(f"cannot read {called}: {error.strerror or error}") from error
+    if not listing.files:
+        left_out = listing.describe_skipped()
+        raise UserError(nothing + (f"; skipped: {left_out}" if left_out else ""))
+    return listing
+
+
+def _list_folder(root: Path, suffixes: Collection[str]) -> Listing:
+    listing = Listing()
+    for path in _walk(root, root, {_identity(root.stat())}, listing):
+        if _inner_suffix(path) not in suffixes:
+            listing.skip(path, "another format")
+        else:
+            listing.files.append(path)
+    _skip_copies(listing)
+    return listing
+
+
+def _list_pattern(pattern: Path) -> Listing:
+    listing = Listing()
+    for path in sorted(map(Path, glob.glob(str(pattern), recursive=True))):
+        if not path.exists():
+            listing.skip(path, "a link to a missing file")
+        elif any(_is_run_folder(folder) for folder in path.parents):
+            listing.skip(path, "part of a run")
+        elif path.is_file():
+            if format_of(path) is None and path.suffix.lower() not in PACKED and not looks_like_text(path):
+                listing.skip(path, "not text")
+            else:
+                listing.files.append(path)
+    _skip_copies(listing)
+    return listing
+
+
+def _skip_copies(listing: Listing) -> None:
+    """Sort the files; skip links to files that are read anyway, and packed or parquet files without content."""
+    own = {path.resolve() for path in listing.files if not path.is_symlink()}
+    files = []
+    for path in sorted(listing.files):
+        if path.is_symlink() and path.resolve() in own:
+            listing.skip(path, "a link to a file that is read already")
+        elif path.stat().st_size == 0 and (compression_of(path) or format_of(path) == "parquet"):
+            listing.skip(path, "empty")
+        else:
+            files.append(path)
+    listing.files = files
+
+
+def _walk(folder: Path, root: Path, seen: set[tuple[int, int]], listing: Listing) -> Iterator[Path]:
+    """All regular files below; what is not entered is noted in `listing`."""
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        listing.skip(folder, error.strerror or "cannot be read")
+        return
+    for entry in entries:
+        path = Path(entry.path)
+        if entry.name.startswith("."):
+            listing.skip(path, "hidden")
+            continue
+        try:
+            facts = entry.stat()
+        except OSError as error:
+            listing.skip(path, "a link to a missing file" if entry.is_symlink() else error.strerror or "unreadable")
+            continue
+        if not stat.S_ISDIR(facts.st_mode):
+            if stat.S_ISREG(facts.st_mode):
+                yield path
+            else:
+                listing.skip(path, "not a regular file")
+        elif _is_run_folder(path):
+            listing.skip(path, "run folders")
+        elif entry.is_symlink() and _is_read_anyway(path, root):
+            listing.skip(path, "a link to a folder that is read already")
+        elif _identity(facts) not in seen:
+            seen.add(_identity(facts))
+            yield from _walk(path, root, seen, listing)
+        else:
+            listing.skip(path, "a link to a folder that is read already")
+
+
+def _identity(facts: os.stat_result) -> tuple[int, int]:
+    return facts.st_dev, facts.st_ino
+
+
+def _is_read_anyway(link: Path, root: Path) -> bool:
+    """Whether a link points into the folder that is read, or to one above the link, which would never end."""
+    target = link.resolve()
+    return target.is_relative_to(root.resolve()) or link.parent.resolve().is_relative_to(target)
+
+
+def _is_run_folder(path: Path) -> bool:
+    """Whether Positron wrote a folder: a run, or `outputs/` with runs, sweeps and prepared corpora in it."""
+    if (path / "config.json").is_file() and any((path / name).exists() for name in ("run.json", "metrics.jsonl")):
+        return True
+    if path.name != "outputs":
+        return False
+    ours = {"run.json", "tokens.json", "job.json", "progress.json"}
+    return any(ours & set(names) for _, _, names in os.walk(path))
+
+
+def looks_like_text(path: Path) -> bool:
+    """Whether the beginning of a file is UTF-8 without zero bytes."""
+    with path.open("rb") as file:
+        head = file.read(8192)
+    return b"\0" not in head and describe_binary(head) is None and _is_utf8_prefix(head)
+
+
+def _is_utf8_prefix(head: bytes) -> bool:
+    try:
+        head.decode("utf-8")
+    except UnicodeDecodeError as error:
+        return error.end == len(head) and len(head) - error.start < 4 and len(head) == 8192
+    return True
+
+
+_MAGIC = {
+    b"%PDF-": "a PDF: extract its text first, with pdftotext for instance",
+    b"PK\x03\x04": "a zip archive (also .docx, .epub, .odt): unpack it, or save it as plain text",
+    b"\x1f\x8b": "compressed by gzip: let its name end in .gz",
+    b"\x28\xb5\x2f\xfd": "compressed by zstd: let its name end in .zst",
+    b"BZh": "compressed by bzip2: unpack it with bunzip2",
+    b"\xfd7zXZ": "compressed by xz: unpack it with unxz",
+    b"7z\xbc\xaf": "a 7-zip archive: unpack it",
+    b"PAR1": "a parquet file: let its name end in .parquet",
+    b"{\\rtf": "rich text: save it as plain text",
+    b"\xd0\xcf\x11\xe0": "an old Office document: save it as plain text",
+}
+
+
+def describe_binary(head: bytes) -> str | None:
+    """What a well-known kind of binary file is, by its first bytes, and what to do; None for others."""
+    return next((what for magic, what in _MAGIC.items() if head.startswith(magic)), None)

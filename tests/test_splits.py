@@ -1,0 +1,286 @@
+"""Every text has something on both sides of the split, and token files stay those of the text they were made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_files import DOCUMENTS, as_jsonl, as_text, source
+
+from positron.config import DataConfig, TokenizerConfig, UserError
+from positron.data import files, shards
+from positron.data.pretrain import PretrainData, prepare
+from positron.data.shards import TokenFiles, verify
+from positron.text.choose import load_tokenizer, train_tokenizer
+from positron.text.sentencepiece_bpe import SentencePieceTokenizer
+from positron.text.tokenizer import Tokenizer
+
+CHAR = TokenizerConfig("char")
+LINE = "The quick brown fox jumps over the lazy dog.\n"
+
+
+def sides(path: Path, **options: Any) -> list[int]:
+    """Characters for training and for validation."""
+    counts = [0, 0]
+    found = source(path, **options)
+    for task in found.tasks():
+        for document in task:
+            counts[document.is_val] += len(document.text)
+    return counts
+
+
+def share(path: Path, **options: Any) -> float:
+    counts = sides(path, **options)
+    return counts[1] / sum(counts)
+
+
+@pytest.fixture
+def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "CHARS_PER_TASK", 10_000)
+
+
+@pytest.mark.usefixtures("small_tasks")
+@pytest.mark.parametrize("max_mb", [0.01, 0.05, 0.099, None])
+@pytest.mark.parametrize("documents", [1, 3, 19])
+def test_a_limit_leaves_the_end_of_what_it_takes_for_validation(
+    tmp_path: Path, documents: int, max_mb: float | None
+) -> None:
+    (tmp_path / "a.txt").write_bytes(as_text([LINE * (100_000 // len(LINE) // documents)] * documents))
+    counts = sides(tmp_path / "a.txt", max_mb=max_mb, val_fraction=0.1)
+    assert counts[1] / sum(counts) == pytest.approx(0.1, abs=0.01)
+    if max_mb is not None:
+        assert sum(counts) <= max_mb * 1e6 + 10_000
+
+
+@pytest.mark.parametrize("val_fraction", [0.02, 0.1])
+@pytest.mark.parametrize("n", [20, 25, 60])
+def test_no_draw_leaves_a_side_empty(tmp_path: Path, n: int, val_fraction: float) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl([f"{i} {d}" for i, d in enumerate((DOCUMENTS * 2)[:n])]))
+    for seed in range(40):
+        assert val_fraction / 6 < share(tmp_path / "a.jsonl", seed=seed, val_fraction=val_fraction) < 0.55
+
+
+@pytest.mark.parametrize("long", [0, 7, 24])
+def test_one_long_book_among_short_texts_leaves_both_sides_their_share(tmp_path: Path, long: int) -> None:
+    for i in range(25):
+        (tmp_path / f"{i:02d}.txt").write_text(f"{i}\n" + LINE * (2000 if i == long else 2))
+    for seed in range(20):
+        assert 0.01 < share(tmp_path, seed=seed, val_fraction=0.1) < 0.55
+
+
+@pytest.mark.parametrize("text", ["a title\n" + "x" * 10_000, "y" * 10_000, LINE * 300, "ab", "\n" * 5000, " " * 77])
+@pytest.mark.parametrize("val_fraction", [0.02, 0.1, 0.5])
+def test_one_document_is_split_near_the_asked_place(tmp_path: Path, text: str, val_fraction: float) -> None:
+    (tmp_path / "a.txt").write_text(text)
+    counts = sides(tmp_path / "a.txt", val_fraction=val_fraction)
+    assert sum(counts) == len(text)
+    assert min(counts) > 0
+    assert counts[1] <= max(1, 1.5 * val_fraction * len(text))
+
+
+def test_equal_documents_still_leave_something_for_validation(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(as_jsonl(["the same document. " * 20] * 60))
+    assert share(tmp_path / "a.jsonl", val_fraction=0.1) == pytest.approx(0.1, abs=0.02)
+
+
+def fingerprints(path: Path, **options: Any) -> tuple[str, str]:
+    found = source(path, **options)
+    return found.fingerprint, found.earlier_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "is_read_otherwise"),
+    [
+        ("a.txt", as_text(DOCUMENTS), False),
+        ("a.txt", LINE.encode() * 30, False),
+        ("a.jsonl", as_jsonl(DOCUMENTS), False),
+        ("a.jsonl", as_jsonl(DOCUMENTS).replace(b"\n", b"\r\n"), False),
+        ("a.txt", as_text(DOCUMENTS).replace(b"\n", b"\r\n"), True),
+        ("a.txt", b"\xef\xbb\xbf" + as_text(DOCUMENTS), True),
+        ("a.txt", as_text(DOCUMENTS).replace(b"|>\n", b"|> \n"), True),
+        ("a.json", as_jsonl(DOCUMENTS), True),
+        ("a.JSONL", as_jsonl(DOCUMENTS), True),
+        ("a.txt", b"title\n" + b"x" * 5000, True),
+    ],
+)
+def test_only_what_is_read_otherwise_than_before_has_another_fingerprint(
+    tmp_path: Path, name: str, content: bytes, is_read_otherwise: bool
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    now, earlier = fingerprints(tmp_path / name)
+    assert (now != earlier) == is_read_otherwise
+
+
+def made(tmp_path: Path, content: bytes, choice: TokenizerConfig = CHAR) -> tuple[DataConfig, Tokenizer, Path]:
+    (tmp_path / "a.txt").write_bytes(content)
+    config = DataConfig("text", str(tmp_path / "a.txt"), dir=str(tmp_path / "data"), val_fraction=0.1)
+    return (config, *prepare(config, choice, None, lambda line: None))
+
+
+def test_a_run_whose_text_is_gone_continues_on_the_tokens_made_of_it(tmp_path: Path) -> None:
+    config, tokenizer, folder = made(tmp_path, as_text(DOCUMENTS))
+    known = TokenFiles(folder, "train", tokenizer).fingerprint
+    Path(str(config.path)).unlink()
+    lines: list[str] = []
+    assert prepare(config, CHAR, tokenizer, lines.append, known) == (tokenizer, folder)
+    assert "No such file" in lines[0]
+    assert str(folder) in lines[0]
+    for other in (None, "0" * 64):
+        with pytest.raises(UserError, match="No such file"):
+            prepare(config, CHAR, tokenizer, print, other)
+
+
+def test_a_text_that_changed_is_another_text_though_tokens_of_the_old_one_are_there(tmp_path: Path) -> None:
+    config, tokenizer, folder = made(tmp_path, as_text(DOCUMENTS))
+    known = TokenFiles(folder, "train", tokenizer).fingerprint
+    Path(str(config.path)).write_bytes(as_text(DOCUMENTS[:-1]))
+    _, other = prepare(config, CHAR, tokenizer, lambda line: None, known)
+    assert TokenFiles(other, "train", tokenizer).fingerprint != known
+
+
+def test_tokens_of_an_earlier_version_stay_those_of_the_run_that_has_them(tmp_path: Path) -> None:
+    config, tokenizer, folder = made(tmp_path, as_text(DOCUMENTS).replace(b"\n", b"\r\n"))
+    _, earlier = fingerprints(tmp_path / "a.txt", val_fraction=0.1)
+    header = json.loads((folder / "tokens.json").read_text())
+    (folder / "tokens.json").write_text(json.dumps({**header, "fingerprint": earlier}))
+    kept = folder.rename(tmp_path / "data" / "moved")
+    (tmp_path / "data/text-a-earlier").mkdir()
+    kept = kept.rename(tmp_path / "data/text-a-earlier" / folder.name)
+    assert prepare(config, CHAR, tokenizer, print, earlier)[1] == kept
+    assert prepare(config, CHAR, tokenizer, lambda line: None)[1] == folder  # a new run reads the text as it is
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_altered_shard_is_refused_where_it_is_used(tmp_path: Path, split: str) -> None:
+    _, tokenizer, folder = made(tmp_path, as_text(DOCUMENTS))
+    path = folder / f"{split}-00000.bin"
+    content = path.read_bytes()
+    for altered in (bytes(64) + content[64:], content[:-2] + b"\2\0", content[::-1]):
+        path.write_bytes(altered)
+        with pytest.raises(UserError, match=rf"{path.name} was altered: delete"):
+            TokenFiles(folder, split, tokenizer)
+    path.write_bytes(content)
+    TokenFiles(folder, split, tokenizer)
+    verify(folder)
+
+
+def test_a_checksum_is_computed_once_in_a_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, tokenizer, folder = made(tmp_path, as_text(DOCUMENTS))
+    TokenFiles(folder, "train", tokenizer)
+
+    def fail(*_: object) -> None:
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(shards.hashlib, "file_digest", fail)
+    TokenFiles(folder, "train", tokenizer)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"splits": 3},
+        {"dtype": "float64"},
+        {"splits": {"train": {"tokens": 1, "documents": 1, "bytes": 1, "bits": None, "shards": [{"file": "x"}]}}},
+    ],
+)
+def test_a_damaged_header_is_named(tmp_path: Path, change: dict[str, Any]) -> None:
+    _, tokenizer, folder = made(tmp_path, as_text(DOCUMENTS))
+    header = json.loads((folder / "tokens.json").read_text())
+    for value in ({**header, **change}, 3, []):
+        (folder / "tokens.json").write_text(json.dumps(value))
+        with pytest.raises(UserError, match=r"tokens\.json is damaged: delete"):
+            TokenFiles(folder, "train", tokenizer)
+
+
+def test_a_header_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
+    _, tokenizer, folder = made(tmp_path, as_text(DOCUMENTS))
+    header = json.loads((folder / "tokens.json").read_text())
+    header["splits"]["train"]["shards"][0]["file"] = "../elsewhere.bin"
+    (folder / "tokens.json").write_text(json.dumps(header))
+    with pytest.raises(UserError, match="outside of its folder"):
+        TokenFiles(folder, "train", tokenizer)
+
+
+# tokenizers
+
+
+def words(n: int) -> str:
+    rng = random.Random(0)
+    return "".join(f"{rng.choice(['Zoë', 'the', 'cat', 'électricité'])} word{rng.randrange(300)}\n" for _ in range(n))
+
+
+@pytest.mark.parametrize("choice", [TokenizerConfig("word", 12), TokenizerConfig("word", 100), CHAR])
+def test_unknown_tokens_stand_for_the_bytes_they_replace(tmp_path: Path, choice: TokenizerConfig) -> None:
+    (tmp_path / "a.txt").write_text(words(2000))
+    config = DataConfig("text", str(tmp_path / "a.txt"), dir=str(tmp_path / "data"), val_fraction=0.1)
+    known = train_tokenizer(choice, ["the cat "]) if choice.kind == "char" else None
+    tokenizer, folder = prepare(config, choice, known, lambda line: None)
+    for split in ("train", "val"):
+        part = TokenFiles(folder, split, tokenizer)
+        lengths = part.token_bytes(tokenizer)
+        ids = part.read(0, part.n_tokens)
+        assert (ids == 0).any()
+        assert lengths[ids].sum() == pytest.approx(part.n_bytes)
+    data = PretrainData(
+        config, folder, tokenizer, context=16, batch_size=2, micro_batch_size=1, seed=0, val_tokens=10**6, say=print
+    )
+    scored = data.val_y.numpy()
+    assert data.token_bytes[scored[scored != -100]].sum() == pytest.approx(data.val.n_bytes)
+    # training and validation count bytes of the same original text: a token has about as many on both sides
+    per_token = data.val.n_bytes / data.val.n_tokens
+    assert math.isclose(data.train.bytes_per_token, per_token, rel_tol=0.1)
+
+
+@pytest.mark.parametrize("text", ["▁▂▃▄▅▆▇█ a bar\n" * 200, "▅▅▅\n▁\n" * 50, "half ▅ of these\nand not those\n" * 50])
+def test_reserved_characters_leave_no_line_out_of_a_sentencepiece_vocabulary(text: str) -> None:
+    tokenizer = SentencePieceTokenizer.train([text], 400)
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.token_bytes()[ids].sum() == len(text.encode())
+    without = text.replace("▅", "").replace("▁", "")
+    if without.strip():  # what stands beside them was learnt
+        assert len(tokenizer.encode(without)) < len(without.encode()) / 3
+
+
+@pytest.mark.parametrize("text", ["\n" * 5000, "", " " * 100, "ab " * 600_000, "你好" * 300_000])
+def test_every_text_yields_a_sentencepiece_vocabulary(text: str) -> None:
+    tokenizer = SentencePieceTokenizer.train([text], 300)
+    sample = text[:1000] + "é\n"
+    assert tokenizer.decode(tokenizer.encode(sample)) == sample
+
+
+def test_words_without_blanks_between_them_are_told(tmp_path: Path) -> None:
+    (tmp_path / "zh.txt").write_text("你好世界我们去上学" * 3000)
+    config = DataConfig("text", str(tmp_path / "zh.txt"), dir=str(tmp_path / "data"), val_fraction=0.1)
+    lines: list[str] = []
+    tokenizer, folder = prepare(config, TokenizerConfig("word", 100), None, lines.append)
+    assert any("tokenizer=word finds only" in line and "tokenizer=char" in line for line in lines)
+    with pytest.raises(UserError, match=r"bytes each; take tokenizer=char or tokenizer=spm_4k"):
+        PretrainData(
+            config, folder, tokenizer, context=64, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100, say=print
+        )
+
+
+def test_one_line_says_what_was_read_and_skipped(tmp_path: Path) -> None:
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes(as_text(DOCUMENTS).replace(b"\n", b"\r\n"))
+    (folder / "b.txt").write_bytes(b"x" * 300 + b"\xff")
+    (folder / "._a.txt").write_bytes(b"\0")
+    config = DataConfig("text", str(folder), dir=str(tmp_path / "data"), val_fraction=0.1, on_invalid="replace")
+    lines: list[str] = []
+    tokenizer, tokens = prepare(config, CHAR, None, lines.append)
+    (line,) = [line for line in lines if "read 2 files" in line]
+    for part in ("for training", "for validation", "._a.txt (hidden)", "1 invalid character", r"\r\n"):
+        assert part in line
+    again: list[str] = []
+    prepare(dataclasses.replace(config), CHAR, None, again.append)
+    assert not again
+    assert np.isfinite(TokenFiles(tokens, "val", tokenizer).n_bytes)
+    assert load_tokenizer(next(tokens.parent.glob("char"))).hash == tokenizer.hash
