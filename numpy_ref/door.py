@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -13,7 +14,8 @@ from numpy_ref.config import InputError
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Exit 2 for what the user can mend, 130 for Ctrl-C, 1 for the rest. POSITRON_DEBUG=1 shows tracebacks."""
+    """Exit 2 for what the user can correct, 130 for Ctrl-C, 1 for the rest. POSITRON_DEBUG=1 shows tracebacks."""
+    open_streams()
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
@@ -30,3 +32,13 @@ def one_line_errors() -> Iterator[None]:
         if line:
             print(f"numpy_ref: {line}", file=sys.stderr)
         raise SystemExit(code) from None
+
+
+def open_streams() -> None:
+    """Make stdout and stderr usable: a closed one becomes the null device, letters that one does not have are replaced."""
+    for name, errors in (("stdout", "replace"), ("stderr", "backslashreplace")):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)

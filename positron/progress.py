@@ -18,35 +18,58 @@ BAR_SECONDS, LINE_SECONDS = 0.2, 15.0  # between two states of the bar, between 
 MAX_WIDTH = 100
 
 
-def progress(items: Sequence[T], what: str) -> Iterator[T]:
-    """Yield the items, and show how many are done if that takes longer than three seconds."""
-    begun = shown = time.monotonic()
-    drawn = False
-    try:
-        for done, item in enumerate(items):
-            now = time.monotonic()
-            interval = BAR_SECONDS if sys.stderr.isatty() else LINE_SECONDS
-            if done and now - begun > SILENT_SECONDS and (now - shown > interval or not drawn):
-                shown, drawn = now, True
-                _show(what, done, len(items), now - begun)
-            yield item
-    finally:
-        if drawn and sys.stderr.isatty():
+class Meter:
+    """Shows how much of a known or unknown total is done, if the work takes longer than three seconds."""
+
+    def __init__(self, what: str, total: float | None, done: float = 0.0, unit: float = 0.0) -> None:
+        """Begin at `done` of `total`. `unit` turns the amount into megabytes, where no total is known."""
+        self.what, self.total, self.first, self.unit = what, total, done, unit
+        self.begun = self.shown = time.monotonic()
+        self.drawn = False
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take the bar away: what comes next is printed in its place."""
+        if self.drawn and sys.stderr.isatty():
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
+    def show(self, done: float) -> None:
+        """Note that `done` is done, and draw or print it if it is time to."""
+        now = time.monotonic()
+        interval = BAR_SECONDS if sys.stderr.isatty() else LINE_SECONDS
+        if done > self.first and now - self.begun > SILENT_SECONDS and (now - self.shown > interval or not self.drawn):
+            self.shown, self.drawn = now, True
+            self._draw(done, now - self.begun)
 
-def _show(what: str, done: int, total: int, seconds: float) -> None:
-    share = done / total
-    left = clock(seconds * (1 - share) / share)
-    if not sys.stderr.isatty():
-        print(f"{what}: {share:.0%}, {left} left", file=sys.stderr, flush=True)
-        return
-    text = f" {share:4.0%}, {left} left"
-    width = min(MAX_WIDTH, shutil.get_terminal_size().columns - 1) - len(what) - len(text) - 3
-    bar = f" [{'#' * round(share * width):-<{width}}]" if width > 5 else ""
-    sys.stderr.write(f"\r\x1b[K{what}{bar}{text}")
-    sys.stderr.flush()
+    def _draw(self, done: float, seconds: float) -> None:
+        if not self.total:
+            line = f"{self.what}: {done * self.unit:,.0f} MB" if self.unit else f"{self.what}: {done:,.0f}"
+            text = share = None
+        else:
+            share = min(1.0, done / self.total)
+            left = seconds * max(0.0, self.total - done) / (done - self.first)
+            text = f" {share:4.0%}, {clock(left)} left"
+            line = f"{self.what}: {share:.0%}, {clock(left)} left"
+        if not sys.stderr.isatty():
+            print(line, file=sys.stderr, flush=True)
+            return
+        if text is not None and share is not None:
+            width = min(MAX_WIDTH, shutil.get_terminal_size().columns - 1) - len(self.what) - len(text) - 3
+            bar = f" [{'#' * round(share * width):-<{width}}]" if width > 5 else ""
+            line = f"{self.what}{bar}{text}"
+        sys.stderr.write(f"\r\x1b[K{line}")
+        sys.stderr.flush()
+
+
+def progress(items: Sequence[T], what: str) -> Iterator[T]:
+    """Yield the items, and show how many are done if that takes longer than three seconds."""
+    with Meter(what, len(items)) as meter:
+        for done, item in enumerate(items):
+            meter.show(done)
+            yield item
 
 
 def clock(seconds: float) -> str:

@@ -19,9 +19,22 @@ SHORT = ("device=cpu", *FAST, "train.log_every=1")
 
 
 def test_the_readme_has_its_two_first_commands_and_make_knows_them():
-    assert COMMANDS[:2] == ["make train", "make test"]
-    for line in COMMANDS[:2]:
+    assert COMMANDS[:2] == ["make train", "make chat"]
+    for line in (*COMMANDS[:2], "make sft", "make generate", "make test"):
         subprocess.run([*shlex.split(line), "--dry-run"], cwd=PROJECT, check=True, capture_output=True)
+
+
+def test_the_readme_counts_the_plots_and_has_the_words_that_people_search_for():
+    from positron.data.story_plots import PLOTS
+
+    text = " ".join((PROJECT / "README.md").read_text(encoding="utf-8").split())
+    assert len(PLOTS) == 11
+    assert "eleven plot skeletons" in text
+    for words in (
+        "gradient accumulation", "speculative decoding", "sliding window", "early stopping", "overfitting", "perplexity",
+        "checkpoint", "smear", "device.share", "auto_size", "above the floor", "make chat",
+    ):  # fmt: skip
+        assert words in text, words
 
 
 def shortened(arguments: list[str]) -> list[str]:

@@ -25,6 +25,7 @@ import numpy as np
 from positron.config import UserError
 from positron.data.sources import WAIT, Source
 from positron.disk import make_folder, read_json, whole_file, write_json
+from positron.progress import Meter
 from positron.text.choose import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -158,13 +159,11 @@ class SplitWriter:
 def write_tokens(
     source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, folder: Path, say: Callable[[str], None]
 ) -> None:
-    """Tokenize the whole source into `folder`, which appears when it is whole. Shows its progress on a terminal.
+    """Tokenize the whole source into `folder`, which appears when it is whole. Shows its progress on stderr.
 
     After every SHARD_TOKENS training tokens, both splits are written and the place in the source is noted: a call that
     was stopped, by whatever, is continued from there by the next one, and its files are byte for byte the same.
     """
-    from tqdm import tqdm
-
     partial = make_folder(folder.with_name(f".{folder.name}.partial"))
     for left_behind in partial.glob(".*.tmp"):  # by a call that was killed while it wrote
         left_behind.unlink()
@@ -183,16 +182,13 @@ def write_tokens(
         say(f"going on after {done / 1e6:,.0f} MB of text that are tokenized already")
     end = tokenizer.special_id(END_OF_TEXT)
     writers = {split: SplitWriter(partial, split, dtype, end, splits.get(split)) for split in SPLITS}
-    bar = tqdm(
-        total=source.total_bytes, initial=done, unit="B", unit_scale=True, desc="tokenizing", disable=None, leave=False
-    )
-    with bar:
+    with Meter("tokenizing", source.total_bytes, done, unit=1e-6) as meter:
         for parts in encode_all(source, tokenizer, tokenizer_folder, tasks, os.cpu_count() or 1):
             tasks += 1
             for split, part in parts.items():
                 writers[split].add(part)
                 done += part.bytes
-            bar.update(min(done, source.total_bytes or done) - bar.n)
+            meter.show(done)
             if writers["train"].waiting >= SHARD_TOKENS:
                 _flush(partial, head, writers, tasks, done)
             source.release(tasks)

@@ -13,6 +13,7 @@ from positron.data.shards import TokenFiles
 from positron.inference.engine import Written
 from positron.inference.sampling import Sampling
 from positron.inference.writer import Writer
+from positron.progress import progress
 from positron.text import conversation
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
@@ -54,7 +55,7 @@ def _write(
     writer: Writer, prompts: list[list[int]], sampling: Sampling, seed: int, max_tokens: int, stops: list[int]
 ) -> list[Written]:
     found: list[Written] = []
-    for start in range(0, len(prompts), BATCH):
+    for start in progress(range(0, len(prompts), BATCH), "writing stories"):
         some = prompts[start : start + BATCH]
         engine = writer.engine()
         found += engine.written(some, sampling, max_tokens=max_tokens, seed=seed + start, stop_ids=stops)
@@ -62,7 +63,7 @@ def _write(
 
 
 def quality(texts: Sequence[str], tokenizer: Tokenizer, training: TokenFiles) -> Quality:
-    accepted = sum(bool(stories.parse(text)) for text in texts) / len(texts)
+    accepted = sum(bool(stories.parse(text)) for text in progress(texts, "reading stories")) / len(texts)
     return Quality(accepted, distinct(texts, 2), distinct(texts, 3), copied(texts, tokenizer, training))
 
 
@@ -85,7 +86,7 @@ def copied(texts: Sequence[str], tokenizer: Tokenizer, training: TokenFiles, n: 
     if not len(ours):
         return None
     wanted, found = np.unique(ours), np.zeros(0, dtype=np.uint64)
-    for start in range(0, training.n_tokens, CHUNK):
+    for start in progress(range(0, training.n_tokens, CHUNK), "searching the training text"):
         stop = min(training.n_tokens, start + CHUNK + n - 1)  # a run may lie across two chunks
         theirs = _hashes(training.read(start, stop - start), n)
         found = np.union1d(found, np.intersect1d(wanted, theirs))
