@@ -104,11 +104,18 @@ def portable(folder: Path) -> str:
 def _find(name: str, run: Run | None) -> Run | None:
     """A run by its recorded path: beside the run that names it, which may have moved with it, or from here."""
     path = Path(name).expanduser()
-    beside = [] if run is None else [parent / path for parent in run.folder.resolve().parents]
+    beside = [] if run is None else [folder / path for folder in _homes(run.folder.resolve())]
     for folder in (*beside, path, OUTPUTS / path):
         if (folder / "config.json").exists():
             return Run(Path(portable(folder)))
     return None
+
+
+def _homes(folder: Path) -> list[Path]:
+    """Where the names that a run recorded may begin: its own parent, and the folders up to the one with `outputs/` in it."""
+    parents = list(folder.parents)
+    last = next((i + 1 for i, parent in enumerate(parents) if parent.name == OUTPUTS.name), 0)
+    return parents[: last + 1]
 
 
 def _is_same(one: Run, other: Run) -> bool:

@@ -367,7 +367,7 @@ def test_lora_runs_resume_and_load_as_plain_models(base: Path, tmp_path: Path) -
 
 
 def test_an_early_stop_ends_the_run_for_good(base: Path, tmp_path: Path) -> None:
-    config = tuned(base, sft=SFTConfig(patience=2), optimizer=OptimizerConfig(lr=1.0))
+    config = tuned(base, sft=SFTConfig(patience=2), optimizer=OptimizerConfig(lr=0.1))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=40, val_every=1))
     facts = sft(config, tmp_path / "run")
     assert facts["status"] == "finished"
