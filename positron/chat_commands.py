@@ -90,12 +90,12 @@ def _is_exact(name: str, text: str) -> bool:
 
 
 def _names_setting(text: str) -> bool:
-    """Whether it is NAME VALUE or NAME=VALUE: a name that exists, or any one with a value that settings have."""
+    """Whether it is NAME, NAME VALUE or NAME=VALUE: a name that (nearly) exists, or any one with a setting's value."""
     from positron.inference.dialogue import SETTINGS
     from positron.inference.sampling import PRESETS
 
     words = text.replace("=", " ", 1).split()
-    if _setting_name(words[0]) in SETTINGS:
+    if difflib.get_close_matches(_setting_name(words[0]), SETTINGS, 1, 0.8):
         return len(words) <= 2
     return len(words) == 2 and (words[1].lower() in ("none", "off", *PRESETS) or _is_number(words[1]))
 

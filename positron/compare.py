@@ -14,6 +14,7 @@ from pathlib import Path
 from positron.config import UserError
 from positron.console import printable
 from positron.door import errors_as_one_line, side_by_side
+from positron.inference.checks import argument, seed_of
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -40,6 +41,7 @@ def main() -> None:
         options = arguments().parse_args()
         if options.limit < 0 or options.max_tokens < 1:
             raise UserError("--limit must be at least 0 bytes, and --max-tokens at least 1")
+        prompt, seed = argument(options.prompt, "--prompt"), seed_of(options.seed)
         if "torch" not in sys.modules:
             say("comparing " + (", ".join(options.runs) or "all runs in outputs/"))
         from positron.disk import make_folder, whole_file
@@ -51,7 +53,7 @@ def main() -> None:
         if not options.runs:
             say(f"no run was named: taking all in outputs/: {', '.join(run.folder.name for run in runs)}")
         runs, texts = comparison.common_text(runs, options.text, options.limit, say)
-        rows = comparison.compare(runs, texts, options.prompt, options.max_tokens, options.seed, say)
+        rows = comparison.compare(runs, texts, prompt, options.max_tokens, seed, say)
         if options.csv:
             print(comparison.as_csv(rows))
         elif options.json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -15,8 +16,8 @@ import pexpect
 import pytest
 from conftest import PATIENCE, PROJECT, Result, tiny
 
-from positron.chat import answer, command, converse
-from positron.chat_commands import parse, remark
+from positron.chat import answer, command, converse, note
+from positron.chat_commands import parse, remark, show_help
 from positron.config import DataConfig, SFTConfig, UserError
 from positron.inference.dialogue import Dialogue
 from positron.inference.sampling import PRESETS
@@ -286,7 +287,7 @@ def test_a_sentence_that_begins_like_a_command_is_said_to_go_to_the_model(capsys
 @pytest.mark.parametrize(
     ("line", "name"),
     [("setings", "settings"), ("hlep", "help"), ("rset", "reset"), ("setings temperature 0.5", "settings"),
-     ("laod talk.json", "load"), ("/hlep", "/help"), ("/sytem be kind", "/system")],
+     ("laod talk.json", "load"), ("/hlep", "/help"), ("/sytem be kind", "/system"), ("quti", "quit")],
 )  # fmt: skip
 def test_a_slip_of_a_command_is_not_answered_but_named(line: str, name: str) -> None:
     with pytest.raises(UserError, match=rf"did you mean {name}\?"):
@@ -297,6 +298,14 @@ def test_a_line_that_is_nearly_a_command_goes_to_the_model_the_second_time(dialo
     typed = iter(["rest", "rest", "quit"])
     converse(dialogue, lambda: next(typed))
     assert [message.content for message in dialogue.messages[::2]] == ["rest"]
+
+
+@pytest.mark.parametrize(
+    "line", ["settings temprature", "settings temprature hot", "settings max_token=3", "settings sed 5"]
+)
+def test_a_slip_of_a_setting_is_named(dialogue: Dialogue, line: str) -> None:
+    with pytest.raises(UserError, match=r"there is no setting .*: did you mean (temperature|max_tokens|seed)\?"):
+        command(dialogue, line)
 
 
 @pytest.mark.parametrize("line", ["the rest is silence", "sail away", "Tom", "helpful cat", "setting sun"])
@@ -515,3 +524,45 @@ def test_what_a_model_writes_cannot_command_the_terminal(
     monkeypatch.setattr(dialogue, "ask", lambda *_: iter(["a \x1b", "]0;tit", "le\x07 b", "\x9b31m"]))
     answer(dialogue, "Is it 1?")
     assert capsys.readouterr().out == "a \\x1b]0;title\\x07 b\\x9b31m\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_answers_help_and_notes_break_between_words_on_a_terminal(
+    dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "44")
+    words = [
+        "Once",
+        "upon",
+        "a",
+        "time",
+        "there",
+        "was",
+        "a",
+        "kite",
+        "that",
+        "flew",
+        "away",
+        "over",
+        "the",
+        "hills",
+        "and",
+        "the",
+        "supermarket",
+    ]
+    monkeypatch.setattr(dialogue, "ask", lambda *_: iter([" ".join(words)[i : i + 3] for i in range(0, 90, 3)]))
+    for write in (lambda: answer(dialogue, "x"), show_help, lambda: note("a remark " * 20)):
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setattr(sys, "stderr", terminal)
+        write()
+        shown = terminal.getvalue().splitlines()
+        assert len(shown) > 1
+        assert max(map(len, shown)) <= 44
+    monkeypatch.setattr(sys, "stdout", terminal := Terminal())
+    answer(dialogue, "x")
+    assert terminal.getvalue().split() == words

@@ -13,6 +13,7 @@ import lightning as L
 import torch
 
 from positron.config import UserError
+from positron.console import printable
 from positron.disk import append_text, make_folder, read_bytes, refuse_links, whole_file
 from positron.evaluation.metrics import metrics_lines
 from positron.evaluation.plots import attention_maps
@@ -146,7 +147,7 @@ class Samples(L.Callback):
         if self.dashboards:
             self._draw_attention(module.model, step)
         if not trainer.should_stop:  # the last one is shown whole, at the end
-            self.say(f"step {step} writes: {' '.join(text.split())[:160]} ...")
+            self.say(f"step {step} writes: {printable(' '.join(text.split())[:160])} ...")
         for dashboard in self.dashboards:
             dashboard.sample(sample)
 
