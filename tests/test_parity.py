@@ -15,6 +15,7 @@ import torch
 from conftest import PROJECT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rounding import largest_share, spread, unit_gain
 
 import numpy_ref
 from numpy_ref import optimizers as theirs
@@ -202,30 +203,41 @@ def test_parity_of_sgd_and_rmsprop(momentum: float) -> None:
 
 
 def test_parity_of_fifty_float32_steps_on_real_text() -> None:
-    """Rounding is all that differs: the two loss curves stay within 1e-4 of each other."""
+    """Rounding is all that differs between the two loss curves, though Adam enlarges it where a gradient is small."""
     from numpy_ref.train import BUILT_IN
 
     text = np.frombuffer(BUILT_IN.read_bytes()[:40_000], dtype=np.uint8).astype(np.int64) % 97
     config = gpt_config(vocab_size=97, context_length=33, d_model=32, d_ff=128)
     model = GPT(config, seed=3).train()
-    params = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+    start = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
     law = OptimizerConfig(lr=1e-3)
-    optimizer = build_optimizer(model.named_parameters(), law, fused=False)
-    state = theirs.adamw_init(params)
-    curves: list[tuple[float, float]] = []
+    batches = []
     for step in range(50):
         starts = np.random.default_rng(step).integers(0, len(text) - 33, 8)
         windows = text[starts[:, None] + np.arange(33)]
-        x, y = np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])
-        loss, grads = numpy_ref.loss_and_grads(params, config, x, y)
-        assert all(g.dtype == np.float32 for g in grads.values())
-        curves.append((loss, float(torch_loss_and_grads(model, x, y))))
+        batches.append((np.ascontiguousarray(windows[:, :-1]), np.ascontiguousarray(windows[:, 1:])))
+
+    def reference(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        params = {name: values.copy() for name, values in params.items()}
+        state, losses = theirs.adamw_init(params), []
+        for x, y in batches:
+            loss, grads = numpy_ref.loss_and_grads(params, config, x, y)
+            assert all(g.dtype == np.float32 for g in grads.values())
+            losses.append(loss)
+            theirs.clip_gradients(grads, 1.0)
+            theirs.adamw_step(params, grads, state, law.lr, law.betas, law.eps, law.weight_decay)
+        return {"losses": np.array(losses)}
+
+    optimizer, losses = build_optimizer(model.named_parameters(), law, fused=False), []
+    for x, y in batches:
+        losses.append(float(torch_loss_and_grads(model, x, y)))
         clip_gradients(list(model.parameters()), 1.0)
         optimizer.step()
-        theirs.clip_gradients(grads, 1.0)
-        theirs.adamw_step(params, grads, state, law.lr, law.betas, law.eps, law.weight_decay)
-    assert curves[-1][1] < curves[0][1] - 1
-    assert note("50 float32 steps, |loss difference|", max(abs(a - b) for a, b in curves)) < 1e-4
+    assert losses[-1] < losses[0] - 1
+    typical = spread(reference, start)
+    _, share = largest_share(reference(start), {"losses": np.array(losses)}, typical, both=True)
+    assert note("50 float32 steps, share of the tolerance", share) < 1
+    assert typical["losses"] < 1e-4
 
 
 @settings(max_examples=60, deadline=None)
@@ -286,39 +298,31 @@ PRESETS = sorted(path.stem for path in (PROJECT / "conf" / "model").glob("[!_]*.
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_parity_of_the_real_presets_in_float32(preset: str) -> None:
-    """At full size, on 32 tokens, with random weights of unit gain, norms' away from one.
-
-    What may differ is rounding. A sum of n products in float32 is off by about sqrt(n) 2^-24 of its size, errors of
-    either sign; forward and backward put 2 (6 L + 1) of them in series (q k^T and P v among them), whose errors add up
-    like a random walk, too; and both sides are off. A factor of 4 is left for the largest of millions of numbers
-    instead of the typical one. A wrong term would be off by a share of 1, ten thousand times as much.
-    """
+    """At full size, on 32 tokens: nothing but rounding differs (tests/rounding.py says how much that may be)."""
     from hydra import compose, initialize_config_dir
     from omegaconf import OmegaConf
 
     with initialize_config_dir(str(PROJECT / "conf"), version_base=None):
         fields = OmegaConf.to_container(compose("train", overrides=[f"model={preset}"]).model)
     config = GPTConfig(**{**fields, "vocab_size": 2000, "dropout": 0.0})
+    params = unit_gain(shapes(config))
     model = GPT(config, seed=1)
-    generator = torch.Generator().manual_seed(2)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            gain = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5
-            parameter.copy_(gain * torch.randn(parameter.shape, generator=generator))
-            if parameter.ndim == 1:
-                parameter += 1
-    params = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}
+    model.load_state_dict({name: torch.from_numpy(values) for name, values in params.items()})
     rng = np.random.default_rng(0)
     idx = rng.integers(0, config.vocab_size, (1, 32))
     targets = np.where(rng.random((1, 32)) < 0.25, -100, rng.integers(0, config.vocab_size, (1, 32)))
-    wanted = torch_loss_and_grads(model, idx, targets)
-    loss, grads = numpy_ref.loss_and_grads(params, config, idx, targets)
-    tolerance = 4 * 2**-24 * np.sqrt(config.ff_width) * np.sqrt(2 * (6 * config.n_layer + 1)) * np.sqrt(2)
-    assert note("presets in float32, of the tolerance", error(np.array(loss), wanted) / tolerance) < 1
-    for name, parameter in model.named_parameters():
-        if name.endswith("k.bias") and config.position != "rope" and not config.qk_norm:
-            continue  # mathematically zero
-        assert note("presets in float32, of the tolerance", error(grads[name], parameter.grad) / tolerance) < 1, name
+    loss = torch_loss_and_grads(model, idx, targets).numpy()
+    named = {"loss": loss, **{name: p.grad.numpy() for name, p in model.named_parameters()}}
+    # a bias on the keys has a gradient of 0 without rotation and QK-norm: what is computed is rounding
+    seen = {n for n in named if not n.endswith("k.bias") or config.position == "rope" or config.qk_norm}
+
+    def reference(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        loss, grads = numpy_ref.loss_and_grads(params, config, idx, targets)
+        return {name: value for name, value in {"loss": np.array(loss), **grads}.items() if name in seen}
+
+    typical = spread(reference, params, draws=1 if config.n_params() > 5e7 else 2)
+    name, share = largest_share(reference(params), {name: named[name] for name in seen}, typical, both=True)
+    assert note("presets in float32, share of the tolerance", share) < 1, name
 
 
 def test_zz_what_the_parity_tests_saw(capsys: pytest.CaptureFixture[str]) -> None:
