@@ -130,6 +130,23 @@ def apart(target: Callable[..., None], *arguments: str | int) -> None:
     assert process.exitcode == 0
 
 
+class FakeClock:
+    """Stands in for the module `time`: its time passes only where a test or a pause says so, and pauses take none."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._lock = threading.Lock()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+    def sleep(self, seconds: float) -> None:
+        with self._lock:
+            self.now += seconds
+
+
 @dataclass
 class Result:
     code: int
@@ -227,6 +244,8 @@ class Loopback:
         self.faults: dict[str, list[str]] = {}
         self.requests: list[str] = []
         self.closing = threading.Event()
+        self.hold_after: int | None = None  # requests; those that follow are answered after `release`
+        self.holding, self.released = threading.Event(), threading.Event()
         outer = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -251,8 +270,11 @@ class Loopback:
         if request.command == "GET":
             self.requests.append(path)
             fault = self.faults[path].pop(0) if self.faults.get(path) else None
+            if self.hold_after is not None and len(self.requests) > self.hold_after:
+                self.holding.set()
+                self.released.wait(PATIENCE)
         if fault == "silent":
-            self.closing.wait(30)
+            self.closing.wait(PATIENCE)
             return
         if fault is not None and fault.isdigit():
             self._send(request, int(fault), b"")
@@ -290,7 +312,18 @@ class Loopback:
         if request.command == "GET":
             request.wfile.write(content[start:end])
 
+    def hold(self, requests: int) -> None:
+        """Answer so many more requests, and the next ones after `release`: `holding` tells when there is one."""
+        self.holding.clear()
+        self.released.clear()
+        self.hold_after = len(self.requests) + requests
+
+    def release(self) -> None:
+        self.hold_after = None
+        self.released.set()
+
     def close(self) -> None:
+        self.release()
         self.closing.set()
         self.server.shutdown()
         self.server.server_close()

@@ -3,13 +3,12 @@
 import dataclasses
 import math
 import shutil
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import FAST, tiny
+from conftest import FAST, FakeClock, tiny
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
@@ -75,11 +74,13 @@ def test_steps_of_two_sizes_are_measured_where_large_ones_are_cheaper(tmp_path):
     measuring.multiple = 4
     with measuring.data() as data, pytest.MonkeyPatch.context() as patch:
         seen: list[int] = []
+        clock = FakeClock()
 
         def gradient(model, rows, *_):
             seen.append(len(rows))
-            time.sleep(0.01)
+            clock.sleep(0.01)
 
+        patch.setattr("positron.training.measuring.time", clock)
         patch.setattr("positron.training.measuring.add_gradient", gradient)
         patch.setattr("positron.training.measuring.update", lambda *_: None)
         measuring.train(config.model.with_vocab(tokenizer.vocab_size), data, 0.05, 1e-3)
@@ -168,35 +169,54 @@ def small_sizes():
 
 @pytest.fixture(scope="module")
 def ended(tmp_path_factory):
-    """A run of six seconds, and how long it took."""
+    """The folder of a run of three seconds."""
     folder = tmp_path_factory.mktemp("budget")
-    config = asked(folder)
-    train(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=1)), folder / "warm")
-    begun = time.monotonic()
-    train(config, folder / "run")
-    return folder, time.monotonic() - begun
+    train(asked(folder), folder / "run")
+    return folder
+
+
+@pytest.mark.parametrize(("token_s", "update_s", "allowed"), [(1e-5, 1e-3, 60), (2e-4, 0.3, 600), (1e-3, 1.0, 600)])
+def test_a_budget_is_kept_to_on_fast_and_slow_machines(ended, monkeypatch, token_s, update_s, allowed):
+    """On a clock that passes as such a machine would take for the same work: measuring and training fill the budget."""
+    clock = FakeClock()
+
+    def gradient(model, rows, *_):
+        clock.sleep(rows[:, 1:].numel() * token_s * model.config.matmul_params() / 1e5)
+
+    monkeypatch.setattr("positron.training.measuring.time", clock)
+    monkeypatch.setattr("positron.training.budget.time", clock)
+    monkeypatch.setattr("positron.training.measuring.add_gradient", gradient)
+    monkeypatch.setattr("positron.training.measuring.update", lambda *_: clock.sleep(update_s))
+    monkeypatch.setattr(Measuring, "bpb", lambda *_: 2.0)
+    config = dataclasses.replace(asked(ended), budget=f"{allowed}s")
+    monkeypatch.setattr(budget, "MOST_PASSES", math.inf)
+    tokenizer, folder = prepare(config.data, config.tokenizer, None, print)
+    choice = budget.choose(config, choose_machine(config.device, config.precision), tokenizer, folder, print)
+    chosen = dataclasses.replace(config.model, n_layer=choice.n_layer, d_model=choice.d_model, n_head=choice.n_head)
+    token_s *= chosen.with_vocab(tokenizer.vocab_size).matmul_params() / 1e5
+    took = clock.now + choice.max_steps * (update_s + choice.batch_tokens * token_s)
+    assert 0.8 * allowed < took <= allowed
 
 
 def asked(folder, **changes):
-    return tiny(folder, budget="6s", auto_size=True, train__max_steps="auto", train__batch_tokens="auto", **changes)
+    return tiny(folder, budget="3s", auto_size=True, train__max_steps="auto", train__batch_tokens="auto", **changes)
 
 
-def test_a_budget_is_kept_to_and_what_it_became_is_the_runs_own_configuration(ended):
-    folder, took = ended
+def test_what_a_budget_became_is_the_runs_own_configuration(ended):
+    folder = ended
     run = Run(folder / "run")
     facts, saved = run.facts(), run.config()
     assert facts["status"] == "finished"
     assert facts["step"] == saved["train"]["max_steps"] > 1
     assert (saved["model"]["n_layer"], saved["model"]["d_model"]) in budget.SIZES
     assert facts["resolved"]["batch_tokens"] == saved["train"]["batch_tokens"]
-    assert took < 12  # a machine that other programs want is slower than it was when measured
     log = (folder / "run" / "train.log").read_text(encoding="utf-8")
     assert "chosen: " in log
     assert "bits per byte expected" in log
 
 
 def test_the_same_command_again_chooses_nothing_anew(ended, capsys):
-    folder, _ = ended
+    folder = ended
     before = Run(folder / "run").config()
     train(asked(folder), folder / "run")
     said = capsys.readouterr().err
@@ -206,8 +226,8 @@ def test_the_same_command_again_chooses_nothing_anew(ended, capsys):
 
 
 def test_another_budget_is_another_run(ended):
-    folder, _ = ended
-    with pytest.raises(UserError, match=r"budget: 6s -> 9s"):
+    folder = ended
+    with pytest.raises(UserError, match=r"budget: 3s -> 9s"):
         train(dataclasses.replace(asked(folder), budget="9s"), folder / "run")
 
 
@@ -218,7 +238,7 @@ def test_a_given_model_keeps_its_size_and_heads(tmp_path):
 
 
 def test_a_choice_survives_the_way_through_a_runs_files(ended):
-    folder, _ = ended
+    folder = ended
     saved = as_begun(asked(folder), Run(folder / "run"))
     choice = Choice(
         saved.model.n_layer, saved.model.d_model, saved.model.n_head, int(saved.train.batch_tokens),
@@ -256,7 +276,7 @@ def test_what_the_command_line_gives_reaches_the_choice(monkeypatch):
 
 @pytest.mark.parametrize(("key", "value"), [("model.d_model", 96), ("optimizer.lr", 0.5), ("train.batch_tokens", 64)])
 def test_another_value_of_what_was_chosen_is_refused_on_a_run_that_exists(ended, key, value):
-    folder, _ = ended
+    folder = ended
     config = asked(folder, given=(key,))
     group, name = key.split(".")
     part = dataclasses.replace(getattr(config, group), **{name: value})
@@ -265,14 +285,14 @@ def test_another_value_of_what_was_chosen_is_refused_on_a_run_that_exists(ended,
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_is_measured_anew(ended, tmp_path):
-    folder, _ = ended
+    folder = ended
     shutil.copytree(folder / "run", tmp_path / "run", ignore=shutil.ignore_patterns("*.ckpt"))
     config = dataclasses.replace(asked(folder), budget="9s")
     assert as_begun(config, Run(tmp_path / "run")) == config
 
 
 def test_a_budgets_run_can_be_extended(ended, tmp_path):
-    folder, _ = ended
+    folder = ended
     shutil.copytree(folder / "run", tmp_path / "run")
     steps = Run(folder / "run").facts()["step"]
     config = asked(folder)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import PATIENCE
 
 from positron.console import Screen, one_line, printable
 
@@ -17,7 +18,9 @@ def test_closed_streams_become_the_null_device(redirection: str) -> None:
         "import sys; from positron.console import open_streams; open_streams();"
         "print('x', file=sys.stderr); print('y'); sys.stdin.isatty(); sys.stderr.isatty()"
     )
-    done = subprocess.run(["bash", "-c", f'"{sys.executable}" -c "{code}" {redirection}'], timeout=60, check=False)
+    done = subprocess.run(
+        ["bash", "-c", f'"{sys.executable}" -c "{code}" {redirection}'], timeout=PATIENCE, check=False
+    )
     assert done.returncode == 0
 
 
@@ -27,7 +30,7 @@ def test_characters_outside_the_encoding_are_replaced() -> None:
         [sys.executable, "-c", code],
         env={"PYTHONIOENCODING": "cp1252", "PYTHONPATH": ":".join(sys.path)},
         capture_output=True,
-        timeout=60,
+        timeout=PATIENCE,
         check=False,
     )
     assert done.returncode == 0

@@ -1,9 +1,12 @@
 """Norms, heads and activations in few passes: the same values and gradients as the library's operators, written out."""
 
+import numpy as np
 import pytest
 import torch
+from rounding import largest_share, spread
 from torch.nn import functional as F
 
+import numpy_ref
 from positron.config import GPTConfig
 from positron.model import fused
 from positron.model.gpt import GPT, NORM_EPS, apply_rope, places_in_documents, rope_tables
@@ -96,7 +99,7 @@ OPTIONS = {"norm": "rmsnorm", "position": "rope", "activation": "relu2", "qk_nor
 @pytest.mark.parametrize("options", [{}, OPTIONS, {**OPTIONS, "bias": True, "activation": "gelu"}], ids=str)
 @pytest.mark.parametrize("dtype", EPS)
 def test_a_model_learns_the_same_by_either_path(options, dtype, monkeypatch):
-    """In bf16 both round, in other places: the fast path is no further from float64 than the plain one, give or take."""
+    """Both are as far from float64 as rounding explains (tests/rounding.py)."""
     config = GPTConfig(vocab_size=50, context_length=96, d_model=32, n_layer=2, n_head=4, **options)
     idx = torch.randint(50, (3, 96), generator=torch.Generator().manual_seed(0))
 
@@ -108,15 +111,23 @@ def test_a_model_learns_the_same_by_either_path(options, dtype, monkeypatch):
         with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             loss = model(idx, idx.roll(-1)) / idx.numel()
         loss.backward()
-        return [loss.detach(), *(p.grad for p in model.parameters())]
+        return {"loss": loss.detach().numpy(), **{name: p.grad.numpy() for name, p in model.named_parameters()}}
+
+    def reference(params):
+        loss, grads = numpy_ref.loss_and_grads(params, config, idx.numpy(), idx.roll(-1).numpy())
+        return {"loss": np.array(loss), **grads}
 
     exact = gradients(False, torch.float64)
-    if dtype == torch.float64:
-        assert max(map(error, gradients(True, torch.float64), exact)) < 1e-12
-        return
-    fast, plain = ([error(a, b) for a, b in zip(gradients(f), exact, strict=True)] for f in (True, False))
-    assert sum(fast) < 1.3 * sum(plain)
-    assert all(a < 2 * b + 1e-6 for a, b in zip(fast, plain, strict=True))
+    kind = str(dtype).removeprefix("torch.")
+    params = {
+        name: p.detach().numpy()
+        for name, p in GPT(config).to(torch.promote_types(dtype, torch.float32)).named_parameters()
+    }
+    typical = spread(reference, params, dtype=kind, sums="float32" if kind == "bfloat16" else None)
+    for path in (True, False):
+        found = gradients(path, torch.promote_types(dtype, torch.float32))
+        name, share = largest_share(found, exact, typical)
+        assert share < 1, (name, path)
 
 
 def test_a_layer_that_is_watched_is_called():

@@ -8,16 +8,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from rounding import largest_share, spread
 
+import numpy_ref
 from positron import load
 from positron.config import GPTConfig, UserError
 from positron.inference.decoder import Decoder
 from positron.inference.engine import Engine
+from positron.inference.linear import can_pack
 from positron.inference.sampling import PRESETS, Sampling, choose, keep_top_p
 from positron.inference.writing import cut_at
 from positron.model.gpt import GPT
@@ -196,10 +200,14 @@ def test_settings_that_make_no_sense_are_named(setting: str, value: float) -> No
 def test_packed_weights_give_what_plain_ones_give(
     options: dict[str, Any], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """To the rounding of the dtype, for a prefill of unequal prompts and steps after it, with every fused activation."""
+    """To the rounding of the dtype, for a prefill of unequal prompts and steps after it, with every fused activation.
+
+    On a processor that cannot pack weights of the dtype, plain ones are compared with the exact result.
+    """
     model = model_of(**options).float()
+    packs = can_pack(model.wte.weight.to(dtype))
     found = []
-    for packed in (True, False):
+    for packed in (True, False) if packs else (False,):
         if not packed:
             monkeypatch.setattr("positron.inference.linear.can_pack", lambda weight: False)
         decoder = Decoder(model, 2, dtype)
@@ -207,11 +215,19 @@ def test_packed_weights_give_what_plain_ones_give(
         logits = [decoder.prefill([0, 1], [[1, 2, 3, 4], [5]])]
         logits += [decoder.step(torch.tensor([6 + i, 20 + i])) for i in range(5)]
         found.append(torch.stack(logits).float())
-    exact = torch.stack([model(torch.tensor([[1, 2, 3, 4, 6, 7, 8, 9, 10][: 4 + i]]))[0, -1] for i in range(6)])
-    scale = exact.abs().max()
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: 0.08}[dtype] * scale
-    assert (found[0] - found[1]).abs().max() < tolerance
-    assert (found[0][:, 0] - exact).abs().max() < tolerance
+    ids = np.array([[1, 2, 3, 4, 6, 7, 8, 9, 10]])
+    params = {name: p.detach().numpy() for name, p in model.named_parameters()}
+
+    def reference(params: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {"logits": np.asarray(numpy_ref.forward(params, model.config, ids))[0, 3:]}
+
+    wanted = reference({name: values.astype(np.float64) for name, values in params.items()})
+    typical = spread(reference, params, dtype=str(dtype).removeprefix("torch."), sums="float32")
+    for logits in found:
+        _, share = largest_share({"logits": logits[:, 0].numpy()}, wanted, typical)
+        assert share < 1
+    if packs:
+        assert largest_share({"logits": found[0].numpy()}, {"logits": found[1].numpy()}, typical, both=True)[1] < 1
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ import json
 import os
 import random
 import shutil
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from conftest import _SERVER, Loopback, apart
+from conftest import _SERVER, FakeClock, Loopback, apart
 
 from positron.config import DataConfig, TokenizerConfig, Unreachable, UserError
 from positron.data import hub, shards
@@ -83,8 +82,7 @@ def stories_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DOWNLOAD_TIMEOUT", 1)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 1)
     monkeypatch.setattr(hub, "SPARE_BYTES", 0)
-    real = time.sleep
-    monkeypatch.setattr(hub.time, "sleep", lambda seconds: real(min(seconds, 0.01)))
+    monkeypatch.setattr(hub, "time", FakeClock())
     yield server
     server.close()
 
@@ -231,16 +229,17 @@ def test_a_kill_in_the_middle_goes_on_with_the_same_bytes(stories_hub: Hub, tmp_
     apart(_prepare, str(tmp_path / "whole"), stories_hub.url)
     (wanted,) = (tmp_path / "whole").glob("data/*/tokens-*")
     rng, kills = random.Random(0), 0
-    for requests in (0, 1, 2, 3, 3, 4, 4, 5):  # of its own, then a moment, until it is killed: not so many seconds
+    for requests in (0, 1, 2, 3, 3, 4, 4, 5):  # that are answered; it is killed while it waits for the next one
         process = _SERVER.Process(target=_prepare, args=(str(tmp_path / "killed"), stories_hub.url))
-        enough = len(stories_hub.requests) + requests
+        stories_hub.hold(requests)
         process.start()
-        while process.is_alive() and len(stories_hub.requests) < enough:
-            time.sleep(0.001)
-        process.join(rng.uniform(0.0, 0.05))
+        while process.is_alive() and not stories_hub.holding.wait(0.01):
+            pass
+        process.join(rng.uniform(0.0, 0.05))  # other threads may still work
         kills += process.is_alive()
         process.kill()
         process.join()
+        stories_hub.release()
     assert kills >= 3
     apart(_prepare, str(tmp_path / "killed"), stories_hub.url)
     (got,) = (tmp_path / "killed").glob("data/*/tokens-*")

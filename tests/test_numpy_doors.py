@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import warnings
 from pathlib import Path
 from typing import Any
@@ -302,7 +301,6 @@ def test_numpy_ctrl_c_in_a_terminal_saves_and_resumes(tmp_path: Path) -> None:
     assert process.stdout is not None
     while "step 1/" not in process.stdout.readline():
         pass
-    time.sleep(0.5)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 130

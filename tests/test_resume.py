@@ -43,9 +43,11 @@ def stopped_and_restarted(start, folder: Path, arguments, how: list[signal.Signa
     for signum in how:
         before = rows(folder)
         door = start("train", *arguments)
-        while rows(folder) in (0, before) and door.process.is_alive():
-            time.sleep(0.005)
-        time.sleep(rng.random() * 0.25)
+        # a few steps later, however long a step takes, and then at any moment of one
+        enough = max(1, before + 1) + rng.randint(0, STEPS // (3 * len(how)))
+        while rows(folder) < enough and door.process.is_alive():
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.03)
         with contextlib.suppress(ProcessLookupError):  # it was faster and has finished
             os.kill(door.process.pid, signum)
         codes.append(door.wait().code)

@@ -102,10 +102,14 @@ def test_a_sweep_killed_in_the_middle_is_finished_by_the_same_command(start, doo
     process.kill()
     process.join()
     first = (folder / "0" / "metrics.jsonl").read_bytes()
-    assert (folder / "sweep.csv").read_text().count("\n") == 2  # the header and the job that had ended
+    finished = sum(
+        json.loads(path.read_text())["status"] == "finished" for path in folder.glob("?/run.json")
+    )  # more than one where this process was too slow to kill the second job
+    # the header, and a line for each job that had ended; the kill may have come just before it was written
+    assert (folder / "sweep.csv").read_text().count("\n") - 1 in (finished - 1, finished)
     result = door("train", *jobs)
     assert result.code == 0, result.err
-    assert result.err.count("nothing to do") == 1
+    assert result.err.count("nothing to do") == finished
     assert first == (folder / "0" / "metrics.jsonl").read_bytes()
     assert len(result.out.strip().splitlines()) == 5
 
