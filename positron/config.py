@@ -8,7 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
+
+from positron.ranges import (
+    BelowOne,
+    ContextLength,
+    Count,
+    CountOrZero,
+    Depth,
+    MlpWidth,
+    NotNegative,
+    Positive,
+    Ratio,
+    Seed,
+    Share,
+    Width,
+    first_complaint,
+)
 
 IGNORE = -100  # a target that carries no loss
 
@@ -27,8 +43,10 @@ class Unreachable(Exception):
     """Something outside, after patient attempts: doors print it as one line and exit with code 1."""
 
 
-# Far beyond any model, and small enough that a size from a damaged or hostile file ends in an error instead of a wait.
-_LARGEST = {"context_length": 2**22, "d_model": 2**18, "n_layer": 10_000, "d_ff": 2**20}
+def check_ranges(settings: Any, group: str = "") -> None:
+    """Refuse a number outside the range of its type (`ranges.py`), naming its key: the one check for all settings."""
+    if complaint := first_complaint(settings):
+        raise UserError(f"{group}{'.' if group else ''}{complaint}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,46 +57,35 @@ class ModelConfig:
     up to a multiple of 8 for swiglu, which has three matrices instead of two).
     """
 
-    context_length: int
-    d_model: int
-    n_layer: int
-    n_head: int
-    n_kv_head: int | None = None
-    d_ff: int | None = None
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    position: Literal["learned", "sinusoidal", "rope"] = "learned"
-    activation: Literal["gelu", "relu", "swish", "relu2", "swiglu"] = "gelu"
-    bias: bool = False
-    tie_embeddings: bool = True
-    qk_norm: bool = False
+    context_length: ContextLength  # tokens that the model sees at once
+    d_model: Width  # width: numbers per token
+    n_layer: Depth  # depth: blocks of attention and MLP
+    n_head: Count  # attention heads per block
+    n_kv_head: Count | None = None  # key/value heads; null: as many as heads
+    d_ff: MlpWidth | None = None  # width of the MLP; null: 4 d_model (8/3 d_model for swiglu)
+    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # normalisation before attention and MLP
+    position: Literal["learned", "sinusoidal", "rope"] = "learned"  # how a token's place is told (rope: rotary)
+    activation: Literal["gelu", "relu", "swish", "relu2", "swiglu"] = "gelu"  # of the MLP
+    bias: bool = False  # bias vectors in linear layers and norms
+    tie_embeddings: bool = True  # the output head uses the embedding's weights
+    qk_norm: bool = False  # normalise queries and keys of each head
     smear: bool = False  # every token's embedding gets a learned share, channel by channel, of the one before it
-    window: int | None = None  # tokens that a token sees in each layer, itself included; None: all up to itself
-    dropout: float = 0.0
+    window: Count | None = None  # tokens that a token sees in each layer, itself included; null: all up to itself
+    dropout: BelowOne = 0.0  # share of activations that training sets to 0
 
     def __post_init__(self) -> None:
-        for name in ("context_length", "d_model", "n_layer", "n_head"):
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name}={getattr(self, name)} must be at least 1")
-        for name, largest in _LARGEST.items():
-            if (getattr(self, name) or 0) > largest:
-                raise UserError(f"model.{name}={getattr(self, name)} must be at most {largest:,}")
+        check_ranges(self, "model")
         if self.d_model % self.n_head:
             raise UserError(
                 f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}: "
                 f"try d_model={self.d_model // self.n_head * self.n_head or self.n_head}"
             )
-        if self.n_kv_head is not None and (self.n_kv_head < 1 or self.n_head % self.n_kv_head):
+        if self.n_kv_head is not None and self.n_head % self.n_kv_head:
             raise UserError(f"model.n_kv_head={self.n_kv_head} must divide model.n_head={self.n_head}")
-        if self.d_ff is not None and self.d_ff < 1:
-            raise UserError(f"model.d_ff={self.d_ff} must be at least 1")
         if self.position == "rope" and self.d_head % 2:
             raise UserError(f"model.position=rope needs an even head dimension, not {self.d_head}")
         if self.position == "sinusoidal" and self.d_model % 2:
             raise UserError(f"model.position=sinusoidal needs an even model.d_model, not {self.d_model}")
-        if self.window is not None and self.window < 1:
-            raise UserError(f"model.window={self.window} must be at least 1, the token itself")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"model.dropout={self.dropout} must be in [0, 1)")
 
     def with_vocab(self, vocab_size: int) -> GPTConfig:
         return GPTConfig(vocab_size=vocab_size, **dataclasses.asdict(self))
@@ -102,12 +109,7 @@ class ModelConfig:
 class GPTConfig(ModelConfig):
     """The whole menu of a GPT. Every option here has its twin in `numpy_ref`."""
 
-    vocab_size: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.vocab_size < 1:
-            raise UserError(f"model.vocab_size={self.vocab_size} must be at least 1")
+    vocab_size: Count
 
     def matmul_params(self) -> int:
         """Weights that take part in a matrix product for every token, the output head included."""
@@ -144,11 +146,12 @@ class GPTConfig(ModelConfig):
 class TokenizerConfig:
     """`conf/tokenizer/*`. `vocab_size` (word, sentencepiece) is a ceiling: a small corpus yields fewer pieces."""
 
-    kind: Literal["char", "word", "sentencepiece", "tiktoken"]
-    vocab_size: int | None = None
-    name: str | None = None  # of a tiktoken vocabulary
+    kind: Literal["char", "word", "sentencepiece", "tiktoken"]  # what a token is
+    vocab_size: Count | None = None  # for word and sentencepiece: at most this many tokens
+    name: str | None = None  # for tiktoken: which vocabulary
 
     def __post_init__(self) -> None:
+        check_ranges(self, "tokenizer")
         if self.kind == "sentencepiece" and (self.vocab_size is None or self.vocab_size < 300):
             raise UserError(
                 f"tokenizer.vocab_size={self.vocab_size} is too small for sentencepiece: 256 byte pieces, special "
@@ -175,37 +178,26 @@ class DataConfig:
     repo: str | None = None  # for source=hub: OWNER/NAME of a dataset
     files: str = "*"  # which of its parquet files, as a pattern
     revision: str | None = None  # branch, tag or commit
-    max_mb: float | None = None  # take no more text than this, in millions of bytes
+    max_mb: Positive | None = None  # take no more text than this, in millions of bytes
     tokens_per_epoch: int | str | None = None  # for source=hub: stream it, so many tokens of new text at a time
-    size_mb: float = 20.0  # of the built-in corpus, in millions of bytes
-    examples: int = 20_000  # for source=story_instruct: how many requests
-    seed: int = 0  # of the built-in corpus and of the train/validation split
-    val_fraction: float = 0.02
+    size_mb: Positive = 20.0  # of the built-in corpus, in millions of bytes
+    examples: Count = 20_000  # for source=story_instruct: how many requests
+    seed: Seed = 0  # of the built-in corpus and of the train/validation split
+    val_fraction: BelowOne = 0.02  # share that is for validation; 0, in SFT: validate on the training conversations
     packing: Literal["windows", "documents"] = "windows"  # where training windows start
     document_mask: bool = False  # tokens see only their own document, and positions count from its beginning
-    dir: str = "outputs/data"
+    dir: str = "outputs/data"  # folder in which prepared texts are kept
 
     def __post_init__(self) -> None:
+        check_ranges(self, "data")
         if self.source == "text" and not self.path and not self.url:
             raise UserError("data=text needs data.path=FILE, a text file in UTF-8")
-        if self.examples < 1:
-            raise UserError(f"data.examples={self.examples} must be at least 1")
         if self.source == "hub" and (not self.repo or self.repo.count("/") != 1):
             raise UserError(f"data=hub needs data.repo=OWNER/NAME, not {self.repo}")
-        if self.max_mb is not None and self.max_mb <= 0:
-            raise UserError(f"data.max_mb={self.max_mb} must be positive")
         if self.tokens_per_epoch is not None:
             self._check_stream()
-        if self.size_mb <= 0:
-            raise UserError(f"data.size_mb={self.size_mb} must be positive")
-        if self.source in ("instruct", "story_instruct"):
-            if not 0 <= self.val_fraction < 1:
-                raise UserError(
-                    f"data.val_fraction={self.val_fraction} must be at least 0 (validate on the training conversations) "
-                    "and less than 1"
-                )
-        elif not 0 < self.val_fraction < 1:
-            raise UserError(f"data.val_fraction={self.val_fraction} must be between 0 and 1")
+        if self.val_fraction == 0 and self.source not in ("instruct", "story_instruct"):
+            raise UserError("data.val_fraction=0 leaves no text for validation: give more than 0 and less than 1")
 
     def _check_stream(self) -> None:
         if self.source != "hub":
@@ -238,15 +230,15 @@ class DataConfig:
 class DeviceConfig:
     """`conf/device/*`: the machine. `auto` values are decided when a run starts and stay with the run."""
 
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    devices: int = 1
-    num_nodes: int = 1
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    batch_tokens: int | Literal["auto"] = "auto"
-    micro_batch_size: int | Literal["auto"] = "auto"  # sequences per forward pass
-    threads: int | Literal["auto"] = "auto"  # CPU threads per process
-    share: float = 1.0  # of the machine's cores and memory, where other jobs run beside this one
-    compile: bool = False
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: CUDA, else MPS, else the CPU
+    devices: Count = 1  # GPUs (or CPU processes) of each machine that train together
+    num_nodes: Count = 1  # machines
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"  # how several devices work together
+    batch_tokens: Count | Literal["auto"] = "auto"  # default of train.batch_tokens on this device
+    micro_batch_size: Count | Literal["auto"] = "auto"  # default of train.micro_batch_size on this device
+    threads: Count | Literal["auto"] = "auto"  # CPU threads per process
+    share: Share = 1.0  # of the machine's cores and memory, where other jobs run beside this one
+    compile: bool = False  # torch.compile the model: a slow start, then faster steps on CUDA
     checkpoint_activations: bool = False  # keep each block's input alone and compute the rest again going backward
 
     @property
@@ -255,108 +247,85 @@ class DeviceConfig:
         return self.devices * self.num_nodes
 
     def __post_init__(self) -> None:
-        for name in ("devices", "num_nodes", "threads"):
-            value = getattr(self, name)
-            if value != "auto" and value < 1:
-                raise UserError(f"device.{name}={value} must be at least 1")
-        if not 0 < self.share <= 1:
-            raise UserError(f"device.share={self.share} must be more than 0 and at most 1")
+        check_ranges(self, "device")
         if self.processes > 1 and self.strategy == "auto":
             raise UserError("more than one device needs device.strategy=ddp (or fsdp for models that do not fit one)")
 
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of matrix products; weights are always fp32
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    kind: Literal["adamw", "muon"] = "adamw"
-    lr: float = 3e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = 1e-8
-    weight_decay: float = 0.1
-    embedding_ratio: float = 1.0  # learning rate of embeddings and head, as a multiple of lr; for muon
+    kind: Literal["adamw", "muon"] = (
+        "adamw"  # muon: orthogonal steps for the matrices of the blocks, AdamW for the rest
+    )
+    lr: Positive = 3e-4  # highest learning rate
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)  # decay of AdamW's averages of the gradient and of its square
+    eps: Positive = 1e-8  # AdamW's addition to the denominator
+    weight_decay: NotNegative = 0.1  # on matrices only
+    embedding_ratio: Positive = 1.0  # learning rate of embeddings and head, as a multiple of lr; for muon
 
     def __post_init__(self) -> None:
-        if self.embedding_ratio <= 0:
-            raise UserError(f"optimizer.embedding_ratio={self.embedding_ratio} must be positive")
+        check_ranges(self, "optimizer")
         if self.embedding_ratio != 1 and self.kind != "muon":
             raise UserError("optimizer.embedding_ratio is for optimizer=muon, whose matrices and embeddings move apart")
-        if self.lr <= 0:
-            raise UserError(f"optimizer.lr={self.lr} must be positive")
-        if self.weight_decay < 0:
-            raise UserError(f"optimizer.weight_decay={self.weight_decay} must not be negative")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise UserError(f"optimizer.betas={list(self.betas)} must lie in [0, 1)")
 
 
 @dataclass(frozen=True)
 class ScheduleConfig:
     """The learning rate as a function of (step, horizon), see `training/schedule.py`."""
 
-    kind: Literal["cosine", "linear", "constant", "trapezoid"] = "cosine"
-    warmup_steps: int = 100
-    decay_share: float = 0.4  # of the steps, in which a trapezoid falls
-    final_ratio: float = 0.1  # last learning rate / peak
+    kind: Literal["cosine", "linear", "constant", "trapezoid"] = "cosine"  # shape of the fall after the warmup
+    warmup_steps: CountOrZero = 100  # steps in which the learning rate rises from 0 to its peak
+    decay_share: Share = 0.4  # share of the steps in which a trapezoid falls
+    final_ratio: Ratio = 0.1  # last learning rate, as a multiple of the peak
 
     def __post_init__(self) -> None:
-        if self.warmup_steps < 0:
-            raise UserError(f"schedule.warmup_steps={self.warmup_steps} must not be negative")
-        if not 0 < self.decay_share <= 1:
-            raise UserError(f"schedule.decay_share={self.decay_share} must be more than 0 and at most 1")
-        if not 0 <= self.final_ratio <= 1:
-            raise UserError(f"schedule.final_ratio={self.final_ratio} must be in [0, 1]")
+        check_ranges(self, "schedule")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """The loop. All intervals are optimizer steps; a `batch` is what one optimizer step sees on all devices together."""
 
-    max_steps: int | Literal["auto"] = "auto"  # the horizon; auto: 20 tokens per parameter (arXiv:2203.15556)
-    stop_at: int | None = None  # end this chunk here; the horizon stays
-    max_time: float | str | None = None  # seconds, or 90s, 10m, 2h
+    max_steps: Count | Literal["auto"] = "auto"  # the horizon; auto: 20 tokens per parameter (SFT: sft.epochs)
+    stop_at: Count | None = None  # end this chunk here; the horizon, and so the learning rate, stays
+    max_time: float | str | None = None  # seconds, or 90s, 10m, 2h: stop before, with a checkpoint
     extend: bool = False  # accept another max_steps on a run that exists: the learning rate follows the new horizon
-    batch_tokens: int | Literal["auto"] = "auto"
-    micro_batch_size: int | Literal["auto"] = "auto"
-    grad_clip: float = 1.0  # 0: no clipping
-    log_every: int = 10
-    val_every: int = 100
-    val_tokens: int = 200_000  # validate on at most this many tokens
-    save_every: int = 50
-    keep_last: int = 2  # checkpoints kept beside the best one
-    sample_every: int = 200
-    sample_prompt: str | None = "Once upon a time"  # None, in SFT: the first question of the validation side
-    sample_tokens: int = 160
-    max_bad_steps: int = 5  # steps in a row with NaN or infinite gradients before the run stops
+    batch_tokens: Count | Literal["auto"] = "auto"  # tokens in one optimizer step, on all devices together
+    micro_batch_size: Count | Literal["auto"] = "auto"  # sequences at a time on one device (gradient accumulation)
+    grad_clip: NotNegative = 1.0  # largest norm of the gradient; 0: no clipping
+    log_every: Count = 10  # all intervals are optimizer steps
+    val_every: Count = 100  # validate, and keep the best checkpoint
+    val_tokens: Count = 200_000  # validate on at most this many tokens
+    save_every: Count = 50  # write a checkpoint
+    keep_last: Count = 2  # checkpoints kept beside the best one
+    sample_every: Count = 200  # write a sample text into samples.md
+    sample_prompt: str | None = "Once upon a time"  # null, in SFT: the first question of the validation side
+    sample_tokens: Count = 160  # length of a sample
+    max_bad_steps: Count = 5  # steps in a row with NaN or infinite gradients (each is skipped) before the run stops
 
     def __post_init__(self) -> None:
-        whole = ("log_every", "val_every", "val_tokens", "save_every", "keep_last", "sample_every", "max_bad_steps")
-        for name in (*whole, "sample_tokens", "max_steps", "batch_tokens", "micro_batch_size"):
-            value = getattr(self, name)
-            if value != "auto" and value < 1:
-                raise UserError(f"train.{name}={value} must be at least 1")
-        if self.stop_at is not None and self.stop_at < 1:
-            raise UserError(f"train.stop_at={self.stop_at} must be at least 1")
-        if self.grad_clip < 0:
-            raise UserError(f"train.grad_clip={self.grad_clip} must not be negative (0: no clipping)")
+        check_ranges(self, "train")
         if self.max_time is not None:
             seconds(self.max_time)
 
 
 @dataclass(frozen=True)
 class WandbConfig:
-    project: str = "positron"
-    entity: str | None = None
-    name: str | None = None  # the folder's, or for a job of a sweep the sweep's and the job's
-    group: str | None = None  # for a job of a sweep the sweep's folder
-    tags: tuple[str, ...] = ()
+    project: str = "positron"  # of Weights & Biases
+    entity: str | None = None  # user or team; null: the account's default
+    name: str | None = None  # null: the run's folder; in a sweep SWEEP/JOB
+    group: str | None = None  # null: in a sweep the sweep's folder
+    tags: tuple[str, ...] = ()  # words to find the run by
 
 
 @dataclass(frozen=True)
 class TensorboardConfig:
-    subdir: str = "tensorboard"  # a folder in the run's own
+    subdir: str = "tensorboard"  # folder below the run's
 
     def __post_init__(self) -> None:
         parts = self.subdir.replace("\\", "/").split("/")
@@ -376,64 +345,56 @@ class LoggerConfig:
 class SweepConfig:
     """What the jobs of a sweep (-m) do with each other's results."""
 
-    prune: Literal["median"] | None = None  # end a job that does worse than most did at its step
-    startup_jobs: int = 5  # so many have to finish first
+    prune: Literal["median"] | None = None  # median: end a job that does worse than most did at its step
+    startup_jobs: Count = 5  # jobs that have to finish before one is pruned
 
     def __post_init__(self) -> None:
-        if self.startup_jobs < 1:
-            raise UserError(f"sweep.startup_jobs={self.startup_jobs} must be at least 1")
+        check_ranges(self, "sweep")
 
 
 @dataclass(frozen=True)
 class MonitorConfig:
     """`conf/monitor/*`: what is measured inside of the model while it trains, and how often."""
 
-    every: int = 100  # optimizer steps
-    gradients: bool = False
-    weights: bool = False
-    attention: bool = False
-    activations: bool = False
-    tokens: bool = False
+    every: Count = 100  # optimizer steps between two measurements
+    gradients: bool = False  # norm of the gradient of each layer and matrix, before clipping
+    weights: bool = False  # norm of each layer's weights, and how far one step moves them
+    attention: bool = False  # how widely each head looks
+    activations: bool = False  # size of the residual stream; MLP units that are dead, or always on
+    tokens: bool = False  # validation loss of frequent and rare tokens, early and late in the context
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise UserError(f"monitor.every={self.every} must be at least 1")
+        check_ranges(self, "monitor")
 
 
 @dataclass(frozen=True)
 class LoraConfig:
-    rank: int = 0  # 0: all weights are trained
+    rank: CountOrZero = 0  # of the small matrices that are trained instead (LoRA); 0: all weights are trained
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise UserError(f"sft.lora.rank={self.rank} must not be negative (0: all weights are trained)")
+        check_ranges(self, "sft.lora")
 
 
 @dataclass(frozen=True)
 class SFTConfig:
     """Fine-tuning on conversations."""
 
-    epochs: float = 3.0  # over the conversations, where train.max_steps=auto
+    epochs: Positive = 3.0  # over the conversations, where train.max_steps=auto
     packing: bool = False  # several conversations in a row of a batch, which do not see each other
-    replay_ratio: float = 0.0  # of the sequences of a step: windows of the base run's own text, against forgetting
-    patience: int = 5  # validations without a better one after which the run ends; 0: never
+    replay_ratio: BelowOne = 0.0  # of the sequences of a step: windows of the base run's own text, against forgetting
+    patience: CountOrZero = 5  # validations without a better one after which the run ends; 0: never
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
-        if self.epochs <= 0:
-            raise UserError(f"sft.epochs={self.epochs} must be positive")
-        if not 0 <= self.replay_ratio < 1:
-            raise UserError(f"sft.replay_ratio={self.replay_ratio} must be at least 0 and less than 1")
-        if self.patience < 0:
-            raise UserError(f"sft.patience={self.patience} must not be negative (0: never)")
+        check_ranges(self, "sft")
 
 
 @dataclass(frozen=True)
 class RunConfig:
     """A whole run, as `python -m positron.train --cfg job` shows it."""
 
-    name: str
-    seed: int
+    name: str  # outputs/NAME is the run's folder: the same command again continues it
+    seed: Seed  # of the first weights, the order of the text, and dropout
     model: ModelConfig
     tokenizer: TokenizerConfig
     data: DataConfig
@@ -461,8 +422,7 @@ class RunConfig:
             or ".." in self.name
         ):
             raise UserError(f"name={self.name!r} cannot be a folder name below outputs/")
-        if self.seed < 0:
-            raise UserError(f"seed={self.seed} must not be negative")
+        check_ranges(self)
         if self.init_from and self.ckpt_path:
             raise UserError("init_from= takes weights only and ckpt_path= everything: give one of them")
         if self.budget is not None:

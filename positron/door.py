@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from positron import __version__
 from positron.config import Diverged, Unreachable, UserError
 from positron.console import one_line, open_streams
 from positron.disk import append_text
@@ -149,25 +150,41 @@ class Voice:
             self._is_unwritable = True
 
 
-def compose(recipe: str, overrides: list[str]) -> dict[str, Any]:
-    """`conf/<recipe>.yaml` with `key=value` settings, for a door that is no Hydra program."""
+def compose(recipe: str, settings: list[str]) -> dict[str, Any]:
+    """`conf/<recipe>.yaml` with `key=value` settings, for a command that is no Hydra program."""
     import hydra
     from omegaconf import OmegaConf
 
+    from positron.effects import refuse_unread
+    from positron.overrides import experiment_keys, given_keys, read_settings
+
+    overrides = read_settings(settings, recipe, conf_folder())
     with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         values: dict[str, Any] = OmegaConf.to_container(hydra.compose(recipe, overrides), resolve=True)  # type: ignore[assignment]
+    given = given_keys(overrides)
+    refuse_unread(values, given, experiment=experiment_keys(conf_folder(), given), is_sft="sft" in values)
+    expand_paths(values)
     return values
+
+
+def expand_paths(values: dict[str, Any]) -> None:
+    """Replace `~` at the beginning of paths by the home folder, as a shell does only at the beginning of a word."""
+    for group, key in ((values["data"], "path"), (values["data"], "dir"), (values, "init_from"), (values, "ckpt_path")):
+        if isinstance(group.get(key), str) and group[key].startswith("~"):
+            group[key] = os.path.expanduser(group[key])
 
 
 def run_hydra(job: Callable[[Any], Any], recipe: str) -> None:
     """Compose `conf/<recipe>.yaml` with the command line and call `job` with it, once or for each job of a sweep.
 
-    Errors of a job go round Hydra, which would print them in its own way: a lone job's are kept until Hydra is done; of
+    Errors of a job bypass Hydra, which would print them in its own way: a lone job's are kept until Hydra is done; of
     a sweep's jobs only Ctrl-C and SIGTERM come this far, as the exit that ends the sweep.
     """
     failures: list[BaseException] = []
+    typed = sys.argv
 
     def guarded(cfg: Any) -> Any:
+        sys.argv = typed  # what is recorded, and what further processes are started with
         try:
             return job(cfg)
         except (KeyboardInterrupt, SystemExit):
@@ -177,10 +194,25 @@ def run_hydra(job: Callable[[Any], Any], recipe: str) -> None:
             return None
 
     with errors_as_one_line():
+        if {"--version"} & set(typed[1:]):
+            print(f"Positron {__version__}")
+            return
+        if {"--help", "-h"} & set(typed[1:]):
+            from positron.settings_help import help_text
+
+            print(help_text(recipe, conf_folder()))
+            return
+        from positron.overrides import read_command_line
+
+        line = read_command_line(typed[1:], recipe, conf_folder())
         import hydra
 
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of composing reach us instead of being printed by Hydra
-        hydra.main(config_path=str(conf_folder()), config_name=recipe, version_base="1.3")(guarded)()
+        sys.argv = [typed[0], *line.words]
+        try:
+            hydra.main(config_path=str(conf_folder()), config_name=recipe, version_base="1.3")(guarded)()
+        finally:
+            sys.argv = typed
         if failures:
             raise failures[0]
 

@@ -35,6 +35,7 @@ OUTPUTS = Path("outputs")
 _FREE = {"ckpt_path", "init_from", "resume", "given"}
 _FREE_GROUPS = ("device.", "logger.", "monitor.", "sweep.")
 _FREE_TRAIN = {"stop_at", "max_time", "extend", "keep_last", "save_every", "micro_batch_size", "sample_every"}
+_SAME_TEXT = {"data.path", "data.dir", "data.url", "data.sha256"}  # where the text lies; its fingerprint is compared
 _RESOLVED = ("max_steps", "batch_tokens")  # `auto` and the number that it became are the same setting
 
 
@@ -127,12 +128,32 @@ class Run:
             number = resolved[name]
             for side in (theirs, ours):
                 side[f"train.{name}"] = number if side[f"train.{name}"] == "auto" else side[f"train.{name}"]
-        keys = [key for key in {**theirs, **ours} if not _is_free(key)]
+        elsewhere = _SAME_TEXT if self.facts().get("data_fingerprint") else set()
+        keys = [key for key in {**theirs, **ours} if not _is_free(key) and key not in elsewhere]
         return [
             one_line(f"{key}: {theirs.get(key)} -> {ours.get(key)}", 200)
             for key in keys
             if str(theirs.get(key)) != str(ours.get(key))
         ]
+
+
+def refuse_differences(run: Run, config: RunConfig) -> list[str]:
+    """UserError where going on would mix two configurations; returns the longer horizon that train.extend accepts."""
+    differences = run.differences(config)
+    extended = [d for d in differences if d.startswith("train.max_steps: ")]
+    others = [d for d in differences if d not in extended] if config.train.extend else differences
+    if others:
+        hint = "train.extend=true accepts a longer horizon; otherwise " if extended and others is differences else ""
+        raise UserError(
+            f"{run.folder} was made with other settings ({'; '.join(others)}): {hint}give the same settings, "
+            "or another name="
+        )
+    return extended
+
+
+def is_free(key: str) -> bool:
+    """Whether a setting may differ between two starts of one run."""
+    return _is_free(key) or f"{key}." in _FREE_GROUPS
 
 
 def _is_free(key: str) -> bool:

@@ -52,7 +52,10 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             if len(kinds) == len(value):
                 return tuple(_convert(k, v, f"{key}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
         if option is float and type(value) in (int, float):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise UserError(f"{key}={value} is too large") from None
         if isinstance(option, type) and type(value) is option:
             return value
         if typing.get_origin(option) is Literal and value in typing.get_args(option) and type(value) is str:
@@ -91,15 +94,44 @@ def leaf_keys(cls: type = RunConfig, prefix: str = "") -> list[str]:
     keys = []
     for name, hint in typing.get_type_hints(cls).items():
         inner = [option for option in _alternatives(hint) if dataclasses.is_dataclass(option)]
+        if prefix + name == "given":  # written by Positron, next to a budget
+            continue
         keys.append(prefix + name)
         for option in inner:
             keys += leaf_keys(typing.cast(type, option), f"{prefix}{name}.")
     return keys
 
 
+def type_of(key: str) -> Any:
+    """The type hint of a dotted key of `RunConfig`; KeyError where there is none."""
+    cls: Any = RunConfig
+    hint: Any = None
+    for name in key.split("."):
+        hint = typing.get_type_hints(cls)[name]
+        inner = [option for option in _alternatives(hint) if dataclasses.is_dataclass(option)]
+        cls = inner[0] if inner else object
+    return hint
+
+
+def is_text(key: str) -> bool:
+    """Whether the key's value is free text: a name, a path, a prompt."""
+    return set(_alternatives(type_of(key))) <= {str, type(None)}
+
+
+def is_list(key: str) -> bool:
+    return any(typing.get_origin(option) is tuple for option in _alternatives(type_of(key)))
+
+
+def expected(key: str) -> str:
+    """What to give for the key, as a phrase."""
+    return _describe(_alternatives(type_of(key)), "")
+
+
 def unknown_key(key: str) -> str:
     """The message for a key that does not exist, with the nearest that does: by whole path, then by its last word."""
-    keys = leaf_keys()
+    keys = [*leaf_keys(), "experiment"]
+    if key in keys:
+        return f"{key}= cannot be given here: python -m positron.train --cfg job lists all keys"
     near = difflib.get_close_matches(key, keys, 1, 0.75)
     if not near:
         last_words = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}

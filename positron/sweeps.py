@@ -1,28 +1,95 @@
-"""Several runs of one sweep: each job's outcome in its own folder, and the table of all of them.
+"""One job of Hydra: a lone run, or one of a sweep's, whose outcome is kept in the job's own folder.
 
-No job can end the sweep but the user's own Ctrl-C; a job that raised, or called sys.exit, is one failed row.
+No job can end the sweep but the user's own Ctrl-C; a job that raised, or called sys.exit, is one failed row. A job is
+known by its overrides, not by its number: what is done stays done when values are added or stand in another order.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-from positron.config import RunConfig
-from positron.disk import lock, make_folder, write_json
-from positron.door import describe, first_rank
+from positron.config import RunConfig, UserError
+from positron.disk import lock, make_folder, read_json, write_json
+from positron.door import conf_folder, describe, expand_paths, first_rank
+from positron.effects import refuse_unread
 from positron.evaluation.outcome import show_result
-from positron.evaluation.sweep_report import as_text, write_sweep_report
-from positron.runs import OUTPUTS
+from positron.evaluation.sweep_report import write_sweep_report
+from positron.overrides import experiment_keys, given_keys
+from positron.preflight import check, with_known_tokenizer
+from positron.runs import OUTPUTS, Run, is_free
 
-_HELD = contextlib.ExitStack()  # a sweep's lock, until this process ends, however it ends
+_CLAIM = "overrides.json"  # which job a folder is, from before its first step
+
+
+def run_job(
+    cfg: Any,
+    configure: Callable[[dict[str, Any]], RunConfig],
+    train: Callable[[RunConfig, Path], dict[str, Any]],
+) -> float:
+    """One Hydra job: in its own folder under a sweep, otherwise in outputs/<name>, with its result shown."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    expand_paths(values)
+    hydra = HydraConfig.get()
+    overrides = [override.lstrip("+") for override in hydra.overrides.task]
+    given = given_keys(overrides)
+    if values.get("budget") is not None:
+        values["given"] = list(given)
+    if hydra.mode == RunMode.MULTIRUN:
+        return _sweep_job(Path(hydra.sweep.dir), hydra, overrides, lambda: configure(values), train)
+    refuse_unread(values, given, experiment=experiment_keys(conf_folder(), given), is_sft="sft" in values)
+    config = configure(values)
+    folder = OUTPUTS / config.name
+    config = check(config, folder, given)
+    is_first = first_rank(config.device.processes)
+    if is_first and "torch" not in sys.modules:  # whose import keeps everybody waiting
+        print(f"loading what {folder} needs", file=sys.stderr, flush=True)
+    facts = train(config, folder)
+    if is_first:
+        show_result(folder)
+    return float(facts.get("val/bpb", "nan"))
+
+
+def _sweep_job(
+    sweep: Path,
+    hydra: Any,
+    overrides: list[str],
+    configure: Callable[[], RunConfig],
+    train: Callable[[RunConfig, Path], dict[str, Any]],
+) -> float:
+    config: RunConfig | None = None
+    refusal: BaseException | None = None
+    try:
+        config = configure()
+    except UserError as error:  # the job's own row says so
+        refusal = error
+    folder = claim_folder(sweep, int(hydra.job.num), overrides, config)
+
+    def job() -> dict[str, Any]:
+        if config is None:
+            assert refusal is not None
+            raise refusal
+        known = with_known_tokenizer(config, folder, given_keys(overrides))
+        share = known.device.share * share_of(hydra.launcher)
+        wandb = known.logger.wandb
+        if wandb is not None:  # its jobs lie beside each other there, too
+            name = wandb.name or f"{sweep.name}/{folder.name}"
+            wandb = dataclasses.replace(wandb, group=wandb.group or sweep.name, name=name)
+        logger = dataclasses.replace(known.logger, wandb=wandb)
+        device = dataclasses.replace(known.device, share=share)
+        return train(dataclasses.replace(known, device=device, logger=logger), folder)
+
+    return record_job(folder, overrides, job)
 
 
 def record_job(folder: Path, overrides: list[str], job: Callable[[], dict[str, Any]]) -> float:
@@ -39,6 +106,8 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], dict[str, A
         reason = describe(error)[1] or f"{type(error).__name__}: {error}"
         print(reason, file=sys.stderr)
         facts, outcome = {}, {"failed": reason, "traceback": traceback.format_exc()}
+        if isinstance(error, UserError) and Run(folder).facts().get("status") == "finished":
+            facts, outcome = Run(folder).facts(), {"failed": None, "refused": reason}  # what is done stays done
     write_json(make_folder(folder) / "job.json", {"overrides": overrides, **outcome})
     try:
         write_sweep_report(folder.parent)
@@ -47,41 +116,52 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], dict[str, A
     return float(facts.get("val/bpb", math.inf))
 
 
-def run_job(
-    cfg: Any,
-    configure: Callable[[dict[str, Any]], RunConfig],
-    train: Callable[[RunConfig, Path], dict[str, Any]],
-) -> float:
-    """One Hydra job: in its own folder under a sweep, otherwise in outputs/<name>, with its result shown."""
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-    from omegaconf import OmegaConf
+def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: RunConfig | None) -> Path:
+    """The folder of this job: the one that an earlier start gave it, else a new one, numbered as Hydra does if free.
 
-    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    hydra = HydraConfig.get()
-    if values.get("budget") is not None:
-        values["given"] = [override.split("=")[0].lstrip("+") for override in hydra.overrides.task]
-    if hydra.mode == RunMode.MULTIRUN:
-        folder = Path(hydra.runtime.output_dir)
-        if wandb := (values.get("logger") or {}).get("wandb"):  # its jobs lie beside each other there, too
-            wandb["group"] = wandb.get("group") or folder.parent.name
-            wandb["name"] = wandb.get("name") or f"{folder.parent.name}/{folder.name}"
+    A job is the same if its overrides are, or if its whole configuration is that of the run in the folder.
+    """
+    with lock(make_folder(sweep) / "jobs.lock", lambda: None):
+        folders = sorted((path for path in sweep.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+        known = {path: _overrides_of(path) for path in folders}
+        for but_horizon in (False, True) if "train.extend=true" in overrides else (False,):
+            wanted = _identity(overrides, but_horizon)
+            same = [path for path, theirs in known.items() if theirs and _identity(theirs, but_horizon) == wanted]
+            if len(same) == 1 or (same and not but_horizon):
+                return same[0]
+        for path in folders if config is not None else ():
+            if _has_config(path, config):
+                return path
+        taken = {int(path.name) for path in folders if any(path.iterdir())}
+        free = number if number not in taken else max(taken) + 1
+        folder = make_folder(sweep / str(free))
+        write_json(folder / _CLAIM, list(overrides))
+        return folder
 
-        def job() -> dict[str, Any]:
-            config = configure(values)
-            share = config.device.share * share_of(hydra.launcher)
-            return train(dataclasses.replace(config, device=dataclasses.replace(config.device, share=share)), folder)
 
-        return record_job(folder, list(hydra.overrides.task), job)
-    config = configure(values)
-    folder = OUTPUTS / config.name
-    is_first = first_rank(config.device.processes)
-    if is_first and "torch" not in sys.modules:  # whose import keeps everybody waiting
-        print(f"loading what {folder} needs", file=sys.stderr, flush=True)
-    facts = train(config, folder)
-    if is_first:
-        show_result(folder)
-    return float(facts.get("val/bpb", "nan"))
+def _overrides_of(folder: Path) -> list[str] | None:
+    for name in (_CLAIM, "job.json"):  # only the latter in sweeps of older versions
+        if (folder / name).exists():
+            content = read_json(folder / name)
+            overrides = content.get("overrides") if isinstance(content, dict) else content
+            if isinstance(overrides, list):
+                return [str(override) for override in overrides]
+    return None
+
+
+def _identity(overrides: Sequence[str], but_horizon: bool = False) -> dict[str, str]:
+    """What decides a job's result, of its overrides: not where it stops for now, nor how it is shown."""
+    keys = given_keys([override.lstrip("+") for override in overrides])
+    horizon = {"train.max_steps"} if but_horizon else set()
+    return {key: value for key, value in keys.items() if not is_free(key) and key not in horizon}
+
+
+def _has_config(folder: Path, config: RunConfig | None) -> bool:
+    run = Run(folder)
+    try:
+        return config is not None and run.exists and not run.differences(config)
+    except (UserError, KeyError, TypeError, ValueError):  # damaged, or from a version with other settings
+        return False
 
 
 def share_of(launcher: Any) -> float:
@@ -92,88 +172,3 @@ def share_of(launcher: Any) -> float:
     if kind == "LocalLauncher":
         return min(1.0, int(launcher.cpus_per_task) / (os.cpu_count() or 1))
     return 1.0
-
-
-class SweepTable:
-    """A Hydra callback (`hydra.callbacks` in conf/train.yaml): the rules before a sweep and the table after it.
-
-    Hydra turns an exception of a callback into a warning, so what is refused here exits.
-    """
-
-    def on_multirun_start(self, config: Any, **_: Any) -> None:
-        """One folder for the whole sweep, named by the choices that all jobs share, whatever each job chooses.
-
-        Several devices are refused: Lightning starts a second process by the same command line, so each rank would
-        start the whole sweep.
-        """
-        from hydra.core.hydra_config import HydraConfig
-
-        if config.device.devices * config.device.num_nodes > 1:
-            refuse("a sweep (-m) runs its jobs on one device each: leave out device.devices=")
-        jobs = count_jobs(config)
-        if jobs is not None and jobs < 2:
-            refuse(
-                f"a sweep (-m) of {jobs} jobs: give a key several values, such as optimizer.lr=1e-3,3e-3"
-                + (", or leave out -m" if jobs else "")
-            )
-        HydraConfig.instance().set_config(config)  # Hydra does so for jobs only; the sweep's name needs it, too
-        self.folder = Path(config.hydra.sweep.dir)
-        _set(config, "sweep.dir", f"'{self.folder.as_posix()}'", self.folder.as_posix())
-        _share_machine(config, jobs)
-        if "optuna" in config.hydra.sweeper._target_ and config.hydra.sweeper.sampler.get("seed", 0) is None:
-            # started again, the search asks for the same jobs, of which those that are done are not done again
-            _set(config, "sweeper.sampler.seed", str(config.seed), config.seed)
-        busy = f"another sweep is at work in {self.folder}: wait for it, or give another name="
-        _HELD.enter_context(lock(make_folder(self.folder) / "lock", lambda: refuse(busy)))
-
-    def on_multirun_end(self, config: Any, **_: Any) -> None:
-        jobs = write_sweep_report(self.folder)
-        print(f"\n{self.folder}  (sweep.md, sweep.csv, sweep.png)\n{as_text(jobs)}")
-        if any(job.status == "failed" for job in jobs):
-            raise SystemExit(1)
-
-    def __getattr__(self, name: str) -> Callable[..., None]:
-        """Hydra calls ten more hooks, which concern nobody here."""
-        return lambda *args, **kwargs: None
-
-
-def refuse(line: str) -> NoReturn:
-    print(f"positron: {line}", file=sys.stderr)
-    raise SystemExit(2)
-
-
-def count_jobs(config: Any) -> int | None:
-    """How many jobs the grid has; None for a sweeper that searches."""
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-
-    if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
-        return None
-    params = dict(config.hydra.sweeper.params or {})
-    parsed = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
-    told = {override.key_or_group for override in parsed}
-    parsed += OverridesParser.create().parse_overrides([f"{k}={v}" for k, v in params.items() if k not in told])
-    return math.prod(len(list(each.sweep_iterator())) for each in parsed if each.is_sweep_override())
-
-
-def _share_machine(config: Any, jobs: int | None) -> None:
-    """Numbers that the launcher would leave open, so that every job knows how many run beside it."""
-    launcher, cores = config.hydra.launcher, os.cpu_count() or 1
-    kind = launcher._target_.rsplit(".", 1)[-1]
-    most = jobs if jobs is not None else int(config.hydra.sweeper.n_jobs)
-    if kind == "JoblibLauncher":
-        n_jobs = min(most, int(launcher.n_jobs) if launcher.n_jobs > 0 else cores)
-        _set(config, "launcher.n_jobs", str(n_jobs), n_jobs)
-    if kind == "LocalLauncher":
-        if most > cores:
-            refuse(f"submitit_local starts all {most} jobs at once, and here are {cores} cores: hydra/launcher=joblib")
-        if launcher.cpus_per_task is None:
-            _set(config, "launcher.cpus_per_task", str(cores // most), cores // most)
-
-
-def _set(config: Any, key: str, text: str, value: Any) -> None:
-    """hydra.<key>, for this process and for the jobs, whose configs are composed from the overrides anew."""
-    from omegaconf import OmegaConf, open_dict, read_write
-
-    with read_write(config.hydra), open_dict(config.hydra):
-        OmegaConf.update(config.hydra, key, value)
-        config.hydra.overrides.hydra.append(f"hydra.{key}={text}")

@@ -51,7 +51,8 @@ def test_a_failing_job_is_visible_and_the_others_go_on_and_again_only_the_rest_i
 def test_a_job_that_raises_or_exits_is_in_its_own_log(door, tmp_path):
     # one job's training text does not exist
     (tmp_path / "there.txt").write_text("The cat sat on the mat.\n" * 300)
-    result = door("train", *SWEEP, "data=text", "data.path=there.txt,missing.txt")
+    jobs = (option for option in SWEEP if not option.startswith("data.size_mb"))
+    result = door("train", *jobs, "data=text", "data.path=there.txt,missing.txt")
     assert result.code == 1
     log = tmp_path / "outputs" / "sweeps" / "sweep" / "1" / "train.log"
     assert "missing.txt" in log.read_text()

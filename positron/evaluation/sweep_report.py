@@ -21,7 +21,7 @@ class Job:
 
     number: str
     choices: dict[str, str]
-    status: str  # finished, stopped, pruned or failed
+    status: str  # finished, stopped, pruned, failed, or refused: finished before, and asked for with other settings
     bpb: float | None  # of the last validation, None where there was none or the job failed
     facts: dict[str, Any]
     why: str
@@ -32,10 +32,10 @@ def sweep_jobs(folder: Path) -> list[Job]:
     jobs = []
     for path in folder.glob("*/job.json"):
         job, facts = read_json(path), Run(path.parent).facts()
-        status = "failed" if job["failed"] else facts["status"]
+        status = "failed" if job["failed"] else "refused" if job.get("refused") else facts["status"]
         choices = dict(override.lstrip("+").split("=", 1) for override in job["overrides"] if "=" in override)
         bpb = facts.get("val/bpb") if status != "failed" else None
-        jobs.append(Job(path.parent.name, choices, status, bpb, facts, job["failed"] or ""))
+        jobs.append(Job(path.parent.name, choices, status, bpb, facts, job["failed"] or job.get("refused") or ""))
     return sorted(jobs, key=lambda job: (job.bpb is None, job.bpb or 0, _place(job.number)))
 
 

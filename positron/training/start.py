@@ -17,7 +17,7 @@ from positron.door import Voice, first_rank
 from positron.evaluation.metrics import read_metrics
 from positron.provenance import read_provenance
 from positron.run_facts import without_home
-from positron.runs import Run, find_run
+from positron.runs import Run, find_run, refuse_differences
 from positron.training.checkpoint import BEST, best_or_newest, checkpoints, load_checkpoint, newest_checkpoint
 from positron.training.device import Machine, choose_machine, set_threads
 
@@ -195,15 +195,7 @@ def _refuse_diverged(run: Run) -> None:
 
 
 def _refuse_differences(run: Run, config: RunConfig, step: int, say: Callable[[str], None]) -> None:
-    differences = run.differences(config)
-    extended = [d for d in differences if d.startswith("train.max_steps: ")]
-    others = [d for d in differences if d not in extended] if config.train.extend else differences
-    if others:
-        hint = "train.extend=true accepts a longer horizon; otherwise " if extended and others is differences else ""
-        raise UserError(
-            f"{run.folder} was made with other settings ({'; '.join(others)}): {hint}give the same settings, "
-            "or another name="
-        )
+    extended = refuse_differences(run, config)
     if run.facts().get("status") == "diverged":
         _refuse_diverged(run)
     if extended:

@@ -1,0 +1,181 @@
+"""Which settings each choice reads: a key that was given and that nothing reads is refused, with the way out.
+
+One table for the choices of a group, and a few rules between groups. Defaults are never refused: only what the command
+line or an experiment's file gives. Standard library only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from positron.config import UserError
+
+
+@dataclass(frozen=True)
+class Choice:
+    """`choices`: what `decided_by` can be, and the keys of the group that only such a choice reads; `select`: how to."""
+
+    group: str
+    decided_by: str
+    choices: Mapping[str, tuple[str, ...]]
+    select: Mapping[str, str]
+
+    def readers(self, key: str) -> list[str]:
+        return [choice for choice, keys in self.choices.items() if key in keys]
+
+
+READ_BY = (
+    Choice(
+        "data",
+        "source",
+        {
+            "stories": ("size_mb",),
+            "text": ("path", "url", "sha256", "field", "on_invalid", "max_mb"),
+            "hub": ("repo", "files", "revision", "field", "max_mb", "tokens_per_epoch"),
+            "instruct": ("path",),
+            "story_instruct": ("examples",),
+        },
+        {name: f"data={name}" for name in ("stories", "text", "hub", "instruct", "story_instruct")},
+    ),
+    Choice(
+        "tokenizer",
+        "kind",
+        {"char": (), "word": ("vocab_size",), "sentencepiece": ("vocab_size",), "tiktoken": ("name",)},
+        {"word": "tokenizer=word", "sentencepiece": "tokenizer=spm_4k", "tiktoken": "tokenizer=gpt2"},
+    ),
+    Choice(
+        "optimizer",
+        "kind",
+        {"adamw": (), "muon": ("embedding_ratio",)},
+        {"muon": "optimizer=muon"},
+    ),
+    Choice(
+        "schedule",
+        "kind",
+        {"cosine": ("final_ratio",), "linear": ("final_ratio",), "constant": (),
+         "trapezoid": ("final_ratio", "decay_share")},
+        {name: f"schedule={name}" for name in ("cosine", "linear", "trapezoid")},
+    ),
+)  # fmt: skip
+CONVERSATIONS = ("instruct", "story_instruct")
+MONITORS = ("gradients", "weights", "attention", "activations", "tokens")
+_NOTHING = ("null", "false", "None", "False")
+
+
+def refuse_unread(
+    values: Mapping[str, Any],
+    given: Mapping[str, str],
+    *,
+    experiment: Mapping[str, str] | None = None,
+    is_sft: bool = False,
+    is_sweep: bool = False,
+    swept: Iterable[str] = (),
+) -> None:
+    """Refuse the first given key that this run would not read.
+
+    `values` is the whole composed config; `given` are the keys of the command line with their values as text, of which
+    a sweep varies `swept`: what only some of its jobs read is not refused. `experiment` are the keys of the recipe's
+    file, in groups whose choice the command line leaves to it.
+    """
+    varied = set(swept)
+    if "experiment" in varied:
+        return
+    read = {key: text for key, text in given.items() if text not in _NOTHING}
+    if not varied & {"data", "data.source"}:
+        _refuse_other_source(values["data"]["source"], is_sft)
+    for choice in READ_BY:
+        if not varied & {choice.group, f"{choice.group}.{choice.decided_by}"} and not (
+            is_sft and choice.group == "tokenizer"
+        ):
+            _refuse_of_choice(choice, values[choice.group], {**(experiment or {}), **read}, is_sft)
+    for rule in (_text_by_url, _sft_data, _length, _monitors, _sweep, _batch):
+        rule(values, read, is_sft, is_sweep)
+
+
+def _refuse_other_source(source: str, is_sft: bool) -> None:
+    if is_sft and source not in CONVERSATIONS:
+        raise UserError("SFT learns from conversations: data=story_instruct, or data=instruct data.path=my.jsonl")
+    if not is_sft and source in CONVERSATIONS:
+        raise UserError(
+            f"data={source} holds conversations, which python -m positron.sft learns from; "
+            "pretraining reads text: data=text data.path=FILE, or data=stories"
+        )
+
+
+def _refuse_of_choice(choice: Choice, group: Mapping[str, Any], given: Mapping[str, str], is_sft: bool) -> None:
+    chosen = group[choice.decided_by]
+    for key in given:
+        name = key.removeprefix(f"{choice.group}.")
+        readers = [reader for reader in choice.readers(name) if _possible(reader, choice, is_sft)]
+        if name == key or not choice.readers(name) or chosen in choice.readers(name):
+            continue
+        now = f"{choice.group}={given.get(choice.group, chosen)}"
+        if not readers:
+            raise UserError(f"{key}= is not read by {now}: leave it out")
+        others = ", ".join(dict.fromkeys(choice.select[reader] for reader in readers))
+        add = " or ".join(dict.fromkeys(choice.select[reader] for reader in readers))
+        way_out = f"leave it out, or take {add}" if choice.group in given else f"add {add}"
+        raise UserError(f"{key}= is read by {others}, not by {now}: {way_out}")
+
+
+def _possible(reader: str, choice: Choice, is_sft: bool) -> bool:
+    return choice.group != "data" or (reader in CONVERSATIONS) == is_sft
+
+
+def _text_by_url(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:
+    data = values["data"]
+    if data["source"] != "text":
+        return
+    if "data.path" in given and data.get("url") and "data.url" not in given:
+        name = given.get("data", "text")
+        raise UserError(f"data={name} fetches its text and does not read data.path=: give data=text data.path=FILE")
+    if "data.path" in given and "data.url" in given:
+        raise UserError("data.path= and data.url= both say where the text is: give one of them")
+    if "data.sha256" in given and not data.get("url"):
+        raise UserError(
+            "data.sha256= is the checksum of what data.url= fetches, and there is no data.url=: leave it out"
+        )
+
+
+def _sft_data(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:
+    if not is_sft:
+        return
+    for key, instead in (("packing", "sft.packing=true packs conversations"), ("document_mask", ""), ("dir", "")):
+        if f"data.{key}" in given:
+            raise UserError(
+                f"data.{key}= is read by pretraining, not by SFT: leave it out" + (f" ({instead})" if instead else "")
+            )
+
+
+def _length(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:
+    steps = values["train"]["max_steps"]
+    if is_sft and "sft.epochs" in given and steps != "auto":
+        raise UserError(
+            f"sft.epochs= is read where train.max_steps=auto, and here it is {steps}: add train.max_steps=auto, "
+            "or leave sft.epochs out"
+        )
+
+
+def _monitors(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:
+    if "monitor.every" in given and not any((values.get("monitor") or {}).get(name) for name in MONITORS):
+        raise UserError("monitor.every= is read where something is measured: add monitor=all, or one of its choices")
+
+
+def _sweep(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:
+    keys = [key for key in given if key.startswith("sweep.")]
+    if keys and not is_sweep:
+        raise UserError(f"{keys[0]}= is read by sweeps: add -m and several values for a key, or leave it out")
+    if "sweep.startup_jobs" in given and (values.get("sweep") or {}).get("prune") is None:
+        raise UserError("sweep.startup_jobs= is read with sweep.prune=median: add it, or leave sweep.startup_jobs out")
+
+
+def _batch(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:
+    """device.batch_tokens is the default of train.batch_tokens, which a recipe or the command line may have set."""
+    for key in ("batch_tokens", "micro_batch_size"):
+        there, here = values["device"].get(key), values["train"].get(key)
+        if f"device.{key}" in given and (there != here or f"train.{key}" in given):
+            raise UserError(
+                f"device.{key}= is only the default of train.{key}, which is {here} here: give train.{key}= instead"
+            )

@@ -1,0 +1,93 @@
+"""Ranges of numbers as types: `Annotated[int, Range(1)]`, checked for a whole dataclass by one function.
+
+Standard library only, below `config.py`.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from dataclasses import dataclass, fields
+from functools import cache
+from typing import Annotated, Any
+
+LARGEST = 10**12  # of what is counted: steps, tokens, examples; far beyond use, and safe in every product of 64 bits
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `low` to `high`; NaN and infinity are in no range."""
+
+    low: float
+    high: float = LARGEST
+    without_low: bool = False
+    without_high: bool = False
+
+    def complaint(self, value: float) -> str | None:
+        """Say what is wrong with `value`, as the end of a sentence, or None where it is in the range."""
+        if not math.isfinite(value):
+            return "must be a finite number"
+        is_low = value <= self.low if self.without_low else value < self.low
+        is_high = value >= self.high if self.without_high else value > self.high
+        if not is_low and not is_high:
+            return None
+        if self.high <= 1:
+            left, right = "(" if self.without_low else "[", ")" if self.without_high else "]"
+            return f"must be in {left}{self.low:g}, {self.high:g}{right}"
+        if is_high:
+            return f"must be at most {self.high:,}"
+        if self.low == 0:
+            return "must be positive" if self.without_low else "must not be negative"
+        return f"must be at least {self.low:g}"
+
+
+Count = Annotated[int, Range(1)]
+CountOrZero = Annotated[int, Range(0)]
+# Far beyond any model, and small enough that a size from a damaged or hostile file ends in an error instead of a wait.
+ContextLength = Annotated[int, Range(1, 2**22)]
+Width = Annotated[int, Range(1, 2**18)]
+Depth = Annotated[int, Range(1, 10_000)]
+MlpWidth = Annotated[int, Range(1, 2**20)]
+Seed = Annotated[int, Range(0, 2**63 - 1)]
+Positive = Annotated[float, Range(0, without_low=True)]
+NotNegative = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1, without_low=True)]
+Ratio = Annotated[float, Range(0, 1)]
+BelowOne = Annotated[float, Range(0, 1, without_high=True)]
+
+
+def first_complaint(settings: Any) -> str | None:
+    """Check every number of a dataclass against the range of its type; `name=value must be ...` for the first outside."""
+    cls: Any = type(settings)
+    for name, hint in _hints(cls).items():
+        value = getattr(settings, name)
+        if complaint := _complaint(hint, value):
+            return f"{name}={list(value) if isinstance(value, tuple) else value} {complaint}"
+    return None
+
+
+def _complaint(hint: Any, value: Any) -> str | None:
+    if isinstance(value, tuple):
+        inner = typing.get_args(hint)
+        hints = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
+        return next(filter(None, map(_complaint, hints, value)), None)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return None
+    marks = list(_marks(hint))
+    if not marks:
+        return Range(-LARGEST).complaint(value)
+    return next(filter(None, (mark.complaint(value) for mark in marks)), None)
+
+
+def _marks(hint: Any) -> typing.Iterator[Range]:
+    if typing.get_origin(hint) is Annotated:
+        yield from (mark for mark in typing.get_args(hint)[1:] if isinstance(mark, Range))
+        return
+    for part in typing.get_args(hint):
+        yield from _marks(part)
+
+
+@cache
+def _hints(cls: Any) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {field.name: hints[field.name] for field in fields(cls)}
