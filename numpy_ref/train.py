@@ -3,10 +3,10 @@
     python -m numpy_ref.train                         the built-in stories, by characters, in a minute and a half
     python -m numpy_ref.train my.txt --config improved --tokenizer bpe --epochs 10
 
-Ctrl-C saves; `--resume` goes on bit for bit.
+The same command again continues, bit for bit; Ctrl-C saves first. `--fresh` starts over.
 
 Writes to `--out` (default outputs/numpy_ref): NAME_config.json, NAME_weights.npz, NAME_tokenizer.json, training_loss.png,
-and NAME_training.npz, from which it resumes.
+and NAME_training.npz, from which it continues.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import math
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,12 +71,11 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def start(options: argparse.Namespace) -> Training:
+def chosen_settings(options: argparse.Namespace, text: str) -> Settings:
+    """The settings that a command asks for, its defaults included."""
     choice = CONFIGS[options.config or "small"]
-    path = options.text or str(BUILT_IN)
-    text = read_text(path)
-    settings = Settings(
-        text=path if options.text else "built-in",
+    return Settings(
+        text=options.text or "built-in",
         text_hash=hashlib.sha256(text.encode("utf-8")).hexdigest(),
         config=options.config or "small",
         tokenizer=options.tokenizer or "char",
@@ -85,16 +85,49 @@ def start(options: argparse.Namespace) -> Training:
         lr=choice["lr"] if options.lr is None else options.lr,
         seed=options.seed or 0,
     )
+
+
+def start(options: argparse.Namespace) -> Training:
+    """A training from its first step."""
+    path = options.text or str(BUILT_IN)
+    text = read_text(path)
+    settings = chosen_settings(options, text)
     tokenizer = train_tokenizer(settings.tokenizer, "\n".join(documents(text)), settings.vocab_size)
-    model = {**choice["model"], **({"context_length": options.context} if options.context else {})}
-    config = GPTConfig(vocab_size=tokenizer.vocab_size, **model)
+    config = GPTConfig(vocab_size=tokenizer.vocab_size, **architecture(options))
     train_ids, val_ids = split(encode_documents(tokenizer, text), config.context_length, path)
     params = init_params(config, settings.seed)
     return Training(settings, config, tokenizer, params, adamw_init(params), train_ids, val_ids)
 
 
-def resume(path: Path, options: argparse.Namespace) -> Training:
-    """What was saved in `path`. InputError where it is damaged, or begun with other settings than those given."""
+def architecture(options: argparse.Namespace) -> dict[str, Any]:
+    model: dict[str, Any] = CONFIGS[options.config or "small"]["model"]
+    return {**model, **({"context_length": options.context} if options.context else {})}
+
+
+def continued(path: Path, options: argparse.Namespace) -> Training:
+    """What was saved in `path` by the same command. InputError where this command asks for something else."""
+    where = options.text or str(BUILT_IN)
+    training = resume(path, argparse.Namespace(), where)
+    wanted = {**asdict(chosen_settings(options, read_text(where))), "context": architecture(options)["context_length"]}
+    saved = {**asdict(training.settings), "context": training.config.context_length}
+    different = [
+        f"{key.replace('_', '-')}: {saved[key]} -> {wanted[key]}"
+        for key in wanted
+        if wanted[key] != saved[key] and key != "text"  # whose content is compared
+    ]
+    if different:
+        raise InputError(
+            f"{path} was begun with other settings ({'; '.join(different)}): give the same ones to continue, "
+            "--name for another training, or --fresh to start over"
+        )
+    return training
+
+
+def resume(path: Path, options: argparse.Namespace, text_path: str | None = None) -> Training:
+    """What was saved in `path`. InputError where it is damaged, or begun with other settings than those given.
+
+    `text_path` is where the text lies now, if it was moved.
+    """
     arrays = read_arrays(path)
     try:
         facts = json.loads(str(arrays["facts"]))
@@ -107,9 +140,13 @@ def resume(path: Path, options: argparse.Namespace) -> Training:
     for key, given in vars(options).items():
         if given is not None and getattr(settings, key, given) != given:
             raise InputError(f"{path} was begun with {key}={getattr(settings, key)}, not {given}: use another --name")
-    text = read_text(str(BUILT_IN) if settings.text == "built-in" else settings.text)
+    where = text_path or (str(BUILT_IN) if settings.text == "built-in" else settings.text)
+    text = read_text(where)
     if hashlib.sha256(text.encode("utf-8")).hexdigest() != settings.text_hash:
-        raise InputError(f"{settings.text} is no longer the text that {path} was begun with")
+        raise InputError(
+            f"{where} is no longer the text that {path} was begun with: --name is for another training, "
+            "--fresh starts over"
+        )
     params, m, v = (
         check({k[len(part) :]: a for k, a in arrays.items() if k.startswith(part)}, config, str(path))
         for part in ("params/", "m/", "v/")
@@ -134,8 +171,10 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int)
     parser.add_argument("--name", help="of the saved files (default: that of the config)")
     parser.add_argument("--out", type=Path, default=OUTPUTS, help="folder (default %(default)s)")
-    parser.add_argument("--resume", action="store_true", help="go on with what was saved under this name")
-    parser.add_argument("--fresh", action="store_true", help="start over although an unfinished training is saved")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue what was saved under this name, whatever its settings"
+    )
+    parser.add_argument("--fresh", action="store_true", help="start over although a training is saved under this name")
     return parser
 
 
@@ -146,16 +185,32 @@ def check_options(options: argparse.Namespace, name: str) -> None:
             raise InputError(f"--{key.replace('_', '-')} {value} must be at least 1")
     if options.lr is not None and not 0 < options.lr < math.inf:
         raise InputError(f"--lr {options.lr} must be positive")
+    if options.vocab_size is not None and options.tokenizer not in ("word", "bpe"):
+        raise InputError("--vocab-size is read by --tokenizer word and bpe: add one of them, or leave it out")
+    if options.seed is not None and not 0 <= options.seed < 2**63:
+        raise InputError(f"--seed {options.seed} must be at least 0 and less than 2**63")
+    if options.name is not None and (Path(options.name).name != options.name or options.name.startswith(".")):
+        raise InputError(f"--name {options.name} must be the beginning of a file's name: --out is for the folder")
+    if options.resume and options.fresh:
+        raise InputError("--resume continues and --fresh starts over: give one of them")
     saved = options.out / f"{name}_training.npz"
     if options.resume and not saved.exists():
         raise InputError(f"there is no {saved} to resume from")
-    if saved.exists() and not options.resume and not options.fresh:
-        before = resume(saved, argparse.Namespace())
-        if len(before.losses) < before.horizon:
-            raise InputError(
-                f"{saved} holds {len(before.losses)} of {before.horizon} steps: --resume goes on, --fresh starts over, "
-                "--name keeps both"
-            )
+
+
+def begin(options: argparse.Namespace, name: str) -> Training:
+    """A new training, or the one that was saved under this name: the same command again continues."""
+    saved = options.out / f"{name}_training.npz"
+    if options.resume:
+        return resume(saved, options)
+    if options.fresh or not saved.exists():
+        return start(options)
+    training = continued(saved, options)
+    done, horizon = len(training.losses), training.horizon
+    print(
+        f"nothing to do: {saved} has all its {horizon:,} steps" if done == horizon else f"continuing at step {done:,}"
+    )
+    return training
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -163,7 +218,7 @@ def main(argv: list[str] | None = None) -> None:
         options = arguments().parse_args(argv)
         name = options.name or options.config or "small"
         check_options(options, name)
-        training = resume(options.out / f"{name}_training.npz", options) if options.resume else start(options)
+        training = begin(options, name)
         n_params = sum(p.size for p in training.params.values())
         print(
             f"{n_params:,} parameters, vocabulary {training.config.vocab_size}, {len(training.train_ids):,} tokens of "

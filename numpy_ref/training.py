@@ -188,7 +188,7 @@ def run(training: Training, folder: Path, name: str, save_every_s: float = 30.0)
                 training.save(folder, name)
                 saved = now
             if caught:
-                print(f"saved at step {step:,}: the same command with --resume goes on", flush=True)
+                print(f"saved at step {step:,}: the same command continues", flush=True)
                 raise KeyboardInterrupt
     training.save(folder, name)
 

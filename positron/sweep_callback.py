@@ -93,8 +93,9 @@ def count_jobs(config: Any, parsed: list[Any]) -> int | None:
         return None
     for override in parsed:
         if not override.is_discrete_sweep():
+            interval = override.input_line.lstrip("+")
             raise UserError(
-                f"{override.input_line.lstrip(chr(43))}: an interval is searched, not listed: add hydra/sweeper=optuna, or give values"
+                f"{interval}: an interval is searched, not listed: add hydra/sweeper=optuna, or give values"
             )
     return math.prod(len(list(override.sweep_iterator())) for override in parsed)
 

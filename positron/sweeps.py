@@ -47,8 +47,8 @@ def run_job(
         values["given"] = list(given)
     if hydra.mode == RunMode.MULTIRUN:
         return _sweep_job(Path(hydra.sweep.dir), hydra, overrides, lambda: configure(values), train)
-    refuse_unread(values, given, experiment=experiment_keys(conf_folder(), given), is_sft="sft" in values)
     config = configure(values)
+    refuse_unread(values, given, experiment=experiment_keys(conf_folder(), given), is_sft="sft" in values)
     folder = OUTPUTS / config.name
     config = check(config, folder, given)
     is_first = first_rank(config.device.processes)

@@ -272,7 +272,7 @@ def test_numpy_resume_is_bit_identical(text: str, tmp_path: Path, monkeypatch: A
         train.main(pieces)
     for _ in range(50):
         try:
-            train.main([*pieces, "--resume"])
+            train.main(pieces)
             break
         except SystemExit as exit_:
             codes.append(exit_.code)
@@ -294,7 +294,7 @@ def test_numpy_batches_see_every_window_once_in_an_epoch(text: str) -> None:
     assert len(seen) == job.steps_per_epoch * 4
 
 
-def test_numpy_ctrl_c_in_a_terminal_saves_and_resumes(tmp_path: Path) -> None:
+def test_numpy_ctrl_c_in_a_terminal_saves_and_the_same_command_continues(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "numpy_ref.train", "--out", str(tmp_path), "--epochs", "1"]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -306,9 +306,31 @@ def test_numpy_ctrl_c_in_a_terminal_saves_and_resumes(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "saved at step" in out
     assert err == "numpy_ref: interrupted\n"
-    again = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert again.returncode == 2
-    assert "--resume goes on" in again.stderr
+    again = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=PATIENCE)
+    assert again.returncode == 0, again.stderr
+    assert "continuing at step" in again.stdout
+
+
+def test_numpy_the_same_command_on_a_finished_training_changes_nothing(
+    tmp_path: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = [text, *TINY, "--out", str(tmp_path)]
+    train.main(command)
+    before = read_arrays(tmp_path / "small_training.npz")
+    capsys.readouterr()
+    moved = Path(text).with_name("moved.txt")
+    Path(text).rename(moved)
+    train.main([str(moved), *command[1:]])  # the same text elsewhere is the same text
+    assert "nothing to do" in capsys.readouterr().out
+    after = read_arrays(tmp_path / "small_training.npz")
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+    command[0] = str(moved)
+    assert "lr: 0.004 -> 0.1" in fails(capsys, train.main, *command, "--lr", "0.1")
+    assert "seed: 0 -> 3" in fails(capsys, train.main, *command, "--seed", "3")
+    moved.write_text("other " * 200)
+    assert "no longer the text" in fails(capsys, train.main, *command)
+    train.main([*command, "--fresh"])
+    assert "continuing" not in capsys.readouterr().out
 
 
 # bad input
@@ -338,6 +360,9 @@ def test_numpy_train_refuses_bad_text(
         (["--epochs", "0"], "--epochs 0"),
         (["--context", "1000"], "smaller --context"),
         (["--resume"], "to resume from"),
+        (["--resume", "--fresh"], "give one of them"),
+        (["--seed", "-1"], "--seed -1"),
+        (["--vocab-size", "50"], "--tokenizer word and bpe"),
         (["--lr", "1e30", *TINY], "lower --lr"),
     ],
 )
