@@ -172,7 +172,7 @@ class DataConfig:
     # each also as .gz or .zst
     path: str | None = None
     url: str | None = None  # for source=text: where the file is fetched from, once, with this sha256
-    sha256: str | None = None
+    sha256: str | None = None  # checksum of what data.url fetches
     field: str = "text"  # of each line of .jsonl, or the column of .parquet
     on_invalid: Literal["error", "replace"] = "error"  # bytes that are not UTF-8
     repo: str | None = None  # for source=hub: OWNER/NAME of a dataset
@@ -259,9 +259,7 @@ class PrecisionConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    kind: Literal["adamw", "muon"] = (
-        "adamw"  # muon: orthogonal steps for the matrices of the blocks, AdamW for the rest
-    )
+    kind: Literal["adamw", "muon"] = "adamw"  # muon: orthogonal steps for matrices, AdamW for the rest
     lr: Positive = 3e-4  # highest learning rate
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)  # decay of AdamW's averages of the gradient and of its square
     eps: Positive = 1e-8  # AdamW's addition to the denominator

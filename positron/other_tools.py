@@ -92,13 +92,15 @@ _NOTES = {
     "data.path": "with data=text",
     "schedule.warmup_steps": "in optimizer steps",
     "data": "data=text data.path=FILE for text of your own",
-    "seed": "",
+    "sft.lora.rank": "in python -m positron.sft",
+    "sft.patience": "in python -m positron.sft; pretraining keeps its best checkpoint and runs to its horizon",
+    "sft.packing": "in python -m positron.sft",
 }
 _SAME_VALUE = {  # keys whose value can be taken over as it is
     "train.max_steps", "optimizer.lr", "train.grad_clip", "train.val_every", "train.log_every", "train.save_every",
     "train.keep_last", "model.n_layer", "model.n_head", "model.n_kv_head", "model.d_model", "model.d_ff",
-    "model.context_length", "optimizer.weight_decay", "optimizer.eps", "seed", "train.micro_batch_size", "sft.lora.rank",
-    "tokenizer.vocab_size", "model.dropout", "device.devices", "sft.patience", "train.sample_every",
+    "model.context_length", "optimizer.weight_decay", "optimizer.eps", "seed", "train.micro_batch_size",
+    "tokenizer.vocab_size", "model.dropout", "device.devices", "train.sample_every",
 }  # fmt: skip
 
 

@@ -128,7 +128,8 @@ def _unknown_option(name: str, value: str | None, recipe: str) -> str:
         near = difflib.get_close_matches(name, ["--multirun", "--cfg", "--resolve", "--help", "--version"], 1, 0.75)
         hint = f"did you mean {near[0]}?" if near else f"python -m positron.{recipe} --help lists options and settings"
         return f"there is no option {name}: {hint}"
-    told = f"{key}={value}" if value and key.replace(".", "_").endswith(bare) else advice(key, value)
+    is_same = value and key.replace(".", "_").endswith(bare) and not (recipe == "train" and key.startswith("sft."))
+    told = f"{key}={value}" if is_same else advice(key, value)
     return f"there is no option {name}; settings are given as key=value: {told}"
 
 
@@ -207,7 +208,7 @@ class _Reader:
         choices = self.groups[group]
         near = difflib.get_close_matches(name.removesuffix(".yaml"), choices, 1, 0.6)
         hint = f"did you mean {group}={near[0]}? Choices: " if near else "choose from "
-        if group == "data" and not near and set(name) & set("./~\\"):
+        if group == "data" and set(name) & set("./~\\"):
             hint = f"give data=text data.path={name} for a text of your own; choices: "
         if name == "null":
             empty = {"logger": "files", "monitor": "none"}.get(group)
@@ -260,7 +261,7 @@ class _Reader:
         return f"{word or 'an empty word'} is not a setting: {hint}"
 
     def _unknown(self, key: str, value: str) -> str:
-        other = same_option(key) if key.rsplit(".", 1)[0] not in self.keys else None
+        other = same_option(key)
         near_group = difflib.get_close_matches(key, self.groups, 1, 0.75)
         if other is not None and not near_group:
             return f"unknown key {key}: did you mean {other}? ({advice(other, value)})"

@@ -39,6 +39,8 @@ def check(config: RunConfig, folder: Path, given: Mapping[str, str]) -> RunConfi
 
 def check_name(folder: Path, *, is_sweep: bool = False) -> None:
     """Refuse a folder that others write to, that lies inside another run, or that some systems cannot make."""
+    if any(len(part.encode()) > _LONGEST_NAME for part in folder.parts):
+        raise UserError(f"name={folder.name[:40]}...: a folder's name may have {_LONGEST_NAME} bytes at most")
     if Run(folder).exists:
         return
     try:
@@ -49,8 +51,6 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
     if parts[0].casefold() in RESERVED and not is_sweep:
         raise UserError(f"name={name}: outputs/{parts[0]} is where Positron keeps other things: give another name=")
     for part in parts:
-        if len(part.encode()) > _LONGEST_NAME:
-            raise UserError(f"name={name[:40]}...: a folder's name may have {_LONGEST_NAME} bytes at most")
         if part != part.strip() or part.endswith(".") or not part.isprintable():
             raise UserError(
                 f"name={name!r} begins or ends with a blank or a dot, or cannot be shown: give another name="

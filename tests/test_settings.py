@@ -1,0 +1,474 @@
+"""The command line: what is read, what is refused and with which advice, what help shows."""
+
+import dataclasses
+import functools
+import json
+import math
+import operator
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import FAST, PROJECT, tiny
+
+from positron import __version__
+from positron.__main__ import COMMANDS, summary
+from positron.__main__ import main as list_commands
+from positron.config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig, UserError
+from positron.disk import write_json
+from positron.door import compose, expand_paths
+from positron.effects import READ_BY, refuse_unread
+from positron.overrides import groups_of, read_command_line
+from positron.preflight import check, check_name, with_known_tokenizer
+from positron.runs import Run
+from positron.settings import from_dict, leaf_keys
+from positron.settings_help import field_comments, first_comment, help_text
+from positron.sweeps import claim_folder
+
+CONF = PROJECT / "conf"
+
+
+def refused(*words: str, recipe: str = "train") -> str:
+    """The message with which the words are refused: read, composed, and held against what is read."""
+    with pytest.raises(UserError) as error:
+        composed(*words, recipe=recipe)
+    return str(error.value)
+
+
+def composed(*words: str, recipe: str = "train") -> dict:
+    """What the words ask for, as the commands read them."""
+    return compose(recipe, ["name=x", *read_command_line(words, recipe, CONF).overrides])
+
+
+# What nothing reads
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("data.path=my.txt",), "data.path= is read by data=text, not by data=stories: add data=text"),
+        (("+data.path=my.txt",), "add data=text"),
+        (("data=stories", "data.max_mb=0.01"), "data.max_mb= is read by data=text, data=hub, not by data=stories"),
+        (("data=text", "data.path=a.txt", "data.repo=a/b"), "data.repo= is read by data=hub"),
+        (("data=hub", "data.repo=a/b", "data.size_mb=3"), "data.size_mb= is read by data=stories"),
+        (("data=shakespeare", "data.path=a.txt"), "data=text data.path=FILE"),
+        (("data=text", "data.path=a.txt", "data.sha256=00"), "data.url="),
+        (("tokenizer=char", "tokenizer.vocab_size=10"), "tokenizer.vocab_size= is read by tokenizer=word"),
+        (("tokenizer=gpt2", "tokenizer.vocab_size=500"), "not by tokenizer=gpt2"),
+        (("optimizer.embedding_ratio=2",), "optimizer=muon"),
+        (("schedule.decay_share=0.5",), "schedule=trapezoid"),
+        (("schedule=constant", "schedule.final_ratio=0.5"), "not by schedule=constant"),
+        (("sweep.prune=median",), "add -m"),
+        (("sweep.startup_jobs=3",), "add -m"),
+        (("monitor.every=5",), "add monitor=all"),
+        (("logger.wandb.project=x",), "add logger=wandb"),
+        (("logger=wandb", "logger.tensorboard.subdir=x"), "add logger=tensorboard"),
+        (("sft.epochs=2",), "positron.sft"),
+        (("+sft.lora.rank=2",), "positron.sft"),
+        (("experiment=quickstart", "device.batch_tokens=512"), "give train.batch_tokens="),
+        (("data=instruct",), "positron.sft"),
+        (("data=story_instruct",), "positron.sft"),
+    ],
+)  # fmt: skip
+def test_a_given_key_that_nothing_reads_is_refused_with_the_way_out(words, said):
+    assert said in refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("+tokenizer=char",), "architecture and tokenizer are those of the run"),
+        (("+model.context_length=256",), "architecture and tokenizer are those of the run"),
+        (("++model.n_layer=3",), "architecture and tokenizer are those of the run"),
+        (("budget=10m",), "train.max_time="),
+        (("data.examples=5", "data=instruct"), "data.examples= is read by data=story_instruct"),
+        (("data=instruct", "data.packing=windows"), "sft.packing=true"),
+        (("sft.epochs=2", "train.max_steps=9"), "train.max_steps=auto"),
+        (("experiment=story_instruct", "sft.epochs=2"), "train.max_steps=auto"),
+        (("data=text", "data.path=a.txt"), "data=story_instruct"),
+    ],
+)
+def test_sft_refuses_what_the_base_run_decides_and_what_it_does_not_read(words, said):
+    assert said in refused("init_from=x", "name=x", *words, recipe="sft")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("data=text", "data.path=a.txt", "data.max_mb=2", "data.field=body"),
+        ("data.max_mb=null", "data.tokens_per_epoch=null"),
+        ("experiment=fineweb", "data.tokens_per_epoch=null", "data.max_mb=10"),
+        ("experiment=ten_minutes", "data=text", "data.path=a.txt"),
+        ("optimizer=muon", "optimizer.embedding_ratio=2"),
+        ("schedule=trapezoid", "schedule.decay_share=0.2"),
+        ("monitor.gradients=true", "monitor.every=5"),
+        ("'monitor=[gradients,attention]'".strip("'"), "monitor.every=5"),
+        ("logger=wandb", "logger.wandb.project=x"),
+        ("tokenizer.kind=word", "tokenizer.vocab_size=100"),
+        ("device.batch_tokens=512",),
+    ],
+)
+def test_what_is_read_and_what_a_group_brings_by_default_is_accepted(words):
+    assert compose("train", ["name=x", *read_command_line(words, "train", CONF).overrides])
+
+
+def test_every_key_of_the_table_exists_and_every_choice_is_one():
+    for choice in READ_BY:
+        for keys in choice.choices.values():
+            assert {f"{choice.group}.{key}" for key in keys} <= set(leaf_keys())
+        for select in choice.select.values():
+            group, _, name = select.partition("=")
+            assert name in groups_of(CONF)[group]
+
+
+def test_what_only_some_jobs_of_a_sweep_read_is_not_refused():
+    values = compose("train", ["name=x"])
+    refuse_unread(values, {"data": "stories,text", "data.path": "a.txt"}, is_sweep=True, swept=["data"])
+    refuse_unread(values, {"tokenizer.vocab_size": "100"}, is_sweep=True, swept=["tokenizer"])
+    refuse_unread(values, {"sweep.prune": "median"}, is_sweep=True, swept=["seed"])
+    with pytest.raises(UserError, match="add data=text"):
+        refuse_unread(values, {"data.path": "a.txt"}, is_sweep=True, swept=["seed"])
+
+
+# Names, choices and other tools' words
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("model=quikstart",), "did you mean model=quickstart?"),
+        (("data=storys",), "did you mean data=stories?"),
+        (("optimizer=adam",), "did you mean optimizer=adamw?"),
+        (("data=my.txt",), "data=text data.path=my.txt"),
+        (("data=[text,stories]",), "a run has one"),
+        (("model=_fields",), "choose from auto, debug"),
+        (("logger=null",), "logger=files"),
+        (("data=null",), "every run needs one"),
+        (("~schedule",), "every run needs a schedule"),
+        (("~train.stop_at",), "train.stop_at=null"),
+        (("~monitor",), "monitor=none"),
+        (("quickstart",), "did you mean experiment=quickstart?"),
+        (("model:debug",), "did you mean model=debug?"),
+        (("seed",), "seed needs a value"),
+        (("experimant=quickstart",), "did you mean experiment?"),
+        (("given=[a]",), "unknown key given"),
+        (("schedule=cosine,linear",), "add -m"),
+        (("optimizer.lr=1e-3,3e-3",), "add -m"),
+        (("name=a,b",), "add -m"),
+        (("optimizer.betas=0.9,0.99",), "'optimizer.betas=[0.9,0.99]'"),
+        (("optimizer.lr=1e-3;",), "give a number"),
+        (("--max_iters=2000",), "train.max_steps=2000"),
+        (("--max-iters", "2000"), "train.max_steps=2000"),
+        (("--learning_rate", "1e-3"), "optimizer.lr=1e-3"),
+        (("--learning-rate=1e-3",), "optimizer.lr=1e-3"),
+        (("--lr=1e-3",), "optimizer.lr=1e-3"),
+        (("--batch_size=12",), "train.batch_tokens="),
+        (("--epochs", "3"), "train.max_steps="),
+        (("--num_train_epochs=3",), "train.max_steps="),
+        (("--config", "x.yaml"), "experiment=quickstart"),
+        (("--block_size=128",), "model.context_length=128"),
+        (("--train.max_steps=3",), "train.max_steps=3"),
+        (("--seed=3",), "seed=3"),
+        (("--multirum",), "did you mean --multirun?"),
+        (("--frobnicate",), "--help"),
+        (("lr=3",), "did you mean optimizer.lr?"),
+        (("max_iters=3",), "did you mean train.max_steps?"),
+        (("n_embd=64",), "model.d_model=64"),
+        (("per_device_train_batch_size=4",), "train.micro_batch_size=4"),
+        (("model.num_hidden_layers=2",), "model.n_layer=2"),
+    ],
+)  # fmt: skip
+def test_a_word_that_is_not_ours_is_answered_with_what_to_type(words, said):
+    message = refused(*words)
+    assert said in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_options_may_stand_anywhere_among_the_settings(place):
+    words = ["model=debug", "seed=0,1", "name=x"]
+    words.insert(place, "-m")
+    line = read_command_line(words, "train", CONF)
+    assert line.words == ["-m", "model=debug", "seed=0,1", "name=x"]
+    cfg = read_command_line(["model=debug", "--cfg", "job", "seed=1", "--resolve"], "train", CONF)
+    assert cfg.words == ["--cfg", "job", "--resolve", "model=debug", "seed=1"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["/tmp/héé漢.txt", "it's.txt", "paren (1).txt", "eq=1.txt", "hash#1.txt", "a[1]", "[1].txt", "{a}.txt", "a~b", "1e3",
+     "2024", "true", "a, b", 'say "no"', "back\\slash's", "ends\\", "  blanks ", "two\nlines", "glob(*)", "a:b", "50%;&!"],
+)  # fmt: skip
+@pytest.mark.parametrize("key", ["data.path", "train.sample_prompt"])
+def test_texts_outside_of_hydras_grammar_arrive_as_they_were_typed(key, text):
+    line = read_command_line(["data=text", "data.path=x", f"{key}={text}"], "train", CONF)
+    values = compose("train", ["name=x", *line.overrides])
+    group, _, name = key.partition(".")
+    assert values[group][name] == text
+
+
+def test_what_is_quoted_for_hydra_already_stays_so_and_null_is_null():
+    words = ["data=text", "data.path='a (1).txt'", "train.sample_prompt=null", "ckpt_path=null"]
+    values = compose("train", ["name=x", *read_command_line(words, "train", CONF).overrides])
+    assert values["data"]["path"] == "a (1).txt"
+    assert values["train"]["sample_prompt"] is None
+    assert values["ckpt_path"] is None
+
+
+def test_home_is_expanded_in_paths(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    line = read_command_line(["data=text", "data.path=~/x.txt", "init_from=~/runs/a", "data.dir=~/d"], "train", CONF)
+    values = compose("train", ["name=x", *line.overrides])
+    assert (values["data"]["path"], values["init_from"], values["data"]["dir"]) == (
+        "/home/me/x.txt", "/home/me/runs/a", "/home/me/d",
+    )  # fmt: skip
+    values["data"]["path"] = "a~b"
+    expand_paths(values)
+    assert values["data"]["path"] == "a~b"
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("cls", "name", "value", "said"),
+    [
+        (OptimizerConfig, "lr", math.nan, "optimizer.lr=nan must be a finite number"),
+        (OptimizerConfig, "lr", math.inf, "finite"),
+        (OptimizerConfig, "eps", -1.0, "optimizer.eps=-1.0 must be positive"),
+        (OptimizerConfig, "weight_decay", math.nan, "finite"),
+        (OptimizerConfig, "betas", (0.9, math.nan), "finite"),
+        (OptimizerConfig, "betas", (0.9, 1.0), "[0, 1)"),
+        (TrainConfig, "grad_clip", math.nan, "train.grad_clip=nan"),
+        (TrainConfig, "max_steps", 10**20, "train.max_steps=100000000000000000000 must be at most"),
+        (TrainConfig, "val_tokens", 0, "at least 1"),
+        (ScheduleConfig, "warmup_steps", -1, "must not be negative"),
+        (ScheduleConfig, "final_ratio", math.nan, "finite"),
+    ],
+)  # fmt: skip
+def test_a_number_out_of_range_is_refused_with_its_key(cls, name, value, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        cls(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("max_mb", math.nan),
+        ("max_mb", math.inf),
+        ("size_mb", math.nan),
+        ("seed", -1),
+        ("seed", 10**20),
+        ("examples", 0),
+    ],
+)
+def test_numbers_of_a_corpus_are_refused_with_their_key(name, value):
+    with pytest.raises(UserError, match=f"data.{name}="):
+        DataConfig(source="stories", **{name: value})
+
+
+def test_every_number_of_a_run_refuses_nan_and_infinity():
+    values = json.loads(json.dumps(dataclasses.asdict(tiny(Path()))))
+    values["sft"] = {"lora": {}}
+    values["logger"] = {"wandb": {}, "tensorboard": {}}
+    for key in leaf_keys():
+        for bad in (math.nan, math.inf, -(10**30)):
+            changed = json.loads(json.dumps(values))
+            *path, last = key.split(".")
+            group = functools.reduce(operator.getitem, path, changed)
+            if not isinstance(group.get(last), dict):
+                group[last] = bad
+                with pytest.raises(UserError, match=re.escape(key)):
+                    from_dict(RunConfig, changed)
+
+
+def test_a_number_too_large_for_a_float_is_refused():
+    with pytest.raises(UserError, match="lr=1000"):
+        from_dict(OptimizerConfig, {"lr": 10**400}, "optimizer")
+
+
+# Before any work
+
+
+def made_run(folder: Path, config: RunConfig, **facts: object) -> Run:
+    run = Run(folder)
+    write_json(folder / "config.json", dataclasses.asdict(config))
+    write_json(folder / "run.json", {"resolved": {"max_steps": 40, "batch_tokens": 512}, **facts})
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "step-000001.ckpt").write_bytes(b"")
+    return run
+
+
+@pytest.mark.parametrize(
+    "name", ["data", "sweeps", "Data/x", "sweeps/a/0", "made/checkpoints", "made/x/y", "a ", "x" * 300]
+)
+def test_a_name_that_is_taken_by_other_things_is_refused(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs/made").mkdir(parents=True)
+    made_run(Path("outputs/made"), tiny(tmp_path))
+    with pytest.raises(UserError, match="name="):
+        check_name(Path("outputs") / name)
+    check_name(Path("outputs/made"))
+    check_name(Path("outputs/dataset"))
+    check_name(Path("outputs/sweeps/data"), is_sweep=True)
+
+
+def test_a_changed_setting_a_wrong_path_and_an_unknown_run_are_refused_before_torch_is_imported(start, tmp_path):
+    assert not {"torch"} & set(imported_by("train", "data=text", "data.path=nope.txt", folder=tmp_path))
+    assert not (tmp_path / "outputs").exists()
+    assert not {"torch"} & set(imported_by("train", "init_from=nobody", folder=tmp_path))
+
+
+def imported_by(command: str, *words: str, folder: Path) -> list[str]:
+    import os
+    import subprocess
+
+    code = (
+        f"import sys, positron.{command} as c\nsys.argv = ['{command}', *{list(words)!r}]\n"
+        "try:\n    c.main()\nexcept SystemExit as e:\n    assert e.code == 2, e.code\n"
+        "print(' '.join(m for m in sys.modules if '.' not in m))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(PROJECT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_a_changed_setting_is_refused_with_the_difference_and_the_text_may_move(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs/made").mkdir(parents=True)
+    config = tiny(tmp_path, data=DataConfig(source="text", path="/data/m/p.txt"))
+    run = made_run(Path("outputs/made"), config, data_fingerprint="f")
+    moved = dataclasses.replace(config, data=dataclasses.replace(config.data, path="../m/p.txt", dir="elsewhere"))
+    assert run.differences(moved) == []
+    check(moved, run.folder, {})
+    with pytest.raises(UserError, match=r"optimizer.lr: 0.003 -> 0.1"):
+        check(dataclasses.replace(config, optimizer=OptimizerConfig(lr=0.1)), run.folder, {})
+    write_json(run.folder / "run.json", {"resolved": {"max_steps": 40, "batch_tokens": 512}})  # no fingerprint is known
+    assert any(difference.startswith("data.path") for difference in run.differences(moved))
+
+
+def test_another_runs_weights_keep_its_tokenizer_and_need_its_architecture(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs/base").mkdir(parents=True)
+    base = tiny(tmp_path)
+    made_run(Path("outputs/base"), base)
+    asked = dataclasses.replace(base, name="new", init_from="base")
+    spm = dataclasses.replace(
+        asked, tokenizer=dataclasses.replace(base.tokenizer, kind="sentencepiece", vocab_size=400)
+    )
+    assert check(spm, Path("outputs/new"), {}).tokenizer == base.tokenizer
+    with pytest.raises(UserError, match="tokenizer=spm_2k is another tokenizer"):
+        check(spm, Path("outputs/new"), {"tokenizer": "spm_2k"})
+    assert with_known_tokenizer(asked, Path("outputs/new"), {"tokenizer": "char"}).tokenizer == base.tokenizer
+    wide = dataclasses.replace(asked, model=dataclasses.replace(base.model, d_model=64, norm="rmsnorm"))
+    with pytest.raises(UserError, match=r"add model.d_model=32 model.d_ff=128 model.norm=layernorm"):
+        check(wide, Path("outputs/new"), {})
+    with pytest.raises(UserError, match="no run nobody"):
+        check(dataclasses.replace(asked, init_from="nobody"), Path("outputs/new"), {})
+    with pytest.raises(UserError, match="no such file"):
+        check(dataclasses.replace(asked, init_from=None, ckpt_path="x.ckpt"), Path("outputs/new"), {})
+
+
+# Sweeps
+
+
+def test_a_job_is_found_by_its_overrides_whatever_its_number(tmp_path):
+    jobs = [["seed=1", f"optimizer.lr={lr}"] for lr in ("0.001", "0.003")]
+    folders = [claim_folder(tmp_path, number, job, None) for number, job in enumerate(jobs)]
+    assert [folder.name for folder in folders] == ["0", "1"]
+    more = claim_folder(tmp_path, 0, ["seed=1", "optimizer.lr=0.0005"], None)
+    assert more.name == "2"
+    assert claim_folder(tmp_path, 1, jobs[0], None) == folders[0]
+    assert (
+        claim_folder(tmp_path, 0, [*jobs[1], "++monitor.every=3", "device=cpu"], None) == folders[1]
+    )  # shown elsewhere
+    assert claim_folder(tmp_path, 0, ["seed=1", "optimizer.lr=0.003", "data.size_mb=1"], None).name == "3"
+
+
+def test_jobs_of_older_versions_are_found_by_their_job_json_or_their_config(tmp_path):
+    (tmp_path / "0").mkdir()
+    write_json(tmp_path / "0/job.json", {"overrides": ["seed=1"], "failed": None})
+    (tmp_path / "1").mkdir()
+    made_run(tmp_path / "1", tiny(tmp_path))  # killed before its job.json
+    assert claim_folder(tmp_path, 4, ["seed=1"], None).name == "0"
+    assert claim_folder(tmp_path, 4, ["seed=7"], tiny(tmp_path)).name == "1"
+
+
+SWEEP = (
+    "model=debug",
+    "device=cpu",
+    *FAST,
+    "name=s",
+    "train.max_steps=3",
+    "schedule.warmup_steps=1",
+    "train.val_every=3",
+)
+
+
+def test_a_sweep_grown_and_reordered_keeps_what_is_done_and_choices_may_be_a_pattern(door, tmp_path):
+    first = door("train", *SWEEP, "-m", "schedule=glob(co*)")
+    assert first.code == 0, first.err
+    folder = tmp_path / "outputs/sweeps/s"
+    before = {name: (folder / name / "metrics.jsonl").read_bytes() for name in ("0", "1")}
+    jobs = {name: (folder / name / "job.json").read_bytes() for name in ("0", "1")}
+    more = door("train", *SWEEP, "schedule=linear,cosine,constant", "-m")
+    assert more.code == 0, more.err
+    assert more.err.count("nothing to do") == 2
+    assert before == {name: (folder / name / "metrics.jsonl").read_bytes() for name in ("0", "1")}
+    assert {json.loads(text)["failed"] for text in jobs.values()} == {None}
+    assert len(more.out.strip().splitlines()) == 5
+    assert "schedule=linear" in json.loads((folder / "2" / "job.json").read_text())["overrides"]
+    refusal = door("train", *SWEEP, "-m", "optimizer.lr=interval(1e-3,1e-2)")
+    assert refusal.code == 2
+    assert "hydra/sweeper=optuna" in refusal.err
+    wrong = door("train", *SWEEP, "-m", "seed=1,2", "tokenizer.vocab_size=100")
+    assert wrong.code == 2
+    assert "tokenizer.vocab_size= is read by" in wrong.err
+
+
+# Help
+
+
+@pytest.mark.parametrize("recipe", ["train", "sft"])
+def test_help_shows_usage_every_choice_and_every_key_with_its_meaning(recipe):
+    text = help_text(recipe, CONF)
+    assert text.startswith(f"usage: python -m positron.{recipe}")
+    assert "_fields" not in text
+    assert "Hydra." not in text.splitlines()[0]
+    elsewhere = {"train": ("sft",), "sft": ("model", "tokenizer", "budget", "auto_size")}[recipe]
+    for key, meaning in field_comments().items():
+        if key != "given" and key.split(".")[0] not in elsewhere:
+            assert f"  {key}  " in text
+            assert meaning, f"{key} has no comment in config.py"
+            assert meaning.split()[0] in text
+    if recipe == "train":
+        for word in ("smear", "auto_size", "device.share", "spm_4k", "muon_embeddings"):
+            assert word in text
+
+
+def test_every_choice_is_described_by_the_first_comment_of_its_file():
+    for group, choices in groups_of(CONF).items():
+        for choice in choices:
+            assert first_comment(CONF / group / f"{choice}.yaml"), f"conf/{group}/{choice}.yaml has no comment"
+
+
+def test_positron_alone_lists_every_command_with_a_line_each(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["positron"])
+    list_commands()
+    lines = capsys.readouterr().out
+    for command in COMMANDS:
+        assert re.search(rf"^  {command} +\S", lines, re.MULTILINE)
+        assert summary(command)
+    monkeypatch.setattr(sys, "argv", ["positron", "trian"])
+    with pytest.raises(SystemExit, match="2"):
+        list_commands()
+    assert "python -m positron.train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_version_is_positrons(door, command):
+    assert door(command, "--version").out == f"Positron {__version__}\n"
