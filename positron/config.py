@@ -407,7 +407,7 @@ class RunConfig:
     sft: SFTConfig | None = None  # None: pretraining
     ckpt_path: str | None = None  # continue from FILE, RUN or latest, everything restored
     init_from: str | None = None  # start from this run's weights, nothing else
-    resume: Literal["auto", "must", "never"] = "auto"
+    resume: Literal["auto", "must", "never"] = "auto"  # auto: continue if there is something to continue from
     budget: float | str | None = None  # 90s, 10m, 2h: batch, horizon and rates are chosen for it (training/budget.py)
     auto_size: bool = False  # with a budget, the model's width and depth too (model=auto)
     given: tuple[str, ...] = ()  # with a budget, the keys of the command line, which it leaves as they are

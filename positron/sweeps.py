@@ -159,7 +159,9 @@ def _identity(overrides: Sequence[str], but_horizon: bool = False) -> dict[str, 
 def _has_config(folder: Path, config: RunConfig | None) -> bool:
     run = Run(folder)
     try:
-        return config is not None and run.exists and not run.differences(config)
+        if config is None or not run.exists or run.differences(config):
+            return False
+        return run.settings().data.path == config.data.path  # two jobs may be the same but for their text
     except (UserError, KeyError, TypeError, ValueError):  # damaged, or from a version with other settings
         return False
 

@@ -294,7 +294,9 @@ def test_a_number_too_large_for_a_float_is_refused():
 def made_run(folder: Path, config: RunConfig, **facts: object) -> Run:
     run = Run(folder)
     write_json(folder / "config.json", dataclasses.asdict(config))
-    write_json(folder / "run.json", {"resolved": {"max_steps": 40, "batch_tokens": 512}, **facts})
+    write_json(
+        folder / "run.json", {"resolved": {"max_steps": 40, "batch_tokens": 512, "micro_batch_size": 16}, **facts}
+    )
     (folder / "checkpoints").mkdir()
     (folder / "checkpoints" / "step-000001.ckpt").write_bytes(b"")
     return run
@@ -347,7 +349,9 @@ def test_a_changed_setting_is_refused_with_the_difference_and_the_text_may_move(
     check(moved, run.folder, {})
     with pytest.raises(UserError, match=r"optimizer.lr: 0.003 -> 0.1"):
         check(dataclasses.replace(config, optimizer=OptimizerConfig(lr=0.1)), run.folder, {})
-    write_json(run.folder / "run.json", {"resolved": {"max_steps": 40, "batch_tokens": 512}})  # no fingerprint is known
+    write_json(
+        run.folder / "run.json", {"resolved": {"max_steps": 40, "batch_tokens": 512, "micro_batch_size": 16}}
+    )  # no fingerprint is known
     assert any(difference.startswith("data.path") for difference in run.differences(moved))
 
 
@@ -410,7 +414,7 @@ SWEEP = (
 
 
 def test_a_sweep_grown_and_reordered_keeps_what_is_done_and_choices_may_be_a_pattern(door, tmp_path):
-    first = door("train", *SWEEP, "-m", "schedule=glob(co*)")
+    first = door("train", *SWEEP, "-m", "schedule=glob(co*)")  # constant, cosine
     assert first.code == 0, first.err
     folder = tmp_path / "outputs/sweeps/s"
     before = {name: (folder / name / "metrics.jsonl").read_bytes() for name in ("0", "1")}
@@ -422,12 +426,16 @@ def test_a_sweep_grown_and_reordered_keeps_what_is_done_and_choices_may_be_a_pat
     assert {json.loads(text)["failed"] for text in jobs.values()} == {None}
     assert len(more.out.strip().splitlines()) == 5
     assert "schedule=linear" in json.loads((folder / "2" / "job.json").read_text())["overrides"]
+
+
+def test_a_sweep_that_cannot_be_listed_or_that_no_job_reads_is_refused_before_its_first_job(door, tmp_path):
     refusal = door("train", *SWEEP, "-m", "optimizer.lr=interval(1e-3,1e-2)")
     assert refusal.code == 2
     assert "hydra/sweeper=optuna" in refusal.err
     wrong = door("train", *SWEEP, "-m", "seed=1,2", "tokenizer.vocab_size=100")
     assert wrong.code == 2
     assert "tokenizer.vocab_size= is read by" in wrong.err
+    assert not (tmp_path / "outputs").exists()
 
 
 # Help
