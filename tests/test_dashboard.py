@@ -299,3 +299,62 @@ def test_a_browser_shows_the_table_and_the_curves(page: Page, tmp_path: Path) ->
     assert "sweeps/lr/0" in dom
     assert "<canvas" in dom
     assert not [line for line in log.splitlines() if "CONSOLE" in line], log
+
+
+HOSTILE = {
+    "nested": b"[" * 200_000 + b"]" * 200_000,
+    "huge": b'{"step": 1' + b"0" * 400 + b"}",
+    "overrides": b'{"overrides": 3}',
+    "text": b'"x"',
+    "status": b'{"status": ["finished"], "resolved": 7, "floor_bpb": "low"}',
+}
+
+
+@pytest.mark.parametrize("name", ["run.json", "job.json", "config.json", "model/config.json", "metrics.jsonl"])
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_broken_run_is_a_row_with_its_fault_and_the_others_are_shown(
+    page: Page, outputs: Path, name: str, case: str
+) -> None:
+    broken = make_run(outputs, "broken")
+    (broken / name).parent.mkdir(exist_ok=True)
+    (broken / name).write_bytes(HOSTILE[case] + b"\n")
+    rows = {row["id"]: row for row in page.json("/api/runs")["runs"]}
+    assert {"broken", "one"} <= rows.keys()
+    harmless = {("job.json", "huge"), ("job.json", "status"), ("run.json", "overrides")}  # objects without its keys
+    assert rows["broken"]["notes"] or (name, case) in harmless
+    assert not any("unreadable" in note or "damaged" in note for note in rows["one"]["notes"])
+
+
+@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "train.log", "lock", "report.html", "samples.md"])
+def test_links_in_a_run_folder_show_nothing_of_where_they_lead(page: Page, outputs: Path, name: str) -> None:
+    secret = outputs.parent / "secret"
+    secret.write_text('{"name": "nobody may see", "step": 77}\n## Step 1\nnobody may see\n')
+    broken = make_run(outputs, "linked")
+    (broken / name).unlink(missing_ok=True)
+    (broken / name).symlink_to(secret)
+    assert "one" in {row["id"] for row in page.json("/api/runs")["runs"]}
+    for path in ("/api/runs", "/api/samples?run=linked", "/report?run=linked", "/api/curve?run=linked&key=step"):
+        assert b"nobody may see" not in page.get(path)[1], path
+
+
+def test_half_sent_requests_and_a_crowd_leave_the_page_usable(page: Page) -> None:
+    import socket
+
+    with contextlib.ExitStack() as stack:
+        for _ in range(200):
+            connection = stack.enter_context(socket.create_connection(("127.0.0.1", page.port), timeout=PATIENCE))
+            connection.sendall(b"GET / HTTP/1.1\r\nHost: local")
+        assert threading.active_count() < 100
+        answers = []
+        for _ in range(50):
+            with (
+                contextlib.suppress(ConnectionError),
+                socket.create_connection(("127.0.0.1", page.port), PATIENCE) as c,
+            ):
+                c.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                answers.append(c.recv(100))  # an answer or a refusal, at once: nobody waits for the half-sent ones
+    status, end = 0, time.monotonic() + PATIENCE
+    while status != 200 and time.monotonic() < end:
+        with contextlib.suppress(ConnectionError, http.client.HTTPException):
+            status = page.get("/api/runs")[0]
+    assert status == 200

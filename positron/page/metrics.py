@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from array import array
 from bisect import bisect_left, bisect_right
@@ -12,13 +11,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from positron.config import UserError
+from positron.disk import is_number, open_inside
+
 POINTS = 1000  # of a curve: about as many as a screen has columns
 TIMES = ("step", "tokens", "time_s")  # what a curve may be drawn against
 
 
 def number(value: Any) -> float | None:
     """A finite number, or None for anything else that a file may hold."""
-    return value if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) else None
+    return value if is_number(value) else None
 
 
 class Metrics:
@@ -39,16 +41,17 @@ class Metrics:
         A file that was replaced (a resumed run cuts what it will write again) or became shorter is read anew.
         """
         try:
-            with self.path.open("rb") as file:
+            with open_inside(self.path, "rb") as file:
                 facts = os.fstat(file.fileno())
                 if str(facts.st_ino) != self.file or facts.st_size < self.offset:
                     self._start_over(file=str(facts.st_ino))  # a string: JavaScript has no such large numbers
                 file.seek(self.offset)
                 added = file.read()
-        except OSError as error:
+        except (OSError, UserError) as error:
             self._start_over(file="")
             if not isinstance(error, FileNotFoundError):
-                self.trouble = f"cannot read metrics.jsonl: {error.strerror}"
+                reason = error.strerror if isinstance(error, OSError) else error
+                self.trouble = f"cannot read metrics.jsonl: {reason}"
             return
         for line in added[: added.rfind(b"\n") + 1].splitlines(keepends=True):
             self.offset += len(line)
@@ -57,7 +60,7 @@ class Metrics:
     def _add(self, line: bytes) -> None:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if not isinstance(row, dict) or number(row.get("step")) is None:
             self.trouble = f"metrics.jsonl has an unreadable line that ends at byte {self.offset}"

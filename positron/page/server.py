@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import os
 import re
 import socketserver
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
@@ -42,8 +44,14 @@ _HEADERS = {
 }
 
 
+REQUEST_SECONDS = 5.0  # without a byte from the browser, or without it taking one
+MOST_THREADS = 64  # a browser has six connections open
+_BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
+
+
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    timeout = REQUEST_SECONDS
     server: Server
 
     def do_GET(self) -> None:
@@ -93,8 +101,11 @@ class Server(http.server.ThreadingHTTPServer):
 
     allow_reuse_address = os.name == "posix"  # on Windows it would let two servers share a port
     allow_reuse_port = False
+    daemon_threads = True
+    request_queue_size = 1024
 
     def __init__(self, outputs: Path, port: int) -> None:
+        self._slots = threading.BoundedSemaphore(MOST_THREADS)
         self.shown, self.outputs = str(outputs), Outputs(outputs)
         try:
             super().__init__(("127.0.0.1", port), Handler)
@@ -106,6 +117,22 @@ class Server(http.server.ThreadingHTTPServer):
         """Without HTTPServer's question to the network for this machine's name, which may take long."""
         socketserver.TCPServer.server_bind(self)
 
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own; with MOST_THREADS at work, refuse at once instead of waiting for ever."""
+        if self._slots.acquire(timeout=0.01):
+            super().process_request(request, client_address)
+            return
+        with contextlib.suppress(OSError):  # it has gone already
+            request.setblocking(False)
+            request.sendall(_BUSY)
+        self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._slots.release()
+
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError):  # a browser that has lost interest
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):  # a browser that has lost interest
             super().handle_error(request, client_address)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
+import stat
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 from positron.config import GPTConfig, UserError
-from positron.disk import is_locked, read_json
+from positron.console import one_line
+from positron.disk import is_locked, open_inside, read_bytes, read_json
 from positron.page.choices import differences, shorten_overrides, text_of
 from positron.page.metrics import Metrics, number
+from positron.run_facts import damage, read_facts, read_record
 from positron.runs import Run, gpt_config
 from positron.settings import from_dict
 from positron.wording import above, judged_bpb
@@ -41,8 +43,11 @@ class Outputs:
             self._find()
             rows = []
             for name, folder in self._folders.items():
-                with contextlib.suppress(FileNotFoundError):  # deleted while we looked
+                try:
                     rows.append(self._row(name, folder))
+                except Exception as error:  # one broken run is a row with its fault, and never an empty table
+                    if folder.exists():  # else it was deleted while we looked
+                        rows.append(_broken_row(name, folder, error))
             shorten_overrides(rows)
             return rows
 
@@ -59,17 +64,17 @@ class Outputs:
 
     def samples(self, name: str) -> list[dict[str, str]]:
         """What the run wrote, by step: `head` and `text`. Raises Missing."""
-        path = self._inside(self._folder(name) / "samples.md")
-        text = path.read_text(encoding="utf-8", errors="replace") if path else ""
+        content = _content(self._folder(name) / "samples.md")
+        text = content.decode("utf-8", errors="replace") if content else ""
         parts = [part.partition("\n") for part in re.split(r"(?m)^## (?=Step )", text)[1:]]
         return [{"head": head, "text": body.strip()} for head, _, body in parts]
 
     def report(self, name: str) -> bytes:
         """Raises Missing."""
-        path = self._inside(self._folder(name) / "report.html")
-        if path is None:
+        content = _content(self._folder(name) / "report.html")
+        if content is None:
             raise Missing(f"{name} has no report.html")
-        return path.read_bytes()
+        return content
 
     def _find(self) -> None:
         """Every folder with a run.json, or with the job.json of a job that failed before it had one."""
@@ -88,10 +93,6 @@ class Outputs:
         if name not in self._folders:
             raise Missing(f"there is no run {name}")
         return self._folders[name]
-
-    def _inside(self, path: Path) -> Path | None:
-        """The file, unless it is missing or a link that leads out of the folder."""
-        return path if path.is_file() and path.resolve().is_relative_to(self.root) else None
 
     def _metrics_of(self, folder: Path) -> Metrics:
         metrics = self._metrics.setdefault(folder, Metrics(folder / "metrics.jsonl"))
@@ -114,7 +115,7 @@ class Outputs:
             min(metrics.values("val/bpb"), default=None),
             number(facts.get("floor_bpb")),
         )
-        judged = None if last is None or best is None else judged_bpb(last, best, Run(folder).is_chat)
+        judged = None if last is None or best is None else judged_bpb(last, best, (folder / "chat.json").exists())
         return {
             "id": name,
             "name": folder.name if name == "." else name,
@@ -140,18 +141,18 @@ class Outputs:
             "file": metrics.file,
             "offset": metrics.offset,
             "samples": _size(folder / "samples.md"),
-            "report": self._inside(folder / "report.html") is not None,
+            "report": _size(folder / "report.html") > 0,
         }
 
     def _architecture(self, run: Run, notes: list[str]) -> GPTConfig | None:
         """From the exported model, or from the configuration and the tokenizer while there is none."""
         path = run.folder / "config.json"
         try:
-            changed = path.stat().st_mtime
+            changed = path.lstat().st_mtime
             if self._architectures.get(path, (0, None))[0] != changed:
                 self._architectures[path] = (changed, architecture(run))
             return self._architectures[path][1]
-        except (OSError, UserError, KeyError, TypeError) as error:  # a file that is missing, damaged, or another's
+        except (OSError, UserError) as error:  # a file that is missing, damaged, or another's
             notes.append(f"size unknown: {error}")
             return None
 
@@ -160,22 +161,55 @@ def architecture(run: Run) -> GPTConfig:
     """Without torch. Raises UserError where a file is missing or damaged."""
     exported = run.folder / "model" / "config.json"
     if exported.exists():
-        return from_dict(GPTConfig, read_json(exported))
+        return from_dict(GPTConfig, read_json(exported, run.folder))
     from positron.text.choose import load_tokenizer
 
     return gpt_config(run.config(), load_tokenizer(run.tokenizer_folder).vocab_size)
 
 
-def _facts(path: Path, notes: list[str]) -> dict[str, Any]:
-    """The object in a JSON file, empty without one; what is wrong with it goes to the notes."""
+def _broken_row(name: str, folder: Path, error: Exception) -> dict[str, Any]:
+    """The row of a run whose files cannot be read: all of it empty but its name and what is wrong."""
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    numbers = ("step", "max_steps", "tokens", "bpb", "best", "floor", "above", "params", "flops_per_token", "speed")
+    return {
+        "id": name,
+        "name": folder.name if name == "." else name,
+        "overrides": [],
+        "notes": [one_line(reason, 300)],
+        "status": "damaged",
+        "live": False,
+        **dict.fromkeys((*numbers, "time_s", "started", "updated")),
+        "text": text_of({}),
+        "fingerprint": "",
+        "file": "",
+        "offset": 0,
+        "samples": 0,
+        "report": False,
+    }
+
+
+def _content(path: Path) -> bytes | None:
+    """A file of a run, unless it is missing or a link."""
     try:
-        facts = read_json(path) if path.exists() else {}
-    except UserError as error:
-        notes.append(str(error))
+        return read_bytes(path) if path.exists() else None
+    except UserError:
+        return None
+
+
+def _facts(path: Path, notes: list[str]) -> dict[str, Any]:
+    """Return the object in a JSON file, empty without one; what is wrong with it goes to the notes."""
+    try:
+        if not path.exists() and not path.is_symlink():
+            return {}
+        facts, is_whole = read_facts(path) if path.name == "run.json" else read_record(path)
+    except (UserError, OSError) as error:
+        notes.append(one_line(str(error), 300))
         return {}
-    if not isinstance(facts, dict):
-        notes.append(f"{path} holds no object")
-        return {}
+    if not is_whole:
+        notes.append(damage(path))
+    if path.name == "job.json" and not isinstance(facts.get("overrides"), list | None):
+        notes.append(f"{path} is damaged: overrides is not a list")
+        return {**facts, "overrides": None}
     return facts
 
 
@@ -204,7 +238,7 @@ def _started(folder: Path) -> str | None:
     path = folder / "train.log"
     if not path.exists():
         return None
-    with path.open("rb") as file:
+    with open_inside(path, "rb") as file:
         stamp = file.read(19).decode("utf-8", errors="replace")
     return stamp if re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", stamp) else None
 
@@ -218,4 +252,9 @@ def _updated(folder: Path, facts: dict[str, Any], live: bool) -> str | None:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    """In bytes; 0 for a file that is missing or a link."""
+    try:
+        facts = path.lstat()
+    except FileNotFoundError:
+        return 0
+    return facts.st_size if stat.S_ISREG(facts.st_mode) else 0
