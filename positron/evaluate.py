@@ -132,7 +132,7 @@ def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[s
     from positron.evaluation.story_quality import quality, write_stories
     from positron.evaluation.texts import token_files
 
-    training = token_files(run, "train", say)
+    training = token_files(run, "train", say, "--stories needs it: leave that out")
     sampling = chosen_sampling(options, default="balanced")
     written = write_stories(writer, options.count, sampling, options.seed, longest(writer))
     fresh = [story.text for story in stories.documents(-1 - options.seed, 0, options.count)]

@@ -112,6 +112,16 @@ def test_replayed_windows_are_as_long_as_the_longest_conversation_of_their_step(
     assert y[row].tolist() == list(range(101, 101 + n))
 
 
+def test_samples_are_asked_with_the_system_message_and_the_first_question(tmp_path: Path) -> None:
+    from positron.training.fit import _sample_prompt
+
+    messages = (Message("system", "be"), Message("user", "a?"), Message("assistant", "b."), Message("user", "c"))
+    data = instruct_data([Conversation(messages, is_val) for is_val in (False, True)])
+    asked = _sample_prompt(tuned(tmp_path), data, TOKENIZER)
+    assert asked["ids"] == conversation.prompt(messages[:2], TOKENIZER)
+    assert asked["prompt"] == "a?\n\n"
+
+
 def instruct_data(talks: list[Conversation], **options: Any) -> InstructData:
     chosen = {"context": 32, "batch_size": 4, "micro_batch_size": 4, "seed": 0, "packing": False, "val_tokens": 1000}
     return InstructData(talks, TOKENIZER, **{"replay": None, "say": lambda line: None, **chosen, **options})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
+from itertools import takewhile
 from typing import Any
 
 import lightning as L
@@ -286,9 +287,13 @@ def _sample_prompt(config: RunConfig, data: PretrainData | InstructData, tokeniz
     if isinstance(data, PretrainData):
         text = config.train.sample_prompt or "Once upon a time"
         return {"prompt": text, "ids": [end, *tokenizer.encode(text)], "stop_ids": [end]}
-    asked = Message("user", config.train.sample_prompt) if config.train.sample_prompt else data.example.messages[0]
-    ids = conversation.prompt([asked], tokenizer)
-    return {"prompt": f"{asked.content}\n\n", "ids": ids, "stop_ids": conversation.stop_ids(tokenizer)}
+    messages = data.example.messages
+    if config.train.sample_prompt:
+        asked = [Message("user", config.train.sample_prompt)]
+    else:  # all up to the first answer, a system message too
+        asked = list(takewhile(lambda message: message.role != "assistant", messages)) or list(messages[:1])
+    ids = conversation.prompt(asked, tokenizer)
+    return {"prompt": f"{asked[-1].content}\n\n", "ids": ids, "stop_ids": conversation.stop_ids(tokenizer)}
 
 
 def _without_notices() -> None:
