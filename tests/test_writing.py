@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import gc
 import itertools
-import json
-import subprocess
-import sys
 import threading
 import weakref
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENCE, Result, tiny
+from conftest import PATIENCE
 
 from positron import load
 from positron.config import GPTConfig, UserError
@@ -28,7 +23,6 @@ from positron.inference.sampling import Sampling
 from positron.inference.writer import Writer
 from positron.model.gpt import GPT
 from positron.text.tables import CharTokenizer
-from positron.train import train
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzTO é\n"
 
@@ -255,107 +249,6 @@ def test_an_extreme_setting_that_is_allowed_still_writes(writer: Writer) -> None
 def test_load_names_a_wrong_argument(run: Any, weights: Any) -> None:
     with pytest.raises(UserError, match="run" if weights == "fp32" else "weights"):
         load(run, weights)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("run")
-    train(tiny(made, train__max_steps=3), made / "outputs" / "r")
-    return made
-
-
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        (["Tom", "--compare", "--json"], "--compare does not use --json"),
-        (["Tom", "--compare", "--stop", " ", "--num-samples", "3"], "--compare does not use --num-samples, --stop"),
-        (["Tom", "--compare", "--temperature", "0"], "--compare does not use --temperature"),
-        (["Tom", "--compare", "--preset", "creative"], "--compare does not use --preset"),
-        (["Tom", "--compare", "--num-samples", "1"], "--compare does not use --num-samples"),
-        (["bench", "--json"], "bench does not use --json"),
-        (["bench", "--seed", "0"], "bench does not use --seed"),
-        (["bench", "--compare"], "bench does not use --compare"),
-        (["Tom", "--seed", "99999999999999999999999"], "seed 99999999999999999999999 must lie between"),
-        (["Tom", "--seed", str(2**64 - 1), "--num-samples", "2"], "each of the 2 texts"),
-        (["\udcff bad"], "the prompt is not UTF-8: byte 0 is 0xff"),
-        (["Tom \udce9t\udce9"], "the prompt is not UTF-8: byte 4 is 0xe9"),
-        (["--file", "utf16.txt"], "is not UTF-8: byte 0 is 0xff; it looks like UTF-16"),
-        (["--file", "latin.txt"], "is not UTF-8: byte 4 is 0xe9"),
-        (["Tom", "--stop", ""], "stop: an empty text"),
-    ],
-)
-def test_what_generate_cannot_use_is_refused_in_one_line_before_the_run_is_loaded(
-    folder: Path, arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from positron import generate
-
-    (folder / "utf16.txt").write_bytes("Tom".encode("utf-16"))
-    (folder / "latin.txt").write_bytes("Tom était".encode("latin-1"))
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["generate", *arguments, "--run", "no such run"])
-    with pytest.raises(SystemExit) as ended:
-        generate.main()
-    assert ended.value.code == 2
-    shown = capsys.readouterr().err
-    assert says in shown
-    assert shown.count("\n") == 1
-
-
-def test_a_byte_order_mark_is_not_part_of_a_prompt(folder: Path, door: Callable[..., Result]) -> None:
-    (folder / "b.txt").write_bytes(b"\xef\xbb\xbfTom had\r\n")
-    options = ["--run", "r", "--max-tokens", "4", "--json"]
-    for arguments in (["--file", "b.txt"], ["\ufeffTom had"]):
-        made = door("generate", *arguments, *options, folder=folder)
-        assert json.loads(made.out)["prompt"] == "Tom had", made.err
-
-
-def test_bytes_of_a_pipe_are_read_as_a_file_is_and_a_closed_stdin_is_empty(folder: Path) -> None:
-    command = [sys.executable, "-m", "positron.generate", "--run", "r", "--max-tokens", "2"]
-    environment = {"PYTHONPATH": ":".join(sys.path), "PATH": "/usr/bin:/bin"}
-    for stdin, code, says in (
-        (b"\xef\xbb\xbfTom\n", 0, b"Tom"),
-        (b"\xff\xfeTom", 2, b"the prompt is not UTF-8: byte 0 is 0xff"),
-    ):
-        done = subprocess.run(
-            command, cwd=folder, env=environment, input=stdin, capture_output=True, timeout=PATIENCE, check=False
-        )
-        assert done.returncode == code, done.stderr
-        assert (done.stdout if code == 0 else done.stderr).startswith(says if code == 0 else b"positron: " + says)
-    closed = " ".join([*command, "0<&-"])
-    done = subprocess.run(
-        ["bash", "-c", closed], cwd=folder, env=environment, capture_output=True, timeout=PATIENCE, check=False
-    )
-    assert (done.returncode, done.stdout[:16]) == (0, b"Once upon a time"), done.stderr
-
-
-def test_a_stop_text_counts_only_the_tokens_before_it(folder: Path, door: Callable[..., Result]) -> None:
-    plain = door("generate", "Tom", "--run", "r", "--json", "--max-tokens", "40", folder=folder)
-    text = json.loads(plain.out)["text"]
-    stop = text[5]
-    made = door("generate", "Tom", "--run", "r", "--json", "--max-tokens", "40", "--stop", stop, folder=folder)
-    facts = json.loads(made.out)
-    assert (facts["text"], facts["tokens"]) == (text[: text.index(stop)], text.index(stop))
-    assert facts["ended"]
-
-
-@pytest.mark.parametrize("options", [[], ["--num-samples", "2"], ["--compare"], ["--json"]])
-def test_generate_prints_no_terminal_commands(
-    folder: Path, options: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Those of the prompt (a file of somebody) and those that the model writes, which come token by token."""
-    from positron import generate
-
-    monkeypatch.setattr(CharTokenizer, "bytes_of", lambda tokenizer, i: (b"\x1b", b"\x9b", b"]0;\xc2\x9b", b"a")[i % 4])
-    monkeypatch.chdir(folder)
-    arguments = ["Tom\x1b[31m", "--run", "r", "--max-tokens", "20", "--seed", "1", *options]
-    monkeypatch.setattr(CharTokenizer, "encode", lambda tokenizer, text: [6] * len(text))
-    monkeypatch.setattr(sys, "argv", ["generate", *arguments])
-    generate.main()
-    shown = capsys.readouterr().out
-    assert not {"\x1b", "\x9b", "\x07"} & set(shown)
-    assert "Tom" in shown
-    if options == ["--json"]:
-        assert json.loads(shown)["prompt"] == "Tom\x1b[31m"
 
 
 def test_generate_and_stream_write_the_same_text_after_the_prompt(writer: Writer) -> None:
