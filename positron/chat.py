@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from positron.chat_commands import NearCommand, execute, parse, remark
 from positron.config import UserError
-from positron.console import Screen
+from positron.console import Screen, say_loading
 from positron.door import describe, errors_as_one_line
 from positron.inference.checks import argument, seed_of, standard_input_lines
 from positron.inference.options import chosen_sampling, draft_option, sampling_options
@@ -48,6 +48,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     with errors_as_one_line():
         options = arguments().parse_args()
+        say_loading(options.run or "the run trained last")
         if options.max_tokens is not None and options.max_tokens < 1:
             raise UserError(f"--max-tokens {options.max_tokens} must be at least 1")
         question = None if options.question is None else argument(options.question, "the question")

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from positron.config import UserError
-from positron.console import printable
+from positron.console import printable, say_loading
 from positron.door import errors_as_one_line, side_by_side
 from positron.inference.checks import argument, seed_of
 
@@ -42,8 +42,7 @@ def main() -> None:
         if options.limit < 0 or options.max_tokens < 1:
             raise UserError("--limit must be at least 0 bytes, and --max-tokens at least 1")
         prompt, seed = argument(options.prompt, "--prompt"), seed_of(options.seed)
-        if "torch" not in sys.modules:
-            say("comparing " + (", ".join(options.runs) or "all runs in outputs/"))
+        say_loading(", ".join(options.runs) or "all runs in outputs/")
         from positron.disk import make_folder, whole_file
         from positron.evaluation import comparison
         from positron.evaluation.plots_of_runs import comparison_picture

@@ -31,6 +31,12 @@ def open_streams() -> None:
             stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
 
 
+def say_loading(what: str) -> None:
+    """Say that slow imports begin, so that a command speaks at once; nothing where torch is imported already."""
+    if "torch" not in sys.modules:
+        print(f"loading {one_line(what)}", file=sys.stderr, flush=True)
+
+
 def printable(text: str) -> str:
     """Replace what a terminal would obey instead of show by its escape, `\\x1b` for instance; newlines and tabs stay."""
     if text.isascii() and text.isprintable():

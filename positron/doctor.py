@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from positron.door import errors_as_one_line
 from positron.threads import OtherPrograms, describe_others
+from positron.wording import command, counted
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "sentencepiece", "datasets", "tiktoken", "numpy", "wandb")
 NETWORK_SECONDS = 3.0
@@ -103,7 +104,13 @@ def devices() -> Iterator[Finding]:
     ]
     for name in (*names, "cpu"):
         device = torch.device(name)
-        title = torch.cuda.get_device_name() if name == "cuda" else f"{os.cpu_count()} cores" if name == "cpu" else ""
+        title = (
+            torch.cuda.get_device_name()
+            if name == "cuda"
+            else counted(os.cpu_count() or 1, "core")
+            if name == "cpu"
+            else ""
+        )
         free = free_memory(device)
         memory = f"{free / 1e9:.1f} GB of memory free" if free else "memory unknown"
         yield Finding(f"device={name}", True, f"{title}, {memory}")
@@ -187,9 +194,9 @@ def main() -> None:
                     flush=True,
                 )
         print(
-            "\nready: python -m positron.train experiment=quickstart"
+            f"\nready: {command('train', 'experiment=quickstart')}"
             if not failed
-            else "\nmend the lines marked FAIL first"
+            else "\nfix the lines marked FAIL first"
         )
         if failed:
             raise SystemExit(1)

@@ -14,6 +14,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from positron.config import DataConfig, UserError
+from positron.console import say_loading
 from positron.door import errors_as_one_line
 from positron.inference.options import chosen_sampling, sampling_options
 from positron.settings import from_dict
@@ -53,6 +54,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     with errors_as_one_line():
         options = arguments().parse_args()
+        say_loading(options.run or "the run trained last")
         if options.limit < 0:
             raise UserError(f"--limit {options.limit} must be at least 0 bytes")
         if options.count < 1:

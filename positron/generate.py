@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.config import UserError
-from positron.console import Screen, printable
+from positron.console import Screen, printable, say_loading
 from positron.door import errors_as_one_line, side_by_side
 from positron.inference.checks import argument, decoded, read_standard_input, seed_of, stops_of, whole_number
 from positron.inference.options import chosen_sampling, draft_option, given_options, sampling_options
@@ -73,6 +73,7 @@ def refuse_unused(mode: str, used: set[str]) -> None:
 def main() -> None:
     with errors_as_one_line():
         options = arguments().parse_args()
+        say_loading(options.run or "the run trained last")
         is_bench = options.prompt == "bench" and options.file is None
         if is_bench:
             refuse_unused("bench", USED_BY_BENCH)

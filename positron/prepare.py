@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from positron.config import RunConfig, UserError
+from positron.console import say_loading
 from positron.door import Voice, compose, errors_as_one_line
 from positron.settings import from_dict
 
@@ -53,6 +54,7 @@ def main() -> None:
         config = from_dict(RunConfig, compose("train", ["name=prepare", *settings]))
         if looking:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
+        say_loading("what reads the text")
         from positron.data.pretrain import prepare
         from positron.data.shards import SPLITS, TokenFiles, verify
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from positron.config import RunConfig, UserError
+from positron.console import say_loading
 from positron.disk import make_folder, write_json
 from positron.door import errors_as_one_line, first_rank
 from positron.evaluation.metrics import read_metrics
@@ -44,6 +45,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     with errors_as_one_line():
         options = arguments().parse_args()
+        say_loading(options.run)
         if options.steps < 1:
             raise UserError(f"--steps {options.steps}: give at least 1")
         run = find_run(options.run)

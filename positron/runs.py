@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -195,11 +194,9 @@ def _changed(path: Path) -> float:
 
 
 def announce(run: Run, named: str | None, say: Callable[[str], None]) -> None:
-    """Say which run is taken where none was named, and that loading has begun before slow imports keep everybody waiting."""
+    """Say which run is taken where none was named."""
     if named is None:
         say(f"no run was named: taking {run.folder}, trained last ({progress_of(run)}); --run takes another one")
-    elif "torch" not in sys.modules:
-        say(f"loading {run.folder}")
 
 
 def progress_of(run: Run) -> str:

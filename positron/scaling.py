@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.config import UserError
+from positron.console import say_loading
 from positron.door import errors_as_one_line
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     with errors_as_one_line():
         options = arguments().parse_args()
+        say_loading("the runs")
         wanted = parse_size(options.predict) if options.predict else (None, None)
         from positron.disk import whole_file
         from positron.evaluation import comparison

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -11,8 +12,10 @@ from typing import Any
 
 import pytest
 
+from positron.console import say_loading
 from positron.evaluation.outcome import quality
 from positron.evaluation.report import _losses_explained
+from positron.runs import Run, announce
 from positron.wording import above_floor, command, counted, judged_bpb, next_command, tokens_per_parameter
 
 
@@ -108,3 +111,30 @@ def test_a_report_explains_a_training_loss_above_validation_loss(
     text = _losses_explained([row], config)
     assert bool(text) == bool(reasons)
     assert all(reason in text for reason in reasons)
+
+
+@pytest.mark.parametrize("name", ["outputs/quickstart", "the run trained last", "a\x1b[31mb"])
+def test_a_command_speaks_before_slow_imports_and_is_silent_where_there_are_none(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say_loading(name)
+    assert capsys.readouterr().err == ""  # torch is here
+    monkeypatch.delitem(sys.modules, "torch")
+    say_loading(name)
+    said = capsys.readouterr().err
+    assert said.startswith("loading ")
+    assert "\x1b" not in said
+
+
+def test_a_run_that_was_not_named_is_told_with_its_steps(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(
+        json.dumps({"status": "finished", "step": 40, "resolved": {"max_steps": 40}, "updated": "2026-07-01 12:00:00"})
+    )
+    said: list[str] = []
+    announce(Run(tmp_path), None, said.append)
+    assert said == [
+        f"no run was named: taking {tmp_path}, trained last (finished, 40 of 40 steps, 2026-07-01 12:00:00); "
+        "--run takes another one"
+    ]
+    announce(Run(tmp_path), str(tmp_path), said.append)
+    assert len(said) == 1
