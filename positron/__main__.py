@@ -30,7 +30,7 @@ def summary(command: str) -> str:
     """The first sentence of the command's own docstring, up to its example."""
     source = (Path(__file__).parent / f"{command}.py").read_text(encoding="utf-8")
     first = " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split())
-    return re.split(r": `|\. |\.$|: python", first)[0].rstrip(".")
+    return re.split(r":? `python|: python|\. |\.$", first)[0]
 
 
 def main() -> None:

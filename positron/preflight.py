@@ -33,7 +33,7 @@ def check(config: RunConfig, folder: Path, given: Mapping[str, str]) -> RunConfi
     else:
         check_source_run(config)
     if not run.exists:
-        check_files(config.data)
+        check_files(config.data, given)
     return config
 
 
@@ -141,14 +141,16 @@ def _saved_kind(run: Run, known: TokenizerConfig) -> str:
     return str(read_json(path).get("kind", known.kind)) if path.is_file() else known.kind
 
 
-def check_files(data: DataConfig) -> None:
-    """Refuse a data.path= where nothing is."""
-    if data.path is None or data.url is not None:
+def check_files(data: DataConfig, given: Mapping[str, str]) -> None:
+    """Refuse a data.path= where nothing is, and data.field= where no file has fields."""
+    if data.path is None or data.url is not None or data.source not in ("text", "instruct"):
         return
-    if data.source == "instruct":
-        if not Path(data.path).expanduser().exists():
-            raise UserError(f"cannot read data.path={data.path}: No such file or directory")
-    elif data.source == "text":
-        from positron.data.files import list_files
+    from positron.data.listing import format_of, list_files
+    from positron.data.records import SUFFIXES
 
-        list_files(data.path)
+    called = f"data.path={data.path}"
+    listing = list_files(data.path, called, SUFFIXES) if data.source == "instruct" else list_files(data.path, called)
+    if data.source == "text" and "data.field" in given and all(format_of(path) == "text" for path in listing.files):
+        raise UserError(
+            f"data.field= is read from .jsonl, .json, .csv and .parquet, and {called} is plain text: leave it out"
+        )

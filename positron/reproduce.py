@@ -21,6 +21,7 @@ from positron.console import say_loading
 from positron.disk import make_folder, write_json
 from positron.door import errors_as_one_line, first_rank
 from positron.evaluation.metrics import read_metrics
+from positron.preflight import check_name
 from positron.provenance import FILE, read_provenance, start_of
 from positron.runs import OUTPUTS, Run, find_run
 from positron.settings import from_dict
@@ -54,6 +55,7 @@ def main() -> None:
         config = again(run, begun, options.name or default_name(run), last)
         folder = OUTPUTS / config.name
         if first_rank(config.device.processes):
+            check_name(folder)
             claim(folder, run)
         from positron.sft import sft
         from positron.train import train

@@ -110,7 +110,7 @@ def check_all_jobs(config: Any, swept: set[str]) -> None:
     experiment = experiment_keys(conf_folder(), given)
     refuse_unread(values, given, experiment=experiment, is_sft="sft" in values, is_sweep=True, swept=swept)
     if not any(key == "experiment" or key.split(".")[0] == "data" for key in swept):
-        check_files(from_dict(DataConfig, values["data"], "data"))
+        check_files(from_dict(DataConfig, values["data"], "data"), given)
     if values["init_from"] is not None and "init_from" not in swept:
         find_run(values["init_from"])
 

@@ -20,7 +20,7 @@ from positron.disk import write_json
 from positron.door import compose, expand_paths
 from positron.effects import READ_BY, refuse_unread
 from positron.overrides import groups_of, read_command_line
-from positron.preflight import check, check_name, with_known_tokenizer
+from positron.preflight import check, check_files, check_name, with_known_tokenizer
 from positron.runs import Run
 from positron.settings import from_dict, leaf_keys
 from positron.settings_help import field_comments, first_comment, help_text
@@ -353,6 +353,19 @@ def test_a_changed_setting_is_refused_with_the_difference_and_the_text_may_move(
         run.folder / "run.json", {"resolved": {"max_steps": 40, "batch_tokens": 512, "micro_batch_size": 16}}
     )  # no fingerprint is known
     assert any(difference.startswith("data.path") for difference in run.differences(moved))
+
+
+def test_data_field_is_refused_where_no_file_has_fields(tmp_path):
+    (tmp_path / "a.txt").write_text("Once upon a time")
+    (tmp_path / "b.jsonl").write_text('{"body": "Once"}')
+    for name in ("a.txt", "*.txt"):
+        with pytest.raises(UserError, match=r"data\.field= is read from"):
+            check_files(DataConfig(source="text", path=str(tmp_path / name)), {"data.field": "body"})
+    for name in ("b.jsonl", ".", "*"):
+        check_files(DataConfig(source="text", path=str(tmp_path / name)), {"data.field": "body"})
+    check_files(DataConfig(source="text", path=str(tmp_path / "a.txt")), {})
+    with pytest.raises(UserError, match=r"cannot read data\.path="):
+        check_files(DataConfig(source="instruct", path=str(tmp_path / "c.jsonl")), {})
 
 
 def test_another_runs_weights_keep_its_tokenizer_and_need_its_architecture(tmp_path, monkeypatch):
