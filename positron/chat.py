@@ -169,7 +169,7 @@ def respond(dialogue: Dialogue, line: str, is_sure: bool = False) -> Literal["qu
         done = None if is_sure else command(dialogue, line)
         if done is not None:
             return "quit" if done == "quit" else "done"
-        hint = remark(line)
+        hint = remark(line, dialogue.chats)
         if hint:
             note(hint)
         answer(dialogue, line)

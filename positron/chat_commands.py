@@ -74,10 +74,14 @@ def parse(line: str) -> Command | None:
     return None
 
 
-def remark(line: str) -> str | None:
+def remark(line: str, reads_system: bool = True) -> str | None:
     """Return a remark for a line that goes to the model although it begins with the name of a command."""
     word = line.strip().partition(" ")[0]
-    return f"this line goes to the model; as a command: /{word} ..." if word in TAKES_TEXT else None
+    if word not in TAKES_TEXT:
+        return None
+    if word == "system" and not reads_system:
+        return "this line goes to the model; a model that was not fine-tuned on conversations has no system text"
+    return f"this line goes to the model; as a command: /{word} ..."
 
 
 def _is_exact(name: str, text: str) -> bool:

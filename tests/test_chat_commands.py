@@ -46,6 +46,7 @@ def written(dialogue: Dialogue, path: Path, **changes: object) -> Path:
 def test_a_sentence_that_begins_like_a_command_is_said_to_go_to_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert remark("system failure at noon") == "this line goes to the model; as a command: /system ..."
     assert remark("save the princess") is not None
+    assert "has no system text" in str(remark("system You are a pirate", reads_system=False))
     assert remark("Once upon a time") is None
 
 
