@@ -19,6 +19,7 @@ install: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "positron needs Python 3.11, 3.12 or 3.13 (Hydra 1.3 fails on 3.14)"; exit 2; }
+	@echo "installing into .venv: torch first (about 200 MB on a CPU, several GB for CUDA), then the rest; minutes, once"
 	$(PYTHON) -m venv .venv
 	@$(TORCH)
 	$(BIN)/pip install -q -c constraints.txt -e .

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from positron.config import UserError
 from positron.console import say_loading
 from positron.door import errors_as_one_line
+from positron.wording import amount
 
 if TYPE_CHECKING:
     from positron.evaluation.scaling_law import Law
@@ -106,12 +107,11 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
 def family(law: Law, sizes: list[Size]) -> str:
     """How N and D went together in the runs of a reduced law."""
     from positron.evaluation.scaling_law import SPREAD
-    from positron.evaluation.sizes import million
 
     if law.reduced == "D":
-        return f"all models have about {million(math.exp(law.center['N']))} parameters"
+        return f"all models have about {amount(math.exp(law.center['N']))} parameters"
     if abs(law.slope) < SPREAD:
-        return f"all models saw about {million(math.exp(law.center['D']))} tokens"
+        return f"all models saw about {amount(math.exp(law.center['D']))} tokens"
     if abs(law.slope - 1) < SPREAD:
         return f"tokens follow parameters, about {math.exp(law.center['D'] - law.center['N']):.3g} to one"
     return f"tokens follow parameters, as their power {law.slope:.2f}"
@@ -147,14 +147,13 @@ def summary(law: Law, sizes: list[Size], aim: tuple[float, float]) -> dict[str, 
 
 def lines(law: Law, facts: dict[str, Any]) -> list[str]:
     """The summary in words."""
-    from positron.evaluation.sizes import million
 
     width = max(len(run["run"]) for run in facts["runs"])
     out = [f"{'run':<{width}}  parameters  (all)   tokens  per parameter  bits per byte  fitted   residual"]
     for run in facts["runs"]:
         out.append(
-            f"{run['run']:<{width}}  {million(run['parameters']):>10}  {million(run['all_parameters']):>5}  "
-            f"{million(run['tokens']):>7}  {run['tokens'] / run['parameters']:>13.1f}  {run['bpb']:>13.4f}  "
+            f"{run['run']:<{width}}  {amount(run['parameters']):>10}  {amount(run['all_parameters']):>5}  "
+            f"{amount(run['tokens']):>7}  {run['tokens'] / run['parameters']:>13.3g}  {run['bpb']:>13.4f}  "
             f"{run['fitted']:.4f}  {run['residual']:+.4f}"
         )
     names = {"N": "A / N^alpha", "D": "B / D^beta"}
@@ -182,14 +181,14 @@ def lines(law: Law, facts: dict[str, Any]) -> list[str]:
     n, d = facts["next"]["parameters"], facts["next"]["tokens"]
     out += [
         "",
-        f"{million(n)} parameters, {million(d)} tokens: {facts['next']['bpb']:.4f} bits per byte"
+        f"{amount(n)} parameters, {amount(d)} tokens: {facts['next']['bpb']:.4f} bits per byte"
         + _between(facts["next"]["interval"], ".4f"),
     ]
     if "best_split" in facts:
         best = facts["best_split"]
         out.append(
-            f"the compute of the largest run ({best['flops']:.2g} operations) is spent best on {million(best['parameters'])} "
-            f"parameters and {million(best['tokens'])} tokens: {best['bpb']:.4f}"
+            f"the compute of the largest run ({best['flops']:.2g} operations) is spent best on {amount(best['parameters'])} "
+            f"parameters and {amount(best['tokens'])} tokens: {best['bpb']:.4f}"
         )
     return out
 

@@ -24,6 +24,23 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
+def amount(value: float) -> str:
+    """Write a large number with three digits and a unit: 12,345,678 as 12.3M."""
+    for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= factor:
+            return f"{value / factor:.3g}{unit}"
+    return f"{value:.3g}"
+
+
+def took(seconds: float) -> str:
+    """Write a duration in the unit that suits it: 4 seconds, 3.6 minutes, 2.5 hours."""
+    if seconds < 1:
+        return "less than a second"
+    if seconds < 59.5:
+        return counted(round(seconds), "second")
+    return f"{seconds / 60:.1f} minutes" if seconds < 3600 else f"{seconds / 3600:.1f} hours"
+
+
 def above(bpb: float, floor: float) -> float:
     """Return how far bits per byte lie above the floor, as a share of the floor."""
     return bpb / floor - 1

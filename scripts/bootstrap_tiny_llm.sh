@@ -2,7 +2,7 @@
 # From a fresh checkout to a small model of your own: environment, text, tokenizer, pretraining, samples.
 # scripts/bootstrap_tiny_llm.sh [settings of positron.train]
 # The text is TinyStories (the first 50 MB; data.max_mb=null: all), or the built-in stories where the Hugging Face hub
-# (or HF_ENDPOINT) does not answer within 10 seconds. Minutes on two CPU cores; started again, it goes on.
+# (or HF_ENDPOINT) does not answer within 10 seconds. Minutes on two CPU cores; run it again and it continues.
 set -euo pipefail
 if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then sed -n '2,5s/^# //p' "$0"; exit 0; fi
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Train in chunks of one run: scripts/train_incremental.sh [STEPS] [--yes] [name=... and other settings of positron.train]
-# After every STEPS optimizer steps (default 500): how good it is, what it writes, and whether to go on; --yes goes on
-# without asking. The learning rate follows the whole horizon (train.max_steps), so the chunks together are the same run,
-# bit for bit, as one in one piece. Default: experiment=quickstart name=incremental. Started again, it goes on.
+# After every STEPS optimizer steps (default 500): how good it is, what it writes, and a question whether to continue; --yes
+# continues without asking. The learning rate follows the whole horizon (train.max_steps), so the chunks together are the same run,
+# bit for bit, as one in one piece. Default: experiment=quickstart name=incremental. Run it again and it continues.
 set -euo pipefail
 if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then sed -n '2,5s/^# //p' "$0"; exit 0; fi
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -18,8 +18,8 @@ from positron import scaling
 from positron.config import GPTConfig, UserError
 from positron.evaluation.plots_of_runs import scaling_picture
 from positron.evaluation.scaling_law import fit_law, log_excess, t95
-from positron.evaluation.sizes import million
 from positron.text.tables import CharTokenizer
+from positron.wording import amount
 
 N = np.array([1e5, 2e5, 4e5, 8e5, 1.6e6])
 GRID_N, GRID_D = (values.ravel() for values in np.meshgrid([1e5, 2e5, 4e5, 8e5], [2e6, 8e6, 3.2e7]))
@@ -261,7 +261,7 @@ def test_runs_of_different_texts_are_refused_as_in_a_comparison(tmp_path, monkey
 
 
 def test_numbers_are_read_and_written_short() -> None:
-    assert [million(x) for x in (12_345_678, 999, 1_500, 2.5e9)] == ["12.3M", "999", "1.5k", "2.5B"]
+    assert [amount(x) for x in (12_345_678, 999, 1_500, 2.5e9)] == ["12.3M", "999", "1.5k", "2.5B"]
     assert scaling.parse_size("2.5M,1B") == (2.5e6, 1e9)
     assert scaling.parse_size("300000") == (3e5, None)
 

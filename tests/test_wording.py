@@ -16,7 +16,7 @@ from positron.console import say_loading
 from positron.evaluation.outcome import quality
 from positron.evaluation.report import _losses_explained
 from positron.runs import Run, announce
-from positron.wording import above_floor, command, counted, judged_bpb, next_command, tokens_per_parameter
+from positron.wording import above_floor, amount, command, counted, judged_bpb, next_command, tokens_per_parameter, took
 
 
 @pytest.mark.parametrize(
@@ -48,6 +48,28 @@ def test_tokens_per_parameter_are_not_rounded_away_and_stand_beside_the_usual(
     tokens: int, parameters: int, says: str
 ) -> None:
     assert tokens_per_parameter(tokens, parameters) == says + " (about 20 is the usual optimum)"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [
+        (0.2, "less than a second"),
+        (1.2, "1 second"),
+        (5.0, "5 seconds"),
+        (59.7, "1.0 minutes"),
+        (216, "3.6 minutes"),
+        (9000, "2.5 hours"),
+    ],
+)
+def test_a_short_training_is_not_rounded_to_no_time(seconds: float, says: str) -> None:
+    assert took(seconds) == says
+
+
+@pytest.mark.parametrize(
+    ("value", "says"), [(999, "999"), (2_048, "2.05k"), (103_936, "104k"), (3_622_400, "3.62M"), (1.5e9, "1.5B")]
+)
+def test_a_small_amount_is_not_rounded_to_zero_millions(value: int, says: str) -> None:
+    assert amount(value) == says
 
 
 def test_nouns_follow_their_numbers() -> None:

@@ -19,6 +19,7 @@ from positron.data.stream_windows import StreamWindows
 from positron.disk import lock, make_folder, read_json
 from positron.text.choose import load_tokenizer, train_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.wording import amount
 
 UNKNOWN_SAMPLE = 1_000_000  # tokens in which unknown ones are counted
 LONG_WORD = 40  # mean bytes of a token, beyond which tokenizer=word does not suit a text
@@ -58,7 +59,7 @@ def prepare(
             tokenizer.save(home)
         tokens = corpus / f"tokens-{tokenizer.hash[:12]}"
         if data.tokens_per_epoch is None and not (tokens / "tokens.json").exists():
-            size = f"{source.total_bytes / 1e6:.1f} MB of" if source.total_bytes else "the"
+            size = f"{amount(source.total_bytes)}B of" if source.total_bytes else "the"
             say(f"writing {size} text as tokens to {tokens}")
             write_tokens(source, tokenizer, home, tokens, say)
             _report(source, tokens, tokenizer, say)

@@ -21,6 +21,7 @@ from positron.inference.writer import Writer
 from positron.runs import Run, find_run, load_model
 from positron.text import conversation
 from positron.text.conversation import Message
+from positron.wording import amount
 
 MEASURE_ELSEWHERE = "--text FILE measures all on another text"
 
@@ -137,8 +138,8 @@ def as_table(rows: Sequence[Row]) -> str:
     cells = [
         (
             row.run,
-            f"{row.parameters / 1e6:.2f}M",
-            f"{row.tokens / 1e6:.1f}M",
+            amount(row.parameters),
+            amount(row.tokens),
             f"{row.bpb:.4f}" + (f" ± {row.interval:.4f}" if row.interval is not None else ""),
             f"{row.perplexity:.3f}",
             row.tokenizer,

@@ -8,7 +8,7 @@ from typing import Any
 from positron.console import printable
 from positron.disk import read_text
 from positron.runs import Run
-from positron.wording import above_floor, judged_bpb, next_command, percent
+from positron.wording import above_floor, judged_bpb, next_command, percent, took
 
 
 def show_result(folder: Path) -> None:
@@ -20,7 +20,7 @@ def show_result(folder: Path) -> None:
         print("\n" + printable(last.strip()) + "\n")
     line = f"{facts['status']} at step {facts['step']}"
     if "val/bpb" in facts:
-        line += f" after {facts['time_s'] / 60:.1f} minutes of training: {quality(facts, run.is_chat)}"
+        line += f" after {took(facts['time_s'])} of training: {quality(facts, run.is_chat)}"
     print(line)
     if "base/bpb_after" in facts:
         before, after = facts["base/bpb_before"], facts["base/bpb_after"]

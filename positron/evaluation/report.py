@@ -18,7 +18,7 @@ from positron.evaluation.plots import learning_rate_curve, loss_curve
 from positron.provenance import read_provenance, start_of
 from positron.run_facts import without_home
 from positron.runs import Run
-from positron.wording import counted
+from positron.wording import counted, took
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
@@ -63,7 +63,7 @@ def _headline(facts: dict[str, Any], is_chat: bool) -> dict[str, str]:
     lines = {"status": str(facts["status"]) + (f": {facts['error']}" if facts.get("error") else "")}
     lines["steps"] = f"{facts['step']:,} of {facts['resolved']['max_steps']:,}"
     lines["tokens"] = f"{facts['tokens']:,}"
-    lines["time"] = f"{facts['time_s'] / 60:.1f} minutes of training"
+    lines["time"] = f"{took(facts['time_s'])} of training"
     if "val/bpb" in facts:
         lines["result"] = quality(facts, is_chat)
         lines["validation"] = f"{facts['val/bpb']:.4f} bits per byte at the end, {facts['best/bpb']:.4f} at best"

@@ -75,11 +75,3 @@ def _size(run: Run) -> Size:
     facts = run.facts()
     gpt = gpt_config(run.config(), load_tokenizer(run.tokenizer_folder).vocab_size)
     return Size(str(run.folder), gpt.matmul_params(), gpt.n_params(), int(facts["tokens"]), float(facts["val/bpb"]))
-
-
-def million(value: float) -> str:
-    """12,345,678 as 12.3M."""
-    for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= factor:
-            return f"{value / factor:.3g}{unit}"
-    return f"{value:.3g}"
