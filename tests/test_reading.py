@@ -62,6 +62,7 @@ SHAPES = {
     "objects.json": "\n".join(json.dumps({"text": d}, indent=1) for d in DOCUMENTS).encode(),
     "rows.csv": as_csv(DOCUMENTS),
     "semicolons.csv": as_csv(DOCUMENTS, ";"),
+    "blank_lines.csv": b"\r\n\n" + as_csv(DOCUMENTS),
     "rows.tsv": as_csv(DOCUMENTS, "\t"),
     "bom.csv.gz": gzip.compress(BOM + as_csv(DOCUMENTS)),
     "[1].txt": as_text(DOCUMENTS),
@@ -295,6 +296,27 @@ def test_hidden_files_empty_archives_and_other_formats_are_skipped_and_named(tmp
     assert "._a.txt, .git (hidden)" in skipped
     assert "c.png, d.pdf, e.py and 1 more (another format)" in skipped
     assert "empty.parquet, empty.txt.gz (empty)" in skipped
+
+
+def test_a_folder_may_hold_json_and_csv_of_other_things(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(as_text(DOCUMENTS[:30]))
+    (tmp_path / "b.json").write_bytes(as_array(DOCUMENTS[30:]))
+    write(tmp_path / "metadata.json", '{"title": "a book"}')
+    write(tmp_path / "table.csv", "id,number\n1,2\n")
+    write(tmp_path / "empty.json", "")
+    write(tmp_path / "empty.csv", "\n")
+    found = source(tmp_path)
+    assert texts(found) == texts_of_file(str(tmp_path)) == DOCUMENTS
+    assert "metadata.json, table.csv (no field text)" in found.summary()
+    (tmp_path / "a.txt").unlink()
+    (tmp_path / "b.json").unlink()
+    (tmp_path / "empty.json").unlink()
+    (tmp_path / "empty.csv").unlink()
+    with pytest.raises(UserError, match=r"holds no text; skipped: metadata\.json, table\.csv"):
+        source(tmp_path)
+    write(tmp_path / "broken.json", '[{"text": "a"')
+    with pytest.raises(UserError, match=r"broken\.json, entry 1 is not JSON"):
+        source(tmp_path)
 
 
 def test_run_folders_are_skipped_wherever_they_are(tmp_path: Path) -> None:

@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import tiny
 from test_files import DOCUMENTS, as_jsonl, as_text, source
 
 from positron.config import DataConfig, TokenizerConfig, UserError
 from positron.data import files, shards
 from positron.data.pretrain import PretrainData, prepare
 from positron.data.shards import TokenFiles, verify
+from positron.disk import make_folder, write_json
+from positron.evaluation.texts import size_of, texts_of_run
+from positron.runs import Run
 from positron.text.choose import load_tokenizer, train_tokenizer
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
 from positron.text.tokenizer import Tokenizer
@@ -235,6 +239,23 @@ def test_unknown_tokens_stand_for_the_bytes_they_replace(tmp_path: Path, choice:
     # training and validation count bytes of the same original text: a token has about as many on both sides
     per_token = data.val.n_bytes / data.val.n_tokens
     assert math.isclose(data.train.bytes_per_token, per_token, rel_tol=0.1)
+
+
+@pytest.mark.parametrize("limit", [0, 500])
+def test_evaluate_counts_the_bytes_of_the_original_text(tmp_path: Path, limit: int) -> None:
+    choice = TokenizerConfig("word", 12)
+    config, tokenizer, tokens = made(tmp_path, as_text([words(50) for _ in range(30)]), choice)
+    run, val = Run(tmp_path / "run"), TokenFiles(tokens, "val", tokenizer)
+    tokenizer.save(make_folder(run.tokenizer_folder))
+    write_json(run.folder / "config.json", dataclasses.asdict(tiny(tmp_path, data=config, tokenizer=choice)))
+    write_json(run.folder / "run.json", {"data_fingerprint": val.fingerprint})
+    found = texts_of_run(run, "val", limit, lambda line: None)
+    assert any("�" in text for text in found)
+    sizes = [size_of(text) for text in found]
+    if limit:
+        assert limit <= sum(sizes) < limit + max(sizes)
+    else:
+        assert sum(sizes) == pytest.approx(val.n_bytes, abs=val.n_documents)  # each is rounded
 
 
 @pytest.mark.parametrize("text", ["▁▂▃▄▅▆▇█ a bar\n" * 200, "▅▅▅\n▁\n" * 50, "half ▅ of these\nand not those\n" * 50])

@@ -17,8 +17,9 @@ from urllib.parse import urlsplit
 from positron.config import DataConfig, UserError
 from positron.console import one_line
 from positron.data.decoding import Reading, decoded, opened, why_unreadable
-from positron.data.listing import compression_of, format_of, list_files
-from positron.data.rows import csv_texts, json_texts, parquet_texts
+from positron.data.fingerprints import digest_of, hash_of
+from positron.data.listing import Listing, compression_of, format_of, list_files
+from positron.data.rows import FieldMissing, csv_texts, json_texts, parquet_texts
 from positron.data.sources import Document, side
 from positron.fetch import cache_folder, check_address, fetch
 
@@ -26,7 +27,6 @@ SEPARATOR = "<|endoftext|>"  # a line of its own between the documents of a text
 CHARS_PER_TASK = 1 << 20
 FEWEST_DOCUMENTS = 20  # fewer than this, and a text is split at a place instead of by document
 SURVEYED_DOCUMENTS, SURVEYED_CHARS = 1000, 1 << 25  # beyond either, drawn sides are as large as they should be
-HASHED_WHOLE = 1 << 26  # bytes; of larger files, the ends, the size and the time of change are hashed
 
 Piece = tuple[str, bool]  # some text, and whether its document ends here
 
@@ -50,22 +50,22 @@ class FileSource:
         path = config.path if config.url is None else _fetched(config.url, config.sha256)
         assert path is not None
         self._limit = None if config.max_mb is None else round(config.max_mb * 1e6)
-        listing = list_files(path, f"data.path={path}")
-        self.files, self._skipped = listing.files, listing.describe_skipped()
         self.reading = Reading(config.field, config.on_invalid)
+        listing = list_texts(path, self.reading)
+        self.files, self._skipped = listing.files, listing.describe_skipped()
         self.seed, self.val_fraction = config.seed, config.val_fraction
         facts: list[object] = ["text", config.seed, config.val_fraction, config.field, config.on_invalid, config.max_mb]
         heads = []
         for file in self.files:
-            digest, is_read_otherwise = _digest(file)
+            digest, is_read_otherwise = digest_of(file)
             facts.append(digest)
             heads.append(is_read_otherwise)
         # what earlier versions computed for the same files; their token files still belong to them
-        self.earlier_fingerprint = _hash(facts)
+        self.earlier_fingerprint = hash_of(facts)
         self._split = self._find_split(path)
         changes = [file.name for file, changed in zip(self.files, heads, strict=True) if changed]
         changes += [f"split at {self._split.place}"] if self._split.is_new else []
-        self.fingerprint = _hash([*facts, changes]) if changes else self.earlier_fingerprint
+        self.fingerprint = hash_of([*facts, changes]) if changes else self.earlier_fingerprint
         stem = Path(path).stem.strip("*") or "files"
         stem = (
             stem
@@ -216,43 +216,27 @@ def _fetched(url: str, sha256: str | None) -> str:
     return str(path)
 
 
-def _hash(facts: list[object]) -> str:
-    return hashlib.sha256(repr(facts).encode("utf-8", "backslashreplace")).hexdigest()
+def list_texts(path: str, reading: Reading) -> Listing:
+    """List the files of `path` that hold text. UserError if there are none.
 
-
-_FORMERLY_KNOWN = (".txt", ".md", ".text", ".jsonl", ".parquet")
-_FORMERLY_OTHER = re.compile(rb"^\xef\xbb\xbf|\r|<\|endoftext\|>[ \t]")
-
-
-def _digest(path: Path) -> tuple[tuple[str, int, str], bool]:
-    """Name, size and hash of a file, and whether earlier versions read it otherwise (as far as its ends tell)."""
-    try:
-        size, content = path.stat().st_size, hashlib.sha256()
-        with path.open("rb") as file:
-            if size <= HASHED_WHOLE:
-                sample = file.read()
-                content.update(sample)
-            else:
-                first = file.read(1 << 20)
-                file.seek(-(1 << 20), 2)
-                last = file.read()
-                content.update(first)
-                content.update(last)
-                content.update(str(path.stat().st_mtime_ns).encode())
-                sample = first + last
-        if compression_of(path):
-            with opened(path) as file:
-                sample = file.read(1 << 16)
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot read {one_line(str(path))}: {why_unreadable(error, path)}") from error
-    kind = format_of(path)
-    suffix = path.with_suffix("").suffix if path.suffix in (".gz", ".zst") else path.suffix
-    if kind not in (None, "text"):
-        otherwise = suffix not in _FORMERLY_KNOWN
-    else:
-        otherwise = path.suffix.lower() != path.suffix and compression_of(path) is not None
-        otherwise = otherwise or _FORMERLY_OTHER.search(sample) is not None
-    return (path.name, size, content.hexdigest()), otherwise
+    A .json, .csv or .tsv of a folder often holds something else: one whose first row has no text is skipped.
+    """
+    called = f"data.path={path}" if reading.has_settings else path
+    listing = list_files(path, called)
+    if not Path(path).expanduser().is_dir():
+        return listing
+    files = []
+    for file in listing.files:
+        try:
+            if format_of(file) in ("json", "csv"):
+                next(read_pieces(file, reading), None)
+            files.append(file)
+        except FieldMissing:
+            listing.skip(file, f"no field {reading.field}")
+    if not files:
+        raise UserError(f"{one_line(called)} holds no text; skipped: {listing.describe_skipped()}")
+    listing.files = files
+    return listing
 
 
 def read_pieces(path: Path, reading: Reading) -> Iterator[Piece]:

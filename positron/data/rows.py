@@ -29,6 +29,10 @@ _KINDS = {
 _ANY_INTEGER = json.JSONDecoder(parse_int=str)  # numbers of other fields may have any number of digits
 
 
+class FieldMissing(UserError):
+    """A file of rows has no field, or no column, of the asked name."""
+
+
 def json_texts(blocks: Iterable[str], path: Path, reading: Reading, *, is_lines: bool) -> Iterator[str]:
     """The text of each row. `is_lines`: one JSON object per line; else, or if it begins with `[`, any JSON values."""
     blocks, head = iter(blocks), ""
@@ -152,7 +156,7 @@ def _text_of(row: Any, path: Path, place: tuple[str, int], reading: Reading) -> 
         if isinstance(row, dict) and reading.field in row:
             raise UserError(f"{where} has {_KINDS[type(text)]} in {reading.field_name}, not text")
         fields = ", ".join(row) if isinstance(row, dict) else f"no fields, it is {_KINDS[type(row)]}"
-        raise UserError(f"{where} has no text in {reading.field_name}; it has: {one_line(fields, 200)}")
+        raise FieldMissing(f"{where} has no text in {reading.field_name}; it has: {one_line(fields, 200)}")
     return reading.replace_surrogates(text, where)
 
 
@@ -161,7 +165,9 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
     shown = one_line(str(path))
     csv.field_size_limit(1 << 31 - 1)
     lines = (f"{line}\n" for line in _lines(blocks))
-    first = next(lines, "")
+    first = next((line for line in lines if line.strip()), None)
+    if first is None:
+        return
     delimiter = delimiter_of(path)
     if delimiter not in first:
         delimiter = next((mark for mark in ";\t" if mark in first), delimiter)
@@ -169,7 +175,7 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
     try:
         names = [name.strip() for name in next(rows, [])]
         if reading.field not in names:
-            raise UserError(
+            raise FieldMissing(
                 f"{shown} has no column {reading.field_name}; its first line has: {one_line(', '.join(names), 200)}"
             )
         column = names.index(reading.field)

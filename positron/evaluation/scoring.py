@@ -12,7 +12,7 @@ from torch import Tensor
 from positron.config import IGNORE, UserError
 from positron.evaluation.metrics import Score
 from positron.evaluation.scaling_law import t95
-from positron.evaluation.texts import Beginning
+from positron.evaluation.texts import Beginning, size_of
 from positron.model.gpt import GPT
 from positron.model.loss import token_losses
 from positron.progress import progress
@@ -91,7 +91,7 @@ def score_windows(
     for text, (own, _) in zip(texts, windows, strict=True):
         part = slice(place, place + len(own))
         place = part.stop
-        sizes = _shares(len(text.encode("utf-8")), weights[part])
+        sizes = _shares(size_of(text), weights[part])
         documents.append([Score(*three) for three in zip(nats[part], sizes, tokens[part], strict=True)])
     return documents
 

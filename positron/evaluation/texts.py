@@ -11,21 +11,26 @@ from positron.base_runs import pretrained_run
 from positron.config import DataConfig, TokenizerConfig, UserError
 from positron.data import stories
 from positron.data.decoding import Reading
-from positron.data.files import read_pieces
-from positron.data.listing import list_files
+from positron.data.files import list_texts, read_pieces
 from positron.data.pretrain import kept_tokens, prepare
 from positron.data.shards import TokenFiles
 from positron.data.sources import open_source
 from positron.runs import Run
 from positron.settings import from_dict
 from positron.text.choose import load_tokenizer
-from positron.text.tokenizer import END_OF_TEXT
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 FEWEST_READ = 64  # tokens: of fewer, nothing may be left of the characters of a cut document
 TORN = 4  # characters at a cut between tokens that may not be whole
 
 
-class Beginning(str):
+class Lossy(str):
+    """A text with � for what its tokenizer does not know; `n_bytes` is the size of the original."""
+
+    n_bytes: int | None = None
+
+
+class Beginning(Lossy):
     """The beginning of a document that a limit cut: its end-of-text is not there to be scored."""
 
 
@@ -77,13 +82,31 @@ def texts_of_run(
     # of three tokens of a document one at least has a byte: there may be an end of text and a blank that only joins
     ids = files.read(0, min(files.n_tokens, max(3 * limit, FEWEST_READ) if limit else files.n_tokens))
     cuts = [*np.flatnonzero(ids == end), *([len(ids)] if len(ids) == files.n_tokens else [])]
-    texts = [tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in pairwise(cuts)]
+    lengths = files.token_bytes(tokenizer)
+    texts = [_decoded(tokenizer, ids[a + 1 : b], lengths) for a, b in pairwise(cuts)]
     if len(ids) < files.n_tokens:  # the last one is longer than what was read: its last characters may be torn
-        texts.append(tokenizer.decode(ids[cuts[-1] + 1 :].tolist())[:-TORN])
+        last = _decoded(tokenizer, ids[cuts[-1] + 1 :], lengths)
+        texts.append(_beginning(last, max(0, len(last) - TORN)))
     texts = up_to(texts, limit)
     if not texts:
         raise UserError(f"the {split} side of the text of {run.folder} is empty: {instead}")
     return texts
+
+
+def size_of(text: str) -> int:
+    """The bytes of a text, for what a tokenizer lost those of the original."""
+    original = text.n_bytes if isinstance(text, Lossy) else None
+    return len(text.encode("utf-8")) if original is None else original
+
+
+def _decoded(tokenizer: Tokenizer, ids: np.ndarray, lengths: np.ndarray) -> str:
+    """`lengths`: the bytes that each id stands for."""
+    text = tokenizer.decode(ids.tolist())
+    if tokenizer.kind not in ("char", "word") or not (ids == 0).any():
+        return text
+    lossy = Lossy(text)
+    lossy.n_bytes = round(lengths[ids].sum())
+    return lossy
 
 
 def up_to(texts: list[str], limit: int) -> list[str]:
@@ -94,14 +117,22 @@ def up_to(texts: list[str], limit: int) -> list[str]:
     found: list[str] = []
     size = 0
     for text in filter(None, texts):
-        length = len(text.encode("utf-8"))
+        length = size_of(text)
         if limit and length > limit:
-            text = Beginning(text.encode("utf-8")[: limit - size].decode("utf-8", errors="ignore") or text[0])
+            kept = text.encode("utf-8")[: limit - size].decode("utf-8", errors="ignore")
+            text = _beginning(text, max(1, len(kept)))
         found.append(text)
         size += length
         if limit and size >= limit:
             break
     return found
+
+
+def _beginning(text: str, characters: int) -> Beginning:
+    beginning = Beginning(text[:characters])
+    if isinstance(text, Lossy) and text.n_bytes is not None:
+        beginning.n_bytes = round(text.n_bytes * characters / max(1, len(text)))
+    return beginning
 
 
 def floor_of(texts: list[str]) -> float:
@@ -116,7 +147,7 @@ def texts_of_file(path: str) -> list[str]:
     """The documents of any file that training can read. UserError for none."""
     reading = Reading(has_settings=False)
     texts, text = [], ""
-    for file in list_files(path).files:
+    for file in list_texts(path, reading).files:
         for piece, ends in read_pieces(file, reading):
             text += piece
             if ends:
