@@ -21,11 +21,12 @@ def load(run: str | Path | None = None, weights: str = "fp32") -> Writer:
     `weights="bf16"` or `"int8"` writes faster on a CPU and rounds more.
     """
     from positron.config import UserError
+    from positron.inference.checks import weights_of
     from positron.inference.writer import Writer
     from positron.runs import find_run, load_model
 
     if run is not None and not isinstance(run, (str, Path)):
         raise UserError(f"run {run!r} must be the name or the folder of a run, not {type(run).__name__}")
-    Writer.refuse_weights(weights)
+    weights_of(weights)
     model, tokenizer, _ = load_model(find_run(None if run is None else str(run)), lambda line: None)
     return Writer(model, tokenizer, weights=weights)

@@ -47,7 +47,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--instruct", action="store_true", help="ask it for built-in stories, and have them checked")
     parser.add_argument("--count", type=int, default=200, help="stories, and requests, to check (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="all figures as one object")
-    sampling_options(parser)
+    sampling_options(parser, "balanced for stories, precise for --instruct")
     return parser
 
 

@@ -105,7 +105,7 @@ def bench_run(options: argparse.Namespace) -> None:
     from positron.evaluation.scoring import score_documents, total
     from positron.evaluation.texts import texts_of_run
     from positron.inference.int8 import rounded
-    from positron.inference.writer import WEIGHTS, Writer
+    from positron.inference.writer import DTYPES, Writer
     from positron.runs import find_run, load_draft, load_model
 
     run = find_run(options.run)
@@ -113,7 +113,7 @@ def bench_run(options: argparse.Namespace) -> None:
     draft = load_draft(options.draft, tokenizer, print)
     texts = texts_of_run(run, "val", 50_000, print)
     bpb, variants = {}, {}
-    for weights, dtype in WEIGHTS.items():
+    for weights, dtype in DTYPES.items():
         bpb[weights] = total(score_documents(rounded(model, dtype), tokenizer, texts)).bpb
         for name, helper in ((weights, None), (f"{weights}, draft", draft)):
             if name == weights or helper is not None:

@@ -15,6 +15,7 @@ from typing import Any
 
 from positron.config import UserError
 
+WEIGHTS = ("fp32", "bf16", "int8")
 SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # what torch.Generator.manual_seed takes
 
 
@@ -86,6 +87,13 @@ def stops_of(value: Any) -> tuple[str, ...]:
     if "" in stops:
         raise UserError("stop: an empty text ends every text at once; leave it out")
     return stops
+
+
+def weights_of(value: Any) -> str:
+    """Return the name of a format of weights. UserError where there is none of that name."""
+    if not isinstance(value, str) or value not in WEIGHTS:
+        raise UserError(f"there are no weights {value}: choose from {', '.join(WEIGHTS)}")
+    return value
 
 
 def unknown(what: str, name: Any, known: Sequence[str]) -> UserError:

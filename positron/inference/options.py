@@ -7,6 +7,8 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from positron.inference.checks import weights_of
+
 if TYPE_CHECKING:
     from positron.inference.sampling import Sampling
 
@@ -47,6 +49,7 @@ def chosen_sampling(options: argparse.Namespace, default: str = "balanced") -> S
     """The preset with the options that were given. UserError for what makes no sense."""
     from positron.inference.sampling import preset
 
+    weights_of(options.weights)
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return dataclasses.replace(preset(options.preset or default), **given)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from positron.config import UserError
-from positron.inference.checks import shown, text_of, texts_of, unknown
+from positron.inference.checks import shown, text_of, texts_of, unknown, weights_of
 from positron.inference.engine import Engine
 from positron.inference.sampling import BALANCED, Sampling
 from positron.inference.speculative import SpeculativeEngine
@@ -18,7 +18,7 @@ from positron.inference.writing import Stream
 from positron.model.gpt import GPT
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
-WEIGHTS = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}  # None: as the model has them
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}  # None: as the model has them
 OWN_SETTINGS = ("max_tokens", "seed", "stop")  # of `generate`, beside those of `Sampling`
 
 
@@ -41,17 +41,10 @@ class Writer:
 
         `draft`: a smaller model with the same tokenizer that proposes tokens; the words are still the model's own.
         """
-        self.refuse_weights(weights)
-        self.model, self.tokenizer, self.say, self.dtype = model, tokenizer, say, WEIGHTS[weights]
+        self.model, self.tokenizer, self.say, self.dtype = model, tokenizer, say, DTYPES[weights_of(weights)]
         self.draft = draft
         self._engine: Engine | None = None
         self._packing = threading.Lock()
-
-    @staticmethod
-    def refuse_weights(weights: str) -> None:
-        """Raise UserError where there are no weights of that name."""
-        if not isinstance(weights, str) or weights not in WEIGHTS:
-            raise UserError(f"there are no weights {weights}: choose from {', '.join(WEIGHTS)}")
 
     def generate(
         self,
