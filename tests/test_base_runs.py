@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny
+from conftest import Result, tiny
 
 from positron.base_runs import line_of, pretrained_run, tokens_seen
 from positron.config import DataConfig, LoraConfig, RunConfig, SFTConfig, UserError
@@ -236,6 +237,17 @@ def test_model_and_tokenizer_cannot_be_chosen_in_sft(here: Path, given: dict[str
     del values["model"], values["tokenizer"]
     with pytest.raises(UserError, match="architecture and tokenizer are those of the base run"):
         configure({**values, **given})
+
+
+@pytest.mark.parametrize("given", ["tokenizer=char", "+tokenizer=char", "+model.context_length=256", "model=debug"])
+def test_a_command_that_asks_sft_for_another_model_is_refused_with_the_reason(
+    here: Path, door: Callable[..., Result], given: str
+) -> None:
+    refused = door("sft", "init_from=base", "data=instruct", "name=w", given, folder=here)
+    assert refused.code == 2, refused.err
+    assert "architecture and tokenizer are those of" in refused.err.splitlines()[-1]
+    assert "use +" not in refused.err
+    assert not Path("outputs/w").exists()
 
 
 def test_the_base_is_recorded_by_a_path_that_can_be_shared(here: Path) -> None:

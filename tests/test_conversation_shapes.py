@@ -17,6 +17,7 @@ import pytest
 from positron.config import DataConfig, UserError
 from positron.data.conversations import Conversation, read_conversations
 from positron.data.instruct import InstructData
+from positron.preflight import check_files
 from positron.text.conversation import Message
 from positron.text.tables import CharTokenizer
 
@@ -158,6 +159,11 @@ def test_a_folder_and_a_glob_give_the_rows_of_all_files_and_leave_notes_alone(tm
     assert [texts(talk)[0][1] for talk in talks] == [q for q, _ in PAIRS[:2] + PAIRS]
     assert said[0].startswith("Alpaca and question and answer format: 6 conversations")
     assert len(read(tmp_path / "*.jsonl")[0]) == 2
+    for path in (tmp_path, tmp_path / "*.jsonl", tmp_path / "**" / "*.csv"):
+        check_files(DataConfig("instruct", str(path)), {})  # what a command refuses before it loads anything
+    for path in (tmp_path / "*.parquet", tmp_path / "nowhere.jsonl"):
+        with pytest.raises(UserError, match=r"data.path="):
+            check_files(DataConfig("instruct", str(path)), {})
 
 
 @pytest.mark.parametrize("extra", ["\u2028", "\x85", "\u2029\u000b\u001c"])
@@ -339,7 +345,7 @@ def test_small_sets_validate_on_the_training_rows_and_say_so(
     data = instruct_data(talks, say=said.append)
     assert len(data.train.rows) == len(questions)
     assert sum(len(x) for x, _ in data.val_parts) == len(questions)
-    assert any(re.match(r"validation uses the \d+ training conversations", line) for line in said)
+    assert any(re.search(r"validation uses the training conversations \(\d+\)", line) for line in said)
     assert sum(len(x) for x, _ in data.train.batch(1)) == 4
     assert all(np.isfinite(data.train.bytes_per_token) for _ in some)
 

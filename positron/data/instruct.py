@@ -132,8 +132,9 @@ class InstructData(L.LightningDataModule):
         if not sides[0] or not sides[1]:
             sides = [sides[0] or sides[1]] * 2
             say(
-                f"validation uses the {kept:,} training conversations, since their questions leave none apart: "
-                "its loss says how well they are known, not how well new questions are answered"
+                "no conversation is left for validation alone (data.val_fraction=0, or too few different questions): "
+                f"validation uses the training conversations ({kept:,}), so its loss says how well they are known, "
+                "not how well new questions are answered"
             )
         text = repr([(t.is_val, *_facts_of(m)) for t in talks for m in t.messages])
         self.train = Instructions(
@@ -154,7 +155,9 @@ class InstructData(L.LightningDataModule):
         )
         self.example = shown[0][0]
         self.val_parts = to_parts([row for _, row in shown], context, micro_batch_size, self.train.pad)
-        say(f"{len(sides[0]):,} conversations to learn from, {len(sides[1]):,} for validation")
+        say(
+            f"{len(sides[0]):,} conversation{'s' * (len(sides[0]) != 1)} to learn from, {len(sides[1]):,} for validation"
+        )
 
     def train_dataloader(self) -> Iterator[list[Part]]:
         trainer = self.trainer
