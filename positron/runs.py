@@ -220,6 +220,7 @@ def load_model(run: Run, say: Callable[[str], None], checkpoint: Path | None = N
     from positron.model.gpt import GPT
     from positron.text.choose import load_tokenizer
     from positron.training.checkpoint import best_or_newest, load_checkpoint
+    from positron.training.memory import refuse_what_cannot_fit
 
     path = checkpoint or best_or_newest(run.checkpoint_folder, say)
     if path is None:
@@ -229,6 +230,7 @@ def load_model(run: Run, say: Callable[[str], None], checkpoint: Path | None = N
     refuse_other_tokenizer(saved, tokenizer, path)
     config = gpt_config(run.config(), tokenizer.vocab_size)
     refuse_other_architecture(saved, config, path, run.folder / "config.json")
+    refuse_what_cannot_fit(config, copies=1)
     model = GPT(config)
     load_weights(model, saved["state_dict"], path)
     return model.eval(), tokenizer, path

@@ -42,13 +42,14 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.text.conversation import TEMPLATE
     from positron.training.fit import fit
     from positron.training.plan import make_plan
-    from positron.training.start import begin, refuse_before_begin
+    from positron.training.start import begin, refuse_before_begin, refuse_untrainable
 
     config = with_origin(Run(folder), config)
     assert config.sft is not None
     with begin(folder, config) as (run, machine, start, say):
         assert start.tokenizer_from is not None
         tokenizer = load_tokenizer(start.tokenizer_from.tokenizer_folder)
+        refuse_untrainable(config, machine, vocab_size=tokenizer.vocab_size)
         model = GPT(config.model.with_vocab(tokenizer.vocab_size))
         if start.weights is not None:
             restore(model, tokenizer, start.weights)

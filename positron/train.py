@@ -38,7 +38,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.training.budget import as_begun, choose
     from positron.training.fit import fit
     from positron.training.plan import make_plan
-    from positron.training.start import begin, refuse_before_begin
+    from positron.training.start import begin, refuse_before_begin, refuse_untrainable
 
     config = with_origin(Run(folder), as_begun(config, Run(folder)))
     with begin(folder, config) as (run, machine, start, say):
@@ -46,6 +46,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
         tokenizer, tokens = prepare(config.data, config.tokenizer, known, say, run.facts().get("data_fingerprint"))
         if config.budget is not None and config.train.max_steps == "auto":
             config = choose(config, machine, tokenizer, tokens, say).applied(config)
+        refuse_untrainable(config, machine, vocab_size=tokenizer.vocab_size)
         model = GPT(config.model.with_vocab(tokenizer.vocab_size), seed=config.seed)
         model.checkpoint_activations = config.device.checkpoint_activations
         plan = make_plan(config, model, machine, start, say)

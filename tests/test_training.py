@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAST, PATIENCE, tiny
+from test_full_disk import full_disk
 
 from positron.config import Diverged, GPTConfig, PrecisionConfig, UserError
 from positron.data.pretrain import PretrainData
@@ -384,14 +385,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, door):
     assert "outputs" in result.err
 
 
-def full_disk(limit):
-    """Files of this process cannot grow beyond `limit` bytes: what a full disk does to a large file."""
-    import signal
-
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
-
-
 def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch):
     config = tiny(tmp_path, train__stop_at=10)
     train(config, tmp_path / "run")
@@ -407,6 +400,75 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch
     assert newest.read_bytes() == content
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
     assert train(tiny(tmp_path), tmp_path / "run")["step"] == 40
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    """Every file but the log, in which a refusal is noted."""
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "train.log"}
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "one byte"])
+def test_a_run_whose_checkpoints_are_all_damaged_is_refused_and_keeps_its_record(tmp_path, whole, damage):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    for path in (folder / "checkpoints").iterdir():
+        content = path.read_bytes()
+        middle = len(content) // 2
+        broken = {
+            "truncated": content[:1000],
+            "emptied": b"",
+            "one byte": content[:middle] + b"\1\2\3" + content[middle + 3 :],
+        }
+        path.unlink()
+        path.write_bytes(broken[damage])
+    before = snapshot(folder)
+    for resume in ("auto", "must", "never"):
+        with pytest.raises(
+            UserError, match=r"step-000030.ckpt, step-000040.ckpt, best.ckpt\). Restore .* another name="
+        ):
+            train(dataclasses.replace(tiny(whole.parent), resume=resume), folder)
+    assert snapshot(folder) == before
+
+
+def test_a_finished_run_without_its_checkpoints_is_refused(tmp_path, whole):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(folder / "checkpoints")
+    before = snapshot(folder)
+    with pytest.raises(UserError, match="its checkpoints are missing, though it was trained to step 40"):
+        train(tiny(whole.parent), folder)
+    assert snapshot(folder) == before
+
+
+@pytest.mark.parametrize("steps", [3, 39])
+def test_a_horizon_is_not_extended_to_a_shorter_one(tmp_path, whole, steps):
+    folder = shutil.copytree(whole, tmp_path / "run")
+    before = snapshot(folder)
+    with pytest.raises(UserError, match=f"train.max_steps={steps} is shorter than the 40 steps"):
+        train(tiny(whole.parent, train__max_steps=steps, train__extend=True), folder)
+    assert snapshot(folder) == before
+    assert train(tiny(whole.parent), folder)["status"] == "finished"
+
+
+def test_an_extension_that_is_refused_later_changes_nothing(tmp_path):
+    text = tmp_path / "my.txt"
+    text.write_text("The cat sat on the mat.\n" * 400)
+    config = tiny(tmp_path, train__max_steps=4)
+    config = dataclasses.replace(
+        config, data=dataclasses.replace(config.data, source="text", path=str(text), val_fraction=0.1)
+    )
+    train(config, tmp_path / "run")
+    before = snapshot(tmp_path / "run")
+    text.write_text("The dog sat on the mat.\n" * 400)
+    longer = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=8, extend=True))
+    with pytest.raises(UserError, match="has changed"):
+        train(longer, tmp_path / "run")
+    assert snapshot(tmp_path / "run") == before
+
+
+@pytest.mark.parametrize("changes", [{}, {"train__max_steps": 20}, {"train__max_steps": 80, "train__stop_at": 40}])
+def test_a_fork_that_has_nothing_left_to_train_says_so_and_leaves_no_folder(tmp_path, whole, changes):
+    with pytest.raises(UserError, match=r"is at step 40 and this run would end at step \d+: nothing is left to train"):
+        train(dataclasses.replace(tiny(whole.parent, **changes), ckpt_path=str(whole)), tmp_path / "fork")
+    assert not (tmp_path / "fork").exists()
 
 
 def test_the_newest_run_is_found(tmp_path, monkeypatch, whole):

@@ -20,6 +20,7 @@ from positron.run_facts import without_home
 from positron.runs import Run, find_run, refuse_differences
 from positron.training.checkpoint import BEST, best_or_newest, checkpoints, load_checkpoint, newest_checkpoint
 from positron.training.device import Machine, choose_machine, set_threads
+from positron.training.memory import TRAINED, refuse_what_cannot_fit
 
 
 @contextlib.contextmanager
@@ -62,7 +63,15 @@ def begin(folder: Path, config: RunConfig) -> Iterator[tuple[Run, Machine, Start
         set_threads(config.device)
         machine = choose_machine(config.device, config.precision)
         say(f"running on {machine.why}")
+        refuse_untrainable(config, machine, vocab_size=1)  # the vocabulary, known later, can only add to it
         yield run, machine, decide_start(run, config, say), say
+
+
+def refuse_untrainable(config: RunConfig, machine: Machine, *, vocab_size: int) -> None:
+    """Raise UserError for a model that is too large to be trained here."""
+    is_lora = config.sft is not None and config.sft.lora.rank > 0
+    gpt, copies = config.model.with_vocab(vocab_size), 1 if is_lora else TRAINED
+    refuse_what_cannot_fit(gpt, copies=copies, accelerator=machine.accelerator, processes=config.device.processes)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,79 @@
+"""A model that no memory can hold is refused with its size, before anything is made for it."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import FAST, tiny
+
+from positron.config import UserError
+from positron.runs import Run, load_model
+from positron.train import train
+from positron.training import memory
+from positron.training.memory import TRAINED, machine_memory, refuse_what_cannot_fit
+
+HUGE = {
+    "width": {"d_model": 1_000_000, "n_head": 1},
+    "layers": {"n_layer": 1_000_000_000},
+    "context": {"context_length": 10**12, "position": "rope"},
+    "learned positions": {"context_length": 10**12},
+}
+
+
+@pytest.mark.parametrize("what", HUGE)
+def test_a_model_that_cannot_fit_is_refused_with_sizes_and_leaves_no_folder(tmp_path, what):
+    config = tiny(tmp_path)
+    config = dataclasses.replace(config, model=dataclasses.replace(config.model, **HUGE[what]))
+    with pytest.raises(
+        UserError, match=r"parameters needs .* [TP]B of memory and this machine has [\d.]+ [GT]B: give less"
+    ):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "data").exists()
+
+
+def test_the_command_names_the_size(tmp_path, door):
+    result = door("train", "model=debug", *FAST, "model.d_model=1000000", "model.n_head=1")
+    assert result.code == 2
+    assert result.err.splitlines()[-1].startswith("positron: a model of 24 T parameters needs 384 TB of memory")
+
+
+@pytest.fixture(scope="module")
+def received(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("received")
+    train(tiny(folder, train__max_steps=1), folder / "run")
+    return folder / "run"
+
+
+@pytest.mark.parametrize("changes", HUGE.values())
+def test_a_run_from_somebody_else_with_an_absurd_size_is_refused(tmp_path, received, changes):
+    run = Run(shutil.copytree(received, tmp_path / "run"))
+    saved = json.loads((run.folder / "config.json").read_text())
+    saved["model"] |= changes
+    (run.folder / "config.json").write_text(json.dumps(saved))
+    path = run.checkpoint_folder / "best.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    checkpoint["gpt_config"] |= changes
+    torch.save(checkpoint, path)
+    with pytest.raises(UserError, match="of memory and this machine has"):
+        load_model(run, print)
+
+
+def test_training_needs_four_numbers_for_each_parameter_and_use_one(monkeypatch):
+    gpt = tiny(Path()).model.with_vocab(64)
+    monkeypatch.setattr(memory, "machine_memory", lambda: gpt.n_params() * 8)
+    monkeypatch.setattr(memory, "LAYER_BYTES", 0)
+    refuse_what_cannot_fit(gpt, copies=1)
+    with pytest.raises(UserError, match="k parameters needs"):
+        refuse_what_cannot_fit(gpt, copies=TRAINED)
+    monkeypatch.setattr(memory, "machine_memory", lambda: None)
+    refuse_what_cannot_fit(gpt, copies=TRAINED)
+
+
+def test_this_machine_has_memory_for_small_models():
+    total = machine_memory()
+    assert total is None or 100e6 < total < 1e15
+    refuse_what_cannot_fit(tiny(Path()).model.with_vocab(64), copies=TRAINED)
