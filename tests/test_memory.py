@@ -17,9 +17,8 @@ from positron.training.memory import TRAINED, machine_memory, refuse_what_cannot
 
 HUGE = {
     "width": {"d_model": 1_000_000, "n_head": 1},
-    "layers": {"n_layer": 1_000_000_000},
-    "context": {"context_length": 10**12, "position": "rope"},
-    "learned positions": {"context_length": 10**12},
+    "layers": {"n_layer": 10_000, "d_model": 32_768},
+    "feed-forward": {"d_ff": 60_000_000, "d_model": 65_536},
 }
 
 
