@@ -11,6 +11,7 @@ from pathlib import Path
 
 from positron.config import RunConfig, UserError
 from positron.console import one_line
+from positron.disk import expanded
 from positron.runs import OUTPUTS, Run
 
 
@@ -103,7 +104,7 @@ def portable(folder: Path) -> str:
 
 def _find(name: str, run: Run | None) -> Run | None:
     """A run by its recorded path: beside the run that names it, which may have moved with it, or from here."""
-    path = Path(name).expanduser()
+    path = expanded(name)
     beside = [] if run is None else [folder / path for folder in _homes(run.folder.resolve())]
     for folder in (*beside, path, OUTPUTS / path):
         if (folder / "config.json").exists():

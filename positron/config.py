@@ -19,6 +19,7 @@ from positron.ranges import (
     MlpWidth,
     NotNegative,
     Positive,
+    Rate,
     Ratio,
     Seed,
     Share,
@@ -260,7 +261,7 @@ class PrecisionConfig:
 @dataclass(frozen=True)
 class OptimizerConfig:
     kind: Literal["adamw", "muon"] = "adamw"  # muon: orthogonal steps for matrices, AdamW for the rest
-    lr: Positive = 3e-4  # highest learning rate
+    lr: Rate = 3e-4  # highest learning rate
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)  # decay of AdamW's averages of the gradient and of its square
     eps: Positive = 1e-8  # AdamW's addition to the denominator
     weight_decay: NotNegative = 0.1  # on matrices only

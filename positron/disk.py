@@ -222,6 +222,14 @@ def append_text(path: Path, text: str) -> None:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
+def expanded(path: str | Path) -> Path:
+    """Replace `~` by the home folder. UserError where none is known, as for users of containers without a name."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"no home folder is known for {path}: set HOME, or give the whole path") from error
+
+
 def write_text(path: Path, text: str, below: Path | None = None) -> None:
     with whole_file(path, below) as file:
         file.write(text.encode("utf-8"))

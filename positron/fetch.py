@@ -22,7 +22,10 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 def cache_folder() -> Path:
     """Where downloads are kept for all runs: POSITRON_CACHE, or ~/.cache/positron."""
-    return Path(os.environ.get("POSITRON_CACHE", "~/.cache/positron")).expanduser()
+    try:
+        return Path(os.environ.get("POSITRON_CACHE") or "~/.cache/positron").expanduser()
+    except RuntimeError as error:
+        raise UserError("no home folder is known for downloads: set POSITRON_CACHE to a folder, or HOME") from error
 
 
 def fetch(url: str, path: Path, sha256: str | None, *, instead: str) -> bytes:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from positron.config import DataConfig, RunConfig, TokenizerConfig, UserError
-from positron.disk import read_json
+from positron.disk import expanded, read_json
 from positron.runs import OUTPUTS, Run, find_run, refuse_differences
 from positron.settings import from_dict
 
@@ -103,7 +103,7 @@ def _source_run(config: RunConfig) -> Run | None:
         return run
     if config.ckpt_path is None or config.ckpt_path == "latest":
         return None
-    path = Path(config.ckpt_path).expanduser()
+    path = expanded(config.ckpt_path)
     if path.suffix != ".ckpt":
         return find_run(config.ckpt_path)
     if not path.is_file():

@@ -6,6 +6,7 @@ Standard library only, below `config.py`.
 from __future__ import annotations
 
 import math
+import sys
 import typing
 from dataclasses import dataclass, fields
 from functools import cache
@@ -45,11 +46,12 @@ Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
 # Far beyond any model, and small enough that a size from a damaged or hostile file ends in an error instead of a wait.
 ContextLength = Annotated[int, Range(1, 2**22)]
-Width = Annotated[int, Range(1, 2**18)]
+Width = Annotated[int, Range(1, 2**24)]
 Depth = Annotated[int, Range(1, 10_000)]
-MlpWidth = Annotated[int, Range(1, 2**20)]
+MlpWidth = Annotated[int, Range(1, 2**26)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 Positive = Annotated[float, Range(0, without_low=True)]
+Rate = Annotated[float, Range(0, sys.float_info.max, without_low=True)]  # one that is too high fails by its own numbers
 NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1, without_low=True)]
 Ratio = Annotated[float, Range(0, 1)]

@@ -18,7 +18,7 @@ from typing import Any
 
 from positron.config import RunConfig, UserError
 from positron.console import say_loading
-from positron.disk import make_folder, write_json
+from positron.disk import expanded, make_folder, write_json
 from positron.door import errors_as_one_line, first_rank
 from positron.evaluation.metrics import read_metrics
 from positron.preflight import check_name
@@ -99,7 +99,7 @@ def again(run: Run, begun: dict[str, Any], name: str, last: int) -> RunConfig:
     values |= {"name": name, "precision": {"dtype": resolved["precision"]}, "logger": {}, "resume": "auto"}
     values |= {"init_from": None, "ckpt_path": None}
     if "weights" in begun:
-        path = Path(begun["weights"]["path"]).expanduser()
+        path = expanded(begun["weights"]["path"])
         if not path.is_file():
             raise UserError(f"{run.folder} began with {path}, which is gone")
         values |= {"ckpt_path": str(path)} if begun["step"] > 0 else {"init_from": str(path.parent.parent)}

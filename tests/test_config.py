@@ -211,7 +211,7 @@ ROOMS = {
     },
     "run_facts": {"config", "settings", "disk"},
     "runs": {"config", "settings", "disk", "run_facts", "model", "text", "training"},
-    "base_runs": {"config", "runs"},
+    "base_runs": {"config", "disk", "runs"},
     "door": {"config", "settings", "disk", "run_facts", "effects", "overrides", "settings_help"},
     "page": {"config", "settings", "disk", "run_facts", "runs", "text", "page"},
     "sweeps": {"config", "disk", "door", "effects", "evaluation", "overrides", "preflight", "runs"},

@@ -22,7 +22,7 @@ from positron.config import DataConfig, Unreachable, UserError
 from positron.data.decoding import Reading
 from positron.data.rows import parquet_texts
 from positron.data.sources import WAIT, Document, side
-from positron.disk import make_folder, read_json, write_json
+from positron.disk import expanded, make_folder, read_json, write_json
 
 RING_FILES, RING_BYTES = 5, 2_500_000_000  # the most that lies in the room at a time; a single larger file may
 SPARE_BYTES = 1_000_000_000  # of the disk that is left free
@@ -47,7 +47,7 @@ class HubSource:
         choice = [config.repo, config.files, config.revision, config.field, config.seed, config.val_fraction]
         choice.append(self.limit_bytes)
         self.name = f"{config.repo.replace('/', '--')}-{hashlib.sha256(repr(choice).encode()).hexdigest()[:8]}"
-        self.folder = Path(config.dir).expanduser() / self.name
+        self.folder = expanded(config.dir) / self.name
         self._note = self.folder / "source.json"
         if not self._note.exists():
             self._look(config)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from positron.config import UserError
 from positron.console import one_line
+from positron.disk import expanded
 
 # Suffix -> format, in any case, also followed by one of PACKED. A suffix that is not here is plain text if it looks so.
 FORMATS = {
@@ -79,7 +80,7 @@ def list_files(path: str, called: str | None = None, suffixes: Collection[str] =
     hidden files, run folders and unknown formats are skipped.
     """
     called = one_line(called or path)
-    given = Path(path).expanduser()
+    given = expanded(path)
     try:
         if given.is_dir():
             listing = _list_folder(given, suffixes)

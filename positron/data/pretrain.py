@@ -16,7 +16,7 @@ from positron.data.shards import SPLITS, TokenFiles, write_tokens
 from positron.data.sources import WAIT, Source, open_source
 from positron.data.stream import open_stream
 from positron.data.stream_windows import StreamWindows
-from positron.disk import lock, make_folder, read_json
+from positron.disk import expanded, lock, make_folder, read_json
 from positron.text.choose import load_tokenizer, train_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.wording import amount
@@ -49,7 +49,7 @@ def prepare(
         return tokenizer, kept
     if tokenizer is not None and kept is not None and known == source.earlier_fingerprint != source.fingerprint:
         return tokenizer, kept
-    corpus = make_folder(Path(data.dir).expanduser() / source.name)
+    corpus = make_folder(expanded(data.dir) / source.name)
     with lock(corpus / "lock", lambda: say(f"waiting for another process that prepares {corpus}")):
         if tokenizer is None:
             home = corpus / "-".join(str(part) for part in (choice.kind, choice.name, choice.vocab_size) if part)
@@ -72,7 +72,7 @@ def kept_tokens(data: DataConfig, tokenizer: Tokenizer | None, known: str | None
     """The folder of whole token files of the text with this fingerprint, under this tokenizer."""
     if tokenizer is None or known is None or data.tokens_per_epoch is not None:
         return None
-    for header in sorted(Path(data.dir).expanduser().glob(f"*/tokens-{tokenizer.hash[:12]}/tokens.json")):
+    for header in sorted(expanded(data.dir).glob(f"*/tokens-{tokenizer.hash[:12]}/tokens.json")):
         if read_json(header).get("fingerprint") == known:
             return header.parent
     return None

@@ -138,7 +138,7 @@ def has_wandb_key() -> bool:
     """A key in the environment or in the netrc file, where `wandb login` puts it; never a prompt."""
     if os.environ.get("WANDB_API_KEY"):
         return True
-    path = os.environ.get("NETRC", Path.home() / (".netrc" if os.name == "posix" else "_netrc"))
+    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc" if os.name == "posix" else "~/_netrc")
     try:
         known = netrc.netrc(path).hosts
     except (OSError, netrc.NetrcParseError):

@@ -12,7 +12,7 @@ from typing import Any
 
 from positron.config import Diverged, RunConfig, UserError
 from positron.console import one_line
-from positron.disk import lock, make_folder, refuse_links_in, sweep_temporary_files
+from positron.disk import expanded, lock, make_folder, refuse_links_in, sweep_temporary_files
 from positron.door import Voice, first_rank
 from positron.evaluation.metrics import read_metrics
 from positron.provenance import read_provenance
@@ -150,7 +150,7 @@ def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None, say:
                 f"ckpt_path=latest, but {run.folder} has no checkpoint; leave ckpt_path out to start afresh"
             )
         return newest
-    path = Path(ckpt_path).expanduser()
+    path = expanded(ckpt_path)
     if path.suffix == ".ckpt":
         path = path.resolve() if path.is_symlink() else path  # the user names it, so it may be a link
         load_checkpoint(path)  # says what is wrong with it, if anything

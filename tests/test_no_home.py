@@ -1,0 +1,48 @@
+"""Users without a home folder, as in containers: what needs none works, and what does says what to set."""
+
+import pwd
+from pathlib import Path
+
+import pytest
+from conftest import FAST
+
+from positron.config import UserError
+from positron.data.listing import list_files
+from positron.disk import expanded
+from positron.fetch import cache_folder
+from positron.training.loggers import has_wandb_key
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """No HOME, and a user that the system has no name for."""
+
+    def unknown(*_):
+        raise KeyError("uid not found")
+
+    for key in ("HOME", "USER", "LOGNAME", "POSITRON_CACHE", "NETRC", "WANDB_API_KEY"):
+        monkeypatch.delenv(key, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+@pytest.mark.parametrize("path", ["~/x.txt", "~", "~nobody-of-this-name/x.txt"])
+def test_a_path_below_an_unknown_home_folder_is_named(homeless, path):
+    for read in (expanded, lambda given: list_files(given)):
+        with pytest.raises(UserError, match=f"no home folder is known for {path}: set HOME"):
+            read(path)
+
+
+def test_downloads_say_where_they_could_be_kept(homeless, monkeypatch):
+    with pytest.raises(UserError, match="set POSITRON_CACHE"):
+        cache_folder()
+    monkeypatch.setenv("POSITRON_CACHE", "here")
+    assert cache_folder() == Path("here")
+    assert not has_wandb_key()
+
+
+@pytest.mark.parametrize("home", ["/nonexistent", "/proc", ""])
+def test_a_home_folder_that_cannot_be_written_is_not_needed(tmp_path, door, home):
+    result = door("train", "model=debug", *FAST, "train.max_steps=2", "device=cpu", "name=a", HOME=home)
+    assert result.code == 0, result.err
+    written = door("generate", "Once", "--run", "a", "--max-tokens", "3", HOME=home)
+    assert written.code == 0, written.err
