@@ -97,7 +97,7 @@ def explain(params: Params, config: Any, tokenizer: Tokenizer, prompt: str, fold
     tokens = [shown(tokenizer.decode([i])) for i in ids]
     stream = residual_stream(trace, config)
     norms = np.array([np.linalg.norm(x, axis=-1) for _, x in stream])  # (1 + 2 L, T)
-    lines = [f"{len(ids)} tokens: {' | '.join(tokens)}", ""]
+    lines = [f"{len(ids)} {'token' if len(ids) == 1 else 'tokens'}: {' | '.join(tokens)}", ""]
 
     lines += ["the residual stream at the last token, and what would be said if the model ended there:"]
     for (name, x), norm in zip(stream, norms[:, -1], strict=True):
@@ -135,7 +135,8 @@ def main(argv: list[str] | None = None) -> None:
     with one_line_errors():
         options = arguments().parse_args(argv)
         params, config, tokenizer, name = load_any(options.run, options.model)
-        print(f"{name}: {sum(p.size for p in params.values()):,} parameters, {config.n_layer} layers\n")
+        noun = "layer" if config.n_layer == 1 else "layers"
+        print(f"{name}: {sum(p.size for p in params.values()):,} parameters, {config.n_layer} {noun}\n")
         with warnings.catch_warnings():
             warnings.showwarning = lambda message, *_: print(f"warning: {message}")
             print(explain(params, config, tokenizer, options.prompt, options.out))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from positron.config import UserError
 from positron.console import Screen
+from positron.wording import counted
 
 if TYPE_CHECKING:
     from positron.inference.dialogue import Dialogue
@@ -181,7 +182,7 @@ def _save(dialogue: Dialogue, name: str, replace: bool) -> None:
         raise UserError(f"{name} exists: /save! {name} replaces it")
     write_json(path, dialogue.state())
     dialogue.saved = list(dialogue.messages)
-    Screen().line(f"(saved {len(dialogue.messages)} messages to {name})")
+    Screen().line(f"(saved {counted(len(dialogue.messages), 'message')} to {name})")
 
 
 def _load(dialogue: Dialogue, name: str) -> None:
@@ -198,7 +199,7 @@ def _load(dialogue: Dialogue, name: str) -> None:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"cannot load {name}: {reason}") from error
     dialogue.restore(state, name)
-    Screen().line(f"(loaded {len(dialogue.messages)} messages from {name})")
+    Screen().line(f"(loaded {counted(len(dialogue.messages), 'message')} from {name})")
 
 
 def _path(name: str) -> Path:

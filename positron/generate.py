@@ -20,6 +20,7 @@ from positron.console import Screen, printable, say_loading
 from positron.door import errors_as_one_line, side_by_side
 from positron.inference.checks import argument, decoded, read_standard_input, seed_of, stops_of, whole_number
 from positron.inference.options import chosen_sampling, draft_option, given_options, sampling_options
+from positron.wording import counted
 
 if TYPE_CHECKING:
     from positron.inference.sampling import Sampling
@@ -177,7 +178,9 @@ def bench(writer: Writer) -> None:
 
     model, engine = writer.model, writer.engine()
     context = model.config.context_length
-    print(f"{model.config.n_params() / 1e6:.2f}M parameters, context {context}, {torch.get_num_threads()} threads")
+    print(
+        f"{model.config.n_params() / 1e6:.2f}M parameters, context {context}, {counted(torch.get_num_threads(), 'thread')}"
+    )
     print("prompt tokens   first token   tokens/s   tokens/s without cache")
     lengths = sorted({1, context // 8, context // 2, context - 17} - {0})
     greedy = Sampling(temperature=0)

@@ -69,8 +69,9 @@ def main() -> None:
         files = {split: TokenFiles(place, split, tokenizer) for split, place in places.items()}
         print(f"{folder}")
         for split, part in files.items():
+            noun = "document" if part.n_documents == 1 else "documents"
             print(
-                f"  {split:<6} {part.n_documents:>12,} documents {part.n_tokens:>14,} tokens {part.n_bytes:>14,} bytes"
+                f"  {split:<6} {part.n_documents:>12,} {noun:<9} {part.n_tokens:>14,} tokens {part.n_bytes:>14,} bytes"
                 f"   {part.n_bytes / max(1, part.n_tokens):.2f} bytes per token"
             )
         if options.tokenizer_report or looking:

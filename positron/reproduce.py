@@ -25,6 +25,7 @@ from positron.preflight import check_name
 from positron.provenance import FILE, read_provenance, start_of
 from positron.runs import OUTPUTS, Run, find_run
 from positron.settings import from_dict
+from positron.wording import counted
 
 TRACE = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
 
@@ -130,10 +131,13 @@ def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
     if different is None:
         text = (
             f"identical: logged steps {steps[0]} to {steps[-1]} ({len(steps)} of them) have the same losses bit for bit"
+            if len(steps) > 1
+            else f"identical: the one logged step in common, {steps[0]}, has the same losses bit for bit"
         )
         return True, text + (f", although these differ:{list_of}" if changed else "")
     before = len([s for s in steps if s < step])
-    text = f"different: at step {step} {different[1]}; {before} logged steps before it are identical"
+    verb = "is" if before == 1 else "are"
+    text = f"different: at step {step} {different[1]}; {counted(before, 'logged step')} before it {verb} identical"
     if changed:
         return False, f"{text}\nwhat differs ({run.folder} -> {new.folder}):{list_of}"
     return False, f"{text}\nnothing else differs that is recorded: code, versions, hardware, threads, text, tokenizer"

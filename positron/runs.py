@@ -203,7 +203,7 @@ def progress_of(run: Run) -> str:
     """How far a run is, in words: `finished, 40 of 40 steps, 2026-07-01 12:00:00`."""
     facts = run.facts()
     resolved = facts.get("resolved")
-    steps = f"{facts.get('step', 0)} of {resolved.get('max_steps')} steps" if isinstance(resolved, dict) else "no step"
+    steps = f"step {facts.get('step', 0)} of {resolved.get('max_steps')}" if isinstance(resolved, dict) else "no step"
     return ", ".join(str(part) for part in (facts.get("status", "never started"), steps, facts.get("updated")) if part)
 
 

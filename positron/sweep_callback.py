@@ -19,6 +19,7 @@ from positron.overrides import experiment_keys, given_keys
 from positron.preflight import check_files, check_name
 from positron.runs import find_run
 from positron.settings import from_dict
+from positron.wording import counted
 
 _HELD = contextlib.ExitStack()  # a sweep's lock, until this process ends, however it ends
 
@@ -54,7 +55,7 @@ class SweepTable(Callback):
         jobs = count_jobs(config, parsed)
         if jobs is not None and jobs < 2:
             raise UserError(
-                f"a sweep (-m) of {jobs} jobs: give a key several values, such as optimizer.lr=1e-3,3e-3"
+                f"a sweep (-m) of {counted(jobs, 'job')}: give a key several values, such as optimizer.lr=1e-3,3e-3"
                 + (", or leave out -m" if jobs else "")
             )
         HydraConfig.instance().set_config(config)  # Hydra does so for jobs only; the sweep's name needs it, too

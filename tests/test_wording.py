@@ -155,7 +155,7 @@ def test_a_run_that_was_not_named_is_told_with_its_steps(tmp_path: Path) -> None
     said: list[str] = []
     announce(Run(tmp_path), None, said.append)
     assert said == [
-        f"no run was named: taking {tmp_path}, trained last (finished, 40 of 40 steps, 2026-07-01 12:00:00); "
+        f"no run was named: taking {tmp_path}, trained last (finished, step 40 of 40, 2026-07-01 12:00:00); "
         "--run takes another one"
     ]
     announce(Run(tmp_path), str(tmp_path), said.append)

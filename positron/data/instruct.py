@@ -18,6 +18,7 @@ from positron.data.pretrain import Windows
 from positron.text import conversation
 from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.wording import counted
 
 Row = tuple[np.ndarray, np.ndarray]  # input and target ids (n,), -100 where there is no loss
 Part = tuple[Tensor, Tensor]  # the same (rows, T) of a micro-batch
@@ -155,9 +156,7 @@ class InstructData(L.LightningDataModule):
         )
         self.example = shown[0][0]
         self.val_parts = to_parts([row for _, row in shown], context, micro_batch_size, self.train.pad)
-        say(
-            f"{len(sides[0]):,} conversation{'s' * (len(sides[0]) != 1)} to learn from, {len(sides[1]):,} for validation"
-        )
+        say(f"{counted(len(sides[0]), 'conversation')} to learn from, {len(sides[1]):,} for validation")
 
     def train_dataloader(self) -> Iterator[list[Part]]:
         trainer = self.trainer

@@ -13,6 +13,7 @@ from positron.disk import read_json, whole_file, write_text
 from positron.evaluation.metrics import read_metrics
 from positron.evaluation.plots_of_runs import sweep_picture
 from positron.runs import Run
+from positron.wording import counted
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ def table(jobs: Sequence[Job]) -> list[list[str]]:
     for job in jobs:
         score = f"{job.bpb:.4f}" if job.bpb is not None else job.why
         if job.status == "pruned":
-            score = f"after {job.facts['step']:,} steps: {score}"
+            score = f"after {counted(job.facts['step'], 'step')}: {score}"
         rows.append([job.number, *(job.choices.get(key, "") for key in keys), job.status, score])
     return rows
 

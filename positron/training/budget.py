@@ -26,6 +26,7 @@ from positron.text.tokenizer import Tokenizer
 from positron.training.checkpoint import newest_checkpoint
 from positron.training.device import Machine, is_out_of_memory
 from positron.training.measuring import Measuring, Speed
+from positron.wording import counted
 
 E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
 # Over a text: after these, more time makes a model learn it by heart (Muennighoff et al.; docs/LOG.md).
@@ -255,7 +256,8 @@ def _settle(
     if best is not found[-1]:
         reasons.append("a larger one would " + ("learn hardly more" if whole else "read too little in this time"))
     say(
-        f"chosen: {gpt.n_layer} layers of {gpt.d_model}, {steps:,} steps of {batch:,} tokens, learning rate {rate:.2g}, weight "
+        f"chosen: {counted(gpt.n_layer, 'layer')} of {gpt.d_model}, {counted(steps, 'step')} of {batch:,} tokens, "
+        f"learning rate {rate:.2g}, weight "
         f"decay {choice.applied(config).optimizer.weight_decay:.3f}; about {best.bpb:.2f} bits per byte expected"
         + (f": {', and '.join(reasons)}" if reasons else "")
     )

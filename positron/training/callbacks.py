@@ -20,6 +20,7 @@ from positron.evaluation.metrics import Score
 from positron.training.device import wait_for
 from positron.training.module import PretrainModule
 from positron.training.signals import Signals
+from positron.wording import counted
 
 
 class Clock(L.Callback):
@@ -181,7 +182,7 @@ class Patience(L.Callback):
 
     @property
     def why(self) -> str:
-        return f"after {self.since} validations without a better one than {self.best:.4f} bits per byte"
+        return f"after {counted(self.since, 'validation')} without a better one than {self.best:.4f} bits per byte"
 
     def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
         if "val/bpb" in module.metrics:

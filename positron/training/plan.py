@@ -89,8 +89,8 @@ def make_plan(
     )
     if config.schedule.warmup_steps >= horizon:
         say(
-            f"WARNING: schedule.warmup_steps={config.schedule.warmup_steps} is not less than the run's {horizon} steps: "
-            "the learning rate never falls"
+            f"WARNING: schedule.warmup_steps={config.schedule.warmup_steps} is not less than the run's "
+            f"{counted(horizon, 'step')}: the learning rate never falls"
         )
     return Plan(machine, gpt, world, batch_size, batch_tokens, micro, horizon, last_step)
 

@@ -12,6 +12,7 @@ from positron.config import GPTConfig
 from positron.model.gpt import GPT
 from positron.model.loss import CHUNK_VALUES
 from positron.training.device import DTYPES, Machine, Shape, matmul_flops
+from positron.wording import counted
 
 MAX_TIMED_STEP = 0.6  # seconds of a micro-batch in fp32; of larger models the matrix products decide
 TIMING_SECONDS = 0.6
@@ -76,7 +77,7 @@ def faster_precision(model: GPT, machine: Machine, rows: int) -> tuple[Machine, 
         rounds += 1
     chosen = min(fastest, key=lambda name: fastest[name])
     times = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in fastest.items())
-    return machines[chosen], f"precision=auto takes {chosen}: {rows} sequences of this model need {times}"
+    return machines[chosen], f"precision=auto takes {chosen}: {counted(rows, 'sequence')} of this model need {times}"
 
 
 @dataclass(frozen=True)
