@@ -232,7 +232,7 @@ def test_a_reader_that_leaves_early_is_no_error(runs: Path) -> None:
     writer.stdout.close()
     assert writer.wait(PATIENCE) == 0
     assert writer.stderr is not None
-    assert writer.stderr.read() == b""
+    assert writer.stderr.read() == b"loading base\n"
 
 
 @pytest.mark.parametrize(
