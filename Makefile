@@ -1,5 +1,5 @@
 # Thin names for plain commands; each prints what it runs.
-.PHONY: install train train-quick sft chat generate test test-all check bench clean
+.PHONY: install train train-quick sft chat generate test test-all test-cpus check bench clean
 SHELL := /bin/bash
 
 # A Python that Hydra 1.3 runs on: 3.11 to 3.13.
@@ -49,6 +49,9 @@ test: .venv/installed-dev
 
 test-all: .venv/installed-dev
 	$(BIN)/python -m pytest -m ""
+
+test-cpus: .venv/installed-dev
+	scripts/test_on_cpus.sh
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

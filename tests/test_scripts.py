@@ -4,6 +4,7 @@ import http.server
 import json
 import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -102,6 +103,33 @@ def test_bootstrap_without_a_network_trains_on_the_built_in_stories_at_once(tmp_
         assert log.st_size > 0
     ended.set()
     server.shutdown()
+
+
+def test_the_tests_run_as_on_other_processors_and_a_table_tells_where_they_fail(tmp_path):
+    (tmp_path / "test_processor.py").write_text(
+        "import os\n"
+        "def test_native(): assert 'OPENBLAS_CORETYPE' not in os.environ\n"
+        "def test_one_thread(): assert os.environ['OMP_NUM_THREADS'] == '1'\n"
+    )
+    environment = {
+        "OPENBLAS_CORETYPE": "Haswell",  # set in the shell: a native run does not have it
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "TMPDIR": str(tmp_path),
+    }
+    chosen = ("--only", "native-1", "--only", "sse4-1", "test_processor.py")
+    told = script("test_on_cpus.sh", *chosen, folder=tmp_path, **environment)
+    assert told.returncode == 1
+    title, *rows, logs = told.stdout.splitlines()
+    assert title.split() == ["configuration", "passed", "failed", "seconds"]
+    assert [row.split()[:3] for row in rows] == [["native-1", "2", "0"], ["sse4-1", "1", "1"]]
+    assert "test_native" in (Path(logs.split(": ")[1]) / "sse4-1.log").read_text()
+    assert "FAILED" in told.stderr
+
+
+@pytest.mark.parametrize("wrong", [("--only", "amiga"), ("--only",), ("--fast",), ("no/such/test.py",)])
+def test_a_configuration_option_or_test_that_does_not_exist_is_refused(tmp_path, wrong):
+    told = script("test_on_cpus.sh", *wrong, folder=tmp_path)
+    assert (told.returncode, told.stdout, told.stderr.count("\n")) == (2, "", 1)
 
 
 @pytest.mark.slow
