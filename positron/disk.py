@@ -256,6 +256,15 @@ def read_text(path: Path, below: Path | None = None, limit: int = TEXT_BYTES) ->
     return read_bytes(path, below, limit).decode("utf-8", errors="replace")
 
 
+def json_ready(value: Any) -> Any:
+    """Put null in the places of NaN and infinity, which JSON does not have: a perplexity that overflows, for instance."""
+    if isinstance(value, dict):
+        return {key: json_ready(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_ready(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def read_json(path: Path, below: Path | None = None, limit: int = JSON_BYTES) -> Any:
     """Raise UserError where the file is missing, a link, too large, not JSON, or nested deeper than Python can read."""
     content = read_bytes(path, below, limit)

@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 from positron.config import DataConfig, UserError
 from positron.console import say_loading
+from positron.disk import json_ready
 from positron.door import errors_as_one_line
 from positron.inference.options import chosen_sampling, sampling_options
 from positron.settings import from_dict
@@ -69,13 +71,18 @@ def main() -> None:
         model, tokenizer, path = load_model(run, say)
         say(f"{run.folder}, {path.name}: {model.config.n_params() / 1e6:.2f}M parameters")
         writer = Writer(model, tokenizer, weights=options.weights)
-        facts = {"run": str(run.folder), "checkpoint": path.name, "parameters": model.config.n_params()}
+        facts: dict[str, Any] = {"run": str(run.folder), "checkpoint": path.name, "parameters": model.config.n_params()}
         facts |= text_facts(run, writer, options)
+        if not math.isfinite(facts["loss"]):
+            raise UserError(
+                f"{path} gives {facts['text']} a loss that is NaN or infinite: the training had diverged; evaluate an "
+                "earlier checkpoint, or train again with a lower optimizer.lr"
+            )
         if options.stories:
             facts["stories"] = story_facts(run, writer, options)
         if options.instruct:
             facts["instruct"] = instruct_facts(run, writer, options)
-        print(json.dumps(facts) if options.json else as_text(facts))
+        print(json.dumps(json_ready(facts), allow_nan=False) if options.json else as_text(facts))
 
 
 def say(line: str) -> None:

@@ -1,6 +1,7 @@
 """A training that fails by its own numbers says so every time, and leaves nothing behind that looks like a success."""
 
 import dataclasses
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -231,3 +232,23 @@ def test_a_resumed_run_does_not_tell_its_overfitting_again():
     said = []
     validated(5, 2.4, 0.1, Overfitting(rows, said.append))
     assert said == []
+
+
+def test_evaluate_refuses_a_loss_that_is_not_finite_and_its_json_has_no_infinity(tmp_path, shared, monkeypatch, capsys):
+    from positron import evaluate
+
+    train(short(shared, train__max_steps=2), tmp_path / "run")
+    facts = {"text": "my.txt", "loss": 800.0, "perplexity": float("inf"), "bpb_interval": (1.0, float("nan"))}
+    monkeypatch.setattr(evaluate, "text_facts", lambda *_: facts)
+    monkeypatch.setattr("sys.argv", ["evaluate", "--run", str(tmp_path / "run"), "--json"])
+    evaluate.main()
+    shown = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert (shown["perplexity"], shown["bpb_interval"], shown["loss"]) == (None, [1.0, None], 800.0)
+    for loss in (float("nan"), float("inf")):
+        facts["loss"] = loss
+        with pytest.raises(SystemExit) as exit_:
+            evaluate.main()
+        assert exit_.value.code == 2
+        captured = capsys.readouterr()
+        assert captured.out == ""
+        assert "a loss that is NaN or infinite: the training had diverged" in captured.err
