@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import os
 import struct
@@ -158,6 +159,20 @@ def from_safetensors(path: str | Path) -> dict[str, Array]:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
+def refuse_other_content(path: Path) -> None:
+    """Raise InputError if the file does not have the sha256 that is noted beside it; older runs have none."""
+    note = path.with_name(f"{path.name}.sha256")
+    try:
+        known = note.read_text(encoding="utf-8", errors="replace").split()[:1]
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise InputError(f"cannot read {note}: {error.strerror}") from error
+    if known != [found]:
+        raise InputError(f"{path} is damaged: its sha256 is not the one in {note.name}; restore it from a copy")
+
+
 def from_torch_run(folder: str | Path) -> tuple[Params, GPTConfig, Tokenizer]:
     """A Positron run's exported weights, architecture and tokenizer, without torch."""
     folder = Path(folder)
@@ -167,6 +182,7 @@ def from_torch_run(folder: str | Path) -> tuple[Params, GPTConfig, Tokenizer]:
         )
     config = read_config(folder / "model" / "config.json")
     params = check(from_safetensors(folder / "model" / "weights.safetensors"), config, str(folder))
+    refuse_other_content(folder / "model" / "weights.safetensors")
     facts = read_json(folder / "tokenizer" / "tokenizer.json")
     tokenizer: Tokenizer
     if facts.get("kind") == "char" and isinstance(facts.get("characters"), str):

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
+import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from conftest import tiny
 
 from positron import disk
-from positron.config import UserError
+from positron.config import LoggerConfig, RunConfig, TensorboardConfig, UserError
+from positron.door import Voice
+from positron.evaluation.metrics import best_so_far, read_metrics
+from positron.evaluation.texts import texts_of_run
+from positron.runs import Run, find_run, load_model
+from positron.train import train
+from positron.training.checkpoint import load_checkpoint
 
 
 @pytest.fixture
@@ -86,3 +98,241 @@ def test_temporary_files_of_dead_processes_are_removed_and_those_of_living_ones_
         path.write_text("half")
     disk.sweep_temporary_files(tmp_path)
     assert [path.exists() for path in (*dead, *alive)] == [False, False, True, True]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with outputs/data and outputs/tiny, stopped at step 20 of 40."""
+    folder = tmp_path_factory.mktemp("trained") / "outputs"
+    train(settings(folder, train__stop_at=20), folder / "tiny")
+    return folder
+
+
+def settings(outputs: Path, **changes: object) -> RunConfig:
+    config = tiny(outputs, **changes)
+    return dataclasses.replace(config, logger=LoggerConfig(tensorboard=TensorboardConfig()))
+
+
+@pytest.fixture
+def run(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    shutil.copytree(trained, tmp_path / "outputs")
+    monkeypatch.chdir(tmp_path)
+    return Run(tmp_path / "outputs" / "tiny")
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_a_link_at_any_name_that_a_run_writes_changes_nothing_outside(
+    trained: Path, tmp_path: Path, run: Run, outside: Path
+) -> None:
+    """Continue, and begin, a run whose folder has a planted link in the place of each file and folder."""
+    train(settings(tmp_path / "outputs"), run.folder)
+    names = {*names_in(run.folder), *names_in(trained / "tiny"), ".best.ckpt.tmp"}
+    assert {"train.log", "metrics.jsonl", "lock", "checkpoints/best.ckpt", "model", "attention", "tensorboard"} <= names
+    empty = tmp_path / "elsewhere"
+    empty.mkdir()
+    for name in sorted(names):
+        for is_new in (True, False):
+            folder = tmp_path / "outputs" / "attacked"
+            shutil.rmtree(folder, ignore_errors=True)
+            if not is_new:
+                shutil.copytree(trained / "tiny", folder)
+            planted = folder / name
+            if planted.is_dir():
+                shutil.rmtree(planted)
+            planted.unlink(missing_ok=True)
+            planted.parent.mkdir(parents=True, exist_ok=True)
+            planted.symlink_to(empty if Path(name).suffix == "" and name not in ("lock",) else outside)
+            with pytest.raises(UserError, match="symbolic link"):
+                train(settings(tmp_path / "outputs", train__max_steps=40), folder)
+            assert outside.read_text() == "untouched", name
+            assert not list(empty.iterdir()), name
+            with pytest.raises(UserError):
+                load_model(find_run(str(folder)), lambda line: None)
+
+
+def test_a_run_folder_that_is_itself_a_link_is_used(tmp_path: Path, run: Run) -> None:
+    (tmp_path / "link").symlink_to(run.folder)
+    assert train(settings(tmp_path / "outputs"), tmp_path / "link")["step"] == 40
+
+
+def edit(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "3", "null", '"x"', '{"model": 3}', '{"model": {"n_layer": 1}}'])
+def test_a_config_of_the_wrong_shape_is_named(run: Run, content: str) -> None:
+    (run.folder / "config.json").write_text(content)
+    with pytest.raises(UserError, match=r"config\.json"):
+        load_model(run, lambda line: None)
+
+
+@pytest.mark.parametrize("key", ["n_layer", "d_model", "context_length"])
+def test_absurd_sizes_and_other_architectures_end_in_an_error_instead_of_a_wait(run: Run, key: str) -> None:
+    config = json.loads((run.folder / "config.json").read_text())
+    for value in (10**9, config["model"][key] * 2):
+        edit(run.folder / "config.json", model={**config["model"], key: value})
+        with pytest.raises(UserError, match=key):
+            load_model(run, lambda line: None)
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["null", '"x"', '{"status": 3}', '{"step": -1}', '{"step": 1e999}', '{"resolved": []}', '{"best/bpb": "low"}'],
+)
+def test_a_run_json_of_the_wrong_shape_is_refused_and_stays(tmp_path: Path, run: Run, content: str) -> None:
+    (run.folder / "run.json").write_text(content)
+    before = names_and_sizes(run.folder)
+    with pytest.raises(UserError, match=r"run\.json"):
+        train(settings(tmp_path / "outputs"), run.folder)
+    assert {k: v for k, v in names_and_sizes(run.folder).items() if k != "train.log"} == {
+        k: v for k, v in before.items() if k != "train.log"
+    }
+
+
+def names_and_sizes(folder: Path) -> dict[str, int]:
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xff", b"3", b"{}", b'{"step": 2, "train/loss": NaN}', b'{"step": 99}', b"[" * 100_000]
+)
+def test_a_damaged_line_of_the_metrics_is_named_and_costs_no_history(tmp_path: Path, run: Run, damage: bytes) -> None:
+    path = run.folder / "metrics.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = damage + b"\n"
+    path.write_bytes(b"".join(lines))
+    best = (run.checkpoint_folder / "best.ckpt").read_bytes()
+    with pytest.raises(UserError, match=r"metrics\.jsonl line (3|4) is damaged"):
+        train(settings(tmp_path / "outputs"), run.folder)
+    assert path.read_bytes() == b"".join(lines)
+    assert (run.checkpoint_folder / "best.ckpt").read_bytes() == best
+
+
+def test_a_torn_last_line_of_the_metrics_is_written_again(tmp_path: Path, run: Run) -> None:
+    with (run.folder / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"step": 21, "tr')
+    train(settings(tmp_path / "outputs"), run.folder)
+    assert [row["step"] for row in read_metrics(run.folder / "metrics.jsonl")] == list(range(1, 41))
+
+
+def test_the_best_model_is_known_without_the_metrics(run: Run) -> None:
+    facts = run.facts()
+    assert facts["best/step"] == 20
+    assert best_so_far([], facts, 20) == facts["best/bpb"]
+    assert best_so_far([], facts, 19) == float("inf")
+    assert best_so_far([], {"best/bpb": 2.0}, 20) == float("inf")  # of an older version, which knows no step
+
+
+def test_a_damaged_best_checkpoint_is_told_and_all_damaged_are_an_error(run: Run) -> None:
+    said: list[str] = []
+    for path in sorted(run.checkpoint_folder.iterdir(), key=lambda path: path.name != "best.ckpt"):
+        content = bytearray(path.read_bytes())
+        content[len(content) // 2] ^= 1
+        path.unlink()  # best.ckpt is a second name of another one
+        path.write_bytes(content)
+        if path.name == "best.ckpt":
+            load_model(run, said.append)
+    assert "best.ckpt cannot be used" in said[-1]
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be used \(best\.ckpt"):
+        load_model(run, said.append)
+
+
+@pytest.mark.parametrize("key", ["optimizer_states", "state_dict", "gpt_config", "loops", "tokenizer_hash"])
+def test_a_checkpoint_with_the_right_checksum_and_the_wrong_contents_is_one_line(
+    tmp_path: Path, run: Run, key: str
+) -> None:
+    path = run.checkpoint_folder / "step-000020.ckpt"
+    whole = torch.load(path, weights_only=True)
+    for value in (None, 3):
+        torch.save({k: v for k, v in whole.items() if k != key} | ({} if value is None else {key: value}), path)
+        with pytest.raises(UserError, match=key):
+            load_checkpoint(path, to_continue=True)
+
+
+def test_a_checkpoint_with_code_in_it_is_refused_without_advice_to_run_it(run: Run) -> None:
+    path = run.checkpoint_folder / "best.ckpt"
+    path.unlink()
+    torch.save({"state_dict": Path("x")}, path)
+    with pytest.raises(UserError, match="nothing in it was executed") as error:
+        load_checkpoint(path)
+    assert "weights_only" not in str(error.value)
+
+
+@pytest.mark.parametrize("content", ["null", "[]", '{"starts": [{"step": 1, "environment": 7}], "environments": []}'])
+def test_a_damaged_provenance_is_named(tmp_path: Path, run: Run, content: str) -> None:
+    (run.folder / "provenance.json").write_text(content)
+    with pytest.raises(UserError, match=r"provenance\.json is damaged"):
+        train(settings(tmp_path / "outputs"), run.folder)
+
+
+def test_an_edited_run_json_is_told_and_not_continued(
+    tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    edit(run.folder / "run.json", floor_bpb=0.5)
+    assert run.facts()["floor_bpb"] == 0.5
+    assert "run.json does not match its checksum" in capsys.readouterr().err
+    with pytest.raises(UserError, match="does not match its checksum"):
+        train(settings(tmp_path / "outputs"), run.folder)
+
+
+@pytest.mark.parametrize("prompt", ["a\nimport os", "\x1b]0;title\x07", "a\r2026-01-01 00:00:00 forged"])
+def test_text_from_a_run_folder_cannot_forge_lines_of_its_log(tmp_path: Path, run: Run, prompt: str) -> None:
+    config = json.loads((run.folder / "config.json").read_text())
+    edit(run.folder / "config.json", train={**config["train"], "sample_prompt": prompt})
+    with pytest.raises(UserError):
+        train(settings(tmp_path / "outputs"), run.folder)
+    lines = (run.folder / "train.log").read_bytes().decode().split("\n")[:-1]
+    assert all(re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d ", line) for line in lines)
+    assert "\x1b" not in "".join(lines)
+    assert "\r" not in "".join(lines)
+
+
+def test_a_log_that_cannot_be_written_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    say = Voice(tmp_path / "gone" / "train.log")
+    say("first")
+    say("second")
+    assert capsys.readouterr().err.count("WARNING: cannot write") == 1
+    (tmp_path / "gone").mkdir()
+    say("third")
+    assert (tmp_path / "gone" / "train.log").read_text().endswith(" third\n")
+
+
+def test_what_is_shared_carries_no_home_and_still_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    home = tmp_path / "someone"
+    (home / "texts").mkdir(parents=True)
+    monkeypatch.setenv("HOME", str(home))
+    (home / "texts" / "cat.txt").write_text("The cat sat on the mat. " * 3000)
+    config = tiny(home, data__path=str(home / "texts" / "cat.txt"), data__source="text", train__max_steps=4)
+    folder = tmp_path / "run"
+    train(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=2)), folder)
+    assert train(config, folder)["status"] == "finished"
+    for name in ("config.json", "run.json", "report.html", "train.log"):
+        assert "someone" not in (folder / name).read_text().replace(str(folder), ""), name
+    assert Run(folder).config()["data"]["path"] == str(home / "texts" / "cat.txt")
+
+
+@pytest.mark.parametrize("subdir", ["../../../x", "/x", "a/../b", ".", ""])
+def test_tensorboard_stays_inside_the_run(subdir: str) -> None:
+    with pytest.raises(UserError, match="inside the run"):
+        TensorboardConfig(subdir)
+
+
+def test_commands_that_use_a_run_write_no_data_where_its_config_says(tmp_path: Path, run: Run) -> None:
+    config = json.loads((run.folder / "config.json").read_text())
+    shutil.rmtree(tmp_path / "outputs" / "data")
+    edit(run.folder / "config.json", data={**config["data"], "dir": str(tmp_path / "anywhere")})
+    assert texts_of_run(run, "val", 1000, lambda line: None)
+    assert not (tmp_path / "anywhere").exists()
+    secret = tmp_path / "secret"
+    secret.write_text("what nobody may see\n" * 1000)
+    edit(run.folder / "config.json", data={**config["data"], "source": "text", "path": str(secret)})
+    texts = texts_of_run(run, "val", 1000, lambda line: None)  # those of the tokens that belong to the run
+    assert "nobody may see" not in "".join(texts)
+    facts = {key: value for key, value in run.facts().items() if key != "data_fingerprint"}
+    (run.folder / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="no data_fingerprint"):
+        texts_of_run(run, "val", 1000, lambda line: None)
+    assert not list((tmp_path / "outputs" / "data").glob("text-*"))

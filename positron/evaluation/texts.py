@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 
@@ -52,6 +54,7 @@ def token_files(
         current = known if folder is not None and data.source != "text" else open_source(data, say).fingerprint
         changed = known not in (None, current) and data.tokens_per_epoch is None
         if folder is None and not changed:
+            data = _only_as_trusted(data, known)
             _, folder = prepare(data, from_dict(TokenizerConfig, values["tokenizer"]), tokenizer, say)
     except UserError as error:
         if folder is None:
@@ -67,6 +70,18 @@ def token_files(
         epochs = (path.parent for path in folder.glob("epoch-*/tokens.json"))
         folder = folder / "validation" if split == "val" else min(epochs)
     return TokenFiles(folder, split, tokenizer)
+
+
+def _only_as_trusted(data: DataConfig, known: str | None) -> DataConfig:
+    """Return the data with a folder that may be written: the run's configuration may be a stranger's.
+
+    A folder that it names is used only if Positron already keeps tokens there. A file or address that it names is read
+    only for a run that knows the fingerprint of the text.
+    """
+    if known is None and (data.path or data.url):
+        raise UserError(f"run.json has no data_fingerprint that shows {data.path or data.url} to be its text")
+    is_ours = any(Path(data.dir).expanduser().glob("*/lock"))
+    return data if is_ours else dataclasses.replace(data, dir=DataConfig.dir)
 
 
 def texts_of_run(
