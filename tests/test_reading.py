@@ -251,6 +251,19 @@ def test_messages_to_evaluate_name_no_settings_of_training(tmp_path: Path, conte
     assert "data." not in str(error.value)
 
 
+@pytest.mark.parametrize(("exponent", "is_read"), [(10, True), (18, False), (21, False)])
+def test_zstd_with_a_long_window_says_how_to_unpack_it(tmp_path: Path, exponent: int, is_read: bool) -> None:
+    """A frame of one raw block; its window is 2 ** (10 + exponent) bytes (RFC 8878, 3.1.1)."""
+    content = as_text(DOCUMENTS)
+    block = (len(content) << 3 | 1).to_bytes(3, "little") + content
+    (tmp_path / "a.txt.zst").write_bytes(b"\x28\xb5\x2f\xfd\x00" + bytes([exponent << 3]) + block)
+    if is_read:
+        assert texts(source(tmp_path / "a.txt.zst")) == DOCUMENTS
+    else:
+        with pytest.raises(UserError, match=r"unpack it with zstd -d --long=31 .*a\.txt\.zst"):
+            source(tmp_path / "a.txt.zst")
+
+
 # folders and patterns
 
 
