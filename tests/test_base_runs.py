@@ -201,17 +201,20 @@ def test_a_score_of_nothing_is_an_error_and_never_zero() -> None:
         compare([], [], "The", 1, 0, quiet)
 
 
-@pytest.mark.parametrize("damage", ["config", "checkpoint", "tokenizer"])
+@pytest.mark.parametrize("damage", ["config", "checkpoint", "tokenizer", "link"])
 def test_one_broken_run_is_named_and_left_out_of_a_comparison(here: Path, damage: str) -> None:
     shutil.copytree("outputs/base", "outputs/z")
     if damage == "config":
         Path("outputs/z/config.json").write_text("{broken")
     for path in Path("outputs/z/checkpoints").glob("*.ckpt") if damage == "checkpoint" else ():
         path.write_bytes(path.read_bytes()[:100])
+    if damage == "link":
+        Path("outputs/z/notes").symlink_to("/etc/hostname")
     if damage == "tokenizer":
         Path("outputs/z/tokenizer/tokenizer.json").write_text("[")
     lines: list[str] = []
-    rows = compare(find_runs([], Path("outputs")), [TEXT], "The", 2, 0, lines.append)
+    runs = find_runs(["base", "s1", "z"] if damage == "link" else [], Path("outputs"))
+    rows = compare(runs, [TEXT], "The", 2, 0, lines.append)
     assert sorted(row.run for row in rows) == ["outputs/base", "outputs/s1"]
     assert any(line.startswith("left out: outputs/z (") for line in lines)
     with pytest.raises(UserError, match="outputs/z"):

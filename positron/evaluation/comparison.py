@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from positron.base_runs import tokens_seen
 from positron.config import UserError
 from positron.console import one_line
+from positron.disk import refuse_links_in
 from positron.evaluation.metrics import read_metrics
 from positron.evaluation.scoring import interval, sampling_units, score_windows, total
 from positron.evaluation.texts import texts_of_file, texts_of_run, up_to
@@ -43,7 +44,10 @@ def find_runs(names: Sequence[str], outputs: Path) -> list[Run]:
     found = []
     for name in names or [str(outputs)]:
         folder = Path(name) if Path(name).is_dir() else outputs / name
-        if (folder / "config.json").exists() or not folder.is_dir():
+        if (folder / "config.json").exists():
+            found.append(Run(folder))  # a broken one is left out later, where the others are not stopped by it
+            continue
+        if not folder.is_dir():
             found.append(find_run(name, outputs))
             continue
         inside = [Run(path.parent) for path in sorted(folder.glob("**/config.json"))]
@@ -66,6 +70,7 @@ def of_sound_runs(runs: Sequence[Run], read: Callable[[Run], T], say: Callable[[
     results, reasons = [], []
     for run in runs:
         try:
+            refuse_links_in(run.folder)
             results.append((run, read(run)))
         except UserError as error:
             reasons.append(error)
