@@ -59,7 +59,7 @@ SHORTENED = {
     "sft": lambda arguments: [
         *arguments,
         "train.max_steps=2",
-        "data.examples=60",
+        *([] if "data=instruct" in arguments else ["data.examples=60"]),
         "precision=fp32",
         "data.val_fraction=0.5",
     ],
