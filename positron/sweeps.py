@@ -46,7 +46,7 @@ def run_job(
     if values.get("budget") is not None:
         values["given"] = list(given)
     if hydra.mode == RunMode.MULTIRUN:
-        return _sweep_job(Path(hydra.sweep.dir), hydra, overrides, lambda: configure(values), train)
+        return _sweep_job(Path(hydra.sweep.dir).absolute(), hydra, overrides, lambda: configure(values), train)
     config = configure(values)
     refuse_unread(values, given, experiment=experiment_keys(conf_folder(), given), is_sft="sft" in values)
     folder = OUTPUTS / config.name
