@@ -48,8 +48,7 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     with errors_as_one_line():
         options = arguments().parse_args()
-        if sys.stderr.isatty():  # in a script, answers and nothing else
-            say_loading(options.run or "the run trained last")
+        say_loading(options.run or "the run trained last")
         if options.max_tokens is not None and options.max_tokens < 1:
             raise UserError(f"--max-tokens {options.max_tokens} must be at least 1")
         question = None if options.question is None else argument(options.question, "the question")
