@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import tiny
+from conftest import Loopback, tiny
 
 from positron import disk
 from positron.config import LoggerConfig, RunConfig, TensorboardConfig, UserError
@@ -318,6 +318,22 @@ def test_what_is_shared_carries_no_home_and_still_continues(tmp_path: Path, monk
 def test_tensorboard_stays_inside_the_run(subdir: str) -> None:
     with pytest.raises(UserError, match="inside the run"):
         TensorboardConfig(subdir)
+
+
+def test_commands_that_use_a_run_send_nothing_to_the_address_that_it_names(
+    tmp_path: Path, run: Run, loopback: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POSITRON_CACHE", str(tmp_path / "cache"))
+    loopback.files["/track.txt"] = b"a line of text\n" * 1000
+    config = json.loads((run.folder / "config.json").read_text())
+    url = f"{loopback.url}/track.txt"
+    edit(run.folder / "config.json", data={**config["data"], "source": "text", "url": url})
+    assert texts_of_run(run, "val", 1000, lambda line: None)  # the run's tokens are here
+    nowhere = str(tmp_path / "nowhere")
+    edit(run.folder / "config.json", data={**config["data"], "source": "text", "url": url, "dir": nowhere})
+    with pytest.raises(UserError, match="only by your own command"):
+        texts_of_run(run, "val", 1000, lambda line: None)
+    assert not loopback.requests
 
 
 def test_commands_that_use_a_run_write_no_data_where_its_config_says(tmp_path: Path, run: Run) -> None:

@@ -205,13 +205,18 @@ def _is_balanced(sides: list[int], val_fraction: float) -> bool:
     return all(sides) and val_fraction / 5 <= share <= min(5 * val_fraction, (1 + val_fraction) / 2)
 
 
-def _fetched(url: str, sha256: str | None) -> str:
-    """The path of a downloaded file, in our cache; UserError within seconds where it cannot be had."""
+def downloaded(url: str, sha256: str | None) -> Path:
+    """Return where the file of an address lies in our cache once it has been fetched."""
     check_address(url)
     name = re.sub(r"[^\w.-]", "_", Path(urlsplit(url).path).name).lstrip(".") or "download.txt"
     if sha256 is None:  # without a checksum, files of one name and other addresses would be taken for each other
         name = f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
-    path = cache_folder() / "text" / name
+    return cache_folder() / "text" / name
+
+
+def _fetched(url: str, sha256: str | None) -> str:
+    """Fetch a file into our cache and return its path. UserError within seconds where it cannot be had."""
+    path = downloaded(url, sha256)
     fetch(url, path, sha256, instead="use data=stories, which needs no network")
     return str(path)
 

@@ -303,7 +303,7 @@ _verified: dict[Path, tuple[int, int]] = {}
 
 
 def _open_shard(folder: Path, name: str, tokens: int, sha256: str, dtype: str) -> np.memmap:
-    """Map a shard after its checksum was verified, which is done once in a process: 0.1 s for 100 MB."""
+    """Map a shard after its checksum was verified, which is done once in a process: 0.1 to 0.3 s for 100 MB."""
     path, remedy = folder / name, f"delete {folder} to make it again"
     if Path(name).name != name:
         raise UserError(f"{folder / 'tokens.json'} names a file outside of its folder: {remedy}")

@@ -11,9 +11,10 @@ import numpy as np
 
 from positron.base_runs import pretrained_run
 from positron.config import DataConfig, TokenizerConfig, UserError
+from positron.console import one_line
 from positron.data import stories
 from positron.data.decoding import Reading
-from positron.data.files import list_texts, read_pieces
+from positron.data.files import downloaded, list_texts, read_pieces
 from positron.data.pretrain import kept_tokens, prepare
 from positron.data.shards import TokenFiles
 from positron.data.sources import open_source
@@ -50,6 +51,14 @@ def token_files(
     values, tokenizer = run.config(), load_tokenizer(run.tokenizer_folder)
     data, known = from_dict(DataConfig, values["data"]), run.facts().get("data_fingerprint")
     folder = kept_tokens(data, tokenizer, known)
+    if data.url is not None and not downloaded(data.url, data.sha256).exists():
+        if folder is None:  # the address may be a stranger's: only the user's own command fetches
+            url = one_line(data.url, 200)
+            raise UserError(
+                f"the text that {run.folder} was trained on is not on this machine, and the address that the run names, "
+                f"{url}, is fetched only by your own command (python -m positron.prepare data=text data.url=...): {instead}"
+            )
+        return TokenFiles(folder, split, tokenizer)
     try:
         current = known if folder is not None and data.source != "text" else open_source(data, say).fingerprint
         changed = known not in (None, current) and data.tokens_per_epoch is None
