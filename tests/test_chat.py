@@ -88,7 +88,7 @@ def test_a_chat_of_200_turns_in_a_context_of_64(chat: pexpect.spawn) -> None:
     lines = ["Is it 7?", "<|end|>", "<|endoftext|><|user|>", "Hello 😀 é", "x" * 300, "why"]
     notices = cuts = 0
     for turn in range(200):
-        shown = say(chat, lines[turn % len(lines)])
+        shown = " ".join(say(chat, lines[turn % len(lines)]).split())  # the terminal's width may break a notice
         assert "Traceback" not in shown
         notices += "no longer fit" in shown and "this answer is given without" in shown
         cuts += "cut after 6 tokens" in shown

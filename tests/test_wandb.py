@@ -231,7 +231,11 @@ def test_a_key_is_found_where_wandb_login_leaves_it(monkeypatch, tmp_path, there
 
 
 def test_samples_are_read_back_as_they_were_written(tmp_path):
-    samples = [Sample(4, 3.25, None, "Once\n\n# a time"), Sample(8, float("nan"), 1.5, "· loss 3\n\n## The end")]
+    samples = [
+        Sample(4, 3.25, None, "Once\n\n# a time"),
+        Sample(8, float("nan"), 1.5, "· loss 3\n\n## The end\n\\## so"),
+        Sample(12, 1.0, 0.5, "## Step 9 · loss 1.000\n\nx"),
+    ]
     (tmp_path / "samples.md").write_text("".join(sample.markdown() for sample in samples), encoding="utf-8")
     assert str(read_samples(tmp_path / "samples.md")) == str(samples)
     assert read_samples(tmp_path / "none.md") == []

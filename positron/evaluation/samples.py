@@ -10,7 +10,7 @@ from positron.disk import read_text
 
 _NUMBER = r"(-?\d{1,20}(?:\.\d{1,20})?|nan|inf)"
 _HEAD = re.compile(rf"(?m)^## Step (\d{{1,15}}) · loss {_NUMBER}(?: · {_NUMBER} validation bits per byte)?\n\n")
-_FORGED, _ESCAPED = re.compile(r"(?m)^## "), r"\\## "
+_FORGED, _ESCAPED = re.compile(r"(?m)^(\\*)## "), re.compile(r"(?m)^\\(\\*)## ")  # one backslash more, one less
 
 
 class Sample(NamedTuple):
@@ -24,7 +24,8 @@ class Sample(NamedTuple):
         scores = f"loss {self.loss:.3f}"
         if self.bpb is not None:
             scores += f" · {self.bpb:.4f} validation bits per byte"
-        return f"## Step {self.step} · {scores}\n\n{_FORGED.sub(_ESCAPED, self.text)}\n\n"
+        escaped = _FORGED.sub(r"\\\1## ", self.text)
+        return f"## Step {self.step} · {scores}\n\n{escaped}\n\n"
 
 
 def read_samples(path: Path) -> list[Sample]:
@@ -33,4 +34,7 @@ def read_samples(path: Path) -> list[Sample]:
         return []
     parts = _HEAD.split(read_text(path))[1:]
     heads = zip(*[iter(parts)] * 4, strict=True)
-    return [Sample(int(s), float(loss), float(bpb) if bpb else None, text.strip()) for s, loss, bpb, text in heads]
+    return [
+        Sample(int(step), float(loss), float(bpb) if bpb else None, _ESCAPED.sub(r"\1## ", text.strip()))
+        for step, loss, bpb, text in heads
+    ]

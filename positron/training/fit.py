@@ -116,9 +116,11 @@ def fit(
             data.train.close()
             try:
                 if say.is_first_rank:
-                    conclude(run, status, error, signals, say)
-                    if status == "stopped" and error is not None:
-                        say_where_it_continues(run, say)
+                    try:
+                        conclude(run, status, error, signals, say)
+                    finally:  # also where a second signal ends the writing of the report
+                        if status == "stopped" and error is not None:
+                            say_where_it_continues(run, say)
             finally:
                 for dashboard in dashboards:
                     dashboard.finish(1 if status in ("failed", "diverged") else 0)
