@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from positron.threads import wait_briefly
+from positron.threads import SPIN_TRAINING, SPIN_WRITING, spin
 
-wait_briefly()
+spin(SPIN_TRAINING)
 
 if TYPE_CHECKING:
     from positron.inference.writer import Writer
@@ -20,6 +20,7 @@ def load(run: str | Path | None = None, weights: str = "fp32") -> Writer:
 
     `weights="bf16"` or `"int8"` writes faster on a CPU and rounds more.
     """
+    spin(SPIN_WRITING)
     from positron.config import UserError
     from positron.inference.checks import weights_of
     from positron.inference.writer import Writer

@@ -22,6 +22,7 @@ from positron.console import Screen, say_loading
 from positron.door import describe, errors_as_one_line
 from positron.inference.checks import argument, seed_of, standard_input_lines
 from positron.inference.options import chosen_sampling, draft_option, sampling_options
+from positron.threads import SPIN_WRITING, spin
 
 if TYPE_CHECKING:
     from positron.inference.dialogue import Dialogue
@@ -46,6 +47,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    spin(SPIN_WRITING)
     with errors_as_one_line():
         options = arguments().parse_args()
         say_loading(options.run or "the run trained last")

@@ -20,6 +20,7 @@ from positron.console import Screen, printable, say_loading
 from positron.door import errors_as_one_line, side_by_side
 from positron.inference.checks import argument, decoded, read_standard_input, seed_of, stops_of, whole_number
 from positron.inference.options import chosen_sampling, draft_option, given_options, sampling_options
+from positron.threads import SPIN_WRITING, spin
 from positron.wording import counted
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def refuse_unused(mode: str, used: set[str]) -> None:
 
 
 def main() -> None:
+    spin(SPIN_WRITING)
     with errors_as_one_line():
         options = arguments().parse_args()
         say_loading(options.run or "the run trained last")

@@ -14,16 +14,19 @@ import os
 import sys
 import time
 
-# Iterations of libgomp's waiting loop before a thread sleeps; its default is 300,000. See docs/LOG.md for the table.
-SPIN_COUNT = 2000
+# Iterations of libgomp's waiting loop before a thread sleeps; its default is 300,000 (table: docs/LOG.md). A training step
+# keeps its threads busy, so that a short wait costs nothing on idle cores. Writing a token is many small regions with
+# Python in between: there a short wait costs a fifth of the speed.
+SPIN_TRAINING = 2000
+SPIN_WRITING = 10_000
 
-_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")  # any of them is the user's own choice
+_IS_USERS_CHOICE = any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"))
 
 
-def wait_briefly() -> None:
-    """Set how long threads spin for this process and its children, unless the user has; too late once torch is loaded."""
-    if not any(name in os.environ for name in _WAITING):
-        os.environ["GOMP_SPINCOUNT"] = str(SPIN_COUNT)
+def spin(count: int) -> None:
+    """Set how long threads spin, for this process and its children, unless the user has; too late once torch is loaded."""
+    if not _IS_USERS_CHOICE:
+        os.environ["GOMP_SPINCOUNT"] = str(count)
 
 
 class OtherPrograms:

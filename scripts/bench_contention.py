@@ -80,6 +80,9 @@ def train() -> Callable[[], int]:
 
 def decode() -> Callable[[], int]:
     """Return the writing of 60 tokens by a model of the quickstart's shape."""
+    from positron.threads import SPIN_WRITING, spin
+
+    spin(SPIN_WRITING)
     from positron.config import GPTConfig, TokenizerConfig
     from positron.inference.writer import Writer
     from positron.model.gpt import GPT
@@ -121,10 +124,8 @@ def prepare() -> Callable[[], int]:
 
 def numpy_ref() -> Callable[[], int]:
     """Return one training step of numpy_ref: 8 x 128 tokens, 2 layers of 128."""
+    from numpy_ref import GPTConfig, init_params, loss_and_grads  # isort: skip  (before NumPy: it sets the threads)
     import numpy as np
-
-    from numpy_ref.config import GPTConfig
-    from numpy_ref.gpt import init_params, loss_and_grads
 
     config = GPTConfig(context_length=128, d_model=128, n_layer=2, n_head=4, vocab_size=1000)
     params = init_params(config, seed=0)

@@ -13,9 +13,9 @@ from positron import threads
 from positron.threads import OtherPrograms, describe_others
 
 
-def environment_after(package: str, **given: str) -> dict[str, str]:
-    """Return the variables that a fresh process has after importing `package`."""
-    code = f"import os, json, {package}; print(json.dumps(dict(os.environ)))"
+def environment_after(package: str, then: str = "", **given: str) -> dict[str, str]:
+    """Return the variables that a fresh process has after importing `package` and the statement `then`."""
+    code = f"import os, json, {package}; {then}\nprint(json.dumps(dict(os.environ)))"
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_", "OPENBLAS_"))}
     done = subprocess.run(
         [sys.executable, "-c", code], env=clean | given, capture_output=True, text=True, check=True, timeout=300
@@ -27,11 +27,17 @@ def environment_after(package: str, **given: str) -> dict[str, str]:
 
 
 def test_threads_wait_briefly_unless_the_user_chose_otherwise() -> None:
-    assert environment_after("positron")["GOMP_SPINCOUNT"] == str(threads.SPIN_COUNT)
+    assert environment_after("positron")["GOMP_SPINCOUNT"] == str(threads.SPIN_TRAINING)
     for name, value in (("OMP_WAIT_POLICY", "ACTIVE"), ("GOMP_SPINCOUNT", "7"), ("KMP_BLOCKTIME", "200")):
         after = environment_after("positron", **{name: value})
         assert after[name] == value
         assert after.get("GOMP_SPINCOUNT") in (None, "7")
+
+
+def test_writing_waits_longer_than_training_and_never_against_the_user() -> None:
+    write = "from positron.threads import *; spin(SPIN_WRITING)"
+    assert environment_after("positron", write)["GOMP_SPINCOUNT"] == str(threads.SPIN_WRITING)
+    assert environment_after("positron", write, GOMP_SPINCOUNT="7")["GOMP_SPINCOUNT"] == "7"
 
 
 def test_the_numpy_reference_multiplies_in_one_thread_unless_the_user_chose_otherwise() -> None:
