@@ -54,11 +54,15 @@ READ_BY = (
     Choice(
         "schedule",
         "kind",
-        {"cosine": ("final_ratio",), "linear": ("final_ratio",), "constant": (),
-         "trapezoid": ("final_ratio", "decay_share")},
+        {
+            "cosine": ("final_ratio",),
+            "linear": ("final_ratio",),
+            "constant": (),
+            "trapezoid": ("final_ratio", "decay_share"),
+        },
         {name: f"schedule={name}" for name in ("cosine", "linear", "trapezoid")},
     ),
-)  # fmt: skip
+)
 CONVERSATIONS = ("instruct", "story_instruct")
 MONITORS = ("gradients", "weights", "attention", "activations", "tokens")
 _NOTHING = ("null", "false", "None", "False")

@@ -7,21 +7,18 @@ from __future__ import annotations
 
 # Several names in a row mean the same key. Names are compared without dashes, underscores and groups before a dot.
 _SAME = {
-    "train.max_steps":
-        "max_iters max_iter maxiters iters num_iterations num_iters steps num_steps total_steps n_steps "
-        "train_steps max_train_steps num_train_steps",
+    "train.max_steps": "max_iters max_iter maxiters iters num_iterations num_iters steps num_steps total_steps n_steps "
+    "train_steps max_train_steps num_train_steps",
     "sft.epochs": "epochs num_epochs num_train_epochs n_epochs epoch",
     "optimizer.lr": "lr learning_rate max_lr base_lr peak_lr learningrate matrix_lr",
     "schedule.final_ratio": "min_lr final_lr_frac final_lr min_learning_rate lr_min lr_decay_ratio",
     "schedule.warmup_steps": "warmup warmup_iters lr_warmup_steps warmup_ratio num_warmup_steps lr_warmup_fraction",
     "schedule": "lr_scheduler lr_scheduler_type decay_lr lr_schedule scheduler lr_decay_iters lr_decay_style",
-    "train.batch_tokens":
-        "batch_size total_batch_size global_batch_size train_batch_size bs batchsize "
-        "gradient_accumulation_steps grad_accum accumulate_grad_batches gradient_accumulation_iters "
-        "accum_steps",
-    "train.micro_batch_size":
-        "device_batch_size per_device_train_batch_size per_device_batch_size mbs microbatch_size micro_batch "
-        "per_device_eval_batch_size",
+    "train.batch_tokens": "batch_size total_batch_size global_batch_size train_batch_size bs batchsize "
+    "gradient_accumulation_steps grad_accum accumulate_grad_batches gradient_accumulation_iters "
+    "accum_steps",
+    "train.micro_batch_size": "device_batch_size per_device_train_batch_size per_device_batch_size mbs microbatch_size "
+    "micro_batch per_device_eval_batch_size",
     "train.grad_clip": "max_grad_norm clip_grad gradient_clip_val grad_clip_norm max_norm gradient_clip clip",
     "train.val_every": "eval_interval eval_steps eval_every val_check_interval eval_freq val_interval",
     "train.val_tokens": "eval_iters eval_tokens eval_max_iters limit_val_batches",
@@ -36,9 +33,8 @@ _SAME = {
     "model.n_kv_head": "num_key_value_heads n_query_groups kv_heads n_kv_heads",
     "model.d_model": "n_embd embd hidden_size dim d_embed embed_dim width model_dim hidden_dim emb_dim dmodel",
     "model.d_ff": "intermediate_size ffn_dim mlp_hidden_size ff_dim",
-    "model.context_length":
-        "block_size seq_len max_seq_len max_seq_length sequence_length context context_size "
-        "max_position_embeddings n_ctx ctx_len max_length seqlen",
+    "model.context_length": "block_size seq_len max_seq_len max_seq_length sequence_length context context_size "
+    "max_position_embeddings n_ctx ctx_len max_length seqlen",
     "model.window": "sliding_window window_size window_pattern",
     "model.tie_embeddings": "tie_word_embeddings tie_weights weight_tying",
     "model.dropout": "resid_pdrop attn_pdrop hidden_dropout_prob attention_dropout dropout_rate",
@@ -55,9 +51,8 @@ _SAME = {
     "device.checkpoint_activations": "gradient_checkpointing activation_checkpointing grad_checkpointing",
     "model": "model_name model_name_or_path arch architecture model_type base_model",
     "data": "dataset dataset_name data_module",
-    "data.path":
-        "data_path data_dir train_data_dir train_file input text_file train_data corpus input_file data_file "
-        "file",
+    "data.path": "data_path data_dir train_data_dir train_file input text_file train_data corpus input_file data_file "
+    "file",
     "data.val_fraction": "val_split val_split_fraction validation_split_percentage test_split",
     "tokenizer": "tokenizer_name tokenizer_dir",
     "tokenizer.vocab_size": "vocabulary_size n_vocab",
@@ -72,7 +67,7 @@ _SAME = {
     "sft.lora.rank": "lora_r lora_rank r use_peft lora",
     "sft.patience": "early_stopping early_stopping_patience early_stop",
     "sft.packing": "pack",
-}  # fmt: skip
+}
 _KEY_OF = {name.replace("_", ""): key for key, names in _SAME.items() for name in names.split()}
 
 # Where the number means something else, the advice says what.
@@ -97,11 +92,28 @@ _NOTES = {
     "sft.packing": "in python -m positron.sft",
 }
 _SAME_VALUE = {  # keys whose value can be taken over as it is
-    "train.max_steps", "optimizer.lr", "train.grad_clip", "train.val_every", "train.log_every", "train.save_every",
-    "train.keep_last", "model.n_layer", "model.n_head", "model.n_kv_head", "model.d_model", "model.d_ff",
-    "model.context_length", "optimizer.weight_decay", "optimizer.eps", "seed", "train.micro_batch_size",
-    "tokenizer.vocab_size", "model.dropout", "device.devices", "train.sample_every",
-}  # fmt: skip
+    "train.max_steps",
+    "optimizer.lr",
+    "train.grad_clip",
+    "train.val_every",
+    "train.log_every",
+    "train.save_every",
+    "train.keep_last",
+    "model.n_layer",
+    "model.n_head",
+    "model.n_kv_head",
+    "model.d_model",
+    "model.d_ff",
+    "model.context_length",
+    "optimizer.weight_decay",
+    "optimizer.eps",
+    "seed",
+    "train.micro_batch_size",
+    "tokenizer.vocab_size",
+    "model.dropout",
+    "device.devices",
+    "train.sample_every",
+}
 
 
 def same_option(name: str) -> str | None:

@@ -18,8 +18,20 @@ from positron.settings import from_dict
 RESERVED = ("data", "sweeps", "numpy_ref")  # folders of outputs/ that other commands write
 _LONGEST_NAME = 200  # bytes of one folder's name; file systems allow 255, and files are written beside it
 # What the weights of another run are made for; the rest may differ.
-_SHAPE = ("d_model", "n_layer", "n_head", "kv_heads", "ff_width", "norm", "position", "activation", "bias",
-          "tie_embeddings", "qk_norm", "smear")  # fmt: skip
+_SHAPE = (
+    "d_model",
+    "n_layer",
+    "n_head",
+    "kv_heads",
+    "ff_width",
+    "norm",
+    "position",
+    "activation",
+    "bias",
+    "tie_embeddings",
+    "qk_norm",
+    "smear",
+)
 
 
 def check(config: RunConfig, folder: Path, given: Mapping[str, str]) -> RunConfig:

@@ -21,12 +21,19 @@ from positron.settings import leaf_keys, type_of
 
 _WIDTH = 110
 _USAGE = {
-    "train": ("Train a GPT, or continue a run: the same command again continues.",
-              ("model=debug data=text data.path=my.txt tokenizer=char", "experiment=quickstart",
-               "-m model=debug optimizer.lr=3e-4,1e-3 name=grid")),
-    "sft": ("Fine-tune a run on conversations. Model and tokenizer are those of the run that init_from= names.",
-            ("init_from=quickstart experiment=story_instruct", "init_from=quickstart data=instruct data.path=my.jsonl")),
-}  # fmt: skip
+    "train": (
+        "Train a GPT, or continue a run: the same command again continues.",
+        (
+            "model=debug data=text data.path=my.txt tokenizer=char",
+            "experiment=quickstart",
+            "-m model=debug optimizer.lr=3e-4,1e-3 name=grid",
+        ),
+    ),
+    "sft": (
+        "Fine-tune a run on conversations. Model and tokenizer are those of the run that init_from= names.",
+        ("init_from=quickstart experiment=story_instruct", "init_from=quickstart data=instruct data.path=my.jsonl"),
+    ),
+}
 _OPTIONS = (
     ("-m, --multirun", "sweep: one run for each value of key=a,b,c (also choice, range, glob, interval)"),
     ("--cfg job", "show the composed configuration instead of running; --resolve fills in references"),

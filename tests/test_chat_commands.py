@@ -52,9 +52,17 @@ def test_a_sentence_that_begins_like_a_command_is_said_to_go_to_the_model(capsys
 
 @pytest.mark.parametrize(
     ("line", "name"),
-    [("setings", "settings"), ("hlep", "help"), ("rset", "reset"), ("setings temperature 0.5", "settings"),
-     ("laod talk.json", "load"), ("/hlep", "/help"), ("/sytem be kind", "/system"), ("quti", "quit")],
-)  # fmt: skip
+    [
+        ("setings", "settings"),
+        ("hlep", "help"),
+        ("rset", "reset"),
+        ("setings temperature 0.5", "settings"),
+        ("laod talk.json", "load"),
+        ("/hlep", "/help"),
+        ("/sytem be kind", "/system"),
+        ("quti", "quit"),
+    ],
+)
 def test_a_slip_of_a_command_is_not_answered_but_named(line: str, name: str) -> None:
     with pytest.raises(UserError, match=rf"did you mean {name}\?"):
         parse(line)
@@ -105,9 +113,18 @@ def test_the_prompt_fits_the_context_whatever_was_said(dialogue: Dialogue) -> No
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("seed", "99999999999999999999999"), ("seed", "1.5"), ("top_k", "0"), ("temperature", "nan"), ("temperature", "hot"),
-     ("max_tokens", "-1"), ("repetition_penalty", "1e300"), ("temprature", "0.5"), ("preset", "wild")],
-)  # fmt: skip
+    [
+        ("seed", "99999999999999999999999"),
+        ("seed", "1.5"),
+        ("top_k", "0"),
+        ("temperature", "nan"),
+        ("temperature", "hot"),
+        ("max_tokens", "-1"),
+        ("repetition_penalty", "1e300"),
+        ("temprature", "0.5"),
+        ("preset", "wild"),
+    ],
+)
 def test_settings_of_the_chat_are_checked_when_they_are_set(dialogue: Dialogue, setting: str, value: str) -> None:
     before = dialogue.settings()
     with pytest.raises(UserError, match=setting):
@@ -159,9 +176,11 @@ def test_save_replaces_nothing_unasked(dialogue: Dialogue, tmp_path: Path) -> No
     (tmp_path / "dangling.json").symlink_to(tmp_path / "nothing")
     os.mkfifo(tmp_path / "pipe.json")
     for name, kind in [
-        ("link.json", "a symbolic link"), ("dangling.json", "a symbolic link"), ("pipe.json", "a device, a pipe"),
+        ("link.json", "a symbolic link"),
+        ("dangling.json", "a symbolic link"),
+        ("pipe.json", "a device, a pipe"),
         ("", "a folder"),
-    ]:  # fmt: skip
+    ]:
         for word in ("/save", "/save!"):
             with pytest.raises(UserError, match=kind):
                 command(dialogue, f"{word} {tmp_path / name}")
@@ -203,9 +222,14 @@ def test_load_checks_every_field_and_changes_nothing_then(
 
 @pytest.mark.parametrize(
     ("content", "says"),
-    [(b"\xff\xfe{\x00}\x00", "is not UTF-8: byte 0 is 0xff"), (b"[" * 100_000, "cannot load"), (b"", "cannot load"),
-     (b"[]", "must be an object"), (b"{}", "has no version")],
-)  # fmt: skip
+    [
+        (b"\xff\xfe{\x00}\x00", "is not UTF-8: byte 0 is 0xff"),
+        (b"[" * 100_000, "cannot load"),
+        (b"", "cannot load"),
+        (b"[]", "must be an object"),
+        (b"{}", "has no version"),
+    ],
+)
 def test_load_refuses_what_is_not_a_saved_chat(dialogue: Dialogue, tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "talk.json").write_bytes(content)
     with pytest.raises(UserError, match=says):

@@ -219,7 +219,7 @@ BAD: list[tuple[Any, str]] = [
     (3, "that are not an object"),
     ({"messages": turns("q", " ")}, "without an answer"),
     ({"instruction": "q", "output": ""}, "without an answer"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("row", "label"), BAD, ids=[f"{i} {label}" for i, (_, label) in enumerate(BAD)])

@@ -70,7 +70,7 @@ def composed(*words: str, recipe: str = "train") -> dict:
         (("data=instruct",), "positron.sft"),
         (("data=story_instruct",), "positron.sft"),
     ],
-)  # fmt: skip
+)
 def test_a_given_key_that_nothing_reads_is_refused_with_the_way_out(words, said):
     assert said in refused(*words)
 
@@ -178,7 +178,7 @@ def test_what_only_some_jobs_of_a_sweep_read_is_not_refused():
         (("per_device_train_batch_size=4",), "train.micro_batch_size=4"),
         (("model.num_hidden_layers=2",), "model.n_layer=2"),
     ],
-)  # fmt: skip
+)
 def test_a_word_that_is_not_ours_is_answered_with_what_to_type(words, said):
     message = refused(*words)
     assert said in message
@@ -197,9 +197,30 @@ def test_options_may_stand_anywhere_among_the_settings(place):
 
 @pytest.mark.parametrize(
     "text",
-    ["/tmp/héé漢.txt", "it's.txt", "paren (1).txt", "eq=1.txt", "hash#1.txt", "a[1]", "[1].txt", "{a}.txt", "a~b", "1e3",
-     "2024", "true", "a, b", 'say "no"', "back\\slash's", "ends\\", "  blanks ", "two\nlines", "glob(*)", "a:b", "50%;&!"],
-)  # fmt: skip
+    [
+        "/tmp/héé漢.txt",
+        "it's.txt",
+        "paren (1).txt",
+        "eq=1.txt",
+        "hash#1.txt",
+        "a[1]",
+        "[1].txt",
+        "{a}.txt",
+        "a~b",
+        "1e3",
+        "2024",
+        "true",
+        "a, b",
+        'say "no"',
+        "back\\slash's",
+        "ends\\",
+        "  blanks ",
+        "two\nlines",
+        "glob(*)",
+        "a:b",
+        "50%;&!",
+    ],
+)
 @pytest.mark.parametrize("key", ["data.path", "train.sample_prompt"])
 def test_texts_outside_of_hydras_grammar_arrive_as_they_were_typed(key, text):
     line = read_command_line(["data=text", "data.path=x", f"{key}={text}"], "train", CONF)
@@ -221,8 +242,10 @@ def test_home_is_expanded_in_paths(monkeypatch):
     line = read_command_line(["data=text", "data.path=~/x.txt", "init_from=~/runs/a", "data.dir=~/d"], "train", CONF)
     values = compose("train", ["name=x", *line.overrides])
     assert (values["data"]["path"], values["init_from"], values["data"]["dir"]) == (
-        "/home/me/x.txt", "/home/me/runs/a", "/home/me/d",
-    )  # fmt: skip
+        "/home/me/x.txt",
+        "/home/me/runs/a",
+        "/home/me/d",
+    )
     values["data"]["path"] = "a~b"
     expand_paths(values)
     assert values["data"]["path"] == "a~b"
@@ -246,7 +269,7 @@ def test_home_is_expanded_in_paths(monkeypatch):
         (ScheduleConfig, "warmup_steps", -1, "must not be negative"),
         (ScheduleConfig, "final_ratio", math.nan, "finite"),
     ],
-)  # fmt: skip
+)
 def test_a_number_out_of_range_is_refused_with_its_key(cls, name, value, said):
     with pytest.raises(UserError, match=re.escape(said)):
         cls(**{name: value})
@@ -332,9 +355,13 @@ def imported_by(command: str, *words: str, folder: Path) -> list[str]:
         "print(' '.join(m for m in sys.modules if '.' not in m))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, timeout=300,
+        [sys.executable, "-c", code],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
         env={**os.environ, "PYTHONPATH": str(PROJECT)},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

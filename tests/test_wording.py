@@ -74,8 +74,11 @@ def test_a_small_amount_is_not_rounded_to_zero_millions(value: int, says: str) -
 
 def test_nouns_follow_their_numbers() -> None:
     assert [counted(n, "document") for n in (0, 1, 2, 1200)] == [
-        "0 documents", "1 document", "2 documents", "1,200 documents",
-    ]  # fmt: skip
+        "0 documents",
+        "1 document",
+        "2 documents",
+        "1,200 documents",
+    ]
     assert counted(1, "story", "stories") == "1 story"
     assert counted(2, "story", "stories") == "2 stories"
 

@@ -239,9 +239,16 @@ def test_the_smallest_and_the_largest_seed_write_and_those_of_a_batch_are_counte
 
 
 def test_an_extreme_setting_that_is_allowed_still_writes(writer: Writer) -> None:
-    for settings in ({"temperature": 1e-100}, {"temperature": 1e300}, {"repetition_penalty": 1e-6},
-                     {"repetition_penalty": 1e6}, {"top_k": 10**30}, {"last_n": 10**30}, {"min_p": 5e-324},
-                     {"top_p": 5e-324}):  # fmt: skip
+    for settings in (
+        {"temperature": 1e-100},
+        {"temperature": 1e300},
+        {"repetition_penalty": 1e-6},
+        {"repetition_penalty": 1e6},
+        {"top_k": 10**30},
+        {"last_n": 10**30},
+        {"min_p": 5e-324},
+        {"top_p": 5e-324},
+    ):
         assert len(writer.generate("Tom", max_tokens=20, **settings)) > 3, settings
 
 
