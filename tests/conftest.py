@@ -36,6 +36,7 @@ PATIENCE = 300
 # One thread per process, here and in all that tests start: workers with several threads each, on as many cores, wait for
 # each other ten times longer than they work. Nothing has imported torch yet.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("MAKELEVEL", None)  # `next:` names make's targets to who was started by make, as `make test` is
 
 # Child processes are forked from a server that has imported all this once: 0.1 s each instead of 5.
 _SERVER = multiprocessing.get_context("forkserver")
