@@ -32,6 +32,14 @@ def test_the_peak_is_the_best_of_several_looks_and_never_below_the_step_itself(m
     assert facts.mfu(250.0) == 0.5
 
 
+def test_a_gpu_is_measured_once_before_training_fills_its_memory(monkeypatch) -> None:
+    calls = []
+    monkeypatch.setattr(timing, "matmul_flops", lambda *_, **__: calls.append(1) or 5.0)
+    peak = MatmulPeak(GPT_CONFIG, Machine("cuda", "bf16", ""), 4, world_size=1)
+    peak.look()
+    assert len(calls) == 1
+
+
 def test_the_peak_is_measured_with_the_models_own_shapes(monkeypatch) -> None:
     asked = []
     monkeypatch.setattr(timing, "matmul_flops", lambda *_, shapes, **__: asked.append(shapes) or 1.0)

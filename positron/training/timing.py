@@ -28,16 +28,22 @@ class MatmulPeak:
     def __init__(self, gpt: GPTConfig, machine: Machine, micro_batch_size: int, world_size: int) -> None:
         self.machine, self.world_size = machine, world_size
         self.flops = 0.0
-        self._shapes: list[Shape] = []
         rows = micro_batch_size * gpt.context_length
         logits = max(1, min(rows, CHUNK_VALUES // gpt.vocab_size))
         width, ff = gpt.d_model, gpt.ff_width
-        self._shapes = [(rows, width, ff), (rows, ff, width), (logits, width, gpt.vocab_size), (1024, 1024, 1024)]
+        self._shapes: list[Shape] = [
+            (rows, width, ff),
+            (rows, ff, width),
+            (logits, width, gpt.vocab_size),
+            (1024, 1024, 1024),
+        ]
         for _ in range(3):
             self.look()
 
     def look(self) -> None:
-        """Measure again, and keep the best rate."""
+        """Measure again, and keep the best rate. A GPU is measured once, before training fills its memory."""
+        if self.machine.accelerator != "cpu" and self.flops:
+            return
         dtype = DTYPES[self.machine.precision]
         shapes = self._shapes if self.machine.accelerator == "cpu" else None
         found = matmul_flops(self.machine.device, dtype, seconds=0.05, shapes=shapes)
