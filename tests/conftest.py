@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from positron.__main__ import COMMANDS
 from positron.config import (
     DataConfig,
     DeviceConfig,
@@ -40,19 +41,6 @@ os.environ.pop("MAKELEVEL", None)  # `next:` names make's targets to who was sta
 
 # Child processes are forked from a server that has imported all this once: 0.1 s each instead of 5.
 _SERVER = multiprocessing.get_context("forkserver")
-_DOORS = (
-    "train",
-    "sft",
-    "generate",
-    "chat",
-    "evaluate",
-    "compare",
-    "scaling",
-    "reproduce",
-    "dashboard",
-    "prepare",
-    "doctor",
-)
 _LATER = (  # what doors import when they come to it, and what the tests' own modules import: half of a short run's time
     "positron.training.fit",
     "positron.data.stories",
@@ -74,7 +62,7 @@ _LATER = (  # what doors import when they come to it, and what the tests' own mo
     "hypothesis.strategies",
     "pytest",
 )
-_SERVER.set_forkserver_preload([*(f"positron.{door}" for door in _DOORS), *_LATER])
+_SERVER.set_forkserver_preload([*(f"positron.{door}" for door in COMMANDS), *_LATER])
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
