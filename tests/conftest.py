@@ -8,6 +8,7 @@ import http.server
 import io
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -171,6 +172,8 @@ def _run_door(
 ) -> None:
     os.chdir(folder)
     os.environ.update(environment)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests were started with nohup
     for number, path in zip((1, 2), streams, strict=True):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(file, number)
