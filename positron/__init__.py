@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from positron.threads import SPIN_TRAINING, SPIN_WRITING, spin
+from positron.system.threads import SPIN_TRAINING, SPIN_WRITING, spin
 
 spin(SPIN_TRAINING)
 
@@ -21,10 +21,10 @@ def load(run: str | Path | None = None, weights: str = "fp32") -> Writer:
     `weights="bf16"` or `"int8"` writes faster on a CPU and rounds more.
     """
     spin(SPIN_WRITING)
-    from positron.config import UserError
     from positron.inference.checks import weights_of
     from positron.inference.writer import Writer
     from positron.runs import find_run, load_model
+    from positron.system.errors import UserError
 
     if run is not None and not isinstance(run, (str, Path)):
         raise UserError(f"run {run!r} must be the name or the folder of a run, not {type(run).__name__}")

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from positron import __version__
-from positron.console import one_line, open_streams
+from positron.system.console import one_line, open_streams
 
 COMMANDS = (
     "train",

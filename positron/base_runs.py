@@ -9,10 +9,11 @@ import dataclasses
 import os
 from pathlib import Path
 
-from positron.config import RunConfig, UserError
-from positron.console import one_line
-from positron.disk import expanded
+from positron.config import RunConfig
 from positron.runs import OUTPUTS, Run
+from positron.system.console import one_line
+from positron.system.disk import expanded
+from positron.system.errors import UserError
 
 
 def base_of(run: Run) -> Run | None:

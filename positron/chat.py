@@ -17,12 +17,12 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
 from positron.chat_commands import NearCommand, execute, parse, remark
-from positron.config import UserError
-from positron.console import Screen, say_loading
 from positron.door import describe, errors_as_one_line
 from positron.inference.checks import argument, seed_of, standard_input_lines
 from positron.inference.options import chosen_sampling, draft_option, sampling_options
-from positron.threads import SPIN_WRITING, spin
+from positron.system.console import Screen, say_loading
+from positron.system.errors import UserError
+from positron.system.threads import SPIN_WRITING, spin
 
 if TYPE_CHECKING:
     from positron.inference.dialogue import Dialogue

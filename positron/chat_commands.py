@@ -14,9 +14,9 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from positron.config import UserError
-from positron.console import Screen
-from positron.wording import counted
+from positron.system.console import Screen
+from positron.system.errors import UserError
+from positron.system.formatting import counted
 
 if TYPE_CHECKING:
     from positron.inference.dialogue import Dialogue
@@ -170,7 +170,7 @@ def _settings(dialogue: Dialogue, text: str) -> None:
 
 
 def _save(dialogue: Dialogue, name: str, replace: bool) -> None:
-    from positron.disk import write_json
+    from positron.system.disk import write_json
 
     if not name:
         raise UserError("save where? /save FILE")

@@ -11,10 +11,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from positron.config import UserError
-from positron.console import printable, say_loading
 from positron.door import errors_as_one_line, side_by_side
 from positron.inference.checks import argument, seed_of
+from positron.system.console import printable, say_loading
+from positron.system.errors import UserError
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -43,10 +43,10 @@ def main() -> None:
             raise UserError("--limit must be at least 0 bytes, and --max-tokens at least 1")
         prompt, seed = argument(options.prompt, "--prompt"), seed_of(options.seed)
         say_loading(", ".join(options.runs) or "all runs in outputs/")
-        from positron.disk import make_folder, whole_file
         from positron.evaluation import comparison
         from positron.evaluation.plots_of_runs import comparison_picture
         from positron.runs import OUTPUTS, Run
+        from positron.system.disk import make_folder, whole_file
 
         runs = comparison.find_runs(options.runs, OUTPUTS)
         if not options.runs:

@@ -26,22 +26,9 @@ from positron.ranges import (
     Width,
     first_complaint,
 )
+from positron.system.errors import UserError
 
 IGNORE = -100  # a target that carries no loss
-
-
-class UserError(Exception):
-    """Something that the user can mend: doors print it as one line and exit with code 2."""
-
-
-class Diverged(Exception):
-    """The training failed by its own numbers: commands print it as one line and exit with code 1."""
-
-    can_save = False  # whether the weights are still worth keeping
-
-
-class Unreachable(Exception):
-    """Something outside, after patient attempts: doors print it as one line and exit with code 1."""
 
 
 def check_ranges(settings: Any, group: str = "") -> None:

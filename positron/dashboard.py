@@ -11,9 +11,9 @@ import contextlib
 import signal
 from pathlib import Path
 
-from positron.config import UserError
 from positron.door import errors_as_one_line
 from positron.runs import OUTPUTS
+from positron.system.errors import UserError
 
 
 def arguments() -> argparse.ArgumentParser:

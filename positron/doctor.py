@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from positron.door import errors_as_one_line
-from positron.threads import OtherPrograms, describe_others
-from positron.wording import command, counted
+from positron.system.formatting import command, counted
+from positron.system.threads import OtherPrograms, describe_others
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "sentencepiece", "datasets", "tiktoken", "numpy", "wandb")
 NETWORK_SECONDS = 3.0

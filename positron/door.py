@@ -13,11 +13,11 @@ from types import TracebackType
 from typing import Any
 
 from positron import __version__
-from positron.config import Diverged, Unreachable, UserError
-from positron.console import one_line, open_streams
-from positron.disk import append_text
 from positron.run_facts import without_home
 from positron.settings import unknown_key
+from positron.system.console import one_line, open_streams
+from positron.system.disk import append_text
+from positron.system.errors import Diverged, Unreachable, UserError
 
 
 def conf_folder() -> Path:

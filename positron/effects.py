@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from positron.config import UserError
+from positron.system.errors import UserError
 
 
 @dataclass(frozen=True)

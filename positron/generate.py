@@ -15,13 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.config import UserError
-from positron.console import Screen, printable, say_loading
 from positron.door import errors_as_one_line, side_by_side
 from positron.inference.checks import argument, decoded, read_standard_input, seed_of, stops_of, whole_number
 from positron.inference.options import chosen_sampling, draft_option, given_options, sampling_options
-from positron.threads import SPIN_WRITING, spin
-from positron.wording import counted
+from positron.system.console import Screen, printable, say_loading
+from positron.system.errors import UserError
+from positron.system.formatting import counted
+from positron.system.threads import SPIN_WRITING, spin
 
 if TYPE_CHECKING:
     from positron.inference.sampling import Sampling

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.config import UserError
 from positron.other_tools import advice, same_option
 from positron.settings import expected, is_list, is_text, leaf_keys, unknown_key
+from positron.system.errors import UserError
 
 if TYPE_CHECKING:
     from hydra.core.override_parser.overrides_parser import OverridesParser

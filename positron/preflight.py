@@ -10,10 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from positron.config import DataConfig, RunConfig, TokenizerConfig, UserError
-from positron.disk import expanded, read_json
+from positron.config import DataConfig, RunConfig, TokenizerConfig
 from positron.runs import OUTPUTS, Run, find_run, refuse_differences
 from positron.settings import from_dict
+from positron.system.disk import expanded, read_json
+from positron.system.errors import UserError
 
 RESERVED = ("data", "sweeps", "numpy_ref")  # folders of outputs/ that other commands write
 _LONGEST_NAME = 200  # bytes of one folder's name; file systems allow 255, and files are written beside it

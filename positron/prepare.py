@@ -18,10 +18,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from positron.config import RunConfig, UserError
-from positron.console import say_loading
+from positron.config import RunConfig
 from positron.door import Voice, compose, errors_as_one_line
 from positron.settings import from_dict
+from positron.system.console import say_loading
+from positron.system.errors import UserError
 
 if TYPE_CHECKING:
     from positron.data.shards import TokenFiles
@@ -82,7 +83,7 @@ def main() -> None:
 
 def cache(words: list[str], corpora: Path = Path("outputs/data")) -> None:
     """List the prepared corpora and fetched files, or free all that can be made again; UserError for other words."""
-    from positron.fetch import cache_folder
+    from positron.system.download import cache_folder
 
     if words not in ([], ["clean"]):
         raise UserError(f"cache {' '.join(words)}: python -m positron.prepare cache lists, cache clean frees")
@@ -101,7 +102,7 @@ def _clean(folder: Path) -> str:
     """Delete tokens and raw files; tokenizers, and notes of what a corpus was made of, stay, so it comes back the same."""
     import shutil
 
-    from positron.disk import try_lock
+    from positron.system.disk import try_lock
 
     corpus = folder / "lock"
     with try_lock(corpus) if corpus.exists() else nullcontext(True) as free:
@@ -118,7 +119,7 @@ def _clean(folder: Path) -> str:
 
 
 def _is_held(path: Path) -> bool:
-    from positron.disk import try_lock
+    from positron.system.disk import try_lock
 
     with try_lock(path) as free:
         return not free
@@ -162,8 +163,8 @@ def inspect(files: TokenFiles, tokenizer: Tokenizer, context: int, folder: Path)
     """Documents' lengths, drawn to `folder`, and three windows of `context` tokens as a model sees them."""
     import numpy as np
 
-    from positron.disk import whole_file
     from positron.evaluation.plots import length_histogram
+    from positron.system.disk import whole_file
     from positron.text.tokenizer import END_OF_TEXT
 
     end = tokenizer.special_id(END_OF_TEXT)

@@ -16,16 +16,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from positron.config import RunConfig, UserError
-from positron.console import say_loading
-from positron.disk import expanded, make_folder, write_json
+from positron.config import RunConfig
 from positron.door import errors_as_one_line, first_rank
 from positron.evaluation.metrics import read_metrics
 from positron.preflight import check_name
 from positron.provenance import FILE, read_provenance, start_of
 from positron.runs import OUTPUTS, Run, find_run
 from positron.settings import from_dict
-from positron.wording import counted
+from positron.system.console import say_loading
+from positron.system.disk import expanded, make_folder, write_json
+from positron.system.errors import UserError
+from positron.system.formatting import counted
 
 TRACE = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
 

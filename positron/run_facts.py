@@ -14,10 +14,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from positron.config import DataConfig, ModelConfig, TokenizerConfig, UserError
-from positron.console import one_line
-from positron.disk import is_number, read_json, write_json
+from positron.config import DataConfig, ModelConfig, TokenizerConfig
 from positron.settings import from_dict
+from positron.system.console import one_line
+from positron.system.disk import is_number, read_json, write_json
+from positron.system.errors import UserError
 
 CHECKSUM = "checksum"
 _COUNTS = ("step", "tokens", "best/step")

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.config import GPTConfig, ModelConfig, RunConfig, UserError
-from positron.console import one_line
-from positron.disk import make_folder, read_json, refuse_links_in
+from positron.config import GPTConfig, ModelConfig, RunConfig
 from positron.run_facts import (
     damage,
     read_config,
@@ -23,6 +21,9 @@ from positron.run_facts import (
     write_record,
 )
 from positron.settings import from_dict
+from positron.system.console import one_line
+from positron.system.disk import make_folder, read_json, refuse_links_in
+from positron.system.errors import UserError
 
 if TYPE_CHECKING:
     from positron.model.gpt import GPT

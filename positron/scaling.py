@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.config import UserError
-from positron.console import say_loading
 from positron.door import errors_as_one_line
-from positron.wording import amount
+from positron.system.console import say_loading
+from positron.system.errors import UserError
+from positron.system.formatting import amount
 
 if TYPE_CHECKING:
     from positron.evaluation.scaling_law import Law
@@ -42,12 +42,12 @@ def main() -> None:
         options = arguments().parse_args()
         say_loading("the runs")
         wanted = parse_size(options.predict) if options.predict else (None, None)
-        from positron.disk import whole_file
         from positron.evaluation import comparison
         from positron.evaluation.plots_of_runs import scaling_picture
         from positron.evaluation.scaling_law import fit_law
         from positron.evaluation.sizes import read_sizes
         from positron.runs import OUTPUTS
+        from positron.system.disk import whole_file
 
         runs = comparison.find_runs(options.runs, OUTPUTS)
         sizes, floor = read_sizes(runs, say)

@@ -12,7 +12,8 @@ import types
 import typing
 from typing import Any, Literal, TypeVar
 
-from positron.config import RunConfig, UserError
+from positron.config import RunConfig
+from positron.system.errors import UserError
 
 T = TypeVar("T")
 

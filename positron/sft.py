@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.base_runs import portable, pretrained_run, tokens_seen, with_origin
-from positron.config import RunConfig, Unreachable, UserError
-from positron.disk import write_json
+from positron.config import RunConfig
 from positron.door import Voice, run_hydra
 from positron.runs import OUTPUTS, Run, find_run, load_model
 from positron.settings import from_dict
 from positron.sweeps import run_job
+from positron.system.disk import write_json
+from positron.system.errors import Unreachable, UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

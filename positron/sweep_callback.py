@@ -10,8 +10,7 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
-from positron.config import DataConfig, UserError
-from positron.disk import lock, make_folder
+from positron.config import DataConfig
 from positron.door import conf_folder, errors_as_one_line
 from positron.effects import refuse_unread
 from positron.evaluation.sweep_report import as_text, write_sweep_report
@@ -19,7 +18,9 @@ from positron.overrides import experiment_keys, given_keys
 from positron.preflight import check_files, check_name
 from positron.runs import find_run
 from positron.settings import from_dict
-from positron.wording import counted
+from positron.system.disk import lock, make_folder
+from positron.system.errors import UserError
+from positron.system.formatting import counted
 
 _HELD = contextlib.ExitStack()  # a sweep's lock, until this process ends, however it ends
 

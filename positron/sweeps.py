@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from positron.config import RunConfig, UserError
-from positron.disk import lock, make_folder, read_json, write_json
+from positron.config import RunConfig
 from positron.door import conf_folder, describe, expand_paths, first_rank
 from positron.effects import refuse_unread
 from positron.evaluation.outcome import show_result
@@ -24,6 +23,8 @@ from positron.evaluation.sweep_report import write_sweep_report
 from positron.overrides import experiment_keys, given_keys
 from positron.preflight import check, with_known_tokenizer
 from positron.runs import OUTPUTS, Run, is_free
+from positron.system.disk import lock, make_folder, read_json, write_json
+from positron.system.errors import UserError
 
 _CLAIM = "overrides.json"  # which job a folder is, from before its first step
 

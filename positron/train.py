@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.base_runs import with_origin
-from positron.config import RunConfig, UserError
+from positron.config import RunConfig
 from positron.door import run_hydra
 from positron.runs import Run
 from positron.settings import from_dict
 from positron.sweeps import run_job
+from positron.system.errors import UserError
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig

@@ -80,7 +80,7 @@ def train() -> Callable[[], int]:
 
 def decode() -> Callable[[], int]:
     """Return the writing of 60 tokens by a model of the quickstart's shape."""
-    from positron.threads import SPIN_WRITING, spin
+    from positron.system.threads import SPIN_WRITING, spin
 
     spin(SPIN_WRITING)
     from positron.config import GPTConfig, TokenizerConfig

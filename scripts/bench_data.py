@@ -23,10 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from positron.config import DataConfig, TokenizerConfig, UserError
+from positron.config import DataConfig, TokenizerConfig
 from positron.data import shards
 from positron.data.shards import TokenFiles, write_tokens
 from positron.data.sources import open_source
+from positron.system.errors import UserError
 from positron.text.choose import load_tokenizer, train_tokenizer
 
 ROUNDS = 3

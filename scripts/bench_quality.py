@@ -34,8 +34,8 @@ from typing import Any
 from quality_report import NAMES, picture, table
 
 from positron.config import DataConfig, DeviceConfig, PrecisionConfig, RunConfig, TokenizerConfig
-from positron.disk import make_folder, write_json
 from positron.settings import from_dict
+from positron.system.disk import make_folder, write_json
 
 TURN = 15.0  # seconds
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the time, when to validate

@@ -13,13 +13,14 @@ import pytest
 from conftest import Result, tiny
 
 from positron.base_runs import line_of, pretrained_run, tokens_seen
-from positron.config import DataConfig, LoraConfig, RunConfig, SFTConfig, UserError
+from positron.config import DataConfig, LoraConfig, RunConfig, SFTConfig
 from positron.evaluation.comparison import compare, find_runs
 from positron.evaluation.metrics import Score
 from positron.evaluation.scoring import total
 from positron.evaluation.texts import texts_of_run, token_files
 from positron.runs import Run
 from positron.sft import configure, sft
+from positron.system.errors import UserError
 from positron.train import train
 
 TEXT = "The cat sat on the mat, and the dog sat by the door.\n"

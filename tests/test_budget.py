@@ -13,12 +13,13 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from positron.config import RunConfig, UserError
+from positron.config import RunConfig
 from positron.data.pretrain import prepare
 from positron.door import compose
 from positron.runs import Run
 from positron.settings import from_dict
 from positron.sweeps import run_job
+from positron.system.errors import UserError
 from positron.train import train
 from positron.training import budget
 from positron.training.budget import Candidate, Choice, as_begun, expected_bpb, suitable_batch, tokens_in

@@ -16,12 +16,13 @@ import pytest
 from conftest import PATIENCE, PROJECT, Result, tiny
 
 from positron.chat import command
-from positron.config import DataConfig, SFTConfig, UserError
+from positron.config import DataConfig, SFTConfig
 from positron.inference.dialogue import Dialogue
 from positron.inference.sampling import PRESETS
 from positron.inference.writer import Writer
 from positron.runs import Run, load_model
 from positron.sft import sft
+from positron.system.errors import UserError
 from positron.text import conversation
 from positron.text.conversation import Message
 from positron.train import train

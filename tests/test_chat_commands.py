@@ -17,10 +17,11 @@ import pytest
 
 from positron.chat import answer, command, converse, note
 from positron.chat_commands import parse, remark, show_help
-from positron.config import GPTConfig, UserError
+from positron.config import GPTConfig
 from positron.inference.dialogue import Dialogue
 from positron.inference.writer import Writer
 from positron.model.gpt import GPT
+from positron.system.errors import UserError
 from positron.text.conversation import Message
 from positron.text.tables import CharTokenizer
 

@@ -8,10 +8,11 @@ from conftest import tiny
 from test_devices import TWO, run
 from test_training import same, trace
 
-from positron.config import DeviceConfig, GPTConfig, ModelConfig, PrecisionConfig, UserError
+from positron.config import DeviceConfig, GPTConfig, ModelConfig, PrecisionConfig
 from positron.model import attention
 from positron.model.gpt import GPT, Block
 from positron.model.lora import add_lora
+from positron.system.errors import UserError
 from positron.train import train
 from positron.training import device
 from positron.training.device import Machine, choose_machine, choose_micro_batch, micro_batch_bytes

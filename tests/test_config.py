@@ -11,8 +11,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from positron.__main__ import COMMANDS
-from positron.config import GPTConfig, RunConfig, UserError, seconds
+from positron.config import GPTConfig, RunConfig, seconds
 from positron.settings import from_dict, leaf_keys, unknown_key
+from positron.system.errors import UserError
 
 CONF = PROJECT / "conf"
 GROUPS = (

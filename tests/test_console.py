@@ -9,13 +9,13 @@ import sys
 import pytest
 from conftest import PATIENCE
 
-from positron.console import Screen, one_line, printable
+from positron.system.console import Screen, one_line, printable
 
 
 @pytest.mark.parametrize("redirection", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])
 def test_closed_streams_become_the_null_device(redirection: str) -> None:
     code = (
-        "import sys; from positron.console import open_streams; open_streams();"
+        "import sys; from positron.system.console import open_streams; open_streams();"
         "print('x', file=sys.stderr); print('y'); sys.stdin.isatty(); sys.stderr.isatty()"
     )
     done = subprocess.run(
@@ -25,7 +25,7 @@ def test_closed_streams_become_the_null_device(redirection: str) -> None:
 
 
 def test_characters_outside_the_encoding_are_replaced() -> None:
-    code = "from positron.console import open_streams; open_streams(); print('كتاب ok')"
+    code = "from positron.system.console import open_streams; open_streams(); print('كتاب ok')"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={"PYTHONIOENCODING": "cp1252", "PYTHONPATH": ":".join(sys.path)},

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from positron.config import DataConfig, UserError
+from positron.config import DataConfig
 from positron.data.conversations import Conversation, read_conversations
 from positron.data.instruct import InstructData
 from positron.preflight import check_files
+from positron.system.errors import UserError
 from positron.text.conversation import Message
 from positron.text.tables import CharTokenizer
 

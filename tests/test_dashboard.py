@@ -173,7 +173,7 @@ def test_a_run_lives_as_long_as_the_process_that_trains_it(outputs: Path) -> Non
 
 
 def test_asking_whether_a_run_lives_does_not_keep_it_from_being_trained(outputs: Path) -> None:
-    from positron.disk import lock
+    from positron.system.disk import lock
 
     folder, stop = make_run(outputs, "asked"), threading.Event()
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from positron import load
-from positron.config import GPTConfig, UserError
+from positron.config import GPTConfig
 from positron.inference import speculative
 from positron.inference.decoder import Decoder
 from positron.inference.engine import Engine
@@ -26,6 +26,7 @@ from positron.inference.speculative import SpeculativeEngine
 from positron.inference.writer import Writer
 from positron.model.gpt import GPT
 from positron.runs import load_draft
+from positron.system.errors import UserError
 from positron.text.tables import CharTokenizer
 from positron.train import train
 

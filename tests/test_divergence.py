@@ -8,10 +8,10 @@ import pytest
 import torch
 from conftest import FAST, tiny
 
-from positron.config import Diverged, UserError
 from positron.door import describe
 from positron.evaluation.metrics import Score, read_metrics
 from positron.runs import Run, load_model
+from positron.system.errors import Diverged, UserError
 from positron.train import train
 from positron.training import callbacks, divergence
 from positron.training.callbacks import Overfitting

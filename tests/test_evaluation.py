@@ -19,7 +19,7 @@ from conftest import Result, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from positron.config import IGNORE, DataConfig, GPTConfig, TokenizerConfig, UserError
+from positron.config import IGNORE, DataConfig, GPTConfig, TokenizerConfig
 from positron.data import stories
 from positron.door import side_by_side
 from positron.evaluation.metrics import Score
@@ -37,6 +37,7 @@ from positron.evaluation.texts import Beginning, floor_of, texts_of_file, texts_
 from positron.inference.engine import Written
 from positron.model.gpt import GPT
 from positron.runs import Run
+from positron.system.errors import UserError
 from positron.text.choose import load_tokenizer
 from positron.text.tables import CharTokenizer
 from positron.text.tokenizer import END_OF_TEXT

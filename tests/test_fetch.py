@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from conftest import Loopback
 
-from positron.config import DataConfig, UserError
+from positron.config import DataConfig
 from positron.data.files import FileSource
-from positron.fetch import check_address, fetch
+from positron.system.download import check_address, fetch
+from positron.system.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,12 @@ from conftest import _SERVER, PATIENCE, apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from positron.config import DataConfig, TokenizerConfig, UserError
+from positron.config import DataConfig, TokenizerConfig
 from positron.data import files, shards
 from positron.data.files import SEPARATOR, FileSource, split_documents
 from positron.data.pretrain import prepare
 from positron.data.shards import TokenFiles, verify
+from positron.system.errors import UserError
 
 DOCUMENTS = [f"Story {i}.\nThe {['cat', 'dog', 'bird'][i % 3]} said “hello” {'x' * (i % 7)} 😀." for i in range(60)]
 

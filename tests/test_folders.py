@@ -13,12 +13,13 @@ import pytest
 import torch
 from conftest import Loopback, tiny
 
-from positron import disk
-from positron.config import LoggerConfig, RunConfig, TensorboardConfig, UserError
+from positron.config import LoggerConfig, RunConfig, TensorboardConfig
 from positron.door import Voice
 from positron.evaluation.metrics import best_so_far, read_metrics
 from positron.evaluation.texts import texts_of_run
 from positron.runs import Run, find_run, load_model
+from positron.system import disk
+from positron.system.errors import UserError
 from positron.train import train
 from positron.training.checkpoint import load_checkpoint
 

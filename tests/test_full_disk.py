@@ -8,9 +8,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from positron import disk
-from positron.config import UserError
-from positron.disk import whole_file
+from positron.system import disk
+from positron.system.disk import whole_file
+from positron.system.errors import UserError
 from positron.training.saving import WholeCheckpointIO
 from positron.training.signals import LeftAtOnce
 

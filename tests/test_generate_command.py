@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 from conftest import PATIENCE, tiny
 
-from positron.config import UserError
 from positron.inference.checks import standard_input_lines
+from positron.system.errors import UserError
 from positron.text.tables import CharTokenizer
 from positron.train import train
 

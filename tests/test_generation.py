@@ -18,13 +18,14 @@ from rounding import largest_share, spread
 
 import numpy_ref
 from positron import load
-from positron.config import GPTConfig, UserError
+from positron.config import GPTConfig
 from positron.inference.decoder import Decoder
 from positron.inference.engine import Engine
 from positron.inference.linear import can_pack
 from positron.inference.sampling import PRESETS, Sampling, choose, keep_top_p
 from positron.inference.writing import cut_at
 from positron.model.gpt import GPT
+from positron.system.errors import UserError
 from positron.text.tables import CharTokenizer
 from positron.text.tokenizer import SPECIALS
 from positron.train import train

@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import FAST, tiny
 
-from positron.config import UserError
 from positron.runs import Run, load_model
+from positron.system.errors import UserError
 from positron.train import train
 from positron.training import memory
 from positron.training.memory import TRAINED, machine_memory, refuse_what_cannot_fit

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from positron.config import GPTConfig, UserError
+from positron.config import GPTConfig
 from positron.model.gpt import GPT
+from positron.system.errors import UserError
 
 BASE = GPTConfig(vocab_size=61, context_length=24, d_model=32, n_layer=2, n_head=4)
 OPTIONS = [

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 from conftest import FAST
 
-from positron.config import UserError
 from positron.data.listing import list_files
-from positron.disk import expanded
-from positron.fetch import cache_folder
+from positron.system.disk import expanded
+from positron.system.download import cache_folder
+from positron.system.errors import UserError
 from positron.training.loggers import has_wandb_key
 
 

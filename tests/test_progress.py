@@ -6,8 +6,8 @@ import io
 
 import pytest
 
-from positron import progress as module
-from positron.progress import Meter, clock, progress
+from positron.system import progress as module
+from positron.system.progress import Meter, clock, progress
 
 
 class Terminal(io.StringIO):

@@ -15,8 +15,7 @@ from conftest import FAST, PROJECT, tiny
 from positron import __version__
 from positron.__main__ import COMMANDS, summary
 from positron.__main__ import main as list_commands
-from positron.config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig, UserError
-from positron.disk import write_json
+from positron.config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
 from positron.door import compose, expand_paths
 from positron.effects import READ_BY, refuse_unread
 from positron.overrides import groups_of, read_command_line
@@ -25,6 +24,8 @@ from positron.runs import Run
 from positron.settings import from_dict, leaf_keys
 from positron.settings_help import field_comments, first_comment, help_text
 from positron.sweeps import claim_folder
+from positron.system.disk import write_json
+from positron.system.errors import UserError
 
 CONF = PROJECT / "conf"
 

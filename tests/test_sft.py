@@ -16,16 +16,7 @@ from conftest import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from positron.config import (
-    DataConfig,
-    GPTConfig,
-    LoraConfig,
-    OptimizerConfig,
-    RunConfig,
-    ScheduleConfig,
-    SFTConfig,
-    UserError,
-)
+from positron.config import DataConfig, GPTConfig, LoraConfig, OptimizerConfig, RunConfig, ScheduleConfig, SFTConfig
 from positron.data.conversations import Conversation, read_conversations
 from positron.data.instruct import InstructData, pack, to_parts, to_row
 from positron.evaluation.metrics import read_metrics
@@ -33,6 +24,7 @@ from positron.model.gpt import GPT
 from positron.model.lora import add_lora, merged
 from positron.runs import Run, load_model
 from positron.sft import sft
+from positron.system.errors import UserError
 from positron.text import conversation
 from positron.text.conversation import Message
 from positron.text.tables import CharTokenizer

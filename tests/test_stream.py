@@ -15,12 +15,13 @@ import pytest
 from conftest import _SERVER, apart
 from test_hub import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub  # noqa: F401
 
-from positron.config import DataConfig, UserError
+from positron.config import DataConfig
 from positron.data import hub, shards, stream
 from positron.data.pretrain import prepare
 from positron.data.shards import TokenFiles
 from positron.data.stream import Stream
 from positron.data.stream_windows import StreamWindows
+from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT
 
 EPOCH = 3_000

@@ -10,8 +10,8 @@ import pytest
 from conftest import FAST
 from hydra.errors import MissingConfigException
 
-from positron.disk import lock
 from positron.door import describe
+from positron.system.disk import lock
 from positron.training.pruning import is_hopeless
 
 SWEEP = ("-m", "model=debug", *FAST, "name=sweep", "train.max_steps=6", "train.val_every=6", "schedule.warmup_steps=2")

@@ -10,7 +10,8 @@ from conftest import PROJECT
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from positron.config import TokenizerConfig, UserError
+from positron.config import TokenizerConfig
+from positron.system.errors import UserError
 from positron.text.choose import load_tokenizer, train_tokenizer
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
 from positron.text.tables import CharTokenizer, WordTokenizer
@@ -132,7 +133,7 @@ def test_tiktoken_is_fetched_once_gives_back_every_text_and_travels(tiny_tiktoke
 @pytest.mark.parametrize("fault", ["absent", "wrong content", "cut off", "silent", "refused"])
 def test_a_rank_file_that_cannot_be_had_is_one_line_after_a_bounded_wait(tiny_tiktoken, tmp_path, fault, monkeypatch):
     path = "/encodings/r50k_base.tiktoken"
-    monkeypatch.setattr("positron.fetch.PATIENCE_S", 1.0)
+    monkeypatch.setattr("positron.system.download.PATIENCE_S", 1.0)
     if fault == "absent":
         del tiny_tiktoken.files[path]
     elif fault == "wrong content":

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from positron import threads
-from positron.threads import OtherPrograms, describe_others
+from positron.system import threads
+from positron.system.threads import OtherPrograms, describe_others
 
 
 def environment_after(package: str, then: str = "", **given: str) -> dict[str, str]:
@@ -35,7 +35,7 @@ def test_threads_wait_briefly_unless_the_user_chose_otherwise() -> None:
 
 
 def test_writing_waits_longer_than_training_and_never_against_the_user() -> None:
-    write = "from positron.threads import *; spin(SPIN_WRITING)"
+    write = "from positron.system.threads import *; spin(SPIN_WRITING)"
     assert environment_after("positron", write)["GOMP_SPINCOUNT"] == str(threads.SPIN_WRITING)
     assert environment_after("positron", write, GOMP_SPINCOUNT="7")["GOMP_SPINCOUNT"] == "7"
 

@@ -16,10 +16,11 @@ import torch
 from conftest import FAST, PATIENCE, tiny
 from test_full_disk import full_disk
 
-from positron.config import Diverged, GPTConfig, PrecisionConfig, UserError
+from positron.config import GPTConfig, PrecisionConfig
 from positron.data.pretrain import PretrainData
 from positron.evaluation.metrics import Score, read_metrics
 from positron.runs import Run, find_run, load_model
+from positron.system.errors import Diverged, UserError
 from positron.train import train
 from positron.training.callbacks import Stopping
 from positron.training.checkpoint import checkpoints, load_checkpoint, newest_checkpoint

@@ -12,11 +12,20 @@ from typing import Any
 
 import pytest
 
-from positron.console import say_loading
 from positron.evaluation.outcome import quality
 from positron.evaluation.report import _losses_explained
 from positron.runs import Run, announce
-from positron.wording import above_floor, amount, command, counted, judged_bpb, next_command, tokens_per_parameter, took
+from positron.system.console import say_loading
+from positron.system.formatting import (
+    above_floor,
+    amount,
+    command,
+    counted,
+    judged_bpb,
+    next_command,
+    tokens_per_parameter,
+    took,
+)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import torch
 from conftest import PATIENCE
 
 from positron import load
-from positron.config import GPTConfig, UserError
+from positron.config import GPTConfig
 from positron.inference import engine as engine_module
 from positron.inference.checks import LARGEST_SEED, SMALLEST_SEED
 from positron.inference.decoder import Decoder
@@ -22,6 +22,7 @@ from positron.inference.engine import Engine
 from positron.inference.sampling import Sampling
 from positron.inference.writer import Writer
 from positron.model.gpt import GPT
+from positron.system.errors import UserError
 from positron.text.tables import CharTokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzTO é\n"

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from positron.console import one_line
+from positron.system.console import one_line
 from positron.text.conversation import ROLES, Message
 
 

@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from positron.config import DataConfig, UserError
+from positron.config import DataConfig
 from positron.data.conversation_shapes import Malformed, is_talk, read_talk
 from positron.data.records import Broken, Record, read_records
 from positron.data.sources import side
+from positron.system.errors import UserError
 from positron.text.conversation import Message, is_learned
 
 SAMPLE = Path(__file__).parent / "tiny_instruct_sample.jsonl"

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Literal
 
-from positron.config import UserError
-from positron.console import one_line
 from positron.data.listing import compression_of, describe_binary
+from positron.system.console import one_line
+from positron.system.errors import UserError
 
 BLOCK_BYTES = 1 << 20
 MAX_REPLACED = 0.01  # share of a file's characters; with more invalid ones it is no UTF-8 text

@@ -14,14 +14,15 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from positron.config import DataConfig, UserError
-from positron.console import one_line
+from positron.config import DataConfig
 from positron.data.decoding import Reading, decoded, opened, why_unreadable
 from positron.data.fingerprints import digest_of, hash_of
 from positron.data.listing import Listing, compression_of, format_of, list_files
 from positron.data.rows import FieldMissing, csv_texts, json_texts, parquet_texts
 from positron.data.sources import Document, side
-from positron.fetch import cache_folder, check_address, fetch
+from positron.system.console import one_line
+from positron.system.download import cache_folder, check_address, fetch
+from positron.system.errors import UserError
 
 SEPARATOR = "<|endoftext|>"  # a line of its own between the documents of a text file
 CHARS_PER_TASK = 1 << 20

@@ -7,10 +7,10 @@ import re
 import zlib
 from pathlib import Path
 
-from positron.config import UserError
-from positron.console import one_line
 from positron.data.decoding import opened, why_unreadable
 from positron.data.listing import compression_of, format_of
+from positron.system.console import one_line
+from positron.system.errors import UserError
 
 HASHED_WHOLE = 1 << 26  # bytes; of larger files, the ends, the size and the time of change are hashed
 

@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from positron.config import DataConfig, Unreachable, UserError
+from positron.config import DataConfig
 from positron.data.decoding import Reading
 from positron.data.rows import parquet_texts
 from positron.data.sources import WAIT, Document, side
-from positron.disk import expanded, make_folder, read_json, write_json
+from positron.system.disk import expanded, make_folder, read_json, write_json
+from positron.system.errors import Unreachable, UserError
 
 RING_FILES, RING_BYTES = 5, 2_500_000_000  # the most that lies in the room at a time; a single larger file may
 SPARE_BYTES = 1_000_000_000  # of the disk that is left free

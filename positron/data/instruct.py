@@ -11,14 +11,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from positron.config import IGNORE, UserError
+from positron.config import IGNORE
 from positron.data.conversations import Conversation
 from positron.data.order import windows_of_step
 from positron.data.pretrain import Windows
+from positron.system.errors import UserError
+from positron.system.formatting import counted
 from positron.text import conversation
 from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
-from positron.wording import counted
 
 Row = tuple[np.ndarray, np.ndarray]  # input and target ids (n,), -100 where there is no loss
 Part = tuple[Tensor, Tensor]  # the same (rows, T) of a micro-batch

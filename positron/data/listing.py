@@ -9,9 +9,9 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from positron.config import UserError
-from positron.console import one_line
-from positron.disk import expanded
+from positron.system.console import one_line
+from positron.system.disk import expanded
+from positron.system.errors import UserError
 
 # Suffix -> format, in any case, also followed by one of PACKED. A suffix that is not here is plain text if it looks so.
 FORMATS = {

@@ -10,16 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from positron.config import DataConfig, TokenizerConfig, UserError
+from positron.config import DataConfig, TokenizerConfig
 from positron.data.order import windows_of_step
 from positron.data.shards import SPLITS, TokenFiles, write_tokens
 from positron.data.sources import WAIT, Source, open_source
 from positron.data.stream import open_stream
 from positron.data.stream_windows import StreamWindows
-from positron.disk import expanded, lock, make_folder, read_json
+from positron.system.disk import expanded, lock, make_folder, read_json
+from positron.system.errors import UserError
+from positron.system.formatting import amount
 from positron.text.choose import load_tokenizer, train_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
-from positron.wording import amount
 
 UNKNOWN_SAMPLE = 1_000_000  # tokens in which unknown ones are counted
 LONG_WORD = 40  # mean bytes of a token, beyond which tokenizer=word does not suit a text

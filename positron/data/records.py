@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from positron.config import UserError
 from positron.data.decoding import OnInvalid, Reading, read_text, why_unreadable
 from positron.data.listing import list_files
+from positron.system.errors import UserError
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")  # taken from a folder, also with .gz or .zst
 _VALUE_AT_LINE_START = re.compile(r"\n[{\[]")

@@ -10,10 +10,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from positron.config import UserError
-from positron.console import one_line
 from positron.data.decoding import Reading
 from positron.data.listing import delimiter_of
+from positron.system.console import one_line
+from positron.system.errors import UserError
 
 _BLANKS = re.compile(r"[\s,]*")
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]|[^"\[\]{}]+')

@@ -22,10 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from positron.config import UserError
 from positron.data.sources import WAIT, Source
-from positron.disk import make_folder, read_json, whole_file, write_json
-from positron.progress import Meter
+from positron.system.disk import make_folder, read_json, whole_file, write_json
+from positron.system.errors import UserError
+from positron.system.progress import Meter
 from positron.text.choose import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 

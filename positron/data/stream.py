@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 
-from positron.config import DataConfig, UserError
+from positron.config import DataConfig
 from positron.data import shards
 from positron.data.hub import HubSource, digest
 from positron.data.shards import Encoded, SplitWriter, TokenFiles, encode_all, encode_task, token_dtype
-from positron.disk import lock, make_folder, read_json, try_lock, write_json
+from positron.system.disk import lock, make_folder, read_json, try_lock, write_json
+from positron.system.errors import UserError
 from positron.text.choose import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT
 

@@ -17,11 +17,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from positron.config import DataConfig, Unreachable, UserError
+from positron.config import DataConfig
 from positron.data.order import windows_of_step
 from positron.data.shards import TokenFiles, end_with_parent
 from positron.data.stream import Stream
-from positron.disk import lock, make_folder
+from positron.system.disk import lock, make_folder
+from positron.system.errors import Unreachable, UserError
 
 AHEAD = 1  # epochs that are made before they are needed
 

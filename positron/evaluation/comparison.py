@@ -11,18 +11,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from positron.base_runs import tokens_seen
-from positron.config import UserError
-from positron.console import one_line
-from positron.disk import refuse_links_in
 from positron.evaluation.metrics import read_metrics
 from positron.evaluation.scoring import interval, sampling_units, score_windows, total
 from positron.evaluation.texts import texts_of_file, texts_of_run, up_to
 from positron.inference.sampling import BALANCED
 from positron.inference.writer import Writer
 from positron.runs import Run, find_run, load_model
+from positron.system.console import one_line
+from positron.system.disk import refuse_links_in
+from positron.system.errors import UserError
+from positron.system.formatting import amount
 from positron.text import conversation
 from positron.text.conversation import Message
-from positron.wording import amount
 
 MEASURE_ELSEWHERE = "--text FILE measures all on another text"
 

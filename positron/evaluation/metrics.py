@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from positron.config import UserError
-from positron.console import one_line
-from positron.disk import is_number, read_bytes
+from positron.system.console import one_line
+from positron.system.disk import is_number, read_bytes
+from positron.system.errors import UserError
 
 # By Markov's inequality an honest model's code for text drawn from p is more than k bits shorter than -log2 p with
 # probability at most 2^-k: 20 bits under the floor is no luck.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from positron.console import printable
-from positron.disk import read_text
 from positron.runs import Run
-from positron.wording import above_floor, judged_bpb, next_command, percent, took
+from positron.system.console import printable
+from positron.system.disk import read_text
+from positron.system.formatting import above_floor, judged_bpb, next_command, percent, took
 
 
 def show_result(folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from positron.wording import counted
+from positron.system.formatting import counted
 
 
 def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str) -> bytes:

@@ -10,7 +10,6 @@ import shlex
 import sys
 from typing import Any
 
-from positron.disk import read_text, whole_file, write_text
 from positron.evaluation.inside import inside_pictures
 from positron.evaluation.metrics import read_metrics
 from positron.evaluation.outcome import quality
@@ -18,7 +17,8 @@ from positron.evaluation.plots import learning_rate_curve, loss_curve
 from positron.provenance import read_provenance, start_of
 from positron.run_facts import without_home
 from positron.runs import Run
-from positron.wording import counted, took
+from positron.system.disk import read_text, whole_file, write_text
+from positron.system.formatting import counted, took
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }

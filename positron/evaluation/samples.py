@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from positron.disk import read_text
+from positron.system.disk import read_text
 
 _NUMBER = r"(-?\d{1,20}(?:\.\d{1,20})?|nan|inf)"
 _HEAD = re.compile(rf"(?m)^## Step (\d{{1,15}}) · loss {_NUMBER}(?: · {_NUMBER} validation bits per byte)?\n\n")

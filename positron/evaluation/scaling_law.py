@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from positron.config import UserError
+from positron.system.errors import UserError
 
 Array = NDArray[np.float64]
 

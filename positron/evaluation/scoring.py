@@ -9,13 +9,14 @@ from itertools import accumulate, pairwise
 import torch
 from torch import Tensor
 
-from positron.config import IGNORE, UserError
+from positron.config import IGNORE
 from positron.evaluation.metrics import Score
 from positron.evaluation.scaling_law import t95
 from positron.evaluation.texts import Beginning, size_of
 from positron.model.gpt import GPT
 from positron.model.loss import token_losses
-from positron.progress import progress
+from positron.system.errors import UserError
+from positron.system.progress import progress
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 ROWS = 16  # windows at a time

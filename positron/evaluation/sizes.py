@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from positron.config import UserError
-from positron.console import one_line
 from positron.evaluation.comparison import common_text, of_sound_runs
 from positron.runs import Run, gpt_config
+from positron.system.console import one_line
+from positron.system.errors import UserError
 from positron.text.choose import load_tokenizer
 
 FEWEST = 3

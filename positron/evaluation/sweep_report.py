@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from positron.disk import read_json, whole_file, write_text
 from positron.evaluation.metrics import read_metrics
 from positron.evaluation.plots_of_runs import sweep_picture
 from positron.runs import Run
-from positron.wording import counted
+from positron.system.disk import read_json, whole_file, write_text
+from positron.system.formatting import counted
 
 
 @dataclass(frozen=True)

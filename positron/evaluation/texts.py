@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from positron.base_runs import pretrained_run
-from positron.config import DataConfig, TokenizerConfig, UserError
-from positron.console import one_line
+from positron.config import DataConfig, TokenizerConfig
 from positron.data import stories
 from positron.data.decoding import Reading
 from positron.data.files import downloaded, list_texts, read_pieces
@@ -20,6 +19,8 @@ from positron.data.shards import TokenFiles
 from positron.data.sources import open_source
 from positron.runs import Run
 from positron.settings import from_dict
+from positron.system.console import one_line
+from positron.system.errors import UserError
 from positron.text.choose import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from positron.config import UserError
+from positron.system.errors import UserError
 
 WEIGHTS = ("fp32", "bf16", "int8")
 SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # what torch.Generator.manual_seed takes

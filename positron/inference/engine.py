@@ -7,12 +7,12 @@ from typing import NamedTuple
 
 import torch
 
-from positron.config import UserError
 from positron.inference.checks import seed_of, stops_of, whole_number
 from positron.inference.decoder import Decoder
 from positron.inference.sampling import BALANCED, Sampling, choose
 from positron.inference.writing import Progress, Stream, pieces
 from positron.model.gpt import GPT
+from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from positron.config import UserError
 from positron.inference.checks import real_number, unknown, whole_number
+from positron.system.errors import UserError
 
 
 def penalize(logits: Tensor, recent: Iterable[int], penalty: float, exempt: Iterable[int] = ()) -> Tensor:

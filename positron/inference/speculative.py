@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterable, Iterator
 import torch
 from torch import Tensor
 
-from positron.config import UserError
 from positron.inference.decoder import Decoder
 from positron.inference.engine import Engine
 from positron.inference.sampling import Sampling, draw, probabilities
 from positron.model.gpt import GPT
+from positron.system.errors import UserError
 from positron.text.tokenizer import Tokenizer
 
 PROPOSED = 2  # tokens at a time: a small model's operators cost nearly what a large one's do, so few pay

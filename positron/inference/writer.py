@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
-from positron.config import UserError
 from positron.inference.checks import shown, text_of, texts_of, unknown, weights_of
 from positron.inference.engine import Engine
 from positron.inference.sampling import BALANCED, Sampling
 from positron.inference.speculative import SpeculativeEngine
 from positron.inference.writing import Stream
 from positron.model.gpt import GPT
+from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}  # None: as the model has them

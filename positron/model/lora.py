@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from positron.config import UserError
 from positron.model.gpt import GPT, Block
+from positron.system.errors import UserError
 
 SCALE = 2.0  # alpha / rank, as in the paper's own code for GPT-2 (alpha 32, rank 16 and below, tuned once)
 

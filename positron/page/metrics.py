@@ -11,8 +11,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from positron.config import UserError
-from positron.disk import is_number, open_inside
+from positron.system.disk import is_number, open_inside
+from positron.system.errors import UserError
 
 POINTS = 1000  # of a curve: about as many as a screen has columns
 TIMES = ("step", "tokens", "time_s")  # what a curve may be drawn against

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
-from positron.config import UserError
 from positron.page.table import Missing, Outputs
+from positron.system.errors import UserError
 
 _FOLDER = Path(__file__).parent
 _KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}

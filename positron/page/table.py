@@ -10,15 +10,16 @@ import time
 from pathlib import Path
 from typing import Any
 
-from positron.config import GPTConfig, UserError
-from positron.console import one_line
-from positron.disk import is_locked, open_inside, read_bytes, read_json
+from positron.config import GPTConfig
 from positron.page.choices import differences, shorten_overrides, text_of
 from positron.page.metrics import Metrics, number
 from positron.run_facts import damage, read_facts, read_record
 from positron.runs import Run, gpt_config
 from positron.settings import from_dict
-from positron.wording import above, judged_bpb
+from positron.system.console import one_line
+from positron.system.disk import is_locked, open_inside, read_bytes, read_json
+from positron.system.errors import UserError
+from positron.system.formatting import above, judged_bpb
 
 FRESH_SECONDS = 60.0  # where locks cannot tell, a run that wrote so lately is alive
 _STAMP = "%Y-%m-%d %H:%M:%S"

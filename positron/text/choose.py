@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from positron.config import TokenizerConfig, UserError
-from positron.disk import read_bytes, read_json
+from positron.config import TokenizerConfig
+from positron.system.disk import read_bytes, read_json
+from positron.system.errors import UserError
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
 from positron.text.tables import CharTokenizer, WordTokenizer
 from positron.text.tiktoken_bpe import TiktokenTokenizer, named

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from positron.config import UserError
-from positron.disk import whole_file, write_json
+from positron.system.disk import whole_file, write_json
+from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
 # SentencePiece writes a space as this character; a real one in the text would come back as a space, so its three bytes

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from positron.disk import write_json
+from positron.system.disk import write_json
 from positron.text.tokenizer import SPECIALS, UNKNOWN
 
 

@@ -15,9 +15,9 @@ from unittest import mock
 
 import numpy as np
 
-from positron.config import UserError
-from positron.disk import read_bytes, read_json, whole_file, write_json
-from positron.fetch import cache_folder, fetch
+from positron.system.disk import read_bytes, read_json, whole_file, write_json
+from positron.system.download import cache_folder, fetch
+from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
 NAMES = ("r50k_base", "p50k_base", "cl100k_base", "o200k_base")

@@ -20,13 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from positron.config import GPTConfig, RunConfig, UserError, seconds
+from positron.config import GPTConfig, RunConfig, seconds
 from positron.runs import Run
+from positron.system.errors import UserError
+from positron.system.formatting import counted
 from positron.text.tokenizer import Tokenizer
 from positron.training.checkpoint import newest_checkpoint
 from positron.training.device import Machine, is_out_of_memory
 from positron.training.measuring import Measuring, Speed
-from positron.wording import counted
 
 E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
 # Over a text: after these, more time makes a model learn it by heart (Muennighoff et al.; docs/LOG.md).

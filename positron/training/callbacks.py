@@ -17,10 +17,10 @@ import torch
 from positron.data.instruct import InstructData
 from positron.data.pretrain import PretrainData
 from positron.evaluation.metrics import Score
+from positron.system.formatting import counted
 from positron.training.device import wait_for
 from positron.training.module import PretrainModule
 from positron.training.signals import Signals
-from positron.wording import counted
 
 
 class Clock(L.Callback):

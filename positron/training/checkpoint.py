@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from positron.config import UserError
-from positron.console import one_line
-from positron.disk import open_inside
+from positron.system.console import one_line
+from positron.system.disk import open_inside
+from positron.system.errors import UserError
 
 BEST = "best.ckpt"
 _NAME = re.compile(r"step-(\d{1,12})\.ckpt")

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from positron.config import UserError
-from positron.disk import make_folder, whole_file, write_json, write_text
 from positron.evaluation.metrics import best_row, read_metrics
 from positron.evaluation.report import write_report
 from positron.runs import Run, bare_names
+from positron.system.disk import make_folder, whole_file, write_json, write_text
+from positron.system.errors import UserError
 from positron.training.checkpoint import BEST, checkpoint_fault, checkpoints, load_checkpoint, step_of
 from positron.training.signals import Signals
 

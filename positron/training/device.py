@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import torch
 
-from positron.config import DeviceConfig, GPTConfig, PrecisionConfig, UserError
+from positron.config import DeviceConfig, GPTConfig, PrecisionConfig
 from positron.model.attention import BLOCK, LONGEST
+from positron.system.errors import UserError
 
 BATCH_TOKENS = {"cuda": 131_072, "mps": 98_304, "cpu": 65_536}
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import lightning as L
 import torch
 
-from positron.config import Diverged
+from positron.system.errors import Diverged
 from positron.training.callbacks import validate
 from positron.training.module import PretrainModule
 

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 from lightning.fabric.plugins.environments import LightningEnvironment
 
-from positron.config import Diverged, RunConfig, UserError, seconds
+from positron.config import RunConfig, seconds
 from positron.data.instruct import InstructData
 from positron.data.pretrain import PretrainData
 from positron.door import Voice
@@ -19,6 +19,7 @@ from positron.evaluation.metrics import best_so_far, read_metrics
 from positron.model.gpt import GPT
 from positron.provenance import record_start
 from positron.runs import Run
+from positron.system.errors import Diverged, UserError
 from positron.text import conversation
 from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer

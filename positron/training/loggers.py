@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from positron.config import LoggerConfig, TensorboardConfig, UserError, WandbConfig
-from positron.disk import read_text, refuse_links, write_text
+from positron.config import LoggerConfig, TensorboardConfig, WandbConfig
 from positron.evaluation.metrics import read_metrics
 from positron.evaluation.samples import Sample, read_samples
+from positron.system.disk import read_text, refuse_links, write_text
+from positron.system.errors import UserError
 
 
 class Dashboard(Protocol):

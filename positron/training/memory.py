@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from positron.config import GPTConfig, UserError
+from positron.config import GPTConfig
+from positron.system.errors import UserError
 
 FLOAT = 4  # bytes; weights, gradients and moments are float32 in every precision
 TRAINED = 4  # numbers per trained parameter: itself, its gradient and the optimizer's two moments

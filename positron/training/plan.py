@@ -9,12 +9,13 @@ from typing import Any
 
 import torch
 
-from positron.config import GPTConfig, RunConfig, UserError
+from positron.config import GPTConfig, RunConfig
 from positron.model.gpt import GPT
+from positron.system.errors import UserError
+from positron.system.formatting import USUAL_TOKENS_PER_PARAMETER, counted, tokens_per_parameter
 from positron.training.device import BATCH_TOKENS, Machine, choose_micro_batch
 from positron.training.start import Start
 from positron.training.timing import faster_precision
-from positron.wording import USUAL_TOKENS_PER_PARAMETER, counted, tokens_per_parameter
 
 FEWEST_STEPS, SMALLEST_BATCH = 2_000, 1_024  # a small model gets smaller batches, not a handful of updates
 

@@ -11,8 +11,8 @@ from typing import Any
 import lightning as L
 
 from positron.door import Voice
-from positron.progress import clock
-from positron.threads import OtherPrograms, describe_others
+from positron.system.progress import clock
+from positron.system.threads import OtherPrograms, describe_others
 from positron.training.callbacks import Clock
 from positron.training.device import peak_memory
 from positron.training.module import PretrainModule

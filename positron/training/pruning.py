@@ -8,9 +8,9 @@ from typing import Any
 
 import lightning as L
 
-from positron.disk import read_json
 from positron.evaluation.metrics import read_metrics
 from positron.runs import Run
+from positron.system.disk import read_json
 from positron.training.module import PretrainModule
 
 

@@ -12,8 +12,8 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
-from positron.config import Diverged, UserError
-from positron.disk import open_inside, whole_file
+from positron.system.disk import open_inside, whole_file
+from positron.system.errors import Diverged, UserError
 from positron.training.checkpoint import BEST, checkpoints, load_checkpoint, run_of
 from positron.training.divergence import diverged, has_finite_state
 from positron.training.module import PretrainModule

@@ -11,8 +11,8 @@ import torch
 from positron.config import GPTConfig
 from positron.model.gpt import GPT
 from positron.model.loss import CHUNK_VALUES
+from positron.system.formatting import counted
 from positron.training.device import DTYPES, Machine, Shape, matmul_flops
-from positron.wording import counted
 
 MAX_TIMED_STEP = 0.6  # seconds of a micro-batch in fp32; of larger models the matrix products decide
 TIMING_SECONDS = 0.6

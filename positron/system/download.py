@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from positron.config import UserError
-from positron.console import one_line
-from positron.disk import make_folder, whole_file
+from positron.system.console import one_line
+from positron.system.disk import make_folder, whole_file
+from positron.system.errors import UserError
 
 PATIENCE_S = 4.0  # for a connection, and then for each next piece of data: a dead network is told within 5 seconds
 

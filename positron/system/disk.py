@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
-from positron.config import UserError
+from positron.system.errors import UserError
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer

@@ -1,0 +1,1 @@
+"""Files, downloads, terminals, threads and errors: what every package uses, and what knows nothing of models."""
