@@ -138,7 +138,7 @@ def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[s
     """Stories that the model writes, beside stories of the grammar that no one trained on."""
     import dataclasses
 
-    from positron.data import stories
+    from positron import stories
     from positron.evaluation.story_quality import quality, write_stories
     from positron.evaluation.texts import token_files
 
@@ -160,7 +160,7 @@ def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dic
     """Answers to requests whose name, object and place never met in the conversations that a run learns from."""
     import dataclasses
 
-    from positron.data import stories
+    from positron import stories
     from positron.data.conversations import story_requests
     from positron.evaluation.story_quality import answer_requests, following
 

@@ -158,7 +158,7 @@ def main() -> None:
         root = Path(folder)
         text = options.text
         if text is None:
-            from positron.data import stories
+            from positron import stories
 
             text = root / "stories.txt"
             once = "\n<|endoftext|>\n".join(s.text for s in stories.documents(0, 0, 24_000))

@@ -44,7 +44,7 @@ os.environ.pop("MAKELEVEL", None)  # `next:` names make's targets to who was sta
 _SERVER = multiprocessing.get_context("forkserver")
 _LATER = (  # what doors import when they come to it, and what the tests' own modules import: half of a short run's time
     "positron.training.fit",
-    "positron.data.stories",
+    "positron.stories",
     "positron.data.hub",
     "positron.data.stream_windows",
     "positron.evaluation.comparison",

@@ -15,7 +15,7 @@ from positron.data.order import permute
 from positron.data.pretrain import PretrainData, Windows, prepare, validation_windows
 from positron.data.shards import TokenFiles
 from positron.data.sources import open_source
-from positron.data.story_parser import bits
+from positron.stories.parser import bits
 from positron.system.errors import UserError
 from positron.text.tables import CharTokenizer
 from positron.text.tokenizer import END_OF_TEXT

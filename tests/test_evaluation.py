@@ -19,8 +19,8 @@ from conftest import Result, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from positron import stories
 from positron.config import IGNORE, DataConfig, GPTConfig, TokenizerConfig
-from positron.data import stories
 from positron.door import side_by_side
 from positron.evaluation.metrics import Score
 from positron.evaluation.scoring import (

@@ -25,7 +25,7 @@ def test_the_readme_has_its_two_first_commands_and_make_knows_them():
 
 
 def test_the_readme_counts_the_plots_and_has_the_words_that_people_search_for():
-    from positron.data.story_plots import PLOTS
+    from positron.stories.plots import PLOTS
 
     text = " ".join((PROJECT / "README.md").read_text(encoding="utf-8").split())
     assert len(PLOTS) == 11

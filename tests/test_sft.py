@@ -258,7 +258,7 @@ def test_the_sample_that_comes_with_positron_is_forty_good_examples() -> None:
 
 def test_validation_requests_are_combinations_that_training_never_has() -> None:
     talks = read_conversations(DataConfig("story_instruct", examples=400, val_fraction=0.1))
-    from positron.data.stories import parse
+    from positron.stories import parse
 
     sides: dict[bool, set[Any]] = {True: set(), False: set()}
     for t in talks:

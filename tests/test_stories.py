@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from positron.data import story_parser
-from positron.data.stories import (
+from positron.stories import (
     GRAMMAR,
     GRAMMAR_VERSION,
     REQUEST_PHRASINGS,
@@ -23,9 +22,10 @@ from positron.data.stories import (
     parse,
     requests,
 )
-from positron.data.story_beats import Plot
-from positron.data.story_grammar import Pick, Slot, Text
-from positron.data.story_words import KINDS, LISTS
+from positron.stories import parser as story_parser
+from positron.stories.beats import Plot
+from positron.stories.grammar import Pick, Slot, Text
+from positron.stories.words import KINDS, LISTS
 
 SAMPLE = list(documents(3, 0, 2000))
 

@@ -129,7 +129,7 @@ def _without_halves(value: Any) -> Any:
 
 def story_requests(seed: int, start: int, stop: int, val_fraction: float) -> Iterator[Conversation]:
     """Requests start .. stop - 1 with their stories. Names, things and places that meet in validation never do in training."""
-    from positron.data import stories
+    from positron import stories
 
     for index in range(start, stop):
         request = stories.requests(seed, index)

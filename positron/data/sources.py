@@ -63,7 +63,7 @@ class StoriesSource:
     def __init__(self, config: DataConfig) -> None:
         self.seed, self.val_fraction = config.seed, config.val_fraction
         self.limit_bytes = self.total_bytes = round(config.size_mb * 1e6)
-        from positron.data import stories
+        from positron import stories
 
         facts = f"stories {stories.GRAMMAR_VERSION} {self.limit_bytes} {self.seed} {self.val_fraction}"
         self.fingerprint = hashlib.sha256(facts.encode()).hexdigest()
@@ -83,7 +83,7 @@ class StoriesSource:
         """Stories leave nothing behind."""
 
     def read(self, task: int) -> list[Document]:
-        from positron.data import stories
+        from positron import stories
 
         return [
             Document(story.text, side(story.text, self.seed, self.val_fraction), story.bits)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from positron.data import stories
+from positron import stories
 from positron.data.conversations import Conversation
 from positron.data.shards import TokenFiles
 from positron.inference.engine import Written

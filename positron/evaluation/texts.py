@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from positron import stories
 from positron.base_runs import pretrained_run
 from positron.config import DataConfig, TokenizerConfig
-from positron.data import stories
 from positron.data.decoding import Reading
 from positron.data.files import downloaded, list_texts, read_pieces
 from positron.data.pretrain import kept_tokens, prepare

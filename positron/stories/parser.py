@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from positron.data.story_grammar import GRAMMAR, Bound, Choice, Choices, Grammar, Node, Pick, Request, Slot, Story, Text
-from positron.data.story_plots import Plot
+from positron.stories.grammar import GRAMMAR, Bound, Choice, Choices, Grammar, Node, Pick, Request, Slot, Story, Text
+from positron.stories.plots import Plot
 
 
 class _Path(NamedTuple):

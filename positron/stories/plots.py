@@ -1,10 +1,10 @@
-"""The plots of the built-in stories, as data (hence the length). `story_beats.py` says how to read a variant."""
+"""The plots of the built-in stories, as data (hence the length). `beats.py` says how to read a variant."""
 
 # ruff: noqa: E501  (a variant stays on one line, where its choices are easy to compare)
 
 from __future__ import annotations
 
-from positron.data.story_beats import DAY, HOME, HOME_INSIDE, INSIDE, OPENING, SCENE, Plot, with_preface
+from positron.stories.beats import DAY, HOME, HOME_INSIDE, INSIDE, OPENING, SCENE, Plot, with_preface
 
 __all__ = ["PLOTS", "Plot"]
 

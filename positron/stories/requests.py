@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from positron.data.story_grammar import GRAMMAR, Bound, Request, Slot, Text, compile_text
+from positron.stories.grammar import GRAMMAR, Bound, Request, Slot, Text, compile_text
 
 REQUEST_PHRASINGS = (
     "Tell me a story about {name}, who {what}.",

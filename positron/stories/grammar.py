@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import NamedTuple
 
-from positron.data.story_plots import PLOTS, Plot
-from positron.data.story_words import KINDS, LISTS, WEIGHTS, Forms, with_article
+from positron.stories.plots import PLOTS, Plot
+from positron.stories.words import KINDS, LISTS, WEIGHTS, Forms, with_article
 
 ENGINE_VERSION = 1  # raise it when the same data would give other texts or other bits
 GRAMMAR_VERSION = hashlib.sha256(repr((ENGINE_VERSION, PLOTS, KINDS, WEIGHTS, LISTS)).encode("utf-8")).hexdigest()
