@@ -10,7 +10,7 @@ from positron.system.threads import SPIN_TRAINING, SPIN_WRITING, spin
 spin(SPIN_TRAINING)
 
 if TYPE_CHECKING:
-    from positron.inference.writer import Writer
+    from positron.inference.text_model import Writer
 
 __version__ = "0.1.0"
 
@@ -21,8 +21,8 @@ def load(run: str | Path | None = None, weights: str = "fp32") -> Writer:
     `weights="bf16"` or `"int8"` writes faster on a CPU and rounds more.
     """
     spin(SPIN_WRITING)
-    from positron.inference.checks import weights_of
-    from positron.inference.writer import Writer
+    from positron.inference.arguments import weights_of
+    from positron.inference.text_model import Writer
     from positron.runs import find_run, load_model
     from positron.system.errors import UserError
 

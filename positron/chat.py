@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 
 from positron.chat_commands import NearCommand, execute, parse, remark
 from positron.door import describe, errors_as_one_line
-from positron.inference.checks import argument, seed_of, standard_input_lines
+from positron.inference.arguments import argument, seed_of, standard_input_lines
 from positron.inference.options import chosen_sampling, draft_option, sampling_options
 from positron.system.console import Screen, say_loading
 from positron.system.errors import UserError
@@ -63,7 +63,7 @@ def main() -> None:
         run = find_run(options.run)
         announce(run, options.run, note)
         from positron.inference.dialogue import Dialogue
-        from positron.inference.writer import Writer
+        from positron.inference.text_model import Writer
 
         model, tokenizer, path = load_model(run, note)
         draft = load_draft(options.draft, tokenizer, note)

@@ -186,7 +186,7 @@ def _save(dialogue: Dialogue, name: str, replace: bool) -> None:
 
 
 def _load(dialogue: Dialogue, name: str) -> None:
-    from positron.inference.checks import decoded
+    from positron.inference.arguments import decoded
 
     if not name:
         raise UserError("load what? /load FILE")

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from positron.door import errors_as_one_line, side_by_side
-from positron.inference.checks import argument, seed_of
+from positron.inference.arguments import argument, seed_of
 from positron.system.console import printable, say_loading
 from positron.system.errors import UserError
 
@@ -44,7 +44,7 @@ def main() -> None:
         prompt, seed = argument(options.prompt, "--prompt"), seed_of(options.seed)
         say_loading(", ".join(options.runs) or "all runs in outputs/")
         from positron.evaluation import comparison
-        from positron.evaluation.plots_of_runs import comparison_picture
+        from positron.evaluation.run_plots import comparison_picture
         from positron.runs import OUTPUTS, Run
         from positron.system.disk import make_folder, whole_file
 

@@ -163,7 +163,7 @@ def attention(device: torch.device, dtype: torch.dtype) -> Finding:  # type: ign
 
     import torch
 
-    from positron.model.attention import causal_attention
+    from positron.model.kernels.attention import causal_attention
 
     worst = 0.0
     generator = torch.Generator().manual_seed(0)

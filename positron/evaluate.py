@@ -25,7 +25,7 @@ from positron.system.formatting import above_floor, counted, percent
 
 if TYPE_CHECKING:
     from positron.data.conversations import Conversation
-    from positron.inference.writer import Writer
+    from positron.inference.text_model import Writer
     from positron.runs import Run
 
 TABLE_WIDTH = 14
@@ -67,7 +67,7 @@ def main() -> None:
 
         run = find_run(options.run)
         announce(run, options.run, say)
-        from positron.inference.writer import Writer
+        from positron.inference.text_model import Writer
 
         model, tokenizer, path = load_model(run, say)
         say(f"{run.folder}, {path.name}: {model.config.n_params() / 1e6:.2f}M parameters")
@@ -92,8 +92,8 @@ def say(line: str) -> None:
 
 def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
     """Loss over the documents of the text, each from its beginning to its end."""
+    from positron.evaluation.eval_texts import floor_of, texts_of_file, texts_of_run, up_to
     from positron.evaluation.scoring import interval, sampling_units, score_windows, total
-    from positron.evaluation.texts import floor_of, texts_of_file, texts_of_run, up_to
     from positron.inference.int8 import rounded
 
     if options.text is not None:
@@ -139,8 +139,8 @@ def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[s
     import dataclasses
 
     from positron import stories
+    from positron.evaluation.eval_texts import token_files
     from positron.evaluation.story_quality import quality, write_stories
-    from positron.evaluation.texts import token_files
 
     training = token_files(run, "train", say, "--stories needs it: leave that out")
     sampling = chosen_sampling(options, default="balanced")

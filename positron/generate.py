@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.door import errors_as_one_line, side_by_side
-from positron.inference.checks import argument, decoded, read_standard_input, seed_of, stops_of, whole_number
+from positron.inference.arguments import argument, decoded, read_standard_input, seed_of, stops_of, whole_number
 from positron.inference.options import chosen_sampling, draft_option, given_options, sampling_options
 from positron.system.console import Screen, printable, say_loading
 from positron.system.errors import UserError
@@ -25,7 +25,7 @@ from positron.system.threads import SPIN_WRITING, spin
 
 if TYPE_CHECKING:
     from positron.inference.sampling import Sampling
-    from positron.inference.writer import Writer
+    from positron.inference.text_model import Writer
 
 FIRST_WORDS = "Once upon a time"  # without a prompt
 USED_BY_BENCH = {"prompt", "run", "weights", "draft"}
@@ -94,7 +94,7 @@ def main() -> None:
         run = find_run(options.run)
         announce(run, options.run, say)
         model, tokenizer, path = load_model(run, say)
-        from positron.inference.writer import Writer
+        from positron.inference.text_model import Writer
 
         say(f"{run.folder}, {path.name}")
         draft = load_draft(options.draft, tokenizer, say)

@@ -219,7 +219,7 @@ def load_model(run: Run, say: Callable[[str], None], checkpoint: Path | None = N
     UserError where the run has none, or where model and tokenizer do not belong together (law 5).
     """
     from positron.model.gpt import GPT
-    from positron.text.choose import load_tokenizer
+    from positron.text.factory import load_tokenizer
     from positron.training.checkpoint import best_or_newest, load_checkpoint
     from positron.training.memory import refuse_what_cannot_fit
 

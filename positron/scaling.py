@@ -21,7 +21,7 @@ from positron.system.formatting import amount
 
 if TYPE_CHECKING:
     from positron.evaluation.scaling_law import Law
-    from positron.evaluation.sizes import Size
+    from positron.evaluation.scaling_points import Size
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -43,9 +43,9 @@ def main() -> None:
         say_loading("the runs")
         wanted = parse_size(options.predict) if options.predict else (None, None)
         from positron.evaluation import comparison
-        from positron.evaluation.plots_of_runs import scaling_picture
+        from positron.evaluation.run_plots import scaling_picture
         from positron.evaluation.scaling_law import fit_law
-        from positron.evaluation.sizes import read_sizes
+        from positron.evaluation.scaling_points import read_sizes
         from positron.runs import OUTPUTS
         from positron.system.disk import whole_file
 

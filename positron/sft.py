@@ -39,8 +39,8 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.model.gpt import GPT
     from positron.model.lora import add_lora
     from positron.runs import restore
-    from positron.text.choose import load_tokenizer
     from positron.text.conversation import TEMPLATE
+    from positron.text.factory import load_tokenizer
     from positron.training.fit import fit
     from positron.training.plan import make_plan
     from positron.training.start import begin, refuse_before_begin, refuse_untrainable
@@ -89,7 +89,7 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
 def _replay(config: RunConfig, start: Start, batch_size: int, context: int, say: Voice) -> Windows | None:
     """Windows of the text that the base run was pretrained on, for their share of every batch, at least one."""
     from positron.data.pretrain import Windows
-    from positron.evaluation.texts import token_files
+    from positron.evaluation.eval_texts import token_files
 
     assert config.sft is not None
     if not config.sft.replay_ratio:
@@ -118,8 +118,8 @@ def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig, say: 
     import torch
 
     from positron.data.pretrain import validation_windows
+    from positron.evaluation.eval_texts import token_files
     from positron.evaluation.scoring import score
-    from positron.evaluation.texts import token_files
     from positron.text.tokenizer import END_OF_TEXT
 
     try:

@@ -18,7 +18,7 @@ from typing import Any
 from positron.config import RunConfig
 from positron.door import conf_folder, describe, expand_paths, first_rank
 from positron.effects import refuse_unread
-from positron.evaluation.outcome import show_result
+from positron.evaluation.summary import show_result
 from positron.evaluation.sweep_report import write_sweep_report
 from positron.overrides import experiment_keys, given_keys
 from positron.preflight import check, with_known_tokenizer

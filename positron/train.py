@@ -35,7 +35,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.data.pretrain import PretrainData, prepare
     from positron.model.gpt import GPT
     from positron.runs import restore
-    from positron.text.choose import load_tokenizer
+    from positron.text.factory import load_tokenizer
     from positron.training.budget import as_begun, choose
     from positron.training.fit import fit
     from positron.training.plan import make_plan

@@ -84,9 +84,9 @@ def decode() -> Callable[[], int]:
 
     spin(SPIN_WRITING)
     from positron.config import GPTConfig, TokenizerConfig
-    from positron.inference.writer import Writer
+    from positron.inference.text_model import Writer
     from positron.model.gpt import GPT
-    from positron.text.choose import train_tokenizer
+    from positron.text.factory import train_tokenizer
 
     tokenizer = train_tokenizer(TokenizerConfig("char"), ["abcdefgh Tom had a kite."])
     gpt = GPTConfig(

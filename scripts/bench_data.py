@@ -28,7 +28,7 @@ from positron.data import shards
 from positron.data.shards import TokenFiles, write_tokens
 from positron.data.sources import open_source
 from positron.system.errors import UserError
-from positron.text.choose import load_tokenizer, train_tokenizer
+from positron.text.factory import load_tokenizer, train_tokenizer
 
 ROUNDS = 3
 _encode: Callable[[list[str]], Any]

@@ -18,10 +18,10 @@ import torch
 
 from positron.config import GPTConfig
 from positron.inference.engine import Engine
-from positron.inference.linear import Linear
+from positron.inference.packed_linear import Linear
 from positron.inference.sampling import BALANCED, Sampling
 from positron.model.gpt import GPT
-from positron.text.tables import CharTokenizer
+from positron.text.char_word import CharTokenizer
 
 TINYGPT = GPTConfig(vocab_size=16_000, context_length=512, d_model=320, n_layer=8, n_head=8)
 GREEDY = Sampling(temperature=0)
@@ -102,10 +102,10 @@ def in_turns(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 def bench_run(options: argparse.Namespace) -> None:
     """Drawn as `balanced` draws, since a draft is worth as much as it guesses; no end of a text ends it."""
+    from positron.evaluation.eval_texts import texts_of_run
     from positron.evaluation.scoring import score_documents, total
-    from positron.evaluation.texts import texts_of_run
     from positron.inference.int8 import rounded
-    from positron.inference.writer import DTYPES, Writer
+    from positron.inference.text_model import DTYPES, Writer
     from positron.runs import find_run, load_draft, load_model
 
     run = find_run(options.run)

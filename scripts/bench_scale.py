@@ -33,9 +33,9 @@ from positron.config import GPTConfig, OptimizerConfig, TokenizerConfig
 from positron.data.pretrain import Windows
 from positron.data.shards import TokenFiles
 from positron.model.gpt import GPT
-from positron.model.loss import CHUNK_VALUES, SOFTMAX_VALUES
+from positron.model.kernels.loss import CHUNK_VALUES, SOFTMAX_VALUES
 from positron.system.disk import make_folder, write_json
-from positron.text.choose import train_tokenizer
+from positron.text.factory import train_tokenizer
 from positron.training.allocator import tune_allocator
 from positron.training.device import Machine, free_memory, micro_batch_bytes, peak_memory
 from positron.training.optimizer import build_optimizer, clip_gradients

@@ -15,9 +15,9 @@ from conftest import Result, tiny
 from positron.base_runs import line_of, pretrained_run, tokens_seen
 from positron.config import DataConfig, LoraConfig, RunConfig, SFTConfig
 from positron.evaluation.comparison import compare, find_runs
+from positron.evaluation.eval_texts import texts_of_run, token_files
 from positron.evaluation.metrics import Score
 from positron.evaluation.scoring import total
-from positron.evaluation.texts import texts_of_run, token_files
 from positron.runs import Run
 from positron.sft import configure, sft
 from positron.system.errors import UserError

@@ -19,7 +19,7 @@ from positron.chat import command
 from positron.config import DataConfig, SFTConfig
 from positron.inference.dialogue import Dialogue
 from positron.inference.sampling import PRESETS
-from positron.inference.writer import Writer
+from positron.inference.text_model import Writer
 from positron.runs import Run, load_model
 from positron.sft import sft
 from positron.system.errors import UserError

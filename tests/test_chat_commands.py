@@ -19,11 +19,11 @@ from positron.chat import answer, command, converse, note
 from positron.chat_commands import parse, remark, show_help
 from positron.config import GPTConfig
 from positron.inference.dialogue import Dialogue
-from positron.inference.writer import Writer
+from positron.inference.text_model import Writer
 from positron.model.gpt import GPT
 from positron.system.errors import UserError
+from positron.text.char_word import CharTokenizer
 from positron.text.conversation import Message
-from positron.text.tables import CharTokenizer
 
 
 def dialogue_of(chats: bool) -> Dialogue:

@@ -9,8 +9,8 @@ from test_devices import TWO, run
 from test_training import same, trace
 
 from positron.config import DeviceConfig, GPTConfig, ModelConfig, PrecisionConfig
-from positron.model import attention
 from positron.model.gpt import GPT, Block
+from positron.model.kernels import attention
 from positron.model.lora import add_lora
 from positron.system.errors import UserError
 from positron.train import train

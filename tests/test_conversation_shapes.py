@@ -19,8 +19,8 @@ from positron.data.conversations import Conversation, read_conversations
 from positron.data.instruct import InstructData
 from positron.preflight import check_files
 from positron.system.errors import UserError
+from positron.text.char_word import CharTokenizer
 from positron.text.conversation import Message
-from positron.text.tables import CharTokenizer
 
 PAIRS = [(f"What is {n} and {n}?", f"It is {2 * n}.") for n in range(1, 5)]
 TOKENIZER = CharTokenizer("".join(sorted({c for pair in PAIRS for c in "".join(pair)})) + "abcdefghijklmnopqrstuvwxyz")

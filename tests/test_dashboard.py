@@ -20,7 +20,7 @@ from conftest import PATIENCE, tiny
 from positron.page.metrics import Metrics, thinned
 from positron.page.server import Server
 from positron.page.table import is_live
-from positron.text.tables import CharTokenizer
+from positron.text.char_word import CharTokenizer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 

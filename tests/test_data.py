@@ -17,7 +17,7 @@ from positron.data.shards import TokenFiles
 from positron.data.sources import open_source
 from positron.stories.parser import bits
 from positron.system.errors import UserError
-from positron.text.tables import CharTokenizer
+from positron.text.char_word import CharTokenizer
 from positron.text.tokenizer import END_OF_TEXT
 
 CHAR = TokenizerConfig("char")

@@ -23,11 +23,11 @@ from positron.inference.engine import Engine
 from positron.inference.int8 import FEW_ROWS, Int8Linear, dequantise, quantise, rounded
 from positron.inference.sampling import Sampling, draw, probabilities
 from positron.inference.speculative import SpeculativeEngine
-from positron.inference.writer import Writer
+from positron.inference.text_model import Writer
 from positron.model.gpt import GPT
 from positron.runs import load_draft
 from positron.system.errors import UserError
-from positron.text.tables import CharTokenizer
+from positron.text.char_word import CharTokenizer
 from positron.train import train
 
 MODERN = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "tie_embeddings": False, "qk_norm": True}

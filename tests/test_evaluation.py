@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from positron import stories
 from positron.config import IGNORE, DataConfig, GPTConfig, TokenizerConfig
 from positron.door import side_by_side
+from positron.evaluation.eval_texts import Beginning, floor_of, texts_of_file, texts_of_run, token_files, up_to
 from positron.evaluation.metrics import Score
 from positron.evaluation.scoring import (
     interval,
@@ -33,13 +34,12 @@ from positron.evaluation.scoring import (
     total,
 )
 from positron.evaluation.story_quality import copied, distinct, following
-from positron.evaluation.texts import Beginning, floor_of, texts_of_file, texts_of_run, token_files, up_to
 from positron.inference.engine import Written
 from positron.model.gpt import GPT
 from positron.runs import Run
 from positron.system.errors import UserError
-from positron.text.choose import load_tokenizer
-from positron.text.tables import CharTokenizer
+from positron.text.char_word import CharTokenizer
+from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT
 from positron.train import train
 

@@ -15,8 +15,8 @@ from conftest import Loopback, tiny
 
 from positron.config import LoggerConfig, RunConfig, TensorboardConfig
 from positron.door import Voice
+from positron.evaluation.eval_texts import texts_of_run
 from positron.evaluation.metrics import best_so_far, read_metrics
-from positron.evaluation.texts import texts_of_run
 from positron.runs import Run, find_run, load_model
 from positron.system import disk
 from positron.system.errors import UserError

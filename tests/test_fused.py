@@ -8,8 +8,8 @@ from torch.nn import functional as F
 
 import numpy_ref
 from positron.config import GPTConfig
-from positron.model import fused
 from positron.model.gpt import GPT, NORM_EPS, apply_rope, places_in_documents, rope_tables
+from positron.model.kernels import norms_and_heads as fused
 
 EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32, torch.bfloat16)}
 

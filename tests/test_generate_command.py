@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from conftest import PATIENCE, tiny
 
-from positron.inference.checks import standard_input_lines
+from positron.inference.arguments import standard_input_lines
 from positron.system.errors import UserError
-from positron.text.tables import CharTokenizer
+from positron.text.char_word import CharTokenizer
 from positron.train import train
 
 

@@ -21,12 +21,12 @@ from positron import load
 from positron.config import GPTConfig
 from positron.inference.decoder import Decoder
 from positron.inference.engine import Engine
-from positron.inference.linear import can_pack
+from positron.inference.packed_linear import can_pack
 from positron.inference.sampling import PRESETS, Sampling, choose, keep_top_p
 from positron.inference.writing import cut_at
 from positron.model.gpt import GPT
 from positron.system.errors import UserError
-from positron.text.tables import CharTokenizer
+from positron.text.char_word import CharTokenizer
 from positron.text.tokenizer import SPECIALS
 from positron.train import train
 
@@ -210,7 +210,7 @@ def test_packed_weights_give_what_plain_ones_give(
     found = []
     for packed in (True, False) if packs else (False,):
         if not packed:
-            monkeypatch.setattr("positron.inference.linear.can_pack", lambda weight: False)
+            monkeypatch.setattr("positron.inference.packed_linear.can_pack", lambda weight: False)
         decoder = Decoder(model, 2, dtype)
         assert decoder.head.packed == packed
         logits = [decoder.prefill([0, 1], [[1, 2, 3, 4], [5]])]

@@ -13,8 +13,8 @@ from numpy_ref.attention import attention_backward, attention_forward
 from numpy_ref.linear import linear_backward, linear_forward
 from numpy_ref.loss import cross_entropy_backward, cross_entropy_forward
 from positron.config import IGNORE
-from positron.model.attention import BLOCK, BlockedCausalAttention, causal_attention
-from positron.model.loss import linear_cross_entropy, token_losses
+from positron.model.kernels.attention import BLOCK, BlockedCausalAttention, causal_attention
+from positron.model.kernels.loss import linear_cross_entropy, token_losses
 
 LENGTHS = (1, 2, 31, 33, 127, BLOCK, BLOCK + 1, 300)
 
@@ -187,7 +187,7 @@ def plain_loss(x, weight, targets):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("N", [1, 2, 50, 333])
 def test_chunked_cross_entropy_is_cross_entropy(N, dtype, monkeypatch):
-    monkeypatch.setattr("positron.model.loss.CHUNK_VALUES", 101 * 64)  # several chunks, the last one ragged
+    monkeypatch.setattr("positron.model.kernels.loss.CHUNK_VALUES", 101 * 64)  # several chunks, the last one ragged
     x, weight, targets = head(N, dtype=dtype)
     loss = linear_cross_entropy(x, weight, targets)
     gradients = torch.autograd.grad(0.37 * loss, (x, weight))

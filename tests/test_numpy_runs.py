@@ -14,7 +14,7 @@ from conftest import FAST, PROJECT
 import numpy_ref
 from numpy_ref.config import InputError
 from numpy_ref.generate import complete as write
-from positron.inference.writer import Writer
+from positron.inference.text_model import Writer
 from positron.runs import Run, load_model
 
 ARCHITECTURES = {

@@ -15,7 +15,8 @@ from numpy_ref.config import InputError
 from numpy_ref.spm import SentencePieceTokenizer
 from numpy_ref.tokenizers import SPECIALS, CharTokenizer, WordTokenizer, from_json, train_tokenizer
 from numpy_ref.train import BUILT_IN
-from positron.text import sentencepiece_bpe, tables
+from positron.text import char_word as tables
+from positron.text import sentencepiece_bpe
 from positron.text.tokenizer import END_OF_TEXT
 
 TEXT = BUILT_IN.read_text(encoding="utf-8")[:60_000]

@@ -12,7 +12,8 @@ import pytest
 
 from numpy_ref import plots as numpy_plots
 from numpy_ref.explain import outlier_channels
-from positron.evaluation import plots, plots_of_runs
+from positron.evaluation import plots
+from positron.evaluation import run_plots as plots_of_runs
 
 
 @pytest.fixture(autouse=True)

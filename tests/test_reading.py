@@ -17,7 +17,7 @@ from test_files import DOCUMENTS, as_jsonl, as_parquet, as_text, source, texts, 
 
 from positron.data.files import SEPARATOR
 from positron.data.listing import list_files
-from positron.evaluation.texts import texts_of_file
+from positron.evaluation.eval_texts import texts_of_file
 from positron.system.errors import UserError
 
 BOM = codecs.BOM_UTF8

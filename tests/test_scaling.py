@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from positron import scaling
 from positron.config import GPTConfig
-from positron.evaluation.plots_of_runs import scaling_picture
+from positron.evaluation.run_plots import scaling_picture
 from positron.evaluation.scaling_law import fit_law, log_excess, t95
 from positron.system.errors import UserError
 from positron.system.formatting import amount
-from positron.text.tables import CharTokenizer
+from positron.text.char_word import CharTokenizer
 
 N = np.array([1e5, 2e5, 4e5, 8e5, 1.6e6])
 GRID_N, GRID_D = (values.ravel() for values in np.meshgrid([1e5, 2e5, 4e5, 8e5], [2e6, 8e6, 3.2e7]))

@@ -26,8 +26,8 @@ from positron.runs import Run, load_model
 from positron.sft import sft
 from positron.system.errors import UserError
 from positron.text import conversation
+from positron.text.char_word import CharTokenizer
 from positron.text.conversation import Message
-from positron.text.tables import CharTokenizer
 from positron.text.tokenizer import SPECIALS
 from positron.train import train
 from positron.training.module import SFTModule

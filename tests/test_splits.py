@@ -18,11 +18,11 @@ from positron.config import DataConfig, TokenizerConfig
 from positron.data import files, shards
 from positron.data.pretrain import PretrainData, prepare
 from positron.data.shards import TokenFiles, verify
-from positron.evaluation.texts import size_of, texts_of_run
+from positron.evaluation.eval_texts import size_of, texts_of_run
 from positron.runs import Run
 from positron.system.disk import make_folder, write_json
 from positron.system.errors import UserError
-from positron.text.choose import load_tokenizer, train_tokenizer
+from positron.text.factory import load_tokenizer, train_tokenizer
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
 from positron.text.tokenizer import Tokenizer
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from positron.config import TokenizerConfig
 from positron.system.errors import UserError
-from positron.text.choose import load_tokenizer, train_tokenizer
+from positron.text.char_word import CharTokenizer, WordTokenizer
+from positron.text.factory import load_tokenizer, train_tokenizer
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
-from positron.text.tables import CharTokenizer, WordTokenizer
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS, StreamDecoder
 
 CORPUS = ["Once upon a time, there was a cat.\n\nIt said  hello to Zoë. 42 cats! " * 20, "The end …２ é\n"]

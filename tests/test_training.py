@@ -257,7 +257,7 @@ def test_a_checkpoint_that_is_not_there_is_named(tmp_path, path):
 
 def test_a_tokenizer_that_does_not_belong_is_refused(tmp_path, whole):
     shutil.copytree(whole, tmp_path / "run")
-    from positron.text.tables import CharTokenizer
+    from positron.text.char_word import CharTokenizer
 
     CharTokenizer("abc").save(tmp_path / "run" / "tokenizer")
     with pytest.raises(UserError, match="do not belong together"):

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from positron.evaluation.outcome import quality
 from positron.evaluation.report import _losses_explained
+from positron.evaluation.summary import quality
 from positron.runs import Run, announce
 from positron.system.console import say_loading
 from positron.system.formatting import (

@@ -16,14 +16,14 @@ from conftest import PATIENCE
 from positron import load
 from positron.config import GPTConfig
 from positron.inference import engine as engine_module
-from positron.inference.checks import LARGEST_SEED, SMALLEST_SEED
+from positron.inference.arguments import LARGEST_SEED, SMALLEST_SEED
 from positron.inference.decoder import Decoder
 from positron.inference.engine import Engine
 from positron.inference.sampling import Sampling
-from positron.inference.writer import Writer
+from positron.inference.text_model import Writer
 from positron.model.gpt import GPT
 from positron.system.errors import UserError
-from positron.text.tables import CharTokenizer
+from positron.text.char_word import CharTokenizer
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzTO é\n"
 

@@ -19,7 +19,7 @@ from positron.data.stream_windows import StreamWindows
 from positron.system.disk import expanded, lock, make_folder, read_json
 from positron.system.errors import UserError
 from positron.system.formatting import amount
-from positron.text.choose import load_tokenizer, train_tokenizer
+from positron.text.factory import load_tokenizer, train_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 UNKNOWN_SAMPLE = 1_000_000  # tokens in which unknown ones are counted

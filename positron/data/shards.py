@@ -26,7 +26,7 @@ from positron.data.sources import WAIT, Source
 from positron.system.disk import make_folder, read_json, whole_file, write_json
 from positron.system.errors import UserError
 from positron.system.progress import Meter
-from positron.text.choose import load_tokenizer
+from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 SHARD_TOKENS = 16_000_000  # of training text in a shard: 32 or 64 MB, some ten seconds of work

@@ -24,7 +24,7 @@ from positron.data.hub import HubSource, digest
 from positron.data.shards import Encoded, SplitWriter, TokenFiles, encode_all, encode_task, token_dtype
 from positron.system.disk import lock, make_folder, read_json, try_lock, write_json
 from positron.system.errors import UserError
-from positron.text.choose import load_tokenizer
+from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT
 
 MOST_EPOCHS, MOST_BYTES = 5, 2_500_000_000  # of token files, unless running trainings need more at once

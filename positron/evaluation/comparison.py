@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from positron.base_runs import tokens_seen
+from positron.evaluation.eval_texts import texts_of_file, texts_of_run, up_to
 from positron.evaluation.metrics import read_metrics
 from positron.evaluation.scoring import interval, sampling_units, score_windows, total
-from positron.evaluation.texts import texts_of_file, texts_of_run, up_to
 from positron.inference.sampling import BALANCED
-from positron.inference.writer import Writer
+from positron.inference.text_model import Writer
 from positron.runs import Run, find_run, load_model
 from positron.system.console import one_line
 from positron.system.disk import refuse_links_in

@@ -10,10 +10,10 @@ import shlex
 import sys
 from typing import Any
 
-from positron.evaluation.inside import inside_pictures
 from positron.evaluation.metrics import read_metrics
-from positron.evaluation.outcome import quality
+from positron.evaluation.monitor_plots import inside_pictures
 from positron.evaluation.plots import learning_rate_curve, loss_curve
+from positron.evaluation.summary import quality
 from positron.provenance import read_provenance, start_of
 from positron.run_facts import without_home
 from positron.runs import Run

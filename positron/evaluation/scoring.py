@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from positron.config import IGNORE
+from positron.evaluation.eval_texts import Beginning, size_of
 from positron.evaluation.metrics import Score
 from positron.evaluation.scaling_law import t95
-from positron.evaluation.texts import Beginning, size_of
 from positron.model.gpt import GPT
-from positron.model.loss import token_losses
+from positron.model.kernels.loss import token_losses
 from positron.system.errors import UserError
 from positron.system.progress import progress
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer

@@ -12,7 +12,7 @@ from positron.data.conversations import Conversation
 from positron.data.shards import TokenFiles
 from positron.inference.engine import Written
 from positron.inference.sampling import Sampling
-from positron.inference.writer import Writer
+from positron.inference.text_model import Writer
 from positron.system.progress import progress
 from positron.text import conversation
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer

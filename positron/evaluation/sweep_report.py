@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from positron.evaluation.metrics import read_metrics
-from positron.evaluation.plots_of_runs import sweep_picture
+from positron.evaluation.run_plots import sweep_picture
 from positron.runs import Run
 from positron.system.disk import read_json, whole_file, write_text
 from positron.system.formatting import counted

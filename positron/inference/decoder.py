@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from positron.inference.int8 import Int8Linear, dequantise, quantise
-from positron.inference.linear import Linear
-from positron.model.attention import causal_attention, window_mask
+from positron.inference.packed_linear import Linear
 from positron.model.gpt import GPT, NORM_EPS, Block, Norm
+from positron.model.kernels.attention import causal_attention, window_mask
 from positron.model.lora import weight_of
 
 # q (N, H, D), new keys and values (N, K, D), and a layer's cache of them (B, K, T, D) twice -> (N, H * D)

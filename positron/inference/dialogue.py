@@ -6,9 +6,9 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from positron.inference.checks import LARGEST_SEED, seed_of, shown, text_of, unknown, whole_number
+from positron.inference.arguments import LARGEST_SEED, seed_of, shown, text_of, unknown, whole_number
 from positron.inference.sampling import PRESETS, Sampling, preset
-from positron.inference.writer import Writer
+from positron.inference.text_model import Writer
 from positron.system.errors import UserError
 from positron.text import conversation
 from positron.text.conversation import Message

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 
-from positron.inference.checks import seed_of, stops_of, whole_number
+from positron.inference.arguments import seed_of, stops_of, whole_number
 from positron.inference.decoder import Decoder
 from positron.inference.sampling import BALANCED, Sampling, choose
 from positron.inference.writing import Progress, Stream, pieces

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from positron.inference.checks import weights_of
+from positron.inference.arguments import weights_of
 
 if TYPE_CHECKING:
     from positron.inference.sampling import Sampling

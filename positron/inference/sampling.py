@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from positron.inference.checks import real_number, unknown, whole_number
+from positron.inference.arguments import real_number, unknown, whole_number
 from positron.system.errors import UserError
 
 

@@ -1,1 +1,1 @@
-"""The network: `gpt.py` is the whole model, `attention.py` and `loss.py` its two fast paths."""
+"""The network: `gpt.py` is the whole model, `kernels/` holds the fast paths of its parts."""

@@ -14,10 +14,10 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from positron.config import GPTConfig
-from positron.model import fused
-from positron.model.attention import causal_attention, window_mask
-from positron.model.fused import Rope
-from positron.model.loss import linear_cross_entropy
+from positron.model.kernels import norms_and_heads as fused
+from positron.model.kernels.attention import causal_attention, window_mask
+from positron.model.kernels.loss import linear_cross_entropy
+from positron.model.kernels.norms_and_heads import Rope
 
 NORM_EPS = 1e-5
 ROPE_BASE = 10_000.0

@@ -163,7 +163,7 @@ def architecture(run: Run) -> GPTConfig:
     exported = run.folder / "model" / "config.json"
     if exported.exists():
         return from_dict(GPTConfig, read_json(exported, run.folder))
-    from positron.text.choose import load_tokenizer
+    from positron.text.factory import load_tokenizer
 
     return gpt_config(run.config(), load_tokenizer(run.tokenizer_folder).vocab_size)
 

@@ -1,7 +1,7 @@
 """The engine of the built-in stories: a grammar as data, compiled once, that writes, with exact probabilities.
 
 A plot is a list of beats, a beat a choice of variants, a variant a sentence or two with choices inside. Compiled, all
-of it is one tree of three nodes (`Text`, `Slot`, `Pick`), which `generate` walks here and `story_parser` reads, so the
+of it is one tree of three nodes (`Text`, `Slot`, `Pick`), which `generate` walks here and `parser.py` reads, so the
 writer and the reader cannot drift apart. Units: bits, i.e. -log2 of a probability.
 """
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from positron.config import DeviceConfig, GPTConfig, PrecisionConfig
-from positron.model.attention import BLOCK, LONGEST
+from positron.model.kernels.attention import BLOCK, LONGEST
 from positron.system.errors import UserError
 
 BATCH_TOKENS = {"cuda": 131_072, "mps": 98_304, "cpu": 65_536}

@@ -10,7 +10,7 @@ import torch
 
 from positron.config import GPTConfig
 from positron.model.gpt import GPT
-from positron.model.loss import CHUNK_VALUES
+from positron.model.kernels.loss import CHUNK_VALUES
 from positron.system.formatting import counted
 from positron.training.device import DTYPES, Machine, Shape, matmul_flops
 

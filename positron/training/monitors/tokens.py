@@ -14,7 +14,7 @@ from positron.config import IGNORE
 from positron.data.instruct import InstructData
 from positron.data.pretrain import PretrainData
 from positron.model.gpt import GPT, places_in_documents
-from positron.model.loss import token_losses
+from positron.model.kernels.loss import token_losses
 from positron.training.module import PretrainModule
 from positron.training.monitors.probe import Probe, ProbeMonitor
 

@@ -21,7 +21,7 @@ from positron.runs import Run
 from positron.settings import from_dict
 from positron.system.console import one_line
 from positron.system.errors import UserError
-from positron.text.choose import load_tokenizer
+from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 FEWEST_READ = 64  # tokens: of fewer, nothing may be left of the characters of a cut document

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from positron.model.precision import product_dtype, wide
+from positron.model.kernels.precision import product_dtype, wide
 
 Rope = tuple[Tensor, Tensor]  # cos, sin
 # At a time, so that their intermediate values stay in the cache. With two threads 256 rows are 1.15 times as fast as 128,

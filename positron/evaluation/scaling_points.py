@@ -9,7 +9,7 @@ from positron.evaluation.comparison import common_text, of_sound_runs
 from positron.runs import Run, gpt_config
 from positron.system.console import one_line
 from positron.system.errors import UserError
-from positron.text.choose import load_tokenizer
+from positron.text.factory import load_tokenizer
 
 FEWEST = 3
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from positron.config import TokenizerConfig
 from positron.system.disk import read_bytes, read_json
 from positron.system.errors import UserError
+from positron.text.char_word import CharTokenizer, WordTokenizer
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
-from positron.text.tables import CharTokenizer, WordTokenizer
 from positron.text.tiktoken_bpe import TiktokenTokenizer, named
 from positron.text.tokenizer import Tokenizer
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from positron.inference.checks import shown, text_of, texts_of, unknown, weights_of
+from positron.inference.arguments import shown, text_of, texts_of, unknown, weights_of
 from positron.inference.engine import Engine
 from positron.inference.sampling import BALANCED, Sampling
 from positron.inference.speculative import SpeculativeEngine

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from positron.model.precision import product_dtype, wide
+from positron.model.kernels.precision import product_dtype, wide
 
 BLOCK = 128  # queries at a time: 64 and 256 are slower at T = 256 to 1024
 LONGEST = 2048  # keys a query sees; beyond, the saved probabilities take more memory than they are worth

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from positron.config import IGNORE
-from positron.model.precision import product_dtype, wide
+from positron.model.kernels.precision import product_dtype, wide
 
 CHUNK_VALUES = 1 << 24  # logits at a time, 32 MB in bf16: half as many are 3 % slower, twice as many 3 % faster
 # of them in the softmax at a time, 16 MB in fp32. Parts that fit the cache, 1 << 19, are 3 % faster on idle cores, but
