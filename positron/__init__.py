@@ -23,7 +23,8 @@ def load(run: str | Path | None = None, weights: str = "fp32") -> Writer:
     spin(SPIN_WRITING)
     from positron.inference.arguments import weights_of
     from positron.inference.text_model import Writer
-    from positron.runs import find_run, load_model
+    from positron.run.folder import find_run
+    from positron.run.load import load_model
     from positron.system.errors import UserError
 
     if run is not None and not isinstance(run, (str, Path)):

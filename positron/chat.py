@@ -58,7 +58,8 @@ def main() -> None:
             raise UserError("the question is empty")
         system = argument(options.system, "--system") if options.system else None
         sampling, seed = chosen_sampling(options, PRESET), seed_of(options.seed)
-        from positron.runs import announce, find_run, load_draft, load_model
+        from positron.run.folder import announce, find_run
+        from positron.run.load import load_draft, load_model
 
         run = find_run(options.run)
         announce(run, options.run, note)

@@ -45,7 +45,7 @@ def main() -> None:
         say_loading(", ".join(options.runs) or "all runs in outputs/")
         from positron.evaluation import comparison
         from positron.evaluation.run_plots import comparison_picture
-        from positron.runs import OUTPUTS, Run
+        from positron.run.folder import OUTPUTS, Run
         from positron.system.disk import make_folder, whole_file
 
         runs = comparison.find_runs(options.runs, OUTPUTS)

@@ -12,7 +12,7 @@ import signal
 from pathlib import Path
 
 from positron.door import errors_as_one_line
-from positron.runs import OUTPUTS
+from positron.run.folder import OUTPUTS
 from positron.system.errors import UserError
 
 

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from positron import __version__
-from positron.run_facts import without_home
+from positron.run.facts import without_home
 from positron.settings import unknown_key
 from positron.system.console import one_line, open_streams
 from positron.system.disk import append_text

@@ -26,7 +26,7 @@ from positron.system.formatting import above_floor, counted, percent
 if TYPE_CHECKING:
     from positron.data.conversations import Conversation
     from positron.inference.text_model import Writer
-    from positron.runs import Run
+    from positron.run.folder import Run
 
 TABLE_WIDTH = 14
 
@@ -63,7 +63,8 @@ def main() -> None:
         if options.count < 1:
             raise UserError(f"--count {options.count} must be at least 1")
         chosen_sampling(options, default="precise")  # refused before anything is loaded
-        from positron.runs import announce, find_run, load_model
+        from positron.run.folder import announce, find_run
+        from positron.run.load import load_model
 
         run = find_run(options.run)
         announce(run, options.run, say)

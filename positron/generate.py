@@ -89,7 +89,8 @@ def main() -> None:
         if options.draft is not None and options.num_samples > 1:
             raise UserError(f"a draft helps to write one text at a time, not {options.num_samples}: leave it out")
         prompt = "" if is_bench else read_prompt(options)
-        from positron.runs import announce, find_run, load_draft, load_model
+        from positron.run.folder import announce, find_run
+        from positron.run.load import load_draft, load_model
 
         run = find_run(options.run)
         announce(run, options.run, say)

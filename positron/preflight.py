@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from positron.config import DataConfig, RunConfig, TokenizerConfig
-from positron.runs import OUTPUTS, Run, find_run, refuse_differences
+from positron.run.folder import OUTPUTS, Run, find_run, refuse_differences
 from positron.settings import from_dict
 from positron.system.disk import expanded, read_json
 from positron.system.errors import UserError

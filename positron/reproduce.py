@@ -18,10 +18,10 @@ from typing import Any
 
 from positron.config import RunConfig
 from positron.door import errors_as_one_line, first_rank
-from positron.evaluation.metrics import read_metrics
 from positron.preflight import check_name
-from positron.provenance import FILE, read_provenance, start_of
-from positron.runs import OUTPUTS, Run, find_run
+from positron.run.folder import OUTPUTS, Run, find_run
+from positron.run.metrics import read_metrics
+from positron.run.provenance import FILE, read_provenance, start_of
 from positron.settings import from_dict
 from positron.system.console import say_loading
 from positron.system.disk import expanded, make_folder, write_json

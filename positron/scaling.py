@@ -46,7 +46,7 @@ def main() -> None:
         from positron.evaluation.run_plots import scaling_picture
         from positron.evaluation.scaling_law import fit_law
         from positron.evaluation.scaling_points import read_sizes
-        from positron.runs import OUTPUTS
+        from positron.run.folder import OUTPUTS
         from positron.system.disk import whole_file
 
         runs = comparison.find_runs(options.runs, OUTPUTS)

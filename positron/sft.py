@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.base_runs import portable, pretrained_run, tokens_seen, with_origin
 from positron.config import RunConfig
 from positron.door import Voice, run_hydra
-from positron.runs import OUTPUTS, Run, find_run, load_model
+from positron.run.base import portable, pretrained_run, tokens_seen, with_origin
+from positron.run.folder import OUTPUTS, Run, find_run
+from positron.run.load import load_model
 from positron.settings import from_dict
 from positron.sweeps import run_job
 from positron.system.disk import write_json
@@ -38,7 +39,7 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.data.instruct import InstructData
     from positron.model.gpt import GPT
     from positron.model.lora import add_lora
-    from positron.runs import restore
+    from positron.run.load import restore
     from positron.text.conversation import TEMPLATE
     from positron.text.factory import load_tokenizer
     from positron.training.fit import fit

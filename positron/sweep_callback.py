@@ -16,7 +16,7 @@ from positron.effects import refuse_unread
 from positron.evaluation.sweep_report import as_text, write_sweep_report
 from positron.overrides import experiment_keys, given_keys
 from positron.preflight import check_files, check_name
-from positron.runs import find_run
+from positron.run.folder import find_run
 from positron.settings import from_dict
 from positron.system.disk import lock, make_folder
 from positron.system.errors import UserError

@@ -22,7 +22,7 @@ from positron.evaluation.summary import show_result
 from positron.evaluation.sweep_report import write_sweep_report
 from positron.overrides import experiment_keys, given_keys
 from positron.preflight import check, with_known_tokenizer
-from positron.runs import OUTPUTS, Run, is_free
+from positron.run.folder import OUTPUTS, Run, is_free
 from positron.system.disk import lock, make_folder, read_json, write_json
 from positron.system.errors import UserError
 

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.base_runs import with_origin
 from positron.config import RunConfig
 from positron.door import run_hydra
-from positron.runs import Run
+from positron.run.base import with_origin
+from positron.run.folder import Run
 from positron.settings import from_dict
 from positron.sweeps import run_job
 from positron.system.errors import UserError
@@ -34,7 +34,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
 
     from positron.data.pretrain import PretrainData, prepare
     from positron.model.gpt import GPT
-    from positron.runs import restore
+    from positron.run.load import restore
     from positron.text.factory import load_tokenizer
     from positron.training.budget import as_begun, choose
     from positron.training.fit import fit

@@ -106,7 +106,8 @@ def bench_run(options: argparse.Namespace) -> None:
     from positron.evaluation.scoring import score_documents, total
     from positron.inference.int8 import rounded
     from positron.inference.text_model import DTYPES, Writer
-    from positron.runs import find_run, load_draft, load_model
+    from positron.run.folder import find_run
+    from positron.run.load import load_draft, load_model
 
     run = find_run(options.run)
     model, tokenizer, _ = load_model(run, print)

@@ -22,7 +22,7 @@ from positron.door import errors_as_one_line
 from positron.inference.decoder import Decoder
 from positron.inference.text_model import Writer
 from positron.model.gpt import GPT, rope_tables, sinusoidal_table
-from positron.runs import find_run
+from positron.run.folder import find_run
 from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from conftest import Result, tiny
 
-from positron.base_runs import line_of, pretrained_run, tokens_seen
 from positron.config import DataConfig, LoraConfig, RunConfig, SFTConfig
 from positron.evaluation.comparison import compare, find_runs
 from positron.evaluation.eval_texts import texts_of_run, token_files
-from positron.evaluation.metrics import Score
+from positron.evaluation.score import Score
 from positron.evaluation.scoring import total
-from positron.runs import Run
+from positron.run.base import line_of, pretrained_run, tokens_seen
+from positron.run.folder import Run
 from positron.sft import configure, sft
 from positron.system.errors import UserError
 from positron.train import train

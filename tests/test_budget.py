@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from positron.config import RunConfig
 from positron.data.pretrain import prepare
 from positron.door import compose
-from positron.runs import Run
+from positron.run.folder import Run
 from positron.settings import from_dict
 from positron.sweeps import run_job
 from positron.system.errors import UserError

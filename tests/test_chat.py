@@ -20,7 +20,8 @@ from positron.config import DataConfig, SFTConfig
 from positron.inference.dialogue import Dialogue
 from positron.inference.sampling import PRESETS
 from positron.inference.text_model import Writer
-from positron.runs import Run, load_model
+from positron.run.folder import Run
+from positron.run.load import load_model
 from positron.sft import sft
 from positron.system.errors import UserError
 from positron.text import conversation

@@ -25,7 +25,7 @@ from positron.inference.sampling import Sampling, draw, probabilities
 from positron.inference.speculative import SpeculativeEngine
 from positron.inference.text_model import Writer
 from positron.model.gpt import GPT
-from positron.runs import load_draft
+from positron.run.load import load_draft
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer
 from positron.train import train

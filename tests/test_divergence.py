@@ -9,13 +9,15 @@ import torch
 from conftest import FAST, tiny
 
 from positron.door import describe
-from positron.evaluation.metrics import Score, read_metrics
-from positron.runs import Run, load_model
+from positron.evaluation.score import Score
+from positron.run.checkpoint import checkpoints, load_checkpoint
+from positron.run.folder import Run
+from positron.run.load import load_model
+from positron.run.metrics import read_metrics
 from positron.system.errors import Diverged, UserError
 from positron.train import train
 from positron.training import callbacks, divergence
 from positron.training.callbacks import Overfitting
-from positron.training.checkpoint import checkpoints, load_checkpoint
 from positron.training.module import PretrainModule
 
 

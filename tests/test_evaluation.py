@@ -23,7 +23,7 @@ from positron import stories
 from positron.config import IGNORE, DataConfig, GPTConfig, TokenizerConfig
 from positron.door import side_by_side
 from positron.evaluation.eval_texts import Beginning, floor_of, texts_of_file, texts_of_run, token_files, up_to
-from positron.evaluation.metrics import Score
+from positron.evaluation.score import Score
 from positron.evaluation.scoring import (
     interval,
     sampling_units,
@@ -36,7 +36,7 @@ from positron.evaluation.scoring import (
 from positron.evaluation.story_quality import copied, distinct, following
 from positron.inference.engine import Written
 from positron.model.gpt import GPT
-from positron.runs import Run
+from positron.run.folder import Run
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer
 from positron.text.factory import load_tokenizer

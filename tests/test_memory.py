@@ -9,11 +9,12 @@ import pytest
 import torch
 from conftest import FAST, tiny
 
-from positron.runs import Run, load_model
+from positron.model import memory
+from positron.model.memory import TRAINED, machine_memory, refuse_what_cannot_fit
+from positron.run.folder import Run
+from positron.run.load import load_model
 from positron.system.errors import UserError
 from positron.train import train
-from positron.training import memory
-from positron.training.memory import TRAINED, machine_memory, refuse_what_cannot_fit
 
 HUGE = {
     "width": {"d_model": 1_000_000, "n_head": 1},

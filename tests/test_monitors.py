@@ -11,9 +11,9 @@ import torch
 from conftest import tiny
 
 from positron.config import IGNORE, GPTConfig, MonitorConfig
-from positron.evaluation.metrics import read_metrics
 from positron.model.gpt import GPT, document_mask, rope_tables
 from positron.model.probes import attention_inputs, probabilities, queries_and_keys, visible_keys
+from positron.run.metrics import read_metrics
 from positron.train import train
 from positron.training.monitors.activations import Activations
 from positron.training.monitors.attention import COLLAPSED, PATIENCE, AttentionEntropy, head_entropies

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from numpy_ref import optimizers as theirs
 from positron.config import DeviceConfig, OptimizerConfig
-from positron.evaluation.metrics import read_metrics
 from positron.model.gpt import GPT
+from positron.run.metrics import read_metrics
 from positron.system.errors import UserError
 from positron.train import train
 from positron.training.muon import orthogonalize

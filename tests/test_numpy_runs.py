@@ -15,7 +15,8 @@ import numpy_ref
 from numpy_ref.config import InputError
 from numpy_ref.generate import complete as write
 from positron.inference.text_model import Writer
-from positron.runs import Run, load_model
+from positron.run.folder import Run
+from positron.run.load import load_model
 
 ARCHITECTURES = {
     "plain": ("tokenizer=char", "model.bias=true"),

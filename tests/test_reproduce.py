@@ -15,12 +15,13 @@ import pytest
 from conftest import PATIENCE, tiny
 from test_sft import tuned
 
-from positron import provenance, reproduce
+from positron import reproduce
 from positron.config import SFTConfig
-from positron.evaluation.metrics import read_metrics
 from positron.evaluation.report import write_report
-from positron.provenance import checkout, command, read_provenance, start_of
-from positron.runs import Run
+from positron.run import provenance
+from positron.run.folder import Run
+from positron.run.metrics import read_metrics
+from positron.run.provenance import checkout, command, read_provenance, start_of
 from positron.sft import sft
 from positron.train import train
 

@@ -20,7 +20,7 @@ from positron.door import compose, expand_paths
 from positron.effects import READ_BY, refuse_unread
 from positron.overrides import groups_of, read_command_line
 from positron.preflight import check, check_files, check_name, with_known_tokenizer
-from positron.runs import Run
+from positron.run.folder import Run
 from positron.settings import from_dict, leaf_keys
 from positron.settings_help import field_comments, first_comment, help_text
 from positron.sweeps import claim_folder

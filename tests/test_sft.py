@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from positron.config import DataConfig, GPTConfig, LoraConfig, OptimizerConfig, RunConfig, ScheduleConfig, SFTConfig
 from positron.data.conversations import Conversation, read_conversations
 from positron.data.instruct import InstructData, pack, to_parts, to_row
-from positron.evaluation.metrics import read_metrics
 from positron.model.gpt import GPT
 from positron.model.lora import add_lora, merged
-from positron.runs import Run, load_model
+from positron.run.folder import Run
+from positron.run.load import load_model
+from positron.run.metrics import read_metrics
 from positron.sft import sft
 from positron.system.errors import UserError
 from positron.text import conversation

@@ -19,7 +19,7 @@ from positron.data import files, shards
 from positron.data.pretrain import PretrainData, prepare
 from positron.data.shards import TokenFiles, verify
 from positron.evaluation.eval_texts import size_of, texts_of_run
-from positron.runs import Run
+from positron.run.folder import Run
 from positron.system.disk import make_folder, write_json
 from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer, train_tokenizer

@@ -18,12 +18,14 @@ from test_full_disk import full_disk
 
 from positron.config import GPTConfig, PrecisionConfig
 from positron.data.pretrain import PretrainData
-from positron.evaluation.metrics import Score, read_metrics
-from positron.runs import Run, find_run, load_model
+from positron.evaluation.score import Score
+from positron.run.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
+from positron.run.folder import Run, find_run
+from positron.run.load import load_model
+from positron.run.metrics import read_metrics
 from positron.system.errors import Diverged, UserError
 from positron.train import train
 from positron.training.callbacks import Stopping
-from positron.training.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from positron.training.device import Machine
 from positron.training.module import PretrainModule
 from positron.training.plan import suitable_batch

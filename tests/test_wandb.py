@@ -14,10 +14,10 @@ from test_training import same
 from wandb_server import Logged, WandbServer, logged
 
 from positron.config import GPTConfig, LoggerConfig, TensorboardConfig, WandbConfig
-from positron.evaluation.metrics import read_metrics
-from positron.evaluation.samples import Sample, read_samples
 from positron.model.gpt import GPT
 from positron.model.probes import attention_probabilities
+from positron.run.metrics import read_metrics
+from positron.run.samples import Sample, read_samples
 from positron.train import train
 from positron.training import loggers
 

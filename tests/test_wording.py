@@ -14,7 +14,7 @@ import pytest
 
 from positron.evaluation.report import _losses_explained
 from positron.evaluation.summary import quality
-from positron.runs import Run, announce
+from positron.run.folder import Run, announce
 from positron.system.console import say_loading
 from positron.system.formatting import (
     above_floor,

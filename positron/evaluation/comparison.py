@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from positron.base_runs import tokens_seen
 from positron.evaluation.eval_texts import texts_of_file, texts_of_run, up_to
-from positron.evaluation.metrics import read_metrics
 from positron.evaluation.scoring import interval, sampling_units, score_windows, total
 from positron.inference.sampling import BALANCED
 from positron.inference.text_model import Writer
-from positron.runs import Run, find_run, load_model
+from positron.run.base import tokens_seen
+from positron.run.folder import Run, find_run
+from positron.run.load import load_model
+from positron.run.metrics import read_metrics
 from positron.system.console import one_line
 from positron.system.disk import refuse_links_in
 from positron.system.errors import UserError

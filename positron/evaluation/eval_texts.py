@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 
 from positron import stories
-from positron.base_runs import pretrained_run
 from positron.config import DataConfig, TokenizerConfig
 from positron.data.decoding import Reading
 from positron.data.files import downloaded, list_texts, read_pieces
 from positron.data.pretrain import kept_tokens, prepare
 from positron.data.shards import TokenFiles
 from positron.data.sources import open_source
-from positron.runs import Run
+from positron.run.base import pretrained_run
+from positron.run.folder import Run
 from positron.settings import from_dict
 from positron.system.console import one_line
 from positron.system.errors import UserError

@@ -10,13 +10,13 @@ import shlex
 import sys
 from typing import Any
 
-from positron.evaluation.metrics import read_metrics
 from positron.evaluation.monitor_plots import inside_pictures
 from positron.evaluation.plots import learning_rate_curve, loss_curve
 from positron.evaluation.summary import quality
-from positron.provenance import read_provenance, start_of
-from positron.run_facts import without_home
-from positron.runs import Run
+from positron.run.facts import without_home
+from positron.run.folder import Run
+from positron.run.metrics import read_metrics
+from positron.run.provenance import read_provenance, start_of
 from positron.system.disk import read_text, whole_file, write_text
 from positron.system.formatting import counted, took
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from positron.evaluation.comparison import common_text, of_sound_runs
-from positron.runs import Run, gpt_config
+from positron.run.folder import Run
+from positron.run.load import gpt_config
 from positron.system.console import one_line
 from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer

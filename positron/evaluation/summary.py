@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from positron.runs import Run
+from positron.run.folder import Run
 from positron.system.console import printable
 from positron.system.disk import read_text
 from positron.system.formatting import above_floor, judged_bpb, next_command, percent, took

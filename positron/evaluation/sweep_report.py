@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from positron.evaluation.metrics import read_metrics
 from positron.evaluation.run_plots import sweep_picture
-from positron.runs import Run
+from positron.run.folder import Run
+from positron.run.metrics import read_metrics
 from positron.system.disk import read_json, whole_file, write_text
 from positron.system.formatting import counted
 

@@ -13,8 +13,9 @@ from typing import Any
 from positron.config import GPTConfig
 from positron.page.choices import differences, shorten_overrides, text_of
 from positron.page.metrics import Metrics, number
-from positron.run_facts import damage, read_facts, read_record
-from positron.runs import Run, gpt_config
+from positron.run.facts import damage, read_facts, read_record
+from positron.run.folder import Run
+from positron.run.load import gpt_config
 from positron.settings import from_dict
 from positron.system.console import one_line
 from positron.system.disk import is_locked, open_inside, read_bytes, read_json

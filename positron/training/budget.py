@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from positron.config import GPTConfig, RunConfig, seconds
-from positron.runs import Run
+from positron.run.checkpoint import newest_checkpoint
+from positron.run.folder import Run
 from positron.system.errors import UserError
 from positron.system.formatting import counted
 from positron.text.tokenizer import Tokenizer
-from positron.training.checkpoint import newest_checkpoint
 from positron.training.device import Machine, is_out_of_memory
 from positron.training.measuring import Measuring, Speed
 

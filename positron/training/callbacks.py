@@ -16,7 +16,7 @@ import torch
 
 from positron.data.instruct import InstructData
 from positron.data.pretrain import PretrainData
-from positron.evaluation.metrics import Score
+from positron.evaluation.score import Score
 from positron.system.formatting import counted
 from positron.training.device import wait_for
 from positron.training.module import PretrainModule

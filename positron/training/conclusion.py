@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 
-from positron.evaluation.metrics import best_row, read_metrics
 from positron.evaluation.report import write_report
-from positron.runs import Run, bare_names
+from positron.run.checkpoint import BEST, checkpoint_fault, checkpoints, load_checkpoint, step_of
+from positron.run.folder import Run
+from positron.run.load import bare_names
+from positron.run.metrics import best_row, read_metrics
 from positron.system.disk import make_folder, whole_file, write_json, write_text
 from positron.system.errors import UserError
-from positron.training.checkpoint import BEST, checkpoint_fault, checkpoints, load_checkpoint, step_of
 from positron.training.signals import Signals
 
 

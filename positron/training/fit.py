@@ -15,10 +15,10 @@ from positron.config import RunConfig, seconds
 from positron.data.instruct import InstructData
 from positron.data.pretrain import PretrainData
 from positron.door import Voice
-from positron.evaluation.metrics import best_so_far, read_metrics
 from positron.model.gpt import GPT
-from positron.provenance import record_start
-from positron.runs import Run
+from positron.run.folder import Run
+from positron.run.metrics import best_so_far, read_metrics
+from positron.run.provenance import record_start
 from positron.system.errors import Diverged, UserError
 from positron.text import conversation
 from positron.text.conversation import Message

@@ -12,12 +12,12 @@ from typing import Any
 import lightning as L
 import torch
 
-from positron.evaluation.metrics import metrics_lines
 from positron.evaluation.plots import attention_maps
-from positron.evaluation.samples import Sample
 from positron.inference.engine import Engine
 from positron.model.gpt import GPT
 from positron.model.probes import attention_probabilities
+from positron.run.metrics import metrics_lines
+from positron.run.samples import Sample
 from positron.system.console import printable
 from positron.system.disk import append_text, make_folder, read_bytes, refuse_links, whole_file
 from positron.system.errors import UserError

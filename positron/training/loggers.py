@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from positron.config import LoggerConfig, TensorboardConfig, WandbConfig
-from positron.evaluation.metrics import read_metrics
-from positron.evaluation.samples import Sample, read_samples
+from positron.run.metrics import read_metrics
+from positron.run.samples import Sample, read_samples
 from positron.system.disk import read_text, refuse_links, write_text
 from positron.system.errors import UserError
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import lightning as L
 
-from positron.evaluation.metrics import read_metrics
-from positron.runs import Run
+from positron.run.folder import Run
+from positron.run.metrics import read_metrics
 from positron.system.disk import read_json
 from positron.training.module import PretrainModule
 

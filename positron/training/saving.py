@@ -12,9 +12,9 @@ import lightning as L
 import torch
 from lightning.fabric.plugins import CheckpointIO
 
+from positron.run.checkpoint import BEST, checkpoints, load_checkpoint, run_of
 from positron.system.disk import open_inside, whole_file
 from positron.system.errors import Diverged, UserError
-from positron.training.checkpoint import BEST, checkpoints, load_checkpoint, run_of
 from positron.training.divergence import diverged, has_finite_state
 from positron.training.module import PretrainModule
 from positron.training.signals import LeftAtOnce

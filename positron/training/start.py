@@ -12,16 +12,16 @@ from typing import Any
 
 from positron.config import RunConfig
 from positron.door import Voice, first_rank
-from positron.evaluation.metrics import read_metrics
-from positron.provenance import read_provenance
-from positron.run_facts import without_home
-from positron.runs import Run, find_run, refuse_differences
+from positron.model.memory import TRAINED, refuse_what_cannot_fit
+from positron.run.checkpoint import BEST, best_or_newest, checkpoints, load_checkpoint, newest_checkpoint
+from positron.run.facts import without_home
+from positron.run.folder import Run, find_run, refuse_differences
+from positron.run.metrics import read_metrics
+from positron.run.provenance import read_provenance
 from positron.system.console import one_line
 from positron.system.disk import expanded, lock, make_folder, refuse_links_in, sweep_temporary_files
 from positron.system.errors import Diverged, UserError
-from positron.training.checkpoint import BEST, best_or_newest, checkpoints, load_checkpoint, newest_checkpoint
 from positron.training.device import Machine, choose_machine, set_threads
-from positron.training.memory import TRAINED, refuse_what_cannot_fit
 
 
 @contextlib.contextmanager

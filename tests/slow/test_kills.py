@@ -21,7 +21,7 @@ import torch
 from conftest import FAST, PATIENCE, Door
 from test_training import trace
 
-from positron.training.checkpoint import checkpoints, load_checkpoint
+from positron.run.checkpoint import checkpoints, load_checkpoint
 
 KILLS, SEED = int(os.environ.get("KILLS", "15")), int(os.environ.get("SEED", "1"))
 STEPS = 150

@@ -19,7 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from positron.run_facts import read_record, warn_of_damage, without_home, write_record
+from positron.run.facts import read_record, warn_of_damage, without_home, write_record
 from positron.system.errors import UserError
 
 FILE = "provenance.json"

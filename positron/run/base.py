@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 
 from positron.config import RunConfig
-from positron.runs import OUTPUTS, Run
+from positron.run.folder import OUTPUTS, Run
 from positron.system.console import one_line
 from positron.system.disk import expanded
 from positron.system.errors import UserError

@@ -1,0 +1,101 @@
+"""Load the model and the tokenizer of a run, and refuse a checkpoint that belongs to another one."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from positron.config import GPTConfig, ModelConfig
+from positron.run.folder import Run, find_run
+from positron.settings import from_dict
+from positron.system.errors import UserError
+
+if TYPE_CHECKING:
+    from positron.model.gpt import GPT
+    from positron.text.tokenizer import Tokenizer
+
+
+def gpt_config(config: dict[str, Any], vocab_size: int) -> GPTConfig:
+    """The architecture as the run has it, whatever `conf/` says today."""
+    return from_dict(ModelConfig, config["model"], "model").with_vocab(vocab_size)
+
+
+def load_model(run: Run, say: Callable[[str], None], checkpoint: Path | None = None) -> tuple[GPT, Tokenizer, Path]:
+    """Model (in eval mode, on the CPU), tokenizer, and the checkpoint used: `checkpoint`, or the best, or the newest.
+
+    UserError where the run has none, or where model and tokenizer do not belong together (law 5).
+    """
+    from positron.model.gpt import GPT
+    from positron.model.memory import refuse_what_cannot_fit
+    from positron.run.checkpoint import best_or_newest, load_checkpoint
+    from positron.text.factory import load_tokenizer
+
+    path = checkpoint or best_or_newest(run.checkpoint_folder, say)
+    if path is None:
+        raise UserError(f"{run.folder} has no checkpoint yet: train it further with python -m positron.train")
+    tokenizer = load_tokenizer(run.tokenizer_folder)
+    saved = load_checkpoint(path)
+    refuse_other_tokenizer(saved, tokenizer, path)
+    config = gpt_config(run.config(), tokenizer.vocab_size)
+    refuse_other_architecture(saved, config, path, run.folder / "config.json")
+    refuse_what_cannot_fit(config, copies=1)
+    model = GPT(config)
+    load_weights(model, saved["state_dict"], path)
+    return model.eval(), tokenizer, path
+
+
+def load_draft(name: str | None, tokenizer: Tokenizer, say: Callable[[str], None]) -> GPT | None:
+    """The model of a run that is to propose tokens to one with this tokenizer. UserError where it has another."""
+    if name is None:
+        return None
+    run = find_run(name)
+    draft, other, _ = load_model(run, say)
+    if other.hash != tokenizer.hash:
+        raise UserError(f"{run.folder} has another tokenizer: only a run with the same one can be its draft")
+    return draft
+
+
+def bare_names(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """A LightningModule's weights under the model's own names, merged; `_orig_mod.` is torch.compile's mark."""
+    from positron.model.lora import merged
+
+    return merged({name.removeprefix("model.").replace("_orig_mod.", ""): value for name, value in state_dict.items()})
+
+
+def restore(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
+    """A checkpoint's weights into the bare model. UserError where they, or the tokenizer, are not its own."""
+    from positron.run.checkpoint import load_checkpoint
+
+    saved = load_checkpoint(path)
+    refuse_other_tokenizer(saved, tokenizer, path)
+    load_weights(model, saved["state_dict"], path)
+
+
+def refuse_other_architecture(saved: dict[str, Any], config: GPTConfig, path: Path, config_path: Path) -> None:
+    """Before a model is built: not every difference shows in the shapes of the weights, and absurd sizes take for ever."""
+    ours = dataclasses.asdict(config)
+    for key, value in saved["gpt_config"].items():
+        if key in ours and ours[key] != value:
+            raise UserError(
+                f"{path} holds a model with {key}={value}, and {config_path} says {key}={ours[key]}: one of them is "
+                "damaged or was edited"
+            )
+
+
+def load_weights(model: GPT, state_dict: dict[str, Any], path: Path) -> None:
+    """A LightningModule's weights into the bare model. UserError if they differ."""
+    try:
+        model.load_state_dict(bare_names(state_dict))
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"the weights in {path} do not fit this model: {reason}") from error
+
+
+def refuse_other_tokenizer(checkpoint: dict[str, Any], tokenizer: Tokenizer, path: Path) -> None:
+    if checkpoint["tokenizer_hash"] != tokenizer.hash:
+        raise UserError(
+            f"{path} was trained with another tokenizer ({checkpoint['tokenizer_hash'][:12]}) than the one at hand "
+            f"({tokenizer.hash[:12]}): model and tokenizer do not belong together"
+        )
