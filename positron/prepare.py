@@ -56,7 +56,7 @@ def main() -> None:
         if looking:
             config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
         say_loading("what reads the text")
-        from positron.data.pretrain import prepare
+        from positron.data.corpus import prepare
         from positron.data.shards import SPLITS, TokenFiles, verify
 
         with Voice(None) as say:

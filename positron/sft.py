@@ -23,7 +23,7 @@ from positron.system.errors import Unreachable, UserError
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-    from positron.data.pretrain import Windows
+    from positron.data.windows import Windows
     from positron.text.tokenizer import Tokenizer
     from positron.training.start import Start
 
@@ -36,7 +36,7 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
     tune_allocator()
 
     from positron.data.conversations import read_conversations
-    from positron.data.instruct import InstructData
+    from positron.data.modules import InstructData
     from positron.model.gpt import GPT
     from positron.model.lora import add_lora
     from positron.run.load import restore
@@ -89,7 +89,7 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
 
 def _replay(config: RunConfig, start: Start, batch_size: int, context: int, say: Voice) -> Windows | None:
     """Windows of the text that the base run was pretrained on, for their share of every batch, at least one."""
-    from positron.data.pretrain import Windows
+    from positron.data.windows import Windows
     from positron.evaluation.eval_texts import token_files
 
     assert config.sft is not None
@@ -118,7 +118,7 @@ def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig, say: 
     """Bits per byte of the base run's validation text, before and after, into run.json."""
     import torch
 
-    from positron.data.pretrain import validation_windows
+    from positron.data.windows import validation_windows
     from positron.evaluation.eval_texts import token_files
     from positron.evaluation.scoring import score
     from positron.text.tokenizer import END_OF_TEXT

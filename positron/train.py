@@ -32,7 +32,8 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
 
     tune_allocator()
 
-    from positron.data.pretrain import PretrainData, prepare
+    from positron.data.corpus import prepare
+    from positron.data.modules import PretrainData
     from positron.model.gpt import GPT
     from positron.run.load import restore
     from positron.text.factory import load_tokenizer

@@ -111,7 +111,7 @@ def decode() -> Callable[[], int]:
 def prepare() -> Callable[[], int]:
     """Return the making of a corpus of 4 MB of stories and its tokens from nothing, counted in bytes."""
     from positron.config import DataConfig, TokenizerConfig
-    from positron.data.pretrain import prepare
+    from positron.data.corpus import prepare
 
     def make() -> int:
         with tempfile.TemporaryDirectory() as folder:

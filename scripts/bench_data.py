@@ -25,8 +25,8 @@ import numpy as np
 
 from positron.config import DataConfig, TokenizerConfig
 from positron.data import shards
+from positron.data.open import open_source
 from positron.data.shards import TokenFiles, write_tokens
-from positron.data.sources import open_source
 from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer, train_tokenizer
 
@@ -98,7 +98,7 @@ def serving(root: Path) -> None:
 
 
 def serve(folder: Path) -> None:
-    from positron.data.pretrain import Windows
+    from positron.data.windows import Windows
 
     tokenizer = load_tokenizer(folder)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -119,7 +119,8 @@ def share_of_a_step(root: Path) -> None:
     import torch
 
     from positron.config import GPTConfig
-    from positron.data.pretrain import Windows, prepare
+    from positron.data.corpus import prepare
+    from positron.data.windows import Windows
     from positron.model.gpt import GPT
 
     data = DataConfig("stories", size_mb=2, dir=str(root / "data"))

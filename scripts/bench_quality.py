@@ -104,8 +104,9 @@ def work(name: str, settings: dict[str, Any], pipe: Connection) -> None:
     import torch
     from quality_peers import PEERS, train_hugging_face, train_nanochat, train_nanogpt
 
-    from positron.data.pretrain import Windows, prepare, validation_windows
+    from positron.data.corpus import prepare
     from positron.data.shards import TokenFiles
+    from positron.data.windows import Windows, validation_windows
     from positron.text.tokenizer import END_OF_TEXT
 
     torch.set_num_threads(settings["threads"])
@@ -205,7 +206,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_quality"))
     options = parser.parse_args()
-    from positron.data.pretrain import prepare
+    from positron.data.corpus import prepare
     from positron.door import compose
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -30,8 +30,8 @@ from scale_report import judge, picture, table
 from torch.nn.parallel import DistributedDataParallel
 
 from positron.config import GPTConfig, OptimizerConfig, TokenizerConfig
-from positron.data.pretrain import Windows
 from positron.data.shards import TokenFiles
+from positron.data.windows import Windows
 from positron.model.gpt import GPT
 from positron.model.kernels.loss import CHUNK_VALUES, SOFTMAX_VALUES
 from positron.system.disk import make_folder, write_json

@@ -14,7 +14,7 @@ from hydra.types import RunMode
 from omegaconf import OmegaConf
 
 from positron.config import RunConfig
-from positron.data.pretrain import prepare
+from positron.data.corpus import prepare
 from positron.door import compose
 from positron.run.folder import Run
 from positron.settings import from_dict

@@ -16,7 +16,7 @@ import pytest
 
 from positron.config import DataConfig
 from positron.data.conversations import Conversation, read_conversations
-from positron.data.instruct import InstructData
+from positron.data.modules import InstructData
 from positron.preflight import check_files
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer

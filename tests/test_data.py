@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from positron.config import DataConfig, TokenizerConfig
 from positron.data import shards
-from positron.data.order import permute
-from positron.data.pretrain import PretrainData, Windows, prepare, validation_windows
+from positron.data.corpus import prepare
+from positron.data.modules import PretrainData
+from positron.data.open import open_source
 from positron.data.shards import TokenFiles
-from positron.data.sources import open_source
+from positron.data.window_order import permute
+from positron.data.windows import Windows, validation_windows
 from positron.stories.parser import bits
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer

@@ -25,8 +25,8 @@ from hypothesis import strategies as st
 
 from positron.config import DataConfig, TokenizerConfig
 from positron.data import files, shards
+from positron.data.corpus import prepare
 from positron.data.files import SEPARATOR, FileSource, split_documents
-from positron.data.pretrain import prepare
 from positron.data.shards import TokenFiles, verify
 from positron.system.errors import UserError
 

@@ -22,7 +22,7 @@ from conftest import _SERVER, FakeClock, Loopback, apart
 
 from positron.config import DataConfig, TokenizerConfig
 from positron.data import hub, shards
-from positron.data.pretrain import prepare
+from positron.data.corpus import prepare
 from positron.data.shards import TokenFiles
 from positron.system.errors import Unreachable, UserError
 from positron.text.tokenizer import END_OF_TEXT

@@ -158,7 +158,7 @@ def test_frequency_bins_have_equal_shares_of_the_text() -> None:
 
 
 def test_tokens_are_counted_as_they_are_in_training(tmp_path: Path) -> None:
-    from positron.data.pretrain import PretrainData
+    from positron.data.modules import PretrainData
 
     class Tokens:
         n_tokens = 200_000

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from positron.config import ScheduleConfig
-from positron.data.order import permute, windows_of_step
+from positron.data.window_order import permute, windows_of_step
 from positron.training.schedule import lr_at
 
 

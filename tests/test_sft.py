@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from positron.config import DataConfig, GPTConfig, LoraConfig, OptimizerConfig, RunConfig, ScheduleConfig, SFTConfig
 from positron.data.conversations import Conversation, read_conversations
-from positron.data.instruct import InstructData, pack, to_parts, to_row
+from positron.data.instruct import pack, to_parts, to_row
+from positron.data.modules import InstructData
 from positron.model.gpt import GPT
 from positron.model.lora import add_lora, merged
 from positron.run.folder import Run

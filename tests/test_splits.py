@@ -16,7 +16,8 @@ from test_files import DOCUMENTS, as_jsonl, as_text, source
 
 from positron.config import DataConfig, TokenizerConfig
 from positron.data import files, shards
-from positron.data.pretrain import PretrainData, prepare
+from positron.data.corpus import prepare
+from positron.data.modules import PretrainData
 from positron.data.shards import TokenFiles, verify
 from positron.evaluation.eval_texts import size_of, texts_of_run
 from positron.run.folder import Run

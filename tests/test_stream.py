@@ -17,7 +17,7 @@ from test_hub import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub  
 
 from positron.config import DataConfig
 from positron.data import hub, shards, stream
-from positron.data.pretrain import prepare
+from positron.data.corpus import prepare
 from positron.data.shards import TokenFiles
 from positron.data.stream import Stream
 from positron.data.stream_windows import StreamWindows

@@ -17,7 +17,7 @@ from conftest import FAST, PATIENCE, tiny
 from test_full_disk import full_disk
 
 from positron.config import GPTConfig, PrecisionConfig
-from positron.data.pretrain import PretrainData
+from positron.data.modules import PretrainData
 from positron.evaluation.score import Score
 from positron.run.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from positron.run.folder import Run, find_run

@@ -12,7 +12,7 @@ from typing import Any
 from positron.config import DataConfig
 from positron.data.conversation_shapes import Malformed, is_talk, read_talk
 from positron.data.records import Broken, Record, read_records
-from positron.data.sources import side
+from positron.data.sources import is_validation
 from positron.system.errors import UserError
 from positron.text.conversation import Message, is_learned
 
@@ -83,7 +83,7 @@ def read_conversations(config: DataConfig, say: Callable[[str], None] = lambda l
         messages = _messages(record, reading, config.on_invalid)
         if messages:
             question = next((m.content for m in messages if m.role == "user"), "")
-            conversations.append(Conversation(messages, side(question, config.seed, config.val_fraction)))
+            conversations.append(Conversation(messages, is_validation(question, config.seed, config.val_fraction)))
     if not reading.rows:
         raise UserError(f"data.path={path} is empty: it needs conversations, one JSON object per line for instance")
     if 2 * reading.malformed > reading.rows or (reading.malformed and not conversations):
@@ -136,4 +136,4 @@ def story_requests(seed: int, start: int, stop: int, val_fraction: float) -> Ite
         story = stories.generate(seed, index, request)
         messages = (Message("user", stories.ask(request, seed, index)), Message("assistant", story.text))
         combination = f"{request.name}|{request.object}|{request.place}"
-        yield Conversation(messages, side(combination, seed, val_fraction), story.bits)
+        yield Conversation(messages, is_validation(combination, seed, val_fraction), story.bits)

@@ -19,7 +19,7 @@ from positron.data.decoding import Reading, decoded, opened, why_unreadable
 from positron.data.fingerprints import digest_of, hash_of
 from positron.data.listing import Listing, compression_of, format_of, list_files
 from positron.data.rows import FieldMissing, csv_texts, json_texts, parquet_texts
-from positron.data.sources import Document, side
+from positron.data.sources import Document, is_validation
 from positron.system.console import one_line
 from positron.system.download import cache_folder, check_address, fetch
 from positron.system.errors import UserError
@@ -100,7 +100,7 @@ class FileSource:
         documents = characters = 0
         sides, drawn = [0, 0], None
         for text, ends in self._pieces():
-            drawn = side(text, self.seed, self.val_fraction) if drawn is None else drawn
+            drawn = is_validation(text, self.seed, self.val_fraction) if drawn is None else drawn
             sides[drawn] += len(text)
             drawn = None if ends else drawn
             documents, characters = documents + ends, characters + len(text)
@@ -163,7 +163,7 @@ class FileSource:
         if self._split.place is None:
             drawn = None  # the side of a document that comes in pieces is drawn by its first one
             for text, ends in self._pieces():
-                drawn = side(text, self.seed, self.val_fraction) if drawn is None else drawn
+                drawn = is_validation(text, self.seed, self.val_fraction) if drawn is None else drawn
                 yield Document(text, drawn, ends=ends)
                 drawn = None if ends else drawn
             return

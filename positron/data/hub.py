@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from positron.config import DataConfig
 from positron.data.decoding import Reading
 from positron.data.rows import parquet_texts
-from positron.data.sources import WAIT, Document, side
+from positron.data.sources import WAIT, Document, is_validation
 from positron.system.disk import expanded, make_folder, read_json, write_json
 from positron.system.errors import Unreachable, UserError
 
@@ -126,7 +126,7 @@ class HubSource:
         assert not isinstance(task, str)  # WAIT is no text
         path, group = task
         return [
-            Document(text, side(text, self.seed, self.val_fraction))
+            Document(text, is_validation(text, self.seed, self.val_fraction))
             for text in parquet_texts(Path(path), self.reading, group)
             if not self.held_out or digest(text) not in self.held_out
         ]

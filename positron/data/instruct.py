@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import lightning as L
 import numpy as np
 import torch
 from torch import Tensor
 
 from positron.config import IGNORE
 from positron.data.conversations import Conversation
-from positron.data.order import windows_of_step
-from positron.data.pretrain import Windows
-from positron.system.errors import UserError
-from positron.system.formatting import counted
+from positron.data.window_order import windows_of_step
+from positron.data.windows import Windows
 from positron.text import conversation
-from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 Row = tuple[np.ndarray, np.ndarray]  # input and target ids (n,), -100 where there is no loss
+
 Part = tuple[Tensor, Tensor]  # the same (rows, T) of a micro-batch
+
 BUCKETS = 16  # widths of micro-batches: sixteenths of the context length
 
 
@@ -113,82 +109,3 @@ class Instructions:
 
     def close(self) -> None:
         """Nothing is at work beside it."""
-
-
-class InstructData(L.LightningDataModule):
-    """What Lightning iterates over: one item is the list of micro-batches of a whole optimizer step."""
-
-    def __init__(
-        self,
-        talks: list[Conversation],
-        tokenizer: Tokenizer, *, context: int, batch_size: int,
-        micro_batch_size: int, seed: int, packing: bool, val_tokens: int, replay: Windows | None, say: Callable[[str], None],
-    ) -> None:  # fmt: skip
-        super().__init__()
-        sides = []
-        for is_val in (False, True):
-            pairs = [(talk, to_row(talk, tokenizer, context)) for talk in talks if talk.is_val == is_val]
-            sides.append([(talk, row) for talk, row in pairs if row is not None])
-        kept = len(sides[0]) + len(sides[1])
-        _warn_of_losses(len(talks), kept, context, say)
-        if not sides[0] or not sides[1]:
-            sides = [sides[0] or sides[1]] * 2
-            say(
-                "no conversation is left for validation alone (data.val_fraction=0, or too few different questions): "
-                f"validation uses the training conversations ({kept:,}), so its loss says how well they are known, "
-                "not how well new questions are answered"
-            )
-        text = repr([(t.is_val, *_facts_of(m)) for t in talks for m in t.messages])
-        self.train = Instructions(
-            [row for _, row in sides[0]], tokenizer, context=context, batch_size=batch_size,
-            micro_batch_size=micro_batch_size, seed=seed, packing=packing, replay=replay,
-            fingerprint=hashlib.sha256(text.encode()).hexdigest(),
-        )  # fmt: skip
-        shown: list[tuple[Conversation, Row]] = []
-        for pair in sides[1]:  # at most about `val_tokens`
-            if sum(len(row[0]) for _, row in shown) >= val_tokens:
-                break
-            shown.append(pair)
-        lengths = tokenizer.token_bytes()
-        bits = [talk.bits for talk, _ in shown if talk.bits is not None]
-        self.val = Answers(
-            n_bytes=int(sum(lengths[row[1][row[1] != IGNORE]].sum() for _, row in shown)),
-            bits=sum(bits) if len(bits) == len(shown) else None,
-        )
-        self.example = shown[0][0]
-        self.val_parts = to_parts([row for _, row in shown], context, micro_batch_size, self.train.pad)
-        say(f"{counted(len(sides[0]), 'conversation')} to learn from, {len(sides[1]):,} for validation")
-
-    def train_dataloader(self) -> Iterator[list[Part]]:
-        trainer = self.trainer
-        assert trainer is not None
-        step = trainer.global_step
-
-        def steps() -> Iterator[list[Part]]:
-            nonlocal step
-            while True:
-                step += 1
-                yield self.train.batch(step, trainer.global_rank, trainer.world_size)
-
-        return steps()
-
-    def val_dataloader(self) -> list[Part]:
-        """Ranks take every world_size-th batch; empty ones (no loss) make their numbers equal."""
-        assert self.trainer is not None
-        rank, world = self.trainer.global_rank, self.trainer.world_size
-        x, y = self.val_parts[-1]
-        missing = -len(self.val_parts) % world
-        return [*self.val_parts, *[(x, torch.full_like(y, IGNORE))] * missing][rank::world]
-
-
-def _facts_of(message: Message) -> tuple[object, ...]:
-    return (message.role, message.content) if message.learn else (message.role, message.content, "not learned from")
-
-
-def _warn_of_losses(total: int, kept: int, context: int, say: Callable[[str], None]) -> None:
-    lost = total - kept
-    why = f"have nothing to learn from: no answer, or one that is longer than the context of {context} tokens"
-    if not kept:
-        raise UserError(f"all {total} conversations {why}")
-    if lost:
-        say(f"{'WARNING: ' if lost > 0.05 * total else ''}{lost} of {total} conversations {why}")

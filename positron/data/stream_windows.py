@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from positron.config import DataConfig
-from positron.data.order import windows_of_step
 from positron.data.shards import TokenFiles, end_with_parent
 from positron.data.stream import Stream
+from positron.data.window_order import windows_of_step
 from positron.system.disk import lock, make_folder
 from positron.system.errors import Unreachable, UserError
 

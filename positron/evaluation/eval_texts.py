@@ -11,11 +11,11 @@ import numpy as np
 
 from positron import stories
 from positron.config import DataConfig, TokenizerConfig
+from positron.data.corpus import kept_tokens, prepare
 from positron.data.decoding import Reading
 from positron.data.files import downloaded, list_texts, read_pieces
-from positron.data.pretrain import kept_tokens, prepare
+from positron.data.open import open_source
 from positron.data.shards import TokenFiles
-from positron.data.sources import open_source
 from positron.run.base import pretrained_run
 from positron.run.folder import Run
 from positron.settings import from_dict

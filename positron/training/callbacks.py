@@ -14,8 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from positron.data.instruct import InstructData
-from positron.data.pretrain import PretrainData
+from positron.data.modules import InstructData, PretrainData
 from positron.evaluation.score import Score
 from positron.system.formatting import counted
 from positron.training.device import wait_for

@@ -12,8 +12,7 @@ import lightning as L
 from lightning.fabric.plugins.environments import LightningEnvironment
 
 from positron.config import RunConfig, seconds
-from positron.data.instruct import InstructData
-from positron.data.pretrain import PretrainData
+from positron.data.modules import InstructData, PretrainData
 from positron.door import Voice
 from positron.model.gpt import GPT
 from positron.run.folder import Run

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from positron.config import GPTConfig, RunConfig
-from positron.data.pretrain import PretrainData
+from positron.data.modules import PretrainData
 from positron.evaluation.scoring import score
 from positron.model.gpt import GPT
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer

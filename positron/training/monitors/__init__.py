@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from positron.config import MonitorConfig
-from positron.data.instruct import InstructData
-from positron.data.pretrain import PretrainData
+from positron.data.modules import InstructData, PretrainData
 from positron.training.monitors.activations import Activations
 from positron.training.monitors.attention import AttentionEntropy
 from positron.training.monitors.norms import Gradients, Weights

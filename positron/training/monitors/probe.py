@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from positron.config import IGNORE
-from positron.data.instruct import InstructData
-from positron.data.pretrain import PretrainData
+from positron.data.modules import InstructData, PretrainData
 from positron.model.gpt import GPT
 from positron.training.module import PretrainModule
 

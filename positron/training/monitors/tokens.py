@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from positron.config import IGNORE
-from positron.data.instruct import InstructData
-from positron.data.pretrain import PretrainData
+from positron.data.modules import InstructData, PretrainData
 from positron.model.gpt import GPT, places_in_documents
 from positron.model.kernels.loss import token_losses
 from positron.training.module import PretrainModule
