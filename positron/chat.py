@@ -16,12 +16,12 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Literal
 
-from positron.chat_commands import NearCommand, execute, parse, remark
-from positron.door import describe, errors_as_one_line
+from positron.cli.chat_commands import NearCommand, execute, parse, remark
+from positron.cli.sampling_options import chosen_sampling, draft_option, sampling_options
 from positron.inference.arguments import argument, seed_of, standard_input_lines
-from positron.inference.options import chosen_sampling, draft_option, sampling_options
 from positron.system.console import Screen, say_loading
 from positron.system.errors import UserError
+from positron.system.exits import describe, errors_as_one_line
 from positron.system.threads import SPIN_WRITING, spin
 
 if TYPE_CHECKING:

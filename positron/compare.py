@@ -11,10 +11,11 @@ import shutil
 import sys
 from pathlib import Path
 
-from positron.door import errors_as_one_line, side_by_side
 from positron.inference.arguments import argument, seed_of
 from positron.system.console import printable, say_loading
 from positron.system.errors import UserError
+from positron.system.exits import errors_as_one_line
+from positron.system.formatting import side_by_side
 
 
 def arguments() -> argparse.ArgumentParser:

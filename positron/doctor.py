@@ -18,7 +18,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from positron.door import errors_as_one_line
+from positron.system.exits import errors_as_one_line
 from positron.system.formatting import command, counted
 from positron.system.threads import OtherPrograms, describe_others
 
@@ -63,7 +63,7 @@ def disk() -> Iterator[Finding]:
 
 def network() -> Iterator[Finding]:
     """Bounded waits; nothing here is needed for the built-in stories or for your own text."""
-    from positron.training.loggers import WANDB_HOSTS, has_wandb_key
+    from positron.training.trackers.wandb import WANDB_HOSTS, has_wandb_key
 
     for name, host, use in (
         ("Hugging Face hub", "huggingface.co", "data from the hub; without it, data=stories and data=text work"),

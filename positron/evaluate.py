@@ -14,13 +14,13 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from positron.cli.sampling_options import chosen_sampling, sampling_options
 from positron.config import DataConfig
-from positron.door import errors_as_one_line
-from positron.inference.options import chosen_sampling, sampling_options
 from positron.settings import from_dict
 from positron.system.console import say_loading
 from positron.system.disk import json_ready
 from positron.system.errors import UserError
+from positron.system.exits import errors_as_one_line
 from positron.system.formatting import above_floor, counted, percent
 
 if TYPE_CHECKING:

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.door import errors_as_one_line, side_by_side
+from positron.cli.sampling_options import chosen_sampling, draft_option, given_options, sampling_options
 from positron.inference.arguments import argument, decoded, read_standard_input, seed_of, stops_of, whole_number
-from positron.inference.options import chosen_sampling, draft_option, given_options, sampling_options
 from positron.system.console import Screen, printable, say_loading
 from positron.system.errors import UserError
-from positron.system.formatting import counted
+from positron.system.exits import errors_as_one_line
+from positron.system.formatting import counted, side_by_side
 from positron.system.threads import SPIN_WRITING, spin
 
 if TYPE_CHECKING:

@@ -18,11 +18,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from positron.cli.hydra_app import compose
 from positron.config import RunConfig
-from positron.door import Voice, compose, errors_as_one_line
 from positron.settings import from_dict
 from positron.system.console import say_loading
 from positron.system.errors import UserError
+from positron.system.exits import errors_as_one_line
+from positron.system.voice import Voice
 
 if TYPE_CHECKING:
     from positron.data.shards import TokenFiles

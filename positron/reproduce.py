@@ -16,9 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from positron.cli.preflight import check_name
 from positron.config import RunConfig
-from positron.door import errors_as_one_line, first_rank
-from positron.preflight import check_name
 from positron.run.folder import OUTPUTS, Run, find_run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import FILE, read_provenance, start_of
@@ -26,7 +25,9 @@ from positron.settings import from_dict
 from positron.system.console import say_loading
 from positron.system.disk import expanded, make_folder, write_json
 from positron.system.errors import UserError
+from positron.system.exits import errors_as_one_line
 from positron.system.formatting import counted
+from positron.system.voice import first_rank
 
 TRACE = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
 

@@ -14,9 +14,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.door import errors_as_one_line
 from positron.system.console import say_loading
 from positron.system.errors import UserError
+from positron.system.exits import errors_as_one_line
 from positron.system.formatting import amount
 
 if TYPE_CHECKING:

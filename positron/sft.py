@@ -10,22 +10,23 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from positron.cli.hydra_app import run_hydra
+from positron.cli.sweeps import run_job
 from positron.config import RunConfig
-from positron.door import Voice, run_hydra
 from positron.run.base import portable, pretrained_run, tokens_seen, with_origin
 from positron.run.folder import OUTPUTS, Run, find_run
 from positron.run.load import load_model
 from positron.settings import from_dict
-from positron.sweeps import run_job
 from positron.system.disk import write_json
 from positron.system.errors import Unreachable, UserError
+from positron.system.voice import Voice
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
     from positron.data.windows import Windows
     from positron.text.tokenizer import Tokenizer
-    from positron.training.start import Start
+    from positron.training.resume import Start
 
 
 def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
@@ -42,9 +43,9 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.run.load import restore
     from positron.text.conversation import TEMPLATE
     from positron.text.factory import load_tokenizer
-    from positron.training.fit import fit
-    from positron.training.plan import make_plan
-    from positron.training.start import begin, refuse_before_begin, refuse_untrainable
+    from positron.training.loop import fit
+    from positron.training.resolve import make_plan
+    from positron.training.resume import begin, refuse_before_begin, refuse_untrainable
 
     config = with_origin(Run(folder), config)
     assert config.sft is not None

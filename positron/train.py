@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from positron.cli.hydra_app import run_hydra
+from positron.cli.sweeps import run_job
 from positron.config import RunConfig
-from positron.door import run_hydra
 from positron.run.base import with_origin
 from positron.run.folder import Run
 from positron.settings import from_dict
-from positron.sweeps import run_job
 from positron.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,10 +37,10 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.model.gpt import GPT
     from positron.run.load import restore
     from positron.text.factory import load_tokenizer
-    from positron.training.budget import as_begun, choose
-    from positron.training.fit import fit
-    from positron.training.plan import make_plan
-    from positron.training.start import begin, refuse_before_begin, refuse_untrainable
+    from positron.training.budget.choose.choose import as_begun, choose
+    from positron.training.loop import fit
+    from positron.training.resolve import make_plan
+    from positron.training.resume import begin, refuse_before_begin, refuse_untrainable
 
     config = with_origin(Run(folder), as_begun(config, Run(folder)))
     with begin(folder, config) as (run, machine, start, say):

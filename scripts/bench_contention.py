@@ -48,9 +48,9 @@ def train() -> Callable[[], int]:
 
     from positron.config import GPTConfig, OptimizerConfig
     from positron.model.gpt import GPT
-    from positron.training.bare import add_gradient, update
     from positron.training.device import Machine
-    from positron.training.optimizer import build_optimizer
+    from positron.training.eager_step import add_gradient, update
+    from positron.training.optim.groups import build_optimizer
 
     gpt = GPTConfig(
         context_length=288,

@@ -19,15 +19,16 @@ from typing import Any
 import lightning as L
 import torch
 
+from positron.cli.hydra_app import compose
 from positron.config import RunConfig
-from positron.door import compose, errors_as_one_line
 from positron.settings import from_dict
+from positron.system.exits import errors_as_one_line
 from positron.train import train
-from positron.training import fit
-from positron.training.bare import add_gradient, update
+from positron.training import loop as fit
 from positron.training.device import Machine
+from positron.training.eager_step import add_gradient, update
 from positron.training.monitors.probe import Monitor
-from positron.training.optimizer import build_optimizer
+from positron.training.optim.groups import build_optimizer
 
 SIZES = {  # settings of positron.train, and how many steps
     "tinygpt": (["model=tinygpt", "train.batch_tokens=4096"], 34),

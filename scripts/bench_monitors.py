@@ -18,11 +18,12 @@ from typing import Any
 
 import lightning as L
 
+from positron.cli.hydra_app import compose
 from positron.config import MonitorConfig, RunConfig
-from positron.door import compose, errors_as_one_line
 from positron.settings import from_dict
+from positron.system.exits import errors_as_one_line
 from positron.train import train
-from positron.training import fit
+from positron.training import loop as fit
 from positron.training.monitors import open_monitors
 from positron.training.monitors.probe import Monitor
 

@@ -146,10 +146,10 @@ def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any],
     import torch
 
     from positron.model.gpt import GPT
-    from positron.training.bare import add_gradient, update
     from positron.training.device import choose_machine
-    from positron.training.optimizer import build_optimizer, set_lr
-    from positron.training.schedule import lr_at
+    from positron.training.eager_step import add_gradient, update
+    from positron.training.optim.groups import build_optimizer, set_lr
+    from positron.training.optim.schedule import lr_at
 
     model = GPT(recipe.model.with_vocab(vocab), seed=seed)
     optimizer = build_optimizer(model.named_parameters(), recipe.optimizer, fused=True)
@@ -206,8 +206,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_quality"))
     options = parser.parse_args()
+    from positron.cli.hydra_app import compose
     from positron.data.corpus import prepare
-    from positron.door import compose
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     make_folder(options.out)

@@ -38,7 +38,7 @@ from positron.system.disk import make_folder, write_json
 from positron.text.factory import train_tokenizer
 from positron.training.allocator import tune_allocator
 from positron.training.device import Machine, free_memory, micro_batch_bytes, peak_memory
-from positron.training.optimizer import build_optimizer, clip_gradients
+from positron.training.optim.groups import build_optimizer, clip_gradients
 
 AXES = ["parameters", "context", "vocabulary", "data", "processes"]
 SECONDS, STEPS = 1.5, 3  # a point is measured for so long, and for so many steps at least

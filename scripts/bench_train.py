@@ -78,7 +78,7 @@ def work(variant: str, shape: tuple[int, ...], threads: int, pipe: Connection) -
 
     from positron.config import GPTConfig, OptimizerConfig
     from positron.model.gpt import GPT
-    from positron.training.optimizer import build_optimizer, clip_gradients
+    from positron.training.optim.groups import build_optimizer, clip_gradients
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)

@@ -18,12 +18,12 @@ import torch
 import numpy_ref
 from numpy_ref.generate import complete as write
 from positron.config import GPTConfig
-from positron.door import errors_as_one_line
 from positron.inference.decoder import Decoder
 from positron.inference.text_model import Writer
 from positron.model.gpt import GPT, rope_tables, sinusoidal_table
 from positron.run.folder import find_run
 from positron.system.errors import UserError
+from positron.system.exits import errors_as_one_line
 from positron.text.factory import load_tokenizer
 
 TOLERANCE = 1e-8  # of the largest number of a tensor; float64 rounds at 1e-16

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from positron.__main__ import COMMANDS
+from positron.cli import COMMANDS
 from positron.config import (
     DataConfig,
     DeviceConfig,
@@ -43,7 +43,7 @@ os.environ.pop("MAKELEVEL", None)  # `next:` names make's targets to who was sta
 # Child processes are forked from a server that has imported all this once: 0.1 s each instead of 5.
 _SERVER = multiprocessing.get_context("forkserver")
 _LATER = (  # what doors import when they come to it, and what the tests' own modules import: half of a short run's time
-    "positron.training.fit",
+    "positron.training.loop",
     "positron.stories",
     "positron.data.hub",
     "positron.data.stream_windows",

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from positron.chat import answer, command, converse, note
-from positron.chat_commands import parse, remark, show_help
+from positron.cli.chat_commands import parse, remark, show_help
 from positron.config import GPTConfig
 from positron.inference.dialogue import Dialogue
 from positron.inference.text_model import Writer

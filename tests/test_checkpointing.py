@@ -17,8 +17,8 @@ from positron.train import train
 from positron.training import device
 from positron.training.device import Machine, choose_machine, choose_micro_batch, micro_batch_bytes
 from positron.training.module import PretrainModule
-from positron.training.plan import make_plan
-from positron.training.start import Start
+from positron.training.resolve import make_plan
+from positron.training.resume import Start
 
 BASE = GPTConfig(vocab_size=61, context_length=160, d_model=32, n_layer=3, n_head=4)
 CPU = Machine("cpu", "fp32", "")

@@ -1,6 +1,5 @@
 """The schema: every choice composes, every mistake is named with the nearest right key, nothing heavy is imported."""
 
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +9,6 @@ from conftest import PATIENCE, PROJECT, tiny
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from positron.__main__ import COMMANDS
 from positron.config import GPTConfig, RunConfig, seconds
 from positron.settings import from_dict, leaf_keys, unknown_key
 from positron.system.errors import UserError
@@ -172,118 +170,6 @@ def test_help_needs_neither_torch_nor_lightning(options, tmp_path):
     )
     assert result.returncode == 0, result.stderr
     assert "optimizer" in result.stdout
-
-
-# Who may import whom (the house's law): a room, and what it may use of positron.
-BASIC = {"console", "progress", "threads", "wording"}  # the standard library alone; every package may import them
-ROOMS = {
-    "ranges": set(),
-    "config": {"ranges"},
-    "console": set(),
-    "progress": set(),
-    "wording": set(),
-    "threads": set(),
-    "other_tools": set(),
-    "effects": {"config"},
-    "overrides": {"config", "other_tools", "settings"},
-    "settings_help": {"config", "overrides", "settings"},
-    "preflight": {"config", "data", "disk", "runs", "settings"},
-    "settings": {"config"},
-    "disk": {"config"},
-    "fetch": {"config", "disk"},
-    "text": {"config", "disk", "fetch", "text"},
-    "data": {"config", "disk", "fetch", "text", "data"},
-    "model": {"config", "model"},
-    "inference": {"config", "model", "text", "inference"},
-    "chat_commands": {"config", "disk", "inference"},
-    "provenance": {"config", "disk", "run_facts"},
-    "evaluation": {
-        "config",
-        "settings",
-        "disk",
-        "provenance",
-        "run_facts",
-        "runs",
-        "base_runs",
-        "text",
-        "data",
-        "model",
-        "inference",
-        "evaluation",
-    },
-    "run_facts": {"config", "settings", "disk"},
-    "runs": {"config", "settings", "disk", "run_facts", "model", "text", "training"},
-    "base_runs": {"config", "disk", "runs"},
-    "door": {"config", "settings", "disk", "run_facts", "effects", "overrides", "settings_help"},
-    "page": {"config", "settings", "disk", "run_facts", "runs", "text", "page"},
-    "sweeps": {"config", "disk", "door", "effects", "evaluation", "overrides", "preflight", "runs"},
-    "sweep_callback": {
-        "config",
-        "disk",
-        "door",
-        "effects",
-        "evaluation",
-        "overrides",
-        "preflight",
-        "runs",
-        "settings",
-    },
-    "training": {
-        "config",
-        "disk",
-        "text",
-        "data",
-        "model",
-        "inference",
-        "evaluation",
-        "provenance",
-        "run_facts",
-        "runs",
-        "door",
-        "training",
-    },
-}
-
-
-def imports_of(path: Path) -> set[str]:
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module)
-    return names
-
-
-@pytest.mark.parametrize("path", sorted((PROJECT / "positron").rglob("*.py")), ids=lambda p: str(p.name))
-def test_imports_go_one_way(path):
-    parts = path.relative_to(PROJECT / "positron").with_suffix("").parts
-    room = parts[0]
-    names = imports_of(path)
-    ours = {name.split(".")[1] for name in names if name.startswith("positron.")}
-    others = {name.split(".")[0] for name in names}
-    assert "numpy_ref" not in others
-    if room not in ("__init__", "__main__", *COMMANDS):
-        allowed = ROOMS[room] | (BASIC if room not in ("ranges", "config", "settings", *BASIC) else set())
-        assert ours <= allowed, f"{path} may not import {ours - allowed}"
-        assert not ours & set(COMMANDS)
-    if room not in ("train", "door", "sweeps", "sweep_callback", "overrides", "settings_help"):
-        assert "hydra" not in others
-    if room not in ("training", "train") and path.name not in ("pretrain.py", "instruct.py"):
-        assert "lightning" not in others
-    if room == "model":
-        assert others <= {"torch", "positron", "math", "typing", "__future__"}
-    if room in ("ranges", "config", "settings", "other_tools", "effects", *BASIC):
-        assert others - {"positron"} <= sys.stdlib_module_names
-
-
-def test_generate_imports_nothing_that_it_does_not_need():
-    code = (
-        "import sys\nsys.argv = ['generate', '--help']\nimport positron.generate as g\n"
-        "try:\n    g.main()\nexcept SystemExit:\n    pass\n"
-        "heavy = {'torch', 'lightning', 'hydra', 'datasets', 'wandb'} & set(sys.modules)\nassert not heavy, heavy"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=PATIENCE)
 
 
 def test_gpt_config_is_the_same_menu_as_the_model_config():

@@ -14,10 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from positron.cli.preflight import check_files
 from positron.config import DataConfig
 from positron.data.conversations import Conversation, read_conversations
 from positron.data.modules import InstructData
-from positron.preflight import check_files
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer
 from positron.text.conversation import Message

@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE, tiny
 
-from positron.page.metrics import Metrics, thinned
-from positron.page.server import Server
-from positron.page.table import is_live
+from positron.dashboard.curves import Metrics, thinned
+from positron.dashboard.server import Server
+from positron.dashboard.table import is_live
 from positron.text.char_word import CharTokenizer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -7,17 +7,18 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import FAST, tiny
+from positron.training.callbacks.basic import basic as callbacks
+from positron.training.callbacks.basic import divergence
+from positron.training.callbacks.basic.basic import Overfitting
 
-from positron.door import describe
 from positron.evaluation.score import Score
 from positron.run.checkpoint import checkpoints, load_checkpoint
 from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
 from positron.system.errors import Diverged, UserError
+from positron.system.exits import describe
 from positron.train import train
-from positron.training import callbacks, divergence
-from positron.training.callbacks import Overfitting
 from positron.training.module import PretrainModule
 
 

@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 
 from positron import stories
 from positron.config import IGNORE, DataConfig, GPTConfig, TokenizerConfig
-from positron.door import side_by_side
 from positron.evaluation.eval_texts import Beginning, floor_of, texts_of_file, texts_of_run, token_files, up_to
 from positron.evaluation.score import Score
 from positron.evaluation.scoring import (
@@ -38,6 +37,7 @@ from positron.inference.engine import Written
 from positron.model.gpt import GPT
 from positron.run.folder import Run
 from positron.system.errors import UserError
+from positron.system.formatting import side_by_side
 from positron.text.char_word import CharTokenizer
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT

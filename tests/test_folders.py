@@ -14,7 +14,6 @@ import torch
 from conftest import Loopback, tiny
 
 from positron.config import LoggerConfig, RunConfig, TensorboardConfig
-from positron.door import Voice
 from positron.evaluation.eval_texts import texts_of_run
 from positron.run.checkpoint import load_checkpoint
 from positron.run.folder import Run, find_run
@@ -22,6 +21,7 @@ from positron.run.load import load_model
 from positron.run.metrics import best_so_far, read_metrics
 from positron.system import disk
 from positron.system.errors import UserError
+from positron.system.voice import Voice
 from positron.train import train
 
 

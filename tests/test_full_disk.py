@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from positron.training.callbacks.basic.checkpoints import WholeCheckpointIO
 
 from positron.system import disk
 from positron.system.disk import whole_file
-from positron.system.errors import UserError
-from positron.training.saving import WholeCheckpointIO
-from positron.training.signals import LeftAtOnce
+from positron.system.errors import LeftAtOnce, UserError
 
 
 def full_disk(limit):

@@ -18,8 +18,8 @@ from positron.model.gpt import GPT
 from positron.run.metrics import read_metrics
 from positron.system.errors import UserError
 from positron.train import train
-from positron.training.muon import orthogonalize
-from positron.training.optimizer import build_optimizer
+from positron.training.optim.groups import build_optimizer
+from positron.training.optim.muon import orthogonalize
 
 MUON = OptimizerConfig("muon", lr=0.01)
 

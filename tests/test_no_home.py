@@ -10,7 +10,7 @@ from positron.data.listing import list_files
 from positron.system.disk import expanded
 from positron.system.download import cache_folder
 from positron.system.errors import UserError
-from positron.training.loggers import has_wandb_key
+from positron.training.trackers.wandb import has_wandb_key
 
 
 @pytest.fixture

@@ -5,15 +5,17 @@ threads). `written_by_9adde6f.metrics.jsonl` are the rows that commit wrote when
 """
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import PROJECT
+from positron.provenance import read_provenance
 from test_training import trace, weights
 
 import positron
-from positron.provenance import read_provenance
 
 NAME = "written_by_9adde6f"
 STORED = PROJECT / "tests" / "old_runs"
@@ -61,6 +63,15 @@ def test_the_old_run_evaluates_to_the_score_that_it_stored(old_run, door):
     result = door("evaluate", "--run", NAME)
     assert result.code == 0, result.err
     assert "5.7" in result.out  # bits per byte on all of its validation text; 5.7495 on the 1,000 tokens of training
+
+
+def test_evaluating_a_run_loads_neither_lightning_nor_hydra(old_run, tmp_path):
+    code = (
+        f"import sys; sys.argv = ['evaluate', '--run', {NAME!r}]\nfrom positron import evaluate\nevaluate.main()\n"
+        "heavy = {'lightning', 'hydra'} & set(sys.modules)\nassert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
 
 
 def test_the_old_run_continues_with_the_bits_of_the_commit_that_began_it(old_run, door, tmp_path):

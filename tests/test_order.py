@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from positron.config import ScheduleConfig
 from positron.data.window_order import permute, windows_of_step
-from positron.training.schedule import lr_at
+from positron.training.optim.schedule import lr_at
 
 
 @given(st.integers(1, 3000), st.integers(0, 2**63))

@@ -24,8 +24,8 @@ from numpy_ref.gpt import shapes
 from positron.config import GPTConfig, OptimizerConfig, ScheduleConfig
 from positron.inference import sampling
 from positron.model.gpt import GPT
-from positron.training.optimizer import build_optimizer, clip_gradients, set_lr
-from positron.training.schedule import lr_at
+from positron.training.optim.groups import build_optimizer, clip_gradients, set_lr
+from positron.training.optim.schedule import lr_at
 
 OPTIONS: dict[str, list[Any]] = {
     "norm": ["layernorm", "rmsnorm"],

@@ -13,17 +13,17 @@ import pytest
 from conftest import FAST, PROJECT, tiny
 
 from positron import __version__
-from positron.__main__ import COMMANDS, summary
 from positron.__main__ import main as list_commands
+from positron.cli import COMMANDS, summary
+from positron.cli.help_text import field_comments, first_comment, help_text
+from positron.cli.hydra_app import compose, expand_paths
+from positron.cli.overrides import groups_of, read_command_line
+from positron.cli.preflight import check, check_files, check_name, with_known_tokenizer
+from positron.cli.sweeps import claim_folder
+from positron.cli.unused_settings import READ_BY, refuse_unread
 from positron.config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
-from positron.door import compose, expand_paths
-from positron.effects import READ_BY, refuse_unread
-from positron.overrides import groups_of, read_command_line
-from positron.preflight import check, check_files, check_name, with_known_tokenizer
 from positron.run.folder import Run
 from positron.settings import from_dict, leaf_keys
-from positron.settings_help import field_comments, first_comment, help_text
-from positron.sweeps import claim_folder
 from positron.system.disk import write_json
 from positron.system.errors import UserError
 

@@ -107,7 +107,7 @@ def test_replayed_windows_are_as_long_as_the_longest_conversation_of_their_step(
 
 
 def test_samples_are_asked_with_the_system_message_and_the_first_question(tmp_path: Path) -> None:
-    from positron.training.fit import _sample_prompt
+    from positron.training.loop import _sample_prompt
 
     messages = (Message("system", "be"), Message("user", "a?"), Message("assistant", "b."), Message("user", "c"))
     data = instruct_data([Conversation(messages, is_val) for is_val in (False, True)])

@@ -10,8 +10,9 @@ import pytest
 from conftest import FAST, Door
 from test_training import trace, weights
 
-from positron.door import Voice, first_rank
-from positron.training.signals import Interrupted, LeftAtOnce, Signals
+from positron.system.errors import Interrupted, LeftAtOnce
+from positron.system.voice import Voice, first_rank
+from positron.training.signals import Signals
 
 ENDLESS = ("train.max_steps=100000", "train.save_every=100000", "train.val_every=100000", "train.log_every=1")
 

@@ -9,10 +9,10 @@ import time
 import pytest
 from conftest import FAST
 from hydra.errors import MissingConfigException
+from positron.training.callbacks.basic.pruning import is_hopeless
 
-from positron.door import describe
 from positron.system.disk import lock
-from positron.training.pruning import is_hopeless
+from positron.system.exits import describe
 
 SWEEP = ("-m", "model=debug", *FAST, "name=sweep", "train.max_steps=6", "train.val_every=6", "schedule.warmup_steps=2")
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny
+from positron.training.callbacks.basic.progress import TimeLeft
 
 from positron.model.gpt import GPT
 from positron.training import timing
 from positron.training.device import Machine
-from positron.training.progress import TimeLeft
 from positron.training.timing import MatmulPeak, SpeedFacts, faster_precision
 
 GPT_CONFIG = tiny(Path()).model.with_vocab(50)

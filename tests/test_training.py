@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAST, PATIENCE, tiny
+from positron.training.callbacks.basic.basic import Stopping
 from test_full_disk import full_disk
 
 from positron.config import GPTConfig, PrecisionConfig
@@ -25,10 +26,9 @@ from positron.run.load import load_model
 from positron.run.metrics import read_metrics
 from positron.system.errors import Diverged, UserError
 from positron.train import train
-from positron.training.callbacks import Stopping
 from positron.training.device import Machine
 from positron.training.module import PretrainModule
-from positron.training.plan import suitable_batch
+from positron.training.resolve import suitable_batch
 
 TRACE = ("step", "tokens", "train/loss", "train/lr", "train/grad_norm", "val/loss", "val/bpb")
 
@@ -340,21 +340,21 @@ def test_a_run_that_ends_just_within_its_time_is_finished(tmp_path, monkeypatch)
 
 
 def test_a_logger_that_raises_is_a_warning(tmp_path, monkeypatch):
-    from positron.training import fit
-    from positron.training.loggers import Guarded
+    from positron.training import loop as fit
+    from positron.training.trackers.tracker import GuardedTracker
 
     class Broken:
         def log(self, row, step):
             raise RuntimeError("the server is on fire")
 
-    monkeypatch.setattr(fit, "open_dashboards", lambda c, f, s, n, say: [Guarded(Broken, "broken", say)])
+    monkeypatch.setattr(fit, "open_trackers", lambda c, f, s, n, say: [GuardedTracker(Broken, "broken", say)])
     assert train(tiny(tmp_path), tmp_path / "run")["status"] == "finished"
     log = (tmp_path / "run" / "train.log").read_text()
     assert log.count("the server is on fire") == 1
 
 
 def test_a_loss_below_the_floor_is_called_a_leak(tmp_path, monkeypatch):
-    from positron.training import callbacks
+    from positron.training.callbacks.basic import basic as callbacks
 
     real = callbacks.validate
 

@@ -19,7 +19,7 @@ from positron.model.probes import attention_probabilities
 from positron.run.metrics import read_metrics
 from positron.run.samples import Sample, read_samples
 from positron.train import train
-from positron.training import loggers
+from positron.training.trackers import loggers
 
 WITH_WANDB = LoggerConfig(wandb=WandbConfig())
 

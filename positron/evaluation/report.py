@@ -13,12 +13,12 @@ from typing import Any
 from positron.evaluation.monitor_plots import inside_pictures
 from positron.evaluation.plots import learning_rate_curve, loss_curve
 from positron.evaluation.summary import quality
-from positron.run.facts import without_home
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance, start_of
 from positron.system.disk import read_text, whole_file, write_text
 from positron.system.formatting import counted, took
+from positron.system.paths import without_home
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }

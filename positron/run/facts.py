@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import json
 import os
-import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from positron.settings import from_dict
 from positron.system.console import one_line
 from positron.system.disk import is_number, read_json, write_json
 from positron.system.errors import UserError
+from positron.system.paths import without_home
 
 CHECKSUM = "checksum"
 _COUNTS = ("step", "tokens", "best/step")
@@ -115,29 +115,6 @@ def damage(path: Path) -> str:
         f"{one_line(str(path))} does not match its checksum: it is damaged, or was edited (to accept it as it is, "
         f'delete its line "{CHECKSUM}")'
     )
-
-
-def without_home(value: Any) -> Any:
-    """Replace the user's home folder by `~` in all texts of a value from JSON."""
-    if isinstance(value, str):
-        for home in _homes():
-            value = re.sub(rf"(?<![\w.~/-]){re.escape(home)}(?![\w.-])", "~", value)
-        return value
-    if isinstance(value, dict):
-        return {key: without_home(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_home(inner) for inner in value]
-    return value
-
-
-def _homes() -> list[str]:
-    """The home folder as it is named and as it is resolved; none where it is the root or unknown."""
-    try:
-        home = Path.home()
-    except RuntimeError:
-        return []
-    names = {str(home), os.path.realpath(home)}
-    return sorted((name for name in names if len(Path(name).parts) > 1), key=len, reverse=True)
 
 
 def _checksum(record: dict[str, Any]) -> str:

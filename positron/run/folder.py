@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.config import RunConfig
-from positron.run.facts import damage, read_config, read_facts, resolved_of, warn_of_damage, without_home, write_record
+from positron.run.facts import damage, read_config, read_facts, resolved_of, warn_of_damage, write_record
 from positron.settings import from_dict
 from positron.system.console import one_line
 from positron.system.disk import make_folder, read_json, refuse_links_in
 from positron.system.errors import UserError
+from positron.system.paths import without_home
 
 if TYPE_CHECKING:
     from positron.text.tokenizer import Tokenizer

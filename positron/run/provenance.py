@@ -19,8 +19,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from positron.run.facts import read_record, warn_of_damage, without_home, write_record
+from positron.run.facts import read_record, warn_of_damage, write_record
 from positron.system.errors import UserError
+from positron.system.paths import without_home
 
 FILE = "provenance.json"
 LARGEST_DIFF = 200_000  # bytes

@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 USUAL_TOKENS_PER_PARAMETER = 20  # compute-optimal pretraining, Hoffmann et al. 2022 (arXiv:2203.15556)
@@ -91,3 +92,22 @@ def command(name: str, *arguments: str) -> str:
 def next_command(name: str, *arguments: str) -> str:
     """Return the command to run next: the target of the same name for somebody who started this by make."""
     return f"make {name}" if os.environ.get("MAKELEVEL") and name in ("chat", "generate") else command(name, *arguments)
+
+
+def side_by_side(columns: Sequence[tuple[str, str]], width: int) -> str:
+    """Texts under their titles, in so many columns as have room for 24 letters each, then the next ones below."""
+    import textwrap
+
+    at_once = max(1, min(len(columns), width // 26))
+    each = width // at_once - 2
+    blocks = []
+    for start in range(0, len(columns), at_once):
+        some = []
+        for title, text in columns[start : start + at_once]:
+            title = title if len(title) <= each else "..." + title[3 - each :]
+            wrapped = [row for line in text.splitlines() for row in textwrap.wrap(line, each) or [""]]
+            some.append([title, "-" * len(title), *wrapped])
+        height = max(map(len, some))
+        rows = [[column[i] if i < len(column) else "" for column in some] for i in range(height)]
+        blocks.append("\n".join("  ".join(cell.ljust(each) for cell in row).rstrip() for row in rows))
+    return "\n\n".join(blocks)

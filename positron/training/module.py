@@ -19,8 +19,8 @@ from torch import Tensor
 
 from positron.config import IGNORE, OptimizerConfig, ScheduleConfig
 from positron.model.gpt import GPT, documents_of
-from positron.training.optimizer import build_optimizer, clip_gradients, set_lr
-from positron.training.schedule import lr_at
+from positron.training.optim.groups import build_optimizer, clip_gradients, set_lr
+from positron.training.optim.schedule import lr_at
 
 
 def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:

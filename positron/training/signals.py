@@ -8,24 +8,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
-
-class Interrupted(Exception):
-    """A signal ended the run at a place where the last whole step can be saved."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.exit_code = 128 + signum
-
-
-class LeftAtOnce(BaseException):
-    """A signal ended the run wherever it was, and nothing more is saved.
-
-    No Exception, so that code which survives errors of a dashboard or a sample does not survive this.
-    """
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signal.Signals(signum).name)
-        self.exit_code = 128 + signum
+from positron.system.errors import Interrupted, LeftAtOnce
 
 
 class Signals:

@@ -17,7 +17,7 @@ import pytest
 import torch
 from conftest import FAST, Door, Result
 
-from positron.page.table import Outputs
+from positron.dashboard.table import Outputs
 
 CORRUPTIONS = int(os.environ.get("POSITRON_CORRUPTIONS", "150"))
 PATIENCE_S = 240  # a guard against hanging: a command takes a few seconds

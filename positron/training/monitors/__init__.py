@@ -2,7 +2,7 @@
 
 None of them draws a random number, calls the other ranks, or touches weights and gradients, so the losses of a run are
 bit for bit the same with them and without. What they find goes into `module.metrics`, and so into metrics.jsonl, the
-dashboards and the report.
+trackers and the report.
 """
 
 from __future__ import annotations

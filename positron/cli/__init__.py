@@ -1,0 +1,60 @@
+"""The command line: the table of commands, how settings are read, and what is refused before anything is loaded."""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+import runpy
+import sys
+from pathlib import Path
+
+from positron import __version__
+from positron.system.console import one_line, open_streams
+
+COMMANDS = (
+    "train",
+    "sft",
+    "generate",
+    "chat",
+    "evaluate",
+    "compare",
+    "scaling",
+    "reproduce",
+    "dashboard",
+    "prepare",
+    "doctor",
+)
+
+
+def summary(command: str) -> str:
+    """The first sentence of the command's own docstring, up to its example."""
+    package = Path(__file__).parents[1]
+    path = package / f"{command}.py"
+    source = (path if path.exists() else package / command / "__init__.py").read_text(encoding="utf-8")
+    first = " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split())
+    return re.split(r":? `python|: python|\. |\.$", first)[0]
+
+
+def main() -> None:
+    """Run `positron COMMAND ...`, exactly as `python -m positron.COMMAND ...` does, or list the commands."""
+    open_streams()
+    words = sys.argv[1:]
+    if words and words[0] in COMMANDS:
+        sys.argv = sys.argv[1:]
+        # as the main module of the process, so that what starts further processes (Lightning) starts the same command
+        runpy.run_module(f"positron.{words[0]}", run_name="__main__", alter_sys=True)
+        return
+    if words == ["--version"]:
+        print(f"Positron {__version__}")
+        return
+    if words and words not in (["--help"], ["-h"]):
+        near = difflib.get_close_matches(words[0], COMMANDS, 1, 0.6)
+        rest = " ".join([f"positron {near[0]}", *words[1:]]) if near else "positron --help lists the commands"
+        print(f"positron: {one_line(words[0])} is no command here: {one_line(rest)}", file=sys.stderr)
+        raise SystemExit(2)
+    print(f"Positron {__version__}: train, understand, fine-tune and talk to a small GPT\n")
+    print("usage: positron COMMAND ...    (--help shows what each takes; python -m positron.COMMAND is the same)\n")
+    for command in COMMANDS:
+        print(f"  {command:<10} {summary(command)}")
+    print("\nA first run: positron train experiment=quickstart")

@@ -1,0 +1,206 @@
+"""The text of `train --help` and `sft --help`: every group with its choices, every key with type, default and meaning.
+
+Nothing is written twice: choices are described by the first comment of their file in conf/, keys by the comment behind
+their field in config.py.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+import textwrap
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+from positron import config as menu
+from positron.cli.overrides import groups_of
+from positron.config import RunConfig
+from positron.settings import leaf_keys, type_of
+
+_WIDTH = 110
+_USAGE = {
+    "train": (
+        "Train a GPT, or continue a run: the same command again continues.",
+        (
+            "model=debug data=text data.path=my.txt tokenizer=char",
+            "experiment=quickstart",
+            "-m model=debug optimizer.lr=3e-4,1e-3 name=grid",
+        ),
+    ),
+    "sft": (
+        "Fine-tune a run on conversations. Model and tokenizer are those of the run that init_from= names.",
+        ("init_from=quickstart experiment=story_instruct", "init_from=quickstart data=instruct data.path=my.jsonl"),
+    ),
+}
+_OPTIONS = (
+    ("-m, --multirun", "sweep: one run for each value of key=a,b,c (also choice, range, glob, interval)"),
+    ("--cfg job", "show the composed configuration instead of running; --resolve fills in references"),
+    ("--config-dir FOLDER", "more choices, of your own: FOLDER/experiment/mine.yaml, FOLDER/model/mine.yaml"),
+    ("--help, --version", "this text; the version of Positron"),
+    ("--hydra-help", "options of Hydra, which composes the configuration"),
+)
+_ELSEWHERE = {"train": ("sft",), "sft": ("model", "tokenizer", "budget", "auto_size")}
+
+
+def help_text(recipe: str, conf: Path) -> str:
+    """All that can be typed after `python -m positron.<recipe>`."""
+    what, examples = _USAGE[recipe]
+    lines = [f"usage: python -m positron.{recipe} [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]", "", what, ""]
+    lines += [f"  python -m positron.{recipe} {example}" for example in examples]
+    lines += ["", "options:", *_columns(_OPTIONS, 24), "", "groups, one choice each:"]
+    chosen = default_choices(conf / f"{recipe}.yaml")
+    for group, choices in groups_of(conf).items():
+        if group not in chosen:
+            continue
+        default = f" (default {chosen[group]})" if chosen[group] else ""
+        rows = [(name, first_comment(conf / group / f"{name}.yaml")) for name in choices if _fits(recipe, group, name)]
+        lines += ["", f"  {group}={default}", *_columns(rows, 24, indent=4)]
+    lines += ["", "keys, with type and default:"]
+    defaults, comments = default_values(recipe, conf), field_comments()
+    section = ""
+    for key in leaf_keys():
+        hint, top = type_of(key), key.partition(".")[0]
+        if top in _ELSEWHERE[recipe] or _is_group(hint):
+            continue
+        if section != (section := top if "." in key else ""):
+            lines.append("")
+        value = defaults.get(key)
+        shown = "" if value in ("???", None) and key not in defaults else f" = {_shown(value)}"
+        lines += _columns([(f"{key}  {_type(hint)}{shown}", comments[key])], 60)
+    return "\n".join(lines)
+
+
+def default_choices(recipe: Path) -> dict[str, str | None]:
+    """group -> choice of a recipe's defaults list."""
+    import yaml
+
+    entries = yaml.safe_load(recipe.read_text(encoding="utf-8"))["defaults"]
+    pairs = [next(iter(entry.items())) for entry in entries if isinstance(entry, dict)]
+    return {group: choice for group, choice in pairs if not group.startswith("override")}
+
+
+def default_values(recipe: str, conf: Path) -> dict[str, Any]:
+    """Dotted key -> value where nothing is given, as conf/ composes it, else the dataclass's own."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    with hydra.initialize_config_dir(str(conf), version_base="1.3"):
+        composed: Any = OmegaConf.to_container(hydra.compose(recipe, []), resolve=False)
+    values = _class_defaults(RunConfig, "") | _flat(composed, "")
+    values["name"] = re.sub(r"\$\{hydra:runtime\.choices\.(\w+)\}", lambda match: match[1].upper(), str(values["name"]))
+    return values
+
+
+def first_comment(path: Path) -> str:
+    """The first sentence of the comment at the top of a file of conf/."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    words = []
+    for line in lines:
+        if line.startswith("# @package"):
+            continue
+        if not line.startswith("#"):
+            break
+        words.append(line.lstrip("# "))
+    text = " ".join(words)
+    return re.split(r"(?<! al)[.:](?= [A-Z]|$)|: (?=data=|model=)", text)[0]
+
+
+def field_comments() -> dict[str, str]:
+    """Dotted key -> the comment behind, or above, the field in config.py."""
+    source = Path(menu.__file__).read_text(encoding="utf-8")
+    lines = source.splitlines()
+    of_class: dict[str, dict[str, str]] = {}
+    for node in ast.parse(source).body:
+        if not isinstance(node, ast.ClassDef):
+            continue
+        comments = of_class.setdefault(node.name, {})
+        for item in node.body:
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                behind = lines[(item.end_lineno or 0) - 1].partition("  # ")[2]
+                above = lines[item.lineno - 2].strip() if item.lineno > 1 else ""
+                comments[item.target.id] = behind or (above.lstrip("# ") if above.startswith("#") else "")
+    return _comments_of(RunConfig, "", of_class)
+
+
+def _comments_of(cls: type, prefix: str, of_class: dict[str, dict[str, str]]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, hint in typing.get_type_hints(cls).items():
+        inner = _group_class(hint)
+        if inner is not None:
+            found |= _comments_of(inner, f"{prefix}{name}.", of_class)
+        else:
+            found[prefix + name] = next(filter(None, (of_class[c.__name__].get(name) for c in cls.__mro__[:-1])), "")
+    return found
+
+
+def _class_defaults(cls: type, prefix: str) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        inner = _group_class(hints[field.name])
+        if inner is not None:
+            values |= _class_defaults(inner, f"{prefix}{field.name}.")
+        elif field.default is not dataclasses.MISSING:
+            values[prefix + field.name] = field.default
+    return values
+
+
+def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _group_class(hint: Any) -> type | None:
+    parts = [part for part in (hint, *typing.get_args(hint)) if isinstance(part, type)]
+    return next((part for part in parts if dataclasses.is_dataclass(part)), None)
+
+
+def _is_group(hint: Any) -> bool:
+    return _group_class(hint) is not None
+
+
+def _fits(recipe: str, group: str, name: str) -> bool:
+    """Conversations are for SFT, texts for pretraining; so are the recipes of the two."""
+    of_sft = name in ("instruct", "story_instruct")
+    return group not in ("data", "experiment") or of_sft == (recipe == "sft")
+
+
+def _type(hint: Any) -> str:
+    """A type in a user's words: int, float, text, true|false, or the choices."""
+    if hint is type(None):
+        return "null"
+    origin = typing.get_origin(hint)
+    if origin is Literal:
+        return "|".join(map(str, typing.get_args(hint)))
+    if origin is tuple:
+        return "list"
+    if typing.get_args(hint):
+        return "|".join(map(_type, typing.get_args(hint)))
+    return {bool: "true|false", str: "text"}.get(hint, hint.__name__)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(map(str, value))}]"
+    return re.sub(r"\$\{([\w.]+)\}", r"\1", str(value))
+
+
+def _columns(rows: typing.Iterable[tuple[str, str]], left: int, indent: int = 2) -> list[str]:
+    lines = []
+    for name, text in rows:
+        start = " " * indent + name
+        wrapped = textwrap.wrap(text, _WIDTH - left - indent) or [""]
+        if len(start) > left + indent - 2:
+            lines.append(start)
+            start = ""
+        lines.append(f"{start:<{left + indent}}{wrapped[0]}".rstrip())
+        lines += [" " * (left + indent) + line for line in wrapped[1:]]
+    return [line for line in lines if line]

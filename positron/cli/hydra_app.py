@@ -1,0 +1,121 @@
+"""The edge where Hydra ends: `conf/` composed with a command line, and Hydra's errors in our words."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from positron import __version__
+from positron.settings import unknown_key
+from positron.system.errors import UserError
+from positron.system.exits import errors_as_one_line
+
+
+def conf_folder() -> Path:
+    """`conf/` of the checkout, or its copy inside the installed package."""
+    package = Path(__file__).parent.parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+@contextmanager
+def hydra_errors_as_ours() -> Iterator[None]:
+    """Raise UserError for what Hydra or OmegaConf refuses."""
+    try:
+        yield
+    except Exception as error:
+        if type(error).__module__.startswith(("hydra", "omegaconf")):
+            raise UserError(_hydra_reason(error)) from error
+        raise
+
+
+def _hydra_reason(error: BaseException) -> str:
+    """Hydra's advice for an unknown key is `+key=`, which would be refused next; the nearest right key helps more."""
+    import re
+
+    text = " ".join(str(error).split())
+    cause = " ".join(str(error.__cause__ or "").split())
+    unknown = re.match(r"Could not override '([^']+)'", text) or re.match(r"Key '([^']+)' is not in struct", text)
+    if unknown and ("not in struct" in text or "not in struct" in cause or "not found" in text.lower()):
+        return unknown_key(unknown[1])
+    missing = re.match(
+        r"In '[^']*': Could not find '([^']+)'.*?Available options in '[^']*': (.*?)(?: Config search|$)", text
+    )
+    if missing:
+        group, _, name = missing[1].rpartition("/")
+        if group.startswith("hydra/") and name in ("joblib", "submitit_local", "submitit_slurm", "optuna"):
+            return f"{group}={name} needs an extra: pip install 'positron[sweep]'"
+        return f"there is no {group}={name}: choose from {missing[2].strip()}"
+    return text
+
+
+def compose(recipe: str, settings: list[str]) -> dict[str, Any]:
+    """`conf/<recipe>.yaml` with `key=value` settings, for a command that is no Hydra program."""
+    import hydra
+    from omegaconf import OmegaConf
+
+    from positron.cli.overrides import experiment_keys, given_keys, read_settings
+    from positron.cli.unused_settings import refuse_unread
+
+    overrides = read_settings(settings, recipe, conf_folder())
+    with hydra_errors_as_ours(), hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        values: dict[str, Any] = OmegaConf.to_container(hydra.compose(recipe, overrides), resolve=True)  # type: ignore[assignment]
+    given = given_keys(overrides)
+    refuse_unread(values, given, experiment=experiment_keys(conf_folder(), given), is_sft="sft" in values)
+    expand_paths(values)
+    return values
+
+
+def expand_paths(values: dict[str, Any]) -> None:
+    """Replace `~` at the beginning of paths by the home folder, as a shell does only at the beginning of a word."""
+    for group, key in ((values["data"], "path"), (values["data"], "dir"), (values, "init_from"), (values, "ckpt_path")):
+        if isinstance(group.get(key), str) and group[key].startswith("~"):
+            group[key] = os.path.expanduser(group[key])
+
+
+def run_hydra(job: Callable[[Any], Any], recipe: str) -> None:
+    """Compose `conf/<recipe>.yaml` with the command line and call `job` with it, once or for each job of a sweep.
+
+    Errors of a job bypass Hydra, which would print them in its own way: a lone job's are kept until Hydra is done; of
+    a sweep's jobs only Ctrl-C and SIGTERM come this far, as the exit that ends the sweep.
+    """
+    failures: list[BaseException] = []
+    typed = sys.argv
+
+    def guarded(cfg: Any) -> Any:
+        sys.argv = typed  # what is recorded, and what further processes are started with
+        try:
+            return job(cfg)
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            failures.append(error)
+            return None
+
+    with errors_as_one_line():
+        if {"--version"} & set(typed[1:]):
+            print(f"Positron {__version__}")
+            return
+        if {"--help", "-h"} & set(typed[1:]):
+            from positron.cli.help_text import help_text
+
+            print(help_text(recipe, conf_folder()))
+            return
+        from positron.cli.overrides import read_command_line
+
+        line = read_command_line(typed[1:], recipe, conf_folder())
+        import hydra
+
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of composing reach us instead of being printed by Hydra
+        sys.argv = [typed[0], *line.words]
+        try:
+            with hydra_errors_as_ours():
+                hydra.main(config_path=str(conf_folder()), config_name=recipe, version_base="1.3")(guarded)()
+        finally:
+            sys.argv = typed
+        if failures:
+            with hydra_errors_as_ours():
+                raise failures[0]

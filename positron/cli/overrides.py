@@ -1,0 +1,311 @@
+"""The command line of `train` and `sft` before Hydra reads it: options sorted out, names and choices checked, texts quoted.
+
+What Hydra would answer with its own grammar's words, or accept without effect, is answered here in the user's.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from positron.cli.other_tools import advice, same_option
+from positron.settings import expected, is_list, is_text, leaf_keys, unknown_key
+from positron.system.errors import UserError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+_WITH_VALUE = {
+    "--cfg",
+    "-c",
+    "--package",
+    "-p",
+    "--config-path",
+    "-cp",
+    "--config-name",
+    "-cn",
+    "--config-dir",
+    "-cd",
+    "--experimental-rerun",
+}
+_ALONE = {"--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc", "--hydra-help", "--info", "-i"}
+_SEVERAL = ("monitor", "logger")  # groups of which several choices may be given at once
+_OPTIONAL = ("experiment",)
+_PARTIAL = ("monitor.", "optimizer.", "schedule.")  # whose files in conf/ name only what the choice reads
+_FROM_BASE = ("model", "tokenizer")
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """`options` are Hydra's own, `overrides` the settings, in the form in which Hydra reads them."""
+
+    options: list[str]
+    overrides: list[str]
+
+    @property
+    def is_sweep(self) -> bool:
+        return bool({"-m", "--multirun"} & set(self.options))
+
+    @property
+    def words(self) -> list[str]:
+        return [*self.options, *self.overrides]
+
+
+def read_command_line(words: Sequence[str], recipe: str, conf: Path) -> CommandLine:
+    """Sort and check what was typed after `python -m positron.<recipe>`. UserError names the word and what to type."""
+    options, settings = _options(words, recipe)
+    reader = _Reader(recipe, conf, CommandLine(options, []).is_sweep, bool({"--config-dir", "-cd"} & set(options)))
+    return CommandLine(options, reader.read(settings))
+
+
+def read_settings(settings: Sequence[str], recipe: str, conf: Path) -> list[str]:
+    """Check settings of a command that is not a Hydra program; as in `read_command_line`."""
+    return _Reader(recipe, conf, is_sweep=False, has_own_conf=False).read(settings)
+
+
+def given_keys(overrides: Sequence[str]) -> dict[str, str]:
+    """Key and value of each override in `overrides`, Hydra's own left out."""
+    pairs = (_split(override) for override in overrides)
+    return {key: value for _, key, value in pairs if value is not None and not key.startswith("hydra")}
+
+
+def experiment_keys(conf: Path, given: Mapping[str, str]) -> dict[str, str]:
+    """Key and value of each setting in the recipe's file, in groups whose choice the command line leaves to it."""
+    path = conf / "experiment" / f"{given.get('experiment', '')}.yaml"
+    if not path.is_file():
+        return {}
+    import yaml
+
+    settings = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return {
+        f"{group}.{name}": str(value)
+        for group, values in settings.items()
+        if isinstance(values, dict) and group != "hydra" and group not in given
+        for name, value in values.items()
+    }
+
+
+def groups_of(conf: Path) -> dict[str, list[str]]:
+    """The choices of each group of settings, one file each."""
+    return {
+        folder.name: sorted(path.stem for path in folder.glob("[!_]*.yaml"))
+        for folder in sorted(conf.iterdir())
+        if folder.is_dir()
+    }
+
+
+def _split(word: str) -> tuple[str, str, str | None]:
+    """(`+`, `++`, `~` or nothing, key, value) of an override; no value: None."""
+    prefix = re.match(r"\+\+|\+|~|", word)
+    assert prefix is not None
+    key, equal, value = word[prefix.end() :].partition("=")
+    return prefix[0], key.strip(), value if equal else None
+
+
+def _options(words: Sequence[str], recipe: str) -> tuple[list[str], list[str]]:
+    options: list[str] = []
+    settings: list[str] = []
+    rest = list(words)
+    while rest:
+        word = rest.pop(0)
+        name, equal, value = word.partition("=")
+        if not word.startswith("-"):
+            settings.append(word)
+        elif word in _ALONE:
+            options.append(word)
+        elif name in _WITH_VALUE:
+            if not equal and not rest:
+                raise UserError(f"{name} needs a value; python -m positron.{recipe} --help shows all options")
+            options += [name, value if equal else rest.pop(0)]
+        else:
+            following = rest[0] if rest and not equal and not rest[0].startswith("-") and "=" not in rest[0] else None
+            raise UserError(_unknown_option(name, value if equal else following, recipe))
+    return options, settings
+
+
+def _unknown_option(name: str, value: str | None, recipe: str) -> str:
+    key = same_option(name)
+    bare = name.strip("-").replace("-", "_")
+    if key is None and bare in leaf_keys():
+        key = bare
+    if key is None:
+        last = [leaf for leaf in leaf_keys() if leaf.rsplit(".", 1)[-1] == bare]
+        key = last[0] if last else None
+    if key is None:
+        near = difflib.get_close_matches(name, ["--multirun", "--cfg", "--resolve", "--help", "--version"], 1, 0.75)
+        hint = f"did you mean {near[0]}?" if near else f"python -m positron.{recipe} --help lists options and settings"
+        return f"there is no option {name}: {hint}"
+    is_same = value and key.replace(".", "_").endswith(bare) and not (recipe == "train" and key.startswith("sft."))
+    told = f"{key}={value}" if is_same else advice(key, value)
+    return f"there is no option {name}; settings are given as key=value: {told}"
+
+
+class _Reader:
+    def __init__(self, recipe: str, conf: Path, is_sweep: bool, has_own_conf: bool) -> None:
+        self.recipe, self.is_sweep, self.has_own_conf = recipe, is_sweep, has_own_conf
+        self.groups = groups_of(conf)
+        self.keys = set(leaf_keys())
+        self.chosen: dict[str, str] = {}
+
+    def read(self, settings: Sequence[str]) -> list[str]:
+        from hydra.core.override_parser.overrides_parser import OverridesParser
+
+        parser = OverridesParser.create()
+        words = [self._word(word, parser) for word in settings]
+        self._refuse_keys_of_absent_loggers(words)
+        return words
+
+    def _word(self, word: str, parser: OverridesParser) -> str:
+        prefix, key, value = _split(word)
+        if key == "hydra" or key.startswith(("hydra.", "hydra/")):
+            return word
+        if prefix == "~":
+            raise UserError(self._undeletable(key))
+        if value is None:
+            raise UserError(self._without_value(word))
+        group, _, package = key.partition("@")
+        if group in self.groups and not package:
+            self._check_place(key)
+            self._check_group(key, value, parser)
+            return f"{key}={value}"
+        if key not in self.keys:
+            raise UserError(self._unknown(key, value))
+        self._check_place(key)
+        plus = "++" if key.startswith(_PARTIAL) else ""
+        return f"{plus}{key}={self._value(key, value, parser)}"
+
+    def _check_place(self, key: str) -> None:
+        """Refuse keys that the other command reads, and those that a fine-tuned run takes from its base."""
+        top = key.split(".")[0]
+        if self.recipe == "train" and top == "sft":
+            raise UserError(f"{key}= is read by python -m positron.sft, not by python -m positron.train: leave it out")
+        if self.recipe == "sft" and top in _FROM_BASE:
+            raise UserError(
+                f"{key}= is not read by SFT: architecture and tokenizer are those of the run that init_from= names; "
+                "leave it out"
+            )
+        if self.recipe == "sft" and top in ("budget", "auto_size"):
+            raise UserError(f"{key}= is read by pretraining, not by SFT: give train.max_time=, or sft.epochs=")
+
+    def _check_group(self, group: str, text: str, parser: OverridesParser) -> None:
+        choices = self.groups[group]
+        self.chosen[group] = text  # given again, the last one counts, as in a script's own settings and then yours
+        if text == "null" and group in _OPTIONAL:
+            return
+        parsed = _parsed(parser, group, text)
+        if parsed is None:
+            raise UserError(self._no_choice(group, text))
+        if parsed.is_sweep_override():
+            if not self.is_sweep:
+                raise UserError(_needs_sweep(group, text))
+            value = parsed.value()
+            names = [str(name) for name in getattr(value, "list", [])]
+        else:
+            value = parsed.value()
+            names = [str(name) for name in value] if isinstance(value, list) else [text.strip("'\"")]
+            if isinstance(value, list) and group not in _SEVERAL:
+                raise UserError(f"{group}={text} names several choices, and a run has one: {group}={names[-1]}")
+        for name in names:
+            if name.startswith("[") and name.endswith("]") and group in _SEVERAL:
+                continue
+            if name not in choices and not self.has_own_conf:
+                raise UserError(self._no_choice(group, name))
+
+    def _no_choice(self, group: str, name: str) -> str:
+        choices = self.groups[group]
+        near = difflib.get_close_matches(name.removesuffix(".yaml"), choices, 1, 0.6)
+        hint = f"did you mean {group}={near[0]}? Choices: " if near else "choose from "
+        if group == "data" and set(name) & set("./~\\"):
+            hint = f"give data=text data.path={name} for a text of your own; choices: "
+        if name == "null":
+            empty = {"logger": "files", "monitor": "none"}.get(group)
+            hint = f"{group}={empty} is the choice for none; choices: " if empty else "every run needs one; choices: "
+        return f"there is no {group}={name}: {hint}{', '.join(choices)}"
+
+    def _value(self, key: str, text: str, parser: OverridesParser) -> str:
+        """The value in a form that Hydra reads as what was meant: a text that its grammar does not know is quoted."""
+        parsed = _parsed(parser, key, text)
+        if parsed is None:
+            if is_text(key):
+                return _quoted(text)
+            raise UserError(f"{key}={text} cannot be read: {expected(key)}")
+        if parsed.is_sweep_override():
+            if self.is_sweep:
+                return text
+            if is_text(key) and key != "name":
+                return _quoted(text)
+            if is_list(key):
+                raise UserError(f"{key}={text}: a list is given in brackets: '{key}=[{text}]'")
+            raise UserError(_needs_sweep(key, text))
+        value = parsed.value()
+        as_is = value is None or isinstance(value, str) or hasattr(value, "quote")
+        if is_text(key) and (not as_is or text != text.strip()):
+            return _quoted(text)
+        return text
+
+    def _undeletable(self, key: str) -> str:
+        if key in self.groups:
+            empty = {"logger": "files", "monitor": "none", "experiment": "null"}.get(key)
+            way_out = f"give {key}={empty}" if empty else f"leave it out, or choose another {key}="
+            return f"~{key} would delete it, and every run needs a {key}: {way_out}"
+        if key.partition("=")[0] in self.keys:
+            return (
+                f"~{key} would delete a key that every run has: leave it out, or give {key}=null where that is possible"
+            )
+        return unknown_key(key)
+
+    def _without_value(self, word: str) -> str:
+        if word in self.keys or word in self.groups:
+            return f"{word} needs a value, without blanks around the =: {word}=..."
+        for group in ("experiment", "model", "data"):
+            if word in self.groups[group]:
+                return f"{word} is not a setting: did you mean {group}={word}?"
+        key, colon, value = word.partition(":")
+        if colon and (key in self.keys or key in self.groups):
+            return f"{word} is not a setting: did you mean {key}={value.strip()}?"
+        near = difflib.get_close_matches(word, self.groups["experiment"], 1, 0.75)
+        hint = f"did you mean experiment={near[0]}?" if near else "settings are given as key=value"
+        return f"{word or 'an empty word'} is not a setting: {hint}"
+
+    def _unknown(self, key: str, value: str) -> str:
+        other = same_option(key)
+        near_group = difflib.get_close_matches(key, self.groups, 1, 0.75)
+        if other is not None and not near_group:
+            return f"unknown key {key}: did you mean {other}? ({advice(other, value)})"
+        if near_group and "." not in key:
+            return f"unknown key {key}: did you mean {near_group[0]}?"
+        return unknown_key(key)
+
+    def _refuse_keys_of_absent_loggers(self, words: Sequence[str]) -> None:
+        chosen = self.chosen.get("logger", "")
+        for word in words:
+            _, key, value = _split(word)
+            for logger in ("wandb", "tensorboard"):
+                if key.startswith(f"logger.{logger}.") and logger not in chosen and not self.has_own_conf:
+                    experiment = self.chosen.get("experiment")
+                    if experiment is None or experiment in self.groups["experiment"]:
+                        raise UserError(f"{key}={value} is read by logger={logger}: add logger={logger}")
+
+
+def _parsed(parser: OverridesParser, key: str, text: str) -> Any:
+    from hydra.errors import HydraException
+
+    try:
+        return parser.parse_override(f"{key}={text}")
+    except HydraException:
+        return None
+
+
+def _quoted(text: str) -> str:
+    """A text as a quoted string of Hydra's grammar, where backslashes count only before a quote."""
+    escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
+    trailing = len(escaped) - len(escaped.rstrip("\\"))
+    return f"'{escaped}{chr(92) * trailing}'"
+
+
+def _needs_sweep(key: str, text: str) -> str:
+    return f"{key}={text} gives several values: add -m to train one run for each, or give one value"

@@ -1,0 +1,144 @@
+"""What happens before a sweep's first job and after its last: a callback of Hydra (`hydra.callbacks` in conf/)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+
+from positron.cli.hydra_app import conf_folder, hydra_errors_as_ours
+from positron.cli.overrides import experiment_keys, given_keys
+from positron.cli.preflight import check_files, check_name
+from positron.cli.unused_settings import refuse_unread
+from positron.config import DataConfig
+from positron.evaluation.sweep_report import as_text, write_sweep_report
+from positron.run.folder import find_run
+from positron.settings import from_dict
+from positron.system.disk import lock, make_folder
+from positron.system.errors import UserError
+from positron.system.exits import errors_as_one_line
+from positron.system.formatting import counted
+
+_HELD = contextlib.ExitStack()  # a sweep's lock, until this process ends, however it ends
+
+
+class SweepTable(Callback):
+    """Check a sweep before its first job, and show the table of its jobs after the last.
+
+    Hydra turns an exception of a callback into a warning, so errors exit here.
+    """
+
+    def on_multirun_start(self, config: Any, **_: Any) -> None:
+        """Give all jobs one folder, named by the choices that they share, and each its part of the machine.
+
+        Several devices are refused: Lightning starts a second process by the same command line, so each rank would
+        start the whole sweep.
+        """
+        with errors_as_one_line(), hydra_errors_as_ours():
+            self._begin(config)
+
+    def on_multirun_end(self, config: Any, **_: Any) -> None:
+        with errors_as_one_line():
+            jobs = write_sweep_report(self.folder)
+            print(f"\n{self.folder}  (sweep.md, sweep.csv, sweep.png)\n{as_text(jobs)}")
+            if any(job.status in ("failed", "refused") for job in jobs):
+                raise SystemExit(1)
+
+    def _begin(self, config: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+
+        if config.device.devices * config.device.num_nodes > 1:
+            raise UserError("a sweep (-m) runs its jobs on one device each: leave out device.devices=")
+        parsed = sweep_overrides(config)
+        jobs = count_jobs(config, parsed)
+        if jobs is not None and jobs < 2:
+            raise UserError(
+                f"a sweep (-m) of {counted(jobs, 'job')}: give a key several values, such as optimizer.lr=1e-3,3e-3"
+                + (", or leave out -m" if jobs else "")
+            )
+        HydraConfig.instance().set_config(config)  # Hydra does so for jobs only; the sweep's name needs it, too
+        self.folder = Path(config.hydra.sweep.dir)
+        check_name(self.folder, is_sweep=True)
+        check_all_jobs(config, {override.key_or_group for override in parsed})
+        _set(config, "sweep.dir", f"'{self.folder.as_posix()}'", self.folder.as_posix())
+        _share_machine(config, jobs)
+        if "optuna" in config.hydra.sweeper._target_ and config.hydra.sweeper.sampler.get("seed", 0) is None:
+            # started again, the search asks for the same jobs, of which those that are done are not done again
+            _set(config, "sweeper.sampler.seed", str(config.seed), config.seed)
+        busy = f"another sweep is at work in {self.folder}: wait for it, or give another name="
+
+        def refuse() -> None:
+            raise UserError(busy)
+
+        _HELD.enter_context(lock(make_folder(self.folder) / "lock", refuse))
+
+
+def sweep_overrides(config: Any) -> list[Any]:
+    """The overrides that have several values, of the command line and of a recipe's `hydra.sweeper.params`."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())  # which glob() asks
+    params = dict(config.hydra.sweeper.get("params") or {})
+    parsed = parser.parse_overrides(list(config.hydra.overrides.task))
+    told = {override.key_or_group for override in parsed}
+    parsed += parser.parse_overrides([f"{key}={value}" for key, value in params.items() if key not in told])
+    return [override for override in parsed if override.is_sweep_override()]
+
+
+def count_jobs(config: Any, parsed: list[Any]) -> int | None:
+    """How many jobs the grid has; None for a sweeper that searches."""
+    if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
+        return None
+    for override in parsed:
+        if not override.is_discrete_sweep():
+            interval = override.input_line.lstrip("+")
+            raise UserError(
+                f"{interval}: an interval is searched, not listed: add hydra/sweeper=optuna, or give values"
+            )
+    return math.prod(len(list(override.sweep_iterator())) for override in parsed)
+
+
+def check_all_jobs(config: Any, swept: set[str]) -> None:
+    """Refuse what is wrong in every job, whatever the swept keys are."""
+    from omegaconf import OmegaConf
+
+    shared = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
+    values: Any = OmegaConf.to_container(shared, resolve=True)
+    given = given_keys(list(config.hydra.overrides.task))
+    experiment = experiment_keys(conf_folder(), given)
+    refuse_unread(values, given, experiment=experiment, is_sft="sft" in values, is_sweep=True, swept=swept)
+    if not any(key == "experiment" or key.split(".")[0] == "data" for key in swept):
+        check_files(from_dict(DataConfig, values["data"], "data"), given)
+    if values["init_from"] is not None and "init_from" not in swept:
+        find_run(values["init_from"])
+
+
+def _share_machine(config: Any, jobs: int | None) -> None:
+    """Numbers that the launcher would leave open, so that every job knows how many run beside it."""
+    launcher, cores = config.hydra.launcher, os.cpu_count() or 1
+    kind = launcher._target_.rsplit(".", 1)[-1]
+    most = jobs if jobs is not None else int(config.hydra.sweeper.n_jobs)
+    if kind == "JoblibLauncher":
+        n_jobs = min(most, int(launcher.n_jobs) if launcher.n_jobs > 0 else cores)
+        _set(config, "launcher.n_jobs", str(n_jobs), n_jobs)
+    if kind == "LocalLauncher":
+        if most > cores:
+            raise UserError(
+                f"submitit_local starts all {most} jobs at once, and here are {cores} cores: hydra/launcher=joblib"
+            )
+        if launcher.cpus_per_task is None:
+            _set(config, "launcher.cpus_per_task", str(cores // most), cores // most)
+
+
+def _set(config: Any, key: str, text: str, value: Any) -> None:
+    """hydra.<key>, for this process and for the jobs, whose configs are composed from the overrides anew."""
+    from omegaconf import OmegaConf, open_dict, read_write
+
+    with read_write(config.hydra), open_dict(config.hydra):
+        OmegaConf.update(config.hydra, key, value)
+        config.hydra.overrides.hydra.append(f"hydra.{key}={text}")

@@ -1,0 +1,179 @@
+"""One job of Hydra: a lone run, or one of a sweep's, whose outcome is kept in the job's own folder.
+
+No job can end the sweep but the user's own Ctrl-C; a job that raised, or called sys.exit, is one failed row. A job is
+known by its overrides, not by its number: what is done stays done when values are added or stand in another order.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from positron.cli.hydra_app import conf_folder, expand_paths
+from positron.cli.overrides import experiment_keys, given_keys
+from positron.cli.preflight import check, with_known_tokenizer
+from positron.cli.unused_settings import refuse_unread
+from positron.config import RunConfig
+from positron.evaluation.summary import show_result
+from positron.evaluation.sweep_report import write_sweep_report
+from positron.run.folder import OUTPUTS, Run, is_free
+from positron.system.disk import lock, make_folder, read_json, write_json
+from positron.system.errors import UserError
+from positron.system.exits import describe
+from positron.system.voice import first_rank
+
+_CLAIM = "overrides.json"  # which job a folder is, from before its first step
+
+
+def run_job(
+    cfg: Any,
+    configure: Callable[[dict[str, Any]], RunConfig],
+    train: Callable[[RunConfig, Path], dict[str, Any]],
+) -> float:
+    """One Hydra job: in its own folder under a sweep, otherwise in outputs/<name>, with its result shown."""
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+    from omegaconf import OmegaConf
+
+    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
+    expand_paths(values)
+    hydra = HydraConfig.get()
+    overrides = [override.lstrip("+") for override in hydra.overrides.task]
+    given = given_keys(overrides)
+    if values.get("budget") is not None:
+        values["given"] = list(given)
+    if hydra.mode == RunMode.MULTIRUN:
+        return _sweep_job(Path(hydra.sweep.dir).absolute(), hydra, overrides, lambda: configure(values), train)
+    config = configure(values)
+    refuse_unread(values, given, experiment=experiment_keys(conf_folder(), given), is_sft="sft" in values)
+    folder = OUTPUTS / config.name
+    config = check(config, folder, given)
+    is_first = first_rank(config.device.processes)
+    if is_first and "torch" not in sys.modules:  # whose import keeps everybody waiting
+        print(f"loading what {folder} needs", file=sys.stderr, flush=True)
+    facts = train(config, folder)
+    if is_first:
+        show_result(folder)
+    return float(facts.get("val/bpb", "nan"))
+
+
+def _sweep_job(
+    sweep: Path,
+    hydra: Any,
+    overrides: list[str],
+    configure: Callable[[], RunConfig],
+    train: Callable[[RunConfig, Path], dict[str, Any]],
+) -> float:
+    config: RunConfig | None = None
+    refusal: BaseException | None = None
+    try:
+        config = configure()
+    except UserError as error:  # the job's own row says so
+        refusal = error
+    folder = claim_folder(sweep, int(hydra.job.num), overrides, config)
+
+    def job() -> dict[str, Any]:
+        if config is None:
+            assert refusal is not None
+            raise refusal
+        known = with_known_tokenizer(config, folder, given_keys(overrides))
+        share = known.device.share * share_of(hydra.launcher)
+        wandb = known.logger.wandb
+        if wandb is not None:  # its jobs lie beside each other there, too
+            name = wandb.name or f"{sweep.name}/{folder.name}"
+            wandb = dataclasses.replace(wandb, group=wandb.group or sweep.name, name=name)
+        logger = dataclasses.replace(known.logger, wandb=wandb)
+        device = dataclasses.replace(known.device, share=share)
+        return train(dataclasses.replace(known, device=device, logger=logger), folder)
+
+    return record_job(folder, overrides, job)
+
+
+def record_job(folder: Path, overrides: list[str], job: Callable[[], dict[str, Any]]) -> float:
+    """Run one job (one that an earlier start finished returns at once). Returns val/bpb, inf for a failed job."""
+    print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr)
+    try:
+        facts = job()
+        outcome: dict[str, Any] = {"failed": None}
+    except BaseException as error:
+        if isinstance(error, KeyboardInterrupt):  # the user means the whole sweep
+            raise
+        if hasattr(error, "exit_code"):
+            raise SystemExit(error.exit_code) from error
+        reason = describe(error)[1] or f"{type(error).__name__}: {error}"
+        print(reason, file=sys.stderr)
+        facts, outcome = {}, {"failed": reason, "traceback": traceback.format_exc()}
+        if isinstance(error, UserError) and Run(folder).facts().get("status") == "finished":
+            facts, outcome = Run(folder).facts(), {"failed": None, "refused": reason}  # what is done stays done
+    write_json(make_folder(folder) / "job.json", {"overrides": overrides, **outcome})
+    try:
+        write_sweep_report(folder.parent)
+    except Exception as error:  # the table is made again by the next job, and at the end
+        print(f"positron: no sweep.md for now: {describe(error)[1]}", file=sys.stderr)
+    return float(facts.get("val/bpb", math.inf))
+
+
+def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: RunConfig | None) -> Path:
+    """The folder of this job: the one that an earlier start gave it, else a new one, numbered as Hydra does if free.
+
+    A job is the same if its overrides are, or if its whole configuration is that of the run in the folder.
+    """
+    with lock(make_folder(sweep) / "jobs.lock", lambda: None):
+        folders = sorted((path for path in sweep.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
+        known = {path: _overrides_of(path) for path in folders}
+        for but_horizon in (False, True) if "train.extend=true" in overrides else (False,):
+            wanted = _identity(overrides, but_horizon)
+            same = [path for path, theirs in known.items() if theirs and _identity(theirs, but_horizon) == wanted]
+            if len(same) == 1 or (same and not but_horizon):
+                return same[0]
+        for path in folders if config is not None else ():
+            if _has_config(path, config):
+                return path
+        taken = {int(path.name) for path in folders if any(path.iterdir())}
+        free = number if number not in taken else max(taken) + 1
+        folder = make_folder(sweep / str(free))
+        write_json(folder / _CLAIM, list(overrides))
+        return folder
+
+
+def _overrides_of(folder: Path) -> list[str] | None:
+    for name in (_CLAIM, "job.json"):  # only the latter in sweeps of older versions
+        if (folder / name).exists():
+            content = read_json(folder / name)
+            overrides = content.get("overrides") if isinstance(content, dict) else content
+            if isinstance(overrides, list):
+                return [str(override) for override in overrides]
+    return None
+
+
+def _identity(overrides: Sequence[str], but_horizon: bool = False) -> dict[str, str]:
+    """What decides a job's result, of its overrides: not where it stops for now, nor how it is shown."""
+    keys = given_keys([override.lstrip("+") for override in overrides])
+    horizon = {"train.max_steps"} if but_horizon else set()
+    return {key: value for key, value in keys.items() if not is_free(key) and key not in horizon}
+
+
+def _has_config(folder: Path, config: RunConfig | None) -> bool:
+    run = Run(folder)
+    try:
+        if config is None or not run.exists or run.differences(config):
+            return False
+        return run.settings().data.path == config.data.path  # two jobs may be the same but for their text
+    except (UserError, KeyError, TypeError, ValueError):  # damaged, or from a version with other settings
+        return False
+
+
+def share_of(launcher: Any) -> float:
+    """Of this machine's cores and memory, for each of the jobs that the launcher runs on it at once."""
+    kind = launcher._target_.rsplit(".", 1)[-1]
+    if kind == "JoblibLauncher":
+        return 1 / int(launcher.n_jobs)
+    if kind == "LocalLauncher":
+        return min(1.0, int(launcher.cpus_per_task) / (os.cpu_count() or 1))
+    return 1.0

@@ -1,0 +1,5 @@
+"""`python -m positron.dashboard`."""
+
+from positron.dashboard import main
+
+main()

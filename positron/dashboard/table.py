@@ -1,0 +1,262 @@
+"""The runs below a folder as rows of a table, told by their files alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from positron.config import GPTConfig
+from positron.dashboard.curves import Metrics, number
+from positron.dashboard.differences import differences, shorten_overrides, text_of
+from positron.run.facts import damage, read_facts, read_record
+from positron.run.folder import Run
+from positron.run.load import gpt_config
+from positron.settings import from_dict
+from positron.system.console import one_line
+from positron.system.disk import is_locked, open_inside, read_bytes, read_json
+from positron.system.errors import UserError
+from positron.system.formatting import above, judged_bpb
+
+FRESH_SECONDS = 60.0  # where locks cannot tell, a run that wrote so lately is alive
+_STAMP = "%Y-%m-%d %H:%M:%S"
+
+
+class Missing(Exception):
+    """There is no such run, or it has no such file."""
+
+
+class Outputs:
+    """All runs below a folder. Files that were read are not read again; threads may share this."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self._guard = threading.Lock()
+        self._folders: dict[str, Path] = {}
+        self._metrics: dict[Path, Metrics] = {}
+        self._architectures: dict[Path, tuple[float, GPTConfig]] = {}
+
+    def rows(self) -> list[dict[str, Any]]:
+        with self._guard:
+            self._find()
+            rows = []
+            for name, folder in self._folders.items():
+                try:
+                    rows.append(self._row(name, folder))
+                except Exception as error:  # one broken run is a row with its fault, and never an empty table
+                    if folder.exists():  # else it was deleted while we looked
+                        rows.append(_broken_row(name, folder, error))
+            shorten_overrides(rows)
+            return rows
+
+    def differences(self, name: str, other: str) -> list[list[str]]:
+        """[key, value, other value] of the settings in which two runs differ. Raises Missing."""
+        with self._guard:
+            ours, theirs = (_facts(self._folder(run) / "config.json", []) for run in (name, other))
+        return differences(ours, theirs)
+
+    def curve(self, name: str, key: str, file: str, after: int) -> dict[str, Any]:
+        """See `Metrics.curve`. Raises Missing."""
+        with self._guard:
+            return self._metrics_of(self._folder(name)).curve(key, file, after)
+
+    def samples(self, name: str) -> list[dict[str, str]]:
+        """What the run wrote, by step: `head` and `text`. Raises Missing."""
+        content = _content(self._folder(name) / "samples.md")
+        text = content.decode("utf-8", errors="replace") if content else ""
+        parts = [part.partition("\n") for part in re.split(r"(?m)^## (?=Step )", text)[1:]]
+        return [{"head": head, "text": body.strip()} for head, _, body in parts]
+
+    def report(self, name: str) -> bytes:
+        """Raises Missing."""
+        content = _content(self._folder(name) / "report.html")
+        if content is None:
+            raise Missing(f"{name} has no report.html")
+        return content
+
+    def _find(self) -> None:
+        """Every folder with a run.json, or with the job.json of a job that failed before it had one."""
+        found = {}
+        for folder, below, files in os.walk(self.root):
+            if "run.json" in files or "job.json" in files:
+                name = Path(folder).relative_to(self.root).as_posix()
+                found[os.fsencode(name).decode("utf-8", errors="replace")] = Path(folder)
+                below.clear()
+        self._folders = found
+
+    def _folder(self, name: str) -> Path:
+        """By a name that was found in the walk: no other path can be spelled."""
+        if name not in self._folders:
+            self._find()
+        if name not in self._folders:
+            raise Missing(f"there is no run {name}")
+        return self._folders[name]
+
+    def _metrics_of(self, folder: Path) -> Metrics:
+        metrics = self._metrics.setdefault(folder, Metrics(folder / "metrics.jsonl"))
+        metrics.read()
+        return metrics
+
+    def _row(self, name: str, folder: Path) -> dict[str, Any]:
+        notes: list[str] = []
+        facts, job = _facts(folder / "run.json", notes), _facts(folder / "job.json", notes)
+        metrics = self._metrics_of(folder)
+        if metrics.trouble:
+            notes.append(metrics.trouble)
+        elif not metrics.offset and not job.get("failed"):
+            notes.append("no metrics yet")
+        gpt = self._architecture(Run(folder), notes) if facts else None
+        status, live = _status(folder, facts, job, notes)
+        resolved = facts.get("resolved")
+        last, best, floor = (
+            metrics.last("val/bpb"),
+            min(metrics.values("val/bpb"), default=None),
+            number(facts.get("floor_bpb")),
+        )
+        judged = None if last is None or best is None else judged_bpb(last, best, (folder / "chat.json").exists())
+        return {
+            "id": name,
+            "name": folder.name if name == "." else name,
+            "overrides": list(map(str, job.get("overrides") or [])),
+            "notes": notes,
+            "status": status,
+            "live": live,
+            "step": metrics.last("step") or number(facts.get("step")),
+            "max_steps": number(resolved.get("max_steps")) if isinstance(resolved, dict) else None,
+            "tokens": metrics.last("tokens") or number(facts.get("tokens")),
+            "bpb": last,
+            "best": best,
+            "floor": floor,
+            "above": above(judged, floor) if judged is not None and floor else None,
+            "text": text_of(_facts(folder / "config.json", [])),
+            "fingerprint": str(facts.get("data_fingerprint") or ""),
+            "params": gpt.n_params() if gpt else None,
+            "flops_per_token": gpt.flops_per_token() if gpt else None,
+            "speed": metrics.last("speed/tokens_per_s"),
+            "time_s": metrics.last("time_s"),
+            "started": _started(folder),
+            "updated": _updated(folder, facts, live),
+            "file": metrics.file,
+            "offset": metrics.offset,
+            "samples": _size(folder / "samples.md"),
+            "report": _size(folder / "report.html") > 0,
+        }
+
+    def _architecture(self, run: Run, notes: list[str]) -> GPTConfig | None:
+        """From the exported model, or from the configuration and the tokenizer while there is none."""
+        path = run.folder / "config.json"
+        try:
+            changed = path.lstat().st_mtime
+            if self._architectures.get(path, (0, None))[0] != changed:
+                self._architectures[path] = (changed, architecture(run))
+            return self._architectures[path][1]
+        except (OSError, UserError) as error:  # a file that is missing, damaged, or another's
+            notes.append(f"size unknown: {error}")
+            return None
+
+
+def architecture(run: Run) -> GPTConfig:
+    """Without torch. Raises UserError where a file is missing or damaged."""
+    exported = run.folder / "model" / "config.json"
+    if exported.exists():
+        return from_dict(GPTConfig, read_json(exported, run.folder))
+    from positron.text.factory import load_tokenizer
+
+    return gpt_config(run.config(), load_tokenizer(run.tokenizer_folder).vocab_size)
+
+
+def _broken_row(name: str, folder: Path, error: Exception) -> dict[str, Any]:
+    """The row of a run whose files cannot be read: all of it empty but its name and what is wrong."""
+    reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    numbers = ("step", "max_steps", "tokens", "bpb", "best", "floor", "above", "params", "flops_per_token", "speed")
+    return {
+        "id": name,
+        "name": folder.name if name == "." else name,
+        "overrides": [],
+        "notes": [one_line(reason, 300)],
+        "status": "damaged",
+        "live": False,
+        **dict.fromkeys((*numbers, "time_s", "started", "updated")),
+        "text": text_of({}),
+        "fingerprint": "",
+        "file": "",
+        "offset": 0,
+        "samples": 0,
+        "report": False,
+    }
+
+
+def _content(path: Path) -> bytes | None:
+    """A file of a run, unless it is missing or a link."""
+    try:
+        return read_bytes(path) if path.exists() else None
+    except UserError:
+        return None
+
+
+def _facts(path: Path, notes: list[str]) -> dict[str, Any]:
+    """Return the object in a JSON file, empty without one; what is wrong with it goes to the notes."""
+    try:
+        if not path.exists() and not path.is_symlink():
+            return {}
+        facts, is_whole = read_facts(path) if path.name == "run.json" else read_record(path)
+    except (UserError, OSError) as error:
+        notes.append(one_line(str(error), 300))
+        return {}
+    if not is_whole:
+        notes.append(damage(path))
+    if path.name == "job.json" and not isinstance(facts.get("overrides"), list | None):
+        notes.append(f"{path} is damaged: overrides is not a list")
+        return {**facts, "overrides": None}
+    return facts
+
+
+def _status(folder: Path, facts: dict[str, Any], job: dict[str, Any], notes: list[str]) -> tuple[str, bool]:
+    """What run.json says, unless the process that should mend it is dead: then the run was killed."""
+    status = str(facts.get("status", "running"))
+    if status == "running" and is_live(folder):
+        return status, True
+    why = job.get("failed") or facts.get("error")
+    if why:
+        notes.append(str(why))
+    return "failed" if job.get("failed") else "killed" if status == "running" else status, False
+
+
+def is_live(folder: Path) -> bool:
+    """Whether a process trains this run: it holds the lock. Where the system has no locks, recent writing must do."""
+    locked = is_locked(folder / "lock")
+    if locked is not None:
+        return locked
+    written = [path.stat().st_mtime for path in (folder / "run.json", folder / "metrics.jsonl") if path.exists()]
+    return time.time() - max(written, default=0.0) < FRESH_SECONDS
+
+
+def _started(folder: Path) -> str | None:
+    """The time in front of the first line of the log: unlike the times of files it survives a copy."""
+    path = folder / "train.log"
+    if not path.exists():
+        return None
+    with open_inside(path, "rb") as file:
+        stamp = file.read(19).decode("utf-8", errors="replace")
+    return stamp if re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", stamp) else None
+
+
+def _updated(folder: Path, facts: dict[str, Any], live: bool) -> str | None:
+    """While it runs, and for a run that was killed, run.json is from its start."""
+    path = folder / "metrics.jsonl"
+    if (live or facts.get("status") == "running") and path.exists():
+        return time.strftime(_STAMP, time.localtime(path.stat().st_mtime))
+    return facts["updated"] if isinstance(facts.get("updated"), str) else None
+
+
+def _size(path: Path) -> int:
+    """In bytes; 0 for a file that is missing or a link."""
+    try:
+        facts = path.lstat()
+    except FileNotFoundError:
+        return 0
+    return facts.st_size if stat.S_ISREG(facts.st_mode) else 0

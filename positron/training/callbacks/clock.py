@@ -1,0 +1,39 @@
+"""Count the seconds of training."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+
+from positron.training.device import wait_for
+from positron.training.module import PretrainModule
+
+
+class Clock(L.Callback):
+    """Seconds spent in training steps, without validation, samples and saving; `time_s` goes on across resumes."""
+
+    def __init__(self, log_every: int) -> None:
+        self.log_every = log_every
+        self.time_s = 0.0  # of the whole run
+        self.step_s = 0.0  # of this process
+        self.steps = 0
+        self._begun = 0.0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"time_s": self.time_s}
+
+    def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        self.time_s = state_dict["time_s"]
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._begun = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        if trainer.global_step % self.log_every == 0:
+            wait_for(module.device)  # the only place where the host waits for an accelerator
+        passed = time.perf_counter() - self._begun
+        self.time_s += passed
+        self.step_s += passed
+        self.steps += 1

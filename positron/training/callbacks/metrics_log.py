@@ -1,0 +1,61 @@
+"""Write metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from positron.run.history import append
+from positron.training.callbacks.basic.basic import Clock
+from positron.training.device import peak_memory
+from positron.training.module import PretrainModule
+from positron.training.timing import SpeedFacts
+from positron.training.trackers.tracker import Tracker
+
+
+class MetricsLog(L.Callback):
+    """One line of metrics.jsonl per logged, monitored or validated step, with strictly increasing steps."""
+
+    def __init__(
+        self, folder: Path, clock: Clock, trackers: list[Tracker], *, intervals: set[int], speed: SpeedFacts
+    ) -> None:
+        """Log at every multiple of one of `intervals`, in steps, which are the same on all ranks."""
+        self.intervals, self.speed = intervals, speed
+        self.path, self.clock, self.trackers = folder / "metrics.jsonl", clock, trackers
+        self._since = (0, 0.0)  # steps and seconds at the last row
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        step = trainer.global_step
+        due = any(step % interval == 0 for interval in self.intervals)
+        if not due and "val/bpb" not in module.metrics and not trainer.should_stop:
+            return
+        loss = module.loss if trainer.world_size == 1 else trainer.strategy.reduce(module.loss, reduce_op="mean")
+        if not trainer.is_global_zero:
+            return
+        steps, seconds = self.clock.steps - self._since[0], self.clock.step_s - self._since[1]
+        self._since = (self.clock.steps, self.clock.step_s)
+        tokens_per_s = steps * self.speed.batch_tokens / seconds
+        if "val/bpb" in module.metrics:
+            self.speed.peak.look()
+        row = {
+            "step": step,
+            "tokens": step * self.speed.batch_tokens,
+            "time_s": round(self.clock.time_s, 3),
+            "train/loss": loss.item(),
+            "train/lr": module.lr(step),
+            "train/grad_norm": module.grad_norm.item(),
+            "train/skipped_steps": int(module.bad_steps),
+            "speed/tokens_per_s": round(tokens_per_s, 1),
+            "speed/mfu": round(self.speed.mfu(tokens_per_s), 4),
+            "memory/peak_gb": round(peak_memory(module.device) / 1e9, 3),
+            **module.metrics,
+        }
+        # JSON has no NaN or infinity
+        finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()}
+        append(self.path, json.dumps(finite) + "\n")
+        for tracker in self.trackers:
+            tracker.log(row, step)

@@ -1,0 +1,39 @@
+"""Stop early: end a run that no longer gets better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+
+from positron.system.formatting import counted
+from positron.training.module import PretrainModule
+
+
+class Patience(L.Callback):
+    """Ends the run after `limit` validations in a row without a new best one; the best checkpoint is kept anyway."""
+
+    def __init__(self, limit: int, rows: list[dict[str, Any]]) -> None:
+        """`rows`: those of the run so far, so that a resumed run is as patient as one that was never stopped."""
+        self.limit, self.best, self.since = limit, float("inf"), 0
+        for row in rows:
+            if row.get("val/bpb") is not None:
+                self._note(row["val/bpb"])
+
+    def _note(self, bpb: float) -> None:
+        self.since = 0 if bpb < self.best else self.since + 1
+        self.best = min(self.best, bpb)
+
+    @property
+    def is_over(self) -> bool:
+        return self.since >= self.limit
+
+    @property
+    def why(self) -> str:
+        return f"after {counted(self.since, 'validation')} without a better one than {self.best:.4f} bits per byte"
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        if "val/bpb" in module.metrics:
+            self._note(module.metrics["val/bpb"])
+            if self.is_over:
+                trainer.should_stop = True

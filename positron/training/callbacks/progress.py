@@ -1,0 +1,116 @@
+"""What a run shows while it trains: a bar or a line, the speed after 20 steps, and the time that is left."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections import deque
+from typing import Any
+
+import lightning as L
+
+from positron.system.progress import clock
+from positron.system.threads import OtherPrograms, describe_others
+from positron.system.voice import Voice
+from positron.training.callbacks.basic.basic import Clock
+from positron.training.device import peak_memory
+from positron.training.module import PretrainModule
+from positron.training.timing import SpeedFacts
+
+FORECAST_STEP = 20  # of this process, after which the speed is told
+WINDOW_S = 60.0  # seconds of the past that the time left is based on
+
+
+class TimeLeft:
+    """Predict the seconds that are left from the steps of the last minute, validation and saving included."""
+
+    def __init__(self, now: float, step: int) -> None:
+        self._past = deque([(now, step)])
+
+    def note(self, now: float, step: int) -> None:
+        self._past.append((now, step))
+        while len(self._past) > 2 and now - self._past[1][0] >= WINDOW_S:
+            self._past.popleft()
+
+    def seconds(self, last_step: int) -> float:
+        """Return the prediction for the steps up to `last_step`."""
+        (since, first), (now, step) = self._past[0], self._past[-1]
+        return (now - since) / max(1, step - first) * (last_step - step)
+
+
+class Progress(L.Callback):
+    """A bar on a terminal, a line now and then elsewhere; after 20 steps what to expect of the whole run."""
+
+    def __init__(self, clock: Clock, say: Voice, *, last_step: int, speed: SpeedFacts) -> None:
+        self.clock, self.say, self.last_step, self.speed = clock, say, last_step, speed
+        self.bar: Any = None
+        self._shown = 0.0
+        self._begun = (0.0, 0)
+        self._left = TimeLeft(0.0, 0)
+        self._others = OtherPrograms()
+        self._val = ""
+
+    def on_train_start(self, trainer: L.Trainer, module: PretrainModule) -> None:  # type: ignore[override]
+        self._begun = (time.perf_counter(), trainer.global_step)
+        self._left = TimeLeft(*self._begun)
+        self._others.cores()
+        if (
+            sys.stderr.isatty() and trainer.is_global_zero and not self.say.prefix
+        ):  # two bars would overwrite each other
+            from tqdm import tqdm
+
+            self.bar = tqdm(
+                total=self.last_step, initial=trainer.global_step, unit="step", mininterval=0.2, dynamic_ncols=True
+            )
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        if not trainer.is_global_zero:
+            return
+        step, now = trainer.global_step, time.perf_counter()
+        self._left.note(now, step)
+        if self.clock.steps == FORECAST_STEP:
+            self.speed.peak.look()
+            self.say(self._forecast(module, now))
+        if "val/bpb" in module.metrics:
+            self._val = f" · val {module.metrics['val/bpb']:.4f} bpb"
+        interval = 0.2 if self.bar is not None else 15.0
+        first = step == self._begun[1] + 1
+        if now - self._shown < interval and not trainer.should_stop and not (self.bar is None and first):
+            return
+        self._shown = now
+        loss = module.loss.item()
+        text = (
+            f"loss {loss:.3f} · {loss / math.log(2) / self.speed.bytes_per_token:.3f} bpb{self._val} · "
+            f"lr {module.lr(step):.1e} · {self._tokens_per_s():,.0f} tok/s"
+        )
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update(step - self.bar.n)
+        else:
+            busy = describe_others(self._others.cores())
+            left = clock(self._left.seconds(self.last_step))
+            self.say(f"step {step}/{self.last_step} · {text} · {left} left" + (f" ({busy})" if busy else ""))
+
+    def _tokens_per_s(self) -> float:
+        return self.speed.batch_tokens * self.clock.steps / self.clock.step_s
+
+    def _forecast(self, module: PretrainModule, now: float) -> str:
+        speed, busy = self._tokens_per_s(), describe_others(self._others.cores())
+        whole = now - self._begun[0] + self._left.seconds(self.last_step)
+        return (
+            f"{speed:,.0f} tokens/s, {self.speed.mfu(speed):.0%} of this machine's matmul rate "
+            f"({self.speed.peak.flops / 1e9:,.0f} GFLOP/s), {peak_memory(module.device) / 1e9:.1f} GB of memory at most; "
+            f"{clock(whole)} for the whole run" + (f"; {busy}, so it may be faster later" if busy else "")
+        )
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+
+    def on_train_end(self, *_: Any) -> None:
+        self.close()
+
+    def on_exception(self, *_: Any) -> None:
+        self.close()

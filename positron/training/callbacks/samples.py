@@ -1,0 +1,83 @@
+"""Let the model write at milestones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from positron.evaluation.plots import attention_maps
+from positron.inference.engine import Engine
+from positron.model.gpt import GPT
+from positron.model.probes import attention_probabilities
+from positron.run.history import ATTENTION, append
+from positron.run.samples import Sample
+from positron.system.console import printable
+from positron.system.disk import make_folder, whole_file
+from positron.system.errors import UserError
+from positron.text.tokenizer import Tokenizer
+from positron.training.module import PretrainModule
+from positron.training.trackers.tracker import Tracker
+
+MAP_TOKENS = 48  # of the prompt, in the pictures of its attention
+
+
+class Samples(L.Callback):
+    """The same prompt at milestones, so that one can read a model learn."""
+
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        trackers: list[Tracker],
+        say: Callable[[str], None],
+        *,
+        every: int,
+        prompt: str,
+        ids: list[int],
+        stop_ids: list[int],
+        tokens: int,
+    ) -> None:
+        """`prompt` as it is shown, `ids` as the model reads it."""
+        self.path, self.tokenizer, self.trackers, self.say = folder / "samples.md", tokenizer, trackers, say
+        self.every, self.tokens = every, tokens
+        self.prompt, self.ids, self.stop_ids = prompt, ids, stop_ids
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        step = trainer.global_step
+        sharded = hasattr(trainer.strategy.model, "clip_grad_norm_")  # FSDP: no rank has all weights
+        if (step % self.every and not trainer.should_stop) or not trainer.is_global_zero or sharded:
+            return
+        module.eval()
+        engine = Engine(module.model, self.tokenizer)
+        try:
+            new = engine.stream(self.ids, max_tokens=self.tokens, seed=step, stop_ids=self.stop_ids)
+            text = self.prompt + "".join(new)
+        except UserError as broken:  # whether the run goes on is not for its samples to decide
+            self.say(f"step {step} writes nothing: {broken}")
+            return
+        finally:
+            module.train()
+        bpb = module.metrics.get("val/bpb")
+        sample = Sample(step, round(module.loss.item(), 3), None if bpb is None else round(bpb, 4), text.strip())
+        append(self.path, sample.markdown())
+        if self.trackers:
+            self._draw_attention(module.model, step)
+        if not trainer.should_stop:  # the last one is shown whole, at the end
+            self.say(f"step {step} writes: {printable(' '.join(text.split())[:160])} ...")
+        for tracker in self.trackers:
+            tracker.sample(sample)
+
+    def _draw_attention(self, model: GPT, step: int) -> None:
+        """Of the prompt, which stays the same through the run, so that its pictures compare."""
+        ids = self.ids[: min(MAP_TOKENS, model.config.context_length)]
+        layers = attention_probabilities(model, torch.tensor([ids], device=model.wte.weight.device))
+        shown = " ".join(self.tokenizer.decode(ids).split())
+        picture = attention_maps([layer[0].float().cpu().numpy() for layer in layers], f"step {step}: {shown[:60]}")
+        path = self.path.parent / ATTENTION.format(f"{step:06d}")
+        make_folder(path.parent, self.path.parent)
+        with whole_file(path, self.path.parent) as file:
+            file.write(picture)

@@ -1,0 +1,51 @@
+"""End a run at its last step, before its time is over, or after a signal."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import Any
+
+import lightning as L
+
+from positron.training.module import PretrainModule
+from positron.training.signals import Signals
+
+
+class Stopping(L.Callback):
+    """Ends the run: at `last_step`, before `max_seconds` are over, or after a signal.
+
+    The first signal leaves the step in progress before its next micro-batch, so that the last whole step is saved. With
+    several ranks all agree at the end of a step.
+    """
+
+    def __init__(self, *, last_step: int, max_seconds: float | None, begun: float, signals: Signals) -> None:
+        self.last_step, self.max_seconds, self.begun, self.signals = last_step, max_seconds, begun, signals
+        self.out_of_time = False
+        self._longest_step = 0.0
+        self._last_end = 0.0
+
+    def on_train_start(self, trainer: L.Trainer, module: PretrainModule) -> None:  # type: ignore[override]
+        self.signals.install()
+        self.signals.can_save = True
+        self._last_end = time.monotonic()
+        if trainer.world_size == 1:
+            module.before_micro_batch = self.signals.leave
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        now = time.monotonic()
+        self._longest_step = max(self._longest_step, now - self._last_end)  # validation and saving included
+        self._last_end = now
+        if self.max_seconds is not None and trainer.global_step < self.last_step:
+            self.out_of_time = now - self.begun + 1.5 * self._longest_step > self.max_seconds
+        stop = self.out_of_time
+        if trainer.world_size > 1:
+            stop = self.out_of_time = trainer.strategy.reduce_boolean_decision(stop, all=False)
+            if trainer.strategy.reduce_boolean_decision(bool(self.signals.received), all=False):
+                self.signals.received = self.signals.received or signal.SIGTERM  # another rank's
+                stop = True
+        if stop or trainer.global_step >= self.last_step:
+            trainer.should_stop = True
+
+    def on_train_end(self, trainer: L.Trainer, module: PretrainModule) -> None:  # type: ignore[override]
+        self.signals.leave()

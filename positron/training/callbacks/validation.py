@@ -1,0 +1,48 @@
+"""Score the validation text while a run trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+
+from positron.data.modules import InstructData, PretrainData
+from positron.evaluation.score import Score
+from positron.training.module import PretrainModule
+
+
+@torch.no_grad()
+def validate(trainer: L.Trainer, module: PretrainModule, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Score:
+    """Score of the validation text, summed over all ranks."""
+    module.eval()
+    total = torch.zeros(3, dtype=torch.float32 if module.device.type == "mps" else torch.float64, device=module.device)
+    for i, (x, y) in enumerate(batches):
+        sums = trainer.strategy.validation_step((x.to(module.device), y.to(module.device)), i)
+        assert isinstance(sums, torch.Tensor)
+        total += sums
+    if trainer.world_size > 1:
+        total = trainer.strategy.reduce(total, reduce_op="sum")
+    module.train()
+    nats, n_bytes, tokens = total.tolist()
+    return Score(nats=nats, bytes=round(n_bytes), tokens=round(tokens))
+
+
+class Validation(L.Callback):
+    """Every `every` steps and at the last one: val/loss, val/bpb, val/perplexity."""
+
+    def __init__(self, data: PretrainData | InstructData, *, every: int, say: Callable[[str], None]) -> None:
+        self.data, self.every, self.say = data, every, say
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+        if trainer.global_step % self.every and not trainer.should_stop:
+            return
+        score = validate(trainer, module, self.data.val_dataloader())
+        module.metrics |= {"val/loss": score.loss, "val/bpb": score.bpb, "val/perplexity": score.perplexity}
+        floor_bits = self.data.val.bits
+        if floor_bits is not None and score.bytes == self.data.val.n_bytes and score.is_below(floor_bits):
+            self.say(
+                f"WARNING: {score.bpb:.4f} bits per byte is below the corpus's own information, "
+                f"{floor_bits / score.bytes:.4f}: the model has seen the validation text, or sees the future"
+            )

@@ -1,0 +1,29 @@
+"""An optimizer step without a trainer around it: what a budget's measuring and the benchmarks take."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from positron.model.gpt import GPT, documents_of
+from positron.training.device import CPU_MICRO_TOKENS, Machine
+from positron.training.optim.groups import clip_gradients
+
+
+def add_gradient(model: GPT, rows: Tensor, machine: Machine, document_start: int | None = None) -> None:
+    """Of the mean loss of rows (B, T + 1) on the machine's device; on a CPU as many at a time as suit its cache.
+
+    `document_start`: the id that begins documents, where they are not to see each other.
+    """
+    at_once = max(1, CPU_MICRO_TOKENS // model.config.context_length) if machine.accelerator == "cpu" else len(rows)
+    for part in rows.split(at_once):
+        x, y = part[:, :-1], part[:, 1:]
+        with machine.autocast():
+            loss = model(x, y, documents_of(x, document_start)) / rows[:, 1:].numel()
+        loss.backward()
+
+
+def update(model: GPT, optimizer: torch.optim.Optimizer, grad_clip: float) -> None:
+    clip_gradients(list(model.parameters()), grad_clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,120 @@
+"""What `auto` means for this model on this machine: batch, micro-batch, horizon, precision. Decided once per run."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from positron.config import GPTConfig, RunConfig
+from positron.model.gpt import GPT
+from positron.system.errors import UserError
+from positron.system.formatting import USUAL_TOKENS_PER_PARAMETER, counted, tokens_per_parameter
+from positron.training.device import BATCH_TOKENS, Machine, choose_micro_batch
+from positron.training.resume import Start
+from positron.training.timing import faster_precision
+
+FEWEST_STEPS, SMALLEST_BATCH = 2_000, 1_024  # a small model gets smaller batches, not a handful of updates
+
+
+@dataclass(frozen=True)
+class Plan:
+    machine: Machine
+    gpt: GPTConfig
+    world_size: int
+    batch_size: int  # sequences per optimizer step, on all devices together
+    batch_tokens: int
+    micro_batch_size: int  # sequences per forward pass of one device
+    horizon: int  # optimizer steps of the whole run
+    last_step: int  # where this process stops
+
+    def resolved(self) -> dict[str, Any]:
+        return {
+            "batch_tokens": self.batch_tokens,
+            "micro_batch_size": self.micro_batch_size,
+            "max_steps": self.horizon,
+            "accelerator": self.machine.accelerator,
+            "precision": self.machine.precision,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def make_plan(
+    config: RunConfig,
+    model: GPT,
+    machine: Machine,
+    start: Start,
+    say: Callable[[str], None],
+    auto_steps: Callable[[int], int] | None = None,
+) -> Plan:
+    """Numbers given by the user win; then those that the run was begun with; then what suits this machine.
+
+    `auto_steps`: the horizon for a batch of so many sequences, where it is not 20 tokens per parameter.
+    """
+    gpt, train, known = model.config, config.train, start.resolved
+    if config.precision.dtype == "auto" and known:
+        machine = dataclasses.replace(machine, precision=known["precision"])
+
+    def settle(asked: int | str, name: str, otherwise: int) -> int:
+        return int(asked) if asked != "auto" else int(known.get(name, otherwise))
+
+    if machine.checkpoint_activations and machine.accelerator == "mps" and gpt.dropout:
+        # torch keeps the state of CPU and CUDA generators for the second forward pass, but not that of MPS
+        raise UserError("device.checkpoint_activations=true draws other dropout on MPS: give model.dropout=0 with it")
+    wanted = settle(train.batch_tokens, "batch_tokens", suitable_batch(gpt, machine))
+    world = config.device.processes
+    batch_size = max(1, wanted // gpt.context_length)
+    if batch_size % world:
+        raise UserError(
+            f"a batch of {batch_size} sequences cannot be shared by {world} devices: "
+            f"try train.batch_tokens={-(-batch_size // world) * world * gpt.context_length}"
+        )
+    batch_tokens = batch_size * gpt.context_length
+    enough = auto_steps(batch_size) if auto_steps else -(-USUAL_TOKENS_PER_PARAMETER * gpt.n_params() // batch_tokens)
+    horizon = settle(train.max_steps, "max_steps", enough)
+    asked = train.micro_batch_size if train.micro_batch_size != "auto" else known.get("micro_batch_size", "auto")
+    micro = choose_micro_batch(gpt, machine, batch_size // world, asked, lambda n: _try_step(model, machine, n))
+    last_step = min(horizon, train.stop_at or horizon)
+    if config.precision.dtype == "auto" and not known and world == 1:
+        machine, reason = faster_precision(model, machine, micro)
+        if reason:
+            say(reason)
+    say(
+        f"{gpt.n_params() / 1e6:.2f}M parameters, vocabulary {gpt.vocab_size:,}, context {gpt.context_length}; "
+        f"{counted(horizon, 'step')} of {counted(batch_tokens, 'token')} ({counted(micro, 'sequence')} at a time)"
+        + ("" if auto_steps else f", {tokens_per_parameter(horizon * batch_tokens, gpt.n_params())}")
+        + (f"; stopping at step {last_step:,}" if last_step < horizon else "")
+    )
+    if config.schedule.warmup_steps >= horizon:
+        say(
+            f"WARNING: schedule.warmup_steps={config.schedule.warmup_steps} is not less than the run's "
+            f"{counted(horizon, 'step')}: the learning rate never falls"
+        )
+    return Plan(machine, gpt, world, batch_size, batch_tokens, micro, horizon, last_step)
+
+
+def suitable_batch(gpt: GPTConfig, machine: Machine) -> int:
+    """Tokens of an optimizer step: what suits the machine, halved until 20 tokens per parameter are enough steps."""
+    batch = BATCH_TOKENS[machine.accelerator]
+    while batch // 2 >= SMALLEST_BATCH and batch * FEWEST_STEPS > USUAL_TOKENS_PER_PARAMETER * gpt.n_params():
+        batch //= 2
+    return batch
+
+
+def _try_step(model: GPT, machine: Machine, rows: int) -> None:
+    """Forward and backward of `rows` sequences; OutOfMemoryError where they do not fit."""
+    model.to(machine.device)
+    idx = torch.zeros(rows, model.config.context_length, dtype=torch.int64, device=machine.device)
+    try:
+        with machine.autocast():
+            loss = model(idx, idx)
+        loss.backward()
+    finally:
+        model.zero_grad(set_to_none=True)
+        if machine.accelerator == "cuda":
+            torch.cuda.empty_cache()
+        if machine.accelerator == "mps":
+            torch.mps.empty_cache()

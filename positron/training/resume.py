@@ -1,0 +1,218 @@
+"""Law 2: where a run starts. Fresh, from its own newest checkpoint, from another run's, or refused."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from positron.config import RunConfig
+from positron.model.memory import TRAINED, refuse_what_cannot_fit
+from positron.run.checkpoint import BEST, best_or_newest, checkpoints, load_checkpoint, newest_checkpoint
+from positron.run.folder import Run, find_run, refuse_differences
+from positron.run.metrics import read_metrics
+from positron.run.provenance import read_provenance
+from positron.system.console import one_line
+from positron.system.disk import expanded, lock, make_folder, refuse_links_in, sweep_temporary_files
+from positron.system.errors import Diverged, UserError
+from positron.system.paths import without_home
+from positron.system.voice import Voice, first_rank
+from positron.training.device import Machine, choose_machine, set_threads
+
+
+@contextlib.contextmanager
+def only_one(run: Run, processes: int) -> Iterator[None]:
+    """Hold the run's lock; of several `processes` of one training the first one holds it for all."""
+
+    def refuse() -> None:
+        raise UserError(f"another process is training {run.folder}: wait for it, or give another name=")
+
+    if first_rank(processes):
+        with lock(run.folder / "lock", refuse):
+            yield
+    else:
+        yield
+
+
+@dataclass(frozen=True)
+class Start:
+    """`checkpoint` restores everything, `weights` only the model; `tokenizer_from` is the run whose tokenizer is kept."""
+
+    checkpoint: Path | None = None
+    weights: Path | None = None
+    tokenizer_from: Run | None = None
+    step: int = 0
+    is_own: bool = False  # the run goes on from its own checkpoint
+    resolved: dict[str, Any] = dataclasses.field(default_factory=dict)  # what `auto` became when the run began
+
+
+@contextlib.contextmanager
+def begin(folder: Path, config: RunConfig) -> Iterator[tuple[Run, Machine, Start, Voice]]:
+    """Hold the run of `folder` alone, speak into its log, take this machine, and decide where the run starts."""
+    is_new = not folder.exists()
+    run, processes = Run(make_folder(folder)), config.device.processes
+    refuse_links_in(run.folder)
+    prefix = f"{folder.name}: " if config.device.share < 1 else ""
+    voice = Voice(run.folder / "train.log", prefix, processes)
+    with only_one(run, processes), _no_trace_of_a_refusal(run, is_new), voice as say:
+        if say.is_first_rank:
+            sweep_temporary_files(run.folder)
+        set_threads(config.device)
+        machine = choose_machine(config.device, config.precision)
+        say(f"running on {machine.why}")
+        refuse_untrainable(config, machine, vocab_size=1)  # the vocabulary, known later, can only add to it
+        yield run, machine, decide_start(run, config, say), say
+
+
+def refuse_untrainable(config: RunConfig, machine: Machine, *, vocab_size: int) -> None:
+    """Raise UserError for a model that is too large to be trained here."""
+    is_lora = config.sft is not None and config.sft.lora.rank > 0
+    gpt, copies = config.model.with_vocab(vocab_size), 1 if is_lora else TRAINED
+    refuse_what_cannot_fit(gpt, copies=copies, accelerator=machine.accelerator, processes=config.device.processes)
+
+
+@contextlib.contextmanager
+def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
+    """Remove a folder that was made for a run which was refused before it began."""
+    try:
+        yield
+    except UserError:
+        if is_new and {path.name for path in run.folder.iterdir()} <= {"lock", "train.log"}:
+            shutil.rmtree(run.folder)
+        raise
+
+
+def refuse_before_begin(run: Run, start: Start, *, last_step: int, fingerprint: str) -> None:
+    """Raise UserError for what is known only once text and horizon are, while nothing of the run has been changed."""
+    known = run.facts().get("data_fingerprint")
+    if known and known != fingerprint:
+        raise UserError(
+            f"the text behind {run.folder} has changed since it was begun: restore it, or give another name="
+        )
+    if start.checkpoint is not None and not start.is_own and start.step >= last_step:
+        raise UserError(
+            f"{start.checkpoint} is at step {start.step} and this run would end at step {last_step}: nothing is left to "
+            "train; give a larger train.max_steps="
+        )
+
+
+def decide_start(run: Run, config: RunConfig, say: Callable[[str], None]) -> Start:
+    """Raise UserError where continuing would mix two configurations, or overwrite or lose what the run has.
+
+    Raises Diverged, in the words of the first time, for a run that has diverged: it would do so again.
+    """
+    newest = newest_checkpoint(run.checkpoint_folder, say) if run.exists else None
+    if newest is None:
+        _refuse_lost_checkpoints(run)
+        if run.facts().get("status") == "diverged" and not run.differences(config):
+            _refuse_diverged(run)
+    named = _named_checkpoint(config.ckpt_path, run, newest, say)
+    if newest is not None:
+        _refuse_other_checkpoint(run, named, newest)
+        step = int(load_checkpoint(newest)["global_step"])
+        if config.resume == "never":
+            raise UserError(
+                f"{run.folder} is at step {step} and resume=never would overwrite it: give another name=, "
+                "or delete that folder"
+            )
+        _refuse_damage(run)
+        _refuse_differences(run, config, step, say)
+        say(f"resuming {run.folder} at step {step} from {newest.name}")
+        return Start(checkpoint=newest, tokenizer_from=run, step=step, is_own=True, resolved=run.resolved())
+    if config.resume == "must":
+        raise UserError(f"resume=must, but {run.folder} has no checkpoint to continue from")
+    if named is not None:
+        other = Run(named.parent.parent)
+        step = int(load_checkpoint(named)["global_step"])
+        say(f"starting {run.folder} at step {step} with everything of {named}")
+        return Start(checkpoint=named, tokenizer_from=other if other.exists else None, step=step)
+    if config.init_from is not None:
+        other = find_run(config.init_from)
+        weights = best_or_newest(other.checkpoint_folder, say)
+        if weights is None:
+            raise UserError(f"init_from={config.init_from}: {other.folder} has no checkpoint")
+        say(f"fresh start in {run.folder} with the weights of {weights}")
+        return Start(weights=weights, tokenizer_from=other)
+    say(f"fresh start in {run.folder}")
+    return Start()
+
+
+def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None, say: Callable[[str], None]) -> Path | None:
+    """The file that ckpt_path=FILE|RUN|latest means."""
+    if ckpt_path is None:
+        return None
+    if ckpt_path == "latest":
+        if newest is None:
+            raise UserError(
+                f"ckpt_path=latest, but {run.folder} has no checkpoint; leave ckpt_path out to start afresh"
+            )
+        return newest
+    path = expanded(ckpt_path)
+    if path.suffix == ".ckpt":
+        path = path.resolve() if path.is_symlink() else path  # the user names it, so it may be a link
+        load_checkpoint(path)  # says what is wrong with it, if anything
+        return path
+    other = find_run(ckpt_path)
+    found = newest_checkpoint(other.checkpoint_folder, say)
+    if found is None:
+        raise UserError(f"ckpt_path={ckpt_path}: {other.folder} has no checkpoint")
+    return found
+
+
+def _refuse_damage(run: Run) -> None:
+    """Raise UserError if a file that training continues to write is damaged, before anything of the run is changed."""
+    run.refuse_damaged_facts()
+    read_metrics(run.folder / "metrics.jsonl")
+    read_provenance(run.folder)
+
+
+def _refuse_other_checkpoint(run: Run, named: Path | None, newest: Path) -> None:
+    """A run goes on from its own newest checkpoint; going back or elsewhere is a new run with a new name."""
+    if named is None or named.resolve() == newest.resolve():
+        return
+    if without_home(str(named)) == without_home(run.facts().get("forked_from")):
+        return
+    raise UserError(
+        f"{run.folder} already has {newest.name}; to start from {named} instead, give the new run another name="
+    )
+
+
+def _refuse_lost_checkpoints(run: Run) -> None:
+    """A record of training without a checkpoint that can be read is kept: to begin again would erase it."""
+    if not run.exists:
+        return
+    folder = run.checkpoint_folder
+    damaged = [path for path in (*checkpoints(folder), folder / BEST) if path.exists()]
+    facts = run.facts()
+    if damaged:
+        what = f"each of its checkpoints is damaged ({', '.join(path.name for path in damaged)})"
+    elif facts.get("status") in ("finished", "pruned"):
+        what = f"its checkpoints are missing, though it was trained to step {facts.get('step')}"
+    else:
+        return
+    raise UserError(
+        f"{run.folder} cannot be continued: {what}. Restore {folder} from a copy, give another name=, or delete "
+        f"{run.folder} to train it again from the beginning"
+    )
+
+
+def _refuse_diverged(run: Run) -> None:
+    raise Diverged(one_line(str(run.facts().get("error"))))
+
+
+def _refuse_differences(run: Run, config: RunConfig, step: int, say: Callable[[str], None]) -> None:
+    extended = refuse_differences(run, config)
+    if run.facts().get("status") == "diverged":
+        _refuse_diverged(run)
+    if extended:
+        before, after = run.resolved()["max_steps"], config.train.max_steps
+        if isinstance(after, int) and after < before:
+            raise UserError(
+                f"train.max_steps={after} is shorter than the {before} steps of {run.folder}, which is at step {step}: "
+                "train.extend=true only lengthens a run; train.stop_at= ends it earlier"
+            )
+        say(f"extending the horizon, {before} -> {after} steps: the learning rate follows the new one")

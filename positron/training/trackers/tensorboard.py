@@ -1,0 +1,39 @@
+"""TensorBoard."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from positron.config import TensorboardConfig
+from positron.run.history import ATTENTION
+from positron.run.samples import Sample
+from positron.system.disk import refuse_links
+from positron.system.errors import UserError
+
+
+class TensorBoard:
+    def __init__(self, config: TensorboardConfig, folder: Path, first_step: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from error
+        # what an earlier process wrote after the checkpoint that we go on from is taken off the curve
+        refuse_links(folder / config.subdir, folder)
+        self.writer = SummaryWriter(str(folder / config.subdir), purge_step=first_step)
+        self.folder = folder
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        for key, value in row.items():
+            if key != "step":
+                self.writer.add_scalar(key, value, step)
+
+    def sample(self, sample: Sample) -> None:
+        from matplotlib.image import imread
+
+        self.writer.add_text("sample", sample.text, sample.step)
+        picture = self.folder / ATTENTION.format(f"{sample.step:06d}")
+        self.writer.add_image("attention", imread(picture)[..., :3], sample.step, dataformats="HWC")
+
+    def finish(self, exit_code: int) -> None:
+        self.writer.close()

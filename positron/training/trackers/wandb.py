@@ -1,0 +1,138 @@
+"""Weights & Biases."""
+
+from __future__ import annotations
+
+import netrc
+import os
+import re
+import secrets
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from positron.config import WandbConfig
+from positron.run.history import ATTENTION
+from positron.run.metrics import read_metrics
+from positron.run.samples import Sample, read_samples
+from positron.system.disk import read_text, refuse_links, write_text
+from positron.system.errors import UserError
+
+WANDB_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")  # of wandb 0.31, and as it was before
+
+INIT_SECONDS = 20.0  # without an answer by then it is logged offline
+
+FINISH_SECONDS = 30.0  # an upload that takes longer is left to `wandb sync`
+
+_DATA_DIR = os.environ.get("WANDB_DATA_DIR")  # as the user has it
+
+
+class Wandb:
+    """Weights & Biases, online with a key and offline without one; the run id stays with the run folder.
+
+    The run's files are the record and wandb gets from them what it lacks. Offline that is all of it, whenever a run goes
+    on: `wandb sync` (0.31) puts each folder that it uploads in the place of what wandb has of that id, so each must hold
+    the whole run. Online it is what came after the last step that wandb knows; it takes no step twice.
+    """
+
+    def __init__(self, config: WandbConfig, folder: Path, settings: dict[str, Any], say: Callable[[str], None]) -> None:
+        import wandb
+
+        self.folder, self.say = folder, say
+        self.samples: list[Sample] = []
+        refuse_links(folder / "wandb", folder)
+        id_file = folder / "wandb_id"
+        if not id_file.exists():
+            write_text(id_file, secrets.token_hex(4))
+        run_id = read_text(id_file, limit=1000).strip()
+        if not re.fullmatch(r"[\w.-]{1,128}", run_id):
+            raise UserError(
+                f"{id_file} is damaged: it does not hold the id of a wandb run; delete it to begin another one"
+            )
+        # wandb copies its tables there before it uploads them; they are part of the run
+        os.environ["WANDB_DATA_DIR"] = _DATA_DIR or str(folder.absolute() / "wandb")
+
+        def begin(mode: str) -> Any:
+            return wandb.init(
+                project=config.project,
+                entity=config.entity,
+                group=config.group,
+                tags=list(config.tags),
+                name=config.name or folder.name,
+                id=run_id,
+                resume=None if mode == "offline" else "allow",
+                dir=str(folder),
+                config=settings,
+                mode=mode,  # type: ignore[arg-type]
+                reinit="create_new",  # one job, one run: a live run of an earlier job is never reused
+                settings=wandb.Settings(
+                    init_timeout=INIT_SECONDS,
+                    finish_timeout=FINISH_SECONDS,
+                    finish_timeout_raises=True,
+                    console="off",
+                    silent=True,
+                ),
+            )
+
+        mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
+        if mode == "online":
+            say(f"wandb: connecting, {INIT_SECONDS:.0f} s at most")
+        try:
+            self.run = begin(mode)
+        except wandb.errors.Error as error:  # no answer, or another one than we hope for
+            say(f"WARNING: wandb cannot be used online, so this is logged offline: {' '.join(str(error).split())}")
+            wandb.teardown()  # its service holds on to the id of the run that it could not begin
+            self.run = begin("offline")
+        if self.run.offline:
+            say(f"wandb: offline; to upload it later: {self._sync_command()}")
+        self.run.define_metric("*", step_metric="step")
+        self._catch_up()
+
+    def _sync_command(self) -> str:
+        return f"wandb sync {shlex.quote(str(Path(self.run.dir).parent))}"
+
+    def _catch_up(self) -> None:
+        rows = {row["step"]: row for row in read_metrics(self.folder / "metrics.jsonl")}
+        samples = {one.step: one for one in read_samples(self.folder / "samples.md")}
+        for step in sorted({*rows, *samples}):
+            if step in rows:
+                self.log({key: value for key, value in rows[step].items() if value is not None}, step)
+            if step in samples:
+                self.sample(samples[step])
+
+    def log(self, row: dict[str, Any], step: int) -> None:
+        if step >= self.run.starting_step:
+            self.run.log(row, step=step)
+
+    def sample(self, sample: Sample) -> None:
+        """All samples so far as one table, since wandb shows the newest one."""
+        import wandb
+
+        self.samples.append(sample)
+        if sample.step < self.run.starting_step:
+            return
+        row: dict[str, Any] = {"step": sample.step}
+        row["samples"] = wandb.Table(columns=list(Sample._fields), data=[list(one) for one in self.samples])
+        picture = self.folder / ATTENTION.format(f"{sample.step:06d}")
+        if picture.exists():
+            row["attention"] = wandb.Image(str(picture))
+        self.run.log(row, step=sample.step)
+
+    def finish(self, exit_code: int) -> None:
+        try:
+            self.run.finish(exit_code)
+        except TimeoutError:
+            self.say(f"wandb: not all is uploaded after {FINISH_SECONDS:.0f} s; later: {self._sync_command()}")
+
+
+def has_wandb_key() -> bool:
+    """A key in the environment or in the netrc file, where `wandb login` puts it; never a prompt."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc" if os.name == "posix" else "~/_netrc")
+    try:
+        known = netrc.netrc(path).hosts
+    except (OSError, netrc.NetrcParseError):
+        return False
+    return any(host in known for host in (*WANDB_HOSTS, urlsplit(os.environ.get("WANDB_BASE_URL", "")).netloc))

@@ -1,0 +1,112 @@
+"""Who imports whom: no cycles between files or packages, and nothing heavy where it is not needed."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+from conftest import PATIENCE, PROJECT
+
+from positron.cli import COMMANDS
+
+PACKAGE = PROJECT / "positron"
+MODULES = {
+    ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+STANDARD = {"config", "ranges", "settings"}  # the standard library alone, besides system/
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield the full name of everything that a file imports, inside functions too."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield name if name in MODULES else node.module
+
+
+def package_of(module: str) -> str:
+    """`positron.run.load` is in `run`; a module at the top level is a package of its own."""
+    return module.split(".")[1] if "." in module else module
+
+
+FILES = {module: {name for name in imported(path) if name in MODULES} - {module} for module, path in MODULES.items()}
+PACKAGES: dict[str, set[str]] = {}
+for module, names in FILES.items():
+    PACKAGES.setdefault(package_of(module), set()).update(package_of(name) for name in names)
+for package, names in PACKAGES.items():
+    names.discard(package)
+
+
+@pytest.mark.parametrize("graph", [FILES, PACKAGES], ids=["files", "packages"])
+def test_imports_form_no_cycle(graph):
+    TopologicalSorter(graph).prepare()
+
+
+def test_a_cycle_would_be_found():
+    broken = {**PACKAGES, "system": {"run"}}
+    with pytest.raises(CycleError):
+        TopologicalSorter(broken).prepare()
+
+
+def foreign(path: Path) -> set[str]:
+    """Name the top-level packages other than ours that a file imports."""
+    return {name.split(".")[0] for name in imported(path)} - {"positron"}
+
+
+def test_lower_packages_know_nothing_of_higher_ones():
+    assert not PACKAGES["system"]
+    for module in STANDARD:
+        assert PACKAGES[module] <= STANDARD | {"system"}
+    assert PACKAGES["model"] <= {"config", "system"}
+    assert PACKAGES["text"] <= {"config", "system"}
+    assert PACKAGES["stories"] <= {"config", "system"}
+    assert not PACKAGES["run"] & {"training", "evaluation", "cli", "data", "inference"}
+    for package, names in PACKAGES.items():
+        assert "cli" not in names or package in (*COMMANDS, "cli", "positron", "__main__"), package
+        assert not names & set(COMMANDS) or package in COMMANDS, package
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_each_library_has_its_place(module):
+    libraries, package = foreign(MODULES[module]), package_of(module)
+    assert "numpy_ref" not in libraries
+    if package not in ("cli", "train"):
+        assert "hydra" not in libraries
+    if package not in ("training", "train") and module != "positron.data.modules":
+        assert "lightning" not in libraries
+    if package == "model":
+        assert libraries <= {"torch", *sys.stdlib_module_names}
+    if package in STANDARD:
+        assert libraries <= set(sys.stdlib_module_names)
+
+
+def loaded_by(code: str) -> set[str]:
+    """Run code in a process of its own; return which heavy modules it has loaded."""
+    heavy = "torch lightning hydra omegaconf datasets wandb matplotlib"
+    code += f"\nimport sys; print(*[name for name in {heavy!r}.split() if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    assert result.returncode == 0, result.stderr
+    return set(result.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "evaluate", "compare", "scaling", "dashboard"])
+def test_help_loads_nothing_heavy(command):
+    code = f"import sys; sys.argv = [{command!r}, '--help']\nimport positron.{command} as command\n"
+    assert loaded_by(code + "try:\n    command.main()\nexcept SystemExit:\n    pass\nprint()") == set()
+
+
+def test_the_list_of_commands_loads_nothing_heavy():
+    assert loaded_by("import sys; sys.argv = ['positron', '--help']\nfrom positron.cli import main; main()") == set()
+
+
+@pytest.mark.parametrize("package", ["run", "evaluation", "inference", "dashboard", "text", "stories"])
+def test_what_uses_a_run_needs_neither_lightning_nor_hydra(package):
+    names = [name for name in MODULES if package_of(name) == package and not name.endswith("__main__")]
+    assert not loaded_by("".join(f"import {name}\n" for name in names) + "print()") & {"lightning", "hydra"}
