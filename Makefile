@@ -59,7 +59,7 @@ check: .venv/installed-dev
 	$(BIN)/mypy
 
 bench: install
-	$(BIN)/python scripts/bench_train.py
+	$(BIN)/python -m scripts.bench.train
 
 clean:
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -40,7 +40,7 @@ import os
 
 # Before NumPy is loaded. OpenBLAS cuts even a small product into parts for its threads, which then wait for each other in
 # a loop that keeps the cores; next to another program a step of this size took 2 to 20 times as long with two threads as
-# with one, which on its own is as fast (scripts/bench_contention.py). A larger model on idle cores: OPENBLAS_NUM_THREADS=2.
+# with one, which on its own is as fast (scripts/bench/contention.py). A larger model on idle cores: OPENBLAS_NUM_THREADS=2.
 if not {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"} & set(os.environ):
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
 

@@ -37,7 +37,7 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
     from positron.model.gpt import GPT
     from positron.run.load import restore
     from positron.text.factory import load_tokenizer
-    from positron.training.budget.choose.choose import as_begun, choose
+    from positron.training.budget.choose import as_begun, choose
     from positron.training.loop import fit
     from positron.training.resolve import make_plan
     from positron.training.resume import begin, refuse_before_begin, refuse_untrainable

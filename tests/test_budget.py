@@ -12,8 +12,6 @@ from conftest import FAST, FakeClock, tiny
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
-from positron.training.budget.choose.choose import Candidate, Choice, as_begun, expected_bpb, suitable_batch, tokens_in
-from positron.training.budget.choose.pilot import Measuring, Speed, speed_of
 
 from positron.cli.hydra_app import compose
 from positron.cli.sweeps import run_job
@@ -23,7 +21,9 @@ from positron.run.folder import Run
 from positron.settings import from_dict
 from positron.system.errors import UserError
 from positron.train import train
+from positron.training.budget.choose import Candidate, Choice, as_begun, expected_bpb, suitable_batch, tokens_in
 from positron.training.budget.choose import choose as budget
+from positron.training.budget.pilot import Measuring, Speed, speed_of
 from positron.training.device import choose_machine
 
 
@@ -81,9 +81,9 @@ def test_steps_of_two_sizes_are_measured_where_large_ones_are_cheaper(tmp_path):
             seen.append(len(rows))
             clock.sleep(0.01)
 
-        patch.setattr("positron.training.budget.choose.pilot.time", clock)
-        patch.setattr("positron.training.budget.choose.pilot.add_gradient", gradient)
-        patch.setattr("positron.training.budget.choose.pilot.update", lambda *_: None)
+        patch.setattr("positron.training.budget.pilot.time", clock)
+        patch.setattr("positron.training.budget.pilot.add_gradient", gradient)
+        patch.setattr("positron.training.budget.pilot.update", lambda *_: None)
         measuring.train(config.model.with_vocab(tokenizer.vocab_size), data, 0.05, 1e-3)
     assert seen[0] == 4 * seen[1] == seen[2]
 
@@ -184,10 +184,10 @@ def test_a_budget_is_kept_to_on_fast_and_slow_machines(ended, monkeypatch, token
     def gradient(model, rows, *_):
         clock.sleep(rows[:, 1:].numel() * token_s * model.config.matmul_params() / 1e5)
 
-    monkeypatch.setattr("positron.training.budget.choose.pilot.time", clock)
+    monkeypatch.setattr("positron.training.budget.pilot.time", clock)
     monkeypatch.setattr("positron.training.budget.choose.time", clock)
-    monkeypatch.setattr("positron.training.budget.choose.pilot.add_gradient", gradient)
-    monkeypatch.setattr("positron.training.budget.choose.pilot.update", lambda *_: clock.sleep(update_s))
+    monkeypatch.setattr("positron.training.budget.pilot.add_gradient", gradient)
+    monkeypatch.setattr("positron.training.budget.pilot.update", lambda *_: clock.sleep(update_s))
     monkeypatch.setattr(Measuring, "bpb", lambda *_: 2.0)
     config = dataclasses.replace(asked(ended), budget=f"{allowed}s")
     monkeypatch.setattr(budget, "MOST_PASSES", math.inf)

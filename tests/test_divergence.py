@@ -7,9 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import FAST, tiny
-from positron.training.callbacks.basic import basic as callbacks
-from positron.training.callbacks.basic import divergence
-from positron.training.callbacks.basic.basic import Overfitting
 
 from positron.evaluation.score import Score
 from positron.run.checkpoint import checkpoints, load_checkpoint
@@ -19,6 +16,8 @@ from positron.run.metrics import read_metrics
 from positron.system.errors import Diverged, UserError
 from positron.system.exits import describe
 from positron.train import train
+from positron.training.callbacks import divergence, validation
+from positron.training.callbacks.overfitting import Overfitting
 from positron.training.module import PretrainModule
 
 
@@ -138,7 +137,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, shared, monkeypat
 
 @pytest.mark.parametrize("nats", [float("nan"), float("inf")])
 def test_a_validation_that_is_not_finite_is_divergence(tmp_path, shared, monkeypatch, nats):
-    monkeypatch.setattr(callbacks, "validate", lambda *_: Score(nats=nats, bytes=10, tokens=10))
+    monkeypatch.setattr(validation, "validate", lambda *_: Score(nats=nats, bytes=10, tokens=10))
     with pytest.raises(Diverged, match="validation loss of step 6 is NaN or infinite"):
         train(short(shared, train__val_every=6), tmp_path / "run")
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["val/bpb"] is None
@@ -147,7 +146,7 @@ def test_a_validation_that_is_not_finite_is_divergence(tmp_path, shared, monkeyp
 
 def test_a_model_that_only_overfits_has_not_diverged(tmp_path, shared, monkeypatch):
     """Its loss on other text may be far above guessing; on its own it is not."""
-    monkeypatch.setattr(callbacks, "validate", lambda *_: Score(nats=300.0, bytes=30, tokens=30))
+    monkeypatch.setattr(validation, "validate", lambda *_: Score(nats=300.0, bytes=30, tokens=30))
     assert train(short(shared), tmp_path / "run")["status"] == "finished"
     assert "WARNING: the validation loss of step 12 is 10; guessing alone" in (tmp_path / "run/train.log").read_text()
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from positron.training.callbacks.basic.checkpoints import WholeCheckpointIO
 
 from positron.system import disk
 from positron.system.disk import whole_file
 from positron.system.errors import LeftAtOnce, UserError
+from positron.training.callbacks.checkpoints import WholeCheckpointIO
 
 
 def full_disk(limit):

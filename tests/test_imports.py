@@ -49,6 +49,12 @@ def test_imports_form_no_cycle(graph):
     TopologicalSorter(graph).prepare()
 
 
+def test_every_module_that_is_imported_exists():
+    """mypy does not tell: it cannot know which libraries have no types, and which names are misspelt."""
+    ours = {name for path in MODULES.values() for name in imported(path) if name.split(".")[0] == "positron"}
+    assert not ours - set(MODULES)
+
+
 def test_a_cycle_would_be_found():
     broken = {**PACKAGES, "system": {"run"}}
     with pytest.raises(CycleError):

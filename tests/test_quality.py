@@ -1,6 +1,7 @@
-"""bench_quality.py: when a curve passes a value, the table's words, and a short comparison from end to end."""
+"""quality.py: when a curve passes a value, the table's words, and a short comparison from end to end."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -12,10 +13,9 @@ from conftest import PATIENCE, PROJECT
 from hypothesis import given
 from hypothesis import strategies as st
 
-sys.path.insert(0, str(PROJECT / "scripts"))
-import bench_quality
-import quality_peers as peers
-import quality_report as report
+from scripts.bench import quality
+from scripts.bench import quality_peers as peers
+from scripts.bench import quality_report as report
 
 CURVE = [(10.0, 2.0), (20.0, 1.0), (40.0, 1.2), (60.0, 0.5)]
 
@@ -56,11 +56,11 @@ def test_a_value_that_one_seed_never_reached_was_never_reached():
 
 def test_a_step_that_reaches_several_marks_is_validated_once(monkeypatch):
     scores, seconds = iter([3.0, 2.0]), iter([0, 1, 1, 27, 27, 27, 110])
-    monkeypatch.setattr(bench_quality, "SHARES", (0.1, 0.2, 1.0))
-    monkeypatch.setattr(bench_quality, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    monkeypatch.setattr(quality, "SHARES", (0.1, 0.2, 1.0))
+    monkeypatch.setattr(quality, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
     sent = []
     pipe = SimpleNamespace(send=sent.append, recv=lambda: "go")
-    clock = bench_quality.Budget(100, pipe, lambda: next(scores))
+    clock = quality.Budget(100, pipe, lambda: next(scores))
     clock.start()
     assert [clock.step_done(10) for _ in range(3)] == [False, False, True]
     assert sent[0] == "ready"
@@ -113,9 +113,10 @@ def test_a_short_comparison_takes_turns_and_does_not_repeat_what_is_finished(tmp
     words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(2, 9))) for _ in range(4000)]
     stories = [" ".join(chance.choices(words, k=60)) for _ in range(1500)]
     (tmp_path / "text.txt").write_text("\n<|endoftext|>\n".join(stories))
-    script = [str(PROJECT / "scripts" / "bench_quality.py"), "text.txt", "--minutes", "0.1", "--seeds", "1"]
+    script = ["-m", "scripts.bench.quality", "text.txt", "--minutes", "0.1", "--seeds", "1"]
     command = [sys.executable, *script, "--only", "ours", "nanoGPT", "--out", "out"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out" / "seed-0-0.1-minutes.json").read_text())["results"]
     for name in ("ours", "nanoGPT"):
@@ -123,12 +124,17 @@ def test_a_short_comparison_takes_turns_and_does_not_repeat_what_is_finished(tmp
         assert [second for second, _ in points] == sorted(second for second, _ in points)
         assert points[-1][0] >= 6
         assert 0 < points[-1][1] < points[0][1]
-    again = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    again = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE)
     assert again.returncode == 0
     assert "seed 0" not in again.stdout
     assert (tmp_path / "out" / "quality.png").stat().st_size > 10_000
     other = subprocess.run(
-        [*command, "--val-tokens", "500"], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
+        [*command, "--val-tokens", "500"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
     assert other.returncode == 1
     assert "other settings" in other.stderr

@@ -13,11 +13,9 @@ from test_config import composed
 
 from positron.config import RunConfig
 from positron.settings import from_dict
-
-sys.path.insert(0, str(PROJECT / "scripts"))
-import bench_scale
-import scale_on_paper as paper
-import scale_report as report
+from scripts.bench import scale
+from scripts.bench import scale_on_paper as paper
+from scripts.bench import scale_report as report
 
 DOCUMENT = (PROJECT / "docs" / "SCALE.md").read_text(encoding="utf-8")
 
@@ -64,28 +62,30 @@ def test_what_was_skipped_is_said_and_not_judged():
 
 
 def test_the_axes_reach_as_far_as_they_say(monkeypatch):
-    reach = {axis: [point.x for point in bench_scale.points(axis, quick=False)] for axis in bench_scale.AXES}
+    reach = {axis: [point.x for point in scale.points(axis, quick=False)] for axis in scale.AXES}
     assert (min(reach["parameters"]), max(reach["parameters"])) == pytest.approx((1e6, 124e6), rel=0.05)
     assert (min(reach["context"]), max(reach["context"])) == (128, 8192)
     assert (min(reach["vocabulary"]), max(reach["vocabulary"])) == (256, 100_277)
     assert (min(reach["data"]), max(reach["data"])) == (10**6, 10**10)
     assert set(reach["processes"]) == {1, 2}
-    context = bench_scale.points("context", quick=False)
+    context = scale.points("context", quick=False)
     assert len({point.tokens for point in context}) == 1
     plain, again = context[: len(context) // 2], context[len(context) // 2 :]
     for a, b in zip(plain, again, strict=True):
         assert dataclasses.replace(a, series="", checkpoint=True) == dataclasses.replace(b, series="")
         assert b.computed_bytes() < a.computed_bytes()
-    monkeypatch.setattr(bench_scale, "free_memory", lambda device: 1_000_000_000)
-    largest = bench_scale.row_of(bench_scale.points("parameters", quick=False)[-1], 1)
+    monkeypatch.setattr(scale, "free_memory", lambda device: 1_000_000_000)
+    largest = scale.row_of(scale.points("parameters", quick=False)[-1], 1)
     assert largest["skipped"].endswith("1.0 GB are free")
     assert "seconds" not in largest
 
 
 @pytest.mark.slow
 def test_the_benchmark_measures_and_draws(tmp_path):
-    command = [sys.executable, str(PROJECT / "scripts/bench_scale.py"), "--quick", "--out", str(tmp_path)]
-    done = subprocess.run([*command, "--axis", "data", "processes"], capture_output=True, text=True, timeout=900)
+    command = [sys.executable, "-m", "scripts.bench.scale", "--quick", "--out", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "--axis", "data", "processes"], cwd=PROJECT, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr
     assert "with two processes each takes" in done.stdout
     assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")

@@ -9,10 +9,10 @@ import time
 import pytest
 from conftest import FAST
 from hydra.errors import MissingConfigException
-from positron.training.callbacks.basic.pruning import is_hopeless
 
 from positron.system.disk import lock
 from positron.system.exits import describe
+from positron.training.callbacks.pruning import is_hopeless
 
 SWEEP = ("-m", "model=debug", *FAST, "name=sweep", "train.max_steps=6", "train.val_every=6", "schedule.warmup_steps=2")
 

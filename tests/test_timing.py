@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import tiny
-from positron.training.callbacks.basic.progress import TimeLeft
 
 from positron.model.gpt import GPT
 from positron.training import timing
+from positron.training.callbacks.progress import TimeLeft
 from positron.training.device import Machine
 from positron.training.timing import MatmulPeak, SpeedFacts, faster_precision
 

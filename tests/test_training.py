@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAST, PATIENCE, tiny
-from positron.training.callbacks.basic.basic import Stopping
 from test_full_disk import full_disk
 
 from positron.config import GPTConfig, PrecisionConfig
@@ -26,6 +25,7 @@ from positron.run.load import load_model
 from positron.run.metrics import read_metrics
 from positron.system.errors import Diverged, UserError
 from positron.train import train
+from positron.training.callbacks.stopping import Stopping
 from positron.training.device import Machine
 from positron.training.module import PretrainModule
 from positron.training.resolve import suitable_batch
@@ -354,15 +354,15 @@ def test_a_logger_that_raises_is_a_warning(tmp_path, monkeypatch):
 
 
 def test_a_loss_below_the_floor_is_called_a_leak(tmp_path, monkeypatch):
-    from positron.training.callbacks.basic import basic as callbacks
+    from positron.training.callbacks import validation
 
-    real = callbacks.validate
+    real = validation.validate
 
     def cheat(trainer, module, batches):
         score = real(trainer, module, batches)
         return Score(nats=1.0, bytes=score.bytes, tokens=score.tokens)
 
-    monkeypatch.setattr(callbacks, "validate", cheat)
+    monkeypatch.setattr(validation, "validate", cheat)
     train(tiny(tmp_path, train__val_tokens=10**6), tmp_path / "run")
     assert "sees the future" in (tmp_path / "run" / "train.log").read_text()
 

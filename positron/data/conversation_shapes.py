@@ -32,7 +32,6 @@ SHAPES = (
 SYSTEM_FIELDS = ("system", "system_prompt")
 MATERIAL_FIELDS = ("input", "context")  # added to the question of a pair, after an empty line
 HISTORY = "history"  # earlier turns of a pair
-
 ROLE_NAMES = {
     "system": "system",
     **dict.fromkeys(("user", "human", "prompter"), "user"),

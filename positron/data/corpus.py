@@ -18,7 +18,6 @@ from positron.text.factory import load_tokenizer, train_tokenizer
 from positron.text.tokenizer import Tokenizer
 
 UNKNOWN_SAMPLE = 1_000_000  # tokens in which unknown ones are counted
-
 TOKENIZER_SAMPLE = 4_000_000  # bytes of text that a SentencePiece model is trained on
 
 

@@ -16,7 +16,6 @@ from positron.system.disk import make_folder, whole_file
 from positron.system.errors import UserError
 
 PATIENCE_S = 4.0  # for a connection, and then for each next piece of data: a dead network is told within 5 seconds
-
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 

@@ -2,7 +2,7 @@
 
 A parallel region ends when its slowest thread does. By default a thread that is done spins for milliseconds, in the hope
 that the next region begins soon. Next to another busy program it spins on the core that the slower thread needs, and
-training becomes three to six times slower than the cores allow (scripts/bench_contention.py). A short spin keeps an idle
+training becomes three to six times slower than the cores allow (scripts/bench/contention.py). A short spin keeps an idle
 machine's speed and gives the core away soon when it is needed.
 
 Standard library only.
@@ -19,7 +19,6 @@ import time
 # Python in between: there a short wait costs a fifth of the speed.
 SPIN_TRAINING = 2000
 SPIN_WRITING = 10_000
-
 _IS_USERS_CHOICE = any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"))
 
 

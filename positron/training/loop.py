@@ -15,6 +15,7 @@ from positron.config import RunConfig, seconds
 from positron.data.modules import InstructData, PretrainData
 from positron.model.gpt import GPT
 from positron.run.folder import Run
+from positron.run.history import cut_after
 from positron.run.metrics import best_so_far, read_metrics
 from positron.run.provenance import record_start
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, UserError
@@ -22,12 +23,17 @@ from positron.system.voice import Voice
 from positron.text import conversation
 from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
-from positron.training.callbacks.basic.basic import Clock, Overfitting, Patience, Stopping, Validation
-from positron.training.callbacks.basic.checkpoints import Checkpoints, WholeCheckpointIO
-from positron.training.callbacks.basic.divergence import Divergence
-from positron.training.callbacks.basic.journal import MetricsLog, Samples, cut_after
-from positron.training.callbacks.basic.progress import Progress
-from positron.training.callbacks.basic.pruning import Pruning
+from positron.training.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
+from positron.training.callbacks.clock import Clock
+from positron.training.callbacks.divergence import Divergence
+from positron.training.callbacks.metrics_log import MetricsLog
+from positron.training.callbacks.overfitting import Overfitting
+from positron.training.callbacks.patience import Patience
+from positron.training.callbacks.progress import Progress
+from positron.training.callbacks.pruning import Pruning
+from positron.training.callbacks.samples import Samples
+from positron.training.callbacks.stopping import Stopping
+from positron.training.callbacks.validation import Validation
 from positron.training.compiling import compile_in_place
 from positron.training.conclude import conclude, say_where_it_continues
 from positron.training.device import (

@@ -21,7 +21,6 @@ CHUNK_VALUES = 1 << 24  # logits at a time, 32 MB in bf16: half as many are 3 % 
 # of them in the softmax at a time, 16 MB in fp32. Parts that fit the cache, 1 << 19, are 3 % faster on idle cores, but
 # all their small operators wait for the slowest thread: twice as slow when another program wants the cores, too.
 SOFTMAX_VALUES = 1 << 22
-
 SMALL = 1e-30  # probabilities from which logarithms are exact: below, fp32 is near the end of its range
 
 

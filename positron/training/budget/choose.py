@@ -26,7 +26,7 @@ from positron.run.folder import Run
 from positron.system.errors import UserError
 from positron.system.formatting import counted
 from positron.text.tokenizer import Tokenizer
-from positron.training.budget.choose.pilot import Measuring, Speed
+from positron.training.budget.pilot import Measuring, Speed
 from positron.training.device import Machine, is_out_of_memory
 
 E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
@@ -34,7 +34,6 @@ E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
 MOST_PASSES = 4.0
 # That a larger model has to promise where it reads no more: the law knows nothing of learning by heart.
 LEAST_GAIN = 0.01
-
 SIZES = ((2, 64), (2, 128), (2, 192), (2, 256), (2, 384), (3, 384), (4, 512), (6, 640), (8, 768), (12, 768), (12, 1024))
 D_HEAD = 64
 MEASURING = 0.1  # of the budget at most, and

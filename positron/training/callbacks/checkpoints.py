@@ -15,7 +15,7 @@ from lightning.fabric.plugins import CheckpointIO
 from positron.run.checkpoint import BEST, checkpoints, load_checkpoint, run_of
 from positron.system.disk import open_inside, whole_file
 from positron.system.errors import Diverged, LeftAtOnce, UserError
-from positron.training.callbacks.basic.divergence import diverged, has_finite_state
+from positron.training.callbacks.divergence import diverged, has_finite_state
 from positron.training.module import PretrainModule
 
 

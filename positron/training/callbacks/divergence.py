@@ -9,7 +9,7 @@ import lightning as L
 import torch
 
 from positron.system.errors import Diverged
-from positron.training.callbacks.basic.basic import validate
+from positron.training.callbacks.validation import validate
 from positron.training.module import PretrainModule
 
 Batches = list[tuple[torch.Tensor, torch.Tensor]]

@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 
 from positron.run.history import append
-from positron.training.callbacks.basic.basic import Clock
+from positron.training.callbacks.clock import Clock
 from positron.training.device import peak_memory
 from positron.training.module import PretrainModule
 from positron.training.timing import SpeedFacts

@@ -10,7 +10,6 @@ import lightning as L
 from positron.training.module import PretrainModule
 
 RISES = 3  # validations in a row above the best one, the last of them by RISE, before it is called overfitting
-
 RISE = 0.005
 
 

@@ -13,7 +13,7 @@ import lightning as L
 from positron.system.progress import clock
 from positron.system.threads import OtherPrograms, describe_others
 from positron.system.voice import Voice
-from positron.training.callbacks.basic.basic import Clock
+from positron.training.callbacks.clock import Clock
 from positron.training.device import peak_memory
 from positron.training.module import PretrainModule
 from positron.training.timing import SpeedFacts

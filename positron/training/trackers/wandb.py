@@ -22,9 +22,7 @@ from positron.system.errors import UserError
 WANDB_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")  # of wandb 0.31, and as it was before
 
 INIT_SECONDS = 20.0  # without an answer by then it is logged offline
-
 FINISH_SECONDS = 30.0  # an upload that takes longer is left to `wandb sync`
-
 _DATA_DIR = os.environ.get("WANDB_DATA_DIR")  # as the user has it
 
 

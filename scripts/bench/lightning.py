@@ -1,6 +1,6 @@
 """What Lightning and our callbacks cost: each step of a real run beside the same step of a bare loop, in turns.
 
-    python scripts/bench_lightning.py
+    python -m scripts.bench.lightning
 
 Before every step of `positron.train`, a copy of the model takes the same step (same batch, gradients, clipping, optimizer)
 in a loop of a few lines. The run's own step is everything from there to the next one: reading the batch, Lightning's loop,

@@ -1,6 +1,6 @@
 """Validation bits per byte against training time: our recipe beside those of the peers, on one text.
 
-    python scripts/bench_quality.py ../shared/data/tinystories_sample.txt [--minutes 10] [--seeds 3]
+    python -m scripts.bench.quality ../shared/data/tinystories_sample.txt [--minutes 10] [--seeds 3]
 
 Documents, split by a fixed seed, and tokens (SentencePiece, 4,000 pieces, trained on the training side) are the same for
 all; a recipe decides the model, the optimizer, the batch and the precision (`quality_peers.py` has the peers'):
@@ -31,11 +31,10 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from quality_report import NAMES, picture, table
-
 from positron.config import DataConfig, DeviceConfig, PrecisionConfig, RunConfig, TokenizerConfig
 from positron.settings import from_dict
 from positron.system.disk import make_folder, write_json
+from scripts.bench.quality_report import NAMES, picture, table
 
 TURN = 15.0  # seconds
 SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the time, when to validate
@@ -102,12 +101,12 @@ def work(name: str, settings: dict[str, Any], pipe: Connection) -> None:
 
         tune_allocator()
     import torch
-    from quality_peers import PEERS, train_hugging_face, train_nanochat, train_nanogpt
 
     from positron.data.corpus import prepare
     from positron.data.shards import TokenFiles
     from positron.data.windows import Windows, validation_windows
     from positron.text.tokenizer import END_OF_TEXT
+    from scripts.bench.quality_peers import PEERS, train_hugging_face, train_nanochat, train_nanogpt
 
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(settings["seed"])

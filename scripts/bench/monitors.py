@@ -1,6 +1,6 @@
 """What `monitor=all` costs at its default interval: stretches of 100 steps of one run, with and without it in turns.
 
-    python scripts/bench_monitors.py [settings of positron.train]
+    python -m scripts.bench.monitors [settings of positron.train]
 
 Default: the quickstart's recipe. The wall time of whole steps is compared, all callbacks included; validation, samples and
 checkpoints are left out. Medians over the pairs of stretches.

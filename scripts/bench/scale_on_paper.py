@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from scale_report import markdown
-
 from positron.config import GPTConfig
 from positron.training.device import Machine, micro_batch_bytes
+from scripts.bench.scale_report import markdown
 
 PEAK = 989e12  # FLOP/s in bf16, dense: H100 SXM
 MFU = 0.40

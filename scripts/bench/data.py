@@ -1,6 +1,6 @@
 """The data path beside what it is made of: tokenizing and writing, opening and serving, and its share of a step.
 
-    python scripts/bench_data.py [TEXT]
+    python -m scripts.bench.data [TEXT]
 
 Ratios come from runs in turns. TEXT (default: 80 MB of the built-in stories) is one file; documents between lines
 `<|endoftext|>`.

@@ -1,4 +1,4 @@
-"""What `bench_scale.py` found: where each axis leaves the line, as tables and a picture."""
+"""What `scale.py` found: where each axis leaves the line, as tables and a picture."""
 
 from __future__ import annotations
 

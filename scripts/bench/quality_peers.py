@@ -1,4 +1,4 @@
-"""The peers' recipes for `bench_quality.py`, written plainly from what they publish: fp32, as on their CPUs, and eager.
+"""The peers' recipes for `quality.py`, written plainly from what they publish: fp32, as on their CPUs, and eager.
 
 nanochat compiles its model; on a CPU in fp32 that was measured to gain nothing (1.01 times) and to take 9 to 45 seconds.
 """
@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from bench_train import plain_gpt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from positron.config import RunConfig
+from scripts.bench.train import plain_gpt
 
 PEERS = {  # context, rows of a batch
     "nanoGPT": (64, 12),

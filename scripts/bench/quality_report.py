@@ -1,4 +1,4 @@
-"""The table and the picture of `bench_quality.py`."""
+"""The table and the picture of `quality.py`."""
 
 from __future__ import annotations
 

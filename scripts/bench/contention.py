@@ -5,8 +5,8 @@ policies take turns within a round, so that a machine whose speed drifts is the 
 median over the rounds, in units of work per second, and the share of what is fair: with n cores and k competitors a
 program that keeps n cores busy is due min(1, n / (n + k)) of its idle speed.
 
-    python scripts/bench_contention.py
-    python scripts/bench_contention.py --workloads train --policies "default" chosen --competitors 0 2 --rounds 5
+    python -m scripts.bench.contention
+    python -m scripts.bench.contention --workloads train --policies "default" chosen --competitors 0 2 --rounds 5
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 # "default" is what libgomp and OpenBLAS do where nothing is set.
 POLICIES: dict[str, dict[str, str]] = {

@@ -26,7 +26,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scale_report import judge, picture, table
 from torch.nn.parallel import DistributedDataParallel
 
 from positron.config import GPTConfig, OptimizerConfig, TokenizerConfig
@@ -39,6 +38,7 @@ from positron.text.factory import train_tokenizer
 from positron.training.allocator import tune_allocator
 from positron.training.device import Machine, free_memory, micro_batch_bytes, peak_memory
 from positron.training.optim.groups import build_optimizer, clip_gradients
+from scripts.bench.scale_report import judge, picture, table
 
 AXES = ["parameters", "context", "vocabulary", "data", "processes"]
 SECONDS, STEPS = 1.5, 3  # a point is measured for so long, and for so many steps at least
