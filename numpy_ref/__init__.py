@@ -32,8 +32,8 @@ gradients in the order of forward's arguments, None for what has none. A cache i
 
 Any float dtype goes in, and the same comes out: float64 to prove things, float32 to train.
 
-Two judges keep this honest: tests/test_numpy_gradcheck.py compares every backward with finite differences, and
-tests/test_parity.py the whole model with the torch model, over every combination of options.
+Two judges keep this honest: tests/numpy_ref/test_numpy_gradcheck.py compares every backward with finite differences, and
+tests/numpy_ref/test_parity.py the whole model with the torch model, over every combination of options.
 """
 
 import os

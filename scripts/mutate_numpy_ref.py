@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import Queue
 
 PROJECT = Path(__file__).parent.parent
-JUDGES = ("tests/test_numpy_gradcheck.py", "tests/test_parity.py")
+JUDGES = ("tests/numpy_ref/test_numpy_gradcheck.py", "tests/numpy_ref/test_parity.py")
 
 # (file, right, wrong, what is wrong about it); `right` occurs exactly once in the file
 MUTANTS = [

@@ -17,7 +17,7 @@ from a mistake. Here it is derived from the computation itself (Monte Carlo arit
 `spread` returns the root mean square of what this changes over a few draws, relative to each result's norm. Two right
 results differ by less than FACTOR times that: it covers the correlation of errors (one early rounding moves everything
 after it) and the few draws. Norms, not largest elements, are compared: the largest of a million errors is a matter of luck.
-tests/test_rounding.py shows that sums in many orders stay below the tolerance and that small mistakes do not.
+tests/numpy_ref/test_rounding.py shows that sums in many orders stay below the tolerance and that small mistakes do not.
 """
 
 from __future__ import annotations

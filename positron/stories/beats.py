@@ -6,7 +6,7 @@ A plot is a list of beats; a beat is a tuple of variants, of which a story takes
     {hero.his}     is a form of it, {hero.His} the same with a capital letter, {thing.a} has its article;
     [walked]       is a fresh word of list `walked`, [Walked] with a capital letter, [a trait] with its article;
     (this|that|)   is one of several texts, which may hold all of these; the last one here is nothing.
-No text of a beat begins another one: so a story's text tells all its choices (`tests/test_stories.py` proves it).
+No text of a beat begins another one: so a story's text tells all its choices (`tests/stories/test_stories.py` proves it).
 Beats are joined by a space, or by an empty line where the variant begins with a pilcrow.
 """
 

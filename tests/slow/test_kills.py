@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAST, PATIENCE, Door
-from test_training import trace
+from traces import trace
 
 from positron.run.checkpoint import checkpoints, load_checkpoint
 

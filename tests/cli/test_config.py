@@ -5,9 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from composing import composed
 from conftest import PATIENCE, PROJECT, tiny
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 from positron.config import GPTConfig, RunConfig, seconds
 from positron.settings import from_dict, leaf_keys, unknown_key
@@ -27,16 +26,6 @@ GROUPS = (
     "experiment",
 )
 CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("[a-z]*.yaml"))]
-
-
-def composed(*overrides: str) -> dict:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("train", [*overrides], return_hydra_config=True)
-        OmegaConf.set_readonly(cfg.hydra, False)
-        from hydra.core.hydra_config import HydraConfig
-
-        HydraConfig.instance().set_config(cfg)
-        return OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)

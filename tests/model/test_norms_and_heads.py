@@ -131,7 +131,7 @@ def test_a_model_learns_the_same_by_either_path(options, dtype, monkeypatch):
 
 
 def test_a_layer_that_is_watched_is_called():
-    """Someone who hooks q, k or v gets to see it; low-rank additions stay in (tests/test_sft.py)."""
+    """Someone who hooks q, k or v gets to see it; low-rank additions stay in (tests/training/test_sft.py)."""
     model = GPT(GPTConfig(vocab_size=50, context_length=8, d_model=32, n_layer=1, n_head=4))
     seen = []
     model.blocks[0].attn.q.register_forward_hook(lambda *_: seen.append(True))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAST
-from test_training import trace, weights
+from traces import trace, weights
 
 STEPS = 120
 

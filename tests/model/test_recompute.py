@@ -5,8 +5,8 @@ import dataclasses
 import pytest
 import torch
 from conftest import tiny
-from test_devices import TWO, run
-from test_training import same, trace
+from traces import same, trace
+from two_processes import TWO, run
 
 from positron.config import DeviceConfig, GPTConfig, ModelConfig, PrecisionConfig
 from positron.model.gpt import GPT, Block

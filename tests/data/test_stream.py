@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import _SERVER, apart
-from test_hub import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub  # noqa: F401
+from hub_server import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub  # noqa: F401
 
 from positron.config import DataConfig
 from positron.data import hub, shards, stream

@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 import pytest
+from composing import composed
 from conftest import PROJECT
-from test_config import composed
 
 from positron.config import RunConfig
 from positron.settings import from_dict

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAST, PATIENCE, tiny
-from test_training import same
+from traces import same
 from wandb_server import Logged, WandbServer, logged
 
 from positron.config import GPTConfig, LoggerConfig, TensorboardConfig, WandbConfig

@@ -13,7 +13,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from test_files import DOCUMENTS, as_jsonl, as_parquet, as_text, source, texts, zst
+from test_files import texts
+from text_files import DOCUMENTS, as_jsonl, as_parquet, as_text, source, zst
 
 from positron.data.files import SEPARATOR
 from positron.data.listing import list_files

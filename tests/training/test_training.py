@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import FAST, PATIENCE, tiny
-from test_full_disk import full_disk
+from faults import full_disk
+from traces import same, trace, weights
 
 from positron.config import GPTConfig, PrecisionConfig
 from positron.data.modules import PretrainData
@@ -29,23 +30,6 @@ from positron.training.callbacks.stopping import Stopping
 from positron.training.device import Machine
 from positron.training.module import PretrainModule
 from positron.training.resolve import suitable_batch
-
-TRACE = ("step", "tokens", "train/loss", "train/lr", "train/grad_norm", "val/loss", "val/bpb")
-
-
-def trace(folder: Path) -> list[tuple]:
-    """All of metrics.jsonl that must not depend on where and how often a run was stopped."""
-    return [tuple(row.get(key) for key in TRACE) for row in read_metrics(folder / "metrics.jsonl")]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    path = checkpoints(folder / "checkpoints")[-1]
-    return load_checkpoint(path)["state_dict"]
-
-
-def same(a: Path, b: Path) -> bool:
-    x, y = weights(a), weights(b)
-    return trace(a) == trace(b) and x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,9 @@ import torch
 from conftest import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tuning import tuned
 
-from positron.config import DataConfig, GPTConfig, LoraConfig, OptimizerConfig, RunConfig, ScheduleConfig, SFTConfig
+from positron.config import DataConfig, GPTConfig, LoraConfig, OptimizerConfig, ScheduleConfig, SFTConfig
 from positron.data.conversations import Conversation, read_conversations
 from positron.data.instruct import pack, to_parts, to_row
 from positron.data.modules import InstructData
@@ -296,27 +297,6 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     (folder / "talks.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder
-
-
-def tuned(base: Path, **changes: Any) -> RunConfig:
-    values = tiny(base, model__context_length=64)
-    config = dataclasses.replace(
-        values,
-        name="tuned",
-        data=DataConfig("instruct", str(base / "talks.jsonl"), val_fraction=0.2, dir=str(base / "data")),
-        init_from=str(base / "base"),
-        sft=SFTConfig(replay_ratio=0.2, patience=0),
-        train=dataclasses.replace(
-            values.train,
-            max_steps=12,
-            batch_tokens=512,
-            micro_batch_size=4,
-            val_every=4,
-            sample_every=6,
-            sample_prompt=None,
-        ),
-    )
-    return dataclasses.replace(config, **changes)
 
 
 def test_a_fine_tuned_run_is_whole_and_leaves_the_base_alone(base: Path, tmp_path: Path) -> None:

@@ -1,20 +1,9 @@
 """Two processes train what one trains, and runs move between them."""
 
-import subprocess
-import sys
-
 import pytest
-from conftest import FAST, PATIENCE
-from test_training import trace
-
-TWO = ("device=cpu", "device.devices=2", "device.strategy=ddp")
-
-
-def run(folder, *arguments):
-    command = [sys.executable, "-m", "positron.train", "model=debug", *FAST, "train.log_every=1", *arguments]
-    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
-    assert result.returncode == 0, result.stderr
-    return result
+from conftest import FAST
+from traces import trace
+from two_processes import TWO, run
 
 
 @pytest.mark.slow

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
-import json
 import os
 import random
 import signal
@@ -16,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet
 import pytest
 from conftest import _SERVER, PATIENCE, apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from text_files import DOCUMENTS, as_jsonl, as_parquet, as_text, source, zst
 
 from positron.config import DataConfig, TokenizerConfig
 from positron.data import files, shards
@@ -29,30 +27,6 @@ from positron.data.corpus import prepare
 from positron.data.files import SEPARATOR, FileSource, split_documents
 from positron.data.shards import TokenFiles, verify
 from positron.system.errors import UserError
-
-DOCUMENTS = [f"Story {i}.\nThe {['cat', 'dog', 'bird'][i % 3]} said “hello” {'x' * (i % 7)} 😀." for i in range(60)]
-
-
-def zst(content: bytes) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.output_stream(sink, compression="zstd") as out:
-        out.write(content)
-    return sink.getvalue().to_pybytes()
-
-
-def as_text(documents: list[str]) -> bytes:
-    return f"\n{SEPARATOR}\n".join(documents).encode()
-
-
-def as_jsonl(documents: list[str]) -> bytes:
-    return "".join(json.dumps({"id": i, "text": d}) + "\n" for i, d in enumerate(documents)).encode()
-
-
-def as_parquet(documents: list[str]) -> bytes:
-    sink = pa.BufferOutputStream()
-    pyarrow.parquet.write_table(pa.table({"id": range(len(documents)), "text": documents}), sink, row_group_size=7)
-    return sink.getvalue().to_pybytes()
-
 
 FORMATS = {
     "a.txt": as_text(DOCUMENTS),
@@ -63,10 +37,6 @@ FORMATS = {
     "a.txt.zst": zst(as_text(DOCUMENTS)),
     "a.jsonl.zst": zst(as_jsonl(DOCUMENTS)),
 }
-
-
-def source(path: Path | str, **options: Any) -> FileSource:
-    return FileSource(DataConfig("text", str(path), **{"val_fraction": 0.2, **options}))
 
 
 def texts(found: FileSource) -> list[str]:

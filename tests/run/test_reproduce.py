@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from conftest import PATIENCE, tiny
-from test_sft import tuned
+from tuning import tuned
 
 from positron import reproduce
 from positron.config import SFTConfig

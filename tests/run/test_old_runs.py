@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import PROJECT
 from positron.provenance import read_provenance
-from test_training import trace, weights
+from traces import trace, weights
 
 import positron
 

@@ -1,6 +1,6 @@
 """What a user can do in the chat, by calling it directly: commands, slips, saved files, Ctrl-C and errors.
 
-The model is random: what it answers does not matter here. tests/test_chat.py talks to trained ones in a terminal.
+The model is random: what it answers does not matter here. tests/cli/test_chat.py talks to trained ones in a terminal.
 """
 
 from __future__ import annotations

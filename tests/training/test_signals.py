@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FAST, Door
-from test_training import trace, weights
+from traces import trace, weights
 
 from positron.system.errors import Interrupted, LeftAtOnce
 from positron.system.voice import Voice, first_rank

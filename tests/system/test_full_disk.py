@@ -7,19 +7,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from faults import full_disk
 
 from positron.system import disk
 from positron.system.disk import whole_file
 from positron.system.errors import LeftAtOnce, UserError
 from positron.training.callbacks.checkpoints import WholeCheckpointIO
-
-
-def full_disk(limit):
-    """Files of this process cannot grow beyond `limit` bytes: what a full disk does to a large file."""
-    import signal
-
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
 
 
 def picture(file):

@@ -24,7 +24,7 @@ from numpy_ref.config import GPTConfig, InputError
 from numpy_ref.gpt import forward, init_params
 from numpy_ref.multihead import Past
 
-PROJECT = Path(__file__).parent.parent
+PROJECT = Path(__file__).parents[2]
 CONFIG = GPTConfig(vocab_size=60, context_length=8, d_model=16, n_layer=2, n_head=4, n_kv_head=2, bias=True)
 TINY = ["--context", "8", "--batch", "4", "--epochs", "1"]
 

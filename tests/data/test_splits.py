@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import tiny
-from test_files import DOCUMENTS, as_jsonl, as_text, source
+from text_files import DOCUMENTS, as_jsonl, as_text, source
 
 from positron.config import DataConfig, TokenizerConfig
 from positron.data import files, shards
