@@ -11,6 +11,7 @@ from pathlib import Path
 
 from positron import __version__
 from positron.system.console import one_line, open_streams
+from positron.system.formatting import command as typed
 
 COMMANDS = (
     "train",
@@ -50,7 +51,7 @@ def main() -> None:
         return
     if words and words not in (["--help"], ["-h"]):
         near = difflib.get_close_matches(words[0], COMMANDS, 1, 0.6)
-        rest = " ".join([f"positron {near[0]}", *words[1:]]) if near else "positron --help lists the commands"
+        rest = typed(near[0], *words[1:]) if near else "positron --help lists the commands"
         print(f"positron: {one_line(words[0])} is no command here: {one_line(rest)}", file=sys.stderr)
         raise SystemExit(2)
     print(f"Positron {__version__}: train, understand, fine-tune and talk to a small GPT\n")

@@ -13,8 +13,8 @@ import pytest
 from conftest import FAST, PROJECT, tiny
 
 from positron import __version__
-from positron.__main__ import main as list_commands
 from positron.cli import COMMANDS, summary
+from positron.cli import main as list_commands
 from positron.cli.help_text import field_comments, first_comment, help_text
 from positron.cli.hydra_app import compose, expand_paths
 from positron.cli.overrides import groups_of, read_command_line

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import PROJECT
-from positron.provenance import read_provenance
 from traces import trace, weights
 
 import positron
+from positron.run.provenance import read_provenance
 
 NAME = "written_by_9adde6f"
 STORED = PROJECT / "tests" / "old_runs"

@@ -19,7 +19,7 @@ from positron.model.probes import attention_probabilities
 from positron.run.metrics import read_metrics
 from positron.run.samples import Sample, read_samples
 from positron.train import train
-from positron.training.trackers import loggers
+from positron.training.trackers import wandb as tracker
 
 WITH_WANDB = LoggerConfig(wandb=WandbConfig())
 
@@ -225,9 +225,9 @@ def test_the_probabilities_are_those_that_the_blocks_attend_with(options):
 )
 def test_a_key_is_found_where_wandb_login_leaves_it(monkeypatch, tmp_path, there, text):
     monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org:8080")
-    assert not loggers.has_wandb_key()
+    assert not tracker.has_wandb_key()
     (tmp_path / "netrc").write_text(text)
-    assert loggers.has_wandb_key() == there
+    assert tracker.has_wandb_key() == there
 
 
 def test_samples_are_read_back_as_they_were_written(tmp_path):
@@ -266,7 +266,7 @@ def test_a_killed_run_that_goes_on_online_sends_no_step_twice_and_loses_none(tmp
 
 @pytest.mark.slow
 def test_a_server_that_falls_silent_holds_a_run_up_for_a_bounded_time(tmp_path, online, monkeypatch):
-    monkeypatch.setattr(loggers, "FINISH_SECONDS", 2.0)
+    monkeypatch.setattr(tracker, "FINISH_SECONDS", 2.0)
     online.silent.set()
     facts = train(short(tmp_path, logger=WITH_WANDB), tmp_path / "run")
     assert facts["status"] == "finished"
@@ -279,7 +279,7 @@ def test_a_server_that_falls_silent_holds_a_run_up_for_a_bounded_time(tmp_path, 
 
 @pytest.mark.slow
 def test_without_an_answer_it_is_logged_offline(tmp_path, online, monkeypatch):
-    monkeypatch.setattr(loggers, "INIT_SECONDS", 2.0)
+    monkeypatch.setattr(tracker, "INIT_SECONDS", 2.0)
     online.close()
     facts = train(short(tmp_path, logger=WITH_WANDB), tmp_path / "run")
     assert facts["status"] == "finished"
