@@ -77,7 +77,7 @@ RECIPES = {
     "dropout": Recipe("train", "model.dropout=0.1 train.micro_batch_size=4"),
     "document_mask": Recipe("train", "data.document_mask=true train.micro_batch_size=4"),
     "windows": Recipe("train", "data.packing=windows"),
-    "sliding_window": Recipe("train", "model.window=[8,16]"),
+    "sliding_window": Recipe("train", "model.window=8"),
     "modern": Recipe("train", MODERN),
     "sinusoidal": Recipe("train", "model.position=sinusoidal model.activation=relu2 model.d_ff=96"),
     "swish": Recipe("train", "model.activation=swish model.norm=rmsnorm train.grad_clip=0.1"),

@@ -10,8 +10,9 @@ import pytest
 from conftest import FAST
 from hydra.errors import MissingConfigException
 
+from positron.cli.hydra_app import hydra_errors_as_ours
 from positron.system.disk import lock
-from positron.system.exits import describe
+from positron.system.errors import UserError
 from positron.training.callbacks.pruning import is_hopeless
 
 SWEEP = ("-m", "model=debug", *FAST, "name=sweep", "train.max_steps=6", "train.val_every=6", "schedule.warmup_steps=2")
@@ -160,8 +161,9 @@ def test_a_search_started_again_does_only_what_is_missing(door, tmp_path):
 
 def test_a_launcher_that_is_not_installed_names_the_extra():
     why = "In 'train': Could not find 'hydra/sweeper/optuna'\n\nAvailable options in 'hydra/sweeper':\n\tbasic\nConfig search"
-    code, line = describe(MissingConfigException(why, "hydra/sweeper/optuna"))
-    assert (code, line) == (2, "positron: hydra/sweeper=optuna needs an extra: pip install 'positron[sweep]'")
+    reason = r"^hydra/sweeper=optuna needs an extra: pip install 'positron\[sweep\]'$"
+    with pytest.raises(UserError, match=reason), hydra_errors_as_ours():
+        raise MissingConfigException(why, "hydra/sweeper/optuna")
 
 
 @pytest.mark.slow

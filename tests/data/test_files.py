@@ -58,7 +58,7 @@ def test_every_format_gives_the_same_documents(tmp_path: Path, name: str) -> Non
     assert texts(found) == DOCUMENTS
     sides = {d.text: d.is_val for task in found.tasks() for d in task}
     assert 2 < sum(sides.values()) < 30
-    assert sides == {d: files.side(d, 0, 0.2) for d in DOCUMENTS}
+    assert sides == {d: files.is_validation(d, 0, 0.2) for d in DOCUMENTS}
 
 
 def test_a_folder_and_a_glob_are_their_files_in_order(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import _SERVER, apart
-from hub_server import CHAR, STORIES, Hub, config, contents
+from hub_server import CHAR, STORIES, Hub, config, contents, stories_hub  # noqa: F401
 
 from positron.config import DataConfig, TokenizerConfig
 from positron.data import hub, shards

@@ -21,8 +21,8 @@ from positron.run.folder import Run
 from positron.settings import from_dict
 from positron.system.errors import UserError
 from positron.train import train
+from positron.training.budget import choose as budget
 from positron.training.budget.choose import Candidate, Choice, as_begun, expected_bpb, suitable_batch, tokens_in
-from positron.training.budget.choose import choose as budget
 from positron.training.budget.pilot import Measuring, Speed, speed_of
 from positron.training.device import choose_machine
 
