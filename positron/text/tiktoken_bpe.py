@@ -1,7 +1,9 @@
 """The vocabularies of OpenAI's models, by the tiktoken library: r50k_base (GPT-2's), p50k_base, cl100k_base, o200k_base.
 
-The library's own loader waits for the network without end and keeps its files in a temporary folder; here the rank file
-comes from `fetch`, once, and travels inside each run.
+Their definitions stand here, as the library publishes them in `tiktoken_ext.openai_public`, because its own loader waits
+for the network without a time limit and keeps its files in a temporary folder. `fetch` downloads a rank file once, and
+each run keeps a copy. The definitions never change: a pattern is part of a tokenizer's hash, also where another pattern
+would cut every text alike.
 """
 
 from __future__ import annotations
@@ -9,9 +11,8 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 import numpy as np
 
@@ -20,8 +21,50 @@ from positron.system.download import cache_folder, fetch
 from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
-NAMES = ("r50k_base", "p50k_base", "cl100k_base", "o200k_base")
 RANKS = "ranks.tiktoken"  # in a run's tokenizer folder
+RANKS_URL = "https://openaipublic.blob.core.windows.net/encodings"  # holds NAME.tiktoken
+
+
+@dataclass(frozen=True)
+class Definition:
+    """A published vocabulary: how a text is cut before the merges, its ids, and the checksum of its rank file."""
+
+    pattern: str
+    end_of_text: int
+    n_vocab: int  # the largest id of the library's vocabulary, special ones included, and one
+    sha256: str
+
+
+_GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+_CL100K_PATTERN = (
+    r"""'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"""
+    r"""|\s++$|\s*[\r\n]|\s+(?!\S)|\s"""
+)
+_O200K_PATTERN = "|".join(
+    [
+        r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+        r"""[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?""",
+        r"""\p{N}{1,3}""",
+        r""" ?[^\s\p{L}\p{N}]+[\r\n/]*""",
+        r"""\s*[\r\n]+""",
+        r"""\s+(?!\S)""",
+        r"""\s+""",
+    ]
+)
+DEFINITIONS = {
+    "r50k_base": Definition(
+        _GPT2_PATTERN, 50256, 50257, "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930"
+    ),
+    "p50k_base": Definition(
+        _GPT2_PATTERN, 50256, 50281, "94b5ca7dff4d00767bc256fdd1b27e5b17361d7b8a5f968547f9f23eb70d2069"
+    ),
+    "cl100k_base": Definition(
+        _CL100K_PATTERN, 100257, 100277, "223921b76ee99bde995b7ff738513eef100fb51d18c93597a113bcffe865b2a7"
+    ),
+    "o200k_base": Definition(
+        _O200K_PATTERN, 199999, 200019, "446a9538cb6c348e3516120d7c08b09f57c36495e2acfffe59a5bf8b0cfb1a2d"
+    ),
+}
 
 
 def _parse(content: bytes) -> dict[bytes, int]:
@@ -47,21 +90,15 @@ class TiktokenTokenizer:
 
     @classmethod
     def named(cls, name: str) -> TiktokenTokenizer:
-        """By the library's definition, with the rank file from our cache. UserError where it is not to be had."""
-        import tiktoken_ext.openai_public as library
-
-        found: dict[str, Any] = {}
-
-        def load(url: str, expected_hash: str) -> dict[bytes, int]:
-            path = cache_folder() / "tiktoken" / url.rsplit("/", 1)[-1]
-            found["content"] = fetch(url, path, expected_hash, instead="use tokenizer=spm_16k, which needs no network")
-            return _parse(found["content"])
-
-        with mock.patch.object(library, "load_tiktoken_bpe", load):
-            facts = getattr(library, name)()
-        end = facts["special_tokens"][END_OF_TEXT]
-        largest = max(*facts["mergeable_ranks"].values(), *facts["special_tokens"].values())
-        return cls(name, facts["pat_str"], found["content"], end, facts.get("explicit_n_vocab", largest + 1))
+        """Build a published vocabulary, its rank file from our cache. UserError if that can be neither read nor fetched."""
+        definition = DEFINITIONS[name]
+        content = fetch(
+            f"{RANKS_URL}/{name}.tiktoken",
+            cache_folder() / "tiktoken" / f"{name}.tiktoken",
+            definition.sha256,
+            instead="use tokenizer=spm_16k, which needs no network",
+        )
+        return cls(name, definition.pattern, content, definition.end_of_text, definition.n_vocab)
 
     @classmethod
     def load(cls, folder: Path) -> TiktokenTokenizer:
@@ -106,6 +143,6 @@ class TiktokenTokenizer:
 
 
 def named(name: str) -> TiktokenTokenizer:
-    if name not in NAMES:
-        raise UserError(f"tokenizer.name={name}: tiktoken vocabularies are {', '.join(NAMES)}")
+    if name not in DEFINITIONS:
+        raise UserError(f"tokenizer.name={name}: tiktoken vocabularies are {', '.join(DEFINITIONS)}")
     return TiktokenTokenizer.named(name)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from positron.config import TokenizerConfig
 from positron.system.errors import UserError
+from positron.text import tiktoken_bpe
 from positron.text.char_word import CharTokenizer, WordTokenizer
 from positron.text.factory import load_tokenizer, train_tokenizer
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
@@ -85,20 +86,33 @@ RANKS = b"".join(
 
 @pytest.fixture
 def tiny_tiktoken(loopback, tmp_path, monkeypatch):
-    """The library's definition of r50k_base with a small rank file, and our cache in a folder of the test's own."""
-    import tiktoken_ext.openai_public as library
-
+    """r50k_base with a small rank file from a server on this machine, and our cache in a folder of the test's own."""
     loopback.files["/encodings/r50k_base.tiktoken"] = RANKS
-    url = f"{loopback.url}/encodings/r50k_base.tiktoken"
-
-    def definition():
-        ranks = library.load_tiktoken_bpe(url, expected_hash=hashlib.sha256(RANKS).hexdigest())
-        specials = {END_OF_TEXT: len(ranks)}
-        return {"pat_str": library.r50k_pat_str, "mergeable_ranks": ranks, "special_tokens": specials}
-
-    monkeypatch.setattr(library, "r50k_base", definition)
+    small = tiktoken_bpe.Definition(
+        tiktoken_bpe.DEFINITIONS["r50k_base"].pattern, 261, 262, hashlib.sha256(RANKS).hexdigest()
+    )
+    monkeypatch.setitem(tiktoken_bpe.DEFINITIONS, "r50k_base", small)
+    monkeypatch.setattr(tiktoken_bpe, "RANKS_URL", f"{loopback.url}/encodings")
     monkeypatch.setenv("POSITRON_CACHE", str(tmp_path / "cache"))
     return loopback
+
+
+@pytest.mark.parametrize("name", tiktoken_bpe.DEFINITIONS)
+def test_our_definitions_are_those_that_the_library_publishes(name, monkeypatch):
+    import tiktoken_ext.openai_public as library
+
+    asked = []
+
+    def no_download(url, expected_hash):
+        asked.append((url, expected_hash))
+        return {b"!": 0}
+
+    monkeypatch.setattr(library, "load_tiktoken_bpe", no_download)
+    theirs, ours = getattr(library, name)(), tiktoken_bpe.DEFINITIONS[name]
+    specials = theirs["special_tokens"]
+    assert asked == [(f"{tiktoken_bpe.RANKS_URL}/{name}.tiktoken", ours.sha256)]
+    assert (theirs["pat_str"], specials[END_OF_TEXT]) == (ours.pattern, ours.end_of_text)
+    assert theirs.get("explicit_n_vocab", max(specials.values()) + 1) == ours.n_vocab
 
 
 GPT2 = TokenizerConfig("tiktoken", name="r50k_base")
