@@ -2,7 +2,6 @@
 
 python -m positron.generate "Once upon a time" --run outputs/quickstart
 python -m positron.generate "Once upon a time" --compare
-python -m positron.generate bench
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +18,7 @@ from positron.inference.arguments import argument, decoded, read_standard_input,
 from positron.system.console import Screen, printable, say_loading
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
-from positron.system.formatting import counted, side_by_side
+from positron.system.formatting import side_by_side
 from positron.system.threads import SPIN_WRITING, spin
 
 if TYPE_CHECKING:
@@ -28,7 +26,6 @@ if TYPE_CHECKING:
     from positron.inference.text_model import Writer
 
 FIRST_WORDS = "Once upon a time"  # without a prompt
-USED_BY_BENCH = {"prompt", "run", "weights", "draft"}
 USED_BY_COMPARE = {"prompt", "file", "run", "compare", "max_tokens", "seed", "weights", "draft", "verbose"}
 
 
@@ -36,7 +33,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m positron.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("prompt", nargs="?", help="what the text begins with; - reads stdin; bench measures the speed")
+    parser.add_argument("prompt", nargs="?", help="what the text begins with; - reads stdin")
     parser.add_argument("--file", help="read the prompt from this file")
     parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
     parser.add_argument("--max-tokens", type=int, default=300, help="most tokens to write (default %(default)s)")
@@ -64,12 +61,12 @@ def read_prompt(options: argparse.Namespace) -> str:
     return FIRST_WORDS if options.prompt is None else argument(options.prompt, "the prompt")
 
 
-def refuse_unused(mode: str, used: set[str]) -> None:
-    """Refuse options that a mode does not use, instead of ignoring them."""
-    unused = sorted(given_options(arguments) - used)
+def refuse_unused_by_compare() -> None:
+    """Refuse options that --compare does not use, instead of ignoring them."""
+    unused = sorted(given_options(arguments) - USED_BY_COMPARE)
     if unused:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
-        raise UserError(f"{mode} does not use {names}: leave out what it does not use")
+        raise UserError(f"--compare does not use {names}: leave out what it does not use")
 
 
 def main() -> None:
@@ -77,18 +74,15 @@ def main() -> None:
     with errors_as_one_line():
         options = arguments().parse_args()
         say_loading(options.run or "the run trained last")
-        is_bench = options.prompt == "bench" and options.file is None
-        if is_bench:
-            refuse_unused("bench", USED_BY_BENCH)
-        elif options.compare:
-            refuse_unused("--compare", USED_BY_COMPARE)
+        if options.compare:
+            refuse_unused_by_compare()
         for name in ("max_tokens", "num_samples"):
             whole_number(f"--{name.replace('_', '-')}", getattr(options, name), least=1)
         sampling, stop = chosen_sampling(options), stops_of(options.stop)
         seed_of(options.seed, options.num_samples)
         if options.draft is not None and options.num_samples > 1:
             raise UserError(f"a draft helps to write one text at a time, not {options.num_samples}: leave it out")
-        prompt = "" if is_bench else read_prompt(options)
+        prompt = read_prompt(options)
         from positron.run.folder import announce, find_run
         from positron.run.load import load_draft, load_model
 
@@ -100,9 +94,7 @@ def main() -> None:
         say(f"{run.folder}, {path.name}")
         draft = load_draft(options.draft, tokenizer, say)
         writer = Writer(model, tokenizer, say if options.verbose else lambda line: None, options.weights, draft)
-        if is_bench:
-            bench(writer)
-        elif options.compare:
+        if options.compare:
             compare(writer, prompt, options)
         elif options.num_samples == 1 and not options.json:
             write(writer, prompt, sampling, stop, options)
@@ -162,48 +154,6 @@ def compare(writer: Writer, prompt: str, options: argparse.Namespace) -> None:
         (text,) = writer.engine().texts([ids], sampling, max_tokens=options.max_tokens, seed=options.seed)
         columns.append((name, printable(prompt + text)))
     print(side_by_side(columns, shutil.get_terminal_size().columns))
-
-
-def bench(writer: Writer) -> None:
-    """Milliseconds to the first token and tokens per second, with the cache and without, by prompt length."""
-    import torch
-
-    from positron.inference.sampling import Sampling
-
-    def timed(action: Callable[[], Any]) -> float:
-        action()
-        times = []
-        for _ in range(3):
-            began = time.perf_counter()
-            action()
-            times.append(time.perf_counter() - began)
-        return sorted(times)[1]
-
-    model, engine = writer.model, writer.engine()
-    context = model.config.context_length
-    print(
-        f"{model.config.n_params() / 1e6:.2f}M parameters, context {context}, {counted(torch.get_num_threads(), 'thread')}"
-    )
-    print("prompt tokens   first token   tokens/s   tokens/s without cache")
-    lengths = sorted({1, context // 8, context // 2, context - 17} - {0})
-    greedy = Sampling(temperature=0)
-    for length in [n for n in lengths if 0 < n <= context - 17] or [1]:
-        ids = [1 + i % (model.config.vocab_size - 1) for i in range(length)]
-
-        def run(count: int, ids: list[int] = ids) -> None:
-            for _ in engine.ids([ids], greedy, max_tokens=count, stop_ids=(), seed=0):
-                pass
-
-        def without(count: int, ids: list[int] = ids) -> None:
-            seen = list(ids)
-            with torch.inference_mode():
-                for _ in range(count):
-                    hidden = model.hidden(torch.tensor([seen], device=model.wte.weight.device))[:, -1]
-                    seen.append(int((hidden @ model.head_weight.T).argmax()))
-
-        first = timed(lambda: run(1))
-        with_cache = 16 / max(1e-9, timed(lambda: run(17)) - first)
-        print(f"{length:>13}   {1000 * first:>8.1f} ms   {with_cache:>8,.0f}   {4 / timed(lambda: without(4)):>22,.0f}")
 
 
 if __name__ == "__main__":

@@ -102,7 +102,9 @@ def loaded_by(code: str) -> set[str]:
     return set(result.stdout.splitlines()[-1].split())
 
 
-@pytest.mark.parametrize("command", ["generate", "chat", "evaluate", "compare", "scaling", "dashboard"])
+@pytest.mark.parametrize(
+    "command", ["generate", "chat", "evaluate", "compare", "scaling", "dashboard", "preview", "cache", "bench"]
+)
 def test_help_loads_nothing_heavy(command):
     code = f"import sys; sys.argv = [{command!r}, '--help']\nimport positron.{command} as command\n"
     assert loaded_by(code + "try:\n    command.main()\nexcept SystemExit:\n    pass\nprint()") == set()

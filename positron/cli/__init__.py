@@ -24,6 +24,9 @@ COMMANDS = (
     "reproduce",
     "dashboard",
     "prepare",
+    "preview",
+    "cache",
+    "bench",
     "doctor",
 )
 

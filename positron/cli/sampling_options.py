@@ -26,8 +26,13 @@ def sampling_options(parser: argparse.ArgumentParser, preset: str = "balanced") 
         "--min-p", type=float, help="... among those with this share of the likeliest one's probability"
     )
     parser.add_argument("--repetition-penalty", type=float, help="above 1: what was said lately gets less likely")
-    parser.add_argument("--weights", default="fp32", help="fp32; bf16, int8: faster on a CPU, now and then other words")
+    weights_option(parser)
     parser.add_argument("--seed", type=int, default=0, help="another seed, another text (default %(default)s)")
+
+
+def weights_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that chooses the precision of the weights."""
+    parser.add_argument("--weights", default="fp32", help="fp32; bf16, int8: faster on a CPU, now and then other words")
 
 
 def given_options(build: Callable[[], argparse.ArgumentParser]) -> set[str]:

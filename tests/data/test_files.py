@@ -327,25 +327,28 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays(tmp_path: Path, monk
 # the door
 
 
-def test_prepare_and_inspect_print_and_draw(door: Any, tmp_path: Path) -> None:
+def test_prepare_and_preview_print_and_draw(door: Any, tmp_path: Path) -> None:
     (tmp_path / "my.txt").write_bytes(as_text([d * 5 for d in DOCUMENTS]))
     made = door("prepare", "data=text", "data.path=my.txt", "tokenizer=char", "--tokenizer-report")
     assert made.code == 0, made.err
     for word in ("documents", "bytes per token", "tokens per word", "unknown", "longest pieces", "rarest"):
         assert word in made.out
-    seen = door("prepare", "inspect", "my.txt", "tokenizer=word", "model.context_length=32")
+    seen = door("preview", "my.txt", "tokenizer=word", "model.context_length=32")
     assert seen.code == 0, seen.err
     assert seen.out.count("--- a window of 32 tokens") == 3
     (picture,) = tmp_path.glob("outputs/data/*/*/lengths.png")
     assert picture.read_bytes().startswith(b"\x89PNG")
-    for arguments, said in (
-        (("inspect",), "inspect what"),
-        (("inspect", "nothing.txt"), "cannot read data.path=nothing.txt"),
-        (("data=text",), "data.path=FILE"),
-        (("optimizer.lrr=1",), "did you mean optimizer.lr"),
-        (("hello",), "is no setting"),
+    for name, arguments, said in (
+        ("preview", ("nothing.txt",), "cannot read data.path=nothing.txt"),
+        ("preview", ("my.txt", "other.txt"), "other.txt is not a setting: give one PATH"),
+        ("prepare", ("data=text",), "data.path=FILE"),
+        ("prepare", ("optimizer.lrr=1",), "did you mean optimizer.lr"),
+        ("prepare", ("hello",), "hello is not a setting"),
+        ("prepare", ("inspect", "my.txt", "tokenizer=char"), "-m positron.preview my.txt tokenizer=char"),
+        ("prepare", ("cache", "clean"), "-m positron.cache --clean"),
+        ("cache", ("clean",), "clean is not a setting: give data.dir=FOLDER, or --clean"),
     ):
-        failed = door("prepare", *arguments)
+        failed = door(name, *arguments)
         assert (failed.code, failed.err.count("\n")) == (2, 1), failed.err
         assert said in failed.err
 

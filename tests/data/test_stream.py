@@ -188,7 +188,7 @@ def test_training_outlives_an_outage_and_is_the_same_after_it(
         folder.mkdir()
     made = door("train", *TRAINING_COMMAND, folder=whole, HF_ENDPOINT=stories_hub.url)
     assert made.code == 0, made.err
-    settings = [s for s in TRAINING_COMMAND if s.startswith(("data", "tokenizer"))]
+    settings = [s for s in TRAINING_COMMAND if s.startswith(("data", "tokenizer"))] + ["data.dir=my data"]
     assert door("prepare", *settings, folder=cut, HF_ENDPOINT=stories_hub.url).code == 0
     shutil.rmtree(next(cut.glob("outputs/data/*/raw")))
     stories_hub.faults[f"/datasets/some/stories/resolve/{COMMIT}/data/train-00005.parquet"] = ["503"] * 1000
@@ -212,15 +212,18 @@ def test_the_cache_is_listed_and_freed_and_what_it_held_comes_back(
     door: Any,
     tmp_path: Path,
 ) -> None:
-    settings = [s for s in TRAINING_COMMAND if s.startswith(("data", "tokenizer"))]
+    settings = [s for s in TRAINING_COMMAND if s.startswith(("data", "tokenizer"))] + ["data.dir=my data"]
     assert door("prepare", *settings, HF_ENDPOINT=stories_hub.url).code == 0
-    (epoch,) = tmp_path.glob("outputs/data/*/stream-*/epoch-00000")
+    (epoch,) = tmp_path.glob("my data/*/stream-*/epoch-00000")
     before = contents(epoch)
-    shown = door("prepare", "cache", POSITRON_CACHE=str(tmp_path / "fetched"))
+    fetched = {"POSITRON_CACHE": str(tmp_path / "fetched")}
+    assert "some--stories" not in door("cache", **fetched).out  # outputs/data holds nothing
+    shown = door("cache", "data.dir=my data", **fetched)
     assert shown.code == 0
     assert "some--stories" in shown.out
-    assert door("prepare", "cache", "clean", POSITRON_CACHE=str(tmp_path / "fetched")).code == 0
+    assert "positron.cache --clean 'data.dir=my data' frees it" in shown.out
+    assert door("cache", "--clean", "data.dir=my data", **fetched).code == 0
     assert not epoch.exists()
-    assert list(tmp_path.glob("outputs/data/*/source.json"))
+    assert list(tmp_path.glob("my data/*/source.json"))
     assert door("prepare", *settings, HF_ENDPOINT=stories_hub.url).code == 0
     assert contents(epoch) == before

@@ -1,0 +1,102 @@
+"""Measure how fast a run writes: time to the first token, and tokens per second with its cache and without.
+
+python -m positron.bench --run quickstart
+python -m positron.bench --run quickstart --weights int8
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from positron.cli.sampling_options import draft_option, weights_option
+from positron.inference.arguments import weights_of
+from positron.system.console import printable, say_loading
+from positron.system.exits import errors_as_one_line
+from positron.system.formatting import counted
+from positron.system.threads import SPIN_WRITING, spin
+
+if TYPE_CHECKING:
+    from positron.inference.text_model import Writer
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m positron.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
+    weights_option(parser)
+    draft_option(parser)
+    return parser
+
+
+def main() -> None:
+    spin(SPIN_WRITING)
+    with errors_as_one_line():
+        options = arguments().parse_args()
+        say_loading(options.run or "the run trained last")
+        weights_of(options.weights)
+        from positron.run.folder import announce, find_run
+        from positron.run.load import load_draft, load_model
+
+        run = find_run(options.run)
+        announce(run, options.run, say)
+        model, tokenizer, path = load_model(run, say)
+        from positron.inference.text_model import Writer
+
+        say(f"{run.folder}, {path.name}")
+        draft = load_draft(options.draft, tokenizer, say)
+        measure(Writer(model, tokenizer, lambda line: None, options.weights, draft))
+
+
+def say(line: str) -> None:
+    print(printable(line), file=sys.stderr)
+
+
+def measure(writer: Writer) -> None:
+    """Print milliseconds to the first token and tokens per second, with the cache and without, by prompt length."""
+    import torch
+
+    from positron.inference.sampling import Sampling
+
+    def timed(action: Callable[[], Any]) -> float:
+        action()
+        times = []
+        for _ in range(3):
+            began = time.perf_counter()
+            action()
+            times.append(time.perf_counter() - began)
+        return sorted(times)[1]
+
+    model, engine = writer.model, writer.engine()
+    context = model.config.context_length
+    print(
+        f"{model.config.n_params() / 1e6:.2f}M parameters, context {context}, {counted(torch.get_num_threads(), 'thread')}"
+    )
+    print("prompt tokens   first token   tokens/s   tokens/s without cache")
+    lengths = sorted({1, context // 8, context // 2, context - 17} - {0})
+    greedy = Sampling(temperature=0)
+    for length in [n for n in lengths if 0 < n <= context - 17] or [1]:
+        ids = [1 + i % (model.config.vocab_size - 1) for i in range(length)]
+
+        def run(count: int, ids: list[int] = ids) -> None:
+            for _ in engine.ids([ids], greedy, max_tokens=count, stop_ids=(), seed=0):
+                pass
+
+        def without(count: int, ids: list[int] = ids) -> None:
+            seen = list(ids)
+            with torch.inference_mode():
+                for _ in range(count):
+                    hidden = model.hidden(torch.tensor([seen], device=model.wte.weight.device))[:, -1]
+                    seen.append(int((hidden @ model.head_weight.T).argmax()))
+
+        first = timed(lambda: run(1))
+        with_cache = 16 / max(1e-9, timed(lambda: run(17)) - first)
+        print(f"{length:>13}   {1000 * first:>8.1f} ms   {with_cache:>8,.0f}   {4 / timed(lambda: without(4)):>22,.0f}")
+
+
+if __name__ == "__main__":
+    main()

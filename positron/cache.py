@@ -1,0 +1,76 @@
+"""List what prepared corpora and downloads take on the disk, or free it.
+
+    python -m positron.cache
+    python -m positron.cache --clean
+    python -m positron.cache data.dir=/big/disk
+
+Settings are those of training; `data.dir` says where the corpora are. What is freed is made again when it is needed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from contextlib import nullcontext
+from pathlib import Path
+
+from positron.cli.hydra_app import compose
+from positron.system.disk import expanded, try_lock
+from positron.system.download import cache_folder
+from positron.system.errors import UserError
+from positron.system.exits import errors_as_one_line
+from positron.system.formatting import command
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m positron.cache", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("settings", nargs="*", help="data.dir=FOLDER, or what else sets it in training")
+    parser.add_argument("--clean", action="store_true", help="free all that can be made again and no process is using")
+    return parser
+
+
+def main() -> None:
+    with errors_as_one_line():
+        options = arguments().parse_intermixed_args()
+        if wrong := [word for word in options.settings if "=" not in word]:
+            raise UserError(f"{wrong[0]} is not a setting: give data.dir=FOLDER, or --clean")
+        corpora = expanded(compose("train", ["name=cache", *options.settings])["data"]["dir"])
+        total = 0
+        for folder in [*sorted(path.parent for path in corpora.glob("*/lock")), cache_folder()]:
+            files = [path for path in folder.rglob("*") if path.is_file()]
+            size = sum(path.stat().st_size for path in files)
+            total += size
+            newest = max((path.stat().st_mtime for path in files), default=0.0)
+            day = time.strftime("%Y-%m-%d", time.localtime(newest)) if files else "-"
+            print(f"  {size / 1e6:>10,.1f} MB  {day:<10}  {folder}" + (_clean(folder) if options.clean else ""))
+        advice = "" if options.clean or not total else f"; {command('cache', '--clean', *options.settings)} frees it"
+        print(f"  {total / 1e6:>10,.1f} MB  in all{advice}")
+
+
+def _clean(folder: Path) -> str:
+    """Delete tokens and raw files. Tokenizers and the notes of what a corpus was made of stay, so that the same corpus is
+    made again."""
+    corpus = folder / "lock"
+    with try_lock(corpus) if corpus.exists() else nullcontext(True) as free:
+        if not free or any(_is_held(path) for path in folder.glob("stream-*/users/*")):
+            return "  in use, left alone"
+        if not corpus.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            return "  freed"
+        for pattern in ("raw", "tokens-*", ".tokens-*", "stream-*/epoch-*", "stream-*/.epoch-*"):
+            for path in folder.glob(pattern):
+                (path / "tokens.json").unlink(missing_ok=True)  # first, so that what is left does not count as whole
+                shutil.rmtree(path)
+    return "  freed"
+
+
+def _is_held(path: Path) -> bool:
+    with try_lock(path) as free:
+        return not free
+
+
+if __name__ == "__main__":
+    main()

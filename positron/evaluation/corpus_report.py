@@ -1,0 +1,80 @@
+"""What a corpus looks like to a model: sizes, what its tokenizer does to it, document lengths, windows of its text."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from positron.data.shards import TokenFiles
+from positron.evaluation.plots import length_histogram
+from positron.system.disk import whole_file
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+
+
+def sizes(split: str, files: TokenFiles) -> str:
+    """Return one line with the documents, tokens and bytes of one side of the split."""
+    noun = "document" if files.n_documents == 1 else "documents"
+    return (
+        f"  {split:<6} {files.n_documents:>12,} {noun:<9} {files.n_tokens:>14,} tokens {files.n_bytes:>14,} bytes"
+        f"   {files.n_bytes / max(1, files.n_tokens):.2f} bytes per token"
+    )
+
+
+def tokenizer_report(files: TokenFiles, tokenizer: Tokenizer, limit: int = 5_000_000) -> str:
+    """Describe the first `limit` training tokens: vocabulary, bytes per token, tokens per word, unknown, odd pieces."""
+    ids = files.read(0, min(limit, files.n_tokens))
+    lengths, counts = tokenizer.token_bytes(), np.bincount(ids, minlength=tokenizer.vocab_size)
+    text = tokenizer.decode(ids.tolist())
+    spelled = np.flatnonzero(lengths > 0)  # special tokens stand for no text
+    used = spelled[counts[spelled] > 0]
+    by_length = sorted(used, key=lambda i: (-lengths[i], i))[:8]
+    by_count = sorted(used, key=lambda i: (counts[i], i))[:8]
+    unknown = counts[0] / max(1, len(ids)) if tokenizer.kind in ("char", "word") else 0.0
+
+    def shown(pieces: list[int]) -> str:
+        parts = [tokenizer.bytes_of(int(i)) for i in pieces]
+        return "  ".join(repr(part.decode("utf-8")) if _is_text(part) else repr(part) for part in parts)
+
+    return "\n".join(
+        [
+            f"tokenizer {tokenizer.kind}, {tokenizer.vocab_size:,} ids, of which {len(used):,} occur in this text",
+            f"  bytes per token   {lengths[ids].sum() / max(1, len(ids)):.2f}",
+            f"  tokens per word   {len(ids) / max(1, len(text.split())):.2f}",
+            f"  unknown           {unknown:.3%}" + ("   much of this text is lost to <unk>" if unknown > 0.01 else ""),
+            f"  longest pieces    {shown(by_length)}",
+            f"  rarest pieces     {shown(by_count)}",
+        ]
+    )
+
+
+def _is_text(part: bytes) -> bool:
+    """False for a piece of a character."""
+    return "\ufffd" not in part.decode("utf-8", errors="replace")
+
+
+def preview(files: TokenFiles, tokenizer: Tokenizer, context: int, folder: Path) -> str:
+    """Describe the lengths of the documents, drawn in `folder`, and show three windows of `context` tokens as a model
+    sees them."""
+    end = tokenizer.special_id(END_OF_TEXT)
+    places = files.places_of(end)
+    if places[-1] < files.n_tokens - 1:  # the last document goes on in the validation text
+        places = np.append(places, files.n_tokens)
+    lengths = np.diff(places) - 1
+    lines = ["", "document lengths in tokens:"]
+    if len(lengths):
+        quantiles = np.percentile(lengths, [0, 10, 50, 90, 100])
+        lines.append(
+            "  shortest {:,.0f} · 10 % {:,.0f} · median {:,.0f} · 90 % {:,.0f} · longest {:,.0f}".format(*quantiles)
+        )
+        with whole_file(folder / "lengths.png") as file:
+            file.write(length_histogram(lengths, context))
+        lines.append(f"  drawn: {folder / 'lengths.png'}")
+    for part in (0.1, 0.5, 0.9):
+        start = int(part * max(0, files.n_tokens - context))
+        ids = files.read(start, context)
+        cuts = [0, *(int(i) for i in np.flatnonzero(ids == end)), len(ids)]
+        pieces = [tokenizer.decode(ids[a:b].tolist()) for a, b in pairwise(cuts)]
+        lines += ["", f"--- a window of {len(ids)} tokens, from token {start:,} ---", f"{END_OF_TEXT}".join(pieces)]
+    return "\n".join(lines)

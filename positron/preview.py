@@ -1,0 +1,48 @@
+"""Show what a model would see of your text: documents, tokens, lengths, and three windows of it.
+
+    python -m positron.preview my.txt tokenizer=spm_4k
+
+PATH is a file, a folder or a pattern, as for data.path; settings are those of training.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from positron.cli.hydra_app import compose
+from positron.config import RunConfig
+from positron.prepare import prepared
+from positron.settings import from_dict
+from positron.system.errors import UserError
+from positron.system.exits import errors_as_one_line
+
+
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m positron.preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("path", metavar="PATH", help="a file, a folder or a pattern in quotes")
+    parser.add_argument("settings", nargs="*", help="key=value, as in training")
+    return parser
+
+
+def main() -> None:
+    with errors_as_one_line():
+        options = arguments().parse_intermixed_args()
+        if wrong := [word for word in options.settings if "=" not in word]:
+            raise UserError(f"{wrong[0]} is not a setting: give one PATH (a pattern in quotes), then key=value")
+        # the path is put in after composing, because Hydra's grammar gives brackets and quotes a meaning
+        config = from_dict(
+            RunConfig, compose("train", ["name=preview", "data=text", "data.path=PATH", *options.settings])
+        )
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=options.path))
+        files, tokenizer, folder = prepared(config)
+        from positron.evaluation.corpus_report import preview, tokenizer_report
+
+        print(tokenizer_report(files["train"], tokenizer))
+        print(preview(files["train"], tokenizer, config.model.context_length, folder))
+
+
+if __name__ == "__main__":
+    main()
