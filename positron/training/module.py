@@ -83,13 +83,9 @@ class PretrainModule(L.LightningModule):
         return build_optimizer(self.model.named_parameters(), self.optimizer_config, fused=fused)
 
     def on_train_start(self) -> None:
-        """Counters go to the device; the optimizer gets the configured values where a checkpoint brought others."""
+        """Move the counters to the device."""
         self.bad_in_a_row = self.bad_in_a_row.to(self.device)
         self.bad_steps = self.bad_steps.to(self.device)
-        config, optimizer = self.optimizer_config, self._optimizer()
-        for group in optimizer.param_groups:
-            decay = config.weight_decay if group["params"][0].ndim >= 2 else 0.0
-            group |= {"betas": config.betas, "eps": config.eps, "weight_decay": decay}
 
     def _optimizer(self) -> LightningOptimizer:
         optimizer = self.optimizers()
@@ -110,7 +106,7 @@ class PretrainModule(L.LightningModule):
         step = self.global_step + 1
         seed_step(self.seed, step, self.global_rank, self.device)
         optimizer = self._optimizer()
-        set_lr(optimizer.param_groups, self.lr(step), self.optimizer_config)  # also where a checkpoint brought others
+        set_lr(optimizer.param_groups, self.lr(step))
         self.loss = self._accumulate(self.micro_batches(batch))
         self.updating = True
         optimizer.step()

@@ -164,7 +164,7 @@ def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any],
     for step, rows in enumerate(batches, 1):
         place = max(min(step, recipe.schedule.warmup_steps), round(clock.progress * horizon))
         lr = lr_at(place, horizon, peak=recipe.optimizer.lr, schedule=recipe.schedule)
-        set_lr(optimizer.param_groups, lr, recipe.optimizer)
+        set_lr(optimizer.param_groups, lr)
         add_gradient(model, rows, machine)
         update(model, optimizer, recipe.train.grad_clip)
         if clock.step_done(rows[:, 1:].numel()):

@@ -148,7 +148,7 @@ def ten_steps(options: dict[str, Any], seed: int, kind: Literal["adamw", "muon"]
         assert lr == theirs.lr_at(step, 10, peak=law.lr, kind="cosine", warmup_steps=3, final_ratio=0.1)
         torch_loss_and_grads(model, idx, targets)
         norm = clip_gradients(list(model.parameters()), 0.5)
-        set_lr(optimizer.param_groups, lr, law)
+        set_lr(optimizer.param_groups, lr)
         optimizer.step()
         _, grads = numpy_ref.loss_and_grads(params, config, idx, targets)
         assert error(np.array(theirs.clip_gradients(grads, 0.5)), norm) < 1e-8

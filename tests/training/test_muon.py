@@ -76,11 +76,10 @@ def model_and_optimizer() -> tuple[GPT, torch.optim.Optimizer]:
 def test_only_matrices_of_the_blocks_take_orthogonal_steps() -> None:
     model, optimizer = model_and_optimizer()
     names = {id(p): name for name, p in model.named_parameters()}
-    groups = {g["orthogonal"]: set() for g in optimizer.param_groups}
-    for group in optimizer.param_groups:
-        groups[group["orthogonal"]] |= {names[id(p)] for p in group["params"]}
-    assert groups[True] == {name for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks.")}
-    assert groups[True] | groups[False] == set(names.values())
+    groups = {group["role"]: {names[id(p)] for p in group["params"]} for group in optimizer.param_groups}
+    blocks = {name for name, p in model.named_parameters() if p.ndim == 2 and name.startswith("blocks.")}
+    assert groups["matrix"] == blocks
+    assert set().union(*groups.values()) == set(names.values())
 
 
 def test_a_step_with_a_gradient_that_is_not_finite_changes_nothing() -> None:

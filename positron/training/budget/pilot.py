@@ -77,7 +77,7 @@ class Measuring:
         spent = 0.0
         while not gradients or spent < seconds or (len(gradients) < FEWEST and spent < 4 * seconds):
             lr = rate * min(1.0, (len(gradients) + 1) / WARMUP) * max(0.0, 1 - spent / seconds)
-            set_lr(optimizer.param_groups, lr, self.config.optimizer)
+            set_lr(optimizer.param_groups, lr)
             rows = data.train.batch(len(gradients) + 1)
             if len(gradients) % 2:
                 rows = rows[: len(rows) // self.multiple]

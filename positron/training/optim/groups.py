@@ -1,9 +1,9 @@
-"""AdamW (arXiv:1711.05101) or Muon, with weight decay on matrices only."""
+"""Decide which parameters move how: the one rule of parameter groups, shared by every optimizer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -11,38 +11,76 @@ from torch import Tensor, nn
 from positron.config import OptimizerConfig
 from positron.training.optim.muon import Muon
 
+Role = Literal["matrix", "table", "vector"]
+
+
+def role_of(name: str, parameter: nn.Parameter, config: OptimizerConfig) -> Role:
+    """Say what a parameter is to the optimizer: `vector` are norms and biases, `table` embeddings and head under Muon."""
+    if parameter.ndim < 2:
+        return "vector"
+    match config.kind:
+        case "adamw":
+            return "matrix"  # one group, in the model's order: a checkpoint finds its moments by position
+        case "muon":
+            # rows of an embedding and of the head belong to single tokens, so their gradients are no maps between directions
+            return "matrix" if "blocks." in name else "table"
+        case _:
+            assert_never(config.kind)
+
+
+def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> list[dict[str, Any]]:
+    """Group the trained parameters by role; each group names its `role`, `weight_decay` and `lr_factor`.
+
+    The learning rate of a group is `lr_factor` times that of the schedule. Vectors are not decayed: pulling a scale
+    towards zero is no regularisation. A checkpoint relies on the order of the groups.
+    """
+    groups: dict[Role, dict[str, Any]] = {
+        "matrix": {"weight_decay": config.weight_decay, "lr_factor": 1.0},
+        "table": {"weight_decay": config.weight_decay, "lr_factor": config.embedding_ratio},
+        "vector": {"weight_decay": 0.0, "lr_factor": 1.0},
+    }
+    members: dict[Role, list[nn.Parameter]] = {role: [] for role in groups}
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            members[role_of(name, parameter, config)].append(parameter)
+    return [{"params": members[role], "role": role, **group} for role, group in groups.items() if members[role]]
+
 
 def build_optimizer(
     parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, *, fused: bool
 ) -> torch.optim.Optimizer:
-    """Vectors (norms, biases) are not decayed: pulling a scale towards zero is no regularisation."""
-    named = [(name, p) for name, p in parameters if p.requires_grad]
-    vectors = [p for _, p in named if p.ndim < 2]
-    matrices = [p for _, p in named if p.ndim >= 2]
-    if config.kind == "adamw":
-        groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
-    # rows of an embedding and of the head belong to single tokens, so their gradients are no maps between directions
-    hidden = [p for name, p in named if p.ndim >= 2 and "blocks." in name]
-    tables = [p for name, p in named if p.ndim >= 2 and "blocks." not in name]
-    groups = [
-        {"params": hidden, "weight_decay": config.weight_decay, "orthogonal": True},
-        {"params": tables, "weight_decay": config.weight_decay, "orthogonal": False},
-        {"params": vectors, "weight_decay": 0.0, "orthogonal": False},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return Muon(groups, config.lr, config.betas, config.eps, fused=fused)
+    """Return AdamW (arXiv:1711.05101) or Muon on the groups of `parameter_groups`."""
+    groups = parameter_groups(parameters, config)
+    optimizer: torch.optim.Optimizer
+    match config.kind:
+        case "adamw":
+            optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
+        case "muon":
+            optimizer = Muon(groups, config.lr, config.betas, config.eps, fused=fused)
+        case _:
+            assert_never(config.kind)
+    _keep_configured_values(optimizer)
+    return optimizer
 
 
-def set_lr(groups: list[dict[str, Any]], lr: float, config: OptimizerConfig) -> None:
-    """Of all groups; with Muon, embeddings and the head move at `embedding_ratio` times it."""
+def _keep_configured_values(optimizer: torch.optim.Optimizer) -> None:
+    """Let `load_state_dict` bring moments and step counts only: torch would take every value of a group from the file.
+
+    The run's config decides betas, weight decay and the rest, and old checkpoints lack `role` and `lr_factor`.
+    """
+    configured = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
+
+    def restore(loaded: torch.optim.Optimizer) -> None:
+        for group, values in zip(loaded.param_groups, configured, strict=True):
+            group |= values
+
+    optimizer.register_load_state_dict_post_hook(restore)
+
+
+def set_lr(groups: list[dict[str, Any]], lr: float) -> None:
+    """Give every group its share of the schedule's learning rate."""
     for group in groups:
-        is_table = group.get("orthogonal") is False and group["params"][0].ndim >= 2
-        group["lr"] = lr * (config.embedding_ratio if is_table else 1.0)
+        group["lr"] = lr * group["lr_factor"]
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> Tensor:

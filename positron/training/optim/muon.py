@@ -37,7 +37,7 @@ def orthogonalize(x: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Groups with `orthogonal: True` hold matrices; the others are AdamW's (`fused`, where the device has it)."""
+    """Step groups of the role `matrix` orthogonally; the others are AdamW's (`fused`, where the device has it)."""
 
     def __init__(
         self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, *, fused: bool
@@ -54,10 +54,10 @@ class Muon(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            if group["orthogonal"]:
+            if group["role"] == "matrix":
                 self._step_matrices(group)
         # the groups and states of this optimizer are lent to AdamW for a step: a checkpoint may have brought new ones
-        rest = [group for group in self.param_groups if not group["orthogonal"]]
+        rest = [group for group in self.param_groups if group["role"] != "matrix"]
         self._adamw.param_groups = [{**self._adamw_defaults, **group} for group in rest]
         self._adamw.state = self.state
         if self.found_inf is not None:
