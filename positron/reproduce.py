@@ -20,7 +20,7 @@ from positron.cli.preflight import check_name
 from positron.config import RunConfig
 from positron.run.folder import OUTPUTS, Run, find_run
 from positron.run.metrics import read_metrics
-from positron.run.provenance import FILE, read_provenance, start_of
+from positron.run.provenance import read_provenance, start_of
 from positron.settings import from_dict
 from positron.system.console import say_loading
 from positron.system.disk import expanded, make_folder, write_json
@@ -72,13 +72,15 @@ def main() -> None:
 
 def recorded(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """The run's metrics, and the start that made its first step. UserError where it kept none of them."""
-    rows = read_metrics(run.folder / "metrics.jsonl")
+    rows = read_metrics(run.metrics_path)
     if not rows:
         raise UserError(f"{run.folder} has no metrics to compare with: train it for at least train.log_every steps")
     known = read_provenance(run.folder)
     first = known["starts"][0] if known["starts"] else None
     if first is None or (first["step"] > 0 and "weights" not in first):
-        raise UserError(f"{run.folder} does not say how it began ({FILE} is absent, or younger than the run)")
+        raise UserError(
+            f"{run.folder} does not say how it began ({run.provenance_path.name} is absent, or younger than the run)"
+        )
     return rows, start_of(known, first["step"] + 1)
 
 
@@ -89,7 +91,7 @@ def last_step(rows: list[dict[str, Any]], wanted: float) -> int:
 
 
 def default_name(run: Run) -> str:
-    is_job = (run.folder / "job.json").exists()  # of a sweep, where folders are called 0, 1, 2
+    is_job = run.job_path.exists()  # of a sweep, where folders are called 0, 1, 2
     return f"{run.folder.resolve().parent.name}-{run.folder.name}-again" if is_job else f"{run.folder.name}-again"
 
 
@@ -116,13 +118,13 @@ def claim(folder: Path, run: Run) -> None:
         if read_provenance(folder).get("reproduces") != source:
             raise UserError(f"{folder} exists and is no reproduction of {source}: give another --name, or delete it")
     else:
-        write_json(make_folder(folder) / FILE, {"reproduces": source, "starts": [], "environments": []})
+        write_json(Run(make_folder(folder)).provenance_path, {"reproduces": source, "starts": [], "environments": []})
 
 
 def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
     """Whether the traces are the same up to step `last`, and what to say of it."""
-    there = {row["step"]: row for row in read_metrics(run.folder / "metrics.jsonl") if row["step"] <= last}
-    here = {row["step"]: row for row in read_metrics(new.folder / "metrics.jsonl")}
+    there = {row["step"]: row for row in read_metrics(run.metrics_path) if row["step"] <= last}
+    here = {row["step"]: row for row in read_metrics(new.metrics_path)}
     steps = [step for step in there if step in here]
     if not steps:
         raise UserError(f"{new.folder} and {run.folder} have no logged step in common")

@@ -81,7 +81,7 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
             run.begin(config, tokenizer, new=not start.is_own, forked_from=start.weights)
             if not start.is_own:
                 run.update(**{"base/tokens": tokens_seen(_base(config))})
-            write_json(run.folder / "chat.json", TEMPLATE)
+            write_json(run.chat_path, TEMPLATE)
         facts = fit(run, config, plan, model, data, tokenizer, start, begun=begun, say=say)
         if say.is_first_rank and facts["status"] == "finished" and "base/bpb_after" not in facts:
             _measure_forgetting(run, tokenizer, config, say)

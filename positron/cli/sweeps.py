@@ -23,6 +23,7 @@ from positron.config import RunConfig
 from positron.evaluation.summary import show_result
 from positron.evaluation.sweep_report import write_sweep_report
 from positron.run.folder import OUTPUTS, Run, is_free
+from positron.run.paths import JOB
 from positron.system.disk import lock, make_folder, read_json, write_json
 from positron.system.errors import UserError
 from positron.system.exits import describe
@@ -111,7 +112,7 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], dict[str, A
         facts, outcome = {}, {"failed": reason, "traceback": traceback.format_exc()}
         if isinstance(error, UserError) and Run(folder).facts().get("status") == "finished":
             facts, outcome = Run(folder).facts(), {"failed": None, "refused": reason}  # what is done stays done
-    write_json(make_folder(folder) / "job.json", {"overrides": overrides, **outcome})
+    write_json(Run(make_folder(folder)).job_path, {"overrides": overrides, **outcome})
     try:
         write_sweep_report(folder.parent)
     except Exception as error:  # the table is made again by the next job, and at the end
@@ -143,7 +144,7 @@ def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: Run
 
 
 def _overrides_of(folder: Path) -> list[str] | None:
-    for name in (_CLAIM, "job.json"):  # only the latter in sweeps of older versions
+    for name in (_CLAIM, JOB):  # only the latter in sweeps of older versions
         if (folder / name).exists():
             content = read_json(folder / name)
             overrides = content.get("overrides") if isinstance(content, dict) else content

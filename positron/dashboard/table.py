@@ -16,6 +16,7 @@ from positron.dashboard.differences import differences, shorten_overrides, text_
 from positron.run.facts import damage, read_facts, read_record
 from positron.run.folder import Run
 from positron.run.load import gpt_config
+from positron.run.paths import FACTS, JOB
 from positron.settings import from_dict
 from positron.system.console import one_line
 from positron.system.disk import is_locked, open_inside, read_bytes, read_json
@@ -56,7 +57,7 @@ class Outputs:
     def differences(self, name: str, other: str) -> list[list[str]]:
         """[key, value, other value] of the settings in which two runs differ. Raises Missing."""
         with self._guard:
-            ours, theirs = (_facts(self._folder(run) / "config.json", []) for run in (name, other))
+            ours, theirs = (_facts(Run(self._folder(run)).config_path, []) for run in (name, other))
         return differences(ours, theirs)
 
     def curve(self, name: str, key: str, file: str, after: int) -> dict[str, Any]:
@@ -66,23 +67,24 @@ class Outputs:
 
     def samples(self, name: str) -> list[dict[str, str]]:
         """What the run wrote, by step: `head` and `text`. Raises Missing."""
-        content = _content(self._folder(name) / "samples.md")
+        content = _content(Run(self._folder(name)).samples_page)
         text = content.decode("utf-8", errors="replace") if content else ""
         parts = [part.partition("\n") for part in re.split(r"(?m)^## (?=Step )", text)[1:]]
         return [{"head": head, "text": body.strip()} for head, _, body in parts]
 
     def report(self, name: str) -> bytes:
         """Raises Missing."""
-        content = _content(self._folder(name) / "report.html")
+        path = Run(self._folder(name)).report_path
+        content = _content(path)
         if content is None:
-            raise Missing(f"{name} has no report.html")
+            raise Missing(f"{name} has no {path.name}")
         return content
 
     def _find(self) -> None:
         """Every folder with a run.json, or with the job.json of a job that failed before it had one."""
         found = {}
         for folder, below, files in os.walk(self.root):
-            if "run.json" in files or "job.json" in files:
+            if FACTS in files or JOB in files:
                 name = Path(folder).relative_to(self.root).as_posix()
                 found[os.fsencode(name).decode("utf-8", errors="replace")] = Path(folder)
                 below.clear()
@@ -97,19 +99,20 @@ class Outputs:
         return self._folders[name]
 
     def _metrics_of(self, folder: Path) -> Metrics:
-        metrics = self._metrics.setdefault(folder, Metrics(folder / "metrics.jsonl"))
+        metrics = self._metrics.setdefault(folder, Metrics(Run(folder).metrics_path))
         metrics.read()
         return metrics
 
     def _row(self, name: str, folder: Path) -> dict[str, Any]:
         notes: list[str] = []
-        facts, job = _facts(folder / "run.json", notes), _facts(folder / "job.json", notes)
+        run = Run(folder)
+        facts, job = _facts(run.facts_path, notes), _facts(run.job_path, notes)
         metrics = self._metrics_of(folder)
         if metrics.trouble:
             notes.append(metrics.trouble)
         elif not metrics.offset and not job.get("failed"):
             notes.append("no metrics yet")
-        gpt = self._architecture(Run(folder), notes) if facts else None
+        gpt = self._architecture(run, notes) if facts else None
         status, live = _status(folder, facts, job, notes)
         resolved = facts.get("resolved")
         last, best, floor = (
@@ -117,7 +120,7 @@ class Outputs:
             min(metrics.values("val/bpb"), default=None),
             number(facts.get("floor_bpb")),
         )
-        judged = None if last is None or best is None else judged_bpb(last, best, (folder / "chat.json").exists())
+        judged = None if last is None or best is None else judged_bpb(last, best, run.chat_path.exists())
         return {
             "id": name,
             "name": folder.name if name == "." else name,
@@ -132,7 +135,7 @@ class Outputs:
             "best": best,
             "floor": floor,
             "above": above(judged, floor) if judged is not None and floor else None,
-            "text": text_of(_facts(folder / "config.json", [])),
+            "text": text_of(_facts(run.config_path, [])),
             "fingerprint": str(facts.get("data_fingerprint") or ""),
             "params": gpt.n_params() if gpt else None,
             "flops_per_token": gpt.flops_per_token() if gpt else None,
@@ -142,13 +145,13 @@ class Outputs:
             "updated": _updated(folder, facts, live),
             "file": metrics.file,
             "offset": metrics.offset,
-            "samples": _size(folder / "samples.md"),
-            "report": _size(folder / "report.html") > 0,
+            "samples": _size(run.samples_page),
+            "report": _size(run.report_path) > 0,
         }
 
     def _architecture(self, run: Run, notes: list[str]) -> GPTConfig | None:
         """From the exported model, or from the configuration and the tokenizer while there is none."""
-        path = run.folder / "config.json"
+        path = run.config_path
         try:
             changed = path.lstat().st_mtime
             if self._architectures.get(path, (0, None))[0] != changed:
@@ -161,9 +164,8 @@ class Outputs:
 
 def architecture(run: Run) -> GPTConfig:
     """Without torch. Raises UserError where a file is missing or damaged."""
-    exported = run.folder / "model" / "config.json"
-    if exported.exists():
-        return from_dict(GPTConfig, read_json(exported, run.folder))
+    if run.architecture_path.exists():
+        return from_dict(GPTConfig, read_json(run.architecture_path, run.folder))
     from positron.text.factory import load_tokenizer
 
     return gpt_config(run.config(), load_tokenizer(run.tokenizer_folder).vocab_size)
@@ -203,13 +205,13 @@ def _facts(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
         if not path.exists() and not path.is_symlink():
             return {}
-        facts, is_whole = read_facts(path) if path.name == "run.json" else read_record(path)
+        facts, is_whole = read_facts(path) if path.name == FACTS else read_record(path)
     except (UserError, OSError) as error:
         notes.append(one_line(str(error), 300))
         return {}
     if not is_whole:
         notes.append(damage(path))
-    if path.name == "job.json" and not isinstance(facts.get("overrides"), list | None):
+    if path.name == JOB and not isinstance(facts.get("overrides"), list | None):
         notes.append(f"{path} is damaged: overrides is not a list")
         return {**facts, "overrides": None}
     return facts
@@ -228,16 +230,17 @@ def _status(folder: Path, facts: dict[str, Any], job: dict[str, Any], notes: lis
 
 def is_live(folder: Path) -> bool:
     """Whether a process trains this run: it holds the lock. Where the system has no locks, recent writing must do."""
-    locked = is_locked(folder / "lock")
+    run = Run(folder)
+    locked = is_locked(run.lock_path)
     if locked is not None:
         return locked
-    written = [path.stat().st_mtime for path in (folder / "run.json", folder / "metrics.jsonl") if path.exists()]
+    written = [path.stat().st_mtime for path in (run.facts_path, run.metrics_path) if path.exists()]
     return time.time() - max(written, default=0.0) < FRESH_SECONDS
 
 
 def _started(folder: Path) -> str | None:
     """The time in front of the first line of the log: unlike the times of files it survives a copy."""
-    path = folder / "train.log"
+    path = Run(folder).log_path
     if not path.exists():
         return None
     with open_inside(path, "rb") as file:
@@ -247,7 +250,7 @@ def _started(folder: Path) -> str | None:
 
 def _updated(folder: Path, facts: dict[str, Any], live: bool) -> str | None:
     """While it runs, and for a run that was killed, run.json is from its start."""
-    path = folder / "metrics.jsonl"
+    path = Run(folder).metrics_path
     if (live or facts.get("status") == "running") and path.exists():
         return time.strftime(_STAMP, time.localtime(path.stat().st_mtime))
     return facts["updated"] if isinstance(facts.get("updated"), str) else None

@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from positron.run.paths import CONFIG, FACTS, JOB, METRICS
 from positron.system.console import one_line
 from positron.system.disk import expanded
 from positron.system.errors import UserError
@@ -190,11 +191,11 @@ def _is_read_anyway(link: Path, root: Path) -> bool:
 
 def _is_run_folder(path: Path) -> bool:
     """Whether Positron wrote a folder: a run, or `outputs/` with runs, sweeps and prepared corpora in it."""
-    if (path / "config.json").is_file() and any((path / name).exists() for name in ("run.json", "metrics.jsonl")):
+    if (path / CONFIG).is_file() and any((path / name).exists() for name in (FACTS, METRICS)):
         return True
     if path.name != "outputs":
         return False
-    ours = {"run.json", "tokens.json", "job.json", "progress.json"}
+    ours = {FACTS, "tokens.json", JOB, "progress.json"}
     return any(ours & set(names) for _, _, names in os.walk(path))
 
 

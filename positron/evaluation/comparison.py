@@ -18,6 +18,7 @@ from positron.run.base import tokens_seen
 from positron.run.folder import Run, find_run
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
+from positron.run.paths import CONFIG
 from positron.system.console import one_line
 from positron.system.disk import refuse_links_in
 from positron.system.errors import UserError
@@ -45,13 +46,13 @@ def find_runs(names: Sequence[str], outputs: Path) -> list[Run]:
     found = []
     for name in names or [str(outputs)]:
         folder = Path(name) if Path(name).is_dir() else outputs / name
-        if (folder / "config.json").exists():
+        if Run(folder).exists:
             found.append(Run(folder))  # a broken one is left out later, where the others are not stopped by it
             continue
         if not folder.is_dir():
             found.append(find_run(name, outputs))
             continue
-        inside = [Run(path.parent) for path in sorted(folder.glob("**/config.json"))]
+        inside = [Run(path.parent) for path in sorted(folder.glob(f"**/{CONFIG}"))]
         inside = [run for run in inside if list(run.checkpoint_folder.glob("*.ckpt"))]
         if not inside:
             raise UserError(f"there is no run with a checkpoint in {folder.resolve()}")
@@ -175,6 +176,6 @@ def curves(runs: Sequence[Run]) -> dict[str, list[tuple[float, float]]]:
     """(million tokens, bits per byte of the validation) of each run, from its metrics."""
     found: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
-        rows: list[dict[str, Any]] = read_metrics(run.folder / "metrics.jsonl")
+        rows: list[dict[str, Any]] = read_metrics(run.metrics_path)
         found[str(run.folder)] = [(r["tokens"] / 1e6, r["val/bpb"]) for r in rows if r.get("val/bpb") is not None]
     return found

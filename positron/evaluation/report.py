@@ -33,11 +33,11 @@ details > summary { cursor: pointer }
 
 def write_report(run: Run) -> None:
     """Write `loss.png` and `report.html` into the run's folder, from its files alone."""
-    rows = read_metrics(run.folder / "metrics.jsonl")
+    rows = read_metrics(run.metrics_path)
     facts, config = run.facts(), run.config()
     name = run.folder.name
     picture = loss_curve(rows, facts.get("floor_bpb"), name)
-    with whole_file(run.folder / "loss.png") as file:
+    with whole_file(run.loss_picture) as file:
         file.write(picture)
     sections = [
         f"<h1>{html.escape(name)}</h1>",
@@ -56,7 +56,7 @@ def write_report(run: Run) -> None:
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title>'
         f"<style>{_STYLE}</style><body>{''.join(sections)}</body></html>\n"
     )
-    write_text(run.folder / "report.html", page)
+    write_text(run.report_path, page)
 
 
 def _headline(facts: dict[str, Any], is_chat: bool) -> dict[str, str]:
@@ -118,7 +118,7 @@ def _losses_explained(rows: list[dict[str, Any]], config: dict[str, Any]) -> str
 
 
 def _samples(run: Run) -> str:
-    path = run.folder / "samples.md"
+    path = run.samples_page
     text = read_text(path) if path.exists() else ""
     parts = [part.partition("\n") for part in re.split(r"(?m)^## ", text)[1:]]
     return "".join(

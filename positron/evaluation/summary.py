@@ -13,7 +13,8 @@ from positron.system.formatting import above_floor, judged_bpb, next_command, pe
 
 def show_result(folder: Path) -> None:
     """Print the last screen of the run in `folder`, from its files."""
-    run, samples = Run(folder), folder / "samples.md"
+    run = Run(folder)
+    samples = run.samples_page
     facts = run.facts()
     if samples.exists():
         last = read_text(samples).rsplit("\n## ", 1)[-1].split("\n\n", 1)[-1]

@@ -12,6 +12,7 @@ from typing import Any
 from positron.evaluation.run_plots import sweep_picture
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics
+from positron.run.paths import JOB
 from positron.system.disk import read_json, whole_file, write_text
 from positron.system.formatting import counted
 
@@ -31,7 +32,7 @@ class Job:
 def sweep_jobs(folder: Path) -> list[Job]:
     """Best validation bits per byte first, failed ones last."""
     jobs = []
-    for path in folder.glob("*/job.json"):
+    for path in folder.glob(f"*/{JOB}"):
         job, facts = read_json(path), Run(path.parent).facts()
         status = "failed" if job["failed"] else "refused" if job.get("refused") else facts["status"]
         choices = dict(override.lstrip("+").split("=", 1) for override in job["overrides"] if "=" in override)
@@ -100,7 +101,7 @@ def write_sweep_report(folder: Path) -> list[Job]:
         curves = []
         for job in sorted(jobs, key=lambda job: _place(job.number)):
             rows = [
-                row for row in read_metrics(folder / job.number / "metrics.jsonl") if row.get("val/bpb") is not None
+                row for row in read_metrics(Run(folder / job.number).metrics_path) if row.get("val/bpb") is not None
             ]
             values = [job.choices.get(key, "") for key in keys]
             curves.append((values, [(row["tokens"] / 1e6, row["val/bpb"]) for row in rows], job.status))

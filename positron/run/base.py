@@ -42,7 +42,7 @@ def line_of(run: Run) -> list[Run]:
         if any(_is_same(base, known) for known in line):
             raise UserError(
                 one_line(
-                    f"{run.folder} has no base run: {line[-1].folder}/config.json says that it was fine-tuned from "
+                    f"{run.folder} has no base run: {line[-1].config_path} says that it was fine-tuned from "
                     f"{base.folder}, which was fine-tuned from it"
                     if len(line) > 1
                     else f"{run.folder} has no base run: its config.json says that it was fine-tuned from itself"
@@ -108,7 +108,7 @@ def _find(name: str, run: Run | None) -> Run | None:
     path = expanded(name)
     beside = [] if run is None else [folder / path for folder in _homes(run.folder.resolve())]
     for folder in (*beside, path, OUTPUTS / path):
-        if (folder / "config.json").exists():
+        if Run(folder).exists:
             return Run(Path(portable(folder)))
     return None
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from positron.run.paths import CHECKPOINTS
 from positron.system.console import one_line
 from positron.system.disk import open_inside
 from positron.system.errors import UserError
@@ -63,7 +64,7 @@ def _fault_of_contents(checkpoint: Any, needed: dict[str, type]) -> str | None:
 
 def run_of(path: Path) -> Path:
     """The folder below which links are not followed: that of the run, for a file in its checkpoints/."""
-    return path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
 
 
 def _refuse_infinite_weights(state_dict: dict[str, Any], path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from positron.config import RunConfig
 from positron.run.facts import damage, read_config, read_facts, resolved_of, warn_of_damage, write_record
+from positron.run.paths import FACTS, RunPaths
 from positron.settings import from_dict
 from positron.system.console import one_line
 from positron.system.disk import make_folder, read_json, refuse_links_in
@@ -32,23 +33,13 @@ _RESOLVED = ("max_steps", "batch_tokens")  # `auto` and the number that it becam
 
 
 @dataclass(frozen=True)
-class Run:
-    """`outputs/<name>/`: config.json, run.json, tokenizer/, checkpoints/, metrics.jsonl, samples.md, report.html, ..."""
-
-    folder: Path
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        return self.folder / "checkpoints"
-
-    @property
-    def tokenizer_folder(self) -> Path:
-        return self.folder / "tokenizer"
+class Run(RunPaths):
+    """`outputs/<name>/`: settings, facts, tokenizer, checkpoints, metrics, samples and report, as `RunPaths` names them."""
 
     @property
     def is_chat(self) -> bool:
         """Tell whether it was fine-tuned on conversations. UserError if with another template than this version has."""
-        path = self.folder / "chat.json"
+        path = self.chat_path
         if not path.exists():
             return False
         from positron.text.conversation import TEMPLATE
@@ -62,11 +53,11 @@ class Run:
 
     @property
     def exists(self) -> bool:
-        return (self.folder / "config.json").exists()
+        return self.config_path.exists()
 
     def config(self) -> dict[str, Any]:
         """Return the settings as they are in the file, with the groups that commands need checked."""
-        path = self.folder / "config.json"
+        path = self.config_path
         config, is_whole = read_config(path)
         if not is_whole:
             warn_of_damage(path)
@@ -78,11 +69,11 @@ class Run:
         try:
             return from_dict(RunConfig, config)
         except UserError as error:
-            raise UserError(f"{self.folder / 'config.json'}: {error}") from error
+            raise UserError(f"{self.config_path}: {error}") from error
 
     def facts(self) -> dict[str, Any]:
         """run.json: status, steps, last and best val/bpb, floor, and what `auto` was resolved to."""
-        path = self.folder / "run.json"
+        path = self.facts_path
         if not path.exists():
             return {}
         facts, is_whole = read_facts(path)
@@ -92,21 +83,21 @@ class Run:
 
     def resolved(self) -> dict[str, Any]:
         """Return what `auto` was resolved to. UserError if run.json has lost it."""
-        return resolved_of(self.facts(), self.folder / "run.json")
+        return resolved_of(self.facts(), self.facts_path)
 
     def refuse_damaged_facts(self) -> None:
         """Raise UserError where run.json is not as it was written: what it holds decides how training continues."""
-        path = self.folder / "run.json"
+        path = self.facts_path
         if path.exists() and not read_facts(path)[1]:
             raise UserError(damage(path))
 
     def update(self, **facts: Any) -> None:
         updated = {**self.facts(), **facts, "updated": time.strftime("%Y-%m-%d %H:%M:%S")}
-        write_record(self.folder / "run.json", updated)
+        write_record(self.facts_path, updated)
 
     def begin(self, config: RunConfig, tokenizer: Tokenizer, *, new: bool, forked_from: Path | None) -> None:
         """Make the folder a run, or note in it the settings that may differ from one start to the next."""
-        write_record(self.folder / "config.json", dataclasses.asdict(config))
+        write_record(self.config_path, dataclasses.asdict(config))
         if new:
             make_folder(self.checkpoint_folder, self.folder)
             tokenizer.save(make_folder(self.tokenizer_folder, self.folder))
@@ -167,17 +158,17 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run], bool] = lambda run: True) -> Run:
     """A run by folder, by name below outputs/, or the one trained last (of those of `which`). UserError for none."""
     if name is None:
-        newest_first = sorted(outputs.glob("**/run.json"), key=_changed, reverse=True)
+        newest_first = sorted(outputs.glob(f"**/{FACTS}"), key=_changed, reverse=True)
         run = next((run for path in newest_first if which(run := Run(path.parent))), None)
         if run is None:
             raise UserError(f"no run in {outputs.resolve()}: make train trains one")
         refuse_links_in(run.folder)
         return run
     for folder in (Path(name), outputs / name):
-        if (folder / "config.json").exists():
+        if Run(folder).exists:
             refuse_links_in(folder)
             return Run(folder)
-    known = ", ".join(sorted(path.parent.name for path in outputs.glob("*/run.json"))[:8])
+    known = ", ".join(sorted(path.parent.name for path in outputs.glob(f"*/{FACTS}"))[:8])
     hint = f"({known})" if known else "(make train trains one)"
     raise UserError(f"no run {name}: neither a run folder nor a name in {outputs}/ {hint}")
 

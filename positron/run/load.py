@@ -39,7 +39,7 @@ def load_model(run: Run, say: Callable[[str], None], checkpoint: Path | None = N
     saved = load_checkpoint(path)
     refuse_other_tokenizer(saved, tokenizer, path)
     config = gpt_config(run.config(), tokenizer.vocab_size)
-    refuse_other_architecture(saved, config, path, run.folder / "config.json")
+    refuse_other_architecture(saved, config, path, run.config_path)
     refuse_what_cannot_fit(config, copies=1)
     model = GPT(config)
     load_weights(model, saved["state_dict"], path)

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from positron.run.facts import read_record, warn_of_damage, write_record
+from positron.run.paths import RunPaths
 from positron.system.errors import UserError
 from positron.system.paths import without_home
 
-FILE = "provenance.json"
 LARGEST_DIFF = 200_000  # bytes
 LARGEST_ANSWER = 10_000_000  # bytes of a program that are read, and of a diff that are told apart
 MOST_FILES = 100  # untracked ones that are named
@@ -37,7 +37,7 @@ def read_provenance(folder: Path) -> dict[str, Any]:
 
     Raises UserError where the file is damaged.
     """
-    path = folder / FILE
+    path = RunPaths(folder).provenance_path
     if not path.exists():
         return {"starts": [], "environments": []}
     known, is_whole = read_record(path)
@@ -98,7 +98,7 @@ def record_start(
                 "path": without_home(str(weights)),
                 "sha256": hashlib.file_digest(file, "sha256").hexdigest(),
             }
-    write_record(folder / FILE, {**known, "starts": [*known["starts"], start]}, mask_home=False)
+    write_record(RunPaths(folder).provenance_path, {**known, "starts": [*known["starts"], start]}, mask_home=False)
 
 
 def start_of(provenance: dict[str, Any], step: int) -> dict[str, Any]:

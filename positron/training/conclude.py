@@ -18,7 +18,7 @@ from positron.training.signals import Signals
 def conclude(run: Run, status: str, error: str | None, signals: Signals, say: Callable[[str], None]) -> None:
     """Write run.json, the exported weights, the picture and the report of a run, however it ended."""
     try:
-        rows = read_metrics(run.folder / "metrics.jsonl")
+        rows = read_metrics(run.metrics_path)
     except UserError as damaged:  # while it was written: by another process, or by the disk
         say(f"WARNING: no report is made: {damaged}")
         rows = []
@@ -56,10 +56,12 @@ def export_weights(run: Run) -> None:
         return
     saved = load_checkpoint(path)
     weights = {name: tensor.float().contiguous() for name, tensor in bare_names(saved["state_dict"]).items()}
-    folder, content = make_folder(run.folder / "model", run.folder), save(weights)
-    checksum = folder / "weights.safetensors.sha256"
+    content = save(weights)
+    make_folder(run.model_folder, run.folder)
+    checksum = run.weights_checksum_path
     checksum.unlink(missing_ok=True)  # it is not that of the next file, should this process end in between
-    with whole_file(folder / "weights.safetensors", run.folder) as file:
+    with whole_file(run.weights_path, run.folder) as file:
         file.write(content)
-    write_json(folder / "config.json", saved["gpt_config"], run.folder)
-    write_text(checksum, f"{hashlib.sha256(content).hexdigest()}  weights.safetensors\n", run.folder)
+    write_json(run.architecture_path, saved["gpt_config"], run.folder)
+    line = f"{hashlib.sha256(content).hexdigest()}  {run.weights_path.name}\n"
+    write_text(checksum, line, run.folder)

@@ -79,7 +79,7 @@ def fit(
             )
             was_pruned = pruning is not None and run.facts().get("status") == "pruned"
             if say.is_first_rank:
-                cut_after(run.folder, start.step)  # also what a run wrote that was killed before its first checkpoint
+                cut_after(run, start.step)  # also what a run wrote that was killed before its first checkpoint
                 facts = {"data_fingerprint": data.train.fingerprint, "floor_bpb": data.val.floor_bpb}
                 run.update(status="running", step=start.step, resolved=plan.resolved(), **facts)
             trackers = _trackers(run, config, start, say)
@@ -207,7 +207,7 @@ def _trainer(
 ) -> L.Trainer:
     """Lightning runs the loop and the devices. Intervals, validation, files and logs are our callbacks'."""
     train, gpt = config.train, plan.gpt
-    rows = read_metrics(run.folder / "metrics.jsonl")
+    rows = read_metrics(run.metrics_path)
     speed = SpeedFacts(
         batch_tokens=plan.batch_tokens,
         flops_per_token=gpt.flops_per_token(),
@@ -287,7 +287,7 @@ class OnlyProcess(LightningEnvironment):
 def _patience(run: Run, config: RunConfig) -> Patience | None:
     if config.sft is None or config.sft.patience == 0:
         return None
-    return Patience(config.sft.patience, read_metrics(run.folder / "metrics.jsonl"))
+    return Patience(config.sft.patience, read_metrics(run.metrics_path))
 
 
 def _sample_prompt(config: RunConfig, data: PretrainData | InstructData, tokenizer: Tokenizer) -> dict[str, Any]:

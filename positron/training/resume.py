@@ -15,6 +15,7 @@ from positron.model.memory import TRAINED, refuse_what_cannot_fit
 from positron.run.checkpoint import BEST, best_or_newest, checkpoints, load_checkpoint, newest_checkpoint
 from positron.run.folder import Run, find_run, refuse_differences
 from positron.run.metrics import read_metrics
+from positron.run.paths import LOCK, LOG
 from positron.run.provenance import read_provenance
 from positron.system.console import one_line
 from positron.system.disk import expanded, lock, make_folder, refuse_links_in, sweep_temporary_files
@@ -32,7 +33,7 @@ def only_one(run: Run, processes: int) -> Iterator[None]:
         raise UserError(f"another process is training {run.folder}: wait for it, or give another name=")
 
     if first_rank(processes):
-        with lock(run.folder / "lock", refuse):
+        with lock(run.lock_path, refuse):
             yield
     else:
         yield
@@ -57,7 +58,7 @@ def begin(folder: Path, config: RunConfig) -> Iterator[tuple[Run, Machine, Start
     run, processes = Run(make_folder(folder)), config.device.processes
     refuse_links_in(run.folder)
     prefix = f"{folder.name}: " if config.device.share < 1 else ""
-    voice = Voice(run.folder / "train.log", prefix, processes)
+    voice = Voice(run.log_path, prefix, processes)
     with only_one(run, processes), _no_trace_of_a_refusal(run, is_new), voice as say:
         if say.is_first_rank:
             sweep_temporary_files(run.folder)
@@ -81,7 +82,7 @@ def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
     try:
         yield
     except UserError:
-        if is_new and {path.name for path in run.folder.iterdir()} <= {"lock", "train.log"}:
+        if is_new and {path.name for path in run.folder.iterdir()} <= {LOCK, LOG}:
             shutil.rmtree(run.folder)
         raise
 
@@ -166,7 +167,7 @@ def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None, say:
 def _refuse_damage(run: Run) -> None:
     """Raise UserError if a file that training continues to write is damaged, before anything of the run is changed."""
     run.refuse_damaged_facts()
-    read_metrics(run.folder / "metrics.jsonl")
+    read_metrics(run.metrics_path)
     read_provenance(run.folder)
 
 

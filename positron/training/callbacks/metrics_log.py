@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 
 from positron.run.history import append
+from positron.run.paths import RunPaths
 from positron.training.callbacks.clock import Clock
 from positron.training.device import peak_memory
 from positron.training.module import PretrainModule
@@ -25,7 +26,7 @@ class MetricsLog(L.Callback):
     ) -> None:
         """Log at every multiple of one of `intervals`, in steps, which are the same on all ranks."""
         self.intervals, self.speed = intervals, speed
-        self.path, self.clock, self.trackers = folder / "metrics.jsonl", clock, trackers
+        self.path, self.clock, self.trackers = RunPaths(folder).metrics_path, clock, trackers
         self._since = (0, 0.0)  # steps and seconds at the last row
 
     def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]

@@ -10,6 +10,7 @@ import lightning as L
 
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics
+from positron.run.paths import JOB
 from positron.system.disk import read_json
 from positron.training.module import PretrainModule
 
@@ -17,11 +18,11 @@ from positron.training.module import PretrainModule
 def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
     """step -> validation bits per byte, of each other job of the sweep that came to its end."""
     curves = []
-    for path in sorted(sweep.glob("*/job.json")):
+    for path in sorted(sweep.glob(f"*/{JOB}")):
         run = Run(path.parent)
         if run.folder == own or read_json(path)["failed"] or run.facts().get("status") != "finished":
             continue
-        rows = read_metrics(run.folder / "metrics.jsonl")
+        rows = read_metrics(run.metrics_path)
         curves.append({row["step"]: row["val/bpb"] for row in rows if row.get("val/bpb") is not None})
     return curves
 
@@ -41,7 +42,7 @@ class Pruning(L.Callback):
 
     def __init__(self, run: Run, startup_jobs: int, last_step: int) -> None:
         self.sweep, self.own, self.startup_jobs, self.last_step = run.folder.parent, run.folder, startup_jobs, last_step
-        rows = read_metrics(run.folder / "metrics.jsonl")
+        rows = read_metrics(run.metrics_path)
         self.curve = {row["step"]: row["val/bpb"] for row in rows if row.get("val/bpb") is not None}
         self.pruned = False
 

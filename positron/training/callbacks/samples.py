@@ -13,7 +13,8 @@ from positron.evaluation.plots import attention_maps
 from positron.inference.engine import Engine
 from positron.model.gpt import GPT
 from positron.model.probes import attention_probabilities
-from positron.run.history import ATTENTION, append
+from positron.run.history import append
+from positron.run.paths import RunPaths
 from positron.run.samples import Sample
 from positron.system.console import printable
 from positron.system.disk import make_folder, whole_file
@@ -42,7 +43,7 @@ class Samples(L.Callback):
         tokens: int,
     ) -> None:
         """`prompt` as it is shown, `ids` as the model reads it."""
-        self.path, self.tokenizer, self.trackers, self.say = folder / "samples.md", tokenizer, trackers, say
+        self.run, self.tokenizer, self.trackers, self.say = RunPaths(folder), tokenizer, trackers, say
         self.every, self.tokens = every, tokens
         self.prompt, self.ids, self.stop_ids = prompt, ids, stop_ids
 
@@ -63,7 +64,7 @@ class Samples(L.Callback):
             module.train()
         bpb = module.metrics.get("val/bpb")
         sample = Sample(step, round(module.loss.item(), 3), None if bpb is None else round(bpb, 4), text.strip())
-        append(self.path, sample.markdown())
+        append(self.run.samples_page, sample.markdown())
         if self.trackers:
             self._draw_attention(module.model, step)
         if not trainer.should_stop:  # the last one is shown whole, at the end
@@ -77,7 +78,7 @@ class Samples(L.Callback):
         layers = attention_probabilities(model, torch.tensor([ids], device=model.wte.weight.device))
         shown = " ".join(self.tokenizer.decode(ids).split())
         picture = attention_maps([layer[0].float().cpu().numpy() for layer in layers], f"step {step}: {shown[:60]}")
-        path = self.path.parent / ATTENTION.format(f"{step:06d}")
-        make_folder(path.parent, self.path.parent)
-        with whole_file(path, self.path.parent) as file:
+        path = self.run.attention_picture(step)
+        make_folder(path.parent, self.run.folder)
+        with whole_file(path, self.run.folder) as file:
             file.write(picture)

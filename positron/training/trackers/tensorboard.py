@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from positron.config import TensorboardConfig
-from positron.run.history import ATTENTION
+from positron.run.paths import RunPaths
 from positron.run.samples import Sample
 from positron.system.disk import refuse_links
 from positron.system.errors import UserError
@@ -32,7 +32,7 @@ class TensorBoard:
         from matplotlib.image import imread
 
         self.writer.add_text("sample", sample.text, sample.step)
-        picture = self.folder / ATTENTION.format(f"{sample.step:06d}")
+        picture = RunPaths(self.folder).attention_picture(sample.step)
         self.writer.add_image("attention", imread(picture)[..., :3], sample.step, dataformats="HWC")
 
     def finish(self, exit_code: int) -> None:

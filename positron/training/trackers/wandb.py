@@ -13,8 +13,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from positron.config import WandbConfig
-from positron.run.history import ATTENTION
 from positron.run.metrics import read_metrics
+from positron.run.paths import RunPaths
 from positron.run.samples import Sample, read_samples
 from positron.system.disk import read_text, refuse_links, write_text
 from positron.system.errors import UserError
@@ -37,10 +37,10 @@ class Wandb:
     def __init__(self, config: WandbConfig, folder: Path, settings: dict[str, Any], say: Callable[[str], None]) -> None:
         import wandb
 
-        self.folder, self.say = folder, say
+        self.paths, self.say = RunPaths(folder), say
         self.samples: list[Sample] = []
-        refuse_links(folder / "wandb", folder)
-        id_file = folder / "wandb_id"
+        refuse_links(self.paths.wandb_folder, folder)
+        id_file = self.paths.wandb_id_path
         if not id_file.exists():
             write_text(id_file, secrets.token_hex(4))
         run_id = read_text(id_file, limit=1000).strip()
@@ -49,7 +49,7 @@ class Wandb:
                 f"{id_file} is damaged: it does not hold the id of a wandb run; delete it to begin another one"
             )
         # wandb copies its tables there before it uploads them; they are part of the run
-        os.environ["WANDB_DATA_DIR"] = _DATA_DIR or str(folder.absolute() / "wandb")
+        os.environ["WANDB_DATA_DIR"] = _DATA_DIR or str(self.paths.wandb_folder.absolute())
 
         def begin(mode: str) -> Any:
             return wandb.init(
@@ -91,8 +91,8 @@ class Wandb:
         return f"wandb sync {shlex.quote(str(Path(self.run.dir).parent))}"
 
     def _catch_up(self) -> None:
-        rows = {row["step"]: row for row in read_metrics(self.folder / "metrics.jsonl")}
-        samples = {one.step: one for one in read_samples(self.folder / "samples.md")}
+        rows = {row["step"]: row for row in read_metrics(self.paths.metrics_path)}
+        samples = {one.step: one for one in read_samples(self.paths.samples_page)}
         for step in sorted({*rows, *samples}):
             if step in rows:
                 self.log({key: value for key, value in rows[step].items() if value is not None}, step)
@@ -112,7 +112,7 @@ class Wandb:
             return
         row: dict[str, Any] = {"step": sample.step}
         row["samples"] = wandb.Table(columns=list(Sample._fields), data=[list(one) for one in self.samples])
-        picture = self.folder / ATTENTION.format(f"{sample.step:06d}")
+        picture = self.paths.attention_picture(sample.step)
         if picture.exists():
             row["attention"] = wandb.Image(str(picture))
         self.run.log(row, step=sample.step)
