@@ -246,8 +246,8 @@ def patiently(action: Callable[[], Answer], what: str, say: Callable[[str], None
     Unreachable after PATIENCE_S seconds (or POSITRON_PATIENCE_S, from the environment); UserError at once for what
     trying again does not mend.
     """
-    import httpx
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    # HTTPError: of whichever HTTP library the client uses
+    from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     patience = float(os.environ.get("POSITRON_PATIENCE_S", PATIENCE_S))
     began, pause = time.monotonic(), 1.0
@@ -255,13 +255,11 @@ def patiently(action: Callable[[], Answer], what: str, say: Callable[[str], None
         try:
             return action()
         except (RepositoryNotFoundError, GatedRepoError) as error:
-            reason = (
-                "needs access rights: huggingface-cli login" if isinstance(error, GatedRepoError) else "is not there"
-            )
+            reason = "needs access rights: hf auth login" if isinstance(error, GatedRepoError) else "is not there"
             raise UserError(
                 f"{what} {reason} (asked {os.environ.get('HF_ENDPOINT', 'https://huggingface.co')})"
             ) from error
-        except (HfHubHTTPError, httpx.HTTPError, LocalEntryNotFoundError, OSError) as error:
+        except (HTTPError, LocalEntryNotFoundError, OSError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             reason = " ".join(str(error).split())[:160]
             if status is not None and 400 <= status < 500 and status not in (408, 429):

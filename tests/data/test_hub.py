@@ -116,6 +116,17 @@ def dataclass_with(chosen: DataConfig, folder: Path) -> DataConfig:
     return dataclasses.replace(chosen, dir=str(folder))
 
 
+def test_without_a_network_the_hub_is_out_of_reach_after_a_bounded_wait(
+    stories_hub: Hub, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr(hub, "PATIENCE_S", 3.0)
+    stories_hub.close()
+    lines: list[str] = []
+    with pytest.raises(Unreachable, match="the dataset some/stories cannot be fetched"):
+        prepare(config(tmp_path), CHAR, None, lines.append)
+    assert any("trying again" in line for line in lines)
+
+
 def test_a_wrong_checksum_is_fetched_again_and_never_used(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
     stories_hub.lies.add(stories_hub.path("data/train-00001.parquet"))
     monkeypatch.setattr(hub, "PATIENCE_S", 3.0)
