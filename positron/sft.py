@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from positron.system.errors import Unreachable, UserError
 from positron.system.voice import Voice
 
 if TYPE_CHECKING:
+    from lightning import Callback
     from omegaconf import DictConfig
 
     from positron.data.windows import Windows
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from positron.training.resume import Start
 
 
-def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
+def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
     """Fine-tune the run of `folder` as far as it is not yet; returns its facts. See `train` for what it raises."""
     begun = time.monotonic()
     from positron.training.allocator import tune_allocator
@@ -37,19 +39,20 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
     tune_allocator()
 
     from positron.data.conversations import read_conversations
-    from positron.data.modules import InstructData
     from positron.model.gpt import GPT
     from positron.model.lora import add_lora
     from positron.run.load import restore
     from positron.text.conversation import TEMPLATE
     from positron.text.factory import load_tokenizer
     from positron.training.loop import fit
+    from positron.training.objective.sft import SFTObjective
     from positron.training.resolve import make_plan
     from positron.training.resume import begin, refuse_before_begin, refuse_untrainable
 
     config = with_origin(Run(folder), config)
     assert config.sft is not None
-    with begin(folder, config) as (run, machine, start, say):
+    with begin(folder, config, begun) as session:
+        run, start, machine, say = session.run, session.start, session.machine, session.say
         assert start.tokenizer_from is not None
         tokenizer = load_tokenizer(start.tokenizer_from.tokenizer_folder)
         refuse_untrainable(config, machine, vocab_size=tokenizer.vocab_size)
@@ -64,7 +67,7 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
         count = sum(not talk.is_val for talk in talks) or len(talks)
         epochs = config.sft.epochs
         plan = make_plan(config, model, machine, start, say, lambda batch: math.ceil(epochs * count / batch))
-        data = InstructData(
+        objective = SFTObjective(
             talks,
             tokenizer,
             context=context,
@@ -75,14 +78,15 @@ def sft(config: RunConfig, folder: Path) -> dict[str, Any]:
             val_tokens=config.train.val_tokens,
             replay=_replay(config, start, plan.batch_size, context, say),
             say=say,
+            patience=config.sft.patience,
         )
-        refuse_before_begin(run, start, last_step=plan.last_step, fingerprint=data.train.fingerprint)
+        refuse_before_begin(run, start, last_step=plan.last_step, fingerprint=objective.fingerprint)
         if say.is_first_rank:
             run.begin(config, tokenizer, new=not start.is_own, forked_from=start.weights)
             if not start.is_own:
                 run.update(**{"base/tokens": tokens_seen(_base(config))})
             write_json(run.chat_path, TEMPLATE)
-        facts = fit(run, config, plan, model, data, tokenizer, start, begun=begun, say=say)
+        facts = fit(session, plan, model, objective, tokenizer, callbacks)
         if say.is_first_rank and facts["status"] == "finished" and "base/bpb_after" not in facts:
             _measure_forgetting(run, tokenizer, config, say)
         return run.facts()

@@ -5,7 +5,9 @@ The Hydra part at the end composes the configuration; `train` is the recipe, imp
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +20,22 @@ from positron.settings import from_dict
 from positron.system.errors import UserError
 
 if TYPE_CHECKING:
+    from lightning import Callback
     from omegaconf import DictConfig
 
+    from positron.training.objective.pretrain import PretrainObjective
 
-def train(config: RunConfig, folder: Path) -> dict[str, Any]:
+
+def train(
+    config: RunConfig,
+    folder: Path,
+    callbacks: Sequence[Callback] = (),
+    objective: type[PretrainObjective] | None = None,
+) -> dict[str, Any]:
     """Train the run of `folder` as far as it is not trained yet; returns its facts: status, step, val/bpb, best/bpb ...
+
+    `callbacks` are called after each step with its metrics, before these are written. `objective` is the class of what
+    is learned; None: PretrainObjective.
 
     Raises UserError for what the user can fix, Interrupted after Ctrl-C, SIGTERM or SIGHUP (the last whole step is
     saved), Diverged where the training failed by its own numbers.
@@ -33,26 +46,28 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
     tune_allocator()
 
     from positron.data.corpus import prepare
-    from positron.data.modules import PretrainData
     from positron.model.gpt import GPT
     from positron.run.load import restore
     from positron.text.factory import load_tokenizer
     from positron.training.budget.choose import as_begun, choose
     from positron.training.loop import fit
+    from positron.training.objective.pretrain import PretrainObjective
     from positron.training.resolve import make_plan
     from positron.training.resume import begin, refuse_before_begin, refuse_untrainable
 
     config = with_origin(Run(folder), as_begun(config, Run(folder)))
-    with begin(folder, config) as (run, machine, start, say):
+    with begin(folder, config, begun) as session:
+        run, start, machine, say = session.run, session.start, session.machine, session.say
         known = load_tokenizer(start.tokenizer_from.tokenizer_folder) if start.tokenizer_from else None
         tokenizer, tokens = prepare(config.data, config.tokenizer, known, say, run.facts().get("data_fingerprint"))
         if config.budget is not None and config.train.max_steps == "auto":
             config = choose(config, machine, tokenizer, tokens, say).applied(config)
+            session = dataclasses.replace(session, config=config)
         refuse_untrainable(config, machine, vocab_size=tokenizer.vocab_size)
         model = GPT(config.model.with_vocab(tokenizer.vocab_size), seed=config.seed)
         model.checkpoint_activations = config.device.checkpoint_activations
         plan = make_plan(config, model, machine, start, say)
-        data = PretrainData(
+        learned = (objective or PretrainObjective)(
             config.data,
             tokens,
             tokenizer,
@@ -66,10 +81,10 @@ def train(config: RunConfig, folder: Path) -> dict[str, Any]:
         source = start.weights or start.checkpoint
         if source is not None:
             restore(model, tokenizer, source)  # Lightning loads the rest, where there is more to load
-        refuse_before_begin(run, start, last_step=plan.last_step, fingerprint=data.train.fingerprint)
+        refuse_before_begin(run, start, last_step=plan.last_step, fingerprint=learned.fingerprint)
         if say.is_first_rank:
             run.begin(config, tokenizer, new=not start.is_own, forked_from=start.checkpoint)
-        return fit(run, config, plan, model, data, tokenizer, start, begun=begun, say=say)
+        return fit(session, plan, model, learned, tokenizer, callbacks)
 
 
 def job(cfg: DictConfig) -> float:

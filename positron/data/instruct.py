@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -20,18 +18,6 @@ Row = tuple[np.ndarray, np.ndarray]  # input and target ids (n,), -100 where the
 Part = tuple[Tensor, Tensor]  # the same (rows, T) of a micro-batch
 
 BUCKETS = 16  # widths of micro-batches: sixteenths of the context length
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What is known of a side's answers, under the names that token files have."""
-
-    n_bytes: int
-    bits: float | None
-
-    @property
-    def floor_bpb(self) -> float | None:
-        return None if self.bits is None else self.bits / self.n_bytes
 
 
 def to_row(talk: Conversation, tokenizer: Tokenizer, context: int) -> Row | None:
@@ -85,12 +71,20 @@ class Instructions:
     """`batch(step)` is a list of micro-batches: conversations in an order of their own each epoch, and replayed windows."""
 
     def __init__(
-        self, rows: list[Row], tokenizer: Tokenizer, *, context: int, batch_size: int, micro_batch_size: int, seed: int,
-        packing: bool, replay: Windows | None, fingerprint: str,
-    ) -> None:  # fmt: skip
+        self,
+        rows: list[Row],
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        packing: bool,
+        replay: Windows | None,
+    ) -> None:
         """`replay`, with the batch size of its share, gives pretraining windows, whose every token is scored."""
         self.rows, self.context, self.micro, self.seed = rows, context, micro_batch_size, seed
-        self.packing, self.replay, self.fingerprint = packing, replay, fingerprint
+        self.packing, self.replay = packing, replay
         self.pad = tokenizer.special_id(END_OF_TEXT)
         self.talks = batch_size - (replay.batch_size if replay else 0)
         lengths = tokenizer.token_bytes()
@@ -106,6 +100,3 @@ class Instructions:
             rows += [(window[:n], window[1 : n + 1]) for window in self.replay.batch(step).numpy()]
         mine = rows[rank::world_size]
         return to_parts(pack(mine, self.context) if self.packing else mine, self.context, self.micro, self.pad)
-
-    def close(self) -> None:
-        """Nothing is at work beside it."""

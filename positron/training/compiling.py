@@ -7,27 +7,29 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from positron.config import IGNORE
 from positron.model.gpt import GPT
 from positron.training.device import Machine
+from positron.training.objective.base import Part
 
 # Of loss and gradient norm. Fused kernels add in another order and round less often, which moves them by a few units in
 # the last place; a wrong kernel is wrong by far more.
 TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
 
 
-def compile_in_place(model: GPT, rows: Tensor, machine: Machine, say: Callable[[str], None]) -> bool:
-    """Names in the state dict stay as they are. rows (B, T + 1): a micro-batch. False, and eager, where it fails or differs.
+def compile_in_place(model: GPT, part: Part, machine: Machine, say: Callable[[str], None]) -> bool:
+    """Names in the state dict stay as they are. `part`: a micro-batch. False, and eager, where it fails or differs.
 
     Dropout is off while both are compared: they draw differently.
     """
     model.to(machine.device)
-    rows = rows.to(machine.device)
+    part = (part[0].to(machine.device), part[1].to(machine.device))
     model.train(model.config.dropout == 0)
-    eager = _loss_and_norm(model, rows, machine)
+    eager = _loss_and_norm(model, part, machine)
     reason = None
     try:
         model.compile()
-        compiled = _loss_and_norm(model, rows, machine)
+        compiled = _loss_and_norm(model, part, machine)
         if not torch.allclose(compiled, eager, rtol=TOLERANCE[machine.precision], atol=0.0):
             reason = f"its first loss and gradient norm are {_shown(compiled)}, without it {_shown(eager)}"
     except Exception as error:  # a compiler, its toolchain and its caches can fail in any way, and none is worth a run
@@ -41,11 +43,11 @@ def compile_in_place(model: GPT, rows: Tensor, machine: Machine, say: Callable[[
     return reason is None
 
 
-def _loss_and_norm(model: GPT, rows: Tensor, machine: Machine) -> Tensor:
+def _loss_and_norm(model: GPT, part: Part, machine: Machine) -> Tensor:
     """(2,): nats per token, and the global norm of its gradient."""
     model.zero_grad(set_to_none=True)
     with machine.autocast():
-        loss = model(rows[:, :-1], rows[:, 1:]) / rows[:, 1:].numel()
+        loss = model(*part) / (part[1] != IGNORE).sum()
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     return torch.stack([loss.detach(), norm])

@@ -5,24 +5,20 @@ from __future__ import annotations
 import dataclasses
 import logging
 import warnings
-from itertools import takewhile
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning as L
 from lightning.fabric.plugins.environments import LightningEnvironment
 
 from positron.config import RunConfig, seconds
-from positron.data.modules import InstructData, PretrainData
 from positron.model.gpt import GPT
-from positron.run.folder import Run
 from positron.run.history import cut_after
 from positron.run.metrics import best_so_far, read_metrics
 from positron.run.provenance import record_start
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, UserError
 from positron.system.voice import Voice
-from positron.text import conversation
-from positron.text.conversation import Message
-from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.text.tokenizer import Tokenizer
 from positron.training.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
 from positron.training.callbacks.clock import Clock
 from positron.training.callbacks.divergence import Divergence
@@ -42,10 +38,11 @@ from positron.training.device import (
     smaller_batch,
     smaller_memory,
 )
-from positron.training.module import PretrainModule, SFTModule
+from positron.training.module import TrainingModule
 from positron.training.monitors import open_monitors
+from positron.training.objective.base import Objective, Part
 from positron.training.resolve import Plan
-from positron.training.resume import Start
+from positron.training.resume import Session
 from positron.training.signals import Signals
 from positron.training.timing import MatmulPeak, SpeedFacts
 from positron.training.trackers.open import open_trackers
@@ -53,52 +50,53 @@ from positron.training.trackers.tracker import Tracker
 
 
 def fit(
-    run: Run,
-    config: RunConfig,
+    session: Session,
     plan: Plan,
     model: GPT,
-    data: PretrainData | InstructData,
+    objective: Objective,
     tokenizer: Tokenizer,
-    start: Start,
-    *,
-    begun: float,
-    say: Voice,
+    callbacks: Sequence[L.Callback] = (),
 ) -> dict[str, Any]:
-    """Train from `start` to `plan.last_step`; keeps run.json true however this ends. Returns the run's facts.
+    """Train from the session's start to `plan.last_step`; keeps run.json true however this ends. Returns the run's facts.
 
-    `begun`: when the process took up the run, by time.monotonic, from which `train.max_time` counts.
+    `callbacks` are the user's: they run after validation and the monitors and before metrics, samples and checkpoints
+    are written, so what they add to `module.metrics` is recorded.
     """
+    run, config, start, say = session.run, session.config, session.start, session.say
     limit = None if config.train.max_time is None else seconds(config.train.max_time)
     trackers: list[Tracker] = []
     status, error = "failed", None
     with Signals(say) as signals:
         try:
-            stopping = Stopping(last_step=plan.last_step, max_seconds=limit, begun=begun, signals=signals)
+            stopping = Stopping(last_step=plan.last_step, max_seconds=limit, begun=session.begun, signals=signals)
+            if say.is_first_rank:
+                cut_after(run, start.step)  # also what a run wrote that was killed before its first checkpoint
+                facts = {"data_fingerprint": objective.fingerprint, "floor_bpb": floor_bpb(objective)}
+                run.update(status="running", step=start.step, resolved=plan.resolved(), **facts)
+                settings = {**dataclasses.asdict(config), "resolved": run.resolved()}  # and what `auto` became
+                trackers = open_trackers(config.logger, run.folder, settings, start.step + 1, say)
+            _without_notices()
+            rows = read_metrics(run.metrics_path)
+            patience = Patience(objective.patience, rows) if objective.patience else None
             pruning = (
                 Pruning(run, config.sweep.startup_jobs, plan.last_step) if config.sweep.prune == "median" else None
             )
             was_pruned = pruning is not None and run.facts().get("status") == "pruned"
-            if say.is_first_rank:
-                cut_after(run, start.step)  # also what a run wrote that was killed before its first checkpoint
-                facts = {"data_fingerprint": data.train.fingerprint, "floor_bpb": data.val.floor_bpb}
-                run.update(status="running", step=start.step, resolved=plan.resolved(), **facts)
-            trackers = _trackers(run, config, start, say)
-            _without_notices()
-            patience = _patience(run, config)
             if patience is not None and patience.is_over:
                 say(f"nothing to do: {run.folder} stopped early at step {start.step}, {patience.why}")
             elif was_pruned:
                 say(f"nothing to do: {run.folder} was pruned at step {start.step}")
             elif start.step < plan.last_step:
                 if say.is_first_rank:
-                    _record_start(run, config, plan, data, tokenizer, start)
+                    _record_start(session, plan, objective, tokenizer)
                 if config.device.compile:
-                    _compile(plan, model, data, say)
-                module = _module(config, plan, model, data, tokenizer)
-                trainer = _trainer(
-                    run, config, plan, data, tokenizer, start, stopping, patience, pruning, trackers, say
+                    _compile(plan, model, objective, say)
+                module = _module(config, plan, model, objective, tokenizer)
+                ours = _callbacks(
+                    session, plan, objective, tokenizer, trackers, stopping, patience, pruning, rows, callbacks
                 )
-                trainer.fit(module, datamodule=data, ckpt_path=start.checkpoint)
+                trainer = _trainer(session, plan, ours)
+                trainer.fit(module, Steps(objective, trainer), ckpt_path=start.checkpoint)
             else:
                 say(f"nothing to do: {run.folder} is at step {start.step} of {plan.horizon}")
             status = _status(plan, stopping, patience, was_pruned or (pruning is not None and pruning.pruned))
@@ -120,7 +118,7 @@ def fit(
             raise
         finally:
             signals.can_save = False
-            data.train.close()
+            objective.close()
             try:
                 if say.is_first_rank:
                     try:
@@ -134,6 +132,26 @@ def fit(
     return run.facts()
 
 
+class Steps:
+    """An endless iterator whose place is the trainer's own step counter: nothing to save, nothing to skip.
+
+    One item is the list of micro-batches of this rank's share of an optimizer step.
+    """
+
+    def __init__(self, objective: Objective, trainer: L.Trainer) -> None:
+        self.objective, self.trainer = objective, trainer
+
+    def __iter__(self) -> Iterator[list[Part]]:
+        trainer = self.trainer
+        step, to_cuda = trainer.global_step, trainer.strategy.root_device.type == "cuda"
+        while True:
+            step += 1
+            parts = self.objective.batch(step, trainer.global_rank, trainer.world_size)
+            if to_cuda:  # then Lightning's copy to the GPU does not wait
+                parts = [(x.pin_memory(), y.pin_memory()) for x, y in parts]
+            yield parts
+
+
 def _status(plan: Plan, stopping: Stopping, patience: Patience | None, pruned: bool) -> str:
     """Of a run whose training came to its end without an error."""
     if pruned:
@@ -143,76 +161,66 @@ def _status(plan: Plan, stopping: Stopping, patience: Patience | None, pruned: b
     return "stopped" if cut and not early else "finished"
 
 
-def _record_start(
-    run: Run, config: RunConfig, plan: Plan, data: PretrainData | InstructData, tokenizer: Tokenizer, start: Start
-) -> None:
+def floor_bpb(objective: Objective) -> float | None:
+    """Return the information of the validation text in bits per byte, which no honest model can beat; None if unknown."""
+    return None if objective.val_bits is None else objective.val_bits / objective.val_bytes
+
+
+def _record_start(session: Session, plan: Plan, objective: Objective, tokenizer: Tokenizer) -> None:
+    start = session.start
     record_start(
-        run.folder,
+        session.run.folder,
         step=start.step,
-        seed=config.seed,
+        seed=session.config.seed,
         resolved=plan.resolved(),
         weights=None if start.is_own else start.weights or start.checkpoint,
-        text=data.train.fingerprint,
+        text=objective.fingerprint,
         tokenizer=tokenizer.hash,
     )
 
 
-def _trackers(run: Run, config: RunConfig, start: Start, say: Voice) -> list[Tracker]:
-    if not say.is_first_rank:
-        return []
-    settings = {**dataclasses.asdict(config), "resolved": run.resolved()}  # and what `auto` became
-    return open_trackers(config.logger, run.folder, settings, start.step + 1, say)
-
-
-def _module(
-    config: RunConfig, plan: Plan, model: GPT, data: PretrainData | InstructData, tokenizer: Tokenizer
-) -> PretrainModule:
-    apart = config.data.document_mask or (config.sft is not None and config.sft.packing)
-    return (PretrainModule if config.sft is None else SFTModule)(
+def _module(config: RunConfig, plan: Plan, model: GPT, objective: Objective, tokenizer: Tokenizer) -> TrainingModule:
+    return TrainingModule(
         model,
-        data.token_bytes if isinstance(data, PretrainData) else tokenizer.token_bytes(),
+        objective,
         optimizer=config.optimizer,
         schedule=config.schedule,
         horizon=plan.horizon,
         grad_clip=config.train.grad_clip,
-        micro_batch_size=plan.micro_batch_size,
         max_bad_steps=config.train.max_bad_steps,
         seed=config.seed,
-        document_start=tokenizer.special_id(END_OF_TEXT) if apart else None,
         identity={"tokenizer_hash": tokenizer.hash, "gpt_config": dataclasses.asdict(model.config)},
     )
 
 
-def _compile(plan: Plan, model: GPT, data: PretrainData | InstructData, say: Voice) -> None:
-    """Checked beside eager where one process can do it alone; SFT's batches change their widths, and several ranks'
-    devices are not known yet."""
-    if plan.world_size == 1 and isinstance(data, PretrainData):
-        compile_in_place(model, data.train.batch(1)[: plan.micro_batch_size], plan.machine, say)
+def _compile(plan: Plan, model: GPT, objective: Objective, say: Voice) -> None:
+    """Compile the model, and check it beside eager where one process can do that alone: several ranks' devices are not
+    known yet."""
+    if plan.world_size == 1:
+        compile_in_place(model, objective.batch(1, 0, 1)[0], plan.machine, say)
     else:
         model.compile()
 
 
-def _trainer(
-    run: Run,
-    config: RunConfig,
+def _callbacks(
+    session: Session,
     plan: Plan,
-    data: PretrainData | InstructData,
+    objective: Objective,
     tokenizer: Tokenizer,
-    start: Start,
+    trackers: list[Tracker],
     stopping: Stopping,
     patience: Patience | None,
     pruning: Pruning | None,
-    trackers: list[Tracker],
-    say: Voice,
-) -> L.Trainer:
-    """Lightning runs the loop and the devices. Intervals, validation, files and logs are our callbacks'."""
-    train, gpt = config.train, plan.gpt
-    rows = read_metrics(run.metrics_path)
+    rows: list[dict[str, Any]],
+    of_the_user: Sequence[L.Callback],
+) -> list[L.Callback]:
+    """Put callbacks in order: the clock, what may end the run, what measures, what writes, what saves."""
+    run, config, say, train = session.run, session.config, session.say, session.config.train
     speed = SpeedFacts(
         batch_tokens=plan.batch_tokens,
-        flops_per_token=gpt.flops_per_token(),
-        bytes_per_token=data.train.bytes_per_token,
-        peak=MatmulPeak(gpt, plan.machine, plan.micro_batch_size, plan.world_size),
+        flops_per_token=plan.gpt.flops_per_token(),
+        bytes_per_token=objective.bytes_per_token,
+        peak=MatmulPeak(plan.gpt, plan.machine, plan.micro_batch_size, plan.world_size),
     )
     clock = Clock(train.log_every)
 
@@ -227,41 +235,47 @@ def _trainer(
         say,
         every=train.sample_every,
         tokens=train.sample_tokens,
-        **_sample_prompt(config, data, tokenizer),
+        prompt=objective.sample_prompt(train.sample_prompt),
     )
     saving = Checkpoints(
         run.checkpoint_folder,
         every=train.save_every,
         keep_last=train.keep_last,
-        best=best_so_far(rows, run.facts(), start.step),
+        best=best_so_far(rows, run.facts(), session.start.step),
         note_best=lambda step, bpb: run.update(**{"best/step": step, "best/bpb": bpb}),
     )
-    monitors = open_monitors(config.monitor, data, tokenizer.vocab_size, config.device.strategy, say)
+    monitors = open_monitors(config.monitor, objective, tokenizer.vocab_size, config.device.strategy, say)
     intervals = {train.log_every, *(monitor.every for monitor in monitors)}
-    callbacks: list[L.Callback] = [
+    return [
         clock,
         stopping,
-        Validation(data, every=train.val_every, say=say),
+        Validation(objective, every=train.val_every, say=say),
         Overfitting(rows, say),
         *[callback for callback in (patience, pruning) if callback is not None],
         *monitors,
+        *of_the_user,
         MetricsLog(run.folder, clock, trackers, intervals=intervals, speed=speed),
-        Divergence(vocab_size=tokenizer.vocab_size, batches=data.val_dataloader, is_last=is_last, say=say),
+        Divergence(vocab_size=tokenizer.vocab_size, objective=objective, is_last=is_last, say=say),
         samples,
         saving,
         Progress(clock, say, last_step=plan.last_step, speed=speed),
     ]
+
+
+def _trainer(session: Session, plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
+    """Lightning runs the loop and the devices. Intervals, validation, files and logs are our callbacks'."""
+    device = session.config.device
     return L.Trainer(
         accelerator=plan.machine.accelerator,
-        devices=config.device.devices,
-        num_nodes=config.device.num_nodes,
-        strategy=config.device.strategy,
+        devices=device.devices,
+        num_nodes=device.num_nodes,
+        strategy=device.strategy,
         precision=LIGHTNING_PRECISION[plan.machine.precision],  # type: ignore[arg-type]
         max_epochs=-1,  # the loader has no end: `Stopping` ends the run
         limit_val_batches=0,  # `Validation` validates
         callbacks=callbacks,
-        plugins=[WholeCheckpointIO(), *([OnlyProcess()] if config.device.processes == 1 else [])],
-        default_root_dir=run.folder,
+        plugins=[WholeCheckpointIO(), *([OnlyProcess()] if device.processes == 1 else [])],
+        default_root_dir=session.run.folder,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -282,27 +296,6 @@ class OnlyProcess(LightningEnvironment):
 
     def node_rank(self) -> int:
         return 0
-
-
-def _patience(run: Run, config: RunConfig) -> Patience | None:
-    if config.sft is None or config.sft.patience == 0:
-        return None
-    return Patience(config.sft.patience, read_metrics(run.metrics_path))
-
-
-def _sample_prompt(config: RunConfig, data: PretrainData | InstructData, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What the samples begin with, as they are shown and as ids, and the ids that end them."""
-    end = tokenizer.special_id(END_OF_TEXT)
-    if isinstance(data, PretrainData):
-        text = config.train.sample_prompt or "Once upon a time"
-        return {"prompt": text, "ids": [end, *tokenizer.encode(text)], "stop_ids": [end]}
-    messages = data.example.messages
-    if config.train.sample_prompt:
-        asked = [Message("user", config.train.sample_prompt)]
-    else:  # all up to the first answer, a system message too
-        asked = list(takewhile(lambda message: message.role != "assistant", messages)) or list(messages[:1])
-    ids = conversation.prompt(asked, tokenizer)
-    return {"prompt": f"{asked[-1].content}\n\n", "ids": ids, "stop_ids": conversation.stop_ids(tokenizer)}
 
 
 def _without_notices() -> None:

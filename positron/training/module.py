@@ -17,8 +17,9 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor
 
-from positron.config import IGNORE, OptimizerConfig, ScheduleConfig
-from positron.model.gpt import GPT, documents_of
+from positron.config import OptimizerConfig, ScheduleConfig
+from positron.model.gpt import GPT
+from positron.training.objective.base import Objective, Part
 from positron.training.optim.groups import build_optimizer, clip_gradients, set_lr
 from positron.training.optim.schedule import lr_at
 
@@ -38,37 +39,32 @@ def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
         torch.get_device_module(device).manual_seed(value)
 
 
-class PretrainModule(L.LightningModule):
-    """GPT, its loss, its optimizer. `metrics` holds what is known of the step just done; callbacks add and read."""
+class TrainingModule(L.LightningModule):
+    """GPT, its objective, its optimizer. `metrics` holds what is known of the step just done; callbacks add and read."""
 
     token_bytes: Tensor
 
     def __init__(
         self,
         model: GPT,
-        token_bytes: np.ndarray,
+        objective: Objective,
         *,
         optimizer: OptimizerConfig,
         schedule: ScheduleConfig,
         horizon: int,
         grad_clip: float,
-        micro_batch_size: int,
         max_bad_steps: int,
         seed: int,
-        document_start: int | None,
         identity: dict[str, Any],
     ) -> None:
-        """`identity` goes into every checkpoint: the tokenizer's hash and the architecture.
-
-        `document_start`: the id that begins documents, where they are not to see each other; None where they may.
-        """
+        """`identity` goes into every checkpoint: the tokenizer's hash and the architecture."""
         super().__init__()
         self.automatic_optimization = False
-        self.model = model
-        self.register_buffer("token_bytes", torch.from_numpy(token_bytes).float(), persistent=False)
+        self.model, self.objective = model, objective
+        self.register_buffer("token_bytes", torch.from_numpy(objective.token_bytes).float(), persistent=False)
         self.optimizer_config, self.schedule, self.horizon = optimizer, schedule, horizon
-        self.grad_clip, self.micro_batch_size, self.max_bad_steps = grad_clip, micro_batch_size, max_bad_steps
-        self.seed, self.document_start, self.identity = seed, document_start, identity
+        self.grad_clip, self.max_bad_steps = grad_clip, max_bad_steps
+        self.seed, self.identity = seed, identity
         self.metrics: dict[str, float] = {}
         self.before_micro_batch: Callable[[], None] = lambda: None  # may raise to leave a step that has not counted
         self.updating = False  # True while weights are half old, half new: not a moment to save them
@@ -95,45 +91,36 @@ class PretrainModule(L.LightningModule):
     def lr(self, step: int) -> float:
         return lr_at(step, self.horizon, peak=self.optimizer_config.lr, schedule=self.schedule)
 
-    def micro_batches(self, batch: Any) -> list[tuple[Tensor, Tensor]]:
-        """x, y (B, T), this rank's rows of the batch, cut into what fits at a time."""
-        x, y = batch
-        return list(zip(x.split(self.micro_batch_size), y.split(self.micro_batch_size), strict=True))
-
-    def training_step(self, batch: Any, batch_idx: int) -> None:
+    def training_step(self, batch: list[Part], batch_idx: int) -> None:
         """One optimizer step on this rank's share of the batch."""
         self.metrics = {}
         step = self.global_step + 1
         seed_step(self.seed, step, self.global_rank, self.device)
         optimizer = self._optimizer()
         set_lr(optimizer.param_groups, self.lr(step))
-        self.loss = self._accumulate(self.micro_batches(batch))
+        self.loss = self._accumulate(batch)
         self.updating = True
         optimizer.step()
         self.updating = False
         optimizer.zero_grad(set_to_none=True)
 
-    def _accumulate(self, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-        """Backward through all micro-batches: gradients of (sum of losses) / (targets on all ranks). Returns the loss.
+    def _accumulate(self, parts: list[Part]) -> Tensor:
+        """Backward through all micro-batches: gradients of (sum of losses) / (their count on all ranks). Returns the loss.
 
         DDP and FSDP average gradients over ranks, which the factor `world` undoes.
         """
         world = self.trainer.world_size
-        targets = torch.stack([(y != IGNORE).sum() for _, y in parts]).sum()
+        count = torch.stack([self.objective.count(part) for part in parts]).sum()
         if world > 1:
-            targets = self.trainer.strategy.reduce(targets, reduce_op="sum")
+            count = self.trainer.strategy.reduce(count, reduce_op="sum")
         total = torch.zeros((), device=self.device)
-        for i, (part_x, part_y) in enumerate(parts):
+        for i, part in enumerate(parts):
             self.before_micro_batch()
             with self._synchronise(i == len(parts) - 1):
-                loss = self.model(part_x, part_y, self.documents(part_x)) * (world / targets)
+                loss = self.objective.loss(self.model, part) * (world / count)
                 self.manual_backward(loss)
             total += loss.detach()
         return total
-
-    def documents(self, x: Tensor) -> Tensor | None:
-        """(B, T) the number of each token's document in its window, where documents are kept apart."""
-        return documents_of(x, self.document_start)
 
     def _synchronise(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Gradients travel between ranks once a step, with its last micro-batch."""
@@ -161,14 +148,9 @@ class PretrainModule(L.LightningModule):
         elif bad.item():
             optimizer.zero_grad(set_to_none=True)
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """(nats, bytes, tokens) summed over the targets of x, y (B, T), as float64."""
-        x, y = batch
-        scored = y != IGNORE
-        nats = self.model(x, y, self.documents(x))
-        nats = nats.double() if y.device.type != "mps" else nats
-        count = self.token_bytes[y.clamp(min=0)].to(nats.dtype).mul(scored).sum()
-        return torch.stack([nats, count, scored.sum().to(nats.dtype)])
+    def validation_step(self, batch: Part, batch_idx: int) -> Tensor:
+        """(nats, bytes, tokens), summed over the targets of a micro-batch."""
+        return self.objective.score(self.model, batch, self.token_bytes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         counters = {"bad_steps": int(self.bad_steps), "bad_in_a_row": int(self.bad_in_a_row)}
@@ -178,11 +160,3 @@ class PretrainModule(L.LightningModule):
         """The streak of bad steps is counted across stops: a run cannot escape divergence by being started again."""
         self.bad_steps = torch.tensor(checkpoint["bad_steps"])
         self.bad_in_a_row = torch.tensor(checkpoint.get("bad_in_a_row", 0))  # runs of before 2026-11 lack it
-
-
-class SFTModule(PretrainModule):
-    """The same step on conversations: a batch is a list of micro-batches of unequal widths, cut where they were read."""
-
-    def micro_batches(self, batch: Any) -> list[tuple[Tensor, Tensor]]:
-        """[(x, y), ...], each (rows, T) with T of its own."""
-        return list(batch)

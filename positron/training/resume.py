@@ -51,9 +51,24 @@ class Start:
     resolved: dict[str, Any] = dataclasses.field(default_factory=dict)  # what `auto` became when the run began
 
 
+@dataclass(frozen=True)
+class Session:
+    """A run that this process holds alone, with the machine it trains on and where it starts."""
+
+    run: Run
+    config: RunConfig
+    machine: Machine
+    start: Start
+    say: Voice
+    begun: float  # by time.monotonic, from which train.max_time counts
+
+
 @contextlib.contextmanager
-def begin(folder: Path, config: RunConfig) -> Iterator[tuple[Run, Machine, Start, Voice]]:
-    """Hold the run of `folder` alone, speak into its log, take this machine, and decide where the run starts."""
+def begin(folder: Path, config: RunConfig, begun: float) -> Iterator[Session]:
+    """Hold the run of `folder` alone, speak into its log, take this machine, and decide where the run starts.
+
+    `begun`: when the process took up the run, by time.monotonic.
+    """
     is_new = not folder.exists()
     run, processes = Run(make_folder(folder)), config.device.processes
     refuse_links_in(run.folder)
@@ -66,7 +81,7 @@ def begin(folder: Path, config: RunConfig) -> Iterator[tuple[Run, Machine, Start
         machine = choose_machine(config.device, config.precision)
         say(f"running on {machine.why}")
         refuse_untrainable(config, machine, vocab_size=1)  # the vocabulary, known later, can only add to it
-        yield run, machine, decide_start(run, config, say), say
+        yield Session(run, config, machine, decide_start(run, config, say), say, begun)
 
 
 def refuse_untrainable(config: RunConfig, machine: Machine, *, vocab_size: int) -> None:

@@ -24,10 +24,8 @@ from positron.config import RunConfig
 from positron.settings import from_dict
 from positron.system.exits import errors_as_one_line
 from positron.train import train
-from positron.training import loop as fit
 from positron.training.device import Machine
 from positron.training.eager_step import add_gradient, update
-from positron.training.monitors.probe import Monitor
 from positron.training.optim.groups import build_optimizer
 
 SIZES = {  # settings of positron.train, and how many steps
@@ -57,7 +55,7 @@ class Turns(L.Callback):
         now = time.perf_counter()
         if self.begun:
             self.pairs.append((self.bare_s, now - self.begun))
-        self.bare_step(trainer.datamodule.train.batch(trainer.global_step + 1), module)  # type: ignore[attr-defined]
+        self.bare_step(module.objective.train.batch(trainer.global_step + 1), module)  # type: ignore[attr-defined]
         self.begun = time.perf_counter()
         self.bare_s = self.begun - now
 
@@ -67,23 +65,15 @@ class Turns(L.Callback):
 
 
 def pairs_of(settings: list[str], steps: int, folder: Path) -> list[tuple[float, float]]:
-    turns, usual = Turns(), fit.open_monitors
-
-    def with_turns(*_: Any) -> list[Monitor]:
-        return [turns]  # type: ignore[list-item]
-
-    fit.open_monitors = with_turns  # type: ignore[assignment]
-    try:
-        common = [
-            "tokenizer=spm_4k",
-            "device=cpu",
-            f"data.dir={folder / 'data'}",
-            f"train.max_steps={steps}",
-            "name=bench",
-        ]
-        train(from_dict(RunConfig, compose("train", [*common, *QUIET, *settings])), folder / settings[0])
-    finally:
-        fit.open_monitors = usual
+    turns = Turns()
+    common = [
+        "tokenizer=spm_4k",
+        "device=cpu",
+        f"data.dir={folder / 'data'}",
+        f"train.max_steps={steps}",
+        "name=bench",
+    ]
+    train(from_dict(RunConfig, compose("train", [*common, *QUIET, *settings])), folder / settings[0], [turns])
     return turns.pairs[WARM:]
 
 

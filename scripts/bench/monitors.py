@@ -12,7 +12,6 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ from positron.config import MonitorConfig, RunConfig
 from positron.settings import from_dict
 from positron.system.exits import errors_as_one_line
 from positron.train import train
-from positron.training import loop as fit
-from positron.training.monitors import open_monitors
 from positron.training.monitors.probe import Monitor
 
 EVERY = MonitorConfig().every
@@ -35,9 +32,12 @@ QUIET = {"val_every": 10**6, "sample_every": 10**6, "save_every": 10**6}
 class Stretches(L.Callback):
     """Turns the monitors on and off, and keeps how long each stretch of EVERY steps took, the first one aside."""
 
-    def __init__(self, monitors: list[Monitor]) -> None:
-        self.every = EVERY  # as of any monitor, for the rows of metrics.jsonl
-        self.monitors, self.begun, self.seconds = monitors, 0.0, [[], []]  # type: ignore[var-annotated]
+    def __init__(self) -> None:
+        self.begun = 0.0
+        self.seconds: tuple[list[float], list[float]] = ([], [])  # without monitors, with all
+
+    def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.monitors = [callback for callback in trainer.callbacks if isinstance(callback, Monitor)]  # type: ignore[attr-defined]
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         stretch, place = divmod(trainer.global_step, EVERY)
@@ -52,21 +52,13 @@ class Stretches(L.Callback):
 
 
 def main() -> None:
-    kept: list[Stretches] = []
-
-    def watched(*arguments: Any) -> list[Any]:
-        monitors = open_monitors(*arguments)
-        kept.append(Stretches(monitors))
-        return [kept[0], *monitors]
-
+    stretches = Stretches()
     with errors_as_one_line(), tempfile.TemporaryDirectory() as folder:
         values = compose("train", ["experiment=quickstart", "monitor=all", "name=bench", *sys.argv[1:]])
         values["train"] |= {**QUIET, "max_steps": EVERY * (2 * PAIRS + 1) + 1}
         values["data"]["dir"] = str(Path(folder) / "data")
-        wrap: Callable[..., Any] = watched
-        fit.open_monitors = wrap  # type: ignore[attr-defined]
-        train(from_dict(RunConfig, values), Path(folder) / "bench")
-    without, with_all = kept[0].seconds
+        train(from_dict(RunConfig, values), Path(folder) / "bench", [stretches])
+    without, with_all = stretches.seconds
     ratios = [b / a for a, b in zip(without, with_all, strict=False)]
     spread = f"{min(ratios) - 1:+.2%} to {max(ratios) - 1:+.2%} in {len(ratios)} pairs"
     print(

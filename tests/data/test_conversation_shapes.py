@@ -17,10 +17,10 @@ import pytest
 from positron.cli.preflight import check_files
 from positron.config import DataConfig
 from positron.data.conversations import Conversation, read_conversations
-from positron.data.modules import InstructData
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer
 from positron.text.conversation import Message
+from positron.training.objective.sft import SFTObjective
 
 PAIRS = [(f"What is {n} and {n}?", f"It is {2 * n}.") for n in range(1, 5)]
 TOKENIZER = CharTokenizer("".join(sorted({c for pair in PAIRS for c in "".join(pair)})) + "abcdefghijklmnopqrstuvwxyz")
@@ -318,9 +318,9 @@ def test_turns_of_weight_0_and_answers_in_prompts_are_not_learned_from(tmp_path:
         rows(tmp_path, {"messages": weighted[:2]})
 
 
-def instruct_data(talks: list[Conversation], **options: Any) -> InstructData:
+def instruct_data(talks: list[Conversation], **options: Any) -> SFTObjective:
     chosen = {"context": 64, "batch_size": 4, "micro_batch_size": 4, "seed": 0, "packing": False, "val_tokens": 1000}
-    return InstructData(talks, TOKENIZER, **{"replay": None, "say": lambda line: None, **chosen, **options})
+    return SFTObjective(talks, TOKENIZER, **{"replay": None, "say": lambda line: None, **chosen, **options})
 
 
 def test_an_empty_answer_teaches_nothing_even_among_others() -> None:

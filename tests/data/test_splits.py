@@ -17,7 +17,6 @@ from text_files import DOCUMENTS, as_jsonl, as_text, source
 from positron.config import DataConfig, TokenizerConfig
 from positron.data import files, shards
 from positron.data.corpus import prepare
-from positron.data.modules import PretrainData
 from positron.data.shards import TokenFiles, verify
 from positron.evaluation.eval_texts import size_of, texts_of_run
 from positron.run.folder import Run
@@ -26,6 +25,7 @@ from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer, train_tokenizer
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
 from positron.text.tokenizer import Tokenizer
+from positron.training.objective.pretrain import PretrainObjective
 
 CHAR = TokenizerConfig("char")
 LINE = "The quick brown fox jumps over the lazy dog.\n"
@@ -233,7 +233,7 @@ def test_unknown_tokens_stand_for_the_bytes_they_replace(tmp_path: Path, choice:
         ids = part.read(0, part.n_tokens)
         assert (ids == 0).any()
         assert lengths[ids].sum() == pytest.approx(part.n_bytes)
-    data = PretrainData(
+    data = PretrainObjective(
         config, folder, tokenizer, context=16, batch_size=2, micro_batch_size=1, seed=0, val_tokens=10**6, say=print
     )
     scored = data.val_y.numpy()
@@ -285,7 +285,7 @@ def test_words_without_blanks_between_them_are_told(tmp_path: Path) -> None:
     tokenizer, folder = prepare(config, TokenizerConfig("word", 100), None, lines.append)
     assert any("tokenizer=word finds only" in line and "tokenizer=char" in line for line in lines)
     with pytest.raises(UserError, match=r"bytes each; take tokenizer=char or tokenizer=spm_4k"):
-        PretrainData(
+        PretrainObjective(
             config, folder, tokenizer, context=64, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100, say=print
         )
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from positron.config import DataConfig, TokenizerConfig
 from positron.data import shards
 from positron.data.corpus import prepare
-from positron.data.modules import PretrainData
 from positron.data.open import open_source
 from positron.data.shards import TokenFiles
 from positron.data.window_order import permute
@@ -21,6 +20,7 @@ from positron.stories.parser import bits
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer
 from positron.text.tokenizer import END_OF_TEXT
+from positron.training.objective.pretrain import PretrainObjective
 
 CHAR = TokenizerConfig("char")
 
@@ -141,7 +141,7 @@ def test_a_text_shorter_than_a_window_says_how_long_it_is_and_must_be(tmp_path, 
 
 
 def opened(folder, tokenizer):
-    return PretrainData(
+    return PretrainObjective(
         DataConfig("text", "x.txt"), folder, tokenizer,
         context=32, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100, say=print,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from positron.system.errors import UserError
 from positron.train import train
 from positron.training import device
 from positron.training.device import Machine, choose_machine, choose_micro_batch, micro_batch_bytes
-from positron.training.module import PretrainModule
+from positron.training.module import TrainingModule
 from positron.training.resolve import make_plan
 from positron.training.resume import Start
 
@@ -204,7 +204,7 @@ def test_where_one_sequence_does_not_fit_a_smaller_batch_is_not_the_advice(tmp_p
         raise NO_MEMORY["mps"]
 
     monkeypatch.undo()
-    monkeypatch.setattr(PretrainModule, "training_step", never_fits)
+    monkeypatch.setattr(TrainingModule, "training_step", never_fits)
     with pytest.raises(UserError, match=r"out of memory: try a smaller model or model\.context_length"):
         train(tiny(tmp_path, train__micro_batch_size=1), tmp_path / "run")
 
@@ -214,7 +214,7 @@ def test_a_step_that_runs_out_of_memory_ends_the_run_with_the_remedy(tmp_path, m
     def never_fits(*_):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr(PretrainModule, "training_step", never_fits)
+    monkeypatch.setattr(TrainingModule, "training_step", never_fits)
     with pytest.raises(UserError, match=r"out of memory: try train\.micro_batch_size=8") as told:
         train(tiny(tmp_path, device__checkpoint_activations=checkpointed), tmp_path / "run")
     assert ("device.checkpoint_activations=true" in str(told.value)) != checkpointed

@@ -18,7 +18,7 @@ from positron.system.exits import describe
 from positron.train import train
 from positron.training.callbacks import divergence, validation
 from positron.training.callbacks.overfitting import Overfitting
-from positron.training.module import PretrainModule
+from positron.training.module import TrainingModule
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def short(shared, **changes):
 
 def poisoned(steps, monkeypatch):
     """The gradients of these steps are NaN."""
-    original = PretrainModule._accumulate
+    original = TrainingModule._accumulate
 
     def accumulate(self, parts):
         loss = original(self, parts)
@@ -42,7 +42,7 @@ def poisoned(steps, monkeypatch):
                 p.grad.fill_(float("nan"))
         return loss
 
-    monkeypatch.setattr(PretrainModule, "_accumulate", accumulate)
+    monkeypatch.setattr(TrainingModule, "_accumulate", accumulate)
 
 
 DIVERGING = {
@@ -120,7 +120,7 @@ def test_a_run_that_ends_in_a_streak_of_bad_steps_has_diverged(tmp_path, shared,
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, shared, monkeypatch):
-    original = PretrainModule.training_step
+    original = TrainingModule.training_step
 
     def overflow(self, batch, batch_idx):
         original(self, batch, batch_idx)
@@ -128,7 +128,7 @@ def test_weights_that_are_not_finite_are_never_saved(tmp_path, shared, monkeypat
             with torch.no_grad():
                 self.model.wte.weight[3, 3] = float("inf")
 
-    monkeypatch.setattr(PretrainModule, "training_step", overflow)
+    monkeypatch.setattr(TrainingModule, "training_step", overflow)
     config = short(shared, train__save_every=5)
     with pytest.raises(Diverged, match="weights are NaN or infinite after step 10"):
         train(config, tmp_path / "run")

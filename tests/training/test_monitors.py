@@ -19,7 +19,7 @@ from positron.training.monitors.activations import Activations
 from positron.training.monitors.attention import COLLAPSED, PATIENCE, AttentionEntropy, head_entropies
 from positron.training.monitors.norms import layer_of
 from positron.training.monitors.probe import Probe
-from positron.training.monitors.tokens import bin_means, count_tokens, frequency_bins, position_edges
+from positron.training.monitors.tokens import bin_means, frequency_bins, position_edges
 
 ALL = MonitorConfig(every=3, gradients=True, weights=True, attention=True, activations=True, tokens=True)
 SMALL = GPTConfig(vocab_size=50, context_length=16, d_model=16, n_layer=2, n_head=4)
@@ -158,7 +158,7 @@ def test_frequency_bins_have_equal_shares_of_the_text() -> None:
 
 
 def test_tokens_are_counted_as_they_are_in_training(tmp_path: Path) -> None:
-    from positron.data.modules import PretrainData
+    from positron.training.objective.pretrain import PretrainObjective
 
     class Tokens:
         n_tokens = 200_000
@@ -167,9 +167,9 @@ def test_tokens_are_counted_as_they_are_in_training(tmp_path: Path) -> None:
         def read(self, start: int, count: int) -> np.ndarray:
             return self.ids[start : start + count]
 
-    data = PretrainData.__new__(PretrainData)
+    data = PretrainObjective.__new__(PretrainObjective)
     data.train = type("Train", (), {"tokens": Tokens()})()
-    assert count_tokens(data, 12).tolist() == [*(int((Tokens.ids == i).sum()) for i in range(9)), 0, 0, 0]
+    assert data.target_counts(12).tolist() == [*(int((Tokens.ids == i).sum()) for i in range(9)), 0, 0, 0]
 
 
 def test_bins_of_positions_cover_the_context_once() -> None:

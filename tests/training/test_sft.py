@@ -17,10 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tuning import tuned
 
-from positron.config import DataConfig, GPTConfig, LoraConfig, OptimizerConfig, ScheduleConfig, SFTConfig
+from positron.config import DataConfig, GPTConfig, LoraConfig, OptimizerConfig, SFTConfig
 from positron.data.conversations import Conversation, read_conversations
 from positron.data.instruct import pack, to_parts, to_row
-from positron.data.modules import InstructData
 from positron.model.gpt import GPT
 from positron.model.lora import add_lora, merged
 from positron.run.folder import Run
@@ -33,7 +32,8 @@ from positron.text.char_word import CharTokenizer
 from positron.text.conversation import Message
 from positron.text.tokenizer import SPECIALS
 from positron.train import train
-from positron.training.module import SFTModule
+from positron.training.objective.sft import SFTObjective
+from positron.training.objective.tokens import NextToken
 
 TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz ?.<|>_\n")
 BEGIN, SYSTEM, USER, ASSISTANT, END = (TOKENIZER.special_id(token) for token in SPECIALS)
@@ -107,19 +107,17 @@ def test_replayed_windows_are_as_long_as_the_longest_conversation_of_their_step(
     assert y[row].tolist() == list(range(101, 101 + n))
 
 
-def test_samples_are_asked_with_the_system_message_and_the_first_question(tmp_path: Path) -> None:
-    from positron.training.loop import _sample_prompt
-
+def test_samples_are_asked_with_the_system_message_and_the_first_question() -> None:
     messages = (Message("system", "be"), Message("user", "a?"), Message("assistant", "b."), Message("user", "c"))
     data = instruct_data([Conversation(messages, is_val) for is_val in (False, True)])
-    asked = _sample_prompt(tuned(tmp_path), data, TOKENIZER)
-    assert asked["ids"] == conversation.prompt(messages[:2], TOKENIZER)
-    assert asked["prompt"] == "a?\n\n"
+    asked = data.sample_prompt(None)
+    assert asked.ids == conversation.prompt(messages[:2], TOKENIZER)
+    assert asked.shown == "a?\n\n"
 
 
-def instruct_data(talks: list[Conversation], **options: Any) -> InstructData:
+def instruct_data(talks: list[Conversation], **options: Any) -> SFTObjective:
     chosen = {"context": 32, "batch_size": 4, "micro_batch_size": 4, "seed": 0, "packing": False, "val_tokens": 1000}
-    return InstructData(talks, TOKENIZER, **{"replay": None, "say": lambda line: None, **chosen, **options})
+    return SFTObjective(talks, TOKENIZER, **{"replay": None, "say": lambda line: None, **chosen, **options})
 
 
 def test_over_long_ones_lose_from_the_left_but_never_of_the_answer() -> None:
@@ -156,19 +154,14 @@ def test_packing_and_padding_keep_every_conversation_whole(pairs: list[tuple[str
         assert sorted(found) == wanted
 
 
-def module_of(model: GPT, *, packing: bool) -> SFTModule:
-    return SFTModule(
-        model, TOKENIZER.token_bytes(), optimizer=OptimizerConfig(), schedule=ScheduleConfig(), horizon=10,
-        grad_clip=0.0, micro_batch_size=1, max_bad_steps=1, seed=0, document_start=BEGIN if packing else None, identity={},
-    )  # fmt: skip
-
-
 def gradients(parts: list[tuple[torch.Tensor, torch.Tensor]], *, packing: bool = False) -> dict[str, torch.Tensor]:
     model = GPT(GPTConfig(vocab_size=TOKENIZER.vocab_size, context_length=64, d_model=16, n_layer=2, n_head=2)).double()
-    module = module_of(model, packing=packing)
-    targets = sum(int((y != -100).sum()) for _, y in parts)
-    for x, y in parts:
-        (model(x, y, module.documents(x)) / targets).backward()
+    objective = NextToken()
+    objective.document_start = BEGIN if packing else None
+    targets = sum(int(objective.count(part)) for part in parts)
+    assert targets == sum(int((y != -100).sum()) for _, y in parts)
+    for part in parts:
+        (objective.loss(model, part) / targets).backward()
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -245,10 +238,10 @@ def test_conversations_without_a_target_are_counted_and_all_of_them_refused() ->
         "context": 32, "batch_size": 4, "micro_batch_size": 4, "seed": 0, "packing": False, "val_tokens": 10, "replay": None,
     }  # fmt: skip
     some = [talk("a", "b"), talk("c", "d", is_val=True), silent]
-    InstructData(some, TOKENIZER, say=lines.append, **options)
+    SFTObjective(some, TOKENIZER, say=lines.append, **options)
     assert lines[0].startswith("WARNING: 1 of 3 conversations have nothing to learn from")
     with pytest.raises(UserError, match="all 2 conversations have nothing to learn from"):
-        InstructData([silent, silent], TOKENIZER, say=lines.append, **options)
+        SFTObjective([silent, silent], TOKENIZER, say=lines.append, **options)
 
 
 def test_the_sample_that_comes_with_positron_is_forty_good_examples() -> None:
@@ -275,13 +268,13 @@ def test_validation_requests_are_combinations_that_training_never_has() -> None:
 def test_what_the_answers_of_the_built_in_requests_hold_is_known() -> None:
     talks = read_conversations(DataConfig("story_instruct", examples=40, val_fraction=0.3))
     text = sorted({c for t in talks for m in t.messages for c in m.content})
-    data = InstructData(
+    data = SFTObjective(
         talks, CharTokenizer("".join(text)), context=2000, batch_size=2, micro_batch_size=2, seed=0, packing=False,
         val_tokens=10**6, replay=None, say=print,
     )  # fmt: skip
     held = [t for t in talks if t.is_val]
-    assert data.val.n_bytes == sum(len(t.messages[1].content.encode()) for t in held)
-    assert data.val.bits == pytest.approx(sum(t.bits or 0 for t in held))
+    assert data.val_bytes == sum(len(t.messages[1].content.encode()) for t in held)
+    assert data.val_bits == pytest.approx(sum(t.bits or 0 for t in held))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,6 @@ from faults import full_disk
 from traces import same, trace, weights
 
 from positron.config import GPTConfig, PrecisionConfig
-from positron.data.modules import PretrainData
 from positron.evaluation.score import Score
 from positron.run.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from positron.run.folder import Run, find_run
@@ -28,7 +27,8 @@ from positron.system.errors import Diverged, UserError
 from positron.train import train
 from positron.training.callbacks.stopping import Stopping
 from positron.training.device import Machine
-from positron.training.module import PretrainModule
+from positron.training.module import TrainingModule
+from positron.training.objective.pretrain import PretrainObjective
 from positron.training.resolve import suitable_batch
 
 
@@ -110,20 +110,17 @@ def test_micro_batches_change_nothing_but_rounding(tmp_path, whole):
         assert mine[1] == theirs[1]
 
 
-def test_one_batch_is_learnt_by_heart(tmp_path, monkeypatch):
+def test_one_batch_is_learnt_by_heart(tmp_path):
     """Overfitting: the same batch at every step drives the loss to almost nothing."""
-    first = PretrainData.train_dataloader
 
-    def same_batch(self):
-        loader = first(self)
-        loader.windows.batch = lambda step, *_: type(loader.windows).batch(loader.windows, 1)
-        return loader
+    class SameBatch(PretrainObjective):
+        def batch(self, step, rank, world_size):
+            return super().batch(1, rank, world_size)
 
-    monkeypatch.setattr(PretrainData, "train_dataloader", same_batch)
     rarely = {f"train__{what}_every": 400 for what in ("val", "save", "sample")}
     config = tiny(tmp_path, train__max_steps=400, train__batch_tokens=32, optimizer__lr=1e-2, **rarely)
     config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, weight_decay=0.0))
-    train(config, tmp_path / "run")
+    train(config, tmp_path / "run", objective=SameBatch)
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["train/loss"] < 0.01
 
 
@@ -267,7 +264,7 @@ def test_a_text_that_was_edited_since_is_refused(tmp_path):
 
 def poisoned(steps, monkeypatch):
     """The loss of these steps is NaN."""
-    original = PretrainModule._accumulate
+    original = TrainingModule._accumulate
 
     def accumulate(self, parts):
         loss = original(self, parts)
@@ -276,7 +273,7 @@ def poisoned(steps, monkeypatch):
                 p.grad.fill_(float("nan"))
         return loss
 
-    monkeypatch.setattr(PretrainModule, "_accumulate", accumulate)
+    monkeypatch.setattr(TrainingModule, "_accumulate", accumulate)
 
 
 @pytest.mark.parametrize("precision", ["fp32"])

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from positron.config import GPTConfig, RunConfig
-from positron.data.modules import PretrainData
 from positron.evaluation.scoring import score
 from positron.model.gpt import GPT
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.device import CPU_MICRO_TOKENS, Machine, wait_for
 from positron.training.eager_step import add_gradient, update
+from positron.training.objective.pretrain import PretrainObjective
 from positron.training.optim.groups import build_optimizer, set_lr
 
 STEP_TOKENS = 4096  # about; elsewhere than on a CPU steps of four times as many, too, since those are faster there
@@ -44,10 +44,10 @@ class Measuring:
         self.multiple = 1 if machine.accelerator == "cpu" else 4
 
     @contextlib.contextmanager
-    def data(self) -> Iterator[PretrainData]:
+    def data(self) -> Iterator[PretrainObjective]:
         """Batches of about `multiple` STEP_TOKENS, and little text for validation."""
         context = self.config.model.context_length
-        data = PretrainData(
+        data = PretrainObjective(
             self.config.data,
             self.folder,
             self.tokenizer,
@@ -61,9 +61,9 @@ class Measuring:
         try:
             yield data
         finally:
-            data.train.close()
+            data.close()
 
-    def train(self, gpt: GPTConfig, data: PretrainData, seconds: float, rate: float) -> tuple[Speed, int, GPT]:
+    def train(self, gpt: GPTConfig, data: PretrainObjective, seconds: float, rate: float) -> tuple[Speed, int, GPT]:
         """Train afresh for so long, the learning rate falling from `rate` to 0: the speed, the tokens read, the model.
 
         Some steps are needed to tell a speed: where each takes long, up to four times as long.
@@ -94,7 +94,7 @@ class Measuring:
         wait_for(self.machine.device)
         return time.perf_counter() - begun
 
-    def bpb(self, model: GPT, data: PretrainData) -> float:
+    def bpb(self, model: GPT, data: PretrainObjective) -> float:
         with self.machine.autocast():
             return score(model, data.val_x, data.val_y, torch.from_numpy(data.token_bytes)).bpb
 

@@ -16,7 +16,7 @@ from positron.run.checkpoint import BEST, checkpoints, load_checkpoint, run_of
 from positron.system.disk import open_inside, whole_file
 from positron.system.errors import Diverged, LeftAtOnce, UserError
 from positron.training.callbacks.divergence import diverged, has_finite_state
-from positron.training.module import PretrainModule
+from positron.training.module import TrainingModule
 
 
 class WholeCheckpointIO(CheckpointIO):
@@ -45,7 +45,7 @@ class Checkpoints(L.Callback):
         self.note_best = note_best
         self.saved_step = -1
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         step = trainer.global_step
         bpb = module.metrics.get("val/bpb", float("inf"))
         if bpb < self.best or step % self.every == 0 or trainer.should_stop:
@@ -66,7 +66,7 @@ class Checkpoints(L.Callback):
                 old.unlink()
         return path
 
-    def on_exception(self, trainer: L.Trainer, module: PretrainModule, exception: BaseException) -> None:  # type: ignore[override]
+    def on_exception(self, trainer: L.Trainer, module: TrainingModule, exception: BaseException) -> None:  # type: ignore[override]
         """Save the last whole step, whatever ended the run.
 
         Not where weights may be half updated or are not finite, nor on a full disk, nor for somebody who wants to leave

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 
 from positron.training.device import wait_for
-from positron.training.module import PretrainModule
+from positron.training.module import TrainingModule
 
 
 class Clock(L.Callback):
@@ -30,7 +30,7 @@ class Clock(L.Callback):
     def on_train_batch_start(self, *_: Any) -> None:
         self._begun = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         if trainer.global_step % self.log_every == 0:
             wait_for(module.device)  # the only place where the host waits for an accelerator
         passed = time.perf_counter() - self._begun

@@ -10,9 +10,8 @@ import torch
 
 from positron.system.errors import Diverged
 from positron.training.callbacks.validation import validate
-from positron.training.module import PretrainModule
-
-Batches = list[tuple[torch.Tensor, torch.Tensor]]
+from positron.training.module import TrainingModule
+from positron.training.objective.base import Objective
 
 # A model that knows nothing, and says so, has the loss log(vocabulary); weights as they are drawn are within some percent
 # of it. Twice that loss means that the model gives what follows less than 1/vocabulary² on average: it has been thrown
@@ -33,15 +32,15 @@ class Divergence(L.Callback):
         self,
         *,
         vocab_size: int,
-        batches: Callable[[], Batches],
+        objective: Objective,
         is_last: Callable[[L.Trainer], bool],
         say: Callable[[str], None],
     ) -> None:
-        """`batches`: of validation. `is_last`: whether the step just done is the last one of the run."""
-        self.guessing, self.batches, self.is_last, self.say = math.log(vocab_size), batches, is_last, say
+        """`is_last`: whether the step just done is the last one of the run."""
+        self.guessing, self.objective, self.is_last, self.say = math.log(vocab_size), objective, is_last, say
         self._has_warned = False
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: object) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: object) -> None:  # type: ignore[override]
         step, metrics, is_last = trainer.global_step, module.metrics, self.is_last(trainer)
         if module.device.type == "cpu" or step % 10 == 0 or trainer.should_stop:  # it waits for the device
             streak = int(module.bad_in_a_row)
@@ -51,7 +50,8 @@ class Divergence(L.Callback):
                 error = diverged(trainer, f"{where} a NaN or infinite loss or gradient, up to step {step}")
                 # bad steps have changed nothing, but huge weights may have caused them; and a checkpoint at the horizon
                 # would read as a finished run
-                error.can_save = not is_last and self._is_sane(validate(trainer, module, self.batches()).loss)
+                batches = self.objective.validation(trainer.global_rank, trainer.world_size)
+                error.can_save = not is_last and self._is_sane(validate(trainer, module, batches).loss)
                 raise error
         loss = metrics.get("val/loss")
         if loss is None:
@@ -78,7 +78,7 @@ def diverged(trainer: L.Trainer, what: str) -> Diverged:
     )
 
 
-def has_finite_state(trainer: L.Trainer, module: PretrainModule) -> bool:
+def has_finite_state(trainer: L.Trainer, module: TrainingModule) -> bool:
     """Whether all weights and the optimizer's moments are finite, on all ranks. Waits for the device."""
     tensors: list[torch.Tensor] = [*module.model.parameters()]
     for optimizer in trainer.optimizers:

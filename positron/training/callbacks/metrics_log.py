@@ -13,7 +13,7 @@ from positron.run.history import append
 from positron.run.paths import RunPaths
 from positron.training.callbacks.clock import Clock
 from positron.training.device import peak_memory
-from positron.training.module import PretrainModule
+from positron.training.module import TrainingModule
 from positron.training.timing import SpeedFacts
 from positron.training.trackers.tracker import Tracker
 
@@ -29,7 +29,7 @@ class MetricsLog(L.Callback):
         self.path, self.clock, self.trackers = RunPaths(folder).metrics_path, clock, trackers
         self._since = (0, 0.0)  # steps and seconds at the last row
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         step = trainer.global_step
         due = any(step % interval == 0 for interval in self.intervals)
         if not due and "val/bpb" not in module.metrics and not trainer.should_stop:

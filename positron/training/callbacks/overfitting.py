@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from positron.training.module import PretrainModule
+from positron.training.module import TrainingModule
 
 RISES = 3  # validations in a row above the best one, the last of them by RISE, before it is called overfitting
 RISE = 0.005
@@ -30,7 +30,7 @@ class Overfitting(L.Callback):
         if bpb < self._best:
             self._best, self._best_step, self._best_loss, self._since = bpb, step, loss, 0
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         bpb = module.metrics.get("val/bpb")
         if bpb is None:
             return

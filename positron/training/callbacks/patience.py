@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 
 from positron.system.formatting import counted
-from positron.training.module import PretrainModule
+from positron.training.module import TrainingModule
 
 
 class Patience(L.Callback):
@@ -32,7 +32,7 @@ class Patience(L.Callback):
     def why(self) -> str:
         return f"after {counted(self.since, 'validation')} without a better one than {self.best:.4f} bits per byte"
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         if "val/bpb" in module.metrics:
             self._note(module.metrics["val/bpb"])
             if self.is_over:

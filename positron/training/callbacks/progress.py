@@ -15,7 +15,7 @@ from positron.system.threads import OtherPrograms, describe_others
 from positron.system.voice import Voice
 from positron.training.callbacks.clock import Clock
 from positron.training.device import peak_memory
-from positron.training.module import PretrainModule
+from positron.training.module import TrainingModule
 from positron.training.timing import SpeedFacts
 
 FORECAST_STEP = 20  # of this process, after which the speed is told
@@ -51,7 +51,7 @@ class Progress(L.Callback):
         self._others = OtherPrograms()
         self._val = ""
 
-    def on_train_start(self, trainer: L.Trainer, module: PretrainModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
         self._begun = (time.perf_counter(), trainer.global_step)
         self._left = TimeLeft(*self._begun)
         self._others.cores()
@@ -64,7 +64,7 @@ class Progress(L.Callback):
                 total=self.last_step, initial=trainer.global_step, unit="step", mininterval=0.2, dynamic_ncols=True
             )
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         if not trainer.is_global_zero:
             return
         step, now = trainer.global_step, time.perf_counter()
@@ -95,7 +95,7 @@ class Progress(L.Callback):
     def _tokens_per_s(self) -> float:
         return self.speed.batch_tokens * self.clock.steps / self.clock.step_s
 
-    def _forecast(self, module: PretrainModule, now: float) -> str:
+    def _forecast(self, module: TrainingModule, now: float) -> str:
         speed, busy = self._tokens_per_s(), describe_others(self._others.cores())
         whole = now - self._begun[0] + self._left.seconds(self.last_step)
         return (

@@ -12,7 +12,7 @@ from positron.run.folder import Run
 from positron.run.metrics import read_metrics
 from positron.run.paths import JOB
 from positron.system.disk import read_json
-from positron.training.module import PretrainModule
+from positron.training.module import TrainingModule
 
 
 def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
@@ -46,7 +46,7 @@ class Pruning(L.Callback):
         self.curve = {row["step"]: row["val/bpb"] for row in rows if row.get("val/bpb") is not None}
         self.pruned = False
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         if "val/bpb" not in module.metrics or trainer.global_step >= self.last_step:
             return
         self.curve[trainer.global_step] = module.metrics["val/bpb"]

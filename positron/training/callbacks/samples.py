@@ -20,7 +20,8 @@ from positron.system.console import printable
 from positron.system.disk import make_folder, whole_file
 from positron.system.errors import UserError
 from positron.text.tokenizer import Tokenizer
-from positron.training.module import PretrainModule
+from positron.training.module import TrainingModule
+from positron.training.objective.base import Prompt
 from positron.training.trackers.tracker import Tracker
 
 MAP_TOKENS = 48  # of the prompt, in the pictures of its attention
@@ -37,17 +38,14 @@ class Samples(L.Callback):
         say: Callable[[str], None],
         *,
         every: int,
-        prompt: str,
-        ids: list[int],
-        stop_ids: list[int],
         tokens: int,
+        prompt: Prompt,
     ) -> None:
-        """`prompt` as it is shown, `ids` as the model reads it."""
         self.run, self.tokenizer, self.trackers, self.say = RunPaths(folder), tokenizer, trackers, say
         self.every, self.tokens = every, tokens
-        self.prompt, self.ids, self.stop_ids = prompt, ids, stop_ids
+        self.prompt = prompt
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         step = trainer.global_step
         sharded = hasattr(trainer.strategy.model, "clip_grad_norm_")  # FSDP: no rank has all weights
         if (step % self.every and not trainer.should_stop) or not trainer.is_global_zero or sharded:
@@ -55,8 +53,8 @@ class Samples(L.Callback):
         module.eval()
         engine = Engine(module.model, self.tokenizer)
         try:
-            new = engine.stream(self.ids, max_tokens=self.tokens, seed=step, stop_ids=self.stop_ids)
-            text = self.prompt + "".join(new)
+            new = engine.stream(self.prompt.ids, max_tokens=self.tokens, seed=step, stop_ids=self.prompt.stop_ids)
+            text = self.prompt.shown + "".join(new)
         except UserError as broken:  # whether the run goes on is not for its samples to decide
             self.say(f"step {step} writes nothing: {broken}")
             return
@@ -74,7 +72,7 @@ class Samples(L.Callback):
 
     def _draw_attention(self, model: GPT, step: int) -> None:
         """Of the prompt, which stays the same through the run, so that its pictures compare."""
-        ids = self.ids[: min(MAP_TOKENS, model.config.context_length)]
+        ids = self.prompt.ids[: min(MAP_TOKENS, model.config.context_length)]
         layers = attention_probabilities(model, torch.tensor([ids], device=model.wte.weight.device))
         shown = " ".join(self.tokenizer.decode(ids).split())
         picture = attention_maps([layer[0].float().cpu().numpy() for layer in layers], f"step {step}: {shown[:60]}")

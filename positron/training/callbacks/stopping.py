@@ -8,7 +8,7 @@ from typing import Any
 
 import lightning as L
 
-from positron.training.module import PretrainModule
+from positron.training.module import TrainingModule
 from positron.training.signals import Signals
 
 
@@ -25,14 +25,14 @@ class Stopping(L.Callback):
         self._longest_step = 0.0
         self._last_end = 0.0
 
-    def on_train_start(self, trainer: L.Trainer, module: PretrainModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
         self.signals.install()
         self.signals.can_save = True
         self._last_end = time.monotonic()
         if trainer.world_size == 1:
             module.before_micro_batch = self.signals.leave
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         now = time.monotonic()
         self._longest_step = max(self._longest_step, now - self._last_end)  # validation and saving included
         self._last_end = now
@@ -47,5 +47,5 @@ class Stopping(L.Callback):
         if stop or trainer.global_step >= self.last_step:
             trainer.should_stop = True
 
-    def on_train_end(self, trainer: L.Trainer, module: PretrainModule) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
         self.signals.leave()

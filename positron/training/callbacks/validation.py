@@ -8,13 +8,13 @@ from typing import Any
 import lightning as L
 import torch
 
-from positron.data.modules import InstructData, PretrainData
 from positron.evaluation.score import Score
-from positron.training.module import PretrainModule
+from positron.training.module import TrainingModule
+from positron.training.objective.base import Objective
 
 
 @torch.no_grad()
-def validate(trainer: L.Trainer, module: PretrainModule, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Score:
+def validate(trainer: L.Trainer, module: TrainingModule, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Score:
     """Score of the validation text, summed over all ranks."""
     module.eval()
     total = torch.zeros(3, dtype=torch.float32 if module.device.type == "mps" else torch.float64, device=module.device)
@@ -32,16 +32,16 @@ def validate(trainer: L.Trainer, module: PretrainModule, batches: list[tuple[tor
 class Validation(L.Callback):
     """Every `every` steps and at the last one: val/loss, val/bpb, val/perplexity."""
 
-    def __init__(self, data: PretrainData | InstructData, *, every: int, say: Callable[[str], None]) -> None:
-        self.data, self.every, self.say = data, every, say
+    def __init__(self, objective: Objective, *, every: int, say: Callable[[str], None]) -> None:
+        self.objective, self.every, self.say = objective, every, say
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         if trainer.global_step % self.every and not trainer.should_stop:
             return
-        score = validate(trainer, module, self.data.val_dataloader())
+        score = validate(trainer, module, self.objective.validation(trainer.global_rank, trainer.world_size))
         module.metrics |= {"val/loss": score.loss, "val/bpb": score.bpb, "val/perplexity": score.perplexity}
-        floor_bits = self.data.val.bits
-        if floor_bits is not None and score.bytes == self.data.val.n_bytes and score.is_below(floor_bits):
+        floor_bits = self.objective.val_bits
+        if floor_bits is not None and score.bytes == self.objective.val_bytes and score.is_below(floor_bits):
             self.say(
                 f"WARNING: {score.bpb:.4f} bits per byte is below the corpus's own information, "
                 f"{floor_bits / score.bytes:.4f}: the model has seen the validation text, or sees the future"

@@ -10,17 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from positron.config import MonitorConfig
-from positron.data.modules import InstructData, PretrainData
 from positron.training.monitors.activations import Activations
 from positron.training.monitors.attention import AttentionEntropy
 from positron.training.monitors.norms import Gradients, Weights
 from positron.training.monitors.probe import Monitor, Probe
 from positron.training.monitors.tokens import TokenLosses
+from positron.training.objective.base import Objective
 
 
 def open_monitors(
     config: MonitorConfig,
-    data: PretrainData | InstructData,
+    objective: Objective,
     vocab_size: int,
     strategy: str,
     say: Callable[[str], None],
@@ -32,12 +32,12 @@ def open_monitors(
     if strategy == "fsdp":
         say("monitor= measures nothing under device.strategy=fsdp, where no process has the whole model")
         return []
-    every, probe = config.every, Probe.of(data)
+    every, probe = config.every, Probe.of(objective)
     made = [
         Gradients(every),
         Weights(every),
         AttentionEntropy(every, probe, say),
         Activations(every, probe),
-        TokenLosses(every, probe, data, vocab_size, say),
+        TokenLosses(every, probe, objective, vocab_size, say),
     ]
     return [monitor for monitor, wanted in zip(made, asked, strict=True) if wanted]

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from positron.training.module import PretrainModule
+from positron.training.module import TrainingModule
 from positron.training.monitors.probe import Monitor, grouped, on_host
 
 
@@ -37,7 +37,7 @@ class Gradients(Monitor):
         super().__init__(every)
         self._found: dict[str, Tensor] = {}
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         if not self.is_due(trainer, trainer.global_step + 1):
             return
         named = [(name, p) for name, p in module.model.named_parameters() if p.grad is not None]
@@ -48,7 +48,7 @@ class Gradients(Monitor):
         self._found = {f"grad_norm/{name}": norm for name, norm in layers.items()}
         self._found |= {f"grad_norm_matrix/{name}": norm for name, norm in matrices.items()}
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         module.metrics |= on_host(self._found)
         self._found = {}
 
@@ -64,14 +64,14 @@ class Weights(Monitor):
         super().__init__(every)
         self._before: dict[str, Tensor] = {}
 
-    def on_before_optimizer_step(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+    def on_before_optimizer_step(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         if self.is_due(trainer, trainer.global_step + 1):
             named = module.model.named_parameters()
             trained = {name: p for name, p in named if p.requires_grad and (p.ndim >= 2 or "blocks." not in name)}
             self._before = {name: p.detach().clone() for name, p in trained.items()}
 
     @torch.no_grad()
-    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         if not self._before:
             return
         layers = [layer_of(name) for name in self._before]

@@ -13,9 +13,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from positron.config import IGNORE
-from positron.data.modules import InstructData, PretrainData
 from positron.model.gpt import GPT
-from positron.training.module import PretrainModule
+from positron.training.module import TrainingModule
+from positron.training.objective.base import Objective
 
 PROBE_TOKENS = 2048  # or one window, where that is longer
 
@@ -28,10 +28,9 @@ class Probe:
     y: Tensor
 
     @classmethod
-    def of(cls, data: PretrainData | InstructData) -> Probe:
+    def of(cls, objective: Objective) -> Probe:
         """Windows from all over the validation text, of one width; about PROBE_TOKENS tokens."""
-        parts = [(data.val_x, data.val_y)] if isinstance(data, PretrainData) else data.val_parts
-        rows = [row for part in parts for row in zip(*part, strict=True)]
+        rows = objective.probe_rows()
         count = min(len(rows), max(1, PROBE_TOKENS // max(len(x) for x, _ in rows)))
         chosen = [rows[i] for i in np.linspace(0, len(rows) - 1, count).astype(int)]
         width = max(len(x) for x, _ in chosen)
@@ -65,13 +64,13 @@ class ProbeMonitor(Monitor):
         super().__init__(every)
         self.probe = probe
 
-    def on_train_batch_end(self, trainer: L.Trainer, module: PretrainModule, *_: Any) -> None:  # type: ignore[override]
+    def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         if not self.is_due(trainer, trainer.global_step):
             return
         probe = self.probe.to(module.device)
         module.eval()
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
-            module.metrics |= self.measure(module.model, probe, module.documents(probe.x))
+            module.metrics |= self.measure(module.model, probe, module.objective.documents(probe.x))
         module.train()
 
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:

@@ -11,27 +11,13 @@ import torch
 from torch import Tensor
 
 from positron.config import IGNORE
-from positron.data.modules import InstructData, PretrainData
 from positron.model.gpt import GPT, places_in_documents
 from positron.model.kernels.loss import token_losses
-from positron.training.module import PretrainModule
+from positron.training.module import TrainingModule
 from positron.training.monitors.probe import Probe, ProbeMonitor
+from positron.training.objective.base import Objective
 
 FREQUENCY_BINS, POSITION_BINS = 5, 8
-PIECES, PIECE = 64, 65_536  # a long text is counted at so many places, so many tokens each
-
-
-def count_tokens(data: PretrainData | InstructData, vocab_size: int) -> np.ndarray:
-    """(V,) how often each id is a target of training: of the answers, or of up to 4M tokens from all over the text."""
-    if isinstance(data, InstructData):
-        return np.bincount(np.concatenate([y[y != IGNORE] for _, y in data.train.rows]), minlength=vocab_size)
-    tokens = data.train.tokens
-    if tokens.n_tokens <= PIECES * PIECE:
-        return np.bincount(tokens.read(0, tokens.n_tokens), minlength=vocab_size)
-    counts = np.zeros(vocab_size, dtype=np.int64)
-    for start in np.linspace(0, tokens.n_tokens - PIECE, PIECES).astype(int):
-        counts += np.bincount(tokens.read(int(start), PIECE), minlength=vocab_size)
-    return counts
 
 
 def frequency_bins(counts: np.ndarray, n_bins: int = FREQUENCY_BINS) -> np.ndarray:
@@ -71,16 +57,16 @@ class TokenLosses(ProbeMonitor):
         self,
         every: int,
         probe: Probe,
-        data: PretrainData | InstructData,
+        objective: Objective,
         vocab_size: int,
         say: Callable[[str], None],
     ) -> None:
         super().__init__(every, probe)
-        self.data, self.vocab_size, self.say = data, vocab_size, say
+        self.objective, self.vocab_size, self.say = objective, vocab_size, say
 
-    def on_train_start(self, trainer: L.Trainer, module: PretrainModule) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
         if trainer.is_global_zero:
-            counts = count_tokens(self.data, self.vocab_size)
+            counts = self.objective.target_counts(self.vocab_size)
             self.bins = frequency_bins(counts)
             sizes = np.bincount(self.bins[counts > 0], minlength=FREQUENCY_BINS)
             self.say(

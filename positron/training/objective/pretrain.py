@@ -1,0 +1,114 @@
+"""Pretraining: every token of a text is a target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from positron.config import IGNORE, DataConfig
+from positron.data.shards import TokenFiles
+from positron.data.stream_windows import StreamWindows
+from positron.data.windows import Windows, validation_windows
+from positron.system.errors import UserError
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.training.objective.base import Part, Prompt
+from positron.training.objective.tokens import NextToken
+
+SAMPLE_PROMPT = "Once upon a time"
+COUNTED_PLACES, COUNTED_TOKENS = 64, 65_536  # a long text is counted at so many places, so many tokens each
+
+
+class PretrainObjective(NextToken):
+    """Windows of a text, in an order of their own each epoch."""
+
+    kind = "pretrain"
+    patience = 0
+
+    def __init__(
+        self,
+        config: DataConfig,
+        folder: Path,
+        tokenizer: Tokenizer,
+        *,
+        context: int,
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        val_tokens: int,
+        say: Callable[[str], None],
+    ) -> None:
+        """`folder` is what `prepare` returned for `config`; `batch_size` counts the windows of a step on all ranks.
+
+        Raises UserError if a side of the split is too small.
+        """
+        end_id = tokenizer.special_id(END_OF_TEXT)
+        self.tokenizer = tokenizer
+        self.train: Windows | StreamWindows
+        if config.tokens_per_epoch is not None:
+            self.train = StreamWindows(config, folder, context=context, batch_size=batch_size, seed=seed, say=say)
+            self.val = TokenFiles(folder / "validation", "val", tokenizer)
+        else:
+            self.train = Windows(
+                TokenFiles(folder, "train", tokenizer),
+                context=context,
+                batch_size=batch_size,
+                seed=seed,
+                end_id=end_id if config.packing == "documents" else None,
+            )
+            self.val = TokenFiles(folder, "val", tokenizer)
+        if self.val.n_tokens < 2:
+            n = getattr(self.train, "tokens", self.val).n_documents
+            raise UserError(
+                f"no text is left for validation: none of the {n:,} documents was drawn for it at data.val_fraction="
+                f"{config.val_fraction:g}; give more text, a larger data.val_fraction or another data.seed"
+            )
+        self.document_start = end_id if config.document_mask else None
+        self.token_bytes = self.val.token_bytes(tokenizer)  # what bits per byte of the validation text are counted by
+        self.val_x, self.val_y = validation_windows(self.val, context=context, end_id=end_id, limit=val_tokens)
+        self.val_bits, self.val_bytes = self.val.bits, self.val.n_bytes
+        self.micro_batch_size = micro_batch_size
+
+    @property
+    def fingerprint(self) -> str:
+        return self.train.fingerprint
+
+    @property
+    def bytes_per_token(self) -> float:
+        return self.train.bytes_per_token
+
+    def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
+        rows = self.train.batch(step, rank, world_size)
+        size = self.micro_batch_size
+        return list(zip(rows[:, :-1].split(size), rows[:, 1:].split(size), strict=True))
+
+    def validation(self, rank: int, world_size: int) -> list[Part]:
+        """Micro-batches of constant shape; rows beyond the text carry no loss. Ranks take every world_size-th one."""
+        size = self.micro_batch_size
+        rows = -(-len(self.val_x) // (size * world_size)) * size * world_size
+        x = torch.zeros(rows, self.val_x.shape[1], dtype=torch.int64)
+        y = torch.full_like(x, IGNORE)
+        x[: len(self.val_x)], y[: len(self.val_y)] = self.val_x, self.val_y
+        return list(zip(x.split(size), y.split(size), strict=True))[rank::world_size]
+
+    def probe_rows(self) -> list[Part]:
+        return list(zip(self.val_x, self.val_y, strict=True))
+
+    def target_counts(self, vocab_size: int) -> np.ndarray:
+        """Of up to 4M tokens from all over the text."""
+        tokens = self.train.tokens
+        if tokens.n_tokens <= COUNTED_PLACES * COUNTED_TOKENS:
+            return np.bincount(tokens.read(0, tokens.n_tokens), minlength=vocab_size)
+        counts = np.zeros(vocab_size, dtype=np.int64)
+        for start in np.linspace(0, tokens.n_tokens - COUNTED_TOKENS, COUNTED_PLACES).astype(int):
+            counts += np.bincount(tokens.read(int(start), COUNTED_TOKENS), minlength=vocab_size)
+        return counts
+
+    def sample_prompt(self, asked: str | None) -> Prompt:
+        end, text = self.tokenizer.special_id(END_OF_TEXT), asked or SAMPLE_PROMPT
+        return Prompt(text, [end, *self.tokenizer.encode(text)], [end])
+
+    def close(self) -> None:
+        self.train.close()

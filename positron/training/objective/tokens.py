@@ -1,0 +1,37 @@
+"""The loss of the next token, which pretraining and fine-tuning share."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from positron.config import IGNORE
+from positron.model.gpt import GPT, documents_of
+from positron.training.objective.base import Part
+
+
+class NextToken:
+    """Cross-entropy of each target given what stands before it, summed over the targets."""
+
+    token_bytes: np.ndarray
+    document_start: int | None  # the id that begins documents, where they are not to see each other
+
+    def count(self, part: Part) -> Tensor:
+        return (part[1] != IGNORE).sum()
+
+    def loss(self, model: GPT, part: Part) -> Tensor:
+        x, y = part
+        return model(x, y, self.documents(x))
+
+    def score(self, model: GPT, part: Part, token_bytes: Tensor) -> Tensor:
+        """Return (nats, bytes, tokens) as float64, where the device has it."""
+        x, y = part
+        scored = y != IGNORE
+        nats = model(x, y, self.documents(x))
+        nats = nats.double() if y.device.type != "mps" else nats
+        count = token_bytes[y.clamp(min=0)].to(nats.dtype).mul(scored).sum()
+        return torch.stack([nats, count, scored.sum().to(nats.dtype)])
+
+    def documents(self, x: Tensor) -> Tensor | None:
+        return documents_of(x, self.document_start)
