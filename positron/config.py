@@ -156,12 +156,12 @@ class DataConfig:
     """`conf/data/*`: where the text comes from. Token files are kept under `dir`, one folder per corpus."""
 
     source: Literal["stories", "text", "hub", "instruct", "story_instruct"]  # the last two for SFT
-    # a file, a folder, or a glob: for source=instruct .json .jsonl .ndjson .csv .tsv .parquet, for source=text also .txt,
-    # each also as .gz or .zst
+    # a file, a folder, or a glob: for source=instruct .json .jsonl .ndjson .csv .tsv .parquet .arrow, for source=text also
+    # .txt, each also as .gz or .zst
     path: str | None = None
     url: str | None = None  # for source=text: where the file is fetched from, once, with this sha256
     sha256: str | None = None  # checksum of what data.url fetches
-    field: str = "text"  # of each line of .jsonl, or the column of .parquet
+    field: str = "text"  # of each line of .jsonl, or the column of .parquet and .arrow
     on_invalid: Literal["error", "replace"] = "error"  # bytes that are not UTF-8
     repo: str | None = None  # for source=hub: OWNER/NAME of a dataset
     files: str = "*"  # which of its parquet files, as a pattern

@@ -36,5 +36,13 @@ def as_parquet(documents: list[str]) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
+def as_arrow(documents: list[str], new_file: Any = pa.ipc.new_stream) -> bytes:
+    table = pa.table({"id": range(len(documents)), "text": documents})
+    sink = pa.BufferOutputStream()
+    with new_file(sink, table.schema) as out:
+        out.write_table(table, max_chunksize=7)
+    return sink.getvalue().to_pybytes()
+
+
 def source(path: Path | str, **options: Any) -> FileSource:
     return FileSource(DataConfig("text", str(path), **{"val_fraction": 0.2, **options}))

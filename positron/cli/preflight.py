@@ -165,5 +165,5 @@ def check_files(data: DataConfig, given: Mapping[str, str]) -> None:
     listing = list_files(data.path, called, SUFFIXES) if data.source == "instruct" else list_files(data.path, called)
     if data.source == "text" and "data.field" in given and all(format_of(path) == "text" for path in listing.files):
         raise UserError(
-            f"data.field= is read from .jsonl, .json, .csv and .parquet, and {called} is plain text: leave it out"
+            f"data.field= is read from .jsonl, .json, .csv, .parquet and .arrow, and {called} is plain text: leave it out"
         )

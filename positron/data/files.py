@@ -1,4 +1,4 @@
-"""Text from files: plain text, JSON, CSV and parquet, each also as .gz or .zst; one file, a folder, or a pattern.
+"""Text from files: plain text, JSON, CSV, parquet and Arrow, each also as .gz or .zst; one file, a folder, or a pattern.
 
 Everything is read as a stream, a megabyte at a time, so a corpus may be larger than the memory.
 """
@@ -18,7 +18,7 @@ from positron.config import DataConfig
 from positron.data.decoding import Reading, decoded, opened, why_unreadable
 from positron.data.fingerprints import digest_of, hash_of
 from positron.data.listing import Listing, compression_of, format_of, list_files
-from positron.data.rows import FieldMissing, csv_texts, json_texts, parquet_texts
+from positron.data.rows import FieldMissing, arrow_texts, csv_texts, json_texts, parquet_texts
 from positron.data.sources import Document, is_validation
 from positron.system.console import one_line
 from positron.system.download import cache_folder, check_address, fetch
@@ -249,8 +249,9 @@ def read_pieces(path: Path, reading: Reading) -> Iterator[Piece]:
     """A file's text in pieces. UserError names the file and the place of what is wrong with it."""
     kind = format_of(path)
     try:
-        if kind == "parquet":
-            yield from ((text, True) for text in parquet_texts(path, reading))
+        if kind in ("parquet", "arrow"):
+            texts = parquet_texts(path, reading) if kind == "parquet" else arrow_texts(path, reading)
+            yield from ((text, True) for text in texts)
             return
         with opened(path) as file:
             blocks = decoded(file, path, reading)

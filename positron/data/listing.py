@@ -25,8 +25,12 @@ FORMATS = {
     ".csv": "csv",
     ".tsv": "csv",
     ".parquet": "parquet",
+    ".arrow": "arrow",
 }
 PACKED = (".gz", ".zst")
+# What Dataset.save_to_disk writes beside its .arrow files, and DatasetDict.save_to_disk above the folders of its splits.
+DATASET_FILES = ("dataset_info.json", "state.json")
+SPLITS_FILE = "dataset_dict.json"
 MAX_NAMES = 3  # of skipped files that are named for each reason
 
 
@@ -139,7 +143,7 @@ def _skip_copies(listing: Listing) -> None:
     for path in sorted(listing.files):
         if path.is_symlink() and path.resolve() in own:
             listing.skip(path, "a link to a file that is read already")
-        elif path.stat().st_size == 0 and (compression_of(path) or format_of(path) == "parquet"):
+        elif path.stat().st_size == 0 and (compression_of(path) or format_of(path) in ("parquet", "arrow")):
             listing.skip(path, "empty")
         else:
             files.append(path)
@@ -153,8 +157,13 @@ def _walk(folder: Path, root: Path, seen: set[tuple[int, int]], listing: Listing
     except OSError as error:
         listing.skip(folder, error.strerror or "cannot be read")
         return
+    names = {entry.name for entry in entries}
+    described = {*DATASET_FILES, SPLITS_FILE} if names.issuperset(DATASET_FILES) or SPLITS_FILE in names else set()
+    has_train_split = SPLITS_FILE in names and "train" in names
     for entry in entries:
         path = Path(entry.path)
+        if entry.name in described:
+            continue
         if entry.name.startswith("."):
             listing.skip(path, "hidden")
             continue
@@ -170,6 +179,8 @@ def _walk(folder: Path, root: Path, seen: set[tuple[int, int]], listing: Listing
                 listing.skip(path, "not a regular file")
         elif _is_run_folder(path):
             listing.skip(path, "run folders")
+        elif has_train_split and entry.name != "train":
+            listing.skip(path, "not the split train")
         elif entry.is_symlink() and _is_read_anyway(path, root):
             listing.skip(path, "a link to a folder that is read already")
         elif _identity(facts) not in seen:
@@ -223,6 +234,7 @@ _MAGIC = {
     b"\xfd7zXZ": "compressed by xz: unpack it with unxz",
     b"7z\xbc\xaf": "a 7-zip archive: unpack it",
     b"PAR1": "a parquet file: let its name end in .parquet",
+    b"ARROW1": "an Arrow file: let its name end in .arrow",
     b"{\\rtf": "rich text: save it as plain text",
     b"\xd0\xcf\x11\xe0": "an old Office document: save it as plain text",
 }

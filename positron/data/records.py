@@ -1,4 +1,4 @@
-"""Rows of JSON, CSV and Parquet files as Python values, each with the place where it stands.
+"""Rows of JSON, CSV, Parquet and Arrow files as Python values, each with the place where it stands.
 
 Compression, encoding, folders and globs are read by `listing.py` and `decoding.py`, as they are for training text.
 """
@@ -17,9 +17,18 @@ from typing import Any
 
 from positron.data.decoding import OnInvalid, Reading, read_text, why_unreadable
 from positron.data.listing import list_files
+from positron.data.rows import arrow_reader
 from positron.system.errors import UserError
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")  # taken from a folder, also with .gz or .zst
+SUFFIXES = (
+    ".jsonl",
+    ".ndjson",
+    ".json",
+    ".csv",
+    ".tsv",
+    ".parquet",
+    ".arrow",
+)  # taken from a folder, also with .gz or .zst
 _VALUE_AT_LINE_START = re.compile(r"\n[{\[]")
 _SPACES = re.compile(r"[ \t\r\n]*")
 
@@ -58,7 +67,9 @@ def _records_of_file(path: Path, on_invalid: OnInvalid, is_record: Callable[[Any
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in (".gz", ".zst") else "".join(suffixes[-1:])
     if kind == ".parquet":
-        rows: Iterator[tuple[str, Any]] = _parquet_rows(path)
+        rows: Iterator[tuple[str, Any]] = _numbered(_parquet_rows(path), path)
+    elif kind == ".arrow":
+        rows = _numbered(_arrow_rows(path), path)
     else:
         text = read_text(path, Reading(on_invalid=on_invalid))
         if kind in (".csv", ".tsv"):
@@ -69,17 +80,25 @@ def _records_of_file(path: Path, on_invalid: OnInvalid, is_record: Callable[[Any
         yield Record(path, place, value)
 
 
-def _parquet_rows(path: Path) -> Iterator[tuple[str, Any]]:
-    import pyarrow
+def _parquet_rows(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
-    number = 0
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for rows in file.iter_batches(batch_size=1000):
+            yield from rows.to_pylist()
+
+
+def _arrow_rows(path: Path) -> Iterator[Any]:
+    with arrow_reader(path) as reader:
+        for rows in reader:
+            yield from rows.to_pylist()
+
+
+def _numbered(rows: Iterator[Any], path: Path) -> Iterator[tuple[str, Any]]:
+    import pyarrow
+
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            for rows in file.iter_batches(batch_size=1000):
-                for row in rows.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
+        yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
 

@@ -1,4 +1,4 @@
-"""Texts from files of rows: JSON lines, JSON arrays, CSV and parquet. Errors name the file and the row."""
+"""Texts from files of rows: JSON lines, JSON arrays, CSV, parquet and Arrow. Errors name the file and the row."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from positron.data.decoding import Reading
+from positron.data.decoding import Reading, opened
 from positron.data.listing import delimiter_of
 from positron.system.console import one_line
 from positron.system.errors import UserError
@@ -198,30 +199,73 @@ def parquet_texts(path: Path, reading: Reading, row_group: int | None = None) ->
     import pyarrow
     import pyarrow.parquet
 
-    shown, number = one_line(str(path)), 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            schema = file.schema_arrow
-            if reading.field not in schema.names:
-                columns = one_line(", ".join(schema.names), 200)
-                raise UserError(f"{shown} has no column {reading.field_name}; it has: {columns}")
-            if not _is_text(schema.field(schema.names.index(reading.field)).type):
-                kind = one_line(str(schema.field(schema.names.index(reading.field)).type), 80)
-                others = [name for name, type_ in zip(schema.names, schema.types, strict=True) if _is_text(type_)]
-                raise UserError(
-                    f"{shown}: the column {reading.field_name} holds {kind}, not text"
-                    + (f"; columns with text: {one_line(', '.join(others), 200)}" if others else "")
-                )
+            _check_column(file.schema_arrow, path, reading)
             groups = None if row_group is None else [row_group]
-            for rows in file.iter_batches(batch_size=1000, row_groups=groups, columns=[reading.field]):
-                for text in _values(rows.column(0)):
-                    number += 1
-                    if isinstance(text, bytes):
-                        text = reading.decode(text, f"{shown}, row {number}")
-                    if text:
-                        yield text
+            batches = file.iter_batches(batch_size=1000, row_groups=groups, columns=[reading.field])
+            yield from _column_texts(batches, path, reading)
     except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"cannot read {shown}: {one_line(' '.join(str(error).split()), 200)}") from error
+        raise _damaged(path, error) from error
+
+
+def arrow_texts(path: Path, reading: Reading) -> Iterator[str]:
+    """Yield the texts of one column of an Arrow file. UserError if it is missing, no text, or damaged."""
+    import pyarrow
+
+    try:
+        with arrow_reader(path) as reader:
+            _check_column(reader.schema, path, reading)
+            yield from _column_texts((batch.select([reading.field]) for batch in reader), path, reading)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise _damaged(path, error) from error
+
+
+@contextmanager
+def arrow_reader(path: Path) -> Iterator[Any]:
+    """Open an Arrow file of either kind: a stream, as `Dataset.save_to_disk` writes it, or the one with a footer."""
+    import pyarrow
+
+    with opened(path) as file:
+        head = file.read(6)
+    with opened(path) as file:
+        if head == b"ARROW1":
+            reader = pyarrow.ipc.open_file(file)
+            batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
+            yield pyarrow.RecordBatchReader.from_batches(reader.schema, batches)
+        else:
+            yield pyarrow.ipc.open_stream(file)
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    return UserError(f"cannot read {one_line(str(path))}: {one_line(' '.join(str(error).split()), 200)}")
+
+
+def _check_column(schema: Any, path: Path, reading: Reading) -> None:
+    """Refuse a table without the column, or one whose column holds no text."""
+    shown = one_line(str(path))
+    if reading.field not in schema.names:
+        columns = one_line(", ".join(schema.names), 200)
+        raise UserError(f"{shown} has no column {reading.field_name}; it has: {columns}")
+    type_ = schema.field(schema.names.index(reading.field)).type
+    if not _is_text(type_):
+        others = [name for name, type_ in zip(schema.names, schema.types, strict=True) if _is_text(type_)]
+        raise UserError(
+            f"{shown}: the column {reading.field_name} holds {one_line(str(type_), 80)}, not text"
+            + (f"; columns with text: {one_line(', '.join(others), 200)}" if others else "")
+        )
+
+
+def _column_texts(batches: Iterable[Any], path: Path, reading: Reading) -> Iterator[str]:
+    """The texts of record batches of one column; empty ones and nulls are left out."""
+    shown, number = one_line(str(path)), 0
+    for rows in batches:
+        for text in _values(rows.column(0)):
+            number += 1
+            if isinstance(text, bytes):
+                text = reading.decode(text, f"{shown}, row {number}")
+            if text:
+                yield text
 
 
 def _values(column: Any) -> list[Any]:

@@ -167,6 +167,15 @@ def test_a_folder_and_a_glob_give_the_rows_of_all_files_and_leave_notes_alone(tm
             check_files(DataConfig("instruct", str(path)), {})
 
 
+def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_list(each(lambda q, a: {"messages": turns(q, a)})).save_to_disk(tmp_path)
+    talks, said = read(tmp_path)
+    assert [texts(talk) for talk in talks] == [[("user", q), ("assistant", a)] for q, a in PAIRS]
+    assert said == ["messages format: 4 conversations"]
+
+
 @pytest.mark.parametrize("extra", ["\u2028", "\x85", "\u2029\u000b\u001c"])
 def test_only_a_newline_ends_a_line_of_json(tmp_path: Path, extra: str) -> None:
     talks, _ = rows(tmp_path, *[{"instruction": f"a{extra}b {n}", "output": f"c{extra}d"} for n in range(3)])

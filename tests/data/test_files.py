@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from conftest import _SERVER, PATIENCE, apart
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from text_files import DOCUMENTS, as_jsonl, as_parquet, as_text, source, zst
+from text_files import DOCUMENTS, as_arrow, as_jsonl, as_parquet, as_text, source, zst
 
 from positron.config import DataConfig, TokenizerConfig
 from positron.data import files, shards
@@ -32,6 +33,9 @@ FORMATS = {
     "a.txt": as_text(DOCUMENTS),
     "a.jsonl": as_jsonl(DOCUMENTS),
     "a.parquet": as_parquet(DOCUMENTS),
+    "a.arrow": as_arrow(DOCUMENTS),
+    "footer.arrow": as_arrow(DOCUMENTS, pa.ipc.new_file),
+    "a.arrow.gz": gzip.compress(as_arrow(DOCUMENTS)),
     "a.txt.gz": gzip.compress(as_text(DOCUMENTS)),
     "a.jsonl.gz": gzip.compress(as_jsonl(DOCUMENTS)),
     "a.txt.zst": zst(as_text(DOCUMENTS)),
@@ -72,6 +76,22 @@ def test_a_folder_and_a_glob_are_their_files_in_order(tmp_path: Path) -> None:
     assert texts(source(f"{tmp_path}/**/*.txt")) == DOCUMENTS
 
 
+@pytest.mark.parametrize("as_splits", [False, True])
+def test_a_folder_of_save_to_disk_gives_its_rows_and_of_several_splits_those_of_train(
+    tmp_path: Path, as_splits: bool
+) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"text": DOCUMENTS})
+    rows.save_to_disk(tmp_path / "d" / "train" if as_splits else tmp_path / "d", num_shards=3)
+    if as_splits:
+        rows.select([0]).save_to_disk(tmp_path / "d" / "test")
+        (tmp_path / "d" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    found = source(tmp_path / "d")
+    assert texts(found) == DOCUMENTS
+    assert found.summary() == "read 3 files" + "; skipped test (not the split train)" * as_splits
+
+
 def test_another_field_is_read_and_its_absence_lists_the_fields(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"body": "one"}\n{"body": "two"}\n')
     assert texts(source(tmp_path / "a.jsonl", field="body"))[0].startswith("one")
@@ -92,6 +112,8 @@ def test_another_field_is_read_and_its_absence_lists_the_fields(tmp_path: Path) 
         ("a.txt", b"", "empty"),
         ("a.txt", SEPARATOR.encode() + b"\n", "empty"),
         ("a.parquet", FORMATS["a.parquet"][:-20], r"cannot read .*a\.parquet"),
+        ("a.arrow", FORMATS["a.arrow"][:-200], r"cannot read .*a\.arrow"),
+        ("footer.arrow", FORMATS["footer.arrow"][:-20], r"cannot read .*footer\.arrow"),
         ("a.txt.gz", FORMATS["a.txt.gz"][:-30], r"cannot read .*a\.txt\.gz"),
         ("a.txt.zst", FORMATS["a.txt.zst"][:-30], r"cannot read .*a\.txt\.zst"),
         ("a.txt.gz", b"no gzip", r"cannot read .*a\.txt\.gz"),
