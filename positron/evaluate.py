@@ -131,8 +131,7 @@ def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[st
 
 def in_training(run: Run) -> float | None:
     """The bits per byte that training measured on this side for the checkpoint in use: the best one."""
-    best = run.facts().get("best/bpb") if run.config().get("sft") is None else None
-    return float(best) if isinstance(best, int | float) else None
+    return run.facts().best_bpb if run.config().get("sft") is None else None
 
 
 def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from positron.cli.hydra_app import run_hydra
 from positron.cli.sweeps import run_job
 from positron.config import RunConfig
 from positron.run.base import portable, pretrained_run, tokens_seen, with_origin
+from positron.run.facts import Facts
 from positron.run.folder import OUTPUTS, Run, find_run
 from positron.run.load import load_model
 from positron.settings import from_dict
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from positron.training.resume import Start
 
 
-def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> dict[str, Any]:
+def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
     """Fine-tune the run of `folder` as far as it is not yet; returns its facts. See `train` for what it raises."""
     begun = time.monotonic()
     from positron.training.allocator import tune_allocator
@@ -84,10 +85,10 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
         if say.is_first_rank:
             run.begin(config, tokenizer, new=not start.is_own, forked_from=start.weights)
             if not start.is_own:
-                run.update(**{"base/tokens": tokens_seen(_base(config))})
+                run.update(base_tokens=tokens_seen(_base(config)))
             write_json(run.chat_path, TEMPLATE)
         facts = fit(session, plan, model, objective, tokenizer, callbacks)
-        if say.is_first_rank and facts["status"] == "finished" and "base/bpb_after" not in facts:
+        if say.is_first_rank and facts.status == "finished" and facts.base_bpb_after is None:
             _measure_forgetting(run, tokenizer, config, say)
         return run.facts()
 
@@ -139,7 +140,7 @@ def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig, say: 
     x, y = validation_windows(files, context=context, end_id=tokenizer.special_id(END_OF_TEXT), limit=100_000)
     token_bytes = torch.from_numpy(tokenizer.token_bytes())
     bpb = [score(load_model(some, say)[0], x, y, token_bytes).bpb for some in (base, run)]
-    run.update(**{"base/bpb_before": bpb[0], "base/bpb_after": bpb[1]})
+    run.update(base_bpb_before=bpb[0], base_bpb_after=bpb[1])
 
 
 def _base(config: RunConfig) -> Run:

@@ -15,6 +15,7 @@ from positron.cli.hydra_app import run_hydra
 from positron.cli.sweeps import run_job
 from positron.config import RunConfig
 from positron.run.base import with_origin
+from positron.run.facts import Facts
 from positron.run.folder import Run
 from positron.settings import from_dict
 from positron.system.errors import UserError
@@ -31,8 +32,8 @@ def train(
     folder: Path,
     callbacks: Sequence[Callback] = (),
     objective: type[PretrainObjective] | None = None,
-) -> dict[str, Any]:
-    """Train the run of `folder` as far as it is not trained yet; returns its facts: status, step, val/bpb, best/bpb ...
+) -> Facts:
+    """Train the run of `folder` as far as it is not trained yet; returns its facts.
 
     `callbacks` are called after each step with its metrics, before these are written. `objective` is the class of what
     is learned; None: PretrainObjective.
@@ -59,7 +60,7 @@ def train(
     with begin(folder, config, begun) as session:
         run, start, machine, say = session.run, session.start, session.machine, session.say
         known = load_tokenizer(start.tokenizer_from.tokenizer_folder) if start.tokenizer_from else None
-        tokenizer, tokens = prepare(config.data, config.tokenizer, known, say, run.facts().get("data_fingerprint"))
+        tokenizer, tokens = prepare(config.data, config.tokenizer, known, say, run.facts().data_fingerprint)
         if config.budget is not None and config.train.max_steps == "auto":
             config = choose(config, machine, tokenizer, tokens, say).applied(config)
             session = dataclasses.replace(session, config=config)

@@ -22,6 +22,7 @@ from positron.cli.unused_settings import refuse_unread
 from positron.config import RunConfig
 from positron.evaluation.summary import show_result
 from positron.evaluation.sweep_report import write_sweep_report
+from positron.run.facts import Facts
 from positron.run.folder import OUTPUTS, Run, is_free
 from positron.run.paths import JOB
 from positron.system.disk import lock, make_folder, read_json, write_json
@@ -35,7 +36,7 @@ _CLAIM = "overrides.json"  # which job a folder is, from before its first step
 def run_job(
     cfg: Any,
     configure: Callable[[dict[str, Any]], RunConfig],
-    train: Callable[[RunConfig, Path], dict[str, Any]],
+    train: Callable[[RunConfig, Path], Facts],
 ) -> float:
     """One Hydra job: in its own folder under a sweep, otherwise in outputs/<name>, with its result shown."""
     from hydra.core.hydra_config import HydraConfig
@@ -61,7 +62,7 @@ def run_job(
     facts = train(config, folder)
     if is_first:
         show_result(folder)
-    return float(facts.get("val/bpb", "nan"))
+    return math.nan if facts.val_bpb is None else facts.val_bpb
 
 
 def _sweep_job(
@@ -69,7 +70,7 @@ def _sweep_job(
     hydra: Any,
     overrides: list[str],
     configure: Callable[[], RunConfig],
-    train: Callable[[RunConfig, Path], dict[str, Any]],
+    train: Callable[[RunConfig, Path], Facts],
 ) -> float:
     config: RunConfig | None = None
     refusal: BaseException | None = None
@@ -79,7 +80,7 @@ def _sweep_job(
         refusal = error
     folder = claim_folder(sweep, int(hydra.job.num), overrides, config)
 
-    def job() -> dict[str, Any]:
+    def job() -> Facts:
         if config is None:
             assert refusal is not None
             raise refusal
@@ -96,7 +97,7 @@ def _sweep_job(
     return record_job(folder, overrides, job)
 
 
-def record_job(folder: Path, overrides: list[str], job: Callable[[], dict[str, Any]]) -> float:
+def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> float:
     """Run one job (one that an earlier start finished returns at once). Returns val/bpb, inf for a failed job."""
     print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr)
     try:
@@ -109,15 +110,15 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], dict[str, A
             raise SystemExit(error.exit_code) from error
         reason = describe(error)[1] or f"{type(error).__name__}: {error}"
         print(reason, file=sys.stderr)
-        facts, outcome = {}, {"failed": reason, "traceback": traceback.format_exc()}
-        if isinstance(error, UserError) and Run(folder).facts().get("status") == "finished":
+        facts, outcome = Facts(), {"failed": reason, "traceback": traceback.format_exc()}
+        if isinstance(error, UserError) and Run(folder).facts().status == "finished":
             facts, outcome = Run(folder).facts(), {"failed": None, "refused": reason}  # what is done stays done
     write_json(Run(make_folder(folder)).job_path, {"overrides": overrides, **outcome})
     try:
         write_sweep_report(folder.parent)
     except Exception as error:  # the table is made again by the next job, and at the end
         print(f"positron: no sweep.md for now: {describe(error)[1]}", file=sys.stderr)
-    return float(facts.get("val/bpb", math.inf))
+    return math.inf if facts.val_bpb is None else facts.val_bpb
 
 
 def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: RunConfig | None) -> Path:

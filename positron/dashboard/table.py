@@ -7,13 +7,14 @@ import re
 import stat
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from positron.config import GPTConfig
-from positron.dashboard.curves import Metrics, number
+from positron.dashboard.curves import Metrics
 from positron.dashboard.differences import differences, shorten_overrides, text_of
-from positron.run.facts import damage, read_facts, read_record
+from positron.run.facts import Facts, damage, read_facts, read_record
 from positron.run.folder import Run
 from positron.run.load import gpt_config
 from positron.run.paths import FACTS, JOB
@@ -57,7 +58,7 @@ class Outputs:
     def differences(self, name: str, other: str) -> list[list[str]]:
         """[key, value, other value] of the settings in which two runs differ. Raises Missing."""
         with self._guard:
-            ours, theirs = (_facts(Run(self._folder(run)).config_path, []) for run in (name, other))
+            ours, theirs = (_record(Run(self._folder(run)).config_path, []) for run in (name, other))
         return differences(ours, theirs)
 
     def curve(self, name: str, key: str, file: str, after: int) -> dict[str, Any]:
@@ -106,20 +107,15 @@ class Outputs:
     def _row(self, name: str, folder: Path) -> dict[str, Any]:
         notes: list[str] = []
         run = Run(folder)
-        facts, job = _facts(run.facts_path, notes), _facts(run.job_path, notes)
+        facts, job = _facts(run, notes), _job(run, notes)
         metrics = self._metrics_of(folder)
         if metrics.trouble:
             notes.append(metrics.trouble)
         elif not metrics.offset and not job.get("failed"):
             notes.append("no metrics yet")
-        gpt = self._architecture(run, notes) if facts else None
+        gpt = self._architecture(run, notes) if facts != Facts() else None
         status, live = _status(folder, facts, job, notes)
-        resolved = facts.get("resolved")
-        last, best, floor = (
-            metrics.last("val/bpb"),
-            min(metrics.values("val/bpb"), default=None),
-            number(facts.get("floor_bpb")),
-        )
+        last, best, floor = metrics.last("val/bpb"), min(metrics.values("val/bpb"), default=None), facts.floor_bpb
         judged = None if last is None or best is None else judged_bpb(last, best, run.chat_path.exists())
         return {
             "id": name,
@@ -128,15 +124,15 @@ class Outputs:
             "notes": notes,
             "status": status,
             "live": live,
-            "step": metrics.last("step") or number(facts.get("step")),
-            "max_steps": number(resolved.get("max_steps")) if isinstance(resolved, dict) else None,
-            "tokens": metrics.last("tokens") or number(facts.get("tokens")),
+            "step": metrics.last("step") or facts.step,
+            "max_steps": facts.resolved.max_steps if facts.resolved else None,
+            "tokens": metrics.last("tokens") or facts.tokens,
             "bpb": last,
             "best": best,
             "floor": floor,
             "above": above(judged, floor) if judged is not None and floor else None,
-            "text": text_of(_facts(run.config_path, [])),
-            "fingerprint": str(facts.get("data_fingerprint") or ""),
+            "text": text_of(_record(run.config_path, [])),
+            "fingerprint": facts.data_fingerprint or "",
             "params": gpt.n_params() if gpt else None,
             "flops_per_token": gpt.flops_per_token() if gpt else None,
             "speed": metrics.last("speed/tokens_per_s"),
@@ -200,29 +196,46 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def _facts(path: Path, notes: list[str]) -> dict[str, Any]:
+def _facts(run: Run, notes: list[str]) -> Facts:
+    """Return what run.json knows, nothing without one; what is wrong with it goes to the notes."""
+    return _read(run.facts_path, read_facts, notes) or Facts()
+
+
+def _job(run: Run, notes: list[str]) -> dict[str, Any]:
+    job = _record(run.job_path, notes)
+    if not isinstance(job.get("overrides"), list | None):
+        notes.append(f"{run.job_path} is damaged: overrides is not a list")
+        return {**job, "overrides": None}
+    return job
+
+
+def _record(path: Path, notes: list[str]) -> dict[str, Any]:
     """Return the object in a JSON file, empty without one; what is wrong with it goes to the notes."""
+    return _read(path, read_record, notes) or {}
+
+
+T = TypeVar("T")
+
+
+def _read(path: Path, read: Callable[[Path], tuple[T, bool]], notes: list[str]) -> T | None:
     try:
         if not path.exists() and not path.is_symlink():
-            return {}
-        facts, is_whole = read_facts(path) if path.name == FACTS else read_record(path)
+            return None
+        content, is_whole = read(path)
     except (UserError, OSError) as error:
         notes.append(one_line(str(error), 300))
-        return {}
+        return None
     if not is_whole:
         notes.append(damage(path))
-    if path.name == JOB and not isinstance(facts.get("overrides"), list | None):
-        notes.append(f"{path} is damaged: overrides is not a list")
-        return {**facts, "overrides": None}
-    return facts
+    return content
 
 
-def _status(folder: Path, facts: dict[str, Any], job: dict[str, Any], notes: list[str]) -> tuple[str, bool]:
+def _status(folder: Path, facts: Facts, job: dict[str, Any], notes: list[str]) -> tuple[str, bool]:
     """What run.json says, unless the process that should mend it is dead: then the run was killed."""
-    status = str(facts.get("status", "running"))
+    status = facts.status or "running"
     if status == "running" and is_live(folder):
         return status, True
-    why = job.get("failed") or facts.get("error")
+    why = job.get("failed") or facts.error
     if why:
         notes.append(str(why))
     return "failed" if job.get("failed") else "killed" if status == "running" else status, False
@@ -248,12 +261,12 @@ def _started(folder: Path) -> str | None:
     return stamp if re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", stamp) else None
 
 
-def _updated(folder: Path, facts: dict[str, Any], live: bool) -> str | None:
+def _updated(folder: Path, facts: Facts, live: bool) -> str | None:
     """While it runs, and for a run that was killed, run.json is from its start."""
     path = Run(folder).metrics_path
-    if (live or facts.get("status") == "running") and path.exists():
+    if (live or facts.status == "running") and path.exists():
         return time.strftime(_STAMP, time.localtime(path.stat().st_mtime))
-    return facts["updated"] if isinstance(facts.get("updated"), str) else None
+    return facts.updated
 
 
 def _size(path: Path) -> int:

@@ -50,7 +50,7 @@ def token_files(
     except UserError as error:
         raise UserError(f"{error}; its text is needed: {instead}") from error
     values, tokenizer = run.config(), load_tokenizer(run.tokenizer_folder)
-    data, known = from_dict(DataConfig, values["data"]), run.facts().get("data_fingerprint")
+    data, known = from_dict(DataConfig, values["data"]), run.facts().data_fingerprint
     folder = kept_tokens(data, tokenizer, known)
     if data.url is not None and not downloaded(data.url, data.sha256).exists():
         if folder is None:  # the address may be a stranger's: only the user's own command fetches

@@ -13,6 +13,7 @@ from typing import Any
 from positron.evaluation.monitor_plots import inside_pictures
 from positron.evaluation.plots import learning_rate_curve, loss_curve
 from positron.evaluation.summary import quality
+from positron.run.facts import Facts
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance, start_of
@@ -36,7 +37,7 @@ def write_report(run: Run) -> None:
     rows = read_metrics(run.metrics_path)
     facts, config = run.facts(), run.config()
     name = run.folder.name
-    picture = loss_curve(rows, facts.get("floor_bpb"), name)
+    picture = loss_curve(rows, facts.floor_bpb, name)
     with whole_file(run.loss_picture) as file:
         file.write(picture)
     sections = [
@@ -59,25 +60,23 @@ def write_report(run: Run) -> None:
     write_text(run.report_path, page)
 
 
-def _headline(facts: dict[str, Any], is_chat: bool) -> dict[str, str]:
-    lines = {"status": str(facts["status"]) + (f": {facts['error']}" if facts.get("error") else "")}
-    lines["steps"] = f"{facts['step']:,} of {facts['resolved']['max_steps']:,}"
-    lines["tokens"] = f"{facts['tokens']:,}"
-    lines["time"] = f"{took(facts['time_s'])} of training"
-    if "val/bpb" in facts:
-        lines["result"] = quality(facts, is_chat)
-        lines["validation"] = f"{facts['val/bpb']:.4f} bits per byte at the end, {facts['best/bpb']:.4f} at best"
+def _headline(facts: Facts, is_chat: bool) -> dict[str, str]:
+    lines = {"status": f"{facts.status}" + (f": {facts.error}" if facts.error else "")}
+    lines["steps"] = f"{facts.step or 0:,}" + (f" of {facts.resolved.max_steps:,}" if facts.resolved else "")
+    lines["tokens"] = f"{facts.tokens or 0:,}"
+    lines["time"] = f"{took(facts.time_s or 0.0)} of training"
+    if facts.val_bpb is not None and facts.best_bpb is not None:
+        lines["result"] = quality(facts.val_bpb, facts.best_bpb, facts.floor_bpb, is_chat)
+        lines["validation"] = f"{facts.val_bpb:.4f} bits per byte at the end, {facts.best_bpb:.4f} at best"
     return lines
 
 
-def _environment(run: Run, facts: dict[str, Any]) -> dict[str, str]:
+def _environment(run: Run, facts: Facts) -> dict[str, str]:
     """Of the run's last start, as it noted it itself: the report may be written elsewhere."""
     resolved = run.resolved()
     lines = {
-        "device": f"{resolved.get('accelerator')}, {resolved.get('precision')}, "
-        f"{counted(resolved.get('threads', 0), 'thread')}",
-        "batch": f"{counted(resolved['batch_tokens'], 'token')}, "
-        f"{counted(resolved['micro_batch_size'], 'sequence')} at a time",
+        "device": f"{resolved.accelerator}, {resolved.precision}, {counted(resolved.threads or 0, 'thread')}",
+        "batch": f"{counted(resolved.batch_tokens, 'token')}, {counted(resolved.micro_batch_size, 'sequence')} at a time",
     }
     start = start_of(read_provenance(run.folder), sys.maxsize)
     if not start:  # a run that is older than its provenance
@@ -93,11 +92,11 @@ def _environment(run: Run, facts: dict[str, Any]) -> dict[str, str]:
     return lines | {name: str(version) for name, version in start["versions"].items()}
 
 
-def _commands(run: Run, facts: dict[str, Any]) -> str:
+def _commands(run: Run, facts: Facts) -> str:
     name = "chat" if run.is_chat else 'generate "Once upon a time"'
     lines = [f"python -m positron.{name} --run {shlex.quote(str(run.folder))}"]
-    if facts["status"] != "finished":
-        lines.append(f"python -m positron.train name={facts['name']} ...   # the same command as before continues it")
+    if facts.status != "finished":
+        lines.append(f"python -m positron.train name={facts.name} ...   # the same command as before continues it")
     return "\n".join(lines)
 
 

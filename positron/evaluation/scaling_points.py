@@ -39,23 +39,21 @@ def read_sizes(runs: Sequence[Run], say: Callable[[str], None]) -> tuple[list[Si
     if len(finished) < FEWEST:
         raise UserError(f"a scaling law needs at least {FEWEST} finished runs, and here are {len(finished)}")
     comparable = _refuse_different_texts([run for run, _ in finished], say)
-    floors = {run.facts().get("floor_bpb") for run in comparable}
+    floors = {run.facts().floor_bpb for run in comparable}
     sizes = sorted((size for run, size in finished if run in comparable), key=lambda s: (s.parameters, s.tokens))
     return sizes, floors.pop() if len(floors) == 1 else None
 
 
-def _size_or_reason(run: Run) -> tuple[str | None, Size | None]:
-    reason = _unfit(run)
-    return reason, _size(run) if reason is None else None
-
-
-def _unfit(run: Run) -> str | None:
+def _size_or_reason(run: Run) -> tuple[str, Size | None]:
+    """Return the point that a run is, or why it is none."""
     facts, config = run.facts(), run.config()
     if config.get("sft") is not None or config.get("init_from"):
-        return "it began with the weights of another run"
-    if facts.get("status") != "finished":
-        return f"{facts.get('status', 'never started')} at step {facts.get('step', 0)}"
-    return None if facts.get("val/bpb") is not None else "it was never validated"
+        return "it began with the weights of another run", None
+    if facts.status != "finished":
+        return f"{facts.status or 'never started'} at step {facts.step or 0}", None
+    if facts.val_bpb is None or facts.tokens is None:
+        return "it was never validated", None
+    return "", _size(run, facts.tokens, facts.val_bpb)
 
 
 def _refuse_different_texts(runs: Sequence[Run], say: Callable[[str], None]) -> list[Run]:
@@ -63,7 +61,7 @@ def _refuse_different_texts(runs: Sequence[Run], say: Callable[[str], None]) -> 
 
     def text(run: Run) -> tuple[object, ...]:
         data = run.config()["data"]
-        return run.facts().get("data_fingerprint"), data["seed"], data["val_fraction"]
+        return run.facts().data_fingerprint, data["seed"], data["val_fraction"]
 
     if len({text(run) for run in runs}) > 1 or text(runs[0])[0] is None:
         runs, _ = common_text(runs, None, 200_000, say)
@@ -72,7 +70,6 @@ def _refuse_different_texts(runs: Sequence[Run], say: Callable[[str], None]) -> 
     return list(runs)
 
 
-def _size(run: Run) -> Size:
-    facts = run.facts()
+def _size(run: Run, tokens: int, bpb: float) -> Size:
     gpt = gpt_config(run.config(), load_tokenizer(run.tokenizer_folder).vocab_size)
-    return Size(str(run.folder), gpt.matmul_params(), gpt.n_params(), int(facts["tokens"]), float(facts["val/bpb"]))
+    return Size(str(run.folder), gpt.matmul_params(), gpt.n_params(), tokens, bpb)

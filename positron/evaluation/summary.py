@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from positron.run.folder import Run
 from positron.system.console import printable
@@ -19,12 +18,13 @@ def show_result(folder: Path) -> None:
     if samples.exists():
         last = read_text(samples).rsplit("\n## ", 1)[-1].split("\n\n", 1)[-1]
         print("\n" + printable(last.strip()) + "\n")
-    line = f"{facts['status']} at step {facts['step']}"
-    if "val/bpb" in facts:
-        line += f" after {took(facts['time_s'])} of training: {quality(facts, run.is_chat)}"
+    line = f"{facts.status} at step {facts.step}"
+    if facts.val_bpb is not None and facts.best_bpb is not None:
+        result = quality(facts.val_bpb, facts.best_bpb, facts.floor_bpb, run.is_chat)
+        line += f" after {took(facts.time_s or 0.0)} of training: {result}"
     print(line)
-    if "base/bpb_after" in facts:
-        before, after = facts["base/bpb_before"], facts["base/bpb_after"]
+    before, after = facts.base_bpb_before, facts.base_bpb_after
+    if before is not None and after is not None:
         print(
             f"its pretraining text: {before:.4f} bits per byte before, {after:.4f} after "
             f"({percent(abs(after / before - 1))} {'worse' if after > before else 'better'})"
@@ -32,12 +32,15 @@ def show_result(folder: Path) -> None:
     print(f"the run: {folder}/  (report.html, loss.png, samples.md, metrics.jsonl, checkpoints/)")
     name, prompt = ("chat", []) if run.is_chat else ("generate", ["Once upon a time"])
     print(f"next:    {next_command(name, *prompt, '--run', str(folder))}")
-    if facts["status"] == "stopped":
+    if facts.status == "stopped":
         print("         the same command again continues it")
 
 
-def quality(facts: dict[str, Any], is_chat: bool) -> str:
-    """Say how good a run is: bits per byte, and how far they lie above the floor of its text where that is known."""
-    bpb, floor = judged_bpb(facts["val/bpb"], facts["best/bpb"], is_chat), facts.get("floor_bpb")
+def quality(last: float, best: float, floor: float | None, is_chat: bool) -> str:
+    """Say how good a run is: bits per byte, and how far they lie above the floor of its text where that is known.
+
+    `last` and `best` are bits per byte of the validation text.
+    """
+    bpb = judged_bpb(last, best, is_chat)
     text = f"{bpb:.4f} validation bits per byte" + (" of the answers at the best checkpoint" if is_chat else "")
     return f"{text}, {above_floor(bpb, floor)} (the text's own bits)" if floor else text

@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from positron.evaluation.run_plots import sweep_picture
+from positron.run.facts import Facts
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics
 from positron.run.paths import JOB
@@ -25,7 +25,7 @@ class Job:
     choices: dict[str, str]
     status: str  # finished, stopped, pruned, failed, or refused: finished before, and asked for with other settings
     bpb: float | None  # of the last validation, None where there was none or the job failed
-    facts: dict[str, Any]
+    facts: Facts
     why: str
 
 
@@ -34,9 +34,9 @@ def sweep_jobs(folder: Path) -> list[Job]:
     jobs = []
     for path in folder.glob(f"*/{JOB}"):
         job, facts = read_json(path), Run(path.parent).facts()
-        status = "failed" if job["failed"] else "refused" if job.get("refused") else facts["status"]
+        status = "failed" if job["failed"] else "refused" if job.get("refused") else facts.status or "unknown"
         choices = dict(override.lstrip("+").split("=", 1) for override in job["overrides"] if "=" in override)
-        bpb = facts.get("val/bpb") if status != "failed" else None
+        bpb = facts.val_bpb if status != "failed" else None
         jobs.append(Job(path.parent.name, choices, status, bpb, facts, job["failed"] or job.get("refused") or ""))
     return sorted(jobs, key=lambda job: (job.bpb is None, job.bpb or 0, _place(job.number)))
 
@@ -58,7 +58,7 @@ def table(jobs: Sequence[Job]) -> list[list[str]]:
     for job in jobs:
         score = f"{job.bpb:.4f}" if job.bpb is not None else job.why
         if job.status == "pruned":
-            score = f"after {counted(job.facts['step'], 'step')}: {score}"
+            score = f"after {counted(job.facts.step or 0, 'step')}: {score}"
         rows.append([job.number, *(job.choices.get(key, "") for key in keys), job.status, score])
     return rows
 
@@ -81,12 +81,13 @@ def as_markdown(jobs: Sequence[Job], title: str) -> str:
 
 def as_csv(jobs: Sequence[Job]) -> str:
     keys = list(dict.fromkeys(key for job in jobs for key in job.choices))
-    facts = ("step", "tokens", "time_s", "val/bpb", "best/bpb", "floor_bpb")
+    columns = ("step", "tokens", "time_s", "val/bpb", "best/bpb", "floor_bpb")
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["job", *keys, "status", *facts, "why"])
+    writer.writerow(["job", *keys, "status", *columns, "why"])
     for job in jobs:
-        known = [job.facts.get(name, "") for name in facts]
+        facts = job.facts
+        known = [facts.step, facts.tokens, facts.time_s, facts.val_bpb, facts.best_bpb, facts.floor_bpb]
         writer.writerow([job.number, *(job.choices.get(key, "") for key in keys), job.status, *known, job.why])
     return text.getvalue()
 
@@ -105,7 +106,7 @@ def write_sweep_report(folder: Path) -> list[Job]:
             ]
             values = [job.choices.get(key, "") for key in keys]
             curves.append((values, [(row["tokens"] / 1e6, row["val/bpb"]) for row in rows], job.status))
-        floors = {job.facts["floor_bpb"] for job in jobs if job.facts.get("floor_bpb")}
+        floors = {job.facts.floor_bpb for job in jobs if job.facts.floor_bpb}
         with whole_file(folder / "sweep.png") as file:
             file.write(sweep_picture(keys, curves, floors.pop() if len(floors) == 1 else None, folder.name))
     return jobs

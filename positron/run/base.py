@@ -55,16 +55,16 @@ def line_of(run: Run) -> list[Run]:
 def tokens_seen(run: Run) -> int:
     """Tokens of training, those of the base included; without these where the base is gone and they were not recorded."""
     facts = run.facts()
-    tokens = int(facts.get("tokens", 0))
+    tokens = facts.tokens or 0
     if run.config().get("sft") is None:
         return tokens
-    recorded = facts.get("base/tokens")
+    recorded = facts.base_tokens
     if recorded is None:
         try:
-            recorded = sum(int(base.facts().get("tokens", 0)) for base in line_of(run)[1:])
+            recorded = sum(base.facts().tokens or 0 for base in line_of(run)[1:])
         except UserError:
             recorded = 0
-    return tokens + int(recorded)
+    return tokens + recorded
 
 
 def with_origin(run: Run, config: RunConfig) -> RunConfig:

@@ -10,8 +10,11 @@ import hashlib
 import json
 import os
 import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from positron.config import DataConfig, ModelConfig, TokenizerConfig
 from positron.settings import from_dict
@@ -21,13 +24,77 @@ from positron.system.errors import UserError
 from positron.system.paths import without_home
 
 CHECKSUM = "checksum"
-_COUNTS = ("step", "tokens", "best/step")
-_NUMBERS = ("time_s", "val/bpb", "val/loss", "best/bpb", "floor_bpb", "base/bpb_before", "base/bpb_after")
-_TEXTS = ("name", "status", "error", "updated", "forked_from", "data_fingerprint")
-_RESOLVED_COUNTS = ("batch_tokens", "micro_batch_size", "max_steps", "threads")
-_RESOLVED_TEXTS = ("accelerator", "precision")
 _PATHS = (("data", "path"), ("data", "dir"), ("init_from",), ("ckpt_path",))  # of config.json
 _warned: set[Path] = set()
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**18
+
+
+def _is_number_or_null(value: Any) -> bool:
+    return value is None or is_number(value)
+
+
+def _is_text_or_null(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+class _Type(NamedTuple):
+    """What a value in a JSON file must be."""
+
+    holds: Callable[[Any], bool]
+    words: str
+
+
+_COUNT = _Type(_is_count, "a whole number")
+_NUMBER = _Type(_is_number_or_null, "a number")
+_TEXT = _Type(_is_text_or_null, "a text")
+_GROUP = _Type(lambda value: isinstance(value, dict), "an object")
+
+
+def _fact(kind: _Type, key: str | None = None) -> Any:
+    """Declare a field that run.json has under `key`, which is the field's name unless it is given."""
+    return dataclasses.field(default=None, metadata={"type": kind, "key": key})
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """What `auto` became when the run began. The last three are None in the runs of older versions."""
+
+    batch_tokens: int = dataclasses.field(metadata={"type": _COUNT})
+    micro_batch_size: int = dataclasses.field(metadata={"type": _COUNT})
+    max_steps: int = dataclasses.field(metadata={"type": _COUNT})
+    accelerator: str | None = _fact(_TEXT)
+    precision: str | None = _fact(_TEXT)
+    threads: int | None = _fact(_COUNT)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What run.json knows of a run; None for what it does not know (yet)."""
+
+    name: str | None = _fact(_TEXT)
+    status: str | None = _fact(_TEXT)  # running, finished, stopped, pruned, diverged or failed
+    error: str | None = _fact(_TEXT)  # what ended a run that is not finished
+    updated: str | None = _fact(_TEXT)  # when the file was written
+    forked_from: str | None = _fact(_TEXT)  # the checkpoint of another run that this one began with
+    data_fingerprint: str | None = _fact(_TEXT)
+    resolved: Resolved | None = dataclasses.field(default=None, metadata={"type": _GROUP, "key": None})
+    step: int | None = _fact(_COUNT)
+    tokens: int | None = _fact(_COUNT)  # of training, without those of a base run
+    time_s: float | None = _fact(_NUMBER)
+    val_bpb: float | None = _fact(_NUMBER, "val/bpb")  # of the last validation
+    val_loss: float | None = _fact(_NUMBER, "val/loss")
+    best_step: int | None = _fact(_COUNT, "best/step")
+    best_bpb: float | None = _fact(_NUMBER, "best/bpb")
+    floor_bpb: float | None = _fact(_NUMBER)  # the entropy of the text, where it is known
+    base_tokens: int | None = _fact(_COUNT, "base/tokens")  # that the base run, and its base, were trained on
+    base_bpb_before: float | None = _fact(_NUMBER, "base/bpb_before")  # of the base run's text
+    base_bpb_after: float | None = _fact(_NUMBER, "base/bpb_after")
+
+
+_KEYS = {field.name: field.metadata["key"] or field.name for field in dataclasses.fields(Facts)}
 
 
 def write_record(path: Path, record: dict[str, Any], *, mask_home: bool = True) -> None:
@@ -49,32 +116,45 @@ def read_record(path: Path) -> tuple[dict[str, Any], bool]:
         return record, False
 
 
-def read_facts(path: Path) -> tuple[dict[str, Any], bool]:
+def read_facts(path: Path) -> tuple[Facts, bool]:
     """Return run.json and whether its checksum is right. Raises UserError for a value of another type than it has."""
-    facts, is_whole = read_record(path)
-    for names, test, kind in (
-        (_COUNTS, _is_count, "a whole number"),
-        (_NUMBERS, _is_number_or_null, "a number"),
-        (_TEXTS, _is_text_or_null, "a text"),
-    ):
-        _check(facts, names, test, kind, path)
-    if "resolved" in facts:
-        if not isinstance(facts["resolved"], dict):
-            raise UserError(f"{path} is damaged: resolved is {_shown(facts['resolved'])} instead of an object")
-        _check(facts["resolved"], _RESOLVED_COUNTS, _is_count, "a whole number", path, "resolved.")
-        _check(facts["resolved"], _RESOLVED_TEXTS, _is_text_or_null, "a text", path, "resolved.")
-    return facts, is_whole
+    record, is_whole = read_record(path)
+    return _facts_in(record, path), is_whole
 
 
-def resolved_of(facts: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Return what `auto` was resolved to. Raises UserError if run.json does not have all of it."""
-    resolved = facts.get("resolved")
-    missing = [name for name in _RESOLVED_COUNTS[:3] if not resolved or name not in resolved]
-    if resolved is None or missing:
-        raise UserError(
-            f"{path} is damaged: it has no resolved.{missing[0]}; restore it from a copy, or train under another name="
-        )
-    return dict(resolved)
+def update_facts(path: Path, **changes: Any) -> None:
+    """Write facts, named as the fields of `Facts` are, into run.json. What else is in it stays, also what we do not know.
+
+    Raises TypeError for a name that is not a field, and UserError where the file is damaged.
+    """
+    dataclasses.replace(Facts(), **changes)
+    record: dict[str, Any] = {}
+    if path.exists():
+        record, is_whole = read_record(path)
+        _facts_in(record, path)
+        if not is_whole:
+            warn_of_damage(path)
+    for name, value in changes.items():
+        record[_KEYS[name]] = dataclasses.asdict(value) if isinstance(value, Resolved) else value
+    write_record(path, {**record, "updated": time.strftime("%Y-%m-%d %H:%M:%S")})
+
+
+def _facts_in(record: dict[str, Any], path: Path) -> Facts:
+    for field in dataclasses.fields(Facts):
+        _check(record, _KEYS[field.name], field.metadata["type"], path)
+    facts = {name: record[key] for name, key in _KEYS.items() if key in record}
+    return Facts(**{**facts, "resolved": _resolved_in(record.get("resolved"), path)})
+
+
+def _resolved_in(group: dict[str, Any] | None, path: Path) -> Resolved | None:
+    """Return None for a group that does not have all that a run is continued with."""
+    known = group or {}
+    for field in dataclasses.fields(Resolved):
+        _check(known, field.name, field.metadata["type"], path, "resolved.")
+    needed = [field.name for field in dataclasses.fields(Resolved) if field.default is dataclasses.MISSING]
+    if any(name not in known for name in needed):
+        return None
+    return Resolved(**{field.name: known[field.name] for field in dataclasses.fields(Resolved) if field.name in known})
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], bool]:
@@ -92,7 +172,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], bool]:
         except UserError as error:
             raise UserError(one_line(f"{path}: {error}", 600)) from error
     for name in ("init_from", "ckpt_path"):
-        _check(config, (name,), _is_text_or_null, "a text", path)
+        _check(config, name, _TEXT, path)
     if not isinstance(config.get("sft"), dict | None):
         raise UserError(f"{path} is damaged: sft is {_shown(config['sft'])} instead of a group of settings")
     for keys in _PATHS:
@@ -122,22 +202,9 @@ def _checksum(record: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:32]
 
 
-def _check(values: dict[str, Any], names: tuple[str, ...], test: Any, kind: str, path: Path, prefix: str = "") -> None:
-    for name in names:
-        if name in values and not test(values[name]):
-            raise UserError(f"{path} is damaged: {prefix}{name} is {_shown(values[name])} instead of {kind}")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**18
-
-
-def _is_number_or_null(value: Any) -> bool:
-    return value is None or is_number(value)
-
-
-def _is_text_or_null(value: Any) -> bool:
-    return value is None or isinstance(value, str)
+def _check(values: dict[str, Any], name: str, kind: _Type, path: Path, prefix: str = "") -> None:
+    if name in values and not kind.holds(values[name]):
+        raise UserError(f"{path} is damaged: {prefix}{name} is {_shown(values[name])} instead of {kind.words}")
 
 
 def _shown(value: Any) -> str:

@@ -4,14 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.config import RunConfig
-from positron.run.facts import damage, read_config, read_facts, resolved_of, warn_of_damage, write_record
+from positron.run.facts import (
+    Facts,
+    Resolved,
+    damage,
+    read_config,
+    read_facts,
+    update_facts,
+    warn_of_damage,
+    write_record,
+)
 from positron.run.paths import FACTS, RunPaths
 from positron.settings import from_dict
 from positron.system.console import one_line
@@ -71,19 +79,25 @@ class Run(RunPaths):
         except UserError as error:
             raise UserError(f"{self.config_path}: {error}") from error
 
-    def facts(self) -> dict[str, Any]:
-        """run.json: status, steps, last and best val/bpb, floor, and what `auto` was resolved to."""
+    def facts(self) -> Facts:
+        """Read run.json. Raises UserError where it is damaged."""
         path = self.facts_path
         if not path.exists():
-            return {}
+            return Facts()
         facts, is_whole = read_facts(path)
         if not is_whole:
             warn_of_damage(path)
         return facts
 
-    def resolved(self) -> dict[str, Any]:
-        """Return what `auto` was resolved to. UserError if run.json has lost it."""
-        return resolved_of(self.facts(), self.facts_path)
+    def resolved(self) -> Resolved:
+        """Return what `auto` became. Raises UserError if run.json has lost it."""
+        resolved = self.facts().resolved
+        if resolved is None:
+            raise UserError(
+                f"{self.facts_path} is damaged: its resolved has not all of batch_tokens, micro_batch_size and "
+                "max_steps; restore it from a copy, or train under another name="
+            )
+        return resolved
 
     def refuse_damaged_facts(self) -> None:
         """Raise UserError where run.json is not as it was written: what it holds decides how training continues."""
@@ -92,8 +106,8 @@ class Run(RunPaths):
             raise UserError(damage(path))
 
     def update(self, **facts: Any) -> None:
-        updated = {**self.facts(), **facts, "updated": time.strftime("%Y-%m-%d %H:%M:%S")}
-        write_record(self.facts_path, updated)
+        """Write facts into run.json: `run.update(status="stopped", val_bpb=1.2)`. See `update_facts`."""
+        update_facts(self.facts_path, **facts)
 
     def begin(self, config: RunConfig, tokenizer: Tokenizer, *, new: bool, forked_from: Path | None) -> None:
         """Make the folder a run, or note in it the settings that may differ from one start to the next."""
@@ -108,10 +122,10 @@ class Run(RunPaths):
         theirs, ours = (_flat(without_home(dataclasses.asdict(side))) for side in (self.settings(), config))
         resolved = self.resolved()
         for name in _RESOLVED:
-            number = resolved[name]
+            number = getattr(resolved, name)
             for side in (theirs, ours):
                 side[f"train.{name}"] = number if side[f"train.{name}"] == "auto" else side[f"train.{name}"]
-        elsewhere = _SAME_TEXT if self.facts().get("data_fingerprint") else set()
+        elsewhere = _SAME_TEXT if self.facts().data_fingerprint else set()
         keys = [key for key in {**theirs, **ours} if not _is_free(key) and key not in elsewhere]
         return [
             one_line(f"{key}: {theirs.get(key)} -> {ours.get(key)}", 200)
@@ -186,6 +200,5 @@ def announce(run: Run, named: str | None, say: Callable[[str], None]) -> None:
 def progress_of(run: Run) -> str:
     """How far a run is, in words: `finished, 40 of 40 steps, 2026-07-01 12:00:00`."""
     facts = run.facts()
-    resolved = facts.get("resolved")
-    steps = f"step {facts.get('step', 0)} of {resolved.get('max_steps')}" if isinstance(resolved, dict) else "no step"
-    return ", ".join(str(part) for part in (facts.get("status", "never started"), steps, facts.get("updated")) if part)
+    steps = f"step {facts.step or 0} of {facts.resolved.max_steps}" if facts.resolved else "no step"
+    return ", ".join(part for part in (facts.status or "never started", steps, facts.updated) if part)

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+from positron.run.facts import Facts
 from positron.system.console import one_line
 from positron.system.disk import is_number, read_bytes
 from positron.system.errors import UserError
@@ -70,8 +71,9 @@ def best_bpb(rows: list[dict[str, Any]]) -> float:
     return best_row(rows)[0]
 
 
-def best_so_far(rows: list[dict[str, Any]], facts: dict[str, Any], step: int) -> float:
+def best_so_far(rows: list[dict[str, Any]], facts: Facts, step: int) -> float:
     """Return the lowest validation bits per byte up to `step`, as metrics and run.json know it; inf for none."""
     best = best_row([row for row in rows if row["step"] <= step])[0]
-    noted = facts.get("best/bpb")
-    return min(best, noted) if noted is not None and facts.get("best/step", math.inf) <= step else best
+    if facts.best_bpb is None or facts.best_step is None or facts.best_step > step:
+        return best
+    return min(best, facts.best_bpb)

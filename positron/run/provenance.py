@@ -6,6 +6,7 @@ nor the names of the machine or its user. `environments` holds each surrounding 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -19,7 +20,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from positron.run.facts import read_record, warn_of_damage, write_record
+from positron.run.facts import Resolved, read_record, warn_of_damage, write_record
 from positron.run.paths import RunPaths
 from positron.system.errors import UserError
 from positron.system.paths import without_home
@@ -74,15 +75,13 @@ def _fault(known: dict[str, Any]) -> str | None:
     return None
 
 
-def record_start(
-    folder: Path, *, step: int, seed: int, resolved: dict[str, Any], weights: Path | None, **facts: str
-) -> None:
+def record_start(folder: Path, *, step: int, seed: int, resolved: Resolved, weights: Path | None, **facts: str) -> None:
     """Add this process's start at `step` to the run's provenance. `weights`: the file of another run that it begins with.
 
     `facts`: what the run reads, such as the tokenizer's hash.
     """
     known = read_provenance(folder)
-    surroundings = {"resolved": resolved, **facts, **environment(str(resolved["accelerator"]))}
+    surroundings = {"resolved": dataclasses.asdict(resolved), **facts, **environment(str(resolved.accelerator))}
     if surroundings not in known["environments"]:
         known["environments"].append(surroundings)
     start = {

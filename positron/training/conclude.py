@@ -26,7 +26,7 @@ def conclude(run: Run, status: str, error: str | None, signals: Signals, say: Ca
     facts = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "time_s": rows[-1]["time_s"]} if rows else {}
     if val:
         best, step = best_row(rows)
-        facts |= {"val/bpb": val[-1]["val/bpb"], "val/loss": val[-1]["val/loss"], "best/bpb": best, "best/step": step}
+        facts |= {"val_bpb": val[-1]["val/bpb"], "val_loss": val[-1]["val/loss"], "best_bpb": best, "best_step": step}
     try:
         with signals.held():
             run.update(status=status, error=error, **facts)

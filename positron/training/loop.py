@@ -13,6 +13,7 @@ from lightning.fabric.plugins.environments import LightningEnvironment
 
 from positron.config import RunConfig, seconds
 from positron.model.gpt import GPT
+from positron.run.facts import Facts
 from positron.run.history import cut_after
 from positron.run.metrics import best_so_far, read_metrics
 from positron.run.provenance import record_start
@@ -56,7 +57,7 @@ def fit(
     objective: Objective,
     tokenizer: Tokenizer,
     callbacks: Sequence[L.Callback] = (),
-) -> dict[str, Any]:
+) -> Facts:
     """Train from the session's start to `plan.last_step`; keeps run.json true however this ends. Returns the run's facts.
 
     `callbacks` are the user's: they run after validation and the monitors and before metrics, samples and checkpoints
@@ -73,7 +74,10 @@ def fit(
                 cut_after(run, start.step)  # also what a run wrote that was killed before its first checkpoint
                 facts = {"data_fingerprint": objective.fingerprint, "floor_bpb": floor_bpb(objective)}
                 run.update(status="running", step=start.step, resolved=plan.resolved(), **facts)
-                settings = {**dataclasses.asdict(config), "resolved": run.resolved()}  # and what `auto` became
+                settings = {
+                    **dataclasses.asdict(config),
+                    "resolved": dataclasses.asdict(run.resolved()),
+                }  # and what `auto` became
                 trackers = open_trackers(config.logger, run.folder, settings, start.step + 1, say)
             _without_notices()
             rows = read_metrics(run.metrics_path)
@@ -81,7 +85,7 @@ def fit(
             pruning = (
                 Pruning(run, config.sweep.startup_jobs, plan.last_step) if config.sweep.prune == "median" else None
             )
-            was_pruned = pruning is not None and run.facts().get("status") == "pruned"
+            was_pruned = pruning is not None and run.facts().status == "pruned"
             if patience is not None and patience.is_over:
                 say(f"nothing to do: {run.folder} stopped early at step {start.step}, {patience.why}")
             elif was_pruned:
@@ -242,7 +246,7 @@ def _callbacks(
         every=train.save_every,
         keep_last=train.keep_last,
         best=best_so_far(rows, run.facts(), session.start.step),
-        note_best=lambda step, bpb: run.update(**{"best/step": step, "best/bpb": bpb}),
+        note_best=lambda step, bpb: run.update(best_step=step, best_bpb=bpb),
     )
     monitors = open_monitors(config.monitor, objective, tokenizer.vocab_size, config.device.strategy, say)
     intervals = {train.log_every, *(monitor.every for monitor in monitors)}

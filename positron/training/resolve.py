@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from positron.config import GPTConfig, RunConfig
 from positron.model.gpt import GPT
+from positron.run.facts import Resolved
 from positron.system.errors import UserError
 from positron.system.formatting import USUAL_TOKENS_PER_PARAMETER, counted, tokens_per_parameter
 from positron.training.device import BATCH_TOKENS, Machine, choose_micro_batch
@@ -31,15 +31,15 @@ class Plan:
     horizon: int  # optimizer steps of the whole run
     last_step: int  # where this process stops
 
-    def resolved(self) -> dict[str, Any]:
-        return {
-            "batch_tokens": self.batch_tokens,
-            "micro_batch_size": self.micro_batch_size,
-            "max_steps": self.horizon,
-            "accelerator": self.machine.accelerator,
-            "precision": self.machine.precision,
-            "threads": torch.get_num_threads(),
-        }
+    def resolved(self) -> Resolved:
+        return Resolved(
+            batch_tokens=self.batch_tokens,
+            micro_batch_size=self.micro_batch_size,
+            max_steps=self.horizon,
+            accelerator=self.machine.accelerator,
+            precision=self.machine.precision,
+            threads=torch.get_num_threads(),
+        )
 
 
 def make_plan(
@@ -55,16 +55,16 @@ def make_plan(
     `auto_steps`: the horizon for a batch of so many sequences, where it is not 20 tokens per parameter.
     """
     gpt, train, known = model.config, config.train, start.resolved
-    if config.precision.dtype == "auto" and known:
-        machine = dataclasses.replace(machine, precision=known["precision"])
+    if config.precision.dtype == "auto" and known is not None and known.precision is not None:
+        machine = dataclasses.replace(machine, precision=known.precision)
 
-    def settle(asked: int | str, name: str, otherwise: int) -> int:
-        return int(asked) if asked != "auto" else int(known.get(name, otherwise))
+    def settle(asked: int | str, begun_with: int | None, otherwise: int) -> int:
+        return int(asked) if asked != "auto" else otherwise if begun_with is None else begun_with
 
     if machine.checkpoint_activations and machine.accelerator == "mps" and gpt.dropout:
         # torch keeps the state of CPU and CUDA generators for the second forward pass, but not that of MPS
         raise UserError("device.checkpoint_activations=true draws other dropout on MPS: give model.dropout=0 with it")
-    wanted = settle(train.batch_tokens, "batch_tokens", suitable_batch(gpt, machine))
+    wanted = settle(train.batch_tokens, None if known is None else known.batch_tokens, suitable_batch(gpt, machine))
     world = config.device.processes
     batch_size = max(1, wanted // gpt.context_length)
     if batch_size % world:
@@ -74,11 +74,13 @@ def make_plan(
         )
     batch_tokens = batch_size * gpt.context_length
     enough = auto_steps(batch_size) if auto_steps else -(-USUAL_TOKENS_PER_PARAMETER * gpt.n_params() // batch_tokens)
-    horizon = settle(train.max_steps, "max_steps", enough)
-    asked = train.micro_batch_size if train.micro_batch_size != "auto" else known.get("micro_batch_size", "auto")
+    horizon = settle(train.max_steps, None if known is None else known.max_steps, enough)
+    asked = train.micro_batch_size
+    if asked == "auto" and known is not None:
+        asked = known.micro_batch_size
     micro = choose_micro_batch(gpt, machine, batch_size // world, asked, lambda n: _try_step(model, machine, n))
     last_step = min(horizon, train.stop_at or horizon)
-    if config.precision.dtype == "auto" and not known and world == 1:
+    if config.precision.dtype == "auto" and known is None and world == 1:
         machine, reason = faster_precision(model, machine, micro)
         if reason:
             say(reason)

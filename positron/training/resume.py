@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from positron.config import RunConfig
 from positron.model.memory import TRAINED, refuse_what_cannot_fit
 from positron.run.checkpoint import BEST, best_or_newest, checkpoints, load_checkpoint, newest_checkpoint
+from positron.run.facts import Resolved
 from positron.run.folder import Run, find_run, refuse_differences
 from positron.run.metrics import read_metrics
 from positron.run.paths import LOCK, LOG
@@ -48,7 +47,7 @@ class Start:
     tokenizer_from: Run | None = None
     step: int = 0
     is_own: bool = False  # the run goes on from its own checkpoint
-    resolved: dict[str, Any] = dataclasses.field(default_factory=dict)  # what `auto` became when the run began
+    resolved: Resolved | None = None  # what `auto` became when the run began
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
 
 def refuse_before_begin(run: Run, start: Start, *, last_step: int, fingerprint: str) -> None:
     """Raise UserError for what is known only once text and horizon are, while nothing of the run has been changed."""
-    known = run.facts().get("data_fingerprint")
+    known = run.facts().data_fingerprint
     if known and known != fingerprint:
         raise UserError(
             f"the text behind {run.folder} has changed since it was begun: restore it, or give another name="
@@ -124,7 +123,7 @@ def decide_start(run: Run, config: RunConfig, say: Callable[[str], None]) -> Sta
     newest = newest_checkpoint(run.checkpoint_folder, say) if run.exists else None
     if newest is None:
         _refuse_lost_checkpoints(run)
-        if run.facts().get("status") == "diverged" and not run.differences(config):
+        if run.facts().status == "diverged" and not run.differences(config):
             _refuse_diverged(run)
     named = _named_checkpoint(config.ckpt_path, run, newest, say)
     if newest is not None:
@@ -190,7 +189,7 @@ def _refuse_other_checkpoint(run: Run, named: Path | None, newest: Path) -> None
     """A run goes on from its own newest checkpoint; going back or elsewhere is a new run with a new name."""
     if named is None or named.resolve() == newest.resolve():
         return
-    if without_home(str(named)) == without_home(run.facts().get("forked_from")):
+    if without_home(str(named)) == without_home(run.facts().forked_from):
         return
     raise UserError(
         f"{run.folder} already has {newest.name}; to start from {named} instead, give the new run another name="
@@ -206,8 +205,8 @@ def _refuse_lost_checkpoints(run: Run) -> None:
     facts = run.facts()
     if damaged:
         what = f"each of its checkpoints is damaged ({', '.join(path.name for path in damaged)})"
-    elif facts.get("status") in ("finished", "pruned"):
-        what = f"its checkpoints are missing, though it was trained to step {facts.get('step')}"
+    elif facts.status in ("finished", "pruned"):
+        what = f"its checkpoints are missing, though it was trained to step {facts.step}"
     else:
         return
     raise UserError(
@@ -217,15 +216,15 @@ def _refuse_lost_checkpoints(run: Run) -> None:
 
 
 def _refuse_diverged(run: Run) -> None:
-    raise Diverged(one_line(str(run.facts().get("error"))))
+    raise Diverged(one_line(str(run.facts().error)))
 
 
 def _refuse_differences(run: Run, config: RunConfig, step: int, say: Callable[[str], None]) -> None:
     extended = refuse_differences(run, config)
-    if run.facts().get("status") == "diverged":
+    if run.facts().status == "diverged":
         _refuse_diverged(run)
     if extended:
-        before, after = run.resolved()["max_steps"], config.train.max_steps
+        before, after = run.resolved().max_steps, config.train.max_steps
         if isinstance(after, int) and after < before:
             raise UserError(
                 f"train.max_steps={after} is shorter than the {before} steps of {run.folder}, which is at step {step}: "

@@ -33,7 +33,8 @@ def make_run(outputs: Path, name: str, steps: int = 30, **facts) -> Path:
     (folder / "tokenizer").mkdir(parents=True)
     CharTokenizer("abc").save(folder / "tokenizer")
     (folder / "config.json").write_text(json.dumps(dataclasses.asdict(tiny(outputs))))
-    about = {"name": name, "status": "finished", "floor_bpb": 0.2, "resolved": {"max_steps": steps}}
+    resolved = {"batch_tokens": 512, "micro_batch_size": 16, "max_steps": steps}
+    about = {"name": name, "status": "finished", "floor_bpb": 0.2, "resolved": resolved}
     (folder / "run.json").write_text(json.dumps({**about, **facts}))
     (folder / "lock").touch()
     with (folder / "metrics.jsonl").open("w") as file:

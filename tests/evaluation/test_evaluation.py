@@ -323,7 +323,7 @@ def test_evaluate_prints_what_a_run_is_worth(door: Callable[..., Result], runs: 
     files = token_files(Run(runs / "outputs" / "chars"), "val", print)
     assert facts["bytes"] == files.n_bytes
     assert facts["documents"] == files.n_documents
-    trained = Run(runs / "outputs" / "chars").facts()["best/bpb"]
+    trained = Run(runs / "outputs" / "chars").facts().best_bpb
     assert facts["bpb"] == pytest.approx(trained, rel=0.1)  # there on windows, here on whole documents
 
 

@@ -114,7 +114,7 @@ def test_runs_that_name_each_other_are_an_error_wherever_their_base_is_asked_for
 
 def test_a_fine_tuned_run_counts_the_tokens_of_its_base_wherever_it_is(here: Path) -> None:
     run, base = Run(Path("outputs/s1")), Run(Path("outputs/base"))
-    whole = run.facts()["tokens"] + base.facts()["tokens"]
+    whole = run.facts().tokens + base.facts().tokens
     assert tokens_seen(run) == whole
     shutil.rmtree("outputs/base")
     assert tokens_seen(run) == whole
@@ -148,12 +148,12 @@ def test_a_run_without_its_base_is_measured_on_files_and_says_what_else_needs_it
     with pytest.raises(UserError, match=r"s1 was fine-tuned from outputs/base, and that base run .*--text FILE"):
         texts_of_run(run, "val", 100, quiet)
     again = sft(tuned("outputs/base"), Path("outputs/s1"))  # the same command again
-    assert again["status"] == "finished"
+    assert again.status == "finished"
     values = dataclasses.asdict(tuned("s1")) | {"name": "s1", "init_from": None}
     del values["model"], values["tokenizer"]
     assert configure(values).init_from == "outputs/base"
     further = sft(tuned("s1"), Path("outputs/s9"))
-    assert further["status"] == "finished"
+    assert further.status == "finished"
     with pytest.raises(UserError, match=r"that base run .*sft.replay_ratio=0"):
         sft(tuned("s1", sft=SFTConfig(replay_ratio=0.2)), Path("outputs/s10"))
 
@@ -162,7 +162,7 @@ def test_the_text_of_the_base_is_named_as_that_where_it_is_gone(here: Path) -> N
     replaying = tuned("outputs/base", sft=SFTConfig(replay_ratio=0.2, patience=0))
     Path("my.txt").unlink()
     facts = sft(replaying, Path("outputs/kept"))  # its tokens are still there
-    assert facts["status"] == "finished"
+    assert facts.status == "finished"
     shutil.rmtree("outputs/data")
     with pytest.raises(
         UserError, match=r"the text that outputs/base was trained on is not available .*sft.replay_ratio=0"
@@ -170,7 +170,7 @@ def test_the_text_of_the_base_is_named_as_that_where_it_is_gone(here: Path) -> N
         sft(replaying, Path("outputs/gone"))
     with pytest.raises(UserError, match=r"the text that outputs/base was trained on is not available .*--text FILE"):
         texts_of_run(Run(Path("outputs/s1")), "val", 100, quiet)
-    assert sft(tuned("outputs/base"), Path("outputs/without"))["status"] == "finished"
+    assert sft(tuned("outputs/base"), Path("outputs/without")).status == "finished"
 
 
 def test_another_text_under_the_same_name_is_not_taken_for_the_runs_own(here: Path) -> None:
@@ -232,7 +232,7 @@ def test_a_run_is_compared_once_however_often_it_is_named(here: Path) -> None:
 def test_a_lora_rank_above_the_matrices_is_refused_with_the_largest(here: Path, rank: int) -> None:
     with pytest.raises(UserError, match=f"sft.lora.rank={rank} .*: give at most 32"):
         sft(tuned("outputs/base", sft=SFTConfig(lora=LoraConfig(rank))), Path("outputs/l"))
-    assert sft(tuned("outputs/base", sft=SFTConfig(lora=LoraConfig(32))), Path("outputs/m"))["status"] == "finished"
+    assert sft(tuned("outputs/base", sft=SFTConfig(lora=LoraConfig(32))), Path("outputs/m")).status == "finished"
 
 
 @pytest.mark.parametrize("given", [{"tokenizer": {"kind": "char"}}, {"model": {"context_length": 256}}, {"model": {}}])
@@ -259,4 +259,4 @@ def test_the_base_is_recorded_by_a_path_that_can_be_shared(here: Path) -> None:
     del values["model"], values["tokenizer"]
     assert configure(values).init_from == "outputs/base"
     facts = sft(configure(values), Path("outputs/new"))
-    assert facts["forked_from"].startswith("outputs/base/checkpoints/")
+    assert facts.forked_from.startswith("outputs/base/checkpoints/")

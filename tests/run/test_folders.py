@@ -16,6 +16,7 @@ from conftest import Loopback, tiny
 from positron.config import LoggerConfig, RunConfig, TensorboardConfig
 from positron.evaluation.eval_texts import texts_of_run
 from positron.run.checkpoint import load_checkpoint
+from positron.run.facts import Facts, read_record
 from positron.run.folder import Run, find_run
 from positron.run.load import load_model
 from positron.run.metrics import best_so_far, read_metrics
@@ -157,7 +158,7 @@ def test_a_link_at_any_name_that_a_run_writes_changes_nothing_outside(
 
 def test_a_run_folder_that_is_itself_a_link_is_used(tmp_path: Path, run: Run) -> None:
     (tmp_path / "link").symlink_to(run.folder)
-    assert train(settings(tmp_path / "outputs"), tmp_path / "link")["step"] == 40
+    assert train(settings(tmp_path / "outputs"), tmp_path / "link").step == 40
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -222,10 +223,10 @@ def test_a_torn_last_line_of_the_metrics_is_written_again(tmp_path: Path, run: R
 
 def test_the_best_model_is_known_without_the_metrics(run: Run) -> None:
     facts = run.facts()
-    assert facts["best/step"] == 20
-    assert best_so_far([], facts, 20) == facts["best/bpb"]
+    assert facts.best_step == 20
+    assert best_so_far([], facts, 20) == facts.best_bpb
     assert best_so_far([], facts, 19) == float("inf")
-    assert best_so_far([], {"best/bpb": 2.0}, 20) == float("inf")  # of an older version, which knows no step
+    assert best_so_far([], Facts(best_bpb=2.0), 20) == float("inf")  # of an older version, which knows no step
 
 
 def test_a_damaged_best_checkpoint_is_told_and_all_damaged_are_an_error(run: Run) -> None:
@@ -274,7 +275,7 @@ def test_an_edited_run_json_is_told_and_not_continued(
     tmp_path: Path, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
     edit(run.folder / "run.json", floor_bpb=0.5)
-    assert run.facts()["floor_bpb"] == 0.5
+    assert run.facts().floor_bpb == 0.5
     assert "run.json does not match its checksum" in capsys.readouterr().err
     with pytest.raises(UserError, match="does not match its checksum"):
         train(settings(tmp_path / "outputs"), run.folder)
@@ -310,7 +311,7 @@ def test_what_is_shared_carries_no_home_and_still_continues(tmp_path: Path, monk
     config = tiny(home, data__path=str(home / "texts" / "cat.txt"), data__source="text", train__max_steps=4)
     folder = tmp_path / "run"
     train(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=2)), folder)
-    assert train(config, folder)["status"] == "finished"
+    assert train(config, folder).status == "finished"
     for name in ("config.json", "run.json", "report.html", "train.log"):
         assert "someone" not in (folder / name).read_text().replace(str(folder), ""), name
     assert Run(folder).config()["data"]["path"] == str(home / "texts" / "cat.txt")
@@ -349,8 +350,8 @@ def test_commands_that_use_a_run_write_no_data_where_its_config_says(tmp_path: P
     edit(run.folder / "config.json", data={**config["data"], "source": "text", "path": str(secret)})
     texts = texts_of_run(run, "val", 1000, lambda line: None)  # those of the tokens that belong to the run
     assert "nobody may see" not in "".join(texts)
-    facts = {key: value for key, value in run.facts().items() if key != "data_fingerprint"}
-    (run.folder / "run.json").write_text(json.dumps(facts))
+    facts, _ = read_record(run.facts_path)
+    run.facts_path.write_text(json.dumps({key: value for key, value in facts.items() if key != "data_fingerprint"}))
     with pytest.raises(UserError, match="no data_fingerprint"):
         texts_of_run(run, "val", 1000, lambda line: None)
     assert not list((tmp_path / "outputs" / "data").glob("text-*"))

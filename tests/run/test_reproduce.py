@@ -58,7 +58,7 @@ def test_a_run_is_reproduced_and_an_edited_trace_is_said_to_differ_at_its_step(p
         err
     )
     new = Run(place / "outputs" / "x-again")
-    assert (new.facts()["step"], new.facts()["status"]) == (8, "stopped")
+    assert (new.facts().step, new.facts().status) == (8, "stopped")
     there = {row["step"]: row for row in read_metrics(place / "outputs" / "x" / "metrics.jsonl")}
     for row in read_metrics(new.folder / "metrics.jsonl"):
         assert row["train/loss"] == there[row["step"]]["train/loss"]
@@ -91,7 +91,7 @@ def test_a_whole_run_under_a_name_and_a_job_of_a_sweep(place, monkeypatch, capsy
     code, out, err = said(monkeypatch, capsys, "x", "--whole", "--name", "other")
     assert code == 0, out + err
     assert "2 to 12" in out
-    assert Run(place / "outputs" / "other").facts()["status"] == "finished"
+    assert Run(place / "outputs" / "other").facts().status == "finished"
     job = place / "outputs" / "sweeps" / "lr" / "3"
     shutil.copytree(place / "outputs" / "x", job)
     (job / "job.json").write_text("{}")
@@ -151,7 +151,7 @@ def test_a_run_notes_each_start_and_no_secret(place) -> None:
     first = start_of(known, 1)
     assert first["seed"] == 1
     assert first["command"] == command()
-    assert first["resolved"] == Run(place / "outputs" / "x").facts()["resolved"]
+    assert first["resolved"] == dataclasses.asdict(Run(place / "outputs" / "x").resolved())
     wanted = {
         "python",
         "positron",

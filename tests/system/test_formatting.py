@@ -95,10 +95,9 @@ def test_nouns_follow_their_numbers() -> None:
 def test_fine_tuning_is_judged_by_its_best_checkpoint_and_pretraining_by_its_end() -> None:
     assert judged_bpb(0.27, 0.26, is_chat=True) == 0.26
     assert judged_bpb(0.27, 0.26, is_chat=False) == 0.27
-    facts = {"val/bpb": 0.2715, "best/bpb": 0.2606, "floor_bpb": 0.2174}
-    assert "0.2606" in quality(facts, is_chat=True)
-    assert "19.9% above the floor of 0.2174" in quality(facts, is_chat=True)
-    assert "24.9% above the floor of 0.2174" in quality(facts, is_chat=False)
+    assert "0.2606" in quality(0.2715, 0.2606, 0.2174, is_chat=True)
+    assert "19.9% above the floor of 0.2174" in quality(0.2715, 0.2606, 0.2174, is_chat=True)
+    assert "24.9% above the floor of 0.2174" in quality(0.2715, 0.2606, 0.2174, is_chat=False)
 
 
 def test_a_shown_command_names_the_interpreter_in_use_where_the_shell_finds_another(
@@ -162,9 +161,9 @@ def test_a_command_speaks_before_slow_imports_and_is_silent_where_there_are_none
 
 
 def test_a_run_that_was_not_named_is_told_with_its_steps(tmp_path: Path) -> None:
-    (tmp_path / "run.json").write_text(
-        json.dumps({"status": "finished", "step": 40, "resolved": {"max_steps": 40}, "updated": "2026-07-01 12:00:00"})
-    )
+    resolved = {"batch_tokens": 512, "micro_batch_size": 16, "max_steps": 40}
+    facts = {"status": "finished", "step": 40, "resolved": resolved, "updated": "2026-07-01 12:00:00"}
+    (tmp_path / "run.json").write_text(json.dumps(facts))
     said: list[str] = []
     announce(Run(tmp_path), None, said.append)
     assert said == [

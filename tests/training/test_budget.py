@@ -207,10 +207,10 @@ def test_what_a_budget_became_is_the_runs_own_configuration(ended):
     folder = ended
     run = Run(folder / "run")
     facts, saved = run.facts(), run.config()
-    assert facts["status"] == "finished"
-    assert facts["step"] == saved["train"]["max_steps"] > 1
+    assert facts.status == "finished"
+    assert facts.step == saved["train"]["max_steps"] > 1
     assert (saved["model"]["n_layer"], saved["model"]["d_model"]) in budget.SIZES
-    assert facts["resolved"]["batch_tokens"] == saved["train"]["batch_tokens"]
+    assert facts.resolved.batch_tokens == saved["train"]["batch_tokens"]
     log = (folder / "run" / "train.log").read_text(encoding="utf-8")
     assert "chosen: " in log
     assert "bits per byte expected" in log
@@ -295,11 +295,11 @@ def test_a_run_that_ended_before_its_first_checkpoint_is_measured_anew(ended, tm
 def test_a_budgets_run_can_be_extended(ended, tmp_path):
     folder = ended
     shutil.copytree(folder / "run", tmp_path / "run")
-    steps = Run(folder / "run").facts()["step"]
+    steps = Run(folder / "run").facts().step
     config = asked(folder)
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=steps + 5, extend=True))
-    assert train(longer, tmp_path / "run")["step"] == steps + 5
-    assert train(config, tmp_path / "run")["step"] == steps + 5  # and the first command goes on with it
+    assert train(longer, tmp_path / "run").step == steps + 5
+    assert train(config, tmp_path / "run").step == steps + 5  # and the first command goes on with it
     with pytest.raises(UserError, match="the budget chooses its first steps"):
         train(longer, tmp_path / "fresh")
 

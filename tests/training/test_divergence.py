@@ -70,8 +70,8 @@ def test_a_diverged_run_started_five_times_fails_five_times_in_the_same_words(ca
         assert code == 1
         lines.add(line)
         facts = Run(tmp_path / "run").facts()
-        assert facts["status"] == "diverged"
-        assert facts["error"] in line
+        assert facts.status == "diverged"
+        assert facts.error in line
         for path in checkpoints(tmp_path / "run" / "checkpoints"):
             assert all(tensor.isfinite().all() for tensor in load_checkpoint(path)["state_dict"].values())
         assert not (tmp_path / "run" / "checkpoints" / "best.ckpt").exists()
@@ -99,7 +99,7 @@ def test_the_command_of_a_diverged_run_exits_with_1_five_times(tmp_path, door):
 def test_a_streak_of_bad_steps_is_counted_across_stops(tmp_path, shared, monkeypatch):
     poisoned({7, 8, 9, 10, 11}, monkeypatch)
     for stop in (8, 10):
-        assert train(short(shared, train__stop_at=stop), tmp_path / "run")["status"] == "stopped"
+        assert train(short(shared, train__stop_at=stop), tmp_path / "run").status == "stopped"
     assert load_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])["bad_in_a_row"] == 4
     with pytest.raises(Diverged, match=r"5 steps in a row.* up to step 11"):
         train(short(shared), tmp_path / "run")
@@ -107,8 +107,8 @@ def test_a_streak_of_bad_steps_is_counted_across_stops(tmp_path, shared, monkeyp
 
 def test_a_streak_that_ended_before_the_last_step_is_survived(tmp_path, shared, monkeypatch):
     poisoned({7, 8, 9, 10}, monkeypatch)
-    assert train(short(shared, train__stop_at=9), tmp_path / "run")["status"] == "stopped"
-    assert train(short(shared), tmp_path / "run")["status"] == "finished"
+    assert train(short(shared, train__stop_at=9), tmp_path / "run").status == "stopped"
+    assert train(short(shared), tmp_path / "run").status == "finished"
 
 
 @pytest.mark.parametrize("last", [{12}, {11, 12}, {9, 10, 11, 12}])
@@ -147,7 +147,7 @@ def test_a_validation_that_is_not_finite_is_divergence(tmp_path, shared, monkeyp
 def test_a_model_that_only_overfits_has_not_diverged(tmp_path, shared, monkeypatch):
     """Its loss on other text may be far above guessing; on its own it is not."""
     monkeypatch.setattr(validation, "validate", lambda *_: Score(nats=300.0, bytes=30, tokens=30))
-    assert train(short(shared), tmp_path / "run")["status"] == "finished"
+    assert train(short(shared), tmp_path / "run").status == "finished"
     assert "WARNING: the validation loss of step 12 is 10; guessing alone" in (tmp_path / "run/train.log").read_text()
 
 
@@ -192,7 +192,7 @@ def test_a_run_that_diverged_before_its_first_checkpoint_can_begin_again_with_ot
     with pytest.raises(Diverged):
         train(short(shared, optimizer__lr=1e300), tmp_path / "run")
     assert checkpoints(tmp_path / "run" / "checkpoints") == []
-    assert train(short(shared), tmp_path / "run")["status"] == "finished"
+    assert train(short(shared), tmp_path / "run").status == "finished"
 
 
 def validated(step, bpb, loss, overfitting):

@@ -295,8 +295,9 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_fine_tuned_run_is_whole_and_leaves_the_base_alone(base: Path, tmp_path: Path) -> None:
     before = {p: p.read_bytes() for p in sorted((base / "base").rglob("*")) if p.is_file()}
     facts = sft(tuned(base), tmp_path / "run")
-    assert facts["status"] == "finished"
-    assert {"base/bpb_before", "base/bpb_after"} <= set(facts)
+    assert facts.status == "finished"
+    assert facts.base_bpb_before is not None
+    assert facts.base_bpb_after is not None
     assert before == {p: p.read_bytes() for p in sorted((base / "base").rglob("*")) if p.is_file()}
     run = Run(tmp_path / "run")
     assert run.is_chat
@@ -330,7 +331,7 @@ def test_lora_runs_resume_and_load_as_plain_models(base: Path, tmp_path: Path) -
         facts = sft(
             dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=stop)), tmp_path / "run"
         )
-    assert facts["status"] == "finished"
+    assert facts.status == "finished"
     model = load_model(Run(tmp_path / "run"), print)[0]
     untouched = load_model(Run(base / "base"), print)[0]
     assert torch.equal(model.wte.weight, untouched.wte.weight)
@@ -347,10 +348,10 @@ def test_an_early_stop_ends_the_run_for_good(base: Path, tmp_path: Path) -> None
     config = tuned(base, sft=SFTConfig(patience=2), optimizer=OptimizerConfig(lr=0.1))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=40, val_every=1))
     facts = sft(config, tmp_path / "run")
-    assert facts["status"] == "finished"
-    assert facts["step"] < 40
+    assert facts.status == "finished"
+    assert facts.step < 40
     again = sft(config, tmp_path / "run")
-    assert again["step"] == facts["step"]
+    assert again.step == facts.step
 
 
 def test_answers_learnt_by_heart_end_by_themselves(tmp_path: Path) -> None:

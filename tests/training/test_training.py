@@ -44,12 +44,12 @@ def test_a_run_leaves_everything_that_the_readme_promises(whole):
     names = {path.name for path in whole.iterdir()}
     assert {"config.json", "run.json", "metrics.jsonl", "samples.md", "loss.png", "report.html", "train.log"} <= names
     facts = Run(whole).facts()
-    assert (facts["status"], facts["step"]) == ("finished", 40)
+    assert (facts.status, facts.step) == ("finished", 40)
     rows = read_metrics(whole / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, 41))
     assert [row["tokens"] for row in rows] == [512 * s for s in range(1, 41)]
     assert rows[-1]["train/loss"] < 0.8 * rows[0]["train/loss"]
-    assert facts["val/bpb"] > facts["floor_bpb"] > 0
+    assert facts.val_bpb > facts.floor_bpb > 0
     assert (whole / "loss.png").read_bytes().startswith(b"\x89PNG")
     report = (whole / "report.html").read_text(encoding="utf-8")
     assert "http" not in report.replace("http-equiv", "")
@@ -94,8 +94,8 @@ def test_a_run_in_chunks_is_bit_identical_to_one_in_one_piece(tmp_path, whole, c
         facts = train(
             dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=stop)), tmp_path / "run"
         )
-        assert (facts["status"], facts["step"]) == ("stopped", stop)
-    assert train(config, tmp_path / "run")["status"] == "finished"
+        assert (facts.status, facts.step) == ("stopped", stop)
+    assert train(config, tmp_path / "run").status == "finished"
     mine = [row for row in trace(tmp_path / "run") if row[0] not in stops or row[0] % 20 == 0]
     theirs = [row for row in trace(reference) if row[0] not in stops or row[0] % 20 == 0]
     assert mine == theirs
@@ -129,7 +129,7 @@ def test_narrow_precisions_learn_too(tmp_path, whole, dtype):
     config = tiny(tmp_path, train__stop_at=20)  # half of the run: a step of fp16 on a CPU takes as long as ten of fp32
     facts = train(dataclasses.replace(config, precision=PrecisionConfig(dtype)), tmp_path / "run")
     rows, wanted = read_metrics(tmp_path / "run" / "metrics.jsonl"), read_metrics(whole / "metrics.jsonl")
-    assert facts["val/bpb"] == pytest.approx(wanted[19]["val/bpb"], rel=0.05)
+    assert facts.val_bpb == pytest.approx(wanted[19]["val/bpb"], rel=0.05)
     assert rows[19]["train/loss"] < 0.8 * rows[0]["train/loss"]
 
 
@@ -141,7 +141,7 @@ def test_a_changed_setting_is_refused_with_the_difference(tmp_path, whole):
     with pytest.raises(UserError, match=r"train\.extend=true"):
         train(tiny(whole.parent, train__max_steps=60), tmp_path / "run")
     assert before == sorted((p.name, p.stat().st_mtime_ns) for p in (tmp_path / "run" / "checkpoints").iterdir())
-    assert Run(tmp_path / "run").facts()["status"] == "finished"
+    assert Run(tmp_path / "run").facts().status == "finished"
 
 
 def test_a_run_of_an_older_version_goes_on_with_the_defaults_of_new_settings(tmp_path, whole):
@@ -151,14 +151,14 @@ def test_a_run_of_an_older_version_goes_on_with_the_defaults_of_new_settings(tmp
     for key in ("document_mask", "files", "field", "url"):
         del saved["data"][key]
     path.write_text(json.dumps(saved))
-    assert train(tiny(whole.parent), tmp_path / "old")["status"] == "finished"
+    assert train(tiny(whole.parent), tmp_path / "old").status == "finished"
 
 
 def test_documents_kept_apart_learn_and_are_validated_so(tmp_path, whole):
     facts, mixed = train(tiny(tmp_path, data__document_mask=True), tmp_path / "apart"), Run(whole).facts()
-    assert facts["status"] == "finished"
-    assert facts["val/bpb"] != mixed["val/bpb"]
-    assert facts["val/bpb"] == pytest.approx(mixed["val/bpb"], rel=0.1)
+    assert facts.status == "finished"
+    assert facts.val_bpb != mixed.val_bpb
+    assert facts.val_bpb == pytest.approx(mixed.val_bpb, rel=0.1)
 
 
 def test_extending_a_run_whose_settings_changed_is_refused_and_changes_nothing(tmp_path):
@@ -169,7 +169,7 @@ def test_extending_a_run_whose_settings_changed_is_refused_and_changes_nothing(t
     with pytest.raises(UserError, match=r"optimizer\.lr") as told:
         train(other, tmp_path / "run")
     assert "train.extend=true accepts" not in str(told.value)  # it was given
-    assert Run(tmp_path / "run").facts()["resolved"]["max_steps"] == 4
+    assert Run(tmp_path / "run").facts().resolved.max_steps == 4
 
 
 def test_extending_the_horizon_is_explicit_and_goes_on(tmp_path, whole):
@@ -178,7 +178,7 @@ def test_extending_the_horizon_is_explicit_and_goes_on(tmp_path, whole):
         tiny(whole.parent), data=dataclasses.replace(tiny(whole.parent).data), train=tiny(whole.parent).train
     )
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=50, extend=True))
-    assert train(longer, tmp_path / "run")["step"] == 50
+    assert train(longer, tmp_path / "run").step == 50
     assert "extending the horizon, 40 -> 50" in (tmp_path / "run" / "train.log").read_text()
     rates = [row["train/lr"] for row in read_metrics(tmp_path / "run" / "metrics.jsonl")]
     assert rates[40] > rates[39]
@@ -196,7 +196,7 @@ def test_the_newest_whole_checkpoint_wins_over_a_corrupt_one(tmp_path, whole):
         assert newest_checkpoint(folder, said.append).name == "step-000030.ckpt"
         assert "step-000040.ckpt" in said[0]
     config = tiny(whole.parent)
-    assert train(config, tmp_path / "run")["step"] == 40
+    assert train(config, tmp_path / "run").step == 40
     assert same(tmp_path / "run", whole)
 
 
@@ -214,15 +214,15 @@ def test_resume_insists_where_told(tmp_path, whole):
         train(dataclasses.replace(tiny(whole.parent), resume="never"), whole)
     with pytest.raises(UserError, match="ckpt_path=latest"):
         train(dataclasses.replace(tiny(tmp_path), ckpt_path="latest"), tmp_path / "new")
-    assert train(dataclasses.replace(tiny(whole.parent), resume="must", ckpt_path="latest"), whole)["step"] == 40
+    assert train(dataclasses.replace(tiny(whole.parent), resume="must", ckpt_path="latest"), whole).step == 40
 
 
 def test_a_fork_takes_everything_and_init_from_the_weights_only(tmp_path, whole):
     config = tiny(whole.parent)
     fork = dataclasses.replace(config, ckpt_path=str(whole), train=dataclasses.replace(config.train, max_steps=45))
-    assert train(fork, tmp_path / "fork")["step"] == 45
+    assert train(fork, tmp_path / "fork").step == 45
     assert trace(tmp_path / "fork")[0][0] == 41
-    assert train(fork, tmp_path / "fork")["step"] == 45  # the same command again
+    assert train(fork, tmp_path / "fork").step == 45  # the same command again
     start = dataclasses.replace(config, init_from=str(whole))
     train(start, tmp_path / "tuned")
     first = trace(tmp_path / "tuned")[0]
@@ -280,7 +280,7 @@ def poisoned(steps, monkeypatch):
 def test_a_step_with_nan_changes_nothing_and_is_counted(tmp_path, monkeypatch, precision):
     poisoned({7, 8, 20}, monkeypatch)
     facts = train(tiny(tmp_path), tmp_path / "run")
-    assert facts["status"] == "finished"
+    assert facts.status == "finished"
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert rows[-1]["train/skipped_steps"] == 3
     assert rows[6]["train/grad_norm"] is None
@@ -292,7 +292,7 @@ def test_a_run_that_stays_nan_stops_with_its_last_good_weights(tmp_path, monkeyp
     poisoned(set(range(13, 100)), monkeypatch)
     with pytest.raises(Diverged, match=r"5 steps in a row.*optimizer\.lr"):
         train(tiny(tmp_path), tmp_path / "run")
-    assert Run(tmp_path / "run").facts()["status"] == "diverged"
+    assert Run(tmp_path / "run").facts().status == "diverged"
     saved = weights(tmp_path / "run")
     assert all(w.isfinite().all() for w in saved.values())
     assert load_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])["global_step"] == 17
@@ -301,9 +301,9 @@ def test_a_run_that_stays_nan_stops_with_its_last_good_weights(tmp_path, monkeyp
 def test_a_time_limit_ends_the_run_saved_and_validated(tmp_path):
     config = tiny(tmp_path, train__max_steps=1_000_000, train__max_time=1.5, train__val_every=50, train__log_every=10)
     facts = train(config, tmp_path / "run")
-    assert facts["status"] == "stopped"
-    assert 0 < facts["step"] < 1_000_000
-    assert load_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])["global_step"] == facts["step"]
+    assert facts.status == "stopped"
+    assert 0 < facts.step < 1_000_000
+    assert load_checkpoint(checkpoints(tmp_path / "run" / "checkpoints")[-1])["global_step"] == facts.step
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["val/bpb"] > 0
 
 
@@ -317,7 +317,7 @@ def test_a_run_that_ends_just_within_its_time_is_finished(tmp_path, monkeypatch)
         usual(self, trainer, module, *more)
 
     monkeypatch.setattr(Stopping, "on_train_batch_end", slow_end)
-    assert train(tiny(tmp_path, train__max_steps=5, train__max_time="1h"), tmp_path / "run")["status"] == "finished"
+    assert train(tiny(tmp_path, train__max_steps=5, train__max_time="1h"), tmp_path / "run").status == "finished"
 
 
 def test_a_logger_that_raises_is_a_warning(tmp_path, monkeypatch):
@@ -329,7 +329,7 @@ def test_a_logger_that_raises_is_a_warning(tmp_path, monkeypatch):
             raise RuntimeError("the server is on fire")
 
     monkeypatch.setattr(fit, "open_trackers", lambda c, f, s, n, say: [GuardedTracker(Broken, "broken", say)])
-    assert train(tiny(tmp_path), tmp_path / "run")["status"] == "finished"
+    assert train(tiny(tmp_path), tmp_path / "run").status == "finished"
     log = (tmp_path / "run" / "train.log").read_text()
     assert log.count("the server is on fire") == 1
 
@@ -383,7 +383,7 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch
         resource.setrlimit(resource.RLIMIT_FSIZE, old)
     assert newest.read_bytes() == content
     assert not list((tmp_path / "run" / "checkpoints").glob(".*"))
-    assert train(tiny(tmp_path), tmp_path / "run")["step"] == 40
+    assert train(tiny(tmp_path), tmp_path / "run").step == 40
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -429,7 +429,7 @@ def test_a_horizon_is_not_extended_to_a_shorter_one(tmp_path, whole, steps):
     with pytest.raises(UserError, match=f"train.max_steps={steps} is shorter than the 40 steps"):
         train(tiny(whole.parent, train__max_steps=steps, train__extend=True), folder)
     assert snapshot(folder) == before
-    assert train(tiny(whole.parent), folder)["status"] == "finished"
+    assert train(tiny(whole.parent), folder).status == "finished"
 
 
 def test_an_extension_that_is_refused_later_changes_nothing(tmp_path):

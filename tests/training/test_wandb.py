@@ -269,7 +269,7 @@ def test_a_server_that_falls_silent_holds_a_run_up_for_a_bounded_time(tmp_path, 
     monkeypatch.setattr(tracker, "FINISH_SECONDS", 2.0)
     online.silent.set()
     facts = train(short(tmp_path, logger=WITH_WANDB), tmp_path / "run")
-    assert facts["status"] == "finished"
+    assert facts.status == "finished"
     log = (tmp_path / "run" / "train.log").read_text()
     assert "not all is uploaded after 2 s" in log
     (folder,) = (tmp_path / "run" / "wandb").glob("run-*")
@@ -282,6 +282,6 @@ def test_without_an_answer_it_is_logged_offline(tmp_path, online, monkeypatch):
     monkeypatch.setattr(tracker, "INIT_SECONDS", 2.0)
     online.close()
     facts = train(short(tmp_path, logger=WITH_WANDB), tmp_path / "run")
-    assert facts["status"] == "finished"
+    assert facts.status == "finished"
     (part,) = folders(tmp_path / "run")
     assert [row["_step"] for row in part.history] == list(range(1, 13))

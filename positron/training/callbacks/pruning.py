@@ -20,7 +20,7 @@ def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
     curves = []
     for path in sorted(sweep.glob(f"*/{JOB}")):
         run = Run(path.parent)
-        if run.folder == own or read_json(path)["failed"] or run.facts().get("status") != "finished":
+        if run.folder == own or read_json(path)["failed"] or run.facts().status != "finished":
             continue
         rows = read_metrics(run.metrics_path)
         curves.append({row["step"]: row["val/bpb"] for row in rows if row.get("val/bpb") is not None})
