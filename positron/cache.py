@@ -16,6 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from positron.cli.hydra_app import compose
+from positron.data.sources import MEMORY
 from positron.system.disk import expanded, try_lock
 from positron.system.download import cache_folder
 from positron.system.errors import UserError
@@ -39,7 +40,9 @@ def main() -> None:
             raise UserError(f"{wrong[0]} is not a setting: give data.dir=FOLDER, or --clean")
         corpora = expanded(compose("train", ["name=cache", *options.settings])["data"]["dir"])
         total = 0
-        for folder in [*sorted(path.parent for path in corpora.glob("*/lock")), cache_folder()]:
+        folders = sorted(path.parent for path in corpora.glob("*/lock"))
+        folders += [path for path in (corpora / MEMORY, cache_folder()) if path == cache_folder() or path.is_dir()]
+        for folder in folders:
             files = [path for path in folder.rglob("*") if path.is_file()]
             size = sum(path.stat().st_size for path in files)
             total += size

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+MEMORY = "memory"  # folder below data.dir of what Python programs give as data
 WAIT = "wait"  # a task that is none: the source has no more to give before some of its tasks are done
 
 

@@ -1,0 +1,86 @@
+"""Texts and conversations that a Python program holds: lists, generators, a `datasets.Dataset`.
+
+They are written to a file below `data.dir` whose name is the hash of its content, and from there on are files like a
+user's own: with the same split and fingerprint, readable for other processes, and there when a run is continued later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from positron.data.sources import MEMORY
+from positron.system.console import one_line
+from positron.system.disk import expanded, make_folder, whole_file
+from positron.system.errors import UserError
+
+
+def write_texts(texts: Iterable[Any], data_dir: str | Path, field: str = "text") -> Path:
+    """Write documents for `data=text data.path=`; return the file.
+
+    Each item is a text, or a row (of a `datasets.Dataset`, for example) with a text in `field`. UserError for others.
+    """
+
+    def row(item: Any, number: int) -> Any:
+        text = item.get(field) if isinstance(item, Mapping) else item
+        if not isinstance(text, str):
+            what = f"has the fields {', '.join(map(str, item))}" if isinstance(item, Mapping) else _kind(item)
+            raise UserError(f"data=: item {number} {one_line(what, 200)}, not a text or a row with text in `{field}`")
+        return {field: text} if text else None
+
+    return _write(texts, row, data_dir)
+
+
+def write_conversations(rows: Iterable[Any], data_dir: str | Path) -> Path:
+    """Write conversations for `data=instruct data.path=`; return the file.
+
+    Each item has one of the shapes that a row of a file of conversations may have: an object, or a list of messages.
+    """
+
+    def row(item: Any, number: int) -> Any:
+        if not isinstance(item, Mapping | list):
+            raise UserError(
+                f"data=: item {number} {_kind(item)}, not a conversation: give objects or lists of messages"
+            )
+        return item
+
+    return _write(rows, row, data_dir)
+
+
+def _kind(item: Any) -> str:
+    return f"is of type {type(item).__name__}"
+
+
+def _write(items: Iterable[Any], row: Callable[[Any, int], Any], data_dir: str | Path) -> Path:
+    if isinstance(items, str | bytes):
+        raise UserError("data= takes a list of texts; for one text give [text], for a file its path")
+    if isinstance(items, Mapping):
+        raise UserError(f"data= takes one split, and this has {', '.join(map(str, items))}: give data[NAME]")
+    folder = make_folder(expanded(data_dir) / MEMORY)
+    content, count = hashlib.sha256(), 0
+    partial = folder / f".{os.getpid()}-{id(items)}.partial"
+    try:
+        with whole_file(partial) as file:
+            for line in _lines(items, row):
+                content.update(line)
+                file.write(line)
+                count += 1
+        if not count:
+            raise UserError("data= holds no text")
+        path = folder / f"{content.hexdigest()[:16]}.jsonl"
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return path
+
+
+def _lines(items: Iterable[Any], row: Callable[[Any, int], Any]) -> Iterator[bytes]:
+    for number, item in enumerate(items):
+        value = row(item, number)
+        if value is not None:
+            # ASCII: halves of surrogate pairs can be spelled, and the reader names them
+            yield json.dumps(value, default=str).encode("ascii") + b"\n"

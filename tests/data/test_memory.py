@@ -1,0 +1,73 @@
+"""Texts and conversations from Python objects become files that are read as a user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from text_files import DOCUMENTS, as_jsonl, source
+
+from positron.config import DataConfig
+from positron.data.conversations import read_conversations
+from positron.data.memory import write_conversations, write_texts
+from positron.system.errors import UserError
+
+TALKS = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(6)]
+
+
+def as_dataset(rows: list[Any]) -> Any:
+    import datasets
+
+    return datasets.Dataset.from_list(rows)
+
+
+ROWS = [{"id": i, "text": text} for i, text in enumerate(DOCUMENTS)]
+GIVEN = {
+    "list": lambda: list(DOCUMENTS),
+    "generator": lambda: (text for text in DOCUMENTS),
+    "rows": lambda: ROWS,
+    "datasets.Dataset": lambda: as_dataset(ROWS),
+    "datasets.IterableDataset": lambda: as_dataset(ROWS).to_iterable_dataset(),
+}
+
+
+@pytest.mark.parametrize("given", GIVEN)
+def test_documents_and_their_split_are_those_of_a_file_and_equal_content_is_one_file(
+    tmp_path: Path, given: str
+) -> None:
+    path = write_texts(GIVEN[given](), tmp_path / "data")
+    (tmp_path / "own.jsonl").write_bytes(as_jsonl(DOCUMENTS))
+    ours, own = source(path), source(tmp_path / "own.jsonl")
+    assert [d for task in ours.tasks() for d in task] == [d for task in own.tasks() for d in task]
+    assert write_texts(list(DOCUMENTS), tmp_path / "data") == path
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert write_texts(DOCUMENTS[1:], tmp_path / "data") != path
+
+
+@pytest.mark.parametrize("kind", [list, as_dataset])
+def test_conversations_are_those_of_a_file(tmp_path: Path, kind: Any) -> None:
+    path = write_conversations(kind(TALKS), tmp_path)
+    talks = read_conversations(DataConfig("instruct", str(path)))
+    assert [[m.content for m in talk.messages] for talk in talks] == [list(talk.values()) for talk in TALKS]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("a text", r"takes a list of texts; for one text give \[text\]"),
+        ({"train": [], "test": []}, r"has train, test: give data\[NAME\]"),
+        ([], "holds no text"),
+        (["a", 3], "item 1 is of type int, not a text"),
+        ([{"story": "x"}], "item 0 has the fields story, not a text or a row with text in `text`"),
+    ],
+)
+def test_what_is_no_text_is_named(tmp_path: Path, given: Any, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        write_texts(given, tmp_path)
+    assert not list(tmp_path.rglob("*.*"))
+
+
+def test_what_is_no_conversation_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="item 0 is of type str, not a conversation"):
+        write_conversations(["hello"], tmp_path)
