@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from array import array
 from bisect import bisect_left, bisect_right
@@ -11,16 +10,13 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from positron.system.disk import is_number, open_inside
+from positron.run.lines import BEFORE_THE_FIRST, DamagedLine, describe_damage, split_lines
+from positron.run.metrics import parse_row
+from positron.system.disk import open_inside
 from positron.system.errors import UserError
 
 POINTS = 1000  # of a curve: about as many as a screen has columns
 TIMES = ("step", "tokens", "time_s")  # what a curve may be drawn against
-
-
-def number(value: Any) -> float | None:
-    """A finite number, or None for anything else that a file may hold."""
-    return value if is_number(value) else None
 
 
 class Metrics:
@@ -32,6 +28,7 @@ class Metrics:
 
     def _start_over(self, file: str) -> None:
         self.file, self.offset, self.trouble = file, 0, ""
+        self._lines, self._step = 0, BEFORE_THE_FIRST
         self._ends = array("q")  # where each row ends, in bytes
         self._columns: dict[str, tuple[array[int], array[float]]] = {}
 
@@ -51,22 +48,22 @@ class Metrics:
             self._start_over(file="")
             if not isinstance(error, FileNotFoundError):
                 reason = error.strerror if isinstance(error, OSError) else error
-                self.trouble = f"cannot read metrics.jsonl: {reason}"
+                self.trouble = f"cannot read {self.path.name}: {reason}"
             return
-        for line in added[: added.rfind(b"\n") + 1].splitlines(keepends=True):
+        for line in split_lines(added)[0]:
             self.offset += len(line)
             self._add(line)
 
     def _add(self, line: bytes) -> None:
+        self._lines += 1
         try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if not isinstance(row, dict) or number(row.get("step")) is None:
-            self.trouble = f"metrics.jsonl has an unreadable line that ends at byte {self.offset}"
+            row = parse_row(line, self._step)
+        except DamagedLine as fault:
+            self.trouble = describe_damage(self.path, self._lines, fault)
             return
+        self._step = row["step"]
         for key, value in row.items():
-            if number(value) is not None:
+            if value is not None:
                 rows, values = self._columns.setdefault(key, (array("q"), array("d")))
                 rows.append(len(self._ends))
                 values.append(value)

@@ -18,6 +18,7 @@ from positron.run.facts import Facts, damage, read_facts, read_record
 from positron.run.folder import Run
 from positron.run.load import gpt_config
 from positron.run.paths import FACTS, JOB
+from positron.run.samples import read_samples
 from positron.settings import from_dict
 from positron.system.console import one_line
 from positron.system.disk import is_locked, open_inside, read_bytes, read_json
@@ -68,10 +69,10 @@ class Outputs:
 
     def samples(self, name: str) -> list[dict[str, str]]:
         """What the run wrote, by step: `head` and `text`. Raises Missing."""
-        content = _content(Run(self._folder(name)).samples_page)
-        text = content.decode("utf-8", errors="replace") if content else ""
-        parts = [part.partition("\n") for part in re.split(r"(?m)^## (?=Step )", text)[1:]]
-        return [{"head": head, "text": body.strip()} for head, _, body in parts]
+        try:
+            return [{"head": sample.head, "text": sample.text} for sample in read_samples(Run(self._folder(name)))]
+        except UserError as damaged:
+            return [{"head": "The samples cannot be read", "text": str(damaged)}]
 
     def report(self, name: str) -> bytes:
         """Raises Missing."""
@@ -141,7 +142,7 @@ class Outputs:
             "updated": _updated(folder, facts, live),
             "file": metrics.file,
             "offset": metrics.offset,
-            "samples": _size(run.samples_page),
+            "samples": _size(run.samples_path) or _size(run.samples_page),
             "report": _size(run.report_path) > 0,
         }
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import re
 import shlex
 import sys
 from typing import Any
@@ -17,7 +16,8 @@ from positron.run.facts import Facts
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance, start_of
-from positron.system.disk import read_text, whole_file, write_text
+from positron.run.samples import read_samples
+from positron.system.disk import whole_file, write_text
 from positron.system.formatting import counted, took
 from positron.system.paths import without_home
 
@@ -117,11 +117,9 @@ def _losses_explained(rows: list[dict[str, Any]], config: dict[str, Any]) -> str
 
 
 def _samples(run: Run) -> str:
-    path = run.samples_page
-    text = read_text(path) if path.exists() else ""
-    parts = [part.partition("\n") for part in re.split(r"(?m)^## ", text)[1:]]
     return "".join(
-        f"<h3>{_escape(head)}</h3><blockquote>{_escape(body.strip())}</blockquote>" for head, _, body in parts
+        f"<h3>{_escape(sample.head)}</h3><blockquote>{_escape(sample.text)}</blockquote>"
+        for sample in read_samples(run)
     )
 
 

@@ -5,19 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from positron.run.folder import Run
+from positron.run.samples import read_samples
 from positron.system.console import printable
-from positron.system.disk import read_text
 from positron.system.formatting import above_floor, judged_bpb, next_command, percent, took
 
 
 def show_result(folder: Path) -> None:
     """Print the last screen of the run in `folder`, from its files."""
     run = Run(folder)
-    samples = run.samples_page
+    samples = read_samples(run)
     facts = run.facts()
-    if samples.exists():
-        last = read_text(samples).rsplit("\n## ", 1)[-1].split("\n\n", 1)[-1]
-        print("\n" + printable(last.strip()) + "\n")
+    if samples:
+        print("\n" + printable(samples[-1].text) + "\n")
     line = f"{facts.status} at step {facts.step}"
     if facts.val_bpb is not None and facts.best_bpb is not None:
         result = quality(facts.val_bpb, facts.best_bpb, facts.floor_bpb, run.is_chat)

@@ -42,8 +42,13 @@ class RunPaths:
         return self.folder / METRICS
 
     @property
+    def samples_path(self) -> Path:
+        """What the model wrote while it was trained: `samples.read_samples`."""
+        return self.folder / "samples.jsonl"
+
+    @property
     def samples_page(self) -> Path:
-        """What the model wrote while it was trained, for people."""
+        """The samples rendered for people; the runs of older versions have nothing else."""
         return self.folder / "samples.md"
 
     @property

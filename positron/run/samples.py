@@ -1,40 +1,107 @@
-"""samples.md: what a run wrote at its milestones, for people to read and for programs to read back."""
+"""What a run wrote at its milestones: samples.jsonl, and samples.md, which is rendered from it for people.
+
+Runs of older versions have samples.md alone. It is read, and becomes samples.jsonl when the run is continued.
+"""
 
 from __future__ import annotations
 
+import math
 import re
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
-from positron.system.disk import read_text
+from positron.run.lines import DamagedLine, append, line_of, read_lines, write_lines
+from positron.run.paths import RunPaths
+from positron.system.disk import is_number, read_text, whole_file
 
+_MARKUP = re.compile(r"(?m)^( {0,3}\\*)(?=#|[=-]+[ \t]*$|```|~~~|<)")  # what makes a heading, code or HTML of a line
 _NUMBER = r"(-?\d{1,20}(?:\.\d{1,20})?|nan|inf)"
-_HEAD = re.compile(rf"(?m)^## Step (\d{{1,15}}) · loss {_NUMBER}(?: · {_NUMBER} validation bits per byte)?\n\n")
-_FORGED, _ESCAPED = re.compile(r"(?m)^(\\*)## "), re.compile(r"(?m)^\\(\\*)## ")  # one backslash more, one less
+_OLD_HEAD = re.compile(rf"(?m)^## Step (\d{{1,15}}) · loss {_NUMBER}(?: · {_NUMBER} validation bits per byte)?\n\n")
+_OLD_ESCAPED = re.compile(r"(?m)^\\(\\*)## ")
 
 
 class Sample(NamedTuple):
     step: int
-    loss: float  # of the training step, in nats per token
+    loss: float  # of the training step, in nats per token; NaN where it was none
     bpb: float | None  # of the validation text, where it was measured at this step
     text: str  # with the prompt that it begins with
 
-    def markdown(self) -> str:
-        """Return its part of samples.md; what the model writes cannot pass for the head of another sample."""
+    @property
+    def head(self) -> str:
+        """Say which step it is from and how good the model was: `Step 40 · loss 1.203`."""
         scores = f"loss {self.loss:.3f}"
         if self.bpb is not None:
             scores += f" · {self.bpb:.4f} validation bits per byte"
-        escaped = _FORGED.sub(r"\\\1## ", self.text)
-        return f"## Step {self.step} · {scores}\n\n{escaped}\n\n"
+        return f"Step {self.step} · {scores}"
+
+    def markdown(self) -> str:
+        """Return its part of samples.md, in which nothing that the model writes is a heading, code or HTML."""
+        text = _MARKUP.sub(r"\1\\", self.text)
+        return f"## {self.head}\n\n{text}\n\n"
 
 
-def read_samples(path: Path) -> list[Sample]:
-    """Return the samples of a samples.md in the order of its steps; none where the file does not exist."""
-    if not path.exists():
-        return []
-    parts = _HEAD.split(read_text(path))[1:]
-    heads = zip(*[iter(parts)] * 4, strict=True)
-    return [
-        Sample(int(step), float(loss), float(bpb) if bpb else None, _ESCAPED.sub(r"\1## ", text.strip()))
-        for step, loss, bpb, text in heads
-    ]
+def append_sample(run: RunPaths, sample: Sample) -> None:
+    """Add a sample to both files. Raises UserError where it cannot be written."""
+    readable = sample.text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+    sample = sample._replace(text=readable)
+    append(run.samples_path, line_of(sample._asdict()).text.decode("utf-8"))
+    append(run.samples_page, sample.markdown())
+
+
+def read_samples(run: RunPaths) -> list[Sample]:
+    """Return the samples of a run in the order of its steps. Raises UserError for a damaged line."""
+    if not has_lines(run) and run.samples_page.exists():
+        return _samples_of_page(read_text(run.samples_page))
+    return [_sample_of(line.values) for line in read_lines(run.samples_path, check_sample)]
+
+
+def cut_samples(run: RunPaths, step: int) -> None:
+    """Drop the samples after `step`, and render samples.md anew. Raises UserError before anything is changed."""
+    if has_lines(run):
+        lines = read_lines(run.samples_path, check_sample)
+    elif run.samples_page.exists():  # of an older version
+        lines = [line_of(sample._asdict()) for sample in read_samples(run)]
+    else:
+        return
+    kept = [line for line in lines if line.values["step"] <= step]
+    write_lines(run.samples_path, kept)
+    _render(run, (_sample_of(line.values) for line in kept))
+
+
+def has_lines(run: RunPaths) -> bool:
+    """Tell whether the samples are kept as lines, as they are since samples.jsonl exists."""
+    return run.samples_path.exists() or run.samples_path.is_symlink()
+
+
+def check_sample(values: dict[str, Any]) -> None:
+    """Raise DamagedLine for a line that is not a sample."""
+    for key in ("loss", "bpb"):
+        if key not in values or (values[key] is not None and not is_number(values[key])):
+            raise DamagedLine(f"its {key} is not a finite number")
+    if not isinstance(values.get("text"), str):
+        raise DamagedLine("its text is missing")
+    try:
+        values["text"].encode("utf-8")
+    except UnicodeEncodeError:
+        raise DamagedLine("its text is not Unicode") from None
+
+
+def _sample_of(values: dict[str, Any]) -> Sample:
+    loss, bpb = values["loss"], values["bpb"]
+    return Sample(values["step"], math.nan if loss is None else loss, bpb, values["text"])
+
+
+def _render(run: RunPaths, samples: Iterable[Sample]) -> None:
+    with whole_file(run.samples_page) as file:
+        file.writelines(sample.markdown().encode("utf-8") for sample in samples)
+
+
+def _samples_of_page(page: str) -> list[Sample]:
+    """Return the samples in the samples.md of an older version, which wrote each heading in a text with a backslash."""
+    parts = _OLD_HEAD.split(page)[1:]
+    samples: list[Sample] = []
+    for step, loss, bpb, text in zip(*[iter(parts)] * 4, strict=True):
+        sample = Sample(int(step), float(loss), float(bpb) if bpb else None, _OLD_ESCAPED.sub(r"\1## ", text.strip()))
+        if not samples or sample.step > samples[-1].step:
+            samples.append(sample)
+    return samples

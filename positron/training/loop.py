@@ -74,10 +74,7 @@ def fit(
                 cut_after(run, start.step)  # also what a run wrote that was killed before its first checkpoint
                 facts = {"data_fingerprint": objective.fingerprint, "floor_bpb": floor_bpb(objective)}
                 run.update(status="running", step=start.step, resolved=plan.resolved(), **facts)
-                settings = {
-                    **dataclasses.asdict(config),
-                    "resolved": dataclasses.asdict(run.resolved()),
-                }  # and what `auto` became
+                settings = {**dataclasses.asdict(config), "resolved": dataclasses.asdict(run.resolved())}
                 trackers = open_trackers(config.logger, run.folder, settings, start.step + 1, say)
             _without_notices()
             rows = read_metrics(run.metrics_path)

@@ -16,6 +16,7 @@ from positron.run.folder import Run, find_run, refuse_differences
 from positron.run.metrics import read_metrics
 from positron.run.paths import LOCK, LOG
 from positron.run.provenance import read_provenance
+from positron.run.samples import read_samples
 from positron.system.console import one_line
 from positron.system.disk import expanded, lock, make_folder, refuse_links_in, sweep_temporary_files
 from positron.system.errors import Diverged, UserError
@@ -182,6 +183,7 @@ def _refuse_damage(run: Run) -> None:
     """Raise UserError if a file that training continues to write is damaged, before anything of the run is changed."""
     run.refuse_damaged_facts()
     read_metrics(run.metrics_path)
+    read_samples(run)
     read_provenance(run.folder)
 
 

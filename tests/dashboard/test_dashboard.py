@@ -258,12 +258,12 @@ def test_thinned_curves_keep_their_ends_and_extremes(n: int) -> None:
 
 def test_numbers_that_are_none_and_lines_that_are_no_json_do_not_end_it(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "a": null}\nnonsense\n{"step": 2, "a": NaN}\n{"step": 3, "a": 1.5, "b": "text"}\n')
+    path.write_text('{"step": 1, "a": null}\nnonsense\n{"step": 2, "a": NaN}\n{"step": 3, "a": 1.5}\n')
     metrics = Metrics(path)
     metrics.read()
     assert metrics.curve("a", "", 0)["step"] == [3]
     assert metrics.keys == ["a"]
-    assert "unreadable line" in metrics.trouble
+    assert "metrics.jsonl line 3 is damaged (a is not a finite number)" in metrics.trouble
     assert not math.isnan(metrics.last("a") or 0)
 
 
@@ -326,7 +326,9 @@ def test_a_broken_run_is_a_row_with_its_fault_and_the_others_are_shown(
     assert not any("unreadable" in note or "damaged" in note for note in rows["one"]["notes"])
 
 
-@pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "train.log", "lock", "report.html", "samples.md"])
+@pytest.mark.parametrize(
+    "name", ["run.json", "metrics.jsonl", "train.log", "lock", "report.html", "samples.md", "samples.jsonl"]
+)
 def test_links_in_a_run_folder_show_nothing_of_where_they_lead(page: Page, outputs: Path, name: str) -> None:
     secret = outputs.parent / "secret"
     secret.write_text('{"name": "nobody may see", "step": 77}\n## Step 1\nnobody may see\n')

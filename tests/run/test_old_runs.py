@@ -15,7 +15,9 @@ from conftest import PROJECT
 from traces import trace, weights
 
 import positron
+from positron.run.paths import RunPaths
 from positron.run.provenance import read_provenance
+from positron.run.samples import read_samples
 
 NAME = "written_by_9adde6f"
 STORED = PROJECT / "tests" / "old_runs"
@@ -79,6 +81,9 @@ def test_the_old_run_continues_with_the_bits_of_the_commit_that_began_it(old_run
     result = door("train", *COMMAND.split(), f"name={NAME}")
     assert result.code == 0, result.err
     assert [start["step"] for start in read_provenance(old_run)["starts"]] == [0, 8]
+    samples = read_samples(RunPaths(old_run))
+    assert [sample.step for sample in samples] == [8, 16]
+    assert samples[0] == read_samples(RunPaths(STORED / NAME))[0]  # from Markdown, which is all that version wrote
     continued = trace(old_run)
     fresh = door("train", *COMMAND.split(), "name=fresh")
     assert fresh.code == 0, fresh.err

@@ -147,6 +147,7 @@ def test_runs_killed_at_random_moments_end_bit_identical(kind, place):
         mine = final(folder)
         for part in ("state_dict", "optimizer_states", "bad_steps", "bad_in_a_row", "global_step"):
             assert same(mine[part], reference[part]), f"{part} differ after {done}"
-        assert (folder / "samples.md").read_bytes() == (whole / "samples.md").read_bytes()
+        for name in ("samples.jsonl", "samples.md"):
+            assert (folder / name).read_bytes() == (whole / name).read_bytes()
         assert not list(folder.rglob("*.tmp"))
     print(f"\n  {kind}: {len(done)} kills in {runs} runs, all bit-identical: " + ", ".join(sorted(done)))

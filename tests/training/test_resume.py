@@ -108,8 +108,9 @@ def test_a_run_stopped_anywhere_ends_bit_identical_to_one_never_stopped(case, tm
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
     steps = [row[0] for row in trace(folder)]
     assert steps == list(range(1, STEPS + 1))
-    text = (folder / "samples.md").read_text()
-    assert text == (reference / "samples.md").read_text()
+    for name in ("samples.jsonl", "samples.md"):
+        text = (folder / name).read_text()
+        assert text == (reference / name).read_text()
     with capsys.disabled():
         print(f"  [{case}: {stops} stops, loss trace and weights bit-identical]")
 

@@ -42,7 +42,16 @@ def whole(tmp_path_factory):
 
 def test_a_run_leaves_everything_that_the_readme_promises(whole):
     names = {path.name for path in whole.iterdir()}
-    assert {"config.json", "run.json", "metrics.jsonl", "samples.md", "loss.png", "report.html", "train.log"} <= names
+    assert {
+        "config.json",
+        "run.json",
+        "metrics.jsonl",
+        "samples.jsonl",
+        "samples.md",
+        "loss.png",
+        "report.html",
+        "train.log",
+    } <= names
     facts = Run(whole).facts()
     assert (facts.status, facts.step) == ("finished", 40)
     rows = read_metrics(whole / "metrics.jsonl")

@@ -17,7 +17,8 @@ from positron.config import GPTConfig, LoggerConfig, TensorboardConfig, WandbCon
 from positron.model.gpt import GPT
 from positron.model.probes import attention_probabilities
 from positron.run.metrics import read_metrics
-from positron.run.samples import Sample, read_samples
+from positron.run.paths import RunPaths
+from positron.run.samples import read_samples
 from positron.train import train
 from positron.training.trackers import wandb as tracker
 
@@ -94,7 +95,7 @@ def test_a_run_that_was_killed_and_resumed_is_one_run_in_wandb_with_each_step_on
     assert second.config["optimizer"]["lr"] == 3e-3
     assert second.config["resolved"]["batch_tokens"] == 512
 
-    samples = read_samples(run / "samples.md")
+    samples = read_samples(RunPaths(run))
     assert [sample.step for sample in samples] == [4, 8, 12]
     assert second.table() == {"columns": ["step", "loss", "bpb", "text"], "data": [list(one) for one in samples]}
     pictures = {row["_step"]: row["attention.path"] for row in second.history if "attention.path" in row}
@@ -228,17 +229,6 @@ def test_a_key_is_found_where_wandb_login_leaves_it(monkeypatch, tmp_path, there
     assert not tracker.has_wandb_key()
     (tmp_path / "netrc").write_text(text)
     assert tracker.has_wandb_key() == there
-
-
-def test_samples_are_read_back_as_they_were_written(tmp_path):
-    samples = [
-        Sample(4, 3.25, None, "Once\n\n# a time"),
-        Sample(8, float("nan"), 1.5, "· loss 3\n\n## The end\n\\## so"),
-        Sample(12, 1.0, 0.5, "## Step 9 · loss 1.000\n\nx"),
-    ]
-    (tmp_path / "samples.md").write_text("".join(sample.markdown() for sample in samples), encoding="utf-8")
-    assert str(read_samples(tmp_path / "samples.md")) == str(samples)
-    assert read_samples(tmp_path / "none.md") == []
 
 
 @pytest.fixture

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 
-from positron.run.history import append
+from positron.run.metrics import append_row
 from positron.run.paths import RunPaths
 from positron.training.callbacks.clock import Clock
 from positron.training.device import peak_memory
@@ -55,8 +53,6 @@ class MetricsLog(L.Callback):
             "memory/peak_gb": round(peak_memory(module.device) / 1e9, 3),
             **module.metrics,
         }
-        # JSON has no NaN or infinity
-        finite = {k: v if not isinstance(v, float) or math.isfinite(v) else None for k, v in row.items()}
-        append(self.path, json.dumps(finite) + "\n")
+        append_row(self.path, row)
         for tracker in self.trackers:
             tracker.log(row, step)

@@ -13,9 +13,8 @@ from positron.evaluation.plots import attention_maps
 from positron.inference.engine import Engine
 from positron.model.gpt import GPT
 from positron.model.probes import attention_probabilities
-from positron.run.history import append
 from positron.run.paths import RunPaths
-from positron.run.samples import Sample
+from positron.run.samples import Sample, append_sample
 from positron.system.console import printable
 from positron.system.disk import make_folder, whole_file
 from positron.system.errors import UserError
@@ -62,7 +61,7 @@ class Samples(L.Callback):
             module.train()
         bpb = module.metrics.get("val/bpb")
         sample = Sample(step, round(module.loss.item(), 3), None if bpb is None else round(bpb, 4), text.strip())
-        append(self.run.samples_page, sample.markdown())
+        append_sample(self.run, sample)
         if self.trackers:
             self._draw_attention(module.model, step)
         if not trainer.should_stop:  # the last one is shown whole, at the end

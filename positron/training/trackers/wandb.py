@@ -92,7 +92,7 @@ class Wandb:
 
     def _catch_up(self) -> None:
         rows = {row["step"]: row for row in read_metrics(self.paths.metrics_path)}
-        samples = {one.step: one for one in read_samples(self.paths.samples_page)}
+        samples = {one.step: one for one in read_samples(self.paths)}
         for step in sorted({*rows, *samples}):
             if step in rows:
                 self.log({key: value for key, value in rows[step].items() if value is not None}, step)

@@ -1,0 +1,103 @@
+"""Files that grow by one JSON object per line, each with a step: metrics.jsonl and samples.jsonl.
+
+A line counts when its newline is there. What follows the last newline is torn: the process that wrote it was killed, or
+is still writing. A torn line that is a whole object nevertheless lacks only its newline, and is read like the others;
+who follows a growing file waits for the newline.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from positron.system.console import one_line
+from positron.system.disk import append_text, json_ready, read_bytes, whole_file
+from positron.system.errors import UserError
+
+BEFORE_THE_FIRST = -1  # the step before that of a file's first line
+
+
+class DamagedLine(Exception):
+    """What is wrong with a line."""
+
+
+class Line(NamedTuple):
+    """A line of a file: what it says, and how, with its newline."""
+
+    values: dict[str, Any]
+    text: bytes
+
+
+Check = Callable[[dict[str, Any]], None]  # raises DamagedLine where a value is not what its file has
+
+
+def split_lines(content: bytes) -> tuple[list[bytes], bytes]:
+    """Return the whole lines, each with its newline, and the torn one, which is empty where there is none."""
+    *whole, torn = content.split(b"\n")
+    return [line + b"\n" for line in whole], torn
+
+
+def parse_line(line: bytes, step_before: int, check: Check) -> dict[str, Any]:
+    """Return the object in a line. Raises DamagedLine."""
+    try:
+        values = json.loads(line.decode("utf-8"))
+    except RecursionError:
+        raise DamagedLine("it is nested too deeply") from None
+    except ValueError:
+        raise DamagedLine("it is not JSON") from None
+    if not isinstance(values, dict):
+        raise DamagedLine("it is not an object")
+    step = values.get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 10**15:
+        raise DamagedLine("its step is not a whole number")
+    if step <= step_before:
+        raise DamagedLine(f"its step {step} does not follow {step_before}")
+    check(values)
+    return values
+
+
+def describe_damage(path: Path, number: int, fault: DamagedLine) -> str:
+    """Name a damaged line, its fault, and what to do."""
+    return one_line(f"{path} line {number} is damaged ({fault}): restore the file from a copy, or delete that line")
+
+
+def read_lines(path: Path, check: Check) -> list[Line]:
+    """Return the lines of a file; none where there is no file.
+
+    Raises UserError with the number of a line that is damaged: a history with holes must not pass for whole. Only a torn
+    last line may be.
+    """
+    if not path.exists() and not path.is_symlink():
+        return []
+    whole, torn = split_lines(read_bytes(path))
+    lines: list[Line] = []
+    for number, text in enumerate([*whole, torn], start=1):
+        try:
+            step_before = lines[-1].values["step"] if lines else BEFORE_THE_FIRST
+            lines.append(Line(parse_line(text, step_before, check), text if text.endswith(b"\n") else text + b"\n"))
+        except DamagedLine as fault:
+            if number <= len(whole):
+                raise UserError(describe_damage(path, number, fault)) from fault
+    return lines
+
+
+def write_lines(path: Path, lines: Iterable[Line]) -> None:
+    """Replace a file by these lines."""
+    with whole_file(path) as file:
+        file.writelines(line.text for line in lines)
+
+
+def line_of(values: dict[str, Any]) -> Line:
+    """Return the line of an object, with null in the places of NaN and infinity, which JSON does not have."""
+    finite = json_ready(values)
+    return Line(finite, (json.dumps(finite, ensure_ascii=False) + "\n").encode("utf-8"))
+
+
+def append(path: Path, text: str) -> None:
+    """Add text to a file of a run. Raises UserError where it cannot be written."""
+    try:
+        append_text(path, text)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
