@@ -1,34 +1,33 @@
-"""Positron: train, understand, fine-tune and talk to a small GPT on a machine you own."""
+"""Positron: train, understand, fine-tune and talk to a small GPT on a machine you own.
+
+`train`, `finetune`, `evaluate`, `load` and `Run` are the Python interface (positron/api.py).
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from positron.system.threads import SPIN_TRAINING, SPIN_WRITING, spin
+from positron.system.threads import SPIN_TRAINING, spin
+from positron.version import __version__
 
 spin(SPIN_TRAINING)
 
 if TYPE_CHECKING:
-    from positron.inference.text_model import Writer
+    from positron.api import evaluate, finetune, load, train
+    from positron.run.folder import Run
 
-__version__ = "0.1.0"
+
+__all__ = ["Run", "__version__", "evaluate", "finetune", "load", "train"]
 
 
-def load(run: str | Path | None = None, weights: str = "fp32") -> Writer:
-    """The model of a run folder, or of a name below outputs/ (None: the one trained last), ready to write.
-
-    `weights="bf16"` or `"int8"` writes faster on a CPU and rounds more.
-    """
-    spin(SPIN_WRITING)
-    from positron.inference.arguments import weights_of
-    from positron.inference.text_model import Writer
-    from positron.run.folder import find_run
-    from positron.run.load import load_model
-    from positron.system.errors import UserError
-
-    if run is not None and not isinstance(run, (str, Path)):
-        raise UserError(f"run {run!r} must be the name or the folder of a run, not {type(run).__name__}")
-    weights_of(weights)
-    model, tokenizer, _ = load_model(find_run(None if run is None else str(run)), lambda line: None)
-    return Writer(model, tokenizer, weights=weights)
+def __getattr__(name: str) -> Any:
+    """Load the interface when it is first used: the command line needs none of it."""
+    match name:
+        case "train" | "evaluate":  # commands as well: modules that can be called (positron/system/callable_module.py)
+            return importlib.import_module(f"positron.{name}")
+        case "finetune" | "load":
+            return getattr(importlib.import_module("positron.api"), name)
+        case "Run":
+            return importlib.import_module("positron.run.folder").Run
+    raise AttributeError(f"module 'positron' has no attribute {name!r}")

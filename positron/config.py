@@ -247,17 +247,21 @@ class PrecisionConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    kind: Literal["adamw", "muon"] = "adamw"  # muon: orthogonal steps for matrices, AdamW for the rest
+    kind: Literal["adamw", "muon", "custom"] = "adamw"  # muon: orthogonal steps for matrices, AdamW for the rest
     lr: Rate = 3e-4  # highest learning rate
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)  # decay of AdamW's averages of the gradient and of its square
     eps: Positive = 1e-8  # AdamW's addition to the denominator
     weight_decay: NotNegative = 0.1  # on matrices only
     embedding_ratio: Positive = 1.0  # learning rate of embeddings and head, as a multiple of lr; for muon
+    _target_: str | None = None  # for custom: module.Class of any torch optimizer, such as torch.optim.RAdam
+    options: dict[str, Any] | None = None  # for custom: further arguments of that class, {momentum:0.9}
 
     def __post_init__(self) -> None:
         check_ranges(self, "optimizer")
         if self.embedding_ratio != 1 and self.kind != "muon":
             raise UserError("optimizer.embedding_ratio is for optimizer=muon, whose matrices and embeddings move apart")
+        if self.kind == "custom" and not self._target_:
+            raise UserError("optimizer=custom needs optimizer._target_=module.Class, such as torch.optim.RAdam")
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from positron.cli.sampling_options import chosen_sampling, sampling_options
 from positron.config import DataConfig
 from positron.settings import from_dict
+from positron.system.callable_module import make_callable
 from positron.system.console import say_loading
 from positron.system.disk import json_ready
 from positron.system.errors import UserError
@@ -57,34 +58,40 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> None:
     with errors_as_one_line():
         options = arguments().parse_args()
-        say_loading(options.run or "the run trained last")
-        if options.limit < 0:
-            raise UserError(f"--limit {options.limit} must be at least 0 bytes")
-        if options.count < 1:
-            raise UserError(f"--count {options.count} must be at least 1")
-        chosen_sampling(options, default="precise")  # refused before anything is loaded
-        from positron.run.folder import announce, find_run
-        from positron.run.load import load_model
-
-        run = find_run(options.run)
-        announce(run, options.run, say)
-        from positron.inference.text_model import Writer
-
-        model, tokenizer, path = load_model(run, say)
-        say(f"{run.folder}, {path.name}: {model.config.n_params() / 1e6:.2f}M parameters")
-        writer = Writer(model, tokenizer, weights=options.weights)
-        facts: dict[str, Any] = {"run": str(run.folder), "checkpoint": path.name, "parameters": model.config.n_params()}
-        facts |= text_facts(run, writer, options)
-        if not math.isfinite(facts["loss"]):
-            raise UserError(
-                f"{path} gives {facts['text']} a loss that is NaN or infinite: the training had diverged; evaluate an "
-                "earlier checkpoint, or train again with a lower optimizer.lr"
-            )
-        if options.stories:
-            facts["stories"] = story_facts(run, writer, options)
-        if options.instruct:
-            facts["instruct"] = instruct_facts(run, writer, options)
+        facts = figures(options)
         print(json.dumps(json_ready(facts), allow_nan=False) if options.json else as_text(facts))
+
+
+def figures(options: argparse.Namespace) -> dict[str, Any]:
+    """Measure what the options ask for. Raises UserError where there is nothing to measure."""
+    say_loading(options.run or "the run trained last")
+    if options.limit < 0:
+        raise UserError(f"--limit {options.limit} must be at least 0 bytes")
+    if options.count < 1:
+        raise UserError(f"--count {options.count} must be at least 1")
+    chosen_sampling(options, default="precise")  # refused before anything is loaded
+    from positron.run.folder import announce, find_run
+    from positron.run.load import load_model
+
+    run = find_run(options.run)
+    announce(run, options.run, say)
+    from positron.inference.text_model import Writer
+
+    model, tokenizer, path = load_model(run, say)
+    say(f"{run.folder}, {path.name}: {model.config.n_params() / 1e6:.2f}M parameters")
+    writer = Writer(model, tokenizer, weights=options.weights)
+    facts: dict[str, Any] = {"run": str(run.folder), "checkpoint": path.name, "parameters": model.config.n_params()}
+    facts |= text_facts(run, writer, options)
+    if not math.isfinite(facts["loss"]):
+        raise UserError(
+            f"{path} gives {facts['text']} a loss that is NaN or infinite: the training had diverged; evaluate an "
+            "earlier checkpoint, or train again with a lower optimizer.lr"
+        )
+    if options.stories:
+        facts["stories"] = story_facts(run, writer, options)
+    if options.instruct:
+        facts["instruct"] = instruct_facts(run, writer, options)
+    return facts
 
 
 def say(line: str) -> None:
@@ -251,3 +258,5 @@ def _sampling(values: dict[str, Any]) -> str:
 
 if __name__ == "__main__":
     main()
+else:
+    make_callable(__name__)

@@ -98,6 +98,12 @@ def default_name(run: Run) -> str:
 def again(run: Run, begun: dict[str, Any], name: str, last: int) -> RunConfig:
     """The run's settings with all that `auto` became, and with the weights that it began with."""
     values, resolved = run.config(), begun["resolved"]
+    own = values.get("optimizer", {}).get("_target_") or values["data"].get("_target_")
+    if own is not None:
+        raise UserError(
+            f"{run.folder} was trained with code of its own, {own}, and what a run folder names is never imported: "
+            "start the command that its provenance.json records under another name="
+        )
     numbers = {key: resolved[key] for key in ("max_steps", "batch_tokens", "micro_batch_size")}
     values["train"] |= {**numbers, "stop_at": last, "max_time": None, "extend": False}
     values["device"] |= {"accelerator": resolved["accelerator"], "threads": resolved["threads"]}

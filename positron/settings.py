@@ -52,6 +52,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             kinds = [inner[0]] * len(value) if inner[1:] == (...,) else list(inner)
             if len(kinds) == len(value):
                 return tuple(_convert(k, v, f"{key}[{i}]") for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+        if typing.get_origin(option) is dict and isinstance(value, dict):
+            return {str(name): inner for name, inner in value.items()}
         if option is float and type(value) in (int, float):
             try:
                 return float(value)
@@ -83,6 +85,8 @@ def _describe(options: list[Any], value: Any) -> str:
             words.append("null")
         elif typing.get_origin(option) is tuple:
             words.append("a list")
+        elif typing.get_origin(option) is dict:
+            words.append("names with values, {name: value}")
         elif dataclasses.is_dataclass(option):
             words.append("a group of settings")
         else:

@@ -18,6 +18,7 @@ from positron.run.base import with_origin
 from positron.run.facts import Facts
 from positron.run.folder import Run
 from positron.settings import from_dict
+from positron.system.callable_module import make_callable
 from positron.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,10 +91,11 @@ def train(
 
 def job(cfg: DictConfig) -> float:
     """What Hydra calls, once or once per job of a sweep. Returns val/bpb, so that a sweeper can minimise it."""
-    return run_job(cfg, _as_asked, train)
+    return run_job(cfg, configure, train)
 
 
-def _as_asked(values: dict[str, Any]) -> RunConfig:
+def configure(values: dict[str, Any]) -> RunConfig:
+    """Build the configuration of a run. Raises UserError for settings that contradict each other."""
     config = from_dict(RunConfig, values)
     if config.budget is not None and config.train.max_steps != "auto" and not config.train.extend:
         raise UserError(f"budget={config.budget} chooses the number of steps: leave train.max_steps out, or the budget")
@@ -106,3 +108,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+else:
+    make_callable(__name__)

@@ -75,8 +75,8 @@ def test_lower_packages_know_nothing_of_higher_ones():
     assert PACKAGES["stories"] <= {"config", "system"}
     assert not PACKAGES["run"] & {"training", "evaluation", "cli", "data", "inference"}
     for package, names in PACKAGES.items():
-        assert "cli" not in names or package in (*COMMANDS, "cli", "positron", "__main__"), package
-        assert not names & set(COMMANDS) or package in COMMANDS, package
+        assert "cli" not in names or package in (*COMMANDS, "cli", "api", "__main__"), package
+        assert not names & set(COMMANDS) or package in (*COMMANDS, "api"), package
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
@@ -85,7 +85,7 @@ def test_each_library_has_its_place(module):
     assert "numpy_ref" not in libraries
     if package not in ("cli", "train"):
         assert "hydra" not in libraries
-    if package not in ("training", "train", "sft"):
+    if package not in ("training", "train", "sft", "cli", "api"):
         assert "lightning" not in libraries
     if package == "model":
         assert libraries <= {"torch", *sys.stdlib_module_names}

@@ -9,9 +9,9 @@ import runpy
 import sys
 from pathlib import Path
 
-from positron import __version__
 from positron.system.console import one_line, open_streams
 from positron.system.formatting import command as typed
+from positron.version import __version__
 
 COMMANDS = (
     "train",

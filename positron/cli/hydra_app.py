@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from positron import __version__
 from positron.settings import unknown_key
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
+from positron.version import __version__
 
 
 def conf_folder() -> Path:
@@ -53,6 +53,11 @@ def _hydra_reason(error: BaseException) -> str:
 
 
 def compose(recipe: str, settings: list[str]) -> dict[str, Any]:
+    """Compose settings for a command that has no use for callbacks."""
+    return compose_with_callbacks(recipe, settings)[0]
+
+
+def compose_with_callbacks(recipe: str, settings: list[str]) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """`conf/<recipe>.yaml` with `key=value` settings, for a command that is no Hydra program."""
     import hydra
     from omegaconf import OmegaConf
@@ -66,7 +71,8 @@ def compose(recipe: str, settings: list[str]) -> dict[str, Any]:
     given = given_keys(overrides)
     refuse_unread(values, given, experiment=experiment_keys(conf_folder(), given), is_sft="sft" in values)
     expand_paths(values)
-    return values
+    callbacks = values.pop("callbacks", None)
+    return values, callbacks
 
 
 def expand_paths(values: dict[str, Any]) -> None:

@@ -33,9 +33,10 @@ _WITH_VALUE = {
     "--experimental-rerun",
 }
 _ALONE = {"--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc", "--hydra-help", "--info", "-i"}
-_SEVERAL = ("monitor", "logger")  # groups of which several choices may be given at once
+_SEVERAL = ("monitor", "logger", "callbacks")  # groups of which several choices may be given at once
 _OPTIONAL = ("experiment",)
 _PARTIAL = ("monitor.", "optimizer.", "schedule.")  # whose files in conf/ name only what the choice reads
+_FREE = ("callbacks.", "optimizer.options.", "data.options.")  # what the user's own classes take
 _FROM_BASE = ("model", "tokenizer")
 
 
@@ -172,6 +173,8 @@ class _Reader:
             self._check_place(key)
             self._check_group(key, value, parser)
             return f"{key}={value}"
+        if key.startswith(_FREE):
+            return f"++{key}={value}"
         if key not in self.keys:
             raise UserError(self._unknown(key, value))
         self._check_place(key)
@@ -222,7 +225,7 @@ class _Reader:
         if group == "data" and set(name) & set("./~\\"):
             hint = f"give data=text data.path={name} for a text of your own; choices: "
         if name == "null":
-            empty = {"logger": "files", "monitor": "none"}.get(group)
+            empty = {"logger": "files", "monitor": "none", "callbacks": "none"}.get(group)
             hint = f"{group}={empty} is the choice for none; choices: " if empty else "every run needs one; choices: "
         return f"there is no {group}={name}: {hint}{', '.join(choices)}"
 
@@ -249,7 +252,7 @@ class _Reader:
 
     def _undeletable(self, key: str) -> str:
         if key in self.groups:
-            empty = {"logger": "files", "monitor": "none", "experiment": "null"}.get(key)
+            empty = {"logger": "files", "monitor": "none", "callbacks": "none", "experiment": "null"}.get(key)
             way_out = f"give {key}={empty}" if empty else f"leave it out, or choose another {key}="
             return f"~{key} would delete it, and every run needs a {key}: {way_out}"
         if key.partition("=")[0] in self.keys:

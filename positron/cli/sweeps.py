@@ -6,19 +6,22 @@ known by its overrides, not by its number: what is done stays done when values a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from positron.cli.hydra_app import conf_folder, expand_paths
+from positron.cli.hydra_app import compose_with_callbacks, conf_folder, expand_paths
 from positron.cli.overrides import experiment_keys, given_keys
 from positron.cli.preflight import check, with_known_tokenizer
 from positron.cli.unused_settings import refuse_unread
+from positron.cli.user_callbacks import make_callbacks
 from positron.config import RunConfig
 from positron.evaluation.summary import show_result
 from positron.evaluation.sweep_report import write_sweep_report
@@ -26,17 +29,21 @@ from positron.run.facts import Facts
 from positron.run.folder import OUTPUTS, Run, is_free
 from positron.run.paths import JOB
 from positron.system.disk import lock, make_folder, read_json, write_json
-from positron.system.errors import UserError
+from positron.system.errors import Interrupted, UserError
 from positron.system.exits import describe
 from positron.system.voice import first_rank
 
+if TYPE_CHECKING:
+    from lightning import Callback
+
+_COMPOSING = threading.Lock()  # Hydra composes in one global state
 _CLAIM = "overrides.json"  # which job a folder is, from before its first step
 
 
 def run_job(
     cfg: Any,
     configure: Callable[[dict[str, Any]], RunConfig],
-    train: Callable[[RunConfig, Path], Facts],
+    train: Callable[[RunConfig, Path, Sequence[Callback]], Facts],
 ) -> float:
     """One Hydra job: in its own folder under a sweep, otherwise in outputs/<name>, with its result shown."""
     from hydra.core.hydra_config import HydraConfig
@@ -45,13 +52,18 @@ def run_job(
 
     values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     expand_paths(values)
+    callbacks = values.pop("callbacks", None)
     hydra = HydraConfig.get()
     overrides = [override.lstrip("+") for override in hydra.overrides.task]
     given = given_keys(overrides)
     if values.get("budget") is not None:
         values["given"] = list(given)
+
+    def job(config: RunConfig, folder: Path) -> Facts:
+        return train(config, folder, make_callbacks(callbacks))
+
     if hydra.mode == RunMode.MULTIRUN:
-        return _sweep_job(Path(hydra.sweep.dir).absolute(), hydra, overrides, lambda: configure(values), train)
+        return _sweep_job(Path(hydra.sweep.dir).absolute(), hydra, overrides, lambda: configure(values), job)
     config = configure(values)
     refuse_unread(values, given, experiment=experiment_keys(conf_folder(), given), is_sft="sft" in values)
     folder = OUTPUTS / config.name
@@ -59,10 +71,33 @@ def run_job(
     is_first = first_rank(config.device.processes)
     if is_first and "torch" not in sys.modules:  # whose import keeps everybody waiting
         print(f"loading what {folder} needs", file=sys.stderr, flush=True)
-    facts = train(config, folder)
+    facts = job(config, folder)
     if is_first:
         show_result(folder)
     return math.nan if facts.val_bpb is None else facts.val_bpb
+
+
+def run_config(
+    recipe: str,
+    overrides: Sequence[str],
+    configure: Callable[[dict[str, Any]], RunConfig],
+    train: Callable[[RunConfig, Path, Sequence[Callback]], Facts],
+) -> Run:
+    """Run one training that a Python program asks for, with the checks of the command line; return its run.
+
+    `overrides` are key=value as on the command line. A run that Ctrl-C ended is saved and returned.
+    """
+    with _COMPOSING:
+        values, chosen = compose_with_callbacks(recipe, list(overrides))
+    given = given_keys(overrides)
+    if values.get("budget") is not None:
+        values["given"] = list(given)
+    config = configure(values)
+    folder = OUTPUTS / config.name
+    config = check(config, folder, given)
+    with contextlib.suppress(Interrupted):
+        train(config, folder, make_callbacks(chosen))
+    return Run(folder)
 
 
 def _sweep_job(

@@ -48,8 +48,12 @@ READ_BY = (
     Choice(
         "optimizer",
         "kind",
-        {"adamw": (), "muon": ("embedding_ratio",)},
-        {"muon": "optimizer=muon"},
+        {
+            "adamw": ("betas", "eps"),
+            "muon": ("betas", "eps", "embedding_ratio"),
+            "custom": ("_target_", "options"),
+        },
+        {"adamw": "optimizer=adamw", "muon": "optimizer=muon", "custom": "optimizer=custom"},
     ),
     Choice(
         "schedule",

@@ -117,6 +117,22 @@ class Run(RunPaths):
             tokenizer.save(make_folder(self.tokenizer_folder, self.folder))
             self.update(name=config.name, forked_from=str(forked_from) if forked_from else None)
 
+    def metrics(self) -> Any:
+        """Return the columns of metrics.jsonl, NaN where a row lacks a number: a DataFrame if pandas is installed, else a
+        dict of arrays."""
+        import numpy as np
+
+        from positron.run.metrics import read_metrics
+
+        rows = read_metrics(self.metrics_path)
+        names = dict.fromkeys(name for row in rows for name in row)
+        columns = {name: np.array([np.nan if row.get(name) is None else row[name] for row in rows]) for name in names}
+        try:
+            import pandas as pd
+        except ImportError:
+            return columns
+        return pd.DataFrame(columns)
+
     def differences(self, config: RunConfig) -> list[str]:
         """`key: theirs -> ours` for each setting that decides what is learnt and is not what the run has."""
         theirs, ours = (_flat(without_home(dataclasses.asdict(side))) for side in (self.settings(), config))

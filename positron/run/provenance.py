@@ -29,7 +29,7 @@ LARGEST_DIFF = 200_000  # bytes
 LARGEST_ANSWER = 10_000_000  # bytes of a program that are read, and of a diff that are told apart
 MOST_FILES = 100  # untracked ones that are named
 PATIENCE = 5.0  # seconds for git, all its answers together
-CHECKOUT = Path(__file__).parent.parent
+CHECKOUT = Path(__file__).parents[2]
 PACKAGES = ("positron", "torch", "lightning", "hydra-core", "numpy", "sentencepiece", "tiktoken", "datasets")
 
 

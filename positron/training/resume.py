@@ -23,6 +23,7 @@ from positron.system.errors import Diverged, UserError
 from positron.system.paths import without_home
 from positron.system.voice import Voice, first_rank
 from positron.training.device import Machine, choose_machine, set_threads
+from positron.training.optim.custom import refuse_unusable
 
 
 @contextlib.contextmanager
@@ -80,6 +81,7 @@ def begin(folder: Path, config: RunConfig, begun: float) -> Iterator[Session]:
         set_threads(config.device)
         machine = choose_machine(config.device, config.precision)
         say(f"running on {machine.why}")
+        refuse_unusable(config.optimizer)
         refuse_untrainable(config, machine, vocab_size=1)  # the vocabulary, known later, can only add to it
         yield Session(run, config, machine, decide_start(run, config, say), say, begun)
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from positron.config import GPTConfig, RunConfig, seconds
 from positron.run.checkpoint import newest_checkpoint
@@ -127,7 +127,15 @@ def rate_for(config: RunConfig, d_model: int) -> float:
     """The peak learning rate: the one given, or the one that suits."""
     if "optimizer.lr" in config.given:
         return config.optimizer.lr
-    return RATE if config.optimizer.kind == "muon" else ADAMW_RATE / d_model
+    match config.optimizer.kind:
+        case "muon":
+            return RATE
+        case "adamw":
+            return ADAMW_RATE / d_model
+        case "custom":
+            raise UserError("budget= knows no learning rate for an optimizer of your own: give optimizer.lr=")
+        case _:
+            assert_never(config.optimizer.kind)
 
 
 def decay_for(rate: float, steps: int, embedding_ratio: float) -> float:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from positron.config import OptimizerConfig
+from positron.training.optim.custom import custom_optimizer
 from positron.training.optim.muon import Muon
 
 Role = Literal["matrix", "table", "vector"]
@@ -19,7 +20,7 @@ def role_of(name: str, parameter: nn.Parameter, config: OptimizerConfig) -> Role
     if parameter.ndim < 2:
         return "vector"
     match config.kind:
-        case "adamw":
+        case "adamw" | "custom":
             return "matrix"  # one group, in the model's order: a checkpoint finds its moments by position
         case "muon":
             # rows of an embedding and of the head belong to single tokens, so their gradients are no maps between directions
@@ -49,7 +50,7 @@ def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: Opt
 def build_optimizer(
     parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, *, fused: bool
 ) -> torch.optim.Optimizer:
-    """Return AdamW (arXiv:1711.05101) or Muon on the groups of `parameter_groups`."""
+    """Return AdamW (arXiv:1711.05101), Muon or the user's own optimizer on the groups of `parameter_groups`."""
     groups = parameter_groups(parameters, config)
     optimizer: torch.optim.Optimizer
     match config.kind:
@@ -57,6 +58,8 @@ def build_optimizer(
             optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=fused)
         case "muon":
             optimizer = Muon(groups, config.lr, config.betas, config.eps, fused=fused)
+        case "custom":
+            optimizer = custom_optimizer(groups, config)
         case _:
             assert_never(config.kind)
     _keep_configured_values(optimizer)

@@ -1,0 +1,201 @@
+"""Train, fine-tune, evaluate and load from Python: the same settings as on the command line, from the same `conf/`.
+
+    import positron
+    run = positron.train(model="debug", data="my.txt", max_steps=300)
+    print(run.facts(), run.metrics()["val/bpb"])
+    print(positron.load(run).generate("Once upon a time"))
+
+A setting is given by its full name, `**{"optimizer.lr": 1e-3}`, or by its last word where no other setting ends in it,
+`lr=1e-3`; a group by its choice, `model="nano"`. Runs are folders below outputs/, and the same call again continues.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, assert_never
+
+from positron.system.errors import UserError
+from positron.system.threads import SPIN_WRITING, spin
+
+if TYPE_CHECKING:
+    from lightning import Callback
+
+    from positron.inference.text_model import Writer
+    from positron.run.folder import Run
+    from positron.training.objective.pretrain import PretrainObjective
+
+
+def train(
+    model: str = "tinygpt",
+    data: Any = "stories",
+    *,
+    name: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    objective: type[PretrainObjective] | None = None,
+    **settings: Any,
+) -> Run:
+    """Train a model, or continue the run of this name, and return the run.
+
+    `data` is a choice of conf/data, a file or folder of text, a list of texts or a `datasets.Dataset`. `callbacks` are
+    Lightning callbacks; `objective` is a class that changes what is learned (docs/examples/add_an_objective.py). The
+    other settings are those of `python -m positron.train`. Interrupted by Ctrl-C, the run is saved and returned with the
+    status "stopped".
+
+    Raises UserError for what the caller can fix, Diverged where the training failed by its own numbers.
+    """
+    from positron.cli.sweeps import run_config
+    from positron.train import configure
+    from positron.train import train as recipe
+
+    return run_config(
+        *_composed("train", name, {"model": model, **_data_settings(data, "text"), **settings}),
+        configure,
+        lambda config, folder, more: recipe(config, folder, [*more, *callbacks], objective),
+    )
+
+
+def finetune(
+    base: str | Path | Run | None = None,
+    data: Any = "story_instruct",
+    *,
+    name: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> Run:
+    """Fine-tune a run (None: the one pretrained last) on conversations, and return the new run.
+
+    `data` is a choice of conf/data, a file of conversations, or a list of them, each a list of messages with `role` and
+    `content`, or any row that such a file may hold. The other settings are those of `python -m positron.sft`. See `train`
+    for what is raised.
+    """
+    from positron.cli.sweeps import run_config
+    from positron.sft import configure, sft
+
+    origin = {} if base is None else {"init_from": str(getattr(base, "folder", base))}
+    return run_config(
+        *_composed("sft", name, {**origin, **_data_settings(data, "instruct"), **settings}),
+        configure,
+        lambda config, folder, more: sft(config, folder, [*more, *callbacks]),
+    )
+
+
+def evaluate(
+    run: str | Path | Run | None = None,
+    text: str | Path | None = None,
+    *,
+    split: str = "val",
+    limit: int = 1_000_000,
+    stories: bool = False,
+    instruct: bool = False,
+    count: int = 200,
+) -> dict[str, Any]:
+    """Measure a run (None: the one trained last) and return its figures, as `python -m positron.evaluate --json` does.
+
+    Measured is the file `text`, or a side of the run's own text, up to `limit` bytes. `stories` and `instruct` have
+    `count` stories or answers checked by the grammar of the built-in corpus.
+    """
+    from positron.evaluate import arguments, figures
+
+    words = [] if run is None else ["--run", str(getattr(run, "folder", run))]
+    words += ["--split", split] if text is None else ["--text", str(text)]
+    words += ["--limit", str(limit), "--count", str(count)]
+    words += ["--stories"] * stories + ["--instruct"] * instruct
+    return figures(arguments().parse_args(words))
+
+
+def load(run: str | Path | Run | None = None, weights: str = "fp32") -> Writer:
+    """Load the model of a run folder, or of a name below outputs/ (None: the one trained last), ready to write.
+
+    `weights="bf16"` or `"int8"` writes faster on a CPU and rounds more.
+    """
+    spin(SPIN_WRITING)
+    from positron.inference.arguments import weights_of
+    from positron.inference.text_model import Writer
+    from positron.run.folder import Run, find_run
+    from positron.run.load import load_model
+
+    if isinstance(run, Run):
+        run = run.folder
+    if run is not None and not isinstance(run, (str, Path)):
+        raise UserError(f"run {run!r} must be the name or the folder of a run, not {type(run).__name__}")
+    weights_of(weights)
+    model, tokenizer, _ = load_model(find_run(None if run is None else str(run)), lambda line: None)
+    return Writer(model, tokenizer, weights=weights)
+
+
+def _composed(recipe: str, name: str | None, settings: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Write settings as a command line would have them."""
+    from positron.cli.help_text import default_choices
+    from positron.cli.hydra_app import conf_folder
+
+    words = {full_name(key, recipe): _as_word(value) for key, value in settings.items()}
+    chosen = {**default_choices(conf_folder() / f"{recipe}.yaml"), **words}
+    if name is None:
+        name = f"{chosen['model']}-{chosen['data']}" if recipe == "train" else f"sft-{chosen['data']}"
+    return recipe, [f"{key}={value}" for key, value in {**words, "name": name}.items()]
+
+
+def full_name(key: str, recipe: str) -> str:
+    """Return the whole key that a setting's last word stands for.
+
+    Raises UserError if no setting ends in it, or several do.
+    """
+    from positron.cli.hydra_app import conf_folder
+    from positron.cli.overrides import groups_of
+    from positron.settings import leaf_keys, unknown_key
+
+    keys = [k for k in leaf_keys() if not (recipe == "train" and k.startswith("sft."))]
+    if key in keys or key in groups_of(conf_folder()) or "." in key:
+        return key
+    found = [known for known in keys if known.rpartition(".")[2] == key]
+    # what a device gives is only the default of what a training takes
+    found = [known for known in found if not known.startswith("device.") or f"train.{key}" not in found]
+    match found:
+        case []:
+            raise UserError(unknown_key(key))
+        case [only]:
+            return only
+        case _:
+            options = ", ".join(f'**{{"{name}": ...}}' for name in found)
+            raise UserError(f"{key}= could mean {' or '.join(found)}: give one of {options}")
+
+
+def _as_word(value: Any) -> str:
+    """Write a Python value as a setting of the command line."""
+    match value:
+        case None:
+            return "null"
+        case bool():
+            return str(value).lower()
+        case str() | Path() | int() | float():
+            return str(value)
+        case Mapping():
+            return "{" + ",".join(f"{key}:{_as_word(inner)}" for key, inner in value.items()) + "}"
+        case Iterable():
+            return "[" + ",".join(map(_as_word, value)) + "]"
+    raise UserError(f"{value!r} cannot be a setting: give text, numbers, flags, lists or dicts of them")
+
+
+def _data_settings(data: Any, kind: Literal["text", "instruct"]) -> dict[str, Any]:
+    """Turn `data=` of this module into settings: a choice of conf/data, or a path that holds the text."""
+    from positron.cli.hydra_app import conf_folder
+    from positron.cli.overrides import groups_of
+    from positron.config import DataConfig
+    from positron.data.memory import write_conversations, write_texts
+
+    if isinstance(data, str) and data in groups_of(conf_folder())["data"]:
+        return {"data": data}
+    if isinstance(data, (str, Path)):
+        return {"data": kind, "data.path": data}
+    if not isinstance(data, Iterable):
+        raise UserError(
+            f"data= takes a path, a list of texts or conversations, or a Dataset, not {type(data).__name__}"
+        )
+    match kind:
+        case "text":
+            return {"data": kind, "data.path": write_texts(data, DataConfig.dir)}
+        case "instruct":
+            return {"data": kind, "data.path": write_conversations(data, DataConfig.dir)}
+        case _:
+            assert_never(kind)

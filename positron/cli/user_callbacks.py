@@ -1,0 +1,44 @@
+"""Callbacks of the user's own: `callbacks=mine`, or `callbacks.NAME._target_=my_module.Class` on the command line.
+
+Only the command line and `conf/` name them. They are no part of a run's configuration, so that no run folder can make
+this program import anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from positron.system.errors import UserError
+from positron.system.imports import load_object
+
+if TYPE_CHECKING:
+    from lightning import Callback
+
+
+def make_callbacks(entries: Mapping[str, Any] | None) -> list[Callback]:
+    """Build a Lightning callback for each entry: `_target_` is its class, the other keys are its arguments.
+
+    Raises UserError if a class does not fit.
+    """
+    made: list[Callback] = []
+    for name, entry in (entries or {}).items():
+        key = f"callbacks.{name}"
+        if entry is None:  # callbacks.NAME=null leaves one of the chosen file out
+            continue
+        if not isinstance(entry, Mapping) or not isinstance(entry.get("_target_"), str):
+            raise UserError(f"{key} needs a class: {key}._target_=my_module.MyCallback")
+        made.append(_make(key, entry["_target_"], {k: v for k, v in entry.items() if k != "_target_"}))
+    return made
+
+
+def _make(key: str, target: str, arguments: dict[str, Any]) -> Callback:
+    from lightning import Callback
+
+    cls = load_object(target, f"{key}._target_")
+    if not (isinstance(cls, type) and issubclass(cls, Callback)):
+        raise UserError(f"{key}._target_={target} is not a callback: it must be a subclass of lightning.Callback")
+    try:
+        return cls(**arguments)
+    except TypeError as error:
+        raise UserError(f"{key}: {target} refuses its arguments: {' '.join(str(error).split())}") from error

@@ -1,0 +1,34 @@
+"""Import a class or function by its dotted name, as the user's command line or own configuration gives it.
+
+Never used on what a run folder says: that would execute a stranger's code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+from positron.system.errors import UserError
+
+
+def load_object(name: str, key: str) -> Any:
+    """Return what `module.attribute` names; modules in the current folder are found.
+
+    Raises UserError, which names `key`, if the module cannot be imported or has no such attribute.
+    """
+    module_name, _, attribute = name.rpartition(".")
+    if not module_name:
+        raise UserError(f"{key}={name} must name a module and what is in it: {key}=my_module.{name}")
+    folder = os.getcwd()
+    if folder not in sys.path and "" not in sys.path:  # as python -m has it, however this process was started
+        sys.path.insert(0, folder)
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # a module may fail in any way while it is imported
+        reason = " ".join(str(error).split())
+        raise UserError(f"{key}={name}: importing {module_name} failed: {type(error).__name__}: {reason}") from error
+    if not hasattr(module, attribute):
+        raise UserError(f"{key}={name}: the module {module_name} ({module.__file__}) has no {attribute}")
+    return getattr(module, attribute)

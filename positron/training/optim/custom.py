@@ -1,0 +1,54 @@
+"""Any torch optimizer by its name: `optimizer=custom optimizer._target_=torch.optim.RAdam`."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from positron.config import OptimizerConfig
+from positron.system.errors import UserError
+from positron.system.imports import load_object
+
+KEY = "optimizer._target_"
+
+
+def custom_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Build the optimizer that the user names, on these parameter groups, with `optimizer.options` as its arguments.
+
+    The loop sets the learning rate of every group before each step. Raises UserError like `optimizer_class`.
+    """
+    cls = optimizer_class(config)
+    try:
+        optimizer: torch.optim.Optimizer = cls(groups, lr=config.lr, **(config.options or {}))
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{KEY}={config._target_} refuses its arguments: {' '.join(str(error).split())}") from error
+    return optimizer
+
+
+def optimizer_class(config: OptimizerConfig) -> Any:
+    """Import the class that `optimizer._target_` names.
+
+    Raises UserError if it is no optimizer, if its `step` needs a closure, or if it has no weight decay to give.
+    """
+    assert config._target_ is not None
+    cls = load_object(config._target_, KEY)
+    if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
+        raise UserError(
+            f"{KEY}={config._target_} is not a torch optimizer: it must be a subclass of torch.optim.Optimizer"
+        )
+    closure = inspect.signature(cls.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UserError(
+            f"{KEY}={config._target_} evaluates the loss several times in a step, which this loop does not do"
+        )
+    if config.weight_decay and "weight_decay" not in inspect.signature(cls).parameters:
+        raise UserError(f"{KEY}={config._target_} has no weight decay: give optimizer.weight_decay=0")
+    return cls
+
+
+def refuse_unusable(config: OptimizerConfig) -> None:
+    """Raise UserError for an optimizer that cannot be built, before anything costs time."""
+    if config.kind == "custom":
+        custom_optimizer([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}], config)

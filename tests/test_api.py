@@ -1,0 +1,126 @@
+"""Positron from Python: runs like those of the command line, callable from notebooks and threads."""
+
+import threading
+
+import lightning as L
+import numpy as np
+import pytest
+
+import positron
+from positron.api import full_name
+from positron.system.errors import UserError
+
+TINY = {
+    "model": "debug",
+    "d_model": 32,
+    "context_length": 32,
+    "tokenizer": "char",
+    "device": "cpu",
+    "precision": "fp32",
+    "train.batch_tokens": 512,
+    "max_steps": 6,
+    "log_every": 1,
+    "val_every": 3,
+    "val_tokens": 1000,
+    "sample_tokens": 8,
+    "warmup_steps": 2,
+}
+STORIES = {**TINY, "size_mb": 0.2}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+class Norm(L.Callback):
+    def on_train_batch_end(self, trainer, module, *_):
+        module.metrics["norm/embeddings"] = module.model.wte.weight.norm().item()
+
+
+def test_a_run_from_python_is_the_run_of_the_command_line(folder, door):
+    run = positron.train(**STORIES, lr=1e-3, name="python")
+    words = [f"{full_name(key, 'train')}={value}" for key, value in STORIES.items()]
+    assert door("train", *words, "optimizer.lr=1e-3", "name=command").code == 0
+    ours, theirs = run.metrics(), positron.Run(folder / "outputs" / "command").metrics()
+    for key in ("train/loss", "val/bpb", "train/lr", "train/grad_norm"):
+        np.testing.assert_array_equal(np.asarray(ours[key]), np.asarray(theirs[key]))
+
+
+def test_the_same_call_again_continues_and_another_setting_is_refused(capsys):
+    positron.train(**STORIES, stop_at=4, name="again")
+    run = positron.train(**STORIES, name="again")
+    assert list(run.metrics()["step"]) == [1, 2, 3, 4, 5, 6]
+    assert "resuming" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"optimizer\.lr"):
+        positron.train(**STORIES, lr=0.5, name="again")
+
+
+def test_callbacks_see_each_step_and_their_metrics_are_logged():
+    norms = positron.train(**STORIES, name="callbacks", callbacks=[Norm()]).metrics()["norm/embeddings"]
+    assert len(norms) == 6
+    assert np.isfinite(norms).all()
+
+
+@pytest.mark.parametrize("kind", ["path", "list", "Dataset"])
+def test_data_may_be_a_file_a_list_or_a_dataset(folder, kind):
+    texts = [f"The cat number {i} sat on the mat and looked at the moon." for i in range(200)]
+    if kind == "path":
+        data = folder / "my.txt"
+        data.write_text("\n".join(texts))
+    elif kind == "list":
+        data = texts
+    else:
+        from datasets import Dataset
+
+        data = Dataset.from_dict({"text": texts})
+    run = positron.train(data=data, **TINY)
+    assert run.facts().status == "finished"
+    figures = positron.evaluate(run, limit=500)
+    assert figures["bytes"] >= 500
+    assert figures["bpb"] > 0
+
+
+def test_a_run_is_fine_tuned_on_conversations_in_memory_loaded_and_evaluated():
+    base = positron.train(**{**STORIES, "context_length": 64}, name="base")
+    talks = [[{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"It is {i}."}] for i in range(30)]
+    settings = {key: STORIES[key] for key in ("device", "precision", "max_steps", "val_every", "log_every")}
+    run = positron.finetune(base, data=talks, name="tuned", replay_ratio=0, batch_tokens=512, **settings)
+    assert run.facts().status == "finished"
+    assert run.is_chat
+    assert isinstance(positron.load(run).generate("1?", max_tokens=3), str)
+
+
+def test_a_thread_can_train():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(positron.train(**STORIES, name="thread").facts().status))
+    thread.start()
+    thread.join()
+    assert found == ["finished"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lrr": 1}, "did you mean optimizer.lr"),
+        ({"every": 1, "kind": "x"}, "kind= could mean"),
+        ({"model": "quikstart"}, "did you mean model=quickstart"),
+        ({"data": 3}, "data= takes a path, a list"),
+        ({"data": []}, "holds no text"),
+        ({"data": ["a", 3]}, "item 1 is of type int"),
+        ({"lr": object()}, "cannot be a setting"),
+    ],
+)
+def test_a_mistake_is_named_before_anything_is_written(folder, settings, message):
+    with pytest.raises(UserError, match=message):
+        positron.train(**{"model": "debug", **settings})
+    assert not list(folder.glob("outputs/*/config.json"))
+
+
+def test_last_words_stand_for_the_key_that_training_reads():
+    assert full_name("lr", "train") == "optimizer.lr"
+    assert full_name("batch_tokens", "train") == "train.batch_tokens"
+    assert full_name("rank", "sft") == "sft.lora.rank"
+    assert full_name("model", "train") == "model"
+    assert full_name("optimizer.options.momentum", "train") == "optimizer.options.momentum"

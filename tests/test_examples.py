@@ -1,0 +1,104 @@
+"""Every example of docs/examples runs, and a class of the user's that does not fit is refused before anything is made."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+from conftest import FAST, PATIENCE, PROJECT
+
+EXAMPLES = PROJECT / "docs" / "examples"
+STEPS = (*FAST, "model=debug", "device=cpu", "train.max_steps=4", "train.log_every=1", "schedule.warmup_steps=1")
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.stem)
+def test_the_example_runs(path, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    result = subprocess.run(
+        [sys.executable, str(path)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip()
+
+
+@pytest.fixture
+def own(tmp_path, door):
+    """A folder with the user's own modules and configuration, and the command that is run in it."""
+    for path in EXAMPLES.glob("*.py"):
+        shutil.copy(path, tmp_path)
+    (tmp_path / "wrong.py").write_text("value = 3\nclass Plain: pass\ndef step(): pass\n")
+    (tmp_path / "conf" / "callbacks").mkdir(parents=True)
+    (tmp_path / "conf" / "callbacks" / "mine.yaml").write_text(
+        "norm:\n  _target_: add_a_callback.EmbeddingNorm\n  every: 2\n"
+    )
+    (tmp_path / "conf" / "model").mkdir()
+    (tmp_path / "conf" / "model" / "mine.yaml").write_text("defaults:\n  - debug\n\nn_layer: 1\n")
+    return lambda *words: door("train", *STEPS, *words)
+
+
+def columns(folder):
+    import json
+
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def test_callbacks_come_from_the_command_line_or_from_ones_own_conf(own, tmp_path):
+    words = ("callbacks.norm._target_=add_a_callback.EmbeddingNorm", "callbacks.norm.every=1")
+    result = own(*words, "name=line")
+    assert result.code == 0, result.err
+    assert all("norm/embeddings" in row for row in columns(tmp_path / "outputs" / "line"))
+    result = own("--config-dir", "conf", "callbacks=mine", "name=file")
+    assert result.code == 0, result.err
+    assert ["norm/embeddings" in row for row in columns(tmp_path / "outputs" / "file")] == [False, True, False, True]
+    assert "EmbeddingNorm" not in (tmp_path / "outputs" / "file" / "config.json").read_text()
+
+
+def test_ones_own_conf_may_hold_any_choice(own, tmp_path):
+    result = own("--config-dir", "conf", "model=mine", "name=own")
+    assert result.code == 0, result.err
+
+
+@pytest.mark.parametrize("target", ["torch.optim.RAdam", "torch.optim.SGD", "add_an_optimizer.SignDescent"])
+def test_any_torch_optimizer_trains_and_continues_as_if_never_stopped(own, tmp_path, target):
+    words = ("optimizer=custom", f"optimizer._target_={target}", "optimizer.options={weight_decay:0.01}")
+    if target == "torch.optim.SGD":
+        words = (*words[:2], "optimizer.options.momentum=0.9")
+    for name, chunks in (("whole", [()]), ("stopped", [("train.stop_at=2",), ()])):
+        for chunk in chunks:
+            result = own(*words, f"name={name}", *chunk)
+            assert result.code == 0, result.err
+    losses = [[row["train/loss"] for row in columns(tmp_path / "outputs" / name)] for name in ("whole", "stopped")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("callbacks.x.every=2",), "callbacks.x needs a class: callbacks.x._target_=my_module.MyCallback"),
+        (("callbacks.x._target_=wrong.Plain",), "must be a subclass of lightning.Callback"),
+        (("callbacks.x._target_=wrong.Absent",), "has no Absent"),
+        (("callbacks.x._target_=absent.Plain",), "No module named 'absent'"),
+        (("callbacks.x._target_=add_a_callback.EmbeddingNorm", "callbacks.x.often=1"), "refuses its arguments"),
+        (("callbacks=mine",), "there is no callbacks=mine"),
+        (("optimizer=custom",), "needs optimizer._target_=module.Class"),
+        (("optimizer=custom", "optimizer._target_=wrong.Plain"), "must be a subclass of torch.optim.Optimizer"),
+        (("optimizer=custom", "optimizer._target_=RAdam"), "optimizer._target_=my_module.RAdam"),
+        (("optimizer=custom", "optimizer._target_=torch.optim.LBFGS"), "several times in a step"),
+        (
+            ("optimizer=custom", "optimizer._target_=torch.optim.SGD", "optimizer.options={a:1}"),
+            "refuses its arguments",
+        ),
+        (
+            ("optimizer=custom", "optimizer._target_=torch.optim.RAdam", "optimizer.betas=[0.1,0.2]"),
+            "not by optimizer=custom",
+        ),
+        (("optimizer._target_=torch.optim.RAdam",), "optimizer=custom"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(own, tmp_path, words, message):
+    result = own(*words, "name=refused")
+    assert result.code == 2, result.err
+    assert message in result.err.splitlines()[-1]
+    assert not (tmp_path / "outputs" / "refused").exists()
