@@ -263,7 +263,7 @@ def test_what_the_command_line_gives_reaches_the_choice(monkeypatch):
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
     reached: list[RunConfig] = []
 
-    def train_nothing(config, folder):
+    def train_nothing(config, folder, callbacks):
         reached.append(config)
         raise KeyboardInterrupt
 
