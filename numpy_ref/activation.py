@@ -7,7 +7,8 @@ Each acts on every number by itself, so its backward is dx = dy f'(x). What rema
     swish   f = x s(x),  s = 1 / (1 + e^-x)       f' = s + x s (1 - s)                   (arXiv:1710.05941)
     gelu    f = x P(x),  P the normal distribution, P(x) = (1 + erf(x / sqrt 2)) / 2     (arXiv:1606.08415)
                                                   f' = P(x) + x p(x),  p(x) = e^(-x^2 / 2) / sqrt(2 pi)
-    gelu by tanh: P(x) is replaced by (1 + t) / 2 with t = tanh(u), u = sqrt(2 / pi) (x + 0.044715 x^3); then
+    gelu by tanh, the model's option (the exact form is here for comparison, as `gelu_exact`):
+        P(x) is replaced by (1 + t) / 2 with t = tanh(u), u = sqrt(2 / pi) (x + 0.044715 x^3); then
         f' = (1 + t) / 2 + x (1 - t^2) / 2 * du/dx,  du/dx = sqrt(2 / pi) (1 + 3 * 0.044715 x^2)
 
 The derivative of s: s' = e^-x / (1 + e^-x)^2 = s (1 - s). That of t: 1 - t^2.
@@ -101,10 +102,10 @@ def erf(x: Array) -> Array:
 
 ACTIVATIONS: dict[str, Callable[[Array, Array, Array], None]] = {
     "gelu": _gelu,
-    "gelu_exact": _gelu_exact,
     "relu": _relu,
     "swish": _swish,
     "relu2": _relu2,
+    "gelu_exact": _gelu_exact,  # for comparison with the tanh form: no option of the model
 }
 
 

@@ -12,10 +12,11 @@ branches, since 2 L of them add up in it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import assert_never
 
 import numpy as np
 
+from numpy_ref.config import GPTConfig, Norm
 from numpy_ref.dropout import dropout_backward, dropout_forward
 from numpy_ref.linear import Array, Cache
 from numpy_ref.mlp import mlp_backward, mlp_forward
@@ -23,11 +24,15 @@ from numpy_ref.multihead import Params, Past, Rope, below, multihead_backward, m
 from numpy_ref.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
 
 
-def norm_forward(x: Array, params: Params, kind: str) -> tuple[Array, Cache]:
-    """The norm that the configuration names. params: weight, and bias or none."""
-    if kind == "layernorm":
-        return layernorm_forward(x, params["weight"], params.get("bias"))
-    return rmsnorm_forward(x, params["weight"])
+def norm_forward(x: Array, params: Params, kind: Norm) -> tuple[Array, Cache]:
+    """Apply the norm that the configuration names. params: weight, and bias or none."""
+    match kind:
+        case "layernorm":
+            return layernorm_forward(x, params["weight"], params.get("bias"))
+        case "rmsnorm":
+            return rmsnorm_forward(x, params["weight"])
+        case _:
+            assert_never(kind)
 
 
 def norm_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None]:
@@ -42,7 +47,7 @@ def norm_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None]:
 def block_forward(
     x: Array,
     params: Params,
-    config: Any,
+    config: GPTConfig,
     rope: Rope | None = None,
     rng: np.random.Generator | None = None,
     past: Past | None = None,

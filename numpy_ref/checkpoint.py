@@ -90,7 +90,7 @@ def read_config(path: Path) -> GPTConfig:
         raise InputError(f"{path} is no model configuration: {error}") from error
 
 
-def check(params: Params, config: Any, where: str) -> Params:
+def check(params: Params, config: GPTConfig, where: str) -> Params:
     """The parameters as they are, or InputError naming the array that is missing, extra, misshapen or no numbers."""
     wanted = shapes(config)
     for name, shape in wanted.items():
@@ -105,7 +105,7 @@ def check(params: Params, config: Any, where: str) -> Params:
     return {name: np.ascontiguousarray(params[name]) for name in wanted}
 
 
-def save(config: Any, params: Params, config_path: str | Path, weights_path: str | Path) -> None:
+def save(config: GPTConfig, params: Params, config_path: str | Path, weights_path: str | Path) -> None:
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(GPTConfig)}
     write_arrays(Path(weights_path), params)
     write_json(Path(config_path), fields)

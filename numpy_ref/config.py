@@ -1,22 +1,22 @@
 """The menu of a GPT: the same fields, defaults and rules as the torch model's `GPTConfig`.
 
-Everything in this package reads these fields from any object that has them, so the torch side's own configuration
-serves as well. Standard library only.
+Everything in this package reads these fields and properties from any object that has them, so the torch side's own
+configuration serves as well. Standard library only.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, assert_never, get_args
 
 
 class InputError(Exception):
     """Something that the user can mend: shown as one line, exit code 2."""
 
 
-NORMS = ("layernorm", "rmsnorm")
-POSITIONS = ("learned", "sinusoidal", "rope")
-ACTIVATIONS = ("gelu", "relu", "swish", "relu2", "swiglu")
+Norm = Literal["layernorm", "rmsnorm"]
+Position = Literal["learned", "sinusoidal", "rope"]
+Activation = Literal["gelu", "relu", "swish", "relu2", "swiglu"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,9 @@ class GPTConfig:
     n_head: int
     n_kv_head: int | None = None
     d_ff: int | None = None
-    norm: str = "layernorm"
-    position: str = "learned"
-    activation: str = "gelu"
+    norm: Norm = "layernorm"
+    position: Position = "learned"
+    activation: Activation = "gelu"
     bias: bool = False
     tie_embeddings: bool = True
     qk_norm: bool = False
@@ -52,26 +52,93 @@ class GPTConfig:
             )
         if self.n_kv_head is not None and (self.n_kv_head < 1 or self.n_head % self.n_kv_head):
             raise InputError(f"n_kv_head={self.n_kv_head} must divide n_head={self.n_head}")
-        for name, allowed in (("norm", NORMS), ("position", POSITIONS), ("activation", ACTIVATIONS)):
-            if getattr(self, name) not in allowed:
-                raise InputError(f"{name}={getattr(self, name)!r} is none of {', '.join(allowed)}")
-        if self.position == "rope" and self.d_model // self.n_head % 2:
-            raise InputError(f"position=rope needs an even head dimension, not {self.d_model // self.n_head}")
-        if self.position == "sinusoidal" and self.d_model % 2:
-            raise InputError(f"position=sinusoidal needs an even d_model, not {self.d_model}")
+        for name, choices in (("norm", Norm), ("position", Position), ("activation", Activation)):
+            if getattr(self, name) not in get_args(choices):
+                raise InputError(f"{name}={getattr(self, name)!r} is none of {', '.join(get_args(choices))}")
+        match self.position:
+            case "learned":
+                pass
+            case "sinusoidal":
+                if self.d_model % 2:
+                    raise InputError(f"position=sinusoidal needs an even d_model, not {self.d_model}")
+            case "rope":
+                if self.d_head % 2:
+                    raise InputError(f"position=rope needs an even head dimension, not {self.d_head}")
+            case _:
+                assert_never(self.position)
         if self.window is not None and self.window < 1:
             raise InputError(f"window={self.window} must be at least 1, the token itself")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout={self.dropout} must be in [0, 1)")
 
+    @property
+    def d_head(self) -> int:
+        """D, the width of a head."""
+        return self.d_model // self.n_head
 
-def kv_heads(config: Any) -> int:
-    """K, the number of key/value heads."""
-    return int(config.n_kv_head or config.n_head)
+    @property
+    def kv_heads(self) -> int:
+        """K, the number of key/value heads."""
+        return self.n_kv_head or self.n_head
 
+    @property
+    def ff_width(self) -> int:
+        """F, the width inside the MLP. A gated one has three matrices instead of two, so it gets 2/3 of the width."""
+        if self.d_ff is not None:
+            return self.d_ff
+        return -(-8 * self.d_model // 24) * 8 if self.is_gated else 4 * self.d_model
 
-def ff_width(config: Any) -> int:
-    """F, the width inside the MLP. swiglu has three matrices instead of two, so it gets 2/3 of the width."""
-    if config.d_ff is not None:
-        return int(config.d_ff)
-    return -(-8 * config.d_model // 24) * 8 if config.activation == "swiglu" else 4 * int(config.d_model)
+    @property
+    def has_learned_positions(self) -> bool:
+        """Tell whether places are trained: a table `wpe` (T, C)."""
+        match self.position:
+            case "learned":
+                return True
+            case "sinusoidal" | "rope":
+                return False
+            case _:
+                assert_never(self.position)
+
+    @property
+    def has_position_table(self) -> bool:
+        """Tell whether a row for each place is added to the embeddings."""
+        match self.position:
+            case "learned" | "sinusoidal":
+                return True
+            case "rope":
+                return False
+            case _:
+                assert_never(self.position)
+
+    @property
+    def has_rope(self) -> bool:
+        """Tell whether queries and keys are turned by an angle for each place."""
+        match self.position:
+            case "rope":
+                return True
+            case "learned" | "sinusoidal":
+                return False
+            case _:
+                assert_never(self.position)
+
+    @property
+    def is_gated(self) -> bool:
+        """Tell whether the MLP has a third matrix, `gate`, whose output multiplies that of `up`."""
+        match self.activation:
+            case "swiglu":
+                return True
+            case "gelu" | "relu" | "swish" | "relu2":
+                return False
+            case _:
+                assert_never(self.activation)
+
+    @property
+    def has_norm_bias(self) -> bool:
+        """Tell whether norms have a bias beside their weight."""
+        match self.norm:
+            case "layernorm":
+                return self.bias
+            case "rmsnorm":
+                return False
+            case _:
+                assert_never(self.norm)

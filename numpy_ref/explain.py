@@ -22,7 +22,7 @@ import numpy as np
 
 from numpy_ref.attention import BLOCK, attention_weights
 from numpy_ref.block import norm_forward
-from numpy_ref.config import InputError
+from numpy_ref.config import GPTConfig, InputError
 from numpy_ref.door import one_line_errors
 from numpy_ref.generate import load_any, model_options
 from numpy_ref.gpt import forward
@@ -38,7 +38,7 @@ def shown(text: str) -> str:
     return text.replace("\n", "↵").replace(" ", "·") or "<end>"
 
 
-def residual_stream(trace: dict[str, Array], config: Any) -> list[tuple[str, Array]]:
+def residual_stream(trace: dict[str, Array], config: GPTConfig) -> list[tuple[str, Array]]:
     """(name, (T, C)) of the stream at the embedding, after every attention and after every MLP."""
     found = [("embedding", trace["blocks.0.norm1.x"][0])]
     for i in range(config.n_layer):
@@ -48,7 +48,7 @@ def residual_stream(trace: dict[str, Array], config: Any) -> list[tuple[str, Arr
     return found
 
 
-def lens(params: Params, config: Any, stream: Array) -> Array:
+def lens(params: Params, config: GPTConfig, stream: Array) -> Array:
     """Probabilities (T, V) that the output head would give to the stream (T, C) as it is."""
     h, _ = norm_forward(stream, below(params, "norm_f."), config.norm)
     return softmax(h @ params["wte.weight" if config.tie_embeddings else "lm_head.weight"].T)
@@ -63,7 +63,7 @@ def outlier_channels(x: Array, share: float = 0.2) -> str:
     return f"   ({', '.join(named)})" if named and len(x) > 1 / share else ""
 
 
-def attention_maps(trace: dict[str, Array], config: Any) -> list[Array]:
+def attention_maps(trace: dict[str, Array], config: GPTConfig) -> list[Array]:
     """(H, T, T) per layer."""
     maps = []
     for i in range(config.n_layer):
@@ -86,7 +86,7 @@ def _block(trace: dict[str, Array], name: str, b: int) -> dict[str, Any]:
     return {"weights": weights, "rows": slice(b * BLOCK, b * BLOCK + weights.shape[-2])}
 
 
-def explain(params: Params, config: Any, tokenizer: Tokenizer, prompt: str, folder: Path, top: int = 10) -> str:
+def explain(params: Params, config: GPTConfig, tokenizer: Tokenizer, prompt: str, folder: Path, top: int = 10) -> str:
     """The report as text; pictures go to `folder`."""
     ids = [tokenizer.end_of_text, *tokenizer.encode(prompt)]  # the beginning of a document
     if len(ids) > config.context_length:

@@ -32,7 +32,7 @@ OUTPUTS = Path("outputs/numpy_ref")
 
 def generate_ids(
     params: Params,
-    config: Any,
+    config: GPTConfig,
     ids: list[int],
     max_tokens: int,
     *,
@@ -68,12 +68,14 @@ def generate_ids(
         yield token
 
 
-def new_past(params: Params, config: Any, batch: int = 1) -> list[Past]:
+def new_past(params: Params, config: GPTConfig, batch: int = 1) -> list[Past]:
     dtype = params["wte.weight"].dtype
     return [Past(batch, config, config.context_length, dtype) for _ in range(config.n_layer)]
 
 
-def complete(params: Params, config: Any, tokenizer: Tokenizer, prompt: str, max_tokens: int, **options: Any) -> str:
+def complete(
+    params: Params, config: GPTConfig, tokenizer: Tokenizer, prompt: str, max_tokens: int, **options: Any
+) -> str:
     """The prompt, as a document's beginning, and what the model writes after it up to the document's end."""
     end = tokenizer.end_of_text
     new = generate_ids(params, config, [end, *tokenizer.encode(prompt)], max_tokens, stop=end, exempt=[end], **options)

@@ -17,12 +17,12 @@ plus attention's 12 C per key and layer (chapter 8).
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 
 from numpy_ref.block import block_backward, block_forward, norm_backward, norm_forward
-from numpy_ref.config import InputError, ff_width, kv_heads
+from numpy_ref.config import GPTConfig, InputError
 from numpy_ref.dropout import dropout_backward, dropout_forward
 from numpy_ref.embedding import (
     INIT_STD,
@@ -42,16 +42,16 @@ from numpy_ref.rope import rope_tables
 Shapes = dict[str, tuple[int, ...]]
 
 
-def shapes(config: Any) -> Shapes:
+def shapes(config: GPTConfig) -> Shapes:
     """Name and shape of every parameter, in the torch model's order."""
-    C, F, V = config.d_model, ff_width(config), config.vocab_size
-    kv = kv_heads(config) * (C // config.n_head)
+    C, F, V = config.d_model, config.ff_width, config.vocab_size
+    kv = config.kv_heads * config.d_head
     norm: Shapes = {"weight": (C,)}
-    if config.bias and config.norm == "layernorm":
+    if config.has_norm_bias:
         norm["bias"] = (C,)
     linears: Shapes = {"attn.q": (C, C), "attn.k": (kv, C), "attn.v": (kv, C), "attn.out": (C, C)}
     mlp: Shapes = {"mlp.up": (F, C), "mlp.down": (C, F)}
-    if config.activation == "swiglu":
+    if config.is_gated:
         mlp = {"mlp.gate": (F, C), **mlp}
 
     def with_bias(matrices: Shapes) -> Shapes:
@@ -65,7 +65,7 @@ def shapes(config: Any) -> Shapes:
     block = {**under("norm1.", norm), **with_bias(linears), **under("norm2.", norm), **with_bias(mlp)}
     found: Shapes = {"smear": (C,)} if config.smear else {}
     found["wte.weight"] = (V, C)
-    if config.position == "learned":
+    if config.has_learned_positions:
         found["wpe.weight"] = (config.context_length, C)
     for i in range(config.n_layer):
         found |= under(f"blocks.{i}.", block)
@@ -75,7 +75,7 @@ def shapes(config: Any) -> Shapes:
     return found
 
 
-def init_params(config: Any, seed: int = 0, dtype: Any = np.float32) -> Params:
+def init_params(config: GPTConfig, seed: int = 0, dtype: Any = np.float32) -> Params:
     """Weights normal with std 0.02, those that write into the residual stream 0.02 / sqrt(2 L); norms 1; biases 0."""
     rng = np.random.default_rng(seed)
     params = {}
@@ -93,7 +93,7 @@ def init_params(config: Any, seed: int = 0, dtype: Any = np.float32) -> Params:
 
 def _forward(
     params: Params,
-    config: Any,
+    config: GPTConfig,
     idx: Array,
     rng: np.random.Generator | None = None,
     past: list[Past] | None = None,
@@ -110,14 +110,17 @@ def _forward(
             past[0].last = x[:, -1]
         x, cache["smear"] = smear_forward(x, params["smear"], first)
     rope = None
-    if config.position == "learned":
-        x, cache["wpe"] = position_forward(x, params["wpe.weight"], start)
-    elif config.position == "sinusoidal":
-        table = sinusoidal_table(config.context_length, config.d_model).astype(x.dtype)
-        x, _ = position_forward(x, table, start)
-    else:
-        cos, sin = rope_tables(end, config.d_model // config.n_head)
-        rope = cos[start:], sin[start:]
+    match config.position:
+        case "learned":
+            x, cache["wpe"] = position_forward(x, params["wpe.weight"], start)
+        case "sinusoidal":
+            table = sinusoidal_table(config.context_length, config.d_model).astype(x.dtype)
+            x, _ = position_forward(x, table, start)
+        case "rope":
+            cos, sin = rope_tables(end, config.d_head)
+            rope = cos[start:], sin[start:]
+        case _:
+            assert_never(config.position)
     x, cache["drop"] = dropout_forward(x, config.dropout, rng)
     for i in range(config.n_layer):
         block = below(params, f"blocks.{i}.")
@@ -130,7 +133,7 @@ def _forward(
 
 def forward(
     params: Params,
-    config: Any,
+    config: GPTConfig,
     idx: Array,
     rng: np.random.Generator | None = None,
     past: list[Past] | None = None,
@@ -163,7 +166,7 @@ def forward(
 
 def loss_and_grads(
     params: Params,
-    config: Any,
+    config: GPTConfig,
     idx: Array,
     targets: Array,
     rng: np.random.Generator | None = None,
@@ -179,7 +182,7 @@ def loss_and_grads(
     return float(loss), _backward(dlogits, cache, config)
 
 
-def _backward(dlogits: Array, cache: Cache, config: Any) -> Params:
+def _backward(dlogits: Array, cache: Cache, config: GPTConfig) -> Params:
     grads: Params = {}
     dx, dhead, _ = linear_backward(dlogits, cache["head"])
     dx, norm, _ = norm_backward(dx, cache["norm_f"])
@@ -189,7 +192,7 @@ def _backward(dlogits: Array, cache: Cache, config: Any) -> Params:
         dx, block, *_ = block_backward(dx, cache.pop(f"blocks.{i}"))
         grads |= under(f"blocks.{i}.", block)
     dx, _, _ = dropout_backward(dx, cache["drop"])
-    if config.position == "learned":
+    if config.has_learned_positions:
         dx, grads["wpe.weight"] = position_backward(dx, cache["wpe"])
     if config.smear:
         dx, grads["smear"] = smear_backward(dx, cache["smear"])

@@ -12,22 +12,28 @@ GPT's weights live here, so here is where 8-bit weights pay most on small hardwa
 
 from __future__ import annotations
 
+from typing import assert_never
+
 from numpy_ref.activation import activation_backward, activation_forward
+from numpy_ref.config import Activation
 from numpy_ref.linear import Array, Cache
 from numpy_ref.multihead import Params, _project, _project_backward
 
 
-def mlp_forward(x: Array, params: Params, activation: str) -> tuple[Array, Cache]:
+def mlp_forward(x: Array, params: Params, activation: Activation) -> tuple[Array, Cache]:
     """x (B, T, C) -> (B, T, C). params: {up, down}.weight, gate.weight for swiglu, and .bias each or none."""
     cache: Cache = {}
     h, cache["up"] = _project(x, params, "up")  # (B, T, F)
-    if activation == "swiglu":
-        gate, cache["gate"] = _project(x, params, "gate")
-        a, cache["activation"] = activation_forward(gate, "swish")
-        cache["product"] = {"a": a, "u": h}
-        h = a * h
-    else:
-        h, cache["activation"] = activation_forward(h, activation)
+    match activation:
+        case "swiglu":
+            gate, cache["gate"] = _project(x, params, "gate")
+            a, cache["activation"] = activation_forward(gate, "swish")
+            cache["product"] = {"a": a, "u": h}
+            h = a * h
+        case "gelu" | "relu" | "swish" | "relu2":
+            h, cache["activation"] = activation_forward(h, activation)
+        case _:
+            assert_never(activation)
     y, cache["down"] = _project(h, params, "down")
     return y, cache
 

@@ -28,7 +28,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from numpy_ref.attention import attention_backward, attention_forward, window_mask
-from numpy_ref.config import kv_heads
+from numpy_ref.config import GPTConfig
 from numpy_ref.linear import Array, Cache, linear_backward, linear_forward
 from numpy_ref.norm import rmsnorm_backward, rmsnorm_forward
 from numpy_ref.rope import rope_backward, rope_forward
@@ -53,8 +53,8 @@ class Past:
     `last` (B, C): the embedding of the token read last, which smearing adds to the next one's.
     """
 
-    def __init__(self, batch: int, config: Any, capacity: int, dtype: Any) -> None:
-        shape = (batch, kv_heads(config), capacity, config.d_model // config.n_head)
+    def __init__(self, batch: int, config: GPTConfig, capacity: int, dtype: Any) -> None:
+        shape = (batch, config.kv_heads, capacity, config.d_head)
         self.k, self.v, self.length = np.zeros(shape, dtype), np.zeros(shape, dtype), 0
         self.last: Array | None = None
 
@@ -90,7 +90,7 @@ def _merge(x: Array) -> Array:
 def multihead_forward(
     x: Array,
     params: Params,
-    config: Any,
+    config: GPTConfig,
     rope: Rope | None = None,
     rng: np.random.Generator | None = None,
     past: Past | None = None,
@@ -98,7 +98,7 @@ def multihead_forward(
     """x (B, T, C) -> (B, T, C). params: {q, k, v, out}.weight and, where there are biases, .bias."""
     cache: Cache = {}
     heads = {}
-    for name, count in (("q", config.n_head), ("k", kv_heads(config)), ("v", kv_heads(config))):
+    for name, count in (("q", config.n_head), ("k", config.kv_heads), ("v", config.kv_heads)):
         y, cache[name] = _project(x, params, name)
         heads[name] = _split(y, count)
     for name in ("q", "k"):

@@ -1,9 +1,13 @@
 """Chapter 13. Optimizers: from gradients to better weights. All act in place on flat dictionaries name -> array.
 
-With g the gradient of a weight w and a the learning rate:
+With g the gradient of a weight w and a the learning rate, first the two from which AdamW was made, for comparison (no
+command trains with them):
 
     SGD with momentum   u = mu u + g,             w -= a u
     RMSprop             s = rho s + (1 - rho) g^2,  w -= a g / (sqrt(s) + eps)
+
+and those that train:
+
     AdamW (arXiv:1711.05101)
         m = b1 m + (1 - b1) g                     a running mean of gradients,
         v = b2 v + (1 - b2) g^2                   and of their squares;
@@ -37,7 +41,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, assert_never
 
 import numpy as np
 
@@ -46,6 +50,7 @@ from numpy_ref.multihead import Params
 
 PIECE = 1 << 16  # weights at a time: five arrays of 256 kB in float32
 State = dict[str, Any]
+Schedule = Literal["cosine", "linear", "constant", "trapezoid"]
 
 
 def global_norm(grads: Params) -> float:
@@ -164,6 +169,7 @@ def sgd_init(params: Params) -> State:
 
 
 def sgd_step(params: Params, grads: Params, state: State, lr: float, momentum: float = 0.9) -> None:
+    """Take one step, in place on params and state: for comparison."""
     for name, p in params.items():
         for w, g, u in _pieces(p, grads[name], state["u"][name]):
             u *= momentum
@@ -178,6 +184,7 @@ def rmsprop_init(params: Params) -> State:
 def rmsprop_step(
     params: Params, grads: Params, state: State, lr: float, smoothing: float = 0.99, eps: float = 1e-8
 ) -> None:
+    """Take one step, in place on params and state: for comparison."""
     for name, p in params.items():
         for w, g, s in _pieces(p, grads[name], state["s"][name]):
             s *= smoothing
@@ -197,7 +204,7 @@ def lr_at(
     horizon: int,
     *,
     peak: float,
-    kind: str = "cosine",
+    kind: Schedule = "cosine",
     warmup_steps: int = 0,
     final_ratio: float = 0.0,
     decay_share: float = 0.4,
@@ -205,16 +212,21 @@ def lr_at(
     """Learning rate of step 1 .. horizon: linear warmup to `peak`, then cosine (arXiv:1608.03983) or linear decay to
     `final_ratio * peak` at the horizon, where it stays; constant; or a trapezoid (arXiv:2405.18392), constant until the
     last `decay_share` of the horizon. A pure function: nothing to save or restore."""
-    if step <= warmup_steps:
-        return peak * step / warmup_steps
-    if kind == "constant":
-        return peak
-    begin = warmup_steps
-    if kind == "trapezoid":
-        begin = max(begin, min(horizon - 1, round((1 - decay_share) * horizon)))
-        if step <= begin:
-            return peak
-    progress = min(1.0, (step - begin) / max(1, horizon - begin))
-    if kind == "cosine":
-        progress = (1 - math.cos(math.pi * progress)) / 2
-    return peak * (1 - (1 - final_ratio) * progress)
+    match kind:
+        case "cosine":
+            fallen = (1 - math.cos(math.pi * _progress(step, warmup_steps, horizon))) / 2
+        case "linear":
+            fallen = _progress(step, warmup_steps, horizon)
+        case "constant":
+            fallen = 0.0
+        case "trapezoid":
+            begin = max(warmup_steps, min(horizon - 1, round((1 - decay_share) * horizon)))
+            fallen = _progress(step, begin, horizon)
+        case _:
+            assert_never(kind)
+    return peak * step / warmup_steps if step <= warmup_steps else peak * (1 - (1 - final_ratio) * fallen)
+
+
+def _progress(step: int, begin: int, end: int) -> float:
+    """How much of the way from `begin` to `end` lies behind, 0 before and 1 after."""
+    return min(1.0, max(0.0, (step - begin) / max(1, end - begin)))

@@ -15,12 +15,13 @@ import re
 import warnings
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, assert_never
 
 from numpy_ref.config import InputError
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIALS = ("<unk>", END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
+TokenizerKind = Literal["char", "word", "bpe"]
 UNKNOWN = "�"  # what <unk> is decoded to
 
 
@@ -103,13 +104,19 @@ class WordTokenizer(_TableTokenizer):
         return re.findall(r"\w+|[^\w\s]|\s+", text)
 
 
-def train_tokenizer(kind: str, text: str, vocab_size: int) -> OwnTokenizer:
-    """`kind` char, word or bpe; `vocab_size` is the most that words and byte pairs may have."""
+def train_tokenizer(kind: TokenizerKind, text: str, vocab_size: int) -> OwnTokenizer:
+    """Learn a tokenizer from `text`; `vocab_size` is the most that words and byte pairs may have."""
     from numpy_ref.bpe import BPETokenizer
 
-    if kind == "char":
-        return CharTokenizer.train(text)
-    return WordTokenizer.train(text, vocab_size) if kind == "word" else BPETokenizer.train(text, vocab_size)
+    match kind:
+        case "char":
+            return CharTokenizer.train(text)
+        case "word":
+            return WordTokenizer.train(text, vocab_size)
+        case "bpe":
+            return BPETokenizer.train(text, vocab_size)
+        case _:
+            assert_never(kind)
 
 
 def from_json(facts: dict[str, Any], where: str) -> OwnTokenizer:

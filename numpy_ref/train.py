@@ -17,7 +17,7 @@ import json
 import math
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -28,7 +28,7 @@ from numpy_ref.generate import OUTPUTS, complete
 from numpy_ref.gpt import init_params
 from numpy_ref.optimizers import adamw_init
 from numpy_ref.plots import plot_loss
-from numpy_ref.tokenizers import from_json, train_tokenizer
+from numpy_ref.tokenizers import TokenizerKind, from_json, train_tokenizer
 from numpy_ref.training import (
     Settings,
     Training,
@@ -160,7 +160,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m numpy_ref.train", description="Train a GPT with NumPy alone.")
     parser.add_argument("text", nargs="?", help="a UTF-8 file (default: the built-in stories)")
     parser.add_argument("--config", choices=CONFIGS, help="architecture (default small)")
-    parser.add_argument("--tokenizer", choices=("char", "word", "bpe"), help="default char")
+    parser.add_argument("--tokenizer", choices=get_args(TokenizerKind), help="default char")
     parser.add_argument("--vocab-size", type=int, help="most tokens of word and bpe (default 1000)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, help="times through the text")

@@ -28,7 +28,7 @@ from numpy_ref.linear import Array
 from numpy_ref.loss import cross_entropy_forward
 from numpy_ref.multihead import Params
 from numpy_ref.optimizers import State, adamw_step, clip_gradients, lr_at
-from numpy_ref.tokenizers import END_OF_TEXT, OwnTokenizer, Tokenizer
+from numpy_ref.tokenizers import END_OF_TEXT, OwnTokenizer, Tokenizer, TokenizerKind
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Settings:
     text: str
     text_hash: str
     config: str
-    tokenizer: str
+    tokenizer: TokenizerKind
     vocab_size: int
     epochs: int
     batch: int

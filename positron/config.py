@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, assert_never
 
 from positron.ranges import (
     BelowOne,
@@ -70,10 +70,17 @@ class ModelConfig:
             )
         if self.n_kv_head is not None and self.n_head % self.n_kv_head:
             raise UserError(f"model.n_kv_head={self.n_kv_head} must divide model.n_head={self.n_head}")
-        if self.position == "rope" and self.d_head % 2:
-            raise UserError(f"model.position=rope needs an even head dimension, not {self.d_head}")
-        if self.position == "sinusoidal" and self.d_model % 2:
-            raise UserError(f"model.position=sinusoidal needs an even model.d_model, not {self.d_model}")
+        match self.position:
+            case "learned":
+                pass
+            case "sinusoidal":
+                if self.d_model % 2:
+                    raise UserError(f"model.position=sinusoidal needs an even model.d_model, not {self.d_model}")
+            case "rope":
+                if self.d_head % 2:
+                    raise UserError(f"model.position=rope needs an even head dimension, not {self.d_head}")
+            case _:
+                assert_never(self.position)
 
     def with_vocab(self, vocab_size: int) -> GPTConfig:
         return GPTConfig(vocab_size=vocab_size, **dataclasses.asdict(self))
@@ -90,7 +97,62 @@ class ModelConfig:
     def ff_width(self) -> int:
         if self.d_ff is not None:
             return self.d_ff
-        return -(-8 * self.d_model // 24) * 8 if self.activation == "swiglu" else 4 * self.d_model
+        return -(-8 * self.d_model // 24) * 8 if self.is_gated else 4 * self.d_model
+
+    @property
+    def has_learned_positions(self) -> bool:
+        """Tell whether places are trained: a table `wpe` (T, C)."""
+        match self.position:
+            case "learned":
+                return True
+            case "sinusoidal" | "rope":
+                return False
+            case _:
+                assert_never(self.position)
+
+    @property
+    def has_position_table(self) -> bool:
+        """Tell whether a row for each place is added to the embeddings."""
+        match self.position:
+            case "learned" | "sinusoidal":
+                return True
+            case "rope":
+                return False
+            case _:
+                assert_never(self.position)
+
+    @property
+    def has_rope(self) -> bool:
+        """Tell whether queries and keys are turned by an angle for each place."""
+        match self.position:
+            case "rope":
+                return True
+            case "learned" | "sinusoidal":
+                return False
+            case _:
+                assert_never(self.position)
+
+    @property
+    def is_gated(self) -> bool:
+        """Tell whether the MLP has a third matrix, `gate`, whose output multiplies that of `up`."""
+        match self.activation:
+            case "swiglu":
+                return True
+            case "gelu" | "relu" | "swish" | "relu2":
+                return False
+            case _:
+                assert_never(self.activation)
+
+    @property
+    def has_norm_bias(self) -> bool:
+        """Tell whether norms have a bias beside their weight."""
+        match self.norm:
+            case "layernorm":
+                return self.bias
+            case "rmsnorm":
+                return False
+            case _:
+                assert_never(self.norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,18 +164,18 @@ class GPTConfig(ModelConfig):
     def matmul_params(self) -> int:
         """Weights that take part in a matrix product for every token, the output head included."""
         attention = 2 * self.d_model * self.d_head * (self.n_head + self.kv_heads)
-        mlp = (3 if self.activation == "swiglu" else 2) * self.d_model * self.ff_width
+        mlp = (3 if self.is_gated else 2) * self.d_model * self.ff_width
         return self.n_layer * (attention + mlp) + self.vocab_size * self.d_model
 
     def n_params(self) -> int:
         """All trained numbers, exactly; a tied embedding counts once."""
-        norm = self.d_model * (2 if self.norm == "layernorm" and self.bias else 1)
+        norm = self.d_model * (2 if self.has_norm_bias else 1)
         per_block = 2 * norm
         if self.bias:
             per_block += 2 * self.d_model + 2 * self.kv_heads * self.d_head  # q, out, k, v
-            per_block += self.d_model + self.ff_width * (2 if self.activation == "swiglu" else 1)
+            per_block += self.d_model + self.ff_width * (2 if self.is_gated else 1)
         embeddings = 0 if self.tie_embeddings else self.vocab_size * self.d_model
-        positions = self.context_length * self.d_model if self.position == "learned" else 0
+        positions = self.context_length * self.d_model if self.has_learned_positions else 0
         smear = self.d_model if self.smear else 0
         return self.matmul_params() + embeddings + positions + smear + self.n_layer * per_block + norm
 
@@ -130,25 +192,40 @@ class GPTConfig(ModelConfig):
         return 6 * self.matmul_params() + 12 * self.n_layer * self.d_model * keys
 
 
+TokenizerKind = Literal["char", "word", "sentencepiece", "tiktoken"]
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """`conf/tokenizer/*`. `vocab_size` (word, sentencepiece) is a ceiling: a small corpus yields fewer pieces."""
 
-    kind: Literal["char", "word", "sentencepiece", "tiktoken"]  # what a token is
+    kind: TokenizerKind  # what a token is
     vocab_size: Count | None = None  # for word and sentencepiece: at most this many tokens
     name: str | None = None  # for tiktoken: which vocabulary
 
     def __post_init__(self) -> None:
         check_ranges(self, "tokenizer")
-        if self.kind == "sentencepiece" and (self.vocab_size is None or self.vocab_size < 300):
-            raise UserError(
-                f"tokenizer.vocab_size={self.vocab_size} is too small for sentencepiece: 256 byte pieces, special "
-                "pieces and the corpus's own characters need at least 300"
-            )
-        if self.kind == "word" and (self.vocab_size is None or self.vocab_size < 10):
-            raise UserError(f"tokenizer.vocab_size={self.vocab_size} is too small for words: give at least 10")
-        if self.kind == "tiktoken" and self.name is None:
-            raise UserError("tokenizer.kind=tiktoken needs tokenizer.name, such as cl100k_base")
+        match self.kind:
+            case "char":
+                pass
+            case "word":
+                if self.vocab_size is None or self.vocab_size < 10:
+                    raise UserError(f"tokenizer.vocab_size={self.vocab_size} is too small for words: give at least 10")
+            case "sentencepiece":
+                if self.vocab_size is None or self.vocab_size < 300:
+                    raise UserError(
+                        f"tokenizer.vocab_size={self.vocab_size} is too small for sentencepiece: 256 byte pieces, "
+                        "special pieces and the corpus's own characters need at least 300"
+                    )
+            case "tiktoken":
+                if self.name is None:
+                    raise UserError("tokenizer.kind=tiktoken needs tokenizer.name, such as cl100k_base")
+            case _:
+                assert_never(self.kind)
+
+
+Packing = Literal["windows", "documents"]
+OnInvalid = Literal["error", "replace"]
 
 
 @dataclass(frozen=True)
@@ -162,7 +239,7 @@ class DataConfig:
     url: str | None = None  # for source=text: where the file is fetched from, once, with this sha256
     sha256: str | None = None  # checksum of what data.url fetches
     field: str = "text"  # of each line of .jsonl, or the column of .parquet and .arrow
-    on_invalid: Literal["error", "replace"] = "error"  # bytes that are not UTF-8
+    on_invalid: OnInvalid = "error"  # bytes that are not UTF-8
     repo: str | None = None  # for source=hub: OWNER/NAME of a dataset
     files: str = "*"  # which of its parquet files, as a pattern
     revision: str | None = None  # branch, tag or commit
@@ -172,19 +249,26 @@ class DataConfig:
     examples: Count = 20_000  # for source=story_instruct: how many requests
     seed: Seed = 0  # of the built-in corpus and of the train/validation split
     val_fraction: BelowOne = 0.02  # share that is for validation; 0, in SFT: validate on the training conversations
-    packing: Literal["windows", "documents"] = "windows"  # where training windows start
+    packing: Packing = "windows"  # where training windows start
     document_mask: bool = False  # tokens see only their own document, and positions count from its beginning
     dir: str = "outputs/data"  # folder in which prepared texts are kept
 
     def __post_init__(self) -> None:
         check_ranges(self, "data")
-        if self.source == "text" and not self.path and not self.url:
-            raise UserError("data=text needs data.path=FILE, a text file in UTF-8")
-        if self.source == "hub" and (not self.repo or self.repo.count("/") != 1):
-            raise UserError(f"data=hub needs data.repo=OWNER/NAME, not {self.repo}")
+        match self.source:
+            case "stories" | "instruct" | "story_instruct":
+                pass
+            case "text":
+                if not self.path and not self.url:
+                    raise UserError("data=text needs data.path=FILE, a text file in UTF-8")
+            case "hub":
+                if not self.repo or self.repo.count("/") != 1:
+                    raise UserError(f"data=hub needs data.repo=OWNER/NAME, not {self.repo}")
+            case _:
+                assert_never(self.source)
         if self.tokens_per_epoch is not None:
             self._check_stream()
-        if self.val_fraction == 0 and self.source not in ("instruct", "story_instruct"):
+        if self.val_fraction == 0 and not self.holds_conversations:
             raise UserError("data.val_fraction=0 leaves no text for validation: give more than 0 and less than 1")
 
     def _check_stream(self) -> None:
@@ -201,6 +285,17 @@ class DataConfig:
         assert self.epoch_tokens
 
     @property
+    def holds_conversations(self) -> bool:
+        """Tell whether the source gives conversations, for SFT, and not running text."""
+        match self.source:
+            case "instruct" | "story_instruct":
+                return True
+            case "stories" | "text" | "hub":
+                return False
+            case _:
+                assert_never(self.source)
+
+    @property
     def epoch_tokens(self) -> int:
         """`tokens_per_epoch` as a number: 10_000_000 for 10M."""
         text = str(self.tokens_per_epoch).strip()
@@ -214,11 +309,14 @@ class DataConfig:
         return round(number)
 
 
+Accelerator = Literal["cpu", "cuda", "mps"]
+
+
 @dataclass(frozen=True)
 class DeviceConfig:
     """`conf/device/*`: the machine. `auto` values are decided when a run starts and stay with the run."""
 
-    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: CUDA, else MPS, else the CPU
+    accelerator: Accelerator | Literal["auto"] = "auto"  # auto: CUDA, else MPS, else the CPU
     devices: Count = 1  # GPUs (or CPU processes) of each machine that train together
     num_nodes: Count = 1  # machines
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"  # how several devices work together
@@ -234,15 +332,29 @@ class DeviceConfig:
         """How many processes train one run: one for each device of each machine."""
         return self.devices * self.num_nodes
 
+    @property
+    def shards_weights(self) -> bool:
+        """Tell whether no process holds all weights."""
+        match self.strategy:
+            case "fsdp":
+                return True
+            case "auto" | "ddp":
+                return False
+            case _:
+                assert_never(self.strategy)
+
     def __post_init__(self) -> None:
         check_ranges(self, "device")
         if self.processes > 1 and self.strategy == "auto":
             raise UserError("more than one device needs device.strategy=ddp (or fsdp for models that do not fit one)")
 
 
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
 @dataclass(frozen=True)
 class PrecisionConfig:
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # of matrix products; weights are always fp32
+    dtype: Precision | Literal["auto"] = "auto"  # of matrix products; weights are always fp32
 
 
 @dataclass(frozen=True)
@@ -258,10 +370,32 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "optimizer")
-        if self.embedding_ratio != 1 and self.kind != "muon":
+        if self.embedding_ratio != 1 and not self.has_embedding_ratio:
             raise UserError("optimizer.embedding_ratio is for optimizer=muon, whose matrices and embeddings move apart")
-        if self.kind == "custom" and not self._target_:
+        if self.is_custom and not self._target_:
             raise UserError("optimizer=custom needs optimizer._target_=module.Class, such as torch.optim.RAdam")
+
+    @property
+    def is_custom(self) -> bool:
+        """Tell whether `_target_` names the class."""
+        match self.kind:
+            case "custom":
+                return True
+            case "adamw" | "muon":
+                return False
+            case _:
+                assert_never(self.kind)
+
+    @property
+    def has_embedding_ratio(self) -> bool:
+        """Tell whether embeddings and head move at a rate of their own."""
+        match self.kind:
+            case "muon":
+                return True
+            case "adamw" | "custom":
+                return False
+            case _:
+                assert_never(self.kind)
 
 
 @dataclass(frozen=True)
@@ -421,7 +555,7 @@ class RunConfig:
                 raise UserError("budget= is for pretraining on one device")
         elif self.auto_size:
             raise UserError("model=auto needs a time to choose for: budget=10min")
-        if self.optimizer.kind == "muon" and self.device.strategy == "fsdp":
+        if self.optimizer.kind == "muon" and self.device.shards_weights:
             raise UserError(
                 "optimizer=muon needs whole matrices, which device.strategy=fsdp cuts up: take adamw, or ddp"
             )

@@ -95,14 +95,9 @@ def company() -> Iterator[Finding]:
 def devices() -> Iterator[Finding]:
     import torch
 
-    from positron.training.device import bf16_is_fast, free_memory, matmul_flops
+    from positron.training.device import accelerators, bf16_is_fast, free_memory, matmul_flops
 
-    names = [
-        name
-        for name, there in (("cuda", torch.cuda.is_available()), ("mps", torch.backends.mps.is_available()))
-        if there
-    ]
-    for name in (*names, "cpu"):
+    for name in (name for name, is_there in accelerators().items() if is_there):
         device = torch.device(name)
         title = (
             torch.cuda.get_device_name()

@@ -166,7 +166,7 @@ def configure(values: dict[str, Any]) -> RunConfig:
         known, origin = base.config(), portable(base.folder)
     values = {**values, "model": known["model"], "tokenizer": known["tokenizer"], "init_from": origin}
     config = from_dict(RunConfig, values)
-    if config.data.source not in ("instruct", "story_instruct"):
+    if not config.data.holds_conversations:
         raise UserError("SFT learns from conversations: data=story_instruct, or data=instruct data.path=my.jsonl")
     return config
 

@@ -184,14 +184,14 @@ MUTANTS = [
     ),
     (
         "optimizers",
-        "        return peak * step / warmup_steps",
-        "        return peak * (step - 1) / warmup_steps",
+        "return peak * step / warmup_steps",
+        "return peak * (step - 1) / warmup_steps",
         "warmup: off by one",
     ),
     (
         "optimizers",
-        "        progress = (1 - math.cos(math.pi * progress)) / 2\n",
-        "        progress = math.sin(progress)\n",
+        "(1 - math.cos(math.pi * _progress(step, warmup_steps, horizon))) / 2",
+        "math.sin(_progress(step, warmup_steps, horizon))",
         "cosine: another curve",
     ),
     ("optimizers", "embedding_ratio * lr, betas", "lr, betas", "Muon: embeddings at the matrices' rate"),

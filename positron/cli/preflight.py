@@ -91,7 +91,8 @@ def check_source_run(config: RunConfig) -> None:
         for name in _SHAPE
         if getattr(theirs, name) != getattr(config.model, name)
     }
-    if config.model.position == theirs.position == "learned" and theirs.context_length != config.model.context_length:
+    learned = config.model.has_learned_positions and theirs.has_learned_positions
+    if learned and theirs.context_length != config.model.context_length:
         different["context_length"] = (theirs.context_length, config.model.context_length)
     if different:
         key = "init_from" if config.init_from else "ckpt_path"

@@ -29,7 +29,7 @@ from positron.run.facts import Facts
 from positron.run.folder import OUTPUTS, Run, is_free
 from positron.run.paths import JOB
 from positron.system.disk import lock, make_folder, read_json, write_json
-from positron.system.errors import Interrupted, UserError
+from positron.system.errors import Interrupted, LeftAtOnce, UserError
 from positron.system.exits import describe
 from positron.system.voice import first_rank
 
@@ -141,7 +141,7 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> 
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt):  # the user means the whole sweep
             raise
-        if hasattr(error, "exit_code"):
+        if isinstance(error, Interrupted | LeftAtOnce):
             raise SystemExit(error.exit_code) from error
         reason = describe(error)[1] or f"{type(error).__name__}: {error}"
         print(reason, file=sys.stderr)

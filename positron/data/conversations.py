@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from positron.config import DataConfig
 from positron.data.conversation_shapes import Malformed, is_talk, read_talk
+from positron.data.decoding import Reading
 from positron.data.records import Broken, Record, read_records
 from positron.data.sources import is_validation
 from positron.system.errors import UserError
@@ -74,13 +75,24 @@ def read_conversations(config: DataConfig, say: Callable[[str], None] = lambda l
     Rows that cannot be read are skipped, counted and named; UserError where they are more than half, or where nothing
     is left.
     """
-    if config.source == "story_instruct":
-        return list(story_requests(config.seed, 0, config.examples, config.val_fraction))
+    match config.source:
+        case "story_instruct":
+            return list(story_requests(config.seed, 0, config.examples, config.val_fraction))
+        case "instruct":
+            return _conversations_of_files(config, say)
+        case "stories" | "text" | "hub":
+            raise UserError(f"data={config.source} holds text, not conversations: data=instruct data.path=FILE")
+        case _:
+            assert_never(config.source)
+
+
+def _conversations_of_files(config: DataConfig, say: Callable[[str], None]) -> list[Conversation]:
     path = str(SAMPLE) if config.path is None else config.path
     reading, conversations = _Reading(), []
+    replaces = Reading(on_invalid=config.on_invalid).replaces
     for record in read_records(path, config.on_invalid, is_talk):
         reading.rows += 1
-        messages = _messages(record, reading, config.on_invalid)
+        messages = _messages(record, reading, replaces)
         if messages:
             question = next((m.content for m in messages if m.role == "user"), "")
             conversations.append(Conversation(messages, is_validation(question, config.seed, config.val_fraction)))
@@ -95,12 +107,12 @@ def read_conversations(config: DataConfig, say: Callable[[str], None] = lambda l
     return conversations
 
 
-def _messages(record: Record, reading: _Reading, on_invalid: str) -> tuple[Message, ...]:
+def _messages(record: Record, reading: _Reading, replaces: bool) -> tuple[Message, ...]:
     """The messages of a row; empty where it is skipped, which `reading` then knows."""
     if isinstance(record.value, Broken):
         reading.skip(record, record.value.label, record.value.message)
         return ()
-    value = _without_halves(record.value) if on_invalid == "replace" else record.value
+    value = _without_halves(record.value) if replaces else record.value
     try:
         talk = read_talk(value)
     except Malformed as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import assert_never
 
 from positron.config import DataConfig, TokenizerConfig
 from positron.data.open import open_source
@@ -83,7 +84,7 @@ def _report(source: Source, tokens: Path, tokenizer: Tokenizer, say: Callable[[s
             f"WARNING: tokenizer=word finds only {train.n_tokens:,} words in {train.n_bytes:,} bytes, because this text "
             "has few blanks between words: take tokenizer=char or tokenizer=spm_4k"
         )
-    if tokenizer.kind in ("char", "word"):
+    if tokenizer.has_unknown:
         unknown = float((train.read(0, min(train.n_tokens, UNKNOWN_SAMPLE)) == 0).mean())
         if unknown > 0.01:
             say(
@@ -98,9 +99,17 @@ def _own_tokenizer(
     if (home / "tokenizer.json").exists():
         return load_tokenizer(home)
     make_folder(home)
-    of_a_sample = choice.kind != "char" or streams  # all of a text's characters, where it is no stream
-    if choice.kind != "tiktoken":
-        say(f"training the {choice.kind} tokenizer" + (" on the beginning of the text" if of_a_sample else ""))
+    of_a_sample = True
+    match choice.kind:
+        case "char":
+            of_a_sample = streams  # all of a text's characters, where it is no stream
+            say("training the char tokenizer" + (" on the beginning of the text" if of_a_sample else ""))
+        case "word" | "sentencepiece":
+            say(f"training the {choice.kind} tokenizer on the beginning of the text")
+        case "tiktoken":
+            pass  # a ready-made vocabulary: nothing is read
+        case _:
+            assert_never(choice.kind)
     tokenizer = train_tokenizer(choice, _sample(source, TOKENIZER_SAMPLE if of_a_sample else None))
     tokenizer.save(home)
     if choice.vocab_size and tokenizer.vocab_size < choice.vocab_size:

@@ -7,8 +7,9 @@ import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any, assert_never
 
+from positron.config import OnInvalid
 from positron.data.listing import compression_of, describe_binary
 from positron.system.console import one_line
 from positron.system.errors import UserError
@@ -23,9 +24,6 @@ _BOMS = (
 )
 
 
-OnInvalid = Literal["error", "replace"]
-
-
 @dataclass
 class Reading:
     """How files are read, and what was changed in them so far."""
@@ -36,6 +34,20 @@ class Reading:
     replaced: int = 0  # characters that became U+FFFD
     line_ends: int = 0  # files in which \r\n or \r became \n
 
+    def __post_init__(self) -> None:
+        _ = self.replaces  # an unknown choice is an error here, not at the first invalid byte
+
+    @property
+    def replaces(self) -> bool:
+        """Tell whether invalid bytes become U+FFFD instead of an error."""
+        match self.on_invalid:
+            case "replace":
+                return True
+            case "error":
+                return False
+            case _:
+                assert_never(self.on_invalid)
+
     @property
     def field_name(self) -> str:
         return f"data.field={self.field}" if self.has_settings else f'"{self.field}"'
@@ -45,7 +57,7 @@ class Reading:
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
-            if self.on_invalid != "replace":
+            if not self.replaces:
                 remedy = "; data.on_invalid=replace reads it as �" if self.has_settings else ""
                 raise UserError(
                     f"{where} has half of a surrogate pair, \\u{ord(text[error.start]):04x}, which is not a character"
@@ -61,7 +73,7 @@ class Reading:
         try:
             return content.decode("utf-8")
         except UnicodeDecodeError as error:
-            if self.on_invalid != "replace":
+            if not self.replaces:
                 remedy = "; data.on_invalid=replace reads it with � in such places" if self.has_settings else ""
                 raise UserError(
                     f"{where} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}{remedy}"
@@ -116,7 +128,7 @@ def _utf8(file: Any, path: Path, reading: Reading) -> Iterator[str]:
         try:
             text, used = codecs.utf_8_decode(content, "strict", not block)
         except UnicodeDecodeError as error:
-            if reading.on_invalid != "replace":
+            if not reading.replaces:
                 at = place - len(waiting) + error.start
                 remedy = (
                     "data.on_invalid=replace reads it with � in such places, if they are few; or "

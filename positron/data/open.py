@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from typing import assert_never
 
 from positron.config import DataConfig
 from positron.data.sources import Document, Source, is_validation
+from positron.system.errors import UserError
 
 STORIES_PER_TASK = 500
 
@@ -47,12 +49,20 @@ class StoriesSource:
 
 def open_source(config: DataConfig, say: Callable[[str], None] = print) -> Source:
     """The corpus that a configuration names. UserError where it is missing, empty or unreadable."""
-    if config.source == "stories":
-        return StoriesSource(config)
-    if config.source == "hub":
-        from positron.data.hub import HubSource
+    match config.source:
+        case "stories":
+            return StoriesSource(config)
+        case "text":
+            from positron.data.files import FileSource
 
-        return HubSource(config, say)
-    from positron.data.files import FileSource
+            return FileSource(config)
+        case "hub":
+            from positron.data.hub import HubSource
 
-    return FileSource(config)
+            return HubSource(config, say)
+        case "instruct" | "story_instruct":
+            raise UserError(
+                f"data={config.source} holds conversations, not text: data=text data.path=FILE, or data=stories"
+            )
+        case _:
+            assert_never(config.source)

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from positron.data.decoding import OnInvalid, Reading, read_text, why_unreadable
+from positron.config import OnInvalid
+from positron.data.decoding import Reading, read_text, why_unreadable
 from positron.data.listing import list_files
 from positron.data.rows import arrow_reader
 from positron.system.errors import UserError

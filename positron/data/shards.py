@@ -256,7 +256,7 @@ class TokenFiles:
         So the bytes of all tokens together are those of the original text, whatever the tokenizer does not know.
         """
         lengths = tokenizer.token_bytes().astype(np.float64)
-        if tokenizer.kind in ("char", "word"):
+        if tokenizer.has_unknown:
             counts = np.zeros(tokenizer.vocab_size, dtype=np.int64)
             for shard in self._shards:
                 counts += np.bincount(_read_shard(shard), minlength=tokenizer.vocab_size)

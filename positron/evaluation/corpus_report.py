@@ -31,7 +31,7 @@ def tokenizer_report(files: TokenFiles, tokenizer: Tokenizer, limit: int = 5_000
     used = spelled[counts[spelled] > 0]
     by_length = sorted(used, key=lambda i: (-lengths[i], i))[:8]
     by_count = sorted(used, key=lambda i: (counts[i], i))[:8]
-    unknown = counts[0] / max(1, len(ids)) if tokenizer.kind in ("char", "word") else 0.0
+    unknown = counts[0] / max(1, len(ids)) if tokenizer.has_unknown else 0.0
 
     def shown(pieces: list[int]) -> str:
         parts = [tokenizer.bytes_of(int(i)) for i in pieces]

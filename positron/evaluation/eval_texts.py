@@ -127,7 +127,7 @@ def size_of(text: str) -> int:
 def _decoded(tokenizer: Tokenizer, ids: np.ndarray, lengths: np.ndarray) -> str:
     """`lengths`: the bytes that each id stands for."""
     text = tokenizer.decode(ids.tolist())
-    if tokenizer.kind not in ("char", "word") or not (ids == 0).any():
+    if not tokenizer.has_unknown or not (ids == 0).any():
         return text
     lossy = Lossy(text)
     lossy.n_bytes = round(lengths[ids].sum())

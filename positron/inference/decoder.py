@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from torch.nn import functional as F
 
 from positron.inference.int8 import Int8Linear, dequantise, quantise
 from positron.inference.packed_linear import Linear
-from positron.model.gpt import GPT, NORM_EPS, Block, Norm
+from positron.model.gpt import GPT, NORM_EPS, Block, Elementwise, Norm
 from positron.model.kernels.attention import causal_attention, window_mask
 from positron.model.lora import weight_of
 
@@ -55,7 +56,7 @@ class Decoder:
         self.device = model.wte.weight.device
         self.bytewise = dtype == torch.int8
         self.dtype = torch.bfloat16 if self.bytewise else dtype or model.wte.weight.dtype
-        self.H, self.K, self.D = config.n_head, config.kv_heads, config.d_head
+        self.H, self.K, self.D, self.gated = config.n_head, config.kv_heads, config.d_head, config.is_gated
         self.layers = [self._pack(block) for block in model.blocks]  # type: ignore[arg-type]
         self.norm_f = self._norm(model.norm_f)
         self.head = self._linear(model.head_weight)
@@ -64,13 +65,18 @@ class Decoder:
         # SDPA for one query is three times slower in bf16 than in fp32 on a CPU
         narrow = self.dtype == torch.bfloat16 and self.device.type == "cpu"
         self.cache_dtype = torch.float32 if narrow else self.dtype
-        if config.position == "learned":
-            self.positions = model.wpe.weight.detach().to(self.dtype)
-        elif config.position == "sinusoidal":
-            self.positions = model.positions.to(self.dtype)
-        else:
-            wide = torch.float64 if self.dtype == torch.float64 else torch.float32  # there is no complex bfloat16
-            self.turn = torch.complex(model.cos.to(wide), model.sin.to(wide))[:, None]  # (T, 1, D/2)
+        self.positions: Tensor | None = None  # (T, C), added to the embeddings
+        self.turn: Tensor | None = None  # (T, 1, D/2), by which queries and keys are turned
+        match config.position:
+            case "learned":
+                self.positions = model.wpe.weight.detach().to(self.dtype)
+            case "sinusoidal":
+                self.positions = model.positions.to(self.dtype)
+            case "rope":
+                wide = torch.float64 if self.dtype == torch.float64 else torch.float32  # there is no complex bfloat16
+                self.turn = torch.complex(model.cos.to(wide), model.sin.to(wide))[:, None]
+            case _:
+                assert_never(config.position)
         self.smear = model.smear.detach().to(self.dtype) if config.smear else None
         self._allocate(batch)
 
@@ -90,11 +96,15 @@ class Decoder:
 
     def _norm(self, norm: Norm) -> tuple[Tensor, Tensor | None]:
         weight = norm.weight.detach().to(self.dtype)
-        if self.config.norm == "rmsnorm":
-            return torch.cat((weight, weight)), None
-        return weight, norm.bias.detach().to(self.dtype) if norm.bias is not None else None
+        match self.config.norm:
+            case "layernorm":
+                return weight, norm.bias.detach().to(self.dtype) if norm.bias is not None else None
+            case "rmsnorm":
+                return torch.cat((weight, weight)), None
+            case _:
+                assert_never(self.config.norm)
 
-    def _linear(self, weight: Tensor, bias: Tensor | None = None, activation: str = "") -> Linear | Int8Linear:
+    def _linear(self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "") -> Linear | Int8Linear:
         bias = bias.detach().to(self.dtype) if bias is not None else None
         if self.bytewise:
             return Int8Linear(weight, bias, activation)
@@ -103,7 +113,7 @@ class Decoder:
     def _pack(self, block: Block) -> _Layer:
         attn, mlp = block.attn, block.mlp
 
-        def joined(*parts: torch.nn.Linear, paired: int = 0, activation: str = "") -> Linear | Int8Linear:
+        def joined(*parts: torch.nn.Linear, paired: int = 0, activation: Elementwise = "") -> Linear | Int8Linear:
             """`paired`: so many of the parts get their rotary pairs side by side."""
             weights = [weight_of(p) for p in parts]
             weights[:paired] = [self._side_by_side(weight) for weight in weights[:paired]]
@@ -115,7 +125,7 @@ class Decoder:
         return _Layer(
             self._norm(block.norm1),
             self._norm(block.norm2),
-            joined(attn.q, attn.k, attn.v, paired=2 if self.config.position == "rope" else 0),
+            joined(attn.q, attn.k, attn.v, paired=2 if self.config.has_rope else 0),
             joined(attn.out),
             joined(mlp.gate, mlp.up) if mlp.activation == "swiglu" else joined(mlp.up, activation=mlp.activation),
             joined(mlp.down),
@@ -127,13 +137,17 @@ class Decoder:
         return x.reshape(-1, 2, self.D // 2, *shape[1:]).transpose(1, 2).reshape(shape)
 
     def _apply_norm(self, x: Tensor, norm: tuple[Tensor, Tensor | None]) -> Tensor:
-        if self.config.norm == "layernorm":
-            return F.layer_norm(x, norm[0].shape, *norm, NORM_EPS)
-        return _rms_norm(x, norm[0])
+        match self.config.norm:
+            case "layernorm":
+                return F.layer_norm(x, norm[0].shape, *norm, NORM_EPS)
+            case "rmsnorm":
+                return _rms_norm(x, norm[0])
+            case _:
+                assert_never(self.config.norm)
 
     def _plus_mlp(self, x: Tensor, layer: _Layer) -> Tensor:
         h = layer.up(self._apply_norm(x, layer.norm2))
-        if self.config.activation == "swiglu":
+        if self.gated:
             gate, h = h.chunk(2, dim=-1)
             h = F.silu(gate) * h
         return layer.down.plus(h, x)
@@ -177,9 +191,9 @@ class Decoder:
         if self.smear is not None:
             self.ids[rows, :n] = idx
             x = x + self.smear * F.pad(x[:, :-1], (0, 0, 1, 0))
-        if self.config.position != "rope":
+        if self.positions is not None:
             x = x + self.positions[:n]
-        turn = self.turn[:n].repeat(b, 1, 1) if self.config.position == "rope" else None
+        turn = None if self.turn is None else self.turn[:n].repeat(b, 1, 1)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             q, k, v = (part.unflatten(0, (b, n)).transpose(1, 2) for part in (q, k, v))  # (b, heads, n, D)
@@ -204,9 +218,9 @@ class Decoder:
             self.ids[0, start:n] = idx
             before = F.embedding(self.ids[0, max(0, start - 1) : n - 1], self.wte)
             x = x + self.smear * (before if start else F.pad(before, (0, 0, 1, 0)))
-        if self.config.position != "rope":
+        if self.positions is not None:
             x = x + self.positions[start:n]
-        turn = self.turn[start:n] if self.config.position == "rope" else None
+        turn = None if self.turn is None else self.turn[start:n]
         mask = window_mask(n, self.config.window, self.device)[start:]  # (T, n)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -250,9 +264,9 @@ class Decoder:
         x = F.embedding(ids, self.wte)  # (B, C)
         if self.smear is not None:
             x = x + self.smear * self._before(ids)
-        if self.config.position != "rope":
+        if self.positions is not None:
             x = x + self.positions[where]
-        turn = self.turn[where] if self.config.position == "rope" else None
+        turn = None if self.turn is None else self.turn[where]
 
         def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             if even:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from positron.model.gpt import GPT, activate
+from positron.model.gpt import GPT, Elementwise, activate
 
 FEW_ROWS = 8  # the operator's time grows with the rows; from here on a product of whole tiles in bf16 takes less
 WIDTH = 32  # it reads beyond the end of rows that are no multiple of its vectors: noise, or a crash
@@ -54,7 +54,7 @@ class Int8Linear:
 
     packed = False
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: str = "") -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "") -> None:
         self.q, self.scale = quantise(weight)
         self.bias, self.activation = bias, activation
         self.direct = weight.device.type == "cpu" and weight.shape[1] % WIDTH == 0

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from positron.model.gpt import activate
+from positron.model.gpt import Elementwise, activate
 
 FUSED = {"gelu": ("gelu", "tanh"), "relu": ("relu", ""), "swish": ("swish", "")}
 
@@ -26,7 +26,7 @@ def can_pack(weight: Tensor) -> bool:
 class Linear:
     """x -> activation(x W^T + b), W (out, in). The weight is copied: train first."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: str = "") -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "") -> None:
         self.bias, self.activation = bias, activation
         self.packed = can_pack(weight)
         self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight

@@ -7,6 +7,7 @@ Every option of `GPTConfig` appears exactly once below and has its twin, with a 
 from __future__ import annotations
 
 import math
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from positron.model.kernels.norms_and_heads import Rope
 NORM_EPS = 1e-5
 ROPE_BASE = 10_000.0
 INIT_STD = 0.02
+Elementwise = Literal["gelu", "relu", "swish", "relu2", ""]  # activations of one argument; "": none
 
 
 class Norm(nn.Module):
@@ -31,13 +33,16 @@ class Norm(nn.Module):
         super().__init__()
         self.kind = config.norm
         self.weight = nn.Parameter(torch.empty(config.d_model))
-        has_bias = config.bias and config.norm == "layernorm"
-        self.bias = nn.Parameter(torch.empty(config.d_model)) if has_bias else None
+        self.bias = nn.Parameter(torch.empty(config.d_model)) if config.has_norm_bias else None
 
     def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
-        if self.kind == "layernorm":
-            return F.layer_norm(x, self.weight.shape, self.weight, self.bias, NORM_EPS)
-        return fused.rms_norm(x, self.weight, NORM_EPS)
+        match self.kind:
+            case "layernorm":
+                return F.layer_norm(x, self.weight.shape, self.weight, self.bias, NORM_EPS)
+            case "rmsnorm":
+                return fused.rms_norm(x, self.weight, NORM_EPS)
+            case _:
+                assert_never(self.kind)
 
 
 def rope_tables(context_length: int, d_head: int) -> tuple[Tensor, Tensor]:
@@ -147,7 +152,7 @@ class MLP(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.activation = config.activation
-        if config.activation == "swiglu":
+        if config.is_gated:
             self.gate = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
         self.up = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
         self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
@@ -158,17 +163,21 @@ class MLP(nn.Module):
         return self.down(h)
 
 
-def activate(h: Tensor, activation: str) -> Tensor:
-    """Of one argument; "" leaves it as it is."""
-    if activation == "gelu":
-        return fused.gelu(h)
-    if activation == "relu":
-        return F.relu(h)
-    if activation == "swish":
-        return F.silu(h)
-    if activation == "relu2":
-        return fused.relu2(h)
-    return h
+def activate(h: Tensor, activation: Elementwise) -> Tensor:
+    """Apply an activation of one argument; "" leaves it as it is."""
+    match activation:
+        case "gelu":
+            return fused.gelu(h)
+        case "relu":
+            return F.relu(h)
+        case "swish":
+            return F.silu(h)
+        case "relu2":
+            return fused.relu2(h)
+        case "":
+            return h
+        case _:
+            assert_never(activation)
 
 
 class Block(nn.Module):
@@ -200,15 +209,18 @@ class GPT(nn.Module):
         self.checkpoint_activations = False  # True: blocks keep their input alone and run again in the backward pass
         self.wte = nn.Embedding(config.vocab_size, config.d_model)
         dtype = self.wte.weight.dtype
-        if config.position == "learned":
-            self.wpe = nn.Embedding(config.context_length, config.d_model)
-        elif config.position == "sinusoidal":
-            table = sinusoidal_table(config.context_length, config.d_model)
-            self.register_buffer("positions", table.to(dtype), persistent=False)
-        else:
-            cos, sin = rope_tables(config.context_length, config.d_head)
-            self.register_buffer("cos", cos.to(dtype), persistent=False)
-            self.register_buffer("sin", sin.to(dtype), persistent=False)
+        match config.position:
+            case "learned":
+                self.wpe = nn.Embedding(config.context_length, config.d_model)
+            case "sinusoidal":
+                table = sinusoidal_table(config.context_length, config.d_model)
+                self.register_buffer("positions", table.to(dtype), persistent=False)
+            case "rope":
+                cos, sin = rope_tables(config.context_length, config.d_head)
+                self.register_buffer("cos", cos.to(dtype), persistent=False)
+                self.register_buffer("sin", sin.to(dtype), persistent=False)
+            case _:
+                assert_never(config.position)
         if config.smear:
             self.smear = nn.Parameter(torch.empty(config.d_model))
         self.drop = nn.Dropout(config.dropout)
@@ -239,14 +251,17 @@ class GPT(nn.Module):
         places: slice | Tensor = slice(T)
         if documents is not None:
             places, mask = places_in_documents(documents), document_mask(documents, self.config.window)
-        if self.config.position == "learned":
-            x = x + self.wpe.weight[places]
-        elif self.config.position == "sinusoidal":
-            x = x + self.positions[places].to(x.dtype)
-        else:
-            rope = (self.cos[places], self.sin[places])
-            if documents is not None:
-                rope = (rope[0][:, None], rope[1][:, None])  # (B, 1, T, D/2): the same for all heads
+        match self.config.position:
+            case "learned":
+                x = x + self.wpe.weight[places]
+            case "sinusoidal":
+                x = x + self.positions[places].to(x.dtype)
+            case "rope":
+                rope = (self.cos[places], self.sin[places])
+                if documents is not None:
+                    rope = (rope[0][:, None], rope[1][:, None])  # (B, 1, T, D/2): the same for all heads
+            case _:
+                assert_never(self.config.position)
         x = self.drop(x)
         for block in self.blocks:
             x = self._run(block, x, rope, mask)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import assert_never
 
 import torch
 
@@ -33,12 +34,24 @@ def refuse_what_cannot_fit(config: GPTConfig, *, copies: int, accelerator: str =
     `copies`: TRAINED, or 1 where the model is only used. Weights are made in main memory, whatever the accelerator.
     """
     total = machine_memory()
-    tables = 2 * FLOAT * config.context_length * config.d_head if config.position != "learned" else 0
-    fixed = config.n_layer * LAYER_BYTES + tables
+    fixed = config.n_layer * LAYER_BYTES + _table_bytes(config)
     _refuse(config, FLOAT * config.n_params() * (copies if accelerator == "cpu" else 1) + fixed, total, "this machine")
     if accelerator == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory * processes
         _refuse(config, FLOAT * config.n_params() * copies, total, "its GPU" if processes == 1 else "its GPUs")
+
+
+def _table_bytes(config: GPTConfig) -> int:
+    """Bytes of positions that are no parameters; they are computed in float64."""
+    match config.position:
+        case "learned":
+            return 0
+        case "sinusoidal":
+            return 2 * FLOAT * config.context_length * config.d_model
+        case "rope":
+            return 2 * FLOAT * config.context_length * config.d_head
+        case _:
+            assert_never(config.position)
 
 
 def _refuse(config: GPTConfig, needed: int, total: int | None, where: str) -> None:

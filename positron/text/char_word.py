@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from positron.config import TokenizerKind
 from positron.system.disk import write_json
 from positron.text.tokenizer import SPECIALS, UNKNOWN
 
@@ -18,7 +19,8 @@ from positron.text.tokenizer import SPECIALS, UNKNOWN
 class CharTokenizer:
     """One id per character of the corpus; others become `<unk>` (id 0)."""
 
-    kind = "char"
+    kind: TokenizerKind = "char"
+    has_unknown = True
 
     def __init__(self, characters: str) -> None:
         self.characters = "".join(sorted(set(characters)))
@@ -75,7 +77,8 @@ _PIECES = re.compile(r"\w+|[^\w\s]|\s+")
 class WordTokenizer:
     """One id per frequent word; rarer ones become `<unk>` (id 0), so a text is given back only where all are known."""
 
-    kind = "word"
+    kind: TokenizerKind = "word"
+    has_unknown = True
 
     def __init__(self, pieces: Iterable[str]) -> None:
         self.pieces = list(pieces)

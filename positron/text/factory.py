@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import assert_never, get_args
 
-from positron.config import TokenizerConfig
+from positron.config import TokenizerConfig, TokenizerKind
 from positron.system.disk import read_bytes, read_json
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer, WordTokenizer
@@ -15,16 +16,21 @@ from positron.text.tokenizer import Tokenizer
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Made from `texts`; ready-made vocabularies need none."""
-    if config.kind == "char":
-        return CharTokenizer.train(texts)
-    if config.kind == "tiktoken":
-        assert config.name is not None
-        return named(config.name)
-    assert config.vocab_size is not None
-    if config.kind == "word":
-        return WordTokenizer.train(texts, config.vocab_size)
-    return SentencePieceTokenizer.train(texts, config.vocab_size)
+    """Make the tokenizer from `texts`; ready-made vocabularies need none."""
+    match config.kind:
+        case "char":
+            return CharTokenizer.train(texts)
+        case "word":
+            assert config.vocab_size is not None
+            return WordTokenizer.train(texts, config.vocab_size)
+        case "sentencepiece":
+            assert config.vocab_size is not None
+            return SentencePieceTokenizer.train(texts, config.vocab_size)
+        case "tiktoken":
+            assert config.name is not None
+            return named(config.name)
+        case _:
+            assert_never(config.kind)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -32,14 +38,20 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     facts = read_json(folder / "tokenizer.json", folder.parent)
     tokenizer: Tokenizer
     try:
-        if facts["kind"] == "char":
-            tokenizer = CharTokenizer(facts["characters"])
-        elif facts["kind"] == "word":
-            tokenizer = WordTokenizer(facts["pieces"])
-        elif facts["kind"] == "tiktoken":
-            tokenizer = TiktokenTokenizer.load(folder)
-        else:
-            tokenizer = SentencePieceTokenizer(read_bytes(folder / "spm.model", folder.parent))
+        kind: TokenizerKind = facts["kind"]
+        if kind not in get_args(TokenizerKind):
+            raise ValueError(f"kind {kind!r} is none of {', '.join(get_args(TokenizerKind))}")
+        match kind:
+            case "char":
+                tokenizer = CharTokenizer(facts["characters"])
+            case "word":
+                tokenizer = WordTokenizer(facts["pieces"])
+            case "sentencepiece":
+                tokenizer = SentencePieceTokenizer(read_bytes(folder / "spm.model", folder.parent))
+            case "tiktoken":
+                tokenizer = TiktokenTokenizer.load(folder)
+            case _:
+                assert_never(kind)
         if tokenizer.hash != facts["hash"]:
             raise ValueError("its content does not have the hash that it was saved with")
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:

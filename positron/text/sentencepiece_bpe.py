@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from positron.config import TokenizerKind
 from positron.system.disk import whole_file, write_json
 from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
@@ -25,7 +26,8 @@ MAX_LINE = 200_000  # characters of a line in training; it leaves out lines of m
 class SentencePieceTokenizer:
     """Byte-pair encoding by SentencePiece, set up so that no byte of the text is ever lost or changed."""
 
-    kind = "sentencepiece"
+    kind: TokenizerKind = "sentencepiece"
+    has_unknown = False
 
     def __init__(self, model: bytes) -> None:
         import sentencepiece

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from positron.config import TokenizerKind
 from positron.system.disk import read_bytes, read_json, whole_file, write_json
 from positron.system.download import cache_folder, fetch
 from positron.system.errors import UserError
@@ -76,7 +77,8 @@ def _parse(content: bytes) -> dict[bytes, int]:
 class TiktokenTokenizer:
     """Byte-pair encoding of bytes: every text can be encoded. The chat markers follow the library's own ids."""
 
-    kind = "tiktoken"
+    kind: TokenizerKind = "tiktoken"
+    has_unknown = False
 
     def __init__(self, name: str, pattern: str, content: bytes, end_of_text: int, n_vocab: int) -> None:
         import tiktoken

@@ -13,14 +13,17 @@ from typing import Protocol
 
 import numpy as np
 
+from positron.config import TokenizerKind
+
 END_OF_TEXT = "<|endoftext|>"
 SPECIALS = (END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")  # the last four are for chat
 UNKNOWN = "�"  # what `<unk>` is decoded to, in the tokenizers that have it
 
 
 class Tokenizer(Protocol):
-    kind: str
+    kind: TokenizerKind
     vocab_size: int
+    has_unknown: bool  # whether id 0 is `<unk>`, which stands for text that the tokenizer does not know
 
     @property
     def hash(self) -> str:

@@ -6,23 +6,24 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import torch
 
-from positron.config import DeviceConfig, GPTConfig, PrecisionConfig
+from positron.config import Accelerator, DeviceConfig, GPTConfig, Precision, PrecisionConfig
 from positron.model.kernels.attention import BLOCK, LONGEST
 from positron.system.errors import UserError
 
-BATCH_TOKENS = {"cuda": 131_072, "mps": 98_304, "cpu": 65_536}
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-LIGHTNING_PRECISION = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
+BATCH_TOKENS: dict[Accelerator, int] = {"cuda": 131_072, "mps": 98_304, "cpu": 65_536}
+DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LIGHTNING_PRECISION: dict[Precision, str] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 CPU_MICRO_TOKENS = 4096  # about what keeps a layer's activations in a desktop CPU's cache
 
 
 @dataclass(frozen=True)
 class Machine:
-    accelerator: str  # cpu, cuda or mps
-    precision: str  # fp32, bf16 or fp16
+    accelerator: Accelerator
+    precision: Precision
     why: str  # for the user: what was chosen and for which reason
     share: float = 1.0  # of the free memory
     checkpoint_activations: bool = False
@@ -36,20 +37,26 @@ class Machine:
         return torch.autocast(self.accelerator, dtype=dtype, enabled=dtype != torch.float32)
 
 
+def accelerators() -> dict[Accelerator, bool]:
+    """Tell which kinds of device this machine has, the best first."""
+    return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+
+
 def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     """Resolve `auto`. UserError where the named accelerator is absent."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    accelerator = config.accelerator
-    why = f"device={accelerator}"
-    if accelerator == "auto":
-        accelerator = next(name for name in ("cuda", "mps", "cpu") if there[name])
+    there = accelerators()
+    asked = config.accelerator
+    why = f"device={asked}"
+    accelerator: Accelerator
+    if asked == "auto":
+        accelerator = next(name for name in there if there[name])
         absent = [name.upper() for name in ("cuda", "mps") if not there[name]]
         why = f"{accelerator.upper()} (device=auto" + (f": no {' and no '.join(absent)} here)" if absent else ")")
-    elif not there[accelerator]:
+    elif there[asked]:
+        accelerator = asked
+    else:
         found = ", ".join(name for name, is_there in there.items() if is_there)
-        raise UserError(
-            f"device={accelerator}: this machine has none (found: {found}); device=auto takes what is there"
-        )
+        raise UserError(f"device={asked}: this machine has none (found: {found}); device=auto takes what is there")
     count = torch.cuda.device_count() if accelerator == "cuda" else config.devices
     if config.devices > count:
         raise UserError(f"device.devices={config.devices}: this machine has {count} CUDA devices")
@@ -68,6 +75,14 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     return Machine(accelerator, dtype, why, config.share, config.checkpoint_activations)
 
 
+def precision_named(name: str) -> Precision:
+    """Return the precision of that name, which a run's file tells."""
+    for precision in DTYPES:
+        if precision == name:
+            return precision
+    raise UserError(f"the run was begun with precision={name}, which is none of {', '.join(DTYPES)}")
+
+
 def set_threads(config: DeviceConfig) -> None:
     """CPU threads of this process: those asked for, or its share of the cores."""
     if config.threads != "auto":
@@ -76,16 +91,21 @@ def set_threads(config: DeviceConfig) -> None:
         torch.set_num_threads(max(1, round((os.cpu_count() or 1) * config.share)))
 
 
-def bf16_is_fast(accelerator: str) -> bool:
+def bf16_is_fast(accelerator: Accelerator) -> bool:
     """Return whether matrix products are faster in bf16 than in fp32.
 
     On a CPU this is measured, since flags lie: without AVX512-BF16 or AMX, bf16 is slower than fp32.
     """
-    if accelerator == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if accelerator == "mps":
-        return True  # torch >= 2.13 is required; before, bf16 attention on MPS let tokens see the future
-    return matmul_flops(torch.device("cpu"), torch.bfloat16) > 1.5 * matmul_flops(torch.device("cpu"), torch.float32)
+    match accelerator:
+        case "cuda":
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+        case "mps":
+            return True  # torch >= 2.13 is required; before, bf16 attention on MPS let tokens see the future
+        case "cpu":
+            cpu = torch.device("cpu")
+            return matmul_flops(cpu, torch.bfloat16) > 1.5 * matmul_flops(cpu, torch.float32)
+        case _:
+            assert_never(accelerator)
 
 
 Shape = tuple[int, int, int]  # (n, k, m): a product (n, k) x (k, m)
@@ -116,6 +136,19 @@ def _product_flops(device: torch.device, dtype: torch.dtype, shape: Shape, secon
         wait_for(device)
         best = min(best, time.perf_counter() - start)
     return 2 * n * k * m / best
+
+
+def release_memory(accelerator: Accelerator) -> None:
+    """Give memory that no tensor uses back to the device."""
+    match accelerator:
+        case "cuda":
+            torch.cuda.empty_cache()
+        case "mps":
+            torch.mps.empty_cache()
+        case "cpu":
+            pass  # the allocator does it
+        case _:
+            assert_never(accelerator)
 
 
 def wait_for(device: torch.device) -> None:
@@ -160,8 +193,8 @@ def micro_batch_bytes(config: GPTConfig, rows: int, machine: Machine) -> int:
     what norms keep in fp32, and on a CPU the probabilities of blocked attention. With `checkpoint_activations` each
     layer keeps its fp32 input, and one at a time all of the above.
     """
-    width = 4 if machine.precision == "fp32" else 2
-    mlp = (4 if config.activation == "swiglu" else 3) * config.ff_width
+    width = DTYPES[machine.precision].itemsize
+    mlp = (4 if config.is_gated else 3) * config.ff_width
     block = (8 * config.d_model + mlp) * width + 8 * config.d_model
     T = config.context_length
     seen = min(T, config.window or T)

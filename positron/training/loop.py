@@ -27,7 +27,7 @@ from positron.training.callbacks.metrics_log import MetricsLog
 from positron.training.callbacks.overfitting import Overfitting
 from positron.training.callbacks.patience import Patience
 from positron.training.callbacks.progress import Progress
-from positron.training.callbacks.pruning import Pruning
+from positron.training.callbacks.pruning import Pruning, open_pruning
 from positron.training.callbacks.samples import Samples
 from positron.training.callbacks.stopping import Stopping
 from positron.training.callbacks.validation import Validation
@@ -79,9 +79,7 @@ def fit(
             _without_notices()
             rows = read_metrics(run.metrics_path)
             patience = Patience(objective.patience, rows) if objective.patience else None
-            pruning = (
-                Pruning(run, config.sweep.startup_jobs, plan.last_step) if config.sweep.prune == "median" else None
-            )
+            pruning = open_pruning(config.sweep, run, plan.last_step)
             was_pruned = pruning is not None and run.facts().status == "pruned"
             if patience is not None and patience.is_over:
                 say(f"nothing to do: {run.folder} stopped early at step {start.step}, {patience.why}")
@@ -245,7 +243,7 @@ def _callbacks(
         best=best_so_far(rows, run.facts(), session.start.step),
         note_best=lambda step, bpb: run.update(best_step=step, best_bpb=bpb),
     )
-    monitors = open_monitors(config.monitor, objective, tokenizer.vocab_size, config.device.strategy, say)
+    monitors = open_monitors(config.monitor, objective, tokenizer.vocab_size, config.device.shards_weights, say)
     intervals = {train.log_every, *(monitor.every for monitor in monitors)}
     return [
         clock,

@@ -15,6 +15,7 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
+from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
 
 from positron.config import OptimizerConfig, ScheduleConfig
@@ -37,6 +38,11 @@ def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(value)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(value)
+
+
+def shards_weights(trainer: L.Trainer) -> bool:
+    """Tell whether no rank holds all weights."""
+    return isinstance(trainer.strategy, FSDPStrategy)
 
 
 class TrainingModule(L.LightningModule):
@@ -134,8 +140,8 @@ class TrainingModule(L.LightningModule):
         host: `found_inf` makes their kernels leave weights and moments alone.
         """
         scaled = self.trainer.precision == "16-mixed"
-        wrapped: Any = self.trainer.strategy.model
-        if hasattr(wrapped, "clip_grad_norm_"):  # FSDP: the norm spans all ranks' shards
+        if shards_weights(self.trainer):  # the norm spans all ranks' shards
+            wrapped: Any = self.trainer.strategy.model
             self.grad_norm = wrapped.clip_grad_norm_(self.grad_clip or float("inf"))
         else:
             self.grad_norm = clip_gradients(list(self.model.parameters()), self.grad_clip)

@@ -13,7 +13,7 @@ from positron.model.gpt import GPT
 from positron.run.facts import Resolved
 from positron.system.errors import UserError
 from positron.system.formatting import USUAL_TOKENS_PER_PARAMETER, counted, tokens_per_parameter
-from positron.training.device import BATCH_TOKENS, Machine, choose_micro_batch
+from positron.training.device import BATCH_TOKENS, Machine, choose_micro_batch, precision_named, release_memory
 from positron.training.resume import Start
 from positron.training.timing import faster_precision
 
@@ -56,7 +56,7 @@ def make_plan(
     """
     gpt, train, known = model.config, config.train, start.resolved
     if config.precision.dtype == "auto" and known is not None and known.precision is not None:
-        machine = dataclasses.replace(machine, precision=known.precision)
+        machine = dataclasses.replace(machine, precision=precision_named(known.precision))
 
     def settle(asked: int | str, begun_with: int | None, otherwise: int) -> int:
         return int(asked) if asked != "auto" else otherwise if begun_with is None else begun_with
@@ -116,7 +116,4 @@ def _try_step(model: GPT, machine: Machine, rows: int) -> None:
         loss.backward()
     finally:
         model.zero_grad(set_to_none=True)
-        if machine.accelerator == "cuda":
-            torch.cuda.empty_cache()
-        if machine.accelerator == "mps":
-            torch.mps.empty_cache()
+        release_memory(machine.accelerator)

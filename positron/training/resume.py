@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import assert_never
 
 from positron.config import RunConfig
 from positron.model.memory import TRAINED, refuse_what_cannot_fit
@@ -132,17 +133,27 @@ def decide_start(run: Run, config: RunConfig, say: Callable[[str], None]) -> Sta
     if newest is not None:
         _refuse_other_checkpoint(run, named, newest)
         step = int(load_checkpoint(newest)["global_step"])
-        if config.resume == "never":
-            raise UserError(
-                f"{run.folder} is at step {step} and resume=never would overwrite it: give another name=, "
-                "or delete that folder"
-            )
+        match config.resume:
+            case "auto" | "must":
+                pass
+            case "never":
+                raise UserError(
+                    f"{run.folder} is at step {step} and resume=never would overwrite it: give another name=, "
+                    "or delete that folder"
+                )
+            case _:
+                assert_never(config.resume)
         _refuse_damage(run)
         _refuse_differences(run, config, step, say)
         say(f"resuming {run.folder} at step {step} from {newest.name}")
         return Start(checkpoint=newest, tokenizer_from=run, step=step, is_own=True, resolved=run.resolved())
-    if config.resume == "must":
-        raise UserError(f"resume=must, but {run.folder} has no checkpoint to continue from")
+    match config.resume:
+        case "auto" | "never":
+            pass
+        case "must":
+            raise UserError(f"resume=must, but {run.folder} has no checkpoint to continue from")
+        case _:
+            assert_never(config.resume)
     if named is not None:
         other = Run(named.parent.parent)
         step = int(load_checkpoint(named)["global_step"])

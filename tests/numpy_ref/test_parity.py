@@ -6,8 +6,9 @@ would pass. Errors are relative to the largest number of the tensor.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
@@ -118,6 +119,26 @@ def test_parity_of_logits_loss_and_every_gradient(norm: str, position: str, acti
                 assert max(np.abs(grads[name]).max(), parameter.grad.abs().max()) < 1e-15, (options, name)
                 continue
             assert note("gradient", error(grads[name], parameter.grad)) < 1e-8, (options, name)
+
+
+NUMBERS = {"vocab_size", "context_length", "d_model", "n_layer", "n_head", "d_ff", "dropout"}  # in the tests below
+
+
+def test_every_option_has_its_twin() -> None:
+    """The same fields, defaults and choices on both sides, all of which the product above goes through."""
+    ours = {field.name: field.default for field in dataclasses.fields(GPTConfig)}
+    twin = {field.name: field.default for field in dataclasses.fields(numpy_ref.GPTConfig)}
+    assert ours == twin
+    hints, twin_hints = (get_type_hints(kind) for kind in (GPTConfig, numpy_ref.GPTConfig))
+    for name, hint in hints.items():
+        if get_origin(hint) is Literal:
+            assert get_args(hint) == get_args(twin_hints[name])
+            assert set(OPTIONS[name]) == set(get_args(hint))
+        elif hint is bool:
+            assert set(OPTIONS[name]) == {False, True}
+    assert set(OPTIONS) | NUMBERS == set(ours)
+    schedules = get_type_hints(ScheduleConfig)["kind"]
+    assert set(get_args(schedules)) == set(get_args(theirs.Schedule))
 
 
 def covering() -> list[dict[str, Any]]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 import lightning as L
 
+from positron.config import SweepConfig
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics
 from positron.run.paths import JOB
@@ -53,3 +54,14 @@ class Pruning(L.Callback):
         self.pruned = is_hopeless(self.curve, finished_curves(self.sweep, self.own), self.startup_jobs)
         if self.pruned:
             trainer.should_stop = True
+
+
+def open_pruning(config: SweepConfig, run: Run, last_step: int) -> Pruning | None:
+    """Return the callback that `sweep.prune` asks for."""
+    match config.prune:
+        case None:
+            return None
+        case "median":
+            return Pruning(run, config.startup_jobs, last_step)
+        case _:
+            assert_never(config.prune)

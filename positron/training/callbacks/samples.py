@@ -19,7 +19,7 @@ from positron.system.console import printable
 from positron.system.disk import make_folder, whole_file
 from positron.system.errors import UserError
 from positron.text.tokenizer import Tokenizer
-from positron.training.module import TrainingModule
+from positron.training.module import TrainingModule, shards_weights
 from positron.training.objective.base import Prompt
 from positron.training.trackers.tracker import Tracker
 
@@ -46,8 +46,7 @@ class Samples(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         step = trainer.global_step
-        sharded = hasattr(trainer.strategy.model, "clip_grad_norm_")  # FSDP: no rank has all weights
-        if (step % self.every and not trainer.should_stop) or not trainer.is_global_zero or sharded:
+        if (step % self.every and not trainer.should_stop) or not trainer.is_global_zero or shards_weights(trainer):
             return
         module.eval()
         engine = Engine(module.model, self.tokenizer)

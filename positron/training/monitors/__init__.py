@@ -22,14 +22,14 @@ def open_monitors(
     config: MonitorConfig,
     objective: Objective,
     vocab_size: int,
-    strategy: str,
+    shards_weights: bool,
     say: Callable[[str], None],
 ) -> list[Monitor]:
     """Those that are asked for. None under FSDP, where no rank has all weights and each forward pass needs all ranks."""
     asked = (config.gradients, config.weights, config.attention, config.activations, config.tokens)
     if not any(asked):
         return []
-    if strategy == "fsdp":
+    if shards_weights:
         say("monitor= measures nothing under device.strategy=fsdp, where no process has the whole model")
         return []
     every, probe = config.every, Probe.of(objective)

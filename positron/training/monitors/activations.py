@@ -41,7 +41,7 @@ class Activations(ProbeMonitor):
                 name, mlp = f"blocks.{i}", block.mlp
                 if i == 0:
                     hooks.enter_context(block.register_forward_pre_hook(lambda _, x: note_rms("embedding", x[0])))
-                bent = mlp.gate if mlp.activation == "swiglu" else mlp.up
+                bent = mlp.gate if model.config.is_gated else mlp.up
                 hooks.enter_context(bent.register_forward_hook(lambda _, x, h, n=name: note_always_on(n, h)))
                 hooks.enter_context(mlp.down.register_forward_pre_hook(lambda _, h, n=name: note_dead(n, h[0])))
                 hooks.enter_context(block.register_forward_hook(lambda _, x, y, n=name: note_rms(n, y)))

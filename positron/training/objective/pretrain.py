@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import assert_never
 
 import numpy as np
 import torch
 
-from positron.config import IGNORE, DataConfig
+from positron.config import IGNORE, DataConfig, Packing
 from positron.data.shards import TokenFiles
 from positron.data.stream_windows import StreamWindows
 from positron.data.windows import Windows, validation_windows
@@ -19,6 +20,17 @@ from positron.training.objective.tokens import NextToken
 
 SAMPLE_PROMPT = "Once upon a time"
 COUNTED_PLACES, COUNTED_TOKENS = 64, 65_536  # a long text is counted at so many places, so many tokens each
+
+
+def windows_start_after(packing: Packing, end_id: int) -> int | None:
+    """Return the id after which training windows start; None: anywhere."""
+    match packing:
+        case "documents":
+            return end_id
+        case "windows":
+            return None
+        case _:
+            assert_never(packing)
 
 
 class PretrainObjective(NextToken):
@@ -56,7 +68,7 @@ class PretrainObjective(NextToken):
                 context=context,
                 batch_size=batch_size,
                 seed=seed,
-                end_id=end_id if config.packing == "documents" else None,
+                end_id=windows_start_after(config.packing, end_id),
             )
             self.val = TokenFiles(folder, "val", tokenizer)
         if self.val.n_tokens < 2:

@@ -50,5 +50,5 @@ def optimizer_class(config: OptimizerConfig) -> Any:
 
 def refuse_unusable(config: OptimizerConfig) -> None:
     """Raise UserError for an optimizer that cannot be built, before anything costs time."""
-    if config.kind == "custom":
+    if config.is_custom:
         custom_optimizer([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}], config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import assert_never
 
 from positron.config import ScheduleConfig
 
@@ -14,16 +15,22 @@ def lr_at(step: int, horizon: int, *, peak: float, schedule: ScheduleConfig) -> 
     `final_ratio * peak` at the horizon, where it stays; constant; or a trapezoid (Haegele et al. 2024,
     arXiv:2405.18392), constant until the last `decay_share` of the horizon and linear from there.
     """
-    if step <= schedule.warmup_steps:
-        return peak * step / schedule.warmup_steps
-    if schedule.kind == "constant":
-        return peak
-    begin = schedule.warmup_steps
-    if schedule.kind == "trapezoid":
-        begin = max(begin, min(horizon - 1, round((1 - schedule.decay_share) * horizon)))
-        if step <= begin:
-            return peak
-    progress = min(1.0, (step - begin) / max(1, horizon - begin))
-    if schedule.kind == "cosine":
-        progress = (1 - math.cos(math.pi * progress)) / 2
-    return peak * (1 - (1 - schedule.final_ratio) * progress)
+    warmup = schedule.warmup_steps
+    match schedule.kind:
+        case "cosine":
+            fallen = (1 - math.cos(math.pi * _progress(step, warmup, horizon))) / 2
+        case "linear":
+            fallen = _progress(step, warmup, horizon)
+        case "constant":
+            fallen = 0.0
+        case "trapezoid":
+            begin = max(warmup, min(horizon - 1, round((1 - schedule.decay_share) * horizon)))
+            fallen = _progress(step, begin, horizon)
+        case _:
+            assert_never(schedule.kind)
+    return peak * step / warmup if step <= warmup else peak * (1 - (1 - schedule.final_ratio) * fallen)
+
+
+def _progress(step: int, begin: int, end: int) -> float:
+    """Return how much of the way from `begin` to `end` lies behind, 0 before and 1 after."""
+    return min(1.0, max(0.0, (step - begin) / max(1, end - begin)))

@@ -1,0 +1,162 @@
+"""A choice that no code knows is an error where the thing is made, and never the last choice in silence."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+
+import numpy_ref
+import numpy_ref.gpt
+import numpy_ref.optimizers
+import numpy_ref.tokenizers
+from positron import config as choices
+from positron.cli.unused_settings import READ_BY
+from positron.config import (
+    Accelerator,
+    DataConfig,
+    DeviceConfig,
+    OptimizerConfig,
+    Precision,
+    PrecisionConfig,
+    ScheduleConfig,
+    SweepConfig,
+    TokenizerConfig,
+)
+from positron.data.conversations import read_conversations
+from positron.data.decoding import Reading
+from positron.data.open import open_source
+from positron.inference.decoder import Decoder
+from positron.model.gpt import GPT
+from positron.run.folder import Run
+from positron.text.factory import train_tokenizer
+from positron.train import train
+from positron.training import device
+from positron.training.budget.choose import rate_for
+from positron.training.callbacks.pruning import open_pruning
+from positron.training.monitors.activations import DEAD
+from positron.training.optim.groups import build_optimizer
+from positron.training.optim.schedule import lr_at
+
+GPT_CONFIG = tiny(Path()).model.with_vocab(50)
+MODEL = GPT(GPT_CONFIG)
+
+
+def invented(settings: Any, field: str) -> Any:
+    """A copy of the settings with a value that their checks would refuse: what adding it to a Literal alone does."""
+    copy = dataclasses.replace(settings)
+    object.__setattr__(copy, field, "invented")
+    return copy
+
+
+def decoder(field: str) -> Any:
+    model = GPT(GPT_CONFIG)
+    model.config = invented(GPT_CONFIG, field)
+    return Decoder(model)
+
+
+MAKERS: dict[str, Callable[[], Any]] = {
+    **{f"model.{f}": lambda f=f: GPT(invented(GPT_CONFIG, f)) for f in ("position", "norm", "activation")},
+    **{f"decoder.{f}": lambda f=f: decoder(f) for f in ("position", "norm", "activation")},
+    **{
+        f"numpy.{f}": lambda f=f: numpy_ref.gpt.shapes(invented(GPT_CONFIG, f))
+        for f in ("position", "norm", "activation")
+    },
+    "optimizer.kind": lambda: build_optimizer(
+        MODEL.named_parameters(), invented(OptimizerConfig(), "kind"), fused=False
+    ),
+    "rate of a budget": lambda: rate_for(
+        dataclasses.replace(tiny(Path()), optimizer=invented(OptimizerConfig(), "kind")), 64
+    ),
+    "schedule.kind": lambda: lr_at(1, 100, peak=1.0, schedule=invented(ScheduleConfig(), "kind")),
+    "schedule of numpy": lambda: numpy_ref.optimizers.lr_at(1, 100, peak=1.0, kind="invented", warmup_steps=5),
+    "tokenizer.kind": lambda: train_tokenizer(invented(TokenizerConfig("char"), "kind"), ["a"]),
+    "tokenizer of numpy": lambda: numpy_ref.tokenizers.train_tokenizer("invented", "a", 300),
+    "data.source": lambda: open_source(invented(DataConfig("stories"), "source")),
+    "conversations": lambda: read_conversations(invented(DataConfig("story_instruct"), "source")),
+    "data.on_invalid": lambda: Reading(on_invalid="invented"),  # type: ignore[arg-type]
+    "sweep.prune": lambda: open_pruning(invented(SweepConfig(), "prune"), Run(Path("nowhere")), 1),
+    "device.strategy": lambda: invented(DeviceConfig(), "strategy").shards_weights,
+    "device.accelerator": lambda: device.choose_machine(invented(DeviceConfig(), "accelerator"), PrecisionConfig()),
+    "precision.dtype": lambda: device.choose_machine(
+        DeviceConfig(accelerator="cpu"), invented(PrecisionConfig(), "dtype")
+    ).autocast(),
+}
+
+
+@pytest.mark.parametrize("what", MAKERS)
+def test_an_invented_choice_is_refused_where_it_is_made(what: str) -> None:
+    with pytest.raises((AssertionError, KeyError), match="invented"):
+        MAKERS[what]()
+
+
+@pytest.mark.parametrize(("group", "field"), [("data", "packing"), ("", "resume")])
+def test_an_invented_choice_never_trains(tmp_path: Path, group: str, field: str) -> None:
+    config = tiny(tmp_path, train__max_steps=2)
+    train(config, tmp_path / "run")
+    if group:
+        config = dataclasses.replace(config, **{group: invented(getattr(config, group), field)})
+    else:
+        config = invented(config, field)
+    with pytest.raises(AssertionError, match="invented"):
+        train(config, tmp_path / ("other" if group else "run"))
+
+
+def literals(kind: type) -> Iterator[tuple[str, str, set[str]]]:
+    """Every choice among words of a settings class and of those inside it: its class, its field, its values."""
+    for name, hint in typing.get_type_hints(kind).items():
+        parts = get_args(hint) if get_origin(hint) is not Literal else (hint,)
+        for inner in (hint, *parts):
+            if dataclasses.is_dataclass(inner) and isinstance(inner, type):
+                yield from literals(inner)
+        words = {w for part in (hint, *parts) if get_origin(part) is Literal for w in get_args(part)}
+        if len(words - {"auto"}) > 0:
+            yield kind.__name__, name, words
+
+
+def test_every_choice_of_the_settings_is_tested_here() -> None:
+    """A new Literal in config.py needs its line in MAKERS; one of its own for each way of using it."""
+    known = {
+        ("ModelConfig", "norm"), ("ModelConfig", "position"), ("ModelConfig", "activation"), ("TokenizerConfig", "kind"),
+        ("DataConfig", "source"), ("DataConfig", "on_invalid"), ("DataConfig", "packing"), ("DeviceConfig", "accelerator"),
+        ("DeviceConfig", "strategy"), ("PrecisionConfig", "dtype"), ("OptimizerConfig", "kind"), ("ScheduleConfig", "kind"),
+        ("SweepConfig", "prune"), ("RunConfig", "resume"),
+    }  # fmt: skip
+    assert {(kind, field) for kind, field, _ in literals(choices.RunConfig)} == known
+
+
+def test_tables_by_choice_have_a_row_for_every_choice() -> None:
+    assert set(device.DTYPES) == set(device.LIGHTNING_PRECISION) == set(get_args(Precision))
+    assert set(device.BATCH_TOKENS) == set(device.accelerators()) == set(get_args(Accelerator))
+    values = {(kind, field): words for kind, field, words in literals(choices.RunConfig)}
+    assert set(DEAD) == values["ModelConfig", "activation"]
+    for choice in READ_BY:
+        assert set(choice.choices) == values[f"{choice.group.capitalize()}Config", choice.decided_by], choice.group
+
+
+def test_properties_agree_with_the_parameters_of_the_model() -> None:
+    """`n_params` and the properties that it uses, against what the model is made of; NumPy's, too."""
+    hints = typing.get_type_hints(choices.ModelConfig)
+    for field in ("position", "norm", "activation"):
+        for word in get_args(hints[field]):
+            config = dataclasses.replace(GPT_CONFIG, bias=True, **{field: word})
+            model, twin = GPT(config), numpy_ref.GPTConfig(**dataclasses.asdict(config))
+            names = {name for name, _ in model.named_parameters()}
+            assert config.n_params() == sum(p.numel() for p in model.parameters())
+            assert config.has_learned_positions == ("wpe.weight" in names)
+            assert config.has_rope == hasattr(model, "cos")
+            assert config.has_position_table == (not hasattr(model, "cos"))
+            assert config.is_gated == ("blocks.0.mlp.gate.weight" in names)
+            assert config.has_norm_bias == ("norm_f.bias" in names)
+            for name, member in vars(numpy_ref.GPTConfig).items():
+                if isinstance(member, property):
+                    assert getattr(twin, name) == getattr(config, name), name
+            assert set(numpy_ref.gpt.shapes(twin)) == names
+            assert np.isfinite(model(torch.zeros(1, 4, dtype=torch.int64)).detach().numpy()).all()
