@@ -138,7 +138,9 @@ def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[st
 
 def in_training(run: Run) -> float | None:
     """The bits per byte that training measured on this side for the checkpoint in use: the best one."""
-    return run.facts().best_bpb if run.config().get("sft") is None else None
+    from positron.run.folder import PRETRAIN
+
+    return run.facts().best_bpb if run.kind == PRETRAIN else None
 
 
 def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:

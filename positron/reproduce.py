@@ -18,11 +18,11 @@ from typing import Any
 
 from positron.cli.preflight import check_name
 from positron.config import RunConfig
-from positron.run.folder import OUTPUTS, Run, find_run
+from positron.run.folder import OUTPUTS, PRETRAIN, SFT, Run, find_run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance, start_of
 from positron.settings import from_dict
-from positron.system.console import say_loading
+from positron.system.console import one_line, say_loading
 from positron.system.disk import expanded, make_folder, write_json
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
@@ -53,6 +53,10 @@ def main() -> None:
         if options.steps < 1:
             raise UserError(f"--steps {options.steps}: give at least 1")
         run = find_run(options.run)
+        if run.kind not in (PRETRAIN, SFT):
+            raise UserError(
+                one_line(f"{run.folder} learns by the objective {run.kind}, which no command can start again")
+            )
         rows, begun = recorded(run)
         last = last_step(rows, math.inf if options.whole else begun["step"] + options.steps)
         config = again(run, begun, options.name or default_name(run), last)
@@ -63,7 +67,7 @@ def main() -> None:
         from positron.sft import sft
         from positron.train import train
 
-        (train if config.sft is None else sft)(config, folder)
+        (sft if run.kind == SFT else train)(config, folder)
         if first_rank(config.device.processes):
             same, text = verdict(run, Run(folder), last)
             print("\n" + text)

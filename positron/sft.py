@@ -83,7 +83,7 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
         )
         refuse_before_begin(run, start, last_step=plan.last_step, fingerprint=objective.fingerprint)
         if say.is_first_rank:
-            run.begin(config, tokenizer, new=not start.is_own, forked_from=start.weights)
+            run.begin(config, tokenizer, kind=objective.kind, new=not start.is_own, forked_from=start.weights)
             if not start.is_own:
                 run.update(base_tokens=tokens_seen(_base(config)))
             write_json(run.chat_path, TEMPLATE)

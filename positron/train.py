@@ -85,7 +85,7 @@ def train(
             restore(model, tokenizer, source)  # Lightning loads the rest, where there is more to load
         refuse_before_begin(run, start, last_step=plan.last_step, fingerprint=learned.fingerprint)
         if say.is_first_rank:
-            run.begin(config, tokenizer, new=not start.is_own, forked_from=start.checkpoint)
+            run.begin(config, tokenizer, kind=learned.kind, new=not start.is_own, forked_from=start.checkpoint)
         return fit(session, plan, model, learned, tokenizer, callbacks)
 
 

@@ -13,7 +13,7 @@ from positron.evaluation.monitor_plots import inside_pictures
 from positron.evaluation.plots import learning_rate_curve, loss_curve
 from positron.evaluation.summary import quality
 from positron.run.facts import Facts
-from positron.run.folder import Run
+from positron.run.folder import PRETRAIN, Run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance, start_of
 from positron.run.samples import read_samples
@@ -43,7 +43,7 @@ def write_report(run: Run) -> None:
     sections = [
         f"<h1>{html.escape(name)}</h1>",
         _table(_headline(facts, run.is_chat)),
-        f"<h2>Loss</h2>{_image(picture)}{_losses_explained(rows, config)}",
+        f"<h2>Loss</h2>{_image(picture)}{_losses_explained(run, rows, config)}",
         f"<h2>Samples</h2>{_samples(run)}",
         f"<h2>Learning rate and gradient</h2>{_image(learning_rate_curve(rows))}",
         _inside(rows),
@@ -100,10 +100,10 @@ def _commands(run: Run, facts: Facts) -> str:
     return "\n".join(lines)
 
 
-def _losses_explained(rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
+def _losses_explained(run: Run, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
     """Why training loss lies above validation loss, for a run where it does."""
     last = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
-    if last is None or last["train/loss"] is None or last["train/loss"] <= last["val/loss"] or config.get("sft"):
+    if last is None or last["train/loss"] is None or last["train/loss"] <= last["val/loss"] or run.kind != PRETRAIN:
         return ""
     reasons = []
     if config["data"].get("packing", "windows") == "windows":

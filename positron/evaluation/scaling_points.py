@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from positron.evaluation.comparison import common_text, of_sound_runs
-from positron.run.folder import Run
+from positron.run.folder import PRETRAIN, Run
 from positron.run.load import gpt_config
 from positron.system.console import one_line
 from positron.system.errors import UserError
@@ -46,9 +46,11 @@ def read_sizes(runs: Sequence[Run], say: Callable[[str], None]) -> tuple[list[Si
 
 def _size_or_reason(run: Run) -> tuple[str, Size | None]:
     """Return the point that a run is, or why it is none."""
-    facts, config = run.facts(), run.config()
-    if config.get("sft") is not None or config.get("init_from"):
+    facts = run.facts()
+    if run.base is not None:
         return "it began with the weights of another run", None
+    if run.kind != PRETRAIN:
+        return f"it learns by the objective {run.kind}", None
     if facts.status != "finished":
         return f"{facts.status or 'never started'} at step {facts.step or 0}", None
     if facts.val_bpb is None or facts.tokens is None:

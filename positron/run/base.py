@@ -10,18 +10,19 @@ import os
 from pathlib import Path
 
 from positron.config import RunConfig
-from positron.run.folder import OUTPUTS, Run
+from positron.run.folder import OUTPUTS, PRETRAIN, SFT, Run
 from positron.system.console import one_line
 from positron.system.disk import expanded
 from positron.system.errors import UserError
 
 
 def base_of(run: Run) -> Run | None:
-    """The run that this one was fine-tuned from; None for a pretrained one. UserError if it is not here."""
-    config = run.config()
-    if config.get("sft") is None:
+    """Return the run that this one was fine-tuned from; None for a pretrained one. Raises UserError if it is not here."""
+    kind, origin = run.kind, run.base
+    if kind == PRETRAIN or (origin is None and kind != SFT):
         return None
-    origin = str(config.get("init_from"))
+    if origin is None:
+        raise UserError(f"{run.folder} was fine-tuned, and does not say from which run: its record is damaged")
     base = _find(origin, run)
     if base is None:
         raise UserError(
@@ -42,10 +43,10 @@ def line_of(run: Run) -> list[Run]:
         if any(_is_same(base, known) for known in line):
             raise UserError(
                 one_line(
-                    f"{run.folder} has no base run: {line[-1].config_path} says that it was fine-tuned from "
+                    f"{run.folder} has no base run: {line[-1].folder} says that it was fine-tuned from "
                     f"{base.folder}, which was fine-tuned from it"
                     if len(line) > 1
-                    else f"{run.folder} has no base run: its config.json says that it was fine-tuned from itself"
+                    else f"{run.folder} has no base run: its record says that it was fine-tuned from itself"
                 )
             )
         line.append(base)
@@ -56,7 +57,7 @@ def tokens_seen(run: Run) -> int:
     """Tokens of training, those of the base included; without these where the base is gone and they were not recorded."""
     facts = run.facts()
     tokens = facts.tokens or 0
-    if run.config().get("sft") is None:
+    if run.kind == PRETRAIN:
         return tokens
     recorded = facts.base_tokens
     if recorded is None:
@@ -80,7 +81,7 @@ def with_origin(run: Run, config: RunConfig) -> RunConfig:
         )
     if not run.exists or not any(run.checkpoint_folder.glob("*.ckpt")):
         return config
-    recorded = run.config().get("init_from")
+    recorded = run.base
     known = None if recorded is None else _find(str(recorded), run)
     if known is not None and _is_same(known, run):
         return config  # an older version let a run begin from itself; its real origin is forgotten

@@ -76,6 +76,8 @@ class Facts:
 
     name: str | None = _fact(_TEXT)
     status: str | None = _fact(_TEXT)  # running, finished, stopped, pruned, diverged or failed
+    kind: str | None = _fact(_TEXT)  # what it learns, by the name of the objective; None in runs of older versions
+    base: str | None = _fact(_TEXT)  # the folder of the run whose weights it began with
     error: str | None = _fact(_TEXT)  # what ended a run that is not finished
     updated: str | None = _fact(_TEXT)  # when the file was written
     forked_from: str | None = _fact(_TEXT)  # the checkpoint of another run that this one began with

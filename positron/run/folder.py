@@ -23,7 +23,7 @@ from positron.run.facts import (
 from positron.run.paths import FACTS, RunPaths
 from positron.settings import from_dict
 from positron.system.console import one_line
-from positron.system.disk import make_folder, read_json, refuse_links_in
+from positron.system.disk import expanded, make_folder, read_json, refuse_links_in
 from positron.system.errors import UserError
 from positron.system.paths import without_home
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from positron.text.tokenizer import Tokenizer
 
 OUTPUTS = Path("outputs")
+PRETRAIN, SFT = "pretrain", "sft"  # the kinds of runs that the commands make
 
 # What may differ between two starts of one run: where it stops for now, and how it is shown; never what it learns.
 _FREE = {"ckpt_path", "init_from", "resume", "given"}
@@ -58,6 +59,25 @@ class Run(RunPaths):
                 "is needed, or a copy of the file"
             )
         return True
+
+    @property
+    def kind(self) -> str:
+        """What it learns: `pretrain`, `sft`, or the kind of a user's own objective."""
+        kind = self.facts().kind
+        if kind is not None:
+            return kind
+        return PRETRAIN if self.config().get("sft") is None else SFT  # a run of an older version
+
+    @property
+    def base(self) -> str | None:
+        """The path, as it was recorded, of the run whose weights this one began with; None for fresh weights.
+
+        `run.base.base_of` finds the run. It may have moved since.
+        """
+        facts = self.facts()
+        if facts.kind is None:  # a run of an older version
+            return self.config().get("init_from")
+        return None if facts.base is None else str(expanded(facts.base))
 
     @property
     def exists(self) -> bool:
@@ -109,13 +129,22 @@ class Run(RunPaths):
         """Write facts into run.json: `run.update(status="stopped", val_bpb=1.2)`. See `update_facts`."""
         update_facts(self.facts_path, **facts)
 
-    def begin(self, config: RunConfig, tokenizer: Tokenizer, *, new: bool, forked_from: Path | None) -> None:
-        """Make the folder a run, or note in it the settings that may differ from one start to the next."""
+    def begin(self, config: RunConfig, tokenizer: Tokenizer, *, kind: str, new: bool, forked_from: Path | None) -> None:
+        """Make the folder a run, or note in it the settings that may differ from one start to the next.
+
+        Raises UserError for a run that has learned something of another kind.
+        """
+        if not new and self.kind != kind:
+            raise UserError(
+                one_line(f"{self.folder} learns by the objective {self.kind}, and this start by {kind}: ")
+                + "start it as it was begun, or give another name="
+            )
         write_record(self.config_path, dataclasses.asdict(config))
         if new:
             make_folder(self.checkpoint_folder, self.folder)
             tokenizer.save(make_folder(self.tokenizer_folder, self.folder))
             self.update(name=config.name, forked_from=str(forked_from) if forked_from else None)
+        self.update(kind=kind, base=config.init_from)
 
     def metrics(self) -> Any:
         """Return the columns of metrics.jsonl, NaN where a row lacks a number: a DataFrame if pandas is installed, else a

@@ -56,11 +56,18 @@ def tuned(base: str, **changes: Any) -> RunConfig:
     return dataclasses.replace(config, **changes)
 
 
-def edit(run: str, **changes: Any) -> None:
-    path = Path("outputs", run, "config.json")
-    config = json.loads(path.read_text())
-    config.pop("checksum", None)
-    path.write_text(json.dumps(config | changes))
+def edit(run: str, base: str, is_old: bool) -> None:
+    """Let a run name another base, in run.json or, as before that had it, in config.json."""
+    run_json, config_json = Path("outputs", run, "run.json"), Path("outputs", run, "config.json")
+    facts, config = json.loads(run_json.read_text()), json.loads(config_json.read_text())
+    if is_old:
+        facts = {key: value for key, value in facts.items() if key not in ("kind", "base")}
+        config |= {"init_from": base}
+    else:
+        facts |= {"base": base}
+    for path, record in ((run_json, facts), (config_json, config)):
+        record.pop("checksum", None)
+        path.write_text(json.dumps(record))
 
 
 def quiet(line: str) -> None:
@@ -89,12 +96,13 @@ def test_a_run_keeps_the_run_that_it_began_with_and_refuses_another(here: Path) 
         assert Run(Path("outputs/s1")).config()["init_from"] == "outputs/base"
 
 
-def test_runs_that_name_each_other_are_an_error_wherever_their_base_is_asked_for(here: Path) -> None:
+@pytest.mark.parametrize("is_old", [False, True])
+def test_runs_that_name_each_other_are_an_error_wherever_their_base_is_asked_for(here: Path, is_old: bool) -> None:
     shutil.copytree("outputs/s1", "outputs/s2")
-    edit("s1", init_from="outputs/s2")
-    edit("s2", init_from="outputs/s1")
+    edit("s1", "outputs/s2", is_old)
+    edit("s2", "outputs/s1", is_old)
     shutil.copytree("outputs/s1", "outputs/s3")
-    edit("s3", init_from="outputs/s3")
+    edit("s3", "outputs/s3", is_old)
     for name, said in (
         ("s1", "which was fine-tuned from it"),
         ("s2", "which was fine-tuned from it"),
