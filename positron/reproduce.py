@@ -102,7 +102,7 @@ def default_name(run: Run) -> str:
 def again(run: Run, begun: dict[str, Any], name: str, last: int) -> RunConfig:
     """The run's settings with all that `auto` became, and with the weights that it began with."""
     values, resolved = run.config(), begun["resolved"]
-    own = values.get("optimizer", {}).get("_target_") or values["data"].get("_target_")
+    own = values.get("optimizer", {}).get("_target_")
     if own is not None:
         raise UserError(
             f"{run.folder} was trained with code of its own, {own}, and what a run folder names is never imported: "

@@ -55,6 +55,34 @@ def test_callbacks_come_from_the_command_line_or_from_ones_own_conf(own, tmp_pat
     assert "EmbeddingNorm" not in (tmp_path / "outputs" / "file" / "config.json").read_text()
 
 
+def test_data_is_what_a_function_returns_and_the_run_needs_it_no_more(own, door, tmp_path):
+    words = ("data=custom", "data._target_=add_a_data_source.sums", "name=sums", "train.sample_prompt=1")
+    words = (*words, "data.options={n:300}", *(word for word in STEPS if not word.startswith("data.size_mb")))
+    for chunk in (("train.stop_at=2",), ()):
+        result = door("train", *words, *chunk)
+        assert result.code == 0, result.err
+    assert "resuming" in result.err
+    assert "add_a_data_source" not in (tmp_path / "outputs" / "sums" / "config.json").read_text()
+    (tmp_path / "add_a_data_source.py").unlink()
+    assert door("evaluate", "--run", "sums").code == 0
+    other = tmp_path / "add_a_data_source.py"
+    other.write_text("def sums(n):\n    return ['other text'] * n\n")
+    result = door("train", *words)
+    assert result.code == 2
+    assert "has changed" in result.err
+
+
+def test_conversations_are_what_a_function_returns(own, door, tmp_path):
+    assert own("name=base", "model.context_length=64").code == 0
+    (tmp_path / "talks.py").write_text(
+        "def talks():\n    return [{'instruction': f'{i}?', 'output': f'It is {i}.'} for i in range(30)]\n"
+    )
+    words = ("init_from=base", "data=custom", "data._target_=talks.talks", "sft.replay_ratio=0", "train.max_steps=2")
+    result = door("sft", *words, "device=cpu", "precision=fp32", "name=tuned")
+    assert result.code == 0, result.err
+    assert "30 conversations" in result.err
+
+
 def test_ones_own_conf_may_hold_any_choice(own, tmp_path):
     result = own("--config-dir", "conf", "model=mine", "name=own")
     assert result.code == 0, result.err
@@ -94,6 +122,11 @@ def test_any_torch_optimizer_trains_and_continues_as_if_never_stopped(own, tmp_p
             ("optimizer=custom", "optimizer._target_=torch.optim.RAdam", "optimizer.betas=[0.1,0.2]"),
             "not by optimizer=custom",
         ),
+        (("data=custom",), "data=custom needs data._target_=my_module.my_texts"),
+        (("data=custom", "data._target_=wrong.value"), "is a int, not a function"),
+        (("data=custom", "data._target_=wrong.step"), "returns a NoneType, not a list or generator"),
+        (("data=custom", "data._target_=add_a_data_source.sums", "data.options={m:1}"), "refuses its options"),
+        (("data._target_=add_a_data_source.sums",), "read by data=custom"),
         (("optimizer._target_=torch.optim.RAdam",), "optimizer=custom"),
     ],
 )

@@ -62,12 +62,14 @@ def compose_with_callbacks(recipe: str, settings: list[str]) -> tuple[dict[str, 
     import hydra
     from omegaconf import OmegaConf
 
+    from positron.cli.custom_data import write_custom_data
     from positron.cli.overrides import experiment_keys, given_keys, read_settings
     from positron.cli.unused_settings import refuse_unread
 
     overrides = read_settings(settings, recipe, conf_folder())
     with hydra_errors_as_ours(), hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         values: dict[str, Any] = OmegaConf.to_container(hydra.compose(recipe, overrides), resolve=True)  # type: ignore[assignment]
+    write_custom_data(values, recipe)
     given = given_keys(overrides)
     refuse_unread(values, given, experiment=experiment_keys(conf_folder(), given), is_sft="sft" in values)
     expand_paths(values)

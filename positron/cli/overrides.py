@@ -36,7 +36,7 @@ _ALONE = {"--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", 
 _SEVERAL = ("monitor", "logger", "callbacks")  # groups of which several choices may be given at once
 _OPTIONAL = ("experiment",)
 _PARTIAL = ("monitor.", "optimizer.", "schedule.")  # whose files in conf/ name only what the choice reads
-_FREE = ("callbacks.", "optimizer.options.", "data.options.")  # what the user's own classes take
+_FREE = ("callbacks.", "optimizer.options.", "data.options", "data._target_")  # what the user's own classes take
 _FROM_BASE = ("model", "tokenizer")
 
 

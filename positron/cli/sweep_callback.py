@@ -10,6 +10,7 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
+from positron.cli.custom_data import write_custom_data
 from positron.cli.hydra_app import conf_folder, hydra_errors_as_ours
 from positron.cli.overrides import experiment_keys, given_keys
 from positron.cli.preflight import check_files, check_name
@@ -109,6 +110,8 @@ def check_all_jobs(config: Any, swept: set[str]) -> None:
 
     shared = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     values: Any = OmegaConf.to_container(shared, resolve=True)
+    values.pop("callbacks", None)
+    write_custom_data(values, "sft" if "sft" in values else "train")
     given = given_keys(list(config.hydra.overrides.task))
     experiment = experiment_keys(conf_folder(), given)
     refuse_unread(values, given, experiment=experiment, is_sft="sft" in values, is_sweep=True, swept=swept)

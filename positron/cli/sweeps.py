@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from positron.cli.custom_data import write_custom_data
 from positron.cli.hydra_app import compose_with_callbacks, conf_folder, expand_paths
 from positron.cli.overrides import experiment_keys, given_keys
 from positron.cli.preflight import check, with_known_tokenizer
@@ -53,6 +54,7 @@ def run_job(
     values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     expand_paths(values)
     callbacks = values.pop("callbacks", None)
+    write_custom_data(values, "sft" if "sft" in values else "train")
     hydra = HydraConfig.get()
     overrides = [override.lstrip("+") for override in hydra.overrides.task]
     given = given_keys(overrides)

@@ -1,0 +1,52 @@
+"""Data of the user's own: `data=custom data._target_=my_module.texts`.
+
+The function is called when the command line is read, and what it returns is written to a file named by its content. From
+there on the run has a file like any other, so that it is continued, evaluated and shared without that function, and no
+run folder can make this program import anything.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from positron.system.errors import UserError
+from positron.system.imports import load_object
+
+KEY = "data._target_"
+
+
+def write_custom_data(values: dict[str, Any], recipe: str) -> None:
+    """Replace `data=custom` in a composed configuration by the file of what its function returns.
+
+    The function takes `data.options` and returns an iterable of texts, or of conversations for `sft`. Raises UserError if
+    it does not.
+    """
+    data = values["data"]
+    target, options = data.pop("_target_", None), data.pop("options", None)
+    if data["source"] != "custom":
+        if target is not None or options is not None:
+            raise UserError(f"{KEY}= and data.options= are read by data=custom: add it, or leave them out")
+        return
+    if not isinstance(target, str):
+        raise UserError(f"data=custom needs {KEY}=my_module.my_texts, a function that returns texts")
+    function = load_object(target, KEY)
+    if not callable(function):
+        raise UserError(f"{KEY}={target} is a {type(function).__name__}, not a function that returns texts")
+    try:
+        rows = function(**(options or {}))
+    except TypeError as error:
+        raise UserError(f"{KEY}={target} refuses its options: {' '.join(str(error).split())}") from error
+    if not isinstance(rows, Iterable):
+        raise UserError(f"{KEY}={target} returns a {type(rows).__name__}, not a list or generator of texts")
+    from positron.data.memory import write_conversations, write_texts
+
+    match recipe:
+        case "train":
+            data |= {"source": "text", "path": str(write_texts(rows, data["dir"]))}
+        case "sft":
+            data |= {"source": "instruct", "path": str(write_conversations(rows, data["dir"]))}
+        case _:
+            raise AssertionError(recipe)
+    print(f"{KEY}={target}: its texts are in {data['path']}", file=sys.stderr)
