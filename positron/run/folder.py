@@ -140,11 +140,12 @@ class Run(RunPaths):
                 + "start it as it was begun, or give another name="
             )
         write_record(self.config_path, dataclasses.asdict(config))
+        origin = {"kind": kind, "base": config.init_from}
         if new:
             make_folder(self.checkpoint_folder, self.folder)
             tokenizer.save(make_folder(self.tokenizer_folder, self.folder))
-            self.update(name=config.name, forked_from=str(forked_from) if forked_from else None)
-        self.update(kind=kind, base=config.init_from)
+            origin |= {"name": config.name, "forked_from": str(forked_from) if forked_from else None}
+        self.update(**origin)
 
     def metrics(self) -> Any:
         """Return the columns of metrics.jsonl, NaN where a row lacks a number: a DataFrame if pandas is installed, else a

@@ -8,6 +8,7 @@ import pytest
 
 from positron.dashboard.table import Outputs
 from positron.evaluation.report import _samples as samples_of_report
+from positron.evaluation.summary import show_result
 from positron.run.folder import Run
 from positron.run.history import cut_after
 from positron.run.samples import Sample, append_sample, read_samples
@@ -75,6 +76,15 @@ def test_the_report_and_the_dashboard_show_each_sample_whole(run: Run, tmp_path:
     shown = Outputs(tmp_path).samples("r")
     assert [(sample["head"], sample["text"]) for sample in shown] == [(sample.head, sample.text) for sample in HARD]
     assert samples_of_report(run).count("<h3>Step ") == len(HARD)
+
+
+@pytest.mark.parametrize("text", ["Once\n\n## The end\n\nso", "## Step 9 · loss 1.000\n\nx", "# a\n\nb\n\n## c"])
+def test_the_last_screen_shows_the_last_sample_whole(run: Run, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    run.update(status="finished", step=8)
+    written(run, [Sample(4, 2.0, None, "an earlier one"), Sample(8, 1.0, None, text)])
+    show_result(run.folder)
+    out = capsys.readouterr().out
+    assert out.startswith(f"\n{text}\n\nfinished at step 8\n")
 
 
 def test_samples_after_a_checkpoint_are_dropped_from_both_files(run: Run, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Random damage to run folders: no command fails with a traceback, hangs, or gives another result without a word.
 
-150 seeded corruptions of one byte, over all files of a pretraining run and of an SFT run, five commands each.
+150 seeded corruptions of one byte over all files of a pretraining run and of an SFT run, and 30 over their records, five
+commands each.
 """
 
 from __future__ import annotations
@@ -41,6 +42,9 @@ SFT = (
     "train.sample_tokens=8",
     "precision=fp32",
 )
+
+
+SAMPLES = {"base": 2, "talk": 1}  # that they have written when they are stopped
 
 
 def call(folder: Path, name: str, *arguments: str) -> Result:
@@ -90,9 +94,13 @@ def write(folder: Path, run: str) -> tuple[Result, Any]:
 
 def table(folder: Path, run: str) -> tuple[Result, Any]:
     """The rows must be there; what history they show is not protected by a checksum."""
-    rows = Outputs(folder / "outputs").rows()
-    json.dumps(rows, allow_nan=False)
-    return Result(0, "", " ".join(note for row in rows for note in row["notes"])), sorted(row["id"] for row in rows)
+    outputs = Outputs(folder / "outputs")
+    rows, samples = outputs.rows(), outputs.samples(run)
+    json.dumps([rows, samples], allow_nan=False)
+    said = [note for row in rows for note in row["notes"]]
+    if len(samples) != SAMPLES[run]:
+        said += [sample["text"] for sample in samples]
+    return Result(0, "", " ".join(said)), (sorted(row["id"] for row in rows), len(samples))
 
 
 COMMANDS: tuple[Callable[[Path, str], tuple[Result, Any]], ...] = (evaluate, compare, write, table, continue_run)
@@ -111,9 +119,9 @@ def undamaged(intact: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tu
     return results
 
 
-def corrupt(folder: Path, rng: random.Random) -> tuple[Path, int]:
-    """Change one byte of a file drawn from all that are not empty."""
-    path = rng.choice(sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size))
+def corrupt(folder: Path, rng: random.Random, pattern: str) -> tuple[Path, int]:
+    """Change one byte of a file drawn from all of this name that are not empty."""
+    path = rng.choice(sorted(p for p in folder.rglob(pattern) if p.is_file() and p.stat().st_size))
     content = bytearray(path.read_bytes())
     place = rng.randrange(len(content))
     content[place] ^= rng.randrange(1, 256)
@@ -134,16 +142,21 @@ def faults_of(result: Result, value: Any, expected: Any, path: Path) -> list[str
     return faults
 
 
+RECORDS = ("samples.jsonl", "metrics.jsonl", "run.json")  # small beside weights and pictures, and read the most
+CASES = [(seed, "*") for seed in range(CORRUPTIONS)]
+CASES += [(2000 + seed, RECORDS[seed % len(RECORDS)]) for seed in range(CORRUPTIONS // 5)]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(CORRUPTIONS))
+@pytest.mark.parametrize(("seed", "pattern"), CASES)
 def test_one_damaged_byte_is_named_or_changes_nothing(
-    seed: int, intact: Path, undamaged: dict[tuple[str, str], Any], tmp_path: Path
+    seed: int, pattern: str, intact: Path, undamaged: dict[tuple[str, str], Any], tmp_path: Path
 ) -> None:
     rng = random.Random(seed)
     run = "base" if seed % 2 else "talk"
     folder = tmp_path / "copy"
     shutil.copytree(intact, folder)
-    path, place = corrupt(folder / "outputs" / run, rng)
+    path, place = corrupt(folder / "outputs" / run, rng, pattern)
     found = []
     for command in COMMANDS:
         result, value = command(folder, run)
