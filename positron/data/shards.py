@@ -322,7 +322,8 @@ def _open_shard(folder: Path, name: str, tokens: int, sha256: str, dtype: str) -
         raise UserError(f"cannot read the token file {path}: {error}; {remedy}") from error
     if hasattr(mmap, "MADV_RANDOM"):
         # windows lie anywhere: reading ahead, which the system does for each, costs a hundred times the window itself
-        ids._mmap.madvise(mmap.MADV_RANDOM)  # type: ignore[attr-defined]
+        assert isinstance(ids.base, mmap.mmap)
+        ids.base.madvise(mmap.MADV_RANDOM)
     return ids
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from positron.model.gpt import GPT, Elementwise, activate
+from positron.model.kernels.torch_private import int8_linear
 
 FEW_ROWS = 8  # the operator's time grows with the rows; from here on a product of whole tiles in bf16 takes less
 WIDTH = 32  # it reads beyond the end of rows that are no multiple of its vectors: noise, or a crash
@@ -62,7 +63,7 @@ class Int8Linear:
     def product(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out). Whole numbers up to 127 are exact in bf16, so both ways multiply by the same."""
         if self.direct and x.ndim == 2 and len(x) <= FEW_ROWS and x.dtype == torch.bfloat16:
-            y: Tensor = torch.ops.aten._weight_int8pack_mm(x, self.q, self.scale)
+            y = int8_linear(x, self.q, self.scale)
         else:
             y = F.linear(x, self.q.to(x.dtype)) * self.scale.to(x.dtype)
         return y if self.bias is None else y + self.bias

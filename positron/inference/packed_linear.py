@@ -12,14 +12,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from positron.model.gpt import Elementwise, activate
+from positron.model.kernels import torch_private
 
 FUSED = {"gelu": ("gelu", "tanh"), "relu": ("relu", ""), "swish": ("swish", "")}
 
 
 def can_pack(weight: Tensor) -> bool:
-    known = weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+    known = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and torch_private.packs_bf16())
     return weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and known
 
 
@@ -29,18 +28,17 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "") -> None:
         self.bias, self.activation = bias, activation
         self.packed = can_pack(weight)
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight) if self.packed else weight
+        self.weight = torch_private.packed(weight) if self.packed else weight
 
     def __call__(self, x: Tensor) -> Tensor:
         if not self.packed:
             return activate(F.linear(x, self.weight, self.bias), self.activation)
         attribute, algorithm = FUSED.get(self.activation, ("none", ""))
-        y: Tensor = torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, attribute, [], algorithm)
+        y = torch_private.packed_linear(x, self.weight, self.bias, attribute, algorithm)
         return activate(y, self.activation) if attribute == "none" else y
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
         """residual + x W^T + b."""
         if self.packed:
-            y: Tensor = torch.ops.mkldnn._linear_pointwise.binary(x, residual, self.weight, self.bias, "add")
-            return y
+            return torch_private.packed_linear_plus(x, residual, self.weight, self.bias)
         return residual + F.linear(x, self.weight, self.bias)

@@ -19,6 +19,7 @@ from positron.model.kernels import norms_and_heads as fused
 from positron.model.kernels.attention import causal_attention, window_mask
 from positron.model.kernels.loss import linear_cross_entropy
 from positron.model.kernels.norms_and_heads import Rope
+from positron.model.kernels.torch_private import has_forward_hooks
 
 NORM_EPS = 1e-5
 ROPE_BASE = 10_000.0
@@ -133,7 +134,7 @@ class Attention(nn.Module):
     def _packs(self, x: Tensor) -> bool:
         """Not with low-rank additions to q, k or v, nor while someone watches them."""
         parts = (self.q, self.k, self.v)
-        return fused.is_faster(x) and all(type(p) is nn.Linear and not p._forward_hooks for p in parts)
+        return fused.is_faster(x) and all(type(p) is nn.Linear and not has_forward_hooks(p) for p in parts)
 
     def _packed(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
         """`heads` in one matrix product and one pass."""

@@ -58,10 +58,11 @@ def load_draft(name: str | None, tokenizer: Tokenizer, say: Callable[[str], None
 
 
 def bare_names(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A LightningModule's weights under the model's own names, merged; `_orig_mod.` is torch.compile's mark."""
+    """A LightningModule's weights under the model's own names, merged; without torch.compile's mark."""
+    from positron.model.kernels.torch_private import COMPILED_MARK
     from positron.model.lora import merged
 
-    return merged({name.removeprefix("model.").replace("_orig_mod.", ""): value for name, value in state_dict.items()})
+    return merged({name.removeprefix("model.").replace(COMPILED_MARK, ""): value for name, value in state_dict.items()})
 
 
 def restore(model: GPT, tokenizer: Tokenizer, path: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from positron.config import IGNORE
 from positron.model.gpt import GPT
+from positron.model.kernels.torch_private import undo_compile
 from positron.training.device import Machine
 from positron.training.objective.base import Part
 
@@ -38,7 +39,7 @@ def compile_in_place(model: GPT, part: Part, machine: Machine, say: Callable[[st
         model.zero_grad(set_to_none=True)
         model.train()
     if reason is not None:
-        model._compiled_call_impl = None  # where `compile` keeps what it made
+        undo_compile(model)
         say(f"WARNING: device.compile=true is not in use: {reason}")
     return reason is None
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from positron.config import OptimizerConfig, ScheduleConfig
 from positron.model.gpt import GPT
+from positron.model.kernels.torch_private import skip_step_if
 from positron.training.objective.base import Objective, Part
 from positron.training.optim.groups import build_optimizer, clip_gradients, set_lr
 from positron.training.optim.schedule import lr_at
@@ -137,7 +138,7 @@ class TrainingModule(L.LightningModule):
         """Clip, and turn a step with a NaN or infinite gradient into one that changes nothing.
 
         Called by Lightning when gradients are complete and unscaled. On fused optimizers no value is brought to the
-        host: `found_inf` makes their kernels leave weights and moments alone.
+        host: `skip_step_if` makes their kernels leave weights and moments alone.
         """
         scaled = self.trainer.precision == "16-mixed"
         if shards_weights(self.trainer):  # the norm spans all ranks' shards
@@ -150,7 +151,7 @@ class TrainingModule(L.LightningModule):
         self.bad_in_a_row = (self.bad_in_a_row + 1) * bad
         self.bad_steps = self.bad_steps + bad
         if not scaled and optimizer.defaults.get("fused"):
-            optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
+            skip_step_if(optimizer, bad.float())
         elif bad.item():
             optimizer.zero_grad(set_to_none=True)
 

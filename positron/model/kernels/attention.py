@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from positron.model.kernels.precision import product_dtype, wide
+from positron.model.kernels.torch_private import softmax_gradient
 
 BLOCK = 128  # queries at a time: 64 and 256 are slower at T = 256 to 1024
 LONGEST = 2048  # keys a query sees; beyond, the saved probabilities take more memory than they are worth
@@ -108,7 +109,7 @@ class BlockedCausalAttention(torch.autograd.Function):
                 seen = slice(first_key(start, ctx.window), end := start + p.shape[1] // G)
                 rows, d_out = (x[:, :, start:end].reshape(N, -1, D) for x in (q, grad))  # (N, G n, D)
                 dv[..., seen].baddbmm_(d_out.mT, p)
-                ds = torch._softmax_backward_data(torch.bmm(d_out, v[:, seen].mT), p, -1, p.dtype)
+                ds = softmax_gradient(torch.bmm(d_out, v[:, seen].mT), p)
                 dk[..., seen].baddbmm_(rows.mT, ds)
                 dq[:, :, start:end] = torch.bmm(ds, k[:, seen]).view(B, H, end - start, D)
             dq *= 1 / math.sqrt(D)

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from positron.model.kernels.torch_private import skip_step_if
+
 # a, b, c of x <- a x + b x^3 + c x^5: steepest at 0, singular values to 0.7..1.2
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -43,7 +45,7 @@ class Muon(torch.optim.Optimizer):
         self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, *, fused: bool
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "fused": fused})
-        self.found_inf: Tensor | None = None  # 1.0 for a step that is to change nothing
+        self.found_inf: Tensor | None = None  # 1.0 for a step that is to change nothing, as `skip_step_if` sets it
         self._adamw = torch.optim.AdamW([torch.zeros(1)], lr=lr, betas=betas, eps=eps, fused=fused)
         self._adamw_defaults = {k: v for k, v in self._adamw.param_groups[0].items() if k != "params"}
 
@@ -61,7 +63,7 @@ class Muon(torch.optim.Optimizer):
         self._adamw.param_groups = [{**self._adamw_defaults, **group} for group in rest]
         self._adamw.state = self.state
         if self.found_inf is not None:
-            self._adamw.found_inf = self.found_inf  # type: ignore[attr-defined]
+            skip_step_if(self._adamw, self.found_inf)
         self._adamw.step()
         return loss
 
