@@ -37,6 +37,21 @@ def test_the_readme_counts_the_plots_and_has_the_words_that_people_search_for():
         assert words in text, words
 
 
+def test_the_python_program_of_the_readme_runs(tmp_path):
+    (program,) = re.findall(
+        r"```python\n(import positron\n.*?)```", (PROJECT / "README.md").read_text("utf-8"), re.DOTALL
+    )
+    (tmp_path / "my.txt").write_text("The cat sat on the mat and looked at the moon.\n" * 200)
+    tiny = 'max_steps=4, tokenizer="char", d_model=32, val_every=2, warmup_steps=1, **{"train.batch_tokens": 512}, '
+    program = program.replace("max_steps=300, ", tiny).replace("max_steps=30, ", "max_steps=2, ")
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Say 3." in done.stdout
+
+
 def shortened(arguments: list[str]) -> list[str]:
     """The same command on a tiny model and corpus, for as many steps as its own horizon has hundreds."""
     steps = {
