@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from types import TracebackType
 
-from positron.system.console import one_line
+from positron.system.console import one_line, shows_bars
 from positron.system.disk import append_text
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, UserError
 from positron.system.exits import describe
@@ -52,7 +52,7 @@ class Voice:
             return
         line = one_line(line)
         try:
-            if sys.stderr.isatty():
+            if shows_bars():
                 from tqdm import tqdm
 
                 tqdm.write(self.prefix + line, file=sys.stderr)

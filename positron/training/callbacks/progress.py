@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-import sys
 import time
+import warnings
 from collections import deque
 from typing import Any
 
 import lightning as L
 
+from positron.system.console import shows_bars
 from positron.system.progress import clock
 from positron.system.threads import OtherPrograms, describe_others
 from positron.system.voice import Voice
@@ -55,10 +56,10 @@ class Progress(L.Callback):
         self._begun = (time.perf_counter(), trainer.global_step)
         self._left = TimeLeft(*self._begun)
         self._others.cores()
-        if (
-            sys.stderr.isatty() and trainer.is_global_zero and not self.say.prefix
-        ):  # two bars would overwrite each other
-            from tqdm import tqdm
+        if shows_bars() and trainer.is_global_zero and not self.say.prefix:  # two bars would overwrite each other
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # a notebook without ipywidgets gets a bar of letters, which will do
+                from tqdm.auto import tqdm
 
             self.bar = tqdm(
                 total=self.last_step, initial=trainer.global_step, unit="step", mininterval=0.2, dynamic_ncols=True
