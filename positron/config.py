@@ -1,7 +1,8 @@
 """Every choice that a user can make, as plain dataclasses: the model (`GPTConfig`) and a whole run (`RunConfig`).
 
-Standard library only, so that any door can read a run without importing torch or Hydra. Files in `conf/` fill these
-classes, which check their values; `settings.py` checks names and types. One file, though long: the whole menu on one page.
+Standard library only, so that any door can read a run without importing torch or Hydra. The one place of defaults: files
+in `conf/` hold what they choose and nothing else, these classes fill in the rest and check the values; `settings.py`
+checks names and types. One file, though long: the whole menu on one page.
 """
 
 from __future__ import annotations
@@ -249,7 +250,7 @@ class DataConfig:
     examples: Count = 20_000  # for source=story_instruct: how many requests
     seed: Seed = 0  # of the built-in corpus and of the train/validation split
     val_fraction: BelowOne = 0.02  # share that is for validation; 0, in SFT: validate on the training conversations
-    packing: Packing = "windows"  # where training windows start
+    packing: Packing = "documents"  # where training windows start
     document_mask: bool = False  # tokens see only their own document, and positions count from its beginning
     dir: str = "outputs/data"  # folder in which prepared texts are kept
 
@@ -310,6 +311,8 @@ class DataConfig:
 
 
 Accelerator = Literal["cpu", "cuda", "mps"]
+# Tokens of an optimizer step that suit an accelerator: what the presets in conf/device/ give, and where `auto` begins.
+BATCH_TOKENS: dict[Accelerator, int] = {"cuda": 131_072, "mps": 98_304, "cpu": 65_536}
 
 
 @dataclass(frozen=True)
@@ -405,10 +408,22 @@ class ScheduleConfig:
     kind: Literal["cosine", "linear", "constant", "trapezoid"] = "cosine"  # shape of the fall after the warmup
     warmup_steps: CountOrZero = 100  # steps in which the learning rate rises from 0 to its peak
     decay_share: Share = 0.4  # share of the steps in which a trapezoid falls
-    final_ratio: Ratio = 0.1  # last learning rate, as a multiple of the peak
+    final_ratio: Ratio | None = None  # last learning rate, as a multiple of the peak; null: 0 for a trapezoid, else 0.1
 
     def __post_init__(self) -> None:
+        if self.final_ratio is None:  # a run records the number
+            object.__setattr__(self, "final_ratio", self._usual_final_ratio)
         check_ranges(self, "schedule")
+
+    @property
+    def _usual_final_ratio(self) -> float:
+        match self.kind:
+            case "cosine" | "linear" | "constant":
+                return 0.1
+            case "trapezoid":
+                return 0.0
+            case _:
+                assert_never(self.kind)
 
 
 @dataclass(frozen=True)
@@ -429,7 +444,7 @@ class TrainConfig:
     keep_last: Count = 2  # checkpoints kept beside the best one
     sample_every: Count = 200  # write a sample text into samples.md
     sample_prompt: str | None = "Once upon a time"  # null, in SFT: the first question of the validation side
-    sample_tokens: Count = 160  # length of a sample
+    sample_tokens: Count = 200  # length of a sample
     max_bad_steps: Count = 5  # steps in a row with NaN or infinite gradients (each is skipped) before the run stops
 
     def __post_init__(self) -> None:
@@ -505,7 +520,7 @@ class SFTConfig:
 
     epochs: Positive = 3.0  # over the conversations, where train.max_steps=auto
     packing: bool = False  # several conversations in a row of a batch, which do not see each other
-    replay_ratio: BelowOne = 0.0  # of the sequences of a step: windows of the base run's own text, against forgetting
+    replay_ratio: BelowOne = 0.1  # of the sequences of a step: windows of the base run's own text, against forgetting
     patience: CountOrZero = 5  # validations without a better one after which the run ends; 0: never
     lora: LoraConfig = field(default_factory=LoraConfig)
 
@@ -513,12 +528,12 @@ class SFTConfig:
         check_ranges(self, "sft")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A whole run, as `python -m positron.train --cfg job` shows it."""
 
     name: str  # outputs/NAME is the run's folder: the same command again continues it
-    seed: Seed  # of the first weights, the order of the text, and dropout
+    seed: Seed = 0  # of the first weights, the order of the text, and dropout
     model: ModelConfig
     tokenizer: TokenizerConfig
     data: DataConfig

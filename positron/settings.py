@@ -16,6 +16,8 @@ from positron.config import RunConfig
 from positron.system.errors import UserError
 
 T = TypeVar("T")
+MISSING = "???"  # OmegaConf's mark of a value that has to be given
+NOT_READ_BY = {"train": ("sft",), "sft": ("model", "tokenizer", "budget", "auto_size")}  # top-level keys
 
 
 def from_dict(cls: type[T], values: Any, path: str = "") -> T:
@@ -92,6 +94,24 @@ def _describe(options: list[Any], value: Any) -> str:
         else:
             words.append({int: "a whole number", float: "a number", bool: "true or false", str: "a text"}[option])
     return "give " + " or ".join(words)
+
+
+def defaults_of(cls: type) -> dict[str, Any]:
+    """Return the defaults of a class in `config.py` as nested plain values, with MISSING for a key that has none.
+
+    A group that may be null is null here; ask for its own class to get its defaults.
+    """
+    values: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls)
+    for entry in dataclasses.fields(cls):
+        options = _alternatives(hints[entry.name])
+        if len(options) == 1 and dataclasses.is_dataclass(options[0]):
+            values[entry.name] = defaults_of(typing.cast(type, options[0]))
+        elif entry.default is dataclasses.MISSING:
+            values[entry.name] = MISSING
+        elif entry.name != "given":  # written by Positron, next to a budget
+            values[entry.name] = list(entry.default) if isinstance(entry.default, tuple) else entry.default
+    return values
 
 
 def leaf_keys(cls: type = RunConfig, prefix: str = "") -> list[str]:

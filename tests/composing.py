@@ -4,12 +4,16 @@ from conftest import PROJECT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from positron.cli.defaults import register_defaults
 
-def composed(*overrides: str) -> dict:
+
+def composed(*overrides: str, recipe: str = "train") -> dict:
+    register_defaults()
     with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
-        cfg = compose("train", [*overrides], return_hydra_config=True)
+        cfg = compose(recipe, [*overrides], return_hydra_config=True)
         OmegaConf.set_readonly(cfg.hydra, False)
         from hydra.core.hydra_config import HydraConfig
 
         HydraConfig.instance().set_config(cfg)
-        return OmegaConf.to_container(OmegaConf.masked_copy(cfg, [k for k in cfg if k != "hydra"]), resolve=True)
+        settings = OmegaConf.masked_copy(cfg, [k for k in cfg if k not in ("hydra", "callbacks")])
+        return OmegaConf.to_container(settings, resolve=True)

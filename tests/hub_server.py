@@ -82,7 +82,7 @@ def stories_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 
 def config(folder: Path, **options: Any) -> DataConfig:
-    chosen = {"repo": "some/stories", "files": "data/train-*", "val_fraction": 0.1, **options}
+    chosen = {"repo": "some/stories", "files": "data/train-*", "packing": "windows", "val_fraction": 0.1, **options}
     return DataConfig("hub", dir=str(folder / "data"), **chosen)
 
 

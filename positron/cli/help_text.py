@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from positron import config as menu
+from positron.cli.defaults import default_configs, register_defaults
 from positron.cli.overrides import groups_of
 from positron.config import RunConfig
-from positron.settings import leaf_keys, type_of
+from positron.settings import MISSING, NOT_READ_BY, leaf_keys, type_of
 
 _WIDTH = 110
 _USAGE = {
@@ -41,7 +42,6 @@ _OPTIONS = (
     ("--help, --version", "this text; the version of Positron"),
     ("--hydra-help", "options of Hydra, which composes the configuration"),
 )
-_ELSEWHERE = {"train": ("sft",), "sft": ("model", "tokenizer", "budget", "auto_size")}
 
 
 def help_text(recipe: str, conf: Path) -> str:
@@ -62,33 +62,39 @@ def help_text(recipe: str, conf: Path) -> str:
     section = ""
     for key in leaf_keys():
         hint, top = type_of(key), key.partition(".")[0]
-        if top in _ELSEWHERE[recipe] or _is_group(hint):
+        if top in NOT_READ_BY[recipe] or _is_group(hint):
             continue
         if section != (section := top if "." in key else ""):
             lines.append("")
-        value = defaults.get(key)
-        shown = "" if value in ("???", None) and key not in defaults else f" = {_shown(value)}"
+        shown = "" if defaults[key] == MISSING else f" = {_shown(defaults[key])}"
         lines += _columns([(f"{key}  {_type(hint)}{shown}", comments[key])], 60)
     return "\n".join(lines)
 
 
 def default_choices(recipe: Path) -> dict[str, str | None]:
-    """group -> choice of a recipe's defaults list."""
+    """Return group -> choice of a recipe's defaults list, and of the files beside it that the list names."""
     import yaml
 
-    entries = yaml.safe_load(recipe.read_text(encoding="utf-8"))["defaults"]
-    pairs = [next(iter(entry.items())) for entry in entries if isinstance(entry, dict)]
-    return {group: choice for group, choice in pairs if not group.startswith("override")}
+    choices: dict[str, str | None] = {}
+    for entry in yaml.safe_load(recipe.read_text(encoding="utf-8"))["defaults"]:
+        if isinstance(entry, dict):
+            group, choice = next(iter(entry.items()))
+            choices |= {} if group.startswith("override") else {group: choice}
+        elif entry != "_self_" and not entry.startswith("/"):
+            choices |= default_choices(recipe.with_name(f"{entry}.yaml"))
+    return choices
 
 
 def default_values(recipe: str, conf: Path) -> dict[str, Any]:
-    """Dotted key -> value where nothing is given, as conf/ composes it, else the dataclass's own."""
+    """Return dotted key -> value where nothing is given."""
     import hydra
     from omegaconf import OmegaConf
 
+    register_defaults()
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         composed: Any = OmegaConf.to_container(hydra.compose(recipe, []), resolve=False)
-    values = _class_defaults(RunConfig, "") | _flat(composed, "")
+    optional = default_configs()  # of loggers, which are composed only where they are chosen
+    values = _flat(composed, "") | _flat(optional["wandb"], "") | _flat(optional["tensorboard"], "")
     values["name"] = re.sub(r"\$\{hydra:runtime\.choices\.(\w+)\}", lambda match: match[1].upper(), str(values["name"]))
     return values
 
@@ -133,18 +139,6 @@ def _comments_of(cls: type, prefix: str, of_class: dict[str, dict[str, str]]) ->
         else:
             found[prefix + name] = next(filter(None, (of_class[c.__name__].get(name) for c in cls.__mro__[:-1])), "")
     return found
-
-
-def _class_defaults(cls: type, prefix: str) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    hints = typing.get_type_hints(cls)
-    for field in dataclasses.fields(cls):
-        inner = _group_class(hints[field.name])
-        if inner is not None:
-            values |= _class_defaults(inner, f"{prefix}{field.name}.")
-        elif field.default is not dataclasses.MISSING:
-            values[prefix + field.name] = field.default
-    return values
 
 
 def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:

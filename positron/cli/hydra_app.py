@@ -63,10 +63,12 @@ def compose_with_callbacks(recipe: str, settings: list[str]) -> tuple[dict[str, 
     from omegaconf import OmegaConf
 
     from positron.cli.custom_data import write_custom_data
+    from positron.cli.defaults import register_defaults
     from positron.cli.overrides import experiment_keys, given_keys, read_settings
     from positron.cli.unused_settings import refuse_unread
 
     overrides = read_settings(settings, recipe, conf_folder())
+    register_defaults()
     with hydra_errors_as_ours(), hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         values: dict[str, Any] = OmegaConf.to_container(hydra.compose(recipe, overrides), resolve=True)  # type: ignore[assignment]
     write_custom_data(values, recipe)
@@ -112,11 +114,13 @@ def run_hydra(job: Callable[[Any], Any], recipe: str) -> None:
 
             print(help_text(recipe, conf_folder()))
             return
+        from positron.cli.defaults import register_defaults
         from positron.cli.overrides import read_command_line
 
         line = read_command_line(typed[1:], recipe, conf_folder())
         import hydra
 
+        register_defaults()
         os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of composing reach us instead of being printed by Hydra
         sys.argv = [typed[0], *line.words]
         try:

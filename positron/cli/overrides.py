@@ -35,7 +35,6 @@ _WITH_VALUE = {
 _ALONE = {"--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc", "--hydra-help", "--info", "-i"}
 _SEVERAL = ("monitor", "logger", "callbacks")  # groups of which several choices may be given at once
 _OPTIONAL = ("experiment",)
-_PARTIAL = ("monitor.", "optimizer.", "schedule.")  # whose files in conf/ name only what the choice reads
 _FREE = ("callbacks.", "optimizer.options.", "data.options", "data._target_")  # what the user's own classes take
 _FROM_BASE = ("model", "tokenizer")
 
@@ -178,8 +177,7 @@ class _Reader:
         if key not in self.keys:
             raise UserError(self._unknown(key, value))
         self._check_place(key)
-        plus = "++" if key.startswith(_PARTIAL) else ""
-        return f"{plus}{key}={self._value(key, value, parser)}"
+        return f"{key}={self._value(key, value, parser)}"
 
     def _check_place(self, key: str) -> None:
         """Refuse keys that the other command reads, and those that a fine-tuned run takes from its base."""

@@ -25,6 +25,13 @@ from positron.system.paths import without_home
 
 CHECKSUM = "checksum"
 _PATHS = (("data", "path"), ("data", "dir"), ("init_from",), ("ckpt_path",))  # of config.json
+# Defaults of config.py that have changed since: what a key means where a config.json is older than the key.
+_FORMER_DEFAULTS: dict[str, dict[str, Any]] = {
+    "data": {"packing": "windows"},
+    "schedule": {"final_ratio": 0.1},
+    "train": {"sample_tokens": 160},
+    "sft": {"replay_ratio": 0.0},
+}
 _warned: set[Path] = set()
 
 
@@ -160,7 +167,10 @@ def _resolved_in(group: dict[str, Any] | None, path: Path) -> Resolved | None:
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], bool]:
-    """Return config.json with paths of this machine, and whether its checksum is right. UserError for a wrong one."""
+    """Return config.json with paths of this machine, and whether its checksum is right. UserError for a wrong one.
+
+    A key that is missing because the file is older gets the default that it had then, where that has changed.
+    """
     config, is_whole = read_record(path)
     groups: dict[str, type] = {"model": ModelConfig, "tokenizer": TokenizerConfig, "data": DataConfig}
     for name, kind in groups.items():
@@ -182,6 +192,9 @@ def read_config(path: Path) -> tuple[dict[str, Any], bool]:
         value = holder.get(keys[-1])
         if isinstance(value, str) and value.startswith("~"):
             holder[keys[-1]] = os.path.expanduser(value)
+    for name, values in _FORMER_DEFAULTS.items():
+        if isinstance(config.get(name), dict):
+            config[name] = {**values, **config[name]}
     return config, is_whole
 
 

@@ -84,7 +84,7 @@ class Run(RunPaths):
         return self.config_path.exists()
 
     def config(self) -> dict[str, Any]:
-        """Return the settings as they are in the file, with the groups that commands need checked."""
+        """Return the settings as `read_config` does, with the groups that commands need checked."""
         path = self.config_path
         config, is_whole = read_config(path)
         if not is_whole:

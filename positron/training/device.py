@@ -14,7 +14,6 @@ from positron.config import Accelerator, DeviceConfig, GPTConfig, Precision, Pre
 from positron.model.kernels.attention import BLOCK, LONGEST
 from positron.system.errors import UserError
 
-BATCH_TOKENS: dict[Accelerator, int] = {"cuda": 131_072, "mps": 98_304, "cpu": 65_536}
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LIGHTNING_PRECISION: dict[Precision, str] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 CPU_MICRO_TOKENS = 4096  # about what keeps a layer's activations in a desktop CPU's cache

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from positron.config import GPTConfig, RunConfig
+from positron.config import BATCH_TOKENS, GPTConfig, RunConfig
 from positron.model.gpt import GPT
 from positron.run.facts import Resolved
 from positron.system.errors import UserError
 from positron.system.formatting import USUAL_TOKENS_PER_PARAMETER, counted, tokens_per_parameter
-from positron.training.device import BATCH_TOKENS, Machine, choose_micro_batch, precision_named, release_memory
+from positron.training.device import Machine, choose_micro_batch, precision_named, release_memory
 from positron.training.resume import Start
 from positron.training.timing import faster_precision
 

@@ -25,12 +25,21 @@ GROUPS = (
     "monitor",
     "experiment",
 )
-CHOICES = [(group, path.stem) for group in GROUPS for path in sorted((CONF / group).glob("[a-z]*.yaml"))]
+CHOICES = [
+    (group, path.stem)
+    for group in GROUPS
+    for path in sorted((CONF / group).glob("[a-z]*.yaml"))
+    if (group, path.stem) != ("data", "custom")  # which becomes another source when its function was called
+]
 
 
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_file_in_conf_composes_to_a_valid_run(group, choice):
-    needed = {"text": ["data.path=my.txt"], "hub": ["data.repo=some/dataset"]}
+    needed = {
+        "text": ["data.path=my.txt"],
+        "hub": ["data.repo=some/dataset"],
+        "custom": ["optimizer._target_=torch.optim.RAdam"],
+    }
     overrides = [f"{group}={choice}", *needed.get(choice, [])]
     config = from_dict(RunConfig, composed(*overrides))
     assert config.name

@@ -23,7 +23,7 @@ from positron.cli.sweeps import claim_folder
 from positron.cli.unused_settings import READ_BY, refuse_unread
 from positron.config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
 from positron.run.folder import Run
-from positron.settings import from_dict, leaf_keys
+from positron.settings import NOT_READ_BY, from_dict, leaf_keys
 from positron.system.disk import write_json
 from positron.system.errors import UserError
 
@@ -143,7 +143,7 @@ def test_what_only_some_jobs_of_a_sweep_read_is_not_refused():
         (("optimizer=adam",), "did you mean optimizer=adamw?"),
         (("data=my.txt",), "data=text data.path=my.txt"),
         (("data=[text,stories]",), "a run has one"),
-        (("model=_fields",), "choose from auto, debug"),
+        (("model=_defaults",), "choose from auto, debug"),
         (("logger=null",), "logger=files"),
         (("data=null",), "every run needs one"),
         (("~schedule",), "every run needs a schedule"),
@@ -486,11 +486,11 @@ def test_a_sweep_that_cannot_be_listed_or_that_no_job_reads_is_refused_before_it
 def test_help_shows_usage_every_choice_and_every_key_with_its_meaning(recipe):
     text = help_text(recipe, CONF)
     assert text.startswith(f"usage: python -m positron.{recipe}")
-    assert "_fields" not in text
+    assert "_defaults" not in text
+    assert "_recipe" not in text
     assert "Hydra." not in text.splitlines()[0]
-    elsewhere = {"train": ("sft",), "sft": ("model", "tokenizer", "budget", "auto_size")}[recipe]
     for key, meaning in field_comments().items():
-        if key != "given" and key.split(".")[0] not in elsewhere:
+        if key != "given" and key.split(".")[0] not in NOT_READ_BY[recipe]:
             assert f"  {key}  " in text
             assert meaning, f"{key} has no comment in config.py"
             assert meaning.split()[0] in text

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 import pytest
 import torch
+from composing import composed
 from conftest import PROJECT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -320,12 +321,7 @@ PRESETS = sorted(path.stem for path in (PROJECT / "conf" / "model").glob("[!_]*.
 @pytest.mark.parametrize("preset", PRESETS)
 def test_parity_of_the_real_presets_in_float32(preset: str) -> None:
     """At full size, on 32 tokens: nothing but rounding differs (tests/rounding.py says how much that may be)."""
-    from hydra import compose, initialize_config_dir
-    from omegaconf import OmegaConf
-
-    with initialize_config_dir(str(PROJECT / "conf"), version_base=None):
-        fields = OmegaConf.to_container(compose("train", overrides=[f"model={preset}"]).model)
-    config = GPTConfig(**{**fields, "vocab_size": 2000, "dropout": 0.0})
+    config = GPTConfig(**{**composed(f"model={preset}")["model"], "vocab_size": 2000, "dropout": 0.0})
     params = unit_gain(shapes(config))
     model = GPT(config, seed=1)
     model.load_state_dict({name: torch.from_numpy(values) for name, values in params.items()})

@@ -16,6 +16,7 @@ def lr_at(step: int, horizon: int, *, peak: float, schedule: ScheduleConfig) -> 
     arXiv:2405.18392), constant until the last `decay_share` of the horizon and linear from there.
     """
     warmup = schedule.warmup_steps
+    assert schedule.final_ratio is not None  # ScheduleConfig fills it in
     match schedule.kind:
         case "cosine":
             fallen = (1 - math.cos(math.pi * _progress(step, warmup, horizon))) / 2
