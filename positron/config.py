@@ -321,7 +321,7 @@ class DeviceConfig:
 
     accelerator: Accelerator | Literal["auto"] = "auto"  # auto: CUDA, else MPS, else the CPU
     devices: Count = 1  # GPUs (or CPU processes) of each machine that train together
-    num_nodes: Count = 1  # machines
+    num_nodes: Count = 1  # machines; each starts the same command, with MASTER_ADDR, MASTER_PORT and its NODE_RANK
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"  # how several devices work together
     batch_tokens: Count | Literal["auto"] = "auto"  # default of train.batch_tokens on this device
     micro_batch_size: Count | Literal["auto"] = "auto"  # default of train.micro_batch_size on this device

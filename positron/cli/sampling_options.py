@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from positron.inference.arguments import weights_of
+from positron.system.errors import UserError
 
 if TYPE_CHECKING:
     from positron.inference.sampling import Sampling
@@ -26,6 +27,7 @@ def sampling_options(parser: argparse.ArgumentParser, preset: str = "balanced") 
         "--min-p", type=float, help="... among those with this share of the likeliest one's probability"
     )
     parser.add_argument("--repetition-penalty", type=float, help="above 1: what was said lately gets less likely")
+    parser.add_argument("--last-n", type=int, help="tokens that the repetition penalty looks back (default: 64)")
     weights_option(parser)
     parser.add_argument("--seed", type=int, default=0, help="another seed, another text (default %(default)s)")
 
@@ -55,6 +57,9 @@ def chosen_sampling(options: argparse.Namespace, default: str = "balanced") -> S
     from positron.inference.sampling import preset
 
     weights_of(options.weights)
-    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+    names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "last_n")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return dataclasses.replace(preset(options.preset or default), **given)
+    sampling = dataclasses.replace(preset(options.preset or default), **given)
+    if "last_n" in given and sampling.repetition_penalty == 1:
+        raise UserError("--last-n is how far --repetition-penalty looks back: add it, or leave --last-n out")
+    return sampling

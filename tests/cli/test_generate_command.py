@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 from conftest import PATIENCE, tiny
 
+from positron.cli.sampling_options import chosen_sampling, sampling_options
 from positron.inference.arguments import standard_input_lines
+from positron.inference.sampling import Sampling
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer
 from positron.train import train
@@ -151,3 +154,15 @@ def test_generate_prints_no_terminal_commands(
     assert "Tom" in shown
     if options == ["--json"]:
         assert json.loads(shown)["prompt"] == "Tom\x1b[31m"
+
+
+def test_last_n_reaches_the_sampling_and_needs_a_penalty() -> None:
+    def chosen(*arguments: str) -> Sampling:
+        parser = argparse.ArgumentParser()
+        sampling_options(parser)
+        return chosen_sampling(parser.parse_args(arguments))
+
+    assert chosen("--repetition-penalty", "1.2", "--last-n", "7").last_n == 7
+    assert chosen("--preset", "creative", "--last-n", "7").last_n == 7
+    with pytest.raises(UserError, match="--last-n is how far --repetition-penalty looks back"):
+        chosen("--last-n", "7")

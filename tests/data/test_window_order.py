@@ -87,6 +87,16 @@ def test_a_trapezoid_stays_at_its_peak_until_it_falls_in_a_line():
     assert rates == pytest.approx([0.5, 1.0, 1.0, 1 - 1 / 40, 0.5, 0.0, 0.0])
 
 
+def test_a_trapezoid_extended_before_its_fall_has_the_rates_of_the_longer_run():
+    """Which a cosine has not: that is what the trapezoid is for."""
+    trapezoid, cosine = (
+        ScheduleConfig(kind=kind, warmup_steps=10, decay_share=0.4) for kind in ("trapezoid", "cosine")
+    )
+    for step in range(1, 61):
+        assert lr_at(step, 100, peak=1.0, schedule=trapezoid) == lr_at(step, 300, peak=1.0, schedule=trapezoid)
+    assert lr_at(60, 100, peak=1.0, schedule=cosine) < 0.7 < lr_at(60, 300, peak=1.0, schedule=cosine)
+
+
 def test_the_cosine_is_a_cosine():
     schedule = ScheduleConfig(kind="cosine", warmup_steps=10, final_ratio=0.1)
     rates = [lr_at(s, 110, peak=1.0, schedule=schedule) for s in (1, 10, 60, 110, 500)]

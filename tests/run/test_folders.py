@@ -317,6 +317,16 @@ def test_what_is_shared_carries_no_home_and_still_continues(tmp_path: Path, monk
     assert Run(folder).config()["data"]["path"] == str(home / "texts" / "cat.txt")
 
 
+def test_tensorboard_writes_below_the_folder_that_is_named(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from positron.training.trackers.tensorboard import TensorBoard
+
+    board = TensorBoard(TensorboardConfig("curves/mine"), tmp_path, first_step=1)
+    board.log({"step": 1, "train/loss": 2.0}, 1)
+    board.finish(0)
+    assert [path.parent for path in tmp_path.rglob("events.out.tfevents.*")] == [tmp_path / "curves" / "mine"]
+
+
 @pytest.mark.parametrize("subdir", ["../../../x", "/x", "a/../b", ".", ""])
 def test_tensorboard_stays_inside_the_run(subdir: str) -> None:
     with pytest.raises(UserError, match="inside the run"):

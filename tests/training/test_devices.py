@@ -1,7 +1,12 @@
 """Two processes train what one trains, and runs move between them."""
 
+import os
+import socket
+import subprocess
+import sys
+
 import pytest
-from conftest import FAST
+from conftest import FAST, PATIENCE
 from traces import trace
 from two_processes import TWO, run
 
@@ -26,6 +31,36 @@ def test_two_processes_have_the_trace_of_one_also_when_the_number_changes_midway
             for a, b in zip(mine[2:], theirs[2:], strict=True):
                 assert (a is None) == (b is None)
                 assert a is None or a == pytest.approx(b, rel=2e-4), (mine, theirs)
+
+
+@pytest.mark.slow
+def test_two_machines_have_the_trace_of_one(door, tmp_path):
+    """Here two processes that know of each other by MASTER_ADDR and NODE_RANK alone, and share the folder of the run."""
+    common = ("train.max_steps=6", "train.val_every=6", "train.micro_batch_size=3", "train.log_every=1")
+    result = door("train", "model=debug", *FAST, "device=cpu", "name=one", *common)
+    assert result.code == 0, result.err
+    nodes = ("device=cpu", "device.num_nodes=2", "device.strategy=ddp", "name=two", *common)
+    command = [sys.executable, "-m", "positron.train", "model=debug", *FAST, *nodes]
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    started = [
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env={**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    said = [process.communicate(timeout=PATIENCE)[1] for process in started]
+    assert [process.returncode for process in started] == [0, 0], said
+    one, two = (trace(tmp_path / "outputs" / name) for name in ("one", "two"))
+    assert [row[:2] for row in two] == [row[:2] for row in one]
+    for mine, theirs in zip(two, one, strict=True):
+        for a, b in zip(mine[2:], theirs[2:], strict=True):
+            assert (a is None) == (b is None)
+            assert a is None or a == pytest.approx(b, rel=2e-4), (mine, theirs)
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(door):
