@@ -16,7 +16,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from positron.cli.hydra_app import compose
-from positron.data.sources import MEMORY
+from positron.data.sources import MEMORY, ROWS_FILE
 from positron.system.disk import expanded, try_lock
 from positron.system.download import cache_folder
 from positron.system.errors import UserError
@@ -63,6 +63,7 @@ def _clean(folder: Path) -> str:
         if not corpus.exists():
             shutil.rmtree(folder, ignore_errors=True)
             return "  freed"
+        (folder / ROWS_FILE).unlink(missing_ok=True)
         for pattern in ("raw", "tokens-*", ".tokens-*", "stream-*/epoch-*", "stream-*/.epoch-*"):
             for path in folder.glob(pattern):
                 (path / "tokens.json").unlink(missing_ok=True)  # first, so that what is left does not count as whole

@@ -241,8 +241,8 @@ class DataConfig:
     sha256: str | None = None  # checksum of what data.url fetches
     field: str = "text"  # of each line of .jsonl, or the column of .parquet and .arrow
     on_invalid: OnInvalid = "error"  # bytes that are not UTF-8
-    repo: str | None = None  # for source=hub: OWNER/NAME of a dataset
-    files: str = "*"  # which of its parquet files, as a pattern
+    repo: str | None = None  # for source=hub and instruct: OWNER/NAME of a dataset
+    files: str = "*"  # which of its files, as a pattern
     revision: str | None = None  # branch, tag or commit
     max_mb: Positive | None = None  # take no more text than this, in millions of bytes
     tokens_per_epoch: int | str | None = None  # for source=hub: stream it, so many tokens of new text at a time
@@ -257,20 +257,28 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "data")
         match self.source:
-            case "stories" | "instruct" | "story_instruct":
+            case "stories" | "story_instruct":
                 pass
             case "text":
                 if not self.path and not self.url:
                     raise UserError("data=text needs data.path=FILE, a text file in UTF-8")
             case "hub":
-                if not self.repo or self.repo.count("/") != 1:
-                    raise UserError(f"data=hub needs data.repo=OWNER/NAME, not {self.repo}")
+                self._check_repo()
+            case "instruct":
+                if self.path and self.repo:
+                    raise UserError("data.path= and data.repo= both say where the conversations are: give one of them")
+                if self.repo is not None:
+                    self._check_repo()
             case _:
                 assert_never(self.source)
         if self.tokens_per_epoch is not None:
             self._check_stream()
         if self.val_fraction == 0 and not self.holds_conversations:
             raise UserError("data.val_fraction=0 leaves no text for validation: give more than 0 and less than 1")
+
+    def _check_repo(self) -> None:
+        if not self.repo or self.repo.count("/") != 1:
+            raise UserError(f"data={self.source} needs data.repo=OWNER/NAME, not {self.repo}")
 
     def _check_stream(self) -> None:
         if self.source != "hub":

@@ -246,7 +246,7 @@ class Loopback:
             def do_GET(self) -> None:
                 outer.answer(self)
 
-            do_HEAD = do_GET
+            do_HEAD = do_POST = do_GET
 
             def log_message(self, *_: Any) -> None:
                 pass

@@ -9,6 +9,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs
 
 import pyarrow as pa
 import pyarrow.parquet
@@ -33,24 +34,61 @@ class Hub(Loopback):
         self.lies: set[str] = set()  # files whose content is not what the repository says
 
     def add(self, name: str, documents: list[str], row_group_size: int = 10) -> None:
+        self.add_table(name, pa.table({"text": documents}), row_group_size)
+
+    def add_table(self, name: str, table: pa.Table, row_group_size: int = 10) -> None:
         sink = io.BytesIO()
-        pyarrow.parquet.write_table(pa.table({"text": documents}), sink, row_group_size=row_group_size)
+        pyarrow.parquet.write_table(table, sink, row_group_size=row_group_size)
         self.files[f"/datasets/some/stories/resolve/{COMMIT}/{name}"] = sink.getvalue()
+
+    def add_lines(self, name: str, rows: list[Any]) -> None:
+        self.files[self.path(name)] = "".join(json.dumps(row) + "\n" for row in rows).encode()
 
     def path(self, name: str) -> str:
         return f"/datasets/some/stories/resolve/{COMMIT}/{name}"
 
     def headers(self, path: str) -> dict[str, str]:
         if path not in self.files:
-            return {"X-Error-Code": "RepoNotFound"} if path.startswith("/api/datasets/") else {}
+            is_entry = "/resolve/" in path or "/tree/" in path
+            return {"X-Error-Code": "EntryNotFound" if is_entry else "RepoNotFound"}
         return {"ETag": f'"{self.sha256(path)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
 
     def sha256(self, path: str) -> str:
         return hashlib.sha256(self.files[path] + (b"!" if path in self.lies else b"")).hexdigest()
 
+    def entries(self) -> dict[str, dict[str, Any]]:
+        """Return what the hub says of each file and folder, by its path in the repository."""
+        found: dict[str, dict[str, Any]] = {}
+        for served, content in self.files.items():
+            name = served.partition(f"/resolve/{COMMIT}/")[2]
+            if name:
+                facts = {"type": "file", "path": name, "size": len(content), "oid": self.sha256(served)[:40]}
+                found[name] = {**facts, "lfs": {"oid": self.sha256(served), "size": len(content), "pointerSize": 1}}
+                for folder in map(str, Path(name).parents[:-1]):
+                    found[folder] = {"type": "directory", "path": folder, "oid": "0" * 40, "size": 0}
+        return found
+
+    def answer_api(self, request: http.server.BaseHTTPRequestHandler, path: str) -> bytes | None:
+        """Return the answer about files and folders, None where there is no such folder."""
+        kind, _, rest = path.removeprefix("/api/datasets/some/stories/").partition("/")
+        inside = rest.partition("/")[2]
+        if kind == "paths-info":
+            body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
+            asked = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
+            return json.dumps([self.entries()[name] for name in asked if name in self.entries()]).encode()
+        below = [facts for name, facts in self.entries().items() if str(Path(name).parent) == (inside or ".")]
+        if "recursive=true" in request.path.lower():
+            below = [facts for name, facts in self.entries().items() if not inside or name.startswith(f"{inside}/")]
+        return json.dumps(below).encode() if below or not inside else None
+
     def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
         path = request.path.partition("?")[0]
-        if path.startswith("/api/datasets/some/stories"):
+        if path.startswith(("/api/datasets/some/stories/tree/", "/api/datasets/some/stories/paths-info/")):
+            content = self.answer_api(request, path)
+            self.files.pop(path, None)
+            if content is not None:
+                self.files[path] = content
+        elif path.startswith("/api/datasets/some/stories"):
             siblings = [
                 {
                     "rfilename": name.split(f"{COMMIT}/")[1],
@@ -58,7 +96,7 @@ class Hub(Loopback):
                     "lfs": {"sha256": self.sha256(name), "size": len(content), "pointerSize": 1},
                 }
                 for name, content in self.files.items()
-                if COMMIT in name
+                if f"/resolve/{COMMIT}/" in name
             ]
             facts = {"id": "some/stories", "_id": "1", "sha": COMMIT, "private": False, "disabled": False}
             facts |= {"downloads": 0, "likes": 0, "tags": [], "siblings": [*siblings, {"rfilename": "README.md"}]}

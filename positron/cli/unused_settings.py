@@ -34,7 +34,7 @@ READ_BY = (
             "stories": ("size_mb",),
             "text": ("path", "url", "sha256", "field", "on_invalid", "max_mb"),
             "hub": ("repo", "files", "revision", "field", "on_invalid", "max_mb", "tokens_per_epoch"),
-            "instruct": ("path", "on_invalid"),
+            "instruct": ("path", "repo", "files", "revision", "on_invalid"),
             "story_instruct": ("examples",),
         },
         {name: f"data={name}" for name in ("stories", "text", "hub", "instruct", "story_instruct")},

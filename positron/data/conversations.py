@@ -88,6 +88,10 @@ def read_conversations(config: DataConfig, say: Callable[[str], None] = lambda l
 
 def _conversations_of_files(config: DataConfig, say: Callable[[str], None]) -> list[Conversation]:
     path = str(SAMPLE) if config.path is None else config.path
+    if config.repo is not None:
+        from positron.data.hub_rows import fetch_rows
+
+        path = str(fetch_rows(config, say))
     reading, conversations = _Reading(), []
     replaces = Reading(on_invalid=config.on_invalid).replaces
     for record in read_records(path, config.on_invalid, is_talk):

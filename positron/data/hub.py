@@ -27,11 +27,76 @@ from positron.system.errors import Unreachable, UserError
 
 RING_FILES, RING_BYTES = 5, 2_500_000_000  # the most that lies in the room at a time; a single larger file may
 SPARE_BYTES = 1_000_000_000  # of the disk that is left free
-PATIENCE_S = float(
-    os.environ.get("POSITRON_PATIENCE_S", "300")
-)  # how long one thing is tried again before the hub counts as out of reach
+PATIENCE_S = 300.0  # how long one thing is tried again before the hub counts as out of reach
 Answer = TypeVar("Answer")
 Task = tuple[str, int]  # a file, and one of its row groups
+
+
+class Repository:
+    """What a data set's repository held at the first call: its commit, and its files with their checksums.
+
+    `files` are the parquet files that `data.files` names, with their checksums. If there are none, `load_dataset` reads
+    `others`, or what the repository itself says, if `others` is None.
+    """
+
+    def __init__(self, config: DataConfig, say: Callable[[str], None]) -> None:
+        assert config.repo is not None
+        self.repo = config.repo
+        self.limit_bytes = None if config.max_mb is None else round(config.max_mb * 1e6)
+        choice = [config.repo, config.files, config.revision, config.field, config.seed, config.val_fraction]
+        choice.append(self.limit_bytes)
+        self.name = f"{config.repo.replace('/', '--')}-{hashlib.sha256(repr(choice).encode()).hexdigest()[:8]}"
+        self.folder = expanded(config.dir) / self.name
+        self.raw = self.folder / "raw"  # what is fetched, until it is read
+        self._note = self.folder / "source.json"
+        if not self._note.exists():
+            self._look(config, say)
+        self._facts: dict[str, Any] = read_json(self._note)
+        self.commit: str = self._facts["commit"]
+        self.files: list[dict[str, Any]] = self._facts["files"]
+        self.others: list[str] | None = self._facts.get("others")
+        facts = [choice, self.commit, [(f["name"], f["sha256"]) for f in self.files]]
+        self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def write_note(self) -> None:
+        """Keep what was learned about `files`."""
+        write_json(self._note, self._facts)
+
+    def _look(self, config: DataConfig, say: Callable[[str], None]) -> None:
+        """Note the commit and the files. UserError for a repository or files that do not exist."""
+        from huggingface_hub import HfApi
+
+        api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+        info = patiently(
+            lambda: api.dataset_info(self.repo, revision=config.revision, files_metadata=True, timeout=10),
+            f"the dataset {self.repo}",
+            say,
+        )
+        siblings = sorted(info.siblings or [], key=lambda s: s.rfilename)
+        names = [s.rfilename for s in siblings if not _is_description(s.rfilename)]
+        parquet = [s for s in siblings if s.rfilename.endswith(".parquet")]
+        chosen = [s for s in parquet if fnmatch.fnmatch(s.rfilename, config.files)]
+        others = [name for name in names if fnmatch.fnmatch(name, config.files)]
+        if not chosen and not others:
+            kind = "parquet files" if parquet else "files"
+            listed = ", ".join([s.rfilename for s in parquet[:6]] or names[:6]) or "none"
+            raise UserError(
+                f"data.repo={self.repo} has no {kind} that match data.files={config.files}; it has: {listed}"
+            )
+        files = [
+            {"name": s.rfilename, "size": s.size, "sha256": s.lfs.sha256 if s.lfs else None, "row_groups": None}
+            for s in chosen
+        ]
+        note: dict[str, Any] = {"repo": self.repo, "commit": info.sha, "files": files}
+        if not chosen:
+            note["others"] = None if config.files == "*" else others
+        make_folder(self.folder)
+        write_json(self._note, note)
+
+
+def _is_description(name: str) -> bool:
+    """Tell whether a file of a repository describes the data: `README.md`, `.gitattributes`."""
+    return Path(name).name.lower().startswith((".", "readme", "license"))
 
 
 class HubSource:
@@ -40,23 +105,19 @@ class HubSource:
     total_bytes = None
 
     def __init__(self, config: DataConfig, say: Callable[[str], None]) -> None:
-        assert config.repo is not None
-        self.repo, self.field, self.say = config.repo, config.field, say
+        self.repository = Repository(config, say)
+        self.repo, self.field, self.say = self.repository.repo, config.field, say
         self.reading = Reading(config.field, config.on_invalid)
         self.seed, self.val_fraction = config.seed, config.val_fraction
-        self.limit_bytes = None if config.max_mb is None else round(config.max_mb * 1e6)
-        choice = [config.repo, config.files, config.revision, config.field, config.seed, config.val_fraction]
-        choice.append(self.limit_bytes)
-        self.name = f"{config.repo.replace('/', '--')}-{hashlib.sha256(repr(choice).encode()).hexdigest()[:8]}"
-        self.folder = expanded(config.dir) / self.name
-        self._note = self.folder / "source.json"
-        if not self._note.exists():
-            self._look(config)
-        self._facts: dict[str, Any] = read_json(self._note)
-        facts = [choice, self._facts["commit"], [(f["name"], f["sha256"]) for f in self._facts["files"]]]
-        self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
-        self.earlier_fingerprint = self.fingerprint
-        self.files: list[dict[str, Any]] = self._facts["files"]
+        self.limit_bytes = self.repository.limit_bytes
+        self.name, self.folder, self._raw = self.repository.name, self.repository.folder, self.repository.raw
+        self.fingerprint = self.earlier_fingerprint = self.repository.fingerprint
+        self.files = self.repository.files
+        if not self.files:
+            raise UserError(
+                f"data.repo={self.repo} has no parquet files, which data.tokens_per_epoch needs: "
+                "leave it out, or try data.revision=refs/convert/parquet"
+            )
         self.held_out: frozenset[bytes] = frozenset()
         self._open: list[tuple[str, int]] = []  # files whose rows are being tokenized, and the task count at their end
 
@@ -69,30 +130,6 @@ class HubSource:
         part.say, part.files = self.say, self.files[files]
         part.held_out, part.val_fraction = held_out, 0.0
         return part
-
-    def _look(self, config: DataConfig) -> None:
-        """Note the commit and the parquet files. UserError for a repository or files that do not exist."""
-        from huggingface_hub import HfApi
-
-        api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-        info = patiently(
-            lambda: api.dataset_info(self.repo, revision=config.revision, files_metadata=True, timeout=10),
-            f"the dataset {self.repo}",
-            self.say,
-        )
-        found = [s for s in info.siblings or [] if s.rfilename.endswith(".parquet")]
-        chosen = [s for s in found if fnmatch.fnmatch(s.rfilename, config.files)]
-        if not chosen:
-            raise UserError(
-                f"data.repo={self.repo} has no parquet files that match data.files={config.files}; it has: "
-                + (", ".join(s.rfilename for s in found[:6]) or "none (try data.revision=refs/convert/parquet)")
-            )
-        files = [
-            {"name": s.rfilename, "size": s.size, "sha256": s.lfs.sha256 if s.lfs else None, "row_groups": None}
-            for s in sorted(chosen, key=lambda s: s.rfilename)
-        ]
-        make_folder(self.folder)
-        write_json(self._note, {"repo": self.repo, "commit": info.sha, "files": files})
 
     def tasks(self, skip: int = 0) -> Iterator[Task | str]:
         """(file, row group) in order, without the first `skip`; WAIT while the room is full of files in work.
@@ -143,10 +180,6 @@ class HubSource:
             name, _ = self._open.pop(0)
             (self._raw / name).unlink(missing_ok=True)
 
-    @property
-    def _raw(self) -> Path:
-        return self.folder / "raw"
-
     def _is_full(self, next_file: dict[str, Any]) -> bool:
         if not self._open:
             return False
@@ -180,7 +213,7 @@ class HubSource:
                     self.repo,
                     file["name"],
                     repo_type="dataset",
-                    revision=self._facts["commit"],
+                    revision=self.repository.commit,
                     local_dir=raw,
                     endpoint=os.environ.get("HF_ENDPOINT"),
                 )
@@ -202,7 +235,7 @@ class HubSource:
                     file["row_groups"] = opened.num_row_groups
             except pyarrow.ArrowException as error:
                 raise UserError(f"{path} is no parquet file: {' '.join(str(error).split())[:200]}") from error
-            write_json(self._note, self._facts)
+            self.repository.write_note()
         groups: int = file["row_groups"]
         return groups
 
@@ -240,6 +273,11 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def patience_s() -> float:
+    """Return for how many seconds one thing is tried again."""
+    return float(os.environ.get("POSITRON_PATIENCE_S", PATIENCE_S))
+
+
 def patiently(action: Callable[[], Answer], what: str, say: Callable[[str], None]) -> Answer:
     """The answer of `action`, tried again with growing pauses while the network fails.
 
@@ -249,7 +287,7 @@ def patiently(action: Callable[[], Answer], what: str, say: Callable[[str], None
     # HTTPError: of whichever HTTP library the client uses
     from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    patience = float(os.environ.get("POSITRON_PATIENCE_S", PATIENCE_S))
+    patience = patience_s()
     began, pause = time.monotonic(), 1.0
     while True:
         try:

@@ -57,9 +57,13 @@ def open_source(config: DataConfig, say: Callable[[str], None] = print) -> Sourc
 
             return FileSource(config)
         case "hub":
-            from positron.data.hub import HubSource
+            from positron.data.hub import HubSource, Repository
+            from positron.data.hub_rows import HubRowsSource
 
-            return HubSource(config, say)
+            repository = Repository(config, say)
+            if repository.files or config.tokens_per_epoch is not None:
+                return HubSource(config, say)
+            return HubRowsSource(repository, config, say)
         case "instruct" | "story_instruct":
             raise UserError(
                 f"data={config.source} holds conversations, not text: data=text data.path=FILE, or data=stories"

@@ -68,7 +68,7 @@ def _records_of_file(path: Path, on_invalid: OnInvalid, is_record: Callable[[Any
     suffixes = [suffix.lower() for suffix in path.suffixes]
     kind = suffixes[-2] if len(suffixes) > 1 and suffixes[-1] in (".gz", ".zst") else "".join(suffixes[-1:])
     if kind == ".parquet":
-        rows: Iterator[tuple[str, Any]] = _numbered(_parquet_rows(path), path)
+        rows: Iterator[tuple[str, Any]] = _numbered(parquet_rows(path), path)
     elif kind == ".arrow":
         rows = _numbered(_arrow_rows(path), path)
     else:
@@ -81,11 +81,12 @@ def _records_of_file(path: Path, on_invalid: OnInvalid, is_record: Callable[[Any
         yield Record(path, place, value)
 
 
-def _parquet_rows(path: Path) -> Iterator[Any]:
+def parquet_rows(path: Path, row_group: int | None = None) -> Iterator[Any]:
+    """Yield the rows of one row group, or of all."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
-        for rows in file.iter_batches(batch_size=1000):
+        for rows in file.iter_batches(batch_size=1000, row_groups=None if row_group is None else [row_group]):
             yield from rows.to_pylist()
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+ROWS_FILE = "rows.jsonl"  # in a corpus: rows of the hub that are kept as they came
 MEMORY = "memory"  # folder below data.dir of what Python programs give as data
 WAIT = "wait"  # a task that is none: the source has no more to give before some of its tasks are done
 

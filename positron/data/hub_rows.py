@@ -1,0 +1,257 @@
+"""Rows of the hub's data sets that have no parquet files, by `datasets.load_dataset(..., streaming=True)`.
+
+The library runs in a process of its own. There it gets folders below `data.dir` for its caches instead of those in the
+user's home, and it reports a failure of the network instead of trying again in silence; a process that says nothing for
+too long is ended. What arrives is cut into chunks by size alone, so chunk i is the same in every call.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+from positron.config import DataConfig
+from positron.data.decoding import Reading
+from positron.data.hub import HubSource, Repository, patience_s, patiently
+from positron.data.records import parquet_rows
+from positron.data.shards import end_with_parent
+from positron.data.sources import ROWS_FILE, WAIT, Document, is_validation
+from positron.system.console import one_line
+from positron.system.disk import lock, make_folder, whole_file
+from positron.system.errors import UserError
+
+CHUNK_CHARS = 1 << 20
+SILENCE_S = 20.0  # without a word from the library, after which the user is told what is waited for
+TRAIN = "train"
+
+
+class HubRowsSource:
+    """One field of a data set's rows. Which documents are for validation is drawn by their text."""
+
+    total_bytes = None
+
+    def __init__(self, repository: Repository, config: DataConfig, say: Callable[[str], None]) -> None:
+        self.repository, self.field, self.say = repository, config.field, say
+        self.reading = Reading(config.field, config.on_invalid)
+        self.seed, self.val_fraction = config.seed, config.val_fraction
+        self.name, self.limit_bytes = repository.name, repository.limit_bytes
+        self.fingerprint = self.earlier_fingerprint = repository.fingerprint
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "say": None}  # what a worker gets: it only reads
+
+    def tasks(self, skip: int = 0) -> Iterator[list[Document]]:
+        """About a million characters each. What is skipped is fetched all the same."""
+        number = 0
+        for chunk in row_chunks(self.repository, self.field, skip, self.say):
+            task = []
+            for text in chunk:
+                number += 1
+                text = self.reading.replace_surrogates(text, f"{self.repository.repo}, a row after {number:,}")
+                task.append(Document(text, is_validation(text, self.seed, self.val_fraction)))
+            yield task
+
+    def read(self, task: list[Document]) -> list[Document]:
+        return task
+
+    def summary(self) -> str:
+        return f"read the rows of {self.repository.repo}, which has no parquet files, without checksums"
+
+    def release(self, tasks_done: int | None) -> None:
+        if tasks_done is None:
+            shutil.rmtree(self.repository.raw, ignore_errors=True)
+
+
+def fetch_rows(config: DataConfig, say: Callable[[str], None]) -> Path:
+    """Write all rows of a data set of the hub to a file of JSON lines below `data.dir`, once; return the file."""
+    repository = Repository(config, say)
+    path = repository.folder / ROWS_FILE
+    with lock(repository.folder / "lock", lambda: say(f"waiting for another process that fetches {config.repo}")):
+        if not path.exists():
+            say(f"fetching the rows of {config.repo}")
+            with whole_file(path) as file:
+                for row in _all_rows(repository, config, say):
+                    file.write(json.dumps(row, default=str).encode("ascii") + b"\n")
+            shutil.rmtree(repository.raw, ignore_errors=True)
+    return path
+
+
+def _all_rows(repository: Repository, config: DataConfig, say: Callable[[str], None]) -> Iterator[Any]:
+    if not repository.files:
+        for chunk in row_chunks(repository, None, 0, say):
+            yield from chunk
+        return
+    source = HubSource(config, say)
+    done = 0
+    for task in source.tasks():
+        if task != WAIT:
+            assert not isinstance(task, str)
+            path, group = task
+            yield from parquet_rows(Path(path), group)
+            done += 1
+        source.release(done)
+
+
+def row_chunks(repository: Repository, field: str | None, skip: int, say: Callable[[str], None]) -> Iterator[list[Any]]:
+    """Yield the rows, or the texts of one field, in chunks of about CHUNK_CHARS, without the first `skip` chunks.
+
+    A failure of the network is tried again, from the chunk after the last one that came whole: see `patiently`.
+    """
+    process = _Process(repository, field, skip, say)
+    try:
+        while (chunk := patiently(process.next, f"the rows of {repository.repo}", say)) is not None:
+            yield chunk
+    finally:
+        process.stop()
+
+
+class _Process:
+    """The process that runs the library, started again after a failure."""
+
+    def __init__(self, repository: Repository, field: str | None, skip: int, say: Callable[[str], None]) -> None:
+        self._repository, self._field, self._done, self._say = repository, field, skip, say
+        self._process: Any = None
+        self._connection: Connection | None = None
+        self._has_told = False
+        self._silent_s = 0.0
+
+    def next(self) -> list[Any] | None:
+        """Return the next chunk, or None at the end. ConnectionError if the network fails."""
+        while True:
+            if self._connection is None:
+                self._start()
+            assert self._connection is not None
+            try:
+                slice_s = min(SILENCE_S, patience_s())
+                if not self._connection.poll(slice_s):
+                    self._silent_s += slice_s
+                    if self._silent_s >= patience_s():
+                        raise ConnectionError(f"no answer within {self._silent_s:.0f} s")
+                    self._say(f"waiting for the rows of {self._repository.repo}, {self._silent_s:.0f} s so far")
+                    continue
+                kind, content = self._connection.recv()
+                self._silent_s = 0.0
+            except (EOFError, ConnectionError) as error:
+                self.stop()
+                raise ConnectionError(str(error) or "the process that reads them ended") from error
+            match kind:
+                case "chunk":
+                    self._done += 1
+                    return list(content)
+                case "told":
+                    if not self._has_told:
+                        self._has_told = True
+                        self._say(content)
+                case "end":
+                    return None
+                case "network":
+                    self.stop()
+                    raise ConnectionError(content)
+                case _:
+                    raise UserError(content)
+
+    def _start(self) -> None:
+        context = multiprocessing.get_context("spawn")
+        self._connection, theirs = context.Pipe(duplex=False)
+        facts = self._repository
+        arguments = (
+            theirs,
+            facts.repo,
+            facts.commit,
+            facts.others,
+            self._field,
+            str(make_folder(facts.raw)),
+            self._done,
+        )
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        if self._connection is not None:
+            self._connection.close()
+        self._process = self._connection = None
+        self._silent_s = 0.0
+
+
+def _serve(
+    connection: Connection, repo: str, commit: str, files: list[str] | None, field: str | None, cache: str, skip: int
+) -> None:
+    """Send the chunks after the first `skip`, then the end or the reason why there are no more."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    end_with_parent()
+    for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_XET_CACHE", "HF_ASSETS_CACHE"):
+        os.environ[name] = cache
+    try:
+        import datasets
+        import huggingface_hub
+
+        datasets.utils.logging.set_verbosity_error()
+        huggingface_hub.utils.logging.set_verbosity_error()
+        datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
+        datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
+        splits = datasets.load_dataset(repo, revision=commit, data_files=files, streaming=True, cache_dir=cache)
+        connection.send(("told", _described(repo, list(splits))))
+        rows = splits[TRAIN if TRAIN in splits else next(iter(splits))]
+        for number, chunk in enumerate(_chunks(_texts(rows, repo, field) if field is not None else rows)):
+            if number >= skip:
+                connection.send(("chunk", chunk))
+        connection.send(("end", None))
+    except BaseException as error:  # the parent raises it
+        connection.send(_reason(error, repo))
+
+
+def _described(repo: str, splits: list[str]) -> str:
+    """Say which split is read. UserError where that is not obvious."""
+    if len(splits) > 1 and TRAIN not in splits:
+        raise UserError(f"{repo} has the splits {', '.join(splits)}: choose one by its files, data.files=PATTERN")
+    others = [split for split in splits if split != TRAIN] if len(splits) > 1 else []
+    return f"{repo} has no parquet files: its rows are read by load_dataset" + (
+        f", the split {TRAIN} (not read: {', '.join(others)})" if others else ""
+    )
+
+
+def _texts(rows: Any, repo: str, field: str) -> Iterator[str]:
+    for row in rows:
+        text = row.get(field)
+        if not isinstance(text, str) and (text is not None or field not in row):
+            fields = ", ".join(name for name, cell in row.items() if isinstance(cell, str)) or "none"
+            raise UserError(f"{repo} has no text in data.field={field}; fields with text: {one_line(fields, 200)}")
+        if text:
+            yield text
+
+
+def _chunks(rows: Any) -> Iterator[list[Any]]:
+    chunk: list[Any] = []
+    size = 0
+    for row in rows:
+        chunk.append(row)
+        size += len(row) if isinstance(row, str) else len(str(row))
+        if size >= CHUNK_CHARS:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+def _reason(error: BaseException, repo: str) -> tuple[str, str]:
+    """Tell a failure of the network from what the user can change."""
+    from huggingface_hub.errors import HTTPError
+
+    text = one_line(" ".join(str(error).split()), 300)
+    if isinstance(error, UserError):
+        return "user", text
+    is_network = isinstance(error, (HTTPError, OSError)) and not isinstance(error, FileNotFoundError)
+    if is_network:
+        return "network", text or type(error).__name__
+    return "user", f"{repo} cannot be read by load_dataset: {text}; data.files=PATTERN chooses among its files"

@@ -1,0 +1,137 @@
+"""Data sets of the hub without parquet files, through `load_dataset`, from a server on this machine."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from conftest import FakeClock
+from hub_server import CHAR, Hub
+from test_hub import documents
+
+from positron.config import DataConfig
+from positron.data import hub, hub_rows
+from positron.data.conversations import read_conversations
+from positron.data.corpus import prepare
+from positron.data.hub import Repository
+from positron.data.hub_rows import row_chunks
+from positron.system.errors import Unreachable, UserError
+
+TEXTS = [f"Row {i}: {'once upon a time ' * (i % 4 + 1)}é😀" for i in range(40)]
+TALKS = [
+    {"messages": [{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"{i}!"}]} for i in range(5)
+]
+
+
+@pytest.fixture
+def rows_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    server = Hub()
+    server.add_lines("train.jsonl", [{"id": i, "text": text} for i, text in enumerate(TEXTS)])
+    server.files[server.path("README.md")] = b"# Rows\n"
+    monkeypatch.setenv("HF_ENDPOINT", server.url)
+    monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", "1")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(hub, "SPARE_BYTES", 0)
+    monkeypatch.setattr(hub, "time", FakeClock())
+    yield server
+    server.close()
+
+
+def chosen(folder: Path, **options: Any) -> DataConfig:
+    return DataConfig("hub", **{"repo": "some/stories", "val_fraction": 0.1, "dir": str(folder / "data"), **options})
+
+
+def test_rows_become_tokens_once_and_nothing_is_kept_elsewhere(rows_hub: Hub, tmp_path: Path) -> None:
+    rows_hub.add_lines("test.jsonl", [{"text": "never read"}])
+    said: list[str] = []
+    tokenizer, folder = prepare(chosen(tmp_path), CHAR, None, said.append)
+    assert sorted(documents(folder, tokenizer)) == sorted(TEXTS)
+    assert (
+        "some/stories has no parquet files: its rows are read by load_dataset, the split train (not read: test)" in said
+    )
+    assert not (folder.parent / "raw").exists()
+    assert not (tmp_path / "home").exists()
+    rows_hub.close()
+    assert prepare(chosen(tmp_path), CHAR, None, print)[1] == folder
+
+
+def test_chunks_are_the_same_from_anywhere_and_after_a_failure(rows_hub: Hub, tmp_path: Path) -> None:
+    large = [{"text": f"{i} " + "x" * 400_000} for i in range(8)]
+    rows_hub.add_lines("train.jsonl", large)
+    repository = Repository(chosen(tmp_path), print)
+    rows_hub.faults[rows_hub.path("train.jsonl")] = ["cut off"]
+    chunks = list(row_chunks(repository, "text", 0, print))
+    assert [text for chunk in chunks for text in chunk] == [row["text"] for row in large]
+    assert [len(chunk) for chunk in chunks] == [3, 3, 2]
+    assert list(row_chunks(repository, "text", 2, print)) == chunks[2:]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"field": "story"}, "some/stories has no text in data.field=story; fields with text: text"),
+        ({"files": "*.csv"}, r"has no files that match data\.files=\*\.csv; it has: train\.jsonl"),
+        ({"files": "broken.jsonl"}, r"cannot be read by load_dataset: .*; data\.files=PATTERN chooses"),
+        ({"tokens_per_epoch": "1k", "packing": "windows"}, "no parquet files, which data.tokens_per_epoch needs"),
+    ],
+)
+def test_what_cannot_be_read_is_named(rows_hub: Hub, tmp_path: Path, options: dict[str, Any], says: str) -> None:
+    if options.get("files") == "broken.jsonl":
+        rows_hub.files[rows_hub.path("broken.jsonl")] = b'{"text": "a"}\n{"text": \n'
+    with pytest.raises(UserError, match=says):
+        prepare(chosen(tmp_path, **options), CHAR, None, print)
+
+
+def test_a_network_that_is_silent_is_waited_for_and_then_named(
+    rows_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = Repository(chosen(tmp_path), print)
+    monkeypatch.setattr(hub, "PATIENCE_S", 1.0)  # less than the process needs to start
+    monkeypatch.setattr(hub_rows, "SILENCE_S", 0.5)
+    said: list[str] = []
+    with pytest.raises(Unreachable, match="the rows of some/stories cannot be fetched: no answer within 1 s"):
+        next(row_chunks(repository, "text", 0, said.append))
+    assert said[0].startswith("waiting for the rows of some/stories")
+    assert "trying again" in said[1]
+
+
+@pytest.mark.slow  # the hub's client waits for 25 s by itself
+def test_a_network_that_went_away_is_named(rows_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = Repository(chosen(tmp_path), print)
+    rows_hub.close()
+    monkeypatch.setattr(hub, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(hub_rows, "patience_s", lambda: 300.0)
+    with pytest.raises(Unreachable, match=r"the rows of some/stories cannot be fetched: .*[Cc]onnect"):
+        next(row_chunks(repository, "text", 0, print))
+
+
+def test_failures_of_the_network_and_of_the_data_are_told_apart() -> None:
+    assert hub_rows._reason(ConnectionError("gone"), "a/b") == ("network", "gone")
+    assert hub_rows._reason(TimeoutError(), "a/b") == ("network", "TimeoutError")
+    for error in (FileNotFoundError("no data"), ValueError("no data"), UserError("no data")):
+        kind, line = hub_rows._reason(error, "a/b")
+        assert (kind, "no data" in line) == ("user", True)
+
+
+@pytest.mark.parametrize("is_parquet", [True, False])
+def test_conversations_of_the_hub_are_fetched_once(rows_hub: Hub, tmp_path: Path, is_parquet: bool) -> None:
+    if is_parquet:
+        rows_hub.add_table("data/train.parquet", pa.Table.from_pylist(TALKS), row_group_size=2)
+    else:
+        rows_hub.add_lines("train.jsonl", TALKS)
+    config = DataConfig("instruct", repo="some/stories", dir=str(tmp_path / "data"))
+    talks = read_conversations(config)
+    assert [[m.content for m in talk.messages] for talk in talks] == [[f"{i}?", f"{i}!"] for i in range(5)]
+    assert not list(tmp_path.glob("data/*/raw"))
+    rows_hub.close()
+    assert read_conversations(config) == talks
+
+
+def test_a_path_and_a_repository_are_two_places() -> None:
+    with pytest.raises(UserError, match="both say where the conversations are"):
+        DataConfig("instruct", path="a.jsonl", repo="some/stories")
