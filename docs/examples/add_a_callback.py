@@ -22,5 +22,6 @@ class EmbeddingNorm(L.Callback):
 
 
 if __name__ == "__main__":
-    run = positron.train(model="debug", max_steps=20, log_every=5, name="with_a_callback", callbacks=[EmbeddingNorm(5)])
+    SMALL = {"model": "debug", "tokenizer": "char", "size_mb": 0.5, "batch_tokens": 2048}  # a few seconds on a CPU
+    run = positron.train(**SMALL, max_steps=20, log_every=5, name="with_a_callback", callbacks=[EmbeddingNorm(5)])
     print(run.metrics()["norm/embeddings"])

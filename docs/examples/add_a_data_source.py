@@ -23,5 +23,6 @@ def sums(n: int = 2000) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    run = positron.train(model="debug", tokenizer="char", data=sums(), max_steps=20, name="sums")
+    SMALL = {"model": "debug", "tokenizer": "char", "batch_tokens": 2048}  # a few seconds on a CPU
+    run = positron.train(**SMALL, data=sums(), max_steps=20, name="sums")
     print(positron.load(run).generate("17+25=", max_tokens=3))

@@ -20,5 +20,6 @@ class LabelSmoothing(PretrainObjective):
 
 
 if __name__ == "__main__":
-    run = positron.train(model="debug", max_steps=20, name="label_smoothing", objective=LabelSmoothing)
+    SMALL = {"model": "debug", "tokenizer": "char", "size_mb": 0.5, "batch_tokens": 2048}  # a few seconds on a CPU
+    run = positron.train(**SMALL, max_steps=20, name="label_smoothing", objective=LabelSmoothing)
     print(run.facts())

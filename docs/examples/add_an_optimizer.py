@@ -27,6 +27,7 @@ class SignDescent(torch.optim.Optimizer):
 
 
 if __name__ == "__main__":
+    SMALL = {"model": "debug", "tokenizer": "char", "size_mb": 0.5, "batch_tokens": 2048}  # a few seconds on a CPU
     target = "add_an_optimizer.SignDescent"
-    run = positron.train(model="debug", optimizer="custom", _target_=target, lr=1e-4, max_steps=20, name="sign_descent")
+    run = positron.train(**SMALL, optimizer="custom", _target_=target, lr=1e-4, max_steps=20, name="sign_descent")
     print(run.facts())
