@@ -18,7 +18,7 @@ import numpy_ref.gpt
 import numpy_ref.optimizers
 import numpy_ref.tokenizers
 from positron import config as choices
-from positron.cli.unused_settings import READ_BY
+from positron.cli.unused_settings import CONVERSATIONS, READ_BY
 from positron.config import (
     Accelerator,
     DataConfig,
@@ -134,9 +134,14 @@ def test_every_choice_of_the_settings_is_tested_here() -> None:
 
 def test_tables_by_choice_have_a_row_for_every_choice() -> None:
     assert set(device.DTYPES) == set(device.LIGHTNING_PRECISION) == set(get_args(Precision))
-    assert set(device.BATCH_TOKENS) == set(device.accelerators()) == set(get_args(Accelerator))
+    assert set(choices.BATCH_TOKENS) == set(device.accelerators()) == set(get_args(Accelerator))
     values = {(kind, field): words for kind, field, words in literals(choices.RunConfig)}
     assert set(DEAD) == values["ModelConfig", "activation"]
+    sources = [
+        dataclasses.replace(DataConfig("stories"), source=s, path="x", repo="a/b")
+        for s in values["DataConfig", "source"]
+    ]
+    assert {data.source for data in sources if data.holds_conversations} == set(CONVERSATIONS)
     for choice in READ_BY:
         assert set(choice.choices) == values[f"{choice.group.capitalize()}Config", choice.decided_by], choice.group
 

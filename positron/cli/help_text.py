@@ -17,6 +17,7 @@ from typing import Any, Literal
 from positron import config as menu
 from positron.cli.defaults import default_configs, register_defaults
 from positron.cli.overrides import groups_of
+from positron.cli.unused_settings import CONVERSATIONS
 from positron.config import RunConfig
 from positron.settings import MISSING, NOT_READ_BY, leaf_keys, type_of
 
@@ -159,7 +160,7 @@ def _is_group(hint: Any) -> bool:
 
 def _fits(recipe: str, group: str, name: str) -> bool:
     """Conversations are for SFT, texts for pretraining; so are the recipes of the two."""
-    of_sft = name in ("instruct", "story_instruct")
+    of_sft = name in CONVERSATIONS
     return group not in ("data", "experiment") or of_sft == (recipe == "sft")
 
 
