@@ -368,6 +368,14 @@ class PrecisionConfig:
     dtype: Precision | Literal["auto"] = "auto"  # of matrix products; weights are always fp32
 
 
+# what each kind of optimizer reads besides lr and weight_decay
+OPTIMIZER_READS = {
+    "adamw": ("betas", "eps"),
+    "muon": ("betas", "eps", "embedding_ratio"),
+    "custom": ("_target_", "options"),
+}
+
+
 @dataclass(frozen=True)
 class OptimizerConfig:
     kind: Literal["adamw", "muon", "custom"] = "adamw"  # muon: orthogonal steps for matrices, AdamW for the rest

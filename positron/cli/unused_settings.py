@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from positron.config import OPTIMIZER_READS
 from positron.system.errors import UserError
 
 
@@ -48,12 +49,8 @@ READ_BY = (
     Choice(
         "optimizer",
         "kind",
-        {
-            "adamw": ("betas", "eps"),
-            "muon": ("betas", "eps", "embedding_ratio"),
-            "custom": ("_target_", "options"),
-        },
-        {"adamw": "optimizer=adamw", "muon": "optimizer=muon", "custom": "optimizer=custom"},
+        OPTIMIZER_READS,
+        {kind: f"optimizer={kind}" for kind in OPTIMIZER_READS},
     ),
     Choice(
         "schedule",

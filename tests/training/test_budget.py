@@ -25,6 +25,7 @@ from positron.training.budget import choose as budget
 from positron.training.budget.choose import Candidate, Choice, as_begun, expected_bpb, suitable_batch, tokens_in
 from positron.training.budget.pilot import Measuring, Speed, speed_of
 from positron.training.device import choose_machine
+from positron.training.optim.groups import MUON_RATE
 
 
 def test_more_weights_and_more_tokens_promise_less_loss_and_a_text_read_again_less_than_new_text():
@@ -99,7 +100,7 @@ def test_the_best_expected_size_is_chosen_and_the_reason_said():
     said: list[str] = []
     found = expecting([2.0, 1.5, 1.7], [3e5, 2e5, 1e5])
     choice = budget._settle(tiny(Path(), optimizer__kind="muon"), found, 100.0, math.inf, said.append)
-    assert (choice.n_layer, choice.lr) == (2, budget.RATE)
+    assert (choice.n_layer, choice.lr) == (2, MUON_RATE)
     assert choice.max_steps * choice.batch_tokens * 1e-4 == pytest.approx(100.0, rel=0.01)
     assert choice.lr * choice.weight_decay * choice.max_steps == pytest.approx(budget.FORGETTING)
     assert "a smaller one holds less, and a larger one would read too little" in said[-1]
@@ -140,7 +141,7 @@ def test_sizes_end_where_memory_does(tmp_path, monkeypatch, fault):
 
 @pytest.mark.parametrize("steps", [1, 3, 29, 1000])
 def test_decay_never_takes_more_than_a_tenth_of_a_weight_in_a_step(steps):
-    rate, ratio = budget.RATE, 3.0
+    rate, ratio = MUON_RATE, 3.0
     decay = budget.decay_for(rate, steps, ratio)
     assert rate * ratio * decay <= budget.MOST_FORGETTING * (1 + 1e-9)
     if steps > 100:

@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any
 
 from positron.config import GPTConfig, RunConfig, seconds
 from positron.run.checkpoint import newest_checkpoint
@@ -28,6 +28,7 @@ from positron.system.formatting import counted
 from positron.text.tokenizer import Tokenizer
 from positron.training.budget.pilot import Measuring, Speed
 from positron.training.device import Machine, is_out_of_memory
+from positron.training.optim.groups import suitable_rate
 
 E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
 # Over a text: after these, more time makes a model learn it by heart (Muennighoff et al.; docs/LOG.md).
@@ -40,8 +41,6 @@ MEASURING = 0.1  # of the budget at most, and
 LONGEST_MEASURING = 60.0  # seconds
 AFTERWARDS = 0.05  # of the budget: validation, samples, saving, the imports before it
 BATCH_AT = 4096, 4e6  # tokens of a step at so many tokens in all; the best grows with their root (arXiv:2410.21676)
-RATE = 7e-3  # of Muon's steps, which fit every width; twice as much is as good within 0.2 %
-ADAMW_RATE = 1.0  # for a width of 1, falling with the width
 FORGETTING = 1.0  # learning rate x weight decay x steps: a run's weights forget their beginning alike in all
 MOST_FORGETTING = 0.1  # in one step, of the fastest weights: a run of a few steps would decay to nothing
 
@@ -127,15 +126,7 @@ def rate_for(config: RunConfig, d_model: int) -> float:
     """The peak learning rate: the one given, or the one that suits."""
     if "optimizer.lr" in config.given:
         return config.optimizer.lr
-    match config.optimizer.kind:
-        case "muon":
-            return RATE
-        case "adamw":
-            return ADAMW_RATE / d_model
-        case "custom":
-            raise UserError("budget= knows no learning rate for an optimizer of your own: give optimizer.lr=")
-        case _:
-            assert_never(config.optimizer.kind)
+    return suitable_rate(config.optimizer, d_model)
 
 
 def decay_for(rate: float, steps: int, embedding_ratio: float) -> float:
