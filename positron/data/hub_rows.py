@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -195,7 +196,9 @@ def _serve(
     try:
         import datasets
         import huggingface_hub
+        import tqdm
 
+        tqdm.tqdm.set_lock(threading.RLock())  # its own one is a semaphore, which a process that is ended leaves behind
         datasets.utils.logging.set_verbosity_error()
         huggingface_hub.utils.logging.set_verbosity_error()
         datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
