@@ -70,6 +70,7 @@ def fit(
     with Signals(say) as signals:
         try:
             stopping = Stopping(last_step=plan.last_step, max_seconds=limit, begun=session.begun, signals=signals)
+            was_pruned = run.facts().status == "pruned"  # before `running` is written over it
             if say.is_first_rank:
                 cut_after(run, start.step)  # also what a run wrote that was killed before its first checkpoint
                 facts = {"data_fingerprint": objective.fingerprint, "floor_bpb": floor_bpb(objective)}
@@ -80,7 +81,7 @@ def fit(
             rows = read_metrics(run.metrics_path)
             patience = Patience(objective.patience, rows) if objective.patience else None
             pruning = open_pruning(config.sweep, run, plan.last_step)
-            was_pruned = pruning is not None and run.facts().status == "pruned"
+            was_pruned = was_pruned and pruning is not None
             if patience is not None and patience.is_over:
                 say(f"nothing to do: {run.folder} stopped early at step {start.step}, {patience.why}")
             elif was_pruned:
