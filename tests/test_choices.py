@@ -49,11 +49,16 @@ GPT_CONFIG = tiny(Path()).model.with_vocab(50)
 MODEL = GPT(GPT_CONFIG)
 
 
-def invented(settings: Any, field: str) -> Any:
-    """A copy of the settings with a value that their checks would refuse: what adding it to a Literal alone does."""
+def with_value(settings: Any, field: str, value: str) -> Any:
+    """A copy of the settings with a value that nothing has checked."""
     copy = dataclasses.replace(settings)
-    object.__setattr__(copy, field, "invented")
+    object.__setattr__(copy, field, value)
     return copy
+
+
+def invented(settings: Any, field: str) -> Any:
+    """A copy with a value that no code knows: what adding it to a Literal alone does."""
+    return with_value(settings, field, "invented")
 
 
 def decoder(field: str) -> Any:
@@ -137,10 +142,7 @@ def test_tables_by_choice_have_a_row_for_every_choice() -> None:
     assert set(choices.BATCH_TOKENS) == set(device.accelerators()) == set(get_args(Accelerator))
     values = {(kind, field): words for kind, field, words in literals(choices.RunConfig)}
     assert set(DEAD) == values["ModelConfig", "activation"]
-    sources = [
-        dataclasses.replace(DataConfig("stories"), source=s, path="x", repo="a/b")
-        for s in values["DataConfig", "source"]
-    ]
+    sources = [with_value(DataConfig("stories"), "source", word) for word in values["DataConfig", "source"]]
     assert {data.source for data in sources if data.holds_conversations} == set(CONVERSATIONS)
     for choice in READ_BY:
         assert set(choice.choices) == values[f"{choice.group.capitalize()}Config", choice.decided_by], choice.group
