@@ -50,8 +50,9 @@ def here(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def tuned(base: str, **changes: Any) -> RunConfig:
     values = tiny(Path(), train__max_steps=2, train__val_every=2, train__save_every=2, train__micro_batch_size=4)
+    alone = SFTConfig(replay_ratio=0.0, patience=0)  # reads nothing of the base after its first step
     config = dataclasses.replace(
-        values, name="s", data=DataConfig("instruct", val_fraction=0.2), init_from=base, sft=SFTConfig(patience=0)
+        values, name="s", data=DataConfig("instruct", val_fraction=0.2), init_from=base, sft=alone
     )
     return dataclasses.replace(config, **changes)
 
