@@ -49,7 +49,7 @@ def train(
     from positron.train import train as recipe
 
     return run_config(
-        *_composed("train", name, {"model": model, **_data_settings(data, "text"), **settings}),
+        *_composed("train", name, {"model": model, **_data_settings(data, "text", settings), **settings}),
         configure,
         lambda config, folder, more: recipe(config, folder, [*more, *callbacks], objective),
     )
@@ -74,7 +74,7 @@ def finetune(
 
     origin = {} if base is None else {"init_from": str(getattr(base, "folder", base))}
     return run_config(
-        *_composed("sft", name, {**origin, **_data_settings(data, "instruct"), **settings}),
+        *_composed("sft", name, {**origin, **_data_settings(data, "instruct", settings), **settings}),
         configure,
         lambda config, folder, more: sft(config, folder, [*more, *callbacks]),
     )
@@ -177,7 +177,7 @@ def _as_word(value: Any) -> str:
     raise UserError(f"{value!r} cannot be a setting: give text, numbers, flags, lists or dicts of them")
 
 
-def _data_settings(data: Any, kind: Literal["text", "instruct"]) -> dict[str, Any]:
+def _data_settings(data: Any, kind: Literal["text", "instruct"], settings: Mapping[str, Any]) -> dict[str, Any]:
     """Turn `data=` of this module into settings: a choice of conf/data, or a path that holds the text."""
     from positron.cli.hydra_app import conf_folder
     from positron.cli.overrides import groups_of
@@ -192,10 +192,11 @@ def _data_settings(data: Any, kind: Literal["text", "instruct"]) -> dict[str, An
         raise UserError(
             f"data= takes a path, a list of texts or conversations, or a Dataset, not {type(data).__name__}"
         )
+    folder = settings.get("data.dir", DataConfig.dir)
     match kind:
         case "text":
-            return {"data": kind, "data.path": write_texts(data, DataConfig.dir)}
+            return {"data": kind, "data.path": write_texts(data, folder)}
         case "instruct":
-            return {"data": kind, "data.path": write_conversations(data, DataConfig.dir)}
+            return {"data": kind, "data.path": write_conversations(data, folder)}
         case _:
             assert_never(kind)

@@ -159,10 +159,10 @@ def configure(values: dict[str, Any]) -> RunConfig:
         if values.get(key) is not None:
             raise UserError(f"{key}= cannot be chosen in SFT: architecture and tokenizer are those of the base run")
     own = Run(OUTPUTS / str(values["name"]))
-    if own.exists and own.config().get("sft") is not None and any(own.checkpoint_folder.glob("*.ckpt")):
+    if own.exists and own.kind == "sft" and any(own.checkpoint_folder.glob("*.ckpt")):
         known, origin = own.config(), values["init_from"] or own.config().get("init_from")
     else:
-        base = find_run(values["init_from"], which=lambda run: run.exists and run.config().get("sft") is None)
+        base = find_run(values["init_from"], which=lambda run: run.exists and run.kind != "sft")
         known, origin = base.config(), portable(base.folder)
     values = {**values, "model": known["model"], "tokenizer": known["tokenizer"], "init_from": origin}
     config = from_dict(RunConfig, values)
