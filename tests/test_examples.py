@@ -33,6 +33,7 @@ def test_the_example_runs(path, tmp_path):
     assert json.loads(run.read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path, monkeypatch):
     import nbformat
     from nbclient import NotebookClient

@@ -454,6 +454,7 @@ SWEEP = (
 )
 
 
+@pytest.mark.slow
 def test_a_sweep_grown_and_reordered_keeps_what_is_done_and_choices_may_be_a_pattern(door, tmp_path):
     first = door("train", *SWEEP, "-m", "schedule=glob(co*)")  # constant, cosine
     assert first.code == 0, first.err

@@ -73,6 +73,7 @@ def test_an_unknown_key_ends_the_sweep_before_the_first_job(door, tmp_path):
     assert not list(tmp_path.glob("outputs/sweeps/*/*/metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_sweep_over_a_choice_keeps_its_jobs_in_one_folder_without_a_name(door, tmp_path):
     jobs = [o for o in SWEEP if not o.startswith(("name=", "model="))]
     result = door("train", *jobs, "model=debug", "schedule=cosine,constant", "data=stories")

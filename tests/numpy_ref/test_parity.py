@@ -318,7 +318,7 @@ def test_initial_values_have_the_torch_models_spread() -> None:
 PRESETS = sorted(path.stem for path in (PROJECT / "conf" / "model").glob("[!_]*.yaml"))
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("preset", [pytest.param(p, marks=[pytest.mark.slow] if p == "gpt2" else []) for p in PRESETS])
 def test_parity_of_the_real_presets_in_float32(preset: str) -> None:
     """At full size, on 32 tokens: nothing but rounding differs (tests/rounding.py says how much that may be)."""
     config = GPTConfig(**{**composed(f"model={preset}")["model"], "vocab_size": 2000, "dropout": 0.0})

@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,7 +142,7 @@ def test_who_started_by_make_is_shown_its_targets(
 def test_a_report_explains_a_training_loss_above_validation_loss(
     row: dict[str, Any], config: dict[str, Any], reasons: list[str]
 ) -> None:
-    text = _losses_explained([row], config)
+    text = _losses_explained(SimpleNamespace(kind="pretrain"), [row], config)
     assert bool(text) == bool(reasons)
     assert all(reason in text for reason in reasons)
 
