@@ -6,12 +6,16 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
+from positron.system.exits import interrupt_in_one_line
 from positron.system.threads import SPIN_TRAINING, spin
 from positron.version import __version__
 
 spin(SPIN_TRAINING)
+if sys.argv[:1] == ["-m"]:  # python -m positron.COMMAND is finding its module
+    interrupt_in_one_line()
 
 if TYPE_CHECKING:
     from positron.api import evaluate, finetune, load, train

@@ -5,6 +5,7 @@ One line per check, OK or what to do. Exit code 1 where something would spoil a 
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import shutil
@@ -180,6 +181,9 @@ def attention(device: torch.device, dtype: torch.dtype) -> Finding:  # type: ign
 
 def main() -> None:
     with errors_as_one_line():
+        argparse.ArgumentParser(
+            prog="python -m positron.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        ).parse_args()
         failed = False
         for check in (versions, disk, network, company, devices):
             for finding in check():

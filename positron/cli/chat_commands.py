@@ -195,9 +195,10 @@ def _load(dialogue: Dialogue, name: str) -> None:
         if path.exists() and not path.is_file():
             raise UserError(f"cannot load {name}: it is {_kind(path.resolve())}")
         state = json.loads(decoded(path.read_bytes(), name))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot load {name}: {reason}") from error
+    except OSError as error:
+        raise UserError(f"cannot load {name}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{name} is not a saved chat: it is not JSON") from error
     dialogue.restore(state, name)
     Screen().line(f"(loaded {counted(len(dialogue.messages), 'message')} from {name})")
 

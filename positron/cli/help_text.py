@@ -126,9 +126,16 @@ def field_comments() -> dict[str, str]:
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
                 behind = lines[(item.end_lineno or 0) - 1].partition("  # ")[2]
-                above = lines[item.lineno - 2].strip() if item.lineno > 1 else ""
-                comments[item.target.id] = behind or (above.lstrip("# ") if above.startswith("#") else "")
+                comments[item.target.id] = behind or _comment_above(lines, item.lineno)
     return _comments_of(RunConfig, "", of_class)
+
+
+def _comment_above(lines: list[str], line: int) -> str:
+    """Join the comment lines that end right above a line (from 1)."""
+    first = line - 1
+    while first > 0 and lines[first - 1].strip().startswith("#"):
+        first -= 1
+    return " ".join(text.strip().lstrip("# ") for text in lines[first : line - 1])
 
 
 def _comments_of(cls: type, prefix: str, of_class: dict[str, dict[str, str]]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT
 
 VERSION = 1  # of saved conversations
-ANSWER_TOKENS = 256  # kept free for an answer without a limit: the longest built-in story has 251
+ANSWER_TOKENS = 256  # kept free at most for an answer without a limit: the longest built-in story has 251
 SETTINGS = ("preset", *(field.name for field in dataclasses.fields(Sampling)), "max_tokens", "seed")
 _WHOLE = ("top_k", "last_n", "seed", "max_tokens")
 _OPTIONAL = ("top_k", "top_p", "min_p", "max_tokens")
@@ -88,7 +88,7 @@ class Dialogue:
     def _prompt(self, messages: list[Message], say: Callable[[str], None]) -> list[int]:
         """The conversation as the model reads it, without the oldest turns where it is too long."""
         tokenizer, context = self.writer.tokenizer, self.writer.model.config.context_length
-        wanted = ANSWER_TOKENS if self.max_tokens is None else self.max_tokens
+        wanted = self._answer_tokens(messages) if self.max_tokens is None else self.max_tokens
         alone = len(conversation.prompt([m for m in messages[:1] if m.role == "system"] + messages[-1:], tokenizer))
         limit = max(8, context - wanted, min(alone, context * 3 // 4))  # a quarter is kept free at least
         read, lost = conversation.fit(messages, tokenizer, limit)
@@ -100,6 +100,16 @@ class Dialogue:
         if messages[0].role == "system" and read[0].role != "system":
             say("the system text is too long for the context: the model does not read it")
         return conversation.prompt(read, tokenizer)
+
+    def _answer_tokens(self, messages: list[Message]) -> int:
+        """How many tokens to keep free for the next answer: as many as the longest one so far took.
+
+        A model of short answers so remembers many turns, and one of stories has room for another story. Before the first
+        answer there is nothing to remember.
+        """
+        answers = [len(self.writer.tokenizer.encode(m.content)) + 1 for m in messages if m.role == "assistant"]
+        quarter = self.writer.model.config.context_length // 4
+        return min(ANSWER_TOKENS, max(quarter, *answers)) if answers else ANSWER_TOKENS
 
     @property
     def is_saved(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -216,21 +217,38 @@ def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run], bool] = lambda run: True) -> Run:
-    """A run by folder, by name below outputs/, or the one trained last (of those of `which`). UserError for none."""
+    """Find a run by folder, by name below outputs/, or the one trained last (of those of `which`).
+
+    Without a name, runs that `reproduce` made and runs without a checkpoint are taken only if there is no other. Raises
+    UserError if there is none.
+    """
     if name is None:
         newest_first = sorted(outputs.glob(f"**/{FACTS}"), key=_changed, reverse=True)
-        run = next((run for path in newest_first if which(run := Run(path.parent))), None)
-        if run is None:
+        fitting = [run for path in newest_first if which(run := Run(path.parent))]
+        if not fitting:
             raise UserError(f"no run in {outputs.resolve()}: make train trains one")
+        run = next((run for run in fitting if _is_ones_own(run)), fitting[0])
         refuse_links_in(run.folder)
         return run
     for folder in (Path(name), outputs / name):
         if Run(folder).exists:
             refuse_links_in(folder)
             return Run(folder)
-    known = ", ".join(sorted(path.parent.name for path in outputs.glob(f"*/{FACTS}"))[:8])
-    hint = f"({known})" if known else "(make train trains one)"
-    raise UserError(f"no run {name}: neither a run folder nor a name in {outputs}/ {hint}")
+    known = sorted(path.parent.name for path in outputs.glob(f"*/{FACTS}"))
+    near = difflib.get_close_matches(name, known, 1, 0.6)
+    shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
+    hint = f": did you mean {near[0]}?" if near else f" ({shown or 'make train trains one'})"
+    raise UserError(one_line(f"no run {name}: neither a run folder nor a name in {outputs}/{hint}"))
+
+
+def _is_ones_own(run: Run) -> bool:
+    """Tell whether somebody who names no run may mean this one: it has weights, and is not a copy that proves another."""
+    if not any(run.checkpoint_folder.glob("*.ckpt")):
+        return False
+    try:
+        return "reproduces" not in read_json(run.provenance_path)
+    except (UserError, OSError):  # damaged, or of a version without it
+        return True
 
 
 def _changed(path: Path) -> float:

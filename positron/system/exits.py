@@ -7,6 +7,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import TracebackType
 
 from positron.system.console import one_line, open_streams
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, Unreachable, UserError
@@ -52,3 +53,16 @@ def _described(error: BaseException) -> tuple[int, str]:
     kind = type(error).__name__
     text = " ".join(str(error).split())
     return 1, f"positron: {kind}: {text} (POSITRON_DEBUG=1 shows where)"
+
+
+def interrupt_in_one_line() -> None:
+    """Let Ctrl-C end a command in one line while its modules are still being imported."""
+    usual = sys.excepthook
+
+    def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if issubclass(kind, KeyboardInterrupt):
+            print("positron: interrupted", file=sys.stderr)
+        else:
+            usual(kind, error, trace)
+
+    sys.excepthook = hook

@@ -93,7 +93,7 @@ def make_plan(
     if config.schedule.warmup_steps >= horizon:
         say(
             f"WARNING: schedule.warmup_steps={config.schedule.warmup_steps} is not less than the run's "
-            f"{counted(horizon, 'step')}: the learning rate never falls"
+            f"{counted(horizon, 'step')}: the learning rate only rises; give a smaller one, or more train.max_steps="
         )
     return Plan(machine, gpt, world, batch_size, batch_tokens, micro, horizon, last_step)
 

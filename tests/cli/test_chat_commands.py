@@ -44,6 +44,18 @@ def written(dialogue: Dialogue, path: Path, **changes: object) -> Path:
     return path
 
 
+def test_a_model_of_short_answers_remembers_many_turns_and_one_of_long_answers_has_room_for_another() -> None:
+    dialogue, said = dialogue_of(chats=True), list[str]()
+    dialogue.max_tokens = None
+    turns = [Message("user", "a?"), Message("assistant", "b.")]
+    prompt = dialogue._prompt([*turns * 4, Message("user", "c?")], said.append)  # 4 x 8 tokens of a context of 64
+    assert said == []
+    assert dialogue.writer.tokenizer.decode(prompt).count("a?") == 4
+    long = [Message("user", "a?"), Message("assistant", "b" * 30)]
+    assert len(dialogue._prompt([*long, Message("user", "c?")], said.append)) + 31 <= 64
+    assert len(said) == 1
+
+
 def test_a_sentence_that_begins_like_a_command_is_said_to_go_to_the_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert remark("system failure at noon") == "this line goes to the model; as a command: /system ..."
     assert remark("save the princess") is not None
@@ -225,8 +237,8 @@ def test_load_checks_every_field_and_changes_nothing_then(
     ("content", "says"),
     [
         (b"\xff\xfe{\x00}\x00", "is not UTF-8: byte 0 is 0xff"),
-        (b"[" * 100_000, "cannot load"),
-        (b"", "cannot load"),
+        (b"[" * 100_000, "is not a saved chat"),
+        (b"", "is not a saved chat"),
         (b"[]", "must be an object"),
         (b"{}", "has no version"),
     ],

@@ -21,6 +21,7 @@ from positron.run.folder import Run, find_run
 from positron.run.load import load_model
 from positron.run.metrics import best_so_far, read_metrics
 from positron.system import disk
+from positron.system.disk import write_json
 from positron.system.errors import UserError
 from positron.system.voice import Voice
 from positron.train import train
@@ -365,3 +366,34 @@ def test_commands_that_use_a_run_write_no_data_where_its_config_says(tmp_path: P
     with pytest.raises(UserError, match="no data_fingerprint"):
         texts_of_run(run, "val", 1000, lambda line: None)
     assert not list((tmp_path / "outputs" / "data").glob("text-*"))
+
+
+def test_a_run_of_ones_own_is_taken_where_none_is_named(tmp_path):
+    outputs = tmp_path / "outputs"
+    for age, (name, has_weights, reproduces) in enumerate(
+        [("mine", True, False), ("mine-again", True, True), ("begun", False, False)]
+    ):
+        folder = outputs / name
+        (folder / "checkpoints").mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        write_json(
+            folder / "provenance.json",
+            {"starts": [], "environments": [], **({"reproduces": "x"} if reproduces else {})},
+        )
+        if has_weights:
+            (folder / "checkpoints" / "step-000001.ckpt").write_bytes(b"")
+        (folder / "run.json").write_text("{}")
+        os.utime(folder / "run.json", (age, age))
+    assert find_run(None, outputs).folder.name == "mine"
+    shutil.rmtree(outputs / "mine")
+    assert find_run(None, outputs).folder.name == "begun"  # the newest, where none is better
+
+
+def test_a_misspelt_run_is_answered_with_the_nearest(tmp_path):
+    for name in ("quickstart", *(f"other{i}" for i in range(9))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"did you mean quickstart\?"):
+        find_run("quikstart", tmp_path)
+    with pytest.raises(UserError, match=r"and 2 more\)"):
+        find_run("xyz", tmp_path)

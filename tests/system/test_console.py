@@ -102,3 +102,16 @@ def test_a_pipe_gets_every_piece_at_once_and_no_line_breaks_of_ours(monkeypatch:
     screen.write("\nb")
     screen.line()
     assert pipe.getvalue() == "a long text that stays on one line\nb\n"
+
+
+def test_ctrl_c_while_a_command_is_imported_is_one_line():
+    code = "import sys; sys.argv = ['-m']; import positron; raise KeyboardInterrupt"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
+    assert result.stderr == "positron: interrupted\n"
+    assert result.returncode != 0
+
+
+def test_the_doctor_explains_itself(door):
+    result = door("doctor", "--help")
+    assert result.code == 0
+    assert "One line per check" in result.out

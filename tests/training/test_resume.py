@@ -91,7 +91,11 @@ CASES = {
 }
 
 
-SLOW = ("kill -9", "kill -9, accumulation 3, two threads", "SIGTERM")  # what they share with the others is tested by these
+SLOW = (
+    "kill -9",
+    "kill -9, accumulation 3, two threads",
+    "SIGTERM",
+)  # what they share with the others is tested by these
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=[pytest.mark.slow] if c in SLOW else []) for c in CASES])
