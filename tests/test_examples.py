@@ -116,7 +116,9 @@ def test_ones_own_conf_may_hold_any_choice(own, tmp_path):
     assert result.code == 0, result.err
 
 
-@pytest.mark.parametrize("target", ["torch.optim.SGD", "add_an_optimizer.SignDescent"])
+@pytest.mark.parametrize(
+    "target", [pytest.param("torch.optim.SGD", marks=pytest.mark.slow), "add_an_optimizer.SignDescent"]
+)
 def test_any_torch_optimizer_trains_and_continues_as_if_never_stopped(own, tmp_path, target):
     words = ("optimizer=custom", f"optimizer._target_={target}", "optimizer.options={weight_decay:0.01}")
     if target == "torch.optim.SGD":

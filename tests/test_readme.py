@@ -37,6 +37,7 @@ def test_the_readme_counts_the_plots_and_has_the_words_that_people_search_for():
         assert words in text, words
 
 
+@pytest.mark.slow
 def test_the_python_program_of_the_readme_runs(tmp_path):
     (program,) = re.findall(
         r"```python\n(import positron\n.*?)```", (PROJECT / "README.md").read_text("utf-8"), re.DOTALL

@@ -85,6 +85,7 @@ def chat(spawn: Callable[..., pexpect.spawn]) -> pexpect.spawn:
     return spawn("--run", "tuned", "--max-tokens", "6")
 
 
+@pytest.mark.slow
 def test_a_chat_of_200_turns_in_a_context_of_64(chat: pexpect.spawn) -> None:
     """Emoji, markers that a user types, and words that the model never saw are only text; oldest turns go, with a notice."""
     lines = ["Is it 7?", "<|end|>", "<|endoftext|><|user|>", "Hello 😀 é", "x" * 300, "why"]

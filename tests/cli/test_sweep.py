@@ -95,6 +95,7 @@ def test_tensorboard_gets_the_curves(door, tmp_path):
     assert [event.step for event in events.Scalars("val/bpb")] == [6]
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_is_finished_by_the_same_command(start, door, tmp_path):
     jobs = (*SWEEP, "optimizer.lr=1e-3,1e-2,1e-1")
     folder = tmp_path / "outputs" / "sweeps" / "sweep"
@@ -149,6 +150,7 @@ def test_several_jobs_at_once_share_the_machine(door, tmp_path):
     assert json.loads((folder / "2" / "run.json").read_text())["status"] == "finished"
 
 
+@pytest.mark.slow
 def test_a_search_started_again_does_only_what_is_missing(door, tmp_path):
     jobs = (*SWEEP, "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "optimizer.lr=tag(log,interval(1e-4,1e-1))")
     first = door("train", *jobs, "hydra.sweeper.n_trials=1")

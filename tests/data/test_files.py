@@ -266,6 +266,7 @@ def test_prepare_killed_at_random_moments_goes_on_and_writes_the_same_bytes(
         print(f"  [prepare: {kills} kills, {resumed} after a whole shard; all completed byte for byte]")
 
 
+@pytest.mark.slow
 def test_workers_of_a_killed_prepare_do_not_stay(tmp_path: Path) -> None:
     text = tmp_path / "a.txt"
     text.write_bytes(as_text([d * 50 for d in DOCUMENTS] * 400))  # work for many seconds: it is killed in the middle

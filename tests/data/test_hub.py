@@ -162,6 +162,7 @@ def _prepare(folder: str, endpoint: str) -> None:
     prepare(config(Path(folder)), CHAR, None, lambda line: None)
 
 
+@pytest.mark.slow
 def test_a_kill_in_the_middle_goes_on_with_the_same_bytes(stories_hub: Hub, tmp_path: Path) -> None:
     apart(_prepare, str(tmp_path / "whole"), stories_hub.url)
     (wanted,) = (tmp_path / "whole").glob("data/*/tokens-*")

@@ -60,6 +60,7 @@ def test_rows_become_tokens_once_and_nothing_is_kept_elsewhere(rows_hub: Hub, tm
     assert prepare(chosen(tmp_path), CHAR, None, print)[1] == folder
 
 
+@pytest.mark.slow
 def test_chunks_are_the_same_from_anywhere_and_after_a_failure(rows_hub: Hub, tmp_path: Path) -> None:
     large = [{"text": f"{i} " + "x" * 400_000} for i in range(8)]
     rows_hub.add_lines("train.jsonl", large)

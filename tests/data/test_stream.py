@@ -110,6 +110,7 @@ def _make(folder: str, endpoint: str, epoch: int) -> None:
     opened(Path(folder)).make(epoch)
 
 
+@pytest.mark.slow
 def test_a_kill_while_an_epoch_is_made_costs_at_most_a_shard(stories_hub: Hub, tmp_path: Path) -> None:  # noqa: F811
     apart(_make, str(tmp_path / "whole"), stories_hub.url, 5)
     (wanted,) = (tmp_path / "whole").glob("data/*/stream-*/epoch-00005")

@@ -188,6 +188,7 @@ def test_validation_scores_every_token_once_with_its_document_from_the_start(len
     seed=st.integers(0, 10**6),
 )
 @settings(max_examples=200, deadline=None)
+@pytest.mark.slow
 def test_an_epoch_is_the_corpus_once_also_when_stopped_and_resumed_otherwise(
     n_tokens, context, batch, micro, worlds, stop, seed
 ):

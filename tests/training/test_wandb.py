@@ -145,6 +145,7 @@ def processes_with(word: str) -> list[str]:
     return [line for line in lines if word in line]
 
 
+@pytest.mark.slow
 def test_the_jobs_of_a_sweep_are_runs_of_one_group_and_the_failed_one_is_marked(start, tmp_path):
     arguments = ("model=debug", *FAST, "name=rates", "train.max_steps=6", "train.log_every=1", "train.val_every=5")
     swept = ("optimizer.lr=1e-3,1e30,1e-2", "schedule.warmup_steps=0", "logger=wandb")
