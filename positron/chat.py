@@ -154,6 +154,8 @@ def converse(dialogue: Dialogue, prompt: Callable[[], str]) -> None:
             if outcome == "answered":
                 answered_at = time.monotonic()
         except EOFError:
+            if not dialogue.is_saved:
+                note("the conversation was not saved")
             return
         except KeyboardInterrupt:
             if time.monotonic() - answered_at < LATE_SECONDS:

@@ -107,10 +107,10 @@ def first_comment(path: Path) -> str:
     for line in lines:
         if line.startswith("# @package"):
             continue
-        if not line.startswith("#"):
+        if not line.startswith("#") or line.startswith("#   "):  # an indented line is a command to copy
             break
         words.append(line.lstrip("# "))
-    text = " ".join(words)
+    text = " ".join(words).rstrip(":")
     return re.split(r"(?<! al)[.:](?= [A-Z]|$)|: (?=data=|model=)", text)[0]
 
 
