@@ -525,6 +525,7 @@ class MonitorConfig:
 @dataclass(frozen=True)
 class LoraConfig:
     rank: CountOrZero = 0  # of the small matrices that are trained instead (LoRA); 0: all weights are trained
+    markers: bool = True  # train the embeddings of the chat's markers too, so that answers end
 
     def __post_init__(self) -> None:
         check_ranges(self, "sft.lora")

@@ -43,7 +43,7 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
     from positron.model.gpt import GPT
     from positron.model.lora import add_lora
     from positron.run.load import restore
-    from positron.text.conversation import TEMPLATE
+    from positron.text.conversation import END, MARKERS, TEMPLATE
     from positron.text.factory import load_tokenizer
     from positron.training.loop import fit
     from positron.training.objective.sft import SFTObjective
@@ -61,7 +61,8 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
         if start.weights is not None:
             restore(model, tokenizer, start.weights)
         if config.sft.lora.rank:
-            add_lora(model, config.sft.lora.rank, config.seed)
+            lora, markers = config.sft.lora, [tokenizer.special_id(token) for token in (END, *MARKERS)]
+            add_lora(model, lora.rank, config.seed, markers if lora.markers else ())
         model.checkpoint_activations = config.device.checkpoint_activations
         context = model.config.context_length
         talks = read_conversations(config.data, say)
@@ -161,6 +162,8 @@ def configure(values: dict[str, Any]) -> RunConfig:
     own = Run(OUTPUTS / str(values["name"]))
     if own.exists and own.kind == "sft" and any(own.checkpoint_folder.glob("*.ckpt")):
         known, origin = own.config(), values["init_from"] or own.config().get("init_from")
+        if not known["sft"]["lora"]["markers"]:  # a run that an older version began continues as it was
+            values = {**values, "sft": {**values["sft"], "lora": {**values["sft"]["lora"], "markers": False}}}
     else:
         base = find_run(values["init_from"], which=lambda run: run.exists and run.kind != "sft")
         known, origin = base.config(), portable(base.folder)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 from positron.model.gpt import GPT, Block
 from positron.system.errors import UserError
 
+_TABLE = "parametrizations.weight."  # how torch names a table and what is added to it
 SCALE = 2.0  # alpha / rank, as in the paper's own code for GPT-2 (alpha 32, rank 16 and below, tuned once)
 
 
@@ -33,8 +36,25 @@ class LoraLinear(nn.Linear):
         return F.linear(x, self.weight, self.bias) + SCALE * F.linear(F.linear(x, self.lora_a), self.lora_b)
 
 
-def add_lora(model: GPT, rank: int, seed: int) -> None:
-    """In place: every matrix of the blocks gets thin ones of `rank`; nothing else is trained.
+class TrainedRows(nn.Module):
+    """Some rows of a table of embeddings, trained as what is added to them; the others rest."""
+
+    ids: Tensor
+
+    def __init__(self, ids: Sequence[int], table: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("ids", torch.tensor(list(ids), device=table.device))
+        self.lora_rows = nn.Parameter(torch.zeros(len(ids), table.shape[1], dtype=table.dtype, device=table.device))
+
+    def forward(self, table: Tensor) -> Tensor:
+        return table.index_add(0, self.ids, self.lora_rows)
+
+
+def add_lora(model: GPT, rank: int, seed: int, markers: Sequence[int] = ()) -> None:
+    """In place: every matrix of the blocks gets thin ones of `rank`; nothing else is trained but the rows of `markers`.
+
+    These are the ids of the chat template, which pretraining never shows: without their embeddings a model cannot tell
+    who speaks, and without their rows in the head it cannot end an answer.
 
     Raises UserError if a matrix has fewer rows or columns than `rank`, which adds nothing to it.
     """
@@ -49,6 +69,12 @@ def add_lora(model: GPT, rank: int, seed: int) -> None:
             for name, part in list(room.named_children()):
                 if isinstance(part, nn.Linear):
                     setattr(room, name, LoraLinear.of(part, rank, generator))
+    if not markers:
+        return
+    tables: list[nn.Module] = [model.wte] if model.config.tie_embeddings else [model.wte, model.lm_head]
+    for table in tables:
+        assert isinstance(table.weight, Tensor)
+        parametrize.register_parametrization(table, "weight", TrainedRows(markers, table.weight))
 
 
 def weight_of(linear: nn.Module) -> Tensor:
@@ -61,9 +87,17 @@ def weight_of(linear: nn.Module) -> Tensor:
 
 def merged(state_dict: dict[str, Any]) -> dict[str, Any]:
     """The weights of a plain GPT that computes the same."""
-    plain = {name: value for name, value in state_dict.items() if not name.endswith(("lora_a", "lora_b"))}
+    plain = {
+        name: value
+        for name, value in state_dict.items()
+        if not name.endswith(("lora_a", "lora_b")) and _TABLE not in name
+    }
     for name in state_dict:
         if name.endswith(".lora_a"):
             room = name.removesuffix("lora_a")
             plain[f"{room}weight"] = plain[f"{room}weight"] + SCALE * state_dict[f"{room}lora_b"] @ state_dict[name]
+        if name.endswith(f"{_TABLE}original"):
+            room = name.removesuffix(f"{_TABLE}original")
+            ids, rows = state_dict[f"{room}{_TABLE}0.ids"], state_dict[f"{room}{_TABLE}0.lora_rows"]
+            plain[f"{room}weight"] = state_dict[name].index_add(0, ids, rows)
     return plain

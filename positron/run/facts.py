@@ -195,6 +195,8 @@ def read_config(path: Path) -> tuple[dict[str, Any], bool]:
     for name, values in _FORMER_DEFAULTS.items():
         if isinstance(config.get(name), dict):
             config[name] = {**values, **config[name]}
+    if isinstance(config.get("sft"), dict) and isinstance(config["sft"].get("lora"), dict):
+        config["sft"]["lora"] = {"markers": False, **config["sft"]["lora"]}
     return config, is_whole
 
 

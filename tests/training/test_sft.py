@@ -25,7 +25,7 @@ from positron.model.lora import add_lora, merged
 from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
-from positron.sft import sft
+from positron.sft import configure, sft
 from positron.system.errors import UserError
 from positron.text import conversation
 from positron.text.char_word import CharTokenizer
@@ -185,14 +185,16 @@ def test_packed_conversations_learn_what_they_learn_alone() -> None:
         torch.testing.assert_close(together[name], alone[name], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("markers", [(), (1, 7, 30)])
 @pytest.mark.parametrize("tie", [True, False])
-def test_lora_starts_from_the_model_trains_little_and_merges_to_the_same(tie: bool) -> None:
+def test_lora_starts_from_the_model_trains_little_and_merges_to_the_same(tie: bool, markers: tuple[int, ...]) -> None:
     config = GPTConfig(
         vocab_size=50, context_length=16, d_model=16, n_layer=2, n_head=2, tie_embeddings=tie, activation="swiglu"
     )
     plain, model = GPT(config).double(), GPT(config).double()
     idx = torch.randint(0, 50, (2, 16))
-    add_lora(model, 4, seed=0)
+    add_lora(model, 4, 0, markers)
+    before = {name: table.clone() for name, table in plain.state_dict().items()}
     with torch.no_grad():
         torch.testing.assert_close(model(idx), plain(idx), rtol=0, atol=0)
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
@@ -205,8 +207,40 @@ def test_lora_starts_from_the_model_trains_little_and_merges_to_the_same(tie: bo
     assert not torch.allclose(model(idx), plain(idx))
     state = merged(model.state_dict())
     assert set(state) == set(plain.state_dict())
+    for name in ("wte.weight",) if tie else ("wte.weight", "lm_head.weight"):
+        changed = (state[name] != before[name]).any(dim=1).nonzero().flatten().tolist()
+        assert set(changed) <= set(markers)  # those of the input that the batch does not show stay
+        assert bool(changed) == bool(markers) or name == "wte.weight"
     plain.load_state_dict(state)
     torch.testing.assert_close(model(idx), plain(idx), rtol=1e-12, atol=1e-12)
+
+
+def chance_of_the_end(markers: tuple[int, ...]) -> float:
+    """The probability of <|end|> where it belongs, after pretraining that never showed it and LoRA on one answer."""
+    model = GPT(GPTConfig(vocab_size=TOKENIZER.vocab_size, context_length=64, d_model=16, n_layer=2, n_head=2))
+    text = torch.tensor([[BEGIN, *ids("the cat sat on the mat and looked at the moon. ")]])
+
+    def learn(x: torch.Tensor, y: torch.Tensor, steps: int, lr: float) -> None:
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            (model(x, y) / (y != -100).sum()).backward()
+            optimizer.step()
+
+    learn(text[:, :-1], text[:, 1:], 200, 1e-2)
+    add_lora(model, 2, 0, markers)
+    row = to_row(talk("the cat?", "on the mat."), TOKENIZER, 64)
+    assert row is not None
+    x, y = (torch.from_numpy(part)[None] for part in row)
+    learn(x, y, 60, 3e-3)
+    assert y[0, -1] == END
+    with torch.no_grad():
+        return float(model(x).softmax(-1)[0, -1, END])
+
+
+def test_lora_learns_to_end_an_answer_though_pretraining_never_showed_how() -> None:
+    without, with_markers = chance_of_the_end(()), chance_of_the_end((SYSTEM, USER, ASSISTANT, END))
+    assert with_markers > 3 * without
 
 
 @pytest.mark.parametrize(
@@ -325,6 +359,21 @@ def test_a_fine_tuning_in_chunks_is_bit_identical_to_one_in_one_piece(base: Path
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_lora_run_of_an_older_version_continues_without_rows_of_markers(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tuned(base, name="old", sft=SFTConfig(lora=LoraConfig(rank=2, markers=False), patience=0))
+    folder = tmp_path / "outputs" / "old"
+    sft(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=6)), folder)
+    stored = json.loads((folder / "config.json").read_text())
+    del stored["checksum"], stored["sft"]["lora"]["markers"]  # as it was written then
+    (folder / "config.json").write_text(json.dumps(stored))
+    monkeypatch.chdir(tmp_path)
+    values = {**dataclasses.asdict(config), "model": None, "tokenizer": None}
+    values["sft"]["lora"]["markers"] = True
+    assert sft(configure(values), folder).status == "finished"
+
+
 def test_lora_runs_resume_and_load_as_plain_models(base: Path, tmp_path: Path) -> None:
     config = tuned(base, sft=SFTConfig(lora=LoraConfig(rank=2), patience=0))
     for stop in (6, None):
@@ -332,9 +381,11 @@ def test_lora_runs_resume_and_load_as_plain_models(base: Path, tmp_path: Path) -
             dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=stop)), tmp_path / "run"
         )
     assert facts.status == "finished"
-    model = load_model(Run(tmp_path / "run"), print)[0]
+    model, tokenizer, _ = load_model(Run(tmp_path / "run"), print)
     untouched = load_model(Run(base / "base"), print)[0]
-    assert torch.equal(model.wte.weight, untouched.wte.weight)
+    changed = (model.wte.weight != untouched.wte.weight).any(dim=1).nonzero().flatten().tolist()
+    assert tokenizer.special_id(conversation.END) in changed
+    assert set(changed) <= {tokenizer.special_id(token) for token in (conversation.END, *conversation.MARKERS)}
     assert not torch.equal(model.blocks[0].attn.q.weight, untouched.blocks[0].attn.q.weight)
     from safetensors.numpy import load_file
 
