@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -224,10 +225,11 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
     """
     if name is None:
         newest_first = sorted(outputs.glob(f"**/{FACTS}"), key=_changed, reverse=True)
-        fitting = [run for path in newest_first if which(run := Run(path.parent))]
-        if not fitting:
+        fitting = (run for path in newest_first if which(run := Run(path.parent)))  # older ones are read only if needed
+        first = next(fitting, None)
+        if first is None:
             raise UserError(f"no run in {outputs.resolve()}: make train trains one")
-        run = next((run for run in fitting if _is_ones_own(run)), fitting[0])
+        run = next((run for run in itertools.chain([first], fitting) if _is_ones_own(run)), first)
         refuse_links_in(run.folder)
         return run
     for folder in (Path(name), outputs / name):
