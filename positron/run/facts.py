@@ -31,6 +31,7 @@ _FORMER_DEFAULTS: dict[str, dict[str, Any]] = {
     "schedule": {"final_ratio": 0.1},
     "train": {"sample_tokens": 160},
     "sft": {"replay_ratio": 0.0},
+    "sft.lora": {"markers": False},
 }
 _warned: set[Path] = set()
 
@@ -193,10 +194,12 @@ def read_config(path: Path) -> tuple[dict[str, Any], bool]:
         if isinstance(value, str) and value.startswith("~"):
             holder[keys[-1]] = os.path.expanduser(value)
     for name, values in _FORMER_DEFAULTS.items():
-        if isinstance(config.get(name), dict):
-            config[name] = {**values, **config[name]}
-    if isinstance(config.get("sft"), dict) and isinstance(config["sft"].get("lora"), dict):
-        config["sft"]["lora"] = {"markers": False, **config["sft"]["lora"]}
+        group: Any = config
+        for part in name.split("."):
+            group = group.get(part) if isinstance(group, dict) else None
+        if isinstance(group, dict):
+            for key, value in values.items():
+                group.setdefault(key, value)
     return config, is_whole
 
 
