@@ -196,7 +196,7 @@ def test_an_optimizer_that_cannot_be_built_is_named(modules, target, options, me
 )
 def test_a_function_that_gives_no_text_is_named(modules, data, message):
     with pytest.raises(UserError, match=message):
-        write_custom_data({"data": {"source": "custom", "dir": "data", **data}}, "train")
+        write_custom_data({"data": {"source": "custom", "dir": "data", **data}})
 
 
 def test_settings_of_other_optimizers_are_refused():

@@ -17,7 +17,7 @@ from positron.system.imports import load_object
 KEY = "data._target_"
 
 
-def write_custom_data(values: dict[str, Any], recipe: str) -> None:
+def write_custom_data(values: dict[str, Any]) -> None:
     """Replace `data=custom` in a composed configuration by the file of what its function returns.
 
     The function takes `data.options` and returns an iterable of texts, or of conversations for `sft`. Raises UserError if
@@ -42,11 +42,8 @@ def write_custom_data(values: dict[str, Any], recipe: str) -> None:
         raise UserError(f"{KEY}={target} returns a {type(rows).__name__}, not a list or generator of texts")
     from positron.data.memory import write_conversations, write_texts
 
-    match recipe:
-        case "train":
-            data |= {"source": "text", "path": str(write_texts(rows, data["dir"]))}
-        case "sft":
-            data |= {"source": "instruct", "path": str(write_conversations(rows, data["dir"]))}
-        case _:
-            raise AssertionError(recipe)
+    if "sft" in values:
+        data |= {"source": "instruct", "path": str(write_conversations(rows, data["dir"]))}
+    else:
+        data |= {"source": "text", "path": str(write_texts(rows, data["dir"]))}
     print(f"{KEY}={target}: its texts are in {data['path']}", file=sys.stderr)

@@ -71,7 +71,7 @@ def compose_with_callbacks(recipe: str, settings: list[str]) -> tuple[dict[str, 
     register_defaults()
     with hydra_errors_as_ours(), hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
         values: dict[str, Any] = OmegaConf.to_container(hydra.compose(recipe, overrides), resolve=True)  # type: ignore[assignment]
-    write_custom_data(values, recipe)
+    write_custom_data(values)
     given = given_keys(overrides)
     refuse_unread(values, given, experiment=experiment_keys(conf_folder(), given), is_sft="sft" in values)
     expand_paths(values)

@@ -111,7 +111,7 @@ def check_all_jobs(config: Any, swept: set[str]) -> None:
     shared = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
     values: Any = OmegaConf.to_container(shared, resolve=True)
     values.pop("callbacks", None)
-    write_custom_data(values, "sft" if "sft" in values else "train")
+    write_custom_data(values)
     given = given_keys(list(config.hydra.overrides.task))
     experiment = experiment_keys(conf_folder(), given)
     refuse_unread(values, given, experiment=experiment, is_sft="sft" in values, is_sweep=True, swept=swept)

@@ -54,7 +54,7 @@ def run_job(
     values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
     expand_paths(values)
     callbacks = values.pop("callbacks", None)
-    write_custom_data(values, "sft" if "sft" in values else "train")
+    write_custom_data(values)
     hydra = HydraConfig.get()
     overrides = [override.lstrip("+") for override in hydra.overrides.task]
     given = given_keys(overrides)
