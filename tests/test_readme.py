@@ -175,6 +175,7 @@ def test_a_wheel_carries_conf_and_works_anywhere(tmp_path, option):
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     assert (tmp_path / "site" / "positron" / "conf" / "model" / "tinygpt.yaml").exists()
+    assert (tmp_path / "site" / "positron" / "evaluation" / "report.html.jinja").exists()
     code = f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); sys.argv = ['train', *{option.split()!r}]\n"
     code += "import positron.train as t; assert t.__file__.startswith(sys.path[0]), t.__file__; t.main()"
     result = subprocess.run(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import html
 import json
 import shlex
 import sys
+from pathlib import Path
 from typing import Any
 
 from positron.evaluation.monitor_plots import inside_pictures
@@ -21,15 +21,7 @@ from positron.system.disk import whole_file, write_text
 from positron.system.formatting import counted, took
 from positron.system.paths import without_home
 
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
-h1, h2 { line-height: 1.2 } h2 { margin-top: 2.2rem; border-bottom: 1px solid #ddd }
-table { border-collapse: collapse } td { padding: .15rem 1.2rem .15rem 0; vertical-align: top }
-td:first-child { color: #666 } img { max-width: 100% }
-pre { background: #f6f6f4; padding: .8rem; overflow-x: auto; white-space: pre-wrap }
-blockquote { border-left: 3px solid #ccc; margin: .5rem 0; padding: .1rem 1rem; white-space: pre-line }
-details > summary { cursor: pointer }
-"""
+_TEMPLATE = Path(__file__).parent / "report.html.jinja"
 
 
 def write_report(run: Run) -> None:
@@ -40,24 +32,35 @@ def write_report(run: Run) -> None:
     picture = loss_curve(rows, facts.floor_bpb, name)
     with whole_file(run.loss_picture) as file:
         file.write(picture)
-    sections = [
-        f"<h1>{html.escape(name)}</h1>",
-        _table(_headline(facts, run.is_chat)),
-        f"<h2>Loss</h2>{_image(picture)}{_losses_explained(run, rows, config)}",
-        f"<h2>Samples</h2>{_samples(run)}",
-        f"<h2>Learning rate and gradient</h2>{_image(learning_rate_curve(rows))}",
-        _inside(rows),
-        f"<h2>Next</h2><p>Where Positron is installed (<code>source .venv/bin/activate</code>):</p>"
-        f"<pre>{_escape(_commands(run, facts))}</pre>",
-        f"<h2>Configuration</h2><details><summary>all settings</summary><pre>{_escape(json.dumps(config, indent=2))}"
-        "</pre></details>",
-        f"<h2>Environment</h2>{_table(_environment(run, facts))}",
-    ]
-    page = (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(name)}</title>'
-        f"<style>{_STYLE}</style><body>{''.join(sections)}</body></html>\n"
+    page = _render(
+        name=name,
+        headline=_headline(facts, run.is_chat),
+        loss=picture,
+        reasons=_reasons_for_a_higher_training_loss(run, rows, config),
+        samples=[(sample.head, sample.text) for sample in read_samples(run)],
+        learning_rate=learning_rate_curve(rows),
+        inside=inside_pictures(rows),
+        commands=_commands(run, facts),
+        config=json.dumps(config, indent=2),
+        environment=_environment(run, facts),
     )
     write_text(run.report_path, page)
+
+
+def _render(**values: Any) -> str:
+    """Fill in the template: all text is escaped and loses the user's home folder, because a report is made to be sent."""
+    import jinja2  # here: a run needs it at its end only
+
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["base64"] = lambda content: base64.b64encode(content).decode("ascii")
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    return template.render(without_home(values))
 
 
 def _headline(facts: Facts, is_chat: bool) -> dict[str, str]:
@@ -100,11 +103,11 @@ def _commands(run: Run, facts: Facts) -> str:
     return "\n".join(lines)
 
 
-def _losses_explained(run: Run, rows: list[dict[str, Any]], config: dict[str, Any]) -> str:
-    """Why training loss lies above validation loss, for a run where it does."""
+def _reasons_for_a_higher_training_loss(run: Run, rows: list[dict[str, Any]], config: dict[str, Any]) -> list[str]:
+    """Return why the training loss lies above the validation loss; empty where it does not."""
     last = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
     if last is None or last["train/loss"] is None or last["train/loss"] <= last["val/loss"] or run.kind != PRETRAIN:
-        return ""
+        return []
     reasons = []
     if config["data"].get("packing", "windows") == "windows":
         reasons.append(
@@ -113,31 +116,4 @@ def _losses_explained(run: Run, rows: list[dict[str, Any]], config: dict[str, An
     if config["model"].get("dropout"):
         reasons.append("dropout is at work in training alone")
     reasons.append("a training loss is that of one batch, before its step")
-    return f"<p>Training loss lies above validation loss here: {'; '.join(reasons)}.</p>"
-
-
-def _samples(run: Run) -> str:
-    return "".join(
-        f"<h3>{_escape(sample.head)}</h3><blockquote>{_escape(sample.text)}</blockquote>"
-        for sample in read_samples(run)
-    )
-
-
-def _inside(rows: list[dict[str, Any]]) -> str:
-    """What `monitor=` measured; nothing where it measured nothing."""
-    parts = [f"<h3>{title}</h3><p>{reading}</p>{_image(png)}" for title, reading, png in inside_pictures(rows)]
-    return f"<h2>Looking inside</h2>{''.join(parts)}" if parts else ""
-
-
-def _escape(text: str) -> str:
-    """Return text for HTML, without the user's home folder: a report is made to be sent."""
-    return html.escape(without_home(text))
-
-
-def _table(lines: dict[str, str]) -> str:
-    rows = "".join(f"<tr><td>{_escape(k)}</td><td>{_escape(v)}</td></tr>" for k, v in lines.items())
-    return f"<table>{rows}</table>"
-
-
-def _image(png: bytes) -> str:
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(png).decode("ascii")}">'
+    return reasons

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +24,7 @@ from positron.run import provenance
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import checkout, command, read_provenance, start_of
+from positron.run.samples import Sample, append_sample
 from positron.sft import sft
 from positron.train import train
 
@@ -188,6 +191,18 @@ def test_the_report_tells_of_the_surroundings_that_the_run_noted(place) -> None:
     (run.folder / "provenance.json").unlink()
     write_report(run)
     assert "9.8.7" not in (run.folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_report_shows_what_a_model_writes_as_text(place) -> None:
+    shutil.copytree("outputs/x", "outputs/markup")
+    run = Run(place / "outputs" / "markup")
+    text = f"<script>alert('1')</script> & {{{{ 7 * 7 }}}}\n\n  {Path.home()}/secret"
+    append_sample(run, Sample(99, 1.5, None, text))
+    write_report(run)
+    page = (run.folder / "report.html").read_text(encoding="utf-8")
+    quotes = re.findall(r"<blockquote>(.*?)</blockquote>", page, re.DOTALL)
+    assert html.unescape(quotes[-1]) == text.replace(str(Path.home()), "~")
+    assert "<script" not in page
 
 
 def test_the_command_is_what_was_typed_without_the_home(monkeypatch) -> None:
