@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
@@ -50,6 +51,27 @@ from positron.training.trackers.open import open_trackers
 from positron.training.trackers.tracker import Tracker
 
 
+@dataclass(frozen=True)
+class Records:
+    """What the run has recorded, and who else is told what it records."""
+
+    rows: list[dict[str, Any]]  # of metrics.jsonl, as the process found them
+    trackers: list[Tracker]
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The callbacks that can end the run."""
+
+    stopping: Stopping
+    patience: Patience | None
+    pruning: Pruning | None
+
+    @property
+    def is_out_of_patience(self) -> bool:
+        return self.patience is not None and self.patience.is_over
+
+
 def fit(
     session: Session,
     plan: Plan,
@@ -81,6 +103,7 @@ def fit(
             rows = read_metrics(run.metrics_path)
             patience = Patience(objective.patience, rows) if objective.patience else None
             pruning = open_pruning(config.sweep, run, plan.last_step)
+            ends = Ends(stopping, patience, pruning)
             was_pruned = was_pruned and pruning is not None
             if patience is not None and patience.is_over:
                 say(f"nothing to do: {run.folder} stopped early at step {start.step}, {patience.why}")
@@ -92,14 +115,13 @@ def fit(
                 if config.device.compile:
                     _compile(plan, model, objective, say)
                 module = _module(config, plan, model, objective, tokenizer)
-                ours = _callbacks(
-                    session, plan, objective, tokenizer, trackers, stopping, patience, pruning, rows, callbacks
-                )
+                records = Records(rows, trackers)
+                ours = _callbacks(session, plan, objective, tokenizer, records, ends, callbacks)
                 trainer = _trainer(session, plan, ours)
                 trainer.fit(module, Steps(objective, trainer), ckpt_path=start.checkpoint)
             else:
                 say(f"nothing to do: {run.folder} is at step {start.step} of {plan.horizon}")
-            status = _status(plan, stopping, patience, was_pruned or (pruning is not None and pruning.pruned))
+            status = "pruned" if was_pruned else _status(plan, ends)
         except (Interrupted, LeftAtOnce) as interruption:
             status, error = "stopped", str(interruption)
             raise
@@ -152,13 +174,12 @@ class Steps:
             yield parts
 
 
-def _status(plan: Plan, stopping: Stopping, patience: Patience | None, pruned: bool) -> str:
-    """Of a run whose training came to its end without an error."""
-    if pruned:
+def _status(plan: Plan, ends: Ends) -> str:
+    """Return the status of a run whose training came to its end without an error."""
+    if ends.pruning is not None and ends.pruning.pruned:
         return "pruned"
-    early = patience is not None and patience.is_over
-    cut = plan.last_step < plan.horizon or stopping.out_of_time
-    return "stopped" if cut and not early else "finished"
+    cut = plan.last_step < plan.horizon or ends.stopping.out_of_time
+    return "stopped" if cut and not ends.is_out_of_patience else "finished"
 
 
 def floor_bpb(objective: Objective) -> float | None:
@@ -207,11 +228,8 @@ def _callbacks(
     plan: Plan,
     objective: Objective,
     tokenizer: Tokenizer,
-    trackers: list[Tracker],
-    stopping: Stopping,
-    patience: Patience | None,
-    pruning: Pruning | None,
-    rows: list[dict[str, Any]],
+    records: Records,
+    ends: Ends,
     of_the_user: Sequence[L.Callback],
 ) -> list[L.Callback]:
     """Put callbacks in order: the clock, what may end the run, what measures, what writes, what saves."""
@@ -226,12 +244,12 @@ def _callbacks(
 
     def is_last(trainer: L.Trainer) -> bool:
         """Whether the run ends with this step, not only this process."""
-        return trainer.global_step >= plan.horizon or (patience is not None and patience.is_over)
+        return trainer.global_step >= plan.horizon or ends.is_out_of_patience
 
     samples = Samples(
         run.folder,
         tokenizer,
-        trackers,
+        records.trackers,
         say,
         every=train.sample_every,
         tokens=train.sample_tokens,
@@ -241,20 +259,20 @@ def _callbacks(
         run.checkpoint_folder,
         every=train.save_every,
         keep_last=train.keep_last,
-        best=best_so_far(rows, run.facts(), session.start.step),
+        best=best_so_far(records.rows, run.facts(), session.start.step),
         note_best=lambda step, bpb: run.update(best_step=step, best_bpb=bpb),
     )
     monitors = open_monitors(config.monitor, objective, tokenizer.vocab_size, config.device.shards_weights, say)
     intervals = {train.log_every, *(monitor.every for monitor in monitors)}
     return [
         clock,
-        stopping,
+        ends.stopping,
         Validation(objective, every=train.val_every, say=say),
-        Overfitting(rows, say),
-        *[callback for callback in (patience, pruning) if callback is not None],
+        Overfitting(records.rows, say),
+        *[callback for callback in (ends.patience, ends.pruning) if callback is not None],
         *monitors,
         *of_the_user,
-        MetricsLog(run.folder, clock, trackers, intervals=intervals, speed=speed),
+        MetricsLog(run.folder, clock, records.trackers, intervals=intervals, speed=speed),
         Divergence(vocab_size=tokenizer.vocab_size, objective=objective, is_last=is_last, say=say),
         samples,
         saving,
