@@ -1,5 +1,5 @@
 # Thin names for plain commands; each prints what it runs.
-.PHONY: install train train-quick sft chat generate test test-all test-cpus check bench clean
+.PHONY: install train train-quick sft chat generate test test-all test-cpus check docs bench clean
 SHELL := /bin/bash
 
 # A Python that Hydra 1.3 runs on: 3.11 to 3.13.
@@ -58,6 +58,9 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/deptry .
+
+docs: .venv/installed-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: install
 	$(BIN)/python -m scripts.bench.train

@@ -179,11 +179,16 @@ def attention(device: torch.device, dtype: torch.dtype) -> Finding:  # type: ign
     return Finding(name, good, says if good else f"{says}: use another precision=", fatal=True)
 
 
+def arguments() -> argparse.ArgumentParser:
+    """Describe the options."""
+    return argparse.ArgumentParser(
+        prog="python -m positron.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
 def main() -> None:
     with errors_as_one_line():
-        argparse.ArgumentParser(
-            prog="python -m positron.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-        ).parse_args()
+        arguments().parse_args()
         failed = False
         for check in (versions, disk, network, company, devices):
             for finding in check():

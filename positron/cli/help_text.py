@@ -63,12 +63,12 @@ def help_text(recipe: str, conf: Path) -> str:
     section = ""
     for key in leaf_keys():
         hint, top = type_of(key), key.partition(".")[0]
-        if top in NOT_READ_BY[recipe] or _is_group(hint):
+        if top in NOT_READ_BY[recipe] or is_group(hint):
             continue
         if section != (section := top if "." in key else ""):
             lines.append("")
-        shown = "" if defaults[key] == MISSING else f" = {_shown(defaults[key])}"
-        lines += _columns([(f"{key}  {_type(hint)}{shown}", comments[key])], 60)
+        default = "" if defaults[key] == MISSING else f" = {shown(defaults[key])}"
+        lines += _columns([(f"{key}  {type_in_words(hint)}{default}", comments[key])], 60)
     return "\n".join(lines)
 
 
@@ -161,7 +161,8 @@ def _group_class(hint: Any) -> type | None:
     return next((part for part in parts if dataclasses.is_dataclass(part)), None)
 
 
-def _is_group(hint: Any) -> bool:
+def is_group(hint: Any) -> bool:
+    """Tell whether a type is a group of settings."""
     return _group_class(hint) is not None
 
 
@@ -171,8 +172,8 @@ def _fits(recipe: str, group: str, name: str) -> bool:
     return group not in ("data", "experiment") or of_sft == (recipe == "sft")
 
 
-def _type(hint: Any) -> str:
-    """A type in a user's words: int, float, text, true|false, or the choices."""
+def type_in_words(hint: Any) -> str:
+    """Write a type in a user's words: int, float, text, true|false, or the choices."""
     if hint is type(None):
         return "null"
     origin = typing.get_origin(hint)
@@ -181,11 +182,12 @@ def _type(hint: Any) -> str:
     if origin is tuple:
         return "list"
     if typing.get_args(hint):
-        return "|".join(map(_type, typing.get_args(hint)))
+        return "|".join(map(type_in_words, typing.get_args(hint)))
     return {bool: "true|false", str: "text"}.get(hint, hint.__name__)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Write a value as a user would type it; a reference as the key that it names."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,0 +1,296 @@
+"""Generate pages of the documentation site while MkDocs builds it (`hooks` of mkdocs.yml).
+
+Generated are the front page (README.md), the configuration reference (from positron/config.py and conf/), the command
+reference (each command's own --help), a page for each notebook of docs/examples, and a page for each other file of the
+repository that a page links to. Links are written relative to their file, as GitHub follows them; here they are turned
+into links between pages.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import posixpath
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from positron.cli import COMMANDS, summary  # noqa: E402
+from positron.cli.help_text import (  # noqa: E402
+    default_choices,
+    default_values,
+    field_comments,
+    first_comment,
+    help_text,
+    is_group,
+    shown,
+    type_in_words,
+)
+from positron.cli.overrides import groups_of  # noqa: E402
+from positron.settings import MISSING, NOT_READ_BY, leaf_keys, type_of  # noqa: E402
+
+CONF = ROOT / "conf"
+TOP_LEVEL = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+_LINK = re.compile(r"(?<=\]\()([^)\s#]*)(#[^)\s]*)?(?=\))")
+_FENCE = re.compile(r"^(?P<fence>```+|~~~+).*?^(?P=fence)\s*?$", re.DOTALL | re.MULTILINE)
+_LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash", ".toml": "toml", ".json": "json"}
+_PAGES_AS_THEY_ARE = {".md", ".png", ".svg", ".jpg", ".html"}
+
+# Unit of each key that holds a number. A test compares the table with the keys that there are.
+UNITS = {
+    "seed": "",
+    "budget": "time: 90s, 10m, 2h",
+    "model.context_length": "tokens",
+    "model.d_model": "numbers per token",
+    "model.n_layer": "blocks",
+    "model.n_head": "heads",
+    "model.n_kv_head": "heads",
+    "model.d_ff": "numbers per token",
+    "model.window": "tokens",
+    "model.dropout": "share, 0 to 1",
+    "tokenizer.vocab_size": "tokens",
+    "data.max_mb": "MB (10⁶ bytes)",
+    "data.tokens_per_epoch": "tokens: 10000000 or 10M",
+    "data.size_mb": "MB (10⁶ bytes)",
+    "data.examples": "requests",
+    "data.seed": "",
+    "data.val_fraction": "share, 0 to 1",
+    "device.devices": "devices",
+    "device.num_nodes": "machines",
+    "device.batch_tokens": "tokens per step",
+    "device.micro_batch_size": "sequences",
+    "device.threads": "threads",
+    "device.share": "share, 0 to 1",
+    "optimizer.lr": "",
+    "optimizer.betas": "two shares, 0 to 1",
+    "optimizer.eps": "",
+    "optimizer.weight_decay": "",
+    "optimizer.embedding_ratio": "multiple of lr",
+    "schedule.warmup_steps": "steps",
+    "schedule.decay_share": "share of the steps",
+    "schedule.final_ratio": "multiple of lr",
+    "train.max_steps": "steps",
+    "train.stop_at": "step",
+    "train.max_time": "time: seconds, 90s, 10m, 2h",
+    "train.batch_tokens": "tokens per step",
+    "train.micro_batch_size": "sequences",
+    "train.grad_clip": "norm",
+    "train.log_every": "steps",
+    "train.val_every": "steps",
+    "train.val_tokens": "tokens",
+    "train.save_every": "steps",
+    "train.keep_last": "checkpoints",
+    "train.sample_every": "steps",
+    "train.sample_tokens": "tokens",
+    "train.max_bad_steps": "steps",
+    "sweep.startup_jobs": "jobs",
+    "monitor.every": "steps",
+    "sft.epochs": "passes",
+    "sft.replay_ratio": "share, 0 to 1",
+    "sft.patience": "validations",
+    "sft.lora.rank": "columns",
+}
+
+
+def is_number(key: str) -> bool:
+    """Tell whether a key takes a number."""
+    return bool({"int", "float"} & set(type_in_words(type_of(key)).split("|"))) or key == "optimizer.betas"
+
+
+def reference_keys() -> list[str]:
+    """Return every key that `train` or `sft` reads, in the order of positron/config.py."""
+    read = {
+        key for recipe in ("train", "sft") for key in leaf_keys() if key.partition(".")[0] not in NOT_READ_BY[recipe]
+    }
+    return [key for key in leaf_keys() if key in read and not is_group(type_of(key))]
+
+
+def configuration_page() -> str:
+    """Write the configuration reference: for each group its choices in conf/, and its keys."""
+    lines = [
+        "# Configuration",
+        "",
+        "Every setting of `positron train` and `positron sft`. A group takes one choice, a file of `conf/`: `model=nano`.",
+        "A key takes a value: `model.n_layer=4`. Keys that a choice does not set have the default below. This page is",
+        "generated from `positron/config.py` and `conf/`; `positron train --help` prints the same, and `positron train --cfg",
+        "job` prints what a command line composes.",
+        "",
+        "Defaults are those of `train`; where `sft` has another one, it stands behind it. `auto` is decided when a run starts",
+        "and recorded in its `run.json`. `null` means not set. A *step* is an optimizer step.",
+    ]
+    comments, of_train, of_sft = field_comments(), default_values("train", CONF), default_values("sft", CONF)
+    choices = groups_of(CONF)
+    chosen = {recipe: default_choices(CONF / f"{recipe}.yaml") for recipe in ("train", "sft")}
+    keys = reference_keys()
+    sections = list(dict.fromkeys(key.partition(".")[0] if "." in key else "" for key in keys))
+    sections += [group for group in choices if group not in sections and not group.startswith("hydra")]
+    for section in sections:
+        lines += ["", f"## {section or 'The run'}" + (f" {{#{section}}}" if section else ""), ""]
+        if section in choices:
+            default = " and ".join(
+                f"`{choice}` for `{recipe}`" for recipe in chosen if (choice := chosen[recipe].get(section))
+            )
+            lines += [f"Default choice: {default}." if default else "No choice is made by default.", ""]
+            lines += [f"| `{section}=` | |", "|---|---|"]
+            lines += [
+                f"| `{name}` | {_cell(first_comment(CONF / section / f'{name}.yaml'))} |" for name in choices[section]
+            ]
+            lines.append("")
+        own = [key for key in keys if (key.partition(".")[0] if "." in key else "") == section]
+        if own:
+            lines += ["| key | type | default | unit | meaning |", "|---|---|---|---|---|"]
+        for key in own:
+            default = f"`{shown(of_train[key])}`" if key in of_train and of_train[key] != MISSING else "needed"
+            if key.startswith("sft."):
+                default = f"`{shown(of_sft[key])}`"
+            elif key in of_sft and of_sft[key] != of_train.get(key, MISSING) and of_sft[key] != MISSING:
+                default += f", sft: `{shown(of_sft[key])}`"
+            row = (
+                f"`{key}`{{#{key}}}",
+                _cell(type_in_words(type_of(key)).replace("|", " or ")),
+                default,
+                UNITS.get(key, ""),
+                _cell(comments[key]),
+            )
+            lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def commands_page() -> str:
+    """Write the command reference: what each command says with --help."""
+    lines = [
+        "# Commands",
+        "",
+        "`positron COMMAND` and `python -m positron.COMMAND` are the same. Each section is what the command prints with",
+        "`--help`. Exit codes: [FAQ](../faq.md#exit-codes).",
+    ]
+    os.environ["COLUMNS"] = "100"  # argparse wraps at the width of the terminal
+    for command in COMMANDS:
+        lines += ["", f"## {command}", "", f"{summary(command)}.", ""]
+        if command in ("train", "sft"):
+            text = help_text(command, CONF).partition("\ngroups, one choice each:")[0].rstrip()
+            lines += ["```text", text, "```", "", "Groups and keys: [Configuration](configuration.md)."]
+        else:
+            parser = importlib.import_module(f"positron.{command}").arguments()
+            lines += ["```text", parser.format_help().rstrip(), "```"]
+    return "\n".join(lines) + "\n"
+
+
+def notebook_page(path: Path) -> str:
+    """Show the cells of a notebook: text as text, code as code."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    texts = [
+        "".join(cell["source"]) if cell["cell_type"] == "markdown" else f"```python\n{''.join(cell['source'])}\n```"
+        for cell in cells
+    ]
+    return "\n\n".join([*texts, f"*The notebook: `{path.relative_to(ROOT).as_posix()}`.*"]) + "\n"
+
+
+def source_page(path: Path) -> str:
+    """Show a file of the repository, with a line number that can be linked to for each line."""
+    language = _LANGUAGES.get(path.suffix, "text")
+    title = path.relative_to(ROOT).as_posix()
+    text = path.read_text(encoding="utf-8").rstrip("\n")
+    return f'---\nsearch:\n  exclude: true\n---\n# {title}\n\n~~~~~~ {{ .{language} linenums="1" }}\n{text}\n~~~~~~\n'
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+
+
+def without_code(markdown: str) -> str:
+    """Leave code blocks out of a page."""
+    return _FENCE.sub("", markdown)
+
+
+def prose_links(markdown: str) -> Iterator[tuple[str, str]]:
+    """Yield (path, #fragment) of each link within the repository, outside code blocks; one of them may be empty."""
+    for match in _LINK.finditer(without_code(markdown)):
+        if not re.match(r"[a-z]+:", match[1]):
+            yield match[1], match[2] or ""
+
+
+def page_of(target: str) -> str | None:
+    """Return the page that shows a file of the repository, both as paths; None where there is no such file."""
+    path = ROOT / target
+    if target in TOP_LEVEL:
+        return TOP_LEVEL[target] if path.is_file() else None
+    if target.startswith("docs/") and path.suffix == ".ipynb" and path.is_file():
+        return target.removeprefix("docs/").removesuffix(".ipynb") + ".md"
+    if target.startswith("docs/") and (path.suffix in _PAGES_AS_THEY_ARE or generated_page(target)):
+        return target.removeprefix("docs/")
+    return f"source/{target}.md" if path.is_file() else None
+
+
+def generated_page(target: str) -> Callable[[], str] | None:
+    """Return the function that writes a page which is no file of the repository, None for any other path."""
+    return {"docs/reference/configuration.md": configuration_page, "docs/reference/commands.md": commands_page}.get(
+        target
+    )
+
+
+def _origin(src_uri: str) -> str:
+    """Return the file of the repository that a page was made from."""
+    return next((name for name, page in TOP_LEVEL.items() if page == src_uri), f"docs/{src_uri}")
+
+
+def _resolved(link: str, origin: str) -> str:
+    return posixpath.normpath(posixpath.join(posixpath.dirname(origin), link))
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Add the generated pages."""
+    from mkdocs.structure.files import File
+
+    pages = {
+        "reference/configuration.md": configuration_page(),
+        "reference/commands.md": commands_page(),
+        **{
+            page: (ROOT / name).read_text(encoding="utf-8")
+            for name, page in TOP_LEVEL.items()
+            if (ROOT / name).is_file()
+        },
+    }
+    for path in sorted((ROOT / "docs" / "examples").glob("*.ipynb")):
+        pages[f"examples/{path.stem}.md"] = notebook_page(path)
+        files.remove(files.get_file_from_path(f"examples/{path.name}"))
+    texts = {file.src_uri: file.content_string for file in files.documentation_pages()} | pages
+    for uri, text in texts.items():
+        for link in {link for link, _ in prose_links(text)} - {""}:
+            target = _resolved(link, _origin(uri))
+            page = page_of(target)
+            if page is not None and page.startswith("source/") and page not in pages:
+                pages = pages | {page: source_page(ROOT / target)}
+    for uri, text in pages.items():
+        files.append(File.generated(config, uri, content=text))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+    """Turn links between files of the repository into links between pages."""
+    uri = page.file.src_uri
+    if uri.startswith("source/"):
+        return markdown
+
+    def renewed(match: re.Match[str]) -> str:
+        link, fragment = match[1], match[2] or ""
+        if not link or re.match(r"[a-z]+:", link):
+            return match[0]
+        target = page_of(_resolved(link, _origin(uri)))
+        if target is None:
+            return match[0]  # MkDocs reports it
+        if target.startswith("source/"):
+            fragment = re.sub(r"^#L(\d+).*", r"#L-0-\1", fragment)
+        return posixpath.relpath(target, posixpath.dirname(uri) or ".") + fragment
+
+    parts, end = [], 0
+    for fence in _FENCE.finditer(markdown):
+        parts += [_LINK.sub(renewed, markdown[end : fence.start()]), fence[0]]
+        end = fence.end()
+    return "".join([*parts, _LINK.sub(renewed, markdown[end:])])

@@ -1,0 +1,90 @@
+"""The documentation site: every setting is described, every page is in the navigation, every link leads somewhere."""
+
+import re
+import unicodedata
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import PROJECT
+
+from positron.cli import COMMANDS
+from positron.cli.help_text import field_comments, is_group
+from positron.cli.overrides import groups_of
+from positron.settings import leaf_keys, type_of
+from scripts import docs_pages
+
+DOCS = PROJECT / "docs"
+PAGES = sorted(path for path in DOCS.rglob("*.md") if path.name != "README.md")
+LINKING = [*PAGES, *(PROJECT / name for name in docs_pages.TOP_LEVEL if (PROJECT / name).exists())]
+
+
+def test_the_configuration_reference_has_every_key_with_a_meaning_and_every_number_with_a_unit():
+    page = docs_pages.configuration_page()
+    rows = {
+        row[0]: row[1:]
+        for row in re.findall(r"^\| `([\w.]+)`\{#.*?\} \| (.*?) \| (.*?) \| (.*?) \| (.*?) \|$", page, re.M)
+    }
+    keys = {key for key in leaf_keys() if not is_group(type_of(key))} - {"given"}
+    assert set(rows) == keys
+    for key, (kind, default, unit, meaning) in rows.items():
+        assert kind, key
+        assert default, key
+        assert len(meaning) > 3, key
+        assert unit or key not in docs_pages.UNITS or not docs_pages.UNITS[key], key
+    assert set(docs_pages.UNITS) == {key for key in keys if docs_pages.is_number(key)}
+    assert not [key for key in keys if not field_comments()[key]]
+
+
+def test_the_configuration_reference_has_every_choice_of_conf():
+    page = docs_pages.configuration_page()
+    for group, choices in groups_of(PROJECT / "conf").items():
+        for choice in choices:
+            assert group.startswith("hydra") or re.search(rf"^\| `{choice}` \| .", page, re.M), f"{group}={choice}"
+
+
+def test_the_command_reference_has_the_help_of_every_command():
+    page = docs_pages.commands_page()
+    for command in COMMANDS:
+        assert f"\n## {command}\n" in page
+        assert f"usage: python -m positron.{command}" in page
+
+
+def test_every_page_is_in_the_navigation():
+    def pages(entry):
+        match entry:
+            case str():
+                yield entry
+            case dict() | list():
+                for inner in entry.values() if isinstance(entry, dict) else entry:
+                    yield from pages(inner)
+
+    navigation = yaml.safe_load(re.split(r"^nav:", (PROJECT / "mkdocs.yml").read_text(), flags=re.M)[1])
+    assert {path.relative_to(DOCS).as_posix() for path in PAGES} <= set(pages(navigation))
+
+
+def anchors(path: Path) -> set[str]:
+    """The fragments that a link to a page may have: slugs of its headings as GitHub and MkDocs make them, and ids."""
+    text = docs_pages.without_code(path.read_text(encoding="utf-8"))
+    slugs = {slug(heading) for heading in re.findall(r"^#+ +(.*?)(?: *\{#.*\})?$", text, re.M)}
+    return slugs | set(re.findall(r"\{#([\w.-]+)\}", text)) | set(re.findall(r"id=\"([\w.-]+)\"", text))
+
+
+def slug(heading: str) -> str:
+    plain = unicodedata.normalize("NFKD", re.sub(r"[`*]|\]\(.*?\)|\[", "", heading)).encode("ascii", "ignore").decode()
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", plain).strip().lower())
+
+
+@pytest.mark.parametrize("page", LINKING, ids=lambda path: path.relative_to(PROJECT).as_posix())
+def test_every_relative_link_leads_to_a_file_and_every_anchor_to_a_heading(page):
+    for link, fragment in docs_pages.prose_links(page.read_text(encoding="utf-8")):
+        target = (page.parent / link).resolve() if link else page
+        generated = docs_pages.generated_page(target.relative_to(PROJECT).as_posix())
+        assert generated is not None or target.exists(), f"{page.name}: {link}"
+        if fragment and target.suffix == ".md" and generated is None:
+            assert fragment[1:] in anchors(target), f"{page.name}: {link}{fragment}"
+        if fragment and generated is not None:
+            text = generated()
+            assert f"{{{fragment}}}" in text or fragment[1:] in {slug(line.lstrip("# ")) for line in text.splitlines()}
+        if fragment and target.suffix == ".py":
+            assert int(fragment.removeprefix("#L")) <= len(target.read_text(encoding="utf-8").splitlines())
