@@ -15,7 +15,7 @@ import time
 from contextlib import nullcontext
 from pathlib import Path
 
-from positron.cli.hydra_app import compose
+from positron.cli.request import compose
 from positron.data.sources import MEMORY, ROWS_FILE
 from positron.system.disk import expanded, try_lock
 from positron.system.download import cache_folder

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from positron.cli.hydra_app import compose
+from positron.cli.request import compose
 from positron.config import RunConfig
 from positron.settings import from_dict
 from positron.system.console import say_loading

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
-from positron.cli.hydra_app import compose
+from positron.cli.request import compose
 from positron.config import RunConfig
 from positron.prepare import prepared
 from positron.settings import from_dict

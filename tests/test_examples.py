@@ -10,7 +10,7 @@ import pytest
 from conftest import FAST, PATIENCE, PROJECT, apart
 
 from positron.cli.custom_data import write_custom_data
-from positron.cli.hydra_app import compose
+from positron.cli.request import compose
 from positron.cli.user_callbacks import make_callbacks
 from positron.config import OptimizerConfig
 from positron.system.errors import UserError

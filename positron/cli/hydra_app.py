@@ -52,40 +52,6 @@ def _hydra_reason(error: BaseException) -> str:
     return text
 
 
-def compose(recipe: str, settings: list[str]) -> dict[str, Any]:
-    """Compose settings for a command that has no use for callbacks."""
-    return compose_with_callbacks(recipe, settings)[0]
-
-
-def compose_with_callbacks(recipe: str, settings: list[str]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """`conf/<recipe>.yaml` with `key=value` settings, for a command that is no Hydra program."""
-    import hydra
-    from omegaconf import OmegaConf
-
-    from positron.cli.custom_data import write_custom_data
-    from positron.cli.defaults import register_defaults
-    from positron.cli.overrides import experiment_keys, given_keys, read_settings
-    from positron.cli.unused_settings import refuse_unread
-
-    overrides = read_settings(settings, recipe, conf_folder())
-    register_defaults()
-    with hydra_errors_as_ours(), hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
-        values: dict[str, Any] = OmegaConf.to_container(hydra.compose(recipe, overrides), resolve=True)  # type: ignore[assignment]
-    write_custom_data(values)
-    given = given_keys(overrides)
-    refuse_unread(values, given, experiment=experiment_keys(conf_folder(), given), is_sft="sft" in values)
-    expand_paths(values)
-    callbacks = values.pop("callbacks", None)
-    return values, callbacks
-
-
-def expand_paths(values: dict[str, Any]) -> None:
-    """Replace `~` at the beginning of paths by the home folder, as a shell does only at the beginning of a word."""
-    for group, key in ((values["data"], "path"), (values["data"], "dir"), (values, "init_from"), (values, "ckpt_path")):
-        if isinstance(group.get(key), str) and group[key].startswith("~"):
-            group[key] = os.path.expanduser(group[key])
-
-
 def run_hydra(job: Callable[[Any], Any], recipe: str) -> None:
     """Compose `conf/<recipe>.yaml` with the command line and call `job` with it, once or for each job of a sweep.
 

@@ -10,11 +10,9 @@ from typing import Any
 
 from hydra.experimental.callback import Callback
 
-from positron.cli.custom_data import write_custom_data
-from positron.cli.hydra_app import conf_folder, hydra_errors_as_ours
-from positron.cli.overrides import experiment_keys, given_keys
+from positron.cli.hydra_app import hydra_errors_as_ours
 from positron.cli.preflight import check_files, check_name
-from positron.cli.unused_settings import refuse_unread
+from positron.cli.request import read_request
 from positron.config import DataConfig
 from positron.evaluation.sweep_report import as_text, write_sweep_report
 from positron.run.folder import find_run
@@ -109,16 +107,12 @@ def check_all_jobs(config: Any, swept: set[str]) -> None:
     from omegaconf import OmegaConf
 
     shared = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
-    values: Any = OmegaConf.to_container(shared, resolve=True)
-    values.pop("callbacks", None)
-    write_custom_data(values)
-    given = given_keys(list(config.hydra.overrides.task))
-    experiment = experiment_keys(conf_folder(), given)
-    refuse_unread(values, given, experiment=experiment, is_sft="sft" in values, is_sweep=True, swept=swept)
+    request = read_request(shared, list(config.hydra.overrides.task))
+    request.refuse_unread(is_sweep=True, swept=swept)
     if not any(key == "experiment" or key.split(".")[0] == "data" for key in swept):
-        check_files(from_dict(DataConfig, values["data"], "data"), given)
-    if values["init_from"] is not None and "init_from" not in swept:
-        find_run(values["init_from"])
+        check_files(from_dict(DataConfig, request.values["data"], "data"), request.given)
+    if request.values["init_from"] is not None and "init_from" not in swept:
+        find_run(request.values["init_from"])
 
 
 def _share_machine(config: Any, jobs: int | None) -> None:

@@ -17,17 +17,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.cli.custom_data import write_custom_data
-from positron.cli.hydra_app import compose_with_callbacks, conf_folder, expand_paths
-from positron.cli.overrides import experiment_keys, given_keys
-from positron.cli.preflight import check, with_known_tokenizer
-from positron.cli.unused_settings import refuse_unread
+from positron.cli.overrides import given_keys
+from positron.cli.preflight import with_known_tokenizer
+from positron.cli.request import compose_request, read_request
 from positron.cli.user_callbacks import make_callbacks
 from positron.config import RunConfig
 from positron.evaluation.summary import show_result
 from positron.evaluation.sweep_report import write_sweep_report
 from positron.run.facts import Facts
-from positron.run.folder import OUTPUTS, Run, is_free
+from positron.run.folder import Run, is_free
 from positron.run.paths import JOB
 from positron.system.disk import lock, make_folder, read_json, write_json
 from positron.system.errors import Interrupted, LeftAtOnce, UserError
@@ -49,27 +47,17 @@ def run_job(
     """One Hydra job: in its own folder under a sweep, otherwise in outputs/<name>, with its result shown."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
-    from omegaconf import OmegaConf
 
-    values: dict[str, Any] = OmegaConf.to_container(cfg, resolve=True)  # type: ignore[assignment]
-    expand_paths(values)
-    callbacks = values.pop("callbacks", None)
-    write_custom_data(values)
     hydra = HydraConfig.get()
     overrides = [override.lstrip("+") for override in hydra.overrides.task]
-    given = given_keys(overrides)
-    if values.get("budget") is not None:
-        values["given"] = list(given)
+    request = read_request(cfg, overrides)
 
     def job(config: RunConfig, folder: Path) -> Facts:
-        return train(config, folder, make_callbacks(callbacks))
+        return train(config, folder, make_callbacks(request.callbacks))
 
     if hydra.mode == RunMode.MULTIRUN:
-        return _sweep_job(Path(hydra.sweep.dir).absolute(), hydra, overrides, lambda: configure(values), job)
-    config = configure(values)
-    refuse_unread(values, given, experiment=experiment_keys(conf_folder(), given), is_sft="sft" in values)
-    folder = OUTPUTS / config.name
-    config = check(config, folder, given)
+        return _sweep_job(Path(hydra.sweep.dir).absolute(), hydra, overrides, lambda: configure(request.values), job)
+    config, folder = request.settle(configure)
     is_first = first_rank(config.device.processes)
     if is_first and "torch" not in sys.modules:  # whose import keeps everybody waiting
         print(f"loading what {folder} needs", file=sys.stderr, flush=True)
@@ -90,15 +78,10 @@ def run_config(
     `overrides` are key=value as on the command line. A run that Ctrl-C ended is saved and returned.
     """
     with _COMPOSING:
-        values, chosen = compose_with_callbacks(recipe, list(overrides))
-    given = given_keys(overrides)
-    if values.get("budget") is not None:
-        values["given"] = list(given)
-    config = configure(values)
-    folder = OUTPUTS / config.name
-    config = check(config, folder, given)
+        request = compose_request(recipe, overrides)
+    config, folder = request.settle(configure)
     with contextlib.suppress(Interrupted):
-        train(config, folder, make_callbacks(chosen))
+        train(config, folder, make_callbacks(request.callbacks))
     return Run(folder)
 
 

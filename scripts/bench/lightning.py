@@ -19,7 +19,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from positron.cli.hydra_app import compose
+from positron.cli.request import compose
 from positron.config import RunConfig
 from positron.settings import from_dict
 from positron.system.exits import errors_as_one_line

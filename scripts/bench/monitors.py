@@ -17,7 +17,7 @@ from typing import Any
 
 import lightning as L
 
-from positron.cli.hydra_app import compose
+from positron.cli.request import compose
 from positron.config import MonitorConfig, RunConfig
 from positron.settings import from_dict
 from positron.system.exits import errors_as_one_line

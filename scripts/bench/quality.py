@@ -205,7 +205,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_quality"))
     options = parser.parse_args()
-    from positron.cli.hydra_app import compose
+    from positron.cli.request import compose
     from positron.data.corpus import prepare
 
     os.environ.setdefault("HF_HUB_OFFLINE", "1")

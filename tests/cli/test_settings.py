@@ -16,9 +16,9 @@ from positron import __version__
 from positron.cli import COMMANDS, summary
 from positron.cli import main as list_commands
 from positron.cli.help_text import field_comments, first_comment, help_text
-from positron.cli.hydra_app import compose, expand_paths
 from positron.cli.overrides import groups_of, read_command_line
 from positron.cli.preflight import check, check_files, check_name, with_known_tokenizer
+from positron.cli.request import compose, expand_paths
 from positron.cli.sweeps import claim_folder
 from positron.cli.unused_settings import READ_BY, refuse_unread
 from positron.config import DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig

@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from positron.cli.hydra_app import compose
+from positron.cli.request import compose
 from positron.cli.sweeps import run_job
 from positron.config import RunConfig
 from positron.data.corpus import prepare

@@ -1,0 +1,82 @@
+"""What a command line, or a call from Python, asks for: `conf/` composed with it, checked, as a run's configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from positron.cli.custom_data import write_custom_data
+from positron.cli.hydra_app import conf_folder, hydra_errors_as_ours
+from positron.cli.overrides import experiment_keys, given_keys, read_settings
+from positron.cli.preflight import check
+from positron.cli.unused_settings import refuse_unread
+from positron.config import RunConfig
+from positron.run.folder import OUTPUTS
+
+
+@dataclass(frozen=True)
+class Request:
+    """The composed settings of a run, and what is known beside them."""
+
+    values: dict[str, Any]  # of the run's configuration
+    given: dict[str, str]  # the keys that were given, with their values as text
+    callbacks: Mapping[str, Any] | None  # the user's own, by name
+
+    def refuse_unread(self, *, is_sweep: bool = False, swept: Iterable[str] = ()) -> None:
+        """Raise UserError for a key that was given and that this run would not read; see `unused_settings`."""
+        experiment = experiment_keys(conf_folder(), self.given)
+        is_sft = "sft" in self.values
+        refuse_unread(self.values, self.given, experiment=experiment, is_sft=is_sft, is_sweep=is_sweep, swept=swept)
+
+    def settle(self, configure: Callable[[dict[str, Any]], RunConfig]) -> tuple[RunConfig, Path]:
+        """Return the configuration that `configure` makes of the values, and the run's folder below outputs/.
+
+        Raises UserError for whatever this run could not do.
+        """
+        config = configure(self.values)
+        self.refuse_unread()
+        folder = OUTPUTS / config.name
+        return check(config, folder, self.given), folder
+
+
+def read_request(composed: Any, overrides: Sequence[str]) -> Request:
+    """Take apart what Hydra composed of `overrides`, with the paths expanded and the user's own data written."""
+    from omegaconf import OmegaConf
+
+    values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
+    expand_paths(values)
+    write_custom_data(values)
+    given = given_keys(overrides)
+    callbacks = values.pop("callbacks", None)
+    if values.get("budget") is not None:
+        values["given"] = list(given)
+    return Request(values, given, callbacks)
+
+
+def compose_request(recipe: str, settings: Sequence[str]) -> Request:
+    """Compose `conf/<recipe>.yaml` with `key=value` settings, for what is no Hydra program."""
+    import hydra
+
+    from positron.cli.defaults import register_defaults
+
+    overrides = read_settings(settings, recipe, conf_folder())
+    register_defaults()
+    with hydra_errors_as_ours(), hydra.initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        return read_request(hydra.compose(recipe, overrides), overrides)
+
+
+def compose(recipe: str, settings: Sequence[str]) -> dict[str, Any]:
+    """Compose the values of a configuration for a command that starts no run. Raises UserError as a run would."""
+    request = compose_request(recipe, settings)
+    request.refuse_unread()
+    return request.values
+
+
+def expand_paths(values: dict[str, Any]) -> None:
+    """Replace `~` at the beginning of paths by the home folder, as a shell does only at the beginning of a word."""
+    for group, key in ((values["data"], "path"), (values["data"], "dir"), (values, "init_from"), (values, "ckpt_path")):
+        if isinstance(group.get(key), str) and group[key].startswith("~"):
+            group[key] = os.path.expanduser(group[key])
