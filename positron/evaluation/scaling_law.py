@@ -15,25 +15,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.optimize import least_squares
+from scipy.special import huber, logsumexp
 
+from positron.evaluation.statistics import t95
 from positron.system.errors import UserError
 
 Array = NDArray[np.float64]
 
 HUBER = 0.1  # of a logarithm: a run that is further off than 10 % pulls no harder than one that is 10 % off
 SPREAD = 0.15  # standard deviation of a logarithm below which something hardly varies among the runs
-_T95 = (
-    12.706,
-    4.303,
-    3.182,
-    2.776,
-    2.571,
-    2.447,
-    2.365,
-    2.306,
-    2.262,
-    2.228,
-)  # Student's t, 1 to 10 degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -121,8 +112,7 @@ def log_excess(theta: Array, terms: tuple[str, ...], logs: dict[str, Array]) -> 
         slopes += [np.ones_like(x)] if term == "E" else [np.ones_like(x), -x]
         place += 1 if term == "E" else 2
     z = np.stack(rows)
-    top = z.max(axis=0)
-    mean = top + np.log(np.exp(z - top).sum(axis=0))
+    mean: Array = logsumexp(z, axis=0)
     shares = np.exp(z - mean)
     repeated = np.repeat(shares, [1 if term == "E" else 2 for term in terms], axis=0)
     return mean, (repeated * np.stack(slopes)).T
@@ -148,9 +138,7 @@ def fit_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, floor: 
     if len(n) < numbers:
         raise UserError(f"{len(n)} runs are too few for the {numbers} numbers of this law: train more sizes")
     y = np.log(bpb - (floor or 0.0))
-    starts = sorted(_starts(terms, y), key=lambda theta: _loss(y - log_excess(theta, terms, logs)[0]))
-    fits = [_descend(theta, terms, logs, y) for theta in starts[:6]]
-    theta = min(fits, key=lambda theta: _loss(y - log_excess(theta, terms, logs)[0]))
+    theta = _fit(terms, logs, y)
     one, other = ("D", "N") if varying == ("D",) else ("N", "D")
     slope = float(logs[one] @ logs[other] / (logs[one] @ logs[one]))
     sigma, covariance = _uncertainty(theta, terms, logs, y)
@@ -184,33 +172,23 @@ def _starts(terms: tuple[str, ...], y: Array) -> list[Array]:
     return grid
 
 
-def _loss(residuals: Array) -> float:
-    """Huber's: quadratic up to the threshold, linear beyond."""
-    size = np.abs(residuals)
-    return float(np.where(size <= HUBER, size**2 / 2, HUBER * (size - HUBER / 2)).sum())
+def _fit(terms: tuple[str, ...], logs: dict[str, Array], y: Array) -> Array:
+    """Return the theta of the least Huber loss that is reached from the best six starts."""
 
+    def residuals(theta: Array) -> Array:
+        return log_excess(theta, terms, logs)[0] - y
 
-def _descend(theta: Array, terms: tuple[str, ...], logs: dict[str, Array], y: Array) -> Array:
-    """Levenberg-Marquardt, with the weights that make least squares Huber's."""
-    damping, loss = 1e-3, np.inf
-    for _ in range(300):
-        mean, jacobian = log_excess(theta, terms, logs)
-        residuals = y - mean
-        loss = _loss(residuals)
-        weights = HUBER / np.maximum(np.abs(residuals), HUBER)
-        hessian = jacobian.T @ (weights[:, None] * jacobian)
-        gradient = jacobian.T @ (weights * residuals)
-        scale = np.diag(np.diag(hessian) + 1e-12)
-        while damping < 1e12:
-            step = np.linalg.solve(hessian + damping * scale, gradient)
-            if _loss(y - log_excess(theta + step, terms, logs)[0]) <= loss:
-                break
-            damping *= 4
-        else:
-            return theta
-        theta, damping = theta + step, damping / 8
-        if np.abs(step).max() < 1e-12 * (1 + np.abs(theta).max()):
-            return theta
+    def jacobian(theta: Array) -> Array:
+        return log_excess(theta, terms, logs)[1]
+
+    starts = sorted(_starts(terms, y), key=lambda theta: huber(HUBER, residuals(theta)).sum())
+    fits = [
+        least_squares(
+            residuals, start, jacobian, loss="huber", f_scale=HUBER, x_scale="jac", ftol=1e-12, xtol=1e-12, gtol=1e-12
+        )
+        for start in starts[:6]
+    ]
+    theta: Array = min(fits, key=lambda fit: fit.cost).x
     return theta
 
 
@@ -229,8 +207,3 @@ def _uncertainty(
     if norms.min() == 0 or np.linalg.cond(jacobian / norms) > 1e6:
         return sigma, None
     return sigma, np.asarray(sigma**2 * np.linalg.inv(jacobian.T @ jacobian), dtype=np.float64)
-
-
-def t95(dof: int) -> float:
-    """97.5 % quantile of Student's t; beyond the table by Cornish and Fisher's expansion around the normal one."""
-    return _T95[dof - 1] if dof <= len(_T95) else 1.95996 + 2.3723 / dof + 2.8225 / dof**2

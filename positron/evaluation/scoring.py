@@ -11,8 +11,8 @@ from torch import Tensor
 
 from positron.config import IGNORE
 from positron.evaluation.eval_texts import Beginning, size_of
-from positron.evaluation.scaling_law import t95
 from positron.evaluation.score import Score
+from positron.evaluation.statistics import t95
 from positron.model.gpt import GPT
 from positron.model.kernels.loss import token_losses
 from positron.system.errors import UserError
