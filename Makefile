@@ -1,5 +1,5 @@
 # Thin names for plain commands; each prints what it runs.
-.PHONY: install train train-quick sft chat generate test test-all test-cpus check docs bench clean
+.PHONY: install train train-quick sft chat generate test test-all test-cpus coverage check docs bench clean
 SHELL := /bin/bash
 
 # A Python that Hydra 1.3 runs on: 3.11 to 3.13.
@@ -49,6 +49,11 @@ test: .venv/installed-dev
 
 test-all: .venv/installed-dev
 	$(BIN)/python -m pytest -m ""
+
+# Every process counts, those that tests start included; the share that must be reached is in pyproject.toml.
+coverage: .venv/installed-dev
+	@mkdir -p build/coverage
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-report=xml:build/coverage/coverage.xml
 
 test-cpus: .venv/installed-dev
 	scripts/test_on_cpus.sh
