@@ -46,21 +46,21 @@ class ModelConfig:
     up to a multiple of 8 for swiglu, which has three matrices instead of two).
     """
 
-    context_length: ContextLength  # tokens that the model sees at once
-    d_model: Width  # width: numbers per token
+    context_length: ContextLength  # context window: tokens that the model reads at once
+    d_model: Width  # width of the model: numbers that represent a token
     n_layer: Depth  # depth: blocks of attention and MLP
     n_head: Count  # attention heads per block
     n_kv_head: Count | None = None  # key/value heads; null: as many as heads
     d_ff: MlpWidth | None = None  # width of the MLP; null: 4 d_model (8/3 d_model for swiglu)
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # normalisation before attention and MLP
-    position: Literal["learned", "sinusoidal", "rope"] = "learned"  # how a token's place is told (rope: rotary)
-    activation: Literal["gelu", "relu", "swish", "relu2", "swiglu"] = "gelu"  # of the MLP
+    position: Literal["learned", "sinusoidal", "rope"] = "learned"  # encoding of a token's position (rope: rotary)
+    activation: Literal["gelu", "relu", "swish", "relu2", "swiglu"] = "gelu"  # activation function of the MLP
     bias: bool = False  # bias vectors in linear layers and norms
     tie_embeddings: bool = True  # the output head uses the embedding's weights
     qk_norm: bool = False  # normalise queries and keys of each head
-    smear: bool = False  # every token's embedding gets a learned share, channel by channel, of the one before it
-    window: Count | None = None  # tokens that a token sees in each layer, itself included; null: all up to itself
-    dropout: BelowOne = 0.0  # share of activations that training sets to 0
+    smear: bool = False  # add a learned share of the previous token's embedding to each token's, per channel
+    window: Count | None = None  # sliding window: last tokens that each layer attends to; null: the whole context
+    dropout: BelowOne = 0.0  # share of activations that training sets to zero
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")
@@ -200,9 +200,9 @@ TokenizerKind = Literal["char", "word", "sentencepiece", "tiktoken"]
 class TokenizerConfig:
     """`conf/tokenizer/*`. `vocab_size` (word, sentencepiece) is a ceiling: a small corpus yields fewer pieces."""
 
-    kind: TokenizerKind  # what a token is
-    vocab_size: Count | None = None  # for word and sentencepiece: at most this many tokens
-    name: str | None = None  # for tiktoken: which vocabulary
+    kind: TokenizerKind  # how text is cut into tokens
+    vocab_size: Count | None = None  # for word and sentencepiece: largest number of different tokens
+    name: str | None = None  # for tiktoken: name of the vocabulary
 
     def __post_init__(self) -> None:
         check_ranges(self, "tokenizer")
@@ -233,26 +233,28 @@ OnInvalid = Literal["error", "replace"]
 class DataConfig:
     """`conf/data/*`: where the text comes from. Token files are kept under `dir`, one folder per corpus."""
 
-    source: Literal["stories", "text", "hub", "instruct", "story_instruct"]  # the last two for SFT
-    # a file, a folder, or a glob: for source=instruct .json .jsonl .ndjson .csv .tsv .parquet .arrow, for source=text also
-    # .txt, each also as .gz or .zst
+    source: Literal["stories", "text", "hub", "instruct", "story_instruct"]  # kind of data; the last two: for sft
+    # file, folder or glob pattern: .json .jsonl .ndjson .csv .tsv .parquet .arrow, each also as .gz or .zst; for source=text
+    # also .txt and .md
     path: str | None = None
-    url: str | None = None  # for source=text: where the file is fetched from, once, with this sha256
-    sha256: str | None = None  # checksum of what data.url fetches
-    field: str = "text"  # of each line of .jsonl, or the column of .parquet and .arrow
-    on_invalid: OnInvalid = "error"  # bytes that are not UTF-8
-    repo: str | None = None  # for source=hub and instruct: OWNER/NAME of a dataset
-    files: str = "*"  # which of its files, as a pattern
-    revision: str | None = None  # branch, tag or commit
-    max_mb: Positive | None = None  # take no more text than this, in millions of bytes
-    tokens_per_epoch: int | str | None = None  # for source=hub: stream it, so many tokens of new text at a time
-    size_mb: Positive = 20.0  # of the built-in corpus, in millions of bytes
-    examples: Count = 20_000  # for source=story_instruct: how many requests
-    seed: Seed = 0  # of the built-in corpus and of the train/validation split
-    val_fraction: BelowOne = 0.02  # share that is for validation; 0, in SFT: validate on the training conversations
-    packing: Packing = "documents"  # where training windows start
-    document_mask: bool = False  # tokens see only their own document, and positions count from its beginning
-    dir: str = "outputs/data"  # folder in which prepared texts are kept
+    url: str | None = None  # for source=text: address from which the file is downloaded once
+    sha256: str | None = None  # checksum of the file that data.url names
+    field: str = "text"  # name of the field or column that holds the text, in files that have fields
+    on_invalid: OnInvalid = "error"  # what to do with bytes that are not UTF-8: refuse the file, or replace them
+    repo: str | None = None  # for source=hub and instruct: dataset of the Hugging Face hub, OWNER/NAME
+    files: str = "*"  # pattern that selects files of data.repo
+    revision: str | None = None  # branch, tag or commit of data.repo
+    max_mb: Positive | None = None  # largest amount of text to use; null: all of it
+    # for source=hub: stream the dataset, this many tokens of new text per epoch
+    tokens_per_epoch: int | str | None = None
+    size_mb: Positive = 20.0  # for source=stories: size of the built-in corpus
+    examples: Count = 20_000  # for source=story_instruct: number of conversations
+    seed: Seed = 0  # random seed of the built-in corpus and of the train/validation split
+    # share of the text used for validation; 0, in sft: validate on the training conversations
+    val_fraction: BelowOne = 0.02
+    packing: Packing = "documents"  # where training windows start: at documents, or anywhere
+    document_mask: bool = False  # attention and positions stay inside each document of a window
+    dir: str = "outputs/data"  # folder for prepared corpora (token files)
 
     def __post_init__(self) -> None:
         check_ranges(self, "data")
@@ -327,16 +329,18 @@ BATCH_TOKENS: dict[Accelerator, int] = {"cuda": 131_072, "mps": 98_304, "cpu": 6
 class DeviceConfig:
     """`conf/device/*`: the machine. `auto` values are decided when a run starts and stay with the run."""
 
-    accelerator: Accelerator | Literal["auto"] = "auto"  # auto: CUDA, else MPS, else the CPU
-    devices: Count = 1  # GPUs (or CPU processes) of each machine that train together
-    num_nodes: Count = 1  # machines; each starts the same command, with MASTER_ADDR, MASTER_PORT and its NODE_RANK
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"  # how several devices work together
+    accelerator: Accelerator | Literal["auto"] = "auto"  # kind of device; auto: CUDA, else MPS, else the CPU
+    devices: Count = 1  # GPUs (or CPU processes) per machine that train one run together
+    # machines; start the same command on each, with MASTER_ADDR, MASTER_PORT and its NODE_RANK set
+    num_nodes: Count = 1
+    # how several devices share the work; fsdp also shards the weights
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     batch_tokens: Count | Literal["auto"] = "auto"  # default of train.batch_tokens on this device
     micro_batch_size: Count | Literal["auto"] = "auto"  # default of train.micro_batch_size on this device
     threads: Count | Literal["auto"] = "auto"  # CPU threads per process
-    share: Share = 1.0  # of the machine's cores and memory, where other jobs run beside this one
-    compile: bool = False  # torch.compile the model: a slow start, then faster steps on CUDA
-    checkpoint_activations: bool = False  # keep each block's input alone and compute the rest again going backward
+    share: Share = 1.0  # share of the machine's cores and memory that this run may use
+    compile: bool = False  # use torch.compile: a slower start, then faster steps on CUDA
+    checkpoint_activations: bool = False  # gradient checkpointing: keep each block's input, recompute the rest
 
     @property
     def processes(self) -> int:
@@ -365,7 +369,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    dtype: Precision | Literal["auto"] = "auto"  # of matrix products; weights are always fp32
+    dtype: Precision | Literal["auto"] = "auto"  # number format of matrix products; weights are always fp32
 
 
 # what each kind of optimizer reads besides lr and weight_decay
@@ -379,13 +383,13 @@ OPTIMIZER_READS = {
 @dataclass(frozen=True)
 class OptimizerConfig:
     kind: Literal["adamw", "muon", "custom"] = "adamw"  # muon: orthogonal steps for matrices, AdamW for the rest
-    lr: Rate = 3e-4  # highest learning rate
-    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)  # decay of AdamW's averages of the gradient and of its square
-    eps: Positive = 1e-8  # AdamW's addition to the denominator
-    weight_decay: NotNegative = 0.1  # on matrices only
-    embedding_ratio: Positive = 1.0  # learning rate of embeddings and head, as a multiple of lr; for muon
+    lr: Rate = 3e-4  # peak learning rate
+    betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)  # decay rates of AdamW's averages of the gradient and of its square
+    eps: Positive = 1e-8  # constant that AdamW adds to its denominator
+    weight_decay: NotNegative = 0.1  # weight decay, applied to matrices only
+    embedding_ratio: Positive = 1.0  # for muon: learning rate of embeddings and head, as a multiple of lr
     _target_: str | None = None  # for custom: module.Class of any torch optimizer, such as torch.optim.RAdam
-    options: dict[str, Any] | None = None  # for custom: further arguments of that class, {momentum:0.9}
+    options: dict[str, Any] | None = None  # for custom: further arguments of the class, such as {momentum:0.9}
 
     def __post_init__(self) -> None:
         check_ranges(self, "optimizer")
@@ -421,10 +425,10 @@ class OptimizerConfig:
 class ScheduleConfig:
     """The learning rate as a function of (step, horizon), see `training/schedule.py`."""
 
-    kind: Literal["cosine", "linear", "constant", "trapezoid"] = "cosine"  # shape of the fall after the warmup
-    warmup_steps: CountOrZero = 100  # steps in which the learning rate rises from 0 to its peak
-    decay_share: Share = 0.4  # share of the steps in which a trapezoid falls
-    final_ratio: Ratio | None = None  # last learning rate, as a multiple of the peak; null: 0 for a trapezoid, else 0.1
+    kind: Literal["cosine", "linear", "constant", "trapezoid"] = "cosine"  # shape of the learning rate after the warmup
+    warmup_steps: CountOrZero = 100  # steps during which the learning rate rises from 0 to its peak
+    decay_share: Share = 0.4  # for trapezoid: share of the steps during which the rate falls
+    final_ratio: Ratio | None = None  # last learning rate, as a multiple of the peak; null: 0 for trapezoid, else 0.1
 
     def __post_init__(self) -> None:
         if self.final_ratio is None:  # a run records the number
@@ -446,22 +450,24 @@ class ScheduleConfig:
 class TrainConfig:
     """The loop. All intervals are optimizer steps; a `batch` is what one optimizer step sees on all devices together."""
 
-    max_steps: Count | Literal["auto"] = "auto"  # the horizon; auto: 20 tokens per parameter (SFT: sft.epochs)
-    stop_at: Count | None = None  # end this chunk here; the horizon, and so the learning rate, stays
-    max_time: float | str | None = None  # seconds, or 90s, 10m, 2h: stop before, with a checkpoint
-    extend: bool = False  # accept another max_steps on a run that exists: the learning rate follows the new horizon
-    batch_tokens: Count | Literal["auto"] = "auto"  # tokens in one optimizer step, on all devices together
+    max_steps: Count | Literal["auto"] = "auto"  # length of training; auto: 20 tokens per parameter (sft: sft.epochs)
+    stop_at: Count | None = None  # stop at this step for now; horizon and learning rate stay as they are
+    max_time: float | str | None = None  # stop with a checkpoint before this much time has passed
+    extend: bool = False  # accept a larger max_steps for an existing run; the learning rate follows the new horizon
+    batch_tokens: Count | Literal["auto"] = "auto"  # batch size: tokens per optimizer step, on all devices together
     micro_batch_size: Count | Literal["auto"] = "auto"  # sequences at a time on one device (gradient accumulation)
-    grad_clip: NotNegative = 1.0  # largest norm of the gradient; 0: no clipping
-    log_every: Count = 10  # all intervals are optimizer steps
-    val_every: Count = 100  # validate, and keep the best checkpoint
-    val_tokens: Count = 200_000  # validate on at most this many tokens
-    save_every: Count = 50  # write a checkpoint
-    keep_last: Count = 2  # checkpoints kept beside the best one
-    sample_every: Count = 200  # write a sample text into samples.md
-    sample_prompt: str | None = "Once upon a time"  # null, in SFT: the first question of the validation side
-    sample_tokens: Count = 200  # length of a sample
-    max_bad_steps: Count = 5  # steps in a row with NaN or infinite gradients (each is skipped) before the run stops
+    grad_clip: NotNegative = 1.0  # gradient clipping: largest norm of the gradient; 0: no clipping
+    log_every: Count = 10  # interval of rows in metrics.jsonl and of progress lines
+    val_every: Count = 100  # interval of validation; the best checkpoint is kept
+    val_tokens: Count = 200_000  # largest number of tokens used for validation
+    save_every: Count = 50  # interval of checkpoints
+    keep_last: Count = 2  # number of newest checkpoints kept, besides the best one
+    sample_every: Count = 200  # interval of sample texts, written to samples.jsonl and samples.md
+    # prompt of the samples; null, in sft: the first question for validation
+    sample_prompt: str | None = "Once upon a time"
+    sample_tokens: Count = 200  # length of a sample text
+    # the run stops after this many steps in a row with NaN or infinite gradients; each is skipped
+    max_bad_steps: Count = 5
 
     def __post_init__(self) -> None:
         check_ranges(self, "train")
@@ -471,16 +477,16 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class WandbConfig:
-    project: str = "positron"  # of Weights & Biases
-    entity: str | None = None  # user or team; null: the account's default
-    name: str | None = None  # null: the run's folder; in a sweep SWEEP/JOB
-    group: str | None = None  # null: in a sweep the sweep's folder
-    tags: tuple[str, ...] = ()  # words to find the run by
+    project: str = "positron"  # project in Weights & Biases
+    entity: str | None = None  # user or team in Weights & Biases; null: the account's default
+    name: str | None = None  # name shown there; null: that of the run's folder, in a sweep SWEEP/JOB
+    group: str | None = None  # group shown there; null: in a sweep the sweep's folder
+    tags: tuple[str, ...] = ()  # tags shown there
 
 
 @dataclass(frozen=True)
 class TensorboardConfig:
-    subdir: str = "tensorboard"  # folder below the run's
+    subdir: str = "tensorboard"  # subfolder of the run's folder for TensorBoard's files
 
     def __post_init__(self) -> None:
         parts = self.subdir.replace("\\", "/").split("/")
@@ -500,8 +506,9 @@ class LoggerConfig:
 class SweepConfig:
     """What the jobs of a sweep (-m) do with each other's results."""
 
-    prune: Literal["median"] | None = None  # median: end a job that does worse than most did at its step
-    startup_jobs: Count = 5  # jobs that have to finish before one is pruned
+    # median: stop a job that is worse than the median of the others at the same step
+    prune: Literal["median"] | None = None
+    startup_jobs: Count = 5  # jobs that must finish before any job is stopped early
 
     def __post_init__(self) -> None:
         check_ranges(self, "sweep")
@@ -511,11 +518,11 @@ class SweepConfig:
 class MonitorConfig:
     """`conf/monitor/*`: what is measured inside of the model while it trains, and how often."""
 
-    every: Count = 100  # optimizer steps between two measurements
+    every: Count = 100  # interval of measurements
     gradients: bool = False  # norm of the gradient of each layer and matrix, before clipping
     weights: bool = False  # norm of each layer's weights, and how far one step moves them
-    attention: bool = False  # how widely each head looks
-    activations: bool = False  # size of the residual stream; MLP units that are dead, or always on
+    attention: bool = False  # entropy of each attention head
+    activations: bool = False  # size of the residual stream; share of MLP units that are dead or always on
     tokens: bool = False  # validation loss of frequent and rare tokens, early and late in the context
 
     def __post_init__(self) -> None:
@@ -524,8 +531,8 @@ class MonitorConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    rank: CountOrZero = 0  # of the small matrices that are trained instead (LoRA); 0: all weights are trained
-    markers: bool = True  # train the embeddings of the chat's markers too, so that answers end
+    rank: CountOrZero = 0  # LoRA: rank of the matrices that are trained instead of the weights; 0: train all weights
+    markers: bool = True  # with LoRA, also train the embeddings of the chat template's markers, so that answers end
 
     def __post_init__(self) -> None:
         check_ranges(self, "sft.lora")
@@ -535,10 +542,10 @@ class LoraConfig:
 class SFTConfig:
     """Fine-tuning on conversations."""
 
-    epochs: Positive = 3.0  # over the conversations, where train.max_steps=auto
-    packing: bool = False  # several conversations in a row of a batch, which do not see each other
-    replay_ratio: BelowOne = 0.1  # of the sequences of a step: windows of the base run's own text, against forgetting
-    patience: CountOrZero = 5  # validations without a better one after which the run ends; 0: never
+    epochs: Positive = 3.0  # passes over the conversations, if train.max_steps=auto
+    packing: bool = False  # put several conversations into one row of a batch; they do not attend to each other
+    replay_ratio: BelowOne = 0.1  # share of each batch taken from the base run's own text, against forgetting
+    patience: CountOrZero = 5  # early stopping: stop after this many validations without improvement; 0: never
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:
@@ -549,8 +556,8 @@ class SFTConfig:
 class RunConfig:
     """A whole run, as `python -m positron.train --cfg job` shows it."""
 
-    name: str  # outputs/NAME is the run's folder: the same command again continues it
-    seed: Seed = 0  # of the first weights, the order of the text, and dropout
+    name: str  # name of the run: its folder is outputs/NAME; the same command again continues it
+    seed: Seed = 0  # random seed of the initial weights, the order of the text, and dropout
     model: ModelConfig
     tokenizer: TokenizerConfig
     data: DataConfig
@@ -563,11 +570,13 @@ class RunConfig:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     sft: SFTConfig | None = None  # None: pretraining
-    ckpt_path: str | None = None  # continue from FILE, RUN or latest, everything restored
-    init_from: str | None = None  # start from this run's weights, nothing else
-    resume: Literal["auto", "must", "never"] = "auto"  # auto: continue if there is something to continue from
-    budget: float | str | None = None  # 90s, 10m, 2h: batch, horizon and rates are chosen for it (training/budget.py)
-    auto_size: bool = False  # with a budget, the model's width and depth too (model=auto)
+    ckpt_path: str | None = None  # continue from a checkpoint FILE, a RUN or latest; everything is restored
+    init_from: str | None = None  # start with the weights of this run; optimizer and step are new
+    # auto: continue if the run exists; must: refuse to start a new one; never: refuse to continue
+    resume: Literal["auto", "must", "never"] = "auto"
+    # time to train; batch size, steps, learning rate and weight decay are chosen for it
+    budget: float | str | None = None
+    auto_size: bool = False  # with budget: choose the model's width and depth too (set by model=auto)
     given: tuple[str, ...] = ()  # with a budget, the keys of the command line, which it leaves as they are
 
     def __post_init__(self) -> None:
