@@ -1,46 +1,46 @@
 """A complete GPT in NumPy, from text to a trained model, with every derivative by hand.
 
-Read the chapters in this order; each file begins with its mathematics and ends with nothing left out.
+Read the chapters in this order. Each file begins with its mathematics; the code below it is complete.
 
      1  linear.py        y = x W^T + b, and the two products of its backward
-     2  activation.py    ReLU, squared ReLU, swish, GELU; erf
+     2  activation.py    ReLU, squared ReLU, swish, GELU, erf
      3  norm.py          LayerNorm and RMSNorm
      4  embedding.py     tokens and positions as vectors
-     5  loss.py          softmax, cross-entropy, and their famous gradient
-     6  rope.py          positions as angles
-     7  dropout.py       forgetting on purpose
-     8  attention.py     softmax(q k^T / sqrt(D)) v, causal, with shared keys
-     9  multihead.py     H attentions side by side; keys and values kept for generation
+     5  loss.py          softmax, cross-entropy and their gradient
+     6  rope.py          rotary positions: a position is an angle
+     7  dropout.py       random zeros while training
+     8  attention.py     softmax(q k^T / sqrt(D)) v, causal, with grouped heads
+     9  multihead.py     H attentions in parallel, and the key/value cache for generation
     10  mlp.py           up, activation, down; and SwiGLU
     11  block.py         the pre-norm residual block
     12  gpt.py           the model: init_params, forward, loss_and_grads
-    13  optimizers.py    AdamW, SGD, RMSprop, clipping, learning rates
-    14  tokenizers.py    characters and words; bpe.py byte pairs; spm.py SentencePiece's files
+    13  optimizers.py    AdamW, Muon, SGD, RMSprop, gradient clipping, learning-rate schedules
+    14  tokenizers.py    characters and words; bpe.py: byte pairs; spm.py: SentencePiece's files
     15  sampling.py      from logits to a token
-    16  checkpoint.py    npz, JSON and safetensors, whole or not at all
-    17  generate.py      writing, with a cache of keys and values
-    18  training.py      a thousand steps; train.py, its command
-    19  explain.py       looking inside
-    20  benchmark.py     where the time goes
+    16  checkpoint.py    npz, JSON and safetensors, written atomically
+    17  generate.py      text generation with a key/value cache
+    18  training.py      the training loop; train.py: its command
+    19  explain.py       attention maps, residual stream, logit lens
+    20  benchmark.py     the time of each layer, beside torch
 
-    config.py is the menu of architectures, plots.py draws, door.py words the errors.
+    config.py defines the options of the architecture, plots.py draws figures, command_line.py reports errors.
 
 Notation. Shapes: B batch, T time (tokens), C = d_model channels, H heads, K key/value heads, G = H / K, D head
-dimension, F width of the MLP, V vocabulary, L layers, N = B T rows, S keys that can be seen. `dx` is dLoss/dx and has
-x's shape. Every `f_forward(...)` returns (out, cache), and the `f_backward(dout, cache)` that follows it returns the
-gradients in the order of forward's arguments, None for what has none. A cache is a dictionary of what backward needs.
+dimension, F width of the MLP, V vocabulary, L layers, N = B T rows, S visible keys. `dx` is dLoss/dx and has x's shape.
+Every `f_forward(...)` returns (out, cache); the `f_backward(dout, cache)` that follows it returns the gradients in the
+order of forward's arguments, None for an argument without a gradient. A cache is a dictionary of what backward needs.
 
-Any float dtype goes in, and the same comes out: float64 to prove things, float32 to train.
+The dtype of the result is that of the input: float64 for proofs, float32 for training.
 
-Two judges keep this honest: tests/numpy_ref/test_numpy_gradcheck.py compares every backward with finite differences, and
-tests/numpy_ref/test_parity.py the whole model with the torch model, over every combination of options.
+Two tests verify this package: tests/numpy_ref/test_numpy_gradcheck.py compares every backward with finite differences,
+tests/numpy_ref/test_parity.py compares the whole model with the torch model over every combination of options.
 """
 
 import os
 
-# Before NumPy is loaded. OpenBLAS cuts even a small product into parts for its threads, which then wait for each other in
-# a loop that keeps the cores; next to another program a step of this size took 2 to 20 times as long with two threads as
-# with one, which on its own is as fast (scripts/bench/contention.py). A larger model on idle cores: OPENBLAS_NUM_THREADS=2.
+# Must run before NumPy is loaded. OpenBLAS splits even a small product among its threads, which then wait for each other
+# in a busy loop. Beside another program, a training step took 2 to 20 times as long with two threads as with one; alone,
+# both were equally fast (scripts/bench/contention.py). For a larger model on idle cores set OPENBLAS_NUM_THREADS=2.
 if not {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"} & set(os.environ):
     os.environ["OPENBLAS_NUM_THREADS"] = "1"
 

@@ -1,6 +1,6 @@
-"""Chapter 2. Activations: what makes two linear layers more than one.
+"""Chapter 2. Activations: without them, two linear layers would be no more than one.
 
-Each acts on every number by itself, so its backward is dx = dy f'(x). What remains is to know f'.
+An activation acts on every number by itself, so its backward is dx = dy f'(x). Only f' differs:
 
     relu    f = max(x, 0)                         f' = 1 where x > 0, else 0
     relu2   f = max(x, 0)^2                       f' = 2 max(x, 0)                       (Primer, arXiv:2109.08668)
@@ -14,12 +14,13 @@ Each acts on every number by itself, so its backward is dx = dy f'(x). What rema
 The derivative of s: s' = e^-x / (1 + e^-x)^2 = s (1 - s). That of t: 1 - t^2.
 
 The sigmoid is computed as (1 + tanh(x / 2)) / 2, the same function. Written as 1 / (1 + e^-x), IEEE 754 float32
-overflows at x = -89: e^89 is inf, with a warning, before 1 / inf gives the right 0. tanh has no such corner. On hardware
-both are a table of some 256 entries with linear interpolation; relu needs only the sign bit, and relu2 one multiplier.
+overflows at x = -89: e^89 is inf, with a warning, before 1 / inf gives the right 0. tanh does not overflow. In hardware
+both are a table of about 256 entries with linear interpolation; relu needs only the sign bit, and relu2 one multiplier.
 
-Cost: a few FLOPs per number, but 8 bytes of traffic (read one, write one): bound by memory. So all steps of one
-activation are done on a piece that fits the cache, `PIECE` numbers at a time, and the derivative is computed while the
-numbers are at hand: backward is then a single product.
+Cost: a few FLOPs per number, but 8 bytes of memory traffic (one read, one written), so memory is the limit. Therefore
+all steps of an activation are done on a block of `BLOCK_NUMBERS` numbers that fits the cache, into buffers that already
+exist, and the derivative is computed at the same time: backward is then a single product. Each function below begins
+with the same computation in plain NumPy.
 """
 
 from __future__ import annotations
@@ -31,23 +32,44 @@ import numpy as np
 
 from numpy_ref.linear import Array, Cache
 
-PIECE = 1 << 14  # numbers at a time: 64 kB of float32, so that x, f and f' stay in the second-level cache
+BLOCK_NUMBERS = 1 << 14  # 64 kB of float32, so that x, f and f' stay in the second-level cache
 _GELU = math.sqrt(2 / math.pi)
 _CUBIC = 0.044715
 
 
 def _relu(x: Array, f: Array, slope: Array) -> None:
+    """Fill f and slope = f'.
+
+    In plain NumPy:
+
+        f = np.maximum(x, 0)
+        slope = x > 0
+    """
     np.maximum(x, 0, out=f)
     np.greater(x, 0, out=slope, casting="unsafe")
 
 
 def _relu2(x: Array, f: Array, slope: Array) -> None:
+    """Fill f and slope = f'.
+
+    In plain NumPy:
+
+        f = np.maximum(x, 0) ** 2
+        slope = 2 * np.maximum(x, 0)
+    """
     np.maximum(x, 0, out=slope)
     np.multiply(slope, slope, out=f)
     slope *= 2
 
 
 def _swish(x: Array, f: Array, slope: Array) -> None:
+    """Fill f and slope = f'.
+
+    In plain NumPy, with s = 1 / (1 + np.exp(-x)):
+
+        f = x * s
+        slope = s + x * s * (1 - s)
+    """
     sigmoid = np.tanh(x * 0.5)
     sigmoid += 1
     sigmoid *= 0.5
@@ -57,6 +79,13 @@ def _swish(x: Array, f: Array, slope: Array) -> None:
 
 
 def _gelu(x: Array, f: Array, slope: Array) -> None:
+    """Fill f and slope = f'.
+
+    In plain NumPy, with t = np.tanh(_GELU * (x + _CUBIC * x**3)):
+
+        f = x * (1 + t) / 2
+        slope = (1 + t) / 2 + x * (1 - t**2) / 2 * _GELU * (1 + 3 * _CUBIC * x**2)
+    """
     square = x * x
     u = square * _CUBIC
     u += 1
@@ -76,6 +105,13 @@ def _gelu(x: Array, f: Array, slope: Array) -> None:
 
 
 def _gelu_exact(x: Array, f: Array, slope: Array) -> None:
+    """Fill f and slope = f'.
+
+    In plain NumPy, with P = (1 + erf(x / sqrt(2))) / 2:
+
+        f = x * P
+        slope = P + x * np.exp(-x**2 / 2) / sqrt(2 * pi)
+    """
     normal = erf(x * math.sqrt(0.5))
     normal += 1
     normal *= 0.5  # P(x)
@@ -85,14 +121,14 @@ def _gelu_exact(x: Array, f: Array, slope: Array) -> None:
 
 
 def erf(x: Array) -> Array:
-    """2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x, to the precision of x's dtype.
+    """Compute the error function, 2 / sqrt(pi) times the integral of e^(-t^2) from 0 to x, to the precision of x's dtype.
 
-    By the series erf(x) = 2 / sqrt(pi) e^(-x^2) sum_n 2^n x^(2n+1) / (1 * 3 * 5 ... (2n+1)) (DLMF 7.6.2): unlike Taylor's
-    it has no alternating signs, so nothing cancels. Beyond |x| = 6, float64 cannot tell erf from 1.
+    Uses the series erf(x) = 2 / sqrt(pi) e^(-x^2) sum_n 2^n x^(2n+1) / (1 * 3 * 5 ... (2n+1)) (DLMF 7.6.2). Unlike the
+    Taylor series, its terms all have the same sign, so nothing cancels. Beyond |x| = 6, erf is 1 in float64.
     """
-    near = np.clip(x, -6, 6)
-    square, term = near * near, near.copy()
-    total, n = near.copy(), 0
+    clipped = np.clip(x, -6, 6)
+    square, term = clipped * clipped, clipped.copy()
+    total, n = clipped.copy(), 0
     while n < 200 and np.any(np.abs(term) > np.finfo(x.dtype).eps * np.abs(total)):
         n += 1
         term = term * (square * (2 / (2 * n + 1)))
@@ -105,21 +141,21 @@ ACTIVATIONS: dict[str, Callable[[Array, Array, Array], None]] = {
     "relu": _relu,
     "swish": _swish,
     "relu2": _relu2,
-    "gelu_exact": _gelu_exact,  # for comparison with the tanh form: no option of the model
+    "gelu_exact": _gelu_exact,  # for comparison with the tanh form; not an option of the model
 }
 
 
 def activation_forward(x: Array, kind: str) -> tuple[Array, Cache]:
-    """x of any shape -> the same shape. `kind` is a key of ACTIVATIONS."""
+    """Apply the activation `kind`, a key of ACTIVATIONS, to every number of x; the shape stays the same."""
     x = np.ascontiguousarray(x)
     f, slope = np.empty_like(x), np.empty_like(x)
-    flat = x.reshape(-1), f.reshape(-1), slope.reshape(-1)
-    for start in range(0, x.size, PIECE):
-        piece = slice(start, start + PIECE)
-        ACTIVATIONS[kind](flat[0][piece], flat[1][piece], flat[2][piece])
+    flat_x, flat_f, flat_slope = x.reshape(-1), f.reshape(-1), slope.reshape(-1)
+    for start in range(0, x.size, BLOCK_NUMBERS):
+        block = slice(start, start + BLOCK_NUMBERS)
+        ACTIVATIONS[kind](flat_x[block], flat_f[block], flat_slope[block])
     return f, {"slope": slope}
 
 
 def activation_backward(dy: Array, cache: Cache) -> tuple[Array]:
-    """dy -> (dx,), of the same shape."""
+    """Compute dx = dy f'(x); all have the same shape."""
     return (dy * cache["slope"],)

@@ -1,7 +1,7 @@
-"""Chapter 8. Scaled dot-product attention: every place asks the places before it, and gets a weighted mean of answers.
+"""Chapter 8. Scaled dot-product attention: each position takes a weighted mean of the values at earlier positions.
 
     S = q k^T / sqrt(D)        (T, S)   how well query t matches key s
-    P = softmax(S + mask)      (T, S)   mask: 0 where t may look at s, -inf where s lies in the future
+    P = softmax(S + mask)      (T, S)   mask: 0 where t may attend to s, -inf where s lies in the future
     O = P v                    (T, D)
 
 1 / sqrt(D): for q and k of unit variance the sum of D products has variance D; without the factor, softmax would be
@@ -9,17 +9,17 @@ saturated, and its gradient vanish, before the first step. A masked score is -in
 future has no influence at all, not even in the last bit.
 
 Backward, from dO. O = P v is two products: dv = P^T dO and dP = dO v^T. Softmax (chapter 5) gives
-dS = P (dP - rowsum(dP P)); masked places have P = 0, hence dS = 0. Last, dq = dS k / sqrt(D), dk = dS^T q / sqrt(D).
+dS = P (dP - rowsum(dP P)); at masked positions P = 0, hence dS = 0. Last, dq = dS k / sqrt(D), dk = dS^T q / sqrt(D).
 
-One pass over (T, S) is saved by FlashAttention's identity (arXiv:2205.14135, B.2): rowsum(dP P) = rowsum(dO O), since
-sum_s (dO . v_s) P_s = dO . sum_s P_s v_s. The right side costs D per row instead of S. It holds with dropout on P, too.
+One pass over (T, S) is saved by FlashAttention's identity (arXiv:2205.14135, B.2): rowsum(dP P) = rowsum(dO O), because
+sum_s (dO . v_s) P_s = dO . sum_s P_s v_s. The right side costs D per row instead of S. It also holds with dropout on P.
 
 Grouped heads (arXiv:2305.13245): G = H / K query heads share one key/value head. Axes are split as (B, K, G, ...) and
-keys broadcast over G; a shared input's gradient is the sum over those who used it, so dk and dv are summed over G.
+keys broadcast over G; the gradient of a shared input is the sum over its uses, so dk and dv are summed over G.
 
-Cost: 4 T S D FLOPs per head forward, 8 backward; causality makes half of them unnecessary, so queries are taken in
-blocks and each block looks no further than its own end. Memory 4 T S bytes per head for P, the reason for
-FlashAttention, which never stores it. In fixed point: scores need a wide accumulator and one scale per row, P fits 8
+Cost: 4 T S D FLOPs per head forward, 8 T S D backward. Causality makes half of them unnecessary, so queries are taken in
+blocks, and each block only multiplies the keys up to its own end. P takes 4 T S bytes per head, the reason for
+FlashAttention, which never stores it. In fixed point: scores need a wide accumulator and one scale per row; P fits 8
 unsigned bits, since it lies in [0, 1].
 """
 
@@ -34,55 +34,55 @@ from numpy_ref.linear import Array, Cache
 from numpy_ref.loss import softmax
 from numpy_ref.norm import row_dot
 
-BLOCK = 128  # queries at a time
+BLOCK_QUERIES = 128
 
 
 def attention_forward(
     q: Array, k: Array, v: Array, mask: Array | None = None, p_drop: float = 0.0, rng: np.random.Generator | None = None
 ) -> tuple[Array, Cache]:
-    """q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D).
+    """Compute softmax(q k^T / sqrt(D) + mask) v: q (B, H, T, D), k and v (B, K, S, D) -> (B, H, T, D).
 
-    `mask` (T, S), or (B, 1, 1, T, S), is True where a query may look; without it query t of T sees keys up to
-    S - T + t, itself included. A query that may look nowhere gets zeros.
+    `mask` (T, S), or (B, 1, 1, T, S), is True where a query may attend. Without it query t of T attends to the keys up to
+    S - T + t, itself included. A query that may attend to no key gets zeros. `p_drop` is dropout on the weights.
     """
     B, H, T, D = q.shape
     K, S = k.shape[1:3]
     q = (q * (1 / math.sqrt(D))).reshape(B, K, H // K, T, D)
-    out = np.empty((B, T, H, D), dtype=q.dtype).transpose(0, 2, 1, 3)  # heads of one token beside each other
+    out = np.empty((B, T, H, D), dtype=q.dtype).transpose(0, 2, 1, 3)  # (B, H, T, D), the heads of a token contiguous
     grouped = out.reshape(B, K, H // K, T, D)
     blocks = []
-    for start in range(0, T, BLOCK):
-        rows = slice(start, min(T, start + BLOCK))
+    for start in range(0, T, BLOCK_QUERIES):
+        rows = slice(start, min(T, start + BLOCK_QUERIES))
         end = S - T + rows.stop if mask is None else S
         scores = q[..., rows, :] @ k[:, :, None, :end].swapaxes(-1, -2)  # (B, K, G, t, end)
         if mask is None:
-            scores[..., S - T + start :] += _future(rows.stop - start, q.dtype)
+            scores[..., S - T + start :] += _causal_mask(rows.stop - start, q.dtype)
         else:
             scores = np.where(mask[..., rows, :], scores, q.dtype.type(-np.inf))
-        weights = softmax(scores)
+        weights = softmax(scores)  # P, (B, K, G, t, end)
         dropped, drop = dropout_forward(weights, p_drop, rng)
-        np.matmul(dropped, v[:, :, None, :end], out=grouped[..., rows, :])
+        np.matmul(dropped, v[:, :, None, :end], out=grouped[..., rows, :])  # (B, K, G, t, D)
         blocks.append({"rows": rows, "weights": weights, "drop": drop})
     return out, {"q": q, "k": k, "v": v, "out": out, "blocks": blocks}
 
 
-def _future(n: int, dtype: np.dtype) -> Array:
-    """(n, n): -inf above the diagonal, 0 elsewhere."""
+def _causal_mask(n: int, dtype: np.dtype) -> Array:
+    """Return (n, n): -inf above the diagonal, where a key lies in the future, and 0 elsewhere."""
     return np.triu(np.full((n, n), -np.inf, dtype=dtype), 1)
 
 
 def window_mask(T: int, S: int, window: int) -> Array:
-    """(T, S), True where a query may look: query t of T at key S - T + t, itself, and at the `window` - 1 before it."""
+    """Return (T, S), True where a query may attend: itself, which is key S - T + t, and the `window` - 1 keys before it."""
     behind = np.arange(S - T, S)[:, None] - np.arange(S)
     return (behind >= 0) & (behind < window)
 
 
 def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array, None, None, None]:
-    """dout (B, H, T, D) -> dq (B, H, T, D), dk and dv (B, K, S, D)."""
-    q, k, v = cache["q"], cache["k"], cache["v"]
+    """Compute the gradients of `attention_forward`: dout (B, H, T, D) -> dq (B, H, T, D), dk and dv (B, K, S, D)."""
+    q, k, v = cache["q"], cache["k"], cache["v"]  # (B, K, G, T, D), (B, K, S, D) twice
     B, K, G, T, D = q.shape
     H = K * G
-    dots = row_dot(dout, cache["out"]).reshape(B, K, G, T, 1)
+    dots = row_dot(dout, cache["out"]).reshape(B, K, G, T, 1)  # rowsum(dO O)
     dout = dout.reshape(B, K, G, T, D)
     dq = np.empty((B, T, H, D), dtype=q.dtype).transpose(0, 2, 1, 3)
     dk, dv = np.zeros_like(k), np.zeros_like(v)
@@ -103,7 +103,7 @@ def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array, 
 
 
 def attention_weights(cache: Cache) -> Array:
-    """(B, H, T, S): what each query looked at, before dropout; 0 for the future."""
+    """Return P (B, H, T, S), the weight that each query gave to each key, before dropout; 0 for the future."""
     B, K, G, T, _ = cache["q"].shape
     weights = np.zeros((B, K * G, T, cache["k"].shape[2]), dtype=cache["q"].dtype)
     for block in cache["blocks"]:

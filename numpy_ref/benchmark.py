@@ -1,10 +1,10 @@
-"""Chapter 20. Where the time goes: each layer, forward and backward, and whole training steps.
+"""Chapter 20. Benchmark: the time of each layer, forward and backward, and of whole training steps.
 
     python -m numpy_ref.benchmark
 
-Where torch is installed, the same shapes run there too (eager, float32, the same number of threads), in turns with
-NumPy's, so that a machine that slows down slows both; the ratio is of the medians. The torch model below is the plain
-functional one that its library suggests: `F.scaled_dot_product_attention`, `F.cross_entropy`, `torch.optim.AdamW`.
+If torch is installed, it runs the same shapes (eager, float32, the same number of threads) in turns with NumPy, so that a
+change in the machine's speed affects both; the ratio is that of the medians. The torch model below is plain functional
+code: `F.scaled_dot_product_attention`, `F.cross_entropy`, `torch.optim.AdamW`.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import numpy as np
 
 from numpy_ref.activation import activation_backward, activation_forward
 from numpy_ref.attention import attention_backward, attention_forward
+from numpy_ref.command_line import one_line_errors
 from numpy_ref.config import GPTConfig
-from numpy_ref.door import one_line_errors
 from numpy_ref.gpt import init_params, loss_and_grads
 from numpy_ref.linear import Array, linear_backward, linear_forward
 from numpy_ref.loss import cross_entropy_backward, cross_entropy_forward
@@ -39,11 +39,11 @@ SHAPES = {
     ),
 }
 Job = Callable[[], Any]
-TURN_S = 0.3
+TURN_S = 0.3  # seconds for which a job is repeated before the other library's turn
 
 
 def numpy_jobs(config: GPTConfig, B: int) -> dict[str, Job]:
-    """Each layer's forward and backward on random float32 input, and the whole step."""
+    """Return by name a job for each layer, forward and backward on random float32 input, and for a whole step."""
     rng = np.random.default_rng(0)
     T, C, H, V = config.context_length, config.d_model, config.n_head, config.vocab_size
 
@@ -83,7 +83,7 @@ def numpy_jobs(config: GPTConfig, B: int) -> dict[str, Job]:
 
 
 def torch_jobs(config: GPTConfig, B: int, torch: Any) -> dict[str, Job]:
-    """The same on torch tensors, eager and float32."""
+    """Return the same jobs with the same names for torch, eager and float32."""
     F = torch.nn.functional
     torch.manual_seed(0)
     T, C, H, V = config.context_length, config.d_model, config.n_head, config.vocab_size
@@ -123,7 +123,7 @@ def torch_jobs(config: GPTConfig, B: int, torch: Any) -> dict[str, Job]:
         F.cross_entropy(logits.view(-1, V), ids.view(-1)).backward()
         optimizer.step()
 
-    step()  # so that there are gradients for the optimizer's own row
+    step()  # so that the job of the optimizer has gradients
     return {
         "linear, C to 4C": pair(F.linear, leaf(B, T, C), leaf(4 * C, C)),
         "gelu": pair(lambda x: F.gelu(x, approximate="tanh"), leaf(B, T, 4 * C)),
@@ -139,33 +139,33 @@ def torch_jobs(config: GPTConfig, B: int, torch: Any) -> dict[str, Job]:
     }
 
 
-def interleaved(jobs: list[Job], rounds: int) -> list[float]:
-    """Median seconds of each, in turns of TURN_S seconds or one call.
+def interleaved_medians(jobs: list[Job], rounds: int) -> list[float]:
+    """Measure the jobs in turns of TURN_S seconds, or one call if that takes longer, and return their median seconds.
 
-    The threads of one library keep spinning for a while after its last call and would slow the other one down: hence a
-    pause before each turn, and its first call is not counted.
+    The threads of a library keep spinning for a while after its last call and would slow the other library down, so each
+    turn begins with a pause, and its first call is not counted.
     """
     times: list[list[float]] = [[] for _ in jobs]
     for _ in range(rounds):
-        for job, spent in zip(jobs, times, strict=True):
+        for job, seconds in zip(jobs, times, strict=True):
             time.sleep(0.1)
             job()
-            turn = time.perf_counter()
+            turn_start = time.perf_counter()
             while True:
-                began = time.perf_counter()
+                start = time.perf_counter()
                 job()
-                spent.append(time.perf_counter() - began)
-                if time.perf_counter() - turn > TURN_S:
+                seconds.append(time.perf_counter() - start)
+                if time.perf_counter() - turn_start > TURN_S:
                     break
-    return [float(np.median(spent)) for spent in times]
+    return [float(np.median(seconds)) for seconds in times]
 
 
 def measure(name: str, config: GPTConfig, B: int, rounds: int, torch: Any) -> None:
+    """Measure and print every job for one shape of model; `torch` is the module, or None."""
     print(f"\n{name}\n{'forward + backward':<22}{'NumPy ms':>10}" + (f"{'torch ms':>10}{'ratio':>8}" if torch else ""))
-    ours = numpy_jobs(config, B)
-    twins = torch_jobs(config, B, torch) if torch else {}
-    for job, run in ours.items():
-        seconds = interleaved([run, *([twins[job]] if torch else [])], rounds)
+    in_torch = torch_jobs(config, B, torch) if torch else {}
+    for job, run in numpy_jobs(config, B).items():
+        seconds = interleaved_medians([run, *([in_torch[job]] if torch else [])], rounds)
         line = f"{job:<22}{seconds[0] * 1e3:>10.2f}"
         if torch:
             line += f"{seconds[1] * 1e3:>10.2f}{seconds[0] / seconds[1]:>8.2f}"
@@ -174,20 +174,24 @@ def measure(name: str, config: GPTConfig, B: int, rounds: int, torch: Any) -> No
     print(f"{tokens / seconds[0]:,.0f} tokens/s")
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m numpy_ref.benchmark", description="Where the time goes.")
+def argument_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m numpy_ref.benchmark", description="Measure the time of each layer and of a training step."
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each job (default %(default)s)")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
     with one_line_errors():
-        options = arguments().parse_args(argv)
+        options = argument_parser().parse_args(argv)
         torch: Any = None
         try:
             torch = importlib.import_module("torch")
         except ImportError:
-            print("torch is not installed: NumPy alone")
+            print("torch is not installed: measuring NumPy only")
         print(f"{os.cpu_count()} cores" + (f", torch with {torch.get_num_threads()} threads" if torch else ""))
         for name, (config, B) in SHAPES.items():
             measure(name, config, B, max(1, options.rounds), torch)

@@ -1,4 +1,4 @@
-"""Chapter 11. The pre-norm residual block: two corrections to a stream that flows through untouched.
+"""Chapter 11. The pre-norm residual block: attention and MLP each add a correction to the residual stream.
 
     m = x + dropout(attention(norm1(x)))
     y = m + dropout(mlp(norm2(m)))
@@ -6,8 +6,8 @@
 Backward. y depends on m directly and through the branch, so the gradients add: dm = dy + branch_backward(dy). The first
 term is why deep networks train: whatever the branches do, a gradient of 1 reaches every layer.
 
-Cost: that of its parts; the sums are 8 bytes per number and 1 FLOP. In fixed point the stream needs more bits than the
-branches, since 2 L of them add up in it.
+Cost: that of its parts; each sum moves 8 bytes per number for 1 FLOP. In fixed point the stream needs more bits than the
+branches, because it sums up 2 L of them.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 
 from numpy_ref.config import GPTConfig, Norm
 from numpy_ref.dropout import dropout_backward, dropout_forward
-from numpy_ref.linear import Array, Cache
+from numpy_ref.linear import Array, Cache, Params
 from numpy_ref.mlp import mlp_backward, mlp_forward
-from numpy_ref.multihead import Params, Past, Rope, below, multihead_backward, multihead_forward, under
+from numpy_ref.multihead import Past, Rope, add_prefix, multihead_backward, multihead_forward, strip_prefix
 from numpy_ref.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
 
 
 def norm_forward(x: Array, params: Params, kind: Norm) -> tuple[Array, Cache]:
-    """Apply the norm that the configuration names. params: weight, and bias or none."""
+    """Apply the norm `kind`: x (..., C) -> (..., C). params: weight (C,) and, for a LayerNorm with bias, bias (C,)."""
     match kind:
         case "layernorm":
             return layernorm_forward(x, params["weight"], params.get("bias"))
@@ -36,6 +36,7 @@ def norm_forward(x: Array, params: Params, kind: Norm) -> tuple[Array, Cache]:
 
 
 def norm_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None]:
+    """Compute the gradients of `norm_forward`: dy (..., C) -> dx (..., C), dparams."""
     if "bias" not in cache:
         dx, dweight = rmsnorm_backward(dy, cache)
         dbias = None
@@ -52,20 +53,23 @@ def block_forward(
     rng: np.random.Generator | None = None,
     past: Past | None = None,
 ) -> tuple[Array, Cache]:
-    """x (B, T, C) -> (B, T, C). params: norm1.*, attn.*, norm2.*, mlp.*"""
+    """Add the attention branch, then the MLP branch, to x (B, T, C).
+
+    params: norm1.*, attn.*, norm2.*, mlp.*; `rope`, `rng` and `past` are those of `multihead_forward`.
+    """
     cache: Cache = {}
-    h, cache["norm1"] = norm_forward(x, below(params, "norm1."), config.norm)
-    h, cache["attn"] = multihead_forward(h, below(params, "attn."), config, rope, rng, past)
+    h, cache["norm1"] = norm_forward(x, strip_prefix(params, "norm1."), config.norm)
+    h, cache["attn"] = multihead_forward(h, strip_prefix(params, "attn."), config, rope, rng, past)
     h, cache["drop1"] = dropout_forward(h, config.dropout, rng)
-    middle = x + h
-    h, cache["norm2"] = norm_forward(middle, below(params, "norm2."), config.norm)
-    h, cache["mlp"] = mlp_forward(h, below(params, "mlp."), config.activation)
+    middle = x + h  # (B, T, C)
+    h, cache["norm2"] = norm_forward(middle, strip_prefix(params, "norm2."), config.norm)
+    h, cache["mlp"] = mlp_forward(h, strip_prefix(params, "mlp."), config.activation)
     h, cache["drop2"] = dropout_forward(h, config.dropout, rng)
     return middle + h, cache
 
 
 def block_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None, None, None, None]:
-    """dy (B, T, C) -> dx (B, T, C), dparams."""
+    """Compute the gradients of `block_forward`: dy (B, T, C) -> dx (B, T, C), dparams."""
     dh, _, _ = dropout_backward(dy, cache["drop2"])
     dh, mlp, _ = mlp_backward(dh, cache["mlp"])
     dmiddle, norm2, _ = norm_backward(dh, cache["norm2"])
@@ -75,5 +79,5 @@ def block_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None, None, 
     dx, norm1, _ = norm_backward(dh, cache["norm1"])
     dx += dmiddle
     parts = {"norm1.": norm1, "attn.": attn, "norm2.": norm2, "mlp.": mlp}
-    grads = {name: grad for prefix, part in parts.items() for name, grad in under(prefix, part).items()}
+    grads = {name: grad for prefix, part in parts.items() for name, grad in add_prefix(part, prefix).items()}
     return dx, grads, None, None, None, None

@@ -1,14 +1,14 @@
 """Chapter 14, continued. Byte-level byte-pair encoding (Sennrich et al., arXiv:1508.07909; on bytes: GPT-2).
 
-Training. Text is cut into words (a space belongs to the word after it), a word is a sequence of bytes. Again and again
-the most frequent pair of neighbours becomes a new token. Since every byte is a token, every text can be encoded, and
-decoding is joining bytes: nothing is ever unknown, nothing is ever lost.
+Training. Text is split into words (a space belongs to the word after it); a word is a sequence of bytes. Repeatedly, the
+most frequent pair of neighbours becomes a new token. Every byte is a token, so every text can be encoded, and decoding
+joins bytes: no text is unknown, and none is changed.
 
 Speed. Counting all pairs anew for each merge would cost words x merges. A merge changes only the words that contain the
-pair, and in these only the pairs beside it; so counts are kept and corrected, and a heap holds the candidates. An entry
-of the heap whose count is no longer true is corrected when it comes to the top.
+pair, and in these only the pairs beside it. So the counts are updated, and a heap holds the candidates; an entry of the
+heap with an outdated count is corrected when it comes to the top.
 
-Encoding replays the merges: of all neighbours in a word, the pair that was learned first is merged first.
+Encoding repeats the merges: of all pairs of neighbours in a word, the pair that was learned first is merged first.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WORDS = re.compile(r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s")
 
 
 class BPETokenizer:
-    """Ids: special tokens, the 256 bytes, then one per merge."""
+    """Encode text as merged bytes. The ids are those of the special tokens, the 256 bytes, then one per merge."""
 
     kind = "bpe"
     n_special = len(SPECIALS)
@@ -49,13 +49,14 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, text: str, vocab_size: int) -> BPETokenizer:
-        """`vocab_size` is a ceiling: a short text runs out of pairs that occur twice."""
+        """Learn merges from `text` up to `vocab_size` ids, or fewer if no pair occurs twice any more."""
         counts = Counter(WORDS.findall(text))
         words = [[cls.n_special + b for b in word.encode("utf-8")] for word in counts]
         n_merges = vocab_size - cls.n_special - 256
         return cls(learn_merges(words, list(counts.values()), n_merges, cls.n_special + 256))
 
     def encode(self, text: str) -> list[int]:
+        """Convert text to ids, word by word."""
         return [i for word in WORDS.findall(text) for i in self._word(word)]
 
     def _encode_word(self, word: str) -> list[int]:
@@ -68,14 +69,16 @@ class BPETokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Convert ids to text; bytes that are not valid UTF-8 become U+FFFD, special tokens nothing."""
         return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
 
     def to_json(self) -> dict[str, Any]:
+        """Return the kind and the merges, for `from_json`."""
         return {"kind": self.kind, "merges": self.merges}
 
 
 def merge(ids: list[int], pair: Pair, new: int) -> list[int]:
-    """Every occurrence of the pair, from the left, becomes `new`."""
+    """Replace every occurrence of the pair, from the left, by the id `new`."""
     out, i = [], 0
     while i < len(ids):
         if i + 1 < len(ids) and (ids[i], ids[i + 1]) == pair:
@@ -88,19 +91,23 @@ def merge(ids: list[int], pair: Pair, new: int) -> list[int]:
 
 
 def learn_merges(words: list[list[int]], counts: list[int], n_merges: int, first: int) -> list[Pair]:
-    """The most frequent pair, the smaller ids on a tie, n_merges times; it becomes id first, first + 1, ..."""
+    """Choose the most frequent pair up to n_merges times; the pairs become the ids first, first + 1, ...
+
+    `counts[i]` is how often words[i] occurs in the text. If two pairs are equally frequent, the one with the smaller ids is
+    chosen. Ends early if no pair occurs twice. `words` are replaced by their merged form.
+    """
     totals: Counter[Pair] = Counter()
-    homes: defaultdict[Pair, set[int]] = defaultdict(set)  # pair -> the words that (may) contain it
+    words_with: defaultdict[Pair, set[int]] = defaultdict(set)  # pair -> indices of the words that may contain it
     for i, word in enumerate(words):
         for pair in pairwise(word):
             totals[pair] += counts[i]
-            homes[pair].add(i)
+            words_with[pair].add(i)
     heap = [(-total, pair) for pair, total in totals.items()]
     heapq.heapify(heap)
     merges: list[Pair] = []
     while heap and len(merges) < n_merges:
         total, pair = heapq.heappop(heap)
-        if -total != totals[pair]:  # out of date
+        if -total != totals[pair]:  # outdated
             if totals[pair] > 0:
                 heapq.heappush(heap, (-totals[pair], pair))
             continue
@@ -108,17 +115,17 @@ def learn_merges(words: list[list[int]], counts: list[int], n_merges: int, first
             break
         new = first + len(merges)
         merges.append(pair)
-        risen: set[Pair] = set()
-        for i in homes.pop(pair):
+        new_pairs: set[Pair] = set()
+        for i in words_with.pop(pair):
             old, word = words[i], merge(words[i], pair, new)
             for before in pairwise(old):
                 totals[before] -= counts[i]
             for after in pairwise(word):
                 totals[after] += counts[i]
-                homes[after].add(i)
+                words_with[after].add(i)
                 if new in after:
-                    risen.add(after)
+                    new_pairs.add(after)
             words[i] = word
-        for after in risen:
+        for after in new_pairs:
             heapq.heappush(heap, (-totals[after], after))
     return merges

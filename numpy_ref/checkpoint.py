@@ -1,8 +1,8 @@
-"""Chapter 16. Checkpoints: configuration (JSON), weights (npz or safetensors) and tokenizer (JSON), each whole or absent.
+"""Chapter 16. Checkpoints: configuration (JSON), weights (npz or safetensors) and tokenizer (JSON), written atomically.
 
-Written beside, flushed to the disk, renamed: a rename is atomic, so a power cut leaves either the old file or the new
-one. Nothing read is ever executed: npz without pickles, JSON, and safetensors, which is 8 bytes of length, a JSON header
-name -> dtype, shape, place, and the raw numbers.
+A file is written under a temporary name, flushed to the disk, and renamed. A rename is atomic, so after a power cut
+either the old or the new file exists. Nothing that is read is executed: npz without pickles, JSON, and safetensors,
+which is 8 bytes of length, a JSON header name -> dtype, shape, byte range, and the raw numbers.
 """
 
 from __future__ import annotations
@@ -33,7 +33,10 @@ _DTYPES = {"F64": np.float64, "F32": np.float32, "F16": np.float16}
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
-    """A binary file that appears at `path` when the block ends, complete or not at all."""
+    """Open a binary file that appears at `path` when the block ends without an error, and not at all otherwise.
+
+    Raises InputError if the file cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,34 +46,42 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}; what was there is untouched") from error
+        raise InputError(
+            f"cannot write {path}: {error.strerror or error}; a file that was there before is unchanged"
+        ) from error
     finally:
         with contextlib.suppress(OSError):  # already renamed, or on a disk that refuses everything
             temporary.unlink()
 
 
 def write_json(path: Path, value: Any) -> None:
+    """Write `value` as JSON, atomically."""
     with whole_file(path) as file:
         file.write((json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; raises InputError if the file is missing or holds something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} holds no JSON object")
+        raise InputError(f"{path} does not hold a JSON object")
     return value
 
 
 def write_arrays(path: Path, arrays: dict[str, Array]) -> None:
+    """Write the arrays to an npz file, atomically."""
     with whole_file(path) as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
-    """InputError where the file is missing, cut off, damaged (each array has a checksum), or holds pickles."""
+    """Read the arrays of an npz file by name.
+
+    Raises InputError if the file is missing, cut off, damaged (each array has a checksum), or holds pickles.
+    """
     try:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
@@ -79,7 +90,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 
 def read_config(path: Path) -> GPTConfig:
-    """InputError names a field that is missing, unknown or impossible."""
+    """Read an architecture from a JSON file; raises InputError naming a field that is missing, unknown or impossible."""
     facts = read_json(path)
     known = {field.name for field in dataclasses.fields(GPTConfig)}
     try:
@@ -87,48 +98,54 @@ def read_config(path: Path) -> GPTConfig:
             raise InputError(f"unknown field {unknown[0]}")
         return GPTConfig(**facts)
     except (InputError, TypeError) as error:
-        raise InputError(f"{path} is no model configuration: {error}") from error
+        raise InputError(f"{path} is not a model configuration: {error}") from error
 
 
-def check(params: Params, config: GPTConfig, where: str) -> Params:
-    """The parameters as they are, or InputError naming the array that is missing, extra, misshapen or no numbers."""
-    wanted = shapes(config)
-    for name, shape in wanted.items():
+def check_params(params: Params, config: GPTConfig, where: str) -> Params:
+    """Check that the parameters, read from the file `where`, are those of this architecture, and return them.
+
+    Raises InputError naming the array that is missing, unexpected, of another shape, or not floating-point.
+    """
+    expected = shapes(config)
+    for name, shape in expected.items():
         if name not in params:
             raise InputError(f"{where}: {name} is missing; this architecture needs it in shape {shape}")
         if params[name].shape != shape:
             raise InputError(f"{where}: {name} has the shape {params[name].shape}, this architecture needs {shape}")
         if params[name].dtype.kind != "f":
             raise InputError(f"{where}: {name} holds {params[name].dtype} instead of floats")
-    if extra := sorted(set(params) - set(wanted)):
+    if extra := sorted(set(params) - set(expected)):
         raise InputError(f"{where}: {extra[0]} is not part of this architecture")
-    return {name: np.ascontiguousarray(params[name]) for name in wanted}
+    return {name: np.ascontiguousarray(params[name]) for name in expected}
 
 
 def save(config: GPTConfig, params: Params, config_path: str | Path, weights_path: str | Path) -> None:
+    """Write the weights as npz, then the architecture as JSON, each atomically."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(GPTConfig)}
     write_arrays(Path(weights_path), params)
     write_json(Path(config_path), fields)
 
 
 def load(config_path: str | Path, weights_path: str | Path) -> tuple[Params, GPTConfig]:
+    """Read what `save` wrote; raises InputError if a file is damaged or the two do not belong together."""
     config = read_config(Path(config_path))
-    return check(read_arrays(Path(weights_path)), config, str(weights_path)), config
+    return check_params(read_arrays(Path(weights_path)), config, str(weights_path)), config
 
 
 def to_safetensors(params: Params, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+    """Write the parameters as a safetensors file, atomically, in the order of `params`."""
     header: dict[str, Any] = {"__metadata__": metadata} if metadata else {}
     names = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
-    place = 0
+    offset = 0
     for name, array in params.items():
         header[name] = {
             "dtype": names[array.dtype],
             "shape": list(array.shape),
-            "data_offsets": [place, place + array.nbytes],
+            "data_offsets": [offset, offset + array.nbytes],
         }
-        place += array.nbytes
+        offset += array.nbytes
     text = json.dumps(header).encode("utf-8")
-    text += b" " * (-len(text) % 8)  # numbers begin at a multiple of 8 bytes
+    text += b" " * (-len(text) % 8)  # the numbers begin at a multiple of 8 bytes
     with whole_file(Path(path)) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for array in params.values():
@@ -136,7 +153,10 @@ def to_safetensors(params: Params, path: str | Path, metadata: dict[str, str] | 
 
 
 def from_safetensors(path: str | Path) -> dict[str, Array]:
-    """F64, F32, F16, and BF16 (the upper half of a float32), by name. InputError for anything else."""
+    """Read the arrays of a safetensors file by name: F64, F32, F16, and BF16, which becomes float32.
+
+    Raises InputError if the file is damaged or holds another dtype.
+    """
     try:
         data = Path(path).read_bytes()
         (size,) = struct.unpack_from("<Q", data)
@@ -149,7 +169,7 @@ def from_safetensors(path: str | Path) -> dict[str, Array]:
             if not 0 <= start <= end <= len(data) - base:
                 raise ValueError(f"{name} lies beyond the end of the file")
             raw = data[base + start : base + end]
-            if facts["dtype"] == "BF16":
+            if facts["dtype"] == "BF16":  # the upper half of a float32
                 flat = (np.frombuffer(raw, "<u2").astype(np.uint32) << 16).view(np.float32)
             else:
                 flat = np.frombuffer(raw, np.dtype(_DTYPES[facts["dtype"]]).newbyteorder("<"))
@@ -159,30 +179,36 @@ def from_safetensors(path: str | Path) -> dict[str, Array]:
         raise InputError(f"cannot read {path}: {error}") from error
 
 
-def refuse_other_content(path: Path) -> None:
-    """Raise InputError if the file does not have the sha256 that is noted beside it; older runs have none."""
-    note = path.with_name(f"{path.name}.sha256")
+def check_sha256(path: Path) -> None:
+    """Raise InputError if the sha256 of the file is not the one in PATH.sha256; older runs have no such file."""
+    checksum_path = path.with_name(f"{path.name}.sha256")
     try:
-        known = note.read_text(encoding="utf-8", errors="replace").split()[:1]
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        expected = checksum_path.read_text(encoding="utf-8", errors="replace").split()[:1]
+        actual = hashlib.sha256(path.read_bytes()).hexdigest()
     except FileNotFoundError:
         return
     except OSError as error:
-        raise InputError(f"cannot read {note}: {error.strerror}") from error
-    if known != [found]:
-        raise InputError(f"{path} is damaged: its sha256 is not the one in {note.name}; restore it from a copy")
+        raise InputError(f"cannot read {checksum_path}: {error.strerror}") from error
+    if expected != [actual]:
+        raise InputError(
+            f"{path} is damaged: its sha256 is not the one in {checksum_path.name}; restore it from a copy"
+        )
 
 
 def from_torch_run(folder: str | Path) -> tuple[Params, GPTConfig, Tokenizer]:
-    """A Positron run's exported weights, architecture and tokenizer, without torch."""
+    """Read the exported weights, the architecture and the tokenizer of a Positron run, without torch.
+
+    Raises InputError if the folder is not that of a validated run, if a file is damaged, or if the tokenizer is of a kind
+    that only its library reads.
+    """
     folder = Path(folder)
     if not (folder / "model" / "weights.safetensors").exists():
         raise InputError(
-            f"{folder} has no model/weights.safetensors: is it the folder of a run that has been validated?"
+            f"{folder} has no model/weights.safetensors: give the folder of a run that has been validated at least once"
         )
     config = read_config(folder / "model" / "config.json")
-    params = check(from_safetensors(folder / "model" / "weights.safetensors"), config, str(folder))
-    refuse_other_content(folder / "model" / "weights.safetensors")
+    params = check_params(from_safetensors(folder / "model" / "weights.safetensors"), config, str(folder))
+    check_sha256(folder / "model" / "weights.safetensors")
     facts = read_json(folder / "tokenizer" / "tokenizer.json")
     tokenizer: Tokenizer
     if facts.get("kind") == "char" and isinstance(facts.get("characters"), str):
@@ -194,10 +220,13 @@ def from_torch_run(folder: str | Path) -> tuple[Params, GPTConfig, Tokenizer]:
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
     else:
-        raise InputError(f"{folder}: a tokenizer of the kind {facts.get('kind')!r} cannot be read without its library")
+        raise InputError(
+            f"{folder}: numpy_ref cannot read a tokenizer of the kind {facts.get('kind')!r}: "
+            "use a run with a char or spm_* tokenizer"
+        )
     if tokenizer.vocab_size != config.vocab_size:
         raise InputError(
-            f"{folder}: the tokenizer knows {tokenizer.vocab_size} tokens, the model {config.vocab_size}: "
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}: "
             "they do not belong together"
         )
     return params, config, tokenizer

@@ -1,7 +1,7 @@
-"""The menu of a GPT: the same fields, defaults and rules as the torch model's `GPTConfig`.
+"""The options of a GPT: the same fields, defaults and rules as the torch model's `GPTConfig`.
 
-Everything in this package reads these fields and properties from any object that has them, so the torch side's own
-configuration serves as well. Standard library only.
+The functions of this package accept any object that has these fields and properties, so the torch model's own
+configuration works, too. Standard library only.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal, assert_never, get_args
 
 
 class InputError(Exception):
-    """Something that the user can mend: shown as one line, exit code 2."""
+    """Report something that the user can correct; the commands show it as one line and exit with code 2."""
 
 
 Norm = Literal["layernorm", "rmsnorm"]
@@ -21,7 +21,11 @@ Activation = Literal["gelu", "relu", "swish", "relu2", "swiglu"]
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """`n_kv_head` None: as many key/value heads as heads. `d_ff` None: 4 d_model, or about 8/3 d_model for swiglu."""
+    """Describe the architecture of a GPT; raises InputError for impossible values.
+
+    `context_length` is in tokens. `n_kv_head` None: as many key/value heads as query heads. `d_ff` None: 4 d_model, or about
+    8/3 d_model for swiglu. `window`: each token attends to this many tokens, itself included; None: to all before it.
+    """
 
     vocab_size: int
     context_length: int
@@ -44,7 +48,7 @@ class GPTConfig:
         for name in ("vocab_size", "context_length", "d_model", "n_layer", "n_head"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
-                raise InputError(f"{name}={value!r} must be a whole number of at least 1")
+                raise InputError(f"{name}={value!r} must be an integer of at least 1")
         if self.d_model % self.n_head:
             raise InputError(
                 f"d_model={self.d_model} is not divisible by n_head={self.n_head}: "
@@ -54,43 +58,47 @@ class GPTConfig:
             raise InputError(f"n_kv_head={self.n_kv_head} must divide n_head={self.n_head}")
         for name, choices in (("norm", Norm), ("position", Position), ("activation", Activation)):
             if getattr(self, name) not in get_args(choices):
-                raise InputError(f"{name}={getattr(self, name)!r} is none of {', '.join(get_args(choices))}")
+                raise InputError(
+                    f"{name}={getattr(self, name)!r} is unknown: use one of {', '.join(get_args(choices))}"
+                )
         match self.position:
             case "learned":
                 pass
             case "sinusoidal":
                 if self.d_model % 2:
-                    raise InputError(f"position=sinusoidal needs an even d_model, not {self.d_model}")
+                    raise InputError(f"position=sinusoidal needs an even d_model; it is {self.d_model}")
             case "rope":
                 if self.d_head % 2:
-                    raise InputError(f"position=rope needs an even head dimension, not {self.d_head}")
+                    raise InputError(
+                        f"position=rope needs an even head dimension d_model / n_head; it is {self.d_head}"
+                    )
             case _:
                 assert_never(self.position)
         if self.window is not None and self.window < 1:
-            raise InputError(f"window={self.window} must be at least 1, the token itself")
+            raise InputError(f"window={self.window} must be at least 1: a token attends to itself")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout={self.dropout} must be in [0, 1)")
 
     @property
     def d_head(self) -> int:
-        """D, the width of a head."""
+        """Return D, the dimension of a head."""
         return self.d_model // self.n_head
 
     @property
     def kv_heads(self) -> int:
-        """K, the number of key/value heads."""
+        """Return K, the number of key/value heads."""
         return self.n_kv_head or self.n_head
 
     @property
     def ff_width(self) -> int:
-        """F, the width inside the MLP. A gated one has three matrices instead of two, so it gets 2/3 of the width."""
+        """Return F, the width of the MLP. A gated MLP has three matrices instead of two, so its default is 2/3 as wide."""
         if self.d_ff is not None:
             return self.d_ff
         return -(-8 * self.d_model // 24) * 8 if self.is_gated else 4 * self.d_model
 
     @property
     def has_learned_positions(self) -> bool:
-        """Tell whether places are trained: a table `wpe` (T, C)."""
+        """Tell whether positions are trained: a table `wpe` (T, C)."""
         match self.position:
             case "learned":
                 return True
@@ -101,7 +109,7 @@ class GPTConfig:
 
     @property
     def has_position_table(self) -> bool:
-        """Tell whether a row for each place is added to the embeddings."""
+        """Tell whether a row of a table is added to the embedding at each position."""
         match self.position:
             case "learned" | "sinusoidal":
                 return True
@@ -112,7 +120,7 @@ class GPTConfig:
 
     @property
     def has_rope(self) -> bool:
-        """Tell whether queries and keys are turned by an angle for each place."""
+        """Tell whether queries and keys are rotated by an angle that depends on the position."""
         match self.position:
             case "rope":
                 return True

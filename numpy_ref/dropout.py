@@ -1,4 +1,4 @@
-"""Chapter 7. Dropout (Srivastava et al. 2014): each number is erased with probability p while training.
+"""Chapter 7. Dropout (Srivastava et al. 2014): while training, each number becomes 0 with probability p.
 
     y = x m,   m = 0 with probability p, else 1 / (1 - p)        so that the expectation of y is x
     dx = dy m
@@ -6,7 +6,7 @@
 The generator is an argument, never a hidden global: the same seed gives the same mask, so a training run can be
 repeated and resumed bit for bit. In float32 or narrower, 1 / (1 - p) is rounded; the bias, 1e-7, is far below the noise.
 
-Cost: one random number per value; that is far more than the product. On an FPGA: a linear-feedback shift register.
+Cost: one random number per value, which takes far longer than the product. On an FPGA: a linear-feedback shift register.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from numpy_ref.linear import Array, Cache
 
 
 def dropout_forward(x: Array, p: float, rng: np.random.Generator | None) -> tuple[Array, Cache]:
-    """x of any shape; without a generator (evaluation), or for p = 0, x itself."""
+    """Set each number of x to 0 with probability p and multiply the others by 1 / (1 - p).
+
+    Without a generator (evaluation), or if p is 0, returns x itself.
+    """
     if rng is None or p == 0:
         return x, {"mask": None}
     mask = (rng.random(x.shape, dtype=np.float32) >= p).astype(x.dtype)
@@ -26,5 +29,5 @@ def dropout_forward(x: Array, p: float, rng: np.random.Generator | None) -> tupl
 
 
 def dropout_backward(dy: Array, cache: Cache) -> tuple[Array, None, None]:
-    """dy -> dx; p and the generator have no gradient."""
+    """Multiply dy by the mask of `dropout_forward`; p and the generator have no gradient."""
     return (dy if cache["mask"] is None else dy * cache["mask"]), None, None

@@ -1,8 +1,8 @@
-"""Chapter 17. Generation: one token after the other, each appended to what is read for the next.
+"""Chapter 17. Generation: one token after the other, each appended to the input of the next.
 
-Without a cache, token n costs a forward pass over n tokens. Keys and values of past tokens never change (they look only
-backwards), so they are kept, and each new token is one row through the model. Positions are absolute in the cache, so
-once the context is full, the last half of it is read anew as a fresh beginning, and writing goes on.
+Without a cache, token n costs a forward pass over n tokens. Keys and values of past tokens never change, because a token
+attends only to earlier ones. So they are kept, and each new token costs one row through the model. Positions in the cache
+are absolute: when the context is full, its last half is read again from position 0, and generation continues.
 
     python -m numpy_ref.generate "Once upon a time" --temperature 0.5 --top-k 50 --top-p 0.9
     python -m numpy_ref.generate "Once upon a time" --run outputs/quickstart
@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 
 from numpy_ref.checkpoint import from_torch_run, load, read_json
+from numpy_ref.command_line import one_line_errors
 from numpy_ref.config import GPTConfig, InputError
-from numpy_ref.door import one_line_errors
 from numpy_ref.gpt import forward
-from numpy_ref.multihead import Params, Past
+from numpy_ref.linear import Params
+from numpy_ref.multihead import Past
 from numpy_ref.sampling import sample
 from numpy_ref.tokenizers import Tokenizer, from_json
 
@@ -42,12 +43,13 @@ def generate_ids(
     last_n: int = 64,
     **sampling: Any,
 ) -> Iterator[int]:
-    """Yields new token ids after `ids` (at least one) until `stop` or `max_tokens`.
+    """Yield up to `max_tokens` new token ids after `ids`; end at the id `stop`, which is not yielded.
 
-    `sampling`: the arguments of `sampling.filtered`; its penalty looks at the last `last_n` tokens.
+    `sampling`: the arguments of `sampling.sample`; the repetition penalty applies to the last `last_n` tokens.
+    `cached` False computes the same without a key/value cache. Raises InputError if `ids` is empty.
     """
     if not ids:
-        raise InputError("there is nothing to go on from: the prompt is empty")
+        raise InputError("the prompt is empty: give at least one token")
     rng = np.random.default_rng(seed)
     seen, start = list(ids), 0
     past: list[Past] | None = None
@@ -69,6 +71,7 @@ def generate_ids(
 
 
 def new_past(params: Params, config: GPTConfig, batch: int = 1) -> list[Past]:
+    """Create an empty key/value cache for each layer."""
     dtype = params["wte.weight"].dtype
     return [Past(batch, config, config.context_length, dtype) for _ in range(config.n_layer)]
 
@@ -76,50 +79,68 @@ def new_past(params: Params, config: GPTConfig, batch: int = 1) -> list[Past]:
 def complete(
     params: Params, config: GPTConfig, tokenizer: Tokenizer, prompt: str, max_tokens: int, **options: Any
 ) -> str:
-    """The prompt, as a document's beginning, and what the model writes after it up to the document's end."""
+    """Continue the prompt as the beginning of a document, up to its end; return the prompt and the continuation.
+
+    `options` are those of `generate_ids`.
+    """
     end = tokenizer.end_of_text
     new = generate_ids(params, config, [end, *tokenizer.encode(prompt)], max_tokens, stop=end, exempt=[end], **options)
     return prompt + tokenizer.decode(new)
 
 
-def load_any(run: str | None, model: str | None) -> tuple[Params, GPTConfig, Tokenizer, str]:
-    """A Positron run by its folder, or what `numpy_ref.train` saved as FOLDER/NAME (the newest by default)."""
+def load_model(run: str | None, model: str | None) -> tuple[Params, GPTConfig, Tokenizer, str]:
+    """Load the Positron run in the folder `run`, or the `model` FOLDER/NAME that `numpy_ref.train` saved.
+
+    With neither, loads the newest model in OUTPUTS. The last result is the name of what was loaded.
+    """
     if run is not None:
         return *from_torch_run(run), run
     if model is None:
-        found = sorted(OUTPUTS.glob("*_weights.npz"), key=lambda path: path.stat().st_mtime)
-        if not found:
+        by_age = sorted(OUTPUTS.glob("*_weights.npz"), key=lambda path: path.stat().st_mtime)
+        if not by_age:
             raise InputError(f"no model in {OUTPUTS.resolve()}: train one with python -m numpy_ref.train")
-        model = str(found[-1]).removesuffix("_weights.npz")
+        model = str(by_age[-1]).removesuffix("_weights.npz")
     params, config = load(f"{model}_config.json", f"{model}_weights.npz")
     tokenizer = from_json(read_json(Path(f"{model}_tokenizer.json")), f"{model}_tokenizer.json")
     if tokenizer.vocab_size != config.vocab_size:
-        raise InputError(f"{model}: tokenizer and weights do not belong together")
+        raise InputError(
+            f"{model}: the tokenizer has {tokenizer.vocab_size} tokens, the weights {config.vocab_size}: "
+            "they do not belong together"
+        )
     return params, config, tokenizer, model
 
 
-def model_options(parser: argparse.ArgumentParser) -> None:
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add --run and --model, the arguments of `load_model`."""
     parser.add_argument("--run", help="folder of a Positron run")
     parser.add_argument("--model", help="FOLDER/NAME that numpy_ref.train saved (default: the newest)")
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m numpy_ref.generate", description="Write with NumPy alone.")
-    parser.add_argument("prompt", nargs="?", default="Once upon a time")
-    model_options(parser)
-    parser.add_argument("--max-tokens", type=int, default=300)
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest (default %(default)s)")
-    parser.add_argument("--top-k", type=int)
-    parser.add_argument("--top-p", type=float)
-    parser.add_argument("--min-p", type=float)
-    parser.add_argument("--repetition-penalty", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
+def argument_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = argparse.ArgumentParser(prog="python -m numpy_ref.generate", description="Generate text with NumPy only.")
+    parser.add_argument("prompt", nargs="?", default="Once upon a time", help="text to continue (default: %(default)r)")
+    add_model_options(parser)
+    parser.add_argument(
+        "--max-tokens", type=int, default=300, help="maximum number of new tokens (default %(default)s)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0 always takes the likeliest token (default %(default)s)"
+    )
+    parser.add_argument("--top-k", type=int, help="sample from the k likeliest tokens only")
+    parser.add_argument("--top-p", type=float, help="sample from the likeliest tokens that sum to this probability")
+    parser.add_argument("--min-p", type=float, help="drop tokens below this share of the largest probability")
+    parser.add_argument(
+        "--repetition-penalty", type=float, default=1.0, help="above 1: make recent tokens less likely (default 1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default %(default)s)")
     return parser
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
     with one_line_errors():
-        options = arguments().parse_args(argv)
+        options = argument_parser().parse_args(argv)
         rules = (
             (options.max_tokens >= 1, "--max-tokens must be at least 1"),
             (options.temperature >= 0, "--temperature must not be negative"),
@@ -131,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
         for holds, rule in rules:
             if not holds:
                 raise InputError(rule)
-        params, config, tokenizer, name = load_any(options.run, options.model)
+        params, config, tokenizer, name = load_model(options.run, options.model)
         print(name, file=sys.stderr)
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")

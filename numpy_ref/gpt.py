@@ -1,14 +1,14 @@
 """Chapter 12. GPT: token ids in, a probability for every possible next token out.
 
-    x = wte[ids] + positions                  (B, T, C)   (rotary positions act inside of attention instead; with
-                                                           smearing, a share of the embedding before comes first)
+    x = wte[ids] + positions                  (B, T, C)   (rotary positions act inside of attention instead;
+                                                           smearing comes before positions)
     x = block_i(x)  for i in 0 .. L-1         (B, T, C)
     logits = norm_f(x) W^T                    (B, T, V)   W = wte when tied (arXiv:1608.05859), else lm_head
 
 Tied embeddings are one matrix used twice, so its gradient is the sum of both uses.
 
-Parameters are one flat dictionary, name -> array, under the torch model's names. Everything is computed in the dtype of
-`wte.weight`.
+Parameters are one flat dictionary, name -> array, with the names of the torch model. Everything is computed in the dtype
+of `wte.weight`.
 
 Cost: 6 FLOPs per weight and token for a training step (chapter 1: three products forward and backward, 2 FLOPs each),
 plus attention's 12 C per key and layer (chapter 8).
@@ -34,16 +34,16 @@ from numpy_ref.embedding import (
     smear_backward,
     smear_forward,
 )
-from numpy_ref.linear import Array, Cache, linear_backward, linear_forward
+from numpy_ref.linear import Array, Cache, Params, linear_backward, linear_forward
 from numpy_ref.loss import cross_entropy_backward, cross_entropy_forward
-from numpy_ref.multihead import Params, Past, below, under
+from numpy_ref.multihead import Past, add_prefix, strip_prefix
 from numpy_ref.rope import rope_tables
 
 Shapes = dict[str, tuple[int, ...]]
 
 
 def shapes(config: GPTConfig) -> Shapes:
-    """Name and shape of every parameter, in the torch model's order."""
+    """Return the shape of every parameter by name, in the order of the torch model."""
     C, F, V = config.d_model, config.ff_width, config.vocab_size
     kv = config.kv_heads * config.d_head
     norm: Shapes = {"weight": (C,)}
@@ -55,28 +55,32 @@ def shapes(config: GPTConfig) -> Shapes:
         mlp = {"mlp.gate": (F, C), **mlp}
 
     def with_bias(matrices: Shapes) -> Shapes:
-        found: Shapes = {}
+        layers: Shapes = {}
         for name, shape in matrices.items():
-            found[f"{name}.weight"] = shape
+            layers[f"{name}.weight"] = shape
             if config.bias:
-                found[f"{name}.bias"] = shape[:1]
-        return found
+                layers[f"{name}.bias"] = shape[:1]
+        return layers
 
-    block = {**under("norm1.", norm), **with_bias(linears), **under("norm2.", norm), **with_bias(mlp)}
-    found: Shapes = {"smear": (C,)} if config.smear else {}
-    found["wte.weight"] = (V, C)
+    block = {**add_prefix(norm, "norm1."), **with_bias(linears), **add_prefix(norm, "norm2."), **with_bias(mlp)}
+    by_name: Shapes = {"smear": (C,)} if config.smear else {}
+    by_name["wte.weight"] = (V, C)
     if config.has_learned_positions:
-        found["wpe.weight"] = (config.context_length, C)
+        by_name["wpe.weight"] = (config.context_length, C)
     for i in range(config.n_layer):
-        found |= under(f"blocks.{i}.", block)
-    found |= under("norm_f.", norm)
+        by_name |= add_prefix(block, f"blocks.{i}.")
+    by_name |= add_prefix(norm, "norm_f.")
     if not config.tie_embeddings:
-        found["lm_head.weight"] = (V, C)
-    return found
+        by_name["lm_head.weight"] = (V, C)
+    return by_name
 
 
 def init_params(config: GPTConfig, seed: int = 0, dtype: Any = np.float32) -> Params:
-    """Weights normal with std 0.02, those that write into the residual stream 0.02 / sqrt(2 L); norms 1; biases 0."""
+    """Draw the initial parameters from a generator with this seed.
+
+    Weights are normal with standard deviation 0.02, or 0.02 / sqrt(2 L) for the 2 L matrices that write into the residual
+    stream (GPT-2); norms are 1, biases and the smear weight 0.
+    """
     rng = np.random.default_rng(seed)
     params = {}
     for name, shape in shapes(config).items():
@@ -118,16 +122,16 @@ def _forward(
             x, _ = position_forward(x, table, start)
         case "rope":
             cos, sin = rope_tables(end, config.d_head)
-            rope = cos[start:], sin[start:]
+            rope = cos[start:], sin[start:]  # (T, D/2) each
         case _:
             assert_never(config.position)
     x, cache["drop"] = dropout_forward(x, config.dropout, rng)
     for i in range(config.n_layer):
-        block = below(params, f"blocks.{i}.")
-        x, cache[f"blocks.{i}"] = block_forward(x, block, config, rope, rng, past[i] if past else None)
-    x, cache["norm_f"] = norm_forward(x, below(params, "norm_f."), config.norm)
-    head = params["wte.weight" if config.tie_embeddings else "lm_head.weight"]
-    logits, cache["head"] = linear_forward(x, head)
+        block = strip_prefix(params, f"blocks.{i}.")
+        x, cache[f"blocks.{i}"] = block_forward(x, block, config, rope, rng, past[i] if past else None)  # (B, T, C)
+    x, cache["norm_f"] = norm_forward(x, strip_prefix(params, "norm_f."), config.norm)
+    head = params["wte.weight" if config.tie_embeddings else "lm_head.weight"]  # (V, C)
+    logits, cache["head"] = linear_forward(x, head)  # (B, T, V)
     return logits, cache
 
 
@@ -139,16 +143,17 @@ def forward(
     past: list[Past] | None = None,
     trace: bool = False,
 ) -> Array | tuple[Array, dict[str, Array]]:
-    """Token ids (B, T) -> logits (B, T, V); with `trace` also every intermediate array by its dotted name.
+    """Compute the logits of the next token: ids (B, T) -> logits (B, T, V).
 
-    `rng`: dropout as in training. `past`: one per layer; ids are then those that follow what it holds.
-    InputError where the tokens do not fit the context length.
+    With `trace`, also return every intermediate array by its dotted name. `rng`: dropout as in training. `past`: the
+    key/value cache of each layer; idx then follows the tokens it holds.
+    Raises InputError if the tokens, those of `past` included, do not fit the context length.
     """
     logits, cache = _forward(params, config, idx, rng, past)
     if not trace:
         return logits
     owned = {id(value) for value in params.values()}
-    found: dict[str, Array] = {}
+    arrays: dict[str, Array] = {}
 
     def walk(name: str, value: Any) -> None:
         if isinstance(value, dict):
@@ -158,10 +163,10 @@ def forward(
             for i, part in enumerate(value):
                 walk(f"{name}.{i}", part)
         elif isinstance(value, np.ndarray) and id(value) not in owned:
-            found[name] = value
+            arrays[name] = value
 
     walk("", cache)
-    return logits, {**found, "logits": logits}
+    return logits, {**arrays, "logits": logits}
 
 
 def loss_and_grads(
@@ -172,9 +177,9 @@ def loss_and_grads(
     rng: np.random.Generator | None = None,
     denominator: int | None = None,
 ) -> tuple[float, Params]:
-    """Mean loss in nats per target, and its gradient for every parameter by name. idx, targets (B, T).
+    """Compute the mean loss, in nats per target, and its gradient for every parameter by name: idx, targets (B, T).
 
-    `denominator`: divide by this number of targets, that of the whole optimizer step, instead of this batch's own.
+    `denominator`: the number of targets to divide by, that of the whole optimizer step; None: the number in `targets`.
     """
     logits, cache = _forward(params, config, idx, rng)
     loss, loss_cache = cross_entropy_forward(logits, targets, denominator)
@@ -186,11 +191,11 @@ def _backward(dlogits: Array, cache: Cache, config: GPTConfig) -> Params:
     grads: Params = {}
     dx, dhead, _ = linear_backward(dlogits, cache["head"])
     dx, norm, _ = norm_backward(dx, cache["norm_f"])
-    grads |= under("norm_f.", norm)
+    grads |= add_prefix(norm, "norm_f.")
     for i in reversed(range(config.n_layer)):
-        # popped: a block's arrays are freed as soon as they have served
+        # popped, so that the arrays of a block are freed as soon as its backward is done
         dx, block, *_ = block_backward(dx, cache.pop(f"blocks.{i}"))
-        grads |= under(f"blocks.{i}.", block)
+        grads |= add_prefix(block, f"blocks.{i}.")
     dx, _, _ = dropout_backward(dx, cache["drop"])
     if config.has_learned_positions:
         dx, grads["wpe.weight"] = position_backward(dx, cache["wpe"])

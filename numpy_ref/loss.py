@@ -1,4 +1,4 @@
-"""Chapter 5. Softmax and cross-entropy: scores become probabilities, and a surprise becomes a number.
+"""Chapter 5. Softmax and cross-entropy: from scores to probabilities, and from probabilities to a loss.
 
 Softmax. p_j = e^(z_j) / sum_k e^(z_k). Subtracting any c from all z changes nothing, since e^-c cancels; c = max(z)
 makes the largest exponent 0. Without it, IEEE 754 float32 overflows at z = 89: inf / inf = NaN. With it, no exponent is
@@ -6,21 +6,21 @@ positive, the sum is at least 1, and what underflows to 0 was below 1e-38 of the
 
     dp_j/dz_i = p_j (delta_ij - p_i)    so    dz = p (dp - sum_j dp_j p_j)
 
-A row in which everything is masked (z = -inf throughout) has no maximum to subtract, and -inf - -inf = NaN. There is
-nothing to attend to, so its answer is all zeros, and so is its gradient.
+If a whole row is masked (all z = -inf), its maximum is -inf, and -inf - -inf = NaN. Such a row has nothing to attend to,
+so its result is all zeros, and so is its gradient.
 
-Cross-entropy in nats of the target y: l = -log p_y = logsumexp(z) - z_y, with logsumexp(z) = c + log sum e^(z - c).
-Never as log(softmax): a p that underflowed would give -inf. Its gradient is the reason why everyone uses it:
+Cross-entropy of the target y, in nats: l = -log p_y = logsumexp(z) - z_y, with logsumexp(z) = c + log sum e^(z - c).
+It is never computed as log(softmax), because a p that underflowed would give -inf. Its gradient is simple:
 
     dl/dz_j = p_j - [j = y]
 
-The probabilities, minus one at the truth. A target of -100 carries no loss and no gradient. The loss is the sum over
-the targets divided by their number, so gradients of parts of a batch add up to that of the whole if all parts divide by
-the number of targets of the whole: `denominator`.
+that is, the probabilities, minus one at the target. A target of -100 carries no loss and no gradient. The loss is the
+sum over the targets divided by their number, so the gradients of the parts of a batch add up to that of the whole batch
+if every part is divided by the number of targets of the whole batch: `denominator`.
 
-Cost: about 6 FLOPs per logit and, at N rows and V words, 4 N V bytes again and again: memory-bound, hence done in row
-blocks that fit the cache. On an FPGA: e^z = 2^(z / log 2) is a shift by the integer part and a table for the fraction;
-a running maximum (rescale the sum when it grows) makes it one pass.
+Cost: about 6 FLOPs per logit. With N rows and V tokens, each pass over the logits moves 4 N V bytes, so memory is the
+limit, and the rows are processed in blocks that fit the cache. On an FPGA: e^z = 2^(z / log 2) is a shift by the integer
+part and a table for the fraction; a running maximum (rescale the sum when it grows) makes it one pass.
 """
 
 from __future__ import annotations
@@ -30,59 +30,70 @@ import numpy as np
 from numpy_ref.linear import Array, Cache
 
 IGNORE = -100
-BLOCK = 1 << 18  # logits at a time: 1 MB of float32
+BLOCK_LOGITS = 1 << 18  # 1 MB of float32
 
 
 def softmax(z: Array) -> Array:
-    """(..., V) -> (..., V) in place of z: each row sums to 1, or is 0 where the whole row is -inf."""
-    top = z.max(axis=-1, keepdims=True)
+    """Replace z (..., V) by its softmax: each row sums to 1, or is 0 where the whole row is -inf.
+
+    Plainly, for finite rows: p = np.exp(z - z.max(axis=-1, keepdims=True)); p / p.sum(axis=-1, keepdims=True).
+    """
+    top = z.max(axis=-1, keepdims=True)  # (..., 1)
     z -= np.where(np.isfinite(top), top, z.dtype.type(0))
     np.exp(z, out=z)
-    total = z.sum(axis=-1, keepdims=True)
+    total = z.sum(axis=-1, keepdims=True)  # (..., 1)
     total[total == 0] = 1
     z *= 1 / total
     return z
 
 
 def softmax_forward(z: Array) -> tuple[Array, Cache]:
-    """(..., V) -> probabilities (..., V)."""
+    """Compute the softmax of z (..., V) and leave z as it is."""
     p = softmax(z.copy())
     return p, {"p": p}
 
 
 def softmax_backward(dp: Array, cache: Cache) -> tuple[Array]:
+    """Compute dz = p (dp - sum_j dp_j p_j): dp (..., V) -> dz (..., V)."""
     p = cache["p"]
     return (p * (dp - (dp * p).sum(axis=-1, keepdims=True)),)
 
 
 def cross_entropy_forward(logits: Array, targets: Array, denominator: int | None = None) -> tuple[Array, Cache]:
-    """logits (..., V), targets (...) -> the mean loss in nats, () of logits' dtype; 0 where there is no target."""
+    """Compute the mean cross-entropy, in nats per target: logits (..., V), targets (...) -> loss (), of logits' dtype.
+
+    The sum over the targets is divided by `denominator`; None: by their number. Targets of -100 are not counted; the loss
+    of a batch without any target is 0.
+    """
     V = logits.shape[-1]
-    z, y = logits.reshape(-1, V), targets.reshape(-1)
+    z, y = logits.reshape(-1, V), targets.reshape(-1)  # (N, V), (N,)
     count = max(1, int((y != IGNORE).sum())) if denominator is None else denominator
-    p, losses = np.empty_like(z), np.empty(len(z), dtype=z.dtype)
-    rows = max(1, BLOCK // V)
+    p, losses = np.empty_like(z), np.empty(len(z), dtype=z.dtype)  # (N, V), (N,)
+    rows = max(1, BLOCK_LOGITS // V)
     for start in range(0, len(z), rows):
         block = slice(start, start + rows)
-        losses[block] = _block(z[block], y[block], p[block])
+        losses[block] = _block_losses(z[block], y[block], p[block])
     loss = (losses.sum() / count).astype(logits.dtype)
     return loss, {"p": p, "targets": y, "count": count, "shape": logits.shape}
 
 
-def _block(z: Array, y: Array, p: Array) -> Array:
-    """Fills p (n, V) with the probabilities and returns the losses (n,)."""
-    top = z.max(axis=-1, keepdims=True)
+def _block_losses(z: Array, y: Array, p: Array) -> Array:
+    """Fill p (n, V) with the softmax of z (n, V) and return the losses (n,) of the targets y (n,).
+
+    Plainly: p = softmax(z); losses = logsumexp(z) - z[np.arange(n), y], or 0 where y is -100.
+    """
+    top = z.max(axis=-1, keepdims=True)  # (n, 1)
     np.subtract(z, top, out=p)
-    place = np.arange(len(y)), np.where(y == IGNORE, 0, y)
-    target = p[place]
+    target_index = np.arange(len(y)), np.where(y == IGNORE, 0, y)
+    target = p[target_index]  # (n,), z_y - max(z)
     np.exp(p, out=p)
-    total = p.sum(axis=-1, keepdims=True)
+    total = p.sum(axis=-1, keepdims=True)  # (n, 1)
     p *= 1 / total
     return np.where(y == IGNORE, 0, np.log(total[:, 0]) - target)
 
 
 def cross_entropy_backward(dloss: Array | float, cache: Cache) -> tuple[Array]:
-    """dL/dloss () -> dlogits (..., V)."""
+    """Compute dlogits = dloss (p - onehot(target)) / count: dL/dloss () -> dlogits (..., V)."""
     p, y = cache["p"], cache["targets"]
     scored = y != IGNORE
     scale = np.asarray(dloss / cache["count"], dtype=p.dtype)

@@ -1,4 +1,4 @@
-"""Chapter 10. The MLP: each token for itself goes up to a wider space, through an activation, and down again.
+"""Chapter 10. The MLP: each token's vector is mapped to a wider space, through an activation, and back.
 
     plain    h = f(x Wu^T),                      y = h Wd^T
     swiglu   h = swish(x Wg^T) * (x Wu^T),       y = h Wd^T          (arXiv:2002.05202)
@@ -6,8 +6,8 @@
 Backward of the gated product h = a * u: da = dh * u, du = dh * a; then da goes through swish and Wg, du through Wu, and
 x, used twice, gets the sum.
 
-Cost: 2 N C F FLOPs per matrix, F = 4 C (two matrices) or about 8/3 C (three): the same 16 N C^2 forward. Two thirds of a
-GPT's weights live here, so here is where 8-bit weights pay most on small hardware.
+Cost: 2 N C F FLOPs per matrix. F = 4 C with two matrices, or about 8/3 C with three: 16 N C^2 forward in both cases. Two
+thirds of the weights of the blocks are here, so 8-bit weights save most here on small hardware.
 """
 
 from __future__ import annotations
@@ -16,17 +16,19 @@ from typing import assert_never
 
 from numpy_ref.activation import activation_backward, activation_forward
 from numpy_ref.config import Activation
-from numpy_ref.linear import Array, Cache
-from numpy_ref.multihead import Params, _project, _project_backward
+from numpy_ref.linear import Array, Cache, Params, named_linear_backward, named_linear_forward
 
 
 def mlp_forward(x: Array, params: Params, activation: Activation) -> tuple[Array, Cache]:
-    """x (B, T, C) -> (B, T, C). params: {up, down}.weight, gate.weight for swiglu, and .bias each or none."""
+    """Compute f(x Wu^T) Wd^T, or its gated form for swiglu: x (B, T, C) -> (B, T, C).
+
+    params: up.weight (F, C), down.weight (C, F), for swiglu gate.weight (F, C), and with bias=True the .bias of each.
+    """
     cache: Cache = {}
-    h, cache["up"] = _project(x, params, "up")  # (B, T, F)
+    h, cache["up"] = named_linear_forward(x, params, "up")  # (B, T, F)
     match activation:
         case "swiglu":
-            gate, cache["gate"] = _project(x, params, "gate")
+            gate, cache["gate"] = named_linear_forward(x, params, "gate")  # (B, T, F)
             a, cache["activation"] = activation_forward(gate, "swish")
             cache["product"] = {"a": a, "u": h}
             h = a * h
@@ -34,18 +36,18 @@ def mlp_forward(x: Array, params: Params, activation: Activation) -> tuple[Array
             h, cache["activation"] = activation_forward(h, activation)
         case _:
             assert_never(activation)
-    y, cache["down"] = _project(h, params, "down")
+    y, cache["down"] = named_linear_forward(h, params, "down")  # (B, T, C)
     return y, cache
 
 
 def mlp_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None]:
-    """dy (B, T, C) -> dx (B, T, C), dparams."""
+    """Compute the gradients of `mlp_forward`: dy (B, T, C) -> dx (B, T, C), dparams."""
     grads: Params = {}
-    dh = _project_backward(dy, cache["down"], "down", grads)
+    dh = named_linear_backward(dy, cache["down"], "down", grads)  # (B, T, F)
     if "gate" not in cache:
         (dh,) = activation_backward(dh, cache["activation"])
-        return _project_backward(dh, cache["up"], "up", grads), grads, None
-    (dgate,) = activation_backward(dh * cache["product"]["u"], cache["activation"])
-    dx = _project_backward(dh * cache["product"]["a"], cache["up"], "up", grads)
-    dx += _project_backward(dgate, cache["gate"], "gate", grads)
+        return named_linear_backward(dh, cache["up"], "up", grads), grads, None
+    (dgate,) = activation_backward(dh * cache["product"]["u"], cache["activation"])  # (B, T, F)
+    dx = named_linear_backward(dh * cache["product"]["a"], cache["up"], "up", grads)
+    dx += named_linear_backward(dgate, cache["gate"], "gate", grads)
     return dx, grads, None

@@ -13,15 +13,15 @@ dr/dx_i = -r^3 (x_i - m) / C = -r^2 h_i / C. Collect:
 
     dx = r (g - mean(g) - h mean(g h))
 
-In words: what would only shift all channels, and what would only scale them, has no effect, so it gets no gradient.
+In words: shifting all channels, or scaling all of them, does not change h, so the gradient has no part along either.
 
 RMSNorm (arXiv:1910.07467) leaves out the mean: r = 1 / sqrt(mean(x^2) + eps), h = x r, y = h w, and
-dx = r (g - h mean(g h)). Without weight it is QK-norm's normalisation (chapter 8).
+dx = r (g - h mean(g h)). Without a weight it is the normalisation of QK-norm (chapter 9).
 
 Cost: about 8 FLOPs per number and two passes over memory. eps = 1e-5 keeps 1 / sqrt finite for a row of zeros. The
-variance is computed from the deviations, not as mean(x^2) - mean(x)^2: in float32 the latter loses all digits, and may
-even become negative, as soon as the mean is some thousand times the deviation. On an FPGA: two adder trees over C
-numbers, and one reciprocal square root per token (table and one Newton step r <- r (3 - v r^2) / 2), then a multiplier.
+variance is computed from the deviations, not as mean(x^2) - mean(x)^2: in float32 the latter loses all digits, and can
+become negative, when the mean is a few thousand times the deviation. On an FPGA: two adder trees over C numbers, one
+reciprocal square root per token (a table and one Newton step r <- r (3 - v r^2) / 2), then a multiplier.
 """
 
 from __future__ import annotations
@@ -34,13 +34,16 @@ EPS = 1e-5
 
 
 def row_dot(a: Array, b: Array) -> Array:
-    """(..., C), (..., C) -> (..., 1), the dot product of each row, without the array of products in memory."""
+    """Compute the dot product of each pair of rows without an array of products: (..., C), (..., C) -> (..., 1)."""
     return np.einsum("...c,...c->...", a, b)[..., None]
 
 
 def layernorm_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Cache]:
-    """x (..., C), weight (C,), bias (C,) -> (..., C)."""
-    h = x - x.mean(axis=-1, keepdims=True)
+    """Compute y = w (x - mean(x)) / sqrt(var(x) + eps) + b over the last axis.
+
+    x (..., C), weight (C,), bias (C,) -> y (..., C).
+    """
+    h = x - x.mean(axis=-1, keepdims=True)  # (..., C)
     r = 1 / np.sqrt(row_dot(h, h) / x.shape[-1] + EPS)  # (..., 1)
     h *= r
     y = h * weight
@@ -50,8 +53,11 @@ def layernorm_forward(x: Array, weight: Array, bias: Array | None = None) -> tup
 
 
 def layernorm_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array | None]:
-    """dy (..., C) -> dx (..., C), dweight (C,), dbias (C,) or None."""
-    h, r = cache["h"], cache["r"]
+    """Compute the gradients of `layernorm_forward`: dx = r (g - mean(g) - h mean(g h)) with g = w dy.
+
+    dy (..., C) -> dx (..., C), dweight (C,), dbias (C,) or None.
+    """
+    h, r = cache["h"], cache["r"]  # (..., C), (..., 1)
     C = h.shape[-1]
     dweight = np.einsum("nc,nc->c", dy.reshape(-1, C), h.reshape(-1, C))
     dbias = None if cache["bias"] is None else dy.reshape(-1, C).sum(axis=0)
@@ -64,7 +70,10 @@ def layernorm_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array | N
 
 
 def rmsnorm_forward(x: Array, weight: Array | None = None) -> tuple[Array, Cache]:
-    """x (..., C), weight (C,) -> (..., C)."""
+    """Compute y = w x / sqrt(mean(x^2) + eps) over the last axis; without a weight, w = 1.
+
+    x (..., C), weight (C,) -> y (..., C).
+    """
     r = 1 / np.sqrt(row_dot(x, x) / x.shape[-1] + EPS)  # (..., 1)
     h = x * r
     y = h if weight is None else h * weight
@@ -72,8 +81,11 @@ def rmsnorm_forward(x: Array, weight: Array | None = None) -> tuple[Array, Cache
 
 
 def rmsnorm_backward(dy: Array, cache: Cache) -> tuple[Array, Array | None]:
-    """dy (..., C) -> dx (..., C), dweight (C,) or None."""
-    h, r, weight = cache["h"], cache["r"], cache["weight"]
+    """Compute the gradients of `rmsnorm_forward`: dx = r (g - h mean(g h)) with g = w dy.
+
+    dy (..., C) -> dx (..., C), dweight (C,) or None.
+    """
+    h, r, weight = cache["h"], cache["r"], cache["weight"]  # (..., C), (..., 1), (C,) or None
     C = h.shape[-1]
     dweight = None if weight is None else np.einsum("nc,nc->c", dy.reshape(-1, C), h.reshape(-1, C))
     g = dy if weight is None else dy * weight

@@ -1,21 +1,21 @@
 """Chapter 13. Optimizers: from gradients to better weights. All act in place on flat dictionaries name -> array.
 
-With g the gradient of a weight w and a the learning rate, first the two from which AdamW was made, for comparison (no
-command trains with them):
+Let g be the gradient of a weight w and a the learning rate. First the two methods that AdamW combines, for comparison
+(no command trains with them):
 
     SGD with momentum   u = mu u + g,             w -= a u
     RMSprop             s = rho s + (1 - rho) g^2,  w -= a g / (sqrt(s) + eps)
 
-and those that train:
+and the two that the torch model is trained with:
 
     AdamW (arXiv:1711.05101)
         m = b1 m + (1 - b1) g                     a running mean of gradients,
         v = b2 v + (1 - b2) g^2                   and of their squares;
-        m' = m / (1 - b1^t),  v' = v / (1 - b2^t)   both began at 0, which step t's divisors make up for
-        w -= a weight_decay w                     decay acts on the weight itself ("decoupled"): put into g, it would be
-        w -= a m' / (sqrt(v') + eps)              divided by sqrt(v') and hardly touch weights with large gradients
+        m' = m / (1 - b1^t),  v' = v / (1 - b2^t)   both start at 0; the divisors of step t correct this bias
+        w -= a weight_decay w                     decay acts on the weight itself ("decoupled"): as a part of g it would be
+        w -= a m' / (sqrt(v') + eps)              divided by sqrt(v') and hardly change weights with large gradients
 
-    Muon (Jordan et al. 2024), for matrices of the blocks; AdamW for the others
+    Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for all other parameters
         m = mu m + (1 - mu) g,  n = mu m + (1 - mu) g       momentum, looked ahead once more (Nesterov)
         w -= a weight_decay w + 0.2 a sqrt(max(rows, columns)) U V^T,  where n = U S V^T
 
@@ -23,18 +23,19 @@ A gradient's singular values S fall steeply, so plain steps go far along few dir
 nearest to n, goes equally far along all. It needs no decomposition: a polynomial p(x) = a x + b x^3 + c x^5 acts on the
 singular values alone, p(U S V^T) = U p(S) V^T, since n n^T = U S^2 U^T; iterated from S <= 1, this one brings all of them
 near 1, fast rather than exactly (0.7 to 1.2). U V^T has entries of root mean square 1 / sqrt(max(rows, columns)); AdamW's
-steps measure about 0.2 a; the factor makes the two alike (arXiv:2502.16982), and one learning rate serve both.
+steps measure about 0.2 a. The factor makes both steps equally large (arXiv:2502.16982), so that one learning rate suits
+both.
 
-Each weight so moves by about a per step whatever the scale of its gradient. Only matrices decay: pulling a norm's scale
-towards 0 is no regularisation.
+Each weight therefore moves by about a per step, whatever the scale of its gradient. Only matrices decay: pulling the
+scale of a norm towards 0 is not a regularisation.
 
 Clipping (arXiv:1211.5063): if the norm of all gradients together exceeds c, all are scaled by c / norm. The direction
-stays; one bad batch cannot throw the weights away.
+stays the same, and one bad batch cannot ruin the weights.
 
-Cost: AdamW reads four numbers and writes three per weight, 28 bytes, for about 12 FLOPs: bound by memory, so it is done
-in pieces that stay in the cache. Muon keeps one mean instead of two and costs 5 (4 r^2 c + 2 r^3) FLOPs for r x c: for a
+Cost: AdamW reads four numbers and writes three per weight, 28 bytes, for about 12 FLOPs. Memory is the limit, so it works
+in blocks that stay in the cache. Muon keeps one mean instead of two and costs 5 (4 r^2 c + 2 r^3) FLOPs for r x c: with a
 batch of 1,024 tokens about as much as half of a block's forward pass. On small hardware, m and v, twice the size of the
-model, are what does not fit.
+model, are the first that do not fit.
 """
 
 from __future__ import annotations
@@ -45,21 +46,23 @@ from typing import Any, Literal, assert_never
 
 import numpy as np
 
-from numpy_ref.linear import Array
-from numpy_ref.multihead import Params
+from numpy_ref.linear import Array, Params
 
-PIECE = 1 << 16  # weights at a time: five arrays of 256 kB in float32
+BLOCK_WEIGHTS = 1 << 16  # five arrays of 256 kB in float32
 State = dict[str, Any]
 Schedule = Literal["cosine", "linear", "constant", "trapezoid"]
 
 
 def global_norm(grads: Params) -> float:
-    """L2 norm of all gradients as one vector."""
+    """Return the L2 norm of all gradients as one vector."""
     return math.sqrt(sum(float(np.vdot(g, g)) for g in grads.values()))
 
 
 def clip_gradients(grads: Params, max_norm: float) -> float:
-    """Scales gradients in place to a global norm of at most `max_norm` (0: leaves them); returns the norm before."""
+    """Scale the gradients in place to a global norm of at most `max_norm`; return the norm before.
+
+    With `max_norm` 0 the gradients stay as they are.
+    """
     norm = global_norm(grads)
     if 0 < max_norm < norm + 1e-6:
         for g in grads.values():
@@ -68,6 +71,7 @@ def clip_gradients(grads: Params, max_norm: float) -> float:
 
 
 def adamw_init(params: Params) -> State:
+    """Return AdamW's state before the first step: the means m and v, all 0, and the step 0."""
     zeros = {name: np.zeros_like(p) for name, p in params.items()}
     return {"step": 0, "m": zeros, "v": {name: z.copy() for name, z in zeros.items()}}
 
@@ -81,21 +85,35 @@ def adamw_step(
     eps: float = 1e-8,
     weight_decay: float = 0.1,
 ) -> None:
-    """One step, in place on params and state. `weight_decay` acts on arrays of two axes or more."""
+    """Take one AdamW step, in place on params and state. `weight_decay` acts on arrays of two axes or more."""
     state["step"] += 1
     _adamw(params, list(params), grads, state, lr, betas, eps, weight_decay)
 
 
 def _adamw(
-    params: Params, names: list[str], grads: Params, state: State, lr: float, betas: tuple[float, float], eps: float,
+    params: Params,
+    names: list[str],
+    grads: Params,
+    state: State,
+    lr: float,
+    betas: tuple[float, float],
+    eps: float,
     weight_decay: float,
-) -> None:  # fmt: skip
+) -> None:
+    """Update the parameters `names` block by block, in buffers that exist.
+
+    In plain NumPy:
+
+        m = b1 * m + (1 - b1) * g
+        v = b2 * v + (1 - b2) * g**2
+        w = w * (1 - lr * weight_decay) - lr * (m / correct1) / (np.sqrt(v / correct2) + eps)
+    """
     b1, b2 = betas
     correct1, correct2 = 1 - b1 ** state["step"], 1 - b2 ** state["step"]
     for name in names:
         p = params[name]
         keep = 1 - lr * weight_decay if p.ndim >= 2 else 1.0
-        for w, g, m, v in _pieces(p, grads[name], state["m"][name], state["v"][name]):
+        for w, g, m, v in _blocks(p, grads[name], state["m"][name], state["v"][name]):
             m *= b1
             m += (1 - b1) * g
             square = g * g
@@ -112,11 +130,12 @@ def _adamw(
 
 
 def is_hidden(name: str, p: Array) -> bool:
-    """A matrix inside of a block: a map from directions to directions, which a table of tokens is not."""
+    """Tell whether Muon updates this parameter: a matrix inside of a block, not a table of tokens or positions."""
     return p.ndim == 2 and name.startswith("blocks.")
 
 
 def muon_init(params: Params) -> State:
+    """Return Muon's state before the first step: m for every parameter, v for those that AdamW updates, and the step 0."""
     rest = {name: p for name, p in params.items() if not is_hidden(name, p)}
     state = adamw_init(rest)
     state["m"] |= {name: np.zeros_like(p) for name, p in params.items() if is_hidden(name, p)}
@@ -134,9 +153,10 @@ def muon_step(
     momentum: float = 0.95,
     embedding_ratio: float = 1.0,
 ) -> None:
-    """One step, in place on params and state; `betas` and `eps` are those of AdamW for what is no matrix of a block.
+    """Take one Muon step, in place on params and state; `betas` and `eps` are for the parameters that AdamW updates.
 
-    Embeddings and the head move at `embedding_ratio` times the learning rate."""
+    Embeddings and the output head have `embedding_ratio` times the learning rate.
+    """
     state["step"] += 1
     tables = [name for name in state["v"] if params[name].ndim >= 2]
     vectors = [name for name in state["v"] if params[name].ndim < 2]
@@ -153,7 +173,7 @@ def muon_step(
 
 
 def orthogonalize(x: Array, iterations: int = 5) -> Array:
-    """About U V^T of x = U S V^T, (n, m): singular values end between 0.7 and 1.2."""
+    """Approximate U V^T for x = U S V^T (n, m): all singular values come to lie between 0.7 and 1.2."""
     a, b, c = 3.4445, -4.7750, 2.0315
     if x.shape[0] > x.shape[1]:
         return orthogonalize(x.T, iterations).T  # the products below are of the shorter side
@@ -165,38 +185,43 @@ def orthogonalize(x: Array, iterations: int = 5) -> Array:
 
 
 def sgd_init(params: Params) -> State:
+    """Return the state of SGD before the first step: the momentum u, all 0."""
     return {"u": {name: np.zeros_like(p) for name, p in params.items()}}
 
 
 def sgd_step(params: Params, grads: Params, state: State, lr: float, momentum: float = 0.9) -> None:
-    """Take one step, in place on params and state: for comparison."""
+    """Take one step of SGD with momentum, in place on params and state; for comparison."""
     for name, p in params.items():
-        for w, g, u in _pieces(p, grads[name], state["u"][name]):
+        for w, g, u in _blocks(p, grads[name], state["u"][name]):
             u *= momentum
             u += g
             w -= lr * u
 
 
 def rmsprop_init(params: Params) -> State:
+    """Return the state of RMSprop before the first step: the running means s of squared gradients, all 0."""
     return {"s": {name: np.zeros_like(p) for name, p in params.items()}}
 
 
 def rmsprop_step(
     params: Params, grads: Params, state: State, lr: float, smoothing: float = 0.99, eps: float = 1e-8
 ) -> None:
-    """Take one step, in place on params and state: for comparison."""
+    """Take one RMSprop step, in place on params and state; for comparison."""
     for name, p in params.items():
-        for w, g, s in _pieces(p, grads[name], state["s"][name]):
+        for w, g, s in _blocks(p, grads[name], state["s"][name]):
             s *= smoothing
             s += (1 - smoothing) * (g * g)
             w -= lr * g / (np.sqrt(s) + eps)
 
 
-def _pieces(*arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """Views of the same PIECE places of several arrays; those that are written, all but a gradient, are contiguous."""
+def _blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
+    """Yield views of the same BLOCK_WEIGHTS numbers of every array.
+
+    All arrays but the gradient are written to, so they must be contiguous.
+    """
     flat = [array.reshape(-1) for array in arrays]
-    for start in range(0, flat[0].size, PIECE):
-        yield tuple(array[start : start + PIECE] for array in flat)
+    for start in range(0, flat[0].size, BLOCK_WEIGHTS):
+        yield tuple(array[start : start + BLOCK_WEIGHTS] for array in flat)
 
 
 def lr_at(
@@ -209,24 +234,27 @@ def lr_at(
     final_ratio: float = 0.0,
     decay_share: float = 0.4,
 ) -> float:
-    """Learning rate of step 1 .. horizon: linear warmup to `peak`, then cosine (arXiv:1608.03983) or linear decay to
-    `final_ratio * peak` at the horizon, where it stays; constant; or a trapezoid (arXiv:2405.18392), constant until the
-    last `decay_share` of the horizon. A pure function: nothing to save or restore."""
+    """Compute the learning rate of a step, counted from 1: a linear warmup to `peak`, then one of four shapes.
+
+    cosine (arXiv:1608.03983) and linear decay to `final_ratio * peak` at the horizon and stay there; constant stays at
+    `peak`; trapezoid (arXiv:2405.18392) is constant and decays linearly during the last `decay_share` of the horizon.
+    A pure function, so there is no state to save or restore.
+    """
     match kind:
         case "cosine":
-            fallen = (1 - math.cos(math.pi * _progress(step, warmup_steps, horizon))) / 2
+            decayed = (1 - math.cos(math.pi * _progress(step, warmup_steps, horizon))) / 2
         case "linear":
-            fallen = _progress(step, warmup_steps, horizon)
+            decayed = _progress(step, warmup_steps, horizon)
         case "constant":
-            fallen = 0.0
+            decayed = 0.0
         case "trapezoid":
             begin = max(warmup_steps, min(horizon - 1, round((1 - decay_share) * horizon)))
-            fallen = _progress(step, begin, horizon)
+            decayed = _progress(step, begin, horizon)
         case _:
             assert_never(kind)
-    return peak * step / warmup_steps if step <= warmup_steps else peak * (1 - (1 - final_ratio) * fallen)
+    return peak * step / warmup_steps if step <= warmup_steps else peak * (1 - (1 - final_ratio) * decayed)
 
 
 def _progress(step: int, begin: int, end: int) -> float:
-    """How much of the way from `begin` to `end` lies behind, 0 before and 1 after."""
+    """Return how far `step` is from `begin` to `end`: 0 before, 1 after."""
     return min(1.0, max(0.0, (step - begin) / max(1, end - begin)))

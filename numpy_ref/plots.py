@@ -1,4 +1,4 @@
-"""Pictures, drawn where matplotlib is installed, and left out with a line that says so where it is not."""
+"""Figures. Without matplotlib none is drawn, and a line on stderr says so."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ from numpy_ref.linear import Array
 
 
 def figure(width: float, height: float) -> Any:
-    """A matplotlib figure without a window, or None."""
+    """Create a matplotlib figure of this size in inches, or return None if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        print("no picture: it needs matplotlib (pip install matplotlib)", file=sys.stderr)
+        print("no figure drawn: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
         return None
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def save_figure(drawn: Any, path: Path) -> None:
+    """Write the figure to `path` as PNG and print the path."""
     with whole_file(path) as file:
         drawn.savefig(file, format="png", dpi=110, bbox_inches="tight")
-    print(f"drawn: {path}")
+    print(f"wrote {path}")
 
 
 def plot_loss(losses: list[float], validations: list[tuple[int, float]], path: Path) -> None:
-    """Training loss of every step, its running mean, and validation loss."""
+    """Plot the training loss of every step, its running mean, and the validation losses as (step, nats per token)."""
     drawn = figure(8, 5)
     if drawn is None:
         return
@@ -48,7 +49,10 @@ def plot_loss(losses: list[float], validations: list[tuple[int, float]], path: P
 
 
 def plot_attention(weights: Array, tokens: list[str], layer: int, path: Path) -> None:
-    """Draw (H, T, T), a map per head: row t shows which share of its attention token t gives to each token before it."""
+    """Plot the attention weights (H, T, T) of a layer, one map per head.
+
+    Row t of a map is the share of its attention that token t gives to each token.
+    """
     H = len(weights)
     columns = min(2, H)  # so that a map is wide enough to be read on a small screen
     rows = -(-H // columns)
@@ -58,25 +62,25 @@ def plot_attention(weights: Array, tokens: list[str], layer: int, path: Path) ->
     panels = [drawn.add_subplot(rows, columns, h + 1, title=f"layer {layer}, head {h}") for h in range(H)]
     for axes, head in zip(panels, weights, strict=True):
         image = axes.imshow(head, cmap="viridis", vmin=0, vmax=1)
-        axes.set(xlabel="token that is looked at", ylabel="token that looks")
+        axes.set(xlabel="key (attended token)", ylabel="query (attending token)")
         if len(tokens) <= 40:
             size = min(9, 160 / max(1, len(tokens)))
             axes.set_xticks(range(len(tokens)), tokens, rotation=90, fontsize=size, parse_math=False)
             axes.set_yticks(range(len(tokens)), tokens, fontsize=size, parse_math=False)
-    drawn.colorbar(image, ax=panels, label="share of attention", fraction=0.05, pad=0.02)
+    drawn.colorbar(image, ax=panels, label="attention weight", fraction=0.05, pad=0.02)
     save_figure(drawn, path)
 
 
 def plot_stream(norms: Array, names: list[str], tokens: list[str], path: Path) -> None:
-    """Draw (layers, T): the residual stream's length at every token, from the embedding to the last block.
+    """Plot the norm of the residual stream at every token: norms (layers, T), from the embedding to the last block.
 
-    A token whose vector is far longer or shorter than the others' somewhere is drawn in its own colour and named.
+    A token whose vector is far longer or shorter than the others' after some layer has its own colour and is named.
     """
     drawn = figure(6.8, 5)
     if drawn is None:
         return
-    axes = drawn.add_subplot(xlabel="after", ylabel="length of the token's vector", title="residual stream")
-    named = outliers(norms)
+    axes = drawn.add_subplot(xlabel="after layer", ylabel="norm of the token's vector", title="residual stream")
+    named = outlier_tokens(norms)
     for t in range(norms.shape[1]):
         if t in named:
             label = f"token {t}, {tokens[t]}".replace("$", r"\$")
@@ -93,7 +97,10 @@ def plot_stream(norms: Array, names: list[str], tokens: list[str], path: Path) -
     save_figure(drawn, path)
 
 
-def outliers(norms: Array, factor: float = 2.0, most: int = 4) -> list[int]:
-    """Return the tokens of (layers, T) that are somewhere `factor` times as long or short as the median, farthest first."""
+def outlier_tokens(norms: Array, factor: float = 2.0, most: int = 4) -> list[int]:
+    """Find tokens whose norm is more than `factor` times, or less than 1 / `factor` times, the median of a layer.
+
+    norms (layers, T) -> the indices of at most `most` tokens, the most extreme first.
+    """
     away = np.abs(np.log(norms / np.median(norms, axis=1, keepdims=True))).max(axis=0)  # (T,)
     return [int(t) for t in np.argsort(-away, kind="stable")[:most] if away[t] > np.log(factor)]

@@ -1,18 +1,18 @@
-"""Chapter 6. Rotary positions (RoFormer, arXiv:2104.09864): a place in the text is an angle.
+"""Chapter 6. Rotary positions (RoFormer, arXiv:2104.09864): a position in the text is an angle.
 
 The D channels of a query or key are taken as D/2 pairs (a, b) = (x_i, x_(i + D/2)), points in a plane. At position t
-the pair i is turned by the angle t f_i, f_i = 10000^(-2i/D):
+the pair i is rotated by the angle t f_i, f_i = 10000^(-2i/D):
 
     a' = a cos - b sin,    b' = a sin + b cos
 
-Turning q by s and k by t, and then taking their dot product, is the same as turning only by t - s: scores see
-distances, never absolute places, and no parameter is spent.
+Rotating q by s and k by t, and then taking their dot product, is the same as rotating only by t - s: scores depend on
+distances, never on absolute positions, and there are no parameters.
 
-Backward. The turn is a linear map by the matrix R = [[cos, -sin], [sin, cos]], so the gradient is multiplied by R^T,
-which turns the other way: da = da' cos + db' sin, db = db' cos - da' sin.
+Backward. The rotation is a linear map by the matrix R = [[cos, -sin], [sin, cos]], so the gradient is multiplied by R^T,
+which rotates the other way: da = da' cos + db' sin, db = db' cos - da' sin.
 
 Cost: 3 FLOPs per number. cos and sin come from one table, computed in float64: in float32, t f_i at t = 100,000 is
-already wrong by 0.004 rad. On an FPGA: a table, or CORDIC, which turns by shifts and additions alone.
+already wrong by 0.004 rad. On an FPGA: a table, or CORDIC, which rotates by shifts and additions alone.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ BASE = 10_000.0
 
 
 def rope_tables(context_length: int, d_head: int) -> tuple[Array, Array]:
-    """cos and sin, (T, D/2) each, in float64."""
-    frequency = BASE ** (-np.arange(0, d_head, 2) / d_head)
-    angle = np.arange(context_length)[:, None] * frequency
+    """Compute the cosine and sine of every angle, in float64: (T, D/2) each."""
+    frequency = BASE ** (-np.arange(0, d_head, 2) / d_head)  # (D/2,)
+    angle = np.arange(context_length)[:, None] * frequency  # (T, D/2)
     return np.cos(angle), np.sin(angle)
 
 
-def _turn(x: Array, cos: Array, sin: Array) -> Array:
+def _rotate(x: Array, cos: Array, sin: Array) -> Array:
+    """Rotate each pair; plainly: np.concatenate((a * cos - b * sin, a * sin + b * cos), axis=-1)."""
     half = x.shape[-1] // 2
-    a, b = x[..., :half], x[..., half:]
+    a, b = x[..., :half], x[..., half:]  # (B, heads, T, D/2) each
     out = np.empty_like(x)
     np.multiply(a, cos, out=out[..., :half])
     out[..., :half] -= b * sin
@@ -43,11 +44,14 @@ def _turn(x: Array, cos: Array, sin: Array) -> Array:
 
 
 def rope_forward(x: Array, cos: Array, sin: Array) -> tuple[Array, Cache]:
-    """x (B, heads, T, D); cos, sin (T, D/2) in any float dtype -> (B, heads, T, D)."""
+    """Rotate each pair of channels by the angle of its position: x (B, heads, T, D) -> (B, heads, T, D).
+
+    cos and sin (T, D/2) are the rows of `rope_tables` for these positions, in any float dtype.
+    """
     cos, sin = cos.astype(x.dtype), sin.astype(x.dtype)
-    return _turn(x, cos, sin), {"cos": cos, "sin": sin}
+    return _rotate(x, cos, sin), {"cos": cos, "sin": sin}
 
 
 def rope_backward(dy: Array, cache: Cache) -> tuple[Array, None, None]:
-    """dy (B, heads, T, D) -> dx (B, heads, T, D); the tables are constants."""
-    return _turn(dy, cache["cos"], -cache["sin"]), None, None
+    """Rotate dy (B, heads, T, D) by the opposite angles; the tables are constants and have no gradient."""
+    return _rotate(dy, cache["cos"], -cache["sin"]), None, None

@@ -1,16 +1,18 @@
-"""Chapter 15. Sampling: from logits to the next token. Pure functions on logits (V,), applied in this order:
+"""Chapter 15. Sampling: from logits to the next token.
 
-    repetition penalty   tokens seen lately get less likely, each once however often it was seen: z / r where z > 0, z r
-                         where z < 0 (CTRL, arXiv:1909.05858; dividing a negative z would make it likelier)
-    temperature          z / T: T < 1 sharpens, T > 1 flattens, T = 0 takes the likeliest
-    top-k                only the k likeliest stay
-    top-p                only the fewest tokens that together reach the probability p stay (arXiv:1904.09751)
-    min-p                only tokens with at least p times the likeliest one's probability stay (arXiv:2407.01082)
+Pure functions on logits (V,), applied in this order:
 
-What does not stay becomes -inf, whose probability is exactly 0; the likeliest token always stays.
+    repetition penalty   make recent tokens less likely, once however often they occurred: z / r where z > 0, z r where
+                         z < 0 (CTRL, arXiv:1909.05858; dividing a negative z would make it likelier)
+    temperature          z / T: T < 1 sharpens, T > 1 flattens, T = 0 takes the likeliest token
+    top-k                keep the k likeliest tokens
+    top-p                keep the smallest set of tokens whose probabilities sum to at least p (arXiv:1904.09751)
+    min-p                keep tokens with at least p times the probability of the likeliest token (arXiv:2407.01082)
 
-Cost: one sort of V numbers for top-p; nothing beside the model. On an FPGA, greedy needs a comparator, sampling a random
-number and a running sum.
+The logits of all other tokens become -inf, which is a probability of exactly 0; the likeliest token is always kept.
+
+Cost: one sort of V numbers for top-p, little beside the model. On an FPGA, greedy decoding needs a comparator, sampling a
+random number and a running sum.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ from numpy_ref.loss import softmax
 
 
 def penalize(logits: Array, recent: Iterable[int], penalty: float, exempt: Iterable[int] = ()) -> Array:
-    """`recent` ids get less likely, but for `exempt` ones (special tokens). penalty > 1."""
+    """Apply the repetition penalty to the `recent` ids, except `exempt` ones such as special tokens.
+
+    logits (V,) -> (V,). A penalty above 1 makes them less likely.
+    """
     seen = sorted(set(recent) - set(exempt))
     out = logits.copy()
     z = out[seen]
@@ -33,6 +38,7 @@ def penalize(logits: Array, recent: Iterable[int], penalty: float, exempt: Itera
 
 
 def keep_top_k(logits: Array, k: int) -> Array:
+    """Keep the k largest logits (V,), and those equal to the k-th; set the others to -inf."""
     if k >= len(logits):
         return logits
     smallest = np.partition(logits, -k)[-k]
@@ -40,15 +46,17 @@ def keep_top_k(logits: Array, k: int) -> Array:
 
 
 def keep_top_p(logits: Array, p: float) -> Array:
-    order = np.argsort(-logits, kind="stable")
+    """Keep the likeliest tokens until their probabilities sum to p; set the other logits (V,) to -inf."""
+    order = np.argsort(-logits, kind="stable")  # (V,)
     probability = softmax(logits[order])
-    before = np.cumsum(probability) - probability  # of the likelier tokens; 0 for the likeliest, which always stays
+    before = np.cumsum(probability) - probability  # of all likelier tokens; 0 for the likeliest, which is always kept
     out = logits.copy()
     out[order[before >= p]] = -np.inf
     return out
 
 
 def keep_min_p(logits: Array, p: float) -> Array:
+    """Keep the tokens with at least p times the largest probability; set the other logits (V,) to -inf."""
     return np.where(logits < logits.max() + np.log(p), -np.inf, logits)
 
 
@@ -63,7 +71,7 @@ def filtered(
     repetition_penalty: float = 1.0,
     exempt: Iterable[int] = (),
 ) -> Array:
-    """All filters in their order. logits (V,) -> float64 (V,). temperature > 0."""
+    """Apply all filters in the order of this chapter: logits (V,) -> float64 (V,). temperature > 0."""
     logits = logits.astype(np.float64)
     if repetition_penalty != 1:
         logits = penalize(logits, recent, repetition_penalty, exempt)
@@ -80,7 +88,7 @@ def filtered(
 def sample(
     logits: Array, rng: np.random.Generator, recent: Iterable[int] = (), *, temperature: float = 1.0, **filters: object
 ) -> int:
-    """One token id from logits (V,)."""
+    """Draw one token id from logits (V,). `filters` are the other arguments of `filtered`; temperature 0 is greedy."""
     if temperature == 0:
         penalty = float(filters.get("repetition_penalty", 1.0))  # type: ignore[arg-type]
         exempt: Iterable[int] = filters.get("exempt", ())  # type: ignore[assignment]

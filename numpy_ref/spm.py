@@ -1,11 +1,12 @@
-"""Chapter 14, the end. Reading a SentencePiece model (arXiv:1808.06226) with nothing but bytes.
+"""Chapter 14, the end. Read a SentencePiece model (arXiv:1808.06226) without its library.
 
-The file is a protocol buffer. Each field is a key (number << 3 | kind) and a value; kind 0 is a varint (seven bits a
-byte, low ones first, the top bit says "more"), 1 eight bytes, 2 a length and that many bytes, 5 four bytes. Field 1 of
-the model is a piece, a message of its own: 1 its text, 2 its score (float32), 3 its type.
+The file is a protocol buffer. Each field is a key (number << 3 | kind) and a value. Kind 0 is a varint (seven bits per
+byte, the lowest first; the top bit means that another byte follows), 1 eight bytes, 2 a length and that many bytes, 5 four
+bytes. Field 1 of the model is a piece, itself a message: its field 1 is the text, 2 the score (float32), 3 the type.
 
-Encoding: a space is written as U+2581, each character is a symbol, and of all neighbours whose joint text is a piece the
-one with the highest score is joined first, the leftmost on a tie. What is no piece in the end is spelled in byte pieces.
+Encoding: a space is written as U+2581 and each character is a symbol. Of all neighbours whose joint text is a piece, the
+pair with the highest score is joined first, the leftmost one if scores are equal. A symbol that is not a piece in the end
+is written as byte pieces.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from numpy_ref.config import InputError
 from numpy_ref.tokenizers import END_OF_TEXT
 
 SPACE = "▁"
-NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
+NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # types of pieces
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(number, value) of each field; ValueError or IndexError where the message is cut off."""
+    """Yield (number, value) for each field of a protocol buffer; raises ValueError or IndexError if it is cut off."""
     at = 0
 
     def varint() -> int:
@@ -44,7 +45,7 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
             yield key >> 3, varint()
             continue
         if kind not in (1, 2, 5):
-            raise ValueError(f"a field of the unknown kind {kind}")
+            raise ValueError(f"a field has the unknown kind {kind}")
         size = varint() if kind == 2 else {1: 8, 5: 4}[kind]
         if at + size > len(message):
             raise ValueError("the file is cut off")
@@ -53,7 +54,10 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 class SentencePieceTokenizer:
-    """Byte-pair SentencePiece models with byte fallback and without normalisation, as Positron trains them."""
+    """Encode text with a byte-pair SentencePiece model that has byte fallback and no normalisation, as Positron's have.
+
+    `model` is the content of the file `where`. Raises InputError if it is another kind of model, or damaged.
+    """
 
     kind = "sentencepiece"
 
@@ -66,9 +70,9 @@ class SentencePieceTokenizer:
             self._type = [int(piece.get(3, NORMAL)) for piece in pieces]
             scores = [struct.unpack("<f", bytes(piece.get(2, bytes(4))))[0] for piece in pieces]
         except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:
-            raise InputError(f"{where} is no SentencePiece model: {error!r}") from error
+            raise InputError(f"{where} is not a SentencePiece model: {error!r}") from error
         if UNKNOWN not in self._type or self._type.count(BYTE) != 256:
-            raise InputError(f"{where}: only SentencePiece models with byte fallback can be read")
+            raise InputError(f"{where} has no byte fallback: numpy_ref reads only SentencePiece models that have it")
         self.vocab_size = len(self.pieces)
         joinable = {piece: i for i, piece in enumerate(self.pieces) if self._type[i] not in (UNKNOWN, CONTROL, BYTE)}
         self._ids = joinable
@@ -77,13 +81,14 @@ class SentencePieceTokenizer:
         if END_OF_TEXT not in self.pieces:
             raise InputError(f"{where} has no piece {END_OF_TEXT}")
         self.end_of_text = self.pieces.index(END_OF_TEXT)
-        # words can be joined one by one where no piece reaches over a space
+        # words can be encoded one by one unless a piece contains a space that is not its first character
         self._words = re.compile(f"{SPACE}?[^{SPACE}]*" if all(SPACE not in p[1:] for p in joinable) else "(?s).*")
 
     def encode(self, text: str) -> list[int]:
+        """Convert text to ids, word by word where the model allows it."""
         ids: list[int] = []
         for i, part in enumerate(text.split(SPACE)):
-            if i:  # a real U+2581 would come back as a space, so it is given by its bytes
+            if i:  # U+2581 in the text would be decoded to a space, so it is written as its bytes
                 ids += [self._byte[b] for b in SPACE.encode("utf-8")]
             for word in self._words.findall(part.replace(" ", SPACE)):
                 ids += self._join(list(word))
@@ -98,11 +103,12 @@ class SentencePieceTokenizer:
             symbols = [*symbols[:best], pairs[best], *symbols[best + 2 :]]
         ids: list[int] = []
         for symbol in symbols:
-            found = self._ids.get(symbol)
-            ids += [found] if found is not None else [self._byte[b] for b in symbol.encode("utf-8")]
+            piece = self._ids.get(symbol)
+            ids += [piece] if piece is not None else [self._byte[b] for b in symbol.encode("utf-8")]
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Convert ids to text; bytes that are not valid UTF-8 become U+FFFD, control pieces nothing."""
         out = b""
         for i in ids:
             if self._type[i] == BYTE:

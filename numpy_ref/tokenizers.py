@@ -1,12 +1,12 @@
-"""Chapter 14. Tokenizers: text to ids and back, by characters, by words, by bytes that were merged (`bpe.py`).
+"""Chapter 14. Tokenizers: from text to ids and back, by characters, words, or merged bytes (`bpe.py`).
 
-All share one small protocol: `encode(text) -> ids`, `decode(ids) -> text`, `vocab_size`, `to_json`, `from_json`. The
-first ids are special tokens which no text can spell: 0 is `<unk>`, then those of SPECIALS.
+All have one small protocol: `encode(text) -> ids`, `decode(ids) -> text`, `vocab_size`, `to_json`, `from_json`. The first
+ids are the special tokens of SPECIALS, which no text encodes to; 0 is `<unk>`.
 
 Fewer, longer tokens mean more text per context and per FLOP, but a larger table, and rare tokens learn little. Losses
-per token do not compare between tokenizers; bits per byte of text do.
+per token cannot be compared between tokenizers; bits per byte of text can.
 
-Cost: none beside the model's. On small hardware, characters or bytes: no table at all.
+Cost: negligible beside the model. On small hardware, use characters or bytes, which need no table.
 """
 
 from __future__ import annotations
@@ -22,26 +22,34 @@ from numpy_ref.config import InputError
 END_OF_TEXT = "<|endoftext|>"
 SPECIALS = ("<unk>", END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 TokenizerKind = Literal["char", "word", "bpe"]
-UNKNOWN = "�"  # what <unk> is decoded to
+UNKNOWN_TEXT = "�"  # <unk> is decoded to this
 
 
 class Tokenizer(Protocol):
+    """Convert text to token ids and back."""
+
     vocab_size: int
     end_of_text: int  # the id between documents
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Convert text to token ids, without special tokens."""
+        ...
 
-    def decode(self, ids: Iterable[int]) -> str: ...
+    def decode(self, ids: Iterable[int]) -> str:
+        """Convert token ids to text; special tokens have none."""
+        ...
 
 
 class OwnTokenizer(Tokenizer, Protocol):
-    """One that this package trains, and so can write."""
+    """Convert text to token ids with a vocabulary that this package has trained and can save."""
 
-    def to_json(self) -> dict[str, Any]: ...
+    def to_json(self) -> dict[str, Any]:
+        """Return what `from_json` restores the tokenizer from."""
+        ...
 
 
 class _TableTokenizer:
-    """What characters and words share: a list of pieces, whose ids follow the special tokens."""
+    """Share the table of characters and words: a list of pieces, whose ids follow those of the special tokens."""
 
     kind: str
     n_special = len(SPECIALS)
@@ -54,58 +62,64 @@ class _TableTokenizer:
 
     @staticmethod
     def split(text: str) -> list[str]:
-        raise NotImplementedError  # characters and words are all in which the two tokenizers differ
+        raise NotImplementedError  # the only difference between the two tokenizers
 
     def encode(self, text: str) -> list[int]:
-        """Unknown pieces become `<unk>`, with a warning that names them."""
-        found = self.split(text)
-        unknown = sorted({piece for piece in found if piece not in self._ids})
+        """Convert text to ids. Unknown pieces become `<unk>`, with a warning that names them."""
+        pieces = self.split(text)
+        unknown = sorted({piece for piece in pieces if piece not in self._ids})
         if unknown:
-            shown = ", ".join(repr(piece) for piece in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
-            warnings.warn(f"{len(unknown)} unknown {self.kind}s become <unk>: {shown}", stacklevel=2)
-        return [self._ids.get(piece, 0) for piece in found]
+            names = ", ".join(repr(piece) for piece in unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+            warnings.warn(f"{len(unknown)} unknown {self.kind}s become <unk>: {names}", stacklevel=2)
+        return [self._ids.get(piece, 0) for piece in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Convert ids to text: `<unk>` becomes UNKNOWN_TEXT, other special tokens nothing."""
         return "".join(
-            UNKNOWN if i == 0 else self.pieces[i - self.n_special] for i in ids if i == 0 or i >= self.n_special
+            UNKNOWN_TEXT if i == 0 else self.pieces[i - self.n_special] for i in ids if i == 0 or i >= self.n_special
         )
 
     def to_json(self) -> dict[str, Any]:
+        """Return the kind and the pieces, for `from_json`."""
         return {"kind": self.kind, "pieces": self.pieces}
 
 
 class CharTokenizer(_TableTokenizer):
-    """One id per character of the training text."""
+    """Give each character of the training text an id."""
 
     kind = "character"
 
     @classmethod
     def train(cls, text: str) -> CharTokenizer:
+        """Collect the characters of `text`, in the order of their code points."""
         return cls(sorted(set(text)))
 
     @staticmethod
     def split(text: str) -> list[str]:
+        """Split text into characters."""
         return list(text)
 
 
 class WordTokenizer(_TableTokenizer):
-    """Words, single marks, and runs of white space, so that decoding is mere joining; rare ones are unknown."""
+    """Give each frequent word, punctuation mark and run of white space an id; decoding joins them again."""
 
     kind = "word"
 
     @classmethod
     def train(cls, text: str, vocab_size: int = 4000) -> WordTokenizer:
+        """Collect the most frequent pieces of `text`, at most `vocab_size` with the special tokens."""
         counts = Counter(cls.split(text))
         by_count = sorted(counts, key=lambda piece: (-counts[piece], piece))
         return cls(by_count[: max(0, vocab_size - cls.n_special)])
 
     @staticmethod
     def split(text: str) -> list[str]:
+        """Split text into words, single punctuation marks and runs of white space."""
         return re.findall(r"\w+|[^\w\s]|\s+", text)
 
 
 def train_tokenizer(kind: TokenizerKind, text: str, vocab_size: int) -> OwnTokenizer:
-    """Learn a tokenizer from `text`; `vocab_size` is the most that words and byte pairs may have."""
+    """Train a tokenizer on `text`; `vocab_size` is the maximum for word and bpe, and char ignores it."""
     from numpy_ref.bpe import BPETokenizer
 
     match kind:
@@ -120,7 +134,10 @@ def train_tokenizer(kind: TokenizerKind, text: str, vocab_size: int) -> OwnToken
 
 
 def from_json(facts: dict[str, Any], where: str) -> OwnTokenizer:
-    """The inverse of `to_json`. InputError where the content is not a tokenizer's."""
+    """Restore a tokenizer from the result of its `to_json`, read from the file `where`.
+
+    Raises InputError if the content does not describe a tokenizer.
+    """
     from numpy_ref.bpe import BPETokenizer
 
     try:
@@ -128,7 +145,7 @@ def from_json(facts: dict[str, Any], where: str) -> OwnTokenizer:
             return BPETokenizer([(int(a), int(b)) for a, b in facts["merges"]])
         pieces = facts["pieces"]
         if not isinstance(pieces, list) or not all(isinstance(piece, str) for piece in pieces):
-            raise ValueError("its pieces are no list of strings")
+            raise ValueError("pieces must be a list of strings")
         return {"character": CharTokenizer, "word": WordTokenizer}[facts["kind"]](pieces)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where} is no tokenizer: {error!r}") from error
+        raise InputError(f"{where} is not a tokenizer of numpy_ref: {error!r}") from error

@@ -1,12 +1,12 @@
-"""The command for chapter 18: train on the built-in stories or on a text of yours.
+"""The command of chapter 18: train on the built-in stories or on your own text.
 
     python -m numpy_ref.train                         the built-in stories, by characters, in a minute and a half
     python -m numpy_ref.train my.txt --config improved --tokenizer bpe --epochs 10
 
-The same command again continues, bit for bit; Ctrl-C saves first. `--fresh` starts over.
+The same command again continues an interrupted training, bit for bit; Ctrl-C saves first. `--fresh` starts over.
 
 Writes to `--out` (default outputs/numpy_ref): NAME_config.json, NAME_weights.npz, NAME_tokenizer.json, training_loss.png,
-and NAME_training.npz, from which it continues.
+and NAME_training.npz, from which a training continues.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any, get_args
 
 import numpy as np
 
-from numpy_ref.checkpoint import check, read_arrays
+from numpy_ref.checkpoint import check_params, read_arrays
+from numpy_ref.command_line import one_line_errors
 from numpy_ref.config import GPTConfig, InputError
-from numpy_ref.door import one_line_errors
 from numpy_ref.generate import OUTPUTS, complete
 from numpy_ref.gpt import init_params
 from numpy_ref.optimizers import adamw_init
@@ -39,18 +39,18 @@ from numpy_ref.training import (
     split,
 )
 
-BUILT_IN = Path(__file__).parent / "stories.txt"
-LONG = 10  # times as many epochs with --long-training
+STORIES_PATH = Path(__file__).parent / "stories.txt"
+LONG_TRAINING_FACTOR = 10  # --long-training multiplies the epochs by this
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    # GPT-2's architecture, small enough to learn to write within two minutes on two cores
+    # GPT-2's architecture, small enough to learn the stories within two minutes on two cores
     "small": {
         "model": {"context_length": 64, "d_model": 128, "n_layer": 4, "n_head": 4},
         "batch": 12,
         "epochs": 7,
         "lr": 4e-3,
     },
-    # what the field has changed since: rotary positions, RMSNorm, gated MLP, normalised and shared keys
+    # common changes since GPT-2: rotary positions, RMSNorm, gated MLP, QK-norm, grouped heads
     "improved": {
         "model": {
             "context_length": 128,
@@ -71,8 +71,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
-def chosen_settings(options: argparse.Namespace, text: str) -> Settings:
-    """The settings that a command asks for, its defaults included."""
+def settings_from(options: argparse.Namespace, text: str) -> Settings:
+    """Return the settings of a command line, with the defaults of its configuration."""
     choice = CONFIGS[options.config or "small"]
     return Settings(
         text=options.text or "built-in",
@@ -80,18 +80,18 @@ def chosen_settings(options: argparse.Namespace, text: str) -> Settings:
         config=options.config or "small",
         tokenizer=options.tokenizer or "char",
         vocab_size=options.vocab_size or 1000,
-        epochs=options.epochs or choice["epochs"] * (LONG if options.long_training else 1),
+        epochs=options.epochs or choice["epochs"] * (LONG_TRAINING_FACTOR if options.long_training else 1),
         batch=options.batch or choice["batch"],
         lr=choice["lr"] if options.lr is None else options.lr,
         seed=options.seed or 0,
     )
 
 
-def start(options: argparse.Namespace) -> Training:
-    """A training from its first step."""
-    path = options.text or str(BUILT_IN)
+def new_training(options: argparse.Namespace) -> Training:
+    """Train the tokenizer, draw the initial weights, and return the training before its first step."""
+    path = options.text or str(STORIES_PATH)
     text = read_text(path)
-    settings = chosen_settings(options, text)
+    settings = settings_from(options, text)
     tokenizer = train_tokenizer(settings.tokenizer, "\n".join(documents(text)), settings.vocab_size)
     config = GPTConfig(vocab_size=tokenizer.vocab_size, **architecture(options))
     train_ids, val_ids = split(encode_documents(tokenizer, text), config.context_length, path)
@@ -100,33 +100,35 @@ def start(options: argparse.Namespace) -> Training:
 
 
 def architecture(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the fields of the architecture, but for the vocabulary size, that a command line chooses."""
     model: dict[str, Any] = CONFIGS[options.config or "small"]["model"]
     return {**model, **({"context_length": options.context} if options.context else {})}
 
 
-def continued(path: Path, options: argparse.Namespace) -> Training:
-    """What was saved in `path` by the same command. InputError where this command asks for something else."""
-    where = options.text or str(BUILT_IN)
-    training = resume(path, argparse.Namespace(), where)
-    wanted = {**asdict(chosen_settings(options, read_text(where))), "context": architecture(options)["context_length"]}
+def continue_training(path: Path, options: argparse.Namespace) -> Training:
+    """Load the training that the same command saved in `path`; raises InputError if a setting differs."""
+    where = options.text or str(STORIES_PATH)
+    training = resume_training(path, argparse.Namespace(), where)
+    given = {**asdict(settings_from(options, read_text(where))), "context": architecture(options)["context_length"]}
     saved = {**asdict(training.settings), "context": training.config.context_length}
     different = [
-        f"{key.replace('_', '-')}: {saved[key]} -> {wanted[key]}"
-        for key in wanted
-        if wanted[key] != saved[key] and key != "text"  # whose content is compared
+        f"{key.replace('_', '-')}: {saved[key]} -> {given[key]}"
+        for key in given
+        if given[key] != saved[key] and key != "text"  # a path; the content is compared by text_hash
     ]
     if different:
         raise InputError(
-            f"{path} was begun with other settings ({'; '.join(different)}): give the same ones to continue, "
+            f"{path} was started with other settings ({'; '.join(different)}): give the same settings to continue, "
             "--name for another training, or --fresh to start over"
         )
     return training
 
 
-def resume(path: Path, options: argparse.Namespace, text_path: str | None = None) -> Training:
-    """What was saved in `path`. InputError where it is damaged, or begun with other settings than those given.
+def resume_training(path: Path, options: argparse.Namespace, text_path: str | None = None) -> Training:
+    """Load the training that was saved in `path`, with its own settings.
 
-    `text_path` is where the text lies now, if it was moved.
+    `text_path` is the path of the text if it was moved. Raises InputError if the file is damaged, if an option that was
+    given differs from the saved setting, or if the text has changed.
     """
     arrays = read_arrays(path)
     try:
@@ -139,16 +141,15 @@ def resume(path: Path, options: argparse.Namespace, text_path: str | None = None
         raise InputError(f"{path} is damaged: {error!r}") from error
     for key, given in vars(options).items():
         if given is not None and getattr(settings, key, given) != given:
-            raise InputError(f"{path} was begun with {key}={getattr(settings, key)}, not {given}: use another --name")
-    where = text_path or (str(BUILT_IN) if settings.text == "built-in" else settings.text)
+            raise InputError(f"{path} was started with {key}={getattr(settings, key)}, not {given}: use another --name")
+    where = text_path or (str(STORIES_PATH) if settings.text == "built-in" else settings.text)
     text = read_text(where)
     if hashlib.sha256(text.encode("utf-8")).hexdigest() != settings.text_hash:
         raise InputError(
-            f"{where} is no longer the text that {path} was begun with: --name is for another training, "
-            "--fresh starts over"
+            f"{where} has changed since {path} was started: give --name for another training, or --fresh to start over"
         )
     params, m, v = (
-        check({k[len(part) :]: a for k, a in arrays.items() if k.startswith(part)}, config, str(path))
+        check_params({k[len(part) :]: a for k, a in arrays.items() if k.startswith(part)}, config, str(path))
         for part in ("params/", "m/", "v/")
     )
     state = {"step": len(losses), "m": m, "v": v}
@@ -156,29 +157,33 @@ def resume(path: Path, options: argparse.Namespace, text_path: str | None = None
     return Training(settings, config, tokenizer, params, state, train_ids, val_ids, losses, validations)
 
 
-def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m numpy_ref.train", description="Train a GPT with NumPy alone.")
-    parser.add_argument("text", nargs="?", help="a UTF-8 file (default: the built-in stories)")
-    parser.add_argument("--config", choices=CONFIGS, help="architecture (default small)")
-    parser.add_argument("--tokenizer", choices=get_args(TokenizerKind), help="default char")
-    parser.add_argument("--vocab-size", type=int, help="most tokens of word and bpe (default 1000)")
+def argument_parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    parser = argparse.ArgumentParser(prog="python -m numpy_ref.train", description="Train a GPT with NumPy only.")
+    parser.add_argument("text", nargs="?", help="UTF-8 text file to train on (default: the built-in stories)")
+    parser.add_argument("--config", choices=CONFIGS, help="architecture and its defaults (default small)")
+    parser.add_argument("--tokenizer", choices=get_args(TokenizerKind), help="what a token is (default char)")
+    parser.add_argument("--vocab-size", type=int, help="maximum number of tokens of word and bpe (default 1000)")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=int, help="times through the text")
-    length.add_argument("--long-training", action="store_true", help=f"{LONG} times the usual number of epochs")
-    parser.add_argument("--context", type=int, help="tokens of context")
-    parser.add_argument("--batch", type=int, help="windows per step")
-    parser.add_argument("--lr", type=float, help="highest learning rate")
-    parser.add_argument("--seed", type=int)
-    parser.add_argument("--name", help="of the saved files (default: that of the config)")
-    parser.add_argument("--out", type=Path, default=OUTPUTS, help="folder (default %(default)s)")
-    parser.add_argument(
-        "--resume", action="store_true", help="continue what was saved under this name, whatever its settings"
+    length.add_argument("--epochs", type=int, help="passes over the text")
+    length.add_argument(
+        "--long-training", action="store_true", help=f"train {LONG_TRAINING_FACTOR} times the default number of epochs"
     )
-    parser.add_argument("--fresh", action="store_true", help="start over although a training is saved under this name")
+    parser.add_argument("--context", type=int, help="context length in tokens")
+    parser.add_argument("--batch", type=int, help="windows per optimizer step")
+    parser.add_argument("--lr", type=float, help="peak learning rate")
+    parser.add_argument("--seed", type=int, help="seed of weights, batches and dropout (default 0)")
+    parser.add_argument("--name", help="prefix of the saved files (default: the name of the config)")
+    parser.add_argument("--out", type=Path, default=OUTPUTS, help="folder for the saved files (default %(default)s)")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the training saved under this name with its saved settings"
+    )
+    parser.add_argument("--fresh", action="store_true", help="start over even if a training is saved under this name")
     return parser
 
 
 def check_options(options: argparse.Namespace, name: str) -> None:
+    """Raise InputError for an option that is out of range or contradicts another; `name` is that of the saved files."""
     for key in ("epochs", "context", "batch", "vocab_size"):
         value = getattr(options, key)
         if value is not None and value < 1:
@@ -186,39 +191,42 @@ def check_options(options: argparse.Namespace, name: str) -> None:
     if options.lr is not None and not 0 < options.lr < math.inf:
         raise InputError(f"--lr {options.lr} must be positive")
     if options.vocab_size is not None and options.tokenizer not in ("word", "bpe"):
-        raise InputError("--vocab-size is read by --tokenizer word and bpe: add one of them, or leave it out")
+        raise InputError("--vocab-size only applies to --tokenizer word and bpe: choose one of them, or remove it")
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise InputError(f"--seed {options.seed} must be at least 0 and less than 2**63")
     if options.name is not None and (Path(options.name).name != options.name or options.name.startswith(".")):
-        raise InputError(f"--name {options.name} must be the beginning of a file's name: --out is for the folder")
+        raise InputError(f"--name {options.name} must be a file name without a folder: give the folder by --out")
     if options.resume and options.fresh:
-        raise InputError("--resume continues and --fresh starts over: give one of them")
+        raise InputError("--resume continues and --fresh starts over: give only one of them")
     saved = options.out / f"{name}_training.npz"
     if options.resume and not saved.exists():
-        raise InputError(f"there is no {saved} to resume from")
+        raise InputError(f"cannot resume: {saved} does not exist; check --out and --name, or leave --resume out")
 
 
-def begin(options: argparse.Namespace, name: str) -> Training:
-    """A new training, or the one that was saved under this name: the same command again continues."""
+def open_training(options: argparse.Namespace, name: str) -> Training:
+    """Continue the training saved under `name`, or start a new one, as the options say."""
     saved = options.out / f"{name}_training.npz"
     if options.resume:
-        return resume(saved, options)
+        return resume_training(saved, options)
     if options.fresh or not saved.exists():
-        return start(options)
-    training = continued(saved, options)
+        return new_training(options)
+    training = continue_training(saved, options)
     done, horizon = len(training.losses), training.horizon
     print(
-        f"nothing to do: {saved} has all its {horizon:,} steps" if done == horizon else f"continuing at step {done:,}"
+        f"nothing to do: {saved} has finished its {horizon:,} steps"
+        if done == horizon
+        else f"continuing at step {done:,}"
     )
     return training
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command."""
     with one_line_errors():
-        options = arguments().parse_args(argv)
+        options = argument_parser().parse_args(argv)
         name = options.name or options.config or "small"
         check_options(options, name)
-        training = begin(options, name)
+        training = open_training(options, name)
         n_params = sum(p.size for p in training.params.values())
         print(
             f"{n_params:,} parameters, vocabulary {training.config.vocab_size}, {len(training.train_ids):,} tokens of "

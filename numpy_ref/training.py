@@ -1,8 +1,9 @@
-"""Chapter 18. Training: batch, loss, gradients, clip, step, a thousand times.
+"""Chapter 18. Training: batch, loss, gradients, clipping, optimizer step; a thousand times.
 
-A batch is a pure function of (seed, step): each epoch cuts the text into windows anew, beginning at a random place, and
-takes them in random order; dropout draws from a generator of (seed, step). Hence a training that was stopped by Ctrl-C,
-or killed, continues bit for bit as if nothing had happened: weights, AdamW's moments and the step are all there is.
+A batch is a pure function of (seed, step): each epoch cuts the text into windows, starting at a random offset, and takes
+them in random order; dropout draws from a generator of (seed, step). The state of a training is therefore only the
+weights, AdamW's moments and the step, and a training that was stopped by Ctrl-C or killed continues bit for bit as if it
+had not been interrupted.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ import numpy as np
 from numpy_ref.checkpoint import save, write_arrays, write_json
 from numpy_ref.config import GPTConfig, InputError
 from numpy_ref.gpt import forward, loss_and_grads
-from numpy_ref.linear import Array
+from numpy_ref.linear import Array, Params
 from numpy_ref.loss import cross_entropy_forward
-from numpy_ref.multihead import Params
 from numpy_ref.optimizers import State, adamw_step, clip_gradients, lr_at
 from numpy_ref.tokenizers import END_OF_TEXT, OwnTokenizer, Tokenizer, TokenizerKind
 
 
 @dataclass
 class Settings:
-    """Everything that decides what is learnt, but the text itself, of which the hash is kept."""
+    """Hold every setting of a training but the architecture; `text_hash` is the sha256 of the text.
+
+    `batch` is in windows; `warmup_steps` in optimizer steps; `lr` is the peak.
+    """
 
     text: str
     text_hash: str
@@ -51,7 +54,10 @@ class Settings:
 
 @dataclass
 class Training:
-    """A run between two steps: save it, load it, go on."""
+    """Hold the state of a training between two optimizer steps.
+
+    `losses`: the loss of each step so far; `validations`: (step, loss); both in nats per token.
+    """
 
     settings: Settings
     config: GPTConfig
@@ -65,27 +71,31 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        """At least one; the last place where an epoch may begin to cut leaves one window less."""
+        """Return the number of batches in an epoch, at least 1. The offset of an epoch may cost it one window."""
         windows = (len(self.train_ids) - 1) // self.config.context_length - 1
         return max(1, windows // self.settings.batch)
 
     @property
     def horizon(self) -> int:
+        """Return the number of the last step, at which the learning rate ends its decay."""
         return self.settings.epochs * self.steps_per_epoch
 
     def batch(self, step: int) -> tuple[Array, Array]:
-        """Inputs and targets (B, T) of `step`, from 1."""
+        """Return the inputs and targets (B, T) of `step`, counted from 1."""
         T, B = self.config.context_length, self.settings.batch
-        epoch, place = divmod(step - 1, self.steps_per_epoch)
+        epoch, index = divmod(step - 1, self.steps_per_epoch)
         rng = np.random.default_rng([self.settings.seed, epoch])
         offset = int(rng.integers(0, min(T, len(self.train_ids) - T)))
         starts = offset + T * rng.permutation((len(self.train_ids) - 1 - offset) // T)
-        rows = starts[place * B : (place + 1) * B][:, None] + np.arange(T + 1)
-        windows = self.train_ids[rows]
+        rows = starts[index * B : (index + 1) * B][:, None] + np.arange(T + 1)  # (B, T + 1)
+        windows = self.train_ids[rows]  # (B, T + 1)
         return windows[:, :-1], windows[:, 1:]
 
     def step(self) -> float:
-        """One optimizer step; its loss in nats per token. InputError where it is no longer a number."""
+        """Take one optimizer step and return its loss in nats per token.
+
+        Raises InputError if the loss or the norm of the gradient is not finite; the weights are then unchanged.
+        """
         s, step = self.settings, len(self.losses) + 1
         x, y = self.batch(step)
         rng = np.random.default_rng([s.seed, step, 1])
@@ -93,8 +103,8 @@ class Training:
         norm = clip_gradients(grads, s.grad_clip)
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise InputError(
-                f"the loss is {loss}, the gradient's norm {norm}, at step {step}: try a lower --lr than {s.lr}; "
-                "what was saved before is untouched"
+                f"training diverged at step {step}: loss {loss}, gradient norm {norm}. Try a lower --lr than {s.lr}; "
+                "the files saved before are unchanged"
             )
         lr = lr_at(step, self.horizon, peak=s.lr, warmup_steps=s.warmup_steps, final_ratio=0.1)
         adamw_step(self.params, grads, self.state, lr, weight_decay=s.weight_decay)
@@ -102,45 +112,49 @@ class Training:
         return loss
 
     def validate(self) -> float:
-        """Mean loss in nats per token of the text that is never trained on."""
+        """Compute the mean loss, in nats per token, of up to 64 windows of the validation text."""
         T = self.config.context_length
         starts = np.arange(0, len(self.val_ids) - T, T)[:64]
         total = 0.0
-        for some in np.array_split(starts, -(-len(starts) // self.settings.batch)):
-            windows = self.val_ids[some[:, None] + np.arange(T + 1)]
+        for batch_starts in np.array_split(starts, -(-len(starts) // self.settings.batch)):
+            windows = self.val_ids[batch_starts[:, None] + np.arange(T + 1)]  # (B, T + 1)
             logits = forward(self.params, self.config, windows[:, :-1])
             assert isinstance(logits, np.ndarray)
             loss, _ = cross_entropy_forward(logits, windows[:, 1:])
-            total += float(loss) * len(some)
+            total += float(loss) * len(batch_starts)
         return total / len(starts)
 
     def save(self, folder: Path, name: str) -> None:
+        """Write NAME_training.npz, from which the training continues, and the model and its tokenizer."""
         arrays = {f"params/{key}": value for key, value in self.params.items()}
         arrays |= {f"{part}/{key}": value for part in ("m", "v") for key, value in self.state[part].items()}
         arrays["losses"], arrays["validations"] = np.array(self.losses), np.array(self.validations).reshape(-1, 2)
         tokenizer = self.tokenizer.to_json()
         facts = {"settings": asdict(self.settings), "config": asdict(self.config), "tokenizer": tokenizer}
         arrays["facts"] = np.array(json.dumps(facts))
-        write_arrays(folder / f"{name}_training.npz", arrays)  # one file, so that what is resumed belongs together
+        write_arrays(folder / f"{name}_training.npz", arrays)  # one file, so that weights and step belong together
         write_json(folder / f"{name}_tokenizer.json", tokenizer)
         save(self.config, self.params, folder / f"{name}_config.json", folder / f"{name}_weights.npz")
 
 
 def read_text(path: str) -> str:
-    """A UTF-8 file. InputError names the first byte that is none, or an empty file."""
+    """Read a UTF-8 text file; raises InputError if it cannot be read, is not UTF-8, or is empty."""
     try:
         text = Path(path).read_bytes().decode("utf-8")
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 at byte {error.start}: convert it first") from error
+        raise InputError(f"{path} is not UTF-8 at byte {error.start}: convert it to UTF-8 first") from error
     if not text.strip():
-        raise InputError(f"{path} is empty: give a file with some text in it")
+        raise InputError(f"{path} is empty: give a file that contains text")
     return text
 
 
 def split(ids: list[int], context_length: int, where: str) -> tuple[Array, Array]:
-    """The last tenth, but at least one window of it, is for validation. InputError where there is too little."""
+    """Split the tokens of the text `where` into training and validation tokens.
+
+    The last tenth, but at least one window, is for validation. Raises InputError if the text is too short for both.
+    """
     held = max(context_length + 1, len(ids) // 10)
     if len(ids) < held + context_length + 2:
         raise InputError(
@@ -151,20 +165,23 @@ def split(ids: list[int], context_length: int, where: str) -> tuple[Array, Array
 
 
 def documents(text: str) -> list[str]:
-    """Documents are separated by lines `<|endoftext|>`, as in TinyStories; most texts are one document."""
+    """Split a text into documents at lines `<|endoftext|>`, as in TinyStories; other texts are one document."""
     return [part for part in re.split(rf"(?:^|\n){re.escape(END_OF_TEXT)}(?:\n|$)", text) if part]
 
 
 def encode_documents(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Each document after an end-of-text token, so that a model knows how to begin."""
+    """Encode each document after an end-of-text token, so that the model learns how documents begin."""
     with warnings.catch_warnings():
-        # rare words of the training text itself are meant to be unknown: nothing to warn of
+        # the rare words of the training text are unknown by design
         warnings.simplefilter("ignore")
         return [i for document in documents(text) for i in (tokenizer.end_of_text, *tokenizer.encode(document))]
 
 
 def run(training: Training, folder: Path, name: str, save_every_s: float = 30.0) -> None:
-    """Train to the horizon. Ctrl-C and SIGTERM finish the step, save, say so, and end in KeyboardInterrupt."""
+    """Train to the horizon and save under `folder`/`name`, at the latest every `save_every_s` seconds.
+
+    Ctrl-C and SIGTERM finish the current step, save, and raise KeyboardInterrupt.
+    """
     began, first = time.perf_counter(), len(training.losses)
     shown = saved = began
     tokens = training.settings.batch * training.config.context_length
@@ -188,14 +205,14 @@ def run(training: Training, folder: Path, name: str, save_every_s: float = 30.0)
                 training.save(folder, name)
                 saved = now
             if caught:
-                print(f"saved at step {step:,}: the same command continues", flush=True)
+                print(f"saved at step {step:,}: run the same command again to continue", flush=True)
                 raise KeyboardInterrupt
     training.save(folder, name)
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collects SIGINT and SIGTERM, so that none tears a step apart; a second one interrupts at once."""
+    """Collect SIGINT and SIGTERM, so that none interrupts a step; a second one interrupts at once."""
     caught: list[int] = []
 
     def note(number: int, _: Any) -> None:

@@ -127,8 +127,8 @@ MUTANTS = [
     ("attention", 'weights * drop["mask"]', "weights", "attention: dv without dropout's mask"),
     (
         "multihead",
-        "dx += _project_backward(_merge(dheads[name])",
-        "dx = _project_backward(_merge(dheads[name])",
+        "dx += named_linear_backward(_merge(dheads[name])",
+        "dx = named_linear_backward(_merge(dheads[name])",
         "x used three times, gradients not added",
     ),
     (
@@ -138,7 +138,12 @@ MUTANTS = [
         "QK-norm: no backward",
     ),
     ("mlp", 'dh * cache["product"]["u"]', 'dh * cache["product"]["a"]', "swiglu: the wrong factor for the gate"),
-    ("mlp", "    dx += _project_backward(dgate", "    dx = _project_backward(dgate", "swiglu: up's gradient dropped"),
+    (
+        "mlp",
+        "    dx += named_linear_backward(dgate",
+        "    dx = named_linear_backward(dgate",
+        "swiglu: up's gradient dropped",
+    ),
     ("block", "    dmiddle += dy\n", "", "block: the second residual's gradient dropped"),
     ("block", "    dx += dmiddle\n", "    dx += dy\n", "block: the first residual takes the wrong gradient"),
     ("block", "    return middle + h, cache", "    return x + h, cache", "block: attention's branch lost"),

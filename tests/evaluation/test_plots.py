@@ -114,9 +114,9 @@ def test_explained_attention_has_axis_names_and_a_colour_scale(tmp_path: Path, m
     *maps, colors = saved[0].axes
     assert len(maps) == 3
     assert all(
-        axes.get_xlabel() == "token that is looked at" and axes.get_ylabel() == "token that looks" for axes in maps
+        axes.get_xlabel() == "key (attended token)" and axes.get_ylabel() == "query (attending token)" for axes in maps
     )
-    assert colors.get_ylabel() == "share of attention"
+    assert colors.get_ylabel() == "attention weight"
     (squares, scale) = plots.attention_maps([np.tril(np.ones((2, 3, 3)))], "step 1").axes
     assert "looked at" in squares.get_xlabel()
     assert scale.get_ylabel() == "share of attention"
@@ -126,8 +126,8 @@ def test_tokens_and_channels_that_stand_out_are_named(tmp_path: Path, monkeypatc
     norms = np.ones((3, 6))
     norms[1:, 2] = 9.0
     norms[2, 4] = 0.2
-    assert numpy_plots.outliers(norms) == [2, 4]
-    assert numpy_plots.outliers(np.ones((3, 6))) == []
+    assert numpy_plots.outlier_tokens(norms) == [2, 4]
+    assert numpy_plots.outlier_tokens(np.ones((3, 6))) == []
     saved: list[Any] = []
     monkeypatch.setattr(numpy_plots, "save_figure", lambda figure, path: saved.append(figure))
     numpy_plots.plot_stream(norms, ["embedding", "attention 0", "mlp 0"], list("ab$def"), tmp_path / "s.png")

@@ -209,7 +209,7 @@ def test_numpy_damaged_configurations_are_refused(tmp_path: Path, content: str) 
         ({"d_model": 10, "n_head": 4}, "not divisible by n_head=4: try d_model=8"),
         ({"n_kv_head": 3}, "must divide"),
         ({"window": 0}, "window=0"),
-        ({"norm": "batchnorm"}, "none of layernorm, rmsnorm"),
+        ({"norm": "batchnorm"}, "unknown: use one of layernorm, rmsnorm"),
         ({"position": "rope", "d_model": 12}, "even head"),
         ({"dropout": 1.0}, "dropout"),
         ({"n_layer": 0}, "n_layer=0"),
@@ -245,8 +245,8 @@ def test_numpy_train_then_generate(
 
 
 def test_numpy_training_learns_and_validates(text: str, tmp_path: Path) -> None:
-    options = train.arguments().parse_args([text, "--context", "16", "--batch", "4", "--epochs", "30"])
-    job = train.start(options)
+    options = train.argument_parser().parse_args([text, "--context", "16", "--batch", "4", "--epochs", "30"])
+    job = train.new_training(options)
     training.run(job, tmp_path, "x")
     assert np.mean(job.losses[-5:]) < 0.4 * job.losses[0]
     assert len(job.validations) == 30
@@ -285,7 +285,7 @@ def test_numpy_resume_is_bit_identical(text: str, tmp_path: Path, monkeypatch: A
 
 
 def test_numpy_batches_see_every_window_once_in_an_epoch(text: str) -> None:
-    job = train.start(train.arguments().parse_args([text, *TINY]))
+    job = train.new_training(train.argument_parser().parse_args([text, *TINY]))
     seen = [tuple(row) for step in range(1, job.steps_per_epoch + 1) for row in job.batch(step)[0].tolist()]
     x, y = job.batch(3)
     assert np.array_equal(x[:, 1:], y[:, :-1])
@@ -327,7 +327,7 @@ def test_numpy_the_same_command_on_a_finished_training_changes_nothing(
     assert "lr: 0.004 -> 0.1" in fails(capsys, train.main, *command, "--lr", "0.1")
     assert "seed: 0 -> 3" in fails(capsys, train.main, *command, "--seed", "3")
     moved.write_text("other " * 200)
-    assert "no longer the text" in fails(capsys, train.main, *command)
+    assert "has changed since" in fails(capsys, train.main, *command)
     train.main([*command, "--fresh"])
     assert "continuing" not in capsys.readouterr().out
 
@@ -358,8 +358,8 @@ def test_numpy_train_refuses_bad_text(
         (["--lr", "-1"], "--lr -1"),
         (["--epochs", "0"], "--epochs 0"),
         (["--context", "1000"], "smaller --context"),
-        (["--resume"], "to resume from"),
-        (["--resume", "--fresh"], "give one of them"),
+        (["--resume"], "cannot resume"),
+        (["--resume", "--fresh"], "give only one of them"),
         (["--seed", "-1"], "--seed -1"),
         (["--vocab-size", "50"], "--tokenizer word and bpe"),
         (["--lr", "1e30", *TINY], "lower --lr"),
@@ -379,9 +379,9 @@ def test_numpy_resume_refuses_other_settings_another_text_and_damage(
 ) -> None:
     train.main([text, *TINY, "--out", str(tmp_path)])
     resume = [text, "--resume", "--out", tmp_path]
-    assert "begun with lr=0.004, not 0.1" in fails(capsys, train.main, *resume, "--lr", "0.1")
+    assert "started with lr=0.004, not 0.1" in fails(capsys, train.main, *resume, "--lr", "0.1")
     Path(text).write_text("other " * 200)
-    assert "no longer the text" in fails(capsys, train.main, *resume)
+    assert "has changed since" in fails(capsys, train.main, *resume)
     saved = tmp_path / "small_training.npz"
     saved.write_bytes(saved.read_bytes()[:-100])
     assert "small_training.npz" in fails(capsys, train.main, *resume)
@@ -423,7 +423,7 @@ def test_numpy_explain_prints_and_draws(
     out = capsys.readouterr().out
     assert "8 tokens: <end> | t | h | e | · | c | a | t" in out
     assert out.count("layer ") >= 16
-    assert "next token, the 10 likeliest" in out
+    assert "the 10 likeliest next tokens" in out
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 5
     assert "reads 8" in fails(capsys, explain.main, "a prompt that is too long")
 
@@ -433,7 +433,7 @@ def test_numpy_logit_lens_of_the_last_layer_is_the_models_answer() -> None:
     logits, trace = forward(params, CONFIG, np.arange(6)[None], trace=True)
     stream = explain.residual_stream(trace, CONFIG)
     assert [name for name, _ in stream] == ["embedding", "attention 0", "mlp 0", "attention 1", "mlp 1"]
-    p = explain.lens(params, CONFIG, stream[-1][1])
+    p = explain.logit_lens(params, CONFIG, stream[-1][1])
     wanted = np.exp(logits[0]) / np.exp(logits[0]).sum(-1, keepdims=True)
     assert np.allclose(p, wanted, rtol=1e-12)
     for weights in explain.attention_maps(trace, CONFIG):

@@ -99,7 +99,7 @@ def test_activation(rng: np.random.Generator, kind: str) -> None:
 def test_activation_in_pieces_equals_activation_at_once(rng: np.random.Generator, monkeypatch: Any) -> None:
     x = rng.standard_normal((5, 7))
     wanted, cache = activation_forward(x, "gelu")
-    monkeypatch.setattr("numpy_ref.activation.PIECE", 4)
+    monkeypatch.setattr("numpy_ref.activation.BLOCK_NUMBERS", 4)
     got, pieces = activation_forward(x, "gelu")
     assert np.array_equal(got, wanted)
     assert np.array_equal(pieces["slope"], cache["slope"])
@@ -168,7 +168,7 @@ def test_dropout_keeps_the_mean_and_erases_its_share() -> None:
 @pytest.mark.parametrize("heads", [(4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize("past", [0, 2])
 def test_attention(rng: np.random.Generator, heads: tuple[int, int], past: int, monkeypatch: Any) -> None:
-    monkeypatch.setattr("numpy_ref.attention.BLOCK", 2)  # several blocks of queries, the last one cut short
+    monkeypatch.setattr("numpy_ref.attention.BLOCK_QUERIES", 2)  # several blocks of queries, the last one cut short
     H, K = heads
     q = rng.standard_normal((2, H, 5, 4))
     k, v = rng.standard_normal((2, 2, K, 5 + past, 4))
@@ -225,7 +225,7 @@ def test_softmax(rng: np.random.Generator, shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("denominator", [None, 17])
 def test_cross_entropy(rng: np.random.Generator, denominator: int | None, monkeypatch: Any) -> None:
-    monkeypatch.setattr("numpy_ref.loss.BLOCK", 14)  # two rows at a time
+    monkeypatch.setattr("numpy_ref.loss.BLOCK_LOGITS", 14)  # two rows at a time
     targets = np.array([[1, -100, 3], [6, 0, -100]])
     judge(cross_entropy_forward, cross_entropy_backward, rng.standard_normal((2, 3, 7)), targets, denominator, rng=rng)
 

@@ -14,12 +14,12 @@ from numpy_ref.bpe import WORDS, BPETokenizer, learn_merges, merge
 from numpy_ref.config import InputError
 from numpy_ref.spm import SentencePieceTokenizer
 from numpy_ref.tokenizers import SPECIALS, CharTokenizer, WordTokenizer, from_json, train_tokenizer
-from numpy_ref.train import BUILT_IN
+from numpy_ref.train import STORIES_PATH
 from positron.text import char_word as tables
 from positron.text import sentencepiece_bpe
 from positron.text.tokenizer import END_OF_TEXT
 
-TEXT = BUILT_IN.read_text(encoding="utf-8")[:60_000]
+TEXT = STORIES_PATH.read_text(encoding="utf-8")[:60_000]
 BPE = BPETokenizer.train(TEXT, 500)
 CHAR = CharTokenizer.train(TEXT)
 ODD = "naïve\x00 \t\r\n  two  spaces 🐸👩‍👩‍👧 e\u0301 ▁ <|endoftext|> 12345_x"
@@ -73,7 +73,7 @@ def test_numpy_tokenizers_survive_json(kind: str) -> None:
     ],
 )
 def test_numpy_damaged_tokenizers_are_refused(facts: dict) -> None:
-    with pytest.raises(InputError, match="here is no tokenizer"):
+    with pytest.raises(InputError, match="here is not a tokenizer"):
         from_json(facts, "here")
 
 

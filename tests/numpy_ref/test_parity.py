@@ -226,9 +226,9 @@ def test_parity_of_sgd_and_rmsprop(momentum: float) -> None:
 
 def test_parity_of_fifty_float32_steps_on_real_text() -> None:
     """Rounding is all that differs between the two loss curves, though Adam enlarges it where a gradient is small."""
-    from numpy_ref.train import BUILT_IN
+    from numpy_ref.train import STORIES_PATH
 
-    text = np.frombuffer(BUILT_IN.read_bytes()[:40_000], dtype=np.uint8).astype(np.int64) % 97
+    text = np.frombuffer(STORIES_PATH.read_bytes()[:40_000], dtype=np.uint8).astype(np.int64) % 97
     config = gpt_config(vocab_size=97, context_length=33, d_model=32, d_ff=128)
     model = GPT(config, seed=3).train()
     start = {name: p.detach().numpy().copy() for name, p in model.named_parameters()}

@@ -1,4 +1,4 @@
-"""What the commands share: errors as one line with a true exit code. Standard library only."""
+"""Report errors of the commands as one line with an exit code. Standard library only."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from numpy_ref.config import InputError
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Exit 2 for what the user can correct, 130 for Ctrl-C, 1 for the rest. POSITRON_DEBUG=1 shows tracebacks."""
+    """Print an error of the block as one line and exit: 2 for an InputError, 130 for Ctrl-C, 1 for any other.
+
+    With POSITRON_DEBUG=1 in the environment the traceback is printed first.
+    """
     open_streams()
     try:
         yield
@@ -28,14 +31,14 @@ def one_line_errors() -> Iterator[None]:
         elif isinstance(error, BrokenPipeError):
             code, line = 0, ""
         else:
-            code, line = 1, f"{type(error).__name__}: {error} (POSITRON_DEBUG=1 shows where)"
+            code, line = 1, f"{type(error).__name__}: {error} (POSITRON_DEBUG=1 shows the traceback)"
         if line:
             print(f"numpy_ref: {line}", file=sys.stderr)
         raise SystemExit(code) from None
 
 
 def open_streams() -> None:
-    """Make stdout and stderr usable: a closed one becomes the null device, letters that one does not have are replaced."""
+    """Make stdout and stderr usable: replace a closed one by the null device, and characters that one cannot encode."""
     for name, errors in (("stdout", "replace"), ("stderr", "backslashreplace")):
         stream = getattr(sys, name)
         if stream is None:
