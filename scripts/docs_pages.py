@@ -294,3 +294,10 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
         parts += [_LINK.sub(renewed, markdown[end : fence.start()]), fence[0]]
         end = fence.end()
     return "".join([*parts, _LINK.sub(renewed, markdown[end:])])
+
+
+def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
+    """Tell MkDocs of the line numbers of a source page, which it does not find by itself when it checks links."""
+    if page.file.src_uri.startswith("source/"):
+        page.present_anchor_ids |= set(re.findall(r'id="(L-0-\d+)"', html))
+    return html

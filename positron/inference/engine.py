@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -15,8 +14,6 @@ from positron.inference.writing import Progress, Stream, pieces
 from positron.model.gpt import GPT
 from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
-
-logger = logging.getLogger(__name__)
 
 
 class Written(NamedTuple):
@@ -38,8 +35,9 @@ class Engine:
         tokenizer: Tokenizer,
         *,
         dtype: torch.dtype | None = None,
+        say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.decoder, self.tokenizer = Decoder(model, 0, dtype), tokenizer
+        self.decoder, self.tokenizer, self.say = Decoder(model, 0, dtype), tokenizer, say
         self.context = model.config.context_length
         self.specials = [tokenizer.special_id(token) for token in SPECIALS]
 
@@ -89,7 +87,7 @@ class Engine:
         full = [i for i, length in enumerate(decoder.lengths[: len(seen)]) if length >= self.context]
         alive = [i for i in full if not ended[i]]
         if alive:
-            logger.debug(f"the context of {self.context} tokens is full: going on with its last half")
+            self.say(f"the context of {self.context} tokens is full: going on with its last half")
             decoder.prefill(alive, [seen[i][-max(1, self.context // 2) :] for i in alive])
         for i in full:  # the step below reads the newest token once more, to the same effect; nobody reads ended rows
             decoder.lengths[i] = decoder.lengths[i] - 1 if i in alive else 0

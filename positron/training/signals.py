@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any
 
 from positron.system.errors import Interrupted, LeftAtOnce
 
-logger = logging.getLogger(__name__)
-
 
 class Signals:
     """Take Ctrl-C, SIGTERM and SIGHUP (the terminal was closed) as long as the block lasts."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self.say = say
         self.received = 0  # the first signal, which the training step notices where it can be left
         self.can_save = False  # whether there is a training step that notices
         self._is_held = False
@@ -53,7 +51,7 @@ class Signals:
         else:
             self.received = signum
             with contextlib.suppress(RuntimeError):  # the signal came in the middle of another line to the same stream
-                logger.info(f"{signal.Signals(signum).name}: saving the last whole step (once more to leave at once)")
+                self.say(f"{signal.Signals(signum).name}: saving the last whole step (once more to leave at once)")
 
     def leave(self) -> None:
         """Raise Interrupted where a signal has come."""

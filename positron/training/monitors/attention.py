@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,8 +10,6 @@ from torch import Tensor
 from positron.model.gpt import GPT, Attention
 from positron.model.probes import Inputs, attention_inputs, probabilities, queries_and_keys, visible_keys
 from positron.training.monitors.probe import Probe, ProbeMonitor, on_host
-
-logger = logging.getLogger(__name__)
 
 COLLAPSED = 0.01  # of the entropy of looking at all alike
 PATIENCE = 3  # measurements
@@ -41,8 +39,9 @@ class AttentionEntropy(ProbeMonitor):
     holds the probabilities, stays as it is. A head below COLLAPSED in PATIENCE measurements in a row is named once.
     """
 
-    def __init__(self, every: int, probe: Probe) -> None:
+    def __init__(self, every: int, probe: Probe, say: Callable[[str], None]) -> None:
         super().__init__(every, probe)
+        self.say = say
         self._low: dict[str, int] = {}  # measurements in a row below COLLAPSED
         self._named: set[str] = set()
 
@@ -61,7 +60,7 @@ class AttentionEntropy(ProbeMonitor):
             if self._low[key] >= PATIENCE and key not in self._named:
                 self._named.add(key)
                 layer, head = key.rpartition("/")[2].split(".")
-                logger.warning(
-                    f"head {head} of layer {layer} has collapsed: in {PATIENCE} measurements its attention had "
+                self.say(
+                    f"WARNING: head {head} of layer {layer} has collapsed: in {PATIENCE} measurements its attention had "
                     f"less than {COLLAPSED:.0%} of the entropy of looking at all tokens alike, so it looks at one"
                 )
