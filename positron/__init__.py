@@ -10,9 +10,11 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from positron.system.exits import interrupt_in_one_line
+from positron.system.log import take_over
 from positron.system.threads import SPIN_TRAINING, spin
 from positron.version import __version__
 
+take_over()
 spin(SPIN_TRAINING)
 if sys.argv[:1] == ["-m"]:  # python -m positron.COMMAND is finding its module
     interrupt_in_one_line()

@@ -120,7 +120,7 @@ def load(run: str | Path | Run | None = None, weights: str = "fp32") -> Writer:
     if run is not None and not isinstance(run, (str, Path)):
         raise UserError(f"run {run!r} must be the name or the folder of a run, not {type(run).__name__}")
     weights_of(weights)
-    model, tokenizer, _ = load_model(find_run(None if run is None else str(run)), lambda line: None)
+    model, tokenizer, _ = load_model(find_run(None if run is None else str(run)))
     return Writer(model, tokenizer, weights=weights)
 
 

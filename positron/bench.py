@@ -7,20 +7,23 @@ python -m positron.bench --run quickstart --weights int8
 from __future__ import annotations
 
 import argparse
-import sys
+import logging
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from positron.cli.sampling_options import draft_option, weights_option
 from positron.inference.arguments import weights_of
-from positron.system.console import printable, say_loading
+from positron.system.console import say_loading
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import counted
+from positron.system.log import screen_log
 from positron.system.threads import SPIN_WRITING, spin
 
 if TYPE_CHECKING:
     from positron.inference.text_model import Writer
+
+logger = logging.getLogger("positron.bench")  # under `python -m` the module is called __main__
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -35,7 +38,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     spin(SPIN_WRITING)
-    with errors_as_one_line():
+    with errors_as_one_line(), screen_log():
         options = arguments().parse_args()
         say_loading(options.run or "the run trained last")
         weights_of(options.weights)
@@ -43,17 +46,13 @@ def main() -> None:
         from positron.run.load import load_draft, load_model
 
         run = find_run(options.run)
-        announce(run, options.run, say)
-        model, tokenizer, path = load_model(run, say)
+        announce(run, options.run)
+        model, tokenizer, path = load_model(run)
         from positron.inference.text_model import Writer
 
-        say(f"{run.folder}, {path.name}")
-        draft = load_draft(options.draft, tokenizer, say)
-        measure(Writer(model, tokenizer, lambda line: None, options.weights, draft))
-
-
-def say(line: str) -> None:
-    print(printable(line), file=sys.stderr)
+        logger.info(f"{run.folder}, {path.name}")
+        draft = load_draft(options.draft, tokenizer)
+        measure(Writer(model, tokenizer, options.weights, draft))
 
 
 def measure(writer: Writer) -> None:

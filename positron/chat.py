@@ -22,6 +22,7 @@ from positron.inference.arguments import argument, seed_of, standard_input_lines
 from positron.system.console import Screen, say_loading
 from positron.system.errors import UserError
 from positron.system.exits import describe, errors_as_one_line
+from positron.system.log import screen_log
 from positron.system.threads import SPIN_WRITING, spin
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def main() -> None:
     spin(SPIN_WRITING)
-    with errors_as_one_line():
+    with errors_as_one_line(), screen_log(note):
         options = arguments().parse_args()
         say_loading(options.run or "the run trained last")
         if options.max_tokens is not None and options.max_tokens < 1:
@@ -62,12 +63,12 @@ def main() -> None:
         from positron.run.load import load_draft, load_model
 
         run = find_run(options.run)
-        announce(run, options.run, note)
+        announce(run, options.run)
         from positron.inference.dialogue import Dialogue
         from positron.inference.text_model import Writer
 
-        model, tokenizer, path = load_model(run, note)
-        draft = load_draft(options.draft, tokenizer, note)
+        model, tokenizer, path = load_model(run)
+        draft = load_draft(options.draft, tokenizer)
         writer = Writer(model, tokenizer, weights=options.weights, draft=draft)
         dialogue = Dialogue(writer, run.is_chat, sampling, options.max_tokens, seed)
         if system:
@@ -90,7 +91,7 @@ def note(line: str) -> None:
 def answer(dialogue: Dialogue, question: str) -> None:
     """Print the answer as it comes. A Ctrl-C stops it, and what was said stays."""
     screen, begun = Screen(), dialogue.chats  # a text that is continued is shown with its beginning
-    pieces = dialogue.ask(question, note)
+    pieces = dialogue.ask(question)
     try:
         for piece in pieces:
             screen.write(piece if begun else question + piece)

@@ -7,8 +7,8 @@ python -m positron.compare --csv > runs.csv
 from __future__ import annotations
 
 import argparse
+import logging
 import shutil
-import sys
 from pathlib import Path
 
 from positron.inference.arguments import argument, seed_of
@@ -16,6 +16,9 @@ from positron.system.console import printable, say_loading
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import side_by_side
+from positron.system.log import screen_log
+
+logger = logging.getLogger("positron.compare")  # under `python -m` the module is called __main__
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -38,7 +41,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    with errors_as_one_line():
+    with errors_as_one_line(), screen_log():
         options = arguments().parse_args()
         if options.limit < 0 or options.max_tokens < 1:
             raise UserError("--limit must be at least 0 bytes, and --max-tokens at least 1")
@@ -51,9 +54,9 @@ def main() -> None:
 
         runs = comparison.find_runs(options.runs, OUTPUTS)
         if not options.runs:
-            say(f"no run was named: taking all in outputs/: {', '.join(run.folder.name for run in runs)}")
-        runs, texts = comparison.common_text(runs, options.text, options.limit, say)
-        rows = comparison.compare(runs, texts, prompt, options.max_tokens, seed, say)
+            logger.info(f"no run was named: taking all in outputs/: {', '.join(run.folder.name for run in runs)}")
+        runs, texts = comparison.common_text(runs, options.text, options.limit)
+        rows = comparison.compare(runs, texts, prompt, options.max_tokens, seed)
         if options.csv:
             print(comparison.as_csv(rows))
         elif options.json:
@@ -66,11 +69,7 @@ def main() -> None:
         bars = [(row.run, row.bpb, row.interval or 0.0) for row in rows]
         with whole_file(path) as file:
             file.write(comparison_picture(comparison.curves([Run(Path(row.run)) for row in rows]), bars))
-        say(f"the picture: {path}")
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr)
+        logger.info(f"the picture: {path}")
 
 
 if __name__ == "__main__":

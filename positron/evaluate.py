@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +23,14 @@ from positron.system.disk import json_ready
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import above_floor, counted, percent
+from positron.system.log import screen_log
 
 if TYPE_CHECKING:
     from positron.data.conversations import Conversation
     from positron.inference.text_model import Writer
     from positron.run.folder import Run
+
+logger = logging.getLogger("positron.evaluate")  # under `python -m` the module is called __main__
 
 TABLE_WIDTH = 14
 
@@ -62,6 +65,7 @@ def main() -> None:
         print(json.dumps(json_ready(facts), allow_nan=False) if options.json else as_text(facts))
 
 
+@screen_log()
 def figures(options: argparse.Namespace) -> dict[str, Any]:
     """Measure what the options ask for. Raises UserError where there is nothing to measure."""
     say_loading(options.run or "the run trained last")
@@ -74,11 +78,11 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
     from positron.run.load import load_model
 
     run = find_run(options.run)
-    announce(run, options.run, say)
+    announce(run, options.run)
     from positron.inference.text_model import Writer
 
-    model, tokenizer, path = load_model(run, say)
-    say(f"{run.folder}, {path.name}: {model.config.n_params() / 1e6:.2f}M parameters")
+    model, tokenizer, path = load_model(run)
+    logger.info(f"{run.folder}, {path.name}: {model.config.n_params() / 1e6:.2f}M parameters")
     writer = Writer(model, tokenizer, weights=options.weights)
     facts: dict[str, Any] = {"run": str(run.folder), "checkpoint": path.name, "parameters": model.config.n_params()}
     facts |= text_facts(run, writer, options)
@@ -94,10 +98,6 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
     return facts
 
 
-def say(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
 def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
     """Loss over the documents of the text, each from its beginning to its end."""
     from positron.evaluation.eval_texts import floor_of, texts_of_file, texts_of_run, up_to
@@ -107,7 +107,7 @@ def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[st
     if options.text is not None:
         texts, name = texts_of_file(options.text), options.text
     else:
-        texts, name = texts_of_run(run, options.split, options.limit, say), f"{options.split} side of its own text"
+        texts, name = texts_of_run(run, options.split, options.limit), f"{options.split} side of its own text"
     texts = up_to(texts, options.limit)
     began = time.perf_counter()
     model = rounded(writer.model, writer.dtype)
@@ -151,7 +151,7 @@ def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[s
     from positron.evaluation.eval_texts import token_files
     from positron.evaluation.story_quality import quality, write_stories
 
-    training = token_files(run, "train", say, "--stories needs it: leave that out")
+    training = token_files(run, "train", "--stories needs it: leave that out")
     sampling = chosen_sampling(options, default="balanced")
     written = write_stories(writer, options.count, sampling, options.seed, longest(writer))
     fresh = [story.text for story in stories.documents(-1 - options.seed, 0, options.count)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from pathlib import Path
@@ -19,11 +20,14 @@ from positron.system.console import Screen, printable, say_loading
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import side_by_side
+from positron.system.log import screen_log
 from positron.system.threads import SPIN_WRITING, spin
 
 if TYPE_CHECKING:
     from positron.inference.sampling import Sampling
     from positron.inference.text_model import Writer
+
+logger = logging.getLogger("positron.generate")  # under `python -m` the module is called __main__
 
 FIRST_WORDS = "Once upon a time"  # without a prompt
 USED_BY_COMPARE = {"prompt", "file", "run", "compare", "max_tokens", "seed", "weights", "draft", "verbose"}
@@ -73,37 +77,39 @@ def main() -> None:
     spin(SPIN_WRITING)
     with errors_as_one_line():
         options = arguments().parse_args()
-        say_loading(options.run or "the run trained last")
-        if options.compare:
-            refuse_unused_by_compare()
-        for name in ("max_tokens", "num_samples"):
-            whole_number(f"--{name.replace('_', '-')}", getattr(options, name), least=1)
-        sampling, stop = chosen_sampling(options), stops_of(options.stop)
-        seed_of(options.seed, options.num_samples)
-        if options.draft is not None and options.num_samples > 1:
-            raise UserError(f"a draft helps to write one text at a time, not {options.num_samples}: leave it out")
-        prompt = read_prompt(options)
-        from positron.run.folder import announce, find_run
-        from positron.run.load import load_draft, load_model
-
-        run = find_run(options.run)
-        announce(run, options.run, say)
-        model, tokenizer, path = load_model(run, say)
-        from positron.inference.text_model import Writer
-
-        say(f"{run.folder}, {path.name}")
-        draft = load_draft(options.draft, tokenizer, say)
-        writer = Writer(model, tokenizer, say if options.verbose else lambda line: None, options.weights, draft)
-        if options.compare:
-            compare(writer, prompt, options)
-        elif options.num_samples == 1 and not options.json:
-            write(writer, prompt, sampling, stop, options)
-        else:
-            write_several(writer, prompt, sampling, stop, options)
+        with screen_log(level=logging.DEBUG if options.verbose else logging.INFO):
+            continue_prompt(options)
 
 
-def say(line: str) -> None:
-    print(printable(line), file=sys.stderr)
+def continue_prompt(options: argparse.Namespace) -> None:
+    """Load the run and print what it writes after the prompt."""
+    say_loading(options.run or "the run trained last")
+    if options.compare:
+        refuse_unused_by_compare()
+    for name in ("max_tokens", "num_samples"):
+        whole_number(f"--{name.replace('_', '-')}", getattr(options, name), least=1)
+    sampling, stop = chosen_sampling(options), stops_of(options.stop)
+    seed_of(options.seed, options.num_samples)
+    if options.draft is not None and options.num_samples > 1:
+        raise UserError(f"a draft helps to write one text at a time, not {options.num_samples}: leave it out")
+    prompt = read_prompt(options)
+    from positron.run.folder import announce, find_run
+    from positron.run.load import load_draft, load_model
+
+    run = find_run(options.run)
+    announce(run, options.run)
+    model, tokenizer, path = load_model(run)
+    from positron.inference.text_model import Writer
+
+    logger.info(f"{run.folder}, {path.name}")
+    draft = load_draft(options.draft, tokenizer)
+    writer = Writer(model, tokenizer, options.weights, draft)
+    if options.compare:
+        compare(writer, prompt, options)
+    elif options.num_samples == 1 and not options.json:
+        write(writer, prompt, sampling, stop, options)
+    else:
+        write_several(writer, prompt, sampling, stop, options)
 
 
 def write(writer: Writer, prompt: str, sampling: Sampling, stop: tuple[str, ...], options: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from positron.system.console import say_loading
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import command
-from positron.system.voice import Voice
+from positron.system.log import screen_log
 
 if TYPE_CHECKING:
     from positron.data.shards import TokenFiles
@@ -67,8 +67,8 @@ def prepared(config: RunConfig) -> tuple[dict[str, TokenFiles], Tokenizer, Path]
     from positron.data.shards import SPLITS, TokenFiles, verify
     from positron.evaluation.corpus_report import sizes
 
-    with Voice(None) as say:
-        tokenizer, folder = prepare(config.data, config.tokenizer, None, say)
+    with screen_log():
+        tokenizer, folder = prepare(config.data, config.tokenizer, None)
     places = dict.fromkeys(SPLITS, folder)
     if config.data.tokens_per_epoch is not None:
         first = min(path.parent for path in folder.glob("epoch-*/tokens.json"))

@@ -27,7 +27,7 @@ from positron.system.disk import expanded, make_folder, write_json
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import counted
-from positron.system.voice import first_rank
+from positron.system.ranks import first_rank
 
 TRACE = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
 

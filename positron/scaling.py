@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,10 +18,13 @@ from positron.system.console import say_loading
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import amount
+from positron.system.log import screen_log
 
 if TYPE_CHECKING:
     from positron.evaluation.scaling_law import Law
     from positron.evaluation.scaling_points import Size
+
+logger = logging.getLogger("positron.scaling")  # under `python -m` the module is called __main__
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -38,7 +41,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    with errors_as_one_line():
+    with errors_as_one_line(), screen_log():
         options = arguments().parse_args()
         say_loading("the runs")
         wanted = parse_size(options.predict) if options.predict else (None, None)
@@ -50,7 +53,7 @@ def main() -> None:
         from positron.system.disk import whole_file
 
         runs = comparison.find_runs(options.runs, OUTPUTS)
-        sizes, floor = read_sizes(runs, say)
+        sizes, floor = read_sizes(runs)
         n, d, bpb = ([getattr(size, name) for size in sizes] for name in ("parameters", "tokens", "bpb"))
         law = fit_law(n, d, bpb, floor)
         facts = summary(law, sizes, next_size(law, sizes, *wanted))
@@ -59,7 +62,7 @@ def main() -> None:
         picture = scaling_picture(law, n, d, bpb, (facts["next"]["parameters"], facts["next"]["tokens"]))
         with whole_file(path) as file:
             file.write(picture)
-        say(f"the picture: {path}")
+        logger.info(f"the picture: {path}")
 
 
 def _beside(names: list[str], first: Path) -> Path:
@@ -195,10 +198,6 @@ def lines(law: Law, facts: dict[str, Any]) -> list[str]:
 
 def _between(interval: Any, shape: str) -> str:
     return f" (95 %: {interval[0]:{shape}} to {interval[1]:{shape}})" if interval else ""
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ The loop is that of pretraining; data, loss mask and first weights are not. The 
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -21,7 +22,6 @@ from positron.run.load import load_model
 from positron.settings import from_dict
 from positron.system.disk import write_json
 from positron.system.errors import Unreachable, UserError
-from positron.system.voice import Voice
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from positron.data.windows import Windows
     from positron.text.tokenizer import Tokenizer
     from positron.training.resume import Start
+
+logger = logging.getLogger("positron.sft")  # under `python -m` the module is called __main__
 
 
 def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
@@ -53,7 +55,7 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
     config = with_origin(Run(folder), config)
     assert config.sft is not None
     with begin(folder, config, begun) as session:
-        run, start, machine, say = session.run, session.start, session.machine, session.say
+        run, start, machine = session.run, session.start, session.machine
         assert start.tokenizer_from is not None
         tokenizer = load_tokenizer(start.tokenizer_from.tokenizer_folder)
         refuse_untrainable(config, machine, vocab_size=tokenizer.vocab_size)
@@ -65,10 +67,10 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
             add_lora(model, lora.rank, config.seed, markers if lora.markers else ())
         model.checkpoint_activations = config.device.checkpoint_activations
         context = model.config.context_length
-        talks = read_conversations(config.data, say)
+        talks = read_conversations(config.data)
         count = sum(not talk.is_val for talk in talks) or len(talks)
         epochs = config.sft.epochs
-        plan = make_plan(config, model, machine, start, say, lambda batch: math.ceil(epochs * count / batch))
+        plan = make_plan(config, model, machine, start, lambda batch: math.ceil(epochs * count / batch))
         objective = SFTObjective(
             talks,
             tokenizer,
@@ -78,23 +80,22 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
             seed=config.seed,
             packing=config.sft.packing,
             val_tokens=config.train.val_tokens,
-            replay=_replay(config, start, plan.batch_size, context, say),
-            say=say,
+            replay=_replay(config, start, plan.batch_size, context),
             patience=config.sft.patience,
         )
         refuse_before_begin(run, start, last_step=plan.last_step, fingerprint=objective.fingerprint)
-        if say.is_first_rank:
+        if session.is_first_rank:
             run.begin(config, tokenizer, kind=objective.kind, new=not start.is_own, forked_from=start.weights)
             if not start.is_own:
                 run.update(base_tokens=tokens_seen(_base(config)))
             write_json(run.chat_path, TEMPLATE)
         facts = fit(session, plan, model, objective, tokenizer, callbacks)
-        if say.is_first_rank and facts.status == "finished" and facts.base_bpb_after is None:
-            _measure_forgetting(run, tokenizer, config, say)
+        if session.is_first_rank and facts.status == "finished" and facts.base_bpb_after is None:
+            _measure_forgetting(run, tokenizer, config)
         return run.facts()
 
 
-def _replay(config: RunConfig, start: Start, batch_size: int, context: int, say: Voice) -> Windows | None:
+def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> Windows | None:
     """Windows of the text that the base run was pretrained on, for their share of every batch, at least one."""
     from positron.data.windows import Windows
     from positron.evaluation.eval_texts import token_files
@@ -118,10 +119,10 @@ def _replay(config: RunConfig, start: Start, batch_size: int, context: int, say:
         raise UserError(
             f"a batch of {batch_size} sequences has no room for replay: larger train.batch_tokens, or ratio 0"
         )
-    return Windows(token_files(base, "train", say, without), context=context, batch_size=share, seed=config.seed)
+    return Windows(token_files(base, "train", without), context=context, batch_size=share, seed=config.seed)
 
 
-def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig, say: Voice) -> None:
+def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> None:
     """Bits per byte of the base run's validation text, before and after, into run.json."""
     import torch
 
@@ -132,15 +133,15 @@ def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig, say: 
 
     try:
         base = _base(config)
-        files = token_files(base, "val", say, "nothing else needs it")
+        files = token_files(base, "val", "nothing else needs it")
     except (UserError, Unreachable) as error:
-        say(f"the loss on the pretraining text was not measured: {error}")
+        logger.info(f"the loss on the pretraining text was not measured: {error}")
         return
-    say("measuring what the pretraining text costs now, before and after")
+    logger.info("measuring what the pretraining text costs now, before and after")
     context = from_dict(type(config.model), base.config()["model"]).context_length
     x, y = validation_windows(files, context=context, end_id=tokenizer.special_id(END_OF_TEXT), limit=100_000)
     token_bytes = torch.from_numpy(tokenizer.token_bytes())
-    bpb = [score(load_model(some, say)[0], x, y, token_bytes).bpb for some in (base, run)]
+    bpb = [score(load_model(some)[0], x, y, token_bytes).bpb for some in (base, run)]
     run.update(base_bpb_before=bpb[0], base_bpb_after=bpb[1])
 
 

@@ -59,16 +59,16 @@ def train(
 
     config = with_origin(Run(folder), as_begun(config, Run(folder)))
     with begin(folder, config, begun) as session:
-        run, start, machine, say = session.run, session.start, session.machine, session.say
+        run, start, machine = session.run, session.start, session.machine
         known = load_tokenizer(start.tokenizer_from.tokenizer_folder) if start.tokenizer_from else None
-        tokenizer, tokens = prepare(config.data, config.tokenizer, known, say, run.facts().data_fingerprint)
+        tokenizer, tokens = prepare(config.data, config.tokenizer, known, run.facts().data_fingerprint)
         if config.budget is not None and config.train.max_steps == "auto":
-            config = choose(config, machine, tokenizer, tokens, say).applied(config)
+            config = choose(config, machine, tokenizer, tokens).applied(config)
             session = dataclasses.replace(session, config=config)
         refuse_untrainable(config, machine, vocab_size=tokenizer.vocab_size)
         model = GPT(config.model.with_vocab(tokenizer.vocab_size), seed=config.seed)
         model.checkpoint_activations = config.device.checkpoint_activations
-        plan = make_plan(config, model, machine, start, say)
+        plan = make_plan(config, model, machine, start)
         learned = (objective or PretrainObjective)(
             config.data,
             tokens,
@@ -78,13 +78,12 @@ def train(
             micro_batch_size=plan.micro_batch_size,
             seed=config.seed,
             val_tokens=config.train.val_tokens,
-            say=say,
         )
         source = start.weights or start.checkpoint
         if source is not None:
             restore(model, tokenizer, source)  # Lightning loads the rest, where there is more to load
         refuse_before_begin(run, start, last_step=plan.last_step, fingerprint=learned.fingerprint)
-        if say.is_first_rank:
+        if session.is_first_rank:
             run.begin(config, tokenizer, kind=learned.kind, new=not start.is_own, forked_from=start.checkpoint)
         return fit(session, plan, model, learned, tokenizer, callbacks)
 

@@ -30,6 +30,7 @@ from positron.config import (
     TokenizerConfig,
     TrainConfig,
 )
+from positron.system.log import screen_log
 
 PROJECT = Path(__file__).parent.parent
 # Seconds until a test gives up waiting for a process: on a crowded machine imports alone take half a minute.
@@ -191,6 +192,14 @@ def _run_door(
             sys.stdout.flush()
             sys.stderr.flush()
     os._exit(code)
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    """Collect the lines that the screen would show of what the test itself logs; a run that it trains has its own log."""
+    lines: list[str] = []
+    with screen_log(lines.append):
+        yield lines
 
 
 @pytest.fixture

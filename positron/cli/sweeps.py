@@ -30,7 +30,7 @@ from positron.run.paths import JOB
 from positron.system.disk import lock, make_folder, read_json, write_json
 from positron.system.errors import Interrupted, LeftAtOnce, UserError
 from positron.system.exits import describe
-from positron.system.voice import first_rank
+from positron.system.ranks import first_rank
 
 if TYPE_CHECKING:
     from lightning import Callback

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, assert_never
@@ -16,6 +17,8 @@ from positron.data.records import Broken, Record, read_records
 from positron.data.sources import is_validation
 from positron.system.errors import UserError
 from positron.text.conversation import Message, is_learned
+
+logger = logging.getLogger(__name__)
 
 SAMPLE = Path(__file__).parent / "tiny_instruct_sample.jsonl"
 NO_ANSWER = "without an answer"
@@ -69,7 +72,7 @@ class _Reading:
         return ", ".join(parts)
 
 
-def read_conversations(config: DataConfig, say: Callable[[str], None] = lambda line: None) -> list[Conversation]:
+def read_conversations(config: DataConfig) -> list[Conversation]:
     """Read all conversations, in the file's order; the first question of each draws its side of the split.
 
     Rows that cannot be read are skipped, counted and named; UserError where they are more than half, or where nothing
@@ -79,19 +82,19 @@ def read_conversations(config: DataConfig, say: Callable[[str], None] = lambda l
         case "story_instruct":
             return list(story_requests(config.seed, 0, config.examples, config.val_fraction))
         case "instruct":
-            return _conversations_of_files(config, say)
+            return _conversations_of_files(config)
         case "stories" | "text" | "hub":
             raise UserError(f"data={config.source} holds text, not conversations: data=instruct data.path=FILE")
         case _:
             assert_never(config.source)
 
 
-def _conversations_of_files(config: DataConfig, say: Callable[[str], None]) -> list[Conversation]:
+def _conversations_of_files(config: DataConfig) -> list[Conversation]:
     path = str(SAMPLE) if config.path is None else config.path
     if config.repo is not None:
         from positron.data.hub_rows import fetch_rows
 
-        path = str(fetch_rows(config, say))
+        path = str(fetch_rows(config))
     reading, conversations = _Reading(), []
     replaces = Reading(on_invalid=config.on_invalid).replaces
     for record in read_records(path, config.on_invalid, is_talk):
@@ -107,7 +110,7 @@ def _conversations_of_files(config: DataConfig, say: Callable[[str], None]) -> l
         raise UserError(f"{reading.first_error}{others}")
     if not conversations:
         raise UserError(f"all {reading.rows:,} conversations of data.path={path} have nothing to learn from: no answer")
-    say(reading.line())
+    logger.info(reading.line())
     return conversations
 
 

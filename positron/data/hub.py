@@ -7,9 +7,11 @@ the network no more, and does not change when the repository does.
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import fnmatch
 import hashlib
+import logging
 import os
 import shutil
 import threading
@@ -25,6 +27,8 @@ from positron.data.sources import WAIT, Document, is_validation
 from positron.system.disk import expanded, make_folder, read_json, write_json
 from positron.system.errors import Unreachable, UserError
 
+logger = logging.getLogger(__name__)
+
 RING_FILES, RING_BYTES = 5, 2_500_000_000  # the most that lies in the room at a time; a single larger file may
 SPARE_BYTES = 1_000_000_000  # of the disk that is left free
 PATIENCE_S = 300.0  # how long one thing is tried again before the hub counts as out of reach
@@ -39,7 +43,7 @@ class Repository:
     `others`, or what the repository itself says, if `others` is None.
     """
 
-    def __init__(self, config: DataConfig, say: Callable[[str], None]) -> None:
+    def __init__(self, config: DataConfig) -> None:
         assert config.repo is not None
         self.repo = config.repo
         self.limit_bytes = None if config.max_mb is None else round(config.max_mb * 1e6)
@@ -50,7 +54,7 @@ class Repository:
         self.raw = self.folder / "raw"  # what is fetched, until it is read
         self._note = self.folder / "source.json"
         if not self._note.exists():
-            self._look(config, say)
+            self._look(config)
         self._facts: dict[str, Any] = read_json(self._note)
         self.commit: str = self._facts["commit"]
         self.files: list[dict[str, Any]] = self._facts["files"]
@@ -62,7 +66,7 @@ class Repository:
         """Keep what was learned about `files`."""
         write_json(self._note, self._facts)
 
-    def _look(self, config: DataConfig, say: Callable[[str], None]) -> None:
+    def _look(self, config: DataConfig) -> None:
         """Note the commit and the files. UserError for a repository or files that do not exist."""
         from huggingface_hub import HfApi
 
@@ -70,7 +74,6 @@ class Repository:
         info = patiently(
             lambda: api.dataset_info(self.repo, revision=config.revision, files_metadata=True, timeout=10),
             f"the dataset {self.repo}",
-            say,
         )
         siblings = sorted(info.siblings or [], key=lambda s: s.rfilename)
         names = [s.rfilename for s in siblings if not _is_description(s.rfilename)]
@@ -104,9 +107,9 @@ class HubSource:
 
     total_bytes = None
 
-    def __init__(self, config: DataConfig, say: Callable[[str], None]) -> None:
-        self.repository = Repository(config, say)
-        self.repo, self.field, self.say = self.repository.repo, config.field, say
+    def __init__(self, config: DataConfig) -> None:
+        self.repository = Repository(config)
+        self.repo, self.field = self.repository.repo, config.field
         self.reading = Reading(config.field, config.on_invalid)
         self.seed, self.val_fraction = config.seed, config.val_fraction
         self.limit_bytes = self.repository.limit_bytes
@@ -121,14 +124,10 @@ class HubSource:
         self.held_out: frozenset[bytes] = frozenset()
         self._open: list[tuple[str, int]] = []  # files whose rows are being tokenized, and the task count at their end
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "say": None}  # what a worker gets: it only reads
-
     def part(self, files: slice, held_out: frozenset[bytes] = frozenset()) -> HubSource:
         """All documents of some of the files, but for those with a digest in `held_out`, all of them for training."""
         part = copy.copy(self)
-        part.say, part.files = self.say, self.files[files]
-        part.held_out, part.val_fraction = held_out, 0.0
+        part.files, part.held_out, part.val_fraction = self.files[files], held_out, 0.0
         return part
 
     def tasks(self, skip: int = 0) -> Iterator[Task | str]:
@@ -223,7 +222,7 @@ class HubSource:
                 raise ConnectionError("what arrived does not have the checksum that the repository names")
             return path
 
-        return patiently(get, f"{file['name']} of {self.repo}", self.say)
+        return patiently(get, f"{file['name']} of {self.repo}")
 
     def _row_groups(self, file: dict[str, Any], path: Path) -> int:
         if file["row_groups"] is None:
@@ -252,11 +251,12 @@ class _Fetch(threading.Thread):
         self._fetch, self._file = fetch, file
         self._path: Path | None = None
         self._error: BaseException | None = None
+        self._context = contextvars.copy_context()  # so that its lines reach the run's log
         self.start()
 
     def run(self) -> None:
         try:
-            self._path = self._fetch(self._file)
+            self._path = self._context.run(self._fetch, self._file)
         except BaseException as error:  # raised where the file is asked for
             self._error = error
 
@@ -278,7 +278,7 @@ def patience_s() -> float:
     return float(os.environ.get("POSITRON_PATIENCE_S", PATIENCE_S))
 
 
-def patiently(action: Callable[[], Answer], what: str, say: Callable[[str], None]) -> Answer:
+def patiently(action: Callable[[], Answer], what: str) -> Answer:
     """The answer of `action`, tried again with growing pauses while the network fails.
 
     Unreachable after PATIENCE_S seconds (or POSITRON_PATIENCE_S, from the environment); UserError at once for what
@@ -307,6 +307,6 @@ def patiently(action: Callable[[], Answer], what: str, say: Callable[[str], None
                     f"{what} cannot be fetched: {reason}. What was done is kept: the same command goes on when the "
                     "network is back; data=stories and data=text need none"
                 ) from error
-            say(f"{what}: {reason}; trying again in {pause:.0f} s")
+            logger.info(f"{what}: {reason}; trying again in {pause:.0f} s")
             time.sleep(pause)
             pause = min(60.0, 2 * pause)

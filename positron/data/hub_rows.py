@@ -8,12 +8,13 @@ too long is ended. What arrives is cut into chunks by size alone, so chunk i is 
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from positron.system.console import one_line
 from positron.system.disk import lock, make_folder, whole_file
 from positron.system.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 CHUNK_CHARS = 1 << 20
 SILENCE_S = 20.0  # without a word from the library, after which the user is told what is waited for
 TRAIN = "train"
@@ -38,20 +41,17 @@ class HubRowsSource:
 
     total_bytes = None
 
-    def __init__(self, repository: Repository, config: DataConfig, say: Callable[[str], None]) -> None:
-        self.repository, self.field, self.say = repository, config.field, say
+    def __init__(self, repository: Repository, config: DataConfig) -> None:
+        self.repository, self.field = repository, config.field
         self.reading = Reading(config.field, config.on_invalid)
         self.seed, self.val_fraction = config.seed, config.val_fraction
         self.name, self.limit_bytes = repository.name, repository.limit_bytes
         self.fingerprint = self.earlier_fingerprint = repository.fingerprint
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "say": None}  # what a worker gets: it only reads
-
     def tasks(self, skip: int = 0) -> Iterator[list[Document]]:
         """About a million characters each. What is skipped is fetched all the same."""
         number = 0
-        for chunk in row_chunks(self.repository, self.field, skip, self.say):
+        for chunk in row_chunks(self.repository, self.field, skip):
             task = []
             for text in chunk:
                 number += 1
@@ -70,26 +70,28 @@ class HubRowsSource:
             shutil.rmtree(self.repository.raw, ignore_errors=True)
 
 
-def fetch_rows(config: DataConfig, say: Callable[[str], None]) -> Path:
+def fetch_rows(config: DataConfig) -> Path:
     """Write all rows of a data set of the hub to a file of JSON lines below `data.dir`, once; return the file."""
-    repository = Repository(config, say)
+    repository = Repository(config)
     path = repository.folder / ROWS_FILE
-    with lock(repository.folder / "lock", lambda: say(f"waiting for another process that fetches {config.repo}")):
+    with lock(
+        repository.folder / "lock", lambda: logger.info(f"waiting for another process that fetches {config.repo}")
+    ):
         if not path.exists():
-            say(f"fetching the rows of {config.repo}")
+            logger.info(f"fetching the rows of {config.repo}")
             with whole_file(path) as file:
-                for row in _all_rows(repository, config, say):
+                for row in _all_rows(repository, config):
                     file.write(json.dumps(row, default=str).encode("ascii") + b"\n")
             shutil.rmtree(repository.raw, ignore_errors=True)
     return path
 
 
-def _all_rows(repository: Repository, config: DataConfig, say: Callable[[str], None]) -> Iterator[Any]:
+def _all_rows(repository: Repository, config: DataConfig) -> Iterator[Any]:
     if not repository.files:
-        for chunk in row_chunks(repository, None, 0, say):
+        for chunk in row_chunks(repository, None, 0):
             yield from chunk
         return
-    source = HubSource(config, say)
+    source = HubSource(config)
     done = 0
     for task in source.tasks():
         if task != WAIT:
@@ -100,14 +102,14 @@ def _all_rows(repository: Repository, config: DataConfig, say: Callable[[str], N
         source.release(done)
 
 
-def row_chunks(repository: Repository, field: str | None, skip: int, say: Callable[[str], None]) -> Iterator[list[Any]]:
+def row_chunks(repository: Repository, field: str | None, skip: int) -> Iterator[list[Any]]:
     """Yield the rows, or the texts of one field, in chunks of about CHUNK_CHARS, without the first `skip` chunks.
 
     A failure of the network is tried again, from the chunk after the last one that came whole: see `patiently`.
     """
-    process = _Process(repository, field, skip, say)
+    process = _Process(repository, field, skip)
     try:
-        while (chunk := patiently(process.next, f"the rows of {repository.repo}", say)) is not None:
+        while (chunk := patiently(process.next, f"the rows of {repository.repo}")) is not None:
             yield chunk
     finally:
         process.stop()
@@ -116,8 +118,8 @@ def row_chunks(repository: Repository, field: str | None, skip: int, say: Callab
 class _Process:
     """The process that runs the library, started again after a failure."""
 
-    def __init__(self, repository: Repository, field: str | None, skip: int, say: Callable[[str], None]) -> None:
-        self._repository, self._field, self._done, self._say = repository, field, skip, say
+    def __init__(self, repository: Repository, field: str | None, skip: int) -> None:
+        self._repository, self._field, self._done = repository, field, skip
         self._process: Any = None
         self._connection: Connection | None = None
         self._has_told = False
@@ -135,7 +137,7 @@ class _Process:
                     self._silent_s += slice_s
                     if self._silent_s >= patience_s():
                         raise ConnectionError(f"no answer within {self._silent_s:.0f} s")
-                    self._say(f"waiting for the rows of {self._repository.repo}, {self._silent_s:.0f} s so far")
+                    logger.info(f"waiting for the rows of {self._repository.repo}, {self._silent_s:.0f} s so far")
                     continue
                 kind, content = self._connection.recv()
                 self._silent_s = 0.0
@@ -149,7 +151,7 @@ class _Process:
                 case "told":
                     if not self._has_told:
                         self._has_told = True
-                        self._say(content)
+                        logger.info(content)
                 case "end":
                     return None
                 case "network":

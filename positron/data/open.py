@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import assert_never
 
 from positron.config import DataConfig
@@ -47,7 +47,7 @@ class StoriesSource:
         ]
 
 
-def open_source(config: DataConfig, say: Callable[[str], None] = print) -> Source:
+def open_source(config: DataConfig) -> Source:
     """The corpus that a configuration names. UserError where it is missing, empty or unreadable."""
     match config.source:
         case "stories":
@@ -60,10 +60,10 @@ def open_source(config: DataConfig, say: Callable[[str], None] = print) -> Sourc
             from positron.data.hub import HubSource, Repository
             from positron.data.hub_rows import HubRowsSource
 
-            repository = Repository(config, say)
+            repository = Repository(config)
             if repository.files or config.tokens_per_epoch is not None:
-                return HubSource(config, say)
-            return HubRowsSource(repository, config, say)
+                return HubSource(config)
+            return HubRowsSource(repository, config)
         case "instruct" | "story_instruct":
             raise UserError(
                 f"data={config.source} holds conversations, not text: data=text data.path=FILE, or data=stories"

@@ -8,13 +8,14 @@ A folder holds `train-00000.bin`, `val-00000.bin`, ... (uint16, or uint32 where 
 from __future__ import annotations
 
 import hashlib
+import logging
 import mmap
 import multiprocessing
 import multiprocessing.connection
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from positron.system.errors import UserError
 from positron.system.progress import Meter
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+
+logger = logging.getLogger(__name__)
 
 SHARD_TOKENS = 16_000_000  # of training text in a shard: 32 or 64 MB, some ten seconds of work
 SPLITS = ("train", "val")
@@ -156,9 +159,7 @@ class SplitWriter:
         self._pending, self.waiting = [], 0
 
 
-def write_tokens(
-    source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, folder: Path, say: Callable[[str], None]
-) -> None:
+def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, folder: Path) -> None:
     """Tokenize the whole source into `folder`, which appears when it is whole. Shows its progress on stderr.
 
     After every SHARD_TOKENS training tokens, both splits are written and the place in the source is noted: a call that
@@ -179,7 +180,7 @@ def write_tokens(
     before = _progress(partial, head)
     tasks, done, splits = before["tasks"], before["bytes"], before["splits"]
     if tasks:
-        say(f"going on after {done / 1e6:,.0f} MB of text that are tokenized already")
+        logger.info(f"going on after {done / 1e6:,.0f} MB of text that are tokenized already")
     end = tokenizer.special_id(END_OF_TEXT)
     writers = {split: SplitWriter(partial, split, dtype, end, splits.get(split)) for split in SPLITS}
     with Meter("tokenizing", source.total_bytes, done, unit=1e-6) as meter:

@@ -11,9 +11,10 @@ On the disk: `validation/`, `epoch-00000/`, ... (token files), `places.json` (wh
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,8 @@ from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT
 
+logger = logging.getLogger(__name__)
+
 MOST_EPOCHS, MOST_BYTES = 5, 2_500_000_000  # of token files, unless running trainings need more at once
 VAL_TOKENS = 1_000_000  # at least, of the first file
 Place = dict[str, int]  # task of the training files, tokens of it that are used, the last token before, turn
@@ -35,11 +38,11 @@ Place = dict[str, int]  # task of the training files, tokens of it that are used
 class Stream:
     """The epochs of one corpus under one tokenizer. Files are made under the corpus's lock, by any process."""
 
-    def __init__(self, config: DataConfig, tokenizer_folder: Path, say: Callable[[str], None]) -> None:
+    def __init__(self, config: DataConfig, tokenizer_folder: Path) -> None:
         assert config.tokens_per_epoch is not None
-        self.config, self.tokenizer_folder, self.say = config, tokenizer_folder, say
+        self.config, self.tokenizer_folder = config, tokenizer_folder
         self.size = config.epoch_tokens
-        self.source = HubSource(config, say)
+        self.source = HubSource(config)
         self.tokenizer = load_tokenizer(tokenizer_folder)
         self.folder = make_folder(self.source.folder / f"stream-{self.tokenizer.hash[:12]}-{self.size}")
         self.dtype = token_dtype(self.tokenizer)
@@ -126,7 +129,7 @@ class Stream:
                 if before == missing and place["task"] == 0:
                     raise UserError(f"{self.config.repo} has no text in data.field={self.config.field} to train on")
                 place = {**place, "task": 0, "offset": 0, "turn": place["turn"] + 1}
-                self.say(f"all of {self.config.repo} was seen: epoch {epoch} goes on from its beginning")
+                logger.info(f"all of {self.config.repo} was seen: epoch {epoch} goes on from its beginning")
         places = [*places[: epoch + 1], place, *places[epoch + 2 :]]
         write_json(self.folder / "places.json", places)
         self._write_header(partial, writer)
@@ -179,16 +182,16 @@ class Stream:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        with lock(self._lock, lambda: self.say(f"waiting for another process that prepares {self.source.folder}")):
+        with lock(self._lock, lambda: logger.info(f"waiting for another process that prepares {self.source.folder}")):
             yield
 
 
-def open_stream(config: DataConfig, tokenizer_folder: Path, say: Callable[[str], None]) -> Path:
+def open_stream(config: DataConfig, tokenizer_folder: Path) -> Path:
     """Validation and at least one epoch on the disk, made by all cores where they are missing. Returns the folder."""
-    stream = Stream(config, tokenizer_folder, say)
+    stream = Stream(config, tokenizer_folder)
     stream.make_validation()
     if not any(stream.folder.glob("epoch-*/tokens.json")):
-        say(f"writing the first {stream.size:,} tokens of {config.repo} to {stream.folder}")
+        logger.info(f"writing the first {stream.size:,} tokens of {config.repo} to {stream.folder}")
         stream.make(0, workers=os.cpu_count() or 1)
     if not (stream.folder / "tokenizer").exists():
         stream.tokenizer.save(make_folder(stream.folder / "tokenizer"))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import multiprocessing
 import os
 import queue
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ from positron.data.stream import Stream
 from positron.data.window_order import windows_of_step
 from positron.system.disk import lock, make_folder
 from positron.system.errors import Unreachable, UserError
+from positron.system.log import log_received, log_to_queue
+
+logger = logging.getLogger(__name__)
 
 AHEAD = 1  # epochs that are made before they are needed
 
@@ -30,11 +33,9 @@ AHEAD = 1  # epochs that are made before they are needed
 class StreamWindows:
     """Training batches like those of `Windows`, from the epoch that a step falls into; (B, T + 1) ids for any step."""
 
-    def __init__(
-        self, config: DataConfig, folder: Path, *, context: int, batch_size: int, seed: int, say: Callable[[str], None]
-    ) -> None:
-        self.stream = Stream(config, folder / "tokenizer", say)
-        self.context, self.batch_size, self.seed, self.say = context, batch_size, seed, say
+    def __init__(self, config: DataConfig, folder: Path, *, context: int, batch_size: int, seed: int) -> None:
+        self.stream = Stream(config, folder / "tokenizer")
+        self.context, self.batch_size, self.seed = context, batch_size, seed
         self.n_windows = self.stream.size // context
         if self.n_windows < 1:
             raise UserError(
@@ -82,7 +83,7 @@ class StreamWindows:
             self._filler = _Filler(self.stream.config, self.stream.tokenizer_folder, epoch)
             self._user.callback(self._filler.end)
         self._filler.at(epoch)
-        self._filler.listen(self.say)
+        self._filler.listen()
 
     def _open(self, epoch: int, fills: bool) -> TokenFiles:
         if epoch in self._files:
@@ -90,9 +91,9 @@ class StreamWindows:
         told = False
         while not self.stream.has(epoch):
             if not told:
-                self.say(f"waiting for the text of epoch {epoch}")
+                logger.info(f"waiting for the text of epoch {epoch}")
                 told = True
-            trouble = self._filler.listen(self.say, waits=True) if self._filler else None
+            trouble = self._filler.listen(waits=True) if self._filler else None
             if trouble is not None and not self.stream.has(epoch):
                 raise trouble
             time.sleep(0.05)
@@ -108,9 +109,9 @@ class _Filler:
 
     def __init__(self, config: DataConfig, tokenizer_folder: Path, epoch: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self._epoch, self._lines = context.Value("q", epoch), context.Queue()
+        self._epoch, self._reports = context.Value("q", epoch), context.Queue()
         self._process = context.Process(
-            target=_fill, args=(config, tokenizer_folder, self._epoch, self._lines), daemon=True
+            target=_fill, args=(config, tokenizer_folder, self._epoch, self._reports), daemon=True
         )
         self._process.start()
         self._fatal: UserError | None = None
@@ -118,21 +119,22 @@ class _Filler:
     def at(self, epoch: int) -> None:
         self._epoch.value = epoch
 
-    def listen(self, say: Callable[[str], None], waits: bool = False) -> Exception | None:
-        """Says what the filler reports; what keeps it from going on, as an error for whoever waits for it."""
+    def listen(self, waits: bool = False) -> Exception | None:
+        """Log what the filler reports; return what keeps it from continuing, as an error for whoever waits for it."""
         trouble: Exception | None = None
         while True:
             try:
-                kind, line = self._lines.get_nowait()
+                report = self._reports.get_nowait()
             except queue.Empty:
                 break
-            if kind == "unreachable":
-                trouble = Unreachable(line)
-                say(f"{line}" if waits else f"training goes on with what is on the disk: {line}")
-            elif kind == "fatal":
-                self._fatal = UserError(line)
-            else:
-                say(line)
+            match report:
+                case logging.LogRecord():
+                    log_received(report)
+                case Unreachable():
+                    trouble = report
+                    logger.info(str(report) if waits else f"training goes on with what is on the disk: {report}")
+                case UserError():
+                    self._fatal = report
         if self._fatal is not None:
             return self._fatal
         if trouble is None and not self._process.is_alive():
@@ -144,11 +146,12 @@ class _Filler:
         self._process.join()
 
 
-def _fill(config: DataConfig, tokenizer_folder: Path, epoch: Any, lines: Any) -> None:
+def _fill(config: DataConfig, tokenizer_folder: Path, epoch: Any, reports: Any) -> None:
+    log_to_queue(reports)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the training decides
     os.nice(10) if hasattr(os, "nice") else None
     end_with_parent()
-    stream = Stream(config, tokenizer_folder, lambda line: lines.put(("say", line)))
+    stream = Stream(config, tokenizer_folder)
     while True:
         missing = [e for e in range(epoch.value, epoch.value + 1 + AHEAD) if not stream.has(e)]
         try:
@@ -157,7 +160,7 @@ def _fill(config: DataConfig, tokenizer_folder: Path, epoch: Any, lines: Any) ->
             else:
                 time.sleep(0.1)
         except Unreachable as error:
-            lines.put(("unreachable", str(error)))
+            reports.put(Unreachable(str(error)))
         except UserError as error:
-            lines.put(("fatal", str(error)))
+            reports.put(UserError(str(error)))
             return  # told when the text is needed; until then, what is there is enough

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,12 +20,13 @@ from positron.run.folder import Run, find_run
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
 from positron.run.paths import CONFIG
-from positron.system.console import one_line
 from positron.system.disk import refuse_links_in
 from positron.system.errors import UserError
 from positron.system.formatting import amount
 from positron.text import conversation
 from positron.text.conversation import Message
+
+logger = logging.getLogger(__name__)
 
 MEASURE_ELSEWHERE = "--text FILE measures all on another text"
 
@@ -67,7 +69,7 @@ def find_runs(names: Sequence[str], outputs: Path) -> list[Run]:
 T = TypeVar("T")
 
 
-def of_sound_runs(runs: Sequence[Run], read: Callable[[Run], T], say: Callable[[str], None]) -> list[tuple[Run, T]]:
+def of_sound_runs(runs: Sequence[Run], read: Callable[[Run], T]) -> list[tuple[Run, T]]:
     """What `read` gives for each run; a run that it raises UserError for is named and left out, if another one is left."""
     results, reasons = [], []
     for run in runs:
@@ -77,22 +79,20 @@ def of_sound_runs(runs: Sequence[Run], read: Callable[[Run], T], say: Callable[[
         except UserError as error:
             reasons.append(error)
             if len(runs) > 1:
-                say(one_line(f"left out: {run.folder} ({error})"))
+                logger.info(f"left out: {run.folder} ({error})")
     if not results and reasons:
         raise reasons[0]
     return results
 
 
-def common_text(
-    runs: Sequence[Run], file: str | None, limit: int, say: Callable[[str], None]
-) -> tuple[list[Run], list[str]]:
+def common_text(runs: Sequence[Run], file: str | None, limit: int) -> tuple[list[Run], list[str]]:
     """What all are measured on: the file, or the validation side that they share, with the runs whose text is known.
 
     UserError where they share none.
     """
     if file is not None:
         return list(runs), up_to(texts_of_file(file), limit)
-    known = of_sound_runs(runs, lambda run: texts_of_run(run, "val", limit, say, MEASURE_ELSEWHERE), say)
+    known = of_sound_runs(runs, lambda run: texts_of_run(run, "val", limit, MEASURE_ELSEWHERE))
     (first, texts), *others = known
     for run, other in others:
         if other != texts:
@@ -103,16 +103,14 @@ def common_text(
     return [run for run, _ in known], texts
 
 
-def compare(
-    runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int, seed: int, say: Callable[[str], None]
-) -> list[Row]:
+def compare(runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int, seed: int) -> list[Row]:
     """Best first, by bits per byte: the only figure that does not depend on the tokenizer."""
     if not texts:
         raise UserError("there is no text to measure on")
 
     def measure(run: Run) -> Row:
-        model, tokenizer, path = load_model(run, say)
-        say(f"{run.folder}, {path.name}")
+        model, tokenizer, path = load_model(run)
+        logger.info(f"{run.folder}, {path.name}")
         documents = score_windows(model, tokenizer, texts, what=f"scoring {run.folder.name}")
         whole = total([total(scores) for scores in documents])
         return Row(
@@ -126,7 +124,7 @@ def compare(
             sample=_sample(run, Writer(model, tokenizer), prompt, max_tokens, seed),
         )
 
-    return sorted((row for _, row in of_sound_runs(runs, measure, say)), key=lambda row: row.bpb)
+    return sorted((row for _, row in of_sound_runs(runs, measure)), key=lambda row: row.bpb)
 
 
 def _sample(run: Run, writer: Writer, prompt: str, max_tokens: int, seed: int) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import logging
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
+logger = logging.getLogger(__name__)
+
 FEWEST_READ = 64  # tokens: of fewer, nothing may be left of the characters of a cut document
 TORN = 4  # characters at a cut between tokens that may not be whole
 
@@ -38,9 +40,7 @@ class Beginning(Lossy):
     """The beginning of a document that a limit cut: its end-of-text is not there to be scored."""
 
 
-def token_files(
-    run: Run, split: str, say: Callable[[str], None], instead: str = "--text FILE measures on another text"
-) -> TokenFiles:
+def token_files(run: Run, split: str, instead: str = "--text FILE measures on another text") -> TokenFiles:
     """One side of the text that a run was pretrained on, made again where it is gone.
 
     Raises UserError, which ends in `instead`, if it cannot be made, or if it is another text now.
@@ -61,11 +61,11 @@ def token_files(
             )
         return TokenFiles(folder, split, tokenizer)
     try:
-        current = known if folder is not None and data.source != "text" else open_source(data, say).fingerprint
+        current = known if folder is not None and data.source != "text" else open_source(data).fingerprint
         changed = known not in (None, current) and data.tokens_per_epoch is None
         if folder is None and not changed:
             data = _only_as_trusted(data, known)
-            _, folder = prepare(data, from_dict(TokenizerConfig, values["tokenizer"]), tokenizer, say)
+            _, folder = prepare(data, from_dict(TokenizerConfig, values["tokenizer"]), tokenizer)
     except UserError as error:
         if folder is None:
             raise UserError(
@@ -75,7 +75,9 @@ def token_files(
     if folder is None:
         raise UserError(f"the text that {run.folder} was trained on has changed since then: restore it, or {instead}")
     if changed:
-        say(f"the text that {run.folder} was trained on has changed or is gone: its tokens in {folder} are read")
+        logger.info(
+            f"the text that {run.folder} was trained on has changed or is gone: its tokens in {folder} are read"
+        )
     if data.tokens_per_epoch is not None:
         epochs = (path.parent for path in folder.glob("epoch-*/tokens.json"))
         folder = folder / "validation" if split == "val" else min(epochs)
@@ -94,14 +96,12 @@ def _only_as_trusted(data: DataConfig, known: str | None) -> DataConfig:
     return data if is_ours else dataclasses.replace(data, dir=DataConfig.dir)
 
 
-def texts_of_run(
-    run: Run, split: str, limit: int, say: Callable[[str], None], instead: str = "--text FILE measures on another text"
-) -> list[str]:
+def texts_of_run(run: Run, split: str, limit: int, instead: str = "--text FILE measures on another text") -> list[str]:
     """The first documents of a side of the run's pretraining text, at least `limit` bytes of them (0: all).
 
     Raises UserError if there is nothing to score.
     """
-    files = token_files(run, split, say, instead)
+    files = token_files(run, split, instead)
     tokenizer = load_tokenizer(run.tokenizer_folder)
     end = tokenizer.special_id(END_OF_TEXT)
     # of three tokens of a document one at least has a byte: there may be an end of text and a blank that only joins

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from positron.evaluation.comparison import common_text, of_sound_runs
 from positron.run.folder import PRETRAIN, Run
 from positron.run.load import gpt_config
-from positron.system.console import one_line
 from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer
+
+logger = logging.getLogger(__name__)
 
 FEWEST = 3
 
@@ -24,21 +26,21 @@ class Size:
     bpb: float  # of the last validation
 
 
-def read_sizes(runs: Sequence[Run], say: Callable[[str], None]) -> tuple[list[Size], float | None]:
+def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
     """The finished pretraining runs, smallest first, and the entropy of their text where it is known.
 
     Only the end of a run counts: losses on the way depend on the learning rate's schedule. UserError for fewer than
     three, or for runs of different texts.
     """
     finished = []
-    for run, (reason, size) in of_sound_runs(runs, _size_or_reason, say):
+    for run, (reason, size) in of_sound_runs(runs, _size_or_reason):
         if size is None:
-            say(one_line(f"left out: {run.folder} ({reason})"))
+            logger.info(f"left out: {run.folder} ({reason})")
         else:
             finished.append((run, size))
     if len(finished) < FEWEST:
         raise UserError(f"a scaling law needs at least {FEWEST} finished runs, and here are {len(finished)}")
-    comparable = _refuse_different_texts([run for run, _ in finished], say)
+    comparable = _refuse_different_texts([run for run, _ in finished])
     floors = {run.facts().floor_bpb for run in comparable}
     sizes = sorted((size for run, size in finished if run in comparable), key=lambda s: (s.parameters, s.tokens))
     return sizes, floors.pop() if len(floors) == 1 else None
@@ -58,7 +60,7 @@ def _size_or_reason(run: Run) -> tuple[str, Size | None]:
     return "", _size(run, facts.tokens, facts.val_bpb)
 
 
-def _refuse_different_texts(runs: Sequence[Run], say: Callable[[str], None]) -> list[Run]:
+def _refuse_different_texts(runs: Sequence[Run]) -> list[Run]:
     """The runs of one text. One corpus split in one way is one; of others the validation sides are compared."""
 
     def text(run: Run) -> tuple[object, ...]:
@@ -66,7 +68,7 @@ def _refuse_different_texts(runs: Sequence[Run], say: Callable[[str], None]) -> 
         return run.facts().data_fingerprint, data["seed"], data["val_fraction"]
 
     if len({text(run) for run in runs}) > 1 or text(runs[0])[0] is None:
-        runs, _ = common_text(runs, None, 200_000, say)
+        runs, _ = common_text(runs, None, 200_000)
         if len(runs) < FEWEST:
             raise UserError(f"a scaling law needs at least {FEWEST} runs of one text, and here are {len(runs)}")
     return list(runs)

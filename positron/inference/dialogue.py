@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 from positron.inference.arguments import LARGEST_SEED, seed_of, shown, text_of, unknown, whole_number
@@ -13,6 +14,8 @@ from positron.system.errors import UserError
 from positron.text import conversation
 from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1  # of saved conversations
 ANSWER_TOKENS = 256  # kept free at most for an answer without a limit: the longest built-in story has 251
@@ -42,21 +45,21 @@ class Dialogue:
         if self.max_tokens is not None:
             whole_number("max_tokens", self.max_tokens, least=1)
 
-    def ask(self, text: str, say: Callable[[str], None]) -> Iterator[str]:
+    def ask(self, text: str) -> Iterator[str]:
         """The answer in pieces of whole characters. What was said up to a Ctrl-C (or to the last piece taken) stays.
 
-        All messages stay in the conversation; `say` is told what the model does not read because it does not fit.
+        All messages stay in the conversation; what the model does not read because it does not fit is logged.
         """
         question = Message("user", text_of("the question", text))
         engine, tokenizer = self.writer.engine(), self.writer.tokenizer
         if self.chats:
-            ids, stops = self._prompt([*self.messages, question], say), conversation.stop_ids(tokenizer)
+            ids, stops = self._prompt([*self.messages, question]), conversation.stop_ids(tokenizer)
         else:
             stops = [tokenizer.special_id(END_OF_TEXT)]
             ids = [*stops, *tokenizer.encode(text)]
             if len(ids) > engine.context - 1:
                 ids = ids[-max(1, engine.context * 3 // 4) :]
-                say(f"the text is longer than the context: the model reads its last {len(ids)} tokens")
+                logger.info(f"the text is longer than the context: the model reads its last {len(ids)} tokens")
         most = max(1, engine.context - len(ids)) if self.max_tokens is None else self.max_tokens
         turn = 1 + sum(message.role != "system" for message in self.messages)
         self.messages.append(question)
@@ -85,7 +88,7 @@ class Dialogue:
         seed = self.seed + turn
         return seed if seed <= LARGEST_SEED else seed - LARGEST_SEED - 1
 
-    def _prompt(self, messages: list[Message], say: Callable[[str], None]) -> list[int]:
+    def _prompt(self, messages: list[Message]) -> list[int]:
         """The conversation as the model reads it, without the oldest turns where it is too long."""
         tokenizer, context = self.writer.tokenizer, self.writer.model.config.context_length
         wanted = self._answer_tokens(messages) if self.max_tokens is None else self.max_tokens
@@ -94,11 +97,11 @@ class Dialogue:
         read, lost = conversation.fit(messages, tokenizer, limit)
         if lost:
             turns = "turn no longer fits" if lost == 1 else f"{lost} turns no longer fit"
-            say(f"the oldest {turns} the context, and this answer is given without")
+            logger.info(f"the oldest {turns} the context, and this answer is given without")
         if read[-1] != messages[-1]:
-            say("the question is too long for the context: the model reads only its end")
+            logger.info("the question is too long for the context: the model reads only its end")
         if messages[0].role == "system" and read[0].role != "system":
-            say("the system text is too long for the context: the model does not read it")
+            logger.info("the system text is too long for the context: the model does not read it")
         return conversation.prompt(read, tokenizer)
 
     def _answer_tokens(self, messages: list[Message]) -> int:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,8 @@ from positron.inference.writing import Progress, Stream, pieces
 from positron.model.gpt import GPT
 from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
+
+logger = logging.getLogger(__name__)
 
 
 class Written(NamedTuple):
@@ -35,9 +38,8 @@ class Engine:
         tokenizer: Tokenizer,
         *,
         dtype: torch.dtype | None = None,
-        say: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self.decoder, self.tokenizer, self.say = Decoder(model, 0, dtype), tokenizer, say
+        self.decoder, self.tokenizer = Decoder(model, 0, dtype), tokenizer
         self.context = model.config.context_length
         self.specials = [tokenizer.special_id(token) for token in SPECIALS]
 
@@ -87,7 +89,7 @@ class Engine:
         full = [i for i, length in enumerate(decoder.lengths[: len(seen)]) if length >= self.context]
         alive = [i for i in full if not ended[i]]
         if alive:
-            self.say(f"the context of {self.context} tokens is full: going on with its last half")
+            logger.debug(f"the context of {self.context} tokens is full: going on with its last half")
             decoder.prefill(alive, [seen[i][-max(1, self.context // 2) :] for i in alive])
         for i in full:  # the step below reads the newest token once more, to the same effect; nobody reads ended rows
             decoder.lengths[i] = decoder.lengths[i] - 1 if i in alive else 0

@@ -8,7 +8,7 @@ as if the large model had written it alone, whatever the small one proposes; onl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -60,9 +60,8 @@ class SpeculativeEngine(Engine):
 
     def __init__(
         self, model: GPT, tokenizer: Tokenizer, draft: GPT, *, dtype: torch.dtype | None = None,
-        say: Callable[[str], None] = lambda line: None,
     ) -> None:  # fmt: skip
-        super().__init__(model, tokenizer, dtype=dtype, say=say)
+        super().__init__(model, tokenizer, dtype=dtype)
         self.draft = Decoder(draft, 0, torch.int8)  # the fastest: what it proposes changes no probability
 
     def ids(

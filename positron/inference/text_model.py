@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,7 +33,6 @@ class Writer:
         self,
         model: GPT,
         tokenizer: Tokenizer,
-        say: Callable[[str], None] = lambda line: None,
         weights: str = "fp32",
         draft: GPT | None = None,
     ) -> None:
@@ -41,7 +40,7 @@ class Writer:
 
         `draft`: a smaller model with the same tokenizer that proposes tokens; the words are still the model's own.
         """
-        self.model, self.tokenizer, self.say, self.dtype = model, tokenizer, say, DTYPES[weights_of(weights)]
+        self.model, self.tokenizer, self.dtype = model, tokenizer, DTYPES[weights_of(weights)]
         self.draft = draft
         self._engine: Engine | None = None
         self._packing = threading.Lock()
@@ -103,11 +102,10 @@ class Writer:
         """Return the engine, whose weights are packed when it is asked for first."""
         with self._packing:
             if self._engine is None:
-                options: dict[str, Any] = {"dtype": self.dtype, "say": self.say}
                 if self.draft is not None:
-                    self._engine = SpeculativeEngine(self.model, self.tokenizer, self.draft, **options)
+                    self._engine = SpeculativeEngine(self.model, self.tokenizer, self.draft, dtype=self.dtype)
                 else:
-                    self._engine = Engine(self.model, self.tokenizer, **options)
+                    self._engine = Engine(self.model, self.tokenizer, dtype=self.dtype)
             return self._engine
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from positron.run.paths import CHECKPOINTS
 from positron.system.console import one_line
 from positron.system.disk import open_inside
 from positron.system.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 BEST = "best.ckpt"
 _NAME = re.compile(r"step-(\d{1,12})\.ckpt")
@@ -111,7 +113,7 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
-def best_or_newest(folder: Path, say: Callable[[str], None]) -> Path | None:
+def best_or_newest(folder: Path) -> Path | None:
     """Return the best checkpoint, or, loudly, the newest whole one if the best is damaged; None where there is none.
 
     Raises UserError where all are damaged.
@@ -121,7 +123,7 @@ def best_or_newest(folder: Path, say: Callable[[str], None]) -> Path | None:
         fault = checkpoint_fault(best)
         if fault is None:
             return best
-    newest = newest_checkpoint(folder, say if fault is None else lambda line: None, with_best=fault is None)
+    newest = newest_checkpoint(folder) if fault is None else _newest_whole(checkpoints(folder))[0]
     saved = checkpoints(folder)
     if newest is None and (fault or saved):
         name, reason = (BEST, fault) if fault else (saved[-1].name, checkpoint_fault(saved[-1]))
@@ -129,19 +131,28 @@ def best_or_newest(folder: Path, say: Callable[[str], None]) -> Path | None:
             f"no checkpoint in {folder} can be used ({name}: {reason}): restore one from a copy, or train the run again"
         )
     if newest is not None and fault is not None:
-        say(
-            f"WARNING: {best} cannot be used: {fault}. Using {newest.name} instead, which may not be the best model of "
+        logger.warning(
+            f"{best} cannot be used: {fault}. Using {newest.name} instead, which may not be the best model of "
             f"this run; restore {BEST} from a copy, or delete it to make this the choice"
         )
     return newest
 
 
-def newest_checkpoint(folder: Path, say: Callable[[str], None], *, with_best: bool = True) -> Path | None:
+def newest_checkpoint(folder: Path) -> Path | None:
     """Return the whole checkpoint of the highest step; corrupt ones are passed over with a notice."""
-    candidates = [*([folder / BEST] if with_best and (folder / BEST).exists() else []), *checkpoints(folder)]
-    for path in reversed(candidates):
+    best = folder / BEST
+    newest, faults = _newest_whole([*([best] if best.exists() else []), *checkpoints(folder)])
+    for path, fault in faults.items():
+        logger.info(f"passing over {path}: {fault}")
+    return newest
+
+
+def _newest_whole(saved: list[Path]) -> tuple[Path | None, dict[Path, str]]:
+    """Return the last of the files that is whole, and what is wrong with those after it."""
+    faults: dict[Path, str] = {}
+    for path in reversed(saved):
         fault = checkpoint_fault(path)
         if fault is None:
-            return path
-        say(f"passing over {path}: {fault}")
-    return None
+            return path, faults
+        faults[path] = fault
+    return None, faults

@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ from positron.system.console import one_line
 from positron.system.disk import is_number, read_json, write_json
 from positron.system.errors import UserError
 from positron.system.paths import without_home
+
+logger = logging.getLogger(__name__)
 
 CHECKSUM = "checksum"
 _PATHS = (("data", "path"), ("data", "dir"), ("init_from",), ("ckpt_path",))  # of config.json
@@ -207,7 +209,7 @@ def warn_of_damage(path: Path) -> None:
     """Say once per file that it is not what Positron wrote."""
     if path not in _warned:
         _warned.add(path)
-        print(f"WARNING: {damage(path)}", file=sys.stderr)
+        logger.warning(damage(path))
 
 
 def damage(path: Path) -> str:

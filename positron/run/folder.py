@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import itertools
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from positron.system.paths import without_home
 
 if TYPE_CHECKING:
     from positron.text.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
 
 OUTPUTS = Path("outputs")
 PRETRAIN, SFT = "pretrain", "sft"  # the kinds of runs that the commands make
@@ -257,10 +260,12 @@ def _changed(path: Path) -> float:
     return os.lstat(path).st_mtime
 
 
-def announce(run: Run, named: str | None, say: Callable[[str], None]) -> None:
+def announce(run: Run, named: str | None) -> None:
     """Say which run is taken where none was named."""
     if named is None:
-        say(f"no run was named: taking {run.folder}, trained last ({progress_of(run)}); --run takes another one")
+        logger.info(
+            f"no run was named: taking {run.folder}, trained last ({progress_of(run)}); --run takes another one"
+        )
 
 
 def progress_of(run: Run) -> str:

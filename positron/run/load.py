@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ def gpt_config(config: dict[str, Any], vocab_size: int) -> GPTConfig:
     return from_dict(ModelConfig, config["model"], "model").with_vocab(vocab_size)
 
 
-def load_model(run: Run, say: Callable[[str], None], checkpoint: Path | None = None) -> tuple[GPT, Tokenizer, Path]:
+def load_model(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer, Path]:
     """Model (in eval mode, on the CPU), tokenizer, and the checkpoint used: `checkpoint`, or the best, or the newest.
 
     UserError where the run has none, or where model and tokenizer do not belong together (law 5).
@@ -32,7 +31,7 @@ def load_model(run: Run, say: Callable[[str], None], checkpoint: Path | None = N
     from positron.run.checkpoint import best_or_newest, load_checkpoint
     from positron.text.factory import load_tokenizer
 
-    path = checkpoint or best_or_newest(run.checkpoint_folder, say)
+    path = checkpoint or best_or_newest(run.checkpoint_folder)
     if path is None:
         raise UserError(f"{run.folder} has no checkpoint yet: train it further with python -m positron.train")
     tokenizer = load_tokenizer(run.tokenizer_folder)
@@ -46,12 +45,12 @@ def load_model(run: Run, say: Callable[[str], None], checkpoint: Path | None = N
     return model.eval(), tokenizer, path
 
 
-def load_draft(name: str | None, tokenizer: Tokenizer, say: Callable[[str], None]) -> GPT | None:
+def load_draft(name: str | None, tokenizer: Tokenizer) -> GPT | None:
     """The model of a run that is to propose tokens to one with this tokenizer. UserError where it has another."""
     if name is None:
         return None
     run = find_run(name)
-    draft, other, _ = load_model(run, say)
+    draft, other, _ = load_model(run)
     if other.hash != tokenizer.hash:
         raise UserError(f"{run.folder} has another tokenizer: only a run with the same one can be its draft")
     return draft

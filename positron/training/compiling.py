@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 
 import torch
 from torch import Tensor
@@ -13,12 +13,14 @@ from positron.model.kernels.torch_private import undo_compile
 from positron.training.device import Machine
 from positron.training.objective.base import Part
 
+logger = logging.getLogger(__name__)
+
 # Of loss and gradient norm. Fused kernels add in another order and round less often, which moves them by a few units in
 # the last place; a wrong kernel is wrong by far more.
 TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
 
 
-def compile_in_place(model: GPT, part: Part, machine: Machine, say: Callable[[str], None]) -> bool:
+def compile_in_place(model: GPT, part: Part, machine: Machine) -> bool:
     """Names in the state dict stay as they are. `part`: a micro-batch. False, and eager, where it fails or differs.
 
     Dropout is off while both are compared: they draw differently.
@@ -40,7 +42,7 @@ def compile_in_place(model: GPT, part: Part, machine: Machine, say: Callable[[st
         model.train()
     if reason is not None:
         undo_compile(model)
-        say(f"WARNING: device.compile=true is not in use: {reason}")
+        logger.warning(f"device.compile=true is not in use: {reason}")
     return reason is None
 
 

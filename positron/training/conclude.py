@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import logging
 
 from positron.evaluation.report import write_report
 from positron.run.checkpoint import BEST, checkpoint_fault, checkpoints, load_checkpoint, step_of
@@ -14,13 +14,15 @@ from positron.system.disk import make_folder, whole_file, write_json, write_text
 from positron.system.errors import UserError
 from positron.training.signals import Signals
 
+logger = logging.getLogger(__name__)
 
-def conclude(run: Run, status: str, error: str | None, signals: Signals, say: Callable[[str], None]) -> None:
+
+def conclude(run: Run, status: str, error: str | None, signals: Signals) -> None:
     """Write run.json, the exported weights, the picture and the report of a run, however it ended."""
     try:
         rows = read_metrics(run.metrics_path)
     except UserError as damaged:  # while it was written: by another process, or by the disk
-        say(f"WARNING: no report is made: {damaged}")
+        logger.warning(f"no report is made: {damaged}")
         rows = []
     val = [row for row in rows if row.get("val/bpb") is not None]  # null where it was NaN
     facts = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "time_s": rows[-1]["time_s"]} if rows else {}
@@ -31,20 +33,20 @@ def conclude(run: Run, status: str, error: str | None, signals: Signals, say: Ca
         with signals.held():
             run.update(status=status, error=error, **facts)
         if rows:
-            say("writing the weights and the report")
+            logger.info("writing the weights and the report")
             export_weights(run)
             write_report(run)
     except UserError as unwritable:  # a full disk: what ended the run is the news, not this
-        say(f"WARNING: {unwritable}")
+        logger.warning(str(unwritable))
 
 
-def say_where_it_continues(run: Run, say: Callable[[str], None]) -> None:
+def say_where_it_continues(run: Run) -> None:
     """The last line of a run that a signal ended."""
     saved = checkpoints(run.checkpoint_folder)
     if saved:
-        say(f"saved at step {step_of(saved[-1])}; the same command continues")
+        logger.info(f"saved at step {step_of(saved[-1])}; the same command continues")
     else:
-        say("nothing is saved yet; the same command begins again")
+        logger.info("nothing is saved yet; the same command begins again")
 
 
 def export_weights(run: Run) -> None:

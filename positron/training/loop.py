@@ -19,7 +19,6 @@ from positron.run.history import cut_after
 from positron.run.metrics import best_so_far, read_metrics
 from positron.run.provenance import record_start
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, UserError
-from positron.system.voice import Voice
 from positron.text.tokenizer import Tokenizer
 from positron.training.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
 from positron.training.callbacks.clock import Clock
@@ -49,6 +48,8 @@ from positron.training.signals import Signals
 from positron.training.timing import MatmulPeak, SpeedFacts
 from positron.training.trackers.open import open_trackers
 from positron.training.trackers.tracker import Tracker
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -85,20 +86,20 @@ def fit(
     `callbacks` are the user's: they run after validation and the monitors and before metrics, samples and checkpoints
     are written, so what they add to `module.metrics` is recorded.
     """
-    run, config, start, say = session.run, session.config, session.start, session.say
+    run, config, start = session.run, session.config, session.start
     limit = None if config.train.max_time is None else seconds(config.train.max_time)
     trackers: list[Tracker] = []
     status, error = "failed", None
-    with Signals(say) as signals:
+    with Signals() as signals:
         try:
             stopping = Stopping(last_step=plan.last_step, max_seconds=limit, begun=session.begun, signals=signals)
             was_pruned = run.facts().status == "pruned"  # before `running` is written over it
-            if say.is_first_rank:
+            if session.is_first_rank:
                 cut_after(run, start.step)  # also what a run wrote that was killed before its first checkpoint
                 facts = {"data_fingerprint": objective.fingerprint, "floor_bpb": floor_bpb(objective)}
                 run.update(status="running", step=start.step, resolved=plan.resolved(), **facts)
                 settings = {**dataclasses.asdict(config), "resolved": dataclasses.asdict(run.resolved())}
-                trackers = open_trackers(config.logger, run.folder, settings, start.step + 1, say)
+                trackers = open_trackers(config.logger, run.folder, settings, start.step + 1)
             _without_notices()
             rows = read_metrics(run.metrics_path)
             patience = Patience(objective.patience, rows) if objective.patience else None
@@ -106,21 +107,21 @@ def fit(
             ends = Ends(stopping, patience, pruning)
             was_pruned = was_pruned and pruning is not None
             if patience is not None and patience.is_over:
-                say(f"nothing to do: {run.folder} stopped early at step {start.step}, {patience.why}")
+                logger.info(f"nothing to do: {run.folder} stopped early at step {start.step}, {patience.why}")
             elif was_pruned:
-                say(f"nothing to do: {run.folder} was pruned at step {start.step}")
+                logger.info(f"nothing to do: {run.folder} was pruned at step {start.step}")
             elif start.step < plan.last_step:
-                if say.is_first_rank:
+                if session.is_first_rank:
                     _record_start(session, plan, objective, tokenizer)
                 if config.device.compile:
-                    _compile(plan, model, objective, say)
+                    _compile(plan, model, objective)
                 module = _module(config, plan, model, objective, tokenizer)
                 records = Records(rows, trackers)
                 ours = _callbacks(session, plan, objective, tokenizer, records, ends, callbacks)
                 trainer = _trainer(session, plan, ours)
                 trainer.fit(module, Steps(objective, trainer), ckpt_path=start.checkpoint)
             else:
-                say(f"nothing to do: {run.folder} is at step {start.step} of {plan.horizon}")
+                logger.info(f"nothing to do: {run.folder} is at step {start.step} of {plan.horizon}")
             status = "pruned" if was_pruned else _status(plan, ends)
         except (Interrupted, LeftAtOnce) as interruption:
             status, error = "stopped", str(interruption)
@@ -142,12 +143,12 @@ def fit(
             signals.can_save = False
             objective.close()
             try:
-                if say.is_first_rank:
+                if session.is_first_rank:
                     try:
-                        conclude(run, status, error, signals, say)
+                        conclude(run, status, error, signals)
                     finally:  # also where a second signal ends the writing of the report
                         if status == "stopped" and error is not None:
-                            say_where_it_continues(run, say)
+                            say_where_it_continues(run)
             finally:
                 for tracker in trackers:
                     tracker.finish(1 if status in ("failed", "diverged") else 0)
@@ -214,11 +215,11 @@ def _module(config: RunConfig, plan: Plan, model: GPT, objective: Objective, tok
     )
 
 
-def _compile(plan: Plan, model: GPT, objective: Objective, say: Voice) -> None:
+def _compile(plan: Plan, model: GPT, objective: Objective) -> None:
     """Compile the model, and check it beside eager where one process can do that alone: several ranks' devices are not
     known yet."""
     if plan.world_size == 1:
-        compile_in_place(model, objective.batch(1, 0, 1)[0], plan.machine, say)
+        compile_in_place(model, objective.batch(1, 0, 1)[0], plan.machine)
     else:
         model.compile()
 
@@ -233,7 +234,7 @@ def _callbacks(
     of_the_user: Sequence[L.Callback],
 ) -> list[L.Callback]:
     """Put callbacks in order: the clock, what may end the run, what measures, what writes, what saves."""
-    run, config, say, train = session.run, session.config, session.say, session.config.train
+    run, config, train = session.run, session.config, session.config.train
     speed = SpeedFacts(
         batch_tokens=plan.batch_tokens,
         flops_per_token=plan.gpt.flops_per_token(),
@@ -250,7 +251,6 @@ def _callbacks(
         run.folder,
         tokenizer,
         records.trackers,
-        say,
         every=train.sample_every,
         tokens=train.sample_tokens,
         prompt=objective.sample_prompt(train.sample_prompt),
@@ -262,21 +262,21 @@ def _callbacks(
         best=best_so_far(records.rows, run.facts(), session.start.step),
         note_best=lambda step, bpb: run.update(best_step=step, best_bpb=bpb),
     )
-    monitors = open_monitors(config.monitor, objective, tokenizer.vocab_size, config.device.shards_weights, say)
+    monitors = open_monitors(config.monitor, objective, tokenizer.vocab_size, config.device.shards_weights)
     intervals = {train.log_every, *(monitor.every for monitor in monitors)}
     return [
         clock,
         ends.stopping,
-        Validation(objective, every=train.val_every, say=say),
-        Overfitting(records.rows, say),
+        Validation(objective, every=train.val_every),
+        Overfitting(records.rows),
         *[callback for callback in (ends.patience, ends.pruning) if callback is not None],
         *monitors,
         *of_the_user,
         MetricsLog(run.folder, clock, records.trackers, intervals=intervals, speed=speed),
-        Divergence(vocab_size=tokenizer.vocab_size, objective=objective, is_last=is_last, say=say),
+        Divergence(vocab_size=tokenizer.vocab_size, objective=objective, is_last=is_last),
         samples,
         saving,
-        Progress(clock, say, last_step=plan.last_step, speed=speed),
+        Progress(clock, last_step=plan.last_step, speed=speed, is_alone=config.device.share == 1),
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +17,8 @@ from positron.system.formatting import USUAL_TOKENS_PER_PARAMETER, counted, toke
 from positron.training.device import Machine, choose_micro_batch, precision_named, release_memory
 from positron.training.resume import Start
 from positron.training.timing import faster_precision
+
+logger = logging.getLogger(__name__)
 
 FEWEST_STEPS, SMALLEST_BATCH = 2_000, 1_024  # a small model gets smaller batches, not a handful of updates
 
@@ -47,7 +50,6 @@ def make_plan(
     model: GPT,
     machine: Machine,
     start: Start,
-    say: Callable[[str], None],
     auto_steps: Callable[[int], int] | None = None,
 ) -> Plan:
     """Numbers given by the user win; then those that the run was begun with; then what suits this machine.
@@ -83,16 +85,16 @@ def make_plan(
     if config.precision.dtype == "auto" and known is None and world == 1:
         machine, reason = faster_precision(model, machine, micro)
         if reason:
-            say(reason)
-    say(
+            logger.info(reason)
+    logger.info(
         f"{gpt.n_params() / 1e6:.2f}M parameters, vocabulary {gpt.vocab_size:,}, context {gpt.context_length}; "
         f"{counted(horizon, 'step')} of {counted(batch_tokens, 'token')} ({counted(micro, 'sequence')} at a time)"
         + ("" if auto_steps else f", {tokens_per_parameter(horizon * batch_tokens, gpt.n_params())}")
         + (f"; stopping at step {last_step:,}" if last_step < horizon else "")
     )
     if config.schedule.warmup_steps >= horizon:
-        say(
-            f"WARNING: schedule.warmup_steps={config.schedule.warmup_steps} is not less than the run's "
+        logger.warning(
+            f"schedule.warmup_steps={config.schedule.warmup_steps} is not less than the run's "
             f"{counted(horizon, 'step')}: the learning rate only rises; give a smaller one, or more train.max_steps="
         )
     return Plan(machine, gpt, world, batch_size, batch_tokens, micro, horizon, last_step)

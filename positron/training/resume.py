@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
@@ -21,10 +22,13 @@ from positron.run.samples import read_samples
 from positron.system.console import one_line
 from positron.system.disk import expanded, lock, make_folder, refuse_links_in, sweep_temporary_files
 from positron.system.errors import Diverged, UserError
+from positron.system.log import run_log
 from positron.system.paths import without_home
-from positron.system.voice import Voice, first_rank
+from positron.system.ranks import first_rank
 from positron.training.device import Machine, choose_machine, set_threads
 from positron.training.optim.custom import refuse_unusable
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -61,30 +65,30 @@ class Session:
     config: RunConfig
     machine: Machine
     start: Start
-    say: Voice
+    is_first_rank: bool
     begun: float  # by time.monotonic, from which train.max_time counts
 
 
 @contextlib.contextmanager
 def begin(folder: Path, config: RunConfig, begun: float) -> Iterator[Session]:
-    """Hold the run of `folder` alone, speak into its log, take this machine, and decide where the run starts.
+    """Hold the run of `folder` alone, keep its log, take this machine, and decide where the run starts.
 
     `begun`: when the process took up the run, by time.monotonic.
     """
     is_new = not folder.exists()
     run, processes = Run(make_folder(folder)), config.device.processes
     refuse_links_in(run.folder)
-    prefix = f"{folder.name}: " if config.device.share < 1 else ""
-    voice = Voice(run.log_path, prefix, processes)
-    with only_one(run, processes), _no_trace_of_a_refusal(run, is_new), voice as say:
-        if say.is_first_rank:
+    prefix, is_first = f"{folder.name}: " if config.device.share < 1 else "", first_rank(processes)
+    log = run_log(run.log_path, prefix=prefix, is_first_rank=is_first)
+    with only_one(run, processes), _no_trace_of_a_refusal(run, is_new), log:
+        if is_first:
             sweep_temporary_files(run.folder)
         set_threads(config.device)
         machine = choose_machine(config.device, config.precision)
-        say(f"running on {machine.why}")
+        logger.info(f"running on {machine.why}")
         refuse_unusable(config.optimizer)
         refuse_untrainable(config, machine, vocab_size=1)  # the vocabulary, known later, can only add to it
-        yield Session(run, config, machine, decide_start(run, config, say), say, begun)
+        yield Session(run, config, machine, decide_start(run, config), is_first, begun)
 
 
 def refuse_untrainable(config: RunConfig, machine: Machine, *, vocab_size: int) -> None:
@@ -119,17 +123,17 @@ def refuse_before_begin(run: Run, start: Start, *, last_step: int, fingerprint: 
         )
 
 
-def decide_start(run: Run, config: RunConfig, say: Callable[[str], None]) -> Start:
+def decide_start(run: Run, config: RunConfig) -> Start:
     """Raise UserError where continuing would mix two configurations, or overwrite or lose what the run has.
 
     Raises Diverged, in the words of the first time, for a run that has diverged: it would do so again.
     """
-    newest = newest_checkpoint(run.checkpoint_folder, say) if run.exists else None
+    newest = newest_checkpoint(run.checkpoint_folder) if run.exists else None
     if newest is None:
         _refuse_lost_checkpoints(run)
         if run.facts().status == "diverged" and not run.differences(config):
             _refuse_diverged(run)
-    named = _named_checkpoint(config.ckpt_path, run, newest, say)
+    named = _named_checkpoint(config.ckpt_path, run, newest)
     if newest is not None:
         _refuse_other_checkpoint(run, named, newest)
         step = int(load_checkpoint(newest)["global_step"])
@@ -144,8 +148,8 @@ def decide_start(run: Run, config: RunConfig, say: Callable[[str], None]) -> Sta
             case _:
                 assert_never(config.resume)
         _refuse_damage(run)
-        _refuse_differences(run, config, step, say)
-        say(f"resuming {run.folder} at step {step} from {newest.name}")
+        _refuse_differences(run, config, step)
+        logger.info(f"resuming {run.folder} at step {step} from {newest.name}")
         return Start(checkpoint=newest, tokenizer_from=run, step=step, is_own=True, resolved=run.resolved())
     match config.resume:
         case "auto" | "never":
@@ -157,20 +161,20 @@ def decide_start(run: Run, config: RunConfig, say: Callable[[str], None]) -> Sta
     if named is not None:
         other = Run(named.parent.parent)
         step = int(load_checkpoint(named)["global_step"])
-        say(f"starting {run.folder} at step {step} with everything of {named}")
+        logger.info(f"starting {run.folder} at step {step} with everything of {named}")
         return Start(checkpoint=named, tokenizer_from=other if other.exists else None, step=step)
     if config.init_from is not None:
         other = find_run(config.init_from)
-        weights = best_or_newest(other.checkpoint_folder, say)
+        weights = best_or_newest(other.checkpoint_folder)
         if weights is None:
             raise UserError(f"init_from={config.init_from}: {other.folder} has no checkpoint")
-        say(f"fresh start in {run.folder} with the weights of {weights}")
+        logger.info(f"fresh start in {run.folder} with the weights of {weights}")
         return Start(weights=weights, tokenizer_from=other)
-    say(f"fresh start in {run.folder}")
+    logger.info(f"fresh start in {run.folder}")
     return Start()
 
 
-def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None, say: Callable[[str], None]) -> Path | None:
+def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None) -> Path | None:
     """The file that ckpt_path=FILE|RUN|latest means."""
     if ckpt_path is None:
         return None
@@ -186,7 +190,7 @@ def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None, say:
         load_checkpoint(path)  # says what is wrong with it, if anything
         return path
     other = find_run(ckpt_path)
-    found = newest_checkpoint(other.checkpoint_folder, say)
+    found = newest_checkpoint(other.checkpoint_folder)
     if found is None:
         raise UserError(f"ckpt_path={ckpt_path}: {other.folder} has no checkpoint")
     return found
@@ -234,7 +238,7 @@ def _refuse_diverged(run: Run) -> None:
     raise Diverged(one_line(str(run.facts().error)))
 
 
-def _refuse_differences(run: Run, config: RunConfig, step: int, say: Callable[[str], None]) -> None:
+def _refuse_differences(run: Run, config: RunConfig, step: int) -> None:
     extended = refuse_differences(run, config)
     if run.facts().status == "diverged":
         _refuse_diverged(run)
@@ -245,4 +249,4 @@ def _refuse_differences(run: Run, config: RunConfig, step: int, say: Callable[[s
                 f"train.max_steps={after} is shorter than the {before} steps of {run.folder}, which is at step {step}: "
                 "train.extend=true only lengthens a run; train.stop_at= ends it earlier"
             )
-        say(f"extending the horizon, {before} -> {after} steps: the learning rate follows the new one")
+        logger.info(f"extending the horizon, {before} -> {after} steps: the learning rate follows the new one")

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
 from positron.system.errors import Interrupted, LeftAtOnce
 
+logger = logging.getLogger(__name__)
+
 
 class Signals:
     """Take Ctrl-C, SIGTERM and SIGHUP (the terminal was closed) as long as the block lasts."""
 
-    def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+    def __init__(self) -> None:
         self.received = 0  # the first signal, which the training step notices where it can be left
         self.can_save = False  # whether there is a training step that notices
         self._is_held = False
@@ -51,7 +53,7 @@ class Signals:
         else:
             self.received = signum
             with contextlib.suppress(RuntimeError):  # the signal came in the middle of another line to the same stream
-                self.say(f"{signal.Signals(signum).name}: saving the last whole step (once more to leave at once)")
+                logger.info(f"{signal.Signals(signum).name}: saving the last whole step (once more to leave at once)")
 
     def leave(self) -> None:
         """Raise Interrupted where a signal has come."""

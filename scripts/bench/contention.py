@@ -116,7 +116,7 @@ def prepare() -> Callable[[], int]:
     def make() -> int:
         with tempfile.TemporaryDirectory() as folder:
             config = DataConfig(source="stories", size_mb=4.0, dir=folder)
-            prepare(config, TokenizerConfig("sentencepiece", 2000), None, lambda line: None)
+            prepare(config, TokenizerConfig("sentencepiece", 2000), None)
         return 4_000_000
 
     return make

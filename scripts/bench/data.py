@@ -68,7 +68,7 @@ def tokenizing(text: Path, choice: TokenizerConfig, root: Path) -> None:
             list(pool.map(_encode_texts, batches))
             bare.append(time.perf_counter() - began)
         began = time.perf_counter()
-        write_tokens(source, tokenizer, home, root / "tokens", lambda line: None)
+        write_tokens(source, tokenizer, home, root / "tokens")
         ours.append(time.perf_counter() - began)
         shutil.rmtree(root / "tokens")
     mb = text.stat().st_size / 1e6
@@ -124,7 +124,7 @@ def share_of_a_step(root: Path) -> None:
     from positron.model.gpt import GPT
 
     data = DataConfig("stories", size_mb=2, dir=str(root / "data"))
-    tokenizer, folder = prepare(data, TokenizerConfig("sentencepiece", 2000), None, lambda line: None)
+    tokenizer, folder = prepare(data, TokenizerConfig("sentencepiece", 2000), None)
     config = GPTConfig(vocab_size=16_000, context_length=256, d_model=384, n_layer=6, n_head=6)
     windows = Windows(
         TokenFiles(folder, "train", tokenizer),

@@ -21,6 +21,7 @@ from positron.inference.engine import Engine
 from positron.inference.packed_linear import Linear
 from positron.inference.sampling import BALANCED, Sampling
 from positron.model.gpt import GPT
+from positron.system.log import screen_log
 from positron.text.char_word import CharTokenizer
 
 TINYGPT = GPTConfig(vocab_size=16_000, context_length=512, d_model=320, n_layer=8, n_head=8)
@@ -100,6 +101,7 @@ def in_turns(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str
     return {name: statistics.median(some) for name, some in times.items()}
 
 
+@screen_log()
 def bench_run(options: argparse.Namespace) -> None:
     """Drawn as `balanced` draws, since a draft is worth as much as it guesses; no end of a text ends it."""
     from positron.evaluation.eval_texts import texts_of_run
@@ -110,9 +112,9 @@ def bench_run(options: argparse.Namespace) -> None:
     from positron.run.load import load_draft, load_model
 
     run = find_run(options.run)
-    model, tokenizer, _ = load_model(run, print)
-    draft = load_draft(options.draft, tokenizer, print)
-    texts = texts_of_run(run, "val", 50_000, print)
+    model, tokenizer, _ = load_model(run)
+    draft = load_draft(options.draft, tokenizer)
+    texts = texts_of_run(run, "val", 50_000)
     bpb, variants = {}, {}
     for weights, dtype in DTYPES.items():
         bpb[weights] = total(score_documents(rounded(model, dtype), tokenizer, texts)).bpb

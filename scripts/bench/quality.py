@@ -34,6 +34,7 @@ from typing import Any
 from positron.config import DataConfig, DeviceConfig, PrecisionConfig, RunConfig, TokenizerConfig
 from positron.settings import from_dict
 from positron.system.disk import make_folder, write_json
+from positron.system.log import screen_log
 from scripts.bench.quality_report import NAMES, picture, table
 
 TURN = 15.0  # seconds
@@ -111,7 +112,7 @@ def work(name: str, settings: dict[str, Any], pipe: Connection) -> None:
     torch.set_num_threads(settings["threads"])
     torch.manual_seed(settings["seed"])
     recipe = from_dict(RunConfig, settings["recipe"])
-    tokenizer, folder = prepare(from_dict(DataConfig, settings["data"]), VOCABULARY, None, print)
+    tokenizer, folder = prepare(from_dict(DataConfig, settings["data"]), VOCABULARY, None)
     end = tokenizer.special_id(END_OF_TEXT)
     assert recipe.train.batch_tokens != "auto"
     of_ours = recipe.model.context_length, int(recipe.train.batch_tokens) // recipe.model.context_length
@@ -193,6 +194,7 @@ def run_seed(names: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     return results
 
 
+@screen_log()
 def main() -> None:
     import torch
 
@@ -212,7 +214,7 @@ def main() -> None:
     make_folder(options.out)
     recipe = compose("train", ["experiment=ten_minutes", "name=bench"])
     data = {"source": "text", "path": options.text, "val_fraction": 0.05, "dir": str(options.out / "data")}
-    prepare(from_dict(DataConfig, data), VOCABULARY, None, print)
+    prepare(from_dict(DataConfig, data), VOCABULARY, None)
     seeds: dict[int, dict[str, Any]] = {}
     for seed in range(options.seeds):
         path = options.out / f"seed-{seed}-{options.minutes:g}-minutes.json"

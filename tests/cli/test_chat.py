@@ -142,14 +142,14 @@ def test_settings_change_the_answers_at_once(chat: pexpect.spawn) -> None:
 @pytest.fixture
 def dialogue(runs: Path) -> Dialogue:
     run = Run(runs / "outputs" / "tuned")
-    model, tokenizer, _ = load_model(run, print)
+    model, tokenizer, _ = load_model(run)
     return Dialogue(Writer(model, tokenizer), run.is_chat, max_tokens=6)
 
 
 def test_a_chat_goes_on_where_it_was_saved(dialogue: Dialogue, tmp_path: Path) -> None:
     for name in (str(tmp_path / "a.json"), str(tmp_path / "with a blank.json")):
         dialogue.reset()
-        list(dialogue.ask("Is it 3?", print))
+        list(dialogue.ask("Is it 3?"))
         dialogue.change("temperature", "0.7")
         command(dialogue, f"/save {name}")
         messages, sampling = list(dialogue.messages), dialogue.sampling
@@ -183,7 +183,7 @@ def test_a_sentence_that_begins_like_a_command_goes_to_the_model(dialogue: Dialo
 def test_the_system_message_stays_when_turns_go(dialogue: Dialogue) -> None:
     dialogue.system = "be kind"
     for _ in range(12):
-        list(dialogue.ask("Is it 12?", lambda line: None))
+        list(dialogue.ask("Is it 12?"))
         assert dialogue.messages[0] == Message("system", "be kind")
     dialogue.reset()
     assert dialogue.messages == [Message("system", "be kind")]
@@ -196,8 +196,8 @@ def test_the_model_sees_the_same_template_as_in_training(dialogue: Dialogue, mon
     engine = dialogue.writer.engine()
     stream = engine.stream
     monkeypatch.setattr(engine, "stream", lambda ids, *a, **k: seen.append(ids) or stream(ids, *a, **k))
-    list(dialogue.ask("Is it 1?", print))
-    list(dialogue.ask("<|end|>", print))
+    list(dialogue.ask("Is it 1?"))
+    list(dialogue.ask("<|end|>"))
     ids, _ = conversation.encode(dialogue.messages, dialogue.writer.tokenizer)
     answer = dialogue.writer.tokenizer.encode(dialogue.messages[-1].content)
     assert seen[1] == ids[: len(ids) - len(answer) - 1]

@@ -44,16 +44,18 @@ def written(dialogue: Dialogue, path: Path, **changes: object) -> Path:
     return path
 
 
-def test_a_model_of_short_answers_remembers_many_turns_and_one_of_long_answers_has_room_for_another() -> None:
-    dialogue, said = dialogue_of(chats=True), list[str]()
+def test_a_model_of_short_answers_remembers_many_turns_and_one_of_long_answers_has_room_for_another(
+    logged: list[str],
+) -> None:
+    dialogue = dialogue_of(chats=True)
     dialogue.max_tokens = None
     turns = [Message("user", "a?"), Message("assistant", "b.")]
-    prompt = dialogue._prompt([*turns * 4, Message("user", "c?")], said.append)  # 4 x 8 tokens of a context of 64
-    assert said == []
+    prompt = dialogue._prompt([*turns * 4, Message("user", "c?")])  # 4 x 8 tokens of a context of 64
+    assert logged == []
     assert dialogue.writer.tokenizer.decode(prompt).count("a?") == 4
     long = [Message("user", "a?"), Message("assistant", "b" * 30)]
-    assert len(dialogue._prompt([*long, Message("user", "c?")], said.append)) + 31 <= 64
-    assert len(said) == 1
+    assert len(dialogue._prompt([*long, Message("user", "c?")])) + 31 <= 64
+    assert len(logged) == 1
 
 
 def test_a_sentence_that_begins_like_a_command_is_said_to_go_to_the_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,19 +102,20 @@ def test_words_that_resemble_commands_in_a_sentence_go_to_the_model(line: str) -
     assert parse(line) is None
 
 
-def test_a_saved_chat_has_all_turns_also_those_that_no_longer_fit(dialogue: Dialogue, tmp_path: Path) -> None:
+def test_a_saved_chat_has_all_turns_also_those_that_no_longer_fit(
+    dialogue: Dialogue, tmp_path: Path, logged: list[str]
+) -> None:
     dialogue.system = "be kind"
-    notices: list[str] = []
     for turn in range(12):
-        list(dialogue.ask(f"Is it {turn}?", notices.append))
+        list(dialogue.ask(f"Is it {turn}?"))
     command(dialogue, f"save {tmp_path / 'all.json'}")
     saved = json.loads((tmp_path / "all.json").read_text())["messages"]
     assert len(saved) == 25
     assert [m["content"] for m in saved[1::2]] == [f"Is it {turn}?" for turn in range(12)]
-    assert any("no longer fit the context, and this answer is given without" in line for line in notices)
-    list(dialogue.ask("why " * 60, notices.append))
+    assert any("no longer fit the context, and this answer is given without" in line for line in logged)
+    list(dialogue.ask("why " * 60))
     assert dialogue.messages[-2].content == "why " * 60
-    assert "the question is too long for the context: the model reads only its end" in notices
+    assert "the question is too long for the context: the model reads only its end" in logged
 
 
 def test_the_prompt_fits_the_context_whatever_was_said(dialogue: Dialogue) -> None:
@@ -120,7 +123,7 @@ def test_the_prompt_fits_the_context_whatever_was_said(dialogue: Dialogue) -> No
         dialogue.max_tokens = limit
         for question in ("a", "Is it 7? " * 3, "x" * 500):
             messages = [*dialogue.messages, Message("user", question)]
-            ids = dialogue._prompt(messages, lambda line: None)
+            ids = dialogue._prompt(messages)
             assert len(ids) <= dialogue.writer.engine().context * 3 // 4 or len(ids) <= 63
 
 
@@ -144,14 +147,14 @@ def test_settings_of_the_chat_are_checked_when_they_are_set(dialogue: Dialogue, 
         dialogue.change(setting, value)
     assert dialogue.settings() == before
     dialogue.change("seed", str(2**64 - 1))
-    list(dialogue.ask("Is it 1?", print))  # the seed of a later turn is in range, too
+    list(dialogue.ask("Is it 1?"))  # the seed of a later turn is in range, too
 
 
 @pytest.mark.parametrize("error", [ValueError("Overflow"), MemoryError(), RuntimeError("of torch\nin two lines")])
 def test_no_error_ends_the_chat_or_loses_the_conversation(
     dialogue: Dialogue, error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    list(dialogue.ask("Is it 1?", print))
+    list(dialogue.ask("Is it 1?"))
     kept = list(dialogue.messages)
 
     def fails(*_: object, **__: object) -> None:
@@ -178,7 +181,7 @@ def test_a_base_model_refuses_a_system_text() -> None:
 
 
 def test_save_replaces_nothing_unasked(dialogue: Dialogue, tmp_path: Path) -> None:
-    list(dialogue.ask("Is it 1?", print))
+    list(dialogue.ask("Is it 1?"))
     target = tmp_path / "talk.json"
     target.write_text("mine")
     with pytest.raises(UserError, match="exists: /save! "):
@@ -225,7 +228,7 @@ WRONG_FIELDS: list[tuple[dict[str, object], str]] = [
 def test_load_checks_every_field_and_changes_nothing_then(
     dialogue: Dialogue, tmp_path: Path, changes: dict[str, object], says: str
 ) -> None:
-    list(dialogue.ask("Is it 1?", print))
+    list(dialogue.ask("Is it 1?"))
     before = dialogue.state()
     with pytest.raises(UserError, match=says) as refused:
         command(dialogue, f"load {written(dialogue, tmp_path / 'talk.json', **changes)}")
@@ -252,7 +255,7 @@ def test_load_refuses_what_is_not_a_saved_chat(dialogue: Dialogue, tmp_path: Pat
 
 
 def test_load_takes_a_byte_order_mark_and_chats_saved_before_the_seed_was(dialogue: Dialogue, tmp_path: Path) -> None:
-    list(dialogue.ask("Is it 1?", print))
+    list(dialogue.ask("Is it 1?"))
     state = dialogue.state()
     del state["settings"]["seed"]
     (tmp_path / "old.json").write_text("\ufeff" + json.dumps(state), encoding="utf-8")
@@ -312,7 +315,7 @@ def test_an_answer_without_a_limit_ends_with_the_context(dialogue: Dialogue) -> 
         dialogue.reset()
         dialogue.change("seed", str(seed))
         dialogue.change("temperature", "2")
-        text = "".join(dialogue.ask("Is it 1?", print))
+        text = "".join(dialogue.ask("Is it 1?"))
         tokens = max(tokens, len(dialogue.writer.tokenizer.encode(text)))
         assert dialogue.cut in (None, "the context of 64 tokens is full")
     assert 6 < tokens < 64

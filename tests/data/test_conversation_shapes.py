@@ -18,6 +18,7 @@ from positron.cli.preflight import check_files
 from positron.config import DataConfig
 from positron.data.conversations import Conversation, read_conversations
 from positron.system.errors import UserError
+from positron.system.log import screen_log
 from positron.text.char_word import CharTokenizer
 from positron.text.conversation import Message
 from positron.training.objective.sft import SFTObjective
@@ -127,7 +128,8 @@ SHAPES: list[tuple[str, bytes | Callable[[Path], bytes], str]] = [
 
 def read(path: Path | str, **options: Any) -> tuple[list[Conversation], list[str]]:
     said: list[str] = []
-    return read_conversations(DataConfig("instruct", str(path), **options), said.append), said
+    with screen_log(said.append):
+        return read_conversations(DataConfig("instruct", str(path), **options)), said
 
 
 def rows(folder: Path, *some: Any, name: str = "x.jsonl", **options: Any) -> tuple[list[Conversation], list[str]]:
@@ -329,7 +331,7 @@ def test_turns_of_weight_0_and_answers_in_prompts_are_not_learned_from(tmp_path:
 
 def instruct_data(talks: list[Conversation], **options: Any) -> SFTObjective:
     chosen = {"context": 64, "batch_size": 4, "micro_batch_size": 4, "seed": 0, "packing": False, "val_tokens": 1000}
-    return SFTObjective(talks, TOKENIZER, **{"replay": None, "say": lambda line: None, **chosen, **options})
+    return SFTObjective(talks, TOKENIZER, **{"replay": None, **chosen, **options})
 
 
 def test_an_empty_answer_teaches_nothing_even_among_others() -> None:
@@ -347,15 +349,14 @@ def test_an_empty_answer_teaches_nothing_even_among_others() -> None:
     [(["a"], 0.1), (["a", "b"], 0.1), (["a"] * 30, 0.5), (["a"] * 30, 0.99), (list("abcdefgh"), 0.0)],
 )
 def test_small_sets_validate_on_the_training_rows_and_say_so(
-    tmp_path: Path, questions: list[str], val_fraction: float
+    tmp_path: Path, questions: list[str], val_fraction: float, logged: list[str]
 ) -> None:
     some = [{"instruction": q, "output": f"{n}."} for n, q in enumerate(questions)]
-    said: list[str] = []
     talks, _ = rows(tmp_path, *some, val_fraction=val_fraction)
-    data = instruct_data(talks, say=said.append)
+    data = instruct_data(talks)
     assert len(data.train.rows) == len(questions)
     assert sum(len(x) for x, _ in data.val_parts) == len(questions)
-    assert any(re.search(r"validation uses the training conversations \(\d+\)", line) for line in said)
+    assert any(re.search(r"validation uses the training conversations \(\d+\)", line) for line in logged)
     assert sum(len(x) for x, _ in data.train.batch(1)) == 4
     assert all(np.isfinite(data.train.bytes_per_token) for _ in some)
 

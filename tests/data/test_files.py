@@ -206,7 +206,7 @@ def test_memory_is_bounded_by_the_shard_and_not_by_the_corpus(tmp_path: Path, mo
     config = DataConfig("text", str(tmp_path / "a.txt"), dir=str(tmp_path))
     monkeypatch.setattr(shards, "SMALL_CORPUS", 10**12)  # in this process, where it can be measured
     tracemalloc.start()
-    prepare(config, TokenizerConfig("char"), None, print)
+    prepare(config, TokenizerConfig("char"), None)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     # a million characters as a list of Python integers, the largest thing held, takes 40 bytes each; the whole text in
@@ -220,7 +220,7 @@ def test_memory_is_bounded_by_the_shard_and_not_by_the_corpus(tmp_path: Path, mo
 def _prepare(folder: str, shard_tokens: int, text: str) -> None:
     shards.SHARD_TOKENS, shards.SMALL_CORPUS = shard_tokens, 10**12
     files.CHARS_PER_TASK = 20_000
-    prepare(DataConfig("text", text, dir=folder), TokenizerConfig("char"), None, lambda line: None)
+    prepare(DataConfig("text", text, dir=folder), TokenizerConfig("char"), None)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -302,13 +302,13 @@ def test_workers_of_a_killed_prepare_do_not_stay(tmp_path: Path) -> None:
 def _prepare_by_all_cores(folder: str, text: str) -> None:
     shards.SMALL_CORPUS = 0
     os.cpu_count = lambda: 2  # type: ignore[assignment]
-    prepare(DataConfig("text", text, dir=folder), TokenizerConfig("char"), None, lambda line: None)
+    prepare(DataConfig("text", text, dir=folder), TokenizerConfig("char"), None)
 
 
 def test_an_altered_or_cut_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(FORMATS["a.txt"])
     config = DataConfig("text", str(tmp_path / "a.txt"), dir=str(tmp_path))
-    tokenizer, folder = prepare(config, TokenizerConfig("char"), None, print)
+    tokenizer, folder = prepare(config, TokenizerConfig("char"), None)
     verify(folder)
     shard = folder / "train-00000.bin"
     content = bytearray(shard.read_bytes())
@@ -321,7 +321,9 @@ def test_an_altered_or_cut_shard_is_named(tmp_path: Path) -> None:
         TokenFiles(folder, "train", tokenizer)
 
 
-def test_a_full_disk_is_one_line_and_what_was_written_stays(tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_full_disk_is_one_line_and_what_was_written_stays(
+    tmp_path: Path, monkeypatch: Any, logged: list[str]
+) -> None:
     monkeypatch.setattr(shards, "SHARD_TOKENS", 2000)
     monkeypatch.setattr(files, "CHARS_PER_TASK", 500)
     (tmp_path / "a.txt").write_bytes(FORMATS["a.txt"])
@@ -336,13 +338,12 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays(tmp_path: Path, monk
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(UserError, match="No space left"):
-        prepare(config, TokenizerConfig("char"), None, print)
+        prepare(config, TokenizerConfig("char"), None)
     monkeypatch.setattr(os, "fsync", real)
-    lines: list[str] = []
-    tokenizer, folder = prepare(config, TokenizerConfig("char"), None, lines.append)
-    assert any("going on after" in line for line in lines) or len(calls) == 8
+    tokenizer, folder = prepare(config, TokenizerConfig("char"), None)
+    assert any("going on after" in line for line in logged) or len(calls) == 8
     other = dataclasses.replace(config, dir=str(tmp_path / "other"))
-    _, wanted = prepare(other, TokenizerConfig("char"), None, print)
+    _, wanted = prepare(other, TokenizerConfig("char"), None)
     one, two = TokenFiles(folder, "train", tokenizer), TokenFiles(wanted, "train", tokenizer)
     assert np.array_equal(one.read(0, one.n_tokens), two.read(0, two.n_tokens))
 

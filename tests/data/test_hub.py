@@ -36,12 +36,12 @@ ALL = sorted(itertools.chain(*STORIES))
 
 
 def test_a_dataset_becomes_tokens_and_its_files_go(stories_hub: Hub, tmp_path: Path) -> None:
-    tokenizer, folder = prepare(config(tmp_path), CHAR, None, print)
+    tokenizer, folder = prepare(config(tmp_path), CHAR, None)
     assert sorted(documents(folder, tokenizer)) == ALL
     assert not (folder.parent / "raw").exists()
     asked = len(stories_hub.requests)
     stories_hub.close()  # what is prepared needs no network
-    _, again = prepare(config(tmp_path), CHAR, None, print)
+    _, again = prepare(config(tmp_path), CHAR, None)
     assert again == folder
     assert len(stories_hub.requests) == asked
 
@@ -56,7 +56,7 @@ def test_the_room_on_the_disk_is_never_exceeded(stories_hub: Hub, tmp_path: Path
 
     monkeypatch.setattr(hub.HubSource, "read", watched)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    prepare(config(tmp_path), TokenizerConfig("word", 1000), None, print)
+    prepare(config(tmp_path), TokenizerConfig("word", 1000), None)
     assert 1 <= most[0] <= 2
 
 
@@ -65,9 +65,9 @@ def test_several_processes_write_what_one_writes_with_a_full_room(
 ) -> None:
     monkeypatch.setattr(hub, "RING_FILES", 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    _, one = prepare(config(tmp_path / "a"), CHAR, None, print)
+    _, one = prepare(config(tmp_path / "a"), CHAR, None)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
-    _, three = prepare(config(tmp_path / "b"), CHAR, None, print)
+    _, three = prepare(config(tmp_path / "b"), CHAR, None)
     assert contents(one) == contents(three)
 
 
@@ -83,29 +83,27 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_faults_of_the_network_are_survived(stories_hub: Hub, tmp_path: Path, fault: str) -> None:
     stories_hub.faults[stories_hub.path("data/train-00002.parquet")] = list(FAULTS[fault])
-    lines: list[str] = []
-    tokenizer, folder = prepare(config(tmp_path), CHAR, None, lines.append)
+    tokenizer, folder = prepare(config(tmp_path), CHAR, None)
     assert sorted(documents(folder, tokenizer)) == ALL
 
 
 def test_a_hub_that_is_out_of_reach_costs_nothing_and_the_same_call_goes_on(
-    stories_hub: Hub, tmp_path: Path, monkeypatch: Any
+    stories_hub: Hub, tmp_path: Path, monkeypatch: Any, logged: list[str]
 ) -> None:
     monkeypatch.setattr(hub, "PATIENCE_S", 3.0)
     monkeypatch.setattr(shards, "SHARD_TOKENS", 3000)
     chosen = config(tmp_path, max_mb=1)
     broken = stories_hub.path("data/train-00004.parquet")
-    lines: list[str] = []
-    prepare_tokenizer = prepare(config(tmp_path, files="data/train-00000*"), CHAR, None, print)[0]
+    prepare_tokenizer = prepare(config(tmp_path, files="data/train-00000*"), CHAR, None)[0]
     stories_hub.faults[broken] = ["503"] * 1000
     with pytest.raises(Unreachable, match=r"cannot be fetched.*What was done is kept: the same command goes on"):
-        prepare(chosen, CHAR, prepare_tokenizer, lines.append)
-    assert any("trying again" in line for line in lines)
+        prepare(chosen, CHAR, prepare_tokenizer)
+    assert any("trying again" in line for line in logged)
     stories_hub.faults.clear()
-    lines.clear()
-    tokenizer, folder = prepare(chosen, CHAR, prepare_tokenizer, lines.append)
-    assert any("going on after" in line for line in lines)
-    whole = prepare(dataclass_with(chosen, tmp_path / "whole"), CHAR, prepare_tokenizer, print)[1]
+    logged.clear()
+    tokenizer, folder = prepare(chosen, CHAR, prepare_tokenizer)
+    assert any("going on after" in line for line in logged)
+    whole = prepare(dataclass_with(chosen, tmp_path / "whole"), CHAR, prepare_tokenizer)[1]
     assert contents(folder) == contents(whole)
     assert len(documents(folder, tokenizer)) == len(ALL)
 
@@ -117,21 +115,20 @@ def dataclass_with(chosen: DataConfig, folder: Path) -> DataConfig:
 
 
 def test_without_a_network_the_hub_is_out_of_reach_after_a_bounded_wait(
-    stories_hub: Hub, tmp_path: Path, monkeypatch: Any
+    stories_hub: Hub, tmp_path: Path, monkeypatch: Any, logged: list[str]
 ) -> None:
     monkeypatch.setattr(hub, "PATIENCE_S", 3.0)
     stories_hub.close()
-    lines: list[str] = []
     with pytest.raises(Unreachable, match="the dataset some/stories cannot be fetched"):
-        prepare(config(tmp_path), CHAR, None, lines.append)
-    assert any("trying again" in line for line in lines)
+        prepare(config(tmp_path), CHAR, None)
+    assert any("trying again" in line for line in logged)
 
 
 def test_a_wrong_checksum_is_fetched_again_and_never_used(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
     stories_hub.lies.add(stories_hub.path("data/train-00001.parquet"))
     monkeypatch.setattr(hub, "PATIENCE_S", 3.0)
     with pytest.raises(Unreachable, match="checksum"):
-        prepare(config(tmp_path), CHAR, None, lambda line: None)
+        prepare(config(tmp_path), CHAR, None)
     assert not list(tmp_path.glob("data/*/tokens-*"))
 
 
@@ -145,13 +142,13 @@ def test_a_wrong_checksum_is_fetched_again_and_never_used(stories_hub: Hub, tmp_
 )
 def test_what_does_not_exist_is_named(stories_hub: Hub, tmp_path: Path, options: dict[str, Any], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        prepare(config(tmp_path, **options), CHAR, None, print)
+        prepare(config(tmp_path, **options), CHAR, None)
 
 
 def test_a_disk_without_room_is_told_before_the_download(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(hub, "SPARE_BYTES", 10**15)
     with pytest.raises(UserError, match=r"GB free; data/train-00000\.parquet needs"):
-        prepare(config(tmp_path), CHAR, None, print)
+        prepare(config(tmp_path), CHAR, None)
     assert not any("resolve" in path for path in stories_hub.requests)
 
 
@@ -159,7 +156,7 @@ def _prepare(folder: str, endpoint: str) -> None:
     os.environ["HF_ENDPOINT"] = endpoint
     hub.SPARE_BYTES, shards.SHARD_TOKENS = 0, 3000
     os.cpu_count = lambda: 1  # type: ignore[assignment]
-    prepare(config(Path(folder)), CHAR, None, lambda line: None)
+    prepare(config(Path(folder)), CHAR, None)
 
 
 @pytest.mark.slow

@@ -46,30 +46,32 @@ def chosen(folder: Path, **options: Any) -> DataConfig:
     return DataConfig("hub", **{"repo": "some/stories", "val_fraction": 0.1, "dir": str(folder / "data"), **options})
 
 
-def test_rows_become_tokens_once_and_nothing_is_kept_elsewhere(rows_hub: Hub, tmp_path: Path) -> None:
+def test_rows_become_tokens_once_and_nothing_is_kept_elsewhere(
+    rows_hub: Hub, tmp_path: Path, logged: list[str]
+) -> None:
     rows_hub.add_lines("test.jsonl", [{"text": "never read"}])
-    said: list[str] = []
-    tokenizer, folder = prepare(chosen(tmp_path), CHAR, None, said.append)
+    tokenizer, folder = prepare(chosen(tmp_path), CHAR, None)
     assert sorted(documents(folder, tokenizer)) == sorted(TEXTS)
     assert (
-        "some/stories has no parquet files: its rows are read by load_dataset, the split train (not read: test)" in said
+        "some/stories has no parquet files: its rows are read by load_dataset, the split train (not read: test)"
+        in logged
     )
     assert not (folder.parent / "raw").exists()
     assert not (tmp_path / "home").exists()
     rows_hub.close()
-    assert prepare(chosen(tmp_path), CHAR, None, print)[1] == folder
+    assert prepare(chosen(tmp_path), CHAR, None)[1] == folder
 
 
 @pytest.mark.slow
 def test_chunks_are_the_same_from_anywhere_and_after_a_failure(rows_hub: Hub, tmp_path: Path) -> None:
     large = [{"text": f"{i} " + "x" * 400_000} for i in range(8)]
     rows_hub.add_lines("train.jsonl", large)
-    repository = Repository(chosen(tmp_path), print)
+    repository = Repository(chosen(tmp_path))
     rows_hub.faults[rows_hub.path("train.jsonl")] = ["cut off"]
-    chunks = list(row_chunks(repository, "text", 0, print))
+    chunks = list(row_chunks(repository, "text", 0))
     assert [text for chunk in chunks for text in chunk] == [row["text"] for row in large]
     assert [len(chunk) for chunk in chunks] == [3, 3, 2]
-    assert list(row_chunks(repository, "text", 2, print)) == chunks[2:]
+    assert list(row_chunks(repository, "text", 2)) == chunks[2:]
 
 
 @pytest.mark.parametrize(
@@ -85,30 +87,29 @@ def test_what_cannot_be_read_is_named(rows_hub: Hub, tmp_path: Path, options: di
     if options.get("files") == "broken.jsonl":
         rows_hub.files[rows_hub.path("broken.jsonl")] = b'{"text": "a"}\n{"text": \n'
     with pytest.raises(UserError, match=says):
-        prepare(chosen(tmp_path, **options), CHAR, None, print)
+        prepare(chosen(tmp_path, **options), CHAR, None)
 
 
 def test_a_network_that_is_silent_is_waited_for_and_then_named(
-    rows_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rows_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, logged: list[str]
 ) -> None:
-    repository = Repository(chosen(tmp_path), print)
+    repository = Repository(chosen(tmp_path))
     monkeypatch.setattr(hub, "PATIENCE_S", 1.0)  # less than the process needs to start
     monkeypatch.setattr(hub_rows, "SILENCE_S", 0.5)
-    said: list[str] = []
     with pytest.raises(Unreachable, match="the rows of some/stories cannot be fetched: no answer within 1 s"):
-        next(row_chunks(repository, "text", 0, said.append))
-    assert said[0].startswith("waiting for the rows of some/stories")
-    assert "trying again" in said[1]
+        next(row_chunks(repository, "text", 0))
+    assert logged[0].startswith("waiting for the rows of some/stories")
+    assert "trying again" in logged[1]
 
 
 @pytest.mark.slow  # the hub's client waits for 25 s by itself
 def test_a_network_that_went_away_is_named(rows_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    repository = Repository(chosen(tmp_path), print)
+    repository = Repository(chosen(tmp_path))
     rows_hub.close()
     monkeypatch.setattr(hub, "PATIENCE_S", 0.5)
     monkeypatch.setattr(hub_rows, "patience_s", lambda: 300.0)
     with pytest.raises(Unreachable, match="the rows of some/stories cannot be fetched: Couldn't reach"):
-        next(row_chunks(repository, "text", 0, print))
+        next(row_chunks(repository, "text", 0))
 
 
 def test_failures_of_the_network_and_of_the_data_are_told_apart() -> None:

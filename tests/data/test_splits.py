@@ -126,27 +126,26 @@ def test_only_what_is_read_otherwise_than_before_has_another_fingerprint(
 def made(tmp_path: Path, content: bytes, choice: TokenizerConfig = CHAR) -> tuple[DataConfig, Tokenizer, Path]:
     (tmp_path / "a.txt").write_bytes(content)
     config = DataConfig("text", str(tmp_path / "a.txt"), dir=str(tmp_path / "data"), val_fraction=0.1)
-    return (config, *prepare(config, choice, None, lambda line: None))
+    return (config, *prepare(config, choice, None))
 
 
-def test_a_run_whose_text_is_gone_continues_on_the_tokens_made_of_it(tmp_path: Path) -> None:
+def test_a_run_whose_text_is_gone_continues_on_the_tokens_made_of_it(tmp_path: Path, logged: list[str]) -> None:
     config, tokenizer, folder = made(tmp_path, as_text(DOCUMENTS))
     known = TokenFiles(folder, "train", tokenizer).fingerprint
     Path(str(config.path)).unlink()
-    lines: list[str] = []
-    assert prepare(config, CHAR, tokenizer, lines.append, known) == (tokenizer, folder)
-    assert "No such file" in lines[0]
-    assert str(folder) in lines[0]
+    assert prepare(config, CHAR, tokenizer, known) == (tokenizer, folder)
+    assert "No such file" in logged[0]
+    assert str(folder) in logged[0]
     for other in (None, "0" * 64):
         with pytest.raises(UserError, match="No such file"):
-            prepare(config, CHAR, tokenizer, print, other)
+            prepare(config, CHAR, tokenizer, other)
 
 
 def test_a_text_that_changed_is_another_text_though_tokens_of_the_old_one_are_there(tmp_path: Path) -> None:
     config, tokenizer, folder = made(tmp_path, as_text(DOCUMENTS))
     known = TokenFiles(folder, "train", tokenizer).fingerprint
     Path(str(config.path)).write_bytes(as_text(DOCUMENTS[:-1]))
-    _, other = prepare(config, CHAR, tokenizer, lambda line: None, known)
+    _, other = prepare(config, CHAR, tokenizer, known)
     assert TokenFiles(other, "train", tokenizer).fingerprint != known
 
 
@@ -158,8 +157,8 @@ def test_tokens_of_an_earlier_version_stay_those_of_the_run_that_has_them(tmp_pa
     kept = folder.rename(tmp_path / "data" / "moved")
     (tmp_path / "data/text-a-earlier").mkdir()
     kept = kept.rename(tmp_path / "data/text-a-earlier" / folder.name)
-    assert prepare(config, CHAR, tokenizer, print, earlier)[1] == kept
-    assert prepare(config, CHAR, tokenizer, lambda line: None)[1] == folder  # a new run reads the text as it is
+    assert prepare(config, CHAR, tokenizer, earlier)[1] == kept
+    assert prepare(config, CHAR, tokenizer)[1] == folder  # a new run reads the text as it is
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
@@ -226,7 +225,7 @@ def test_unknown_tokens_stand_for_the_bytes_they_replace(tmp_path: Path, choice:
     (tmp_path / "a.txt").write_text(words(2000))
     config = DataConfig("text", str(tmp_path / "a.txt"), dir=str(tmp_path / "data"), val_fraction=0.1)
     known = train_tokenizer(choice, ["the cat "]) if choice.kind == "char" else None
-    tokenizer, folder = prepare(config, choice, known, lambda line: None)
+    tokenizer, folder = prepare(config, choice, known)
     for split in ("train", "val"):
         part = TokenFiles(folder, split, tokenizer)
         lengths = part.token_bytes(tokenizer)
@@ -234,7 +233,7 @@ def test_unknown_tokens_stand_for_the_bytes_they_replace(tmp_path: Path, choice:
         assert (ids == 0).any()
         assert lengths[ids].sum() == pytest.approx(part.n_bytes)
     data = PretrainObjective(
-        config, folder, tokenizer, context=16, batch_size=2, micro_batch_size=1, seed=0, val_tokens=10**6, say=print
+        config, folder, tokenizer, context=16, batch_size=2, micro_batch_size=1, seed=0, val_tokens=10**6
     )
     scored = data.val_y.numpy()
     assert data.token_bytes[scored[scored != -100]].sum() == pytest.approx(data.val.n_bytes)
@@ -251,7 +250,7 @@ def test_evaluate_counts_the_bytes_of_the_original_text(tmp_path: Path, limit: i
     tokenizer.save(make_folder(run.tokenizer_folder))
     write_json(run.folder / "config.json", dataclasses.asdict(tiny(tmp_path, data=config, tokenizer=choice)))
     write_json(run.folder / "run.json", {"data_fingerprint": val.fingerprint})
-    found = texts_of_run(run, "val", limit, lambda line: None)
+    found = texts_of_run(run, "val", limit)
     assert any("�" in text for text in found)
     sizes = [size_of(text) for text in found]
     if limit:
@@ -278,32 +277,30 @@ def test_every_text_yields_a_sentencepiece_vocabulary(text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(sample)) == sample
 
 
-def test_words_without_blanks_between_them_are_told(tmp_path: Path) -> None:
+def test_words_without_blanks_between_them_are_told(tmp_path: Path, logged: list[str]) -> None:
     (tmp_path / "zh.txt").write_text("你好世界我们去上学" * 3000)
     config = DataConfig("text", str(tmp_path / "zh.txt"), dir=str(tmp_path / "data"), val_fraction=0.1)
-    lines: list[str] = []
-    tokenizer, folder = prepare(config, TokenizerConfig("word", 100), None, lines.append)
-    assert any("tokenizer=word finds only" in line and "tokenizer=char" in line for line in lines)
+    tokenizer, folder = prepare(config, TokenizerConfig("word", 100), None)
+    assert any("tokenizer=word finds only" in line and "tokenizer=char" in line for line in logged)
     with pytest.raises(UserError, match=r"bytes each; take tokenizer=char or tokenizer=spm_4k"):
         PretrainObjective(
-            config, folder, tokenizer, context=64, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100, say=print
+            config, folder, tokenizer, context=64, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100
         )
 
 
-def test_one_line_says_what_was_read_and_skipped(tmp_path: Path) -> None:
+def test_one_line_says_what_was_read_and_skipped(tmp_path: Path, logged: list[str]) -> None:
     folder = tmp_path / "texts"
     folder.mkdir()
     (folder / "a.txt").write_bytes(as_text(DOCUMENTS).replace(b"\n", b"\r\n"))
     (folder / "b.txt").write_bytes(b"x" * 300 + b"\xff")
     (folder / "._a.txt").write_bytes(b"\0")
     config = DataConfig("text", str(folder), dir=str(tmp_path / "data"), val_fraction=0.1, on_invalid="replace")
-    lines: list[str] = []
-    tokenizer, tokens = prepare(config, CHAR, None, lines.append)
-    (line,) = [line for line in lines if "read 2 files" in line]
+    tokenizer, tokens = prepare(config, CHAR, None)
+    (line,) = [line for line in logged if "read 2 files" in line]
     for part in ("for training", "for validation", "._a.txt (hidden)", "1 invalid character", r"\r\n"):
         assert part in line
-    again: list[str] = []
-    prepare(dataclasses.replace(config), CHAR, None, again.append)
-    assert not again
+    logged.clear()
+    prepare(dataclasses.replace(config), CHAR, None)
+    assert not logged
     assert np.isfinite(TokenFiles(tokens, "val", tokenizer).n_bytes)
     assert load_tokenizer(next(tokens.parent.glob("char"))).hash == tokenizer.hash

@@ -33,8 +33,8 @@ def streamed(folder: Path, **options: Any) -> DataConfig:
 
 
 def opened(folder: Path, **options: Any) -> Stream:
-    _, where = prepare(streamed(folder, **options), CHAR, None, lambda line: None)
-    return Stream(streamed(folder, **options), where / "tokenizer", lambda line: None)
+    _, where = prepare(streamed(folder, **options), CHAR, None)
+    return Stream(streamed(folder, **options), where / "tokenizer")
 
 
 def tokens_of(made: Stream, epoch: int) -> np.ndarray:
@@ -93,7 +93,7 @@ def test_epochs_that_a_running_training_needs_are_not_evicted(
 ) -> None:
     monkeypatch.setattr(stream, "MOST_EPOCHS", 2)
     made = opened(tmp_path)
-    windows = StreamWindows(made.config, made.folder, context=100, batch_size=4, seed=0, say=print)
+    windows = StreamWindows(made.config, made.folder, context=100, batch_size=4, seed=0)
     windows.batch(1)
     for epoch in (3, 4, 5):
         made.make(epoch)
@@ -137,7 +137,7 @@ def test_a_far_step_serves_each_window_of_its_epoch_once_on_any_number_of_device
     tmp_path: Path,
 ) -> None:
     made = opened(tmp_path)
-    windows = StreamWindows(made.config, made.folder, context=100, batch_size=8, seed=3, say=lambda line: None)
+    windows = StreamWindows(made.config, made.folder, context=100, batch_size=8, seed=3)
     wanted = [tuple(tokens_of(made, 0)[i : i + 101]) for i in range(0, EPOCH, 100)]
     served = [tuple(row.tolist()) for step in (1, 2, 3, 4) for row in windows.batch(step)][: EPOCH // 100]
     assert sorted(served) == sorted(wanted)
@@ -162,7 +162,7 @@ def test_settings_that_cannot_be_are_one_line(
     said: str,
 ) -> None:
     with pytest.raises(UserError, match=said):
-        prepare(config(tmp_path, **{"tokens_per_epoch": EPOCH, **options}), CHAR, None, print)
+        prepare(config(tmp_path, **{"tokens_per_epoch": EPOCH, **options}), CHAR, None)
 
 
 TRAINING_COMMAND = (

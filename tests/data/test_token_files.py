@@ -18,15 +18,12 @@ from positron.data.window_order import permute
 from positron.data.windows import Windows, validation_windows
 from positron.stories.parser import bits
 from positron.system.errors import UserError
+from positron.system.log import screen_log
 from positron.text.char_word import CharTokenizer
 from positron.text.tokenizer import END_OF_TEXT
 from positron.training.objective.pretrain import PretrainObjective
 
 CHAR = TokenizerConfig("char")
-
-
-def said() -> list[str]:
-    return []
 
 
 def prepared(tmp_path, text=None, choice=CHAR, **options):
@@ -36,8 +33,9 @@ def prepared(tmp_path, text=None, choice=CHAR, **options):
         path = tmp_path / "my.txt"
         path.write_bytes(text.encode("utf-8"))
         config = DataConfig("text", str(path), dir=str(tmp_path / "data"), **{"val_fraction": 0.1, **options})
-    lines = said()
-    tokenizer, folder = prepare(config, choice, None, lines.append)
+    lines: list[str] = []
+    with screen_log(lines.append):
+        tokenizer, folder = prepare(config, choice, None)
     return tokenizer, folder, lines
 
 
@@ -143,7 +141,7 @@ def test_a_text_shorter_than_a_window_says_how_long_it_is_and_must_be(tmp_path, 
 def opened(folder, tokenizer):
     return PretrainObjective(
         DataConfig("text", "x.txt"), folder, tokenizer,
-        context=32, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100, say=print,
+        context=32, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100,
     )  # fmt: skip
 
 

@@ -164,8 +164,8 @@ def test_the_interval_holds_the_truth_19_times_of_20() -> None:
 
 def test_the_corpus_own_probabilities_score_exactly_the_floor(runs: Path) -> None:
     run = Run(runs / "outputs" / "chars")
-    files = token_files(run, "val", print)
-    texts = texts_of_run(run, "val", 0, print)
+    files = token_files(run, "val")
+    texts = texts_of_run(run, "val", 0)
     assert len(texts) == files.n_documents
     assert sum(len(text.encode()) for text in texts) == files.n_bytes
     own = [Score(stories.bits(text) * math.log(2), len(text.encode()), 1) for text in texts]
@@ -178,12 +178,12 @@ def test_the_corpus_own_probabilities_score_exactly_the_floor(runs: Path) -> Non
 
 def test_copied_runs_are_those_that_stand_in_the_training_text(runs: Path) -> None:
     run = Run(runs / "outputs" / "chars")
-    training = token_files(run, "train", print)
+    training = token_files(run, "train")
     tokenizer = load_tokenizer(run.tokenizer_folder)
-    known = texts_of_run(run, "train", 20_000, print)
+    known = texts_of_run(run, "train", 20_000)
     new = [story.text for story in stories.documents(-1, 0, 10)]
     assert copied(known[:5], tokenizer, training) == 1.0
-    text = "\n".join(texts_of_run(run, "train", 0, print))
+    text = "\n".join(texts_of_run(run, "train", 0))
     for n in (10, 50):
         grams = [t[i : i + n] for t in new for i in range(len(t) - n + 1)]
         wanted = sum(gram in text for gram in grams) / len(grams)
@@ -195,9 +195,9 @@ def test_the_chunks_in_which_training_text_is_searched_overlap(runs: Path, monke
     from positron.evaluation import story_quality
 
     run = Run(runs / "outputs" / "chars")
-    training, tokenizer = token_files(run, "train", print), load_tokenizer(run.tokenizer_folder)
+    training, tokenizer = token_files(run, "train"), load_tokenizer(run.tokenizer_folder)
     monkeypatch.setattr(story_quality, "CHUNK", 777)
-    assert copied(texts_of_run(run, "train", 5_000, print), tokenizer, training) == 1.0
+    assert copied(texts_of_run(run, "train", 5_000), tokenizer, training) == 1.0
 
 
 def test_distinct_counts_different_runs_of_words() -> None:
@@ -320,7 +320,7 @@ def test_evaluate_prints_what_a_run_is_worth(door: Callable[..., Result], runs: 
     ):
         assert what in shown.out
     facts = json.loads(door("evaluate", "--run", "chars", "--json", folder=runs).out)
-    files = token_files(Run(runs / "outputs" / "chars"), "val", print)
+    files = token_files(Run(runs / "outputs" / "chars"), "val")
     assert facts["bytes"] == files.n_bytes
     assert facts["documents"] == files.n_documents
     trained = Run(runs / "outputs" / "chars").facts().best_bpb

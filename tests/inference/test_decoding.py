@@ -266,7 +266,7 @@ def test_the_doors_take_a_draft_and_bytes(runs: Path, door: Callable[..., Any]) 
     assert (refused.code, refused.err.count("Traceback")) == (2, 0)
     assert "one text at a time, not 2" in refused.err.splitlines()[-1]
     with pytest.raises(UserError, match="small has another tokenizer"):
-        load_draft(str(runs / "outputs" / "small"), CharTokenizer("xyz"), print)
+        load_draft(str(runs / "outputs" / "small"), CharTokenizer("xyz"))
 
 
 def test_evaluate_shows_what_bytes_cost(runs: Path, door: Callable[..., Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -26,6 +27,7 @@ from positron.inference.sampling import PRESETS, Sampling, choose, keep_top_p
 from positron.inference.writing import cut_at
 from positron.model.gpt import GPT
 from positron.system.errors import UserError
+from positron.system.log import screen_log
 from positron.text.char_word import CharTokenizer
 from positron.text.tokenizer import SPECIALS
 from positron.train import train
@@ -157,12 +159,13 @@ def test_stop_strings_end_a_stream_wherever_they_are_cut(text: str, stop: list[s
 
 
 def test_a_full_context_is_told_once_each_time_and_never_crashes() -> None:
-    tokenizer, lines = tokenizer_of(), []
+    tokenizer, lines = tokenizer_of(), list[str]()
     model = writing_model(tokenizer, context=1)
     list(Engine(model, tokenizer).stream([0], Sampling(), max_tokens=5, stop_ids=()))
     model = writing_model(tokenizer, context=8)
-    engine = Engine(model, tokenizer, say=lines.append)
-    text = list(engine.ids([[0] * 20], Sampling(), max_tokens=50, stop_ids=(), seed=0))
+    engine = Engine(model, tokenizer)
+    with screen_log(lines.append, level=logging.DEBUG):
+        text = list(engine.ids([[0] * 20], Sampling(), max_tokens=50, stop_ids=(), seed=0))
     assert len(text) == 50
     assert len(lines) > 5
     assert "the context of 8 tokens is full" in lines[0]

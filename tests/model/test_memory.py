@@ -59,7 +59,7 @@ def test_a_run_from_somebody_else_with_an_absurd_size_is_refused(tmp_path, recei
     checkpoint["gpt_config"] |= changes
     torch.save(checkpoint, path)
     with pytest.raises(UserError, match="of memory and this machine has"):
-        load_model(run, print)
+        load_model(run)
 
 
 def test_training_needs_four_numbers_for_each_parameter_and_use_one(monkeypatch):

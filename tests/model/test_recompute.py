@@ -230,7 +230,7 @@ def test_dropout_that_cannot_be_drawn_again_is_refused(tmp_path):
     model = GPT(dataclasses.replace(BASE, dropout=0.1))
     config = tiny(tmp_path, model=ModelConfig(context_length=160, d_model=32, n_layer=3, n_head=4, dropout=0.1))
     with pytest.raises(UserError, match=r"model\.dropout=0"):
-        make_plan(config, model, machine, Start(), print)
+        make_plan(config, model, machine, Start())
 
 
 @pytest.mark.slow

@@ -61,7 +61,7 @@ def test_numpy_writes_the_torch_models_text_and_verify_run_shows_it(
     run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     params, config, tokenizer = numpy_ref.from_torch_run(run)
-    model, torch_tokenizer, _ = load_model(Run(run), print)
+    model, torch_tokenizer, _ = load_model(Run(run))
     for prompt in ("Once upon a time", "Tom", ""):
         wanted = Writer(model, torch_tokenizer).generate(prompt, max_tokens=12, temperature=0)
         assert write(params, config, tokenizer, prompt, max_tokens=12, temperature=0.0) == wanted
@@ -101,7 +101,7 @@ def test_numpy_weights_go_back_to_torch(run: Path, tmp_path: Path) -> None:
 
     params, _, _ = numpy_ref.from_torch_run(run)
     numpy_ref.to_safetensors(params, tmp_path / "w.safetensors")
-    model, _, _ = load_model(Run(run), print)
+    model, _, _ = load_model(Run(run))
     assert isinstance(model, GPT)
     back = load_file(tmp_path / "w.safetensors")
     assert back.keys() == dict(model.named_parameters()).keys()

@@ -71,10 +71,6 @@ def edit(run: str, base: str, is_old: bool) -> None:
         path.write_text(json.dumps(record))
 
 
-def quiet(line: str) -> None:
-    pass
-
-
 @pytest.mark.parametrize("spelling", ["outputs/s1", "s1", "outputs/../outputs/s1", "link"])
 def test_a_run_cannot_begin_from_itself(here: Path, spelling: str) -> None:
     (here / "link").symlink_to(here / "outputs" / "s1")
@@ -113,8 +109,8 @@ def test_runs_that_name_each_other_are_an_error_wherever_their_base_is_asked_for
         for use in (
             line_of,
             pretrained_run,
-            lambda run: token_files(run, "val", quiet),
-            lambda run: texts_of_run(run, "val", 9, quiet),
+            lambda run: token_files(run, "val"),
+            lambda run: texts_of_run(run, "val", 9),
         ):
             with pytest.raises(UserError, match=said):
                 use(run)
@@ -152,10 +148,10 @@ def alone(here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_run_without_its_base_is_measured_on_files_and_says_what_else_needs_it(alone: Path) -> None:
     run = Run(Path("outputs/s1"))
-    (row,) = compare(find_runs(["s1"], Path("outputs")), [TEXT], "The", 4, 0, quiet)
+    (row,) = compare(find_runs(["s1"], Path("outputs")), [TEXT], "The", 4, 0)
     assert row.bpb > 0
     with pytest.raises(UserError, match=r"s1 was fine-tuned from outputs/base, and that base run .*--text FILE"):
-        texts_of_run(run, "val", 100, quiet)
+        texts_of_run(run, "val", 100)
     again = sft(tuned("outputs/base"), Path("outputs/s1"))  # the same command again
     assert again.status == "finished"
     values = dataclasses.asdict(tuned("s1")) | {"name": "s1", "init_from": None}
@@ -178,27 +174,28 @@ def test_the_text_of_the_base_is_named_as_that_where_it_is_gone(here: Path) -> N
     ):
         sft(replaying, Path("outputs/gone"))
     with pytest.raises(UserError, match=r"the text that outputs/base was trained on is not available .*--text FILE"):
-        texts_of_run(Run(Path("outputs/s1")), "val", 100, quiet)
+        texts_of_run(Run(Path("outputs/s1")), "val", 100)
     assert sft(tuned("outputs/base"), Path("outputs/without")).status == "finished"
 
 
-def test_another_text_under_the_same_name_is_not_taken_for_the_runs_own(here: Path) -> None:
-    run, lines = Run(Path("outputs/base")), []
-    own = texts_of_run(run, "val", 0, quiet)
+def test_another_text_under_the_same_name_is_not_taken_for_the_runs_own(here: Path, logged: list[str]) -> None:
+    run = Run(Path("outputs/base"))
+    own = texts_of_run(run, "val", 0)
+    logged.clear()
     shutil.copy("other.txt", "my.txt")
-    assert texts_of_run(run, "val", 0, lines.append) == own
-    assert "has changed or is gone: its tokens in" in lines[0]
+    assert texts_of_run(run, "val", 0) == own
+    assert "has changed or is gone: its tokens in" in logged[0]
     shutil.rmtree("outputs/data")
     for name in ("base", "s1"):
         with pytest.raises(UserError, match="the text that outputs/base was trained on has changed since then"):
-            texts_of_run(Run(Path("outputs", name)), "val", 100, quiet)
+            texts_of_run(Run(Path("outputs", name)), "val", 100)
     with pytest.raises(UserError, match=r"has changed since then.*sft.replay_ratio=0"):
         sft(tuned("outputs/base", sft=SFTConfig(replay_ratio=0.2)), Path("outputs/r"))
 
 
 @pytest.mark.parametrize("limit", [1, 10, 1000])
 def test_a_limit_below_the_first_document_scores_its_beginning(here: Path, limit: int) -> None:
-    (text,) = texts_of_run(Run(Path("outputs/base")), "val", limit, quiet)
+    (text,) = texts_of_run(Run(Path("outputs/base")), "val", limit)
     assert 1 <= len(text.encode()) <= limit
     assert (TEXT * 300).count(str(text)) > 0
 
@@ -208,11 +205,11 @@ def test_a_score_of_nothing_is_an_error_and_never_zero() -> None:
         with pytest.raises(UserError, match="nothing to score"):
             _ = nothing.bpb, nothing.perplexity
     with pytest.raises(UserError, match="no text to measure on"):
-        compare([], [], "The", 1, 0, quiet)
+        compare([], [], "The", 1, 0)
 
 
 @pytest.mark.parametrize("damage", ["config", "checkpoint", "tokenizer", "link"])
-def test_one_broken_run_is_named_and_left_out_of_a_comparison(here: Path, damage: str) -> None:
+def test_one_broken_run_is_named_and_left_out_of_a_comparison(here: Path, damage: str, logged: list[str]) -> None:
     shutil.copytree("outputs/base", "outputs/z")
     if damage == "config":
         Path("outputs/z/config.json").write_text("{broken")
@@ -222,13 +219,12 @@ def test_one_broken_run_is_named_and_left_out_of_a_comparison(here: Path, damage
         Path("outputs/z/notes").symlink_to("/etc/hostname")
     if damage == "tokenizer":
         Path("outputs/z/tokenizer/tokenizer.json").write_text("[")
-    lines: list[str] = []
     runs = find_runs(["base", "s1", "z"] if damage == "link" else [], Path("outputs"))
-    rows = compare(runs, [TEXT], "The", 2, 0, lines.append)
+    rows = compare(runs, [TEXT], "The", 2, 0)
     assert sorted(row.run for row in rows) == ["outputs/base", "outputs/s1"]
-    assert any(line.startswith("left out: outputs/z (") for line in lines)
+    assert any(line.startswith("left out: outputs/z (") for line in logged)
     with pytest.raises(UserError, match="outputs/z"):
-        compare(find_runs(["z"], Path("outputs")), [TEXT], "The", 2, 0, lines.append)
+        compare(find_runs(["z"], Path("outputs")), [TEXT], "The", 2, 0)
 
 
 def test_a_run_is_compared_once_however_often_it_is_named(here: Path) -> None:

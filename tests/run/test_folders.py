@@ -23,7 +23,6 @@ from positron.run.metrics import best_so_far, read_metrics
 from positron.system import disk
 from positron.system.disk import write_json
 from positron.system.errors import UserError
-from positron.system.voice import Voice
 from positron.train import train
 
 
@@ -154,7 +153,7 @@ def test_a_link_at_any_name_that_a_run_writes_changes_nothing_outside(
             assert outside.read_text() == "untouched", name
             assert not list(empty.iterdir()), name
             with pytest.raises(UserError):
-                load_model(find_run(str(folder)), lambda line: None)
+                load_model(find_run(str(folder)))
 
 
 def test_a_run_folder_that_is_itself_a_link_is_used(tmp_path: Path, run: Run) -> None:
@@ -170,7 +169,7 @@ def edit(path: Path, **changes: object) -> None:
 def test_a_config_of_the_wrong_shape_is_named(run: Run, content: str) -> None:
     (run.folder / "config.json").write_text(content)
     with pytest.raises(UserError, match=r"config\.json"):
-        load_model(run, lambda line: None)
+        load_model(run)
 
 
 @pytest.mark.parametrize("key", ["n_layer", "d_model", "context_length"])
@@ -179,7 +178,7 @@ def test_absurd_sizes_and_other_architectures_end_in_an_error_instead_of_a_wait(
     for value in (10**9, config["model"][key] * 2):
         edit(run.folder / "config.json", model={**config["model"], key: value})
         with pytest.raises(UserError, match=key):
-            load_model(run, lambda line: None)
+            load_model(run)
 
 
 @pytest.mark.parametrize(
@@ -230,18 +229,17 @@ def test_the_best_model_is_known_without_the_metrics(run: Run) -> None:
     assert best_so_far([], Facts(best_bpb=2.0), 20) == float("inf")  # of an older version, which knows no step
 
 
-def test_a_damaged_best_checkpoint_is_told_and_all_damaged_are_an_error(run: Run) -> None:
-    said: list[str] = []
+def test_a_damaged_best_checkpoint_is_told_and_all_damaged_are_an_error(run: Run, logged: list[str]) -> None:
     for path in sorted(run.checkpoint_folder.iterdir(), key=lambda path: path.name != "best.ckpt"):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 1
         path.unlink()  # best.ckpt is a second name of another one
         path.write_bytes(content)
         if path.name == "best.ckpt":
-            load_model(run, said.append)
-    assert "best.ckpt cannot be used" in said[-1]
+            load_model(run)
+    assert "best.ckpt cannot be used" in logged[-1]
     with pytest.raises(UserError, match=r"no checkpoint in .* can be used \(best\.ckpt"):
-        load_model(run, said.append)
+        load_model(run)
 
 
 @pytest.mark.parametrize("key", ["optimizer_states", "state_dict", "gpt_config", "loops", "tokenizer_hash"])
@@ -294,16 +292,6 @@ def test_text_from_a_run_folder_cannot_forge_lines_of_its_log(tmp_path: Path, ru
     assert "\r" not in "".join(lines)
 
 
-def test_a_log_that_cannot_be_written_is_a_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    say = Voice(tmp_path / "gone" / "train.log")
-    say("first")
-    say("second")
-    assert capsys.readouterr().err.count("WARNING: cannot write") == 1
-    (tmp_path / "gone").mkdir()
-    say("third")
-    assert (tmp_path / "gone" / "train.log").read_text().endswith(" third\n")
-
-
 def test_what_is_shared_carries_no_home_and_still_continues(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "someone"
     (home / "texts").mkdir(parents=True)
@@ -342,11 +330,11 @@ def test_commands_that_use_a_run_send_nothing_to_the_address_that_it_names(
     config = json.loads((run.folder / "config.json").read_text())
     url = f"{loopback.url}/track.txt"
     edit(run.folder / "config.json", data={**config["data"], "source": "text", "url": url})
-    assert texts_of_run(run, "val", 1000, lambda line: None)  # the run's tokens are here
+    assert texts_of_run(run, "val", 1000)  # the run's tokens are here
     nowhere = str(tmp_path / "nowhere")
     edit(run.folder / "config.json", data={**config["data"], "source": "text", "url": url, "dir": nowhere})
     with pytest.raises(UserError, match="only by your own command"):
-        texts_of_run(run, "val", 1000, lambda line: None)
+        texts_of_run(run, "val", 1000)
     assert not loopback.requests
 
 
@@ -354,17 +342,17 @@ def test_commands_that_use_a_run_write_no_data_where_its_config_says(tmp_path: P
     config = json.loads((run.folder / "config.json").read_text())
     shutil.rmtree(tmp_path / "outputs" / "data")
     edit(run.folder / "config.json", data={**config["data"], "dir": str(tmp_path / "anywhere")})
-    assert texts_of_run(run, "val", 1000, lambda line: None)
+    assert texts_of_run(run, "val", 1000)
     assert not (tmp_path / "anywhere").exists()
     secret = tmp_path / "secret"
     secret.write_text("what nobody may see\n" * 1000)
     edit(run.folder / "config.json", data={**config["data"], "source": "text", "path": str(secret)})
-    texts = texts_of_run(run, "val", 1000, lambda line: None)  # those of the tokens that belong to the run
+    texts = texts_of_run(run, "val", 1000)  # those of the tokens that belong to the run
     assert "nobody may see" not in "".join(texts)
     facts, _ = read_record(run.facts_path)
     run.facts_path.write_text(json.dumps({key: value for key, value in facts.items() if key != "data_fingerprint"}))
     with pytest.raises(UserError, match="no data_fingerprint"):
-        texts_of_run(run, "val", 1000, lambda line: None)
+        texts_of_run(run, "val", 1000)
     assert not list((tmp_path / "outputs" / "data").glob("text-*"))
 
 

@@ -161,15 +161,14 @@ def test_a_command_speaks_before_slow_imports_and_is_silent_where_there_are_none
     assert "\x1b" not in said
 
 
-def test_a_run_that_was_not_named_is_told_with_its_steps(tmp_path: Path) -> None:
+def test_a_run_that_was_not_named_is_told_with_its_steps(tmp_path: Path, logged: list[str]) -> None:
     resolved = {"batch_tokens": 512, "micro_batch_size": 16, "max_steps": 40}
     facts = {"status": "finished", "step": 40, "resolved": resolved, "updated": "2026-07-01 12:00:00"}
     (tmp_path / "run.json").write_text(json.dumps(facts))
-    said: list[str] = []
-    announce(Run(tmp_path), None, said.append)
-    assert said == [
+    announce(Run(tmp_path), None)
+    assert logged == [
         f"no run was named: taking {tmp_path}, trained last (finished, step 40 of 40, 2026-07-01 12:00:00); "
         "--run takes another one"
     ]
-    announce(Run(tmp_path), str(tmp_path), said.append)
-    assert len(said) == 1
+    announce(Run(tmp_path), str(tmp_path))
+    assert len(logged) == 1

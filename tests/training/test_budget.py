@@ -71,7 +71,7 @@ def test_what_small_steps_leave_idle_is_not_taken_for_the_cost_of_a_token():
 
 def test_steps_of_two_sizes_are_measured_where_large_ones_are_cheaper(tmp_path):
     config = tiny(tmp_path)
-    tokenizer, folder = prepare(config.data, config.tokenizer, None, print)
+    tokenizer, folder = prepare(config.data, config.tokenizer, None)
     measuring = Measuring(config, choose_machine(config.device, config.precision), tokenizer, folder)
     measuring.multiple = 4
     with measuring.data() as data, pytest.MonkeyPatch.context() as patch:
@@ -96,31 +96,29 @@ def expecting(bits: list[float], tokens: list[float]) -> list[Candidate]:
     return [Candidate(g, Speed(1e-4, 0.0), 1024, d, b) for g, b, d in zip(sizes, bits, tokens, strict=True)]
 
 
-def test_the_best_expected_size_is_chosen_and_the_reason_said():
-    said: list[str] = []
+def test_the_best_expected_size_is_chosen_and_the_reason_said(logged):
     found = expecting([2.0, 1.5, 1.7], [3e5, 2e5, 1e5])
-    choice = budget._settle(tiny(Path(), optimizer__kind="muon"), found, 100.0, math.inf, said.append)
+    choice = budget._settle(tiny(Path(), optimizer__kind="muon"), found, 100.0, math.inf)
     assert (choice.n_layer, choice.lr) == (2, MUON_RATE)
     assert choice.max_steps * choice.batch_tokens * 1e-4 == pytest.approx(100.0, rel=0.01)
     assert choice.lr * choice.weight_decay * choice.max_steps == pytest.approx(budget.FORGETTING)
-    assert "a smaller one holds less, and a larger one would read too little" in said[-1]
+    assert "a smaller one holds less, and a larger one would read too little" in logged[-1]
 
 
-def test_of_models_that_read_a_small_text_as_often_the_smallest_is_taken_that_is_nearly_the_best():
+def test_of_models_that_read_a_small_text_as_often_the_smallest_is_taken_that_is_nearly_the_best(logged):
     """The law alone would take the largest model there is for a few kilobytes."""
-    said: list[str] = []
     found = expecting([2.0, 1.9, 1.895], [4e5] * 3)
     assert not budget.no_larger(found[:2], 1e5)
     assert budget.no_larger(found, 1e5)
-    assert budget._settle(tiny(Path()), found, 1e4, 1e5, said.append).n_layer == 2
-    assert "a larger one would learn hardly more" in said[-2]
-    assert "tokens/s" in said[0] and "10,000 tokens/s" in said[0]  # the machine's, not those of the text  # noqa: PT018
+    assert budget._settle(tiny(Path()), found, 1e4, 1e5).n_layer == 2
+    assert "a larger one would learn hardly more" in logged[-2]
+    assert "tokens/s" in logged[0] and "10,000 tokens/s" in logged[0]  # the machine's, not those of the text  # noqa: PT018
     # where larger ones read less, a small gain is a gain
     assert not budget.no_larger(expecting([2.0, 1.9, 1.895], [4e5, 3e5, 2e5]), 1e5)
 
 
 @pytest.mark.parametrize("fault", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("no such kernel")])
-def test_sizes_end_where_memory_does(tmp_path, monkeypatch, fault):
+def test_sizes_end_where_memory_does(tmp_path, monkeypatch, fault, logged):
     config, usual = asked(tmp_path), Measuring.train
 
     def train_small(self, gpt, *more):
@@ -129,14 +127,14 @@ def test_sizes_end_where_memory_does(tmp_path, monkeypatch, fault):
         return usual(self, gpt, *more)
 
     monkeypatch.setattr(Measuring, "train", train_small)
-    tokenizer, folder = prepare(config.data, config.tokenizer, None, print)
-    machine, said = choose_machine(config.device, config.precision), []
+    tokenizer, folder = prepare(config.data, config.tokenizer, None)
+    machine = choose_machine(config.device, config.precision)
     if isinstance(fault, torch.OutOfMemoryError):
-        assert budget.choose(config, machine, tokenizer, folder, said.append).d_model == 64
-        assert any("2 x 128 does not fit" in line for line in said)
+        assert budget.choose(config, machine, tokenizer, folder).d_model == 64
+        assert any("2 x 128 does not fit" in line for line in logged)
     else:
         with pytest.raises(RuntimeError, match="no such kernel"):
-            budget.choose(config, machine, tokenizer, folder, said.append)
+            budget.choose(config, machine, tokenizer, folder)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 29, 1000])
@@ -192,8 +190,8 @@ def test_a_budget_is_kept_to_on_fast_and_slow_machines(ended, monkeypatch, token
     monkeypatch.setattr(Measuring, "bpb", lambda *_: 2.0)
     config = dataclasses.replace(asked(ended), budget=f"{allowed}s")
     monkeypatch.setattr(budget, "MOST_PASSES", math.inf)
-    tokenizer, folder = prepare(config.data, config.tokenizer, None, print)
-    choice = budget.choose(config, choose_machine(config.device, config.precision), tokenizer, folder, print)
+    tokenizer, folder = prepare(config.data, config.tokenizer, None)
+    choice = budget.choose(config, choose_machine(config.device, config.precision), tokenizer, folder)
     chosen = dataclasses.replace(config.model, n_layer=choice.n_layer, d_model=choice.d_model, n_head=choice.n_head)
     token_s *= chosen.with_vocab(tokenizer.vocab_size).matmul_params() / 1e5
     took = clock.now + choice.max_steps * (update_s + choice.batch_tokens * token_s)

@@ -181,7 +181,7 @@ def test_a_checkpoint_of_an_older_version_with_nan_weights_is_refused_everywhere
             train(dataclasses.replace(config, **{key: str(run.folder)}), tmp_path / "outputs" / key)
         assert not (tmp_path / "outputs" / key).exists()
     with pytest.raises(UserError, match="NaN or infinite"):
-        load_model(run, print)
+        load_model(run)
     for command in (("evaluate", "--json"), ("generate", "Once")):
         result = door(command[0], *command[1:], "--run", "old")
         assert (result.code, result.out) == (2, "")
@@ -200,17 +200,16 @@ def validated(step, bpb, loss, overfitting):
     overfitting.on_train_batch_end(SimpleNamespace(global_step=step), module)
 
 
-def test_overfitting_is_told_once_with_the_checkpoint_that_is_kept():
-    said = []
-    overfitting = Overfitting([{"step": 10, "val/bpb": 2.3, "train/loss": 1.7}], said.append)
+def test_overfitting_is_told_once_with_the_checkpoint_that_is_kept(logged):
+    overfitting = Overfitting([{"step": 10, "val/bpb": 2.3, "train/loss": 1.7}])
     for step, bpb, loss in ((20, 2.25, 1.6), (30, 2.26, 1.5), (40, 2.27, 1.4)):
         validated(step, bpb, loss, overfitting)
-    assert said == []
+    assert logged == []
     for step in (50, 60):
         validated(step, 2.28, 1.3, overfitting)
-    assert len(said) == 1
-    assert "overfits: 2.2800 validation bits per byte, after 2.2500 at step 20" in said[0]
-    assert "best.ckpt keeps step 20" in said[0]
+    assert len(logged) == 1
+    assert "overfits: 2.2800 validation bits per byte, after 2.2500 at step 20" in logged[0]
+    assert "best.ckpt keeps step 20" in logged[0]
 
 
 @pytest.mark.parametrize(
@@ -221,19 +220,17 @@ def test_overfitting_is_told_once_with_the_checkpoint_that_is_kept():
         ((30, 2.4, 1.5), (40, 2.2, 1.4), (50, 2.3, 1.3)),  # one bad validation between better ones
     ],
 )
-def test_what_is_not_overfitting_is_not_called_so(later):
-    said = []
-    overfitting = Overfitting([{"step": 20, "val/bpb": 2.25, "train/loss": 1.6}], said.append)
+def test_what_is_not_overfitting_is_not_called_so(later, logged):
+    overfitting = Overfitting([{"step": 20, "val/bpb": 2.25, "train/loss": 1.6}])
     for step, bpb, loss in later:
         validated(step, bpb, loss, overfitting)
-    assert said == []
+    assert logged == []
 
 
-def test_a_resumed_run_does_not_tell_its_overfitting_again():
+def test_a_resumed_run_does_not_tell_its_overfitting_again(logged):
     rows = [{"step": s, "val/bpb": b, "train/loss": 1 / s} for s, b in ((1, 2.0), (2, 2.1), (3, 2.2), (4, 2.3))]
-    said = []
-    validated(5, 2.4, 0.1, Overfitting(rows, said.append))
-    assert said == []
+    validated(5, 2.4, 0.1, Overfitting(rows))
+    assert logged == []
 
 
 def test_evaluate_refuses_a_loss_that_is_not_finite_and_its_json_has_no_infinity(tmp_path, shared, monkeypatch, capsys):

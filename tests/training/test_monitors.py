@@ -116,18 +116,17 @@ def test_entropy_is_one_for_looking_at_all_alike_and_zero_for_looking_at_one() -
     assert (sharp < 0.02).all()
 
 
-def test_a_collapsed_head_is_named_once_and_only_when_it_stays_so() -> None:
-    lines: list[str] = []
+def test_a_collapsed_head_is_named_once_and_only_when_it_stays_so(logged: list[str]) -> None:
     probe = Probe(torch.zeros(1, 2, dtype=torch.long), torch.zeros(1, 2, dtype=torch.long))
-    monitor = AttentionEntropy(1, probe, lines.append)
+    monitor = AttentionEntropy(1, probe)
     low, high = COLLAPSED / 2, 0.5
     for entropy in (low, low, high, *[low] * (PATIENCE - 1)):
         monitor._warn({"attention/entropy/1.3": entropy})
-    assert not lines
+    assert not logged
     for _ in range(3):
         monitor._warn({"attention/entropy/1.3": low})
-    assert len(lines) == 1
-    assert "head 3 of layer 1 has collapsed" in lines[0]
+    assert len(logged) == 1
+    assert "head 3 of layer 1 has collapsed" in logged[0]
 
 
 def test_units_that_never_answer_and_units_that_always_do_are_counted() -> None:

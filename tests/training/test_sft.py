@@ -117,7 +117,7 @@ def test_samples_are_asked_with_the_system_message_and_the_first_question() -> N
 
 def instruct_data(talks: list[Conversation], **options: Any) -> SFTObjective:
     chosen = {"context": 32, "batch_size": 4, "micro_batch_size": 4, "seed": 0, "packing": False, "val_tokens": 1000}
-    return SFTObjective(talks, TOKENIZER, **{"replay": None, "say": lambda line: None, **chosen, **options})
+    return SFTObjective(talks, TOKENIZER, **{"replay": None, **chosen, **options})
 
 
 def test_over_long_ones_lose_from_the_left_but_never_of_the_answer() -> None:
@@ -265,17 +265,16 @@ def test_malformed_files_are_named_by_line_and_field(tmp_path: Path, content: st
         read_conversations(DataConfig("instruct", str(path)))
 
 
-def test_conversations_without_a_target_are_counted_and_all_of_them_refused() -> None:
-    lines: list[str] = []
+def test_conversations_without_a_target_are_counted_and_all_of_them_refused(logged: list[str]) -> None:
     silent = Conversation((Message("user", "a"),), False)
     options = {
         "context": 32, "batch_size": 4, "micro_batch_size": 4, "seed": 0, "packing": False, "val_tokens": 10, "replay": None,
     }  # fmt: skip
     some = [talk("a", "b"), talk("c", "d", is_val=True), silent]
-    SFTObjective(some, TOKENIZER, say=lines.append, **options)
-    assert lines[0].startswith("WARNING: 1 of 3 conversations have nothing to learn from")
+    SFTObjective(some, TOKENIZER, **options)
+    assert logged[0].startswith("WARNING: 1 of 3 conversations have nothing to learn from")
     with pytest.raises(UserError, match="all 2 conversations have nothing to learn from"):
-        SFTObjective([silent, silent], TOKENIZER, say=lines.append, **options)
+        SFTObjective([silent, silent], TOKENIZER, **options)
 
 
 def test_the_sample_that_comes_with_positron_is_forty_good_examples() -> None:
@@ -304,7 +303,7 @@ def test_what_the_answers_of_the_built_in_requests_hold_is_known() -> None:
     text = sorted({c for t in talks for m in t.messages for c in m.content})
     data = SFTObjective(
         talks, CharTokenizer("".join(text)), context=2000, batch_size=2, micro_batch_size=2, seed=0, packing=False,
-        val_tokens=10**6, replay=None, say=print,
+        val_tokens=10**6, replay=None,
     )  # fmt: skip
     held = [t for t in talks if t.is_val]
     assert data.val_bytes == sum(len(t.messages[1].content.encode()) for t in held)
@@ -335,7 +334,7 @@ def test_a_fine_tuned_run_is_whole_and_leaves_the_base_alone(base: Path, tmp_pat
     assert before == {p: p.read_bytes() for p in sorted((base / "base").rglob("*")) if p.is_file()}
     run = Run(tmp_path / "run")
     assert run.is_chat
-    model, _, _ = load_model(run, print)
+    model, _, _ = load_model(run)
     assert model.config.context_length == 64
     assert (tmp_path / "run" / "report.html").exists()
 
@@ -355,7 +354,7 @@ def test_a_fine_tuning_in_chunks_is_bit_identical_to_one_in_one_piece(base: Path
         ]
 
     assert trace("whole") == trace("parts")
-    a, b = (load_model(Run(tmp_path / name), print)[0].state_dict() for name in ("whole", "parts"))
+    a, b = (load_model(Run(tmp_path / name))[0].state_dict() for name in ("whole", "parts"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -381,8 +380,8 @@ def test_lora_runs_resume_and_load_as_plain_models(base: Path, tmp_path: Path) -
             dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=stop)), tmp_path / "run"
         )
     assert facts.status == "finished"
-    model, tokenizer, _ = load_model(Run(tmp_path / "run"), print)
-    untouched = load_model(Run(base / "base"), print)[0]
+    model, tokenizer, _ = load_model(Run(tmp_path / "run"))
+    untouched = load_model(Run(base / "base"))[0]
     changed = (model.wte.weight != untouched.wte.weight).any(dim=1).nonzero().flatten().tolist()
     assert tokenizer.special_id(conversation.END) in changed
     assert set(changed) <= {tokenizer.special_id(token) for token in (conversation.END, *conversation.MARKERS)}

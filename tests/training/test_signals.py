@@ -11,7 +11,7 @@ from conftest import FAST, Door
 from traces import trace, weights
 
 from positron.system.errors import Interrupted, LeftAtOnce
-from positron.system.voice import Voice, first_rank
+from positron.system.ranks import first_rank
 from positron.training.signals import Signals
 
 ENDLESS = ("train.max_steps=100000", "train.save_every=100000", "train.val_every=100000", "train.log_every=1")
@@ -74,13 +74,12 @@ def test_a_second_signal_leaves_at_once_and_the_next_start_is_identical(tmp_path
     assert all(mine[key].equal(theirs[key]) for key in theirs)
 
 
-def test_signals_are_noted_first_and_obeyed_at_once_the_second_time():
-    said = []
+def test_signals_are_noted_first_and_obeyed_at_once_the_second_time(logged):
     before = signal.getsignal(signal.SIGTERM)
-    with Signals(said.append) as signals:
+    with Signals() as signals:
         signals.can_save = True
         os.kill(os.getpid(), signal.SIGTERM)
-        assert said == ["SIGTERM: saving the last whole step (once more to leave at once)"]
+        assert logged == ["SIGTERM: saving the last whole step (once more to leave at once)"]
         with pytest.raises(Interrupted) as first:
             signals.leave()
         assert first.value.exit_code == 143
@@ -91,7 +90,7 @@ def test_signals_are_noted_first_and_obeyed_at_once_the_second_time():
 
 
 def test_a_signal_before_the_first_step_is_obeyed_at_once_but_not_while_run_json_is_written():
-    with Signals(print) as signals:
+    with Signals() as signals:
         with pytest.raises(LeftAtOnce):
             os.kill(os.getpid(), signal.SIGINT)
         written = []
@@ -109,28 +108,11 @@ def test_a_signal_before_the_first_step_is_obeyed_at_once_but_not_while_run_json
 def test_nohup_keeps_its_promise():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Signals(print) as signals:
+        with Signals() as signals:
             os.kill(os.getpid(), signal.SIGHUP)
             assert signals.received == 0
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_a_terminal_that_was_closed_does_not_end_the_run(tmp_path, monkeypatch):
-    class Gone:
-        def isatty(self):
-            return False
-
-        def write(self, text):
-            raise OSError(5, "Input/output error")
-
-        flush = write
-
-    monkeypatch.setattr("sys.stderr", Gone())
-    say = Voice(tmp_path / "train.log")
-    say("one")
-    say("two")
-    assert [line.split()[-1] for line in (tmp_path / "train.log").read_text().splitlines()] == ["one", "two"]
 
 
 SLURM = {

@@ -76,7 +76,7 @@ def test_every_checkpoint_loads_without_executing_anything(whole):
 def test_the_exported_weights_are_the_model(whole):
     from safetensors.torch import load_file
 
-    model, tokenizer, path = load_model(Run(whole), print)
+    model, tokenizer, path = load_model(Run(whole))
     assert path.name == "best.ckpt"
     exported = load_file(whole / "model" / "weights.safetensors")
     own = model.state_dict()
@@ -193,7 +193,7 @@ def test_extending_the_horizon_is_explicit_and_goes_on(tmp_path, whole):
     assert rates[40] > rates[39]
 
 
-def test_the_newest_whole_checkpoint_wins_over_a_corrupt_one(tmp_path, whole):
+def test_the_newest_whole_checkpoint_wins_over_a_corrupt_one(tmp_path, whole, logged):
     shutil.copytree(whole, tmp_path / "run")
     folder = tmp_path / "run" / "checkpoints"
     newest = folder / "step-000040.ckpt"
@@ -201,9 +201,8 @@ def test_the_newest_whole_checkpoint_wins_over_a_corrupt_one(tmp_path, whole):
     for broken in (content[:-1000], b"", content[: len(content) // 2] + b"\1" + content[len(content) // 2 + 1 :]):
         newest.unlink()
         newest.write_bytes(broken)
-        said = []
-        assert newest_checkpoint(folder, said.append).name == "step-000030.ckpt"
-        assert "step-000040.ckpt" in said[0]
+        assert newest_checkpoint(folder).name == "step-000030.ckpt"
+        assert "step-000040.ckpt" in logged.pop()
     config = tiny(whole.parent)
     assert train(config, tmp_path / "run").step == 40
     assert same(tmp_path / "run", whole)
@@ -253,7 +252,7 @@ def test_a_tokenizer_that_does_not_belong_is_refused(tmp_path, whole):
 
     CharTokenizer("abc").save(tmp_path / "run" / "tokenizer")
     with pytest.raises(UserError, match="do not belong together"):
-        load_model(Run(tmp_path / "run"), print)
+        load_model(Run(tmp_path / "run"))
     with pytest.raises(UserError, match=r"do not belong together|changed|do not fit"):
         train(tiny(whole.parent, train__max_steps=40), tmp_path / "run")
 
@@ -337,7 +336,7 @@ def test_a_logger_that_raises_is_a_warning(tmp_path, monkeypatch):
         def log(self, row, step):
             raise RuntimeError("the server is on fire")
 
-    monkeypatch.setattr(fit, "open_trackers", lambda c, f, s, n, say: [GuardedTracker(Broken, "broken", say)])
+    monkeypatch.setattr(fit, "open_trackers", lambda *_: [GuardedTracker(Broken, "broken")])
     assert train(tiny(tmp_path), tmp_path / "run").status == "finished"
     log = (tmp_path / "run" / "train.log").read_text()
     assert log.count("the server is on fire") == 1

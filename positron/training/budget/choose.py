@@ -13,9 +13,9 @@ reads in the time that is left, at the speed at which it was just seen to train 
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ from positron.text.tokenizer import Tokenizer
 from positron.training.budget.pilot import Measuring, Speed
 from positron.training.device import Machine, is_out_of_memory
 from positron.training.optim.groups import suitable_rate
+
+logger = logging.getLogger(__name__)
 
 E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
 # Over a text: after these, more time makes a model learn it by heart (Muennighoff et al.; docs/LOG.md).
@@ -101,7 +103,7 @@ def as_begun(config: RunConfig, run: Run) -> RunConfig:
     extends = config.train.max_steps != "auto"
     if config.budget is None or (extends and not config.train.extend):
         return config
-    if not run.exists or newest_checkpoint(run.checkpoint_folder, lambda line: None) is None:
+    if not run.exists or newest_checkpoint(run.checkpoint_folder) is None:
         if extends:
             raise UserError(
                 f"train.extend=true, but {run.folder} has no checkpoint: the budget chooses its first steps"
@@ -187,16 +189,14 @@ class Candidate:
     bpb: float
 
 
-def choose(
-    config: RunConfig, machine: Machine, tokenizer: Tokenizer, folder: Path, say: Callable[[str], None]
-) -> Choice:
+def choose(config: RunConfig, machine: Machine, tokenizer: Tokenizer, folder: Path) -> Choice:
     """Measure for a tenth of `config.budget`, a minute at most. The time counts from here, with the text prepared."""
     assert config.budget is not None
     begun = time.monotonic()
     budget = seconds(config.budget, "budget")
     moments = min(LONGEST_MEASURING, MEASURING * budget)
     measuring, candidates = Measuring(config, machine, tokenizer, folder), sizes(config, tokenizer.vocab_size)
-    say(f"budget={config.budget}: measuring speeds, and how hard this text is")
+    logger.info(f"budget={config.budget}: measuring speeds, and how hard this text is")
 
     def left() -> float:
         return max(budget / 2, budget * (1 - AFTERWARDS) - (time.monotonic() - begun))
@@ -213,14 +213,14 @@ def choose(
             except RuntimeError as error:
                 if not found or not is_out_of_memory(error):
                     raise
-                say(f"  {gpt.n_layer} x {gpt.d_model} does not fit this machine's memory")
+                logger.info(f"  {gpt.n_layer} x {gpt.d_model} does not fit this machine's memory")
                 break
             batch, tokens = tokens_in(left(), speed, config, text_tokens)
             bpb = expected_bpb(gpt.matmul_params(), tokens, text_tokens, scale)
             found.append(Candidate(gpt, speed, batch, tokens, bpb))
             if no_larger(found, text_tokens):
                 break
-    return _settle(config, found, left(), text_tokens, say)
+    return _settle(config, found, left(), text_tokens)
 
 
 def no_larger(found: list[Candidate], text_tokens: float) -> bool:
@@ -231,12 +231,10 @@ def no_larger(found: list[Candidate], text_tokens: float) -> bool:
     return whole and len(found) > 1 and found[-1].bpb > (1 - LEAST_GAIN) * found[-2].bpb
 
 
-def _settle(
-    config: RunConfig, found: list[Candidate], left: float, text_tokens: float, say: Callable[[str], None]
-) -> Choice:
+def _settle(config: RunConfig, found: list[Candidate], left: float, text_tokens: float) -> Choice:
     """The best of what was measured for the `left` seconds, with the table of it."""
     for each in found:
-        say(
+        logger.info(
             f"  {each.gpt.n_layer:>2} x {each.gpt.d_model:<4} {each.gpt.n_params() / 1e6:6.2f}M parameters, "
             f"{each.speed.tokens_per_s(each.batch_tokens):>9,.0f} tokens/s, {each.tokens / 1e6:7.2f}M tokens in steps of "
             f"{each.batch_tokens:,}: {each.bpb:.3f} bits per byte expected"
@@ -254,14 +252,14 @@ def _settle(
     reasons = ["a smaller one holds less"] if best is not found[0] else []
     if best is not found[-1]:
         reasons.append("a larger one would " + ("learn hardly more" if whole else "read too little in this time"))
-    say(
+    logger.info(
         f"chosen: {counted(gpt.n_layer, 'layer')} of {gpt.d_model}, {counted(steps, 'step')} of {batch:,} tokens, "
         f"learning rate {rate:.2g}, weight "
         f"decay {choice.applied(config).optimizer.weight_decay:.3f}; about {best.bpb:.2f} bits per byte expected"
         + (f": {', and '.join(reasons)}" if reasons else "")
     )
     if whole:
-        say(
+        logger.info(
             f"the text is read {MOST_PASSES:g} times, and not all of the time is needed: more text would help, more time not"
         )
     return choice

@@ -56,7 +56,6 @@ class Measuring:
             micro_batch_size=max(1, CPU_MICRO_TOKENS // context),
             seed=self.config.seed,
             val_tokens=20_000,
-            say=lambda line: None,
         )
         try:
             yield data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 
@@ -12,6 +13,8 @@ from positron.system.errors import Diverged
 from positron.training.callbacks.validation import validate
 from positron.training.module import TrainingModule
 from positron.training.objective.base import Objective
+
+logger = logging.getLogger(__name__)
 
 # A model that knows nothing, and says so, has the loss log(vocabulary); weights as they are drawn are within some percent
 # of it. Twice that loss means that the model gives what follows less than 1/vocabulary² on average: it has been thrown
@@ -34,10 +37,9 @@ class Divergence(L.Callback):
         vocab_size: int,
         objective: Objective,
         is_last: Callable[[L.Trainer], bool],
-        say: Callable[[str], None],
     ) -> None:
         """`is_last`: whether the step just done is the last one of the run."""
-        self.guessing, self.objective, self.is_last, self.say = math.log(vocab_size), objective, is_last, say
+        self.guessing, self.objective, self.is_last = math.log(vocab_size), objective, is_last
         self._has_warned = False
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: object) -> None:  # type: ignore[override]
@@ -63,7 +65,7 @@ class Divergence(L.Callback):
             if is_last and _mean(trainer, module.loss) > self.guessing:
                 raise diverged(trainer, what)
             if not self._has_warned:
-                self.say(f"WARNING: {what}")
+                logger.warning(f"{what}")
                 self._has_warned = True
 
     def _is_sane(self, loss: float) -> bool:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from typing import Any
 
 import lightning as L
 
 from positron.training.module import TrainingModule
+
+logger = logging.getLogger(__name__)
 
 RISES = 3  # validations in a row above the best one, the last of them by RISE, before it is called overfitting
 RISE = 0.005
@@ -16,9 +18,8 @@ RISE = 0.005
 class Overfitting(L.Callback):
     """Say once that validation rises while training still falls, and which checkpoint is kept."""
 
-    def __init__(self, rows: list[dict[str, Any]], say: Callable[[str], None]) -> None:
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
         """`rows`: those of the run so far."""
-        self.say = say
         self._best, self._best_step, self._best_loss, self._since = float("inf"), 0, float("inf"), 0
         for row in rows:
             if row.get("val/bpb") is not None and row.get("train/loss") is not None:
@@ -39,7 +40,7 @@ class Overfitting(L.Callback):
         if self._since < RISES or self._has_said or bpb < (1 + RISE) * self._best or loss >= self._best_loss:
             return
         self._has_said = True
-        self.say(
+        logger.info(
             f"the model overfits: {bpb:.4f} validation bits per byte, after {self._best:.4f} at step {self._best_step}, "
             "while the training loss still falls. The text is small for this model and this many steps. best.ckpt keeps "
             f"step {self._best_step}; generate, chat and evaluate use it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 import warnings
@@ -13,11 +14,12 @@ import lightning as L
 from positron.system.console import shows_bars
 from positron.system.progress import clock
 from positron.system.threads import OtherPrograms, describe_others
-from positron.system.voice import Voice
 from positron.training.callbacks.clock import Clock
 from positron.training.device import peak_memory
 from positron.training.module import TrainingModule
 from positron.training.timing import SpeedFacts
+
+logger = logging.getLogger(__name__)
 
 FORECAST_STEP = 20  # of this process, after which the speed is told
 WINDOW_S = 60.0  # seconds of the past that the time left is based on
@@ -43,8 +45,9 @@ class TimeLeft:
 class Progress(L.Callback):
     """A bar on a terminal, a line now and then elsewhere; after 20 steps what to expect of the whole run."""
 
-    def __init__(self, clock: Clock, say: Voice, *, last_step: int, speed: SpeedFacts) -> None:
-        self.clock, self.say, self.last_step, self.speed = clock, say, last_step, speed
+    def __init__(self, clock: Clock, *, last_step: int, speed: SpeedFacts, is_alone: bool) -> None:
+        """`is_alone`: no other run of this sweep shows a bar on the same screen."""
+        self.clock, self.last_step, self.speed, self.is_alone = clock, last_step, speed, is_alone
         self.bar: Any = None
         self._shown = 0.0
         self._begun = (0.0, 0)
@@ -56,7 +59,7 @@ class Progress(L.Callback):
         self._begun = (time.perf_counter(), trainer.global_step)
         self._left = TimeLeft(*self._begun)
         self._others.cores()
-        if shows_bars() and trainer.is_global_zero and not self.say.prefix:  # two bars would overwrite each other
+        if shows_bars() and trainer.is_global_zero and self.is_alone:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # a notebook without ipywidgets gets a bar of letters, which will do
                 from tqdm.auto import tqdm
@@ -72,7 +75,7 @@ class Progress(L.Callback):
         self._left.note(now, step)
         if self.clock.steps == FORECAST_STEP:
             self.speed.peak.look()
-            self.say(self._forecast(module, now))
+            logger.info(self._forecast(module, now))
         if "val/bpb" in module.metrics:
             self._val = f" · val {module.metrics['val/bpb']:.4f} bpb"
         interval = 0.2 if self.bar is not None else 15.0
@@ -91,7 +94,7 @@ class Progress(L.Callback):
         else:
             busy = describe_others(self._others.cores())
             left = clock(self._left.seconds(self.last_step))
-            self.say(f"step {step}/{self.last_step} · {text} · {left} left" + (f" ({busy})" if busy else ""))
+            logger.info(f"step {step}/{self.last_step} · {text} · {left} left" + (f" ({busy})" if busy else ""))
 
     def _tokens_per_s(self) -> float:
         return self.speed.batch_tokens * self.clock.steps / self.clock.step_s

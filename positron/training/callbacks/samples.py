@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ from positron.training.module import TrainingModule, shards_weights
 from positron.training.objective.base import Prompt
 from positron.training.trackers.tracker import Tracker
 
+logger = logging.getLogger(__name__)
+
 MAP_TOKENS = 48  # of the prompt, in the pictures of its attention
 
 
@@ -34,13 +36,12 @@ class Samples(L.Callback):
         folder: Path,
         tokenizer: Tokenizer,
         trackers: list[Tracker],
-        say: Callable[[str], None],
         *,
         every: int,
         tokens: int,
         prompt: Prompt,
     ) -> None:
-        self.run, self.tokenizer, self.trackers, self.say = RunPaths(folder), tokenizer, trackers, say
+        self.run, self.tokenizer, self.trackers = RunPaths(folder), tokenizer, trackers
         self.every, self.tokens = every, tokens
         self.prompt = prompt
 
@@ -54,7 +55,7 @@ class Samples(L.Callback):
             new = engine.stream(self.prompt.ids, max_tokens=self.tokens, seed=step, stop_ids=self.prompt.stop_ids)
             text = self.prompt.shown + "".join(new)
         except UserError as broken:  # whether the run goes on is not for its samples to decide
-            self.say(f"step {step} writes nothing: {broken}")
+            logger.info(f"step {step} writes nothing: {broken}")
             return
         finally:
             module.train()
@@ -64,7 +65,7 @@ class Samples(L.Callback):
         if self.trackers:
             self._draw_attention(module.model, step)
         if not trainer.should_stop:  # the last one is shown whole, at the end
-            self.say(f"step {step} writes: {printable(' '.join(text.split())[:160])} ...")
+            logger.info(f"step {step} writes: {printable(' '.join(text.split())[:160])} ...")
         for tracker in self.trackers:
             tracker.sample(sample)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from typing import Any
 
 import lightning as L
@@ -11,6 +11,8 @@ import torch
 from positron.evaluation.score import Score
 from positron.training.module import TrainingModule
 from positron.training.objective.base import Objective
+
+logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -32,8 +34,8 @@ def validate(trainer: L.Trainer, module: TrainingModule, batches: list[tuple[tor
 class Validation(L.Callback):
     """Every `every` steps and at the last one: val/loss, val/bpb, val/perplexity."""
 
-    def __init__(self, objective: Objective, *, every: int, say: Callable[[str], None]) -> None:
-        self.objective, self.every, self.say = objective, every, say
+    def __init__(self, objective: Objective, *, every: int) -> None:
+        self.objective, self.every = objective, every
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         if trainer.global_step % self.every and not trainer.should_stop:
@@ -42,7 +44,7 @@ class Validation(L.Callback):
         module.metrics |= {"val/loss": score.loss, "val/bpb": score.bpb, "val/perplexity": score.perplexity}
         floor_bits = self.objective.val_bits
         if floor_bits is not None and score.bytes == self.objective.val_bytes and score.is_below(floor_bits):
-            self.say(
-                f"WARNING: {score.bpb:.4f} bits per byte is below the corpus's own information, "
+            logger.warning(
+                f"{score.bpb:.4f} bits per byte is below the corpus's own information, "
                 f"{floor_bits / score.bytes:.4f}: the model has seen the validation text, or sees the future"
             )

@@ -7,7 +7,7 @@ trackers and the report.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 
 from positron.config import MonitorConfig
 from positron.training.monitors.activations import Activations
@@ -17,27 +17,28 @@ from positron.training.monitors.probe import Monitor, Probe
 from positron.training.monitors.tokens import TokenLosses
 from positron.training.objective.base import Objective
 
+logger = logging.getLogger(__name__)
+
 
 def open_monitors(
     config: MonitorConfig,
     objective: Objective,
     vocab_size: int,
     shards_weights: bool,
-    say: Callable[[str], None],
 ) -> list[Monitor]:
     """Those that are asked for. None under FSDP, where no rank has all weights and each forward pass needs all ranks."""
     asked = (config.gradients, config.weights, config.attention, config.activations, config.tokens)
     if not any(asked):
         return []
     if shards_weights:
-        say("monitor= measures nothing under device.strategy=fsdp, where no process has the whole model")
+        logger.info("monitor= measures nothing under device.strategy=fsdp, where no process has the whole model")
         return []
     every, probe = config.every, Probe.of(objective)
     made = [
         Gradients(every),
         Weights(every),
-        AttentionEntropy(every, probe, say),
+        AttentionEntropy(every, probe),
         Activations(every, probe),
-        TokenLosses(every, probe, objective, vocab_size, say),
+        TokenLosses(every, probe, objective, vocab_size),
     ]
     return [monitor for monitor, wanted in zip(made, asked, strict=True) if wanted]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch import Tensor
 from positron.model.gpt import GPT, Attention
 from positron.model.probes import Inputs, attention_inputs, probabilities, queries_and_keys, visible_keys
 from positron.training.monitors.probe import Probe, ProbeMonitor, on_host
+
+logger = logging.getLogger(__name__)
 
 COLLAPSED = 0.01  # of the entropy of looking at all alike
 PATIENCE = 3  # measurements
@@ -39,9 +41,8 @@ class AttentionEntropy(ProbeMonitor):
     holds the probabilities, stays as it is. A head below COLLAPSED in PATIENCE measurements in a row is named once.
     """
 
-    def __init__(self, every: int, probe: Probe, say: Callable[[str], None]) -> None:
+    def __init__(self, every: int, probe: Probe) -> None:
         super().__init__(every, probe)
-        self.say = say
         self._low: dict[str, int] = {}  # measurements in a row below COLLAPSED
         self._named: set[str] = set()
 
@@ -60,7 +61,7 @@ class AttentionEntropy(ProbeMonitor):
             if self._low[key] >= PATIENCE and key not in self._named:
                 self._named.add(key)
                 layer, head = key.rpartition("/")[2].split(".")
-                self.say(
-                    f"WARNING: head {head} of layer {layer} has collapsed: in {PATIENCE} measurements its attention had "
+                logger.warning(
+                    f"head {head} of layer {layer} has collapsed: in {PATIENCE} measurements its attention had "
                     f"less than {COLLAPSED:.0%} of the entropy of looking at all tokens alike, so it looks at one"
                 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 from itertools import pairwise
 
 import lightning as L
@@ -16,6 +16,8 @@ from positron.model.kernels.loss import token_losses
 from positron.training.module import TrainingModule
 from positron.training.monitors.probe import Probe, ProbeMonitor
 from positron.training.objective.base import Objective
+
+logger = logging.getLogger(__name__)
 
 FREQUENCY_BINS, POSITION_BINS = 5, 8
 
@@ -59,17 +61,16 @@ class TokenLosses(ProbeMonitor):
         probe: Probe,
         objective: Objective,
         vocab_size: int,
-        say: Callable[[str], None],
     ) -> None:
         super().__init__(every, probe)
-        self.objective, self.vocab_size, self.say = objective, vocab_size, say
+        self.objective, self.vocab_size = objective, vocab_size
 
     def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
         if trainer.is_global_zero:
             counts = self.objective.target_counts(self.vocab_size)
             self.bins = frequency_bins(counts)
             sizes = np.bincount(self.bins[counts > 0], minlength=FREQUENCY_BINS)
-            self.say(
+            logger.info(
                 f"loss_by_frequency/1 to {FREQUENCY_BINS}: of {', '.join(f'{n:,}' for n in sizes)} different tokens"
             )
 

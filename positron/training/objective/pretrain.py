@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import assert_never
 
@@ -50,7 +49,6 @@ class PretrainObjective(NextToken):
         micro_batch_size: int,
         seed: int,
         val_tokens: int,
-        say: Callable[[str], None],
     ) -> None:
         """`folder` is what `prepare` returned for `config`; `batch_size` counts the windows of a step on all ranks.
 
@@ -60,7 +58,7 @@ class PretrainObjective(NextToken):
         self.tokenizer = tokenizer
         self.train: Windows | StreamWindows
         if config.tokens_per_epoch is not None:
-            self.train = StreamWindows(config, folder, context=context, batch_size=batch_size, seed=seed, say=say)
+            self.train = StreamWindows(config, folder, context=context, batch_size=batch_size, seed=seed)
             self.val = TokenFiles(folder / "validation", "val", tokenizer)
         else:
             self.train = Windows(

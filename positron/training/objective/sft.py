@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+import logging
 from itertools import takewhile
 
 import numpy as np
@@ -20,6 +20,8 @@ from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.objective.base import Part, Prompt
 from positron.training.objective.tokens import NextToken
+
+logger = logging.getLogger(__name__)
 
 
 class SFTObjective(NextToken):
@@ -39,7 +41,6 @@ class SFTObjective(NextToken):
         packing: bool,
         val_tokens: int,
         replay: Windows | None,
-        say: Callable[[str], None],
         patience: int = 0,
     ) -> None:
         """`replay`, with the batch size of its share, gives pretraining windows, whose every token is scored.
@@ -51,10 +52,10 @@ class SFTObjective(NextToken):
             pairs = [(talk, to_row(talk, tokenizer, context)) for talk in talks if talk.is_val == is_val]
             sides.append([(talk, row) for talk, row in pairs if row is not None])
         kept = len(sides[0]) + len(sides[1])
-        _warn_of_losses(len(talks), kept, context, say)
+        _warn_of_losses(len(talks), kept, context)
         if not sides[0] or not sides[1]:
             sides = [sides[0] or sides[1]] * 2
-            say(
+            logger.info(
                 "no conversation is left for validation alone (data.val_fraction=0, or too few different questions): "
                 f"validation uses the training conversations ({kept:,}), so its loss says how well they are known, "
                 "not how well new questions are answered"
@@ -85,7 +86,7 @@ class SFTObjective(NextToken):
         self.val_bits = sum(bits) if len(bits) == len(shown) else None
         self.example = shown[0][0]
         self.val_parts = to_parts([row for _, row in shown], context, micro_batch_size, self.train.pad)
-        say(f"{counted(len(sides[0]), 'conversation')} to learn from, {len(sides[1]):,} for validation")
+        logger.info(f"{counted(len(sides[0]), 'conversation')} to learn from, {len(sides[1]):,} for validation")
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
         return self.train.batch(step, rank, world_size)
@@ -120,10 +121,10 @@ def _facts_of(message: Message) -> tuple[object, ...]:
     return (message.role, message.content) if message.learn else (message.role, message.content, "not learned from")
 
 
-def _warn_of_losses(total: int, kept: int, context: int, say: Callable[[str], None]) -> None:
+def _warn_of_losses(total: int, kept: int, context: int) -> None:
     lost = total - kept
     why = f"have nothing to learn from: no answer, or one that is longer than the context of {context} tokens"
     if not kept:
         raise UserError(f"all {total} conversations {why}")
     if lost:
-        say(f"{'WARNING: ' if lost > 0.05 * total else ''}{lost} of {total} conversations {why}")
+        logger.log(logging.WARNING if lost > 0.05 * total else logging.INFO, f"{lost} of {total} conversations {why}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +11,10 @@ from positron.training.trackers.tracker import GuardedTracker, Tracker
 from positron.training.trackers.wandb import Wandb
 
 
-def open_trackers(
-    config: LoggerConfig, folder: Path, settings: dict[str, Any], first_step: int, say: Callable[[str], None]
-) -> list[Tracker]:
+def open_trackers(config: LoggerConfig, folder: Path, settings: dict[str, Any], first_step: int) -> list[Tracker]:
     trackers: list[Tracker] = []
     if (wandb_config := config.wandb) is not None:
-        trackers.append(GuardedTracker(lambda: Wandb(wandb_config, folder, settings, say), "wandb", say))
+        trackers.append(GuardedTracker(lambda: Wandb(wandb_config, folder, settings), "wandb"))
     if (tb_config := config.tensorboard) is not None:
-        trackers.append(GuardedTracker(lambda: TensorBoard(tb_config, folder, first_step), "tensorboard", say))
+        trackers.append(GuardedTracker(lambda: TensorBoard(tb_config, folder, first_step), "tensorboard"))
     return trackers

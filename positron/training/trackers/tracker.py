@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from positron.run.samples import Sample
 from positron.system.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
@@ -23,8 +26,8 @@ class Tracker(Protocol):
 class GuardedTracker:
     """Any error of a tracker turns it off, with one line that says so."""
 
-    def __init__(self, make: Callable[[], Tracker], name: str, say: Callable[[str], None]) -> None:
-        self.name, self.say = name, say
+    def __init__(self, make: Callable[[], Tracker], name: str) -> None:
+        self.name = name
         self.tracker: Tracker | None = None
         self.tracker = self._try(make)
 
@@ -35,7 +38,7 @@ class GuardedTracker:
             raise
         except Exception as error:
             why = " ".join(f"{type(error).__name__}: {error}".split())
-            self.say(f"WARNING: {self.name} failed and is off for this run: {why}")
+            logger.warning(f"{self.name} failed and is off for this run: {why}")
             self.tracker = None
             return None
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import netrc
 import os
 import re
 import secrets
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +18,8 @@ from positron.run.paths import RunPaths
 from positron.run.samples import Sample, read_samples
 from positron.system.disk import read_text, refuse_links, write_text
 from positron.system.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 WANDB_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")  # of wandb 0.31, and as it was before
 
@@ -34,10 +36,10 @@ class Wandb:
     the whole run. Online it is what came after the last step that wandb knows; it takes no step twice.
     """
 
-    def __init__(self, config: WandbConfig, folder: Path, settings: dict[str, Any], say: Callable[[str], None]) -> None:
+    def __init__(self, config: WandbConfig, folder: Path, settings: dict[str, Any]) -> None:
         import wandb
 
-        self.paths, self.say = RunPaths(folder), say
+        self.paths = RunPaths(folder)
         self.samples: list[Sample] = []
         refuse_links(self.paths.wandb_folder, folder)
         id_file = self.paths.wandb_id_path
@@ -75,15 +77,15 @@ class Wandb:
 
         mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
         if mode == "online":
-            say(f"wandb: connecting, {INIT_SECONDS:.0f} s at most")
+            logger.info(f"wandb: connecting, {INIT_SECONDS:.0f} s at most")
         try:
             self.run = begin(mode)
         except wandb.errors.Error as error:  # no answer, or another one than we hope for
-            say(f"WARNING: wandb cannot be used online, so this is logged offline: {' '.join(str(error).split())}")
+            logger.warning(f"wandb cannot be used online, so this is logged offline: {' '.join(str(error).split())}")
             wandb.teardown()  # its service holds on to the id of the run that it could not begin
             self.run = begin("offline")
         if self.run.offline:
-            say(f"wandb: offline; to upload it later: {self._sync_command()}")
+            logger.info(f"wandb: offline; to upload it later: {self._sync_command()}")
         self.run.define_metric("*", step_metric="step")
         self._catch_up()
 
@@ -121,7 +123,7 @@ class Wandb:
         try:
             self.run.finish(exit_code)
         except TimeoutError:
-            self.say(f"wandb: not all is uploaded after {FINISH_SECONDS:.0f} s; later: {self._sync_command()}")
+            logger.info(f"wandb: not all is uploaded after {FINISH_SECONDS:.0f} s; later: {self._sync_command()}")
 
 
 def has_wandb_key() -> bool:

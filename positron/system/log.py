@@ -1,0 +1,170 @@
+"""Lines for the user, by the standard library's `logging`: on the screen, and with their time in a run's log file.
+
+Modules log to `logging.getLogger(__name__)`. Where a line goes depends on the context that logs it (a context variable),
+because one process may train several runs at once, in threads, and a line of one must not reach the log of another:
+`run_log` and `screen_log` hold for what their block logs. Elsewhere only warnings are shown. A thread that works for a
+run is started in a copy of the run's context.
+"""
+
+from __future__ import annotations
+
+import logging
+import logging.handlers
+import os
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from positron.system.console import one_line, shows_bars
+from positron.system.disk import append_text
+from positron.system.errors import Diverged, Interrupted, LeftAtOnce, UserError
+from positron.system.exits import describe
+from positron.system.paths import without_home
+
+
+def show(line: str) -> None:
+    """Write a line to stderr, above the progress bar if there is one."""
+    if shows_bars():
+        from tqdm import tqdm
+
+        tqdm.write(line, file=sys.stderr)
+    else:
+        print(line, file=sys.stderr, flush=True)
+
+
+class _OneLine(logging.Formatter):
+    """Format a record as one line, in which text from files cannot forge a second one; a warning begins with its level."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = f"{record.levelname}: " if record.levelno >= logging.WARNING else ""
+        return one_line(level + record.getMessage())
+
+
+class _Handler(logging.Handler):
+    """A handler that holds no lock while it writes, because a signal may log in the middle of another line."""
+
+    def __init__(self, level: int = logging.INFO) -> None:
+        super().__init__(level)
+        self.setFormatter(_OneLine())
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        self.emit(record)
+        return True
+
+
+class ScreenHandler(_Handler):
+    """Show lines, each after `prefix`. A terminal or pipe that was closed ends nothing: from then on nothing is shown."""
+
+    def __init__(self, write: Callable[[str], None] = show, *, prefix: str = "", level: int = logging.INFO) -> None:
+        super().__init__(level)
+        self.write, self.prefix = write, prefix
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self.write(self.prefix + self.format(record))
+        except OSError:
+            sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+
+
+class RunFileHandler(_Handler):
+    """Add lines, each with its time, to the log file of a run. A full disk or a deleted folder is told once, ending nothing."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path, self._is_unwritable = path, False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._append(record, self.format(record))
+
+    def note_end(self, error: BaseException) -> None:
+        """Write why the run ended, with the traceback of an error that nobody expected."""
+        text = describe(error)[1] or one_line(str(error))
+        if not isinstance(error, (UserError, Diverged, Interrupted, LeftAtOnce)):
+            lines = "".join(traceback.format_exception(error)).splitlines()
+            text = "\n    ".join([text, *map(one_line, lines)])
+        self._append(logging.makeLogRecord({}), text)
+
+    def _append(self, record: logging.LogRecord, text: str) -> None:
+        time = logging.Formatter().formatTime(record, "%Y-%m-%d %H:%M:%S")
+        try:
+            append_text(self.path, f"{time} {without_home(text)}\n")
+            self._is_unwritable = False
+        except (OSError, UserError) as error:
+            if not self._is_unwritable:
+                reason = error.strerror if isinstance(error, OSError) else error
+                print(one_line(f"WARNING: cannot write {self.path}: {reason}"), file=sys.stderr)
+            self._is_unwritable = True
+
+
+_handlers: ContextVar[tuple[logging.Handler, ...]] = ContextVar(
+    "positron_log_handlers", default=(ScreenHandler(level=logging.WARNING),)
+)
+
+
+class _ContextHandler(_Handler):
+    """Pass each record to the handlers of the context that logs it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for handler in _handlers.get():
+            if record.levelno >= handler.level:
+                handler.handle(record)
+
+
+def take_over() -> None:
+    """Pass what the package logs to the handlers of this module."""
+    package = logging.getLogger("positron")
+    package.addHandler(_ContextHandler(logging.NOTSET))
+    package.setLevel(logging.DEBUG)  # each handler has a level of its own
+    # A program that configures the root logger would show each line twice. To receive the lines as well, it adds a
+    # handler to the logger `positron`.
+    package.propagate = False
+
+
+@contextmanager
+def _to(*handlers: logging.Handler) -> Iterator[None]:
+    before = _handlers.set(handlers)
+    try:
+        yield
+    finally:
+        _handlers.reset(before)
+
+
+@contextmanager
+def screen_log(write: Callable[[str], None] = show, *, level: int = logging.INFO) -> Iterator[None]:
+    """Show what is logged in the block from `level` on."""
+    with _to(ScreenHandler(write, level=level)):
+        yield
+
+
+@contextmanager
+def run_log(path: Path, *, prefix: str = "", is_first_rank: bool = True) -> Iterator[None]:
+    """Show what is logged in the block, and keep it in the log file of a run, with the reason if an error ends the block.
+
+    `prefix` begins each line on the screen, which tells jobs apart that run at once. Only the first of the processes that
+    train a run shows and writes anything.
+    """
+    if not is_first_rank:
+        with _to():
+            yield
+        return
+    file = RunFileHandler(path)
+    with _to(ScreenHandler(prefix=prefix), file):
+        try:
+            yield
+        except BaseException as error:
+            file.note_end(error)
+            raise
+
+
+def log_to_queue(queue: Any) -> None:
+    """Send what this process logs from here on to its parent, which passes it to `log_received`."""
+    _handlers.set((logging.handlers.QueueHandler(queue),))
+
+
+def log_received(record: logging.LogRecord) -> None:
+    """Log what another process sent, as if it had been logged here."""
+    logging.getLogger(record.name).handle(record)

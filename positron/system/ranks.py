@@ -1,0 +1,15 @@
+"""Which of the processes that train one run speaks and writes for all of them."""
+
+from __future__ import annotations
+
+import os
+
+
+def first_rank(processes: int) -> bool:
+    """Tell whether this process is the first of the `processes` that train one run, before any of them meet.
+
+    The only process is the first one: containers, notebooks, launchers and SLURM leave variables of ranks behind that
+    do not concern it.
+    """
+    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
+    return processes == 1 or all((os.environ.get(key) or "0") == "0" for key in ranks)
