@@ -36,7 +36,7 @@ def write_report(run: Run) -> None:
         name=name,
         headline=_headline(facts, run.is_chat),
         loss=picture,
-        reasons=_reasons_for_a_higher_training_loss(run, rows, config),
+        reasons=reasons_for_a_higher_training_loss(run, rows, config),
         samples=[(sample.head, sample.text) for sample in read_samples(run)],
         learning_rate=learning_rate_curve(rows),
         inside=inside_pictures(rows),
@@ -103,7 +103,7 @@ def _commands(run: Run, facts: Facts) -> str:
     return "\n".join(lines)
 
 
-def _reasons_for_a_higher_training_loss(run: Run, rows: list[dict[str, Any]], config: dict[str, Any]) -> list[str]:
+def reasons_for_a_higher_training_loss(run: Run, rows: list[dict[str, Any]], config: dict[str, Any]) -> list[str]:
     """Return why the training loss lies above the validation loss; empty where it does not."""
     last = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
     if last is None or last["train/loss"] is None or last["train/loss"] <= last["val/loss"] or run.kind != PRETRAIN:

@@ -196,7 +196,7 @@ def test_the_report_tells_of_the_surroundings_that_the_run_noted(place) -> None:
 def test_a_report_shows_what_a_model_writes_as_text(place) -> None:
     shutil.copytree("outputs/x", "outputs/markup")
     run = Run(place / "outputs" / "markup")
-    text = f"<script>alert('1')</script> & {{{{ 7 * 7 }}}}\n\n  {Path.home()}/secret"
+    text = f"<script>alert('1')</script> & {{{{ 7 * 7 }}}}\n\n## Step 9 · loss 1.0\n\n  {Path.home()}/secret"
     append_sample(run, Sample(99, 1.5, None, text))
     write_report(run)
     page = (run.folder / "report.html").read_text(encoding="utf-8")

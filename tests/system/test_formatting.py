@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from positron.evaluation.report import _losses_explained
+from positron.evaluation.report import reasons_for_a_higher_training_loss
 from positron.evaluation.summary import quality
 from positron.run.folder import Run, announce
 from positron.system.console import say_loading
@@ -142,9 +142,9 @@ def test_who_started_by_make_is_shown_its_targets(
 def test_a_report_explains_a_training_loss_above_validation_loss(
     row: dict[str, Any], config: dict[str, Any], reasons: list[str]
 ) -> None:
-    text = _losses_explained(SimpleNamespace(kind="pretrain"), [row], config)
-    assert bool(text) == bool(reasons)
-    assert all(reason in text for reason in reasons)
+    given = reasons_for_a_higher_training_loss(SimpleNamespace(kind="pretrain"), [row], config)
+    assert bool(given) == bool(reasons)
+    assert all(reason in "; ".join(given) for reason in reasons)
 
 
 @pytest.mark.parametrize("name", ["outputs/quickstart", "the run trained last", "a\x1b[31mb"])
