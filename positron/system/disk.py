@@ -12,6 +12,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -173,6 +174,31 @@ def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
     finally:
         with contextlib.suppress(OSError):  # already renamed, or on a disk that refuses everything
             temporary.unlink()
+
+
+@contextlib.contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """Give an empty folder that appears at `path` when the block ends, complete or not at all.
+
+    Raises UserError where something is at `path` already, and where the disk is full or not writable.
+    """
+    if path.exists() or path.is_symlink():
+        raise UserError(f"{path} exists already: delete it, or give another folder")
+    make_folder(path.parent)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)  # of a dead process that had this number
+        draft.mkdir()
+        yield draft
+        for file in draft.iterdir():
+            with file.open("rb") as content:
+                os.fsync(content.fileno())
+        draft.rename(path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def sweep_temporary_files(folder: Path) -> None:
