@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lightning import Callback
 
     from positron.inference.text_model import Writer
+    from positron.interop.formats import Format
+    from positron.interop.gguf_file import Precision
     from positron.run.folder import Run
     from positron.training.objective.pretrain import PretrainObjective
 
@@ -122,6 +124,22 @@ def load(run: str | Path | Run | None = None, weights: str = "fp32") -> Writer:
     weights_of(weights)
     model, tokenizer, _ = load_model(find_run(None if run is None else str(run)))
     return Writer(model, tokenizer, weights=weights)
+
+
+def export(
+    run: str | Path | Run | None,
+    to: Format,
+    folder: str | Path | None = None,
+    precision: Precision = "f32",
+) -> Path:
+    """Write a run (None: the one trained last) in a format of other programs, and return the new folder.
+
+    `to` is hf, gguf, ollama, llama2c or safetensors; without `folder` it is `export/FORMAT` in the run folder. `precision`
+    rounds the matrices of a GGUF file: f16 or q8_0. Raises UserError for a model that the format cannot express.
+    """
+    from positron.export import export as write
+
+    return write(None if run is None else str(getattr(run, "folder", run)), to, folder, precision)
 
 
 def _composed(recipe: str, name: str | None, settings: Mapping[str, Any]) -> tuple[str, list[str]]:

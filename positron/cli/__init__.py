@@ -22,6 +22,7 @@ COMMANDS = (
     "compare",
     "scaling",
     "reproduce",
+    "export",
     "dashboard",
     "prepare",
     "preview",

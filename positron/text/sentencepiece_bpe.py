@@ -6,7 +6,9 @@ import hashlib
 import io
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -21,6 +23,15 @@ _SPACE = "▁"
 # What its training takes for marks of its own; a line that holds one would be left out.
 _RESERVED = re.compile("[▁▅]")
 MAX_LINE = 200_000  # characters of a line in training; it leaves out lines of more than a megabyte
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of a SentencePiece vocabulary: its spelling, its score (higher merges first), and what it stands for."""
+
+    text: str
+    score: float
+    kind: Literal["normal", "byte", "control", "unknown"]
 
 
 class SentencePieceTokenizer:
@@ -103,6 +114,18 @@ class SentencePieceTokenizer:
         if self._sp.is_control(i) or self._sp.is_unknown(i):
             return b""
         return str(self._sp.id_to_piece(i)).replace(_SPACE, " ").encode("utf-8")
+
+    def pieces(self) -> list[Piece]:
+        """Return the vocabulary in the order of the ids."""
+
+        def kind(i: int) -> Literal["normal", "byte", "control", "unknown"]:
+            if self._sp.is_byte(i):
+                return "byte"
+            if self._sp.is_control(i):
+                return "control"
+            return "unknown" if self._sp.is_unknown(i) else "normal"
+
+        return [Piece(self._sp.id_to_piece(i), self._sp.get_score(i), kind(i)) for i in range(self.vocab_size)]
 
     def token_bytes(self) -> np.ndarray:
         return np.array([len(self.bytes_of(i)) for i in range(self.vocab_size)], dtype=np.int64)

@@ -113,6 +113,10 @@ class TiktokenTokenizer:
         head = f"tiktoken\n{self.name}\n{self.pattern}\n{self._specials}\n"
         return hashlib.sha256(head.encode("utf-8") + self._content).hexdigest()
 
+    def ranks(self) -> dict[bytes, int]:
+        """Return the id of each token that is not special; lower ids merge first."""
+        return _parse(self._content)
+
     def special_id(self, token: str) -> int:
         return self._specials[token]
 

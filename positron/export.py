@@ -1,0 +1,84 @@
+"""Write a run in a format that other programs read.
+
+python -m positron.export quickstart --to hf
+python -m positron.export quickstart --to gguf --precision q8_0
+python -m positron.export quickstart --to ollama --out ~/my-model
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from positron.system.callable_module import make_callable
+from positron.system.console import say_loading
+from positron.system.exits import errors_as_one_line
+from positron.system.log import screen_log
+
+if TYPE_CHECKING:
+    from positron.interop.formats import Format
+
+logger = logging.getLogger(__name__)
+
+FORMATS = {
+    "hf": "Hugging Face: transformers, lm-evaluation-harness, vLLM",
+    "gguf": "llama.cpp, LM Studio",
+    "ollama": "Ollama: a GGUF file with its Modelfile",
+    "llama2c": "llama2.c: run.c, its ports and its web pages",
+    "safetensors": "the weights under Positron's own names, with the architecture",
+}
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
+    formats = "; ".join(f"{name}: {programs}" for name, programs in FORMATS.items())
+    parser = argparse.ArgumentParser(
+        prog="python -m positron.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", nargs="?", help="run folder, or name below outputs/ (default: the one trained last)")
+    parser.add_argument("--to", required=True, choices=FORMATS, help=formats)
+    parser.add_argument(
+        "--out", metavar="FOLDER", help="new folder to write (default: export/FORMAT in the run folder)"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("f32", "f16", "q8_0"),
+        default="f32",
+        help="of the matrices in a GGUF file (default %(default)s; q8_0: 8 bits, a quarter of the size)",
+    )
+    return parser
+
+
+def main() -> None:
+    """Run the command with the options of the command line."""
+    with errors_as_one_line(), screen_log():
+        options = arguments().parse_args()
+        export(options.run, options.to, options.out, options.precision)
+
+
+def export(run: str | None, to: Format, out: str | Path | None, precision: Any = "f32") -> Path:
+    """Write a run (None: the one trained last), log what was written, and return the folder."""
+    say_loading(run or "the run trained last")
+    from positron.interop.formats import export as write
+    from positron.interop.source import open_source
+    from positron.run.folder import announce, find_run
+    from positron.system.disk import expanded
+
+    taken = find_run(run)
+    announce(taken, run)
+    source = open_source(taken)
+    folder = taken.folder / "export" / to if out is None else expanded(out)
+    difference = write(source, to, folder, precision)
+    logger.info(f"read back and compared with {source.checkpoint.name}: logits differ by at most {difference:.2g}")
+    logger.info(f"{FORMATS[to]}: {folder}")
+    for path in sorted(folder.iterdir()):
+        logger.info(f"  {path.stat().st_size:>13,} bytes  {path.name}")
+    return folder
+
+
+if __name__ == "__main__":
+    main()
+else:
+    make_callable(__name__)

@@ -1,0 +1,90 @@
+"""The model card: what a run knows of itself, for a person who gets the exported folder and nothing else."""
+
+from __future__ import annotations
+
+from positron.interop.source import Source
+from positron.run.provenance import read_provenance, start_of
+from positron.system.formatting import above_floor, amount, judged_bpb
+from positron.version import __version__
+
+_TEXT = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- positron
+- small-language-model
+---
+
+# {name}
+
+A GPT with {parameters} parameters ({architecture}), {task} with Positron {version}.
+
+| | |
+|---|---|
+{table}
+
+## Use
+
+{use}
+
+## Limits
+
+{limits}
+"""
+
+_USE_BASE = """```python
+from transformers import pipeline
+
+write = pipeline("text-generation", model="PATH_TO_THIS_FOLDER")
+print(write("Once upon a time", max_new_tokens=100)[0]["generated_text"])
+```"""
+
+_USE_CHAT = """```python
+from transformers import pipeline
+
+chat = pipeline("text-generation", model="PATH_TO_THIS_FOLDER")
+messages = [{"role": "user", "content": "Tell me a story about a dog."}]
+print(chat(messages, max_new_tokens=100)[0]["generated_text"][-1]["content"])
+```"""
+
+_LIMITS = """- A small model: it has the style of its training text, and no knowledge of the world to rely on.
+- It sees {context} tokens at once. Longer texts are outside what it was trained on.
+- A text that spells a special token, such as `<|end|>`, is read as that token here. In Positron no text can spell one;
+  `tokenizer(text, split_special_tokens=True)` has the same effect.
+- The character U+2581 is read as a space by a SentencePiece vocabulary in this format."""
+
+
+def model_card(source: Source, architecture: str) -> str:
+    """Return the Markdown of README.md. `architecture`: the class of the exported model."""
+    run, facts = source.run, source.run.facts()
+    settings = run.config()
+    rows = {
+        "training text": str(settings["data"].get("source", "unknown")),
+        "training tokens": "unknown" if facts.tokens is None else f"{facts.tokens:,}",
+        "architecture": f"{source.config.n_layer} layers of width {source.config.d_model}, "
+        f"{source.config.n_head} heads, context {source.config.context_length} tokens",
+        "vocabulary": f"{source.tokenizer.vocab_size:,} tokens ({source.tokenizer.kind})",
+    }
+    if facts.val_bpb is not None and facts.best_bpb is not None:
+        bpb = judged_bpb(facts.val_bpb, facts.best_bpb, source.is_chat)
+        rows["validation"] = f"{bpb:.4f} bits per byte"
+        if facts.floor_bpb:
+            rows["validation"] += f", {above_floor(bpb, facts.floor_bpb)} (the entropy of the text, which is known)"
+    command = start_of(read_provenance(run.folder), facts.step or 0).get("command")
+    if command:
+        rows["command"] = f"`{command}`"
+    return _TEXT.format(
+        name=source.name,
+        parameters=amount(source.config.n_params()),
+        architecture=architecture,
+        task="fine-tuned on conversations" if source.is_chat else "trained",
+        version=__version__,
+        table="\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items()),
+        use=_USE_CHAT if source.is_chat else _USE_BASE,
+        limits=_LIMITS.format(context=source.config.context_length),
+    )
+
+
+def _cell(text: str) -> str:
+    """Escape what would end a cell of a Markdown table."""
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,291 @@
+"""Write a run as a GGUF file: what llama.cpp, Ollama and LM Studio run. The `gguf` package writes the container.
+
+Architectures and their activations are fixed in llama.cpp, so fewer models fit than in transformers. Rope turns the pairs
+(2 i, 2 i + 1) in the architectures llama and arcee, so their queries and keys are reordered.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NoReturn, assert_never
+
+import numpy as np
+import torch
+
+from positron.config import GPTConfig
+from positron.interop.hf_architectures import sliding_window
+from positron.interop.huggingface import CHAT_TEMPLATE
+from positron.interop.rules import Rule, consecutive_pairs, constant, linear, norm, same, stacked, to_ours, to_theirs
+from positron.interop.source import Source, largest_difference
+from positron.interop.tokenizer_json import byte_level, tiktoken_merges
+from positron.model.gpt import NORM_EPS, ROPE_BASE, sinusoidal_table
+from positron.system.errors import UserError
+from positron.text.char_word import CharTokenizer
+from positron.text.conversation import END
+from positron.text.sentencepiece_bpe import SentencePieceTokenizer
+from positron.text.tiktoken_bpe import TiktokenTokenizer
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+Precision = Literal["f32", "f16", "q8_0"]
+BLOCK = 32  # numbers that share one scale in Q8_0
+FILE = "model.gguf"
+_NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6  # types of tokens in GGUF
+_TYPES = {"normal": _NORMAL, "unknown": _UNKNOWN, "control": _CONTROL, "byte": _BYTE}
+PRE_TOKENIZERS = {"r50k_base": "gpt-2", "p50k_base": "gpt-2", "cl100k_base": "llama-bpe"}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """An architecture of llama.cpp: its name in the file's keys, its tensors, and its own keys."""
+
+    name: str
+    rules: Callable[[GPTConfig], list[Rule]]
+    keys: Callable[[GPTConfig, GGUFWriter], None]
+
+
+def choose(config: GPTConfig) -> Architecture:
+    """Return the architecture that computes this model. Raises UserError that names the option for which there is none."""
+    if config.smear:
+        _refuse("model.smear=true", "train with model.smear=false")
+    if sliding_window(config) is not None:
+        _refuse(f"model.window={config.window}", "model.window=null has one")
+    match config.norm:
+        case "layernorm":
+            if config.qk_norm:
+                _refuse("model.qk_norm=true with model.norm=layernorm", "model.norm=rmsnorm has one")
+            if config.activation != "gelu":
+                _refuse(f"model.activation={config.activation} with model.norm=layernorm", "gelu has one")
+            return STARCODER2 if config.has_rope else GPT2
+        case "rmsnorm":
+            if not config.has_rope:
+                _refuse(f"model.position={config.position} with model.norm=rmsnorm", "model.position=rope has one")
+            if config.activation not in ("swiglu", "relu2"):
+                _refuse(f"model.activation={config.activation} with model.norm=rmsnorm", "swiglu and relu2 have one")
+            if config.bias:
+                _refuse("model.bias=true with model.norm=rmsnorm", "model.bias=false has one")
+            if config.qk_norm:
+                return QWEN3 if config.is_gated else APERTUS
+            return LLAMA if config.is_gated else ARCEE
+        case _:
+            assert_never(config.norm)
+
+
+def _refuse(option: str, remedy: str) -> NoReturn:
+    raise UserError(f"{option}: llama.cpp has no architecture for this ({remedy})")
+
+
+def _rms_keys(config: GPTConfig, writer: GGUFWriter) -> None:
+    writer.add_layer_norm_rms_eps(NORM_EPS)
+
+
+def _layer_norm_keys(config: GPTConfig, writer: GGUFWriter) -> None:
+    writer.add_layer_norm_eps(NORM_EPS)
+
+
+def _apertus_keys(config: GPTConfig, writer: GGUFWriter) -> None:
+    """Set the constants of xIELU so that it is relu(x)^2.
+
+    For x > 0 it is a_p x^2 + b x, else (expm1(min(x, eps)) - x) a_n + b x, where a_p and a_n are the softplus of what is
+    stored (arXiv:2411.13010): a_p = 1, a_n = 0, b = 0.
+    """
+    _rms_keys(config, writer)
+    writer.add_xielu_alpha_p([math.log(math.e - 1)] * config.n_layer)
+    writer.add_xielu_alpha_n([-1e4] * config.n_layer)
+    writer.add_xielu_beta([0.0] * config.n_layer)
+    writer.add_xielu_eps([-1e-6] * config.n_layer)
+
+
+def _llama_like(config: GPTConfig, *, turned: bool, qk_scale: bool, head: bool) -> list[Rule]:
+    """Map a model with RMSNorm and rope. `turned`: rope takes consecutive pairs; `head`: the head is written when tied."""
+    rules = [same("token_embd.weight", "wte.weight")]
+    for i in range(config.n_layer):
+        theirs, ours = f"blk.{i}", f"blocks.{i}"
+        rules += [same(f"{theirs}.attn_norm.weight", f"{ours}.norm1.weight")]
+        for part in ("q", "k"):
+            names = (f"{theirs}.attn_{part}.weight", f"{ours}.attn.{part}.weight")
+            rules.append(consecutive_pairs(*names, config.d_head) if turned else same(*names))
+            if qk_scale:
+                rules.append(constant(f"{theirs}.attn_{part}_norm.weight", torch.ones(config.d_head)))
+        rules.append(same(f"{theirs}.attn_v.weight", f"{ours}.attn.v.weight"))
+        rules.append(same(f"{theirs}.attn_output.weight", f"{ours}.attn.out.weight"))
+        rules.append(same(f"{theirs}.ffn_norm.weight", f"{ours}.norm2.weight"))
+        parts = ("gate", "up", "down") if config.is_gated else ("up", "down")
+        rules += [same(f"{theirs}.ffn_{part}.weight", f"{ours}.mlp.{part}.weight") for part in parts]
+    return [*rules, same("output_norm.weight", "norm_f.weight"), *_head(config, always=head)]
+
+
+def _head(config: GPTConfig, *, always: bool = False) -> list[Rule]:
+    if config.tie_embeddings:
+        return [same("output.weight", "wte.weight")] if always else []
+    return [same("output.weight", "lm_head.weight")]
+
+
+def _gpt2(config: GPTConfig) -> list[Rule]:
+    if config.has_learned_positions:
+        positions = same("position_embd.weight", "wpe.weight")
+    else:
+        table = sinusoidal_table(config.context_length, config.d_model).float()
+        positions = constant("position_embd.weight", table)
+    rules = [same("token_embd.weight", "wte.weight"), positions]
+    groups = config.n_head // config.kv_heads
+    for i in range(config.n_layer):
+        theirs, ours = f"blk.{i}", f"blocks.{i}"
+        q, k, v = (f"{ours}.attn.{part}" for part in "qkv")
+        names = (f"{q}.weight", f"{k}.weight", f"{v}.weight")
+        rules += norm(f"{theirs}.attn_norm", f"{ours}.norm1", config, always_bias=True)
+        rules.append(stacked(f"{theirs}.attn_qkv.weight", names, groups, config.d_head, transpose=False))
+        if config.bias:
+            names = (f"{q}.bias", f"{k}.bias", f"{v}.bias")
+            rules.append(stacked(f"{theirs}.attn_qkv.bias", names, groups, config.d_head, transpose=False))
+        else:
+            rules.append(constant(f"{theirs}.attn_qkv.bias", torch.zeros(3 * config.d_model)))
+        rules += linear(f"{theirs}.attn_output", f"{ours}.attn.out", config, config.d_model)
+        rules += norm(f"{theirs}.ffn_norm", f"{ours}.norm2", config, always_bias=True)
+        rules += linear(f"{theirs}.ffn_up", f"{ours}.mlp.up", config, config.ff_width)
+        rules += linear(f"{theirs}.ffn_down", f"{ours}.mlp.down", config, config.d_model)
+    return [*rules, *norm("output_norm", "norm_f", config, always_bias=True), *_head(config)]
+
+
+def _starcoder2(config: GPTConfig) -> list[Rule]:
+    rules = [same("token_embd.weight", "wte.weight")]
+    for i in range(config.n_layer):
+        theirs, ours = f"blk.{i}", f"blocks.{i}"
+        widths = {"q": config.n_head * config.d_head, "k": config.kv_heads * config.d_head}
+        widths["v"] = widths["k"]
+        rules += norm(f"{theirs}.attn_norm", f"{ours}.norm1", config, always_bias=True)
+        for part, width in widths.items():
+            rules += linear(f"{theirs}.attn_{part}", f"{ours}.attn.{part}", config, width)
+        rules += linear(f"{theirs}.attn_output", f"{ours}.attn.out", config, config.d_model)
+        rules += norm(f"{theirs}.ffn_norm", f"{ours}.norm2", config, always_bias=True)
+        rules += linear(f"{theirs}.ffn_up", f"{ours}.mlp.up", config, config.ff_width)
+        rules += linear(f"{theirs}.ffn_down", f"{ours}.mlp.down", config, config.d_model)
+    return [*rules, *norm("output_norm", "norm_f", config, always_bias=True), *_head(config)]
+
+
+LLAMA = Architecture("llama", lambda c: _llama_like(c, turned=True, qk_scale=False, head=False), _rms_keys)
+ARCEE = Architecture("arcee", lambda c: _llama_like(c, turned=True, qk_scale=False, head=False), _rms_keys)
+QWEN3 = Architecture("qwen3", lambda c: _llama_like(c, turned=False, qk_scale=True, head=False), _rms_keys)
+APERTUS = Architecture("apertus", lambda c: _llama_like(c, turned=False, qk_scale=True, head=True), _apertus_keys)
+GPT2 = Architecture("gpt2", _gpt2, _layer_norm_keys)
+STARCODER2 = Architecture("starcoder2", _starcoder2, _layer_norm_keys)
+
+
+def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
+    """Write `model.gguf` into a folder, read it back, and return the largest difference of the logits.
+
+    f16 and q8_0 round the matrices; norms, biases and positions stay fp32, and so do matrices whose rows q8_0 cannot
+    divide into blocks of 32. Raises UserError, before anything is written, for a model or a tokenizer that does not fit.
+    """
+    try:
+        from gguf import GGUFReader, GGUFWriter, LlamaFileType, dequantize
+    except ImportError as error:
+        raise UserError("a GGUF file needs the package gguf: pip install 'positron[gguf]'") from error
+
+    config = source.config
+    architecture = choose(config)
+    writer = GGUFWriter(folder / FILE, architecture.name)
+    _add_tokenizer(source, writer)
+    writer.add_name(source.name)
+    types = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
+    writer.add_file_type(types[precision])
+    writer.add_vocab_size(config.vocab_size)
+    writer.add_context_length(config.context_length)
+    writer.add_embedding_length(config.d_model)
+    writer.add_block_count(config.n_layer)
+    writer.add_feed_forward_length(config.ff_width)
+    writer.add_head_count(config.n_head)
+    # GPT-2 has no groups: its keys and values are repeated
+    writer.add_head_count_kv(config.n_head if architecture is GPT2 else config.kv_heads)
+    if config.has_rope:
+        writer.add_rope_dimension_count(config.d_head)
+        writer.add_rope_freq_base(ROPE_BASE)
+        writer.add_key_length(config.d_head)
+        writer.add_value_length(config.d_head)
+    architecture.keys(config, writer)
+    rules = architecture.rules(config)
+    for name, tensor in to_theirs(rules, source.weights).items():
+        _add_tensor(writer, name, tensor.numpy(), precision)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    read = {
+        tensor.name: torch.from_numpy(
+            dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1].tolist()).copy()
+        )
+        for tensor in GGUFReader(folder / FILE).tensors
+    }
+    return largest_difference(source, to_ours(rules, read))
+
+
+def _add_tensor(writer: GGUFWriter, name: str, values: np.ndarray, precision: Precision) -> None:
+    from gguf import GGMLQuantizationType, quantize
+
+    is_matrix = values.ndim == 2 and not name.startswith("position_embd")
+    match precision:
+        case "f16" if is_matrix:
+            writer.add_tensor(name, values.astype(np.float16))
+        case "q8_0" if is_matrix and values.shape[1] % BLOCK == 0:
+            kind = GGMLQuantizationType.Q8_0
+            writer.add_tensor(name, quantize(values, kind), raw_dtype=kind)
+        case "f32" | "f16" | "q8_0":
+            writer.add_tensor(name, values.astype(np.float32))
+        case _:
+            assert_never(precision)
+
+
+def _add_tokenizer(source: Source, writer: GGUFWriter) -> None:
+    tokenizer = source.tokenizer
+    match tokenizer:
+        case SentencePieceTokenizer():
+            pieces = tokenizer.pieces()
+            writer.add_tokenizer_model("llama")
+            writer.add_tokenizer_pre("default")
+            writer.add_token_list([piece.text for piece in pieces])
+            writer.add_token_scores([piece.score for piece in pieces])
+            writer.add_token_types([_TYPES[piece.kind] for piece in pieces])
+            writer.add_unk_token_id(0)
+        case TiktokenTokenizer():
+            if tokenizer.name not in PRE_TOKENIZERS:
+                raise UserError(f"tokenizer {tokenizer.name}: llama.cpp has no pre-tokenizer that was compared with it")
+            _add_byte_level(source, writer, PRE_TOKENIZERS[tokenizer.name], tiktoken_merges(tokenizer.ranks()))
+        case CharTokenizer():  # with one merge that never applies, since the list must exist
+            _add_byte_level(source, writer, "gpt-2", [(b"\xff", b"\xff")])
+        case _:
+            raise UserError(f"tokenizer.kind={tokenizer.kind}: llama.cpp has no such tokenizer (spm_16k has one)")
+    writer.add_bos_token_id(tokenizer.special_id(END_OF_TEXT))
+    writer.add_eos_token_id(tokenizer.special_id(END_OF_TEXT))
+    writer.add_add_bos_token(True)
+    writer.add_add_space_prefix(False)  # llama.cpp's default would begin every text with a space
+    if source.is_chat:
+        writer.add_eot_token_id(tokenizer.special_id(END))
+        writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def _add_byte_level(source: Source, writer: GGUFWriter, pre: str, merges: list[tuple[bytes, bytes]]) -> None:
+    tokenizer = source.tokenizer
+    specials = {tokenizer.special_id(token): token for token in SPECIALS}
+    tokens, types = [], []
+    for i in range(tokenizer.vocab_size):
+        spelled = tokenizer.bytes_of(i)
+        if i in specials:
+            token, kind = specials[i], _CONTROL
+        elif i == 0 and tokenizer.has_unknown:
+            token, kind = "<unk>", _UNKNOWN
+        elif not spelled:
+            token, kind = f"<|unused_{i}|>", _UNUSED
+        else:
+            token, kind = byte_level(spelled), _NORMAL
+        tokens.append(token)
+        types.append(kind)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([f"{byte_level(left)} {byte_level(right)}" for left, right in merges])

@@ -1,0 +1,306 @@
+"""Which class of Hugging Face's transformers computes what a `GPTConfig` describes: its config.json and its tensors.
+
+Every pairing here is exact: the same function of the same weights, up to the rounding of fp32. Rope needs no change,
+since transformers also turns the pairs (i, i + D/2). The weightless QK-norm is theirs with a scale of ones, and commutes
+with rope, which keeps the root mean square.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NoReturn, assert_never
+
+import torch
+
+from positron.config import GPTConfig
+from positron.interop.rules import Rule, constant, linear, norm, same, stacked, transposed
+from positron.model.gpt import NORM_EPS, ROPE_BASE, sinusoidal_table
+from positron.system.errors import UserError
+
+_ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "swish": "silu", "relu2": "relu2", "swiglu": "silu"}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A class of transformers: its name, the `model_type` of its config.json, its settings and its tensors."""
+
+    name: str
+    model_type: str
+    settings: Callable[[GPTConfig], dict[str, Any]]  # beside those that `config_json` writes for every class
+    rules: Callable[[GPTConfig], list[Rule]]
+
+
+def choose(config: GPTConfig) -> Architecture:
+    """Return the class that computes this model. Raises UserError that names the option for which there is none."""
+    if config.smear:
+        _refuse("model.smear=true", "train with model.smear=false")
+    match config.norm:
+        case "layernorm":
+            return _with_layernorm(config)
+        case "rmsnorm":
+            return _with_rmsnorm(config)
+        case _:
+            assert_never(config.norm)
+
+
+def _with_layernorm(config: GPTConfig) -> Architecture:
+    if config.qk_norm:
+        _refuse("model.qk_norm=true with model.norm=layernorm", "model.norm=rmsnorm has one")
+    match config.position:
+        case "learned" | "sinusoidal":
+            if config.is_gated:
+                _refuse(f"model.activation=swiglu with model.position={config.position}", "model.position=rope has one")
+            if sliding_window(config) is not None:
+                _refuse(
+                    f"model.window={config.window} with model.position={config.position}", "model.position=rope has"
+                )
+            return GPT2
+        case "rope":
+            if not config.is_gated:
+                return STARCODER2
+            if config.bias:
+                _refuse("model.bias=true with model.activation=swiglu and model.norm=layernorm", "model.bias=false has")
+            if sliding_window(config) is not None:
+                _refuse(
+                    f"model.window={config.window} with model.activation=swiglu and model.norm=layernorm", "rmsnorm has"
+                )
+            return STABLELM
+        case _:
+            assert_never(config.position)
+
+
+def _with_rmsnorm(config: GPTConfig) -> Architecture:
+    if not config.has_rope:
+        _refuse(f"model.position={config.position} with model.norm=rmsnorm", "model.position=rope has one")
+    window = sliding_window(config)
+    if config.bias and (config.qk_norm or window is not None):
+        other = "model.qk_norm=true" if config.qk_norm else f"model.window={config.window}"
+        _refuse(f"model.bias=true with {other}", "model.bias=false has one")
+    if window is not None and config.activation not in ("swiglu", "relu2"):
+        _refuse(f"model.activation={config.activation} with model.window={config.window}", "swiglu and relu2 have one")
+    if config.qk_norm:
+        return QWEN3 if config.is_gated or window is not None else APERTUS
+    if window is not None:
+        return MISTRAL
+    return LLAMA if config.is_gated else ARCEE
+
+
+def _refuse(option: str, remedy: str) -> NoReturn:
+    raise UserError(f"{option}: no class of Hugging Face's transformers computes this ({remedy})")
+
+
+def sliding_window(config: GPTConfig) -> int | None:
+    """Return the window in tokens, or None where it is at least the context and so changes nothing."""
+    return None if config.window is None or config.window >= config.context_length else config.window
+
+
+def config_json(architecture: Architecture, config: GPTConfig, end_of_text: int) -> dict[str, Any]:
+    """Return config.json. `end_of_text` is the id of the token that begins and ends each text.
+
+    Rope is written twice: transformers 5 reads `rope_parameters`, transformers 4 reads `rope_theta` and takes its own
+    default, without a word, where that is missing.
+    """
+    rope = {
+        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_BASE},
+        "rope_theta": ROPE_BASE,
+        "rope_scaling": None,
+    }
+    return {
+        "architectures": [architecture.name],
+        "model_type": architecture.model_type,
+        "vocab_size": config.vocab_size,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "tie_word_embeddings": config.tie_embeddings,
+        "initializer_range": 0.02,
+        "torch_dtype": "float32",
+        **(rope if config.has_rope else {}),
+        **architecture.settings(config),
+    }
+
+
+def _shape(config: GPTConfig) -> dict[str, Any]:
+    """Return the sizes, under the names that all classes but GPT-2 share."""
+    return {
+        "hidden_size": config.d_model,
+        "intermediate_size": config.ff_width,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_key_value_heads": config.kv_heads,
+        "max_position_embeddings": config.context_length,
+        "hidden_act": _ACTIVATIONS[config.activation],
+        "attention_dropout": config.dropout,
+    }
+
+
+def _rms_shape(config: GPTConfig) -> dict[str, Any]:
+    return {**_shape(config), "rms_norm_eps": NORM_EPS, "head_dim": config.d_head}
+
+
+def _decoder(
+    config: GPTConfig,
+    *,
+    mlp: dict[str, str],
+    norms: tuple[str, str] = ("input_layernorm", "post_attention_layernorm"),
+    qk_scale: bool = False,
+    always_norm_bias: bool = False,
+) -> list[Rule]:
+    """Map the tensors of a class in Llama's manner. `mlp`: their names of the MLP's matrices, and ours for each."""
+    rules = [same("model.embed_tokens.weight", "wte.weight")]
+    for i in range(config.n_layer):
+        theirs, ours = f"model.layers.{i}", f"blocks.{i}"
+        for their_norm, our_norm in zip(norms, ("norm1", "norm2"), strict=True):
+            rules += norm(f"{theirs}.{their_norm}", f"{ours}.{our_norm}", config, always_bias=always_norm_bias)
+        for their_part, our_part in {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "out"}.items():
+            rules += linear(f"{theirs}.self_attn.{their_part}", f"{ours}.attn.{our_part}", config)
+        if qk_scale:
+            rules += [constant(f"{theirs}.self_attn.{n}_norm.weight", torch.ones(config.d_head)) for n in ("q", "k")]
+        for their_part, our_part in mlp.items():
+            rules += linear(f"{theirs}.mlp.{their_part}", f"{ours}.mlp.{our_part}", config)
+    rules += norm("model.norm", "norm_f", config, always_bias=always_norm_bias)
+    return rules + ([] if config.tie_embeddings else [same("lm_head.weight", "lm_head.weight")])
+
+
+_GATED = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
+_NOT_GATED = {"up_proj": "up", "down_proj": "down"}
+# relu(u) * u is relu2(u): a gated MLP whose gate and up are the same matrix, and whose activation is relu
+_SQUARED = {"gate_proj": "up", "up_proj": "up", "down_proj": "down"}
+
+
+def _gated_mlp(config: GPTConfig) -> dict[str, str]:
+    return _GATED if config.is_gated else _SQUARED
+
+
+def _gated_activation(config: GPTConfig) -> dict[str, Any]:
+    return {"hidden_act": "silu" if config.is_gated else "relu"}
+
+
+def _gpt2_settings(config: GPTConfig) -> dict[str, Any]:
+    return {
+        "n_embd": config.d_model,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": config.ff_width,
+        "n_positions": config.context_length,
+        "n_ctx": config.context_length,  # llama.cpp's converter stops without it
+        "activation_function": "gelu_new" if config.activation == "gelu" else _ACTIVATIONS[config.activation],
+        "layer_norm_epsilon": NORM_EPS,
+        "attn_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "resid_pdrop": config.dropout,
+    }
+
+
+def _gpt2_rules(config: GPTConfig) -> list[Rule]:
+    """Map GPT-2's tensors: matrices as (in, out), q, k and v in one, a table of positions, and biases everywhere."""
+    rules = [same("transformer.wte.weight", "wte.weight")]
+    if config.has_learned_positions:
+        rules.append(same("transformer.wpe.weight", "wpe.weight"))
+    else:
+        table = sinusoidal_table(config.context_length, config.d_model)
+        rules.append(constant("transformer.wpe.weight", table.float()))
+    groups = config.n_head // config.kv_heads
+    for i in range(config.n_layer):
+        theirs, ours = f"transformer.h.{i}", f"blocks.{i}"
+        q, k, v = (f"{ours}.attn.{part}" for part in "qkv")
+        attention = f"{theirs}.attn.c_attn"
+        rules += norm(f"{theirs}.ln_1", f"{ours}.norm1", config, always_bias=True)
+        rules += norm(f"{theirs}.ln_2", f"{ours}.norm2", config, always_bias=True)
+        names = (f"{q}.weight", f"{k}.weight", f"{v}.weight")
+        rules.append(stacked(f"{attention}.weight", names, groups, config.d_head, transpose=True))
+        parts = {"attn.c_proj": "attn.out", "mlp.c_fc": "mlp.up", "mlp.c_proj": "mlp.down"}
+        rules += [transposed(f"{theirs}.{their}.weight", f"{ours}.{our}.weight") for their, our in parts.items()]
+        if config.bias:
+            names = (f"{q}.bias", f"{k}.bias", f"{v}.bias")
+            rules.append(stacked(f"{attention}.bias", names, groups, config.d_head, transpose=False))
+            rules += [same(f"{theirs}.{their}.bias", f"{ours}.{our}.bias") for their, our in parts.items()]
+        else:
+            sizes = {"attn.c_attn": 3 * config.d_model, "attn.c_proj": config.d_model}
+            sizes |= {"mlp.c_fc": config.ff_width, "mlp.c_proj": config.d_model}
+            rules += [constant(f"{theirs}.{name}.bias", torch.zeros(size)) for name, size in sizes.items()]
+    rules += norm("transformer.ln_f", "norm_f", config, always_bias=True)
+    return rules + ([] if config.tie_embeddings else [same("lm_head.weight", "lm_head.weight")])
+
+
+GPT2 = Architecture("GPT2LMHeadModel", "gpt2", _gpt2_settings, _gpt2_rules)
+
+LLAMA = Architecture(
+    "LlamaForCausalLM",
+    "llama",
+    lambda config: {**_rms_shape(config), "attention_bias": config.bias, "mlp_bias": config.bias},
+    lambda config: _decoder(config, mlp=_GATED),
+)
+
+ARCEE = Architecture(
+    "ArceeForCausalLM",
+    "arcee",
+    lambda config: {**_rms_shape(config), "attention_bias": config.bias, "mlp_bias": config.bias},
+    lambda config: _decoder(config, mlp=_NOT_GATED),
+)
+
+MISTRAL = Architecture(
+    "MistralForCausalLM",
+    "mistral",
+    lambda config: {**_rms_shape(config), **_gated_activation(config), "sliding_window": sliding_window(config)},
+    lambda config: _decoder(config, mlp=_gated_mlp(config)),
+)
+
+
+def _qwen3_settings(config: GPTConfig) -> dict[str, Any]:
+    window = sliding_window(config)
+    kind = "full_attention" if window is None else "sliding_attention"
+    return {
+        **_rms_shape(config),
+        **_gated_activation(config),
+        "attention_bias": False,
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "max_window_layers": 0 if window is not None else config.n_layer,
+        "layer_types": [kind] * config.n_layer,
+    }
+
+
+QWEN3 = Architecture(
+    "Qwen3ForCausalLM",
+    "qwen3",
+    _qwen3_settings,
+    lambda config: _decoder(config, mlp=_gated_mlp(config), qk_scale=True),
+)
+
+APERTUS = Architecture(
+    "ApertusForCausalLM",
+    "apertus",
+    lambda config: {**_rms_shape(config), "attention_bias": False},
+    lambda config: _decoder(
+        config, mlp=_NOT_GATED, norms=("attention_layernorm", "feedforward_layernorm"), qk_scale=True
+    ),
+)
+
+STARCODER2 = Architecture(
+    "Starcoder2ForCausalLM",
+    "starcoder2",
+    lambda config: {
+        **_shape(config),
+        "norm_epsilon": NORM_EPS,
+        "use_bias": config.bias,
+        "sliding_window": sliding_window(config),
+        "embedding_dropout": config.dropout,
+        "residual_dropout": config.dropout,
+    },
+    lambda config: _decoder(config, mlp={"c_fc": "up", "c_proj": "down"}, always_norm_bias=True),
+)
+
+STABLELM = Architecture(
+    "StableLmForCausalLM",
+    "stablelm",
+    lambda config: {
+        **_shape(config),
+        "layer_norm_eps": NORM_EPS,
+        "use_qkv_bias": False,
+        "qk_layernorm": False,
+        "use_parallel_residual": False,
+        "partial_rotary_factor": 1.0,
+    },
+    lambda config: _decoder(config, mlp=_GATED, always_norm_bias=True),
+)

@@ -1,0 +1,140 @@
+"""Write a run in the format of llama2.c, whose `run.c` is a language model in one C file: weights and vocabulary.
+
+Fixed there: RMSNorm, rope over the pairs (2 i, 2 i + 1), SwiGLU, no biases. `run.c` also fixes ids: 1 begins a text and
+ends it, and 3 to 258 are the bytes. The vocabulary is therefore reordered, and the rows of the embedding with it.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from positron.config import GPTConfig
+from positron.interop.rules import Rule, consecutive_pairs, same, to_ours, to_theirs
+from positron.interop.source import Source, largest_difference
+from positron.model.gpt import rope_tables
+from positron.system.disk import read_bytes, whole_file
+from positron.system.errors import UserError
+from positron.text.sentencepiece_bpe import Piece, SentencePieceTokenizer
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+
+MODEL, VOCABULARY = "model.bin", "tokenizer.bin"
+_HEADER = struct.Struct("<7i")  # width, MLP width, layers, heads, key/value heads, vocabulary (< 0: untied), context
+_FIRST_BYTE = 3  # the id of the byte 0
+_BEGIN = 1  # the id that begins and ends a text
+
+
+def refuse(config: GPTConfig, tokenizer: Tokenizer) -> None:
+    """Raise UserError that names the option which llama2.c does not have."""
+    wanted = {
+        "norm": "rmsnorm",
+        "position": "rope",
+        "activation": "swiglu",
+        "bias": False,
+        "qk_norm": False,
+        "smear": False,
+    }
+    for key, value in wanted.items():
+        actual = getattr(config, key)
+        if actual != value:
+            shown = str(actual).lower() if isinstance(actual, bool) else actual
+            raise UserError(f"model.{key}={shown}: llama2.c has {key}={str(value).lower()} alone")
+    if config.window is not None and config.window < config.context_length:
+        raise UserError(f"model.window={config.window}: llama2.c has no window")
+    if not isinstance(tokenizer, SentencePieceTokenizer):
+        raise UserError(
+            f"tokenizer.kind={tokenizer.kind}: llama2.c reads SentencePiece vocabularies (tokenizer=spm_2k)"
+        )
+
+
+def rules(config: GPTConfig) -> list[Rule]:
+    """Return the tensors in the order of the file; a kind of all layers, then the next kind."""
+    blocks = range(config.n_layer)
+
+    def each(part: str) -> list[Rule]:
+        return [same(f"{part}.{i}", f"blocks.{i}.{part}.weight") for i in blocks]
+
+    def turned(part: str) -> list[Rule]:
+        return [consecutive_pairs(f"{part}.{i}", f"blocks.{i}.{part}.weight", config.d_head) for i in blocks]
+
+    ordered = [same("wte", "wte.weight"), *each("norm1"), *turned("attn.q"), *turned("attn.k"), *each("attn.v")]
+    ordered += [*each("attn.out"), *each("norm2"), *each("mlp.gate"), *each("mlp.down"), *each("mlp.up")]
+    return [*ordered, same("norm_f", "norm_f.weight")]
+
+
+def id_order(tokenizer: SentencePieceTokenizer) -> list[int]:
+    """Return our ids in the order of `run.c`'s: unknown, <|endoftext|>, one marker, the bytes, then all others."""
+    pieces = tokenizer.pieces()
+    begin = tokenizer.special_id(END_OF_TEXT)
+    bytes_ = [i for i, piece in enumerate(pieces) if piece.kind == "byte"]
+    others = [i for i, piece in enumerate(pieces) if piece.kind != "byte" and i not in (0, begin)]
+    markers = [i for i in others if pieces[i].kind == "control"]
+    return [0, begin, markers[0], *bytes_, *(i for i in others if i != markers[0])]
+
+
+def write(source: Source, folder: Path) -> float:
+    """Write `model.bin` and `tokenizer.bin`, read them back, and return the largest difference of the logits.
+
+    Raises UserError, before anything is written, for a model or a tokenizer that llama2.c does not have.
+    """
+    config, tokenizer = source.config, source.tokenizer
+    refuse(config, tokenizer)
+    assert isinstance(tokenizer, SentencePieceTokenizer)
+    order = id_order(tokenizer)
+    tensors = to_theirs(rules(config), source.weights)
+    tensors["wte"] = tensors["wte"][order]
+    cos, sin = rope_tables(config.context_length, config.d_head)
+    parts = [*tensors.values(), cos, sin]
+    if not config.tie_embeddings:
+        parts.append(source.weights["lm_head.weight"][order])
+    vocabulary = config.vocab_size if config.tie_embeddings else -config.vocab_size
+    header = (config.d_model, config.ff_width, config.n_layer, config.n_head, config.kv_heads, vocabulary)
+    with whole_file(folder / MODEL) as file:
+        file.write(_HEADER.pack(*header, config.context_length))
+        for part in parts:
+            file.write(part.to(torch.float32).contiguous().numpy().astype("<f4").tobytes())
+    pieces = tokenizer.pieces()
+    with whole_file(folder / VOCABULARY) as file:
+        file.write(vocabulary_file([pieces[i] for i in order]))
+    return largest_difference(source, _read(config, folder / MODEL, order))
+
+
+def vocabulary_file(pieces: list[Piece]) -> bytes:
+    """Return tokenizer.bin: the longest piece in bytes, then score, length and text of each piece."""
+    texts = [_text_of(piece) for piece in pieces]
+    content = struct.pack("<i", max(map(len, texts)))
+    for piece, text in zip(pieces, texts, strict=True):
+        content += struct.pack("<fi", piece.score, len(text)) + text
+    return content
+
+
+def _text_of(piece: Piece) -> bytes:
+    """Return what a piece stands for; bytes keep the spelling `<0x0A>`, which run.c reads."""
+    return (piece.text if piece.kind == "byte" else piece.text.replace("▁", " ")).encode("utf-8")
+
+
+def _read(config: GPTConfig, path: Path, order: list[int]) -> dict[str, Tensor]:
+    """Read the weights back, in our order of the ids."""
+    numbers = torch.from_numpy(np.frombuffer(read_bytes(path), dtype="<f4", offset=_HEADER.size).copy())
+    shapes = to_theirs(rules(config), _empty(config))
+    tensors: dict[str, Tensor] = {}
+    start = 0
+    for name, like in shapes.items():
+        tensors[name] = numbers[start : start + like.numel()].view(like.shape)
+        start += like.numel()
+    ours = torch.argsort(torch.tensor(order))
+    tensors["wte"] = tensors["wte"][ours]
+    weights = to_ours(rules(config), tensors)
+    if not config.tie_embeddings:
+        weights["lm_head.weight"] = numbers[-config.vocab_size * config.d_model :].view(-1, config.d_model)[ours]
+    return weights
+
+
+def _empty(config: GPTConfig) -> dict[str, Tensor]:
+    from positron.model.gpt import GPT
+
+    return dict(GPT(config).named_parameters())

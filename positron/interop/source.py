@@ -1,0 +1,63 @@
+"""What is exported: the best weights of a run with their architecture, tokenizer, and what the run knows of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from positron.config import GPTConfig
+from positron.model.gpt import GPT
+from positron.run.folder import Run
+from positron.run.load import load_model
+from positron.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to export, in fp32 on the CPU."""
+
+    run: Run
+    model: GPT
+    tokenizer: Tokenizer
+    checkpoint: Path
+    is_chat: bool
+
+    @property
+    def config(self) -> GPTConfig:
+        """Return the architecture."""
+        return self.model.config
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights by their names in `GPT`."""
+        return {name: tensor.detach() for name, tensor in self.model.named_parameters()}
+
+    @property
+    def name(self) -> str:
+        """Return the name of the run's folder."""
+        return self.run.folder.resolve().name
+
+
+def open_source(run: Run) -> Source:
+    """Load the best checkpoint of a run. Raises UserError where it has none, or where it is damaged."""
+    model, tokenizer, checkpoint = load_model(run)
+    model.requires_grad_(False)
+    return Source(run, model, tokenizer, checkpoint, run.is_chat)
+
+
+def probe(config: GPTConfig) -> Tensor:
+    """Return ids (2, T) of the whole context, drawn at random: what an exported model is compared on."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(config.vocab_size, (2, config.context_length), generator=generator)
+
+
+@torch.no_grad()
+def largest_difference(source: Source, weights: dict[str, Tensor]) -> float:
+    """Return max |difference of the logits| between the model and the same architecture with `weights`."""
+    copy = GPT(source.config).eval()
+    copy.load_state_dict(weights)
+    ids = probe(source.config)
+    return (copy(ids) - source.model(ids)).abs().max().item()

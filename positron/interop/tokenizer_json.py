@@ -1,0 +1,204 @@
+"""Write a tokenizer as `tokenizer.json`, which Hugging Face's tokenizers read without any code of ours.
+
+The ids of a text are the same, with two exceptions that the format cannot express: the character U+2581 is the space of
+SentencePiece there, and a text that spells a special token, `<|end|>`, becomes that token unless the caller asks for
+`split_special_tokens=True`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+from positron.system.errors import UserError
+from positron.text.char_word import CharTokenizer, WordTokenizer
+from positron.text.sentencepiece_bpe import SentencePieceTokenizer
+from positron.text.tiktoken_bpe import DEFINITIONS, TiktokenTokenizer
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS, UNKNOWN, Tokenizer
+
+# tiktoken's patterns for the engine of the tokenizers library, which reads `{1,3}+` as a repeated group and `$` as the end
+# of a line. Vocabularies that are not listed were not compared, and are refused.
+_CL100K = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s+\z|\s*[\r\n]|\s+(?!\S)|\s"
+)
+PATTERNS = {**dict.fromkeys(("r50k_base", "p50k_base"), DEFINITIONS["r50k_base"].pattern), "cl100k_base": _CL100K}
+# Python's \w also holds letters that are newer than the engine's tables, and no combining marks
+_WORDS = r"[\p{L}\p{N}_]+|[^\p{L}\p{N}_\s\x1c-\x1f]|[\s\x1c-\x1f]+"
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the content of tokenizer.json. Raises UserError for a vocabulary that the format cannot express."""
+    match tokenizer:
+        case SentencePieceTokenizer():
+            parts = _sentencepiece(tokenizer)
+        case TiktokenTokenizer():
+            parts = _tiktoken(tokenizer)
+        case CharTokenizer():
+            parts = _char(tokenizer)
+        case WordTokenizer():
+            parts = _word(tokenizer)
+        case _:
+            raise UserError(f"a tokenizer of kind {tokenizer.kind} cannot be written as tokenizer.json")
+    begin = tokenizer.special_id(END_OF_TEXT)
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added(i, token) for i, token in sorted(_special_ids(tokenizer).items())],
+        "normalizer": None,
+        "pre_tokenizer": None,
+        "post_processor": {  # a text begins with <|endoftext|>, as in training
+            "type": "TemplateProcessing",
+            "single": [
+                {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+            ],
+            "pair": [
+                {"SpecialToken": {"id": END_OF_TEXT, "type_id": 0}},
+                {"Sequence": {"id": "A", "type_id": 0}},
+                {"Sequence": {"id": "B", "type_id": 0}},
+            ],
+            "special_tokens": {END_OF_TEXT: {"id": END_OF_TEXT, "ids": [begin], "tokens": [END_OF_TEXT]}},
+        },
+        **parts,
+    }
+
+
+def _special_ids(tokenizer: Tokenizer) -> dict[int, str]:
+    """Return the tokens that no text spells. A vocabulary's ids without a meaning are among them, so that none slides."""
+    ids = {tokenizer.special_id(token): token for token in SPECIALS}
+    if isinstance(tokenizer, TiktokenTokenizer):
+        unused = (i for i in range(tokenizer.vocab_size) if i not in ids and not tokenizer.bytes_of(i))
+        ids |= {i: f"<|unused_{i}|>" for i in unused}
+    return ids
+
+
+def _added(i: int, token: str) -> dict[str, Any]:
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    return {"id": i, "content": token, **flags}
+
+
+def _bpe(vocab: dict[str, int], merges: list[tuple[str, str]], **settings: Any) -> dict[str, Any]:
+    return {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        **settings,
+        "vocab": vocab,
+        "merges": merges,
+    }
+
+
+def _decoder(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "decoders": list(steps)}
+
+
+def _replace(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+
+
+def _split(pattern: str) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def _sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+    pieces = tokenizer.pieces()
+    vocab = {piece.text: i for i, piece in enumerate(pieces)}
+    return {
+        "normalizer": _replace(" ", "▁"),
+        "model": _bpe(vocab, sentencepiece_merges(tokenizer), unk_token="<unk>", fuse_unk=True, byte_fallback=True),
+        "decoder": _decoder(_replace("▁", " "), {"type": "ByteFallback"}, {"type": "Fuse"}),
+    }
+
+
+def sentencepiece_merges(tokenizer: SentencePieceTokenizer) -> list[tuple[str, str]]:
+    """Return the merges that a SentencePiece vocabulary implies, best first.
+
+    SentencePiece joins the neighbours whose joint piece has the highest score. All ways to divide a piece into two pieces
+    stand for that one merge, so they follow each other. Control, unknown and byte pieces take no part.
+    """
+    normal = {piece.text: (piece.score, i) for i, piece in enumerate(tokenizer.pieces()) if piece.kind == "normal"}
+    ranked: list[tuple[float, int, int, str, str]] = []
+    for text, (score, _) in normal.items():
+        for cut in range(1, len(text)):
+            left, right = text[:cut], text[cut:]
+            if left in normal and right in normal:
+                ranked.append((-score, normal[left][1], normal[right][1], left, right))
+    return [(left, right) for *_, left, right in sorted(ranked)]
+
+
+def _tiktoken(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
+    if tokenizer.name not in PATTERNS:
+        raise UserError(
+            f"tokenizer {tokenizer.name}: its tokenizer.json was never compared with the original; "
+            f"{' and '.join(PATTERNS)} can be exported"
+        )
+    ranks = tokenizer.ranks()
+    vocab = {byte_level(token): rank for token, rank in ranks.items()}
+    merges = [(byte_level(left), byte_level(right)) for left, right in tiktoken_merges(ranks)]
+    byte_step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    return {
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [_split(PATTERNS[tokenizer.name]), byte_step]},
+        "model": _bpe(vocab, merges, ignore_merges=True),
+        "decoder": byte_step,
+    }
+
+
+def tiktoken_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """Return the two parts of each token of several bytes, in the order of rank.
+
+    They are what byte-pair encoding has made of the token's bytes just before its own merge.
+    """
+    merges: list[tuple[bytes, bytes]] = []
+    for token, rank in sorted(ranks.items(), key=lambda pair: pair[1]):
+        parts = [token[i : i + 1] for i in range(len(token))]
+        while len(parts) > 2:
+            joined = [ranks.get(left + right, rank) for left, right in itertools.pairwise(parts)]
+            best = min(joined)
+            if best >= rank:
+                break
+            i = joined.index(best)
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        if len(parts) == 2:
+            merges.append((parts[0], parts[1]))
+    return merges
+
+
+def _byte_characters() -> list[str]:
+    """Return a printable character for each byte: GPT-2's table, which byte-level vocabularies spell their tokens in."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
+
+
+BYTE_CHARACTERS = _byte_characters()
+
+
+def byte_level(token: bytes) -> str:
+    """Spell the bytes of a token in printable characters."""
+    return "".join(BYTE_CHARACTERS[b] for b in token)
+
+
+def _char(tokenizer: CharTokenizer) -> dict[str, Any]:
+    vocab = {"<unk>": 0, **{token: tokenizer.special_id(token) for token in SPECIALS}}
+    vocab |= {character: 1 + len(SPECIALS) + i for i, character in enumerate(tokenizer.characters)}
+    return {
+        "model": _bpe(vocab, [], unk_token="<unk>"),
+        "decoder": _decoder(_replace("<unk>", UNKNOWN), {"type": "Fuse"}),
+    }
+
+
+def _word(tokenizer: WordTokenizer) -> dict[str, Any]:
+    vocab = {"<unk>": 0, **{token: tokenizer.special_id(token) for token in SPECIALS}}
+    vocab |= {piece: 1 + len(SPECIALS) + i for i, piece in enumerate(tokenizer.pieces)}
+    return {
+        "pre_tokenizer": _split(_WORDS),
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "<unk>"},
+        "decoder": _decoder(_replace("<unk>", UNKNOWN), {"type": "Fuse"}),
+    }

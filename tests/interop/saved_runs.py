@@ -1,0 +1,150 @@
+"""Tokenizers, models and run folders with random weights, made without training."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from conftest import tiny
+
+from positron.config import GPTConfig, ModelConfig
+from positron.model.gpt import GPT
+from positron.run.folder import Run
+from positron.run.paths import RunPaths
+from positron.stories import documents
+from positron.system.disk import write_json
+from positron.text.char_word import CharTokenizer, WordTokenizer
+from positron.text.conversation import TEMPLATE
+from positron.text.sentencepiece_bpe import SentencePieceTokenizer
+from positron.text.tiktoken_bpe import DEFINITIONS, TiktokenTokenizer
+from positron.text.tokenizer import Tokenizer
+
+RMS = {"norm": "rmsnorm", "position": "rope"}
+# one model for each class of transformers, and each option that changes a tensor
+SHAPES: dict[str, dict[str, Any]] = {
+    "gpt2": {"bias": True},
+    "gpt2_without_biases": {"n_kv_head": 2, "activation": "relu2", "tie_embeddings": False},
+    "gpt2_sinusoidal": {"position": "sinusoidal", "activation": "swish", "bias": True},
+    "starcoder2": {"position": "rope", "activation": "gelu", "bias": True, "n_kv_head": 2, "window": 5},
+    "starcoder2_without_biases": {"position": "rope", "activation": "relu", "n_kv_head": 1},
+    "stablelm": {"position": "rope", "activation": "swiglu", "tie_embeddings": False},
+    "llama": {**RMS, "activation": "swiglu"},
+    "llama_with_biases": {**RMS, "activation": "swiglu", "bias": True, "n_kv_head": 2, "tie_embeddings": False},
+    "arcee": {**RMS, "activation": "relu2", "n_kv_head": 2},
+    "arcee_gelu": {**RMS, "activation": "gelu", "bias": True},
+    "mistral": {**RMS, "activation": "swiglu", "window": 5},
+    "mistral_relu2": {**RMS, "activation": "relu2", "window": 5},
+    "qwen3": {**RMS, "activation": "swiglu", "qk_norm": True, "n_kv_head": 2},
+    "qwen3_window": {**RMS, "activation": "relu2", "qk_norm": True, "window": 5, "tie_embeddings": False},
+    "apertus": {**RMS, "activation": "relu2", "qk_norm": True, "tie_embeddings": False},
+}
+
+
+@functools.cache
+def corpus() -> list[str]:
+    return [story.text for story in documents(seed=3, start=0, stop=300)]
+
+
+@functools.cache
+def sentencepiece() -> SentencePieceTokenizer:
+    return SentencePieceTokenizer.train(corpus(), 600)
+
+
+@functools.cache
+def char() -> CharTokenizer:
+    return CharTokenizer.train(corpus())
+
+
+@functools.cache
+def word() -> WordTokenizer:
+    return WordTokenizer.train(corpus(), 500)
+
+
+@functools.cache
+def byte_pairs(name: str) -> TiktokenTokenizer:
+    """A vocabulary with the pattern of tiktoken's `name`, and merges learned here: its rank file is on the network."""
+    from tokenizers import Regex
+    from tokenizers import Tokenizer as Library
+    from tokenizers.models import BPE
+    from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
+    from tokenizers.trainers import BpeTrainer
+
+    from positron.interop.tokenizer_json import BYTE_CHARACTERS, PATTERNS
+
+    library = Library(BPE())
+    library.pre_tokenizer = Sequence(
+        [Split(Regex(PATTERNS[name]), "isolated"), ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    library.train_from_iterator(corpus(), BpeTrainer(vocab_size=500, initial_alphabet=BYTE_CHARACTERS))
+    byte_of = {character: b for b, character in enumerate(BYTE_CHARACTERS)}
+    ranks = {bytes(byte_of[c] for c in token): i for token, i in library.get_vocab().items()}
+    lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items())
+    n = len(ranks)
+    return TiktokenTokenizer(name, DEFINITIONS[name].pattern, "".join(lines).encode(), n, n + 3)  # two ids without text
+
+
+def gpt_config(vocab_size: int, **shape: Any) -> GPTConfig:
+    return GPTConfig(
+        **{"vocab_size": vocab_size, "context_length": 16, "d_model": 32, "n_layer": 2, "n_head": 4, **shape}
+    )
+
+
+def random_model(config: GPTConfig, seed: int = 0) -> GPT:
+    """A model whose norms differ from one and whose biases differ from zero, unlike a new one's."""
+    model = GPT(config, seed=seed).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.add_(0.15 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def save_run(folder: Path, model: GPT, tokenizer: Tokenizer, *, chat: bool = False) -> Run:
+    """Write a run folder that the commands which use a run accept."""
+    fields = [field.name for field in dataclasses.fields(ModelConfig)]
+    config = tiny(folder, model=ModelConfig(**{name: getattr(model.config, name) for name in fields}))
+    paths = RunPaths(folder)
+    for place in (paths.checkpoint_folder, paths.tokenizer_folder):
+        place.mkdir(parents=True)
+    write_json(paths.config_path, dataclasses.asdict(config))
+    write_json(paths.facts_path, {"name": folder.name, "kind": "sft" if chat else "pretrain", "status": "finished"})
+    if chat:
+        write_json(paths.chat_path, TEMPLATE)
+    tokenizer.save(paths.tokenizer_folder)
+    checkpoint = {
+        "state_dict": {f"model.{name}": tensor for name, tensor in model.state_dict().items()},
+        "bad_steps": 0,
+        "global_step": 1,
+        "tokenizer_hash": tokenizer.hash,
+        "gpt_config": dataclasses.asdict(model.config),
+    }
+    torch.save(checkpoint, paths.checkpoint_folder / "best.ckpt")
+    return Run(folder)
+
+
+def greedy(model: GPT, ids: list[int], count: int) -> list[int]:
+    """The `count` ids that follow, each the likeliest, inside one context."""
+    ids = list(ids)
+    for _ in range(count):
+        ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[-count:]
+
+
+def odd_lines(count: int) -> list[str]:
+    """Stories, random Unicode, control characters, joined emoji, runs of spaces and digits, typed special tokens."""
+    draw = random.Random(0)
+    pieces = [" ", "  ", "\n", "\r\n", "\t", "\u00a0", "'s", "'LL", "1234567", "<|end|>", "<unk>", "<0x0A>"]
+    pieces += ["👨‍👩‍👧", "e\u0301", "ß", "中文", "２", "\x00", "\x7f"]
+    planes = [(32, 127), (0x80, 0x2000), (0x2000, 0xD800), (0xE000, 0x10000), (0x10000, 0x110000)]
+
+    def line() -> str:
+        parts = [
+            draw.choice(pieces) if draw.random() < 0.5 else chr(draw.randrange(*draw.choice(planes))) for _ in range(30)
+        ]
+        return "".join(parts).replace("▁", "")
+
+    return [draw.choice(corpus()) if i % 2 else line() for i in range(count)]

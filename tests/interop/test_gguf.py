@@ -1,0 +1,124 @@
+"""A GGUF file holds the model, its tokenizer and its template; what llama.cpp cannot run is refused by name."""
+
+import sys
+
+import pytest
+import torch
+from saved_runs import SHAPES, byte_pairs, char, gpt_config, random_model, save_run, sentencepiece, word
+
+from positron.interop import gguf_file
+from positron.interop.formats import export
+from positron.interop.source import open_source
+from positron.system.errors import UserError
+from positron.text.tokenizer import SPECIALS
+
+gguf = pytest.importorskip("gguf")
+FITTING = {
+    **{name: SHAPES[name] for name in ("gpt2", "llama", "arcee", "qwen3", "apertus")},
+    "gpt2_sinusoidal": {"position": "sinusoidal", "n_kv_head": 2, "tie_embeddings": False},
+    "starcoder2": {"position": "rope", "bias": True, "n_kv_head": 2},
+    "llama_untied": {**SHAPES["llama"], "n_kv_head": 2, "tie_embeddings": False},
+}
+
+
+def written(folder, shape, tokenizer, precision="f32", **more):
+    config = gpt_config(tokenizer.vocab_size, **shape)
+    source = open_source(save_run(folder / "run", random_model(config), tokenizer, **more))
+    difference = export(source, "gguf", folder / "out", precision)
+    return difference, gguf.GGUFReader(folder / "out" / gguf_file.FILE)
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_the_weights_are_read_back_to_the_last_bit(name, tmp_path):
+    difference, reader = written(tmp_path, FITTING[name], sentencepiece())
+    assert difference == 0
+    assert reader.fields["general.architecture"].contents() == name.partition("_")[0]
+
+
+def test_rounded_weights_differ_by_what_rounding_does(tmp_path):
+    exact, _ = written(tmp_path / "a", SHAPES["llama"], sentencepiece())
+    half, _ = written(tmp_path / "b", SHAPES["llama"], sentencepiece(), "f16")
+    eighth, reader = written(tmp_path / "c", SHAPES["llama"], sentencepiece(), "q8_0")
+    assert exact == 0 < half < eighth < 2
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert kinds["token_embd.weight"] == "Q8_0"
+    assert kinds["output_norm.weight"] == "F32"
+
+
+def test_a_row_that_blocks_of_32_do_not_divide_stays_fp32(tmp_path):
+    _, reader = written(tmp_path, {**SHAPES["llama"], "d_ff": 40}, sentencepiece(), "q8_0")
+    kinds = {tensor.name: tensor.tensor_type.name for tensor in reader.tensors}
+    assert kinds["blk.0.ffn_down.weight"] == "F32"  # rows of 40
+    assert kinds["blk.0.ffn_up.weight"] == "Q8_0"
+
+
+def test_sentencepiece_keeps_pieces_scores_and_no_leading_space(tmp_path):
+    tokenizer = sentencepiece()
+    _, reader = written(tmp_path, SHAPES["llama"], tokenizer, chat=True)
+    field = {
+        name: reader.fields[f"tokenizer.ggml.{name}"].contents() for name in ("model", "tokens", "scores", "token_type")
+    }
+    assert field["model"] == "llama"
+    assert field["tokens"] == [piece.text for piece in tokenizer.pieces()]
+    assert field["scores"] == pytest.approx([piece.score for piece in tokenizer.pieces()])
+    assert [field["token_type"][tokenizer.special_id(token)] for token in SPECIALS] == [3] * 5
+    assert reader.fields["tokenizer.ggml.add_space_prefix"].contents() is False
+    assert "<|assistant|>" in reader.fields["tokenizer.chat_template"].contents()
+    assert reader.fields["tokenizer.ggml.eot_token_id"].contents() == tokenizer.special_id("<|end|>")
+
+
+@pytest.mark.parametrize(("tokenizer", "pre"), [("r50k_base", "gpt-2"), ("cl100k_base", "llama-bpe")])
+def test_byte_pairs_name_the_pre_tokenizer_of_llama_cpp(tokenizer, pre, tmp_path):
+    tok = byte_pairs(tokenizer)
+    _, reader = written(tmp_path, SHAPES["llama"], tok)
+    assert reader.fields["tokenizer.ggml.pre"].contents() == pre
+    tokens = reader.fields["tokenizer.ggml.tokens"].contents()
+    assert len(tokens) == len(set(tokens)) == tok.vocab_size
+
+
+def test_characters_are_written_as_byte_level_tokens(tmp_path):
+    _, reader = written(tmp_path, SHAPES["gpt2"], char())
+    assert reader.fields["tokenizer.ggml.tokens"].contents()[char().encode(" ")[0]] == "Ġ"
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"smear": True}, "model.smear=true"),
+        ({"window": 4}, "model.window=4"),
+        ({"activation": "relu2"}, "model.activation=relu2"),
+        ({**SHAPES["llama"], "bias": True}, "model.bias=true"),
+        ({"norm": "rmsnorm"}, "model.position=learned"),
+        ({"qk_norm": True}, "model.qk_norm=true"),
+        ({**SHAPES["arcee"], "activation": "gelu"}, "model.activation=gelu"),
+    ],
+)
+def test_a_model_without_an_architecture_is_refused_by_the_option_in_the_way(shape, message):
+    with pytest.raises(UserError, match=message):
+        gguf_file.choose(gpt_config(40, **shape))
+
+
+def test_words_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(UserError, match=r"tokenizer\.kind=word"):
+        written(tmp_path, SHAPES["llama"], word())
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_window_as_long_as_the_context_changes_nothing(tmp_path):
+    difference, _ = written(tmp_path, {**SHAPES["llama"], "window": 16}, sentencepiece())
+    assert difference == 0
+
+
+def test_the_interleaved_rope_of_llama_turns_each_head_by_itself():
+    config = gpt_config(40, **SHAPES["llama"], n_kv_head=2)
+    rules = {rule.theirs: rule for rule in gguf_file.LLAMA.rules(config)}
+    rows = torch.arange(32.0)[:, None].expand(32, 32)  # the number of each row: four heads of eight
+    turned = rules["blk.0.attn_q.weight"].forth([rows])[:, 0].tolist()
+    assert turned[:8] == [0, 4, 1, 5, 2, 6, 3, 7]
+    assert turned[8:10] == [8, 12]
+
+
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(UserError, match=r"pip install 'positron\[gguf\]'"):
+        written(tmp_path, SHAPES["llama"], sentencepiece())
