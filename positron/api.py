@@ -53,7 +53,7 @@ def train(
     return run_config(
         *_composed("train", name, {"model": model, **_data_settings(data, "text", settings), **settings}),
         configure,
-        lambda config, folder, more: recipe(config, folder, [*more, *callbacks], objective),
+        lambda config, folder, more, asked: recipe(config, folder, [*more, *callbacks], asked, objective),
     )
 
 
@@ -78,7 +78,7 @@ def finetune(
     return run_config(
         *_composed("sft", name, {**origin, **_data_settings(data, "instruct", settings), **settings}),
         configure,
-        lambda config, folder, more: sft(config, folder, [*more, *callbacks]),
+        lambda config, folder, more, _: sft(config, folder, [*more, *callbacks]),
     )
 
 

@@ -576,8 +576,6 @@ class RunConfig:
     resume: Literal["auto", "must", "never"] = "auto"
     # time to train; batch size, steps, learning rate and weight decay are chosen for it
     budget: float | str | None = None
-    auto_size: bool = False  # with budget: choose the model's width and depth too (set by model=auto)
-    given: tuple[str, ...] = ()  # with a budget, the keys of the command line, which it leaves as they are
 
     def __post_init__(self) -> None:
         if (
@@ -594,12 +592,18 @@ class RunConfig:
             seconds(self.budget, "budget")
             if self.sft is not None or self.device.processes > 1:
                 raise UserError("budget= is for pretraining on one device")
-        elif self.auto_size:
-            raise UserError("model=auto needs a time to choose for: budget=10min")
         if self.optimizer.kind == "muon" and self.device.shards_weights:
             raise UserError(
                 "optimizer=muon needs whole matrices, which device.strategy=fsdp cuts up: take adamw, or ddp"
             )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a command line says about values that are in its RunConfig. A budget reads it; a run folder does not keep it."""
+
+    auto_size: bool = False  # with budget: choose the model's width and depth too (set by model=auto)
+    given: dict[str, str] = field(default_factory=dict)  # key -> text: a budget leaves these values as they are
 
 
 def seconds(value: float | str, key: str = "train.max_time") -> float:

@@ -12,11 +12,12 @@ import types
 import typing
 from typing import Any, Literal, TypeVar
 
-from positron.config import RunConfig
+from positron.config import Asked, RunConfig
 from positron.system.errors import UserError
 
 T = TypeVar("T")
 MISSING = "???"  # OmegaConf's mark of a value that has to be given
+BESIDE_VALUES = ("auto_size",)  # keys of `Asked`, which a user sets like those of `RunConfig`
 NOT_READ_BY = {"train": ("sft",), "sft": ("model", "tokenizer", "budget", "auto_size")}  # top-level keys
 
 
@@ -109,27 +110,29 @@ def defaults_of(cls: type) -> dict[str, Any]:
             values[entry.name] = defaults_of(typing.cast(type, options[0]))
         elif entry.default is dataclasses.MISSING:
             values[entry.name] = MISSING
-        elif entry.name != "given":  # written by Positron, next to a budget
+        else:
             values[entry.name] = list(entry.default) if isinstance(entry.default, tuple) else entry.default
     return values
 
 
-def leaf_keys(cls: type = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key that a user can set, e.g. `optimizer.lr`."""
+def leaf_keys() -> list[str]:
+    """Return every dotted key that a user can set, e.g. `optimizer.lr`."""
+    return [*_keys_of(RunConfig), *BESIDE_VALUES]
+
+
+def _keys_of(cls: type, prefix: str = "") -> list[str]:
     keys = []
     for name, hint in typing.get_type_hints(cls).items():
         inner = [option for option in _alternatives(hint) if dataclasses.is_dataclass(option)]
-        if prefix + name == "given":  # written by Positron, next to a budget
-            continue
         keys.append(prefix + name)
         for option in inner:
-            keys += leaf_keys(typing.cast(type, option), f"{prefix}{name}.")
+            keys += _keys_of(typing.cast(type, option), f"{prefix}{name}.")
     return keys
 
 
 def type_of(key: str) -> Any:
-    """The type hint of a dotted key of `RunConfig`; KeyError where there is none."""
-    cls: Any = RunConfig
+    """Return the type hint of a key of `leaf_keys`. Raises KeyError for any other."""
+    cls: Any = Asked if key in BESIDE_VALUES else RunConfig
     hint: Any = None
     for name in key.split("."):
         hint = typing.get_type_hints(cls)[name]

@@ -176,7 +176,7 @@ def configure(values: dict[str, Any]) -> RunConfig:
 
 
 def job(cfg: DictConfig) -> float:
-    return run_job(cfg, configure, sft)
+    return run_job(cfg, configure, lambda config, folder, callbacks, _: sft(config, folder, callbacks))
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from positron.cli.hydra_app import run_hydra
 from positron.cli.sweeps import run_job
-from positron.config import RunConfig
+from positron.config import Asked, RunConfig
 from positron.run.base import with_origin
 from positron.run.facts import Facts
 from positron.run.folder import Run
@@ -32,11 +32,13 @@ def train(
     config: RunConfig,
     folder: Path,
     callbacks: Sequence[Callback] = (),
+    asked: Asked | None = None,
     objective: type[PretrainObjective] | None = None,
 ) -> Facts:
     """Train the run of `folder` as far as it is not trained yet; returns its facts.
 
-    `callbacks` are called after each step with its metrics, before these are written. `objective` is the class of what
+    `callbacks` are called after each step with its metrics, before these are written. `asked` says
+    what a budget leaves as it is. `objective` is the class of what
     is learned; None: PretrainObjective.
 
     Raises UserError for what the user can fix, Interrupted after Ctrl-C, SIGTERM or SIGHUP (the last whole step is
@@ -57,13 +59,14 @@ def train(
     from positron.training.resolve import make_plan
     from positron.training.resume import begin, refuse_before_begin, refuse_untrainable
 
-    config = with_origin(Run(folder), as_begun(config, Run(folder)))
+    asked = asked or Asked()
+    config = with_origin(Run(folder), as_begun(config, asked, Run(folder)))
     with begin(folder, config, begun) as session:
         run, start, machine = session.run, session.start, session.machine
         known = load_tokenizer(start.tokenizer_from.tokenizer_folder) if start.tokenizer_from else None
         tokenizer, tokens = prepare(config.data, config.tokenizer, known, run.facts().data_fingerprint)
         if config.budget is not None and config.train.max_steps == "auto":
-            config = choose(config, machine, tokenizer, tokens).applied(config)
+            config = choose(config, asked, machine, tokenizer, tokens).applied(config, asked)
             session = dataclasses.replace(session, config=config)
         refuse_untrainable(config, machine, vocab_size=tokenizer.vocab_size)
         model = GPT(config.model.with_vocab(tokenizer.vocab_size), seed=config.seed)

@@ -5,6 +5,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from positron.cli.defaults import register_defaults
+from positron.settings import BESIDE_VALUES
 
 
 def composed(*overrides: str, recipe: str = "train") -> dict:
@@ -15,5 +16,5 @@ def composed(*overrides: str, recipe: str = "train") -> dict:
         from hydra.core.hydra_config import HydraConfig
 
         HydraConfig.instance().set_config(cfg)
-        settings = OmegaConf.masked_copy(cfg, [k for k in cfg if k not in ("hydra", "callbacks")])
+        settings = OmegaConf.masked_copy(cfg, [k for k in cfg if k not in ("hydra", "callbacks", *BESIDE_VALUES)])
         return OmegaConf.to_container(settings, resolve=True)

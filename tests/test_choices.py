@@ -21,6 +21,7 @@ from positron import config as choices
 from positron.cli.unused_settings import CONVERSATIONS, READ_BY
 from positron.config import (
     Accelerator,
+    Asked,
     DataConfig,
     DeviceConfig,
     OptimizerConfig,
@@ -78,7 +79,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
         MODEL.named_parameters(), invented(OptimizerConfig(), "kind"), fused=False
     ),
     "rate of a budget": lambda: rate_for(
-        dataclasses.replace(tiny(Path()), optimizer=invented(OptimizerConfig(), "kind")), 64
+        dataclasses.replace(tiny(Path()), optimizer=invented(OptimizerConfig(), "kind")), Asked(), 64
     ),
     "schedule.kind": lambda: lr_at(1, 100, peak=1.0, schedule=invented(ScheduleConfig(), "kind")),
     "schedule of numpy": lambda: numpy_ref.optimizers.lr_at(1, 100, peak=1.0, kind="invented", warmup_steps=5),

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from positron.config import BATCH_TOKENS, RunConfig, SFTConfig, TensorboardConfig, WandbConfig
-from positron.settings import NOT_READ_BY, defaults_of
+from positron.config import BATCH_TOKENS, Asked, RunConfig, SFTConfig, TensorboardConfig, WandbConfig
+from positron.settings import BESIDE_VALUES, NOT_READ_BY, defaults_of
 
 
 def register_defaults() -> None:
@@ -22,7 +22,8 @@ def register_defaults() -> None:
 
 def default_configs() -> dict[str, dict[str, Any]]:
     """Every key of the commands `train` and `sft`, the preset of each accelerator, and the loggers, which may be absent."""
-    run = {**defaults_of(RunConfig), "sft": defaults_of(SFTConfig)}
+    beside = {key: getattr(Asked, key) for key in BESIDE_VALUES}
+    run = {**defaults_of(RunConfig), "sft": defaults_of(SFTConfig), **beside}
     return {
         **{
             recipe: {key: value for key, value in run.items() if key not in left_out}

@@ -19,7 +19,7 @@ from positron.cli.defaults import default_configs, register_defaults
 from positron.cli.overrides import groups_of
 from positron.cli.unused_settings import CONVERSATIONS
 from positron.config import RunConfig
-from positron.settings import MISSING, NOT_READ_BY, leaf_keys, type_of
+from positron.settings import BESIDE_VALUES, MISSING, NOT_READ_BY, leaf_keys, type_of
 
 _WIDTH = 110
 _USAGE = {
@@ -127,7 +127,7 @@ def field_comments() -> dict[str, str]:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
                 behind = lines[(item.end_lineno or 0) - 1].partition("  # ")[2]
                 comments[item.target.id] = behind or _comment_above(lines, item.lineno)
-    return _comments_of(RunConfig, "", of_class)
+    return _comments_of(RunConfig, "", of_class) | {key: of_class["Asked"][key] for key in BESIDE_VALUES}
 
 
 def _comment_above(lines: list[str], line: int) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from positron.config import DataConfig, RunConfig, TokenizerConfig
+from positron.config import Asked, DataConfig, RunConfig, TokenizerConfig
 from positron.run.folder import OUTPUTS, Run, find_run, refuse_differences
 from positron.settings import from_dict
 from positron.system.disk import expanded, read_json
@@ -35,18 +35,18 @@ _SHAPE = (
 )
 
 
-def check(config: RunConfig, folder: Path, given: Mapping[str, str]) -> RunConfig:
+def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     """Refuse what this start cannot do; returns the config with the tokenizer of the run that it continues or begins from."""
     check_name(folder)
-    config = with_known_tokenizer(config, folder, given)
+    config = with_known_tokenizer(config, folder, asked.given)
     run = Run(folder)
     if run.exists and any(run.checkpoint_folder.glob("*.ckpt")):
         if config.resume != "never":
             refuse_differences(run, config)
     else:
-        check_source_run(config)
+        check_source_run(config, asked)
     if not run.exists:
-        check_files(config.data, given)
+        check_files(config.data, asked.given)
     return config
 
 
@@ -75,12 +75,12 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
             raise UserError(f"name={name} lies inside the run {parent}: give a name= outside of it")
 
 
-def check_source_run(config: RunConfig) -> None:
+def check_source_run(config: RunConfig, asked: Asked) -> None:
     """Refuse init_from= and ckpt_path= where there is no such run or checkpoint, or where its model is another one."""
     run = _source_run(config)
     if run is None or config.sft is not None:
         return
-    if config.auto_size:
+    if asked.auto_size:
         raise UserError(
             f"model=auto chooses a size, and the weights of {run.folder} have one: give its architecture, "
             "or leave init_from= and ckpt_path= out"

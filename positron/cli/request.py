@@ -13,8 +13,10 @@ from positron.cli.hydra_app import conf_folder, hydra_errors_as_ours
 from positron.cli.overrides import experiment_keys, given_keys, read_settings
 from positron.cli.preflight import check
 from positron.cli.unused_settings import refuse_unread
-from positron.config import RunConfig
+from positron.config import Asked, RunConfig
 from positron.run.folder import OUTPUTS
+from positron.settings import BESIDE_VALUES, from_dict
+from positron.system.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -22,24 +24,33 @@ class Request:
     """The composed settings of a run, and what is known beside them."""
 
     values: dict[str, Any]  # of the run's configuration
-    given: dict[str, str]  # the keys that were given, with their values as text
+    asked: Asked
     callbacks: Mapping[str, Any] | None  # the user's own, by name
 
     def refuse_unread(self, *, is_sweep: bool = False, swept: Iterable[str] = ()) -> None:
         """Raise UserError for a key that was given and that this run would not read; see `unused_settings`."""
-        experiment = experiment_keys(conf_folder(), self.given)
+        experiment = experiment_keys(conf_folder(), self.asked.given)
         is_sft = "sft" in self.values
-        refuse_unread(self.values, self.given, experiment=experiment, is_sft=is_sft, is_sweep=is_sweep, swept=swept)
+        refuse_unread(
+            self.values, self.asked.given, experiment=experiment, is_sft=is_sft, is_sweep=is_sweep, swept=swept
+        )
+
+    def configured(self, configure: Callable[[dict[str, Any]], RunConfig]) -> RunConfig:
+        """Return the configuration that `configure` makes of the values. Raises UserError where they contradict."""
+        config = configure(self.values)
+        if self.asked.auto_size and config.budget is None:
+            raise UserError("model=auto needs a time to choose for: budget=10min")
+        return config
 
     def settle(self, configure: Callable[[dict[str, Any]], RunConfig]) -> tuple[RunConfig, Path]:
         """Return the configuration that `configure` makes of the values, and the run's folder below outputs/.
 
         Raises UserError for whatever this run could not do.
         """
-        config = configure(self.values)
+        config = self.configured(configure)
         self.refuse_unread()
         folder = OUTPUTS / config.name
-        return check(config, folder, self.given), folder
+        return check(config, folder, self.asked), folder
 
 
 def read_request(composed: Any, overrides: Sequence[str]) -> Request:
@@ -49,11 +60,9 @@ def read_request(composed: Any, overrides: Sequence[str]) -> Request:
     values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
     expand_paths(values)
     write_custom_data(values)
-    given = given_keys(overrides)
     callbacks = values.pop("callbacks", None)
-    if values.get("budget") is not None:
-        values["given"] = list(given)
-    return Request(values, given, callbacks)
+    beside = {key: values.pop(key) for key in BESIDE_VALUES if key in values}
+    return Request(values, from_dict(Asked, {**beside, "given": given_keys(overrides)}), callbacks)
 
 
 def compose_request(recipe: str, settings: Sequence[str]) -> Request:

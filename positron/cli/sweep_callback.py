@@ -110,7 +110,7 @@ def check_all_jobs(config: Any, swept: set[str]) -> None:
     request = read_request(shared, list(config.hydra.overrides.task))
     request.refuse_unread(is_sweep=True, swept=swept)
     if not any(key == "experiment" or key.split(".")[0] == "data" for key in swept):
-        check_files(from_dict(DataConfig, request.values["data"], "data"), request.given)
+        check_files(from_dict(DataConfig, request.values["data"], "data"), request.asked.given)
     if request.values["init_from"] is not None and "init_from" not in swept:
         find_run(request.values["init_from"])
 

@@ -21,7 +21,7 @@ from positron.cli.overrides import given_keys
 from positron.cli.preflight import with_known_tokenizer
 from positron.cli.request import compose_request, read_request
 from positron.cli.user_callbacks import make_callbacks
-from positron.config import RunConfig
+from positron.config import Asked, RunConfig
 from positron.evaluation.summary import show_result
 from positron.evaluation.sweep_report import write_sweep_report
 from positron.run.facts import Facts
@@ -42,7 +42,7 @@ _CLAIM = "overrides.json"  # which job a folder is, from before its first step
 def run_job(
     cfg: Any,
     configure: Callable[[dict[str, Any]], RunConfig],
-    train: Callable[[RunConfig, Path, Sequence[Callback]], Facts],
+    train: Callable[[RunConfig, Path, Sequence[Callback], Asked], Facts],
 ) -> float:
     """One Hydra job: in its own folder under a sweep, otherwise in outputs/<name>, with its result shown."""
     from hydra.core.hydra_config import HydraConfig
@@ -53,10 +53,12 @@ def run_job(
     request = read_request(cfg, overrides)
 
     def job(config: RunConfig, folder: Path) -> Facts:
-        return train(config, folder, make_callbacks(request.callbacks))
+        return train(config, folder, make_callbacks(request.callbacks), request.asked)
 
     if hydra.mode == RunMode.MULTIRUN:
-        return _sweep_job(Path(hydra.sweep.dir).absolute(), hydra, overrides, lambda: configure(request.values), job)
+        return _sweep_job(
+            Path(hydra.sweep.dir).absolute(), hydra, overrides, lambda: request.configured(configure), job
+        )
     config, folder = request.settle(configure)
     is_first = first_rank(config.device.processes)
     if is_first and "torch" not in sys.modules:  # whose import keeps everybody waiting
@@ -71,7 +73,7 @@ def run_config(
     recipe: str,
     overrides: Sequence[str],
     configure: Callable[[dict[str, Any]], RunConfig],
-    train: Callable[[RunConfig, Path, Sequence[Callback]], Facts],
+    train: Callable[[RunConfig, Path, Sequence[Callback], Asked], Facts],
 ) -> Run:
     """Run one training that a Python program asks for, with the checks of the command line; return its run.
 
@@ -81,7 +83,7 @@ def run_config(
         request = compose_request(recipe, overrides)
     config, folder = request.settle(configure)
     with contextlib.suppress(Interrupted):
-        train(config, folder, make_callbacks(request.callbacks))
+        train(config, folder, make_callbacks(request.callbacks), request.asked)
     return Run(folder)
 
 

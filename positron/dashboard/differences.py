@@ -35,7 +35,7 @@ def shorten_overrides(rows: list[dict[str, Any]]) -> None:
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[list[str]]:
     """List [key, value, other value] for the settings in which two configurations differ, but for their names."""
     a, b = _flat(ours), _flat(theirs)
-    keys = [key for key in {**a, **b} if key not in ("name", "given") and a.get(key) != b.get(key)]
+    keys = [key for key in {**a, **b} if key != "name" and a.get(key) != b.get(key)]
     return [[key, _shown(a, key), _shown(b, key)] for key in keys]
 
 

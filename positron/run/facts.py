@@ -35,6 +35,7 @@ _FORMER_DEFAULTS: dict[str, dict[str, Any]] = {
     "sft": {"replay_ratio": 0.0},
     "sft.lora": {"markers": False},
 }
+_FORMER_KEYS = ("given", "auto_size")  # a command line's own: no run needs them to continue
 _warned: set[Path] = set()
 
 
@@ -175,6 +176,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], bool]:
     A key that is missing because the file is older gets the default that it had then, where that has changed.
     """
     config, is_whole = read_record(path)
+    config = {key: value for key, value in config.items() if key not in _FORMER_KEYS}
     groups: dict[str, type] = {"model": ModelConfig, "tokenizer": TokenizerConfig, "data": DataConfig}
     for name, kind in groups.items():
         if name not in config:

@@ -39,7 +39,7 @@ OUTPUTS = Path("outputs")
 PRETRAIN, SFT = "pretrain", "sft"  # the kinds of runs that the commands make
 
 # What may differ between two starts of one run: where it stops for now, and how it is shown; never what it learns.
-_FREE = {"ckpt_path", "init_from", "resume", "given"}
+_FREE = {"ckpt_path", "init_from", "resume"}
 _FREE_GROUPS = ("device.", "logger.", "monitor.", "sweep.")
 _FREE_TRAIN = {"stop_at", "max_time", "extend", "keep_last", "save_every", "micro_batch_size", "sample_every"}
 _SAME_TEXT = {"data.path", "data.dir", "data.url", "data.sha256"}  # where the text lies; its fingerprint is compared

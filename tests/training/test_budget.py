@@ -13,12 +13,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import OmegaConf
 
-from positron.cli.request import compose
+from positron.cli.request import compose, compose_request
 from positron.cli.sweeps import run_job
-from positron.config import RunConfig
+from positron.config import Asked, RunConfig
 from positron.data.corpus import prepare
+from positron.run.facts import write_record
 from positron.run.folder import Run
 from positron.settings import from_dict
+from positron.system.disk import read_json
 from positron.system.errors import UserError
 from positron.train import train
 from positron.training.budget import choose as budget
@@ -26,6 +28,8 @@ from positron.training.budget.choose import Candidate, Choice, as_begun, expecte
 from positron.training.budget.pilot import Measuring, Speed, speed_of
 from positron.training.device import choose_machine
 from positron.training.optim.groups import MUON_RATE
+
+AUTO = Asked(auto_size=True)  # model=auto
 
 
 def test_more_weights_and_more_tokens_promise_less_loss_and_a_text_read_again_less_than_new_text():
@@ -46,16 +50,17 @@ def test_a_batch_is_whole_sequences_and_grows_with_the_root_of_the_tokens(contex
 
 def test_the_tokens_of_a_time_are_those_that_fit_into_it():
     speed, config = Speed(token_s=1e-4, update_s=0.05), tiny(Path(), model__context_length=256)
-    batch, tokens = tokens_in(600.0, speed, config, math.inf)
+    batch, tokens = tokens_in(600.0, speed, config, Asked(), math.inf)
     assert batch == suitable_batch(tokens, 256)
     assert tokens / speed.tokens_per_s(batch) == pytest.approx(600.0, rel=0.02)
-    assert tokens_in(600.0, speed, config, tokens / 10)[1] == pytest.approx(budget.MOST_PASSES * tokens / 10)
+    assert tokens_in(600.0, speed, config, Asked(), tokens / 10)[1] == pytest.approx(budget.MOST_PASSES * tokens / 10)
 
 
 def test_a_batch_that_is_given_decides_how_many_tokens_fit():
-    config = tiny(Path(), model__context_length=256, train__batch_tokens=1000, given=("train.batch_tokens",))
+    config = tiny(Path(), model__context_length=256, train__batch_tokens=1000)
+    asked = Asked(given={"train.batch_tokens": "1000"})
     speed = Speed(token_s=1e-4, update_s=0.05)
-    assert tokens_in(600.0, speed, config, math.inf) == (768, 600.0 * speed.tokens_per_s(768))
+    assert tokens_in(600.0, speed, config, asked, math.inf) == (768, 600.0 * speed.tokens_per_s(768))
 
 
 def test_what_small_steps_leave_idle_is_not_taken_for_the_cost_of_a_token():
@@ -98,7 +103,7 @@ def expecting(bits: list[float], tokens: list[float]) -> list[Candidate]:
 
 def test_the_best_expected_size_is_chosen_and_the_reason_said(logged):
     found = expecting([2.0, 1.5, 1.7], [3e5, 2e5, 1e5])
-    choice = budget._settle(tiny(Path(), optimizer__kind="muon"), found, 100.0, math.inf)
+    choice = budget._settle(tiny(Path(), optimizer__kind="muon"), Asked(), found, 100.0, math.inf)
     assert (choice.n_layer, choice.lr) == (2, MUON_RATE)
     assert choice.max_steps * choice.batch_tokens * 1e-4 == pytest.approx(100.0, rel=0.01)
     assert choice.lr * choice.weight_decay * choice.max_steps == pytest.approx(budget.FORGETTING)
@@ -110,7 +115,7 @@ def test_of_models_that_read_a_small_text_as_often_the_smallest_is_taken_that_is
     found = expecting([2.0, 1.9, 1.895], [4e5] * 3)
     assert not budget.no_larger(found[:2], 1e5)
     assert budget.no_larger(found, 1e5)
-    assert budget._settle(tiny(Path()), found, 1e4, 1e5).n_layer == 2
+    assert budget._settle(tiny(Path()), Asked(), found, 1e4, 1e5).n_layer == 2
     assert "a larger one would learn hardly more" in logged[-2]
     assert "tokens/s" in logged[0] and "10,000 tokens/s" in logged[0]  # the machine's, not those of the text  # noqa: PT018
     # where larger ones read less, a small gain is a gain
@@ -130,11 +135,11 @@ def test_sizes_end_where_memory_does(tmp_path, monkeypatch, fault, logged):
     tokenizer, folder = prepare(config.data, config.tokenizer, None)
     machine = choose_machine(config.device, config.precision)
     if isinstance(fault, torch.OutOfMemoryError):
-        assert budget.choose(config, machine, tokenizer, folder).d_model == 64
+        assert budget.choose(config, AUTO, machine, tokenizer, folder).d_model == 64
         assert any("2 x 128 does not fit" in line for line in logged)
     else:
         with pytest.raises(RuntimeError, match="no such kernel"):
-            budget.choose(config, machine, tokenizer, folder)
+            budget.choose(config, AUTO, machine, tokenizer, folder)
 
 
 @pytest.mark.parametrize("steps", [1, 3, 29, 1000])
@@ -147,16 +152,19 @@ def test_decay_never_takes_more_than_a_tenth_of_a_weight_in_a_step(steps):
 
 
 def test_a_given_size_is_kept_and_the_rest_is_chosen():
-    config = tiny(Path(), budget="10m", auto_size=True)
-    every = [(gpt.n_layer, gpt.d_model) for gpt in budget.sizes(config, 50)]
+    config = tiny(Path(), budget="10m")
+    every = [(gpt.n_layer, gpt.d_model) for gpt in budget.sizes(config, AUTO, 50)]
     assert every == list(budget.SIZES)
-    deep = dataclasses.replace(config, given=("model.n_layer",), model=dataclasses.replace(config.model, n_layer=7))
-    assert {gpt.n_layer for gpt in budget.sizes(deep, 50)} == {7}
+    deep = dataclasses.replace(config, model=dataclasses.replace(config.model, n_layer=7))
+    asked = Asked(auto_size=True, given={"model.n_layer": "7"})
+    assert {gpt.n_layer for gpt in budget.sizes(deep, asked, 50)} == {7}
     pairs = dataclasses.replace(config, model=dataclasses.replace(config.model, n_head=2, n_kv_head=2))
-    assert [(gpt.n_head, gpt.d_model) for gpt in budget.sizes(pairs, 50)] == [(2, 128)]
+    assert [(gpt.n_head, gpt.d_model) for gpt in budget.sizes(pairs, AUTO, 50)] == [(2, 128)]
     with pytest.raises(UserError, match="n_kv_head=3"):
         budget.sizes(
-            dataclasses.replace(pairs, model=dataclasses.replace(config.model, n_head=3, n_kv_head=3, d_model=48)), 50
+            dataclasses.replace(pairs, model=dataclasses.replace(config.model, n_head=3, n_kv_head=3, d_model=48)),
+            AUTO,
+            50,
         )
 
 
@@ -171,7 +179,7 @@ def small_sizes():
 def ended(tmp_path_factory):
     """The folder of a run of three seconds."""
     folder = tmp_path_factory.mktemp("budget")
-    train(asked(folder), folder / "run")
+    train(asked(folder), folder / "run", asked=AUTO)
     return folder
 
 
@@ -191,7 +199,7 @@ def test_a_budget_is_kept_to_on_fast_and_slow_machines(ended, monkeypatch, token
     config = dataclasses.replace(asked(ended), budget=f"{allowed}s")
     monkeypatch.setattr(budget, "MOST_PASSES", math.inf)
     tokenizer, folder = prepare(config.data, config.tokenizer, None)
-    choice = budget.choose(config, choose_machine(config.device, config.precision), tokenizer, folder)
+    choice = budget.choose(config, AUTO, choose_machine(config.device, config.precision), tokenizer, folder)
     chosen = dataclasses.replace(config.model, n_layer=choice.n_layer, d_model=choice.d_model, n_head=choice.n_head)
     token_s *= chosen.with_vocab(tokenizer.vocab_size).matmul_params() / 1e5
     took = clock.now + choice.max_steps * (update_s + choice.batch_tokens * token_s)
@@ -199,7 +207,7 @@ def test_a_budget_is_kept_to_on_fast_and_slow_machines(ended, monkeypatch, token
 
 
 def asked(folder, **changes):
-    return tiny(folder, budget="3s", auto_size=True, train__max_steps="auto", train__batch_tokens="auto", **changes)
+    return tiny(folder, budget="3s", train__max_steps="auto", train__batch_tokens="auto", **changes)
 
 
 def test_what_a_budget_became_is_the_runs_own_configuration(ended):
@@ -218,7 +226,7 @@ def test_what_a_budget_became_is_the_runs_own_configuration(ended):
 def test_the_same_command_again_chooses_nothing_anew(ended, capsys):
     folder = ended
     before = Run(folder / "run").config()
-    train(asked(folder), folder / "run")
+    train(asked(folder), folder / "run", asked=AUTO)
     said = capsys.readouterr().err
     assert "nothing to do" in said
     assert "measuring" not in said
@@ -228,7 +236,7 @@ def test_the_same_command_again_chooses_nothing_anew(ended, capsys):
 def test_another_budget_is_another_run(ended):
     folder = ended
     with pytest.raises(UserError, match=r"budget: 3s -> 9s"):
-        train(dataclasses.replace(asked(folder), budget="9s"), folder / "run")
+        train(dataclasses.replace(asked(folder), budget="9s"), folder / "run", asked=AUTO)
 
 
 def test_a_given_model_keeps_its_size_and_heads(tmp_path):
@@ -239,19 +247,19 @@ def test_a_given_model_keeps_its_size_and_heads(tmp_path):
 
 def test_a_choice_survives_the_way_through_a_runs_files(ended):
     folder = ended
-    saved = as_begun(asked(folder), Run(folder / "run"))
+    saved = as_begun(asked(folder), AUTO, Run(folder / "run"))
     choice = Choice(
         saved.model.n_layer, saved.model.d_model, saved.model.n_head, int(saved.train.batch_tokens),
         int(saved.train.max_steps), saved.optimizer.lr, saved.optimizer.weight_decay,
     )  # fmt: skip
-    assert choice.applied(asked(folder)) == saved
+    assert choice.applied(asked(folder), AUTO) == saved
 
 
 def test_numbers_that_were_given_win_over_the_budgets(tmp_path):
-    given = ("optimizer.lr", "train.log_every", "train.batch_tokens")
-    config = asked(tmp_path, given=given, optimizer__lr=0.0123, train__log_every=3)
+    given = dict.fromkeys(("optimizer.lr", "train.log_every", "train.batch_tokens"), "as the config has it")
+    config = asked(tmp_path, optimizer__lr=0.0123, train__log_every=3)
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_tokens=96))
-    choice = Choice(1, 64, 1, 512, 200, 7e-3, 0.5).applied(config)
+    choice = Choice(1, 64, 1, 512, 200, 7e-3, 0.5).applied(config, Asked(auto_size=True, given=given))
     assert (choice.optimizer.lr, choice.train.log_every, choice.train.batch_tokens) == (0.0123, 3, 96)
     assert (choice.optimizer.weight_decay, choice.train.max_steps, choice.model.d_model) == (0.5, 200, 64)
 
@@ -260,35 +268,62 @@ def test_what_the_command_line_gives_reaches_the_choice(monkeypatch):
     given = ["model=auto", "model.n_layer=1", "optimizer.lr=0.0123", "+train.keep_last=3"]
     hydra = SimpleNamespace(mode=RunMode.RUN, overrides=SimpleNamespace(task=given))
     monkeypatch.setattr(HydraConfig, "get", lambda: hydra)
-    reached: list[RunConfig] = []
+    reached: list[tuple[RunConfig, Asked]] = []
 
-    def train_nothing(config, folder, callbacks):
-        reached.append(config)
+    def train_nothing(config, folder, callbacks, asked):
+        reached.append((config, asked))
         raise KeyboardInterrupt
 
     values = compose("train", ["model=auto", "model.n_layer=1", "optimizer.lr=0.0123", "train.keep_last=3", "name=x"])
     with pytest.raises(KeyboardInterrupt):
-        run_job(OmegaConf.create(values), lambda values: from_dict(RunConfig, values), train_nothing)
-    assert reached[0].given == ("model", "model.n_layer", "optimizer.lr", "train.keep_last")
-    chosen = Choice(2, 64, 1, 512, 200, 7e-3, 0.5).applied(reached[0])
+        run_job(
+            OmegaConf.create({**values, "auto_size": True}), lambda values: from_dict(RunConfig, values), train_nothing
+        )
+    ((config, asked),) = reached
+    assert asked.auto_size
+    assert list(asked.given) == ["model", "model.n_layer", "optimizer.lr", "train.keep_last"]
+    chosen = Choice(2, 64, 1, 512, 200, 7e-3, 0.5).applied(config, asked)
     assert (chosen.model.n_layer, chosen.model.d_model, chosen.optimizer.lr) == (1, 64, 0.0123)
+
+
+def test_an_architecture_of_ones_own_may_leave_its_size_open():
+    words = ["name=x", "model=nano", "model.d_model=64", "budget=1m", "auto_size=true"]
+    asked = compose_request("train", words).asked
+    assert asked.auto_size
+    assert asked.given["model.d_model"] == "64"
+    with pytest.raises(UserError, match="auto_size=5 is not possible here"):
+        compose_request("train", [*words, "auto_size=5"])
+
+
+def test_a_run_that_keeps_where_its_values_came_from_continues(ended, tmp_path):
+    """Older versions wrote `given` and `auto_size` among the values."""
+    shutil.copytree(ended / "run", tmp_path / "run")
+    run = Run(tmp_path / "run")
+    write_record(run.config_path, {**run.config(), "given": ["model"], "auto_size": True})
+    assert run.differences(run.settings()) == []
+    train(asked(ended), run.folder, asked=AUTO)
+    assert {"given", "auto_size"}.isdisjoint(read_json(run.config_path))
 
 
 @pytest.mark.parametrize(("key", "value"), [("model.d_model", 96), ("optimizer.lr", 0.5), ("train.batch_tokens", 64)])
 def test_another_value_of_what_was_chosen_is_refused_on_a_run_that_exists(ended, key, value):
     folder = ended
-    config = asked(folder, given=(key,))
+    config = asked(folder)
     group, name = key.split(".")
     part = dataclasses.replace(getattr(config, group), **{name: value})
     with pytest.raises(UserError, match=rf"{key}: .* -> {value}"):
-        train(dataclasses.replace(config, **{group: part}), folder / "run")
+        train(
+            dataclasses.replace(config, **{group: part}),
+            folder / "run",
+            asked=Asked(auto_size=True, given={key: str(value)}),
+        )
 
 
 def test_a_run_that_ended_before_its_first_checkpoint_is_measured_anew(ended, tmp_path):
     folder = ended
     shutil.copytree(folder / "run", tmp_path / "run", ignore=shutil.ignore_patterns("*.ckpt"))
     config = dataclasses.replace(asked(folder), budget="9s")
-    assert as_begun(config, Run(tmp_path / "run")) == config
+    assert as_begun(config, AUTO, Run(tmp_path / "run")) == config
 
 
 def test_a_budgets_run_can_be_extended(ended, tmp_path):
@@ -297,10 +332,10 @@ def test_a_budgets_run_can_be_extended(ended, tmp_path):
     steps = Run(folder / "run").facts().step
     config = asked(folder)
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=steps + 5, extend=True))
-    assert train(longer, tmp_path / "run").step == steps + 5
-    assert train(config, tmp_path / "run").step == steps + 5  # and the first command goes on with it
+    assert train(longer, tmp_path / "run", asked=AUTO).step == steps + 5
+    assert train(config, tmp_path / "run", asked=AUTO).step == steps + 5  # and the first command goes on with it
     with pytest.raises(UserError, match="the budget chooses its first steps"):
-        train(longer, tmp_path / "fresh")
+        train(longer, tmp_path / "fresh", asked=AUTO)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from positron.config import GPTConfig, RunConfig, seconds
+from positron.config import Asked, GPTConfig, RunConfig, seconds
 from positron.run.checkpoint import newest_checkpoint
 from positron.run.folder import Run
 from positron.system.errors import UserError
@@ -46,7 +46,7 @@ BATCH_AT = 4096, 4e6  # tokens of a step at so many tokens in all; the best grow
 FORGETTING = 1.0  # learning rate x weight decay x steps: a run's weights forget their beginning alike in all
 MOST_FORGETTING = 0.1  # in one step, of the fastest weights: a run of a few steps would decay to nothing
 
-# What a budget decides, unless the command line gives it (RunConfig.given).
+# What a budget decides, unless the command line gives it (Asked.given).
 SIZE = ("model.n_layer", "model.d_model", "model.n_head")
 EVERY = ("train.log_every", "train.val_every", "train.save_every", "train.sample_every")
 RATES = ("optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps")
@@ -65,7 +65,7 @@ class Choice:
     lr: float
     weight_decay: float
 
-    def applied(self, config: RunConfig) -> RunConfig:
+    def applied(self, config: RunConfig, asked: Asked) -> RunConfig:
         """The same run with these numbers in the places of what it leaves open."""
         steps = self.max_steps
         values = {
@@ -83,19 +83,19 @@ class Choice:
             "optimizer.weight_decay": self.weight_decay,
             "schedule.warmup_steps": max(1, min(100, steps // 10)),
         }
-        return filled(config, values)
+        return filled(config, asked, values)
 
 
-def filled(config: RunConfig, values: dict[str, Any]) -> RunConfig:
+def filled(config: RunConfig, asked: Asked, values: dict[str, Any]) -> RunConfig:
     """`values` by dotted key in the places of what the run leaves open."""
     for group in ("model", "train", "optimizer", "schedule"):
-        free = [key for key in values if key.startswith(f"{group}.") and key not in config.given]
+        free = [key for key in values if key.startswith(f"{group}.") and key not in asked.given]
         part = dataclasses.replace(getattr(config, group), **{key.split(".")[1]: values[key] for key in free})
         config = dataclasses.replace(config, **{group: part})
     return config
 
 
-def as_begun(config: RunConfig, run: Run) -> RunConfig:
+def as_begun(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
     """With what the budget became when the run was begun, if it was: nothing is measured or chosen twice.
 
     A horizon that is to be extended stays the new one. UserError for one of a run that has not begun.
@@ -112,9 +112,9 @@ def as_begun(config: RunConfig, run: Run) -> RunConfig:
     saved, kept = run.config(), set(DECIDED)
     if extends:
         kept.remove("train.max_steps")
-    if not config.auto_size:
+    if not asked.auto_size:
         kept.difference_update(SIZE)
-    return filled(config, {key: saved[group][name] for key in kept for group, name in [key.split(".")]})
+    return filled(config, asked, {key: saved[group][name] for key in kept for group, name in [key.split(".")]})
 
 
 def expected_bpb(weights: float, tokens: float, text_tokens: float, scale: float = 1.0) -> float:
@@ -124,9 +124,9 @@ def expected_bpb(weights: float, tokens: float, text_tokens: float, scale: float
     return scale * (E + A / weights**ALPHA + B / counted**BETA)
 
 
-def rate_for(config: RunConfig, d_model: int) -> float:
+def rate_for(config: RunConfig, asked: Asked, d_model: int) -> float:
     """The peak learning rate: the one given, or the one that suits."""
-    if "optimizer.lr" in config.given:
+    if "optimizer.lr" in asked.given:
         return config.optimizer.lr
     return suitable_rate(config.optimizer, d_model)
 
@@ -142,10 +142,10 @@ def suitable_batch(tokens: float, context: int) -> int:
     return max(1, round(wanted / context)) * context
 
 
-def tokens_in(seconds: float, speed: Speed, config: RunConfig, text_tokens: float) -> tuple[int, float]:
+def tokens_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, text_tokens: float) -> tuple[int, float]:
     """The batch that suits a run of so long, and the tokens read in it; each decides the other."""
     batch, context = BATCH_AT[0], config.model.context_length
-    given = config.train.batch_tokens if "train.batch_tokens" in config.given else "auto"
+    given = config.train.batch_tokens if "train.batch_tokens" in asked.given else "auto"
     for _ in range(4):
         batch = batch if given == "auto" else max(1, given // context) * context
         tokens = min(seconds * speed.tokens_per_s(batch), MOST_PASSES * text_tokens)
@@ -153,18 +153,18 @@ def tokens_in(seconds: float, speed: Speed, config: RunConfig, text_tokens: floa
     return batch, tokens
 
 
-def sizes(config: RunConfig, vocab_size: int) -> list[GPTConfig]:
+def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
     """Those to choose from, smallest first, in what is not given; the model's own where it has one."""
     model = config.model
-    if not config.auto_size:
+    if not asked.auto_size:
         return [model.with_vocab(vocab_size)]
     found: dict[tuple[int, int, int], None] = {}  # a set in order
     for size in SIZES:
         n_layer, d_model = (
-            getattr(model, name) if f"model.{name}" in config.given else number
+            getattr(model, name) if f"model.{name}" in asked.given else number
             for name, number in zip(("n_layer", "d_model"), size, strict=True)
         )
-        n_head = model.n_head if "model.n_head" in config.given else max(1, d_model // D_HEAD)
+        n_head = model.n_head if "model.n_head" in asked.given else max(1, d_model // D_HEAD)
         if d_model % n_head == 0 and n_head % (model.n_kv_head or n_head) == 0:
             found[n_layer, d_model, n_head] = None
     if not found:
@@ -189,13 +189,13 @@ class Candidate:
     bpb: float
 
 
-def choose(config: RunConfig, machine: Machine, tokenizer: Tokenizer, folder: Path) -> Choice:
+def choose(config: RunConfig, asked: Asked, machine: Machine, tokenizer: Tokenizer, folder: Path) -> Choice:
     """Measure for a tenth of `config.budget`, a minute at most. The time counts from here, with the text prepared."""
     assert config.budget is not None
     begun = time.monotonic()
     budget = seconds(config.budget, "budget")
     moments = min(LONGEST_MEASURING, MEASURING * budget)
-    measuring, candidates = Measuring(config, machine, tokenizer, folder), sizes(config, tokenizer.vocab_size)
+    measuring, candidates = Measuring(config, machine, tokenizer, folder), sizes(config, asked, tokenizer.vocab_size)
     logger.info(f"budget={config.budget}: measuring speeds, and how hard this text is")
 
     def left() -> float:
@@ -205,22 +205,22 @@ def choose(config: RunConfig, machine: Machine, tokenizer: Tokenizer, folder: Pa
     with measuring.data() as data:
         text_tokens = data.train.text_tokens
         pilot = candidates[:2][-1]
-        _, read, model = measuring.train(pilot, data, moments / 2, rate_for(config, pilot.d_model))
+        _, read, model = measuring.train(pilot, data, moments / 2, rate_for(config, asked, pilot.d_model))
         scale = measuring.bpb(model, data) / expected_bpb(pilot.matmul_params(), read, text_tokens)
         for gpt in candidates:
             try:
-                speed, _, _ = measuring.train(gpt, data, moments / 16, rate_for(config, gpt.d_model))
+                speed, _, _ = measuring.train(gpt, data, moments / 16, rate_for(config, asked, gpt.d_model))
             except RuntimeError as error:
                 if not found or not is_out_of_memory(error):
                     raise
                 logger.info(f"  {gpt.n_layer} x {gpt.d_model} does not fit this machine's memory")
                 break
-            batch, tokens = tokens_in(left(), speed, config, text_tokens)
+            batch, tokens = tokens_in(left(), speed, config, asked, text_tokens)
             bpb = expected_bpb(gpt.matmul_params(), tokens, text_tokens, scale)
             found.append(Candidate(gpt, speed, batch, tokens, bpb))
             if no_larger(found, text_tokens):
                 break
-    return _settle(config, found, left(), text_tokens)
+    return _settle(config, asked, found, left(), text_tokens)
 
 
 def no_larger(found: list[Candidate], text_tokens: float) -> bool:
@@ -231,7 +231,7 @@ def no_larger(found: list[Candidate], text_tokens: float) -> bool:
     return whole and len(found) > 1 and found[-1].bpb > (1 - LEAST_GAIN) * found[-2].bpb
 
 
-def _settle(config: RunConfig, found: list[Candidate], left: float, text_tokens: float) -> Choice:
+def _settle(config: RunConfig, asked: Asked, found: list[Candidate], left: float, text_tokens: float) -> Choice:
     """The best of what was measured for the `left` seconds, with the table of it."""
     for each in found:
         logger.info(
@@ -243,9 +243,9 @@ def _settle(config: RunConfig, found: list[Candidate], left: float, text_tokens:
     if best is found[-1] and no_larger(found, text_tokens):
         best = found[-2]
     gpt = best.gpt
-    batch, tokens = tokens_in(left, best.speed, config, text_tokens)
+    batch, tokens = tokens_in(left, best.speed, config, asked, text_tokens)
     steps = max(1, int(tokens / batch))
-    rate = rate_for(config, gpt.d_model)
+    rate = rate_for(config, asked, gpt.d_model)
     decay = decay_for(rate, steps, config.optimizer.embedding_ratio)
     choice = Choice(gpt.n_layer, gpt.d_model, gpt.n_head, batch, steps, rate, decay)
     whole = tokens >= MOST_PASSES * text_tokens
@@ -255,7 +255,7 @@ def _settle(config: RunConfig, found: list[Candidate], left: float, text_tokens:
     logger.info(
         f"chosen: {counted(gpt.n_layer, 'layer')} of {gpt.d_model}, {counted(steps, 'step')} of {batch:,} tokens, "
         f"learning rate {rate:.2g}, weight "
-        f"decay {choice.applied(config).optimizer.weight_decay:.3f}; about {best.bpb:.2f} bits per byte expected"
+        f"decay {choice.applied(config, asked).optimizer.weight_decay:.3f}; about {best.bpb:.2f} bits per byte expected"
         + (f": {', and '.join(reasons)}" if reasons else "")
     )
     if whole:
