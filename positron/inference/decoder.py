@@ -20,7 +20,7 @@ from positron.inference.int8 import Int8Linear, dequantise, quantise
 from positron.inference.packed_linear import Linear
 from positron.model.gpt import GPT, NORM_EPS, Block, Elementwise, Norm
 from positron.model.kernels.attention import causal_attention, window_mask
-from positron.model.lora import weight_of
+from positron.model.lora import effective_weight
 
 # q (N, H, D), new keys and values (N, K, D), and a layer's cache of them (B, K, T, D) twice -> (N, H * D)
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -115,7 +115,7 @@ class Decoder:
 
         def joined(*parts: torch.nn.Linear, paired: int = 0, activation: Elementwise = "") -> Linear | Int8Linear:
             """`paired`: so many of the parts get their rotary pairs side by side."""
-            weights = [weight_of(p) for p in parts]
+            weights = [effective_weight(p) for p in parts]
             weights[:paired] = [self._side_by_side(weight) for weight in weights[:paired]]
             if parts[0].bias is None:
                 return self._linear(torch.cat(weights), None, activation)

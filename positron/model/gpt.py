@@ -1,7 +1,8 @@
-"""The network in one file, read top to bottom: norm, rope, attention, mlp, block, GPT, init.
+"""The network, to be read top to bottom: norm, positions, attention, MLP, block, GPT, initialisation.
 
-Shapes: B batch, T time (tokens), C = d_model channels, H heads, K key/value heads, D head dimension, V vocabulary.
-Every option of `GPTConfig` appears exactly once below and has its twin, with a hand-derived backward, in `numpy_ref`.
+Shapes: B batch, T time (tokens), C = d_model channels, H heads, K key/value heads, D head dimension, F width of the MLP,
+V vocabulary, L layers. Every option of `GPTConfig` has a second implementation, with a hand-derived backward, in
+`numpy_ref`. On a CPU some parts run faster kernels with the same result, see `kernels/`.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ Elementwise = Literal["gelu", "relu", "swish", "relu2", ""]  # activations of on
 
 
 class Norm(nn.Module):
-    """LayerNorm (arXiv:1607.06450) or RMSNorm (arXiv:1910.07467) over the last axis, with a learned scale."""
+    """Normalise the last axis by LayerNorm (arXiv:1607.06450) or RMSNorm (arXiv:1910.07467), with a learned scale."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -36,7 +37,8 @@ class Norm(nn.Module):
         self.weight = nn.Parameter(torch.empty(config.d_model))
         self.bias = nn.Parameter(torch.empty(config.d_model)) if config.has_norm_bias else None
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each token's vector: (B, T, C) -> (B, T, C)."""
         match self.kind:
             case "layernorm":
                 return F.layer_norm(x, self.weight.shape, self.weight, self.bias, NORM_EPS)
@@ -47,51 +49,63 @@ class Norm(nn.Module):
 
 
 def rope_tables(context_length: int, d_head: int) -> tuple[Tensor, Tensor]:
-    """cos and sin, (T, D/2) each, of position * base^(-2i/D) (RoFormer, arXiv:2104.09864, eq. 15)."""
+    """Compute cos and sin, (T, D/2) each, of position * base^(-2i/D), in float64 (RoFormer, arXiv:2104.09864, eq. 15)."""
     frequency = ROPE_BASE ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
     angle = torch.arange(context_length, dtype=torch.float64)[:, None] * frequency[None, :]
     return angle.cos(), angle.sin()
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x[i], x[i + D/2]) by their position's angle. x (B, heads, T, D); cos, sin (T or B 1 T, D/2)."""
+    """Rotate the pairs (x[i], x[i + D/2]) by the angle of their position.
+
+    x (B, heads, T, D); cos and sin (T, D/2), or (B, 1, T, D/2) -> (B, heads, T, D).
+    """
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
-    a, b = x.chunk(2, dim=-1)
+    a, b = x.chunk(2, dim=-1)  # (B, heads, T, D/2) each
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
 def sinusoidal_table(context_length: int, d_model: int) -> Tensor:
-    """Fixed positions (T, C) of "Attention Is All You Need" (arXiv:1706.03762, section 3.5): sines, then cosines.
+    """Compute the fixed positions (T, C) of "Attention Is All You Need" (arXiv:1706.03762, section 3.5), in float64.
 
-    Scaled so that its root mean square is INIT_STD, that of the token embeddings it is added to; unscaled it would
-    drown them by a factor of 35.
+    Sines in the first half of the channels, cosines in the second. The root mean square is INIT_STD, that of the token
+    embeddings that the table is added to; without this scaling it would be 35 times as large as they are.
     """
     frequency = 10_000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
     angle = torch.arange(context_length, dtype=torch.float64)[:, None] * frequency[None, :]
     return torch.cat((angle.sin(), angle.cos()), dim=-1) * (INIT_STD * math.sqrt(2))
 
 
-def documents_of(idx: Tensor, document_start: int | None) -> Tensor | None:
-    """Ids (B, T) -> (B, T) the number of each token's document in its window; None where documents see each other."""
+def document_numbers(idx: Tensor, document_start: int | None) -> Tensor | None:
+    """Assign a number to the document of each token: ids (B, T) -> (B, T); each id `document_start` begins a new one.
+
+    Returns None for `document_start` None: documents in a window then attend to each other.
+    """
     return None if document_start is None else (idx == document_start).cumsum(dim=1)
 
 
-def places_in_documents(documents: Tensor) -> Tensor:
-    """(B, T) document numbers -> (B, T) how many tokens of its own document lie before each token."""
-    place = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
+def positions_in_documents(documents: Tensor) -> Tensor:
+    """Count the earlier tokens of the same document for each token: document numbers (B, T) -> positions (B, T)."""
+    position = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
-    return place - torch.where(begins, place, 0).cummax(dim=1).values
+    return position - torch.where(begins, position, 0).cummax(dim=1).values
 
 
 def document_mask(documents: Tensor, window: int | None) -> Tensor:
-    """(B, T) document numbers -> (B, 1, T, T), True where a query (row) may look at a key: its own document's past."""
+    """Return (B, 1, T, T), True where a query (row) may attend to a key: its document's past, at most `window` tokens.
+
+    `documents`: document numbers (B, T).
+    """
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return same & window_mask(documents.shape[1], window, documents.device)
 
 
-def embeddings_before(x: Tensor, documents: Tensor | None) -> Tensor:
-    """(B, T, C) -> (B, T, C): that of the token before; 0 where a window, or a document in it, begins."""
+def previous_embeddings(x: Tensor, documents: Tensor | None) -> Tensor:
+    """Shift x (B, T, C) by one token, so that each position holds the vector of the token before it.
+
+    The first token of a window, or of a document in it, gets 0.
+    """
     before = F.pad(x[:, :-1], (0, 0, 1, 0))
     if documents is None:
         return before
@@ -100,7 +114,10 @@ def embeddings_before(x: Tensor, documents: Tensor | None) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal multi-head attention; with n_kv_head < n_head, groups of heads share keys and values (arXiv:2305.13245)."""
+    """Compute causal multi-head attention; with n_kv_head < n_head, groups of heads share keys and values.
+
+    Grouped heads: arXiv:2305.13245. QK-norm: arXiv:2010.04245.
+    """
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -111,15 +128,20 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.d_model, self.n_kv_head * self.d_head, bias=config.bias)
         self.out = nn.Linear(self.n_head * self.d_head, config.d_model, bias=config.bias)
 
-    def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
+        """Attend from every token to its past: (B, T, C) -> (B, T, C).
+
+        `rope`: cos and sin of the positions, None without rotary positions. `mask` (B, 1, T, T): `document_mask`, None if
+        every token attends to its whole past or window.
+        """
         B, T, C = x.shape
-        q, k, v = self._packed(x, rope) if self._packs(x) else self.heads(x, rope)
+        q, k, v = self._packed_heads(x, rope) if self._can_pack(x) else self.heads(x, rope)
         dropout = self.dropout if self.training else 0.0
         y = causal_attention(q, k, v, dropout=dropout, mask=mask, window=self.window)  # (B, H, T, D)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
     def heads(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
-        """(B, T, C) -> q (B, H, T, D), k and v (B, K, T, D)."""
+        """Compute queries, keys and values: x (B, T, C) -> q (B, H, T, D), k and v (B, K, T, D)."""
         B, T, _ = x.shape
         q = self.q(x).view(B, T, self.n_head, self.d_head).transpose(1, 2)  # (B, H, T, D)
         k = self.k(x).view(B, T, self.n_kv_head, self.d_head).transpose(1, 2)  # (B, K, T, D)
@@ -131,24 +153,24 @@ class Attention(nn.Module):
             k = F.rms_norm(k, (self.d_head,), eps=NORM_EPS)
         return q, k, v
 
-    def _packs(self, x: Tensor) -> bool:
-        """Not with low-rank additions to q, k or v, nor while someone watches them."""
-        parts = (self.q, self.k, self.v)
-        return fused.is_faster(x) and all(type(p) is nn.Linear and not has_forward_hooks(p) for p in parts)
+    def _can_pack(self, x: Tensor) -> bool:
+        """Tell whether `_packed_heads` applies and is faster: not with LoRA on q, k or v, nor with forward hooks on them."""
+        layers = (self.q, self.k, self.v)
+        return fused.is_faster(x) and all(type(p) is nn.Linear and not has_forward_hooks(p) for p in layers)
 
-    def _packed(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
-        """`heads` in one matrix product and one pass."""
+    def _packed_heads(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
+        """Compute the same as `heads` in one matrix product and one pass."""
         weights: list[Tensor] = [self.q.weight, self.k.weight, self.v.weight]
         biases: list[Tensor] = [] if self.q.bias is None else [self.q.bias, self.k.bias, self.v.bias]
         if rope is not None:
-            weights[:2] = [fused.side_by_side(weight, self.d_head) for weight in weights[:2]]
-            biases[:2] = [fused.side_by_side(bias, self.d_head) for bias in biases[:2]]
+            weights[:2] = [fused.interleave_pairs(weight, self.d_head) for weight in weights[:2]]
+            biases[:2] = [fused.interleave_pairs(bias, self.d_head) for bias in biases[:2]]
         qkv = F.linear(x, torch.cat(weights), torch.cat(biases) if biases else None)
         return fused.heads(qkv, rope, self.n_head, self.n_kv_head, NORM_EPS if self.qk_norm else None)
 
 
 class MLP(nn.Module):
-    """down(activation(up(x))); swiglu (arXiv:2002.05202) multiplies a gated and an ungated projection."""
+    """Compute down(activation(up(x))), or down(silu(gate(x)) * up(x)) for swiglu (arXiv:2002.05202)."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -158,14 +180,15 @@ class MLP(nn.Module):
         self.up = nn.Linear(config.d_model, config.ff_width, bias=config.bias)
         self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
 
-    def forward(self, x: Tensor) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def forward(self, x: Tensor) -> Tensor:
+        """Transform each token's vector by itself: (B, T, C) -> (B, T, C)."""
         h = self.up(x)  # (B, T, F)
         h = F.silu(self.gate(x)) * h if self.activation == "swiglu" else activate(h, self.activation)
         return self.down(h)
 
 
 def activate(h: Tensor, activation: Elementwise) -> Tensor:
-    """Apply an activation of one argument; "" leaves it as it is."""
+    """Apply an activation of one argument to every number; "" returns h."""
     match activation:
         case "gelu":
             return fused.gelu(h)
@@ -182,7 +205,7 @@ def activate(h: Tensor, activation: Elementwise) -> Tensor:
 
 
 class Block(nn.Module):
-    """Pre-norm residual block: x + attn(norm1(x)), then x + mlp(norm2(x))."""
+    """Add attention and MLP to the residual stream: x + attn(norm1(x)), then x + mlp(norm2(x))."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -192,13 +215,18 @@ class Block(nn.Module):
         self.mlp = MLP(config)
         self.drop = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:  # (B, T, C) -> (B, T, C)
+    def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
+        """Apply the block: (B, T, C) -> (B, T, C). `rope` and `mask` are those of `Attention.forward`."""
         x = x + self.drop(self.attn(self.norm1(x), rope, mask))
         return x + self.drop(self.mlp(self.norm2(x)))
 
 
 class GPT(nn.Module):
-    """Token ids in, logits or summed loss out."""
+    """Predict the next token: ids (B, T) -> logits (B, T, V), or the summed loss of targets.
+
+    The initial weights depend on `seed` alone. With `checkpoint_activations` set, blocks save only their input and are
+    computed again in the backward pass: less memory, about a third more work.
+    """
 
     cos: Tensor
     sin: Tensor
@@ -207,7 +235,7 @@ class GPT(nn.Module):
     def __init__(self, config: GPTConfig, *, seed: int = 0) -> None:
         super().__init__()
         self.config = config
-        self.checkpoint_activations = False  # True: blocks keep their input alone and run again in the backward pass
+        self.checkpoint_activations = False
         self.wte = nn.Embedding(config.vocab_size, config.d_model)
         dtype = self.wte.weight.dtype
         match config.position:
@@ -233,58 +261,60 @@ class GPT(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """(V, C): the token embedding itself when tied (arXiv:1608.05859)."""
+        """Return the output matrix (V, C): the token embedding itself if tied (arXiv:1608.05859)."""
         return self.wte.weight if self.config.tie_embeddings else self.lm_head.weight
 
     def hidden(self, idx: Tensor, documents: Tensor | None = None) -> Tensor:
-        """Token ids (B, T) -> normalised last hidden states (B, T, C). ValueError past the context length.
+        """Compute the normalised last hidden states: token ids (B, T) -> (B, T, C).
 
-        `documents` (B, T), numbers that never fall along a row, keep attention and positions inside of each document:
-        every one then gets what it would get alone.
+        `documents` (B, T): document numbers, which never decrease along a row. They confine attention and positions to each
+        document, so that each gets the same result as if it were alone.
+        Raises ValueError if T exceeds the context length.
         """
         T = idx.shape[1]
         if self.config.context_length < T:
             raise ValueError(f"{T} tokens do not fit the context length {self.config.context_length}")
         x = self.wte(idx)
-        if self.config.smear:  # one layer then suffices to find what followed an earlier occurrence of this token
-            x = x + self.smear * embeddings_before(x, documents)
+        if self.config.smear:  # one layer can then find what followed an earlier occurrence of this token
+            x = x + self.smear * previous_embeddings(x, documents)
         rope = mask = None
-        places: slice | Tensor = slice(T)
+        positions: slice | Tensor = slice(T)
         if documents is not None:
-            places, mask = places_in_documents(documents), document_mask(documents, self.config.window)
+            positions, mask = positions_in_documents(documents), document_mask(documents, self.config.window)
         match self.config.position:
             case "learned":
-                x = x + self.wpe.weight[places]
+                x = x + self.wpe.weight[positions]
             case "sinusoidal":
-                x = x + self.positions[places].to(x.dtype)
+                x = x + self.positions[positions].to(x.dtype)
             case "rope":
-                rope = (self.cos[places], self.sin[places])
+                rope = (self.cos[positions], self.sin[positions])
                 if documents is not None:
                     rope = (rope[0][:, None], rope[1][:, None])  # (B, 1, T, D/2): the same for all heads
             case _:
                 assert_never(self.config.position)
         x = self.drop(x)
         for block in self.blocks:
-            x = self._run(block, x, rope, mask)
+            x = self._run_block(block, x, rope, mask)  # (B, T, C)
         return self.norm_f(x)
 
-    def _run(self, block: nn.Module, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
-        """(B, T, C) -> (B, T, C); with `checkpoint_activations` a third more work, and the same to the last bit.
+    def _run_block(self, block: nn.Module, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
+        """Apply a block, (B, T, C) -> (B, T, C); with `checkpoint_activations` its activations are not saved.
 
-        The second run has the first one's autocast, gradient mode and, where there is dropout, generator state, so it
-        takes the same kernels and draws the same masks.
+        When the backward pass computes them again, autocast, gradient mode and, with dropout, the generator's state are
+        those of the first time. Kernels and dropout masks are therefore the same, and the result is equal bit for bit.
         """
         if self.checkpoint_activations and torch.is_grad_enabled():
-            draws = self.config.dropout > 0
-            return checkpoint(block, x, rope, mask, use_reentrant=False, preserve_rng_state=draws)
+            has_dropout = self.config.dropout > 0
+            return checkpoint(block, x, rope, mask, use_reentrant=False, preserve_rng_state=has_dropout)
         return block(x, rope, mask)
 
     def forward(self, idx: Tensor, targets: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
-        """Logits (B, T, V), or with `targets` (B, T) the loss in nats summed over all targets but those of -100.
+        """Compute logits (B, T, V) or, with `targets` (B, T), the loss in nats summed over all targets except -100.
 
-        A sum, not a mean: gradients of micro-batches then add up to exactly the gradient of the whole batch.
+        The loss is a sum, not a mean, so that the gradients of micro-batches add up to exactly the gradient of the whole
+        batch. `documents` as for `hidden`.
         """
-        x = self.hidden(idx, documents)
+        x = self.hidden(idx, documents)  # (B, T, C)
         if targets is None:
             return F.linear(x, self.head_weight)
         return linear_cross_entropy(x.flatten(0, 1), self.head_weight, targets.flatten())
@@ -292,7 +322,7 @@ class GPT(nn.Module):
 
 @torch.no_grad()
 def init_weights(model: GPT, seed: int) -> None:
-    """All initial values, drawn from a generator of their own, so that they depend on `seed` alone.
+    """Draw the initial weights from a separate generator, so that they depend on `seed` alone.
 
     | parameter                    | value                                                           |
     |------------------------------|-----------------------------------------------------------------|

@@ -1,4 +1,4 @@
-"""Models that no machine like this one can hold are refused with their size, before anything is allocated for them."""
+"""Refuse a model that does not fit this machine, with both sizes, before any memory is allocated for it."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch
 from positron.config import GPTConfig
 from positron.system.errors import UserError
 
-FLOAT = 4  # bytes; weights, gradients and moments are float32 in every precision
-TRAINED = 4  # numbers per trained parameter: itself, its gradient and the optimizer's two moments
-LAYER_BYTES = 20_000  # of Python objects for each layer, however narrow
+FLOAT_BYTES = 4  # weights, gradients and moments are float32 in every precision
+TRAINING_COPIES = 4  # floats per trained parameter: itself, its gradient and the optimizer's two moments
+LAYER_BYTES = 20_000  # the Python objects of a layer, however narrow
 
 
 def machine_memory() -> int | None:
-    """Return the bytes that programs can have on this machine, or in this container; None where the system is silent."""
+    """Return the memory of this machine or container in bytes, or None if the system does not say."""
     sizes = []
     with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows; a system without these names
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
@@ -28,43 +28,44 @@ def machine_memory() -> int | None:
     return min(sizes, default=None)
 
 
-def refuse_what_cannot_fit(config: GPTConfig, *, copies: int, accelerator: str = "cpu", processes: int = 1) -> None:
-    """Raise UserError where `copies` floats for each parameter are more than all the memory of the machine.
+def check_memory(config: GPTConfig, *, copies: int, accelerator: str = "cpu", processes: int = 1) -> None:
+    """Raise UserError if `copies` floats for each parameter exceed the total memory of the machine.
 
-    `copies`: TRAINED, or 1 where the model is only used. Weights are made in main memory, whatever the accelerator.
+    `copies`: TRAINING_COPIES, or 1 if the model is only used. Weights are created in main memory on every accelerator.
     """
     total = machine_memory()
     fixed = config.n_layer * LAYER_BYTES + _table_bytes(config)
-    _refuse(config, FLOAT * config.n_params() * (copies if accelerator == "cpu" else 1) + fixed, total, "this machine")
+    in_main_memory = copies if accelerator == "cpu" else 1
+    _check(config, FLOAT_BYTES * config.n_params() * in_main_memory + fixed, total, "this machine")
     if accelerator == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory * processes
-        _refuse(config, FLOAT * config.n_params() * copies, total, "its GPU" if processes == 1 else "its GPUs")
+        _check(config, FLOAT_BYTES * config.n_params() * copies, total, "its GPU" if processes == 1 else "its GPUs")
 
 
 def _table_bytes(config: GPTConfig) -> int:
-    """Bytes of positions that are no parameters; they are computed in float64."""
+    """Return the bytes of the position tables that are not parameters; they are computed in float64."""
     match config.position:
         case "learned":
             return 0
         case "sinusoidal":
-            return 2 * FLOAT * config.context_length * config.d_model
+            return 2 * FLOAT_BYTES * config.context_length * config.d_model
         case "rope":
-            return 2 * FLOAT * config.context_length * config.d_head
+            return 2 * FLOAT_BYTES * config.context_length * config.d_head
         case _:
             assert_never(config.position)
 
 
-def _refuse(config: GPTConfig, needed: int, total: int | None, where: str) -> None:
+def _check(config: GPTConfig, needed: int, total: int | None, where: str) -> None:
     if total is not None and needed > total:
         raise UserError(
             f"a model of {_si(config.n_params())} parameters needs {_si(needed)}B of memory and {where} has {_si(total)}B: "
-            f"give less than model.d_model={config.d_model}, model.n_layer={config.n_layer} or "
+            f"reduce model.d_model={config.d_model}, model.n_layer={config.n_layer} or "
             f"model.context_length={config.context_length}"
         )
 
 
 def _si(number: float) -> str:
-    """Three digits and a unit: `4.00 T`."""
+    """Format a number with three digits and a unit: `4.00 T`."""
     for unit in ("", "k", "M", "G", "T", "P"):
         if number < 1000:
             return f"{number:.3g} {unit}"

@@ -1,7 +1,7 @@
-"""What a model does inside, read off by the side: the same mathematics as in gpt.py, in its plain form.
+"""Recompute attention probabilities, which the fused kernels of training never hold, from the inputs of each block.
 
-The fused kernels of training never hold attention's probabilities, so they are computed here anew from what each block's
-attention reads. Nothing is drawn and nothing of the model changes: training goes on as if nobody had looked.
+The mathematics is that of gpt.py in its plain form. Probes draw no random numbers and change nothing in the model, so
+training continues bit for bit as it would without them.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ Inputs = tuple[Tensor, Rope | None, Tensor | None]  # what Attention.forward tak
 
 @torch.no_grad()
 def attention_inputs(model: GPT, idx: Tensor, documents: Tensor | None = None) -> list[tuple[Attention, Inputs]]:
-    """Each block's attention with what it reads for token ids (B, T), without dropout.
+    """Return the attention module of each block with its inputs for token ids (B, T), without dropout.
 
-    `model.hidden`, unlike `model`, is never compiled and calls the parts of the model one by one, hooks and all.
+    Uses `model.hidden`, which unlike `model` itself is never compiled and calls the forward hooks of its parts.
     """
-    found: list[tuple[Attention, Inputs]] = []
+    per_block: list[tuple[Attention, Inputs]] = []
 
-    def note(attention: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def record(attention: nn.Module, arguments: tuple[Any, ...]) -> None:
         assert isinstance(attention, Attention)
-        found.append((attention, (arguments[0], arguments[1], arguments[2])))
+        per_block.append((attention, (arguments[0], arguments[1], arguments[2])))
 
-    hooks = [block.attn.register_forward_pre_hook(note) for block in model.blocks]  # type: ignore[union-attr]
+    hooks = [block.attn.register_forward_pre_hook(record) for block in model.blocks]  # type: ignore[union-attr]
     was_training = model.training
     model.eval()
     try:
@@ -40,23 +40,26 @@ def attention_inputs(model: GPT, idx: Tensor, documents: Tensor | None = None) -
         model.train(was_training)
         for hook in hooks:
             hook.remove()
-    return found
+    return per_block
 
 
 def queries_and_keys(attn: Attention, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor]:
-    """What `attn` multiplies with each other for x (B, T, C): (B, H, T, D) each, keys repeated for heads that share."""
+    """Compute queries and keys for x (B, T, C): (B, H, T, D) each, with the keys of grouped heads repeated."""
     q, k, _ = attn.heads(x, rope)
     return q, k.repeat_interleave(attn.n_head // attn.n_kv_head, dim=1)
 
 
 def visible_keys(attn: Attention, inputs: Inputs) -> Tensor:
-    """(B or 1, T, T), True where a query (row) may look at a key."""
+    """Return (B, T, T), or (1, T, T), True where a query (row) may attend to a key."""
     x, _, mask = inputs
     return window_mask(x.shape[1], attn.window, x.device)[None] if mask is None else mask[:, 0]
 
 
 def probabilities(q: Tensor, k: Tensor, visible: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(D)) over the keys that are visible, (..., T, T); in fp32 or wider, whatever autocast says."""
+    """Compute softmax(q k^T / sqrt(D)) over the visible keys, (..., T, T), in fp32 or wider even under autocast.
+
+    q and k (..., T, D); `visible` (..., T, T).
+    """
     dtype = wide(q.dtype)
     with torch.autocast(q.device.type, enabled=False):
         scores = q.to(dtype) @ k.to(dtype).mT / math.sqrt(q.shape[-1])
@@ -65,9 +68,9 @@ def probabilities(q: Tensor, k: Tensor, visible: Tensor) -> Tensor:
 
 @torch.no_grad()
 def attention_probabilities(model: GPT, idx: Tensor) -> list[Tensor]:
-    """(B, H, T, T) for each layer, query by key, of token ids (B, T)."""
-    found = []
+    """Compute the attention probabilities (B, H, T, T), query by key, of each layer for token ids (B, T)."""
+    by_layer = []
     for attn, inputs in attention_inputs(model, idx):
         q, k = queries_and_keys(attn, inputs[0], inputs[1])
-        found.append(probabilities(q, k, visible_keys(attn, inputs)[:, None]))
-    return found
+        by_layer.append(probabilities(q, k, visible_keys(attn, inputs)[:, None]))
+    return by_layer

@@ -27,7 +27,7 @@ def load_model(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer
     UserError where the run has none, or where model and tokenizer do not belong together (law 5).
     """
     from positron.model.gpt import GPT
-    from positron.model.memory import refuse_what_cannot_fit
+    from positron.model.memory import check_memory
     from positron.run.checkpoint import best_or_newest, load_checkpoint
     from positron.text.factory import load_tokenizer
 
@@ -39,7 +39,7 @@ def load_model(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer
     refuse_other_tokenizer(saved, tokenizer, path)
     config = gpt_config(run.config(), tokenizer.vocab_size)
     refuse_other_architecture(saved, config, path, run.config_path)
-    refuse_what_cannot_fit(config, copies=1)
+    check_memory(config, copies=1)
     model = GPT(config)
     load_weights(model, saved["state_dict"], path)
     return model.eval(), tokenizer, path
@@ -57,11 +57,13 @@ def load_draft(name: str | None, tokenizer: Tokenizer) -> GPT | None:
 
 
 def bare_names(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A LightningModule's weights under the model's own names, merged; without torch.compile's mark."""
+    """A LightningModule's weights under the model's own names, LoRA merged, without torch.compile's prefix."""
     from positron.model.kernels.torch_private import COMPILED_MARK
-    from positron.model.lora import merged
+    from positron.model.lora import merge_lora
 
-    return merged({name.removeprefix("model.").replace(COMPILED_MARK, ""): value for name, value in state_dict.items()})
+    return merge_lora(
+        {name.removeprefix("model.").replace(COMPILED_MARK, ""): value for name, value in state_dict.items()}
+    )
 
 
 def restore(model: GPT, tokenizer: Tokenizer, path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import assert_never
 import torch
 
 from positron.config import Accelerator, DeviceConfig, GPTConfig, Precision, PrecisionConfig
-from positron.model.kernels.attention import BLOCK, LONGEST
+from positron.model.kernels.attention import BLOCK_QUERIES, MAX_BLOCKED_KEYS
 from positron.system.errors import UserError
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -197,8 +197,8 @@ def micro_batch_bytes(config: GPTConfig, rows: int, machine: Machine) -> int:
     block = (8 * config.d_model + mlp) * width + 8 * config.d_model
     T = config.context_length
     seen = min(T, config.window or T)
-    if machine.accelerator == "cpu" and seen <= LONGEST:
-        block += config.n_head * min((T + BLOCK) // 2, seen + BLOCK) * width
+    if machine.accelerator == "cpu" and seen <= MAX_BLOCKED_KEYS:
+        block += config.n_head * min((T + BLOCK_QUERIES) // 2, seen + BLOCK_QUERIES) * width
     n = config.n_layer
     blocks = 4 * config.d_model * n + block if machine.checkpoint_activations else block * n
     return rows * T * (blocks + 16 * config.d_model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from positron.model.gpt import GPT, documents_of
+from positron.model.gpt import GPT, document_numbers
 from positron.training.device import CPU_MICRO_TOKENS, Machine
 from positron.training.optim.groups import clip_gradients
 
@@ -19,7 +19,7 @@ def add_gradient(model: GPT, rows: Tensor, machine: Machine, document_start: int
     for part in rows.split(at_once):
         x, y = part[:, :-1], part[:, 1:]
         with machine.autocast():
-            loss = model(x, y, documents_of(x, document_start)) / rows[:, 1:].numel()
+            loss = model(x, y, document_numbers(x, document_start)) / rows[:, 1:].numel()
         loss.backward()
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import assert_never
 
 from positron.config import RunConfig
-from positron.model.memory import TRAINED, refuse_what_cannot_fit
+from positron.model.memory import TRAINING_COPIES, check_memory
 from positron.run.checkpoint import BEST, best_or_newest, checkpoints, load_checkpoint, newest_checkpoint
 from positron.run.facts import Resolved
 from positron.run.folder import Run, find_run, refuse_differences
@@ -94,8 +94,8 @@ def begin(folder: Path, config: RunConfig, begun: float) -> Iterator[Session]:
 def refuse_untrainable(config: RunConfig, machine: Machine, *, vocab_size: int) -> None:
     """Raise UserError for a model that is too large to be trained here."""
     is_lora = config.sft is not None and config.sft.lora.rank > 0
-    gpt, copies = config.model.with_vocab(vocab_size), 1 if is_lora else TRAINED
-    refuse_what_cannot_fit(gpt, copies=copies, accelerator=machine.accelerator, processes=config.device.processes)
+    gpt, copies = config.model.with_vocab(vocab_size), 1 if is_lora else TRAINING_COPIES
+    check_memory(gpt, copies=copies, accelerator=machine.accelerator, processes=config.device.processes)
 
 
 @contextlib.contextmanager

@@ -13,10 +13,10 @@ from numpy_ref.attention import attention_backward, attention_forward
 from numpy_ref.linear import linear_backward, linear_forward
 from numpy_ref.loss import cross_entropy_backward, cross_entropy_forward
 from positron.config import IGNORE
-from positron.model.kernels.attention import BLOCK, BlockedCausalAttention, causal_attention
+from positron.model.kernels.attention import BLOCK_QUERIES, BlockedCausalAttention, causal_attention
 from positron.model.kernels.loss import linear_cross_entropy, token_losses
 
-LENGTHS = (1, 2, 31, 33, 127, BLOCK, BLOCK + 1, 300)
+LENGTHS = (1, 2, 31, 33, 127, BLOCK_QUERIES, BLOCK_QUERIES + 1, 300)
 
 
 def qkv(T, D=16, H=4, K=4, dtype=torch.float64, seed=0):
@@ -70,7 +70,7 @@ def attention_errors(dtype):
     return {name: FACTOR * error * (math.sqrt(2) if dtype == torch.float64 else 1) for name, error in typical.items()}
 
 
-WINDOWS = (1, 2, 16, 17, 31, 100, BLOCK - 1, BLOCK, BLOCK + 1, 200, 299, 300, 1000)
+WINDOWS = (1, 2, 16, 17, 31, 100, BLOCK_QUERIES - 1, BLOCK_QUERIES, BLOCK_QUERIES + 1, 200, 299, 300, 1000)
 
 
 @pytest.mark.parametrize(("T", "window"), [*((T, None) for T in LENGTHS), *((300, window) for window in WINDOWS)])
@@ -136,9 +136,9 @@ def test_autocast_makes_bf16_products_and_fp32_gradients(backward_inside):
 
 
 def test_blocked_attention_passes_finite_differences():
-    tensors = qkv(BLOCK + 3, D=2, H=2, K=1)
+    tensors = qkv(BLOCK_QUERIES + 3, D=2, H=2, K=1)
     small = [x[:1].detach().requires_grad_() for x in tensors]
-    for window in (BLOCK + 3, 40):
+    for window in (BLOCK_QUERIES + 3, 40):
         assert torch.autograd.gradcheck(BlockedCausalAttention.apply, (*small, window), fast_mode=True)
 
 

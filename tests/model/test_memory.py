@@ -10,7 +10,7 @@ import torch
 from conftest import FAST, tiny
 
 from positron.model import memory
-from positron.model.memory import TRAINED, machine_memory, refuse_what_cannot_fit
+from positron.model.memory import TRAINING_COPIES, check_memory, machine_memory
 from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.system.errors import UserError
@@ -28,7 +28,7 @@ def test_a_model_that_cannot_fit_is_refused_with_sizes_and_leaves_no_folder(tmp_
     config = tiny(tmp_path)
     config = dataclasses.replace(config, model=dataclasses.replace(config.model, **HUGE[what]))
     with pytest.raises(
-        UserError, match=r"parameters needs .* [TP]B of memory and this machine has [\d.]+ [GT]B: give less"
+        UserError, match=r"parameters needs .* [TP]B of memory and this machine has [\d.]+ [GT]B: reduce"
     ):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
@@ -66,14 +66,14 @@ def test_training_needs_four_numbers_for_each_parameter_and_use_one(monkeypatch)
     gpt = tiny(Path()).model.with_vocab(64)
     monkeypatch.setattr(memory, "machine_memory", lambda: gpt.n_params() * 8)
     monkeypatch.setattr(memory, "LAYER_BYTES", 0)
-    refuse_what_cannot_fit(gpt, copies=1)
+    check_memory(gpt, copies=1)
     with pytest.raises(UserError, match="k parameters needs"):
-        refuse_what_cannot_fit(gpt, copies=TRAINED)
+        check_memory(gpt, copies=TRAINING_COPIES)
     monkeypatch.setattr(memory, "machine_memory", lambda: None)
-    refuse_what_cannot_fit(gpt, copies=TRAINED)
+    check_memory(gpt, copies=TRAINING_COPIES)
 
 
 def test_this_machine_has_memory_for_small_models():
     total = machine_memory()
     assert total is None or 100e6 < total < 1e15
-    refuse_what_cannot_fit(tiny(Path()).model.with_vocab(64), copies=TRAINED)
+    check_memory(tiny(Path()).model.with_vocab(64), copies=TRAINING_COPIES)

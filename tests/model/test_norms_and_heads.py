@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import numpy_ref
 from positron.config import GPTConfig
-from positron.model.gpt import GPT, NORM_EPS, apply_rope, places_in_documents, rope_tables
+from positron.model.gpt import GPT, NORM_EPS, apply_rope, positions_in_documents, rope_tables
 from positron.model.kernels import norms_and_heads as fused
 
 EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32, torch.bfloat16)}
@@ -62,9 +62,9 @@ def test_heads_are_split_turned_and_normalised(H, K, D, normed, rotary, dtype):
     B, T = 2, 9
     tables = tuple(table.to(torch.promote_types(dtype, torch.float32)) for table in rope_tables(T, D))
     if rotary == "documents":
-        places = places_in_documents(torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 2]] * B))
+        places = positions_in_documents(torch.tensor([[0, 0, 0, 1, 1, 1, 1, 1, 2]] * B))
         tables = tuple(table[places][:, None] for table in tables)
-    order = fused.side_by_side(torch.arange(D), D) if rotary else torch.arange(D)
+    order = fused.interleave_pairs(torch.arange(D), D) if rotary else torch.arange(D)
 
     def plain(qkv):
         q, k, v = (part.unflatten(-1, (-1, D)).transpose(1, 2) for part in qkv.split([H * D, K * D, K * D], dim=-1))

@@ -135,7 +135,7 @@ def test_saved_activations_fall_to_the_inputs_of_blocks_and_are_what_is_reckoned
 @pytest.mark.parametrize("window", [100, 512])
 def test_with_a_window_memory_grows_with_the_context_and_not_with_its_square(window):
     config = dataclasses.replace(BASE, d_model=64, context_length=2500, window=window)
-    assert attention.LONGEST < 2500
+    assert attention.MAX_BLOCKED_KEYS < 2500
     machine = Machine("cpu", "bf16", "")
     saved = saved_bytes(config, "bf16", False, rows=1)
     assert 0.75 * saved < micro_batch_bytes(config, 1, machine) < 1.6 * saved

@@ -21,7 +21,7 @@ from positron.config import DataConfig, GPTConfig, LoraConfig, OptimizerConfig, 
 from positron.data.conversations import Conversation, read_conversations
 from positron.data.instruct import pack, to_parts, to_row
 from positron.model.gpt import GPT
-from positron.model.lora import add_lora, merged
+from positron.model.lora import add_lora, merge_lora
 from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
@@ -205,7 +205,7 @@ def test_lora_starts_from_the_model_trains_little_and_merges_to_the_same(tie: bo
         model(idx, idx).backward()
         optimizer.step()
     assert not torch.allclose(model(idx), plain(idx))
-    state = merged(model.state_dict())
+    state = merge_lora(model.state_dict())
     assert set(state) == set(plain.state_dict())
     for name in ("wte.weight",) if tie else ("wte.weight", "lm_head.weight"):
         changed = (state[name] != before[name]).any(dim=1).nonzero().flatten().tolist()

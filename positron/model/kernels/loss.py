@@ -1,9 +1,8 @@
-"""Cross-entropy of a linear output head, without ever holding the logits of a whole batch.
+"""Cross-entropy of a linear output head that never holds the logits of a whole batch.
 
-At vocabulary 16,000 the logits of 4,096 tokens take 262 MB in fp32, and their gradient as much again. Here a chunk of
-rows is multiplied at a time, and part of those rows passes through the softmax at a time, which is in fp32. The gradient
-of the logits, softmax minus one-hot, takes the place of the logits as soon as their loss is known, so the backward pass
-has nothing left to do but to scale.
+At vocabulary 16,000 the logits of 4,096 tokens take 262 MB in fp32, and their gradient another 262 MB. Here the head
+multiplies one chunk of rows at a time, and the softmax, in fp32, takes a part of the chunk at a time. The gradient of the
+logits, softmax minus one-hot, overwrites the logits as soon as their loss is known, so the backward pass only scales it.
 """
 
 from __future__ import annotations
@@ -17,16 +16,19 @@ from torch.autograd.function import once_differentiable
 from positron.config import IGNORE
 from positron.model.kernels.precision import product_dtype, wide
 
-CHUNK_VALUES = 1 << 24  # logits at a time, 32 MB in bf16: half as many are 3 % slower, twice as many 3 % faster
-# of them in the softmax at a time, 16 MB in fp32. Parts that fit the cache, 1 << 19, are 3 % faster on idle cores, but
-# all their small operators wait for the slowest thread: twice as slow when another program wants the cores, too.
+CHUNK_VALUES = 1 << 24  # logits per product, 32 MB in bf16: half as many are 3 % slower, twice as many 3 % faster
+# Logits per softmax, 16 MB in fp32. Parts that fit the cache, 1 << 19, are 3 % faster on idle cores, but each of their
+# small operators waits for the slowest thread: twice as slow when another program uses the cores, too.
 SOFTMAX_VALUES = 1 << 22
-SMALL = 1e-30  # probabilities from which logarithms are exact: below, fp32 is near the end of its range
+MIN_EXACT_PROBABILITY = 1e-30  # below, fp32 is near the end of its range and the logarithm is inexact
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Summed -log softmax(x weight^T)[target] in nats over the targets that are not IGNORE. x (N, C), weight (V, C)."""
-    if x.device.type == "cpu":  # elsewhere, to know how many are left would wait for the device
+    """Compute the sum of -log softmax(x weight^T)[target], in nats, over the targets that are not IGNORE.
+
+    x (N, C), weight (V, C), targets (N,) -> ().
+    """
+    if x.device.type == "cpu":  # on other devices, counting the targets would wait for the device
         scored = targets != IGNORE
         if not scored.all():
             x, targets = x[scored], targets[scored]
@@ -37,7 +39,10 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 @torch.no_grad()
 def token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """The loss of each target (N,) in nats, 0 where IGNORE, in fp32 or wider."""
+    """Compute the loss of each target, in nats, in fp32 or wider; 0 where the target is IGNORE.
+
+    x (N, C), weight (V, C), targets (N,) -> (N,).
+    """
     dtype = product_dtype(x)
     with torch.autocast(x.device.type, enabled=False):
         head = weight.to(dtype).t()
@@ -50,7 +55,7 @@ def token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Matrix products in `dtype` (autocast's, where it is on), softmax and the weight's gradient in fp32 or wider."""
+    """Compute products in `dtype` (autocast's if it is on), softmax and the weight's gradient in fp32 or wider."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -66,9 +71,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 for part in _chunks(len(logits), len(weight), SOFTMAX_VALUES):
                     losses, p = _losses(logits[part], labels[part])
                     loss += losses.sum()
-                    # d loss / d logits = softmax - one-hot, in the place of the logits
-                    place = labels[part].clamp(min=0)[:, None]
-                    logits[part] = p.scatter_add_(1, place, torch.full_like(p[:, :1], -1.0))
+                    # d loss / d logits = softmax - one-hot, written over the logits
+                    index = labels[part].clamp(min=0)[:, None]
+                    logits[part] = p.scatter_add_(1, index, torch.full_like(p[:, :1], -1.0))
                 dx[rows] = logits @ head
                 dw += logits.t() @ scored[rows]
             dx *= valid
@@ -85,19 +90,20 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (n, V) and targets (n,) -> losses (n,) and softmax (n, V), both in fp32 or wider."""
+    """Compute losses (n,) and softmax (n, V), in fp32 or wider, from logits (n, V) and targets (n,)."""
     p = logits.softmax(dim=-1, dtype=wide(logits.dtype))
-    of_target = p.gather(1, targets.clamp(min=0)[:, None])[:, 0]
-    if p.device.type == "cpu" and bool((of_target > SMALL).all()):  # elsewhere, to know would wait for the device
-        return of_target.log_().neg_().masked_fill_(targets == IGNORE, 0.0), p
-    # Any token gives the log-sum-exp, its logit - log p. The likeliest one has p >= 1 / V, which cannot underflow to 0,
-    # and costs less than half of a second pass of exponentials.
+    p_target = p.gather(1, targets.clamp(min=0)[:, None])[:, 0]
+    is_cpu = p.device.type == "cpu"  # on other devices, the comparison would wait for the device
+    if is_cpu and bool((p_target > MIN_EXACT_PROBABILITY).all()):
+        return p_target.log_().neg_().masked_fill_(targets == IGNORE, 0.0), p
+    # log-sum-exp = logit - log p for any token. The likeliest token has p >= 1 / V, which cannot underflow to 0; this
+    # costs less than half of a second pass of exponentials.
     log_sum_exp = logits.amax(dim=-1).to(p.dtype) - p.amax(dim=-1).log()
     target = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0].to(p.dtype)
     return (log_sum_exp - target).masked_fill_(targets == IGNORE, 0.0), p
 
 
 def _chunks(n: int, width: int, values: int) -> list[slice]:
-    """Slices of n rows with at most `values` numbers each, or one row."""
+    """Divide n rows of `width` numbers into slices of at most `values` numbers, but at least one row, each."""
     size = max(1, values // width)
     return [slice(start, min(n, start + size)) for start in range(0, n, size)]

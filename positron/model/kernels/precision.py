@@ -1,4 +1,4 @@
-"""In which dtype matrices are multiplied: autocast's, where it is on."""
+"""The dtypes of matrix products and of sums."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """float64 stays what it is: autocast, too, leaves it alone."""
+    """Return the dtype in which x is multiplied: autocast's if it is on, else its own; float64 always stays."""
     device = x.device.type
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return x.dtype
@@ -15,5 +15,5 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 
 def wide(dtype: torch.dtype) -> torch.dtype:
-    """fp32, or float64 for float64: for sums and functions of numbers that are kept in `dtype`."""
+    """Return the dtype for sums and functions of numbers of `dtype`: float64 for float64, else float32."""
     return torch.promote_types(dtype, torch.float32)

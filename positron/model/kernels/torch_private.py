@@ -1,8 +1,8 @@
-"""Everything that Positron uses of torch and that torch does not document, each with what is relied on.
+"""Every undocumented symbol of torch that Positron uses, with the behaviour that it relies on.
 
-A version of torch may change or drop any of these without a notice; tests/model/test_torch_private.py asks each for its
-signature and for its answer to a small input. Checked with torch 2.13.0. NumPy and Lightning are used by their public
-interfaces alone, and numpy_ref needs none of this.
+A version of torch may change or remove any of them without notice; tests/model/test_torch_private.py checks the signature
+of each and its result for a small input. Checked with torch 2.13.0. NumPy and Lightning are used through their public
+interfaces only, and numpy_ref needs none of this.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-COMPILED_MARK = "_orig_mod."  # what torch.compile(module) puts before the names of the module's parameters
+COMPILED_MARK = "_orig_mod."  # torch.compile(module) puts this before the names of the module's parameters
 
 
 def softmax_gradient(grad: Tensor, softmax: Tensor) -> Tensor:
@@ -55,30 +55,30 @@ def packed_linear_plus(x: Tensor, other: Tensor, weight: Tensor, bias: Tensor | 
 def int8_linear(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
     """Return (x q^T) * scale for x (n, in) in bf16, q (out, in) in int8, scale (out,) in bf16, on a CPU.
 
-    `aten._weight_int8pack_mm`. It checks no bounds: where `in` is no multiple of 32 it reads beyond the end of the rows,
-    which gives noise or a crash. The caller answers for that.
+    `aten._weight_int8pack_mm` checks no bounds: if `in` is not a multiple of 32, it reads beyond the end of the rows, which
+    gives noise or a crash. The caller must make sure that it is.
     """
     y: Tensor = torch.ops.aten._weight_int8pack_mm(x, q, scale)
     return y
 
 
 def has_forward_hooks(module: nn.Module) -> bool:
-    """Tell whether someone watches the module by `register_forward_hook` (`Module._forward_hooks`, a dictionary).
+    """Tell whether the module has hooks of `register_forward_hook` (`Module._forward_hooks`, a dictionary).
 
-    A module that is bypassed, since its weights are multiplied elsewhere, would call none of them.
+    They are not called if the module is bypassed, that is, if its weights are multiplied elsewhere.
     """
     return bool(module._forward_hooks)
 
 
 def undo_compile(module: nn.Module) -> None:
-    """Take `module.compile()` back: it keeps its compiled call in `_compiled_call_impl`, where None means eager."""
+    """Undo `module.compile()`, which keeps its compiled call in `_compiled_call_impl`; None means eager."""
     module._compiled_call_impl = None
 
 
 def skip_step_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """Let the next steps of a fused optimizer change nothing where `bad` () is 1.0, without asking the device.
+    """Make the next steps of a fused optimizer change nothing if `bad` () is 1.0, without waiting for the device.
 
     The attribute `found_inf` is meant for the gradient scaler: fused kernels read it with `getattr(self, "found_inf",
-    None)` and leave weights, moments and the step count alone.
+    None)` and then leave weights, moments and the step count unchanged.
     """
     optimizer.found_inf = bad  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from positron.config import IGNORE
-from positron.model.gpt import GPT, places_in_documents
+from positron.model.gpt import GPT, positions_in_documents
 from positron.model.kernels.loss import token_losses
 from positron.training.module import TrainingModule
 from positron.training.monitors.probe import Probe, ProbeMonitor
@@ -80,7 +80,7 @@ class TokenLosses(ProbeMonitor):
         if documents is None:
             places = torch.arange(probe.x.shape[1]).expand(probe.x.shape)
         else:
-            places = places_in_documents(documents).cpu()
+            places = positions_in_documents(documents).cpu()
         targets, place = probe.y.flatten().cpu().numpy(), places.flatten().numpy()
         scored = targets != IGNORE
         edges = position_edges(model.config.context_length)

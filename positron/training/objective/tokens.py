@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from positron.config import IGNORE
-from positron.model.gpt import GPT, documents_of
+from positron.model.gpt import GPT, document_numbers
 from positron.training.objective.base import Part
 
 
@@ -34,4 +34,4 @@ class NextToken:
         return torch.stack([nats, count, scored.sum().to(nats.dtype)])
 
     def documents(self, x: Tensor) -> Tensor | None:
-        return documents_of(x, self.document_start)
+        return document_numbers(x, self.document_start)
