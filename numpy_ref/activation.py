@@ -133,7 +133,8 @@ def erf(x: Array) -> Array:
         n += 1
         term = term * (square * (2 / (2 * n + 1)))
         total = total + term
-    return total * np.exp(-square) * (2 / math.sqrt(math.pi))
+    result: Array = total * np.exp(-square) * (2 / math.sqrt(math.pi))
+    return result
 
 
 ACTIVATIONS: dict[str, Callable[[Array, Array, Array], None]] = {

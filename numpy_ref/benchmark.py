@@ -50,7 +50,7 @@ def numpy_jobs(config: GPTConfig, B: int) -> dict[str, Job]:
     def random(*shape: int) -> Array:
         return rng.standard_normal(shape, dtype=np.float32)
 
-    def pair(forward: Callable, backward: Callable, *arguments: Any) -> Job:
+    def pair(forward: Callable[..., Any], backward: Callable[..., Any], *arguments: Any) -> Job:
         def job() -> None:
             out, cache = forward(*arguments)
             backward(out, cache)
@@ -91,7 +91,7 @@ def torch_jobs(config: GPTConfig, B: int, torch: Any) -> dict[str, Job]:
     def leaf(*shape: int) -> Any:
         return torch.randn(shape).requires_grad_()
 
-    def pair(forward: Callable, *arguments: Any) -> Job:
+    def pair(forward: Callable[..., Any], *arguments: Any) -> Job:
         out = forward(*arguments).detach().clone()
 
         def job() -> None:

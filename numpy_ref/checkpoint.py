@@ -23,8 +23,7 @@ import numpy as np
 
 from numpy_ref.config import GPTConfig, InputError
 from numpy_ref.gpt import shapes
-from numpy_ref.linear import Array
-from numpy_ref.multihead import Params
+from numpy_ref.linear import Array, Params
 from numpy_ref.spm import SentencePieceTokenizer
 from numpy_ref.tokenizers import CharTokenizer, Tokenizer
 

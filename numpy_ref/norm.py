@@ -35,7 +35,8 @@ EPS = 1e-5
 
 def row_dot(a: Array, b: Array) -> Array:
     """Compute the dot product of each pair of rows without an array of products: (..., C), (..., C) -> (..., 1)."""
-    return np.einsum("...c,...c->...", a, b)[..., None]
+    dots: Array = np.einsum("...c,...c->...", a, b)
+    return dots[..., None]
 
 
 def layernorm_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Cache]:

@@ -28,6 +28,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -135,7 +136,7 @@ def start(tree: Path, folder: Path, command: str, arguments: list[str]) -> None:
         sys.exit(f"positron.{command} {' '.join(arguments)} in {tree} ended with {result.returncode}:\n{said}")
 
 
-def trace(run: Path) -> dict:
+def trace(run: Path) -> dict[str, Any]:
     """Read what must not change: every number of every row of metrics.jsonl, and the weights.
 
     Rows of a validation after the last step repeat their step; they are kept in order.
@@ -151,7 +152,7 @@ def trace(run: Path) -> dict:
     return {"rows": rows, "weights": digest.hexdigest()}
 
 
-def run_recipe(name: str, trees: tuple[Path, Path], folder: Path) -> dict:
+def run_recipe(name: str, trees: tuple[Path, Path], folder: Path) -> dict[str, Any]:
     """Start recipe `name` with the first tree, and where it stops on the way continue it with the second."""
     recipe = RECIPES[name]
     for needed in recipe.needs:
@@ -164,7 +165,7 @@ def run_recipe(name: str, trees: tuple[Path, Path], folder: Path) -> dict:
     return trace(folder / "outputs" / name)
 
 
-def difference(old: dict, new: dict) -> str:
+def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     """Name the first number that differs; the empty string where all are equal."""
     for a, b in zip(old["rows"], new["rows"], strict=False):
         for key in [*a, *(key for key in b if key not in a)]:
@@ -190,11 +191,11 @@ class Checkout:
             self.tree = places / f"tree-{self.label}"
             git("worktree", "add", "--quiet", "--detach", str(self.tree), self.sha)
         self._stored = TRACES / f"{self.sha}-{fingerprint()}.json"
-        self._traces: dict = {}
+        self._traces: dict[str, dict[str, Any]] = {}
         if self.sha is not None and self._stored.exists():
             self._traces = json.loads(self._stored.read_text(encoding="utf-8"))
 
-    def trace(self, name: str) -> dict:
+    def trace(self, name: str) -> dict[str, Any]:
         if name not in self._traces:
             self._traces[name] = run_recipe(name, (self.tree, self.tree), self.folder)
             if self.sha is not None:

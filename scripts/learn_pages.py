@@ -35,6 +35,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,12 +50,12 @@ SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 INK = "#0d0e0f"  # what a figure draws in this colour takes the colour of the page's text
 BLUE, ORANGE, GREEN, PURPLE, GREY = "#3f8fd2", "#e0803a", "#2fa67a", "#b06ac4", "#8a8f98"  # read on white and on black
-STYLE = {
+STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.facecolor": "none",
     "axes.grid": False,
     "axes.labelcolor": INK,
-    "axes.prop_cycle": matplotlib.cycler(color=[BLUE, ORANGE, GREEN, PURPLE, GREY]),
+    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PURPLE, GREY]),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 11,

@@ -10,6 +10,7 @@ implementations that share no code can hardly be wrong in the same way. Exit cod
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 
 import numpy as np
@@ -64,8 +65,10 @@ def compare(config: GPTConfig, params: dict[str, np.ndarray]) -> dict[str, float
     """Largest relative error of logits, loss and each gradient. params in float64."""
     model = in_float64(config, params)
     idx, targets = batch(model, 4, min(64, config.context_length))
-    logits = numpy_ref.forward(params, config, idx)
-    loss, grads = numpy_ref.loss_and_grads(params, config, idx, targets)
+    twin = numpy_ref.GPTConfig(**dataclasses.asdict(config))
+    logits = numpy_ref.forward(params, twin, idx)
+    assert isinstance(logits, np.ndarray)  # without a cache
+    loss, grads = numpy_ref.loss_and_grads(params, twin, idx, targets)
     errors = {"logits": error(logits, model(torch.from_numpy(idx)))}
     wanted = model(torch.from_numpy(idx), torch.from_numpy(targets)) / int((targets != -100).sum())
     wanted.backward()
@@ -73,6 +76,7 @@ def compare(config: GPTConfig, params: dict[str, np.ndarray]) -> dict[str, float
     # a gradient that is mathematically 0, like that of a key's bias, is rounding noise on both sides
     least = 1e-6 * max(float(np.abs(grad).max()) for grad in grads.values())
     for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
         errors[f"gradient of {name}"] = error(grads[name], parameter.grad, least)
     return errors
 

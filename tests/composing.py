@@ -1,5 +1,7 @@
 """The configuration that a command line composes."""
 
+from typing import Any
+
 from conftest import PROJECT
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
@@ -8,7 +10,7 @@ from positron.cli.defaults import register_defaults
 from positron.settings import BESIDE_VALUES
 
 
-def composed(*overrides: str, recipe: str = "train") -> dict:
+def composed(*overrides: str, recipe: str = "train") -> Any:
     register_defaults()
     with initialize_config_dir(str(PROJECT / "conf"), version_base="1.3"):
         cfg = compose(recipe, [*overrides], return_hydra_config=True)

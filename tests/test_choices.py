@@ -87,7 +87,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "tokenizer of numpy": lambda: numpy_ref.tokenizers.train_tokenizer("invented", "a", 300),
     "data.source": lambda: open_source(invented(DataConfig("stories"), "source")),
     "conversations": lambda: read_conversations(invented(DataConfig("story_instruct"), "source")),
-    "data.on_invalid": lambda: Reading(on_invalid="invented"),  # type: ignore[arg-type]
+    "data.on_invalid": lambda: Reading(on_invalid="invented"),
     "sweep.prune": lambda: open_pruning(invented(SweepConfig(), "prune"), Run(Path("nowhere")), 1),
     "device.strategy": lambda: invented(DeviceConfig(), "strategy").shards_weights,
     "device.accelerator": lambda: device.choose_machine(invented(DeviceConfig(), "accelerator"), PrecisionConfig()),

@@ -183,7 +183,7 @@ def type_in_words(hint: Any) -> str:
         return "list"
     if typing.get_args(hint):
         return "|".join(map(type_in_words, typing.get_args(hint)))
-    return {bool: "true|false", str: "text"}.get(hint, hint.__name__)
+    return str({bool: "true|false", str: "text"}.get(hint, hint.__name__))
 
 
 def shown(value: Any) -> str:

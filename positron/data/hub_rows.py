@@ -201,8 +201,8 @@ def _serve(
         import tqdm
 
         tqdm.tqdm.set_lock(threading.RLock())  # its own one is a semaphore, which a process that is ended leaves behind
-        datasets.utils.logging.set_verbosity_error()
-        huggingface_hub.utils.logging.set_verbosity_error()
+        datasets.utils.logging.set_verbosity(datasets.utils.logging.ERROR)
+        huggingface_hub.utils.logging.set_verbosity(huggingface_hub.utils.logging.ERROR)
         datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
         datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
         splits = datasets.load_dataset(repo, revision=commit, data_files=files, streaming=True, cache_dir=cache)

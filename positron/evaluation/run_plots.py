@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from positron.evaluation.plots import as_png, dots, fit_range, say_why_empty, token_axis
@@ -142,15 +143,18 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, ScalarFormatter
 
     kinds = {"N": "parameters", "D": "training tokens", None: "operations, 6 N D"}
-    size = {"N": lambda n, d: n, "D": lambda n, d: d, None: lambda n, d: 6 * n * d}[law.reduced]
+    sizes: dict[str | None, Callable[[Any, Any], Any]]
+    sizes = {"N": lambda n, d: n, "D": lambda n, d: d, None: lambda n, d: 6 * n * d}
+    size = sizes[law.reduced]
     x, goal = size(np.asarray(n, float), np.asarray(d, float)), size(*aim)
     grid = np.geomspace(x.min() / 1.2, max(x.max(), goal) * 1.2, 100)
     ratio = aim[1] / aim[0]
-    along = {
+    pairs: dict[str | None, Callable[[Any], tuple[Any, Any]]] = {
         "N": lambda v: (v, law.partner(v)),
         "D": lambda v: (law.partner(v), v),
         None: lambda v: ((v / 6 / ratio) ** 0.5, (v / 6 * ratio) ** 0.5),
-    }[law.reduced]
+    }
+    along = pairs[law.reduced]
     curve = [law.bpb(*along(value)).item() for value in grid]
     bounds = [law.interval(*along(value)) for value in grid]
     e = law.floor or (law.coefficient("E") if "E" in law.terms else 0.0)

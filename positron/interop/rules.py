@@ -65,10 +65,11 @@ def stacked(theirs: str, ours: tuple[str, str, str], groups: int, d_head: int, *
     """
 
     def repeated(tensor: Tensor) -> Tensor:
-        return tensor.unflatten(0, (-1, d_head)).repeat_interleave(groups, dim=0).flatten(0, 1)
+        heads: Tensor = tensor.unflatten(0, (-1, d_head))
+        return heads.repeat_interleave(groups, dim=0).flatten(0, 1)
 
     def single(tensor: Tensor) -> Tensor:
-        heads = tensor.unflatten(0, (-1, groups, d_head))
+        heads: Tensor = tensor.unflatten(0, (-1, groups, d_head))
         if not torch.equal(heads, heads[:, :1].expand_as(heads)):
             raise Contradiction(f"{theirs} must hold the same keys and values for each group of {groups} heads")
         return heads[:, 0].flatten(0, 1)
@@ -92,7 +93,8 @@ def consecutive_pairs(theirs: str, ours: str, d_head: int) -> Rule:
     """
 
     def forth(tensors: Sequence[Tensor]) -> Tensor:
-        return tensors[0].unflatten(0, (-1, 2, d_head // 2)).transpose(1, 2).flatten(0, 2)
+        pairs: Tensor = tensors[0].unflatten(0, (-1, 2, d_head // 2))
+        return pairs.transpose(1, 2).flatten(0, 2)
 
     def back(tensor: Tensor) -> Sequence[Tensor]:
         return [tensor.unflatten(0, (-1, d_head // 2, 2)).transpose(1, 2).flatten(0, 2)]

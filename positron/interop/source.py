@@ -60,4 +60,4 @@ def largest_difference(source: Source, weights: dict[str, Tensor]) -> float:
     copy = GPT(source.config).eval()
     copy.load_state_dict(weights)
     ids = probe(source.config)
-    return (copy(ids) - source.model(ids)).abs().max().item()
+    return float((copy(ids) - source.model(ids)).abs().max().item())

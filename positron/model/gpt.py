@@ -138,7 +138,8 @@ class Attention(nn.Module):
         q, k, v = self._packed_heads(x, rope) if self._can_pack(x) else self.heads(x, rope)
         dropout = self.dropout if self.training else 0.0
         y = causal_attention(q, k, v, dropout=dropout, mask=mask, window=self.window)  # (B, H, T, D)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))
+        out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, C))
+        return out
 
     def heads(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
         """Compute queries, keys and values: x (B, T, C) -> q (B, H, T, D), k and v (B, K, T, D)."""
@@ -184,7 +185,8 @@ class MLP(nn.Module):
         """Transform each token's vector by itself: (B, T, C) -> (B, T, C)."""
         h = self.up(x)  # (B, T, F)
         h = F.silu(self.gate(x)) * h if self.activation == "swiglu" else activate(h, self.activation)
-        return self.down(h)
+        out: Tensor = self.down(h)
+        return out
 
 
 def activate(h: Tensor, activation: Elementwise) -> Tensor:
@@ -218,7 +220,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
         """Apply the block: (B, T, C) -> (B, T, C). `rope` and `mask` are those of `Attention.forward`."""
         x = x + self.drop(self.attn(self.norm1(x), rope, mask))
-        return x + self.drop(self.mlp(self.norm2(x)))
+        out: Tensor = x + self.drop(self.mlp(self.norm2(x)))
+        return out
 
 
 class GPT(nn.Module):
@@ -295,7 +298,8 @@ class GPT(nn.Module):
         x = self.drop(x)
         for block in self.blocks:
             x = self._run_block(block, x, rope, mask)  # (B, T, C)
-        return self.norm_f(x)
+        out: Tensor = self.norm_f(x)
+        return out
 
     def _run_block(self, block: nn.Module, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
         """Apply a block, (B, T, C) -> (B, T, C); with `checkpoint_activations` its activations are not saved.
@@ -305,8 +309,10 @@ class GPT(nn.Module):
         """
         if self.checkpoint_activations and torch.is_grad_enabled():
             has_dropout = self.config.dropout > 0
-            return checkpoint(block, x, rope, mask, use_reentrant=False, preserve_rng_state=has_dropout)
-        return block(x, rope, mask)
+            x = checkpoint(block, x, rope, mask, use_reentrant=False, preserve_rng_state=has_dropout)
+        else:
+            x = block(x, rope, mask)
+        return x
 
     def forward(self, idx: Tensor, targets: Tensor | None = None, documents: Tensor | None = None) -> Tensor:
         """Compute logits (B, T, V) or, with `targets` (B, T), the loss in nats summed over all targets except -100.

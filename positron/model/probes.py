@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from positron.model.gpt import GPT, Attention, Rope
+from positron.model.gpt import GPT, Attention
 from positron.model.kernels.attention import window_mask
+from positron.model.kernels.norms_and_heads import Rope
 from positron.model.kernels.precision import wide
 
 Inputs = tuple[Tensor, Rope | None, Tensor | None]  # what Attention.forward takes: x (B, T, C), rope, mask (B, 1, T, T)

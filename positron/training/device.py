@@ -97,7 +97,7 @@ def bf16_is_fast(accelerator: Accelerator) -> bool:
     """
     match accelerator:
         case "cuda":
-            return torch.cuda.is_bf16_supported(including_emulation=False)
+            return bool(torch.cuda.is_bf16_supported(including_emulation=False))
         case "mps":
             return True  # torch >= 2.13 is required; before, bf16 attention on MPS let tokens see the future
         case "cpu":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
-from lightning.fabric.plugins.environments import LightningEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from positron.config import RunConfig, seconds
 from positron.model.gpt import GPT

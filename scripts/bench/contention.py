@@ -153,7 +153,8 @@ def measure(workload: str) -> float:
 
     call = WORKLOADS[workload]()
     call()
-    times, done, begun = [], 0, time.perf_counter()
+    times: list[float] = []
+    done, begun = 0, time.perf_counter()
     while not times or time.perf_counter() - begun < SECONDS:
         start = time.perf_counter()
         done = call()

@@ -18,15 +18,16 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from positron.config import DataConfig, TokenizerConfig
-from positron.data import shards
 from positron.data.open import open_source
 from positron.data.shards import TokenFiles, write_tokens
+from positron.system.disk import write_json
 from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer, train_tokenizer
 
@@ -42,9 +43,8 @@ def _bare(kind: str, folder: str) -> None:
 
         _encode = sentencepiece.SentencePieceProcessor(model_file=f"{folder}/spm.model").encode
     else:
-        _encode = load_tokenizer(Path(folder))._encoding.encode_ordinary_batch  # type: ignore[attr-defined]
-        inner = _encode
-        _encode = lambda texts: inner(texts, num_threads=1)  # noqa: E731
+        tokenizer: Any = load_tokenizer(Path(folder))
+        _encode = partial(tokenizer._encoding.encode_ordinary_batch, num_threads=1)
 
 
 def _encode_texts(texts: list[str]) -> int:
@@ -89,7 +89,7 @@ def serving(root: Path) -> None:
         facts["shards"].append({"file": f"train-{i:05d}.bin", "tokens": per_shard, "sha256": ""})
     tokenizer = train_tokenizer(TokenizerConfig("char"), ["abc"])
     tokenizer.save(folder)
-    shards.write_json(
+    write_json(
         folder / "tokens.json",
         {"tokenizer_hash": tokenizer.hash, "dtype": "uint16", "fingerprint": "", "splits": {"train": facts}},
     )
@@ -143,8 +143,10 @@ def share_of_a_step(root: Path) -> None:
         with torch.autocast("cpu", torch.bfloat16):
             model(rows[:, :-1].contiguous(), rows[:, 1:].contiguous()).backward()
         costs["step"].append(time.perf_counter() - began)
-    batch, step = (float(np.median(costs[name][1:])) for name in ("batch", "step"))
-    print(f"nano, 16 x 256   a batch takes {1e3 * batch:.2f} ms, a step {1e3 * step:.0f} ms: {batch / step:.2%}")
+    batch_s, step_s = (float(np.median(costs[name][1:])) for name in ("batch", "step"))
+    print(
+        f"nano, 16 x 256   a batch takes {1e3 * batch_s:.2f} ms, a step {1e3 * step_s:.0f} ms: {batch_s / step_s:.2%}"
+    )
 
 
 def main() -> None:

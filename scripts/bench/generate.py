@@ -13,6 +13,8 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 
@@ -28,12 +30,13 @@ TINYGPT = GPTConfig(vocab_size=16_000, context_length=512, d_model=320, n_layer=
 GREEDY = Sampling(temperature=0)
 
 
-def hugging_face(model: GPT) -> torch.nn.Module:
+def hugging_face(model: GPT) -> Any:
     """The same weights in GPT2LMHeadModel."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     c = model.config
-    other = GPT2LMHeadModel(
+    build: Any = GPT2LMHeadModel
+    other = build(
         GPT2Config(
             vocab_size=c.vocab_size, n_positions=c.context_length, n_embd=c.d_model, n_layer=c.n_layer, n_head=c.n_head,
             bos_token_id=0, eos_token_id=None, pad_token_id=0,
@@ -70,12 +73,13 @@ def with_engine(engine: Engine, ids: list[int], count: int) -> list[int]:
     return [row[0] or 0 for row in engine.ids([ids], GREEDY, max_tokens=count, stop_ids=(), seed=0)]
 
 
-def with_hugging_face(model: torch.nn.Module, ids: list[int], count: int) -> list[int]:
+def with_hugging_face(model: Any, ids: list[int], count: int) -> list[int]:
     idx = torch.tensor([ids])
-    out = model.generate(  # type: ignore[operator]
+    out = model.generate(
         idx, attention_mask=torch.ones_like(idx), max_new_tokens=count, min_new_tokens=count, do_sample=False
     )
-    return out[0, len(ids) :].tolist()
+    new: list[int] = out[0, len(ids) :].tolist()
+    return new
 
 
 def read_rate() -> float:
@@ -127,7 +131,7 @@ def bench_run(options: argparse.Namespace) -> None:
         for _ in engine.ids([[0]], BALANCED, max_tokens=options.tokens, stop_ids=(), seed=next(seeds) // len(variants)):
             pass
 
-    took = in_turns({name: lambda e=engine: write(e) for name, engine in variants.items()}, options.rounds)  # type: ignore[misc]
+    took = in_turns({name: partial(write, engine) for name, engine in variants.items()}, options.rounds)
     print(f"{model.config.n_params() / 1e6:.1f}M parameters, {torch.get_num_threads()} threads\n")
     print(f"{'weights':<20}{'tokens/s':>10}{'ratio':>8}{'bits per byte':>16}")
     for name, seconds in took.items():
@@ -150,7 +154,7 @@ def main() -> None:
     model = GPT(TINYGPT, seed=0).eval()
     with torch.no_grad():
         for p in model.parameters():  # fresh weights repeat one token for ever, which would prove little
-            p += 0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel()))
+            p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     tokenizer = CharTokenizer("")
     prompt = torch.randint(1, 16_000, (options.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
     other = hugging_face(model)
@@ -162,12 +166,12 @@ def main() -> None:
     variants: dict[str, Callable[[int], list[int]]] = {
         "Hugging Face generate, fp32": lambda n: with_hugging_face(other, prompt, n),
         "no cache (nanoGPT), fp32": lambda n: without_cache(model, prompt, n),
-        **{name: lambda n, e=engine: with_engine(e, prompt, n) for name, engine in engines.items()},  # type: ignore[misc]
+        **{name: partial(with_engine, engine, prompt) for name, engine in engines.items()},
     }
     wanted = with_hugging_face(other, prompt, options.tokens)
     same = [a == b for a, b in zip(wanted, with_engine(engines["Positron, fp32"], prompt, options.tokens), strict=True)]
     print(f"greedy tokens like Hugging Face's: {sum(same)} of {len(same)}; {len(set(wanted))} different ones")
-    took = in_turns({name: lambda w=write: w(options.tokens) for name, write in variants.items()}, options.rounds)  # type: ignore[misc]
+    took = in_turns({name: partial(write, options.tokens) for name, write in variants.items()}, options.rounds)
     speed = {name: options.tokens / seconds for name, seconds in took.items()}
     reference = speed["Hugging Face generate, fp32"]
     floor = read_rate() / (4 * TINYGPT.matmul_params())

@@ -55,7 +55,7 @@ class Turns(L.Callback):
         now = time.perf_counter()
         if self.begun:
             self.pairs.append((self.bare_s, now - self.begun))
-        self.bare_step(module.objective.train.batch(trainer.global_step + 1), module)  # type: ignore[attr-defined]
+        self.bare_step(module.objective.train.batch(trainer.global_step + 1), module)
         self.begun = time.perf_counter()
         self.bare_s = self.begun - now
 

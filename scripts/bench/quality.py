@@ -136,8 +136,12 @@ def work(name: str, settings: dict[str, Any], pipe: Connection) -> None:
         score = scorer(nats, text, torch.from_numpy(tokenizer.token_bytes()), max(1, 8192 // context))
         return Budget(settings["seconds"], pipe, score)
 
-    recipes = {"ours": train_ours, "nanochat": train_nanochat, "HF Trainer": train_hugging_face}
-    train = recipes.get(name, train_nanogpt)
+    recipes: dict[str, Callable[..., None]] = {
+        "ours": train_ours,
+        "nanochat": train_nanochat,
+        "HF Trainer": train_hugging_face,
+    }
+    train: Callable[..., None] = recipes.get(name, train_nanogpt)
     train(name, recipe, tokenizer.vocab_size, batches(), budget, settings["seed"])
 
 
@@ -158,7 +162,8 @@ def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any],
 
     def nats(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         with machine.autocast():
-            return model(x, y)
+            total: torch.Tensor = model(x, y)
+        return total
 
     clock: Budget = budget(nats)
     clock.start()

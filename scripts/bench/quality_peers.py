@@ -29,7 +29,7 @@ def cosine(progress: float, final: float) -> float:
 
 def train_nanogpt(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Tensor], budget: Any, seed: int) -> None:
     """The CPU example of its README; "nanoGPT, large" has our model's context, width and depth."""
-    model = plain_gpt(PEERS["nanoGPT"][0], 128, 4, 4, vocab)
+    model: Any = plain_gpt(PEERS["nanoGPT"][0], 128, 4, 4, vocab)
     if name == "nanoGPT, large":
         ours = recipe.model
         model = plain_gpt(ours.context_length, ours.d_model, ours.n_layer, ours.n_head, vocab)
@@ -82,9 +82,11 @@ class NanochatBlock(nn.Module):
         if self.values is not None and self.gate is not None:  # a token's own value, as far as its head lets it in
             v = v + 2 * self.gate(h[..., :32]).sigmoid()[..., None] * self.values(idx).view_as(v)
         q, k = (norm(rotated(part, cos, sin)) for part in (q, k))
-        y = F.scaled_dot_product_attention(*(part.transpose(1, 2) for part in (q, k, v)), is_causal=True)
+        q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(y.transpose(1, 2).reshape(B, T, C))
-        return x + self.down(F.relu(self.up(norm(x))).square())
+        out: Tensor = x + self.down(F.relu(self.up(norm(x))).square())
+        return out
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, T, H, D), (T, 1, D/2)
@@ -156,7 +158,8 @@ class NanochatMatrices:
         for a, b, c in self.POLYNOMIALS:
             gram = y @ y.mT
             y = a * y + (b * gram + c * gram @ gram) @ y
-        return (y if lying else y.mT).float()
+        step: Tensor = y if lying else y.mT
+        return step.float()
 
 
 def train_nanochat(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Tensor], budget: Any, seed: int) -> None:
@@ -213,7 +216,7 @@ def train_hugging_face(
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
     T, B = PEERS[name]
-    model = GPT2LMHeadModel(GPT2Config(vocab_size=vocab, n_positions=T, n_embd=128, n_layer=4, n_head=4))
+    model: Any = GPT2LMHeadModel(GPT2Config(vocab_size=vocab, n_positions=T, n_embd=128, n_layer=4, n_head=4))
 
     def nats(x: Tensor, y: Tensor) -> Tensor:
         model.eval()
@@ -223,7 +226,7 @@ def train_hugging_face(
 
     clock = budget(nats)
 
-    class Rows(torch.utils.data.IterableDataset):
+    class Rows(torch.utils.data.IterableDataset[dict[str, Tensor]]):
         def __iter__(self) -> Iterator[dict[str, Tensor]]:
             for rows in batches:
                 yield from ({"input_ids": row[:-1], "labels": row[:-1]} for row in rows)  # GPT2LMHeadModel shifts

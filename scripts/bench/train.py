@@ -16,6 +16,10 @@ import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 SHAPES = {
     "tinygpt": (8, 512, 320, 8, 8, 16_000),
@@ -25,9 +29,8 @@ SHAPES = {
 VARIANTS = ("nanoGPT-style, fp32", "nanoGPT-style, bf16 autocast", "Positron, bf16")
 
 
-def plain_gpt(T: int, C: int, L: int, H: int, V: int):
+def plain_gpt(T: int, C: int, L: int, H: int, V: int) -> torch.nn.Module:
     """A GPT-2 as most people write it: packed qkv, LayerNorm, GELU, learned positions, tied head, all logits at once."""
-    import torch
     from torch import nn
     from torch.nn import functional as F
 
@@ -43,7 +46,8 @@ def plain_gpt(T: int, C: int, L: int, H: int, V: int):
             q, k, v = (y.view(B, T, H, C // H).transpose(1, 2) for y in self.qkv(self.norm1(x)).split(C, dim=2))
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             x = x + self.out(y.transpose(1, 2).contiguous().view(B, T, C))
-            return x + self.down(F.gelu(self.up(self.norm2(x))))
+            out: torch.Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
+            return out
 
     class PlainGPT(nn.Module):
         def __init__(self) -> None:
@@ -59,7 +63,8 @@ def plain_gpt(T: int, C: int, L: int, H: int, V: int):
                     )
 
         def logits(self, x: torch.Tensor) -> torch.Tensor:
-            return self.head(self.norm(self.blocks(self.wte(x) + self.wpe.weight[: x.shape[1]])))
+            logits: torch.Tensor = self.head(self.norm(self.blocks(self.wte(x) + self.wpe.weight[: x.shape[1]])))
+            return logits
 
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
             return F.cross_entropy(self.logits(x).view(-1, V), y.reshape(-1))
@@ -83,18 +88,21 @@ def work(variant: str, shape: tuple[int, ...], threads: int, pipe: Connection) -
     torch.set_num_threads(threads)
     torch.manual_seed(0)
     x, y = torch.randint(V, (2, B, T))
+    model: torch.nn.Module
     if variant.startswith("Positron"):
         model = GPT(GPTConfig(vocab_size=V, context_length=T, d_model=C, n_layer=L, n_head=H))
         optimizer = build_optimizer(model.named_parameters(), OptimizerConfig(), fused=True)
 
         def loss_of() -> torch.Tensor:
-            return model(x, y) / x.numel()
+            loss: torch.Tensor = model(x, y) / x.numel()
+            return loss
     else:
         model = plain_gpt(T, C, L, H, V)
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
 
         def loss_of() -> torch.Tensor:
-            return model(x, y)
+            loss: torch.Tensor = model(x, y)
+            return loss
 
     def step() -> None:
         with torch.autocast("cpu", torch.bfloat16, enabled="bf16" in variant):
@@ -140,6 +148,7 @@ def main() -> None:
     shape = SHAPES[options.model]
     context = multiprocessing.get_context("spawn")
     workers: dict[str, Connection] = {}
+    jobs: list[tuple[str, Callable[..., None], tuple[Any, ...]]]
     jobs = [(name, work, (name, shape, options.threads)) for name in VARIANTS]
     jobs += [(d, measure_ceiling, (d, options.threads)) for d in ("float32", "bfloat16")]
     for name, target, arguments in jobs:
@@ -157,7 +166,9 @@ def main() -> None:
     report(shape, options, {name: statistics.median(values) for name, values in results.items()}, results)
 
 
-def report(shape: tuple[int, ...], options: argparse.Namespace, median: dict, results: dict) -> None:
+def report(
+    shape: tuple[int, ...], options: argparse.Namespace, median: dict[str, float], results: dict[str, list[float]]
+) -> None:
     from positron.config import GPTConfig
 
     B, T, C, L, H, V = shape

@@ -210,7 +210,7 @@ BAD: list[tuple[Any, str]] = [
     ({"messages": turns("q", "a", names=("developer", "assistant"))}, "with role developer"),
     ({"conversations": turns("q", "a", "from", "value", ("human", "function"))}, "with role function"),
     ({"messages": [{"role": "assistant", "content": None, "tool_calls": [{"id": 1}]}]}, "with tool calls"),
-    ({"messages": turns("q", None)}, "with null in `content`"),  # type: ignore[arg-type]
+    ({"messages": turns("q", None)}, "with null in `content`"),
     ({"messages": [{"role": "user"}]}, "with a message without `content`"),
     ({"messages": [{"content": "q"}]}, "with a message without `role`"),
     ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "with a part of image in `content`"),

@@ -27,6 +27,7 @@ from positron.data import files, shards
 from positron.data.corpus import prepare
 from positron.data.files import SEPARATOR, FileSource, split_documents
 from positron.data.shards import TokenFiles, verify
+from positron.data.sources import is_validation
 from positron.system.errors import UserError
 
 FORMATS = {
@@ -62,7 +63,7 @@ def test_every_format_gives_the_same_documents(tmp_path: Path, name: str) -> Non
     assert texts(found) == DOCUMENTS
     sides = {d.text: d.is_val for task in found.tasks() for d in task}
     assert 2 < sum(sides.values()) < 30
-    assert sides == {d: files.is_validation(d, 0, 0.2) for d in DOCUMENTS}
+    assert sides == {d: is_validation(d, 0, 0.2) for d in DOCUMENTS}
 
 
 def test_a_folder_and_a_glob_are_their_files_in_order(tmp_path: Path) -> None:
@@ -301,7 +302,7 @@ def test_workers_of_a_killed_prepare_do_not_stay(tmp_path: Path) -> None:
 
 def _prepare_by_all_cores(folder: str, text: str) -> None:
     shards.SMALL_CORPUS = 0
-    os.cpu_count = lambda: 2  # type: ignore[assignment]
+    os.cpu_count = lambda: 2
     prepare(DataConfig("text", text, dir=folder), TokenizerConfig("char"), None)
 
 

@@ -155,7 +155,7 @@ def test_a_disk_without_room_is_told_before_the_download(stories_hub: Hub, tmp_p
 def _prepare(folder: str, endpoint: str) -> None:
     os.environ["HF_ENDPOINT"] = endpoint
     hub.SPARE_BYTES, shards.SHARD_TOKENS = 0, 3000
-    os.cpu_count = lambda: 1  # type: ignore[assignment]
+    os.cpu_count = lambda: 1
     prepare(config(Path(folder)), CHAR, None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import math
 import random
@@ -15,7 +16,7 @@ from conftest import tiny
 from text_files import DOCUMENTS, as_jsonl, as_text, source
 
 from positron.config import DataConfig, TokenizerConfig
-from positron.data import files, shards
+from positron.data import files
 from positron.data.corpus import prepare
 from positron.data.shards import TokenFiles, verify
 from positron.evaluation.eval_texts import size_of, texts_of_run
@@ -182,7 +183,7 @@ def test_a_checksum_is_computed_once_in_a_process(tmp_path: Path, monkeypatch: p
     def fail(*_: object) -> None:
         raise AssertionError("read again")
 
-    monkeypatch.setattr(shards.hashlib, "file_digest", fail)
+    monkeypatch.setattr(hashlib, "file_digest", fail)
     TokenFiles(folder, "train", tokenizer)
 
 

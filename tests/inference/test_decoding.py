@@ -157,7 +157,7 @@ def chi_square(engine: Engine, samples: int) -> float:
     rare = [text for text in chances if samples * chances[text] < 5]
     expected = [samples * chances[text] for text in chances if text not in rare] + [
         samples * sum(map(chances.get, rare))
-    ]  # type: ignore[arg-type]
+    ]
     found = [counts[text] for text in chances if text not in rare] + [sum(counts[text] for text in rare)]
     statistic = sum((f - e) ** 2 / e for f, e in zip(found, expected, strict=True) if e)
     half = torch.tensor([(len(found) - 1) / 2, statistic / 2], dtype=torch.float64)

@@ -148,8 +148,8 @@ def test_stop_texts_end_each_row_of_a_batch_and_the_work(writer: Writer, monkeyp
     written = writer.engine().written(prompts, Sampling(), max_tokens=50, seed=3, stop=stops)
     for i, one in enumerate(written):
         new = [row[0] for row in writer.engine().ids([prompts[i]], Sampling(), max_tokens=50, stop_ids=(), seed=3 + i)]
-        assert writer.tokenizer.decode(new[: one.tokens]) == one.text  # type: ignore[arg-type]
-        assert writer.tokenizer.decode(new[: max(0, one.tokens - 1)]) != one.text or not one.text  # type: ignore[arg-type]
+        assert writer.tokenizer.decode(new[: one.tokens]) == one.text
+        assert writer.tokenizer.decode(new[: max(0, one.tokens - 1)]) != one.text or not one.text
     steps: list[int] = []
     step = Decoder.step
     monkeypatch.setattr(Decoder, "step", lambda decoder, ids: (steps.append(len(ids)), step(decoder, ids))[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from typing import Any
 
 import pytest
 import torch
@@ -119,13 +120,14 @@ def test_compile_is_taken_back() -> None:
 
 
 def test_compiled_modules_mark_their_names() -> None:
-    assert list(torch.compile(nn.Linear(2, 2, bias=False)).state_dict()) == [f"{torch_private.COMPILED_MARK}weight"]
+    compiled: Any = torch.compile(nn.Linear(2, 2, bias=False))
+    assert list(compiled.state_dict()) == [f"{torch_private.COMPILED_MARK}weight"]
 
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
 def test_a_fused_step_with_the_flag_changes_nothing(kind: type[torch.optim.Optimizer]) -> None:
     weight = nn.Parameter(numbers(4))
-    optimizer = kind([weight], lr=0.1, fused=True)  # type: ignore[call-arg]
+    optimizer = kind([weight], lr=0.1, fused=True)
     weight.grad = numbers(4)
     optimizer.step()
     before = weight.detach().clone(), {k: v.clone() for k, v in optimizer.state[weight].items() if v is not None}

@@ -145,9 +145,9 @@ def shift_positions(monkeypatch: pytest.MonkeyPatch, params: dict[str, Array]) -
 
 
 def scale_a_slope(monkeypatch: pytest.MonkeyPatch, params: dict[str, Array]) -> None:
-    from numpy_ref import mlp
+    from numpy_ref import activation, mlp
 
-    right = mlp.activation_backward
+    right = activation.activation_backward
     monkeypatch.setattr(mlp, "activation_backward", lambda dh, cache: tuple(1.001 * dx for dx in right(dh, cache)))
 
 

@@ -74,7 +74,7 @@ def test_a_folder_without_facts_knows_nothing(run: Run) -> None:
     assert run.facts() == Facts()
 
 
-WRONG = {
+WRONG: dict[str, list[Any]] = {
     "status": [3, ["finished"], {}],
     "step": [-1, 1.5, "8", None, True, 10**30],
     "tokens": [-1, False, "many"],

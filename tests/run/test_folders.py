@@ -40,7 +40,7 @@ def test_a_link_below_a_run_folder_is_never_opened(tmp_path: Path, outside: Path
     (run / where).parent.mkdir(parents=True)
     (run / where).symlink_to(outside)
     with pytest.raises(UserError, match="symbolic link"):
-        disk.open_inside(run / where, mode, run)  # type: ignore[arg-type]
+        disk.open_inside(run / where, mode, run)
     assert outside.read_text() == "untouched"
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import sys
+import time
 
 import pytest
 
-from positron.system import progress as module
 from positron.system.progress import Meter, clock, progress
 
 
@@ -24,7 +25,7 @@ def clock_at(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         now[0] += 1.0
         return now[0]
 
-    monkeypatch.setattr(module.time, "monotonic", monotonic)
+    monkeypatch.setattr(time, "monotonic", monotonic)
     return now
 
 
@@ -33,7 +34,7 @@ def test_a_file_gets_a_line_now_and_then_after_three_seconds(
     clock_at: list[float], monkeypatch: pytest.MonkeyPatch, count: int, lines: int
 ) -> None:
     stream = io.StringIO()
-    monkeypatch.setattr(module.sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
     assert list(progress(range(count), "scoring")) == list(range(count))
     said = stream.getvalue().splitlines()
     assert len(said) == lines
@@ -42,7 +43,7 @@ def test_a_file_gets_a_line_now_and_then_after_three_seconds(
 
 def test_a_terminal_gets_a_bar_that_is_taken_away(clock_at: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     stream = Terminal()
-    monkeypatch.setattr(module.sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
     list(progress(list("abcdefghij"), "writing"))
     text = stream.getvalue()
     assert "writing [##" in text
@@ -52,7 +53,7 @@ def test_a_terminal_gets_a_bar_that_is_taken_away(clock_at: list[float], monkeyp
 
 def test_an_unknown_total_is_shown_as_an_amount(clock_at: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
-    monkeypatch.setattr(module.sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
     with Meter("tokenizing", None, unit=1e-6) as meter:
         for done in range(1, 9):
             meter.show(done * 3_000_000)
@@ -63,7 +64,7 @@ def test_work_that_is_continued_foretells_by_what_was_done_since(
     clock_at: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stream = io.StringIO()
-    monkeypatch.setattr(module.sys, "stderr", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
     with Meter("tokenizing", 100.0, done=90.0) as meter:
         for done in range(91, 97):
             meter.show(done)

@@ -1,6 +1,7 @@
 """A training that fails by its own numbers says so every time, and leaves nothing behind that looks like a success."""
 
 import dataclasses
+import importlib
 import json
 from types import SimpleNamespace
 
@@ -240,13 +241,13 @@ def test_evaluate_refuses_a_loss_that_is_not_finite_and_its_json_has_no_infinity
     facts = {"text": "my.txt", "loss": 800.0, "perplexity": float("inf"), "bpb_interval": (1.0, float("nan"))}
     monkeypatch.setattr(evaluate, "text_facts", lambda *_: facts)
     monkeypatch.setattr("sys.argv", ["evaluate", "--run", str(tmp_path / "run"), "--json"])
-    evaluate.main()
+    importlib.import_module("positron.evaluate").main()
     shown = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert (shown["perplexity"], shown["bpb_interval"], shown["loss"]) == (None, [1.0, None], 800.0)
     for loss in (float("nan"), float("inf")):
         facts["loss"] = loss
         with pytest.raises(SystemExit) as exit_:
-            evaluate.main()
+            importlib.import_module("positron.evaluate").main()
         assert exit_.value.code == 2
         captured = capsys.readouterr()
         assert captured.out == ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -62,7 +63,7 @@ def test_auto_takes_the_precision_whose_steps_are_faster(monkeypatch, faster: st
         return forward(*arguments)
 
     monkeypatch.setattr(model, "forward", timed)
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
     monkeypatch.setattr(timing, "matmul_flops", lambda *_, **__: 1e12)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     before = torch.random.get_rng_state()

@@ -20,7 +20,9 @@ BLOCK = 32_768
 
 def records(path: Path) -> Iterator[Any]:
     """The records of a run-ID.wandb file: LevelDB's log format after wandb's own seven bytes, with wandb's messages."""
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto import wandb_internal_pb2
+
+    messages: Any = wandb_internal_pb2
 
     data = path.read_bytes()
     if not data:
@@ -41,7 +43,7 @@ def records(path: Path) -> Iterator[Any]:
         place += 7 + length
         parts = part if kind in (1, 2) else parts + part  # full, first, middle, last
         if kind in (1, 4):
-            record = Record()
+            record = messages.Record()
             record.ParseFromString(parts)
             yield record
 

@@ -33,7 +33,8 @@ def causal_attention(
     grouped, T = k.shape[1] != q.shape[1], q.shape[2]
     visible = min(T, window or T)
     if mask is None and dropout == 0 and blocked_is_faster(q, visible):
-        return BlockedCausalAttention.apply(q, k, v, visible)
+        out: Tensor = BlockedCausalAttention.apply(q, k, v, visible)
+        return out
     if mask is None and visible < T:
         mask = window_mask(T, visible, q.device)
     if mask is not None:

@@ -33,7 +33,8 @@ def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         if not scored.all():
             x, targets = x[scored], targets[scored]
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return _LinearCrossEntropy.apply(x, weight, targets, product_dtype(x))
+        total: Tensor = _LinearCrossEntropy.apply(x, weight, targets, product_dtype(x))
+        return total
     return token_losses(x, weight, targets).sum()
 
 

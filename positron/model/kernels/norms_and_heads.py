@@ -32,7 +32,8 @@ def is_faster(x: Tensor) -> bool:
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Compute RMSNorm by the faster implementation: x (..., C), weight (C,) -> (..., C)."""
     if is_faster(x) and x.dtype == weight.dtype:
-        return RMSNorm.apply(x, weight, eps, product_dtype(x))
+        normed: Tensor = RMSNorm.apply(x, weight, eps, product_dtype(x))
+        return normed
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
@@ -64,7 +65,7 @@ class RMSNorm(torch.autograd.Function):
 
 def inverse_rms(x: Tensor, eps: float) -> Tensor:
     """Compute 1 / sqrt(mean(x^2) + eps) over the last axis, in fp32 or wider: (..., C) -> (..., 1)."""
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide(x.dtype))
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide(x.dtype))
     return length.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
 
 
@@ -73,7 +74,8 @@ def interleave_pairs(rows: Tensor, d_head: int) -> Tensor:
 
     A rotary pair is then one complex number. Scores do not change, because q and k are permuted in the same way.
     """
-    return rows.unflatten(0, (-1, 2, d_head // 2)).transpose(1, 2).flatten(0, 2)
+    pairs: Tensor = rows.unflatten(0, (-1, 2, d_head // 2))
+    return pairs.transpose(1, 2).flatten(0, 2)
 
 
 def heads(qkv: Tensor, rope: Rope | None, n_head: int, n_kv_head: int, norm_eps: float | None) -> tuple[Tensor, ...]:
@@ -88,7 +90,8 @@ def heads(qkv: Tensor, rope: Rope | None, n_head: int, n_kv_head: int, norm_eps:
         rotation = (
             rotation[:, None] if rotation.ndim == 2 else rotation.transpose(1, 2)
         )  # (T, 1, D/2) or (B, T, 1, D/2)
-    return Heads.apply(qkv, rotation, n_head, n_kv_head, norm_eps)
+    heads: tuple[Tensor, ...] = Heads.apply(qkv, rotation, n_head, n_kv_head, norm_eps)
+    return heads
 
 
 class Heads(torch.autograd.Function):
@@ -158,7 +161,8 @@ def _concatenate(q: Tensor, k: Tensor, out: Tensor) -> Tensor:
 
 def relu2(h: Tensor) -> Tensor:
     """Compute max(h, 0)^2 by the faster implementation."""
-    return SquaredReLU.apply(h) if is_faster(h) else F.relu(h).square()
+    out: Tensor = SquaredReLU.apply(h) if is_faster(h) else F.relu(h).square()
+    return out
 
 
 class SquaredReLU(torch.autograd.Function):
@@ -175,6 +179,7 @@ class SquaredReLU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """Multiply the upstream gradient by the derivative."""
+        positive: Tensor
         (positive,) = ctx.saved_tensors
         return (grad * positive).mul_(2)
 
@@ -185,7 +190,8 @@ def gelu(h: Tensor) -> Tensor:
     In bf16 on a CPU that is `GELU`: it takes two thirds of the time of torch's kernels and is exact to the last bit.
     """
     if is_faster(h) and h.dtype == torch.bfloat16:
-        return GELU.apply(h)
+        out: Tensor = GELU.apply(h)
+        return out
     return F.gelu(h, approximate="tanh")
 
 
@@ -217,5 +223,6 @@ class GELU(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """Multiply the upstream gradient by the saved derivative."""
+        slope: Tensor
         (slope,) = ctx.saved_tensors
         return grad * slope

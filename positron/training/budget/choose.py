@@ -121,7 +121,7 @@ def expected_bpb(weights: float, tokens: float, text_tokens: float, scale: float
     counted = tokens
     if tokens > text_tokens:
         counted = text_tokens * (1 + R_STAR * (1 - math.exp((1 - tokens / text_tokens) / R_STAR)))
-    return scale * (E + A / weights**ALPHA + B / counted**BETA)
+    return float(scale * (E + A / weights**ALPHA + B / counted**BETA))
 
 
 def rate_for(config: RunConfig, asked: Asked, d_model: int) -> float:

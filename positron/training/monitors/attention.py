@@ -22,7 +22,8 @@ def relative_entropy(p: Tensor, visible: Tensor) -> Tensor:
 
     NaN where a single key is visible.
     """
-    return torch.special.entr(p).sum(dim=-1) / visible.sum(dim=-1).log()
+    entropy: Tensor = torch.special.entr(p).sum(dim=-1)
+    return entropy / visible.sum(dim=-1).log()
 
 
 def head_entropies(attn: Attention, inputs: Inputs, real: Tensor) -> list[Tensor]:

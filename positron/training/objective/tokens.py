@@ -22,7 +22,8 @@ class NextToken:
 
     def loss(self, model: GPT, part: Part) -> Tensor:
         x, y = part
-        return model(x, y, self.documents(x))
+        total: Tensor = model(x, y, self.documents(x))
+        return total
 
     def score(self, model: GPT, part: Part, token_bytes: Tensor) -> Tensor:
         """Return (nats, bytes, tokens) as float64, where the device has it."""
