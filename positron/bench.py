@@ -16,7 +16,7 @@ from positron.cli.sampling_options import draft_option, weights_option
 from positron.inference.arguments import weights_of
 from positron.system.console import say_loading
 from positron.system.exits import errors_as_one_line
-from positron.system.formatting import counted
+from positron.system.formatting import counted, parameter_count
 from positron.system.log import screen_log
 from positron.system.threads import SPIN_WRITING, spin
 
@@ -73,7 +73,7 @@ def measure(writer: Writer) -> None:
     model, engine = writer.model, writer.engine()
     context = model.config.context_length
     print(
-        f"{model.config.n_params() / 1e6:.2f}M parameters, context {context}, {counted(torch.get_num_threads(), 'thread')}"
+        f"{parameter_count(model.config.n_params())}, context {context}, {counted(torch.get_num_threads(), 'thread')}"
     )
     print("prompt tokens   first token   tokens/s   tokens/s without cache")
     lengths = sorted({1, context // 8, context // 2, context - 17} - {0})

@@ -22,6 +22,7 @@ from positron.inference.arguments import argument, seed_of, standard_input_lines
 from positron.system.console import Screen, say_loading
 from positron.system.errors import UserError
 from positron.system.exits import describe, errors_as_one_line
+from positron.system.formatting import parameter_count
 from positron.system.log import screen_log
 from positron.system.threads import SPIN_WRITING, spin
 
@@ -79,7 +80,7 @@ def main() -> None:
             answer_lines(dialogue)
         else:
             kind = "" if run.is_chat else "; it was not fine-tuned on conversations: it continues what you begin"
-            parameters = f"{model.config.n_params() / 1e6:.2f}M parameters"
+            parameters = parameter_count(model.config.n_params())
             Screen().line(f"{run.folder}, {path.name}, {parameters}{kind}. /help shows what you can do.")
             converse(dialogue, terminal_prompt())
 

@@ -28,6 +28,7 @@ from positron.ranges import (
     first_complaint,
 )
 from positron.system.errors import UserError
+from positron.system.formatting import read_amount
 
 IGNORE = -100  # a target that carries no loss
 
@@ -310,11 +311,7 @@ class DataConfig:
     def epoch_tokens(self) -> int:
         """`tokens_per_epoch` as a number: 10_000_000 for 10M."""
         text = str(self.tokens_per_epoch).strip()
-        factor = {"k": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:], 0)
-        try:
-            number = float(text[:-1]) * factor if factor else float(text)
-        except ValueError:
-            number = 0.0
+        number = read_amount(text)
         if not 1 <= number < float("inf"):
             raise UserError(f"data.tokens_per_epoch={text} is no number of tokens: give 10000000, or 10M")
         return round(number)

@@ -22,7 +22,7 @@ from positron.system.console import say_loading
 from positron.system.disk import json_ready
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
-from positron.system.formatting import above_floor, counted, percent
+from positron.system.formatting import above_floor, counted, parameter_count, percent
 from positron.system.log import screen_log
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
     from positron.inference.text_model import Writer
 
     model, tokenizer, path = load_model(run)
-    logger.info(f"{run.folder}, {path.name}: {model.config.n_params() / 1e6:.2f}M parameters")
+    logger.info(f"{run.folder}, {path.name}: {parameter_count(model.config.n_params())}")
     writer = Writer(model, tokenizer, weights=options.weights)
     facts: dict[str, Any] = {"run": str(run.folder), "checkpoint": path.name, "parameters": model.config.n_params()}
     facts |= text_facts(run, writer, options)

@@ -21,7 +21,7 @@ from positron.config import RunConfig
 from positron.run.folder import OUTPUTS, PRETRAIN, SFT, Run, find_run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance, start_of
-from positron.settings import from_dict
+from positron.settings import flat, from_dict
 from positron.system.console import one_line, say_loading
 from positron.system.disk import expanded, make_folder, write_json
 from positron.system.errors import UserError
@@ -30,6 +30,8 @@ from positron.system.formatting import counted
 from positron.system.ranks import first_rank
 
 TRACE = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
+# of a start; a diff counts by its checksum
+_CHANGES_NOTHING = ("time", "step", "command", "environment", "weights.path", "git.diff")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -172,19 +174,9 @@ def differences(
 
 def changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
     """`what: there -> here` for whatever may have made the bits others."""
-    a, b = _flat(there), _flat(here)
-    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in {**a, **b} if a.get(key) != b.get(key)]
-
-
-def _flat(start: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What matters of a start, by dotted key; a diff by its checksum."""
-    flat: dict[str, Any] = {}
-    for key, value in start.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        elif prefix + key not in ("time", "step", "command", "environment", "weights.path", "git.diff"):
-            flat[prefix + key] = value
-    return flat
+    a, b = flat(there), flat(here)
+    keys = [key for key in {**a, **b} if key not in _CHANGES_NOTHING]
+    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
 
 
 if __name__ == "__main__":

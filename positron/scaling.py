@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from positron.system.console import say_loading
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
-from positron.system.formatting import amount
+from positron.system.formatting import amount, read_amount
 from positron.system.log import screen_log
 
 if TYPE_CHECKING:
@@ -72,17 +72,8 @@ def _beside(names: list[str], first: Path) -> Path:
 
 def parse_size(text: str) -> tuple[float, float | None]:
     """ "2M" or "2M,40M" as numbers. UserError for what is none."""
-    found = []
-    for part in text.split(","):
-        factor = {"k": 1e3, "M": 1e6, "B": 1e9}.get(part.strip()[-1:])
-        try:
-            number = float(part.strip()[:-1]) * factor if factor else float(part)
-        except ValueError:
-            number = math.nan
-        if not 1 <= number < math.inf:
-            raise UserError(f"--predict {text}: give parameters, or parameters and tokens, such as 2M or 2M,40M")
-        found.append(number)
-    if len(found) > 2:
+    found = [read_amount(part) for part in text.split(",")]
+    if len(found) > 2 or not all(1 <= number < math.inf for number in found):
         raise UserError(f"--predict {text}: give parameters, or parameters and tokens, such as 2M or 2M,40M")
     return found[0], found[1] if len(found) == 2 else None
 

@@ -115,6 +115,17 @@ def defaults_of(cls: type) -> dict[str, Any]:
     return values
 
 
+def flat(values: dict[str, Any], prefix: str = "", depth: int = 8) -> dict[str, Any]:
+    """Return nested settings by their dotted keys; what a file nests deeper than `depth` stays a dict."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict) and depth:
+            found |= flat(value, f"{prefix}{key}.", depth - 1)
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
 def leaf_keys() -> list[str]:
     """Return every dotted key that a user can set, e.g. `optimizer.lr`."""
     return [*_keys_of(RunConfig), *BESIDE_VALUES]

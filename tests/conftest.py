@@ -61,6 +61,8 @@ _LATER = (  # what doors import when they come to it, and what the tests' own mo
     "matplotlib.figure",
     "safetensors.torch",
     "pyarrow.parquet",
+    "scipy.special",
+    "jinja2",
     "hypothesis.strategies",
     "pytest",
 )

@@ -19,7 +19,7 @@ from positron.cli.defaults import default_configs, register_defaults
 from positron.cli.overrides import groups_of
 from positron.cli.unused_settings import CONVERSATIONS
 from positron.config import RunConfig
-from positron.settings import BESIDE_VALUES, MISSING, NOT_READ_BY, leaf_keys, type_of
+from positron.settings import BESIDE_VALUES, MISSING, NOT_READ_BY, flat, leaf_keys, type_of
 
 _WIDTH = 110
 _USAGE = {
@@ -95,7 +95,7 @@ def default_values(recipe: str, conf: Path) -> dict[str, Any]:
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         composed: Any = OmegaConf.to_container(hydra.compose(recipe, []), resolve=False)
     optional = default_configs()  # of loggers, which are composed only where they are chosen
-    values = _flat(composed, "") | _flat(optional["wandb"], "") | _flat(optional["tensorboard"], "")
+    values = flat(composed) | flat(optional["wandb"]) | flat(optional["tensorboard"])
     values["name"] = re.sub(r"\$\{hydra:runtime\.choices\.(\w+)\}", lambda match: match[1].upper(), str(values["name"]))
     return values
 
@@ -147,13 +147,6 @@ def _comments_of(cls: type, prefix: str, of_class: dict[str, dict[str, str]]) ->
         else:
             found[prefix + name] = next(filter(None, (of_class[c.__name__].get(name) for c in cls.__mro__[:-1])), "")
     return found
-
-
-def _flat(values: dict[str, Any], prefix: str) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _group_class(hint: Any) -> type | None:

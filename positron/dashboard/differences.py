@@ -6,6 +6,8 @@ from collections import defaultdict
 from pathlib import PurePath
 from typing import Any
 
+from positron.settings import flat
+
 MOST_LETTERS = 200  # of a value that is shown
 
 
@@ -34,20 +36,10 @@ def shorten_overrides(rows: list[dict[str, Any]]) -> None:
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[list[str]]:
     """List [key, value, other value] for the settings in which two configurations differ, but for their names."""
-    a, b = _flat(ours), _flat(theirs)
+    a, b = flat(ours), flat(theirs)
     keys = [key for key in {**a, **b} if key != "name" and a.get(key) != b.get(key)]
     return [[key, _shown(a, key), _shown(b, key)] for key in keys]
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:
     return str(flat[key])[:MOST_LETTERS] if key in flat else "not set"
-
-
-def _flat(config: dict[str, Any], prefix: str = "", depth: int = 8) -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict) and depth:
-            flat |= _flat(value, f"{prefix}{key}.", depth - 1)
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

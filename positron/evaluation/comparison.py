@@ -22,7 +22,7 @@ from positron.run.metrics import read_metrics
 from positron.run.paths import CONFIG
 from positron.system.disk import refuse_links_in
 from positron.system.errors import UserError
-from positron.system.formatting import amount
+from positron.system.formatting import aligned, amount
 from positron.text import conversation
 from positron.text.conversation import Message
 
@@ -151,11 +151,7 @@ def as_table(rows: Sequence[Row]) -> str:
         )
         for row in rows
     ]
-    widths = [max(map(len, column)) for column in zip(header, *cells, strict=True)]
-    lines = [
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in (header, *cells)
-    ]
-    return "\n".join(line.rstrip() for line in (lines[0], "  ".join("-" * width for width in widths), *lines[1:]))
+    return aligned([header, *cells], underline=True)
 
 
 def as_csv(rows: Sequence[Row]) -> str:

@@ -14,7 +14,7 @@ from positron.run.folder import Run
 from positron.run.metrics import read_metrics
 from positron.run.paths import JOB
 from positron.system.disk import read_json, whole_file, write_text
-from positron.system.formatting import counted
+from positron.system.formatting import aligned, counted
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,7 @@ def table(jobs: Sequence[Job]) -> list[list[str]]:
 
 
 def as_text(jobs: Sequence[Job]) -> str:
-    rows = table(jobs)
-    widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:-1]]
-    lines = [[*(cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=True)), row[-1]] for row in rows]
-    return "\n".join("  ".join(line) for line in lines)
+    return aligned(table(jobs))
 
 
 def as_markdown(jobs: Sequence[Job], title: str) -> str:

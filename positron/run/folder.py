@@ -24,7 +24,7 @@ from positron.run.facts import (
     write_record,
 )
 from positron.run.paths import FACTS, RunPaths
-from positron.settings import from_dict
+from positron.settings import flat, from_dict
 from positron.system.console import one_line
 from positron.system.disk import expanded, make_folder, read_json, refuse_links_in
 from positron.system.errors import UserError
@@ -170,7 +170,7 @@ class Run(RunPaths):
 
     def differences(self, config: RunConfig) -> list[str]:
         """`key: theirs -> ours` for each setting that decides what is learnt and is not what the run has."""
-        theirs, ours = (_flat(without_home(dataclasses.asdict(side))) for side in (self.settings(), config))
+        theirs, ours = (flat(without_home(dataclasses.asdict(side))) for side in (self.settings(), config))
         resolved = self.resolved()
         for name in _RESOLVED:
             number = getattr(resolved, name)
@@ -208,16 +208,6 @@ def _is_free(key: str) -> bool:
     if key in _FREE or key.startswith(_FREE_GROUPS):
         return True
     return key.startswith("train.") and key.split(".", 1)[1] in _FREE_TRAIN
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
 
 
 def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run], bool] = lambda run: True) -> Run:

@@ -33,6 +33,21 @@ def amount(value: float) -> str:
     return f"{value:.3g}"
 
 
+def read_amount(text: str) -> float:
+    """Read what `amount` writes: 12.3M as 12,300,000. NaN for a text that is not a number."""
+    text = text.strip()
+    factor = {"k": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:], 0)
+    try:
+        return float(text[:-1]) * factor if factor else float(text)
+    except ValueError:
+        return float("nan")
+
+
+def parameter_count(parameters: int) -> str:
+    """Write the size of a model: 0.03M parameters."""
+    return f"{parameters / 1e6:.2f}M parameters"
+
+
 def took(seconds: float) -> str:
     """Write a duration in the unit that suits it: 4 seconds, 3.6 minutes, 2.5 hours."""
     if seconds < 1:
@@ -92,6 +107,16 @@ def command(name: str, *arguments: str) -> str:
 def next_command(name: str, *arguments: str) -> str:
     """Return the command to run next: the target of the same name for somebody who started this by make."""
     return f"make {name}" if os.environ.get("MAKELEVEL") and name in ("chat", "generate") else command(name, *arguments)
+
+
+def aligned(rows: Sequence[Sequence[str]], *, underline: bool = False) -> str:
+    """Write rows of cells as columns, two blanks apart; `underline` draws a line below the first row."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    if underline:
+        rows = [rows[0], ["-" * width for width in widths], *rows[1:]]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
 
 
 def side_by_side(columns: Sequence[tuple[str, str]], width: int) -> str:

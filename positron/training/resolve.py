@@ -13,7 +13,7 @@ from positron.config import BATCH_TOKENS, GPTConfig, RunConfig
 from positron.model.gpt import GPT
 from positron.run.facts import Resolved
 from positron.system.errors import UserError
-from positron.system.formatting import USUAL_TOKENS_PER_PARAMETER, counted, tokens_per_parameter
+from positron.system.formatting import USUAL_TOKENS_PER_PARAMETER, counted, parameter_count, tokens_per_parameter
 from positron.training.device import Machine, choose_micro_batch, precision_named, release_memory
 from positron.training.resume import Start
 from positron.training.timing import faster_precision
@@ -87,7 +87,7 @@ def make_plan(
         if reason:
             logger.info(reason)
     logger.info(
-        f"{gpt.n_params() / 1e6:.2f}M parameters, vocabulary {gpt.vocab_size:,}, context {gpt.context_length}; "
+        f"{parameter_count(gpt.n_params())}, vocabulary {gpt.vocab_size:,}, context {gpt.context_length}; "
         f"{counted(horizon, 'step')} of {counted(batch_tokens, 'token')} ({counted(micro, 'sequence')} at a time)"
         + ("" if auto_steps else f", {tokens_per_parameter(horizon * batch_tokens, gpt.n_params())}")
         + (f"; stopping at step {last_step:,}" if last_step < horizon else "")

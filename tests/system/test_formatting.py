@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import subprocess
@@ -19,11 +20,13 @@ from positron.run.folder import Run, announce
 from positron.system.console import say_loading
 from positron.system.formatting import (
     above_floor,
+    aligned,
     amount,
     command,
     counted,
     judged_bpb,
     next_command,
+    read_amount,
     tokens_per_parameter,
     took,
 )
@@ -145,6 +148,22 @@ def test_a_report_explains_a_training_loss_above_validation_loss(
     given = reasons_for_a_higher_training_loss(SimpleNamespace(kind="pretrain"), [row], config)
     assert bool(given) == bool(reasons)
     assert all(reason in "; ".join(given) for reason in reasons)
+
+
+@pytest.mark.parametrize("value", [1, 999, 1_500, 12_300_000, 2.5e9])
+def test_an_amount_that_is_written_is_read_again(value: float) -> None:
+    assert read_amount(f" {amount(value)} ") == value
+
+
+@pytest.mark.parametrize("text", ["", "M", "ten", "1 000", "1G", "nan"])
+def test_what_is_not_an_amount_is_not_a_number(text: str) -> None:
+    assert math.isnan(read_amount(text))
+
+
+def test_columns_are_as_wide_as_their_widest_cell() -> None:
+    rows = [("run", "bits"), ("a", ""), ("long name", "0.25")]
+    assert aligned(rows) == "run        bits\na\nlong name  0.25"
+    assert aligned(rows, underline=True).splitlines()[1] == "---------  ----"
 
 
 @pytest.mark.parametrize("name", ["outputs/quickstart", "the run trained last", "a\x1b[31mb"])
