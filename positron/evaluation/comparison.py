@@ -132,7 +132,7 @@ def _sample(run: Run, writer: Writer, prompt: str, max_tokens: int, seed: int) -
     if not run.is_chat:
         return writer.generate(prompt, max_tokens=max_tokens, seed=seed)
     ids, stops = (
-        conversation.prompt([Message("user", prompt)], writer.tokenizer),
+        conversation.prompt_ids([Message("user", prompt)], writer.tokenizer),
         conversation.stop_ids(writer.tokenizer),
     )
     return "".join(writer.engine().stream(ids, BALANCED, max_tokens=max_tokens, seed=seed, stop_ids=stops))

@@ -47,7 +47,7 @@ def answer_requests(
     writer: Writer, talks: Sequence[Conversation], sampling: Sampling, seed: int, max_tokens: int
 ) -> list[Written]:
     """What the model answers to the first message of each."""
-    prompts = [conversation.prompt(talk.messages[:1], writer.tokenizer) for talk in talks]
+    prompts = [conversation.prompt_ids(talk.messages[:1], writer.tokenizer) for talk in talks]
     return _write(writer, prompts, sampling, seed, max_tokens, conversation.stop_ids(writer.tokenizer))
 
 

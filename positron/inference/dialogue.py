@@ -92,9 +92,9 @@ class Dialogue:
         """The conversation as the model reads it, without the oldest turns where it is too long."""
         tokenizer, context = self.writer.tokenizer, self.writer.model.config.context_length
         wanted = self._answer_tokens(messages) if self.max_tokens is None else self.max_tokens
-        alone = len(conversation.prompt([m for m in messages[:1] if m.role == "system"] + messages[-1:], tokenizer))
+        alone = len(conversation.prompt_ids([m for m in messages[:1] if m.role == "system"] + messages[-1:], tokenizer))
         limit = max(8, context - wanted, min(alone, context * 3 // 4))  # a quarter is kept free at least
-        read, lost = conversation.fit(messages, tokenizer, limit)
+        read, lost = conversation.drop_oldest_turns(messages, tokenizer, limit)
         if lost:
             turns = "turn no longer fits" if lost == 1 else f"{lost} turns no longer fit"
             logger.info(f"the oldest {turns} the context, and this answer is given without")
@@ -102,7 +102,7 @@ class Dialogue:
             logger.info("the question is too long for the context: the model reads only its end")
         if messages[0].role == "system" and read[0].role != "system":
             logger.info("the system text is too long for the context: the model does not read it")
-        return conversation.prompt(read, tokenizer)
+        return conversation.prompt_ids(read, tokenizer)
 
     def _answer_tokens(self, messages: list[Message]) -> int:
         """How many tokens to keep free for the next answer: as many as the longest one so far took.

@@ -1,11 +1,11 @@
-"""The built-in corpus: children's stories from a grammar whose probabilities are known, so its entropy is too.
+"""The built-in corpus: children's stories from a grammar with known probabilities, and therefore with a known entropy.
 
-A story takes one variant of each beat of a plot (`plots.py`) and fills it with words (`words.py`). Each
-choice has a known probability, and the text tells every choice, so -log2 p(story) is exactly the information in it, in
-bits. Over a corpus that is a floor which no honest language model's bits per byte can beat.
+A story takes one variant of each beat of a plot (`plots.py`) and fills it with words (`words.py`). Each choice has a known
+probability, and the text determines every choice, so -log2 p(story) is exactly the information in it, in bits. Over a
+corpus this is a lower bound, in bits per byte, for every language model that has not seen the text.
 
-One engine writes (`grammar.py`), another pass over the same compiled plots reads (`parser.py`): it finds
-*all* ways in which a text could have come about. The tests prove, over the whole grammar, that there is only one.
+`grammar.py` writes stories; `parser.py` reads them with the same compiled plots and finds *all* derivations of a text. The
+tests prove, over the whole grammar, that there is only one.
 """
 
 from __future__ import annotations
@@ -34,6 +34,6 @@ __all__ = [
 
 
 def documents(seed: int, start: int, stop: int) -> Iterator[Story]:
-    """Stories start .. stop - 1 of the corpus `seed`."""
+    """Yield the stories start .. stop - 1 of the corpus `seed`."""
     for index in range(start, stop):
         yield generate(seed, index)

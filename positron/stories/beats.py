@@ -1,13 +1,14 @@
-"""What a plot is, and the beats that many plots share.
+"""The class of plots, and the beats that many plots share.
 
-A plot is a list of beats; a beat is a tuple of variants, of which a story takes one, each with the same probability
-("" leaves the beat out). In a variant,
+A plot is a list of beats; a beat is a tuple of variants. A story takes one variant of each beat, all with the same
+probability; "" omits the beat. In a variant,
     {hero}         is the value bound to slot `hero`, drawn from the slot's kind at its first mention;
     {hero.his}     is a form of it, {hero.His} the same with a capital letter, {thing.a} has its article;
-    [walked]       is a fresh word of list `walked`, [Walked] with a capital letter, [a trait] with its article;
-    (this|that|)   is one of several texts, which may hold all of these; the last one here is nothing.
-No text of a beat begins another one: so a story's text tells all its choices (`tests/stories/test_stories.py` proves it).
-Beats are joined by a space, or by an empty line where the variant begins with a pilcrow.
+    [walked]       is a newly drawn word of list `walked`, [Walked] with a capital letter, [a trait] with its article;
+    (this|that|)   is one of several texts, which may contain all of these; the last one here is empty.
+No text of a beat is the beginning of another one, so that the text of a story determines all its choices
+(`tests/stories/test_stories.py` proves it). Beats are joined by a space, or by an empty line if the variant begins with a
+pilcrow.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ Beat = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Plot:
-    """`slots`: name -> kind. Every plot has a `hero`, a `thing` and a `place`: what a reader can ask for.
+    """Describe a plot. `slots`: name -> kind; every plot has the slots `hero`, `thing` and `place`, which a request names.
 
-    `asks` says what happens, for requests: "Tell me a story about Tom, who " + ask.
+    `weight`: its probability is proportional to it. `asks`: what happens, for requests: "Tell me a story about Tom, who " +
+    ask.
     """
 
     name: str
@@ -32,10 +34,12 @@ class Plot:
 
 
 def with_preface(plot: Plot) -> Plot:
-    """Half of all stories say first what they are about, in the words of a request: so whoever learns to write them
-    learns to keep to what was said about hero, thing and place, before anyone asks for it."""
-    told = f"(This is|Here is|Meet) {{hero}}, who ({'|'.join(plot.asks)})."
-    return replace(plot, beats=(("", told), *plot.beats))
+    """Add a first beat that says, in half of all stories, what the story is about in the words of a request.
+
+    A model thereby learns in pretraining to keep hero, thing and place as announced.
+    """
+    preface = f"(This is|Here is|Meet) {{hero}}, who ({'|'.join(plot.asks)})."
+    return replace(plot, beats=(("", preface), *plot.beats))
 
 
 OPENING: Beat = (

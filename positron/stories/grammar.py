@@ -1,8 +1,8 @@
-"""The engine of the built-in stories: a grammar as data, compiled once, that writes, with exact probabilities.
+"""The generator of the built-in stories: a grammar as data, compiled once, with exact probabilities.
 
-A plot is a list of beats, a beat a choice of variants, a variant a sentence or two with choices inside. Compiled, all
-of it is one tree of three nodes (`Text`, `Slot`, `Pick`), which `generate` walks here and `parser.py` reads, so the
-writer and the reader cannot drift apart. Units: bits, i.e. -log2 of a probability.
+A plot is a list of beats, a beat a choice of variants, a variant a sentence or two that contain choices. All of it is
+compiled to one tree of three kinds of nodes (`Text`, `Slot`, `Pick`). `generate` writes from this tree and `parser.py`
+reads by it, so that writer and reader always agree. Units: bits, that is, -log2 of a probability.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import NamedTuple
 from positron.stories.plots import PLOTS, Plot
 from positron.stories.words import KINDS, LISTS, WEIGHTS, Forms, with_article
 
-ENGINE_VERSION = 1  # raise it when the same data would give other texts or other bits
+ENGINE_VERSION = 1  # increase it when the same data would give other texts or other bits
 GRAMMAR_VERSION = hashlib.sha256(repr((ENGINE_VERSION, PLOTS, KINDS, WEIGHTS, LISTS)).encode("utf-8")).hexdigest()
 
 Choices = tuple[tuple[str, str], ...]
@@ -28,7 +28,7 @@ Bound = dict[str, str]
 
 @dataclass(frozen=True)
 class Request:
-    """What a reader can ask for; all but the plot's name stand in the story word for word."""
+    """Name what a story is about; all but the plot's name occur in the story literally."""
 
     name: str
     object: str
@@ -37,12 +37,16 @@ class Request:
 
     @property
     def slots(self) -> Bound:
+        """Return the values of the slots that the request fixes."""
         return {"hero": self.name, "thing": self.object, "place": self.place}
 
 
 @dataclass(frozen=True)
 class Story:
-    """`bits` is -log2 of its probability (given the request, where there was one); `choices` are (what, option)."""
+    """Hold a story: `bits` is -log2 of its probability, given the request if there was one.
+
+    `choices` are pairs (name of the choice, option) in the order in which they were made.
+    """
 
     text: str
     bits: float
@@ -51,7 +55,7 @@ class Story:
 
 
 class Choice(NamedTuple):
-    """Options with their probabilities, ready to draw from and to look up."""
+    """Hold options with their probabilities: `bits` of each, and the `cumulative` probabilities to draw from."""
 
     options: tuple[str, ...]
     bits: tuple[float, ...]
@@ -59,21 +63,25 @@ class Choice(NamedTuple):
 
     @classmethod
     def of(cls, options: tuple[str, ...], weights: list[float] | None = None) -> Choice:
+        """Create a choice with probabilities proportional to `weights`; None: all equal."""
         shares = weights or [1.0] * len(options)
         total = math.fsum(shares)
         bits = tuple(-math.log2(share / total) for share in shares)
         return cls(options, bits, tuple(accumulate(share / total for share in shares)))
 
     def draw(self, rng: random.Random) -> int:
+        """Draw the index of an option."""
         return min(bisect(self.cumulative, rng.random()), len(self.options) - 1)
 
 
 class Text(NamedTuple):
+    """Stand for a fixed text."""
+
     text: str
 
 
 class Slot(NamedTuple):
-    """A form of the slot's value; at its first mention the value is drawn."""
+    """Stand for a form of a slot's value, which is drawn at its first mention."""
 
     name: str
     form: str
@@ -81,7 +89,7 @@ class Slot(NamedTuple):
 
 
 class Pick(NamedTuple):
-    """One of several sequences: a word of a list, an alternative in a sentence, a variant of a beat."""
+    """Stand for one of several sequences: a word of a list, an alternative in a sentence, or a variant of a beat."""
 
     name: str
     choice: Choice
@@ -94,7 +102,7 @@ _TOKEN = re.compile(r"\{[^}]+\}|\[[^\]]+\]|[(|)]|[^{\[(|)]+")
 
 @dataclass(frozen=True)
 class Grammar:
-    """Compiled plots. `GRAMMAR` is the built-in one; tests make small ones."""
+    """Hold compiled plots. `GRAMMAR` is the built-in one; tests create small ones."""
 
     plots: dict[str, Plot]
     plot_choice: Choice
@@ -111,6 +119,7 @@ class Grammar:
         lists: dict[str, tuple[str, ...]],
         weights: dict[str, list[float]] | None = None,
     ) -> Grammar:
+        """Compile plots with the kinds of their slots and the lists of their words."""
         compiled = {plot.name: tuple(_beat(variants, lists) for variants in plot.beats) for plot in plots}
         return cls(
             {plot.name: plot for plot in plots},
@@ -121,7 +130,7 @@ class Grammar:
         )
 
     def slot_choice(self, plot: Plot, slot: str, bound: Bound) -> Choice:
-        """The values of a slot. A friend is never the hero: a value taken by the same kind is left out."""
+        """Return the choice of a slot's value; a value of the same kind that is taken is excluded: a friend is not the hero."""
         kind = plot.slots[slot]
         taken = next((value for other, value in bound.items() if other != slot and plot.slots[other] == kind), None)
         choice = self._slot_choices.get((kind, taken))
@@ -133,13 +142,14 @@ class Grammar:
         return choice
 
     def spell(self, plot: Plot, slot: Slot, value: str) -> str:
+        """Return the form of a value that a slot node asks for."""
         if slot.form:
             value = self.kinds[plot.slots[slot.name]][value][slot.form]
         return value[0].upper() + value[1:] if slot.capital else value
 
 
 def _beat(variants: tuple[str, ...], lists: dict[str, tuple[str, ...]]) -> Pick:
-    """Each variant brings the separator before it: a space, or an empty line where it begins with a pilcrow."""
+    """Compile a beat; each variant includes the separator before it: a space, or an empty line for a pilcrow."""
     options = []
     for variant in variants:
         separator = Text("\n\n" if variant.startswith("¶") else " ")
@@ -148,7 +158,10 @@ def _beat(variants: tuple[str, ...], lists: dict[str, tuple[str, ...]]) -> Pick:
 
 
 def compile_text(source: str, lists: dict[str, tuple[str, ...]]) -> tuple[Node, ...]:
-    """`{slot.form}`, `[list]`, `[a list]` with its article, `(one|or|another)`; a capital letter stays one."""
+    """Compile a text with `{slot.form}`, `[list]`, `[a list]` and `(one|or|another)`, the notation of `beats.py`.
+
+    Raises ValueError for unbalanced parentheses.
+    """
     tokens = _TOKEN.findall(source)
     nodes = _sequence(tokens, lists)
     if tokens:
@@ -157,7 +170,7 @@ def compile_text(source: str, lists: dict[str, tuple[str, ...]]) -> tuple[Node, 
 
 
 def _sequence(tokens: list[str], lists: dict[str, tuple[str, ...]]) -> tuple[Node, ...]:
-    """Takes tokens up to an unmatched `|` or `)`."""
+    """Take tokens up to an unmatched `|` or `)` and compile them."""
     nodes: list[Node] = []
     while tokens and tokens[0] not in ("|", ")"):
         token = tokens.pop(0)
@@ -197,8 +210,8 @@ def _list(token: str, lists: dict[str, tuple[str, ...]]) -> Pick:
 GRAMMAR = Grammar.of(PLOTS, KINDS, LISTS, WEIGHTS)
 
 
-class _Teller:
-    """One story in the making."""
+class _Writer:
+    """Write one story: `parts` of its text, its `choices` and their `bits` so far."""
 
     def __init__(self, grammar: Grammar, plot: Plot, rng: random.Random, bound: Bound) -> None:
         self.grammar, self.plot, self.rng, self.bound = grammar, plot, rng, bound
@@ -212,12 +225,12 @@ class _Teller:
         self.choices.append((name, choice.options[i]))
         return i
 
-    def tell(self, nodes: tuple[Node, ...]) -> None:
+    def write(self, nodes: tuple[Node, ...]) -> None:
         for node in nodes:
             if isinstance(node, Text):
                 self.parts.append(node.text)
             elif isinstance(node, Pick):
-                self.tell(node.options[self.draw(node.name, node.choice)])
+                self.write(node.options[self.draw(node.name, node.choice)])
             else:
                 if node.name not in self.bound:
                     choice = self.grammar.slot_choice(self.plot, node.name, self.bound)
@@ -226,7 +239,7 @@ class _Teller:
 
 
 def generate(seed: int, index: int, request: Request | None = None, *, grammar: Grammar = GRAMMAR) -> Story:
-    """Story `index` of the corpus `seed`: a pure function. With a `request`, its choices are given, not drawn."""
+    """Write story `index` of the corpus `seed`, a pure function; a `request` fixes plot, hero, object and place."""
     rng = random.Random(f"{seed}/{index}")
     bits, choices = 0.0, []
     if request is None:
@@ -235,8 +248,8 @@ def generate(seed: int, index: int, request: Request | None = None, *, grammar: 
         choices.append(("plot", name))
     else:
         name = request.plot
-    teller = _Teller(grammar, grammar.plots[name], rng, {} if request is None else request.slots)
-    teller.tell(grammar.beats[name])
-    bound = teller.bound
-    final = Request(bound["hero"], bound["thing"], bound["place"], name)
-    return Story("".join(teller.parts)[1:], bits + teller.bits, final, (*choices, *teller.choices))
+    writer = _Writer(grammar, grammar.plots[name], rng, {} if request is None else request.slots)
+    writer.write(grammar.beats[name])
+    bound = writer.bound
+    fulfilled = Request(bound["hero"], bound["thing"], bound["place"], name)
+    return Story("".join(writer.parts)[1:], bits + writer.bits, fulfilled, (*choices, *writer.choices))

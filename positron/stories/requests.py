@@ -1,4 +1,4 @@
-"""Asking for a built-in story: requests that the grammar can fulfil, in several phrasings."""
+"""Requests for built-in stories that the grammar can fulfil, in several phrasings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REQUEST_PHRASINGS = (
 
 
 def requests(seed: int, index: int) -> Request:
-    """Request `index`, with the probability that the grammar gives to its plot, hero, object and place."""
+    """Draw request `index`; its plot, hero, object and place have the probabilities that the grammar gives them."""
     rng = random.Random(f"request {seed}/{index}")
     plot = GRAMMAR.plots[GRAMMAR.plot_choice.options[GRAMMAR.plot_choice.draw(rng)]]
     drawn: Bound = {}
@@ -32,7 +32,7 @@ def requests(seed: int, index: int) -> Request:
 
 
 def ask(request: Request, seed: int, index: int) -> str:
-    """The request in words: a phrasing and a wording of the plot, drawn by (seed, index)."""
+    """Put a request into words: a phrasing and a wording of the plot, drawn by (seed, index)."""
     rng = random.Random(f"ask {seed}/{index}")
     plot = GRAMMAR.plots[request.plot]
     what = plot.asks[int(rng.random() * len(plot.asks))]

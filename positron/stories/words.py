@@ -1,21 +1,21 @@
 """The words of the built-in stories: people and things with the forms that sentences need, and lists to draw from.
 
-A *kind* is a list of options, each with named forms (`""` is the plain one), that a story binds to a slot and then
-uses again: who, what, where. A *list* is drawn from afresh each time a sentence needs a word of its sort, so every
-word of a list must fit wherever the list is used. The form `a` (with its article) is made for every option.
+A *kind* is a list of options with named forms (`""` is the plain one). A story binds an option to a slot and uses it
+again: who, what, where. From a *list*, a new word is drawn at each use, so every word of a list must fit wherever the list
+is used. Every option has the form `a`, with its article.
 """
 
 from __future__ import annotations
 
 Forms = dict[str, str]
 
-# "an" goes by sound: these begin with a vowel but are spoken with a consonant, or the other way round.
+# The article depends on the sound: these begin with a vowel but are spoken with a consonant, or the other way round.
 _SPOKEN_CONSONANT = ("uni", "uku", "use", "one")
 _SILENT_H = ("honest", "hour")
 
 
 def with_article(words: str) -> str:
-    """`apple` -> `an apple`."""
+    """Put the indefinite article before a noun: `apple` -> `an apple`."""
     vowel = words[0] in "aeiou" and not words.startswith(_SPOKEN_CONSONANT)
     return ("an " if vowel or words.startswith(_SILENT_H) else "a ") + words
 
@@ -29,7 +29,7 @@ _HE = {"he": "he", "his": "his", "him": "him", "himself": "himself"}
 
 
 def _children() -> list[Forms]:
-    """Girls and boys in turn, the commonest names first."""
+    """Return girls and boys in turn, the most common names first."""
     children: list[Forms] = []
     for girl, boy in zip(_GIRLS.split(), _BOYS.split(), strict=True):
         children += [{"": girl, "boy": "girl", **_SHE}, {"": boy, "boy": "boy", **_HE}]
@@ -37,7 +37,7 @@ def _children() -> list[Forms]:
 
 
 def _grown_ups() -> list[Forms]:
-    """`call` is how a child speaks to them."""
+    """Return the relatives; the form `call` is how a child addresses them."""
     women = [("mom", "Mom"), ("grandma", "Grandma"), ("aunt", "Auntie"), ("nana", "Nana")]
     men = [("dad", "Dad"), ("grandpa", "Grandpa"), ("uncle", "Uncle"), ("papa", "Papa")]
     grown: list[Forms] = []
@@ -47,7 +47,7 @@ def _grown_ups() -> list[Forms]:
 
 
 def _words(words: str) -> tuple[str, ...]:
-    """Options separated by commas, over any number of lines."""
+    """Split a list at its commas; it may span several lines."""
     return tuple(" ".join(word.split()) for word in words.split(","))
 
 
@@ -56,12 +56,12 @@ def _things(words: str, **forms: str) -> list[Forms]:
 
 
 def _places(words: str) -> list[Forms]:
-    """`in the park`: the plain form is `the park`, and the preposition that belongs to it makes the form `in`."""
+    """Return places: of `in the park`, the plain form is `the park` and the form `in` the whole phrase."""
     return [{"": phrase.split(" ", 1)[1], "in": phrase} for phrase in _words(words)]
 
 
 def _skills(words: str) -> list[Forms]:
-    """`ride a bike`: the thing is the bike, `do` the whole phrase, `doing` its -ing."""
+    """Return skills: of `ride a bike`, the plain form is `bike`, `do` the whole phrase, `doing` its -ing form."""
     skills: list[Forms] = []
     for phrase in _words(words):
         verb, article, thing = phrase.split(" ", 2)

@@ -1,4 +1,4 @@
-"""Tokenizers that are a table: one id per character, or per word, of the corpus."""
+"""Table tokenizers: one id per character, or per word, of the corpus."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from positron.text.tokenizer import SPECIALS, UNKNOWN
 
 
 class CharTokenizer:
-    """One id per character of the corpus; others become `<unk>` (id 0)."""
+    """Give each character of the corpus an id; other characters become `<unk>` (id 0)."""
 
     kind: TokenizerKind = "char"
     has_unknown = True
@@ -30,52 +30,64 @@ class CharTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str]) -> CharTokenizer:
-        seen: set[str] = set()
+        """Collect the characters of `texts`, in the order of their code points."""
+        characters: set[str] = set()
         for text in texts:
-            seen.update(text)
-        return cls("".join(seen))
+            characters.update(text)
+        return cls("".join(characters))
 
     @property
     def hash(self) -> str:
+        """Return the sha256 of kind and characters."""
         return hashlib.sha256(("char\n" + self.characters).encode("utf-8")).hexdigest()
 
     def special_id(self, token: str) -> int:
+        """Return the id of a special token."""
         return 1 + SPECIALS.index(token)
 
     def encode(self, text: str) -> list[int]:
+        """Convert text to ids, one per character."""
         codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
         if len(self._codes) == 0:
             return [0] * len(codes)
-        place = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
-        known = self._codes[place] == codes
-        ids: list[int] = np.where(known, place + self._first, 0).tolist()
+        index = np.searchsorted(self._codes, codes).clip(max=len(self._codes) - 1)
+        known = self._codes[index] == codes
+        ids: list[int] = np.where(known, index + self._first, 0).tolist()
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Convert each text to ids."""
         return [self.encode(text) for text in texts]
 
     def bytes_of(self, i: int) -> bytes:
+        """Return the character of an id in UTF-8: UNKNOWN for id 0, nothing for special tokens."""
         if i < self._first:
             return UNKNOWN.encode("utf-8") if i == 0 else b""
         return self.characters[i - self._first].encode("utf-8")
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Convert ids to text."""
         return b"".join(map(self.bytes_of, ids)).decode("utf-8")
 
     def token_bytes(self) -> np.ndarray:
+        """Return the bytes of text per token (V,): 1 for `<unk>`, which stands for at least one byte."""
         lengths = [1] + [0] * len(SPECIALS) + [len(c.encode("utf-8")) for c in self.characters]
         return np.array(lengths, dtype=np.int64)
 
     def save(self, folder: Path) -> None:
+        """Write tokenizer.json."""
         write_json(folder / "tokenizer.json", {"kind": self.kind, "hash": self.hash, "characters": self.characters})
 
 
-# Words, single marks, and runs of white space: joined, they are the text again.
+# Words, single punctuation marks, and runs of white space; concatenated, they are the text again.
 _PIECES = re.compile(r"\w+|[^\w\s]|\s+")
 
 
 class WordTokenizer:
-    """One id per frequent word; rarer ones become `<unk>` (id 0), so a text is given back only where all are known."""
+    """Give each frequent word, punctuation mark and run of white space an id; rarer ones become `<unk>` (id 0).
+
+    Decoding therefore restores only texts without unknown words.
+    """
 
     kind: TokenizerKind = "word"
     has_unknown = True
@@ -88,7 +100,7 @@ class WordTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> WordTokenizer:
-        """The most frequent pieces, the earlier in the alphabet on a tie; `vocab_size` is a ceiling."""
+        """Collect the most frequent pieces of `texts`, at most `vocab_size` ids; equally frequent ones by alphabet."""
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(_PIECES.findall(text))
@@ -97,27 +109,35 @@ class WordTokenizer:
 
     @property
     def hash(self) -> str:
+        """Return the sha256 of kind and pieces."""
         return hashlib.sha256(("word\n" + json.dumps(self.pieces)).encode("utf-8")).hexdigest()
 
     def special_id(self, token: str) -> int:
+        """Return the id of a special token."""
         return 1 + SPECIALS.index(token)
 
     def encode(self, text: str) -> list[int]:
+        """Convert text to ids, one per piece."""
         return [self._ids.get(piece, 0) for piece in _PIECES.findall(text)]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Convert each text to ids."""
         return [self.encode(text) for text in texts]
 
     def bytes_of(self, i: int) -> bytes:
+        """Return the piece of an id in UTF-8: UNKNOWN for id 0, nothing for special tokens."""
         if i < self._first:
             return UNKNOWN.encode("utf-8") if i == 0 else b""
         return self.pieces[i - self._first].encode("utf-8")
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Convert ids to text."""
         return b"".join(map(self.bytes_of, ids)).decode("utf-8")
 
     def token_bytes(self) -> np.ndarray:
+        """Return the bytes of text per token (V,): 1 for `<unk>`, which stands for at least one byte."""
         return np.array([1] + [0] * len(SPECIALS) + [len(p.encode("utf-8")) for p in self.pieces], dtype=np.int64)
 
     def save(self, folder: Path) -> None:
+        """Write tokenizer.json."""
         write_json(folder / "tokenizer.json", {"kind": self.kind, "hash": self.hash, "pieces": self.pieces})

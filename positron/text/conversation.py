@@ -1,9 +1,9 @@
-"""The one chat template: messages -> ids and which of them carry loss. SFT, chat, evaluation and export all use this.
+"""The chat template: from messages to token ids and a loss mask. Fine-tuning, chat, evaluation and export all use it.
 
     <|endoftext|> [<|system|> text <|end|>] <|user|> text <|end|> <|assistant|> text <|end|> <|user|> ...
 
-Loss is on what the assistant says and on the <|end|> after it, so that it learns to stop. The markers are ids that no
-text can spell: whoever types `<|end|>` has typed seven characters and ends nothing.
+The loss is on the assistant's text and the <|end|> after it, so that the model learns to stop. The markers are ids that no
+text encodes to: a typed `<|end|>` is seven characters and ends nothing.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ TEMPLATE = {"version": 1, "begin": END_OF_TEXT, "markers": list(MARKERS), "end":
 
 @dataclass(frozen=True)
 class Message:
+    """Hold one message of a conversation; `learn` False excludes an assistant's message from the loss."""
+
     role: str  # one of ROLES
     content: str
-    learn: bool = True  # whether fine-tuning learns from it, if the assistant says it
+    learn: bool = True
 
 
 def encode(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Ids of the whole conversation, and True for those that the assistant learns to say: never an empty answer."""
+    """Encode a conversation: its token ids, and for each whether it carries loss. Empty answers carry none."""
     ids, scored = [tokenizer.special_id(END_OF_TEXT)], [False]
     for message in messages:
         text = [*tokenizer.encode(message.content), tokenizer.special_id(END)]
@@ -37,31 +39,31 @@ def encode(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int]
 
 
 def is_learned(message: Message) -> bool:
-    """Whether fine-tuning learns from this message."""
+    """Tell whether fine-tuning learns from this message."""
     return message.role == "assistant" and message.learn and bool(message.content.strip())
 
 
-def prompt(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
-    """Ids of the conversation so far, up to where the assistant begins to speak."""
+def prompt_ids(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
+    """Encode a conversation up to the point where the assistant's answer begins."""
     return [*encode(messages, tokenizer)[0], tokenizer.special_id("<|assistant|>")]
 
 
 def stop_ids(tokenizer: Tokenizer) -> list[int]:
-    """What ends an answer: its <|end|>, and any other marker, should a model ever write one inside of an answer."""
+    """Return the ids that end an answer: <|end|>, and every other marker, in case a model writes one in an answer."""
     return [tokenizer.special_id(token) for token in (END, END_OF_TEXT, *MARKERS)]
 
 
-def fit(messages: Sequence[Message], tokenizer: Tokenizer, limit: int) -> tuple[list[Message], int]:
-    """The conversation without its oldest turns, so that the prompt has at most `limit` tokens: (messages, turns lost).
+def drop_oldest_turns(messages: Sequence[Message], tokenizer: Tokenizer, limit: int) -> tuple[list[Message], int]:
+    """Drop the oldest turns until the prompt has at most `limit` tokens; return the messages and the number of turns.
 
-    A system message stays; a turn goes whole, question and answer. What is left of a last question that is too long
-    for itself alone is its end.
+    A system message is kept if possible. A turn, question and answer, is dropped as a whole. If the last question alone is
+    too long, only its end is kept.
     """
     system = [m for m in messages[:1] if m.role == "system"]
-    rest, lost = list(messages[len(system) :]), 0
-    # each message is encoded once: a long conversation must not take the square of its length
+    rest, dropped = list(messages[len(system) :]), 0
+    # each message is encoded once, so that the time is linear in the length of the conversation
     sizes = [len(tokenizer.encode(message.content)) + 2 for message in rest]  # with its marker and its <|end|>
-    size = len(prompt(system, tokenizer)) + sum(sizes)
+    size = len(prompt_ids(system, tokenizer)) + sum(sizes)
     first = 0
     while size > limit and len(rest) - first > 1:
         size -= sizes[first]
@@ -69,12 +71,12 @@ def fit(messages: Sequence[Message], tokenizer: Tokenizer, limit: int) -> tuple[
         while rest[first].role == "assistant" and len(rest) - first > 1:
             size -= sizes[first]
             first += 1
-        lost += 1
+        dropped += 1
     rest = rest[first:]
-    if len(prompt([*system, *rest], tokenizer)) > limit:
-        room = limit - len(prompt([*system, Message("user", "")], tokenizer))
-        if room < 1 and system:
-            return fit(rest, tokenizer, limit)
-        kept = tokenizer.encode(rest[-1].content)[-max(1, room) :]
-        rest[-1] = Message(rest[-1].role, tokenizer.decode(kept))
-    return [*system, *rest], lost
+    if len(prompt_ids([*system, *rest], tokenizer)) > limit:
+        available = limit - len(prompt_ids([*system, Message("user", "")], tokenizer))
+        if available < 1 and system:
+            return drop_oldest_turns(rest, tokenizer, limit)
+        end = tokenizer.encode(rest[-1].content)[-max(1, available) :]
+        rest[-1] = Message(rest[-1].role, tokenizer.decode(end))
+    return [*system, *rest], dropped

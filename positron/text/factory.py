@@ -1,4 +1,4 @@
-"""The tokenizer that a configuration asks for, or that a folder holds."""
+"""Create the tokenizer that a configuration names, or load the one in a folder."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from positron.system.disk import read_bytes, read_json
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer, WordTokenizer
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
-from positron.text.tiktoken_bpe import TiktokenTokenizer, named
+from positron.text.tiktoken_bpe import TiktokenTokenizer, published
 from positron.text.tokenizer import Tokenizer
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Make the tokenizer from `texts`; ready-made vocabularies need none."""
+    """Train the tokenizer on `texts`; a published vocabulary does not read them."""
     match config.kind:
         case "char":
             return CharTokenizer.train(texts)
@@ -28,19 +28,19 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
             return SentencePieceTokenizer.train(texts, config.vocab_size)
         case "tiktoken":
             assert config.name is not None
-            return named(config.name)
+            return published(config.name)
         case _:
             assert_never(config.kind)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer saved in `folder`. UserError where it is missing, damaged or altered."""
+    """Load the tokenizer saved in `folder`; raises UserError if it is missing, damaged or altered."""
     facts = read_json(folder / "tokenizer.json", folder.parent)
     tokenizer: Tokenizer
     try:
         kind: TokenizerKind = facts["kind"]
         if kind not in get_args(TokenizerKind):
-            raise ValueError(f"kind {kind!r} is none of {', '.join(get_args(TokenizerKind))}")
+            raise ValueError(f"unknown kind {kind!r}, must be one of {', '.join(get_args(TokenizerKind))}")
         match kind:
             case "char":
                 tokenizer = CharTokenizer(facts["characters"])
@@ -53,7 +53,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             case _:
                 assert_never(kind)
         if tokenizer.hash != facts["hash"]:
-            raise ValueError("its content does not have the hash that it was saved with")
+            raise ValueError("its content has changed since it was saved (another hash)")
     except (OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"the tokenizer in {folder} is damaged: {error}") from error
+        raise UserError(f"the tokenizer in {folder} is damaged: {error}; restore the folder from a copy") from error
     return tokenizer

@@ -1,4 +1,4 @@
-"""Byte-pair encoding by the SentencePiece library (arXiv:1808.06226), trained on the corpus."""
+"""Byte-pair encoding with the SentencePiece library (arXiv:1808.06226), trained on the corpus."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from positron.system.disk import whole_file, write_json
 from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
-# SentencePiece writes a space as this character; a real one in the text would come back as a space, so its three bytes
-# are given as byte pieces instead.
+# SentencePiece writes a space as this character. The character itself in a text would be decoded to a space, so it is
+# encoded as its three bytes.
 _SPACE = "▁"
-# What its training takes for marks of its own; a line that holds one would be left out.
+# SentencePiece uses these characters itself; its training skips lines that contain one.
 _RESERVED = re.compile("[▁▅]")
-MAX_LINE = 200_000  # characters of a line in training; it leaves out lines of more than a megabyte
+MAX_LINE = 200_000  # characters of a line in training; SentencePiece skips lines of more than a megabyte
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A piece of a SentencePiece vocabulary: its spelling, its score (higher merges first), and what it stands for."""
+    """Describe a piece of a SentencePiece vocabulary: its text, its score (higher merges first) and its kind."""
 
     text: str
     score: float
@@ -35,7 +35,7 @@ class Piece:
 
 
 class SentencePieceTokenizer:
-    """Byte-pair encoding by SentencePiece, set up so that no byte of the text is ever lost or changed."""
+    """Encode text with SentencePiece's byte-pair encoding, set up so that decoding restores every byte."""
 
     kind: TokenizerKind = "sentencepiece"
     has_unknown = False
@@ -50,7 +50,10 @@ class SentencePieceTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
-        """Train on `texts`; `vocab_size` is a ceiling that shrinks where the corpus is small."""
+        """Train on `texts`; a small corpus gives fewer than `vocab_size` tokens.
+
+        Raises UserError if SentencePiece cannot train on them.
+        """
         import sentencepiece
 
         model = io.BytesIO()
@@ -85,12 +88,15 @@ class SentencePieceTokenizer:
 
     @property
     def hash(self) -> str:
+        """Return the sha256 of kind and model file."""
         return hashlib.sha256(b"sentencepiece\n" + self._model).hexdigest()
 
     def special_id(self, token: str) -> int:
+        """Return the id of a special token."""
         return int(self._sp.piece_to_id(token))
 
     def encode(self, text: str) -> list[int]:
+        """Convert text to ids."""
         ids: list[int] = []
         for i, part in enumerate(text.split(_SPACE)):
             if i:
@@ -99,16 +105,19 @@ class SentencePieceTokenizer:
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Convert each text to ids, in one call of the library if possible."""
         if any(_SPACE in text for text in texts):
             return [self.encode(text) for text in texts]
         ids: list[list[int]] = self._sp.encode(texts)
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Convert ids to text."""
         text: str = self._sp.decode([int(i) for i in ids])
         return text
 
     def bytes_of(self, i: int) -> bytes:
+        """Return the UTF-8 of an id, which may be a part of a character; nothing for special tokens."""
         if self._sp.is_byte(i):
             return bytes([int(self._sp.id_to_piece(i)[1:-1], 16)])  # `<0xE2>`
         if self._sp.is_control(i) or self._sp.is_unknown(i):
@@ -128,19 +137,21 @@ class SentencePieceTokenizer:
         return [Piece(self._sp.id_to_piece(i), self._sp.get_score(i), kind(i)) for i in range(self.vocab_size)]
 
     def token_bytes(self) -> np.ndarray:
+        """Return the bytes of text per token (V,), 0 for special tokens."""
         return np.array([len(self.bytes_of(i)) for i in range(self.vocab_size)], dtype=np.int64)
 
     def save(self, folder: Path) -> None:
+        """Write spm.model and tokenizer.json."""
         with whole_file(folder / "spm.model") as file:
             file.write(self._model)
         write_json(folder / "tokenizer.json", {"kind": self.kind, "hash": self.hash, "vocab_size": self.vocab_size})
 
 
 def _lines(texts: Iterable[str]) -> Iterator[str]:
-    """SentencePiece reads sentences; a newline is a byte piece of its own and never part of a longer one.
+    """Yield the lines of `texts` for the training; newlines are encoded as bytes and never part of a longer piece.
 
-    Reserved characters divide a line, so they become byte pieces too. A text of nothing else yields one blank, with
-    which the training succeeds: its vocabulary is the 256 bytes.
+    Reserved characters split a line, so they are encoded as bytes, too. If nothing else is left, yields one space, so that
+    the training succeeds; the vocabulary is then the 256 bytes.
     """
     is_empty = True
     for text in texts:

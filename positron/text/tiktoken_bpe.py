@@ -1,9 +1,9 @@
-"""The vocabularies of OpenAI's models, by the tiktoken library: r50k_base (GPT-2's), p50k_base, cl100k_base, o200k_base.
+"""The vocabularies of OpenAI's models with the tiktoken library: r50k_base (GPT-2's), p50k_base, cl100k_base, o200k_base.
 
-Their definitions stand here, as the library publishes them in `tiktoken_ext.openai_public`, because its own loader waits
-for the network without a time limit and keeps its files in a temporary folder. `fetch` downloads a rank file once, and
-each run keeps a copy. The definitions never change: a pattern is part of a tokenizer's hash, also where another pattern
-would cut every text alike.
+Their definitions are copied from the library's `tiktoken_ext.openai_public`, because its own loader waits for the network
+without a time limit and stores its files in a temporary folder. `fetch` downloads a rank file once, and each run keeps a
+copy. The definitions must never change: a pattern is part of a tokenizer's hash, even if another pattern would split every
+text in the same way.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from positron.system.download import cache_folder, fetch
 from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
-RANKS = "ranks.tiktoken"  # in a run's tokenizer folder
-RANKS_URL = "https://openaipublic.blob.core.windows.net/encodings"  # holds NAME.tiktoken
+RANKS = "ranks.tiktoken"  # the rank file in the tokenizer folder of a run
+RANKS_URL = "https://openaipublic.blob.core.windows.net/encodings"  # the folder of NAME.tiktoken
 
 
 @dataclass(frozen=True)
 class Definition:
-    """A published vocabulary: how a text is cut before the merges, its ids, and the checksum of its rank file."""
+    """Describe a published vocabulary."""
 
-    pattern: str
-    end_of_text: int
-    n_vocab: int  # the largest id of the library's vocabulary, special ones included, and one
-    sha256: str
+    pattern: str  # regular expression that splits a text into words before the merges
+    end_of_text: int  # the id of <|endoftext|>
+    n_vocab: int  # 1 + the largest id of the library's vocabulary, special tokens included
+    sha256: str  # of the rank file
 
 
 _GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
@@ -69,13 +69,16 @@ DEFINITIONS = {
 
 
 def _parse(content: bytes) -> dict[bytes, int]:
-    """Lines `base64(token) rank`."""
+    """Parse a rank file, whose lines are `base64(token) rank`."""
     pairs = (line.split() for line in content.splitlines() if line)
     return {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
 
 
 class TiktokenTokenizer:
-    """Byte-pair encoding of bytes: every text can be encoded. The chat markers follow the library's own ids."""
+    """Encode text with byte-level byte-pair encoding; the ids of the chat markers follow those of the library.
+
+    `content` is the rank file; `end_of_text` and `n_vocab` are those of `Definition`.
+    """
 
     kind: TokenizerKind = "tiktoken"
     has_unknown = False
@@ -91,8 +94,11 @@ class TiktokenTokenizer:
         )
 
     @classmethod
-    def named(cls, name: str) -> TiktokenTokenizer:
-        """Build a published vocabulary, its rank file from our cache. UserError if that can be neither read nor fetched."""
+    def published(cls, name: str) -> TiktokenTokenizer:
+        """Create the tokenizer of a published vocabulary, with its rank file from the cache or the network.
+
+        Raises UserError if the rank file can be neither read nor downloaded.
+        """
         definition = DEFINITIONS[name]
         content = fetch(
             f"{RANKS_URL}/{name}.tiktoken",
@@ -104,12 +110,14 @@ class TiktokenTokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> TiktokenTokenizer:
+        """Load what `save` wrote."""
         facts = read_json(folder / "tokenizer.json", folder.parent)
         content = read_bytes(folder / RANKS, folder.parent)
         return cls(facts["name"], facts["pattern"], content, facts["end_of_text"], facts["n_vocab"])
 
     @property
     def hash(self) -> str:
+        """Return the sha256 of name, pattern, special tokens and rank file."""
         head = f"tiktoken\n{self.name}\n{self.pattern}\n{self._specials}\n"
         return hashlib.sha256(head.encode("utf-8") + self._content).hexdigest()
 
@@ -118,16 +126,19 @@ class TiktokenTokenizer:
         return _parse(self._content)
 
     def special_id(self, token: str) -> int:
+        """Return the id of a special token."""
         return self._specials[token]
 
     def encode(self, text: str) -> list[int]:
+        """Convert text to ids; special tokens in it are ordinary characters."""
         return self._encoding.encode_ordinary(text)
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Convert each text to ids."""
         return [self._encoding.encode_ordinary(text) for text in texts]
 
     def bytes_of(self, i: int) -> bytes:
-        """Empty for special ids, and for the few ids of a vocabulary that stand for nothing."""
+        """Return the bytes of an id: nothing for special tokens and for the few unused ids of a vocabulary."""
         if i in self._specials.values():
             return b""
         try:
@@ -136,19 +147,23 @@ class TiktokenTokenizer:
             return b""
 
     def decode(self, ids: Iterable[int]) -> str:
+        """Convert ids to text; bytes that are not valid UTF-8 become U+FFFD."""
         return b"".join(map(self.bytes_of, ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self) -> np.ndarray:
+        """Return the bytes of text per token (V,), 0 for special tokens."""
         return np.array([len(self.bytes_of(i)) for i in range(self.vocab_size)], dtype=np.int64)
 
     def save(self, folder: Path) -> None:
+        """Write the rank file and tokenizer.json."""
         with whole_file(folder / RANKS) as file:
             file.write(self._content)
         facts = {"name": self.name, "pattern": self.pattern, "end_of_text": self._specials[END_OF_TEXT]}
         write_json(folder / "tokenizer.json", {"kind": self.kind, "hash": self.hash, **facts, "n_vocab": self._n_vocab})
 
 
-def named(name: str) -> TiktokenTokenizer:
+def published(name: str) -> TiktokenTokenizer:
+    """Create the tokenizer of a published vocabulary; raises UserError for an unknown name."""
     if name not in DEFINITIONS:
-        raise UserError(f"tokenizer.name={name}: tiktoken vocabularies are {', '.join(DEFINITIONS)}")
-    return TiktokenTokenizer.named(name)
+        raise UserError(f"tokenizer.name={name} is not a vocabulary of tiktoken: choose from {', '.join(DEFINITIONS)}")
+    return TiktokenTokenizer.published(name)

@@ -1,7 +1,7 @@
-"""Tokenizers behind one small protocol: text -> ids -> exactly the same text.
+"""The protocol of tokenizers: text -> ids -> exactly the same text.
 
-Every tokenizer has the special tokens of `SPECIALS`, which no text can ever spell: `encode` reads `<|endoftext|>` as
-the thirteen characters that it is. They are added as ids, by the code that means them.
+Every tokenizer has the special tokens of `SPECIALS`. No text encodes to them: `encode` treats `<|endoftext|>` as thirteen
+characters. Code that needs a special token inserts its id.
 """
 
 from __future__ import annotations
@@ -17,46 +17,53 @@ from positron.config import TokenizerKind
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIALS = (END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")  # the last four are for chat
-UNKNOWN = "�"  # what `<unk>` is decoded to, in the tokenizers that have it
+UNKNOWN = "�"  # `<unk>` is decoded to this, in the tokenizers that have it
 
 
 class Tokenizer(Protocol):
+    """Convert text to token ids and back."""
+
     kind: TokenizerKind
     vocab_size: int
     has_unknown: bool  # whether id 0 is `<unk>`, which stands for text that the tokenizer does not know
 
     @property
     def hash(self) -> str:
-        """sha256 of everything that decides what `encode` returns."""
+        """Return the sha256 of everything that determines the result of `encode`."""
 
-    def special_id(self, token: str) -> int: ...
+    def special_id(self, token: str) -> int:
+        """Return the id of a token of SPECIALS."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str) -> list[int]:
+        """Convert text to token ids, without special tokens."""
 
-    def encode_batch(self, texts: list[str]) -> list[list[int]]: ...
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Convert each text to token ids, as `encode` does."""
 
-    def decode(self, ids: Iterable[int]) -> str: ...
+    def decode(self, ids: Iterable[int]) -> str:
+        """Convert token ids to text; special tokens have none."""
 
     def bytes_of(self, i: int) -> bytes:
-        """The UTF-8 that one id stands for, perhaps a part of a character; empty for special tokens."""
+        """Return the UTF-8 of one id, which may be a part of a character; nothing for special tokens."""
 
     def token_bytes(self) -> np.ndarray:
-        """(V,) how many bytes of UTF-8 text each token stands for, 0 for special tokens: the base of bits per byte."""
+        """Return the bytes of UTF-8 text that each token stands for (V,), 0 for special tokens; for bits per byte."""
 
-    def save(self, folder: Path) -> None: ...
+    def save(self, folder: Path) -> None:
+        """Write everything that `load_tokenizer` needs into `folder`."""
 
 
 class StreamDecoder:
-    """A stream of ids as a stream of whole characters: bytes wait until their character is complete."""
+    """Decode a stream of ids to whole characters: bytes are held back until their character is complete."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def push(self, i: int) -> str:
-        """The text that id completes; often its own, empty inside of a character."""
+        """Take the next id and return the characters that it completes, perhaps none."""
         return self._utf8.decode(self._tokenizer.bytes_of(i))
 
     def end(self) -> str:
-        """What is left at the end of the stream: a replacement character for a character that was cut off."""
+        """End the stream and return the rest: U+FFFD for a character that was cut off, else nothing."""
         return self._utf8.decode(b"", final=True)

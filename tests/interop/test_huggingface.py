@@ -117,7 +117,7 @@ def test_a_chat_template_gives_the_ids_of_a_conversation(tmp_path):
     ids = library.apply_chat_template(
         [{"role": role, "content": text} for role, text in said], add_generation_prompt=True, return_dict=False
     )
-    assert ids == conversation.prompt([Message(*turn) for turn in said], tok)
+    assert ids == conversation.prompt_ids([Message(*turn) for turn in said], tok)
     generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
     assert generation["eos_token_id"] == [tok.special_id(END_OF_TEXT), tok.special_id("<|end|>")]
 

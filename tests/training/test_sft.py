@@ -58,7 +58,7 @@ def test_the_template_and_its_mask_as_exact_lists() -> None:
         *((USER, False), (ids("c")[0], False), (END, False), (ASSISTANT, False), (ids("d")[0], True), (END, True)),
     ]
     assert list(zip(got, scored, strict=True)) == wanted
-    assert conversation.prompt(messages, TOKENIZER) == got[:-2]
+    assert conversation.prompt_ids(messages, TOKENIZER) == got[:-2]
 
 
 def test_exact_batches_through_the_real_loader(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_samples_are_asked_with_the_system_message_and_the_first_question() -> N
     messages = (Message("system", "be"), Message("user", "a?"), Message("assistant", "b."), Message("user", "c"))
     data = instruct_data([Conversation(messages, is_val) for is_val in (False, True)])
     asked = data.sample_prompt(None)
-    assert asked.ids == conversation.prompt(messages[:2], TOKENIZER)
+    assert asked.ids == conversation.prompt_ids(messages[:2], TOKENIZER)
     assert asked.shown == "a?\n\n"
 
 
@@ -421,7 +421,7 @@ def test_answers_learnt_by_heart_end_by_themselves(tmp_path: Path) -> None:
         optimizer.step()
     engine = Engine(model.eval(), TOKENIZER)
     for t in talks:
-        prompt = conversation.prompt(t.messages[:1], TOKENIZER)
+        prompt = conversation.prompt_ids(t.messages[:1], TOKENIZER)
         stops = conversation.stop_ids(TOKENIZER)
         answer = "".join(engine.stream(prompt, Sampling(temperature=0), max_tokens=30, stop_ids=stops))
         assert answer == t.messages[1].content

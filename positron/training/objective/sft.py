@@ -110,7 +110,7 @@ class SFTObjective(NextToken):
             turns = [Message("user", asked)]
         else:
             turns = list(takewhile(lambda message: message.role != "assistant", messages)) or list(messages[:1])
-        ids = conversation.prompt(turns, self.tokenizer)
+        ids = conversation.prompt_ids(turns, self.tokenizer)
         return Prompt(f"{turns[-1].content}\n\n", ids, conversation.stop_ids(self.tokenizer))
 
     def close(self) -> None:
