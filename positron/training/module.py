@@ -22,7 +22,7 @@ from positron.config import OptimizerConfig, ScheduleConfig
 from positron.model.gpt import GPT
 from positron.model.kernels.torch_private import skip_step_if
 from positron.training.objective.base import Objective, Part
-from positron.training.optim.groups import build_optimizer, clip_gradients, set_lr
+from positron.training.optim.groups import build_optimizer, clip_gradients, roles_of, set_lr
 from positron.training.optim.schedule import lr_at
 
 
@@ -70,6 +70,7 @@ class TrainingModule(L.LightningModule):
         self.model, self.objective = model, objective
         self.register_buffer("token_bytes", torch.from_numpy(objective.token_bytes).float(), persistent=False)
         self.optimizer_config, self.schedule, self.horizon = optimizer, schedule, horizon
+        self.roles = roles_of(model.named_parameters(), optimizer)  # before a strategy cuts the parameters up
         self.grad_clip, self.max_bad_steps = grad_clip, max_bad_steps
         self.seed, self.identity = seed, identity
         self.metrics: dict[str, float] = {}
@@ -83,7 +84,8 @@ class TrainingModule(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         # fp16's gradient scaler unscales before clipping, which a fused step would do after it
         fused = self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda", "mps")
-        return build_optimizer(self.model.named_parameters(), self.optimizer_config, fused=fused)
+        named = self.model.named_parameters()
+        return build_optimizer(named, self.optimizer_config, fused=fused, roles=self.roles)
 
     def on_train_start(self) -> None:
         """Move the counters to the device."""

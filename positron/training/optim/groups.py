@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, assert_never
 
 import torch
@@ -33,7 +33,17 @@ def role_of(name: str, parameter: nn.Parameter, config: OptimizerConfig) -> Role
             assert_never(config.kind)
 
 
-def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> list[dict[str, Any]]:
+def roles_of(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> dict[str, Role]:
+    """Return the role of each named parameter.
+
+    To be called with whole parameters: under FSDP a rank holds flat pieces, from which no matrix can be told.
+    """
+    return {name: role_of(name, parameter, config) for name, parameter in parameters}
+
+
+def parameter_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, roles: Mapping[str, Role]
+) -> list[dict[str, Any]]:
     """Group the trained parameters by role; each group names its `role`, `weight_decay` and `lr_factor`.
 
     The learning rate of a group is `lr_factor` times that of the schedule. Vectors are not decayed: pulling a scale
@@ -47,15 +57,23 @@ def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: Opt
     members: dict[Role, list[nn.Parameter]] = {role: [] for role in groups}
     for name, parameter in parameters:
         if parameter.requires_grad:
-            members[role_of(name, parameter, config)].append(parameter)
+            members[roles[name]].append(parameter)
     return [{"params": members[role], "role": role, **group} for role, group in groups.items() if members[role]]
 
 
 def build_optimizer(
-    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, *, fused: bool
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    config: OptimizerConfig,
+    *,
+    fused: bool,
+    roles: Mapping[str, Role] | None = None,
 ) -> torch.optim.Optimizer:
-    """Return AdamW (arXiv:1711.05101), Muon or the user's own optimizer on the groups of `parameter_groups`."""
-    groups = parameter_groups(parameters, config)
+    """Return AdamW (arXiv:1711.05101), Muon or the user's own optimizer on the groups of `parameter_groups`.
+
+    `roles` are those that `roles_of` told of the whole parameters; None: these are whole.
+    """
+    named = list(parameters)
+    groups = parameter_groups(named, config, roles_of(named, config) if roles is None else roles)
     optimizer: torch.optim.Optimizer
     match config.kind:
         case "adamw":
