@@ -12,13 +12,16 @@ import yaml
 from conftest import PROJECT
 
 from positron.version import __version__
+from scripts.import_diagram import boxes, depths, graph_of_packages, modules, reduced, stale
 
 TEST_FILES = sorted((PROJECT / "tests").rglob("*.py"))
 TESTS = {
     name for path in TEST_FILES for name in re.findall(r"^ *def (test_\w+)", path.read_text(encoding="utf-8"), re.M)
 }
 DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
+GUIDES = ("CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CHANGELOG.md", "README.md", "docs/ARCHITECTURE.md")
 OWN_FILES = re.compile(r"`((?:positron|numpy_ref|tests|conf|scripts|docs)/[\w./-]*\w)`")
+ARCHITECTURE = (PROJECT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
 VERSIONS = ("3.11", "3.12", "3.13")
 
@@ -40,10 +43,40 @@ def test_a_test_or_file_that_does_not_exist_is_found() -> None:
     assert OWN_FILES.findall("`positron/nothing.py` and `outputs/first`") == ["positron/nothing.py"]
 
 
-@pytest.mark.parametrize("document", ["SECURITY.md", "CODE_OF_CONDUCT.md", "CHANGELOG.md", "README.md"])
+def test_code_refers_to_invariants_that_are_stated_and_guarded() -> None:
+    parts = re.split(r"^### Invariant (\d+): .*$", ARCHITECTURE, flags=re.M)
+    stated = {int(number): text.split("\n## ")[0] for number, text in zip(parts[1::2], parts[2::2], strict=True)}
+    assert list(stated) == list(range(1, len(stated) + 1))
+    assert all(named_tests(text) for text in stated.values())
+    for path in [*(PROJECT / "positron").rglob("*.py"), *(PROJECT / "numpy_ref").rglob("*.py"), *TEST_FILES]:
+        text = path.read_text(encoding="utf-8")
+        numbers = {int(number) for number in re.findall(r"(?i)\binvariants? (\d+)", text)}
+        assert numbers <= set(stated), path
+        assert not numbers or "docs/ARCHITECTURE.md" in text, path
+
+
+def test_the_import_diagram_is_that_of_the_code() -> None:
+    assert stale(boxes(graph_of_packages(modules()))) == [], "run python scripts/import_diagram.py"
+
+
+def test_an_import_that_the_diagram_lacks_is_found() -> None:
+    graph = boxes(graph_of_packages(modules()))
+    assert len(stale({**graph, "stories": {"system"}})) == 2
+
+
+def test_an_arrow_that_follows_from_others_is_left_out_and_boxes_lie_above_their_imports() -> None:
+    graph = {"top": {"middle", "bottom"}, "middle": {"bottom"}, "bottom": set()}
+    assert reduced(graph) == {"top": {"middle"}, "middle": {"bottom"}, "bottom": set()}
+    assert depths(graph) == {"top": 0, "middle": 1, "bottom": 2}
+
+
+@pytest.mark.parametrize(
+    "document",
+    ["CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CHANGELOG.md", "README.md", "docs/ARCHITECTURE.md"],
+)
 def test_links_between_documents_lead_to_files(document: str) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (PROJECT / document).read_text(encoding="utf-8"))
-    assert [link for link in links if not (PROJECT / link).exists()] == []
+    assert [link for link in links if not (PROJECT / document).parent.joinpath(link).exists()] == []
 
 
 def test_the_changelog_and_the_citation_know_the_version() -> None:

@@ -1,47 +1,22 @@
 """Who imports whom: no cycles between files or packages, and nothing heavy where it is not needed."""
 
-import ast
 import subprocess
 import sys
-from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
-from conftest import PATIENCE, PROJECT
+from conftest import PATIENCE
 
 from positron.cli import COMMANDS
+from scripts.import_diagram import graph_of_packages, imported, modules, package_of
 
-PACKAGE = PROJECT / "positron"
-MODULES = {
-    ".".join(path.relative_to(PROJECT).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted(PACKAGE.rglob("*.py"))
+MODULES = modules()
+FILES = {
+    module: {name for name in imported(path, MODULES) if name in MODULES} - {module} for module, path in MODULES.items()
 }
+PACKAGES = graph_of_packages(MODULES)
 STANDARD = {"config", "ranges", "settings"}  # the standard library alone, besides system/
-
-
-def imported(path: Path) -> Iterator[str]:
-    """Yield the full name of everything that a file imports, inside functions too."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            for alias in node.names:
-                name = f"{node.module}.{alias.name}"
-                yield name if name in MODULES else node.module
-
-
-def package_of(module: str) -> str:
-    """`positron.run.load` is in `run`; a module at the top level is a package of its own."""
-    return module.split(".")[1] if "." in module else module
-
-
-FILES = {module: {name for name in imported(path) if name in MODULES} - {module} for module, path in MODULES.items()}
-PACKAGES: dict[str, set[str]] = {}
-for module, names in FILES.items():
-    PACKAGES.setdefault(package_of(module), set()).update(package_of(name) for name in names)
-for package, names in PACKAGES.items():
-    names.discard(package)
 
 
 @pytest.mark.parametrize("graph", [FILES, PACKAGES], ids=["files", "packages"])
@@ -51,7 +26,7 @@ def test_imports_form_no_cycle(graph):
 
 def test_every_module_that_is_imported_exists():
     """mypy does not tell: it cannot know which libraries have no types, and which names are misspelt."""
-    ours = {name for path in MODULES.values() for name in imported(path) if name.split(".")[0] == "positron"}
+    ours = {name for path in MODULES.values() for name in imported(path, MODULES) if name.split(".")[0] == "positron"}
     assert not ours - set(MODULES)
 
 
@@ -63,7 +38,7 @@ def test_a_cycle_would_be_found():
 
 def foreign(path: Path) -> set[str]:
     """Name the top-level packages other than ours that a file imports."""
-    return {name.split(".")[0] for name in imported(path)} - {"positron"}
+    return {name.split(".")[0] for name in imported(path, MODULES)} - {"positron"}
 
 
 def test_lower_packages_know_nothing_of_higher_ones():

@@ -1,7 +1,8 @@
 """A corpus that is larger than the disk, trained on epoch by epoch: `data.tokens_per_epoch=100M` of new text each.
 
 Training never reads from the network. A process beside it turns the hub's files into epochs of token files, ahead of
-their use; training reads epoch e by law 3, so which tokens make up step s is still a function of (seed, s) alone. When
+their use; training reads epoch e by invariant 3 of docs/ARCHITECTURE.md, so which tokens make up step s is still a function
+of (seed, s) alone. When
 the network fails, training goes on over what lies on the disk. The first file of the repository is for validation.
 
 On the disk: `validation/`, `epoch-00000/`, ... (token files), `places.json` (where in the corpus each epoch begins), and

@@ -1,4 +1,6 @@
-"""Law 3: which token windows make up optimizer step `s` is computed from (seed, s), in O(1), with no state.
+"""Compute which token windows make up optimizer step `s` from (seed, s), in O(1), without any state.
+
+Invariant 3 of docs/ARCHITECTURE.md.
 
 Each epoch visits all n windows in its own random order. That order is a keyed bijection of [0, n), a Feistel network
 (Luby and Rackoff 1988) with cycle walking (Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains"), so that

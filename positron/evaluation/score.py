@@ -1,4 +1,6 @@
-"""Invariant 5: loss as bits per byte of the original text, so that models with different tokenizers compare.
+"""Express losses in bits per byte of the original text, which compares models with different tokenizers.
+
+Invariant 5 of docs/ARCHITECTURE.md.
 
 Standard library only.
 """

@@ -1,4 +1,7 @@
-"""Checkpoint files: whole or absent, found again without guessing, loaded without executing anything (invariant 7)."""
+"""Checkpoint files: whole or absent, found again without guessing, loaded without executing anything.
+
+Invariant 7 of docs/ARCHITECTURE.md.
+"""
 
 from __future__ import annotations
 

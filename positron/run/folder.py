@@ -1,4 +1,4 @@
-"""Invariant 1: a run is a folder. Find one, create one, refuse a wrong one."""
+"""Find, create and check the folder of a run (invariant 1 of docs/ARCHITECTURE.md)."""
 
 from __future__ import annotations
 

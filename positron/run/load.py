@@ -24,7 +24,8 @@ def gpt_config(config: dict[str, Any], vocab_size: int) -> GPTConfig:
 def load_model(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer, Path]:
     """Model (in eval mode, on the CPU), tokenizer, and the checkpoint used: `checkpoint`, or the best, or the newest.
 
-    UserError where the run has none, or where model and tokenizer do not belong together (law 5).
+    UserError where the run has none, or where model and tokenizer do not belong together (invariant 5 of
+    docs/ARCHITECTURE.md).
     """
     from positron.model.gpt import GPT
     from positron.model.memory import check_memory

@@ -1,4 +1,6 @@
-"""Invariant 7: nothing on disk is ever half written. Write beside, fsync, rename; lock what two processes may touch.
+"""Write files whole or not at all: beside their place, fsync, rename; lock what two processes may touch.
+
+Invariant 7 of docs/ARCHITECTURE.md.
 
 A run folder may come from a stranger: files in it are opened without following symbolic links, and only if they are
 regular files (a FIFO would wait for ever). Standard library only.

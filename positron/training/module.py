@@ -27,7 +27,8 @@ from positron.training.optim.schedule import lr_at
 
 
 def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
-    """All randomness of a step (dropout) is a pure function of (seed, step, rank), like its data (law 3).
+    """All randomness of a step (dropout) is a pure function of (seed, step, rank), like its data (invariant 3 of
+    docs/ARCHITECTURE.md).
 
     So there is no generator state to save: a run resumed on another number of devices or after any kind of stop draws
     what the uninterrupted run drew.

@@ -1,4 +1,7 @@
-"""Law 2: where a run starts. Fresh, from its own newest checkpoint, from another run's, or refused."""
+"""Decide where a run starts: fresh, from its own newest checkpoint, from another run, or not at all.
+
+Invariant 2 of docs/ARCHITECTURE.md: the same command again continues.
+"""
 
 from __future__ import annotations
 

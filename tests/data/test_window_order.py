@@ -1,4 +1,4 @@
-"""Laws 3 and 4 as properties: batches and learning rates are pure functions of the step."""
+"""Batches and learning rates are functions of the step alone: invariants 3 and 4 of docs/ARCHITECTURE.md, as properties."""
 
 import itertools
 import math

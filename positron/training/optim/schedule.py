@@ -1,4 +1,7 @@
-"""Law 4: the learning rate is a pure function of (step, horizon). No scheduler object, no state, nothing to restore."""
+"""Compute the learning rate as a function of (step, horizon): no scheduler object, no state, nothing to restore.
+
+Invariant 4 of docs/ARCHITECTURE.md.
+"""
 
 from __future__ import annotations
 
