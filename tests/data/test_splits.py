@@ -134,6 +134,7 @@ def test_a_run_whose_text_is_gone_continues_on_the_tokens_made_of_it(tmp_path: P
     config, tokenizer, folder = made(tmp_path, as_text(DOCUMENTS))
     known = TokenFiles(folder, "train", tokenizer).fingerprint
     Path(str(config.path)).unlink()
+    logged.clear()
     assert prepare(config, CHAR, tokenizer, known) == (tokenizer, folder)
     assert "No such file" in logged[0]
     assert str(folder) in logged[0]
