@@ -20,7 +20,7 @@ from positron.system.log import screen_log
 if TYPE_CHECKING:
     from positron.interop.formats import Format
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("positron.export")  # under `python -m` the module is called __main__
 
 FORMATS = {
     "hf": "Hugging Face: transformers, lm-evaluation-harness, vLLM",
