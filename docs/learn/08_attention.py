@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from numpy_ref.attention import attention_backward, attention_forward, attention_weights, window_mask
+from numpy_ref.linear import Cache
 from numpy_ref.loss import softmax
 from scripts.learn_pages import Value, panels
 
@@ -17,10 +18,10 @@ V = np.array([6.0, 3.0, 0.0])
 DOUT = np.array([0.0, 3.0, 6.0])
 
 
-def attend(q: np.ndarray, k: np.ndarray, window: int | None = None) -> tuple[np.ndarray, np.ndarray, dict]:
+def attend(q: np.ndarray, k: np.ndarray, window: int | None = None) -> tuple[np.ndarray, np.ndarray, Cache]:
     """Return outputs (T,), weights (T, T) and cache of one head with one channel."""
     mask = None if window is None else window_mask(len(q), len(k), window)
-    out, cache = attention_forward(*(each.reshape(1, 1, -1, 1) for each in (q, k, V)), mask)
+    out, cache = attention_forward(q.reshape(1, 1, -1, 1), k.reshape(1, 1, -1, 1), V.reshape(1, 1, -1, 1), mask)
     return out.reshape(-1), attention_weights(cache)[0, 0], cache
 
 
