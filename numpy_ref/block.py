@@ -16,7 +16,7 @@ from typing import assert_never
 
 import numpy as np
 
-from numpy_ref.config import GPTConfig, Norm
+from numpy_ref.config import GPTConfig
 from numpy_ref.dropout import dropout_backward, dropout_forward
 from numpy_ref.linear import Array, Cache, Params
 from numpy_ref.mlp import mlp_backward, mlp_forward
@@ -24,15 +24,18 @@ from numpy_ref.multihead import Past, Rope, add_prefix, multihead_backward, mult
 from numpy_ref.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
 
 
-def norm_forward(x: Array, params: Params, kind: Norm) -> tuple[Array, Cache]:
-    """Apply the norm `kind`: x (..., C) -> (..., C). params: weight (C,) and, for a LayerNorm with bias, bias (C,)."""
-    match kind:
+def norm_forward(x: Array, params: Params, config: GPTConfig) -> tuple[Array, Cache]:
+    """Apply the norm of the configuration: x (..., C) -> (..., C).
+
+    params: weight (C,) and, for a LayerNorm with bias, bias (C,).
+    """
+    match config.norm:
         case "layernorm":
-            return layernorm_forward(x, params["weight"], params.get("bias"))
+            return layernorm_forward(x, params["weight"], params.get("bias"), config.norm_eps)
         case "rmsnorm":
-            return rmsnorm_forward(x, params["weight"])
+            return rmsnorm_forward(x, params["weight"], config.norm_eps)
         case _:
-            assert_never(kind)
+            assert_never(config.norm)
 
 
 def norm_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None]:
@@ -58,11 +61,11 @@ def block_forward(
     params: norm1.*, attn.*, norm2.*, mlp.*; `rope`, `rng` and `past` are those of `multihead_forward`.
     """
     cache: Cache = {}
-    h, cache["norm1"] = norm_forward(x, strip_prefix(params, "norm1."), config.norm)
+    h, cache["norm1"] = norm_forward(x, strip_prefix(params, "norm1."), config)
     h, cache["attn"] = multihead_forward(h, strip_prefix(params, "attn."), config, rope, rng, past)
     h, cache["drop1"] = dropout_forward(h, config.dropout, rng)
     middle = x + h  # (B, T, C)
-    h, cache["norm2"] = norm_forward(middle, strip_prefix(params, "norm2."), config.norm)
+    h, cache["norm2"] = norm_forward(middle, strip_prefix(params, "norm2."), config)
     h, cache["mlp"] = mlp_forward(h, strip_prefix(params, "mlp."), config.activation)
     h, cache["drop2"] = dropout_forward(h, config.dropout, rng)
     return middle + h, cache

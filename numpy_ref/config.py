@@ -23,8 +23,9 @@ Activation = Literal["gelu", "relu", "swish", "relu2", "swiglu"]
 class GPTConfig:
     """Describe the architecture of a GPT; raises InputError for impossible values.
 
-    `context_length` is in tokens. `n_kv_head` None: as many key/value heads as query heads. `d_ff` None: 4 d_model, or about
-    8/3 d_model for swiglu. `window`: each token attends to this many tokens, itself included; None: to all before it.
+    `context_length` is in tokens. `head_dim` None: d_model / n_head. `n_kv_head` None: as many key/value heads as query
+    heads. `d_ff` None: 4 d_model, or about 8/3 d_model for swiglu. `window`: each token attends to this many tokens, itself
+    included; None: to all before it. `qk_scale`: QK-norm has a learned scale.
     """
 
     vocab_size: int
@@ -32,6 +33,7 @@ class GPTConfig:
     d_model: int
     n_layer: int
     n_head: int
+    head_dim: int | None = None
     n_kv_head: int | None = None
     d_ff: int | None = None
     norm: Norm = "layernorm"
@@ -40,7 +42,10 @@ class GPTConfig:
     bias: bool = False
     tie_embeddings: bool = True
     qk_norm: bool = False
+    qk_scale: bool = False
     smear: bool = False
+    rope_base: float = 10_000.0
+    norm_eps: float = 1e-5
     window: int | None = None
     dropout: float = 0.0
 
@@ -49,7 +54,9 @@ class GPTConfig:
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise InputError(f"{name}={value!r} must be an integer of at least 1")
-        if self.d_model % self.n_head:
+        if self.head_dim is not None and (type(self.head_dim) is not int or self.head_dim < 1):
+            raise InputError(f"head_dim={self.head_dim!r} must be an integer of at least 1")
+        if self.head_dim is None and self.d_model % self.n_head:
             raise InputError(
                 f"d_model={self.d_model} is not divisible by n_head={self.n_head}: "
                 f"try d_model={self.d_model // self.n_head * self.n_head or self.n_head}"
@@ -61,6 +68,11 @@ class GPTConfig:
                 raise InputError(
                     f"{name}={getattr(self, name)!r} is unknown: use one of {', '.join(get_args(choices))}"
                 )
+        if self.qk_scale and not self.qk_norm:
+            raise InputError("qk_scale=True is the scale of qk_norm=True: give both")
+        for name in ("rope_base", "norm_eps"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name}={getattr(self, name)!r} must be positive")
         match self.position:
             case "learned":
                 pass
@@ -82,7 +94,7 @@ class GPTConfig:
     @property
     def d_head(self) -> int:
         """Return D, the dimension of a head."""
-        return self.d_model // self.n_head
+        return self.head_dim or self.d_model // self.n_head
 
     @property
     def kv_heads(self) -> int:

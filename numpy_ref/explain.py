@@ -53,7 +53,7 @@ def residual_stream(trace: dict[str, Array], config: GPTConfig) -> list[tuple[st
 
 def logit_lens(params: Params, config: GPTConfig, stream: Array) -> Array:
     """Apply norm_f, the output head and softmax to the residual stream of any layer: (T, C) -> probabilities (T, V)."""
-    h, _ = norm_forward(stream, strip_prefix(params, "norm_f."), config.norm)
+    h, _ = norm_forward(stream, strip_prefix(params, "norm_f."), config)
     return softmax(h @ params["wte.weight" if config.tie_embeddings else "lm_head.weight"].T)
 
 

@@ -49,7 +49,8 @@ def shapes(config: GPTConfig) -> Shapes:
     norm: Shapes = {"weight": (C,)}
     if config.has_norm_bias:
         norm["bias"] = (C,)
-    linears: Shapes = {"attn.q": (C, C), "attn.k": (kv, C), "attn.v": (kv, C), "attn.out": (C, C)}
+    width = config.n_head * config.d_head
+    linears: Shapes = {"attn.q": (width, C), "attn.k": (kv, C), "attn.v": (kv, C), "attn.out": (C, width)}
     mlp: Shapes = {"mlp.up": (F, C), "mlp.down": (C, F)}
     if config.is_gated:
         mlp = {"mlp.gate": (F, C), **mlp}
@@ -62,7 +63,14 @@ def shapes(config: GPTConfig) -> Shapes:
                 layers[f"{name}.bias"] = shape[:1]
         return layers
 
-    block = {**add_prefix(norm, "norm1."), **with_bias(linears), **add_prefix(norm, "norm2."), **with_bias(mlp)}
+    scales: Shapes = {f"attn.{name}_norm.weight": (config.d_head,) for name in ("q", "k") if config.qk_scale}
+    block = {
+        **add_prefix(norm, "norm1."),
+        **with_bias(linears),
+        **scales,
+        **add_prefix(norm, "norm2."),
+        **with_bias(mlp),
+    }
     by_name: Shapes = {"smear": (C,)} if config.smear else {}
     by_name["wte.weight"] = (V, C)
     if config.has_learned_positions:
@@ -121,7 +129,7 @@ def _forward(
             table = sinusoidal_table(config.context_length, config.d_model).astype(x.dtype)
             x, _ = position_forward(x, table, start)
         case "rope":
-            cos, sin = rope_tables(end, config.d_head)
+            cos, sin = rope_tables(end, config.d_head, config.rope_base)
             rope = cos[start:], sin[start:]  # (T, D/2) each
         case _:
             assert_never(config.position)
@@ -129,7 +137,7 @@ def _forward(
     for i in range(config.n_layer):
         block = strip_prefix(params, f"blocks.{i}.")
         x, cache[f"blocks.{i}"] = block_forward(x, block, config, rope, rng, past[i] if past else None)  # (B, T, C)
-    x, cache["norm_f"] = norm_forward(x, strip_prefix(params, "norm_f."), config.norm)
+    x, cache["norm_f"] = norm_forward(x, strip_prefix(params, "norm_f."), config)
     head = params["wte.weight" if config.tie_embeddings else "lm_head.weight"]  # (V, C)
     logits, cache["head"] = linear_forward(x, head)  # (B, T, V)
     return logits, cache

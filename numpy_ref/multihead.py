@@ -7,7 +7,8 @@
 Backward is the same list read upwards. x was used three times, so dx is the sum of three contributions.
 
 QK-norm (arXiv:2010.04245) is RMSNorm without weight over the D channels of each head: |q| = |k| = sqrt(D), so no score
-can exceed sqrt(D) however large the weights grow. It comes after the rotation, which does not change lengths.
+can exceed sqrt(D) however large the weights grow. It comes after the rotation, which does not change lengths. With a
+learned scale (Qwen3, arXiv:2505.09388) it comes before: the rotation mixes channels that are scaled differently.
 
 A bias on the keys adds the same q.b to all scores of a query, and softmax ignores what is added to a whole row: without
 rotation or QK-norm the gradient of this bias is 0, and the computed value is rounding noise.
@@ -86,8 +87,9 @@ def multihead_forward(
 ) -> tuple[Array, Cache]:
     """Compute multi-head attention: x (B, T, C) -> (B, T, C).
 
-    params: {q, k, v, out}.weight and, with bias=True, .bias. `rope`: the tables for these positions, None without rotary
-    positions. `rng`: dropout as in training. `past`: the cache of this layer; x then follows the tokens it holds.
+    params: {q, k, v, out}.weight, with bias=True .bias, and with qk_scale=True {q, k}_norm.weight. `rope`: the tables for
+    these positions, None without rotary positions. `rng`: dropout as in training. `past`: the cache of this layer; x then
+    follows the tokens it holds.
     """
     cache: Cache = {}
     heads = {}
@@ -95,10 +97,13 @@ def multihead_forward(
         y, cache[name] = named_linear_forward(x, params, name)  # (B, T, heads * D)
         heads[name] = _split(y, count)  # (B, heads, T, D)
     for name in ("q", "k"):
+        if config.qk_scale:
+            scale = params[f"{name}_norm.weight"]  # (D,), the same for all heads
+            heads[name], cache[f"scaled_{name}"] = rmsnorm_forward(heads[name], scale, config.norm_eps)
         if rope is not None:
             heads[name], cache[f"rope_{name}"] = rope_forward(heads[name], *rope)
-        if config.qk_norm:
-            heads[name], cache[f"norm_{name}"] = rmsnorm_forward(heads[name])
+        if config.qk_norm and not config.qk_scale:
+            heads[name], cache[f"norm_{name}"] = rmsnorm_forward(heads[name], eps=config.norm_eps)
     k, v = (heads["k"], heads["v"]) if past is None else past.extend(heads["k"], heads["v"])
     mask = None if config.window is None else window_mask(x.shape[1], k.shape[2], config.window)
     y, cache["attention"] = attention_forward(heads["q"], k, v, mask, config.dropout, rng)  # (B, H, T, D)
@@ -117,6 +122,10 @@ def multihead_backward(dy: Array, cache: Cache) -> tuple[Array, Params, None, No
             dheads[name], _ = rmsnorm_backward(dheads[name], cache[f"norm_{name}"])
         if f"rope_{name}" in cache:
             dheads[name], _, _ = rope_backward(dheads[name], cache[f"rope_{name}"])
+        if f"scaled_{name}" in cache:
+            dheads[name], dscale = rmsnorm_backward(dheads[name], cache[f"scaled_{name}"])
+            assert dscale is not None
+            grads[f"{name}_norm.weight"] = dscale
     dx = named_linear_backward(_merge(dheads["q"]), cache["q"], "q", grads)
     for name in ("k", "v"):
         dx += named_linear_backward(_merge(dheads[name]), cache[name], name, grads)

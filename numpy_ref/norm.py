@@ -16,7 +16,8 @@ dr/dx_i = -r^3 (x_i - m) / C = -r^2 h_i / C. Collect:
 In words: shifting all channels, or scaling all of them, does not change h, so the gradient has no part along either.
 
 RMSNorm (arXiv:1910.07467) leaves out the mean: r = 1 / sqrt(mean(x^2) + eps), h = x r, y = h w, and
-dx = r (g - h mean(g h)). Without a weight it is the normalisation of QK-norm (chapter 9).
+dx = r (g - h mean(g h)). Without a weight, or with one of D numbers for all heads, it is the normalisation of QK-norm
+(chapter 9).
 
 Cost: about 8 FLOPs per number and two passes over memory. eps = 1e-5 keeps 1 / sqrt finite for a row of zeros. The
 variance is computed from the deviations, not as mean(x^2) - mean(x)^2: in float32 the latter loses all digits, and can
@@ -39,13 +40,13 @@ def row_dot(a: Array, b: Array) -> Array:
     return dots[..., None]
 
 
-def layernorm_forward(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Cache]:
+def layernorm_forward(x: Array, weight: Array, bias: Array | None = None, eps: float = EPS) -> tuple[Array, Cache]:
     """Compute y = w (x - mean(x)) / sqrt(var(x) + eps) + b over the last axis.
 
     x (..., C), weight (C,), bias (C,) -> y (..., C).
     """
     h = x - x.mean(axis=-1, keepdims=True)  # (..., C)
-    r = 1 / np.sqrt(row_dot(h, h) / x.shape[-1] + EPS)  # (..., 1)
+    r = 1 / np.sqrt(row_dot(h, h) / x.shape[-1] + eps)  # (..., 1)
     h *= r
     y = h * weight
     if bias is not None:
@@ -70,12 +71,12 @@ def layernorm_backward(dy: Array, cache: Cache) -> tuple[Array, Array, Array | N
     return dx, dweight, dbias
 
 
-def rmsnorm_forward(x: Array, weight: Array | None = None) -> tuple[Array, Cache]:
+def rmsnorm_forward(x: Array, weight: Array | None = None, eps: float = EPS) -> tuple[Array, Cache]:
     """Compute y = w x / sqrt(mean(x^2) + eps) over the last axis; without a weight, w = 1.
 
     x (..., C), weight (C,) -> y (..., C).
     """
-    r = 1 / np.sqrt(row_dot(x, x) / x.shape[-1] + EPS)  # (..., 1)
+    r = 1 / np.sqrt(row_dot(x, x) / x.shape[-1] + eps)  # (..., 1)
     h = x * r
     y = h if weight is None else h * weight
     return y, {"x": x, "h": h, "r": r, "weight": weight}

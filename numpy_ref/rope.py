@@ -1,7 +1,7 @@
 """Chapter 6. Rotary positions (RoFormer, arXiv:2104.09864): a position in the text is an angle.
 
 The D channels of a query or key are taken as D/2 pairs (a, b) = (x_i, x_(i + D/2)), points in a plane. At position t
-the pair i is rotated by the angle t f_i, f_i = 10000^(-2i/D):
+the pair i is rotated by the angle t f_i, f_i = b^(-2i/D) with the base b = 10000:
 
     a' = a cos - b sin,    b' = a sin + b cos
 
@@ -24,9 +24,9 @@ from numpy_ref.linear import Array, Cache
 BASE = 10_000.0
 
 
-def rope_tables(context_length: int, d_head: int) -> tuple[Array, Array]:
+def rope_tables(context_length: int, d_head: int, base: float = BASE) -> tuple[Array, Array]:
     """Compute the cosine and sine of every angle, in float64: (T, D/2) each."""
-    frequency = BASE ** (-np.arange(0, d_head, 2) / d_head)  # (D/2,)
+    frequency = base ** (-np.arange(0, d_head, 2) / d_head)  # (D/2,)
     angle = np.arange(context_length)[:, None] * frequency  # (T, D/2)
     return np.cos(angle), np.sin(angle)
 

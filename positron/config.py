@@ -51,6 +51,7 @@ class ModelConfig:
     d_model: Width  # width of the model: numbers that represent a token
     n_layer: Depth  # depth: blocks of attention and MLP
     n_head: Count  # attention heads per block
+    head_dim: Count | None = None  # numbers per head; null: d_model / n_head
     n_kv_head: Count | None = None  # key/value heads; null: as many as heads
     d_ff: MlpWidth | None = None  # width of the MLP; null: 4 d_model (8/3 d_model for swiglu)
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # normalisation before attention and MLP
@@ -59,19 +60,24 @@ class ModelConfig:
     bias: bool = False  # bias vectors in linear layers and norms
     tie_embeddings: bool = True  # the output head uses the embedding's weights
     qk_norm: bool = False  # normalise queries and keys of each head
+    qk_scale: bool = False  # with qk_norm, a learned scale for each number of a head, before the rotation by rope
     smear: bool = False  # add a learned share of the previous token's embedding to each token's, per channel
+    rope_base: Positive = 10_000.0  # of rope's wavelengths; a larger one suits a longer context
+    norm_eps: Positive = 1e-5  # is added to the mean square under the root of a norm
     window: Count | None = None  # sliding window: last tokens that each layer attends to; null: the whole context
     dropout: BelowOne = 0.0  # share of activations that training sets to zero
 
     def __post_init__(self) -> None:
         check_ranges(self, "model")
-        if self.d_model % self.n_head:
+        if self.head_dim is None and self.d_model % self.n_head:
             raise UserError(
                 f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}: "
                 f"try d_model={self.d_model // self.n_head * self.n_head or self.n_head}"
             )
         if self.n_kv_head is not None and self.n_head % self.n_kv_head:
             raise UserError(f"model.n_kv_head={self.n_kv_head} must divide model.n_head={self.n_head}")
+        if self.qk_scale and not self.qk_norm:
+            raise UserError("model.qk_scale=true is the scale of model.qk_norm=true: give both")
         match self.position:
             case "learned":
                 pass
@@ -89,7 +95,7 @@ class ModelConfig:
 
     @property
     def d_head(self) -> int:
-        return self.d_model // self.n_head
+        return self.head_dim or self.d_model // self.n_head
 
     @property
     def kv_heads(self) -> int:
@@ -172,9 +178,9 @@ class GPTConfig(ModelConfig):
     def n_params(self) -> int:
         """All trained numbers, exactly; a tied embedding counts once."""
         norm = self.d_model * (2 if self.has_norm_bias else 1)
-        per_block = 2 * norm
+        per_block = 2 * norm + (2 * self.d_head if self.qk_scale else 0)
         if self.bias:
-            per_block += 2 * self.d_model + 2 * self.kv_heads * self.d_head  # q, out, k, v
+            per_block += self.n_head * self.d_head + self.d_model + 2 * self.kv_heads * self.d_head  # q, out, k, v
             per_block += self.d_model + self.ff_width * (2 if self.is_gated else 1)
         embeddings = 0 if self.tie_embeddings else self.vocab_size * self.d_model
         positions = self.context_length * self.d_model if self.has_learned_positions else 0
@@ -185,13 +191,13 @@ class GPTConfig(ModelConfig):
         """Floating-point operations that training needs per token: forward (2 per weight) and backward (4 per weight).
 
         Causal attention reads (T + 1) / 2 keys on average, or min(t, window) for token t of T: scores and weighted sum,
-        forward and backward, cost 12 * d_model operations per key and layer. Norms and activations are left out, as in
+        forward and backward, cost 12 operations per number of a query, key and layer. Norms and activations are left out, as in
         the PaLM paper's (arXiv:2204.02311, appendix B) model FLOPs.
         """
         T = context or self.context_length
         beyond = max(0, T - (self.window or T))  # tokens that no longer see the first one
         keys = ((T + 1) * T - (beyond + 1) * beyond) / (2 * T)
-        return 6 * self.matmul_params() + 12 * self.n_layer * self.d_model * keys
+        return 6 * self.matmul_params() + 12 * self.n_layer * self.n_head * self.d_head * keys
 
 
 TokenizerKind = Literal["char", "word", "sentencepiece", "tiktoken"]

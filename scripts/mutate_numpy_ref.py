@@ -137,6 +137,17 @@ MUTANTS = [
         "pass",
         "QK-norm: no backward",
     ),
+    ("multihead", "scale, config.norm_eps)", "scale)", "QK-norm with a scale: another eps"),
+    ("multihead", "eps=config.norm_eps)", ")", "QK-norm: another eps"),
+    (
+        "multihead",
+        'grads[f"{name}_norm.weight"] = dscale',
+        'grads[f"{name}_norm.weight"] = 0 * dscale',
+        "QK-norm: no gradient of the scale",
+    ),
+    ("gpt", "config.d_head, config.rope_base)", "config.d_head)", "rope: another base"),
+    ("block", 'params["weight"], config.norm_eps)', 'params["weight"])', "RMSNorm: another eps"),
+    ("block", 'params.get("bias"), config.norm_eps)', 'params.get("bias"))', "LayerNorm: another eps"),
     ("mlp", 'dh * cache["product"]["u"]', 'dh * cache["product"]["a"]', "swiglu: the wrong factor for the gate"),
     (
         "mlp",

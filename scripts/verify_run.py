@@ -37,7 +37,7 @@ def in_float64(config: GPTConfig, params: dict[str, np.ndarray]) -> GPT:
     if config.position == "sinusoidal":
         model.positions = sinusoidal_table(config.context_length, config.d_model)
     elif config.position == "rope":
-        model.cos, model.sin = rope_tables(config.context_length, config.d_head)
+        model.cos, model.sin = rope_tables(config.context_length, config.d_head, config.rope_base)
     return model.eval()
 
 

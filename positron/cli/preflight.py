@@ -30,7 +30,9 @@ _SHAPE = (
     "activation",
     "bias",
     "tie_embeddings",
+    "d_head",
     "qk_norm",
+    "qk_scale",
     "smear",
 )
 

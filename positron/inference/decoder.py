@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from positron.inference.int8 import Int8Linear, dequantise, quantise
 from positron.inference.packed_linear import Linear
-from positron.model.gpt import GPT, NORM_EPS, Block, Elementwise, Norm
+from positron.model.gpt import GPT, Attention, Block, Elementwise, Norm
 from positron.model.kernels.attention import causal_attention, window_mask
 from positron.model.lora import effective_weight
 
@@ -34,13 +34,14 @@ class _Layer:
     out: Linear | Int8Linear
     up: Linear | Int8Linear  # with its activation; gate above up for swiglu
     down: Linear | Int8Linear
+    qk_scale: Tensor | None  # (H + K, D), in the order in which the rotary pairs lie
 
 
-def _rms_norm(x: Tensor, weight: Tensor | None = None) -> Tensor:
+def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
     """The left half of layer_norm of (x, -x), whose mean is 0; `weight` twice, (2C,). On a CPU torch's rms_norm is eight
     operators, and twice as many in bf16."""
     C = x.shape[-1]
-    return F.layer_norm(torch.cat((x, -x), dim=-1), (2 * C,), weight, None, NORM_EPS)[..., :C]
+    return F.layer_norm(torch.cat((x, -x), dim=-1), (2 * C,), weight, None, eps)[..., :C]
 
 
 class Decoder:
@@ -56,15 +57,16 @@ class Decoder:
         self.device = model.wte.weight.device
         self.bytewise = dtype == torch.int8
         self.dtype = torch.bfloat16 if self.bytewise else dtype or model.wte.weight.dtype
+        self.eps = config.norm_eps
         self.H, self.K, self.D, self.gated = config.n_head, config.kv_heads, config.d_head, config.is_gated
+        # SDPA for one query is three times slower in bf16 than in fp32 on a CPU
+        narrow = self.dtype == torch.bfloat16 and self.device.type == "cpu"
+        self.cache_dtype = torch.float32 if narrow else self.dtype
         self.layers = [self._pack(block) for block in model.blocks]  # type: ignore[arg-type]
         self.norm_f = self._norm(model.norm_f)
         self.head = self._linear(model.head_weight)
         tied = self.bytewise and config.tie_embeddings
         self.wte = (dequantise(*quantise(model.wte.weight)) if tied else model.wte.weight.detach()).to(self.dtype)
-        # SDPA for one query is three times slower in bf16 than in fp32 on a CPU
-        narrow = self.dtype == torch.bfloat16 and self.device.type == "cpu"
-        self.cache_dtype = torch.float32 if narrow else self.dtype
         self.positions: Tensor | None = None  # (T, C), added to the embeddings
         self.turn: Tensor | None = None  # (T, 1, D/2), by which queries and keys are turned
         match config.position:
@@ -129,7 +131,17 @@ class Decoder:
             joined(attn.out),
             joined(mlp.gate, mlp.up) if mlp.activation == "swiglu" else joined(mlp.up, activation=mlp.activation),
             joined(mlp.down),
+            self._scale(attn),
         )
+
+    def _scale(self, attn: Attention) -> Tensor | None:
+        """Return the learned scale of QK-norm for each head of q and of k, (H + K, D)."""
+        if not self.config.qk_scale:
+            return None
+        scales = [attn.q_norm.weight.detach().to(self.cache_dtype), attn.k_norm.weight.detach().to(self.cache_dtype)]
+        if self.config.has_rope:
+            scales = [self._side_by_side(scale) for scale in scales]
+        return torch.cat([scales[0].expand(self.H, -1), scales[1].expand(self.K, -1)])
 
     def _side_by_side(self, x: Tensor) -> Tensor:
         """Rows (heads * D, ...): features i and i + D/2 of each head become 2i and 2i + 1."""
@@ -139,9 +151,9 @@ class Decoder:
     def _apply_norm(self, x: Tensor, norm: tuple[Tensor, Tensor | None]) -> Tensor:
         match self.config.norm:
             case "layernorm":
-                return F.layer_norm(x, norm[0].shape, *norm, NORM_EPS)
+                return F.layer_norm(x, norm[0].shape, *norm, self.eps)
             case "rmsnorm":
-                return _rms_norm(x, norm[0])
+                return _rms_norm(x, norm[0], self.eps)
             case _:
                 assert_never(self.config.norm)
 
@@ -156,11 +168,13 @@ class Decoder:
         """(N, C) -> q (N, H, D), k and v (N, K, D), turned by `turn` (N or 1, 1, D/2) and normalised."""
         qkv = layer.qkv(x).to(self.cache_dtype).view(len(x), -1, self.D)
         qk, v = qkv[:, : self.H + self.K], qkv[:, self.H + self.K :]
+        if layer.qk_scale is not None:
+            qk = _rms_norm(qk, None, self.eps) * layer.qk_scale
         if turn is not None:
             pairs = qk.to(turn.real.dtype).unflatten(-1, (-1, 2))
             qk = torch.view_as_real(torch.view_as_complex(pairs) * turn).flatten(-2).to(self.cache_dtype)
-        if self.config.qk_norm:
-            qk = _rms_norm(qk)
+        if self.config.qk_norm and layer.qk_scale is None:
+            qk = _rms_norm(qk, None, self.eps)
         return qk[:, : self.H], qk[:, self.H :], v
 
     def _through(self, x: Tensor, turn: Tensor | None, attend: Attend) -> Tensor:

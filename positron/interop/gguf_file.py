@@ -21,7 +21,7 @@ from positron.interop.huggingface import CHAT_TEMPLATE
 from positron.interop.rules import Rule, consecutive_pairs, constant, linear, norm, same, stacked, to_ours, to_theirs
 from positron.interop.source import Source, largest_difference
 from positron.interop.tokenizer_json import byte_level, tiktoken_merges
-from positron.model.gpt import NORM_EPS, ROPE_BASE, sinusoidal_table
+from positron.model.gpt import sinusoidal_table
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer
 from positron.text.conversation import END
@@ -81,11 +81,11 @@ def _refuse(option: str, remedy: str) -> NoReturn:
 
 
 def _rms_keys(config: GPTConfig, writer: GGUFWriter) -> None:
-    writer.add_layer_norm_rms_eps(NORM_EPS)
+    writer.add_layer_norm_rms_eps(config.norm_eps)
 
 
 def _layer_norm_keys(config: GPTConfig, writer: GGUFWriter) -> None:
-    writer.add_layer_norm_eps(NORM_EPS)
+    writer.add_layer_norm_eps(config.norm_eps)
 
 
 def _apertus_keys(config: GPTConfig, writer: GGUFWriter) -> None:
@@ -204,7 +204,7 @@ def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
     writer.add_head_count_kv(config.n_head if architecture is GPT2 else config.kv_heads)
     if config.has_rope:
         writer.add_rope_dimension_count(config.d_head)
-        writer.add_rope_freq_base(ROPE_BASE)
+        writer.add_rope_freq_base(config.rope_base)
         writer.add_key_length(config.d_head)
         writer.add_value_length(config.d_head)
     architecture.keys(config, writer)

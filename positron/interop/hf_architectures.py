@@ -15,7 +15,7 @@ import torch
 
 from positron.config import GPTConfig
 from positron.interop.rules import Rule, constant, linear, norm, same, stacked, transposed
-from positron.model.gpt import NORM_EPS, ROPE_BASE, sinusoidal_table
+from positron.model.gpt import sinusoidal_table
 from positron.system.errors import UserError
 
 _ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "swish": "silu", "relu2": "relu2", "swiglu": "silu"}
@@ -102,8 +102,8 @@ def config_json(architecture: Architecture, config: GPTConfig, end_of_text: int)
     default, without a word, where that is missing.
     """
     rope = {
-        "rope_parameters": {"rope_type": "default", "rope_theta": ROPE_BASE},
-        "rope_theta": ROPE_BASE,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "rope_theta": config.rope_base,
         "rope_scaling": None,
     }
     return {
@@ -135,7 +135,7 @@ def _shape(config: GPTConfig) -> dict[str, Any]:
 
 
 def _rms_shape(config: GPTConfig) -> dict[str, Any]:
-    return {**_shape(config), "rms_norm_eps": NORM_EPS, "head_dim": config.d_head}
+    return {**_shape(config), "rms_norm_eps": config.norm_eps, "head_dim": config.d_head}
 
 
 def _decoder(
@@ -185,7 +185,7 @@ def _gpt2_settings(config: GPTConfig) -> dict[str, Any]:
         "n_positions": config.context_length,
         "n_ctx": config.context_length,  # llama.cpp's converter stops without it
         "activation_function": "gelu_new" if config.activation == "gelu" else _ACTIVATIONS[config.activation],
-        "layer_norm_epsilon": NORM_EPS,
+        "layer_norm_epsilon": config.norm_eps,
         "attn_pdrop": config.dropout,
         "embd_pdrop": config.dropout,
         "resid_pdrop": config.dropout,
@@ -282,7 +282,7 @@ STARCODER2 = Architecture(
     "starcoder2",
     lambda config: {
         **_shape(config),
-        "norm_epsilon": NORM_EPS,
+        "norm_epsilon": config.norm_eps,
         "use_bias": config.bias,
         "sliding_window": sliding_window(config),
         "embedding_dropout": config.dropout,
@@ -296,7 +296,7 @@ STABLELM = Architecture(
     "stablelm",
     lambda config: {
         **_shape(config),
-        "layer_norm_eps": NORM_EPS,
+        "layer_norm_eps": config.norm_eps,
         "use_qkv_bias": False,
         "qk_layernorm": False,
         "use_parallel_residual": False,

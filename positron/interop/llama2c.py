@@ -87,7 +87,7 @@ def write(source: Source, folder: Path) -> float:
     order = id_order(tokenizer)
     tensors = to_theirs(rules(config), source.weights)
     tensors["wte"] = tensors["wte"][order]
-    cos, sin = rope_tables(config.context_length, config.d_head)
+    cos, sin = rope_tables(config.context_length, config.d_head, config.rope_base)
     parts = [*tensors.values(), cos, sin]
     if not config.tie_embeddings:
         parts.append(source.weights["lm_head.weight"][order])

@@ -22,8 +22,6 @@ from positron.model.kernels.loss import linear_cross_entropy
 from positron.model.kernels.norms_and_heads import Rope
 from positron.model.kernels.torch_private import has_forward_hooks
 
-NORM_EPS = 1e-5
-ROPE_BASE = 10_000.0
 INIT_STD = 0.02
 Elementwise = Literal["gelu", "relu", "swish", "relu2", ""]  # activations of one argument; "": none
 
@@ -33,7 +31,7 @@ class Norm(nn.Module):
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
-        self.kind = config.norm
+        self.kind, self.eps = config.norm, config.norm_eps
         self.weight = nn.Parameter(torch.empty(config.d_model))
         self.bias = nn.Parameter(torch.empty(config.d_model)) if config.has_norm_bias else None
 
@@ -41,16 +39,16 @@ class Norm(nn.Module):
         """Normalise each token's vector: (B, T, C) -> (B, T, C)."""
         match self.kind:
             case "layernorm":
-                return F.layer_norm(x, self.weight.shape, self.weight, self.bias, NORM_EPS)
+                return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
             case "rmsnorm":
-                return fused.rms_norm(x, self.weight, NORM_EPS)
+                return fused.rms_norm(x, self.weight, self.eps)
             case _:
                 assert_never(self.kind)
 
 
-def rope_tables(context_length: int, d_head: int) -> tuple[Tensor, Tensor]:
+def rope_tables(context_length: int, d_head: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
     """Compute cos and sin, (T, D/2) each, of position * base^(-2i/D), in float64 (RoFormer, arXiv:2104.09864, eq. 15)."""
-    frequency = ROPE_BASE ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
+    frequency = base ** (-torch.arange(0, d_head, 2, dtype=torch.float64) / d_head)
     angle = torch.arange(context_length, dtype=torch.float64)[:, None] * frequency[None, :]
     return angle.cos(), angle.sin()
 
@@ -122,11 +120,14 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
         self.n_head, self.n_kv_head, self.d_head = config.n_head, config.kv_heads, config.d_head
-        self.qk_norm, self.dropout, self.window = config.qk_norm, config.dropout, config.window
+        self.qk_norm, self.qk_scale, self.eps = config.qk_norm, config.qk_scale, config.norm_eps
+        self.dropout, self.window = config.dropout, config.window
         self.q = nn.Linear(config.d_model, self.n_head * self.d_head, bias=config.bias)
         self.k = nn.Linear(config.d_model, self.n_kv_head * self.d_head, bias=config.bias)
         self.v = nn.Linear(config.d_model, self.n_kv_head * self.d_head, bias=config.bias)
         self.out = nn.Linear(self.n_head * self.d_head, config.d_model, bias=config.bias)
+        if config.qk_scale:
+            self.q_norm, self.k_norm = (nn.RMSNorm(self.d_head, eps=config.norm_eps) for _ in range(2))
 
     def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
         """Attend from every token to its past: (B, T, C) -> (B, T, C).
@@ -134,11 +135,10 @@ class Attention(nn.Module):
         `rope`: cos and sin of the positions, None without rotary positions. `mask` (B, 1, T, T): `document_mask`, None if
         every token attends to its whole past or window.
         """
-        B, T, C = x.shape
         q, k, v = self._packed_heads(x, rope) if self._can_pack(x) else self.heads(x, rope)
         dropout = self.dropout if self.training else 0.0
         y = causal_attention(q, k, v, dropout=dropout, mask=mask, window=self.window)  # (B, H, T, D)
-        out: Tensor = self.out(y.transpose(1, 2).reshape(B, T, C))
+        out: Tensor = self.out(y.transpose(1, 2).flatten(2))
         return out
 
     def heads(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
@@ -147,17 +147,25 @@ class Attention(nn.Module):
         q = self.q(x).view(B, T, self.n_head, self.d_head).transpose(1, 2)  # (B, H, T, D)
         k = self.k(x).view(B, T, self.n_kv_head, self.d_head).transpose(1, 2)  # (B, K, T, D)
         v = self.v(x).view(B, T, self.n_kv_head, self.d_head).transpose(1, 2)  # (B, K, T, D)
+        if self.qk_scale:  # before the rotation, which mixes numbers of different scales
+            q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        if self.qk_norm:  # unit root mean square per head keeps the scores bounded (arXiv:2010.04245)
-            q = F.rms_norm(q, (self.d_head,), eps=NORM_EPS)
-            k = F.rms_norm(k, (self.d_head,), eps=NORM_EPS)
+        if (
+            self.qk_norm and not self.qk_scale
+        ):  # unit root mean square per head keeps the scores bounded (arXiv:2010.04245)
+            q = F.rms_norm(q, (self.d_head,), eps=self.eps)
+            k = F.rms_norm(k, (self.d_head,), eps=self.eps)
         return q, k, v
 
     def _can_pack(self, x: Tensor) -> bool:
-        """Tell whether `_packed_heads` applies and is faster: not with LoRA on q, k or v, nor with forward hooks on them."""
-        layers = (self.q, self.k, self.v)
-        return fused.is_faster(x) and all(type(p) is nn.Linear and not has_forward_hooks(p) for p in layers)
+        """Tell whether `_packed_heads` applies and is faster.
+
+        It has no LoRA on q, k or v, no forward hooks on them, and no scale between norm and rope.
+        """
+        if self.qk_scale or not fused.is_faster(x):
+            return False
+        return all(type(p) is nn.Linear and not has_forward_hooks(p) for p in (self.q, self.k, self.v))
 
     def _packed_heads(self, x: Tensor, rope: Rope | None) -> tuple[Tensor, ...]:
         """Compute the same as `heads` in one matrix product and one pass."""
@@ -167,7 +175,7 @@ class Attention(nn.Module):
             weights[:2] = [fused.interleave_pairs(weight, self.d_head) for weight in weights[:2]]
             biases[:2] = [fused.interleave_pairs(bias, self.d_head) for bias in biases[:2]]
         qkv = F.linear(x, torch.cat(weights), torch.cat(biases) if biases else None)
-        return fused.heads(qkv, rope, self.n_head, self.n_kv_head, NORM_EPS if self.qk_norm else None)
+        return fused.heads(qkv, rope, self.n_head, self.n_kv_head, self.eps if self.qk_norm else None)
 
 
 class MLP(nn.Module):
@@ -248,7 +256,7 @@ class GPT(nn.Module):
                 table = sinusoidal_table(config.context_length, config.d_model)
                 self.register_buffer("positions", table.to(dtype), persistent=False)
             case "rope":
-                cos, sin = rope_tables(config.context_length, config.d_head)
+                cos, sin = rope_tables(config.context_length, config.d_head, config.rope_base)
                 self.register_buffer("cos", cos.to(dtype), persistent=False)
                 self.register_buffer("sin", sin.to(dtype), persistent=False)
             case _:

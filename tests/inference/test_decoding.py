@@ -35,6 +35,7 @@ SHAPES: list[dict[str, Any]] = [
     {},
     {**MODERN, "smear": True, "n_kv_head": 2},
     {"activation": "relu2", "bias": True, "window": 5},
+    {**MODERN, "qk_scale": True, "head_dim": 12, "n_kv_head": 2, "rope_base": 500.0, "norm_eps": 1e-3},
 ]
 EPS = 2.0**-8  # bf16 rounds by this share at most
 

@@ -44,6 +44,7 @@ SHAPES: list[dict[str, Any]] = [
     ]
 ]
 SHAPES[2]["window"] = 4
+SHAPES[1] |= {"qk_scale": True, "head_dim": 6, "rope_base": 300.0, "norm_eps": 1e-3}
 
 
 def model_of(**options: Any) -> GPT:

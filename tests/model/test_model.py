@@ -25,6 +25,12 @@ OPTIONS = [
         ((True, False, False), (False, True, True)),
     )
 ]
+OPTIONS += [
+    dataclasses.replace(
+        BASE, position="rope", bias=b, head_dim=6, qk_norm=True, qk_scale=q, n_kv_head=2, rope_base=500.0
+    )
+    for b, q in itertools.product((True, False), repeat=2)
+]
 
 
 def ids(config, rows=2, length=None, seed=0):

@@ -8,8 +8,10 @@ from torch.nn import functional as F
 
 import numpy_ref
 from positron.config import GPTConfig
-from positron.model.gpt import GPT, NORM_EPS, apply_rope, positions_in_documents, rope_tables
+from positron.model.gpt import GPT, apply_rope, positions_in_documents, rope_tables
 from positron.model.kernels import norms_and_heads as fused
+
+NORM_EPS = 1e-5
 
 EPS = {dtype: torch.finfo(dtype).eps for dtype in (torch.float64, torch.float32, torch.bfloat16)}
 

@@ -256,9 +256,10 @@ def test_mlp(rng: np.random.Generator, activation: str) -> None:
 
 
 MODERN = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "qk_norm": True, "n_kv_head": 2}
+SCALED = {**MODERN, "qk_scale": True, "head_dim": 2, "norm_eps": 1e-3}
 
 
-@pytest.mark.parametrize("changes", [{"bias": True}, MODERN, {"n_kv_head": 1, "qk_norm": True}])
+@pytest.mark.parametrize("changes", [{"bias": True}, MODERN, {"n_kv_head": 1, "qk_norm": True}, SCALED])
 def test_multihead(rng: np.random.Generator, changes: dict[str, Any]) -> None:
     c = config(**changes)
     params = part(random_params(c, rng), "blocks.0.attn.")

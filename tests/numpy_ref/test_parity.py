@@ -63,7 +63,7 @@ def twins(config: GPTConfig, seed: int, scale: float = 0.3) -> tuple[GPT, dict[s
     if config.position == "rope":
         from positron.model.gpt import rope_tables
 
-        model.cos, model.sin = rope_tables(config.context_length, config.d_head)
+        model.cos, model.sin = rope_tables(config.context_length, config.d_head, config.rope_base)
     # copied: torch trains in place
     model.load_state_dict({name: torch.from_numpy(p.copy()) for name, p in params.items()})
     return model, params
@@ -104,29 +104,56 @@ def test_parity_of_logits_loss_and_every_gradient(norm: str, position: str, acti
     for number, options in enumerate(PRODUCT):
         if not options.items() >= chosen.items():
             continue
-        config = gpt_config(**options)
-        model, params = twins(config, seed=number)
-        idx, targets = batch(config, seed=number)
-        logits = numpy_ref.forward(params, config, idx)
-        assert note("logits", error(logits, model(torch.from_numpy(idx)))) < 1e-8, options
-        loss, grads = numpy_ref.loss_and_grads(params, config, idx, targets)
-        wanted = torch_loss_and_grads(model, idx, targets)
-        assert note("loss", error(np.array(loss), wanted)) < 1e-8, options
-        named = dict(model.named_parameters())
-        assert set(grads) == set(named) == set(params)
-        for name, parameter in named.items():
-            if name.endswith("k.bias") and position != "rope" and not options["qk_norm"]:
-                # the same vector on every key raises all scores of a query alike, which softmax does not see
-                assert max(np.abs(grads[name]).max(), parameter.grad.abs().max()) < 1e-15, (options, name)
-                continue
-            assert note("gradient", error(grads[name], parameter.grad)) < 1e-8, (options, name)
+        compare(options, seed=number)
+
+
+def compare(options: dict[str, Any], seed: int) -> None:
+    """Logits, loss and the gradient of every parameter, relative to the largest number of the tensor."""
+    config = gpt_config(**options)
+    model, params = twins(config, seed)
+    idx, targets = batch(config, seed)
+    logits = numpy_ref.forward(params, config, idx)
+    assert note("logits", error(logits, model(torch.from_numpy(idx)))) < 1e-8, options
+    loss, grads = numpy_ref.loss_and_grads(params, config, idx, targets)
+    wanted = torch_loss_and_grads(model, idx, targets)
+    assert note("loss", error(np.array(loss), wanted)) < 1e-8, options
+    named = dict(model.named_parameters())
+    assert set(grads) == set(named) == set(params)
+    for name, parameter in named.items():
+        if name.endswith("k.bias") and config.position != "rope" and not config.qk_norm:
+            # the same vector on every key raises all scores of a query alike, which softmax does not see
+            assert max(np.abs(grads[name]).max(), parameter.grad.abs().max()) < 1e-15, (options, name)
+            continue
+        assert note("gradient", error(grads[name], parameter.grad)) < 1e-8, (options, name)
+
+
+# options of imported models, beside each other and beside those which they meet in the code
+IMPORTED: dict[str, list[Any]] = {
+    "norm": ["layernorm", "rmsnorm"],
+    "position": ["learned", "sinusoidal", "rope"],
+    "bias": [False, True],
+    "n_kv_head": [4, 1],
+    "head_dim": [None, 6],
+    "qk_norm": [True],
+    "qk_scale": [False, True],
+    "rope_base": [10_000.0, 300.0],
+    "norm_eps": [1e-5, 0.05],
+}
+
+
+@pytest.mark.parametrize("position", IMPORTED["position"])
+def test_parity_of_the_options_of_imported_models(position: str) -> None:
+    for number, values in enumerate(itertools.product(*IMPORTED.values())):
+        options = dict(zip(IMPORTED, values, strict=True))
+        if options["position"] == position:
+            compare(options, seed=number)
 
 
 NUMBERS = {"vocab_size", "context_length", "d_model", "n_layer", "n_head", "d_ff", "dropout"}  # in the tests below
 
 
 def test_every_option_has_its_twin() -> None:
-    """The same fields, defaults and choices on both sides, all of which the product above goes through."""
+    """The same fields, defaults and choices on both sides, all of which the products above go through."""
     ours = {field.name: field.default for field in dataclasses.fields(GPTConfig)}
     twin = {field.name: field.default for field in dataclasses.fields(numpy_ref.GPTConfig)}
     assert ours == twin
@@ -136,8 +163,8 @@ def test_every_option_has_its_twin() -> None:
             assert get_args(hint) == get_args(twin_hints[name])
             assert set(OPTIONS[name]) == set(get_args(hint))
         elif hint is bool:
-            assert set(OPTIONS[name]) == {False, True}
-    assert set(OPTIONS) | NUMBERS == set(ours)
+            assert set({**IMPORTED, **OPTIONS}[name]) == {False, True}
+    assert set(OPTIONS) | set(IMPORTED) | NUMBERS == set(ours)
     schedules = get_type_hints(ScheduleConfig)["kind"]
     assert set(get_args(schedules)) == set(get_args(theirs.Schedule))
 
