@@ -144,6 +144,7 @@ def configuration_page() -> str:
             lines.append("")
         own = [key for key in keys if (key.partition(".")[0] if "." in key else "") == section]
         if own:
+            lines += ['<div class="settings" markdown>', ""]
             lines += ["| key | type | default | unit | meaning |", "|---|---|---|---|---|"]
         for key in own:
             default = f"`{shown(of_train[key])}`" if key in of_train and of_train[key] != MISSING else "needed"
@@ -159,6 +160,8 @@ def configuration_page() -> str:
                 _cell(comments[key]),
             )
             lines.append(f"| {' | '.join(row)} |")
+        if own:
+            lines += ["", "</div>"]
     return "\n".join(lines) + "\n"
 
 
@@ -197,7 +200,8 @@ def source_page(path: Path) -> str:
     language = _LANGUAGES.get(path.suffix, "text")
     title = path.relative_to(ROOT).as_posix()
     text = path.read_text(encoding="utf-8").rstrip("\n")
-    return f'---\nsearch:\n  exclude: true\n---\n# {title}\n\n~~~~~~ {{ .{language} linenums="1" }}\n{text}\n~~~~~~\n'
+    header = "---\nsearch:\n  exclude: true\nhide:\n  - toc\n---\n"
+    return f'{header}# {title}\n\n~~~~~~ {{ .{language} linenums="1" }}\n{text}\n~~~~~~\n'
 
 
 def _cell(text: str) -> str:

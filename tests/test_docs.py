@@ -10,6 +10,7 @@ from conftest import PROJECT
 
 from positron.cli import COMMANDS
 from positron.cli.help_text import field_comments, is_group
+from positron.cli.other_tools import same_option
 from positron.cli.overrides import groups_of
 from positron.settings import leaf_keys, type_of
 from scripts import docs_pages
@@ -88,3 +89,15 @@ def test_every_relative_link_leads_to_a_file_and_every_anchor_to_a_heading(page)
             assert f"{{{fragment}}}" in text or fragment[1:] in {slug(line.lstrip("# ")) for line in text.splitlines()}
         if fragment and target.suffix == ".py":
             assert int(fragment.removeprefix("#L")) <= len(target.read_text(encoding="utf-8").splitlines())
+
+
+def test_the_migration_tables_agree_with_the_advice_of_the_command_line():
+    """A row is | `theirs` | `ours` | remark |; the advice knows theirs as ours, or not at all."""
+    page = (DOCS / "migration.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[^|]*`) \| `([\w.]+)` \| [^|]*\|$", page, re.M)
+    assert len(rows) > 60
+    known = {*leaf_keys(), *groups_of(PROJECT / "conf")}
+    for theirs, ours in rows:
+        assert ours in known, ours
+        for name in re.findall(r"`([^`]*)`", theirs):
+            assert same_option(name) in (ours, None), name

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import sys
@@ -39,9 +40,7 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path, monkeypatch
     from nbclient import NotebookClient
 
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
-    (path,) = EXAMPLES.glob("*.ipynb")
-    notebook = nbformat.read(path, as_version=4)
-    assert not any(cell.get("outputs") for cell in notebook.cells)  # what was seen once would go out of date
+    notebook = nbformat.read(EXAMPLES / "train_on_my_text.ipynb", as_version=4)
     for cell in notebook.cells:
         cell.source = cell.source.replace("max_steps=200", "max_steps=4").replace("val_every=50", "val_every=2")
     NotebookClient(notebook, timeout=PATIENCE, resources={"metadata": {"path": str(tmp_path)}}).execute()
@@ -50,6 +49,36 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path, monkeypatch
     assert trained[-1]["data"]["text/plain"] == "'finished'"
     assert "step 4/4" in str(trained) or "100%" in str(trained)
     assert any("image/png" in output.get("data", {}) for out in outputs.values() for output in out)
+
+
+@pytest.mark.slow
+def test_the_notebook_that_looks_inside_runs_and_shows_the_truth_beside_the_model(tmp_path, monkeypatch, door):
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("PYTHONPATH", str(PROJECT))
+    words = [word for word in FAST if not word.startswith(("model.context_length", "tokenizer"))]
+    result = door(
+        "train", "experiment=quickstart", *words, "model.context_length=64", "train.max_steps=5", "device=cpu"
+    )
+    assert result.code == 0, result.err
+    notebook = nbformat.read(EXAMPLES / "look_inside.ipynb", as_version=4)
+    NotebookClient(notebook, timeout=PATIENCE, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    assert sum("image/png" in output.get("data", {}) for output in outputs) == 2
+    printed = "".join(output["text"] for output in outputs if output.get("name") == "stdout")
+    own, needed, wasted = map(
+        float, re.search(r"holds ([\d.]+) bits.*needs ([\d.]+), so it wastes ([\d.]+)", printed).groups()
+    )
+    assert needed > own > 0  # a divergence is positive
+    assert wasted == pytest.approx(needed - own, abs=2e-3)
+    assert "embedding" in printed
+    assert "layer 1" in printed
+
+
+def test_notebooks_hold_no_outputs_that_would_go_out_of_date():
+    for path in EXAMPLES.glob("*.ipynb"):
+        assert not any(cell.get("outputs") for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]), path.name
 
 
 @pytest.fixture

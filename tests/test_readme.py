@@ -1,5 +1,6 @@
-"""Every command in the README runs, shortened to seconds by options that a user could give too."""
+"""Every command in the README and the guides runs, shortened to seconds by options that a user could give too."""
 
+import importlib
 import json
 import os
 import re
@@ -13,38 +14,92 @@ from pathlib import Path
 import pytest
 from conftest import FAST, PATIENCE, PROJECT
 
-BLOCKS = re.findall(r"```bash\n(.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
-COMMANDS = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines() if line.strip()]
+from positron.cli.overrides import read_command_line
+from positron.cli.request import compose
+
+GUIDES = (
+    *("training", "resuming", "data", "tokenizers", "fine-tuning", "chat-and-generation", "evaluation", "experiments"),
+    *("monitoring", "devices", "python", "numpy"),
+)
+PAGES = [
+    PROJECT / "README.md",
+    *(PROJECT / "docs" / "guides" / f"{name}.md" for name in GUIDES),
+    PROJECT / "docs" / "troubleshooting.md",
+    PROJECT / "docs" / "faq.md",
+]
+
+
+def printed_commands(page: Path) -> list[str]:
+    """The lines of a page's shell blocks, without comments."""
+    blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+    return [line.split(" # ")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+COMMANDS = [command for page in PAGES for command in printed_commands(page)]
 SHORT = ("device=cpu", *FAST, "train.log_every=1")
+# What a test only parses: it needs a network or seconds of processes, or its own test runs it.
+PARSED_ONLY = re.compile(
+    r"data=hub|experiment=fineweb|hydra/|devices=2|logger=wandb|cache --clean|^positron train experiment=quickstart$"
+)
 
 
-def test_the_readme_has_its_two_first_commands_and_make_knows_them():
-    assert COMMANDS[:2] == ["make train", "make chat"]
-    for line in (*COMMANDS[:2], "make sft", "make generate", "make test"):
+def words_of(command: str) -> tuple[str, list[str]]:
+    """The name of a command of Positron and its arguments, however it is started."""
+    name, *arguments = shlex.split(command.replace("python -m positron.", "positron "))[1:]
+    return name, arguments
+
+
+def test_the_readme_has_its_first_commands_and_make_knows_them():
+    assert printed_commands(PROJECT / "README.md")[:2] == ["make train", "make chat"]
+    assert "positron train model=auto budget=5min data=text data.path=my.txt" in (PROJECT / "README.md").read_text()
+    for line in (*COMMANDS[:2], "make sft", "make generate", "make test", "make docs"):
         subprocess.run([*shlex.split(line), "--dry-run"], cwd=PROJECT, check=True, capture_output=True)
 
 
-def test_the_readme_counts_the_plots_and_has_the_words_that_people_search_for():
+def test_the_readme_is_short_enough_to_be_read():
+    assert len((PROJECT / "README.md").read_text(encoding="utf-8").splitlines()) <= 130
+
+
+def test_the_documents_have_the_words_that_people_search_for_and_count_the_plots():
     from positron.stories.plots import PLOTS
 
-    text = " ".join((PROJECT / "README.md").read_text(encoding="utf-8").split())
+    text = " ".join(" ".join(page.read_text(encoding="utf-8").split()) for page in PAGES)
     assert len(PLOTS) == 11
     assert "eleven plot skeletons" in text
     for words in (
-        "gradient accumulation", "speculative decoding", "sliding window", "early stopping", "overfitting", "perplexity",
-        "checkpoint", "smear", "device.share", "auto_size", "above the floor", "make chat",
+        "gradient accumulation", "gradient checkpointing", "speculative decoding", "sliding window", "early stopping",
+        "overfitting", "perplexity", "checkpoint", "smear", "device.share", "auto_size", "above the floor", "make chat",
+        "out of memory", "fine-tun", "LoRA", "learning rate", "bits per byte", "scaling law", "TensorBoard", "NaN",
     ):  # fmt: skip
-        assert words in text, words
+        assert words.lower() in text.lower(), words
+
+
+@pytest.mark.parametrize(
+    "command", dict.fromkeys(c for c in COMMANDS if c.startswith(("positron", "python -m positron")))
+)
+def test_the_command_line_of_every_printed_command_is_accepted(command, tmp_path, monkeypatch):
+    """By the reader of settings and by Hydra's composition, or by the command's own parser."""
+    monkeypatch.chdir(tmp_path)
+    name, arguments = words_of(command)
+    if name not in ("train", "sft"):
+        importlib.import_module(f"positron.{name}").arguments().parse_args(arguments)
+        return
+    if arguments == ["--help"]:
+        return
+    line = read_command_line(arguments, name, PROJECT / "conf")
+    words = [word.split(",")[0] if line.is_sweep and "(" not in word else word for word in line.words]
+    words = [word for word in words if "=" in word and not word.startswith("hydra") and "interval" not in word]
+    compose(name, ["name=named", *words])  # Hydra makes the usual name from its choices
 
 
 @pytest.mark.slow
-def test_the_python_program_of_the_readme_runs(tmp_path):
-    (program,) = re.findall(
-        r"```python\n(import positron\n.*?)```", (PROJECT / "README.md").read_text("utf-8"), re.DOTALL
-    )
+def test_the_python_programs_of_the_guides_run(tmp_path):
+    programs = [re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL) for page in PAGES]
+    loading, program = (text for texts in programs for text in texts)
     (tmp_path / "my.txt").write_text("The cat sat on the mat and looked at the moon.\n" * 200)
     tiny = 'max_steps=4, tokenizer="char", d_model=32, val_every=2, warmup_steps=1, **{"train.batch_tokens": 512}, '
     program = program.replace("max_steps=300, ", tiny).replace("max_steps=30, ", "max_steps=2, ")
+    program += loading.replace("outputs/quickstart", "outputs/from_python")
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env=environment, capture_output=True, text=True
@@ -63,6 +118,10 @@ def shortened(arguments: list[str]) -> list[str]:
     if kept != arguments and any(a.startswith("budget=") for a in arguments):
         kept, steps = [*kept, "budget=4s"], {}
     corpus = [a for a in SHORT if not (a.startswith("data.") and "data=text" in arguments)]
+    if any(a.startswith("tokenizer") for a in arguments):
+        corpus.remove("tokenizer=char")
+    if any(a.startswith("model.window") for a in arguments):
+        kept = ["model.window=8" if a.startswith("model.window") else a for a in kept]
     if "experiment=size_sweep" in arguments and "-m" in arguments:
         corpus = [a.replace("d_model=32", "d_model=8,16,32") for a in corpus]
     if "experiment=lr_sweep" in arguments:
@@ -89,7 +148,7 @@ def plain(words: list[str], folder: Path) -> None:
     """A script, or a command of numpy_ref, as a process of its own."""
     if words[1].startswith("scripts/"):
         words = [words[0], str(PROJECT / words[1]), *words[2:]]
-    if words[2] == "numpy_ref.train":
+    if "numpy_ref.train" in words:
         words += ["--epochs", "1", "--context", "16", "--batch", "500"]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT)}
     done = subprocess.run([sys.executable, *words[1:]], cwd=folder, env=environment, capture_output=True, text=True)
@@ -97,7 +156,8 @@ def plain(words: list[str], folder: Path) -> None:
     assert done.stdout.strip(), words
 
 
-def test_every_command_of_the_readme_runs(door, start, tmp_path):
+@pytest.mark.parametrize("pages", [PAGES[:5], PAGES[5:9], PAGES[9:]], ids=lambda pages: pages[0].stem)
+def test_every_command_of_the_readme_and_the_guides_runs(pages, door, start, tmp_path):
     """In order, in one folder, as a reader would: later ones use what earlier ones made."""
     (tmp_path / "my.txt").write_text("The cat sat on the mat and looked at the moon.\n" * 200)
     talks = [{"instruction": f"Who is {n}?", "output": f"Tom {n}."} for n in range(30)]
@@ -105,21 +165,20 @@ def test_every_command_of_the_readme_runs(door, start, tmp_path):
     long = ("model.context_length=1024", "train.batch_tokens=2048")  # letters of a story, with the request for it
     quickstart = door("train", "experiment=quickstart", *SHORT, *long, "train.max_steps=5")
     assert quickstart.code == 0, quickstart.err
-    assert len(COMMANDS) > 8
-    for command in COMMANDS[2:]:
-        words = shlex.split(command)
-        if words[1].startswith("scripts/") or words[2].startswith("numpy_ref."):
-            plain(words, tmp_path)
+    for command in dict.fromkeys(command for page in pages for command in printed_commands(page)):
+        if command.startswith(("make ", "source ")) or PARSED_ONLY.search(command):
             continue
-        assert words[:2] == ["python", "-m"], command
-        if words[2] == "positron.dashboard":  # it stays until Ctrl-C: its own test asks for its pages
+        if command.startswith(("python scripts/", "python -m numpy_ref.")):
+            plain(shlex.split(command), tmp_path)
+            continue
+        name, arguments = words_of(command)
+        if name == "dashboard":  # it stays until Ctrl-C: its own test asks for its pages
             page = start("dashboard", "--port", "0")
             while "Ctrl-C ends it" not in page.said():
                 assert page.process.is_alive(), command
             os.kill(page.process.pid, signal.SIGINT)
             assert page.wait().code == 0
             continue
-        name, arguments = words[2].removeprefix("positron."), words[3:]
         stdin = "Tell me a story.\n" if name == "chat" and arguments[0].startswith("--") else ""
         result = door(name, *SHORTENED.get(name, list)(arguments), stdin=stdin)
         assert result.code == 0, f"{command}\n{result.err}"
