@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 from conftest import FAST, PATIENCE, PROJECT
 
+import positron.cli
 from positron.cli.overrides import read_command_line
 from positron.cli.request import compose
 
 GUIDES = (
     *("training", "resuming", "data", "tokenizers", "fine-tuning", "chat-and-generation", "evaluation", "experiments"),
-    *("monitoring", "devices", "python", "numpy"),
+    *("monitoring", "export", "devices", "python", "numpy"),
 )
 PAGES = [
     PROJECT / "README.md",
@@ -39,7 +40,8 @@ COMMANDS = [command for page in PAGES for command in printed_commands(page)]
 SHORT = ("device=cpu", *FAST, "train.log_every=1")
 # What a test only parses: it needs a network or seconds of processes, or its own test runs it.
 PARSED_ONLY = re.compile(
-    r"data=hub|experiment=fineweb|hydra/|devices=2|logger=wandb|cache --clean|^positron train experiment=quickstart$"
+    r"positron export|data=hub|experiment=fineweb|hydra/|devices=2|logger=wandb|cache --clean|"
+    r"^positron train experiment=quickstart$"
 )
 
 
@@ -54,6 +56,11 @@ def test_the_readme_has_its_first_commands_and_make_knows_them():
     assert "positron train model=auto budget=5min data=text data.path=my.txt" in (PROJECT / "README.md").read_text()
     for line in (*COMMANDS[:2], "make sft", "make generate", "make test", "make docs"):
         subprocess.run([*shlex.split(line), "--dry-run"], cwd=PROJECT, check=True, capture_output=True)
+
+
+def test_the_readme_lists_every_command():
+    text = (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert not [command for command in positron.cli.COMMANDS if f"`positron {command}`" not in text]
 
 
 def test_the_readme_is_short_enough_to_be_read():
