@@ -63,8 +63,13 @@ def above(bpb: float, floor: float) -> float:
 
 
 def above_floor(bpb: float, floor: float) -> str:
-    """Say how far bits per byte lie above (or, by a leak, below) the bits per byte that the text itself holds."""
+    """Say how far bits per byte lie above (or, by a leak, below) the bits per byte that the text itself holds.
+
+    More than 100% above is written as a multiple of the floor, which is easier to imagine than "1030% above".
+    """
     share = above(bpb, floor)
+    if share > 1:
+        return f"{bpb / floor:.1f} times the floor of {floor:.4f}"
     return f"{percent(abs(share))} {'below' if share < 0 else 'above'} the floor of {floor:.4f}"
 
 

@@ -38,10 +38,13 @@ from positron.system.formatting import (
         (0.2270, 0.2174, "4.4% above the floor of 0.2174"),  # 4.2% below the model would be another number
         (0.2715, 0.2174, "24.9% above the floor of 0.2174"),
         (0.1087, 0.2174, "50.0% below the floor of 0.2174"),  # a leak
-        (5.6253, 0.2162, "2501.9% above the floor of 0.2162"),
+        (0.4348, 0.2174, "100.0% above the floor of 0.2174"),
+        (2.4566, 0.2174, "11.3 times the floor of 0.2174"),  # not "1030.0% above"
     ],
 )
-def test_a_percentage_above_the_floor_is_a_share_of_the_floor(bpb: float, floor: float, says: str) -> None:
+def test_the_distance_to_the_floor_is_a_share_of_the_floor_or_a_multiple_of_it(
+    bpb: float, floor: float, says: str
+) -> None:
     assert above_floor(bpb, floor) == says
 
 
