@@ -70,10 +70,7 @@ def test_an_arrow_that_follows_from_others_is_left_out_and_boxes_lie_above_their
     assert depths(graph) == {"top": 0, "middle": 1, "bottom": 2}
 
 
-@pytest.mark.parametrize(
-    "document",
-    ["CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CHANGELOG.md", "README.md", "docs/ARCHITECTURE.md"],
-)
+@pytest.mark.parametrize("document", GUIDES)
 def test_links_between_documents_lead_to_files(document: str) -> None:
     links = re.findall(r"\]\((?!https?:|#)([^)#]+)", (PROJECT / document).read_text(encoding="utf-8"))
     assert [link for link in links if not (PROJECT / document).parent.joinpath(link).exists()] == []

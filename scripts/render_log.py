@@ -1,0 +1,69 @@
+"""Render the tables of docs/LOG.md from the figures in docs/results/.
+
+    python scripts/render_log.py           # write them
+    python scripts/render_log.py --check   # exit code 1 if they are not those of the figures
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`, where docs/results/NAME.json holds: `date`, `commit` (the code
+that was measured), `machine` (cpu, cores, torch), `command` (null: not recorded), `seeds` (their number), `columns`
+(key, title, and for numbers a format as in Python, perhaps with a unit: ".1f %") and `rows` (a value for each key; two
+numbers are a mean with its standard deviation, or a range, as the column's `pair` says).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE, RESULTS = ROOT / "docs" / "LOG.md", ROOT / "docs" / "results"
+_TABLE = re.compile(r"(?s)(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)")
+
+
+def cell(value: Any, column: dict[str, str]) -> str:
+    """Write a value as its column says; nothing for a missing one."""
+    if isinstance(value, list):
+        return f" {column['pair']} ".join(cell(part, column) for part in value)
+    if value is None or "format" not in column:
+        return value or ""
+    spec, _, unit = column["format"].partition(" ")
+    if spec.endswith("M"):
+        spec, unit = spec[:-1], "M"
+        return f"{value:{spec}}{unit}"
+    return f"{value:{spec}} {unit}".rstrip()
+
+
+def table(result: dict[str, Any]) -> str:
+    """Return the rows of a result as a table in Markdown."""
+    columns = result["columns"]
+    lines = [[column["title"] for column in columns], ["---:" if "format" in column else "---" for column in columns]]
+    lines += [[cell(row.get(column["key"]), column) for column in columns] for row in result["rows"]]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def rendered(text: str, results: Path = RESULTS) -> str:
+    """Return the page with every table made from its figures."""
+
+    def from_file(match: re.Match[str]) -> str:
+        result = json.loads((results / f"{match[2]}.json").read_text(encoding="utf-8"))
+        return f"{match[1]}\n{table(result)}\n{match[3]}"
+
+    return _TABLE.sub(from_file, text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit code 1 if a table is not up to date")
+    options = parser.parse_args()
+    text = PAGE.read_text(encoding="utf-8")
+    new = rendered(text)
+    if options.check:
+        sys.exit(0 if text == new else "docs/LOG.md is not up to date: run python scripts/render_log.py")
+    PAGE.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
