@@ -1,4 +1,4 @@
-"""What tests share: a tiny corpus and run, and doors run as real processes without paying for their imports each time."""
+"""Shared by the tests: a tiny run, and commands run as real processes that inherit the imports of one server process."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ os.environ.pop("MAKELEVEL", None)  # `next:` names make's targets to who was sta
 
 # Child processes are forked from a server that has imported all this once: 0.1 s each instead of 5.
 _SERVER = multiprocessing.get_context("forkserver")
-_LATER = (  # what doors import when they come to it, and what the tests' own modules import: half of a short run's time
+_IMPORTED_LATE = (  # what commands import inside functions, and what test modules import: half of a short run's time
     "positron.training.loop",
     "positron.stories",
     "positron.data.hub",
@@ -66,7 +66,7 @@ _LATER = (  # what doors import when they come to it, and what the tests' own mo
     "hypothesis.strategies",
     "pytest",
 )
-_SERVER.set_forkserver_preload([*(f"positron.{door}" for door in COMMANDS), *_LATER])
+_SERVER.set_forkserver_preload([*(f"positron.{name}" for name in COMMANDS), *_IMPORTED_LATE])
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -116,7 +116,7 @@ def tiny(folder: Path, **changes: Any) -> RunConfig:
 
 
 def apart(target: Callable[..., None], *arguments: str | int) -> None:
-    """Call it in a process of its own, whose settings of modules and of the environment end with it."""
+    """Call `target` in a process of its own, so that changes of modules and of the environment end with it."""
     process = _SERVER.Process(target=target, args=arguments)
     process.start()
     process.join(PATIENCE)
@@ -147,30 +147,30 @@ class Result:
     err: str
 
 
-class Door:
+class CommandProcess:
     """`python -m positron.<name> arguments` in a folder, as a process of its own."""
 
     def __init__(self, name: str, arguments: tuple[str, ...], folder: Path, stdin: str, environment: dict) -> None:
         self.folder = folder
         self._streams = [folder / f".{name}-{os.urandom(4).hex()}.{kind}" for kind in ("out", "err")]
         self.process = _SERVER.Process(
-            target=_run_door, args=(name, arguments, str(folder), list(map(str, self._streams)), stdin, environment)
+            target=_run_command, args=(name, arguments, str(folder), list(map(str, self._streams)), stdin, environment)
         )
         self.process.start()
 
     def said(self) -> str:
-        """What it has printed so far."""
+        """Return what the command has printed so far."""
         return self._streams[0].read_text(encoding="utf-8") if self._streams[0].exists() else ""
 
     def wait(self, timeout: float = PATIENCE) -> Result:
         self.process.join(timeout)
-        assert self.process.exitcode is not None, "the door did not come to an end"
+        assert self.process.exitcode is not None, f"the command is still running after {timeout} s"
         texts = [path.read_text(encoding="utf-8") if path.exists() else "" for path in self._streams]
         code = self.process.exitcode
         return Result(code, *texts)
 
 
-def _run_door(
+def _run_command(
     name: str, arguments: tuple[str, ...], folder: str, streams: list[str], stdin: str, environment: dict
 ) -> None:
     os.chdir(folder)
@@ -205,22 +205,24 @@ def logged() -> Iterator[list[str]]:
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Callable[..., Door]:
-    def start(name: str, *arguments: str, folder: Path | None = None, stdin: str = "", **environment: str) -> Door:
-        return Door(name, arguments, folder or tmp_path, stdin, environment)
+def start(tmp_path: Path) -> Callable[..., CommandProcess]:
+    def start(
+        name: str, *arguments: str, folder: Path | None = None, stdin: str = "", **environment: str
+    ) -> CommandProcess:
+        return CommandProcess(name, arguments, folder or tmp_path, stdin, environment)
 
     return start
 
 
 @pytest.fixture
-def door(start: Callable[..., Door]) -> Callable[..., Result]:
-    def door(name: str, *arguments: str, **options: Any) -> Result:
+def run_command(start: Callable[..., CommandProcess]) -> Callable[..., Result]:
+    def run_command(name: str, *arguments: str, **options: Any) -> Result:
         return start(name, *arguments, **options).wait()
 
-    return door
+    return run_command
 
 
-# What makes a command of the train door take a second.
+# Settings with which `positron.train` takes a second.
 FAST = (
     "data.size_mb=0.2",
     "tokenizer=char",
@@ -316,7 +318,7 @@ class Loopback:
             request.wfile.write(content[start:end])
 
     def hold(self, requests: int) -> None:
-        """Answer so many more requests, and the next ones after `release`: `holding` tells when there is one."""
+        """Answer this many more requests, and later ones only after `release`; `holding` is set when one waits."""
         self.holding.clear()
         self.released.clear()
         self.hold_after = len(self.requests) + requests

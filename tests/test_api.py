@@ -39,10 +39,10 @@ class Norm(L.Callback):
         module.metrics["norm/embeddings"] = module.model.wte.weight.norm().item()
 
 
-def test_a_run_from_python_is_the_run_of_the_command_line(folder, door):
+def test_a_run_from_python_is_the_run_of_the_command_line(folder, run_command):
     run = positron.train(**STORIES, lr=1e-3, name="python")
     words = [f"{full_name(key, 'train')}={value}" for key, value in STORIES.items()]
-    assert door("train", *words, "optimizer.lr=1e-3", "name=command").code == 0
+    assert run_command("train", *words, "optimizer.lr=1e-3", "name=command").code == 0
     ours, theirs = run.metrics(), positron.Run(folder / "outputs" / "command").metrics()
     for key in ("train/loss", "val/bpb", "train/lr", "train/grad_norm"):
         np.testing.assert_array_equal(np.asarray(ours[key]), np.asarray(theirs[key]))

@@ -52,13 +52,13 @@ def test_the_notebook_runs_from_its_first_cell_to_its_last(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_the_notebook_that_looks_inside_runs_and_shows_the_truth_beside_the_model(tmp_path, monkeypatch, door):
+def test_the_notebook_that_looks_inside_runs_and_shows_the_truth_beside_the_model(tmp_path, monkeypatch, run_command):
     import nbformat
     from nbclient import NotebookClient
 
     monkeypatch.setenv("PYTHONPATH", str(PROJECT))
     words = [word for word in FAST if not word.startswith(("model.context_length", "tokenizer"))]
-    result = door(
+    result = run_command(
         "train", "experiment=quickstart", *words, "model.context_length=64", "train.max_steps=5", "device=cpu"
     )
     assert result.code == 0, result.err
@@ -82,7 +82,7 @@ def test_notebooks_hold_no_outputs_that_would_go_out_of_date():
 
 
 @pytest.fixture
-def own(tmp_path, door):
+def own(tmp_path, run_command):
     """A folder with the user's own modules and configuration, and the command that is run in it."""
     for path in EXAMPLES.glob("*.py"):
         shutil.copy(path, tmp_path)
@@ -93,7 +93,7 @@ def own(tmp_path, door):
     )
     (tmp_path / "conf" / "model").mkdir()
     (tmp_path / "conf" / "model" / "mine.yaml").write_text("defaults:\n  - debug\n\nn_layer: 1\n")
-    return lambda *words: door("train", *STEPS, *words)
+    return lambda *words: run_command("train", *STEPS, *words)
 
 
 def columns(folder):
@@ -112,30 +112,30 @@ def test_callbacks_come_from_the_command_line_or_from_ones_own_conf(own, tmp_pat
     assert "EmbeddingNorm" not in (tmp_path / "outputs" / "file" / "config.json").read_text()
 
 
-def test_data_is_what_a_function_returns_and_the_run_needs_it_no_more(own, door, tmp_path):
+def test_data_is_what_a_function_returns_and_the_run_needs_it_no_more(own, run_command, tmp_path):
     words = ("data=custom", "data._target_=add_a_data_source.sums", "name=sums", "train.sample_prompt=1")
     words = (*words, "data.options={n:300}", *(word for word in STEPS if not word.startswith("data.size_mb")))
     for chunk in (("train.stop_at=2",), ()):
-        result = door("train", *words, *chunk)
+        result = run_command("train", *words, *chunk)
         assert result.code == 0, result.err
     assert "resuming" in result.err
     assert "add_a_data_source" not in (tmp_path / "outputs" / "sums" / "config.json").read_text()
     (tmp_path / "add_a_data_source.py").unlink()
-    assert door("evaluate", "--run", "sums").code == 0
+    assert run_command("evaluate", "--run", "sums").code == 0
     other = tmp_path / "add_a_data_source.py"
     other.write_text("def sums(n):\n    return ['other text'] * n\n")
-    result = door("train", *words)
+    result = run_command("train", *words)
     assert result.code == 2
     assert "has changed" in result.err
 
 
-def test_conversations_are_what_a_function_returns(own, door, tmp_path):
+def test_conversations_are_what_a_function_returns(own, run_command, tmp_path):
     assert own("name=base", "model.context_length=64").code == 0
     (tmp_path / "talks.py").write_text(
         "def talks():\n    return [{'instruction': f'{i}?', 'output': f'It is {i}.'} for i in range(30)]\n"
     )
     words = ("init_from=base", "data=custom", "data._target_=talks.talks", "sft.replay_ratio=0", "train.max_steps=2")
-    result = door("sft", *words, "device=cpu", "precision=fp32", "name=tuned")
+    result = run_command("sft", *words, "device=cpu", "precision=fp32", "name=tuned")
     assert result.code == 0, result.err
     assert "30 conversations" in result.err
 

@@ -164,13 +164,13 @@ def plain(words: list[str], folder: Path) -> None:
 
 
 @pytest.mark.parametrize("pages", [PAGES[:5], PAGES[5:9], PAGES[9:]], ids=lambda pages: pages[0].stem)
-def test_every_command_of_the_readme_and_the_guides_runs(pages, door, start, tmp_path):
+def test_every_command_of_the_readme_and_the_guides_runs(pages, run_command, start, tmp_path):
     """In order, in one folder, as a reader would: later ones use what earlier ones made."""
     (tmp_path / "my.txt").write_text("The cat sat on the mat and looked at the moon.\n" * 200)
     talks = [{"instruction": f"Who is {n}?", "output": f"Tom {n}."} for n in range(30)]
     (tmp_path / "my.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     long = ("model.context_length=1024", "train.batch_tokens=2048")  # letters of a story, with the request for it
-    quickstart = door("train", "experiment=quickstart", *SHORT, *long, "train.max_steps=5")
+    quickstart = run_command("train", "experiment=quickstart", *SHORT, *long, "train.max_steps=5")
     assert quickstart.code == 0, quickstart.err
     for command in dict.fromkeys(command for page in pages for command in printed_commands(page)):
         if command.startswith(("make ", "source ")) or PARSED_ONLY.search(command):
@@ -187,19 +187,19 @@ def test_every_command_of_the_readme_and_the_guides_runs(pages, door, start, tmp
             assert page.wait().code == 0
             continue
         stdin = "Tell me a story.\n" if name == "chat" and arguments[0].startswith("--") else ""
-        result = door(name, *SHORTENED.get(name, list)(arguments), stdin=stdin)
+        result = run_command(name, *SHORTENED.get(name, list)(arguments), stdin=stdin)
         assert result.code == 0, f"{command}\n{result.err}"
         assert result.out.strip(), command
 
 
-def test_generate_writes_reads_stdin_and_refuses_nonsense(door, tmp_path):
-    made = door("train", "experiment=quickstart", *SHORT, "train.max_steps=3")
+def test_generate_writes_reads_stdin_and_refuses_nonsense(run_command, tmp_path):
+    made = run_command("train", "experiment=quickstart", *SHORT, "train.max_steps=3")
     assert made.code == 0, made.err
-    first = door("generate", "It's fine (é😀), a=b, null", "--max-tokens", "5", "--seed", "4")
+    first = run_command("generate", "It's fine (é😀), a=b, null", "--max-tokens", "5", "--seed", "4")
     assert first.out.startswith("It's fine (é😀), a=b, null")
-    assert first.out == door("generate", "It's fine (é😀), a=b, null", "--max-tokens", "5", "--seed", "4").out
-    assert door("generate", "-", "--max-tokens", "3", stdin="Tom\n").out.startswith("Tom")
-    greedy = {door("generate", "Tom", "--temperature", "0", "--max-tokens", "9", "--seed", s).out for s in "12"}
+    assert first.out == run_command("generate", "It's fine (é😀), a=b, null", "--max-tokens", "5", "--seed", "4").out
+    assert run_command("generate", "-", "--max-tokens", "3", stdin="Tom\n").out.startswith("Tom")
+    greedy = {run_command("generate", "Tom", "--temperature", "0", "--max-tokens", "9", "--seed", s).out for s in "12"}
     assert len(greedy) == 1
     for wrong in (
         ["--temperature", "-1"],
@@ -208,12 +208,12 @@ def test_generate_writes_reads_stdin_and_refuses_nonsense(door, tmp_path):
         ["--run", "nobody"],
         ["--max-tokens", "0"],
     ):
-        result = door("generate", "x", *wrong)
+        result = run_command("generate", "x", *wrong)
         assert (result.code, result.err.count("\n")) == (2, 1), result.err
 
 
-def test_the_doctor_finds_this_machine_fit(door):
-    result = door("doctor")
+def test_the_doctor_finds_this_machine_fit(run_command):
+    result = run_command("doctor")
     assert result.code == 0, result.out + result.err
     assert "FAIL" not in result.out
     for what in ("torch", "disk", "cpu matmul", "bfloat16 causality", "float32 attention", "wandb key", "ready"):

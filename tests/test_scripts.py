@@ -1,4 +1,4 @@
-"""The shell scripts: thin, from any directory, and what they make is what the doors make."""
+"""The shell scripts are thin, run from any directory, and make what the commands make."""
 
 import http.server
 import json
@@ -37,9 +37,9 @@ def test_every_script_says_what_it_does(name, tmp_path):
 
 
 @pytest.mark.slow
-def test_chunks_are_one_run(door, tmp_path):
+def test_chunks_are_one_run(run_command, tmp_path):
     settings = (*TINY, "train.max_steps=7")
-    whole = door("train", "experiment=quickstart", "name=whole", *settings)
+    whole = run_command("train", "experiment=quickstart", "name=whole", *settings)
     assert whole.code == 0, whole.err
     chunks = script("train_incremental.sh", "4", "--yes", "name=chunks", *settings, folder=tmp_path)
     assert chunks.returncode == 0, chunks.stderr
@@ -50,7 +50,7 @@ def test_chunks_are_one_run(door, tmp_path):
 
 
 @pytest.mark.slow
-def test_chunks_are_asked_for_and_may_be_declined(door, tmp_path):
+def test_chunks_are_asked_for_and_may_be_declined(run_command, tmp_path):
     (tmp_path / "outputs").mkdir()
     settings = [*TINY, "train.max_steps=9", "name=asked"]
     command = str(PROJECT / "scripts" / "train_incremental.sh")
@@ -133,8 +133,10 @@ def test_a_configuration_option_or_test_that_does_not_exist_is_refused(tmp_path,
 
 
 @pytest.mark.slow
-def test_from_nothing_to_an_answer(tmp_path, door):
-    made = door("train", "experiment=quickstart", *TALKS, "train.max_steps=2", "train.batch_tokens=2048", "name=base")
+def test_from_nothing_to_an_answer(tmp_path, run_command):
+    made = run_command(
+        "train", "experiment=quickstart", *TALKS, "train.max_steps=2", "train.batch_tokens=2048", "name=base"
+    )
     assert made.code == 0, made.err
     short = ("train.max_steps=2", "data.examples=60", "data.val_fraction=0.5", "train.sample_tokens=8")
     first = script("sft_quickstart.sh", "base", *short, folder=tmp_path)
@@ -147,10 +149,10 @@ def test_from_nothing_to_an_answer(tmp_path, door):
 @pytest.mark.parametrize(
     "recipe", sorted(p.stem for p in (PROJECT / "conf" / "experiment").glob("*.yaml") if p.stem != "story_instruct")
 )
-def test_every_recipe_trains(recipe, door, tmp_path):
+def test_every_recipe_trains(recipe, run_command, tmp_path):
     fast = (o for o in TINY if not o.startswith("train.batch_tokens"))
     short = ("train.max_steps=2", "train.batch_tokens=128", "data.tokens_per_epoch=null", "train.sample_prompt=Tom")
-    result = door("train", f"experiment={recipe}", *fast, *short, "schedule.warmup_steps=1")
+    result = run_command("train", f"experiment={recipe}", *fast, *short, "schedule.warmup_steps=1")
     assert result.code == 0, result.err
     facts = json.loads(next((tmp_path / "outputs").glob("*/run.json")).read_text())
     assert (facts["status"], facts["step"]) == ("finished", 2)

@@ -204,14 +204,14 @@ def test_the_model_sees_the_same_template_as_in_training(dialogue: Dialogue, mon
     assert seen[1].count(dialogue.writer.tokenizer.special_id("<|end|>")) == 3  # the typed one is only letters
 
 
-def test_one_question_prints_just_the_answer_and_pipes_work(door: Callable[..., Result], runs: Path) -> None:
-    first = door("chat", "Is it 4?", "--run", "tuned", "--temperature", "0", "--max-tokens", "20", folder=runs)
+def test_one_question_prints_just_the_answer_and_pipes_work(run_command: Callable[..., Result], runs: Path) -> None:
+    first = run_command("chat", "Is it 4?", "--run", "tuned", "--temperature", "0", "--max-tokens", "20", folder=runs)
     assert (first.code, first.err) == (0, "")
-    piped = door(
+    piped = run_command(
         "chat", "--run", "tuned", "--temperature", "0", "--max-tokens", "20", folder=runs, stdin="Is it 4?\n\n"
     )
     assert piped.out == first.out
-    base = door("chat", "Once", "--run", "base", "--max-tokens", "4", folder=runs)
+    base = run_command("chat", "Once", "--run", "base", "--max-tokens", "4", folder=runs)
     assert base.out.startswith("Once")
 
 
@@ -250,9 +250,9 @@ def test_a_reader_that_leaves_early_is_no_error(runs: Path) -> None:
     ],
 )
 def test_chat_refuses_in_one_line(
-    door: Callable[..., Result], runs: Path, arguments: tuple[str, ...], says: str
+    run_command: Callable[..., Result], runs: Path, arguments: tuple[str, ...], says: str
 ) -> None:
-    result = door("chat", "hello", *arguments, folder=runs)
+    result = run_command("chat", "hello", *arguments, folder=runs)
     assert (result.code, result.err.count("\n")) == (2, 1), result.err
     assert says in result.err
 
@@ -265,10 +265,12 @@ def test_chat_defaults_are_those_that_people_like(dialogue: Dialogue) -> None:
     assert dialogue.sampling == PRESETS["precise"]
 
 
-def test_evaluate_asks_a_chat_model_for_stories(door: Callable[..., Result], runs: Path) -> None:
-    shown = door("evaluate", "--run", "tuned", "--instruct", "--count", "2", "--limit", "2000", folder=runs)
+def test_evaluate_asks_a_chat_model_for_stories(run_command: Callable[..., Result], runs: Path) -> None:
+    shown = run_command("evaluate", "--run", "tuned", "--instruct", "--count", "2", "--limit", "2000", folder=runs)
     assert shown.code == 0, shown.err
     for what in ("2 unseen requests", "followed        0.0%", "accepted", "by themselves"):
         assert what in shown.out
-    facts = json.loads(door("evaluate", "--run", "tuned", "--instruct", "--count", "1", "--json", folder=runs).out)
+    facts = json.loads(
+        run_command("evaluate", "--run", "tuned", "--instruct", "--count", "1", "--json", folder=runs).out
+    )
     assert facts["instruct"]["count"] == 1

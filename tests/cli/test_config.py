@@ -112,16 +112,16 @@ def test_presets_have_the_shapes_that_they_are_known_for():
         (("init_from=a", "ckpt_path=b"), "one of them"),
     ],
 )
-def test_a_mistake_is_one_line_with_exit_code_2_and_writes_nothing(door, tmp_path, overrides, message):
-    result = door("train", *overrides)
+def test_a_mistake_is_one_line_with_exit_code_2_and_writes_nothing(run_command, tmp_path, overrides, message):
+    result = run_command("train", *overrides)
     assert result.code == 2, result.err
     assert message in result.err
     assert result.err.count("\n") == 1
     assert not (tmp_path / "outputs").exists()
 
 
-def test_a_device_that_is_not_there_is_named_with_the_way_out(door):
-    result = door("train", "device=cuda", *("model=debug",))
+def test_a_device_that_is_not_there_is_named_with_the_way_out(run_command):
+    result = run_command("train", "device=cuda", *("model=debug",))
     assert result.code == 2
     assert "device=auto" in result.err
 

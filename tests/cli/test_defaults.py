@@ -136,10 +136,10 @@ def test_a_run_older_than_a_key_keeps_what_the_key_meant_then(group, key, former
     assert run.config()[group][key] == former
 
 
-def test_a_preset_of_a_user_may_hold_as_little(door, tmp_path):
+def test_a_preset_of_a_user_may_hold_as_little(run_command, tmp_path):
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "own.yaml").write_text("context_length: 16\nd_model: 8\nn_layer: 1\nn_head: 2\n")
-    shown = door("train", "--config-dir", "mine", "model=own", "--cfg", "job")
+    shown = run_command("train", "--config-dir", "mine", "model=own", "--cfg", "job")
     assert shown.code == 0, shown.err
     values = yaml.safe_load(shown.out)
     assert values["model"]["n_layer"] == 1

@@ -455,13 +455,13 @@ SWEEP = (
 
 
 @pytest.mark.slow
-def test_a_sweep_grown_and_reordered_keeps_what_is_done_and_choices_may_be_a_pattern(door, tmp_path):
-    first = door("train", *SWEEP, "-m", "schedule=glob(co*)")  # constant, cosine
+def test_a_sweep_grown_and_reordered_keeps_what_is_done_and_choices_may_be_a_pattern(run_command, tmp_path):
+    first = run_command("train", *SWEEP, "-m", "schedule=glob(co*)")  # constant, cosine
     assert first.code == 0, first.err
     folder = tmp_path / "outputs/sweeps/s"
     before = {name: (folder / name / "metrics.jsonl").read_bytes() for name in ("0", "1")}
     jobs = {name: (folder / name / "job.json").read_bytes() for name in ("0", "1")}
-    more = door("train", *SWEEP, "schedule=linear,cosine,constant", "-m")
+    more = run_command("train", *SWEEP, "schedule=linear,cosine,constant", "-m")
     assert more.code == 0, more.err
     assert more.err.count("nothing to do") == 2
     assert before == {name: (folder / name / "metrics.jsonl").read_bytes() for name in ("0", "1")}
@@ -470,11 +470,11 @@ def test_a_sweep_grown_and_reordered_keeps_what_is_done_and_choices_may_be_a_pat
     assert "schedule=linear" in json.loads((folder / "2" / "job.json").read_text())["overrides"]
 
 
-def test_a_sweep_that_cannot_be_listed_or_that_no_job_reads_is_refused_before_its_first_job(door, tmp_path):
-    refusal = door("train", *SWEEP, "-m", "optimizer.lr=interval(1e-3,1e-2)")
+def test_a_sweep_that_cannot_be_listed_or_that_no_job_reads_is_refused_before_its_first_job(run_command, tmp_path):
+    refusal = run_command("train", *SWEEP, "-m", "optimizer.lr=interval(1e-3,1e-2)")
     assert refusal.code == 2
     assert "hydra/sweeper=optuna" in refusal.err
-    wrong = door("train", *SWEEP, "-m", "seed=1,2", "tokenizer.vocab_size=100")
+    wrong = run_command("train", *SWEEP, "-m", "seed=1,2", "tokenizer.vocab_size=100")
     assert wrong.code == 2
     assert "tokenizer.vocab_size= is read by" in wrong.err
     assert not (tmp_path / "outputs").exists()
@@ -520,5 +520,5 @@ def test_positron_alone_lists_every_command_with_a_line_each(capsys, monkeypatch
 
 
 @pytest.mark.parametrize("command", ["train", "sft"])
-def test_version_is_positrons(door, command):
-    assert door(command, "--version").out == f"Positron {__version__}\n"
+def test_version_is_positrons(run_command, command):
+    assert run_command(command, "--version").out == f"Positron {__version__}\n"

@@ -18,10 +18,10 @@ from positron.training.callbacks.pruning import is_hopeless
 SWEEP = ("-m", "model=debug", *FAST, "name=sweep", "train.max_steps=6", "train.val_every=6", "schedule.warmup_steps=2")
 
 
-def test_a_failing_job_is_visible_and_the_others_go_on_and_again_only_the_rest_is_done(door, tmp_path):
+def test_a_failing_job_is_visible_and_the_others_go_on_and_again_only_the_rest_is_done(run_command, tmp_path):
     # n_head=5 does not divide 32: the second job cannot be built
     jobs = (*(o for o in SWEEP if not o.startswith("model.n_head")), "model.n_head=4,5,2")
-    first = door("train", *jobs)
+    first = run_command("train", *jobs)
     folder = tmp_path / "outputs" / "sweeps" / "sweep"
     assert first.code == 1, first.err
     table = first.out.strip().splitlines()[-3:]
@@ -43,50 +43,50 @@ def test_a_failing_job_is_visible_and_the_others_go_on_and_again_only_the_rest_i
     assert [float(row["val/bpb"]) for row in written[:2]] == sorted(float(row["val/bpb"]) for row in written[:2])
     assert (folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
     before = [(folder / job / "metrics.jsonl").read_bytes() for job in ("0", "2")]
-    again = door("train", *jobs)
+    again = run_command("train", *jobs)
     assert again.code == 1
     assert again.err.count("nothing to do") == 2
     assert before == [(folder / job / "metrics.jsonl").read_bytes() for job in ("0", "2")]
 
 
-def test_a_job_that_raises_or_exits_is_in_its_own_log(door, tmp_path):
+def test_a_job_that_raises_or_exits_is_in_its_own_log(run_command, tmp_path):
     # one job's training text does not exist
     (tmp_path / "there.txt").write_text("The cat sat on the mat.\n" * 300)
     jobs = (option for option in SWEEP if not option.startswith("data.size_mb"))
-    result = door("train", *jobs, "data=text", "data.path=there.txt,missing.txt")
+    result = run_command("train", *jobs, "data=text", "data.path=there.txt,missing.txt")
     assert result.code == 1
     log = tmp_path / "outputs" / "sweeps" / "sweep" / "1" / "train.log"
     assert "missing.txt" in log.read_text()
 
 
-def test_a_sweep_on_several_devices_is_refused_before_any_work(door, tmp_path):
-    result = door("train", *SWEEP, "optimizer.lr=1e-3,1e-2", "device.devices=2", "device.strategy=ddp")
+def test_a_sweep_on_several_devices_is_refused_before_any_work(run_command, tmp_path):
+    result = run_command("train", *SWEEP, "optimizer.lr=1e-3,1e-2", "device.devices=2", "device.strategy=ddp")
     assert result.code == 2
     assert "one device each" in result.err
     assert not (tmp_path / "outputs").exists()
 
 
-def test_an_unknown_key_ends_the_sweep_before_the_first_job(door, tmp_path):
-    result = door("train", *SWEEP, "optimizer.lrr=1e-3,1e-2")
+def test_an_unknown_key_ends_the_sweep_before_the_first_job(run_command, tmp_path):
+    result = run_command("train", *SWEEP, "optimizer.lrr=1e-3,1e-2")
     assert result.code == 2
     assert "did you mean optimizer.lr?" in result.err
     assert not list(tmp_path.glob("outputs/sweeps/*/*/metrics.jsonl"))
 
 
 @pytest.mark.slow
-def test_a_sweep_over_a_choice_keeps_its_jobs_in_one_folder_without_a_name(door, tmp_path):
+def test_a_sweep_over_a_choice_keeps_its_jobs_in_one_folder_without_a_name(run_command, tmp_path):
     jobs = [o for o in SWEEP if not o.startswith(("name=", "model="))]
-    result = door("train", *jobs, "model=debug", "schedule=cosine,constant", "data=stories")
+    result = run_command("train", *jobs, "model=debug", "schedule=cosine,constant", "data=stories")
     assert result.code == 0, result.err
     folders = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.glob("outputs/sweeps/*/*/run.json"))
     assert folders == [f"outputs/sweeps/debug-stories/{i}/run.json" for i in (0, 1)]
-    more = door("train", *jobs, "model=debug,nano", "model.n_kv_head=2")
+    more = run_command("train", *jobs, "model=debug,nano", "model.n_kv_head=2")
     assert more.code == 0, more.err
     assert len(list(tmp_path.glob("outputs/sweeps/tinygpt-stories/*/run.json"))) == 2
 
 
-def test_tensorboard_gets_the_curves(door, tmp_path):
-    result = door("train", *SWEEP[1:], "logger=tensorboard")
+def test_tensorboard_gets_the_curves(run_command, tmp_path):
+    result = run_command("train", *SWEEP[1:], "logger=tensorboard")
     assert result.code == 0, result.err
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -96,7 +96,7 @@ def test_tensorboard_gets_the_curves(door, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_sweep_killed_in_the_middle_is_finished_by_the_same_command(start, door, tmp_path):
+def test_a_sweep_killed_in_the_middle_is_finished_by_the_same_command(start, run_command, tmp_path):
     jobs = (*SWEEP, "optimizer.lr=1e-3,1e-2,1e-1")
     folder = tmp_path / "outputs" / "sweeps" / "sweep"
     process = start("train", *jobs).process
@@ -111,7 +111,7 @@ def test_a_sweep_killed_in_the_middle_is_finished_by_the_same_command(start, doo
     )  # more than one where this process was too slow to kill the second job
     # the header, and a line for each job that had ended; the kill may have come just before it was written
     assert (folder / "sweep.csv").read_text().count("\n") - 1 in (finished - 1, finished)
-    result = door("train", *jobs)
+    result = run_command("train", *jobs)
     assert result.code == 0, result.err
     assert result.err.count("nothing to do") == finished
     assert first == (folder / "0" / "metrics.jsonl").read_bytes()
@@ -119,19 +119,19 @@ def test_a_sweep_killed_in_the_middle_is_finished_by_the_same_command(start, doo
 
 
 @pytest.mark.parametrize("swept", [(), ("optimizer.lr=1e-3",), ("seed=range(3,3)",)])
-def test_a_sweep_of_nothing_is_refused(door, tmp_path, swept):
-    result = door("train", *SWEEP, *swept)
+def test_a_sweep_of_nothing_is_refused(run_command, tmp_path, swept):
+    result = run_command("train", *SWEEP, *swept)
     assert result.code == 2
     assert "give a key several values" in result.err
     assert len(result.err.splitlines()) == 1
     assert not (tmp_path / "outputs").exists()
 
 
-def test_two_sweeps_into_one_folder_at_once_are_refused(door, tmp_path):
+def test_two_sweeps_into_one_folder_at_once_are_refused(run_command, tmp_path):
     folder = tmp_path / "outputs" / "sweeps" / "sweep"
     folder.mkdir(parents=True)
     with lock(folder / "lock", lambda: pytest.fail("nobody else is there")):
-        result = door("train", *SWEEP, "optimizer.lr=1e-3,1e-2")
+        result = run_command("train", *SWEEP, "optimizer.lr=1e-3,1e-2")
     assert result.code == 2
     assert result.err.splitlines() == [
         "positron: another sweep is at work in outputs/sweeps/sweep: wait for it, or give another name="
@@ -139,9 +139,9 @@ def test_two_sweeps_into_one_folder_at_once_are_refused(door, tmp_path):
 
 
 @pytest.mark.slow
-def test_several_jobs_at_once_share_the_machine(door, tmp_path):
+def test_several_jobs_at_once_share_the_machine(run_command, tmp_path):
     jobs = (*SWEEP, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "optimizer.lr=1e-3,-1,1e-2")
-    result = door("train", *jobs)
+    result = run_command("train", *jobs)
     folder = tmp_path / "outputs" / "sweeps" / "sweep"
     assert result.code == 1, result.err  # of the job with lr=-1
     assert result.err.count("a share of 50%: ") == 2
@@ -151,11 +151,11 @@ def test_several_jobs_at_once_share_the_machine(door, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_search_started_again_does_only_what_is_missing(door, tmp_path):
+def test_a_search_started_again_does_only_what_is_missing(run_command, tmp_path):
     jobs = (*SWEEP, "hydra/sweeper=optuna", "hydra.sweeper.n_jobs=1", "optimizer.lr=tag(log,interval(1e-4,1e-1))")
-    first = door("train", *jobs, "hydra.sweeper.n_trials=1")
+    first = run_command("train", *jobs, "hydra.sweeper.n_trials=1")
     assert first.code == 0, first.err
-    more = door("train", *jobs, "hydra.sweeper.n_trials=2")
+    more = run_command("train", *jobs, "hydra.sweeper.n_trials=2")
     assert more.code == 0, more.err
     assert more.err.count("nothing to do") == 1
     rows = list(csv.DictReader((tmp_path / "outputs/sweeps/sweep/sweep.csv").open()))
@@ -170,32 +170,32 @@ def test_a_launcher_that_is_not_installed_names_the_extra():
 
 
 @pytest.mark.slow
-def test_submitit_runs_jobs_as_processes_of_their_own(door, tmp_path):
+def test_submitit_runs_jobs_as_processes_of_their_own(run_command, tmp_path):
     jobs = (*SWEEP, "hydra/launcher=submitit_local")
-    result = door("train", *jobs, "optimizer.lr=1e-3,1e-2")
+    result = run_command("train", *jobs, "optimizer.lr=1e-3,1e-2")
     assert result.code == 0, result.err
     assert len(list((tmp_path / "outputs/sweeps/sweep").glob("*/run.json"))) == 2
     for launcher in ("submitit_local", "joblib"):  # every launcher leaves alone what is done
-        again = door("train", *jobs[:-1], f"hydra/launcher={launcher}", "optimizer.lr=1e-3,1e-2")
+        again = run_command("train", *jobs[:-1], f"hydra/launcher={launcher}", "optimizer.lr=1e-3,1e-2")
         assert again.code == 0, again.err
     lines = (tmp_path / "outputs/sweeps/sweep/0/train.log").read_text()
     assert lines.count("nothing to do") == 2
-    crowd = door("train", *jobs, "name=crowd", f"optimizer.lr={','.join(f'{i}e-3' for i in range(1, 99))}")
+    crowd = run_command("train", *jobs, "name=crowd", f"optimizer.lr={','.join(f'{i}e-3' for i in range(1, 99))}")
     assert crowd.code == 2
     assert "starts all 98 jobs at once" in crowd.err
 
 
-def test_a_job_worse_than_most_is_pruned_and_stays_so(door, tmp_path):
+def test_a_job_worse_than_most_is_pruned_and_stays_so(run_command, tmp_path):
     jobs = (
         *(o for o in SWEEP if not o.startswith(("train.max_steps", "train.val_every"))), "train.max_steps=12",
         "train.val_every=4", "sweep.prune=median", "sweep.startup_jobs=2", "optimizer.lr=1e-2,2e-2,1e-5",
     )  # fmt: skip
-    result = door("train", *jobs)
+    result = run_command("train", *jobs)
     assert result.code == 0, result.err
     facts = json.loads((tmp_path / "outputs/sweeps/sweep/2/run.json").read_text())
     assert (facts["status"], facts["step"]) == ("pruned", 4)
     assert "pruned    after 4 steps" in result.out
-    again = door("train", *jobs)
+    again = run_command("train", *jobs)
     assert again.err.count("nothing to do") == 3
 
 

@@ -267,18 +267,18 @@ def test_numbers_that_are_none_and_lines_that_are_no_json_do_not_end_it(tmp_path
     assert not math.isnan(metrics.last("a") or 0)
 
 
-def test_the_door_says_where_it_is_and_ctrl_c_ends_it(start, door, outputs: Path) -> None:
+def test_the_command_says_where_it_is_and_ctrl_c_ends_it(start, run_command, outputs: Path) -> None:
     running = start("dashboard", "--port", "0", folder=outputs.parent)
     while "Ctrl-C ends it" not in running.said():
         assert running.process.is_alive()
         time.sleep(0.02)
     port = running.said().split("127.0.0.1:")[1].split("/")[0]
-    taken = door("dashboard", "--port", port, folder=outputs.parent)
+    taken = run_command("dashboard", "--port", port, folder=outputs.parent)
     assert (taken.code, taken.err.count("\n")) == (2, 1)
     assert f"cannot listen on port {port}" in taken.err
     os.kill(running.process.pid, signal.SIGINT)
     assert running.wait().code == 0
-    assert door("dashboard", "nowhere", folder=outputs.parent).err == "positron: there is no folder nowhere\n"
+    assert run_command("dashboard", "nowhere", folder=outputs.parent).err == "positron: there is no folder nowhere\n"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")

@@ -349,16 +349,16 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays(
     assert np.array_equal(one.read(0, one.n_tokens), two.read(0, two.n_tokens))
 
 
-# the door
+# the command
 
 
-def test_prepare_and_preview_print_and_draw(door: Any, tmp_path: Path) -> None:
+def test_prepare_and_preview_print_and_draw(run_command: Any, tmp_path: Path) -> None:
     (tmp_path / "my.txt").write_bytes(as_text([d * 5 for d in DOCUMENTS]))
-    made = door("prepare", "data=text", "data.path=my.txt", "tokenizer=char", "--tokenizer-report")
+    made = run_command("prepare", "data=text", "data.path=my.txt", "tokenizer=char", "--tokenizer-report")
     assert made.code == 0, made.err
     for word in ("documents", "bytes per token", "tokens per word", "unknown", "longest pieces", "rarest"):
         assert word in made.out
-    seen = door("preview", "my.txt", "tokenizer=word", "model.context_length=32")
+    seen = run_command("preview", "my.txt", "tokenizer=word", "model.context_length=32")
     assert seen.code == 0, seen.err
     assert seen.out.count("--- a window of 32 tokens") == 3
     (picture,) = tmp_path.glob("outputs/data/*/*/lengths.png")
@@ -373,7 +373,7 @@ def test_prepare_and_preview_print_and_draw(door: Any, tmp_path: Path) -> None:
         ("prepare", ("cache", "clean"), "-m positron.cache --clean"),
         ("cache", ("clean",), "clean is not a setting: give data.dir=FOLDER, or --clean"),
     ):
-        failed = door(name, *arguments)
+        failed = run_command(name, *arguments)
         assert (failed.code, failed.err.count("\n")) == (2, 1), failed.err
         assert said in failed.err
 
@@ -392,10 +392,10 @@ def test_shakespeare_is_fetched_once_and_its_checksum_verified(loopback: Any, tm
         FileSource(DataConfig("text", **chosen))
 
 
-def test_a_text_of_which_much_is_unknown_to_the_tokenizer_is_warned_about(door, tmp_path):
+def test_a_text_of_which_much_is_unknown_to_the_tokenizer_is_warned_about(run_command, tmp_path):
     (tmp_path / "my.txt").write_text("".join(f"word{i % 97} and the cat\n" for i in range(3000)))
-    lossy = door("prepare", "data=text", "data.path=my.txt", "tokenizer=word", "tokenizer.vocab_size=20")
+    lossy = run_command("prepare", "data=text", "data.path=my.txt", "tokenizer=word", "tokenizer.vocab_size=20")
     assert lossy.code == 0, lossy.err
     assert "of the tokens are <unk>" in lossy.err + lossy.out
-    whole = door("prepare", "data=text", "data.path=my.txt", "tokenizer=word", "tokenizer.vocab_size=200")
+    whole = run_command("prepare", "data=text", "data.path=my.txt", "tokenizer=word", "tokenizer.vocab_size=200")
     assert "<unk>" not in whole.err + whole.out

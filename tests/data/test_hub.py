@@ -182,8 +182,8 @@ def test_a_kill_in_the_middle_goes_on_with_the_same_bytes(stories_hub: Hub, tmp_
     shutil.rmtree(tmp_path)
 
 
-def test_training_on_a_dataset_of_the_hub(stories_hub: Hub, door: Any, tmp_path: Path) -> None:
-    made = door(
+def test_training_on_a_dataset_of_the_hub(stories_hub: Hub, run_command: Any, tmp_path: Path) -> None:
+    made = run_command(
         "train",
         "model=debug",
         "data=hub",
@@ -202,6 +202,6 @@ def test_training_on_a_dataset_of_the_hub(stories_hub: Hub, door: Any, tmp_path:
         HF_ENDPOINT=stories_hub.url,
     )
     assert made.code == 0, made.err
-    gone = door("train", "data=hub", "data.repo=other/one", "model=debug", "name=g", HF_ENDPOINT=stories_hub.url)
+    gone = run_command("train", "data=hub", "data.repo=other/one", "model=debug", "name=g", HF_ENDPOINT=stories_hub.url)
     assert gone.code == 2
     assert "other/one is not there" in gone.err.splitlines()[-1]

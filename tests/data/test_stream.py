@@ -180,21 +180,21 @@ def losses(folder: Path) -> list[float]:
 @pytest.mark.slow
 def test_training_outlives_an_outage_and_is_the_same_after_it(
     stories_hub: Hub,  # noqa: F811
-    door: Any,
+    run_command: Any,
     tmp_path: Path,
 ) -> None:
     """14 steps span 8 epochs; the files of the later ones are out of reach at first."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     for folder in (whole, cut):
         folder.mkdir()
-    made = door("train", *TRAINING_COMMAND, folder=whole, HF_ENDPOINT=stories_hub.url)
+    made = run_command("train", *TRAINING_COMMAND, folder=whole, HF_ENDPOINT=stories_hub.url)
     assert made.code == 0, made.err
     settings = [s for s in TRAINING_COMMAND if s.startswith(("data", "tokenizer"))] + ["data.dir=my data"]
-    assert door("prepare", *settings, folder=cut, HF_ENDPOINT=stories_hub.url).code == 0
+    assert run_command("prepare", *settings, folder=cut, HF_ENDPOINT=stories_hub.url).code == 0
     shutil.rmtree(next(cut.glob("outputs/data/*/raw")))
     stories_hub.faults[f"/datasets/some/stories/resolve/{COMMIT}/data/train-00005.parquet"] = ["503"] * 1000
     environment = {"HF_ENDPOINT": stories_hub.url, "POSITRON_PATIENCE_S": "2"}
-    failed = door("train", *TRAINING_COMMAND, folder=cut, **environment)
+    failed = run_command("train", *TRAINING_COMMAND, folder=cut, **environment)
     assert failed.code == 1, failed.err
     assert "cannot be fetched" in failed.err.splitlines()[-1]
     assert "the same command goes on" in failed.err.splitlines()[-1]
@@ -202,7 +202,7 @@ def test_training_outlives_an_outage_and_is_the_same_after_it(
     assert 0 < done["step"] < 14
     assert list((cut / "outputs/s/checkpoints").glob(f"step-{done['step']:06d}.ckpt"))
     stories_hub.faults.clear()
-    resumed = door("train", *TRAINING_COMMAND, folder=cut, **environment)
+    resumed = run_command("train", *TRAINING_COMMAND, folder=cut, **environment)
     assert resumed.code == 0, resumed.err
     assert f"resuming outputs/s at step {done['step']}" in resumed.err
     assert losses(cut) == losses(whole)
@@ -210,21 +210,21 @@ def test_training_outlives_an_outage_and_is_the_same_after_it(
 
 def test_the_cache_is_listed_and_freed_and_what_it_held_comes_back(
     stories_hub: Hub,  # noqa: F811
-    door: Any,
+    run_command: Any,
     tmp_path: Path,
 ) -> None:
     settings = [s for s in TRAINING_COMMAND if s.startswith(("data", "tokenizer"))] + ["data.dir=my data"]
-    assert door("prepare", *settings, HF_ENDPOINT=stories_hub.url).code == 0
+    assert run_command("prepare", *settings, HF_ENDPOINT=stories_hub.url).code == 0
     (epoch,) = tmp_path.glob("my data/*/stream-*/epoch-00000")
     before = contents(epoch)
     fetched = {"POSITRON_CACHE": str(tmp_path / "fetched")}
-    assert "some--stories" not in door("cache", **fetched).out  # outputs/data holds nothing
-    shown = door("cache", "data.dir=my data", **fetched)
+    assert "some--stories" not in run_command("cache", **fetched).out  # outputs/data holds nothing
+    shown = run_command("cache", "data.dir=my data", **fetched)
     assert shown.code == 0
     assert "some--stories" in shown.out
     assert "positron.cache --clean 'data.dir=my data' frees it" in shown.out
-    assert door("cache", "--clean", "data.dir=my data", **fetched).code == 0
+    assert run_command("cache", "--clean", "data.dir=my data", **fetched).code == 0
     assert not epoch.exists()
     assert list(tmp_path.glob("my data/*/source.json"))
-    assert door("prepare", *settings, HF_ENDPOINT=stories_hub.url).code == 0
+    assert run_command("prepare", *settings, HF_ENDPOINT=stories_hub.url).code == 0
     assert contents(epoch) == before

@@ -307,8 +307,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_evaluate_prints_what_a_run_is_worth(door: Callable[..., Result], runs: Path) -> None:
-    shown = door("evaluate", "--run", "chars", folder=runs)
+def test_evaluate_prints_what_a_run_is_worth(run_command: Callable[..., Result], runs: Path) -> None:
+    shown = run_command("evaluate", "--run", "chars", folder=runs)
     assert shown.code == 0, shown.err
     for what in (
         "bits per byte",
@@ -319,7 +319,7 @@ def test_evaluate_prints_what_a_run_is_worth(door: Callable[..., Result], runs: 
         "tokens/s",
     ):
         assert what in shown.out
-    facts = json.loads(door("evaluate", "--run", "chars", "--json", folder=runs).out)
+    facts = json.loads(run_command("evaluate", "--run", "chars", "--json", folder=runs).out)
     files = token_files(Run(runs / "outputs" / "chars"), "val")
     assert facts["bytes"] == files.n_bytes
     assert facts["documents"] == files.n_documents
@@ -327,15 +327,15 @@ def test_evaluate_prints_what_a_run_is_worth(door: Callable[..., Result], runs: 
     assert facts["bpb"] == pytest.approx(trained, rel=0.1)  # there on windows, here on whole documents
 
 
-def test_evaluate_has_stories_checked(door: Callable[..., Result], runs: Path) -> None:
-    shown = door("evaluate", "--run", "chars", "--stories", "--count", "3", folder=runs)
+def test_evaluate_has_stories_checked(run_command: Callable[..., Result], runs: Path) -> None:
+    shown = run_command("evaluate", "--run", "chars", "--stories", "--count", "3", folder=runs)
     assert shown.code == 0, shown.err
     for what in ("floor", "accepted by the parser", "100.0%", "copied from training", "distinct pairs"):
         assert what in shown.out
 
 
-def test_evaluate_measures_any_text(door: Callable[..., Result], runs: Path) -> None:
-    facts = json.loads(door("evaluate", "--run", "chars", "--text", "my.txt", "--json", folder=runs).out)
+def test_evaluate_measures_any_text(run_command: Callable[..., Result], runs: Path) -> None:
+    facts = json.loads(run_command("evaluate", "--run", "chars", "--text", "my.txt", "--json", folder=runs).out)
     assert facts["bytes"] == len((runs / "my.txt").read_bytes())
 
 
@@ -352,16 +352,16 @@ def test_evaluate_measures_any_text(door: Callable[..., Result], runs: Path) -> 
     ],
 )
 def test_evaluate_refuses_in_one_line(
-    door: Callable[..., Result], runs: Path, arguments: tuple[str, ...], says: str
+    run_command: Callable[..., Result], runs: Path, arguments: tuple[str, ...], says: str
 ) -> None:
-    result = door("evaluate", *arguments, folder=runs)
+    result = run_command("evaluate", *arguments, folder=runs)
     assert result.code == 2, result.err
     assert says in result.err.splitlines()[-1]
     assert "Traceback" not in result.err
 
 
-def test_compare_puts_runs_of_two_tokenizers_beside_each_other(door: Callable[..., Result], runs: Path) -> None:
-    shown = door("compare", folder=runs)
+def test_compare_puts_runs_of_two_tokenizers_beside_each_other(run_command: Callable[..., Result], runs: Path) -> None:
+    shown = run_command("compare", folder=runs)
     assert shown.code == 0, shown.err
     assert {"outputs/chars", "outputs/pieces"} <= set(shown.out.split())
     assert "char" in shown.out
@@ -369,22 +369,22 @@ def test_compare_puts_runs_of_two_tokenizers_beside_each_other(door: Callable[..
     assert shown.out.count("Once upon a time") == 2
     assert (runs / "outputs" / "compare.png").read_bytes().startswith(b"\x89PNG")
     short = ("--limit", "5000")
-    rows = json.loads(door("compare", "chars", "pieces", "--json", "--png", "two.png", *short, folder=runs).out)
+    rows = json.loads(run_command("compare", "chars", "pieces", "--json", "--png", "two.png", *short, folder=runs).out)
     assert [row["bpb"] for row in rows] == sorted(row["bpb"] for row in rows)
     assert (runs / "two.png").exists()
     again = list(
-        csv.DictReader(io.StringIO(door("compare", "outputs/chars", "pieces", "--csv", *short, folder=runs).out))
+        csv.DictReader(io.StringIO(run_command("compare", "outputs/chars", "pieces", "--csv", *short, folder=runs).out))
     )
     assert [float(row["bpb"]) for row in again] == [row["bpb"] for row in rows]
 
 
-def test_compare_refuses_different_texts_but_takes_one_for_all(door: Callable[..., Result], runs: Path) -> None:
-    refused = door("compare", "chars", "other/cats", folder=runs)
+def test_compare_refuses_different_texts_but_takes_one_for_all(run_command: Callable[..., Result], runs: Path) -> None:
+    refused = run_command("compare", "chars", "other/cats", folder=runs)
     assert refused.code == 2
     assert "have different validation texts" in refused.err
-    taken = door("compare", "chars", "other/cats", "--text", "my.txt", "--limit", "5000", folder=runs)
+    taken = run_command("compare", "chars", "other/cats", "--text", "my.txt", "--limit", "5000", folder=runs)
     assert taken.code == 0, taken.err
     for wrong, says in ((("nobody",), "no run nobody"), (("data",), "there is no run with a checkpoint")):
-        result = door("compare", *wrong, folder=runs)
+        result = run_command("compare", *wrong, folder=runs)
         assert (result.code, result.err.count("\n")) == (2, 1), result.err
         assert says in result.err

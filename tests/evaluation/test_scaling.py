@@ -196,7 +196,7 @@ def said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *a
     return code, *capsys.readouterr()
 
 
-def test_the_door_shows_the_law_of_a_sweep_and_predicts_the_next_size(tmp_path, monkeypatch, capsys) -> None:
+def test_the_command_shows_the_law_of_a_sweep_and_predicts_the_next_size(tmp_path, monkeypatch, capsys) -> None:
     folder = sweep(tmp_path / "sizes")
     made(folder / "5", 96, 1000, 0.9, status="stopped")
     code, out, err = said(monkeypatch, capsys, str(folder))

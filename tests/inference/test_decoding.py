@@ -255,25 +255,25 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_doors_take_a_draft_and_bytes(runs: Path, door: Callable[..., Any]) -> None:
+def test_the_commands_take_a_draft_and_bytes(runs: Path, run_command: Callable[..., Any]) -> None:
     short = ["--run", "large", "--max-tokens", "20", "--temperature", "0"]
-    plain = door("generate", "Tom", *short, folder=runs)
-    drafted = door("generate", "Tom", *short, "--draft", "small", folder=runs)
+    plain = run_command("generate", "Tom", *short, folder=runs)
+    drafted = run_command("generate", "Tom", *short, "--draft", "small", folder=runs)
     assert drafted.code == 0, drafted.err
     assert drafted.out == plain.out
-    assert door("chat", "Tom", *short, "--draft", "small", folder=runs).out == plain.out
-    assert door("generate", "Tom", *short, "--weights", "int8", folder=runs).out.startswith("Tom")
-    refused = door("generate", "Tom", *short, "--num-samples", "2", "--draft", "small", folder=runs)
+    assert run_command("chat", "Tom", *short, "--draft", "small", folder=runs).out == plain.out
+    assert run_command("generate", "Tom", *short, "--weights", "int8", folder=runs).out.startswith("Tom")
+    refused = run_command("generate", "Tom", *short, "--num-samples", "2", "--draft", "small", folder=runs)
     assert (refused.code, refused.err.count("Traceback")) == (2, 0)
     assert "one text at a time, not 2" in refused.err.splitlines()[-1]
     with pytest.raises(UserError, match="small has another tokenizer"):
         load_draft(str(runs / "outputs" / "small"), CharTokenizer("xyz"))
 
 
-def test_evaluate_shows_what_bytes_cost(runs: Path, door: Callable[..., Any]) -> None:
+def test_evaluate_shows_what_bytes_cost(runs: Path, run_command: Callable[..., Any]) -> None:
     found = {}
     for weights in ("fp32", "int8"):
-        made = door("evaluate", "--run", "large", "--limit", "3000", "--json", "--weights", weights, folder=runs)
+        made = run_command("evaluate", "--run", "large", "--limit", "3000", "--json", "--weights", weights, folder=runs)
         assert made.code == 0, made.err
         facts = json.loads(made.out)
         assert facts["weights"] == weights

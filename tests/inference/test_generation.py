@@ -261,23 +261,23 @@ def test_three_lines_of_python_write(run: Path) -> None:
         model.generate("a" * 100)
 
 
-def test_the_generate_door(run: Path, door: Callable[..., Any]) -> None:
-    plain = door("generate", "Tom", "--max-tokens", "12", "--temperature", "0", folder=run)
+def test_the_generate_command(run: Path, run_command: Callable[..., Any]) -> None:
+    plain = run_command("generate", "Tom", "--max-tokens", "12", "--temperature", "0", folder=run)
     assert plain.code == 0, plain.err
     assert plain.out.startswith("Tom")
     assert "outputs/r" in plain.err
     (run / "p.txt").write_text("Tom\n")
-    from_file = door("generate", "--file", "p.txt", "--max-tokens", "12", "--temperature", "0", folder=run)
-    piped = door("generate", "--max-tokens", "12", "--temperature", "0", stdin="Tom\n", folder=run)
+    from_file = run_command("generate", "--file", "p.txt", "--max-tokens", "12", "--temperature", "0", folder=run)
+    piped = run_command("generate", "--max-tokens", "12", "--temperature", "0", stdin="Tom\n", folder=run)
     assert plain.out == from_file.out == piped.out
-    several = door("generate", "Tom", "--num-samples", "3", "--json", "--max-tokens", "5", folder=run)
+    several = run_command("generate", "Tom", "--num-samples", "3", "--json", "--max-tokens", "5", folder=run)
     rows = [json.loads(line) for line in several.out.splitlines()]
     assert [row["seed"] for row in rows] == [0, 1, 2]
-    side_by_side = door("generate", "Tom", "--compare", "--max-tokens", "12", "--weights", "bf16", folder=run)
+    side_by_side = run_command("generate", "Tom", "--compare", "--max-tokens", "12", "--weights", "bf16", folder=run)
     assert side_by_side.out.split()[:3] == list(PRESETS)
-    word = door("generate", "bench", "--max-tokens", "5", folder=run)
+    word = run_command("generate", "bench", "--max-tokens", "5", folder=run)
     assert word.out.startswith("bench"), word.err
-    measured = door("bench", folder=run)
+    measured = run_command("bench", folder=run)
     assert "tokens/s without cache" in measured.out
     assert len(measured.out.splitlines()) >= 4
 
@@ -296,9 +296,9 @@ def test_the_generate_door(run: Path, door: Callable[..., Any]) -> None:
     ],
 )
 def test_what_generate_cannot_do_is_one_line(
-    run: Path, door: Callable[..., Any], arguments: list[str], said: str
+    run: Path, run_command: Callable[..., Any], arguments: list[str], said: str
 ) -> None:
-    made = door("generate", *arguments, folder=run)
+    made = run_command("generate", *arguments, folder=run)
     assert made.code == 2
     assert said in made.err.splitlines()[-1]
     assert "Traceback" not in made.err

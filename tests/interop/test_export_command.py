@@ -23,13 +23,13 @@ def source(folder, shape, tokenizer, **more):
     )
 
 
-def test_the_command_writes_into_the_run_and_tells_what_it_wrote(tmp_path, door):
+def test_the_command_writes_into_the_run_and_tells_what_it_wrote(tmp_path, run_command):
     save_run(tmp_path / "outputs" / "small", random_model(gpt_config(char().vocab_size)), char())
-    result = door("export", "small", "--to", "safetensors")
+    result = run_command("export", "small", "--to", "safetensors")
     assert result.code == 0, result.err
     assert (tmp_path / "outputs" / "small" / "export" / "safetensors" / "model.safetensors").exists()
     assert "logits differ by at most 0" in result.err
-    again = door("export", "small", "--to", "safetensors")
+    again = run_command("export", "small", "--to", "safetensors")
     assert again.code == 2
     assert "exists already" in again.err
 
@@ -149,8 +149,8 @@ def test_every_format_is_listed_in_the_help_and_in_the_type():
     assert list(FORMATS) == list(get_args(Format))
 
 
-def test_a_run_that_does_not_exist_is_one_line(door):
-    result = door("export", "nowhere", "--to", "hf")
+def test_a_run_that_does_not_exist_is_one_line(run_command):
+    result = run_command("export", "nowhere", "--to", "hf")
     assert result.code == 2
     assert len(result.err.strip().splitlines()) <= 2
     assert "no run nowhere" in result.err

@@ -35,8 +35,8 @@ def test_a_model_that_cannot_fit_is_refused_with_sizes_and_leaves_no_folder(tmp_
     assert not (tmp_path / "data").exists()
 
 
-def test_the_command_names_the_size(tmp_path, door):
-    result = door("train", "model=debug", *FAST, "model.d_model=1000000", "model.n_head=1")
+def test_the_command_names_the_size(tmp_path, run_command):
+    result = run_command("train", "model=debug", *FAST, "model.d_model=1000000", "model.n_head=1")
     assert result.code == 2
     assert result.err.splitlines()[-1].startswith("positron: a model of 24 T parameters needs 384 TB of memory")
 

@@ -37,7 +37,7 @@ def text(tmp_path: Path) -> str:
 
 
 def fails(capsys: pytest.CaptureFixture[str], main: Any, *arguments: str, code: int = 2) -> str:
-    """The one line that a door prints before it exits."""
+    """The one line that a command prints before it exits."""
     with pytest.raises(SystemExit) as exit_:
         main([*map(str, arguments)])
     assert exit_.value.code == code

@@ -34,8 +34,8 @@ ARCHITECTURES = {
 
 
 @pytest.fixture(params=ARCHITECTURES)
-def run(request: pytest.FixtureRequest, door: Any, tmp_path: Path) -> Path:
-    made = door(
+def run(request: pytest.FixtureRequest, run_command: Any, tmp_path: Path) -> Path:
+    made = run_command(
         "train",
         "model=debug",
         *(option for option in FAST if not option.startswith("tokenizer")),

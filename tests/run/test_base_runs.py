@@ -250,9 +250,9 @@ def test_model_and_tokenizer_cannot_be_chosen_in_sft(here: Path, given: dict[str
 
 @pytest.mark.parametrize("given", ["tokenizer=char", "+tokenizer=char", "+model.context_length=256", "model=debug"])
 def test_a_command_that_asks_sft_for_another_model_is_refused_with_the_reason(
-    here: Path, door: Callable[..., Result], given: str
+    here: Path, run_command: Callable[..., Result], given: str
 ) -> None:
-    refused = door("sft", "init_from=base", "data=instruct", "name=w", given, folder=here)
+    refused = run_command("sft", "init_from=base", "data=instruct", "name=w", given, folder=here)
     assert refused.code == 2, refused.err
     assert "architecture and tokenizer are those of" in refused.err.splitlines()[-1]
     assert "use +" not in refused.err

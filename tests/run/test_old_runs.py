@@ -55,14 +55,14 @@ def test_the_old_run_loads_and_writes(old_run):
     assert len(text) > len("Once")
 
 
-def test_the_old_run_chats(old_run, door):
-    result = door("chat", "Once upon a time", "--run", NAME, "--max-tokens", "5", "--temperature", "0")
+def test_the_old_run_chats(old_run, run_command):
+    result = run_command("chat", "Once upon a time", "--run", NAME, "--max-tokens", "5", "--temperature", "0")
     assert result.code == 0, result.err
     assert result.out.strip()
 
 
-def test_the_old_run_evaluates_to_the_score_that_it_stored(old_run, door):
-    result = door("evaluate", "--run", NAME)
+def test_the_old_run_evaluates_to_the_score_that_it_stored(old_run, run_command):
+    result = run_command("evaluate", "--run", NAME)
     assert result.code == 0, result.err
     assert "5.7" in result.out  # bits per byte on all of its validation text; 5.7495 on the 1,000 tokens of training
 
@@ -76,16 +76,16 @@ def test_evaluating_a_run_loads_neither_lightning_nor_hydra(old_run, tmp_path):
     assert result.returncode == 0, result.stderr
 
 
-def test_the_old_run_continues_with_the_bits_of_the_commit_that_began_it(old_run, door, tmp_path):
+def test_the_old_run_continues_with_the_bits_of_the_commit_that_began_it(old_run, run_command, tmp_path):
     expected = expected_trace(tmp_path / "expected")
-    result = door("train", *COMMAND.split(), f"name={NAME}")
+    result = run_command("train", *COMMAND.split(), f"name={NAME}")
     assert result.code == 0, result.err
     assert [start["step"] for start in read_provenance(old_run)["starts"]] == [0, 8]
     samples = read_samples(RunPaths(old_run))
     assert [sample.step for sample in samples] == [8, 16]
     assert samples[0] == read_samples(RunPaths(STORED / NAME))[0]  # from Markdown, which is all that version wrote
     continued = trace(old_run)
-    fresh = door("train", *COMMAND.split(), "name=fresh")
+    fresh = run_command("train", *COMMAND.split(), "name=fresh")
     assert fresh.code == 0, fresh.err
     if trace(tmp_path / "outputs" / "fresh") == expected:
         # a processor that rounds like the one of the old commit: the continuation must not differ in one bit

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FAST, Door, Result
+from conftest import FAST, CommandProcess, Result
 
 from positron.dashboard.table import Outputs
 
@@ -48,7 +48,7 @@ SAMPLES = {"base": 2, "talk": 1}  # that they have written when they are stopped
 
 
 def call(folder: Path, name: str, *arguments: str) -> Result:
-    return Door(name, arguments, folder, "", {}).wait(PATIENCE_S)
+    return CommandProcess(name, arguments, folder, "", {}).wait(PATIENCE_S)
 
 
 @pytest.fixture(scope="module")

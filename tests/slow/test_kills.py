@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAST, PATIENCE, Door
+from conftest import FAST, PATIENCE, CommandProcess
 from traces import trace
 
 from positron.run.checkpoint import checkpoints, load_checkpoint
@@ -60,7 +60,7 @@ def place(tmp_path_factory) -> Path:
     ]
     (folder / "talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     base = ("name=base", *MODEL, "model.dropout=0.1", "train.max_steps=20", "train.save_every=20")
-    result = Door("train", base, folder, "", {}).wait()
+    result = CommandProcess("train", base, folder, "", {}).wait()
     assert result.code == 0, result.err
     return folder
 
@@ -70,14 +70,14 @@ def rows(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def wait_until(condition, door: Door) -> None:
+def wait_until(condition, training: CommandProcess) -> None:
     until = time.monotonic() + PATIENCE
-    while not condition() and door.process.is_alive():
+    while not condition() and training.process.is_alive():
         assert time.monotonic() < until
         time.sleep(0.0005)
 
 
-def disturb(door: Door, folder: Path, rng: random.Random) -> str | None:
+def disturb(training: CommandProcess, folder: Path, rng: random.Random) -> str | None:
     """Send a signal at a random moment; returns what was done, None where the run ended before."""
     how, signum = rng.choice(("training", "training", "starting", "writing")), rng.choice(SIGNALS)
     match how:
@@ -86,17 +86,17 @@ def disturb(door: Door, folder: Path, rng: random.Random) -> str | None:
         case "writing":
             signum = signal.SIGKILL
             before = rows(folder)
-            wait_until(lambda: rows(folder) > before, door)
+            wait_until(lambda: rows(folder) > before, training)
             time.sleep(rng.random() * 0.2)
-            wait_until(lambda: any((folder / "checkpoints").glob(".*.tmp")), door)
+            wait_until(lambda: any((folder / "checkpoints").glob(".*.tmp")), training)
         case _:
             before = rows(folder)
-            wait_until(lambda: rows(folder) != before, door)
+            wait_until(lambda: rows(folder) != before, training)
             time.sleep(rng.random() * 0.4)
-    if door.process.is_alive():
+    if training.process.is_alive():
         with contextlib.suppress(ProcessLookupError):
-            os.kill(door.process.pid, signum)
-    code = door.wait().code
+            os.kill(training.process.pid, signum)
+    code = training.wait().code
     assert code in (0, -signum, 128 + signum), f"{how}, {signum!r}: exit code {code}"
     return None if code == 0 else f"{signum.name} {how}"
 
@@ -124,8 +124,8 @@ def test_runs_killed_at_random_moments_end_bit_identical(kind, place):
     wanted = KILLS // len(KINDS) + (list(KINDS).index(kind) < KILLS % len(KINDS))
     slug = kind.replace(" ", "-")
 
-    def started(name: str) -> Door:
-        return Door(command, (*settings, *LOOP, f"name={name}"), place, "", {})
+    def started(name: str) -> CommandProcess:
+        return CommandProcess(command, (*settings, *LOOP, f"name={name}"), place, "", {})
 
     result = started(f"{slug}-whole").wait()
     assert result.code == 0, result.err

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from conftest import Door
+from conftest import CommandProcess
 
 
 @pytest.mark.slow
 def test_quickstart_comes_within_8_percent_of_the_floor(tmp_path):
-    result = Door("train", ("experiment=quickstart",), tmp_path, "", {}).wait(timeout=1800)
+    result = CommandProcess("train", ("experiment=quickstart",), tmp_path, "", {}).wait(timeout=1800)
     assert result.code == 0, result.err
     facts = json.loads((tmp_path / "outputs" / "quickstart" / "run.json").read_text())
     assert facts["floor_bpb"] < facts["val/bpb"] < 1.08 * facts["floor_bpb"]

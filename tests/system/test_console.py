@@ -111,7 +111,7 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line():
     assert result.returncode != 0
 
 
-def test_the_doctor_explains_itself(door):
-    result = door("doctor", "--help")
+def test_the_doctor_explains_itself(run_command):
+    result = run_command("doctor", "--help")
     assert result.code == 0
     assert "One line per check" in result.out

@@ -41,8 +41,8 @@ def test_downloads_say_where_they_could_be_kept(homeless, monkeypatch):
 
 
 @pytest.mark.parametrize("home", ["/nonexistent", "/proc", ""])
-def test_a_home_folder_that_cannot_be_written_is_not_needed(tmp_path, door, home):
-    result = door("train", "model=debug", *FAST, "train.max_steps=2", "device=cpu", "name=a", HOME=home)
+def test_a_home_folder_that_cannot_be_written_is_not_needed(tmp_path, run_command, home):
+    result = run_command("train", "model=debug", *FAST, "train.max_steps=2", "device=cpu", "name=a", HOME=home)
     assert result.code == 0, result.err
-    written = door("generate", "Once", "--run", "a", "--max-tokens", "3", HOME=home)
+    written = run_command("generate", "Once", "--run", "a", "--max-tokens", "3", HOME=home)
     assert written.code == 0, written.err

@@ -347,25 +347,25 @@ def test_a_budgets_run_can_be_extended(ended, tmp_path):
         (("budget=1m", "train.max_steps=10"), "leave train.max_steps out"),
     ],
 )
-def test_a_budget_that_makes_no_sense_is_refused_in_one_line(door, arguments, reason):
-    result = door("train", *arguments)
+def test_a_budget_that_makes_no_sense_is_refused_in_one_line(run_command, arguments, reason):
+    result = run_command("train", *arguments)
     assert result.code == 2
     assert reason in result.err
     assert result.err.count("\n") == 1
 
 
-def test_model_auto_is_one_word_for_a_modern_recipe(door):
-    result = door("train", "model=auto", "budget=10min", "--cfg", "job")
+def test_model_auto_is_one_word_for_a_modern_recipe(run_command):
+    result = run_command("train", "model=auto", "budget=10min", "--cfg", "job")
     assert result.code == 0, result.err
     for line in ("kind: muon", "kind: linear", "vocab_size: 4000", "budget: 10min"):
         assert line in result.out
 
 
 @pytest.mark.parametrize("word", ["optimizer=adamw", "optimizer=muon", "model.window=64", "model.dropout=0.1"])
-def test_model_auto_takes_the_menus_other_words(door, word):
-    result = door("train", "model=auto", word, "--cfg", "job")
+def test_model_auto_takes_the_menus_other_words(run_command, word):
+    result = run_command("train", "model=auto", word, "--cfg", "job")
     assert result.code == 0, result.err
 
 
-def test_fast_settings_still_win_over_a_budgets(door):
-    assert door("train", "model=auto", "tokenizer=char", *FAST[:1], "--cfg", "job").out.count("kind: char") == 1
+def test_fast_settings_still_win_over_a_budgets(run_command):
+    assert run_command("train", "model=auto", "tokenizer=char", *FAST[:1], "--cfg", "job").out.count("kind: char") == 1

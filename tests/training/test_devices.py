@@ -12,11 +12,11 @@ from two_processes import TWO, run
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_trace_of_one_also_when_the_number_changes_midway(door, tmp_path):
+def test_two_processes_have_the_trace_of_one_also_when_the_number_changes_midway(run_command, tmp_path):
     common = ("train.max_steps=12", "train.val_every=6", "train.micro_batch_size=3", "train.save_every=6")
 
     def alone(*arguments):
-        result = door("train", "model=debug", *FAST, "train.log_every=1", *arguments, "device=cpu", *common)
+        result = run_command("train", "model=debug", *FAST, "train.log_every=1", *arguments, "device=cpu", *common)
         assert result.code == 0, result.err
 
     alone("name=one")
@@ -34,10 +34,10 @@ def test_two_processes_have_the_trace_of_one_also_when_the_number_changes_midway
 
 
 @pytest.mark.slow
-def test_two_machines_have_the_trace_of_one(door, tmp_path):
+def test_two_machines_have_the_trace_of_one(run_command, tmp_path):
     """Here two processes that know of each other by MASTER_ADDR and NODE_RANK alone, and share the folder of the run."""
     common = ("train.max_steps=6", "train.val_every=6", "train.micro_batch_size=3", "train.log_every=1")
-    result = door("train", "model=debug", *FAST, "device=cpu", "name=one", *common)
+    result = run_command("train", "model=debug", *FAST, "device=cpu", "name=one", *common)
     assert result.code == 0, result.err
     nodes = ("device=cpu", "device.num_nodes=2", "device.strategy=ddp", "name=two", *common)
     command = [sys.executable, "-m", "positron.train", "model=debug", *FAST, *nodes]
@@ -63,7 +63,7 @@ def test_two_machines_have_the_trace_of_one(door, tmp_path):
             assert a is None or a == pytest.approx(b, rel=2e-4), (mine, theirs)
 
 
-def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(door):
-    result = door("train", "model=debug", *FAST, *TWO, "train.batch_tokens=96")
+def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(run_command):
+    result = run_command("train", "model=debug", *FAST, *TWO, "train.batch_tokens=96")
     assert result.code == 2
     assert "train.batch_tokens=128" in result.err

@@ -80,7 +80,7 @@ def test_a_diverged_run_started_five_times_fails_five_times_in_the_same_words(ca
     assert "lower optimizer.lr" in lines.pop()
 
 
-def test_the_command_of_a_diverged_run_exits_with_1_five_times(tmp_path, door):
+def test_the_command_of_a_diverged_run_exits_with_1_five_times(tmp_path, run_command):
     arguments = (
         "model=debug",
         "name=wild",
@@ -89,7 +89,7 @@ def test_the_command_of_a_diverged_run_exits_with_1_five_times(tmp_path, door):
         "train.max_steps=12",
         "schedule.warmup_steps=0",
     )
-    results = [door("train", *arguments) for _ in range(5)]
+    results = [run_command("train", *arguments) for _ in range(5)]
     assert [result.code for result in results] == [1] * 5
     last = [result.err.splitlines()[-1] for result in results]
     assert set(last) == {last[0]}
@@ -165,7 +165,7 @@ def test_weights_before_a_streak_are_kept_only_where_they_validate(tmp_path, sha
     assert checkpoints(tmp_path / "bad" / "checkpoints") == []
 
 
-def test_a_checkpoint_of_an_older_version_with_nan_weights_is_refused_everywhere(tmp_path, shared, door):
+def test_a_checkpoint_of_an_older_version_with_nan_weights_is_refused_everywhere(tmp_path, shared, run_command):
     config = short(shared, train__max_steps=4)
     train(config, tmp_path / "outputs" / "old")
     run = Run(tmp_path / "outputs" / "old")
@@ -184,7 +184,7 @@ def test_a_checkpoint_of_an_older_version_with_nan_weights_is_refused_everywhere
     with pytest.raises(UserError, match="NaN or infinite"):
         load_model(run)
     for command in (("evaluate", "--json"), ("generate", "Once")):
-        result = door(command[0], *command[1:], "--run", "old")
+        result = run_command(command[0], *command[1:], "--run", "old")
         assert (result.code, result.out) == (2, "")
         assert "the training diverged" in result.err
 

@@ -198,13 +198,13 @@ def test_layers_are_blocks_and_what_stands_outside() -> None:
     assert layer_of("wte.weight") == "wte"
 
 
-def test_fine_tuning_is_watched_too(door, tmp_path: Path) -> None:
+def test_fine_tuning_is_watched_too(run_command, tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "base"
     train(tiny(tmp_path, train__max_steps=2, model__context_length=128), folder)
     talks = [{"instruction": f"who is {n}", "output": f"tom {n}"} for n in range(20)]
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     options = ("sft.lora.rank=2", "sft.packing=true", "sft.replay_ratio=0", "train.max_steps=2", "train.log_every=1")
-    made = door(
+    made = run_command(
         "sft", "init_from=base", "data=instruct", "data.path=t.jsonl", "data.val_fraction=0.3", *options,
         "monitor=all", "monitor.every=2", "precision=fp32", "train.batch_tokens=512", "train.sample_tokens=4", "name=tuned",
     )  # fmt: skip
@@ -214,7 +214,7 @@ def test_fine_tuning_is_watched_too(door, tmp_path: Path) -> None:
     assert row["update_norm/blocks.0"] > 0
 
 
-def test_an_interval_that_makes_no_sense_is_refused(door) -> None:
-    made = door("train", "model=debug", "monitor=attention", "monitor.every=0")
+def test_an_interval_that_makes_no_sense_is_refused(run_command) -> None:
+    made = run_command("train", "model=debug", "monitor=attention", "monitor.every=0")
     assert made.code == 2
     assert made.err == "positron: monitor.every=0 must be at least 1\n"

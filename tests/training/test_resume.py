@@ -42,15 +42,15 @@ def stopped_and_restarted(start, folder: Path, arguments, how: list[signal.Signa
     codes = []
     for signum in how:
         before = rows(folder)
-        door = start("train", *arguments)
+        training = start("train", *arguments)
         # a few steps later, however long a step takes, and then at any moment of one
         enough = max(1, before + 1) + rng.randint(0, STEPS // (3 * len(how)))
-        while rows(folder) < enough and door.process.is_alive():
+        while rows(folder) < enough and training.process.is_alive():
             time.sleep(0.001)
         time.sleep(rng.random() * 0.03)
         with contextlib.suppress(ProcessLookupError):  # it was faster and has finished
-            os.kill(door.process.pid, signum)
-        codes.append(door.wait().code)
+            os.kill(training.process.pid, signum)
+        codes.append(training.wait().code)
     result = start("train", *arguments).wait()
     assert result.code == 0, result.err
     return codes
@@ -59,14 +59,14 @@ def stopped_and_restarted(start, folder: Path, arguments, how: list[signal.Signa
 @pytest.fixture(scope="module")
 def references(tmp_path_factory):
     """Uninterrupted runs, by what makes them differ."""
-    from conftest import Door
+    from conftest import CommandProcess
 
     made = {}
 
     def reference(*more: str) -> Path:
         if more not in made:
             folder = tmp_path_factory.mktemp("reference")
-            result = Door("train", command("whole", *more), folder, "", {}).wait()
+            result = CommandProcess("train", command("whole", *more), folder, "", {}).wait()
             assert result.code == 0, result.err
             made[more] = folder / "outputs" / "whole"
         return made[more]
@@ -122,12 +122,12 @@ def test_a_run_stopped_anywhere_ends_bit_identical_to_one_never_stopped(case, tm
 def test_after_an_interruption_nothing_but_the_step_in_progress_is_lost(tmp_path, start):
     folder = tmp_path / "outputs" / "long"
     arguments = command("long", "train.max_steps=100000", "train.save_every=100000", "train.val_every=100000")
-    door = start("train", *arguments)
+    training = start("train", *arguments)
     while rows(folder) < 20:
         time.sleep(0.01)
-        assert door.process.is_alive()
-    os.kill(door.process.pid, signal.SIGINT)
-    result = door.wait()
+        assert training.process.is_alive()
+    os.kill(training.process.pid, signal.SIGINT)
+    result = training.wait()
     assert result.code == 130
     assert "Traceback" not in result.err
     done = rows(folder)

@@ -427,7 +427,7 @@ def test_answers_learnt_by_heart_end_by_themselves(tmp_path: Path) -> None:
         assert answer == t.messages[1].content
 
 
-def test_the_sft_door_and_its_mistakes(base: Path, tmp_path: Path, door: Callable[..., Any]) -> None:
+def test_the_sft_command_and_its_mistakes(base: Path, tmp_path: Path, run_command: Callable[..., Any]) -> None:
     folder = tmp_path / "outputs" / "b"
     folder.parent.mkdir()
     shutil.copytree(base / "base", folder)
@@ -435,7 +435,7 @@ def test_the_sft_door_and_its_mistakes(base: Path, tmp_path: Path, door: Callabl
     data = ("data=instruct", "data.path=talks.jsonl", "data.val_fraction=0.2")
     sizes = ("train.max_steps=2", "train.batch_tokens=512", "train.sample_tokens=4", *data)
     fast = (*sizes, "device=cpu", "precision=fp32", "name=s")
-    made = door("sft", *fast)
+    made = run_command("sft", *fast)
     assert made.code == 0, made.err
     assert "-m positron.chat --run outputs/s" in made.out
     assert "its pretraining text:" in made.out
@@ -448,6 +448,6 @@ def test_the_sft_door_and_its_mistakes(base: Path, tmp_path: Path, door: Callabl
         (("data.source=stories",), "SFT learns from conversations"),
         (("sft.lora.rank=2",), "was made with other settings"),
     ):
-        failed = door("sft", *fast[:-1], *wrong, "name=s" if "lora.rank=2" in wrong[0] else "name=w")
+        failed = run_command("sft", *fast[:-1], *wrong, "name=s" if "lora.rank=2" in wrong[0] else "name=w")
         assert failed.code == 2, failed.err
         assert said in failed.err.splitlines()[-1]

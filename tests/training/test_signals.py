@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import FAST, Door
+from conftest import FAST, CommandProcess
 from traces import trace, weights
 
 from positron.system.errors import Interrupted, LeftAtOnce
@@ -21,21 +21,21 @@ def command(name: str, *more: str) -> tuple[str, ...]:
     return ("model=debug", f"name={name}", *FAST, *more)
 
 
-def under_way(door, folder: Path, rows: int = 5) -> None:
+def under_way(training, folder: Path, rows: int = 5) -> None:
     """Wait until the run has written `rows` rows."""
     path = folder / "metrics.jsonl"
     while not path.exists() or path.read_text().count("\n") < rows:
-        assert door.process.is_alive(), "it ended before it was interrupted"
+        assert training.process.is_alive(), "it ended before it was interrupted"
         time.sleep(0.005)
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGHUP", 129), ("SIGINT", 130), ("SIGTERM", 143)])
 def test_a_signal_saves_the_last_whole_step_and_says_how_to_continue(tmp_path, start, name, code):
     folder = tmp_path / "outputs" / "long"
-    door = start("train", *command("long", *ENDLESS))
-    under_way(door, folder)
-    os.kill(door.process.pid, getattr(signal, name))
-    result = door.wait()
+    training = start("train", *command("long", *ENDLESS))
+    under_way(training, folder)
+    os.kill(training.process.pid, getattr(signal, name))
+    result = training.wait()
     assert result.code == code
     facts = json.loads((folder / "run.json").read_text())
     assert (facts["status"], facts["error"]) == ("stopped", name)
@@ -48,7 +48,7 @@ def test_a_signal_saves_the_last_whole_step_and_says_how_to_continue(tmp_path, s
 def once(tmp_path_factory):
     """The run that nobody interrupted."""
     folder = tmp_path_factory.mktemp("once")
-    assert Door("train", command("once", *SHORT), folder, "", {}).wait().code == 0
+    assert CommandProcess("train", command("once", *SHORT), folder, "", {}).wait().code == 0
     return folder / "outputs" / "once"
 
 
@@ -57,7 +57,7 @@ TWICE = [("SIGINT", "SIGINT"), ("SIGTERM", "SIGINT"), ("SIGHUP", "SIGTERM")]
 
 
 @pytest.mark.parametrize("names", [TWICE[0], *(pytest.param(names, marks=pytest.mark.slow) for names in TWICE[1:])])
-def test_a_second_signal_leaves_at_once_and_the_next_start_is_identical(tmp_path, start, door, once, names):
+def test_a_second_signal_leaves_at_once_and_the_next_start_is_identical(tmp_path, start, run_command, once, names):
     folder = tmp_path / "outputs" / "twice"
     running = start("train", *command("twice", *SHORT))
     under_way(running, folder)
@@ -68,7 +68,7 @@ def test_a_second_signal_leaves_at_once_and_the_next_start_is_identical(tmp_path
     assert result.code in {128 + getattr(signal, name) for name in names}
     assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
     assert "the same command" in result.err.splitlines()[-1]
-    assert door("train", *command("twice", *SHORT)).code == 0
+    assert run_command("train", *command("twice", *SHORT)).code == 0
     assert trace(folder) == trace(once)
     mine, theirs = weights(folder), weights(once)
     assert all(mine[key].equal(theirs[key]) for key in theirs)
@@ -128,8 +128,8 @@ ELASTIC = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "GROUP_RANK": "1",
 
 
 @pytest.mark.parametrize("left", [{"RANK": "1"}, {"NODE_RANK": "3", "LOCAL_RANK": ""}, ELASTIC, SLURM])
-def test_one_device_is_the_only_process_whatever_the_environment_says(tmp_path, door, left):
-    result = door("train", *command("one", "train.max_steps=2", "device=cpu"), **left)
+def test_one_device_is_the_only_process_whatever_the_environment_says(tmp_path, run_command, left):
+    result = run_command("train", *command("one", "train.max_steps=2", "device=cpu"), **left)
     assert result.code == 0, result.err
     assert "finished at step 2" in result.out
     assert (tmp_path / "outputs/one/checkpoints/step-000002.ckpt").exists()

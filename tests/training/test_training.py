@@ -208,9 +208,9 @@ def test_the_newest_whole_checkpoint_wins_over_a_corrupt_one(tmp_path, whole, lo
     assert same(tmp_path / "run", whole)
 
 
-def test_a_moved_run_still_goes_on_and_writes(tmp_path, whole, door):
+def test_a_moved_run_still_goes_on_and_writes(tmp_path, whole, run_command):
     shutil.move(shutil.copytree(whole, tmp_path / "a"), tmp_path / "elsewhere")
-    result = door("generate", "Once", "--run", "elsewhere", "--max-tokens", "5")
+    result = run_command("generate", "Once", "--run", "elsewhere", "--max-tokens", "5")
     assert result.code == 0, result.err
     assert result.out.startswith("Once")
 
@@ -356,22 +356,22 @@ def test_a_loss_below_the_floor_is_called_a_leak(tmp_path, monkeypatch):
     assert "sees the future" in (tmp_path / "run" / "train.log").read_text()
 
 
-def test_two_processes_never_train_one_run(tmp_path, start, door):
+def test_two_processes_never_train_one_run(tmp_path, start, run_command):
     command = ("model=debug", "name=one", *FAST, "train.max_steps=100000", "train.val_every=100000")
     first = start("train", *command)
     metrics = tmp_path / "outputs" / "one" / "metrics.jsonl"
     while not metrics.exists():
         first.process.join(0.05)
         assert first.process.exitcode is None
-    second = door("train", *command)
+    second = run_command("train", *command)
     first.process.kill()
     assert second.code == 2
     assert "another process is training" in second.err
 
 
-def test_a_folder_that_cannot_be_written_is_named(tmp_path, door):
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, run_command):
     (tmp_path / "outputs").write_text("a file where the folder should be")
-    result = door("train", "model=debug", *FAST)
+    result = run_command("train", "model=debug", *FAST)
     assert result.code == 2
     assert result.err.count("\n") == 1
     assert "outputs" in result.err

@@ -149,8 +149,8 @@ def processes_with(word: str) -> list[str]:
 def test_the_jobs_of_a_sweep_are_runs_of_one_group_and_the_failed_one_is_marked(start, tmp_path):
     arguments = ("model=debug", *FAST, "name=rates", "train.max_steps=6", "train.log_every=1", "train.val_every=5")
     swept = ("optimizer.lr=1e-3,1e30,1e-2", "schedule.warmup_steps=0", "logger=wandb")
-    door = start("train", "-m", *arguments, *swept, WANDB_API_KEY="", **outside(tmp_path))
-    result = door.wait()
+    training = start("train", "-m", *arguments, *swept, WANDB_API_KEY="", **outside(tmp_path))
+    result = training.wait()
     assert result.code == 1, result.err
     assert "the training diverged" in result.err  # after a validation that gave NaN
     sweep = tmp_path / "outputs" / "sweeps" / "rates"
@@ -170,9 +170,9 @@ def test_the_jobs_of_a_sweep_are_runs_of_one_group_and_the_failed_one_is_marked(
         assert f"wandb sync {job.folder}" in result.err
     if Path("/proc").exists():
         until = time.monotonic() + PATIENCE
-        while processes_with(f"--pid {door.process.pid}") and time.monotonic() < until:
+        while processes_with(f"--pid {training.process.pid}") and time.monotonic() < until:
             time.sleep(0.05)
-        assert not processes_with(f"--pid {door.process.pid}"), "wandb's service outlived the program"
+        assert not processes_with(f"--pid {training.process.pid}"), "wandb's service outlived the program"
 
 
 @pytest.mark.parametrize(
