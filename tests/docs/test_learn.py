@@ -1,7 +1,11 @@
 """The chapters of docs/learn: each number agrees with PyTorch or with plain arithmetic, and each link leads somewhere."""
 
+import functools
+import json
 import math
 import re
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -25,6 +29,11 @@ from scripts.learn_pages import PageError, chapters, find, formatted, render
 
 CHAPTERS = {chapter.page.stem: chapter for chapter in chapters()}
 FORMULA = re.compile(r"\$\$.*?\$\$", re.DOTALL)
+
+
+@functools.cache
+def rendered(name: str) -> str:
+    return render(CHAPTERS[name])
 
 
 def t(array) -> torch.Tensor:
@@ -60,7 +69,7 @@ def slopes(f, x, h: float = 1e-6) -> np.ndarray:
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_chapter_shows_each_of_its_values_and_links_to_functions_that_exist(name):
-    text = render(CHAPTERS[name])
+    text = rendered(name)
     assert "{{" not in re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     for path, line in re.findall(r"\]\(\.\./\.\./([\w/]+\.py)#L(\d+)\)", text):
         source = (learn_pages.ROOT / path).read_text(encoding="utf-8").splitlines()
@@ -91,7 +100,7 @@ def test_a_chapter_has_three_exercises_with_folded_answers(name):
 
 @pytest.mark.parametrize("name", CHAPTERS)
 def test_a_figure_takes_the_colours_of_the_page(name):
-    text = learn_pages.inline(CHAPTERS[name].draw(), "a figure")
+    text = re.findall("<figure.*?</figure>", rendered(name), re.DOTALL)[0]
     assert "currentColor" in text
     assert learn_pages.INK not in text
     if name != "08_attention":  # whose black and white numbers stand on coloured squares
@@ -541,3 +550,21 @@ def test_a_gradient_agrees_with_finite_differences(name):
     module = CHAPTERS[chapter].module
     array, loss = DIFFERENCES[name](module)
     equal(module.example()[key], slopes(loss, array), 1e-7)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="KaTeX needs node")
+def test_katex_understands_every_formula():
+    formulas = []
+    for name in CHAPTERS:
+        text = re.sub(r"^```.*?^```", "", rendered(name), flags=re.DOTALL | re.MULTILINE)
+        text = re.sub(r"<figure.*?</figure>", "", text, flags=re.DOTALL)
+        formulas += [match[0].strip("$") for match in learn_pages.MATH.finditer(text)]
+    assert len(formulas) > 500
+    script = (
+        f"const katex = require({str(learn_pages.ROOT / 'docs/assets/katex/katex.min.js')!r}), fs = require('fs');"
+        "for (const formula of JSON.parse(fs.readFileSync(0)))"
+        "  try { katex.renderToString(formula, {displayMode: true, strict: 'error'}); }"
+        "  catch (error) { console.log(formula, error.message); }"
+    )
+    result = subprocess.run(["node", "-e", script], input=json.dumps(formulas), capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "")
