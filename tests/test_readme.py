@@ -36,6 +36,12 @@ def printed_commands(page: Path) -> list[str]:
     return [line.split(" # ")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
+def quoted_commands(page: Path) -> list[str]:
+    """The commands in a page's sentences and tables; those with a placeholder, such as NAME or ..., are left out."""
+    quoted = re.findall(r"`((?:positron |python -m positron\.)[^`]*)`", page.read_text(encoding="utf-8"))
+    return [command for command in quoted if not re.search(r"[A-Z]{2}|\.\.\.|…", command.replace("OMP", ""))]
+
+
 COMMANDS = [command for page in PAGES for command in printed_commands(page)]
 SHORT = ("device=cpu", *FAST, "train.log_every=1")
 # What a test only parses: it needs a network or seconds of processes, or its own test runs it.
@@ -81,13 +87,20 @@ def test_the_documents_have_the_words_that_people_search_for_and_count_the_plots
         assert words.lower() in text.lower(), words
 
 
+LEARN = sorted((PROJECT / "docs" / "learn").glob("*.md"))
+QUOTED = [command for page in [*PAGES, *LEARN, PROJECT / "docs" / "migration.md"] for command in quoted_commands(page)]
+
+
 @pytest.mark.parametrize(
-    "command", dict.fromkeys(c for c in COMMANDS if c.startswith(("positron", "python -m positron")))
+    "command", sorted({c for c in [*COMMANDS, *QUOTED] if c.startswith(("positron", "python -m positron"))})
 )
 def test_the_command_line_of_every_printed_command_is_accepted(command, tmp_path, monkeypatch):
     """By the reader of settings and by Hydra's composition, or by the command's own parser."""
     monkeypatch.chdir(tmp_path)
     name, arguments = words_of(command)
+    if not arguments:  # in a sentence, its name stands for the command
+        assert name in positron.cli.COMMANDS
+        return
     if name not in ("train", "sft"):
         importlib.import_module(f"positron.{name}").arguments().parse_args(arguments)
         return
