@@ -62,8 +62,8 @@ class ModelConfig:
     qk_norm: bool = False  # normalise queries and keys of each head
     qk_scale: bool = False  # with qk_norm, a learned scale for each number of a head, before the rotation by rope
     smear: bool = False  # add a learned share of the previous token's embedding to each token's, per channel
-    rope_base: Positive = 10_000.0  # of rope's wavelengths; a larger one suits a longer context
-    norm_eps: Positive = 1e-5  # is added to the mean square under the root of a norm
+    rope_base: Positive = 10_000.0  # base of the wavelengths of rope; a larger one suits a longer context
+    norm_eps: Positive = 1e-5  # constant that a norm adds to the mean square under its root
     window: Count | None = None  # sliding window: last tokens that each layer attends to; null: the whole context
     dropout: BelowOne = 0.0  # share of activations that training sets to zero
 
