@@ -102,7 +102,7 @@ def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[st
     """Loss over the documents of the text, each from its beginning to its end."""
     from positron.evaluation.eval_texts import floor_of, texts_of_file, texts_of_run, up_to
     from positron.evaluation.scoring import interval, sampling_units, score_windows, total
-    from positron.inference.int8 import rounded
+    from positron.inference.int8 import round_weights
 
     if options.text is not None:
         texts, name = texts_of_file(options.text), options.text
@@ -110,7 +110,7 @@ def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[st
         texts, name = texts_of_run(run, options.split, options.limit), f"{options.split} side of its own text"
     texts = up_to(texts, options.limit)
     began = time.perf_counter()
-    model = rounded(writer.model, writer.dtype)
+    model = round_weights(writer.model, writer.dtype)
     documents = score_windows(model, writer.tokenizer, texts, stride=options.stride)
     took = time.perf_counter() - began
     whole, floor = total([total(scores) for scores in documents]), floor_of(texts) if options.stories else None

@@ -1,4 +1,4 @@
-"""Check what a caller passes: first its type, then its range. Every refusal is a UserError that names the setting.
+"""Check the arguments of callers: first the type, then the range. Every error is a UserError that names the setting.
 
 Standard library only, so that commands can check their options before they import torch.
 """
@@ -16,17 +16,17 @@ from typing import Any
 from positron.system.errors import UserError
 
 WEIGHTS = ("fp32", "bf16", "int8")
-SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # what torch.Generator.manual_seed takes
+SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # the range of torch.Generator.manual_seed
 
 
 def shown(value: Any) -> str:
-    """Show a value in a message: short, with its type where that is what is wrong with it."""
+    """Format a value for a message, with at most 60 characters."""
     text = ascii(value) if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def whole_number(name: str, value: Any, least: int | None = None) -> int:
-    """Return an int from an int or a NumPy integer; refuse flags, floats (40.0 too), text and None."""
+    """Return an int from an int or a NumPy integer; raises UserError for bools, floats (40.0 too), text and None."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -39,7 +39,7 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
 
 
 def real_number(name: str, value: Any) -> float:
-    """Return a float from an int, a float or a NumPy number; refuse flags, text and None. NaN and infinity pass."""
+    """Return a float from an int, a float or a NumPy number; raises UserError for bools, text and None, not for NaN."""
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UserError(f"{name} {shown(value)} must be a number, not {type(value).__name__}")
     try:
@@ -49,7 +49,10 @@ def real_number(name: str, value: Any) -> float:
 
 
 def seed_of(value: Any, texts: int = 1) -> int:
-    """Return the seed of the first of `texts` texts, whose seeds follow each other; refuse what torch does not take."""
+    """Return the seed of the first of `texts` texts, whose seeds are consecutive.
+
+    Raises UserError if torch does not accept one of them.
+    """
     seed = whole_number("seed", value)
     if not SMALLEST_SEED <= seed <= LARGEST_SEED - (texts - 1):
         most = LARGEST_SEED - (texts - 1)
@@ -58,31 +61,31 @@ def seed_of(value: Any, texts: int = 1) -> int:
 
 
 def _for_each(texts: int) -> str:
-    return "" if texts == 1 else f", because each of the {texts} texts has a seed of its own"
+    return "" if texts == 1 else f", because each of the {texts} texts has its own seed"
 
 
 def text_of(name: str, value: Any) -> str:
-    """Return a text that a tokenizer can read; refuse other types and lone surrogates, which UTF-8 cannot spell."""
+    """Return a text that a tokenizer can read; raises UserError for other types and for lone surrogates."""
     if not isinstance(value, str):
         raise UserError(f"{name} {shown(value)} must be a text (str), not {type(value).__name__}")
     for place, character in enumerate(value):
         if "\ud800" <= character <= "\udfff":
             raise UserError(
-                f"{name}: character {place} is the lone surrogate {ascii(character)[1:-1]}, which is no text; "
+                f"{name}: character {place} is the lone surrogate {ascii(character)[1:-1]}, which UTF-8 cannot encode; "
                 "was it read from bytes that are not UTF-8?"
             )
     return value
 
 
 def texts_of(name: str, values: Any) -> list[str]:
-    """Return a list of texts; refuse a single text, whose characters would be taken for the texts."""
+    """Return a list of texts; raises UserError for a single text, whose characters would be taken for the texts."""
     if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
         raise UserError(f"{name} {shown(values)} must be a list of texts, not {type(values).__name__}")
     return [text_of(f"{name}[{i}]", value) for i, value in enumerate(values)]
 
 
 def stops_of(value: Any) -> tuple[str, ...]:
-    """Return stop strings from one text or from a list of texts, none of which may be empty."""
+    """Return stop strings from one text or from a list of texts; raises UserError for an empty one."""
     stops = tuple(texts_of("stop", [value] if isinstance(value, str) else value))
     if "" in stops:
         raise UserError("stop: an empty text ends every text at once; leave it out")
@@ -90,21 +93,21 @@ def stops_of(value: Any) -> tuple[str, ...]:
 
 
 def weights_of(value: Any) -> str:
-    """Return the name of a format of weights. UserError where there is none of that name."""
+    """Return the name of a weight format; raises UserError for an unknown name."""
     if not isinstance(value, str) or value not in WEIGHTS:
-        raise UserError(f"there are no weights {value}: choose from {', '.join(WEIGHTS)}")
+        raise UserError(f"unknown weights {value}: choose from {', '.join(WEIGHTS)}")
     return value
 
 
 def unknown(what: str, name: Any, known: Sequence[str]) -> UserError:
-    """Make the error for a name that does not exist, with the nearest that does."""
+    """Create the error for an unknown name, with the most similar known one."""
     near = difflib.get_close_matches(str(name), known, 1, 0.6)
     hint = f"did you mean {near[0]}? Choose" if near else "choose"
     return UserError(f"there is no {what} {name}: {hint} from {', '.join(known)}")
 
 
 def decoded(data: bytes, what: str) -> str:
-    """Return UTF-8 bytes as text, without a byte order mark and with newlines as \\n. UserError names the place."""
+    """Decode UTF-8 without a byte order mark, with newlines as LF; raises UserError naming the first invalid byte."""
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -114,8 +117,8 @@ def decoded(data: bytes, what: str) -> str:
 
 
 def argument(text: str, what: str) -> str:
-    """Return a text of the command line, without a byte order mark. UserError names the byte that is not UTF-8."""
-    if any("\udc80" <= character <= "\udcff" for character in text):  # how Python passes such bytes on
+    """Return a text of the command line without a byte order mark; raises UserError naming a byte that is not UTF-8."""
+    if any("\udc80" <= character <= "\udcff" for character in text):  # Python's representation of such bytes
         decoded(os.fsencode(text), what)
     return text_of(what, text).removeprefix("\ufeff")
 

@@ -1,8 +1,8 @@
-"""One token at a time, fast: packed weights and a preallocated cache of keys and values.
+"""Fast decoding of one token at a time: packed weights and a preallocated key/value cache.
 
-A token's arithmetic is little, so its cost is the number of operators and the bytes of weights that are read. q, k and
-v (gate and up) are one matrix each; rotary pairs lie side by side, so that turning them is one complex product (scores
-do not change when q and k are permuted alike); the heads that share keys are rows of one attention product.
+A token needs little arithmetic, so its time depends on the number of operators and the bytes of weights that are read.
+q, k and v are one matrix, as are gate and up. Rotary pairs are interleaved, so that rotating them is one complex product
+(scores do not change if q and k are permuted in the same way). The heads that share keys are rows of one product.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from positron.inference.int8 import Int8Linear, dequantise, quantise
 from positron.inference.packed_linear import Linear
 from positron.model.gpt import GPT, Attention, Block, Elementwise, Norm
 from positron.model.kernels.attention import causal_attention, window_mask
+from positron.model.kernels.norms_and_heads import interleave_pairs
 from positron.model.lora import effective_weight
 
 # q (N, H, D), new keys and values (N, K, D), and a layer's cache of them (B, K, T, D) twice -> (N, H * D)
@@ -28,29 +29,33 @@ Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class _Layer:
+    """Hold the packed weights of a block."""
+
     norm1: tuple[Tensor, Tensor | None]
     norm2: tuple[Tensor, Tensor | None]
     qkv: Linear | Int8Linear
     out: Linear | Int8Linear
     up: Linear | Int8Linear  # with its activation; gate above up for swiglu
     down: Linear | Int8Linear
-    qk_scale: Tensor | None  # (H + K, D), in the order in which the rotary pairs lie
+    qk_scale: Tensor | None  # (H + K, D), with the rotary pairs interleaved
 
 
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """The left half of layer_norm of (x, -x), whose mean is 0; `weight` twice, (2C,). On a CPU torch's rms_norm is eight
-    operators, and twice as many in bf16."""
+    """Compute RMSNorm as the left half of LayerNorm of (x, -x), whose mean is 0; `weight` (2C,) holds its values twice.
+
+    On a CPU torch's rms_norm takes eight operators, and sixteen in bf16.
+    """
     C = x.shape[-1]
     return F.layer_norm(torch.cat((x, -x), dim=-1), (2 * C,), weight, None, eps)[..., :C]
 
 
 class Decoder:
-    """Next-token logits for up to `batch` sequences at once, each with a length of its own up to the context length."""
+    """Compute next-token logits for up to `batch` sequences at once, each with its own length up to the context length."""
 
     def __init__(self, model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> None:
-        """`dtype` of weights and cache: that of the model unless given. The weights are copied: train first.
+        """Copy the weights; later training does not change the decoder.
 
-        int8: the matrices only, all else bf16.
+        `dtype` of weights and cache: None is that of the model; int8 applies to the matrices only, the rest is bf16.
         """
         config = model.config
         self.config, self.model = config, model
@@ -68,7 +73,7 @@ class Decoder:
         tied = self.bytewise and config.tie_embeddings
         self.wte = (dequantise(*quantise(model.wte.weight)) if tied else model.wte.weight.detach()).to(self.dtype)
         self.positions: Tensor | None = None  # (T, C), added to the embeddings
-        self.turn: Tensor | None = None  # (T, 1, D/2), by which queries and keys are turned
+        self.turn: Tensor | None = None  # (T, 1, D/2) complex numbers that rotate queries and keys
         match config.position:
             case "learned":
                 self.positions = model.wpe.weight.detach().to(self.dtype)
@@ -90,8 +95,8 @@ class Decoder:
         self.k, self.v = (torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in range(2))
         self.lengths = [0] * batch  # tokens of each sequence in the cache
 
-    def fresh(self, batch: int) -> Decoder:
-        """Make a decoder of the same packed weights with an empty cache of its own, for texts written at the same time."""
+    def with_empty_cache(self, batch: int) -> Decoder:
+        """Create a decoder that shares the packed weights and has its own empty cache for `batch` sequences."""
         other = copy.copy(self)
         other._allocate(batch)
         return other
@@ -116,12 +121,12 @@ class Decoder:
         attn, mlp = block.attn, block.mlp
 
         def joined(*parts: torch.nn.Linear, paired: int = 0, activation: Elementwise = "") -> Linear | Int8Linear:
-            """`paired`: so many of the parts get their rotary pairs side by side."""
+            """Stack the parts to one matrix, with the rotary pairs of the first `paired` parts interleaved."""
             weights = [effective_weight(p) for p in parts]
-            weights[:paired] = [self._side_by_side(weight) for weight in weights[:paired]]
+            weights[:paired] = [interleave_pairs(weight, self.D) for weight in weights[:paired]]
             if parts[0].bias is None:
                 return self._linear(torch.cat(weights), None, activation)
-            biases = [p.bias if i >= paired else self._side_by_side(p.bias) for i, p in enumerate(parts)]
+            biases = [p.bias if i >= paired else interleave_pairs(p.bias, self.D) for i, p in enumerate(parts)]
             return self._linear(torch.cat(weights), torch.cat(biases), activation)
 
         return _Layer(
@@ -140,13 +145,8 @@ class Decoder:
             return None
         scales = [attn.q_norm.weight.detach().to(self.cache_dtype), attn.k_norm.weight.detach().to(self.cache_dtype)]
         if self.config.has_rope:
-            scales = [self._side_by_side(scale) for scale in scales]
+            scales = [interleave_pairs(scale, self.D) for scale in scales]
         return torch.cat([scales[0].expand(self.H, -1), scales[1].expand(self.K, -1)])
-
-    def _side_by_side(self, x: Tensor) -> Tensor:
-        """Rows (heads * D, ...): features i and i + D/2 of each head become 2i and 2i + 1."""
-        shape = x.shape
-        return x.reshape(-1, 2, self.D // 2, *shape[1:]).transpose(1, 2).reshape(shape)
 
     def _apply_norm(self, x: Tensor, norm: tuple[Tensor, Tensor | None]) -> Tensor:
         match self.config.norm:
@@ -165,7 +165,7 @@ class Decoder:
         return layer.down.plus(h, x)
 
     def _heads(self, x: Tensor, layer: _Layer, turn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(N, C) -> q (N, H, D), k and v (N, K, D), turned by `turn` (N or 1, 1, D/2) and normalised."""
+        """Compute rotated and normalised heads: x (N, C), turn (N or 1, 1, D/2) -> q (N, H, D), k and v (N, K, D)."""
         qkv = layer.qkv(x).to(self.cache_dtype).view(len(x), -1, self.D)
         qk, v = qkv[:, : self.H + self.K], qkv[:, self.H + self.K :]
         if layer.qk_scale is not None:
@@ -178,7 +178,7 @@ class Decoder:
         return qk[:, : self.H], qk[:, self.H :], v
 
     def _through(self, x: Tensor, turn: Tensor | None, attend: Attend) -> Tensor:
-        """(N, C) -> (N, C) through all layers. `attend` stores new keys and values in a layer's cache and looks at it."""
+        """Apply all layers: (N, C) -> (N, C). `attend` stores new keys and values in a layer's cache and attends to it."""
         for layer, keys, values in zip(self.layers, self.k, self.v, strict=True):
             y = attend(*self._heads(self._apply_norm(x, layer.norm1), layer, turn), keys, values)
             x = layer.out.plus(y.to(self.dtype), x)
@@ -190,9 +190,10 @@ class Decoder:
 
     @torch.inference_mode()
     def prefill(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
-        """Read prompts of any lengths (1 to the context length) afresh into these rows: their next-token logits (b, V).
+        """Replace the content of these rows by the prompts and return their next-token logits (b, V).
 
-        Shorter ones are padded at their ends, where nothing that counts can see it.
+        Shorter prompts are padded at the end, which causal attention keeps from affecting them. Raises ValueError for an
+        empty prompt or one longer than the context.
         """
         n = max(map(len, prompts))
         if not 0 < min(map(len, prompts)) <= n <= self.config.context_length:
@@ -222,7 +223,7 @@ class Decoder:
 
     @torch.inference_mode()
     def read(self, ids: list[int]) -> Tensor:
-        """So many tokens more for row 0: the logits after each of them (T, V). The cache must have room."""
+        """Append T tokens to row 0 and return the logits after each of them (T, V); raises ValueError if the cache is full."""
         start, n = self.lengths[0], self.lengths[0] + len(ids)
         if n > self.config.context_length:
             raise ValueError(f"{n} tokens do not fit the cache of {self.config.context_length}")
@@ -249,7 +250,7 @@ class Decoder:
         return self._logits(x)
 
     def _before(self, ids: Tensor) -> Tensor:
-        """(B, C): what was read before `ids` by each row, whose cache may have been shortened; 0 for an empty one."""
+        """Store `ids` (B,) and return the embedding (B, C) of the token before each; 0 for an empty row."""
         first = self.lengths[0]
         if first and self.lengths.count(first) == len(ids):
             self.ids[:, first] = ids
@@ -261,7 +262,7 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, ids: Tensor) -> Tensor:
-        """One token more for each row of the batch, ids (B,) -> next-token logits (B, V). The cache must have room."""
+        """Append one token to each row: ids (B,) -> next-token logits (B, V); raises ValueError if the cache is full."""
         places = self.lengths
         n, even = max(places) + 1, min(places) == max(places)
         if n > self.config.context_length:
@@ -289,7 +290,7 @@ class Decoder:
                 keys[rows, :, where], values[rows, :, where] = k, v
             y = F.scaled_dot_product_attention(
                 q.reshape(B, K, H // K, D), keys[:, :, first:n], values[:, :, first:n], attn_mask=mask
-            )  # the H/K heads of a group look at the same keys: they are its queries
+            )  # the H/K heads of a group share their keys, so they are the queries of one product
             return y.reshape(B, H * D)
 
         x = self._through(x, turn, attend)

@@ -1,4 +1,4 @@
-"""A conversation with a model: its messages, its settings, and what is left out when it grows too long."""
+"""A conversation with a model: its messages, its settings, and which turns it drops when it becomes too long."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from positron.text.tokenizer import END_OF_TEXT
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # of saved conversations
-ANSWER_TOKENS = 256  # kept free at most for an answer without a limit: the longest built-in story has 251
+ANSWER_TOKENS = 256  # most tokens to reserve for an answer without a limit: the longest built-in story has 251
 SETTINGS = ("preset", *(field.name for field in dataclasses.fields(Sampling)), "max_tokens", "seed")
 _WHOLE = ("top_k", "last_n", "seed", "max_tokens")
 _OPTIONAL = ("top_k", "top_p", "min_p", "max_tokens")
@@ -46,9 +46,10 @@ class Dialogue:
             whole_number("max_tokens", self.max_tokens, least=1)
 
     def ask(self, text: str) -> Iterator[str]:
-        """The answer in pieces of whole characters. What was said up to a Ctrl-C (or to the last piece taken) stays.
+        """Yield the answer in pieces of whole characters and append question and answer to the messages.
 
-        All messages stay in the conversation; what the model does not read because it does not fit is logged.
+        After Ctrl-C the answer is the part that was yielded. All messages stay in the conversation; a log line says which
+        of them the model does not read because they do not fit the context.
         """
         question = Message("user", text_of("the question", text))
         engine, tokenizer = self.writer.engine(), self.writer.tokenizer
@@ -89,15 +90,17 @@ class Dialogue:
         return seed if seed <= LARGEST_SEED else seed - LARGEST_SEED - 1
 
     def _prompt(self, messages: list[Message]) -> list[int]:
-        """The conversation as the model reads it, without the oldest turns where it is too long."""
+        """Encode the conversation, without its oldest turns if it is too long."""
         tokenizer, context = self.writer.tokenizer, self.writer.model.config.context_length
-        wanted = self._answer_tokens(messages) if self.max_tokens is None else self.max_tokens
+        reserved = self._answer_tokens(messages) if self.max_tokens is None else self.max_tokens
         alone = len(conversation.prompt_ids([m for m in messages[:1] if m.role == "system"] + messages[-1:], tokenizer))
-        limit = max(8, context - wanted, min(alone, context * 3 // 4))  # a quarter is kept free at least
-        read, lost = conversation.drop_oldest_turns(messages, tokenizer, limit)
-        if lost:
-            turns = "turn no longer fits" if lost == 1 else f"{lost} turns no longer fit"
-            logger.info(f"the oldest {turns} the context, and this answer is given without")
+        limit = max(
+            8, context - reserved, min(alone, context * 3 // 4)
+        )  # at least a quarter is reserved for the answer
+        read, dropped = conversation.drop_oldest_turns(messages, tokenizer, limit)
+        if dropped:
+            turns = "turn no longer fits" if dropped == 1 else f"{dropped} turns no longer fit"
+            logger.info(f"the oldest {turns} the context: the model does not read {'it' if dropped == 1 else 'them'}")
         if read[-1] != messages[-1]:
             logger.info("the question is too long for the context: the model reads only its end")
         if messages[0].role == "system" and read[0].role != "system":
@@ -105,10 +108,9 @@ class Dialogue:
         return conversation.prompt_ids(read, tokenizer)
 
     def _answer_tokens(self, messages: list[Message]) -> int:
-        """How many tokens to keep free for the next answer: as many as the longest one so far took.
+        """Return the number of tokens to reserve for the next answer: that of the longest answer so far.
 
-        A model of short answers so remembers many turns, and one of stories has room for another story. Before the first
-        answer there is nothing to remember.
+        A model with short answers can then read many earlier turns, and one that writes stories can finish another story.
         """
         answers = [len(self.writer.tokenizer.encode(m.content)) + 1 for m in messages if m.role == "assistant"]
         quarter = self.writer.model.config.context_length // 4
@@ -116,10 +118,12 @@ class Dialogue:
 
     @property
     def is_saved(self) -> bool:
+        """Tell whether the messages are saved, or consist of a system text at most."""
         return self.messages == self.saved or all(message.role == "system" for message in self.messages)
 
     @property
     def system(self) -> str | None:
+        """Return the system text; setting it raises UserError for a model that was not fine-tuned on conversations."""
         first = self.messages[:1]
         return first[0].content if first and first[0].role == "system" else None
 
@@ -127,16 +131,17 @@ class Dialogue:
     def system(self, text: str | None) -> None:
         if not self.chats:
             raise UserError(
-                "this model reads no system text: it was not fine-tuned on conversations and continues what you begin"
+                "this model does not read a system text: it was not fine-tuned on conversations and only continues a text"
             )
         rest = [message for message in self.messages if message.role != "system"]
         self.messages = [Message("system", text_of("the system text", text)), *rest] if text else rest
 
     def reset(self) -> None:
+        """Remove all messages except the system text."""
         self.messages = [message for message in self.messages if message.role == "system"]
 
     def change(self, name: str, value: str) -> None:
-        """Change one setting to what a user typed. UserError for an unknown name or a value that does not fit it."""
+        """Set a setting to the value that a user typed; raises UserError for an unknown name or an invalid value."""
         if name not in SETTINGS:
             raise unknown("setting", name, SETTINGS)
         if name == "preset":
@@ -164,18 +169,22 @@ class Dialogue:
             self.sampling = dataclasses.replace(self.sampling, **{name: number})  # type: ignore[arg-type]
 
     def settings(self) -> dict[str, Any]:
+        """Return all settings by name, for display."""
         name = next((name for name, sampling in PRESETS.items() if sampling == self.sampling), "your own")
         limit = "none (until the context is full)" if self.max_tokens is None else self.max_tokens
         return {"preset": name, **dataclasses.asdict(self.sampling), "max_tokens": limit, "seed": self.seed}
 
     def state(self) -> dict[str, Any]:
-        """What `save` writes."""
+        """Return settings and messages as JSON values, for `restore`."""
         settings = {**dataclasses.asdict(self.sampling), "max_tokens": self.max_tokens, "seed": self.seed}
         messages = [dataclasses.asdict(message) for message in self.messages]
         return {"version": VERSION, "settings": settings, "messages": messages}
 
     def restore(self, state: Any, where: str) -> None:
-        """Continue what `save` wrote. UserError for anything else, naming the field; nothing is changed then."""
+        """Restore the result of `state`, read from the file `where`.
+
+        Raises UserError naming the first wrong field; the dialogue is then unchanged.
+        """
         try:
             settings = _group(state, "the file", ("version", "settings", "messages"))["settings"]
             if type(state["version"]) is not int or state["version"] != VERSION:
@@ -192,7 +201,7 @@ class Dialogue:
                 max_tokens = whole_number("max_tokens", max_tokens, least=1)
             sampling, messages = Sampling(**values), _messages(state["messages"])
             if not self.chats and any(message.role == "system" for message in messages):
-                raise UserError("it has a system text, which a model that was not fine-tuned does not read")
+                raise UserError("it has a system text, but this model was not fine-tuned on conversations")
         except UserError as error:
             raise UserError(f"{where} is not a saved chat: {error}") from error
         self.sampling, self.max_tokens, self.seed = sampling, max_tokens, seed

@@ -1,4 +1,4 @@
-"""From prompts to text: which token is next, when to stop, what to read anew when the context is full."""
+"""Generate text from prompts: sample tokens, stop at the end of a text, and shorten the context when it is full."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 class Written(NamedTuple):
+    """Hold a generated text with its number of tokens; `ended`: by itself or at a stop string, before max_tokens."""
+
     text: str
     tokens: int
-    ended: bool  # by itself or at a stop string, before max_tokens
+    ended: bool
 
 
 class Engine:
-    """Writes with a model: any number of texts at the same time, each with a cache and a random generator of its own.
+    """Generate any number of texts at the same time, each with its own cache and random generator.
 
-    The packed weights are shared. A cache is made when the first token of a text is asked for, and is freed when the
-    text ends, is closed or is no longer referenced.
+    The packed weights are shared. A cache is allocated when the first token of a text is requested, and freed when the text
+    ends, is closed, or is no longer referenced.
     """
 
     def __init__(
@@ -53,18 +55,18 @@ class Engine:
         seed: int,
         ended: list[bool] | None = None,
     ) -> Iterator[list[int | None]]:
-        """The next id of every prompt, None for one that has ended, until all have: at a stop id or after `max_tokens`.
+        """Yield the next id of every prompt, None for one that has ended, until all end by a stop id or `max_tokens`.
 
-        Row i draws from a generator of its own, of seed + i: what it writes does not depend on the rows beside it. A
-        context that is full goes on with its last half, read anew (positions are absolute, so a cache cannot slide).
-        `ended`: the caller's list, True for each row that has ended, where the caller may end rows too.
+        Row i has its own generator with seed + i, so that its text does not depend on the other rows. When the context of a
+        row is full, its last half is read again from position 0, because positions are absolute and a cache cannot slide.
+        `ended`: a list of the caller, True for each row that has ended; the caller may end rows by it, too.
         """
         if not all(prompts):
             raise UserError("the prompt has no tokens: give at least one")
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         ended = [False] * len(prompts) if ended is None else ended
         seen, stops, rows = [list(p) for p in prompts], set(stop_ids), list(range(len(prompts)))
-        decoder = self.decoder.fresh(len(prompts))
+        decoder = self.decoder.with_empty_cache(len(prompts))
         logits = decoder.prefill(rows, [self._window(s) for s in seen])
         for count in range(max_tokens):
             chosen: list[int | None] = []
@@ -85,14 +87,14 @@ class Engine:
         return seen if len(seen) <= self.context else seen[-max(1, self.context // 2) :]
 
     def _read(self, decoder: Decoder, seen: list[list[int]], ended: list[bool]) -> torch.Tensor:
-        """Logits after the newest token of each row, (B, V)."""
+        """Read the newest token of each row and return the logits after it, (B, V)."""
         full = [i for i, length in enumerate(decoder.lengths[: len(seen)]) if length >= self.context]
-        alive = [i for i in full if not ended[i]]
-        if alive:
-            logger.debug(f"the context of {self.context} tokens is full: going on with its last half")
-            decoder.prefill(alive, [seen[i][-max(1, self.context // 2) :] for i in alive])
-        for i in full:  # the step below reads the newest token once more, to the same effect; nobody reads ended rows
-            decoder.lengths[i] = decoder.lengths[i] - 1 if i in alive else 0
+        active = [i for i in full if not ended[i]]
+        if active:
+            logger.debug(f"the context of {self.context} tokens is full: continuing with its last half")
+            decoder.prefill(active, [seen[i][-max(1, self.context // 2) :] for i in active])
+        for i in full:  # the step below reads the newest token again, with the same result; ended rows are not used
+            decoder.lengths[i] = decoder.lengths[i] - 1 if i in active else 0
         return decoder.step(torch.tensor([row[-1] for row in seen], device=decoder.device))
 
     def _stop_ids(self, stop_ids: Iterable[int] | None) -> list[int]:
@@ -108,18 +110,26 @@ class Engine:
         stop_ids: Iterable[int] | None = None,
         stop: str | Iterable[str] = (),
     ) -> Stream:
-        """Write the text after `ids` up to a stop id (that of the end of a text unless given) or before the first of
-        the `stop` strings. What is wrong with the settings is said here, before the first piece is asked for."""
+        """Continue `ids` up to a stop id (None: the end of the text) or before the first of the `stop` strings.
+
+        Raises UserError for wrong settings here, before the first piece is requested.
+        """
         progress = Progress(self.tokenizer, stops_of(stop))
         most, first, end = whole_number("max_tokens", max_tokens, least=1), seed_of(seed), self._stop_ids(stop_ids)
         rows = self.ids([ids], sampling, max_tokens=most, stop_ids=end, seed=first)
         return Stream(pieces(rows, progress, most), progress)
 
     def written(
-        self, prompts: list[list[int]], sampling: Sampling = BALANCED, *, max_tokens: int = 200, seed: int = 0,
-        stop_ids: Iterable[int] | None = None, stop: str | Iterable[str] = (),
-    ) -> list[Written]:  # fmt: skip
-        """Write what follows each of the prompts, all at once; text i is that of `stream` with seed + i."""
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling = BALANCED,
+        *,
+        max_tokens: int = 200,
+        seed: int = 0,
+        stop_ids: Iterable[int] | None = None,
+        stop: str | Iterable[str] = (),
+    ) -> list[Written]:
+        """Continue all prompts at once; text i is that of `stream` with seed + i."""
         stops, end = stops_of(stop), self._stop_ids(stop_ids)
         most, first = whole_number("max_tokens", max_tokens, least=1), seed_of(seed, max(1, len(prompts)))
         if not prompts:
@@ -136,9 +146,15 @@ class Engine:
         return [Written("".join(parts), text.tokens, text.ended) for text, parts in zip(texts, shown, strict=True)]
 
     def texts(
-        self, prompts: list[list[int]], sampling: Sampling = BALANCED, *, max_tokens: int = 200, seed: int = 0,
-        stop_ids: Iterable[int] | None = None, stop: str | Iterable[str] = (),
-    ) -> list[str]:  # fmt: skip
-        """The texts of `written`."""
+        self,
+        prompts: list[list[int]],
+        sampling: Sampling = BALANCED,
+        *,
+        max_tokens: int = 200,
+        seed: int = 0,
+        stop_ids: Iterable[int] | None = None,
+        stop: str | Iterable[str] = (),
+    ) -> list[str]:
+        """Continue each prompt and return only the texts; the arguments are those of `written`."""
         written = self.written(prompts, sampling, max_tokens=max_tokens, seed=seed, stop_ids=stop_ids, stop=stop)
-        return [one.text for one in written]
+        return [completion.text for completion in written]

@@ -1,8 +1,8 @@
-"""A weight matrix laid out for reading: one token's product is bound by the bytes of weights, so their order matters.
+"""Linear layers for one token at a time, with the weight in oneDNN's blocked layout.
 
-For a single row, `F.linear` on a CPU reads a matrix at a third of the rate that oneDNN reads its own blocked layout
-(TinyGPT on two AVX512 cores: all weights in 3.7 ms as they are, 1.1 ms packed; in bf16 1.4 and 0.7 ms). torch.compile
-uses these operators; here they are called as they are, without a compiler.
+The product of a single row is limited by reading the weights, and `F.linear` on a CPU reads a matrix at a third of the
+rate at which oneDNN reads its blocked layout (TinyGPT on two AVX512 cores: all weights in 3.7 ms plain, 1.1 ms packed; in
+bf16 1.4 and 0.7 ms). torch.compile uses these operators; here they are called directly, without a compiler.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ FUSED = {"gelu": ("gelu", "tanh"), "relu": ("relu", ""), "swish": ("swish", "")}
 
 
 def can_pack(weight: Tensor) -> bool:
+    """Tell whether oneDNN can pack this weight: fp32 on any CPU, bf16 on processors that multiply it."""
     known = weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and torch_private.packs_bf16())
     return weight.device.type == "cpu" and torch.backends.mkldnn.is_available() and known
 
 
 class Linear:
-    """x -> activation(x W^T + b), W (out, in). The weight is copied: train first."""
+    """Compute activation(x W^T + b) with a copy of the weight W (out, in)."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "") -> None:
         self.bias, self.activation = bias, activation
@@ -31,6 +32,7 @@ class Linear:
         self.weight = torch_private.packed(weight) if self.packed else weight
 
     def __call__(self, x: Tensor) -> Tensor:
+        """Apply the layer: x (..., in) -> (..., out)."""
         if not self.packed:
             return activate(F.linear(x, self.weight, self.bias), self.activation)
         attribute, algorithm = FUSED.get(self.activation, ("none", ""))
@@ -38,7 +40,7 @@ class Linear:
         return activate(y, self.activation) if attribute == "none" else y
 
     def plus(self, x: Tensor, residual: Tensor) -> Tensor:
-        """residual + x W^T + b."""
+        """Compute residual + x W^T + b, without the activation: x (N, in), residual (N, out) -> (N, out)."""
         if self.packed:
             return torch_private.packed_linear_plus(x, residual, self.weight, self.bias)
         return residual + F.linear(x, self.weight, self.bias)

@@ -1,8 +1,8 @@
-"""Choosing the next token: pure functions on logits.
+"""Sample the next token: pure functions on logits.
 
-Repetition penalty, temperature, top-k, top-p, min-p: each sees what the ones before it left. A token that was dropped
-has a logit of -inf, and no later filter brings it back; the likeliest token always stays. `numpy_ref/sampling.py` is
-the same on NumPy arrays, and a test holds the two against each other.
+Repetition penalty, temperature, top-k, top-p and min-p are applied in this order, each to the result of those before it.
+The logit of an excluded token is -inf; the likeliest token is always kept. `numpy_ref/sampling.py` computes the same with
+NumPy, and a test compares the two.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from positron.system.errors import UserError
 
 
 def penalize(logits: Tensor, recent: Iterable[int], penalty: float, exempt: Iterable[int] = ()) -> Tensor:
-    """(V,): each of the `recent` ids once, however often it was seen, but for `exempt` (special) ones, gets less likely.
+    """Apply the repetition penalty to the `recent` ids, except `exempt` (special) ones: logits (V,) -> (V,).
 
-    z / penalty where z > 0, z * penalty where z < 0 (CTRL, arXiv:1909.05858): dividing a negative one would raise it.
+    z / penalty where z > 0, z * penalty where z < 0 (CTRL, arXiv:1909.05858), once for each id however often it occurred;
+    dividing a negative logit would make the token likelier.
     """
     seen = torch.tensor(sorted(set(recent) - set(exempt)), dtype=torch.long, device=logits.device)
     z = logits[seen]
@@ -29,7 +30,7 @@ def penalize(logits: Tensor, recent: Iterable[int], penalty: float, exempt: Iter
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """(B, V): all but the k largest become -inf."""
+    """Keep the k largest logits (B, V), and those equal to the k-th; set the others to -inf."""
     if k >= logits.shape[-1]:
         return logits
     smallest = torch.topk(logits, k).values[..., -1, None]
@@ -37,26 +38,29 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """(B, V): keeps the fewest tokens whose probabilities reach p (nucleus sampling, arXiv:1904.09751)."""
+    """Keep the smallest set of tokens whose probabilities sum to at least p; set the other logits (B, V) to -inf.
+
+    Nucleus sampling, arXiv:1904.09751.
+    """
     probability = logits.softmax(dim=-1)
-    # All that are less likely than (1 - p) / V are less than 1 - p together, so the nucleus is among the others: mostly
-    # some hundred, while sorting a whole vocabulary takes longer than a small model's token.
-    found = (probability >= (1 - p) / logits.shape[-1]).any(dim=0).nonzero()[:, 0]
+    # All tokens less likely than (1 - p) / V sum to less than 1 - p, so the nucleus is among the others. These are mostly
+    # a few hundred, while sorting a whole vocabulary takes longer than a token of a small model.
+    candidates = (probability >= (1 - p) / logits.shape[-1]).any(dim=0).nonzero()[:, 0]
     return torch.full_like(logits, float("-inf")).index_copy(
-        -1, found, _nucleus(logits[:, found], probability[:, found], p)
+        -1, candidates, _nucleus(logits[:, candidates], probability[:, candidates], p)
     )
 
 
 def _nucleus(logits: Tensor, probability: Tensor, p: float) -> Tensor:
     order = probability.sort(dim=-1, descending=True, stable=True).indices
     ordered = probability.gather(-1, order)
-    before = ordered.cumsum(dim=-1) - ordered  # of the likelier tokens; 0 for the likeliest, which always stays
+    before = ordered.cumsum(dim=-1) - ordered  # of all likelier tokens; 0 for the likeliest, which is always kept
     dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
     return logits.masked_fill(dropped, float("-inf"))
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """(B, V): keeps the tokens with at least p times the likeliest one's probability (arXiv:2407.01082)."""
+    """Keep the tokens with at least p times the largest probability (arXiv:2407.01082); set other logits (B, V) to -inf."""
     return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), float("-inf"))
 
 
@@ -68,7 +72,10 @@ def filtered(
     top_p: float | None = None,
     min_p: float | None = None,
 ) -> Tensor:
-    """Logits (B, V), temperature > 0 -> float64 (B, V) with -inf for what must not be drawn."""
+    """Apply temperature, top-k, top-p and min-p: logits (B, V) -> float64 (B, V), -inf for excluded tokens.
+
+    temperature > 0; None leaves a filter out.
+    """
     logits = logits.double() / temperature
     if top_k is not None:
         logits = keep_top_k(logits, top_k)
@@ -79,26 +86,27 @@ def filtered(
     return logits
 
 
-COLDEST = 1e-100  # logits divided by a smaller temperature overflow
-PENALTIES = (1e-6, 1e6)
+MIN_TEMPERATURE = 1e-100  # logits divided by a smaller temperature overflow
+PENALTY_RANGE = (1e-6, 1e6)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is chosen. UserError for a wrong type or range, naming the setting."""
+    """Hold the settings of sampling; raises UserError for a wrong type or range, naming the setting."""
 
-    temperature: float = 0.8  # 0: always the likeliest
+    temperature: float = 0.8  # 0: always the likeliest token
     top_k: int | None = None
     top_p: float | None = 0.95
     min_p: float | None = None
     repetition_penalty: float = 1.0  # 1: none
-    last_n: int = 64  # tokens that the penalty looks back
+    last_n: int = 64  # the penalty applies to this number of most recent tokens
 
     def __post_init__(self) -> None:
         temperature = self._set("temperature", real_number("temperature", self.temperature))
-        if temperature != 0 and not COLDEST <= temperature < math.inf:
+        if temperature != 0 and not MIN_TEMPERATURE <= temperature < math.inf:
             raise UserError(
-                f"temperature {temperature:g} must be finite and must not be negative (0, or {COLDEST:g} and above)"
+                f"temperature {temperature:g} must be finite and must not be negative: "
+                f"use 0, or at least {MIN_TEMPERATURE:g}"
             )
         if self.top_k is not None:
             self._set("top_k", whole_number("top_k", self.top_k, least=1))
@@ -108,14 +116,13 @@ class Sampling:
                 if not 0 < share <= 1:
                     raise UserError(f"{name} {share:g} must be above 0 and at most 1")
         penalty = self._set("repetition_penalty", real_number("repetition_penalty", self.repetition_penalty))
-        if not PENALTIES[0] <= penalty <= PENALTIES[1]:
-            raise UserError(
-                f"repetition_penalty {penalty:g} must lie between {PENALTIES[0]:g} and {PENALTIES[1]:g} (1: none)"
-            )
+        least, most = PENALTY_RANGE
+        if not least <= penalty <= most:
+            raise UserError(f"repetition_penalty {penalty:g} must lie between {least:g} and {most:g} (1: none)")
         self._set("last_n", whole_number("last_n", self.last_n, least=1))
 
     def _set(self, name: str, value: float) -> float:
-        """Keep Python's own number, whatever kind was given: NumPy's would not go into JSON."""
+        """Store Python's own number instead of a NumPy one, which JSON does not accept."""
         object.__setattr__(self, name, value)
         return value
 
@@ -129,48 +136,48 @@ PRESETS = {
 
 
 def preset(name: str) -> Sampling:
-    """Return the settings of that name. UserError where there is none."""
+    """Return the preset of that name; raises UserError for an unknown name."""
     if not isinstance(name, str) or name not in PRESETS:
         raise unknown("preset", name, list(PRESETS))
     return PRESETS[name]
 
 
 def probabilities(logits: Tensor, sampling: Sampling, seen: list[int], exempt: Iterable[int] = ()) -> Tensor:
-    """What a token is drawn from, float64 (V,), by logits (V,) after the tokens `seen`; 1 for the likeliest at temperature 0.
+    """Compute the probabilities to sample from: logits (V,) after the tokens `seen` -> float64 (V,), on the CPU.
 
-    UserError for logits of a model that diverged.
+    At temperature 0 the likeliest token has probability 1. Raises UserError if the logits are not finite.
     """
     logits = logits.cpu()
     if not logits.max().isfinite():
-        raise UserError("the model's output is not finite: it diverged in training; take an earlier checkpoint")
+        raise UserError("the model's output is not finite, because training diverged: use an earlier checkpoint")
     if sampling.repetition_penalty != 1:
         logits = penalize(logits, seen[-sampling.last_n :], sampling.repetition_penalty, exempt)
     if sampling.temperature == 0:
         return torch.zeros_like(logits, dtype=torch.float64).index_fill_(0, logits.argmax(), 1.0)
-    kept = filtered(
+    candidates = filtered(
         logits[None],
         temperature=sampling.temperature,
         top_k=sampling.top_k,
         top_p=sampling.top_p,
         min_p=sampling.min_p,
     )
-    return kept.softmax(dim=-1)[0]
+    return candidates.softmax(dim=-1)[0]
 
 
 def draw(chances: Tensor, generator: torch.Generator) -> int:
-    """An index of chances (V,), whose sum is any: where a uniform number falls in their running sum.
+    """Draw an index with probability proportional to chances (V,), by one uniform number and their cumulative sum.
 
-    `torch.multinomial` draws a number for every index: 250 µs at 16,000, as long as a small model's matrices take.
+    `torch.multinomial` draws a number for every index: 250 µs at V = 16,000, as long as the matrices of a small model.
     """
-    upto = chances.cumsum(dim=0)
-    place = torch.rand((), dtype=chances.dtype, generator=generator) * upto[-1]
-    return int(torch.searchsorted(upto[:-1], place, right=True))  # right: an index of chance 0 is never hit
+    cumulative = chances.cumsum(dim=0)
+    position = torch.rand((), dtype=chances.dtype, generator=generator) * cumulative[-1]
+    return int(torch.searchsorted(cumulative[:-1], position, right=True))  # right: an index of chance 0 is never drawn
 
 
 def choose(
     logits: Tensor, sampling: Sampling, seen: list[int], generator: torch.Generator, exempt: Iterable[int] = ()
 ) -> int:
-    """A token id from logits (V,) after the tokens `seen`. Drawn on the CPU: the same on every device."""
+    """Sample a token id from logits (V,) after the tokens `seen`, on the CPU, so that it is the same on every device."""
     chances = probabilities(logits, sampling, seen, exempt)
     if sampling.temperature == 0:
         return int(chances.argmax())

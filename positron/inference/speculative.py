@@ -1,9 +1,9 @@
-"""A small model proposes some tokens, the large one reads them all at once and keeps those that it could have drawn.
+"""Speculative decoding: a small model proposes tokens, and the large model reads them all at once and accepts some.
 
-By Leviathan et al., arXiv:2211.17192: with p the large model's probabilities and q the small one's, a proposal x, drawn
-from q, is kept with probability min(1, p(x) / q(x)), and at the first that is not, one is drawn from max(0, p - q)
-instead. Token x then comes out with probability min(q(x), p(x)) + max(0, p(x) - q(x)) = p(x): the text is distributed
-as if the large model had written it alone, whatever the small one proposes; only how long it takes depends on that.
+Leviathan et al., arXiv:2211.17192. Let p be the large model's probabilities and q the small model's. A proposal x, drawn
+from q, is accepted with probability min(1, p(x) / q(x)). The first one that is not accepted is replaced by a token drawn
+from max(0, p - q). Token x then has the probability min(q(x), p(x)) + max(0, p(x) - q(x)) = p(x): the text is distributed
+as if the large model had written it alone. The proposals only affect the speed.
 """
 
 from __future__ import annotations
@@ -20,33 +20,35 @@ from positron.model.gpt import GPT
 from positron.system.errors import UserError
 from positron.text.tokenizer import Tokenizer
 
-PROPOSED = 2  # tokens at a time: a small model's operators cost nearly what a large one's do, so few pay
+PROPOSALS_PER_ROUND = 2  # few, because the operators of a small model take nearly as long as those of a large one
 
 
 class Window:
-    """What a decoder of one row has read of a text: from `start` on. It moves where that of `Engine` does."""
+    """Track the part of a text, from `start` on, that a decoder of one row has read; it moves as that of `Engine`."""
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder, self.context, self.start = decoder, decoder.config.context_length, 0
 
-    def room(self, seen: list[int]) -> int:
-        """Tokens that fit after these. A window that these alone do not fit goes on with its last half."""
+    def free_tokens(self, seen: list[int]) -> int:
+        """Return the number of tokens that fit after `seen`; if `seen` does not fit, drop all but half a context first."""
         if len(seen) - self.start > self.context:
             self.start, self.decoder.lengths[0] = len(seen) - max(1, self.context // 2), 0
         return self.context - (len(seen) - self.start)
 
     def read(self, seen: list[int]) -> Tensor:
-        """Logits after each of these tokens that it had not read yet, (T, V)."""
+        """Read the tokens of `seen` that are not in the cache and return the logits after each of them, (T, V)."""
         return self.decoder.read(seen[self.start + self.decoder.lengths[0] :])
 
     def forget_after(self, length: int) -> None:
+        """Remove all but the first `length` tokens of the text from the cache."""
         self.decoder.lengths[0] = min(self.decoder.lengths[0], length - self.start)
 
 
-def kept(proposed: list[int], q: list[Tensor], p: Iterator[Tensor], generator: torch.Generator) -> list[int]:
-    """Of k proposals, each drawn from its q (V,), those that its p (V,) lets pass, and one token more of the large model.
+def accept(proposed: list[int], q: list[Tensor], p: Iterator[Tensor], generator: torch.Generator) -> list[int]:
+    """Return the accepted proposals plus one token from the large model.
 
-    p gives k + 1, of which only those are asked for that are needed.
+    `q`: the distributions (V,) that the k proposals were drawn from. `p`: k + 1 distributions (V,) of the large model,
+    evaluated lazily.
     """
     for i, (token, small) in enumerate(zip(proposed, q, strict=True)):
         large = next(p)
@@ -56,13 +58,11 @@ def kept(proposed: list[int], q: list[Tensor], p: Iterator[Tensor], generator: t
 
 
 class SpeculativeEngine(Engine):
-    """Writes one text at a time as `Engine` does, to the same distribution; another text for the same seed."""
+    """Write one text at a time with the distribution of `Engine`; the text for a given seed is another one."""
 
-    def __init__(
-        self, model: GPT, tokenizer: Tokenizer, draft: GPT, *, dtype: torch.dtype | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, model: GPT, tokenizer: Tokenizer, draft: GPT, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(model, tokenizer, dtype=dtype)
-        self.draft = Decoder(draft, 0, torch.int8)  # the fastest: what it proposes changes no probability
+        self.draft = Decoder(draft, 0, torch.int8)  # the fastest format, since proposals do not change the distribution
 
     def ids(
         self,
@@ -74,15 +74,15 @@ class SpeculativeEngine(Engine):
         seed: int,
         ended: list[bool] | None = None,
     ) -> Iterator[list[int | None]]:
-        """The next id of the only prompt, as `Engine.ids` gives it."""
+        """Yield the next id of the only prompt, in the form of `Engine.ids`; raises UserError for several prompts."""
         if len(prompts) != 1:
-            raise UserError(f"a draft helps to write one text at a time, not {len(prompts)}: leave it out")
+            raise UserError(f"a draft model can write only one text at a time, not {len(prompts)}: leave the draft out")
         if not prompts[0]:
             raise UserError("the prompt has no tokens: give at least one")
         ended = [False] if ended is None else ended
         seen, stops = list(prompts[0]), set(stop_ids)
         end, generator = len(seen) + max_tokens, torch.Generator().manual_seed(seed)
-        windows = Window(self.decoder.fresh(1)), Window(self.draft.fresh(1))
+        windows = Window(self.decoder.with_empty_cache(1)), Window(self.draft.with_empty_cache(1))
         while len(seen) < end:
             for token in self._round(*windows, seen, end - len(seen), sampling, generator):
                 if token in stops:
@@ -96,8 +96,9 @@ class SpeculativeEngine(Engine):
     def _round(
         self, large: Window, small: Window, seen: list[int], most: int, sampling: Sampling, generator: torch.Generator
     ) -> list[int]:
-        """The next 1 to `most` tokens, by reading them in the large model at once."""
-        count = min(PROPOSED, most - 1, large.room(seen), small.room(seen) + 1)  # nobody reads a last proposal alone
+        """Generate the next 1 to `most` tokens; the large model reads all proposals at once."""
+        # + 1: the small model does not have to read the last proposal
+        count = min(PROPOSALS_PER_ROUND, most - 1, large.free_tokens(seen), small.free_tokens(seen) + 1)
         proposed: list[int] = []
         q: list[Tensor] = []
         for _ in range(count):
@@ -106,7 +107,7 @@ class SpeculativeEngine(Engine):
             proposed.append(draw(q[-1], generator))
         after = large.read(seen + proposed)[-1 - count :]
         p = (probabilities(after[i], sampling, seen + proposed[:i], self.specials) for i in range(count + 1))
-        new = kept(proposed, q, p, generator)
+        new = accept(proposed, q, p, generator)
         for window in (large, small):
-            window.forget_after(len(seen) + len(new) - 1)  # the newest is read with the next ones
+            window.forget_after(len(seen) + len(new) - 1)  # the newest token is read in the next round
         return new

@@ -1,4 +1,4 @@
-"""A trained model in three lines: `from positron import load; model = load("outputs/x"); print(model.generate("To be"))`."""
+"""Text generation with a trained model: `from positron import load; print(load("outputs/x").generate("To be"))`."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ OWN_SETTINGS = ("max_tokens", "seed", "stop")  # of `generate`, beside those of 
 
 
 class Writer:
-    """A model with its tokenizer. Settings are the fields of `Sampling`, by name; UserError for others.
+    """Generate text with a model and its tokenizer.
 
-    Any number of texts may be written at the same time, in one thread or in several: each is the text that it would be
-    alone.
+    Settings are the fields of `Sampling`, by name; other names raise UserError. Any number of texts may be generated at the
+    same time, in one thread or in several; each is the same as if it were generated alone.
     """
 
     def __init__(
@@ -36,9 +36,10 @@ class Writer:
         weights: str = "fp32",
         draft: GPT | None = None,
     ) -> None:
-        """`weights`: fp32, or bf16 or int8, of which a token reads half or a quarter of the bytes: now and then other words.
+        """Hold the model; its weights are packed at the first generation.
 
-        `draft`: a smaller model with the same tokenizer that proposes tokens; the words are still the model's own.
+        `weights`: fp32, or bf16 or int8, which are faster and may change some tokens. `draft`: a smaller model with the same
+        tokenizer for speculative decoding; it does not change the distribution of the text.
         """
         self.model, self.tokenizer, self.dtype = model, tokenizer, DTYPES[weights_of(weights)]
         self.draft = draft
@@ -54,7 +55,7 @@ class Writer:
         stop: str | Iterable[str] = (),
         **settings: Any,
     ) -> str:
-        """Return the prompt and what the model writes after it: `prompt + "".join(stream(prompt, ...))`."""
+        """Generate text; return the prompt and its continuation: `prompt + "".join(stream(prompt, ...))`."""
         return prompt + "".join(self.stream(prompt, max_tokens=max_tokens, seed=seed, stop=stop, **settings))
 
     def stream(
@@ -66,11 +67,11 @@ class Writer:
         stop: str | Iterable[str] = (),
         **settings: Any,
     ) -> Stream:
-        """Return what the model writes after the prompt, without the prompt, in pieces of whole characters.
+        """Generate the continuation of the prompt, without the prompt, in pieces of whole characters.
 
         It ends before the first of the `stop` texts: one text or a list of them.
         """
-        sampling, ids = sampling_of(settings), self.ids(prompt)
+        sampling, ids = sampling_from(settings), self.ids(prompt)
         return self.engine().stream(ids, sampling, max_tokens=max_tokens, seed=seed, stop=stop)
 
     def samples(
@@ -83,23 +84,23 @@ class Writer:
         **settings: Any,
     ) -> list[str]:
         """Return each prompt with its continuation, all written at once; text i is that of `generate` with seed + i."""
-        beginnings, sampling = texts_of("prompts", prompts), sampling_of(settings)
+        beginnings, sampling = texts_of("prompts", prompts), sampling_from(settings)
         ids = [self.ids(prompt) for prompt in beginnings]
         new = self.engine().texts(ids, sampling, max_tokens=max_tokens, seed=seed, stop=stop)
         return [prompt + text for prompt, text in zip(beginnings, new, strict=True)]
 
     def ids(self, prompt: str) -> list[int]:
-        """Return the prompt as the beginning of a document. UserError where it does not fit the context."""
+        """Encode the prompt as the beginning of a document; raises UserError if it does not fit the context."""
         ids = [self.tokenizer.special_id(END_OF_TEXT), *self.tokenizer.encode(text_of("prompt", prompt))]
         limit = self.model.config.context_length
         if len(ids) > limit:
             raise UserError(
-                f"the prompt has {len(ids) - 1} tokens, but the model reads {limit - 1}: give a shorter one"
+                f"the prompt has {len(ids) - 1} tokens, but the model reads {limit - 1}: give a shorter prompt"
             )
         return ids
 
     def engine(self) -> Engine:
-        """Return the engine, whose weights are packed when it is asked for first."""
+        """Return the engine; the first call packs the weights."""
         with self._packing:
             if self._engine is None:
                 if self.draft is not None:
@@ -109,8 +110,8 @@ class Writer:
             return self._engine
 
 
-def sampling_of(settings: dict[str, Any]) -> Sampling:
-    """Return the balanced preset with these settings. UserError for a name that does not exist."""
+def sampling_from(settings: dict[str, Any]) -> Sampling:
+    """Return the balanced preset with these settings changed; raises UserError for an unknown name."""
     known = [field.name for field in dataclasses.fields(Sampling)]
     for name in settings:
         if name not in known:

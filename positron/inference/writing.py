@@ -1,4 +1,4 @@
-"""A text while it is written: whole characters from token ids, cut before the first stop string."""
+"""The state of a text during generation: whole characters from token ids, cut before the first stop string."""
 
 from __future__ import annotations
 
@@ -8,50 +8,53 @@ from positron.text.tokenizer import StreamDecoder, Tokenizer
 
 
 class Progress:
-    """What has become of one text so far."""
+    """Turn the tokens of one text into characters, and hold back what may be the beginning of a stop string.
+
+    `tokens`: the number of tokens of the text, without those that a stop string cuts off. `ended`: whether the text ended
+    by itself or at a stop string, before max_tokens.
+    """
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
-        self.tokens = 0  # those of the text: what a stop string cuts off does not count
-        self.ended = False  # by itself or at a stop string, before max_tokens
+        self.tokens = 0
+        self.ended = False
         self._stops, self._held = stops, ""
         self._decoder = StreamDecoder(tokenizer)
-        self._lengths: list[int] = []  # characters after each token, kept only where a stop string may cut some off
+        self._lengths: list[int] = []  # characters after each token; stored only if there are stop strings
         self._characters = self._shown = 0
 
     def push(self, token: int) -> str:
-        """Take the next token; return what may be shown now. `ended` is True after it if a stop string is complete."""
+        """Take the next token and return the characters that may be shown now; a complete stop string sets `ended`."""
         self.tokens += 1
         new = self._decoder.push(token)
         if not self._stops:
             return new
         self._characters += len(new)
         self._lengths.append(self._characters)
-        piece, self._held, self.ended = cut_at(self._held + new, self._stops)
+        piece, self._held, self.ended = cut_at_stop(self._held + new, self._stops)
         self._shown += len(piece)
         if self.ended:
             self.tokens = self._tokens_of(self._shown)
         return piece
 
     def finish(self, by_itself: bool) -> str:
-        """End the text where no stop string did; return what was held back."""
+        """End the text and return what was held back; `by_itself`: whether the model ended it, before max_tokens."""
         if self.ended:
             return ""
         self.ended = by_itself
-        rest, _, stopped = cut_at(self._held + self._decoder.end(), self._stops, at_end=True)
+        rest, _, stopped = cut_at_stop(self._held + self._decoder.end(), self._stops, at_end=True)
         if stopped:
             self.ended, self.tokens = True, self._tokens_of(self._shown + len(rest))
         return rest
 
     def _tokens_of(self, characters: int) -> int:
-        """How many tokens it took to write that many characters."""
+        """Return the number of tokens that the first `characters` characters took."""
         return next((i + 1 for i, length in enumerate(self._lengths) if length >= characters), 0) if characters else 0
 
 
 class Stream(Iterator[str]):
-    """One text in pieces of whole characters, each written when it is asked for.
+    """Iterate over a text in pieces of whole characters, each generated when it is requested.
 
-    `tokens` and `ended` tell what became of it. `close` ends it early; its memory is freed then, at its end, or when
-    nothing refers to it any more.
+    The memory of a text is freed at its end, by `close`, or when nothing refers to the stream any more.
     """
 
     def __init__(self, text: Generator[str, None, None], progress: Progress) -> None:
@@ -61,20 +64,25 @@ class Stream(Iterator[str]):
         return next(self._text)
 
     def close(self) -> None:
+        """End the text early."""
         self._text.close()
 
     @property
     def tokens(self) -> int:
+        """Return the number of tokens of the text so far."""
         return self._progress.tokens
 
     @property
     def ended(self) -> bool:
-        """Whether the text came to its end by itself or at a stop string, and not because of max_tokens."""
+        """Tell whether the text ended by itself or at a stop string, and not because of max_tokens."""
         return self._progress.ended
 
 
 def pieces(rows: Iterator[list[int | None]], progress: Progress, max_tokens: int) -> Generator[str, None, None]:
-    """The text of the only row of `rows`, in pieces. It refers to no `Stream`, so that no cycle keeps a cache alive."""
+    """Yield the text of the only row of `rows` in pieces of whole characters.
+
+    The generator does not refer to a `Stream`, so that no reference cycle keeps its cache alive.
+    """
     count = 0
     for (token,) in rows:
         assert token is not None
@@ -89,12 +97,15 @@ def pieces(rows: Iterator[list[int | None]], progress: Progress, max_tokens: int
         yield rest
 
 
-def cut_at(text: str, stop: tuple[str, ...], at_end: bool = False) -> tuple[str, str, bool]:
-    """(text that may be shown, text held back because a stop string may have begun in it, whether one is complete)."""
-    # the one that is complete first ends the text, however it comes in pieces; of those that end together the longest
-    found = [(place + len(s), place) for s in stop if (place := text.find(s)) >= 0]
-    if found:
-        return text[: min(found)[1]], "", True
+def cut_at_stop(text: str, stop: tuple[str, ...], at_end: bool = False) -> tuple[str, str, bool]:
+    """Cut a text before its first stop string: (text to show, text held back, whether a stop string is complete).
+
+    Held back is an end that may be the beginning of a stop string, unless the text is `at_end`.
+    """
+    # the stop string that is complete first ends the text, whatever its division into pieces; of several, the longest
+    matches = [(start + len(s), start) for s in stop if (start := text.find(s)) >= 0]
+    if matches:
+        return text[: min(matches)[1]], "", True
     if at_end:
         return text, "", False
     held = max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)

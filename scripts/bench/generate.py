@@ -110,7 +110,7 @@ def bench_run(options: argparse.Namespace) -> None:
     """Drawn as `balanced` draws, since a draft is worth as much as it guesses; no end of a text ends it."""
     from positron.evaluation.eval_texts import texts_of_run
     from positron.evaluation.scoring import score_documents, total
-    from positron.inference.int8 import rounded
+    from positron.inference.int8 import round_weights
     from positron.inference.text_model import DTYPES, Writer
     from positron.run.folder import find_run
     from positron.run.load import load_draft, load_model
@@ -121,7 +121,7 @@ def bench_run(options: argparse.Namespace) -> None:
     texts = texts_of_run(run, "val", 50_000)
     bpb, variants = {}, {}
     for weights, dtype in DTYPES.items():
-        bpb[weights] = total(score_documents(rounded(model, dtype), tokenizer, texts)).bpb
+        bpb[weights] = total(score_documents(round_weights(model, dtype), tokenizer, texts)).bpb
         for name, helper in ((weights, None), (f"{weights}, draft", draft)):
             if name == weights or helper is not None:
                 variants[name] = Writer(model, tokenizer, weights=weights, draft=helper).engine()

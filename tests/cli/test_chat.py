@@ -93,7 +93,7 @@ def test_a_chat_of_200_turns_in_a_context_of_64(chat: pexpect.spawn) -> None:
     for turn in range(200):
         shown = " ".join(say(chat, lines[turn % len(lines)]).split())  # the terminal's width may break a notice
         assert "Traceback" not in shown
-        notices += "no longer fit" in shown and "this answer is given without" in shown
+        notices += "no longer fit" in shown and "the model does not read" in shown
         cuts += "cut after 6 tokens" in shown
     assert notices > 100
     assert cuts > 100
@@ -246,7 +246,7 @@ def test_a_reader_that_leaves_early_is_no_error(runs: Path) -> None:
         (("--top-p", "1.5"), "top_p"),
         (("--preset", "wild"), "there is no preset wild"),
         (("--max-tokens", "0"), "--max-tokens 0"),
-        (("--run", "base", "--system", "You are a pirate"), "this model reads no system text"),
+        (("--run", "base", "--system", "You are a pirate"), "this model does not read a system text"),
     ],
 )
 def test_chat_refuses_in_one_line(

@@ -112,7 +112,7 @@ def test_a_saved_chat_has_all_turns_also_those_that_no_longer_fit(
     saved = json.loads((tmp_path / "all.json").read_text())["messages"]
     assert len(saved) == 25
     assert [m["content"] for m in saved[1::2]] == [f"Is it {turn}?" for turn in range(12)]
-    assert any("no longer fit the context, and this answer is given without" in line for line in logged)
+    assert any("no longer fit the context: the model does not read them" in line for line in logged)
     list(dialogue.ask("why " * 60))
     assert dialogue.messages[-2].content == "why " * 60
     assert "the question is too long for the context: the model reads only its end" in logged
@@ -172,7 +172,7 @@ def test_no_error_ends_the_chat_or_loses_the_conversation(
 
 def test_a_base_model_refuses_a_system_text() -> None:
     base = dialogue_of(chats=False)
-    with pytest.raises(UserError, match="this model reads no system text"):
+    with pytest.raises(UserError, match="this model does not read a system text"):
         command(base, "/system You are a pirate")
     assert base.messages == []
     state = base.state() | {"messages": [{"role": "system", "content": "be kind"}]}

@@ -20,7 +20,7 @@ from positron.config import GPTConfig
 from positron.inference import speculative
 from positron.inference.decoder import Decoder
 from positron.inference.engine import Engine
-from positron.inference.int8 import FEW_ROWS, Int8Linear, dequantise, quantise, rounded
+from positron.inference.int8 import MAX_DIRECT_ROWS, Int8Linear, dequantise, quantise, round_weights
 from positron.inference.sampling import Sampling, draw, probabilities
 from positron.inference.speculative import SpeculativeEngine
 from positron.inference.text_model import Writer
@@ -63,7 +63,7 @@ def test_a_weight_is_off_by_half_a_step_of_its_row_at_most(seed: int, exponent: 
     assert (dequantise(q, scale)[3] == 0).all()
 
 
-@pytest.mark.parametrize("rows", [1, 3, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, 3, MAX_DIRECT_ROWS, MAX_DIRECT_ROWS + 1])
 @pytest.mark.parametrize("width", [64, 24])
 def test_both_products_are_that_of_the_numbers_they_stand_for(rows: int, width: int) -> None:
     """Widths that the operator cannot read, too: it took noise from beyond the rows of 24, or crashed."""
@@ -86,7 +86,7 @@ def test_both_products_are_that_of_the_numbers_they_stand_for(rows: int, width: 
 def test_what_is_measured_is_what_writes(shape: dict[str, Any]) -> None:
     """The same numbers in the decoder and in the model that is scored; the logits to the rounding of activations."""
     model = model_of(**shape)
-    decoder, scored = Decoder(model, 2, torch.int8), rounded(model, torch.int8)
+    decoder, scored = Decoder(model, 2, torch.int8), round_weights(model, torch.int8)
     for layer, block in zip(decoder.layers, scored.blocks, strict=True):
         assert torch.equal(dequantise(layer.down.q, layer.down.scale), block.mlp.down.weight)
         assert torch.equal(dequantise(layer.qkv.q, layer.qkv.scale)[-16:], block.attn.v.weight[-16:])
@@ -98,7 +98,7 @@ def test_what_is_measured_is_what_writes(shape: dict[str, Any]) -> None:
     found = torch.stack(logits, dim=1).double()
     with torch.inference_mode():
         wanted = scored(ids)[:, 9:]
-        bf16 = (_bf16_logits(model, ids) - rounded(model, torch.bfloat16)(ids)[:, 9:]).abs().max()
+        bf16 = (_bf16_logits(model, ids) - round_weights(model, torch.bfloat16)(ids)[:, 9:]).abs().max()
         quantised = (wanted - model(ids)[:, 9:]).abs().max()
     # activations in bf16 are as far off as in a decoder of bf16 weights, whose weights are just as exact
     assert (found - wanted).abs().max() < 2 * bf16
@@ -174,7 +174,7 @@ def test_a_draft_changes_no_chance() -> None:
 def test_the_same_test_finds_a_broken_rule(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
     large, small, tokenizer = pair()
 
-    def kept(proposed: list[int], q: list[Tensor], p: Iterator[Tensor], generator: torch.Generator) -> list[int]:
+    def accept(proposed: list[int], q: list[Tensor], p: Iterator[Tensor], generator: torch.Generator) -> list[int]:
         for i, token in enumerate(proposed):
             wanted = next(p)
             keep = float(torch.rand((), generator=generator)) * q[i][token] < wanted[token]
@@ -185,7 +185,7 @@ def test_the_same_test_finds_a_broken_rule(broken: str, monkeypatch: pytest.Monk
                 return [*proposed[:i], draw(rest, generator)]
         return [*proposed, draw(next(p), generator)]
 
-    monkeypatch.setattr(speculative, "kept", kept)
+    monkeypatch.setattr(speculative, "accept", accept)
     assert chi_square(SpeculativeEngine(large, tokenizer, small), SAMPLES) < 1e-3
 
 
@@ -195,7 +195,7 @@ def test_one_step_of_the_rule_has_the_large_models_chances() -> None:
     generator, n = torch.Generator().manual_seed(0), 4000
     counts = torch.zeros(4)
     for _ in range(n):
-        counts[speculative.kept([draw(q, generator)], [q], iter([p, p]), generator)[0]] += 1
+        counts[speculative.accept([draw(q, generator)], [q], iter([p, p]), generator)[0]] += 1
     assert counts[2] == 0
     assert ((counts / n - p).abs() < 4 * (p * (1 - p) / n).sqrt() + 1e-12).all()
 
@@ -214,7 +214,7 @@ def counting(read: Callable[..., Tensor], model: GPT, readings: list[int]) -> Ca
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_likeliest_text_is_the_same_with_a_draft(shape: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Through several windows, for drafts that are often right, always and never; with fewer readings where right."""
-    monkeypatch.setattr(speculative, "PROPOSED", 3)
+    monkeypatch.setattr(speculative, "PROPOSALS_PER_ROUND", 3)
     large = model_of(**shape).double()
     near, other = model_of(**shape), model_of(7, **{**shape, "context_length": 10, "d_model": 32})
     tokenizer = CharTokenizer("".join(map(chr, range(65, 65 + 44))))

@@ -97,14 +97,14 @@ def test_threads_write_what_each_writes_alone() -> None:
 @pytest.mark.parametrize("end", ["finished", "stopped", "closed", "forgotten"])
 def test_the_cache_of_a_stream_is_freed_when_it_ends(writer: Writer, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[weakref.ref[torch.Tensor]] = []
-    fresh = Decoder.fresh
+    original = Decoder.with_empty_cache
 
     def noted(decoder: Decoder, batch: int) -> Decoder:
-        other = fresh(decoder, batch)
+        other = original(decoder, batch)
         made.append(weakref.ref(other.k))
         return other
 
-    monkeypatch.setattr(Decoder, "fresh", noted)
+    monkeypatch.setattr(Decoder, "with_empty_cache", noted)
     gc.disable()  # no cycle may keep a cache alive until the collector comes
     try:
         text = writer.generate("Tom", max_tokens=20)
@@ -235,7 +235,7 @@ def test_the_smallest_and_the_largest_seed_write_and_those_of_a_batch_are_counte
     for seed in (SMALLEST_SEED, LARGEST_SEED):
         assert len(writer.generate("Tom", max_tokens=3, seed=seed)) == 6
     assert len(writer.samples(["a", "b"], max_tokens=2, seed=LARGEST_SEED - 1)) == 2
-    with pytest.raises(UserError, match="each of the 2 texts has a seed of its own"):
+    with pytest.raises(UserError, match="each of the 2 texts has its own seed"):
         writer.samples(["a", "b"], seed=LARGEST_SEED)
 
 
