@@ -194,7 +194,7 @@ def test_every_command_of_the_readme_and_the_guides_runs(pages, run_command, sta
         name, arguments = words_of(command)
         if name == "dashboard":  # it stays until Ctrl-C: its own test asks for its pages
             page = start("dashboard", "--port", "0")
-            while "Ctrl-C ends it" not in page.said():
+            while "press Ctrl-C to stop" not in page.said():
                 assert page.process.is_alive(), command
             os.kill(page.process.pid, signal.SIGINT)
             assert page.wait().code == 0

@@ -1,4 +1,4 @@
-"""All runs of a folder in the browser: their table, their curves over each other, what they write; live.
+"""Show the runs of a folder in the browser, live: a table, loss curves of several runs in one chart, and samples.
 
 python -m positron.dashboard
 python -m positron.dashboard outputs/sweeps/lr --port 8800 --open
@@ -17,26 +17,30 @@ from positron.system.exits import errors_as_one_line
 
 
 def arguments() -> argparse.ArgumentParser:
+    """Describe the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m positron.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("outputs", nargs="?", type=Path, default=OUTPUTS, help="folder of runs (default: %(default)s)")
-    parser.add_argument("--port", type=int, default=8765, help="on 127.0.0.1 (default: %(default)s; 0: any free one)")
-    parser.add_argument("--open", action="store_true", help="open it in the browser")
+    parser.add_argument(
+        "--port", type=int, default=8765, help="port on 127.0.0.1 (default: %(default)s; 0: any free port)"
+    )
+    parser.add_argument("--open", action="store_true", help="open the page in the browser")
     return parser
 
 
 def main() -> None:
+    """Run the command until Ctrl-C."""
     with errors_as_one_line():
         options = arguments().parse_args()
         if options.outputs != OUTPUTS and not options.outputs.is_dir():
-            raise UserError(f"there is no folder {options.outputs}")
+            raise UserError(f"there is no folder {options.outputs}: give a folder that contains runs")
         from positron.dashboard.server import Server
 
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a script in the background leaves Ctrl-C ignored
         with contextlib.suppress(KeyboardInterrupt), Server(options.outputs, options.port) as server:
             url = f"http://127.0.0.1:{server.server_address[1]}/"
-            print(f"{url} shows the runs in {options.outputs}; Ctrl-C ends it", flush=True)
+            print(f"{url} shows the runs in {options.outputs}; press Ctrl-C to stop", flush=True)
             if options.open:
                 import webbrowser
 

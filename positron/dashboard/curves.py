@@ -1,4 +1,4 @@
-"""metrics.jsonl as columns, read on from where the last reading ended, and curves of it, thinned for the eye."""
+"""Read metrics.jsonl incrementally into columns, and reduce its curves to the points that a screen can show."""
 
 from __future__ import annotations
 
@@ -15,12 +15,16 @@ from positron.run.metrics import parse_row
 from positron.system.disk import open_inside
 from positron.system.errors import UserError
 
-POINTS = 1000  # of a curve: about as many as a screen has columns
-TIMES = ("step", "tokens", "time_s")  # what a curve may be drawn against
+MAX_POINTS = 1000  # of a curve: about the number of columns of a screen
+X_AXES = ("step", "tokens", "time_s")
 
 
 class Metrics:
-    """The numbers of one metrics.jsonl: for each key the rows that have it, and its values."""
+    """Hold the numbers of one metrics.jsonl: for each key its values and the rows that have it.
+
+    `file` identifies the file that was read (its inode number); `offset` is the number of bytes read; `trouble` says what is
+    wrong with it, "" if nothing is.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -33,15 +37,15 @@ class Metrics:
         self._columns: dict[str, tuple[array[int], array[float]]] = {}
 
     def read(self) -> None:
-        """Take in the whole lines that were added; the last one may be half written.
+        """Read the complete lines that were added since the last call.
 
-        A file that was replaced (a resumed run cuts what it will write again) or became shorter is read anew.
+        A file that was replaced (a resumed run truncates it) or became shorter is read from the beginning.
         """
         try:
             with open_inside(self.path, "rb") as file:
                 facts = os.fstat(file.fileno())
                 if str(facts.st_ino) != self.file or facts.st_size < self.offset:
-                    self._start_over(file=str(facts.st_ino))  # a string: JavaScript has no such large numbers
+                    self._start_over(file=str(facts.st_ino))  # a string, since it can exceed JavaScript's integers
                 file.seek(self.offset)
                 added = file.read()
         except (OSError, UserError) as error:
@@ -71,29 +75,31 @@ class Metrics:
 
     @property
     def keys(self) -> list[str]:
-        """What can be drawn."""
-        return sorted(self._columns.keys() - set(TIMES))
+        """Return the names of the metrics that can be plotted."""
+        return sorted(self._columns.keys() - set(X_AXES))
 
     def values(self, key: str) -> Sequence[float]:
+        """Return all values of a metric, in the order of their steps."""
         return self._columns[key][1] if key in self._columns else ()
 
     def last(self, key: str) -> float | None:
+        """Return the newest value of a metric, None if there is none."""
         values = self.values(key)
         return values[-1] if values else None
 
     def curve(self, key: str, file: str, after: int) -> dict[str, Any]:
-        """The points of rows that end after byte `after` of `file`; of the whole file where it is another one by now.
+        """Return the points of the rows that end after byte `after`, or all points if `file` is not the current file.
 
-        `fresh` says that they replace what the reader has, instead of going on from it.
+        `fresh` in the result tells the page to replace its points instead of appending these.
         """
         fresh = after == 0 or file != self.file
         rows, values = self._columns.get(key, (array("q"), array("d")))
         begin = 0 if fresh else bisect_left(rows, bisect_right(self._ends, after))
-        picked = [begin + i for i in thinned(values[begin:])]
-        curve = {name: [self._at(name, rows[i]) for i in picked] for name in TIMES}
+        points = [begin + i for i in reduced(values[begin:])]
+        curve = {name: [self._at(name, rows[i]) for i in points] for name in X_AXES}
         return {
             **curve,
-            "value": [values[i] for i in picked],
+            "value": [values[i] for i in points],
             "fresh": fresh,
             "file": self.file,
             "offset": self.offset,
@@ -106,17 +112,17 @@ class Metrics:
         return values[i] if i < len(rows) and rows[i] == row else None
 
 
-def thinned(values: Sequence[float], most: int = POINTS) -> list[int]:
-    """Which of the values to draw: all, or of each of many stretches the lowest and the highest, the first and the last.
+def reduced(values: Sequence[float], most: int = MAX_POINTS) -> list[int]:
+    """Return the indices of the values to draw, about `most`: the first, the last, and the extremes of many intervals.
 
-    Half of the stretches are equally long, half grow geometrically, so that a logarithmic axis has its points, too.
+    Half of the intervals are equally long, half grow geometrically, so that a logarithmic axis has enough points, too.
     """
     n = len(values)
     if n <= most:
         return list(range(n))
-    stretches = range(most // 4 + 1)
-    edges = {i * n // (most // 4) for i in stretches} | {round(n ** (4 * i / most)) for i in stretches}
-    kept = {0, n - 1}
+    intervals = range(most // 4 + 1)
+    edges = {i * n // (most // 4) for i in intervals} | {round(n ** (4 * i / most)) for i in intervals}
+    points = {0, n - 1}
     for begin, end in pairwise(sorted(edges)):
-        kept |= {min(range(begin, end), key=values.__getitem__), max(range(begin, end), key=values.__getitem__)}
-    return sorted(kept)
+        points |= {min(range(begin, end), key=values.__getitem__), max(range(begin, end), key=values.__getitem__)}
+    return sorted(points)

@@ -1,4 +1,4 @@
-"""What runs were told: the text of each, what differs between the jobs of a sweep, and between two configurations."""
+"""Summarise configurations: the text of a run, and the settings that differ between jobs of a sweep or between two runs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from positron.settings import flat
 
-MOST_LETTERS = 200  # of a value that is shown
+MAX_VALUE_LENGTH = 200  # characters of a value that are shown
 
 
 def text_of(config: dict[str, Any]) -> str:
-    """Name the text that a run learns from: stories, book.txt, OWNER/NAME; empty where the configuration does not say."""
+    """Name the text that a run learns from: stories, book.txt, OWNER/NAME; "" if the configuration does not say."""
     data = config.get("data")
     if not isinstance(data, dict):
         return ""
@@ -23,7 +23,7 @@ def text_of(config: dict[str, Any]) -> str:
 
 
 def shorten_overrides(rows: list[dict[str, Any]]) -> None:
-    """Add `differs` to the rows of /api/runs: of a sweep's jobs the settings in which they differ, of other runs all."""
+    """Add `differs` to the rows of /api/runs: for a job of a sweep the settings that not all its jobs share, else all."""
     sweeps: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         sweeps[row["id"].rpartition("/")[0]].append(row)
@@ -35,11 +35,11 @@ def shorten_overrides(rows: list[dict[str, Any]]) -> None:
 
 
 def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[list[str]]:
-    """List [key, value, other value] for the settings in which two configurations differ, but for their names."""
+    """List [key, value, other value] for the settings, except the name, in which two configurations differ."""
     a, b = flat(ours), flat(theirs)
     keys = [key for key in {**a, **b} if key != "name" and a.get(key) != b.get(key)]
     return [[key, _shown(a, key), _shown(b, key)] for key in keys]
 
 
 def _shown(flat: dict[str, Any], key: str) -> str:
-    return str(flat[key])[:MOST_LETTERS] if key in flat else "not set"
+    return str(flat[key])[:MAX_VALUE_LENGTH] if key in flat else "not set"

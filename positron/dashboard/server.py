@@ -1,4 +1,4 @@
-"""The page's server: a few known routes, for this machine's own browser only."""
+"""The HTTP server of the dashboard: a fixed set of routes, for browsers on this machine only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FILES = (
 )
 _STATIC = {"/": "index.html", **{f"/{name}": name for name in _FILES}}
 
-# Nothing from elsewhere, nothing inline. A report has its style and pictures inside it, and may do nothing at all.
+# The page loads nothing from other hosts and no inline scripts. A report has inline styles and images; scripts are forbidden.
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
@@ -44,36 +44,39 @@ _HEADERS = {
 }
 
 
-REQUEST_SECONDS = 5.0  # without a byte from the browser, or without it taking one
-MOST_THREADS = 64  # a browser has six connections open
+REQUEST_SECONDS = 5.0  # longest time without a byte from or to the browser
+MAX_THREADS = 64  # a browser opens six connections
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    """Answer one connection."""
+
     protocol_version = "HTTP/1.1"
     timeout = REQUEST_SECONDS
     server: Server
 
     def do_GET(self) -> None:
+        """Answer a GET request: a static file, JSON under /api/, or the report of a run."""
         host = self.headers.get("Host", "").rsplit(":", 1)[0]
-        if host not in ("127.0.0.1", "localhost"):  # another site's name that was made to lead here (DNS rebinding)
+        if host not in ("127.0.0.1", "localhost"):  # DNS rebinding: another site's name resolves to this machine
             self._send_json({"error": "this page answers to 127.0.0.1 and localhost only"}, 403)
             return
         path, _, query = self.path.partition("?")
-        asked = {key: values[0] for key, values in parse_qs(query).items()}
-        outputs, run = self.server.outputs, asked.get("run", "")
+        parameters = {key: values[0] for key, values in parse_qs(query).items()}
+        outputs, run = self.server.outputs, parameters.get("run", "")
         try:
             if path in _STATIC:
                 file = _FOLDER / _STATIC[path]
                 self._send(file.read_bytes(), _KINDS[file.suffix])
             elif path == "/api/runs":
                 self._send_json({"folder": self.server.shown, "runs": outputs.rows()})
-            elif path == "/api/curve" and re.fullmatch("[0-9]{1,18}", after := asked.get("after", "0")):
-                self._send_json(outputs.curve(run, asked.get("key", ""), asked.get("file", ""), int(after)))
+            elif path == "/api/curve" and re.fullmatch("[0-9]{1,18}", after := parameters.get("after", "0")):
+                self._send_json(outputs.curve(run, parameters.get("key", ""), parameters.get("file", ""), int(after)))
             elif path == "/api/samples":
                 self._send_json(outputs.samples(run))
             elif path == "/api/differences":
-                self._send_json(outputs.differences(run, asked.get("other", "")))
+                self._send_json(outputs.differences(run, parameters.get("other", "")))
             elif path == "/report":
                 self._send(outputs.report(run), "text/html", policy=_REPORT_POLICY)
             else:
@@ -93,11 +96,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *_: Any) -> None:
-        pass  # a request every two seconds is no news
+        """Log nothing: the page sends a request every two seconds."""
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """`outputs` on 127.0.0.1, where no other machine gets in. UserError where the port is not to be had."""
+    """Serve the runs of the folder `outputs` on 127.0.0.1; raises UserError if the port is not available."""
 
     allow_reuse_address = os.name == "posix"  # on Windows it would let two servers share a port
     allow_reuse_port = False
@@ -105,34 +108,36 @@ class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 1024
 
     def __init__(self, outputs: Path, port: int) -> None:
-        self._slots = threading.BoundedSemaphore(MOST_THREADS)
+        self._slots = threading.BoundedSemaphore(MAX_THREADS)
         self.shown, self.outputs = str(outputs), Outputs(outputs)
         try:
             super().__init__(("127.0.0.1", port), Handler)
         except (OSError, OverflowError) as error:
             reason = error.strerror if isinstance(error, OSError) else "ports are numbers up to 65535"
-            raise UserError(f"cannot listen on port {port}: {reason}; choose another one by --port") from error
+            raise UserError(f"cannot listen on port {port}: {reason}; choose another port with --port") from error
 
     def server_bind(self) -> None:
-        """Without HTTPServer's question to the network for this machine's name, which may take long."""
+        """Bind the socket without HTTPServer's look-up of this machine's name in the network, which may take long."""
         socketserver.TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a thread of its own; with MOST_THREADS at work, refuse at once instead of waiting for ever."""
+        """Answer in a new thread; if MAX_THREADS are busy, answer 503 at once."""
         if self._slots.acquire(timeout=0.01):
             super().process_request(request, client_address)
             return
-        with contextlib.suppress(OSError):  # it has gone already
+        with contextlib.suppress(OSError):  # the browser has closed the connection
             request.setblocking(False)
             request.sendall(_BUSY)
         self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Answer in this thread and free its slot."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), ConnectionError | TimeoutError):  # a browser that has lost interest
+        """Print the traceback of an error, but not if the browser closed the connection."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)

@@ -1,4 +1,4 @@
-"""The runs below a folder as rows of a table, told by their files alone."""
+"""The table of the runs in a folder, read from their files alone."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from positron.system.disk import is_locked, open_inside, read_bytes, read_json
 from positron.system.errors import UserError
 from positron.system.formatting import above, judged_bpb
 
-FRESH_SECONDS = 60.0  # where locks cannot tell, a run that wrote so lately is alive
+LIVE_SECONDS = 60.0  # on systems without locks, a run that wrote within this time is considered alive
 _STAMP = "%Y-%m-%d %H:%M:%S"
 
 
 class Missing(Exception):
-    """There is no such run, or it has no such file."""
+    """Report that there is no such run, or that it has no such file."""
 
 
 class Outputs:
-    """All runs below a folder. Files that were read are not read again; threads may share this."""
+    """Read all runs below a folder. What was read is not read again; threads may share an object."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -44,38 +44,39 @@ class Outputs:
         self._architectures: dict[Path, tuple[float, GPTConfig]] = {}
 
     def rows(self) -> list[dict[str, Any]]:
+        """Return a row for each run, the content of /api/runs; a run that cannot be read has a row with the reason."""
         with self._guard:
             self._find()
             rows = []
             for name, folder in self._folders.items():
                 try:
                     rows.append(self._row(name, folder))
-                except Exception as error:  # one broken run is a row with its fault, and never an empty table
-                    if folder.exists():  # else it was deleted while we looked
+                except Exception as error:  # one broken run must not hide the others
+                    if folder.exists():  # otherwise it was deleted while it was read
                         rows.append(_broken_row(name, folder, error))
             shorten_overrides(rows)
             return rows
 
     def differences(self, name: str, other: str) -> list[list[str]]:
-        """[key, value, other value] of the settings in which two runs differ. Raises Missing."""
+        """List [key, value, other value] for the settings in which two runs differ; raises Missing for an unknown run."""
         with self._guard:
             ours, theirs = (_record(Run(self._folder(run)).config_path, []) for run in (name, other))
         return differences(ours, theirs)
 
     def curve(self, name: str, key: str, file: str, after: int) -> dict[str, Any]:
-        """See `Metrics.curve`. Raises Missing."""
+        """Return the points of a curve, see `Metrics.curve`; raises Missing for an unknown run."""
         with self._guard:
             return self._metrics_of(self._folder(name)).curve(key, file, after)
 
     def samples(self, name: str) -> list[dict[str, str]]:
-        """What the run wrote, by step: `head` and `text`. Raises Missing."""
+        """Return the samples of a run by step, `head` and `text` of each; raises Missing for an unknown run."""
         try:
             return [{"head": sample.head, "text": sample.text} for sample in read_samples(Run(self._folder(name)))]
         except UserError as damaged:
             return [{"head": "The samples cannot be read", "text": str(damaged)}]
 
     def report(self, name: str) -> bytes:
-        """Raises Missing."""
+        """Return the report of a run as HTML; raises Missing if there is none."""
         path = Run(self._folder(name)).report_path
         content = _content(path)
         if content is None:
@@ -83,17 +84,17 @@ class Outputs:
         return content
 
     def _find(self) -> None:
-        """Every folder with a run.json, or with the job.json of a job that failed before it had one."""
-        found = {}
-        for folder, below, files in os.walk(self.root):
+        """Find every folder with a run.json, or with the job.json of a job that failed before it had one."""
+        folders = {}
+        for folder, subfolders, files in os.walk(self.root):
             if FACTS in files or JOB in files:
                 name = Path(folder).relative_to(self.root).as_posix()
-                found[os.fsencode(name).decode("utf-8", errors="replace")] = Path(folder)
-                below.clear()
-        self._folders = found
+                folders[os.fsencode(name).decode("utf-8", errors="replace")] = Path(folder)
+                subfolders.clear()
+        self._folders = folders
 
     def _folder(self, name: str) -> Path:
-        """By a name that was found in the walk: no other path can be spelled."""
+        """Return the folder of a run; only names that `_find` returned are valid, so that no other path can be read."""
         if name not in self._folders:
             self._find()
         if name not in self._folders:
@@ -147,20 +148,23 @@ class Outputs:
         }
 
     def _architecture(self, run: Run, notes: list[str]) -> GPTConfig | None:
-        """From the exported model, or from the configuration and the tokenizer while there is none."""
+        """Return the architecture, or None and a note; files that did not change are not read again."""
         path = run.config_path
         try:
             changed = path.lstat().st_mtime
             if self._architectures.get(path, (0, None))[0] != changed:
                 self._architectures[path] = (changed, architecture(run))
             return self._architectures[path][1]
-        except (OSError, UserError) as error:  # a file that is missing, damaged, or another's
+        except (OSError, UserError) as error:  # a file that is missing, damaged, or not readable for this user
             notes.append(f"size unknown: {error}")
             return None
 
 
 def architecture(run: Run) -> GPTConfig:
-    """Without torch. Raises UserError where a file is missing or damaged."""
+    """Read a run's architecture without torch; raises UserError if a file is missing or damaged.
+
+    Uses the exported model, or the configuration and the tokenizer as long as no model has been exported.
+    """
     if run.architecture_path.exists():
         return from_dict(GPTConfig, read_json(run.architecture_path, run.folder))
     from positron.text.factory import load_tokenizer
@@ -169,7 +173,7 @@ def architecture(run: Run) -> GPTConfig:
 
 
 def _broken_row(name: str, folder: Path, error: Exception) -> dict[str, Any]:
-    """The row of a run whose files cannot be read: all of it empty but its name and what is wrong."""
+    """Return the row of a run whose files cannot be read: its name and the reason, everything else empty."""
     reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     numbers = ("step", "max_steps", "tokens", "bpb", "best", "floor", "above", "params", "flops_per_token", "speed")
     return {
@@ -190,7 +194,7 @@ def _broken_row(name: str, folder: Path, error: Exception) -> dict[str, Any]:
 
 
 def _content(path: Path) -> bytes | None:
-    """A file of a run, unless it is missing or a link."""
+    """Read a file of a run; None if it is missing or a link."""
     try:
         return read_bytes(path) if path.exists() else None
     except UserError:
@@ -198,7 +202,7 @@ def _content(path: Path) -> bytes | None:
 
 
 def _facts(run: Run, notes: list[str]) -> Facts:
-    """Return what run.json knows, nothing without one; what is wrong with it goes to the notes."""
+    """Read run.json, empty facts without one; a problem with it is added to the notes."""
     return _read(run.facts_path, read_facts, notes) or Facts()
 
 
@@ -211,7 +215,7 @@ def _job(run: Run, notes: list[str]) -> dict[str, Any]:
 
 
 def _record(path: Path, notes: list[str]) -> dict[str, Any]:
-    """Return the object in a JSON file, empty without one; what is wrong with it goes to the notes."""
+    """Read the object in a JSON file, empty without one; a problem with it is added to the notes."""
     return _read(path, read_record, notes) or {}
 
 
@@ -232,7 +236,7 @@ def _read(path: Path, read: Callable[[Path], tuple[T, bool]], notes: list[str]) 
 
 
 def _status(folder: Path, facts: Facts, job: dict[str, Any], notes: list[str]) -> tuple[str, bool]:
-    """What run.json says, unless the process that should mend it is dead: then the run was killed."""
+    """Return (status, whether a process trains the run); a run that is "running" without a process was killed."""
     status = facts.status or "running"
     if status == "running" and is_live(folder):
         return status, True
@@ -243,17 +247,17 @@ def _status(folder: Path, facts: Facts, job: dict[str, Any], notes: list[str]) -
 
 
 def is_live(folder: Path) -> bool:
-    """Whether a process trains this run: it holds the lock. Where the system has no locks, recent writing must do."""
+    """Tell whether a process trains this run: it holds the lock, or wrote recently on a system without locks."""
     run = Run(folder)
     locked = is_locked(run.lock_path)
     if locked is not None:
         return locked
     written = [path.stat().st_mtime for path in (run.facts_path, run.metrics_path) if path.exists()]
-    return time.time() - max(written, default=0.0) < FRESH_SECONDS
+    return time.time() - max(written, default=0.0) < LIVE_SECONDS
 
 
 def _started(folder: Path) -> str | None:
-    """The time in front of the first line of the log: unlike the times of files it survives a copy."""
+    """Return the time of the first line of the log, which unlike the time of a file survives a copy."""
     path = Run(folder).log_path
     if not path.exists():
         return None
@@ -263,7 +267,7 @@ def _started(folder: Path) -> str | None:
 
 
 def _updated(folder: Path, facts: Facts, live: bool) -> str | None:
-    """While it runs, and for a run that was killed, run.json is from its start."""
+    """Return the time of the last change: that of the metrics for a live or killed run, whose run.json is older."""
     path = Run(folder).metrics_path
     if (live or facts.status == "running") and path.exists():
         return time.strftime(_STAMP, time.localtime(path.stat().st_mtime))
@@ -271,7 +275,7 @@ def _updated(folder: Path, facts: Facts, live: bool) -> str | None:
 
 
 def _size(path: Path) -> int:
-    """In bytes; 0 for a file that is missing or a link."""
+    """Return the size in bytes, 0 for a file that is missing or a link."""
     try:
         facts = path.lstat()
     except FileNotFoundError:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from conftest import PATIENCE, tiny
 
-from positron.dashboard.curves import Metrics, thinned
+from positron.dashboard.curves import Metrics, reduced
 from positron.dashboard.server import Server
 from positron.dashboard.table import is_live
 from positron.text.char_word import CharTokenizer
@@ -250,7 +250,7 @@ def test_the_page_and_its_parts_come_from_here_alone(page: Page) -> None:
 def test_thinned_curves_keep_their_ends_and_extremes(n: int) -> None:
     rng = random.Random(n)
     values = [rng.gauss(0, 1) for _ in range(n)]
-    kept = thinned(values)
+    kept = reduced(values)
     assert kept == sorted(set(kept))
     assert len(kept) <= 1100
     assert {0, n - 1, values.index(min(values)), values.index(max(values))} <= set(kept)
@@ -269,7 +269,7 @@ def test_numbers_that_are_none_and_lines_that_are_no_json_do_not_end_it(tmp_path
 
 def test_the_command_says_where_it_is_and_ctrl_c_ends_it(start, run_command, outputs: Path) -> None:
     running = start("dashboard", "--port", "0", folder=outputs.parent)
-    while "Ctrl-C ends it" not in running.said():
+    while "press Ctrl-C to stop" not in running.said():
         assert running.process.is_alive()
         time.sleep(0.02)
     port = running.said().split("127.0.0.1:")[1].split("/")[0]
@@ -278,7 +278,10 @@ def test_the_command_says_where_it_is_and_ctrl_c_ends_it(start, run_command, out
     assert f"cannot listen on port {port}" in taken.err
     os.kill(running.process.pid, signal.SIGINT)
     assert running.wait().code == 0
-    assert run_command("dashboard", "nowhere", folder=outputs.parent).err == "positron: there is no folder nowhere\n"
+    assert (
+        run_command("dashboard", "nowhere", folder=outputs.parent).err
+        == "positron: there is no folder nowhere: give a folder that contains runs\n"
+    )
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
