@@ -18,6 +18,7 @@ random number and a running sum.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -86,12 +87,12 @@ def filtered(
 
 
 def sample(
-    logits: Array, rng: np.random.Generator, recent: Iterable[int] = (), *, temperature: float = 1.0, **filters: object
+    logits: Array, rng: np.random.Generator, recent: Iterable[int] = (), *, temperature: float = 1.0, **filters: Any
 ) -> int:
     """Draw one token id from logits (V,). `filters` are the other arguments of `filtered`; temperature 0 is greedy."""
     if temperature == 0:
-        penalty = float(filters.get("repetition_penalty", 1.0))  # type: ignore[arg-type]
-        exempt: Iterable[int] = filters.get("exempt", ())  # type: ignore[assignment]
+        penalty = float(filters.get("repetition_penalty", 1.0))
+        exempt: Iterable[int] = filters.get("exempt", ())
         return int(np.argmax(penalize(logits, recent, penalty, exempt) if penalty != 1 else logits))
-    p = softmax(filtered(logits, recent, temperature=temperature, **filters))  # type: ignore[arg-type]
+    p = softmax(filtered(logits, recent, temperature=temperature, **filters))
     return int(rng.choice(len(p), p=p / p.sum()))

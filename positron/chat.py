@@ -98,7 +98,7 @@ def answer(dialogue: Dialogue, question: str) -> None:
             screen.write(piece if begun else question + piece)
             begun = True
     except KeyboardInterrupt:
-        pieces.close()  # type: ignore[attr-defined]
+        pieces.close()
         screen.line(" ...")
         if not sys.stdin.isatty():
             raise

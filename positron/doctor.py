@@ -17,11 +17,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import command, counted
 from positron.system.threads import OtherPrograms, describe_others
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "sentencepiece", "datasets", "tiktoken", "numpy", "wandb")
 NETWORK_SECONDS = 3.0
@@ -130,7 +133,7 @@ def _guarded(what: str, probe: Callable[[], Finding]) -> Finding:
         return Finding(what, False, f"failed: {' '.join(str(error).split())[:150]}", fatal=True)
 
 
-def causality(device: torch.device, dtype: torch.dtype) -> Finding:  # type: ignore[name-defined] # noqa: F821
+def causality(device: torch.device, dtype: torch.dtype) -> Finding:
     """Changing token t + 1 must not change any logit up to t; some attention kernels have leaked the future."""
     import torch
 
@@ -153,7 +156,7 @@ def causality(device: torch.device, dtype: torch.dtype) -> Finding:  # type: ign
     return Finding(name, False, f"tokens see the future (logits differ by {leak:.1e}): use precision=fp32", fatal=True)
 
 
-def attention(device: torch.device, dtype: torch.dtype) -> Finding:  # type: ignore[name-defined] # noqa: F821
+def attention(device: torch.device, dtype: torch.dtype) -> Finding:
     """The fast kernels against softmax(q k^T / sqrt(D)) v written out in fp64, at odd lengths."""
     import math
 

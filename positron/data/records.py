@@ -169,7 +169,9 @@ def _values_in_a_row(text: str) -> list[tuple[str, Any]]:
     values: list[tuple[str, Any]] = []
     line, counted = 1, 0  # the number of the line at text[counted]
     while True:
-        begin = _SPACES.match(text, at).end()  # type: ignore[union-attr]  # matches anywhere
+        spaces = _SPACES.match(text, at)
+        assert spaces is not None  # the pattern matches anywhere
+        begin = spaces.end()
         if begin >= len(text):
             return values
         line, counted = line + text.count("\n", counted, begin), begin

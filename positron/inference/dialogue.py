@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 from positron.inference.arguments import LARGEST_SEED, seed_of, shown, text_of, unknown, whole_number
@@ -45,7 +45,7 @@ class Dialogue:
         if self.max_tokens is not None:
             whole_number("max_tokens", self.max_tokens, least=1)
 
-    def ask(self, text: str) -> Iterator[str]:
+    def ask(self, text: str) -> Generator[str, None, None]:
         """Yield the answer in pieces of whole characters and append question and answer to the messages.
 
         After Ctrl-C the answer is the part that was yielded. All messages stay in the conversation; a log line says which

@@ -8,6 +8,8 @@ from typing import NamedTuple
 from positron.stories.grammar import GRAMMAR, Bound, Choice, Choices, Grammar, Node, Pick, Request, Slot, Story, Text
 from positron.stories.plots import Plot
 
+_Trail = tuple[()] | tuple["_Trail", tuple[str, str]]
+
 
 class _Path(NamedTuple):
     """Hold a partial derivation of `text[:position]`. `trail` nests its choices in pairs, the last outermost."""
@@ -15,18 +17,18 @@ class _Path(NamedTuple):
     position: int
     bound: Bound
     bits: float
-    trail: tuple[object, ...]
+    trail: _Trail
 
     def chose(self, name: str, choice: Choice, i: int) -> _Path:
         return _Path(self.position, self.bound, self.bits + choice.bits[i], (self.trail, (name, choice.options[i])))
 
     def choices(self) -> Choices:
-        backwards = []
+        backwards: list[tuple[str, str]] = []
         trail = self.trail
         while trail:
-            trail, last = trail  # type: ignore[assignment]
+            trail, last = trail
             backwards.append(last)
-        return tuple(reversed(backwards))  # type: ignore[arg-type]
+        return tuple(reversed(backwards))
 
 
 REQUEST_SLOTS = ("hero", "thing", "place")  # the slots that a request names
