@@ -176,7 +176,7 @@ def commands_page() -> str:
         "`positron COMMAND` and `python -m positron.COMMAND` are the same. Each section is what the command prints with",
         "`--help`. Exit codes: [FAQ](../faq.md#exit-codes).",
     ]
-    os.environ["COLUMNS"] = "100"  # argparse wraps at the width of the terminal
+    os.environ["COLUMNS"] = "80"  # argparse wraps at the width of the terminal
     for command in COMMANDS:
         lines += ["", f"## {command}", "", f"{summary(command)}.", ""]
         if command in ("train", "sft"):
