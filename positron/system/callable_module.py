@@ -1,4 +1,4 @@
-"""Let a command's module be called like the function of its name.
+"""Make the module of a command callable like the function of the same name.
 
 `positron.train` is the module of the command `python -m positron.train` and, in `positron.train(model="nano")`, a function:
 Python binds the name to the module as soon as anything imports it, so the module itself has to answer the call.
@@ -19,5 +19,5 @@ class _Command(ModuleType):
 
 
 def make_callable(module: str) -> None:
-    """Let the module `positron.NAME` be called as `positron.api.NAME`."""
+    """Make a call of the module `positron.NAME` call `positron.api.NAME`."""
     sys.modules[module].__class__ = _Command

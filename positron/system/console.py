@@ -1,4 +1,4 @@
-"""Standard streams that never fail, text from files or models made safe to show, and lines that break between words.
+"""Make standard streams robust, make text from files and models safe to print, and break lines between words.
 
 Standard library only.
 """
@@ -12,16 +12,16 @@ import sys
 import unicodedata
 from typing import TextIO
 
-# Control characters move the cursor, set the window's title or answer for the user; format characters reorder a line.
+# Control characters move the cursor, set the window's title or send input; format characters reorder a line.
 _UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _SHOWN = {"\n", "\t", "\u200c", "\u200d"}  # joiners are part of words and emoji
 
 
 def open_streams() -> None:
-    """Make stdin, stdout and stderr usable whatever the parent process left behind.
+    """Make stdin, stdout and stderr usable, even if the parent process has closed them.
 
-    A closed stream becomes the null device, and a character that the stream's encoding does not have is replaced
-    instead of raising UnicodeEncodeError.
+    A closed stream becomes the null device. A character that the stream's encoding does not have is replaced instead of
+    raising UnicodeEncodeError.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
@@ -32,20 +32,20 @@ def open_streams() -> None:
 
 
 def say_loading(what: str) -> None:
-    """Say that slow imports begin, so that a command speaks at once; nothing where torch is imported already."""
+    """Print that slow imports begin, so that a command shows something at once; nothing if torch is imported already."""
     if "torch" not in sys.modules:
         print(f"loading {one_line(what)}", file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
-    """Replace what a terminal would obey instead of show by its escape, `\\x1b` for instance; newlines and tabs stay."""
+    r"""Replace characters that control a terminal by their escapes, `\x1b` for instance; newlines and tabs stay."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c in _SHOWN or unicodedata.category(c) not in _UNSAFE else _escaped(c) for c in text)
 
 
 def one_line(text: str, limit: int = 2000) -> str:
-    """Make text printable, with newlines and tabs escaped too, so that it cannot forge lines of a log; cut at `limit`."""
+    """Make text printable and escape newlines and tabs, so that it cannot forge lines of a log; cut it at `limit`."""
     shown = printable(text).replace("\n", "\\n").replace("\t", "\\t")
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
@@ -55,10 +55,10 @@ def _escaped(character: str) -> str:
 
 
 class Screen:
-    """Writes text that comes in pieces, made printable; on a terminal, lines break between words and not inside them.
+    """Write text that arrives in pieces, made printable; on a terminal, lines break between words.
 
-    A word is held back until it is complete. Into a pipe or a file every piece goes at once, without line breaks of
-    ours. `flush` writes what is held back: call it at the end.
+    On a terminal a word is held back until it is complete; into a pipe or a file every piece is written at once, without
+    added line breaks. Call `flush` at the end.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
@@ -67,12 +67,14 @@ class Screen:
         self._column, self._spaces, self._word, self._return = 0, "", "", ""
 
     def write(self, text: str) -> None:
+        """Write a piece of text."""
         text, self._return = self._return + text, ""
         if text.endswith("\r"):  # a piece may end inside "\r\n"
             text, self._return = text[:-1], "\r"
         self._put(text.replace("\r\n", "\n"))
 
     def flush(self) -> None:
+        """Write the word that is held back."""
         rest, self._return = self._return, ""
         self._put(rest)
         self._end_word()
@@ -122,12 +124,12 @@ class Screen:
 
 
 def width_of(character: str) -> int:
-    """Columns that a terminal uses for a character."""
+    """Return the number of columns that a terminal uses for a character."""
     if unicodedata.category(character) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
 def shows_bars() -> bool:
-    """Tell whether a progress bar can be drawn on stderr: on a terminal, and in a notebook."""
+    """Tell whether a progress bar can be shown on stderr: on a terminal and in a notebook."""
     return sys.stderr.isatty() or "ipykernel" in sys.modules

@@ -1,9 +1,9 @@
-"""Write files whole or not at all: beside their place, fsync, rename; lock what two processes may touch.
+"""Write files atomically (a temporary file, fsync, rename), and lock what two processes may change.
 
-Invariant 7 of docs/ARCHITECTURE.md.
+Invariant 7 of docs/ARCHITECTURE.md: nothing on disk is ever half written.
 
-A run folder may come from a stranger: files in it are opened without following symbolic links, and only if they are
-regular files (a FIFO would wait for ever). Standard library only.
+A run folder may come from a stranger, so its files are opened without following symbolic links, and only if they are
+regular files (opening a FIFO would wait for ever). Standard library only.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from positron.system.errors import UserError
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-JSON_BYTES = 64_000_000  # no JSON file of a run comes near it
-TEXT_BYTES = 2_000_000_000
+MAX_JSON_BYTES = 64_000_000  # far more than any JSON file of a run has
+MAX_TEXT_BYTES = 2_000_000_000
 _MODES = {
     "rb": os.O_RDONLY,
     "wb": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
@@ -109,11 +109,11 @@ def refuse_links_in(folder: Path) -> None:
 
 
 class _Recorder(io.BufferedIOBase):
-    """A file that remembers the first exception raised while it was written.
+    """Write to a file and record the first exception of a write, which libraries hide.
 
-    Libraries hide it: `torch.save` finishes its archive although a write has failed, and raises a RuntimeError about
-    positions in place of "No space left on device" or of an interruption. There is no file descriptor, so NumPy and
-    Pillow write through `write`, too, instead of with calls of their own that do not tell the reason.
+    `torch.save` finishes its archive although a write has failed, and raises a RuntimeError about positions instead of "No
+    space left on device" or an interruption. The class has no file descriptor, so that NumPy and Pillow, too, write through
+    `write` instead of their own calls, which do not report the reason.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -146,17 +146,17 @@ class _Recorder(io.BufferedIOBase):
 
 @contextlib.contextmanager
 def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
-    """Give a binary file that appears at `path` when the block ends, complete or not at all.
+    """Open a binary file that appears at `path` when the block ends without an error, and not at all otherwise.
 
-    The temporary file lies in the same folder, since a rename is atomic within one file system only. Raises UserError
-    where the disk is full or not writable; the file that was there before is untouched. `below`: see `open_descriptor`.
+    The temporary file is in the same folder, because a rename is atomic only within a file system. Raises UserError if the
+    disk is full or not writable; a file that was there before is unchanged. `below`: see `open_descriptor`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     below = path.parent if below is None else below
     refuse_links(path, below)
     try:
         with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()  # of a dead process that had this number, or planted
+            temporary.unlink()  # left by a dead process with the same id, or planted
         with open_inside(temporary, "xb", below) as file:
             recorder = _Recorder(file)
             try:
@@ -171,7 +171,7 @@ def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
         _sync_folder(path.parent)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; what was there before is untouched"
+            f"cannot write {path}: {error.strerror or error}; a file that was there before is unchanged"
         ) from error
     finally:
         with contextlib.suppress(OSError):  # already renamed, or on a disk that refuses everything
@@ -180,9 +180,9 @@ def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
-    """Give an empty folder that appears at `path` when the block ends, complete or not at all.
+    """Create an empty folder that appears at `path` when the block ends without an error, and not at all otherwise.
 
-    Raises UserError where something is at `path` already, and where the disk is full or not writable.
+    Raises UserError if `path` exists already, or if the disk is full or not writable.
     """
     if path.exists() or path.is_symlink():
         raise UserError(f"{path} exists already: delete it, or give another folder")
@@ -204,7 +204,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def sweep_temporary_files(folder: Path) -> None:
-    """Remove what `whole_file` left in `folder` and the folders in it when its process was killed."""
+    """Remove the temporary files of killed processes from `folder` and its subfolders."""
     for place in (folder, *(entry for entry in _entries(folder) if entry.is_dir() and not entry.is_symlink())):
         for path in _entries(place):
             match = _TEMPORARY.fullmatch(path.name)
@@ -222,7 +222,7 @@ def _entries(folder: Path) -> list[Path]:
 
 def _is_alive(pid: int) -> bool:
     if pid == os.getpid():
-        return False  # this process is not writing while it sweeps
+        return False  # this process writes nothing during the clean-up
     if os.name != "posix" or pid > 2**31 - 1:
         return pid <= 2**31 - 1  # Windows: os.kill would end the process
     try:
@@ -245,13 +245,13 @@ def _sync_folder(folder: Path) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Add `text` to a file of a run folder. Raises OSError, and UserError for a link."""
+    """Append text to a file of a run folder; raises OSError, and UserError for a symbolic link."""
     with open_inside(path, "ab") as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 def expanded(path: str | Path) -> Path:
-    """Replace `~` by the home folder. UserError where none is known, as for users of containers without a name."""
+    """Replace `~` by the home folder; raises UserError if there is none, as for an unnamed user of a container."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -259,33 +259,35 @@ def expanded(path: str | Path) -> Path:
 
 
 def write_text(path: Path, text: str, below: Path | None = None) -> None:
+    """Write a UTF-8 file atomically; errors and `below` as for `whole_file`."""
     with whole_file(path, below) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any, below: Path | None = None) -> None:
+    """Write a value as JSON atomically; errors and `below` as for `whole_file`."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", below)
 
 
-def read_bytes(path: Path, below: Path | None = None, limit: int = TEXT_BYTES) -> bytes:
-    """Read a whole file. Raises UserError where it is missing, unreadable, a link, or larger than `limit` bytes."""
+def read_bytes(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTES) -> bytes:
+    """Read a file; raises UserError if it is missing, unreadable, a symbolic link, or larger than `limit` bytes."""
     try:
         with open_inside(path, "rb", below) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
-                raise UserError(f"cannot read {path}: it has {size:,} bytes, more than the {limit:,} that are possible")
+                raise UserError(f"cannot read {path}: it has {size:,} bytes, more than the limit of {limit:,}")
             return file.read(limit)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
 
 
-def read_text(path: Path, below: Path | None = None, limit: int = TEXT_BYTES) -> str:
-    """Read UTF-8; a byte that is none becomes U+FFFD. Raises UserError like `read_bytes`."""
+def read_text(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTES) -> str:
+    """Read a UTF-8 file; an invalid byte becomes U+FFFD. Raises UserError as `read_bytes` does."""
     return read_bytes(path, below, limit).decode("utf-8", errors="replace")
 
 
 def json_ready(value: Any) -> Any:
-    """Put null in the places of NaN and infinity, which JSON does not have: a perplexity that overflows, for instance."""
+    """Replace NaN and infinity, which JSON does not have, by None; a perplexity may overflow, for instance."""
     if isinstance(value, dict):
         return {key: json_ready(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -293,8 +295,8 @@ def json_ready(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def read_json(path: Path, below: Path | None = None, limit: int = JSON_BYTES) -> Any:
-    """Raise UserError where the file is missing, a link, too large, not JSON, or nested deeper than Python can read."""
+def read_json(path: Path, below: Path | None = None, limit: int = MAX_JSON_BYTES) -> Any:
+    """Read a JSON file; raises UserError as `read_bytes` does, and if it is not JSON or nested too deeply for Python."""
     content = read_bytes(path, below, limit)
     try:
         return json.loads(content.decode("utf-8"))
@@ -305,14 +307,14 @@ def read_json(path: Path, below: Path | None = None, limit: int = JSON_BYTES) ->
 
 
 def is_number(value: Any) -> bool:
-    """Tell whether a value from a JSON file is a finite number that a float can hold, and no flag."""
+    """Tell whether a value from a JSON file is a finite number that a float can hold, and not a bool."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return abs(value) < 1e300 if isinstance(value, int) else math.isfinite(value)
 
 
 def make_folder(path: Path, below: Path | None = None) -> Path:
-    """Make a folder and those above it. With `below`, UserError where one of those inside it is a symbolic link."""
+    """Create a folder and its parents; raises UserError if that fails, or for a symbolic link below `below`."""
     if below is not None:
         refuse_links(path, below)
     try:
@@ -324,7 +326,10 @@ def make_folder(path: Path, below: Path | None = None) -> Path:
 
 @contextlib.contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """True while this process holds the lock on an existing file; False where another one does, or none can be had."""
+    """Try to lock an existing file for the block; yield whether it succeeded.
+
+    Yields False if another process holds the lock, and on a system without locks.
+    """
     try:
         import fcntl
 
@@ -344,7 +349,7 @@ def try_lock(path: Path) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool | None:
-    """Tell whether a living process holds the lock on `path`; None where the system has no locks, or hides this one."""
+    """Tell whether a living process holds the lock on `path`; None if the system has no locks or does not show this one."""
     try:
         import fcntl
     except ImportError:
@@ -356,7 +361,7 @@ def is_locked(path: Path) -> bool | None:
     except (OSError, UserError):
         return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that ask are not in each other's way
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that two such questions do not block each other
     except BlockingIOError:
         return True
     finally:
@@ -366,13 +371,13 @@ def is_locked(path: Path) -> bool | None:
 
 @contextlib.contextmanager
 def lock(path: Path, on_busy: Callable[[], None]) -> Iterator[None]:
-    """Hold an exclusive lock on `path`; the system frees it when the process dies, however it dies.
+    """Hold an exclusive lock on `path` during the block; the system frees it when the process ends, even if it is killed.
 
-    Where another process holds it, `on_busy` is called first (raise there to give up), then this waits.
+    If another process holds the lock, `on_busy` is called, which may raise an error to give up; then this waits.
     """
     try:
         import fcntl
-    except ImportError:  # Windows: no advisory locks; two writers of one run stay the user's care
+    except ImportError:  # Windows has no advisory locks; the user must not start two processes for one run
         yield
         return
     try:
@@ -380,12 +385,12 @@ def lock(path: Path, on_busy: Callable[[], None]) -> Iterator[None]:
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
     try:
-        for patience in (0.05, 0.0):  # somebody who only asks whether it is locked is in the way for microseconds
+        for delay in (0.05, 0.0):  # `is_locked` in another process holds a shared lock for microseconds
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
-                time.sleep(patience)
+                time.sleep(delay)
         else:
             on_busy()
             fcntl.flock(handle, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Files from the network, once: a bounded wait, a checksum, whole or absent. Standard library only."""
+"""Download a file once, with a bounded wait and a checksum, completely or not at all. Standard library only."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from positron.system.console import one_line
 from positron.system.disk import make_folder, whole_file
 from positron.system.errors import UserError
 
-PATIENCE_S = 4.0  # for a connection, and then for each next piece of data: a dead network is told within 5 seconds
+PATIENCE_S = 4.0  # longest wait for a connection and for each piece of data, so that an error appears within 5 seconds
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept for all runs: POSITRON_CACHE, or ~/.cache/positron."""
+    """Return the folder for downloads of all runs: POSITRON_CACHE, or ~/.cache/positron.
+
+    Raises UserError if there is no home folder.
+    """
     try:
         return Path(os.environ.get("POSITRON_CACHE") or "~/.cache/positron").expanduser()
     except RuntimeError as error:
@@ -28,20 +31,20 @@ def cache_folder() -> Path:
 
 
 def fetch(url: str, path: Path, sha256: str | None, *, instead: str) -> bytes:
-    """The content of `path`, downloaded from `url` if it is not there yet.
+    """Return the content of `path`, which is downloaded from `url` if it does not exist yet.
 
-    UserError within 5 seconds where neither is to be had, naming the file, its folder, the URL, and what works
-    `instead`; also where the content does not have the checksum.
+    Raises UserError, within 5 seconds if the network does not answer, naming the file, its folder, the URL, and what to do
+    `instead`; also if the content does not have the checksum.
     """
     check_address(url)
     if path.exists():
         content = path.read_bytes()
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-            raise UserError(f"{path} is damaged (its sha256 is not that of {url}): delete it, it is fetched again")
+            raise UserError(f"{path} is damaged (its sha256 is not that of {url}): delete it to download it again")
         return content
     content = _download(url, path, instead)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise UserError(f"what {url} sends is not the file that is meant (wrong sha256): try again later, or {instead}")
+        raise UserError(f"{url} returned another file than expected (wrong sha256): try again later, or {instead}")
     make_folder(path.parent)
     with whole_file(path) as file:
         file.write(content)
@@ -49,7 +52,10 @@ def fetch(url: str, path: Path, sha256: str | None, *, instead: str) -> bytes:
 
 
 def check_address(url: str) -> None:
-    """Refuse every address but https, and http on this machine: a shared configuration must not read local files."""
+    """Raise UserError for an address that is neither https nor http on this machine.
+
+    Other schemes would let a shared configuration read local files.
+    """
     try:
         scheme, host = urlsplit(url).scheme, urlsplit(url).hostname
     except ValueError:
@@ -61,7 +67,7 @@ def check_address(url: str) -> None:
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follow a redirect only to where the first address could have pointed, and from elsewhere never to this machine."""
+    """Follow a redirect only to an address that `check_address` accepts, and from other machines never to this one."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         check_address(newurl)
@@ -71,7 +77,7 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
 
 
 def _download(url: str, path: Path, instead: str) -> bytes:
-    """In a thread of its own, since the lookup of a name has no timeout that could be set."""
+    """Download in a separate thread, because the look-up of a host name has no timeout."""
     pieces: list[bytes] = []
     failure: list[Exception] = []
     moved, finished = threading.Event(), threading.Event()

@@ -9,21 +9,21 @@ import signal
 
 
 class UserError(Exception):
-    """Something that the user can fix: commands print it as one line and exit with code 2."""
+    """Report something that the user can fix; commands print it as one line and exit with code 2."""
 
 
 class Diverged(Exception):
-    """The training failed by its own numbers: commands print it as one line and exit with code 1."""
+    """Report that the loss of a training diverged; commands print it as one line and exit with code 1."""
 
-    can_save = False  # whether the weights are still worth keeping
+    can_save = False  # whether the weights are finite and worth saving
 
 
 class Unreachable(Exception):
-    """Something outside this machine failed, after patient attempts: commands print it as one line and exit with 1."""
+    """Report that a server failed or did not answer, after several attempts; commands exit with code 1."""
 
 
 class Interrupted(Exception):
-    """A signal ended the run at a place where the last whole step can be saved."""
+    """Report that a signal ended the run between two steps, so that the last complete step can be saved."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(signal.Signals(signum).name)
@@ -31,9 +31,9 @@ class Interrupted(Exception):
 
 
 class LeftAtOnce(BaseException):
-    """A signal ended the run wherever it was, and nothing more is saved.
+    """Report that a signal ended the run at once, and that nothing more is saved.
 
-    No Exception, so that code which survives errors of a tracker or a sample does not survive this.
+    It is not an Exception, so that code which survives the errors of a tracker or a sample does not catch it.
     """
 
     def __init__(self, signum: int) -> None:

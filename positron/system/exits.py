@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and an error as one line."""
+"""Exit codes of the commands, and their errors as one line."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from positron.system.errors import Diverged, Interrupted, LeftAtOnce, Unreachabl
 
 @contextmanager
 def errors_as_one_line() -> Iterator[None]:
-    """Exit 2 for what the user can fix, 128 + signal after an interruption, 1 for the rest; 0 for a closed pipe.
+    """Print an error of the block as one line and exit: 2 for a UserError, 128 + signal after a signal, 1 for others.
 
-    With POSITRON_DEBUG=1 every error shows its traceback.
+    A closed pipe exits with 0. With POSITRON_DEBUG=1 in the environment every error shows its traceback.
     """
     open_streams()
     try:
@@ -34,7 +34,7 @@ def errors_as_one_line() -> Iterator[None]:
 
 
 def describe(error: BaseException) -> tuple[int, str]:
-    """Return the exit code for an error and one line, in which text from files cannot forge a second one."""
+    """Return the exit code of an error and one line that describes it; text from files cannot add a second line."""
     code, line = _described(error)
     return code, one_line(line)
 
@@ -48,21 +48,21 @@ def _described(error: BaseException) -> tuple[int, str]:
         return 130, "positron: interrupted"
     if isinstance(error, BrokenPipeError):
         return 0, ""
-    if isinstance(error, (Interrupted, LeftAtOnce)):  # has already said what was saved
+    if isinstance(error, (Interrupted, LeftAtOnce)):  # a line about what was saved has already been printed
         return error.exit_code, ""
     kind = type(error).__name__
     text = " ".join(str(error).split())
-    return 1, f"positron: {kind}: {text} (POSITRON_DEBUG=1 shows where)"
+    return 1, f"positron: {kind}: {text} (POSITRON_DEBUG=1 shows the traceback)"
 
 
 def interrupt_in_one_line() -> None:
-    """Let Ctrl-C end a command in one line while its modules are still being imported."""
-    usual = sys.excepthook
+    """Make Ctrl-C end a command with one line even while its modules are being imported."""
+    original = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         if issubclass(kind, KeyboardInterrupt):
             print("positron: interrupted", file=sys.stderr)
         else:
-            usual(kind, error, trace)
+            original(kind, error, trace)
 
     sys.excepthook = hook

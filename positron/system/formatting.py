@@ -1,4 +1,4 @@
-"""Figures in sentences, so that the same figure reads the same on every screen, in every report and table.
+"""Format numbers, commands and tables, so that they look the same on screens, in reports and in tables.
 
 Standard library only.
 """
@@ -49,7 +49,7 @@ def parameter_count(parameters: int) -> str:
 
 
 def took(seconds: float) -> str:
-    """Write a duration in the unit that suits it: 4 seconds, 3.6 minutes, 2.5 hours."""
+    """Format a duration with a suitable unit: 4 seconds, 3.6 minutes, 2.5 hours."""
     if seconds < 1:
         return "less than a second"
     if seconds < 59.5:
@@ -58,12 +58,12 @@ def took(seconds: float) -> str:
 
 
 def above(bpb: float, floor: float) -> float:
-    """Return how far bits per byte lie above the floor, as a share of the floor."""
+    """Return the distance of bits per byte from the floor, as a share of the floor."""
     return bpb / floor - 1
 
 
 def above_floor(bpb: float, floor: float) -> str:
-    """Say how far bits per byte lie above (or, by a leak, below) the bits per byte that the text itself holds.
+    """Describe how far bits per byte are above the floor, the entropy of the text; below it means a leak of the data.
 
     More than 100% above is written as a multiple of the floor, which is easier to imagine than "1030% above".
     """
@@ -74,17 +74,17 @@ def above_floor(bpb: float, floor: float) -> str:
 
 
 def judged_bpb(last: float, best: float, is_chat: bool) -> float:
-    """Return the validation bits per byte that a run is judged by.
+    """Return the validation bits per byte that represent a run: the best for fine-tuning, the last for pretraining.
 
-    Fine-tuning uses its best checkpoint, which the chat loads; pretraining is judged by its end.
+    The chat loads the best checkpoint of a fine-tuned run.
     """
     return best if is_chat else last
 
 
 def tokens_per_parameter(tokens: float, parameters: int) -> str:
-    """Say how many training tokens each parameter gets, beside what is usual.
+    """Describe how many training tokens each parameter gets, and the usual number.
 
-    Below 10 with two significant digits, so that a small share is not rounded to zero.
+    Numbers below 10 have two significant digits, so that a small one is not rounded to zero.
     """
     ratio = tokens / parameters
     shown = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}" if ratio >= 1e-3 else f"{ratio:.1g}"
@@ -93,7 +93,7 @@ def tokens_per_parameter(tokens: float, parameters: int) -> str:
 
 
 def python() -> str:
-    """Return the interpreter as the user's shell finds it: `python`, or the path of the one that runs this process."""
+    """Return what the user types to start this interpreter: `python`, `uv run python`, or its path."""
     if os.environ.get("UV_RUN_RECURSION_DEPTH"):
         return "uv run python"
     found = shutil.which("python")
@@ -110,7 +110,7 @@ def command(name: str, *arguments: str) -> str:
 
 
 def next_command(name: str, *arguments: str) -> str:
-    """Return the command to run next: the target of the same name for somebody who started this by make."""
+    """Return the command to run next; if make started this process, the make target of the same name."""
     return f"make {name}" if os.environ.get("MAKELEVEL") and name in ("chat", "generate") else command(name, *arguments)
 
 
@@ -125,19 +125,19 @@ def aligned(rows: Sequence[Sequence[str]], *, underline: bool = False) -> str:
 
 
 def side_by_side(columns: Sequence[tuple[str, str]], width: int) -> str:
-    """Texts under their titles, in so many columns as have room for 24 letters each, then the next ones below."""
+    """Print (title, text) pairs beside each other, in as many columns of at least 24 characters as fit into `width`."""
     import textwrap
 
-    at_once = max(1, min(len(columns), width // 26))
-    each = width // at_once - 2
+    per_row = max(1, min(len(columns), width // 26))
+    column_width = width // per_row - 2
     blocks = []
-    for start in range(0, len(columns), at_once):
-        some = []
-        for title, text in columns[start : start + at_once]:
-            title = title if len(title) <= each else "..." + title[3 - each :]
-            wrapped = [row for line in text.splitlines() for row in textwrap.wrap(line, each) or [""]]
-            some.append([title, "-" * len(title), *wrapped])
-        height = max(map(len, some))
-        rows = [[column[i] if i < len(column) else "" for column in some] for i in range(height)]
-        blocks.append("\n".join("  ".join(cell.ljust(each) for cell in row).rstrip() for row in rows))
+    for start in range(0, len(columns), per_row):
+        cells = []
+        for title, text in columns[start : start + per_row]:
+            title = title if len(title) <= column_width else "..." + title[3 - column_width :]
+            wrapped = [row for line in text.splitlines() for row in textwrap.wrap(line, column_width) or [""]]
+            cells.append([title, "-" * len(title), *wrapped])
+        height = max(map(len, cells))
+        rows = [[column[i] if i < len(column) else "" for column in cells] for i in range(height)]
+        blocks.append("\n".join("  ".join(cell.ljust(column_width) for cell in row).rstrip() for row in rows))
     return "\n\n".join(blocks)

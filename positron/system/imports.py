@@ -1,6 +1,6 @@
-"""Import a class or function by its dotted name, as the user's command line or own configuration gives it.
+"""Import a class or function by its dotted name, which the user's command line or configuration gives.
 
-Never used on what a run folder says: that would execute a stranger's code.
+Never use it for a name from a run folder: that would execute a stranger's code.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from positron.system.errors import UserError
 
 
 def load_object(name: str, key: str) -> Any:
-    """Return what `module.attribute` names; modules in the current folder are found.
+    """Import `module.attribute`, where the module may be a file in the current folder.
 
-    Raises UserError, which names `key`, if the module cannot be imported or has no such attribute.
+    Raises UserError, which names the setting `key`, if the module cannot be imported or has no such attribute.
     """
     module_name, _, attribute = name.rpartition(".")
     if not module_name:
-        raise UserError(f"{key}={name} must name a module and what is in it: {key}=my_module.{name}")
+        raise UserError(f"{key}={name} must name a module and an attribute of it, such as {key}=my_module.{name}")
     folder = os.getcwd()
-    if folder not in sys.path and "" not in sys.path:  # as python -m has it, however this process was started
+    if folder not in sys.path and "" not in sys.path:  # as with python -m, however this process was started
         sys.path.insert(0, folder)
     try:
         module = importlib.import_module(module_name)

@@ -57,13 +57,14 @@ class _Handler(logging.Handler):
 
 
 class ScreenHandler(_Handler):
-    """Show lines, each after `prefix`. A terminal or pipe that was closed ends nothing: from then on nothing is shown."""
+    """Show lines, each after `prefix`; if the terminal or pipe is closed, show nothing from then on."""
 
     def __init__(self, write: Callable[[str], None] = show, *, prefix: str = "", level: int = logging.INFO) -> None:
         super().__init__(level)
         self.write, self.prefix = write, prefix
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Show a record."""
         try:
             self.write(self.prefix + self.format(record))
         except OSError:
@@ -71,17 +72,18 @@ class ScreenHandler(_Handler):
 
 
 class RunFileHandler(_Handler):
-    """Add lines, each with its time, to the log file of a run. A full disk or a deleted folder is told once, ending nothing."""
+    """Append lines, each with its time, to the log file of a run; an error such as a full disk is reported only once."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path, self._is_unwritable = path, False
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Append a record."""
         self._append(record, self.format(record))
 
     def note_end(self, error: BaseException) -> None:
-        """Write why the run ended, with the traceback of an error that nobody expected."""
+        """Write why the run ended, with the traceback of an unexpected error."""
         text = describe(error)[1] or one_line(str(error))
         if not isinstance(error, (UserError, Diverged, Interrupted, LeftAtOnce)):
             lines = "".join(traceback.format_exception(error)).splitlines()
@@ -142,10 +144,10 @@ def screen_log(write: Callable[[str], None] = show, *, level: int = logging.INFO
 
 @contextmanager
 def run_log(path: Path, *, prefix: str = "", is_first_rank: bool = True) -> Iterator[None]:
-    """Show what is logged in the block, and keep it in the log file of a run, with the reason if an error ends the block.
+    """Show what is logged in the block and append it to the log file of a run, with the reason if an error ends the block.
 
-    `prefix` begins each line on the screen, which tells jobs apart that run at once. Only the first of the processes that
-    train a run shows and writes anything.
+    `prefix` begins each line on the screen, so that jobs that run at the same time can be distinguished. Of the processes
+    that train a run, only the first shows and writes anything.
     """
     if not is_first_rank:
         with _to():

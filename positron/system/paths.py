@@ -1,4 +1,4 @@
-"""Paths in files that are shared: without the name of the user's home folder.
+"""Remove the name of the user's home folder from paths in files that may be shared.
 
 Standard library only.
 """
@@ -25,7 +25,7 @@ def without_home(value: Any) -> Any:
 
 
 def _homes() -> list[str]:
-    """The home folder as it is named and as it is resolved; none where it is the root or unknown."""
+    """Return the home folder, as named and as resolved; nothing if it is the root folder or unknown."""
     try:
         home = Path.home()
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Progress of work that takes longer than a moment: a bar on a terminal, a line now and then elsewhere. Always on stderr.
+"""Show the progress of long work on stderr: a bar on a terminal, a line every 15 seconds elsewhere.
 
 Standard library only.
 """
@@ -13,16 +13,16 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-SILENT_SECONDS = 3.0  # work that is done sooner shows nothing
-BAR_SECONDS, LINE_SECONDS = 0.2, 15.0  # between two states of the bar, between two lines
-MAX_WIDTH = 100
+SILENT_SECONDS = 3.0  # shorter work shows nothing
+BAR_SECONDS, LINE_SECONDS = 0.2, 15.0  # between two updates of the bar, between two lines
+MAX_WIDTH = 100  # columns
 
 
 class Meter:
-    """Shows how much of a known or unknown total is done, if the work takes longer than three seconds."""
+    """Show how much of a known or unknown total is done, if the work takes longer than three seconds."""
 
     def __init__(self, what: str, total: float | None, done: float = 0.0, unit: float = 0.0) -> None:
-        """Begin at `done` of `total`. `unit` turns the amount into megabytes, where no total is known."""
+        """Begin at `done` of `total`. If the total is unknown, `unit` converts the amount to megabytes."""
         self.what, self.total, self.first, self.unit = what, total, done, unit
         self.begun = self.shown = time.monotonic()
         self.drawn = False
@@ -31,13 +31,13 @@ class Meter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Take the bar away: what comes next is printed in its place."""
+        """Erase the bar, so that the next output takes its place."""
         if self.drawn and sys.stderr.isatty():
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()
 
     def show(self, done: float) -> None:
-        """Note that `done` is done, and draw or print it if it is time to."""
+        """Set the amount that is done, and update the bar or print a line if it is time."""
         now = time.monotonic()
         interval = BAR_SECONDS if sys.stderr.isatty() else LINE_SECONDS
         if done > self.first and now - self.begun > SILENT_SECONDS and (now - self.shown > interval or not self.drawn):
@@ -65,7 +65,7 @@ class Meter:
 
 
 def progress(items: Sequence[T], what: str) -> Iterator[T]:
-    """Yield the items, and show how many are done if that takes longer than three seconds."""
+    """Yield the items, and show how many are done if all of them take longer than three seconds."""
     with Meter(what, len(items)) as meter:
         for done, item in enumerate(items):
             meter.show(done)
@@ -73,7 +73,7 @@ def progress(items: Sequence[T], what: str) -> Iterator[T]:
 
 
 def clock(seconds: float) -> str:
-    """Write a duration as 1:05 or 2:03:04."""
+    """Format a duration in seconds as 1:05 or 2:03:04."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

@@ -1,4 +1,4 @@
-"""Which of the processes that train one run speaks and writes for all of them."""
+"""Decide which of the processes that train one run prints and writes for all of them."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""How threads wait for each other, chosen before torch or NumPy is loaded, and how busy other programs keep the cores.
+"""Set how long idle threads spin, before torch or NumPy is loaded, and measure how busy other programs keep the cores.
 
-A parallel region ends when its slowest thread does. By default a thread that is done spins for milliseconds, in the hope
-that the next region begins soon. Next to another busy program it spins on the core that the slower thread needs, and
-training becomes three to six times slower than the cores allow (scripts/bench/contention.py). A short spin keeps an idle
-machine's speed and gives the core away soon when it is needed.
+A parallel region ends when its slowest thread does. By default a thread that has finished spins for milliseconds, in case
+the next region begins soon. Beside another busy program it spins on the core that the slower thread needs, and training
+becomes three to six times slower than necessary (scripts/bench/contention.py). A short spin keeps the speed of an idle
+machine and frees the core soon when another thread needs it.
 
 Standard library only.
 """
@@ -15,37 +15,40 @@ import sys
 import time
 
 # Iterations of libgomp's waiting loop before a thread sleeps; its default is 300,000 (table: docs/LOG.md). A training step
-# keeps its threads busy, so that a short wait costs nothing on idle cores. Writing a token is many small regions with
-# Python in between: there a short wait costs a fifth of the speed.
+# keeps its threads busy, so that a short wait costs nothing on idle cores. Generating a token consists of many small regions
+# with Python in between, where a short wait costs a fifth of the speed.
 SPIN_TRAINING = 2000
 SPIN_WRITING = 10_000
 _IS_USERS_CHOICE = any(name in os.environ for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"))
 
 
 def spin(count: int) -> None:
-    """Set how long threads spin, for this process and its children, unless the user has; too late once torch is loaded."""
+    """Set how long threads spin in this process and its children, unless the user has set it.
+
+    `count`: iterations of the waiting loop. Has no effect once torch is loaded.
+    """
     if not _IS_USERS_CHOICE:
         os.environ["GOMP_SPINCOUNT"] = str(count)
 
 
 class OtherPrograms:
-    """Measure how many cores other programs keep busy, from one look to the next."""
+    """Measure how many cores other programs keep busy between two calls."""
 
     def __init__(self) -> None:
         self._last = _busy_seconds()
 
     def cores(self) -> float | None:
-        """Return the average number of cores that others used since the last call; None where the system does not tell."""
+        """Return the average number of cores that other programs used since the last call; None if it is unknown."""
         before, now = self._last, _busy_seconds()
         self._last = now
         if before is None or now is None or now[0] - before[0] < 0.05:
             return None
-        wall, everybody, own = (b - a for a, b in zip(before, now, strict=True))
-        return max(0.0, everybody - own) / wall
+        wall, total, own = (b - a for a, b in zip(before, now, strict=True))
+        return max(0.0, total - own) / wall
 
 
 def describe_others(cores: float | None, of: int | None = None) -> str:
-    """Return "other programs keep 1.3 of 2 cores busy", or nothing where that is less than a quarter of a core."""
+    """Return "other programs keep 1.3 of 2 cores busy", or "" for less than a quarter of a core."""
     if cores is None or cores < 0.25:
         return ""
     total = of or os.cpu_count() or 1
@@ -53,7 +56,7 @@ def describe_others(cores: float | None, of: int | None = None) -> str:
 
 
 def _busy_seconds() -> tuple[float, float, float] | None:
-    """Return (wall clock, CPU seconds of all programs, CPU seconds of this one and its ended children)."""
+    """Return (wall clock, CPU seconds of all programs, CPU seconds of this program and its finished children)."""
     if not sys.platform.startswith("linux"):
         return None
     try:

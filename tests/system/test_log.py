@@ -157,7 +157,7 @@ def test_the_reason_why_a_run_ended_is_in_its_log(tmp_path, capsys):
     with pytest.raises(ZeroDivisionError), run_log(tmp_path / "unexpected.log"):
         fail(ZeroDivisionError("by nothing\nat all"))
     first, *trace = kept(tmp_path / "unexpected.log")
-    assert first == "positron: ZeroDivisionError: by nothing at all (POSITRON_DEBUG=1 shows where)"
+    assert first == "positron: ZeroDivisionError: by nothing at all (POSITRON_DEBUG=1 shows the traceback)"
     assert any(line.endswith("in fail") for line in trace)
     assert all(line.startswith("    ") for line in trace)
     assert capsys.readouterr().err == ""  # the command says it, at its end
