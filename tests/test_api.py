@@ -107,7 +107,7 @@ def test_a_thread_can_train():
         ({"every": 1, "kind": "x"}, "kind= could mean"),
         ({"model": "quikstart"}, "did you mean model=quickstart"),
         ({"data": 3}, "data= takes a path, a list"),
-        ({"data": []}, "holds no text"),
+        ({"data": []}, "contains no text"),
         ({"data": ["a", 3]}, "item 1 is of type int"),
         ({"lr": object()}, "cannot be a setting"),
     ],

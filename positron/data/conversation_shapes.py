@@ -1,4 +1,4 @@
-"""The shapes in which people write conversations, as one table: a row is recognised by the names of its fields."""
+"""The formats of conversations, as one table: a row's format is recognised by the names of its fields."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from positron.text.conversation import ROLES, Message
 
 @dataclass(frozen=True)
 class Shape:
-    """`fields` is the list of turns (one name), or the question and the answer (two names)."""
+    """Name a format and its fields: the list of turns (one name), or the question and the answer (two names)."""
 
     name: str
     fields: tuple[str] | tuple[str, str]
@@ -22,7 +22,7 @@ class Shape:
 _TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "contents", "items", "data")
 _QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "user", "human", "input")
 _ANSWERS = ("completion", "response", "output", "solution", "answer", "assistant", "target")
-# A row has the first shape whose fields it has, in capitals or not.
+# A row has the first shape whose fields it has; upper and lower case are equal.
 SHAPES = (
     *(Shape({"conversations": "ShareGPT", "data": "UltraChat"}.get(name, name), (name,)) for name in _TURNS),
     Shape("Alpaca", ("instruction", "output")),
@@ -39,14 +39,18 @@ ROLE_NAMES = {
 }
 _ROLE_FIELDS, _CONTENT_FIELDS = ("role", "from", "speaker"), ("content", "value", "parts", "text")
 _TOOL_FIELDS = ("tool_calls", "function_call")
-_KNOWN = (
+_KNOWN_FORMATS = (
     "give messages (role, content), ShareGPT's conversations (from, value), or two fields such as instruction and output, "
     "prompt and completion, question and answer"
 )
 
 
 class Malformed(Exception):
-    """Says what is wrong with a row: `label` names the kind of mistake in a count, the message follows a place."""
+    """A row is not a conversation.
+
+    `label` names the kind of mistake when skipped rows are counted; the message continues a sentence that begins with the
+    row's place ("line 3 has a message without `role`").
+    """
 
     def __init__(self, label: str, message: str) -> None:
         super().__init__(message)
@@ -54,23 +58,23 @@ class Malformed(Exception):
 
 
 @dataclass(frozen=True)
-class Talk:
-    """A row as messages, with the name of its shape and its fields that have no meaning here."""
+class ParsedConversation:
+    """Hold the messages of a row, the name of its shape, and the names of the fields that were not used."""
 
     shape: str
     messages: tuple[Message, ...]
     unused: tuple[str, ...]
 
 
-def read_talk(value: Any) -> Talk:
-    """Turn a row, as JSON has it, into messages. Malformed says why it is not a conversation."""
+def parse_conversation(value: Any) -> ParsedConversation:
+    """Convert a row of JSON values to messages. Raises Malformed if it is not a conversation."""
     if isinstance(value, list):
-        return Talk("list of messages", tuple(_turns(value, "the list")), ())
+        return ParsedConversation("list of messages", tuple(_turns(value, "the list")), ())
     if not isinstance(value, dict):
         raise Malformed(
             "that are not an object", f"is not an object with fields but {_kind_of(value)}: {_brief(value)}"
         )
-    row = _lowered(value)
+    row = _lowercase_names(value)
     shape = _shape_of(row)
     if shape is None:
         raise _unknown(row)
@@ -85,30 +89,30 @@ def read_talk(value: Any) -> Talk:
         messages.insert(0, Message("system", _text(system[0], "system")))
         used |= set(SYSTEM_FIELDS)
     unused = tuple(name for name, cell in row.items() if name not in used and cell not in (None, "", [], {}))
-    return Talk(shape.name, tuple(messages), unused)
+    return ParsedConversation(shape.name, tuple(messages), unused)
 
 
-def is_talk(value: Any) -> bool:
-    """Whether a JSON value is one conversation, and not a list, a table or an object of several."""
+def is_conversation(value: Any) -> bool:
+    """Tell whether a JSON value is one conversation, as opposed to a list, a table or an object of several."""
     if isinstance(value, list):
         return bool(value) and (all(map(_is_turn, value)) or all(isinstance(turn, str) for turn in value))
     if not isinstance(value, dict):
         return False
-    row = _lowered(value)
+    row = _lowercase_names(value)
     shape = _shape_of(row)
     if shape is None:
         return False
     if len(shape.fields) == 1:
-        return isinstance(row[shape.fields[0]], list) and is_talk(row[shape.fields[0]])
+        return isinstance(row[shape.fields[0]], list) and is_conversation(row[shape.fields[0]])
     return all(isinstance(row[name], str) or _is_turns(row[name]) for name in shape.fields)
 
 
-def _lowered(row: Mapping[Any, Any]) -> dict[str, Any]:
+def _lowercase_names(row: Mapping[Any, Any]) -> dict[str, Any]:
     return {str(name).strip().lower(): cell for name, cell in row.items()}
 
 
 def _shape_of(row: dict[str, Any]) -> Shape | None:
-    """The first shape that the row has with values in all fields, or else with fields that are null."""
+    """Return the first shape whose fields all have values in the row, or else the first whose fields it has."""
     filled = {name for name, cell in row.items() if cell is not None and (name not in _TURNS or _is_list(cell))}
     for names in (filled, set(row)):
         for shape in SHAPES:
@@ -122,7 +126,7 @@ def _unknown(row: dict[str, Any]) -> Malformed:
     if "chosen" in row and "rejected" in row:
         return Malformed(
             "with pairs of preferences",
-            "has `chosen` and `rejected`, a pair of preferences, and fine-tuning learns from one answer: "
+            "has `chosen` and `rejected`, a pair of preferences, but fine-tuning needs one answer: "
             "rename `chosen` to messages or completion",
         )
     for shape in SHAPES:
@@ -133,14 +137,14 @@ def _unknown(row: dict[str, Any]) -> Malformed:
     if "text" in row:
         return Malformed(
             "with `text`",
-            f"has `text`, in which questions and answers are not told apart: {_KNOWN}; "
-            "or learn from it as plain text with python -m positron.train data=text",
+            f"has `text`, which does not separate questions from answers: {_KNOWN_FORMATS}; "
+            "or train on it as plain text with python -m positron.train data=text",
         )
     if any(name in row for name in _ROLE_FIELDS):
         return Malformed(
             "with a single message", "is a single message: give the messages of a conversation as one list in one row"
         )
-    return Malformed("with unknown fields", f"has the fields {names}, which are none of the known formats: {_KNOWN}")
+    return Malformed("with unknown fields", f"has the fields {names}, which match no known format: {_KNOWN_FORMATS}")
 
 
 def _pair(row: dict[str, Any], question_field: str, answer_field: str) -> Iterator[Message]:
@@ -164,7 +168,7 @@ def _pair(row: dict[str, Any], question_field: str, answer_field: str) -> Iterat
 
 
 def _history(value: Any) -> Iterator[Message]:
-    """Earlier turns: pairs of question and answer, or messages."""
+    """Yield the earlier turns, which are pairs of question and answer, or messages."""
     value = _parsed(value)
     if value in (None, "", []):
         return
@@ -191,7 +195,7 @@ def _turns(value: Any, field: str) -> list[Message]:
 def _turn(turn: Any) -> Iterator[Message]:
     if not isinstance(turn, dict):
         raise Malformed("with a turn that is not a message", f"has a turn that is not a message: {_brief(turn)}")
-    fields = _lowered(turn)
+    fields = _lowercase_names(turn)
     role_field = next((name for name in _ROLE_FIELDS if name in fields), None)
     if role_field is None and fields and all(name in ROLE_NAMES for name in fields):  # {"user": ..., "assistant": ...}
         for name, cell in fields.items():
@@ -203,31 +207,29 @@ def _turn(turn: Any) -> Iterator[Message]:
         missing = "role" if role_field is None else "content"
         raise Malformed(
             f"with a message without `{missing}`",
-            f"has a message without `{missing}` (or {_OTHER[missing]}): {_brief(turn)}",
+            f"has a message without `{missing}` (or {_OTHER_NAMES[missing]}): {_brief(turn)}",
         )
     role = fields[role_field]
     known_role = ROLE_NAMES.get(role.strip().lower()) if isinstance(role, str) else None
     if known_role is None:
         shown = one_line(str(role), 40)
-        raise Malformed(f"with role {shown}", f"has a message with role {shown!r}, which is none of {', '.join(ROLES)}")
+        raise Malformed(f"with role {shown}", f"has a message with role {shown!r}: use one of {', '.join(ROLES)}")
     if calls:
-        raise Malformed("with tool calls", "has a message that calls a tool, which there is no way to learn here")
+        raise Malformed("with tool calls", "has a message that calls a tool: tool calls are not supported")
     weight = fields.get("weight")
     if weight not in (None, 0, 1):
-        raise Malformed(
-            f"with weight {_brief(weight)}", f"has a message with weight {_brief(weight)}: only 0 and 1 are known"
-        )
+        raise Malformed(f"with weight {_brief(weight)}", f"has a message with weight {_brief(weight)}: use 0 or 1")
     assert content_field is not None
     yield Message(known_role, _text(fields[content_field], content_field), learn=weight != 0)
 
 
-_OTHER = {"role": "`from`", "content": "`value`"}
+_OTHER_NAMES = {"role": "`from`", "content": "`value`"}
 
 
 def _is_turn(value: Any) -> bool:
     if not isinstance(value, dict):
         return False
-    fields = _lowered(value)
+    fields = _lowercase_names(value)
     return any(name in fields for name in _ROLE_FIELDS) or (bool(fields) and all(name in ROLE_NAMES for name in fields))
 
 
@@ -241,7 +243,7 @@ def _is_turns(value: Any) -> bool:
 
 
 def _parsed(value: Any) -> Any:
-    """A list that a cell of a table spells as JSON."""
+    """Parse a cell of a table that holds a list as JSON; return any other value unchanged."""
     if isinstance(value, str) and value.lstrip().startswith("[{"):
         try:
             return json.loads(value)
@@ -251,7 +253,7 @@ def _parsed(value: Any) -> Any:
 
 
 def _text(value: Any, field: str) -> str:
-    """A text, or the texts of a list of parts joined."""
+    """Return a text, or the joined texts of a list of parts."""
     if isinstance(value, str):
         return _checked(value, field)
     if isinstance(value, list):
@@ -278,10 +280,10 @@ def _checked(text: str, field: str) -> str:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        half = f"\\u{ord(text[error.start]):04x}"
+        surrogate = f"\\u{ord(text[error.start]):04x}"
         raise Malformed(
-            "with half a character",
-            f"has half a character ({half}, without its other half) in `{field}`; data.on_invalid=replace reads it as \ufffd",
+            "with half a surrogate pair",
+            f"has half of a surrogate pair ({surrogate}) in `{field}`; data.on_invalid=replace reads it as \ufffd",
         ) from None
     return text
 

@@ -1,4 +1,4 @@
-"""Conversations to learn from: files of instructions or chats, and requests for the built-in stories."""
+"""Conversations for fine-tuning: files of instructions or chats, and requests for the built-in stories."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 from positron.config import DataConfig
-from positron.data.conversation_shapes import Malformed, is_talk, read_talk
+from positron.data.conversation_shapes import Malformed, is_conversation, parse_conversation
 from positron.data.decoding import Reading
 from positron.data.records import Broken, Record, read_records
 from positron.data.sources import is_validation
@@ -20,27 +20,29 @@ from positron.text.conversation import Message, is_learned
 
 logger = logging.getLogger(__name__)
 
-SAMPLE = Path(__file__).parent / "tiny_instruct_sample.jsonl"
+SAMPLE_PATH = Path(__file__).parent / "tiny_instruct_sample.jsonl"
 NO_ANSWER = "without an answer"
-PLACES_NAMED = 3  # of each kind of skipped row
-_HALVES = re.compile("[\ud800-\udfff]")
-MANY_SKIPPED = 0.05  # a larger share is a warning
+MAX_PLACES = 3  # places that are named for each kind of skipped row
+_SURROGATE = re.compile("[\ud800-\udfff]")
+SKIPPED_WARNING_SHARE = 0.05  # if more rows are skipped, the line is a warning
 
 
 @dataclass(frozen=True)
 class Conversation:
+    """Hold the messages of a conversation, and whether it belongs to validation."""
+
     messages: tuple[Message, ...]
     is_val: bool
-    bits: float | None = None  # -log2 p of the answers given the questions, where it is known
+    bits: float | None = None  # -log2 p(answers | questions), if known
 
 
 @dataclass
 class _Reading:
-    """What was found in the rows of one data.path, to be told in one line."""
+    """Count what was read from the rows of one data.path, for a summary of one line."""
 
     rows: int = 0
     shapes: Counter[str] = field(default_factory=Counter)
-    unused: dict[str, None] = field(default_factory=dict)  # names of fields, in the order in which they came
+    unused: dict[str, None] = field(default_factory=dict)  # names of fields, in order of appearance
     skipped: dict[str, list[str]] = field(default_factory=dict)  # kind of mistake -> places
     first_error: str | None = None
 
@@ -54,29 +56,31 @@ class _Reading:
             self.first_error = f"{record.file}, {record.place} {message}"
 
     def line(self) -> str:
-        """`ShareGPT format: 300 conversations, 12 skipped: 10 without an answer (line 3, ...), ...`"""
+        """Return `ShareGPT format: 300 conversations, 12 skipped: 10 without an answer (line 3, ...), ...`."""
         names = " and ".join(self.shapes) or "unknown"
         text = f"{names} format: {self.rows:,} conversation{'s' * (self.rows != 1)}"
-        if lost := sum(map(len, self.skipped.values())):
-            text = f"{'WARNING: ' if lost > MANY_SKIPPED * self.rows else ''}{text}, {lost:,} skipped: {self.reasons()}"
+        if skipped := sum(map(len, self.skipped.values())):
+            warning = "WARNING: " if skipped > SKIPPED_WARNING_SHARE * self.rows else ""
+            text = f"{warning}{text}, {skipped:,} skipped: {self.reasons()}"
         if self.unused:
             text += f"; fields not used: {', '.join(list(self.unused)[:8])}{', ...' * (len(self.unused) > 8)}"
         return text
 
     def reasons(self) -> str:
-        """Kinds of mistakes, the most frequent first, with their first places."""
+        """Return the kinds of mistakes, the most frequent first, with their first places."""
         parts = []
         for label, places in sorted(self.skipped.items(), key=lambda item: -len(item[1])):
-            named = ", ".join([*places[:PLACES_NAMED], *["..."] * (len(places) > PLACES_NAMED)])
+            named = ", ".join([*places[:MAX_PLACES], *["..."] * (len(places) > MAX_PLACES)])
             parts.append(f"{len(places):,} {label} ({named})")
         return ", ".join(parts)
 
 
 def read_conversations(config: DataConfig) -> list[Conversation]:
-    """Read all conversations, in the file's order; the first question of each draws its side of the split.
+    """Read all conversations in the order of the file.
 
-    Rows that cannot be read are skipped, counted and named; UserError where they are more than half, or where nothing
-    is left.
+    The hash of its first question decides whether a conversation is for training or for validation. Malformed rows are
+    skipped, counted and logged with their places. Raises UserError if they are more than half of the rows, or if no
+    conversation is left.
     """
     match config.source:
         case "story_instruct":
@@ -90,64 +94,67 @@ def read_conversations(config: DataConfig) -> list[Conversation]:
 
 
 def _conversations_of_files(config: DataConfig) -> list[Conversation]:
-    path = str(SAMPLE) if config.path is None else config.path
+    path = str(SAMPLE_PATH) if config.path is None else config.path
     if config.repo is not None:
         from positron.data.hub_rows import fetch_rows
 
         path = str(fetch_rows(config))
     reading, conversations = _Reading(), []
     replaces = Reading(on_invalid=config.on_invalid).replaces
-    for record in read_records(path, config.on_invalid, is_talk):
+    for record in read_records(path, config.on_invalid, is_conversation):
         reading.rows += 1
         messages = _messages(record, reading, replaces)
         if messages:
             question = next((m.content for m in messages if m.role == "user"), "")
             conversations.append(Conversation(messages, is_validation(question, config.seed, config.val_fraction)))
     if not reading.rows:
-        raise UserError(f"data.path={path} is empty: it needs conversations, one JSON object per line for instance")
+        raise UserError(f"data.path={path} is empty: give conversations, for example one JSON object per line")
     if 2 * reading.malformed > reading.rows or (reading.malformed and not conversations):
         others = f"; of {reading.rows:,} rows, {reading.reasons()}" if reading.rows > 1 else ""
         raise UserError(f"{reading.first_error}{others}")
     if not conversations:
-        raise UserError(f"all {reading.rows:,} conversations of data.path={path} have nothing to learn from: no answer")
+        raise UserError(f"none of the {reading.rows:,} conversations of data.path={path} has an answer to learn from")
     logger.info(reading.line())
     return conversations
 
 
 def _messages(record: Record, reading: _Reading, replaces: bool) -> tuple[Message, ...]:
-    """The messages of a row; empty where it is skipped, which `reading` then knows."""
+    """Return the messages of a row, or () if it is skipped; `reading` counts both."""
     if isinstance(record.value, Broken):
         reading.skip(record, record.value.label, record.value.message)
         return ()
-    value = _without_halves(record.value) if replaces else record.value
+    value = _replace_surrogates(record.value) if replaces else record.value
     try:
-        talk = read_talk(value)
+        parsed = parse_conversation(value)
     except Malformed as error:
         reading.skip(record, error.label, str(error))
         return ()
-    reading.shapes[talk.shape] += 1
-    reading.unused |= dict.fromkeys(talk.unused)
-    if not any(map(is_learned, talk.messages)):
+    reading.shapes[parsed.shape] += 1
+    reading.unused |= dict.fromkeys(parsed.unused)
+    if not any(map(is_learned, parsed.messages)):
         reading.skip(record, NO_ANSWER, None)
         return ()
-    return talk.messages
+    return parsed.messages
 
 
-def _without_halves(value: Any) -> Any:
-    """The value with U+FFFD for each half of a surrogate pair, which JSON can spell and UTF-8 cannot."""
+def _replace_surrogates(value: Any) -> Any:
+    """Replace each half of a surrogate pair, which JSON can express and UTF-8 cannot, by U+FFFD."""
     match value:
         case str():
-            return _HALVES.sub("\ufffd", value)
+            return _SURROGATE.sub("\ufffd", value)
         case list():
-            return [_without_halves(item) for item in value]
+            return [_replace_surrogates(item) for item in value]
         case dict():
-            return {_without_halves(name): _without_halves(item) for name, item in value.items()}
+            return {_replace_surrogates(name): _replace_surrogates(item) for name, item in value.items()}
         case _:
             return value
 
 
 def story_requests(seed: int, start: int, stop: int, val_fraction: float) -> Iterator[Conversation]:
-    """Requests start .. stop - 1 with their stories. Names, things and places that meet in validation never do in training."""
+    """Yield requests start .. stop - 1 with their stories as answers.
+
+    A combination of name, object and place that occurs in validation does not occur in training.
+    """
     from positron import stories
 
     for index in range(start, stop):

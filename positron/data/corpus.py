@@ -1,4 +1,4 @@
-"""From a corpus to token files and a tokenizer, each made when it is missing."""
+"""Prepare a corpus: train its tokenizer and write its token files, unless they exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from positron.data.open import open_source
 from positron.data.shards import SPLITS, TokenFiles, write_tokens
 from positron.data.sources import WAIT, Source
 from positron.data.stream import open_stream
-from positron.data.windows import LONG_WORD
+from positron.data.windows import MAX_BYTES_PER_TOKEN
 from positron.system.disk import expanded, lock, make_folder, read_json
 from positron.system.errors import UserError
 from positron.system.formatting import amount
@@ -21,8 +21,8 @@ from positron.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-UNKNOWN_SAMPLE = 1_000_000  # tokens in which unknown ones are counted
-TOKENIZER_SAMPLE = 4_000_000  # bytes of text that a SentencePiece model is trained on
+UNKNOWN_SAMPLE_TOKENS = 1_000_000  # the share of <unk> is measured in this many tokens
+TOKENIZER_SAMPLE_BYTES = 4_000_000  # text that a tokenizer is trained on
 
 
 def prepare(
@@ -31,22 +31,23 @@ def prepare(
     tokenizer: Tokenizer | None,
     known: str | None = None,
 ) -> tuple[Tokenizer, Path]:
-    """The tokenizer (`tokenizer`, if a run brings its own) and the folder of token files, both made when missing.
+    """Return the tokenizer of a corpus and the folder of its token files; create both if they do not exist.
 
-    `known` is the fingerprint of the text that a run was begun with: if that text is gone, or is read otherwise since,
-    the token files made of it are used. Two processes that need the same corpus at once make it once: the second waits
-    for the first.
+    `tokenizer`: that of a run, which is used instead of one trained on the corpus. `known`: the fingerprint of the text
+    that a run began with; if that text is gone, or if this version reads it differently, the token files made of it are
+    used. If two processes need the same corpus, the second waits for the first. Raises UserError if the text is missing,
+    empty or unreadable.
     """
-    kept = kept_tokens(data, tokenizer, known)
+    existing = find_token_files(data, tokenizer, known)
     try:
         source = open_source(data)
     except UserError as error:
-        if tokenizer is None or kept is None:
+        if tokenizer is None or existing is None:
             raise
-        logger.info(f"{error}; using the tokens that were made of it, in {kept}")
-        return tokenizer, kept
-    if tokenizer is not None and kept is not None and known == source.earlier_fingerprint != source.fingerprint:
-        return tokenizer, kept
+        logger.info(f"{error}; using the token files made of it earlier, {existing}")
+        return tokenizer, existing
+    if tokenizer is not None and existing is not None and known == source.earlier_fingerprint != source.fingerprint:
+        return tokenizer, existing
     corpus = make_folder(expanded(data.dir) / source.name)
     with lock(corpus / "lock", lambda: logger.info(f"waiting for another process that prepares {corpus}")):
         if tokenizer is None:
@@ -66,8 +67,8 @@ def prepare(
     return tokenizer, tokens
 
 
-def kept_tokens(data: DataConfig, tokenizer: Tokenizer | None, known: str | None) -> Path | None:
-    """The folder of whole token files of the text with this fingerprint, under this tokenizer."""
+def find_token_files(data: DataConfig, tokenizer: Tokenizer | None, known: str | None) -> Path | None:
+    """Return the folder of complete token files of the text with fingerprint `known` and of this tokenizer, or None."""
     if tokenizer is None or known is None or data.tokens_per_epoch is not None:
         return None
     for header in sorted(expanded(data.dir).glob(f"*/tokens-{tokenizer.hash[:12]}/tokens.json")):
@@ -77,21 +78,21 @@ def kept_tokens(data: DataConfig, tokenizer: Tokenizer | None, known: str | None
 
 
 def _report(source: Source, tokens: Path, tokenizer: Tokenizer) -> None:
-    """Say what was read, and warn if the tokenizer does not suit it."""
+    """Log what was read, and warn if the tokenizer does not suit the text."""
     train, val = (TokenFiles(tokens, split, tokenizer) for split in SPLITS)
     if summary := source.summary():
         logger.info(f"{train.n_bytes:,} bytes for training, {val.n_bytes:,} for validation; {summary}")
-    if tokenizer.kind == "word" and train.n_bytes > LONG_WORD * train.n_tokens:
+    if tokenizer.kind == "word" and train.n_bytes > MAX_BYTES_PER_TOKEN * train.n_tokens:
         logger.warning(
             f"tokenizer=word finds only {train.n_tokens:,} words in {train.n_bytes:,} bytes, because this text "
-            "has few blanks between words: take tokenizer=char or tokenizer=spm_4k"
+            "has few spaces between words: use tokenizer=char or tokenizer=spm_4k"
         )
     if tokenizer.has_unknown:
-        unknown = float((train.read(0, min(train.n_tokens, UNKNOWN_SAMPLE)) == 0).mean())
+        unknown = float((train.read(0, min(train.n_tokens, UNKNOWN_SAMPLE_TOKENS)) == 0).mean())
         if unknown > 0.01:
             logger.warning(
-                f"{unknown:.1%} of the tokens are <unk>, which the {tokenizer.kind} tokenizer does not know: "
-                "a larger tokenizer.vocab_size, or tokenizer=spm_16k, loses nothing"
+                f"{unknown:.1%} of the tokens are <unk>, because the {tokenizer.kind} tokenizer does not know them: "
+                "use a larger tokenizer.vocab_size, or tokenizer=spm_16k, which knows every text"
             )
 
 
@@ -99,33 +100,34 @@ def _own_tokenizer(source: Source, choice: TokenizerConfig, home: Path, streams:
     if (home / "tokenizer.json").exists():
         return load_tokenizer(home)
     make_folder(home)
-    of_a_sample = True
+    reads_sample = True
     match choice.kind:
         case "char":
-            of_a_sample = streams  # all of a text's characters, where it is no stream
-            logger.info("training the char tokenizer" + (" on the beginning of the text" if of_a_sample else ""))
+            reads_sample = streams  # a text that is no stream is read whole, for all of its characters
+            logger.info("training the char tokenizer" + (" on the beginning of the text" if reads_sample else ""))
         case "word" | "sentencepiece":
             logger.info(f"training the {choice.kind} tokenizer on the beginning of the text")
         case "tiktoken":
-            pass  # a ready-made vocabulary: nothing is read
+            pass  # the vocabulary is fixed: nothing is read
         case _:
             assert_never(choice.kind)
-    tokenizer = train_tokenizer(choice, _sample(source, TOKENIZER_SAMPLE if of_a_sample else None))
+    tokenizer = train_tokenizer(choice, _sample(source, TOKENIZER_SAMPLE_BYTES if reads_sample else None))
     tokenizer.save(home)
     if choice.vocab_size and tokenizer.vocab_size < choice.vocab_size:
         logger.info(
-            f"this corpus yields {tokenizer.vocab_size:,} pieces, fewer than the {choice.vocab_size:,} asked for"
+            f"the vocabulary has {tokenizer.vocab_size:,} tokens, fewer than tokenizer.vocab_size={choice.vocab_size}: "
+            "the corpus yields no more"
         )
     return tokenizer
 
 
 def _sample(source: Source, limit: int | None) -> Iterator[str]:
-    """The corpus's beginning, about `limit` bytes of it, or all of it."""
+    """Yield the documents of the first `limit` bytes or slightly more, or all documents if `limit` is None."""
     limits = [size for size in (limit, source.limit_bytes) if size is not None]
     size = tasks = 0
     for task in source.tasks():
         if task == WAIT:
-            source.release(tasks)  # what is needed again will be fetched again
+            source.release(tasks)  # a file that is needed again is fetched again
             continue
         tasks += 1
         for document in source.read(task):

@@ -1,4 +1,4 @@
-"""Bytes of a file to text: decompression, UTF-8, and one kind of line end."""
+"""Convert the bytes of a file to text: decompress it, decode UTF-8, and make every line end a newline."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from positron.system.console import one_line
 from positron.system.errors import UserError
 
 BLOCK_BYTES = 1 << 20
-MAX_REPLACED = 0.01  # share of a file's characters; with more invalid ones it is no UTF-8 text
+MAX_REPLACED = 0.01  # share of a file's characters; a file with more invalid ones is not UTF-8
 _BOMS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, whose mark is the beginning of this one
     (codecs.BOM_UTF32_BE, "UTF-32"),
@@ -26,11 +26,11 @@ _BOMS = (
 
 @dataclass
 class Reading:
-    """How files are read, and what was changed in them so far."""
+    """Hold how files are read, and count what was changed while they were read."""
 
     field: str = "text"  # of JSON and CSV rows, or the column of a parquet file
     on_invalid: OnInvalid = "error"  # bytes that are not UTF-8, and halves of surrogate pairs in JSON
-    has_settings: bool = True  # whether whoever reads the message can set data.field and data.on_invalid
+    has_settings: bool = True  # whether the user of this command can set data.field and data.on_invalid
     replaced: int = 0  # characters that became U+FFFD
     line_ends: int = 0  # files in which \r\n or \r became \n
 
@@ -39,7 +39,7 @@ class Reading:
 
     @property
     def replaces(self) -> bool:
-        """Tell whether invalid bytes become U+FFFD instead of an error."""
+        """Whether invalid bytes become U+FFFD instead of raising an error."""
         match self.on_invalid:
             case "replace":
                 return True
@@ -50,10 +50,14 @@ class Reading:
 
     @property
     def field_name(self) -> str:
+        """The field's name for messages: `data.field=text`, or `"text"` where it is not a setting."""
         return f"data.field={self.field}" if self.has_settings else f'"{self.field}"'
 
     def replace_surrogates(self, text: str, where: str) -> str:
-        """`text` without halves of surrogate pairs, which JSON can spell and UTF-8 cannot. UserError names `where`."""
+        """Replace halves of surrogate pairs, which JSON can express and UTF-8 cannot, by U+FFFD.
+
+        Raises UserError, which names the place `where`, if invalid text is not to be replaced.
+        """
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -69,7 +73,10 @@ class Reading:
         return text
 
     def decode(self, content: bytes, where: str) -> str:
-        """One cell of bytes as text. UserError names `where`."""
+        """Decode a cell of UTF-8 bytes.
+
+        Raises UserError, which names the place `where`, if it is invalid and not to be replaced.
+        """
         try:
             return content.decode("utf-8")
         except UnicodeDecodeError as error:
@@ -83,7 +90,8 @@ class Reading:
             return text
 
 
-def opened(path: Path) -> IO[bytes] | Any:
+def open_decompressed(path: Path) -> IO[bytes] | Any:
+    """Open a file for reading; .gz and .zst files are decompressed while they are read."""
     compression = compression_of(path)
     if compression is None:
         return path.open("rb")
@@ -93,23 +101,26 @@ def opened(path: Path) -> IO[bytes] | Any:
 
 
 def read_text(path: Path, reading: Reading) -> str:
-    """Read a whole file, decompressed and decoded."""
-    with opened(path) as file:
-        return "".join(decoded(file, path, reading))
+    """Read a whole file, decompress it if necessary, and decode it. Raises UserError if it is not UTF-8."""
+    with open_decompressed(path) as file:
+        return "".join(decode_blocks(file, path, reading))
 
 
-def why_unreadable(error: Exception, path: Path) -> str:
-    """The reason of a failed read, with what to do about it where that is known."""
+def explain_read_error(error: Exception, path: Path) -> str:
+    """Return the reason of a failed read and, if known, the remedy."""
     reason = getattr(error, "strerror", None) or str(error)
     if "too much memory" in reason:
         return f"it was compressed with a long window: unpack it with zstd -d --long=31 {_quoted(path)}"
     if "incorrect header check" in reason or "Unknown frame descriptor" in reason:
-        return f"its content, or what follows it, is not compressed by {compression_of(path)} ({one_line(reason, 300)})"
+        return f"its content is not, or not only, {compression_of(path)} data ({one_line(reason, 300)})"
     return one_line(reason, 300)
 
 
-def decoded(file: Any, path: Path, reading: Reading) -> Iterator[str]:
-    """Blocks of text: a byte order mark is dropped, \\r\\n and \\r become \\n, all else is exactly the file's."""
+def decode_blocks(file: Any, path: Path, reading: Reading) -> Iterator[str]:
+    r"""Yield the text of a file in blocks, without a byte order mark and with \n for \r\n and \r.
+
+    Raises UserError if the file is binary or not UTF-8.
+    """
     return _plain_line_ends(_utf8(file, path, reading), reading)
 
 

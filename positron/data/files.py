@@ -1,6 +1,6 @@
-"""Text from files: plain text, JSON, CSV, parquet and Arrow, each also as .gz or .zst; one file, a folder, or a pattern.
+"""Read text from files: plain text, JSON, CSV, Parquet and Arrow, each also as .gz or .zst; a file, folder or pattern.
 
-Everything is read as a stream, a megabyte at a time, so a corpus may be larger than the memory.
+Files are read a megabyte at a time, so a corpus may be larger than the memory.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from positron.config import DataConfig
-from positron.data.decoding import Reading, decoded, opened, why_unreadable
-from positron.data.fingerprints import digest_of, hash_of
+from positron.data.decoding import Reading, decode_blocks, explain_read_error, open_decompressed
+from positron.data.fingerprints import file_digest, hash_facts
 from positron.data.listing import Listing, compression_of, format_of, list_files
 from positron.data.rows import FieldMissing, arrow_texts, csv_texts, json_texts, parquet_texts
 from positron.data.sources import Document, is_validation
@@ -26,25 +26,26 @@ from positron.system.errors import UserError
 
 SEPARATOR = "<|endoftext|>"  # a line of its own between the documents of a text file
 CHARS_PER_TASK = 1 << 20
-FEWEST_DOCUMENTS = 20  # fewer than this, and a text is split at a place instead of by document
-SURVEYED_DOCUMENTS, SURVEYED_CHARS = 1000, 1 << 25  # beyond either, drawn sides are as large as they should be
+MIN_DOCUMENTS = 20  # a text with fewer is split at one position instead of by document
+SURVEY_DOCUMENTS, SURVEY_CHARS = 1000, 1 << 25  # beyond either, both sides have about their expected size
 
-Piece = tuple[str, bool]  # some text, and whether its document ends here
+Piece = tuple[str, bool]  # a piece of text, and whether its document ends with it
 
 
 @dataclass(frozen=True)
 class Split:
-    """Where validation begins, in characters of the whole text; None: drawn document by document."""
+    """Hold where validation begins, in characters of the whole text; None: each document is assigned by its hash."""
 
     place: int | None
-    is_new: bool  # whether earlier versions split this text otherwise
+    is_new: bool  # whether earlier versions split this text differently
 
 
 class FileSource:
-    """One or many files. Documents are rows, or parts of a text between lines `<|endoftext|>`.
+    """Read documents from one or more files: rows, or the parts of a text between lines `<|endoftext|>`.
 
-    The fingerprint is that of the content and of how it is read. Which documents are for validation is drawn by their
-    text; if that leaves a side empty or of a wrong size, and for fewer than FEWEST_DOCUMENTS, the end of the text is.
+    The fingerprint covers the content and the settings that change how it is read. The hash of a document decides whether
+    it is for validation. If there are fewer than MIN_DOCUMENTS, or if a side would be empty or of the wrong size, the end
+    of the text is for validation instead. Raises UserError if a file is missing, empty or unreadable.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -56,17 +57,17 @@ class FileSource:
         self.files, self._skipped = listing.files, listing.describe_skipped()
         self.seed, self.val_fraction = config.seed, config.val_fraction
         facts: list[object] = ["text", config.seed, config.val_fraction, config.field, config.on_invalid, config.max_mb]
-        heads = []
+        reads_differ = []
         for file in self.files:
-            digest, is_read_otherwise = digest_of(file)
+            digest, is_read_differently = file_digest(file)
             facts.append(digest)
-            heads.append(is_read_otherwise)
-        # what earlier versions computed for the same files; their token files still belong to them
-        self.earlier_fingerprint = hash_of(facts)
+            reads_differ.append(is_read_differently)
+        # what earlier versions computed for the same files; token files with this fingerprint remain valid
+        self.earlier_fingerprint = hash_facts(facts)
         self._split = self._find_split(path)
-        changes = [file.name for file, changed in zip(self.files, heads, strict=True) if changed]
+        changes = [file.name for file, changed in zip(self.files, reads_differ, strict=True) if changed]
         changes += [f"split at {self._split.place}"] if self._split.is_new else []
-        self.fingerprint = hash_of([*facts, changes]) if changes else self.earlier_fingerprint
+        self.fingerprint = hash_facts([*facts, changes]) if changes else self.earlier_fingerprint
         stem = Path(path).stem.strip("*") or "files"
         stem = (
             stem
@@ -79,14 +80,14 @@ class FileSource:
 
     @property
     def limit_bytes(self) -> int | None:
-        """None: the source itself ends at `data.max_mb`, because the place of the split depends on that."""
+        """None: the source itself stops at `data.max_mb`, because the position of the split depends on it."""
         return None
 
     def summary(self) -> str:
-        """What was read, and what was skipped or changed, after the last document was handed out."""
+        """Describe what was read, skipped and changed; complete after the last task."""
         parts = [f"read {len(self.files):,} file{'s' if len(self.files) != 1 else ''}"]
         if self._split.place is not None:
-            parts.append("the end of the text is for validation")
+            parts.append("the end of the text is used for validation")
         if self.reading.line_ends:
             parts.append(f"line ends \\r\\n or \\r became \\n in {self.reading.line_ends:,} of them")
         if self.reading.replaced:
@@ -96,7 +97,7 @@ class FileSource:
         return "; ".join(parts)
 
     def _find_split(self, path: str) -> Split:
-        """Draw the first documents, or all of a small text, and see whether both sides get their share."""
+        """Assign the first documents, or all of a small text, by their hash, and check the size of both sides."""
         documents = characters = 0
         sides, drawn = [0, 0], None
         for text, ends in self._pieces():
@@ -104,17 +105,17 @@ class FileSource:
             sides[drawn] += len(text)
             drawn = None if ends else drawn
             documents, characters = documents + ends, characters + len(text)
-            is_large = documents >= SURVEYED_DOCUMENTS or characters >= SURVEYED_CHARS
-            if is_large and documents >= FEWEST_DOCUMENTS and all(sides):
+            is_large = documents >= SURVEY_DOCUMENTS or characters >= SURVEY_CHARS
+            if is_large and documents >= MIN_DOCUMENTS and all(sides):
                 return Split(None, is_new=False)
         if characters == 0:
             raise UserError(f"data.path={one_line(path)} is empty")
-        if documents >= FEWEST_DOCUMENTS and _is_balanced(sides, self.val_fraction):
+        if documents >= MIN_DOCUMENTS and _is_balanced(sides, self.val_fraction):
             return Split(None, is_new=False)
-        return self._place_of(characters, was_drawn=documents >= FEWEST_DOCUMENTS)
+        return self._place_of(characters, was_drawn=documents >= MIN_DOCUMENTS)
 
     def _place_of(self, characters: int, was_drawn: bool) -> Split:
-        """The end of a line (or a blank) near the place where the last part of the text begins, inside of the text."""
+        """Return the split at a line end (or space) near the position that `val_fraction` asks for, never at an end."""
         exact = round(characters * (1 - self.val_fraction))
         cut = max(1, min(characters - 1, exact))
         reach = (characters - cut) // 2
@@ -131,7 +132,7 @@ class FileSource:
         return Split(cut, is_new=was_drawn or self._is_cut_short or cut != exact)
 
     def _pieces(self) -> Iterator[Piece]:
-        """The whole text up to `data.max_mb`."""
+        """Yield the whole text up to `data.max_mb`."""
         self.reading.replaced = self.reading.line_ends = 0
         self._is_cut_short = False
         yield from self._all_pieces() if self._limit is None else self._first_pieces(self._limit)
@@ -147,7 +148,7 @@ class FileSource:
                 yield text, ends
 
     def _first_pieces(self, limit: int) -> Iterator[Piece]:
-        """At least `limit` bytes; their number is looked at whenever CHARS_PER_TASK were read."""
+        """Yield at least `limit` bytes; their number is checked after every CHARS_PER_TASK characters."""
         size = in_task = 0
         for text, ends in self._all_pieces():
             if self._is_cut_short:
@@ -161,7 +162,7 @@ class FileSource:
 
     def _documents(self) -> Iterator[Document]:
         if self._split.place is None:
-            drawn = None  # the side of a document that comes in pieces is drawn by its first one
+            drawn = None  # the first piece of a document decides its side
             for text, ends in self._pieces():
                 drawn = is_validation(text, self.seed, self.val_fraction) if drawn is None else drawn
                 yield Document(text, drawn, ends=ends)
@@ -178,7 +179,10 @@ class FileSource:
                 yield Document(text, is_val=cut == 0, ends=ends)
 
     def tasks(self, skip: int = 0) -> Iterator[list[Document]]:
-        """About a million characters each. What is skipped is read all the same, which takes a hundredth of the time."""
+        """Yield tasks of about a million characters each, after the first `skip`.
+
+        Skipped tasks are read, too, which takes about a hundredth of the time of tokenizing them.
+        """
         yield from islice(self._tasks(), skip, None)
 
     def _tasks(self) -> Iterator[list[Document]]:
@@ -194,38 +198,40 @@ class FileSource:
             yield task
 
     def release(self, tasks_done: int | None) -> None:
-        """The files are the user's."""
+        """Do nothing: the files belong to the user."""
 
     def read(self, task: list[Document]) -> list[Document]:
+        """Return the documents of a task."""
         return task
 
 
 def _is_balanced(sides: list[int], val_fraction: float) -> bool:
-    """Whether the drawn sides (training, validation), in characters, are near what `val_fraction` asks for."""
+    """Tell whether the sizes of training and validation, in characters, are close to what `val_fraction` asks for."""
     share = sides[True] / sum(sides)
     return all(sides) and val_fraction / 5 <= share <= min(5 * val_fraction, (1 + val_fraction) / 2)
 
 
-def downloaded(url: str, sha256: str | None) -> Path:
-    """Return where the file of an address lies in our cache once it has been fetched."""
+def cached_path(url: str, sha256: str | None) -> Path:
+    """Return the path in the cache that the file of `url` is stored at. Raises UserError for an address that is not http(s)."""
     check_address(url)
     name = re.sub(r"[^\w.-]", "_", Path(urlsplit(url).path).name).lstrip(".") or "download.txt"
-    if sha256 is None:  # without a checksum, files of one name and other addresses would be taken for each other
+    if sha256 is None:  # files of the same name from two addresses must not be confused
         name = f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{name}"
     return cache_folder() / "text" / name
 
 
 def _fetched(url: str, sha256: str | None) -> str:
-    """Fetch a file into our cache and return its path. UserError within seconds where it cannot be had."""
-    path = downloaded(url, sha256)
+    """Fetch a file into the cache and return its path. Raises UserError if it cannot be fetched."""
+    path = cached_path(url, sha256)
     fetch(url, path, sha256, instead="use data=stories, which needs no network")
     return str(path)
 
 
 def list_texts(path: str, reading: Reading) -> Listing:
-    """List the files of `path` that hold text. UserError if there are none.
+    """List the files of `path` that hold text.
 
-    A .json, .csv or .tsv of a folder often holds something else: one whose first row has no text is skipped.
+    A .json, .csv or .tsv file in a folder often holds something else: it is skipped if its first row has no text. Raises
+    UserError if no file is left.
     """
     called = f"data.path={path}" if reading.has_settings else path
     listing = list_files(path, called)
@@ -246,15 +252,15 @@ def list_texts(path: str, reading: Reading) -> Listing:
 
 
 def read_pieces(path: Path, reading: Reading) -> Iterator[Piece]:
-    """A file's text in pieces. UserError names the file and the place of what is wrong with it."""
+    """Yield the text of a file in pieces. Raises UserError, with file and place, if it cannot be read."""
     kind = format_of(path)
     try:
         if kind in ("parquet", "arrow"):
             texts = parquet_texts(path, reading) if kind == "parquet" else arrow_texts(path, reading)
             yield from ((text, True) for text in texts)
             return
-        with opened(path) as file:
-            blocks = decoded(file, path, reading)
+        with open_decompressed(path) as file:
+            blocks = decode_blocks(file, path, reading)
             match kind:
                 case "json lines" | "json":
                     texts = json_texts(blocks, path, reading, is_lines=kind == "json lines")
@@ -264,7 +270,7 @@ def read_pieces(path: Path, reading: Reading) -> Iterator[Piece]:
                 case _:
                     yield from split_documents(blocks)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot read {one_line(str(path))}: {why_unreadable(error, path)}") from error
+        raise UserError(f"cannot read {one_line(str(path))}: {explain_read_error(error, path)}") from error
 
 
 _SPACED_SEPARATOR = re.compile(r"\n<\|endoftext\|>[ \t]+(?=\n)")
@@ -272,7 +278,7 @@ _SPACED_START = re.compile(r"<\|endoftext\|>[ \t]*\n")
 
 
 def split_documents(blocks: Iterator[str]) -> Iterator[Piece]:
-    """Documents between lines `<|endoftext|>`, without the newlines around these; empty ones are left out."""
+    """Yield the documents between lines `<|endoftext|>`, without the newlines around these lines; skip empty documents."""
     text, fresh, line_start = "", True, True  # fresh: at a document's beginning; line_start: text begins a line
     separated = False
     for block in _with_end(blocks):
@@ -297,17 +303,17 @@ def split_documents(blocks: Iterator[str]) -> Iterator[Piece]:
             if text or not fresh:
                 yield text, True
         elif len(text) > CHARS_PER_TASK:
-            # what may still turn out to be a separator, with blanks after it and newlines before it, stays
-            kept = text.rstrip(" \t") if text.rstrip(" \t").endswith(SEPARATOR) else text
-            keep = len(kept[: -len(SEPARATOR) - 2].rstrip("\n"))
-            cut = text.rfind("\n", 0, keep) + 1 or keep
+            # hold back what may become a separator, with the spaces after it and the newlines before it
+            visible = text.rstrip(" \t") if text.rstrip(" \t").endswith(SEPARATOR) else text
+            stop = len(visible[: -len(SEPARATOR) - 2].rstrip("\n"))
+            cut = text.rfind("\n", 0, stop) + 1 or stop
             if cut:
                 yield text[:cut], False
                 text, fresh, line_start = text[cut:], False, text[cut - 1] == "\n"
 
 
 def _split(text: str) -> tuple[list[str], str]:
-    """The text before each separator's line, and after the last one."""
+    """Return the texts before each separator line, and the text after the last one."""
     first, *others = text.split(f"\n{SEPARATOR}")
     if all(other.startswith("\n") for other in others):  # a single pass over the text
         *documents, rest = [first, *(other[1:] for other in others)]
@@ -317,8 +323,10 @@ def _split(text: str) -> tuple[list[str], str]:
 
 
 def _after_separator(text: str) -> str:
-    """What follows a separator's line, without more such lines and newlines: one separator's end may be the next one's
-    beginning."""
+    """Strip newlines and further separator lines from the beginning of the text that follows a separator line.
+
+    The newline that ends one separator line may begin the next one.
+    """
     while True:
         text = text.lstrip("\n")
         if text.startswith(SEPARATOR + "\n"):

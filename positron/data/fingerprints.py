@@ -1,4 +1,4 @@
-"""What identifies a text: the content of its files, and how they are read."""
+"""Fingerprints of a text: hashes of the content of its files and of how they are read."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import re
 import zlib
 from pathlib import Path
 
-from positron.data.decoding import opened, why_unreadable
+from positron.data.decoding import explain_read_error, open_decompressed
 from positron.data.listing import compression_of, format_of
 from positron.system.console import one_line
 from positron.system.errors import UserError
 
-HASHED_WHOLE = 1 << 26  # bytes; of larger files, the ends, the size and the time of change are hashed
+MAX_HASHED_BYTES = 1 << 26  # of a larger file, both ends, the size and the time of modification are hashed
 
 
-def hash_of(facts: list[object]) -> str:
+def hash_facts(facts: list[object]) -> str:
+    """Return the SHA-256, as 64 hexadecimal digits, of the representation of `facts`."""
     return hashlib.sha256(repr(facts).encode("utf-8", "backslashreplace")).hexdigest()
 
 
@@ -23,12 +24,15 @@ _FORMERLY_KNOWN = (".txt", ".md", ".text", ".jsonl", ".parquet")
 _FORMERLY_OTHER = re.compile(rb"^\xef\xbb\xbf|\r|<\|endoftext\|>[ \t]")
 
 
-def digest_of(path: Path) -> tuple[tuple[str, int, str], bool]:
-    """Name, size and hash of a file, and whether earlier versions read it otherwise (as far as its ends tell)."""
+def file_digest(path: Path) -> tuple[tuple[str, int, str], bool]:
+    """Return (name, size in bytes, hash) of a file, and whether earlier versions read it differently.
+
+    Only the two ends of a large file decide the latter. Raises UserError if the file cannot be read.
+    """
     try:
         size, content = path.stat().st_size, hashlib.sha256()
         with path.open("rb") as file:
-            if size <= HASHED_WHOLE:
+            if size <= MAX_HASHED_BYTES:
                 sample = file.read()
                 content.update(sample)
             else:
@@ -40,10 +44,10 @@ def digest_of(path: Path) -> tuple[tuple[str, int, str], bool]:
                 content.update(str(path.stat().st_mtime_ns).encode())
                 sample = first + last
         if compression_of(path):
-            with opened(path) as file:
+            with open_decompressed(path) as file:
                 sample = file.read(1 << 16)
     except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"cannot read {one_line(str(path))}: {why_unreadable(error, path)}") from error
+        raise UserError(f"cannot read {one_line(str(path))}: {explain_read_error(error, path)}") from error
     kind = format_of(path)
     suffix = path.with_suffix("").suffix if path.suffix in (".gz", ".zst") else path.suffix
     if kind not in (None, "text"):

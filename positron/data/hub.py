@@ -1,8 +1,7 @@
-"""Datasets of the Hugging Face hub, as parquet files that pass through a small room on the disk.
+"""Datasets of the Hugging Face hub, as Parquet files that pass through a small buffer on the disk.
 
-A file is fetched, its rows become tokens, and it is deleted; the next one is on its way meanwhile. What a repository
-holds (its commit, its files and their checksums) is noted at the first call, so a corpus that was prepared once needs
-the network no more, and does not change when the repository does.
+A file is fetched, tokenized and deleted while the next one is downloaded. The first call saves the commit, the files and
+their checksums in `source.json`, so that a prepared corpus needs no network and does not change with the repository.
 """
 
 from __future__ import annotations
@@ -29,18 +28,19 @@ from positron.system.errors import Unreachable, UserError
 
 logger = logging.getLogger(__name__)
 
-RING_FILES, RING_BYTES = 5, 2_500_000_000  # the most that lies in the room at a time; a single larger file may
-SPARE_BYTES = 1_000_000_000  # of the disk that is left free
-PATIENCE_S = 300.0  # how long one thing is tried again before the hub counts as out of reach
+BUFFER_FILES, BUFFER_BYTES = 5, 2_500_000_000  # limits of the files on the disk at a time; a single file may be larger
+SPARE_BYTES = 1_000_000_000  # disk space that is left free
+PATIENCE_S = 300.0  # seconds for which a request is repeated before the hub counts as unreachable
 Answer = TypeVar("Answer")
 Task = tuple[str, int]  # a file, and one of its row groups
 
 
 class Repository:
-    """What a data set's repository held at the first call: its commit, and its files with their checksums.
+    """Hold what a dataset's repository contained at the first call: its commit, and its files with their checksums.
 
-    `files` are the parquet files that `data.files` names, with their checksums. If there are none, `load_dataset` reads
-    `others`, or what the repository itself says, if `others` is None.
+    `files` are the Parquet files that match `data.files`. If it is empty, `load_dataset` reads `others`, or, if `others`
+    is None, the files that the repository itself declares. Raises UserError if the repository or the files do not exist,
+    and Unreachable if the hub cannot be reached at the first call.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -51,7 +51,7 @@ class Repository:
         choice.append(self.limit_bytes)
         self.name = f"{config.repo.replace('/', '--')}-{hashlib.sha256(repr(choice).encode()).hexdigest()[:8]}"
         self.folder = expanded(config.dir) / self.name
-        self.raw = self.folder / "raw"  # what is fetched, until it is read
+        self.raw = self.folder / "raw"  # downloaded files, until they are read
         self._note = self.folder / "source.json"
         if not self._note.exists():
             self._look(config)
@@ -63,15 +63,15 @@ class Repository:
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def write_note(self) -> None:
-        """Keep what was learned about `files`."""
+        """Save what was learned about `files`."""
         write_json(self._note, self._facts)
 
     def _look(self, config: DataConfig) -> None:
-        """Note the commit and the files. UserError for a repository or files that do not exist."""
+        """Save the commit and the files. Raises UserError if the repository or the files do not exist."""
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
-        info = patiently(
+        info = retry_network(
             lambda: api.dataset_info(self.repo, revision=config.revision, files_metadata=True, timeout=10),
             f"the dataset {self.repo}",
         )
@@ -81,7 +81,7 @@ class Repository:
         chosen = [s for s in parquet if fnmatch.fnmatch(s.rfilename, config.files)]
         others = [name for name in names if fnmatch.fnmatch(name, config.files)]
         if not chosen and not others:
-            kind = "parquet files" if parquet else "files"
+            kind = "Parquet files" if parquet else "files"
             listed = ", ".join([s.rfilename for s in parquet[:6]] or names[:6]) or "none"
             raise UserError(
                 f"data.repo={self.repo} has no {kind} that match data.files={config.files}; it has: {listed}"
@@ -103,7 +103,10 @@ def _is_description(name: str) -> bool:
 
 
 class HubSource:
-    """One column of a dataset's parquet files. Which documents are for validation is drawn by their text."""
+    """Read one column of a dataset's Parquet files; the hash of a document decides whether it is for validation.
+
+    Raises UserError if the dataset has no Parquet files.
+    """
 
     total_bytes = None
 
@@ -118,60 +121,63 @@ class HubSource:
         self.files = self.repository.files
         if not self.files:
             raise UserError(
-                f"data.repo={self.repo} has no parquet files, which data.tokens_per_epoch needs: "
+                f"data.repo={self.repo} has no Parquet files, which data.tokens_per_epoch needs: "
                 "leave it out, or try data.revision=refs/convert/parquet"
             )
         self.held_out: frozenset[bytes] = frozenset()
-        self._open: list[tuple[str, int]] = []  # files whose rows are being tokenized, and the task count at their end
+        self._open: list[tuple[str, int]] = []  # files being tokenized, and the number of tasks up to their ends
 
     def part(self, files: slice, held_out: frozenset[bytes] = frozenset()) -> HubSource:
-        """All documents of some of the files, but for those with a digest in `held_out`, all of them for training."""
+        """Return a source of the given files, all for training, without the documents whose digests are in `held_out`."""
         part = copy.copy(self)
         part.files, part.held_out, part.val_fraction = self.files[files], held_out, 0.0
         return part
 
     def tasks(self, skip: int = 0) -> Iterator[Task | str]:
-        """(file, row group) in order, without the first `skip`; WAIT while the room is full of files in work.
+        """Yield (file, row group) in order, after the first `skip`; yield WAIT while the buffer is full.
 
-        `release` tells what is done. The file after the one that is handed out is fetched in the background.
+        `release` frees the buffer. The file after the current one is fetched in the background. Raises UserError if the
+        disk is full and Unreachable if the network fails.
         """
         self._open = []
-        ahead: _Fetch | None = None
+        prefetch: _Fetch | None = None
         count = 0
         for number, file in enumerate(self.files):
             known = file["row_groups"]
             if known is not None and count + known <= skip:
-                count += known  # all of it was tokenized by an earlier call
+                count += known  # an earlier call tokenized the whole file
                 (self._raw / file["name"]).unlink(missing_ok=True)
                 continue
             if not self._open:
-                self._clear_room(self.files[number : number + RING_FILES])
+                self._clear_buffer(self.files[number : number + BUFFER_FILES])
             while self._is_full(file):
                 yield WAIT
-            path = ahead.result() if ahead is not None else self._fetch(file)
+            path = prefetch.result() if prefetch is not None else self._fetch(file)
             groups = self._row_groups(file, path)
             self._open.append((file["name"], count + groups))
             following = self.files[number + 1 : number + 2]
-            ahead = _Fetch(self._fetch, following[0]) if following and not self._is_full(following[0]) else None
+            prefetch = _Fetch(self._fetch, following[0]) if following and not self._is_full(following[0]) else None
             for group in range(groups):
                 count += 1
                 if count > skip:
                     yield str(path), group
 
     def read(self, task: Task | str) -> list[Document]:
-        assert not isinstance(task, str)  # WAIT is no text
+        """Return the documents of a row group. Raises UserError if the column is missing or the file is damaged."""
+        assert not isinstance(task, str)  # WAIT has no documents
         path, group = task
         return [
             Document(text, is_validation(text, self.seed, self.val_fraction))
             for text in parquet_texts(Path(path), self.reading, group)
-            if not self.held_out or digest(text) not in self.held_out
+            if not self.held_out or text_digest(text) not in self.held_out
         ]
 
     def summary(self) -> str:
+        """Describe what was read."""
         return f"read {len(self.files):,} files of {self.repo}"
 
     def release(self, tasks_done: int | None) -> None:
-        """Delete the files all of whose rows were read. One whose tokens are lost to a crash is fetched again."""
+        """Delete the files that were read completely. A file whose tokens are lost in a crash is fetched again."""
         if tasks_done is None:
             shutil.rmtree(self._raw, ignore_errors=True)
             return
@@ -183,17 +189,20 @@ class HubSource:
         if not self._open:
             return False
         sizes = [path.stat().st_size for path in self._raw.rglob("*.parquet")]
-        return len(sizes) >= RING_FILES or sum(sizes) + (next_file["size"] or 0) > RING_BYTES
+        return len(sizes) >= BUFFER_FILES or sum(sizes) + (next_file["size"] or 0) > BUFFER_BYTES
 
-    def _clear_room(self, needed: list[dict[str, Any]]) -> None:
-        """What an earlier reading of other places left behind goes."""
+    def _clear_buffer(self, needed: list[dict[str, Any]]) -> None:
+        """Delete the files that an earlier call left in the buffer and that are not among the next ones."""
         wanted = {self._raw / file["name"] for file in needed}
         for path in self._raw.rglob("*.parquet"):
             if path not in wanted:
                 path.unlink(missing_ok=True)
 
     def _fetch(self, file: dict[str, Any]) -> Path:
-        """The file on the disk, its checksum verified. UserError for a full disk, Unreachable for a lost network."""
+        """Download a file, verify its checksum and return its path.
+
+        Raises UserError if the disk is full, Unreachable if the network fails.
+        """
         from huggingface_hub import hf_hub_download
         from huggingface_hub.utils import disable_progress_bars
 
@@ -202,7 +211,7 @@ class HubSource:
         if free < (file["size"] or 0) + SPARE_BYTES:
             raise UserError(
                 f"the disk of {raw} has {free / 1e9:.1f} GB free; {file['name']} needs {(file['size'] or 0) / 1e9:.1f} GB "
-                f"and {SPARE_BYTES / 1e9:.0f} GB to spare: free some, or set data.dir= to another disk"
+                f"and {SPARE_BYTES / 1e9:.0f} GB to spare: free some space, or set data.dir to a folder on another disk"
             )
         disable_progress_bars()
 
@@ -219,10 +228,10 @@ class HubSource:
             )
             if file["sha256"] is not None and _sha256(path) != file["sha256"]:
                 path.unlink()
-                raise ConnectionError("what arrived does not have the checksum that the repository names")
+                raise ConnectionError("the downloaded file does not have the checksum that the repository states")
             return path
 
-        return patiently(get, f"{file['name']} of {self.repo}")
+        return retry_network(get, f"{file['name']} of {self.repo}")
 
     def _row_groups(self, file: dict[str, Any], path: Path) -> int:
         if file["row_groups"] is None:
@@ -233,18 +242,19 @@ class HubSource:
                 with pyarrow.parquet.ParquetFile(path) as opened:
                     file["row_groups"] = opened.num_row_groups
             except pyarrow.ArrowException as error:
-                raise UserError(f"{path} is no parquet file: {' '.join(str(error).split())[:200]}") from error
+                raise UserError(f"{path} is not a Parquet file: {' '.join(str(error).split())[:200]}") from error
             self.repository.write_note()
         groups: int = file["row_groups"]
         return groups
 
 
-def digest(text: str) -> bytes:
+def text_digest(text: str) -> bytes:
+    """Return the 16 bytes of the BLAKE2b hash of a text."""
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
 
 
 class _Fetch(threading.Thread):
-    """A file that is fetched in the background, by a thread that does not keep a program from ending."""
+    """Fetch a file in a background thread, which does not keep the program from ending."""
 
     def __init__(self, fetch: Callable[[dict[str, Any]], Path], file: dict[str, Any]) -> None:
         super().__init__(daemon=True)
@@ -257,7 +267,7 @@ class _Fetch(threading.Thread):
     def run(self) -> None:
         try:
             self._path = self._context.run(self._fetch, self._file)
-        except BaseException as error:  # raised where the file is asked for
+        except BaseException as error:  # `result` raises it
             self._error = error
 
     def result(self) -> Path:
@@ -274,38 +284,37 @@ def _sha256(path: Path) -> str:
 
 
 def patience_s() -> float:
-    """Return for how many seconds one thing is tried again."""
+    """Return for how many seconds a request is repeated: POSITRON_PATIENCE_S, or PATIENCE_S."""
     return float(os.environ.get("POSITRON_PATIENCE_S", PATIENCE_S))
 
 
-def patiently(action: Callable[[], Answer], what: str) -> Answer:
-    """The answer of `action`, tried again with growing pauses while the network fails.
+def retry_network(action: Callable[[], Answer], what: str) -> Answer:
+    """Call `action` until the network answers, with pauses of 1 to 60 seconds, and return its result.
 
-    Unreachable after PATIENCE_S seconds (or POSITRON_PATIENCE_S, from the environment); UserError at once for what
-    trying again does not mend.
+    Raises Unreachable after `patience_s` seconds, and UserError at once if repeating the request would not help.
     """
     # HTTPError: of whichever HTTP library the client uses
     from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     patience = patience_s()
-    began, pause = time.monotonic(), 1.0
+    start, pause = time.monotonic(), 1.0
     while True:
         try:
             return action()
         except (RepositoryNotFoundError, GatedRepoError) as error:
-            reason = "needs access rights: hf auth login" if isinstance(error, GatedRepoError) else "is not there"
-            raise UserError(
-                f"{what} {reason} (asked {os.environ.get('HF_ENDPOINT', 'https://huggingface.co')})"
-            ) from error
+            host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+            if isinstance(error, GatedRepoError):
+                raise UserError(f"{what} needs access rights on {host}: run hf auth login") from error
+            raise UserError(f"{what} does not exist on {host}: check data.repo and data.revision") from error
         except (HTTPError, LocalEntryNotFoundError, OSError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             reason = " ".join(str(error).split())[:160]
             if status is not None and 400 <= status < 500 and status not in (408, 429):
                 raise UserError(f"{what}: the hub answers {status}: {reason}") from error
-            if time.monotonic() - began + pause > patience:
+            if time.monotonic() - start + pause > patience:
                 raise Unreachable(
-                    f"{what} cannot be fetched: {reason}. What was done is kept: the same command goes on when the "
-                    "network is back; data=stories and data=text need none"
+                    f"{what} cannot be fetched: {reason}. Finished work is kept: run the same command again when the "
+                    "network is back; data=stories and data=text need no network"
                 ) from error
             logger.info(f"{what}: {reason}; trying again in {pause:.0f} s")
             time.sleep(pause)

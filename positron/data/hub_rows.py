@@ -1,8 +1,8 @@
-"""Rows of the hub's data sets that have no parquet files, by `datasets.load_dataset(..., streaming=True)`.
+"""Read the rows of hub datasets without Parquet files by `datasets.load_dataset(..., streaming=True)`.
 
-The library runs in a process of its own. There it gets folders below `data.dir` for its caches instead of those in the
-user's home, and it reports a failure of the network instead of trying again in silence; a process that says nothing for
-too long is ended. What arrives is cut into chunks by size alone, so chunk i is the same in every call.
+The library runs in a process of its own, with its caches below `data.dir` instead of in the user's home. The process
+reports a failure of the network instead of retrying silently, and is killed if it sends nothing for too long. The rows
+are cut into chunks by size alone, so that chunk i is the same in every call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 from positron.config import DataConfig
 from positron.data.decoding import Reading
-from positron.data.hub import HubSource, Repository, patience_s, patiently
+from positron.data.hub import HubSource, Repository, patience_s, retry_network
 from positron.data.records import parquet_rows
 from positron.data.shards import end_with_parent
 from positron.data.sources import ROWS_FILE, WAIT, Document, is_validation
@@ -32,12 +32,12 @@ from positron.system.errors import UserError
 logger = logging.getLogger(__name__)
 
 CHUNK_CHARS = 1 << 20
-SILENCE_S = 20.0  # without a word from the library, after which the user is told what is waited for
+SILENCE_S = 20.0  # seconds without data, after which a line tells the user what is awaited
 TRAIN = "train"
 
 
 class HubRowsSource:
-    """One field of a data set's rows. Which documents are for validation is drawn by their text."""
+    """Read one field of a dataset's rows; the hash of a document decides whether it is for validation."""
 
     total_bytes = None
 
@@ -49,7 +49,10 @@ class HubRowsSource:
         self.fingerprint = self.earlier_fingerprint = repository.fingerprint
 
     def tasks(self, skip: int = 0) -> Iterator[list[Document]]:
-        """About a million characters each. What is skipped is fetched all the same."""
+        """Yield tasks of about a million characters, after the first `skip`, which are fetched, too.
+
+        Raises Unreachable if the network fails, UserError if the rows have no text in the field.
+        """
         number = 0
         for chunk in row_chunks(self.repository, self.field, skip):
             task = []
@@ -60,18 +63,24 @@ class HubRowsSource:
             yield task
 
     def read(self, task: list[Document]) -> list[Document]:
+        """Return the documents of a task."""
         return task
 
     def summary(self) -> str:
-        return f"read the rows of {self.repository.repo}, which has no parquet files, without checksums"
+        """Describe what was read."""
+        return f"read the rows of {self.repository.repo}, which has no Parquet files, without checksums"
 
     def release(self, tasks_done: int | None) -> None:
+        """Delete the library's caches after the last task."""
         if tasks_done is None:
             shutil.rmtree(self.repository.raw, ignore_errors=True)
 
 
 def fetch_rows(config: DataConfig) -> Path:
-    """Write all rows of a data set of the hub to a file of JSON lines below `data.dir`, once; return the file."""
+    """Write all rows of a hub dataset to a file of JSON lines below `data.dir`, unless it exists; return its path.
+
+    Raises UserError if the dataset does not exist or cannot be read, Unreachable if the network fails.
+    """
     repository = Repository(config)
     path = repository.folder / ROWS_FILE
     with lock(
@@ -103,30 +112,31 @@ def _all_rows(repository: Repository, config: DataConfig) -> Iterator[Any]:
 
 
 def row_chunks(repository: Repository, field: str | None, skip: int) -> Iterator[list[Any]]:
-    """Yield the rows, or the texts of one field, in chunks of about CHUNK_CHARS, without the first `skip` chunks.
+    """Yield the rows, or the texts of one field, in chunks of about CHUNK_CHARS, after the first `skip` chunks.
 
-    A failure of the network is tried again, from the chunk after the last one that came whole: see `patiently`.
+    After a failure of the network, the rows are read again from the first incomplete chunk: see `retry_network`, which
+    raises Unreachable in the end. Raises UserError if the rows cannot be read.
     """
     process = _Process(repository, field, skip)
     try:
-        while (chunk := patiently(process.next, f"the rows of {repository.repo}")) is not None:
+        while (chunk := retry_network(process.next, f"the rows of {repository.repo}")) is not None:
             yield chunk
     finally:
         process.stop()
 
 
 class _Process:
-    """The process that runs the library, started again after a failure."""
+    """Run the library in a process, and start it again after a failure."""
 
     def __init__(self, repository: Repository, field: str | None, skip: int) -> None:
         self._repository, self._field, self._done = repository, field, skip
         self._process: Any = None
         self._connection: Connection | None = None
-        self._has_told = False
+        self._has_logged = False
         self._silent_s = 0.0
 
     def next(self) -> list[Any] | None:
-        """Return the next chunk, or None at the end. ConnectionError if the network fails."""
+        """Return the next chunk, or None at the end. Raises ConnectionError if the network fails."""
         while True:
             if self._connection is None:
                 self._start()
@@ -148,9 +158,9 @@ class _Process:
                 case "chunk":
                     self._done += 1
                     return list(content)
-                case "told":
-                    if not self._has_told:
-                        self._has_told = True
+                case "log":
+                    if not self._has_logged:
+                        self._has_logged = True
                         logger.info(content)
                 case "end":
                     return None
@@ -190,8 +200,8 @@ class _Process:
 def _serve(
     connection: Connection, repo: str, commit: str, files: list[str] | None, field: str | None, cache: str, skip: int
 ) -> None:
-    """Send the chunks after the first `skip`, then the end or the reason why there are no more."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    """Send the chunks after the first `skip`, then the end or the reason for a failure."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C does
     end_with_parent()
     for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_XET_CACHE", "HF_ASSETS_CACHE"):
         os.environ[name] = cache
@@ -200,13 +210,13 @@ def _serve(
         import huggingface_hub
         import tqdm
 
-        tqdm.tqdm.set_lock(threading.RLock())  # its own one is a semaphore, which a process that is ended leaves behind
+        tqdm.tqdm.set_lock(threading.RLock())  # its default is a semaphore, which a killed process leaves behind
         datasets.utils.logging.set_verbosity(datasets.utils.logging.ERROR)
         huggingface_hub.utils.logging.set_verbosity(huggingface_hub.utils.logging.ERROR)
         datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
         datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
         splits = datasets.load_dataset(repo, revision=commit, data_files=files, streaming=True, cache_dir=cache)
-        connection.send(("told", _described(repo, list(splits))))
+        connection.send(("log", _describe_split(repo, list(splits))))
         rows = splits[TRAIN if TRAIN in splits else next(iter(splits))]
         for number, chunk in enumerate(_chunks(_texts(rows, repo, field) if field is not None else rows)):
             if number >= skip:
@@ -216,12 +226,12 @@ def _serve(
         connection.send(_reason(error, repo))
 
 
-def _described(repo: str, splits: list[str]) -> str:
-    """Say which split is read. UserError where that is not obvious."""
+def _describe_split(repo: str, splits: list[str]) -> str:
+    """Return a line that names the split that is read. Raises UserError if several splits exist and none is `train`."""
     if len(splits) > 1 and TRAIN not in splits:
         raise UserError(f"{repo} has the splits {', '.join(splits)}: choose one by its files, data.files=PATTERN")
     others = [split for split in splits if split != TRAIN] if len(splits) > 1 else []
-    return f"{repo} has no parquet files: its rows are read by load_dataset" + (
+    return f"{repo} has no Parquet files: its rows are read by load_dataset" + (
         f", the split {TRAIN} (not read: {', '.join(others)})" if others else ""
     )
 
@@ -250,7 +260,7 @@ def _chunks(rows: Any) -> Iterator[list[Any]]:
 
 
 def _reason(error: BaseException, repo: str) -> tuple[str, str]:
-    """Tell a failure of the network from what the user can change."""
+    """Distinguish a failure of the network from what the user can change."""
     from huggingface_hub.errors import HTTPError
 
     text = one_line(" ".join(str(error).split()), 300)

@@ -1,4 +1,7 @@
-"""Conversations as batches: optimizer step s is a function of (seed, s), as in pretraining; loss on the answers only."""
+"""Batches of conversations, with the loss on the answers only.
+
+As in pretraining, the batch of optimizer step s is a function of (seed, s): invariant 3 of docs/ARCHITECTURE.md.
+"""
 
 from __future__ import annotations
 
@@ -13,17 +16,19 @@ from positron.data.windows import Windows
 from positron.text import conversation
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
-Row = tuple[np.ndarray, np.ndarray]  # input and target ids (n,), -100 where there is no loss
+Row = tuple[np.ndarray, np.ndarray]  # input and target ids (n,), targets -100 where no loss is computed
 
-Part = tuple[Tensor, Tensor]  # the same (rows, T) of a micro-batch
+Part = tuple[Tensor, Tensor]  # input and target ids (B, T) of a micro-batch
 
-BUCKETS = 16  # widths of micro-batches: sixteenths of the context length
+BUCKETS = 16  # number of widths of micro-batches: multiples of a sixteenth of the context length
 
 
-def to_row(talk: Conversation, tokenizer: Tokenizer, context: int) -> Row | None:
-    """None where nothing is left to learn from. Over-long ones lose from the left; an answer that would be cut is not
-    learnt from, so that none is ever learnt without its beginning."""
-    ids, scored = conversation.encode(talk.messages, tokenizer)
+def to_row(example: Conversation, tokenizer: Tokenizer, context: int) -> Row | None:
+    """Convert a conversation to input and target ids (n,), n <= context; return None if no answer is left.
+
+    A conversation longer than the context is truncated on the left, and an answer that is truncated gets no loss.
+    """
+    ids, scored = conversation.encode(example.messages, tokenizer)
     if len(ids) > context + 1:
         ids, scored = ids[-context:], scored[-context:]
         markers = [tokenizer.special_id(marker) for marker in conversation.MARKERS]
@@ -37,7 +42,10 @@ def to_row(talk: Conversation, tokenizer: Tokenizer, context: int) -> Row | None
 
 
 def pack(rows: list[Row], context: int) -> list[Row]:
-    """Several conversations in a row where they fit, longest first; the model keeps them apart by their beginnings."""
+    """Join conversations to rows of at most `context` tokens, by first-fit decreasing.
+
+    The model keeps them apart, because each begins with `<|endoftext|>`.
+    """
     bins: list[list[Row]] = []
     sizes: list[int] = []
     for row in sorted(rows, key=lambda r: -len(r[0])):
@@ -52,23 +60,26 @@ def pack(rows: list[Row], context: int) -> list[Row]:
 
 
 def to_parts(rows: list[Row], context: int, micro: int, pad: int) -> list[Part]:
-    """Micro-batches of rows of alike length, padded at their ends to one of a few widths."""
+    """Group rows of similar length to micro-batches (micro, T), padded on the right to one of BUCKETS widths."""
     ordered = sorted(rows, key=lambda r: -len(r[0]))
     parts = []
     for start in range(0, len(ordered), micro):
-        some = ordered[start : start + micro]
+        group = ordered[start : start + micro]
         step = -(-context // BUCKETS)
-        width = min(context, -(-len(some[0][0]) // step) * step)
-        x = np.full((len(some), width), pad, dtype=np.int64)
-        y = np.full((len(some), width), IGNORE, dtype=np.int64)
-        for i, (row_x, row_y) in enumerate(some):
+        width = min(context, -(-len(group[0][0]) // step) * step)
+        x = np.full((len(group), width), pad, dtype=np.int64)
+        y = np.full((len(group), width), IGNORE, dtype=np.int64)
+        for i, (row_x, row_y) in enumerate(group):
             x[i, : len(row_x)], y[i, : len(row_y)] = row_x, row_y
         parts.append((torch.from_numpy(x), torch.from_numpy(y)))
     return parts
 
 
 class Instructions:
-    """`batch(step)` is a list of micro-batches: conversations in an order of their own each epoch, and replayed windows."""
+    """Make batches of conversations, in a new random order each epoch, and of replayed pretraining windows.
+
+    `bytes_per_token` is the mean number of bytes of the tokens with a loss.
+    """
 
     def __init__(
         self,
@@ -82,20 +93,21 @@ class Instructions:
         packing: bool,
         replay: Windows | None,
     ) -> None:
-        """`replay`, with the batch size of its share, gives pretraining windows, whose every token is scored."""
+        """`replay` adds pretraining windows to each batch, as many as its own batch size; every token has a loss."""
         self.rows, self.context, self.micro, self.seed = rows, context, micro_batch_size, seed
         self.packing, self.replay = packing, replay
         self.pad = tokenizer.special_id(END_OF_TEXT)
-        self.talks = batch_size - (replay.batch_size if replay else 0)
+        self.n_conversations = batch_size - (replay.batch_size if replay else 0)
         lengths = tokenizer.token_bytes()
         scored = np.concatenate([y[y != IGNORE] for _, y in rows])
         self.bytes_per_token = float(lengths[scored].sum() / len(scored))
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> list[Part]:
-        _, chosen = windows_of_step(step, seed=self.seed, n_windows=len(self.rows), batch_size=self.talks)
+        """Return the micro-batches of `rank` in optimizer step `step`, counted from 1."""
+        _, chosen = windows_of_step(step, seed=self.seed, n_windows=len(self.rows), batch_size=self.n_conversations)
         rows = [self.rows[i] for i in chosen]
         if self.replay is not None:
-            # as long as the longest conversation at hand: whole windows would be what all the others are padded to
+            # as long as the longest conversation of the batch: conversations would be padded to the length of whole windows
             n = self.context if self.packing else max(len(x) for x, _ in rows)
             rows += [(window[:n], window[1 : n + 1]) for window in self.replay.batch(step).numpy()]
         mine = rows[rank::world_size]

@@ -1,4 +1,4 @@
-"""Which files a data path names: one file, a folder with its sub-folders, or a pattern such as `texts/*.txt`."""
+"""List the files of a data path: one file, a folder with its sub-folders, or a pattern such as `texts/*.txt`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from positron.system.console import one_line
 from positron.system.disk import expanded
 from positron.system.errors import UserError
 
-# Suffix -> format, in any case, also followed by one of PACKED. A suffix that is not here is plain text if it looks so.
+# Suffix -> format, in upper or lower case, also followed by one of COMPRESSED. A file with another suffix is read as plain
+# text if it looks like text.
 FORMATS = {
     ".txt": "text",
     ".md": "text",
@@ -27,25 +28,26 @@ FORMATS = {
     ".parquet": "parquet",
     ".arrow": "arrow",
 }
-PACKED = (".gz", ".zst")
-# What Dataset.save_to_disk writes beside its .arrow files, and DatasetDict.save_to_disk above the folders of its splits.
+COMPRESSED = (".gz", ".zst")
+# Files that Dataset.save_to_disk writes beside its .arrow files, and DatasetDict.save_to_disk above its splits' folders.
 DATASET_FILES = ("dataset_info.json", "state.json")
 SPLITS_FILE = "dataset_dict.json"
-MAX_NAMES = 3  # of skipped files that are named for each reason
+MAX_NAMES = 3  # skipped files that are named for each reason
 
 
 @dataclass
 class Listing:
-    """The files to read, in the order of their names, and the others with the reason why they are not read."""
+    """Hold the files to read, sorted by name, and the skipped ones by reason."""
 
     files: list[Path] = field(default_factory=list)
     skipped: dict[str, list[str]] = field(default_factory=dict)  # reason -> names
 
     def skip(self, path: Path, reason: str) -> None:
+        """Record that a file is not read."""
         self.skipped.setdefault(reason, []).append(path.name)
 
     def describe_skipped(self) -> str:
-        """Name what is not read and why, on one line; empty if everything is read."""
+        """Return one line that names the skipped files and the reasons, or an empty string if none is skipped."""
         parts = []
         for reason, names in sorted(self.skipped.items()):
             more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
@@ -54,16 +56,17 @@ class Listing:
 
 
 def format_of(path: Path) -> str | None:
-    """The format that a file's name tells, one of the values of FORMATS; None for an unknown suffix."""
+    """Return the format that a file's suffix stands for, one of the values of FORMATS, or None for an unknown suffix."""
     return FORMATS.get(_inner_suffix(path))
 
 
 def delimiter_of(path: Path) -> str:
-    """What separates the cells of a .csv or .tsv file."""
+    """Return the character that separates the cells of a .csv or .tsv file."""
     return "\t" if _inner_suffix(path) == ".tsv" else ","
 
 
 def compression_of(path: Path) -> str | None:
+    """Return the compression that a file's suffix stands for, "gzip" or "zstd", or None."""
     match path.suffix.lower():
         case ".gz":
             return "gzip"
@@ -74,22 +77,22 @@ def compression_of(path: Path) -> str | None:
 
 
 def _inner_suffix(path: Path) -> str:
-    return (path.with_suffix("").suffix if path.suffix.lower() in PACKED else path.suffix).lower()
+    return (path.with_suffix("").suffix if path.suffix.lower() in COMPRESSED else path.suffix).lower()
 
 
 def list_files(path: str, called: str | None = None, suffixes: Collection[str] = tuple(FORMATS)) -> Listing:
-    """List the files of `path`. Raises UserError if there are none; `called` is the path's name in that message.
-    `suffixes`: which files of a folder are wanted.
+    """List the files of a path: one file, a folder with its sub-folders, or a pattern.
 
-    A name that exists is taken literally, also with brackets in it. In a folder, linked sub-folders are followed once;
-    hidden files, run folders and unknown formats are skipped.
+    `called`: the path's name in messages. `suffixes`: those of the files that a folder is searched for. An existing name
+    is taken literally, also if it contains brackets. In a folder, a linked sub-folder is read once; hidden files, run
+    folders and unknown formats are skipped. Raises UserError if no file is left or the path cannot be read.
     """
     called = one_line(called or path)
     given = expanded(path)
     try:
         if given.is_dir():
             listing = _list_folder(given, suffixes)
-            nothing = f"{called} holds no file that ends in {', '.join(suffixes)} (.gz and .zst, too)"
+            nothing = f"{called} contains no file that ends in {', '.join(suffixes)} (or these with .gz or .zst)"
         elif given.exists():
             if not given.is_file():
                 raise UserError(f"{called} is not a regular file: write its content to a file first")
@@ -104,8 +107,8 @@ def list_files(path: str, called: str | None = None, suffixes: Collection[str] =
     except OSError as error:
         raise UserError(f"cannot read {called}: {error.strerror or error}") from error
     if not listing.files:
-        left_out = listing.describe_skipped()
-        raise UserError(nothing + (f"; skipped: {left_out}" if left_out else ""))
+        skipped = listing.describe_skipped()
+        raise UserError(nothing + (f"; skipped: {skipped}" if skipped else ""))
     return listing
 
 
@@ -128,7 +131,7 @@ def _list_pattern(pattern: Path) -> Listing:
         elif any(_is_run_folder(folder) for folder in path.parents):
             listing.skip(path, "part of a run")
         elif path.is_file():
-            if format_of(path) is None and path.suffix.lower() not in PACKED and not looks_like_text(path):
+            if format_of(path) is None and path.suffix.lower() not in COMPRESSED and not looks_like_text(path):
                 listing.skip(path, "not text")
             else:
                 listing.files.append(path)
@@ -137,7 +140,7 @@ def _list_pattern(pattern: Path) -> Listing:
 
 
 def _skip_copies(listing: Listing) -> None:
-    """Sort the files; skip links to files that are read anyway, and packed or parquet files without content."""
+    """Sort the files; skip links to files that are read anyway, and compressed or Parquet files of 0 bytes."""
     own = {path.resolve() for path in listing.files if not path.is_symlink()}
     files = []
     for path in sorted(listing.files):
@@ -151,7 +154,7 @@ def _skip_copies(listing: Listing) -> None:
 
 
 def _walk(folder: Path, root: Path, seen: set[tuple[int, int]], listing: Listing) -> Iterator[Path]:
-    """All regular files below; what is not entered is noted in `listing`."""
+    """Yield all regular files below `folder`; record in `listing` what is skipped."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
@@ -195,13 +198,13 @@ def _identity(facts: os.stat_result) -> tuple[int, int]:
 
 
 def _is_read_anyway(link: Path, root: Path) -> bool:
-    """Whether a link points into the folder that is read, or to one above the link, which would never end."""
+    """Tell whether a link points into the folder that is read, or to a folder above the link, which would never end."""
     target = link.resolve()
     return target.is_relative_to(root.resolve()) or link.parent.resolve().is_relative_to(target)
 
 
 def _is_run_folder(path: Path) -> bool:
-    """Whether Positron wrote a folder: a run, or `outputs/` with runs, sweeps and prepared corpora in it."""
+    """Tell whether Positron wrote a folder: a run, or `outputs/` with runs, sweeps or prepared corpora in it."""
     if (path / CONFIG).is_file() and any((path / name).exists() for name in (FACTS, METRICS)):
         return True
     if path.name != "outputs":
@@ -211,7 +214,7 @@ def _is_run_folder(path: Path) -> bool:
 
 
 def looks_like_text(path: Path) -> bool:
-    """Whether the beginning of a file is UTF-8 without zero bytes."""
+    """Tell whether the first 8 KiB of a file are UTF-8 without zero bytes."""
     with path.open("rb") as file:
         head = file.read(8192)
     return b"\0" not in head and describe_binary(head) is None and _is_utf8_prefix(head)
@@ -241,5 +244,5 @@ _MAGIC = {
 
 
 def describe_binary(head: bytes) -> str | None:
-    """What a well-known kind of binary file is, by its first bytes, and what to do; None for others."""
+    """Return the kind of a binary file, recognised by its first bytes, and the remedy; None if it is unknown."""
     return next((what for magic, what in _MAGIC.items() if head.startswith(magic)), None)

@@ -1,7 +1,7 @@
-"""Texts and conversations that a Python program holds: lists, generators, a `datasets.Dataset`.
+"""Accept texts and conversations from a Python program: lists, generators, a `datasets.Dataset`.
 
-They are written to a file below `data.dir` whose name is the hash of its content, and from there on are files like a
-user's own: with the same split and fingerprint, readable for other processes, and there when a run is continued later.
+They are written to a file below `data.dir` that is named after the hash of its content. After that they are treated like
+a user's file: other processes can read them, and they still exist when a run is continued later.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from positron.system.errors import UserError
 
 
 def write_texts(texts: Iterable[Any], data_dir: str | Path, field: str = "text") -> Path:
-    """Write documents for `data=text data.path=`; return the file.
+    """Write documents to a file for `data=text data.path=`; return its path.
 
-    Each item is a text, or a row (of a `datasets.Dataset`, for example) with a text in `field`. UserError for others.
+    Each item is a text, or a row (of a `datasets.Dataset`, for example) with a text in `field`. Raises UserError for
+    another item, or if there is no text at all.
     """
 
     def row(item: Any, number: int) -> Any:
@@ -36,9 +37,10 @@ def write_texts(texts: Iterable[Any], data_dir: str | Path, field: str = "text")
 
 
 def write_conversations(rows: Iterable[Any], data_dir: str | Path) -> Path:
-    """Write conversations for `data=instruct data.path=`; return the file.
+    """Write conversations to a file for `data=instruct data.path=`; return its path.
 
-    Each item has one of the shapes that a row of a file of conversations may have: an object, or a list of messages.
+    Each item has one of the formats that a row of a file of conversations may have: an object, or a list of messages.
+    Raises UserError for another item, or if there is no conversation at all.
     """
 
     def row(item: Any, number: int) -> Any:
@@ -59,7 +61,7 @@ def _write(items: Iterable[Any], row: Callable[[Any, int], Any], data_dir: str |
     if isinstance(items, str | bytes):
         raise UserError("data= takes a list of texts; for one text give [text], for a file its path")
     if isinstance(items, Mapping):
-        raise UserError(f"data= takes one split, and this has {', '.join(map(str, items))}: give data[NAME]")
+        raise UserError(f"data= takes one split, but this one has {', '.join(map(str, items))}: give data[NAME]")
     folder = make_folder(expanded(data_dir) / MEMORY)
     content, count = hashlib.sha256(), 0
     partial = folder / f".{os.getpid()}-{id(items)}.partial"
@@ -70,7 +72,7 @@ def _write(items: Iterable[Any], row: Callable[[Any, int], Any], data_dir: str |
                 file.write(line)
                 count += 1
         if not count:
-            raise UserError("data= holds no text")
+            raise UserError("data= contains no text")
         path = folder / f"{content.hexdigest()[:16]}.jsonl"
         partial.replace(path)
     finally:
@@ -82,5 +84,5 @@ def _lines(items: Iterable[Any], row: Callable[[Any, int], Any]) -> Iterator[byt
     for number, item in enumerate(items):
         value = row(item, number)
         if value is not None:
-            # ASCII: halves of surrogate pairs can be spelled, and the reader names them
+            # ASCII, which can express halves of surrogate pairs; the reader reports them
             yield json.dumps(value, default=str).encode("ascii") + b"\n"

@@ -14,7 +14,7 @@ STORIES_PER_TASK = 500
 
 
 class StoriesSource:
-    """The built-in corpus. Story i is a pure function of (seed, i), so nothing needs to be kept to make it again."""
+    """Generate the built-in corpus. Story i is a function of (seed, i), so no state is needed to generate it again."""
 
     def __init__(self, config: DataConfig) -> None:
         self.seed, self.val_fraction = config.seed, config.val_fraction
@@ -27,18 +27,21 @@ class StoriesSource:
         self.name = f"stories-{config.size_mb:g}mb-{self.fingerprint[:8]}"
 
     def tasks(self, skip: int = 0) -> Iterator[int]:
+        """Yield the number of each task's first story, without end, after the first `skip` tasks."""
         start = skip * STORIES_PER_TASK
         while True:
             yield start
             start += STORIES_PER_TASK
 
     def summary(self) -> str:
+        """Return an empty string: there is nothing to report."""
         return ""
 
     def release(self, tasks_done: int | None) -> None:
-        """Stories leave nothing behind."""
+        """Do nothing: stories need no files."""
 
     def read(self, task: int) -> list[Document]:
+        """Generate the STORIES_PER_TASK stories from number `task` on, with their information in bits."""
         from positron import stories
 
         return [
@@ -48,7 +51,7 @@ class StoriesSource:
 
 
 def open_source(config: DataConfig) -> Source:
-    """The corpus that a configuration names. UserError where it is missing, empty or unreadable."""
+    """Open the corpus that a configuration names. Raises UserError if it is missing, empty or unreadable."""
     match config.source:
         case "stories":
             return StoriesSource(config)

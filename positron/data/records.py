@@ -1,6 +1,6 @@
-"""Rows of JSON, CSV, Parquet and Arrow files as Python values, each with the place where it stands.
+"""Read the rows of JSON, CSV, Parquet and Arrow files as Python values, each with its place in the file.
 
-Compression, encoding, folders and globs are read by `listing.py` and `decoding.py`, as they are for training text.
+As for training text, `listing.py` finds the files and `decoding.py` decompresses and decodes them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from positron.config import OnInvalid
-from positron.data.decoding import Reading, read_text, why_unreadable
+from positron.data.decoding import Reading, explain_read_error, read_text
 from positron.data.listing import list_files
 from positron.data.rows import arrow_reader
 from positron.system.errors import UserError
@@ -36,7 +36,11 @@ _SPACES = re.compile(r"[ \t\r\n]*")
 
 @dataclass(frozen=True)
 class Broken:
-    """Stands for a row that cannot be read: `label` names the kind of mistake in a count, `message` follows a place."""
+    """Stand for a row that cannot be read.
+
+    `label` names the kind of mistake when skipped rows are counted; `message` continues a sentence that begins with the
+    row's place.
+    """
 
     label: str
     message: str
@@ -44,7 +48,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Record:
-    """`value` is the row as JSON has it, or `Broken`; `place` says where in the file it stands."""
+    """Hold a row of JSON values, or `Broken`, and its place in the file, for example `line 3`."""
 
     file: Path
     place: str
@@ -52,16 +56,16 @@ class Record:
 
 
 def read_records(path: str, on_invalid: OnInvalid, is_record: Callable[[Any], bool]) -> Iterator[Record]:
-    """Yield all rows of a file, of the files of a folder, or of a glob.
+    """Yield all rows of a file, of the files of a folder, or of a pattern.
 
-    `is_record` decides whether a JSON value that fills a whole file is itself one row. UserError names the file of what
-    cannot be read at all.
+    `is_record` decides whether a JSON value that fills a whole file is itself one row. Raises UserError, with the file's
+    name, if a file cannot be read at all.
     """
     for file in list_files(path, f"data.path={path}", SUFFIXES).files:
         try:
             yield from _records_of_file(file, on_invalid, is_record)
         except (OSError, EOFError, zlib.error) as error:
-            raise UserError(f"cannot read {file}: {why_unreadable(error, file)}") from error
+            raise UserError(f"cannot read {file}: {explain_read_error(error, file)}") from error
 
 
 def _records_of_file(path: Path, on_invalid: OnInvalid, is_record: Callable[[Any], bool]) -> Iterator[Record]:
@@ -82,7 +86,7 @@ def _records_of_file(path: Path, on_invalid: OnInvalid, is_record: Callable[[Any
 
 
 def parquet_rows(path: Path, row_group: int | None = None) -> Iterator[Any]:
-    """Yield the rows of one row group, or of all."""
+    """Yield the rows of one row group of a Parquet file, or of all row groups."""
     import pyarrow.parquet
 
     with pyarrow.parquet.ParquetFile(path) as file:
@@ -106,7 +110,7 @@ def _numbered(rows: Iterator[Any], path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _csv_rows(text: str, delimiter: str | None) -> Iterator[tuple[str, Any]]:
-    """Rows under the names of the first line. Spreadsheets also separate by semicolons or tabs."""
+    """Yield rows with the names of the first line; without a given delimiter, it is a comma, semicolon or tab."""
     header = text.lstrip("\r\n").partition("\n")[0]
     csv.field_size_limit(2**31 - 1)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter or max(",;\t", key=header.count))
@@ -124,21 +128,21 @@ def _csv_rows(text: str, delimiter: str | None) -> Iterator[tuple[str, Any]]:
         if None in row:
             cells = len(row) - 1 + len(row[None])
             expected = len(row) - 1
-            reason = f"has {cells} cells and the first line {expected}: quote texts that hold the separator"
+            reason = f"has {cells} cells, but the first line has {expected}: quote texts that contain the separator"
             yield place, Broken("with too many cells", reason)
         else:
             yield place, row
 
 
 def _json_rows(text: str, path: Path, is_record: Callable[[Any], bool], *, by_line: bool) -> Iterator[tuple[str, Any]]:
-    """Rows of a JSON document, of lines of JSON, or of JSON values one after the other, whatever the suffix promises."""
+    """Yield the rows of a JSON document, of JSON lines, or of concatenated JSON values, whatever the file's suffix."""
     if not text.strip():
         return
     whole = _parsed(text)
     if not isinstance(whole, Broken):
         yield from _rows_of_document(whole, path, is_record)
         return
-    # only a newline ends a line: U+2028 and U+0085 stand raw inside strings
+    # only a newline ends a line: strings may contain U+2028 and U+0085 unescaped
     lines = [(f"line {i}", _parsed(line)) for i, line in enumerate(text.split("\n"), 1) if line.strip()]
     good = sum(not isinstance(value, Broken) for _, value in lines)
     if 2 * good >= len(lines):
@@ -164,29 +168,29 @@ def _parsed(text: str) -> Any:
 
 
 def _values_in_a_row(text: str) -> list[tuple[str, Any]]:
-    """JSON values that follow each other, over several lines each; after a broken one, from the next that begins a line."""
+    """Parse concatenated JSON values of any number of lines; after a broken one, resume at the next that begins a line."""
     decoder, at = json.JSONDecoder(), 0
     values: list[tuple[str, Any]] = []
     line, counted = 1, 0  # the number of the line at text[counted]
     while True:
         spaces = _SPACES.match(text, at)
         assert spaces is not None  # the pattern matches anywhere
-        begin = spaces.end()
-        if begin >= len(text):
+        start = spaces.end()
+        if start >= len(text):
             return values
-        line, counted = line + text.count("\n", counted, begin), begin
+        line, counted = line + text.count("\n", counted, start), start
         value: Any
         try:
-            value, at = decoder.raw_decode(text, begin)
+            value, at = decoder.raw_decode(text, start)
         except (ValueError, RecursionError):
-            value = _parsed(text[begin:])
-            beginning = _VALUE_AT_LINE_START.search(text, begin)
-            at = beginning.start() + 1 if beginning else len(text)
+            value = _parsed(text[start:])
+            next_value = _VALUE_AT_LINE_START.search(text, start)
+            at = next_value.start() + 1 if next_value else len(text)
         values.append((f"line {line}", value))
 
 
 def _rows_of_document(whole: Any, path: Path, is_record: Callable[[Any], bool]) -> Iterator[tuple[str, Any]]:
-    """Rows of one JSON value: a list of them, an object that holds such a list, columns, or a single row."""
+    """Yield the rows of one JSON value: a list of rows, an object with such a list, columns, or a single row."""
     if is_record(whole):
         yield "line 1", whole
     elif isinstance(whole, list):
@@ -207,7 +211,7 @@ def _rows_of_object(whole: dict[str, Any], path: Path, is_record: Callable[[Any]
         ((key, rows),) = lists.items()
         yield from ((f"`{key}`, entry {i}", row) for i, row in enumerate(rows, 1))
     elif len(lists) > 1:
-        raise UserError(f"{path} holds several lists ({', '.join(lists)}): give a file with one of them")
+        raise UserError(f"{path} contains several lists ({', '.join(lists)}): give a file with one of them")
     elif rows := _rows_of_columns(whole, is_record):
         yield from ((f"row {i}", row) for i, row in enumerate(rows, 1))
     elif any(map(is_record, whole.values())) and all(isinstance(value, (dict, list)) for value in whole.values()):
@@ -217,7 +221,7 @@ def _rows_of_object(whole: dict[str, Any], path: Path, is_record: Callable[[Any]
 
 
 def _rows_of_columns(whole: dict[str, Any], is_record: Callable[[Any], bool]) -> list[dict[str, Any]]:
-    """Rows of columns: lists of one length, or as pandas writes them, objects with the same keys. Empty for others."""
+    """Convert columns, which are lists of one length or, as pandas writes them, objects, to rows; [] for other values."""
     columns = {key: list(value.values()) if isinstance(value, dict) else value for key, value in whole.items()}
     if not all(isinstance(column, list) for column in columns.values()) or len(set(map(len, columns.values()))) != 1:
         return []

@@ -1,4 +1,4 @@
-"""Texts from files of rows: JSON lines, JSON arrays, CSV, parquet and Arrow. Errors name the file and the row."""
+"""Read texts from files of rows: JSON lines, JSON arrays, CSV, Parquet and Arrow. Errors name the file and the row."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from positron.data.decoding import Reading, opened
+from positron.data.decoding import Reading, open_decompressed
 from positron.data.listing import delimiter_of
 from positron.system.console import one_line
 from positron.system.errors import UserError
@@ -31,11 +31,15 @@ _ANY_INTEGER = json.JSONDecoder(parse_int=str)  # numbers of other fields may ha
 
 
 class FieldMissing(UserError):
-    """A file of rows has no field, or no column, of the asked name."""
+    """A file of rows has no field, or no column, of the requested name."""
 
 
 def json_texts(blocks: Iterable[str], path: Path, reading: Reading, *, is_lines: bool) -> Iterator[str]:
-    """The text of each row. `is_lines`: one JSON object per line; else, or if it begins with `[`, any JSON values."""
+    """Yield the text of each row.
+
+    `is_lines`: the file has one JSON object per line; otherwise, or if it begins with `[`, it holds any JSON values.
+    Raises UserError for malformed JSON, FieldMissing for a row without the field.
+    """
     blocks, head = iter(blocks), ""
     for block in blocks:
         head += block
@@ -63,7 +67,7 @@ def _line_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator
 
 
 def _lines(blocks: Iterable[str]) -> Iterator[str]:
-    """Lines without their ends; only \\n ends one, since JSON may hold U+2028 and its like raw."""
+    r"""Yield lines without their ends; only \n ends a line, since JSON may contain U+2028 and similar unescaped."""
     rest = ""
     for block in blocks:
         lines = (rest + block).split("\n")
@@ -77,15 +81,15 @@ def _loads(line: str) -> Any:
     try:
         return json.loads(line)
     except RecursionError:
-        return _ANY_INTEGER.decode(_shallow(line))
+        return _ANY_INTEGER.decode(_without_nested_values(line))
     except ValueError as error:
         if "integer string conversion" not in str(error):
             raise
         return _ANY_INTEGER.decode(line)
 
 
-def _shallow(line: str) -> str:
-    """The same JSON object with null for what is nested in it, which may be deeper than Python can read."""
+def _without_nested_values(line: str) -> str:
+    """Replace the nested values of a JSON object by null, since they may be nested more deeply than Python can parse."""
     parts, depth = [], 0
     for match in _TOKENS.finditer(line):
         token = match.group()
@@ -101,7 +105,7 @@ def _shallow(line: str) -> str:
 
 
 def _json_values(blocks: Iterable[str], path: Path) -> Iterator[Any]:
-    """The entries of an array, or values that follow one another; one at a time, however long the file is."""
+    """Yield the entries of an array, or concatenated values, one at a time, so that the file may be of any length."""
     shown = one_line(str(path))
     text, at, number, in_array = "", 0, 0, False
     blocks = iter(blocks)
@@ -122,7 +126,7 @@ def _json_values(blocks: Iterable[str], path: Path) -> Iterator[Any]:
             try:
                 value, at = _ANY_INTEGER.raw_decode(text, at)
             except RecursionError as error:
-                raise UserError(f"{shown}, entry {number + 1} is nested too deeply to be read") from error
+                raise UserError(f"{shown}, entry {number + 1} is nested too deeply to be parsed") from error
             except ValueError as error:
                 more = _at_least(blocks, len(text) - at)
                 if not more:
@@ -134,11 +138,11 @@ def _json_values(blocks: Iterable[str], path: Path) -> Iterator[Any]:
             number += 1
             yield value
     if in_array:
-        raise UserError(f"{shown} ends inside of its array, after entry {number}: is it cut off?")
+        raise UserError(f"{shown} ends inside its array, after entry {number}: the file may be truncated")
 
 
 def _at_least(blocks: Iterator[str], size: int) -> str:
-    """The next blocks, as many characters as are waiting, so that a long entry is not read again for each block."""
+    """Return the next blocks, at least `size` characters, so that a long entry is not parsed again for each block."""
     parts = []
     for block in blocks:
         parts.append(block)
@@ -162,7 +166,11 @@ def _text_of(row: Any, path: Path, place: tuple[str, int], reading: Reading) -> 
 
 
 def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[str]:
-    """One column of a .csv or .tsv, which the first line names; cells may be quoted and hold line ends."""
+    """Yield the texts of one column of a .csv or .tsv file, whose first line names the columns.
+
+    Cells may be quoted and contain line ends. Raises FieldMissing if there is no such column, UserError if the file is
+    malformed.
+    """
     shown = one_line(str(path))
     csv.field_size_limit(1 << 31 - 1)
     lines = (f"{line}\n" for line in _lines(blocks))
@@ -185,8 +193,8 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
                 continue
             if len(cells) != len(names):
                 raise UserError(
-                    f"{shown}, line {rows.line_num} has {len(cells)} cells and the first line {len(names)}: "
-                    "a cell with a separator or a line end in it must be quoted"
+                    f"{shown}, line {rows.line_num} has {len(cells)} cells, but the first line has {len(names)}: "
+                    "quote cells that contain a separator or a line end"
                 )
             if cells[column]:
                 yield cells[column]
@@ -195,7 +203,10 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
 
 
 def parquet_texts(path: Path, reading: Reading, row_group: int | None = None) -> Iterator[str]:
-    """The texts of one column, of one row group or of all. UserError if it is missing, no text, or damaged."""
+    """Yield the texts of one column of a Parquet file, of one row group or of all.
+
+    Raises UserError if the column is missing or is not text, or if the file is damaged.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -210,7 +221,10 @@ def parquet_texts(path: Path, reading: Reading, row_group: int | None = None) ->
 
 
 def arrow_texts(path: Path, reading: Reading) -> Iterator[str]:
-    """Yield the texts of one column of an Arrow file. UserError if it is missing, no text, or damaged."""
+    """Yield the texts of one column of an Arrow file.
+
+    Raises UserError if the column is missing or is not text, or if the file is damaged.
+    """
     import pyarrow
 
     try:
@@ -223,12 +237,12 @@ def arrow_texts(path: Path, reading: Reading) -> Iterator[str]:
 
 @contextmanager
 def arrow_reader(path: Path) -> Iterator[Any]:
-    """Open an Arrow file of either kind: a stream, as `Dataset.save_to_disk` writes it, or the one with a footer."""
+    """Open an Arrow file of either format: a stream, as `Dataset.save_to_disk` writes it, or the one with a footer."""
     import pyarrow
 
-    with opened(path) as file:
+    with open_decompressed(path) as file:
         head = file.read(6)
-    with opened(path) as file:
+    with open_decompressed(path) as file:
         if head == b"ARROW1":
             reader = pyarrow.ipc.open_file(file)
             batches = (reader.get_batch(i) for i in range(reader.num_record_batches))
@@ -242,7 +256,7 @@ def _damaged(path: Path, error: Exception) -> UserError:
 
 
 def _check_column(schema: Any, path: Path, reading: Reading) -> None:
-    """Refuse a table without the column, or one whose column holds no text."""
+    """Raise UserError if a table lacks the column, or if the column is not text."""
     shown = one_line(str(path))
     if reading.field not in schema.names:
         columns = one_line(", ".join(schema.names), 200)
@@ -257,7 +271,7 @@ def _check_column(schema: Any, path: Path, reading: Reading) -> None:
 
 
 def _column_texts(batches: Iterable[Any], path: Path, reading: Reading) -> Iterator[str]:
-    """The texts of record batches of one column; empty ones and nulls are left out."""
+    """Yield the texts of record batches of one column, without empty ones and nulls."""
     shown, number = one_line(str(path)), 0
     for rows in batches:
         for text in _values(rows.column(0)):
@@ -275,7 +289,7 @@ def _values(column: Any) -> list[Any]:
         column = column.storage
     try:
         values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:  # a column that is declared as text and holds other bytes
+    except UnicodeDecodeError:  # a column that is declared as text and contains other bytes
         if pyarrow.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         wide = pyarrow.types.is_large_string(column.type)
@@ -284,7 +298,7 @@ def _values(column: Any) -> list[Any]:
 
 
 def _is_text(kind: Any) -> bool:
-    """Whether an Arrow type holds text, or bytes that may be UTF-8."""
+    """Tell whether an Arrow type holds text, or bytes that may be UTF-8."""
     import pyarrow
     from pyarrow import types
 

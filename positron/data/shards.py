@@ -1,8 +1,8 @@
 """Token files: a corpus as flat arrays of ids on disk, read through a memory map.
 
-A folder holds `train-00000.bin`, `val-00000.bin`, ... (uint16, or uint32 where the vocabulary needs it) and
-`tokens.json`, written last: without it the folder is not whole. The layout of a split is
-`<|endoftext|> document <|endoftext|> document ... <|endoftext|>`, so each document is seen to start and to end.
+A folder holds `train-00000.bin`, `val-00000.bin`, ... (uint16, or uint32 if the vocabulary needs it) and `tokens.json`,
+which is written last: without it the folder is incomplete. The layout of a split is
+`<|endoftext|> document <|endoftext|> document ... <|endoftext|>`, so that a model sees each document begin and end.
 """
 
 from __future__ import annotations
@@ -32,26 +32,28 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 logger = logging.getLogger(__name__)
 
-SHARD_TOKENS = 16_000_000  # of training text in a shard: 32 or 64 MB, some ten seconds of work
+SHARD_TOKENS = 16_000_000  # training tokens per shard: 32 or 64 MB, about ten seconds of work
 SPLITS = ("train", "val")
-SMALL_CORPUS = 3_000_000  # bytes; below this, starting worker processes costs more than it brings
+SMALL_CORPUS_BYTES = 3_000_000  # a smaller corpus is tokenized faster without worker processes
 
 
 def token_dtype(tokenizer: Tokenizer) -> type:
+    """Return the integer type that holds every token id: uint16 if it suffices, else uint32."""
     return np.uint16 if tokenizer.vocab_size <= 1 << 16 else np.uint32
 
 
 @dataclass
 class Encoded:
-    """What one task adds to one split."""
+    """Hold what one task adds to one split: token ids, and the counts of documents, bytes and bits of information."""
 
     ids: list[np.ndarray]
     documents: int = 0
     bytes: int = 0
-    bits: float = 0.0
+    bits: float = 0.0  # NaN if the probability of a document is unknown
 
 
 def encode_task(source: Source, tokenizer: Tokenizer, task: Any) -> dict[str, Encoded]:
+    """Read and tokenize the documents of a task; return the result for each of SPLITS."""
     documents = source.read(task)
     result = {split: Encoded(ids=[]) for split in SPLITS}
     end = np.array([tokenizer.special_id(END_OF_TEXT)], dtype=np.uint32)
@@ -78,7 +80,7 @@ def _start_worker(source: Source, tokenizer_folder: Path) -> None:
 
 
 def end_with_parent() -> None:
-    """A parent that is killed cannot tell its workers; without this they would wait for it for ever."""
+    """Make this process exit when its parent ends, even if the parent is killed and cannot stop it."""
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 
@@ -96,9 +98,12 @@ def _work(task: Any) -> dict[str, Encoded]:
 def encode_all(
     source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, skip: int, workers: int
 ) -> Iterator[dict[str, Encoded]]:
-    """All tasks but the first `skip`, in order, by so many processes, of which the content does not depend."""
+    """Tokenize all tasks after the first `skip`, in order, with `workers` processes.
+
+    The result does not depend on the number of processes. A small corpus is tokenized in this process.
+    """
     tasks = source.tasks(skip)
-    small = source.total_bytes is not None and source.total_bytes < SMALL_CORPUS
+    small = source.total_bytes is not None and source.total_bytes < SMALL_CORPUS_BYTES
     if small or workers == 1:
         yield from (encode_task(source, tokenizer, task) for task in tasks if task != WAIT)
         return
@@ -124,15 +129,17 @@ def encode_all(
 
 
 class SplitWriter:
-    """Appends to the shards of one split and keeps their sums; `facts` are those of the shards that are written."""
+    """Write the shards of one split. `facts` holds names, checksums and totals of the shards written so far."""
 
     def __init__(self, folder: Path, split: str, dtype: type, first_id: int, before: dict[str, Any] | None) -> None:
+        """`before`: the `facts` of an interrupted call, which is continued; None: begin with the token `first_id`."""
         self.folder, self.split, self.dtype = folder, split, dtype
         self.facts: dict[str, Any] = before or {"tokens": 0, "documents": 0, "bytes": 0, "bits": 0.0, "shards": []}
         self._pending: list[np.ndarray] = [] if before else [np.array([first_id], dtype=dtype)]
         self.waiting = len(self._pending)
 
     def add(self, part: Encoded) -> None:
+        """Append the tokens of a task and add up its counts."""
         for ids in part.ids:
             self.append(ids)
         self.facts["documents"] += part.documents
@@ -140,13 +147,14 @@ class SplitWriter:
         self.facts["bits"] += part.bits
 
     def append(self, ids: np.ndarray) -> None:
+        """Append token ids (n,). Raises ValueError if one does not fit the type."""
         if len(ids) and ids.max() > np.iinfo(self.dtype).max:
             raise ValueError(f"token id {ids.max()} does not fit {np.dtype(self.dtype).name}")
         self._pending.append(ids.astype(self.dtype))
         self.waiting += len(ids)
 
     def flush(self) -> None:
-        """What is waiting becomes a shard."""
+        """Write the waiting tokens as a shard."""
         if not self.waiting:
             return
         ids = np.concatenate(self._pending)
@@ -160,14 +168,14 @@ class SplitWriter:
 
 
 def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, folder: Path) -> None:
-    """Tokenize the whole source into `folder`, which appears when it is whole. Shows its progress on stderr.
+    """Tokenize the whole source into `folder`, which is created when it is complete. Shows its progress on stderr.
 
-    After every SHARD_TOKENS training tokens, both splits are written and the place in the source is noted: a call that
-    was stopped, by whatever, is continued from there by the next one, and its files are byte for byte the same.
+    After every SHARD_TOKENS training tokens, both splits and the position in the source are saved. If the call is
+    interrupted, the next one continues from there and writes the same files byte for byte.
     """
     partial = make_folder(folder.with_name(f".{folder.name}.partial"))
-    for left_behind in partial.glob(".*.tmp"):  # by a call that was killed while it wrote
-        left_behind.unlink()
+    for temporary_file in partial.glob(".*.tmp"):  # of a call that was killed while it wrote
+        temporary_file.unlink()
     dtype = token_dtype(tokenizer)
     head = {
         "version": 1,
@@ -180,7 +188,7 @@ def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, f
     before = _progress(partial, head)
     tasks, done, splits = before["tasks"], before["bytes"], before["splits"]
     if tasks:
-        logger.info(f"going on after {done / 1e6:,.0f} MB of text that are tokenized already")
+        logger.info(f"continuing after {done / 1e6:,.0f} MB of text that an earlier call tokenized")
     end = tokenizer.special_id(END_OF_TEXT)
     writers = {split: SplitWriter(partial, split, dtype, end, splits.get(split)) for split in SPLITS}
     with Meter("tokenizing", source.total_bytes, done, unit=1e-6) as meter:
@@ -198,7 +206,7 @@ def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, f
     facts = _flush(partial, head, writers, tasks, done)["splits"]
     for split in facts.values():
         if not split["documents"] or not np.isfinite(split["bits"]):
-            split["bits"] = None  # this text's probability is not known
+            split["bits"] = None  # the probability of this text is unknown
     write_json(partial / "tokens.json", {**head, "splits": facts})
     (partial / "progress.json").unlink()
     shutil.rmtree(folder, ignore_errors=True)
@@ -207,12 +215,12 @@ def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, f
 
 
 def _progress(partial: Path, head: dict[str, Any]) -> dict[str, Any]:
-    """What an earlier call noted last, if it was of the same source and tokenizer."""
+    """Return what an interrupted call saved last, if it had the same source and tokenizer."""
     path = partial / "progress.json"
     if path.exists():
-        noted: dict[str, Any] = read_json(path)
-        if noted["head"] == head:
-            return noted
+        progress: dict[str, Any] = read_json(path)
+        if progress["head"] == head:
+            return progress
     return {"tasks": 0, "bytes": 0, "splits": {}}
 
 
@@ -222,13 +230,16 @@ def _flush(
     for writer in writers.values():
         writer.flush()
     splits = {split: writer.facts for split, writer in writers.items()}
-    noted = {"head": head, "tasks": tasks, "bytes": done, "splits": splits}
-    write_json(partial / "progress.json", noted)
-    return noted
+    progress = {"head": head, "tasks": tasks, "bytes": done, "splits": splits}
+    write_json(partial / "progress.json", progress)
+    return progress
 
 
 class TokenFiles:
-    """One split of a folder of token files, as one long array of ids. Raises UserError if a shard was cut or altered."""
+    """Read one split of a folder of token files as one long array of ids.
+
+    Raises UserError if `tokens.json` or a shard is damaged, or if the files were written with another tokenizer.
+    """
 
     def __init__(self, folder: Path, split: str, tokenizer: Tokenizer) -> None:
         self.folder = folder
@@ -239,22 +250,22 @@ class TokenFiles:
             part = facts["splits"][split]
             self.n_tokens, self.n_documents, self.n_bytes = (int(part[key]) for key in ("tokens", "documents", "bytes"))
             bits = part["bits"]
-            self.bits = None if bits is None else float(bits)  # -log2 p of all its documents, where the source knows it
+            self.bits = None if bits is None else float(bits)  # -log2 p of all its documents, if the source knows it
             shards = [(str(shard["file"]), int(shard["tokens"]), str(shard["sha256"])) for shard in part["shards"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / 'tokens.json'} is damaged: delete {folder} to make it again") from error
+            raise UserError(f"{folder / 'tokens.json'} is damaged: delete {folder}, it is written again") from error
         if tokenizer_hash != tokenizer.hash:
             raise UserError(
                 f"{folder} was written with another tokenizer ({tokenizer_hash[:12]}) than this run's "
-                f"({tokenizer.hash[:12]}): delete that folder, it is made again"
+                f"({tokenizer.hash[:12]}): delete that folder, it is written again"
             )
         self._shards = [_open_shard(folder, *shard, dtype) for shard in shards]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
 
     def token_bytes(self, tokenizer: Tokenizer) -> np.ndarray:
-        """(V,) how many bytes of this split's text each id stands for, as float64; for <unk> their mean.
+        """Return how many bytes of this split's text each id stands for, (V,) in float64.
 
-        So the bytes of all tokens together are those of the original text, whatever the tokenizer does not know.
+        For <unk> it is the mean over all unknown tokens, so that the bytes of all tokens add up to those of the text.
         """
         lengths = tokenizer.token_bytes().astype(np.float64)
         if tokenizer.has_unknown:
@@ -267,18 +278,18 @@ class TokenFiles:
 
     @property
     def floor_bpb(self) -> float | None:
-        """Bits per byte that no honest model can beat, where the source's probabilities are known."""
+        """The information of the text in bits per byte, below which no model can get; None if it is unknown."""
         return None if self.bits is None else self.bits / self.n_bytes
 
-    def places_of(self, token: int) -> np.ndarray:
-        """Where in the array this id stands, in one pass over the files."""
-        found = []
+    def find_token(self, token: int) -> np.ndarray:
+        """Return the positions of a token id in the array, in ascending order, by one pass over the files."""
+        positions = []
         for shard, start in zip(self._shards, self._starts, strict=False):
-            found.append(np.flatnonzero(_read_shard(shard) == token) + start)
-        return np.concatenate(found)
+            positions.append(np.flatnonzero(_read_shard(shard) == token) + start)
+        return np.concatenate(positions)
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Ids [start, start + length) as int64, across shards; shorter at the end of the file."""
+        """Return the ids [start, start + length) as int64, across shards; fewer at the end of the split."""
         pieces = []
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         for shard, shard_start in zip(self._shards[first:], self._starts[first:], strict=False):
@@ -289,7 +300,7 @@ class TokenFiles:
 
 
 def _read_shard(shard: np.memmap) -> np.ndarray:
-    """All ids of a shard; the map itself is set up for reading here and there."""
+    """Read all ids of a shard sequentially; the memory map is set up for random access."""
     return np.fromfile(str(shard.filename), dtype=shard.dtype)
 
 
@@ -299,15 +310,15 @@ def _dtype_of(facts: dict[str, Any]) -> str:
     return str(facts["dtype"])
 
 
-# Shards whose checksum this process has verified, with their size and time of change then.
+# Shards whose checksum this process has verified, with their size and time of modification then.
 _verified: dict[Path, tuple[int, int]] = {}
 
 
 def _open_shard(folder: Path, name: str, tokens: int, sha256: str, dtype: str) -> np.memmap:
-    """Map a shard after its checksum was verified, which is done once in a process: 0.1 to 0.3 s for 100 MB."""
-    path, remedy = folder / name, f"delete {folder} to make it again"
+    """Map a shard after verifying its checksum, once per process: 0.1 to 0.3 s for 100 MB."""
+    path, remedy = folder / name, f"delete {folder}, it is written again"
     if Path(name).name != name:
-        raise UserError(f"{folder / 'tokens.json'} names a file outside of its folder: {remedy}")
+        raise UserError(f"{folder / 'tokens.json'} names a file outside its folder: {remedy}")
     try:
         ids = np.memmap(path, dtype=dtype, mode="r")
         facts = path.stat()
@@ -322,14 +333,14 @@ def _open_shard(folder: Path, name: str, tokens: int, sha256: str, dtype: str) -
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the token file {path}: {error}; {remedy}") from error
     if hasattr(mmap, "MADV_RANDOM"):
-        # windows lie anywhere: reading ahead, which the system does for each, costs a hundred times the window itself
+        # windows are at random positions: the system's read-ahead would take a hundred times as long as the window itself
         assert isinstance(ids.base, mmap.mmap)
         ids.base.madvise(mmap.MADV_RANDOM)
     return ids
 
 
 def verify(folder: Path) -> None:
-    """Read every shard and compare its checksum. UserError names the one that was cut or altered."""
+    """Read every shard and compare its checksum. Raises UserError, with the file's name, if one was altered."""
     _verified.clear()
     facts = read_json(folder / "tokens.json")
     for part in facts["splits"].values():

@@ -1,12 +1,12 @@
-"""A corpus that is larger than the disk, trained on epoch by epoch: `data.tokens_per_epoch=100M` of new text each.
+"""Train on a corpus larger than the disk, epoch by epoch: `data.tokens_per_epoch=100M` of new text each.
 
-Training never reads from the network. A process beside it turns the hub's files into epochs of token files, ahead of
-their use; training reads epoch e by invariant 3 of docs/ARCHITECTURE.md, so which tokens make up step s is still a function
-of (seed, s) alone. When
-the network fails, training goes on over what lies on the disk. The first file of the repository is for validation.
+Training never reads from the network. A second process turns the hub's files into epochs of token files before they are
+needed. Within epoch e the windows follow invariant 3 of docs/ARCHITECTURE.md, so the tokens of step s are still a
+function of (seed, s) alone. If the network fails, training continues with the epochs on the disk. The first file of the
+repository is for validation.
 
 On the disk: `validation/`, `epoch-00000/`, ... (token files), `places.json` (where in the corpus each epoch begins), and
-`users/` (a locked file for each run that reads here, with its epoch in it: what a run needs is not evicted).
+`users/` (a locked file for each run that reads here, with its epoch in it; epochs that a run needs are not deleted).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 from positron.config import DataConfig
 from positron.data import shards
-from positron.data.hub import HubSource, digest
+from positron.data.hub import HubSource, text_digest
 from positron.data.shards import Encoded, SplitWriter, TokenFiles, encode_all, encode_task, token_dtype
 from positron.system.disk import lock, make_folder, read_json, try_lock, write_json
 from positron.system.errors import UserError
@@ -31,13 +31,15 @@ from positron.text.tokenizer import END_OF_TEXT
 
 logger = logging.getLogger(__name__)
 
-MOST_EPOCHS, MOST_BYTES = 5, 2_500_000_000  # of token files, unless running trainings need more at once
-VAL_TOKENS = 1_000_000  # at least, of the first file
-Place = dict[str, int]  # task of the training files, tokens of it that are used, the last token before, turn
+MAX_EPOCHS, MAX_BYTES = 5, 2_500_000_000  # token files on the disk, unless running trainings need more
+VAL_TOKENS = 1_000_000  # minimum for validation, from the first file
+Place = dict[
+    str, int
+]  # task of the training files, its used tokens (offset), the last token before, passes so far (turn)
 
 
 class Stream:
-    """The epochs of one corpus under one tokenizer. Files are made under the corpus's lock, by any process."""
+    """Manage the epochs of one corpus and one tokenizer. Any process may write them, under the lock of the corpus."""
 
     def __init__(self, config: DataConfig, tokenizer_folder: Path) -> None:
         assert config.tokens_per_epoch is not None
@@ -50,24 +52,30 @@ class Stream:
         self._lock = self.source.folder / "lock"
 
     def path(self, epoch: int) -> Path:
+        """Return the folder of an epoch."""
         return self.folder / f"epoch-{epoch:05d}"
 
     def has(self, epoch: int) -> bool:
+        """Tell whether an epoch is complete on the disk."""
         return (self.path(epoch) / "tokens.json").exists()
 
     @property
     def validation(self) -> Path:
+        """The folder of the validation tokens."""
         return self.folder / "validation"
 
     def make_validation(self) -> None:
-        """The first documents of the first file. Raises UserError where there is no second one to train on."""
+        """Write the first documents of the first file as the validation split, unless it exists.
+
+        Raises UserError if the repository has only one file, so that none is left for training.
+        """
         with self._locked():
             if (self.validation / "tokens.json").exists():
                 return
             if len(self.source.files) < 2:
                 raise UserError(
-                    f"data.tokens_per_epoch needs two files or more, since the first one is for validation; "
-                    f"data.files={self.config.files} names one: leave tokens_per_epoch out"
+                    f"data.tokens_per_epoch needs at least two files, because the first one is for validation, but "
+                    f"data.files={self.config.files} matches one: leave data.tokens_per_epoch out"
                 )
             first = self.source.part(slice(0, 1))
             end = self.tokenizer.special_id(END_OF_TEXT)
@@ -75,7 +83,7 @@ class Stream:
             digests: list[str] = []
             for task in first.tasks():
                 writer.add(encode_task(first, self.tokenizer, task)["train"])
-                digests += [digest(document.text).hex() for document in first.read(task)]
+                digests += [text_digest(document.text).hex() for document in first.read(task)]
                 if writer.waiting > VAL_TOKENS:
                     break
             write_json(self.validation / "documents.json", digests)
@@ -83,21 +91,24 @@ class Stream:
             first.release(None)
 
     def make(self, epoch: int, workers: int = 1) -> None:
-        """Write an epoch, and those before it whose places are not known yet. Goes on where a killed call stopped."""
+        """Write an epoch, and the ones before it that determine where it begins; continue an interrupted call.
+
+        Raises Unreachable if the network fails, UserError if the corpus has no text to train on.
+        """
         with self._locked():
             places = self._places()
             for number in [*range(len(places) - 1, epoch), epoch]:
                 if not self.has(number):
-                    self._make_room(needed=number)
+                    self._evict_epochs(needed=number)
                     places = self._make(number, places, workers)
 
     def _make(self, epoch: int, places: list[Place], workers: int) -> list[Place]:
         partial = make_folder(self.path(epoch).with_name(f".{self.path(epoch).name}.partial"))
-        noted = read_json(partial / "progress.json") if (partial / "progress.json").exists() else {}
-        place: Place = noted.get("place", places[epoch])
-        writer = SplitWriter(partial, "train", self.dtype, place["last"], noted.get("facts"))
+        progress = read_json(partial / "progress.json") if (partial / "progress.json").exists() else {}
+        place: Place = progress.get("place", places[epoch])
+        writer = SplitWriter(partial, "train", self.dtype, place["last"], progress.get("facts"))
 
-        def note() -> None:
+        def save_progress() -> None:
             writer.flush()
             write_json(partial / "progress.json", {"place": place, "facts": writer.facts})
 
@@ -124,13 +135,13 @@ class Stream:
                 if not missing:
                     break
                 if writer.waiting >= shards.SHARD_TOKENS:
-                    note()
+                    save_progress()
                 source.release(place["task"])
             else:
                 if before == missing and place["task"] == 0:
                     raise UserError(f"{self.config.repo} has no text in data.field={self.config.field} to train on")
                 place = {**place, "task": 0, "offset": 0, "turn": place["turn"] + 1}
-                logger.info(f"all of {self.config.repo} was seen: epoch {epoch} goes on from its beginning")
+                logger.info(f"{self.config.repo} was read completely: epoch {epoch} continues from its beginning")
         places = [*places[: epoch + 1], place, *places[epoch + 2 :]]
         write_json(self.folder / "places.json", places)
         self._write_header(partial, writer)
@@ -157,21 +168,21 @@ class Stream:
         }
         write_json(folder / "tokens.json", header)
 
-    def _make_room(self, needed: int) -> None:
-        """Evict the epochs that were made first, but none that a running training needs."""
-        kept = {needed} | {e + i for e in self._users() for i in (0, 1)}
-        found = sorted(self.folder.glob("epoch-*/tokens.json"), key=lambda path: path.stat().st_mtime)
+    def _evict_epochs(self, needed: int) -> None:
+        """Delete the oldest epochs, except those that a running training needs."""
+        in_use = {needed} | {e + i for e in self._users() for i in (0, 1)}
+        headers = sorted(self.folder.glob("epoch-*/tokens.json"), key=lambda path: path.stat().st_mtime)
         size = (self.size + 1) * np.dtype(self.dtype).itemsize
-        for header in list(found):
-            if len(found) < MOST_EPOCHS and (len(found) + 1) * size <= MOST_BYTES:
+        for header in list(headers):
+            if len(headers) < MAX_EPOCHS and (len(headers) + 1) * size <= MAX_BYTES:
                 return
-            if int(header.parent.name.split("-")[1]) not in kept:
-                header.unlink()  # without it, the rest counts as absent
+            if int(header.parent.name.split("-")[1]) not in in_use:
+                header.unlink()  # without it, the epoch counts as absent
                 shutil.rmtree(header.parent)
-                found.remove(header)
+                headers.remove(header)
 
     def _users(self) -> set[int]:
-        """The epochs at which running trainings are."""
+        """Return the current epochs of all running trainings."""
         epochs = set()
         for path in self.folder.glob("users/*"):
             with try_lock(path) as free:
@@ -188,7 +199,10 @@ class Stream:
 
 
 def open_stream(config: DataConfig, tokenizer_folder: Path) -> Path:
-    """Validation and at least one epoch on the disk, made by all cores where they are missing. Returns the folder."""
+    """Write the validation split and the first epoch with all cores, unless they exist; return the stream's folder.
+
+    Raises Unreachable if the network fails, UserError if the dataset does not suit.
+    """
     stream = Stream(config, tokenizer_folder)
     stream.make_validation()
     if not any(stream.folder.glob("epoch-*/tokens.json")):

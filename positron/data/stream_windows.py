@@ -1,4 +1,4 @@
-"""Batches from a stream's epochs, and the process that makes the epochs ahead of their use."""
+"""Batches from the epochs of a stream, and the process that writes epochs before they are needed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,14 @@ from positron.system.log import log_received, log_to_queue
 
 logger = logging.getLogger(__name__)
 
-AHEAD = 1  # epochs that are made before they are needed
+EPOCHS_AHEAD = 1  # epochs that are written before they are needed
 
 
 class StreamWindows:
-    """Training batches like those of `Windows`, from the epoch that a step falls into; (B, T + 1) ids for any step."""
+    """Make training batches (B, T + 1) like those of `Windows`, from the epoch that a step falls into.
+
+    Raises UserError if an epoch is shorter than one window of `context` tokens.
+    """
 
     def __init__(self, config: DataConfig, folder: Path, *, context: int, batch_size: int, seed: int) -> None:
         self.stream = Stream(config, folder / "tokenizer")
@@ -44,19 +47,22 @@ class StreamWindows:
         self._files: dict[int, TokenFiles] = {}
         self._filler: _Filler | None = None
         self._user = contextlib.ExitStack()
-        self._note: Path | None = None
-        self.text_tokens = math.inf  # what comes is new
+        self._note: Path | None = None  # the file below `users/` with this run's epoch
+        self.text_tokens = math.inf  # every epoch has new text
         first = self.tokens
         self.fingerprint, self.bytes_per_token = first.fingerprint, first.n_bytes / first.n_tokens
 
     @property
     def tokens(self) -> TokenFiles:
-        """Of an epoch, whichever lies on the disk."""
+        """The token files of any epoch on the disk."""
         any_epoch = next(self.stream.folder.glob("epoch-*/tokens.json")).parent
         return TokenFiles(any_epoch, "train", self.stream.tokenizer)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
-        """Waits where the text is not there yet. Unreachable where it cannot be had, UserError where it never can."""
+        """Return the rows (B / world_size, T + 1) of `rank` in optimizer step `step`, counted from 1.
+
+        Waits until the epoch is written. Raises Unreachable if the network fails, UserError if the text cannot be read.
+        """
         share = self.batch_size // world_size
         mine = slice(rank * share, (rank + 1) * share)
         epochs, windows = windows_of_step(step, seed=self.seed, n_windows=self.n_windows, batch_size=self.batch_size)
@@ -71,7 +77,7 @@ class StreamWindows:
         return torch.from_numpy(np.stack(rows))
 
     def _enter(self, epoch: int, fills: bool) -> None:
-        """Tell others which epoch is needed here, and the filler which ones will be."""
+        """Record the current epoch for other runs, and tell the filler which epochs are needed next."""
         if not fills:
             return
         if self._note is None:
@@ -88,24 +94,28 @@ class StreamWindows:
     def _open(self, epoch: int, fills: bool) -> TokenFiles:
         if epoch in self._files:
             return self._files[epoch]
-        told = False
+        has_logged = False
         while not self.stream.has(epoch):
-            if not told:
+            if not has_logged:
                 logger.info(f"waiting for the text of epoch {epoch}")
-                told = True
-            trouble = self._filler.listen(waits=True) if self._filler else None
-            if trouble is not None and not self.stream.has(epoch):
-                raise trouble
+                has_logged = True
+            error = self._filler.listen(waits=True) if self._filler else None
+            if error is not None and not self.stream.has(epoch):
+                raise error
             time.sleep(0.05)
         return TokenFiles(self.stream.path(epoch), "train", self.stream.tokenizer)
 
     def close(self) -> None:
+        """End the process that writes epochs, and release the epoch in use."""
         self._user.close()
         self._filler, self._note = None, None
 
 
 class _Filler:
-    """The process that makes epochs ahead of the one in use. It tries again for as long as training needs no more."""
+    """Run the process that writes epochs before they are needed.
+
+    It keeps trying after a failure of the network; the failure is raised only when training needs the missing epoch.
+    """
 
     def __init__(self, config: DataConfig, tokenizer_folder: Path, epoch: int) -> None:
         context = multiprocessing.get_context("spawn")
@@ -120,8 +130,8 @@ class _Filler:
         self._epoch.value = epoch
 
     def listen(self, waits: bool = False) -> Exception | None:
-        """Log what the filler reports; return what keeps it from continuing, as an error for whoever waits for it."""
-        trouble: Exception | None = None
+        """Log what the process reports; return the error that keeps it from continuing, or None."""
+        unreachable: Exception | None = None
         while True:
             try:
                 report = self._reports.get_nowait()
@@ -131,15 +141,15 @@ class _Filler:
                 case logging.LogRecord():
                     log_received(report)
                 case Unreachable():
-                    trouble = report
-                    logger.info(str(report) if waits else f"training goes on with what is on the disk: {report}")
+                    unreachable = report
+                    logger.info(str(report) if waits else f"training continues with the text on the disk: {report}")
                 case UserError():
                     self._fatal = report
         if self._fatal is not None:
             return self._fatal
-        if trouble is None and not self._process.is_alive():
+        if unreachable is None and not self._process.is_alive():
             return RuntimeError(f"the process that fetches text ended with code {self._process.exitcode}")
-        return trouble
+        return unreachable
 
     def end(self) -> None:
         self._process.kill()
@@ -148,12 +158,12 @@ class _Filler:
 
 def _fill(config: DataConfig, tokenizer_folder: Path, epoch: Any, reports: Any) -> None:
     log_to_queue(reports)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the training decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of the group; training handles it
     os.nice(10) if hasattr(os, "nice") else None
     end_with_parent()
     stream = Stream(config, tokenizer_folder)
     while True:
-        missing = [e for e in range(epoch.value, epoch.value + 1 + AHEAD) if not stream.has(e)]
+        missing = [e for e in range(epoch.value, epoch.value + 1 + EPOCHS_AHEAD) if not stream.has(e)]
         try:
             if missing:
                 stream.make(missing[0])
@@ -163,4 +173,4 @@ def _fill(config: DataConfig, tokenizer_folder: Path, epoch: Any, reports: Any) 
             reports.put(Unreachable(str(error)))
         except UserError as error:
             reports.put(UserError(str(error)))
-            return  # told when the text is needed; until then, what is there is enough
+            return  # raised when training needs the text; until then, the epochs on the disk suffice

@@ -1,4 +1,4 @@
-"""Compute which token windows make up optimizer step `s` from (seed, s), in O(1), without any state.
+"""Compute which token windows make up optimizer step s from (seed, s), in O(1), without any state.
 
 Invariant 3 of docs/ARCHITECTURE.md.
 
@@ -14,11 +14,11 @@ from functools import lru_cache
 import numpy as np
 
 _ROUNDS = 6
-_AT_ONCE = 64  # steps that are looked up together, which takes no longer than one
+_CACHED_STEPS = 64  # steps that are computed together, which takes no longer than one
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
-    """The splitmix64 finaliser (Steele, Lea and Flood 2014): every input bit flips every output bit half the time."""
+    """Apply the splitmix64 finaliser (Steele, Lea and Flood 2014): each input bit flips each output bit half the time."""
     with np.errstate(over="ignore"):
         x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -27,7 +27,7 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def permute(places: np.ndarray, n: int, key: int) -> np.ndarray:
-    """Image of each place in [0, n) under the permutation of [0, n) that `key` names."""
+    """Apply the permutation of [0, n) that belongs to `key` to each of `places`, all in [0, n)."""
     half = max(1, (int(n - 1).bit_length() + 1) // 2)  # bits in each half of the Feistel network
     mask = np.uint64((1 << half) - 1)
     keys = _mix(np.arange(1, _ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(key % 2**64))
@@ -43,20 +43,20 @@ def permute(places: np.ndarray, n: int, key: int) -> np.ndarray:
 
 
 def windows_of_step(step: int, *, seed: int, n_windows: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and window numbers, each (batch_size,), of optimizer step `step`, counted from 1.
+    """Return the epochs and window numbers, each (batch_size,), of optimizer step `step`, counted from 1.
 
-    Sample k = (step - 1) * batch_size + i is place k mod n of epoch k div n; so a batch may span two epochs, and the
+    Sample k = (step - 1) * batch_size + i is place k mod n of epoch k div n. So a batch may span two epochs, and the
     samples do not depend on micro-batches, devices, or where training was interrupted.
     """
-    block, place = divmod(step - 1, _AT_ONCE)
-    epochs, windows = _samples(block, seed, n_windows, _AT_ONCE * batch_size)
+    block, place = divmod(step - 1, _CACHED_STEPS)
+    epochs, windows = _samples(block, seed, n_windows, _CACHED_STEPS * batch_size)
     here = slice(place * batch_size, (place + 1) * batch_size)
     return epochs[here], windows[here]
 
 
-@lru_cache(maxsize=4)  # a run reads its text, and beside it what it replays
+@lru_cache(maxsize=4)  # a run reads its own text and, in fine-tuning, replayed windows
 def _samples(block: int, seed: int, n_windows: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Epochs and window numbers, each (size,), of samples block * size and on; not to be written to."""
+    """Return the epochs and window numbers, each (size,) and read-only, of the samples from block * size on."""
     sample = block * size + np.arange(size, dtype=np.int64)
     epoch, place = np.divmod(sample, n_windows)
     windows = np.empty(size, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""Windows of token files: optimizer step s is a function of (seed, s), and a validation text is scored whole."""
+"""Windows of token files: training batches as a function of (seed, step), and windows that cover a validation text."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from positron.data.shards import TokenFiles
 from positron.data.window_order import windows_of_step
 from positron.system.errors import UserError
 
-LONG_WORD = 40  # mean bytes of a token, beyond which tokenizer=word does not suit a text
+MAX_BYTES_PER_TOKEN = 40  # if the mean is larger, tokenizer=word does not suit the text
 
 
 def window_starts(starts: np.ndarray, n_tokens: int, context: int) -> Iterator[tuple[int, int]]:
-    """Cover a token file with windows (start, end of what is new in it), each beginning with a document if it can.
+    """Cover a token file with windows (start, stop), in which each token is a target once.
 
-    `starts` are the places of the documents' first tokens. A window holds `context` tokens; where a document begins in
-    it and goes on beyond it, the next window begins with that document, so that its beginning is never out of sight.
+    `starts` are the positions of the documents' first tokens. A window holds `context` tokens. If a document begins in a
+    window and continues beyond it, the window stops there and the next one begins with that document, so that the model
+    sees its beginning.
     """
     place = 0
     while place < n_tokens - 1:
@@ -32,10 +33,10 @@ def window_starts(starts: np.ndarray, n_tokens: int, context: int) -> Iterator[t
 
 
 class Windows:
-    """Training batches: `batch(step)` is (B, T + 1) token ids, for any step, at no cost for the ones before it.
+    """Make training batches (B, T + 1) of token ids for any optimizer step, without computing the ones before it.
 
-    Windows lie side by side over the whole file, or with `end_id` begin at documents. The tail of the file that fills
-    no window is left out.
+    Without `end_id`, windows cover the file side by side; with it, they begin at documents where possible. The end of the
+    file, if it is shorter than a window, is not used. Raises UserError if the text is shorter than one window.
     """
 
     def __init__(
@@ -47,20 +48,20 @@ class Windows:
             raise UserError(
                 f"the training text has {tokens.n_tokens} tokens, but one window needs {context + 1}: "
                 + (
-                    f"its tokens have {tokens.n_bytes // tokens.n_tokens:,} bytes each; take tokenizer=char or "
+                    f"its tokens have {tokens.n_bytes // tokens.n_tokens:,} bytes each; use tokenizer=char or "
                     "tokenizer=spm_4k"
-                    if tokens.n_bytes > LONG_WORD * tokens.n_tokens
+                    if tokens.n_bytes > MAX_BYTES_PER_TOKEN * tokens.n_tokens
                     else f"give a longer text, or model.context_length={max(1, tokens.n_tokens - 1)} or less"
                 )
             )
         self.starts: np.ndarray | None = None
         if end_id is not None:
-            places = [start for start, _ in window_starts(tokens.places_of(end_id), tokens.n_tokens, context)]
+            places = [start for start, _ in window_starts(tokens.find_token(end_id), tokens.n_tokens, context)]
             self.starts = np.array([start for start in places if start + context < tokens.n_tokens])
             self.n_windows = len(self.starts)
 
     def batch(self, step: int, rank: int = 0, world_size: int = 1) -> Tensor:
-        """(rows, T + 1): the share of `rank` in optimizer step `step` (from 1), consecutive rows of one global batch."""
+        """Return the rows (B / world_size, T + 1) of `rank` in optimizer step `step`, counted from 1."""
         _, windows = windows_of_step(step, seed=self.seed, n_windows=self.n_windows, batch_size=self.batch_size)
         share = self.batch_size // world_size
         mine = windows[rank * share : (rank + 1) * share]
@@ -69,26 +70,28 @@ class Windows:
 
     @property
     def fingerprint(self) -> str:
+        """The fingerprint of the text."""
         return self.tokens.fingerprint
 
     @property
     def bytes_per_token(self) -> float:
+        """The mean bytes of text of a token."""
         return self.tokens.n_bytes / self.tokens.n_tokens
 
     @property
     def text_tokens(self) -> float:
-        """How many there are before the text is read again."""
+        """The number of tokens of one pass over the text."""
         return self.tokens.n_tokens
 
     def close(self) -> None:
-        """Nothing is at work beside it."""
+        """Do nothing: no other process or file is in use."""
 
 
 def validation_windows(tokens: TokenFiles, *, context: int, end_id: int, limit: int) -> tuple[Tensor, Tensor]:
-    """The validation text as windows (N, T) of input ids and targets, -100 where there is none.
+    """Return the first `limit` tokens of a validation text as input ids and targets, each (N, T).
 
-    Each token is scored exactly once, and documents that fit the context are seen whole: nothing is lost to a cut that
-    training and chatting do not have. At most about `limit` tokens.
+    Targets are -100 where no loss is computed. Each token is a target exactly once, and documents that fit the context
+    are in one window, so that the score does not depend on arbitrary cuts.
     """
     n = min(tokens.n_tokens, limit + 1)
     ids = tokens.read(0, n)

@@ -58,7 +58,7 @@ def preview(files: TokenFiles, tokenizer: Tokenizer, context: int, folder: Path)
     """Describe the lengths of the documents, drawn in `folder`, and show three windows of `context` tokens as a model
     sees them."""
     end = tokenizer.special_id(END_OF_TEXT)
-    places = files.places_of(end)
+    places = files.find_token(end)
     if places[-1] < files.n_tokens - 1:  # the last document goes on in the validation text
         places = np.append(places, files.n_tokens)
     lengths = np.diff(places) - 1

@@ -11,9 +11,9 @@ import numpy as np
 
 from positron import stories
 from positron.config import DataConfig, TokenizerConfig
-from positron.data.corpus import kept_tokens, prepare
+from positron.data.corpus import find_token_files, prepare
 from positron.data.decoding import Reading
-from positron.data.files import downloaded, list_texts, read_pieces
+from positron.data.files import cached_path, list_texts, read_pieces
 from positron.data.open import open_source
 from positron.data.shards import TokenFiles
 from positron.run.base import pretrained_run
@@ -51,8 +51,8 @@ def token_files(run: Run, split: str, instead: str = "--text FILE measures on an
         raise UserError(f"{error}; its text is needed: {instead}") from error
     values, tokenizer = run.config(), load_tokenizer(run.tokenizer_folder)
     data, known = from_dict(DataConfig, values["data"]), run.facts().data_fingerprint
-    folder = kept_tokens(data, tokenizer, known)
-    if data.url is not None and not downloaded(data.url, data.sha256).exists():
+    folder = find_token_files(data, tokenizer, known)
+    if data.url is not None and not cached_path(data.url, data.sha256).exists():
         if folder is None:  # the address may be a stranger's: only the user's own command fetches
             url = one_line(data.url, 200)
             raise UserError(

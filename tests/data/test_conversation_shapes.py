@@ -1,4 +1,4 @@
-"""Files of conversations in the shapes that people have them in: each is read as what it says, or refused with the reason."""
+"""Files of conversations in all usual formats are read with their messages, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def zstd(content: bytes) -> bytes:
     return packed
 
 
-def each(row: Callable[[str, str], Any]) -> list[Any]:
+def for_each_pair(row: Callable[[str, str], Any]) -> list[Any]:
     return [row(question, answer) for question, answer in PAIRS]
 
 
@@ -77,7 +77,7 @@ def in_parts(q: str, a: str) -> dict[str, Any]:
 
 
 def json_in_cells(_: Path) -> bytes:
-    cells = ['"' + json.dumps(talk).replace('"', '""') + '"\n' for talk in each(turns)]
+    cells = ['"' + json.dumps(conversation).replace('"', '""') + '"\n' for conversation in for_each_pair(turns)]
     return "".join(["messages\n", *cells]).encode()
 
 
@@ -87,28 +87,32 @@ def columns(question: str, answer: str, *, as_pandas_writes: bool) -> bytes:
     return json.dumps(by_index if as_pandas_writes else values).encode()
 
 
-SHAREGPT = each(lambda q, a: {"id": q, "conversations": turns(q, a, "from", "value", ("human", "gpt"))})
+SHAREGPT = for_each_pair(lambda q, a: {"id": q, "conversations": turns(q, a, "from", "value", ("human", "gpt"))})
 BY_NAME = {row["query"]: row for row in fields("query", "response")}
 COMPLETION, QUESTION = "prompt and completion", "question and answer"
 # name of the file, its content, and the format that is reported
 SHAPES: list[tuple[str, bytes | Callable[[Path], bytes], str]] = [
     ("alpaca.json", json.dumps(fields("instruction", "output", input="")).encode(), "Alpaca"),
     ("alpaca.jsonl", lines(fields("instruction", "output")), "Alpaca"),
-    ("messages.jsonl", lines(each(lambda q, a: {"messages": turns(q, a)})), "messages"),
+    ("messages.jsonl", lines(for_each_pair(lambda q, a: {"messages": turns(q, a)})), "messages"),
     ("sharegpt.json", json.dumps(SHAREGPT, indent=2).encode(), "ShareGPT"),
-    ("sharegpt_roles.jsonl", lines(each(lambda q, a: {"conversations": turns(q, a)})), "ShareGPT"),
-    ("nanochat.jsonl", lines(each(turns)), "list of messages"),
-    ("lists.json", json.dumps(each(turns)).encode(), "list of messages"),
+    ("sharegpt_roles.jsonl", lines(for_each_pair(lambda q, a: {"conversations": turns(q, a)})), "ShareGPT"),
+    ("nanochat.jsonl", lines(for_each_pair(turns)), "list of messages"),
+    ("lists.json", json.dumps(for_each_pair(turns)).encode(), "list of messages"),
     ("completion.jsonl", lines(fields("prompt", "completion")), COMPLETION),
-    ("trl.jsonl", lines(each(lambda q, a: {"prompt": turns(q, a)[:1], "completion": turns(q, a)[1:]})), COMPLETION),
+    (
+        "trl.jsonl",
+        lines(for_each_pair(lambda q, a: {"prompt": turns(q, a)[:1], "completion": turns(q, a)[1:]})),
+        COMPLETION,
+    ),
     ("response.ndjson", lines(fields("prompt", "response")), "prompt and response"),
     ("questions.jsonl", lines(fields("question", "answer")), QUESTION),
     ("inputs.jsonl", lines(fields("input", "output")), "input and output"),
     ("dolly.jsonl", lines(fields("instruction", "response", context="", category="open_qa")), "Dolly"),
-    ("ultrachat.jsonl", lines(each(lambda q, a: {"id": "0", "data": [q, a]})), "UltraChat"),
-    ("firefly.jsonl", lines(each(firefly)), "conversation"),
-    ("gemini.jsonl", lines(each(gemini)), "contents"),
-    ("parts.jsonl", lines(each(in_parts)), "messages"),
+    ("ultrachat.jsonl", lines(for_each_pair(lambda q, a: {"id": "0", "data": [q, a]})), "UltraChat"),
+    ("firefly.jsonl", lines(for_each_pair(firefly)), "conversation"),
+    ("gemini.jsonl", lines(for_each_pair(gemini)), "contents"),
+    ("parts.jsonl", lines(for_each_pair(in_parts)), "messages"),
     ("inside.json", json.dumps({"version": 2, "data": fields("question", "answer")}, indent=1).encode(), QUESTION),
     ("columns.json", columns("prompt", "completion", as_pandas_writes=False), COMPLETION),
     ("pandas.json", columns("instruction", "output", as_pandas_writes=True), "Alpaca"),
@@ -132,13 +136,13 @@ def read(path: Path | str, **options: Any) -> tuple[list[Conversation], list[str
         return read_conversations(DataConfig("instruct", str(path), **options)), said
 
 
-def rows(folder: Path, *some: Any, name: str = "x.jsonl", **options: Any) -> tuple[list[Conversation], list[str]]:
-    (folder / name).write_bytes(lines(list(some)))
+def rows(folder: Path, *examples: Any, name: str = "x.jsonl", **options: Any) -> tuple[list[Conversation], list[str]]:
+    (folder / name).write_bytes(lines(list(examples)))
     return read(folder / name, **options)
 
 
-def texts(talk: Conversation) -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in talk.messages]
+def texts(conversation: Conversation) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in conversation.messages]
 
 
 @pytest.mark.parametrize(("name", "content", "format_name"), SHAPES, ids=[name for name, _, _ in SHAPES])
@@ -146,8 +150,10 @@ def test_every_shape_gives_the_same_conversations_and_is_named(
     tmp_path: Path, name: str, content: bytes | Callable[[Path], bytes], format_name: str
 ) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content(tmp_path))
-    talks, said = read(tmp_path / name)
-    assert [texts(talk) for talk in talks] == [[("user", q), ("assistant", a)] for q, a in PAIRS]
+    conversations, said = read(tmp_path / name)
+    assert [texts(conversation) for conversation in conversations] == [
+        [("user", q), ("assistant", a)] for q, a in PAIRS
+    ]
     assert len(said) == 1
     assert said[0].startswith(f"{format_name} format: 4 conversations")
     assert "skipped" not in said[0]
@@ -158,8 +164,8 @@ def test_a_folder_and_a_glob_give_the_rows_of_all_files_and_leave_notes_alone(tm
     (tmp_path / "deep").mkdir()
     (tmp_path / "deep" / "b.csv").write_bytes(csv_of(","))
     (tmp_path / "README.md").write_text("Two files of questions.\n")
-    talks, said = read(tmp_path)
-    assert [texts(talk)[0][1] for talk in talks] == [q for q, _ in PAIRS[:2] + PAIRS]
+    conversations, said = read(tmp_path)
+    assert [texts(conversation)[0][1] for conversation in conversations] == [q for q, _ in PAIRS[:2] + PAIRS]
     assert said[0].startswith("Alpaca and question and answer format: 6 conversations")
     assert len(read(tmp_path / "*.jsonl")[0]) == 2
     for path in (tmp_path, tmp_path / "*.jsonl", tmp_path / "**" / "*.csv"):
@@ -172,16 +178,18 @@ def test_a_folder_and_a_glob_give_the_rows_of_all_files_and_leave_notes_alone(tm
 def test_a_folder_of_save_to_disk_is_read(tmp_path: Path) -> None:
     import datasets
 
-    datasets.Dataset.from_list(each(lambda q, a: {"messages": turns(q, a)})).save_to_disk(tmp_path)
-    talks, said = read(tmp_path)
-    assert [texts(talk) for talk in talks] == [[("user", q), ("assistant", a)] for q, a in PAIRS]
+    datasets.Dataset.from_list(for_each_pair(lambda q, a: {"messages": turns(q, a)})).save_to_disk(tmp_path)
+    conversations, said = read(tmp_path)
+    assert [texts(conversation) for conversation in conversations] == [
+        [("user", q), ("assistant", a)] for q, a in PAIRS
+    ]
     assert said == ["messages format: 4 conversations"]
 
 
 @pytest.mark.parametrize("extra", ["\u2028", "\x85", "\u2029\u000b\u001c"])
 def test_only_a_newline_ends_a_line_of_json(tmp_path: Path, extra: str) -> None:
-    talks, _ = rows(tmp_path, *[{"instruction": f"a{extra}b {n}", "output": f"c{extra}d"} for n in range(3)])
-    assert texts(talks[2]) == [("user", f"a{extra}b 2"), ("assistant", f"c{extra}d")]
+    conversations, _ = rows(tmp_path, *[{"instruction": f"a{extra}b {n}", "output": f"c{extra}d"} for n in range(3)])
+    assert texts(conversations[2]) == [("user", f"a{extra}b 2"), ("assistant", f"c{extra}d")]
 
 
 @pytest.mark.parametrize(
@@ -191,14 +199,14 @@ def test_half_a_character_is_named_by_its_line_and_replaced_if_asked(tmp_path: P
     path = tmp_path / "x.jsonl"
     row = f'{{"instruction": "Q", {spelling}}}\n'
     path.write_text(row + "".join(json.dumps(r) + "\n" for r in fields("instruction", "output")))
-    talks, said = read(path)
-    assert len(talks) == 4
-    assert "1 with half a character (line 1)" in said[0]
-    talks, said = read(path, on_invalid="replace")
-    assert len(talks) == 5
-    assert "\ufffd" in "".join(m.content for m in talks[0].messages)
+    conversations, said = read(path)
+    assert len(conversations) == 4
+    assert "1 with half a surrogate pair (line 1)" in said[0]
+    conversations, said = read(path, on_invalid="replace")
+    assert len(conversations) == 5
+    assert "\ufffd" in "".join(m.content for m in conversations[0].messages)
     path.write_text(row)
-    with pytest.raises(UserError, match=r"line 1 has half a character .* data.on_invalid=replace"):
+    with pytest.raises(UserError, match=r"line 1 has half of a surrogate pair .* data.on_invalid=replace"):
         read(path)
     path.write_text('{"instruction": "Q", "output": "whole \\ud83d\\ude00"}\n')
     assert texts(read(path)[0][0])[1] == ("assistant", "whole \U0001f600")
@@ -236,8 +244,8 @@ BAD: list[tuple[Any, str]] = [
 
 @pytest.mark.parametrize(("row", "label"), BAD, ids=[f"{i} {label}" for i, (_, label) in enumerate(BAD)])
 def test_a_few_bad_rows_are_skipped_counted_and_named_by_their_lines(tmp_path: Path, row: Any, label: str) -> None:
-    talks, said = rows(tmp_path, *GOOD[:3], row, *GOOD[3:], row)
-    assert len(talks) == len(GOOD)
+    conversations, said = rows(tmp_path, *GOOD[:3], row, *GOOD[3:], row)
+    assert len(conversations) == len(GOOD)
     assert f"22 conversations, 2 skipped: 2 {label} (line 4, line 22)" in said[0]
     with pytest.raises(UserError, match=r"x\.jsonl") as refused:
         rows(tmp_path, row)
@@ -272,8 +280,8 @@ def test_broken_json_is_named_by_its_line_in_every_layout(tmp_path: Path) -> Non
         ("digits.jsonl", good + b"1" * 10_000, "line 21"),
     ):
         (tmp_path / name).write_bytes(content)
-        talks, said = read(tmp_path / name)
-        assert len(talks) == 20, name
+        conversations, said = read(tmp_path / name)
+        assert len(conversations) == 20, name
         assert f"1 not JSON ({place})" in said[0]
     (tmp_path / "cut.json").write_bytes(json.dumps(GOOD, indent=1).encode()[:500])
     with pytest.raises(UserError, match=r"cut.json is not JSON: .* \(line \d\d, "):
@@ -286,7 +294,7 @@ def test_broken_json_is_named_by_its_line_in_every_layout(tmp_path: Path) -> Non
 
 
 def test_text_with_a_template_is_refused_with_the_reason_and_two_ways_out(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"questions and answers are not told apart: give messages .* data=text"):
+    with pytest.raises(UserError, match=r"does not separate questions from answers: give messages .* data=text"):
         rows(tmp_path, *[{"text": f"<|user|>{q}<|assistant|>{a}"} for q, a in PAIRS])
 
 
@@ -299,46 +307,46 @@ def test_system_history_context_and_input_are_used_and_other_fields_named(tmp_pa
         "history": [["h", "i"]],
         "source": "web",
     }
-    talks, said = rows(tmp_path, alpaca, {"instruction": "", "input": "Q 0", "output": "a"})
+    conversations, said = rows(tmp_path, alpaca, {"instruction": "", "input": "Q 0", "output": "a"})
     wanted = [("system", "be brief"), ("user", "h"), ("assistant", "i"), ("user", "q\n\nx"), ("assistant", "a")]
-    assert texts(talks[0]) == wanted
-    assert texts(talks[1])[0] == ("user", "Q 0")  # not after an empty line
+    assert texts(conversations[0]) == wanted
+    assert texts(conversations[1])[0] == ("user", "Q 0")  # not after an empty line
     assert said[0].endswith("; fields not used: source")
-    talks, _ = rows(
+    conversations, _ = rows(
         tmp_path,
         {"instruction": "q", "context": "c", "response": "a"},
         {"system_prompt": "s", "question": "q", "response": "a"},
     )
-    assert texts(talks[0])[0] == ("user", "q\n\nc")
-    assert texts(talks[1]) == [("system", "s"), ("user", "q"), ("assistant", "a")]
-    talks, _ = rows(tmp_path, {"system": "s", "conversations": turns("q", "a")})
-    assert texts(talks[0])[0] == ("system", "s")
+    assert texts(conversations[0])[0] == ("user", "q\n\nc")
+    assert texts(conversations[1]) == [("system", "s"), ("user", "q"), ("assistant", "a")]
+    conversations, _ = rows(tmp_path, {"system": "s", "conversations": turns("q", "a")})
+    assert texts(conversations[0])[0] == ("system", "s")
 
 
 def test_turns_of_weight_0_and_answers_in_prompts_are_not_learned_from(tmp_path: Path) -> None:
     weighted = [*turns("a?", "no."), *turns("b?", "yes.")]
     weighted[1]["weight"], weighted[3]["weight"] = 0, 1
     prompt = {"prompt": [*turns("a?", "no."), {"role": "user", "content": "b?"}], "completion": "yes."}
-    talks, _ = rows(tmp_path, {"messages": weighted}, prompt)
-    for talk in talks:
-        data = instruct_data([talk])
+    conversations, _ = rows(tmp_path, {"messages": weighted}, prompt)
+    for conversation in conversations:
+        data = instruct_data([conversation])
         ((_, y),) = data.val_parts
-        kept = TOKENIZER.decode([token for token in y[0].tolist() if token > 4])
-        assert kept == "yes."
-    with pytest.raises(UserError, match="nothing to learn from"):
+        answer = TOKENIZER.decode([token for token in y[0].tolist() if token > 4])
+        assert answer == "yes."
+    with pytest.raises(UserError, match="has an answer to learn from"):
         rows(tmp_path, {"messages": weighted[:2]})
 
 
-def instruct_data(talks: list[Conversation], **options: Any) -> SFTObjective:
+def instruct_data(conversations: list[Conversation], **options: Any) -> SFTObjective:
     chosen = {"context": 64, "batch_size": 4, "micro_batch_size": 4, "seed": 0, "packing": False, "val_tokens": 1000}
-    return SFTObjective(talks, TOKENIZER, **{"replay": None, **chosen, **options})
+    return SFTObjective(conversations, TOKENIZER, **{"replay": None, **chosen, **options})
 
 
 def test_an_empty_answer_teaches_nothing_even_among_others() -> None:
-    talk = Conversation(
+    conversation = Conversation(
         (Message("user", "a"), Message("assistant", "  "), Message("user", "b"), Message("assistant", "c")), False
     )
-    data = instruct_data([talk])
+    data = instruct_data([conversation])
     ((_, y),) = data.val_parts
     learned = y[y != -100].tolist()
     assert learned == [*TOKENIZER.encode("c"), TOKENIZER.special_id("<|end|>")]
@@ -351,14 +359,14 @@ def test_an_empty_answer_teaches_nothing_even_among_others() -> None:
 def test_small_sets_validate_on_the_training_rows_and_say_so(
     tmp_path: Path, questions: list[str], val_fraction: float, logged: list[str]
 ) -> None:
-    some = [{"instruction": q, "output": f"{n}."} for n, q in enumerate(questions)]
-    talks, _ = rows(tmp_path, *some, val_fraction=val_fraction)
-    data = instruct_data(talks)
+    examples = [{"instruction": q, "output": f"{n}."} for n, q in enumerate(questions)]
+    conversations, _ = rows(tmp_path, *examples, val_fraction=val_fraction)
+    data = instruct_data(conversations)
     assert len(data.train.rows) == len(questions)
     assert sum(len(x) for x, _ in data.val_parts) == len(questions)
     assert any(re.search(r"validation uses the training conversations \(\d+\)", line) for line in logged)
     assert sum(len(x) for x, _ in data.train.batch(1)) == 4
-    assert all(np.isfinite(data.train.bytes_per_token) for _ in some)
+    assert all(np.isfinite(data.train.bytes_per_token) for _ in examples)
 
 
 @pytest.mark.parametrize("val_fraction", [-0.1, 1.0, 2.0])

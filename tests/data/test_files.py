@@ -1,4 +1,4 @@
-"""Text from files: every format gives the same documents, as a stream, and what is wrong is named by file and place."""
+"""Text from files: every format gives the same documents, as a stream, and errors name file and place."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ FORMATS = {
 }
 
 
-def texts(found: FileSource) -> list[str]:
+def texts(text_source: FileSource) -> list[str]:
     """Documents, their pieces joined."""
     out, part = [], ""
-    for task in found.tasks():
-        for document in found.read(task):
+    for task in text_source.tasks():
+        for document in text_source.read(task):
             part += document.text
             if document.ends:
                 out.append(part)
@@ -59,9 +59,9 @@ def texts(found: FileSource) -> list[str]:
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_format_gives_the_same_documents(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(FORMATS[name])
-    found = source(tmp_path / name)
-    assert texts(found) == DOCUMENTS
-    sides = {d.text: d.is_val for task in found.tasks() for d in task}
+    text_source = source(tmp_path / name)
+    assert texts(text_source) == DOCUMENTS
+    sides = {d.text: d.is_val for task in text_source.tasks() for d in task}
     assert 2 < sum(sides.values()) < 30
     assert sides == {d: is_validation(d, 0, 0.2) for d in DOCUMENTS}
 
@@ -88,9 +88,9 @@ def test_a_folder_of_save_to_disk_gives_its_rows_and_of_several_splits_those_of_
     if as_splits:
         rows.select([0]).save_to_disk(tmp_path / "d" / "test")
         (tmp_path / "d" / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    found = source(tmp_path / "d")
-    assert texts(found) == DOCUMENTS
-    assert found.summary() == "read 3 files" + "; skipped test (not the split train)" * as_splits
+    text_source = source(tmp_path / "d")
+    assert texts(text_source) == DOCUMENTS
+    assert text_source.summary() == "read 3 files" + "; skipped test (not the split train)" * as_splits
 
 
 def test_another_field_is_read_and_its_absence_lists_the_fields(tmp_path: Path) -> None:
@@ -135,9 +135,9 @@ def test_missing_paths_are_named(tmp_path: Path, path: str) -> None:
 
 def test_invalid_bytes_can_be_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"a" * 1000 + b"\xffb" * 10)
-    found = source(tmp_path / "a.txt", on_invalid="replace")
-    assert "".join(texts(found)) == "a" * 1000 + "�b" * 10
-    assert "10 invalid characters were replaced" in found.summary()
+    text_source = source(tmp_path / "a.txt", on_invalid="replace")
+    assert "".join(texts(text_source)) == "a" * 1000 + "�b" * 10
+    assert "10 invalid characters were replaced" in text_source.summary()
 
 
 @settings(max_examples=400, deadline=None)
@@ -150,7 +150,7 @@ def test_documents_do_not_depend_on_where_blocks_end(parts: list[str], size: int
     text = f"\n{SEPARATOR}\n".join(parts)
 
     def documents(size: int, chunk: int) -> list[str]:
-        kept, files.CHARS_PER_TASK = files.CHARS_PER_TASK, chunk
+        previous, files.CHARS_PER_TASK = files.CHARS_PER_TASK, chunk
         try:
             out, part = [], ""
             blocks: Iterator[str] = (text[i : i + size] for i in range(0, len(text), size))
@@ -162,7 +162,7 @@ def test_documents_do_not_depend_on_where_blocks_end(parts: list[str], size: int
             assert part == ""
             return out
         finally:
-            files.CHARS_PER_TASK = kept
+            files.CHARS_PER_TASK = previous
 
     whole = documents(10**6, 10**6)
     assert documents(size, chunk) == whole
@@ -186,10 +186,10 @@ def test_a_long_document_comes_in_pieces_and_stays_on_one_side(tmp_path: Path, m
     monkeypatch.setattr(files, "CHARS_PER_TASK", 100)
     long = ["\n".join(f"{i} line {j}" for j in range(100)) for i in range(30)]
     (tmp_path / "a.txt").write_bytes(as_text(long))
-    found = source(tmp_path / "a.txt")
-    assert texts(found) == long
+    text_source = source(tmp_path / "a.txt")
+    assert texts(text_source) == long
     side_of: dict[str, set[bool]] = {}
-    for task in found.tasks():
+    for task in text_source.tasks():
         for document in task:
             for line in document.text.splitlines():
                 side_of.setdefault(line.split(" ")[0], set()).add(document.is_val)
@@ -205,7 +205,7 @@ def test_memory_is_bounded_by_the_shard_and_not_by_the_corpus(tmp_path: Path, mo
             out.write(f"{line}{i}\n{SEPARATOR}\n")
     assert (tmp_path / "a.txt").stat().st_size > 20e6
     config = DataConfig("text", str(tmp_path / "a.txt"), dir=str(tmp_path))
-    monkeypatch.setattr(shards, "SMALL_CORPUS", 10**12)  # in this process, where it can be measured
+    monkeypatch.setattr(shards, "SMALL_CORPUS_BYTES", 10**12)  # in this process, where it can be measured
     tracemalloc.start()
     prepare(config, TokenizerConfig("char"), None)
     peak = tracemalloc.get_traced_memory()[1]
@@ -219,7 +219,7 @@ def test_memory_is_bounded_by_the_shard_and_not_by_the_corpus(tmp_path: Path, mo
 
 
 def _prepare(folder: str, shard_tokens: int, text: str) -> None:
-    shards.SHARD_TOKENS, shards.SMALL_CORPUS = shard_tokens, 10**12
+    shards.SHARD_TOKENS, shards.SMALL_CORPUS_BYTES = shard_tokens, 10**12
     files.CHARS_PER_TASK = 20_000
     prepare(DataConfig("text", text, dir=folder), TokenizerConfig("char"), None)
 
@@ -229,7 +229,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(tokens.iterdir())}
 
 
-def test_prepare_killed_at_random_moments_goes_on_and_writes_the_same_bytes(
+def test_prepare_killed_at_random_moments_continues_and_writes_the_same_bytes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = tmp_path / "a.jsonl"
@@ -275,7 +275,7 @@ def test_workers_of_a_killed_prepare_do_not_stay(tmp_path: Path) -> None:
     process.start()
 
     def children() -> set[int]:
-        found = set()
+        pids = set()
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit():
                 try:
@@ -283,8 +283,8 @@ def test_workers_of_a_killed_prepare_do_not_stay(tmp_path: Path) -> None:
                 except OSError:
                     continue
                 if int(fields[1]) == process.pid and fields[0] != "Z":
-                    found.add(int(entry.name))
-        return found
+                    pids.add(int(entry.name))
+        return pids
 
     if not Path("/proc/self/stat").exists():
         process.kill()
@@ -301,7 +301,7 @@ def test_workers_of_a_killed_prepare_do_not_stay(tmp_path: Path) -> None:
 
 
 def _prepare_by_all_cores(folder: str, text: str) -> None:
-    shards.SMALL_CORPUS = 0
+    shards.SMALL_CORPUS_BYTES = 0
     os.cpu_count = lambda: 2
     prepare(DataConfig("text", text, dir=folder), TokenizerConfig("char"), None)
 
@@ -342,14 +342,14 @@ def test_a_full_disk_is_one_line_and_what_was_written_stays(
         prepare(config, TokenizerConfig("char"), None)
     monkeypatch.setattr(os, "fsync", real)
     tokenizer, folder = prepare(config, TokenizerConfig("char"), None)
-    assert any("going on after" in line for line in logged) or len(calls) == 8
+    assert any("continuing after" in line for line in logged) or len(calls) == 8
     other = dataclasses.replace(config, dir=str(tmp_path / "other"))
     _, wanted = prepare(other, TokenizerConfig("char"), None)
-    one, two = TokenFiles(folder, "train", tokenizer), TokenFiles(wanted, "train", tokenizer)
-    assert np.array_equal(one.read(0, one.n_tokens), two.read(0, two.n_tokens))
+    first, second = TokenFiles(folder, "train", tokenizer), TokenFiles(wanted, "train", tokenizer)
+    assert np.array_equal(first.read(0, first.n_tokens), second.read(0, second.n_tokens))
 
 
-# the command
+# commands
 
 
 def test_prepare_and_preview_print_and_draw(run_command: Any, tmp_path: Path) -> None:
@@ -392,7 +392,7 @@ def test_shakespeare_is_fetched_once_and_its_checksum_verified(loopback: Any, tm
         FileSource(DataConfig("text", **chosen))
 
 
-def test_a_text_of_which_much_is_unknown_to_the_tokenizer_is_warned_about(run_command, tmp_path):
+def test_a_text_with_many_unknown_tokens_gives_a_warning(run_command, tmp_path):
     (tmp_path / "my.txt").write_text("".join(f"word{i % 97} and the cat\n" for i in range(3000)))
     lossy = run_command("prepare", "data=text", "data.path=my.txt", "tokenizer=word", "tokenizer.vocab_size=20")
     assert lossy.code == 0, lossy.err

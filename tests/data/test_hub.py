@@ -23,13 +23,13 @@ from positron.text.tokenizer import END_OF_TEXT
 
 
 def documents(folder: Path, tokenizer: Any) -> list[str]:
-    found = []
+    texts = []
     for split in ("train", "val"):
         files = TokenFiles(folder, split, tokenizer)
         ids = files.read(0, files.n_tokens)
         cuts = np.flatnonzero(ids == tokenizer.special_id(END_OF_TEXT))
-        found += [tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in itertools.pairwise(cuts)]
-    return found
+        texts += [tokenizer.decode(ids[a + 1 : b].tolist()) for a, b in itertools.pairwise(cuts)]
+    return texts
 
 
 ALL = sorted(itertools.chain(*STORIES))
@@ -46,8 +46,8 @@ def test_a_dataset_becomes_tokens_and_its_files_go(stories_hub: Hub, tmp_path: P
     assert len(stories_hub.requests) == asked
 
 
-def test_the_room_on_the_disk_is_never_exceeded(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(hub, "RING_FILES", 2)
+def test_the_buffer_on_the_disk_is_never_exceeded(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr(hub, "BUFFER_FILES", 2)
     most, real = [0], hub.HubSource.read
 
     def watched(self: Any, task: Any) -> Any:
@@ -60,15 +60,15 @@ def test_the_room_on_the_disk_is_never_exceeded(stories_hub: Hub, tmp_path: Path
     assert 1 <= most[0] <= 2
 
 
-def test_several_processes_write_what_one_writes_with_a_full_room(
+def test_several_processes_write_what_one_writes_with_a_full_buffer(
     stories_hub: Hub, tmp_path: Path, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr(hub, "RING_FILES", 1)
+    monkeypatch.setattr(hub, "BUFFER_FILES", 1)
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    _, one = prepare(config(tmp_path / "a"), CHAR, None)
+    _, single = prepare(config(tmp_path / "a"), CHAR, None)
     monkeypatch.setattr(os, "cpu_count", lambda: 3)
     _, three = prepare(config(tmp_path / "b"), CHAR, None)
-    assert contents(one) == contents(three)
+    assert contents(single) == contents(three)
 
 
 FAULTS = {
@@ -87,7 +87,7 @@ def test_faults_of_the_network_are_survived(stories_hub: Hub, tmp_path: Path, fa
     assert sorted(documents(folder, tokenizer)) == ALL
 
 
-def test_a_hub_that_is_out_of_reach_costs_nothing_and_the_same_call_goes_on(
+def test_an_unreachable_hub_loses_nothing_and_the_same_call_continues(
     stories_hub: Hub, tmp_path: Path, monkeypatch: Any, logged: list[str]
 ) -> None:
     monkeypatch.setattr(hub, "PATIENCE_S", 3.0)
@@ -96,13 +96,13 @@ def test_a_hub_that_is_out_of_reach_costs_nothing_and_the_same_call_goes_on(
     broken = stories_hub.path("data/train-00004.parquet")
     prepare_tokenizer = prepare(config(tmp_path, files="data/train-00000*"), CHAR, None)[0]
     stories_hub.faults[broken] = ["503"] * 1000
-    with pytest.raises(Unreachable, match=r"cannot be fetched.*What was done is kept: the same command goes on"):
+    with pytest.raises(Unreachable, match=r"cannot be fetched.*Finished work is kept: run the same command again"):
         prepare(chosen, CHAR, prepare_tokenizer)
     assert any("trying again" in line for line in logged)
     stories_hub.faults.clear()
     logged.clear()
     tokenizer, folder = prepare(chosen, CHAR, prepare_tokenizer)
-    assert any("going on after" in line for line in logged)
+    assert any("continuing after" in line for line in logged)
     whole = prepare(dataclass_with(chosen, tmp_path / "whole"), CHAR, prepare_tokenizer)[1]
     assert contents(folder) == contents(whole)
     assert len(documents(folder, tokenizer)) == len(ALL)
@@ -135,8 +135,8 @@ def test_a_wrong_checksum_is_fetched_again_and_never_used(stories_hub: Hub, tmp_
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"repo": "some/nothing"}, "is not there"),
-        ({"files": "test-*"}, r"no parquet files that match data\.files=test-\*; it has: data/train-00000"),
+        ({"repo": "some/nothing"}, "does not exist"),
+        ({"files": "test-*"}, r"no Parquet files that match data\.files=test-\*; it has: data/train-00000"),
         ({"field": "story"}, r"no column data\.field=story; it has: text"),
     ],
 )
@@ -145,7 +145,7 @@ def test_what_does_not_exist_is_named(stories_hub: Hub, tmp_path: Path, options:
         prepare(config(tmp_path, **options), CHAR, None)
 
 
-def test_a_disk_without_room_is_told_before_the_download(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_full_disk_is_reported_before_the_download(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(hub, "SPARE_BYTES", 10**15)
     with pytest.raises(UserError, match=r"GB free; data/train-00000\.parquet needs"):
         prepare(config(tmp_path), CHAR, None)
@@ -160,7 +160,7 @@ def _prepare(folder: str, endpoint: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_kill_in_the_middle_goes_on_with_the_same_bytes(stories_hub: Hub, tmp_path: Path) -> None:
+def test_a_killed_call_continues_with_the_same_bytes(stories_hub: Hub, tmp_path: Path) -> None:
     apart(_prepare, str(tmp_path / "whole"), stories_hub.url)
     (wanted,) = (tmp_path / "whole").glob("data/*/tokens-*")
     rng, kills = random.Random(0), 0
@@ -204,4 +204,4 @@ def test_training_on_a_dataset_of_the_hub(stories_hub: Hub, run_command: Any, tm
     assert made.code == 0, made.err
     gone = run_command("train", "data=hub", "data.repo=other/one", "model=debug", "name=g", HF_ENDPOINT=stories_hub.url)
     assert gone.code == 2
-    assert "other/one is not there" in gone.err.splitlines()[-1]
+    assert "other/one does not exist" in gone.err.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Data sets of the hub without parquet files, through `load_dataset`, from a server on this machine."""
+"""Datasets of the hub without Parquet files, through `load_dataset`, from a server on this machine."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_rows_become_tokens_once_and_nothing_is_kept_elsewhere(
     tokenizer, folder = prepare(chosen(tmp_path), CHAR, None)
     assert sorted(documents(folder, tokenizer)) == sorted(TEXTS)
     assert (
-        "some/stories has no parquet files: its rows are read by load_dataset, the split train (not read: test)"
+        "some/stories has no Parquet files: its rows are read by load_dataset, the split train (not read: test)"
         in logged
     )
     assert not (folder.parent / "raw").exists()
@@ -80,7 +80,7 @@ def test_chunks_are_the_same_from_anywhere_and_after_a_failure(rows_hub: Hub, tm
         ({"field": "story"}, "some/stories has no text in data.field=story; fields with text: text"),
         ({"files": "*.csv"}, r"has no files that match data\.files=\*\.csv; it has: train\.jsonl"),
         ({"files": "broken.jsonl"}, r"cannot be read by load_dataset: .*; data\.files=PATTERN chooses"),
-        ({"tokens_per_epoch": "1k", "packing": "windows"}, "no parquet files, which data.tokens_per_epoch needs"),
+        ({"tokens_per_epoch": "1k", "packing": "windows"}, "no Parquet files, which data.tokens_per_epoch needs"),
     ],
 )
 def test_what_cannot_be_read_is_named(rows_hub: Hub, tmp_path: Path, options: dict[str, Any], says: str) -> None:
@@ -112,7 +112,7 @@ def test_a_network_that_went_away_is_named(rows_hub: Hub, tmp_path: Path, monkey
         next(row_chunks(repository, "text", 0))
 
 
-def test_failures_of_the_network_and_of_the_data_are_told_apart() -> None:
+def test_failures_of_the_network_and_of_the_data_are_distinguished() -> None:
     assert hub_rows._reason(ConnectionError("gone"), "a/b") == ("network", "gone")
     assert hub_rows._reason(TimeoutError(), "a/b") == ("network", "TimeoutError")
     for error in (FileNotFoundError("no data"), ValueError("no data"), UserError("no data")):
@@ -127,11 +127,13 @@ def test_conversations_of_the_hub_are_fetched_once(rows_hub: Hub, tmp_path: Path
     else:
         rows_hub.add_lines("train.jsonl", TALKS)
     config = DataConfig("instruct", repo="some/stories", dir=str(tmp_path / "data"))
-    talks = read_conversations(config)
-    assert [[m.content for m in talk.messages] for talk in talks] == [[f"{i}?", f"{i}!"] for i in range(5)]
+    conversations = read_conversations(config)
+    assert [[m.content for m in conversation.messages] for conversation in conversations] == [
+        [f"{i}?", f"{i}!"] for i in range(5)
+    ]
     assert not list(tmp_path.glob("data/*/raw"))
     rows_hub.close()
-    assert read_conversations(config) == talks
+    assert read_conversations(config) == conversations
 
 
 def test_a_path_and_a_repository_are_two_places() -> None:

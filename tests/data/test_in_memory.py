@@ -1,4 +1,4 @@
-"""Texts and conversations from Python objects become files that are read as a user's own."""
+"""Texts and conversations from Python objects become files that are read like a user's files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from positron.data.conversations import read_conversations
 from positron.data.memory import write_conversations, write_texts
 from positron.system.errors import UserError
 
-TALKS = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(6)]
+CONVERSATIONS = [{"prompt": f"What is {i}?", "completion": f"It is {i}."} for i in range(6)]
 
 
 def as_dataset(rows: list[Any]) -> Any:
@@ -47,9 +47,11 @@ def test_documents_and_their_split_are_those_of_a_file_and_equal_content_is_one_
 
 @pytest.mark.parametrize("kind", [list, as_dataset])
 def test_conversations_are_those_of_a_file(tmp_path: Path, kind: Any) -> None:
-    path = write_conversations(kind(TALKS), tmp_path)
-    talks = read_conversations(DataConfig("instruct", str(path)))
-    assert [[m.content for m in talk.messages] for talk in talks] == [list(talk.values()) for talk in TALKS]
+    path = write_conversations(kind(CONVERSATIONS), tmp_path)
+    conversations = read_conversations(DataConfig("instruct", str(path)))
+    assert [[m.content for m in conversation.messages] for conversation in conversations] == [
+        list(row.values()) for row in CONVERSATIONS
+    ]
 
 
 @pytest.mark.parametrize(
@@ -57,17 +59,17 @@ def test_conversations_are_those_of_a_file(tmp_path: Path, kind: Any) -> None:
     [
         ("a text", r"takes a list of texts; for one text give \[text\]"),
         ({"train": [], "test": []}, r"has train, test: give data\[NAME\]"),
-        ([], "holds no text"),
+        ([], "contains no text"),
         (["a", 3], "item 1 is of type int, not a text"),
         ([{"story": "x"}], "item 0 has the fields story, not a text or a row with text in `text`"),
     ],
 )
-def test_what_is_no_text_is_named(tmp_path: Path, given: Any, says: str) -> None:
+def test_an_item_that_is_not_text_is_named(tmp_path: Path, given: Any, says: str) -> None:
     with pytest.raises(UserError, match=says):
         write_texts(given, tmp_path)
     assert not list(tmp_path.rglob("*.*"))
 
 
-def test_what_is_no_conversation_is_named(tmp_path: Path) -> None:
+def test_an_item_that_is_not_a_conversation_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="item 0 is of type str, not a conversation"):
         write_conversations(["hello"], tmp_path)

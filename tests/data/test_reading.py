@@ -1,4 +1,4 @@
-"""Whatever a text file looks like, it is read as what it is, or refused with what to do about it."""
+"""Text files of every kind are read correctly, or refused with a remedy."""
 
 from __future__ import annotations
 
@@ -167,9 +167,9 @@ def test_bytes_of_a_parquet_column_that_are_not_utf8_are_named_by_row(tmp_path: 
         ("a.docx", b"PK\x03\x04rest", "zip archive"),
         ("a.txt", gzip.compress(b"x" * 100, mtime=0), "gzip: let its name end in .gz"),
         ("a.csv", b"id,body\n1,x\n", r"no column data\.field=text; its first line has: id, body"),
-        ("a.csv", b"id,text\n1,a,b\n", "line 2 has 3 cells and the first line 2.*quoted"),
+        ("a.csv", b"id,text\n1,a,b\n", "line 2 has 3 cells, but the first line has 2.*quote"),
         ("a.csv", b'id,text\n1,"never closed\n', "line 2 is not CSV"),
-        ("a.json", as_array(DOCUMENTS)[:-1], "ends inside of its array, after entry 60"),
+        ("a.json", as_array(DOCUMENTS)[:-1], "ends inside its array, after entry 60"),
         ("a.json", as_array(DOCUMENTS)[:-5], "entry 60 is not JSON"),
         ("a.json", b'{"a": 1}', r"entry 1 has no text in data\.field=text; it has: a"),
         ("a.json", b"plain words", "entry 1 is not JSON"),
@@ -212,9 +212,9 @@ def test_replaced_characters_are_counted_and_real_replacement_characters_are_not
     for size in (1, 5, 1 << 20):
         monkeypatch.setattr("positron.data.decoding.BLOCK_BYTES", size)
         # the first of three invalid bytes comes after a thousand good characters: never too many
-        found = source(tmp_path / "a.txt", on_invalid="replace")
-        assert "".join(texts(found)) == "�" * 7 + "x" * 1000 + "��" + "y" * 500
-        assert "WARNING: 2 invalid characters were replaced" in found.summary()
+        text_source = source(tmp_path / "a.txt", on_invalid="replace")
+        assert "".join(texts(text_source)) == "�" * 7 + "x" * 1000 + "��" + "y" * 500
+        assert "WARNING: 2 invalid characters were replaced" in text_source.summary()
 
 
 @pytest.mark.parametrize("escape", ["\\ud83d", "\\udc00 and", "\\ud83d\\ud83d"])
@@ -319,9 +319,9 @@ def test_a_folder_may_hold_json_and_csv_of_other_things(tmp_path: Path) -> None:
     write(tmp_path / "table.csv", "id,number\n1,2\n")
     write(tmp_path / "empty.json", "")
     write(tmp_path / "empty.csv", "\n")
-    found = source(tmp_path)
-    assert texts(found) == texts_of_file(str(tmp_path)) == DOCUMENTS
-    assert "metadata.json, table.csv (no field text)" in found.summary()
+    text_source = source(tmp_path)
+    assert texts(text_source) == texts_of_file(str(tmp_path)) == DOCUMENTS
+    assert "metadata.json, table.csv (no field text)" in text_source.summary()
     (tmp_path / "a.txt").unlink()
     (tmp_path / "b.json").unlink()
     (tmp_path / "empty.json").unlink()
@@ -356,13 +356,13 @@ def test_a_pattern_takes_what_looks_like_text(tmp_path: Path) -> None:
     assert listing.describe_skipped() == "paper.pdf, picture.png (not text)"
 
 
-def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_regular_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.txt").symlink_to(tmp_path / "nothing")
     for path, said in (
         ("/dev/null", "not a regular file"),
         (str(tmp_path / "broken.txt"), "a link to a missing file"),
         (str(tmp_path / ("x" * 300)), "File name too long"),
-        (str(tmp_path), "holds no file.*broken.txt"),
+        (str(tmp_path), "contains no file.*broken.txt"),
     ):
         with pytest.raises(UserError, match=said):
             list_files(path)

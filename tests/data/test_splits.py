@@ -1,4 +1,4 @@
-"""Every text has something on both sides of the split, and token files stay those of the text they were made of."""
+"""Every text has documents on both sides of the split, and token files are matched to the text they were made of."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ LINE = "The quick brown fox jumps over the lazy dog.\n"
 def sides(path: Path, **options: Any) -> list[int]:
     """Characters for training and for validation."""
     counts = [0, 0]
-    found = source(path, **options)
-    for task in found.tasks():
+    text_source = source(path, **options)
+    for task in text_source.tasks():
         for document in task:
             counts[document.is_val] += len(document.text)
     return counts
@@ -97,8 +97,8 @@ def test_equal_documents_still_leave_something_for_validation(tmp_path: Path) ->
 
 
 def fingerprints(path: Path, **options: Any) -> tuple[str, str]:
-    found = source(path, **options)
-    return found.fingerprint, found.earlier_fingerprint
+    text_source = source(path, **options)
+    return text_source.fingerprint, text_source.earlier_fingerprint
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def fingerprints(path: Path, **options: Any) -> tuple[str, str]:
         ("a.txt", b"title\n" + b"x" * 5000, True),
     ],
 )
-def test_only_what_is_read_otherwise_than_before_has_another_fingerprint(
+def test_only_a_text_that_is_read_differently_than_before_has_another_fingerprint(
     tmp_path: Path, name: str, content: bytes, is_read_otherwise: bool
 ) -> None:
     (tmp_path / name).write_bytes(content)
@@ -156,10 +156,10 @@ def test_tokens_of_an_earlier_version_stay_those_of_the_run_that_has_them(tmp_pa
     _, earlier = fingerprints(tmp_path / "a.txt", val_fraction=0.1)
     header = json.loads((folder / "tokens.json").read_text())
     (folder / "tokens.json").write_text(json.dumps({**header, "fingerprint": earlier}))
-    kept = folder.rename(tmp_path / "data" / "moved")
+    moved = folder.rename(tmp_path / "data" / "moved")
     (tmp_path / "data/text-a-earlier").mkdir()
-    kept = kept.rename(tmp_path / "data/text-a-earlier" / folder.name)
-    assert prepare(config, CHAR, tokenizer, earlier)[1] == kept
+    moved = moved.rename(tmp_path / "data/text-a-earlier" / folder.name)
+    assert prepare(config, CHAR, tokenizer, earlier)[1] == moved
     assert prepare(config, CHAR, tokenizer)[1] == folder  # a new run reads the text as it is
 
 
@@ -210,7 +210,7 @@ def test_a_header_names_no_file_outside_of_its_folder(tmp_path: Path) -> None:
     header = json.loads((folder / "tokens.json").read_text())
     header["splits"]["train"]["shards"][0]["file"] = "../elsewhere.bin"
     (folder / "tokens.json").write_text(json.dumps(header))
-    with pytest.raises(UserError, match="outside of its folder"):
+    with pytest.raises(UserError, match="outside its folder"):
         TokenFiles(folder, "train", tokenizer)
 
 
@@ -252,9 +252,9 @@ def test_evaluate_counts_the_bytes_of_the_original_text(tmp_path: Path, limit: i
     tokenizer.save(make_folder(run.tokenizer_folder))
     write_json(run.folder / "config.json", dataclasses.asdict(tiny(tmp_path, data=config, tokenizer=choice)))
     write_json(run.folder / "run.json", {"data_fingerprint": val.fingerprint})
-    found = texts_of_run(run, "val", limit)
-    assert any("�" in text for text in found)
-    sizes = [size_of(text) for text in found]
+    pieces = texts_of_run(run, "val", limit)
+    assert any("�" in text for text in pieces)
+    sizes = [size_of(text) for text in pieces]
     if limit:
         assert limit <= sum(sizes) < limit + max(sizes)
     else:
@@ -279,12 +279,12 @@ def test_every_text_yields_a_sentencepiece_vocabulary(text: str) -> None:
     assert tokenizer.decode(tokenizer.encode(sample)) == sample
 
 
-def test_words_without_blanks_between_them_are_told(tmp_path: Path, logged: list[str]) -> None:
+def test_words_without_spaces_between_them_give_a_warning(tmp_path: Path, logged: list[str]) -> None:
     (tmp_path / "zh.txt").write_text("你好世界我们去上学" * 3000)
     config = DataConfig("text", str(tmp_path / "zh.txt"), dir=str(tmp_path / "data"), val_fraction=0.1)
     tokenizer, folder = prepare(config, TokenizerConfig("word", 100), None)
     assert any("tokenizer=word finds only" in line and "tokenizer=char" in line for line in logged)
-    with pytest.raises(UserError, match=r"bytes each; take tokenizer=char or tokenizer=spm_4k"):
+    with pytest.raises(UserError, match=r"bytes each; use tokenizer=char or tokenizer=spm_4k"):
         PretrainObjective(
             config, folder, tokenizer, context=64, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100
         )

@@ -69,12 +69,12 @@ def test_documents_of_validation_are_left_out_of_training(stories_hub: Hub, tmp_
     assert "File 0" not in text
 
 
-def test_the_cap_holds_and_what_was_evicted_comes_back_the_same(
+def test_the_limit_holds_and_a_deleted_epoch_is_written_again_the_same(
     stories_hub: Hub,  # noqa: F811
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stream, "MOST_EPOCHS", 3)
+    monkeypatch.setattr(stream, "MAX_EPOCHS", 3)
     made = opened(tmp_path)
     first = contents(made.path(0))
     for epoch in range(6):
@@ -91,7 +91,7 @@ def test_epochs_that_a_running_training_needs_are_not_evicted(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(stream, "MOST_EPOCHS", 2)
+    monkeypatch.setattr(stream, "MAX_EPOCHS", 2)
     made = opened(tmp_path)
     windows = StreamWindows(made.config, made.folder, context=100, batch_size=4, seed=0)
     windows.batch(1)
@@ -152,10 +152,10 @@ def test_a_far_step_serves_each_window_of_its_epoch_once_on_any_number_of_device
         ({"tokens_per_epoch": "many"}, "is no number of tokens: give 10000000, or 10M"),
         ({"max_mb": 3.0}, "give one of them"),
         ({"packing": "documents"}, "packing=windows"),
-        ({"files": "data/train-00000*"}, "needs two files or more"),
+        ({"files": "data/train-00000*"}, "needs at least two files"),
     ],
 )
-def test_settings_that_cannot_be_are_one_line(
+def test_impossible_settings_are_refused_in_one_line(
     stories_hub: Hub,  # noqa: F811
     tmp_path: Path,
     options: dict[str, Any],
@@ -178,7 +178,7 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.slow
-def test_training_outlives_an_outage_and_is_the_same_after_it(
+def test_training_survives_an_outage_with_the_same_result(
     stories_hub: Hub,  # noqa: F811
     run_command: Any,
     tmp_path: Path,
@@ -197,7 +197,7 @@ def test_training_outlives_an_outage_and_is_the_same_after_it(
     failed = run_command("train", *TRAINING_COMMAND, folder=cut, **environment)
     assert failed.code == 1, failed.err
     assert "cannot be fetched" in failed.err.splitlines()[-1]
-    assert "the same command goes on" in failed.err.splitlines()[-1]
+    assert "run the same command again" in failed.err.splitlines()[-1]
     done = json.loads((cut / "outputs/s/run.json").read_text())
     assert 0 < done["step"] < 14
     assert list((cut / "outputs/s/checkpoints").glob(f"step-{done['step']:06d}.ckpt"))

@@ -75,12 +75,12 @@ def test_preparing_again_takes_what_is_there(tmp_path):
 
 
 def test_several_processes_write_what_one_writes(tmp_path, monkeypatch):
-    _, one, _ = prepared(tmp_path / "a")
-    monkeypatch.setattr(shards, "SMALL_CORPUS", 0)
+    _, single, _ = prepared(tmp_path / "a")
+    monkeypatch.setattr(shards, "SMALL_CORPUS_BYTES", 0)
     monkeypatch.setattr("os.cpu_count", lambda: 2)
-    tokenizer, two, _ = prepared(tmp_path / "b")
+    tokenizer, parallel, _ = prepared(tmp_path / "b")
     for split in ("train", "val"):
-        a, b = TokenFiles(one, split, tokenizer), TokenFiles(two, split, tokenizer)
+        a, b = TokenFiles(single, split, tokenizer), TokenFiles(parallel, split, tokenizer)
         assert np.array_equal(a.read(0, a.n_tokens), b.read(0, b.n_tokens))
 
 

@@ -251,7 +251,7 @@ def test_lora_learns_to_end_an_answer_though_pretraining_never_showed_how() -> N
         ('{"instruction": "a"}\n', "line 1 has no text in `output`; its fields are: instruction"),
         (
             '[{"messages": [{"role": "bot", "content": "b"}]}]',
-            "entry 1 has a message with role 'bot', which is none of system, user, assistant",
+            "entry 1 has a message with role 'bot': use one of system, user, assistant",
         ),
         ('{"messages": []}\n', "line 1 has an empty list in `messages`, not a list of messages"),
         ('{"messages": [{"role": "user"}]}\n', "line 1 has a message without `content`"),
