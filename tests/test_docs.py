@@ -1,5 +1,6 @@
 """The documentation site: every setting is described, every page is in the navigation, every link leads somewhere."""
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from positron.cli import COMMANDS
 from positron.cli.help_text import field_comments, is_group
 from positron.cli.other_tools import same_option
 from positron.cli.overrides import groups_of
+from positron.run.facts import Facts
 from positron.settings import leaf_keys, type_of
 from scripts import docs_pages
 
@@ -104,6 +106,15 @@ def test_the_migration_tables_agree_with_the_advice_of_the_command_line():
         assert ours in known, ours
         for name in re.findall(r"`([^`]*)`", theirs):
             assert same_option(name) in (ours, None), name
+
+
+def test_the_python_reference_names_facts_that_a_run_has():
+    rows = re.findall(
+        r"^\| (`[^|]*`) \| [^|]*\|$", (DOCS / "reference" / "python.md").read_text(encoding="utf-8"), re.M
+    )
+    names = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
+    assert len(names) > 10
+    assert names <= {field.name for field in dataclasses.fields(Facts)}
 
 
 @pytest.mark.slow
