@@ -21,7 +21,7 @@ from scripts import docs_pages
 
 DOCS = PROJECT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if path.name != "README.md")
-LINKING = [*PAGES, *(PROJECT / name for name in docs_pages.TOP_LEVEL if (PROJECT / name).exists())]
+LINKING = [*PAGES, *sorted(PROJECT.glob("*.md"))]
 
 
 def test_the_configuration_reference_has_every_key_with_a_meaning_and_every_number_with_a_unit():
