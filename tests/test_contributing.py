@@ -22,6 +22,8 @@ DOCUMENTS = sorted([*PROJECT.glob("*.md"), *(PROJECT / "docs").rglob("*.md")])
 GUIDES = ("CONTRIBUTING.md", "SECURITY.md", "CODE_OF_CONDUCT.md", "CHANGELOG.md", "README.md", "docs/ARCHITECTURE.md")
 OWN_FILES = re.compile(r"`((?:positron|numpy_ref|tests|conf|scripts|docs)/[\w./-]*\w)`")
 ARCHITECTURE = (PROJECT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+# `name` in `file`, or `name` (`file`)
+PLACES = re.findall(r"`([A-Za-z_][\w.]*)`(?: in|,)?\s+\(?`([a-z_]+/[\w/]+\.py)`", ARCHITECTURE)
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
 VERSIONS = ("3.11", "3.12", "3.13")
 
@@ -41,6 +43,17 @@ def test_a_document_names_tests_and_files_that_exist(document: Path) -> None:
 def test_a_test_or_file_that_does_not_exist_is_found() -> None:
     assert named_tests("`test_nobody_wrote`, tests/test_readme.py") - TESTS == {"test_nobody_wrote"}
     assert OWN_FILES.findall("`positron/nothing.py` and `outputs/first`") == ["positron/nothing.py"]
+
+
+@pytest.mark.parametrize(("name", "file"), PLACES)
+def test_what_the_architecture_places_in_a_file_is_there(name: str, file: str) -> None:
+    text = (PROJECT / file).read_text(encoding="utf-8")
+    assert all(re.search(rf"\b{part}\b", text) for part in name.split(".")), f"{name} is not in {file}"
+
+
+def test_the_architecture_places_many_names() -> None:
+    assert len(PLACES) >= 20
+    assert ("seed_step", "positron/training/module.py") in PLACES
 
 
 def test_code_refers_to_invariants_that_are_stated_and_guarded() -> None:
