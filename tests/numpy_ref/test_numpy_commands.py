@@ -65,7 +65,7 @@ def test_numpy_ref_imports_nothing_but_numpy() -> None:
         text=True,
         check=True,
     )
-    known = {"numpy", "numpy_ref", "threadpoolctl", "sitecustomize", "distutils-precedence"}
+    known = {"numpy", "numpy_ref", "threadpoolctl", "sitecustomize", "distutils-precedence", "coverage"}
     assert "numpy_ref" in out.stdout
     assert set(eval(out.stdout)) - known - {r for r in eval(out.stdout) if r.startswith("__")} == set()
 

@@ -11,7 +11,12 @@ from positron.run import paths
 from positron.run.paths import RunPaths
 
 PACKAGE = PROJECT / "positron"
-OTHERS = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "run" / "paths.py"]
+OTHERS = [
+    path
+    for path in sorted(PACKAGE.rglob("*.py"))
+    if path != PACKAGE / "run" / "paths.py"
+    and path.parent != PACKAGE / "interop"  # other programs have a config.json, too
+]
 PLACES = [getattr(RunPaths(Path()), name) for name, kind in vars(RunPaths).items() if isinstance(kind, property)]
 FILES = {path.name for path in PLACES if path.suffix}
 FOLDERS = {path.name for path in PLACES if not path.suffix} - {paths.LOCK}  # corpora and sweeps have locks too
