@@ -35,7 +35,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-from cycler import cycler
+from matplotlib import rcsetup
 from matplotlib.figure import Figure
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -55,7 +55,7 @@ STYLE: dict[Any, Any] = {
     "axes.facecolor": "none",
     "axes.grid": False,
     "axes.labelcolor": INK,
-    "axes.prop_cycle": cycler(color=[BLUE, ORANGE, GREEN, PURPLE, GREY]),
+    "axes.prop_cycle": rcsetup.cycler(color=[BLUE, ORANGE, GREEN, PURPLE, GREY]),
     "axes.spines.right": False,
     "axes.spines.top": False,
     "axes.titlesize": 11,
