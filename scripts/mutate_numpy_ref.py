@@ -1,13 +1,16 @@
-"""Who judges the judges? Small wrong edits to numpy_ref, one at a time; the fast tests must notice every one.
+"""Make small mistakes in numpy_ref, one at a time, and check that the fast tests detect each of them.
 
     python scripts/mutate_numpy_ref.py
+    python scripts/mutate_numpy_ref.py --only attention --only "QK-norm"
 
-A test that passes on right code proves little until it fails on wrong code. Each mutant is made in a temporary copy and
-judged by finite differences first, then, if it lives, by the torch model. Exit code 1 if one survives.
+A test that passes on correct code proves little until it fails on wrong code. Each mutant is made in a temporary copy and
+tested with finite differences first and, if these do not detect it, against the torch model. Exit code 1 if a mutant
+survives.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -19,10 +22,16 @@ from pathlib import Path
 from queue import Queue
 
 PROJECT = Path(__file__).parent.parent
-JUDGES = ("tests/numpy_ref/test_numpy_gradcheck.py", "tests/numpy_ref/test_parity.py")
+TESTS = (  # the fastest first
+    "tests/numpy_ref/test_numpy_gradcheck.py",
+    "tests/numpy_ref/test_numpy_commands.py::test_numpy_cached_logits_equal_uncached_ones_at_every_length",
+    "tests/numpy_ref/test_parity.py",
+)
+
+Mutant = tuple[str, str, str, str]
 
 # (file, right, wrong, what is wrong about it); `right` occurs exactly once in the file
-MUTANTS = [
+MUTANTS: list[Mutant] = [
     ("linear", "rows @ weight  #", "-rows @ weight  #", "dx: a sign"),
     ("linear", "rows.T @ x.reshape(-1, x.shape[-1])", "rows.T @ x.reshape(-1, x.shape[-1]) * 0.5", "dW: a factor"),
     ("linear", "rows.sum(axis=0)", "rows.mean(axis=0)", "db: mean instead of sum"),
@@ -214,21 +223,151 @@ MUTANTS = [
     ("optimizers", "(1 - decay_share) * horizon", "decay_share * horizon", "trapezoid: falls too early"),
     ("sampling", "np.where(z > 0, z / penalty, z * penalty)", "z / penalty", "penalty: negative logits get likelier"),
     ("sampling", "out[order[before >= p]]", "out[order[before > 1.01 * p]]", "top-p: one token too many"),
+    # branches of `match` and their likes: a value that is treated as another one
+    (
+        "config",
+        'case "learned":\n                return True\n            case "sinusoidal" | "rope":',
+        'case "learned" | "rope":\n                return True\n            case "sinusoidal":',
+        "rope treated as learned positions",
+    ),
+    (
+        "config",
+        'case "learned":\n                return True\n            case "sinusoidal" | "rope":',
+        'case "learned" | "sinusoidal":\n                return True\n            case "rope":',
+        "sinusoidal positions treated as learned ones",
+    ),
+    (
+        "config",
+        'case "swiglu":\n                return True\n            case "gelu" | "relu" | "swish" | "relu2":',
+        'case "swiglu" | "swish":\n                return True\n            case "gelu" | "relu" | "relu2":',
+        "swish treated as gated",
+    ),
+    (
+        "config",
+        'case "layernorm":\n                return self.bias',
+        'case "layernorm":\n                return True',
+        "LayerNorm: a bias without bias=True",
+    ),
+    (
+        "config",
+        'case "rmsnorm":\n                return False',
+        'case "rmsnorm":\n                return self.bias',
+        "RMSNorm: a bias with bias=True",
+    ),
+    ("config", "if self.d_head % 2:", "if self.d_model % 2:", "rope: an odd head dimension accepted"),
+    (
+        "config",
+        "if self.is_gated else 4 * self.d_model",
+        "if not self.is_gated else 4 * self.d_model",
+        "swapped widths",
+    ),
+    (
+        "gpt",
+        'case "learned":\n            x, cache["wpe"]',
+        'case "rope":\n            x, cache["wpe"]',
+        "learned positions not added",
+    ),
+    (
+        "gpt",
+        'x, cache["wpe"] = position_forward(x, params["wpe.weight"], start)',
+        'x, cache["wpe"] = position_forward(x, params["wpe.weight"])',
+        "learned positions counted without the past",
+    ),
+    (
+        "gpt",
+        "position_forward(x, table, start)",
+        "position_forward(x, table)",
+        "sinusoidal positions counted without the past",
+    ),
+    (
+        "gpt",
+        "rope = cos[start:], sin[start:]",
+        "rope = cos[: end - start], sin[: end - start]",
+        "rope: positions counted without the past",
+    ),
+    (
+        "gpt",
+        "sinusoidal_table(config.context_length, config.d_model)",
+        "sinusoidal_table(config.context_length, config.d_model)[::-1]",
+        "sinusoidal positions counted from the end",
+    ),
+    (
+        "block",
+        'return rmsnorm_forward(x, params["weight"], config.norm_eps)',
+        'return layernorm_forward(x, params["weight"], None, config.norm_eps)',
+        "RMSNorm treated as LayerNorm",
+    ),
+    (
+        "block",
+        'return layernorm_forward(x, params["weight"], params.get("bias"), config.norm_eps)',
+        'return rmsnorm_forward(x, params["weight"], config.norm_eps)',
+        "LayerNorm treated as RMSNorm",
+    ),
+    (
+        "block",
+        'if "bias" not in cache:',
+        'if cache.get("bias") is None:',
+        "LayerNorm without bias: RMSNorm's backward",
+    ),
+    ("mlp", 'activation_forward(gate, "swish")', 'activation_forward(gate, "gelu")', "swiglu: gated by gelu"),
+    ("mlp", "activation_forward(h, activation)", 'activation_forward(h, "gelu")', "every plain activation is gelu"),
+    ("mlp", "            h = a * h\n", "            h = a\n", "swiglu treated as a plain activation of the gate"),
+    ("activation", '"gelu": _gelu,', '"gelu": _gelu_exact,', "gelu treated as its exact form"),
+    ("multihead", "if config.qk_norm and not config.qk_scale:", "if config.qk_norm:", "QK-norm with a scale: twice"),
+    (
+        "multihead",
+        "        if config.qk_scale:\n            scale",
+        "        if config.qk_norm and not config.qk_scale:\n            scale",
+        "QK-norm: with and without a scale swapped",
+    ),
+    (
+        "optimizers",
+        'case "linear":\n            decayed = _progress(step, warmup_steps, horizon)',
+        'case "linear":\n            decayed = (1 - math.cos(math.pi * _progress(step, warmup_steps, horizon))) / 2',
+        "linear treated as cosine",
+    ),
+    (
+        "optimizers",
+        'case "constant":\n            decayed = 0.0',
+        'case "constant":\n            decayed = _progress(step, warmup_steps, horizon)',
+        "constant treated as linear",
+    ),
+    (
+        "optimizers",
+        "decayed = _progress(step, begin, horizon)",
+        "decayed = _progress(step, warmup_steps, horizon)",
+        "trapezoid treated as linear",
+    ),
+    ("optimizers", "max(warmup_steps, min(horizon", "max(0, min(horizon", "trapezoid: falls before the warmup ends"),
 ]
 
 
 def copy(folder: Path) -> Path:
+    """Copy what the tests need into `folder`."""
     for name in ("numpy_ref", "positron", "tests", "conf"):
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(PROJECT / "pyproject.toml", folder)
     return folder
 
 
-def judged(folder: Path) -> str | None:
-    """The first test that fails, or None."""
+def first_failure(folder: Path) -> str | None:
+    """Return the name of the first test that fails in `folder`, or None if all pass."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    for judge in JUDGES:
-        command = [sys.executable, "-m", "pytest", "-x", "-q", "--no-header", "-p", "no:cacheprovider", judge]
+    environment["PYTHONPATH"] = str(folder)  # before what is installed
+    for tests in TESTS:
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-n",
+            "0",
+            "-x",
+            "-q",
+            "--no-header",
+            "-p",
+            "no:cacheprovider",
+            tests,
+        ]
         run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         if run.returncode:
             failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
@@ -236,24 +375,52 @@ def judged(folder: Path) -> str | None:
     return None
 
 
-def try_mutant(folders: Queue[Path], number: int) -> tuple[int, str | None]:
-    file, right, wrong, _ = MUTANTS[number]
+def try_mutant(folders: Queue[Path], mutant: Mutant) -> tuple[Mutant, str | None]:
+    """Make the mutant in one of `folders`; return it with the test that detects it, or None if it survives."""
+    file, right, wrong, _ = mutant
     folder = folders.get()
     path = folder / "numpy_ref" / f"{file}.py"
     original = path.read_text(encoding="utf-8")
     try:
         path.write_text(original.replace(right, wrong), encoding="utf-8")
-        return number, judged(folder)
+        return mutant, first_failure(folder)
     finally:
         path.write_text(original, encoding="utf-8")
         folders.put(folder)
 
 
+def selected(names: list[str]) -> list[Mutant]:
+    """Return the mutants of these files, and those whose descriptions contain one of `names`; all of them without names."""
+    for name in names:
+        if not any(name == file or name in what for file, _, _, what in MUTANTS):
+            sys.exit(f"no mutant has the file or description {name}: --list shows all")
+    return [m for m in MUTANTS if not names or any(name == m[0] or name in m[3] for name in names)]
+
+
 def main() -> None:
-    for file, right, _, what in MUTANTS:
-        found = (PROJECT / "numpy_ref" / f"{file}.py").read_text(encoding="utf-8").count(right)
-        if found != 1:
-            sys.exit(f"{file}.py has {found} places for the mutant '{what}': {right!r}")
+    """Try the mutants that the command line selects."""
+    parser = argparse.ArgumentParser(
+        description="Make small mistakes in numpy_ref, one at a time, and check that the fast tests detect each of them.",
+        epilog="Takes a few seconds for most mutants and about a minute for those that only the torch model detects.",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="a file of numpy_ref, such as attention, or a part of a description; may be given more than once",
+    )
+    parser.add_argument("--list", action="store_true", help="print the mutants, and run no test")
+    options = parser.parse_args()
+    mutants = selected(options.only)
+    if options.list:
+        for file, _, _, what in mutants:
+            print(f"{file:<10}  {what}")
+        return
+    for file, right, _, what in mutants:
+        places = (PROJECT / "numpy_ref" / f"{file}.py").read_text(encoding="utf-8").count(right)
+        if places != 1:
+            sys.exit(f"{file}.py has {places} places for the mutant '{what}': {right!r}")
     began, workers = time.perf_counter(), os.cpu_count() or 1
     survivors = []
     with tempfile.TemporaryDirectory() as root:
@@ -261,17 +428,16 @@ def main() -> None:
         for worker in range(workers):
             folders.put(copy(Path(root) / str(worker)))
         first = folders.get()
-        if failed := judged(first):
-            sys.exit(f"the tests fail on the right code: {failed}")
+        if failed := first_failure(first):
+            sys.exit(f"the tests fail without a mutant: {failed}")
         folders.put(first)
         with ThreadPoolExecutor(workers) as pool:
-            for number, killer in pool.map(lambda n: try_mutant(folders, n), range(len(MUTANTS))):
-                file, _, _, what = MUTANTS[number]
-                print(f"{'killed  ' if killer else 'SURVIVED'}  {file:<10}  {what:<52}  {killer or ''}", flush=True)
-                if killer is None:
+            for (file, _, _, what), test in pool.map(lambda mutant: try_mutant(folders, mutant), mutants):
+                print(f"{'detected' if test else 'SURVIVED'}  {file:<10}  {what:<52}  {test or ''}", flush=True)
+                if test is None:
                     survivors.append(what)
-    killed = len(MUTANTS) - len(survivors)
-    print(f"\n{killed} of {len(MUTANTS)} killed in {time.perf_counter() - began:.0f} s")
+    detected = len(mutants) - len(survivors)
+    print(f"\n{detected} of {len(mutants)} detected in {time.perf_counter() - began:.0f} s")
     if survivors:
         sys.exit(1)
 

@@ -150,7 +150,7 @@ def test_tables_by_choice_have_a_row_for_every_choice() -> None:
 
 
 def test_properties_agree_with_the_parameters_of_the_model() -> None:
-    """`n_params` and the properties that it uses, against what the model is made of; NumPy's, too."""
+    """`n_params` and the properties that it uses, against the parameters of the model."""
     hints = typing.get_type_hints(choices.ModelConfig)
     for field in ("position", "norm", "activation"):
         for word in get_args(hints[field]):
@@ -163,8 +163,5 @@ def test_properties_agree_with_the_parameters_of_the_model() -> None:
             assert config.has_position_table == (not hasattr(model, "cos"))
             assert config.is_gated == ("blocks.0.mlp.gate.weight" in names)
             assert config.has_norm_bias == ("norm_f.bias" in names)
-            for name, member in vars(numpy_ref.GPTConfig).items():
-                if isinstance(member, property):
-                    assert getattr(twin, name) == getattr(config, name), name
             assert set(numpy_ref.gpt.shapes(twin)) == names
             assert np.isfinite(model(torch.zeros(1, 4, dtype=torch.int64)).detach().numpy()).all()

@@ -22,10 +22,13 @@ from rounding import largest_share, spread, unit_gain
 import numpy_ref
 from numpy_ref import optimizers as theirs
 from numpy_ref import sampling as filters
+from numpy_ref.config import InputError
 from numpy_ref.gpt import shapes
+from numpy_ref.norm import layernorm_forward, rmsnorm_forward
 from positron.config import GPTConfig, OptimizerConfig, ScheduleConfig
 from positron.inference import sampling
 from positron.model.gpt import GPT
+from positron.system.errors import UserError
 from positron.training.optim.groups import build_optimizer, clip_gradients, set_lr
 from positron.training.optim.schedule import lr_at
 
@@ -324,6 +327,37 @@ def test_the_two_configurations_have_the_same_fields_and_defaults() -> None:
 
     ours = {f.name: f.default for f in dataclasses.fields(GPTConfig)}
     assert {f.name: f.default for f in dataclasses.fields(numpy_ref.GPTConfig)} == ours
+
+
+def test_norms_have_the_epsilon_of_torch_by_default() -> None:
+    x, weight = np.random.default_rng(0).standard_normal((3, 8)) * 1e-3, np.ones(8)
+    wanted = torch.nn.functional.layer_norm(torch.from_numpy(x), (8,))
+    assert error(layernorm_forward(x, weight)[0], wanted) < 1e-12
+    centered = x - x.mean(axis=-1, keepdims=True)  # for which the two norms are the same
+    assert error(rmsnorm_forward(centered)[0], wanted) < 1e-12
+
+
+def test_the_two_configurations_derive_the_same_facts_and_refuse_the_same_heads() -> None:
+    facts = [name for name, value in vars(numpy_ref.GPTConfig).items() if isinstance(value, property)]
+    assert {"ff_width", "is_gated", "has_rope"} < set(facts)
+    for options in PRODUCT:
+        ours = gpt_config(**{**options, "d_ff": None})
+        twin = numpy_ref.GPTConfig(**dataclasses.asdict(ours))
+        assert {name: getattr(twin, name) for name in facts} == {name: getattr(ours, name) for name in facts}, options
+    for position, d_model, head_dim in itertools.product(OPTIONS["position"], (20, 24, 28), (None, 5, 6)):
+        options = {"position": position, "d_model": d_model, "head_dim": head_dim}
+        ours = refused(lambda options=options: gpt_config(**options))
+        numbers = {"vocab_size": 17, "context_length": 9, "n_layer": 2, "n_head": 4}
+        assert refused(lambda options=options, numbers=numbers: numpy_ref.GPTConfig(**numbers, **options)) == ours
+
+
+def refused(make: Any) -> bool:
+    """Tell whether `make` raises the error of an impossible configuration."""
+    try:
+        make()
+    except (InputError, UserError):
+        return True
+    return False
 
 
 @pytest.mark.parametrize("options", PRODUCT[:: len(PRODUCT) // 24 + 1])
