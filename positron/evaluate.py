@@ -100,7 +100,7 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
 
 def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
     """Loss over the documents of the text, each from its beginning to its end."""
-    from positron.evaluation.eval_texts import floor_of, texts_of_file, texts_of_run, up_to
+    from positron.evaluation.eval_texts import floor_of, floor_of_run, texts_of_file, texts_of_run, up_to
     from positron.evaluation.scoring import interval, sampling_units, score_windows, total
     from positron.inference.int8 import round_weights
 
@@ -113,7 +113,12 @@ def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[st
     model = round_weights(writer.model, writer.dtype)
     documents = score_windows(model, writer.tokenizer, texts, stride=options.stride)
     took = time.perf_counter() - began
-    whole, floor = total([total(scores) for scores in documents]), floor_of(texts) if options.stories else None
+    whole = total([total(scores) for scores in documents])
+    floor: float | None = None
+    if options.stories:
+        floor = floor_of(texts)
+    elif options.text is None:
+        floor = floor_of_run(run, options.split, texts)
     units, kind = sampling_units(documents)
     context = writer.model.config.context_length
     return {

@@ -168,6 +168,20 @@ def floor_of(texts: list[str]) -> float:
         raise UserError("--stories is for the built-in stories, and this text has others") from error
 
 
+def floor_of_run(run: Run, split: str, texts: list[str]) -> float | None:
+    """Return the bits per byte that `texts` of a side of the run's text hold, or None where that is not known.
+
+    The whole side's are recorded. Those of a part of it are computed, which only the built-in stories allow.
+    """
+    files = token_files(run, split)
+    if files.floor_bpb is None or sum(map(size_of, texts)) == files.n_bytes:
+        return files.floor_bpb
+    try:
+        return floor_of(texts)
+    except UserError:  # a cut story, or documents of a source that knows the bits of whole texts only
+        return None
+
+
 def texts_of_file(path: str) -> list[str]:
     """The documents of any file that training can read. UserError for none."""
     reading = Reading(has_settings=False)

@@ -21,7 +21,15 @@ from hypothesis import strategies as st
 
 from positron import stories
 from positron.config import IGNORE, DataConfig, GPTConfig, TokenizerConfig
-from positron.evaluation.eval_texts import Beginning, floor_of, texts_of_file, texts_of_run, token_files, up_to
+from positron.evaluation.eval_texts import (
+    Beginning,
+    floor_of,
+    floor_of_run,
+    texts_of_file,
+    texts_of_run,
+    token_files,
+    up_to,
+)
 from positron.evaluation.score import Score
 from positron.evaluation.scoring import (
     interval,
@@ -176,6 +184,18 @@ def test_the_corpus_own_probabilities_score_exactly_the_floor(runs: Path) -> Non
         floor_of([*texts, "The end."])
 
 
+def test_the_floor_of_a_part_is_that_of_the_stories_in_it(runs: Path) -> None:
+    run = Run(runs / "outputs" / "chars")
+    whole = texts_of_run(run, "val", 0)
+    assert floor_of_run(run, "val", whole) == token_files(run, "val").floor_bpb
+    assert floor_of_run(run, "val", whole[:2]) == pytest.approx(
+        sum(map(stories.bits, whole[:2])) / sum(len(text.encode()) for text in whole[:2]), rel=1e-12
+    )
+    assert floor_of_run(run, "val", up_to(whole, 50)) is None  # a story that is cut
+    cats = Run(runs / "other" / "cats")
+    assert floor_of_run(cats, "val", texts_of_run(cats, "val", 0)) is None
+
+
 def test_copied_runs_are_those_that_stand_in_the_training_text(runs: Path) -> None:
     run = Run(runs / "outputs" / "chars")
     training = token_files(run, "train")
@@ -325,6 +345,7 @@ def test_evaluate_prints_what_a_run_is_worth(run_command: Callable[..., Result],
     assert facts["documents"] == files.n_documents
     trained = Run(runs / "outputs" / "chars").facts().best_bpb
     assert facts["bpb"] == pytest.approx(trained, rel=0.1)  # there on windows, here on whole documents
+    assert f"times the floor of {files.floor_bpb:.4f}, the text's own bits" in shown.out
 
 
 def test_evaluate_has_stories_checked(run_command: Callable[..., Result], runs: Path) -> None:
