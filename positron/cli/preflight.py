@@ -6,11 +6,12 @@ The same is tested again where it matters, under the run's lock; this only says 
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from positron.config import Asked, DataConfig, RunConfig, TokenizerConfig
+from positron.config import Asked, DataConfig, LoggerConfig, RunConfig, TokenizerConfig
 from positron.run.folder import OUTPUTS, Run, find_run, refuse_differences
 from positron.settings import from_dict
 from positron.system.disk import expanded, read_json
@@ -49,7 +50,14 @@ def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
         check_source_run(config, asked)
     if not run.exists:
         check_files(config.data, asked.given)
+    check_packages(config.logger)
     return config
+
+
+def check_packages(logger: LoggerConfig) -> None:
+    """Refuse a logger whose package is not installed."""
+    if logger.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
+        raise UserError("logger=tensorboard needs the package tensorboard: pip install tensorboard")
 
 
 def check_name(folder: Path, *, is_sweep: bool = False) -> None:
@@ -158,9 +166,10 @@ def _saved_kind(run: Run, known: TokenizerConfig) -> str:
 
 
 def check_files(data: DataConfig, given: Mapping[str, str]) -> None:
-    """Refuse a data.path= where nothing is, and data.field= where no file has fields."""
+    """Refuse a data.path= where no text can be read, and data.field= where no file has fields."""
     if data.path is None or data.url is not None or data.source not in ("text", "instruct"):
         return
+    from positron.data.decoding import Reading, refuse_unreadable
     from positron.data.listing import format_of, list_files
     from positron.data.records import SUFFIXES
 
@@ -170,3 +179,4 @@ def check_files(data: DataConfig, given: Mapping[str, str]) -> None:
         raise UserError(
             f"data.field= is read from .jsonl, .json, .csv, .parquet and .arrow, and {called} is plain text: leave it out"
         )
+    refuse_unreadable(listing.files, called, Reading(data.field, data.on_invalid))

@@ -11,9 +11,9 @@ from typing import Any
 from hydra.experimental.callback import Callback
 
 from positron.cli.hydra_app import hydra_errors_as_ours
-from positron.cli.preflight import check_files, check_name
+from positron.cli.preflight import check_files, check_name, check_packages
 from positron.cli.request import read_request
-from positron.config import DataConfig
+from positron.config import DataConfig, LoggerConfig
 from positron.evaluation.sweep_report import as_text, write_sweep_report
 from positron.run.folder import find_run
 from positron.settings import from_dict
@@ -111,6 +111,8 @@ def check_all_jobs(config: Any, swept: set[str]) -> None:
     request.refuse_unread(is_sweep=True, swept=swept)
     if not any(key == "experiment" or key.split(".")[0] == "data" for key in swept):
         check_files(from_dict(DataConfig, request.values["data"], "data"), request.asked.given)
+    if not any(key == "experiment" or key.split(".")[0] == "logger" for key in swept):
+        check_packages(from_dict(LoggerConfig, request.values["logger"], "logger"))
     if request.values["init_from"] is not None and "init_from" not in swept:
         find_run(request.values["init_from"])
 

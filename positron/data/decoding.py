@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import codecs
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, assert_never
 
 from positron.config import OnInvalid
-from positron.data.listing import compression_of, describe_binary
+from positron.data.listing import compression_of, describe_binary, format_of
 from positron.system.console import one_line
 from positron.system.errors import UserError
 
 BLOCK_BYTES = 1 << 20
+CHECKED_FILES = 16  # whose beginnings are read before a run starts
 MAX_REPLACED = 0.01  # share of a file's characters; a file with more invalid ones is not UTF-8
 _BOMS = (
     (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, whose mark is the beginning of this one
@@ -98,6 +99,23 @@ def open_decompressed(path: Path) -> IO[bytes] | Any:
     import pyarrow
 
     return pyarrow.input_stream(str(path), compression=compression)
+
+
+def refuse_unreadable(files: Sequence[Path], called: str, reading: Reading) -> None:
+    """Raise UserError if all of `files` are empty, or if one of the first ones does not begin with text.
+
+    This is an early check of the first megabyte: compressed and columnar files are left to the reading itself, which
+    raises the same errors. `called` is the name of the files in the message.
+    """
+    try:
+        if not any(path.stat().st_size for path in files):
+            raise UserError(f"{one_line(called)} is empty")
+        for path in files[:CHECKED_FILES]:
+            if compression_of(path) is None and format_of(path) not in ("parquet", "arrow"):
+                with open_decompressed(path) as file:
+                    next(decode_blocks(file, path, reading), None)
+    except OSError as error:
+        raise UserError(f"cannot read {one_line(called)}: {error.strerror or error}") from error
 
 
 def read_text(path: Path, reading: Reading) -> str:

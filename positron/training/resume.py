@@ -19,7 +19,6 @@ from positron.run.checkpoint import BEST, best_or_newest, checkpoints, load_chec
 from positron.run.facts import Resolved
 from positron.run.folder import Run, find_run, refuse_differences
 from positron.run.metrics import read_metrics
-from positron.run.paths import LOCK, LOG
 from positron.run.provenance import read_provenance
 from positron.run.samples import read_samples
 from positron.system.console import one_line
@@ -103,11 +102,11 @@ def refuse_untrainable(config: RunConfig, machine: Machine, *, vocab_size: int) 
 
 @contextlib.contextmanager
 def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
-    """Remove a folder that was made for a run which was refused before it began."""
+    """Remove a folder that was made for a run which was refused before its first step was recorded or saved."""
     try:
         yield
     except UserError:
-        if is_new and {path.name for path in run.folder.iterdir()} <= {LOCK, LOG}:
+        if is_new and not run.metrics_path.exists() and not checkpoints(run.checkpoint_folder):
             shutil.rmtree(run.folder)
         raise
 

@@ -17,11 +17,20 @@ from positron.cli import COMMANDS, summary
 from positron.cli import main as list_commands
 from positron.cli.help_text import field_comments, first_comment, help_text
 from positron.cli.overrides import groups_of, read_command_line
-from positron.cli.preflight import check, check_files, check_name, with_known_tokenizer
+from positron.cli.preflight import check, check_files, check_name, check_packages, with_known_tokenizer
 from positron.cli.request import compose, expand_paths
 from positron.cli.sweeps import claim_folder
 from positron.cli.unused_settings import READ_BY, refuse_unread
-from positron.config import Asked, DataConfig, OptimizerConfig, RunConfig, ScheduleConfig, TrainConfig
+from positron.config import (
+    Asked,
+    DataConfig,
+    LoggerConfig,
+    OptimizerConfig,
+    RunConfig,
+    ScheduleConfig,
+    TensorboardConfig,
+    TrainConfig,
+)
 from positron.run.folder import Run
 from positron.settings import BESIDE_VALUES, NOT_READ_BY, from_dict, leaf_keys
 from positron.system.disk import write_json
@@ -394,6 +403,35 @@ def test_data_field_is_refused_where_no_file_has_fields(tmp_path):
     check_files(DataConfig(source="text", path=str(tmp_path / "a.txt")), {})
     with pytest.raises(UserError, match=r"cannot read data\.path="):
         check_files(DataConfig(source="instruct", path=str(tmp_path / "c.jsonl")), {})
+
+
+@pytest.mark.parametrize("data", ["text", "instruct"])
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "data.path=.* is empty"),
+        (b'{"text": "caf\xe9 au lait"}', "is not UTF-8: byte 13 is 0xe9"),
+        (b"PK\x03\x04", "a zip archive"),
+        (None, "no file"),
+    ],
+)
+def test_a_text_that_cannot_be_read_is_refused_before_anything_is_loaded(tmp_path, data, content, says):
+    path = tmp_path / "a.jsonl"
+    if content is None:
+        path.mkdir()
+        (path / "picture.png").write_bytes(b"png")
+    else:
+        path.write_bytes(content)
+    with pytest.raises(UserError, match=says):
+        check_files(DataConfig(source=data, path=str(path)), {})
+
+
+def test_a_logger_without_its_package_is_refused(monkeypatch):
+    logger = LoggerConfig(tensorboard=TensorboardConfig())
+    monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        check_packages(logger)
+    check_packages(LoggerConfig())
 
 
 def test_another_runs_weights_keep_its_tokenizer_and_need_its_architecture(tmp_path, monkeypatch):
