@@ -93,11 +93,23 @@ def make_plan(
         + (f"; stopping at step {last_step:,}" if last_step < horizon else "")
     )
     if config.schedule.warmup_steps >= horizon:
-        logger.warning(
-            f"schedule.warmup_steps={config.schedule.warmup_steps} is not less than the run's "
-            f"{counted(horizon, 'step')}: the learning rate only rises; give a smaller one, or more train.max_steps="
-        )
+        logger.warning(too_long_warmup(config.schedule.warmup_steps, horizon, is_own=start.is_own))
     return Plan(machine, gpt, world, batch_size, batch_tokens, micro, horizon, last_step)
+
+
+def too_long_warmup(warmup_steps: int, horizon: int, *, is_own: bool) -> str:
+    """Say what to change where the learning rate rises to the end. A run that continues keeps its warmup.
+
+    The suggested warmup is a tenth of the steps, which is also what a budget takes for short runs.
+    """
+    if is_own:
+        remedy = "give train.extend=true and more train.max_steps="
+    else:
+        remedy = f"give schedule.warmup_steps={horizon // 10}, or more train.max_steps="
+    return (
+        f"schedule.warmup_steps={warmup_steps} is not less than the run's {counted(horizon, 'step')}: the learning rate "
+        f"rises to the end and never falls; {remedy}"
+    )
 
 
 def suitable_batch(gpt: GPTConfig, machine: Machine) -> int:

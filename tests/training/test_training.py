@@ -17,7 +17,7 @@ from conftest import FAST, PATIENCE, tiny
 from faults import full_disk
 from traces import same, trace, weights
 
-from positron.config import GPTConfig, PrecisionConfig
+from positron.config import GPTConfig, LoggerConfig, PrecisionConfig, TensorboardConfig
 from positron.evaluation.score import Score
 from positron.run.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from positron.run.folder import Run, find_run
@@ -29,7 +29,7 @@ from positron.training.callbacks.stopping import Stopping
 from positron.training.device import Machine
 from positron.training.module import TrainingModule
 from positron.training.objective.pretrain import PretrainObjective
-from positron.training.resolve import suitable_batch
+from positron.training.resolve import suitable_batch, too_long_warmup
 
 
 @pytest.fixture(scope="module")
@@ -340,6 +340,23 @@ def test_a_logger_that_raises_is_a_warning(tmp_path, monkeypatch):
     assert train(tiny(tmp_path), tmp_path / "run").status == "finished"
     log = (tmp_path / "run" / "train.log").read_text()
     assert log.count("the server is on fire") == 1
+
+
+def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if tensorboard were not installed
+    config = dataclasses.replace(tiny(tmp_path), logger=LoggerConfig(tensorboard=TensorboardConfig()))
+    with pytest.raises(UserError, match="pip install tensorboard"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_warmup_that_never_ends_is_answered_with_a_setting_that_the_run_accepts():
+    said = too_long_warmup(20, 8, is_own=False)
+    assert "schedule.warmup_steps=20 is not less than the run's 8 steps" in said
+    assert "give schedule.warmup_steps=0, or more train.max_steps=" in said
+    assert "schedule.warmup_steps=1," in too_long_warmup(20, 15, is_own=False)
+    assert said.partition(";")[0] == too_long_warmup(20, 8, is_own=True).partition(";")[0]
+    assert "give train.extend=true" in too_long_warmup(20, 8, is_own=True)  # another warmup would be refused
 
 
 def test_a_loss_below_the_floor_is_called_a_leak(tmp_path, monkeypatch):
