@@ -57,7 +57,7 @@ def main() -> None:
         run = find_run(options.run)
         if run.kind not in (PRETRAIN, SFT):
             raise UserError(
-                one_line(f"{run.folder} learns by the objective {run.kind}, which no command can start again")
+                one_line(f"{run.folder} was trained by the objective {run.kind}, which this command cannot start")
             )
         rows, begun = recorded(run)
         last = last_step(rows, math.inf if options.whole else begun["step"] + options.steps)

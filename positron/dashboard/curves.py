@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from positron.run.lines import BEFORE_THE_FIRST, DamagedLine, describe_damage, split_lines
+from positron.run.lines import STEP_BEFORE_FIRST, DamagedLine, describe_damage, split_lines
 from positron.run.metrics import parse_row
 from positron.system.disk import open_inside
 from positron.system.errors import UserError
@@ -32,7 +32,7 @@ class Metrics:
 
     def _start_over(self, file: str) -> None:
         self.file, self.offset, self.trouble = file, 0, ""
-        self._lines, self._step = 0, BEFORE_THE_FIRST
+        self._lines, self._step = 0, STEP_BEFORE_FIRST
         self._ends = array("q")  # where each row ends, in bytes
         self._columns: dict[str, tuple[array[int], array[float]]] = {}
 

@@ -52,7 +52,7 @@ def _size_or_reason(run: Run) -> tuple[str, Size | None]:
     if run.base is not None:
         return "it began with the weights of another run", None
     if run.kind != PRETRAIN:
-        return f"it learns by the objective {run.kind}", None
+        return f"it was trained by the objective {run.kind}", None
     if facts.status != "finished":
         return f"{facts.status or 'never started'} at step {facts.step or 0}", None
     if facts.val_bpb is None or facts.tokens is None:

@@ -15,6 +15,7 @@ from positron.interop.card import model_card
 from positron.interop.rules import to_ours, to_theirs
 from positron.interop.source import Source, largest_difference
 from positron.interop.tokenizer_json import tokenizer_json
+from positron.run.paths import CONFIG  # transformers gives this file the same name
 from positron.system.disk import write_json, write_text
 from positron.text.conversation import END
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
@@ -39,7 +40,7 @@ def write(source: Source, folder: Path) -> float:
     end_of_text = source.tokenizer.special_id(END_OF_TEXT)
     rules = architecture.rules(config)
     write_shards(to_theirs(rules, source.weights), folder)
-    write_json(folder / "config.json", hf_architectures.config_json(architecture, config, end_of_text))
+    write_json(folder / CONFIG, hf_architectures.config_json(architecture, config, end_of_text))
     write_json(folder / "generation_config.json", _generation(source, end_of_text))
     write_json(folder / "tokenizer.json", tokenizer)
     write_json(folder / "tokenizer_config.json", _tokenizer_config(source))

@@ -1,1 +1,1 @@
-"""The run folder: its paths, facts, metrics, samples, checkpoints and provenance, and the model that it holds."""
+"""Read and write a run folder: paths, facts, metrics, samples, checkpoints, provenance, and loading its model."""

@@ -1,6 +1,7 @@
-"""The run that another run began with (`init_from`): found, checked, and followed to the run that was pretrained.
+"""Find the run that another run started from (`init_from`), and follow such links to the pretrained run.
 
-A fine-tuned run needs its base for the base's text alone; it chats, is measured on files and is continued without it.
+A fine-tuned run needs its base run only for the base's text. Without it, the run still chats, continues, and can be
+evaluated on files.
 """
 
 from __future__ import annotations
@@ -17,44 +18,59 @@ from positron.system.errors import UserError
 
 
 def base_of(run: Run) -> Run | None:
-    """Return the run that this one was fine-tuned from; None for a pretrained one. Raises UserError if it is not here."""
+    """Return the run that `run` was fine-tuned from, or None for a pretrained run.
+
+    Raises UserError if the base run cannot be found.
+    """
     kind, origin = run.kind, run.base
     if kind == PRETRAIN or (origin is None and kind != SFT):
         return None
     if origin is None:
-        raise UserError(f"{run.folder} was fine-tuned, and does not say from which run: its record is damaged")
+        raise UserError(f"{run.facts_path} is damaged: the run was fine-tuned, but the file does not name its base run")
     base = _find(origin, run)
     if base is None:
         raise UserError(
-            one_line(f"{run.folder} was fine-tuned from {origin}, and that base run is neither there nor in {OUTPUTS}/")
+            one_line(
+                f"{run.folder} was fine-tuned from {origin}, but that run does not exist, neither at this path nor "
+                f"in {OUTPUTS}/: restore it"
+            )
         )
     return base
 
 
 def pretrained_run(run: Run) -> Run:
-    """The run whose pretraining this one rests on: itself, or the first of its bases. UserError if one is missing."""
-    return line_of(run)[-1]
+    """Return the pretrained run that `run` descends from, which may be `run` itself.
+
+    Raises UserError if a run in between is missing.
+    """
+    return lineage(run)[-1]
 
 
-def line_of(run: Run) -> list[Run]:
-    """The run, its base, the base's base, to the pretrained one. UserError if one is missing, or if they form a circle."""
-    line = [run]
-    while (base := base_of(line[-1])) is not None:
-        if any(_is_same(base, known) for known in line):
+def lineage(run: Run) -> list[Run]:
+    """Return the run, its base, the base's base and so on, up to the pretrained run.
+
+    Raises UserError if one of them is missing, or if they form a cycle.
+    """
+    runs = [run]
+    while (base := base_of(runs[-1])) is not None:
+        if any(_is_same(base, known) for known in runs):
             raise UserError(
                 one_line(
-                    f"{run.folder} has no base run: {line[-1].folder} says that it was fine-tuned from "
-                    f"{base.folder}, which was fine-tuned from it"
-                    if len(line) > 1
-                    else f"{run.folder} has no base run: its record says that it was fine-tuned from itself"
+                    f"{run.folder} has no pretrained base run: {runs[-1].folder} was fine-tuned from {base.folder}, "
+                    "which was itself fine-tuned from it; one of their run.json files is damaged"
+                    if len(runs) > 1
+                    else f"{run.facts_path} is damaged: it says that the run was fine-tuned from itself"
                 )
             )
-        line.append(base)
-    return line
+        runs.append(base)
+    return runs
 
 
 def tokens_seen(run: Run) -> int:
-    """Tokens of training, those of the base included; without these where the base is gone and they were not recorded."""
+    """Return the number of training tokens of the run and of its base runs.
+
+    The tokens of a base run are missing if it no longer exists and the run did not record them.
+    """
     facts = run.facts()
     tokens = facts.tokens or 0
     if run.kind == PRETRAIN:
@@ -62,22 +78,22 @@ def tokens_seen(run: Run) -> int:
     recorded = facts.base_tokens
     if recorded is None:
         try:
-            recorded = sum(base.facts().tokens or 0 for base in line_of(run)[1:])
+            recorded = sum(base.facts().tokens or 0 for base in lineage(run)[1:])
         except UserError:
             recorded = 0
     return tokens + recorded
 
 
 def with_origin(run: Run, config: RunConfig) -> RunConfig:
-    """The config with the `init_from` that the run began with, however this start spells it.
+    """Return the config with `init_from` spelled as the run recorded it when it began.
 
-    Raises UserError if a run would begin from itself, or if a run that exists began with another one.
+    Raises UserError if a run would start from itself, or if an existing run started from another one.
     """
     given = None if config.init_from is None else _find(config.init_from, None)
     if given is not None and _is_same(given, run):
         raise UserError(
-            one_line(f"init_from={config.init_from} is {run.folder} itself, and a run cannot begin from itself: ")
-            + "give the new run another name=, or leave init_from out to continue this one"
+            one_line(f"init_from={config.init_from} is {run.folder} itself, and a run cannot start from itself: ")
+            + "give the new run another name=, or leave init_from out to continue this run"
         )
     if not run.exists or not any(run.checkpoint_folder.glob("*.ckpt")):
         return config
@@ -90,40 +106,41 @@ def with_origin(run: Run, config: RunConfig) -> RunConfig:
         and not (known is not None and _is_same(given, known))
         and (recorded is None or known is not None)
     ):
-        began = f"began with the weights of {recorded}" if recorded else "began without the weights of another run"
-        raise UserError(
-            one_line(f"{run.folder} {began}, and init_from={config.init_from} is another run: give another name=")
-        )
+        began = f"started from the weights of {recorded}" if recorded else "did not start from another run"
+        raise UserError(one_line(f"{run.folder} {began}, not from init_from={config.init_from}: give another name="))
     return config if known is None and given is not None else dataclasses.replace(config, init_from=recorded)
 
 
 def portable(folder: Path) -> str:
-    """The folder's path as it is recorded: relative where it lies below the current folder, so that both can move."""
+    """Return the path under which a run records another run's folder.
+
+    It is relative if the folder is below the current one, so that both can be moved together.
+    """
     if folder.is_absolute() and folder.resolve().is_relative_to(Path.cwd().resolve()):
         return os.path.relpath(folder.resolve(), Path.cwd().resolve())
     return str(folder)
 
 
 def _find(name: str, run: Run | None) -> Run | None:
-    """A run by its recorded path: beside the run that names it, which may have moved with it, or from here."""
+    """Find a run by its recorded path: near the run that names it, since both may have moved, or from this folder."""
     path = expanded(name)
-    beside = [] if run is None else [folder / path for folder in _homes(run.folder.resolve())]
-    for folder in (*beside, path, OUTPUTS / path):
+    near_run = [] if run is None else [folder / path for folder in _possible_roots(run.folder.resolve())]
+    for folder in (*near_run, path, OUTPUTS / path):
         if Run(folder).exists:
             return Run(Path(portable(folder)))
     return None
 
 
-def _homes(folder: Path) -> list[Path]:
-    """Where the names that a run recorded may begin: its own parent, and the folders up to the one with `outputs/` in it."""
+def _possible_roots(folder: Path) -> list[Path]:
+    """Return the folders that recorded paths may be relative to: the parents up to the one that contains `outputs/`."""
     parents = list(folder.parents)
     last = next((i + 1 for i, parent in enumerate(parents) if parent.name == OUTPUTS.name), 0)
     return parents[: last + 1]
 
 
-def _is_same(one: Run, other: Run) -> bool:
-    """Whether two paths name one folder, through links, and in capitals where the disk does not tell them apart."""
+def _is_same(first: Run, second: Run) -> bool:
+    """Tell whether two paths name the same folder, also through links and on file systems that ignore case."""
     try:
-        return os.path.samefile(one.folder, other.folder)
+        return os.path.samefile(first.folder, second.folder)
     except OSError:
         return False

@@ -1,7 +1,4 @@
-"""Checkpoint files: whole or absent, found again without guessing, loaded without executing anything.
-
-Invariant 7 of docs/ARCHITECTURE.md.
-"""
+"""Find, check and load checkpoint files without executing anything in them (invariant 7 of docs/ARCHITECTURE.md)."""
 
 from __future__ import annotations
 
@@ -27,9 +24,10 @@ _NEEDED_TO_CONTINUE = {"optimizer_states": list, "lr_schedulers": list, "loops":
 
 
 def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool = False) -> dict[str, Any]:
-    """Load weights and plain values. UserError where the file is missing, corrupt, or not a checkpoint of Positron.
+    """Load the tensors and plain values of a checkpoint.
 
-    `to_continue`: what training needs beside the weights must be in it, too.
+    With `to_continue`, the state of the optimizer, schedule, loops and callbacks is required too. Raises UserError if the
+    file is missing, corrupt or not a checkpoint of Positron, or if its weights are not finite.
     """
     fault = checkpoint_fault(path)
     if fault:
@@ -41,12 +39,12 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool 
         raise UserError(f"cannot load the checkpoint {path}: {error.strerror or error}") from error
     except Exception as error:  # torch raises whatever its reader meets, with the advice to execute the file
         raise UserError(
-            f"cannot load the checkpoint {path}: it holds something else than tensors and plain values, or is damaged; "
-            "nothing in it was executed"
+            f"cannot load the checkpoint {path}: it is damaged, or contains something other than tensors and plain "
+            "values; nothing in it was executed"
         ) from error
     fault = _fault_of_contents(checkpoint, {**_NEEDED, **(_NEEDED_TO_CONTINUE if to_continue else {})})
     if fault:
-        raise UserError(f"{path} is not a whole checkpoint of a Positron run: {fault}")
+        raise UserError(f"{path} is not a complete checkpoint of a Positron run: {fault}")
     _refuse_infinite_weights(checkpoint["state_dict"], path)
     return dict(checkpoint)
 
@@ -68,24 +66,25 @@ def _fault_of_contents(checkpoint: Any, needed: dict[str, type]) -> str | None:
 
 
 def run_of(path: Path) -> Path:
-    """The folder below which links are not followed: that of the run, for a file in its checkpoints/."""
+    """Return the folder below which links are not followed: the run's folder for a file in its `checkpoints/`."""
     return path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
 
 
 def _refuse_infinite_weights(state_dict: dict[str, Any], path: Path) -> None:
-    """Checkpoints of older versions may hold them: nothing can be continued from, fine-tuned from or measured."""
+    """Raise UserError for NaN or infinite weights, which older versions of Positron could save."""
     tensors = [value for value in state_dict.values() if torch.is_tensor(value) and value.is_floating_point()]
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise UserError(
-            f"the weights in {path} are NaN or infinite, because the training diverged: take an earlier checkpoint, "
+            f"the weights in {path} are NaN or infinite because the training diverged: use an earlier checkpoint, "
             "or train again under another name= with a lower optimizer.lr"
         )
 
 
 def checkpoint_fault(path: Path) -> str | None:
-    """Tell what is wrong with the file, None for a whole one; reads the zip's directory and the CRC-32 of each tensor.
+    """Describe what is wrong with a checkpoint file, or return None if it is whole.
 
-    Raises UserError for a symbolic link inside a run folder.
+    Reads the directory of the zip file and the CRC-32 of each tensor. Raises UserError for a symbolic link inside a run
+    folder.
     """
     try:
         with open_inside(path, "rb", run_of(path)) as file, zipfile.ZipFile(file) as archive:
@@ -104,22 +103,23 @@ def checkpoint_fault(path: Path) -> str | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run by step, oldest first. `best.ckpt` is one of them under a second name."""
-    found = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    """Return the checkpoints of a run by step, oldest first; `best.ckpt` is one of them under a second name."""
+    numbered = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
+    return [path for _, path in sorted(numbered)]
 
 
 def step_of(path: Path) -> int:
-    """The step of a checkpoint file, by its name."""
+    """Return the step in the name of a checkpoint file."""
     match = _NAME.fullmatch(path.name)
     assert match is not None
     return int(match[1])
 
 
 def best_or_newest(folder: Path) -> Path | None:
-    """Return the best checkpoint, or, loudly, the newest whole one if the best is damaged; None where there is none.
+    """Return the best checkpoint, or the newest one if no best was saved; None if there are no checkpoints.
 
-    Raises UserError where all are damaged.
+    If the best checkpoint is damaged, logs a warning and returns the newest whole one. Raises UserError if every
+    checkpoint is damaged.
     """
     best, fault = folder / BEST, None
     if best.exists() or best.is_symlink():
@@ -131,27 +131,27 @@ def best_or_newest(folder: Path) -> Path | None:
     if newest is None and (fault or saved):
         name, reason = (BEST, fault) if fault else (saved[-1].name, checkpoint_fault(saved[-1]))
         raise UserError(
-            f"no checkpoint in {folder} can be used ({name}: {reason}): restore one from a copy, or train the run again"
+            f"every checkpoint in {folder} is damaged ({name}: {reason}): restore one from a copy, or train the run again"
         )
     if newest is not None and fault is not None:
         logger.warning(
             f"{best} cannot be used: {fault}. Using {newest.name} instead, which may not be the best model of "
-            f"this run; restore {BEST} from a copy, or delete it to make this the choice"
+            f"this run; restore {BEST} from a copy, or delete it to always use the newest"
         )
     return newest
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the whole checkpoint of the highest step; corrupt ones are passed over with a notice."""
+    """Return the whole checkpoint with the highest step; log each corrupt one that is skipped."""
     best = folder / BEST
     newest, faults = _newest_whole([*([best] if best.exists() else []), *checkpoints(folder)])
     for path, fault in faults.items():
-        logger.info(f"passing over {path}: {fault}")
+        logger.info(f"skipping {path}: {fault}")
     return newest
 
 
 def _newest_whole(saved: list[Path]) -> tuple[Path | None, dict[Path, str]]:
-    """Return the last of the files that is whole, and what is wrong with those after it."""
+    """Return the last file that is whole, and the faults of the files after it."""
     faults: dict[Path, str] = {}
     for path in reversed(saved):
         fault = checkpoint_fault(path)

@@ -1,6 +1,7 @@
-"""run.json and config.json of a run folder: written with a checksum and without the user's home, checked when read.
+"""Read and write `run.json` and `config.json` of a run folder.
 
-The folder may come from a stranger or from a damaged disk: whatever is wrong is a UserError with the file and the key.
+Both are written with a checksum and without the path of the user's home folder, and checked when read: a run folder may
+come from a stranger or from a damaged disk, so every fault raises UserError with the file and the key.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ _FORMER_DEFAULTS: dict[str, dict[str, Any]] = {
     "sft": {"replay_ratio": 0.0},
     "sft.lora": {"markers": False},
 }
-_FORMER_KEYS = ("given", "auto_size")  # a command line's own: no run needs them to continue
+_FORMER_KEYS = ("given", "auto_size")  # older versions recorded these; nothing reads them any more
 _warned: set[Path] = set()
 
 
@@ -52,7 +53,7 @@ def _is_text_or_null(value: Any) -> bool:
 
 
 class _Type(NamedTuple):
-    """What a value in a JSON file must be."""
+    """Describe the values that a JSON field may have: a predicate, and words for messages."""
 
     holds: Callable[[Any], bool]
     words: str
@@ -71,7 +72,7 @@ def _fact(kind: _Type, key: str | None = None) -> Any:
 
 @dataclass(frozen=True)
 class Resolved:
-    """What `auto` became when the run began. The last three are None in the runs of older versions."""
+    """Hold the values that replaced `auto` when the run began; the last three are None in runs of older versions."""
 
     batch_tokens: int = dataclasses.field(metadata={"type": _COUNT})
     micro_batch_size: int = dataclasses.field(metadata={"type": _COUNT})
@@ -83,11 +84,11 @@ class Resolved:
 
 @dataclass(frozen=True)
 class Facts:
-    """What run.json knows of a run; None for what it does not know (yet)."""
+    """Hold the contents of `run.json`; a field that is not known (yet) is None."""
 
     name: str | None = _fact(_TEXT)
     status: str | None = _fact(_TEXT)  # running, finished, stopped, pruned, diverged or failed
-    kind: str | None = _fact(_TEXT)  # what it learns, by the name of the objective; None in runs of older versions
+    kind: str | None = _fact(_TEXT)  # name of the objective; None in runs of older versions
     base: str | None = _fact(_TEXT)  # the folder of the run whose weights it began with
     error: str | None = _fact(_TEXT)  # what ended a run that is not finished
     updated: str | None = _fact(_TEXT)  # when the file was written
@@ -102,8 +103,8 @@ class Facts:
     best_step: int | None = _fact(_COUNT, "best/step")
     best_bpb: float | None = _fact(_NUMBER, "best/bpb")
     floor_bpb: float | None = _fact(_NUMBER)  # the entropy of the text, where it is known
-    base_tokens: int | None = _fact(_COUNT, "base/tokens")  # that the base run, and its base, were trained on
-    base_bpb_before: float | None = _fact(_NUMBER, "base/bpb_before")  # of the base run's text
+    base_tokens: int | None = _fact(_COUNT, "base/tokens")  # training tokens of the base run and of its base runs
+    base_bpb_before: float | None = _fact(_NUMBER, "base/bpb_before")  # on the base run's text, before fine-tuning
     base_bpb_after: float | None = _fact(_NUMBER, "base/bpb_after")
 
 
@@ -111,17 +112,20 @@ _KEYS = {field.name: field.metadata["key"] or field.name for field in dataclasse
 
 
 def write_record(path: Path, record: dict[str, Any], *, mask_home: bool = True) -> None:
-    """Write a JSON object with its checksum; paths below the user's home begin with `~`, so that it can be shared."""
+    """Write a JSON object with a checksum; paths below the user's home folder begin with `~`, so that it can be shared."""
     record = {key: value for key, value in record.items() if key != CHECKSUM}
     record = without_home(record) if mask_home else record
     write_json(path, {**record, CHECKSUM: _checksum(record)})
 
 
 def read_record(path: Path) -> tuple[dict[str, Any], bool]:
-    """Return the JSON object without its checksum, and whether the checksum is right or absent (an older version)."""
+    """Return the JSON object without its checksum, and whether the checksum is correct.
+
+    A missing checksum counts as correct: older versions wrote none. Raises UserError if the file is not a JSON object.
+    """
     record = read_json(path)
     if not isinstance(record, dict):
-        raise UserError(f"{path} is damaged: it holds {_shown(record)} instead of an object")
+        raise UserError(f"{path} is damaged: it contains {_shown(record)} instead of an object")
     checksum = record.pop(CHECKSUM, None)
     try:
         return record, checksum is None or checksum == _checksum(record)
@@ -130,15 +134,15 @@ def read_record(path: Path) -> tuple[dict[str, Any], bool]:
 
 
 def read_facts(path: Path) -> tuple[Facts, bool]:
-    """Return run.json and whether its checksum is right. Raises UserError for a value of another type than it has."""
+    """Return the facts in `run.json`, and whether its checksum is correct. Raises UserError for a value of a wrong type."""
     record, is_whole = read_record(path)
     return _facts_in(record, path), is_whole
 
 
 def update_facts(path: Path, **changes: Any) -> None:
-    """Write facts, named as the fields of `Facts` are, into run.json. What else is in it stays, also what we do not know.
+    """Write some facts, named by the fields of `Facts`, into `run.json` and keep everything else in it.
 
-    Raises TypeError for a name that is not a field, and UserError where the file is damaged.
+    Raises TypeError for a name that is not a field, and UserError if the file is damaged.
     """
     dataclasses.replace(Facts(), **changes)
     record: dict[str, Any] = {}
@@ -160,7 +164,7 @@ def _facts_in(record: dict[str, Any], path: Path) -> Facts:
 
 
 def _resolved_in(group: dict[str, Any] | None, path: Path) -> Resolved | None:
-    """Return None for a group that does not have all that a run is continued with."""
+    """Return the resolved values, or None if one that a run needs to continue is missing."""
     known = group or {}
     for field in dataclasses.fields(Resolved):
         _check(known, field.name, field.metadata["type"], path, "resolved.")
@@ -171,16 +175,16 @@ def _resolved_in(group: dict[str, Any] | None, path: Path) -> Resolved | None:
 
 
 def read_config(path: Path) -> tuple[dict[str, Any], bool]:
-    """Return config.json with paths of this machine, and whether its checksum is right. UserError for a wrong one.
+    """Return the settings in `config.json` with `~` expanded, and whether its checksum is correct.
 
-    A key that is missing because the file is older gets the default that it had then, where that has changed.
+    A key that is missing because the file is older gets the default of its time. Raises UserError for a damaged file.
     """
     config, is_whole = read_record(path)
     config = {key: value for key, value in config.items() if key not in _FORMER_KEYS}
     groups: dict[str, type] = {"model": ModelConfig, "tokenizer": TokenizerConfig, "data": DataConfig}
     for name, kind in groups.items():
         if name not in config:
-            raise UserError(f"{path} is not the configuration of a run: it has no {name}")
+            raise UserError(f"{path} is not the configuration of a run: the group {name} is missing")
         if not isinstance(config[name], dict):
             raise UserError(f"{path} is damaged: {name} is {_shown(config[name])} instead of a group of settings")
         known = {field.name for field in dataclasses.fields(kind)}  # a key of another version is ignored
@@ -208,16 +212,17 @@ def read_config(path: Path) -> tuple[dict[str, Any], bool]:
 
 
 def warn_of_damage(path: Path) -> None:
-    """Say once per file that it is not what Positron wrote."""
+    """Log a warning, once per file, that its checksum does not match its contents."""
     if path not in _warned:
         _warned.add(path)
         logger.warning(damage(path))
 
 
 def damage(path: Path) -> str:
+    """Return the message for a file that does not match its checksum."""
     return (
-        f"{one_line(str(path))} does not match its checksum: it is damaged, or was edited (to accept it as it is, "
-        f'delete its line "{CHECKSUM}")'
+        f"{one_line(str(path))} does not match its checksum: it is damaged or was edited (to accept it as it is, "
+        f'delete the line "{CHECKSUM}" in it)'
     )
 
 
@@ -232,7 +237,7 @@ def _check(values: dict[str, Any], name: str, kind: _Type, path: Path, prefix: s
 
 
 def _shown(value: Any) -> str:
-    """A short form of a value that may be huge."""
+    """Return a short form of a value that may be huge."""
     match value:
         case dict():
             return "an object"

@@ -38,21 +38,24 @@ logger = logging.getLogger(__name__)
 OUTPUTS = Path("outputs")
 PRETRAIN, SFT = "pretrain", "sft"  # the kinds of runs that the commands make
 
-# What may differ between two starts of one run: where it stops for now, and how it is shown; never what it learns.
+# Settings that may differ between two starts of one run, because they do not change what it learns.
 _FREE = {"ckpt_path", "init_from", "resume"}
 _FREE_GROUPS = ("device.", "logger.", "monitor.", "sweep.")
 _FREE_TRAIN = {"stop_at", "max_time", "extend", "keep_last", "save_every", "micro_batch_size", "sample_every"}
-_SAME_TEXT = {"data.path", "data.dir", "data.url", "data.sha256"}  # where the text lies; its fingerprint is compared
-_RESOLVED = ("max_steps", "batch_tokens")  # `auto` and the number that it became are the same setting
+_SAME_TEXT = {"data.path", "data.dir", "data.url", "data.sha256"}  # location of the text; its fingerprint is compared
+_RESOLVED = ("max_steps", "batch_tokens")  # `auto` equals the number that replaced it
 
 
 @dataclass(frozen=True)
 class Run(RunPaths):
-    """`outputs/<name>/`: settings, facts, tokenizer, checkpoints, metrics, samples and report, as `RunPaths` names them."""
+    """Represent a run by its folder, `outputs/<name>/`; `RunPaths` names the files in it."""
 
     @property
     def is_chat(self) -> bool:
-        """Tell whether it was fine-tuned on conversations. UserError if with another template than this version has."""
+        """Tell whether the run was fine-tuned on conversations.
+
+        Raises UserError if its chat template is not the one of this version.
+        """
         path = self.chat_path
         if not path.exists():
             return False
@@ -60,14 +63,14 @@ class Run(RunPaths):
 
         if read_json(path) != TEMPLATE:
             raise UserError(
-                f"{path} is damaged, or of another version of Positron: the one that made this run's conversations "
-                "is needed, or a copy of the file"
+                f"{path} is damaged or was written by another version of Positron: restore it from a copy, or use "
+                "the version that trained this run"
             )
         return True
 
     @property
     def kind(self) -> str:
-        """What it learns: `pretrain`, `sft`, or the kind of a user's own objective."""
+        """Return the name of the objective: `pretrain`, `sft`, or the kind of a user's own objective."""
         kind = self.facts().kind
         if kind is not None:
             return kind
@@ -75,9 +78,9 @@ class Run(RunPaths):
 
     @property
     def base(self) -> str | None:
-        """The path, as it was recorded, of the run whose weights this one began with; None for fresh weights.
+        """Return the recorded path of the run whose weights this one started from; None for random weights.
 
-        `run.base.base_of` finds the run. It may have moved since.
+        The run may have moved since: `run.base.base_of` finds it.
         """
         facts = self.facts()
         if facts.kind is None:  # a run of an older version
@@ -86,10 +89,11 @@ class Run(RunPaths):
 
     @property
     def exists(self) -> bool:
+        """Tell whether the folder contains a run."""
         return self.config_path.exists()
 
     def config(self) -> dict[str, Any]:
-        """Return the settings as `read_config` does, with the groups that commands need checked."""
+        """Return the settings in `config.json` as nested dicts, see `facts.read_config`. Raises UserError if damaged."""
         path = self.config_path
         config, is_whole = read_config(path)
         if not is_whole:
@@ -97,7 +101,10 @@ class Run(RunPaths):
         return config
 
     def settings(self) -> RunConfig:
-        """`config()`, where what an older version did not know has its default."""
+        """Return the settings as a `RunConfig`; keys that an older version did not have get their defaults.
+
+        Raises UserError if the file is damaged.
+        """
         config = self.config()
         try:
             return from_dict(RunConfig, config)
@@ -105,7 +112,7 @@ class Run(RunPaths):
             raise UserError(f"{self.config_path}: {error}") from error
 
     def facts(self) -> Facts:
-        """Read run.json. Raises UserError where it is damaged."""
+        """Return the facts in `run.json`. Raises UserError if the file is damaged."""
         path = self.facts_path
         if not path.exists():
             return Facts()
@@ -115,34 +122,34 @@ class Run(RunPaths):
         return facts
 
     def resolved(self) -> Resolved:
-        """Return what `auto` became. Raises UserError if run.json has lost it."""
+        """Return the values that replaced `auto` when the run began. Raises UserError if `run.json` lacks them."""
         resolved = self.facts().resolved
         if resolved is None:
             raise UserError(
-                f"{self.facts_path} is damaged: its resolved has not all of batch_tokens, micro_batch_size and "
-                "max_steps; restore it from a copy, or train under another name="
+                f"{self.facts_path} is damaged: resolved must contain batch_tokens, micro_batch_size and max_steps; "
+                "restore it from a copy, or train under another name="
             )
         return resolved
 
     def refuse_damaged_facts(self) -> None:
-        """Raise UserError where run.json is not as it was written: what it holds decides how training continues."""
+        """Raise UserError if `run.json` does not match its checksum, because it decides how training continues."""
         path = self.facts_path
         if path.exists() and not read_facts(path)[1]:
             raise UserError(damage(path))
 
     def update(self, **facts: Any) -> None:
-        """Write facts into run.json: `run.update(status="stopped", val_bpb=1.2)`. See `update_facts`."""
+        """Write facts into `run.json`: `run.update(status="stopped", val_bpb=1.2)`; see `facts.update_facts`."""
         update_facts(self.facts_path, **facts)
 
     def begin(self, config: RunConfig, tokenizer: Tokenizer, *, kind: str, new: bool, forked_from: Path | None) -> None:
-        """Make the folder a run, or note in it the settings that may differ from one start to the next.
+        """Write the run's settings, and for a `new` run also its tokenizer and origin.
 
-        Raises UserError for a run that has learned something of another kind.
+        Raises UserError if the run exists and was trained by another objective than `kind`.
         """
         if not new and self.kind != kind:
             raise UserError(
-                one_line(f"{self.folder} learns by the objective {self.kind}, and this start by {kind}: ")
-                + "start it as it was begun, or give another name="
+                one_line(f"{self.folder} was trained by the objective {self.kind}, and this command uses {kind}: ")
+                + "continue it by the command that started it, or give another name="
             )
         write_record(self.config_path, dataclasses.asdict(config))
         origin = {"kind": kind, "base": config.init_from}
@@ -153,8 +160,11 @@ class Run(RunPaths):
         self.update(**origin)
 
     def metrics(self) -> Any:
-        """Return the columns of metrics.jsonl, NaN where a row lacks a number: a DataFrame if pandas is installed, else a
-        dict of arrays."""
+        """Return the columns of `metrics.jsonl`, with NaN for missing numbers.
+
+        The result is a pandas DataFrame if pandas is installed, otherwise a dict of NumPy arrays. Raises UserError for a
+        damaged line.
+        """
         import numpy as np
 
         from positron.run.metrics import read_metrics
@@ -169,7 +179,7 @@ class Run(RunPaths):
         return pd.DataFrame(columns)
 
     def differences(self, config: RunConfig) -> list[str]:
-        """`key: theirs -> ours` for each setting that decides what is learnt and is not what the run has."""
+        """Return `key: recorded -> requested` for each setting that changes what is learnt and differs from the run's."""
         theirs, ours = (flat(without_home(dataclasses.asdict(side))) for side in (self.settings(), config))
         resolved = self.resolved()
         for name in _RESOLVED:
@@ -186,21 +196,24 @@ class Run(RunPaths):
 
 
 def refuse_differences(run: Run, config: RunConfig) -> list[str]:
-    """UserError where going on would mix two configurations; returns the longer horizon that train.extend accepts."""
+    """Raise UserError if continuing would mix two configurations.
+
+    Returns the difference in `train.max_steps`, if any, that `train.extend` accepts.
+    """
     differences = run.differences(config)
     extended = [d for d in differences if d.startswith("train.max_steps: ")]
     others = [d for d in differences if d not in extended] if config.train.extend else differences
     if others:
         hint = "train.extend=true accepts a longer horizon; otherwise " if extended and others is differences else ""
         raise UserError(
-            f"{run.folder} was made with other settings ({'; '.join(others)}): {hint}give the same settings, "
+            f"{run.folder} was trained with other settings ({'; '.join(others)}): {hint}give the same settings, "
             "or another name="
         )
     return extended
 
 
 def is_free(key: str) -> bool:
-    """Whether a setting may differ between two starts of one run."""
+    """Tell whether a setting may differ between two starts of one run."""
     return _is_free(key) or f"{key}." in _FREE_GROUPS
 
 
@@ -211,17 +224,19 @@ def _is_free(key: str) -> bool:
 
 
 def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run], bool] = lambda run: True) -> Run:
-    """Find a run by folder, by name below outputs/, or the one trained last (of those of `which`).
+    """Find a run by its folder, by its name in `outputs`, or, without a name, the run trained last.
 
-    Without a name, runs that `reproduce` made and runs without a checkpoint are taken only if there is no other. Raises
-    UserError if there is none.
+    `which` selects the runs that are considered without a name. Among them, runs made by `reproduce` and runs without a
+    checkpoint are used only if no other exists. Raises UserError if no run is found.
     """
     if name is None:
         newest_first = sorted(outputs.glob(f"**/{FACTS}"), key=_changed, reverse=True)
         fitting = (run for path in newest_first if which(run := Run(path.parent)))  # older ones are read only if needed
         first = next(fitting, None)
         if first is None:
-            raise UserError(f"no run in {outputs.resolve()}: make train trains one")
+            raise UserError(
+                f"there is no run in {outputs.resolve()}: train one with python -m positron.train experiment=quickstart"
+            )
         run = next((run for run in itertools.chain([first], fitting) if _is_ones_own(run)), first)
         refuse_links_in(run.folder)
         return run
@@ -232,12 +247,12 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
     known = sorted(path.parent.name for path in outputs.glob(f"*/{FACTS}"))
     near = difflib.get_close_matches(name, known, 1, 0.6)
     shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
-    hint = f": did you mean {near[0]}?" if near else f" ({shown or 'make train trains one'})"
-    raise UserError(one_line(f"no run {name}: neither a run folder nor a name in {outputs}/{hint}"))
+    hint = f": did you mean {near[0]}?" if near else f" ({shown or 'there are no runs yet'})"
+    raise UserError(one_line(f"no run {name}: it is neither a run folder nor a name in {outputs}/{hint}"))
 
 
 def _is_ones_own(run: Run) -> bool:
-    """Tell whether somebody who names no run may mean this one: it has weights, and is not a copy that proves another."""
+    """Tell whether the run has a checkpoint and was not made by `reproduce`."""
     if not any(run.checkpoint_folder.glob("*.ckpt")):
         return False
     try:
@@ -251,15 +266,15 @@ def _changed(path: Path) -> float:
 
 
 def announce(run: Run, named: str | None) -> None:
-    """Say which run is taken where none was named."""
+    """Log which run is used if the user named none."""
     if named is None:
         logger.info(
-            f"no run was named: taking {run.folder}, trained last ({progress_of(run)}); --run takes another one"
+            f"no run was named: using {run.folder}, trained last ({progress_of(run)}); --run NAME selects another"
         )
 
 
 def progress_of(run: Run) -> str:
-    """How far a run is, in words: `finished, 40 of 40 steps, 2026-07-01 12:00:00`."""
+    """Describe a run's progress: `finished, step 40 of 40, 2026-07-01 12:00:00`."""
     facts = run.facts()
     steps = f"step {facts.step or 0} of {facts.resolved.max_steps}" if facts.resolved else "no step"
     return ", ".join(part for part in (facts.status or "never started", steps, facts.updated) if part)

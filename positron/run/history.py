@@ -1,4 +1,4 @@
-"""What a run has written about its training is cut back to the checkpoint that it continues from."""
+"""Cut a run's metrics, samples and pictures back to the checkpoint that it continues from."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from positron.system.disk import refuse_links
 
 
 def cut_after(run: RunPaths, step: int) -> None:
-    """Drop what was written after the checkpoint that training continues from: it will be written again.
+    """Remove metrics, samples and pictures of steps after `step`, because training will write them again.
 
-    Raises UserError before anything is changed if a line of the metrics or the samples is damaged: the history would be
-    lost.
+    Raises UserError, before anything is changed, if a line of the metrics or the samples is damaged.
     """
     rows = read_lines(run.metrics_path, check_row)
     read_samples(run)

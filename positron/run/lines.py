@@ -1,8 +1,8 @@
-"""Files that grow by one JSON object per line, each with a step: metrics.jsonl and samples.jsonl.
+"""Read and append files of one JSON object per line, each with a step: `metrics.jsonl` and `samples.jsonl`.
 
-A line counts when its newline is there. What follows the last newline is torn: the process that wrote it was killed, or
-is still writing. A torn line that is a whole object nevertheless lacks only its newline, and is read like the others;
-who follows a growing file waits for the newline.
+A line is complete when it ends in a newline. Text after the last newline is torn: the process that wrote it was killed or
+is still writing. A torn line that is a whole object is read like the others; a reader that follows a growing file waits
+for the newline.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from positron.system.console import one_line
 from positron.system.disk import append_text, json_ready, read_bytes, whole_file
 from positron.system.errors import UserError
 
-BEFORE_THE_FIRST = -1  # the step before that of a file's first line
+STEP_BEFORE_FIRST = -1  # smaller than every step
 
 
 class DamagedLine(Exception):
-    """What is wrong with a line."""
+    """Raised for a damaged line; the message says what is wrong with it."""
 
 
 class Line(NamedTuple):
-    """A line of a file: what it says, and how, with its newline."""
+    """Hold a line of a file: its object, and its bytes with the newline."""
 
     values: dict[str, Any]
     text: bytes
 
 
-Check = Callable[[dict[str, Any]], None]  # raises DamagedLine where a value is not what its file has
+Check = Callable[[dict[str, Any]], None]  # raises DamagedLine for a wrong value
 
 
 def split_lines(content: bytes) -> tuple[list[bytes], bytes]:
-    """Return the whole lines, each with its newline, and the torn one, which is empty where there is none."""
+    """Return the complete lines, each with its newline, and the torn line, which is empty if there is none."""
     *whole, torn = content.split(b"\n")
     return [line + b"\n" for line in whole], torn
 
 
 def parse_line(line: bytes, step_before: int, check: Check) -> dict[str, Any]:
-    """Return the object in a line. Raises DamagedLine."""
+    """Return the object in a line. Raises DamagedLine if it is not valid or its step is not above `step_before`."""
     try:
         values = json.loads(line.decode("utf-8"))
     except RecursionError:
@@ -53,21 +53,21 @@ def parse_line(line: bytes, step_before: int, check: Check) -> dict[str, Any]:
     if not isinstance(step, int) or isinstance(step, bool) or not 0 <= step < 10**15:
         raise DamagedLine("its step is not a whole number")
     if step <= step_before:
-        raise DamagedLine(f"its step {step} does not follow {step_before}")
+        raise DamagedLine(f"its step {step} is not greater than the step before, {step_before}")
     check(values)
     return values
 
 
 def describe_damage(path: Path, number: int, fault: DamagedLine) -> str:
-    """Name a damaged line, its fault, and what to do."""
+    """Return the message for a damaged line: file, line number, fault and remedy."""
     return one_line(f"{path} line {number} is damaged ({fault}): restore the file from a copy, or delete that line")
 
 
 def read_lines(path: Path, check: Check) -> list[Line]:
-    """Return the lines of a file; none where there is no file.
+    """Return the lines of a file, or an empty list if it does not exist.
 
-    Raises UserError with the number of a line that is damaged: a history with holes must not pass for whole. Only a torn
-    last line may be.
+    Raises UserError with the number of a damaged line, because a history with gaps must not pass for a whole one; only a
+    torn last line is dropped.
     """
     if not path.exists() and not path.is_symlink():
         return []
@@ -75,7 +75,7 @@ def read_lines(path: Path, check: Check) -> list[Line]:
     lines: list[Line] = []
     for number, text in enumerate([*whole, torn], start=1):
         try:
-            step_before = lines[-1].values["step"] if lines else BEFORE_THE_FIRST
+            step_before = lines[-1].values["step"] if lines else STEP_BEFORE_FIRST
             lines.append(Line(parse_line(text, step_before, check), text if text.endswith(b"\n") else text + b"\n"))
         except DamagedLine as fault:
             if number <= len(whole):
@@ -84,19 +84,19 @@ def read_lines(path: Path, check: Check) -> list[Line]:
 
 
 def write_lines(path: Path, lines: Iterable[Line]) -> None:
-    """Replace a file by these lines."""
+    """Replace the contents of a file by `lines`."""
     with whole_file(path) as file:
         file.writelines(line.text for line in lines)
 
 
-def line_of(values: dict[str, Any]) -> Line:
-    """Return the line of an object, with null in the places of NaN and infinity, which JSON does not have."""
+def to_line(values: dict[str, Any]) -> Line:
+    """Return the line for an object, with null for NaN and infinity, which JSON does not have."""
     finite = json_ready(values)
     return Line(finite, (json.dumps(finite, ensure_ascii=False) + "\n").encode("utf-8"))
 
 
 def append(path: Path, text: str) -> None:
-    """Add text to a file of a run. Raises UserError where it cannot be written."""
+    """Append text to a file of a run. Raises UserError if it cannot be written."""
     try:
         append_text(path, text)
     except OSError as error:

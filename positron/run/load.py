@@ -1,4 +1,4 @@
-"""Load the model and the tokenizer of a run, and refuse a checkpoint that belongs to another one."""
+"""Load the model and the tokenizer of a run, and refuse a checkpoint that belongs to another run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 
 def gpt_config(config: dict[str, Any], vocab_size: int) -> GPTConfig:
-    """The architecture as the run has it, whatever `conf/` says today."""
+    """Return the architecture that a run's `config.json` records, whatever `conf/` says today."""
     return from_dict(ModelConfig, config["model"], "model").with_vocab(vocab_size)
 
 
 def load_model(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer, Path]:
-    """Model (in eval mode, on the CPU), tokenizer, and the checkpoint used: `checkpoint`, or the best, or the newest.
+    """Return the model (in eval mode, on the CPU), the tokenizer, and the path of the checkpoint used.
 
-    UserError where the run has none, or where model and tokenizer do not belong together (invariant 5 of
-    docs/ARCHITECTURE.md).
+    Without `checkpoint`, the best one is loaded, or the newest if no best was saved. Raises UserError if the run has no
+    checkpoint, or if model and tokenizer do not belong together (invariant 5 of docs/ARCHITECTURE.md).
     """
     from positron.model.gpt import GPT
     from positron.model.memory import check_memory
@@ -47,18 +47,21 @@ def load_model(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer
 
 
 def load_draft(name: str | None, tokenizer: Tokenizer) -> GPT | None:
-    """The model of a run that is to propose tokens to one with this tokenizer. UserError where it has another."""
+    """Return the model of the run `name` as the draft model of speculative decoding; None for no name.
+
+    Raises UserError if the run has another tokenizer than `tokenizer`.
+    """
     if name is None:
         return None
     run = find_run(name)
     draft, other, _ = load_model(run)
     if other.hash != tokenizer.hash:
-        raise UserError(f"{run.folder} has another tokenizer: only a run with the same one can be its draft")
+        raise UserError(f"{run.folder} has another tokenizer: a draft model must have the same tokenizer")
     return draft
 
 
 def bare_names(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """A LightningModule's weights under the model's own names, LoRA merged, without torch.compile's prefix."""
+    """Return a LightningModule's weights under the names of `GPT`: LoRA merged, without torch.compile's prefix."""
     from positron.model.kernels.torch_private import COMPILED_MARK
     from positron.model.lora import merge_lora
 
@@ -68,7 +71,7 @@ def bare_names(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def restore(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
-    """A checkpoint's weights into the bare model. UserError where they, or the tokenizer, are not its own."""
+    """Load a checkpoint's weights into the model. Raises UserError if they, or the tokenizer, do not fit it."""
     from positron.run.checkpoint import load_checkpoint
 
     saved = load_checkpoint(path)
@@ -77,18 +80,22 @@ def restore(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
 
 
 def refuse_other_architecture(saved: dict[str, Any], config: GPTConfig, path: Path, config_path: Path) -> None:
-    """Before a model is built: not every difference shows in the shapes of the weights, and absurd sizes take for ever."""
+    """Raise UserError if the checkpoint's architecture is not that of the run.
+
+    Called before the model is built: not every difference shows in the shapes of the weights, and building a model of an
+    absurd size would take too long.
+    """
     ours = dataclasses.asdict(config)
     for key, value in saved["gpt_config"].items():
         if key in ours and ours[key] != value:
             raise UserError(
-                f"{path} holds a model with {key}={value}, and {config_path} says {key}={ours[key]}: one of them is "
+                f"{path} contains a model with {key}={value}, but {config_path} says {key}={ours[key]}: one of them is "
                 "damaged or was edited"
             )
 
 
 def load_weights(model: GPT, state_dict: dict[str, Any], path: Path) -> None:
-    """A LightningModule's weights into the bare model. UserError if they differ."""
+    """Load a LightningModule's weights into the model. Raises UserError if names or shapes differ."""
     try:
         model.load_state_dict(bare_names(state_dict))
     except RuntimeError as error:
@@ -97,8 +104,9 @@ def load_weights(model: GPT, state_dict: dict[str, Any], path: Path) -> None:
 
 
 def refuse_other_tokenizer(checkpoint: dict[str, Any], tokenizer: Tokenizer, path: Path) -> None:
+    """Raise UserError if the checkpoint was trained with another tokenizer."""
     if checkpoint["tokenizer_hash"] != tokenizer.hash:
         raise UserError(
-            f"{path} was trained with another tokenizer ({checkpoint['tokenizer_hash'][:12]}) than the one at hand "
+            f"{path} was trained with another tokenizer ({checkpoint['tokenizer_hash'][:12]}) than this one "
             f"({tokenizer.hash[:12]}): model and tokenizer do not belong together"
         )

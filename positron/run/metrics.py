@@ -1,4 +1,4 @@
-"""metrics.jsonl: one row per logged step, written by one function and read by one, which trusts no line of it."""
+"""Read and write `metrics.jsonl`, which has one row per logged step; every line is checked when read."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from positron.run.facts import Facts
-from positron.run.lines import DamagedLine, append, line_of, parse_line, read_lines
+from positron.run.lines import DamagedLine, append, parse_line, read_lines, to_line
 from positron.system.console import one_line
 from positron.system.disk import is_number
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Add the row of a step, with null in the places of NaN and infinity. Raises UserError where it cannot be written."""
-    append(path, line_of(row).text.decode("utf-8"))
+    """Append the row of a step, with null for NaN and infinity. Raises UserError if it cannot be written."""
+    append(path, to_line(row).text.decode("utf-8"))
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of a metrics.jsonl. Raises UserError for a damaged line, see `lines.read_lines`."""
+    """Return the rows of `metrics.jsonl`. Raises UserError for a damaged line, see `lines.read_lines`."""
     return [line.values for line in read_lines(path, check_row)]
 
 
 def parse_row(line: bytes, step_before: int) -> dict[str, Any]:
-    """Return the row of one line, for a reader that follows the file. Raises DamagedLine."""
+    """Return the row in one line, for a reader that follows the file. Raises DamagedLine for an invalid one."""
     return parse_line(line, step_before, check_row)
 
 
@@ -46,7 +46,7 @@ def best_bpb(rows: list[dict[str, Any]]) -> float:
 
 
 def best_so_far(rows: list[dict[str, Any]], facts: Facts, step: int) -> float:
-    """Return the lowest validation bits per byte up to `step`, as metrics and run.json know it; inf for none."""
+    """Return the lowest validation bits per byte up to `step` according to metrics and `run.json`; inf for none."""
     best = best_row([row for row in rows if row["step"] <= step])[0]
     if facts.best_bpb is None or facts.best_step is None or facts.best_step > step:
         return best

@@ -1,4 +1,4 @@
-"""The name of each file in a run folder. No other module spells one."""
+"""Define the name of each file in a run folder; no other module spells one."""
 
 from __future__ import annotations
 
@@ -17,108 +17,115 @@ PROVENANCE = "provenance.json"
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Where everything of a run lies."""
+    """Name the path of each file and folder of a run."""
 
     folder: Path
 
     @property
     def config_path(self) -> Path:
-        """The settings of the run: `facts.read_config`."""
+        """Return the file of the run's settings, see `facts.read_config`."""
         return self.folder / CONFIG
 
     @property
     def facts_path(self) -> Path:
-        """What is known of the run: `facts.read_facts`."""
+        """Return the file of the run's status and results, see `facts.read_facts`."""
         return self.folder / FACTS
 
     @property
     def provenance_path(self) -> Path:
-        """What made the run's bits what they are: `provenance.read_provenance`."""
+        """Return the file of code, versions and hardware of each start, see `provenance.read_provenance`."""
         return self.folder / PROVENANCE
 
     @property
     def metrics_path(self) -> Path:
-        """The numbers of each logged step: `metrics.read_metrics`."""
+        """Return the file of the metrics of each logged step, see `metrics.read_metrics`."""
         return self.folder / METRICS
 
     @property
     def samples_path(self) -> Path:
-        """What the model wrote while it was trained: `samples.read_samples`."""
+        """Return the file of the texts sampled during training, see `samples.read_samples`."""
         return self.folder / "samples.jsonl"
 
     @property
     def samples_page(self) -> Path:
-        """The samples rendered for people; the runs of older versions have nothing else."""
+        """Return the file of the samples rendered for people; runs of older versions have only this one."""
         return self.folder / "samples.md"
 
     @property
     def chat_path(self) -> Path:
-        """The template of the conversations that a run was fine-tuned on; no other run has the file."""
+        """Return the file of the chat template, which only runs that were fine-tuned on conversations have."""
         return self.folder / "chat.json"
 
     @property
     def log_path(self) -> Path:
-        """What the run told the user."""
+        """Return the file of the run's log."""
         return self.folder / LOG
 
     @property
     def lock_path(self) -> Path:
-        """Locked while a process trains the run."""
+        """Return the file that is locked while a process trains the run."""
         return self.folder / LOCK
 
     @property
     def job_path(self) -> Path:
-        """The outcome of the job of a sweep that the run is; no other run has the file."""
+        """Return the file of the job's outcome, which only runs of a sweep have."""
         return self.folder / JOB
 
     @property
     def checkpoint_folder(self) -> Path:
+        """Return the folder of the checkpoints."""
         return self.folder / CHECKPOINTS
 
     @property
     def tokenizer_folder(self) -> Path:
+        """Return the folder of the tokenizer's files."""
         return self.folder / "tokenizer"
 
     @property
     def model_folder(self) -> Path:
-        """The best weights in the formats that other programs read."""
+        """Return the folder of the best weights in formats that other programs read."""
         return self.folder / "model"
 
     @property
     def weights_path(self) -> Path:
+        """Return the file of the exported weights."""
         return self.model_folder / "weights.safetensors"
 
     @property
     def weights_checksum_path(self) -> Path:
+        """Return the file of the SHA-256 of the exported weights."""
         return self.model_folder / "weights.safetensors.sha256"
 
     @property
     def architecture_path(self) -> Path:
-        """The `GPTConfig` of the exported weights."""
+        """Return the file of the `GPTConfig` of the exported weights."""
         return self.model_folder / CONFIG
 
     @property
     def attention_folder(self) -> Path:
+        """Return the folder of the attention pictures."""
         return self.folder / "attention"
 
     def attention_picture(self, step: int) -> Path:
-        """Return where the picture of the attention at `step` lies: `attention/step-000040.png`."""
+        """Return the file of the attention picture at `step`: `attention/step-000040.png`."""
         return self.attention_folder / f"step-{step:06d}.png"
 
     @property
     def loss_picture(self) -> Path:
+        """Return the file of the loss curve."""
         return self.folder / "loss.png"
 
     @property
     def report_path(self) -> Path:
+        """Return the file of the report."""
         return self.folder / "report.html"
 
     @property
     def wandb_folder(self) -> Path:
-        """What wandb itself keeps on this machine."""
+        """Return the folder that wandb writes on this machine."""
         return self.folder / "wandb"
 
     @property
     def wandb_id_path(self) -> Path:
-        """The id under which wandb knows the run."""
+        """Return the file of the run's id in wandb."""
         return self.folder / "wandb_id"

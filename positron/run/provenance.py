@@ -1,7 +1,8 @@
-"""Where a run comes from: `provenance.json` in its folder tells of each start what made its bits what they are.
+"""Record in `provenance.json` what each start of a run depended on.
 
-Commit and diff of Positron's checkout, versions, hardware, threads, seed, command. Never the environment's variables,
-nor the names of the machine or its user. `environments` holds each surrounding once, `starts` point into it.
+That is the commit and diff of Positron's checkout, versions, hardware, threads, seed and command; never environment
+variables, nor the names of the machine or its user. `environments` holds each environment once; `starts` refer to it by
+index.
 """
 
 from __future__ import annotations
@@ -25,18 +26,18 @@ from positron.run.paths import RunPaths
 from positron.system.errors import UserError
 from positron.system.paths import without_home
 
-LARGEST_DIFF = 200_000  # bytes
-LARGEST_ANSWER = 10_000_000  # bytes of a program that are read, and of a diff that are told apart
-MOST_FILES = 100  # untracked ones that are named
-PATIENCE = 5.0  # seconds for git, all its answers together
+MAX_DIFF_BYTES = 200_000  # of the diff that is recorded
+MAX_OUTPUT_BYTES = 10_000_000  # read from a program; longer diffs have the same hash if they begin alike
+MAX_UNTRACKED_FILES = 100  # recorded by name
+QUERY_TIMEOUT_S = 5.0  # for all queries to git together
 CHECKOUT = Path(__file__).parents[2]
 PACKAGES = ("positron", "torch", "lightning", "hydra-core", "numpy", "sentencepiece", "tiktoken", "datasets")
 
 
 def read_provenance(folder: Path) -> dict[str, Any]:
-    """Return what the run in `folder` recorded; no starts for one that is older than this file.
+    """Return the provenance of the run in `folder`; a run of an older version has no starts.
 
-    Raises UserError where the file is damaged.
+    Raises UserError if the file is damaged.
     """
     path = RunPaths(folder).provenance_path
     if not path.exists():
@@ -76,9 +77,10 @@ def _fault(known: dict[str, Any]) -> str | None:
 
 
 def record_start(folder: Path, *, step: int, seed: int, resolved: Resolved, weights: Path | None, **facts: str) -> None:
-    """Add this process's start at `step` to the run's provenance. `weights`: the file of another run that it begins with.
+    """Add this process's start at `step` to the run's provenance.
 
-    `facts`: what the run reads, such as the tokenizer's hash.
+    `weights` is the checkpoint of another run that this one starts from; `facts` are further values that it depends on,
+    such as the tokenizer's hash.
     """
     known = read_provenance(folder)
     surroundings = {"resolved": dataclasses.asdict(resolved), **facts, **environment(str(resolved.accelerator))}
@@ -101,38 +103,40 @@ def record_start(folder: Path, *, step: int, seed: int, resolved: Resolved, weig
 
 
 def start_of(provenance: dict[str, Any], step: int) -> dict[str, Any]:
-    """The start that made `step`, with its environment: a later start cuts what earlier ones wrote after its step.
+    """Return the start that trained `step`, merged with its environment; empty for a run of an older version.
 
-    Empty for a run that is older than its provenance.
+    A later start replaces what earlier ones wrote after its own step.
     """
     starts = [start for start in provenance["starts"] if start["step"] < step]
     return {**starts[-1], **provenance["environments"][starts[-1]["environment"]]} if starts else {}
 
 
 def command() -> str:
-    """Return what the user typed, without the path of their home folder."""
+    """Return the command that the user typed, without the path of the home folder."""
     script = Path(sys.argv[0])
     program = ["-m", f"positron.{script.stem}"] if script.parent.name == "positron" else [str(script)]
     return str(without_home(shlex.join(["python", *program, *sys.argv[1:]])))
 
 
-@functools.cache  # what was imported stays what it was, whatever is edited meanwhile
+@functools.cache  # describes the imported code, whatever is edited while the process runs
 def environment(accelerator: str) -> dict[str, Any]:
-    """Code, versions and hardware of this process."""
+    """Return the code, versions and hardware of this process."""
     return {"git": checkout(CHECKOUT), "versions": versions(), "hardware": hardware(accelerator)}
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    """Return the versions of Python and of the packages that a run depends on; `?` for a package without metadata."""
+    by_package = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            by_package[package] = version(package)
         except PackageNotFoundError:  # a vendored copy without metadata, or a checkout that is not installed
-            found[package] = "?"
-    return found
+            by_package[package] = "?"
+    return by_package
 
 
 def hardware(accelerator: str) -> dict[str, Any]:
+    """Return the system, processor, memory (GiB) and accelerator of this machine."""
     import torch
 
     return {
@@ -146,15 +150,21 @@ def hardware(accelerator: str) -> dict[str, Any]:
 
 
 def cpu_name() -> str:
+    """Return the name of the processor, such as `AMD Ryzen 9 7950X 16-Core Processor`."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
     except (OSError, StopIteration):  # not Linux, or a processor that names itself otherwise
-        name = _answer(["sysctl", "-n", "machdep.cpu.brand_string"], PATIENCE) if sys.platform == "darwin" else None
+        name = (
+            _output_of(["sysctl", "-n", "machdep.cpu.brand_string"], QUERY_TIMEOUT_S)
+            if sys.platform == "darwin"
+            else None
+        )
         return (name or "").strip() or platform.processor() or platform.machine()
 
 
 def memory_gb() -> float | None:
+    """Return the physical memory in GiB, or None where the system does not tell."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError, OSError):  # Windows
@@ -162,46 +172,55 @@ def memory_gb() -> float | None:
 
 
 def checkout(folder: Path) -> dict[str, Any] | None:
-    """Commit, diff (at most LARGEST_DIFF bytes) and untracked files of the git checkout in `folder`.
+    """Return the commit, diff (at most MAX_DIFF_BYTES) and untracked files of the git checkout in `folder`.
 
-    None where it is no checkout of its own (an installed package may lie in somebody else's), or git is absent.
+    Returns None if `folder` is not the root of a checkout (an installed package may be inside another project's), or if
+    git is not installed or too slow.
     """
     if not (folder / ".git").exists():
         return None
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + QUERY_TIMEOUT_S
 
-    def ask(*question: str) -> str | None:
-        return _answer(["git", "--no-optional-locks", "-C", str(folder), *question], end - time.monotonic())
+    def git(*arguments: str) -> str | None:
+        return _output_of(["git", "--no-optional-locks", "-C", str(folder), *arguments], end - time.monotonic())
 
-    commit = ask("rev-parse", "HEAD")
-    diff = ask("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--submodule=short")
-    others = ask("ls-files", "--others", "--exclude-standard")
+    commit = git("rev-parse", "HEAD")
+    diff = git("diff", "HEAD", "--no-color", "--no-ext-diff", "--no-textconv", "--submodule=short")
+    others = git("ls-files", "--others", "--exclude-standard")
     if commit is None or diff is None or others is None:
         return None
     files = others.splitlines()
+    unnamed = len(files) - MAX_UNTRACKED_FILES
     return {
         "commit": commit.strip(),
         "diff": _bounded(diff),
         "diff_sha256": hashlib.sha256(diff.encode()).hexdigest() if diff else None,
-        "untracked": files[:MOST_FILES] + ([f"... and {len(files) - MOST_FILES} more"] if files[MOST_FILES:] else []),
+        "untracked": files[:MAX_UNTRACKED_FILES] + ([f"... and {unnamed} more"] if unnamed > 0 else []),
     }
 
 
 def _bounded(diff: str) -> str:
     size = len(diff.encode())
-    if size <= LARGEST_DIFF:
+    if size <= MAX_DIFF_BYTES:
         return diff
-    return diff.encode()[:LARGEST_DIFF].decode(errors="ignore") + f"\n[cut here: it has {size:,} bytes or more]\n"
+    return (
+        diff.encode()[:MAX_DIFF_BYTES].decode(errors="ignore") + f"\n[cut here: the diff has {size:,} bytes or more]\n"
+    )
 
 
-def _answer(question: list[str], patience: float) -> str | None:
-    """What a program prints, None where it is absent, fails or takes longer. No run waits for more."""
+def _output_of(arguments: list[str], timeout_s: float) -> str | None:
+    """Return what a program prints, or None if it is not installed, fails or takes longer than `timeout_s`."""
     try:
         with tempfile.TemporaryFile() as out:
             subprocess.run(
-                question, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.DEVNULL, timeout=patience, check=True
+                arguments,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=subprocess.DEVNULL,
+                timeout=timeout_s,
+                check=True,
             )
             out.seek(0)
-            return out.read(LARGEST_ANSWER).decode("utf-8", errors="replace")
+            return out.read(MAX_OUTPUT_BYTES).decode("utf-8", errors="replace")
     except (OSError, subprocess.SubprocessError):
         return None

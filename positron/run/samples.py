@@ -1,6 +1,6 @@
-"""What a run wrote at its milestones: samples.jsonl, and samples.md, which is rendered from it for people.
+"""Read and write the texts that a run samples during training: `samples.jsonl`, and `samples.md` rendered from it.
 
-Runs of older versions have samples.md alone. It is read, and becomes samples.jsonl when the run is continued.
+Runs of older versions have only `samples.md`. It is read, and converted to `samples.jsonl` when the run continues.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from positron.run.lines import DamagedLine, append, line_of, read_lines, write_lines
+from positron.run.lines import DamagedLine, append, read_lines, to_line, write_lines
 from positron.run.paths import RunPaths
 from positron.system.disk import is_number, read_text, whole_file
 
@@ -21,30 +21,32 @@ _OLD_ESCAPED = re.compile(r"(?m)^\\(\\*)## ")
 
 
 class Sample(NamedTuple):
+    """Hold a text sampled during training, and how good the model was then."""
+
     step: int
-    loss: float  # of the training step, in nats per token; NaN where it was none
-    bpb: float | None  # of the validation text, where it was measured at this step
-    text: str  # with the prompt that it begins with
+    loss: float  # training loss of the step, in nats per token; NaN if it was skipped
+    bpb: float | None  # validation bits per byte; None if not measured at this step
+    text: str  # including the prompt
 
     @property
     def head(self) -> str:
-        """Say which step it is from and how good the model was: `Step 40 · loss 1.203`."""
+        """Return the heading of the sample: `Step 40 · loss 1.203`."""
         scores = f"loss {self.loss:.3f}"
         if self.bpb is not None:
             scores += f" · {self.bpb:.4f} validation bits per byte"
         return f"Step {self.step} · {scores}"
 
     def markdown(self) -> str:
-        """Return its part of samples.md, in which nothing that the model writes is a heading, code or HTML."""
+        """Return the section of `samples.md`, escaped so that the model's text makes no headings, code or HTML."""
         text = _MARKUP.sub(r"\1\\", self.text)
         return f"## {self.head}\n\n{text}\n\n"
 
 
 def append_sample(run: RunPaths, sample: Sample) -> None:
-    """Add a sample to both files. Raises UserError where it cannot be written."""
+    """Append a sample to both files. Raises UserError if they cannot be written."""
     readable = sample.text.encode("utf-8", errors="backslashreplace").decode("utf-8")
     sample = sample._replace(text=readable)
-    append(run.samples_path, line_of(sample._asdict()).text.decode("utf-8"))
+    append(run.samples_path, to_line(sample._asdict()).text.decode("utf-8"))
     append(run.samples_page, sample.markdown())
 
 
@@ -56,11 +58,14 @@ def read_samples(run: RunPaths) -> list[Sample]:
 
 
 def cut_samples(run: RunPaths, step: int) -> None:
-    """Drop the samples after `step`, and render samples.md anew. Raises UserError before anything is changed."""
+    """Remove the samples after `step` and render `samples.md` again.
+
+    Raises UserError, before anything is changed, for a damaged line.
+    """
     if has_lines(run):
         lines = read_lines(run.samples_path, check_sample)
     elif run.samples_page.exists():  # of an older version
-        lines = [line_of(sample._asdict()) for sample in read_samples(run)]
+        lines = [to_line(sample._asdict()) for sample in read_samples(run)]
     else:
         return
     kept = [line for line in lines if line.values["step"] <= step]
@@ -69,7 +74,7 @@ def cut_samples(run: RunPaths, step: int) -> None:
 
 
 def has_lines(run: RunPaths) -> bool:
-    """Tell whether the samples are kept as lines, as they are since samples.jsonl exists."""
+    """Tell whether the run has a `samples.jsonl`; runs of older versions have only `samples.md`."""
     return run.samples_path.exists() or run.samples_path.is_symlink()
 
 
@@ -97,7 +102,7 @@ def _render(run: RunPaths, samples: Iterable[Sample]) -> None:
 
 
 def _samples_of_page(page: str) -> list[Sample]:
-    """Return the samples in the samples.md of an older version, which wrote each heading in a text with a backslash."""
+    """Return the samples in the `samples.md` of an older version, which escaped headings in texts by a backslash."""
     parts = _OLD_HEAD.split(page)[1:]
     samples: list[Sample] = []
     for step, loss, bpb, text in zip(*[iter(parts)] * 4, strict=True):

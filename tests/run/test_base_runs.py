@@ -1,4 +1,4 @@
-"""Runs that began with another run: what of the base they need, and what is said where it is missing or another one."""
+"""Runs that started from another run: which parts of the base they need, and the errors if it is missing or another."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from positron.evaluation.comparison import compare, find_runs
 from positron.evaluation.eval_texts import texts_of_run, token_files
 from positron.evaluation.score import Score
 from positron.evaluation.scoring import total
-from positron.run.base import line_of, pretrained_run, tokens_seen
+from positron.run.base import lineage, pretrained_run, tokens_seen
 from positron.run.folder import Run
 from positron.sft import configure, sft
 from positron.system.errors import UserError
@@ -75,18 +75,18 @@ def edit(run: str, base: str, is_old: bool) -> None:
 def test_a_run_cannot_begin_from_itself(here: Path, spelling: str) -> None:
     (here / "link").symlink_to(here / "outputs" / "s1")
     before = Path("outputs/s1/config.json").read_bytes()
-    with pytest.raises(UserError, match="cannot begin from itself"):
+    with pytest.raises(UserError, match="cannot start from itself"):
         sft(tuned(spelling), Path("outputs/s1"))
-    with pytest.raises(UserError, match="cannot begin from itself"):
+    with pytest.raises(UserError, match="cannot start from itself"):
         train(dataclasses.replace(tiny(here), init_from="outputs/base"), Path("outputs/base"))
     assert Path("outputs/s1/config.json").read_bytes() == before
 
 
 def test_a_run_keeps_the_run_that_it_began_with_and_refuses_another(here: Path) -> None:
     shutil.copytree("outputs/base", "outputs/twin")
-    with pytest.raises(UserError, match=r"outputs/s1 began with the weights of outputs/base, .* another name="):
+    with pytest.raises(UserError, match=r"outputs/s1 started from the weights of outputs/base, .* another name="):
         sft(tuned("outputs/twin"), Path("outputs/s1"))
-    with pytest.raises(UserError, match="began without the weights of another run"):
+    with pytest.raises(UserError, match="did not start from another run"):
         train(dataclasses.replace(tiny(here), init_from="outputs/twin"), Path("outputs/base"))
     for spelling in ("base", str(here / "outputs" / "base"), "outputs/base"):
         sft(tuned(spelling), Path("outputs/s1"))  # the same run, spelled in other ways
@@ -101,13 +101,13 @@ def test_runs_that_name_each_other_are_an_error_wherever_their_base_is_asked_for
     shutil.copytree("outputs/s1", "outputs/s3")
     edit("s3", "outputs/s3", is_old)
     for name, said in (
-        ("s1", "which was fine-tuned from it"),
-        ("s2", "which was fine-tuned from it"),
+        ("s1", "which was itself fine-tuned from it"),
+        ("s2", "which was itself fine-tuned from it"),
         ("s3", "itself"),
     ):
         run = Run(Path("outputs", name))
         for use in (
-            line_of,
+            lineage,
             pretrained_run,
             lambda run: token_files(run, "val"),
             lambda run: texts_of_run(run, "val", 9),
@@ -150,7 +150,9 @@ def test_a_run_without_its_base_is_measured_on_files_and_says_what_else_needs_it
     run = Run(Path("outputs/s1"))
     (row,) = compare(find_runs(["s1"], Path("outputs")), [TEXT], "The", 4, 0)
     assert row.bpb > 0
-    with pytest.raises(UserError, match=r"s1 was fine-tuned from outputs/base, and that base run .*--text FILE"):
+    with pytest.raises(
+        UserError, match=r"s1 was fine-tuned from outputs/base, but that run does not exist.*--text FILE"
+    ):
         texts_of_run(run, "val", 100)
     again = sft(tuned("outputs/base"), Path("outputs/s1"))  # the same command again
     assert again.status == "finished"
@@ -159,7 +161,7 @@ def test_a_run_without_its_base_is_measured_on_files_and_says_what_else_needs_it
     assert configure(values).init_from == "outputs/base"
     further = sft(tuned("s1"), Path("outputs/s9"))
     assert further.status == "finished"
-    with pytest.raises(UserError, match=r"that base run .*sft.replay_ratio=0"):
+    with pytest.raises(UserError, match=r"that run does not exist.*sft.replay_ratio=0"):
         sft(tuned("s1", sft=SFTConfig(replay_ratio=0.2)), Path("outputs/s10"))
 
 

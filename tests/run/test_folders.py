@@ -238,7 +238,7 @@ def test_a_damaged_best_checkpoint_is_told_and_all_damaged_are_an_error(run: Run
         if path.name == "best.ckpt":
             load_model(run)
     assert "best.ckpt cannot be used" in logged[-1]
-    with pytest.raises(UserError, match=r"no checkpoint in .* can be used \(best\.ckpt"):
+    with pytest.raises(UserError, match=r"every checkpoint in .* is damaged \(best\.ckpt"):
         load_model(run)
 
 

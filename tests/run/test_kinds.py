@@ -1,4 +1,4 @@
-"""A run says what it learns and which run it began with."""
+"""A run records its objective and the run that it started from."""
 
 import dataclasses
 import json
@@ -44,7 +44,7 @@ def test_a_run_records_its_kind_and_its_base_when_it_begins(run: Run) -> None:
 def test_the_record_says_what_a_config_cannot(run: Run) -> None:
     begin(run, "distillation", init_from="outputs/base")
     assert (run.kind, run.base) == ("distillation", "outputs/base")
-    with pytest.raises(UserError, match="fine-tuned from outputs/base, and that base run is neither there"):
+    with pytest.raises(UserError, match="fine-tuned from outputs/base, but that run does not exist"):
         base_of(run)
     assert in_training(run) is None
 
@@ -74,7 +74,7 @@ def test_a_run_is_not_continued_by_an_objective_of_another_kind(run: Run, was: s
     changes = {"sft": SFTConfig(), "init_from": "outputs/base"} if was == "sft" else {}
     made_by_an_older_version(run, **changes) if is_old else begin(run, was, **changes)
     before = {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()}
-    with pytest.raises(UserError, match=f"learns by the objective {was}, and this start by {now}"):
+    with pytest.raises(UserError, match=f"was trained by the objective {was}, and this command uses {now}"):
         begin(run, now, new=False)
     assert {path: path.read_bytes() for path in run.folder.rglob("*") if path.is_file()} == before
 
@@ -107,7 +107,7 @@ def test_a_record_of_another_type_is_named(run: Run, key: str, value: object) ->
 
 def test_an_sft_run_that_lost_its_base_says_so(run: Run) -> None:
     begin(run, "sft", sft=SFTConfig())
-    with pytest.raises(UserError, match="does not say from which run"):
+    with pytest.raises(UserError, match="does not name its base run"):
         base_of(run)
 
 
@@ -120,5 +120,5 @@ def test_a_run_of_an_objective_that_no_command_has_is_not_reproduced_by_another(
     with pytest.raises(SystemExit) as ended:
         reproduce.main()
     assert ended.value.code == 2
-    assert "learns by the objective distillation, which no command can start again" in capsys.readouterr().err
+    assert "was trained by the objective distillation, which this command cannot start" in capsys.readouterr().err
     assert not Path("outputs").exists()

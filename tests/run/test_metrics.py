@@ -88,4 +88,4 @@ def test_lines_that_come_one_by_one_are_counted_like_those_of_a_whole_file(path:
     with path.open("a") as file:
         file.write('{"step": 5, "a": 2.0}\n')
     followed.read()
-    assert "line 6 is damaged (its step 5 does not follow 5)" in followed.trouble
+    assert "line 6 is damaged (its step 5 is not greater than the step before, 5)" in followed.trouble

@@ -213,7 +213,7 @@ def test_the_command_is_what_was_typed_without_the_home(monkeypatch) -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(provenance, "PATIENCE", PATIENCE)
+    monkeypatch.setattr(provenance, "QUERY_TIMEOUT_S", PATIENCE)
 
     def git(*arguments: str) -> None:
         who = ["-c", "user.name=a", "-c", "user.email=a@b"]
@@ -254,7 +254,7 @@ def test_no_checkout_no_git_and_a_git_that_hangs_hurt_nothing(repository: Path, 
     assert checkout(repository / "inside") is None  # a package that lies in somebody else's checkout
     tools = repository / "inside" / "tools"
     tools.mkdir()
-    monkeypatch.setattr(provenance, "PATIENCE", 0.3)
+    monkeypatch.setattr(provenance, "QUERY_TIMEOUT_S", 0.3)
     monkeypatch.setenv("PATH", str(tools))
     assert checkout(repository) is None
     # it would answer, but so late that an unbounded wait shows as an answer

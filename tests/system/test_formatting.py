@@ -189,8 +189,8 @@ def test_a_run_that_was_not_named_is_told_with_its_steps(tmp_path: Path, logged:
     (tmp_path / "run.json").write_text(json.dumps(facts))
     announce(Run(tmp_path), None)
     assert logged == [
-        f"no run was named: taking {tmp_path}, trained last (finished, step 40 of 40, 2026-07-01 12:00:00); "
-        "--run takes another one"
+        f"no run was named: using {tmp_path}, trained last (finished, step 40 of 40, 2026-07-01 12:00:00); "
+        "--run NAME selects another"
     ]
     announce(Run(tmp_path), str(tmp_path))
     assert len(logged) == 1

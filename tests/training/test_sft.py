@@ -446,7 +446,7 @@ def test_the_sft_command_and_its_mistakes(base: Path, tmp_path: Path, run_comman
         (("sft.epochs=0",), "sft.epochs=0"),
         (("sft.lorra=1",), "did you mean"),
         (("data.source=stories",), "SFT learns from conversations"),
-        (("sft.lora.rank=2",), "was made with other settings"),
+        (("sft.lora.rank=2",), "was trained with other settings"),
     ):
         failed = run_command("sft", *fast[:-1], *wrong, "name=s" if "lora.rank=2" in wrong[0] else "name=w")
         assert failed.code == 2, failed.err
