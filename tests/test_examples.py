@@ -204,7 +204,7 @@ def test_a_callback_that_cannot_be_made_is_named(modules, entry, message):
     [
         ("misfits.Plain", None, "must be a subclass of torch.optim.Optimizer"),
         ("RAdam", None, "optimizer._target_=my_module.RAdam"),
-        ("torch.optim.LBFGS", None, "several times in a step"),
+        ("torch.optim.LBFGS", None, "several times per step"),
         ("torch.optim.SGD", {"a": 1}, "refuses its arguments"),
         ("torch.optim.SGD", {"momentum": -1}, "Invalid momentum"),
     ],

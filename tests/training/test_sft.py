@@ -272,8 +272,8 @@ def test_conversations_without_a_target_are_counted_and_all_of_them_refused(logg
     }  # fmt: skip
     some = [talk("a", "b"), talk("c", "d", is_val=True), silent]
     SFTObjective(some, TOKENIZER, **options)
-    assert logged[0].startswith("WARNING: 1 of 3 conversations have nothing to learn from")
-    with pytest.raises(UserError, match="all 2 conversations have nothing to learn from"):
+    assert logged[0].startswith("WARNING: 1 of 3 conversations have no answer to learn from")
+    with pytest.raises(UserError, match="all 2 conversations have no answer to learn from"):
         SFTObjective([silent, silent], TOKENIZER, **options)
 
 

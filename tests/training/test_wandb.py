@@ -262,7 +262,7 @@ def test_a_server_that_falls_silent_holds_a_run_up_for_a_bounded_time(tmp_path, 
     facts = train(short(tmp_path, logger=WITH_WANDB), tmp_path / "run")
     assert facts.status == "finished"
     log = (tmp_path / "run" / "train.log").read_text()
-    assert "not all is uploaded after 2 s" in log
+    assert "the upload is incomplete after 2 s" in log
     (folder,) = (tmp_path / "run" / "wandb").glob("run-*")
     assert f"wandb sync {folder}" in log
     assert [row["_step"] for row in logged(folder).history] == list(range(1, 13))

@@ -1,8 +1,8 @@
-"""Looking inside while it trains: callbacks that measure every few steps and change nothing.
+"""Monitors: callbacks that measure the inside of a model every few steps and change nothing.
 
-None of them draws a random number, calls the other ranks, or touches weights and gradients, so the losses of a run are
-bit for bit the same with them and without. What they find goes into `module.metrics`, and so into metrics.jsonl, the
-trackers and the report.
+No monitor draws a random number, communicates with other ranks, or changes weights or gradients, so the losses of a run
+are bit for bit the same with and without them. The values go into `module.metrics`, and from there into metrics.jsonl,
+the trackers and the report.
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ def open_monitors(
     vocab_size: int,
     shards_weights: bool,
 ) -> list[Monitor]:
-    """Those that are asked for. None under FSDP, where no rank has all weights and each forward pass needs all ranks."""
+    """Return the monitors that the configuration asks for.
+
+    The list is empty under FSDP, where no rank has all weights and each forward pass needs all ranks.
+    """
     asked = (config.gradients, config.weights, config.attention, config.activations, config.tokens)
     if not any(asked):
         return []
     if shards_weights:
-        logger.info("monitor= measures nothing under device.strategy=fsdp, where no process has the whole model")
+        logger.info("monitor= is ignored with device.strategy=fsdp, because no process has the whole model")
         return []
-    every, probe = config.every, Probe.of(objective)
-    made = [
+    every, probe = config.every, Probe.from_objective(objective)
+    monitors = [
         Gradients(every),
         Weights(every),
         AttentionEntropy(every, probe),
         Activations(every, probe),
         TokenLosses(every, probe, objective, vocab_size),
     ]
-    return [monitor for monitor, wanted in zip(made, asked, strict=True) if wanted]
+    return [monitor for monitor, wanted in zip(monitors, asked, strict=True) if wanted]

@@ -1,4 +1,4 @@
-"""The residual stream's size, and units of the MLPs that do nothing."""
+"""Measure the size of the residual stream, and MLP units that do nothing."""
 
 from __future__ import annotations
 
@@ -7,33 +7,34 @@ import contextlib
 from torch import Tensor
 
 from positron.model.gpt import GPT, Block
-from positron.training.monitors.probe import Probe, ProbeMonitor, on_host
+from positron.training.monitors.probe import Probe, ProbeMonitor, to_floats
 
-# A unit is dead whose output is nowhere larger: exactly 0 is out of reach for gelu, swish and swiglu.
+# A unit whose output never exceeds this is dead; gelu, swish and swiglu do not reach exactly 0.
 DEAD = {"relu": 0.0, "relu2": 0.0, "gelu": 1e-2, "swish": 1e-2, "swiglu": 1e-2}
 
 
 class Activations(ProbeMonitor):
-    """Over all tokens of the probe, for each block:
+    """Measure three values per block, over all tokens of the probe.
 
-    activation_rms/blocks.0: root mean square of the residual stream behind it (`embedding`: before the first);
-    dead_units/blocks.0: share of its MLP's units whose output is nowhere larger than DEAD, up or down;
-    always_on_units/blocks.0: share of those saturated on the other side, whose activation's input (swiglu: the gate's)
-    is positive at every token, so that it bends nothing.
+    activation_rms/blocks.0: root mean square of the residual stream after the block (`embedding`: before the first);
+    dead_units/blocks.0: share of the MLP's units whose absolute output never exceeds DEAD;
+    always_on_units/blocks.0: share of the units whose activation's input (swiglu: the gate's) is positive at every token,
+    so that the activation is nearly linear.
     """
 
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
-        real, found = probe.real, {}
+        """Return the values by their metric names."""
+        real, values = probe.real, {}
         dead = DEAD[model.config.activation]
 
         def note_rms(name: str, x: Tensor) -> None:
-            found[f"activation_rms/{name}"] = x[real].float().square().mean().sqrt()
+            values[f"activation_rms/{name}"] = x[real].float().square().mean().sqrt()
 
         def note_dead(name: str, h: Tensor) -> None:
-            found[f"dead_units/{name}"] = (h[real].abs().amax(dim=0) <= dead).float().mean()
+            values[f"dead_units/{name}"] = (h[real].abs().amax(dim=0) <= dead).float().mean()
 
         def note_always_on(name: str, h: Tensor) -> None:
-            found[f"always_on_units/{name}"] = (h[real].amin(dim=0) > 0).float().mean()
+            values[f"always_on_units/{name}"] = (h[real].amin(dim=0) > 0).float().mean()
 
         with contextlib.ExitStack() as hooks:
             for i, block in enumerate(model.blocks):
@@ -46,4 +47,4 @@ class Activations(ProbeMonitor):
                 hooks.enter_context(mlp.down.register_forward_pre_hook(lambda _, h, n=name: note_dead(n, h[0])))
                 hooks.enter_context(block.register_forward_hook(lambda _, x, y, n=name: note_rms(n, y)))
             model.hidden(probe.x, documents)
-        return on_host(found)
+        return to_floats(values)

@@ -1,4 +1,4 @@
-"""Entropy of each head's attention: how widely it looks."""
+"""Measure the entropy of each head's attention."""
 
 from __future__ import annotations
 
@@ -9,25 +9,28 @@ from torch import Tensor
 
 from positron.model.gpt import GPT, Attention
 from positron.model.probes import Inputs, attention_inputs, probabilities, queries_and_keys, visible_keys
-from positron.training.monitors.probe import Probe, ProbeMonitor, on_host
+from positron.training.monitors.probe import Probe, ProbeMonitor, to_floats
 
 logger = logging.getLogger(__name__)
 
-COLLAPSED = 0.01  # of the entropy of looking at all alike
-PATIENCE = 3  # measurements
+COLLAPSED = 0.01  # relative entropy below which a head counts as collapsed
+PATIENCE = 3  # measurements in a row
 
 
 def relative_entropy(p: Tensor, visible: Tensor) -> Tensor:
-    """Entropy of each row in nats, divided by ln(number of visible keys), (..., T): 1 where all are looked at alike.
+    """Divide the entropy of each row of p (..., T, keys) in nats by ln(number of visible keys): (..., T), 0 to 1.
 
-    NaN where a single key is visible.
+    It is 1 if all keys have the same weight, and NaN if a single key is visible.
     """
     entropy: Tensor = torch.special.entr(p).sum(dim=-1)
     return entropy / visible.sum(dim=-1).log()
 
 
 def head_entropies(attn: Attention, inputs: Inputs, real: Tensor) -> list[Tensor]:
-    """Of each head, the mean over the tokens of `real` (B, T) that see two or more. One head's scores are held at a time."""
+    """Return each head's mean relative entropy over the tokens of `real` (B, T) that see two keys or more.
+
+    Only one head's scores are in memory at a time.
+    """
     visible = visible_keys(attn, inputs)
     counted = real & (visible.sum(dim=-1) > 1)
     q, k = queries_and_keys(attn, inputs[0], inputs[1])
@@ -36,10 +39,10 @@ def head_entropies(attn: Attention, inputs: Inputs, real: Tensor) -> list[Tensor
 
 
 class AttentionEntropy(ProbeMonitor):
-    """attention/entropy/LAYER.HEAD: mean over the probe's tokens that see two or more, 0 (one token) to 1 (all alike).
+    """Measure attention/entropy/LAYER.HEAD: the mean relative entropy, 0 (one key) to 1 (all keys alike).
 
-    Queries and keys are computed once more from what the block's attention reads; the training's own path, which never
-    holds the probabilities, stays as it is. A head below COLLAPSED in PATIENCE measurements in a row is named once.
+    Queries and keys are computed again from the inputs of each attention layer, because training never stores the
+    probabilities. A head below COLLAPSED in PATIENCE measurements in a row is reported once.
     """
 
     def __init__(self, every: int, probe: Probe) -> None:
@@ -48,11 +51,12 @@ class AttentionEntropy(ProbeMonitor):
         self._named: set[str] = set()
 
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
-        found: dict[str, Tensor] = {}
+        """Return the values by their metric names."""
+        values: dict[str, Tensor] = {}
         for layer, (attn, inputs) in enumerate(attention_inputs(model, probe.x, documents)):
             for head, entropy in enumerate(head_entropies(attn, inputs, probe.real)):
-                found[f"attention/entropy/{layer}.{head}"] = entropy
-        entropies = on_host(found)
+                values[f"attention/entropy/{layer}.{head}"] = entropy
+        entropies = to_floats(values)
         self._warn(entropies)
         return entropies
 

@@ -13,31 +13,33 @@ import torch
 from torch import Tensor
 
 from positron.training.module import TrainingModule
-from positron.training.monitors.probe import Monitor, grouped, on_host
+from positron.training.monitors.probe import Monitor, group_values, to_floats
 
 
 def layer_of(parameter: str) -> str:
-    """`blocks.3.attn.q.weight` -> `blocks.3`; `wte.weight` -> `wte`."""
+    """Return the layer of a parameter: `blocks.3` for `blocks.3.attn.q.weight`, `wte` for `wte.weight`."""
     parts = parameter.split(".")
     return ".".join(parts[:2]) if parts[0] == "blocks" else parts[0]
 
 
 def norms(tensors: list[Tensor], groups: list[str]) -> dict[str, Tensor]:
-    """The norm of all tensors of a group together; `groups` names that of each tensor."""
-    return {group: torch.nn.utils.get_total_norm(some) for group, some in grouped(groups, tensors).items()}
+    """Return the L2 norm of all tensors of each group together; `groups` names the group of each tensor."""
+    by_group = group_values(groups, tensors)
+    return {group: torch.nn.utils.get_total_norm(members) for group, members in by_group.items()}
 
 
 class Gradients(Monitor):
-    """grad_norm/LAYER and grad_norm_matrix/blocks.0.attn.q: of the batch's mean loss, unscaled, before clipping.
+    """Measure grad_norm/LAYER and grad_norm_matrix/blocks.0.attn.q of the batch's mean loss, before clipping.
 
     Lightning calls callbacks before the module, which clips. With DDP the gradients of all ranks are summed by then.
     """
 
     def __init__(self, every: int) -> None:
         super().__init__(every)
-        self._found: dict[str, Tensor] = {}
+        self._norms: dict[str, Tensor] = {}
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
+        """Compute the norms, which stay on the device."""
         if not self.is_due(trainer, trainer.global_step + 1):
             return
         named = [(name, p) for name, p in module.model.named_parameters() if p.grad is not None]
@@ -45,19 +47,21 @@ class Gradients(Monitor):
         layers = norms(gradients, [layer_of(name) for name, _ in named])
         parts = [(name.rpartition(".")[0], p.grad) for name, p in named if "blocks." in name and p.ndim >= 2]
         matrices = norms([g for _, g in parts if g is not None], [part for part, _ in parts])
-        self._found = {f"grad_norm/{name}": norm for name, norm in layers.items()}
-        self._found |= {f"grad_norm_matrix/{name}": norm for name, norm in matrices.items()}
+        self._norms = {f"grad_norm/{name}": norm for name, norm in layers.items()}
+        self._norms |= {f"grad_norm_matrix/{name}": norm for name, norm in matrices.items()}
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        module.metrics |= on_host(self._found)
-        self._found = {}
+        """Add the norms to the metrics of the step."""
+        module.metrics |= to_floats(self._norms)
+        self._norms = {}
 
 
 class Weights(Monitor):
-    """weight_norm/LAYER after the step, update_norm/LAYER, the norm of what the step changed, update_ratio/LAYER, theirs.
+    """Measure weight_norm/LAYER after a step, update_norm/LAYER of its update, and their ratio update_ratio/LAYER.
 
-    A block's are those of its matrices: the scales of its norms, which begin at 1, would drown them. Holds a copy of
-    the weights during each measured step. The ratio is to the weights after it, since some are 0 before the first one.
+    A block's norms are those of its matrices: the scales of its normalisations, which begin at 1, would dominate them.
+    A copy of the weights is held during each measured step. The ratio is to the weights after the step, since members are 0
+    before the first one.
     """
 
     def __init__(self, every: int) -> None:
@@ -65,6 +69,7 @@ class Weights(Monitor):
         self._before: dict[str, Tensor] = {}
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
+        """Copy the weights if this step is measured."""
         if self.is_due(trainer, trainer.global_step + 1):
             named = module.model.named_parameters()
             trained = {name: p for name, p in named if p.requires_grad and (p.ndim >= 2 or "blocks." not in name)}
@@ -72,14 +77,15 @@ class Weights(Monitor):
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
+        """Add the norms to the metrics of the step."""
         if not self._before:
             return
         layers = [layer_of(name) for name in self._before]
         after = [module.model.get_parameter(name) for name in self._before]
         updates = [now.sub(old) for now, old in zip(after, self._before.values(), strict=True)]
-        weights, moved = norms(list(after), layers), norms(updates, layers)
+        weight_norms, update_norms = norms(list(after), layers), norms(updates, layers)
         self._before = {}
-        found = {f"weight_norm/{layer}": norm for layer, norm in weights.items()}
-        found |= {f"update_norm/{layer}": norm for layer, norm in moved.items()}
-        found |= {f"update_ratio/{layer}": moved[layer] / weights[layer] for layer in weights}
-        module.metrics |= on_host(found)
+        values = {f"weight_norm/{layer}": norm for layer, norm in weight_norms.items()}
+        values |= {f"update_norm/{layer}": norm for layer, norm in update_norms.items()}
+        values |= {f"update_ratio/{layer}": update_norms[layer] / weight_norms[layer] for layer in weight_norms}
+        module.metrics |= to_floats(values)

@@ -1,4 +1,4 @@
-"""What monitors share: when they measure, and the probe, a few validation windows that stay the same during a run."""
+"""The base classes of monitors, and the probe: a few validation windows that stay the same during a run."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from positron.model.gpt import GPT
 from positron.training.module import TrainingModule
 from positron.training.objective.base import Objective
 
-PROBE_TOKENS = 2048  # or one window, where that is longer
+PROBE_TOKENS = 2048  # or one window, if that is longer
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Input and target ids x, y (N, T), -100 where there is no loss; `real` (N, T) is False in the padding of a row."""
+    """Hold input and target ids x, y, each (N, T); targets are -100 where no loss is computed."""
 
     x: Tensor
     y: Tensor
 
     @classmethod
-    def of(cls, objective: Objective) -> Probe:
-        """Windows from all over the validation text, of one width; about PROBE_TOKENS tokens."""
+    def from_objective(cls, objective: Objective) -> Probe:
+        """Take about PROBE_TOKENS tokens in windows of one width, at equal distances from the whole validation text."""
         rows = objective.probe_rows()
         count = min(len(rows), max(1, PROBE_TOKENS // max(len(x) for x, _ in rows)))
         chosen = [rows[i] for i in np.linspace(0, len(rows) - 1, count).astype(int)]
@@ -40,31 +40,34 @@ class Probe:
 
     @property
     def real(self) -> Tensor:
-        """(N, T) True up to the last target of a row: behind it, nothing is read."""
+        """Mask (N, T) of the tokens up to the last target of each row; the rest is padding."""
         return (self.y != IGNORE).flip(1).cummax(dim=1).values.flip(1)
 
     def to(self, device: torch.device) -> Probe:
+        """Copy the probe to a device."""
         return Probe(self.x.to(device), self.y.to(device))
 
 
 class Monitor(L.Callback):
-    """Measures at each multiple of `every` steps, on the first rank."""
+    """Measure at each multiple of `every` optimizer steps, on the first rank."""
 
     def __init__(self, every: int) -> None:
         self.every = every
 
     def is_due(self, trainer: L.Trainer, step: int) -> bool:
+        """Tell whether this rank measures at a step."""
         return step % self.every == 0 and trainer.is_global_zero
 
 
 class ProbeMonitor(Monitor):
-    """Measures what the model makes of the probe: without dropout, in the precision of the training."""
+    """Run the model on the probe, without dropout and in the precision of the training, and measure its inside."""
 
     def __init__(self, every: int, probe: Probe) -> None:
         super().__init__(every)
         self.probe = probe
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
+        """Add the measured values to the metrics of the step."""
         if not self.is_due(trainer, trainer.global_step):
             return
         probe = self.probe.to(module.device)
@@ -74,19 +77,21 @@ class ProbeMonitor(Monitor):
         module.train()
 
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
-        """`documents` (N, T), where they are kept apart, as `GPT.hidden` takes them.
+        """Return the values by their metric names; each monitor overrides this.
 
-        `model.hidden`, unlike `model`, is never compiled and calls the parts of the model one by one, hooks and all.
+        `documents` (N, T): the number of each token's document, or None if attention crosses documents. Use
+        `model.hidden`, which, unlike `model`, is never compiled and runs the hooks of each module.
         """
-        raise NotImplementedError  # each monitor has its own
+        raise NotImplementedError
 
 
-def on_host(found: dict[str, Tensor]) -> dict[str, float]:
-    """Numbers on a device as floats, in one transfer."""
-    return dict(zip(found, torch.stack(list(found.values())).tolist(), strict=True)) if found else {}
+def to_floats(values: dict[str, Tensor]) -> dict[str, float]:
+    """Copy scalars () from a device to the host in one transfer."""
+    return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True)) if values else {}
 
 
-def grouped(keys: Iterable[str], values: Iterable[Tensor]) -> dict[str, list[Tensor]]:
+def group_values(keys: Iterable[str], values: Iterable[Tensor]) -> dict[str, list[Tensor]]:
+    """Collect the values of equal keys in lists."""
     groups: dict[str, list[Tensor]] = {}
     for key, value in zip(keys, values, strict=True):
         groups.setdefault(key, []).append(value)

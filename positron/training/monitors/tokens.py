@@ -1,4 +1,4 @@
-"""Which tokens are hard: the loss of frequent and rare ones, and of those early and late in the context."""
+"""Measure the loss of frequent and rare tokens, and of tokens early and late in the context."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ FREQUENCY_BINS, POSITION_BINS = 5, 8
 
 
 def frequency_bins(counts: np.ndarray, n_bins: int = FREQUENCY_BINS) -> np.ndarray:
-    """(V,) the bin of each id, from 0, the most frequent: each bin has about the same share of all that was counted.
+    """Assign each id to a bin by its frequency: (V,), 0 for the most frequent ids.
 
-    An id belongs where its first occurrence falls when all are laid out by frequency. So a very frequent one may fill
-    several bins, of which the later ones are then empty; ids that never occur are among the rarest.
+    Each bin has about the same share of all counted tokens. An id belongs to the bin of its first occurrence when all
+    tokens are sorted by frequency, so a very frequent id may fill several bins and leave the later ones empty. Ids that
+    never occur belong to the last bin.
     """
     order = np.argsort(-counts, kind="stable")
     before = np.cumsum(counts[order]) - counts[order]
@@ -36,23 +37,23 @@ def frequency_bins(counts: np.ndarray, n_bins: int = FREQUENCY_BINS) -> np.ndarr
 
 
 def position_edges(context: int, n_bins: int = POSITION_BINS) -> list[int]:
-    """Beginnings of the bins of positions and the end of the last: 0, powers of two, context."""
+    """Return the first position of each bin and the end of the last bin: 0, powers of two, context."""
     powers = [1 << n for n in range(context.bit_length()) if 1 << n < context]
     return [0, *powers[1 - n_bins :], context]
 
 
 def bin_means(values: np.ndarray, bins: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Mean of the values of each bin that has any, by its name."""
+    """Return the mean of the values of each bin that is not empty, by its name."""
     counts = np.bincount(bins, minlength=len(names))
     sums = np.bincount(bins, weights=values, minlength=len(names))
     return {name: float(sums[i] / counts[i]) for i, name in enumerate(names) if counts[i]}
 
 
 class TokenLosses(ProbeMonitor):
-    """Nats per token of the probe: loss_by_frequency/1 (the most frequent targets) to /5, loss_by_position/64-127.
+    """Measure nats per token of the probe: loss_by_frequency/1 (the most frequent targets) to /5, loss_by_position/64-127.
 
-    Positions count the tokens before the one that is read when its successor is guessed: in the window, or in its own
-    document where documents do not see each other.
+    The position of a target is the number of tokens before the last input token: in the window, or in its own document if
+    attention does not cross documents.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class TokenLosses(ProbeMonitor):
         self.objective, self.vocab_size = objective, vocab_size
 
     def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
+        """Count the training targets and assign each id to a frequency bin."""
         if trainer.is_global_zero:
             counts = self.objective.target_counts(self.vocab_size)
             self.bins = frequency_bins(counts)
@@ -75,6 +77,7 @@ class TokenLosses(ProbeMonitor):
             )
 
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
+        """Return the values by their metric names."""
         hidden = model.hidden(probe.x, documents).flatten(0, 1)
         losses = token_losses(hidden, model.head_weight, probe.y.flatten()).cpu().double().numpy()
         if documents is None:

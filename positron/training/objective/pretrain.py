@@ -18,7 +18,7 @@ from positron.training.objective.base import Part, Prompt
 from positron.training.objective.tokens import NextToken
 
 SAMPLE_PROMPT = "Once upon a time"
-COUNTED_PLACES, COUNTED_TOKENS = 64, 65_536  # a long text is counted at so many places, so many tokens each
+SAMPLE_POSITIONS, SAMPLE_TOKENS = 64, 65_536  # tokens of a long text are counted at 64 positions, 65,536 tokens at each
 
 
 def windows_start_after(packing: Packing, end_id: int) -> int | None:
@@ -33,7 +33,7 @@ def windows_start_after(packing: Packing, end_id: int) -> int | None:
 
 
 class PretrainObjective(NextToken):
-    """Windows of a text, in an order of their own each epoch."""
+    """Learn every token of a text, from windows in a new random order each epoch."""
 
     kind = "pretrain"
     patience = 0
@@ -50,7 +50,7 @@ class PretrainObjective(NextToken):
         seed: int,
         val_tokens: int,
     ) -> None:
-        """`folder` is what `prepare` returned for `config`; `batch_size` counts the windows of a step on all ranks.
+        """`folder`: the result of `prepare` for `config`; `batch_size`: windows per optimizer step on all ranks.
 
         Raises UserError if a side of the split is too small.
         """
@@ -72,30 +72,33 @@ class PretrainObjective(NextToken):
         if self.val.n_tokens < 2:
             n = getattr(self.train, "tokens", self.val).n_documents
             raise UserError(
-                f"no text is left for validation: none of the {n:,} documents was drawn for it at data.val_fraction="
-                f"{config.val_fraction:g}; give more text, a larger data.val_fraction or another data.seed"
+                f"no text is left for validation: data.val_fraction={config.val_fraction:g} assigned none of the {n:,} "
+                "documents to it; give more text, a larger data.val_fraction or another data.seed"
             )
         self.document_start = end_id if config.document_mask else None
-        self.token_bytes = self.val.token_bytes(tokenizer)  # what bits per byte of the validation text are counted by
+        self.token_bytes = self.val.token_bytes(tokenizer)  # for the bits per byte of the validation text
         self.val_x, self.val_y = validation_windows(self.val, context=context, end_id=end_id, limit=val_tokens)
         self.val_bits, self.val_bytes = self.val.bits, self.val.n_bytes
         self.micro_batch_size = micro_batch_size
 
     @property
     def fingerprint(self) -> str:
+        """The fingerprint of the training text."""
         return self.train.fingerprint
 
     @property
     def bytes_per_token(self) -> float:
+        """The mean bytes of text of a training token."""
         return self.train.bytes_per_token
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
+        """Return the micro-batches of a rank's share of the windows of optimizer step `step`, counted from 1."""
         rows = self.train.batch(step, rank, world_size)
         size = self.micro_batch_size
         return list(zip(rows[:, :-1].split(size), rows[:, 1:].split(size), strict=True))
 
     def validation(self, rank: int, world_size: int) -> list[Part]:
-        """Micro-batches of constant shape; rows beyond the text carry no loss. Ranks take every world_size-th one."""
+        """Return every world_size-th micro-batch, all of one shape; rows beyond the text have no loss."""
         size = self.micro_batch_size
         rows = -(-len(self.val_x) // (size * world_size)) * size * world_size
         x = torch.zeros(rows, self.val_x.shape[1], dtype=torch.int64)
@@ -104,21 +107,24 @@ class PretrainObjective(NextToken):
         return list(zip(x.split(size), y.split(size), strict=True))[rank::world_size]
 
     def probe_rows(self) -> list[Part]:
+        """Return the validation windows as rows (x, y), each (T,)."""
         return list(zip(self.val_x, self.val_y, strict=True))
 
     def target_counts(self, vocab_size: int) -> np.ndarray:
-        """Of up to 4M tokens from all over the text."""
+        """Count each id (V,) in up to 4M tokens, taken at equal distances from the whole text."""
         tokens = self.train.tokens
-        if tokens.n_tokens <= COUNTED_PLACES * COUNTED_TOKENS:
+        if tokens.n_tokens <= SAMPLE_POSITIONS * SAMPLE_TOKENS:
             return np.bincount(tokens.read(0, tokens.n_tokens), minlength=vocab_size)
         counts = np.zeros(vocab_size, dtype=np.int64)
-        for start in np.linspace(0, tokens.n_tokens - COUNTED_TOKENS, COUNTED_PLACES).astype(int):
-            counts += np.bincount(tokens.read(int(start), COUNTED_TOKENS), minlength=vocab_size)
+        for start in np.linspace(0, tokens.n_tokens - SAMPLE_TOKENS, SAMPLE_POSITIONS).astype(int):
+            counts += np.bincount(tokens.read(int(start), SAMPLE_TOKENS), minlength=vocab_size)
         return counts
 
     def sample_prompt(self, asked: str | None) -> Prompt:
+        """Return `asked`, or SAMPLE_PROMPT, as the beginning of a document."""
         end, text = self.tokenizer.special_id(END_OF_TEXT), asked or SAMPLE_PROMPT
         return Prompt(text, [end, *self.tokenizer.encode(text)], [end])
 
     def close(self) -> None:
+        """End the process that fetches text, if there is one."""
         self.train.close()

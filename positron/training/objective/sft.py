@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 
 
 class SFTObjective(NextToken):
-    """Conversations, in an order of their own each epoch, and windows of the base run's text for their share."""
+    """Learn the answers of conversations, in a new random order each epoch, and replayed windows of the base run's text."""
 
     kind = "sft"
 
     def __init__(
         self,
-        talks: list[Conversation],
+        conversations: list[Conversation],
         tokenizer: Tokenizer,
         *,
         context: int,
@@ -43,26 +43,28 @@ class SFTObjective(NextToken):
         replay: Windows | None,
         patience: int = 0,
     ) -> None:
-        """`replay`, with the batch size of its share, gives pretraining windows, whose every token is scored.
+        """`replay` adds pretraining windows to each batch, as many as its own batch size; every token has a loss.
 
-        Raises UserError if no conversation has anything to learn from.
+        Raises UserError if no conversation has an answer that fits the context.
         """
         sides = []
         for is_val in (False, True):
-            pairs = [(talk, to_row(talk, tokenizer, context)) for talk in talks if talk.is_val == is_val]
-            sides.append([(talk, row) for talk, row in pairs if row is not None])
-        kept = len(sides[0]) + len(sides[1])
-        _warn_of_losses(len(talks), kept, context)
+            pairs = [
+                (example, to_row(example, tokenizer, context)) for example in conversations if example.is_val == is_val
+            ]
+            sides.append([(example, row) for example, row in pairs if row is not None])
+        usable = len(sides[0]) + len(sides[1])
+        _report_unusable(len(conversations), usable, context)
         if not sides[0] or not sides[1]:
             sides = [sides[0] or sides[1]] * 2
             logger.info(
-                "no conversation is left for validation alone (data.val_fraction=0, or too few different questions): "
-                f"validation uses the training conversations ({kept:,}), so its loss says how well they are known, "
-                "not how well new questions are answered"
+                "no conversation is left for validation (data.val_fraction=0, or too few different questions): "
+                f"validation uses the training conversations ({usable:,}), so its loss measures how well they are "
+                "memorised, not how well new questions are answered"
             )
         self.tokenizer, self.patience = tokenizer, patience
         self.document_start = tokenizer.special_id(END_OF_TEXT) if packing else None
-        text = repr([(t.is_val, *_facts_of(m)) for t in talks for m in t.messages])
+        text = repr([(example.is_val, *_facts_of(m)) for example in conversations for m in example.messages])
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self.train = Instructions(
             [row for _, row in sides[0]],
@@ -76,35 +78,38 @@ class SFTObjective(NextToken):
         )
         self.bytes_per_token = self.train.bytes_per_token
         self.token_bytes = tokenizer.token_bytes()
-        shown: list[tuple[Conversation, Row]] = []
+        validated: list[tuple[Conversation, Row]] = []
         for pair in sides[1]:  # at most about `val_tokens`
-            if sum(len(row[0]) for _, row in shown) >= val_tokens:
+            if sum(len(row[0]) for _, row in validated) >= val_tokens:
                 break
-            shown.append(pair)
-        self.val_bytes = int(sum(self.token_bytes[row[1][row[1] != IGNORE]].sum() for _, row in shown))
-        bits = [talk.bits for talk, _ in shown if talk.bits is not None]
-        self.val_bits = sum(bits) if len(bits) == len(shown) else None
-        self.example = shown[0][0]
-        self.val_parts = to_parts([row for _, row in shown], context, micro_batch_size, self.train.pad)
+            validated.append(pair)
+        self.val_bytes = int(sum(self.token_bytes[row[1][row[1] != IGNORE]].sum() for _, row in validated))
+        bits = [example.bits for example, _ in validated if example.bits is not None]
+        self.val_bits = sum(bits) if len(bits) == len(validated) else None
+        self.example = validated[0][0]
+        self.val_parts = to_parts([row for _, row in validated], context, micro_batch_size, self.train.pad)
         logger.info(f"{counted(len(sides[0]), 'conversation')} to learn from, {len(sides[1]):,} for validation")
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
+        """Return the micro-batches of a rank's share of optimizer step `step`, counted from 1."""
         return self.train.batch(step, rank, world_size)
 
     def validation(self, rank: int, world_size: int) -> list[Part]:
-        """Ranks take every world_size-th micro-batch; empty ones (no loss) make their numbers equal."""
+        """Return every world_size-th micro-batch; micro-batches without a loss make the numbers of all ranks equal."""
         x, y = self.val_parts[-1]
         missing = -len(self.val_parts) % world_size
         return [*self.val_parts, *[(x, torch.full_like(y, IGNORE))] * missing][rank::world_size]
 
     def probe_rows(self) -> list[Part]:
+        """Return the validation conversations as rows (x, y), each (T,)."""
         return [row for part in self.val_parts for row in zip(*part, strict=True)]
 
     def target_counts(self, vocab_size: int) -> np.ndarray:
+        """Count each id (V,) in the answers of the training conversations."""
         return np.bincount(np.concatenate([y[y != IGNORE] for _, y in self.train.rows]), minlength=vocab_size)
 
     def sample_prompt(self, asked: str | None) -> Prompt:
-        """`asked` as a user's message, or all of a validation conversation up to its first answer."""
+        """Return `asked` as a user's message, or a validation conversation up to its first answer."""
         messages = self.example.messages
         if asked:
             turns = [Message("user", asked)]
@@ -114,17 +119,18 @@ class SFTObjective(NextToken):
         return Prompt(f"{turns[-1].content}\n\n", ids, conversation.stop_ids(self.tokenizer))
 
     def close(self) -> None:
-        """Nothing works beside the training."""
+        """Do nothing: no other process is in use."""
 
 
 def _facts_of(message: Message) -> tuple[object, ...]:
     return (message.role, message.content) if message.learn else (message.role, message.content, "not learned from")
 
 
-def _warn_of_losses(total: int, kept: int, context: int) -> None:
-    lost = total - kept
-    why = f"have nothing to learn from: no answer, or one that is longer than the context of {context} tokens"
-    if not kept:
+def _report_unusable(total: int, usable: int, context: int) -> None:
+    unusable = total - usable
+    why = f"have no answer to learn from: there is none, or it is longer than the context of {context} tokens"
+    if not usable:
         raise UserError(f"all {total} conversations {why}")
-    if lost:
-        logger.log(logging.WARNING if lost > 0.05 * total else logging.INFO, f"{lost} of {total} conversations {why}")
+    if unusable:
+        level = logging.WARNING if unusable > 0.05 * total else logging.INFO
+        logger.log(level, f"{unusable} of {total} conversations {why}")

@@ -12,21 +12,23 @@ from positron.training.objective.base import Part
 
 
 class NextToken:
-    """Cross-entropy of each target given what stands before it, summed over the targets."""
+    """Compute the cross-entropy of each target given the tokens before it, summed over the targets."""
 
     token_bytes: np.ndarray
-    document_start: int | None  # the id that begins documents, where they are not to see each other
+    document_start: int | None  # the id that begins documents, if attention does not cross documents
 
     def count(self, part: Part) -> Tensor:
+        """Return the number of targets of a micro-batch."""
         return (part[1] != IGNORE).sum()
 
     def loss(self, model: GPT, part: Part) -> Tensor:
+        """Return the sum of the losses of a micro-batch, in nats."""
         x, y = part
         total: Tensor = model(x, y, self.documents(x))
         return total
 
     def score(self, model: GPT, part: Part, token_bytes: Tensor) -> Tensor:
-        """Return (nats, bytes, tokens) as float64, where the device has it."""
+        """Return (nats, bytes, tokens) of a micro-batch (3,), in float64 if the device supports it."""
         x, y = part
         scored = y != IGNORE
         nats = model(x, y, self.documents(x))
@@ -35,4 +37,5 @@ class NextToken:
         return torch.stack([nats, count, scored.sum().to(nats.dtype)])
 
     def documents(self, x: Tensor) -> Tensor | None:
+        """Return the number (B, T) of each token's document in its row, or None if attention crosses documents."""
         return document_numbers(x, self.document_start)

@@ -30,7 +30,7 @@ def custom_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> t
 def optimizer_class(config: OptimizerConfig) -> Any:
     """Import the class that `optimizer._target_` names.
 
-    Raises UserError if it is no optimizer, if its `step` needs a closure, or if it has no weight decay to give.
+    Raises UserError if it is not an optimizer, if its `step` needs a closure, or if it does not accept the weight decay.
     """
     assert config._target_ is not None
     cls = load_object(config._target_, KEY)
@@ -41,7 +41,8 @@ def optimizer_class(config: OptimizerConfig) -> Any:
     closure = inspect.signature(cls.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UserError(
-            f"{KEY}={config._target_} evaluates the loss several times in a step, which this loop does not do"
+            f"{KEY}={config._target_} evaluates the loss several times per step, which this loop does not support: "
+            "choose another optimizer"
         )
     if config.weight_decay and "weight_decay" not in inspect.signature(cls).parameters:
         raise UserError(f"{KEY}={config._target_} has no weight decay: give optimizer.weight_decay=0")
@@ -49,6 +50,6 @@ def optimizer_class(config: OptimizerConfig) -> Any:
 
 
 def refuse_unusable(config: OptimizerConfig) -> None:
-    """Raise UserError for an optimizer that cannot be built, before anything costs time."""
+    """Raise UserError for an optimizer that cannot be built, before any time is spent on the run."""
     if config.is_custom:
         custom_optimizer([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}], config)

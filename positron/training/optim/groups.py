@@ -1,4 +1,4 @@
-"""Decide which parameters move how: the one rule of parameter groups, shared by every optimizer."""
+"""Group parameters by their role: one rule, shared by all optimizers."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from positron.system.errors import UserError
 from positron.training.optim.custom import custom_optimizer
 from positron.training.optim.muon import Muon
 
-MUON_RATE = 7e-3  # of Muon's steps, which fit every width; twice as much is as good within 0.2 %
-ADAMW_RATE = 1.0  # for a width of 1, falling with the width
+MUON_RATE = 7e-3  # peak learning rate of Muon at every width; twice that is as good within 0.2 %
+ADAMW_RATE = 1.0  # peak learning rate of AdamW times d_model
 
 Role = Literal["matrix", "table", "vector"]
 
 
 def role_of(name: str, parameter: nn.Parameter, config: OptimizerConfig) -> Role:
-    """Say what a parameter is to the optimizer: `vector` are norms and biases, `table` embeddings and head under Muon."""
+    """Return the role of a parameter: `vector` for norms and biases, `table` for embeddings and head under Muon."""
     if parameter.ndim < 2:
         return "vector"
     match config.kind:
         case "adamw" | "custom":
             return "matrix"  # one group, in the model's order: a checkpoint finds its moments by position
         case "muon":
-            # rows of an embedding and of the head belong to single tokens, so their gradients are no maps between directions
+            # rows of embeddings and head belong to single tokens: their gradients are not linear maps to orthogonalise
             return "matrix" if "blocks." in name else "table"
         case _:
             assert_never(config.kind)
@@ -36,7 +36,7 @@ def role_of(name: str, parameter: nn.Parameter, config: OptimizerConfig) -> Role
 def roles_of(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> dict[str, Role]:
     """Return the role of each named parameter.
 
-    To be called with whole parameters: under FSDP a rank holds flat pieces, from which no matrix can be told.
+    Call it with whole parameters: under FSDP a rank holds flat pieces, which no longer show their shape.
     """
     return {name: role_of(name, parameter, config) for name, parameter in parameters}
 
@@ -47,7 +47,7 @@ def parameter_groups(
     """Group the trained parameters by role; each group names its `role`, `weight_decay` and `lr_factor`.
 
     The learning rate of a group is `lr_factor` times that of the schedule. Vectors are not decayed: pulling a scale
-    towards zero is no regularisation. A checkpoint relies on the order of the groups.
+    towards zero does not regularise. Checkpoints rely on the order of the groups.
     """
     groups: dict[Role, dict[str, Any]] = {
         "matrix": {"weight_decay": config.weight_decay, "lr_factor": 1.0},
@@ -70,7 +70,7 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """Return AdamW (arXiv:1711.05101), Muon or the user's own optimizer on the groups of `parameter_groups`.
 
-    `roles` are those that `roles_of` told of the whole parameters; None: these are whole.
+    `roles`: the result of `roles_of` for the whole parameters; None if `parameters` are whole.
     """
     named = list(parameters)
     groups = parameter_groups(named, config, roles_of(named, config) if roles is None else roles)
@@ -89,7 +89,7 @@ def build_optimizer(
 
 
 def _keep_configured_values(optimizer: torch.optim.Optimizer) -> None:
-    """Let `load_state_dict` bring moments and step counts only: torch would take every value of a group from the file.
+    """Make `load_state_dict` restore only moments and step counts: torch would take every value of a group from the file.
 
     The run's config decides betas, weight decay and the rest, and old checkpoints lack `role` and `lr_factor`.
     """
@@ -103,9 +103,9 @@ def _keep_configured_values(optimizer: torch.optim.Optimizer) -> None:
 
 
 def suitable_rate(config: OptimizerConfig, d_model: int) -> float:
-    """Return the peak learning rate that suits a model of this width, where the user gives none.
+    """Return the default peak learning rate for a model of this width.
 
-    Raises UserError for an optimizer of the user's own.
+    Raises UserError for optimizer=custom, whose learning rate must be given.
     """
     match config.kind:
         case "muon":
@@ -113,19 +113,22 @@ def suitable_rate(config: OptimizerConfig, d_model: int) -> float:
         case "adamw":
             return ADAMW_RATE / d_model
         case "custom":
-            raise UserError("budget= knows no learning rate for an optimizer of your own: give optimizer.lr=")
+            raise UserError("budget= has no learning rate for optimizer=custom: give optimizer.lr=")
         case _:
             assert_never(config.kind)
 
 
 def set_lr(groups: list[dict[str, Any]], lr: float) -> None:
-    """Give every group its share of the schedule's learning rate."""
+    """Set the learning rate of every group to `lr` times its `lr_factor`."""
     for group in groups:
         group["lr"] = lr * group["lr_factor"]
 
 
 def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
-    """Global L2 norm of all gradients; scales them in place to at most `max_norm` (0: leaves them). No host sync."""
+    """Scale all gradients in place to a global L2 norm of at most `max_norm`; return the norm () before scaling.
+
+    `max_norm` 0 leaves them unchanged. The norm stays on the device, so the host does not wait.
+    """
     gradients = [p.grad for p in parameters if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(gradients)
     if max_norm > 0:

@@ -1,13 +1,14 @@
-"""Muon: momentum whose matrices are made orthogonal before they are a step; AdamW for all that is no matrix of a block.
+"""Muon: orthogonalise the momentum of each block matrix before applying it; every other parameter uses AdamW.
 
-A gradient of a weight matrix is nearly of low rank: a few directions move far, the rest hardly. Replaced by its nearest
-orthogonal matrix U V^T (of the singular value decomposition U S V^T), every direction moves alike. Five iterations of a
-quintic polynomial come close enough, with matrix products alone (Jordan et al. 2024, "Muon: an optimizer for hidden
-layers in neural networks"). Times 0.2 sqrt(longer side), a step has the root mean square that AdamW's has, so learning
-rate and weight decay mean the same in both (Liu et al. 2025, arXiv:2502.16982, eq. 4).
+The gradient of a weight matrix is nearly of low rank: a few directions move far, the others hardly. Its nearest orthogonal
+matrix U V^T (of the singular value decomposition U S V^T) moves every direction equally. Five iterations of a quintic
+polynomial approximate it with matrix products alone (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural
+networks"). Multiplied by 0.2 sqrt(longer side), a step has the root mean square of an AdamW step, so that learning rate
+and weight decay mean the same in both (Liu et al. 2025, arXiv:2502.16982, eq. 4).
 
-Ours beside torch.optim.Muon, which tests hold it against: matrices of one shape are orthogonalised together, gradients
-that are not finite change nothing without asking the device, and one optimizer holds both kinds of weights.
+Differences from torch.optim.Muon, which the tests compare it with: matrices of one shape are orthogonalised together,
+non-finite gradients change nothing without a synchronisation with the device, and one optimizer holds both kinds of
+parameters.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from positron.model.kernels.torch_private import skip_step_if
 
-# a, b, c of x <- a x + b x^3 + c x^5: steepest at 0, singular values to 0.7..1.2
+# a, b, c of x <- a x + b x^3 + c x^5: steepest at 0, maps singular values to 0.7..1.2
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 MOMENTUM = 0.95
@@ -29,7 +30,7 @@ EPS = 1e-7
 
 
 def orthogonalize(x: Tensor) -> Tensor:
-    """About U V^T of each (n, m) matrix of a batch (..., n, m), n <= m, singular values between 0.7 and 1.2."""
+    """Approximate U V^T of each matrix of a batch (..., n, m), n <= m; its singular values are between 0.7 and 1.2."""
     a, b, c = COEFFICIENTS
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
     for _ in range(ITERATIONS):
@@ -39,18 +40,19 @@ def orthogonalize(x: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Step groups of the role `matrix` orthogonally; the others are AdamW's (`fused`, where the device has it)."""
+    """Step groups of the role `matrix` orthogonally, and all others by AdamW (`fused`, if the device supports it)."""
 
     def __init__(
         self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, *, fused: bool
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "fused": fused})
-        self.found_inf: Tensor | None = None  # 1.0 for a step that is to change nothing, as `skip_step_if` sets it
+        self.found_inf: Tensor | None = None  # 1.0: the next step changes nothing; set by `skip_step_if`
         self._adamw = torch.optim.AdamW([torch.zeros(1)], lr=lr, betas=betas, eps=eps, fused=fused)
         self._adamw_defaults = {k: v for k, v in self._adamw.param_groups[0].items() if k != "params"}
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update all parameters from their gradients; return the closure's loss, if there is a closure."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -58,7 +60,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["role"] == "matrix":
                 self._step_matrices(group)
-        # the groups and states of this optimizer are lent to AdamW for a step: a checkpoint may have brought new ones
+        # AdamW borrows the groups and states of this optimizer for each step: loading a checkpoint may have replaced them
         rest = [group for group in self.param_groups if group["role"] != "matrix"]
         self._adamw.param_groups = [{**self._adamw_defaults, **group} for group in rest]
         self._adamw.state = self.state
@@ -68,21 +70,21 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
-        alike: dict[tuple[int, int], list[Tensor]] = {}
+        by_shape: dict[tuple[int, int], list[Tensor]] = {}
         for p in group["params"]:
             if p.grad is not None:
-                alike.setdefault((min(p.shape), max(p.shape)), []).append(p)
+                by_shape.setdefault((min(p.shape), max(p.shape)), []).append(p)
         good = 1.0 if self.found_inf is None else 1 - self.found_inf
-        for shape, some in alike.items():
-            directions = orthogonalize(torch.stack([_lying(self._momentum(p)) for p in some]))
-            for p, direction in zip(some, directions, strict=True):
+        for shape, matrices in by_shape.items():
+            directions = orthogonalize(torch.stack([_as_wide(self._momentum(p)) for p in matrices]))
+            for p, direction in zip(matrices, directions, strict=True):
                 keep = 1 - group["lr"] * group["weight_decay"] * good
                 step = direction.to(p.dtype) * (0.2 * math.sqrt(shape[1]) * group["lr"])
                 step = step if self.found_inf is None else step.nan_to_num_(0.0, 0.0, 0.0) * good
                 p.mul_(keep).sub_(step if p.shape[0] <= p.shape[1] else step.mT)
 
     def _momentum(self, p: Tensor) -> Tensor:
-        """Nesterov's look ahead along the running mean of gradients."""
+        """Update the running mean of a parameter's gradients and return Nesterov's look-ahead along it."""
         assert p.grad is not None
         state = self.state[p]
         if not state:
@@ -95,7 +97,7 @@ class Muon(torch.optim.Optimizer):
         return p.grad.lerp(mean, MOMENTUM)
 
 
-def _lying(x: Tensor) -> Tensor:
-    """(n, m) with n <= m, in bf16 unless it is float64: the iterations forgive its rounding."""
+def _as_wide(x: Tensor) -> Tensor:
+    """Transpose a matrix to (n, m) with n <= m, in bf16 unless it is float64: the iterations tolerate its rounding."""
     x = x if x.dtype == torch.float64 else x.bfloat16()
     return x if x.shape[0] <= x.shape[1] else x.mT

@@ -12,6 +12,10 @@ from positron.training.trackers.wandb import Wandb
 
 
 def open_trackers(config: LoggerConfig, folder: Path, settings: dict[str, Any], first_step: int) -> list[Tracker]:
+    """Open the trackers that a configuration names; `first_step` is the first step that this process trains.
+
+    Raises UserError if a tracker's package is missing or the run's files for it are damaged.
+    """
     trackers: list[Tracker] = []
     if (wandb_config := config.wandb) is not None:
         trackers.append(GuardedTracker(lambda: Wandb(wandb_config, folder, settings), "wandb"))

@@ -13,22 +13,29 @@ from positron.system.errors import UserError
 
 
 class TensorBoard:
+    """Write metrics, samples and attention maps for TensorBoard below the run folder.
+
+    Raises UserError if the package tensorboard is missing.
+    """
+
     def __init__(self, config: TensorboardConfig, folder: Path, first_step: int) -> None:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from error
-        # what an earlier process wrote after the checkpoint that we go on from is taken off the curve
+        # purge_step hides what an earlier process wrote after the checkpoint that this one continues from
         refuse_links(folder / config.subdir, folder)
         self.writer = SummaryWriter(str(folder / config.subdir), purge_step=first_step)
         self.folder = folder
 
     def log(self, row: dict[str, Any], step: int) -> None:
+        """Write a row of metrics as scalars."""
         for key, value in row.items():
             if key != "step":
                 self.writer.add_scalar(key, value, step)
 
     def sample(self, sample: Sample) -> None:
+        """Write a sample's text and its attention map."""
         from matplotlib.image import imread
 
         self.writer.add_text("sample", sample.text, sample.step)
@@ -36,4 +43,5 @@ class TensorBoard:
         self.writer.add_image("attention", imread(picture)[..., :3], sample.step, dataformats="HWC")
 
     def finish(self, exit_code: int) -> None:
+        """Close the file."""
         self.writer.close()

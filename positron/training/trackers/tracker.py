@@ -1,4 +1,4 @@
-"""What tells a run's progress to another program. No tracker can stop a run: its faults become one warning."""
+"""The protocol of trackers, which show a run in another program; a failing tracker cannot stop the run."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """What a run tells each of them."""
+    """Receive the metrics and samples of a run."""
 
-    def log(self, row: dict[str, Any], step: int) -> None: ...
+    def log(self, row: dict[str, Any], step: int) -> None:
+        """Record a row of metrics.jsonl."""
 
     def sample(self, sample: Sample) -> None:
-        """Its picture of the attention is a file already."""
+        """Record a sample; its attention map is already in the run folder."""
 
-    def finish(self, exit_code: int) -> None: ...
+    def finish(self, exit_code: int) -> None:
+        """Complete the record: `exit_code` is 0 unless the run failed."""
 
 
 class GuardedTracker:
-    """Any error of a tracker turns it off, with one line that says so."""
+    """Turn a tracker off after its first error, with one warning."""
 
     def __init__(self, make: Callable[[], Tracker], name: str) -> None:
         self.name = name
@@ -38,18 +40,21 @@ class GuardedTracker:
             raise
         except Exception as error:
             why = " ".join(f"{type(error).__name__}: {error}".split())
-            logger.warning(f"{self.name} failed and is off for this run: {why}")
+            logger.warning(f"{self.name} failed and is disabled for this run: {why}")
             self.tracker = None
             return None
 
     def log(self, row: dict[str, Any], step: int) -> None:
+        """Pass a row of metrics on."""
         if (tracker := self.tracker) is not None:
             self._try(lambda: tracker.log(row, step))
 
     def sample(self, sample: Sample) -> None:
+        """Pass a sample on."""
         if (tracker := self.tracker) is not None:
             self._try(lambda: tracker.sample(sample))
 
     def finish(self, exit_code: int) -> None:
+        """Complete the tracker's record."""
         if (tracker := self.tracker) is not None:
             self._try(lambda: tracker.finish(exit_code))

@@ -21,19 +21,20 @@ from positron.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-WANDB_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")  # of wandb 0.31, and as it was before
+WANDB_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")  # of wandb 0.31, and of earlier versions
 
-INIT_SECONDS = 20.0  # without an answer by then it is logged offline
+INIT_SECONDS = 20.0  # without an answer by then, the run is logged offline
 FINISH_SECONDS = 30.0  # an upload that takes longer is left to `wandb sync`
-_DATA_DIR = os.environ.get("WANDB_DATA_DIR")  # as the user has it
+_DATA_DIR = os.environ.get("WANDB_DATA_DIR")  # as the user has set it
 
 
 class Wandb:
-    """Weights & Biases, online with a key and offline without one; the run id stays with the run folder.
+    """Log to Weights & Biases, online with an API key and offline without one; the run id is kept in the run folder.
 
-    The run's files are the record and wandb gets from them what it lacks. Offline that is all of it, whenever a run goes
-    on: `wandb sync` (0.31) puts each folder that it uploads in the place of what wandb has of that id, so each must hold
-    the whole run. Online it is what came after the last step that wandb knows; it takes no step twice.
+    The run's own files are the complete record, and wandb receives what it lacks. Online these are the steps after the
+    last one that wandb knows, since it accepts no step twice. Offline it is the whole run each time the run is continued,
+    because `wandb sync` (0.31) replaces what wandb has of a run id by the folder that it uploads. Raises UserError if the
+    file with the run id is damaged.
     """
 
     def __init__(self, config: WandbConfig, folder: Path, settings: dict[str, Any]) -> None:
@@ -48,9 +49,9 @@ class Wandb:
         run_id = read_text(id_file, limit=1000).strip()
         if not re.fullmatch(r"[\w.-]{1,128}", run_id):
             raise UserError(
-                f"{id_file} is damaged: it does not hold the id of a wandb run; delete it to begin another one"
+                f"{id_file} is damaged: it does not contain the id of a wandb run; delete it to begin a new wandb run"
             )
-        # wandb copies its tables there before it uploads them; they are part of the run
+        # wandb copies its tables to this folder before it uploads them; they are part of the run
         os.environ["WANDB_DATA_DIR"] = _DATA_DIR or str(self.paths.wandb_folder.absolute())
 
         def begin(mode: str) -> Any:
@@ -77,15 +78,15 @@ class Wandb:
 
         mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
         if mode == "online":
-            logger.info(f"wandb: connecting, {INIT_SECONDS:.0f} s at most")
+            logger.info(f"wandb: connecting, for at most {INIT_SECONDS:.0f} s")
         try:
             self.run = begin(mode)
-        except wandb.errors.Error as error:  # no answer, or another one than we hope for
-            logger.warning(f"wandb cannot be used online, so this is logged offline: {' '.join(str(error).split())}")
-            wandb.teardown()  # its service holds on to the id of the run that it could not begin
+        except wandb.errors.Error as error:  # no answer, or a refusal
+            logger.warning(f"wandb cannot be used online, so the run is logged offline: {' '.join(str(error).split())}")
+            wandb.teardown()  # its service keeps the id of the run that it could not begin
             self.run = begin("offline")
         if self.run.offline:
-            logger.info(f"wandb: offline; to upload it later: {self._sync_command()}")
+            logger.info(f"wandb: offline; upload the run later with {self._sync_command()}")
         self.run.define_metric("*", step_metric="step")
         self._catch_up()
 
@@ -94,7 +95,7 @@ class Wandb:
 
     def _catch_up(self) -> None:
         rows = {row["step"]: row for row in read_metrics(self.paths.metrics_path)}
-        samples = {one.step: one for one in read_samples(self.paths)}
+        samples = {sample.step: sample for sample in read_samples(self.paths)}
         for step in sorted({*rows, *samples}):
             if step in rows:
                 self.log({key: value for key, value in rows[step].items() if value is not None}, step)
@@ -102,32 +103,36 @@ class Wandb:
                 self.sample(samples[step])
 
     def log(self, row: dict[str, Any], step: int) -> None:
+        """Log a row of metrics, unless wandb knows this step already."""
         if step >= self.run.starting_step:
             self.run.log(row, step=step)
 
     def sample(self, sample: Sample) -> None:
-        """All samples so far as one table, since wandb shows the newest one."""
+        """Log all samples so far as one table, since wandb shows the newest table."""
         import wandb
 
         self.samples.append(sample)
         if sample.step < self.run.starting_step:
             return
         row: dict[str, Any] = {"step": sample.step}
-        row["samples"] = wandb.Table(columns=list(Sample._fields), data=[list(one) for one in self.samples])
+        row["samples"] = wandb.Table(columns=list(Sample._fields), data=[list(row) for row in self.samples])
         picture = self.paths.attention_picture(sample.step)
         if picture.exists():
             row["attention"] = wandb.Image(str(picture))
         self.run.log(row, step=sample.step)
 
     def finish(self, exit_code: int) -> None:
+        """Wait at most FINISH_SECONDS for the upload to end."""
         try:
             self.run.finish(exit_code)
         except TimeoutError:
-            logger.info(f"wandb: not all is uploaded after {FINISH_SECONDS:.0f} s; later: {self._sync_command()}")
+            logger.info(
+                f"wandb: the upload is incomplete after {FINISH_SECONDS:.0f} s; complete it with {self._sync_command()}"
+            )
 
 
 def has_wandb_key() -> bool:
-    """A key in the environment or in the netrc file, where `wandb login` puts it; never a prompt."""
+    """Tell whether an API key is in the environment or in the netrc file, where `wandb login` stores it; never ask."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc" if os.name == "posix" else "~/_netrc")
