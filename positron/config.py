@@ -251,6 +251,7 @@ class DataConfig:
     repo: str | None = None  # for source=hub and instruct: dataset of the Hugging Face hub, OWNER/NAME
     files: str = "*"  # pattern that selects files of data.repo
     revision: str | None = None  # branch, tag or commit of data.repo
+    config_name: str | None = None  # configuration of data.repo, if it has several and no Parquet files
     max_mb: Positive | None = None  # largest amount of text to use; null: all of it
     # for source=hub: stream the dataset, this many tokens of new text per epoch
     tokens_per_epoch: int | str | None = None
@@ -288,6 +289,8 @@ class DataConfig:
     def _check_repo(self) -> None:
         if not self.repo or self.repo.count("/") != 1:
             raise UserError(f"data={self.source} needs data.repo=OWNER/NAME, not {self.repo}")
+        if self.config_name is not None and self.files != "*":
+            raise UserError("data.config_name= and data.files= both choose files of data.repo: give one of them")
 
     def _check_stream(self) -> None:
         if self.source != "hub":

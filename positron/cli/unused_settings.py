@@ -34,8 +34,8 @@ READ_BY = (
         {
             "stories": ("size_mb",),
             "text": ("path", "url", "sha256", "field", "on_invalid", "max_mb"),
-            "hub": ("repo", "files", "revision", "field", "on_invalid", "max_mb", "tokens_per_epoch"),
-            "instruct": ("path", "repo", "files", "revision", "on_invalid"),
+            "hub": ("repo", "files", "revision", "config_name", "field", "on_invalid", "max_mb", "tokens_per_epoch"),
+            "instruct": ("path", "repo", "files", "revision", "config_name", "on_invalid"),
             "story_instruct": ("examples",),
         },
         {name: f"data={name}" for name in ("stories", "text", "hub", "instruct", "story_instruct")},

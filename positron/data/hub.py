@@ -49,6 +49,9 @@ class Repository:
         self.limit_bytes = None if config.max_mb is None else round(config.max_mb * 1e6)
         choice = [config.repo, config.files, config.revision, config.field, config.seed, config.val_fraction]
         choice.append(self.limit_bytes)
+        if config.config_name is not None:  # appended, so that names and fingerprints without it stay what they were
+            choice.append(config.config_name)
+        self.config_name = config.config_name
         self.name = f"{config.repo.replace('/', '--')}-{hashlib.sha256(repr(choice).encode()).hexdigest()[:8]}"
         self.folder = expanded(config.dir) / self.name
         self.raw = self.folder / "raw"  # downloaded files, until they are read
@@ -85,6 +88,11 @@ class Repository:
             listed = ", ".join([s.rfilename for s in parquet[:6]] or names[:6]) or "none"
             raise UserError(
                 f"data.repo={self.repo} has no {kind} that match data.files={config.files}; it has: {listed}"
+            )
+        if chosen and config.config_name is not None:
+            raise UserError(
+                f"data.config_name={config.config_name} is for datasets without Parquet files, and data.repo={self.repo} has "
+                f"some: choose among them with data.files=PATTERN, {chosen[0].rfilename} for instance"
             )
         files = [
             {"name": s.rfilename, "size": s.size, "sha256": s.lfs.sha256 if s.lfs else None, "row_groups": None}

@@ -179,6 +179,7 @@ class _Process:
             facts.repo,
             facts.commit,
             facts.others,
+            facts.config_name,
             self._field,
             str(make_folder(facts.raw)),
             self._done,
@@ -198,7 +199,14 @@ class _Process:
 
 
 def _serve(
-    connection: Connection, repo: str, commit: str, files: list[str] | None, field: str | None, cache: str, skip: int
+    connection: Connection,
+    repo: str,
+    commit: str,
+    files: list[str] | None,
+    config_name: str | None,
+    field: str | None,
+    cache: str,
+    skip: int,
 ) -> None:
     """Send the chunks after the first `skip`, then the end or the reason for a failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C does
@@ -215,7 +223,14 @@ def _serve(
         huggingface_hub.utils.logging.set_verbosity(huggingface_hub.utils.logging.ERROR)
         datasets.config.STREAMING_READ_MAX_RETRIES = datasets.config.STREAMING_OPEN_MAX_RETRIES = 1
         datasets.config.STREAMING_READ_RETRY_INTERVAL = datasets.config.STREAMING_OPEN_RETRY_INTERVAL = 0
-        splits = datasets.load_dataset(repo, revision=commit, data_files=files, streaming=True, cache_dir=cache)
+        try:
+            splits = datasets.load_dataset(
+                repo, config_name, revision=commit, data_files=files, streaming=True, cache_dir=cache
+            )
+        except ValueError as error:  # what the library raises for a configuration that is missing or unknown, too
+            if files is None:
+                _check_config_name(repo, config_name, datasets.get_dataset_config_names(repo, revision=commit), error)
+            raise
         connection.send(("log", _describe_split(repo, list(splits))))
         rows = splits[TRAIN if TRAIN in splits else next(iter(splits))]
         for number, chunk in enumerate(_chunks(_texts(rows, repo, field) if field is not None else rows)):
@@ -224,6 +239,17 @@ def _serve(
         connection.send(("end", None))
     except BaseException as error:  # the parent raises it
         connection.send(_reason(error, repo))
+
+
+def _check_config_name(repo: str, config_name: str | None, names: list[str], error: ValueError) -> None:
+    """Raise UserError, with all configurations of the dataset, if `config_name` is not one of them or several need it."""
+    listed = ", ".join(names)
+    if config_name is not None and config_name not in names:
+        raise UserError(f"{repo} has no configuration data.config_name={config_name}; it has: {listed}") from error
+    if config_name is None and len(names) > 1:
+        raise UserError(
+            f"{repo} has several configurations: choose one of {listed} with data.config_name=NAME"
+        ) from error
 
 
 def _describe_split(repo: str, splits: list[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hub_server
 import pyarrow as pa
 import pytest
 from conftest import FakeClock
@@ -88,6 +89,52 @@ def test_what_cannot_be_read_is_named(rows_hub: Hub, tmp_path: Path, options: di
         rows_hub.files[rows_hub.path("broken.jsonl")] = b'{"text": "a"}\n{"text": \n'
     with pytest.raises(UserError, match=says):
         prepare(chosen(tmp_path, **options), CHAR, None)
+
+
+CONFIGS = """---
+configs:
+- config_name: long
+  data_files: train.jsonl
+- config_name: short
+  data_files: short.jsonl
+---
+"""
+
+
+def test_a_configuration_is_asked_for_by_name_and_identifies_the_text(rows_hub: Hub, tmp_path: Path) -> None:
+    rows_hub.files[rows_hub.path("README.md")] = CONFIGS.encode()
+    rows_hub.add_lines("short.jsonl", [{"text": "a"}, {"text": "b"}])
+    with pytest.raises(
+        UserError, match=r"has several configurations: choose one of long, short with data\.config_name="
+    ):
+        prepare(chosen(tmp_path), CHAR, None)
+    with pytest.raises(UserError, match=r"has no configuration data\.config_name=other; it has: long, short"):
+        next(row_chunks(Repository(chosen(tmp_path, config_name="other")), "text", 0))
+    short, long = (Repository(chosen(tmp_path, config_name=name)) for name in ("short", "long"))
+    assert list(row_chunks(short, "text", 0)) == [["a", "b"]]
+    assert list(row_chunks(long, "text", 0)) == [TEXTS]
+    assert len({short.fingerprint, long.fingerprint, Repository(chosen(tmp_path)).fingerprint}) == 3
+    assert short.folder != long.folder
+
+
+def test_a_configuration_is_not_combined_with_files_that_are_chosen_otherwise(rows_hub: Hub, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data\.config_name= and data\.files= both choose files"):
+        chosen(tmp_path, config_name="short", files="*.jsonl")
+    rows_hub.add("data/train.parquet", TEXTS)
+    with pytest.raises(
+        UserError, match=r"is for datasets without Parquet files.*data\.files=PATTERN, data/train\.parquet"
+    ):
+        Repository(chosen(tmp_path, config_name="short"))
+
+
+def test_a_dataset_that_changed_has_another_fingerprint_once_its_note_is_gone(
+    rows_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Repository(chosen(tmp_path)).fingerprint
+    monkeypatch.setattr(hub_server, "COMMIT", "f" * 40)
+    rows_hub.add_lines("train.jsonl", [{"text": "changed"}])
+    assert Repository(chosen(tmp_path)).fingerprint == first
+    assert Repository(chosen(tmp_path / "elsewhere")).fingerprint != first
 
 
 def test_a_network_that_is_silent_is_waited_for_and_then_named(
