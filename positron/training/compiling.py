@@ -1,4 +1,4 @@
-"""`device.compile=true`: torch.compile in place, believed only after its first loss and gradient were seen to be eager's."""
+"""`device.compile=true`: compile the model in place, unless its first loss and gradient norm differ from eager mode."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from positron.training.objective.base import Part
 
 logger = logging.getLogger(__name__)
 
-# Of loss and gradient norm. Fused kernels add in another order and round less often, which moves them by a few units in
-# the last place; a wrong kernel is wrong by far more.
+# Relative, of loss and gradient norm. Fused kernels sum in another order and round less often, which changes the last
+# digits; the error of a wrong kernel is far larger.
 TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
 
 
 def compile_in_place(model: GPT, part: Part, machine: Machine) -> bool:
-    """Names in the state dict stay as they are. `part`: a micro-batch. False, and eager, where it fails or differs.
+    """Compile the model and compare it with eager mode on the micro-batch `part`; return whether it stays compiled.
 
-    Dropout is off while both are compared: they draw differently.
+    If the compiler fails or the values differ, the model stays eager, with a warning. The names in the state dict do not
+    change. Dropout is off during the comparison, because compiled code draws other random numbers.
     """
     model.to(machine.device)
     part = (part[0].to(machine.device), part[1].to(machine.device))
@@ -42,12 +43,12 @@ def compile_in_place(model: GPT, part: Part, machine: Machine) -> bool:
         model.train()
     if reason is not None:
         undo_compile(model)
-        logger.warning(f"device.compile=true is not in use: {reason}")
+        logger.warning(f"device.compile=true is ignored: {reason}")
     return reason is None
 
 
 def _loss_and_norm(model: GPT, part: Part, machine: Machine) -> Tensor:
-    """(2,): nats per token, and the global norm of its gradient."""
+    """Return the loss in nats per token and the global norm of its gradient, (2,)."""
     model.zero_grad(set_to_none=True)
     with machine.autocast():
         loss = model(*part) / (part[1] != IGNORE).sum()

@@ -1,4 +1,4 @@
-"""The end of a run: what its folder keeps, and the last words to the user."""
+"""The end of a run: write its results to the run folder, and tell the user how to continue."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def conclude(run: Run, status: str, error: str | None, signals: Signals) -> None
 
 
 def say_where_it_continues(run: Run) -> None:
-    """The last line of a run that a signal ended."""
+    """Log what was saved of a run that a signal ended."""
     saved = checkpoints(run.checkpoint_folder)
     if saved:
         logger.info(f"saved at step {step_of(saved[-1])}; the same command continues")
@@ -50,7 +50,10 @@ def say_where_it_continues(run: Run) -> None:
 
 
 def export_weights(run: Run) -> None:
-    """The best weights as `model/weights.safetensors` with `model/config.json`: what other programs read."""
+    """Write the best weights to `model/weights.safetensors`, with `model/config.json` and a checksum.
+
+    Other programs read these files. Does nothing if there is no usable best checkpoint.
+    """
     from safetensors.torch import save
 
     path = run.checkpoint_folder / BEST
@@ -61,7 +64,7 @@ def export_weights(run: Run) -> None:
     content = save(weights)
     make_folder(run.model_folder, run.folder)
     checksum = run.weights_checksum_path
-    checksum.unlink(missing_ok=True)  # it is not that of the next file, should this process end in between
+    checksum.unlink(missing_ok=True)  # if this process ends in between, no wrong checksum is left
     with whole_file(run.weights_path, run.folder) as file:
         file.write(content)
     write_json(run.architecture_path, saved["gpt_config"], run.folder)

@@ -1,4 +1,4 @@
-"""An optimizer step without a trainer around it: what a budget's measuring and the benchmarks take."""
+"""An optimizer step without a trainer, for the measurements of a budget and for benchmarks."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from positron.training.optim.groups import clip_gradients
 
 
 def add_gradient(model: GPT, rows: Tensor, machine: Machine, document_start: int | None = None) -> None:
-    """Of the mean loss of rows (B, T + 1) on the machine's device; on a CPU as many at a time as suit its cache.
+    """Accumulate the gradient of the mean loss over rows (B, T + 1), on a CPU in micro-batches that fit its cache.
 
-    `document_start`: the id that begins documents, where they are not to see each other.
+    `document_start`: the id that begins documents, if attention does not cross documents.
     """
-    at_once = max(1, CPU_MICRO_TOKENS // model.config.context_length) if machine.accelerator == "cpu" else len(rows)
-    for part in rows.split(at_once):
+    micro = max(1, CPU_MICRO_TOKENS // model.config.context_length) if machine.accelerator == "cpu" else len(rows)
+    for part in rows.split(micro):
         x, y = part[:, :-1], part[:, 1:]
         with machine.autocast():
             loss = model(x, y, document_numbers(x, document_start)) / rows[:, 1:].numel()
@@ -24,6 +24,7 @@ def add_gradient(model: GPT, rows: Tensor, machine: Machine, document_start: int
 
 
 def update(model: GPT, optimizer: torch.optim.Optimizer, grad_clip: float) -> None:
+    """Clip the gradients to the norm `grad_clip`, take an optimizer step, and clear the gradients."""
     clip_gradients(list(model.parameters()), grad_clip)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

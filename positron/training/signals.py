@@ -1,4 +1,4 @@
-"""Signals that end a training: the first one saves the last whole step, a second one leaves at once."""
+"""Signals that end a training: after the first, the last complete step is saved; a second one ends it at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 
 class Signals:
-    """Take Ctrl-C, SIGTERM and SIGHUP (the terminal was closed) as long as the block lasts."""
+    """Handle SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed) inside a `with` block."""
 
     def __init__(self) -> None:
         self.received = 0  # the first signal, which the training step notices where it can be left
@@ -29,7 +29,7 @@ class Signals:
         return self
 
     def install(self) -> None:
-        """Also called when training begins, because Lightning puts its own handler for SIGTERM in place."""
+        """Install the handlers; called again when training begins, because Lightning replaces the one for SIGTERM."""
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             signum = getattr(signal, name, None)  # Windows has no SIGHUP
             if signum is None or (name == "SIGHUP" and signal.getsignal(signum) is signal.SIG_IGN):
@@ -56,13 +56,13 @@ class Signals:
                 logger.info(f"{signal.Signals(signum).name}: saving the last whole step (once more to leave at once)")
 
     def leave(self) -> None:
-        """Raise Interrupted where a signal has come."""
+        """Raise Interrupted if a signal was received."""
         if self.received:
             raise Interrupted(self.received)
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Finish the block, which must be short, before a further signal is obeyed."""
+        """Delay the effect of a second signal until the end of the block, which must be short."""
         self._is_held = True
         try:
             yield

@@ -1,4 +1,4 @@
-"""What this machine and this model can do, timed: the peak of matrix products, and the faster precision."""
+"""Measure the peak rate of matrix products on this machine, and the faster precision for a model."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ TIMING_SECONDS = 0.6
 
 
 class MatmulPeak:
-    """The fastest rate of matrix products seen so far on all devices of a run: the ceiling of a training step.
+    """Keep the fastest measured rate of matrix products of all devices of a run, which bounds that of a training step.
 
-    One burst is not enough: while another program runs it measures that program. `look` tries again, for a twentieth
-    of a second, and the best of all looks counts.
+    A single measurement may be slowed by another program, so `look` measures again for 0.05 s and the best one counts.
     """
 
     def __init__(self, gpt: GPTConfig, machine: Machine, micro_batch_size: int, world_size: int) -> None:
@@ -46,8 +45,8 @@ class MatmulPeak:
             return
         dtype = DTYPES[self.machine.precision]
         shapes = self._shapes if self.machine.accelerator == "cpu" else None
-        found = matmul_flops(self.machine.device, dtype, seconds=0.05, shapes=shapes)
-        self.flops = max(self.flops, found * self.world_size)
+        flops = matmul_flops(self.machine.device, dtype, seconds=0.05, shapes=shapes)
+        self.flops = max(self.flops, flops * self.world_size)
 
     def share(self, flops: float) -> float:
         """Return `flops`, the rate of a step, as a share of the peak, which is at least that rate."""
@@ -88,7 +87,7 @@ def faster_precision(model: GPT, machine: Machine, rows: int) -> tuple[Machine, 
 
 @dataclass(frozen=True)
 class SpeedFacts:
-    """What turns steps per second into the figures of a run."""
+    """Hold what converts tokens per second to the other speeds of a run."""
 
     batch_tokens: int
     flops_per_token: float

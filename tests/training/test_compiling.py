@@ -51,7 +51,7 @@ def test_a_compiler_that_fails_costs_a_line_and_not_the_run(monkeypatch, logged)
 
     _, _, believed = compiled_by(monkeypatch, compiler)
     assert not believed
-    assert logged == ["WARNING: device.compile=true is not in use: no C++ compiler was found"]
+    assert logged == ["WARNING: device.compile=true is ignored: no C++ compiler was found"]
 
 
 @pytest.mark.slow
