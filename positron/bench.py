@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from positron.cli.sampling_options import draft_option, weights_option
 from positron.inference.arguments import weights_of
+from positron.system.command_parser import CommandParser
 from positron.system.console import say_loading
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import counted, parameter_count
@@ -27,7 +28,7 @@ logger = logging.getLogger("positron.bench")  # under `python -m` the module is 
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m positron.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from positron.cli.request import compose
 from positron.data.sources import MEMORY, ROWS_FILE
+from positron.system.command_parser import CommandParser
 from positron.system.disk import expanded, try_lock
 from positron.system.download import cache_folder
 from positron.system.errors import UserError
@@ -25,7 +26,7 @@ from positron.system.formatting import command
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m positron.cache", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("settings", nargs="*", help="data.dir=FOLDER, or what else sets it in training")

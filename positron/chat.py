@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Literal
 from positron.cli.chat_commands import NearCommand, execute, parse, remark
 from positron.cli.sampling_options import chosen_sampling, draft_option, sampling_options
 from positron.inference.arguments import argument, seed_of, standard_input_lines
+from positron.system.command_parser import CommandParser
 from positron.system.console import Screen, say_loading
 from positron.system.errors import UserError
 from positron.system.exits import describe, errors_as_one_line
@@ -34,7 +35,7 @@ LATE_SECONDS = 1.0  # a Ctrl-C this soon after an answer was meant to stop the a
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m positron.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("question", nargs="?", help="answer this one and leave")

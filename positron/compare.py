@@ -12,6 +12,7 @@ import shutil
 from pathlib import Path
 
 from positron.inference.arguments import argument, seed_of
+from positron.system.command_parser import CommandParser
 from positron.system.console import printable, say_loading
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
@@ -22,7 +23,7 @@ logger = logging.getLogger("positron.compare")  # under `python -m` the module i
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m positron.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="*", help="run folders, folders of runs, names (default: all in outputs/)")

@@ -1,6 +1,6 @@
 """Every choice that a user can make, as plain dataclasses: the model (`GPTConfig`) and a whole run (`RunConfig`).
 
-Standard library only, so that any door can read a run without importing torch or Hydra. The one place of defaults: files
+Standard library only, so that any command can read a run without importing torch or Hydra. The one place of defaults: files
 in `conf/` hold what they choose and nothing else, these classes fill in the rest and check the values; `settings.py`
 checks names and types. One file, though long: the whole menu on one page.
 """
@@ -580,7 +580,7 @@ class RunConfig:
     init_from: str | None = None  # start with the weights of this run; optimizer and step are new
     # auto: continue if the run exists; must: refuse to start a new one; never: refuse to continue
     resume: Literal["auto", "must", "never"] = "auto"
-    # time to train; batch size, steps, learning rate and weight decay are chosen for it
+    # time to train, such as 10m or 2h; batch size, steps, learning rate and weight decay are chosen for it (model=auto: 10m)
     budget: float | str | None = None
 
     def __post_init__(self) -> None:

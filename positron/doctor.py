@@ -19,6 +19,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from positron.system.command_parser import CommandParser
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import command, counted
 from positron.system.threads import OtherPrograms, describe_others
@@ -184,7 +185,7 @@ def attention(device: torch.device, dtype: torch.dtype) -> Finding:
 
 def arguments() -> argparse.ArgumentParser:
     """Describe the options."""
-    return argparse.ArgumentParser(
+    return CommandParser(
         prog="python -m positron.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 

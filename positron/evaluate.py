@@ -18,6 +18,7 @@ from positron.cli.sampling_options import chosen_sampling, sampling_options
 from positron.config import DataConfig
 from positron.settings import from_dict
 from positron.system.callable_module import make_callable
+from positron.system.command_parser import CommandParser
 from positron.system.console import say_loading
 from positron.system.disk import json_ready
 from positron.system.errors import UserError
@@ -36,7 +37,7 @@ TABLE_WIDTH = 14
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m positron.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")

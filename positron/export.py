@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.system.callable_module import make_callable
+from positron.system.command_parser import CommandParser
 from positron.system.console import say_loading
 from positron.system.exits import errors_as_one_line
 from positron.system.log import screen_log
@@ -34,7 +35,7 @@ FORMATS = {
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     formats = "; ".join(f"{name}: {programs}" for name, programs in FORMATS.items())
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m positron.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", nargs="?", help="run folder, or name below outputs/ (default: the one trained last)")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from positron.cli.sampling_options import chosen_sampling, draft_option, given_options, sampling_options
 from positron.inference.arguments import argument, decoded, read_standard_input, seed_of, stops_of, whole_number
+from positron.system.command_parser import CommandParser
 from positron.system.console import Screen, printable, say_loading
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
@@ -34,15 +35,19 @@ USED_BY_COMPARE = {"prompt", "file", "run", "compare", "max_tokens", "seed", "we
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m positron.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("prompt", nargs="?", help="what the text begins with; - reads stdin")
+    parser.add_argument("prompt", nargs="?", help="beginning of the text; - reads standard input")
     parser.add_argument("--file", help="read the prompt from this file")
     parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
-    parser.add_argument("--max-tokens", type=int, default=300, help="most tokens to write (default %(default)s)")
-    parser.add_argument("--num-samples", type=int, default=1, help="how many texts, of seeds that follow each other")
-    parser.add_argument("--compare", action="store_true", help="the prompt under all presets, side by side")
+    parser.add_argument(
+        "--max-tokens", type=int, default=300, help="maximum number of tokens to generate (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--num-samples", type=int, default=1, help="number of texts to generate; text i uses seed + i (default: 1)"
+    )
+    parser.add_argument("--compare", action="store_true", help="continue the prompt with each preset, side by side")
     parser.add_argument("--stop", action="append", default=[], help="end before this text; may be given again")
     parser.add_argument("--json", action="store_true", help="one object per text, with its tokens and speed")
     parser.add_argument("--verbose", action="store_true", help="say when the context is full")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from positron.cli.request import compose
 from positron.config import RunConfig
 from positron.settings import from_dict
+from positron.system.command_parser import CommandParser
 from positron.system.console import say_loading
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m positron.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("settings", nargs="*", help="key=value, as in training")

@@ -14,12 +14,13 @@ from positron.cli.request import compose
 from positron.config import RunConfig
 from positron.prepare import prepared
 from positron.settings import from_dict
+from positron.system.command_parser import CommandParser
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m positron.preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("path", metavar="PATH", help="a file, a folder or a pattern in quotes")

@@ -22,6 +22,7 @@ from positron.run.folder import OUTPUTS, PRETRAIN, SFT, Run, find_run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance, start_of
 from positron.settings import flat, from_dict
+from positron.system.command_parser import CommandParser
 from positron.system.console import one_line, say_loading
 from positron.system.disk import expanded, make_folder, write_json
 from positron.system.errors import UserError
@@ -35,7 +36,7 @@ _CHANGES_NOTHING = ("time", "step", "command", "environment", "weights.path", "g
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m positron.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("run", help="run folder, or name")

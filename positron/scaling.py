@@ -14,6 +14,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from positron.system.command_parser import CommandParser
 from positron.system.console import say_loading
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
@@ -28,7 +29,7 @@ logger = logging.getLogger("positron.scaling")  # under `python -m` the module i
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m positron.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="+", help="a sweep's folder, or run folders or names: at least 3 finished runs")

@@ -9,7 +9,8 @@ import runpy
 import sys
 from pathlib import Path
 
-from positron.system.console import one_line, open_streams
+from positron.system.console import one_line
+from positron.system.exits import errors_as_one_line
 from positron.system.formatting import command as typed
 from positron.version import __version__
 
@@ -43,13 +44,18 @@ def summary(command: str) -> str:
 
 def main() -> None:
     """Run `positron COMMAND ...`, exactly as `python -m positron.COMMAND ...` does, or list the commands."""
-    open_streams()
     words = sys.argv[1:]
     if words and words[0] in COMMANDS:
         sys.argv = sys.argv[1:]
         # as the main module of the process, so that what starts further processes (Lightning) starts the same command
         runpy.run_module(f"positron.{words[0]}", run_name="__main__", alter_sys=True)
         return
+    with errors_as_one_line():
+        _answer(words)
+
+
+def _answer(words: list[str]) -> None:
+    """Print the version, the list of commands, or the error for a command that does not exist."""
     if words == ["--version"]:
         print(f"Positron {__version__}")
         return

@@ -18,23 +18,37 @@ def sampling_options(parser: argparse.ArgumentParser, preset: str = "balanced") 
     """Add the options that choose words; `preset`: the one that holds without --preset."""
     parser.add_argument(
         "--preset",
-        help=f"precise, balanced or creative (default: {preset}); what follows changes single settings of it",
+        help=f"precise, balanced or creative (default: {preset}); the options below change single settings of it",
     )
-    parser.add_argument("--temperature", type=float, help="0: always the likeliest")
-    parser.add_argument("--top-k", type=int, help="choose among the k likeliest tokens only")
-    parser.add_argument("--top-p", type=float, help="... among the likeliest that reach this probability")
     parser.add_argument(
-        "--min-p", type=float, help="... among those with this share of the likeliest one's probability"
+        "--temperature",
+        type=float,
+        help="randomness of the choice; 0: always the most likely token (default: that of the preset)",
     )
-    parser.add_argument("--repetition-penalty", type=float, help="above 1: what was said lately gets less likely")
-    parser.add_argument("--last-n", type=int, help="tokens that the repetition penalty looks back (default: 64)")
+    parser.add_argument("--top-k", type=int, help="sample only from the k most likely tokens")
+    parser.add_argument(
+        "--top-p", type=float, help="sample only from the most likely tokens that together reach this probability"
+    )
+    parser.add_argument(
+        "--min-p",
+        type=float,
+        help="sample only from tokens with at least this share of the most likely token's probability",
+    )
+    parser.add_argument("--repetition-penalty", type=float, help="above 1: make recently used tokens less likely")
+    parser.add_argument(
+        "--last-n", type=int, help="number of recent tokens that the repetition penalty considers (default: 64)"
+    )
     weights_option(parser)
-    parser.add_argument("--seed", type=int, default=0, help="another seed, another text (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
 
 
 def weights_option(parser: argparse.ArgumentParser) -> None:
     """Add the option that chooses the precision of the weights."""
-    parser.add_argument("--weights", default="fp32", help="fp32; bf16, int8: faster on a CPU, now and then other words")
+    parser.add_argument(
+        "--weights",
+        default="fp32",
+        help="weight precision: fp32 (default), bf16 or int8; lower precision is faster on a CPU and may change some tokens",
+    )
 
 
 def given_options(build: Callable[[], argparse.ArgumentParser]) -> set[str]:
@@ -48,7 +62,7 @@ def draft_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draft",
         metavar="RUN",
-        help="a smaller run of the same tokenizer that proposes tokens: faster, words as likely",
+        help="speculative decoding: a smaller run with the same tokenizer proposes tokens; faster, same distribution",
     )
 
 

@@ -12,13 +12,14 @@ import signal
 from pathlib import Path
 
 from positron.run.folder import OUTPUTS
+from positron.system.command_parser import CommandParser
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 
 
 def arguments() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m positron.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("outputs", nargs="?", type=Path, default=OUTPUTS, help="folder of runs (default: %(default)s)")

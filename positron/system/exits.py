@@ -31,6 +31,19 @@ def errors_as_one_line() -> Iterator[None]:
         if line:
             print(line, file=sys.stderr)
         raise SystemExit(code) from None
+    finally:
+        _flush_output()
+
+
+def _flush_output() -> None:
+    """Flush stdout; if its reader has ended, as in `positron --help | head -3`, discard the rest.
+
+    Python would otherwise print a BrokenPipeError when it flushes stdout at exit.
+    """
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def describe(error: BaseException) -> tuple[int, str]:

@@ -115,3 +115,19 @@ def test_the_doctor_explains_itself(run_command):
     result = run_command("doctor", "--help")
     assert result.code == 0
     assert "One line per check" in result.out
+
+
+def test_a_wrong_option_is_one_line_with_the_nearest_right_one(run_command):
+    result = run_command("generate", "Tom", "--max-token=5", "--tempratur", "0")
+    assert result.code == 2
+    assert result.err == "positron: unrecognized arguments: --tempratur 0: did you mean --temperature?\n"
+
+
+def test_a_reader_that_ends_early_is_no_error():
+    import subprocess
+    import sys
+
+    for arguments in (["positron.train", "--help"], ["positron", "--help"]):
+        process = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait()) == (b"", 0)

@@ -1,0 +1,25 @@
+"""Parse the options of a command, and answer a wrong option in one line with the nearest right one.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from typing import NoReturn
+
+from positron.system.errors import UserError
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parse options as argparse does, but raise UserError, a single line, instead of printing the whole usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise UserError with argparse's message, the nearest option if one is similar, and where the options are listed."""
+        wrong = re.match(r"unrecognized arguments: (-\S*)", message)
+        options = [option for option in self._option_string_actions if option.startswith("--")]
+        near = difflib.get_close_matches(wrong[1].partition("=")[0], options, 1, 0.6) if wrong else []
+        advice = f"did you mean {near[0]}?" if near else f"{self.prog} --help lists all options"
+        raise UserError(f"{' '.join(message.split())}: {advice}")
