@@ -21,17 +21,21 @@ CPU_MICRO_TOKENS = 4096  # about what keeps a layer's activations in a desktop C
 
 @dataclass(frozen=True)
 class Machine:
+    """Hold the accelerator and precision that a run uses."""
+
     accelerator: Accelerator
     precision: Precision
-    why: str  # for the user: what was chosen and for which reason
-    share: float = 1.0  # of the free memory
+    why: str  # what was chosen and for which reason, for the user
+    share: float = 1.0  # of the free memory that this run may use
     checkpoint_activations: bool = False
 
     @property
     def device(self) -> torch.device:
+        """The torch device of the accelerator."""
         return torch.device(self.accelerator)
 
     def autocast(self) -> torch.autocast:
+        """Return the context in which a forward pass runs in the machine's precision."""
         dtype = DTYPES[self.precision]
         return torch.autocast(self.accelerator, dtype=dtype, enabled=dtype != torch.float32)
 
@@ -42,7 +46,7 @@ def accelerators() -> dict[Accelerator, bool]:
 
 
 def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
-    """Resolve `auto`. UserError where the named accelerator is absent."""
+    """Resolve `auto` to an accelerator and a precision. Raises UserError if the named accelerator does not exist."""
     there = accelerators()
     asked = config.accelerator
     why = f"device={asked}"
@@ -75,7 +79,7 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
 
 
 def precision_named(name: str) -> Precision:
-    """Return the precision of that name, which a run's file tells."""
+    """Return the precision that a run's file names. Raises UserError for an unknown name."""
     for precision in DTYPES:
         if precision == name:
             return precision
@@ -83,7 +87,7 @@ def precision_named(name: str) -> Precision:
 
 
 def set_threads(config: DeviceConfig) -> None:
-    """CPU threads of this process: those asked for, or its share of the cores."""
+    """Set the CPU threads of this process to `device.threads`, or to its share of the cores."""
     if config.threads != "auto":
         torch.set_num_threads(config.threads)
     elif config.share < 1:
@@ -93,7 +97,7 @@ def set_threads(config: DeviceConfig) -> None:
 def bf16_is_fast(accelerator: Accelerator) -> bool:
     """Return whether matrix products are faster in bf16 than in fp32.
 
-    On a CPU this is measured, since flags lie: without AVX512-BF16 or AMX, bf16 is slower than fp32.
+    On a CPU this is measured, because CPU flags are not reliable: without AVX512-BF16 or AMX, bf16 is slower than fp32.
     """
     match accelerator:
         case "cuda":
@@ -113,9 +117,9 @@ Shape = tuple[int, int, int]  # (n, k, m): a product (n, k) x (k, m)
 def matmul_flops(
     device: torch.device, dtype: torch.dtype, *, seconds: float = 0.15, shapes: Sequence[Shape] | None = None
 ) -> float:
-    """Return the FLOP/s of the fastest run of the fastest of `shapes`, each tried for its part of `seconds`.
+    """Return the FLOP/s of the fastest of `shapes`, each measured for its part of `seconds`.
 
-    None: one large square product.
+    `shapes`: None means one large square product.
     """
     side = 1024 if device.type == "cpu" else 8192
     shapes = shapes or [(side, side, side)]
@@ -151,6 +155,7 @@ def release_memory(accelerator: Accelerator) -> None:
 
 
 def wait_for(device: torch.device) -> None:
+    """Wait until the device has finished all work; a CPU always has."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -158,7 +163,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: the process's largest resident set on a CPU, the allocator's peak elsewhere."""
+    """Return the peak memory in bytes: the largest resident set of the process on a CPU, else the allocator's peak."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
@@ -172,7 +177,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that could be taken now, None where the system does not tell."""
+    """Return the free memory in bytes, or None if the system does not report it."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
@@ -186,7 +191,7 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def micro_batch_bytes(config: GPTConfig, rows: int, machine: Machine) -> int:
-    """What `rows` sequences need while training, roughly and rather too much: the activations saved for backward.
+    """Estimate, rather too high, the bytes of the activations that `rows` sequences save for the backward pass.
 
     Per token and layer: about 8 d_model-wide tensors around attention and norms, 3 of the MLP's width (4 with a gate),
     what norms keep in fp32, and on a CPU the probabilities of blocked attention. With `checkpoint_activations` each
@@ -207,10 +212,11 @@ def micro_batch_bytes(config: GPTConfig, rows: int, machine: Machine) -> int:
 def choose_micro_batch(
     config: GPTConfig, machine: Machine, rows: int, asked: int | str, try_step: Callable[[int], None]
 ) -> int:
-    """Sequences per forward pass, at most `rows` (this process's share of a batch).
+    """Return the sequences per forward pass, at most `rows`, which is this process's share of a batch.
 
-    A CPU is fastest with what fits its cache. Elsewhere as many as fit: `try_step(n)` runs forward and backward of n
-    sequences, and n is halved until it does not run out of memory. UserError for an explicit number that cannot fit.
+    A CPU is fastest with a micro-batch that fits its cache. On other devices the largest that fits is used: `try_step(n)`
+    runs forward and backward of n sequences, and n is halved until it fits. Raises UserError if the given number, or a
+    single sequence, does not fit.
     """
     if asked != "auto":
         _refuse_too_large(config, machine, min(int(asked), rows))
@@ -249,16 +255,16 @@ def _refuse_too_large(config: GPTConfig, machine: Machine, size: int) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """CUDA has a type for it; MPS and CPU raise a RuntimeError that says so."""
+    """Tell whether an error means that memory ran out; MPS and CPU have no error type for it, only a message."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def smaller_batch(size: int, fits: int) -> str:
-    """What to try instead of `size` sequences at a time."""
+    """Return the remedy if `size` sequences at a time are too many: a smaller micro-batch, or a smaller model."""
     return f"train.micro_batch_size={fits}" if fits < size else "a smaller model or model.context_length"
 
 
 def smaller_memory(checkpointed: bool, otherwise: str) -> str:
-    """What to try, in words, where memory ran out."""
+    """Add checkpointed activations to the remedy `otherwise`, unless they are in use already."""
     return otherwise if checkpointed else f"{otherwise}, or device.checkpoint_activations=true"

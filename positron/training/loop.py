@@ -216,8 +216,7 @@ def _module(config: RunConfig, plan: Plan, model: GPT, objective: Objective, tok
 
 
 def _compile(plan: Plan, model: GPT, objective: Objective) -> None:
-    """Compile the model, and check it beside eager where one process can do that alone: several ranks' devices are not
-    known yet."""
+    """Compile the model; with a single process, compare it with eager mode first (the ranks' devices are not known yet)."""
     if plan.world_size == 1:
         compile_in_place(model, objective.batch(1, 0, 1)[0], plan.machine)
     else:

@@ -27,11 +27,10 @@ from positron.training.optim.schedule import lr_at
 
 
 def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
-    """All randomness of a step (dropout) is a pure function of (seed, step, rank), like its data (invariant 3 of
-    docs/ARCHITECTURE.md).
+    """Seed all generators, so that the random numbers of a step (dropout) are a function of (seed, step, rank).
 
-    So there is no generator state to save: a run resumed on another number of devices or after any kind of stop draws
-    what the uninterrupted run drew.
+    Like the data of a step (invariant 3 of docs/ARCHITECTURE.md), they need no saved state: a resumed run draws the same
+    numbers as an uninterrupted one.
     """
     value = int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
     random.seed(value)
@@ -43,12 +42,15 @@ def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
 
 
 def shards_weights(trainer: L.Trainer) -> bool:
-    """Tell whether no rank holds all weights."""
+    """Tell whether the weights are sharded over the ranks, so that no rank holds all of them."""
     return isinstance(trainer.strategy, FSDPStrategy)
 
 
 class TrainingModule(L.LightningModule):
-    """GPT, its objective, its optimizer. `metrics` holds what is known of the step just done; callbacks add and read."""
+    """Train a GPT on an objective, one optimizer step per Lightning batch.
+
+    `metrics` holds the values of the last step; callbacks add to it and read it.
+    """
 
     token_bytes: Tensor
 
@@ -83,6 +85,7 @@ class TrainingModule(L.LightningModule):
         self.bad_steps = torch.zeros((), dtype=torch.int64)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Build the optimizer, fused where the device and the precision allow it."""
         # fp16's gradient scaler unscales before clipping, which a fused step would do after it
         fused = self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda", "mps")
         named = self.model.named_parameters()
@@ -99,10 +102,11 @@ class TrainingModule(L.LightningModule):
         return optimizer
 
     def lr(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 1."""
         return lr_at(step, self.horizon, peak=self.optimizer_config.lr, schedule=self.schedule)
 
     def training_step(self, batch: list[Part], batch_idx: int) -> None:
-        """One optimizer step on this rank's share of the batch."""
+        """Take one optimizer step on this rank's share of the batch."""
         self.metrics = {}
         step = self.global_step + 1
         seed_step(self.seed, step, self.global_rank, self.device)
@@ -115,7 +119,7 @@ class TrainingModule(L.LightningModule):
         optimizer.zero_grad(set_to_none=True)
 
     def _accumulate(self, parts: list[Part]) -> Tensor:
-        """Backward through all micro-batches: gradients of (sum of losses) / (their count on all ranks). Returns the loss.
+        """Accumulate the gradient of (sum of losses) / (their count on all ranks) over all micro-batches; return the loss.
 
         DDP and FSDP average gradients over ranks, which the factor `world` undoes.
         """
@@ -133,15 +137,15 @@ class TrainingModule(L.LightningModule):
         return total
 
     def _synchronise(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Gradients travel between ranks once a step, with its last micro-batch."""
+        """Return a context that synchronises gradients between ranks only in a step's last micro-batch."""
         wrapped: Any = self.trainer.strategy.model
         return contextlib.nullcontext() if last or not hasattr(wrapped, "no_sync") else wrapped.no_sync()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip, and turn a step with a NaN or infinite gradient into one that changes nothing.
+        """Clip the gradients, and make a step with a NaN or infinite gradient change nothing.
 
-        Called by Lightning when gradients are complete and unscaled. On fused optimizers no value is brought to the
-        host: `skip_step_if` makes their kernels leave weights and moments alone.
+        Lightning calls it when the gradients are complete and unscaled. With fused optimizers the host does not wait:
+        `skip_step_if` makes their kernels leave weights and moments unchanged.
         """
         scaled = self.trainer.precision == "16-mixed"
         if shards_weights(self.trainer):  # the norm spans all ranks' shards
@@ -159,14 +163,15 @@ class TrainingModule(L.LightningModule):
             optimizer.zero_grad(set_to_none=True)
 
     def validation_step(self, batch: Part, batch_idx: int) -> Tensor:
-        """(nats, bytes, tokens), summed over the targets of a micro-batch."""
+        """Return (nats, bytes, tokens), summed over the targets of a micro-batch (3,)."""
         return self.objective.score(self.model, batch, self.token_bytes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the counts of bad steps, the tokenizer's hash and the architecture."""
         counters = {"bad_steps": int(self.bad_steps), "bad_in_a_row": int(self.bad_in_a_row)}
         checkpoint |= {**counters, **self.identity}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The streak of bad steps is counted across stops: a run cannot escape divergence by being started again."""
+        """Restore the counts of bad steps, so that restarting a run does not reset its detection of divergence."""
         self.bad_steps = torch.tensor(checkpoint["bad_steps"])
         self.bad_in_a_row = torch.tensor(checkpoint.get("bad_in_a_row", 0))  # runs of before 2026-11 lack it

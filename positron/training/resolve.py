@@ -1,4 +1,4 @@
-"""What `auto` means for this model on this machine: batch, micro-batch, horizon, precision. Decided once per run."""
+"""Resolve `auto` for a model on a machine, once per run: batch, micro-batch, horizon and precision."""
 
 from __future__ import annotations
 
@@ -20,11 +20,13 @@ from positron.training.timing import faster_precision
 
 logger = logging.getLogger(__name__)
 
-FEWEST_STEPS, SMALLEST_BATCH = 2_000, 1_024  # a small model gets smaller batches, not a handful of updates
+MIN_STEPS, MIN_BATCH_TOKENS = 2_000, 1_024  # a small model gets smaller batches, not a handful of updates
 
 
 @dataclass(frozen=True)
 class Plan:
+    """Hold the resolved settings of a run."""
+
     machine: Machine
     gpt: GPTConfig
     world_size: int
@@ -35,6 +37,7 @@ class Plan:
     last_step: int  # where this process stops
 
     def resolved(self) -> Resolved:
+        """Return the values that run.json keeps."""
         return Resolved(
             batch_tokens=self.batch_tokens,
             micro_batch_size=self.micro_batch_size,
@@ -52,9 +55,10 @@ def make_plan(
     start: Start,
     auto_steps: Callable[[int], int] | None = None,
 ) -> Plan:
-    """Numbers given by the user win; then those that the run was begun with; then what suits this machine.
+    """Resolve each setting: the user's value, else the one the run began with, else the default for this machine.
 
-    `auto_steps`: the horizon for a batch of so many sequences, where it is not 20 tokens per parameter.
+    `auto_steps`: computes the horizon from the batch size in sequences; None: 20 tokens per parameter. Raises UserError
+    if the batch cannot be divided among the devices, or if a micro-batch does not fit the memory.
     """
     gpt, train, known = model.config, config.train, start.resolved
     if config.precision.dtype == "auto" and known is not None and known.precision is not None:
@@ -113,15 +117,15 @@ def too_long_warmup(warmup_steps: int, horizon: int, *, is_own: bool) -> str:
 
 
 def suitable_batch(gpt: GPTConfig, machine: Machine) -> int:
-    """Tokens of an optimizer step: what suits the machine, halved until 20 tokens per parameter are enough steps."""
+    """Return the tokens per optimizer step: the machine's default, halved until the run has MIN_STEPS steps."""
     batch = BATCH_TOKENS[machine.accelerator]
-    while batch // 2 >= SMALLEST_BATCH and batch * FEWEST_STEPS > USUAL_TOKENS_PER_PARAMETER * gpt.n_params():
+    while batch // 2 >= MIN_BATCH_TOKENS and batch * MIN_STEPS > USUAL_TOKENS_PER_PARAMETER * gpt.n_params():
         batch //= 2
     return batch
 
 
 def _try_step(model: GPT, machine: Machine, rows: int) -> None:
-    """Forward and backward of `rows` sequences; OutOfMemoryError where they do not fit."""
+    """Run forward and backward of `rows` sequences. Raises OutOfMemoryError if they do not fit."""
     model.to(machine.device)
     idx = torch.zeros(rows, model.config.context_length, dtype=torch.int64, device=machine.device)
     try:

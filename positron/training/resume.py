@@ -35,7 +35,10 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def only_one(run: Run, processes: int) -> Iterator[None]:
-    """Hold the run's lock; of several `processes` of one training the first one holds it for all."""
+    """Hold the run's lock; of several `processes` of one training the first one holds it for all.
+
+    Raises UserError if another training holds it.
+    """
 
     def refuse() -> None:
         raise UserError(f"another process is training {run.folder}: wait for it, or give another name=")
@@ -49,13 +52,16 @@ def only_one(run: Run, processes: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Start:
-    """`checkpoint` restores everything, `weights` only the model; `tokenizer_from` is the run whose tokenizer is kept."""
+    """Hold where a run starts: `checkpoint` restores everything, `weights` only the model.
+
+    `tokenizer_from` is the run whose tokenizer is used.
+    """
 
     checkpoint: Path | None = None
     weights: Path | None = None
     tokenizer_from: Run | None = None
     step: int = 0
-    is_own: bool = False  # the run goes on from its own checkpoint
+    is_own: bool = False  # whether the checkpoint is the run's own
     resolved: Resolved | None = None  # what `auto` became when the run began
 
 
@@ -177,7 +183,7 @@ def decide_start(run: Run, config: RunConfig) -> Start:
 
 
 def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None) -> Path | None:
-    """The file that ckpt_path=FILE|RUN|latest means."""
+    """Return the file that ckpt_path=FILE|RUN|latest names. Raises UserError if there is none."""
     if ckpt_path is None:
         return None
     if ckpt_path == "latest":
@@ -207,7 +213,7 @@ def _refuse_damage(run: Run) -> None:
 
 
 def _refuse_other_checkpoint(run: Run, named: Path | None, newest: Path) -> None:
-    """A run goes on from its own newest checkpoint; going back or elsewhere is a new run with a new name."""
+    """Raise UserError if ckpt_path names a checkpoint other than the run's newest: that needs a new run name."""
     if named is None or named.resolve() == newest.resolve():
         return
     if without_home(str(named)) == without_home(run.facts().forked_from):
@@ -218,7 +224,7 @@ def _refuse_other_checkpoint(run: Run, named: Path | None, newest: Path) -> None
 
 
 def _refuse_lost_checkpoints(run: Run) -> None:
-    """A record of training without a checkpoint that can be read is kept: to begin again would erase it."""
+    """Raise UserError if a run was trained but has no readable checkpoint: training again would erase its record."""
     if not run.exists:
         return
     folder = run.checkpoint_folder
