@@ -28,6 +28,7 @@ logger = logging.getLogger("positron.bench")  # under `python -m` the module is 
 
 
 def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
     parser = CommandParser(
         prog="python -m positron.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -38,6 +39,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Run the command with the options of the command line."""
     spin(SPIN_WRITING)
     with errors_as_one_line(), screen_log():
         options = arguments().parse_args()

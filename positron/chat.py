@@ -35,6 +35,7 @@ LATE_SECONDS = 1.0  # a Ctrl-C this soon after an answer was meant to stop the a
 
 
 def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
     parser = CommandParser(
         prog="python -m positron.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,6 +51,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Run the command with the options of the command line."""
     spin(SPIN_WRITING)
     with errors_as_one_line(), screen_log(note):
         options = arguments().parse_args()

@@ -23,6 +23,7 @@ logger = logging.getLogger("positron.compare")  # under `python -m` the module i
 
 
 def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
     parser = CommandParser(
         prog="python -m positron.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -42,6 +43,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Run the command with the options of the command line."""
     with errors_as_one_line(), screen_log():
         options = arguments().parse_args()
         if options.limit < 0 or options.max_tokens < 1:

@@ -91,18 +91,22 @@ class ModelConfig:
                 assert_never(self.position)
 
     def with_vocab(self, vocab_size: int) -> GPTConfig:
+        """Return the complete architecture for a vocabulary of `vocab_size` tokens."""
         return GPTConfig(vocab_size=vocab_size, **dataclasses.asdict(self))
 
     @property
     def d_head(self) -> int:
+        """Return the number of channels of a head."""
         return self.head_dim or self.d_model // self.n_head
 
     @property
     def kv_heads(self) -> int:
+        """Return the number of key/value heads."""
         return self.n_kv_head or self.n_head
 
     @property
     def ff_width(self) -> int:
+        """Return the width of the MLP."""
         if self.d_ff is not None:
             return self.d_ff
         return -(-8 * self.d_model // 24) * 8 if self.is_gated else 4 * self.d_model
@@ -322,7 +326,7 @@ class DataConfig:
         text = str(self.tokens_per_epoch).strip()
         number = read_amount(text)
         if not 1 <= number < float("inf"):
-            raise UserError(f"data.tokens_per_epoch={text} is no number of tokens: give 10000000, or 10M")
+            raise UserError(f"data.tokens_per_epoch={text} is not a number of tokens: give 10000000, or 10M")
         return round(number)
 
 
@@ -350,7 +354,7 @@ class DeviceConfig:
 
     @property
     def processes(self) -> int:
-        """How many processes train one run: one for each device of each machine."""
+        """Return the number of processes that train one run: one for each device of each machine."""
         return self.devices * self.num_nodes
 
     @property
@@ -375,6 +379,8 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class PrecisionConfig:
+    """`conf/precision/*`: the number format of matrix products."""
+
     dtype: Precision | Literal["auto"] = "auto"  # number format of matrix products; weights are always fp32
 
 
@@ -388,6 +394,8 @@ OPTIMIZER_READS = {
 
 @dataclass(frozen=True)
 class OptimizerConfig:
+    """`conf/optimizer/*`: how gradients change the weights."""
+
     kind: Literal["adamw", "muon", "custom"] = "adamw"  # muon: orthogonal steps for matrices, AdamW for the rest
     lr: Rate = 3e-4  # peak learning rate
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)  # decay rates of AdamW's averages of the gradient and of its square
@@ -483,6 +491,8 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class WandbConfig:
+    """`logger=wandb`: how Weights & Biases shows the run."""
+
     project: str = "positron"  # project in Weights & Biases
     entity: str | None = None  # user or team in Weights & Biases; null: the account's default
     name: str | None = None  # name shown there; null: that of the run's folder, in a sweep SWEEP/JOB
@@ -492,6 +502,8 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class TensorboardConfig:
+    """`logger=tensorboard`: where the event files are written."""
+
     subdir: str = "tensorboard"  # subfolder of the run's folder for TensorBoard's files
 
     def __post_init__(self) -> None:
@@ -537,6 +549,8 @@ class MonitorConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
+    """`sft.lora`: low-rank fine-tuning."""
+
     rank: CountOrZero = 0  # LoRA: rank of the matrices that are trained instead of the weights; 0: train all weights
     markers: bool = True  # with LoRA, also train the embeddings of the chat template's markers, so that answers end
 

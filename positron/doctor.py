@@ -191,6 +191,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Run the command with the options of the command line."""
     with errors_as_one_line():
         arguments().parse_args()
         failed = False

@@ -35,6 +35,7 @@ USED_BY_COMPARE = {"prompt", "file", "run", "compare", "max_tokens", "seed", "we
 
 
 def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
     parser = CommandParser(
         prog="python -m positron.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -79,6 +80,7 @@ def refuse_unused_by_compare() -> None:
 
 
 def main() -> None:
+    """Run the command with the options of the command line."""
     spin(SPIN_WRITING)
     with errors_as_one_line():
         options = arguments().parse_args()

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 
 def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
     parser = CommandParser(
         prog="python -m positron.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,6 +38,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Run the command with the options of the command line."""
     with errors_as_one_line():
         options = arguments().parse_intermixed_args()
         refuse_other_words(options.settings)

@@ -20,6 +20,7 @@ from positron.system.exits import errors_as_one_line
 
 
 def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
     parser = CommandParser(
         prog="python -m positron.preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -29,6 +30,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Run the command with the options of the command line."""
     with errors_as_one_line():
         options = arguments().parse_intermixed_args()
         if wrong := [word for word in options.settings if "=" not in word]:

@@ -36,6 +36,7 @@ _CHANGES_NOTHING = ("time", "step", "command", "environment", "weights.path", "g
 
 
 def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
     parser = CommandParser(
         prog="python -m positron.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -50,6 +51,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    """Run the command with the options of the command line."""
     with errors_as_one_line():
         options = arguments().parse_args()
         say_loading(options.run)

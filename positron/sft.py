@@ -180,6 +180,7 @@ def job(cfg: DictConfig) -> float:
 
 
 def main() -> None:
+    """Run the command with the options of the command line."""
     run_hydra(job, "sft")
 
 

@@ -105,6 +105,7 @@ def configure(values: dict[str, Any]) -> RunConfig:
 
 
 def main() -> None:
+    """Run the command with the options of the command line."""
     run_hydra(job, "train")
 
 
