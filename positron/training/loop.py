@@ -70,6 +70,7 @@ class Ends:
 
     @property
     def is_out_of_patience(self) -> bool:
+        """Whether early stopping has ended the run."""
         return self.patience is not None and self.patience.is_over
 
 
@@ -306,12 +307,15 @@ class OnlyProcess(LightningEnvironment):
 
     @property
     def creates_processes_externally(self) -> bool:
+        """False: no launcher starts other processes."""
         return False
 
     def local_rank(self) -> int:
+        """Return 0: the only process."""
         return 0
 
     def node_rank(self) -> int:
+        """Return 0: the only machine."""
         return 0
 
 

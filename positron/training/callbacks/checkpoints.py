@@ -23,14 +23,17 @@ class WholeCheckpointIO(CheckpointIO):
     """Lightning's own writer keeps the file in memory, does not fsync, and is silent on a read-only folder."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write a checkpoint completely or not at all."""
         path = Path(path)
         with whole_file(path, run_of(path)) as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
+        """Read a checkpoint without executing anything in it. Raises UserError if it is damaged."""
         return load_checkpoint(Path(path), map_location, to_continue=True)
 
     def remove_checkpoint(self, path: Any) -> None:
+        """Delete a checkpoint."""
         Path(path).unlink(missing_ok=True)
 
 
@@ -46,6 +49,7 @@ class Checkpoints(L.Callback):
         self.saved_step = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
+        """Save if the step is due, the best so far or the last. Raises Diverged if weights are not finite."""
         step = trainer.global_step
         bpb = module.metrics.get("val/bpb", float("inf"))
         if bpb < self.best or step % self.every == 0 or trainer.should_stop:
@@ -58,6 +62,7 @@ class Checkpoints(L.Callback):
             self.best = min(self.best, bpb)
 
     def save(self, trainer: L.Trainer) -> Path:
+        """Save the current step, delete the oldest checkpoints, and return the path."""
         path = self.folder / f"step-{trainer.global_step:06d}.ckpt"
         trainer.save_checkpoint(path)
         self.saved_step = trainer.global_step
@@ -82,7 +87,7 @@ class Checkpoints(L.Callback):
             self.save(trainer)
 
     def _mark_best(self, path: Path) -> None:
-        """A hard link costs nothing and survives the removal of the step file; a copy where there are no links."""
+        """Link the step file as the best checkpoint, which survives its removal; copy it where links are not supported."""
         link = self.folder / f".{BEST}.tmp"
         link.unlink(missing_ok=True)
         try:

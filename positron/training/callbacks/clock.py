@@ -12,7 +12,7 @@ from positron.training.module import TrainingModule
 
 
 class Clock(L.Callback):
-    """Seconds spent in training steps, without validation, samples and saving; `time_s` goes on across resumes."""
+    """Count the seconds spent in training steps, without validation, samples and saving; `time_s` continues after a resume."""
 
     def __init__(self, log_every: int) -> None:
         self.log_every = log_every
@@ -22,15 +22,19 @@ class Clock(L.Callback):
         self._begun = 0.0
 
     def state_dict(self) -> dict[str, float]:
+        """Return the seconds of training so far, for the checkpoint."""
         return {"time_s": self.time_s}
 
     def load_state_dict(self, state_dict: dict[str, float]) -> None:
+        """Continue counting from the seconds in the checkpoint."""
         self.time_s = state_dict["time_s"]
 
     def on_train_batch_start(self, *_: Any) -> None:
+        """Note the time at which the step starts."""
         self._begun = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
+        """Add the step's seconds."""
         if trainer.global_step % self.log_every == 0:
             wait_for(module.device)  # the only place where the host waits for an accelerator
         passed = time.perf_counter() - self._begun

@@ -43,6 +43,7 @@ class Divergence(L.Callback):
         self._has_warned = False
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: object) -> None:  # type: ignore[override]
+        """Check the step. Raises Diverged if the training has diverged."""
         step, metrics, is_last = trainer.global_step, module.metrics, self.is_last(trainer)
         if module.device.type == "cpu" or step % 10 == 0 or trainer.should_stop:  # it waits for the device
             streak = int(module.bad_in_a_row)
@@ -73,7 +74,7 @@ class Divergence(L.Callback):
 
 
 def diverged(trainer: L.Trainer, what: str) -> Diverged:
-    """The error, with what to try."""
+    """Return the error, with the remedy."""
     precision = "" if trainer.precision == "32-true" else ", or with precision=fp32"
     return Diverged(
         f"the training diverged: {what}. Start again under another name= with a lower optimizer.lr{precision}"

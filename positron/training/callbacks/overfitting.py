@@ -32,6 +32,7 @@ class Overfitting(L.Callback):
             self._best, self._best_step, self._best_loss, self._since = bpb, step, loss, 0
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
+        """Log one line when validation has risen often enough while training still falls."""
         bpb = module.metrics.get("val/bpb")
         if bpb is None:
             return

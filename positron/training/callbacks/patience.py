@@ -26,13 +26,16 @@ class Patience(L.Callback):
 
     @property
     def is_over(self) -> bool:
+        """Whether the run has to end."""
         return self.since >= self.limit
 
     @property
     def why(self) -> str:
+        """The reason for ending, for the user."""
         return f"after {counted(self.since, 'validation')} without a better one than {self.best:.4f} bits per byte"
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
+        """Stop the trainer when the limit is reached."""
         if "val/bpb" in module.metrics:
             self._note(module.metrics["val/bpb"])
             if self.is_over:

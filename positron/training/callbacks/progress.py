@@ -32,6 +32,7 @@ class TimeLeft:
         self._past = deque([(now, step)])
 
     def note(self, now: float, step: int) -> None:
+        """Record that `step` was done at the time `now`, in seconds."""
         self._past.append((now, step))
         while len(self._past) > 2 and now - self._past[1][0] >= WINDOW_S:
             self._past.popleft()
@@ -56,6 +57,7 @@ class Progress(L.Callback):
         self._val = ""
 
     def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
+        """Start the clock and, on a terminal, show a bar."""
         self._begun = (time.perf_counter(), trainer.global_step)
         self._left = TimeLeft(*self._begun)
         self._others.cores()
@@ -69,6 +71,7 @@ class Progress(L.Callback):
             )
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
+        """Update the bar, or log a line every 15 seconds."""
         if not trainer.is_global_zero:
             return
         step, now = trainer.global_step, time.perf_counter()
@@ -109,12 +112,15 @@ class Progress(L.Callback):
         )
 
     def close(self) -> None:
+        """Remove the bar."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
     def on_train_end(self, *_: Any) -> None:
+        """Remove the bar."""
         self.close()
 
     def on_exception(self, *_: Any) -> None:
+        """Remove the bar."""
         self.close()

@@ -17,7 +17,7 @@ from positron.training.module import TrainingModule
 
 
 def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
-    """step -> validation bits per byte, of each other job of the sweep that came to its end."""
+    """Return step -> validation bits per byte of each other job of the sweep that came to its end."""
     curves = []
     for path in sorted(sweep.glob(f"*/{JOB}")):
         run = Run(path.parent)
@@ -29,8 +29,10 @@ def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
 
 
 def is_hopeless(own: dict[int, float], others: list[dict[int, float]], startup_jobs: int) -> bool:
-    """Optuna's MedianPruner (Akiba et al. 2019, arXiv:1907.10902): own best so far is worse than the median of what
-    the jobs that finished had at this step; never before `startup_jobs` have."""
+    """Tell whether the best value so far is worse than the median of the finished jobs at this step.
+
+    This is Optuna's MedianPruner (Akiba et al. 2019, arXiv:1907.10902). False until `startup_jobs` jobs have finished.
+    """
     step = max(own)
     there = [curve[step] for curve in others if step in curve]
     if not others or len(others) < startup_jobs or not there:
@@ -48,6 +50,7 @@ class Pruning(L.Callback):
         self.pruned = False
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
+        """Stop the trainer if the run is worse than the median of the finished jobs."""
         if "val/bpb" not in module.metrics or trainer.global_step >= self.last_step:
             return
         self.curve[trainer.global_step] = module.metrics["val/bpb"]

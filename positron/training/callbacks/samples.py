@@ -46,6 +46,7 @@ class Samples(L.Callback):
         self.prompt = prompt
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
+        """Generate and record a sample if the step is due."""
         step = trainer.global_step
         if (step % self.every and not trainer.should_stop) or not trainer.is_global_zero or shards_weights(trainer):
             return

@@ -26,6 +26,7 @@ class Stopping(L.Callback):
         self._last_end = 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
+        """Install the signal handlers and start the clock."""
         self.signals.install()
         self.signals.can_save = True
         self._last_end = time.monotonic()
@@ -33,6 +34,7 @@ class Stopping(L.Callback):
             module.before_micro_batch = self.signals.leave
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
+        """Stop the trainer at the last step, before the time is over, or after a signal."""
         now = time.monotonic()
         self._longest_step = max(self._longest_step, now - self._last_end)  # validation and saving included
         self._last_end = now
@@ -48,4 +50,5 @@ class Stopping(L.Callback):
             trainer.should_stop = True
 
     def on_train_end(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
+        """Raise Interrupted if a signal was received."""
         self.signals.leave()

@@ -38,6 +38,7 @@ class Validation(L.Callback):
         self.objective, self.every = objective, every
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
+        """Score the validation text if the step is due, and add the result to the metrics."""
         if trainer.global_step % self.every and not trainer.should_stop:
             return
         score = validate(trainer, module, self.objective.validation(trainer.global_rank, trainer.world_size))
