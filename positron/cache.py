@@ -1,10 +1,10 @@
-"""List what prepared corpora and downloads take on the disk, or free it.
+"""List the disk space that prepared corpora and downloads use, or free it.
 
     python -m positron.cache
     python -m positron.cache --clean
     python -m positron.cache data.dir=/big/disk
 
-Settings are those of training; `data.dir` says where the corpora are. What is freed is made again when it is needed.
+Settings are those of training; `data.dir` says where the corpora are. Deleted files are prepared again when they are needed.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ def main() -> None:
 
 
 def _clean(folder: Path) -> str:
-    """Delete tokens and raw files. Tokenizers and the notes of what a corpus was made of stay, so that the same corpus is
-    made again."""
+    """Delete tokens and raw files, and keep the tokenizer and record, so that the same corpus can be prepared again."""
     corpus = folder / "lock"
     with try_lock(corpus) if corpus.exists() else nullcontext(True) as free:
         if not free or any(_is_held(path) for path in folder.glob("stream-*/users/*")):

@@ -1,4 +1,4 @@
-"""Let a run write.
+"""Generate text with a run.
 
 python -m positron.generate "Once upon a time" --run outputs/quickstart
 python -m positron.generate "Once upon a time" --compare
@@ -58,6 +58,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def read_prompt(options: argparse.Namespace) -> str:
+    """Return the prompt from the argument, --file or standard input. Raises UserError if it cannot be read."""
     if options.file is not None:
         if options.prompt is not None:
             raise UserError("a prompt and --file: give one of them")
@@ -120,6 +121,7 @@ def continue_prompt(options: argparse.Namespace) -> None:
 
 
 def write(writer: Writer, prompt: str, sampling: Sampling, stop: tuple[str, ...], options: argparse.Namespace) -> None:
+    """Print one text while it is generated."""
     pieces = writer.engine().stream(
         writer.ids(prompt), sampling, max_tokens=options.max_tokens, seed=options.seed, stop=stop
     )
@@ -133,6 +135,7 @@ def write(writer: Writer, prompt: str, sampling: Sampling, stop: tuple[str, ...]
 def write_several(
     writer: Writer, prompt: str, sampling: Sampling, stop: tuple[str, ...], options: argparse.Namespace
 ) -> None:
+    """Generate several texts at once and print them, or one JSON object per text."""
     began = time.perf_counter()
     ids = writer.ids(prompt)
     written = writer.engine().written(
@@ -151,13 +154,13 @@ def write_several(
 
 
 def printable_json(facts: dict[str, Any]) -> str:
-    """JSON that reads back as the exact text, with what a terminal would obey as `\\u` escapes."""
+    """Return JSON of the exact text, with control characters of terminals escaped."""
     text = json.dumps(facts, ensure_ascii=False)
     return "".join(c if printable(c) == c else json.dumps(c)[1:-1] for c in text)
 
 
 def compare(writer: Writer, prompt: str, options: argparse.Namespace) -> None:
-    """One column per preset, as wide as the terminal allows."""
+    """Print one column per preset, as wide as the terminal allows."""
     import shutil
 
     from positron.inference.sampling import PRESETS

@@ -63,8 +63,10 @@ def refuse_other_words(words: list[str]) -> None:
 
 
 def prepared(config: RunConfig) -> tuple[dict[str, TokenFiles], Tokenizer, Path]:
-    """Make what is missing of a corpus, check its checksums, print its sizes; return both sides of its split, its
-    tokenizer and its folder."""
+    """Prepare a corpus, verify its checksums and print its sizes.
+
+    Returns the token files of both sides of its split, its tokenizer and its folder.
+    """
     say_loading("what reads the text")
     from positron.data.corpus import prepare
     from positron.data.shards import SPLITS, TokenFiles, verify

@@ -74,7 +74,7 @@ def _beside(names: list[str], first: Path) -> Path:
 
 
 def parse_size(text: str) -> tuple[float, float | None]:
-    """ "2M" or "2M,40M" as numbers. UserError for what is none."""
+    """Return the numbers in a text such as 2M or 2M,40M. Raises UserError for anything else."""
     found = [read_amount(part) for part in text.split(",")]
     if len(found) > 2 or not all(1 <= number < math.inf for number in found):
         raise UserError(f"--predict {text}: give parameters, or parameters and tokens, such as 2M or 2M,40M")
@@ -82,7 +82,10 @@ def parse_size(text: str) -> tuple[float, float | None]:
 
 
 def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> tuple[float, float]:
-    """What is predicted: what was asked for, or twice the largest run. UserError away from a reduced law's family."""
+    """Return the parameters and tokens to predict: those asked for, or twice the largest run.
+
+    Raises UserError for a pair outside the family of a reduced law.
+    """
     from positron.evaluation.scaling_law import SPREAD
 
     largest = sizes[-1]
@@ -102,7 +105,7 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
 
 
 def family(law: Law, sizes: list[Size]) -> str:
-    """How N and D went together in the runs of a reduced law."""
+    """Describe how N and D are related in the runs of a reduced law."""
     from positron.evaluation.scaling_law import SPREAD
 
     if law.reduced == "D":
@@ -115,7 +118,7 @@ def family(law: Law, sizes: list[Size]) -> str:
 
 
 def summary(law: Law, sizes: list[Size], aim: tuple[float, float]) -> dict[str, Any]:
-    """All that is shown, as numbers."""
+    """Return everything that is shown, as numbers."""
     runs = []
     for size in sizes:
         fitted = law.bpb(size.parameters, size.tokens).item()
@@ -143,8 +146,7 @@ def summary(law: Law, sizes: list[Size], aim: tuple[float, float]) -> dict[str, 
 
 
 def lines(law: Law, facts: dict[str, Any]) -> list[str]:
-    """The summary in words."""
-
+    """Return the lines of the summary."""
     width = max(len(run["run"]) for run in facts["runs"])
     out = [f"{'run':<{width}}  parameters  (all)   tokens  per parameter  bits per byte  fitted   residual"]
     for run in facts["runs"]:

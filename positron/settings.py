@@ -153,21 +153,22 @@ def type_of(key: str) -> Any:
 
 
 def is_text(key: str) -> bool:
-    """Whether the key's value is free text: a name, a path, a prompt."""
+    """Tell whether the value of a key is free text: a name, a path, a prompt."""
     return set(_alternatives(type_of(key))) <= {str, type(None)}
 
 
 def is_list(key: str) -> bool:
+    """Tell whether the value of a key is a list."""
     return any(typing.get_origin(option) is tuple for option in _alternatives(type_of(key)))
 
 
 def expected(key: str) -> str:
-    """What to give for the key, as a phrase."""
+    """Return a phrase that tells the user which values a key accepts."""
     return _describe(_alternatives(type_of(key)), "")
 
 
 def unknown_key(key: str) -> str:
-    """The message for a key that does not exist, with the nearest that does: by whole path, then by its last word."""
+    """Return the message for a key that does not exist, with the nearest one: by the whole path, then by its last word."""
     keys = [*leaf_keys(), "experiment"]
     if key in keys:
         return f"{key}= cannot be given here: python -m positron.train --cfg job lists all keys"
