@@ -66,7 +66,7 @@ class Choice:
     weight_decay: float
 
     def applied(self, config: RunConfig, asked: Asked) -> RunConfig:
-        """The same run with these numbers in the places of what it leaves open."""
+        """Set these numbers in a configuration wherever the user has given none."""
         steps = self.max_steps
         values = {
             "model.n_layer": self.n_layer,
@@ -87,7 +87,7 @@ class Choice:
 
 
 def filled(config: RunConfig, asked: Asked, values: dict[str, Any]) -> RunConfig:
-    """`values` by dotted key in the places of what the run leaves open."""
+    """Set `values`, by dotted key, wherever the user has given none."""
     for group in ("model", "train", "optimizer", "schedule"):
         free = [key for key in values if key.startswith(f"{group}.") and key not in asked.given]
         part = dataclasses.replace(getattr(config, group), **{key.split(".")[1]: values[key] for key in free})
@@ -96,9 +96,9 @@ def filled(config: RunConfig, asked: Asked, values: dict[str, Any]) -> RunConfig
 
 
 def as_begun(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
-    """With what the budget became when the run was begun, if it was: nothing is measured or chosen twice.
+    """Restore what the budget chose when the run began, so that nothing is measured or chosen twice.
 
-    A horizon that is to be extended stays the new one. UserError for one of a run that has not begun.
+    A horizon that is to be extended keeps its new value. Raises UserError for train.extend=true if there is no checkpoint.
     """
     extends = config.train.max_steps != "auto"
     if config.budget is None or (extends and not config.train.extend):
@@ -118,6 +118,7 @@ def as_begun(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
 
 
 def expected_bpb(weights: float, tokens: float, text_tokens: float, scale: float = 1.0) -> float:
+    """Compute the expected bits per byte after `tokens` tokens of a text of `text_tokens`: the formula above."""
     counted = tokens
     if tokens > text_tokens:
         counted = text_tokens * (1 + R_STAR * (1 - math.exp((1 - tokens / text_tokens) / R_STAR)))
@@ -125,25 +126,26 @@ def expected_bpb(weights: float, tokens: float, text_tokens: float, scale: float
 
 
 def rate_for(config: RunConfig, asked: Asked, d_model: int) -> float:
-    """The peak learning rate: the one given, or the one that suits."""
+    """Return the peak learning rate: the user's, or the default for the optimizer and the width."""
     if "optimizer.lr" in asked.given:
         return config.optimizer.lr
     return suitable_rate(config.optimizer, d_model)
 
 
 def decay_for(rate: float, steps: int, embedding_ratio: float) -> float:
+    """Return the weight decay for which learning rate x decay x steps is FORGETTING, limited to MOST_FORGETTING per step."""
     return min(FORGETTING / steps, MOST_FORGETTING / max(1.0, embedding_ratio)) / rate
 
 
 def suitable_batch(tokens: float, context: int) -> int:
-    """Tokens of an optimizer step for a run of so many tokens: a whole number of sequences, at least 1,024 tokens."""
+    """Return the tokens per optimizer step for a run of `tokens`: whole sequences, about 1,024 tokens or more."""
     batch, at = BATCH_AT
     wanted = max(1024.0, batch * math.sqrt(tokens / at))
     return max(1, round(wanted / context)) * context
 
 
 def tokens_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, text_tokens: float) -> tuple[int, float]:
-    """The batch that suits a run of so long, and the tokens read in it; each decides the other."""
+    """Return the tokens per optimizer step and the tokens of a run of `seconds`; each determines the other."""
     batch, context = BATCH_AT[0], config.model.context_length
     given = config.train.batch_tokens if "train.batch_tokens" in asked.given else "auto"
     for _ in range(4):
@@ -154,7 +156,10 @@ def tokens_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, tex
 
 
 def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
-    """Those to choose from, smallest first, in what is not given; the model's own where it has one."""
+    """Return the candidate models, smallest first; only the configured one unless the size is to be chosen.
+
+    Raises UserError if no candidate suits the given numbers of heads.
+    """
     model = config.model
     if not asked.auto_size:
         return [model.with_vocab(vocab_size)]
@@ -180,7 +185,7 @@ def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A size, what it would read in the budget, and what is expected of it then."""
+    """Hold a model size, the tokens it would read in the budget, and the expected bits per byte."""
 
     gpt: GPTConfig
     speed: Speed
@@ -190,7 +195,7 @@ class Candidate:
 
 
 def choose(config: RunConfig, asked: Asked, machine: Machine, tokenizer: Tokenizer, folder: Path) -> Choice:
-    """Measure for a tenth of `config.budget`, a minute at most. The time counts from here, with the text prepared."""
+    """Measure for a tenth of `config.budget`, at most a minute, and choose. The budget begins here, after preparation."""
     assert config.budget is not None
     begun = time.monotonic()
     budget = seconds(config.budget, "budget")
@@ -224,7 +229,7 @@ def choose(config: RunConfig, asked: Asked, machine: Machine, tokenizer: Tokeniz
 
 
 def no_larger(found: list[Candidate], text_tokens: float) -> bool:
-    """Whether sizes beyond these need not be looked at: they only get slower, or would read no more than these do."""
+    """Tell whether larger models need not be measured: they would be worse, or would gain too little."""
     if len(found) > 2 and found[-1].bpb > found[-2].bpb > found[-3].bpb:
         return True
     whole = found[-1].tokens >= MOST_PASSES * text_tokens
@@ -232,7 +237,7 @@ def no_larger(found: list[Candidate], text_tokens: float) -> bool:
 
 
 def _settle(config: RunConfig, asked: Asked, found: list[Candidate], left: float, text_tokens: float) -> Choice:
-    """The best of what was measured for the `left` seconds, with the table of it."""
+    """Log the table of candidates and return the best choice for the `left` seconds."""
     for each in found:
         logger.info(
             f"  {each.gpt.n_layer:>2} x {each.gpt.d_model:<4} {each.gpt.n_params() / 1e6:6.2f}M parameters, "

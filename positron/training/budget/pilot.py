@@ -33,11 +33,12 @@ class Speed:
     update_s: float
 
     def tokens_per_s(self, batch_tokens: int) -> float:
+        """Return the tokens per second with `batch_tokens` tokens per optimizer step."""
         return batch_tokens / (self.update_s + batch_tokens * self.token_s)
 
 
 class Measuring:
-    """Trains for moments on the run's own text, on the machine it is for, as the run would."""
+    """Train small models for seconds on the run's own text and machine, as the run would."""
 
     def __init__(self, config: RunConfig, machine: Machine, tokenizer: Tokenizer, folder: Path) -> None:
         self.config, self.machine, self.tokenizer, self.folder = config, machine, tokenizer, folder
@@ -94,12 +95,13 @@ class Measuring:
         return time.perf_counter() - begun
 
     def bpb(self, model: GPT, data: PretrainObjective) -> float:
+        """Score the validation text in bits per byte."""
         with self.machine.autocast():
             return score(model, data.val_x, data.val_y, torch.from_numpy(data.token_bytes)).bpb
 
 
 def speed_of(gradients: list[tuple[int, float]], updates: list[float]) -> Speed:
-    """From (tokens, seconds) of gradients, the first of which pays for kernels and buffers, and from seconds of updates.
+    """Compute the speed from (tokens, seconds) of gradients and seconds of updates, without the first, which warms up.
 
     Where steps had two sizes, a line through both gives a token's cost; at least a fourth of what it is in the larger one,
     since a GPU that small steps leave idle is not infinitely fast.
