@@ -1,7 +1,10 @@
-"""Talk to a run: `python -m positron.chat`, or one question: `python -m positron.chat "Tell me a story about Tom."`
+"""Talk to a run.
+
+    python -m positron.chat
+    python -m positron.chat "Tell me a story about Tom."
 
 In the chat: /settings, /settings NAME VALUE, /reset, /save FILE, /load FILE, /system TEXT, /help, /quit. Ctrl-C stops an
-answer; at the prompt it leaves, after a question where the conversation was not saved.
+answer; at the prompt it leaves, after a second Ctrl-C if the conversation is not saved.
 """
 
 from __future__ import annotations
@@ -39,12 +42,12 @@ def arguments() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="python -m positron.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("question", nargs="?", help="answer this one and leave")
+    parser.add_argument("question", nargs="?", help="answer this question and exit")
     parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
     parser.add_argument(
-        "--max-tokens", type=int, help="most tokens of an answer (default: until it ends or the context is full)"
+        "--max-tokens", type=int, help="maximum tokens of an answer (default: until it ends or the context is full)"
     )
-    parser.add_argument("--system", help="who the model is to be")
+    parser.add_argument("--system", help="system prompt")
     draft_option(parser)
     sampling_options(parser, PRESET)
     return parser
@@ -89,6 +92,7 @@ def main() -> None:
 
 
 def note(line: str) -> None:
+    """Print a remark in parentheses on stderr."""
     Screen(sys.stderr).line(f"({line})")
 
 
@@ -127,7 +131,7 @@ def answer_lines(dialogue: Dialogue) -> None:
 
 
 def terminal_prompt() -> Callable[[], str]:
-    """What asks the user for a line, with editing and history. Ctrl-C clears a line that is not empty."""
+    """Return a function that asks for a line, with editing and history; Ctrl-C clears a line that is not empty."""
     from prompt_toolkit import PromptSession
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 

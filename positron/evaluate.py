@@ -102,7 +102,7 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
-    """Loss over the documents of the text, each from its beginning to its end."""
+    """Measure the loss over the documents of the text, each from its beginning to its end."""
     from positron.evaluation.eval_texts import floor_of, floor_of_run, texts_of_file, texts_of_run, up_to
     from positron.evaluation.scoring import interval, sampling_units, score_windows, total
     from positron.inference.int8 import round_weights
@@ -145,14 +145,14 @@ def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[st
 
 
 def in_training(run: Run) -> float | None:
-    """The bits per byte that training measured on this side for the checkpoint in use: the best one."""
+    """Return the bits per byte that training measured on the validation text for the best checkpoint."""
     from positron.run.folder import PRETRAIN
 
     return run.facts().best_bpb if run.kind == PRETRAIN else None
 
 
 def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
-    """Stories that the model writes, beside stories of the grammar that no one trained on."""
+    """Compare stories that the model writes with new stories of the grammar."""
     import dataclasses
 
     from positron import stories
@@ -174,7 +174,7 @@ def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[s
 
 
 def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
-    """Answers to requests whose name, object and place never met in the conversations that a run learns from."""
+    """Check answers to requests whose name, object and place do not occur together in the training conversations."""
     import dataclasses
 
     from positron import stories
@@ -201,11 +201,12 @@ def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dic
 
 
 def longest(writer: Writer) -> int:
-    """Tokens of a story at most: one that goes on for longer than the model can see does not end by itself."""
+    """Return the maximum tokens of a story: twice the context length."""
     return max(16, 2 * writer.model.config.context_length)
 
 
 def as_text(facts: dict[str, Any]) -> str:
+    """Return the figures as lines of text."""
     half = facts["bpb_interval"]
     lines = [
         f"text            {facts['text']}: {counted(facts['documents'], 'document')}, {facts['bytes']:,} bytes",

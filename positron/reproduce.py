@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def recorded(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """The run's metrics, and the start that made its first step. UserError where it kept none of them."""
+    """Return the run's metrics and its first start. Raises UserError if one of them is missing."""
     rows = read_metrics(run.metrics_path)
     if not rows:
         raise UserError(f"{run.folder} has no metrics to compare with: train it for at least train.log_every steps")
@@ -94,18 +94,19 @@ def recorded(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def last_step(rows: list[dict[str, Any]], wanted: float) -> int:
-    """The logged step at which the comparison ends."""
+    """Return the logged step at which the comparison ends."""
     steps = [int(row["step"]) for row in rows]
     return next((step for step in steps if step >= wanted), steps[-1])
 
 
 def default_name(run: Run) -> str:
+    """Return the name of the new run if the user gives none."""
     is_job = run.job_path.exists()  # of a sweep, where folders are called 0, 1, 2
     return f"{run.folder.resolve().parent.name}-{run.folder.name}-again" if is_job else f"{run.folder.name}-again"
 
 
 def again(run: Run, begun: dict[str, Any], name: str, last: int) -> RunConfig:
-    """The run's settings with all that `auto` became, and with the weights that it began with."""
+    """Return the run's settings with the values that replaced `auto`, and the weights that it started from."""
     values, resolved = run.config(), begun["resolved"]
     own = values.get("optimizer", {}).get("_target_")
     if own is not None:
@@ -137,7 +138,7 @@ def claim(folder: Path, run: Run) -> None:
 
 
 def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
-    """Whether the traces are the same up to step `last`, and what to say of it."""
+    """Return whether the traces are identical up to step `last`, and the text that says so."""
     there = {row["step"]: row for row in read_metrics(run.metrics_path) if row["step"] <= last}
     here = {row["step"]: row for row in read_metrics(new.metrics_path)}
     steps = [step for step in there if step in here]
@@ -165,7 +166,7 @@ def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
 def differences(
     steps: list[int], there: dict[int, dict[str, Any]], here: dict[int, dict[str, Any]]
 ) -> Iterator[tuple[int, str]]:
-    """(step, what differs) for all values of the trace that are not the same to the last bit."""
+    """Yield (step, description) for each value of the trace that differs in any bit."""
     for step in steps:
         for key in TRACE:
             a, b = there[step].get(key), here[step].get(key)
@@ -176,7 +177,7 @@ def differences(
 
 
 def changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """`what: there -> here` for whatever may have made the bits others."""
+    """Return `key: there -> here` for everything recorded that may explain different bits."""
     a, b = flat(there), flat(here)
     keys = [key for key in {**a, **b} if key not in _CHANGES_NOTHING]
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
