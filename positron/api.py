@@ -142,6 +142,18 @@ def export(
     return write(None if run is None else str(getattr(run, "folder", run)), to, folder, precision)
 
 
+def import_model(path: str | Path, name: str | None = None, tokenizer: str | Path | None = None) -> Run:
+    """Make a run of a model that was trained elsewhere, and return it; see `positron import --help`.
+
+    `path` is a folder of Hugging Face's transformers or a .bin file of llama2.c, whose vocabulary is `tokenizer`. Raises
+    UserError for what is missing, damaged or not supported, and for a name that is taken.
+    """
+    from positron.import_ import import_model as read
+    from positron.run.folder import Run
+
+    return Run(read(path, name, tokenizer))
+
+
 def _composed(recipe: str, name: str | None, settings: Mapping[str, Any]) -> tuple[str, list[str]]:
     """Write settings as a command line would have them."""
     from positron.cli.help_text import default_choices

@@ -204,7 +204,7 @@ class GPTConfig(ModelConfig):
         return 6 * self.matmul_params() + 12 * self.n_layer * self.n_head * self.d_head * keys
 
 
-TokenizerKind = Literal["char", "word", "sentencepiece", "tiktoken"]
+TokenizerKind = Literal["char", "word", "sentencepiece", "tiktoken", "huggingface"]
 
 
 @dataclass(frozen=True)
@@ -218,7 +218,7 @@ class TokenizerConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "tokenizer")
         match self.kind:
-            case "char":
+            case "char" | "huggingface":
                 pass
             case "word":
                 if self.vocab_size is None or self.vocab_size < 10:
@@ -244,7 +244,8 @@ OnInvalid = Literal["error", "replace"]
 class DataConfig:
     """`conf/data/*`: where the text comes from. Token files are kept under `dir`, one folder per corpus."""
 
-    source: Literal["stories", "text", "hub", "instruct", "story_instruct"]  # kind of data; the last two: for sft
+    # kind of data; instruct and story_instruct: for sft; imported: unknown, since the weights came from elsewhere
+    source: Literal["stories", "text", "hub", "instruct", "story_instruct", "imported"]
     # file, folder or glob pattern: .json .jsonl .ndjson .csv .tsv .parquet .arrow, each also as .gz or .zst; for source=text
     # also .txt and .md
     path: str | None = None
@@ -271,7 +272,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "data")
         match self.source:
-            case "stories" | "story_instruct":
+            case "stories" | "story_instruct" | "imported":
                 pass
             case "text":
                 if not self.path and not self.url:
@@ -315,7 +316,7 @@ class DataConfig:
         match self.source:
             case "instruct" | "story_instruct":
                 return True
-            case "stories" | "text" | "hub":
+            case "stories" | "text" | "hub" | "imported":
                 return False
             case _:
                 assert_never(self.source)

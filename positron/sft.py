@@ -112,6 +112,9 @@ def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> W
         base = pretrained_run(_base(config))
     except UserError as error:
         raise UserError(f"{error}; {without}") from error
+    if base.config()["data"].get("source") == "imported":
+        logger.info("the text of the imported model is not known: nothing of it is replayed")
+        return None
     if base.config()["data"].get("tokens_per_epoch") is not None:
         raise UserError(f"{base.folder} has no text that stays on the disk to replay: give sft.replay_ratio=0")
     share = min(batch_size - 1, max(1, round(config.sft.replay_ratio * batch_size)))

@@ -21,7 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from positron.cli import COMMANDS, summary  # noqa: E402
+from positron.cli import COMMANDS, module_of, summary  # noqa: E402
 from positron.cli.help_text import (  # noqa: E402
     default_choices,
     default_values,
@@ -183,7 +183,7 @@ def commands_page() -> str:
             text = help_text(command, CONF).partition("\ngroups, one choice each:")[0].rstrip()
             lines += ["```text", text, "```", "", "Groups and keys: [Configuration](configuration.md)."]
         else:
-            parser = importlib.import_module(f"positron.{command}").arguments()
+            parser = importlib.import_module(f"positron.{module_of(command)}").arguments()
             lines += ["```text", parser.format_help().rstrip(), "```"]
     return "\n".join(lines) + "\n"
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from positron.cli import COMMANDS
+from positron.cli import MODULES
 from positron.config import (
     DataConfig,
     DeviceConfig,
@@ -66,7 +66,7 @@ _IMPORTED_LATE = (  # what commands import inside functions, and what test modul
     "hypothesis.strategies",
     "pytest",
 )
-_SERVER.set_forkserver_preload([*(f"positron.{name}" for name in COMMANDS), *_IMPORTED_LATE])
+_SERVER.set_forkserver_preload([*(f"positron.{name}" for name in MODULES), *_IMPORTED_LATE])
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

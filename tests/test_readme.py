@@ -20,7 +20,7 @@ from positron.cli.request import compose
 
 GUIDES = (
     *("training", "resuming", "data", "tokenizers", "fine-tuning", "chat-and-generation", "evaluation", "experiments"),
-    *("monitoring", "export", "devices", "python", "numpy"),
+    *("monitoring", "import", "export", "devices", "python", "numpy"),
 )
 PAGES = [
     PROJECT / "README.md",
@@ -46,7 +46,8 @@ COMMANDS = [command for page in PAGES for command in printed_commands(page)]
 SHORT = ("device=cpu", *FAST, "train.log_every=1")
 # What a test only parses: it needs a network or seconds of processes, or its own test runs it.
 PARSED_ONLY = re.compile(
-    r"positron export|data=hub|experiment=fineweb|hydra/|devices=2|logger=wandb|cache --clean|"
+    r"positron export|positron import|smollm|pip install|data=hub|"
+    r"experiment=fineweb|hydra/|devices=2|logger=wandb|cache --clean|"
     r"^positron train experiment=quickstart$"
 )
 
@@ -102,7 +103,7 @@ def test_the_command_line_of_every_printed_command_is_accepted(command, tmp_path
         assert name in positron.cli.COMMANDS
         return
     if name not in ("train", "sft"):
-        importlib.import_module(f"positron.{name}").arguments().parse_args(arguments)
+        importlib.import_module(f"positron.{positron.cli.module_of(name)}").arguments().parse_args(arguments)
         return
     if arguments == ["--help"]:
         return

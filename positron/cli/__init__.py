@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import keyword
 import re
 import runpy
 import sys
@@ -24,6 +25,7 @@ COMMANDS = (
     "scaling",
     "reproduce",
     "export",
+    "import",
     "dashboard",
     "prepare",
     "preview",
@@ -33,10 +35,18 @@ COMMANDS = (
 )
 
 
+def module_of(command: str) -> str:
+    """Return the name of a command's module in this package; `import` alone cannot be one."""
+    return f"{command}_" if keyword.iskeyword(command) else command
+
+
+MODULES = tuple(map(module_of, COMMANDS))
+
+
 def summary(command: str) -> str:
     """The first sentence of the command's own docstring, up to its example."""
     package = Path(__file__).parents[1]
-    path = package / f"{command}.py"
+    path = package / f"{module_of(command)}.py"
     source = (path if path.exists() else package / command / "__init__.py").read_text(encoding="utf-8")
     first = " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split())
     return re.split(r":? `python|: python|\. |\.$", first)[0]
@@ -48,7 +58,7 @@ def main() -> None:
     if words and words[0] in COMMANDS:
         sys.argv = sys.argv[1:]
         # as the main module of the process, so that what starts further processes (Lightning) starts the same command
-        runpy.run_module(f"positron.{words[0]}", run_name="__main__", alter_sys=True)
+        runpy.run_module(f"positron.{module_of(words[0])}", run_name="__main__", alter_sys=True)
         return
     with errors_as_one_line():
         _answer(words)

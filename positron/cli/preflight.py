@@ -42,6 +42,7 @@ def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     """Refuse what this start cannot do; returns the config with the tokenizer of the run that it continues or begins from."""
     check_name(folder)
     config = with_known_tokenizer(config, folder, asked.given)
+    config = with_source_model(config, folder, asked)
     run = Run(folder)
     if run.exists and any(run.checkpoint_folder.glob("*.ckpt")):
         if config.resume != "never":
@@ -112,6 +113,27 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
             f"{key}={config.init_from or config.ckpt_path}: the weights are of another architecture than this command "
             f"asks for: add {listed}"
         )
+
+
+def with_source_model(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
+    """Return the config with the architecture of the run named by init_from=, where neither model= nor
+    experiment= chooses one.
+
+    Single values that the command gives, such as model.context_length=, stay as they are given.
+    """
+    if (
+        config.sft is not None
+        or config.init_from is None
+        or asked.auto_size
+        or {"model", "experiment"} & set(asked.given)
+    ):
+        return config
+    run = Run(folder) if Run(folder).exists else _source_run(config)
+    if run is None:
+        return config
+    given = {key.removeprefix("model.") for key in asked.given if key.startswith("model.")}
+    values = {name: value for name, value in vars(run.settings().model).items() if name not in given}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **values))
 
 
 def _shown(value: Any) -> str:

@@ -37,13 +37,20 @@ READ_BY = (
             "hub": ("repo", "files", "revision", "config_name", "field", "on_invalid", "max_mb", "tokens_per_epoch"),
             "instruct": ("path", "repo", "files", "revision", "config_name", "on_invalid"),
             "story_instruct": ("examples",),
+            "imported": (),
         },
         {name: f"data={name}" for name in ("stories", "text", "hub", "instruct", "story_instruct")},
     ),
     Choice(
         "tokenizer",
         "kind",
-        {"char": (), "word": ("vocab_size",), "sentencepiece": ("vocab_size",), "tiktoken": ("name",)},
+        {
+            "char": (),
+            "word": ("vocab_size",),
+            "sentencepiece": ("vocab_size",),
+            "tiktoken": ("name",),
+            "huggingface": (),
+        },
         {"word": "tokenizer=word", "sentencepiece": "tokenizer=spm_4k", "tiktoken": "tokenizer=gpt2"},
     ),
     Choice(

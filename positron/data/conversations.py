@@ -87,7 +87,7 @@ def read_conversations(config: DataConfig) -> list[Conversation]:
             return list(story_requests(config.seed, 0, config.examples, config.val_fraction))
         case "instruct":
             return _conversations_of_files(config)
-        case "stories" | "text" | "hub":
+        case "stories" | "text" | "hub" | "imported":
             raise UserError(f"data={config.source} holds text, not conversations: data=instruct data.path=FILE")
         case _:
             assert_never(config.source)

@@ -107,7 +107,7 @@ def _own_tokenizer(source: Source, choice: TokenizerConfig, home: Path, streams:
             logger.info("training the char tokenizer" + (" on the beginning of the text" if reads_sample else ""))
         case "word" | "sentencepiece":
             logger.info(f"training the {choice.kind} tokenizer on the beginning of the text")
-        case "tiktoken":
+        case "tiktoken" | "huggingface":
             pass  # the vocabulary is fixed: nothing is read
         case _:
             assert_never(choice.kind)

@@ -67,6 +67,8 @@ def open_source(config: DataConfig) -> Source:
             if repository.files or config.tokens_per_epoch is not None:
                 return HubSource(config)
             return HubRowsSource(repository, config)
+        case "imported":
+            raise UserError("the text of an imported model is not known")
         case "instruct" | "story_instruct":
             raise UserError(
                 f"data={config.source} holds conversations, not text: data=text data.path=FILE, or data=stories"

@@ -16,18 +16,23 @@ import numpy as np
 import torch
 
 from positron.config import GPTConfig
+from positron.interop.gguf_tokenizer import add_tokenizer
 from positron.interop.hf_architectures import sliding_window
-from positron.interop.huggingface import CHAT_TEMPLATE
-from positron.interop.rules import Rule, consecutive_pairs, constant, linear, norm, same, stacked, to_ours, to_theirs
+from positron.interop.rules import (
+    Rule,
+    consecutive_pairs,
+    constant,
+    linear,
+    norm,
+    qk_norm,
+    same,
+    stacked,
+    to_ours,
+    to_theirs,
+)
 from positron.interop.source import Source, largest_difference
-from positron.interop.tokenizer_json import byte_level, tiktoken_merges
 from positron.model.gpt import sinusoidal_table
 from positron.system.errors import UserError
-from positron.text.char_word import CharTokenizer
-from positron.text.conversation import END
-from positron.text.sentencepiece_bpe import SentencePieceTokenizer
-from positron.text.tiktoken_bpe import TiktokenTokenizer
-from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -35,9 +40,6 @@ if TYPE_CHECKING:
 Precision = Literal["f32", "f16", "q8_0"]
 BLOCK = 32  # numbers that share one scale in Q8_0
 FILE = "model.gguf"
-_NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6  # types of tokens in GGUF
-_TYPES = {"normal": _NORMAL, "unknown": _UNKNOWN, "control": _CONTROL, "byte": _BYTE}
-PRE_TOKENIZERS = {"r50k_base": "gpt-2", "p50k_base": "gpt-2", "cl100k_base": "llama-bpe"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ def choose(config: GPTConfig) -> Architecture:
                 _refuse("model.qk_norm=true with model.norm=layernorm", "model.norm=rmsnorm has one")
             if config.activation != "gelu":
                 _refuse(f"model.activation={config.activation} with model.norm=layernorm", "gelu has one")
+            if config.n_head * config.d_head != config.d_model:
+                _refuse(f"model.head_dim={config.head_dim} with model.norm=layernorm", "model.norm=rmsnorm has one")
             return STARCODER2 if config.has_rope else GPT2
         case "rmsnorm":
             if not config.has_rope:
@@ -111,7 +115,7 @@ def _llama_like(config: GPTConfig, *, turned: bool, qk_scale: bool, head: bool) 
             names = (f"{theirs}.attn_{part}.weight", f"{ours}.attn.{part}.weight")
             rules.append(consecutive_pairs(*names, config.d_head) if turned else same(*names))
             if qk_scale:
-                rules.append(constant(f"{theirs}.attn_{part}_norm.weight", torch.ones(config.d_head)))
+                rules.append(qk_norm(f"{theirs}.attn_{part}_norm.weight", f"{ours}.attn.{part}_norm.weight", config))
         rules.append(same(f"{theirs}.attn_v.weight", f"{ours}.attn.v.weight"))
         rules.append(same(f"{theirs}.attn_output.weight", f"{ours}.attn.out.weight"))
         rules.append(same(f"{theirs}.ffn_norm.weight", f"{ours}.norm2.weight"))
@@ -190,7 +194,7 @@ def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
     config = source.config
     architecture = choose(config)
     writer = GGUFWriter(folder / FILE, architecture.name)
-    _add_tokenizer(source, writer)
+    add_tokenizer(writer, source.tokenizer, is_chat=source.is_chat)
     writer.add_name(source.name)
     types = {"f32": LlamaFileType.ALL_F32, "f16": LlamaFileType.MOSTLY_F16, "q8_0": LlamaFileType.MOSTLY_Q8_0}
     writer.add_file_type(types[precision])
@@ -238,54 +242,3 @@ def _add_tensor(writer: GGUFWriter, name: str, values: np.ndarray, precision: Pr
             writer.add_tensor(name, values.astype(np.float32))
         case _:
             assert_never(precision)
-
-
-def _add_tokenizer(source: Source, writer: GGUFWriter) -> None:
-    tokenizer = source.tokenizer
-    match tokenizer:
-        case SentencePieceTokenizer():
-            pieces = tokenizer.pieces()
-            writer.add_tokenizer_model("llama")
-            writer.add_tokenizer_pre("default")
-            writer.add_token_list([piece.text for piece in pieces])
-            writer.add_token_scores([piece.score for piece in pieces])
-            writer.add_token_types([_TYPES[piece.kind] for piece in pieces])
-            writer.add_unk_token_id(0)
-        case TiktokenTokenizer():
-            if tokenizer.name not in PRE_TOKENIZERS:
-                raise UserError(f"tokenizer {tokenizer.name}: llama.cpp has no pre-tokenizer that was compared with it")
-            _add_byte_level(source, writer, PRE_TOKENIZERS[tokenizer.name], tiktoken_merges(tokenizer.ranks()))
-        case CharTokenizer():  # with one merge that never applies, since the list must exist
-            _add_byte_level(source, writer, "gpt-2", [(b"\xff", b"\xff")])
-        case _:
-            raise UserError(f"tokenizer.kind={tokenizer.kind}: llama.cpp has no such tokenizer (spm_16k has one)")
-    writer.add_bos_token_id(tokenizer.special_id(END_OF_TEXT))
-    writer.add_eos_token_id(tokenizer.special_id(END_OF_TEXT))
-    writer.add_add_bos_token(True)
-    writer.add_add_space_prefix(False)  # llama.cpp's default would begin every text with a space
-    if source.is_chat:
-        writer.add_eot_token_id(tokenizer.special_id(END))
-        writer.add_chat_template(CHAT_TEMPLATE)
-
-
-def _add_byte_level(source: Source, writer: GGUFWriter, pre: str, merges: list[tuple[bytes, bytes]]) -> None:
-    tokenizer = source.tokenizer
-    specials = {tokenizer.special_id(token): token for token in SPECIALS}
-    tokens, types = [], []
-    for i in range(tokenizer.vocab_size):
-        spelled = tokenizer.bytes_of(i)
-        if i in specials:
-            token, kind = specials[i], _CONTROL
-        elif i == 0 and tokenizer.has_unknown:
-            token, kind = "<unk>", _UNKNOWN
-        elif not spelled:
-            token, kind = f"<|unused_{i}|>", _UNUSED
-        else:
-            token, kind = byte_level(spelled), _NORMAL
-        tokens.append(token)
-        types.append(kind)
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges([f"{byte_level(left)} {byte_level(right)}" for left, right in merges])

@@ -7,6 +7,7 @@ with rope, which keeps the root mean square.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn, assert_never
@@ -14,7 +15,7 @@ from typing import Any, NoReturn, assert_never
 import torch
 
 from positron.config import GPTConfig
-from positron.interop.rules import Rule, constant, linear, norm, same, stacked, transposed
+from positron.interop.rules import Rule, constant, linear, norm, qk_norm, same, stacked, transposed
 from positron.model.gpt import sinusoidal_table
 from positron.system.errors import UserError
 
@@ -44,7 +45,13 @@ def choose(config: GPTConfig) -> Architecture:
             assert_never(config.norm)
 
 
+def _refuse_head_dim(config: GPTConfig) -> None:
+    if config.n_head * config.d_head != config.d_model:
+        _refuse(f"model.head_dim={config.head_dim} with model.norm=layernorm", "model.norm=rmsnorm has one")
+
+
 def _with_layernorm(config: GPTConfig) -> Architecture:
+    _refuse_head_dim(config)
     if config.qk_norm:
         _refuse("model.qk_norm=true with model.norm=layernorm", "model.norm=rmsnorm has one")
     match config.position:
@@ -117,6 +124,7 @@ def config_json(architecture: Architecture, config: GPTConfig, end_of_text: int)
         "torch_dtype": "float32",
         **(rope if config.has_rope else {}),
         **architecture.settings(config),
+        "positron": dataclasses.asdict(config),  # with which an import gives back the very same model
     }
 
 
@@ -155,7 +163,9 @@ def _decoder(
         for their_part, our_part in {"q_proj": "q", "k_proj": "k", "v_proj": "v", "o_proj": "out"}.items():
             rules += linear(f"{theirs}.self_attn.{their_part}", f"{ours}.attn.{our_part}", config)
         if qk_scale:
-            rules += [constant(f"{theirs}.self_attn.{n}_norm.weight", torch.ones(config.d_head)) for n in ("q", "k")]
+            rules += [
+                qk_norm(f"{theirs}.self_attn.{n}_norm.weight", f"{ours}.attn.{n}_norm.weight", config) for n in "qk"
+            ]
         for their_part, our_part in mlp.items():
             rules += linear(f"{theirs}.mlp.{their_part}", f"{ours}.mlp.{our_part}", config)
     rules += norm("model.norm", "norm_f", config, always_bias=always_norm_bias)

@@ -6,6 +6,7 @@ ends it, and 3 to 258 are the bytes. The vocabulary is therefore reordered, and 
 
 from __future__ import annotations
 
+import json
 import struct
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from positron.config import GPTConfig
 from positron.interop.rules import Rule, consecutive_pairs, same, to_ours, to_theirs
 from positron.interop.source import Source, largest_difference
+from positron.interop.tokenizer_json import piece_tokenizer, ranked_merges
 from positron.model.gpt import rope_tables
 from positron.system.disk import read_bytes, whole_file
 from positron.system.errors import UserError
@@ -23,7 +25,7 @@ from positron.text.sentencepiece_bpe import Piece, SentencePieceTokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 MODEL, VOCABULARY = "model.bin", "tokenizer.bin"
-_HEADER = struct.Struct("<7i")  # width, MLP width, layers, heads, key/value heads, vocabulary (< 0: untied), context
+HEADER = struct.Struct("<7i")  # width, MLP width, layers, heads, key/value heads, vocabulary (< 0: untied), context
 _FIRST_BYTE = 3  # the id of the byte 0
 _BEGIN = 1  # the id that begins and ends a text
 
@@ -42,6 +44,7 @@ def refuse(config: GPTConfig, tokenizer: Tokenizer) -> None:
         actual = getattr(config, key)
         if actual != value:
             shown = str(actual).lower() if isinstance(actual, bool) else actual
+            key = "head_dim" if key == "d_head" else key
             raise UserError(f"model.{key}={shown}: llama2.c has {key}={str(value).lower()} alone")
     if config.window is not None and config.window < config.context_length:
         raise UserError(f"model.window={config.window}: llama2.c has no window")
@@ -94,7 +97,7 @@ def write(source: Source, folder: Path) -> float:
     vocabulary = config.vocab_size if config.tie_embeddings else -config.vocab_size
     header = (config.d_model, config.ff_width, config.n_layer, config.n_head, config.kv_heads, vocabulary)
     with whole_file(folder / MODEL) as file:
-        file.write(_HEADER.pack(*header, config.context_length))
+        file.write(HEADER.pack(*header, config.context_length))
         for part in parts:
             file.write(part.to(torch.float32).contiguous().numpy().astype("<f4").tobytes())
     pieces = tokenizer.pieces()
@@ -112,6 +115,34 @@ def vocabulary_file(pieces: list[Piece]) -> bytes:
     return content
 
 
+def library_json(path: Path, vocab_size: int) -> bytes:
+    """Return the vocabulary of tokenizer.bin as a tokenizer.json, which encodes as run.c does.
+
+    run.c puts a space before a text and joins the neighbours whose joint piece has the highest score; it takes the bytes of a
+    character without a piece. Raises UserError for a file that is damaged or has another number of pieces.
+    """
+    content, place = read_bytes(path), 4
+    pieces: list[tuple[str, float]] = []
+    try:
+        while place < len(content):
+            score, length = struct.unpack_from("<fi", content, place)
+            text = content[place + 8 : place + 8 + length]
+            if length < 0 or len(text) != length:
+                raise ValueError("a piece ends after the file")
+            pieces.append((text.decode("utf-8").replace(" ", "▁"), score))
+            place += 8 + length
+    except (struct.error, ValueError) as error:
+        raise UserError(f"{path} is no vocabulary of llama2.c: {error}") from error
+    if len(pieces) != vocab_size:
+        raise UserError(
+            f"{path} has {len(pieces):,} pieces, and the model has {vocab_size:,}: they do not belong together"
+        )
+    specials = {0: "<unk>", 1: "<s>", 2: "</s>"}
+    texts = {specials.get(i, text): i for i, (text, _) in enumerate(pieces)}
+    normal = [(text, score, i) for i, (text, score) in enumerate(pieces) if i >= _FIRST_BYTE + 256]
+    return json.dumps(piece_tokenizer(texts, ranked_merges(normal), specials, dummy_prefix=True)).encode("utf-8")
+
+
 def _text_of(piece: Piece) -> bytes:
     """Return what a piece stands for; bytes keep the spelling `<0x0A>`, which run.c reads."""
     return (piece.text if piece.kind == "byte" else piece.text.replace("▁", " ")).encode("utf-8")
@@ -119,7 +150,7 @@ def _text_of(piece: Piece) -> bytes:
 
 def _read(config: GPTConfig, path: Path, order: list[int]) -> dict[str, Tensor]:
     """Read the weights back, in our order of the ids."""
-    numbers = torch.from_numpy(np.frombuffer(read_bytes(path), dtype="<f4", offset=_HEADER.size).copy())
+    numbers = torch.from_numpy(np.frombuffer(read_bytes(path), dtype="<f4", offset=HEADER.size).copy())
     shapes = to_theirs(rules(config), _empty(config))
     tensors: dict[str, Tensor] = {}
     start = 0

@@ -112,6 +112,11 @@ def norm(theirs: str, ours: str, config: GPTConfig, *, always_bias: bool) -> lis
     return rules
 
 
+def qk_norm(theirs: str, ours: str, config: GPTConfig) -> Rule:
+    """Map the scale of QK-norm, (D,); ones where ours has none."""
+    return same(theirs, ours) if config.qk_scale else constant(theirs, torch.ones(config.d_head))
+
+
 def linear(theirs: str, ours: str, config: GPTConfig, zeros: int | None = None) -> list[Rule]:
     """Map a linear layer. `zeros`: the size of a bias that theirs always has; zeros are written where ours has none."""
     rules = [same(f"{theirs}.weight", f"{ours}.weight")]
@@ -122,16 +127,33 @@ def linear(theirs: str, ours: str, config: GPTConfig, zeros: int | None = None) 
     return rules
 
 
+def absent(ours: str, size: int) -> Rule:
+    """Fill a bias that theirs does not have with zeros, (size,)."""
+
+    def forth(tensors: Sequence[Tensor]) -> Tensor:
+        raise Contradiction(f"there is no place for {ours}")
+
+    return Rule("", (ours,), forth, lambda tensor: [torch.zeros(size)])
+
+
 def to_theirs(rules: Iterable[Rule], weights: Weights) -> dict[str, Tensor]:
     """Return the other program's tensors. Raises KeyError if a rule names a weight that the model lacks."""
-    return {rule.theirs: rule.forth([weights[name] for name in rule.ours]).contiguous() for rule in rules}
+    tensors: dict[str, Tensor] = {}
+    written: set[tuple[str, ...]] = set()
+    for rule in rules:
+        tensor = rule.forth([weights[name] for name in rule.ours]).contiguous()
+        # safetensors refuses two names for one memory
+        tensors[rule.theirs] = tensor.clone() if rule.ours in written else tensor
+        written.add(rule.ours)
+    return tensors
 
 
 def to_ours(rules: Iterable[Rule], tensors: Weights) -> dict[str, Tensor]:
     """Return our tensors. Raises Contradiction for values that these rules cannot have written."""
     weights: dict[str, Tensor] = {}
     for rule in rules:
-        for name, tensor in zip(rule.ours, rule.back(tensors[rule.theirs]), strict=True):
+        theirs = tensors[rule.theirs] if rule.theirs else torch.empty(0)
+        for name, tensor in zip(rule.ours, rule.back(theirs), strict=True):
             if name in weights and not torch.equal(weights[name], tensor):
                 raise Contradiction(f"{rule.theirs} must equal the other tensor that {name} comes from")
             weights[name] = tensor

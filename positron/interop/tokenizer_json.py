@@ -8,10 +8,12 @@ SentencePiece there, and a text that spells a special token, `<|end|>`, becomes 
 from __future__ import annotations
 
 import itertools
+import json
 from typing import Any
 
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer, WordTokenizer
+from positron.text.library_json import BYTE_CHARACTERS, LibraryTokenizer
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
 from positron.text.tiktoken_bpe import DEFINITIONS, TiktokenTokenizer
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS, UNKNOWN, Tokenizer
@@ -30,6 +32,8 @@ _WORDS = r"[\p{L}\p{N}_]+|[^\p{L}\p{N}_\s\x1c-\x1f]|[\s\x1c-\x1f]+"
 def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return the content of tokenizer.json. Raises UserError for a vocabulary that the format cannot express."""
     match tokenizer:
+        case LibraryTokenizer():
+            return _with_markers(tokenizer)
         case SentencePieceTokenizer():
             parts = _sentencepiece(tokenizer)
         case TiktokenTokenizer():
@@ -63,6 +67,19 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         },
         **parts,
     }
+
+
+def _with_markers(tokenizer: LibraryTokenizer) -> dict[str, Any]:
+    """Return an imported tokenizer.json with the special tokens that the import added."""
+    facts: dict[str, Any] = json.loads(tokenizer.content)
+    known = {token["id"]: token["content"] for token in facts["added_tokens"]}
+    vocabulary = facts["model"]["vocab"]
+    size = max(*known, len(vocabulary) - 1) + 1
+    ids = _special_ids(tokenizer)
+    ids = {i: token for i, token in ids.items() if i >= size}
+    fillers = {i: f"<|unused_{i}|>" for i in range(size, tokenizer.vocab_size) if i not in ids}
+    facts["added_tokens"] += [_added(i, token) for i, token in sorted({**ids, **fillers}.items())]
+    return facts
 
 
 def _special_ids(tokenizer: Tokenizer) -> dict[int, str]:
@@ -123,7 +140,13 @@ def sentencepiece_merges(tokenizer: SentencePieceTokenizer) -> list[tuple[str, s
     SentencePiece joins the neighbours whose joint piece has the highest score. All ways to divide a piece into two pieces
     stand for that one merge, so they follow each other. Control, unknown and byte pieces take no part.
     """
-    normal = {piece.text: (piece.score, i) for i, piece in enumerate(tokenizer.pieces()) if piece.kind == "normal"}
+    pieces = enumerate(tokenizer.pieces())
+    return ranked_merges([(piece.text, piece.score, i) for i, piece in pieces if piece.kind == "normal"])
+
+
+def ranked_merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]:
+    """Return the merges that pieces imply, given as text, score and id."""
+    normal = {text: (score, i) for text, score, i in pieces}
     ranked: list[tuple[float, int, int, str, str]] = []
     for text, (score, _) in normal.items():
         for cut in range(1, len(text)):
@@ -131,6 +154,24 @@ def sentencepiece_merges(tokenizer: SentencePieceTokenizer) -> list[tuple[str, s
             if left in normal and right in normal:
                 ranked.append((-score, normal[left][1], normal[right][1], left, right))
     return [(left, right) for *_, left, right in sorted(ranked)]
+
+
+def piece_tokenizer(
+    vocab: dict[str, int], merges: list[tuple[str, str]], specials: dict[int, str], *, dummy_prefix: bool
+) -> dict[str, Any]:
+    """Return a tokenizer.json of SentencePiece's pieces. `dummy_prefix`: a space is put before each text."""
+    prefix: list[dict[str, Any]] = [{"type": "Prepend", "prepend": "▁"}] if dummy_prefix else []
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [_added(i, token) for i, token in specials.items()],
+        "normalizer": {"type": "Sequence", "normalizers": [*prefix, _replace(" ", "▁")]},
+        "pre_tokenizer": None,
+        "post_processor": None,
+        "model": _bpe(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True),
+        "decoder": _decoder(_replace("▁", " "), {"type": "ByteFallback"}, {"type": "Fuse"}),
+    }
 
 
 def _tiktoken(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
@@ -168,16 +209,6 @@ def tiktoken_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
         if len(parts) == 2:
             merges.append((parts[0], parts[1]))
     return merges
-
-
-def _byte_characters() -> list[str]:
-    """Return a printable character for each byte: GPT-2's table, which byte-level vocabularies spell their tokens in."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
-
-
-BYTE_CHARACTERS = _byte_characters()
 
 
 def byte_level(token: bytes) -> str:

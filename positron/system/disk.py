@@ -192,7 +192,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)  # of a dead process that had this number
         draft.mkdir()
         yield draft
-        for file in draft.iterdir():
+        for file in (path for path in draft.rglob("*") if path.is_file()):
             with file.open("rb") as content:
                 os.fsync(content.fileno())
         draft.rename(path)

@@ -10,6 +10,7 @@ from positron.config import TokenizerConfig, TokenizerKind
 from positron.system.disk import read_bytes, read_json
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer, WordTokenizer
+from positron.text.library_json import LibraryTokenizer
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
 from positron.text.tiktoken_bpe import TiktokenTokenizer, published
 from positron.text.tokenizer import Tokenizer
@@ -29,6 +30,8 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
         case "tiktoken":
             assert config.name is not None
             return published(config.name)
+        case "huggingface":
+            raise UserError("tokenizer.kind=huggingface comes with an imported model: positron import, then init_from=")
         case _:
             assert_never(config.kind)
 
@@ -50,6 +53,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
                 tokenizer = SentencePieceTokenizer(read_bytes(folder / "spm.model", folder.parent))
             case "tiktoken":
                 tokenizer = TiktokenTokenizer.load(folder)
+            case "huggingface":
+                tokenizer = LibraryTokenizer.load(folder)
             case _:
                 assert_never(kind)
         if tokenizer.hash != facts["hash"]:

@@ -434,7 +434,7 @@ def test_a_logger_without_its_package_is_refused(monkeypatch):
     check_packages(LoggerConfig())
 
 
-def test_another_runs_weights_keep_its_tokenizer_and_need_its_architecture(tmp_path, monkeypatch):
+def test_another_runs_weights_keep_its_tokenizer_and_its_architecture(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs/base").mkdir(parents=True)
     base = tiny(tmp_path)
@@ -448,8 +448,14 @@ def test_another_runs_weights_keep_its_tokenizer_and_need_its_architecture(tmp_p
         check(spm, Path("outputs/new"), Asked(given={"tokenizer": "spm_2k"}))
     assert with_known_tokenizer(asked, Path("outputs/new"), {"tokenizer": "char"}).tokenizer == base.tokenizer
     wide = dataclasses.replace(asked, model=dataclasses.replace(base.model, d_model=64, norm="rmsnorm"))
-    with pytest.raises(UserError, match=r"add model.d_model=32 model.d_ff=128 model.norm=layernorm"):
-        check(wide, Path("outputs/new"), Asked())
+    assert check(wide, Path("outputs/new"), Asked()).model == base.model
+    for chosen in ({"model": "nano"}, {"experiment": "positron_modern"}):
+        with pytest.raises(UserError, match=r"add model.d_model=32 model.d_ff=128 model.norm=layernorm"):
+            check(wide, Path("outputs/new"), Asked(given=chosen))
+    with pytest.raises(UserError, match=r"add model.d_model=32 model.d_ff=128"):
+        check(wide, Path("outputs/new"), Asked(given={"model.d_model": "64"}))
+    short = dataclasses.replace(asked, model=dataclasses.replace(base.model, dropout=0.5))
+    assert check(short, Path("outputs/new"), Asked(given={"model.dropout": "0.5"})).model == short.model
     with pytest.raises(UserError, match="no run nobody"):
         check(dataclasses.replace(asked, init_from="nobody"), Path("outputs/new"), Asked())
     with pytest.raises(UserError, match="no such file"):

@@ -74,7 +74,8 @@ def byte_pairs(name: str) -> TiktokenTokenizer:
     from tokenizers.pre_tokenizers import ByteLevel, Sequence, Split
     from tokenizers.trainers import BpeTrainer
 
-    from positron.interop.tokenizer_json import BYTE_CHARACTERS, PATTERNS
+    from positron.interop.tokenizer_json import PATTERNS
+    from positron.text.library_json import BYTE_CHARACTERS
 
     library = Library(BPE())
     library.pre_tokenizer = Sequence(

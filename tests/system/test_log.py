@@ -14,7 +14,7 @@ import pytest
 from conftest import PROJECT, tiny
 from tqdm import tqdm
 
-from positron.cli import COMMANDS
+from positron.cli import MODULES
 from positron.data.hub import _Fetch
 from positron.system.errors import UserError
 from positron.system.log import log_received, log_to_queue, run_log, screen_log
@@ -182,6 +182,6 @@ def test_every_module_logs_under_the_name_of_the_package():
     """A command that `python -m` runs is called `__main__`."""
     for path in (PROJECT / "positron").rglob("*.py"):
         source = path.read_text(encoding="utf-8")
-        is_command = path.parent.name == "positron" and path.stem in COMMANDS
+        is_command = path.parent.name == "positron" and path.stem in MODULES
         if is_command and "logging.getLogger(" in source:
             assert f'logging.getLogger("positron.{path.stem}")' in source, path

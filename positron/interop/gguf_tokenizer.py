@@ -1,0 +1,147 @@
+"""Write a tokenizer into a GGUF file: as SentencePiece's pieces with their scores, or as byte-level tokens with merges."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, assert_never
+
+from positron.interop.huggingface import CHAT_TEMPLATE
+from positron.interop.tokenizer_json import PATTERNS, byte_level, tiktoken_merges
+from positron.system.errors import UserError
+from positron.text.char_word import CharTokenizer
+from positron.text.conversation import END
+from positron.text.library_json import BYTE_PIECE, LibraryTokenizer
+from positron.text.sentencepiece_bpe import SentencePieceTokenizer
+from positron.text.tiktoken_bpe import TiktokenTokenizer
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+_NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6  # types of tokens in GGUF
+_TYPES = {"normal": _NORMAL, "unknown": _UNKNOWN, "control": _CONTROL, "byte": _BYTE}
+_PRE_TOKENIZERS = {"r50k_base": "gpt-2", "p50k_base": "gpt-2", "cl100k_base": "llama-bpe"}
+
+
+def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) -> None:
+    """Write the keys of a tokenizer, and the chat template of a run that was fine-tuned on conversations.
+
+    Raises UserError for a kind of tokenizer that llama.cpp does not have.
+    """
+    match tokenizer:
+        case SentencePieceTokenizer():
+            pieces = tokenizer.pieces()
+            writer.add_tokenizer_model("llama")
+            writer.add_tokenizer_pre("default")
+            writer.add_token_list([piece.text for piece in pieces])
+            writer.add_token_scores([piece.score for piece in pieces])
+            writer.add_token_types([_TYPES[piece.kind] for piece in pieces])
+            writer.add_unk_token_id(0)
+        case TiktokenTokenizer():
+            if tokenizer.name not in _PRE_TOKENIZERS:
+                raise UserError(f"tokenizer {tokenizer.name}: llama.cpp has no pre-tokenizer that was compared with it")
+            _add_byte_level(tokenizer, writer, _PRE_TOKENIZERS[tokenizer.name], tiktoken_merges(tokenizer.ranks()))
+        case LibraryTokenizer():
+            _add_library(tokenizer, writer)
+        case CharTokenizer():  # with one merge that never applies, since the list must exist
+            _add_byte_level(tokenizer, writer, "gpt-2", [(b"\xff", b"\xff")])
+        case _:
+            raise UserError(f"tokenizer.kind={tokenizer.kind}: llama.cpp has no such tokenizer (spm_16k has one)")
+    writer.add_bos_token_id(tokenizer.special_id(END_OF_TEXT))
+    writer.add_eos_token_id(tokenizer.special_id(END_OF_TEXT))
+    writer.add_add_bos_token(True)
+    # without the key, llama.cpp would begin every text with a space
+    writer.add_add_space_prefix(isinstance(tokenizer, LibraryTokenizer) and tokenizer.puts_space_first)
+    if is_chat:
+        writer.add_eot_token_id(tokenizer.special_id(END))
+        writer.add_chat_template(CHAT_TEMPLATE)
+
+
+def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
+    """Add an imported vocabulary: SentencePiece's pieces, or byte-level tokens cut as GPT-2's are.
+
+    Raises UserError for other ways to cut a text, which llama.cpp knows by names that a tokenizer.json does not hold.
+    """
+    facts = json.loads(tokenizer.content)
+    merges = [
+        tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge)
+        for merge in facts["model"].get("merges", ())
+    ]
+    specials = {tokenizer.special_id(token): token for token in SPECIALS}
+    tokens = [tokenizer.token(i) or specials.get(i, f"<|unused_{i}|>") for i in range(tokenizer.vocab_size)]
+    control = set(specials) | {token["id"] for token in facts.get("added_tokens") or () if token.get("special")}
+    match tokenizer.spelling:
+        case "pieces":
+            ranks: dict[str, int] = {}
+            for rank, (left, right) in enumerate(merges):
+                ranks.setdefault(left + right, rank)
+            kinds = [_kind_of_piece(token, i in control) for i, token in enumerate(tokens)]
+            writer.add_tokenizer_model("llama")
+            writer.add_tokenizer_pre("default")
+            writer.add_token_list(tokens)
+            writer.add_token_scores([-float(ranks.get(token, len(merges))) for token in tokens])
+            writer.add_token_types(kinds)
+            writer.add_unk_token_id(0)
+        case "bytes":
+            if not cuts_as_gpt2(facts):
+                raise UserError(
+                    "the imported tokenizer cuts a text by a pattern for which llama.cpp has a name that is not known here"
+                )
+            kinds = [
+                _CONTROL if i in control else _UNUSED if tokenizer.token(i) is None else _NORMAL
+                for i in range(len(tokens))
+            ]
+            writer.add_tokenizer_model("gpt2")
+            writer.add_tokenizer_pre("gpt-2")
+            writer.add_token_list(tokens)
+            writer.add_token_types(kinds)
+            writer.add_token_merges([" ".join(merge) for merge in merges])
+        case "characters":
+            raise UserError("the imported tokenizer has no bytes: llama.cpp has no such tokenizer")
+        case _:
+            assert_never(tokenizer.spelling)
+
+
+def cuts_as_gpt2(facts: dict[str, Any]) -> bool:
+    """Tell whether a byte-level tokenizer.json cuts a text by GPT-2's pattern, and by nothing else."""
+    step = facts.get("pre_tokenizer") or {}
+    steps = step.get("pretokenizers") or [step]
+    if facts.get("normalizer") is not None or any(part.get("add_prefix_space") for part in steps):
+        return False
+    match steps:
+        case [{"type": "ByteLevel", "use_regex": bool(uses)}]:
+            return uses
+        case [{"type": "Split", "pattern": {"Regex": str(pattern)}}, {"type": "ByteLevel", "use_regex": False}]:
+            return pattern == PATTERNS["r50k_base"]
+        case _:
+            return False
+
+
+def _kind_of_piece(token: str, is_control: bool) -> int:
+    if token == "<unk>":
+        return _UNKNOWN
+    if is_control or token.startswith("<|unused_"):
+        return _CONTROL
+    return _BYTE if BYTE_PIECE.fullmatch(token) else _NORMAL
+
+
+def _add_byte_level(tokenizer: Tokenizer, writer: GGUFWriter, pre: str, merges: list[tuple[bytes, bytes]]) -> None:
+    specials = {tokenizer.special_id(token): token for token in SPECIALS}
+    tokens, types = [], []
+    for i in range(tokenizer.vocab_size):
+        spelled = tokenizer.bytes_of(i)
+        if i in specials:
+            token, kind = specials[i], _CONTROL
+        elif i == 0 and tokenizer.has_unknown:
+            token, kind = "<unk>", _UNKNOWN
+        elif not spelled:
+            token, kind = f"<|unused_{i}|>", _UNUSED
+        else:
+            token, kind = byte_level(spelled), _NORMAL
+        tokens.append(token)
+        types.append(kind)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges([f"{byte_level(left)} {byte_level(right)}" for left, right in merges])

@@ -1,0 +1,301 @@
+"""Read config.json of a model of Hugging Face's transformers as a `GPTConfig`, with the rules for its tensors.
+
+Every key is accounted for: it is read, or known to change nothing, or the import is refused. A key that was ignored would
+give a model that runs and computes something else.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from positron.config import GPTConfig
+from positron.interop import hf_architectures
+from positron.interop.rules import Rule, absent
+from positron.settings import from_dict
+from positron.system.errors import UserError
+
+# Keys that describe the file, the training or the generation, and not the function of the weights
+_DESCRIPTION = (
+    "architectures, model_type, torch_dtype, dtype, transformers_version, _name_or_path, tokenizer_class, auto_map, language, "
+    "license, transformers.js_config, unsloth_fixed, unsloth_version, is_llama_config, positron"
+)
+_TRAINING = (
+    "initializer_range, initializer_cutoff_factor, gradient_checkpointing, attention_dropout, attn_pdrop, embd_pdrop, "
+    "resid_pdrop, embedding_dropout, residual_dropout, hidden_dropout, pretraining_tp"
+)
+_USE = (
+    "use_cache, bos_token_id, eos_token_id, pad_token_id, task_specific_params, output_past, output_hidden_states, "
+    "output_attentions, return_dict, reorder_and_upcast_attn, _attn_implementation, n_ctx, max_window_layers, "
+    "summary_activation, summary_first_dropout, summary_proj_to_labels, summary_type, summary_use_proj"
+)
+_HARMLESS = frozenset(", ".join((_DESCRIPTION, _TRAINING, _USE)).split(", "))
+_ACTIVATIONS = {"gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "relu": "relu", "silu": "swish", "swish": "swish"}
+_ACTIVATIONS |= {"relu2": "relu2"}
+
+
+class _Keys:
+    """The keys of a config.json, each to be read once; what is left over is refused."""
+
+    def __init__(self, facts: dict[str, Any], path: str) -> None:
+        self._facts, self._path = {key: value for key, value in facts.items() if key not in _HARMLESS}, path
+
+    def number(self, name: str, default: float | None = None) -> Any:
+        """Return a positive number. Raises UserError for anything else, or if it is missing and has no default."""
+        value = self._facts.pop(name, None)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
+            raise UserError(f"{self._path}: {name} is {value!r} instead of a positive number")
+        return value
+
+    def flag(self, name: str, default: bool) -> bool:
+        """Return true or false. Raises UserError for anything else."""
+        value = self._facts.pop(name, default)
+        if not isinstance(value, bool):
+            raise UserError(f"{self._path}: {name} is {value!r} instead of true or false")
+        return value
+
+    def optional(self, name: str) -> Any:
+        """Return a value of any type, None where it is missing."""
+        return self._facts.pop(name, None)
+
+    def must_be(self, name: str, value: Any) -> None:
+        """Raise UserError if the key is there with a value that changes the function in a way we do not have."""
+        actual = self._facts.pop(name, value)
+        if actual != value and not (actual is None and not value):
+            raise UserError(f"{self._path}: {name}={actual!r} changes what the model computes, and is not supported")
+
+    def activation(self, name: str, default: str) -> Any:
+        """Return our name of an activation. Raises UserError for one that we do not have."""
+        value = self._facts.pop(name, default)
+        if value not in _ACTIVATIONS:
+            known = ", ".join(_ACTIVATIONS)
+            raise UserError(f"{self._path}: {name}={value!r} is not supported; supported are {known}")
+        return _ACTIVATIONS[value]
+
+    def refuse_rest(self) -> None:
+        """Raise UserError for keys that nobody has read."""
+        rest = [f"{key}={value!r}" for key, value in self._facts.items() if value is not None]
+        if rest:
+            raise UserError(f"{self._path} has settings that are not known here: {', '.join(rest)[:400]}")
+
+
+def read_config(facts: dict[str, Any], path: str) -> tuple[GPTConfig, list[Rule]]:
+    """Return the architecture and the rules for its tensors. Raises UserError for what is not supported.
+
+    `path` is the file's name for messages.
+    """
+    kind = facts.get("model_type")
+    if not isinstance(kind, str) or kind not in _READERS:
+        near = difflib.get_close_matches(str(kind), _READERS, 1, 0.3)
+        known = ", ".join(_READERS)
+        hint = f"; the nearest is {near[0]}" if near else ""
+        raise UserError(f"{path}: model_type {kind!r} is not supported{hint} (supported: {known})")
+    keys = _Keys(facts, path)
+    config, rules = _READERS[kind](keys)
+    keys.refuse_rest()
+    return config, rules
+
+
+def own_config(facts: dict[str, Any]) -> tuple[GPTConfig, list[Rule]] | None:
+    """Return the architecture that an export of ours noted in config.json, None for the models of others."""
+    noted = facts.get("positron")
+    if not isinstance(noted, dict):
+        return None
+    try:
+        config = from_dict(GPTConfig, noted)
+        return config, hf_architectures.choose(config).rules(config)
+    except UserError:
+        return None
+
+
+def _gpt2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
+    keys.must_be("scale_attn_weights", True)
+    keys.must_be("scale_attn_by_inverse_layer_idx", False)
+    keys.must_be("add_cross_attention", False)
+    inner = keys.optional("n_inner")
+    config = _config(
+        keys,
+        d_model=keys.number("n_embd", 768),
+        n_layer=keys.number("n_layer", 12),
+        n_head=keys.number("n_head", 12),
+        d_ff=inner,
+        context_length=keys.number("n_positions", 1024),
+        activation=keys.activation("activation_function", "gelu_new"),
+        norm_eps=keys.number("layer_norm_epsilon", 1e-5),
+        tie_embeddings=keys.flag("tie_word_embeddings", True),
+        bias=True,
+    )
+    return config, hf_architectures.GPT2.rules(config)
+
+
+def _sizes(keys: _Keys, eps: str, default_eps: float, *, tied: bool) -> dict[str, Any]:
+    """Read the keys that all classes but GPT-2 share, rope included."""
+    heads = keys.number("num_attention_heads")
+    width = keys.number("hidden_size")
+    head_dim = keys.optional("head_dim")
+    return {
+        "d_model": width,
+        "n_layer": keys.number("num_hidden_layers"),
+        "n_head": heads,
+        "n_kv_head": keys.number("num_key_value_heads", heads),
+        "head_dim": None if head_dim is None or head_dim * heads == width else head_dim,
+        "d_ff": keys.number("intermediate_size"),
+        "context_length": keys.number("max_position_embeddings"),
+        "norm_eps": keys.number(eps, default_eps),
+        "tie_embeddings": keys.flag("tie_word_embeddings", tied),
+        "rope_base": _rope_base(keys),
+        "position": "rope",
+    }
+
+
+def _rope_base(keys: _Keys) -> float:
+    """Return rope's base from the keys of transformers 4 (`rope_theta`) or 5 (`rope_parameters`)."""
+    keys.must_be("rope_scaling", None)
+    keys.must_be("rope_interleaved", False)
+    keys.must_be("partial_rotary_factor", 1.0)
+    base = keys.number("rope_theta", 10_000.0)
+    parameters = keys.optional("rope_parameters")
+    if parameters is None:
+        return float(base)
+    kind = parameters.get("rope_type", "default")
+    if kind != "default" or set(parameters) - {"rope_type", "rope_theta", "partial_rotary_factor", "type"}:
+        raise UserError(
+            f"config.json: rope_parameters={parameters!r} changes what the model computes, and is not supported"
+        )
+    return float(parameters.get("rope_theta", base))
+
+
+def _window(keys: _Keys, layers: int, *, default: int | None) -> int | None:
+    """Return the sliding window in tokens. Raises UserError if some layers have one and others do not."""
+    size = keys.optional("sliding_window")
+    size = default if size is None else size
+    kinds = keys.optional("layer_types")
+    uses = keys.flag("use_sliding_window", kinds is None or "sliding_attention" in kinds)
+    if kinds is not None and len(set(kinds[:layers])) > 1:
+        raise UserError("config.json: layer_types differ between the layers, which is not supported")
+    return size if uses and (kinds is None or kinds[0] == "sliding_attention") else None
+
+
+def _config(keys: _Keys, **options: Any) -> GPTConfig:
+    return from_dict(GPTConfig, {"vocab_size": keys.number("vocab_size"), **options})
+
+
+def _llama(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
+    sizes = _sizes(keys, "rms_norm_eps", 1e-6, tied=False)
+    keys.must_be("hidden_act", "silu")
+    attention, mlp = keys.flag("attention_bias", False), keys.flag("mlp_bias", False)
+    config = _config(keys, **sizes, norm="rmsnorm", activation="swiglu", bias=attention or mlp)
+    return config, _with_biases(hf_architectures.LLAMA.rules(config), config, {"attn": attention, "mlp": mlp})
+
+
+def _arcee(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
+    sizes = _sizes(keys, "rms_norm_eps", 1e-5, tied=False)
+    activation = keys.activation("hidden_act", "relu2")
+    attention, mlp = keys.flag("attention_bias", False), keys.flag("mlp_bias", False)
+    config = _config(keys, **sizes, norm="rmsnorm", activation=activation, bias=attention or mlp)
+    return config, _with_biases(hf_architectures.ARCEE.rules(config), config, {"attn": attention, "mlp": mlp})
+
+
+def _mistral(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
+    sizes = _sizes(keys, "rms_norm_eps", 1e-6, tied=False)
+    keys.must_be("hidden_act", "silu")
+    window = _window(keys, sizes["n_layer"], default=None)
+    config = _config(keys, **sizes, norm="rmsnorm", activation="swiglu", window=window)
+    return config, hf_architectures.MISTRAL.rules(config)
+
+
+def _qwen2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
+    """Read Qwen2 and Qwen2.5, whose q, k and v alone have biases."""
+    sizes = _sizes(keys, "rms_norm_eps", 1e-6, tied=False)
+    keys.must_be("hidden_act", "silu")
+    keys.must_be("use_mrope", False)
+    window = _qwen_window(keys, sizes["n_layer"])
+    config = _config(keys, **sizes, norm="rmsnorm", activation="swiglu", bias=True, window=window)
+    rules = hf_architectures.LLAMA.rules(config)
+    return config, _with_biases(
+        rules, config, {"attn.q": True, "attn.k": True, "attn.v": True, "attn": False, "mlp": False}
+    )
+
+
+def _qwen_window(keys: _Keys, layers: int) -> int | None:
+    size, kinds = keys.optional("sliding_window"), keys.optional("layer_types")
+    if not keys.flag("use_sliding_window", False):
+        return None
+    if kinds is None or set(kinds[:layers]) != {"sliding_attention"}:
+        raise UserError("config.json: use_sliding_window=true in some layers only, which is not supported")
+    return None if size is None else int(size)
+
+
+def _qwen3(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
+    sizes = _sizes(keys, "rms_norm_eps", 1e-6, tied=False)
+    keys.must_be("hidden_act", "silu")
+    keys.must_be("attention_bias", False)
+    window = _qwen_window(keys, sizes["n_layer"])
+    config = _config(keys, **sizes, norm="rmsnorm", activation="swiglu", qk_norm=True, qk_scale=True, window=window)
+    return config, hf_architectures.QWEN3.rules(config)
+
+
+def _apertus(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
+    sizes = _sizes(keys, "rms_norm_eps", 1e-5, tied=False)
+    activation = keys.activation("hidden_act", "xielu")
+    keys.must_be("attention_bias", False)
+    config = _config(keys, **sizes, norm="rmsnorm", activation=activation, qk_norm=True, qk_scale=True)
+    return config, hf_architectures.APERTUS.rules(config)
+
+
+def _starcoder2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
+    sizes = _sizes(keys, "norm_epsilon", 1e-5, tied=True)
+    activation = keys.activation("hidden_act", "gelu_pytorch_tanh")
+    bias = keys.flag("use_bias", True)
+    if not bias:
+        raise UserError("config.json: use_bias=false with biases in the norms is not supported")
+    window = _window(keys, sizes["n_layer"], default=None)
+    config = _config(keys, **sizes, norm="layernorm", activation=activation, bias=True, window=window)
+    return config, hf_architectures.STARCODER2.rules(config)
+
+
+def _with_biases(rules: list[Rule], config: GPTConfig, has: dict[str, bool]) -> list[Rule]:
+    """Put zeros in the place of biases that the file does not have. `has`: the parts of a block, longest names first."""
+    return [rule if _has_bias(rule, has) else absent(rule.ours[0], _size(rule, config)) for rule in rules]
+
+
+def _has_bias(rule: Rule, has: dict[str, bool]) -> bool:
+    if not rule.ours or not rule.ours[0].endswith(".bias"):
+        return True
+    return next(holds for part, holds in has.items() if f".{part}." in rule.ours[0])
+
+
+def _size(rule: Rule, config: GPTConfig) -> int:
+    """Return how many numbers a bias has."""
+    part = rule.ours[0].split(".")[-2]
+    widths = {"q": config.n_head * config.d_head, "k": config.kv_heads * config.d_head}
+    widths |= {"v": widths["k"], "out": config.d_model, "down": config.d_model}
+    return widths.get(part, config.ff_width)
+
+
+_READERS: dict[str, Callable[[_Keys], tuple[GPTConfig, list[Rule]]]] = {
+    "gpt2": _gpt2,
+    "llama": _llama,
+    "mistral": _mistral,
+    "qwen2": _qwen2,
+    "qwen3": _qwen3,
+    "arcee": _arcee,
+    "apertus": _apertus,
+    "starcoder2": _starcoder2,
+}
+
+
+def expected_shapes(rules: list[Rule], config: GPTConfig) -> dict[str, tuple[int, ...]]:
+    """Return the shape that each tensor of the other program must have."""
+    from positron.model.gpt import GPT
+
+    weights = {name: torch.empty(p.shape, device="meta") for name, p in GPT(config).named_parameters()}
+    return {rule.theirs: tuple(_shape(rule, weights)) for rule in rules if rule.theirs}
+
+
+def _shape(rule: Rule, weights: dict[str, torch.Tensor]) -> torch.Size:
+    return rule.forth([weights[name] for name in rule.ours]).shape

@@ -1,0 +1,358 @@
+"""Make a run folder of a model that was trained elsewhere, for every command that uses a run.
+
+Read are folders of Hugging Face's transformers (safetensors, whole or in shards, or a pickle of tensors) and files of
+llama2.c. Nothing that is read is executed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from positron.config import (
+    DataConfig,
+    DeviceConfig,
+    GPTConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    RunConfig,
+    ScheduleConfig,
+    TokenizerConfig,
+    TrainConfig,
+)
+from positron.interop import hf_reading, llama2c
+from positron.interop.rules import Contradiction, Rule, to_ours, to_theirs
+from positron.model.gpt import GPT
+from positron.model.memory import check_memory
+from positron.run.facts import write_record
+from positron.run.folder import PRETRAIN, Run
+from positron.run.paths import RunPaths
+from positron.system.console import one_line
+from positron.system.disk import read_bytes, read_json, whole_file, whole_folder, write_json
+from positron.system.errors import UserError
+from positron.text.conversation import TEMPLATE
+from positron.text.library_json import LibraryTokenizer, first_token
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS
+
+logger = logging.getLogger(__name__)
+
+Weights = dict[str, Tensor]
+NEW_ROW_NOISE = 0.01  # of the standard deviation of the embedding, for the rows that an import adds
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model that was read: its architecture, weights and tokenizer, and whether it answers by our chat template."""
+
+    config: GPTConfig
+    weights: Weights
+    tokenizer: LibraryTokenizer
+    is_chat: bool
+    origin: str
+
+
+def read_model(path: Path, vocabulary: Path | None = None) -> Imported:
+    """Read a folder of transformers, or a .bin file of llama2.c with its `vocabulary`.
+
+    Raises UserError for what is missing, damaged, contradictory or not supported.
+    """
+    if path.is_dir():
+        return _read_folder(path)
+    if path.suffix == ".bin":
+        return _read_llama2c(path, vocabulary)
+    raise UserError(f"{path} is neither a folder with a config.json nor a .bin file of llama2.c")
+
+
+def write_run(model: Imported, folder: Path) -> Run:
+    """Write a run folder that appears complete or not at all. Raises UserError where something is there already."""
+    fields = {field.name for field in dataclasses.fields(ModelConfig)}
+    known = dataclasses.asdict(model.config)
+    config = RunConfig(
+        name=folder.name,
+        model=ModelConfig(**{name: value for name, value in known.items() if name in fields}),
+        tokenizer=TokenizerConfig(kind="huggingface"),
+        data=DataConfig(source="imported"),
+        device=DeviceConfig(),
+        precision=PrecisionConfig(),
+        optimizer=OptimizerConfig(),
+        schedule=ScheduleConfig(),
+        train=TrainConfig(),
+    )
+    with whole_folder(folder) as draft:
+        paths = RunPaths(draft)
+        for place in (paths.checkpoint_folder, paths.tokenizer_folder):
+            place.mkdir()
+        write_record(paths.config_path, dataclasses.asdict(config))
+        facts = {
+            "name": folder.name,
+            "kind": PRETRAIN,
+            "base": None,
+            "status": "finished",
+            "step": 0,
+            "imported": model.origin,
+        }
+        write_record(paths.facts_path, facts)
+        model.tokenizer.save(paths.tokenizer_folder)
+        if model.is_chat:
+            write_json(paths.chat_path, TEMPLATE)
+        checkpoint = {
+            "state_dict": {f"model.{name}": tensor for name, tensor in model.weights.items()},
+            "bad_steps": 0,
+            "global_step": 0,
+            "tokenizer_hash": model.tokenizer.hash,
+            "gpt_config": known,
+        }
+        with whole_file(paths.checkpoint_folder / "best.ckpt") as file:
+            torch.save(checkpoint, file)
+    return Run(folder)
+
+
+def _read_folder(folder: Path) -> Imported:
+    path = folder / "config.json"
+    facts = read_json(path)
+    if not isinstance(facts, dict):
+        raise UserError(f"{path} holds no object")
+    config, weights = _own_export(folder, facts) or _read_weights(folder, *hf_reading.read_config(facts, str(path)))
+    tokenizer, first = _library_tokenizer(folder, facts, config.vocab_size)
+    config, weights = _with_rows(config, weights, tokenizer.vocab_size)
+    template = folder / "chat_template.jinja"
+    is_chat = first and template.exists() and _is_ours(template)
+    return Imported(config, weights, tokenizer, is_chat, str(folder))
+
+
+def _is_ours(template: Path) -> bool:
+    from positron.interop.huggingface import CHAT_TEMPLATE
+
+    return read_bytes(template) == CHAT_TEMPLATE.encode("utf-8")
+
+
+def _own_export(folder: Path, facts: dict[str, Any]) -> tuple[GPTConfig, Weights] | None:
+    """Return the very model that an export of ours wrote; None for others, and where its weights were changed since.
+
+    Trained elsewhere, an export may no longer be what its note says: equal heads become different ones, for instance.
+    """
+    noted = hf_reading.own_config(facts)
+    if noted is None:
+        return None
+    config, rules = noted
+    check_memory(config, copies=2)
+    tensors = dict(_tensors(folder))
+    try:
+        return (config, to_ours(rules, tensors)) if {rule.theirs for rule in rules} == set(tensors) else None
+    except (Contradiction, RuntimeError):
+        return None
+
+
+def _read_weights(folder: Path, config: GPTConfig, rules: list[Rule]) -> tuple[GPTConfig, Weights]:
+    """Read the tensors that config.json describes. Raises UserError for other names, shapes or values."""
+    check_memory(config, copies=2)
+    tensors = _without_prefix(dict(_tensors(folder)), rules)
+    _refuse_other_shapes(tensors, rules, config, folder)
+    try:
+        return config, to_ours(rules, tensors)
+    except Contradiction as error:
+        raise UserError(f"{folder}: {error}") from error
+
+
+def _without_prefix(tensors: Weights, rules: list[Rule]) -> Weights:
+    """Return the tensors by the names of the rules: old files leave `transformer.` out, and hold masks beside weights."""
+    wanted = {rule.theirs for rule in rules}
+    named: Weights = {}
+    for name, tensor in tensors.items():
+        if name.endswith((".attn.bias", ".attn.masked_bias", ".rotary_emb.inv_freq")):
+            continue
+        named[name if name in wanted or f"transformer.{name}" not in wanted else f"transformer.{name}"] = tensor
+    if "lm_head.weight" in named and "lm_head.weight" not in wanted:
+        del named["lm_head.weight"]  # tied: a second name of the embedding
+    return named
+
+
+def _refuse_other_shapes(tensors: Weights, rules: list[Rule], config: GPTConfig, folder: Path) -> None:
+    shapes = hf_reading.expected_shapes(rules, config)
+    missing = [name for name in shapes if name not in tensors]
+    if missing:
+        raise UserError(
+            f"{folder} has no tensor {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+        )
+    for name, shape in shapes.items():
+        if tuple(tensors[name].shape) != shape:
+            raise UserError(
+                f"{folder}: the tensor {name} has the shape {tuple(tensors[name].shape)}, "
+                f"and by config.json it must have {shape}"
+            )
+    surplus = [name for name in tensors if name not in shapes]
+    if surplus:
+        raise UserError(one_line(f"{folder}: the tensor {surplus[0]} has no place in this architecture", 400))
+
+
+def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """Give the tensors of a folder in fp32. Raises UserError for missing or damaged files."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        places = read_json(index).get("weight_map")
+        if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+            raise UserError(f"{index} has no weight_map from tensors to files")
+        for name in sorted(set(places.values())):
+            if Path(name).name != name:
+                raise UserError(f"{index} names a file outside of its folder: {one_line(name, 200)}")
+            yield from _safetensors(folder / name)
+    elif (folder / "model.safetensors").exists():
+        yield from _safetensors(folder / "model.safetensors")
+    elif (folder / "pytorch_model.bin").exists():
+        yield from _pickled(folder / "pytorch_model.bin")
+    else:
+        raise UserError(f"{folder} has no weights: neither model.safetensors nor model.safetensors.index.json")
+
+
+def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
+    from safetensors import SafetensorError, safe_open
+
+    if not path.exists():
+        raise UserError(f"{path} is missing, and the index names it")
+    try:
+        with safe_open(path, framework="pt") as file:
+            for name in file.keys():  # noqa: SIM118
+                yield name, file.get_tensor(name).float()
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} is damaged or incomplete: {' '.join(str(error).split())[:200]}") from error
+
+
+def _pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises whatever its reader meets, with the advice to execute the file
+        raise UserError(
+            f"{path} holds something else than tensors, or is damaged; nothing in it was executed"
+        ) from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds a {type(content).__name__} instead of named tensors")
+    for name, tensor in content.items():
+        if isinstance(tensor, Tensor):
+            yield str(name), tensor.float()
+
+
+def _library_tokenizer(folder: Path, facts: dict[str, Any], rows: int) -> tuple[LibraryTokenizer, bool]:
+    """Return the tokenizer of a folder, and whether it has our chat markers already."""
+    path = folder / "tokenizer.json"
+    if not path.exists():
+        raise UserError(f"{folder} has no tokenizer.json, which the tokenizers library writes")
+    content = read_bytes(path)
+    try:
+        described = json.loads(content)
+        added = {token["content"]: int(token["id"]) for token in described.get("added_tokens") or ()}
+        vocabulary = described["model"]["vocab"]
+        size = max(rows, *(i + 1 for i in added.values()), len(vocabulary))
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{path} is not a tokenizer of the tokenizers library: {error}") from error
+    if max(len(vocabulary), *(i + 1 for i in added.values()), 0) > rows:
+        raise UserError(
+            f"{path} has {size:,} tokens, and the embedding has {rows:,} rows: this tokenizer does not belong to the model"
+        )
+    first = first_token(described, config=facts)
+    if first is None or not 0 <= first < rows:
+        raise UserError(
+            f"{folder} does not say which token begins a text: config.json has no bos_token_id within {rows:,} ids"
+        )
+    missing = [token for token in SPECIALS[1:] if token not in added]
+    specials = {END_OF_TEXT: first, **{token: added[token] for token in SPECIALS[1:] if token in added}}
+    specials |= {token: rows + i for i, token in enumerate(missing)}
+    try:
+        return LibraryTokenizer(content, specials, rows + len(missing)), not missing
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def _with_rows(config: GPTConfig, weights: Weights, vocab_size: int) -> tuple[GPTConfig, Weights]:
+    """Add rows to the embedding and the head: the mean of the old ones, and a little noise.
+
+    A row of zeros would have a logit of 0, and in GPT-2, whose logits are far below 0, it would be the likeliest token.
+    """
+    if vocab_size == config.vocab_size:
+        return config, weights
+    generator = torch.Generator().manual_seed(0)
+    for name in ("wte.weight", "lm_head.weight"):
+        if name in weights:
+            old = weights[name]
+            noise = torch.randn(vocab_size - len(old), old.shape[1], generator=generator)
+            new = old.mean(dim=0) + NEW_ROW_NOISE * old.std() * noise
+            weights = {**weights, name: torch.cat((old, new))}
+    return dataclasses.replace(config, vocab_size=vocab_size), weights
+
+
+def _read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
+    """Read a model of llama2.c: a header of seven numbers, then the tensors in fp32."""
+    content = read_bytes(path)
+    if len(content) < llama2c.HEADER.size:
+        raise UserError(f"{path} is no model of llama2.c: it has {len(content)} bytes")
+    width, hidden, layers, heads, kv_heads, size, context = llama2c.HEADER.unpack_from(content)
+    if (
+        min(width, hidden, layers, heads, kv_heads, abs(size), context) < 1
+        or max(width, hidden, layers, context) > 10**7
+    ):
+        raise UserError(f"{path} is no model of llama2.c: its header has impossible sizes")
+    try:
+        config = GPTConfig(
+            vocab_size=abs(size),
+            context_length=context,
+            d_model=width,
+            n_layer=layers,
+            n_head=heads,
+            n_kv_head=kv_heads,
+            d_ff=hidden,
+            norm="rmsnorm",
+            position="rope",
+            activation="swiglu",
+            tie_embeddings=size > 0,
+        )
+    except UserError as error:
+        raise UserError(f"{path} is no model of llama2.c: {error}") from error
+    check_memory(config, copies=2)
+    numbers = (
+        torch.from_numpy(np.frombuffer(content, dtype="<f4", offset=llama2c.HEADER.size).copy())
+        if len(content) % 4 == 0
+        else torch.empty(0)
+    )
+    rules = llama2c.rules(config)
+    blank = {name: torch.empty(p.shape, device="meta") for name, p in GPT(config).named_parameters()}
+    shapes = {name: tensor.shape for name, tensor in to_theirs(rules, blank).items()}
+    needed = sum(shape.numel() for shape in shapes.values()) + config.context_length * config.d_head
+    needed += 0 if config.tie_embeddings else config.vocab_size * config.d_model
+    if len(numbers) != needed:
+        raise UserError(
+            f"{path} has {len(content):,} bytes, and by its header it must have {llama2c.HEADER.size + 4 * needed:,}: it is "
+            "incomplete, or of another version of the format"
+        )
+    tensors, start = {}, 0
+    for name, shape in shapes.items():
+        tensors[name] = numbers[start : start + shape.numel()].view(shape)
+        start += shape.numel()
+    weights = to_ours(rules, tensors)
+    if not config.tie_embeddings:
+        weights["lm_head.weight"] = numbers[-config.vocab_size * config.d_model :].view(-1, config.d_model)
+    library = llama2c.library_json(_beside(path, vocabulary), config.vocab_size)
+    specials = {END_OF_TEXT: 1, **{token: config.vocab_size + i for i, token in enumerate(SPECIALS[1:])}}
+    tokenizer = LibraryTokenizer(library, specials, config.vocab_size + len(SPECIALS) - 1)
+    config, weights = _with_rows(config, weights, tokenizer.vocab_size)
+    return Imported(config, weights, tokenizer, False, str(path))
+
+
+def _beside(path: Path, vocabulary: Path | None) -> Path:
+    """Return the file with the vocabulary. Raises UserError if none was named and none is beside the model."""
+    if vocabulary is not None:
+        return vocabulary
+    found = [path.with_name(name) for name in (llama2c.VOCABULARY, "tok512.bin") if path.with_name(name).exists()]
+    if not found:
+        raise UserError(
+            f"{path} needs its vocabulary: --tokenizer FILE (tokenizer.bin, tok512.bin), or that file beside it"
+        )
+    return found[0]

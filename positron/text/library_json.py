@@ -1,0 +1,182 @@
+"""Tokenizers of other projects: a `tokenizer.json`, run by Hugging Face's tokenizers library.
+
+The chat markers of `SPECIALS` that the file lacks get ids after all others, with rows of the embedding that an import adds.
+`<|endoftext|>` is the token that begins each text in the imported model, whatever its name there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal, assert_never
+
+import numpy as np
+
+from positron.config import TokenizerKind
+from positron.system.disk import read_bytes, read_json, whole_file, write_json
+from positron.system.errors import UserError
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS, UNKNOWN
+
+VOCABULARY = "vocabulary.json"  # the library's file, in a run's tokenizer folder
+BYTE_PIECE = re.compile(r"<0x([0-9A-F]{2})>")
+Spelling = Literal["bytes", "pieces", "characters"]
+
+
+def _byte_characters() -> list[str]:
+    """Return a printable character for each byte: GPT-2's table, which byte-level vocabularies spell their tokens in."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
+
+
+BYTE_CHARACTERS = _byte_characters()
+_BYTE_OF = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
+
+
+class LibraryTokenizer:
+    """A `tokenizer.json`; no text produces a special token, as in every other tokenizer here."""
+
+    kind: TokenizerKind = "huggingface"
+
+    def __init__(self, content: bytes, specials: dict[str, int], vocab_size: int) -> None:
+        """Run the file `content`. `specials`: the id of each token of SPECIALS; `vocab_size`: rows of the embedding.
+
+        Raises UserError if the tokenizers library is not installed, and ValueError if it cannot read the file.
+        """
+        try:
+            from tokenizers import Tokenizer
+        except ImportError as error:
+            raise UserError("this tokenizer needs the package tokenizers: pip install 'positron[hf]'") from error
+        self._content, self._specials, self.vocab_size = content, specials, vocab_size
+        try:
+            self._library = Tokenizer.from_str(content.decode("utf-8"))
+        except Exception as error:  # the library raises Exception itself
+            raise ValueError(f"the tokenizers library cannot read it: {error}") from error
+        self._library.encode_special_tokens = True  # a text that spells a special token stays text
+        self._library.no_truncation()
+        self._library.no_padding()
+        facts = json.loads(content)
+        self._spelling = spelling_of(facts)
+        self._silent = {token["id"] for token in facts.get("added_tokens") or () if token.get("special")}
+        self._silent |= set(specials.values())
+        unknown = (facts.get("model") or {}).get("unk_token")
+        self._unknown = None if unknown is None else self._library.token_to_id(unknown)
+        first = self._library.encode("a", add_special_tokens=False).ids
+        self.puts_space_first = bool(first) and self.bytes_of(first[0]).startswith(b" ")
+        self.has_unknown = self._unknown == 0 and self._unknown not in self._silent
+
+    @classmethod
+    def load(cls, folder: Path) -> LibraryTokenizer:
+        """Load the tokenizer that `save` wrote into a run's folder."""
+        facts = read_json(folder / "tokenizer.json", folder.parent)
+        specials = {token: int(facts["specials"][token]) for token in SPECIALS}
+        return cls(read_bytes(folder / VOCABULARY, folder.parent), specials, int(facts["vocab_size"]))
+
+    @property
+    def hash(self) -> str:
+        """Return the sha256 of the file and of the ids of the special tokens."""
+        head = f"huggingface\n{sorted(self._specials.items())}\n{self.vocab_size}\n"
+        return hashlib.sha256(head.encode("utf-8") + self._content).hexdigest()
+
+    @property
+    def content(self) -> bytes:
+        """Return the library's file as it was imported."""
+        return self._content
+
+    @property
+    def spelling(self) -> Spelling:
+        """Return how the vocabulary spells its tokens."""
+        return self._spelling
+
+    def token(self, i: int) -> str | None:
+        """Return a token as the vocabulary spells it; None for an id that the file does not have."""
+        token: str | None = self._library.id_to_token(i)
+        return token
+
+    def special_id(self, token: str) -> int:
+        """Return the id of a token of SPECIALS."""
+        return self._specials[token]
+
+    def encode(self, text: str) -> list[int]:
+        """Encode a text; what it spells is never a special token."""
+        ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
+        """Encode many texts, in the library's threads."""
+        return [encoding.ids for encoding in self._library.encode_batch(texts, add_special_tokens=False)]
+
+    def bytes_of(self, i: int) -> bytes:
+        """Return the UTF-8 that an id stands for; empty for special tokens and for ids without a token."""
+        token = self._library.id_to_token(i)
+        if i == self._unknown and i not in self._specials.values():
+            return UNKNOWN.encode("utf-8")
+        if token is None or i in self._silent:
+            return b""
+        match self._spelling:
+            case "bytes":
+                if all(character in _BYTE_OF for character in token):
+                    return bytes(_BYTE_OF[character] for character in token)
+            case "pieces":
+                if byte := BYTE_PIECE.fullmatch(token):
+                    return bytes([int(byte[1], 16)])
+                token = token.replace("▁", " ")
+            case "characters":
+                pass
+            case _:
+                assert_never(self._spelling)
+        return str(token).encode("utf-8")
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Decode ids; bytes that are no UTF-8 become replacement characters."""
+        return b"".join(map(self.bytes_of, ids)).decode("utf-8", errors="replace")
+
+    def token_bytes(self) -> np.ndarray:
+        """Return how many bytes each id stands for, (V,)."""
+        return np.array([len(self.bytes_of(i)) for i in range(self.vocab_size)], dtype=np.int64)
+
+    def save(self, folder: Path) -> None:
+        """Write the library's file and what is known of it into a run's folder."""
+        with whole_file(folder / VOCABULARY) as file:
+            file.write(self._content)
+        facts = {"kind": self.kind, "hash": self.hash, "specials": self._specials, "vocab_size": self.vocab_size}
+        write_json(folder / "tokenizer.json", facts)
+
+
+def spelling_of(facts: dict[str, Any]) -> Spelling:
+    """Return how the vocabulary of a tokenizer.json spells its tokens. Raises ValueError for WordPiece and others."""
+    kinds = {step.get("type") for key in ("decoder", "pre_tokenizer", "normalizer") for step in _steps(facts.get(key))}
+    kind = (facts.get("model") or {}).get("type")
+    if kind == "WordPiece" or "BPEDecoder" in kinds:
+        raise ValueError(f"a vocabulary of the kind {kind} marks the ends of words, and its bytes cannot be told")
+    if "ByteLevel" in kinds:
+        return "bytes"
+    replaced = [step.get("pattern", {}).get("String") for step in _steps(facts.get("decoder"))]
+    if kinds & {"ByteFallback", "Metaspace"} or "▁" in replaced:
+        return "pieces"
+    return "characters"
+
+
+def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """Return the steps of a decoder, a pre-tokenizer or a normalizer, of which a sequence holds several."""
+    if part is None:
+        return []
+    inner = part.get("decoders") or part.get("pretokenizers") or part.get("normalizers")
+    return [part] if inner is None else [step for each in inner for step in _steps(each)]
+
+
+def first_token(facts: dict[str, Any], *, config: dict[str, Any]) -> int | None:
+    """Return the id that begins each text: `<|endoftext|>`, else the model's bos_token_id, else its eos_token_id."""
+    for token in facts.get("added_tokens") or ():
+        if token["content"] == END_OF_TEXT:
+            return int(token["id"])
+    for key in ("bos_token_id", "eos_token_id"):
+        value = config.get(key)
+        if isinstance(value, list):
+            value = value[0] if value else None
+        if isinstance(value, int) and not isinstance(value, bool):
+            return value
+    return None

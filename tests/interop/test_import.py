@@ -1,0 +1,410 @@
+"""Models of other projects become runs: the same logits and tokens, and one line for each file that cannot be read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from saved_runs import SHAPES, char, corpus, gpt_config, greedy, odd_lines, random_model, save_run, sentencepiece
+
+import positron
+from positron.interop import hf_reading
+from positron.interop.formats import export
+from positron.interop.importing import read_model, write_run
+from positron.interop.source import open_source
+from positron.model.gpt import GPT
+from positron.run.load import load_model
+from positron.system.errors import UserError
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS
+
+transformers = pytest.importorskip("transformers")
+V = 400
+SIZES = {
+    "vocab_size": V,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "max_position_embeddings": 32,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2", {"vocab_size": V, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 32}),
+    "smollm2": ("Llama", {**SIZES, "max_position_embeddings": 256, "rope_theta": 1e5, "tie_word_embeddings": True}),
+    "tinyllama": ("Llama", {**SIZES, "rms_norm_eps": 1e-5}),
+    "llama_attention_bias": ("Llama", {**SIZES, "attention_bias": True}),
+    "qwen2": ("Qwen2", {**SIZES, "rope_theta": 1e6, "tie_word_embeddings": True}),
+    "qwen3": ("Qwen3", {**SIZES, "head_dim": 16, "rope_theta": 1e6, "tie_word_embeddings": True}),
+    "mistral": ("Mistral", {**SIZES, "sliding_window": 8}),
+    "arcee": ("Arcee", SIZES),
+    "apertus": (
+        "Apertus",
+        {**SIZES, "hidden_act": "relu2", "rope_parameters": {"rope_type": "default", "rope_theta": 1e4}},
+    ),
+    "starcoder2": ("Starcoder2", {**SIZES, "sliding_window": 8, "hidden_act": "gelu_pytorch_tanh"}),
+}
+
+
+def byte_level_json() -> str:
+    """A vocabulary in the manner of GPT-2, trained here."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    library.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=V, special_tokens=[END_OF_TEXT], initial_alphabet=alphabet)
+    library.train_from_iterator(corpus(), trainer)
+    return library.to_str()
+
+
+def hub_folder(folder: Path, name: str) -> tuple[Path, Any]:
+    """A folder as transformers writes it, with random weights, and the model itself."""
+    kind, options = MODELS[name]
+    torch.manual_seed(0)
+    name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
+    model = getattr(transformers, name)(getattr(transformers, f"{kind}Config")(**options)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(byte_level_json())
+    return folder, model
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_of_transformers_computes_the_same_logits_here(name, tmp_path):
+    folder, theirs = hub_folder(tmp_path / name, name)
+    read = read_model(folder)
+    ours = GPT(read.config).eval()
+    ours.load_state_dict(read.weights)
+    ids = torch.randint(V, (3, 32), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        assert (ours(ids)[..., :V] - theirs(ids).logits).abs().max() < 1e-5
+
+
+def test_an_imported_run_writes_what_transformers_writes(tmp_path):
+    folder, theirs = hub_folder(tmp_path / "smollm2", "smollm2")
+    model, tokenizer, _ = load_model(write_run(read_model(folder), tmp_path / "run"))
+    prompt = [tokenizer.special_id(END_OF_TEXT), *tokenizer.encode("Once upon")]
+    wanted = theirs.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, eos_token_id=None)
+    assert greedy(model, prompt, 20) == wanted[0, len(prompt) :].tolist()
+
+
+def test_new_markers_get_rows_near_the_mean_of_the_others(tmp_path):
+    read = read_model(hub_folder(tmp_path / "gpt2", "gpt2")[0])
+    table = read.weights["wte.weight"]
+    assert [read.tokenizer.special_id(token) for token in SPECIALS] == [0, V, V + 1, V + 2, V + 3]
+    assert len(table) == read.config.vocab_size == V + 4
+    assert (table[V:] - table[:V].mean(dim=0)).abs().max() < table[:V].std() / 10
+
+
+def test_no_text_spells_a_special_token_of_an_imported_vocabulary(tmp_path):
+    tokenizer = read_model(hub_folder(tmp_path / "gpt2", "gpt2")[0]).tokenizer
+    for line in ["<|endoftext|>", "a<|end|>b", *odd_lines(200)]:
+        ids = tokenizer.encode(line)
+        assert not set(ids) & {tokenizer.special_id(token) for token in SPECIALS}
+        assert tokenizer.decode(ids) == line
+        assert tokenizer.token_bytes()[ids].sum() == len(line.encode("utf-8"))
+
+
+@pytest.mark.slow
+def test_an_imported_run_is_trained_continued_tuned_and_exported(tmp_path, run_command):
+    hub_folder(tmp_path / "model", "smollm2")
+    (tmp_path / "my.txt").write_text("\n\n".join(corpus()), encoding="utf-8")
+    talk = '{"messages": [{"role": "user", "content": "Hi %d"}, {"role": "assistant", "content": "Yes."}]}\n'
+    (tmp_path / "talk.jsonl").write_text("".join(talk % i for i in range(40)))
+    assert run_command("import_", "model", "--name", "base").code == 0
+    common = ("device=cpu", "schedule.warmup_steps=1", "train.batch_tokens=512")
+    train = ("train", "init_from=base", "data=text", "data.path=my.txt", "name=more", *common, "train.max_steps=4")
+    first = run_command(*train, "train.stop_at=2")
+    assert first.code == 0, first.err
+    again = run_command(*train)
+    assert again.code == 0, again.err
+    assert "resuming" in again.err
+    tuned = run_command(
+        "sft", "init_from=base", "data=instruct", "data.path=talk.jsonl", "name=chat", *common, "train.max_steps=2"
+    )
+    assert tuned.code == 0, tuned.err
+    for run in ("base", "more", "chat"):
+        written = run_command("export", run, "--to", "hf", "--out", f"out-{run}")
+        assert written.code == 0, written.err
+    assert run_command("evaluate", "--run", "more", "--limit", "2000").code == 0
+    text = run_command("evaluate", "--run", "base")
+    assert text.code == 2
+    assert "the text of an imported model is not known" in text.err
+
+
+@pytest.mark.parametrize("name", [n for n in SHAPES if n != "stablelm"])
+def test_an_export_comes_back_to_the_last_bit(name, tmp_path):
+    tokenizer = sentencepiece()
+    model = random_model(gpt_config(tokenizer.vocab_size, **SHAPES[name]))
+    export(open_source(save_run(tmp_path / "run", model, tokenizer)), "hf", tmp_path / "hf")
+    read = read_model(tmp_path / "hf")
+    assert read.config == model.config
+    weights = dict(model.named_parameters())
+    assert read.weights.keys() == weights.keys()
+    assert all(torch.equal(read.weights[key], weights[key]) for key in weights)
+    assert [read.tokenizer.special_id(token) for token in SPECIALS] == [tokenizer.special_id(t) for t in SPECIALS]
+    assert all(read.tokenizer.encode(text) == tokenizer.encode(text) for text in corpus()[:50])
+
+
+def test_an_export_that_was_trained_elsewhere_is_read_by_its_own_config(tmp_path):
+    """Groups of GPT-2's keys are written repeated; once they differ, they are a head each."""
+    from safetensors.torch import load_file, save_file
+
+    model = random_model(gpt_config(char().vocab_size, **SHAPES["gpt2_without_biases"]))
+    export(open_source(save_run(tmp_path / "run", model, char())), "hf", tmp_path / "hf")
+    tensors = load_file(tmp_path / "hf" / "model.safetensors")
+    tensors["transformer.h.0.attn.c_attn.weight"] += 0.01 * torch.randn(32, 96)
+    save_file(tensors, tmp_path / "hf" / "model.safetensors")
+    read = read_model(tmp_path / "hf")
+    assert read.config.kv_heads == 4
+    ours = GPT(read.config).eval()
+    ours.load_state_dict(read.weights)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    with torch.no_grad():
+        assert (ours(torch.arange(16)[None]) - theirs(torch.arange(16)[None]).logits).abs().max() < 1e-5
+
+
+def test_a_chat_model_of_ours_stays_one(tmp_path):
+    tokenizer = sentencepiece()
+    model = random_model(gpt_config(tokenizer.vocab_size, **SHAPES["llama"]))
+    export(open_source(save_run(tmp_path / "run", model, tokenizer, chat=True)), "hf", tmp_path / "hf")
+    assert write_run(read_model(tmp_path / "hf"), tmp_path / "again").is_chat
+
+
+def test_shards_and_a_pickle_of_tensors_are_read_alike(tmp_path):
+    folder, theirs = hub_folder(tmp_path / "whole", "tinyllama")
+    whole = read_model(folder).weights
+    theirs.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 1
+    shutil.copy(folder / "tokenizer.json", tmp_path / "shards")
+    shutil.copytree(folder, tmp_path / "pickle")
+    (tmp_path / "pickle" / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), tmp_path / "pickle" / "pytorch_model.bin")
+    for other in ("shards", "pickle"):
+        read = read_model(tmp_path / other).weights
+        assert all(torch.equal(read[name], whole[name]) for name in whole)
+
+
+def llama2c_files(folder: Path, *, untied: bool = False) -> tuple[Path, Any]:
+    tokenizer = sentencepiece()
+    shape = {**SHAPES["llama"], "n_kv_head": 2, "tie_embeddings": not untied}
+    model = random_model(gpt_config(tokenizer.vocab_size, **shape))
+    export(open_source(save_run(folder / "run", model, tokenizer)), "llama2c", folder / "out")
+    return folder / "out" / "model.bin", model
+
+
+@pytest.mark.parametrize("untied", [False, True])
+def test_a_file_of_llama2c_computes_the_same_logits(untied, tmp_path):
+    path, model = llama2c_files(tmp_path, untied=untied)
+    read = read_model(path)
+    ours = GPT(read.config).eval()
+    ours.load_state_dict(read.weights)
+    from positron.interop.llama2c import id_order
+
+    order = torch.tensor(id_order(sentencepiece()))
+    ids = torch.randint(len(order), (2, 16), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert (ours(ids)[..., : len(order)] - model(order[ids])[..., order]).abs().max() < 1e-5
+
+
+def test_a_vocabulary_of_llama2c_encodes_as_sentencepiece_does_after_a_space(tmp_path):
+    from positron.interop.llama2c import id_order
+
+    path, _ = llama2c_files(tmp_path)
+    read = read_model(path).tokenizer
+    order = id_order(sentencepiece())
+    for text in corpus()[:50]:
+        assert [order[i] for i in read.encode(text)] == sentencepiece().encode(" " + text)
+
+
+def test_a_name_that_is_taken_is_refused(tmp_path, run_command):
+    hub_folder(tmp_path / "model", "gpt2")
+    assert run_command("import_", "model").code == 0
+    again = run_command("import_", "model")
+    assert again.code == 2
+    assert "exists already" in again.err
+
+
+def test_python_imports_as_the_command_does(tmp_path, monkeypatch):
+    hub_folder(tmp_path / "model", "gpt2")
+    monkeypatch.chdir(tmp_path)
+    run = positron.import_model(tmp_path / "model", name="mine")
+    assert run.kind == "pretrain"
+    assert run.config()["data"]["source"] == "imported"
+
+
+def changed(key: str, value: Any) -> Any:
+    def change(folder: Path) -> None:
+        path = folder / "config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), key: value}))
+
+    return change
+
+
+def without(name: str) -> Any:
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(name: str, share: float) -> Any:
+    def change(folder: Path) -> None:
+        path = folder / name
+        path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
+
+    return change
+
+
+def written(name: str, content: str | bytes) -> Any:
+    return lambda folder: (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def tensors(change: Any) -> Any:
+    def apply(folder: Path) -> None:
+        from safetensors.torch import load_file, save_file
+
+        read = load_file(folder / "model.safetensors")
+        change(read)
+        save_file(read, folder / "model.safetensors")
+
+    return apply
+
+
+def vocabulary(change: Any) -> Any:
+    def apply(folder: Path) -> None:
+        facts = json.loads((folder / "tokenizer.json").read_text())
+        change(facts)
+        (folder / "tokenizer.json").write_text(json.dumps(facts))
+
+    return apply
+
+
+NORM = "model.norm.weight"
+MALFORMED: list[tuple[Any, str]] = [
+    (without("config.json"), "config.json"),
+    (written("config.json", "{"), "config.json"),
+    (written("config.json", "[]"), "holds no object"),
+    (written("config.json", "{}"), "model_type None is not supported"),
+    (changed("model_type", "lama"), "the nearest is llama"),
+    (changed("model_type", "gpt_neox"), "not supported"),
+    (changed("model_type", ["llama"]), "not supported"),
+    (changed("rope_scaling", {"type": "linear", "factor": 2.0}), "rope_scaling"),
+    (changed("rope_parameters", {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}), "rope_parameters"),
+    (changed("partial_rotary_factor", 0.25), "partial_rotary_factor"),
+    (changed("hidden_act", "gelu"), "hidden_act"),
+    (changed("final_logit_softcapping", 30.0), "final_logit_softcapping"),
+    (changed("use_parallel_residual", True), "use_parallel_residual"),
+    (changed("hidden_size", "32"), "hidden_size"),
+    (changed("hidden_size", None), "hidden_size"),
+    (changed("hidden_size", -32), "hidden_size"),
+    (changed("hidden_size", 1e300), "hidden_size"),
+    (changed("num_hidden_layers", 3), "model.layers.2"),
+    (changed("num_hidden_layers", 1), "has no place"),
+    (changed("num_hidden_layers", True), "num_hidden_layers"),
+    (changed("num_attention_heads", 5), "n_head"),
+    (changed("num_key_value_heads", 3), "n_kv_head"),
+    (changed("num_key_value_heads", 4), "has the shape"),
+    (changed("intermediate_size", 50), "has the shape"),
+    (changed("vocab_size", 300), "has the shape"),
+    (changed("max_position_embeddings", 0), "max_position_embeddings"),
+    (changed("rms_norm_eps", 0), "rms_norm_eps"),
+    (changed("tie_word_embeddings", "yes"), "tie_word_embeddings"),
+    (changed("attention_bias", True), "bias"),
+    (without("model.safetensors"), "has no weights"),
+    (cut("model.safetensors", 0.5), "damaged or incomplete"),
+    (written("model.safetensors", b""), "damaged or incomplete"),
+    (
+        written("model.safetensors.index.json", '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'),
+        "is missing",
+    ),
+    (written("model.safetensors.index.json", '{"weight_map": {"a": "../../x.safetensors"}}'), "outside of its folder"),
+    (written("model.safetensors.index.json", '{"weight_map": 3}'), "weight_map"),
+    (tensors(lambda read: read.pop(NORM)), "has no tensor model.norm.weight"),
+    (tensors(lambda read: read.update({NORM: torch.zeros(31)})), "model.norm.weight has the shape"),
+    (tensors(lambda read: read.update(extra=torch.zeros(1))), "the tensor extra has no place"),
+    (without("tokenizer.json"), "tokenizer.json"),
+    (cut("tokenizer.json", 0.5), "tokenizer.json"),
+    (written("tokenizer.json", "{}"), "tokenizer.json"),
+    (written("tokenizer.json", "[1]"), "tokenizer.json"),
+    (vocabulary(lambda facts: facts["model"]["vocab"].update({f"new{i}": V + i for i in range(9)})), "does not belong"),
+    (vocabulary(lambda facts: facts["model"].update(type="Unknown")), "cannot read it"),
+    (vocabulary(lambda facts: facts["added_tokens"].clear()), ""),
+]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return hub_folder(tmp_path_factory.mktemp("import") / "model", "tinyllama")[0]
+
+
+@pytest.mark.parametrize(("change", "message"), MALFORMED)
+def test_a_malformed_folder_is_refused_in_one_line(change, message, whole, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    change(folder)
+    if not message:  # this one can be read: bos_token_id of config.json begins a text
+        assert read_model(folder).tokenizer.special_id(END_OF_TEXT) == 0
+        return
+    with pytest.raises(UserError) as refused:
+        write_run(read_model(folder), tmp_path / "run")
+    assert message in str(refused.value)
+    assert "\n" not in str(refused.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_pickle_that_holds_code_is_refused_and_not_executed(whole, tmp_path):
+    import pickle
+
+    class Attack:
+        def __reduce__(self) -> Any:
+            return Path.touch, (tmp_path / "executed",)
+
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    (folder / "model.safetensors").unlink()
+    (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"a": Attack()}))
+    with pytest.raises(UserError, match="nothing in it was executed"):
+        read_model(folder)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is no model of llama2.c"),
+        (struct.pack("<7i", 0, 1, 1, 1, 1, 1, 1), "impossible sizes"),
+        (struct.pack("<7i", 32, 48, 2, 5, 2, 600, 16), "n_head"),
+        (struct.pack("<7i", 32, 48, 2, 4, 2, 600, 16) + bytes(400), "incomplete"),
+        (struct.pack("<7i", 32, 48, 2, 4, 2, 600, 16) + bytes(401), "incomplete"),
+    ],
+)
+def test_a_malformed_file_of_llama2c_is_refused_in_one_line(content, message, tmp_path):
+    (tmp_path / "m.bin").write_bytes(content)
+    with pytest.raises(UserError, match=message) as refused:
+        read_model(tmp_path / "m.bin")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_of_llama2c_needs_its_own_vocabulary(tmp_path):
+    path, _ = llama2c_files(tmp_path)
+    vocabulary_path = path.with_name("tokenizer.bin")
+    content = vocabulary_path.read_bytes()
+    vocabulary_path.write_bytes(content[:-3])
+    with pytest.raises(UserError, match=r"is no vocabulary of llama2\.c"):
+        read_model(path)
+    vocabulary_path.unlink()
+    with pytest.raises(UserError, match="needs its vocabulary"):
+        read_model(path)
+
+
+def test_every_reader_is_of_a_class_that_transformers_has():
+    for kind in hf_reading._READERS:
+        assert kind in transformers.CONFIG_MAPPING
