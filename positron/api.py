@@ -22,8 +22,7 @@ if TYPE_CHECKING:
     from lightning import Callback
 
     from positron.inference.text_model import Writer
-    from positron.interop.formats import Format
-    from positron.interop.gguf_file import Precision
+    from positron.interop.formats import Format, Precision
     from positron.run.folder import Run
     from positron.training.objective.pretrain import PretrainObjective
 
@@ -134,8 +133,9 @@ def export(
 ) -> Path:
     """Write a run (None: the one trained last) in a format of other programs, and return the new folder.
 
-    `to` is hf, gguf, ollama, llama2c or safetensors; without `folder` it is `export/FORMAT` in the run folder. `precision`
-    rounds the matrices of a GGUF file: f16 or q8_0. Raises UserError for a model that the format cannot express.
+    `to` is hf, gguf, ollama, onnx, llama2c or safetensors; without `folder` it is `export/FORMAT` in the run folder.
+    `precision` rounds the matrices: f16 or q8_0 in a GGUF file, int8 in ONNX. Raises UserError for a model that the format
+    cannot express.
     """
     from positron.export import export as write
 

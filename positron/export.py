@@ -27,6 +27,7 @@ FORMATS = {
     "hf": "Hugging Face: transformers, lm-evaluation-harness, vLLM",
     "gguf": "llama.cpp, LM Studio",
     "ollama": "Ollama: a GGUF file with its Modelfile",
+    "onnx": "onnxruntime: any system, without PyTorch",
     "llama2c": "llama2.c: run.c, its ports and its web pages",
     "safetensors": "the weights under Positron's own names, with the architecture",
 }
@@ -45,9 +46,9 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--precision",
-        choices=("f32", "f16", "q8_0"),
+        choices=("f32", "f16", "q8_0", "int8"),
         default="f32",
-        help="of the matrices in a GGUF file (default %(default)s; q8_0: 8 bits, a quarter of the size)",
+        help="of the matrices (default %(default)s; gguf, ollama: f16 or q8_0; onnx: int8)",
     )
     return parser
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from positron.interop.source import Source
 from positron.run.provenance import read_provenance, start_of
 from positron.system.formatting import above_floor, amount, judged_bpb
+from positron.text.conversation import stop_ids
+from positron.text.tokenizer import END_OF_TEXT
 from positron.version import __version__
 
 _TEXT = """---
-library_name: transformers
+library_name: {library}
 pipeline_tag: text-generation
 tags:
 - positron
@@ -31,6 +33,29 @@ A GPT with {parameters} parameters ({architecture}), {task} with Positron {versi
 
 {limits}
 """
+
+_ONNX_USE = """```python
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+tokenizer = Tokenizer.from_file("tokenizer.json")
+session = onnxruntime.InferenceSession("model_cached.onnx")
+ids = tokenizer.encode({prompt!r}).ids  # begins with <|endoftext|>
+new = np.array([ids])
+keys = values = np.zeros({shape}, np.float32)
+{first}while len(ids) < {context}:
+    inputs = {{"ids": new, "past_keys": keys, "past_values": values}}
+{feed}    logits, keys, values = session.run(None, inputs)
+    ids.append(int(logits[0].argmax()))
+    if ids[-1] in {stops}:
+        break
+{shift}    new = np.array([ids[-1:]])
+print(tokenizer.decode(ids))
+```
+
+`model.onnx` has the input `ids` (batch, length) and the output `logits` (batch, length, {vocabulary}). The matrices of both
+files are in {precision}."""
 
 _USE_BASE = """```python
 from transformers import pipeline
@@ -56,6 +81,29 @@ _LIMITS = """- A small model: it has the style of its training text, and no know
 
 def model_card(source: Source, architecture: str) -> str:
     """Return the Markdown of README.md. `architecture`: the class of the exported model."""
+    return _card(source, "transformers", architecture, _USE_CHAT if source.is_chat else _USE_BASE)
+
+
+def onnx_card(source: Source, precision: str) -> str:
+    """Return the Markdown of README.md beside ONNX graphs, with a program that writes the likeliest text."""
+    config, tokenizer = source.config, source.tokenizer
+    stops = stop_ids(tokenizer) if source.is_chat else [tokenizer.special_id(END_OF_TEXT)]
+    use = _ONNX_USE.format(
+        prompt="<|user|>Tell me a story about a dog.<|end|><|assistant|>" if source.is_chat else "Once upon a time",
+        shape=(config.n_layer, 1, config.kv_heads, 0, config.d_head),
+        context=config.context_length,
+        stops=tuple(stops) if len(stops) > 1 else stops,
+        vocabulary=config.vocab_size,
+        precision=precision,
+        # smear adds a share of the previous token's embedding
+        first="previous = new[:, :1]  # has no effect before the first token\n" if config.smear else "",
+        feed='    inputs["previous_ids"] = previous\n' if config.smear else "",
+        shift="    previous = new[:, -1:]\n" if config.smear else "",
+    )
+    return _card(source, "onnxruntime", "two ONNX graphs", use)
+
+
+def _card(source: Source, library: str, architecture: str, use: str) -> str:
     run, facts = source.run, source.run.facts()
     settings = run.config()
     rows = {
@@ -74,13 +122,14 @@ def model_card(source: Source, architecture: str) -> str:
     if command:
         rows["command"] = f"`{command}`"
     return _TEXT.format(
+        library=library,
         name=source.name,
         parameters=amount(source.config.n_params()),
         architecture=architecture,
         task="fine-tuned on conversations" if source.is_chat else "trained",
         version=__version__,
         table="\n".join(f"| {key} | {_cell(value)} |" for key, value in rows.items()),
-        use=_USE_CHAT if source.is_chat else _USE_BASE,
+        use=use,
         limits=_LIMITS.format(context=source.config.context_length),
     )
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, assert_never
+from typing import Literal, TypeVar, assert_never
 
-from positron.interop.gguf_file import Precision
+from positron.interop import gguf_file, onnx_file
 from positron.interop.source import Source
 from positron.system.disk import whole_folder
 from positron.system.errors import UserError
 
-Format = Literal["hf", "gguf", "ollama", "llama2c", "safetensors"]
-ROUNDED: tuple[Format, ...] = ("gguf", "ollama")  # those that can hold less than fp32
+Format = Literal["hf", "gguf", "ollama", "onnx", "llama2c", "safetensors"]
+Precision = Literal["f32", "f16", "q8_0", "int8"]
+PRECISIONS: dict[Format, tuple[Precision, ...]] = {  # of the formats that can hold less than fp32
+    "gguf": gguf_file.PRECISIONS,
+    "ollama": gguf_file.PRECISIONS,
+    "onnx": onnx_file.PRECISIONS,
+}
+P = TypeVar("P", bound=str)
 
 
 def export(source: Source, to: Format, folder: Path, precision: Precision = "f32") -> float:
@@ -20,8 +26,7 @@ def export(source: Source, to: Format, folder: Path, precision: Precision = "f32
     The folder appears complete or not at all. Raises UserError where it exists, where the format cannot express the model
     or its tokenizer, or where the disk is full.
     """
-    if precision != "f32" and to not in ROUNDED:
-        raise UserError(f"--precision {precision}: {to} is written in f32; {' and '.join(ROUNDED)} can be rounded")
+    _chosen(precision, PRECISIONS.get(to, ("f32",)), to)
     with whole_folder(folder) as draft:
         match to:
             case "hf":
@@ -29,13 +34,13 @@ def export(source: Source, to: Format, folder: Path, precision: Precision = "f32
 
                 return huggingface.write(source, draft)
             case "gguf":
-                from positron.interop import gguf_file
-
-                return gguf_file.write(source, draft, precision)
+                return gguf_file.write(source, draft, _chosen(precision, gguf_file.PRECISIONS, to))
             case "ollama":
                 from positron.interop import ollama
 
-                return ollama.write(source, draft, precision)
+                return ollama.write(source, draft, _chosen(precision, gguf_file.PRECISIONS, to))
+            case "onnx":
+                return onnx_file.write(source, draft, _chosen(precision, onnx_file.PRECISIONS, to))
             case "llama2c":
                 from positron.interop import llama2c
 
@@ -46,3 +51,14 @@ def export(source: Source, to: Format, folder: Path, precision: Precision = "f32
                 return safetensors_file.write(source, draft)
             case _:
                 assert_never(to)
+
+
+def _chosen(precision: str, choices: tuple[P, ...], to: Format) -> P:
+    """Return `precision` as one of a format's choices. Raises UserError that names the formats which have it."""
+    for choice in choices:
+        if choice == precision:
+            return choice
+    others = [name for name, theirs in PRECISIONS.items() if precision in theirs]
+    raise UserError(
+        f"--precision {precision}: {to} is written in {' or '.join(choices)}; {' and '.join(others)} can be {precision}"
+    )

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn, assert_never
+from typing import TYPE_CHECKING, Literal, NoReturn, assert_never, get_args
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from gguf import GGUFWriter
 
 Precision = Literal["f32", "f16", "q8_0"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 BLOCK = 32  # numbers that share one scale in Q8_0
 FILE = "model.gguf"
 

@@ -143,10 +143,12 @@ def test_a_modelfile_of_a_base_model_continues_the_prompt(tmp_path):
 def test_every_format_is_listed_in_the_help_and_in_the_type():
     from typing import get_args
 
-    from positron.export import FORMATS
-    from positron.interop.formats import Format
+    from positron.export import FORMATS, arguments
+    from positron.interop.formats import Format, Precision
 
     assert list(FORMATS) == list(get_args(Format))
+    for precision in get_args(Precision):
+        assert arguments().parse_args(["--to", "gguf", "--precision", precision]).precision == precision
 
 
 def test_a_run_that_does_not_exist_is_one_line(run_command):

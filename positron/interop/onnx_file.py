@@ -1,0 +1,173 @@
+"""Write a run as ONNX graphs, which onnxruntime runs on any system and in browsers, without PyTorch.
+
+`model.onnx` computes the logits of a whole text. `model_cached.onnx` computes the next token's and continues from the keys
+and values of the text before it. Batch and length are free in both.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from positron.config import GPTConfig
+from positron.interop.card import onnx_card
+from positron.interop.onnx_graph import CachedGraph, PlainGraph
+from positron.interop.source import Source, probe
+from positron.interop.tokenizer_json import tokenizer_json
+from positron.system.disk import write_json, write_text
+from positron.system.errors import UserError
+
+Precision = Literal["f32", "int8"]
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+PLAIN, CACHED = "model.onnx", "model_cached.onnx"
+OPSET = 18  # the version that torch's exporter writes without conversion; onnxruntime reads it since 1.14
+MAX_FILE_BYTES = 2**31  # of protobuf, in which ONNX files are written
+
+
+def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
+    """Write both graphs, the tokenizer and a card, run the graphs, and return the largest difference of the logits.
+
+    int8 rounds the matrices to 8 bits, and the activations that they multiply at run time. Raises UserError, before
+    anything is written, for a tokenizer that tokenizer.json cannot express and for a model above 2 GB.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError("an ONNX file needs onnx, onnxscript and onnxruntime: pip install 'positron[onnx]'") from error
+
+    config = source.config
+    size = 4 * config.n_params()
+    if size >= MAX_FILE_BYTES:
+        raise UserError(
+            f"an ONNX file holds less than 2 GB, and this model has {size / 1e9:.1f} GB: --to gguf has no limit"
+        )
+    tokenizer = tokenizer_json(source.tokenizer)
+    with _quiet():
+        _trace(PlainGraph(source.model), _plain_inputs(config), ["logits"], config, folder / PLAIN)
+        _trace(CachedGraph(source.model), _cached_inputs(config), ["logits", "keys", "values"], config, folder / CACHED)
+        if precision == "int8":
+            for name in (PLAIN, CACHED):
+                _round(folder / name)
+    write_json(folder / "tokenizer.json", tokenizer)
+    write_text(folder / "README.md", onnx_card(source, precision))
+    return max(_plain_difference(source, folder / PLAIN), _cached_difference(source, folder / CACHED))
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hide what the exporter reports of itself: progress on stdout, warnings, and log lines about other packages."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def _plain_inputs(config: GPTConfig) -> dict[str, Tensor]:
+    """Return an example; its sizes are above 1, which torch.export would take for a constant."""
+    return {"ids": torch.zeros(2, min(3, config.context_length), dtype=torch.int64)}
+
+
+def _cached_inputs(config: GPTConfig) -> dict[str, Tensor]:
+    past = torch.zeros(config.n_layer, 2, config.kv_heads, 2, config.d_head)
+    inputs = {**_plain_inputs(config), "past_keys": past, "past_values": past.clone()}
+    if config.smear:
+        inputs["previous_ids"] = torch.zeros(2, 1, dtype=torch.int64)
+    return inputs
+
+
+def _trace(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], config: GPTConfig, path: Path) -> None:
+    """Write a graph whose batch, length and past are free."""
+    from torch.export import Dim
+
+    batch, length = Dim("batch", min=1), Dim("length", min=1, max=config.context_length)
+    past = Dim("past", min=0, max=config.context_length)
+    axes: dict[str, dict[int, Any]] = {
+        "ids": {0: batch, 1: length},
+        "past_keys": {1: batch, 3: past},
+        "past_values": {1: batch, 3: past},
+        "previous_ids": {0: batch},
+    }
+    program = torch.onnx.export(
+        graph.eval(),
+        tuple(inputs.values()),
+        dynamo=True,
+        dynamic_shapes=tuple(axes[name] for name in inputs),
+        input_names=list(inputs),
+        output_names=outputs,
+        opset_version=OPSET,
+    )
+    assert program is not None
+    for node in program.model.graph:
+        node.metadata_props.clear()  # lines of the source code, a quarter of a megabyte
+    program.save(path, external_data=False)
+
+
+def _round(path: Path) -> None:
+    """Replace a file by the one with matrices in 8 bits."""
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    rounded = path.with_suffix(".int8")
+    quantize_dynamic(path, rounded, weight_type=QuantType.QInt8)
+    rounded.replace(path)
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _lengths(config: GPTConfig) -> list[int]:
+    """Return a length within the window, where there is one, and the whole context."""
+    return [max(1, min(config.window or config.context_length, config.context_length) // 2), config.context_length]
+
+
+@torch.no_grad()
+def _plain_difference(source: Source, path: Path) -> float:
+    """Compare the logits of all tokens at two lengths."""
+    session, differences = _session(path), []
+    for length in _lengths(source.config):
+        ids = probe(source.config)[:, :length]
+        (logits,) = session.run(None, {"ids": ids.numpy()})
+        differences.append(float(np.abs(logits - source.model(ids).numpy()).max()))
+    return max(differences)
+
+
+@torch.no_grad()
+def _cached_difference(source: Source, path: Path) -> float:
+    """Compare the logits of the last tokens of two pieces, which together are the whole context."""
+    config, session, differences = source.config, _session(path), []
+    ids = probe(config)
+    expected = source.model(ids).numpy()
+    keys = values = np.zeros((config.n_layer, 2, config.kv_heads, 0, config.d_head), np.float32)
+    start, previous = 0, ids[:, :1]
+    for stop in sorted(set(_lengths(config))):
+        piece = ids[:, start:stop]
+        inputs = {"ids": piece.numpy(), "past_keys": keys, "past_values": values}
+        if config.smear:
+            inputs["previous_ids"] = previous.numpy()
+        logits, keys, values = session.run(None, inputs)
+        differences.append(float(np.abs(logits - expected[:, stop - 1]).max()))
+        start, previous = stop, piece[:, -1:]
+    return max(differences)

@@ -1,0 +1,93 @@
+"""The model as ONNX graphs compute it: with keys and values of earlier tokens as inputs and outputs, and any length.
+
+`GPT` chooses among kernels by the length of its input and by whether gradients are needed. A trace records the choice that
+its example led to, so that for example a window longer than the example would vanish. Here each operation is the same for
+all lengths. The parts of the model, `Norm`, `Attention.heads` and `MLP`, are those of `GPT`.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from positron.model.gpt import GPT, Block
+from positron.model.kernels.norms_and_heads import Rope
+
+
+class CachedGraph(nn.Module):
+    """Compute the next token's logits and the keys and values to give to the next call."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, ids: Tensor, past_keys: Tensor, past_values: Tensor, previous_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Continue P tokens by T: ids (B, T), keys and values (L, B, K, P, D) -> logits (B, V) and both for P + T tokens.
+
+        `previous_ids` (B, 1), the id before `ids`, is for models with smear; with P = 0 it has no effect.
+        """
+        x, keys, values = hidden(self.model, ids, past_keys, past_values, previous_ids)
+        return F.linear(x[:, -1], self.model.head_weight), keys, values
+
+
+class PlainGraph(nn.Module):
+    """Compute the logits of every token."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Compute ids (B, T) -> logits (B, T, V)."""
+        config = self.model.config
+        nothing = self.model.wte.weight.new_zeros(config.n_layer, ids.shape[0], config.kv_heads, 0, config.d_head)
+        x, _, _ = hidden(self.model, ids, nothing, nothing, ids[:, :1])
+        return F.linear(x, self.model.head_weight)
+
+
+def hidden(
+    model: GPT, ids: Tensor, past_keys: Tensor, past_values: Tensor, previous_ids: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the normalised last hidden states (B, T, C), and keys and values (L, B, K, P + T, D).
+
+    Arguments as for `CachedGraph.forward`.
+    """
+    past = past_keys.shape[3]
+    keys_at = torch.arange(past + ids.shape[1])
+    positions = keys_at[past:]
+    x = model.wte(ids)  # (B, T, C)
+    if model.config.smear:
+        assert previous_ids is not None
+        first = model.wte(previous_ids) * (positions[:1] > 0)  # 0 for the first token of a text
+        x = x + model.smear * torch.cat((first, x[:, :-1]), dim=1)
+    rope: Rope | None = None
+    match model.config.position:
+        case "learned":
+            x = x + model.wpe(positions)
+        case "sinusoidal":
+            x = x + model.positions[positions]
+        case "rope":
+            rope = (model.cos[positions], model.sin[positions])
+        case _:
+            assert_never(model.config.position)
+    distance = positions[:, None] - keys_at  # (T, P + T)
+    mask = distance >= 0
+    if model.config.window is not None:
+        mask = mask & (distance < model.config.window)
+    all_keys, all_values = [], []
+    for layer, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        q, k, v = block.attn.heads(block.norm1(x), rope)
+        k, v = torch.cat((past_keys[layer], k), dim=2), torch.cat((past_values[layer], v), dim=2)
+        grouped = k.shape[1] != q.shape[1]
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)  # (B, H, T, D)
+        x = x + block.attn.out(y.transpose(1, 2).flatten(2))
+        x = x + block.mlp(block.norm2(x))
+        all_keys.append(k)
+        all_values.append(v)
+    return model.norm_f(x), torch.stack(all_keys), torch.stack(all_values)
