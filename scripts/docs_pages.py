@@ -34,6 +34,7 @@ from positron.cli.help_text import (  # noqa: E402
 )
 from positron.cli.overrides import groups_of  # noqa: E402
 from positron.settings import MISSING, NOT_READ_BY, leaf_keys, type_of  # noqa: E402
+from scripts.format_table import formats_page  # noqa: E402
 
 CONF = ROOT / "conf"
 TOP_LEVEL = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
@@ -188,6 +189,13 @@ def commands_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+GENERATED: dict[str, Callable[[], str]] = {
+    "reference/configuration.md": configuration_page,
+    "reference/commands.md": commands_page,
+    "reference/formats.md": formats_page,
+}
+
+
 def notebook_page(path: Path) -> str:
     """Show the cells of a notebook: text as text, code as code."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
@@ -237,9 +245,7 @@ def page_of(target: str) -> str | None:
 
 def generated_page(target: str) -> Callable[[], str] | None:
     """Return the function that writes a page which is no file of the repository, None for any other path."""
-    return {"docs/reference/configuration.md": configuration_page, "docs/reference/commands.md": commands_page}.get(
-        target
-    )
+    return GENERATED.get(target.removeprefix("docs/")) if target.startswith("docs/") else None
 
 
 def _origin(src_uri: str) -> str:
@@ -256,8 +262,7 @@ def on_files(files: Any, config: Any) -> Any:
     from mkdocs.structure.files import File
 
     pages = {
-        "reference/configuration.md": configuration_page(),
-        "reference/commands.md": commands_page(),
+        **{page: write() for page, write in GENERATED.items()},
         **{
             page: (ROOT / name).read_text(encoding="utf-8")
             for name, page in TOP_LEVEL.items()

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import pytest
 import yaml
@@ -15,9 +16,10 @@ from positron.cli import COMMANDS, module_of
 from positron.cli.help_text import field_comments, is_group
 from positron.cli.other_tools import same_option
 from positron.cli.overrides import groups_of
+from positron.config import GPTConfig, ModelConfig
 from positron.run.facts import Facts
 from positron.settings import leaf_keys, type_of
-from scripts import docs_pages
+from scripts import docs_pages, format_table
 
 DOCS = PROJECT / "docs"
 PAGES = sorted(path for path in DOCS.rglob("*.md") if path.name != "README.md")
@@ -130,3 +132,27 @@ def test_the_site_builds_without_a_warning_and_asks_for_nothing_from_the_network
             r'<(?:script|img|link rel="(?:stylesheet|preconnect)")[^>]*(?:src|href)="(https?:[^"]*)"', page.read_text()
         )
         assert not loaded, page
+
+
+def test_the_table_of_formats_has_every_option_and_what_is_known_of_some():
+    names = {field.name for field in dataclasses.fields(ModelConfig)}
+    assert set(format_table.OPTIONS) | {"context_length", "d_model", "n_layer", "n_head"} == names
+    page = format_table.formats_page()
+    assert "| `smear=true` | no | no | no | yes |" in page
+    assert "| `activation=swiglu` | Llama | Llama | Llama | yes |" in page
+    assert "| `n_kv_head=2` | yes | yes | Llama | yes |" in page
+
+
+def test_every_value_of_a_choice_is_in_the_table_of_formats():
+    hints = get_type_hints(ModelConfig)
+    for name in ("norm", "position", "activation"):
+        assert format_table.OPTIONS[name] == get_args(hints[name])
+
+
+@pytest.mark.parametrize("name", ["hf", "gguf, ollama", "llama2c"])
+def test_the_portable_quickstart_can_be_exported_to(name):
+    settings = yaml.safe_load((PROJECT / "conf" / "model" / "quickstart_portable.yaml").read_text(encoding="utf-8"))
+    assert format_table.expresses(name, GPTConfig(vocab_size=4000, **settings))
+    quick = yaml.safe_load((PROJECT / "conf" / "model" / "quickstart.yaml").read_text(encoding="utf-8"))
+    sizes = [GPTConfig(vocab_size=4000, **values).n_params() for values in (settings, quick)]
+    assert sizes[0] == pytest.approx(sizes[1], rel=0.01)

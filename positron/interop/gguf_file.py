@@ -55,7 +55,7 @@ class Architecture:
 def choose(config: GPTConfig) -> Architecture:
     """Return the architecture that computes this model. Raises UserError that names the option for which there is none."""
     if config.smear:
-        _refuse("model.smear=true", "train with model.smear=false")
+        _refuse("model.smear=true", "model=quickstart_portable can be exported")
     if sliding_window(config) is not None:
         _refuse(f"model.window={config.window}", "model.window=null has one")
     match config.norm:

@@ -35,7 +35,7 @@ class Architecture:
 def choose(config: GPTConfig) -> Architecture:
     """Return the class that computes this model. Raises UserError that names the option for which there is none."""
     if config.smear:
-        _refuse("model.smear=true", "train with model.smear=false")
+        _refuse("model.smear=true", "model=quickstart_portable can be exported")
     match config.norm:
         case "layernorm":
             return _with_layernorm(config)

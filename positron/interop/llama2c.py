@@ -30,28 +30,29 @@ _FIRST_BYTE = 3  # the id of the byte 0
 _BEGIN = 1  # the id that begins and ends a text
 
 
-def refuse(config: GPTConfig, tokenizer: Tokenizer) -> None:
-    """Raise UserError that names the option which llama2.c does not have."""
-    wanted = {
-        "norm": "rmsnorm",
-        "position": "rope",
-        "activation": "swiglu",
-        "bias": False,
-        "qk_norm": False,
-        "smear": False,
-    }
+def check_model(config: GPTConfig) -> None:
+    """Raise UserError that names the option of the model which llama2.c does not have."""
+    wanted = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "bias": False, "qk_norm": False}
+    wanted |= {"smear": False, "rope_base": 10_000.0, "norm_eps": 1e-5, "d_head": config.d_model // config.n_head}
     for key, value in wanted.items():
         actual = getattr(config, key)
         if actual != value:
-            shown = str(actual).lower() if isinstance(actual, bool) else actual
-            key = "head_dim" if key == "d_head" else key
-            raise UserError(f"model.{key}={shown}: llama2.c has {key}={str(value).lower()} alone")
+            name = "head_dim" if key == "d_head" else key
+            shown, only = (str(v).lower() if isinstance(v, bool) else v for v in (actual, value))
+            raise UserError(
+                f"model.{name}={shown}: llama2.c has {name}={only} only; model=quickstart_portable can be exported"
+            )
     if config.window is not None and config.window < config.context_length:
-        raise UserError(f"model.window={config.window}: llama2.c has no window")
+        raise UserError(f"model.window={config.window}: llama2.c has no window; model.window=null can be exported")
+
+
+def check_tokenizer(tokenizer: Tokenizer) -> SentencePieceTokenizer:
+    """Return the tokenizer. Raises UserError for a kind that llama2.c does not read."""
     if not isinstance(tokenizer, SentencePieceTokenizer):
         raise UserError(
-            f"tokenizer.kind={tokenizer.kind}: llama2.c reads SentencePiece vocabularies (tokenizer=spm_2k)"
+            f"tokenizer.kind={tokenizer.kind}: llama2.c reads SentencePiece vocabularies only (tokenizer=spm_2k)"
         )
+    return tokenizer
 
 
 def rules(config: GPTConfig) -> list[Rule]:
@@ -84,9 +85,9 @@ def write(source: Source, folder: Path) -> float:
 
     Raises UserError, before anything is written, for a model or a tokenizer that llama2.c does not have.
     """
-    config, tokenizer = source.config, source.tokenizer
-    refuse(config, tokenizer)
-    assert isinstance(tokenizer, SentencePieceTokenizer)
+    config = source.config
+    check_model(config)
+    tokenizer = check_tokenizer(source.tokenizer)
     order = id_order(tokenizer)
     tensors = to_theirs(rules(config), source.weights)
     tensors["wte"] = tensors["wte"][order]

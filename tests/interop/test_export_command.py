@@ -116,12 +116,12 @@ def test_llama2c_has_the_ids_that_run_c_fixes(tmp_path):
 )
 def test_llama2c_names_the_option_that_it_lacks(shape, message):
     with pytest.raises(UserError, match=message):
-        llama2c.refuse(gpt_config(600, **shape), sentencepiece())
+        llama2c.check_model(gpt_config(600, **shape))
 
 
 def test_llama2c_refuses_other_vocabularies():
     with pytest.raises(UserError, match=r"tokenizer\.kind=char"):
-        llama2c.refuse(gpt_config(60, **SHAPES["llama"]), char())
+        llama2c.check_tokenizer(char())
 
 
 def test_a_modelfile_spells_the_template_of_a_chat(tmp_path):

@@ -1,0 +1,78 @@
+"""Write docs/reference/formats.md: which option of a model each export format can express, found by trying each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from positron.config import GPTConfig
+from positron.interop import gguf_file, hf_architectures, llama2c
+from positron.system.errors import UserError
+
+SIZES: dict[str, Any] = {"vocab_size": 300, "context_length": 16, "d_model": 32, "n_layer": 1, "n_head": 4}
+SHAPES: dict[str, dict[str, Any]] = {
+    "GPT-2": {**SIZES, "norm": "layernorm", "position": "learned", "activation": "gelu"},
+    "Llama": {**SIZES, "norm": "rmsnorm", "position": "rope", "activation": "swiglu"},
+}
+FORMATS: dict[str, Callable[[GPTConfig], object]] = {
+    "hf": hf_architectures.choose,
+    "gguf, ollama": gguf_file.choose,
+    "llama2c": llama2c.check_model,
+    "onnx, safetensors": lambda config: None,
+}
+OPTIONS: dict[str, tuple[Any, ...]] = {
+    "norm": ("layernorm", "rmsnorm"),
+    "position": ("learned", "sinusoidal", "rope"),
+    "activation": ("gelu", "relu", "swish", "relu2", "swiglu"),
+    "bias": (True,),
+    "tie_embeddings": (False,),
+    "n_kv_head": (2,),
+    "head_dim": (16,),
+    "qk_norm": (True,),
+    "qk_scale": (True,),
+    "rope_base": (1e6,),
+    "norm_eps": (1e-6,),
+    "smear": (True,),
+    "window": (8,),
+    "dropout": (0.1,),
+    "d_ff": (40,),
+}
+_INTRODUCTION = """# Export formats
+
+Which option of `model.*` each format of `positron export` can express. Each cell was tried on two models, one in the shape of
+GPT-2 (LayerNorm, learned positions, GELU) and one in the shape of Llama (RMSNorm, rope, SwiGLU), with the option changed.
+*yes*: both can be exported; *GPT-2* or *Llama*: that one can; *no*: neither. Options together can exclude each other; the
+export then names the one in the way.
+"""
+
+
+def expresses(name: str, config: GPTConfig) -> bool:
+    """Tell whether a format can express a model."""
+    try:
+        FORMATS[name](config)
+    except UserError:
+        return False
+    return True
+
+
+def cell(name: str, option: str, value: Any) -> str:
+    """Say which of the two shapes a format can express with this value of an option."""
+    changes = {"qk_norm": True, option: value} if option == "qk_scale" else {option: value}
+    fitting = [shape for shape, base in SHAPES.items() if expresses(name, GPTConfig(**{**base, **changes}))]
+    match fitting:
+        case []:
+            return "no"
+        case [shape]:
+            return shape
+        case _:
+            return "yes"
+
+
+def formats_page() -> str:
+    """Write the page."""
+    rows = [f"| option | {' | '.join(FORMATS)} |", f"|---|{'---|' * len(FORMATS)}"]
+    for option, values in OPTIONS.items():
+        for value in values:
+            shown = str(value).lower() if isinstance(value, bool) else value
+            rows.append(f"| `{option}={shown}` | {' | '.join(cell(name, option, value) for name in FORMATS)} |")
+    return f"{_INTRODUCTION}\n" + "\n".join(rows) + "\n"
