@@ -221,11 +221,11 @@ def as_text(facts: dict[str, Any]) -> str:
         lines.insert(1, f"weights         {facts['weights']}")
     if facts["floor_bpb"] is not None:
         lines.insert(
-            -4, f"floor           the model is {above_floor(facts['bpb'], facts['floor_bpb'])}, the text's own bits"
+            -4, f"floor           the model is {above_floor(facts['bpb'], facts['floor_bpb'])}, the entropy of the text"
         )
     if facts["in_training"] is not None:
         how = (
-            "of the first train.val_tokens tokens, in windows side by side: each token sees less of the text before it"
+            "measured on the first train.val_tokens tokens, in windows without overlap, so each token has less context"
         )
         lines.insert(-4, f"in training     {facts['in_training']:.4f} bits per byte ({how})")
     if "stories" in facts:

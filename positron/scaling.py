@@ -159,7 +159,7 @@ def lines(law: Law, facts: dict[str, Any]) -> list[str]:
     out += ["", "bits per byte = " + " + ".join(["E", *(names[term] for term in law.terms if term != "E")])]
     out.append("  N: parameters in matrix products, the output head included; D: tokens of training")
     if law.floor:
-        out.append(f"  E      {law.floor:.4f}, the text's own bits per byte, which are known")
+        out.append(f"  E      {law.floor:.4f}, the entropy of the text in bits per byte, which is known")
     for term, (letter, greek) in {"E": ("E", ""), "N": ("A", "alpha"), "D": ("B", "beta")}.items():
         if term not in law.terms:
             continue

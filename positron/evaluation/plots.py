@@ -36,7 +36,7 @@ def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str) 
         )
         if floor_bpb and min(scores) < 3 * floor_bpb:  # from afar it would press the curve flat
             lower.axhline(
-                floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}: the text's own bits"
+                floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}: the entropy of the text"
             )
             scores = [*scores, floor_bpb]
         fit_range(lower, scores)

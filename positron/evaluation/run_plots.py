@@ -104,7 +104,7 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
         axes.set_ylabel("bits per byte")
         if floor_bpb and lasts and min(lasts) < 2 * floor_bpb:  # from afar it would press the curves flat
             axes.axhline(
-                floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}: the text's own bits"
+                floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}: the entropy of the text"
             )
     near = [floor_bpb] if floor_bpb and lasts and min(lasts) < 2 * floor_bpb else []
     if lasts:
@@ -160,7 +160,7 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
     e = law.floor or (law.coefficient("E") if "E" in law.terms else 0.0)
     aimed, around = law.bpb(*aim).item(), law.interval(*aim)
     bar = None if around is None else [[aimed - around[0]], [around[1] - aimed]]
-    name = f"E = {e:.4f}, " + ("the text's own bits" if law.floor else "fitted")
+    name = f"E = {e:.4f}, " + ("the entropy of the text" if law.floor else "fitted")
     label = "law" if law.reduced else f"law, {ratio:.3g} tokens per parameter"
     figure = Figure(figsize=(6.8, 8.4), layout="constrained")
     for axes, base in zip(figure.subplots(2, 1), (e, 0.0), strict=True):

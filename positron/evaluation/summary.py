@@ -42,4 +42,4 @@ def quality(last: float, best: float, floor: float | None, is_chat: bool) -> str
     """
     bpb = judged_bpb(last, best, is_chat)
     text = f"{bpb:.4f} validation bits per byte" + (" of the answers at the best checkpoint" if is_chat else "")
-    return f"{text}, {above_floor(bpb, floor)} (the text's own bits)" if floor else text
+    return f"{text}, {above_floor(bpb, floor)} (the entropy of the text)" if floor else text

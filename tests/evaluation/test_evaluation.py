@@ -345,7 +345,7 @@ def test_evaluate_prints_what_a_run_is_worth(run_command: Callable[..., Result],
     assert facts["documents"] == files.n_documents
     trained = Run(runs / "outputs" / "chars").facts().best_bpb
     assert facts["bpb"] == pytest.approx(trained, rel=0.1)  # there on windows, here on whole documents
-    assert f"times the floor of {files.floor_bpb:.4f}, the text's own bits" in shown.out
+    assert f"times the floor of {files.floor_bpb:.4f}, the entropy of the text" in shown.out
 
 
 def test_evaluate_has_stories_checked(run_command: Callable[..., Result], runs: Path) -> None:

@@ -203,7 +203,7 @@ def test_the_command_shows_the_law_of_a_sweep_and_predicts_the_next_size(tmp_pat
     assert code == 0, err
     assert "left out" in err
     assert "stopped at step 9" in err
-    assert "E      0.2000, the text's own bits per byte" in out
+    assert "E      0.2000, the entropy of the text in bits per byte" in out
     assert "alpha  0.400 ± 0.000" in out
     assert "tokens follow parameters, about 20 to one" in out
     assert (folder / "scaling.png").read_bytes().startswith(b"\x89PNG")

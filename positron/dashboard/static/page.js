@@ -172,7 +172,7 @@ function floorsOf(shown) {
   for (const run of shown.filter((run) => run.floor)) texts.set(textOf(run), [...(texts.get(textOf(run)) ?? []), run]);
   return [...texts.values()].map((group) => ({
     bpb: group[0].floor,
-    name: shown.length === group.length ? "floor: the text's own bits" : `floor of ${group[0].text}, for ${group.map((run) => run.name).join(", ")}`,
+    name: shown.length === group.length ? "floor: the entropy of the text" : `floor of ${group[0].text}, for ${group.map((run) => run.name).join(", ")}`,
     color: texts.size > 1 && group.length === 1 ? color(slots.get(group[0].id)) : "--floor",
   }));
 }
