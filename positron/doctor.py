@@ -1,6 +1,6 @@
-"""Is this machine ready, and does it compute correctly? `python -m positron.doctor`
+"""Check that this machine is ready and computes correctly.
 
-One line per check, OK or what to do. Exit code 1 where something would spoil a run.
+python -m positron.doctor prints one line per check, OK or what to do. The exit code is 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -33,13 +33,16 @@ ODD_LENGTHS = (1, 31, 33, 129)  # where attention kernels have gone wrong: not m
 
 
 class Finding(NamedTuple):
-    what: str
+    """Hold the result of one check. A fatal one that is not good would spoil a run."""
+
+    what: str  # was checked
     good: bool
-    says: str
+    says: str  # the measured value, or what to do
     fatal: bool = False
 
 
 def versions() -> Iterator[Finding]:
+    """Check the versions of Python and of the packages."""
     yield Finding(
         "Python",
         (3, 11) <= sys.version_info[:2] <= (3, 13),
@@ -54,6 +57,7 @@ def versions() -> Iterator[Finding]:
 
 
 def disk() -> Iterator[Finding]:
+    """Check the free space and the write access where runs are saved."""
     folder = Path("outputs") if Path("outputs").is_dir() else Path()
     free = shutil.disk_usage(folder).free / 1e9
     yield Finding(
@@ -67,7 +71,10 @@ def disk() -> Iterator[Finding]:
 
 
 def network() -> Iterator[Finding]:
-    """Bounded waits; nothing here is needed for the built-in stories or for your own text."""
+    """Check whether the Hugging Face hub and Weights & Biases are reachable, for at most NETWORK_SECONDS each.
+
+    Neither is needed for the built-in stories or for the user's own text.
+    """
     from positron.training.trackers.wandb import WANDB_HOSTS, has_wandb_key
 
     for name, host, use in (
@@ -84,7 +91,7 @@ def network() -> Iterator[Finding]:
 
 
 def company() -> Iterator[Finding]:
-    """Report what other programs take of the cores, measured for a second."""
+    """Measure for a second how busy other programs keep the cores."""
     others = OtherPrograms()
     time.sleep(1.0)
     cores = others.cores()
@@ -98,6 +105,7 @@ def company() -> Iterator[Finding]:
 
 
 def devices() -> Iterator[Finding]:
+    """Check memory, speed and correctness of each accelerator, and of the CPU."""
     import torch
 
     from positron.training.device import accelerators, bf16_is_fast, free_memory, matmul_flops
@@ -135,7 +143,7 @@ def _guarded(what: str, probe: Callable[[], Finding]) -> Finding:
 
 
 def causality(device: torch.device, dtype: torch.dtype) -> Finding:
-    """Changing token t + 1 must not change any logit up to t; some attention kernels have leaked the future."""
+    """Check that changing token t + 1 changes no logit up to t; some attention kernels have leaked the future."""
     import torch
 
     from positron.config import GPTConfig
@@ -158,7 +166,7 @@ def causality(device: torch.device, dtype: torch.dtype) -> Finding:
 
 
 def attention(device: torch.device, dtype: torch.dtype) -> Finding:
-    """The fast kernels against softmax(q k^T / sqrt(D)) v written out in fp64, at odd lengths."""
+    """Compare the attention kernels with softmax(q k^T / sqrt(D)) v computed in fp64, at odd lengths."""
     import math
 
     import torch

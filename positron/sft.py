@@ -35,7 +35,10 @@ logger = logging.getLogger("positron.sft")  # under `python -m` the module is ca
 
 
 def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
-    """Fine-tune the run of `folder` as far as it is not yet; returns its facts. See `train` for what it raises."""
+    """Fine-tune the run in `folder` up to its last step, from its last checkpoint if it has one; return its facts.
+
+    Raises the errors of `train`.
+    """
     begun = time.monotonic()
     from positron.training.allocator import tune_allocator
 
@@ -96,7 +99,10 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
 
 
 def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> Windows | None:
-    """Windows of the text that the base run was pretrained on, for their share of every batch, at least one."""
+    """Return windows of the base run's pretraining text for their share of each batch, at least one; None without replay.
+
+    Raises UserError if that text is not available.
+    """
     from positron.data.windows import Windows
     from positron.evaluation.eval_texts import token_files
 
@@ -126,7 +132,7 @@ def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> W
 
 
 def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> None:
-    """Bits per byte of the base run's validation text, before and after, into run.json."""
+    """Write the bits per byte of the base run's validation text, before and after fine-tuning, into run.json."""
     import torch
 
     from positron.data.windows import validation_windows
@@ -144,8 +150,8 @@ def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> No
     context = from_dict(type(config.model), base.config()["model"]).context_length
     x, y = validation_windows(files, context=context, end_id=tokenizer.special_id(END_OF_TEXT), limit=100_000)
     token_bytes = torch.from_numpy(tokenizer.token_bytes())
-    bpb = [score(load_model(some)[0], x, y, token_bytes).bpb for some in (base, run)]
-    run.update(base_bpb_before=bpb[0], base_bpb_after=bpb[1])
+    before, after = (score(load_model(measured)[0], x, y, token_bytes).bpb for measured in (base, run))
+    run.update(base_bpb_before=before, base_bpb_after=after)
 
 
 def _base(config: RunConfig) -> Run:
@@ -156,9 +162,10 @@ def _base(config: RunConfig) -> Run:
 
 
 def configure(values: dict[str, Any]) -> RunConfig:
-    """Architecture and tokenizer are the base run's; UserError where there is none, or where others are asked for.
+    """Build the configuration of a fine-tuned run, with the architecture and tokenizer of its base run.
 
-    A run that exists has them itself, and its base too if none is named.
+    A run that exists already keeps its own, and its base run if init_from= is not given. Raises UserError if there is no
+    base run, or if the settings choose another model or tokenizer.
     """
     for key in ("model", "tokenizer"):
         if values.get(key) is not None:
@@ -179,6 +186,7 @@ def configure(values: dict[str, Any]) -> RunConfig:
 
 
 def job(cfg: DictConfig) -> float:
+    """Run one Hydra job and return its val/bpb, which a sweeper minimises. See `run_job`."""
     return run_job(cfg, configure, lambda config, folder, callbacks, _: sft(config, folder, callbacks))
 
 

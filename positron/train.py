@@ -35,14 +35,14 @@ def train(
     asked: Asked | None = None,
     objective: type[PretrainObjective] | None = None,
 ) -> Facts:
-    """Train the run of `folder` as far as it is not trained yet; returns its facts.
+    """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return its facts.
 
-    `callbacks` are called after each step with its metrics, before these are written. `asked` says
-    what a budget leaves as it is. `objective` is the class of what
-    is learned; None: PretrainObjective.
+    `callbacks` are called after each step with its metrics, before these are written. `asked` holds the keys that the
+    user gave, which a budget does not change. `objective` is the class of the training objective (None:
+    PretrainObjective).
 
-    Raises UserError for what the user can fix, Interrupted after Ctrl-C, SIGTERM or SIGHUP (the last whole step is
-    saved), Diverged where the training failed by its own numbers.
+    Raises UserError if the run cannot start or continue; Interrupted after Ctrl-C, SIGTERM or SIGHUP, with the last
+    complete step saved; Diverged if the loss diverges.
     """
     begun = time.monotonic()
     from positron.training.allocator import tune_allocator
@@ -92,12 +92,12 @@ def train(
 
 
 def job(cfg: DictConfig) -> float:
-    """What Hydra calls, once or once per job of a sweep. Returns val/bpb, so that a sweeper can minimise it."""
+    """Run one Hydra job and return its val/bpb, which a sweeper minimises. See `run_job`."""
     return run_job(cfg, configure, train)
 
 
 def configure(values: dict[str, Any]) -> RunConfig:
-    """Build the configuration of a run. Raises UserError for settings that contradict each other."""
+    """Build the configuration of a run. Raises UserError if settings contradict each other."""
     config = from_dict(RunConfig, values)
     if config.budget is not None and config.train.max_steps != "auto" and not config.train.extend:
         raise UserError(f"budget={config.budget} chooses the number of steps: leave train.max_steps out, or the budget")

@@ -1,4 +1,4 @@
-"""The command line: the table of commands, how settings are read, and what is refused before anything is loaded."""
+"""Run the command line: list the commands, read settings, and check them before anything is loaded."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ MODULES = tuple(map(module_of, COMMANDS))
 
 
 def summary(command: str) -> str:
-    """The first sentence of the command's own docstring, up to its example."""
+    """Return the first sentence of the docstring of a command's module, without its example."""
     package = Path(__file__).parents[1]
     path = package / f"{module_of(command)}.py"
     source = (path if path.exists() else package / command / "__init__.py").read_text(encoding="utf-8")

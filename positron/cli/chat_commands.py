@@ -1,7 +1,7 @@
-"""What a user types in the chat: commands, and lines that are meant for the model.
+"""Read the lines that a user types in the chat: commands, and messages to the model.
 
-A line that begins with / is a command. Without the slash only these forms are: a command alone on its line, `settings
-NAME VALUE`, and `save FILE` or `load FILE` where FILE has a suffix or a folder. Everything else goes to the model.
+A line that begins with / is a command. Without the slash, only these forms are commands: a command alone on its line,
+`settings NAME VALUE`, and `save FILE` or `load FILE` if FILE has a suffix or a folder. Other lines are messages.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from positron.inference.dialogue import Dialogue
 
 COMMANDS = {
-    "settings": "show how the next words are chosen",
-    "settings NAME VALUE": "change it: preset, temperature, top_p, top_k, min_p, repetition_penalty, last_n, max_tokens, seed",
+    "settings": "show the sampling settings",
+    "settings NAME VALUE": "change one: preset, temperature, top_p, top_k, min_p, repetition_penalty, last_n, max_tokens, seed",
     "reset": "forget the conversation",
-    "/system TEXT": "say who the model is to be (without TEXT: nobody)",
+    "/system TEXT": "set the system prompt (without TEXT: clear it)",
     "save FILE, load FILE": "keep the conversation and continue it later; /save! FILE replaces a file that exists",
     "quit": "leave (so do Ctrl-D, and Ctrl-C at the prompt; in an answer, Ctrl-C stops the answer)",
 }
@@ -40,18 +40,20 @@ _FILE = re.compile(r"\S*[/\\]\S*|\S*\.\w+|~\S*")
 
 
 class NearCommand(UserError):
-    """A line that is nearly a command: it is sent to the model if the user enters it again."""
+    """Report a line that is nearly a command; it is sent to the model if the user enters it again."""
 
 
 class Command(NamedTuple):
-    name: str
-    text: str  # what follows it
+    """Hold a command that was typed, without its slash."""
+
+    name: str  # one of NAMES
+    text: str  # the rest of the line, without surrounding blanks
 
 
 def parse(line: str) -> Command | None:
-    """Return the command of a line; None for a line that is meant for the model.
+    """Return the command on a line, or None for a message to the model.
 
-    UserError for a command that does not exist; NearCommand for a line without a slash that is nearly a command.
+    Raises UserError for a command that does not exist, and NearCommand for a line without a slash that is nearly a command.
     """
     word, _, text = line.strip().partition(" ")
     slashed, text = word.startswith("/"), text.strip()
@@ -76,7 +78,7 @@ def parse(line: str) -> Command | None:
 
 
 def remark(line: str, reads_system: bool = True) -> str | None:
-    """Return a remark for a line that goes to the model although it begins with the name of a command."""
+    """Return a remark if a line goes to the model although it begins with the name of a command, else None."""
     word = line.strip().partition(" ")[0]
     if word not in TAKES_TEXT:
         return None
@@ -86,7 +88,7 @@ def remark(line: str, reads_system: bool = True) -> str | None:
 
 
 def _is_exact(name: str, text: str) -> bool:
-    """Whether `name text`, without a slash, has one of the forms that are commands."""
+    """Tell whether `name text`, without a slash, has the form of a command."""
     if not text:
         return True
     if name == "settings":
@@ -95,7 +97,7 @@ def _is_exact(name: str, text: str) -> bool:
 
 
 def _names_setting(text: str) -> bool:
-    """Whether it is NAME, NAME VALUE or NAME=VALUE: a name that (nearly) exists, or any one with a setting's value."""
+    """Tell whether a text is NAME, NAME VALUE or NAME=VALUE, where NAME nearly exists or VALUE is one of a setting."""
     from positron.inference.dialogue import SETTINGS
     from positron.inference.sampling import PRESETS
 
@@ -118,7 +120,7 @@ def _is_number(text: str) -> bool:
 
 
 def _nearest(word: str) -> str | None:
-    """Return the command that a word is a slip of: some letters more, fewer or in another order."""
+    """Return the command with nearly the same letters as a word, or None."""
     for name in NAMES:
         if sorted(word) == sorted(name):
             return name
@@ -126,7 +128,7 @@ def _nearest(word: str) -> str | None:
 
 
 def execute(dialogue: Dialogue, command: Command) -> None:
-    """Do what a command says. UserError where it cannot be done; nothing is changed then."""
+    """Execute a command. Raises UserError, without changing the dialogue, if that is not possible."""
     name, text = command
     match name:
         case "help":
@@ -150,6 +152,7 @@ def execute(dialogue: Dialogue, command: Command) -> None:
 
 
 def show_help() -> None:
+    """Print the commands and how a line is recognised as one, wrapped to the width of the terminal."""
     import shutil
 
     width = max(40, shutil.get_terminal_size().columns)
@@ -211,7 +214,10 @@ def _path(name: str) -> Path:
 
 
 def _kind(path: Path) -> str | None:
-    """What a path names, links not followed; None for nothing."""
+    """Return what a path names, without following links, or None if it does not exist.
+
+    Raises UserError if the path cannot be read.
+    """
     try:
         mode = path.lstat().st_mode
     except (FileNotFoundError, NotADirectoryError):

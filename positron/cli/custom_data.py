@@ -1,8 +1,8 @@
-"""Data of the user's own: `data=custom data._target_=my_module.texts`.
+"""Read data from a function of the user: `data=custom data._target_=my_module.texts`.
 
-The function is called when the command line is read, and what it returns is written to a file named by its content. From
-there on the run has a file like any other, so that it is continued, evaluated and shared without that function, and no
-run folder can make this program import anything.
+The function is called when the command line is read, and the texts that it returns are written to a file named by its
+content. The run then reads this file like any other, so that it is continued, evaluated and shared without the function,
+and no run folder can make this program import anything.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ KEY = "data._target_"
 
 
 def write_custom_data(values: dict[str, Any]) -> None:
-    """Replace `data=custom` in a composed configuration by the file of what its function returns.
+    """Replace `data=custom` in a composed configuration by a file with the texts that its function returns.
 
-    The function takes `data.options` and returns an iterable of texts, or of conversations for `sft`. Raises UserError if
-    it does not.
+    The function takes `data.options` as keyword arguments and returns an iterable of texts, or of conversations for
+    `sft`. Raises UserError if it cannot be imported, refuses its options, or returns anything else.
     """
     data = values["data"]
     target, options = data.pop("_target_", None), data.pop("options", None)

@@ -1,7 +1,7 @@
-"""What `conf/` is composed over: the defaults of `config.py`, as configs that Hydra knows beside the files.
+"""Register the defaults of `config.py` as configurations of Hydra, over which the files in `conf/` are composed.
 
-A file in `conf/` names one of them in its defaults list as `/_defaults/NAME` and holds only what it chooses. Hydra
-refuses a key that the composed configuration does not have, so they hold every key that a command reads.
+A file in `conf/` names one of them in its defaults list as `/_defaults/NAME` and contains only the values that it
+changes. Hydra refuses keys that the composed configuration does not have, so they contain every key of a command.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from positron.settings import BESIDE_VALUES, NOT_READ_BY, defaults_of
 
 
 def register_defaults() -> None:
-    """Store each of `default_configs` where Hydra looks for what is no file."""
+    """Add each of `default_configs` to the configuration store of Hydra."""
     from hydra.core.config_store import ConfigStore
 
     for name, values in default_configs().items():
@@ -21,7 +21,7 @@ def register_defaults() -> None:
 
 
 def default_configs() -> dict[str, dict[str, Any]]:
-    """Every key of the commands `train` and `sft`, the preset of each accelerator, and the loggers, which may be absent."""
+    """Return the defaults by name: all keys of `train` and of `sft`, and presets of accelerators and optional loggers."""
     beside = {key: getattr(Asked, key) for key in BESIDE_VALUES}
     run = {**defaults_of(RunConfig), "sft": defaults_of(SFTConfig), **beside}
     return {

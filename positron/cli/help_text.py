@@ -1,7 +1,7 @@
-"""The text of `train --help` and `sft --help`: every group with its choices, every key with type, default and meaning.
+"""Write the text of `train --help` and `sft --help`: all groups with their choices, all keys with type and default.
 
-Nothing is written twice: choices are described by the first comment of their file in conf/, keys by the comment behind
-their field in config.py.
+No description is written twice: a choice is described by the first comment of its file in conf/, a key by the comment of
+its field in config.py.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _OPTIONS = (
 
 
 def help_text(recipe: str, conf: Path) -> str:
-    """All that can be typed after `python -m positron.<recipe>`."""
+    """Return the help of `python -m positron.<recipe>`; `conf` is the folder of configuration files."""
     what, examples = _USAGE[recipe]
     lines = [f"usage: python -m positron.{recipe} [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]", "", what, ""]
     lines += [f"  python -m positron.{recipe} {example}" for example in examples]
@@ -73,7 +73,7 @@ def help_text(recipe: str, conf: Path) -> str:
 
 
 def default_choices(recipe: Path) -> dict[str, str | None]:
-    """Return group -> choice of a recipe's defaults list, and of the files beside it that the list names."""
+    """Return the choice of each group in a recipe's defaults list, and in the files beside it that the list names."""
     import yaml
 
     choices: dict[str, str | None] = {}
@@ -87,7 +87,7 @@ def default_choices(recipe: Path) -> dict[str, str | None]:
 
 
 def default_values(recipe: str, conf: Path) -> dict[str, Any]:
-    """Return dotted key -> value where nothing is given."""
+    """Return the default value of each dotted key."""
     import hydra
     from omegaconf import OmegaConf
 
@@ -101,7 +101,7 @@ def default_values(recipe: str, conf: Path) -> dict[str, Any]:
 
 
 def first_comment(path: Path) -> str:
-    """The first sentence of the comment at the top of a file of conf/."""
+    """Return the first sentence of the comment at the top of a file in conf/."""
     lines = path.read_text(encoding="utf-8").splitlines()
     words = []
     for line in lines:
@@ -115,7 +115,7 @@ def first_comment(path: Path) -> str:
 
 
 def field_comments() -> dict[str, str]:
-    """Dotted key -> the comment behind, or above, the field in config.py."""
+    """Return the comment of each dotted key: the one behind its field in config.py, or above it."""
     source = Path(menu.__file__).read_text(encoding="utf-8")
     lines = source.splitlines()
     of_class: dict[str, dict[str, str]] = {}
@@ -139,14 +139,14 @@ def _comment_above(lines: list[str], line: int) -> str:
 
 
 def _comments_of(cls: type, prefix: str, of_class: dict[str, dict[str, str]]) -> dict[str, str]:
-    found: dict[str, str] = {}
+    comments: dict[str, str] = {}
     for name, hint in typing.get_type_hints(cls).items():
         inner = _group_class(hint)
         if inner is not None:
-            found |= _comments_of(inner, f"{prefix}{name}.", of_class)
+            comments |= _comments_of(inner, f"{prefix}{name}.", of_class)
         else:
-            found[prefix + name] = next(filter(None, (of_class[c.__name__].get(name) for c in cls.__mro__[:-1])), "")
-    return found
+            comments[prefix + name] = next(filter(None, (of_class[c.__name__].get(name) for c in cls.__mro__[:-1])), "")
+    return comments
 
 
 def _group_class(hint: Any) -> type | None:
@@ -160,13 +160,13 @@ def is_group(hint: Any) -> bool:
 
 
 def _fits(recipe: str, group: str, name: str) -> bool:
-    """Conversations are for SFT, texts for pretraining; so are the recipes of the two."""
+    """Tell whether a recipe can use a choice: conversations are for SFT, texts for pretraining."""
     of_sft = name in CONVERSATIONS
     return group not in ("data", "experiment") or of_sft == (recipe == "sft")
 
 
 def type_in_words(hint: Any) -> str:
-    """Write a type in a user's words: int, float, text, true|false, or the choices."""
+    """Describe a type for users: int, float, text, true|false, or its choices."""
     if hint is type(None):
         return "null"
     origin = typing.get_origin(hint)
@@ -180,7 +180,7 @@ def type_in_words(hint: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Write a value as a user would type it; a reference as the key that it names."""
+    """Write a value as a user would type it, and a reference as the key that it names."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""The edge where Hydra ends: `conf/` composed with a command line, and Hydra's errors in our words."""
+"""Compose `conf/` with the command line by Hydra, and translate the errors of Hydra."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from positron.version import __version__
 
 
 def conf_folder() -> Path:
-    """`conf/` of the checkout, or its copy inside the installed package."""
+    """Return the folder `conf/` of the repository, or its copy inside the installed package."""
     package = Path(__file__).parent.parent
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
 @contextmanager
 def hydra_errors_as_ours() -> Iterator[None]:
-    """Raise UserError for what Hydra or OmegaConf refuses."""
+    """Translate errors of Hydra and OmegaConf to UserError."""
     try:
         yield
     except Exception as error:
@@ -33,7 +33,10 @@ def hydra_errors_as_ours() -> Iterator[None]:
 
 
 def _hydra_reason(error: BaseException) -> str:
-    """Hydra's advice for an unknown key is `+key=`, which would be refused next; the nearest right key helps more."""
+    """Write the message for an error of Hydra.
+
+    For an unknown key Hydra advises `+key=`, which would be refused next; this names the most similar key instead.
+    """
     import re
 
     text = " ".join(str(error).split())
@@ -55,8 +58,8 @@ def _hydra_reason(error: BaseException) -> str:
 def run_hydra(job: Callable[[Any], Any], recipe: str) -> None:
     """Compose `conf/<recipe>.yaml` with the command line and call `job` with it, once or for each job of a sweep.
 
-    Errors of a job bypass Hydra, which would print them in its own way: a lone job's are kept until Hydra is done; of
-    a sweep's jobs only Ctrl-C and SIGTERM come this far, as the exit that ends the sweep.
+    An error of a single job is kept until Hydra returns and raised then, because Hydra would print it in its own way. Of
+    a sweep's jobs only Ctrl-C and SIGTERM arrive here, as the SystemExit that ends the sweep.
     """
     failures: list[BaseException] = []
     typed = sys.argv

@@ -1,4 +1,4 @@
-"""What options of other training tools are called in Positron: nanoGPT, nanochat, litgpt, the transformers Trainer.
+"""Translate option names of other training tools: nanoGPT, nanochat, litgpt, the transformers Trainer.
 
 Standard library only.
 """
@@ -117,12 +117,12 @@ _SAME_VALUE = {  # keys whose value can be taken over as it is
 
 
 def same_option(name: str) -> str | None:
-    """Find the key for what another tool calls `name`; None where it is unknown."""
+    """Return the key for an option that another tool calls `name`, or None if it is unknown."""
     return _KEY_OF.get(name.strip("-").rsplit(".", 1)[-1].replace("-", "").replace("_", "").lower())
 
 
 def advice(key: str, value: str | None) -> str:
-    """Say what to type for `key`, with the value where it means the same, else with what the value means here."""
+    """Return what to type for `key`: with `value` if it means the same here, otherwise with a note on its meaning."""
     if value and key in _SAME_VALUE:
         return f"{key}={value}"
     note = _NOTES.get(key)

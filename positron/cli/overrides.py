@@ -1,6 +1,6 @@
-"""The command line of `train` and `sft` before Hydra reads it: options sorted out, names and choices checked, texts quoted.
+"""Check the command line of `train` and `sft` before Hydra reads it: options, names, choices and the quotes of texts.
 
-What Hydra would answer with its own grammar's words, or accept without effect, is answered here in the user's.
+Settings that Hydra would accept without effect, or refuse in terms of its grammar, are refused here with advice.
 """
 
 from __future__ import annotations
@@ -41,40 +41,48 @@ _FROM_BASE = ("model", "tokenizer")
 
 @dataclass(frozen=True)
 class CommandLine:
-    """`options` are Hydra's own, `overrides` the settings, in the form in which Hydra reads them."""
+    """Hold a checked command line: `options` of Hydra, and settings as `overrides`, in the form that Hydra reads."""
 
     options: list[str]
     overrides: list[str]
 
     @property
     def is_sweep(self) -> bool:
+        """Tell whether -m asks for several runs."""
         return bool({"-m", "--multirun"} & set(self.options))
 
     @property
     def words(self) -> list[str]:
+        """Return all words of the command line."""
         return [*self.options, *self.overrides]
 
 
 def read_command_line(words: Sequence[str], recipe: str, conf: Path) -> CommandLine:
-    """Sort and check what was typed after `python -m positron.<recipe>`. UserError names the word and what to type."""
+    """Check the words after `python -m positron.<recipe>` and sort them into options and settings.
+
+    Raises UserError, which names the wrong word and what to type instead.
+    """
     options, settings = _options(words, recipe)
     reader = _Reader(recipe, conf, CommandLine(options, []).is_sweep, bool({"--config-dir", "-cd"} & set(options)))
     return CommandLine(options, reader.read(settings))
 
 
 def read_settings(settings: Sequence[str], recipe: str, conf: Path) -> list[str]:
-    """Check settings of a command that is not a Hydra program; as in `read_command_line`."""
+    """Check settings as `read_command_line` does, for a command that is not a Hydra program."""
     return _Reader(recipe, conf, is_sweep=False, has_own_conf=False).read(settings)
 
 
 def given_keys(overrides: Sequence[str]) -> dict[str, str]:
-    """Key and value of each override in `overrides`, Hydra's own left out."""
+    """Return the key and value of each override, except those of Hydra itself."""
     pairs = (_split(override) for override in overrides)
     return {key: value for _, key, value in pairs if value is not None and not key.startswith("hydra")}
 
 
 def experiment_keys(conf: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """Key and value of each setting in the recipe's file, in groups whose choice the command line leaves to it."""
+    """Return the key and value of each setting in the file of `experiment=`.
+
+    Groups whose choice the command line gives are left out.
+    """
     path = conf / "experiment" / f"{given.get('experiment', '')}.yaml"
     if not path.is_file():
         return {}
@@ -90,7 +98,7 @@ def experiment_keys(conf: Path, given: Mapping[str, str]) -> dict[str, str]:
 
 
 def groups_of(conf: Path) -> dict[str, list[str]]:
-    """The choices of each group of settings, one file each."""
+    """Return the choices of each group of settings: the names of the files in its folder."""
     return {
         folder.name: sorted(path.stem for path in folder.glob("[!_]*.yaml"))
         for folder in sorted(conf.iterdir())
@@ -99,7 +107,7 @@ def groups_of(conf: Path) -> dict[str, list[str]]:
 
 
 def _split(word: str) -> tuple[str, str, str | None]:
-    """(`+`, `++`, `~` or nothing, key, value) of an override; no value: None."""
+    """Split an override into its prefix (`+`, `++`, `~` or empty), key, and value (None if there is none)."""
     prefix = re.match(r"\+\+|\+|~|", word)
     assert prefix is not None
     key, equal, value = word[prefix.end() :].partition("=")
@@ -133,15 +141,15 @@ def _unknown_option(name: str, value: str | None, recipe: str) -> str:
     if key is None and bare in leaf_keys():
         key = bare
     if key is None:
-        last = [leaf for leaf in leaf_keys() if leaf.rsplit(".", 1)[-1] == bare]
-        key = last[0] if last else None
+        same_ending = [leaf for leaf in leaf_keys() if leaf.rsplit(".", 1)[-1] == bare]
+        key = same_ending[0] if same_ending else None
     if key is None:
         near = difflib.get_close_matches(name, ["--multirun", "--cfg", "--resolve", "--help", "--version"], 1, 0.75)
         hint = f"did you mean {near[0]}?" if near else f"python -m positron.{recipe} --help lists options and settings"
         return f"there is no option {name}: {hint}"
     is_same = value and key.replace(".", "_").endswith(bare) and not (recipe == "train" and key.startswith("sft."))
-    told = f"{key}={value}" if is_same else advice(key, value)
-    return f"there is no option {name}; settings are given as key=value: {told}"
+    setting = f"{key}={value}" if is_same else advice(key, value)
+    return f"there is no option {name}; settings are given as key=value: {setting}"
 
 
 class _Reader:
@@ -180,7 +188,7 @@ class _Reader:
         return f"{key}={self._value(key, value, parser)}"
 
     def _check_place(self, key: str) -> None:
-        """Refuse keys that the other command reads, and those that a fine-tuned run takes from its base."""
+        """Refuse keys that only the other command reads, and keys that a fine-tuned run takes from its base run."""
         top = key.split(".")[0]
         if self.recipe == "train" and top == "sft":
             raise UserError(f"{key}= is read by python -m positron.sft, not by python -m positron.train: leave it out")
@@ -228,7 +236,7 @@ class _Reader:
         return f"there is no {group}={name}: {hint}{', '.join(choices)}"
 
     def _value(self, key: str, text: str, parser: OverridesParser) -> str:
-        """The value in a form that Hydra reads as what was meant: a text that its grammar does not know is quoted."""
+        """Return the value in a form that Hydra reads as intended: a text outside of its grammar is quoted."""
         parsed = _parsed(parser, key, text)
         if parsed is None:
             if is_text(key):
@@ -302,7 +310,7 @@ def _parsed(parser: OverridesParser, key: str, text: str) -> Any:
 
 
 def _quoted(text: str) -> str:
-    """A text as a quoted string of Hydra's grammar, where backslashes count only before a quote."""
+    """Quote a text for Hydra's grammar, in which a backslash only escapes before a quote."""
     escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
     return f"'{escaped}{chr(92) * trailing}'"

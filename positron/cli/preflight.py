@@ -1,6 +1,6 @@
-"""What is refused before anything costs time: within a second, before torch is imported or a file is written.
+"""Refuse a start that cannot succeed, within a second, before torch is imported or a file is written.
 
-The same is tested again where it matters, under the run's lock; this only says it sooner.
+The same conditions are checked again under the run's lock; these checks only report them sooner.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from positron.system.disk import expanded, read_json
 from positron.system.errors import UserError
 
 RESERVED = ("data", "sweeps", "numpy_ref")  # folders of outputs/ that other commands write
-_LONGEST_NAME = 200  # bytes of one folder's name; file systems allow 255, and files are written beside it
-# What the weights of another run are made for; the rest may differ.
+_MAX_NAME_BYTES = 200  # of one folder's name; file systems allow 255, and longer names are made for files beside it
+# The fields of the model that decide the shape or meaning of weights; the others may differ from the source run's.
 _SHAPE = (
     "d_model",
     "n_layer",
@@ -39,7 +39,10 @@ _SHAPE = (
 
 
 def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
-    """Refuse what this start cannot do; returns the config with the tokenizer of the run that it continues or begins from."""
+    """Check a start; return the configuration with the model and tokenizer of the run that it continues or begins from.
+
+    Raises UserError if the start cannot succeed.
+    """
     check_name(folder)
     config = with_known_tokenizer(config, folder, asked.given)
     config = with_source_model(config, folder, asked)
@@ -62,9 +65,12 @@ def check_packages(logger: LoggerConfig) -> None:
 
 
 def check_name(folder: Path, *, is_sweep: bool = False) -> None:
-    """Refuse a folder that others write to, that lies inside another run, or that some systems cannot make."""
-    if any(len(part.encode()) > _LONGEST_NAME for part in folder.parts):
-        raise UserError(f"name={folder.name[:40]}...: a folder's name may have {_LONGEST_NAME} bytes at most")
+    """Refuse a run folder that is reserved, lies inside another run, or has a name that some systems do not allow.
+
+    Raises UserError.
+    """
+    if any(len(part.encode()) > _MAX_NAME_BYTES for part in folder.parts):
+        raise UserError(f"name={folder.name[:40]}...: a folder's name may have {_MAX_NAME_BYTES} bytes at most")
     if Run(folder).exists:
         return
     try:
@@ -87,7 +93,10 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
 
 
 def check_source_run(config: RunConfig, asked: Asked) -> None:
-    """Refuse init_from= and ckpt_path= where there is no such run or checkpoint, or where its model is another one."""
+    """Refuse init_from= and ckpt_path= if there is no such run or checkpoint, or if its model is a different one.
+
+    Raises UserError.
+    """
     run = _source_run(config)
     if run is None or config.sft is not None:
         return
@@ -116,10 +125,10 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
 
 
 def with_source_model(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
-    """Return the config with the architecture of the run named by init_from=, where neither model= nor
-    experiment= chooses one.
+    """Return the configuration with the architecture of the run named by init_from=.
 
-    Single values that the command gives, such as model.context_length=, stay as they are given.
+    It is unchanged if model= or experiment= chooses an architecture. Single values of the command line, such as
+    model.context_length=, are kept.
     """
     if (
         config.sft is not None
@@ -141,7 +150,7 @@ def _shown(value: Any) -> str:
 
 
 def _source_run(config: RunConfig) -> Run | None:
-    """The other run whose weights this one begins with."""
+    """Return the other run whose weights this run begins with, or None. Raises UserError if it does not exist."""
     if config.init_from is not None:
         run = find_run(config.init_from)
         if not any(run.checkpoint_folder.glob("*.ckpt")):
@@ -159,7 +168,10 @@ def _source_run(config: RunConfig) -> Run | None:
 
 
 def with_known_tokenizer(config: RunConfig, folder: Path, given: Mapping[str, str]) -> RunConfig:
-    """A run keeps the tokenizer of the weights that it begins with; UserError where another one was asked for."""
+    """Return the configuration with the tokenizer of the weights that the run begins with.
+
+    Raises UserError if the command line gives a different tokenizer.
+    """
     if config.sft is not None or (config.init_from is None and config.ckpt_path is None):
         return config
     own = Run(folder)
@@ -182,13 +194,13 @@ def with_known_tokenizer(config: RunConfig, folder: Path, given: Mapping[str, st
 
 
 def _saved_kind(run: Run, known: TokenizerConfig) -> str:
-    """Older versions wrote into config.json what was asked for; the tokenizer's own file knows what was kept."""
+    """Return the kind of a run's tokenizer from its own file; older versions wrote the requested kind into config.json."""
     path = run.tokenizer_folder / "tokenizer.json"
     return str(read_json(path).get("kind", known.kind)) if path.is_file() else known.kind
 
 
 def check_files(data: DataConfig, given: Mapping[str, str]) -> None:
-    """Refuse a data.path= where no text can be read, and data.field= where no file has fields."""
+    """Refuse data.path= if no text can be read there, and data.field= if no file has fields. Raises UserError."""
     if data.path is None or data.url is not None or data.source not in ("text", "instruct"):
         return
     from positron.data.decoding import Reading, refuse_unreadable

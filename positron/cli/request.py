@@ -1,4 +1,4 @@
-"""What a command line, or a call from Python, asks for: `conf/` composed with it, checked, as a run's configuration."""
+"""Compose `conf/` with the settings of a command line or a call from Python into the configuration of a run."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from positron.system.errors import UserError
 
 @dataclass(frozen=True)
 class Request:
-    """The composed settings of a run, and what is known beside them."""
+    """Hold the composed settings of a run, the keys that the user gave, and the user's callbacks."""
 
     values: dict[str, Any]  # of the run's configuration
     asked: Asked
-    callbacks: Mapping[str, Any] | None  # the user's own, by name
+    callbacks: Mapping[str, Any] | None  # of the user, by name
 
     def refuse_unread(self, *, is_sweep: bool = False, swept: Iterable[str] = ()) -> None:
-        """Raise UserError for a key that was given and that this run would not read; see `unused_settings`."""
+        """Raise UserError for a given key that this run would not read; see `unused_settings`."""
         experiment = experiment_keys(conf_folder(), self.asked.given)
         is_sft = "sft" in self.values
         refuse_unread(
@@ -36,16 +36,16 @@ class Request:
         )
 
     def configured(self, configure: Callable[[dict[str, Any]], RunConfig]) -> RunConfig:
-        """Return the configuration that `configure` makes of the values. Raises UserError where they contradict."""
+        """Return the configuration that `configure` builds from the values. Raises UserError if they contradict each other."""
         config = configure(self.values)
         if self.asked.auto_size and config.budget is None:
             raise UserError("model=auto needs a time to choose for: budget=10min")
         return config
 
     def settle(self, configure: Callable[[dict[str, Any]], RunConfig]) -> tuple[RunConfig, Path]:
-        """Return the configuration that `configure` makes of the values, and the run's folder below outputs/.
+        """Return the configuration that `configure` builds from the values, and the run's folder below outputs/.
 
-        Raises UserError for whatever this run could not do.
+        Raises UserError if this run cannot start; see `preflight`.
         """
         config = self.configured(configure)
         self.refuse_unread()
@@ -54,7 +54,10 @@ class Request:
 
 
 def read_request(composed: Any, overrides: Sequence[str]) -> Request:
-    """Take apart what Hydra composed of `overrides`, with the paths expanded and the user's own data written."""
+    """Build a request from the configuration that Hydra composed with `overrides`.
+
+    Expands paths, and writes the data of data=custom to a file. Raises UserError if that fails.
+    """
     from omegaconf import OmegaConf
 
     values: dict[str, Any] = OmegaConf.to_container(composed, resolve=True)  # type: ignore[assignment]
@@ -66,7 +69,10 @@ def read_request(composed: Any, overrides: Sequence[str]) -> Request:
 
 
 def compose_request(recipe: str, settings: Sequence[str]) -> Request:
-    """Compose `conf/<recipe>.yaml` with `key=value` settings, for what is no Hydra program."""
+    """Compose `conf/<recipe>.yaml` with `key=value` settings, for callers that are not Hydra programs.
+
+    Raises UserError for unknown or contradictory settings.
+    """
     import hydra
 
     from positron.cli.defaults import register_defaults

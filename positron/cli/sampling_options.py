@@ -1,4 +1,4 @@
-"""How to choose words, as options of a command line. Imports nothing heavy: `--help` is to come at once."""
+"""Define the sampling options of the command line. Imports no large library, so that `--help` is immediate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def sampling_options(parser: argparse.ArgumentParser, preset: str = "balanced") -> None:
-    """Add the options that choose words; `preset`: the one that holds without --preset."""
+    """Add the sampling options; `preset` is the default of --preset."""
     parser.add_argument(
         "--preset",
         help=f"precise, balanced or creative (default: {preset}); the options below change single settings of it",
@@ -52,13 +52,14 @@ def weights_option(parser: argparse.ArgumentParser) -> None:
 
 
 def given_options(build: Callable[[], argparse.ArgumentParser]) -> set[str]:
-    """The names of the options that stand on the command line, also where they have their default value."""
+    """Return the names of the options on the command line, including those given with their default value."""
     parser = build()
     parser.set_defaults(**dict.fromkeys(vars(build().parse_args([]))))  # None: not given
     return {name for name, value in vars(parser.parse_args()).items() if value is not None}
 
 
 def draft_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option that names the draft model of speculative decoding."""
     parser.add_argument(
         "--draft",
         metavar="RUN",
@@ -67,7 +68,7 @@ def draft_option(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_sampling(options: argparse.Namespace, default: str = "balanced") -> Sampling:
-    """The preset with the options that were given. UserError for what makes no sense."""
+    """Return the preset, changed by the given options. Raises UserError for values out of range."""
     from positron.inference.sampling import preset
 
     weights_of(options.weights)

@@ -1,4 +1,4 @@
-"""What happens before a sweep's first job and after its last: a callback of Hydra (`hydra.callbacks` in conf/)."""
+"""Check a sweep before its first job and show its table after the last, as a callback of Hydra (see conf/)."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ class SweepTable(Callback):
     """
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
-        """Give all jobs one folder, named by the choices that they share, and each its part of the machine.
+        """Check the sweep, choose the folder of its jobs and lock it, and divide the machine between the jobs.
 
-        Several devices are refused: Lightning starts a second process by the same command line, so each rank would
-        start the whole sweep.
+        Several devices are refused: Lightning starts further processes with the same command line, so each rank would
+        start the whole sweep. Exits with code 2 if the sweep cannot start.
         """
         with errors_as_one_line(), hydra_errors_as_ours():
             self._begin(config)
 
     def on_multirun_end(self, config: Any, **_: Any) -> None:
+        """Write the report of the sweep and print its table. Exits with code 1 if a job failed or was refused."""
         with errors_as_one_line():
             jobs = write_sweep_report(self.folder)
             print(f"\n{self.folder}  (sweep.md, sweep.csv, sweep.png)\n{as_text(jobs)}")
@@ -77,20 +78,23 @@ class SweepTable(Callback):
 
 
 def sweep_overrides(config: Any) -> list[Any]:
-    """The overrides that have several values, of the command line and of a recipe's `hydra.sweeper.params`."""
+    """Return the overrides with several values, from the command line and from a recipe's `hydra.sweeper.params`."""
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())  # which glob() asks
     params = dict(config.hydra.sweeper.get("params") or {})
     parsed = parser.parse_overrides(list(config.hydra.overrides.task))
-    told = {override.key_or_group for override in parsed}
-    parsed += parser.parse_overrides([f"{key}={value}" for key, value in params.items() if key not in told])
+    given = {override.key_or_group for override in parsed}
+    parsed += parser.parse_overrides([f"{key}={value}" for key, value in params.items() if key not in given])
     return [override for override in parsed if override.is_sweep_override()]
 
 
 def count_jobs(config: Any, parsed: list[Any]) -> int | None:
-    """How many jobs the grid has; None for a sweeper that searches."""
+    """Return the number of jobs of the grid, or None for a sweeper that searches.
+
+    Raises UserError for an interval in a grid.
+    """
     if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
         return None
     for override in parsed:
@@ -103,7 +107,7 @@ def count_jobs(config: Any, parsed: list[Any]) -> int | None:
 
 
 def check_all_jobs(config: Any, swept: set[str]) -> None:
-    """Refuse what is wrong in every job, whatever the swept keys are."""
+    """Raise UserError for settings that are wrong in every job, whatever the values of the swept keys."""
     from omegaconf import OmegaConf
 
     shared = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
@@ -118,24 +122,24 @@ def check_all_jobs(config: Any, swept: set[str]) -> None:
 
 
 def _share_machine(config: Any, jobs: int | None) -> None:
-    """Numbers that the launcher would leave open, so that every job knows how many run beside it."""
+    """Set the number of parallel jobs or cores that the launcher leaves open, so that each job knows its share."""
     launcher, cores = config.hydra.launcher, os.cpu_count() or 1
     kind = launcher._target_.rsplit(".", 1)[-1]
-    most = jobs if jobs is not None else int(config.hydra.sweeper.n_jobs)
+    parallel = jobs if jobs is not None else int(config.hydra.sweeper.n_jobs)
     if kind == "JoblibLauncher":
-        n_jobs = min(most, int(launcher.n_jobs) if launcher.n_jobs > 0 else cores)
+        n_jobs = min(parallel, int(launcher.n_jobs) if launcher.n_jobs > 0 else cores)
         _set(config, "launcher.n_jobs", str(n_jobs), n_jobs)
     if kind == "LocalLauncher":
-        if most > cores:
+        if parallel > cores:
             raise UserError(
-                f"submitit_local starts all {most} jobs at once, and here are {cores} cores: hydra/launcher=joblib"
+                f"hydra/launcher=submitit_local starts all {parallel} jobs at once on {cores} cores: give hydra/launcher=joblib"
             )
         if launcher.cpus_per_task is None:
-            _set(config, "launcher.cpus_per_task", str(cores // most), cores // most)
+            _set(config, "launcher.cpus_per_task", str(cores // parallel), cores // parallel)
 
 
 def _set(config: Any, key: str, text: str, value: Any) -> None:
-    """hydra.<key>, for this process and for the jobs, whose configs are composed from the overrides anew."""
+    """Set hydra.<key> for this process, and for the jobs, whose configurations are composed again from the overrides."""
     from omegaconf import OmegaConf, open_dict, read_write
 
     with read_write(config.hydra), open_dict(config.hydra):

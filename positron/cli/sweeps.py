@@ -1,7 +1,7 @@
-"""One job of Hydra: a lone run, or one of a sweep's, whose outcome is kept in the job's own folder.
+"""Run one job of Hydra: a single run, or a job of a sweep, whose outcome is recorded in its folder.
 
-No job can end the sweep but the user's own Ctrl-C; a job that raised, or called sys.exit, is one failed row. A job is
-known by its overrides, not by its number: what is done stays done when values are added or stand in another order.
+Only Ctrl-C or SIGTERM ends a sweep; a job that raises, or calls sys.exit, is a failed row of the table. A job is
+identified by its overrides, not by its number, so that finished jobs stay finished when values are added or reordered.
 """
 
 from __future__ import annotations
@@ -44,7 +44,11 @@ def run_job(
     configure: Callable[[dict[str, Any]], RunConfig],
     train: Callable[[RunConfig, Path, Sequence[Callback], Asked], Facts],
 ) -> float:
-    """One Hydra job: in its own folder under a sweep, otherwise in outputs/<name>, with its result shown."""
+    """Run one Hydra job: in a numbered folder of its sweep, otherwise in outputs/<name>, and print its result.
+
+    Returns the validation bits per byte, nan if the run was not validated, inf if a job of a sweep failed. Raises
+    UserError for a single run that cannot start.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -75,9 +79,10 @@ def run_config(
     configure: Callable[[dict[str, Any]], RunConfig],
     train: Callable[[RunConfig, Path, Sequence[Callback], Asked], Facts],
 ) -> Run:
-    """Run one training that a Python program asks for, with the checks of the command line; return its run.
+    """Run one training for a Python program, with the checks of the command line, and return its run.
 
-    `overrides` are key=value as on the command line. A run that Ctrl-C ended is saved and returned.
+    `overrides` are key=value as on the command line. A run that Ctrl-C ends is saved and returned. Raises UserError if
+    the run cannot start.
     """
     with _COMPOSING:
         request = compose_request(recipe, overrides)
@@ -120,7 +125,10 @@ def _sweep_job(
 
 
 def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> float:
-    """Run one job (one that an earlier start finished returns at once). Returns val/bpb, inf for a failed job."""
+    """Run one job, record its outcome and update the report of the sweep. Returns val/bpb, inf for a failed job.
+
+    A job that an earlier start finished returns at once. Raises SystemExit after Ctrl-C or SIGTERM.
+    """
     print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr)
     try:
         facts = job()
@@ -144,9 +152,10 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> 
 
 
 def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: RunConfig | None) -> Path:
-    """The folder of this job: the one that an earlier start gave it, else a new one, numbered as Hydra does if free.
+    """Return the folder of a job: the one that an earlier start chose for it, or a new one.
 
-    A job is the same if its overrides are, or if its whole configuration is that of the run in the folder.
+    A new folder has the number that Hydra gave the job, if that is free. A folder belongs to the job if it has the same
+    overrides, or a run with the same configuration.
     """
     with lock(make_folder(sweep) / "jobs.lock", lambda: None):
         folders = sorted((path for path in sweep.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
@@ -177,7 +186,7 @@ def _overrides_of(folder: Path) -> list[str] | None:
 
 
 def _identity(overrides: Sequence[str], but_horizon: bool = False) -> dict[str, str]:
-    """What decides a job's result, of its overrides: not where it stops for now, nor how it is shown."""
+    """Return the overrides that determine a job's result, without those that only limit or display it."""
     keys = given_keys([override.lstrip("+") for override in overrides])
     horizon = {"train.max_steps"} if but_horizon else set()
     return {key: value for key, value in keys.items() if not is_free(key) and key not in horizon}
@@ -194,7 +203,7 @@ def _has_config(folder: Path, config: RunConfig | None) -> bool:
 
 
 def share_of(launcher: Any) -> float:
-    """Of this machine's cores and memory, for each of the jobs that the launcher runs on it at once."""
+    """Return the share of this machine's cores and memory, up to 1, for each job that the launcher runs in parallel."""
     kind = launcher._target_.rsplit(".", 1)[-1]
     if kind == "JoblibLauncher":
         return 1 / int(launcher.n_jobs)

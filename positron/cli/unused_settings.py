@@ -1,7 +1,7 @@
-"""Which settings each choice reads: a key that was given and that nothing reads is refused, with the way out.
+"""Refuse given keys that a run would not read, and say what to give instead.
 
-One table for the choices of a group, and a few rules between groups. Defaults are never refused: only what the command
-line or an experiment's file gives. Standard library only.
+There is one table for the choices of a group, and a few rules between groups. Defaults are never refused, only keys from
+the command line or an experiment's file. Standard library only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from positron.system.errors import UserError
 
 @dataclass(frozen=True)
 class Choice:
-    """`choices`: what `decided_by` can be, and the keys of the group that only such a choice reads; `select`: how to."""
+    """Hold the keys of a group that only some of its choices read.
+
+    `choices` maps each value of the key `decided_by` to the keys that it reads; `select` maps it to the setting that
+    chooses it.
+    """
 
     group: str
     decided_by: str
@@ -24,6 +28,7 @@ class Choice:
     select: Mapping[str, str]
 
     def readers(self, key: str) -> list[str]:
+        """Return the choices that read `key`."""
         return [choice for choice, keys in self.choices.items() if key in keys]
 
 
@@ -85,11 +90,10 @@ def refuse_unread(
     is_sweep: bool = False,
     swept: Iterable[str] = (),
 ) -> None:
-    """Refuse the first given key that this run would not read.
+    """Raise UserError for the first given key that this run would not read.
 
-    `values` is the whole composed config; `given` are the keys of the command line with their values as text, of which
-    a sweep varies `swept`: what only some of its jobs read is not refused. `experiment` are the keys of the recipe's
-    file, in groups whose choice the command line leaves to it.
+    `values` is the composed configuration, `given` maps the keys of the command line to their values as text, and
+    `experiment` those of the experiment's file. Keys that only some jobs of a sweep over `swept` read are accepted.
     """
     varied = set(swept)
     if "experiment" in varied:
@@ -184,7 +188,7 @@ def _sweep(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is
 
 
 def _batch(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:
-    """device.batch_tokens is the default of train.batch_tokens, which a recipe or the command line may have set."""
+    """Refuse device.batch_tokens=, the default of train.batch_tokens, if the latter is set; likewise micro_batch_size."""
     for key in ("batch_tokens", "micro_batch_size"):
         there, here = values["device"].get(key), values["train"].get(key)
         if f"device.{key}" in given and (there != here or f"train.{key}" in given):

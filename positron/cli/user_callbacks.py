@@ -1,7 +1,7 @@
-"""Callbacks of the user's own: `callbacks=mine`, or `callbacks.NAME._target_=my_module.Class` on the command line.
+"""Build the callbacks of the user: `callbacks=mine`, or `callbacks.NAME._target_=my_module.Class`.
 
-Only the command line and `conf/` name them. They are no part of a run's configuration, so that no run folder can make
-this program import anything.
+Only the command line and `conf/` can name them. They are not part of a run's configuration, so that no run folder can
+make this program import anything.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def make_callbacks(entries: Mapping[str, Any] | None) -> list[Callback]:
     """Build a Lightning callback for each entry: `_target_` is its class, the other keys are its arguments.
 
-    Raises UserError if a class does not fit.
+    Raises UserError if a class cannot be imported, is not a callback, or refuses its arguments.
     """
     made: list[Callback] = []
     for name, entry in (entries or {}).items():

@@ -1,1 +1,1 @@
-"""How good is it: bits per byte, plots, the report of a run."""
+"""Measure runs: bits per byte, comparisons, scaling laws, figures and reports."""

@@ -1,4 +1,4 @@
-"""Several runs side by side on one text: a table, a picture, the same prompt."""
+"""Compare several runs on one text: a table, their validation curves, and a sample of each from the same prompt."""
 
 from __future__ import annotations
 
@@ -33,18 +33,23 @@ MEASURE_ELSEWHERE = "--text FILE measures all on another text"
 
 @dataclass(frozen=True)
 class Row:
-    run: str
+    """Hold the results of one run: a line of the table of `compare`."""
+
+    run: str  # its folder
     parameters: int
-    tokens: int  # seen in training, that of the base run included
+    tokens: int  # seen in training, including the training of the base run
     bpb: float
     interval: float | None  # half of the 95 % interval, see `sampling_units`
-    perplexity: float
-    tokenizer: str
-    sample: str
+    perplexity: float  # per token of the run's own tokenizer
+    tokenizer: str  # kind and vocabulary size
+    sample: str  # text generated from the prompt, without it
 
 
 def find_runs(names: Sequence[str], outputs: Path) -> list[Run]:
-    """Those named (a folder of runs stands for its runs), or all in `outputs` that have a checkpoint; each of them once."""
+    """Return the named runs, or all runs in `outputs` that have a checkpoint if `names` is empty; no run twice.
+
+    A name may be a run, or a folder that contains runs. Raises UserError if a name is neither.
+    """
     found = []
     for name in names or [str(outputs)]:
         folder = Path(name) if Path(name).is_dir() else outputs / name
@@ -70,7 +75,10 @@ T = TypeVar("T")
 
 
 def of_sound_runs(runs: Sequence[Run], read: Callable[[Run], T]) -> list[tuple[Run, T]]:
-    """What `read` gives for each run; a run that it raises UserError for is named and left out, if another one is left."""
+    """Return each run with the result of `read`, leaving out and logging the runs for which it raises UserError.
+
+    Raises the first of these errors if no run is left.
+    """
     results, reasons = [], []
     for run in runs:
         try:
@@ -86,9 +94,10 @@ def of_sound_runs(runs: Sequence[Run], read: Callable[[Run], T]) -> list[tuple[R
 
 
 def common_text(runs: Sequence[Run], file: str | None, limit: int) -> tuple[list[Run], list[str]]:
-    """What all are measured on: the file, or the validation side that they share, with the runs whose text is known.
+    """Return the runs to compare, and the texts to score: those of `file`, or the validation texts that the runs share.
 
-    UserError where they share none.
+    `limit` is the number of bytes to score (0: all). Without `file`, runs whose text is not available are left out.
+    Raises UserError if the validation texts differ.
     """
     if file is not None:
         return list(runs), up_to(texts_of_file(file), limit)
@@ -104,7 +113,11 @@ def common_text(runs: Sequence[Run], file: str | None, limit: int) -> tuple[list
 
 
 def compare(runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int, seed: int) -> list[Row]:
-    """Best first, by bits per byte: the only figure that does not depend on the tokenizer."""
+    """Score each run on `texts` and generate a sample; return the rows by bits per byte, the lowest first.
+
+    Bits per byte is the only one of these figures that does not depend on the tokenizer. Raises UserError if there is no
+    text, or if no run can be loaded.
+    """
     if not texts:
         raise UserError("there is no text to measure on")
 
@@ -128,7 +141,7 @@ def compare(runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int,
 
 
 def _sample(run: Run, writer: Writer, prompt: str, max_tokens: int, seed: int) -> str:
-    """What a base model makes of the prompt; what a chat model answers to it."""
+    """Let a base model continue the prompt, or a chat model answer it; return the generated text."""
     if not run.is_chat:
         return writer.generate(prompt, max_tokens=max_tokens, seed=seed)
     ids, stops = (
@@ -139,6 +152,7 @@ def _sample(run: Run, writer: Writer, prompt: str, max_tokens: int, seed: int) -
 
 
 def as_table(rows: Sequence[Row]) -> str:
+    """Format the rows as a table of aligned columns for the terminal, without the samples."""
     header = ("run", "parameters", "tokens seen", "bits per byte", "perplexity", "of tokenizer")
     cells = [
         (
@@ -155,6 +169,7 @@ def as_table(rows: Sequence[Row]) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
+    """Format the rows as CSV: a header with the names of the fields, then one line for each run."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(asdict(rows[0])), lineterminator="\n")
     writer.writeheader()
@@ -163,11 +178,12 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def as_json(rows: Sequence[Row]) -> str:
+    """Format the rows as a JSON list with one object for each run."""
     return json.dumps([asdict(row) for row in rows], ensure_ascii=False, indent=2)
 
 
 def curves(runs: Sequence[Run]) -> dict[str, list[tuple[float, float]]]:
-    """(million tokens, bits per byte of the validation) of each run, from its metrics."""
+    """Return the validation curve of each run folder: pairs of million training tokens and bits per byte."""
     found: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
         rows: list[dict[str, Any]] = read_metrics(run.metrics_path)

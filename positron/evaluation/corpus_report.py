@@ -1,4 +1,4 @@
-"""What a corpus looks like to a model: sizes, what its tokenizer does to it, document lengths, windows of its text."""
+"""Describe a tokenized corpus: its sizes, the tokenizer's efficiency, document lengths and examples of windows."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def sizes(split: str, files: TokenFiles) -> str:
 
 
 def tokenizer_report(files: TokenFiles, tokenizer: Tokenizer, limit: int = 5_000_000) -> str:
-    """Describe the first `limit` training tokens: vocabulary, bytes per token, tokens per word, unknown, odd pieces."""
+    """Describe the first `limit` training tokens: vocabulary, bytes per token, tokens per word, unknown and extreme tokens."""
     ids = files.read(0, min(limit, files.n_tokens))
     lengths, counts = tokenizer.token_bytes(), np.bincount(ids, minlength=tokenizer.vocab_size)
     text = tokenizer.decode(ids.tolist())
@@ -50,13 +50,15 @@ def tokenizer_report(files: TokenFiles, tokenizer: Tokenizer, limit: int = 5_000
 
 
 def _is_text(part: bytes) -> bool:
-    """False for a piece of a character."""
+    """Tell whether the bytes are whole UTF-8 characters, not a part of one."""
     return "\ufffd" not in part.decode("utf-8", errors="replace")
 
 
 def preview(files: TokenFiles, tokenizer: Tokenizer, context: int, folder: Path) -> str:
-    """Describe the lengths of the documents, drawn in `folder`, and show three windows of `context` tokens as a model
-    sees them."""
+    """Describe the document lengths and show three windows of `context` tokens as a model sees them.
+
+    Writes a histogram of the lengths to `folder`/lengths.png.
+    """
     end = tokenizer.special_id(END_OF_TEXT)
     places = files.find_token(end)
     if places[-1] < files.n_tokens - 1:  # the last document goes on in the validation text

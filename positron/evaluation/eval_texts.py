@@ -1,4 +1,4 @@
-"""The texts that runs are measured on: a run's own validation side, or any file."""
+"""Find the texts on which runs are measured: a side of a run's own text, or a file."""
 
 from __future__ import annotations
 
@@ -31,19 +31,20 @@ TORN = 4  # characters at a cut between tokens that may not be whole
 
 
 class Lossy(str):
-    """A text with � for what its tokenizer does not know; `n_bytes` is the size of the original."""
+    """Hold a text with � in place of unknown tokens; `n_bytes` is the size of the original in bytes."""
 
     n_bytes: int | None = None
 
 
 class Beginning(Lossy):
-    """The beginning of a document that a limit cut: its end-of-text is not there to be scored."""
+    """Hold the beginning of a document that a limit cut, so that no end-of-text token is scored after it."""
 
 
 def token_files(run: Run, split: str, instead: str = "--text FILE measures on another text") -> TokenFiles:
-    """One side of the text that a run was pretrained on, made again where it is gone.
+    """Return the tokens of one side of the text that a run was pretrained on, prepared again if they were deleted.
 
-    Raises UserError, which ends in `instead`, if it cannot be made, or if it is another text now.
+    `split` is "train" or "val". Raises UserError, whose message ends with the advice `instead`, if the text is not
+    available or has changed.
     """
     try:
         run = pretrained_run(run)
@@ -97,9 +98,9 @@ def _only_as_trusted(data: DataConfig, known: str | None) -> DataConfig:
 
 
 def texts_of_run(run: Run, split: str, limit: int, instead: str = "--text FILE measures on another text") -> list[str]:
-    """The first documents of a side of the run's pretraining text, at least `limit` bytes of them (0: all).
+    """Return the first documents of one side of the run's pretraining text, about `limit` bytes in all (0: all documents).
 
-    Raises UserError if there is nothing to score.
+    Raises UserError, whose message ends with the advice `instead`, if the text is not available or empty.
     """
     files = token_files(run, split, instead)
     tokenizer = load_tokenizer(run.tokenizer_folder)
@@ -119,13 +120,13 @@ def texts_of_run(run: Run, split: str, limit: int, instead: str = "--text FILE m
 
 
 def size_of(text: str) -> int:
-    """The bytes of a text, for what a tokenizer lost those of the original."""
+    """Return the size of a text in bytes of UTF-8; for a text with unknown tokens, the size of the original."""
     original = text.n_bytes if isinstance(text, Lossy) else None
     return len(text.encode("utf-8")) if original is None else original
 
 
 def _decoded(tokenizer: Tokenizer, ids: np.ndarray, lengths: np.ndarray) -> str:
-    """`lengths`: the bytes that each id stands for."""
+    """Decode ids, with the size of the original if some are unknown; `lengths` (V,) are the bytes of each id."""
     text = tokenizer.decode(ids.tolist())
     if not tokenizer.has_unknown or not (ids == 0).any():
         return text
@@ -135,22 +136,22 @@ def _decoded(tokenizer: Tokenizer, ids: np.ndarray, lengths: np.ndarray) -> str:
 
 
 def up_to(texts: list[str], limit: int) -> list[str]:
-    """The first ones that are not empty, until they have about `limit` bytes (0: all): whole documents.
+    """Return the first non-empty texts, until they have at least `limit` bytes (0: all).
 
-    Only a document that is longer than the limit by itself is cut.
+    Texts are kept whole; only a text that is longer than the limit by itself is cut.
     """
-    found: list[str] = []
+    kept_texts: list[str] = []
     size = 0
     for text in filter(None, texts):
         length = size_of(text)
         if limit and length > limit:
             kept = text.encode("utf-8")[: limit - size].decode("utf-8", errors="ignore")
             text = _beginning(text, max(1, len(kept)))
-        found.append(text)
+        kept_texts.append(text)
         size += length
         if limit and size >= limit:
             break
-    return found
+    return kept_texts
 
 
 def _beginning(text: str, characters: int) -> Beginning:
@@ -161,7 +162,7 @@ def _beginning(text: str, characters: int) -> Beginning:
 
 
 def floor_of(texts: list[str]) -> float:
-    """Bits per byte that the texts hold. UserError where one of them is no built-in story."""
+    """Return the entropy of built-in stories in bits per byte. Raises UserError if a text is not a built-in story."""
     try:
         return sum(map(stories.bits, texts)) / sum(len(text.encode("utf-8")) for text in texts)
     except ValueError as error:
@@ -169,9 +170,10 @@ def floor_of(texts: list[str]) -> float:
 
 
 def floor_of_run(run: Run, split: str, texts: list[str]) -> float | None:
-    """Return the bits per byte that `texts` of a side of the run's text hold, or None where that is not known.
+    """Return the entropy of `texts`, taken from a side of the run's text, in bits per byte; None if it is unknown.
 
-    The whole side's are recorded. Those of a part of it are computed, which only the built-in stories allow.
+    The entropy of a whole side was recorded when it was prepared. That of a part is computed, which is only possible
+    for the built-in stories.
     """
     files = token_files(run, split)
     if files.floor_bpb is None or sum(map(size_of, texts)) == files.n_bytes:
@@ -183,7 +185,7 @@ def floor_of_run(run: Run, split: str, texts: list[str]) -> float | None:
 
 
 def texts_of_file(path: str) -> list[str]:
-    """The documents of any file that training can read. UserError for none."""
+    """Return the documents of a file or folder in any format that training reads. Raises UserError if it has no text."""
     reading = Reading(has_settings=False)
     texts, text = [], ""
     for file in list_texts(path, reading).files:

@@ -1,4 +1,4 @@
-"""What the monitors saw (`monitor=`), as pictures for the report: layers or heads against steps, and curves."""
+"""Draw the measurements of the monitors (`monitor=`) for the report: heat maps of layers or heads, and curves."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from positron.evaluation.plots import bin_curves, heat_map
 
 @dataclass(frozen=True)
 class View:
-    """A picture of all metrics whose names begin with `prefix`, and how to read it."""
+    """Describe the figure of all metrics whose names begin with `prefix`, and how to read it."""
 
     prefix: str
     title: str
@@ -75,15 +75,15 @@ CURVES = (
 
 
 def series(rows: list[dict[str, Any]], prefix: str) -> tuple[list[str], list[int], np.ndarray]:
-    """Names behind the prefix (n), steps at which any was measured (m), and the values (n, m), NaN where there is none."""
-    some = [row for row in rows if any(key.startswith(prefix) for key in row)]
-    keys = list(dict.fromkeys(key for row in some for key in row if key.startswith(prefix)))
-    values = [[np.nan if row.get(key) is None else row[key] for row in some] for key in keys]
-    return [key.removeprefix(prefix) for key in keys], [row["step"] for row in some], np.array(values, dtype=float)
+    """Return the n names after the prefix, the m steps with a measurement, and the values (n, m), NaN where missing."""
+    measured = [row for row in rows if any(key.startswith(prefix) for key in row)]
+    keys = list(dict.fromkeys(key for row in measured for key in row if key.startswith(prefix)))
+    values = [[np.nan if row.get(key) is None else row[key] for row in measured] for key in keys]
+    return [key.removeprefix(prefix) for key in keys], [row["step"] for row in measured], np.array(values, dtype=float)
 
 
 def inside_pictures(rows: list[dict[str, Any]]) -> list[tuple[str, str, bytes]]:
-    """(title, how to read it, PNG) of everything that was measured; `rows` are those of metrics.jsonl."""
+    """Return (title, how to read it, PNG) for each group of metrics in `rows`, the rows of metrics.jsonl."""
     pictures = []
     for view in HEAT_MAPS:
         names, steps, values = series(rows, view.prefix)

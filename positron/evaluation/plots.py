@@ -1,4 +1,4 @@
-"""Pictures of a run. matplotlib is imported where something is drawn, and never opens a window."""
+"""Draw the figures of one run. matplotlib is imported by the functions that draw, and never opens a window."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from positron.system.formatting import counted
 
 
 def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str) -> bytes:
-    """PNG: training and validation loss against tokens, and below it bits per byte with the floor where it is known.
+    """Draw training and validation loss against tokens, and below them bits per byte with the entropy of the text.
 
-    `rows` are those of metrics.jsonl. Two panels, since nats per token and bits per byte do not share an axis; one above
-    the other, so that they can be read on a small screen.
+    `rows` are those of metrics.jsonl; `floor_bpb` is None if the entropy is unknown. There are two panels because nats per
+    token and bits per byte do not share an axis; they are stacked to be legible on a small screen. Returns a PNG.
     """
     from matplotlib.figure import Figure
 
@@ -56,12 +56,12 @@ def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str) 
 
 
 def dots(points: list[Any]) -> str:
-    """The marker of a curve: few points, one above all, would not be seen as a line."""
+    """Return the marker for a curve: "o" for at most 20 points, which are hard to see as a line, else none."""
     return "o" if len(points) <= 20 else ""
 
 
 def token_axis(axes: Any, last: float) -> None:
-    """Name the x axis training tokens, with units such as k and M, from 0 to the last one."""
+    """Label the x axis as training tokens, with prefixes such as k and M, from 0 to `last`."""
     from matplotlib.ticker import EngFormatter
 
     axes.set_xlabel("training tokens")
@@ -72,7 +72,7 @@ def token_axis(axes: Any, last: float) -> None:
 
 
 def fit_range(axes: Any, values: list[float]) -> None:
-    """Let the y axis hold all values and little else: not from zero, and logarithmic where they span a factor of three."""
+    """Fit the y axis to the values without starting at zero; it is logarithmic if they span more than a factor of three."""
     from matplotlib.ticker import FixedLocator, FormatStrFormatter, NullLocator
 
     low, high = min(values), max(values)
@@ -90,7 +90,7 @@ def fit_range(axes: Any, values: list[float]) -> None:
 
 
 def say_why_empty(axes: Any, why: str) -> None:
-    """Write the reason into a panel that has nothing to show."""
+    """Write the reason into a panel that has no data."""
     axes.text(0.5, 0.5, why, transform=axes.transAxes, ha="center", va="center", color="0.4", wrap=True)
     axes.set_yticks([])
     if not axes.has_data():
@@ -98,7 +98,7 @@ def say_why_empty(axes: Any, why: str) -> None:
 
 
 def learning_rate_curve(rows: list[dict[str, Any]]) -> bytes:
-    """PNG: learning rate, and below it the gradient norm, against steps."""
+    """Draw the learning rate, and below it the gradient norm, against optimizer steps. Returns a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.8, 5), layout="constrained")
@@ -120,9 +120,10 @@ def learning_rate_curve(rows: list[dict[str, Any]]) -> bytes:
 
 
 def attention_maps(layers: list[Any], title: str) -> bytes:
-    """PNG: a layer in each row, a head in each column; in each square a row for each query, a column for each key.
+    """Draw attention maps: a row of maps for each layer, a column for each head. Returns a PNG.
 
-    `layers`: arrays (H, T, T) of probabilities. One picture of squares, since 144 axes take matplotlib seconds.
+    `layers` holds an array (H, T, T) of probabilities for each layer; a map has a row for each query and a column for
+    each key. All maps are one image, because matplotlib takes seconds to draw 144 axes.
     """
     import numpy as np
     from matplotlib.colors import PowerNorm
@@ -147,9 +148,10 @@ def attention_maps(layers: list[Any], title: str) -> bytes:
 
 
 def heat_map(names: list[str], steps: list[int], values: np.ndarray, *, label: str, share: bool) -> bytes:
-    """PNG: `values` (n, m) of n named rows, the first on top, at m increasing steps; NaN stays grey.
+    """Draw `values` (n, m): n named rows, the first at the top, at m increasing steps. Returns a PNG.
 
-    Colours from 0 to 1 for a share, otherwise on a log scale. White lines between groups of names `group.rest`.
+    NaN is grey. Colours run from 0 to 1 if `share`, otherwise they are logarithmic. White lines separate the groups of
+    names of the form `group.rest`. `label` names the colour bar.
     """
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure
@@ -178,7 +180,7 @@ def heat_map(names: list[str], steps: list[int], values: np.ndarray, *, label: s
 
 
 def bin_curves(names: list[str], steps: list[int], values: np.ndarray, *, label: str) -> bytes:
-    """PNG: loss in nats per token, (n, m), of n bins in their order at m steps."""
+    """Draw `values` (n, m), loss in nats per token: a curve for each of n ordered bins at m steps. Returns a PNG."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -195,6 +197,7 @@ def bin_curves(names: list[str], steps: list[int], values: np.ndarray, *, label:
 
 
 def as_png(figure: Any) -> bytes:
+    """Render a matplotlib figure as PNG at 110 dots per inch."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     return buffer.getvalue()
@@ -204,7 +207,10 @@ FEW_DOCUMENTS = 20
 
 
 def length_histogram(lengths: Any, context: int) -> bytes:
-    """PNG: how many documents have how many tokens, or for few documents a bar for each; and the context length."""
+    """Draw a histogram of document lengths in tokens, or one bar for each of a few documents. Returns a PNG.
+
+    A vertical line marks the context length.
+    """
     from matplotlib.figure import Figure
 
     count = len(lengths)

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with everything in it, to be read or sent without anything beside it."""
+"""Write the report of a run: one self-contained HTML file that can be sent without its figures beside it."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_report(run: Run) -> None:
 
 
 def _render(**values: Any) -> str:
-    """Fill in the template: all text is escaped and loses the user's home folder, because a report is made to be sent."""
+    """Fill in the template; escape all text and remove the user's home folder from it, because reports are sent to others."""
     import jinja2  # here: a run needs it at its end only
 
     environment = jinja2.Environment(
@@ -75,7 +75,7 @@ def _headline(facts: Facts, is_chat: bool) -> dict[str, str]:
 
 
 def _environment(run: Run, facts: Facts) -> dict[str, str]:
-    """Of the run's last start, as it noted it itself: the report may be written elsewhere."""
+    """Return the machine and versions that the run recorded at its last start; the report may be written elsewhere."""
     resolved = run.resolved()
     lines = {
         "device": f"{resolved.accelerator}, {resolved.precision}, {counted(resolved.threads or 0, 'thread')}",
@@ -104,7 +104,7 @@ def _commands(run: Run, facts: Facts) -> str:
 
 
 def reasons_for_a_higher_training_loss(run: Run, rows: list[dict[str, Any]], config: dict[str, Any]) -> list[str]:
-    """Return why the training loss lies above the validation loss; empty where it does not."""
+    """Return the reasons why the training loss lies above the validation loss; an empty list if it does not."""
     last = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
     if last is None or last["train/loss"] is None or last["train/loss"] <= last["val/loss"] or run.kind != PRETRAIN:
         return []

@@ -1,4 +1,4 @@
-"""Pictures of several runs beside each other: compared, swept, scaled."""
+"""Draw the figures of several runs: a comparison, a sweep, a scaling law."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ MOST_TICKS = 12  # at tested values; for more of them matplotlib chooses
 
 
 def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[tuple[str, float, float]]) -> bytes:
-    """PNG: validation curves of the runs over each other, (million tokens, bits per byte), and where each ended on one
-    text, (run, bits per byte, half of the 95 % interval), best first."""
+    """Draw the validation curves of several runs, and below them their scores on one text. Returns a PNG.
+
+    `curves` holds (million tokens, bits per byte) for each run; `bars` holds (run, bits per byte, half of the 95 %
+    interval), the best run first.
+    """
     from matplotlib.figure import Figure
 
     height = max(2.2, 1.2 + 0.35 * len(bars))
@@ -48,10 +51,11 @@ def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[
 
 
 def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, title: str) -> bytes:
-    """PNG: the validation curves of a sweep's jobs over each other, and their last points against what was swept.
+    """Draw the validation curves of a sweep's jobs, and below them their last scores against the swept values.
 
-    The first swept key whose values are numbers is the x axis, logarithmic for values that span a decade or more; each
-    combination of the other keys' values is a line. Without numbers the jobs stand beside each other.
+    The x axis is the first swept key whose values are numbers, logarithmic if they span a decade or more; each
+    combination of the other keys' values is a line. If no key has numbers, each job has its own place on the x axis.
+    `floor_bpb` is the entropy of the text in bits per byte, None if unknown. Returns a PNG.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -132,11 +136,11 @@ def _number(text: str) -> float | None:
 
 
 def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]) -> bytes:
-    """PNG of a `scaling_law.Law`: what the runs (n parameters, d tokens, bpb) have above E against size, where a power
-    law is a straight line, and their loss itself; with the law's 95 % interval for one run, out to `aim` (N, D).
+    """Draw a `scaling_law.Law` with its runs: the loss above E, where a power law is a straight line, and the loss itself.
 
-    Size is what varies: parameters, or tokens; for a law of both, the operations 6 N D, and the line is that of models with
-    as many tokens for each parameter as `aim` has.
+    `n`, `d` and `bpb` (R,) are the parameters, tokens and bits per byte of the runs. The law, with its 95 % interval for
+    one run, is drawn up to `aim` (N, D). The x axis is the quantity that varies: parameters, tokens, or for a law of both
+    the operations 6 N D, where the line shows models with the same tokens per parameter as `aim`. Returns a PNG.
     """
     import numpy as np
     from matplotlib.figure import Figure

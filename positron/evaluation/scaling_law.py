@@ -1,10 +1,10 @@
-"""Loss against size: L(N, D) = E + A / N^alpha + B / D^beta, for N parameters and D training tokens.
+"""Fit a scaling law to runs: L(N, D) = E + A / N^alpha + B / D^beta, for N parameters and D training tokens.
 
-Hoffmann et al. 2022 (arXiv:2203.15556, approach 3): minimise a Huber loss of residuals in logarithms, from a grid of
-starts. Three things differ. Where the entropy of the text is known, E is not fitted and the residuals are those of
-log(L - E), so that few runs tell much. Huber's threshold is 0.1 instead of 0.001: with a handful of runs the latter
-would go exactly through some and ignore the rest. And where N and D went together, their terms cannot be told apart:
-one power law is fitted, which holds along that family of runs only.
+The method is approach 3 of Hoffmann et al. 2022 (arXiv:2203.15556): minimise a Huber loss of residuals in logarithms,
+from a grid of starts. Three things differ. If the entropy of the text is known, E is not fitted and the residuals are
+those of log(L - E), so that a few runs are enough. Huber's threshold is 0.1 instead of 0.001, because with few runs the
+smaller one would fit some exactly and ignore the rest. If N and D vary together, their terms cannot be told apart: one
+power law is fitted, which only holds along that family of runs.
 """
 
 from __future__ import annotations
@@ -29,30 +29,36 @@ SPREAD = 0.15  # standard deviation of a logarithm below which something hardly 
 
 @dataclass(frozen=True)
 class Law:
-    """A fitted law. `theta` holds, term by term: for "E" log E, for "N" and "D" the term's logarithm at the centre of
-    the runs and its exponent."""
+    """Hold a fitted law.
 
-    terms: tuple[str, ...]  # some of "E" (where it is fitted), "N", "D"
+    `theta` holds the numbers of each term in turn: log E for "E"; for "N" and "D" the logarithm of the term at the centre
+    of the runs, and its exponent.
+    """
+
+    terms: tuple[str, ...]  # "E" if it is fitted, then "N", "D" or both
     floor: float  # the known E; 0 where E is a term
     center: dict[str, float]  # mean logarithms of N and of D
-    slope: float  # of log D against log N (of log N against log D, where only D varies) along the runs
+    slope: float  # of log D against log N along the runs; of log N against log D if only D varies
     theta: Array
-    covariance: Array | None  # of theta; None where the runs are too few or too alike to tell
+    covariance: Array | None  # of theta; None if the runs are too few or too similar
     sigma: float | None  # standard deviation of a run's logarithm around the law
     dof: int  # runs - fitted numbers
 
     @property
     def reduced(self) -> str | None:
-        """The one variable of a law that holds along a family of runs only."""
+        """Return the variable of a law of one variable, "N" or "D"; None for a law of both."""
         return None if {"N", "D"} <= set(self.terms) else self.terms[-1]
 
     def bpb(self, n: Any, d: Any) -> Array:
-        """Bits per byte of models with n parameters after d tokens."""
-        found: Array = self.floor + np.exp(log_excess(self.theta, self.terms, self._logs(n, d))[0])
-        return found
+        """Predict the bits per byte of models with `n` parameters after `d` tokens."""
+        predicted: Array = self.floor + np.exp(log_excess(self.theta, self.terms, self._logs(n, d))[0])
+        return predicted
 
     def interval(self, n: float, d: float) -> tuple[float, float] | None:
-        """Where the loss of one more run lies with 95 %: uncertainty of the law, and of a run around it."""
+        """Return the 95 % interval for the bits per byte of one more run; None if there are too few runs.
+
+        It includes the uncertainty of the law and the deviation of a run from the law.
+        """
         if self.covariance is None or self.sigma is None:
             return None
         mean, jacobian = log_excess(self.theta, self.terms, self._logs(n, d))
@@ -60,14 +66,15 @@ class Law:
         return float(self.floor + np.exp(mean.item() - half)), float(self.floor + np.exp(mean.item() + half))
 
     def exponent(self, term: str) -> tuple[float, float | None]:
-        """Of "N" or "D": alpha or beta, and half of its 95 % interval."""
+        """Return alpha for "N" or beta for "D", and half of its 95 % interval (None if unknown)."""
         return self._number(self._place(term) + 1, 0.0, term)
 
     def log_coefficient(self, term: str) -> tuple[float, float | None]:
-        """log A, log B or log E, and half of its 95 % interval."""
+        """Return the logarithm of A for "N", B for "D" or E for "E", and half of its 95 % interval (None if unknown)."""
         return self._number(self._place(term), 1.0, term)
 
     def coefficient(self, term: str) -> float:
+        """Return A for "N", B for "D" or E for "E"."""
         return float(np.exp(self.log_coefficient(term)[0]))
 
     def _place(self, term: str) -> int:
@@ -88,12 +95,12 @@ class Law:
         return {key: np.log(np.atleast_1d(np.asarray(v, float))) - self.center[key] for key, v in values.items()}
 
     def partner(self, value: float) -> float:
-        """The D that belongs to N = value along the runs; where only D varies, the N that belongs to D = value."""
-        one, other = ("D", "N") if self.reduced == "D" else ("N", "D")
-        return float(np.exp(self.center[other] + self.slope * (np.log(value) - self.center[one])))
+        """Return the D that belongs to N = `value` along the runs; if only D varies, the N that belongs to D = `value`."""
+        known, wanted = ("D", "N") if self.reduced == "D" else ("N", "D")
+        return float(np.exp(self.center[wanted] + self.slope * (np.log(value) - self.center[known])))
 
     def best_split(self, flops: float) -> tuple[float, float]:
-        """N and D of the least loss at 6 N D = flops (Hoffmann et al., equation 4). Needs both terms."""
+        """Return the N and D with the lowest loss at 6 N D = `flops` (Hoffmann et al., equation 4). Needs both terms."""
         alpha, beta = self.exponent("N")[0], self.exponent("D")[0]
         ratio = self.log_coefficient("N")[0] - self.log_coefficient("D")[0] + np.log(alpha / beta)
         n = np.exp((ratio + beta * np.log(flops / 6)) / (alpha + beta))
@@ -101,9 +108,9 @@ class Law:
 
 
 def log_excess(theta: Array, terms: tuple[str, ...], logs: dict[str, Array]) -> tuple[Array, Array]:
-    """log(L - floor) of each run (R,) and its Jacobian (R, len(theta)): a logsumexp over the terms.
+    """Compute log(L - floor) of each run (R,) and its Jacobian (R, len(theta)): a logsumexp over the terms.
 
-    `logs` are log N and log D minus their centre, each (R,).
+    `logs` holds log N and log D minus their centre, each (R,).
     """
     rows, slopes, place = [], [], 0
     for term in terms:
@@ -119,9 +126,10 @@ def log_excess(theta: Array, terms: tuple[str, ...], logs: dict[str, Array]) -> 
 
 
 def fit_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, floor: float | None) -> Law:
-    """The law of runs, each argument (R,), losses in bits per byte; `floor` is E where it is known.
+    """Fit a law to R runs; each argument is (R,), losses are in bits per byte, `floor` is E if it is known.
 
-    UserError where the runs are too few for the numbers to fit, do not differ in size, or are not above the floor.
+    Raises UserError if there are fewer runs than numbers to fit, if the runs do not differ in size, or if a loss is not
+    above the floor.
     """
     given = [np.asarray(values, dtype=np.float64) for values in (parameters, tokens, losses)]
     order = np.lexsort(given[::-1])  # sums then do not depend on the order of the runs
@@ -139,14 +147,14 @@ def fit_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, floor: 
         raise UserError(f"{len(n)} runs are too few for the {numbers} numbers of this law: train more sizes")
     y = np.log(bpb - (floor or 0.0))
     theta = _fit(terms, logs, y)
-    one, other = ("D", "N") if varying == ("D",) else ("N", "D")
-    slope = float(logs[one] @ logs[other] / (logs[one] @ logs[one]))
+    known, wanted = ("D", "N") if varying == ("D",) else ("N", "D")
+    slope = float(logs[known] @ logs[wanted] / (logs[known] @ logs[known]))
     sigma, covariance = _uncertainty(theta, terms, logs, y)
     return Law(terms, floor or 0.0, center, slope, theta, covariance, sigma, len(n) - numbers)
 
 
 def _varying(logs: dict[str, Array]) -> tuple[str, ...]:
-    """Whose terms can be told apart: both of N and D, or the one that varies. UserError for none."""
+    """Return the variables whose terms can be told apart: N and D, or the one that varies. Raises UserError if none does."""
     both = np.stack([logs["N"], logs["D"]])
     if np.linalg.eigvalsh(both @ both.T / both.shape[1])[0] >= SPREAD**2:
         return "N", "D"
@@ -157,7 +165,7 @@ def _varying(logs: dict[str, Array]) -> tuple[str, ...]:
 
 
 def _starts(terms: tuple[str, ...], y: Array) -> list[Array]:
-    """A grid: how much of the least loss is E, how the rest is shared between the terms, and their exponents."""
+    """Return a grid of starts: shares of E in the lowest loss, shares of the terms in the rest, and exponents."""
     parts = (0.1, 0.5, 0.9) if "E" in terms else (0.0,)
     powers = [term for term in terms if term != "E"]
     shares = (0.1, 0.5, 0.9) if len(powers) == 2 else (1.0,)
@@ -173,7 +181,7 @@ def _starts(terms: tuple[str, ...], y: Array) -> list[Array]:
 
 
 def _fit(terms: tuple[str, ...], logs: dict[str, Array], y: Array) -> Array:
-    """Return the theta of the least Huber loss that is reached from the best six starts."""
+    """Return the theta with the lowest Huber loss that the six best starts reach."""
 
     def residuals(theta: Array) -> Array:
         return log_excess(theta, terms, logs)[0] - y
@@ -195,7 +203,7 @@ def _fit(terms: tuple[str, ...], logs: dict[str, Array], y: Array) -> Array:
 def _uncertainty(
     theta: Array, terms: tuple[str, ...], logs: dict[str, Array], y: Array
 ) -> tuple[float | None, Array | None]:
-    """Standard deviation of the runs, and covariance of theta: that of least squares, with Huber's residuals."""
+    """Return the standard deviation of the runs and the covariance of theta, as of least squares with Huber's residuals."""
     mean, jacobian = log_excess(theta, terms, logs)
     residuals = y - mean
     dof = len(y) - len(theta)

@@ -1,4 +1,4 @@
-"""Runs as points of a scaling law: how large, how many tokens, how good."""
+"""Read runs as points of a scaling law: their parameters, training tokens and bits per byte."""
 
 from __future__ import annotations
 
@@ -14,23 +14,25 @@ from positron.text.factory import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-FEWEST = 3
+MIN_RUNS = 3  # for a law of one variable with a known floor, and one run to spare
 
 
 @dataclass(frozen=True)
 class Size:
-    run: str
-    parameters: int  # in matrix products, output head included: training needs 6 operations for each and token
+    """Hold one run as a point of a scaling law."""
+
+    run: str  # its folder
+    parameters: int  # in matrix products, with the output head: training takes 6 operations per parameter and token
     all_parameters: int
     tokens: int
     bpb: float  # of the last validation
 
 
 def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
-    """The finished pretraining runs, smallest first, and the entropy of their text where it is known.
+    """Return the finished pretraining runs, smallest first, and the entropy of their text in bits per byte (None: unknown).
 
-    Only the end of a run counts: losses on the way depend on the learning rate's schedule. UserError for fewer than
-    three, or for runs of different texts.
+    Only the end of a run is used, because earlier losses depend on the schedule of the learning rate. Raises UserError
+    for fewer than three runs, or for runs of different texts.
     """
     finished = []
     for run, (reason, size) in of_sound_runs(runs, _size_or_reason):
@@ -38,8 +40,8 @@ def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
             logger.info(f"left out: {run.folder} ({reason})")
         else:
             finished.append((run, size))
-    if len(finished) < FEWEST:
-        raise UserError(f"a scaling law needs at least {FEWEST} finished runs, and here are {len(finished)}")
+    if len(finished) < MIN_RUNS:
+        raise UserError(f"a scaling law needs at least {MIN_RUNS} finished runs, and here are {len(finished)}")
     comparable = _refuse_different_texts([run for run, _ in finished])
     floors = {run.facts().floor_bpb for run in comparable}
     sizes = sorted((size for run, size in finished if run in comparable), key=lambda s: (s.parameters, s.tokens))
@@ -47,7 +49,7 @@ def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
 
 
 def _size_or_reason(run: Run) -> tuple[str, Size | None]:
-    """Return the point that a run is, or why it is none."""
+    """Return the point of a run, or the reason why the run cannot be used."""
     facts = run.facts()
     if run.base is not None:
         return "it began with the weights of another run", None
@@ -61,7 +63,10 @@ def _size_or_reason(run: Run) -> tuple[str, Size | None]:
 
 
 def _refuse_different_texts(runs: Sequence[Run]) -> list[Run]:
-    """The runs of one text. One corpus split in one way is one; of others the validation sides are compared."""
+    """Return the runs of one text. Raises UserError if their texts differ.
+
+    Runs with the same corpus and split have one text; otherwise their validation texts are compared.
+    """
 
     def text(run: Run) -> tuple[object, ...]:
         data = run.config()["data"]
@@ -69,8 +74,8 @@ def _refuse_different_texts(runs: Sequence[Run]) -> list[Run]:
 
     if len({text(run) for run in runs}) > 1 or text(runs[0])[0] is None:
         runs, _ = common_text(runs, None, 200_000)
-        if len(runs) < FEWEST:
-            raise UserError(f"a scaling law needs at least {FEWEST} runs of one text, and here are {len(runs)}")
+        if len(runs) < MIN_RUNS:
+            raise UserError(f"a scaling law needs at least {MIN_RUNS} runs of one text, and here are {len(runs)}")
     return list(runs)
 
 

@@ -1,4 +1,4 @@
-"""What a model makes of a text: the sums behind loss, perplexity and bits per byte."""
+"""Score texts with a model: the sums behind loss, perplexity and bits per byte."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from positron.system.progress import progress
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 ROWS = 16  # windows at a time
-FEWEST_UNITS = 20  # documents from which an interval is taken over documents
-MOST_BLOCKS = 100  # into which fewer documents are cut for it
+MIN_UNITS = 20  # with fewer documents, an interval is computed over blocks of their text
+MAX_BLOCKS = 100
 
 
 @torch.inference_mode()
 def window_losses(model: GPT, x: Tensor, y: Tensor, what: str = "scoring") -> Tensor:
-    """Nats of each target, (N, T), 0 where y is -100; x, y (N, T). `what` names the work on the progress line."""
+    """Compute the loss in nats of each target, (N, T), 0 where y is -100; x and y are (N, T).
+
+    `what` names the work on the progress line.
+    """
     device = model.wte.weight.device
     losses = []
     parts = list(zip(x.split(ROWS), y.split(ROWS), strict=True))
@@ -37,17 +40,17 @@ def window_losses(model: GPT, x: Tensor, y: Tensor, what: str = "scoring") -> Te
 
 
 def score(model: GPT, x: Tensor, y: Tensor, token_bytes: Tensor) -> Score:
-    """Over all windows x, y (N, T); `token_bytes` (V,)."""
+    """Score all windows x, y (N, T) together; `token_bytes` (V,) holds the bytes of each token."""
     scored = y != IGNORE
     n_bytes = token_bytes[y.clamp(min=0)].mul(scored).sum()
     return Score(float(window_losses(model, x, y).double().sum()), round(float(n_bytes)), int(scored.sum()))
 
 
 def sliding_windows(ids: list[int], context: int, stride: int) -> tuple[Tensor, Tensor]:
-    """x, y (N, context) in which each id but the first is a target exactly once.
+    """Cut ids into windows x, y (N, context) in which each id except the first is a target exactly once.
 
-    A window reads `context` ids and scores the last `stride` of its targets (the first window all of them), so each is
-    seen with at least context - stride ids before it, or all there are.
+    A window reads `context` ids and scores the last `stride` of its targets; the first window scores all of them. So
+    each target is predicted from at least context - stride ids, or from all ids before it. Other targets are -100.
     """
     xs, ys = [], []
     scored = 0  # targets so far: ids[1 : scored + 1]
@@ -66,10 +69,11 @@ def sliding_windows(ids: list[int], context: int, stride: int) -> tuple[Tensor, 
 def score_windows(
     model: GPT, tokenizer: Tokenizer, texts: Sequence[str], *, stride: int | None = None, what: str = "scoring"
 ) -> list[list[Score]]:
-    """Score each document by itself, from its beginning to its end-of-text, by sliding windows (default: half the context).
+    """Score each document separately, from its beginning to its end-of-text, by sliding windows.
 
-    Returns for each document the scores of its windows in their order; they add up to the document. `what` names the
-    work on the progress line.
+    `stride` is the number of tokens scored per window (None: half the context). Returns the scores of each document's
+    windows in order; their sum is the score of the document. `what` names the work on the progress line. Raises
+    UserError if the stride is not between 1 and the context length.
     """
     context = model.config.context_length
     stride = max(1, context // 2) if stride is None else stride
@@ -108,33 +112,34 @@ def _shares(whole: int, weights: list[int]) -> list[int]:
 def score_documents(
     model: GPT, tokenizer: Tokenizer, texts: Sequence[str], *, stride: int | None = None
 ) -> list[Score]:
-    """Score each document by itself. See `score_windows`."""
+    """Return the score of each document. See `score_windows`."""
     return [total(scores) for scores in score_windows(model, tokenizer, texts, stride=stride)]
 
 
 def total(scores: Sequence[Score]) -> Score:
+    """Add up scores."""
     return Score(sum(s.nats for s in scores), sum(s.bytes for s in scores), sum(s.tokens for s in scores))
 
 
 def sampling_units(documents: list[list[Score]]) -> tuple[list[Score], str]:
-    """Return the units that an interval treats as independent, and their name: documents, or blocks of few long ones.
+    """Return the units that an interval treats as independent, and their name: documents, or blocks of a few long ones.
 
-    `documents`: the scores of each one's windows. Grouping what is scored already leaves the score of the text as it is.
+    `documents` holds the scores of each document's windows. Grouping these scores does not change their sum.
     """
-    if len(documents) >= FEWEST_UNITS:
+    if len(documents) >= MIN_UNITS:
         return [total(scores) for scores in documents], "documents"
     windows = sum(map(len, documents))
     # neighbouring windows are alike, long blocks nearly independent; but a variance needs twenty of them
-    size = max(1, -(-windows // MOST_BLOCKS), min(4, windows // FEWEST_UNITS))
+    size = max(1, -(-windows // MAX_BLOCKS), min(4, windows // MIN_UNITS))
     blocks = [total(scores[i : i + size]) for scores in documents for i in range(0, len(scores), size)]
     return blocks, "blocks of the text" if len(blocks) > len(documents) else "documents"
 
 
 def interval(scores: Sequence[Score]) -> float | None:
-    """Half the width of the 95 % interval of bits per byte over independent units, None for a single one.
+    """Return half the width of the 95 % interval of bits per byte over independent units; None for a single unit.
 
-    Bits per byte is a ratio of sums; its variance by linearisation (Cochran, Sampling Techniques, eq. 6.13), which is the
-    limit of a bootstrap that draws the units with replacement, without the noise of its draws.
+    Bits per byte is a ratio of sums. Its variance is computed by linearisation (Cochran, Sampling Techniques, eq. 6.13),
+    the limit of a bootstrap that draws the units with replacement.
     """
     n, whole = len(scores), total(scores)
     if n < 2:

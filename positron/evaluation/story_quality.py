@@ -1,4 +1,4 @@
-"""What written stories are worth: read by the grammar's parser, and held against the grammar's own stories."""
+"""Measure generated stories: whether the grammar's parser accepts them, how varied they are, and how much is copied."""
 
 from __future__ import annotations
 
@@ -24,21 +24,25 @@ CHUNK = 1 << 20  # training tokens looked at at a time
 
 @dataclass(frozen=True)
 class Quality:
-    accepted: float  # share that the parser reads from the first letter to the last
-    distinct_2: float  # different pairs of words among all pairs (Li et al. 2016, "A diversity-promoting objective")
-    distinct_3: float
-    copied: float | None  # share of the runs of COPIED tokens that stand in the training text, None for shorter texts
+    """Hold what was measured of generated stories. Shares are between 0 and 1."""
+
+    accepted: float  # share that the parser accepts as a whole
+    distinct_2: float  # share of pairs of words that are distinct (Li et al. 2016, "A diversity-promoting objective")
+    distinct_3: float  # the same for three words
+    copied: float | None  # share of COPIED-token sequences that are in the training text; None: shorter texts
 
 
 @dataclass(frozen=True)
 class Following:
-    followed: float  # hero, object, place and plot are those asked for; the parser forgives slips in what was not
-    accepted: float  # the parser accepts it as it stands, whatever it tells
-    ended: float  # by itself
+    """Hold how well answers follow requests for stories, as shares between 0 and 1."""
+
+    followed: float  # hero, object, place and plot are as requested; errors elsewhere are tolerated
+    accepted: float  # the parser accepts the answer, whatever it tells
+    ended: float  # with an end-of-text token, before the limit of tokens
 
 
 def write_stories(writer: Writer, count: int, sampling: Sampling, seed: int, max_tokens: int) -> list[Written]:
-    """Stories from nothing but the beginning of a document."""
+    """Generate `count` stories from the beginning of a document, without a prompt."""
     end = [writer.tokenizer.special_id(END_OF_TEXT)]
     return _write(writer, [end] * count, sampling, seed, max_tokens, end)
 
@@ -46,7 +50,7 @@ def write_stories(writer: Writer, count: int, sampling: Sampling, seed: int, max
 def answer_requests(
     writer: Writer, talks: Sequence[Conversation], sampling: Sampling, seed: int, max_tokens: int
 ) -> list[Written]:
-    """What the model answers to the first message of each."""
+    """Generate the model's answer to the first message of each conversation."""
     prompts = [conversation.prompt_ids(talk.messages[:1], writer.tokenizer) for talk in talks]
     return _write(writer, prompts, sampling, seed, max_tokens, conversation.stop_ids(writer.tokenizer))
 
@@ -54,47 +58,52 @@ def answer_requests(
 def _write(
     writer: Writer, prompts: list[list[int]], sampling: Sampling, seed: int, max_tokens: int, stops: list[int]
 ) -> list[Written]:
-    found: list[Written] = []
+    texts: list[Written] = []
     for start in progress(range(0, len(prompts), BATCH), "writing stories"):
-        some = prompts[start : start + BATCH]
+        batch = prompts[start : start + BATCH]
         engine = writer.engine()
-        found += engine.written(some, sampling, max_tokens=max_tokens, seed=seed + start, stop_ids=stops)
-    return found
+        texts += engine.written(batch, sampling, max_tokens=max_tokens, seed=seed + start, stop_ids=stops)
+    return texts
 
 
 def quality(texts: Sequence[str], tokenizer: Tokenizer, training: TokenFiles) -> Quality:
+    """Measure stories: accepted by the parser, distinct words, and sequences copied from the training text."""
     accepted = sum(bool(stories.parse(text)) for text in progress(texts, "reading stories")) / len(texts)
     return Quality(accepted, distinct(texts, 2), distinct(texts, 3), copied(texts, tokenizer, training))
 
 
 def following(written: Sequence[Written], requests: Sequence[stories.Request]) -> Following:
-    followed = [stories.follows(one.text, asked) for one, asked in zip(written, requests, strict=True)]
-    accepted = [bool(stories.parse(one.text)) for one in written]
+    """Measure how well each answer follows the request at the same place."""
+    followed = [stories.follows(answer.text, request) for answer, request in zip(written, requests, strict=True)]
+    accepted = [bool(stories.parse(answer.text)) for answer in written]
     n = len(written)
-    return Following(sum(followed) / n, sum(accepted) / n, sum(one.ended for one in written) / n)
+    return Following(sum(followed) / n, sum(accepted) / n, sum(answer.ended for answer in written) / n)
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
-    """Different runs of n words, of all runs of n words."""
+    """Return the share of sequences of `n` words that are distinct, over all texts."""
     runs = [tuple(words[i : i + n]) for words in (text.split() for text in texts) for i in range(len(words) - n + 1)]
     return len(set(runs)) / max(1, len(runs))
 
 
 def copied(texts: Sequence[str], tokenizer: Tokenizer, training: TokenFiles, n: int = COPIED) -> float | None:
-    """Share of the texts' runs of n tokens that stand in the training text, by 64-bit hashes of the runs."""
+    """Return the share of the texts' sequences of `n` tokens that are in the training text, compared by 64-bit hashes.
+
+    Returns None if all texts are shorter than `n` tokens.
+    """
     ours = np.concatenate([_hashes(np.array(ids), n) for ids in tokenizer.encode_batch(list(texts))])
     if not len(ours):
         return None
-    wanted, found = np.unique(ours), np.zeros(0, dtype=np.uint64)
+    wanted, shared = np.unique(ours), np.zeros(0, dtype=np.uint64)
     for start in progress(range(0, training.n_tokens, CHUNK), "searching the training text"):
-        stop = min(training.n_tokens, start + CHUNK + n - 1)  # a run may lie across two chunks
+        stop = min(training.n_tokens, start + CHUNK + n - 1)  # a sequence may cross two chunks
         theirs = _hashes(training.read(start, stop - start), n)
-        found = np.union1d(found, np.intersect1d(wanted, theirs))
-    return float(np.isin(ours, found).mean())
+        shared = np.union1d(shared, np.intersect1d(wanted, theirs))
+    return float(np.isin(ours, shared).mean())
 
 
 def _hashes(ids: np.ndarray, n: int) -> np.ndarray:
-    """A polynomial in an odd number, modulo 2^64, of each run of n ids: (len(ids) - n + 1,)."""
+    """Hash each sequence of `n` ids by a polynomial in an odd number, modulo 2^64: (len(ids) - n + 1,)."""
     count = max(0, len(ids) - n + 1)
     hashes = np.zeros(count, dtype=np.uint64)
     for offset in range(n if count else 0):

@@ -1,4 +1,4 @@
-"""The last screen of a run: what it writes, how good it is, what it forgot, where it lies, what to do next."""
+"""Print the end of a run: a sample, its score, what it forgot, its folder, and the next command."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from positron.system.formatting import above_floor, judged_bpb, next_command, pe
 
 
 def show_result(folder: Path) -> None:
-    """Print the last screen of the run in `folder`, from its files."""
+    """Print the result of the run in `folder`, from its files."""
     run = Run(folder)
     samples = read_samples(run)
     facts = run.facts()
@@ -36,9 +36,9 @@ def show_result(folder: Path) -> None:
 
 
 def quality(last: float, best: float, floor: float | None, is_chat: bool) -> str:
-    """Say how good a run is: bits per byte, and how far they lie above the floor of its text where that is known.
+    """Describe the score of a run: bits per byte, and how far above the entropy of its text they are if it is known.
 
-    `last` and `best` are bits per byte of the validation text.
+    `last` and `best` are bits per byte of the validation text, at the end and at the best checkpoint.
     """
     bpb = judged_bpb(last, best, is_chat)
     text = f"{bpb:.4f} validation bits per byte" + (" of the answers at the best checkpoint" if is_chat else "")

@@ -1,4 +1,4 @@
-"""The jobs of a sweep side by side: sweep.md, sweep.csv and sweep.png in its folder, written anew after every job."""
+"""Write the report of a sweep, sweep.md, sweep.csv and sweep.png in its folder, again after every job."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from positron.system.formatting import aligned, counted
 
 @dataclass(frozen=True)
 class Job:
-    """One job that has come to an end. `choices`: what it was told on the command line, key by key."""
+    """Hold one job that has ended. `choices` holds the values of its overrides by key."""
 
     number: str
     choices: dict[str, str]
-    status: str  # finished, stopped, pruned, failed, or refused: finished before, and asked for with other settings
-    bpb: float | None  # of the last validation, None where there was none or the job failed
+    status: str  # finished, stopped, pruned, failed, or refused: finished before, then requested with other settings
+    bpb: float | None  # of the last validation; None if there was none or the job failed
     facts: Facts
-    why: str
+    why: str  # it failed or was refused; empty otherwise
 
 
 def sweep_jobs(folder: Path) -> list[Job]:
-    """Best validation bits per byte first, failed ones last."""
+    """Read the ended jobs of a sweep: the lowest validation bits per byte first, failed jobs last."""
     jobs = []
     for path in folder.glob(f"*/{JOB}"):
         job, facts = read_json(path), Run(path.parent).facts()
@@ -46,13 +46,13 @@ def _place(number: str) -> tuple[int, str]:
 
 
 def swept_keys(jobs: Sequence[Job]) -> list[str]:
-    """What differs between the jobs, in the order of the command line."""
+    """Return the keys whose values differ between the jobs, in the order of the command line."""
     keys = list(dict.fromkeys(key for job in jobs for key in job.choices))
     return [key for key in keys if len({job.choices.get(key) for job in jobs}) > 1]
 
 
 def table(jobs: Sequence[Job]) -> list[list[str]]:
-    """A header and a row per job, the score last."""
+    """Return the table: a header, then a row for each job, with the score in the last column."""
     keys = swept_keys(jobs)
     rows = [["job", *keys, "status", "val bits per byte"]]
     for job in jobs:
@@ -64,19 +64,22 @@ def table(jobs: Sequence[Job]) -> list[list[str]]:
 
 
 def as_text(jobs: Sequence[Job]) -> str:
+    """Format the table with aligned columns for the terminal."""
     return aligned(table(jobs))
 
 
 def as_markdown(jobs: Sequence[Job], title: str) -> str:
+    """Format the content of sweep.md: the overrides that all jobs share, the table, and the figure."""
     header, *rows = ([cell.replace("|", "\\|") for cell in row] for row in table(jobs))
     lines = [header, ["---"] * len(header), *rows]
     shared = {key: value for key, value in jobs[0].choices.items() if key not in swept_keys(jobs)}
-    told = "".join(f"- {key} = {value}\n" for key, value in shared.items())
+    overrides = "".join(f"- {key} = {value}\n" for key, value in shared.items())
     body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"# {title}\n\n{told}\n{body}\n\n![curves and scores](sweep.png)\n"
+    return f"# {title}\n\n{overrides}\n{body}\n\n![curves and scores](sweep.png)\n"
 
 
 def as_csv(jobs: Sequence[Job]) -> str:
+    """Format the jobs as CSV, with all overrides and the final metrics."""
     keys = list(dict.fromkeys(key for job in jobs for key in job.choices))
     columns = ("step", "tokens", "time_s", "val/bpb", "best/bpb", "floor_bpb")
     text = io.StringIO()
@@ -90,7 +93,7 @@ def as_csv(jobs: Sequence[Job]) -> str:
 
 
 def write_sweep_report(folder: Path) -> list[Job]:
-    """All three files, from the jobs' own; a job that is still at work is in the next one."""
+    """Write the three files from the files of the jobs that have ended; return these jobs, the best first."""
     jobs = sweep_jobs(folder)
     if jobs:
         write_text(folder / "sweep.md", as_markdown(jobs, folder.name))
