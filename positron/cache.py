@@ -30,7 +30,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="python -m positron.cache", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("settings", nargs="*", help="data.dir=FOLDER, or what else sets it in training")
+    parser.add_argument("settings", nargs="*", help="data.dir=FOLDER (default outputs/data)")
     parser.add_argument("--clean", action="store_true", help="free all that can be made again and no process is using")
     return parser
 

@@ -1,4 +1,4 @@
-"""Runs side by side on one text.
+"""Compare runs on one text.
 
 python -m positron.compare outputs/small outputs/large
 python -m positron.compare --csv > runs.csv
@@ -28,17 +28,21 @@ def arguments() -> argparse.ArgumentParser:
         prog="python -m positron.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("runs", nargs="*", help="run folders, folders of runs, names (default: all in outputs/)")
-    parser.add_argument("--text", metavar="FILE", help="measure on this text (default: the runs' own validation side)")
-    parser.add_argument("--limit", type=int, default=200_000, help="most bytes to score (default %(default)s; 0: all)")
+    parser.add_argument("--text", metavar="FILE", help="score this text (default: the validation text of the runs)")
     parser.add_argument(
-        "--prompt", default="Once upon a time", help="what all of them go on from (default %(default)s)"
+        "--limit", type=int, default=200_000, help="maximum number of bytes to score (default %(default)s; 0: all)"
     )
-    parser.add_argument("--max-tokens", type=int, default=120, help="length of the samples (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the samples (default %(default)s)")
+    parser.add_argument(
+        "--prompt", default="Once upon a time", help="prompt that every run continues (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--max-tokens", type=int, default=120, help="length of each continuation in tokens (default %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="random seed of the continuations (default %(default)s)")
     shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--csv", action="store_true", help="the table as CSV")
-    shape.add_argument("--json", action="store_true", help="the table as JSON")
-    parser.add_argument("--png", metavar="FILE", help="where the picture goes (default: outputs/compare.png)")
+    shape.add_argument("--csv", action="store_true", help="print the table as CSV")
+    shape.add_argument("--json", action="store_true", help="print the table as JSON")
+    parser.add_argument("--png", metavar="FILE", help="file for the picture (default: outputs/compare.png)")
     return parser
 
 

@@ -72,10 +72,13 @@ class ModelConfig:
         if self.head_dim is None and self.d_model % self.n_head:
             raise UserError(
                 f"model.d_model={self.d_model} is not divisible by model.n_head={self.n_head}: "
-                f"try d_model={self.d_model // self.n_head * self.n_head or self.n_head}"
+                f"try model.d_model={self.d_model // self.n_head * self.n_head or self.n_head}"
             )
         if self.n_kv_head is not None and self.n_head % self.n_kv_head:
-            raise UserError(f"model.n_kv_head={self.n_kv_head} must divide model.n_head={self.n_head}")
+            raise UserError(
+                f"model.n_kv_head={self.n_kv_head} must divide model.n_head={self.n_head}: choose one of "
+                + ", ".join(str(n) for n in range(1, self.n_head + 1) if self.n_head % n == 0)
+            )
         if self.qk_scale and not self.qk_norm:
             raise UserError("model.qk_scale=true is the scale of model.qk_norm=true: give both")
         match self.position:
@@ -83,12 +86,24 @@ class ModelConfig:
                 pass
             case "sinusoidal":
                 if self.d_model % 2:
-                    raise UserError(f"model.position=sinusoidal needs an even model.d_model, not {self.d_model}")
+                    raise UserError(
+                        f"model.position=sinusoidal needs an even model.d_model, not {self.d_model}: "
+                        f"try model.d_model={self.d_model + self.n_head}"
+                    )
             case "rope":
                 if self.d_head % 2:
-                    raise UserError(f"model.position=rope needs an even head dimension, not {self.d_head}")
+                    raise UserError(self._odd_head())
             case _:
                 assert_never(self.position)
+
+    def _odd_head(self) -> str:
+        if self.head_dim is not None:
+            return f"model.position=rope needs an even model.head_dim, not {self.head_dim}: try {self.head_dim + 1}"
+        widths = [n for n in (self.d_model - self.n_head, self.d_model + self.n_head) if n > 0]
+        return (
+            f"model.position=rope needs an even number of channels per head, and model.d_model={self.d_model} / "
+            f"model.n_head={self.n_head} gives {self.d_head}: try model.d_model={' or '.join(map(str, widths))}"
+        )
 
     def with_vocab(self, vocab_size: int) -> GPTConfig:
         """Return the complete architecture for a vocabulary of `vocab_size` tokens."""
@@ -244,7 +259,8 @@ OnInvalid = Literal["error", "replace"]
 class DataConfig:
     """`conf/data/*`: where the text comes from. Token files are kept under `dir`, one folder per corpus."""
 
-    # kind of data; instruct and story_instruct: for sft; imported: unknown, since the weights came from elsewhere
+    # kind of data; instruct and story_instruct: for sft; imported: unknown, since the weights came from elsewhere;
+    # data=custom becomes text, or instruct in sft
     source: Literal["stories", "text", "hub", "instruct", "story_instruct", "imported"]
     # file, folder or glob pattern: .json .jsonl .ndjson .csv .tsv .parquet .arrow, each also as .gz or .zst; for source=text
     # also .txt and .md
@@ -409,7 +425,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "optimizer")
         if self.embedding_ratio != 1 and not self.has_embedding_ratio:
-            raise UserError("optimizer.embedding_ratio is for optimizer=muon, whose matrices and embeddings move apart")
+            raise UserError("optimizer.embedding_ratio= is read by optimizer=muon: add it, or leave the ratio out")
         if self.is_custom and not self._target_:
             raise UserError("optimizer=custom needs optimizer._target_=module.Class, such as torch.optim.RAdam")
 
@@ -612,10 +628,13 @@ class RunConfig:
         if self.budget is not None:
             seconds(self.budget, "budget")
             if self.sft is not None or self.device.processes > 1:
-                raise UserError("budget= is for pretraining on one device")
+                raise UserError(
+                    "budget= is for pretraining on one device: leave it out, and give train.max_steps= or train.max_time="
+                )
         if self.optimizer.kind == "muon" and self.device.shards_weights:
             raise UserError(
-                "optimizer=muon needs whole matrices, which device.strategy=fsdp cuts up: take adamw, or ddp"
+                "optimizer=muon needs whole matrices, and device.strategy=fsdp divides them: give optimizer=adamw or "
+                "device.strategy=ddp"
             )
 
 

@@ -44,18 +44,31 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
     text = parser.add_mutually_exclusive_group()
     text.add_argument("--text", metavar="FILE", help="score this text: .txt, .jsonl, .parquet, a folder of them")
-    text.add_argument("--split", choices=("val", "train"), default="val", help="... or a side of the run's own text")
+    text.add_argument(
+        "--split",
+        choices=("val", "train"),
+        default="val",
+        help="score this part of the run's own text: validation (default) or training",
+    )
     parser.add_argument(
         "--limit",
         type=int,
         default=1_000_000,
-        help="how many bytes to score, in whole documents (default %(default)s; 0: all)",
+        help="maximum number of bytes to score, in whole documents (default %(default)s; 0: all)",
     )
     parser.add_argument("--stride", type=int, help="tokens scored per window (default: half the context length)")
-    parser.add_argument("--stories", action="store_true", help="let it write built-in stories, and have them checked")
-    parser.add_argument("--instruct", action="store_true", help="ask it for built-in stories, and have them checked")
-    parser.add_argument("--count", type=int, default=200, help="stories, and requests, to check (default %(default)s)")
-    parser.add_argument("--json", action="store_true", help="all figures as one object")
+    parser.add_argument(
+        "--stories",
+        action="store_true",
+        help="let the run write stories, and check them by the grammar of the built-in stories",
+    )
+    parser.add_argument(
+        "--instruct", action="store_true", help="ask the run for stories, and check whether they are what was asked for"
+    )
+    parser.add_argument(
+        "--count", type=int, default=200, help="number of stories (and of requests) to check (default %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print all figures as one JSON object")
     sampling_options(parser, "balanced for stories, precise for --instruct")
     return parser
 
@@ -182,7 +195,9 @@ def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dic
     from positron.evaluation.story_quality import answer_requests, following
 
     if not run.is_chat:
-        raise UserError(f"{run.folder} was not fine-tuned on conversations, so --instruct has nobody to ask")
+        raise UserError(
+            f"{run.folder} was not fine-tuned on conversations: --instruct needs a run that python -m positron.sft made"
+        )
     values = run.config()["data"]
     data = from_dict(DataConfig, values) if values["source"] == "story_instruct" else DataConfig("story_instruct")
     unseen: list[int] = []

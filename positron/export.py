@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger("positron.export")  # under `python -m` the module is called __main__
 
 FORMATS = {
-    "hf": "Hugging Face: transformers, lm-evaluation-harness, vLLM",
+    "hf": "Hugging Face (transformers, lm-evaluation-harness, vLLM)",
     "gguf": "llama.cpp, LM Studio",
-    "ollama": "Ollama: a GGUF file with its Modelfile",
-    "onnx": "onnxruntime: any system, without PyTorch",
-    "llama2c": "llama2.c: run.c, its ports and its web pages",
+    "ollama": "Ollama (a GGUF file with its Modelfile)",
+    "onnx": "onnxruntime (any system, without PyTorch)",
+    "llama2c": "llama2.c (run.c, its ports and its web pages)",
     "safetensors": "the weights under Positron's own names, with the architecture",
 }
 
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    formats = "; ".join(f"{name}: {programs}" for name, programs in FORMATS.items())
+    formats = "; ".join(f"{name} = {programs}" for name, programs in FORMATS.items())
     parser = CommandParser(
         prog="python -m positron.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -48,7 +48,7 @@ def arguments() -> argparse.ArgumentParser:
         "--precision",
         choices=("f32", "f16", "q8_0", "int8"),
         default="f32",
-        help="of the matrices (default %(default)s; gguf, ollama: f16 or q8_0; onnx: int8)",
+        help="number format of the matrices (default %(default)s; gguf, ollama: f16 or q8_0; onnx: int8)",
     )
     return parser
 

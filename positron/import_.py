@@ -11,6 +11,7 @@ import logging
 import re
 from pathlib import Path
 
+from positron.system.command_parser import CommandParser
 from positron.system.console import one_line, say_loading
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
@@ -22,7 +23,7 @@ logger = logging.getLogger("positron.import_")
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="python -m positron.import_", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("path", help="folder with config.json, weights and tokenizer.json, or a .bin file of llama2.c")

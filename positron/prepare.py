@@ -33,7 +33,7 @@ def arguments() -> argparse.ArgumentParser:
         prog="python -m positron.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("settings", nargs="*", help="key=value, as in training")
-    parser.add_argument("--tokenizer-report", action="store_true", help="how the tokenizer cuts this text")
+    parser.add_argument("--tokenizer-report", action="store_true", help="print how the tokenizer divides this text")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""Show what a model would see of your text: documents, tokens, lengths, and three windows of it.
+"""Show your text as a model sees it: documents, tokens, lengths, and three training windows.
 
     python -m positron.preview my.txt tokenizer=spm_4k
 
@@ -25,7 +25,7 @@ def arguments() -> argparse.ArgumentParser:
         prog="python -m positron.preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("path", metavar="PATH", help="a file, a folder or a pattern in quotes")
-    parser.add_argument("settings", nargs="*", help="key=value, as in training")
+    parser.add_argument("settings", nargs="*", default=[], help="key=value, as in training")
     return parser
 
 

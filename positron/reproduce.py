@@ -40,13 +40,17 @@ def arguments() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="python -m positron.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("run", help="run folder, or name")
+    parser.add_argument("run", help="run folder, or name below outputs/")
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
-        "--steps", type=int, default=100, help="how many (default %(default)s), up to the next one that the run logged"
+        "--steps",
+        type=int,
+        metavar="N",
+        default=100,
+        help="compare the first N steps, rounded up to a logged step (default %(default)s)",
     )
-    length.add_argument("--whole", action="store_true", help="as far as the run has come")
-    parser.add_argument("--name", help="of the new run (default: the run's, with -again)")
+    length.add_argument("--whole", action="store_true", help="compare all steps of the run")
+    parser.add_argument("--name", help="name of the new run (default: NAME-again)")
     return parser
 
 

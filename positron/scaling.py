@@ -1,4 +1,4 @@
-"""How loss falls with size: a power law through finished runs, and what it promises for the next size.
+"""How loss falls with size: a power law through finished runs, and the loss that it predicts for the next size.
 
 python -m positron.train -m experiment=size_sweep
 python -m positron.scaling outputs/sweeps/sizes
@@ -37,8 +37,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--predict", metavar="N[,D]", help="parameters and tokens to predict (default: twice the largest run)"
     )
-    parser.add_argument("--png", metavar="FILE", help="where the picture goes (default: scaling.png beside the runs)")
-    parser.add_argument("--json", action="store_true", help="everything as JSON")
+    parser.add_argument("--png", metavar="FILE", help="file for the picture (default: scaling.png beside the runs)")
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
     return parser
 
 

@@ -71,8 +71,8 @@ def _answer(words: list[str]) -> None:
         return
     if words and words not in (["--help"], ["-h"]):
         near = difflib.get_close_matches(words[0], COMMANDS, 1, 0.6)
-        rest = typed(near[0], *words[1:]) if near else "positron --help lists the commands"
-        print(f"positron: {one_line(words[0])} is no command here: {one_line(rest)}", file=sys.stderr)
+        hint = f"did you mean {typed(near[0], *words[1:])}?" if near else "positron --help lists the commands"
+        print(f"positron: there is no command {one_line(words[0])}: {one_line(hint)}", file=sys.stderr)
         raise SystemExit(2)
     print(f"Positron {__version__}: train, understand, fine-tune and talk to a small GPT\n")
     print("usage: positron COMMAND ...    (--help shows what each takes; python -m positron.COMMAND is the same)\n")

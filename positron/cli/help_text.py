@@ -32,13 +32,16 @@ _USAGE = {
         ),
     ),
     "sft": (
-        "Fine-tune a run on conversations. Model and tokenizer are those of the run that init_from= names.",
+        "Fine-tune a run on conversations. Model and tokenizer come from init_from= (default: the last pretrained run).",
         ("init_from=quickstart experiment=story_instruct", "init_from=quickstart data=instruct data.path=my.jsonl"),
     ),
 }
 _OPTIONS = (
     ("-m, --multirun", "sweep: one run for each value of key=a,b,c (also choice, range, glob, interval)"),
-    ("--cfg job", "show the composed configuration instead of running; --resolve fills in references"),
+    (
+        "--cfg job",
+        "show the composed configuration instead of running; add --resolve to replace each ${...} by its value",
+    ),
     ("--config-dir FOLDER", "more choices, of your own: FOLDER/experiment/mine.yaml, FOLDER/model/mine.yaml"),
     ("--help, --version", "this text; the version of Positron"),
     ("--hydra-help", "options of Hydra, which composes the configuration"),
@@ -55,7 +58,7 @@ def help_text(recipe: str, conf: Path) -> str:
     for group, choices in groups_of(conf).items():
         if group not in chosen:
             continue
-        default = f" (default {chosen[group]})" if chosen[group] else ""
+        default = f" (default {chosen[group] or 'null'})"
         rows = [(name, first_comment(conf / group / f"{name}.yaml")) for name in choices if _fits(recipe, group, name)]
         lines += ["", f"  {group}={default}", *_columns(rows, 24, indent=4)]
     lines += ["", "keys, with type and default:"]
@@ -174,6 +177,8 @@ def type_in_words(hint: Any) -> str:
         return "|".join(map(str, typing.get_args(hint)))
     if origin is tuple:
         return "list"
+    if origin is dict:
+        return "mapping"
     if typing.get_args(hint):
         return "|".join(map(type_in_words, typing.get_args(hint)))
     return str({bool: "true|false", str: "text"}.get(hint, hint.__name__))

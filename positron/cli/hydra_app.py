@@ -14,6 +14,13 @@ from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.version import __version__
 
+_PLUGINS = {  # of Hydra: choice of a launcher or sweeper -> package
+    "joblib": "hydra-joblib-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+    "optuna": "hydra-optuna-sweeper",
+}
+
 
 def conf_folder() -> Path:
     """Return the folder `conf/` of the repository, or its copy inside the installed package."""
@@ -49,8 +56,8 @@ def _hydra_reason(error: BaseException) -> str:
     )
     if missing:
         group, _, name = missing[1].rpartition("/")
-        if group.startswith("hydra/") and name in ("joblib", "submitit_local", "submitit_slurm", "optuna"):
-            return f"{group}={name} needs an extra: pip install 'positron[sweep]'"
+        if group.startswith("hydra/") and name in _PLUGINS:
+            return f"{group}={name} needs the package {_PLUGINS[name]}: pip install {_PLUGINS[name]}"
         return f"there is no {group}={name}: choose from {missing[2].strip()}"
     return text
 

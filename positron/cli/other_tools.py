@@ -72,7 +72,7 @@ _KEY_OF = {name.replace("_", ""): key for key, names in _SAME.items() for name i
 
 # Where the number means something else, the advice says what.
 _NOTES = {
-    "train.batch_tokens": "tokens of one optimizer step: sequences times context length; micro-batches follow by themselves",
+    "train.batch_tokens": "tokens per optimizer step: the batch size times the context length",
     "schedule.final_ratio": "the last learning rate as a multiple of the peak, optimizer.lr",
     "train.val_tokens": "in tokens",
     "sft.epochs": "in python -m positron.sft; pretraining counts optimizer steps: train.max_steps=",
@@ -127,3 +127,11 @@ def advice(key: str, value: str | None) -> str:
         return f"{key}={value}"
     note = _NOTES.get(key)
     return f"{key}=" + (f" ({note})" if note else "")
+
+
+def question(key: str, value: str | None) -> str:
+    """Ask whether `key` was meant, with the same hint as `advice`."""
+    if value and key in _SAME_VALUE:
+        return f"did you mean {key}? ({key}={value})"
+    note = _NOTES.get(key)
+    return f"did you mean {key}?" + (f" ({note})" if note else "")

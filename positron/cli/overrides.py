@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from positron.cli.other_tools import advice, same_option
+from positron.cli.other_tools import advice, question, same_option
 from positron.settings import expected, is_list, is_text, leaf_keys, unknown_key
 from positron.system.errors import UserError
 
@@ -194,7 +194,7 @@ class _Reader:
             raise UserError(f"{key}= is read by python -m positron.sft, not by python -m positron.train: leave it out")
         if self.recipe == "sft" and top in _FROM_BASE:
             raise UserError(
-                f"{key}= is not read by SFT: architecture and tokenizer are those of the run that init_from= names; "
+                f"{key}= is not read by SFT: architecture and tokenizer are those of the base run, init_from=; "
                 "leave it out"
             )
         if self.recipe == "sft" and top in ("budget", "auto_size"):
@@ -284,7 +284,7 @@ class _Reader:
         other = same_option(key)
         near_group = difflib.get_close_matches(key, self.groups, 1, 0.75)
         if other is not None and not near_group:
-            return f"unknown key {key}: did you mean {other}? ({advice(other, value)})"
+            return f"unknown key {key}: {question(other, value)}"
         if near_group and "." not in key:
             return f"unknown key {key}: did you mean {near_group[0]}?"
         return unknown_key(key)

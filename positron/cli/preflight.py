@@ -102,7 +102,7 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
         return
     if asked.auto_size:
         raise UserError(
-            f"model=auto chooses a size, and the weights of {run.folder} have one: give its architecture, "
+            f"model=auto chooses a size, but the weights of {run.folder} have a fixed one: give its model= settings, "
             "or leave init_from= and ckpt_path= out"
         )
     theirs = run.settings().model
@@ -154,7 +154,9 @@ def _source_run(config: RunConfig) -> Run | None:
     if config.init_from is not None:
         run = find_run(config.init_from)
         if not any(run.checkpoint_folder.glob("*.ckpt")):
-            raise UserError(f"init_from={config.init_from}: {run.folder} has no checkpoint")
+            raise UserError(
+                f"init_from={config.init_from}: {run.folder} has no checkpoint yet: train it first, or name another run"
+            )
         return run
     if config.ckpt_path is None or config.ckpt_path == "latest":
         return None
@@ -182,13 +184,13 @@ def with_known_tokenizer(config: RunConfig, folder: Path, given: Mapping[str, st
     asked = next((key for key in given if key == "tokenizer" or key.startswith("tokenizer.")), None)
     if asked is not None and config.tokenizer != known and config.tokenizer.kind != _saved_kind(run, known):
         raise UserError(
-            f"{asked}={given[asked]} is another tokenizer than that of {run.folder}, which its weights are made for: "
-            "leave it out"
+            f"{asked}={given[asked]} differs from the tokenizer of {run.folder}, whose weights you start from: "
+            f"leave {asked}= out"
         )
     if asked is not None and config.tokenizer != known and known.kind == config.tokenizer.kind:
         raise UserError(
-            f"{asked}={given[asked]} is another vocabulary than that of {run.folder}, which its weights are made for: "
-            "leave it out"
+            f"{asked}={given[asked]} differs from the tokenizer of {run.folder}, whose weights you start from: "
+            f"leave {asked}= out"
         )
     return dataclasses.replace(config, tokenizer=known)
 

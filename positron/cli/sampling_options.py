@@ -27,7 +27,10 @@ def sampling_options(parser: argparse.ArgumentParser, preset: str = "balanced") 
     )
     parser.add_argument("--top-k", type=int, help="sample only from the k most likely tokens")
     parser.add_argument(
-        "--top-p", type=float, help="sample only from the most likely tokens that together reach this probability"
+        "--top-p",
+        type=float,
+        metavar="P",
+        help="sample only from the most likely tokens whose probabilities add up to P",
     )
     parser.add_argument(
         "--min-p",
@@ -74,7 +77,12 @@ def chosen_sampling(options: argparse.Namespace, default: str = "balanced") -> S
     weights_of(options.weights)
     names = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "last_n")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    sampling = dataclasses.replace(preset(options.preset or default), **given)
+    chosen = preset(options.preset or default)
+    try:
+        sampling = dataclasses.replace(chosen, **given)
+    except UserError as error:
+        name, _, complaint = str(error).partition(" ")
+        raise UserError(f"--{name.replace('_', '-')} {complaint}") from error
     if "last_n" in given and sampling.repetition_penalty == 1:
-        raise UserError("--last-n is how far --repetition-penalty looks back: add it, or leave --last-n out")
+        raise UserError("--last-n changes only --repetition-penalty: add that option, or leave --last-n out")
     return sampling

@@ -16,6 +16,7 @@ from positron.data.decoding import Reading
 from positron.data.records import Broken, Record, read_records
 from positron.data.sources import is_validation
 from positron.system.errors import UserError
+from positron.system.formatting import counted
 from positron.text.conversation import Message, is_learned
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,10 @@ def _conversations_of_files(config: DataConfig) -> list[Conversation]:
         others = f"; of {reading.rows:,} rows, {reading.reasons()}" if reading.rows > 1 else ""
         raise UserError(f"{reading.first_error}{others}")
     if not conversations:
-        raise UserError(f"none of the {reading.rows:,} conversations of data.path={path} has an answer to learn from")
+        raise UserError(
+            f"data.path={path} has no answer to learn from in {counted(reading.rows, 'conversation')}: an answer is a "
+            "message with the role assistant, without a weight of 0"
+        )
     logger.info(reading.line())
     return conversations
 

@@ -54,6 +54,13 @@ class Reading:
         """The field's name for messages: `data.field=text`, or `"text"` where it is not a setting."""
         return f"data.field={self.field}" if self.has_settings else f'"{self.field}"'
 
+    def choice_of(self, fields: Sequence[str]) -> str:
+        """Write the fields that exist, as the value of `data.field=` where it is a setting."""
+        listed = one_line(", ".join(fields), 200)
+        if not self.has_settings or not fields:
+            return f"it has: {listed or 'no fields'}"
+        return f"give data.field={listed}" if len(fields) == 1 else f"give data.field= with one of: {listed}"
+
     def replace_surrogates(self, text: str, where: str) -> str:
         """Replace halves of surrogate pairs, which JSON can express and UTF-8 cannot, by U+FFFD.
 
@@ -82,7 +89,7 @@ class Reading:
             return content.decode("utf-8")
         except UnicodeDecodeError as error:
             if not self.replaces:
-                remedy = "; data.on_invalid=replace reads it with � in such places" if self.has_settings else ""
+                remedy = "; data.on_invalid=replace puts � for invalid bytes" if self.has_settings else ""
                 raise UserError(
                     f"{where} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}{remedy}"
                 ) from error
@@ -160,13 +167,13 @@ def _utf8(file: Any, path: Path, reading: Reading) -> Iterator[str]:
             if not reading.replaces:
                 at = place - len(waiting) + error.start
                 remedy = (
-                    "data.on_invalid=replace reads it with � in such places, if they are few; or "
+                    "; or data.on_invalid=replace puts � for invalid bytes, if they are few"
                     if reading.has_settings
                     else ""
                 )
                 raise UserError(
                     f"{shown} is not UTF-8: byte {at} is 0x{content[error.start]:02x}; "
-                    f"{remedy}{_convert(path, 'WINDOWS-1252')}"
+                    f"{_convert(path, 'WINDOWS-1252')}{remedy}"
                 ) from error
             text, used = codecs.utf_8_decode(content, "replace", not block)
             reading.replaced += text.count("�") - content[:used].count("�".encode())
@@ -204,9 +211,9 @@ def _refuse_binary(head: bytes, path: Path) -> None:
 def _convert(path: Path, encoding: str) -> str:
     target = path.with_name(f"{path.stem}-utf8{path.suffix}")
     if compression_of(path) is not None:
-        return f"unpack it and convert it by iconv -f {encoding} -t UTF-8"
-    known = "" if encoding.startswith("UTF") else " if that is its encoding"
-    return f"convert it by iconv -f {encoding} -t UTF-8 {_quoted(path)} > {_quoted(target)}{known}"
+        return f"unpack it, and convert it by iconv -f {encoding} -t UTF-8"
+    condition = "" if encoding.startswith("UTF") else f"if its encoding is {encoding}, "
+    return f"{condition}convert it by iconv -f {encoding} -t UTF-8 {_quoted(path)} > {_quoted(target)}"
 
 
 def _quoted(path: Path) -> str:

@@ -97,7 +97,10 @@ class FileSource:
         return "; ".join(parts)
 
     def _find_split(self, path: str) -> Split:
-        """Assign the first documents, or all of a small text, by their hash, and check the size of both sides."""
+        """Put documents into training or validation by their hash, or the end of the text if a part is too small.
+
+        Only the first documents of a large text are read.
+        """
         documents = characters = 0
         sides, drawn = [0, 0], None
         for text, ends in self._pieces():

@@ -266,8 +266,8 @@ def _texts(rows: Any, repo: str, field: str) -> Iterator[str]:
     for row in rows:
         text = row.get(field)
         if not isinstance(text, str) and (text is not None or field not in row):
-            fields = ", ".join(name for name, cell in row.items() if isinstance(cell, str)) or "none"
-            raise UserError(f"{repo} has no text in data.field={field}; fields with text: {one_line(fields, 200)}")
+            fields = [name for name, cell in row.items() if isinstance(cell, str)]
+            raise UserError(f"{repo} has no text in data.field={field}: {Reading(field).choice_of(fields)}")
         if text:
             yield text
 

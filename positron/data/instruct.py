@@ -93,7 +93,7 @@ class Instructions:
         packing: bool,
         replay: Windows | None,
     ) -> None:
-        """`replay` adds pretraining windows to each batch, as many as its own batch size; every token has a loss."""
+        """`replay` adds `replay.batch_size` pretraining windows to each batch; every token of them has a loss."""
         self.rows, self.context, self.micro, self.seed = rows, context, micro_batch_size, seed
         self.packing, self.replay = packing, replay
         self.pad = tokenizer.special_id(END_OF_TEXT)

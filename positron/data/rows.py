@@ -160,8 +160,8 @@ def _text_of(row: Any, path: Path, place: tuple[str, int], reading: Reading) -> 
     if not isinstance(text, str):
         if isinstance(row, dict) and reading.field in row:
             raise UserError(f"{where} has {_KINDS[type(text)]} in {reading.field_name}, not text")
-        fields = ", ".join(row) if isinstance(row, dict) else f"no fields, it is {_KINDS[type(row)]}"
-        raise FieldMissing(f"{where} has no text in {reading.field_name}; it has: {one_line(fields, 200)}")
+        advice = reading.choice_of(list(row)) if isinstance(row, dict) else f"it is {_KINDS[type(row)]}, without fields"
+        raise FieldMissing(f"{where} has no text in {reading.field_name}: {advice}")
     return reading.replace_surrogates(text, where)
 
 
@@ -185,7 +185,7 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
         names = [name.strip() for name in next(rows, [])]
         if reading.field not in names:
             raise FieldMissing(
-                f"{shown} has no column {reading.field_name}; its first line has: {one_line(', '.join(names), 200)}"
+                f"{shown} has no column {reading.field_name} in its first line: {reading.choice_of(names)}"
             )
         column = names.index(reading.field)
         for cells in rows:
@@ -259,14 +259,13 @@ def _check_column(schema: Any, path: Path, reading: Reading) -> None:
     """Raise UserError if a table lacks the column, or if the column is not text."""
     shown = one_line(str(path))
     if reading.field not in schema.names:
-        columns = one_line(", ".join(schema.names), 200)
-        raise UserError(f"{shown} has no column {reading.field_name}; it has: {columns}")
+        raise UserError(f"{shown} has no column {reading.field_name}: {reading.choice_of(schema.names)}")
     type_ = schema.field(schema.names.index(reading.field)).type
     if not _is_text(type_):
         others = [name for name, type_ in zip(schema.names, schema.types, strict=True) if _is_text(type_)]
         raise UserError(
             f"{shown}: the column {reading.field_name} holds {one_line(str(type_), 80)}, not text"
-            + (f"; columns with text: {one_line(', '.join(others), 200)}" if others else "")
+            + (f": {reading.choice_of(others)}" if others else "")
         )
 
 

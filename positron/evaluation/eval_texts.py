@@ -166,7 +166,9 @@ def floor_of(texts: list[str]) -> float:
     try:
         return sum(map(stories.bits, texts)) / sum(len(text.encode("utf-8")) for text in texts)
     except ValueError as error:
-        raise UserError("--stories is for the built-in stories, and this text has others") from error
+        raise UserError(
+            "--stories needs built-in stories as the text: a run trained with data=stories, and no other --text"
+        ) from error
 
 
 def floor_of_run(run: Run, split: str, texts: list[str]) -> float | None:

@@ -200,10 +200,12 @@ class Dialogue:
             if max_tokens is not None:
                 max_tokens = whole_number("max_tokens", max_tokens, least=1)
             sampling, messages = Sampling(**values), _messages(state["messages"])
-            if not self.chats and any(message.role == "system" for message in messages):
-                raise UserError("it has a system text, but this model was not fine-tuned on conversations")
         except UserError as error:
             raise UserError(f"{where} is not a saved chat: {error}") from error
+        if not self.chats and any(message.role == "system" for message in messages):
+            raise UserError(
+                f"cannot load {where}: it has a system text, and this run was not fine-tuned on conversations"
+            )
         self.sampling, self.max_tokens, self.seed = sampling, max_tokens, seed
         self.messages, self.saved = messages, list(messages)
 

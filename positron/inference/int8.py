@@ -64,7 +64,10 @@ class Int8Linear:
         self.direct = weight.device.type == "cpu" and weight.shape[1] % ROW_MULTIPLE == 0
 
     def product(self, x: Tensor) -> Tensor:
-        """Compute x W^T + b: (..., in) -> (..., out). Integers up to 127 are exact in bf16, so both branches agree."""
+        """Compute x W^T + b: (..., in) -> (..., out).
+
+        The int8 operator and the bf16 product agree, because integers up to 127 are exact in bf16.
+        """
         if self.direct and x.ndim == 2 and len(x) <= MAX_DIRECT_ROWS and x.dtype == torch.bfloat16:
             y = int8_linear(x, self.q, self.scale)
         else:

@@ -60,5 +60,5 @@ def _chosen(precision: str, choices: tuple[P, ...], to: Format) -> P:
             return choice
     others = [name for name, theirs in PRECISIONS.items() if precision in theirs]
     raise UserError(
-        f"--precision {precision}: {to} is written in {' or '.join(choices)}; {' and '.join(others)} can be {precision}"
+        f"--precision {precision}: {to} can be {' or '.join(choices)}: leave it out, or give --to {' or '.join(others)}"
     )

@@ -55,25 +55,27 @@ class Architecture:
 def choose(config: GPTConfig) -> Architecture:
     """Return the architecture that computes this model. Raises UserError that names the option for which there is none."""
     if config.smear:
-        _refuse("model.smear=true", "model=quickstart_portable can be exported")
+        _refuse("model.smear=true", "model=quickstart_portable")
     if sliding_window(config) is not None:
-        _refuse(f"model.window={config.window}", "model.window=null has one")
+        _refuse(f"model.window={config.window}", "model.window=null")
     match config.norm:
         case "layernorm":
             if config.qk_norm:
-                _refuse("model.qk_norm=true with model.norm=layernorm", "model.norm=rmsnorm has one")
+                _refuse("model.qk_norm=true with model.norm=layernorm", "model.norm=rmsnorm")
             if config.activation != "gelu":
-                _refuse(f"model.activation={config.activation} with model.norm=layernorm", "gelu has one")
+                _refuse(f"model.activation={config.activation} with model.norm=layernorm", "model.activation=gelu")
             if config.n_head * config.d_head != config.d_model:
-                _refuse(f"model.head_dim={config.head_dim} with model.norm=layernorm", "model.norm=rmsnorm has one")
+                _refuse(f"model.head_dim={config.head_dim} with model.norm=layernorm", "model.norm=rmsnorm")
             return STARCODER2 if config.has_rope else GPT2
         case "rmsnorm":
             if not config.has_rope:
-                _refuse(f"model.position={config.position} with model.norm=rmsnorm", "model.position=rope has one")
+                _refuse(f"model.position={config.position} with model.norm=rmsnorm", "model.position=rope")
             if config.activation not in ("swiglu", "relu2"):
-                _refuse(f"model.activation={config.activation} with model.norm=rmsnorm", "swiglu and relu2 have one")
+                _refuse(
+                    f"model.activation={config.activation} with model.norm=rmsnorm", "model.activation=swiglu or relu2"
+                )
             if config.bias:
-                _refuse("model.bias=true with model.norm=rmsnorm", "model.bias=false has one")
+                _refuse("model.bias=true with model.norm=rmsnorm", "model.bias=false")
             if config.qk_norm:
                 return QWEN3 if config.is_gated else APERTUS
             return LLAMA if config.is_gated else ARCEE
@@ -82,7 +84,7 @@ def choose(config: GPTConfig) -> Architecture:
 
 
 def _refuse(option: str, remedy: str) -> NoReturn:
-    raise UserError(f"{option}: llama.cpp has no architecture for this ({remedy})")
+    raise UserError(f"{option}: llama.cpp has no architecture for this: train a run with {remedy}")
 
 
 def _rms_keys(config: GPTConfig, writer: GGUFWriter) -> None:
@@ -190,7 +192,7 @@ def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
     try:
         from gguf import GGUFReader, GGUFWriter, LlamaFileType, dequantize
     except ImportError as error:
-        raise UserError("a GGUF file needs the package gguf: pip install 'positron[gguf]'") from error
+        raise UserError("a GGUF file needs the package gguf: pip install gguf") from error
 
     config = source.config
     architecture = choose(config)

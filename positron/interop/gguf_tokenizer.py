@@ -46,7 +46,9 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) ->
         case CharTokenizer():  # with one merge that never applies, since the list must exist
             _add_byte_level(tokenizer, writer, "gpt-2", [(b"\xff", b"\xff")])
         case _:
-            raise UserError(f"tokenizer.kind={tokenizer.kind}: llama.cpp has no such tokenizer (spm_16k has one)")
+            raise UserError(
+                f"tokenizer.kind={tokenizer.kind}: llama.cpp has no such tokenizer: train a run with tokenizer=spm_16k"
+            )
     writer.add_bos_token_id(tokenizer.special_id(END_OF_TEXT))
     writer.add_eos_token_id(tokenizer.special_id(END_OF_TEXT))
     writer.add_add_bos_token(True)

@@ -35,7 +35,7 @@ class Architecture:
 def choose(config: GPTConfig) -> Architecture:
     """Return the class that computes this model. Raises UserError that names the option for which there is none."""
     if config.smear:
-        _refuse("model.smear=true", "model=quickstart_portable can be exported")
+        _refuse("model.smear=true", "model=quickstart_portable")
     match config.norm:
         case "layernorm":
             return _with_layernorm(config)
@@ -47,30 +47,29 @@ def choose(config: GPTConfig) -> Architecture:
 
 def _refuse_head_dim(config: GPTConfig) -> None:
     if config.n_head * config.d_head != config.d_model:
-        _refuse(f"model.head_dim={config.head_dim} with model.norm=layernorm", "model.norm=rmsnorm has one")
+        _refuse(f"model.head_dim={config.head_dim} with model.norm=layernorm", "model.norm=rmsnorm")
 
 
 def _with_layernorm(config: GPTConfig) -> Architecture:
     _refuse_head_dim(config)
     if config.qk_norm:
-        _refuse("model.qk_norm=true with model.norm=layernorm", "model.norm=rmsnorm has one")
+        _refuse("model.qk_norm=true with model.norm=layernorm", "model.norm=rmsnorm")
     match config.position:
         case "learned" | "sinusoidal":
             if config.is_gated:
-                _refuse(f"model.activation=swiglu with model.position={config.position}", "model.position=rope has one")
+                _refuse(f"model.activation=swiglu with model.position={config.position}", "model.position=rope")
             if sliding_window(config) is not None:
-                _refuse(
-                    f"model.window={config.window} with model.position={config.position}", "model.position=rope has"
-                )
+                _refuse(f"model.window={config.window} with model.position={config.position}", "model.position=rope")
             return GPT2
         case "rope":
             if not config.is_gated:
                 return STARCODER2
             if config.bias:
-                _refuse("model.bias=true with model.activation=swiglu and model.norm=layernorm", "model.bias=false has")
+                _refuse("model.bias=true with model.activation=swiglu and model.norm=layernorm", "model.bias=false")
             if sliding_window(config) is not None:
                 _refuse(
-                    f"model.window={config.window} with model.activation=swiglu and model.norm=layernorm", "rmsnorm has"
+                    f"model.window={config.window} with model.activation=swiglu and model.norm=layernorm",
+                    "model.norm=rmsnorm",
                 )
             return STABLELM
         case _:
@@ -79,13 +78,16 @@ def _with_layernorm(config: GPTConfig) -> Architecture:
 
 def _with_rmsnorm(config: GPTConfig) -> Architecture:
     if not config.has_rope:
-        _refuse(f"model.position={config.position} with model.norm=rmsnorm", "model.position=rope has one")
+        _refuse(f"model.position={config.position} with model.norm=rmsnorm", "model.position=rope")
     window = sliding_window(config)
     if config.bias and (config.qk_norm or window is not None):
         other = "model.qk_norm=true" if config.qk_norm else f"model.window={config.window}"
-        _refuse(f"model.bias=true with {other}", "model.bias=false has one")
+        _refuse(f"model.bias=true with {other}", "model.bias=false")
     if window is not None and config.activation not in ("swiglu", "relu2"):
-        _refuse(f"model.activation={config.activation} with model.window={config.window}", "swiglu and relu2 have one")
+        _refuse(
+            f"model.activation={config.activation} with model.window={config.window}",
+            "model.activation=swiglu or relu2",
+        )
     if config.qk_norm:
         return QWEN3 if config.is_gated or window is not None else APERTUS
     if window is not None:
@@ -94,7 +96,7 @@ def _with_rmsnorm(config: GPTConfig) -> Architecture:
 
 
 def _refuse(option: str, remedy: str) -> NoReturn:
-    raise UserError(f"{option}: no class of Hugging Face's transformers computes this ({remedy})")
+    raise UserError(f"{option}: no class of Hugging Face's transformers computes this: train a run with {remedy}")
 
 
 def sliding_window(config: GPTConfig) -> int | None:

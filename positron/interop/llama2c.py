@@ -40,17 +40,17 @@ def check_model(config: GPTConfig) -> None:
             name = "head_dim" if key == "d_head" else key
             shown, only = (str(v).lower() if isinstance(v, bool) else v for v in (actual, value))
             raise UserError(
-                f"model.{name}={shown}: llama2.c has {name}={only} only; model=quickstart_portable can be exported"
+                f"model.{name}={shown}: llama2.c has only {name}={only}: train a run with model=quickstart_portable"
             )
     if config.window is not None and config.window < config.context_length:
-        raise UserError(f"model.window={config.window}: llama2.c has no window; model.window=null can be exported")
+        raise UserError(f"model.window={config.window}: llama2.c has no window: train a run with model.window=null")
 
 
 def check_tokenizer(tokenizer: Tokenizer) -> SentencePieceTokenizer:
     """Return the tokenizer. Raises UserError for a kind that llama2.c does not read."""
     if not isinstance(tokenizer, SentencePieceTokenizer):
         raise UserError(
-            f"tokenizer.kind={tokenizer.kind}: llama2.c reads SentencePiece vocabularies only (tokenizer=spm_2k)"
+            f"tokenizer.kind={tokenizer.kind}: llama2.c reads only SentencePiece: train a run with tokenizer=spm_2k"
         )
     return tokenizer
 

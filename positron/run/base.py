@@ -26,7 +26,10 @@ def base_of(run: Run) -> Run | None:
     if kind == PRETRAIN or (origin is None and kind != SFT):
         return None
     if origin is None:
-        raise UserError(f"{run.facts_path} is damaged: the run was fine-tuned, but the file does not name its base run")
+        raise UserError(
+            f"{run.facts_path} is damaged: the run was fine-tuned, but the file does not name its base run; "
+            "restore it from a copy"
+        )
     base = _find(origin, run)
     if base is None:
         raise UserError(
@@ -57,9 +60,9 @@ def lineage(run: Run) -> list[Run]:
             raise UserError(
                 one_line(
                     f"{run.folder} has no pretrained base run: {runs[-1].folder} was fine-tuned from {base.folder}, "
-                    "which was itself fine-tuned from it; one of their run.json files is damaged"
+                    "which was itself fine-tuned from it; one of their run.json files is damaged: restore it from a copy"
                     if len(runs) > 1
-                    else f"{run.facts_path} is damaged: it says that the run was fine-tuned from itself"
+                    else f"{run.facts_path} is damaged: it says that the run was fine-tuned from itself; restore it from a copy"
                 )
             )
         runs.append(base)
@@ -106,8 +109,11 @@ def with_origin(run: Run, config: RunConfig) -> RunConfig:
         and not (known is not None and _is_same(given, known))
         and (recorded is None or known is not None)
     ):
-        began = f"started from the weights of {recorded}" if recorded else "did not start from another run"
-        raise UserError(one_line(f"{run.folder} {began}, not from init_from={config.init_from}: give another name="))
+        origin = f"the weights of {recorded}" if recorded else "random weights"
+        raise UserError(
+            one_line(f"{run.folder} started from {origin}, not from init_from={config.init_from}: ")
+            + "give another name=, or leave init_from= out"
+        )
     return config if known is None and given is not None else dataclasses.replace(config, init_from=recorded)
 
 

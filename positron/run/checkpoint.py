@@ -18,6 +18,7 @@ from positron.system.errors import UserError
 logger = logging.getLogger(__name__)
 
 BEST = "best.ckpt"
+_REMEDY = "use another checkpoint, or restore this one from a copy"
 _NAME = re.compile(r"step-(\d{1,12})\.ckpt")
 _NEEDED = {"state_dict": dict, "bad_steps": int, "global_step": int, "tokenizer_hash": str, "gpt_config": dict}
 _NEEDED_TO_CONTINUE = {"optimizer_states": list, "lr_schedulers": list, "loops": dict, "callbacks": dict}
@@ -40,11 +41,11 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool 
     except Exception as error:  # torch raises whatever its reader meets, with the advice to execute the file
         raise UserError(
             f"cannot load the checkpoint {path}: it is damaged, or contains something other than tensors and plain "
-            "values; nothing in it was executed"
+            f"values; nothing in it was executed; {_REMEDY}"
         ) from error
     fault = _fault_of_contents(checkpoint, {**_NEEDED, **(_NEEDED_TO_CONTINUE if to_continue else {})})
     if fault:
-        raise UserError(f"{path} is not a complete checkpoint of a Positron run: {fault}")
+        raise UserError(f"{path} is not a complete checkpoint of a Positron run: {fault}; {_REMEDY}")
     _refuse_infinite_weights(checkpoint["state_dict"], path)
     return dict(checkpoint)
 

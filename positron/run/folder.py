@@ -109,7 +109,9 @@ class Run(RunPaths):
         try:
             return from_dict(RunConfig, config)
         except UserError as error:
-            raise UserError(f"{self.config_path}: {error}") from error
+            raise UserError(
+                f"{self.config_path} is damaged or was written by another version of Positron: {error}"
+            ) from error
 
     def facts(self) -> Facts:
         """Return the facts in `run.json`. Raises UserError if the file is damaged."""
@@ -201,10 +203,18 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
     Returns the difference in `train.max_steps`, if any, that `train.extend` accepts.
     """
     differences = run.differences(config)
+    before, after = run.resolved().max_steps, config.train.max_steps
+    is_shorter = isinstance(after, int) and after < before
     extended = [d for d in differences if d.startswith("train.max_steps: ")]
     others = [d for d in differences if d not in extended] if config.train.extend else differences
+    if is_shorter and differences == extended:
+        raise UserError(
+            f"train.max_steps={after} is shorter than the {before} steps of {run.folder}, and a run can only be made longer: "
+            "leave train.max_steps= out (train.stop_at= ends a run earlier), or give another name="
+        )
     if others:
-        hint = "train.extend=true accepts a longer horizon; otherwise " if extended and others is differences else ""
+        can_extend = extended and others is differences and not is_shorter
+        hint = "train.extend=true accepts a longer horizon; otherwise " if can_extend else ""
         raise UserError(
             f"{run.folder} was trained with other settings ({'; '.join(others)}): {hint}give the same settings, "
             "or another name="

@@ -89,8 +89,8 @@ def refuse_other_architecture(saved: dict[str, Any], config: GPTConfig, path: Pa
     for key, value in saved["gpt_config"].items():
         if key in ours and ours[key] != value:
             raise UserError(
-                f"{path} contains a model with {key}={value}, but {config_path} says {key}={ours[key]}: one of them is "
-                "damaged or was edited"
+                f"{path} contains a model with {key}={value}, but {config_path} says {key}={ours[key]}: one of "
+                "them is damaged or was edited; restore it from a copy, or train again under another name="
             )
 
 
@@ -100,7 +100,10 @@ def load_weights(model: GPT, state_dict: dict[str, Any], path: Path) -> None:
         model.load_state_dict(bare_names(state_dict))
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:300]
-        raise UserError(f"the weights in {path} do not fit this model: {reason}") from error
+        raise UserError(
+            f"the weights in {path} do not fit this model, so the file is damaged or from another run; "
+            f"restore it from a copy, or train again under another name= ({reason})"
+        ) from error
 
 
 def refuse_other_tokenizer(checkpoint: dict[str, Any], tokenizer: Tokenizer, path: Path) -> None:
@@ -108,5 +111,5 @@ def refuse_other_tokenizer(checkpoint: dict[str, Any], tokenizer: Tokenizer, pat
     if checkpoint["tokenizer_hash"] != tokenizer.hash:
         raise UserError(
             f"{path} was trained with another tokenizer ({checkpoint['tokenizer_hash'][:12]}) than this one "
-            f"({tokenizer.hash[:12]}): model and tokenizer do not belong together"
+            f"({tokenizer.hash[:12]}): model and tokenizer do not belong together; restore the one that was changed from a copy"
         )

@@ -275,7 +275,10 @@ def read_bytes(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTE
         with open_inside(path, "rb", below) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
-                raise UserError(f"cannot read {path}: it has {size:,} bytes, more than the limit of {limit:,}")
+                raise UserError(
+                    f"cannot read {path}: it has {size:,} bytes, and such a file has at most {limit:,}; if it belongs to a "
+                    "run, it is damaged: restore it from a copy"
+                )
             return file.read(limit)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error

@@ -49,7 +49,7 @@ class LibraryTokenizer:
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise UserError("this tokenizer needs the package tokenizers: pip install 'positron[hf]'") from error
+            raise UserError("this tokenizer needs the package tokenizers: pip install tokenizers") from error
         self._content, self._specials, self.vocab_size = content, specials, vocab_size
         try:
             self._library = Tokenizer.from_str(content.decode("utf-8"))

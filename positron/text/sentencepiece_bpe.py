@@ -83,7 +83,10 @@ class SentencePieceTokenizer:
             )
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            raise UserError(f"cannot train a SentencePiece tokenizer on this text: {reason}") from error
+            raise UserError(
+                f"cannot train a SentencePiece tokenizer on this text ({reason}): give more text, a smaller "
+                "tokenizer.vocab_size=, or tokenizer=char"
+            ) from error
         return cls(model.getvalue())
 
     @property

@@ -252,9 +252,4 @@ def _refuse_differences(run: Run, config: RunConfig, step: int) -> None:
         _refuse_diverged(run)
     if extended:
         before, after = run.resolved().max_steps, config.train.max_steps
-        if isinstance(after, int) and after < before:
-            raise UserError(
-                f"train.max_steps={after} is shorter than the {before} steps of {run.folder}, which is at step {step}: "
-                "train.extend=true only lengthens a run; train.stop_at= ends it earlier"
-            )
         logger.info(f"extending the horizon, {before} -> {after} steps: the learning rate follows the new one")

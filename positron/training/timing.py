@@ -49,7 +49,7 @@ class MatmulPeak:
         self.flops = max(self.flops, flops * self.world_size)
 
     def share(self, flops: float) -> float:
-        """Return `flops`, the rate of a step, as a share of the peak, which is at least that rate."""
+        """Return `flops` / peak, after raising the peak to `flops` if it is smaller. `flops` is a step's rate."""
         self.flops = max(self.flops, flops)
         return flops / self.flops
 

@@ -176,7 +176,7 @@ def test_a_base_model_refuses_a_system_text() -> None:
         command(base, "/system You are a pirate")
     assert base.messages == []
     state = base.state() | {"messages": [{"role": "system", "content": "be kind"}]}
-    with pytest.raises(UserError, match="system text"):
+    with pytest.raises(UserError, match=r"^cannot load talk\.json: it has a system text"):
         base.restore(state, "talk.json")
 
 

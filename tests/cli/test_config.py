@@ -1,5 +1,6 @@
 """The schema: every choice composes, every mistake is named with the nearest right key, nothing heavy is imported."""
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 from composing import composed
 from conftest import PATIENCE, PROJECT, tiny
 
+from positron import preview
+from positron.cli.sampling_options import chosen_sampling, sampling_options
 from positron.config import GPTConfig, RunConfig, seconds
 from positron.settings import from_dict, leaf_keys, unknown_key
 from positron.system.errors import UserError
@@ -174,3 +177,37 @@ def test_gpt_config_is_the_same_menu_as_the_model_config():
     config = tiny(Path()).model.with_vocab(100)
     assert isinstance(config, GPTConfig)
     assert config.vocab_size == 100
+
+
+@pytest.mark.parametrize(
+    ("shape", "says"),
+    [
+        ({"n_head": 7}, r"not divisible by model\.n_head=7: try model\.d_model=63$"),
+        ({"n_head": 8, "n_kv_head": 3}, r"must divide model\.n_head=8: choose one of 1, 2, 4, 8$"),
+        ({"d_model": 36, "n_head": 4, "position": "rope"}, r"gives 9: try model\.d_model=32 or 40$"),
+        ({"head_dim": 9, "position": "rope"}, r"even model\.head_dim, not 9: try 10$"),
+        ({"d_model": 9, "n_head": 3, "position": "sinusoidal"}, r"try model\.d_model=12$"),
+    ],
+)
+def test_an_impossible_shape_is_refused_with_a_shape_that_is_possible(shape, says):
+    possible = {"vocab_size": 8, "context_length": 8, "d_model": 64, "n_layer": 1, "n_head": 4}
+    with pytest.raises(UserError, match=says):
+        GPTConfig(**possible | shape)
+
+
+def test_preview_names_only_the_argument_that_it_needs():
+    with pytest.raises(UserError, match=r"arguments are required: PATH: "):
+        preview.arguments().parse_intermixed_args([])
+    assert preview.arguments().parse_intermixed_args(["my.txt"]).settings == []
+    assert preview.arguments().parse_intermixed_args(["my.txt", "data.field=a"]).settings == ["data.field=a"]
+
+
+def test_a_sampling_option_out_of_range_is_named_as_it_is_typed():
+    parser = argparse.ArgumentParser()
+    sampling_options(parser)
+    for words, says in (
+        (["--top-p", "2"], "--top-p 2 must"),
+        (["--repetition-penalty", "0"], "--repetition-penalty 0 must"),
+    ):
+        with pytest.raises(UserError, match=f"^{says}"):
+            chosen_sampling(parser.parse_args(words))

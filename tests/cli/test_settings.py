@@ -88,9 +88,9 @@ def test_a_given_key_that_nothing_reads_is_refused_with_the_way_out(words, said)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("+tokenizer=char",), "architecture and tokenizer are those of the run"),
-        (("+model.context_length=256",), "architecture and tokenizer are those of the run"),
-        (("++model.n_layer=3",), "architecture and tokenizer are those of the run"),
+        (("+tokenizer=char",), "architecture and tokenizer are those of the base run"),
+        (("+model.context_length=256",), "architecture and tokenizer are those of the base run"),
+        (("++model.n_layer=3",), "architecture and tokenizer are those of the base run"),
         (("budget=10m",), "train.max_time="),
         (("data.examples=5", "data=instruct"), "data.examples= is read by data=story_instruct"),
         (("data=instruct", "data.packing=windows"), "sft.packing=true"),
@@ -444,7 +444,7 @@ def test_another_runs_weights_keep_its_tokenizer_and_its_architecture(tmp_path, 
         asked, tokenizer=dataclasses.replace(base.tokenizer, kind="sentencepiece", vocab_size=400)
     )
     assert check(spm, Path("outputs/new"), Asked()).tokenizer == base.tokenizer
-    with pytest.raises(UserError, match="tokenizer=spm_2k is another tokenizer"):
+    with pytest.raises(UserError, match="tokenizer=spm_2k differs from the tokenizer of outputs/base"):
         check(spm, Path("outputs/new"), Asked(given={"tokenizer": "spm_2k"}))
     assert with_known_tokenizer(asked, Path("outputs/new"), {"tokenizer": "char"}).tokenizer == base.tokenizer
     wide = dataclasses.replace(asked, model=dataclasses.replace(base.model, d_model=64, norm="rmsnorm"))

@@ -162,9 +162,9 @@ def test_a_search_started_again_does_only_what_is_missing(run_command, tmp_path)
     assert len({row["optimizer.lr"] for row in rows}) == 2
 
 
-def test_a_launcher_that_is_not_installed_names_the_extra():
+def test_a_launcher_that_is_not_installed_names_its_package():
     why = "In 'train': Could not find 'hydra/sweeper/optuna'\n\nAvailable options in 'hydra/sweeper':\n\tbasic\nConfig search"
-    reason = r"^hydra/sweeper=optuna needs an extra: pip install 'positron\[sweep\]'$"
+    reason = r"^hydra/sweeper=optuna needs the package hydra-optuna-sweeper: pip install hydra-optuna-sweeper$"
     with pytest.raises(UserError, match=reason), hydra_errors_as_ours():
         raise MissingConfigException(why, "hydra/sweeper/optuna")
 

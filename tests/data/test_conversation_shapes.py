@@ -333,7 +333,9 @@ def test_turns_of_weight_0_and_answers_in_prompts_are_not_learned_from(tmp_path:
         ((_, y),) = data.val_parts
         answer = TOKENIZER.decode([token for token in y[0].tolist() if token > 4])
         assert answer == "yes."
-    with pytest.raises(UserError, match="has an answer to learn from"):
+    with pytest.raises(
+        UserError, match="has no answer to learn from in 1 conversation: an answer is a message with the role assistant"
+    ):
         rows(tmp_path, {"messages": weighted[:2]})
 
 

@@ -98,7 +98,7 @@ def test_another_field_is_read_and_its_absence_lists_the_fields(tmp_path: Path) 
     assert texts(source(tmp_path / "a.jsonl", field="body"))[0].startswith("one")
     for name in ("a.jsonl", "a.parquet"):
         (tmp_path / name).write_bytes(FORMATS[name])
-        with pytest.raises(UserError, match=rf"{name}.*data\.field=story.*it has: id, text"):
+        with pytest.raises(UserError, match=rf"{name}.*data\.field=story.*give data\.field= with one of: id, text"):
             source(tmp_path / name, field="story")
 
 
@@ -107,7 +107,11 @@ def test_another_field_is_read_and_its_absence_lists_the_fields(tmp_path: Path) 
     [
         ("a.jsonl", b'{"text": "a"}\n{"text": "b"\n', r"a\.jsonl, line 2 is not JSON"),
         ("a.jsonl", b'{"text": "a"}\n\n[1]\n', "line 3 has no text"),
-        ("a.txt", b"ok " * 700_000 + b"\xff", r"byte 2100000 is 0xff; data\.on_invalid=replace"),
+        (
+            "a.txt",
+            b"ok " * 700_000 + b"\xff",
+            r"byte 2100000 is 0xff; if its encoding is WINDOWS-1252, convert it by iconv .*; or data\.on_invalid=replace",
+        ),
         ("a.txt", "né".encode()[:-1], "byte 1 is 0xc3"),
         ("a.txt", b"a\0b", "binary"),
         ("a.txt", b"", "empty"),

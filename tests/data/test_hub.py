@@ -137,7 +137,7 @@ def test_a_wrong_checksum_is_fetched_again_and_never_used(stories_hub: Hub, tmp_
     [
         ({"repo": "some/nothing"}, "does not exist"),
         ({"files": "test-*"}, r"no Parquet files that match data\.files=test-\*; it has: data/train-00000"),
-        ({"field": "story"}, r"no column data\.field=story; it has: text"),
+        ({"field": "story"}, r"no column data\.field=story: give data\.field=text"),
     ],
 )
 def test_what_does_not_exist_is_named(stories_hub: Hub, tmp_path: Path, options: dict[str, Any], said: str) -> None:

@@ -64,7 +64,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_rounding_is_refused_where_the_format_has_none(tmp_path):
-    with pytest.raises(UserError, match=r"--precision q8_0: hf is written in f32; gguf and ollama"):
+    with pytest.raises(UserError, match=r"--precision q8_0: hf can be f32: leave it out, or give --to gguf or ollama$"):
         export(source(tmp_path, {}, char()), "hf", tmp_path / "out", "q8_0")
 
 
@@ -108,8 +108,14 @@ def test_llama2c_has_the_ids_that_run_c_fixes(tmp_path):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        ({**SHAPES["llama"], "bias": True}, r"model\.bias=true: llama2\.c has bias=false"),
-        (SHAPES["arcee"], r"model\.activation=relu2: llama2\.c has activation=swiglu"),
+        (
+            {**SHAPES["llama"], "bias": True},
+            r"model\.bias=true: llama2\.c has only bias=false: train a run with model=quickstart_portable$",
+        ),
+        (
+            SHAPES["arcee"],
+            r"model\.activation=relu2: llama2\.c has only activation=swiglu: train a run with model=quickstart_portable$",
+        ),
         ({}, r"model\.norm=layernorm"),
         ({**SHAPES["llama"], "window": 3}, r"model\.window=3"),
     ],

@@ -86,7 +86,10 @@ def test_a_run_keeps_the_run_that_it_began_with_and_refuses_another(here: Path) 
     shutil.copytree("outputs/base", "outputs/twin")
     with pytest.raises(UserError, match=r"outputs/s1 started from the weights of outputs/base, .* another name="):
         sft(tuned("outputs/twin"), Path("outputs/s1"))
-    with pytest.raises(UserError, match="did not start from another run"):
+    with pytest.raises(
+        UserError,
+        match=r"started from random weights, not from init_from=.*: give another name=, or leave init_from= out",
+    ):
         train(dataclasses.replace(tiny(here), init_from="outputs/twin"), Path("outputs/base"))
     for spelling in ("base", str(here / "outputs" / "base"), "outputs/base"):
         sft(tuned(spelling), Path("outputs/s1"))  # the same run, spelled in other ways

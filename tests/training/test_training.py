@@ -178,6 +178,13 @@ def test_extending_a_run_whose_settings_changed_is_refused_and_changes_nothing(t
     with pytest.raises(UserError, match=r"optimizer\.lr") as told:
         train(other, tmp_path / "run")
     assert "train.extend=true accepts" not in str(told.value)  # it was given
+    for extend in (False, True):  # extending does not help
+        shorter = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=2, extend=extend))
+        with pytest.raises(
+            UserError, match=r"max_steps=2 is shorter than the 4 steps .* leave train.max_steps= out"
+        ) as told:
+            train(shorter, tmp_path / "run")
+        assert "train.extend" not in str(told.value)
     assert Run(tmp_path / "run").facts().resolved.max_steps == 4
 
 

@@ -201,7 +201,8 @@ def choose(config: RunConfig, asked: Asked, machine: Machine, tokenizer: Tokeniz
     budget = seconds(config.budget, "budget")
     moments = min(LONGEST_MEASURING, MEASURING * budget)
     measuring, candidates = Measuring(config, machine, tokenizer, folder), sizes(config, asked, tokenizer.vocab_size)
-    logger.info(f"budget={config.budget}: measuring speeds, and how hard this text is")
+    given = config.budget if isinstance(config.budget, str) else f"{budget:g}s"
+    logger.info(f"budget={given}: measuring speeds, and how hard this text is")
 
     def left() -> float:
         return max(budget / 2, budget * (1 - AFTERWARDS) - (time.monotonic() - begun))
