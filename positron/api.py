@@ -142,16 +142,19 @@ def export(
     return write(None if run is None else str(getattr(run, "folder", run)), to, folder, precision)
 
 
-def import_model(path: str | Path, name: str | None = None, tokenizer: str | Path | None = None) -> Run:
+def import_model(
+    path: str | Path, name: str | None = None, tokenizer: str | Path | None = None, revision: str | None = None
+) -> Run:
     """Make a run of a model that was trained elsewhere, and return it; see `positron import --help`.
 
-    `path` is a folder of Hugging Face's transformers or a .bin file of llama2.c, whose vocabulary is `tokenizer`. Raises
-    UserError for what is missing, damaged or not supported, and for a name that is taken.
+    `path` is a folder of Hugging Face's transformers, a .bin file of llama2.c, whose vocabulary is `tokenizer`, or OWNER/NAME
+    of a model on the hub at `revision`. Raises UserError for what is missing, damaged or not supported, and for a name that is
+    taken; Unreachable if the network fails.
     """
     from positron.import_ import import_model as read
     from positron.run.folder import Run
 
-    return Run(read(path, name, tokenizer))
+    return Run(read(path, name, tokenizer, revision))
 
 
 def _composed(recipe: str, name: str | None, settings: Mapping[str, Any]) -> tuple[str, list[str]]:

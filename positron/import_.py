@@ -1,6 +1,7 @@
 """Make a run of a model that was trained elsewhere.
 
-python -m positron.import_ ~/models/SmolLM2-135M --name smollm
+python -m positron.import_ HuggingFaceTB/SmolLM2-135M --name smollm
+python -m positron.import_ ~/models/SmolLM2-135M
 python -m positron.import_ stories260K.bin --tokenizer tok512.bin
 """
 
@@ -8,12 +9,10 @@ from __future__ import annotations
 
 import argparse
 import logging
-import re
 from pathlib import Path
 
 from positron.system.command_parser import CommandParser
-from positron.system.console import one_line, say_loading
-from positron.system.errors import UserError
+from positron.system.console import say_loading
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import amount, command
 from positron.system.log import screen_log
@@ -26,7 +25,13 @@ def arguments() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="python -m positron.import_", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("path", help="folder with config.json, weights and tokenizer.json, or a .bin file of llama2.c")
+    parser.add_argument(
+        "path",
+        metavar="PATH_OR_REPO",
+        help="folder with config.json, weights and tokenizer.json; a .bin file of llama2.c; or OWNER/NAME of a model on the "
+        "Hugging Face hub (gpt2 alone is openai-community/gpt2)",
+    )
+    parser.add_argument("--revision", help="branch, tag or commit of a model on the hub (default: its main branch)")
     parser.add_argument("--name", help="name of the new run below outputs/ (default: the name of the folder or file)")
     parser.add_argument(
         "--tokenizer", metavar="FILE", help="vocabulary of a .bin file (default: tokenizer.bin beside it)"
@@ -38,31 +43,26 @@ def main() -> None:
     """Run the command with the options of the command line."""
     with errors_as_one_line(), screen_log():
         options = arguments().parse_args()
-        import_model(options.path, options.name, options.tokenizer)
+        import_model(options.path, options.name, options.tokenizer, options.revision)
 
 
-def import_model(path: str | Path, name: str | None = None, tokenizer: str | Path | None = None) -> Path:
+def import_model(
+    path: str | Path, name: str | None = None, tokenizer: str | Path | None = None, revision: str | None = None
+) -> Path:
     """Read a model and write it as a run; log what was read, and return the run's folder.
 
-    Raises UserError for what is missing, damaged, contradictory or not supported, and for a name that is taken.
+    `path` is a folder, a .bin file of llama2.c, or a repository of the hub, tried in this order. Raises UserError for what is
+    missing, damaged, contradictory or not supported, and for a name that is taken.
     """
     say_loading(str(path))
     from positron.cli.preflight import check_name
-    from positron.interop.importing import read_model, write_run
+    from positron.interop.importing import import_run, run_name
     from positron.run.folder import OUTPUTS
     from positron.system.disk import expanded
 
-    place = expanded(path)
-    folder = OUTPUTS / (
-        name or re.sub(r"[^\w.-]", "-", place.resolve().stem if place.is_file() else place.resolve().name)
-    )
+    folder = OUTPUTS / (name or run_name(str(path)))
     check_name(folder)
-    if folder.exists():
-        raise UserError(one_line(f"{folder} exists already: give another --name, or delete it"))
-    if not place.exists():
-        raise UserError(one_line(f"{path}: there is no such folder or file"))
-    model = read_model(place, None if tokenizer is None else expanded(tokenizer))
-    write_run(model, folder)
+    model = import_run(str(path), folder, None if tokenizer is None else expanded(tokenizer), revision)
     config = model.config
     logger.info(
         f"read {amount(config.n_params())} parameters: {config.n_layer} layers of width {config.d_model}, "

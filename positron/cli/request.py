@@ -47,6 +47,11 @@ class Request:
 
         Raises UserError if this run cannot start; see `preflight`.
         """
+        if self.values.get("init_from") is not None:
+            # imported now if it is a model of others: whatever follows reads the architecture of a run
+            from positron.interop.importing import run_to_begin_with
+
+            self.values["init_from"] = run_to_begin_with(str(self.values["init_from"]))
         config = self.configured(configure)
         self.refuse_unread()
         folder = OUTPUTS / config.name

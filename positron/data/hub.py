@@ -17,7 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from positron.config import DataConfig
 from positron.data.decoding import Reading
@@ -207,39 +207,8 @@ class HubSource:
                 path.unlink(missing_ok=True)
 
     def _fetch(self, file: dict[str, Any]) -> Path:
-        """Download a file, verify its checksum and return its path.
-
-        Raises UserError if the disk is full, Unreachable if the network fails.
-        """
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.utils import disable_progress_bars
-
-        raw = make_folder(self._raw)
-        free = shutil.disk_usage(raw).free
-        if free < (file["size"] or 0) + SPARE_BYTES:
-            raise UserError(
-                f"the disk of {raw} has {free / 1e9:.1f} GB free; {file['name']} needs {(file['size'] or 0) / 1e9:.1f} GB "
-                f"and {SPARE_BYTES / 1e9:.0f} GB to spare: free some space, or set data.dir to a folder on another disk"
-            )
-        disable_progress_bars()
-
-        def get() -> Path:
-            path = Path(
-                hf_hub_download(
-                    self.repo,
-                    file["name"],
-                    repo_type="dataset",
-                    revision=self.repository.commit,
-                    local_dir=raw,
-                    endpoint=os.environ.get("HF_ENDPOINT"),
-                )
-            )
-            if file["sha256"] is not None and _sha256(path) != file["sha256"]:
-                path.unlink()
-                raise ConnectionError("the downloaded file does not have the checksum that the repository states")
-            return path
-
-        return retry_network(get, f"{file['name']} of {self.repo}")
+        """Download a file; see `download`."""
+        return download(self.repo, "dataset", self.repository.commit, file, self._raw)
 
     def _row_groups(self, file: dict[str, Any], path: Path) -> int:
         if file["row_groups"] is None:
@@ -286,6 +255,44 @@ class _Fetch(threading.Thread):
         return self._path
 
 
+def download(repo: str, kind: Literal["dataset", "model"], commit: str, file: dict[str, Any], folder: Path) -> Path:
+    """Download a file of a repository into a folder, verify its checksum and return its path.
+
+    `file` has its name, its size in bytes and its sha256, None where the repository states none. Raises UserError if the
+    disk is full, Unreachable if the network fails.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.utils import disable_progress_bars
+
+    free = shutil.disk_usage(make_folder(folder)).free
+    size = file["size"] or 0
+    if free < size + SPARE_BYTES:
+        remedy = "set data.dir" if kind == "dataset" else "set POSITRON_CACHE"
+        raise UserError(
+            f"the disk of {folder} has {free / 1e9:.1f} GB free; {file['name']} needs {size / 1e9:.1f} GB "
+            f"and {SPARE_BYTES / 1e9:.0f} GB to spare: free some space, or {remedy} to a folder on another disk"
+        )
+    disable_progress_bars()
+
+    def get() -> Path:
+        path = Path(
+            hf_hub_download(
+                repo,
+                file["name"],
+                repo_type=kind,
+                revision=commit,
+                local_dir=folder,
+                endpoint=os.environ.get("HF_ENDPOINT"),
+            )
+        )
+        if file["sha256"] is not None and _sha256(path) != file["sha256"]:
+            path.unlink()
+            raise ConnectionError("the downloaded file does not have the checksum that the repository states")
+        return path
+
+    return retry_network(get, f"{file['name']} of {repo}")
+
+
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -313,7 +320,7 @@ def retry_network(action: Callable[[], Answer], what: str) -> Answer:
             host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
             if isinstance(error, GatedRepoError):
                 raise UserError(f"{what} needs access rights on {host}: run hf auth login") from error
-            raise UserError(f"{what} does not exist on {host}: check data.repo and data.revision") from error
+            raise UserError(f"{what} does not exist on {host}: check the name and the revision") from error
         except (HTTPError, LocalEntryNotFoundError, OSError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             reason = " ".join(str(error).split())[:160]
@@ -322,7 +329,7 @@ def retry_network(action: Callable[[], Answer], what: str) -> Answer:
             if time.monotonic() - start + pause > patience:
                 raise Unreachable(
                     f"{what} cannot be fetched: {reason}. Finished work is kept: run the same command again when the "
-                    "network is back; data=stories and data=text need no network"
+                    "network is back; files on this machine and data=stories need no network"
                 ) from error
             logger.info(f"{what}: {reason}; trying again in {pause:.0f} s")
             time.sleep(pause)

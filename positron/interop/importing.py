@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,14 +32,15 @@ from positron.config import (
     TrainConfig,
 )
 from positron.interop import hf_reading, llama2c
+from positron.interop.hub_models import ORIGINAL, fetch_model
 from positron.interop.rules import Contradiction, Rule, to_ours, to_theirs
 from positron.model.gpt import GPT
 from positron.model.memory import check_memory
 from positron.run.facts import write_record
-from positron.run.folder import PRETRAIN, Run
+from positron.run.folder import OUTPUTS, PRETRAIN, Run
 from positron.run.paths import RunPaths
 from positron.system.console import one_line
-from positron.system.disk import read_bytes, read_json, whole_file, whole_folder, write_json
+from positron.system.disk import expanded, read_bytes, read_json, whole_file, whole_folder, write_json
 from positron.system.errors import UserError
 from positron.text.conversation import TEMPLATE
 from positron.text.library_json import LibraryTokenizer, first_token
@@ -59,6 +61,54 @@ class Imported:
     tokenizer: LibraryTokenizer
     is_chat: bool
     origin: str
+
+
+def import_run(name: str, folder: Path, tokenizer: Path | None = None, revision: str | None = None) -> Imported:
+    """Make the run `folder` of a model: a folder, a .bin file of llama2.c, or a repository of the hub, tried in this order.
+
+    Raises UserError for what is missing, damaged, contradictory or not supported, and if `folder` exists; Unreachable if the
+    network fails.
+    """
+    if folder.exists():
+        raise UserError(one_line(f"{folder} exists already: give another --name, or delete it"))
+    place = expanded(name)
+    if not place.exists():
+        if not is_repository(name):
+            raise UserError(one_line(f"{name}: there is no such folder or file, and it is no OWNER/NAME of the hub"))
+        place = fetch_model(name, revision)
+    model = dataclasses.replace(read_model(place, tokenizer), origin=name)
+    write_run(model, folder)
+    return model
+
+
+def is_repository(name: str) -> bool:
+    """Tell whether a name can be OWNER/NAME of the hub, and no path that somebody mistyped."""
+    if name in ORIGINAL:
+        return True
+    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not Path(name).parent.exists()
+
+
+def run_name(name: str) -> str:
+    """Return the name that an imported run gets where none is chosen: that of the folder, file or repository."""
+    path = expanded(name)
+    return re.sub(r"[^\w.-]", "-", path.stem if path.is_file() else path.resolve().name)
+
+
+def run_to_begin_with(name: str) -> str:
+    """Return the run that `init_from=name` means; a model that is no run yet is imported first.
+
+    Returns the name as it is where it is neither a run, nor a folder with a config.json of transformers, nor a repository.
+    """
+    path = expanded(name)
+    if any(Run(folder).exists for folder in (path, OUTPUTS / name)):
+        return name
+    if not (is_repository(name) or (path / "tokenizer.json").is_file()):
+        return name
+    folder = OUTPUTS / run_name(name)
+    if not Run(folder).exists:
+        logger.info(f"{name} is no run yet: importing it as {folder}")
+        import_run(name, folder)
+    return str(folder)
 
 
 def read_model(path: Path, vocabulary: Path | None = None) -> Imported:

@@ -1,0 +1,64 @@
+"""Download a model of the Hugging Face hub: what an import reads of it, and nothing else."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from positron.data.hub import download, retry_network
+from positron.system.download import cache_folder
+from positron.system.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+ORIGINAL = {"gpt2": "openai-community/gpt2"}  # names without an owner
+_DESCRIPTION = ("config.json", "tokenizer.json", "chat_template.jinja")
+_INDEX = "model.safetensors.index.json"
+
+
+def fetch_model(name: str, revision: str | None = None) -> Path:
+    """Download the files of a model into the cache and return their folder; a second call needs no download.
+
+    `name` is OWNER/NAME, or a name of ORIGINAL. Raises UserError if the repository does not exist or has no files that can be
+    imported, Unreachable if the network fails.
+    """
+    from huggingface_hub import HfApi
+
+    repo = ORIGINAL.get(name, name)
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
+    info = retry_network(
+        lambda: api.model_info(repo, revision=revision, files_metadata=True, timeout=10), f"the model {repo}"
+    )
+    files = {
+        file.rfilename: {"name": file.rfilename, "size": file.size, "sha256": file.lfs.sha256 if file.lfs else None}
+        for file in info.siblings or []
+    }
+    commit = str(info.sha)
+    folder = cache_folder() / "models" / f"{repo.replace('/', '--')}-{commit[:12]}"
+    for file in _wanted(files, repo):
+        if not _is_here(folder / file["name"], file):
+            size = "" if file["size"] is None else f" ({file['size'] / 1e6:,.1f} MB)"
+            logger.info(f"downloading {file['name']} of {repo}{size}")
+            download(repo, "model", commit, file, folder)
+    return folder
+
+
+def _wanted(files: dict[str, dict[str, Any]], repo: str) -> list[dict[str, Any]]:
+    """Return the files that an import reads: a pickle only where there are no safetensors."""
+    if _INDEX in files:
+        weights = [name for name in files if name.startswith("model-") and name.endswith(".safetensors")] + [_INDEX]
+    else:
+        weights = next(([name] for name in ("model.safetensors", "pytorch_model.bin") if name in files), [])
+    missing = [name for name in _DESCRIPTION[:2] if name not in files]
+    if missing or not weights:
+        raise UserError(
+            f"the model {repo} has no {missing[0] if missing else 'model.safetensors'}: it cannot be imported"
+        )
+    return [files[name] for name in (*_DESCRIPTION, *sorted(weights)) if name in files]
+
+
+def _is_here(path: Path, file: dict[str, Any]) -> bool:
+    """Tell whether a file was downloaded before: `download` leaves none whose checksum is wrong."""
+    return path.is_file() and file["size"] in (None, path.stat().st_size)
