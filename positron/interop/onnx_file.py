@@ -56,8 +56,8 @@ def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
         )
     tokenizer = tokenizer_json(source.tokenizer)
     with _quiet():
-        _trace(PlainGraph(source.model), _plain_inputs(config), ["logits"], config, folder / PLAIN)
-        _trace(CachedGraph(source.model), _cached_inputs(config), ["logits", "keys", "values"], config, folder / CACHED)
+        _trace(PlainGraph(source.model), _plain_inputs(), ["logits"], folder / PLAIN)
+        _trace(CachedGraph(source.model), _cached_inputs(config), ["logits", "keys", "values"], folder / CACHED)
         if precision == "int8":
             for name in (PLAIN, CACHED):
                 _round(folder / name)
@@ -83,25 +83,25 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _plain_inputs(config: GPTConfig) -> dict[str, Tensor]:
+def _plain_inputs() -> dict[str, Tensor]:
     """Return an example; its sizes are above 1, which torch.export would take for a constant."""
-    return {"ids": torch.zeros(2, min(3, config.context_length), dtype=torch.int64)}
+    return {"ids": torch.zeros(2, 3, dtype=torch.int64)}
 
 
 def _cached_inputs(config: GPTConfig) -> dict[str, Tensor]:
     past = torch.zeros(config.n_layer, 2, config.kv_heads, 2, config.d_head)
-    inputs = {**_plain_inputs(config), "past_keys": past, "past_values": past.clone()}
+    inputs = {**_plain_inputs(), "past_keys": past, "past_values": past.clone()}
     if config.smear:
         inputs["previous_ids"] = torch.zeros(2, 1, dtype=torch.int64)
     return inputs
 
 
-def _trace(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], config: GPTConfig, path: Path) -> None:
+def _trace(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> None:
     """Write a graph whose batch, length and past are free."""
     from torch.export import Dim
 
-    batch, length = Dim("batch", min=1), Dim("length", min=1, max=config.context_length)
-    past = Dim("past", min=0, max=config.context_length)
+    batch, length = Dim("batch", min=1), Dim("length", min=1)
+    past = Dim("past", min=0)
     axes: dict[str, dict[int, Any]] = {
         "ids": {0: batch, 1: length},
         "past_keys": {1: batch, 3: past},

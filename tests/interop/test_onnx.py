@@ -95,6 +95,11 @@ def test_rounding_to_8_bits_keeps_the_likeliest_token_almost_everywhere(tmp_path
 
 
 @pytest.mark.slow
+def test_a_context_of_one_token_has_a_graph(tmp_path):
+    assert export(made(tmp_path, {"context_length": 1}), "onnx", tmp_path / "out") < 1e-4
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SHAPES)
 def test_onnxruntime_computes_the_logits_of_every_architecture(name, tmp_path):
     source = made(tmp_path, SHAPES[name])
