@@ -164,5 +164,5 @@ def test_last_n_reaches_the_sampling_and_needs_a_penalty() -> None:
 
     assert chosen("--repetition-penalty", "1.2", "--last-n", "7").last_n == 7
     assert chosen("--preset", "creative", "--last-n", "7").last_n == 7
-    with pytest.raises(UserError, match="--last-n is how far --repetition-penalty looks back"):
+    with pytest.raises(UserError, match="--last-n changes only --repetition-penalty"):
         chosen("--last-n", "7")
