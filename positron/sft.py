@@ -39,7 +39,7 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
 
     Raises the errors of `train`.
     """
-    begun = time.monotonic()
+    started = time.monotonic()
     from positron.training.allocator import tune_allocator
 
     tune_allocator()
@@ -53,11 +53,11 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
     from positron.training.loop import fit
     from positron.training.objective.sft import SFTObjective
     from positron.training.resolve import make_plan
-    from positron.training.resume import begin, refuse_before_begin, refuse_untrainable
+    from positron.training.resume import open_session, refuse_before_start, refuse_untrainable
 
     config = with_origin(Run(folder), config)
     assert config.sft is not None
-    with begin(folder, config, begun) as session:
+    with open_session(folder, config, started) as session:
         run, start, machine = session.run, session.start, session.machine
         assert start.tokenizer_from is not None
         tokenizer = load_tokenizer(start.tokenizer_from.tokenizer_folder)
@@ -70,12 +70,12 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
             add_lora(model, lora.rank, config.seed, markers if lora.markers else ())
         model.checkpoint_activations = config.device.checkpoint_activations
         context = model.config.context_length
-        talks = read_conversations(config.data)
-        count = sum(not talk.is_val for talk in talks) or len(talks)
+        conversations = read_conversations(config.data)
+        count = sum(not each.is_val for each in conversations) or len(conversations)
         epochs = config.sft.epochs
         plan = make_plan(config, model, machine, start, lambda batch: math.ceil(epochs * count / batch))
         objective = SFTObjective(
-            talks,
+            conversations,
             tokenizer,
             context=context,
             batch_size=plan.batch_size,
@@ -86,7 +86,7 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
             replay=_replay(config, start, plan.batch_size, context),
             patience=config.sft.patience,
         )
-        refuse_before_begin(run, start, last_step=plan.last_step, fingerprint=objective.fingerprint)
+        refuse_before_start(run, start, last_step=plan.last_step, fingerprint=objective.fingerprint)
         if session.is_first_rank:
             run.begin(config, tokenizer, kind=objective.kind, new=not start.is_own, forked_from=start.weights)
             if not start.is_own:

@@ -44,7 +44,7 @@ def train(
     Raises UserError if the run cannot start or continue; Interrupted after Ctrl-C, SIGTERM or SIGHUP, with the last
     complete step saved; Diverged if the loss diverges.
     """
-    begun = time.monotonic()
+    started = time.monotonic()
     from positron.training.allocator import tune_allocator
 
     tune_allocator()
@@ -53,15 +53,15 @@ def train(
     from positron.model.gpt import GPT
     from positron.run.load import restore
     from positron.text.factory import load_tokenizer
-    from positron.training.budget.choose import as_begun, choose
+    from positron.training.budget.choose import choose, restore_choice
     from positron.training.loop import fit
     from positron.training.objective.pretrain import PretrainObjective
     from positron.training.resolve import make_plan
-    from positron.training.resume import begin, refuse_before_begin, refuse_untrainable
+    from positron.training.resume import open_session, refuse_before_start, refuse_untrainable
 
     asked = asked or Asked()
-    config = with_origin(Run(folder), as_begun(config, asked, Run(folder)))
-    with begin(folder, config, begun) as session:
+    config = with_origin(Run(folder), restore_choice(config, asked, Run(folder)))
+    with open_session(folder, config, started) as session:
         run, start, machine = session.run, session.start, session.machine
         known = load_tokenizer(start.tokenizer_from.tokenizer_folder) if start.tokenizer_from else None
         tokenizer, tokens = prepare(config.data, config.tokenizer, known, run.facts().data_fingerprint)
@@ -85,7 +85,7 @@ def train(
         source = start.weights or start.checkpoint
         if source is not None:
             restore(model, tokenizer, source)  # Lightning loads the rest, where there is more to load
-        refuse_before_begin(run, start, last_step=plan.last_step, fingerprint=learned.fingerprint)
+        refuse_before_start(run, start, last_step=plan.last_step, fingerprint=learned.fingerprint)
         if session.is_first_rank:
             run.begin(config, tokenizer, kind=learned.kind, new=not start.is_own, forked_from=start.checkpoint)
         return fit(session, plan, model, learned, tokenizer, callbacks)

@@ -21,7 +21,7 @@ def conclude(run: Run, status: str, error: str | None, signals: Signals) -> None
     """Write run.json, the exported weights, the picture and the report of a run, however it ended."""
     try:
         rows = read_metrics(run.metrics_path)
-    except UserError as damaged:  # while it was written: by another process, or by the disk
+    except UserError as damaged:  # another process or the disk damaged it during the run
         logger.warning(f"no report is made: {damaged}")
         rows = []
     val = [row for row in rows if row.get("val/bpb") is not None]  # null where it was NaN
@@ -36,17 +36,17 @@ def conclude(run: Run, status: str, error: str | None, signals: Signals) -> None
             logger.info("writing the weights and the report")
             export_weights(run)
             write_report(run)
-    except UserError as unwritable:  # a full disk: what ended the run is the news, not this
+    except UserError as unwritable:  # such as a full disk; it must not hide what ended the run
         logger.warning(str(unwritable))
 
 
-def say_where_it_continues(run: Run) -> None:
-    """Log what was saved of a run that a signal ended."""
+def log_how_to_continue(run: Run) -> None:
+    """Log what was saved of a run that a signal ended, and how to continue it."""
     saved = checkpoints(run.checkpoint_folder)
     if saved:
-        logger.info(f"saved at step {step_of(saved[-1])}; the same command continues")
+        logger.info(f"saved at step {step_of(saved[-1])}; the same command continues the run")
     else:
-        logger.info("nothing is saved yet; the same command begins again")
+        logger.info("nothing was saved yet; the same command starts again")
 
 
 def export_weights(run: Run) -> None:

@@ -1,4 +1,4 @@
-"""The machine: which accelerator, which precision, how fast it could be, and how much fits."""
+"""Choose the accelerator and the precision, measure matrix products, and choose a micro-batch that fits the memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Machine:
 
     accelerator: Accelerator
     precision: Precision
-    why: str  # what was chosen and for which reason, for the user
+    why: str  # the choice and its reason, for the user
     share: float = 1.0  # of the free memory that this run may use
     checkpoint_activations: bool = False
 
@@ -47,19 +47,19 @@ def accelerators() -> dict[Accelerator, bool]:
 
 def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     """Resolve `auto` to an accelerator and a precision. Raises UserError if the named accelerator does not exist."""
-    there = accelerators()
+    available = accelerators()
     asked = config.accelerator
     why = f"device={asked}"
     accelerator: Accelerator
     if asked == "auto":
-        accelerator = next(name for name in there if there[name])
-        absent = [name.upper() for name in ("cuda", "mps") if not there[name]]
+        accelerator = next(name for name in available if available[name])
+        absent = [name.upper() for name in ("cuda", "mps") if not available[name]]
         why = f"{accelerator.upper()} (device=auto" + (f": no {' and no '.join(absent)} here)" if absent else ")")
-    elif there[asked]:
+    elif available[asked]:
         accelerator = asked
     else:
-        found = ", ".join(name for name, is_there in there.items() if is_there)
-        raise UserError(f"device={asked}: this machine has none (found: {found}); device=auto takes what is there")
+        names = ", ".join(name for name, is_available in available.items() if is_available)
+        raise UserError(f"device={asked}: this machine has only {names}; device=auto chooses among these")
     count = torch.cuda.device_count() if accelerator == "cuda" else config.devices
     if config.devices > count:
         raise UserError(f"device.devices={config.devices}: this machine has {count} CUDA devices")
@@ -83,7 +83,10 @@ def precision_named(name: str) -> Precision:
     for precision in DTYPES:
         if precision == name:
             return precision
-    raise UserError(f"the run was begun with precision={name}, which is none of {', '.join(DTYPES)}")
+    raise UserError(
+        f"run.json of this run has precision={name}, which is not one of {', '.join(DTYPES)}: the file is damaged, or a newer "
+        "version of Positron wrote it"
+    )
 
 
 def set_threads(config: DeviceConfig) -> None:
@@ -130,9 +133,9 @@ def _product_flops(device: torch.device, dtype: torch.dtype, shape: Shape, secon
     n, k, m = shape
     # weights lie as nn.Linear keeps them, (m, k); no random numbers, so that training's own are not touched
     a, b = (torch.full(size, 0.5, device=device, dtype=dtype) for size in ((n, k), (m, k)))
-    best, begun = float("inf"), time.perf_counter()
+    best, started = float("inf"), time.perf_counter()
     out = a @ b.t()
-    while time.perf_counter() - begun < seconds or best == float("inf"):
+    while time.perf_counter() - started < seconds or best == float("inf"):
         wait_for(device)
         start = time.perf_counter()
         torch.mm(a, b.t(), out=out)
@@ -231,7 +234,7 @@ def choose_micro_batch(
             if not is_out_of_memory(error):
                 raise
             if size == 1:
-                remedy = smaller_memory(machine.checkpoint_activations, "a smaller model or model.context_length")
+                remedy = memory_remedy(machine.checkpoint_activations, "a smaller model or model.context_length")
                 raise UserError(f"not even one sequence fits this device: try {remedy}") from None
             size = -(-size // 2)
         else:
@@ -247,7 +250,7 @@ def _refuse_too_large(config: GPTConfig, machine: Machine, size: int) -> None:
     fits = size
     while fits > 1 and micro_batch_bytes(config, fits, machine) > free // 2:
         fits //= 2
-    remedy = smaller_memory(machine.checkpoint_activations, smaller_batch(size, fits))
+    remedy = memory_remedy(machine.checkpoint_activations, batch_remedy(size, fits))
     raise UserError(
         f"out of memory: train.micro_batch_size needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
         f"try {remedy}"
@@ -260,11 +263,11 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
-def smaller_batch(size: int, fits: int) -> str:
+def batch_remedy(size: int, fits: int) -> str:
     """Return the remedy if `size` sequences at a time are too many: a smaller micro-batch, or a smaller model."""
     return f"train.micro_batch_size={fits}" if fits < size else "a smaller model or model.context_length"
 
 
-def smaller_memory(checkpointed: bool, otherwise: str) -> str:
+def memory_remedy(checkpointed: bool, otherwise: str) -> str:
     """Add checkpointed activations to the remedy `otherwise`, unless they are in use already."""
     return otherwise if checkpointed else f"{otherwise}, or device.checkpoint_activations=true"

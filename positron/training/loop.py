@@ -1,4 +1,4 @@
-"""The loop: Lightning's trainer with our step, our callbacks and our files. Pretraining and SFT share it."""
+"""The training loop: Lightning's Trainer with Positron's step, callbacks and files, for every objective."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ from positron.training.callbacks.samples import Samples
 from positron.training.callbacks.stopping import Stopping
 from positron.training.callbacks.validation import Validation
 from positron.training.compiling import compile_in_place
-from positron.training.conclude import conclude, say_where_it_continues
+from positron.training.conclude import conclude, log_how_to_continue
 from positron.training.device import (
     LIGHTNING_PRECISION,
+    batch_remedy,
     is_out_of_memory,
-    smaller_batch,
-    smaller_memory,
+    memory_remedy,
 )
 from positron.training.module import TrainingModule
 from positron.training.monitors import open_monitors
@@ -54,9 +54,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Records:
-    """What the run has recorded, and who else is told what it records."""
+    """Hold what the run has recorded, and the trackers that receive what it records."""
 
-    rows: list[dict[str, Any]]  # of metrics.jsonl, as the process found them
+    rows: list[dict[str, Any]]  # of metrics.jsonl when the process started
     trackers: list[Tracker]
 
 
@@ -82,7 +82,7 @@ def fit(
     tokenizer: Tokenizer,
     callbacks: Sequence[L.Callback] = (),
 ) -> Facts:
-    """Train from the session's start to `plan.last_step`; keeps run.json true however this ends. Returns the run's facts.
+    """Train from the session's start to `plan.last_step`; run.json is correct however it ends. Returns the run's facts.
 
     `callbacks` are the user's: they run after validation and the monitors and before metrics, samples and checkpoints
     are written, so what they add to `module.metrics` is recorded.
@@ -93,7 +93,7 @@ def fit(
     status, error = "failed", None
     with Signals() as signals:
         try:
-            stopping = Stopping(last_step=plan.last_step, max_seconds=limit, begun=session.begun, signals=signals)
+            stopping = Stopping(last_step=plan.last_step, max_seconds=limit, started=session.started, signals=signals)
             was_pruned = run.facts().status == "pruned"  # before `running` is written over it
             if session.is_first_rank:
                 cut_after(run, start.step)  # also what a run wrote that was killed before its first checkpoint
@@ -127,7 +127,7 @@ def fit(
         except (Interrupted, LeftAtOnce) as interruption:
             status, error = "stopped", str(interruption)
             raise
-        except KeyboardInterrupt:  # where signals belong to who called us
+        except KeyboardInterrupt:  # when the calling program handles signals
             status, error = "stopped", "SIGINT"
             raise
         except Diverged as fault:
@@ -137,7 +137,7 @@ def fit(
             error = " ".join(str(fault).split()) or type(fault).__name__
             if is_out_of_memory(fault):
                 size = plan.micro_batch_size
-                remedy = smaller_memory(config.device.checkpoint_activations, smaller_batch(size, max(1, size // 2)))
+                remedy = memory_remedy(config.device.checkpoint_activations, batch_remedy(size, max(1, size // 2)))
                 raise UserError(f"out of memory: try {remedy}") from fault
             raise
         finally:
@@ -147,9 +147,9 @@ def fit(
                 if session.is_first_rank:
                     try:
                         conclude(run, status, error, signals)
-                    finally:  # also where a second signal ends the writing of the report
+                    finally:  # also if a second signal interrupts the report
                         if status == "stopped" and error is not None:
-                            say_where_it_continues(run)
+                            log_how_to_continue(run)
             finally:
                 for tracker in trackers:
                     tracker.finish(1 if status in ("failed", "diverged") else 0)
@@ -157,7 +157,7 @@ def fit(
 
 
 class Steps:
-    """An endless iterator whose place is the trainer's own step counter: nothing to save, nothing to skip.
+    """Iterate over the batches without end, from the trainer's step counter on, so that no position is saved.
 
     One item is the list of micro-batches of this rank's share of an optimizer step.
     """
@@ -233,7 +233,7 @@ def _callbacks(
     ends: Ends,
     of_the_user: Sequence[L.Callback],
 ) -> list[L.Callback]:
-    """Put callbacks in order: the clock, what may end the run, what measures, what writes, what saves."""
+    """Return the callbacks in order: the clock, those that end the run, that measure, that write, and that save."""
     run, config, train = session.run, session.config, session.config.train
     speed = SpeedFacts(
         batch_tokens=plan.batch_tokens,
@@ -244,7 +244,7 @@ def _callbacks(
     clock = Clock(train.log_every)
 
     def is_last(trainer: L.Trainer) -> bool:
-        """Whether the run ends with this step, not only this process."""
+        """Tell whether the run ends with this step, not only this process."""
         return trainer.global_step >= plan.horizon or ends.is_out_of_patience
 
     samples = Samples(
@@ -281,7 +281,7 @@ def _callbacks(
 
 
 def _trainer(session: Session, plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
-    """Lightning runs the loop and the devices. Intervals, validation, files and logs are our callbacks'."""
+    """Return a Trainer that only runs the loop and the devices; callbacks do validation, files and logs."""
     device = session.config.device
     return L.Trainer(
         accelerator=plan.machine.accelerator,
@@ -303,7 +303,7 @@ def _trainer(session: Session, plan: Plan, callbacks: list[L.Callback]) -> L.Tra
 
 
 class OnlyProcess(LightningEnvironment):
-    """One process on one device, whatever variables a launcher, a notebook or SLURM has left in the environment."""
+    """Run one process on one device, and ignore environment variables of a launcher, a notebook or SLURM."""
 
     @property
     def creates_processes_externally(self) -> bool:
@@ -320,7 +320,7 @@ class OnlyProcess(LightningEnvironment):
 
 
 def _without_notices() -> None:
-    """Lightning's notices tell of its own ways of logging, saving and counting, which are not in use here."""
+    """Silence notices about Lightning's own logging, saving and counting, which are not used here."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")

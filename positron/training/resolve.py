@@ -20,7 +20,7 @@ from positron.training.timing import faster_precision
 
 logger = logging.getLogger(__name__)
 
-MIN_STEPS, MIN_BATCH_TOKENS = 2_000, 1_024  # a small model gets smaller batches, not a handful of updates
+MIN_STEPS, MIN_BATCH_TOKENS = 2_000, 1_024  # small models get smaller batches, because few updates train badly
 
 
 @dataclass(frozen=True)
@@ -64,13 +64,15 @@ def make_plan(
     if config.precision.dtype == "auto" and known is not None and known.precision is not None:
         machine = dataclasses.replace(machine, precision=precision_named(known.precision))
 
-    def settle(asked: int | str, begun_with: int | None, otherwise: int) -> int:
-        return int(asked) if asked != "auto" else otherwise if begun_with is None else begun_with
+    def settle(asked: int | str, at_start: int | None, otherwise: int) -> int:
+        return int(asked) if asked != "auto" else otherwise if at_start is None else at_start
 
     if machine.checkpoint_activations and machine.accelerator == "mps" and gpt.dropout:
         # torch keeps the state of CPU and CUDA generators for the second forward pass, but not that of MPS
         raise UserError("device.checkpoint_activations=true draws other dropout on MPS: give model.dropout=0 with it")
-    wanted = settle(train.batch_tokens, None if known is None else known.batch_tokens, suitable_batch(gpt, machine))
+    wanted = settle(
+        train.batch_tokens, None if known is None else known.batch_tokens, default_batch_tokens(gpt, machine)
+    )
     world = config.device.processes
     batch_size = max(1, wanted // gpt.context_length)
     if batch_size % world:
@@ -102,7 +104,7 @@ def make_plan(
 
 
 def too_long_warmup(warmup_steps: int, horizon: int, *, is_own: bool) -> str:
-    """Say what to change where the learning rate rises to the end. A run that continues keeps its warmup.
+    """Return the warning for a run whose learning rate rises to the end. A run that continues keeps its warmup.
 
     The suggested warmup is a tenth of the steps, which is also what a budget takes for short runs.
     """
@@ -116,8 +118,8 @@ def too_long_warmup(warmup_steps: int, horizon: int, *, is_own: bool) -> str:
     )
 
 
-def suitable_batch(gpt: GPTConfig, machine: Machine) -> int:
-    """Return the tokens per optimizer step: the machine's default, halved until the run has MIN_STEPS steps."""
+def default_batch_tokens(gpt: GPTConfig, machine: Machine) -> int:
+    """Return the tokens per optimizer step: the machine's default, halved until the usual horizon has MIN_STEPS steps."""
     batch = BATCH_TOKENS[machine.accelerator]
     while batch // 2 >= MIN_BATCH_TOKENS and batch * MIN_STEPS > USUAL_TOKENS_PER_PARAMETER * gpt.n_params():
         batch //= 2

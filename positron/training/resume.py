@@ -1,4 +1,4 @@
-"""Decide where a run starts: fresh, from its own newest checkpoint, from another run, or not at all.
+"""Decide where a run starts: at step 0, from its own newest checkpoint, or from another run; or refuse to start it.
 
 Invariant 2 of docs/ARCHITECTURE.md: the same command again continues.
 """
@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
-def only_one(run: Run, processes: int) -> Iterator[None]:
-    """Hold the run's lock; of several `processes` of one training the first one holds it for all.
+def hold_run(run: Run, processes: int) -> Iterator[None]:
+    """Hold the run's lock; if a training has several `processes`, the first one holds it for all.
 
     Raises UserError if another training holds it.
     """
@@ -62,33 +62,33 @@ class Start:
     tokenizer_from: Run | None = None
     step: int = 0
     is_own: bool = False  # whether the checkpoint is the run's own
-    resolved: Resolved | None = None  # what `auto` became when the run began
+    resolved: Resolved | None = None  # the values that `auto` had when the run started
 
 
 @dataclass(frozen=True)
 class Session:
-    """A run that this process holds alone, with the machine it trains on and where it starts."""
+    """Hold a run that only this process trains, its machine, and where it starts."""
 
     run: Run
     config: RunConfig
     machine: Machine
     start: Start
     is_first_rank: bool
-    begun: float  # by time.monotonic, from which train.max_time counts
+    started: float  # time.monotonic() at the start of the command, from which train.max_time counts
 
 
 @contextlib.contextmanager
-def begin(folder: Path, config: RunConfig, begun: float) -> Iterator[Session]:
-    """Hold the run of `folder` alone, keep its log, take this machine, and decide where the run starts.
+def open_session(folder: Path, config: RunConfig, started: float) -> Iterator[Session]:
+    """Lock the run of `folder`, open its log, choose the machine, and decide where the run starts.
 
-    `begun`: when the process took up the run, by time.monotonic.
+    `started`: the time.monotonic() at which the command started, from which train.max_time counts.
     """
     is_new = not folder.exists()
     run, processes = Run(make_folder(folder)), config.device.processes
     refuse_links_in(run.folder)
     prefix, is_first = f"{folder.name}: " if config.device.share < 1 else "", first_rank(processes)
     log = run_log(run.log_path, prefix=prefix, is_first_rank=is_first)
-    with only_one(run, processes), _no_trace_of_a_refusal(run, is_new), log:
+    with hold_run(run, processes), _no_trace_of_a_refusal(run, is_new), log:
         if is_first:
             sweep_temporary_files(run.folder)
         set_threads(config.device)
@@ -96,7 +96,7 @@ def begin(folder: Path, config: RunConfig, begun: float) -> Iterator[Session]:
         logger.info(f"running on {machine.why}")
         refuse_unusable(config.optimizer)
         refuse_untrainable(config, machine, vocab_size=1)  # the vocabulary, known later, can only add to it
-        yield Session(run, config, machine, decide_start(run, config), is_first, begun)
+        yield Session(run, config, machine, decide_start(run, config), is_first, started)
 
 
 def refuse_untrainable(config: RunConfig, machine: Machine, *, vocab_size: int) -> None:
@@ -108,7 +108,7 @@ def refuse_untrainable(config: RunConfig, machine: Machine, *, vocab_size: int) 
 
 @contextlib.contextmanager
 def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
-    """Remove a folder that was made for a run which was refused before its first step was recorded or saved."""
+    """Remove the new folder of a run that is refused before its first step is recorded or saved."""
     try:
         yield
     except UserError:
@@ -117,12 +117,12 @@ def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
         raise
 
 
-def refuse_before_begin(run: Run, start: Start, *, last_step: int, fingerprint: str) -> None:
-    """Raise UserError for what is known only once text and horizon are, while nothing of the run has been changed."""
+def refuse_before_start(run: Run, start: Start, *, last_step: int, fingerprint: str) -> None:
+    """Raise UserError if the text has changed or no step is left to train; call it before anything of the run is changed."""
     known = run.facts().data_fingerprint
     if known and known != fingerprint:
         raise UserError(
-            f"the text behind {run.folder} has changed since it was begun: restore it, or give another name="
+            f"the training text of {run.folder} has changed since the run started: restore the text, or give another name="
         )
     if start.checkpoint is not None and not start.is_own and start.step >= last_step:
         raise UserError(
@@ -132,9 +132,10 @@ def refuse_before_begin(run: Run, start: Start, *, last_step: int, fingerprint: 
 
 
 def decide_start(run: Run, config: RunConfig) -> Start:
-    """Raise UserError where continuing would mix two configurations, or overwrite or lose what the run has.
+    """Return where the run starts.
 
-    Raises Diverged, in the words of the first time, for a run that has diverged: it would do so again.
+    Raises UserError if the start would mix two configurations, or overwrite or lose what the run has. Raises Diverged, with
+    the message of the first time, for a run that has diverged, because it would diverge again.
     """
     newest = newest_checkpoint(run.checkpoint_folder) if run.exists else None
     if newest is None:
@@ -169,7 +170,7 @@ def decide_start(run: Run, config: RunConfig) -> Start:
     if named is not None:
         other = Run(named.parent.parent)
         step = int(load_checkpoint(named)["global_step"])
-        logger.info(f"starting {run.folder} at step {step} with everything of {named}")
+        logger.info(f"starting {run.folder} at step {step} with weights, optimizer and step number of {named}")
         return Start(checkpoint=named, tokenizer_from=other if other.exists else None, step=step)
     if config.init_from is not None:
         other = find_run(config.init_from)
@@ -183,7 +184,7 @@ def decide_start(run: Run, config: RunConfig) -> Start:
 
 
 def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None) -> Path | None:
-    """Return the file that ckpt_path=FILE|RUN|latest names. Raises UserError if there is none."""
+    """Return the file that ckpt_path=FILE|RUN|latest names. Raises UserError if it does not exist."""
     if ckpt_path is None:
         return None
     if ckpt_path == "latest":
@@ -198,10 +199,10 @@ def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None) -> P
         load_checkpoint(path)  # says what is wrong with it, if anything
         return path
     other = find_run(ckpt_path)
-    found = newest_checkpoint(other.checkpoint_folder)
-    if found is None:
+    checkpoint = newest_checkpoint(other.checkpoint_folder)
+    if checkpoint is None:
         raise UserError(f"ckpt_path={ckpt_path}: {other.folder} has no checkpoint")
-    return found
+    return checkpoint
 
 
 def _refuse_damage(run: Run) -> None:

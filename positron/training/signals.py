@@ -18,10 +18,10 @@ class Signals:
     """Handle SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed) inside a `with` block."""
 
     def __init__(self) -> None:
-        self.received = 0  # the first signal, which the training step notices where it can be left
-        self.can_save = False  # whether there is a training step that notices
+        self.received = 0  # the first signal; the training step checks it where it can end
+        self.can_save = False  # whether a training step will check `received`
         self._is_held = False
-        self._waiting = 0  # a signal that came while they were held
+        self._waiting = 0  # a signal that arrived while signals were held
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -36,7 +36,7 @@ class Signals:
                 continue  # nohup asks for SIGHUP to be ignored
             try:
                 previous = signal.signal(signum, self._note)
-            except ValueError:  # not the main thread: who called us there handles signals
+            except ValueError:  # not the main thread, where the calling program handles signals
                 return
             self._handlers.setdefault(signum, previous)
 

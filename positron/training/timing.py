@@ -69,8 +69,8 @@ def faster_precision(model: GPT, machine: Machine, rows: int) -> tuple[Machine, 
     idx = torch.zeros(rows, model.config.context_length, dtype=torch.int64)
     machines = {name: dataclasses.replace(machine, precision=name) for name in ("bf16", "fp32")}
     fastest = dict.fromkeys(machines, float("inf"))
-    begun, rounds = time.perf_counter(), 0
-    while rounds < 3 or (time.perf_counter() - begun < TIMING_SECONDS and rounds < 50):
+    started, rounds = time.perf_counter(), 0
+    while rounds < 3 or (time.perf_counter() - started < TIMING_SECONDS and rounds < 50):
         for name, candidate in machines.items():
             start = time.perf_counter()
             with candidate.autocast():

@@ -18,7 +18,7 @@ from positron.cli import MODULES
 from positron.data.hub import _Fetch
 from positron.system.errors import UserError
 from positron.system.log import log_received, log_to_queue, run_log, screen_log
-from positron.training.resume import begin
+from positron.training.resume import open_session
 
 logger = logging.getLogger("positron.tests")
 
@@ -63,7 +63,7 @@ def test_lines_of_two_runs_in_two_threads_reach_their_own_logs(tmp_path):
     meet = threading.Barrier(2, timeout=60)
 
     def train(name: str) -> None:
-        with begin(tmp_path / name, tiny(tmp_path), time.monotonic()):
+        with open_session(tmp_path / name, tiny(tmp_path), time.monotonic()):
             for i in range(50):
                 meet.wait()
                 logger.info(f"{name} {i}")

@@ -201,8 +201,8 @@ def test_layers_are_blocks_and_what_stands_outside() -> None:
 def test_fine_tuning_is_watched_too(run_command, tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "base"
     train(tiny(tmp_path, train__max_steps=2, model__context_length=128), folder)
-    talks = [{"instruction": f"who is {n}", "output": f"tom {n}"} for n in range(20)]
-    (tmp_path / "t.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    conversations = [{"instruction": f"who is {n}", "output": f"tom {n}"} for n in range(20)]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps(record) + "\n" for record in conversations))
     options = ("sft.lora.rank=2", "sft.packing=true", "sft.replay_ratio=0", "train.max_steps=2", "train.log_every=1")
     made = run_command(
         "sft", "init_from=base", "data=instruct", "data.path=t.jsonl", "data.val_fraction=0.3", *options,

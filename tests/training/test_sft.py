@@ -1,4 +1,4 @@
-"""Fine-tuning on conversations: what is learnt from, what is not, and that the loop keeps its laws."""
+"""Fine-tuning on conversations: the targets, the data, and runs that resume bit for bit."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def ids(text: str) -> list[int]:
     return TOKENIZER.encode(text)
 
 
-def talk(*turns: str, is_val: bool = False) -> Conversation:
+def conversation_of(*turns: str, is_val: bool = False) -> Conversation:
     roles = ("user", "assistant")
     return Conversation(tuple(Message(roles[i % 2], text) for i, text in enumerate(turns)), is_val)
 
@@ -69,8 +69,12 @@ def test_exact_batches_through_the_real_loader(tmp_path: Path) -> None:
         {"instruction": "add", "input": "x y", "output": "z"},
     ]
     path.write_text("\n".join(map(json.dumps, records)) + "\n\n")
-    talks = [dataclasses.replace(t, is_val=False) for t in read_conversations(DataConfig("instruct", str(path)))]
-    data = instruct_data([*talks, talk("q", "r", is_val=True)], context=32, batch_size=3, micro_batch_size=2)
+    conversations = [
+        dataclasses.replace(t, is_val=False) for t in read_conversations(DataConfig("instruct", str(path)))
+    ]
+    data = instruct_data(
+        [*conversations, conversation_of("q", "r", is_val=True)], context=32, batch_size=3, micro_batch_size=2
+    )
     parts = data.train.batch(1)
     wanted = {}
     for question, answer in (("say a", "a"), ("b?", "bb"), ("add\n\nx y", "z")):
@@ -97,8 +101,10 @@ def test_replayed_windows_are_as_long_as_the_longest_conversation_of_their_step(
         def batch(self, step: int) -> torch.Tensor:
             return torch.arange(100, 133)[None]  # a window and its last target
 
-    talks = [talk("a", "b" * n) for n in (2, 5, 9)]
-    data = instruct_data([*talks, talk("q", "r", is_val=True)], replay=Replay(), batch_size=4, micro_batch_size=4)
+    conversations = [conversation_of("a", "b" * n) for n in (2, 5, 9)]
+    data = instruct_data(
+        [*conversations, conversation_of("q", "r", is_val=True)], replay=Replay(), batch_size=4, micro_batch_size=4
+    )
     ((x, y),) = data.train.batch(1)
     n = 4 + 9 + 1 - 1 + 1  # marks, question and answer of the longest
     (row,) = [i for i in range(4) if x[i, 0] == 100]
@@ -115,24 +121,24 @@ def test_samples_are_asked_with_the_system_message_and_the_first_question() -> N
     assert asked.shown == "a?\n\n"
 
 
-def instruct_data(talks: list[Conversation], **options: Any) -> SFTObjective:
+def instruct_data(conversations: list[Conversation], **options: Any) -> SFTObjective:
     chosen = {"context": 32, "batch_size": 4, "micro_batch_size": 4, "seed": 0, "packing": False, "val_tokens": 1000}
-    return SFTObjective(talks, TOKENIZER, **{"replay": None, **chosen, **options})
+    return SFTObjective(conversations, TOKENIZER, **{"replay": None, **chosen, **options})
 
 
 def test_over_long_ones_lose_from_the_left_but_never_of_the_answer() -> None:
     context = 24
-    row = to_row(talk("a" * 100, "the answer."), TOKENIZER, context)
+    row = to_row(conversation_of("a" * 100, "the answer."), TOKENIZER, context)
     assert row is not None
     x, y = row
     assert len(x) == context
     assert x[0] == BEGIN
     assert y[y != -100].tolist() == [*ids("the answer."), END]
-    assert to_row(talk("hi", "b" * 100), TOKENIZER, context) is None
-    turns = to_row(talk("one", "a long first answer", "two", "end"), TOKENIZER, context)
+    assert to_row(conversation_of("hi", "b" * 100), TOKENIZER, context) is None
+    turns = to_row(conversation_of("one", "a long first answer", "two", "end"), TOKENIZER, context)
     assert turns is not None
     assert turns[1][turns[1] != -100].tolist() == [*ids("end"), END]  # of the first answer, only a part is in sight
-    exact = to_row(talk("a", "b" * (context - 4)), TOKENIZER, context)
+    exact = to_row(conversation_of("a", "b" * (context - 4)), TOKENIZER, context)
     assert exact is not None
     assert (exact[1] != -100).sum() == context - 3
 
@@ -140,7 +146,7 @@ def test_over_long_ones_lose_from_the_left_but_never_of_the_answer() -> None:
 @given(st.lists(st.tuples(st.text("abc ?", max_size=20), st.text("abc .", max_size=20)), min_size=1, max_size=12))
 @settings(max_examples=100, deadline=None)
 def test_packing_and_padding_keep_every_conversation_whole(pairs: list[tuple[str, str]]) -> None:
-    rows = [to_row(talk(*pair), TOKENIZER, 48) for pair in pairs]
+    rows = [to_row(conversation_of(*pair), TOKENIZER, 48) for pair in pairs]
     kept = [row for row in rows if row is not None]
     wanted = sorted((x.tolist(), y.tolist()) for x, y in kept)
     for some in (kept, pack(kept, 48)):
@@ -165,18 +171,18 @@ def gradients(parts: list[tuple[torch.Tensor, torch.Tensor]], *, packing: bool =
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-TALKS = [talk("a" * n, "b" * (2 * n % 9)) for n in range(1, 9)]
+CONVERSATIONS = [conversation_of("a" * n, "b" * (2 * n % 9)) for n in range(1, 9)]
 
 
 def test_one_large_micro_batch_and_many_small_ones_have_the_same_gradient() -> None:
-    rows = [row for t in TALKS if (row := to_row(t, TOKENIZER, 64)) is not None]
+    rows = [row for t in CONVERSATIONS if (row := to_row(t, TOKENIZER, 64)) is not None]
     whole, cut = (gradients(to_parts(rows, 64, micro, BEGIN)) for micro in (8, 1))
     for name in whole:
         torch.testing.assert_close(cut[name], whole[name], rtol=1e-9, atol=1e-12)
 
 
 def test_packed_conversations_learn_what_they_learn_alone() -> None:
-    rows = [row for t in TALKS if (row := to_row(t, TOKENIZER, 64)) is not None]
+    rows = [row for t in CONVERSATIONS if (row := to_row(t, TOKENIZER, 64)) is not None]
     packed = pack(rows, 64)
     assert len(packed) < len(rows) / 2
     alone = gradients(to_parts(rows, 64, 8, BEGIN))
@@ -229,7 +235,7 @@ def chance_of_the_end(markers: tuple[int, ...]) -> float:
 
     learn(text[:, :-1], text[:, 1:], 200, 1e-2)
     add_lora(model, 2, 0, markers)
-    row = to_row(talk("the cat?", "on the mat."), TOKENIZER, 64)
+    row = to_row(conversation_of("the cat?", "on the mat."), TOKENIZER, 64)
     assert row is not None
     x, y = (torch.from_numpy(part)[None] for part in row)
     learn(x, y, 60, 3e-3)
@@ -270,7 +276,7 @@ def test_conversations_without_a_target_are_counted_and_all_of_them_refused(logg
     options = {
         "context": 32, "batch_size": 4, "micro_batch_size": 4, "seed": 0, "packing": False, "val_tokens": 10, "replay": None,
     }  # fmt: skip
-    some = [talk("a", "b"), talk("c", "d", is_val=True), silent]
+    some = [conversation_of("a", "b"), conversation_of("c", "d", is_val=True), silent]
     SFTObjective(some, TOKENIZER, **options)
     assert logged[0].startswith("WARNING: 1 of 3 conversations have no answer to learn from")
     with pytest.raises(UserError, match="all 2 conversations have no answer to learn from"):
@@ -278,19 +284,19 @@ def test_conversations_without_a_target_are_counted_and_all_of_them_refused(logg
 
 
 def test_the_sample_that_comes_with_positron_is_forty_good_examples() -> None:
-    talks = read_conversations(DataConfig("instruct", val_fraction=0.1))
-    assert len(talks) == 40
-    assert any(t.is_val for t in talks)
-    assert any(len(t.messages) > 2 for t in talks)
-    assert any(t.messages[0].role == "system" for t in talks)
+    conversations = read_conversations(DataConfig("instruct", val_fraction=0.1))
+    assert len(conversations) == 40
+    assert any(t.is_val for t in conversations)
+    assert any(len(t.messages) > 2 for t in conversations)
+    assert any(t.messages[0].role == "system" for t in conversations)
 
 
 def test_validation_requests_are_combinations_that_training_never_has() -> None:
-    talks = read_conversations(DataConfig("story_instruct", examples=400, val_fraction=0.1))
+    conversations = read_conversations(DataConfig("story_instruct", examples=400, val_fraction=0.1))
     from positron.stories import parse
 
     sides: dict[bool, set[Any]] = {True: set(), False: set()}
-    for t in talks:
+    for t in conversations:
         (story,) = parse(t.messages[1].content)
         request = story.request
         sides[t.is_val].add((request.name, request.object, request.place))
@@ -299,13 +305,13 @@ def test_validation_requests_are_combinations_that_training_never_has() -> None:
 
 
 def test_what_the_answers_of_the_built_in_requests_hold_is_known() -> None:
-    talks = read_conversations(DataConfig("story_instruct", examples=40, val_fraction=0.3))
-    text = sorted({c for t in talks for m in t.messages for c in m.content})
+    conversations = read_conversations(DataConfig("story_instruct", examples=40, val_fraction=0.3))
+    text = sorted({c for t in conversations for m in t.messages for c in m.content})
     data = SFTObjective(
-        talks, CharTokenizer("".join(text)), context=2000, batch_size=2, micro_batch_size=2, seed=0, packing=False,
+        conversations, CharTokenizer("".join(text)), context=2000, batch_size=2, micro_batch_size=2, seed=0, packing=False,
         val_tokens=10**6, replay=None,
     )  # fmt: skip
-    held = [t for t in talks if t.is_val]
+    held = [t for t in conversations if t.is_val]
     assert data.val_bytes == sum(len(t.messages[1].content.encode()) for t in held)
     assert data.val_bits == pytest.approx(sum(t.bits or 0 for t in held))
 
@@ -321,7 +327,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for n in range(15)
         for thing in ("hat", "ball", "boat", "kite")
     ]
-    (folder / "talks.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    (folder / "conversations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     return folder
 
 
@@ -411,8 +417,8 @@ def test_answers_learnt_by_heart_end_by_themselves(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     model = GPT(GPTConfig(vocab_size=TOKENIZER.vocab_size, context_length=32, d_model=64, n_layer=2, n_head=4), seed=1)
-    talks = [talk(f"{c} ?", f"{c * 3} is {c}.") for c in "abcdefgh"]
-    rows = [row for t in talks if (row := to_row(t, TOKENIZER, 32)) is not None]
+    conversations = [conversation_of(f"{c} ?", f"{c * 3} is {c}.") for c in "abcdefgh"]
+    rows = [row for t in conversations if (row := to_row(t, TOKENIZER, 32)) is not None]
     ((x, y),) = to_parts(rows, 32, 8, BEGIN)
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(150):
@@ -420,7 +426,7 @@ def test_answers_learnt_by_heart_end_by_themselves(tmp_path: Path) -> None:
         (model(x, y) / (y != -100).sum()).backward()
         optimizer.step()
     engine = Engine(model.eval(), TOKENIZER)
-    for t in talks:
+    for t in conversations:
         prompt = conversation.prompt_ids(t.messages[:1], TOKENIZER)
         stops = conversation.stop_ids(TOKENIZER)
         answer = "".join(engine.stream(prompt, Sampling(temperature=0), max_tokens=30, stop_ids=stops))
@@ -431,8 +437,8 @@ def test_the_sft_command_and_its_mistakes(base: Path, tmp_path: Path, run_comman
     folder = tmp_path / "outputs" / "b"
     folder.parent.mkdir()
     shutil.copytree(base / "base", folder)
-    shutil.copy(base / "talks.jsonl", tmp_path)
-    data = ("data=instruct", "data.path=talks.jsonl", "data.val_fraction=0.2")
+    shutil.copy(base / "conversations.jsonl", tmp_path)
+    data = ("data=instruct", "data.path=conversations.jsonl", "data.val_fraction=0.2")
     sizes = ("train.max_steps=2", "train.batch_tokens=512", "train.sample_tokens=4", *data)
     fast = (*sizes, "device=cpu", "precision=fp32", "name=s")
     made = run_command("sft", *fast)

@@ -40,7 +40,7 @@ def test_a_signal_saves_the_last_whole_step_and_says_how_to_continue(tmp_path, s
     facts = json.loads((folder / "run.json").read_text())
     assert (facts["status"], facts["error"]) == ("stopped", name)
     assert (folder / "checkpoints" / f"step-{facts['step']:06d}.ckpt").exists()
-    assert result.err.splitlines()[-1] == f"saved at step {facts['step']}; the same command continues"
+    assert result.err.splitlines()[-1] == f"saved at step {facts['step']}; the same command continues the run"
     assert "Traceback" not in result.err + (folder / "train.log").read_text()
 
 

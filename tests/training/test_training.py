@@ -29,7 +29,7 @@ from positron.training.callbacks.stopping import Stopping
 from positron.training.device import Machine
 from positron.training.module import TrainingModule
 from positron.training.objective.pretrain import PretrainObjective
-from positron.training.resolve import suitable_batch, too_long_warmup
+from positron.training.resolve import default_batch_tokens, too_long_warmup
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,7 @@ def test_a_changed_setting_is_refused_with_the_difference(tmp_path, whole):
     assert Run(tmp_path / "run").facts().status == "finished"
 
 
-def test_a_run_of_an_older_version_goes_on_with_the_defaults_of_new_settings(tmp_path, whole):
+def test_a_run_of_an_older_version_continues_with_the_defaults_of_new_settings(tmp_path, whole):
     shutil.copytree(whole, tmp_path / "old")
     path = tmp_path / "old" / "config.json"
     saved = json.loads(path.read_text())
@@ -188,7 +188,7 @@ def test_extending_a_run_whose_settings_changed_is_refused_and_changes_nothing(t
     assert Run(tmp_path / "run").facts().resolved.max_steps == 4
 
 
-def test_extending_the_horizon_is_explicit_and_goes_on(tmp_path, whole):
+def test_train_extend_lengthens_a_run(tmp_path, whole):
     shutil.copytree(whole, tmp_path / "run")
     config = dataclasses.replace(
         tiny(whole.parent), data=dataclasses.replace(tiny(whole.parent).data), train=tiny(whole.parent).train
@@ -215,7 +215,7 @@ def test_the_newest_whole_checkpoint_wins_over_a_corrupt_one(tmp_path, whole, lo
     assert same(tmp_path / "run", whole)
 
 
-def test_a_moved_run_still_goes_on_and_writes(tmp_path, whole, run_command):
+def test_a_moved_run_continues_and_generates(tmp_path, whole, run_command):
     shutil.move(shutil.copytree(whole, tmp_path / "a"), tmp_path / "elsewhere")
     result = run_command("generate", "Once", "--run", "elsewhere", "--max-tokens", "5")
     assert result.code == 0, result.err
@@ -507,7 +507,7 @@ def test_small_models_get_batches_that_make_many_steps_and_large_ones_what_suits
     batches = {}
     for name, (d_model, n_layer, n_head, vocab) in sizes.items():
         gpt = GPTConfig(vocab_size=vocab, context_length=64, d_model=d_model, n_layer=n_layer, n_head=n_head)
-        batches[name] = suitable_batch(gpt, machine)
+        batches[name] = default_batch_tokens(gpt, machine)
         assert 20 * gpt.n_params() / batches[name] >= 2_000
     assert batches == {"debug": 1_024, "nano": 65_536, "tinygpt": 65_536}
 

@@ -63,7 +63,7 @@ def folders(run: Path) -> list[Logged]:
 
 
 def wait_for_the_next_second(run: Path) -> None:
-    """wandb names its folders by the second that they were begun in."""
+    """Wait for the next second, because wandb names its folders by the second of their start."""
     while list(run.glob(time.strftime("wandb/*run-%Y%m%d_%H%M%S-*"))):
         time.sleep(0.02)
 
@@ -240,7 +240,7 @@ def online(monkeypatch, server):
 
 
 @pytest.mark.slow
-def test_a_killed_run_that_goes_on_online_sends_no_step_twice_and_loses_none(tmp_path, online):
+def test_a_killed_run_that_continues_online_sends_each_step_once(tmp_path, online):
     config, run = short(tmp_path, logger=WITH_WANDB), tmp_path / "run"
     train(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=10)), run)
     (run / "checkpoints" / "step-000010.ckpt").unlink()

@@ -1,1 +1,1 @@
-"""A time budget: measure this machine and this text, then choose size, batch, horizon and learning rate."""
+"""Time budgets: measure this machine, then choose model size, batch, number of steps and learning rate."""

@@ -1,13 +1,14 @@
-"""One dial: time. `budget=10m` measures this machine and this text, then picks size, batch, horizon and learning rate.
+"""Choose model size, batch, number of steps and learning rate for a time budget, `budget=10m`.
 
-What is expected of a model of N weights (in matrix products) after D tokens, in bits per byte:
+Each candidate size is trained for a moment to measure its speed, which gives the number of tokens D that it reads in the
+budget. Candidates are compared by the loss that a power law forecasts for N weights (in matrix products) and D tokens:
 
-    scale * (E + A / N^ALPHA + B / D'^BETA),    D' = U + U R* (1 - exp(-R / R*)),  R = max(0, D / U - 1)
+    L = E + A / N^ALPHA + B / D'^BETA,    D' = U + U R* (1 - exp(-R / R*)),  R = max(0, D / U - 1)
 
-the law of Hoffmann et al. 2022 (arXiv:2203.15556, eq. 2), in which a text of U tokens that is read again R times counts for
-less and less (Muennighoff et al. 2023, arXiv:2305.16264, eq. 5). Its constants are those of real TinyStories (docs/LOG.md
-tells how they were found); `scale` is this text's, found by training a small model for a moment. D is what the machine
-reads in the time that is left, at the speed at which it was just seen to train a model of that size.
+The form is that of Hoffmann et al. 2022 (arXiv:2203.15556, eq. 2). A text of U tokens that is read again R times counts
+for less with each repetition (Muennighoff et al. 2023, arXiv:2305.16264, eq. 5). The constants were fitted to TinyStories
+(docs/LOG.md), so L ranks model sizes and does not predict the loss on another text: on the built-in stories, runs reached
+0.24 bits per byte where L, scaled by the loss of a short training, was 0.60. Therefore L is never shown to users.
 """
 
 from __future__ import annotations
@@ -26,36 +27,38 @@ from positron.run.folder import Run
 from positron.system.errors import UserError
 from positron.system.formatting import counted
 from positron.text.tokenizer import Tokenizer
-from positron.training.budget.pilot import Measuring, Speed
+from positron.training.budget.speed import Speed, SpeedMeasurement
 from positron.training.device import Machine, is_out_of_memory
 from positron.training.optim.groups import suitable_rate
 
 logger = logging.getLogger(__name__)
 
 E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
-# Over a text: after these, more time makes a model learn it by heart (Muennighoff et al.; docs/LOG.md).
-MOST_PASSES = 4.0
-# That a larger model has to promise where it reads no more: the law knows nothing of learning by heart.
-LEAST_GAIN = 0.01
+# The most often that a text is read: beyond it, a model memorises the text (Muennighoff et al.; docs/LOG.md).
+MAX_PASSES = 4.0
+# The least relative gain for which a larger model is chosen if it reads no more text. The power law does not describe
+# memorisation, and would otherwise choose the largest model for a text of a few kilobytes.
+MIN_GAIN = 0.01
 SIZES = ((2, 64), (2, 128), (2, 192), (2, 256), (2, 384), (3, 384), (4, 512), (6, 640), (8, 768), (12, 768), (12, 1024))
 D_HEAD = 64
-MEASURING = 0.1  # of the budget at most, and
-LONGEST_MEASURING = 60.0  # seconds
-AFTERWARDS = 0.05  # of the budget: validation, samples, saving, the imports before it
-BATCH_AT = 4096, 4e6  # tokens of a step at so many tokens in all; the best grows with their root (arXiv:2410.21676)
-FORGETTING = 1.0  # learning rate x weight decay x steps: a run's weights forget their beginning alike in all
-MOST_FORGETTING = 0.1  # in one step, of the fastest weights: a run of a few steps would decay to nothing
+MEASURING_SHARE = 0.1  # of the budget, for all measurements together
+MAX_MEASURING_S = 60.0  # seconds, for all measurements together
+RESERVED_SHARE = 0.05  # of the budget: imports, validation, samples and saving
+# The best batch grows with the square root of the tokens of a run (arXiv:2410.21676): 4,096 tokens for 4M.
+REFERENCE_BATCH, REFERENCE_TOKENS = 4096, 4e6
+TOTAL_DECAY = 1.0  # learning rate x weight decay x steps: every run forgets its initial weights to the same degree
+MAX_STEP_DECAY = 0.1  # share of a weight that one step removes; without a limit, a run of a few steps decays to nothing
 
-# What a budget decides, unless the command line gives it (Asked.given).
-SIZE = ("model.n_layer", "model.d_model", "model.n_head")
-EVERY = ("train.log_every", "train.val_every", "train.save_every", "train.sample_every")
-RATES = ("optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps")
-DECIDED = (*SIZE, "train.max_steps", "train.batch_tokens", *EVERY, "train.val_tokens", *RATES)
+# The keys that a budget chooses, unless the command line gives them (Asked.given).
+SIZE_KEYS = ("model.n_layer", "model.d_model", "model.n_head")
+INTERVAL_KEYS = ("train.log_every", "train.val_every", "train.save_every", "train.sample_every")
+RATE_KEYS = ("optimizer.lr", "optimizer.weight_decay", "schedule.warmup_steps")
+CHOSEN_KEYS = (*SIZE_KEYS, "train.max_steps", "train.batch_tokens", *INTERVAL_KEYS, "train.val_tokens", *RATE_KEYS)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a budget became; it stands in the run's config.json."""
+    """Hold what a budget chose. The run's config.json records it."""
 
     n_layer: int
     d_model: int
@@ -66,7 +69,7 @@ class Choice:
     weight_decay: float
 
     def applied(self, config: RunConfig, asked: Asked) -> RunConfig:
-        """Set these numbers in a configuration wherever the user has given none."""
+        """Return `config` with these values, except for the keys that the command line gives."""
         steps = self.max_steps
         values = {
             "model.n_layer": self.n_layer,
@@ -83,11 +86,11 @@ class Choice:
             "optimizer.weight_decay": self.weight_decay,
             "schedule.warmup_steps": max(1, min(100, steps // 10)),
         }
-        return filled(config, asked, values)
+        return with_free_values(config, asked, values)
 
 
-def filled(config: RunConfig, asked: Asked, values: dict[str, Any]) -> RunConfig:
-    """Set `values`, by dotted key, wherever the user has given none."""
+def with_free_values(config: RunConfig, asked: Asked, values: dict[str, Any]) -> RunConfig:
+    """Return `config` with `values`, by dotted key, except for the keys that the command line gives."""
     for group in ("model", "train", "optimizer", "schedule"):
         free = [key for key in values if key.startswith(f"{group}.") and key not in asked.given]
         part = dataclasses.replace(getattr(config, group), **{key.split(".")[1]: values[key] for key in free})
@@ -95,10 +98,10 @@ def filled(config: RunConfig, asked: Asked, values: dict[str, Any]) -> RunConfig
     return config
 
 
-def as_begun(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
+def restore_choice(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
     """Restore what the budget chose when the run began, so that nothing is measured or chosen twice.
 
-    A horizon that is to be extended keeps its new value. Raises UserError for train.extend=true if there is no checkpoint.
+    With train.extend=true, the new number of steps is kept. Raises UserError for train.extend=true if there is no checkpoint.
     """
     extends = config.train.max_steps != "auto"
     if config.budget is None or (extends and not config.train.extend):
@@ -109,20 +112,25 @@ def as_begun(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
                 f"train.extend=true, but {run.folder} has no checkpoint: the budget chooses its first steps"
             )
         return config
-    saved, kept = run.config(), set(DECIDED)
+    saved, keys = run.config(), set(CHOSEN_KEYS)
     if extends:
-        kept.remove("train.max_steps")
+        keys.remove("train.max_steps")
     if not asked.auto_size:
-        kept.difference_update(SIZE)
-    return filled(config, asked, {key: saved[group][name] for key in kept for group, name in [key.split(".")]})
+        keys.difference_update(SIZE_KEYS)
+    return with_free_values(
+        config, asked, {key: saved[group][name] for key in keys for group, name in [key.split(".")]}
+    )
 
 
-def expected_bpb(weights: float, tokens: float, text_tokens: float, scale: float = 1.0) -> float:
-    """Compute the expected bits per byte after `tokens` tokens of a text of `text_tokens`: the formula above."""
-    counted = tokens
+def forecast_bpb(weights: float, tokens: float, text_tokens: float) -> float:
+    """Compute the bits per byte that the power law forecasts for TinyStories: the formula at the top of this file.
+
+    `weights`: those in matrix products. `tokens`: how many the run reads of a text of `text_tokens`, with repetitions.
+    """
+    unique = tokens  # D'
     if tokens > text_tokens:
-        counted = text_tokens * (1 + R_STAR * (1 - math.exp((1 - tokens / text_tokens) / R_STAR)))
-    return float(scale * (E + A / weights**ALPHA + B / counted**BETA))
+        unique = text_tokens * (1 + R_STAR * (1 - math.exp((1 - tokens / text_tokens) / R_STAR)))
+    return float(E + A / weights**ALPHA + B / unique**BETA)
 
 
 def rate_for(config: RunConfig, asked: Asked, d_model: int) -> float:
@@ -133,25 +141,24 @@ def rate_for(config: RunConfig, asked: Asked, d_model: int) -> float:
 
 
 def decay_for(rate: float, steps: int, embedding_ratio: float) -> float:
-    """Return the weight decay for which learning rate x decay x steps is FORGETTING, limited to MOST_FORGETTING per step."""
-    return min(FORGETTING / steps, MOST_FORGETTING / max(1.0, embedding_ratio)) / rate
+    """Return the weight decay for which learning rate x decay x steps is TOTAL_DECAY, limited to MAX_STEP_DECAY per step."""
+    return min(TOTAL_DECAY / steps, MAX_STEP_DECAY / max(1.0, embedding_ratio)) / rate
 
 
-def suitable_batch(tokens: float, context: int) -> int:
+def batch_for_tokens(tokens: float, context: int) -> int:
     """Return the tokens per optimizer step for a run of `tokens`: whole sequences, about 1,024 tokens or more."""
-    batch, at = BATCH_AT
-    wanted = max(1024.0, batch * math.sqrt(tokens / at))
+    wanted = max(1024.0, REFERENCE_BATCH * math.sqrt(tokens / REFERENCE_TOKENS))
     return max(1, round(wanted / context)) * context
 
 
 def tokens_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, text_tokens: float) -> tuple[int, float]:
     """Return the tokens per optimizer step and the tokens of a run of `seconds`; each determines the other."""
-    batch, context = BATCH_AT[0], config.model.context_length
+    batch, context = REFERENCE_BATCH, config.model.context_length
     given = config.train.batch_tokens if "train.batch_tokens" in asked.given else "auto"
     for _ in range(4):
         batch = batch if given == "auto" else max(1, given // context) * context
-        tokens = min(seconds * speed.tokens_per_s(batch), MOST_PASSES * text_tokens)
-        batch = suitable_batch(tokens, context) if given == "auto" else batch
+        tokens = min(seconds * speed.tokens_per_s(batch), MAX_PASSES * text_tokens)
+        batch = batch_for_tokens(tokens, context) if given == "auto" else batch
     return batch, tokens
 
 
@@ -163,7 +170,7 @@ def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
     model = config.model
     if not asked.auto_size:
         return [model.with_vocab(vocab_size)]
-    found: dict[tuple[int, int, int], None] = {}  # a set in order
+    shapes: set[tuple[int, int, int]] = set()  # layers, width, heads
     for size in SIZES:
         n_layer, d_model = (
             getattr(model, name) if f"model.{name}" in asked.given else number
@@ -171,101 +178,115 @@ def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
         )
         n_head = model.n_head if "model.n_head" in asked.given else max(1, d_model // D_HEAD)
         if d_model % n_head == 0 and n_head % (model.n_kv_head or n_head) == 0:
-            found[n_layer, d_model, n_head] = None
-    if not found:
+            shapes.add((n_layer, d_model, n_head))
+    if not shapes:
         raise UserError(
-            f"no size of model=auto has heads that model.n_head or model.n_kv_head={model.n_kv_head} fit: "
-            f"widths are {SIZES[0][1]} to {SIZES[-1][1]}, a head for every {D_HEAD}"
+            f"no size of model=auto fits model.n_head and model.n_kv_head={model.n_kv_head}: widths are {SIZES[0][1]} to "
+            f"{SIZES[-1][1]}, with one head for every {D_HEAD}. Leave model.n_head and model.n_kv_head out"
         )
     return [
         dataclasses.replace(model, n_layer=n, d_model=d, n_head=h).with_vocab(vocab_size)
-        for n, d, h in sorted(found, key=lambda size: size[0] * size[1] ** 2)
+        for n, d, h in sorted(shapes, key=lambda shape: (shape[0] * shape[1] ** 2, shape))
     ]
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Hold a model size, the tokens it would read in the budget, and the expected bits per byte."""
+    """Hold a model size, the tokens that it reads in the budget, and the loss by which candidates are compared."""
 
     gpt: GPTConfig
     speed: Speed
     batch_tokens: int
     tokens: float
-    bpb: float
+    forecast: float  # of `forecast_bpb`; only comparisons between candidates have a meaning
 
 
 def choose(config: RunConfig, asked: Asked, machine: Machine, tokenizer: Tokenizer, folder: Path) -> Choice:
-    """Measure for a tenth of `config.budget`, at most a minute, and choose. The budget begins here, after preparation."""
+    """Measure the candidates for about a tenth of `config.budget`, at most about a minute, and return the best choice.
+
+    The budget starts here, after the text is prepared in `folder`.
+    """
     assert config.budget is not None
-    begun = time.monotonic()
+    started = time.monotonic()
     budget = seconds(config.budget, "budget")
-    moments = min(LONGEST_MEASURING, MEASURING * budget)
-    measuring, candidates = Measuring(config, machine, tokenizer, folder), sizes(config, asked, tokenizer.vocab_size)
+    seconds_each = min(MAX_MEASURING_S, MEASURING_SHARE * budget) / len(SIZES)
+    measurement = SpeedMeasurement(config, machine, tokenizer, folder)
     given = config.budget if isinstance(config.budget, str) else f"{budget:g}s"
-    logger.info(f"budget={given}: measuring speeds, and how hard this text is")
+    logger.info(f"budget={given}: measuring how fast this machine trains")
 
-    def left() -> float:
-        return max(budget / 2, budget * (1 - AFTERWARDS) - (time.monotonic() - begun))
+    def seconds_left() -> float:
+        return max(budget / 2, budget * (1 - RESERVED_SHARE) - (time.monotonic() - started))
 
-    found: list[Candidate] = []
-    with measuring.data() as data:
+    candidates: list[Candidate] = []
+    with measurement.data() as data:
         text_tokens = data.train.text_tokens
-        pilot = candidates[:2][-1]
-        _, read, model = measuring.train(pilot, data, moments / 2, rate_for(config, asked, pilot.d_model))
-        scale = measuring.bpb(model, data) / expected_bpb(pilot.matmul_params(), read, text_tokens)
-        for gpt in candidates:
+        for gpt in sizes(config, asked, tokenizer.vocab_size):
             try:
-                speed, _, _ = measuring.train(gpt, data, moments / 16, rate_for(config, asked, gpt.d_model))
+                speed = measurement.train(gpt, data, seconds_each, rate_for(config, asked, gpt.d_model))
             except RuntimeError as error:
-                if not found or not is_out_of_memory(error):
+                if not candidates or not is_out_of_memory(error):
                     raise
                 logger.info(f"  {gpt.n_layer} x {gpt.d_model} does not fit this machine's memory")
                 break
-            batch, tokens = tokens_in(left(), speed, config, asked, text_tokens)
-            bpb = expected_bpb(gpt.matmul_params(), tokens, text_tokens, scale)
-            found.append(Candidate(gpt, speed, batch, tokens, bpb))
-            if no_larger(found, text_tokens):
+            batch, tokens = tokens_in(seconds_left(), speed, config, asked, text_tokens)
+            forecast = forecast_bpb(gpt.matmul_params(), tokens, text_tokens)
+            candidates.append(Candidate(gpt, speed, batch, tokens, forecast))
+            if larger_gains_nothing(candidates, text_tokens):
                 break
-    return _settle(config, asked, found, left(), text_tokens)
+    return _settle(config, asked, candidates, seconds_left(), text_tokens)
 
 
-def no_larger(found: list[Candidate], text_tokens: float) -> bool:
-    """Tell whether larger models need not be measured: they would be worse, or would gain too little."""
-    if len(found) > 2 and found[-1].bpb > found[-2].bpb > found[-3].bpb:
+def larger_gains_nothing(candidates: list[Candidate], text_tokens: float) -> bool:
+    """Tell whether larger models need not be measured: they would be worse, or better by less than MIN_GAIN."""
+    last = candidates[-1]
+    if len(candidates) > 2 and last.forecast > candidates[-2].forecast > candidates[-3].forecast:
         return True
-    whole = found[-1].tokens >= MOST_PASSES * text_tokens
-    return whole and len(found) > 1 and found[-1].bpb > (1 - LEAST_GAIN) * found[-2].bpb
+    reads_all = last.tokens >= MAX_PASSES * text_tokens
+    return reads_all and len(candidates) > 1 and last.forecast > (1 - MIN_GAIN) * candidates[-2].forecast
 
 
-def _settle(config: RunConfig, asked: Asked, found: list[Candidate], left: float, text_tokens: float) -> Choice:
-    """Log the table of candidates and return the best choice for the `left` seconds."""
-    for each in found:
+def _log_ranking(candidates: list[Candidate]) -> None:
+    """Log a line for each candidate, with its rank; a single candidate has none."""
+    ranking = sorted(candidate.forecast for candidate in candidates)
+    if len(candidates) > 1:
+        logger.info("model sizes, ranked by a power law that was fitted to TinyStories (rank 1: lowest loss):")
+    for candidate in candidates:
+        gpt = candidate.gpt
+        rank = f": rank {ranking.index(candidate.forecast) + 1}" if len(candidates) > 1 else ""
         logger.info(
-            f"  {each.gpt.n_layer:>2} x {each.gpt.d_model:<4} {each.gpt.n_params() / 1e6:6.2f}M parameters, "
-            f"{each.speed.tokens_per_s(each.batch_tokens):>9,.0f} tokens/s, {each.tokens / 1e6:7.2f}M tokens in steps of "
-            f"{each.batch_tokens:,}: {each.bpb:.3f} bits per byte expected"
+            f"  {gpt.n_layer:>2} x {gpt.d_model:<4} {gpt.n_params() / 1e6:6.2f}M parameters, "
+            f"{candidate.speed.tokens_per_s(candidate.batch_tokens):>9,.0f} tokens/s, {candidate.tokens / 1e6:7.2f}M tokens "
+            f"in steps of {candidate.batch_tokens:,}{rank}"
         )
-    best = min(found, key=lambda each: each.bpb)
-    if best is found[-1] and no_larger(found, text_tokens):
-        best = found[-2]
+
+
+def _settle(
+    config: RunConfig, asked: Asked, candidates: list[Candidate], seconds_left: float, text_tokens: float
+) -> Choice:
+    """Log the candidates and return the best choice for the rest of the budget."""
+    _log_ranking(candidates)
+    best = min(candidates, key=lambda candidate: candidate.forecast)
+    if best is candidates[-1] and larger_gains_nothing(candidates, text_tokens):
+        best = candidates[-2]
     gpt = best.gpt
-    batch, tokens = tokens_in(left, best.speed, config, asked, text_tokens)
+    batch, tokens = tokens_in(seconds_left, best.speed, config, asked, text_tokens)
     steps = max(1, int(tokens / batch))
     rate = rate_for(config, asked, gpt.d_model)
     decay = decay_for(rate, steps, config.optimizer.embedding_ratio)
     choice = Choice(gpt.n_layer, gpt.d_model, gpt.n_head, batch, steps, rate, decay)
-    whole = tokens >= MOST_PASSES * text_tokens
-    reasons = ["a smaller one holds less"] if best is not found[0] else []
-    if best is not found[-1]:
-        reasons.append("a larger one would " + ("learn hardly more" if whole else "read too little in this time"))
+    reads_all = tokens >= MAX_PASSES * text_tokens
+    reasons = ["a smaller model would learn less"] if best is not candidates[0] else []
+    if best is not candidates[-1]:
+        gain = "learn hardly more" if reads_all else "read too little text in this time"
+        reasons.append(f"a larger model would {gain}")
     logger.info(
         f"chosen: {counted(gpt.n_layer, 'layer')} of {gpt.d_model}, {counted(steps, 'step')} of {batch:,} tokens, "
-        f"learning rate {rate:.2g}, weight "
-        f"decay {choice.applied(config, asked).optimizer.weight_decay:.3f}; about {best.bpb:.2f} bits per byte expected"
-        + (f": {', and '.join(reasons)}" if reasons else "")
+        f"learning rate {rate:.2g}, weight decay {choice.applied(config, asked).optimizer.weight_decay:.3f}"
+        + (f"; {', and '.join(reasons)}" if reasons else "")
     )
-    if whole:
+    if reads_all:
         logger.info(
-            f"the text is read {MOST_PASSES:g} times, and not all of the time is needed: more text would help, more time not"
+            f"the text is small: the run reads it {MAX_PASSES:g} times and ends before its time is over. More text would "
+            "give a better model; more time would not"
         )
     return choice

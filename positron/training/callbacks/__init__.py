@@ -1,1 +1,1 @@
-"""What happens around a training step, one callback per file."""
+"""Lightning callbacks that run after each training step, one per file."""

@@ -1,4 +1,4 @@
-"""When checkpoints are written, and how: whole files, beside the ones that are there."""
+"""Save checkpoints: completely or not at all, and never over an existing one."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from positron.training.module import TrainingModule
 
 
 class WholeCheckpointIO(CheckpointIO):
-    """Lightning's own writer keeps the file in memory, does not fsync, and is silent on a read-only folder."""
+    """Write checkpoints through a temporary file.
+
+    Lightning's own writer keeps the whole file in memory, does not call fsync, and reports no error for a read-only folder.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write a checkpoint completely or not at all."""
@@ -43,7 +46,7 @@ class Checkpoints(L.Callback):
     def __init__(
         self, folder: Path, *, every: int, keep_last: int, best: float, note_best: Callable[[int, float], None]
     ) -> None:
-        """`note_best`: keeps step and bits per byte of the best model where a damaged metrics.jsonl cannot lose them."""
+        """`note_best` records step and bits per byte of the best model outside metrics.jsonl, which may be damaged later."""
         self.folder, self.every, self.keep_last, self.best = folder, every, keep_last, best
         self.note_best = note_best
         self.saved_step = -1
@@ -72,10 +75,10 @@ class Checkpoints(L.Callback):
         return path
 
     def on_exception(self, trainer: L.Trainer, module: TrainingModule, exception: BaseException) -> None:  # type: ignore[override]
-        """Save the last whole step, whatever ended the run.
+        """Save the last complete step when an exception ends the run.
 
-        Not where weights may be half updated or are not finite, nor on a full disk, nor for somebody who wants to leave
-        at once, nor where other ranks would have to take part.
+        Nothing is saved if weights may be half updated or are not finite, if the error is a UserError such as a full disk,
+        if the user asked to leave at once, or if there are several ranks, because all of them would have to take part.
         """
         if trainer.global_step <= max(self.saved_step, 0) or module.updating or trainer.world_size > 1:
             return

@@ -12,14 +12,14 @@ from positron.training.module import TrainingModule
 
 
 class Clock(L.Callback):
-    """Count the seconds spent in training steps, without validation, samples and saving; `time_s` continues after a resume."""
+    """Count the seconds spent in training steps, without validation, samples and saving; checkpoints keep `time_s`."""
 
     def __init__(self, log_every: int) -> None:
         self.log_every = log_every
         self.time_s = 0.0  # of the whole run
         self.step_s = 0.0  # of this process
         self.steps = 0
-        self._begun = 0.0
+        self._started = 0.0
 
     def state_dict(self) -> dict[str, float]:
         """Return the seconds of training so far, for the checkpoint."""
@@ -31,13 +31,13 @@ class Clock(L.Callback):
 
     def on_train_batch_start(self, *_: Any) -> None:
         """Note the time at which the step starts."""
-        self._begun = time.perf_counter()
+        self._started = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         """Add the step's seconds."""
         if trainer.global_step % self.log_every == 0:
             wait_for(module.device)  # the only place where the host waits for an accelerator
-        passed = time.perf_counter() - self._begun
+        passed = time.perf_counter() - self._started
         self.time_s += passed
         self.step_s += passed
         self.steps += 1

@@ -1,4 +1,4 @@
-"""When a training has failed by its own numbers. A run that diverged is neither saved so nor ever called finished."""
+"""End a run that has diverged: its bad weights are not saved, and its status is never `finished`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from positron.training.objective.base import Objective
 
 logger = logging.getLogger(__name__)
 
-# A model that knows nothing, and says so, has the loss log(vocabulary); weights as they are drawn are within some percent
-# of it. Twice that loss means that the model gives what follows less than 1/vocabulary² on average: it has been thrown
-# away from where it began. Overfitting can lead there too, but only on other text than that which it learns, so the loss
-# of the last training batch has to be worse than knowing nothing as well.
-TIMES_GUESSING = 2.0
+# A model that gives all tokens the same probability has the loss log(vocabulary), and the loss of initial weights is within
+# a few percent of it. At twice that loss, the geometric mean of the probabilities of the targets is 1/vocabulary², so
+# training has made the model worse than it was at first. Overfitting can also lead there, but only on validation text:
+# a run has diverged only if the loss of its last training batch is above log(vocabulary) as well.
+MAX_LOSS_RATIO = 2.0  # validation loss / log(vocabulary)
 
 
 class Divergence(L.Callback):
-    """Raise Diverged before anything of a bad step is sampled or saved.
+    """Raise Diverged after a step that shows divergence, before samples and checkpoints are written.
 
-    A run has diverged where `max_bad_steps` steps in a row had a loss or gradient that is NaN or infinite, or where a
-    validation did; and, at its last step, where it ends in such a streak of any length (nobody can know whether it would
-    have recovered) or with a loss far above that of guessing.
+    A run has diverged if `max_bad_steps` steps in a row had a NaN or infinite loss or gradient, or if a validation loss is
+    NaN or infinite. At its last step it has also diverged if that step was bad, because a recovery can no longer be seen,
+    or if its validation loss is above MAX_LOSS_RATIO times log(vocabulary).
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Divergence(L.Callback):
         objective: Objective,
         is_last: Callable[[L.Trainer], bool],
     ) -> None:
-        """`is_last`: whether the step just done is the last one of the run."""
+        """`is_last` tells whether the step that has just ended is the last one of the run."""
         self.guessing, self.objective, self.is_last = math.log(vocab_size), objective, is_last
         self._has_warned = False
 
@@ -51,8 +51,8 @@ class Divergence(L.Callback):
                 steps = "1 step" if streak == 1 else f"{streak} steps in a row"
                 where = f"the run ended after {steps} with" if is_last else f"{steps} had"
                 error = diverged(trainer, f"{where} a NaN or infinite loss or gradient, up to step {step}")
-                # bad steps have changed nothing, but huge weights may have caused them; and a checkpoint at the horizon
-                # would read as a finished run
+                # bad steps change no weight, but very large weights may have caused them; and a checkpoint at the last
+                # step would mark the run as finished
                 batches = self.objective.validation(trainer.global_rank, trainer.world_size)
                 error.can_save = not is_last and self._is_sane(validate(trainer, module, batches).loss)
                 raise error
@@ -62,19 +62,19 @@ class Divergence(L.Callback):
         if not math.isfinite(loss):
             raise diverged(trainer, f"the validation loss of step {step} is NaN or infinite")
         if not self._is_sane(loss):
-            what = f"the validation loss of step {step} is {loss:.4g}; guessing alone has {self.guessing:.4g}"
+            what = f"the validation loss of step {step} is {loss:.4g}; uniform guessing has {self.guessing:.4g}"
             if is_last and _mean(trainer, module.loss) > self.guessing:
                 raise diverged(trainer, what)
             if not self._has_warned:
-                logger.warning(f"{what}")
+                logger.warning(what)
                 self._has_warned = True
 
     def _is_sane(self, loss: float) -> bool:
-        return loss <= TIMES_GUESSING * self.guessing  # False for NaN
+        return loss <= MAX_LOSS_RATIO * self.guessing  # False for NaN
 
 
 def diverged(trainer: L.Trainer, what: str) -> Diverged:
-    """Return the error, with the remedy."""
+    """Return the error for a run that diverged; its message names the cause `what` and the remedy."""
     precision = "" if trainer.precision == "32-true" else ", or with precision=fp32"
     return Diverged(
         f"the training diverged: {what}. Start again under another name= with a lower optimizer.lr{precision}"
@@ -82,7 +82,7 @@ def diverged(trainer: L.Trainer, what: str) -> Diverged:
 
 
 def has_finite_state(trainer: L.Trainer, module: TrainingModule) -> bool:
-    """Whether all weights and the optimizer's moments are finite, on all ranks. Waits for the device."""
+    """Tell whether all weights and the optimizer's moments are finite on all ranks. Waits for the device."""
     tensors: list[torch.Tensor] = [*module.model.parameters()]
     for optimizer in trainer.optimizers:
         tensors += [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]

@@ -17,12 +17,12 @@ from positron.training.trackers.tracker import Tracker
 
 
 class MetricsLog(L.Callback):
-    """One line of metrics.jsonl per logged, monitored or validated step, with strictly increasing steps."""
+    """Append a line to metrics.jsonl for each logged, monitored or validated step; steps increase strictly."""
 
     def __init__(
         self, folder: Path, clock: Clock, trackers: list[Tracker], *, intervals: set[int], speed: SpeedFacts
     ) -> None:
-        """Log at every multiple of one of `intervals`, in steps, which are the same on all ranks."""
+        """`intervals`, in steps: a row is written at each multiple of one of them. They are the same on all ranks."""
         self.intervals, self.speed = intervals, speed
         self.path, self.clock, self.trackers = RunPaths(folder).metrics_path, clock, trackers
         self._since = (0, 0.0)  # steps and seconds at the last row

@@ -11,20 +11,20 @@ from positron.training.module import TrainingModule
 
 logger = logging.getLogger(__name__)
 
-RISES = 3  # validations in a row above the best one, the last of them by RISE, before it is called overfitting
-RISE = 0.005
+MIN_VALIDATIONS_ABOVE_BEST = 3  # in a row, before the user is told
+MIN_RISE = 0.005  # of the last of them above the best one, relative
 
 
 class Overfitting(L.Callback):
-    """Say once that validation rises while training still falls, and which checkpoint is kept."""
+    """Log once that the validation loss rises while the training loss falls, and which checkpoint is kept."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
-        """`rows`: those of the run so far."""
+        """`rows`: the rows of metrics.jsonl so far."""
         self._best, self._best_step, self._best_loss, self._since = float("inf"), 0, float("inf"), 0
         for row in rows:
             if row.get("val/bpb") is not None and row.get("train/loss") is not None:
                 self._note(row["step"], row["val/bpb"], row["train/loss"])
-        self._has_said = self._since >= RISES
+        self._has_said = self._since >= MIN_VALIDATIONS_ABOVE_BEST
 
     def _note(self, step: int, bpb: float, loss: float) -> None:
         self._since += 1
@@ -32,13 +32,14 @@ class Overfitting(L.Callback):
             self._best, self._best_step, self._best_loss, self._since = bpb, step, loss, 0
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Log one line when validation has risen often enough while training still falls."""
+        """Log the line if this validation shows overfitting."""
         bpb = module.metrics.get("val/bpb")
         if bpb is None:
             return
         loss = module.loss.item()
         self._note(trainer.global_step, bpb, loss)
-        if self._since < RISES or self._has_said or bpb < (1 + RISE) * self._best or loss >= self._best_loss:
+        has_risen = self._since >= MIN_VALIDATIONS_ABOVE_BEST and bpb >= (1 + MIN_RISE) * self._best
+        if self._has_said or not has_risen or loss >= self._best_loss:
             return
         self._has_said = True
         logger.info(

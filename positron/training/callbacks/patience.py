@@ -1,4 +1,4 @@
-"""Stop early: end a run that no longer gets better."""
+"""Early stopping: end a run whose validation loss no longer falls."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from positron.training.module import TrainingModule
 
 
 class Patience(L.Callback):
-    """Ends the run after `limit` validations in a row without a new best one; the best checkpoint is kept anyway."""
+    """End the run after `limit` validations in a row without a new best one. The best checkpoint is kept in any case."""
 
     def __init__(self, limit: int, rows: list[dict[str, Any]]) -> None:
-        """`rows`: those of the run so far, so that a resumed run is as patient as one that was never stopped."""
+        """`rows`: the rows of metrics.jsonl so far, so that a resumed run stops at the same step as an uninterrupted one."""
         self.limit, self.best, self.since = limit, float("inf"), 0
         for row in rows:
             if row.get("val/bpb") is not None:

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar or a line, the speed after 20 steps, and the time that is left."""
+"""Show the progress of a run: a bar or lines, the speed after 20 steps, and the time that is left."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from positron.training.timing import SpeedFacts
 
 logger = logging.getLogger(__name__)
 
-FORECAST_STEP = 20  # of this process, after which the speed is told
-WINDOW_S = 60.0  # seconds of the past that the time left is based on
+FORECAST_STEP = 20  # step of this process after which speed and duration are logged
+WINDOW_S = 60.0  # the time left is computed from the steps of this many seconds
 
 
 class TimeLeft:
@@ -44,22 +44,22 @@ class TimeLeft:
 
 
 class Progress(L.Callback):
-    """A bar on a terminal, a line now and then elsewhere; after 20 steps what to expect of the whole run."""
+    """Show a bar on a terminal and a line every 15 seconds elsewhere; after 20 steps, log the duration of the run."""
 
     def __init__(self, clock: Clock, *, last_step: int, speed: SpeedFacts, is_alone: bool) -> None:
         """`is_alone`: no other run of this sweep shows a bar on the same screen."""
         self.clock, self.last_step, self.speed, self.is_alone = clock, last_step, speed, is_alone
         self.bar: Any = None
         self._shown = 0.0
-        self._begun = (0.0, 0)
+        self._started = (0.0, 0)
         self._left = TimeLeft(0.0, 0)
         self._others = OtherPrograms()
         self._val = ""
 
     def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
         """Start the clock and, on a terminal, show a bar."""
-        self._begun = (time.perf_counter(), trainer.global_step)
-        self._left = TimeLeft(*self._begun)
+        self._started = (time.perf_counter(), trainer.global_step)
+        self._left = TimeLeft(*self._started)
         self._others.cores()
         if shows_bars() and trainer.is_global_zero and self.is_alone:
             with warnings.catch_warnings():
@@ -82,7 +82,7 @@ class Progress(L.Callback):
         if "val/bpb" in module.metrics:
             self._val = f" · val {module.metrics['val/bpb']:.4f} bpb"
         interval = 0.2 if self.bar is not None else 15.0
-        first = step == self._begun[1] + 1
+        first = step == self._started[1] + 1
         if now - self._shown < interval and not trainer.should_stop and not (self.bar is None and first):
             return
         self._shown = now
@@ -104,7 +104,7 @@ class Progress(L.Callback):
 
     def _forecast(self, module: TrainingModule, now: float) -> str:
         speed, busy = self._tokens_per_s(), describe_others(self._others.cores())
-        whole = now - self._begun[0] + self._left.seconds(self.last_step)
+        whole = now - self._started[0] + self._left.seconds(self.last_step)
         return (
             f"{speed:,.0f} tokens/s, {self.speed.mfu(speed):.0%} of this machine's matmul rate "
             f"({self.speed.peak.flops / 1e9:,.0f} GFLOP/s), {peak_memory(module.device) / 1e9:.1f} GB of memory at most; "

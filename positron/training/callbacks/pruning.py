@@ -1,4 +1,4 @@
-"""`sweep.prune=median`: a job that does worse than most others did at the same step is not worth its time."""
+"""`sweep.prune=median`: end a job of a sweep that is worse than most other jobs were at the same step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from positron.training.module import TrainingModule
 
 
 def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
-    """Return step -> validation bits per byte of each other job of the sweep that came to its end."""
+    """Return step -> validation bits per byte of each other job of the sweep that has finished."""
     curves = []
     for path in sorted(sweep.glob(f"*/{JOB}")):
         run = Run(path.parent)
@@ -34,14 +34,14 @@ def is_hopeless(own: dict[int, float], others: list[dict[int, float]], startup_j
     This is Optuna's MedianPruner (Akiba et al. 2019, arXiv:1907.10902). False until `startup_jobs` jobs have finished.
     """
     step = max(own)
-    there = [curve[step] for curve in others if step in curve]
-    if not others or len(others) < startup_jobs or not there:
+    values = [curve[step] for curve in others if step in curve]
+    if not others or len(others) < startup_jobs or not values:
         return False
-    return min(own.values()) > statistics.median(there)
+    return min(own.values()) > statistics.median(values)
 
 
 class Pruning(L.Callback):
-    """Asks after each validation but the last; behind Validation, before who writes and saves."""
+    """Decide after each validation but the last; runs after Validation, before the callbacks that write and save."""
 
     def __init__(self, run: Run, startup_jobs: int, last_step: int) -> None:
         self.sweep, self.own, self.startup_jobs, self.last_step = run.folder.parent, run.folder, startup_jobs, last_step

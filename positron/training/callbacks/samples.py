@@ -1,4 +1,4 @@
-"""Let the model write at milestones."""
+"""Generate samples while a run trains."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from positron.training.trackers.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
-MAP_TOKENS = 48  # of the prompt, in the pictures of its attention
+MAP_TOKENS = 48  # of the prompt, at most, in a picture of its attention
 
 
 class Samples(L.Callback):
-    """The same prompt at milestones, so that one can read a model learn."""
+    """Generate from the same prompt every `every` steps, so that the samples show how the model improves."""
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class Samples(L.Callback):
         try:
             new = engine.stream(self.prompt.ids, max_tokens=self.tokens, seed=step, stop_ids=self.prompt.stop_ids)
             text = self.prompt.shown + "".join(new)
-        except UserError as broken:  # whether the run goes on is not for its samples to decide
-            logger.info(f"step {step} writes nothing: {broken}")
+        except UserError as error:  # a failed sample must not end the run
+            logger.info(f"step {step} writes nothing: {error}")
             return
         finally:
             module.train()
@@ -71,7 +71,7 @@ class Samples(L.Callback):
             tracker.sample(sample)
 
     def _draw_attention(self, model: GPT, step: int) -> None:
-        """Of the prompt, which stays the same through the run, so that its pictures compare."""
+        """Draw the attention over the prompt, which never changes, so that the pictures of a run can be compared."""
         ids = self.prompt.ids[: min(MAP_TOKENS, model.config.context_length)]
         layers = attention_probabilities(model, torch.tensor([ids], device=model.wte.weight.device))
         shown = " ".join(self.tokenizer.decode(ids).split())

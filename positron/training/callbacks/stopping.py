@@ -13,14 +13,14 @@ from positron.training.signals import Signals
 
 
 class Stopping(L.Callback):
-    """Ends the run: at `last_step`, before `max_seconds` are over, or after a signal.
+    """End the run at `last_step`, before `max_seconds` are over, or after a signal.
 
-    The first signal leaves the step in progress before its next micro-batch, so that the last whole step is saved. With
-    several ranks all agree at the end of a step.
+    After the first signal, the step in progress ends before its next micro-batch, and the last complete step is saved. With
+    several ranks, all ranks stop together at the end of a step.
     """
 
-    def __init__(self, *, last_step: int, max_seconds: float | None, begun: float, signals: Signals) -> None:
-        self.last_step, self.max_seconds, self.begun, self.signals = last_step, max_seconds, begun, signals
+    def __init__(self, *, last_step: int, max_seconds: float | None, started: float, signals: Signals) -> None:
+        self.last_step, self.max_seconds, self.started, self.signals = last_step, max_seconds, started, signals
         self.out_of_time = False
         self._longest_step = 0.0
         self._last_end = 0.0
@@ -39,7 +39,7 @@ class Stopping(L.Callback):
         self._longest_step = max(self._longest_step, now - self._last_end)  # validation and saving included
         self._last_end = now
         if self.max_seconds is not None and trainer.global_step < self.last_step:
-            self.out_of_time = now - self.begun + 1.5 * self._longest_step > self.max_seconds
+            self.out_of_time = now - self.started + 1.5 * self._longest_step > self.max_seconds
         stop = self.out_of_time
         if trainer.world_size > 1:
             stop = self.out_of_time = trainer.strategy.reduce_boolean_decision(stop, all=False)

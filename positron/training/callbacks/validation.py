@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def validate(trainer: L.Trainer, module: TrainingModule, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Score:
-    """Score of the validation text, summed over all ranks."""
+    """Return the score of the validation batches, summed over all ranks."""
     module.eval()
     total = torch.zeros(3, dtype=torch.float32 if module.device.type == "mps" else torch.float64, device=module.device)
     for i, (x, y) in enumerate(batches):
@@ -32,7 +32,7 @@ def validate(trainer: L.Trainer, module: TrainingModule, batches: list[tuple[tor
 
 
 class Validation(L.Callback):
-    """Every `every` steps and at the last one: val/loss, val/bpb, val/perplexity."""
+    """Add val/loss, val/bpb and val/perplexity to the metrics every `every` steps and at the last step."""
 
     def __init__(self, objective: Objective, *, every: int) -> None:
         self.objective, self.every = objective, every

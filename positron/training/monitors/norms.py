@@ -1,4 +1,4 @@
-"""L2 norms of gradients, weights and updates, layer by layer: where learning is loud, and where nothing moves.
+"""Measure the L2 norms of gradients, weights and updates of each layer.
 
 A layer is a block (`blocks.0`) or what stands outside of blocks (`wte`, `wpe`, `smear`, `norm_f`, `lm_head`; a tied
 head is `wte`). Only what is trained counts: under LoRA, the thin matrices.

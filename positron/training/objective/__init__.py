@@ -1,1 +1,1 @@
-"""What a run learns: batches, loss, validation, and what its samples begin with. `base.py` is the protocol."""
+"""Objectives define what a run learns: batches, loss, validation and sample prompt. `base.py` is the protocol."""

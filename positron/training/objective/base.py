@@ -21,7 +21,7 @@ Part = tuple[Tensor, Tensor]  # input and target ids (B, T) of a micro-batch, -1
 
 @dataclass(frozen=True)
 class Prompt:
-    """What samples begin with: as it is shown, as ids for the model, and the ids that end a sample."""
+    """Hold a prompt for samples: as text to show, as ids for the model, and the ids that end a sample."""
 
     shown: str
     ids: list[int]
@@ -29,7 +29,7 @@ class Prompt:
 
 
 class Objective(Protocol):
-    """What a run learns. `kind` is its name in run.json."""
+    """Define what a run learns. `kind` is its name in run.json."""
 
     kind: str
     token_bytes: np.ndarray  # (V,) bytes of text that each id stands for
@@ -39,7 +39,7 @@ class Objective(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """Identify all that it learns from: a run whose data has changed is not continued."""
+        """Return a hash of all training data: a run whose data has changed is not continued."""
         ...
 
     @property
@@ -72,7 +72,7 @@ class Objective(Protocol):
         ...
 
     def probe_rows(self) -> list[Part]:
-        """Return rows (x, y), each (T,), from which monitors take what they look at."""
+        """Return rows (x, y), each (T,), from which monitors take their probe."""
         ...
 
     def target_counts(self, vocab_size: int) -> np.ndarray:
@@ -80,9 +80,9 @@ class Objective(Protocol):
         ...
 
     def sample_prompt(self, asked: str | None) -> Prompt:
-        """Return what samples begin with: `asked`, or what suits the data."""
+        """Return the prompt of samples: `asked`, or a default that suits the data."""
         ...
 
     def close(self) -> None:
-        """End what works beside the training, such as a download."""
+        """End background work, such as a download."""
         ...

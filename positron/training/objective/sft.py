@@ -128,7 +128,7 @@ def _facts_of(message: Message) -> tuple[object, ...]:
 
 def _report_unusable(total: int, usable: int, context: int) -> None:
     unusable = total - usable
-    why = f"have no answer to learn from: there is none, or it is longer than the context of {context} tokens"
+    why = f"have no answer to learn from, or only answers that are longer than the context of {context} tokens"
     if not usable:
         raise UserError(f"all {total} conversations {why}")
     if unusable:

@@ -1,1 +1,1 @@
-"""Other programs that show a run while it trains: wandb, TensorBoard."""
+"""Send the metrics of a run to programs that display them: wandb, TensorBoard."""

@@ -1,4 +1,4 @@
-"""How fast this machine trains a model of some size, and how far that model comes in a moment: what a budget looks at."""
+"""Measure how fast this machine trains a model of a given size."""
 
 from __future__ import annotations
 
@@ -9,10 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
 from positron.config import GPTConfig, RunConfig
-from positron.evaluation.scoring import score
 from positron.model.gpt import GPT
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.device import CPU_MICRO_TOKENS, Machine, wait_for
@@ -20,14 +17,13 @@ from positron.training.eager_step import add_gradient, update
 from positron.training.objective.pretrain import PretrainObjective
 from positron.training.optim.groups import build_optimizer, set_lr
 
-STEP_TOKENS = 4096  # about; elsewhere than on a CPU steps of four times as many, too, since those are faster there
-WARMUP = 20  # steps
-FEWEST = 5  # steps, of which the first is not timed
+STEP_TOKENS = 4096  # about; a GPU, which is faster in large steps, also takes steps of four times this size
+MIN_STEPS = 5  # of a measurement; the first one warms up and is not counted
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Seconds that a token costs (forward and backward) and a step besides (clipping and the optimizer)."""
+    """Hold the seconds of a token (forward and backward), and the further seconds of a step (clipping and the optimizer)."""
 
     token_s: float
     update_s: float
@@ -37,8 +33,8 @@ class Speed:
         return batch_tokens / (self.update_s + batch_tokens * self.token_s)
 
 
-class Measuring:
-    """Train small models for seconds on the run's own text and machine, as the run would."""
+class SpeedMeasurement:
+    """Train models for a few seconds on the run's text and machine, with the operations of the run."""
 
     def __init__(self, config: RunConfig, machine: Machine, tokenizer: Tokenizer, folder: Path) -> None:
         self.config, self.machine, self.tokenizer, self.folder = config, machine, tokenizer, folder
@@ -46,7 +42,7 @@ class Measuring:
 
     @contextlib.contextmanager
     def data(self) -> Iterator[PretrainObjective]:
-        """Batches of about `multiple` STEP_TOKENS, and little text for validation."""
+        """Open the run's text, in batches of about `multiple` times STEP_TOKENS."""
         context = self.config.model.context_length
         data = PretrainObjective(
             self.config.data,
@@ -56,28 +52,27 @@ class Measuring:
             batch_size=max(1, STEP_TOKENS // context) * self.multiple,
             micro_batch_size=max(1, CPU_MICRO_TOKENS // context),
             seed=self.config.seed,
-            val_tokens=20_000,
+            val_tokens=1,  # nothing is validated
         )
         try:
             yield data
         finally:
             data.close()
 
-    def train(self, gpt: GPTConfig, data: PretrainObjective, seconds: float, rate: float) -> tuple[Speed, int, GPT]:
-        """Train afresh for so long, the learning rate falling from `rate` to 0: the speed, the tokens read, the model.
+    def train(self, gpt: GPTConfig, data: PretrainObjective, seconds: float, rate: float) -> Speed:
+        """Train a new model for `seconds` at the learning rate `rate`, and return its speed.
 
-        Some steps are needed to tell a speed: where each takes long, up to four times as long.
+        Slow models train for up to four times as long, until they have MIN_STEPS steps.
         """
         model = GPT(gpt, seed=self.config.seed).to(self.machine.device)
         model.checkpoint_activations = self.config.device.checkpoint_activations
         optimizer = build_optimizer(model.named_parameters(), self.config.optimizer, fused=True)
+        set_lr(optimizer.param_groups, rate)
         document_start = self.tokenizer.special_id(END_OF_TEXT) if self.config.data.document_mask else None
         gradients: list[tuple[int, float]] = []  # tokens, seconds
         updates: list[float] = []
         spent = 0.0
-        while not gradients or spent < seconds or (len(gradients) < FEWEST and spent < 4 * seconds):
-            lr = rate * min(1.0, (len(gradients) + 1) / WARMUP) * max(0.0, 1 - spent / seconds)
-            set_lr(optimizer.param_groups, lr)
+        while not gradients or spent < seconds or (len(gradients) < MIN_STEPS and spent < 4 * seconds):
             rows = data.train.batch(len(gradients) + 1)
             if len(gradients) % 2:
                 rows = rows[: len(rows) // self.multiple]
@@ -86,30 +81,25 @@ class Measuring:
             updates.append(self._seconds(lambda: update(model, optimizer, self.config.train.grad_clip)))
             gradients.append((rows[:, 1:].numel(), gradient_s))
             spent += gradient_s + updates[-1]
-        return speed_of(gradients, updates), sum(tokens for tokens, _ in gradients), model
+        return speed_of(gradients, updates)
 
     def _seconds(self, action: Callable[[], None]) -> float:
-        begun = time.perf_counter()
+        started = time.perf_counter()
         action()
         wait_for(self.machine.device)
-        return time.perf_counter() - begun
-
-    def bpb(self, model: GPT, data: PretrainObjective) -> float:
-        """Score the validation text in bits per byte."""
-        with self.machine.autocast():
-            return score(model, data.val_x, data.val_y, torch.from_numpy(data.token_bytes)).bpb
+        return time.perf_counter() - started
 
 
 def speed_of(gradients: list[tuple[int, float]], updates: list[float]) -> Speed:
-    """Compute the speed from (tokens, seconds) of gradients and seconds of updates, without the first, which warms up.
+    """Compute the speed from (tokens, seconds) of gradients and seconds of updates; the first step only warms up.
 
-    Where steps had two sizes, a line through both gives a token's cost; at least a fourth of what it is in the larger one,
-    since a GPU that small steps leave idle is not infinitely fast.
+    If steps had two sizes, the seconds of a token are the slope of a line through both, but at least a fourth of the mean
+    in the larger step: small steps leave a GPU partly idle, which makes the line too flat.
     """
     by_size: dict[int, list[float]] = {}
     for tokens, gradient_s in gradients[1:] or gradients:
         by_size.setdefault(tokens, []).append(gradient_s)
-    times = {tokens: statistics.median(some) for tokens, some in by_size.items()}
+    times = {tokens: statistics.median(durations) for tokens, durations in by_size.items()}
     small, large = min(times), max(times)
     token_s = times[large] / large
     if small < large:
