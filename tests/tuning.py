@@ -16,7 +16,7 @@ def tuned(base: Path, **changes: Any) -> RunConfig:
     config = dataclasses.replace(
         values,
         name="tuned",
-        data=DataConfig("instruct", str(base / "talks.jsonl"), val_fraction=0.2, dir=str(base / "data")),
+        data=DataConfig("instruct", str(base / "conversations.jsonl"), val_fraction=0.2, dir=str(base / "data")),
         init_from=str(base / "base"),
         sft=SFTConfig(replay_ratio=0.2, patience=0),
         train=dataclasses.replace(

@@ -102,8 +102,8 @@ def test_a_whole_run_under_a_name_and_a_job_of_a_sweep(place, monkeypatch, capsy
 
 
 def test_fine_tuning_is_reproduced_from_the_weights_that_it_began_with(place, monkeypatch, capsys) -> None:
-    talks = [{"instruction": f"The hat {n}?", "output": "It is red."} for n in range(30)]
-    Path("talks.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    records = [{"instruction": f"The hat {n}?", "output": "It is red."} for n in range(30)]
+    Path("conversations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     config = tuned(place)
     short = dataclasses.replace(config.train, stop_at=4, val_every=4, sample_every=4)
     sft(
