@@ -66,9 +66,9 @@ def test_two_processes_of_fsdp_decay_what_one_process_decays(tmp_path: Path) -> 
     named, optimizer = built(ADAMW)
     expected = values_of(optimizer, "weight_decay", named)
     for output in outputs:
-        found = json.loads(output)
-        assert found["decay"] == expected
-        assert found["largest_ndim"] == 1  # or this test proves nothing
+        report = json.loads(output)
+        assert report["decay"] == expected
+        assert report["largest_ndim"] == 1  # or this test proves nothing
 
 
 def test_only_embeddings_and_head_move_at_the_embedding_ratio() -> None:

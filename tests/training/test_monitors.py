@@ -137,11 +137,11 @@ def test_units_that_never_answer_and_units_that_always_do_are_counted() -> None:
         up.bias[:16] = -1e3  # of 64
         up.bias[16:48] = 1e3
     probe = Probe(torch.arange(32).view(2, 16), torch.ones(2, 16, dtype=torch.long))
-    found = Activations(1, probe).measure(model.eval(), probe, None)
-    assert found["dead_units/blocks.1"] == 16 / 64
-    assert found["always_on_units/blocks.1"] == 32 / 64
+    values = Activations(1, probe).measure(model.eval(), probe, None)
+    assert values["dead_units/blocks.1"] == 16 / 64
+    assert values["always_on_units/blocks.1"] == 32 / 64
     residual = model.wte(probe.x) + model.wpe.weight[:16]
-    assert found["activation_rms/embedding"] == pytest.approx(residual.square().mean().sqrt().item(), rel=1e-5)
+    assert values["activation_rms/embedding"] == pytest.approx(residual.square().mean().sqrt().item(), rel=1e-5)
 
 
 def test_frequency_bins_have_equal_shares_of_the_text() -> None:

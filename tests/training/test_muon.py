@@ -32,8 +32,8 @@ def test_singular_values_come_near_one_and_directions_stay(n: int, more: int, se
     U, _ = np.linalg.qr(rng.standard_normal((n, n)))
     V, _ = np.linalg.qr(rng.standard_normal((n + more, n)))
     x = U * rng.uniform(0.01, 1, n) @ V.T
-    for found in (orthogonalize(torch.from_numpy(x)).numpy(), theirs.orthogonalize(x), theirs.orthogonalize(x.T).T):
-        inner = U.T @ found @ V
+    for result in (orthogonalize(torch.from_numpy(x)).numpy(), theirs.orthogonalize(x), theirs.orthogonalize(x.T).T):
+        inner = U.T @ result @ V
         assert np.allclose(inner, np.diag(np.diag(inner)), atol=1e-10)
         assert (np.diag(inner) > 0.1).all()
         assert (np.diag(inner) < 1.25).all()

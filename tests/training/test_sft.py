@@ -147,17 +147,17 @@ def test_over_long_ones_lose_from_the_left_but_never_of_the_answer() -> None:
 @settings(max_examples=100, deadline=None)
 def test_packing_and_padding_keep_every_conversation_whole(pairs: list[tuple[str, str]]) -> None:
     rows = [to_row(conversation_of(*pair), TOKENIZER, 48) for pair in pairs]
-    kept = [row for row in rows if row is not None]
-    wanted = sorted((x.tolist(), y.tolist()) for x, y in kept)
-    for some in (kept, pack(kept, 48)):
-        found = []
-        for x, y in to_parts(some, 48, 3, BEGIN):
+    usable = [row for row in rows if row is not None]
+    wanted = sorted((x.tolist(), y.tolist()) for x, y in usable)
+    for packed in (usable, pack(usable, 48)):
+        targets = []
+        for x, y in to_parts(packed, 48, 3, BEGIN):
             for row_x, row_y in zip(x.tolist(), y.tolist(), strict=True):
                 starts = [i for i, token in enumerate(row_x) if token == BEGIN]
                 for a, b in zip(starts, [*starts[1:], len(row_x)], strict=True):
                     if b - a > 1:  # a lone beginning is padding
-                        found.append((row_x[a:b], row_y[a:b]))
-        assert sorted(found) == wanted
+                        targets.append((row_x[a:b], row_y[a:b]))
+        assert sorted(targets) == wanted
 
 
 def gradients(parts: list[tuple[torch.Tensor, torch.Tensor]], *, packing: bool = False) -> dict[str, torch.Tensor]:
