@@ -181,17 +181,17 @@ def full_name(key: str, recipe: str) -> str:
     keys = [k for k in leaf_keys() if not (recipe == "train" and k.startswith("sft."))]
     if key in keys or key in groups_of(conf_folder()) or "." in key:
         return key
-    found = [known for known in keys if known.rpartition(".")[2] == key]
+    matches = [known for known in keys if known.rpartition(".")[2] == key]
     # what a device gives is only the default of what a training takes
-    found = [known for known in found if not known.startswith("device.") or f"train.{key}" not in found]
-    match found:
+    matches = [known for known in matches if not known.startswith("device.") or f"train.{key}" not in matches]
+    match matches:
         case []:
             raise UserError(unknown_key(key))
         case [only]:
             return only
         case _:
-            options = ", ".join(f'**{{"{name}": ...}}' for name in found)
-            raise UserError(f"{key}= could mean {' or '.join(found)}: give one of {options}")
+            options = ", ".join(f'**{{"{name}": ...}}' for name in matches)
+            raise UserError(f"{key}= could mean {' or '.join(matches)}: give one of {options}")
 
 
 def _as_word(value: Any) -> str:

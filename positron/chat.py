@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from positron.inference.dialogue import Dialogue
 
 PRESET = "precise"
-LATE_SECONDS = 1.0  # a Ctrl-C this soon after an answer was meant to stop the answer
+STOP_GRACE_SECONDS = 1.0  # a Ctrl-C this soon after an answer was intended to stop the answer
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -98,12 +98,12 @@ def note(line: str) -> None:
 
 def answer(dialogue: Dialogue, question: str) -> None:
     """Print the answer as it comes. A Ctrl-C stops it, and what was said stays."""
-    screen, begun = Screen(), dialogue.chats  # a text that is continued is shown with its beginning
+    screen, has_begun = Screen(), dialogue.chats  # a text that is continued is shown with its beginning
     pieces = dialogue.ask(question)
     try:
         for piece in pieces:
-            screen.write(piece if begun else question + piece)
-            begun = True
+            screen.write(piece if has_begun else question + piece)
+            has_begun = True
     except KeyboardInterrupt:
         pieces.close()
         screen.line(" ...")
@@ -113,7 +113,7 @@ def answer(dialogue: Dialogue, question: str) -> None:
     except Exception:
         screen.line()
         raise
-    screen.line("" if begun else question)
+    screen.line("" if has_begun else question)
 
 
 def answer_lines(dialogue: Dialogue) -> None:
@@ -167,7 +167,7 @@ def converse(dialogue: Dialogue, prompt: Callable[[], str]) -> None:
                 note("the conversation was not saved")
             return
         except KeyboardInterrupt:
-            if time.monotonic() - answered_at < LATE_SECONDS:
+            if time.monotonic() - answered_at < STOP_GRACE_SECONDS:
                 note("the answer had ended")
                 answered_at = -math.inf
             elif leaving or dialogue.is_saved:
@@ -210,11 +210,11 @@ def respond(dialogue: Dialogue, line: str, is_sure: bool = False) -> Literal["qu
 
 def command(dialogue: Dialogue, line: str) -> str | None:
     """Do what the line says if it is a command, and return its name; None for a line that is meant for the model."""
-    found = parse(line)
-    if found is None:
+    parsed = parse(line)
+    if parsed is None:
         return None
-    execute(dialogue, found)
-    return found.name
+    execute(dialogue, parsed)
+    return parsed.name
 
 
 if __name__ == "__main__":

@@ -176,12 +176,12 @@ def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[s
     sampling = chosen_sampling(options, default="balanced")
     written = write_stories(writer, options.count, sampling, options.seed, longest(writer))
     fresh = [story.text for story in stories.documents(-1 - options.seed, 0, options.count)]
-    found = quality([one.text for one in written if one.text], writer.tokenizer, training)
+    measured = quality([story.text for story in written if story.text], writer.tokenizer, training)
     return {
         "count": options.count,
         "sampling": dataclasses.asdict(sampling),
-        "ended": sum(one.ended for one in written) / len(written),
-        **dataclasses.asdict(found),
+        "ended": sum(story.ended for story in written) / len(written),
+        **dataclasses.asdict(measured),
         "grammar": dataclasses.asdict(quality(fresh, writer.tokenizer, training)),
     }
 
@@ -211,8 +211,8 @@ def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dic
         index += 1
     sampling = chosen_sampling(options, default="precise")
     written = answer_requests(writer, talks, sampling, options.seed, longest(writer))
-    found = following(written, [stories.requests(data.seed, i) for i in unseen])
-    return {"count": len(written), "sampling": dataclasses.asdict(sampling), **dataclasses.asdict(found)}
+    measured = following(written, [stories.requests(data.seed, i) for i in unseen])
+    return {"count": len(written), "sampling": dataclasses.asdict(sampling), **dataclasses.asdict(measured)}
 
 
 def longest(writer: Writer) -> int:
@@ -246,20 +246,20 @@ def as_text(facts: dict[str, Any]) -> str:
     if "stories" in facts:
         lines += ["", *_stories(facts["stories"])]
     if "instruct" in facts:
-        found = facts["instruct"]
+        answers = facts["instruct"]
         lines += [
             "",
-            f"{counted(found['count'], 'unseen request')}, {_sampling(found['sampling'])}",
-            f"followed        {percent(found['followed'])} (name, object, place and plot are those asked for)",
-            f"accepted        {percent(found['accepted'])} (nothing in the story contradicts itself)",
-            f"ended           {percent(found['ended'])} by themselves",
+            f"{counted(answers['count'], 'unseen request')}, {_sampling(answers['sampling'])}",
+            f"followed        {percent(answers['followed'])} (name, object, place and plot are those asked for)",
+            f"accepted        {percent(answers['accepted'])} (nothing in the story contradicts itself)",
+            f"ended           {percent(answers['ended'])} by themselves",
         ]
     return "\n".join(lines)
 
 
-def _stories(found: dict[str, Any]) -> list[str]:
+def _stories(facts: dict[str, Any]) -> list[str]:
     rows = [
-        f"{counted(found['count'], 'story', 'stories')}, {_sampling(found['sampling'])}",
+        f"{counted(facts['count'], 'story', 'stories')}, {_sampling(facts['sampling'])}",
         f"{'':<30}{'the model':>{TABLE_WIDTH}}{'the grammar':>{TABLE_WIDTH}}",
     ]
     names = {
@@ -269,9 +269,9 @@ def _stories(found: dict[str, Any]) -> list[str]:
         "copied": "50 tokens copied from training",
     }
     for key, name in names.items():
-        cells = [f"{side[key]:.1%}" if side[key] is not None else "-" for side in (found, found["grammar"])]
+        cells = [f"{side[key]:.1%}" if side[key] is not None else "-" for side in (facts, facts["grammar"])]
         rows.append(f"{name:<30}" + "".join(f"{cell:>{TABLE_WIDTH}}" for cell in cells))
-    rows.append(f"{'ended by themselves':<30}{found['ended']:>{TABLE_WIDTH}.1%}")
+    rows.append(f"{'ended by themselves':<30}{facts['ended']:>{TABLE_WIDTH}.1%}")
     return rows
 
 

@@ -142,15 +142,15 @@ def write_several(
         [ids] * options.num_samples, sampling, max_tokens=options.max_tokens, seed=options.seed, stop=stop
     )
     took = time.perf_counter() - began
-    speed = round(sum(one.tokens for one in written) / took, 1)
-    for i, one in enumerate(written):
+    speed = round(sum(sample.tokens for sample in written) / took, 1)
+    for i, sample in enumerate(written):
         if options.json:
-            facts = {"prompt": prompt, "text": one.text, "seed": options.seed + i, "tokens": one.tokens}
-            facts |= {"ended": one.ended, "tokens_per_second_of_all": speed}
+            facts = {"prompt": prompt, "text": sample.text, "seed": options.seed + i, "tokens": sample.tokens}
+            facts |= {"ended": sample.ended, "tokens_per_second_of_all": speed}
             print(printable_json(facts))
         else:
             screen = Screen()
-            screen.line(f"--- seed {options.seed + i} ---\n{prompt}{one.text}\n")
+            screen.line(f"--- seed {options.seed + i} ---\n{prompt}{sample.text}\n")
 
 
 def printable_json(facts: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from typing import Annotated, Any
 
-LARGEST = 10**12  # of what is counted: steps, tokens, examples; far beyond use, and safe in every product of 64 bits
+MAX_COUNT = 10**12  # steps, tokens or examples: far more than anyone uses, and products of counts fit into 64 bits
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Range:
     """The numbers from `low` to `high`; NaN and infinity are in no range."""
 
     low: float
-    high: float = LARGEST
+    high: float = MAX_COUNT
     without_low: bool = False
     without_high: bool = False
 
@@ -77,7 +77,7 @@ def _complaint(hint: Any, value: Any) -> str | None:
         return None
     marks = list(_marks(hint))
     if not marks:
-        return Range(-LARGEST).complaint(value)
+        return Range(-MAX_COUNT).complaint(value)
     return next(filter(None, (mark.complaint(value) for mark in marks)), None)
 
 

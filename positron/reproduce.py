@@ -66,9 +66,9 @@ def main() -> None:
             raise UserError(
                 one_line(f"{run.folder} was trained by the objective {run.kind}, which this command cannot start")
             )
-        rows, begun = recorded(run)
-        last = last_step(rows, math.inf if options.whole else begun["step"] + options.steps)
-        config = again(run, begun, options.name or default_name(run), last)
+        rows, first_start = recorded(run)
+        last = last_step(rows, math.inf if options.whole else first_start["step"] + options.steps)
+        config = again(run, first_start, options.name or default_name(run), last)
         folder = OUTPUTS / config.name
         if first_rank(config.device.processes):
             check_name(folder)
@@ -109,9 +109,9 @@ def default_name(run: Run) -> str:
     return f"{run.folder.resolve().parent.name}-{run.folder.name}-again" if is_job else f"{run.folder.name}-again"
 
 
-def again(run: Run, begun: dict[str, Any], name: str, last: int) -> RunConfig:
+def again(run: Run, first_start: dict[str, Any], name: str, last: int) -> RunConfig:
     """Return the run's settings with the values that replaced `auto`, and the weights that it started from."""
-    values, resolved = run.config(), begun["resolved"]
+    values, resolved = run.config(), first_start["resolved"]
     own = values.get("optimizer", {}).get("_target_")
     if own is not None:
         raise UserError(
@@ -123,11 +123,11 @@ def again(run: Run, begun: dict[str, Any], name: str, last: int) -> RunConfig:
     values["device"] |= {"accelerator": resolved["accelerator"], "threads": resolved["threads"]}
     values |= {"name": name, "precision": {"dtype": resolved["precision"]}, "logger": {}, "resume": "auto"}
     values |= {"init_from": None, "ckpt_path": None}
-    if "weights" in begun:
-        path = expanded(begun["weights"]["path"])
+    if "weights" in first_start:
+        path = expanded(first_start["weights"]["path"])
         if not path.is_file():
             raise UserError(f"{run.folder} began with {path}, which is gone")
-        values |= {"ckpt_path": str(path)} if begun["step"] > 0 else {"init_from": str(path.parent.parent)}
+        values |= {"ckpt_path": str(path)} if first_start["step"] > 0 else {"init_from": str(path.parent.parent)}
     return from_dict(RunConfig, values)
 
 

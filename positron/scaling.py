@@ -75,10 +75,10 @@ def _beside(names: list[str], first: Path) -> Path:
 
 def parse_size(text: str) -> tuple[float, float | None]:
     """Return the numbers in a text such as 2M or 2M,40M. Raises UserError for anything else."""
-    found = [read_amount(part) for part in text.split(",")]
-    if len(found) > 2 or not all(1 <= number < math.inf for number in found):
+    numbers = [read_amount(part) for part in text.split(",")]
+    if len(numbers) > 2 or not all(1 <= number < math.inf for number in numbers):
         raise UserError(f"--predict {text}: give parameters, or parameters and tokens, such as 2M or 2M,40M")
-    return found[0], found[1] if len(found) == 2 else None
+    return numbers[0], numbers[1] if len(numbers) == 2 else None
 
 
 def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> tuple[float, float]:

@@ -117,13 +117,13 @@ def defaults_of(cls: type) -> dict[str, Any]:
 
 def flat(values: dict[str, Any], prefix: str = "", depth: int = 8) -> dict[str, Any]:
     """Return nested settings by their dotted keys; what a file nests deeper than `depth` stays a dict."""
-    found: dict[str, Any] = {}
+    by_key: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and depth:
-            found |= flat(value, f"{prefix}{key}.", depth - 1)
+            by_key |= flat(value, f"{prefix}{key}.", depth - 1)
         else:
-            found[f"{prefix}{key}"] = value
-    return found
+            by_key[f"{prefix}{key}"] = value
+    return by_key
 
 
 def leaf_keys() -> list[str]:

@@ -50,22 +50,22 @@ def find_runs(names: Sequence[str], outputs: Path) -> list[Run]:
 
     A name may be a run, or a folder that contains runs. Raises UserError if a name is neither.
     """
-    found = []
+    runs: list[Run] = []
     for name in names or [str(outputs)]:
         folder = Path(name) if Path(name).is_dir() else outputs / name
         if Run(folder).exists:
-            found.append(Run(folder))  # a broken one is left out later, where the others are not stopped by it
+            runs.append(Run(folder))  # a broken one is left out later, where the others are not stopped by it
             continue
         if not folder.is_dir():
-            found.append(find_run(name, outputs))
+            runs.append(find_run(name, outputs))
             continue
         inside = [Run(path.parent) for path in sorted(folder.glob(f"**/{CONFIG}"))]
         inside = [run for run in inside if list(run.checkpoint_folder.glob("*.ckpt"))]
         if not inside:
             raise UserError(f"there is no run with a checkpoint in {folder.resolve()}")
-        found += inside
+        runs += inside
     once: dict[tuple[int, int], Run] = {}
-    for run in found:  # a folder is one run, by whatever path, link or capitals it was reached
+    for run in runs:  # a folder is one run, by whatever path, link or capitals it was reached
         status = run.folder.stat()
         once.setdefault((status.st_dev, status.st_ino), run)
     return list(once.values())
@@ -184,8 +184,8 @@ def as_json(rows: Sequence[Row]) -> str:
 
 def curves(runs: Sequence[Run]) -> dict[str, list[tuple[float, float]]]:
     """Return the validation curve of each run folder: pairs of million training tokens and bits per byte."""
-    found: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
         rows: list[dict[str, Any]] = read_metrics(run.metrics_path)
-        found[str(run.folder)] = [(r["tokens"] / 1e6, r["val/bpb"]) for r in rows if r.get("val/bpb") is not None]
-    return found
+        points[str(run.folder)] = [(r["tokens"] / 1e6, r["val/bpb"]) for r in rows if r.get("val/bpb") is not None]
+    return points

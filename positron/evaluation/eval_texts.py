@@ -26,8 +26,8 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 logger = logging.getLogger(__name__)
 
-FEWEST_READ = 64  # tokens: of fewer, nothing may be left of the characters of a cut document
-TORN = 4  # characters at a cut between tokens that may not be whole
+MIN_TOKENS_READ = 64  # fewer tokens of a cut document may not hold one complete character
+TORN_CHARACTERS = 4  # that may be incomplete where a document is cut between tokens
 
 
 class Lossy(str):
@@ -106,13 +106,13 @@ def texts_of_run(run: Run, split: str, limit: int, instead: str = "--text FILE m
     tokenizer = load_tokenizer(run.tokenizer_folder)
     end = tokenizer.special_id(END_OF_TEXT)
     # of three tokens of a document one at least has a byte: there may be an end of text and a blank that only joins
-    ids = files.read(0, min(files.n_tokens, max(3 * limit, FEWEST_READ) if limit else files.n_tokens))
+    ids = files.read(0, min(files.n_tokens, max(3 * limit, MIN_TOKENS_READ) if limit else files.n_tokens))
     cuts = [*np.flatnonzero(ids == end), *([len(ids)] if len(ids) == files.n_tokens else [])]
     lengths = files.token_bytes(tokenizer)
     texts = [_decoded(tokenizer, ids[a + 1 : b], lengths) for a, b in pairwise(cuts)]
     if len(ids) < files.n_tokens:  # the last one is longer than what was read: its last characters may be torn
         last = _decoded(tokenizer, ids[cuts[-1] + 1 :], lengths)
-        texts.append(_beginning(last, max(0, len(last) - TORN)))
+        texts.append(_beginning(last, max(0, len(last) - TORN_CHARACTERS)))
     texts = up_to(texts, limit)
     if not texts:
         raise UserError(f"the {split} side of the text of {run.folder} is empty: {instead}")

@@ -25,35 +25,42 @@ HEAT_MAPS = (
     View(
         "attention/entropy/",
         "Attention entropy of each head",
-        "Layer.head. 1: it looks at all the past alike, as heads do at first. Near 0: at one token.",
-        "entropy / that of looking at all alike",
+        "Rows are layer.head. 1: the head attends equally to all earlier tokens, as at the start. Near 0: to one token.",
+        "entropy / entropy of uniform attention",
         "share",
     ),
     View(
         "grad_norm/",
         "Gradient norm of each layer",
-        "Before clipping. A layer that stays dark learns little; one that flares up is where a run breaks.",
+        "Before clipping. A layer that stays dark learns little; a sudden bright spot shows where training becomes unstable.",
         "gradient norm",
     ),
-    View("grad_norm_matrix/", "Gradient norm of each matrix", "The same within the blocks.", "gradient norm"),
+    View(
+        "grad_norm_matrix/",
+        "Gradient norm of each matrix",
+        "The same for each weight matrix of the blocks.",
+        "gradient norm",
+    ),
     View(
         "update_ratio/",
-        "How far a step moves each layer",
-        "Norm of the step over norm of the weights. Around 1e-3 is usual; 1e-1 tears a layer up.",
+        "Relative size of the update of each layer",
+        "Norm of the update divided by the norm of the weights. Around 1e-3 is usual; 1e-1 is destructive.",
         "update / weights",
     ),
-    View("weight_norm/", "Weight norm of each layer", "A block's matrices together.", "weight norm"),
+    View("weight_norm/", "Weight norm of each layer", "All matrices of a block together.", "weight norm"),
     View(
         "activation_rms/",
-        "Residual stream behind each layer",
-        "Root mean square. Each block adds to it; growth without end is a warning.",
+        "Residual stream after each layer",
+        "Root mean square. Each block adds to it; unlimited growth is a warning.",
         "root mean square",
     ),
-    View("dead_units/", "Dead MLP units", "Share whose output stays at 0 for every token.", "share of units", "share"),
+    View(
+        "dead_units/", "Dead MLP units", "Share of units whose output is 0 for every token.", "share of units", "share"
+    ),
     View(
         "always_on_units/",
         "MLP units that are always on",
-        "Share whose activation's input is positive at every token: to them the activation bends nothing.",
+        "Share of units whose input to the activation is positive for every token: for them the activation is nearly linear.",
         "share of units",
         "share",
     ),
@@ -68,7 +75,7 @@ CURVES = (
     View(
         "loss_by_position/",
         "Loss early and late in the context",
-        "By tokens before. Where more context helps, later ones cost less.",
+        "By the number of earlier tokens. If more context helps, later positions have a lower loss.",
         "position",
     ),
 )

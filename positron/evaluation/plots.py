@@ -41,11 +41,11 @@ def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str) 
             scores = [*scores, floor_bpb]
         fit_range(lower, scores)
     else:
-        say_why_empty(lower, "no validation was measured yet: train.val_every= says how often")
+        say_why_empty(lower, "no validation was measured yet: train.val_every= sets the interval")
     if losses:
         fit_range(upper, losses)
     else:
-        say_why_empty(upper, "no loss was logged: train.log_every= says how often")
+        say_why_empty(upper, "no loss was logged: train.log_every= sets the interval")
     upper.set(ylabel="loss, nats per token", title=title)
     lower.set(ylabel="bits per byte", title="validation")
     for axes in (upper, lower):
@@ -139,8 +139,10 @@ def attention_maps(layers: list[Any], title: str) -> bytes:
     centres = (T - 1) / 2 + (T + 1) * np.arange(max(L, H))
     axes.set_xticks(centres[:H], [str(head) for head in range(H)])
     axes.set_yticks(centres[:L], [str(layer) for layer in range(L)])
-    axes.set(xlabel="head (in each square: the token that is looked at)", ylabel="layer (the token that looks)")
-    figure.colorbar(image, label="share of attention", ticks=[0, 0.1, 0.25, 0.5, 1], fraction=0.05, pad=0.02)
+    axes.set(
+        xlabel="head; in each square: key (attended token)", ylabel="layer; in each square: query (attending token)"
+    )
+    figure.colorbar(image, label="attention weight", ticks=[0, 0.1, 0.25, 0.5, 1], fraction=0.05, pad=0.02)
     axes.set_title(title, fontsize="small", loc="left", wrap=True)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
@@ -218,7 +220,7 @@ def length_histogram(lengths: Any, context: int) -> bytes:
     figure = Figure(figsize=(6.8, 4), layout="constrained")
     axes = figure.subplots()
     if count == 0:
-        say_why_empty(axes, "the text has no document")
+        say_why_empty(axes, "the text has no documents")
         return as_png(figure)
     if count < FEW_DOCUMENTS:
         axes.barh(range(1, count + 1), lengths, height=0.7, color="tab:blue")

@@ -90,7 +90,9 @@ def _environment(run: Run, facts: Facts) -> dict[str, str]:
         f"{hardware.get('memory_gb')} GB",
         "command": str(start.get("command")),
         "seed": str(start.get("seed")),
-        "commit": "no git checkout" if git is None else git["commit"] + (" and changes" if git.get("diff") else ""),
+        "commit": "not a git repository"
+        if git is None
+        else git["commit"] + (" with uncommitted changes" if git.get("diff") else ""),
     }
     return lines | {name: str(version) for name, version in start["versions"].items()}
 
@@ -114,6 +116,6 @@ def reasons_for_a_higher_training_loss(run: Run, rows: list[dict[str, Any]], con
             "training windows are cut anywhere and often begin inside a document, while validation windows begin with one"
         )
     if config["model"].get("dropout"):
-        reasons.append("dropout is at work in training alone")
-    reasons.append("a training loss is that of one batch, before its step")
+        reasons.append("dropout is only applied in training")
+    reasons.append("the training loss is that of one batch before its optimizer step")
     return reasons

@@ -9,7 +9,7 @@ from positron.evaluation.plots import as_png, dots, fit_range, say_why_empty, to
 
 Curve = tuple[list[str], list[tuple[float, float]], str]  # a job's values, (million tokens, bits per byte), status
 MILLION = 1e6
-MOST_TICKS = 12  # at tested values; for more of them matplotlib chooses
+MAX_TICKS = 12  # at the tested values; for more values matplotlib chooses the ticks
 
 
 def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[tuple[str, float, float]]) -> bytes:
@@ -27,12 +27,12 @@ def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[
     drawn = {name: [(x * MILLION, y) for x, y in points] for name, points in curves.items() if points}
     for name, points in drawn.items():
         upper.plot(*zip(*points, strict=True), color=colors[name], marker=dots(points), ms=3, label=name)
-    upper.set(ylabel="bits per byte", title="validation while training")
+    upper.set(ylabel="bits per byte", title="validation during training")
     if drawn:
         fit_range(upper, [y for points in drawn.values() for _, y in points])
         upper.legend(fontsize=8)
     else:
-        say_why_empty(upper, "none of these runs was validated while it trained")
+        say_why_empty(upper, "none of these runs was validated during training")
     token_axis(upper, max((x for points in drawn.values() for x, _ in points), default=0))
     places = range(len(bars))
     values, halves = [value for _, value, _ in bars], [half for _, _, half in bars]
@@ -44,7 +44,7 @@ def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[
         )
     lower.set_yticks(places, [name for name, _, _ in bars])
     lower.set_ylim(len(bars) - 0.4, -0.6)
-    lower.set(xlabel="bits per byte (less is better), with the 95% interval", title="on the same text")
+    lower.set(xlabel="bits per byte (lower is better), with 95 % interval", title="score on the same text")
     lower.margins(x=0.12)
     lower.grid(alpha=0.3)
     return as_png(figure)
@@ -83,19 +83,19 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
             x = _number(values[x_key]) if x_key is not None else None
             group = others if x is not None else ()
             lines.setdefault(group, []).append((float(i) if x is None else x, points[-1][1], colors[i]))
-    for group, found in lines.items():
-        xs, ys, shades = zip(*found, strict=True)
+    for group, line in lines.items():
+        xs, ys, shades = zip(*line, strict=True)
         if x_key is not None:
             right.plot(xs, ys, color="0.6", linewidth=1, zorder=1)
         right.scatter(xs, ys, color=shades, zorder=2)
         if group and len(lines) > 1:
             right.annotate(", ".join(group), (xs[-1], ys[-1]), textcoords="offset points", xytext=(6, 4), fontsize=8)
     if x_key is not None:
-        xs = tuple(x for found in lines.values() for x, _, _ in found)
+        xs = tuple(x for line in lines.values() for x, _, _ in line)
         if xs and min(xs) > 0 and max(xs) >= 10 * min(xs):
             right.set_xscale("log")
         tested = sorted(set(xs))
-        if len(tested) <= MOST_TICKS:  # at the tested values, and at no other
+        if len(tested) <= MAX_TICKS:  # only at the tested values
             right.xaxis.set_major_locator(FixedLocator(tested))
             right.xaxis.set_minor_locator(NullLocator())
             right.set_xticks(tested, [f"{x:g}" for x in tested], rotation=40, ha="right")
@@ -119,7 +119,7 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
             say_why_empty(axes, "no job was validated: each failed, or ended before its first validation")
     token_axis(left, max((x * MILLION for _, points, _ in jobs for x, _ in points), default=0))
     right.grid(alpha=0.3)
-    left.set_title(f"{title}: validation while training")
+    left.set_title(f"{title}: validation during training")
     right.set_title(
         "last validation (a failed job has none)" if any(s == "failed" for _, _, s in jobs) else "last validation"
     )
@@ -146,7 +146,7 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, ScalarFormatter
 
-    kinds = {"N": "parameters", "D": "training tokens", None: "operations, 6 N D"}
+    kinds = {"N": "parameters", "D": "training tokens", None: "training operations, 6 N D"}
     sizes: dict[str | None, Callable[[Any, Any], Any]]
     sizes = {"N": lambda n, d: n, "D": lambda n, d: d, None: lambda n, d: 6 * n * d}
     size = sizes[law.reduced]
@@ -171,9 +171,11 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
         axes.plot(grid, np.array(curve) - base, color="tab:blue", label=label)
         if None not in bounds:
             low, high = np.array(bounds).T - base
-            axes.fill_between(grid, np.maximum(low, 1e-9), high, color="tab:blue", alpha=0.15, label="95 %, one run")
+            axes.fill_between(
+                grid, np.maximum(low, 1e-9), high, color="tab:blue", alpha=0.15, label="95 % interval of one run"
+            )
         axes.plot(x, np.asarray(bpb) - base, "o", color="tab:orange", label="runs")
-        axes.plot(x, law.bpb(n, d) - base, "x", color="tab:blue", label="the law of each")
+        axes.plot(x, law.bpb(n, d) - base, "x", color="tab:blue", label="law at the runs")
         axes.errorbar(goal, aimed - base, bar, fmt="D", color="tab:green", capsize=4, label=f"next: {aimed:.4f}")
         axes.set(xscale="log", xlabel=kinds[law.reduced])
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))

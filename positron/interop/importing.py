@@ -400,9 +400,9 @@ def _beside(path: Path, vocabulary: Path | None) -> Path:
     """Return the file with the vocabulary. Raises UserError if none was named and none is beside the model."""
     if vocabulary is not None:
         return vocabulary
-    found = [path.with_name(name) for name in (llama2c.VOCABULARY, "tok512.bin") if path.with_name(name).exists()]
-    if not found:
+    beside = [path.with_name(name) for name in (llama2c.VOCABULARY, "tok512.bin") if path.with_name(name).exists()]
+    if not beside:
         raise UserError(
             f"{path} needs its vocabulary: --tokenizer FILE (tokenizer.bin, tok512.bin), or that file beside it"
         )
-    return found[0]
+    return beside[0]

@@ -96,9 +96,9 @@ def python() -> str:
     """Return what the user types to start this interpreter: `python`, `uv run python`, or its path."""
     if os.environ.get("UV_RUN_RECURSION_DEPTH"):
         return "uv run python"
-    found = shutil.which("python")
+    on_path = shutil.which("python")
     running = Path(sys.executable)
-    if found is not None and Path(found).parent.resolve() == running.parent.resolve():
+    if on_path is not None and Path(on_path).parent.resolve() == running.parent.resolve():
         return "python"
     relative = os.path.relpath(running)
     return shlex.quote(str(running) if relative.startswith("..") else relative)

@@ -280,7 +280,7 @@ def typing(*events: str | type[BaseException]) -> Callable[[], str]:
 def test_ctrl_c_at_the_prompt_asks_before_an_unsaved_conversation_is_lost(
     dialogue: Dialogue, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("positron.chat.LATE_SECONDS", 0.0)
+    monkeypatch.setattr("positron.chat.STOP_GRACE_SECONDS", 0.0)
     stop = KeyboardInterrupt
     converse(dialogue, typing(stop))  # nothing to lose
     converse(dialogue, typing("Is it 1?", stop, "Is it 2?", stop, stop))
@@ -293,7 +293,7 @@ def test_ctrl_c_at_the_prompt_asks_before_an_unsaved_conversation_is_lost(
 def test_a_ctrl_c_just_after_an_answer_does_not_count(
     dialogue: Dialogue, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("positron.chat.LATE_SECONDS", 1e9)
+    monkeypatch.setattr("positron.chat.STOP_GRACE_SECONDS", 1e9)
     stop = KeyboardInterrupt
     converse(dialogue, typing("Is it 1?", stop, stop, stop))
     assert "the answer had ended" in capsys.readouterr().err

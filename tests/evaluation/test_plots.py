@@ -118,8 +118,9 @@ def test_explained_attention_has_axis_names_and_a_colour_scale(tmp_path: Path, m
     )
     assert colors.get_ylabel() == "attention weight"
     (squares, scale) = plots.attention_maps([np.tril(np.ones((2, 3, 3)))], "step 1").axes
-    assert "looked at" in squares.get_xlabel()
-    assert scale.get_ylabel() == "share of attention"
+    assert "key (attended token)" in squares.get_xlabel()
+    assert "query (attending token)" in squares.get_ylabel()
+    assert scale.get_ylabel() == "attention weight"
 
 
 def test_tokens_and_channels_that_stand_out_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

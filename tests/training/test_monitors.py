@@ -60,7 +60,7 @@ def test_what_was_measured_is_in_the_rows_and_in_the_report(runs: tuple[Path, Pa
     page = (runs[1] / "report.html").read_text()
     assert page.count("<img") > 8
     assert "Attention entropy of each head" in page
-    assert "Looking inside" not in (runs[0] / "report.html").read_text()
+    assert "<h2>Monitors</h2>" not in (runs[0] / "report.html").read_text()
 
 
 def test_norms_of_layers_make_up_the_whole_norm(runs: tuple[Path, Path]) -> None:
