@@ -244,7 +244,7 @@ def test_commit_diff_and_untracked_files_of_a_checkout(repository: Path) -> None
     large = checkout(repository)
     assert large is not None
     assert len(large["diff"].encode()) < 200_100
-    assert "[cut here: it has 600," in large["diff"]
+    assert "[cut here: the diff has 600," in large["diff"]
     assert large["diff_sha256"] != dirty["diff_sha256"]
     assert large["untracked"][-1] == "... and 51 more"
 
