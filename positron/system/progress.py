@@ -24,7 +24,7 @@ class Meter:
     def __init__(self, what: str, total: float | None, done: float = 0.0, unit: float = 0.0) -> None:
         """Begin at `done` of `total`. If the total is unknown, `unit` converts the amount to megabytes."""
         self.what, self.total, self.first, self.unit = what, total, done, unit
-        self.started = self.shown = time.monotonic()
+        self.begun = self.shown = time.monotonic()
         self.drawn = False
 
     def __enter__(self) -> Meter:
@@ -40,13 +40,9 @@ class Meter:
         """Set the amount that is done, and update the bar or print a line if it is time."""
         now = time.monotonic()
         interval = BAR_SECONDS if sys.stderr.isatty() else LINE_SECONDS
-        if (
-            done > self.first
-            and now - self.started > SILENT_SECONDS
-            and (now - self.shown > interval or not self.drawn)
-        ):
+        if done > self.first and now - self.begun > SILENT_SECONDS and (now - self.shown > interval or not self.drawn):
             self.shown, self.drawn = now, True
-            self._draw(done, now - self.started)
+            self._draw(done, now - self.begun)
 
     def _draw(self, done: float, seconds: float) -> None:
         if not self.total:

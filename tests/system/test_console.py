@@ -114,7 +114,7 @@ def test_ctrl_c_while_a_command_is_imported_is_one_line():
 def test_the_doctor_explains_itself(run_command):
     result = run_command("doctor", "--help")
     assert result.code == 0
-    assert "One line per check" in result.out
+    assert "one line per check" in result.out
 
 
 def test_a_wrong_option_is_one_line_with_the_nearest_right_one(run_command):
