@@ -1,4 +1,4 @@
-"""How loss falls with size: a power law through finished runs, and the loss that it predicts for the next size.
+"""Fit a power law of loss against size to finished runs, and predict the loss of a larger run.
 
 python -m positron.train -m experiment=size_sweep
 python -m positron.scaling outputs/sweeps/sizes
