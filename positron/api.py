@@ -1,4 +1,4 @@
-"""Train, fine-tune, evaluate and load from Python: the same settings as on the command line, from the same `conf/`.
+"""Train, fine-tune, evaluate, load, export and import from Python: the same settings as on the command line, from `conf/`.
 
     import positron
     run = positron.train(model="debug", data="my.txt", max_steps=300)
