@@ -151,7 +151,7 @@ def read_text(path: str) -> str:
 
 
 def split(ids: list[int], context_length: int, where: str) -> tuple[Array, Array]:
-    """Split the tokens of the text `where` into training and validation tokens.
+    """Split `ids` into training and validation tokens; `where` names the text in the error message.
 
     The last tenth, but at least one window, is for validation. Raises InputError if the text is too short for both.
     """

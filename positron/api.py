@@ -93,8 +93,9 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a run (None: the one trained last) and return its figures, as `python -m positron.evaluate --json` does.
 
-    Measured is the file `text`, or a side of the run's own text, up to `limit` bytes. `stories` and `instruct` have
-    `count` stories or answers checked by the grammar of the built-in corpus.
+    Measures on the file `text`, or without it on the `split` ("val" or "train") of the run's own text, up to `limit` bytes.
+    With `stories` the model writes `count` stories, with `instruct` it answers `count` requests; a parser for the built-in
+    stories checks them.
     """
     from positron.evaluate import arguments, figures
 
@@ -145,7 +146,7 @@ def export(
 def import_model(
     path: str | Path, name: str | None = None, tokenizer: str | Path | None = None, revision: str | None = None
 ) -> Run:
-    """Make a run of a model that was trained elsewhere, and return it; see `positron import --help`.
+    """Turn a model that was trained elsewhere into a run, and return it; see `positron import --help`.
 
     `path` is a folder of Hugging Face's transformers, a .bin file of llama2.c, whose vocabulary is `tokenizer`, or OWNER/NAME
     of a model on the hub at `revision`. Raises UserError for what is missing, damaged or not supported, and for a name that is

@@ -139,7 +139,7 @@ class ModelConfig:
 
     @property
     def has_position_table(self) -> bool:
-        """Tell whether a row for each place is added to the embeddings."""
+        """Tell whether a vector for each position is added to the token embeddings."""
         match self.position:
             case "learned" | "sinusoidal":
                 return True
@@ -209,9 +209,9 @@ class GPTConfig(ModelConfig):
     def flops_per_token(self, context: int | None = None) -> float:
         """Floating-point operations that training needs per token: forward (2 per weight) and backward (4 per weight).
 
-        Causal attention reads (T + 1) / 2 keys on average, or min(t, window) for token t of T: scores and weighted sum,
-        forward and backward, cost 12 operations per number of a query, key and layer. Norms and activations are left out, as in
-        the PaLM paper's (arXiv:2204.02311, appendix B) model FLOPs.
+        Token t of T attends to min(t, window) keys; without a window that is (T + 1) / 2 on average. Scores and weighted sum
+        together cost 12 operations (forward and backward) per layer, key and component of the query. Norms and activations
+        are left out, as in the PaLM paper's (arXiv:2204.02311, appendix B) model FLOPs.
         """
         T = context or self.context_length
         beyond = max(0, T - (self.window or T))  # tokens that no longer see the first one
@@ -442,7 +442,7 @@ class OptimizerConfig:
 
     @property
     def has_embedding_ratio(self) -> bool:
-        """Tell whether embeddings and head move at a rate of their own."""
+        """Tell whether the embeddings and the output head have their own learning rate."""
         match self.kind:
             case "muon":
                 return True

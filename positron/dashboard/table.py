@@ -69,7 +69,7 @@ class Outputs:
             return self._metrics_of(self._folder(name)).curve(key, file, after)
 
     def samples(self, name: str) -> list[dict[str, str]]:
-        """Return the samples of a run by step, `head` and `text` of each; raises Missing for an unknown run."""
+        """Return {`head`, `text`} of each sample of the run, in the order of steps; raises Missing for an unknown run."""
         try:
             return [{"head": sample.head, "text": sample.text} for sample in read_samples(Run(self._folder(name)))]
         except UserError as damaged:
@@ -215,7 +215,10 @@ def _job(run: Run, notes: list[str]) -> dict[str, Any]:
 
 
 def _record(path: Path, notes: list[str]) -> dict[str, Any]:
-    """Read the object in a JSON file, empty without one; a problem with it is added to the notes."""
+    """Read a JSON file that contains an object.
+
+    Returns {} if the file is missing or cannot be read; problems are added to `notes`.
+    """
     return _read(path, read_record, notes) or {}
 
 

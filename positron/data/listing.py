@@ -198,7 +198,10 @@ def _identity(facts: os.stat_result) -> tuple[int, int]:
 
 
 def _is_read_anyway(link: Path, root: Path) -> bool:
-    """Tell whether a link points into the folder that is read, or to a folder above the link, which would never end."""
+    """Tell whether a link to a folder can be skipped.
+
+    Its target is in the folder that is being read, or the target contains the link, so that following it would never end.
+    """
     target = link.resolve()
     return target.is_relative_to(root.resolve()) or link.parent.resolve().is_relative_to(target)
 

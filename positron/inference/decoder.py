@@ -121,7 +121,10 @@ class Decoder:
         attn, mlp = block.attn, block.mlp
 
         def joined(*parts: torch.nn.Linear, paired: int = 0, activation: Elementwise = "") -> Linear | Int8Linear:
-            """Stack the parts to one matrix, with the rotary pairs of the first `paired` parts interleaved."""
+            """Stack the weights of several linear layers into one matrix.
+
+            In the first `paired` of them (q and k), the two rows of each RoPE pair become neighbours.
+            """
             weights = [effective_weight(p) for p in parts]
             weights[:paired] = [interleave_pairs(weight, self.D) for weight in weights[:paired]]
             if parts[0].bias is None:

@@ -20,7 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class Written(NamedTuple):
-    """Hold a generated text with its number of tokens; `ended`: by itself or at a stop string, before max_tokens."""
+    """Hold a generated text with its number of tokens.
+
+    `ended` is true if the text ended by itself or at a stop string, and not at max_tokens.
+    """
 
     text: str
     tokens: int
@@ -129,7 +132,7 @@ class Engine:
         stop_ids: Iterable[int] | None = None,
         stop: str | Iterable[str] = (),
     ) -> list[Written]:
-        """Continue all prompts at once; text i is that of `stream` with seed + i."""
+        """Continue all prompts at once; text i is the one that `stream` returns for prompt i with the seed `seed + i`."""
         stops, end = stops_of(stop), self._stop_ids(stop_ids)
         most, first = whole_number("max_tokens", max_tokens, least=1), seed_of(seed, max(1, len(prompts)))
         if not prompts:

@@ -37,9 +37,9 @@ def dequantise(q: Tensor, scale: Tensor) -> Tensor:
 
 @torch.no_grad()
 def round_weights(model: GPT, dtype: torch.dtype | None) -> GPT:
-    """Copy the model with its weights rounded to those of a Decoder of this dtype; activations keep their precision.
+    """Copy the model, with its weights rounded as a Decoder with this dtype rounds them; activations keep their precision.
 
-    Returns the model itself for None.
+    If dtype is None, returns the model itself.
     """
     if dtype is None:
         return model

@@ -83,7 +83,10 @@ class Writer:
         stop: str | Iterable[str] = (),
         **settings: Any,
     ) -> list[str]:
-        """Return each prompt with its continuation, all written at once; text i is that of `generate` with seed + i."""
+        """Return each prompt with its continuation, all written at once.
+
+        Text i is the one that `generate` returns for prompt i with the seed `seed + i`.
+        """
         beginnings, sampling = texts_of("prompts", prompts), sampling_from(settings)
         ids = [self.ids(prompt) for prompt in beginnings]
         new = self.engine().texts(ids, sampling, max_tokens=max_tokens, seed=seed, stop=stop)

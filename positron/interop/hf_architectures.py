@@ -33,7 +33,7 @@ class Architecture:
 
 
 def choose(config: GPTConfig) -> Architecture:
-    """Return the class that computes this model. Raises UserError that names the option for which there is none."""
+    """Return the transformers class that computes the same. Raises UserError naming an option that no class supports."""
     if config.smear:
         _refuse("model.smear=true", "model=quickstart_portable")
     match config.norm:

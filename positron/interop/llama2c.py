@@ -145,7 +145,7 @@ def library_json(path: Path, vocab_size: int) -> bytes:
 
 
 def _text_of(piece: Piece) -> bytes:
-    """Return what a piece stands for; bytes keep the spelling `<0x0A>`, which run.c reads."""
+    """Return the text of a piece; a piece for a single byte stays written as `<0x0A>`, the form that run.c expects."""
     return (piece.text if piece.kind == "byte" else piece.text.replace("▁", " ")).encode("utf-8")
 
 

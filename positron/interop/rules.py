@@ -23,7 +23,7 @@ class Contradiction(ValueError):
 
 @dataclass(frozen=True)
 class Rule:
-    """Describe one tensor of the other program: its name, our tensors in it, and the way there and back.
+    """Describe one tensor of the other program: its name, the Positron tensors in it, and the conversion both ways.
 
     `back` returns our tensors in the order of `ours`. It raises Contradiction for values that `forth` cannot produce.
     """

@@ -49,7 +49,7 @@ def open_source(run: Run) -> Source:
 
 
 def probe(config: GPTConfig) -> Tensor:
-    """Return ids (2, T) of the whole context, drawn at random: what an exported model is compared on."""
+    """Return random token ids (2, context_length), on which an exported model is compared with the original."""
     generator = torch.Generator().manual_seed(0)
     return torch.randint(config.vocab_size, (2, config.context_length), generator=generator)
 

@@ -159,9 +159,9 @@ class Attention(nn.Module):
         return q, k, v
 
     def _can_pack(self, x: Tensor) -> bool:
-        """Tell whether `_packed_heads` applies and is faster.
+        """Tell whether `_packed_heads` can be used and is faster.
 
-        It has no LoRA on q, k or v, no forward hooks on them, and no scale between norm and rope.
+        It can be used without LoRA or forward hooks on q, k and v, and without a learned scale between norm and rope.
         """
         if self.qk_scale or not fused.is_faster(x):
             return False

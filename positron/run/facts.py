@@ -164,7 +164,7 @@ def _facts_in(record: dict[str, Any], path: Path) -> Facts:
 
 
 def _resolved_in(group: dict[str, Any] | None, path: Path) -> Resolved | None:
-    """Return the resolved values, or None if one that a run needs to continue is missing."""
+    """Return the numbers that replaced `auto`, or None if one without which the run cannot continue is missing."""
     known = group or {}
     for field in dataclasses.fields(Resolved):
         _check(known, field.name, field.metadata["type"], path, "resolved.")

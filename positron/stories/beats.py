@@ -34,7 +34,7 @@ class Plot:
 
 
 def with_preface(plot: Plot) -> Plot:
-    """Add a first beat that says, in half of all stories, what the story is about in the words of a request.
+    """Add a first sentence, used in half of all stories, that announces the story in the words of a request.
 
     A model thereby learns in pretraining to keep hero, thing and place as announced.
     """

@@ -33,8 +33,8 @@ def cache_folder() -> Path:
 def fetch(url: str, path: Path, sha256: str | None, *, instead: str) -> bytes:
     """Return the content of `path`, which is downloaded from `url` if it does not exist yet.
 
-    Raises UserError, within 5 seconds if the network does not answer, naming the file, its folder, the URL, and what to do
-    `instead`; also if the content does not have the checksum.
+    Raises UserError if the download fails (after 5 seconds without an answer) or the checksum is wrong. The message of a
+    failed download names the file, its folder and the URL, and gives the advice `instead`.
     """
     check_address(url)
     if path.exists():

@@ -77,7 +77,7 @@ class LibraryTokenizer:
 
     @property
     def hash(self) -> str:
-        """Return the sha256 of the file and of the ids of the special tokens."""
+        """Return the sha256 of the imported tokenizer.json, the ids of the special tokens and the vocabulary size."""
         head = f"huggingface\n{sorted(self._specials.items())}\n{self.vocab_size}\n"
         return hashlib.sha256(head.encode("utf-8") + self._content).hexdigest()
 

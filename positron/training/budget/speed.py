@@ -42,7 +42,7 @@ class SpeedMeasurement:
 
     @contextlib.contextmanager
     def data(self) -> Iterator[PretrainObjective]:
-        """Open the run's text, in batches of about `multiple` times STEP_TOKENS."""
+        """Yield the run's text, in batches of about `multiple * STEP_TOKENS` tokens, and close it afterwards."""
         context = self.config.model.context_length
         data = PretrainObjective(
             self.config.data,

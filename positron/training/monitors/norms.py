@@ -31,7 +31,8 @@ def norms(tensors: list[Tensor], groups: list[str]) -> dict[str, Tensor]:
 class Gradients(Monitor):
     """Measure grad_norm/LAYER and grad_norm_matrix/blocks.0.attn.q of the batch's mean loss, before clipping.
 
-    Lightning calls callbacks before the module, which clips. With DDP the gradients of all ranks are summed by then.
+    Lightning calls this callback before the module clips the gradients. With DDP, the gradients of all processes are
+    already summed.
     """
 
     def __init__(self, every: int) -> None:
