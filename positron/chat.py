@@ -4,7 +4,7 @@
     python -m positron.chat "Tell me a story about Tom."
 
 In the chat: /settings, /settings NAME VALUE, /reset, /save FILE, /load FILE, /system TEXT, /help, /quit. Ctrl-C stops an
-answer; at the prompt it leaves, after a second Ctrl-C if the conversation is not saved.
+answer. At the prompt it ends the chat; if the conversation is not saved, press it twice.
 """
 
 from __future__ import annotations

@@ -27,7 +27,11 @@ def arguments() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="python -m positron.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("runs", nargs="*", help="run folders, folders of runs, names (default: all in outputs/)")
+    parser.add_argument(
+        "runs",
+        nargs="*",
+        help="runs: their folders, their names below outputs/, or a folder that contains runs (default: all runs in outputs/)",
+    )
     parser.add_argument("--text", metavar="FILE", help="score this text (default: the validation text of the runs)")
     parser.add_argument(
         "--limit", type=int, default=200_000, help="maximum number of bytes to score (default %(default)s; 0: all)"

@@ -56,7 +56,12 @@ def arguments() -> argparse.ArgumentParser:
         default=1_000_000,
         help="maximum number of bytes to score, in whole documents (default %(default)s; 0: all)",
     )
-    parser.add_argument("--stride", type=int, help="tokens scored per window (default: half the context length)")
+    parser.add_argument(
+        "--stride",
+        type=int,
+        help="move the window, which is as long as the context, by this many tokens and score only the new ones; smaller is "
+        "slower and more exact (default: half the context length)",
+    )
     parser.add_argument(
         "--stories",
         action="store_true",

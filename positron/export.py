@@ -48,7 +48,7 @@ def arguments() -> argparse.ArgumentParser:
         "--precision",
         choices=("f32", "f16", "q8_0", "int8"),
         default="f32",
-        help="number format of the matrices (default %(default)s; gguf, ollama: f16 or q8_0; onnx: int8)",
+        help="number format of the matrices: f32 (default); also f16 or q8_0 for gguf and ollama, int8 for onnx",
     )
     return parser
 

@@ -61,7 +61,7 @@ def read_prompt(options: argparse.Namespace) -> str:
     """Return the prompt from the argument, --file or standard input. Raises UserError if it cannot be read."""
     if options.file is not None:
         if options.prompt is not None:
-            raise UserError("a prompt and --file: give one of them")
+            raise UserError("a prompt and --file were both given: give one of them")
         try:
             return decoded(Path(options.file).read_bytes(), f"--file {options.file}").rstrip("\n")
         except (OSError, ValueError) as error:

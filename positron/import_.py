@@ -1,4 +1,4 @@
-"""Make a run of a model that was trained elsewhere.
+"""Turn a model that was trained elsewhere into a run.
 
 python -m positron.import_ HuggingFaceTB/SmolLM2-135M --name smollm
 python -m positron.import_ ~/models/SmolLM2-135M

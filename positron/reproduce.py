@@ -1,4 +1,4 @@
-"""Start a run again in a new folder, and say whether its losses come out bit for bit.
+"""Train a run again in a new folder, and check whether the losses are identical to the last bit.
 
 python -m positron.reproduce outputs/quickstart
 python -m positron.reproduce quickstart --steps 20 --name quickstart-check
@@ -115,8 +115,8 @@ def again(run: Run, first_start: dict[str, Any], name: str, last: int) -> RunCon
     own = values.get("optimizer", {}).get("_target_")
     if own is not None:
         raise UserError(
-            f"{run.folder} was trained with code of its own, {own}, and what a run folder names is never imported: "
-            "start the command that its provenance.json records under another name="
+            f"{run.folder} uses the optimizer class {own}. For safety, reproduce does not import code that a run folder "
+            "names. Run the command in its provenance.json yourself, with another name="
         )
     numbers = {key: resolved[key] for key in ("max_steps", "batch_tokens", "micro_batch_size")}
     values["train"] |= {**numbers, "stop_at": last, "max_time": None, "extend": False}

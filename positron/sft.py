@@ -112,7 +112,7 @@ def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> W
     without = (
         "put it where it was, since this run has replayed it from its beginning"
         if start.is_own
-        else "sft.replay_ratio=0 fine-tunes without replaying that text"
+        else "give sft.replay_ratio=0 to fine-tune without its pretraining text"
     )
     try:
         base = pretrained_run(_base(config))
@@ -126,7 +126,8 @@ def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> W
     share = min(batch_size - 1, max(1, round(config.sft.replay_ratio * batch_size)))
     if share < 1:
         raise UserError(
-            f"a batch of {batch_size} sequences has no room for replay: larger train.batch_tokens, or ratio 0"
+            f"a batch of {batch_size} sequences has no room for replayed pretraining text: "
+            "give a larger train.batch_tokens=, or sft.replay_ratio=0"
         )
     return Windows(token_files(base, "train", without), context=context, batch_size=share, seed=config.seed)
 
@@ -158,7 +159,9 @@ def _base(config: RunConfig) -> Run:
     try:
         return find_run(config.init_from)
     except UserError as error:
-        raise UserError(f"the base run init_from={config.init_from} is not here") from error
+        raise UserError(
+            f"the run init_from={config.init_from}, from which this fine-tuning started, was not found"
+        ) from error
 
 
 def configure(values: dict[str, Any]) -> RunConfig:

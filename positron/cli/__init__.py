@@ -71,11 +71,15 @@ def _answer(words: list[str]) -> None:
         return
     if words and words not in (["--help"], ["-h"]):
         near = difflib.get_close_matches(words[0], COMMANDS, 1, 0.6)
-        hint = f"did you mean {typed(near[0], *words[1:])}?" if near else "positron --help lists the commands"
+        hint = (
+            f"did you mean {typed(module_of(near[0]), *words[1:])}?" if near else "positron --help lists the commands"
+        )
         print(f"positron: there is no command {one_line(words[0])}: {one_line(hint)}", file=sys.stderr)
         raise SystemExit(2)
     print(f"Positron {__version__}: train, understand, fine-tune and talk to a small GPT\n")
-    print("usage: positron COMMAND ...    (--help shows what each takes; python -m positron.COMMAND is the same)\n")
+    print("usage: positron COMMAND [options], or python -m positron COMMAND [options]")
+    print("positron COMMAND --help describes a command.\n")
+    print("A run is a folder in outputs/ with a trained model, its settings and results.\n")
     for command in COMMANDS:
         print(f"  {command:<10} {summary(command)}")
     print("\nA first run: positron train experiment=quickstart")

@@ -192,7 +192,7 @@ def _load(dialogue: Dialogue, name: str) -> None:
     from positron.inference.arguments import decoded
 
     if not name:
-        raise UserError("load what? /load FILE")
+        raise UserError("/load needs a file name: /load FILE")
     path = _path(name)
     try:
         if path.exists() and not path.is_file():
@@ -210,7 +210,7 @@ def _path(name: str) -> Path:
     try:
         return Path(name).expanduser()
     except RuntimeError as error:
-        raise UserError(f"there is no file {name}: {error}") from error
+        raise UserError(f"the home folder in {name} is not known: give the full path") from error
 
 
 def _kind(path: Path) -> str | None:

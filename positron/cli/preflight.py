@@ -70,7 +70,9 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
     Raises UserError.
     """
     if any(len(part.encode()) > _MAX_NAME_BYTES for part in folder.parts):
-        raise UserError(f"name={folder.name[:40]}...: a folder's name may have {_MAX_NAME_BYTES} bytes at most")
+        raise UserError(
+            f"name={folder.name[:40]}... is too long ({_MAX_NAME_BYTES} bytes at most): give a shorter name="
+        )
     if Run(folder).exists:
         return
     try:

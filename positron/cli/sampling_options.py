@@ -66,7 +66,8 @@ def draft_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--draft",
         metavar="RUN",
-        help="speculative decoding: a smaller run with the same tokenizer proposes tokens; faster, same distribution",
+        help="a smaller run with the same tokenizer proposes tokens, which this run checks (speculative decoding): faster, "
+        "and the text follows the same probabilities as without it",
     )
 
 

@@ -176,7 +176,9 @@ def _length(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, i
 
 def _monitors(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:
     if "monitor.every" in given and not any((values.get("monitor") or {}).get(name) for name in MONITORS):
-        raise UserError("monitor.every= is read where something is measured: add monitor=all, or one of its choices")
+        raise UserError(
+            f"monitor.every= has no effect without measurements: add monitor=all, or monitor= with one of {', '.join(MONITORS)}"
+        )
 
 
 def _sweep(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:

@@ -89,9 +89,9 @@ class Reading:
             return content.decode("utf-8")
         except UnicodeDecodeError as error:
             if not self.replaces:
-                remedy = "; data.on_invalid=replace puts � for invalid bytes" if self.has_settings else ""
+                remedy = ", or give data.on_invalid=replace to replace invalid bytes by �" if self.has_settings else ""
                 raise UserError(
-                    f"{where} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}{remedy}"
+                    f"{where} is not UTF-8: byte {error.start} is 0x{content[error.start]:02x}; convert it to UTF-8{remedy}"
                 ) from error
             text = content.decode("utf-8", "replace")
             self.replaced += text.count("�") - content.count("�".encode())
@@ -167,7 +167,7 @@ def _utf8(file: Any, path: Path, reading: Reading) -> Iterator[str]:
             if not reading.replaces:
                 at = place - len(waiting) + error.start
                 remedy = (
-                    "; or data.on_invalid=replace puts � for invalid bytes, if they are few"
+                    "; or give data.on_invalid=replace to replace invalid bytes by �, if they are few"
                     if reading.has_settings
                     else ""
                 )

@@ -130,7 +130,7 @@ class HubSource:
         if not self.files:
             raise UserError(
                 f"data.repo={self.repo} has no Parquet files, which data.tokens_per_epoch needs: "
-                "leave it out, or try data.revision=refs/convert/parquet"
+                "leave data.tokens_per_epoch out, or try data.revision=refs/convert/parquet"
             )
         self.held_out: frozenset[bytes] = frozenset()
         self._open: list[tuple[str, int]] = []  # files being tokenized, and the number of tasks up to their ends

@@ -126,7 +126,9 @@ def _json_values(blocks: Iterable[str], path: Path) -> Iterator[Any]:
             try:
                 value, at = _ANY_INTEGER.raw_decode(text, at)
             except RecursionError as error:
-                raise UserError(f"{shown}, entry {number + 1} is nested too deeply to be parsed") from error
+                raise UserError(
+                    f"{shown}, entry {number + 1} is nested too deeply to be parsed: remove or flatten it"
+                ) from error
             except ValueError as error:
                 more = _at_least(blocks, len(text) - at)
                 if not more:

@@ -62,7 +62,9 @@ def find_runs(names: Sequence[str], outputs: Path) -> list[Run]:
         inside = [Run(path.parent) for path in sorted(folder.glob(f"**/{CONFIG}"))]
         inside = [run for run in inside if list(run.checkpoint_folder.glob("*.ckpt"))]
         if not inside:
-            raise UserError(f"there is no run with a checkpoint in {folder.resolve()}")
+            raise UserError(
+                f"there is no run with a checkpoint in {folder.resolve()}: train one, or name another folder"
+            )
         runs += inside
     once: dict[tuple[int, int], Run] = {}
     for run in runs:  # a folder is one run, by whatever path, link or capitals it was reached

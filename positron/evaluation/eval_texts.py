@@ -92,7 +92,10 @@ def _only_as_trusted(data: DataConfig, known: str | None) -> DataConfig:
     only for a run that knows the fingerprint of the text.
     """
     if known is None and (data.path or data.url):
-        raise UserError(f"run.json has no data_fingerprint that shows {data.path or data.url} to be its text")
+        raise UserError(
+            f"{data.path or data.url} is not read, because run.json has no checksum (data_fingerprint) that proves "
+            "that it is the text of this run"
+        )
     is_ours = any(Path(data.dir).expanduser().glob("*/lock"))
     return data if is_ours else dataclasses.replace(data, dir=DataConfig.dir)
 
@@ -115,7 +118,8 @@ def texts_of_run(run: Run, split: str, limit: int, instead: str = "--text FILE m
         texts.append(_beginning(last, max(0, len(last) - TORN_CHARACTERS)))
     texts = up_to(texts, limit)
     if not texts:
-        raise UserError(f"the {split} side of the text of {run.folder} is empty: {instead}")
+        part = "validation" if split == "val" else "training"
+        raise UserError(f"the {part} part of the text of {run.folder} is empty: {instead}")
     return texts
 
 
@@ -198,5 +202,5 @@ def texts_of_file(path: str) -> list[str]:
                 text = ""
     texts = [text for text in [*texts, text] if text]
     if not texts:
-        raise UserError(f"{path} holds no text")
+        raise UserError(f"{path} contains no text: give a file or folder with text")
     return texts

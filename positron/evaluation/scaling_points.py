@@ -41,7 +41,10 @@ def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
         else:
             finished.append((run, size))
     if len(finished) < MIN_RUNS:
-        raise UserError(f"a scaling law needs at least {MIN_RUNS} finished runs, and here are {len(finished)}")
+        raise UserError(
+            f"a scaling law needs at least {MIN_RUNS} finished runs, and there are {len(finished)}: "
+            "train more runs of other sizes on the same text"
+        )
     comparable = _refuse_different_texts([run for run, _ in finished])
     floors = {run.facts().floor_bpb for run in comparable}
     sizes = sorted((size for run, size in finished if run in comparable), key=lambda s: (s.parameters, s.tokens))
@@ -75,7 +78,10 @@ def _refuse_different_texts(runs: Sequence[Run]) -> list[Run]:
     if len({text(run) for run in runs}) > 1 or text(runs[0])[0] is None:
         runs, _ = common_text(runs, None, 200_000)
         if len(runs) < MIN_RUNS:
-            raise UserError(f"a scaling law needs at least {MIN_RUNS} runs of one text, and here are {len(runs)}")
+            raise UserError(
+                f"a scaling law needs at least {MIN_RUNS} runs of one text, and there are {len(runs)}: "
+                "train more runs of other sizes on the same text"
+            )
     return list(runs)
 
 

@@ -111,8 +111,10 @@ def decoded(data: bytes, what: str) -> str:
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
-        hint = "; it looks like UTF-16: save it as UTF-8" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else ""
-        raise UserError(f"{what} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}{hint}") from error
+        hint = (
+            "it looks like UTF-16: save it as UTF-8" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "give it as UTF-8"
+        )
+        raise UserError(f"{what} is not UTF-8: byte {error.start} is 0x{data[error.start]:02x}; {hint}") from error
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

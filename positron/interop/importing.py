@@ -242,7 +242,11 @@ def _refuse_other_shapes(tensors: Weights, rules: list[Rule], config: GPTConfig,
             )
     surplus = [name for name in tensors if name not in shapes]
     if surplus:
-        raise UserError(one_line(f"{folder}: the tensor {surplus[0]} has no place in this architecture", 400))
+        raise UserError(
+            one_line(f"{folder}: the weights contain the tensor {surplus[0]}", 400)
+            + ", which the architecture in config.json does not have: Positron cannot import this model; check that "
+            "config.json and the weights belong together"
+        )
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
@@ -254,7 +258,10 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
             raise UserError(f"{index} has no weight_map from tensors to files")
         for name in sorted(set(places.values())):
             if Path(name).name != name:
-                raise UserError(f"{index} names a file outside of its folder: {one_line(name, 200)}")
+                raise UserError(
+                    f"{index} names a file outside of its folder, {one_line(name, 200)}, which is not read: "
+                    "put all weight files into one folder and correct the index"
+                )
             yield from _safetensors(folder / name)
     elif (folder / "model.safetensors").exists():
         yield from _safetensors(folder / "model.safetensors")
@@ -268,7 +275,7 @@ def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
     from safetensors import SafetensorError, safe_open
 
     if not path.exists():
-        raise UserError(f"{path} is missing, and the index names it")
+        raise UserError(f"{path} is missing, but model.safetensors.index.json lists it: download the model again")
     try:
         with safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
@@ -295,7 +302,10 @@ def _library_tokenizer(folder: Path, facts: dict[str, Any], rows: int) -> tuple[
     """Return the tokenizer of a folder, and whether it has our chat markers already."""
     path = folder / "tokenizer.json"
     if not path.exists():
-        raise UserError(f"{folder} has no tokenizer.json, which the tokenizers library writes")
+        raise UserError(
+            f"{folder} has no tokenizer.json: download it, or create it with "
+            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER) of transformers"
+        )
     content = read_bytes(path)
     try:
         described = json.loads(content)
@@ -380,7 +390,7 @@ def _read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
     if len(numbers) != needed:
         raise UserError(
             f"{path} has {len(content):,} bytes, and by its header it must have {llama2c.HEADER.size + 4 * needed:,}: it is "
-            "incomplete, or of another version of the format"
+            "incomplete, or of another version of the format: download it again; only version 0 of llama2.c's format is read"
         )
     tensors, start = {}, 0
     for name, shape in shapes.items():
@@ -403,6 +413,6 @@ def _beside(path: Path, vocabulary: Path | None) -> Path:
     beside = [path.with_name(name) for name in (llama2c.VOCABULARY, "tok512.bin") if path.with_name(name).exists()]
     if not beside:
         raise UserError(
-            f"{path} needs its vocabulary: --tokenizer FILE (tokenizer.bin, tok512.bin), or that file beside it"
+            f"{path} needs its vocabulary file: give --tokenizer FILE, or put tokenizer.bin into the same folder"
         )
     return beside[0]

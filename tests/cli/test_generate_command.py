@@ -42,7 +42,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["\udcff bad"], "the prompt is not UTF-8: byte 0 is 0xff"),
         (["Tom \udce9t\udce9"], "the prompt is not UTF-8: byte 4 is 0xe9"),
         (["--file", "utf16.txt"], "is not UTF-8: byte 0 is 0xff; it looks like UTF-16"),
-        (["--file", "latin.txt"], "is not UTF-8: byte 4 is 0xe9"),
+        (["--file", "latin.txt"], "is not UTF-8: byte 4 is 0xe9; give it as UTF-8"),
         (["Tom", "--stop", ""], "stop: an empty text"),
         (["Tom", "--weights", "int3"], "unknown weights int3: choose from fp32, bf16, int8"),
         (["Tom", "--preset", "creativ"], "there is no preset creativ: did you mean creative?"),

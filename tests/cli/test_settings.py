@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import importlib.util
 import json
 import math
 import operator
@@ -561,6 +562,17 @@ def test_positron_alone_lists_every_command_with_a_line_each(capsys, monkeypatch
     with pytest.raises(SystemExit, match="2"):
         list_commands()
     assert "python -m positron.train" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("typed", "module"), [("trian", "train"), ("import_", "import_"), ("improt", "import_")])
+def test_the_command_proposed_for_a_misspelt_one_exists(typed, module, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["positron", typed, "--help"])
+    with pytest.raises(SystemExit, match="2"):
+        list_commands()
+    proposed = re.search(r"did you mean .* -m (\S+) --help\?", capsys.readouterr().err)
+    assert proposed is not None
+    assert proposed[1] == f"positron.{module}"
+    assert importlib.util.find_spec(proposed[1]) is not None
 
 
 @pytest.mark.parametrize("command", ["train", "sft"])

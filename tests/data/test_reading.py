@@ -148,7 +148,9 @@ def test_bytes_of_a_parquet_column_that_are_not_utf8_are_named_by_row(tmp_path: 
     wide = rows if kind == pa.large_string() else rows.cast(pa.binary())
     bad = wide if kind == pa.binary() else wide.view(kind)
     path = write_parquet(tmp_path / "a.parquet", text=bad)
-    with pytest.raises(UserError, match=r"row 2 is not UTF-8: byte 4 is 0xff; data\.on_invalid=replace"):
+    with pytest.raises(
+        UserError, match=r"row 2 is not UTF-8: byte 4 is 0xff; convert it to UTF-8, or give data\.on_invalid=replace"
+    ):
         source(path)
     assert texts(source(path, on_invalid="replace"))[1] == "bad �"
 

@@ -307,7 +307,7 @@ MALFORMED: list[tuple[Any, str]] = [
     (changed("hidden_size", -32), "hidden_size"),
     (changed("hidden_size", 1e300), "hidden_size"),
     (changed("num_hidden_layers", 3), "model.layers.2"),
-    (changed("num_hidden_layers", 1), "has no place"),
+    (changed("num_hidden_layers", 1), "which the architecture in config.json does not have"),
     (changed("num_hidden_layers", True), "num_hidden_layers"),
     (changed("num_attention_heads", 5), "n_head"),
     (changed("num_key_value_heads", 3), "n_kv_head"),
@@ -323,13 +323,13 @@ MALFORMED: list[tuple[Any, str]] = [
     (written("model.safetensors", b""), "damaged or incomplete"),
     (
         written("model.safetensors.index.json", '{"weight_map": {"a": "model-00001-of-00002.safetensors"}}'),
-        "is missing",
+        "is missing, but model.safetensors.index.json lists it",
     ),
     (written("model.safetensors.index.json", '{"weight_map": {"a": "../../x.safetensors"}}'), "outside of its folder"),
     (written("model.safetensors.index.json", '{"weight_map": 3}'), "weight_map"),
     (tensors(lambda read: read.pop(NORM)), "has no tensor model.norm.weight"),
     (tensors(lambda read: read.update({NORM: torch.zeros(31)})), "model.norm.weight has the shape"),
-    (tensors(lambda read: read.update(extra=torch.zeros(1))), "the tensor extra has no place"),
+    (tensors(lambda read: read.update(extra=torch.zeros(1))), "the weights contain the tensor extra, which"),
     (without("tokenizer.json"), "tokenizer.json"),
     (cut("tokenizer.json", 0.5), "tokenizer.json"),
     (written("tokenizer.json", "{}"), "tokenizer.json"),
@@ -401,7 +401,7 @@ def test_a_file_of_llama2c_needs_its_own_vocabulary(tmp_path):
     with pytest.raises(UserError, match=r"is no vocabulary of llama2\.c"):
         read_model(path)
     vocabulary_path.unlink()
-    with pytest.raises(UserError, match="needs its vocabulary"):
+    with pytest.raises(UserError, match="needs its vocabulary file: give --tokenizer"):
         read_model(path)
 
 
