@@ -56,7 +56,8 @@ def import_model(
     """
     say_loading(str(path))
     from positron.cli.preflight import check_name
-    from positron.interop.importing import import_run, run_name
+    from positron.interop.importing import import_run
+    from positron.interop.names import run_name
     from positron.run.folder import OUTPUTS
     from positron.system.disk import expanded
 

@@ -14,6 +14,7 @@ from positron.cli.overrides import experiment_keys, given_keys, read_settings
 from positron.cli.preflight import check
 from positron.cli.unused_settings import refuse_unread
 from positron.config import Asked, RunConfig
+from positron.interop.names import needs_import
 from positron.run.folder import OUTPUTS
 from positron.settings import BESIDE_VALUES, from_dict
 from positron.system.errors import UserError
@@ -47,11 +48,12 @@ class Request:
 
         Raises UserError if this run cannot start; see `preflight`.
         """
-        if self.values.get("init_from") is not None:
-            # imported now if it is a model of others: whatever follows reads the architecture of a run
-            from positron.interop.importing import run_to_begin_with
+        origin = self.values.get("init_from")
+        if origin is not None and needs_import(str(origin)):
+            # now, because whatever follows reads the architecture of a run
+            from positron.interop.importing import import_to_begin_with
 
-            self.values["init_from"] = run_to_begin_with(str(self.values["init_from"]))
+            self.values["init_from"] = import_to_begin_with(str(origin))
         config = self.configured(configure)
         self.refuse_unread()
         folder = OUTPUTS / config.name

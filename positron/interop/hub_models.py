@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from positron.data.hub import download, retry_network
+from positron.interop.names import ORIGINAL
 from positron.system.download import cache_folder
 from positron.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-ORIGINAL = {"gpt2": "openai-community/gpt2"}  # names without an owner
 _DESCRIPTION = ("config.json", "tokenizer.json", "chat_template.jinja")
 _INDEX = "model.safetensors.index.json"
 

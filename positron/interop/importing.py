@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,8 @@ from positron.config import (
     TrainConfig,
 )
 from positron.interop import hf_reading, llama2c
-from positron.interop.hub_models import ORIGINAL, fetch_model
+from positron.interop.hub_models import fetch_model
+from positron.interop.names import is_repository, run_name
 from positron.interop.rules import Contradiction, Rule, to_ours, to_theirs
 from positron.model.gpt import GPT
 from positron.model.memory import check_memory
@@ -81,29 +81,8 @@ def import_run(name: str, folder: Path, tokenizer: Path | None = None, revision:
     return model
 
 
-def is_repository(name: str) -> bool:
-    """Tell whether a name can be OWNER/NAME of the hub, and no path that somebody mistyped."""
-    if name in ORIGINAL:
-        return True
-    return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not Path(name).parent.exists()
-
-
-def run_name(name: str) -> str:
-    """Return the name that an imported run gets where none is chosen: that of the folder, file or repository."""
-    path = expanded(name)
-    return re.sub(r"[^\w.-]", "-", path.stem if path.is_file() else path.resolve().name)
-
-
-def run_to_begin_with(name: str) -> str:
-    """Return the run that `init_from=name` means; a model that is no run yet is imported first.
-
-    Returns the name as it is where it is neither a run, nor a folder with a config.json of transformers, nor a repository.
-    """
-    path = expanded(name)
-    if any(Run(folder).exists for folder in (path, OUTPUTS / name)):
-        return name
-    if not (is_repository(name) or (path / "tokenizer.json").is_file()):
-        return name
+def import_to_begin_with(name: str) -> str:
+    """Import the model that `init_from=name` means, unless that was done before, and return the run's folder."""
     folder = OUTPUTS / run_name(name)
     if not Run(folder).exists:
         logger.info(f"{name} is no run yet: importing it as {folder}")

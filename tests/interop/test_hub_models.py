@@ -15,7 +15,8 @@ from saved_runs import SHAPES, char, corpus, gpt_config, random_model, save_run
 from positron.data import hub
 from positron.interop.formats import export
 from positron.interop.hub_models import fetch_model
-from positron.interop.importing import read_model, run_to_begin_with
+from positron.interop.importing import read_model
+from positron.interop.names import needs_import
 from positron.interop.source import open_source
 from positron.system.errors import Unreachable, UserError
 
@@ -145,4 +146,4 @@ def test_training_begins_with_a_model_of_the_hub_in_one_argument(model_hub, run_
 def test_a_mistyped_run_is_not_looked_for_on_the_hub(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs").mkdir()
-    assert run_to_begin_with(name) == name
+    assert not needs_import(name)
