@@ -243,7 +243,7 @@ def test_a_reader_that_leaves_early_is_no_error(runs: Path) -> None:
     [
         (("--run", "nobody"), "no run nobody"),
         (("--temperature", "-1"), "temperature"),
-        (("--top-p", "1.5"), "top_p"),
+        (("--top-p", "1.5"), "--top-p 1.5"),
         (("--preset", "wild"), "there is no preset wild"),
         (("--max-tokens", "0"), "--max-tokens 0"),
         (("--run", "base", "--system", "You are a pirate"), "this model does not read a system text"),

@@ -286,7 +286,7 @@ def test_the_generate_command(run: Path, run_command: Callable[..., Any]) -> Non
     ("arguments", "said"),
     [
         (["--temperature", "-1"], "temperature -1"),
-        (["--top-p", "2"], "top_p 2"),
+        (["--top-p", "2"], "--top-p 2"),
         (["--preset", "wild"], "no preset wild: choose from precise, balanced, creative"),
         (["--run", "nothing"], "no run nothing"),
         (["a" * 200], "the prompt has 200 tokens"),

@@ -77,6 +77,11 @@ def model_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Model
     server.close()
 
 
+def seen_by_processes(model_hub: ModelHub, folder: Path) -> dict[str, str]:
+    """The environment of a command: its process was forked before the test began."""
+    return {"HF_ENDPOINT": model_hub.url, "POSITRON_CACHE": str(folder / "cache"), "POSITRON_PATIENCE_S": "20"}
+
+
 def test_a_model_is_downloaded_once_and_only_what_is_read(model_hub):
     folder = fetch_model(REPO)
     assert sorted(set(model_hub.downloads())) == ["config.json", "model.safetensors", "tokenizer.json"]
@@ -116,8 +121,8 @@ def test_a_full_disk_is_told_before_the_download(model_hub, monkeypatch):
         fetch_model(REPO)
 
 
-def test_the_command_imports_from_the_hub(model_hub, run_command):
-    result = run_command("import_", REPO, "--name", "fetched")
+def test_the_command_imports_from_the_hub(model_hub, run_command, tmp_path):
+    result = run_command("import_", REPO, "--name", "fetched", **seen_by_processes(model_hub, tmp_path))
     assert result.code == 0, result.err
     assert "downloading model.safetensors" in result.err
 
@@ -133,11 +138,11 @@ def test_training_begins_with_a_model_of_the_hub_in_one_argument(model_hub, run_
     (tmp_path / "my.txt").write_text("\n\n".join(corpus()), encoding="utf-8")
     settings = ("device=cpu", "train.batch_tokens=256", "schedule.warmup_steps=1", "name=more", "train.max_steps=3")
     train = ("train", f"init_from={REPO}", "data=text", "data.path=my.txt", *settings)
-    first = run_command(*train, "train.stop_at=2")
+    first = run_command(*train, "train.stop_at=2", **seen_by_processes(model_hub, tmp_path))
     assert first.code == 0, first.err
     assert "importing it as outputs/model" in first.err
     model_hub.requests.clear()
-    again = run_command(*train)
+    again = run_command(*train, **seen_by_processes(model_hub, tmp_path))
     assert again.code == 0, again.err
     assert model_hub.requests == []
 
