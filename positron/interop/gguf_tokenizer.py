@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6  # types of tokens in GGUF
 _TYPES = {"normal": _NORMAL, "unknown": _UNKNOWN, "control": _CONTROL, "byte": _BYTE}
-_PRE_TOKENIZERS = {"r50k_base": "gpt-2", "p50k_base": "gpt-2", "cl100k_base": "llama-bpe"}
+_PRE_TOKENIZERS = {"r50k_base": "gpt-2", "cl100k_base": "llama-bpe"}
 
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) -> None:

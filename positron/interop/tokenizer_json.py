@@ -24,7 +24,7 @@ _CL100K = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s+\z|\s*[\r\n]|\s+(?!\S)|\s"
 )
-PATTERNS = {**dict.fromkeys(("r50k_base", "p50k_base"), DEFINITIONS["r50k_base"].pattern), "cl100k_base": _CL100K}
+PATTERNS = {"r50k_base": DEFINITIONS["r50k_base"].pattern, "cl100k_base": _CL100K}
 # Python's \w also holds letters that are newer than the engine's tables, and no combining marks
 _WORDS = r"[\p{L}\p{N}_]+|[^\p{L}\p{N}_\s\x1c-\x1f]|[\s\x1c-\x1f]+"
 

@@ -1,5 +1,6 @@
 """An exported folder is loaded by transformers itself: the same logits, the same tokens, the same text."""
 
+import base64
 import json
 
 import pytest
@@ -26,6 +27,7 @@ from positron.interop.tokenizer_json import tokenizer_json
 from positron.system.errors import UserError
 from positron.text import conversation
 from positron.text.conversation import Message
+from positron.text.tiktoken_bpe import TiktokenTokenizer
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
 transformers = pytest.importorskip("transformers")
@@ -200,3 +202,12 @@ def test_the_card_tells_what_the_run_knows(tmp_path):
     assert "1.2500 bits per byte" in card or "1.5000 bits per byte" in card
     assert "stories" in card
     assert "split_special_tokens" in card
+
+
+def test_a_vocabulary_whose_end_of_text_lies_among_its_tokens_is_refused():
+    """The library gives added tokens the ids after all others; p50k's <|endoftext|> is not there."""
+    r50k = byte_pairs("r50k_base")
+    content = "".join(f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in r50k.ranks().items())
+    p50k = TiktokenTokenizer("p50k_base", r50k.pattern, content.encode(), 600, 620)
+    with pytest.raises(UserError, match="p50k_base"):
+        tokenizer_json(p50k)
