@@ -10,8 +10,6 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
-import torch
-
 from positron.config import GPTConfig
 from positron.interop import hf_architectures
 from positron.interop.rules import Rule, absent
@@ -287,15 +285,3 @@ _READERS: dict[str, Callable[[_Keys], tuple[GPTConfig, list[Rule]]]] = {
     "apertus": _apertus,
     "starcoder2": _starcoder2,
 }
-
-
-def expected_shapes(rules: list[Rule], config: GPTConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape that each tensor of the other program must have."""
-    from positron.model.gpt import GPT
-
-    weights = {name: torch.empty(p.shape, device="meta") for name, p in GPT(config).named_parameters()}
-    return {rule.theirs: tuple(_shape(rule, weights)) for rule in rules if rule.theirs}
-
-
-def _shape(rule: Rule, weights: dict[str, torch.Tensor]) -> torch.Size:
-    return rule.forth([weights[name] for name in rule.ours]).shape

@@ -33,8 +33,7 @@ from positron.config import (
 from positron.interop import hf_reading, llama2c
 from positron.interop.hub_models import fetch_model
 from positron.interop.names import is_repository, run_name
-from positron.interop.rules import Contradiction, Rule, to_ours, to_theirs
-from positron.model.gpt import GPT
+from positron.interop.rules import Contradiction, Rule, expected_shapes, to_ours
 from positron.model.memory import check_memory
 from positron.run.facts import write_record
 from positron.run.folder import OUTPUTS, PRETRAIN, Run
@@ -207,17 +206,17 @@ def _without_prefix(tensors: Weights, rules: list[Rule]) -> Weights:
 
 
 def _refuse_other_shapes(tensors: Weights, rules: list[Rule], config: GPTConfig, folder: Path) -> None:
-    shapes = hf_reading.expected_shapes(rules, config)
+    shapes = expected_shapes(rules, config)
     missing = [name for name in shapes if name not in tensors]
     if missing:
         raise UserError(
             f"{folder} has no tensor {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
         )
     for name, shape in shapes.items():
-        if tuple(tensors[name].shape) != shape:
+        if tensors[name].shape != shape:
             raise UserError(
                 f"{folder}: the tensor {name} has the shape {tuple(tensors[name].shape)}, "
-                f"and by config.json it must have {shape}"
+                f"and by config.json it must have {tuple(shape)}"
             )
     surplus = [name for name in tensors if name not in shapes]
     if surplus:
@@ -361,25 +360,15 @@ def _read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
         if len(content) % 4 == 0
         else torch.empty(0)
     )
-    rules = llama2c.rules(config)
-    blank = {name: torch.empty(p.shape, device="meta") for name, p in GPT(config).named_parameters()}
-    shapes = {name: tensor.shape for name, tensor in to_theirs(rules, blank).items()}
-    needed = sum(shape.numel() for shape in shapes.values()) + config.context_length * config.d_head
-    needed += 0 if config.tie_embeddings else config.vocab_size * config.d_model
+    needed = llama2c.count_numbers(config)
     if len(numbers) != needed:
         raise UserError(
             f"{path} has {len(content):,} bytes, and by its header it must have {llama2c.HEADER.size + 4 * needed:,}: it is "
             "incomplete, or of another version of the format: download it again; only version 0 of llama2.c's format is read"
         )
-    tensors, start = {}, 0
-    for name, shape in shapes.items():
-        tensors[name] = numbers[start : start + shape.numel()].view(shape)
-        start += shape.numel()
-    weights = to_ours(rules, tensors)
-    if not config.tie_embeddings:
-        weights["lm_head.weight"] = numbers[-config.vocab_size * config.d_model :].view(-1, config.d_model)
+    weights = llama2c.read_weights(config, numbers)
     library = llama2c.library_json(_beside(path, vocabulary), config.vocab_size)
-    specials = {END_OF_TEXT: 1, **{token: config.vocab_size + i for i, token in enumerate(SPECIALS[1:])}}
+    specials = {END_OF_TEXT: llama2c.BEGIN, **{token: config.vocab_size + i for i, token in enumerate(SPECIALS[1:])}}
     tokenizer = LibraryTokenizer(library, specials, config.vocab_size + len(SPECIALS) - 1)
     config, weights = _with_rows(config, weights, tokenizer.vocab_size)
     return Imported(config, weights, tokenizer, False, str(path))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from positron.config import GPTConfig
-from positron.interop.rules import Rule, consecutive_pairs, same, to_ours, to_theirs
+from positron.interop.rules import Rule, consecutive_pairs, expected_shapes, same, to_ours, to_theirs
 from positron.interop.source import Source, largest_difference
 from positron.interop.tokenizer_json import piece_tokenizer, ranked_merges
 from positron.model.gpt import rope_tables
@@ -27,7 +27,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 MODEL, VOCABULARY = "model.bin", "tokenizer.bin"
 HEADER = struct.Struct("<7i")  # width, MLP width, layers, heads, key/value heads, vocabulary (< 0: untied), context
 _FIRST_BYTE = 3  # the id of the byte 0
-_BEGIN = 1  # the id that begins and ends a text
+BEGIN = 1  # the id that begins and ends a text
 
 
 def check_model(config: GPTConfig) -> None:
@@ -104,7 +104,7 @@ def write(source: Source, folder: Path) -> float:
     pieces = tokenizer.pieces()
     with whole_file(folder / VOCABULARY) as file:
         file.write(vocabulary_file([pieces[i] for i in order]))
-    return largest_difference(source, _read(config, folder / MODEL, order))
+    return largest_difference(source, _read_back(config, folder / MODEL, order))
 
 
 def vocabulary_file(pieces: list[Piece]) -> bytes:
@@ -149,24 +149,29 @@ def _text_of(piece: Piece) -> bytes:
     return (piece.text if piece.kind == "byte" else piece.text.replace("▁", " ")).encode("utf-8")
 
 
-def _read(config: GPTConfig, path: Path, order: list[int]) -> dict[str, Tensor]:
-    """Read the weights back, in our order of the ids."""
-    numbers = torch.from_numpy(np.frombuffer(read_bytes(path), dtype="<f4", offset=HEADER.size).copy())
-    shapes = to_theirs(rules(config), _empty(config))
+def count_numbers(config: GPTConfig) -> int:
+    """Return how many numbers follow the header: the tensors, two tables for rope, and a head that is not tied."""
+    numbers = sum(shape.numel() for shape in expected_shapes(rules(config), config).values())
+    numbers += config.context_length * config.d_head
+    return numbers + (0 if config.tie_embeddings else config.vocab_size * config.d_model)
+
+
+def read_weights(config: GPTConfig, numbers: Tensor) -> dict[str, Tensor]:
+    """Return our tensors, in the file's order of the ids, from the numbers after the header."""
     tensors: dict[str, Tensor] = {}
     start = 0
-    for name, like in shapes.items():
-        tensors[name] = numbers[start : start + like.numel()].view(like.shape)
-        start += like.numel()
-    ours = torch.argsort(torch.tensor(order))
-    tensors["wte"] = tensors["wte"][ours]
+    for name, shape in expected_shapes(rules(config), config).items():
+        tensors[name] = numbers[start : start + shape.numel()].view(shape)
+        start += shape.numel()
     weights = to_ours(rules(config), tensors)
     if not config.tie_embeddings:
-        weights["lm_head.weight"] = numbers[-config.vocab_size * config.d_model :].view(-1, config.d_model)[ours]
+        weights["lm_head.weight"] = numbers[-config.vocab_size * config.d_model :].view(-1, config.d_model)
     return weights
 
 
-def _empty(config: GPTConfig) -> dict[str, Tensor]:
-    from positron.model.gpt import GPT
-
-    return dict(GPT(config).named_parameters())
+def _read_back(config: GPTConfig, path: Path, order: list[int]) -> dict[str, Tensor]:
+    """Read the weights back, in our order of the ids."""
+    numbers = torch.from_numpy(np.frombuffer(read_bytes(path), dtype="<f4", offset=HEADER.size).copy())
+    ours = torch.argsort(torch.tensor(order))
+    by_id = ("wte.weight", "lm_head.weight")
+    return {name: rows[ours] if name in by_id else rows for name, rows in read_weights(config, numbers).items()}

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from positron.config import GPTConfig
+from positron.model.gpt import GPT
 
 Weights = Mapping[str, Tensor]
 
@@ -158,3 +159,9 @@ def to_ours(rules: Iterable[Rule], tensors: Weights) -> dict[str, Tensor]:
                 raise Contradiction(f"{rule.theirs} must equal the other tensor that {name} comes from")
             weights[name] = tensor
     return weights
+
+
+def expected_shapes(rules: Iterable[Rule], config: GPTConfig) -> dict[str, torch.Size]:
+    """Return the shape that each tensor of the other program must have."""
+    weights = {name: torch.empty(p.shape, device="meta") for name, p in GPT(config).named_parameters()}
+    return {rule.theirs: rule.forth([weights[name] for name in rule.ours]).shape for rule in rules if rule.theirs}
