@@ -1,8 +1,9 @@
 """Fast decoding of one token at a time: packed weights and a preallocated key/value cache.
 
-A token needs little arithmetic, so its time depends on the number of operators and the bytes of weights that are read.
-q, k and v are one matrix, as are gate and up. Rotary pairs are interleaved, so that rotating them is one complex product
-(scores do not change if q and k are permuted in the same way). The heads that share keys are rows of one product.
+One token needs little arithmetic, so its time depends on the number of operators and on the bytes of weights to read.
+Therefore q, k and v are packed into one matrix, and so are gate and up of SwiGLU. The two numbers of each RoPE pair are
+neighbours, so that one complex product rotates all pairs; the attention scores do not change, because q and k are permuted
+in the same way. The query heads that share a key head are the rows of one matrix product.
 """
 
 from __future__ import annotations
@@ -23,27 +24,28 @@ from positron.model.kernels.attention import causal_attention, window_mask
 from positron.model.kernels.norms_and_heads import interleave_pairs
 from positron.model.lora import effective_weight
 
-# q (N, H, D), new keys and values (N, K, D), and a layer's cache of them (B, K, T, D) twice -> (N, H * D)
+# arguments: q (N, H, D), new keys and new values (N, K, D), cached keys and cached values (B, K, T, D); result (N, H * D)
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class _Layer:
-    """Hold the packed weights of a block."""
+    """Hold the packed weights of one transformer block."""
 
     norm1: tuple[Tensor, Tensor | None]
     norm2: tuple[Tensor, Tensor | None]
     qkv: Linear | Int8Linear
     out: Linear | Int8Linear
-    up: Linear | Int8Linear  # with its activation; gate above up for swiglu
+    up: Linear | Int8Linear  # followed by the activation; for swiglu the rows of gate, then those of up, without it
     down: Linear | Int8Linear
-    qk_scale: Tensor | None  # (H + K, D), with the rotary pairs interleaved
+    qk_scale: Tensor | None  # (H + K, D), in the same order of numbers as q and k
 
 
 def _rms_norm(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    """Compute RMSNorm as the left half of LayerNorm of (x, -x), whose mean is 0; `weight` (2C,) holds its values twice.
+    """Compute RMSNorm of x (..., C): the first half of LayerNorm of (x, -x), which has mean 0.
 
-    On a CPU torch's rms_norm takes eight operators, and sixteen in bf16.
+    `weight` (2C,) contains the C weights twice. On a CPU, torch's own rms_norm needs eight operators, and sixteen in bf16;
+    LayerNorm is one operator.
     """
     C = x.shape[-1]
     return F.layer_norm(torch.cat((x, -x), dim=-1), (2 * C,), weight, None, eps)[..., :C]
@@ -53,9 +55,10 @@ class Decoder:
     """Compute next-token logits for up to `batch` sequences at once, each with its own length up to the context length."""
 
     def __init__(self, model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> None:
-        """Copy the weights; later training does not change the decoder.
+        """Copy the weights, so that later training does not change the decoder.
 
-        `dtype` of weights and cache: None is that of the model; int8 applies to the matrices only, the rest is bf16.
+        `dtype`: the number format of weights and cache. None keeps the model's format. int8 applies only to the matrices;
+        all other weights are then bf16. On a CPU the cache is fp32 instead of bf16, because attention is faster.
         """
         config = model.config
         self.config, self.model = config, model
@@ -64,7 +67,7 @@ class Decoder:
         self.dtype = torch.bfloat16 if self.bytewise else dtype or model.wte.weight.dtype
         self.eps = config.norm_eps
         self.H, self.K, self.D, self.gated = config.n_head, config.kv_heads, config.d_head, config.is_gated
-        # SDPA for one query is three times slower in bf16 than in fp32 on a CPU
+        # on a CPU, scaled_dot_product_attention for one query is three times slower in bf16 than in fp32
         narrow = self.dtype == torch.bfloat16 and self.device.type == "cpu"
         self.cache_dtype = torch.float32 if narrow else self.dtype
         self.layers = [self._pack(block) for block in model.blocks]  # type: ignore[arg-type]
@@ -73,7 +76,7 @@ class Decoder:
         tied = self.bytewise and config.tie_embeddings
         self.wte = (dequantise(*quantise(model.wte.weight)) if tied else model.wte.weight.detach()).to(self.dtype)
         self.positions: Tensor | None = None  # (T, C), added to the embeddings
-        self.turn: Tensor | None = None  # (T, 1, D/2) complex numbers that rotate queries and keys
+        self.turn: Tensor | None = None  # (T, 1, D/2) complex numbers by which RoPE rotates queries and keys
         match config.position:
             case "learned":
                 self.positions = model.wpe.weight.detach().to(self.dtype)
@@ -88,12 +91,12 @@ class Decoder:
         self._allocate(batch)
 
     def _allocate(self, batch: int) -> None:
-        """Make an empty cache."""
+        """Allocate an empty cache for `batch` sequences."""
         context = self.config.context_length
         self.ids = torch.zeros((batch, context), dtype=torch.int64, device=self.device)
         shape = (self.config.n_layer, batch, self.K, context, self.D)
         self.k, self.v = (torch.zeros(shape, dtype=self.cache_dtype, device=self.device) for _ in range(2))
-        self.lengths = [0] * batch  # tokens of each sequence in the cache
+        self.lengths = [0] * batch  # the number of tokens of each sequence that the cache contains
 
     def with_empty_cache(self, batch: int) -> Decoder:
         """Create a decoder that shares the packed weights and has its own empty cache for `batch` sequences."""
@@ -143,7 +146,7 @@ class Decoder:
         )
 
     def _scale(self, attn: Attention) -> Tensor | None:
-        """Return the learned scale of QK-norm for each head of q and of k, (H + K, D)."""
+        """Return the learned scales of QK-norm, one row for each head of q and of k: (H + K, D). None if there are none."""
         if not self.config.qk_scale:
             return None
         scales = [attn.q_norm.weight.detach().to(self.cache_dtype), attn.k_norm.weight.detach().to(self.cache_dtype)]
@@ -168,7 +171,10 @@ class Decoder:
         return layer.down.plus(h, x)
 
     def _heads(self, x: Tensor, layer: _Layer, turn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute rotated and normalised heads: x (N, C), turn (N or 1, 1, D/2) -> q (N, H, D), k and v (N, K, D)."""
+        """Compute q, k and v of all heads: x (N, C) -> q (N, H, D), k and v (N, K, D).
+
+        q and k are rotated by `turn` (N or 1, 1, D/2), if it is given, and normalised if the model uses QK-norm.
+        """
         qkv = layer.qkv(x).to(self.cache_dtype).view(len(x), -1, self.D)
         qk, v = qkv[:, : self.H + self.K], qkv[:, self.H + self.K :]
         if layer.qk_scale is not None:
@@ -181,7 +187,10 @@ class Decoder:
         return qk[:, : self.H], qk[:, self.H :], v
 
     def _through(self, x: Tensor, turn: Tensor | None, attend: Attend) -> Tensor:
-        """Apply all layers: (N, C) -> (N, C). `attend` stores new keys and values in a layer's cache and attends to it."""
+        """Apply all blocks: x (N, C) -> (N, C).
+
+        `attend` stores the new keys and values of a block in its cache and computes the attention over the cache.
+        """
         for layer, keys, values in zip(self.layers, self.k, self.v, strict=True):
             y = attend(*self._heads(self._apply_norm(x, layer.norm1), layer, turn), keys, values)
             x = layer.out.plus(y.to(self.dtype), x)
@@ -193,10 +202,10 @@ class Decoder:
 
     @torch.inference_mode()
     def prefill(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
-        """Replace the content of these rows by the prompts and return their next-token logits (b, V).
+        """Replace the content of the cache rows `rows` by the prompts and return the next-token logits (b, V) of each.
 
-        Shorter prompts are padded at the end, which causal attention keeps from affecting them. Raises ValueError for an
-        empty prompt or one longer than the context.
+        Shorter prompts are padded at the end. The padding does not affect them, because attention is causal. Raises
+        ValueError for an empty prompt and for a prompt that is longer than the context.
         """
         n = max(map(len, prompts))
         if not 0 < min(map(len, prompts)) <= n <= self.config.context_length:
@@ -226,7 +235,10 @@ class Decoder:
 
     @torch.inference_mode()
     def read(self, ids: list[int]) -> Tensor:
-        """Append T tokens to row 0 and return the logits after each of them (T, V); raises ValueError if the cache is full."""
+        """Append T tokens to row 0 and return the logits after each of them, (T, V).
+
+        Raises ValueError if the tokens do not fit the cache.
+        """
         start, n = self.lengths[0], self.lengths[0] + len(ids)
         if n > self.config.context_length:
             raise ValueError(f"{n} tokens do not fit the cache of {self.config.context_length}")
@@ -253,7 +265,10 @@ class Decoder:
         return self._logits(x)
 
     def _before(self, ids: Tensor) -> Tensor:
-        """Store `ids` (B,) and return the embedding (B, C) of the token before each; 0 for an empty row."""
+        """Store the new token of each row, `ids` (B,), and return the embedding (B, C) of the token before it.
+
+        The result is 0 for a row that has no earlier token.
+        """
         first = self.lengths[0]
         if first and self.lengths.count(first) == len(ids):
             self.ids[:, first] = ids
@@ -265,7 +280,10 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, ids: Tensor) -> Tensor:
-        """Append one token to each row: ids (B,) -> next-token logits (B, V); raises ValueError if the cache is full."""
+        """Append one token to each row: ids (B,) -> next-token logits (B, V).
+
+        Raises ValueError if the cache of a row is full.
+        """
         places = self.lengths
         n, even = max(places) + 1, min(places) == max(places)
         if n > self.config.context_length:
@@ -293,7 +311,7 @@ class Decoder:
                 keys[rows, :, where], values[rows, :, where] = k, v
             y = F.scaled_dot_product_attention(
                 q.reshape(B, K, H // K, D), keys[:, :, first:n], values[:, :, first:n], attn_mask=mask
-            )  # the H/K heads of a group share their keys, so they are the queries of one product
+            )  # the H/K query heads that share a key head are H/K queries of one product
             return y.reshape(B, H * D)
 
         x = self._through(x, turn, attend)

@@ -33,8 +33,8 @@ class Written(NamedTuple):
 class Engine:
     """Generate any number of texts at the same time, each with its own cache and random generator.
 
-    The packed weights are shared. A cache is allocated when the first token of a text is requested, and freed when the text
-    ends, is closed, or is no longer referenced.
+    All texts share the packed weights. The cache of a text is allocated when its first token is requested, and freed when
+    the text ends, its stream is closed, or nothing refers to the stream any more.
     """
 
     def __init__(
@@ -58,11 +58,13 @@ class Engine:
         seed: int,
         ended: list[bool] | None = None,
     ) -> Iterator[list[int | None]]:
-        """Yield the next id of every prompt, None for one that has ended, until all end by a stop id or `max_tokens`.
+        """Yield lists with the next token id of each prompt, or None for a prompt whose text has ended.
 
-        Row i has its own generator with seed + i, so that its text does not depend on the other rows. When the context of a
-        row is full, its last half is read again from position 0, because positions are absolute and a cache cannot slide.
-        `ended`: a list of the caller, True for each row that has ended; the caller may end rows by it, too.
+        The iterator ends when all texts have ended, or after `max_tokens` tokens. A text ends at one of the `stop_ids`.
+        Prompt i has its own generator with the seed `seed + i`, so its text does not depend on the other prompts. When the
+        context is full, its last half is read again from position 0: positions are absolute, so the cache cannot be shifted.
+        `ended`: a list with one bool for each prompt, True if its text has ended; the caller may set True to end a text.
+        Raises UserError for an empty prompt.
         """
         if not all(prompts):
             raise UserError("the prompt has no tokens: give at least one")
@@ -96,7 +98,7 @@ class Engine:
         if active:
             logger.debug(f"the context of {self.context} tokens is full: continuing with its last half")
             decoder.prefill(active, [seen[i][-max(1, self.context // 2) :] for i in active])
-        for i in full:  # the step below reads the newest token again, with the same result; ended rows are not used
+        for i in full:  # `step` below reads the newest token again, with the same result; rows that ended are not used
             decoder.lengths[i] = decoder.lengths[i] - 1 if i in active else 0
         return decoder.step(torch.tensor([row[-1] for row in seen], device=decoder.device))
 
@@ -113,9 +115,10 @@ class Engine:
         stop_ids: Iterable[int] | None = None,
         stop: str | Iterable[str] = (),
     ) -> Stream:
-        """Continue `ids` up to a stop id (None: the end of the text) or before the first of the `stop` strings.
+        """Continue `ids` until one of the `stop_ids` is drawn, one of the `stop` strings is complete, or `max_tokens`.
 
-        Raises UserError for wrong settings here, before the first piece is requested.
+        Without `stop_ids` the text ends at the token that ends a document. The text does not include the stop string. Raises
+        UserError for wrong settings in this call, not only when the first piece is requested.
         """
         progress = Progress(self.tokenizer, stops_of(stop))
         most, first, end = whole_number("max_tokens", max_tokens, least=1), seed_of(seed), self._stop_ids(stop_ids)
@@ -132,7 +135,10 @@ class Engine:
         stop_ids: Iterable[int] | None = None,
         stop: str | Iterable[str] = (),
     ) -> list[Written]:
-        """Continue all prompts at once; text i is the one that `stream` returns for prompt i with the seed `seed + i`."""
+        """Continue all prompts at once and return the continuations, without the prompts.
+
+        Text i is the one that `stream` returns for prompt i with the seed `seed + i`.
+        """
         stops, end = stops_of(stop), self._stop_ids(stop_ids)
         most, first = whole_number("max_tokens", max_tokens, least=1), seed_of(seed, max(1, len(prompts)))
         if not prompts:
@@ -158,6 +164,6 @@ class Engine:
         stop_ids: Iterable[int] | None = None,
         stop: str | Iterable[str] = (),
     ) -> list[str]:
-        """Continue each prompt and return only the texts; the arguments are those of `written`."""
+        """Continue all prompts at once, as `written` does, and return only the texts."""
         written = self.written(prompts, sampling, max_tokens=max_tokens, seed=seed, stop_ids=stop_ids, stop=stop)
         return [completion.text for completion in written]

@@ -1,8 +1,8 @@
 """Sample the next token: pure functions on logits.
 
-Repetition penalty, temperature, top-k, top-p and min-p are applied in this order, each to the result of those before it.
-The logit of an excluded token is -inf; the likeliest token is always kept. `numpy_ref/sampling.py` computes the same with
-NumPy, and a test compares the two.
+Repetition penalty, temperature, top-k, top-p and min-p are applied in this order, each to the result of the previous step.
+An excluded token gets the logit -inf; the likeliest token is never excluded. `numpy_ref/sampling.py` computes the same
+results with NumPy, and a test compares the two modules.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from positron.system.errors import UserError
 
 
 def penalize(logits: Tensor, recent: Iterable[int], penalty: float, exempt: Iterable[int] = ()) -> Tensor:
-    """Apply the repetition penalty to the `recent` ids, except `exempt` (special) ones: logits (V,) -> (V,).
+    """Apply the repetition penalty to the tokens `recent`, except the tokens `exempt`: logits (V,) -> (V,).
 
-    z / penalty where z > 0, z * penalty where z < 0 (CTRL, arXiv:1909.05858), once for each id however often it occurred;
-    dividing a negative logit would make the token likelier.
+    A positive logit is divided by the penalty (CTRL, arXiv:1909.05858). A negative logit is multiplied by it, because a
+    division would make the token likelier. The penalty applies once to each token, even if it occurs several times.
     """
     seen = torch.tensor(sorted(set(recent) - set(exempt)), dtype=torch.long, device=logits.device)
     z = logits[seen]
@@ -30,7 +30,7 @@ def penalize(logits: Tensor, recent: Iterable[int], penalty: float, exempt: Iter
 
 
 def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Keep the k largest logits (B, V), and those equal to the k-th; set the others to -inf."""
+    """Keep the k largest logits of each row (B, V), and all that equal the k-th largest; set the others to -inf."""
     if k >= logits.shape[-1]:
         return logits
     smallest = torch.topk(logits, k).values[..., -1, None]
@@ -38,13 +38,13 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the smallest set of tokens whose probabilities sum to at least p; set the other logits (B, V) to -inf.
+    """Keep the likeliest tokens whose probabilities add up to at least p; set the other logits (B, V) to -inf.
 
-    Nucleus sampling, arXiv:1904.09751.
+    This is nucleus sampling (arXiv:1904.09751).
     """
     probability = logits.softmax(dim=-1)
-    # All tokens less likely than (1 - p) / V sum to less than 1 - p, so the nucleus is among the others. These are mostly
-    # a few hundred, while sorting a whole vocabulary takes longer than a token of a small model.
+    # The probabilities below (1 - p) / V add up to less than 1 - p, so none of these tokens is needed to reach p. Mostly a
+    # few hundred tokens remain. Sorting the whole vocabulary would take longer than a small model needs for a token.
     candidates = (probability >= (1 - p) / logits.shape[-1]).any(dim=0).nonzero()[:, 0]
     return torch.full_like(logits, float("-inf")).index_copy(
         -1, candidates, _nucleus(logits[:, candidates], probability[:, candidates], p)
@@ -54,13 +54,16 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 def _nucleus(logits: Tensor, probability: Tensor, p: float) -> Tensor:
     order = probability.sort(dim=-1, descending=True, stable=True).indices
     ordered = probability.gather(-1, order)
-    before = ordered.cumsum(dim=-1) - ordered  # of all likelier tokens; 0 for the likeliest, which is always kept
+    before = ordered.cumsum(dim=-1) - ordered  # summed probability of all likelier tokens: 0 for the likeliest token
     dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
     return logits.masked_fill(dropped, float("-inf"))
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the tokens with at least p times the largest probability (arXiv:2407.01082); set other logits (B, V) to -inf."""
+    """Keep the tokens with at least p times the largest probability; set the other logits (B, V) to -inf.
+
+    The source is arXiv:2407.01082.
+    """
     return logits.masked_fill(logits < logits.amax(dim=-1, keepdim=True) + math.log(p), float("-inf"))
 
 
@@ -74,7 +77,7 @@ def filtered(
 ) -> Tensor:
     """Apply temperature, top-k, top-p and min-p: logits (B, V) -> float64 (B, V), -inf for excluded tokens.
 
-    temperature > 0; None leaves a filter out.
+    `temperature` must be above 0. A filter whose value is None is left out.
     """
     logits = logits.double() / temperature
     if top_k is not None:
@@ -92,14 +95,17 @@ PENALTY_RANGE = (1e-6, 1e6)
 
 @dataclass(frozen=True)
 class Sampling:
-    """Hold the settings of sampling; raises UserError for a wrong type or range, naming the setting."""
+    """Hold the settings of sampling.
+
+    Raises UserError, which names the setting, for a value that has the wrong type or is out of range.
+    """
 
     temperature: float = 0.8  # 0: always the likeliest token
     top_k: int | None = None
     top_p: float | None = 0.95
     min_p: float | None = None
-    repetition_penalty: float = 1.0  # 1: none
-    last_n: int = 64  # the penalty applies to this number of most recent tokens
+    repetition_penalty: float = 1.0  # 1: no penalty
+    last_n: int = 64  # the penalty applies to the last `last_n` tokens
 
     def __post_init__(self) -> None:
         temperature = self._set("temperature", real_number("temperature", self.temperature))
@@ -122,7 +128,7 @@ class Sampling:
         self._set("last_n", whole_number("last_n", self.last_n, least=1))
 
     def _set(self, name: str, value: float) -> float:
-        """Store Python's own number instead of a NumPy one, which JSON does not accept."""
+        """Store a Python number; `value` may have been converted from a NumPy number, which JSON does not accept."""
         object.__setattr__(self, name, value)
         return value
 
@@ -136,16 +142,17 @@ PRESETS = {
 
 
 def preset(name: str) -> Sampling:
-    """Return the preset of that name; raises UserError for an unknown name."""
+    """Return the preset `name`; raises UserError for an unknown name."""
     if not isinstance(name, str) or name not in PRESETS:
         raise unknown("preset", name, list(PRESETS))
     return PRESETS[name]
 
 
 def probabilities(logits: Tensor, sampling: Sampling, seen: list[int], exempt: Iterable[int] = ()) -> Tensor:
-    """Compute the probabilities to sample from: logits (V,) after the tokens `seen` -> float64 (V,), on the CPU.
+    """Compute the probabilities from which the next token is drawn: logits (V,) -> float64 (V,), on the CPU.
 
-    At temperature 0 the likeliest token has probability 1. Raises UserError if the logits are not finite.
+    `seen`: all tokens before the next one. `exempt`: tokens without repetition penalty. At temperature 0 the likeliest token
+    has probability 1. Raises UserError if the largest logit is not finite.
     """
     logits = logits.cpu()
     if not logits.max().isfinite():
@@ -165,9 +172,10 @@ def probabilities(logits: Tensor, sampling: Sampling, seen: list[int], exempt: I
 
 
 def draw(chances: Tensor, generator: torch.Generator) -> int:
-    """Draw an index with probability proportional to chances (V,), by one uniform number and their cumulative sum.
+    """Draw an index i with probability proportional to chances[i]: one random number is looked up in the cumulative sum.
 
-    `torch.multinomial` draws a number for every index: 250 µs at V = 16,000, as long as the matrices of a small model.
+    `torch.multinomial` draws one random number for every index. For V = 16,000 this takes 250 µs, which is as long as all
+    matrix products of a small model.
     """
     cumulative = chances.cumsum(dim=0)
     position = torch.rand((), dtype=chances.dtype, generator=generator) * cumulative[-1]
@@ -177,7 +185,10 @@ def draw(chances: Tensor, generator: torch.Generator) -> int:
 def choose(
     logits: Tensor, sampling: Sampling, seen: list[int], generator: torch.Generator, exempt: Iterable[int] = ()
 ) -> int:
-    """Sample a token id from logits (V,) after the tokens `seen`, on the CPU, so that it is the same on every device."""
+    """Sample the token id that follows the tokens `seen`, whose next-token logits are `logits` (V,).
+
+    The sampling runs on the CPU, so that the result is the same for models on all devices.
+    """
     chances = probabilities(logits, sampling, seen, exempt)
     if sampling.temperature == 0:
         return int(chances.argmax())
