@@ -1,0 +1,1 @@
+"""Look inside a run: attention, logit lens, ablations, the history of its training, and the true probabilities."""
