@@ -1,4 +1,4 @@
-"""The model card: what a run knows of itself, for a person who gets the exported folder and nothing else."""
+"""The model card (README.md) of an exported folder: how the model was trained, how to use it, and its limits."""
 
 from __future__ import annotations
 
@@ -73,19 +73,19 @@ print(chat(messages, max_new_tokens=100)[0]["generated_text"][-1]["content"])
 ```"""
 
 _LIMITS = """- A small model: it has the style of its training text, and no knowledge of the world to rely on.
-- It sees {context} tokens at once. Longer texts are outside what it was trained on.
-- A text that spells a special token, such as `<|end|>`, is read as that token here. In Positron no text can spell one;
-  `tokenizer(text, split_special_tokens=True)` has the same effect.
-- The character U+2581 is read as a space by a SentencePiece vocabulary in this format."""
+- It reads at most {context} tokens at once. It was not trained on longer texts.
+- A special token that is written in a text, such as `<|end|>`, is read as that token. Positron reads it as ordinary text;
+  `tokenizer(text, split_special_tokens=True)` does so too.
+- If the vocabulary is SentencePiece's, the character U+2581 is read as a space."""
 
 
 def model_card(source: Source, architecture: str) -> str:
-    """Return the Markdown of README.md. `architecture`: the class of the exported model."""
+    """Return README.md for a folder in the format of transformers. `architecture`: the transformers class of the model."""
     return _card(source, "transformers", architecture, _USE_CHAT if source.is_chat else _USE_BASE)
 
 
 def onnx_card(source: Source, precision: str) -> str:
-    """Return the Markdown of README.md beside ONNX graphs, with a program that writes the likeliest text."""
+    """Return README.md for a folder with ONNX graphs; it contains a program that generates the likeliest text."""
     config, tokenizer = source.config, source.tokenizer
     stops = stop_ids(tokenizer) if source.is_chat else [tokenizer.special_id(END_OF_TEXT)]
     use = _ONNX_USE.format(
@@ -135,5 +135,5 @@ def _card(source: Source, library: str, architecture: str, use: str) -> str:
 
 
 def _cell(text: str) -> str:
-    """Escape what would end a cell of a Markdown table."""
+    """Escape `|` and join lines, so that the text fits one cell of a Markdown table."""
     return " ".join(text.replace("|", "\\|").split())

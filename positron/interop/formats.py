@@ -1,4 +1,4 @@
-"""The formats that a run can be exported to, by the names that users type."""
+"""The formats to which a run can be exported, by the names that users type after `--to`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from positron.system.errors import UserError
 
 Format = Literal["hf", "gguf", "ollama", "onnx", "llama2c", "safetensors"]
 Precision = Literal["f32", "f16", "q8_0", "int8"]
-PRECISIONS: dict[Format, tuple[Precision, ...]] = {  # of the formats that can hold less than fp32
+PRECISIONS: dict[Format, tuple[Precision, ...]] = {  # formats with several precisions; all other formats have only f32
     "gguf": gguf_file.PRECISIONS,
     "ollama": gguf_file.PRECISIONS,
     "onnx": onnx_file.PRECISIONS,
@@ -21,10 +21,10 @@ P = TypeVar("P", bound=str)
 
 
 def export(source: Source, to: Format, folder: Path, precision: Precision = "f32") -> float:
-    """Write a run into a new folder and return the largest difference of the logits after reading it back.
+    """Write a run into a new folder, read the file back, and return the largest difference between the logits of both models.
 
-    The folder appears complete or not at all. Raises UserError where it exists, where the format cannot express the model
-    or its tokenizer, or where the disk is full.
+    The folder appears only when it is complete. Raises UserError if the folder exists, if the format cannot express the
+    model or its tokenizer, or if the disk is full.
     """
     _chosen(precision, PRECISIONS.get(to, ("f32",)), to)
     with whole_folder(folder) as draft:
@@ -54,7 +54,7 @@ def export(source: Source, to: Format, folder: Path, precision: Precision = "f32
 
 
 def _chosen(precision: str, choices: tuple[P, ...], to: Format) -> P:
-    """Return `precision` as one of a format's choices. Raises UserError that names the formats which have it."""
+    """Return `precision` if the format has it. Otherwise raises UserError, which names the formats that have it."""
     for choice in choices:
         if choice == precision:
             return choice

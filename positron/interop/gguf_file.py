@@ -1,7 +1,8 @@
-"""Write a run as a GGUF file: what llama.cpp, Ollama and LM Studio run. The `gguf` package writes the container.
+"""Write a run as a GGUF file, the format of llama.cpp, Ollama and LM Studio, with the `gguf` package.
 
-Architectures and their activations are fixed in llama.cpp, so fewer models fit than in transformers. Rope turns the pairs
-(2 i, 2 i + 1) in the architectures llama and arcee, so their queries and keys are reordered.
+llama.cpp fixes the activation function of each architecture, so it can run fewer of Positron's models than transformers can.
+In its architectures llama and arcee, RoPE rotates the pairs (2 i, 2 i + 1) instead of (i, i + D/2). Therefore the rows of
+queries and keys are reordered for these two.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ FILE = "model.gguf"
 
 @dataclass(frozen=True)
 class Architecture:
-    """An architecture of llama.cpp: its name in the file's keys, its tensors, and its own keys."""
+    """Describe an architecture of llama.cpp: its name in the file, its tensors, and the keys that only it has."""
 
     name: str
     rules: Callable[[GPTConfig], list[Rule]]
@@ -53,7 +54,10 @@ class Architecture:
 
 
 def choose(config: GPTConfig) -> Architecture:
-    """Return the architecture that computes this model. Raises UserError that names the option for which there is none."""
+    """Return the llama.cpp architecture that computes this model.
+
+    Raises UserError, naming the option that no architecture supports.
+    """
     if config.smear:
         _refuse("model.smear=true", "model=quickstart_portable")
     if sliding_window(config) is not None:
@@ -84,7 +88,7 @@ def choose(config: GPTConfig) -> Architecture:
 
 
 def _refuse(option: str, remedy: str) -> NoReturn:
-    raise UserError(f"{option}: llama.cpp has no architecture for this: train a run with {remedy}")
+    raise UserError(f"{option}: no architecture of llama.cpp computes this: train a run with {remedy}")
 
 
 def _rms_keys(config: GPTConfig, writer: GGUFWriter) -> None:
@@ -96,10 +100,10 @@ def _layer_norm_keys(config: GPTConfig, writer: GGUFWriter) -> None:
 
 
 def _apertus_keys(config: GPTConfig, writer: GGUFWriter) -> None:
-    """Set the constants of xIELU so that it is relu(x)^2.
+    """Write the constants with which Apertus' activation xIELU (arXiv:2411.13010) equals relu(x)^2.
 
-    For x > 0 it is a_p x^2 + b x, else (expm1(min(x, eps)) - x) a_n + b x, where a_p and a_n are the softplus of what is
-    stored (arXiv:2411.13010): a_p = 1, a_n = 0, b = 0.
+    xIELU is a_p x^2 + b x for x > 0, and (expm1(min(x, eps)) - x) a_n + b x otherwise. It equals relu(x)^2 for a_p = 1,
+    a_n = 0 and b = 0. The file stores numbers whose softplus are a_p and a_n.
     """
     _rms_keys(config, writer)
     writer.add_xielu_alpha_p([math.log(math.e - 1)] * config.n_layer)
@@ -109,7 +113,11 @@ def _apertus_keys(config: GPTConfig, writer: GGUFWriter) -> None:
 
 
 def _llama_like(config: GPTConfig, *, turned: bool, qk_scale: bool, head: bool) -> list[Rule]:
-    """Map a model with RMSNorm and rope. `turned`: rope takes consecutive pairs; `head`: the head is written when tied."""
+    """Return the rules for an architecture with RMSNorm and RoPE.
+
+    `turned`: RoPE rotates consecutive pairs of numbers. `qk_scale`: queries and keys have a norm with a scale. `head`: the
+    file needs the output head even if it is tied to the embedding.
+    """
     rules = [same("token_embd.weight", "wte.weight")]
     for i in range(config.n_layer):
         theirs, ours = f"blk.{i}", f"blocks.{i}"
@@ -186,8 +194,9 @@ STARCODER2 = Architecture("starcoder2", _starcoder2, _layer_norm_keys)
 def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
     """Write `model.gguf` into a folder, read it back, and return the largest difference of the logits.
 
-    f16 and q8_0 round the matrices; norms, biases and positions stay fp32, and so do matrices whose rows q8_0 cannot
-    divide into blocks of 32. Raises UserError, before anything is written, for a model or a tokenizer that does not fit.
+    f16 and q8_0 round only the matrices; norms, biases and the position table stay fp32. q8_0 also leaves a matrix in fp32
+    if its row length is not a multiple of 32. Raises UserError, before anything is written, if llama.cpp does not have the
+    architecture or the tokenizer.
     """
     try:
         from gguf import GGUFReader, GGUFWriter, LlamaFileType, dequantize
@@ -207,7 +216,7 @@ def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
     writer.add_block_count(config.n_layer)
     writer.add_feed_forward_length(config.ff_width)
     writer.add_head_count(config.n_head)
-    # GPT-2 has no groups: its keys and values are repeated
+    # GPT-2 has no grouped queries: the file contains the keys and values of a group once for each query head
     writer.add_head_count_kv(config.n_head if architecture is GPT2 else config.kv_heads)
     if config.has_rope:
         writer.add_rope_dimension_count(config.d_head)

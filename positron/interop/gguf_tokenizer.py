@@ -1,4 +1,4 @@
-"""Write a tokenizer into a GGUF file: as SentencePiece's pieces with their scores, or as byte-level tokens with merges."""
+"""Write a tokenizer into a GGUF file, as pieces of SentencePiece with scores or as byte-level tokens with merges."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-_NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6  # types of tokens in GGUF
+_NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6  # GGUF's numbers for types of tokens
 _TYPES = {"normal": _NORMAL, "unknown": _UNKNOWN, "control": _CONTROL, "byte": _BYTE}
 _PRE_TOKENIZERS = {"r50k_base": "gpt-2", "cl100k_base": "llama-bpe"}
 
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) -> None:
-    """Write the keys of a tokenizer, and the chat template of a run that was fine-tuned on conversations.
+    """Write the keys that describe a tokenizer. With `is_chat`, write the chat template too.
 
     Raises UserError for a kind of tokenizer that llama.cpp does not have.
     """
@@ -39,11 +39,14 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) ->
             writer.add_unk_token_id(0)
         case TiktokenTokenizer():
             if tokenizer.name not in _PRE_TOKENIZERS:
-                raise UserError(f"tokenizer {tokenizer.name}: llama.cpp has no pre-tokenizer that was compared with it")
+                raise UserError(
+                    f"tokenizer.name={tokenizer.name}: it is not tested whether llama.cpp gives the same tokens, so it cannot "
+                    "be exported: train a run with tokenizer=gpt2 or tokenizer=cl100k_base"
+                )
             _add_byte_level(tokenizer, writer, _PRE_TOKENIZERS[tokenizer.name], tiktoken_merges(tokenizer.ranks()))
         case LibraryTokenizer():
             _add_library(tokenizer, writer)
-        case CharTokenizer():  # with one merge that never applies, since the list must exist
+        case CharTokenizer():  # the file must contain a merge, so it gets one that never applies
             _add_byte_level(tokenizer, writer, "gpt-2", [(b"\xff", b"\xff")])
         case _:
             raise UserError(
@@ -52,7 +55,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) ->
     writer.add_bos_token_id(tokenizer.special_id(END_OF_TEXT))
     writer.add_eos_token_id(tokenizer.special_id(END_OF_TEXT))
     writer.add_add_bos_token(True)
-    # without the key, llama.cpp would begin every text with a space
+    # if this key is missing, llama.cpp puts a space before every text
     writer.add_add_space_prefix(isinstance(tokenizer, LibraryTokenizer) and tokenizer.puts_space_first)
     if is_chat:
         writer.add_eot_token_id(tokenizer.special_id(END))
@@ -60,9 +63,9 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) ->
 
 
 def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
-    """Add an imported vocabulary: SentencePiece's pieces, or byte-level tokens cut as GPT-2's are.
+    """Write an imported vocabulary that consists of SentencePiece pieces, or of byte-level tokens with GPT-2's pattern.
 
-    Raises UserError for other ways to cut a text, which llama.cpp knows by names that a tokenizer.json does not hold.
+    Raises UserError for other patterns: llama.cpp needs the pattern's name, which tokenizer.json does not contain.
     """
     facts = json.loads(tokenizer.content)
     merges = [
@@ -87,7 +90,8 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
         case "bytes":
             if not cuts_as_gpt2(facts):
                 raise UserError(
-                    "the imported tokenizer cuts a text by a pattern for which llama.cpp has a name that is not known here"
+                    "the imported tokenizer splits texts by another pattern than GPT-2's, and Positron does not know "
+                    "llama.cpp's name for it: use --to hf, and convert that folder with llama.cpp's convert_hf_to_gguf.py"
                 )
             kinds = [
                 _CONTROL if i in control else _UNUSED if tokenizer.token(i) is None else _NORMAL
@@ -99,13 +103,15 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
             writer.add_token_types(kinds)
             writer.add_token_merges([" ".join(merge) for merge in merges])
         case "characters":
-            raise UserError("the imported tokenizer has no bytes: llama.cpp has no such tokenizer")
+            raise UserError(
+                "the imported tokenizer has no tokens for single bytes, and llama.cpp has no such tokenizer: use --to hf"
+            )
         case _:
             assert_never(tokenizer.spelling)
 
 
 def cuts_as_gpt2(facts: dict[str, Any]) -> bool:
-    """Tell whether a byte-level tokenizer.json cuts a text by GPT-2's pattern, and by nothing else."""
+    """Tell whether a byte-level tokenizer.json splits a text by GPT-2's pattern and in no other way."""
     step = facts.get("pre_tokenizer") or {}
     steps = step.get("pretokenizers") or [step]
     if facts.get("normalizer") is not None or any(part.get("add_prefix_space") for part in steps):

@@ -1,8 +1,8 @@
-"""Which class of Hugging Face's transformers computes what a `GPTConfig` describes: its config.json and its tensors.
+"""Choose the class of Hugging Face's transformers that computes the same as a model of Positron.
 
-Every pairing here is exact: the same function of the same weights, up to the rounding of fp32. Rope needs no change,
-since transformers also turns the pairs (i, i + D/2). The weightless QK-norm is theirs with a scale of ones, and commutes
-with rope, which keeps the root mean square.
+Each class is described by its config.json and its tensors. It computes exactly the same function, up to the rounding of fp32.
+RoPE needs no change, because transformers also rotates the pairs (i, i + D/2). A QK-norm without a scale is written as one
+with a scale of ones. The order of this norm and of RoPE does not matter, because a rotation keeps the root mean square.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ _ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "swish": "silu", "r
 
 @dataclass(frozen=True)
 class Architecture:
-    """A class of transformers: its name, the `model_type` of its config.json, its settings and its tensors."""
+    """Describe a class of transformers: its name, the `model_type` of its config.json, its settings and its tensors."""
 
     name: str
     model_type: str
-    settings: Callable[[GPTConfig], dict[str, Any]]  # beside those that `config_json` writes for every class
+    settings: Callable[[GPTConfig], dict[str, Any]]  # in addition to those that `config_json` writes for every class
     rules: Callable[[GPTConfig], list[Rule]]
 
 
@@ -100,15 +100,15 @@ def _refuse(option: str, remedy: str) -> NoReturn:
 
 
 def sliding_window(config: GPTConfig) -> int | None:
-    """Return the window in tokens, or None where it is at least the context and so changes nothing."""
+    """Return the window in tokens, or None if attention is not limited: no window, or one not below the context length."""
     return None if config.window is None or config.window >= config.context_length else config.window
 
 
 def config_json(architecture: Architecture, config: GPTConfig, end_of_text: int) -> dict[str, Any]:
-    """Return config.json. `end_of_text` is the id of the token that begins and ends each text.
+    """Return the content of config.json. `end_of_text` is the id of the token that begins and ends each text.
 
-    Rope is written twice: transformers 5 reads `rope_parameters`, transformers 4 reads `rope_theta` and takes its own
-    default, without a word, where that is missing.
+    The base of RoPE is written twice, because transformers 5 reads `rope_parameters` and transformers 4 reads `rope_theta`.
+    If `rope_theta` were missing, transformers 4 would use its own default without a warning.
     """
     rope = {
         "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
@@ -126,12 +126,12 @@ def config_json(architecture: Architecture, config: GPTConfig, end_of_text: int)
         "torch_dtype": "float32",
         **(rope if config.has_rope else {}),
         **architecture.settings(config),
-        "positron": dataclasses.asdict(config),  # with which an import gives back the very same model
+        "positron": dataclasses.asdict(config),  # Positron's import reads it and restores the identical model
     }
 
 
 def _shape(config: GPTConfig) -> dict[str, Any]:
-    """Return the sizes, under the names that all classes but GPT-2 share."""
+    """Return the sizes of the model under the keys that all classes except GPT-2 share."""
     return {
         "hidden_size": config.d_model,
         "intermediate_size": config.ff_width,
@@ -156,7 +156,11 @@ def _decoder(
     qk_scale: bool = False,
     always_norm_bias: bool = False,
 ) -> list[Rule]:
-    """Map the tensors of a class in Llama's manner. `mlp`: their names of the MLP's matrices, and ours for each."""
+    """Return the rules for a class whose tensors are named like Llama's.
+
+    `mlp`: the names of the MLP's matrices in transformers, each with Positron's name. `norms`: the names of the two norms
+    of a block. `qk_scale`: queries and keys have a norm with a scale. `always_norm_bias`: each norm has a bias.
+    """
     rules = [same("model.embed_tokens.weight", "wte.weight")]
     for i in range(config.n_layer):
         theirs, ours = f"model.layers.{i}", f"blocks.{i}"
@@ -176,7 +180,7 @@ def _decoder(
 
 _GATED = {"gate_proj": "gate", "up_proj": "up", "down_proj": "down"}
 _NOT_GATED = {"up_proj": "up", "down_proj": "down"}
-# relu(u) * u is relu2(u): a gated MLP whose gate and up are the same matrix, and whose activation is relu
+# relu(u) * u = relu2(u): a gated MLP with the activation relu, in which gate and up are the same matrix
 _SQUARED = {"gate_proj": "up", "up_proj": "up", "down_proj": "down"}
 
 
@@ -205,7 +209,10 @@ def _gpt2_settings(config: GPTConfig) -> dict[str, Any]:
 
 
 def _gpt2_rules(config: GPTConfig) -> list[Rule]:
-    """Map GPT-2's tensors: matrices as (in, out), q, k and v in one, a table of positions, and biases everywhere."""
+    """Return the rules for GPT-2: matrices are (in, out), q, k and v are one matrix, and all layers have biases.
+
+    Sinusoidal positions are written as the position table.
+    """
     rules = [same("transformer.wte.weight", "wte.weight")]
     if config.has_learned_positions:
         rules.append(same("transformer.wpe.weight", "wpe.weight"))

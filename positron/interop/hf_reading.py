@@ -1,7 +1,7 @@
-"""Read config.json of a model of Hugging Face's transformers as a `GPTConfig`, with the rules for its tensors.
+"""Read config.json of a Hugging Face transformers model as a `GPTConfig`, with the rules for its tensors.
 
-Every key is accounted for: it is read, or known to change nothing, or the import is refused. A key that was ignored would
-give a model that runs and computes something else.
+Each key is either read or known to have no effect on what the model computes. Any other key stops the import: if it were
+ignored, the imported model could compute something else than the original.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from positron.interop.rules import Rule, absent
 from positron.settings import from_dict
 from positron.system.errors import UserError
 
-# Keys that describe the file, the training or the generation, and not the function of the weights
+# keys that describe the file, the training or the generation, and do not change what the model computes
 _DESCRIPTION = (
     "architectures, model_type, torch_dtype, dtype, transformers_version, _name_or_path, tokenizer_class, auto_map, language, "
     "license, transformers.js_config, unsloth_fixed, unsloth_version, is_llama_config, positron"
@@ -36,7 +36,7 @@ _ACTIVATIONS |= {"relu2": "relu2"}
 
 
 class _Keys:
-    """The keys of a config.json, each to be read once; what is left over is refused."""
+    """Hold the keys of a config.json that were not read yet. A read removes the key; `refuse_rest` reports the others."""
 
     def __init__(self, facts: dict[str, Any], path: str) -> None:
         self._facts, self._path = {key: value for key, value in facts.items() if key not in _HARMLESS}, path
@@ -46,52 +46,69 @@ class _Keys:
         value = self._facts.pop(name, None)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
-            raise UserError(f"{self._path}: {name} is {value!r} instead of a positive number")
+            raise UserError(
+                f"{self._path}: {name} must be a positive number, not {value!r}: the file is damaged, download it again"
+            )
         return value
 
     def flag(self, name: str, default: bool) -> bool:
         """Return true or false. Raises UserError for anything else."""
         value = self._facts.pop(name, default)
         if not isinstance(value, bool):
-            raise UserError(f"{self._path}: {name} is {value!r} instead of true or false")
+            raise UserError(
+                f"{self._path}: {name} must be true or false, not {value!r}: the file is damaged, download it again"
+            )
         return value
 
     def optional(self, name: str) -> Any:
-        """Return a value of any type, None where it is missing."""
+        """Return a value of any type, or None if the key is missing."""
         return self._facts.pop(name, None)
 
     def must_be(self, name: str, value: Any) -> None:
-        """Raise UserError if the key is there with a value that changes the function in a way we do not have."""
+        """Raise UserError if the key has another value than `value`, the only one that Positron's models support.
+
+        A missing key is accepted, and so is null if `value` is false, zero or None.
+        """
         actual = self._facts.pop(name, value)
         if actual != value and not (actual is None and not value):
-            raise UserError(f"{self._path}: {name}={actual!r} changes what the model computes, and is not supported")
+            raise UserError(
+                f"{self._path}: {name}={actual!r} changes what the model computes, and Positron does not support it: "
+                "choose another model"
+            )
 
     def activation(self, name: str, default: str) -> Any:
-        """Return our name of an activation. Raises UserError for one that we do not have."""
+        """Return Positron's name of an activation. Raises UserError if Positron does not have the activation."""
         value = self._facts.pop(name, default)
         if value not in _ACTIVATIONS:
             known = ", ".join(_ACTIVATIONS)
-            raise UserError(f"{self._path}: {name}={value!r} is not supported; supported are {known}")
+            raise UserError(
+                f"{self._path}: {name}={value!r} is not supported: choose a model whose {name} is one of {known}"
+            )
         return _ACTIVATIONS[value]
 
     def refuse_rest(self) -> None:
-        """Raise UserError for keys that nobody has read."""
+        """Raise UserError if keys are left that were not read."""
         rest = [f"{key}={value!r}" for key, value in self._facts.items() if value is not None]
         if rest:
-            raise UserError(f"{self._path} has settings that are not known here: {', '.join(rest)[:400]}")
+            raise UserError(
+                f"{self._path} has settings that Positron does not know, so it cannot import this model: "
+                f"{', '.join(rest)[:400]}"
+            )
 
 
 def read_config(facts: dict[str, Any], path: str) -> tuple[GPTConfig, list[Rule]]:
-    """Return the architecture and the rules for its tensors. Raises UserError for what is not supported.
+    """Return the architecture and the rules for its tensors. Raises UserError if Positron does not support the model.
 
-    `path` is the file's name for messages.
+    `facts`: the content of config.json. `path`: the name of the file in messages.
     """
     kind = facts.get("model_type")
     if not isinstance(kind, str) or kind not in _READERS:
         near = difflib.get_close_matches(str(kind), _READERS, 1, 0.3)
         known = ", ".join(_READERS)
-        hint = f"; the nearest is {near[0]}" if near else ""
-        raise UserError(f"{path}: model_type {kind!r} is not supported{hint} (supported: {known})")
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise UserError(
+            f"{path}: model_type {kind!r} is not supported{hint}: choose a model of one of the types {known}"
+        )
     keys = _Keys(facts, path)
     config, rules = _READERS[kind](keys)
     keys.refuse_rest()
@@ -99,7 +116,7 @@ def read_config(facts: dict[str, Any], path: str) -> tuple[GPTConfig, list[Rule]
 
 
 def own_config(facts: dict[str, Any]) -> tuple[GPTConfig, list[Rule]] | None:
-    """Return the architecture that an export of ours noted in config.json, None for the models of others."""
+    """Return the architecture that Positron's export wrote into config.json, and its rules; None if there is none."""
     noted = facts.get("positron")
     if not isinstance(noted, dict):
         return None
@@ -131,7 +148,7 @@ def _gpt2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
 
 
 def _sizes(keys: _Keys, eps: str, default_eps: float, *, tied: bool) -> dict[str, Any]:
-    """Read the keys that all classes but GPT-2 share, rope included."""
+    """Read the keys that all classes except GPT-2 share, including the base of RoPE."""
     heads = keys.number("num_attention_heads")
     width = keys.number("hidden_size")
     head_dim = keys.optional("head_dim")
@@ -151,7 +168,7 @@ def _sizes(keys: _Keys, eps: str, default_eps: float, *, tied: bool) -> dict[str
 
 
 def _rope_base(keys: _Keys) -> float:
-    """Return rope's base from the keys of transformers 4 (`rope_theta`) or 5 (`rope_parameters`)."""
+    """Return the base of RoPE from the key of transformers 4 (`rope_theta`) or transformers 5 (`rope_parameters`)."""
     keys.must_be("rope_scaling", None)
     keys.must_be("rope_interleaved", False)
     keys.must_be("partial_rotary_factor", 1.0)
@@ -162,19 +179,22 @@ def _rope_base(keys: _Keys) -> float:
     kind = parameters.get("rope_type", "default")
     if kind != "default" or set(parameters) - {"rope_type", "rope_theta", "partial_rotary_factor", "type"}:
         raise UserError(
-            f"config.json: rope_parameters={parameters!r} changes what the model computes, and is not supported"
+            f"config.json: rope_parameters={parameters!r} changes what the model computes, and Positron does not support "
+            "it: choose another model"
         )
     return float(parameters.get("rope_theta", base))
 
 
 def _window(keys: _Keys, layers: int, *, default: int | None) -> int | None:
-    """Return the sliding window in tokens. Raises UserError if some layers have one and others do not."""
+    """Return the sliding window in tokens, or None. Raises UserError if only some layers have a window."""
     size = keys.optional("sliding_window")
     size = default if size is None else size
     kinds = keys.optional("layer_types")
     uses = keys.flag("use_sliding_window", kinds is None or "sliding_attention" in kinds)
     if kinds is not None and len(set(kinds[:layers])) > 1:
-        raise UserError("config.json: layer_types differ between the layers, which is not supported")
+        raise UserError(
+            "config.json: layer_types differ between the layers, and Positron has one type for all: choose another model"
+        )
     return size if uses and (kinds is None or kinds[0] == "sliding_attention") else None
 
 
@@ -207,7 +227,7 @@ def _mistral(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
 
 
 def _qwen2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
-    """Read Qwen2 and Qwen2.5, whose q, k and v alone have biases."""
+    """Read Qwen2 and Qwen2.5, in which only q, k and v have biases."""
     sizes = _sizes(keys, "rms_norm_eps", 1e-6, tied=False)
     keys.must_be("hidden_act", "silu")
     keys.must_be("use_mrope", False)
@@ -224,7 +244,9 @@ def _qwen_window(keys: _Keys, layers: int) -> int | None:
     if not keys.flag("use_sliding_window", False):
         return None
     if kinds is None or set(kinds[:layers]) != {"sliding_attention"}:
-        raise UserError("config.json: use_sliding_window=true in some layers only, which is not supported")
+        raise UserError(
+            "config.json: only some layers have a sliding window, and Positron has one for all layers: choose another model"
+        )
     return None if size is None else int(size)
 
 
@@ -250,14 +272,19 @@ def _starcoder2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
     activation = keys.activation("hidden_act", "gelu_pytorch_tanh")
     bias = keys.flag("use_bias", True)
     if not bias:
-        raise UserError("config.json: use_bias=false with biases in the norms is not supported")
+        raise UserError(
+            "config.json: use_bias=false is not supported for starcoder2, whose norms have biases: choose another model"
+        )
     window = _window(keys, sizes["n_layer"], default=None)
     config = _config(keys, **sizes, norm="layernorm", activation=activation, bias=True, window=window)
     return config, hf_architectures.STARCODER2.rules(config)
 
 
 def _with_biases(rules: list[Rule], config: GPTConfig, has: dict[str, bool]) -> list[Rule]:
-    """Put zeros in the place of biases that the file does not have. `has`: the parts of a block, longest names first."""
+    """Replace the rules for biases that the file does not have by rules that fill in zeros.
+
+    `has`: for each part of a block, whether its biases are in the file; a longer name comes before a shorter one.
+    """
     return [rule if _has_bias(rule, has) else absent(rule.ours[0], _size(rule, config)) for rule in rules]
 
 
@@ -268,7 +295,7 @@ def _has_bias(rule: Rule, has: dict[str, bool]) -> bool:
 
 
 def _size(rule: Rule, config: GPTConfig) -> int:
-    """Return how many numbers a bias has."""
+    """Return the length of the bias that a rule describes."""
     part = rule.ours[0].split(".")[-2]
     widths = {"q": config.n_head * config.d_head, "k": config.kv_heads * config.d_head}
     widths |= {"v": widths["k"], "out": config.d_model, "down": config.d_model}

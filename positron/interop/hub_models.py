@@ -1,4 +1,4 @@
-"""Download a model of the Hugging Face hub: what an import reads of it, and nothing else."""
+"""Download a model from the Hugging Face hub: only the files that an import reads."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _INDEX = "model.safetensors.index.json"
 
 
 def fetch_model(name: str, revision: str | None = None) -> Path:
-    """Download the files of a model into the cache and return their folder; a second call needs no download.
+    """Download the files of a model into the cache and return their folder. Files that are already there are kept.
 
-    `name` is OWNER/NAME, or a name of ORIGINAL. Raises UserError if the repository does not exist or has no files that can be
-    imported, Unreachable if the network fails.
+    `name` is OWNER/NAME or a name in ORIGINAL. Raises UserError if the repository does not exist or lacks a file that an
+    import needs, and Unreachable if the network fails.
     """
     from huggingface_hub import HfApi
 
@@ -46,7 +46,7 @@ def fetch_model(name: str, revision: str | None = None) -> Path:
 
 
 def _wanted(files: dict[str, dict[str, Any]], repo: str) -> list[dict[str, Any]]:
-    """Return the files that an import reads: a pickle only where there are no safetensors."""
+    """Return the files that an import reads. pytorch_model.bin is among them only if there are no safetensors files."""
     if _INDEX in files:
         weights = [name for name in files if name.startswith("model-") and name.endswith(".safetensors")] + [_INDEX]
     else:
@@ -54,11 +54,12 @@ def _wanted(files: dict[str, dict[str, Any]], repo: str) -> list[dict[str, Any]]
     missing = [name for name in _DESCRIPTION[:2] if name not in files]
     if missing or not weights:
         raise UserError(
-            f"the model {repo} has no {missing[0] if missing else 'model.safetensors'}: it cannot be imported"
+            f"the model {repo} has no {missing[0] if missing else 'model.safetensors'}, which an import needs: choose "
+            "another model, or a folder that has the file"
         )
     return [files[name] for name in (*_DESCRIPTION, *sorted(weights)) if name in files]
 
 
 def _is_here(path: Path, file: dict[str, Any]) -> bool:
-    """Tell whether a file was downloaded before: `download` leaves none whose checksum is wrong."""
+    """Tell whether a file was downloaded before; `download` deletes files whose checksum is wrong, so the size suffices."""
     return path.is_file() and file["size"] in (None, path.stat().st_size)

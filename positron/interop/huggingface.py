@@ -1,6 +1,6 @@
-"""Write a run as a folder that Hugging Face's transformers load: `AutoModelForCausalLM`, `AutoTokenizer`, `pipeline`.
+"""Write a run as a folder for Hugging Face transformers: `AutoModelForCausalLM`, `AutoTokenizer` and `pipeline` load it.
 
-The folder is read by transformers 4.57 and 5, which differ in what they write; every JSON file here holds what both read.
+transformers 4.57 and 5 write different JSON files. The files of this module contain the keys that each of the two reads.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from positron.system.disk import write_json, write_text
 from positron.text.conversation import END
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
-MAX_SHARD_BYTES = 5 * 10**9  # the size at which the hub's tools divide a file of weights
+MAX_SHARD_BYTES = 5 * 10**9  # the tools of the Hugging Face hub divide weights into files of this size, too
 
-# conversation.TEMPLATE, for programs that render Jinja; no white space between the parts, since it would become tokens
+# conversation.TEMPLATE in the Jinja language; white space between the parts would become tokens
 CHAT_TEMPLATE = (
     "{{ '<|endoftext|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
@@ -32,7 +32,7 @@ CHAT_TEMPLATE = (
 def write(source: Source, folder: Path) -> float:
     """Write the files into an empty folder, read the weights back, and return the largest difference of the logits.
 
-    Raises UserError, before anything is written, for a model or a tokenizer that transformers cannot express.
+    Raises UserError, before anything is written, if transformers cannot express the model or the tokenizer.
     """
     config = source.config
     architecture = hf_architectures.choose(config)
@@ -56,7 +56,7 @@ def _generation(source: Source, end_of_text: int) -> dict[str, Any]:
 
 
 def _tokenizer_config(source: Source) -> dict[str, Any]:
-    """Name the class that both major versions know; transformers 5 would write one that 4.57 refuses."""
+    """Return tokenizer_config.json; its tokenizer_class is one that transformers 4.57 and 5 both know."""
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END_OF_TEXT,
@@ -70,7 +70,10 @@ def _tokenizer_config(source: Source) -> dict[str, Any]:
 
 
 def write_shards(tensors: dict[str, Tensor], folder: Path, limit: int = MAX_SHARD_BYTES) -> None:
-    """Write `model.safetensors`, or numbered files of at most `limit` bytes each with their index."""
+    """Write `model.safetensors`, or several numbered files and their index if the tensors exceed `limit` bytes.
+
+    A single tensor that is larger than `limit` gets a file of its own.
+    """
     from safetensors.torch import save_file
 
     shards: list[dict[str, Tensor]] = [{}]
@@ -94,7 +97,7 @@ def write_shards(tensors: dict[str, Tensor], folder: Path, limit: int = MAX_SHAR
 
 
 def read_shards(folder: Path) -> dict[str, Tensor]:
-    """Read back what `write_shards` wrote."""
+    """Read the tensors that `write_shards` wrote."""
     from safetensors.torch import load_file
 
     tensors: dict[str, Tensor] = {}

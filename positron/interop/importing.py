@@ -1,7 +1,7 @@
-"""Make a run folder of a model that was trained elsewhere, for every command that uses a run.
+"""Turn a model that was trained elsewhere into a run folder, which every command can use.
 
-Read are folders of Hugging Face's transformers (safetensors, whole or in shards, or a pickle of tensors) and files of
-llama2.c. Nothing that is read is executed.
+A model is a folder of Hugging Face transformers (with safetensors files or a pickle of tensors) or a file of llama2.c.
+Code in these files is never executed.
 """
 
 from __future__ import annotations
@@ -48,12 +48,15 @@ from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 logger = logging.getLogger(__name__)
 
 Weights = dict[str, Tensor]
-NEW_ROW_NOISE = 0.01  # of the standard deviation of the embedding, for the rows that an import adds
+NEW_ROW_NOISE = 0.01  # standard deviation of the noise in added rows, relative to that of the embedding
 
 
 @dataclass(frozen=True)
 class Imported:
-    """A model that was read: its architecture, weights and tokenizer, and whether it answers by our chat template."""
+    """Hold a model that was read.
+
+    `is_chat`: the model was fine-tuned with Positron's chat template. `origin`: the path or repository of the model.
+    """
 
     config: GPTConfig
     weights: Weights
@@ -63,17 +66,22 @@ class Imported:
 
 
 def import_run(name: str, folder: Path, tokenizer: Path | None = None, revision: str | None = None) -> Imported:
-    """Make the run `folder` of a model: a folder, a .bin file of llama2.c, or a repository of the hub, tried in this order.
+    """Read the model `name` and write it as the run `folder`.
 
-    Raises UserError for what is missing, damaged, contradictory or not supported, and if `folder` exists; Unreachable if the
-    network fails.
+    `name` is a folder, a .bin file of llama2.c, or a repository of the Hugging Face hub, tried in this order. `tokenizer` is
+    the vocabulary of a .bin file; `revision` is a branch, tag or commit of a repository. Raises UserError if `folder` exists,
+    or if a file of the model is missing, damaged, contradictory or not supported. Raises Unreachable if the network fails.
     """
     if folder.exists():
         raise UserError(one_line(f"{folder} exists already: give another --name, or delete it"))
     place = expanded(name)
     if not place.exists():
         if not is_repository(name):
-            raise UserError(one_line(f"{name}: there is no such folder or file, and it is no OWNER/NAME of the hub"))
+            raise UserError(
+                one_line(
+                    f"{name}: there is no such folder or file, and a model on the hub is written OWNER/NAME: correct it"
+                )
+            )
         place = fetch_model(name, revision)
     model = dataclasses.replace(read_model(place, tokenizer), origin=name)
     write_run(model, folder)
@@ -81,28 +89,28 @@ def import_run(name: str, folder: Path, tokenizer: Path | None = None, revision:
 
 
 def import_to_begin_with(name: str) -> str:
-    """Import the model that `init_from=name` means, unless that was done before, and return the run's folder."""
+    """Import the model that `init_from=name` names and return the run's folder. A model is imported only once."""
     folder = OUTPUTS / run_name(name)
     if not Run(folder).exists:
-        logger.info(f"{name} is no run yet: importing it as {folder}")
+        logger.info(f"{name} is not a run yet: importing it as {folder}")
         import_run(name, folder)
     return str(folder)
 
 
 def read_model(path: Path, vocabulary: Path | None = None) -> Imported:
-    """Read a folder of transformers, or a .bin file of llama2.c with its `vocabulary`.
+    """Read a folder of transformers, or a .bin file of llama2.c with the file `vocabulary`.
 
-    Raises UserError for what is missing, damaged, contradictory or not supported.
+    Raises UserError if a file is missing, damaged, contradictory or not supported.
     """
     if path.is_dir():
         return _read_folder(path)
     if path.suffix == ".bin":
         return _read_llama2c(path, vocabulary)
-    raise UserError(f"{path} is neither a folder with a config.json nor a .bin file of llama2.c")
+    raise UserError(f"{path} cannot be imported: give a folder with a config.json, or a .bin file of llama2.c")
 
 
 def write_run(model: Imported, folder: Path) -> Run:
-    """Write a run folder that appears complete or not at all. Raises UserError where something is there already."""
+    """Write the model as a run folder, which appears only when it is complete. Raises UserError if `folder` exists."""
     fields = {field.name for field in dataclasses.fields(ModelConfig)}
     known = dataclasses.asdict(model.config)
     config = RunConfig(
@@ -149,7 +157,7 @@ def _read_folder(folder: Path) -> Imported:
     path = folder / "config.json"
     facts = read_json(path)
     if not isinstance(facts, dict):
-        raise UserError(f"{path} holds no object")
+        raise UserError(f"{path} must contain a JSON object: download the model again")
     config, weights = _own_export(folder, facts) or _read_weights(folder, *hf_reading.read_config(facts, str(path)))
     tokenizer, first = _library_tokenizer(folder, facts, config.vocab_size)
     config, weights = _with_rows(config, weights, tokenizer.vocab_size)
@@ -165,9 +173,10 @@ def _is_ours(template: Path) -> bool:
 
 
 def _own_export(folder: Path, facts: dict[str, Any]) -> tuple[GPTConfig, Weights] | None:
-    """Return the very model that an export of ours wrote; None for others, and where its weights were changed since.
+    """Return the identical model that Positron exported, or None if another program wrote the folder or changed its weights.
 
-    Trained elsewhere, an export may no longer be what its note says: equal heads become different ones, for instance.
+    Training in another program can make the weights contradict Positron's architecture. For example, keys that an export
+    repeated for several heads are no longer equal.
     """
     noted = hf_reading.own_config(facts)
     if noted is None:
@@ -182,7 +191,7 @@ def _own_export(folder: Path, facts: dict[str, Any]) -> tuple[GPTConfig, Weights
 
 
 def _read_weights(folder: Path, config: GPTConfig, rules: list[Rule]) -> tuple[GPTConfig, Weights]:
-    """Read the tensors that config.json describes. Raises UserError for other names, shapes or values."""
+    """Read the tensors that config.json describes. Raises UserError if their names, shapes or values do not match it."""
     check_memory(config, copies=2)
     tensors = _without_prefix(dict(_tensors(folder)), rules)
     _refuse_other_shapes(tensors, rules, config, folder)
@@ -193,7 +202,10 @@ def _read_weights(folder: Path, config: GPTConfig, rules: list[Rule]) -> tuple[G
 
 
 def _without_prefix(tensors: Weights, rules: list[Rule]) -> Weights:
-    """Return the tensors by the names of the rules: old files leave `transformer.` out, and hold masks beside weights."""
+    """Return the tensors under the names that the rules use, without those that are not weights.
+
+    Old files of GPT-2 leave out the prefix `transformer.`, and contain attention masks and RoPE frequencies.
+    """
     wanted = {rule.theirs for rule in rules}
     named: Weights = {}
     for name, tensor in tensors.items():
@@ -201,7 +213,7 @@ def _without_prefix(tensors: Weights, rules: list[Rule]) -> Weights:
             continue
         named[name if name in wanted or f"transformer.{name}" not in wanted else f"transformer.{name}"] = tensor
     if "lm_head.weight" in named and "lm_head.weight" not in wanted:
-        del named["lm_head.weight"]  # tied: a second name of the embedding
+        del named["lm_head.weight"]  # a tied head is the embedding under a second name
     return named
 
 
@@ -210,13 +222,15 @@ def _refuse_other_shapes(tensors: Weights, rules: list[Rule], config: GPTConfig,
     missing = [name for name in shapes if name not in tensors]
     if missing:
         raise UserError(
-            f"{folder} has no tensor {missing[0]}" + (f" and {len(missing) - 1} more" if missing[1:] else "")
+            f"{folder} has no tensor {missing[0]}"
+            + (f", and {len(missing) - 1} more are missing" if missing[1:] else "")
+            + ": download the model again, or use the config.json that belongs to the weights"
         )
     for name, shape in shapes.items():
         if tensors[name].shape != shape:
             raise UserError(
-                f"{folder}: the tensor {name} has the shape {tuple(tensors[name].shape)}, "
-                f"and by config.json it must have {tuple(shape)}"
+                f"{folder}: the tensor {name} has the shape {tuple(tensors[name].shape)}, but config.json requires "
+                f"{tuple(shape)}: use the config.json that belongs to the weights"
             )
     surplus = [name for name in tensors if name not in shapes]
     if surplus:
@@ -228,12 +242,12 @@ def _refuse_other_shapes(tensors: Weights, rules: list[Rule], config: GPTConfig,
 
 
 def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
-    """Give the tensors of a folder in fp32. Raises UserError for missing or damaged files."""
+    """Yield the names and tensors of a folder, in fp32. Raises UserError if a file is missing or damaged."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
         places = read_json(index).get("weight_map")
         if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-            raise UserError(f"{index} has no weight_map from tensors to files")
+            raise UserError(f"{index} has no weight_map, which maps tensors to files: download the model again")
         for name in sorted(set(places.values())):
             if Path(name).name != name:
                 raise UserError(
@@ -246,7 +260,10 @@ def _tensors(folder: Path) -> Iterator[tuple[str, Tensor]]:
     elif (folder / "pytorch_model.bin").exists():
         yield from _pickled(folder / "pytorch_model.bin")
     else:
-        raise UserError(f"{folder} has no weights: neither model.safetensors nor model.safetensors.index.json")
+        raise UserError(
+            f"{folder} has no weights (model.safetensors, model.safetensors.index.json or pytorch_model.bin): "
+            "download the model again"
+        )
 
 
 def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
@@ -259,25 +276,32 @@ def _safetensors(path: Path) -> Iterator[tuple[str, Tensor]]:
             for name in file.keys():  # noqa: SIM118
                 yield name, file.get_tensor(name).float()
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is damaged or incomplete: {' '.join(str(error).split())[:200]}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path} is damaged or incomplete ({reason}): download it again") from error
 
 
 def _pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises whatever its reader meets, with the advice to execute the file
+    except Exception as error:  # torch raises many types of errors, whose texts advise to execute the file
         raise UserError(
-            f"{path} holds something else than tensors, or is damaged; nothing in it was executed"
+            f"{path} contains something other than tensors, or is damaged; nothing in it was executed: "
+            "use a copy of the model with model.safetensors"
         ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__} instead of named tensors")
+        raise UserError(
+            f"{path} contains a {type(content).__name__} instead of named tensors: save the model's state_dict"
+        )
     for name, tensor in content.items():
         if isinstance(tensor, Tensor):
             yield str(name), tensor.float()
 
 
 def _library_tokenizer(folder: Path, facts: dict[str, Any], rows: int) -> tuple[LibraryTokenizer, bool]:
-    """Return the tokenizer of a folder, and whether it has our chat markers already."""
+    """Return the tokenizer of a folder, and whether its vocabulary contains all four chat markers of Positron.
+
+    `facts`: the content of config.json. `rows`: the number of rows of the embedding.
+    """
     path = folder / "tokenizer.json"
     if not path.exists():
         raise UserError(
@@ -291,15 +315,18 @@ def _library_tokenizer(folder: Path, facts: dict[str, Any], rows: int) -> tuple[
         vocabulary = described["model"]["vocab"]
         size = max(rows, *(i + 1 for i in added.values()), len(vocabulary))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise UserError(f"{path} is not a tokenizer of the tokenizers library: {error}") from error
+        raise UserError(
+            f"{path} cannot be read as a file of Hugging Face's tokenizers library ({error}): download it again"
+        ) from error
     if max(len(vocabulary), *(i + 1 for i in added.values()), 0) > rows:
         raise UserError(
-            f"{path} has {size:,} tokens, and the embedding has {rows:,} rows: this tokenizer does not belong to the model"
+            f"{path} has {size:,} tokens, and the embedding has {rows:,} rows, so this tokenizer does not belong to the "
+            "model: use the tokenizer.json of the same model"
         )
     first = first_token(described, config=facts)
     if first is None or not 0 <= first < rows:
         raise UserError(
-            f"{folder} does not say which token begins a text: config.json has no bos_token_id within {rows:,} ids"
+            f"{folder} does not say which token begins a text: set bos_token_id in config.json to an id below {rows:,}"
         )
     missing = [token for token in SPECIALS[1:] if token not in added]
     specials = {END_OF_TEXT: first, **{token: added[token] for token in SPECIALS[1:] if token in added}}
@@ -311,9 +338,10 @@ def _library_tokenizer(folder: Path, facts: dict[str, Any], rows: int) -> tuple[
 
 
 def _with_rows(config: GPTConfig, weights: Weights, vocab_size: int) -> tuple[GPTConfig, Weights]:
-    """Add rows to the embedding and the head: the mean of the old ones, and a little noise.
+    """Add rows to the embedding and the output head, each the mean of the old rows plus a little noise.
 
-    A row of zeros would have a logit of 0, and in GPT-2, whose logits are far below 0, it would be the likeliest token.
+    A row of zeros would give its token the logit 0. In GPT-2, whose other logits are far below 0, this token would be the
+    likeliest one.
     """
     if vocab_size == config.vocab_size:
         return config, weights
@@ -328,16 +356,16 @@ def _with_rows(config: GPTConfig, weights: Weights, vocab_size: int) -> tuple[GP
 
 
 def _read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
-    """Read a model of llama2.c: a header of seven numbers, then the tensors in fp32."""
+    """Read a model file of llama2.c, which consists of a header with seven numbers and the tensors in fp32."""
     content = read_bytes(path)
     if len(content) < llama2c.HEADER.size:
-        raise UserError(f"{path} is no model of llama2.c: it has {len(content)} bytes")
+        raise UserError(f"{path} is not a model file of llama2.c: it has only {len(content)} bytes: download it again")
     width, hidden, layers, heads, kv_heads, size, context = llama2c.HEADER.unpack_from(content)
     if (
         min(width, hidden, layers, heads, kv_heads, abs(size), context) < 1
         or max(width, hidden, layers, context) > 10**7
     ):
-        raise UserError(f"{path} is no model of llama2.c: its header has impossible sizes")
+        raise UserError(f"{path} is not a model file of llama2.c: its header has impossible sizes: choose another file")
     try:
         config = GPTConfig(
             vocab_size=abs(size),
@@ -353,7 +381,7 @@ def _read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
             tie_embeddings=size > 0,
         )
     except UserError as error:
-        raise UserError(f"{path} is no model of llama2.c: {error}") from error
+        raise UserError(f"{path} is not a model file of llama2.c: {error}") from error
     check_memory(config, copies=2)
     numbers = (
         torch.from_numpy(np.frombuffer(content, dtype="<f4", offset=llama2c.HEADER.size).copy())
@@ -363,8 +391,8 @@ def _read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
     needed = llama2c.count_numbers(config)
     if len(numbers) != needed:
         raise UserError(
-            f"{path} has {len(content):,} bytes, and by its header it must have {llama2c.HEADER.size + 4 * needed:,}: it is "
-            "incomplete, or of another version of the format: download it again; only version 0 of llama2.c's format is read"
+            f"{path} has {len(content):,} bytes, but its header requires {llama2c.HEADER.size + 4 * needed:,}: it is "
+            "incomplete, or not in version 0 of llama2.c's format, the only one that Positron reads: download it again"
         )
     weights = llama2c.read_weights(config, numbers)
     library = llama2c.library_json(_beside(path, vocabulary), config.vocab_size)
@@ -375,7 +403,10 @@ def _read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
 
 
 def _beside(path: Path, vocabulary: Path | None) -> Path:
-    """Return the file with the vocabulary. Raises UserError if none was named and none is beside the model."""
+    """Return the vocabulary file: `vocabulary`, or the one in the folder of the model.
+
+    Raises UserError if there is neither.
+    """
     if vocabulary is not None:
         return vocabulary
     beside = [path.with_name(name) for name in (llama2c.VOCABULARY, "tok512.bin") if path.with_name(name).exists()]

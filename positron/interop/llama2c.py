@@ -1,7 +1,7 @@
-"""Write a run in the format of llama2.c, whose `run.c` is a language model in one C file: weights and vocabulary.
+"""Write and read the files of llama2.c (weights and vocabulary), whose `run.c` runs a language model in one C file.
 
-Fixed there: RMSNorm, rope over the pairs (2 i, 2 i + 1), SwiGLU, no biases. `run.c` also fixes ids: 1 begins a text and
-ends it, and 3 to 258 are the bytes. The vocabulary is therefore reordered, and the rows of the embedding with it.
+`run.c` supports only RMSNorm, RoPE over the pairs (2 i, 2 i + 1), SwiGLU, and no biases. It also fixes some ids: 1 begins and
+ends a text, and 3 to 258 are the 256 bytes. Therefore an export reorders the vocabulary and the rows of the embedding.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 MODEL, VOCABULARY = "model.bin", "tokenizer.bin"
 HEADER = struct.Struct("<7i")  # width, MLP width, layers, heads, key/value heads, vocabulary (< 0: untied), context
-_FIRST_BYTE = 3  # the id of the byte 0
+_FIRST_BYTE = 3  # the id of the byte 0 in run.c
 BEGIN = 1  # the id that begins and ends a text
 
 
 def check_model(config: GPTConfig) -> None:
-    """Raise UserError that names the option of the model which llama2.c does not have."""
+    """Raise UserError if llama2.c does not have an option of the model; the message names the option."""
     wanted = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "bias": False, "qk_norm": False}
     wanted |= {"smear": False, "rope_base": 10_000.0, "norm_eps": 1e-5, "d_head": config.d_model // config.n_head}
     for key, value in wanted.items():
@@ -40,14 +40,16 @@ def check_model(config: GPTConfig) -> None:
             name = "head_dim" if key == "d_head" else key
             shown, only = (str(v).lower() if isinstance(v, bool) else v for v in (actual, value))
             raise UserError(
-                f"model.{name}={shown}: llama2.c has only {name}={only}: train a run with model=quickstart_portable"
+                f"model.{name}={shown}: llama2.c supports only {name}={only}: train a run with model=quickstart_portable"
             )
     if config.window is not None and config.window < config.context_length:
-        raise UserError(f"model.window={config.window}: llama2.c has no window: train a run with model.window=null")
+        raise UserError(
+            f"model.window={config.window}: llama2.c has no sliding window: train a run with model.window=null"
+        )
 
 
 def check_tokenizer(tokenizer: Tokenizer) -> SentencePieceTokenizer:
-    """Return the tokenizer. Raises UserError for a kind that llama2.c does not read."""
+    """Return the tokenizer if it is SentencePiece, the only kind that llama2.c reads. Otherwise raises UserError."""
     if not isinstance(tokenizer, SentencePieceTokenizer):
         raise UserError(
             f"tokenizer.kind={tokenizer.kind}: llama2.c reads only SentencePiece: train a run with tokenizer=spm_2k"
@@ -56,7 +58,7 @@ def check_tokenizer(tokenizer: Tokenizer) -> SentencePieceTokenizer:
 
 
 def rules(config: GPTConfig) -> list[Rule]:
-    """Return the tensors in the order of the file; a kind of all layers, then the next kind."""
+    """Return the rules in the order of the tensors in the file: first one kind of tensor of all layers, then the next."""
     blocks = range(config.n_layer)
 
     def each(part: str) -> list[Rule]:
@@ -71,7 +73,10 @@ def rules(config: GPTConfig) -> list[Rule]:
 
 
 def id_order(tokenizer: SentencePieceTokenizer) -> list[int]:
-    """Return our ids in the order of `run.c`'s: unknown, <|endoftext|>, one marker, the bytes, then all others."""
+    """Return Positron's ids in the order of the ids in `run.c`.
+
+    The order is: the unknown token, <|endoftext|>, one chat marker, the 256 bytes, and all others.
+    """
     pieces = tokenizer.pieces()
     begin = tokenizer.special_id(END_OF_TEXT)
     bytes_ = [i for i, piece in enumerate(pieces) if piece.kind == "byte"]
@@ -83,7 +88,7 @@ def id_order(tokenizer: SentencePieceTokenizer) -> list[int]:
 def write(source: Source, folder: Path) -> float:
     """Write `model.bin` and `tokenizer.bin`, read them back, and return the largest difference of the logits.
 
-    Raises UserError, before anything is written, for a model or a tokenizer that llama2.c does not have.
+    Raises UserError, before anything is written, if llama2.c does not support the model or the tokenizer.
     """
     config = source.config
     check_model(config)
@@ -108,7 +113,10 @@ def write(source: Source, folder: Path) -> float:
 
 
 def vocabulary_file(pieces: list[Piece]) -> bytes:
-    """Return tokenizer.bin: the longest piece in bytes, then score, length and text of each piece."""
+    """Return the content of tokenizer.bin: the length of the longest piece in bytes, then each piece.
+
+    A piece is written as its score, its length in bytes, and its text.
+    """
     texts = [_text_of(piece) for piece in pieces]
     content = struct.pack("<i", max(map(len, texts)))
     for piece, text in zip(pieces, texts, strict=True):
@@ -117,10 +125,10 @@ def vocabulary_file(pieces: list[Piece]) -> bytes:
 
 
 def library_json(path: Path, vocab_size: int) -> bytes:
-    """Return the vocabulary of tokenizer.bin as a tokenizer.json, which encodes as run.c does.
+    """Return the vocabulary in tokenizer.bin as a tokenizer.json that encodes texts as run.c does.
 
-    run.c puts a space before a text and joins the neighbours whose joint piece has the highest score; it takes the bytes of a
-    character without a piece. Raises UserError for a file that is damaged or has another number of pieces.
+    run.c puts a space before a text. It joins the neighbouring pieces whose joint piece has the highest score, and encodes a
+    character that has no piece as its bytes. Raises UserError if the file is damaged or does not have `vocab_size` pieces.
     """
     content, place = read_bytes(path), 4
     pieces: list[tuple[str, float]] = []
@@ -129,14 +137,15 @@ def library_json(path: Path, vocab_size: int) -> bytes:
             score, length = struct.unpack_from("<fi", content, place)
             text = content[place + 8 : place + 8 + length]
             if length < 0 or len(text) != length:
-                raise ValueError("a piece ends after the file")
+                raise ValueError("the last piece is incomplete")
             pieces.append((text.decode("utf-8").replace(" ", "▁"), score))
             place += 8 + length
     except (struct.error, ValueError) as error:
-        raise UserError(f"{path} is no vocabulary of llama2.c: {error}") from error
+        raise UserError(f"{path} is not a vocabulary file of llama2.c ({error}): download it again") from error
     if len(pieces) != vocab_size:
         raise UserError(
-            f"{path} has {len(pieces):,} pieces, and the model has {vocab_size:,}: they do not belong together"
+            f"{path} has {len(pieces):,} pieces, and the vocabulary of the model has {vocab_size:,}: give the vocabulary "
+            "file of this model by --tokenizer"
         )
     specials = {0: "<unk>", 1: "<s>", 2: "</s>"}
     texts = {specials.get(i, text): i for i, (text, _) in enumerate(pieces)}
@@ -150,14 +159,14 @@ def _text_of(piece: Piece) -> bytes:
 
 
 def count_numbers(config: GPTConfig) -> int:
-    """Return how many numbers follow the header: the tensors, two tables for rope, and a head that is not tied."""
+    """Return the count of numbers after the header: the tensors, two RoPE tables, and the output head if it is not tied."""
     numbers = sum(shape.numel() for shape in expected_shapes(rules(config), config).values())
     numbers += config.context_length * config.d_head
     return numbers + (0 if config.tie_embeddings else config.vocab_size * config.d_model)
 
 
 def read_weights(config: GPTConfig, numbers: Tensor) -> dict[str, Tensor]:
-    """Return our tensors, in the file's order of the ids, from the numbers after the header."""
+    """Return Positron's tensors from the numbers after the header; embedding rows keep the order of ids in the file."""
     tensors: dict[str, Tensor] = {}
     start = 0
     for name, shape in expected_shapes(rules(config), config).items():
@@ -170,7 +179,7 @@ def read_weights(config: GPTConfig, numbers: Tensor) -> dict[str, Tensor]:
 
 
 def _read_back(config: GPTConfig, path: Path, order: list[int]) -> dict[str, Tensor]:
-    """Read the weights back, in our order of the ids."""
+    """Read the weights from an exported file, with the embedding rows in Positron's order of ids."""
     numbers = torch.from_numpy(np.frombuffer(read_bytes(path), dtype="<f4", offset=HEADER.size).copy())
     ours = torch.argsort(torch.tensor(order))
     by_id = ("wte.weight", "lm_head.weight")

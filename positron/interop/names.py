@@ -1,4 +1,4 @@
-"""Tell by its name what a model to import is, before anything large is loaded."""
+"""Tell from the name of a model whether it is a run, a folder or a repository, before torch is loaded."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ from pathlib import Path
 from positron.run.folder import OUTPUTS, Run
 from positron.system.disk import expanded
 
-ORIGINAL = {"gpt2": "openai-community/gpt2"}  # names on the hub without an owner
+ORIGINAL = {"gpt2": "openai-community/gpt2"}  # a short name without an owner -> the repository on the hub
 
 
 def is_repository(name: str) -> bool:
-    """Tell whether a name can be OWNER/NAME of the hub, and no path that somebody mistyped."""
+    """Tell whether a name has the form OWNER/NAME of the Hugging Face hub, or is in ORIGINAL.
+
+    A name whose OWNER is an existing folder is taken for a mistyped path.
+    """
     if name in ORIGINAL:
         return True
     return re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) is not None and not Path(name).parent.exists()
 
 
 def run_name(name: str) -> str:
-    """Return the name that an imported run gets where none is chosen: that of the folder, file or repository."""
+    """Return the default name of an imported run: the name of its folder, file or repository."""
     path = expanded(name)
     return re.sub(r"[^\w.-]", "-", path.stem if path.is_file() else path.resolve().name)
 
 
 def needs_import(name: str) -> bool:
-    """Tell whether `init_from=name` means a model of others: no run, but a folder with a tokenizer.json or a repository."""
+    """Tell whether `init_from=name` names a model that must be imported first.
+
+    This is the case if `name` is not a run, and is a folder with a tokenizer.json or has the form of a repository.
+    """
     path = expanded(name)
     if any(Run(folder).exists for folder in (path, OUTPUTS / name)):
         return False

@@ -8,8 +8,8 @@ from positron.interop import gguf_file
 from positron.interop.source import Source
 from positron.system.disk import write_text
 
-# Ollama derives a template of its own from the one in the file, by likeness; this one is exact. Each text begins with
-# <|endoftext|> because the GGUF file asks for it.
+# Without TEMPLATE, Ollama replaces the template in the GGUF file by the most similar one that it knows. <|endoftext|> is not
+# in the template, because the GGUF file requests it at the beginning of each text.
 _CHAT = "{{ range .Messages }}<|{{ .Role }}|>{{ .Content }}<|end|>{{ end }}<|assistant|>"
 _TEXT = "{{ .Prompt }}"
 
@@ -22,7 +22,10 @@ def write(source: Source, folder: Path, precision: gguf_file.Precision = "f32") 
 
 
 def modelfile(source: Source) -> str:
-    """Return the Modelfile. It overrides Ollama's defaults: a context of 2,048 tokens and a penalty on repetition."""
+    """Return the Modelfile.
+
+    It sets the model's own context length and no repetition penalty. Ollama's defaults are 2,048 tokens and a penalty.
+    """
     lines = [f"FROM ./{gguf_file.FILE}", f'TEMPLATE """{_CHAT if source.is_chat else _TEXT}"""']
     lines += [f"PARAMETER num_ctx {source.config.context_length}", "PARAMETER repeat_penalty 1.0"]
     lines += ["PARAMETER temperature 0.8"]

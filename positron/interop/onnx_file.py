@@ -1,7 +1,7 @@
 """Write a run as ONNX graphs, which onnxruntime runs on any system and in browsers, without PyTorch.
 
-`model.onnx` computes the logits of a whole text. `model_cached.onnx` computes the next token's and continues from the keys
-and values of the text before it. Batch and length are free in both.
+`model.onnx` computes the logits of all tokens of a text. `model_cached.onnx` computes only the logits of the next token; it
+takes the keys and values of the earlier tokens as inputs. Both accept any batch size and any length.
 """
 
 from __future__ import annotations
@@ -30,14 +30,15 @@ Precision = Literal["f32", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 PLAIN, CACHED = "model.onnx", "model_cached.onnx"
 OPSET = 18  # the version that torch's exporter writes without conversion; onnxruntime reads it since 1.14
-MAX_FILE_BYTES = 2**31  # of protobuf, in which ONNX files are written
+MAX_FILE_BYTES = 2**31  # the limit of protobuf, the format of ONNX files
 
 
 def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
-    """Write both graphs, the tokenizer and a card, run the graphs, and return the largest difference of the logits.
+    """Write both graphs, the tokenizer and a model card, run the graphs, and return the largest difference of the logits.
 
-    int8 rounds the matrices to 8 bits, and the activations that they multiply at run time. Raises UserError, before
-    anything is written, for a tokenizer that tokenizer.json cannot express and for a model above 2 GB.
+    int8 rounds the matrices to 8 bits; at run time the activations by which they are multiplied are rounded, too. Raises
+    UserError, before anything is written, if the tokenizer cannot be written as tokenizer.json, if the model needs 2 GB or
+    more, or if a package is missing.
     """
     try:
         import onnx  # noqa: F401
@@ -52,7 +53,7 @@ def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
     size = 4 * config.n_params()
     if size >= MAX_FILE_BYTES:
         raise UserError(
-            f"an ONNX file holds less than 2 GB, and this model has {size / 1e9:.1f} GB: --to gguf has no limit"
+            f"an ONNX file must be less than 2 GB, and this model has {size / 1e9:.1f} GB: use --to gguf, which has no limit"
         )
     tokenizer = tokenizer_json(source.tokenizer)
     with _quiet():
@@ -68,7 +69,7 @@ def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide what the exporter reports of itself: progress on stdout, warnings, and log lines about other packages."""
+    """Hide the output of torch's exporter: progress on stdout and stderr, warnings, and log lines."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -84,7 +85,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _plain_inputs() -> dict[str, Tensor]:
-    """Return an example; its sizes are above 1, which torch.export would take for a constant."""
+    """Return example inputs. Their sizes are above 1, because torch.export takes a size of 1 for a constant."""
     return {"ids": torch.zeros(2, 3, dtype=torch.int64)}
 
 
@@ -97,7 +98,7 @@ def _cached_inputs(config: GPTConfig) -> dict[str, Tensor]:
 
 
 def _trace(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path: Path) -> None:
-    """Write a graph whose batch, length and past are free."""
+    """Write a graph that accepts any batch size, any length, and any number of earlier tokens."""
     from torch.export import Dim
 
     batch, length = Dim("batch", min=1), Dim("length", min=1)
@@ -119,12 +120,12 @@ def _trace(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], path
     )
     assert program is not None
     for node in program.model.graph:
-        node.metadata_props.clear()  # lines of the source code, a quarter of a megabyte
+        node.metadata_props.clear()  # traces of the source code, which take a quarter of a megabyte
     program.save(path, external_data=False)
 
 
 def _round(path: Path) -> None:
-    """Replace a file by the one with matrices in 8 bits."""
+    """Replace the file by one whose matrices are rounded to 8 bits."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     rounded = path.with_suffix(".int8")
@@ -136,18 +137,18 @@ def _session(path: Path) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors
+    options.log_severity_level = 3  # only errors
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _lengths(config: GPTConfig) -> list[int]:
-    """Return a length within the window, where there is one, and the whole context."""
+    """Return two lengths to compare: half of the window (or of the context, if there is no window) and the whole context."""
     return [max(1, min(config.window or config.context_length, config.context_length) // 2), config.context_length]
 
 
 @torch.no_grad()
 def _plain_difference(source: Source, path: Path) -> float:
-    """Compare the logits of all tokens at two lengths."""
+    """Return the largest difference of the logits of all tokens, for texts of two lengths."""
     session, differences = _session(path), []
     for length in _lengths(source.config):
         ids = probe(source.config)[:, :length]
@@ -158,7 +159,7 @@ def _plain_difference(source: Source, path: Path) -> float:
 
 @torch.no_grad()
 def _cached_difference(source: Source, path: Path) -> float:
-    """Compare the logits of the last tokens of two pieces, which together are the whole context."""
+    """Return the largest difference of the logits after each of two pieces that together fill the context."""
     config, session, differences = source.config, _session(path), []
     ids = probe(config)
     expected = source.model(ids).numpy()

@@ -1,8 +1,8 @@
-"""The model as ONNX graphs compute it: with keys and values of earlier tokens as inputs and outputs, and any length.
+"""The model in a form that can be traced as an ONNX graph, with the keys and values of earlier tokens as inputs and outputs.
 
-`GPT` chooses among kernels by the length of its input and by whether gradients are needed. A trace records the choice that
-its example led to, so that for example a window longer than the example would vanish. Here each operation is the same for
-all lengths. The parts of the model, `Norm`, `Attention.heads` and `MLP`, are those of `GPT`.
+`GPT` chooses among kernels by the length of its input and by whether gradients are needed. A trace would record only the
+choice for its example input; a sliding window longer than the example would be lost, for instance. This module uses the same
+operations for all lengths. It shares the layers of `GPT`: `Norm`, `Attention.heads` and `MLP`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from positron.model.kernels.norms_and_heads import Rope
 
 
 class CachedGraph(nn.Module):
-    """Compute the next token's logits and the keys and values to give to the next call."""
+    """Compute the logits of the next token, and the keys and values that the next call needs."""
 
     def __init__(self, model: GPT) -> None:
         super().__init__()
@@ -27,23 +27,24 @@ class CachedGraph(nn.Module):
     def forward(
         self, ids: Tensor, past_keys: Tensor, past_values: Tensor, previous_ids: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Continue P tokens by T: ids (B, T), keys and values (L, B, K, P, D) -> logits (B, V) and both for P + T tokens.
+        """Read T new tokens after P earlier ones and return the logits (B, V) of the next token.
 
-        `previous_ids` (B, 1), the id before `ids`, is for models with smear; with P = 0 it has no effect.
+        Inputs: ids (B, T), past_keys and past_values (L, B, K, P, D). The keys and values of all P + T tokens are returned,
+        too. Models with smear need `previous_ids` (B, 1), the id before `ids`, which has no effect if P = 0.
         """
         x, keys, values = hidden(self.model, ids, past_keys, past_values, previous_ids)
         return F.linear(x[:, -1], self.model.head_weight), keys, values
 
 
 class PlainGraph(nn.Module):
-    """Compute the logits of every token."""
+    """Compute the next-token logits after every token of a text."""
 
     def __init__(self, model: GPT) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Compute ids (B, T) -> logits (B, T, V)."""
+        """Return the logits (B, T, V) for ids (B, T)."""
         config = self.model.config
         nothing = self.model.wte.weight.new_zeros(config.n_layer, ids.shape[0], config.kv_heads, 0, config.d_head)
         x, _, _ = hidden(self.model, ids, nothing, nothing, ids[:, :1])
@@ -53,9 +54,9 @@ class PlainGraph(nn.Module):
 def hidden(
     model: GPT, ids: Tensor, past_keys: Tensor, past_values: Tensor, previous_ids: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the normalised last hidden states (B, T, C), and keys and values (L, B, K, P + T, D).
+    """Return the last hidden states after the final norm, (B, T, C), and the keys and values (L, B, K, P + T, D).
 
-    Arguments as for `CachedGraph.forward`.
+    The arguments are the same as those of `CachedGraph.forward`.
     """
     past = past_keys.shape[3]
     keys_at = torch.arange(past + ids.shape[1])

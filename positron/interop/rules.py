@@ -1,7 +1,8 @@
-"""Rename and rearrange weights between this project's names and another program's, in both directions.
+"""Rename and rearrange weights between Positron and another program, in both directions.
 
-A format is a list of rules, one for each tensor of the other program. Export runs them forward, import backward, so the
-two cannot disagree. Shapes: C = d_model, H heads, K key/value heads, D head dimension, F = width of the MLP.
+A format is a list of rules, one for each tensor of the other program. An export applies them forward and an import backward,
+so that the two cannot disagree. In names, "ours" means Positron's tensors and "theirs" those of the other program. Shapes:
+C = d_model, H heads, K key/value heads, D head dimension, F = width of the MLP.
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ Weights = Mapping[str, Tensor]
 
 
 class Contradiction(ValueError):
-    """A tensor holds values that the architecture, as it was read, cannot have."""
+    """Report that a tensor contains values that are impossible in the architecture of config.json."""
 
 
 @dataclass(frozen=True)
 class Rule:
     """Describe one tensor of the other program: its name, the Positron tensors in it, and the conversion both ways.
 
-    `back` returns our tensors in the order of `ours`. It raises Contradiction for values that `forth` cannot produce.
+    `forth` computes the other program's tensor from Positron's tensors `ours`. `back` computes these from it, in the same
+    order, and raises Contradiction for values that `forth` cannot produce.
     """
 
     theirs: str
@@ -36,19 +38,19 @@ class Rule:
 
 
 def same(theirs: str, ours: str) -> Rule:
-    """Take the tensor as it is."""
+    """Copy the tensor unchanged in both directions."""
     return Rule(theirs, (ours,), lambda tensors: tensors[0], lambda tensor: [tensor])
 
 
 def transposed(theirs: str, ours: str) -> Rule:
-    """Swap the axes of a matrix: GPT-2's Conv1D holds (in, out), a linear layer (out, in)."""
+    """Transpose a matrix: GPT-2's Conv1D stores (in, out), a linear layer stores (out, in)."""
     return Rule(theirs, (ours,), lambda tensors: tensors[0].T.contiguous(), lambda tensor: [tensor.T.contiguous()])
 
 
 def constant(theirs: str, value: Tensor) -> Rule:
-    """Write a tensor that our architecture does not have because its values are fixed: a bias of zeros, a scale of ones.
+    """Write a tensor with fixed values that Positron does not store, for example a bias of zeros or a scale of ones.
 
-    The way back refuses other values.
+    In the other direction the tensor is only checked: other values raise Contradiction.
     """
 
     def back(tensor: Tensor) -> Sequence[Tensor]:
@@ -60,9 +62,10 @@ def constant(theirs: str, value: Tensor) -> Rule:
 
 
 def stacked(theirs: str, ours: tuple[str, str, str], groups: int, d_head: int, *, transpose: bool) -> Rule:
-    """Put queries, keys and values below each other, keys and values repeated `groups` times for as many heads each.
+    """Stack queries, keys and values into one tensor, with each key and value head repeated for its `groups` query heads.
 
-    ours: q (H D, C), k and v (K D, C), or their biases (H D,) and (K D,); theirs: (3 H D, C), transposed if asked for.
+    ours: q (H D, C), k and v (K D, C), or their biases (H D,) and (K D,). theirs: (3 H D, C), or (C, 3 H D) with
+    `transpose`, or the bias (3 H D,).
     """
 
     def repeated(tensor: Tensor) -> Tensor:
@@ -88,9 +91,9 @@ def stacked(theirs: str, ours: tuple[str, str, str], groups: int, d_head: int, *
 
 
 def consecutive_pairs(theirs: str, ours: str, d_head: int) -> Rule:
-    """Reorder the rows of queries or keys for programs that turn the pairs (2 i, 2 i + 1) by rope instead of (i, i + D/2).
+    """Reorder the rows of queries or keys for programs in which RoPE rotates the pairs (2 i, 2 i + 1), not (i, i + D/2).
 
-    llama.cpp's llama and arcee, llama2.c, and Meta's own checkpoints do.
+    Such programs are llama.cpp (its architectures llama and arcee), llama2.c, and Meta's code for Llama.
     """
 
     def forth(tensors: Sequence[Tensor]) -> Tensor:
@@ -104,7 +107,7 @@ def consecutive_pairs(theirs: str, ours: str, d_head: int) -> Rule:
 
 
 def norm(theirs: str, ours: str, config: GPTConfig, *, always_bias: bool) -> list[Rule]:
-    """Map a norm. `always_bias`: theirs has a bias also where ours has none, and zeros are written."""
+    """Return the rules of a norm. `always_bias`: the other program always has a bias; zeros are written if ours has none."""
     rules = [same(f"{theirs}.weight", f"{ours}.weight")]
     if config.has_norm_bias:
         rules.append(same(f"{theirs}.bias", f"{ours}.bias"))
@@ -114,12 +117,15 @@ def norm(theirs: str, ours: str, config: GPTConfig, *, always_bias: bool) -> lis
 
 
 def qk_norm(theirs: str, ours: str, config: GPTConfig) -> Rule:
-    """Map the scale of QK-norm, (D,); ones where ours has none."""
+    """Return the rule of the scale (D,) of QK-norm; ones are written if ours has no scale."""
     return same(theirs, ours) if config.qk_scale else constant(theirs, torch.ones(config.d_head))
 
 
 def linear(theirs: str, ours: str, config: GPTConfig, zeros: int | None = None) -> list[Rule]:
-    """Map a linear layer. `zeros`: the size of a bias that theirs always has; zeros are written where ours has none."""
+    """Return the rules of a linear layer.
+
+    `zeros`: the size of the bias if the other program always has one; zeros are written if ours has none.
+    """
     rules = [same(f"{theirs}.weight", f"{ours}.weight")]
     if config.bias:
         rules.append(same(f"{theirs}.bias", f"{ours}.bias"))
@@ -129,10 +135,10 @@ def linear(theirs: str, ours: str, config: GPTConfig, zeros: int | None = None) 
 
 
 def absent(ours: str, size: int) -> Rule:
-    """Fill a bias that theirs does not have with zeros, (size,)."""
+    """Fill a bias (size,) of Positron, which the other program does not have, with zeros. Only an import can use it."""
 
     def forth(tensors: Sequence[Tensor]) -> Tensor:
-        raise Contradiction(f"there is no place for {ours}")
+        raise Contradiction(f"the other program has no tensor for {ours}")
 
     return Rule("", (ours,), forth, lambda tensor: [torch.zeros(size)])
 
@@ -143,14 +149,14 @@ def to_theirs(rules: Iterable[Rule], weights: Weights) -> dict[str, Tensor]:
     written: set[tuple[str, ...]] = set()
     for rule in rules:
         tensor = rule.forth([weights[name] for name in rule.ours]).contiguous()
-        # safetensors refuses two names for one memory
+        # safetensors refuses two names of the same memory
         tensors[rule.theirs] = tensor.clone() if rule.ours in written else tensor
         written.add(rule.ours)
     return tensors
 
 
 def to_ours(rules: Iterable[Rule], tensors: Weights) -> dict[str, Tensor]:
-    """Return our tensors. Raises Contradiction for values that these rules cannot have written."""
+    """Return Positron's tensors. Raises Contradiction for values that these rules cannot have written."""
     weights: dict[str, Tensor] = {}
     for rule in rules:
         theirs = tensors[rule.theirs] if rule.theirs else torch.empty(0)
@@ -162,6 +168,6 @@ def to_ours(rules: Iterable[Rule], tensors: Weights) -> dict[str, Tensor]:
 
 
 def expected_shapes(rules: Iterable[Rule], config: GPTConfig) -> dict[str, torch.Size]:
-    """Return the shape that each tensor of the other program must have."""
+    """Return the shape that each tensor of the other program must have, by its name."""
     weights = {name: torch.empty(p.shape, device="meta") for name, p in GPT(config).named_parameters()}
     return {rule.theirs: rule.forth([weights[name] for name in rule.ours]).shape for rule in rules if rule.theirs}

@@ -1,4 +1,4 @@
-"""Write a run's weights under their own names, with the architecture in the file's metadata."""
+"""Write a run's weights as safetensors under Positron's own names, with the architecture in the file's metadata."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from positron.interop.source import Source, largest_difference
 
 FILE = "model.safetensors"
-ARCHITECTURE = "gpt_config"  # the key of the metadata that holds a GPTConfig as JSON
+ARCHITECTURE = "gpt_config"  # the metadata key whose value is the GPTConfig as JSON
 
 
 def write(source: Source, folder: Path) -> float:

@@ -1,4 +1,4 @@
-"""What is exported: the best weights of a run with their architecture, tokenizer, and what the run knows of itself."""
+"""The model to export: the best weights of a run, with its architecture and tokenizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from positron.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Source:
-    """A model to export, in fp32 on the CPU."""
+    """Hold a model to export, in fp32 on the CPU, with its run and tokenizer.
+
+    `checkpoint`: the file from which the weights were loaded. `is_chat`: the run was fine-tuned on conversations.
+    """
 
     run: Run
     model: GPT
@@ -42,7 +45,7 @@ class Source:
 
 
 def open_source(run: Run) -> Source:
-    """Load the best checkpoint of a run. Raises UserError where it has none, or where it is damaged."""
+    """Load the best checkpoint of a run. Raises UserError if the run has no checkpoint or the checkpoint is damaged."""
     model, tokenizer, checkpoint = load_model(run)
     model.requires_grad_(False)
     return Source(run, model, tokenizer, checkpoint, run.is_chat)
@@ -56,7 +59,7 @@ def probe(config: GPTConfig) -> Tensor:
 
 @torch.no_grad()
 def largest_difference(source: Source, weights: dict[str, Tensor]) -> float:
-    """Return max |difference of the logits| between the model and the same architecture with `weights`."""
+    """Return the largest absolute difference between the logits of the model and of the same model with `weights`."""
     copy = GPT(source.config).eval()
     copy.load_state_dict(weights)
     ids = probe(source.config)

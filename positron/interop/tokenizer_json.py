@@ -1,8 +1,8 @@
-"""Write a tokenizer as `tokenizer.json`, which Hugging Face's tokenizers read without any code of ours.
+"""Write a tokenizer as `tokenizer.json`, which Hugging Face's tokenizers library reads without Positron's code.
 
-The ids of a text are the same, with two exceptions that the format cannot express: the character U+2581 is the space of
-SentencePiece there, and a text that spells a special token, `<|end|>`, becomes that token unless the caller asks for
-`split_special_tokens=True`.
+A text gets the same ids, with two exceptions that the format cannot express. With a SentencePiece vocabulary, the character
+U+2581 is read as a space. And a special token written in a text, such as `<|end|>`, is read as that token unless the caller
+gives `split_special_tokens=True`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,15 @@ from positron.text.sentencepiece_bpe import SentencePieceTokenizer
 from positron.text.tiktoken_bpe import DEFINITIONS, TiktokenTokenizer
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS, UNKNOWN, Tokenizer
 
-# tiktoken's patterns for the engine of the tokenizers library, which reads `{1,3}+` as a repeated group and `$` as the end
-# of a line. Vocabularies that are not listed were not compared, and are refused.
+# tiktoken's patterns in the regular expressions of the tokenizers library. That library reads `{1,3}+` as a repeated group
+# and `$` as the end of a line, so the pattern of cl100k_base is written in another way. Other vocabularies are refused,
+# because it was not tested whether they give the same ids.
 _CL100K = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s+\z|\s*[\r\n]|\s+(?!\S)|\s"
 )
 PATTERNS = {"r50k_base": DEFINITIONS["r50k_base"].pattern, "cl100k_base": _CL100K}
-# Python's \w also holds letters that are newer than the engine's tables, and no combining marks
+# instead of \w, which in this library lacks the newest letters and includes combining marks, unlike in Python
 _WORDS = r"[\p{L}\p{N}_]+|[^\p{L}\p{N}_\s\x1c-\x1f]|[\s\x1c-\x1f]+"
 
 
@@ -43,7 +44,9 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         case WordTokenizer():
             parts = _word(tokenizer)
         case _:
-            raise UserError(f"a tokenizer of kind {tokenizer.kind} cannot be written as tokenizer.json")
+            raise UserError(
+                f"tokenizer.kind={tokenizer.kind} cannot be written as tokenizer.json: use --to safetensors"
+            )
     begin = tokenizer.special_id(END_OF_TEXT)
     return {
         "version": "1.0",
@@ -83,7 +86,10 @@ def _with_markers(tokenizer: LibraryTokenizer) -> dict[str, Any]:
 
 
 def _special_ids(tokenizer: Tokenizer) -> dict[int, str]:
-    """Return the tokens that no text spells. A vocabulary's ids without a meaning are among them, so that none slides."""
+    """Return the special tokens by their ids.
+
+    Ids of a tiktoken vocabulary that stand for nothing get a special token too; otherwise later tokens would get other ids.
+    """
     ids = {tokenizer.special_id(token): token for token in SPECIALS}
     if isinstance(tokenizer, TiktokenTokenizer):
         unused = (i for i in range(tokenizer.vocab_size) if i not in ids and not tokenizer.bytes_of(i))
@@ -135,17 +141,18 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
 
 
 def sentencepiece_merges(tokenizer: SentencePieceTokenizer) -> list[tuple[str, str]]:
-    """Return the merges that a SentencePiece vocabulary implies, best first.
+    """Return the merges that encode texts as a SentencePiece vocabulary does, best first.
 
-    SentencePiece joins the neighbours whose joint piece has the highest score. All ways to divide a piece into two pieces
-    stand for that one merge, so they follow each other. Control, unknown and byte pieces take no part.
+    SentencePiece joins the neighbours whose joint piece has the highest score. A merge names two parts, so a piece becomes
+    one merge for each way to divide it into two pieces; these merges follow each other. Control, unknown and byte pieces
+    are never joined.
     """
     pieces = enumerate(tokenizer.pieces())
     return ranked_merges([(piece.text, piece.score, i) for i, piece in pieces if piece.kind == "normal"])
 
 
 def ranked_merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]:
-    """Return the merges that pieces imply, given as text, score and id."""
+    """Return the merges of these pieces, best first. A piece is given as text, score and id."""
     normal = {text: (score, i) for text, score, i in pieces}
     ranked: list[tuple[float, int, int, str, str]] = []
     for text, (score, _) in normal.items():
@@ -159,7 +166,7 @@ def ranked_merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]
 def piece_tokenizer(
     vocab: dict[str, int], merges: list[tuple[str, str]], specials: dict[int, str], *, dummy_prefix: bool
 ) -> dict[str, Any]:
-    """Return a tokenizer.json of SentencePiece's pieces. `dummy_prefix`: a space is put before each text."""
+    """Return a tokenizer.json for SentencePiece pieces. `dummy_prefix`: a space is put before each text."""
     prefix: list[dict[str, Any]] = [{"type": "Prepend", "prepend": "▁"}] if dummy_prefix else []
     return {
         "version": "1.0",
@@ -177,8 +184,8 @@ def piece_tokenizer(
 def _tiktoken(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
     if tokenizer.name not in PATTERNS:
         raise UserError(
-            f"tokenizer {tokenizer.name}: its tokenizer.json was never compared with the original; "
-            f"{' and '.join(PATTERNS)} can be exported"
+            f"tokenizer.name={tokenizer.name}: it is not tested whether its tokenizer.json gives the same ids, so it cannot be "
+            f"exported: train a run with tokenizer=gpt2 or tokenizer=cl100k_base"
         )
     ranks = tokenizer.ranks()
     vocab = {byte_level(token): rank for token, rank in ranks.items()}
@@ -192,9 +199,9 @@ def _tiktoken(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
 
 
 def tiktoken_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """Return the two parts of each token of several bytes, in the order of rank.
+    """Return the merge of each token that has several bytes, in the order of the tokens' ranks.
 
-    They are what byte-pair encoding has made of the token's bytes just before its own merge.
+    A merge is the two parts into which byte-pair encoding has joined the token's bytes just before the token itself.
     """
     merges: list[tuple[bytes, bytes]] = []
     for token, rank in sorted(ranks.items(), key=lambda pair: pair[1]):
@@ -212,7 +219,7 @@ def tiktoken_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 
 def byte_level(token: bytes) -> str:
-    """Spell the bytes of a token in printable characters."""
+    """Write the bytes of a token as printable characters, one for each byte, as GPT-2 does."""
     return "".join(BYTE_CHARACTERS[b] for b in token)
 
 

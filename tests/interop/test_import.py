@@ -291,9 +291,9 @@ NORM = "model.norm.weight"
 MALFORMED: list[tuple[Any, str]] = [
     (without("config.json"), "config.json"),
     (written("config.json", "{"), "config.json"),
-    (written("config.json", "[]"), "holds no object"),
+    (written("config.json", "[]"), "must contain a JSON object"),
     (written("config.json", "{}"), "model_type None is not supported"),
-    (changed("model_type", "lama"), "the nearest is llama"),
+    (changed("model_type", "lama"), "did you mean llama"),
     (changed("model_type", "gpt_neox"), "not supported"),
     (changed("model_type", ["llama"]), "not supported"),
     (changed("rope_scaling", {"type": "linear", "factor": 2.0}), "rope_scaling"),
@@ -379,7 +379,7 @@ def test_a_pickle_that_holds_code_is_refused_and_not_executed(whole, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "is no model of llama2.c"),
+        (b"", "is not a model file of llama2.c"),
         (struct.pack("<7i", 0, 1, 1, 1, 1, 1, 1), "impossible sizes"),
         (struct.pack("<7i", 32, 48, 2, 5, 2, 600, 16), "n_head"),
         (struct.pack("<7i", 32, 48, 2, 4, 2, 600, 16) + bytes(400), "incomplete"),
@@ -398,7 +398,7 @@ def test_a_file_of_llama2c_needs_its_own_vocabulary(tmp_path):
     vocabulary_path = path.with_name("tokenizer.bin")
     content = vocabulary_path.read_bytes()
     vocabulary_path.write_bytes(content[:-3])
-    with pytest.raises(UserError, match=r"is no vocabulary of llama2\.c"):
+    with pytest.raises(UserError, match=r"is not a vocabulary file of llama2\.c"):
         read_model(path)
     vocabulary_path.unlink()
     with pytest.raises(UserError, match="needs its vocabulary file: give --tokenizer"):
