@@ -1,0 +1,41 @@
+// Unpack the weights that positron/inspection/packed_weights.py packed.
+
+/** Decode base64. */
+export function bytesOfBase64(text) {
+  if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);
+  const characters = atob(text), bytes = new Uint8Array(characters.length);
+  for (let i = 0; i < bytes.length; i++) bytes[i] = characters.charCodeAt(i);
+  return bytes;
+}
+
+/** Decompress gzip. */
+export async function unzip(bytes) {
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Uint8Array(await new Response(stream).arrayBuffer());
+}
+
+/** Return name -> {rows, cols, values, scale} from the list of tensors and their decompressed content. */
+export function unpackWeights(tensors, content) {
+  let at = 0;
+  const take = (bytes) => content.slice(at, (at += bytes)); // a copy begins at a multiple of 8, as typed arrays need it
+  const planes = (n) => {
+    const low = take(n), high = take(n), pairs = new Uint8Array(2 * n);
+    for (let i = 0; i < n; i++) {
+      pairs[2 * i] = low[i];
+      pairs[2 * i + 1] = high[i];
+    }
+    return pairs.buffer;
+  };
+  const unpacked = {};
+  for (const { name, rows, cols, kind } of tensors) {
+    const n = rows * cols;
+    const scale = kind === "i8" || kind === "i16" ? new Float32Array(take(4 * rows).buffer) : undefined;
+    let values;
+    if (kind === "f32") values = new Float32Array(take(4 * n).buffer);
+    else if (kind === "f16") values = new Uint16Array(planes(n));
+    else if (kind === "i16") values = new Int16Array(planes(n));
+    else values = new Int8Array(take(n).buffer);
+    unpacked[name] = { rows, cols, values, scale };
+  }
+  return unpacked;
+}
