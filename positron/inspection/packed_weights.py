@@ -102,7 +102,8 @@ def restored(values: np.ndarray, precision: Precision) -> np.ndarray:
             return values.astype(np.float16).astype(np.float32)
         case int():
             whole, scale = quantised(values, precision)
-            return (whole * scale[:, None]).astype(np.float32)
+            widened: np.ndarray = (whole * scale[:, None]).astype(np.float32)
+            return widened
         case _:
             assert_never(precision)
 
