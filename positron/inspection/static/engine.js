@@ -18,46 +18,39 @@ export async function compileKernels(bytes) {
   }
 }
 
-/** Return the kernels of engine.wat in JavaScript, on the same memory and with the same arguments. */
+/**
+ * Return kernels in JavaScript, on the same memory and with the same arguments. Without WebAssembly all matrices are kept in
+ * float32: JavaScript widens a whole number in the loop more slowly than it reads a float.
+ */
 function plainKernels(buffer) {
   const f32 = new Float32Array(buffer);
-  const i8 = new Int8Array(buffer);
-  const i16 = new Int16Array(buffer);
   return {
     rows_f32(out, w, x, rows, stride) {
-      for (let r = 0, o = out >> 2, p = w >> 2; r < rows; r++, o++) {
-        let a = 0, b = 0, c = 0, d = 0; // four sums, so that additions do not wait for each other
-        for (let q = x >> 2, end = q + stride; q < end; q += 4, p += 4) {
+      const first = x >> 2, end = first + stride;
+      let o = out >> 2, p = w >> 2, r = 0;
+      for (; r + 4 <= rows; r += 4, o += 4, p += 3 * stride) {
+        let a = 0, b = 0, c = 0, d = 0; // four rows at a time read x once, and no sum waits for another
+        for (let q = first; q < end; q++, p++) {
+          const value = f32[q];
+          a += f32[p] * value;
+          b += f32[p + stride] * value;
+          c += f32[p + 2 * stride] * value;
+          d += f32[p + 3 * stride] * value;
+        }
+        f32[o] = a;
+        f32[o + 1] = b;
+        f32[o + 2] = c;
+        f32[o + 3] = d;
+      }
+      for (; r < rows; r++, o++) {
+        let a = 0, b = 0, c = 0, d = 0;
+        for (let q = first; q < end; q += 4, p += 4) {
           a += f32[p] * f32[q];
           b += f32[p + 1] * f32[q + 1];
           c += f32[p + 2] * f32[q + 2];
           d += f32[p + 3] * f32[q + 3];
         }
         f32[o] = a + b + (c + d);
-      }
-    },
-    rows_i8(out, w, scale, x, rows, stride) {
-      for (let r = 0, o = out >> 2, s = scale >> 2, p = w; r < rows; r++, o++, s++) {
-        let a = 0, b = 0, c = 0, d = 0;
-        for (let q = x >> 2, end = q + stride; q < end; q += 4, p += 4) {
-          a += i8[p] * f32[q];
-          b += i8[p + 1] * f32[q + 1];
-          c += i8[p + 2] * f32[q + 2];
-          d += i8[p + 3] * f32[q + 3];
-        }
-        f32[o] = f32[s] * (a + b + (c + d));
-      }
-    },
-    rows_i16(out, w, scale, x, rows, stride) {
-      for (let r = 0, o = out >> 2, s = scale >> 2, p = w >> 1; r < rows; r++, o++, s++) {
-        let a = 0, b = 0, c = 0, d = 0;
-        for (let q = x >> 2, end = q + stride; q < end; q += 4, p += 4) {
-          a += i16[p] * f32[q];
-          b += i16[p + 1] * f32[q + 1];
-          c += i16[p + 2] * f32[q + 2];
-          d += i16[p + 3] * f32[q + 3];
-        }
-        f32[o] = f32[s] * (a + b + (c + d));
       }
     },
     mix_f32(out, w, share, rows, stride) {
@@ -132,12 +125,13 @@ export class GPT {
 
   reserve({ rows, cols, values, scale }) {
     const stride = padded(cols);
-    const kind = values instanceof Int8Array ? "i8" : values instanceof Int16Array ? "i16" : "f32";
+    const stored = values instanceof Int8Array ? "i8" : values instanceof Int16Array ? "i16" : "f32";
+    const kind = this.usesWasm ? stored : "f32";
     const width = kind === "i8" ? 1 : kind === "i16" ? 2 : 4;
     return {
       kind, rows, cols, stride,
       at: this.arena.take(rows * stride * width),
-      scaleAt: scale ? this.arena.take(rows * 4) : 0,
+      scaleAt: kind !== "f32" ? this.arena.take(rows * 4) : 0,
     };
   }
 
@@ -157,8 +151,12 @@ export class GPT {
       const Kind = { f32: Float32Array, i8: Int8Array, i16: Int16Array }[kind];
       const source = values instanceof Uint16Array ? widenHalf(values) : values;
       place.all = new Kind(this.buffer, at, rows * stride);
-      for (let r = 0; r < rows; r++) place.all.set(source.subarray(r * cols, (r + 1) * cols), r * stride);
-      if (scale) {
+      for (let r = 0; r < rows; r++) {
+        const row = place.all.subarray(r * stride, r * stride + cols);
+        row.set(source.subarray(r * cols, (r + 1) * cols));
+        if (scale && kind === "f32") for (let i = 0; i < cols; i++) row[i] *= scale[r];
+      }
+      if (scale && kind !== "f32") {
         place.scales = new Float32Array(this.buffer, scaleAt, rows);
         place.scales.set(scale);
       }

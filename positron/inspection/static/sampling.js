@@ -1,52 +1,63 @@
 // Sampling of the next token: temperature, top-k, top-p and min-p in this order, as in positron/inference/sampling.py, with
 // the random numbers of torch.Generator, so that a seed writes the same text as `positron generate`.
 
-/** Return the indices of the kept tokens and their probabilities, {ids, p}, in the order of the ids. */
+/** Return the ids of the tokens that may follow, {ids, p}: ascending ids and their probabilities. */
 export function distribution(logits, { temperature = 0.8, top_k = null, top_p = 0.95, min_p = null } = {}) {
-  if (temperature === 0) {
-    let best = 0;
-    for (let i = 1; i < logits.length; i++) if (logits[i] > logits[best]) best = i;
-    return { ids: [best], p: [1] };
+  const V = logits.length;
+  let max = -Infinity, best = 0;
+  for (let i = 0; i < V; i++) if (logits[i] > max) max = logits[(best = i)];
+  if (temperature === 0) return { ids: [best], p: [1] };
+  const z = new Float64Array(V); // 0 for the likeliest token
+  for (let i = 0; i < V; i++) z[i] = (logits[i] - max) / temperature;
+  const least = top_k !== null && top_k < V ? Float64Array.from(z).sort()[V - top_k] : -Infinity;
+  let kept = shares(z, (i) => z[i] >= least);
+  if (top_p !== null && top_p < 1) {
+    const nucleus = keepTopP(kept, top_p, V);
+    kept = shares(z, (i) => nucleus.has(i));
   }
-  let ids = Array.from(logits.keys ? logits.keys() : logits.map((_, i) => i));
-  const z = Float64Array.from(logits, (value) => value / temperature);
-  if (top_k !== null && top_k < ids.length) {
-    const smallest = Float64Array.from(z).sort()[ids.length - top_k];
-    ids = ids.filter((i) => z[i] >= smallest);
-  }
-  if (top_p !== null && top_p < 1) ids = nucleus(ids, softmaxOf(ids, z), top_p, logits.length);
   if (min_p !== null && min_p > 0) {
-    const least = ids.reduce((max, i) => Math.max(max, z[i]), -Infinity) + Math.log(min_p);
-    ids = ids.filter((i) => z[i] >= least);
+    const limit = Math.log(min_p);
+    const before = new Set(kept.ids);
+    kept = shares(z, (i) => before.has(i) && z[i] >= limit);
   }
-  return { ids, p: softmaxOf(ids, z) };
+  return kept;
 }
 
-function softmaxOf(ids, z) {
-  const max = ids.reduce((largest, i) => Math.max(largest, z[i]), -Infinity);
-  const p = ids.map((i) => Math.exp(z[i] - max));
-  const sum = p.reduce((total, value) => total + value, 0);
-  return p.map((value) => value / sum);
+/** Return the softmax of z over the ids that are kept. */
+function shares(z, isKept) {
+  const ids = [], p = [];
+  let sum = 0;
+  for (let i = 0; i < z.length; i++) {
+    if (!isKept(i)) continue;
+    const value = Math.exp(z[i]);
+    ids.push(i);
+    p.push(value);
+    sum += value;
+  }
+  for (let i = 0; i < p.length; i++) p[i] /= sum;
+  return { ids, p };
 }
 
-/** Keep the smallest set of tokens whose probabilities sum to at least top_p (arXiv:1904.09751), in the order of the ids. */
-function nucleus(ids, p, top_p, V) {
-  // Tokens less likely than (1 - top_p) / V sum to less than 1 - top_p, so the nucleus is among the others.
-  const order = ids.map((_, i) => i).filter((i) => p[i] >= (1 - top_p) / V);
+/** Return the smallest set of ids whose probabilities sum to at least top_p (arXiv:1904.09751). */
+function keepTopP({ ids, p }, top_p, V) {
+  // Tokens less likely than (1 - top_p) / V sum to less than 1 - top_p, so the set is among the others.
+  const order = [];
+  for (let i = 0; i < p.length; i++) if (p[i] >= (1 - top_p) / V) order.push(i);
   order.sort((a, b) => p[b] - p[a] || a - b);
-  const kept = [];
+  const kept = new Set();
   let before = 0;
   for (const i of order) {
     if (before >= top_p) break;
-    kept.push(i);
+    kept.add(ids[i]);
     before += p[i];
   }
-  return kept.sort((a, b) => a - b).map((i) => ids[i]);
+  return kept;
 }
 
 /** Draw an id by one uniform number and the cumulative sum of the probabilities. */
 export function draw({ ids, p }, random) {
-  const total = p.reduce((sum, value) => sum + value, 0);
+  let total = 0;
+  for (const value of p) total += value;
   const position = random.uniform() * total;
   let sum = 0;
   for (let i = 0; i < ids.length - 1; i++) {
