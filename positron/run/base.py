@@ -1,7 +1,7 @@
 """Find the run that another run started from (`init_from`), and follow such links to the pretrained run.
 
-A fine-tuned run needs its base run only for the base's text. Without it, the run still chats, continues, and can be
-evaluated on files.
+A fine-tuned run needs its base run only to read the base run's text. If the base run is gone, the fine-tuned run can still
+chat and be evaluated on files, and it can continue if it replays no text (sft.replay_ratio=0).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def base_of(run: Run) -> Run | None:
         raise UserError(
             one_line(
                 f"{run.folder} was fine-tuned from {origin}, but that run does not exist, neither at this path nor "
-                f"in {OUTPUTS}/: restore it"
+                f"in {OUTPUTS}/: restore its folder"
             )
         )
     return base
@@ -44,7 +44,7 @@ def base_of(run: Run) -> Run | None:
 def pretrained_run(run: Run) -> Run:
     """Return the pretrained run that `run` descends from, which may be `run` itself.
 
-    Raises UserError if a run in between is missing.
+    Raises UserError if a run between the two is missing.
     """
     return lineage(run)[-1]
 
@@ -60,7 +60,8 @@ def lineage(run: Run) -> list[Run]:
             raise UserError(
                 one_line(
                     f"{run.folder} has no pretrained base run: {runs[-1].folder} was fine-tuned from {base.folder}, "
-                    "which was itself fine-tuned from it; one of their run.json files is damaged: restore it from a copy"
+                    f"which was itself fine-tuned from {runs[-1].folder}; "
+                    "one of their run.json files is damaged: restore it from a copy"
                     if len(runs) > 1
                     else f"{run.facts_path} is damaged: it says that the run was fine-tuned from itself; restore it from a copy"
                 )
@@ -72,7 +73,7 @@ def lineage(run: Run) -> list[Run]:
 def tokens_seen(run: Run) -> int:
     """Return the number of training tokens of the run and of its base runs.
 
-    The tokens of a base run are missing if it no longer exists and the run did not record them.
+    The tokens of a base run that no longer exists are counted only if the run recorded them.
     """
     facts = run.facts()
     tokens = facts.tokens or 0
@@ -92,35 +93,35 @@ def with_origin(run: Run, config: RunConfig) -> RunConfig:
 
     Raises UserError if a run would start from itself, or if an existing run started from another one.
     """
-    given = None if config.init_from is None else _find(config.init_from, None)
-    if given is not None and _is_same(given, run):
+    named_run = None if config.init_from is None else _find(config.init_from, None)
+    if named_run is not None and _is_same(named_run, run):
         raise UserError(
             one_line(f"init_from={config.init_from} is {run.folder} itself, and a run cannot start from itself: ")
-            + "give the new run another name=, or leave init_from out to continue this run"
+            + "give the new run another name=, or leave init_from= out to continue this run"
         )
     if not run.exists or not any(run.checkpoint_folder.glob("*.ckpt")):
         return config
     recorded = run.base
-    known = None if recorded is None else _find(str(recorded), run)
-    if known is not None and _is_same(known, run):
-        return config  # an older version let a run begin from itself; its real origin is forgotten
+    recorded_run = None if recorded is None else _find(str(recorded), run)
+    if recorded_run is not None and _is_same(recorded_run, run):
+        return config  # an older version let a run begin from itself; its real origin is not recorded
     if (
-        given is not None
-        and not (known is not None and _is_same(given, known))
-        and (recorded is None or known is not None)
+        named_run is not None
+        and not (recorded_run is not None and _is_same(named_run, recorded_run))
+        and (recorded is None or recorded_run is not None)
     ):
         origin = f"the weights of {recorded}" if recorded else "random weights"
         raise UserError(
             one_line(f"{run.folder} started from {origin}, not from init_from={config.init_from}: ")
             + "give another name=, or leave init_from= out"
         )
-    return config if known is None and given is not None else dataclasses.replace(config, init_from=recorded)
+    return config if recorded_run is None and named_run is not None else dataclasses.replace(config, init_from=recorded)
 
 
 def portable(folder: Path) -> str:
     """Return the path under which a run records another run's folder.
 
-    It is relative if the folder is below the current one, so that both can be moved together.
+    The path is relative if the folder is below the current folder, so that both runs can be moved together.
     """
     if folder.is_absolute() and folder.resolve().is_relative_to(Path.cwd().resolve()):
         return os.path.relpath(folder.resolve(), Path.cwd().resolve())
@@ -128,7 +129,7 @@ def portable(folder: Path) -> str:
 
 
 def _find(name: str, run: Run | None) -> Run | None:
-    """Find a run by its recorded path: near the run that names it, since both may have moved, or from this folder."""
+    """Find a run by its recorded path: near the run that names it, because both may have moved, or in the current folder."""
     path = expanded(name)
     near_run = [] if run is None else [folder / path for folder in _possible_roots(run.folder.resolve())]
     for folder in (*near_run, path, OUTPUTS / path):

@@ -32,13 +32,13 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool 
     """
     fault = checkpoint_fault(path)
     if fault:
-        raise UserError(f"cannot load the checkpoint {path}: {fault}")
+        raise UserError(f"cannot load the checkpoint {path}: {fault}; {_REMEDY}")
     try:
         with open_inside(path, "rb", run_of(path)) as file:
             checkpoint: Any = torch.load(file, map_location=map_location, weights_only=True)
     except OSError as error:
         raise UserError(f"cannot load the checkpoint {path}: {error.strerror or error}") from error
-    except Exception as error:  # torch raises whatever its reader meets, with the advice to execute the file
+    except Exception as error:  # torch raises many kinds of errors, and advises to execute the file
         raise UserError(
             f"cannot load the checkpoint {path}: it is damaged, or contains something other than tensors and plain "
             f"values; nothing in it was executed; {_REMEDY}"
@@ -52,7 +52,7 @@ def load_checkpoint(path: Path, map_location: Any = "cpu", *, to_continue: bool 
 
 def _fault_of_contents(checkpoint: Any, needed: dict[str, type]) -> str | None:
     if not isinstance(checkpoint, dict):
-        return f"it holds a {type(checkpoint).__name__}"
+        return f"it contains a {type(checkpoint).__name__} instead of a dict"
     for key, kind in needed.items():
         if key not in checkpoint:
             return f"it has no {key}"
@@ -60,7 +60,7 @@ def _fault_of_contents(checkpoint: Any, needed: dict[str, type]) -> str | None:
             return f"its {key} is a {type(checkpoint[key]).__name__}, not a {kind.__name__}"
     for name, weights in checkpoint["state_dict"].items():
         if not isinstance(name, str) or not isinstance(weights, torch.Tensor) or weights.is_sparse:
-            return one_line(f"its state_dict holds {name}, which is not an array of weights", 200)
+            return one_line(f"its state_dict contains {name}, which is not a dense tensor", 200)
     if checkpoint["global_step"] < 0 or checkpoint["bad_steps"] < 0:
         return "its global_step or bad_steps is negative"
     return None
@@ -77,14 +77,14 @@ def _refuse_infinite_weights(state_dict: dict[str, Any], path: Path) -> None:
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise UserError(
             f"the weights in {path} are NaN or infinite because the training diverged: use an earlier checkpoint, "
-            "or train again under another name= with a lower optimizer.lr"
+            "or train again under another name= with a lower optimizer.lr="
         )
 
 
 def checkpoint_fault(path: Path) -> str | None:
-    """Describe what is wrong with a checkpoint file, or return None if it is whole.
+    """Return what is wrong with a checkpoint file, or None if it is undamaged.
 
-    Reads the directory of the zip file and the CRC-32 of each tensor. Raises UserError for a symbolic link inside a run
+    Checks the directory of the zip file and the CRC-32 of each tensor. Raises UserError for a symbolic link inside a run
     folder.
     """
     try:
@@ -104,7 +104,7 @@ def checkpoint_fault(path: Path) -> str | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run by step, oldest first; `best.ckpt` is one of them under a second name."""
+    """Return the files `step-*.ckpt` of a run, oldest first; `best.ckpt` is a copy of one of them or a link to it."""
     numbered = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(numbered)]
 
@@ -119,7 +119,7 @@ def step_of(path: Path) -> int:
 def best_or_newest(folder: Path) -> Path | None:
     """Return the best checkpoint, or the newest one if no best was saved; None if there are no checkpoints.
 
-    If the best checkpoint is damaged, logs a warning and returns the newest whole one. Raises UserError if every
+    If the best checkpoint is damaged, logs a warning and returns the newest undamaged one. Raises UserError if every
     checkpoint is damaged.
     """
     best, fault = folder / BEST, None
@@ -137,13 +137,13 @@ def best_or_newest(folder: Path) -> Path | None:
     if newest is not None and fault is not None:
         logger.warning(
             f"{best} cannot be used: {fault}. Using {newest.name} instead, which may not be the best model of "
-            f"this run; restore {BEST} from a copy, or delete it to always use the newest"
+            f"this run; restore {BEST} from a copy, or delete it to use the newest without this warning"
         )
     return newest
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the whole checkpoint with the highest step; log each corrupt one that is skipped."""
+    """Return the newest undamaged checkpoint, or `best.ckpt` if no other is undamaged; log each damaged one."""
     best = folder / BEST
     newest, faults = _newest_whole([*([best] if best.exists() else []), *checkpoints(folder)])
     for path, fault in faults.items():
@@ -152,7 +152,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _newest_whole(saved: list[Path]) -> tuple[Path | None, dict[Path, str]]:
-    """Return the last file that is whole, and the faults of the files after it."""
+    """Return the last undamaged file of `saved`, and the faults of the files after it."""
     faults: dict[Path, str] = {}
     for path in reversed(saved):
         fault = checkpoint_fault(path)

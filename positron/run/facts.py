@@ -27,8 +27,8 @@ from positron.system.paths import without_home
 logger = logging.getLogger(__name__)
 
 CHECKSUM = "checksum"
-_PATHS = (("data", "path"), ("data", "dir"), ("init_from",), ("ckpt_path",))  # of config.json
-# Defaults of config.py that have changed since: what a key means where a config.json is older than the key.
+_PATHS = (("data", "path"), ("data", "dir"), ("init_from",), ("ckpt_path",))  # keys of config.json that are paths
+# Defaults before they were changed in config.py. A key that is missing in an older config.json has this value.
 _FORMER_DEFAULTS: dict[str, dict[str, Any]] = {
     "data": {"packing": "windows"},
     "schedule": {"final_ratio": 0.1},
@@ -36,7 +36,7 @@ _FORMER_DEFAULTS: dict[str, dict[str, Any]] = {
     "sft": {"replay_ratio": 0.0},
     "sft.lora": {"markers": False},
 }
-_FORMER_KEYS = ("given", "auto_size")  # older versions recorded these; nothing reads them any more
+_FORMER_KEYS = ("given", "auto_size")  # recorded by older versions; ignored now
 _warned: set[Path] = set()
 
 
@@ -89,20 +89,20 @@ class Facts:
     name: str | None = _fact(_TEXT)
     status: str | None = _fact(_TEXT)  # running, finished, stopped, pruned, diverged or failed
     kind: str | None = _fact(_TEXT)  # name of the objective; None in runs of older versions
-    base: str | None = _fact(_TEXT)  # the folder of the run whose weights it began with
-    error: str | None = _fact(_TEXT)  # what ended a run that is not finished
+    base: str | None = _fact(_TEXT)  # the folder of the run whose weights this run started from
+    error: str | None = _fact(_TEXT)  # why the run ended before it was finished
     updated: str | None = _fact(_TEXT)  # when the file was written
-    forked_from: str | None = _fact(_TEXT)  # the checkpoint of another run that this one began with
+    forked_from: str | None = _fact(_TEXT)  # the checkpoint of another run that this run started from
     data_fingerprint: str | None = _fact(_TEXT)
     resolved: Resolved | None = dataclasses.field(default=None, metadata={"type": _GROUP, "key": None})
     step: int | None = _fact(_COUNT)
-    tokens: int | None = _fact(_COUNT)  # of training, without those of a base run
+    tokens: int | None = _fact(_COUNT)  # number of training tokens, not counting a base run
     time_s: float | None = _fact(_NUMBER)
-    val_bpb: float | None = _fact(_NUMBER, "val/bpb")  # of the last validation
+    val_bpb: float | None = _fact(_NUMBER, "val/bpb")  # bits per byte of the last validation
     val_loss: float | None = _fact(_NUMBER, "val/loss")
     best_step: int | None = _fact(_COUNT, "best/step")
     best_bpb: float | None = _fact(_NUMBER, "best/bpb")
-    floor_bpb: float | None = _fact(_NUMBER)  # the entropy of the text, where it is known
+    floor_bpb: float | None = _fact(_NUMBER)  # the entropy of the text, if it is known
     base_tokens: int | None = _fact(_COUNT, "base/tokens")  # training tokens of the base run and of its base runs
     base_bpb_before: float | None = _fact(_NUMBER, "base/bpb_before")  # on the base run's text, before fine-tuning
     base_bpb_after: float | None = _fact(_NUMBER, "base/bpb_after")
@@ -112,7 +112,7 @@ _KEYS = {field.name: field.metadata["key"] or field.name for field in dataclasse
 
 
 def write_record(path: Path, record: dict[str, Any], *, mask_home: bool = True) -> None:
-    """Write a JSON object with a checksum; paths below the user's home folder begin with `~`, so that it can be shared."""
+    """Write a JSON object with a checksum. With `mask_home`, the user's home folder is replaced by `~`, for sharing."""
     record = {key: value for key, value in record.items() if key != CHECKSUM}
     record = without_home(record) if mask_home else record
     write_json(path, {**record, CHECKSUM: _checksum(record)})
@@ -125,11 +125,11 @@ def read_record(path: Path) -> tuple[dict[str, Any], bool]:
     """
     record = read_json(path)
     if not isinstance(record, dict):
-        raise UserError(f"{path} is damaged: it contains {_shown(record)} instead of an object")
+        raise UserError(f"{path} is damaged: it contains {_shown(record)} instead of an object; restore it from a copy")
     checksum = record.pop(CHECKSUM, None)
     try:
         return record, checksum is None or checksum == _checksum(record)
-    except (ValueError, RecursionError):  # text that is no Unicode
+    except (ValueError, RecursionError):  # text that is not Unicode
         return record, False
 
 
@@ -177,25 +177,33 @@ def _resolved_in(group: dict[str, Any] | None, path: Path) -> Resolved | None:
 def read_config(path: Path) -> tuple[dict[str, Any], bool]:
     """Return the settings in `config.json` with `~` expanded, and whether its checksum is correct.
 
-    A key that is missing because the file is older gets the default of its time. Raises UserError for a damaged file.
+    A key that is missing because the file is older gets the default that it had then. Raises UserError for a damaged file.
     """
     config, is_whole = read_record(path)
     config = {key: value for key, value in config.items() if key not in _FORMER_KEYS}
     groups: dict[str, type] = {"model": ModelConfig, "tokenizer": TokenizerConfig, "data": DataConfig}
     for name, kind in groups.items():
         if name not in config:
-            raise UserError(f"{path} is not the configuration of a run: the group {name} is missing")
+            raise UserError(
+                f"{path} is damaged: the group {name}, which every run has, is missing; restore it from a copy"
+            )
         if not isinstance(config[name], dict):
-            raise UserError(f"{path} is damaged: {name} is {_shown(config[name])} instead of a group of settings")
+            raise UserError(
+                f"{path} is damaged: {name} is {_shown(config[name])} instead of a group of settings; restore it from a copy"
+            )
         known = {field.name for field in dataclasses.fields(kind)}  # a key of another version is ignored
         try:
             from_dict(kind, {key: value for key, value in config[name].items() if key in known}, name)
         except UserError as error:
-            raise UserError(one_line(f"{path}: {error}", 600)) from error
+            raise UserError(
+                one_line(f"{path} is damaged or was written by another version of Positron: {error}", 600)
+            ) from error
     for name in ("init_from", "ckpt_path"):
         _check(config, name, _TEXT, path)
     if not isinstance(config.get("sft"), dict | None):
-        raise UserError(f"{path} is damaged: sft is {_shown(config['sft'])} instead of a group of settings")
+        raise UserError(
+            f"{path} is damaged: sft is {_shown(config['sft'])} instead of a group of settings; restore it from a copy"
+        )
     for keys in _PATHS:
         holder = config[keys[0]] if len(keys) == 2 else config
         value = holder.get(keys[-1])
@@ -219,7 +227,7 @@ def warn_of_damage(path: Path) -> None:
 
 
 def damage(path: Path) -> str:
-    """Return the message for a file that does not match its checksum."""
+    """Return the message about a file that does not match its checksum."""
     return (
         f"{one_line(str(path))} does not match its checksum: it is damaged or was edited (to accept it as it is, "
         f'delete the line "{CHECKSUM}" in it)'
@@ -233,11 +241,13 @@ def _checksum(record: dict[str, Any]) -> str:
 
 def _check(values: dict[str, Any], name: str, kind: _Type, path: Path, prefix: str = "") -> None:
     if name in values and not kind.holds(values[name]):
-        raise UserError(f"{path} is damaged: {prefix}{name} is {_shown(values[name])} instead of {kind.words}")
+        raise UserError(
+            f"{path} is damaged: {prefix}{name} is {_shown(values[name])} instead of {kind.words}; restore it from a copy"
+        )
 
 
 def _shown(value: Any) -> str:
-    """Return a short form of a value that may be huge."""
+    """Describe a value, which may be huge, in a few words."""
     match value:
         case dict():
             return "an object"

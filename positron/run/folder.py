@@ -39,11 +39,16 @@ OUTPUTS = Path("outputs")
 PRETRAIN, SFT = "pretrain", "sft"  # the kinds of runs that the commands make
 
 # Settings that may differ between two starts of one run, because they do not change what it learns.
-_FREE = {"ckpt_path", "init_from", "resume"}
+_FREE_KEYS = {"ckpt_path", "init_from", "resume"}
 _FREE_GROUPS = ("device.", "logger.", "monitor.", "sweep.")
 _FREE_TRAIN = {"stop_at", "max_time", "extend", "keep_last", "save_every", "micro_batch_size", "sample_every"}
-_SAME_TEXT = {"data.path", "data.dir", "data.url", "data.sha256"}  # location of the text; its fingerprint is compared
-_RESOLVED = ("max_steps", "batch_tokens")  # `auto` equals the number that replaced it
+_TEXT_LOCATION = {
+    "data.path",
+    "data.dir",
+    "data.url",
+    "data.sha256",
+}  # where the text is; its fingerprint is compared instead
+_RESOLVED = ("max_steps", "batch_tokens")  # settings whose `auto` is compared as the number that replaced it
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ class Run(RunPaths):
     def is_chat(self) -> bool:
         """Tell whether the run was fine-tuned on conversations.
 
-        Raises UserError if its chat template is not the one of this version.
+        Raises UserError if its chat template differs from the template of this version.
         """
         path = self.chat_path
         if not path.exists():
@@ -80,7 +85,7 @@ class Run(RunPaths):
     def base(self) -> str | None:
         """Return the recorded path of the run whose weights this one started from; None for random weights.
 
-        The run may have moved since: `run.base.base_of` finds it.
+        The other run may have moved since; `run.base.base_of` finds it.
         """
         facts = self.facts()
         if facts.kind is None:  # a run of an older version
@@ -181,15 +186,15 @@ class Run(RunPaths):
         return pd.DataFrame(columns)
 
     def differences(self, config: RunConfig) -> list[str]:
-        """Return `key: recorded -> requested` for each setting that changes what is learnt and differs from the run's."""
-        theirs, ours = (flat(without_home(dataclasses.asdict(side))) for side in (self.settings(), config))
+        """Return `key: recorded -> requested` for each setting that differs and changes what the model learns."""
+        theirs, ours = (flat(without_home(dataclasses.asdict(settings))) for settings in (self.settings(), config))
         resolved = self.resolved()
         for name in _RESOLVED:
             number = getattr(resolved, name)
-            for side in (theirs, ours):
-                side[f"train.{name}"] = number if side[f"train.{name}"] == "auto" else side[f"train.{name}"]
-        elsewhere = _SAME_TEXT if self.facts().data_fingerprint else set()
-        keys = [key for key in {**theirs, **ours} if not _is_free(key) and key not in elsewhere]
+            for values in (theirs, ours):
+                values[f"train.{name}"] = number if values[f"train.{name}"] == "auto" else values[f"train.{name}"]
+        ignored = _TEXT_LOCATION if self.facts().data_fingerprint else set()
+        keys = [key for key in {**theirs, **ours} if not _is_free(key) and key not in ignored]
         return [
             one_line(f"{key}: {theirs.get(key)} -> {ours.get(key)}", 200)
             for key in keys
@@ -200,7 +205,7 @@ class Run(RunPaths):
 def refuse_differences(run: Run, config: RunConfig) -> list[str]:
     """Raise UserError if continuing would mix two configurations.
 
-    Returns the difference in `train.max_steps`, if any, that `train.extend` accepts.
+    Returns the difference in `train.max_steps` that `train.extend` accepts; empty if there is no such difference.
     """
     differences = run.differences(config)
     before, after = run.resolved().max_steps, config.train.max_steps
@@ -214,9 +219,9 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
         )
     if others:
         can_extend = extended and others is differences and not is_shorter
-        hint = "train.extend=true accepts a longer horizon; otherwise " if can_extend else ""
+        hint = "train.extend=true accepts more steps; otherwise " if can_extend else ""
         raise UserError(
-            f"{run.folder} was trained with other settings ({'; '.join(others)}): {hint}give the same settings, "
+            f"{run.folder} was trained with other settings ({'; '.join(others)}): {hint}give the same settings as before, "
             "or another name="
         )
     return extended
@@ -228,7 +233,7 @@ def is_free(key: str) -> bool:
 
 
 def _is_free(key: str) -> bool:
-    if key in _FREE or key.startswith(_FREE_GROUPS):
+    if key in _FREE_KEYS or key.startswith(_FREE_GROUPS):
         return True
     return key.startswith("train.") and key.split(".", 1)[1] in _FREE_TRAIN
 
@@ -241,13 +246,13 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
     """
     if name is None:
         newest_first = sorted(outputs.glob(f"**/{FACTS}"), key=_changed, reverse=True)
-        fitting = (run for path in newest_first if which(run := Run(path.parent)))  # older ones are read only if needed
-        first = next(fitting, None)
-        if first is None:
+        candidates = (run for path in newest_first if which(run := Run(path.parent)))  # lazy: usually one is enough
+        newest = next(candidates, None)
+        if newest is None:
             raise UserError(
                 f"there is no run in {outputs.resolve()}: train one with python -m positron.train experiment=quickstart"
             )
-        run = next((run for run in itertools.chain([first], fitting) if _is_ones_own(run)), first)
+        run = next((run for run in itertools.chain([newest], candidates) if _is_preferred(run)), newest)
         refuse_links_in(run.folder)
         return run
     for folder in (Path(name), outputs / name):
@@ -257,17 +262,17 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
     known = sorted(path.parent.name for path in outputs.glob(f"*/{FACTS}"))
     near = difflib.get_close_matches(name, known, 1, 0.6)
     shown = ", ".join(known[:8]) + (f" and {len(known) - 8} more" if len(known) > 8 else "")
-    hint = f": did you mean {near[0]}?" if near else f" ({shown or 'there are no runs yet'})"
+    hint = f": did you mean {near[0]}?" if near else f" (its runs: {shown})" if known else " (it has no runs yet)"
     raise UserError(one_line(f"no run {name}: it is neither a run folder nor a name in {outputs}/{hint}"))
 
 
-def _is_ones_own(run: Run) -> bool:
+def _is_preferred(run: Run) -> bool:
     """Tell whether the run has a checkpoint and was not made by `reproduce`."""
     if not any(run.checkpoint_folder.glob("*.ckpt")):
         return False
     try:
         return "reproduces" not in read_json(run.provenance_path)
-    except (UserError, OSError):  # damaged, or of a version without it
+    except (UserError, OSError):  # damaged, or written by a version without provenance
         return True
 
 

@@ -1,8 +1,8 @@
 """Read and append files of one JSON object per line, each with a step: `metrics.jsonl` and `samples.jsonl`.
 
-A line is complete when it ends in a newline. Text after the last newline is torn: the process that wrote it was killed or
-is still writing. A torn line that is a whole object is read like the others; a reader that follows a growing file waits
-for the newline.
+A line is complete when it ends in a newline. Text after the last newline is a torn line: the process that wrote it was
+killed or is still writing. `read_lines` accepts a torn line that contains a complete object; a reader that follows a
+growing file waits for the newline.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ STEP_BEFORE_FIRST = -1  # smaller than every step
 
 
 class DamagedLine(Exception):
-    """Raised for a damaged line; the message says what is wrong with it."""
+    """Report a damaged line; the message says what is wrong with the line."""
 
 
 class Line(NamedTuple):
-    """Hold a line of a file: its object, and its bytes with the newline."""
+    """Hold a line of a file: the object in it, and its bytes with the newline."""
 
     values: dict[str, Any]
     text: bytes
@@ -66,8 +66,8 @@ def describe_damage(path: Path, number: int, fault: DamagedLine) -> str:
 def read_lines(path: Path, check: Check) -> list[Line]:
     """Return the lines of a file, or an empty list if it does not exist.
 
-    Raises UserError with the number of a damaged line, because a history with gaps must not pass for a whole one; only a
-    torn last line is dropped.
+    Raises UserError with the number of a damaged line, because missing steps must not go unnoticed. Only a damaged line
+    without a newline at the end is dropped.
     """
     if not path.exists() and not path.is_symlink():
         return []

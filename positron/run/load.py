@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def gpt_config(config: dict[str, Any], vocab_size: int) -> GPTConfig:
-    """Return the architecture that a run's `config.json` records, whatever `conf/` says today."""
+    """Return the architecture that a run's `config.json` records, independently of `conf/`."""
     return from_dict(ModelConfig, config["model"], "model").with_vocab(vocab_size)
 
 
@@ -34,7 +34,9 @@ def load_model(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer
 
     path = checkpoint or best_or_newest(run.checkpoint_folder)
     if path is None:
-        raise UserError(f"{run.folder} has no checkpoint yet: train it further with python -m positron.train")
+        raise UserError(
+            f"{run.folder} has no checkpoint yet: give the command that started it again and let it run until it saves one"
+        )
     tokenizer = load_tokenizer(run.tokenizer_folder)
     saved = load_checkpoint(path)
     refuse_other_tokenizer(saved, tokenizer, path)
@@ -47,7 +49,7 @@ def load_model(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer
 
 
 def load_draft(name: str | None, tokenizer: Tokenizer) -> GPT | None:
-    """Return the model of the run `name` as the draft model of speculative decoding; None for no name.
+    """Return the model of the run `name` as the draft model of speculative decoding; None without a name.
 
     Raises UserError if the run has another tokenizer than `tokenizer`.
     """
@@ -56,7 +58,9 @@ def load_draft(name: str | None, tokenizer: Tokenizer) -> GPT | None:
     run = find_run(name)
     draft, other, _ = load_model(run)
     if other.hash != tokenizer.hash:
-        raise UserError(f"{run.folder} has another tokenizer: a draft model must have the same tokenizer")
+        raise UserError(
+            f"{run.folder} has another tokenizer, so it cannot be the draft model: name a run with the same tokenizer"
+        )
     return draft
 
 
@@ -71,7 +75,7 @@ def bare_names(state_dict: dict[str, Any]) -> dict[str, Any]:
 
 
 def restore(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
-    """Load a checkpoint's weights into the model. Raises UserError if they, or the tokenizer, do not fit it."""
+    """Load a checkpoint's weights into the model. Raises UserError if the weights or the tokenizer belong to another model."""
     from positron.run.checkpoint import load_checkpoint
 
     saved = load_checkpoint(path)
@@ -80,10 +84,10 @@ def restore(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
 
 
 def refuse_other_architecture(saved: dict[str, Any], config: GPTConfig, path: Path, config_path: Path) -> None:
-    """Raise UserError if the checkpoint's architecture is not that of the run.
+    """Raise UserError if the checkpoint's architecture differs from the run's.
 
-    Called before the model is built: not every difference shows in the shapes of the weights, and building a model of an
-    absurd size would take too long.
+    Call it before the model is built: a difference may leave the shapes of the weights unchanged, and building a model of
+    an absurd size would take too long.
     """
     ours = dataclasses.asdict(config)
     for key, value in saved["gpt_config"].items():
@@ -111,5 +115,5 @@ def refuse_other_tokenizer(checkpoint: dict[str, Any], tokenizer: Tokenizer, pat
     if checkpoint["tokenizer_hash"] != tokenizer.hash:
         raise UserError(
             f"{path} was trained with another tokenizer ({checkpoint['tokenizer_hash'][:12]}) than this one "
-            f"({tokenizer.hash[:12]}): model and tokenizer do not belong together; restore the one that was changed from a copy"
+            f"({tokenizer.hash[:12]}): model and tokenizer do not belong together; restore the changed file from a copy"
         )

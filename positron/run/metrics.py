@@ -23,7 +23,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def parse_row(line: bytes, step_before: int) -> dict[str, Any]:
-    """Return the row in one line, for a reader that follows the file. Raises DamagedLine for an invalid one."""
+    """Return the row in one line of a file that is still growing. Raises DamagedLine for an invalid line."""
     return parse_line(line, step_before, check_row)
 
 
@@ -46,7 +46,7 @@ def best_bpb(rows: list[dict[str, Any]]) -> float:
 
 
 def best_so_far(rows: list[dict[str, Any]], facts: Facts, step: int) -> float:
-    """Return the lowest validation bits per byte up to `step` according to metrics and `run.json`; inf for none."""
+    """Return the lowest validation bits per byte up to `step`, from metrics and `run.json`; inf if none was measured."""
     best = best_row([row for row in rows if row["step"] <= step])[0]
     if facts.best_bpb is None or facts.best_step is None or facts.best_step > step:
         return best

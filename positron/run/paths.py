@@ -1,4 +1,4 @@
-"""Define the name of each file in a run folder; no other module spells one."""
+"""Define the names of the files in a run folder; no other module contains such a name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 CONFIG = "config.json"
 FACTS = "run.json"
 METRICS = "metrics.jsonl"
-JOB = "job.json"  # of a job of a sweep
+JOB = "job.json"  # outcome of a job of a sweep
 LOG = "train.log"
 LOCK = "lock"
 CHECKPOINTS = "checkpoints"
@@ -17,115 +17,115 @@ PROVENANCE = "provenance.json"
 
 @dataclass(frozen=True)
 class RunPaths:
-    """Name the path of each file and folder of a run."""
+    """Hold the folder of a run and return the path of each file and folder in it."""
 
     folder: Path
 
     @property
     def config_path(self) -> Path:
-        """Return the file of the run's settings, see `facts.read_config`."""
+        """Return the path of the run's settings, see `facts.read_config`."""
         return self.folder / CONFIG
 
     @property
     def facts_path(self) -> Path:
-        """Return the file of the run's status and results, see `facts.read_facts`."""
+        """Return the path of the run's status and results, see `facts.read_facts`."""
         return self.folder / FACTS
 
     @property
     def provenance_path(self) -> Path:
-        """Return the file of code, versions and hardware of each start, see `provenance.read_provenance`."""
+        """Return the path of the record of each start: code, versions and hardware, see `provenance.read_provenance`."""
         return self.folder / PROVENANCE
 
     @property
     def metrics_path(self) -> Path:
-        """Return the file of the metrics of each logged step, see `metrics.read_metrics`."""
+        """Return the path of the metrics, one row for each logged step, see `metrics.read_metrics`."""
         return self.folder / METRICS
 
     @property
     def samples_path(self) -> Path:
-        """Return the file of the texts sampled during training, see `samples.read_samples`."""
+        """Return the path of the texts sampled during training, see `samples.read_samples`."""
         return self.folder / "samples.jsonl"
 
     @property
     def samples_page(self) -> Path:
-        """Return the file of the samples rendered for people; runs of older versions have only this one."""
+        """Return the path of the samples as Markdown; runs of older versions have only this file of samples."""
         return self.folder / "samples.md"
 
     @property
     def chat_path(self) -> Path:
-        """Return the file of the chat template, which only runs that were fine-tuned on conversations have."""
+        """Return the path of the chat template, which only runs that were fine-tuned on conversations have."""
         return self.folder / "chat.json"
 
     @property
     def log_path(self) -> Path:
-        """Return the file of the run's log."""
+        """Return the path of the run's log file."""
         return self.folder / LOG
 
     @property
     def lock_path(self) -> Path:
-        """Return the file that is locked while a process trains the run."""
+        """Return the path of the file that is locked while a process trains the run."""
         return self.folder / LOCK
 
     @property
     def job_path(self) -> Path:
-        """Return the file of the job's outcome, which only runs of a sweep have."""
+        """Return the path of the job's outcome, which only jobs of a sweep have."""
         return self.folder / JOB
 
     @property
     def checkpoint_folder(self) -> Path:
-        """Return the folder of the checkpoints."""
+        """Return the path of the folder of checkpoints."""
         return self.folder / CHECKPOINTS
 
     @property
     def tokenizer_folder(self) -> Path:
-        """Return the folder of the tokenizer's files."""
+        """Return the path of the folder of the tokenizer's files."""
         return self.folder / "tokenizer"
 
     @property
     def model_folder(self) -> Path:
-        """Return the folder of the best weights in formats that other programs read."""
+        """Return the path of the folder with the best weights in formats that other programs read."""
         return self.folder / "model"
 
     @property
     def weights_path(self) -> Path:
-        """Return the file of the exported weights."""
+        """Return the path of the exported weights."""
         return self.model_folder / "weights.safetensors"
 
     @property
     def weights_checksum_path(self) -> Path:
-        """Return the file of the SHA-256 of the exported weights."""
+        """Return the path of the file with the SHA-256 of the exported weights."""
         return self.model_folder / "weights.safetensors.sha256"
 
     @property
     def architecture_path(self) -> Path:
-        """Return the file of the `GPTConfig` of the exported weights."""
+        """Return the path of the `GPTConfig` that belongs to the exported weights."""
         return self.model_folder / CONFIG
 
     @property
     def attention_folder(self) -> Path:
-        """Return the folder of the attention pictures."""
+        """Return the path of the folder of attention pictures."""
         return self.folder / "attention"
 
     def attention_picture(self, step: int) -> Path:
-        """Return the file of the attention picture at `step`: `attention/step-000040.png`."""
+        """Return the path of the attention picture of `step`: `attention/step-000040.png`."""
         return self.attention_folder / f"step-{step:06d}.png"
 
     @property
     def loss_picture(self) -> Path:
-        """Return the file of the loss curve."""
+        """Return the path of the picture of the loss curve."""
         return self.folder / "loss.png"
 
     @property
     def report_path(self) -> Path:
-        """Return the file of the report."""
+        """Return the path of the report."""
         return self.folder / "report.html"
 
     @property
     def wandb_folder(self) -> Path:
-        """Return the folder that wandb writes on this machine."""
+        """Return the path of the folder that wandb writes on this machine."""
         return self.folder / "wandb"
 
     @property
     def wandb_id_path(self) -> Path:
-        """Return the file of the run's id in wandb."""
+        """Return the path of the file with the run's id in wandb."""
         return self.folder / "wandb_id"

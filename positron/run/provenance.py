@@ -1,8 +1,8 @@
 """Record in `provenance.json` what each start of a run depended on.
 
-That is the commit and diff of Positron's checkout, versions, hardware, threads, seed and command; never environment
-variables, nor the names of the machine or its user. `environments` holds each environment once; `starts` refer to it by
-index.
+The record holds the commit and diff of Positron's checkout, versions, hardware, threads, seed and command. It never holds
+environment variables, the name of the machine or the name of its user. The list `environments` has each environment once;
+each entry of `starts` has the index of its environment.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from positron.run.paths import RunPaths
 from positron.system.errors import UserError
 from positron.system.paths import without_home
 
-MAX_DIFF_BYTES = 200_000  # of the diff that is recorded
-MAX_OUTPUT_BYTES = 10_000_000  # read from a program; longer diffs have the same hash if they begin alike
+MAX_DIFF_BYTES = 200_000  # recorded of the diff
+MAX_OUTPUT_BYTES = 10_000_000  # read from git; longer diffs with the same beginning get the same hash
 MAX_UNTRACKED_FILES = 100  # recorded by name
 QUERY_TIMEOUT_S = 5.0  # for all queries to git together
 CHECKOUT = Path(__file__).parents[2]
@@ -42,17 +42,17 @@ def read_provenance(folder: Path) -> dict[str, Any]:
     path = RunPaths(folder).provenance_path
     if not path.exists():
         return {"starts": [], "environments": []}
-    known, is_whole = read_record(path)
-    fault = _fault(known)
+    record, is_whole = read_record(path)
+    fault = _fault(record)
     if fault:
         raise UserError(f"{path} is damaged ({fault}): restore it from a copy, or delete it")
     if not is_whole:
         warn_of_damage(path)
-    return known
+    return record
 
 
-def _fault(known: dict[str, Any]) -> str | None:
-    starts, environments = known.get("starts"), known.get("environments")
+def _fault(record: dict[str, Any]) -> str | None:
+    starts, environments = record.get("starts"), record.get("environments")
     if not isinstance(starts, list) or not isinstance(environments, list):
         return "starts and environments are not both lists"
     for number, surroundings in enumerate(environments):
@@ -69,7 +69,7 @@ def _fault(known: dict[str, Any]) -> str | None:
             return f"starts[{number}].step is not a whole number"
         index = start.get("environment")
         if not isinstance(index, int) or not 0 <= index < len(environments):
-            return f"starts[{number}].environment is none of the {len(environments)} environments"
+            return f"starts[{number}].environment is not an index of the {len(environments)} environments"
         weights = start.get("weights")
         if weights is not None and not (isinstance(weights, dict) and isinstance(weights.get("path"), str)):
             return f"starts[{number}].weights has no path"
@@ -79,8 +79,8 @@ def _fault(known: dict[str, Any]) -> str | None:
 def record_start(folder: Path, *, step: int, seed: int, resolved: Resolved, weights: Path | None, **facts: str) -> None:
     """Add this process's start at `step` to the run's provenance.
 
-    `weights` is the checkpoint of another run that this one starts from; `facts` are further values that it depends on,
-    such as the tokenizer's hash.
+    `weights` is the checkpoint of another run whose weights this run starts from. `facts` are further values that the run
+    depends on, such as the tokenizer's hash.
     """
     known = read_provenance(folder)
     surroundings = {"resolved": dataclasses.asdict(resolved), **facts, **environment(str(resolved.accelerator))}
@@ -105,7 +105,7 @@ def record_start(folder: Path, *, step: int, seed: int, resolved: Resolved, weig
 def start_of(provenance: dict[str, Any], step: int) -> dict[str, Any]:
     """Return the start that trained `step`, merged with its environment; empty for a run of an older version.
 
-    A later start replaces what earlier ones wrote after its own step.
+    A start at step S replaces what earlier starts wrote for the steps after S.
     """
     starts = [start for start in provenance["starts"] if start["step"] < step]
     return {**starts[-1], **provenance["environments"][starts[-1]["environment"]]} if starts else {}
@@ -118,7 +118,7 @@ def command() -> str:
     return str(without_home(shlex.join(["python", *program, *sys.argv[1:]])))
 
 
-@functools.cache  # describes the imported code, whatever is edited while the process runs
+@functools.cache  # describes the code as imported, even if it is edited while the process runs
 def environment(accelerator: str) -> dict[str, Any]:
     """Return the code, versions and hardware of this process."""
     return {"git": checkout(CHECKOUT), "versions": versions(), "hardware": hardware(accelerator)}
@@ -154,7 +154,7 @@ def cpu_name() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:
             return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):  # not Linux, or a processor that names itself otherwise
+    except (OSError, StopIteration):  # not Linux, or a processor without this field
         name = (
             _output_of(["sysctl", "-n", "machdep.cpu.brand_string"], QUERY_TIMEOUT_S)
             if sys.platform == "darwin"
@@ -164,7 +164,7 @@ def cpu_name() -> str:
 
 
 def memory_gb() -> float | None:
-    """Return the physical memory in GiB, or None where the system does not tell."""
+    """Return the physical memory in GiB, or None if the system does not report it."""
     try:
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     except (AttributeError, ValueError, OSError):  # Windows
@@ -174,8 +174,8 @@ def memory_gb() -> float | None:
 def checkout(folder: Path) -> dict[str, Any] | None:
     """Return the commit, diff (at most MAX_DIFF_BYTES) and untracked files of the git checkout in `folder`.
 
-    Returns None if `folder` is not the root of a checkout (an installed package may be inside another project's), or if
-    git is not installed or too slow.
+    Returns None if `folder` is not the root of a checkout (an installed package may be inside the checkout of another
+    project), or if git is not installed, fails, or takes longer than QUERY_TIMEOUT_S.
     """
     if not (folder / ".git").exists():
         return None

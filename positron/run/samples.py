@@ -14,17 +14,19 @@ from positron.run.lines import DamagedLine, append, read_lines, to_line, write_l
 from positron.run.paths import RunPaths
 from positron.system.disk import is_number, read_text, whole_file
 
-_MARKUP = re.compile(r"(?m)^( {0,3}\\*)(?=#|[=-]+[ \t]*$|```|~~~|<)")  # what makes a heading, code or HTML of a line
+_MARKUP = re.compile(
+    r"(?m)^( {0,3}\\*)(?=#|[=-]+[ \t]*$|```|~~~|<)"
+)  # start of a heading, code block or HTML in Markdown
 _NUMBER = r"(-?\d{1,20}(?:\.\d{1,20})?|nan|inf)"
 _OLD_HEAD = re.compile(rf"(?m)^## Step (\d{{1,15}}) · loss {_NUMBER}(?: · {_NUMBER} validation bits per byte)?\n\n")
 _OLD_ESCAPED = re.compile(r"(?m)^\\(\\*)## ")
 
 
 class Sample(NamedTuple):
-    """Hold a text sampled during training, and how good the model was then."""
+    """Hold a text sampled during training, with the model's scores at that step."""
 
     step: int
-    loss: float  # training loss of the step, in nats per token; NaN if it was skipped
+    loss: float  # training loss of the step, in nats per token; NaN if the step was skipped
     bpb: float | None  # validation bits per byte; None if not measured at this step
     text: str  # including the prompt
 
@@ -37,7 +39,7 @@ class Sample(NamedTuple):
         return f"Step {self.step} · {scores}"
 
     def markdown(self) -> str:
-        """Return the section of `samples.md`, escaped so that the model's text makes no headings, code or HTML."""
+        """Return the sample as a section of `samples.md`; headings, code and HTML in the text are escaped."""
         text = _MARKUP.sub(r"\1\\", self.text)
         return f"## {self.head}\n\n{text}\n\n"
 
@@ -64,13 +66,13 @@ def cut_samples(run: RunPaths, step: int) -> None:
     """
     if has_lines(run):
         lines = read_lines(run.samples_path, check_sample)
-    elif run.samples_page.exists():  # of an older version
+    elif run.samples_page.exists():  # a run of an older version
         lines = [to_line(sample._asdict()) for sample in read_samples(run)]
     else:
         return
-    kept = [line for line in lines if line.values["step"] <= step]
-    write_lines(run.samples_path, kept)
-    _render(run, (_sample_of(line.values) for line in kept))
+    kept_lines = [line for line in lines if line.values["step"] <= step]
+    write_lines(run.samples_path, kept_lines)
+    _render(run, (_sample_of(line.values) for line in kept_lines))
 
 
 def has_lines(run: RunPaths) -> bool:

@@ -1,1 +1,1 @@
-"""Files, downloads, terminals, threads and errors: what every package uses, and what knows nothing of models."""
+"""Provide what every package uses: files, downloads, terminal output, threads and errors. Imports no other package."""

@@ -1,7 +1,7 @@
 """Make the module of a command callable like the function of the same name.
 
-`positron.train` is the module of the command `python -m positron.train` and, in `positron.train(model="nano")`, a function:
-Python binds the name to the module as soon as anything imports it, so the module itself has to answer the call.
+`positron.train` is the module of the command `python -m positron.train`, and `positron.train(model="nano")` calls a function of
+the same name. Importing the module binds the name to the module, so the module itself must be callable.
 """
 
 from __future__ import annotations
@@ -19,5 +19,5 @@ class _Command(ModuleType):
 
 
 def make_callable(module: str) -> None:
-    """Make a call of the module `positron.NAME` call `positron.api.NAME`."""
+    """Make the module `positron.NAME` callable: `positron.NAME(...)` then calls `positron.api.NAME(...)`."""
     sys.modules[module].__class__ = _Command

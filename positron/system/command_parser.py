@@ -1,4 +1,4 @@
-"""Parse the options of a command, and answer a wrong option in one line with the nearest right one.
+"""Parse the options of a command; report an unknown option in one line that suggests a similar option.
 
 Standard library only.
 """
@@ -14,10 +14,10 @@ from positron.system.errors import UserError
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Parse options as argparse does, but raise UserError, a single line, instead of printing the whole usage."""
+    """Parse options as argparse does, but raise UserError instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise UserError with argparse's message, the nearest option if one is similar, and where the options are listed."""
+        """Raise UserError with argparse's message and a similar option, or else the command that lists all options."""
         wrong = re.match(r"unrecognized arguments: (-\S*)", message)
         options = [option for option in self._option_string_actions if option.startswith("--")]
         near = difflib.get_close_matches(wrong[1].partition("=")[0], options, 1, 0.6) if wrong else []

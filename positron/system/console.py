@@ -12,7 +12,7 @@ import sys
 import unicodedata
 from typing import TextIO
 
-# Control characters move the cursor, set the window's title or send input; format characters reorder a line.
+# Control characters can move the cursor, set the window's title or send input; format characters can reorder a line.
 _UNSAFE = ("Cc", "Cf", "Cs", "Zl", "Zp")
 _SHOWN = {"\n", "\t", "\u200c", "\u200d"}  # joiners are part of words and emoji
 
@@ -32,20 +32,20 @@ def open_streams() -> None:
 
 
 def say_loading(what: str) -> None:
-    """Print that slow imports begin, so that a command shows something at once; nothing if torch is imported already."""
+    """Print `loading WHAT` before slow imports, so that a command shows something at once; not if torch is already imported."""
     if "torch" not in sys.modules:
         print(f"loading {one_line(what)}", file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
-    r"""Replace characters that control a terminal by their escapes, `\x1b` for instance; newlines and tabs stay."""
+    r"""Replace characters that control a terminal by escapes such as `\x1b`; newlines and tabs are kept."""
     if text.isascii() and text.isprintable():
         return text
     return "".join(c if c in _SHOWN or unicodedata.category(c) not in _UNSAFE else _escaped(c) for c in text)
 
 
 def one_line(text: str, limit: int = 2000) -> str:
-    """Make text printable and escape newlines and tabs, so that it cannot forge lines of a log; cut it at `limit`."""
+    """Return text as one printable line of at most `limit` characters, so that it cannot add a forged line to a log."""
     shown = printable(text).replace("\n", "\\n").replace("\t", "\\t")
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
@@ -55,7 +55,7 @@ def _escaped(character: str) -> str:
 
 
 class Screen:
-    """Write text that arrives in pieces, made printable; on a terminal, lines break between words.
+    """Write text that arrives in pieces. Control characters become escapes; on a terminal, lines break between words.
 
     On a terminal a word is held back until it is complete; into a pipe or a file every piece is written at once, without
     added line breaks. Call `flush` at the end.
@@ -75,8 +75,8 @@ class Screen:
 
     def flush(self) -> None:
         """Write the word that is held back."""
-        rest, self._return = self._return, ""
-        self._put(rest)
+        carriage_return, self._return = self._return, ""
+        self._put(carriage_return)
         self._end_word()
         self._stream.write(self._spaces)
         self._column, self._spaces = self._column + len(self._spaces), ""

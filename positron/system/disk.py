@@ -1,4 +1,4 @@
-"""Write files atomically (a temporary file, fsync, rename), and lock what two processes may change.
+"""Write files atomically (a temporary file, fsync, rename), and lock files that two processes may change.
 
 Invariant 7 of docs/ARCHITECTURE.md: nothing on disk is ever half written.
 
@@ -37,21 +37,21 @@ _MODES = {
     "locked": os.O_RDWR,
 }
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-_EXTRA = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+_EXTRA_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
 def open_descriptor(path: Path, mode: str, below: Path | None = None) -> int:
     """Open a regular file without following a symbolic link in any component below the folder `below`.
 
-    `below` is the folder of the file unless it is given; it may itself be a link, since the user named it. Returns a
-    file descriptor. Raises OSError, and UserError if there is a link or something else than a regular file.
+    `below` (default: the folder of the file) may itself be a link, because the user named it. Returns a file descriptor.
+    Raises OSError if the file cannot be opened, and UserError if a component is a link or the file is not a regular file.
     """
     below = path.parent if below is None else below
     parts = path.relative_to(below).parts
     refuse_links(path, below)
-    flags = _MODES[mode] | _NO_FOLLOW | _EXTRA
-    if os.open not in os.supports_dir_fd or not _NO_FOLLOW:  # Windows: the check above must do
+    flags = _MODES[mode] | _NO_FOLLOW | _EXTRA_FLAGS
+    if os.open not in os.supports_dir_fd or not _NO_FOLLOW:  # Windows cannot open a path relative to an open folder
         handle = os.open(path, flags, 0o644)
     else:
         folder = os.open(below, os.O_RDONLY | os.O_DIRECTORY)
@@ -70,33 +70,33 @@ def open_descriptor(path: Path, mode: str, below: Path | None = None) -> int:
 
 
 def open_inside(path: Path, mode: Literal["rb", "wb", "xb", "ab"], below: Path | None = None) -> IO[bytes]:
-    """Open a file object by `open_descriptor`, with the same errors."""
+    """Open a regular file as `open_descriptor` does and return a file object. Raises the same errors."""
     return os.fdopen(open_descriptor(path, mode, below), mode)
 
 
 def refuse_links(path: Path, below: Path) -> None:
     """Raise UserError if `path`, or a folder between it and `below`, is a symbolic link or neither file nor folder."""
-    place = below
+    component = below
     for part in path.relative_to(below).parts:
-        place = place / part
+        component = component / part
         try:
-            kind = os.lstat(place).st_mode
-        except OSError:  # absent, or unreadable: opening it says so
+            kind = os.lstat(component).st_mode
+        except OSError:  # missing or unreadable, which opening the file reports
             return
         if stat.S_ISLNK(kind):
             raise UserError(
-                f"{place} is a symbolic link, and links inside a run folder are not followed: remove it, "
-                "or put the file itself there"
+                f"{component} is a symbolic link, and links inside a run folder are not followed: remove it, "
+                "or replace it by a copy of its target"
             )
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
-            raise UserError(f"{place} is not a regular file: remove it")
+            raise UserError(f"{component} is not a regular file: remove it")
 
 
 def refuse_links_in(folder: Path) -> None:
     """Raise UserError if anything in a run folder is a symbolic link or a device.
 
-    The insides of wandb/ are left out: wandb makes links there itself. This is the early check, before anything is
-    loaded; `open_descriptor` checks again.
+    Files below `wandb/` are not checked, because wandb creates links there. This check runs before anything is loaded;
+    `open_descriptor` checks each file again.
     """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -109,11 +109,11 @@ def refuse_links_in(folder: Path) -> None:
 
 
 class _Recorder(io.BufferedIOBase):
-    """Write to a file and record the first exception of a write, which libraries hide.
+    """Write to a file and record the first exception that a write raises, because libraries hide it.
 
     `torch.save` finishes its archive although a write has failed, and raises a RuntimeError about positions instead of "No
-    space left on device" or an interruption. The class has no file descriptor, so that NumPy and Pillow, too, write through
-    `write` instead of their own calls, which do not report the reason.
+    space left on device" or an interruption. The class has no `fileno`, so that NumPy and Pillow also call `write`
+    instead of writing to the file descriptor themselves, which would lose the reason.
     """
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -149,7 +149,7 @@ def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
     """Open a binary file that appears at `path` when the block ends without an error, and not at all otherwise.
 
     The temporary file is in the same folder, because a rename is atomic only within a file system. Raises UserError if the
-    disk is full or not writable; a file that was there before is unchanged. `below`: see `open_descriptor`.
+    disk is full or not writable; an existing file is then unchanged. `below`: see `open_descriptor`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     below = path.parent if below is None else below
@@ -171,7 +171,7 @@ def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
         _sync_folder(path.parent)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; a file that was there before is unchanged"
+            f"cannot write {path}: {error.strerror or error}; an existing file of this name is unchanged"
         ) from error
     finally:
         with contextlib.suppress(OSError):  # already renamed, or on a disk that refuses everything
@@ -189,7 +189,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
     make_folder(path.parent)
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        shutil.rmtree(draft, ignore_errors=True)  # of a dead process that had this number
+        shutil.rmtree(draft, ignore_errors=True)  # left by a dead process with the same id
         draft.mkdir()
         yield draft
         for file in (path for path in draft.rglob("*") if path.is_file()):
@@ -205,11 +205,11 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 def sweep_temporary_files(folder: Path) -> None:
     """Remove the temporary files of killed processes from `folder` and its subfolders."""
-    for place in (folder, *(entry for entry in _entries(folder) if entry.is_dir() and not entry.is_symlink())):
-        for path in _entries(place):
+    for directory in (folder, *(entry for entry in _entries(folder) if entry.is_dir() and not entry.is_symlink())):
+        for path in _entries(directory):
             match = _TEMPORARY.fullmatch(path.name)
             if match and not _is_alive(int(match[1])):
-                with contextlib.suppress(OSError):  # removed meanwhile, or on a read-only disk
+                with contextlib.suppress(OSError):  # another process removed it, or the disk is read-only
                     path.unlink()
 
 
@@ -235,7 +235,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut; Windows has no such call and needs none."""
+    """Write the folder to disk, so that a rename in it survives a power cut. Does nothing on Windows."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -245,39 +245,44 @@ def _sync_folder(folder: Path) -> None:
 
 
 def append_text(path: Path, text: str) -> None:
-    """Append text to a file of a run folder; raises OSError, and UserError for a symbolic link."""
+    """Append text to a file of a run folder. Raises OSError if it cannot be written, UserError if it is a symbolic link."""
     with open_inside(path, "ab") as file:
         file.write(text.encode("utf-8", errors="backslashreplace"))
 
 
 def expanded(path: str | Path) -> Path:
-    """Replace `~` by the home folder; raises UserError if there is none, as for an unnamed user of a container."""
+    """Replace a leading `~` by the home folder.
+
+    Raises UserError if the home folder is unknown, for example in a container whose user has no name.
+    """
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise UserError(f"no home folder is known for {path}: set HOME, or give the whole path") from error
+        raise UserError(
+            f"the home folder in {path} is not known: set the variable HOME, or give the full path"
+        ) from error
 
 
 def write_text(path: Path, text: str, below: Path | None = None) -> None:
-    """Write a UTF-8 file atomically; errors and `below` as for `whole_file`."""
+    """Write a UTF-8 file atomically. See `whole_file` for `below` and the errors."""
     with whole_file(path, below) as file:
         file.write(text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any, below: Path | None = None) -> None:
-    """Write a value as JSON atomically; errors and `below` as for `whole_file`."""
+    """Write a value as JSON atomically. See `whole_file` for `below` and the errors."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n", below)
 
 
 def read_bytes(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTES) -> bytes:
-    """Read a file; raises UserError if it is missing, unreadable, a symbolic link, or larger than `limit` bytes."""
+    """Read a file. Raises UserError if it is missing, unreadable, a symbolic link, or larger than `limit` bytes."""
     try:
         with open_inside(path, "rb", below) as file:
             size = os.fstat(file.fileno()).st_size
             if size > limit:
                 raise UserError(
-                    f"cannot read {path}: it has {size:,} bytes, and such a file has at most {limit:,}; if it belongs to a "
-                    "run, it is damaged: restore it from a copy"
+                    f"cannot read {path}: it has {size:,} bytes, and a file of this kind has at most {limit:,}; if it "
+                    "belongs to a run, it is damaged: restore it from a copy"
                 )
             return file.read(limit)
     except OSError as error:
@@ -290,7 +295,7 @@ def read_text(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTES
 
 
 def json_ready(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON does not have, by None; a perplexity may overflow, for instance."""
+    """Replace NaN and infinity in a nested value by None, because JSON has neither. A perplexity may be infinite."""
     if isinstance(value, dict):
         return {key: json_ready(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -299,14 +304,16 @@ def json_ready(value: Any) -> Any:
 
 
 def read_json(path: Path, below: Path | None = None, limit: int = MAX_JSON_BYTES) -> Any:
-    """Read a JSON file; raises UserError as `read_bytes` does, and if it is not JSON or nested too deeply for Python."""
+    """Read a JSON file. Raises UserError as `read_bytes` does, and if it is not JSON or nested too deeply for Python."""
     content = read_bytes(path, below, limit)
     try:
         return json.loads(content.decode("utf-8"))
     except RecursionError:
-        raise UserError(f"cannot read {path}: it is nested too deeply") from None
+        raise UserError(f"cannot read {path}: its JSON is nested too deeply; restore the file from a copy") from None
     except ValueError as error:
-        raise UserError(f"cannot read {path}: {error}") from error
+        raise UserError(
+            f"cannot read {path}: it is not valid JSON ({error}); correct it, or restore it from a copy"
+        ) from error
 
 
 def is_number(value: Any) -> bool:
@@ -317,7 +324,7 @@ def is_number(value: Any) -> bool:
 
 
 def make_folder(path: Path, below: Path | None = None) -> Path:
-    """Create a folder and its parents; raises UserError if that fails, or for a symbolic link below `below`."""
+    """Create a folder and its missing parents; return its path. Raises UserError on failure, or for a link below `below`."""
     if below is not None:
         refuse_links(path, below)
     try:
@@ -352,7 +359,7 @@ def try_lock(path: Path) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool | None:
-    """Tell whether a living process holds the lock on `path`; None if the system has no locks or does not show this one."""
+    """Tell whether a living process holds the lock on `path`; return None if the system has no locks or refuses to open it."""
     try:
         import fcntl
     except ImportError:
@@ -364,7 +371,9 @@ def is_locked(path: Path) -> bool | None:
     except (OSError, UserError):
         return None
     try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared, so that two such questions do not block each other
+        fcntl.flock(
+            handle, fcntl.LOCK_SH | fcntl.LOCK_NB
+        )  # shared, so that two processes that ask do not block each other
     except BlockingIOError:
         return True
     finally:
@@ -376,7 +385,7 @@ def is_locked(path: Path) -> bool | None:
 def lock(path: Path, on_busy: Callable[[], None]) -> Iterator[None]:
     """Hold an exclusive lock on `path` during the block; the system frees it when the process ends, even if it is killed.
 
-    If another process holds the lock, `on_busy` is called, which may raise an error to give up; then this waits.
+    If another process holds the lock, `on_busy` is called, which may raise an error to give up; otherwise this waits.
     """
     try:
         import fcntl

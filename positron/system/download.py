@@ -22,12 +22,14 @@ _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 def cache_folder() -> Path:
     """Return the folder for downloads of all runs: POSITRON_CACHE, or ~/.cache/positron.
 
-    Raises UserError if there is no home folder.
+    Raises UserError if POSITRON_CACHE is not set and the home folder is unknown.
     """
     try:
         return Path(os.environ.get("POSITRON_CACHE") or "~/.cache/positron").expanduser()
     except RuntimeError as error:
-        raise UserError("no home folder is known for downloads: set POSITRON_CACHE to a folder, or HOME") from error
+        raise UserError(
+            "the home folder, where downloads are kept, is not known: set the variable POSITRON_CACHE or HOME"
+        ) from error
 
 
 def fetch(url: str, path: Path, sha256: str | None, *, instead: str) -> bytes:
@@ -62,25 +64,25 @@ def check_address(url: str) -> None:
         scheme, host = "", None
     if not host or (scheme != "https" and not (scheme == "http" and host in _LOOPBACK)):
         raise UserError(
-            f"{one_line(url, 200)} cannot be fetched: give an https:// address; for a file on this machine, data.path="
+            f"{one_line(url, 200)} cannot be fetched: give an https:// address, or data.path= for a file on this machine"
         )
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follow a redirect only to an address that `check_address` accepts, and from other machines never to this one."""
+    """Follow a redirect only to an address that `check_address` accepts, and from another machine never to this machine."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         check_address(newurl)
         if urlsplit(newurl).hostname in _LOOPBACK and req.host.rsplit(":", 1)[0].strip("[]") not in _LOOPBACK:
-            raise UserError(f"it redirects to this machine, {one_line(newurl, 200)}")
+            raise UserError(f"the server redirects to an address of this machine, {one_line(newurl, 200)}")
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _download(url: str, path: Path, instead: str) -> bytes:
-    """Download in a separate thread, because the look-up of a host name has no timeout."""
+    """Return the content of `url`, read in a separate thread, because the look-up of a host name has no timeout."""
     pieces: list[bytes] = []
     failure: list[Exception] = []
-    moved, finished = threading.Event(), threading.Event()
+    received, finished = threading.Event(), threading.Event()
 
     def work() -> None:
         try:
@@ -88,25 +90,25 @@ def _download(url: str, path: Path, instead: str) -> bytes:
             with opener.open(url, timeout=PATIENCE_S) as answer:
                 while piece := answer.read(1 << 16):
                     pieces.append(piece)
-                    moved.set()
-                wanted = answer.headers.get("Content-Length")
-                if wanted is not None and sum(map(len, pieces)) != int(wanted):
+                    received.set()
+                expected_size = answer.headers.get("Content-Length")
+                if expected_size is not None and sum(map(len, pieces)) != int(expected_size):
                     raise OSError("the connection broke off")
         except Exception as error:  # handed to the thread that waits
             failure.append(error)
         finished.set()
-        moved.set()
+        received.set()
 
     threading.Thread(target=work, daemon=True).start()
     while not finished.is_set():
-        if not moved.wait(PATIENCE_S):
+        if not received.wait(PATIENCE_S):
             failure.append(TimeoutError(f"no answer within {PATIENCE_S:.0f} s"))
             break
-        moved.clear()
+        received.clear()
     if failure:
         reason = getattr(failure[0], "reason", failure[0])
         raise UserError(
             f"{path.name} is not in {path.parent} and cannot be fetched from {one_line(url, 200)} ({reason}): "
-            f"put it there yourself, or {instead}"
+            f"put the file there yourself, or {instead}"
         )
     return b"".join(pieces)

@@ -1,4 +1,4 @@
-"""Exit codes of the commands, and their errors as one line."""
+"""Turn an error of a command into one line and an exit code."""
 
 from __future__ import annotations
 

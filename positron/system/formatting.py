@@ -26,7 +26,7 @@ def counted(number: int, noun: str, plural: str | None = None) -> str:
 
 
 def amount(value: float) -> str:
-    """Write a large number with three digits and a unit: 12,345,678 as 12.3M."""
+    """Write a number with at most three digits and a unit: 12,345,678 as 12.3M."""
     for factor, unit in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= factor:
             return f"{value / factor:.3g}{unit}"
@@ -34,7 +34,7 @@ def amount(value: float) -> str:
 
 
 def read_amount(text: str) -> float:
-    """Read what `amount` writes: 12.3M as 12,300,000. NaN for a text that is not a number."""
+    """Read what `amount` writes: 12.3M as 12,300,000. Returns NaN for a text that is not a number."""
     text = text.strip()
     factor = {"k": 10**3, "M": 10**6, "B": 10**9}.get(text[-1:], 0)
     try:
@@ -58,14 +58,15 @@ def took(seconds: float) -> str:
 
 
 def above(bpb: float, floor: float) -> float:
-    """Return the distance of bits per byte from the floor, as a share of the floor."""
+    """Return how far `bpb` bits per byte are above `floor`, as a share of the floor: 0.05 for 5% above."""
     return bpb / floor - 1
 
 
 def above_floor(bpb: float, floor: float) -> str:
-    """Describe how far bits per byte are above the floor, the entropy of the text; below it means a leak of the data.
+    """Describe how far `bpb` bits per byte are above the floor, which is the entropy of the text.
 
-    More than 100% above is written as a multiple of the floor, which is easier to imagine than "1030% above".
+    A value below the floor means that the model has seen the validation text. More than 100% above is written as a
+    multiple of the floor, which is easier to imagine than "1030% above".
     """
     share = above(bpb, floor)
     if share > 1:
@@ -84,7 +85,7 @@ def judged_bpb(last: float, best: float, is_chat: bool) -> float:
 def tokens_per_parameter(tokens: float, parameters: int) -> str:
     """Describe how many training tokens each parameter gets, and the usual number.
 
-    Numbers below 10 have two significant digits, so that a small one is not rounded to zero.
+    Numbers below 10 have one or two significant digits, so that a small number is not rounded to zero.
     """
     ratio = tokens / parameters
     shown = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}" if ratio >= 1e-3 else f"{ratio:.1g}"
@@ -93,7 +94,7 @@ def tokens_per_parameter(tokens: float, parameters: int) -> str:
 
 
 def python() -> str:
-    """Return what the user types to start this interpreter: `python`, `uv run python`, or its path."""
+    """Return the words that start this interpreter in the user's shell: `python`, `uv run python`, or its path."""
     if os.environ.get("UV_RUN_RECURSION_DEPTH"):
         return "uv run python"
     on_path = shutil.which("python")
@@ -115,7 +116,7 @@ def next_command(name: str, *arguments: str) -> str:
 
 
 def aligned(rows: Sequence[Sequence[str]], *, underline: bool = False) -> str:
-    """Write rows of cells as columns, two blanks apart; `underline` draws a line below the first row."""
+    """Write rows of cells as columns, two spaces apart; `underline` draws a line below the first row."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     if underline:
         rows = [rows[0], ["-" * width for width in widths], *rows[1:]]

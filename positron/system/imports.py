@@ -22,7 +22,7 @@ def load_object(name: str, key: str) -> Any:
     if not module_name:
         raise UserError(f"{key}={name} must name a module and an attribute of it, such as {key}=my_module.{name}")
     folder = os.getcwd()
-    if folder not in sys.path and "" not in sys.path:  # as with python -m, however this process was started
+    if folder not in sys.path and "" not in sys.path:  # python -m does the same
         sys.path.insert(0, folder)
     try:
         module = importlib.import_module(module_name)
@@ -30,5 +30,7 @@ def load_object(name: str, key: str) -> Any:
         reason = " ".join(str(error).split())
         raise UserError(f"{key}={name}: importing {module_name} failed: {type(error).__name__}: {reason}") from error
     if not hasattr(module, attribute):
-        raise UserError(f"{key}={name}: the module {module_name} ({module.__file__}) has no {attribute}")
+        raise UserError(
+            f"{key}={name}: the module {module_name} ({module.__file__}) has no {attribute}: correct the name"
+        )
     return getattr(module, attribute)

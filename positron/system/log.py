@@ -1,9 +1,9 @@
-"""Lines for the user, by the standard library's `logging`: on the screen, and with their time in a run's log file.
+"""Show log lines on the screen, and append them, with the time, to the log file of a run.
 
-Modules log to `logging.getLogger(__name__)`. Where a line goes depends on the context that logs it (a context variable),
-because one process may train several runs at once, in threads, and a line of one must not reach the log of another:
-`run_log` and `screen_log` hold for what their block logs. Elsewhere only warnings are shown. A thread that works for a
-run is started in a copy of the run's context.
+Every module logs to `logging.getLogger(__name__)`. A context variable holds the handlers, because one process may train
+several runs at once in threads, and a line of one run must not reach the log of another. `run_log` and `screen_log` set
+the handlers for their block; outside of such a block only warnings are shown. A thread that works for a run must be
+started in a copy of the run's context.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def show(line: str) -> None:
 
 
 class _OneLine(logging.Formatter):
-    """Format a record as one line, in which text from files cannot forge a second one; a warning begins with its level."""
+    """Format a record as one line; text from files cannot forge a second line. A warning or error begins with its level."""
 
     def format(self, record: logging.LogRecord) -> str:
         level = f"{record.levelname}: " if record.levelno >= logging.WARNING else ""
@@ -45,7 +45,7 @@ class _OneLine(logging.Formatter):
 
 
 class _Handler(logging.Handler):
-    """A handler that holds no lock while it writes, because a signal may log in the middle of another line."""
+    """Handle records without a lock, because a signal handler may log while another line is being written."""
 
     def __init__(self, level: int = logging.INFO) -> None:
         super().__init__(level)
@@ -57,7 +57,7 @@ class _Handler(logging.Handler):
 
 
 class ScreenHandler(_Handler):
-    """Show lines, each after `prefix`; if the terminal or pipe is closed, show nothing from then on."""
+    """Show each line with `prefix` before it. After the terminal or pipe was closed, show nothing."""
 
     def __init__(self, write: Callable[[str], None] = show, *, prefix: str = "", level: int = logging.INFO) -> None:
         super().__init__(level)
@@ -72,7 +72,10 @@ class ScreenHandler(_Handler):
 
 
 class RunFileHandler(_Handler):
-    """Append lines, each with its time, to the log file of a run; an error such as a full disk is reported only once."""
+    """Append lines, each with its time, to the log file of a run.
+
+    An error such as a full disk is reported once, and again only if a line could be written in between.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -117,12 +120,12 @@ class _ContextHandler(_Handler):
 
 
 def take_over() -> None:
-    """Pass what the package logs to the handlers of this module."""
+    """Pass every record of the package to the handlers of the context that logs it."""
     package = logging.getLogger("positron")
     package.addHandler(_ContextHandler(logging.NOTSET))
     package.setLevel(logging.DEBUG)  # each handler has a level of its own
-    # A program that configures the root logger would show each line twice. To receive the lines as well, it adds a
-    # handler to the logger `positron`.
+    # Otherwise a program that configures the root logger would show each line twice. A program that wants the lines adds
+    # a handler to the logger `positron`.
     package.propagate = False
 
 
@@ -137,7 +140,7 @@ def _to(*handlers: logging.Handler) -> Iterator[None]:
 
 @contextmanager
 def screen_log(write: Callable[[str], None] = show, *, level: int = logging.INFO) -> Iterator[None]:
-    """Show what is logged in the block from `level` on."""
+    """Show what the block logs at `level` or above; `write` receives each line."""
     with _to(ScreenHandler(write, level=level)):
         yield
 
@@ -146,8 +149,8 @@ def screen_log(write: Callable[[str], None] = show, *, level: int = logging.INFO
 def run_log(path: Path, *, prefix: str = "", is_first_rank: bool = True) -> Iterator[None]:
     """Show what is logged in the block and append it to the log file of a run, with the reason if an error ends the block.
 
-    `prefix` begins each line on the screen, so that jobs that run at the same time can be distinguished. Of the processes
-    that train a run, only the first shows and writes anything.
+    `prefix` begins each line on the screen, so that jobs that run at the same time can be distinguished. If several
+    processes train the run, only the first (`is_first_rank`) shows and writes lines.
     """
     if not is_first_rank:
         with _to():
@@ -163,10 +166,10 @@ def run_log(path: Path, *, prefix: str = "", is_first_rank: bool = True) -> Iter
 
 
 def log_to_queue(queue: Any) -> None:
-    """Send what this process logs from here on to its parent, which passes it to `log_received`."""
+    """Send every record that this process logs from now on to `queue`; its parent passes each to `log_received`."""
     _handlers.set((logging.handlers.QueueHandler(queue),))
 
 
 def log_received(record: logging.LogRecord) -> None:
-    """Log what another process sent, as if it had been logged here."""
+    """Log a record that another process sent, as if this process had logged it."""
     logging.getLogger(record.name).handle(record)

@@ -1,4 +1,4 @@
-"""Remove the name of the user's home folder from paths in files that may be shared.
+"""Replace the user's home folder in paths by `~`, in files that may be shared.
 
 Standard library only.
 """
@@ -25,7 +25,7 @@ def without_home(value: Any) -> Any:
 
 
 def _homes() -> list[str]:
-    """Return the home folder, as named and as resolved; nothing if it is the root folder or unknown."""
+    """Return the path of the home folder as given and with links resolved; empty if it is the root folder or unknown."""
     try:
         home = Path.home()
     except RuntimeError:

@@ -14,7 +14,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 SILENT_SECONDS = 3.0  # shorter work shows nothing
-BAR_SECONDS, LINE_SECONDS = 0.2, 15.0  # between two updates of the bar, between two lines
+BAR_SECONDS, LINE_SECONDS = 0.2, 15.0  # time between two updates of the bar, and between two lines
 MAX_WIDTH = 100  # columns
 
 
@@ -22,9 +22,9 @@ class Meter:
     """Show how much of a known or unknown total is done, if the work takes longer than three seconds."""
 
     def __init__(self, what: str, total: float | None, done: float = 0.0, unit: float = 0.0) -> None:
-        """Begin at `done` of `total`. If the total is unknown, `unit` converts the amount to megabytes."""
+        """Begin at `done` of `total`. If `total` is None, `unit` is the factor that converts an amount to megabytes."""
         self.what, self.total, self.first, self.unit = what, total, done, unit
-        self.begun = self.shown = time.monotonic()
+        self.started = self.shown = time.monotonic()
         self.drawn = False
 
     def __enter__(self) -> Meter:
@@ -40,9 +40,13 @@ class Meter:
         """Set the amount that is done, and update the bar or print a line if it is time."""
         now = time.monotonic()
         interval = BAR_SECONDS if sys.stderr.isatty() else LINE_SECONDS
-        if done > self.first and now - self.begun > SILENT_SECONDS and (now - self.shown > interval or not self.drawn):
+        if (
+            done > self.first
+            and now - self.started > SILENT_SECONDS
+            and (now - self.shown > interval or not self.drawn)
+        ):
             self.shown, self.drawn = now, True
-            self._draw(done, now - self.begun)
+            self._draw(done, now - self.started)
 
     def _draw(self, done: float, seconds: float) -> None:
         if not self.total:

@@ -6,10 +6,10 @@ import os
 
 
 def first_rank(processes: int) -> bool:
-    """Tell whether this process is the first of the `processes` that train one run, before any of them meet.
+    """Tell whether this process is the first of the `processes` that train one run, before they are connected.
 
-    The only process is the first one: containers, notebooks, launchers and SLURM leave variables of ranks behind that
-    do not concern it.
+    A single process is always the first: containers, notebooks, launchers and SLURM may leave rank variables in its
+    environment that belong to another program.
     """
     ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
     return processes == 1 or all((os.environ.get(key) or "0") == "0" for key in ranks)

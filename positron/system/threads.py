@@ -1,7 +1,7 @@
 """Set how long idle threads spin, before torch or NumPy is loaded, and measure how busy other programs keep the cores.
 
 A parallel region ends when its slowest thread does. By default a thread that has finished spins for milliseconds, in case
-the next region begins soon. Beside another busy program it spins on the core that the slower thread needs, and training
+the next region begins soon. If another program is busy, it spins on the core that the slower thread needs, and training
 becomes three to six times slower than necessary (scripts/bench/contention.py). A short spin keeps the speed of an idle
 machine and frees the core soon when another thread needs it.
 
@@ -15,7 +15,7 @@ import sys
 import time
 
 # Iterations of libgomp's waiting loop before a thread sleeps; its default is 300,000 (table: docs/LOG.md). A training step
-# keeps its threads busy, so that a short wait costs nothing on idle cores. Generating a token consists of many small regions
+# keeps its threads busy, so a short wait costs nothing on idle cores. Generating a token consists of many small regions
 # with Python in between, where a short wait costs a fifth of the speed.
 SPIN_TRAINING = 2000
 SPIN_WRITING = 10_000
@@ -48,7 +48,7 @@ class OtherPrograms:
 
 
 def describe_others(cores: float | None, of: int | None = None) -> str:
-    """Return "other programs keep 1.3 of 2 cores busy", or "" for less than a quarter of a core."""
+    """Return a text such as "other programs keep 1.3 of 2 cores busy", or "" for less than a quarter of a core."""
     if cores is None or cores < 0.25:
         return ""
     total = of or os.cpu_count() or 1

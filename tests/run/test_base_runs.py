@@ -104,8 +104,8 @@ def test_runs_that_name_each_other_are_an_error_wherever_their_base_is_asked_for
     shutil.copytree("outputs/s1", "outputs/s3")
     edit("s3", "outputs/s3", is_old)
     for name, said in (
-        ("s1", "which was itself fine-tuned from it"),
-        ("s2", "which was itself fine-tuned from it"),
+        ("s1", "which was itself fine-tuned from"),
+        ("s2", "which was itself fine-tuned from"),
         ("s3", "itself"),
     ):
         run = Run(Path("outputs", name))

@@ -89,7 +89,7 @@ def test_json_that_cannot_be_read_is_one_line_with_the_name_of_the_file(
 def test_a_file_beyond_its_limit_is_not_read_into_memory(tmp_path: Path) -> None:
     with (tmp_path / "run.json").open("wb") as file:
         file.truncate(10**12)
-    with pytest.raises(UserError, match="1,000,000,000,000 bytes, and such a file has at most 64,000,000"):
+    with pytest.raises(UserError, match="1,000,000,000,000 bytes, and a file of this kind has at most 64,000,000"):
         disk.read_json(tmp_path / "run.json")
 
 

@@ -28,12 +28,12 @@ def homeless(monkeypatch):
 @pytest.mark.parametrize("path", ["~/x.txt", "~", "~nobody-of-this-name/x.txt"])
 def test_a_path_below_an_unknown_home_folder_is_named(homeless, path):
     for read in (expanded, lambda given: list_files(given)):
-        with pytest.raises(UserError, match=f"no home folder is known for {path}: set HOME"):
+        with pytest.raises(UserError, match=f"the home folder in {path} is not known: set the variable HOME"):
             read(path)
 
 
 def test_downloads_say_where_they_could_be_kept(homeless, monkeypatch):
-    with pytest.raises(UserError, match="set POSITRON_CACHE"):
+    with pytest.raises(UserError, match="set the variable POSITRON_CACHE"):
         cache_folder()
     monkeypatch.setenv("POSITRON_CACHE", "here")
     assert cache_folder() == Path("here")
