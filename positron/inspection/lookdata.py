@@ -69,14 +69,17 @@ class Focus(TypedDict):
 
 
 class HeadScore(TypedDict):
-    """Hold what was measured for one head. Nothing in it depends on the prompt."""
+    """Hold what was measured for one head. Nothing in it depends on the prompt.
+
+    The first three are measured on repeated random tokens, the others on validation text and None without it.
+    """
 
     previous: float  # 0 to 1: mean attention to the token just before
     induction: float  # 0 to 1: mean attention to the token after the earlier occurrence of the same token
     first: float  # 0 to 1: mean attention to the first token
-    cost: (
-        float | None
-    )  # bits per token that the validation loss rises by without this head; None without validation text
+    text_previous: float | None  # 0 to 1: as `previous`
+    text_induction: float | None  # 0 to 1: as `induction`, summed over all earlier occurrences; compare text_chance
+    cost: float | None  # bits per token that the loss rises by without this head
 
 
 class Scores(TypedDict):
@@ -87,7 +90,8 @@ class Scores(TypedDict):
     mlp: list[float | None]  # (L,) the same without the MLP
     repeated: int  # random tokens that were repeated once, for previous, induction and first
     sequences: int  # number of such sequences
-    validation: int  # scored tokens of validation text, for the costs; 0 if there is none
+    validation: int  # scored tokens of validation text; 0 if there is none
+    text_chance: float | None  # the text_induction of a head that attends to all keys alike
     bits: float | None  # bits per token on these tokens, nothing ablated
 
 
@@ -122,10 +126,9 @@ class LookData(TypedDict):
     tokens: list[Token]  # (T,)
     next: list[Prediction]  # (T,); entry t is the distribution of token t + 1
     focus: Focus
-    attention: list[
-        list[list[list[float]]] | None
-    ]  # (L, H, T, t + 1): row t has weights of keys 0 to t, with the sum 1;
-    # the entry of a layer that was not asked for, or that would make the answer too large, is None
+    # (L, H, T, t + 1): row t has the weights of the keys 0 to t, with the sum 1; None for a layer that was not asked for, or
+    # that would make the answer too large
+    attention: list[list[list[list[float]]] | None]
     residual: list[list[float]]  # (L + 1, T) root mean square of the residual stream
     lens: list[list[Lens]]  # (L + 1, T); the last one is the prediction of the model itself
     ablation: AblationResult | None  # None if nothing is ablated
@@ -185,9 +188,7 @@ class TruthToken(TypedDict):
     text: str
     special: bool
     model: float | None  # probability; None for the first token
-    true: (
-        float | None
-    )  # probability by the grammar; None for the first token, and where the prompt has left the grammar
+    true: float | None  # probability by the grammar; None for the first token, and from the departure on
     regret: float | None  # bits: log2(true / model), the model's surprise minus the true surprise
     group: Group | None  # the kind of rule that the token comes from; None where `true` is None
     rule: str | None  # which one: the list (color), the slot (hero, thing, place, grown, friend), otherwise the group

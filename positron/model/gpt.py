@@ -282,6 +282,18 @@ class GPT(nn.Module):
         document, so that each gets the same result as if it were alone.
         Raises ValueError if T exceeds the context length.
         """
+        x, rope, mask = self.embed(idx, documents)
+        x = self.drop(x)
+        for block in self.blocks:
+            x = self._run_block(block, x, rope, mask)  # (B, T, C)
+        out: Tensor = self.norm_f(x)
+        return out
+
+    def embed(self, idx: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Rope | None, Tensor | None]:
+        """Compute what the first block reads: the embeddings (B, T, C) of token ids (B, T), without dropout.
+
+        Returns them with the arguments `rope` and `mask` of every block. `documents` and errors as for `hidden`.
+        """
         T = idx.shape[1]
         if self.config.context_length < T:
             raise ValueError(f"{T} tokens do not fit the context length {self.config.context_length}")
@@ -303,11 +315,7 @@ class GPT(nn.Module):
                     rope = (rope[0][:, None], rope[1][:, None])  # (B, 1, T, D/2): the same for all heads
             case _:
                 assert_never(self.config.position)
-        x = self.drop(x)
-        for block in self.blocks:
-            x = self._run_block(block, x, rope, mask)  # (B, T, C)
-        out: Tensor = self.norm_f(x)
-        return out
+        return x, rope, mask
 
     def _run_block(self, block: nn.Module, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
         """Apply a block, (B, T, C) -> (B, T, C); with `checkpoint_activations` its activations are not saved.

@@ -1,0 +1,48 @@
+"""Run a model in plain form and keep what its fast kernels never hold: residual stream and attention probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from positron.model.gpt import GPT, Block
+from positron.model.probes import probabilities, visible_keys
+
+
+class Inside(NamedTuple):
+    """Hold the inside of a forward pass; a layer whose attention was not asked for has None."""
+
+    stream: list[Tensor]  # L + 1 of (B, T, C): the residual stream before the first block and after each block
+    attention: list[Tensor | None]  # L of (B, H, T, T), query by key
+
+
+@torch.no_grad()
+def look_inside(model: GPT, idx: Tensor, layers: Collection[int] | None = None) -> Inside:
+    """Compute the inside for token ids (B, T), without dropout and without hooks, so that threads may share the model.
+
+    `layers`: those whose attention is returned, None for all. Raises ValueError if T exceeds the context length.
+    """
+    x, rope, mask = model.embed(idx)
+    stream, attention = [x], list[Tensor | None]()
+    for layer, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        attn, normed = block.attn, block.norm1(x)
+        q, k, v = attn.heads(normed, rope)
+        group = attn.n_head // attn.n_kv_head
+        p = probabilities(q, k.repeat_interleave(group, dim=1), visible_keys(attn, (normed, rope, mask))[:, None])
+        y = p.to(v.dtype) @ v.repeat_interleave(group, dim=1)  # (B, H, T, D)
+        x = x + attn.out(y.transpose(1, 2).flatten(2))
+        x = x + block.mlp(block.norm2(x))
+        stream.append(x)
+        attention.append(p if layers is None or layer in layers else None)
+    return Inside(stream, attention)
+
+
+@torch.no_grad()
+def log_probabilities(model: GPT, stream: Tensor) -> Tensor:
+    """Apply final norm and output matrix to a residual stream (..., C): log probabilities (..., V) in float64, in nats."""
+    return F.linear(model.norm_f(stream), model.head_weight).double().log_softmax(dim=-1)

@@ -1,0 +1,162 @@
+"""Compute what the inspector shows of a model and a prompt: see `lookdata.LookData`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from positron.inspection.ablation import ablated
+from positron.inspection.inside import log_probabilities, look_inside
+from positron.inspection.lookdata import (
+    Ablation,
+    AblationResult,
+    Focus,
+    Lens,
+    LookData,
+    Prediction,
+    Scores,
+    Shape,
+    Token,
+)
+from positron.inspection.tokens import Vocabulary, digits, entropy
+from positron.model.gpt import GPT
+from positron.system.errors import UserError
+from positron.text.tokenizer import Tokenizer
+
+MAX_TOKENS = 512  # of a prompt, `<|endoftext|>` included
+MAX_ATTENTION = 2_000_000  # weights in one answer, 6 to 8 bytes of JSON each
+TOP, LENS_TOP, MAX_TOP = 10, 3, 50
+
+
+def look(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    run: str = "",
+    step: int = 0,
+    ablations: Sequence[Ablation] = (),
+    top: int = TOP,
+    focus: int | None = None,
+    attention: Sequence[int] | None = None,
+    scores: Scores | None = None,
+    continuation: str | None = None,
+) -> LookData:
+    """Look inside a model while it reads a prompt.
+
+    `run` and `step` name the model. `focus`: the position whose whole distribution is returned, None for the last one.
+    `attention`: the layers whose attention is returned, None for as many as MAX_ATTENTION allows. `scores` and
+    `continuation` are copied into the result. Raises UserError for a prompt that is too long, a layer, head or position that
+    does not exist, or a `top` that is not between 1 and MAX_TOP.
+    """
+    vocabulary, config = Vocabulary(tokenizer), model.config
+    ids = vocabulary.ids(prompt, min(MAX_TOKENS, config.context_length))
+    T = len(ids)
+    if not 1 <= top <= MAX_TOP:
+        raise UserError(f"top {top} must be between 1 and {MAX_TOP}")
+    place = T - 1 if focus is None else focus
+    if not 0 <= place < T:
+        raise UserError(f"position {place} does not exist: the prompt has the positions 0 to {T - 1}")
+    layers = _layers(attention, config.n_layer, config.n_head * T * (T + 1) // 2)
+    subject = ablated(model, ablations) if ablations else model
+    idx = torch.tensor([ids], device=model.wte.weight.device)
+    inside = look_inside(subject, idx, layers)
+    depths = [log_probabilities(subject, stream[0]).cpu() for stream in inside.stream]  # L + 1 of (T, V)
+    logp = depths[-1]
+    result: AblationResult | None = None
+    if ablations:
+        before = log_probabilities(model, look_inside(model, idx, ()).stream[-1][0]).cpu()
+        result = {"ablations": list(ablations), "before": _bits(before, ids), "after": _bits(logp, ids)}
+    return {
+        "version": 1,
+        "run": run,
+        "step": step,
+        "shape": shape_of(model),
+        "prompt": prompt,
+        "tokens": described_tokens(vocabulary, logp, ids),
+        "next": _predictions(vocabulary, logp, top),
+        "focus": _focus(vocabulary, logp[place], place),
+        "attention": [None if p is None else _rows(p[0]) for p in inside.attention],
+        "residual": [[digits(x) for x in _rms(stream[0])] for stream in inside.stream],
+        "lens": [_lenses(vocabulary, depth, ids) for depth in depths],
+        "ablation": result,
+        "scores": scores,
+        "continuation": continuation,
+    }
+
+
+def shape_of(model: GPT) -> Shape:
+    """Return the sizes of a model that a page needs."""
+    config = model.config
+    return {
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_kv_head": config.kv_heads,
+        "d_model": config.d_model,
+        "vocab_size": config.vocab_size,
+        "context_length": config.context_length,
+        "parameters": config.n_params(),
+    }
+
+
+def described_tokens(vocabulary: Vocabulary, logp: Tensor, ids: list[int]) -> list[Token]:
+    """Describe the tokens of a prompt; logp (T, V) are the log probabilities of the token that follows each."""
+    came = logp[torch.arange(len(ids) - 1), torch.tensor(ids[1:], dtype=torch.long)]  # (T - 1,)
+    ranks = 1 + (logp[:-1] > came[:, None]).sum(dim=-1)
+    measured = zip(came.exp().tolist(), ranks.tolist(), (-came / math.log(2)).tolist(), strict=True)
+    tokens: list[Token] = []
+    for i, values in zip(ids, [None, *measured], strict=True):
+        p, rank, bits = (None, None, None) if values is None else (digits(values[0]), values[1], digits(values[2]))
+        text, special = vocabulary.text(i), i in vocabulary.specials
+        tokens.append({"id": i, "text": text, "special": special, "p": p, "rank": rank, "bits": bits})
+    return tokens
+
+
+def _layers(asked: Sequence[int] | None, n_layer: int, weights: int) -> list[int]:
+    """Return the layers whose attention of `weights` numbers each is shown: those asked for, from the first on."""
+    wanted = list(range(n_layer)) if asked is None else list(dict.fromkeys(asked))
+    for layer in wanted:
+        if not 0 <= layer < n_layer:
+            raise UserError(f"layer {layer} does not exist: the model has the layers 0 to {n_layer - 1}")
+    return wanted[: MAX_ATTENTION // weights]
+
+
+def _predictions(vocabulary: Vocabulary, logp: Tensor, top: int) -> list[Prediction]:
+    pairs = zip(vocabulary.candidates(logp.exp(), top), entropy(logp).tolist(), strict=True)
+    return [{"top": candidates, "entropy": digits(bits)} for candidates, bits in pairs]
+
+
+def _focus(vocabulary: Vocabulary, logp: Tensor, place: int) -> Focus:
+    """Describe the distribution logp (V,); log probabilities are logits shifted by a constant, which softmax ignores."""
+    (top,) = vocabulary.candidates(logp[None].exp(), MAX_TOP)
+    return {"position": place, "top": top, "logits": [digits(x) for x in logp.sort(descending=True).values.tolist()]}
+
+
+def _rows(p: Tensor) -> list[list[list[float]]]:
+    """Return the attention of one layer (H, T, T) without the keys that come after the query."""
+    rounded: list[list[list[float]]] = p.double().cpu().tolist()
+    return [[[round(x, 5) for x in row[: t + 1]] for t, row in enumerate(head)] for head in rounded]
+
+
+def _rms(stream: Tensor) -> list[float]:
+    """Compute the root mean square of each token's vector: (T, C) -> T numbers."""
+    values: list[float] = stream.double().square().mean(dim=-1).sqrt().tolist()
+    return values
+
+
+def _lenses(vocabulary: Vocabulary, logp: Tensor, ids: list[int]) -> list[Lens]:
+    came = logp[torch.arange(len(ids) - 1), torch.tensor(ids[1:], dtype=torch.long)].exp().tolist()
+    probabilities = [*(digits(p) for p in came), None]
+    rows = zip(vocabulary.candidates(logp.exp(), LENS_TOP), probabilities, entropy(logp).tolist(), strict=True)
+    return [{"top": top, "p": p, "entropy": digits(bits)} for top, p, bits in rows]
+
+
+def _bits(logp: Tensor, ids: list[int]) -> float | None:
+    """Return the mean surprise in bits of all tokens but the first; None if there is one token."""
+    if len(ids) < 2:
+        return None
+    came = logp[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]
+    return digits(float(-came.mean()) / math.log(2))

@@ -1,0 +1,158 @@
+"""Measure heads: where they attend, on repeated random tokens and on text, and what the model loses without them.
+
+The induction score is the one of "In-context Learning and Induction Heads" (Olsson et al. 2022, arXiv:2209.11895): on random
+tokens that are repeated once, the attention from a token to the one that followed its first occurrence.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from positron.config import IGNORE
+from positron.inspection.ablation import ablated
+from positron.inspection.inside import look_inside
+from positron.inspection.lookdata import HeadScore, Part, Scores
+from positron.inspection.tokens import digits
+from positron.model.gpt import GPT
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
+
+ROWS = 16  # documents at a time
+SEQUENCES, MAX_REPEATED = 8, 50
+MAX_WINDOW = 256  # tokens of a document that are read
+VALIDATION_BYTES = 8_000  # of text; one forward pass of it is computed for each part of the model
+
+
+def measure_scores(model: GPT, tokenizer: Tokenizer, texts: list[str]) -> Scores:
+    """Measure every head, attention and MLP. `texts`: documents of validation text, empty if there are none.
+
+    The first MAX_WINDOW tokens of each document are read.
+    """
+    config = model.config
+    previous, induction, first = repeated_scores(model, repeated_rows(model, tokenizer))
+    documents = _documents(texts, tokenizer, min(config.context_length, MAX_WINDOW))
+    on_text = text_scores(model, documents) if documents else None
+    costs, whole = _costs(model, documents)
+    heads = [
+        [
+            HeadScore(
+                previous=digits(float(previous[layer, head])),
+                induction=digits(float(induction[layer, head])),
+                first=digits(float(first[layer, head])),
+                text_previous=digits(float(on_text.previous[layer, head])) if on_text else None,
+                text_induction=digits(float(on_text.induction[layer, head])) if on_text else None,
+                cost=costs.get((layer, head)),
+            )
+            for head in range(config.n_head)
+        ]
+        for layer in range(config.n_layer)
+    ]
+    return {
+        "heads": heads,
+        "attn": [costs.get((layer, "attn")) for layer in range(config.n_layer)],
+        "mlp": [costs.get((layer, "mlp")) for layer in range(config.n_layer)],
+        "repeated": _period(model),
+        "sequences": SEQUENCES,
+        "validation": sum(map(len, documents)) - len(documents),
+        "text_chance": digits(on_text.chance) if on_text else None,
+        "bits": whole,
+    }
+
+
+def _period(model: GPT) -> int:
+    """Return how many tokens are repeated: the row, with the token before it, fits the context and the window."""
+    config = model.config
+    most = (config.context_length - 1) // 2
+    return max(1, min(MAX_REPEATED, most, most if config.window is None else config.window - 1))
+
+
+def repeated_rows(model: GPT, tokenizer: Tokenizer) -> Tensor:
+    """Return ids (SEQUENCES, 1 + 2 R): the token that begins a document, and R random tokens twice, always the same."""
+    specials = [tokenizer.special_id(name) for name in SPECIALS]
+    allowed = torch.tensor([i for i in range(tokenizer.vocab_size) if i not in specials])
+    drawn = torch.randint(len(allowed), (SEQUENCES, _period(model)), generator=torch.Generator().manual_seed(0))
+    half = allowed[drawn]
+    begin = torch.full((SEQUENCES, 1), tokenizer.special_id(END_OF_TEXT))
+    return torch.cat((begin, half, half), dim=1)
+
+
+def repeated_scores(model: GPT, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute previous-token, induction and first-token score, (L, H) each, of rows that `repeated_rows` returns.
+
+    Positions 0 and 1 do not count for the first and the last score, because for them the token before is the first one.
+    """
+    period = (rows.shape[1] - 1) // 2
+    p = _attention(model, rows)
+    # position period + 1 + i repeats position 1 + i, which position 2 + i followed
+    induction = p.diagonal(offset=1 - period, dim1=-2, dim2=-1)[..., -period:]
+    previous = p.diagonal(offset=-1, dim1=-2, dim2=-1)[..., 1:]
+    return previous.mean(dim=(1, -1)), induction.mean(dim=(1, -1)), p[..., 2:, 0].mean(dim=(1, -1))
+
+
+class TextScores(NamedTuple):
+    """Hold the scores on text, (L, H) each, and the induction score of a head that attends to all keys alike."""
+
+    previous: Tensor
+    induction: Tensor
+    chance: float
+
+
+def text_scores(model: GPT, documents: list[list[int]]) -> TextScores:
+    """Compute the scores on the ids of documents.
+
+    Induction: the attention from each token that has occurred before to the tokens that followed its earlier occurrences,
+    summed over them and averaged over such tokens; 0 if no token occurs twice.
+    """
+    previous, induction = torch.zeros(2, model.config.n_layer, model.config.n_head, dtype=torch.float64)
+    chance, positions, repeats = 0.0, 0, 0
+    for ids in documents:
+        row = torch.tensor([ids])
+        p = _attention(model, row)[:, 0].double()  # (L, H, T, T)
+        same = (row[0][:, None] == row[0][None, :]).tril(-1)  # (T, T): query t, key j < t with the same id
+        follows = torch.nn.functional.pad(same, (1, 0))[:, :-1]  # key j + 1 of each such j
+        again = same.any(dim=1)
+        previous = previous + p.diagonal(offset=-1, dim1=-2, dim2=-1)[..., 1:].sum(dim=-1)
+        induction = induction + (p * follows).sum(dim=(-2, -1))
+        chance += float((follows.sum(dim=1) / torch.arange(1, len(ids) + 1)).sum())
+        positions, repeats = positions + max(0, len(ids) - 2), repeats + int(again.sum())
+    return TextScores(previous / max(1, positions), induction / max(1, repeats), chance / max(1, repeats))
+
+
+def _attention(model: GPT, rows: Tensor) -> Tensor:
+    """Return the attention of all layers, (L, B, H, T, T), on the CPU."""
+    layers = look_inside(model, rows.to(model.wte.weight.device)).attention
+    return torch.stack([p.cpu() for p in layers if p is not None])
+
+
+def _documents(texts: list[str], tokenizer: Tokenizer, limit: int) -> list[list[int]]:
+    """Encode the beginning of each text, at most `limit` ids with the token that begins a document."""
+    begin = tokenizer.special_id(END_OF_TEXT)
+    return [[begin, *ids][:limit] for ids in tokenizer.encode_batch([str(text) for text in texts]) if ids]
+
+
+def _costs(model: GPT, documents: list[list[int]]) -> tuple[dict[tuple[int, int | Part], float], float | None]:
+    """Return the bits per token that each part of the model saves, and the bits per token of the whole model."""
+    if not documents:
+        return {}, None
+    rows = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in documents], batch_first=True)
+    lengths = torch.tensor(list(map(len, documents)))
+    is_target = torch.arange(1, rows.shape[1])[None] < lengths[:, None]
+    x, y = rows[:, :-1], rows[:, 1:].masked_fill(~is_target, IGNORE)
+    device = model.wte.weight.device
+
+    @torch.no_grad()
+    def bits(model: GPT) -> float:
+        parts = zip(x.split(ROWS), y.split(ROWS), strict=True)
+        nats = sum(float(model(part_x.to(device), part_y.to(device))) for part_x, part_y in parts)
+        return nats / int(is_target.sum()) / math.log(2)
+
+    whole = bits(model)
+    costs: dict[tuple[int, int | Part], float] = {}
+    parts: list[int | Part] = [*range(model.config.n_head), "attn", "mlp"]
+    for layer in range(model.config.n_layer):
+        for part in parts:
+            costs[layer, part] = digits(bits(ablated(model, [{"layer": layer, "part": part}])) - whole)
+    return costs, digits(whole)

@@ -1,0 +1,58 @@
+"""Describe tokens and distributions in the words of `lookdata.py`."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from positron.inspection.lookdata import Candidate
+from positron.system.errors import UserError
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
+
+
+class Vocabulary:
+    """Show the ids of a tokenizer as text."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+
+    @cached_property
+    def specials(self) -> dict[int, str]:
+        """Return the name of each special token by its id."""
+        return {self.tokenizer.special_id(name): name for name in SPECIALS}
+
+    def text(self, i: int) -> str:
+        """Return what an id stands for: text, U+FFFD for a part of a character, or the name of a special token."""
+        return self.specials.get(i) or self.tokenizer.bytes_of(i).decode("utf-8", errors="replace")
+
+    def candidates(self, p: Tensor, count: int) -> list[list[Candidate]]:
+        """Return the `count` most probable ids of each row of p (T, V), the most probable first."""
+        values, ids = p.topk(min(count, p.shape[-1]), dim=-1)
+        return [
+            [self._candidate(i, x) for i, x in zip(row_ids, row, strict=True)]
+            for row_ids, row in zip(ids.tolist(), values.tolist(), strict=True)
+        ]
+
+    def _candidate(self, i: int, p: float) -> Candidate:
+        return {"id": i, "text": self.text(i), "special": i in self.specials, "p": digits(p)}
+
+    def ids(self, prompt: str, limit: int) -> list[int]:
+        """Encode a prompt as the beginning of a document. Raises UserError if it has more than `limit` tokens in all."""
+        ids = [self.tokenizer.special_id(END_OF_TEXT), *self.tokenizer.encode(prompt)]
+        if len(ids) > limit:
+            raise UserError(f"the prompt has {len(ids) - 1} tokens and may have {limit - 1}: give a shorter prompt")
+        return ids
+
+
+def digits(value: float, count: int = 6) -> float:
+    """Round to `count` significant digits, which keeps JSON short."""
+    return float(f"{value:.{count}g}")
+
+
+def entropy(logp: Tensor) -> Tensor:
+    """Compute the entropy in bits of log probabilities in nats: (..., V) -> (...)."""
+    bits: Tensor = torch.special.entr(logp.exp()).sum(dim=-1) / math.log(2)
+    return bits
