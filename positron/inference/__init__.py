@@ -1,1 +1,1 @@
-"""From logits to text."""
+"""Generate text with a trained model."""

@@ -1,6 +1,6 @@
-"""Check the arguments of callers: first the type, then the range. Every error is a UserError that names the setting.
+"""Check the arguments of generation. Each function raises UserError, naming the argument, for a wrong type or range.
 
-Standard library only, so that commands can check their options before they import torch.
+This module imports only the standard library, so that commands can check their options before they import torch.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ from typing import Any
 from positron.system.errors import UserError
 
 WEIGHTS = ("fp32", "bf16", "int8")
-SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # the range of torch.Generator.manual_seed
+SMALLEST_SEED, LARGEST_SEED = -(2**63), 2**64 - 1  # the seeds that torch.Generator.manual_seed accepts
 
 
 def shown(value: Any) -> str:
-    """Format a value for a message, with at most 60 characters."""
+    """Return the representation of a value for a message, cut to 60 characters."""
     text = ascii(value) if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def whole_number(name: str, value: Any, least: int | None = None) -> int:
-    """Return an int from an int or a NumPy integer; raises UserError for bools, floats (40.0 too), text and None."""
+    """Return an int or a NumPy integer as an int.
+
+    Raises UserError for all other types, including bool and float (also 40.0), and for a number below `least`.
+    """
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -39,7 +42,10 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
 
 
 def real_number(name: str, value: Any) -> float:
-    """Return a float from an int, a float or a NumPy number; raises UserError for bools, text and None, not for NaN."""
+    """Return an int, a float or a NumPy number as a float; NaN is accepted.
+
+    Raises UserError for all other types, including bool, and for an int that is too large for a float.
+    """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
         raise UserError(f"{name} {shown(value)} must be a number, not {type(value).__name__}")
     try:
@@ -49,14 +55,14 @@ def real_number(name: str, value: Any) -> float:
 
 
 def seed_of(value: Any, texts: int = 1) -> int:
-    """Return the seed of the first of `texts` texts, whose seeds are consecutive.
+    """Return the seed `value`. `texts`: the number of texts, whose seeds are value, value + 1, and so on.
 
-    Raises UserError if torch does not accept one of them.
+    Raises UserError if one of the seeds is outside of the range that torch accepts.
     """
     seed = whole_number("seed", value)
     if not SMALLEST_SEED <= seed <= LARGEST_SEED - (texts - 1):
         most = LARGEST_SEED - (texts - 1)
-        raise UserError(f"seed {shown(seed)} must lie between {SMALLEST_SEED} and {most}" + _for_each(texts))
+        raise UserError(f"seed {shown(seed)} must be between {SMALLEST_SEED} and {most}" + _for_each(texts))
     return seed
 
 
@@ -65,49 +71,61 @@ def _for_each(texts: int) -> str:
 
 
 def text_of(name: str, value: Any) -> str:
-    """Return a text that a tokenizer can read; raises UserError for other types and for lone surrogates."""
+    """Return `value` if it is a text that can be encoded as UTF-8.
+
+    Raises UserError for other types, and for text with a lone surrogate, which is half of a character in UTF-16.
+    """
     if not isinstance(value, str):
         raise UserError(f"{name} {shown(value)} must be a text (str), not {type(value).__name__}")
     for place, character in enumerate(value):
         if "\ud800" <= character <= "\udfff":
             raise UserError(
-                f"{name}: character {place} is the lone surrogate {ascii(character)[1:-1]}, which UTF-8 cannot encode; "
-                "was it read from bytes that are not UTF-8?"
+                f"{name}: character {place} is the lone surrogate {ascii(character)[1:-1]}, which UTF-8 cannot encode: "
+                "read the text as UTF-8, or remove the character"
             )
     return value
 
 
 def texts_of(name: str, values: Any) -> list[str]:
-    """Return a list of texts; raises UserError for a single text, whose characters would be taken for the texts."""
+    """Return an iterable of texts as a list.
+
+    Raises UserError for other types, including a single text, whose characters would be taken for the texts.
+    """
     if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
         raise UserError(f"{name} {shown(values)} must be a list of texts, not {type(values).__name__}")
     return [text_of(f"{name}[{i}]", value) for i, value in enumerate(values)]
 
 
 def stops_of(value: Any) -> tuple[str, ...]:
-    """Return stop strings from one text or from a list of texts; raises UserError for an empty one."""
+    """Return one stop string, or a list of them, as a tuple; raises UserError if a stop string is empty."""
     stops = tuple(texts_of("stop", [value] if isinstance(value, str) else value))
     if "" in stops:
-        raise UserError("stop: an empty text ends every text at once; leave it out")
+        raise UserError("stop: an empty stop string would end each text at its beginning: leave it out")
     return stops
 
 
 def weights_of(value: Any) -> str:
     """Return the name of a weight format; raises UserError for an unknown name."""
     if not isinstance(value, str) or value not in WEIGHTS:
-        raise UserError(f"unknown weights {value}: choose from {', '.join(WEIGHTS)}")
+        raise UserError(f"unknown number format {value} for the weights: choose from {', '.join(WEIGHTS)}")
     return value
 
 
 def unknown(what: str, name: Any, known: Sequence[str]) -> UserError:
-    """Create the error for an unknown name, with the most similar known one."""
+    """Return the UserError for an unknown name. It suggests the most similar name of `known`.
+
+    `what` is the kind of thing that has the name, such as "preset".
+    """
     near = difflib.get_close_matches(str(name), known, 1, 0.6)
     hint = f"did you mean {near[0]}? Choose" if near else "choose"
     return UserError(f"there is no {what} {name}: {hint} from {', '.join(known)}")
 
 
 def decoded(data: bytes, what: str) -> str:
-    """Decode UTF-8 without a byte order mark, with newlines as LF; raises UserError naming the first invalid byte."""
+    """Decode UTF-8, remove a byte order mark, and convert line ends to LF.
+
+    Raises UserError, naming `what` and the first invalid byte, if the data is not UTF-8.
+    """
     try:
         text = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
@@ -119,25 +137,31 @@ def decoded(data: bytes, what: str) -> str:
 
 
 def argument(text: str, what: str) -> str:
-    """Return a text of the command line without a byte order mark; raises UserError naming a byte that is not UTF-8."""
-    if any("\udc80" <= character <= "\udcff" for character in text):  # Python's representation of such bytes
+    """Return a command-line argument without a byte order mark.
+
+    Raises UserError, naming `what` and the invalid byte, if the argument is not UTF-8.
+    """
+    if any("\udc80" <= character <= "\udcff" for character in text):  # how Python represents bytes that are not UTF-8
         decoded(os.fsencode(text), what)
     return text_of(what, text).removeprefix("\ufeff")
 
 
 def standard_input_lines(what: str) -> Iterator[tuple[str, str]]:
-    """Yield the lines of standard input as they arrive, each with its name for messages: `line 3 of the prompt`."""
+    """Yield each line of standard input when it arrives, with its name for messages, such as `line 3 of the prompt`.
+
+    Raises UserError if standard input cannot be read or a line is not UTF-8.
+    """
     source = getattr(sys.stdin, "buffer", sys.stdin)
     try:
         for number, line in enumerate(source, 1):
             name = f"line {number} of {what}"
             yield (decoded(line, name) if isinstance(line, bytes) else line), name
-    except (OSError, ValueError) as error:  # closed, a folder, or open for writing only
+    except (OSError, ValueError) as error:  # standard input is closed, a folder, or open for writing only
         raise UserError(f"cannot read {what}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def read_standard_input(what: str) -> str:
-    """Return all of standard input as text."""
+    """Return all of standard input as text. Raises UserError if it cannot be read or is not UTF-8."""
     source = getattr(sys.stdin, "buffer", sys.stdin)
     try:
         content = source.read()

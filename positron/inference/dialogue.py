@@ -1,4 +1,4 @@
-"""A conversation with a model: its messages, its settings, and which turns it drops when it becomes too long."""
+"""A conversation with a model: its messages and settings, and which turns the model reads if it is too long."""
 
 from __future__ import annotations
 
@@ -17,8 +17,10 @@ from positron.text.tokenizer import END_OF_TEXT
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1  # of saved conversations
-ANSWER_TOKENS = 256  # most tokens to reserve for an answer without a limit: the longest built-in story has 251
+VERSION = 1  # the version of the format of saved conversations
+ANSWER_TOKENS = (
+    256  # the most tokens to reserve for an answer if max_tokens is None; the longest built-in story has 251
+)
 SETTINGS = ("preset", *(field.name for field in dataclasses.fields(Sampling)), "max_tokens", "seed")
 _WHOLE = ("top_k", "last_n", "seed", "max_tokens")
 _OPTIONAL = ("top_k", "top_p", "min_p", "max_tokens")
@@ -26,9 +28,11 @@ _OPTIONAL = ("top_k", "top_p", "min_p", "max_tokens")
 
 @dataclasses.dataclass
 class Dialogue:
-    """`chats`: fine-tuned on conversations; otherwise each line is the beginning of a text that the model continues.
+    """Hold a conversation and continue it.
 
-    `max_tokens`: most tokens of an answer; None: until it ends or the context is full.
+    `chats`: the model was fine-tuned on conversations. Otherwise each question is the beginning of a text that the model
+    continues. `max_tokens`: the largest number of tokens in an answer; None: the answer continues until it ends by itself or
+    the context is full.
     """
 
     writer: Writer
@@ -38,7 +42,7 @@ class Dialogue:
     seed: int = 0
     messages: list[Message] = dataclasses.field(default_factory=list)
     saved: list[Message] = dataclasses.field(default_factory=list)  # the messages when they were last saved or loaded
-    cut: str | None = None  # why the last answer stopped before its end
+    cut: str | None = None  # why the last answer stopped before it ended by itself; None if it was not cut
 
     def __post_init__(self) -> None:
         seed_of(self.seed)
@@ -46,10 +50,10 @@ class Dialogue:
             whole_number("max_tokens", self.max_tokens, least=1)
 
     def ask(self, text: str) -> Generator[str, None, None]:
-        """Yield the answer in pieces of whole characters and append question and answer to the messages.
+        """Yield the answer to `text` in pieces of whole characters, and append question and answer to the messages.
 
-        After Ctrl-C the answer is the part that was yielded. All messages stay in the conversation; a log line says which
-        of them the model does not read because they do not fit the context.
+        After Ctrl-C, the part of the answer that was already yielded is appended. All messages stay in the conversation; if
+        some do not fit the context, a log line says which of them the model does not read.
         """
         question = Message("user", text_of("the question", text))
         engine, tokenizer = self.writer.engine(), self.writer.tokenizer
@@ -80,7 +84,7 @@ class Dialogue:
             failed = False
             raise
         finally:
-            if failed and not said:  # an error, and nothing was answered: the question may be asked again
+            if failed and not said:  # an error before the answer began: the user can ask the question again
                 self.messages.pop()
             else:
                 self.messages.append(Message("assistant", "".join(said)))
@@ -90,13 +94,13 @@ class Dialogue:
         return seed if seed <= LARGEST_SEED else seed - LARGEST_SEED - 1
 
     def _prompt(self, messages: list[Message]) -> list[int]:
-        """Encode the conversation, without its oldest turns if it is too long."""
+        """Return the ids of the conversation, without its oldest turns if it does not fit the context."""
         tokenizer, context = self.writer.tokenizer, self.writer.model.config.context_length
         reserved = self._answer_tokens(messages) if self.max_tokens is None else self.max_tokens
         alone = len(conversation.prompt_ids([m for m in messages[:1] if m.role == "system"] + messages[-1:], tokenizer))
         limit = max(
             8, context - reserved, min(alone, context * 3 // 4)
-        )  # at least a quarter is reserved for the answer
+        )  # a long question leaves at least a quarter of the context for the answer
         read, dropped = conversation.drop_oldest_turns(messages, tokenizer, limit)
         if dropped:
             turns = "turn no longer fits" if dropped == 1 else f"{dropped} turns no longer fit"
@@ -108,9 +112,10 @@ class Dialogue:
         return conversation.prompt_ids(read, tokenizer)
 
     def _answer_tokens(self, messages: list[Message]) -> int:
-        """Return the number of tokens to reserve for the next answer: that of the longest answer so far.
+        """Return the number of tokens to reserve for the next answer.
 
-        A model with short answers can then read many earlier turns, and one that writes stories can finish another story.
+        It is the length of the longest answer so far, but at least a quarter of the context and at most ANSWER_TOKENS. If
+        answers are short, the model can then read many earlier turns; if it writes stories, it can finish another story.
         """
         answers = [len(self.writer.tokenizer.encode(m.content)) + 1 for m in messages if m.role == "assistant"]
         quarter = self.writer.model.config.context_length // 4
@@ -118,12 +123,12 @@ class Dialogue:
 
     @property
     def is_saved(self) -> bool:
-        """Tell whether the messages are saved, or consist of a system text at most."""
+        """Tell whether there is nothing to save: the messages are saved already, or there is only a system text or none."""
         return self.messages == self.saved or all(message.role == "system" for message in self.messages)
 
     @property
     def system(self) -> str | None:
-        """Return the system text; setting it raises UserError for a model that was not fine-tuned on conversations."""
+        """Return the system text, or None. To set it raises UserError if the model was not fine-tuned on conversations."""
         first = self.messages[:1]
         return first[0].content if first and first[0].role == "system" else None
 
@@ -131,7 +136,8 @@ class Dialogue:
     def system(self, text: str | None) -> None:
         if not self.chats:
             raise UserError(
-                "this model does not read a system text: it was not fine-tuned on conversations and only continues a text"
+                "this run cannot use a system text, because it was not fine-tuned on conversations: chat with a run that "
+                "`positron sft` made"
             )
         rest = [message for message in self.messages if message.role != "system"]
         self.messages = [Message("system", text_of("the system text", text)), *rest] if text else rest
@@ -141,7 +147,10 @@ class Dialogue:
         self.messages = [message for message in self.messages if message.role == "system"]
 
     def change(self, name: str, value: str) -> None:
-        """Set a setting to the value that a user typed; raises UserError for an unknown name or an invalid value."""
+        """Set the setting `name` to the value that a user typed.
+
+        Raises UserError for an unknown name or an invalid value.
+        """
         if name not in SETTINGS:
             raise unknown("setting", name, SETTINGS)
         if name == "preset":
@@ -157,7 +166,7 @@ class Dialogue:
             except ValueError:
                 wanted = "a whole number" if kind is int else "a number"
                 or_none = " or none" if name in _OPTIONAL else ""
-                raise UserError(f"{name} {shown(value)[1:-1]} must be {wanted}{or_none}") from None
+                raise UserError(f"{name} must be {wanted}{or_none}, not {shown(value)[1:-1]}") from None
         self._set(name, number)
 
     def _set(self, name: str, number: float | None) -> None:
@@ -169,26 +178,26 @@ class Dialogue:
             self.sampling = dataclasses.replace(self.sampling, **{name: number})  # type: ignore[arg-type]
 
     def settings(self) -> dict[str, Any]:
-        """Return all settings by name, for display."""
+        """Return the values of all settings by their names, for display."""
         name = next((name for name, sampling in PRESETS.items() if sampling == self.sampling), "your own")
         limit = "none (until the context is full)" if self.max_tokens is None else self.max_tokens
         return {"preset": name, **dataclasses.asdict(self.sampling), "max_tokens": limit, "seed": self.seed}
 
     def state(self) -> dict[str, Any]:
-        """Return settings and messages as JSON values, for `restore`."""
+        """Return settings and messages as values for a JSON file, from which `restore` restores them."""
         settings = {**dataclasses.asdict(self.sampling), "max_tokens": self.max_tokens, "seed": self.seed}
         messages = [dataclasses.asdict(message) for message in self.messages]
         return {"version": VERSION, "settings": settings, "messages": messages}
 
     def restore(self, state: Any, where: str) -> None:
-        """Restore the result of `state`, read from the file `where`.
+        """Restore settings and messages from `state`, the content of the file `where`.
 
-        Raises UserError naming the first wrong field; the dialogue is then unchanged.
+        Raises UserError, naming the first wrong field, if the content is not valid; the dialogue is then not changed.
         """
         try:
             settings = _group(state, "the file", ("version", "settings", "messages"))["settings"]
             if type(state["version"]) is not int or state["version"] != VERSION:
-                raise UserError(f"version {shown(state['version'])} is not {VERSION}, which this Positron reads")
+                raise UserError(f"its version is {shown(state['version'])}, and this Positron reads version {VERSION}")
             _group(settings, "settings", ("max_tokens",))
             for name, value in settings.items():
                 if name not in SETTINGS or name == "preset":
@@ -204,7 +213,8 @@ class Dialogue:
             raise UserError(f"{where} is not a saved chat: {error}") from error
         if not self.chats and any(message.role == "system" for message in messages):
             raise UserError(
-                f"cannot load {where}: it has a system text, and this run was not fine-tuned on conversations"
+                f"cannot load {where}: it has a system text, and this run was not fine-tuned on conversations: load it with "
+                "a run that `positron sft` made"
             )
         self.sampling, self.max_tokens, self.seed = sampling, max_tokens, seed
         self.messages, self.saved = messages, list(messages)

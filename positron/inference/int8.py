@@ -1,7 +1,7 @@
-"""int8 weights: each row of a matrix is integers from -127 to 127 times its own scale.
+"""int8 weights: a row of a matrix is stored as integers from -127 to 127 and one scale by which they are multiplied.
 
-Only linear weights are quantised; norms, biases and positions are too small to matter. `round_weights` gives the same
-numbers to a plain model, so that the evaluated weights are those that generate.
+Only the matrices of linear layers are quantised, because norms, biases and positions are small. `round_weights` rounds the
+weights of a model in the same way, so that an evaluation uses the same weights as generation.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from torch.nn import functional as F
 from positron.model.gpt import GPT, Elementwise, activate
 from positron.model.kernels.torch_private import int8_linear
 
-MAX_DIRECT_ROWS = 8  # the time of the int8 operator grows with the rows; with more, a bf16 product is faster
-ROW_MULTIPLE = 32  # the int8 operator reads beyond the end of rows that are not a multiple of its vectors
+MAX_DIRECT_ROWS = 8  # for more rows of x, a bf16 product is faster than the int8 operator
+ROW_MULTIPLE = 32  # the int8 operator reads beyond the end of rows whose length is not a multiple of this number
 
 
 def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantise W (out, in) to q (out, in) int8 and scale (out,) bf16, with |W - scale q| <= scale / 2.
+    """Quantise W (out, in) to q (out, in) in int8 and scale (out,) in bf16, with |W - scale q| <= scale / 2.
 
-    The scale is rounded before the division. It is then too small by 1 part in 256 at most, and the largest number of a
-    row becomes 127 (1 + 1/256) = 127.496, which is rounded to 127, so that no number is clipped.
+    The scale is rounded to bf16 before W is divided by it. It can become too small by 1 part in 256. The largest number of a
+    row is then at most 127 (1 + 1/256) = 127.496, which is rounded to 127, so no number exceeds the range.
     """
     weight = weight.detach().float()
     scale = (weight.abs().amax(dim=1) / 127).clamp(min=torch.finfo(torch.bfloat16).tiny).bfloat16()
@@ -31,15 +31,15 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantise(q: Tensor, scale: Tensor) -> Tensor:
-    """Compute scale q, exactly, in fp32: (out, in)."""
+    """Return the product scale q (out, in) in fp32, where it is exact."""
     return q.float() * scale.float()[:, None]
 
 
 @torch.no_grad()
 def round_weights(model: GPT, dtype: torch.dtype | None) -> GPT:
-    """Copy the model, with its weights rounded as a Decoder with this dtype rounds them; activations keep their precision.
+    """Return a copy of the model whose weights are rounded in the same way as in a Decoder with this dtype.
 
-    If dtype is None, returns the model itself.
+    The copy computes in the precision of the model. If dtype is None, the model itself is returned.
     """
     if dtype is None:
         return model
@@ -54,7 +54,7 @@ def round_weights(model: GPT, dtype: torch.dtype | None) -> GPT:
 
 
 class Int8Linear:
-    """Compute activation(x W^T + b) as `Linear` does, with W in int8; the int8 operator is used for x in bf16."""
+    """Compute activation(x W^T + b) with W in int8. The int8 operator of torch is used for a few rows of x in bf16."""
 
     packed = False
 
@@ -64,9 +64,9 @@ class Int8Linear:
         self.direct = weight.device.type == "cpu" and weight.shape[1] % ROW_MULTIPLE == 0
 
     def product(self, x: Tensor) -> Tensor:
-        """Compute x W^T + b: (..., in) -> (..., out).
+        """Compute x W^T + b: x (..., in) -> (..., out).
 
-        The int8 operator and the bf16 product agree, because integers up to 127 are exact in bf16.
+        The int8 operator and the product in bf16 give the same result, because integers up to 127 are exact in bf16.
         """
         if self.direct and x.ndim == 2 and len(x) <= MAX_DIRECT_ROWS and x.dtype == torch.bfloat16:
             y = int8_linear(x, self.q, self.scale)

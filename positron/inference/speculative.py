@@ -1,9 +1,10 @@
-"""Speculative decoding: a small model proposes tokens, and the large model reads them all at once and accepts some.
+"""Speculative decoding: a small model proposes tokens, and the large model checks several proposals in one pass.
 
-Leviathan et al., arXiv:2211.17192. Let p be the large model's probabilities and q the small model's. A proposal x, drawn
-from q, is accepted with probability min(1, p(x) / q(x)). The first one that is not accepted is replaced by a token drawn
-from max(0, p - q). Token x then has the probability min(q(x), p(x)) + max(0, p(x) - q(x)) = p(x): the text is distributed
-as if the large model had written it alone. The proposals only affect the speed.
+The method is from Leviathan et al., arXiv:2211.17192. Let p be the probabilities of the large model and q those of the small
+model. A proposed token x, drawn from q, is accepted with the probability min(1, p(x) / q(x)). The first proposal that is not
+accepted is replaced by a token drawn from max(0, p - q), and the later proposals are discarded. A token x then has the
+probability min(q(x), p(x)) + max(0, p(x) - q(x)) = p(x), so the text has the same distribution as a text by the large model
+alone. The proposals affect only the speed.
 """
 
 from __future__ import annotations
@@ -20,17 +21,23 @@ from positron.model.gpt import GPT
 from positron.system.errors import UserError
 from positron.text.tokenizer import Tokenizer
 
-PROPOSALS_PER_ROUND = 2  # few, because the operators of a small model take nearly as long as those of a large one
+PROPOSALS_PER_ROUND = 2  # a small number, because a step of a small model takes nearly as long as one of a large model
 
 
 class Window:
-    """Track the part of a text, from `start` on, that a decoder of one row has read; it moves as that of `Engine`."""
+    """Track which part of a text is in the cache of a decoder with one row; the part starts at token `start`.
+
+    When the context is full, the part moves on in the same way as in `Engine`.
+    """
 
     def __init__(self, decoder: Decoder) -> None:
         self.decoder, self.context, self.start = decoder, decoder.config.context_length, 0
 
     def free_tokens(self, seen: list[int]) -> int:
-        """Return the number of tokens that fit after `seen`; if `seen` does not fit, drop all but half a context first."""
+        """Return the number of tokens that fit the context after `seen`.
+
+        If `seen` itself does not fit, the part is first moved to the last half context of `seen`.
+        """
         if len(seen) - self.start > self.context:
             self.start, self.decoder.lengths[0] = len(seen) - max(1, self.context // 2), 0
         return self.context - (len(seen) - self.start)
@@ -45,10 +52,10 @@ class Window:
 
 
 def accept(proposed: list[int], q: list[Tensor], p: Iterator[Tensor], generator: torch.Generator) -> list[int]:
-    """Return the accepted proposals plus one token from the large model.
+    """Return the accepted proposals, followed by one token that is drawn by the large model's distribution.
 
-    `q`: the distributions (V,) that the k proposals were drawn from. `p`: k + 1 distributions (V,) of the large model,
-    evaluated lazily.
+    `q`: the k distributions (V,) from which the proposals were drawn. `p`: the k + 1 distributions (V,) of the large model,
+    of which only the needed ones are computed.
     """
     for i, (token, small) in enumerate(zip(proposed, q, strict=True)):
         large = next(p)
@@ -58,7 +65,10 @@ def accept(proposed: list[int], q: list[Tensor], p: Iterator[Tensor], generator:
 
 
 class SpeculativeEngine(Engine):
-    """Write one text at a time with the distribution of `Engine`; the text for a given seed is another one."""
+    """Generate one text at a time, with the help of a draft model.
+
+    The texts have the same distribution as those of `Engine`, but a seed gives another text.
+    """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, draft: GPT, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(model, tokenizer, dtype=dtype)
@@ -74,7 +84,10 @@ class SpeculativeEngine(Engine):
         seed: int,
         ended: list[bool] | None = None,
     ) -> Iterator[list[int | None]]:
-        """Yield the next id of the only prompt, in the form of `Engine.ids`; raises UserError for several prompts."""
+        """Yield lists with the next token id of the only prompt, as `Engine.ids` does for several prompts.
+
+        Raises UserError for an empty prompt and for several prompts.
+        """
         if len(prompts) != 1:
             raise UserError(f"a draft model can write only one text at a time, not {len(prompts)}: leave the draft out")
         if not prompts[0]:
@@ -96,8 +109,8 @@ class SpeculativeEngine(Engine):
     def _round(
         self, large: Window, small: Window, seen: list[int], most: int, sampling: Sampling, generator: torch.Generator
     ) -> list[int]:
-        """Generate the next 1 to `most` tokens; the large model reads all proposals at once."""
-        # + 1: the small model does not have to read the last proposal
+        """Return the next 1 to `most` tokens; the large model reads all proposals in one pass."""
+        # + 1, because the small model does not have to read the last proposal
         count = min(PROPOSALS_PER_ROUND, most - 1, large.free_tokens(seen), small.free_tokens(seen) + 1)
         proposed: list[int] = []
         q: list[Tensor] = []

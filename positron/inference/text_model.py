@@ -18,15 +18,15 @@ from positron.model.gpt import GPT
 from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
-DTYPES = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}  # None: as the model has them
-OWN_SETTINGS = ("max_tokens", "seed", "stop")  # of `generate`, beside those of `Sampling`
+DTYPES = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}  # None: the number format of the model
+OWN_SETTINGS = ("max_tokens", "seed", "stop")  # settings of `generate` that are not fields of `Sampling`
 
 
 class Writer:
     """Generate text with a model and its tokenizer.
 
-    Settings are the fields of `Sampling`, by name; other names raise UserError. Any number of texts may be generated at the
-    same time, in one thread or in several; each is the same as if it were generated alone.
+    `**settings` of the methods are fields of `Sampling`; other names raise UserError. Any number of texts can be generated at
+    the same time, in one or several threads. Each text is the same as if it were generated alone.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class Writer:
         weights: str = "fp32",
         draft: GPT | None = None,
     ) -> None:
-        """Hold the model; its weights are packed at the first generation.
+        """Keep the model; its weights are packed for fast decoding when the first text is generated.
 
-        `weights`: fp32, or bf16 or int8, which are faster and may change some tokens. `draft`: a smaller model with the same
-        tokenizer for speculative decoding; it does not change the distribution of the text.
+        `weights`: the number format. bf16 and int8 are faster on a CPU than fp32 and may change some tokens. `draft`: a
+        smaller model with the same tokenizer for speculative decoding; it does not change the distribution of the text.
         """
         self.model, self.tokenizer, self.dtype = model, tokenizer, DTYPES[weights_of(weights)]
         self.draft = draft
@@ -55,7 +55,7 @@ class Writer:
         stop: str | Iterable[str] = (),
         **settings: Any,
     ) -> str:
-        """Generate text; return the prompt and its continuation: `prompt + "".join(stream(prompt, ...))`."""
+        """Return the prompt and its continuation; the continuation is the text that `stream` yields."""
         return prompt + "".join(self.stream(prompt, max_tokens=max_tokens, seed=seed, stop=stop, **settings))
 
     def stream(
@@ -69,7 +69,8 @@ class Writer:
     ) -> Stream:
         """Generate the continuation of the prompt, without the prompt, in pieces of whole characters.
 
-        It ends before the first of the `stop` texts: one text or a list of them.
+        The text ends at the end of a document, after `max_tokens` tokens, or before the first of the `stop` strings. `stop` is
+        one string or a list of strings.
         """
         sampling, ids = sampling_from(settings), self.ids(prompt)
         return self.engine().stream(ids, sampling, max_tokens=max_tokens, seed=seed, stop=stop)
@@ -83,7 +84,7 @@ class Writer:
         stop: str | Iterable[str] = (),
         **settings: Any,
     ) -> list[str]:
-        """Return each prompt with its continuation, all written at once.
+        """Return each prompt with its continuation; all texts are generated at the same time.
 
         Text i is the one that `generate` returns for prompt i with the seed `seed + i`.
         """
@@ -114,7 +115,7 @@ class Writer:
 
 
 def sampling_from(settings: dict[str, Any]) -> Sampling:
-    """Return the balanced preset with these settings changed; raises UserError for an unknown name."""
+    """Return the preset `balanced`, changed by `settings`; raises UserError for an unknown name or an invalid value."""
     known = [field.name for field in dataclasses.fields(Sampling)]
     for name in settings:
         if name not in known:

@@ -1,4 +1,4 @@
-"""The state of a text during generation: whole characters from token ids, cut before the first stop string."""
+"""Turn the tokens of a text into whole characters during generation, and end the text before the first stop string."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from positron.text.tokenizer import StreamDecoder, Tokenizer
 
 
 class Progress:
-    """Turn the tokens of one text into characters, and hold back what may be the beginning of a stop string.
+    """Turn the tokens of one text into characters. Characters that may begin a stop string are held back.
 
-    `tokens`: the number of tokens of the text, without those that a stop string cuts off. `ended`: whether the text ended
-    by itself or at a stop string, before max_tokens.
+    `tokens`: the number of tokens of the text, without those of a stop string. `ended`: true if the text ended by itself or
+    at a stop string, and not at max_tokens.
     """
 
     def __init__(self, tokenizer: Tokenizer, stops: tuple[str, ...] = ()) -> None:
@@ -23,7 +23,7 @@ class Progress:
         self._characters = self._shown = 0
 
     def push(self, token: int) -> str:
-        """Take the next token and return the characters that may be shown now; a complete stop string sets `ended`."""
+        """Add the next token and return the characters that can be shown now. A complete stop string sets `ended`."""
         self.tokens += 1
         new = self._decoder.push(token)
         if not self._stops:
@@ -37,7 +37,10 @@ class Progress:
         return piece
 
     def finish(self, by_itself: bool) -> str:
-        """End the text and return what was held back; `by_itself`: whether the model ended it, before max_tokens."""
+        """End the text and return the characters that were held back.
+
+        `by_itself`: true if the model ended the text before max_tokens.
+        """
         if self.ended:
             return ""
         self.ended = by_itself
@@ -47,14 +50,14 @@ class Progress:
         return rest
 
     def _tokens_of(self, characters: int) -> int:
-        """Return the number of tokens that the first `characters` characters took."""
+        """Return the number of tokens that the first `characters` characters of the text needed."""
         return next((i + 1 for i, length in enumerate(self._lengths) if length >= characters), 0) if characters else 0
 
 
 class Stream(Iterator[str]):
-    """Iterate over a text in pieces of whole characters, each generated when it is requested.
+    """Iterate over a text in pieces of whole characters. A piece is generated when it is requested.
 
-    The memory of a text is freed at its end, by `close`, or when nothing refers to the stream any more.
+    The cache of the text is freed when the text ends, when `close` is called, or when nothing refers to the stream any more.
     """
 
     def __init__(self, text: Generator[str, None, None], progress: Progress) -> None:
@@ -64,12 +67,12 @@ class Stream(Iterator[str]):
         return next(self._text)
 
     def close(self) -> None:
-        """End the text early."""
+        """End the text early and free its cache."""
         self._text.close()
 
     @property
     def tokens(self) -> int:
-        """Return the number of tokens of the text so far."""
+        """Return the number of tokens that were generated so far, without those of a stop string."""
         return self._progress.tokens
 
     @property
@@ -79,9 +82,9 @@ class Stream(Iterator[str]):
 
 
 def pieces(rows: Iterator[list[int | None]], progress: Progress, max_tokens: int) -> Generator[str, None, None]:
-    """Yield the text of the only row of `rows` in pieces of whole characters.
+    """Yield the text of `rows`, which generate a single text, in pieces of whole characters.
 
-    The generator does not refer to a `Stream`, so that no reference cycle keeps its cache alive.
+    The generator does not refer to a `Stream`; a reference cycle would keep the cache in memory.
     """
     count = 0
     for (token,) in rows:
@@ -98,11 +101,13 @@ def pieces(rows: Iterator[list[int | None]], progress: Progress, max_tokens: int
 
 
 def cut_at_stop(text: str, stop: tuple[str, ...], at_end: bool = False) -> tuple[str, str, bool]:
-    """Cut a text before its first stop string: (text to show, text held back, whether a stop string is complete).
+    """Cut a text before its first stop string; return the text to show, the text held back, and whether a stop is complete.
 
-    Held back is an end that may be the beginning of a stop string, unless the text is `at_end`.
+    The end of the text is held back if it may be the beginning of a stop string. With `at_end`, no more text follows, so
+    nothing is held back.
     """
-    # the stop string that is complete first ends the text, whatever its division into pieces; of several, the longest
+    # The stop string that is complete first ends the text, so that the result does not depend on the pieces of the text. If
+    # several are complete at the same character, the longest one is used.
     matches = [(start + len(s), start) for s in stop if (start := text.find(s)) >= 0]
     if matches:
         return text[: min(matches)[1]], "", True

@@ -1,4 +1,4 @@
-"""`device.compile=true`: compile the model in place, unless its first loss and gradient norm differ from eager mode."""
+"""`device.compile=true`: compile the model, and use it only if its loss and gradient norm agree with eager mode."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from positron.training.objective.base import Part
 
 logger = logging.getLogger(__name__)
 
-# Relative, of loss and gradient norm. Fused kernels sum in another order and round less often, which changes the last
-# digits; the error of a wrong kernel is far larger.
+# Accepted relative difference of loss and gradient norm. Fused kernels sum in another order and round less often, so the last
+# digits differ; a wrong kernel would cause a far larger difference.
 TOLERANCE = {"fp32": 1e-3, "bf16": 3e-2, "fp16": 1e-2}
 
 
 def compile_in_place(model: GPT, part: Part, machine: Machine) -> bool:
     """Compile the model and compare it with eager mode on the micro-batch `part`; return whether it stays compiled.
 
-    If the compiler fails or the values differ, the model stays eager, with a warning. The names in the state dict do not
-    change. Dropout is off during the comparison, because compiled code draws other random numbers.
+    If the compiler fails or the values differ, a warning is logged and the model is not compiled. The names in the state
+    dict do not change. Dropout is off during the comparison, because compiled code draws other random numbers.
     """
     model.to(machine.device)
     part = (part[0].to(machine.device), part[1].to(machine.device))
@@ -35,8 +35,8 @@ def compile_in_place(model: GPT, part: Part, machine: Machine) -> bool:
         model.compile()
         compiled = _loss_and_norm(model, part, machine)
         if not torch.allclose(compiled, eager, rtol=TOLERANCE[machine.precision], atol=0.0):
-            reason = f"its first loss and gradient norm are {_shown(compiled)}, without it {_shown(eager)}"
-    except Exception as error:  # a compiler, its toolchain and its caches can fail in any way, and none is worth a run
+            reason = f"the compiled model has the loss and gradient norm {_shown(compiled)} instead of {_shown(eager)}"
+    except Exception as error:  # a compiler and its tools can fail in many ways, and no failure should end the run
         reason = " ".join(str(error).split())[:200] or type(error).__name__
     finally:
         model.zero_grad(set_to_none=True)
@@ -48,7 +48,7 @@ def compile_in_place(model: GPT, part: Part, machine: Machine) -> bool:
 
 
 def _loss_and_norm(model: GPT, part: Part, machine: Machine) -> Tensor:
-    """Return the loss in nats per token and the global norm of its gradient, (2,)."""
+    """Return a tensor (2,): the loss in nats per token, and the global norm of its gradient."""
     model.zero_grad(set_to_none=True)
     with machine.autocast():
         loss = model(*part) / (part[1] != IGNORE).sum()

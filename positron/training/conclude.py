@@ -1,4 +1,4 @@
-"""The end of a run: write its results to the run folder, and tell the user how to continue."""
+"""Write the results of a run to its folder when it ends, and tell the user how to continue."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ logger = logging.getLogger(__name__)
 
 
 def conclude(run: Run, status: str, error: str | None, signals: Signals) -> None:
-    """Write run.json, the exported weights, the picture and the report of a run, however it ended."""
+    """Write run.json, the exported weights, the loss curve and the report when a run ends, with any `status`.
+
+    A report or weights that cannot be written cause a warning only.
+    """
     try:
         rows = read_metrics(run.metrics_path)
     except UserError as damaged:  # another process or the disk damaged it during the run
-        logger.warning(f"no report is made: {damaged}")
+        logger.warning(f"the report is not written: {damaged}")
         rows = []
-    val = [row for row in rows if row.get("val/bpb") is not None]  # null where it was NaN
+    val = [row for row in rows if row.get("val/bpb") is not None]  # NaN is stored as null
     facts = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "time_s": rows[-1]["time_s"]} if rows else {}
     if val:
         best, step = best_row(rows)
@@ -36,23 +39,23 @@ def conclude(run: Run, status: str, error: str | None, signals: Signals) -> None
             logger.info("writing the weights and the report")
             export_weights(run)
             write_report(run)
-    except UserError as unwritable:  # such as a full disk; it must not hide what ended the run
+    except UserError as unwritable:  # such as a full disk; it must not hide the error that ended the run
         logger.warning(str(unwritable))
 
 
 def log_how_to_continue(run: Run) -> None:
-    """Log what was saved of a run that a signal ended, and how to continue it."""
+    """Log which step was saved of a run that a signal ended, and how to continue the run."""
     saved = checkpoints(run.checkpoint_folder)
     if saved:
         logger.info(f"saved at step {step_of(saved[-1])}; the same command continues the run")
     else:
-        logger.info("nothing was saved yet; the same command starts again")
+        logger.info("nothing was saved yet; the same command starts the run again")
 
 
 def export_weights(run: Run) -> None:
     """Write the best weights to `model/weights.safetensors`, with `model/config.json` and a checksum.
 
-    Other programs read these files. Does nothing if there is no usable best checkpoint.
+    These files are for other programs. Does nothing if the best checkpoint is missing or damaged.
     """
     from safetensors.torch import save
 
@@ -64,7 +67,9 @@ def export_weights(run: Run) -> None:
     content = save(weights)
     make_folder(run.model_folder, run.folder)
     checksum = run.weights_checksum_path
-    checksum.unlink(missing_ok=True)  # if this process ends in between, no wrong checksum is left
+    checksum.unlink(
+        missing_ok=True
+    )  # so that no wrong checksum is left if this process ends before it writes the new one
     with whole_file(run.weights_path, run.folder) as file:
         file.write(content)
     write_json(run.architecture_path, saved["gpt_config"], run.folder)

@@ -16,7 +16,7 @@ from positron.system.errors import UserError
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LIGHTNING_PRECISION: dict[Precision, str] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
-CPU_MICRO_TOKENS = 4096  # about what keeps a layer's activations in a desktop CPU's cache
+CPU_MICRO_TOKENS = 4096  # with about this number of tokens, the activations of a layer fit the cache of a desktop CPU
 
 
 @dataclass(frozen=True)
@@ -25,28 +25,28 @@ class Machine:
 
     accelerator: Accelerator
     precision: Precision
-    why: str  # the choice and its reason, for the user
-    share: float = 1.0  # of the free memory that this run may use
+    why: str  # describes the choice and its reason for the user
+    share: float = 1.0  # the share of the free memory that this run may use
     checkpoint_activations: bool = False
 
     @property
     def device(self) -> torch.device:
-        """The torch device of the accelerator."""
+        """Return the torch device of the accelerator."""
         return torch.device(self.accelerator)
 
     def autocast(self) -> torch.autocast:
-        """Return the context in which a forward pass runs in the machine's precision."""
+        """Return a context in which a forward pass computes in the precision of the machine."""
         dtype = DTYPES[self.precision]
         return torch.autocast(self.accelerator, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def accelerators() -> dict[Accelerator, bool]:
-    """Tell which kinds of device this machine has, the best first."""
+    """Return which kinds of accelerators this machine has, the fastest kind first."""
     return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
 
 
 def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
-    """Resolve `auto` to an accelerator and a precision. Raises UserError if the named accelerator does not exist."""
+    """Replace `auto` by an accelerator and a precision. Raises UserError if the named accelerator does not exist."""
     available = accelerators()
     asked = config.accelerator
     why = f"device={asked}"
@@ -54,21 +54,25 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     if asked == "auto":
         accelerator = next(name for name in available if available[name])
         absent = [name.upper() for name in ("cuda", "mps") if not available[name]]
-        why = f"{accelerator.upper()} (device=auto" + (f": no {' and no '.join(absent)} here)" if absent else ")")
+        why = f"{accelerator.upper()} (device=auto" + (
+            f": this machine has no {' and no '.join(absent)})" if absent else ")"
+        )
     elif available[asked]:
         accelerator = asked
     else:
         names = ", ".join(name for name, is_available in available.items() if is_available)
-        raise UserError(f"device={asked}: this machine has only {names}; device=auto chooses among these")
+        raise UserError(f"device={asked}: this machine has only {names}: give one of these, or device=auto")
     count = torch.cuda.device_count() if accelerator == "cuda" else config.devices
     if config.devices > count:
-        raise UserError(f"device.devices={config.devices}: this machine has {count} CUDA devices")
+        raise UserError(
+            f"device.devices={config.devices}: this machine has {count} CUDA devices: give device.devices={max(1, count)}"
+        )
     dtype = precision.dtype
     if dtype == "auto":
         dtype = "bf16" if bf16_is_fast(accelerator) else "fp32"
         faster = "faster" if dtype == "bf16" else "no faster"
-        on_this_model = "; steps of the model decide" if dtype == "bf16" and accelerator == "cpu" else ""
-        why += f", {dtype} (precision=auto: products in bf16 are {faster} here{on_this_model})"
+        on_this_model = "; timed steps of the model will decide" if dtype == "bf16" and accelerator == "cpu" else ""
+        why += f", {dtype} (precision=auto: matrix products in bf16 are {faster} on this machine{on_this_model})"
     else:
         why += f", {dtype}"
     if config.share < 1:
@@ -79,18 +83,18 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
 
 
 def precision_named(name: str) -> Precision:
-    """Return the precision that a run's file names. Raises UserError for an unknown name."""
+    """Return the precision that a run.json names. Raises UserError for an unknown name."""
     for precision in DTYPES:
         if precision == name:
             return precision
     raise UserError(
-        f"run.json of this run has precision={name}, which is not one of {', '.join(DTYPES)}: the file is damaged, or a newer "
-        "version of Positron wrote it"
+        f"run.json of this run has precision={name}, which is not one of {', '.join(DTYPES)}: restore the file from a copy if "
+        "it is damaged, or use the newer version of Positron that wrote it"
     )
 
 
 def set_threads(config: DeviceConfig) -> None:
-    """Set the CPU threads of this process to `device.threads`, or to its share of the cores."""
+    """Set the CPU threads of this process to `device.threads`, or to its share of the cores in a sweep."""
     if config.threads != "auto":
         torch.set_num_threads(config.threads)
     elif config.share < 1:
@@ -98,15 +102,15 @@ def set_threads(config: DeviceConfig) -> None:
 
 
 def bf16_is_fast(accelerator: Accelerator) -> bool:
-    """Return whether matrix products are faster in bf16 than in fp32.
+    """Tell whether matrix products are faster in bf16 than in fp32.
 
-    On a CPU this is measured, because CPU flags are not reliable: without AVX512-BF16 or AMX, bf16 is slower than fp32.
+    On a CPU this is measured, because the flags of a CPU are not reliable. Without AVX512-BF16 or AMX, bf16 is slower.
     """
     match accelerator:
         case "cuda":
             return bool(torch.cuda.is_bf16_supported(including_emulation=False))
         case "mps":
-            return True  # torch >= 2.13 is required; before, bf16 attention on MPS let tokens see the future
+            return True  # needs torch >= 2.13: with earlier versions, bf16 attention on MPS let tokens see later tokens
         case "cpu":
             cpu = torch.device("cpu")
             return matmul_flops(cpu, torch.bfloat16) > 1.5 * matmul_flops(cpu, torch.float32)
@@ -120,9 +124,9 @@ Shape = tuple[int, int, int]  # (n, k, m): a product (n, k) x (k, m)
 def matmul_flops(
     device: torch.device, dtype: torch.dtype, *, seconds: float = 0.15, shapes: Sequence[Shape] | None = None
 ) -> float:
-    """Return the FLOP/s of the fastest of `shapes`, each measured for its part of `seconds`.
+    """Return the FLOP/s of matrix products: the fastest of `shapes`, which are measured for `seconds` together.
 
-    `shapes`: None means one large square product.
+    Without `shapes`, one large square product is measured.
     """
     side = 1024 if device.type == "cpu" else 8192
     shapes = shapes or [(side, side, side)]
@@ -131,7 +135,7 @@ def matmul_flops(
 
 def _product_flops(device: torch.device, dtype: torch.dtype, shape: Shape, seconds: float) -> float:
     n, k, m = shape
-    # weights lie as nn.Linear keeps them, (m, k); no random numbers, so that training's own are not touched
+    # the weight has the layout of nn.Linear, (m, k); no random numbers are drawn, because training must get the same ones
     a, b = (torch.full(size, 0.5, device=device, dtype=dtype) for size in ((n, k), (m, k)))
     best, started = float("inf"), time.perf_counter()
     out = a @ b.t()
@@ -145,20 +149,20 @@ def _product_flops(device: torch.device, dtype: torch.dtype, shape: Shape, secon
 
 
 def release_memory(accelerator: Accelerator) -> None:
-    """Give memory that no tensor uses back to the device."""
+    """Return memory that no tensor uses to the device."""
     match accelerator:
         case "cuda":
             torch.cuda.empty_cache()
         case "mps":
             torch.mps.empty_cache()
         case "cpu":
-            pass  # the allocator does it
+            pass  # the allocator of the CPU needs no request
         case _:
             assert_never(accelerator)
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until the device has finished all work; a CPU always has."""
+    """Wait until the device has finished all work. On a CPU there is nothing to wait for."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -166,7 +170,11 @@ def wait_for(device: torch.device) -> None:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory in bytes: the largest resident set of the process on a CPU, else the allocator's peak."""
+    """Return the peak memory in bytes; 0 if the system does not report it.
+
+    On a CPU this is the largest memory of the process, on CUDA the peak of torch's allocator, and on MPS the memory that is
+    allocated now.
+    """
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
@@ -194,11 +202,11 @@ def free_memory(device: torch.device) -> int | None:
 
 
 def micro_batch_bytes(config: GPTConfig, rows: int, machine: Machine) -> int:
-    """Estimate, rather too high, the bytes of the activations that `rows` sequences save for the backward pass.
+    """Estimate the bytes of the activations that `rows` sequences keep for the backward pass; the estimate is rather high.
 
-    Per token and layer: about 8 d_model-wide tensors around attention and norms, 3 of the MLP's width (4 with a gate),
-    what norms keep in fp32, and on a CPU the probabilities of blocked attention. With `checkpoint_activations` each
-    layer keeps its fp32 input, and one at a time all of the above.
+    Each token keeps in each layer about 8 tensors of width d_model for attention and norms, 3 tensors of the MLP's width (4
+    with a gate), and the fp32 inputs of the norms. On a CPU, blocked attention also keeps its probabilities. With
+    `checkpoint_activations`, each layer keeps only its fp32 input, and one layer at a time keeps everything.
     """
     width = DTYPES[machine.precision].itemsize
     mlp = (4 if config.is_gated else 3) * config.ff_width
@@ -215,11 +223,11 @@ def micro_batch_bytes(config: GPTConfig, rows: int, machine: Machine) -> int:
 def choose_micro_batch(
     config: GPTConfig, machine: Machine, rows: int, asked: int | str, try_step: Callable[[int], None]
 ) -> int:
-    """Return the sequences per forward pass, at most `rows`, which is this process's share of a batch.
+    """Return the number of sequences per forward pass (micro-batch), at most `rows`, the sequences of this process per step.
 
-    A CPU is fastest with a micro-batch that fits its cache. On other devices the largest that fits is used: `try_step(n)`
-    runs forward and backward of n sequences, and n is halved until it fits. Raises UserError if the given number, or a
-    single sequence, does not fit.
+    If `asked` is a number, it is used. Otherwise a CPU gets a micro-batch that fits its cache, because this is fastest. Other
+    devices get the largest one that fits their memory: `try_step(n)` runs the forward and backward pass of n sequences, and n
+    is halved until it fits. Raises UserError if the given number, or a single sequence, does not fit the memory.
     """
     if asked != "auto":
         _refuse_too_large(config, machine, min(int(asked), rows))
@@ -235,7 +243,7 @@ def choose_micro_batch(
                 raise
             if size == 1:
                 remedy = memory_remedy(machine.checkpoint_activations, "a smaller model or model.context_length")
-                raise UserError(f"not even one sequence fits this device: try {remedy}") from None
+                raise UserError(f"the memory of this device is too small for a single sequence: try {remedy}") from None
             size = -(-size // 2)
         else:
             return size
@@ -252,22 +260,22 @@ def _refuse_too_large(config: GPTConfig, machine: Machine, size: int) -> None:
         fits //= 2
     remedy = memory_remedy(machine.checkpoint_activations, batch_remedy(size, fits))
     raise UserError(
-        f"out of memory: train.micro_batch_size needs about {needed / 1e9:.1f} GB and {free / 1e9:.1f} GB are free: "
+        f"out of memory: train.micro_batch_size={size} needs about {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free: "
         f"try {remedy}"
     )
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory ran out; MPS and CPU have no error type for it, only a message."""
+    """Tell whether an error means that memory ran out. MPS and CPU have no type for this error, so its text is examined."""
     text = str(error)
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
 
 
 def batch_remedy(size: int, fits: int) -> str:
-    """Return the remedy if `size` sequences at a time are too many: a smaller micro-batch, or a smaller model."""
+    """Return what to do if a micro-batch of `size` sequences is too large: use `fits` sequences, or a smaller model."""
     return f"train.micro_batch_size={fits}" if fits < size else "a smaller model or model.context_length"
 
 
 def memory_remedy(checkpointed: bool, otherwise: str) -> str:
-    """Add checkpointed activations to the remedy `otherwise`, unless they are in use already."""
+    """Return the advice `otherwise`, extended by activation checkpointing unless the run uses it already."""
     return otherwise if checkpointed else f"{otherwise}, or device.checkpoint_activations=true"

@@ -1,4 +1,4 @@
-"""An optimizer step without a trainer, for the measurements of a budget and for benchmarks."""
+"""An optimizer step without Lightning's Trainer, for the measurements of a time budget and for benchmarks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from positron.training.optim.groups import clip_gradients
 
 
 def add_gradient(model: GPT, rows: Tensor, machine: Machine, document_start: int | None = None) -> None:
-    """Accumulate the gradient of the mean loss over rows (B, T + 1), on a CPU in micro-batches that fit its cache.
+    """Add the gradient of the mean loss over rows (B, T + 1) to the parameters' gradients.
 
-    `document_start`: the id that begins documents, if attention does not cross documents.
+    On a CPU the rows are processed in micro-batches that fit its cache. `document_start`: the id that begins documents if
+    attention does not cross documents, otherwise None.
     """
     micro = max(1, CPU_MICRO_TOKENS // model.config.context_length) if machine.accelerator == "cpu" else len(rows)
     for part in rows.split(micro):

@@ -1,4 +1,4 @@
-"""The training loop: Lightning's Trainer with Positron's step, callbacks and files, for every objective."""
+"""The training loop for all objectives: Lightning's Trainer with Positron's optimizer step, callbacks and files."""
 
 from __future__ import annotations
 
@@ -54,15 +54,15 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Records:
-    """Hold what the run has recorded, and the trackers that receive what it records."""
+    """Hold the metrics of the run so far, and the trackers that receive the next ones."""
 
-    rows: list[dict[str, Any]]  # of metrics.jsonl when the process started
+    rows: list[dict[str, Any]]  # the rows of metrics.jsonl when the process started
     trackers: list[Tracker]
 
 
 @dataclass(frozen=True)
 class Ends:
-    """The callbacks that can end the run."""
+    """Hold the callbacks that can end the run."""
 
     stopping: Stopping
     patience: Patience | None
@@ -70,7 +70,7 @@ class Ends:
 
     @property
     def is_out_of_patience(self) -> bool:
-        """Whether early stopping has ended the run."""
+        """Tell whether early stopping has ended the run."""
         return self.patience is not None and self.patience.is_over
 
 
@@ -82,10 +82,11 @@ def fit(
     tokenizer: Tokenizer,
     callbacks: Sequence[L.Callback] = (),
 ) -> Facts:
-    """Train from the session's start to `plan.last_step`; run.json is correct however it ends. Returns the run's facts.
+    """Train from the session's start to `plan.last_step` and return the content of run.json.
 
-    `callbacks` are the user's: they run after validation and the monitors and before metrics, samples and checkpoints
-    are written, so what they add to `module.metrics` is recorded.
+    run.json records the status of the run, also if an error or a signal ends it. `callbacks` are the user's own. They run
+    after validation and the monitors, and before metrics, samples and checkpoints are written, so values that they add to
+    `module.metrics` are recorded. An error that ends the training is raised again.
     """
     run, config, start = session.run, session.config, session.start
     limit = None if config.train.max_time is None else seconds(config.train.max_time)
@@ -94,9 +95,9 @@ def fit(
     with Signals() as signals:
         try:
             stopping = Stopping(last_step=plan.last_step, max_seconds=limit, started=session.started, signals=signals)
-            was_pruned = run.facts().status == "pruned"  # before `running` is written over it
+            was_pruned = run.facts().status == "pruned"  # read before the status becomes `running`
             if session.is_first_rank:
-                cut_after(run, start.step)  # also what a run wrote that was killed before its first checkpoint
+                cut_after(run, start.step)  # a killed run may have written rows after its last checkpoint
                 facts = {"data_fingerprint": objective.fingerprint, "floor_bpb": floor_bpb(objective)}
                 run.update(status="running", step=start.step, resolved=plan.resolved(), **facts)
                 settings = {**dataclasses.asdict(config), "resolved": dataclasses.asdict(run.resolved())}
@@ -108,9 +109,15 @@ def fit(
             ends = Ends(stopping, patience, pruning)
             was_pruned = was_pruned and pruning is not None
             if patience is not None and patience.is_over:
-                logger.info(f"nothing to do: {run.folder} stopped early at step {start.step}, {patience.why}")
+                logger.info(
+                    f"nothing to do: early stopping ended {run.folder} at step {start.step}, {patience.why}; "
+                    "give another name= to train again"
+                )
             elif was_pruned:
-                logger.info(f"nothing to do: {run.folder} was pruned at step {start.step}")
+                logger.info(
+                    f"nothing to do: sweep.prune=median ended {run.folder} at step {start.step}; give another name= to train "
+                    "it to the end"
+                )
             elif start.step < plan.last_step:
                 if session.is_first_rank:
                     _record_start(session, plan, objective, tokenizer)
@@ -157,9 +164,9 @@ def fit(
 
 
 class Steps:
-    """Iterate over the batches without end, from the trainer's step counter on, so that no position is saved.
+    """Iterate without end over the batches after the trainer's current step; the step is the only state of the iterator.
 
-    One item is the list of micro-batches of this rank's share of an optimizer step.
+    An item is a list: the micro-batches of this rank's share of an optimizer step.
     """
 
     def __init__(self, objective: Objective, trainer: L.Trainer) -> None:
@@ -171,13 +178,13 @@ class Steps:
         while True:
             step += 1
             parts = self.objective.batch(step, trainer.global_rank, trainer.world_size)
-            if to_cuda:  # then Lightning's copy to the GPU does not wait
+            if to_cuda:  # from pinned memory, Lightning copies to the GPU without waiting
                 parts = [(x.pin_memory(), y.pin_memory()) for x, y in parts]
             yield parts
 
 
 def _status(plan: Plan, ends: Ends) -> str:
-    """Return the status of a run whose training came to its end without an error."""
+    """Return the status of a run whose training ended without an error."""
     if ends.pruning is not None and ends.pruning.pruned:
         return "pruned"
     cut = plan.last_step < plan.horizon or ends.stopping.out_of_time
@@ -185,7 +192,10 @@ def _status(plan: Plan, ends: Ends) -> str:
 
 
 def floor_bpb(objective: Objective) -> float | None:
-    """Return the information of the validation text in bits per byte, which no honest model can beat; None if unknown."""
+    """Return the entropy of the validation text in bits per byte, or None if it is unknown.
+
+    No model can have a lower loss, unless it has seen the text.
+    """
     return None if objective.val_bits is None else objective.val_bits / objective.val_bytes
 
 
@@ -217,7 +227,7 @@ def _module(config: RunConfig, plan: Plan, model: GPT, objective: Objective, tok
 
 
 def _compile(plan: Plan, model: GPT, objective: Objective) -> None:
-    """Compile the model; with a single process, compare it with eager mode first (the ranks' devices are not known yet)."""
+    """Compile the model. A single process also compares it with eager mode; with several, their devices are not known yet."""
     if plan.world_size == 1:
         compile_in_place(model, objective.batch(1, 0, 1)[0], plan.machine)
     else:
@@ -233,7 +243,10 @@ def _callbacks(
     ends: Ends,
     of_the_user: Sequence[L.Callback],
 ) -> list[L.Callback]:
-    """Return the callbacks in order: the clock, those that end the run, that measure, that write, and that save."""
+    """Return the callbacks in the order in which Lightning calls them.
+
+    The clock comes first, then the callbacks that end the run, those that measure, those that write, and those that save.
+    """
     run, config, train = session.run, session.config, session.config.train
     speed = SpeedFacts(
         batch_tokens=plan.batch_tokens,
@@ -244,7 +257,7 @@ def _callbacks(
     clock = Clock(train.log_every)
 
     def is_last(trainer: L.Trainer) -> bool:
-        """Tell whether the run ends with this step, not only this process."""
+        """Tell whether this step is the last one of the whole run, and not only the last one of this process."""
         return trainer.global_step >= plan.horizon or ends.is_out_of_patience
 
     samples = Samples(
@@ -281,7 +294,7 @@ def _callbacks(
 
 
 def _trainer(session: Session, plan: Plan, callbacks: list[L.Callback]) -> L.Trainer:
-    """Return a Trainer that only runs the loop and the devices; callbacks do validation, files and logs."""
+    """Return a Trainer that only runs steps on the devices; Positron's callbacks do validation, files and logs."""
     device = session.config.device
     return L.Trainer(
         accelerator=plan.machine.accelerator,
@@ -289,8 +302,8 @@ def _trainer(session: Session, plan: Plan, callbacks: list[L.Callback]) -> L.Tra
         num_nodes=device.num_nodes,
         strategy=device.strategy,
         precision=LIGHTNING_PRECISION[plan.machine.precision],  # type: ignore[arg-type]
-        max_epochs=-1,  # the loader has no end: `Stopping` ends the run
-        limit_val_batches=0,  # `Validation` validates
+        max_epochs=-1,  # no limit: the callback `Stopping` ends the run
+        limit_val_batches=0,  # the callback `Validation` validates instead
         callbacks=callbacks,
         plugins=[WholeCheckpointIO(), *([OnlyProcess()] if device.processes == 1 else [])],
         default_root_dir=session.run.folder,
@@ -303,24 +316,24 @@ def _trainer(session: Session, plan: Plan, callbacks: list[L.Callback]) -> L.Tra
 
 
 class OnlyProcess(LightningEnvironment):
-    """Run one process on one device, and ignore environment variables of a launcher, a notebook or SLURM."""
+    """Run one process on one device, and ignore the environment variables of launchers, notebooks and SLURM."""
 
     @property
     def creates_processes_externally(self) -> bool:
-        """False: no launcher starts other processes."""
+        """Return False, because no launcher starts other processes."""
         return False
 
     def local_rank(self) -> int:
-        """Return 0: the only process."""
+        """Return 0, the rank of the only process."""
         return 0
 
     def node_rank(self) -> int:
-        """Return 0: the only machine."""
+        """Return 0, the rank of the only machine."""
         return 0
 
 
 def _without_notices() -> None:
-    """Silence notices about Lightning's own logging, saving and counting, which are not used here."""
+    """Hide Lightning's notices about its own logging, checkpoints and counters, which Positron does not use."""
     for name in ("lightning.pytorch", "lightning.fabric", "lightning_utilities"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning")

@@ -1,7 +1,8 @@
-"""The training loop's step: one Lightning batch is one optimizer step, cut into micro-batches here.
+"""The optimizer step of the training loop: a Lightning batch is a list of micro-batches whose gradients are added up.
 
-Lightning's own accumulation counts micro-batches and takes means of means; with a whole step in `training_step`, its
-step counter is ours, every interval means optimizer steps, and the gradient is exactly that of the big batch.
+Lightning's own gradient accumulation counts micro-batches as steps, and averages the means of micro-batches, which is wrong
+if they have different numbers of targets. Here a call of `training_step` is a whole optimizer step. Therefore Lightning's step
+counter and all intervals count optimizer steps, and the gradient equals the gradient of the whole batch.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from positron.training.optim.schedule import lr_at
 
 
 def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
-    """Seed all generators, so that the random numbers of a step (dropout) are a function of (seed, step, rank).
+    """Seed all random generators, so that the random numbers of a step (dropout) depend only on seed, step and rank.
 
-    Like the data of a step (invariant 3 of docs/ARCHITECTURE.md), they need no saved state: a resumed run draws the same
-    numbers as an uninterrupted one.
+    A run that continues from a checkpoint therefore draws the same numbers as an uninterrupted run, without a saved state of
+    the generators. The data of a step follow the same rule (invariant 3 of docs/ARCHITECTURE.md).
     """
     value = int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
     random.seed(value)
     np.random.seed(value)
-    # torch.manual_seed takes half a millisecond: it writes down a traceback for each kind of device that is not there
+    # torch.manual_seed would take half a millisecond, because it records a traceback for each kind of device that is missing
     torch.default_generator.manual_seed(value)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(value)
@@ -47,9 +48,9 @@ def shards_weights(trainer: L.Trainer) -> bool:
 
 
 class TrainingModule(L.LightningModule):
-    """Train a GPT on an objective, one optimizer step per Lightning batch.
+    """Train a GPT on an objective, with one optimizer step per Lightning batch.
 
-    `metrics` holds the values of the last step; callbacks add to it and read it.
+    `metrics` contains the measured values of the last step; callbacks add values to it and read it.
     """
 
     token_bytes: Tensor
@@ -67,26 +68,26 @@ class TrainingModule(L.LightningModule):
         seed: int,
         identity: dict[str, Any],
     ) -> None:
-        """`identity` goes into every checkpoint: the tokenizer's hash and the architecture."""
+        """`identity` (the tokenizer's hash and the architecture) is written into every checkpoint."""
         super().__init__()
         self.automatic_optimization = False
         self.model, self.objective = model, objective
         self.register_buffer("token_bytes", torch.from_numpy(objective.token_bytes).float(), persistent=False)
         self.optimizer_config, self.schedule, self.horizon = optimizer, schedule, horizon
-        self.roles = roles_of(model.named_parameters(), optimizer)  # before a strategy cuts the parameters up
+        self.roles = roles_of(model.named_parameters(), optimizer)  # before FSDP divides the parameters among processes
         self.grad_clip, self.max_bad_steps = grad_clip, max_bad_steps
         self.seed, self.identity = seed, identity
         self.metrics: dict[str, float] = {}
-        self.before_micro_batch: Callable[[], None] = lambda: None  # may raise to leave a step that has not counted
-        self.updating = False  # True while weights are half old, half new: not a moment to save them
+        self.before_micro_batch: Callable[[], None] = lambda: None  # may raise an error to give up the step in progress
+        self.updating = False  # True while the optimizer changes the weights, which must not be saved then
         self.loss = torch.zeros(())  # nats per token of the last step, on this rank's device
         self.grad_norm = torch.zeros(())
         self.bad_in_a_row = torch.zeros((), dtype=torch.int64)
         self.bad_steps = torch.zeros((), dtype=torch.int64)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Build the optimizer, fused where the device and the precision allow it."""
-        # fp16's gradient scaler unscales before clipping, which a fused step would do after it
+        """Build the optimizer; it is fused if the device and the precision allow it."""
+        # in fp16, gradients must be unscaled before they are clipped, but a fused step would unscale them afterwards
         fused = self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda", "mps")
         named = self.model.named_parameters()
         return build_optimizer(named, self.optimizer_config, fused=fused, roles=self.roles)
@@ -102,7 +103,7 @@ class TrainingModule(L.LightningModule):
         return optimizer
 
     def lr(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 1."""
+        """Return the learning rate of optimizer step `step`, counted from 1."""
         return lr_at(step, self.horizon, peak=self.optimizer_config.lr, schedule=self.schedule)
 
     def training_step(self, batch: list[Part], batch_idx: int) -> None:
@@ -119,9 +120,10 @@ class TrainingModule(L.LightningModule):
         optimizer.zero_grad(set_to_none=True)
 
     def _accumulate(self, parts: list[Part]) -> Tensor:
-        """Accumulate the gradient of (sum of losses) / (their count on all ranks) over all micro-batches; return the loss.
+        """Add up the gradients of all micro-batches and return the loss, the sum of the losses divided by their count.
 
-        DDP and FSDP average gradients over ranks, which the factor `world` undoes.
+        The count includes the targets of all ranks. DDP and FSDP average gradients over the ranks; the factor `world` turns
+        the average into a sum.
         """
         world = self.trainer.world_size
         count = torch.stack([self.objective.count(part) for part in parts]).sum()
@@ -137,15 +139,15 @@ class TrainingModule(L.LightningModule):
         return total
 
     def _synchronise(self, last: bool) -> contextlib.AbstractContextManager[Any]:
-        """Return a context that synchronises gradients between ranks only in a step's last micro-batch."""
+        """Return a context in which the ranks exchange gradients only if this is the last micro-batch of the step."""
         wrapped: Any = self.trainer.strategy.model
         return contextlib.nullcontext() if last or not hasattr(wrapped, "no_sync") else wrapped.no_sync()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradients, and make a step with a NaN or infinite gradient change nothing.
+        """Clip the gradients. If the gradient is NaN or infinite, the step changes no weight.
 
-        Lightning calls it when the gradients are complete and unscaled. With fused optimizers the host does not wait:
-        `skip_step_if` makes their kernels leave weights and moments unchanged.
+        Lightning calls this method when the gradients are complete and unscaled. For fused optimizers the host does not wait
+        for the result, because `skip_step_if` makes their kernels skip the update on the device.
         """
         scaled = self.trainer.precision == "16-mixed"
         if shards_weights(self.trainer):  # the norm spans all ranks' shards
@@ -153,7 +155,7 @@ class TrainingModule(L.LightningModule):
             self.grad_norm = wrapped.clip_grad_norm_(self.grad_clip or float("inf"))
         else:
             self.grad_norm = clip_gradients(list(self.model.parameters()), self.grad_clip)
-        # fp16's scaler meets infinite gradients by design, skips those steps itself and lowers its scale
+        # in fp16, infinite gradients are normal: the gradient scaler skips these steps itself and lowers its scale
         bad = ~torch.isfinite(self.loss if scaled else self.grad_norm)
         self.bad_in_a_row = (self.bad_in_a_row + 1) * bad
         self.bad_steps = self.bad_steps + bad
@@ -163,15 +165,15 @@ class TrainingModule(L.LightningModule):
             optimizer.zero_grad(set_to_none=True)
 
     def validation_step(self, batch: Part, batch_idx: int) -> Tensor:
-        """Return (nats, bytes, tokens), summed over the targets of a micro-batch (3,)."""
+        """Return a tensor (3,): the nats, bytes and number of the targets of a micro-batch, each summed."""
         return self.objective.score(self.model, batch, self.token_bytes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the counts of bad steps, the tokenizer's hash and the architecture."""
+        """Add the counts of bad steps, the tokenizer's hash and the architecture to the checkpoint."""
         counters = {"bad_steps": int(self.bad_steps), "bad_in_a_row": int(self.bad_in_a_row)}
         checkpoint |= {**counters, **self.identity}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restore the counts of bad steps, so that restarting a run does not reset its detection of divergence."""
         self.bad_steps = torch.tensor(checkpoint["bad_steps"])
-        self.bad_in_a_row = torch.tensor(checkpoint.get("bad_in_a_row", 0))  # runs of before 2026-11 lack it
+        self.bad_in_a_row = torch.tensor(checkpoint.get("bad_in_a_row", 0))  # missing in runs from before 2026-11

@@ -1,4 +1,7 @@
-"""Resolve `auto` for a model on a machine, once per run: batch, micro-batch, horizon and precision."""
+"""Replace `auto` by numbers for a model and a machine: batch size, micro-batch, number of steps and precision.
+
+This is done once per run; a run that continues keeps its numbers.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +23,15 @@ from positron.training.timing import faster_precision
 
 logger = logging.getLogger(__name__)
 
-MIN_STEPS, MIN_BATCH_TOKENS = 2_000, 1_024  # small models get smaller batches, because few updates train badly
+MIN_STEPS, MIN_BATCH_TOKENS = (
+    2_000,
+    1_024,
+)  # small models get smaller batches, because a run needs enough optimizer steps
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold the resolved settings of a run."""
+    """Hold the settings of a run after `auto` was replaced by numbers."""
 
     machine: Machine
     gpt: GPTConfig
@@ -37,7 +43,7 @@ class Plan:
     last_step: int  # where this process stops
 
     def resolved(self) -> Resolved:
-        """Return the values that run.json keeps."""
+        """Return the values that run.json records."""
         return Resolved(
             batch_tokens=self.batch_tokens,
             micro_batch_size=self.micro_batch_size,
@@ -55,10 +61,10 @@ def make_plan(
     start: Start,
     auto_steps: Callable[[int], int] | None = None,
 ) -> Plan:
-    """Resolve each setting: the user's value, else the one the run began with, else the default for this machine.
+    """Determine each setting of the plan: the user's value, else the value at the start of the run, else a default.
 
-    `auto_steps`: computes the horizon from the batch size in sequences; None: 20 tokens per parameter. Raises UserError
-    if the batch cannot be divided among the devices, or if a micro-batch does not fit the memory.
+    `auto_steps`: computes the number of steps from the batch size in sequences; without it, the default is 20 tokens per
+    parameter. Raises UserError if the batch cannot be divided among the devices, or if a micro-batch does not fit the memory.
     """
     gpt, train, known = model.config, config.train, start.resolved
     if config.precision.dtype == "auto" and known is not None and known.precision is not None:
@@ -68,8 +74,10 @@ def make_plan(
         return int(asked) if asked != "auto" else otherwise if at_start is None else at_start
 
     if machine.checkpoint_activations and machine.accelerator == "mps" and gpt.dropout:
-        # torch keeps the state of CPU and CUDA generators for the second forward pass, but not that of MPS
-        raise UserError("device.checkpoint_activations=true draws other dropout on MPS: give model.dropout=0 with it")
+        # for the second forward pass, torch restores the state of the random generators of CPU and CUDA, but not of MPS
+        raise UserError(
+            "device.checkpoint_activations=true computes wrong gradients with dropout on MPS: give model.dropout=0 with it"
+        )
     wanted = settle(
         train.batch_tokens, None if known is None else known.batch_tokens, default_batch_tokens(gpt, machine)
     )
@@ -77,8 +85,8 @@ def make_plan(
     batch_size = max(1, wanted // gpt.context_length)
     if batch_size % world:
         raise UserError(
-            f"a batch of {batch_size} sequences cannot be shared by {world} devices: "
-            f"try train.batch_tokens={-(-batch_size // world) * world * gpt.context_length}"
+            f"a batch of {counted(batch_size, 'sequence')} cannot be divided equally among {world} devices: "
+            f"give train.batch_tokens={-(-batch_size // world) * world * gpt.context_length}"
         )
     batch_tokens = batch_size * gpt.context_length
     enough = auto_steps(batch_size) if auto_steps else -(-USUAL_TOKENS_PER_PARAMETER * gpt.n_params() // batch_tokens)
@@ -104,14 +112,15 @@ def make_plan(
 
 
 def too_long_warmup(warmup_steps: int, horizon: int, *, is_own: bool) -> str:
-    """Return the warning for a run whose learning rate rises to the end. A run that continues keeps its warmup.
+    """Return the warning for a run whose warmup is not shorter than the run.
 
-    The suggested warmup is a tenth of the steps, which is also what a budget takes for short runs.
+    For a new run it suggests a warmup of a tenth of the steps. If the run continues (`is_own`), its warmup cannot change, so
+    the warning suggests more steps.
     """
     if is_own:
-        remedy = "give train.extend=true and more train.max_steps="
+        remedy = "give train.extend=true and a larger train.max_steps="
     else:
-        remedy = f"give schedule.warmup_steps={horizon // 10}, or more train.max_steps="
+        remedy = f"give schedule.warmup_steps={horizon // 10}, or a larger train.max_steps="
     return (
         f"schedule.warmup_steps={warmup_steps} is not less than the run's {counted(horizon, 'step')}: the learning rate "
         f"rises to the end and never falls; {remedy}"
@@ -119,7 +128,11 @@ def too_long_warmup(warmup_steps: int, horizon: int, *, is_own: bool) -> str:
 
 
 def default_batch_tokens(gpt: GPTConfig, machine: Machine) -> int:
-    """Return the tokens per optimizer step: the machine's default, halved until the usual horizon has MIN_STEPS steps."""
+    """Return the default number of tokens per optimizer step.
+
+    It is the default of the accelerator, halved until a run of 20 tokens per parameter has at least MIN_STEPS steps, but not
+    below MIN_BATCH_TOKENS.
+    """
     batch = BATCH_TOKENS[machine.accelerator]
     while batch // 2 >= MIN_BATCH_TOKENS and batch * MIN_STEPS > USUAL_TOKENS_PER_PARAMETER * gpt.n_params():
         batch //= 2
@@ -127,7 +140,7 @@ def default_batch_tokens(gpt: GPTConfig, machine: Machine) -> int:
 
 
 def _try_step(model: GPT, machine: Machine, rows: int) -> None:
-    """Run forward and backward of `rows` sequences. Raises OutOfMemoryError if they do not fit."""
+    """Run the forward and backward pass of `rows` sequences. Raises torch's error if they do not fit the memory."""
     model.to(machine.device)
     idx = torch.zeros(rows, model.config.context_length, dtype=torch.int64, device=machine.device)
     try:

@@ -1,6 +1,6 @@
-"""Decide where a run starts: at step 0, from its own newest checkpoint, or from another run; or refuse to start it.
+"""Decide where a run starts: at step 0, from its own newest checkpoint, or from another run. Refuse starts that lose work.
 
-Invariant 2 of docs/ARCHITECTURE.md: the same command again continues.
+Giving the same command again continues a run (invariant 2 of docs/ARCHITECTURE.md).
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def hold_run(run: Run, processes: int) -> Iterator[None]:
-    """Hold the run's lock; if a training has several `processes`, the first one holds it for all.
+    """Hold the lock of a run, so that no other process trains it. If `processes` is above 1, the first process holds it.
 
-    Raises UserError if another training holds it.
+    Raises UserError if another training holds the lock.
     """
 
     def refuse() -> None:
@@ -52,22 +52,23 @@ def hold_run(run: Run, processes: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Start:
-    """Hold where a run starts: `checkpoint` restores everything, `weights` only the model.
+    """Hold where a run starts.
 
-    `tokenizer_from` is the run whose tokenizer is used.
+    `checkpoint`: the file from which weights, optimizer and step are restored. `weights`: the file from which only the
+    weights are restored. `tokenizer_from`: the run whose tokenizer is used.
     """
 
     checkpoint: Path | None = None
     weights: Path | None = None
     tokenizer_from: Run | None = None
     step: int = 0
-    is_own: bool = False  # whether the checkpoint is the run's own
-    resolved: Resolved | None = None  # the values that `auto` had when the run started
+    is_own: bool = False  # true if the checkpoint belongs to this run, which then continues
+    resolved: Resolved | None = None  # the numbers that replaced `auto` when the run was started
 
 
 @dataclass(frozen=True)
 class Session:
-    """Hold a run that only this process trains, its machine, and where it starts."""
+    """Hold a run whose lock this process has, its machine, and where it starts."""
 
     run: Run
     config: RunConfig
@@ -81,7 +82,8 @@ class Session:
 def open_session(folder: Path, config: RunConfig, started: float) -> Iterator[Session]:
     """Lock the run of `folder`, open its log, choose the machine, and decide where the run starts.
 
-    `started`: the time.monotonic() at which the command started, from which train.max_time counts.
+    `started`: time.monotonic() at the start of the command, from which train.max_time is counted. Raises UserError if the run
+    cannot start as the configuration says.
     """
     is_new = not folder.exists()
     run, processes = Run(make_folder(folder)), config.device.processes
@@ -95,12 +97,12 @@ def open_session(folder: Path, config: RunConfig, started: float) -> Iterator[Se
         machine = choose_machine(config.device, config.precision)
         logger.info(f"running on {machine.why}")
         refuse_unusable(config.optimizer)
-        refuse_untrainable(config, machine, vocab_size=1)  # the vocabulary, known later, can only add to it
+        refuse_untrainable(config, machine, vocab_size=1)  # the vocabulary is not known yet; it only adds parameters
         yield Session(run, config, machine, decide_start(run, config), is_first, started)
 
 
 def refuse_untrainable(config: RunConfig, machine: Machine, *, vocab_size: int) -> None:
-    """Raise UserError for a model that is too large to be trained here."""
+    """Raise UserError if the model is too large to be trained on this machine."""
     is_lora = config.sft is not None and config.sft.lora.rank > 0
     gpt, copies = config.model.with_vocab(vocab_size), 1 if is_lora else TRAINING_COPIES
     check_memory(gpt, copies=copies, accelerator=machine.accelerator, processes=config.device.processes)
@@ -108,7 +110,7 @@ def refuse_untrainable(config: RunConfig, machine: Machine, *, vocab_size: int) 
 
 @contextlib.contextmanager
 def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
-    """Remove the new folder of a run that is refused before its first step is recorded or saved."""
+    """Delete the folder of a new run if a UserError ends it before its first step is recorded or saved."""
     try:
         yield
     except UserError:
@@ -118,7 +120,10 @@ def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
 
 
 def refuse_before_start(run: Run, start: Start, *, last_step: int, fingerprint: str) -> None:
-    """Raise UserError if the text has changed or no step is left to train; call it before anything of the run is changed."""
+    """Raise UserError if the training text has changed or no step is left to train.
+
+    It must be called before a file of the run is changed.
+    """
     known = run.facts().data_fingerprint
     if known and known != fingerprint:
         raise UserError(
@@ -127,15 +132,15 @@ def refuse_before_start(run: Run, start: Start, *, last_step: int, fingerprint: 
     if start.checkpoint is not None and not start.is_own and start.step >= last_step:
         raise UserError(
             f"{start.checkpoint} is at step {start.step} and this run would end at step {last_step}: nothing is left to "
-            "train; give a larger train.max_steps="
+            f"train; give train.max_steps= above {start.step}"
         )
 
 
 def decide_start(run: Run, config: RunConfig) -> Start:
     """Return where the run starts.
 
-    Raises UserError if the start would mix two configurations, or overwrite or lose what the run has. Raises Diverged, with
-    the message of the first time, for a run that has diverged, because it would diverge again.
+    Raises UserError if the start would mix two configurations, or overwrite or lose checkpoints and metrics of the run.
+    Raises Diverged, with the recorded message, if the run has diverged before, because it would diverge again.
     """
     newest = newest_checkpoint(run.checkpoint_folder) if run.exists else None
     if newest is None:
@@ -164,19 +169,25 @@ def decide_start(run: Run, config: RunConfig) -> Start:
         case "auto" | "never":
             pass
         case "must":
-            raise UserError(f"resume=must, but {run.folder} has no checkpoint to continue from")
+            raise UserError(
+                f"resume=must, but {run.folder} has no checkpoint to continue from: leave resume=must out to start a new run"
+            )
         case _:
             assert_never(config.resume)
     if named is not None:
         other = Run(named.parent.parent)
         step = int(load_checkpoint(named)["global_step"])
-        logger.info(f"starting {run.folder} at step {step} with weights, optimizer and step number of {named}")
+        logger.info(
+            f"starting {run.folder} at step {step} with the weights, the optimizer and the step number of {named}"
+        )
         return Start(checkpoint=named, tokenizer_from=other if other.exists else None, step=step)
     if config.init_from is not None:
         other = find_run(config.init_from)
         weights = best_or_newest(other.checkpoint_folder)
         if weights is None:
-            raise UserError(f"init_from={config.init_from}: {other.folder} has no checkpoint")
+            raise UserError(
+                f"init_from={config.init_from}: {other.folder} has no checkpoint: train it first, or name another run"
+            )
         logger.info(f"fresh start in {run.folder} with the weights of {weights}")
         return Start(weights=weights, tokenizer_from=other)
     logger.info(f"fresh start in {run.folder}")
@@ -184,29 +195,33 @@ def decide_start(run: Run, config: RunConfig) -> Start:
 
 
 def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None) -> Path | None:
-    """Return the file that ckpt_path=FILE|RUN|latest names. Raises UserError if it does not exist."""
+    """Return the checkpoint that ckpt_path=FILE, ckpt_path=RUN or ckpt_path=latest names.
+
+    `newest`: the newest checkpoint of this run, which `latest` means. Raises UserError if the checkpoint does not exist or is
+    damaged.
+    """
     if ckpt_path is None:
         return None
     if ckpt_path == "latest":
         if newest is None:
             raise UserError(
-                f"ckpt_path=latest, but {run.folder} has no checkpoint; leave ckpt_path out to start afresh"
+                f"ckpt_path=latest, but {run.folder} has no checkpoint: leave ckpt_path= out to start at step 0"
             )
         return newest
     path = expanded(ckpt_path)
     if path.suffix == ".ckpt":
         path = path.resolve() if path.is_symlink() else path  # the user names it, so it may be a link
-        load_checkpoint(path)  # says what is wrong with it, if anything
+        load_checkpoint(path)  # raises UserError if the file is missing or damaged
         return path
     other = find_run(ckpt_path)
     checkpoint = newest_checkpoint(other.checkpoint_folder)
     if checkpoint is None:
-        raise UserError(f"ckpt_path={ckpt_path}: {other.folder} has no checkpoint")
+        raise UserError(f"ckpt_path={ckpt_path}: {other.folder} has no checkpoint: train it first, or name another run")
     return checkpoint
 
 
 def _refuse_damage(run: Run) -> None:
-    """Raise UserError if a file that training continues to write is damaged, before anything of the run is changed."""
+    """Raise UserError if run.json, metrics.jsonl, samples or provenance.json is damaged; training appends to these files."""
     run.refuse_damaged_facts()
     read_metrics(run.metrics_path)
     read_samples(run)
@@ -214,18 +229,21 @@ def _refuse_damage(run: Run) -> None:
 
 
 def _refuse_other_checkpoint(run: Run, named: Path | None, newest: Path) -> None:
-    """Raise UserError if ckpt_path names a checkpoint other than the run's newest: that needs a new run name."""
+    """Raise UserError if ckpt_path= names a checkpoint that is neither the run's newest nor the one it was started from."""
     if named is None or named.resolve() == newest.resolve():
         return
     if without_home(str(named)) == without_home(run.facts().forked_from):
         return
     raise UserError(
-        f"{run.folder} already has {newest.name}; to start from {named} instead, give the new run another name="
+        f"{run.folder} already has the checkpoint {newest.name}: to start from {named} instead, give the new run another name="
     )
 
 
 def _refuse_lost_checkpoints(run: Run) -> None:
-    """Raise UserError if a run was trained but has no readable checkpoint: training again would erase its record."""
+    """Raise UserError if a run was trained but has no readable checkpoint.
+
+    Without this check, a new training would erase the metrics of the run.
+    """
     if not run.exists:
         return
     folder = run.checkpoint_folder
@@ -253,4 +271,6 @@ def _refuse_differences(run: Run, config: RunConfig, step: int) -> None:
         _refuse_diverged(run)
     if extended:
         before, after = run.resolved().max_steps, config.train.max_steps
-        logger.info(f"extending the horizon, {before} -> {after} steps: the learning rate follows the new one")
+        logger.info(
+            f"extending the horizon, {before} -> {after} steps: the learning rate follows the schedule of {after} steps"
+        )

@@ -1,4 +1,4 @@
-"""Signals that end a training: after the first, the last complete step is saved; a second one ends it at once."""
+"""Handle signals such as Ctrl-C: the first saves the last complete step and ends the training, a second ends it at once."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Signals:
     """Handle SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed) inside a `with` block."""
 
     def __init__(self) -> None:
-        self.received = 0  # the first signal; the training step checks it where it can end
-        self.can_save = False  # whether a training step will check `received`
+        self.received = 0  # the number of the first signal; the training checks it at places where it can end
+        self.can_save = False  # true while a training runs that checks `received`
         self._is_held = False
-        self._waiting = 0  # a signal that arrived while signals were held
+        self._waiting = 0  # the number of a signal that arrived inside a `held` block
         self._handlers: dict[int, Any] = {}
 
     def __enter__(self) -> Signals:
@@ -29,14 +29,14 @@ class Signals:
         return self
 
     def install(self) -> None:
-        """Install the handlers; called again when training begins, because Lightning replaces the one for SIGTERM."""
+        """Install the handlers. Called again when the training starts, because Lightning replaces the handler of SIGTERM."""
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             signum = getattr(signal, name, None)  # Windows has no SIGHUP
             if signum is None or (name == "SIGHUP" and signal.getsignal(signum) is signal.SIG_IGN):
-                continue  # nohup asks for SIGHUP to be ignored
+                continue  # nohup makes the process ignore SIGHUP
             try:
                 previous = signal.signal(signum, self._note)
-            except ValueError:  # not the main thread, where the calling program handles signals
+            except ValueError:  # outside of the main thread, the calling program handles signals
                 return
             self._handlers.setdefault(signum, previous)
 
@@ -52,8 +52,12 @@ class Signals:
             raise LeftAtOnce(signum)
         else:
             self.received = signum
-            with contextlib.suppress(RuntimeError):  # the signal came in the middle of another line to the same stream
-                logger.info(f"{signal.Signals(signum).name}: saving the last whole step (once more to leave at once)")
+            with contextlib.suppress(
+                RuntimeError
+            ):  # the signal interrupted the writing of another line to the same stream
+                logger.info(
+                    f"{signal.Signals(signum).name}: saving the last complete step (a second signal ends it at once)"
+                )
 
     def leave(self) -> None:
         """Raise Interrupted if a signal was received."""
@@ -62,7 +66,7 @@ class Signals:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Delay the effect of a second signal until the end of the block, which must be short."""
+        """Delay the effect of a second signal until the end of the `with` block, which must be short."""
         self._is_held = True
         try:
             yield

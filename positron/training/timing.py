@@ -14,14 +14,14 @@ from positron.model.kernels.loss import CHUNK_VALUES
 from positron.system.formatting import counted
 from positron.training.device import DTYPES, Machine, Shape, matmul_flops
 
-MAX_TIMED_STEP = 0.6  # seconds of a micro-batch in fp32; of larger models the matrix products decide
-TIMING_SECONDS = 0.6
+MAX_TIMED_STEP = 0.6  # seconds of a micro-batch in fp32; for slower models the speed of matrix products alone decides
+TIMING_SECONDS = 0.6  # seconds for which the two precisions are compared
 
 
 class MatmulPeak:
-    """Keep the fastest measured rate of matrix products of all devices of a run, which bounds that of a training step.
+    """Keep the peak rate of matrix products, in FLOP/s of all devices of a run together, which no training step can exceed.
 
-    A single measurement may be slowed by another program, so `look` measures again for 0.05 s and the best one counts.
+    Another program may slow down a measurement. Therefore `look` measures again for 0.05 s, and the best rate is kept.
     """
 
     def __init__(self, gpt: GPTConfig, machine: Machine, micro_batch_size: int, world_size: int) -> None:
@@ -40,7 +40,7 @@ class MatmulPeak:
             self.look()
 
     def look(self) -> None:
-        """Measure again, and keep the best rate. A GPU is measured once, before training fills its memory."""
+        """Measure again and keep the best rate. A GPU is measured only once, before the training fills its memory."""
         if self.machine.accelerator != "cpu" and self.flops:
             return
         dtype = DTYPES[self.machine.precision]
@@ -49,17 +49,18 @@ class MatmulPeak:
         self.flops = max(self.flops, flops * self.world_size)
 
     def share(self, flops: float) -> float:
-        """Return `flops` / peak, after raising the peak to `flops` if it is smaller. `flops` is a step's rate."""
+        """Return `flops` (the FLOP/s of a training step) divided by the peak. A peak below `flops` is first raised to it."""
         self.flops = max(self.flops, flops)
         return flops / self.flops
 
 
 def faster_precision(model: GPT, machine: Machine, rows: int) -> tuple[Machine, str]:
-    """Return the machine with the precision whose steps of this model are faster, and both times in words.
+    """Return the machine with the faster precision for this model, and a message with both times (empty if not measured).
 
-    A large product tells what large models gain from bf16; steps of a small model are bound by casts and operators, and
-    some are slower in bf16 than in fp32 on the same CPU. Both take turns on one micro-batch, and each one's fastest step
-    counts. Only for a CPU on which bf16 products are faster, and a model whose step takes at most MAX_TIMED_STEP.
+    bf16 makes large matrix products faster. A step of a small model takes most of its time for conversions and other
+    operators, so it can be slower in bf16 than in fp32. This is measured only on a CPU on which bf16 products are faster, and
+    for models whose step of `rows` sequences takes at most MAX_TIMED_STEP. The two precisions take turns on one micro-batch,
+    and the fastest step of each is compared.
     """
     flops = model.config.flops_per_token() * rows * model.config.context_length
     if machine.accelerator != "cpu" or machine.precision != "bf16":
@@ -77,17 +78,17 @@ def faster_precision(model: GPT, machine: Machine, rows: int) -> tuple[Machine, 
                 loss = model(idx, idx)
             loss.backward()
             model.zero_grad(set_to_none=True)
-            if rounds:  # the first builds kernels and buffers
+            if rounds:  # the first round also creates kernels and buffers
                 fastest[name] = min(fastest[name], time.perf_counter() - start)
         rounds += 1
     chosen = min(fastest, key=lambda name: fastest[name])
     times = ", ".join(f"{name} {1000 * seconds:.1f} ms" for name, seconds in fastest.items())
-    return machines[chosen], f"precision=auto takes {chosen}: {counted(rows, 'sequence')} of this model need {times}"
+    return machines[chosen], f"precision=auto chooses {chosen}: a step of {counted(rows, 'sequence')} takes {times}"
 
 
 @dataclass(frozen=True)
 class SpeedFacts:
-    """Hold what converts tokens per second to the other speeds of a run."""
+    """Hold the numbers of a run that are needed to compute its speed and MFU from tokens per second."""
 
     batch_tokens: int
     flops_per_token: float
@@ -95,5 +96,5 @@ class SpeedFacts:
     peak: MatmulPeak
 
     def mfu(self, tokens_per_s: float) -> float:
-        """Return the model FLOPs utilisation: the share of the peak of matrix products that training reaches."""
+        """Return the model FLOPs utilisation (MFU): the FLOP/s of the training divided by the peak of matrix products."""
         return self.peak.share(tokens_per_s * self.flops_per_token)

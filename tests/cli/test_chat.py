@@ -246,7 +246,7 @@ def test_a_reader_that_leaves_early_is_no_error(runs: Path) -> None:
         (("--top-p", "1.5"), "--top-p 1.5"),
         (("--preset", "wild"), "there is no preset wild"),
         (("--max-tokens", "0"), "--max-tokens 0"),
-        (("--run", "base", "--system", "You are a pirate"), "this model does not read a system text"),
+        (("--run", "base", "--system", "You are a pirate"), "this run cannot use a system text"),
     ],
 )
 def test_chat_refuses_in_one_line(

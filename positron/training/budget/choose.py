@@ -1,14 +1,15 @@
 """Choose model size, batch, number of steps and learning rate for a time budget, `budget=10m`.
 
-Each candidate size is trained for a moment to measure its speed, which gives the number of tokens D that it reads in the
-budget. Candidates are compared by the loss that a power law forecasts for N weights (in matrix products) and D tokens:
+Each candidate size is trained for a few seconds to measure its speed. The speed gives the number of tokens D that the model
+can read in the budget. Candidates are compared by the loss that a power law forecasts for N weights in matrix products and
+D tokens:
 
     L = E + A / N^ALPHA + B / D'^BETA,    D' = U + U R* (1 - exp(-R / R*)),  R = max(0, D / U - 1)
 
-The form is that of Hoffmann et al. 2022 (arXiv:2203.15556, eq. 2). A text of U tokens that is read again R times counts
-for less with each repetition (Muennighoff et al. 2023, arXiv:2305.16264, eq. 5). The constants were fitted to TinyStories
-(docs/LOG.md), so L ranks model sizes and does not predict the loss on another text: on the built-in stories, runs reached
-0.24 bits per byte where L, scaled by the loss of a short training, was 0.60. Therefore L is never shown to users.
+The formula for L is from Hoffmann et al. 2022 (arXiv:2203.15556, eq. 2). A text of U tokens that is repeated R times is worth
+D' tokens of new text, because each repetition adds less (Muennighoff et al. 2023, arXiv:2305.16264, eq. 5). The constants
+were fitted to TinyStories (docs/LOG.md), so L can rank model sizes, but does not predict the loss on another text: on the
+built-in stories, runs reached 0.24 bits per byte where the forecast was 0.60. Therefore L is never shown to users.
 """
 
 from __future__ import annotations
@@ -34,20 +35,22 @@ from positron.training.optim.groups import suitable_rate
 logger = logging.getLogger(__name__)
 
 E, A, ALPHA, B, BETA, R_STAR = 0.32, 2700.0, 0.75, 41.9, 0.30, 2.0
-# The most often that a text is read: beyond it, a model memorises the text (Muennighoff et al.; docs/LOG.md).
+# How many times a text is read at most. With more passes a model memorises the text (Muennighoff et al.; docs/LOG.md).
 MAX_PASSES = 4.0
-# The least relative gain for which a larger model is chosen if it reads no more text. The power law does not describe
-# memorisation, and would otherwise choose the largest model for a text of a few kilobytes.
+# A larger model that reads the whole text MAX_PASSES times is chosen only if it lowers the loss by this share. Otherwise the
+# power law, which does not describe memorisation, would choose the largest model for a text of a few kilobytes.
 MIN_GAIN = 0.01
 SIZES = ((2, 64), (2, 128), (2, 192), (2, 256), (2, 384), (3, 384), (4, 512), (6, 640), (8, 768), (12, 768), (12, 1024))
 D_HEAD = 64
-MEASURING_SHARE = 0.1  # of the budget, for all measurements together
-MAX_MEASURING_S = 60.0  # seconds, for all measurements together
-RESERVED_SHARE = 0.05  # of the budget: imports, validation, samples and saving
-# The best batch grows with the square root of the tokens of a run (arXiv:2410.21676): 4,096 tokens for 4M.
+MEASURING_SHARE = 0.1  # share of the budget that all measurements together take
+MAX_MEASURING_S = 60.0  # seconds that all measurements together take at most
+RESERVED_SHARE = 0.05  # share of the budget that is reserved for imports, validation, samples and saving
+# The best batch grows with the square root of the tokens of a run (arXiv:2410.21676); it is 4,096 tokens for a run of 4M.
 REFERENCE_BATCH, REFERENCE_TOKENS = 4096, 4e6
-TOTAL_DECAY = 1.0  # learning rate x weight decay x steps: every run forgets its initial weights to the same degree
-MAX_STEP_DECAY = 0.1  # share of a weight that one step removes; without a limit, a run of a few steps decays to nothing
+TOTAL_DECAY = (
+    1.0  # learning rate x weight decay x steps, so that each run forgets its initial weights to the same degree
+)
+MAX_STEP_DECAY = 0.1  # the largest share of a weight that one step removes; it matters only for runs of a few steps
 
 # The keys that a budget chooses, unless the command line gives them (Asked.given).
 SIZE_KEYS = ("model.n_layer", "model.d_model", "model.n_head")
@@ -58,7 +61,7 @@ CHOSEN_KEYS = (*SIZE_KEYS, "train.max_steps", "train.batch_tokens", *INTERVAL_KE
 
 @dataclass(frozen=True)
 class Choice:
-    """Hold what a budget chose. The run's config.json records it."""
+    """Hold the values that a budget chose; the run's config.json records them."""
 
     n_layer: int
     d_model: int
@@ -90,7 +93,7 @@ class Choice:
 
 
 def with_free_values(config: RunConfig, asked: Asked, values: dict[str, Any]) -> RunConfig:
-    """Return `config` with `values`, by dotted key, except for the keys that the command line gives."""
+    """Return `config` with `values` (dotted key -> value), except for the keys that the command line gives."""
     for group in ("model", "train", "optimizer", "schedule"):
         free = [key for key in values if key.startswith(f"{group}.") and key not in asked.given]
         part = dataclasses.replace(getattr(config, group), **{key.split(".")[1]: values[key] for key in free})
@@ -99,9 +102,10 @@ def with_free_values(config: RunConfig, asked: Asked, values: dict[str, Any]) ->
 
 
 def restore_choice(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
-    """Restore what the budget chose when the run began, so that nothing is measured or chosen twice.
+    """Return `config` with the values that the budget chose when the run was started, so that it does not measure again.
 
-    With train.extend=true, the new number of steps is kept. Raises UserError for train.extend=true if there is no checkpoint.
+    With train.extend=true, the new train.max_steps= is kept. Raises UserError for train.extend=true if the run has no
+    checkpoint.
     """
     extends = config.train.max_steps != "auto"
     if config.budget is None or (extends and not config.train.extend):
@@ -109,7 +113,8 @@ def restore_choice(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
     if not run.exists or newest_checkpoint(run.checkpoint_folder) is None:
         if extends:
             raise UserError(
-                f"train.extend=true, but {run.folder} has no checkpoint: the budget chooses its first steps"
+                f"train.extend=true, but {run.folder} has no checkpoint to continue: leave train.extend and train.max_steps "
+                "out, and the budget chooses the steps"
             )
         return config
     saved, keys = run.config(), set(CHOSEN_KEYS)
@@ -123,9 +128,10 @@ def restore_choice(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
 
 
 def forecast_bpb(weights: float, tokens: float, text_tokens: float) -> float:
-    """Compute the bits per byte that the power law forecasts for TinyStories: the formula at the top of this file.
+    """Compute L, the bits per byte that the power law at the top of this file forecasts for TinyStories.
 
-    `weights`: those in matrix products. `tokens`: how many the run reads of a text of `text_tokens`, with repetitions.
+    `weights`: the number of weights in matrix products. `tokens`: the number of tokens that the run reads, including
+    repetitions. `text_tokens`: the number of tokens of the text.
     """
     unique = tokens  # D'
     if tokens > text_tokens:
@@ -134,25 +140,32 @@ def forecast_bpb(weights: float, tokens: float, text_tokens: float) -> float:
 
 
 def rate_for(config: RunConfig, asked: Asked, d_model: int) -> float:
-    """Return the peak learning rate: the user's, or the default for the optimizer and the width."""
+    """Return the peak learning rate: optimizer.lr= if it is given, otherwise the default for the optimizer and the width."""
     if "optimizer.lr" in asked.given:
         return config.optimizer.lr
     return suitable_rate(config.optimizer, d_model)
 
 
 def decay_for(rate: float, steps: int, embedding_ratio: float) -> float:
-    """Return the weight decay for which learning rate x decay x steps is TOTAL_DECAY, limited to MAX_STEP_DECAY per step."""
+    """Return the weight decay for which learning rate x weight decay x steps is TOTAL_DECAY.
+
+    It is smaller if one step would otherwise remove more than MAX_STEP_DECAY of a weight. `embedding_ratio`: the learning
+    rate of the embeddings relative to `rate`.
+    """
     return min(TOTAL_DECAY / steps, MAX_STEP_DECAY / max(1.0, embedding_ratio)) / rate
 
 
 def batch_for_tokens(tokens: float, context: int) -> int:
-    """Return the tokens per optimizer step for a run of `tokens`: whole sequences, about 1,024 tokens or more."""
+    """Return the tokens per optimizer step for a run of `tokens` tokens: whole sequences, about 1,024 tokens or more."""
     wanted = max(1024.0, REFERENCE_BATCH * math.sqrt(tokens / REFERENCE_TOKENS))
     return max(1, round(wanted / context)) * context
 
 
 def tokens_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, text_tokens: float) -> tuple[int, float]:
-    """Return the tokens per optimizer step and the tokens of a run of `seconds`; each determines the other."""
+    """Return the tokens per optimizer step and the tokens that a run reads in `seconds`.
+
+    The batch size depends on the tokens of the run and also determines the speed, so the two are computed in turns.
+    """
     batch, context = REFERENCE_BATCH, config.model.context_length
     given = config.train.batch_tokens if "train.batch_tokens" in asked.given else "auto"
     for _ in range(4):
@@ -163,9 +176,9 @@ def tokens_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, tex
 
 
 def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
-    """Return the candidate models, smallest first; only the configured one unless the size is to be chosen.
+    """Return the candidate models, smallest first. Without auto_size=true this is only the configured model.
 
-    Raises UserError if no candidate suits the given numbers of heads.
+    Raises UserError if no candidate is compatible with the given numbers of heads.
     """
     model = config.model
     if not asked.auto_size:
@@ -198,13 +211,13 @@ class Candidate:
     speed: Speed
     batch_tokens: int
     tokens: float
-    forecast: float  # of `forecast_bpb`; only comparisons between candidates have a meaning
+    forecast: float  # the result of `forecast_bpb`, meaningful only in comparison with other candidates
 
 
 def choose(config: RunConfig, asked: Asked, machine: Machine, tokenizer: Tokenizer, folder: Path) -> Choice:
-    """Measure the candidates for about a tenth of `config.budget`, at most about a minute, and return the best choice.
+    """Measure the candidates for about a tenth of `config.budget` (at most about a minute) and return the best choice.
 
-    The budget starts here, after the text is prepared in `folder`.
+    The time of the budget starts with this call. `folder` contains the prepared text.
     """
     assert config.budget is not None
     started = time.monotonic()
@@ -226,7 +239,9 @@ def choose(config: RunConfig, asked: Asked, machine: Machine, tokenizer: Tokeniz
             except RuntimeError as error:
                 if not candidates or not is_out_of_memory(error):
                     raise
-                logger.info(f"  {gpt.n_layer} x {gpt.d_model} does not fit this machine's memory")
+                logger.info(
+                    f"  {gpt.n_layer} x {gpt.d_model} does not fit in the memory, so larger sizes are not measured"
+                )
                 break
             batch, tokens = tokens_in(seconds_left(), speed, config, asked, text_tokens)
             forecast = forecast_bpb(gpt.matmul_params(), tokens, text_tokens)
@@ -237,7 +252,11 @@ def choose(config: RunConfig, asked: Asked, machine: Machine, tokenizer: Tokeniz
 
 
 def larger_gains_nothing(candidates: list[Candidate], text_tokens: float) -> bool:
-    """Tell whether larger models need not be measured: they would be worse, or better by less than MIN_GAIN."""
+    """Tell whether larger models need not be measured, because they would be worse or hardly better.
+
+    They would be worse if the forecast has risen twice in a row, and hardly better if the last candidate reads the whole text
+    MAX_PASSES times and its forecast is better by less than MIN_GAIN.
+    """
     last = candidates[-1]
     if len(candidates) > 2 and last.forecast > candidates[-2].forecast > candidates[-3].forecast:
         return True
@@ -246,7 +265,7 @@ def larger_gains_nothing(candidates: list[Candidate], text_tokens: float) -> boo
 
 
 def _log_ranking(candidates: list[Candidate]) -> None:
-    """Log a line for each candidate, with its rank; a single candidate has none."""
+    """Log a line for each candidate, with its rank if there are several."""
     ranking = sorted(candidate.forecast for candidate in candidates)
     if len(candidates) > 1:
         logger.info("model sizes, ranked by a power law that was fitted to TinyStories (rank 1: lowest loss):")
@@ -263,7 +282,7 @@ def _log_ranking(candidates: list[Candidate]) -> None:
 def _settle(
     config: RunConfig, asked: Asked, candidates: list[Candidate], seconds_left: float, text_tokens: float
 ) -> Choice:
-    """Log the candidates and return the best choice for the rest of the budget."""
+    """Log the candidates and return the best choice for the time that is left, `seconds_left`."""
     _log_ranking(candidates)
     best = min(candidates, key=lambda candidate: candidate.forecast)
     if best is candidates[-1] and larger_gains_nothing(candidates, text_tokens):
@@ -286,7 +305,7 @@ def _settle(
     )
     if reads_all:
         logger.info(
-            f"the text is small: the run reads it {MAX_PASSES:g} times and ends before its time is over. More text would "
-            "give a better model; more time would not"
+            f"the text is small: the run reads it {MAX_PASSES:g} times and ends before the budget is used up. Give more text "
+            "for a better model; more time does not help"
         )
     return choice

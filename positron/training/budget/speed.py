@@ -17,13 +17,17 @@ from positron.training.eager_step import add_gradient, update
 from positron.training.objective.pretrain import PretrainObjective
 from positron.training.optim.groups import build_optimizer, set_lr
 
-STEP_TOKENS = 4096  # about; a GPU, which is faster in large steps, also takes steps of four times this size
-MIN_STEPS = 5  # of a measurement; the first one warms up and is not counted
+STEP_TOKENS = 4096  # approximate tokens of a measured step; on a GPU, every other step is four times as large
+MIN_STEPS = 5  # steps of a measurement at least; the first step is slower and is not counted
 
 
 @dataclass(frozen=True)
 class Speed:
-    """Hold the seconds of a token (forward and backward), and the further seconds of a step (clipping and the optimizer)."""
+    """Hold the speed of training a model.
+
+    `token_s`: seconds per token for the forward and backward pass. `update_s`: seconds per optimizer step for clipping and
+    the update.
+    """
 
     token_s: float
     update_s: float
@@ -34,7 +38,7 @@ class Speed:
 
 
 class SpeedMeasurement:
-    """Train models for a few seconds on the run's text and machine, with the operations of the run."""
+    """Measure models by a few seconds of training with the run's own text, device and operations."""
 
     def __init__(self, config: RunConfig, machine: Machine, tokenizer: Tokenizer, folder: Path) -> None:
         self.config, self.machine, self.tokenizer, self.folder = config, machine, tokenizer, folder
@@ -91,10 +95,10 @@ class SpeedMeasurement:
 
 
 def speed_of(gradients: list[tuple[int, float]], updates: list[float]) -> Speed:
-    """Compute the speed from (tokens, seconds) of gradients and seconds of updates; the first step only warms up.
+    """Compute the speed from the (tokens, seconds) of each gradient and the seconds of each update, without the first step.
 
-    If steps had two sizes, the seconds of a token are the slope of a line through both, but at least a fourth of the mean
-    in the larger step: small steps leave a GPU partly idle, which makes the line too flat.
+    If the steps had two sizes, the seconds per token are the slope of the line through both. The slope can be too small,
+    because a small step leaves a GPU partly idle; therefore it is at least a fourth of the mean in the larger step.
     """
     by_size: dict[int, list[float]] = {}
     for tokens, gradient_s in gradients[1:] or gradients:

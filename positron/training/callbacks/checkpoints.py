@@ -1,4 +1,4 @@
-"""Save checkpoints: completely or not at all, and never over an existing one."""
+"""Save checkpoints. A file appears only when it is complete, so that a crash leaves no damaged checkpoint."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from positron.training.module import TrainingModule
 
 
 class WholeCheckpointIO(CheckpointIO):
-    """Write checkpoints through a temporary file.
+    """Write checkpoints to a temporary file that is then renamed.
 
-    Lightning's own writer keeps the whole file in memory, does not call fsync, and reports no error for a read-only folder.
+    Lightning's own writer builds the whole file in memory, does not call fsync, and reports no error for a read-only folder.
     """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint completely or not at all."""
+        """Write a checkpoint; the file `path` appears only when it is complete."""
         path = Path(path)
         with whole_file(path, run_of(path)) as file:
             torch.save(checkpoint, file)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read a checkpoint without executing anything in it. Raises UserError if it is damaged."""
+        """Read a checkpoint without executing code in it. Raises UserError if it is damaged."""
         return load_checkpoint(Path(path), map_location, to_continue=True)
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -41,18 +41,22 @@ class WholeCheckpointIO(CheckpointIO):
 
 
 class Checkpoints(L.Callback):
-    """Save every `every` steps, at the best validation, at the last step, and when anything ends the run early."""
+    """Save a checkpoint every `every` steps, after the best validation, at the last step, and when an error ends the run."""
 
     def __init__(
         self, folder: Path, *, every: int, keep_last: int, best: float, note_best: Callable[[int, float], None]
     ) -> None:
-        """`note_best` records step and bits per byte of the best model outside metrics.jsonl, which may be damaged later."""
+        """`keep_last`: the number of newest checkpoints to keep. `best`: the lowest validation bits per byte so far.
+
+        `note_best` records the step and the bits per byte of a new best model in run.json, because metrics.jsonl may be
+        damaged later.
+        """
         self.folder, self.every, self.keep_last, self.best = folder, every, keep_last, best
         self.note_best = note_best
         self.saved_step = -1
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Save if the step is due, the best so far or the last. Raises Diverged if weights are not finite."""
+        """Save if the step is a multiple of `every`, the best so far, or the last. Raises Diverged for non-finite weights."""
         step = trainer.global_step
         bpb = module.metrics.get("val/bpb", float("inf"))
         if bpb < self.best or step % self.every == 0 or trainer.should_stop:
@@ -77,8 +81,9 @@ class Checkpoints(L.Callback):
     def on_exception(self, trainer: L.Trainer, module: TrainingModule, exception: BaseException) -> None:  # type: ignore[override]
         """Save the last complete step when an exception ends the run.
 
-        Nothing is saved if weights may be half updated or are not finite, if the error is a UserError such as a full disk,
-        if the user asked to leave at once, or if there are several ranks, because all of them would have to take part.
+        Nothing is saved if the weights are partly updated or not finite, if the error is a UserError (such as a full disk)
+        or KeyboardInterrupt, if the user ended the run at once, or if there are several processes, because all of them
+        would have to save together.
         """
         if trainer.global_step <= max(self.saved_step, 0) or module.updating or trainer.world_size > 1:
             return
@@ -90,7 +95,10 @@ class Checkpoints(L.Callback):
             self.save(trainer)
 
     def _mark_best(self, path: Path) -> None:
-        """Link the step file as the best checkpoint, which survives its removal; copy it where links are not supported."""
+        """Make the step file the best checkpoint, by a hard link, or by a copy if the disk does not support links.
+
+        The best checkpoint remains when the step file is deleted.
+        """
         link = self.folder / f".{BEST}.tmp"
         link.unlink(missing_ok=True)
         try:

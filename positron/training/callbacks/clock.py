@@ -12,13 +12,13 @@ from positron.training.module import TrainingModule
 
 
 class Clock(L.Callback):
-    """Count the seconds spent in training steps, without validation, samples and saving; checkpoints keep `time_s`."""
+    """Count the seconds of training steps, without validation, samples and saving. Checkpoints store `time_s`."""
 
     def __init__(self, log_every: int) -> None:
         self.log_every = log_every
-        self.time_s = 0.0  # of the whole run
-        self.step_s = 0.0  # of this process
-        self.steps = 0
+        self.time_s = 0.0  # seconds of the whole run, including earlier processes
+        self.step_s = 0.0  # seconds of this process
+        self.steps = 0  # steps of this process
         self._started = 0.0
 
     def state_dict(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""End a run that has diverged: its bad weights are not saved, and its status is never `finished`."""
+"""End a run that has diverged. Its damaged weights are not saved, and its status is `diverged`, never `finished`."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from positron.training.objective.base import Objective
 
 logger = logging.getLogger(__name__)
 
-# A model that gives all tokens the same probability has the loss log(vocabulary), and the loss of initial weights is within
-# a few percent of it. At twice that loss, the geometric mean of the probabilities of the targets is 1/vocabulary², so
-# training has made the model worse than it was at first. Overfitting can also lead there, but only on validation text:
-# a run has diverged only if the loss of its last training batch is above log(vocabulary) as well.
+# A model that gives all tokens the same probability has the loss log(vocabulary); initial weights have nearly this loss. At
+# twice this loss, the geometric mean of the probabilities of the targets is 1/vocabulary², so training has made the model
+# worse than it was at the start. Overfitting can have the same effect, but only on validation text. Therefore a run counts as
+# diverged only if the loss of its last training batch is also above log(vocabulary).
 MAX_LOSS_RATIO = 2.0  # validation loss / log(vocabulary)
 
 
 class Divergence(L.Callback):
     """Raise Diverged after a step that shows divergence, before samples and checkpoints are written.
 
-    A run has diverged if `max_bad_steps` steps in a row had a NaN or infinite loss or gradient, or if a validation loss is
-    NaN or infinite. At its last step it has also diverged if that step was bad, because a recovery can no longer be seen,
-    or if its validation loss is above MAX_LOSS_RATIO times log(vocabulary).
+    A step is bad if its loss or gradient is NaN or infinite. A run has diverged after `max_bad_steps` bad steps in a row, or
+    if a validation loss is NaN or infinite. At its last step, a run has also diverged if that step was bad, or if the
+    validation loss is above MAX_LOSS_RATIO times log(vocabulary) and the training loss is above log(vocabulary).
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class Divergence(L.Callback):
         objective: Objective,
         is_last: Callable[[L.Trainer], bool],
     ) -> None:
-        """`is_last` tells whether the step that has just ended is the last one of the run."""
+        """`is_last` is called after a step and tells whether it was the last step of the run."""
         self.guessing, self.objective, self.is_last = math.log(vocab_size), objective, is_last
         self._has_warned = False
 
@@ -62,7 +62,7 @@ class Divergence(L.Callback):
         if not math.isfinite(loss):
             raise diverged(trainer, f"the validation loss of step {step} is NaN or infinite")
         if not self._is_sane(loss):
-            what = f"the validation loss of step {step} is {loss:.4g}; uniform guessing has {self.guessing:.4g}"
+            what = f"the validation loss of step {step} is {loss:.4g}; random guessing has {self.guessing:.4g}"
             if is_last and _mean(trainer, module.loss) > self.guessing:
                 raise diverged(trainer, what)
             if not self._has_warned:
@@ -82,7 +82,10 @@ def diverged(trainer: L.Trainer, what: str) -> Diverged:
 
 
 def has_finite_state(trainer: L.Trainer, module: TrainingModule) -> bool:
-    """Tell whether all weights and the optimizer's moments are finite on all ranks. Waits for the device."""
+    """Tell whether all weights and all moments of the optimizer are finite, on all ranks.
+
+    The call waits until the device has finished its work.
+    """
     tensors: list[torch.Tensor] = [*module.model.parameters()]
     for optimizer in trainer.optimizers:
         tensors += [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]

@@ -17,18 +17,18 @@ from positron.training.trackers.tracker import Tracker
 
 
 class MetricsLog(L.Callback):
-    """Append a line to metrics.jsonl for each logged, monitored or validated step; steps increase strictly."""
+    """Append a line to metrics.jsonl for each step that is logged, measured by a monitor, or validated."""
 
     def __init__(
         self, folder: Path, clock: Clock, trackers: list[Tracker], *, intervals: set[int], speed: SpeedFacts
     ) -> None:
-        """`intervals`, in steps: a row is written at each multiple of one of them. They are the same on all ranks."""
+        """`intervals`, in steps: a row is written at each multiple of one of them; they must be equal on all ranks."""
         self.intervals, self.speed = intervals, speed
         self.path, self.clock, self.trackers = RunPaths(folder).metrics_path, clock, trackers
         self._since = (0, 0.0)  # steps and seconds at the last row
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Append a row to metrics.jsonl and pass it to the trackers, if the step is due."""
+        """Append a row to metrics.jsonl and pass it to the trackers, if the step is one to log."""
         step = trainer.global_step
         due = any(step % interval == 0 for interval in self.intervals)
         if not due and "val/bpb" not in module.metrics and not trainer.should_stop:

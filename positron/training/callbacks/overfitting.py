@@ -1,4 +1,4 @@
-"""Tell the user that a model overfits."""
+"""Warn the user that a model overfits."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from positron.training.module import TrainingModule
 
 logger = logging.getLogger(__name__)
 
-MIN_VALIDATIONS_ABOVE_BEST = 3  # in a row, before the user is told
-MIN_RISE = 0.005  # of the last of them above the best one, relative
+MIN_VALIDATIONS_ABOVE_BEST = 3  # the message needs this number of validations in a row without a new best one
+MIN_RISE = 0.005  # the message needs a last validation that is above the best one by this share
 
 
 class Overfitting(L.Callback):
-    """Log once that the validation loss rises while the training loss falls, and which checkpoint is kept."""
+    """Log a message, once, if the validation loss rises while the training loss falls; it names the best checkpoint."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         """`rows`: the rows of metrics.jsonl so far."""
@@ -32,7 +32,7 @@ class Overfitting(L.Callback):
             self._best, self._best_step, self._best_loss, self._since = bpb, step, loss, 0
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Log the line if this validation shows overfitting."""
+        """Log the message if this validation shows overfitting."""
         bpb = module.metrics.get("val/bpb")
         if bpb is None:
             return
@@ -44,6 +44,7 @@ class Overfitting(L.Callback):
         self._has_said = True
         logger.info(
             f"the model overfits: {bpb:.4f} validation bits per byte, after {self._best:.4f} at step {self._best_step}, "
-            "while the training loss still falls. The text is small for this model and this many steps. best.ckpt keeps "
-            f"step {self._best_step}; generate, chat and evaluate use it"
+            "while the training loss still falls. The text is too small for this model and this number of steps: give more "
+            f"text, a smaller model= or a smaller train.max_steps=. generate, chat and evaluate use step {self._best_step}, "
+            "which is kept as best.ckpt"
         )

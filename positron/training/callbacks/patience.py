@@ -11,7 +11,7 @@ from positron.training.module import TrainingModule
 
 
 class Patience(L.Callback):
-    """End the run after `limit` validations in a row without a new best one. The best checkpoint is kept in any case."""
+    """End the run after `limit` validations in a row without a new best one. The best checkpoint is kept."""
 
     def __init__(self, limit: int, rows: list[dict[str, Any]]) -> None:
         """`rows`: the rows of metrics.jsonl so far, so that a resumed run stops at the same step as an uninterrupted one."""
@@ -26,12 +26,12 @@ class Patience(L.Callback):
 
     @property
     def is_over(self) -> bool:
-        """Whether the run has to end."""
+        """Tell whether the run has to end."""
         return self.since >= self.limit
 
     @property
     def why(self) -> str:
-        """The reason for ending, for the user."""
+        """Return the reason for the end of the run, as part of a message."""
         return f"after {counted(self.since, 'validation')} without a better one than {self.best:.4f} bits per byte"
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]

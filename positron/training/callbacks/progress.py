@@ -21,24 +21,24 @@ from positron.training.timing import SpeedFacts
 
 logger = logging.getLogger(__name__)
 
-FORECAST_STEP = 20  # step of this process after which speed and duration are logged
-WINDOW_S = 60.0  # the time left is computed from the steps of this many seconds
+FORECAST_STEP = 20  # after this number of steps of the process, speed and duration are logged
+WINDOW_S = 60.0  # the time that is left is computed from the steps of the last 60 seconds
 
 
 class TimeLeft:
-    """Predict the seconds that are left from the steps of the last minute, validation and saving included."""
+    """Predict the seconds that are left, from the duration of the last minute's steps including validation and saving."""
 
     def __init__(self, now: float, step: int) -> None:
         self._past = deque([(now, step)])
 
     def note(self, now: float, step: int) -> None:
-        """Record that `step` was done at the time `now`, in seconds."""
+        """Record that `step` ended at the time `now`, in seconds."""
         self._past.append((now, step))
         while len(self._past) > 2 and now - self._past[1][0] >= WINDOW_S:
             self._past.popleft()
 
     def seconds(self, last_step: int) -> float:
-        """Return the prediction for the steps up to `last_step`."""
+        """Return the predicted seconds until `last_step` ends."""
         (since, first), (now, step) = self._past[0], self._past[-1]
         return (now - since) / max(1, step - first) * (last_step - step)
 
@@ -63,7 +63,9 @@ class Progress(L.Callback):
         self._others.cores()
         if shows_bars() and trainer.is_global_zero and self.is_alone:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # a notebook without ipywidgets gets a bar of letters, which will do
+                warnings.simplefilter(
+                    "ignore"
+                )  # a notebook without ipywidgets gets a bar of letters, which is sufficient
                 from tqdm.auto import tqdm
 
             self.bar = tqdm(

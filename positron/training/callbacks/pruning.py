@@ -1,4 +1,4 @@
-"""`sweep.prune=median`: end a job of a sweep that is worse than most other jobs were at the same step."""
+"""`sweep.prune=median`: end a run of a sweep early if most other runs were better at the same step."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from positron.training.module import TrainingModule
 
 
 def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
-    """Return step -> validation bits per byte of each other job of the sweep that has finished."""
+    """Return a dict from step to validation bits per byte for each finished run of the sweep except `own`."""
     curves = []
     for path in sorted(sweep.glob(f"*/{JOB}")):
         run = Run(path.parent)
@@ -29,9 +29,10 @@ def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
 
 
 def is_hopeless(own: dict[int, float], others: list[dict[int, float]], startup_jobs: int) -> bool:
-    """Tell whether the best value so far is worse than the median of the finished jobs at this step.
+    """Tell whether the best validation so far is worse than the median of the finished runs at the same step.
 
-    This is Optuna's MedianPruner (Akiba et al. 2019, arXiv:1907.10902). False until `startup_jobs` jobs have finished.
+    This is the rule of Optuna's MedianPruner (Akiba et al. 2019, arXiv:1907.10902). Returns False until `startup_jobs` runs
+    have finished.
     """
     step = max(own)
     values = [curve[step] for curve in others if step in curve]
@@ -41,7 +42,10 @@ def is_hopeless(own: dict[int, float], others: list[dict[int, float]], startup_j
 
 
 class Pruning(L.Callback):
-    """Decide after each validation but the last; runs after Validation, before the callbacks that write and save."""
+    """Decide after each validation except the last whether to end the run.
+
+    In the order of callbacks it comes after Validation and before the callbacks that write metrics and checkpoints.
+    """
 
     def __init__(self, run: Run, startup_jobs: int, last_step: int) -> None:
         self.sweep, self.own, self.startup_jobs, self.last_step = run.folder.parent, run.folder, startup_jobs, last_step
@@ -50,7 +54,7 @@ class Pruning(L.Callback):
         self.pruned = False
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Stop the trainer if the run is worse than the median of the finished jobs."""
+        """Stop the trainer if the run is worse than the median of the finished runs."""
         if "val/bpb" not in module.metrics or trainer.global_step >= self.last_step:
             return
         self.curve[trainer.global_step] = module.metrics["val/bpb"]
@@ -60,7 +64,7 @@ class Pruning(L.Callback):
 
 
 def open_pruning(config: SweepConfig, run: Run, last_step: int) -> Pruning | None:
-    """Return the callback that `sweep.prune` asks for."""
+    """Return the callback that the setting `sweep.prune` names, or None."""
     match config.prune:
         case None:
             return None

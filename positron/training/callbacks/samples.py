@@ -25,11 +25,11 @@ from positron.training.trackers.tracker import Tracker
 
 logger = logging.getLogger(__name__)
 
-MAP_TOKENS = 48  # of the prompt, at most, in a picture of its attention
+MAP_TOKENS = 48  # a picture of the attention shows at most this number of tokens of the prompt
 
 
 class Samples(L.Callback):
-    """Generate from the same prompt every `every` steps, so that the samples show how the model improves."""
+    """Generate a sample from the same prompt every `every` steps, so that the samples show how the model improves."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Samples(L.Callback):
         self.prompt = prompt
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Generate and record a sample if the step is due."""
+        """Generate and record a sample if the step is a multiple of `every` or the last one."""
         step = trainer.global_step
         if (step % self.every and not trainer.should_stop) or not trainer.is_global_zero or shards_weights(trainer):
             return
@@ -56,7 +56,7 @@ class Samples(L.Callback):
             new = engine.stream(self.prompt.ids, max_tokens=self.tokens, seed=step, stop_ids=self.prompt.stop_ids)
             text = self.prompt.shown + "".join(new)
         except UserError as error:  # a failed sample must not end the run
-            logger.info(f"step {step} writes nothing: {error}")
+            logger.info(f"no sample at step {step}: {error}")
             return
         finally:
             module.train()
@@ -65,13 +65,13 @@ class Samples(L.Callback):
         append_sample(self.run, sample)
         if self.trackers:
             self._draw_attention(module.model, step)
-        if not trainer.should_stop:  # the last one is shown whole, at the end
+        if not trainer.should_stop:  # the whole last sample is shown at the end of the run
             logger.info(f"step {step} writes: {printable(' '.join(text.split())[:160])} ...")
         for tracker in self.trackers:
             tracker.sample(sample)
 
     def _draw_attention(self, model: GPT, step: int) -> None:
-        """Draw the attention over the prompt, which never changes, so that the pictures of a run can be compared."""
+        """Draw the attention over the prompt. The prompt never changes, so the pictures of a run can be compared."""
         ids = self.prompt.ids[: min(MAP_TOKENS, model.config.context_length)]
         layers = attention_probabilities(model, torch.tensor([ids], device=model.wte.weight.device))
         shown = " ".join(self.tokenizer.decode(ids).split())

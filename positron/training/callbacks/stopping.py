@@ -1,4 +1,4 @@
-"""End a run at its last step, before its time is over, or after a signal."""
+"""End a run at its last step, before its time limit, or after a signal."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from positron.training.signals import Signals
 
 
 class Stopping(L.Callback):
-    """End the run at `last_step`, before `max_seconds` are over, or after a signal.
+    """End the run at `last_step`, before it has taken `max_seconds`, or after a signal.
 
-    After the first signal, the step in progress ends before its next micro-batch, and the last complete step is saved. With
-    several ranks, all ranks stop together at the end of a step.
+    After a signal, the step in progress is given up before its next micro-batch, and the last complete step is saved. If
+    there are several processes, they all stop together at the end of a step.
     """
 
     def __init__(self, *, last_step: int, max_seconds: float | None, started: float, signals: Signals) -> None:
@@ -34,7 +34,7 @@ class Stopping(L.Callback):
             module.before_micro_batch = self.signals.leave
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Stop the trainer at the last step, before the time is over, or after a signal."""
+        """Stop the trainer at the last step, if another step would exceed the time limit, or after a signal."""
         now = time.monotonic()
         self._longest_step = max(self._longest_step, now - self._last_end)  # validation and saving included
         self._last_end = now
@@ -44,7 +44,7 @@ class Stopping(L.Callback):
         if trainer.world_size > 1:
             stop = self.out_of_time = trainer.strategy.reduce_boolean_decision(stop, all=False)
             if trainer.strategy.reduce_boolean_decision(bool(self.signals.received), all=False):
-                self.signals.received = self.signals.received or signal.SIGTERM  # another rank's
+                self.signals.received = self.signals.received or signal.SIGTERM  # another process received it
                 stop = True
         if stop or trainer.global_step >= self.last_step:
             trainer.should_stop = True

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def validate(trainer: L.Trainer, module: TrainingModule, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Score:
-    """Return the score of the validation batches, summed over all ranks."""
+    """Return the score of the validation batches of all ranks together."""
     module.eval()
     total = torch.zeros(3, dtype=torch.float32 if module.device.type == "mps" else torch.float64, device=module.device)
     for i, (x, y) in enumerate(batches):
@@ -38,7 +38,7 @@ class Validation(L.Callback):
         self.objective, self.every = objective, every
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Score the validation text if the step is due, and add the result to the metrics."""
+        """Score the validation text and add the result to the metrics, if the step is one to validate."""
         if trainer.global_step % self.every and not trainer.should_stop:
             return
         score = validate(trainer, module, self.objective.validation(trainer.global_rank, trainer.world_size))
@@ -46,6 +46,7 @@ class Validation(L.Callback):
         floor_bits = self.objective.val_bits
         if floor_bits is not None and score.bytes == self.objective.val_bytes and score.is_below(floor_bits):
             logger.warning(
-                f"{score.bpb:.4f} bits per byte is below the corpus's own information, "
-                f"{floor_bits / score.bytes:.4f}: the model has seen the validation text, or sees the future"
+                f"{score.bpb:.4f} bits per byte is below the entropy of the text, {floor_bits / score.bytes:.4f}, which is "
+                "impossible for a correct model: the validation text is also in the training text, or the model sees the "
+                "future (the token that it has to predict)"
             )

@@ -1,8 +1,8 @@
 """Monitors: callbacks that measure the inside of a model every few steps and change nothing.
 
-No monitor draws a random number, communicates with other ranks, or changes weights or gradients, so the losses of a run
-are bit for bit the same with and without them. The values go into `module.metrics`, and from there into metrics.jsonl,
-the trackers and the report.
+No monitor draws random numbers, communicates with other ranks, or changes weights or gradients. Therefore the losses of a run
+are identical to the last bit with and without monitors. The measured values are added to `module.metrics`, from which they
+are written to metrics.jsonl, the trackers and the report.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def open_monitors(
     vocab_size: int,
     shards_weights: bool,
 ) -> list[Monitor]:
-    """Return the monitors that the configuration asks for.
+    """Return the monitors that the setting `monitor=` names.
 
-    The list is empty under FSDP, where no rank has all weights and each forward pass needs all ranks.
+    With FSDP the list is empty, because no rank has all weights and a forward pass needs all ranks.
     """
     asked = (config.gradients, config.weights, config.attention, config.activations, config.tokens)
     if not any(asked):

@@ -1,4 +1,4 @@
-"""Measure the size of the residual stream, and MLP units that do nothing."""
+"""Measure the size of the residual stream, and the share of MLP units that have no effect or are nearly linear."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 from positron.model.gpt import GPT, Block
 from positron.training.monitors.probe import Probe, ProbeMonitor, to_floats
 
-# A unit whose output never exceeds this is dead; gelu, swish and swiglu do not reach exactly 0.
+# A unit is dead if its absolute output never exceeds this limit; gelu, swish and swiglu do not reach exactly 0.
 DEAD = {"relu": 0.0, "relu2": 0.0, "gelu": 1e-2, "swish": 1e-2, "swiglu": 1e-2}
 
 
 class Activations(ProbeMonitor):
     """Measure three values per block, over all tokens of the probe.
 
-    activation_rms/blocks.0: root mean square of the residual stream after the block (`embedding`: before the first);
+    activation_rms/blocks.0: root mean square of the residual stream after block 0 (activation_rms/embedding: before it);
     dead_units/blocks.0: share of the MLP's units whose absolute output never exceeds DEAD;
-    always_on_units/blocks.0: share of the units whose activation's input (swiglu: the gate's) is positive at every token,
-    so that the activation is nearly linear.
+    always_on_units/blocks.0: share of the MLP's units for which the input of the activation function (with swiglu, the gate)
+    is positive at every token, so that the function is nearly linear.
     """
 
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:

@@ -14,22 +14,23 @@ from positron.training.monitors.probe import Probe, ProbeMonitor, to_floats
 logger = logging.getLogger(__name__)
 
 COLLAPSED = 0.01  # relative entropy below which a head counts as collapsed
-PATIENCE = 3  # measurements in a row
+PATIENCE = 3  # a head is reported after this number of measurements in a row below COLLAPSED
 
 
 def relative_entropy(p: Tensor, visible: Tensor) -> Tensor:
-    """Divide the entropy of each row of p (..., T, keys) in nats by ln(number of visible keys): (..., T), 0 to 1.
+    """Return the entropy of each row of p (..., T, keys) divided by its largest possible value: (..., T), from 0 to 1.
 
-    It is 1 if all keys have the same weight, and NaN if a single key is visible.
+    The largest entropy is ln(number of visible keys); all keys then have the same weight. The result is NaN if only one key is
+    visible.
     """
     entropy: Tensor = torch.special.entr(p).sum(dim=-1)
     return entropy / visible.sum(dim=-1).log()
 
 
 def head_entropies(attn: Attention, inputs: Inputs, real: Tensor) -> list[Tensor]:
-    """Return each head's mean relative entropy over the tokens of `real` (B, T) that see two keys or more.
+    """Return the mean relative entropy of each head, over the tokens of the mask `real` (B, T) that see at least two keys.
 
-    Only one head's scores are in memory at a time.
+    The attention scores of one head at a time are in memory.
     """
     visible = visible_keys(attn, inputs)
     counted = real & (visible.sum(dim=-1) > 1)
@@ -39,10 +40,11 @@ def head_entropies(attn: Attention, inputs: Inputs, real: Tensor) -> list[Tensor
 
 
 class AttentionEntropy(ProbeMonitor):
-    """Measure attention/entropy/LAYER.HEAD: the mean relative entropy, 0 (one key) to 1 (all keys alike).
+    """Measure the mean relative entropy of each head's attention, as attention/entropy/LAYER.HEAD.
 
-    Queries and keys are computed again from the inputs of each attention layer, because training never stores the
-    probabilities. A head below COLLAPSED in PATIENCE measurements in a row is reported once.
+    The value is 0 if each token attends to a single key, and 1 if all keys have the same weight. Queries and
+    keys are computed again from the inputs of each attention layer, because training does not store the probabilities. A head
+    that is below COLLAPSED in PATIENCE measurements in a row is reported once.
     """
 
     def __init__(self, every: int, probe: Probe) -> None:
@@ -67,6 +69,6 @@ class AttentionEntropy(ProbeMonitor):
                 self._named.add(key)
                 layer, head = key.rpartition("/")[2].split(".")
                 logger.warning(
-                    f"head {head} of layer {layer} has collapsed: in {PATIENCE} measurements its attention had "
-                    f"less than {COLLAPSED:.0%} of the entropy of looking at all tokens alike, so it looks at one"
+                    f"head {head} of layer {layer} has collapsed: its attention is on one token only (in {PATIENCE} "
+                    f"measurements its entropy was below {COLLAPSED:.0%} of the entropy of equal attention to all tokens)"
                 )

@@ -1,7 +1,7 @@
 """Measure the L2 norms of gradients, weights and updates of each layer.
 
-A layer is a block (`blocks.0`) or what stands outside of blocks (`wte`, `wpe`, `smear`, `norm_f`, `lm_head`; a tied
-head is `wte`). Only what is trained counts: under LoRA, the thin matrices.
+A layer is a block (`blocks.0`) or a module outside of the blocks (`wte`, `wpe`, `smear`, `norm_f`, `lm_head`; a tied head is
+`wte`). Only trained parameters are included; with LoRA these are the low-rank matrices.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ def layer_of(parameter: str) -> str:
 
 
 def norms(tensors: list[Tensor], groups: list[str]) -> dict[str, Tensor]:
-    """Return the L2 norm of all tensors of each group together; `groups` names the group of each tensor."""
+    """Return the L2 norm of each group of tensors; `groups[i]` is the group of `tensors[i]`."""
     by_group = group_values(groups, tensors)
     return {group: torch.nn.utils.get_total_norm(members) for group, members in by_group.items()}
 
 
 class Gradients(Monitor):
-    """Measure grad_norm/LAYER and grad_norm_matrix/blocks.0.attn.q of the batch's mean loss, before clipping.
+    """Measure the norm of the batch's gradient before clipping, as grad_norm/LAYER and grad_norm_matrix/MATRIX.
+
+    MATRIX is the name of a weight matrix in a block, such as blocks.0.attn.q.
 
     Lightning calls this callback before the module clips the gradients. With DDP, the gradients of all processes are
     already summed.
@@ -40,7 +42,7 @@ class Gradients(Monitor):
         self._norms: dict[str, Tensor] = {}
 
     def on_before_optimizer_step(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
-        """Compute the norms, which stay on the device."""
+        """Compute the norms; they stay on the device until the step ends."""
         if not self.is_due(trainer, trainer.global_step + 1):
             return
         named = [(name, p) for name, p in module.model.named_parameters() if p.grad is not None]
@@ -58,11 +60,11 @@ class Gradients(Monitor):
 
 
 class Weights(Monitor):
-    """Measure weight_norm/LAYER after a step, update_norm/LAYER of its update, and their ratio update_ratio/LAYER.
+    """Measure weight_norm/LAYER after a step, update_norm/LAYER (the norm of the step's change), and update_ratio/LAYER.
 
-    A block's norms are those of its matrices: the scales of its normalisations, which begin at 1, would dominate them.
-    A copy of the weights is held during each measured step. The ratio is to the weights after the step, since members are 0
-    before the first one.
+    The ratio is update_norm / weight_norm; it uses the weights after the step, because some are 0 before the first step. For
+    a block only its matrices are included, because the scales of its norms, which start at 1, would dominate the result. A
+    measured step needs memory for a copy of the weights.
     """
 
     def __init__(self, every: int) -> None:

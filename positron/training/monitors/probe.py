@@ -1,4 +1,4 @@
-"""The base classes of monitors, and the probe: a few validation windows that stay the same during a run."""
+"""The base classes of monitors, and the probe: a few validation windows on which all measurements of a run are made."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ from positron.model.gpt import GPT
 from positron.training.module import TrainingModule
 from positron.training.objective.base import Objective
 
-PROBE_TOKENS = 2048  # or one window, if that is longer
+PROBE_TOKENS = 2048  # the tokens of a probe; a single window may be longer
 
 
 @dataclass(frozen=True)
 class Probe:
-    """Hold input and target ids x, y, each (N, T); targets are -100 where no loss is computed."""
+    """Hold N windows of T tokens: input ids x (N, T) and target ids y (N, T). A target of -100 has no loss."""
 
     x: Tensor
     y: Tensor
 
     @classmethod
     def from_objective(cls, objective: Objective) -> Probe:
-        """Take about PROBE_TOKENS tokens in windows of one width, at equal distances from the whole validation text."""
+        """Take about PROBE_TOKENS tokens of the validation text, in windows at equal distances.
+
+        Shorter windows are padded to the length of the longest one.
+        """
         rows = objective.probe_rows()
         count = min(len(rows), max(1, PROBE_TOKENS // max(len(x) for x, _ in rows)))
         chosen = [rows[i] for i in np.linspace(0, len(rows) - 1, count).astype(int)]
@@ -40,7 +43,7 @@ class Probe:
 
     @property
     def real(self) -> Tensor:
-        """Mask (N, T) of the tokens up to the last target of each row; the rest is padding."""
+        """Return a mask (N, T) that is true for the tokens up to the last target of each row and false for padding."""
         return (self.y != IGNORE).flip(1).cummax(dim=1).values.flip(1)
 
     def to(self, device: torch.device) -> Probe:
@@ -49,18 +52,18 @@ class Probe:
 
 
 class Monitor(L.Callback):
-    """Measure at each multiple of `every` optimizer steps, on the first rank."""
+    """Measure a run on the first rank, at each optimizer step that is a multiple of `every`."""
 
     def __init__(self, every: int) -> None:
         self.every = every
 
     def is_due(self, trainer: L.Trainer, step: int) -> bool:
-        """Tell whether this rank measures at a step."""
+        """Tell whether this rank measures at `step`."""
         return step % self.every == 0 and trainer.is_global_zero
 
 
 class ProbeMonitor(Monitor):
-    """Run the model on the probe, without dropout and in the precision of the training, and measure its inside."""
+    """Run the model on the probe and measure its activations, without dropout and in the precision of the training."""
 
     def __init__(self, every: int, probe: Probe) -> None:
         super().__init__(every)
@@ -77,21 +80,21 @@ class ProbeMonitor(Monitor):
         module.train()
 
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
-        """Return the values by their metric names; each monitor overrides this.
+        """Return the measured values by their metric names. Each monitor overrides this method.
 
-        `documents` (N, T): the number of each token's document, or None if attention crosses documents. Use
-        `model.hidden`, which, unlike `model`, is never compiled and runs the hooks of each module.
+        `documents` (N, T): the number of each token's document, or None if attention crosses documents. An implementation
+        must call `model.hidden` and not `model`, because it is never compiled and runs the hooks of each module.
         """
         raise NotImplementedError
 
 
 def to_floats(values: dict[str, Tensor]) -> dict[str, float]:
-    """Copy scalars () from a device to the host in one transfer."""
+    """Convert scalar tensors to floats, with a single transfer from the device."""
     return dict(zip(values, torch.stack(list(values.values())).tolist(), strict=True)) if values else {}
 
 
 def group_values(keys: Iterable[str], values: Iterable[Tensor]) -> dict[str, list[Tensor]]:
-    """Collect the values of equal keys in lists."""
+    """Return a dict from each key to the list of its values; `keys` and `values` have the same length."""
     groups: dict[str, list[Tensor]] = {}
     for key, value in zip(keys, values, strict=True):
         groups.setdefault(key, []).append(value)

@@ -23,11 +23,10 @@ FREQUENCY_BINS, POSITION_BINS = 5, 8
 
 
 def frequency_bins(counts: np.ndarray, n_bins: int = FREQUENCY_BINS) -> np.ndarray:
-    """Assign each id to a bin by its frequency: (V,), 0 for the most frequent ids.
+    """Return the bin of each id (V,), by its frequency; bin 0 has the most frequent ids.
 
-    Each bin has about the same share of all counted tokens. An id belongs to the bin of its first occurrence when all
-    tokens are sorted by frequency, so a very frequent id may fill several bins and leave the later ones empty. Ids that
-    never occur belong to the last bin.
+    Each bin contains about the same number of tokens of the text. A single id can fill several bins; it is then in the first of
+    them, and the others stay empty. Ids that never occur are in the last bin.
     """
     order = np.argsort(-counts, kind="stable")
     before = np.cumsum(counts[order]) - counts[order]
@@ -37,23 +36,24 @@ def frequency_bins(counts: np.ndarray, n_bins: int = FREQUENCY_BINS) -> np.ndarr
 
 
 def position_edges(context: int, n_bins: int = POSITION_BINS) -> list[int]:
-    """Return the first position of each bin and the end of the last bin: 0, powers of two, context."""
+    """Return the first position of each bin, and the end of the last bin: 0, then powers of two, then `context`."""
     powers = [1 << n for n in range(context.bit_length()) if 1 << n < context]
     return [0, *powers[1 - n_bins :], context]
 
 
 def bin_means(values: np.ndarray, bins: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Return the mean of the values of each bin that is not empty, by its name."""
+    """Return the mean of the values in each bin, by the bin's name, without empty bins."""
     counts = np.bincount(bins, minlength=len(names))
     sums = np.bincount(bins, weights=values, minlength=len(names))
     return {name: float(sums[i] / counts[i]) for i, name in enumerate(names) if counts[i]}
 
 
 class TokenLosses(ProbeMonitor):
-    """Measure nats per token of the probe: loss_by_frequency/1 (the most frequent targets) to /5, loss_by_position/64-127.
+    """Measure the loss of the probe, in nats per token, for targets of different frequency and position.
 
-    The position of a target is the number of tokens before the last input token: in the window, or in its own document if
-    attention does not cross documents.
+    loss_by_frequency/1 is the loss of the most frequent targets, and loss_by_frequency/5 is the loss of the rarest targets.
+    loss_by_position/64-127 is the loss of targets that are predicted at positions 64 to 127 of the window, or of their
+    document if attention does not cross documents.
     """
 
     def __init__(
@@ -73,7 +73,8 @@ class TokenLosses(ProbeMonitor):
             self.bins = frequency_bins(counts)
             sizes = np.bincount(self.bins[counts > 0], minlength=FREQUENCY_BINS)
             logger.info(
-                f"loss_by_frequency/1 to {FREQUENCY_BINS}: of {', '.join(f'{n:,}' for n in sizes)} different tokens"
+                f"loss_by_frequency/1 to {FREQUENCY_BINS} are the losses of groups of "
+                f"{', '.join(f'{n:,}' for n in sizes)} different tokens, the most frequent tokens first"
             )
 
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:

@@ -1,7 +1,7 @@
-"""The protocol of an objective: everything about a training that depends on what is being learned.
+"""The protocol of an objective, which defines the data, loss, validation and sample prompt of a training.
 
-The loop (`training/loop.py`) has no branch on the kind of training: a new method is a class with these members, most
-easily a subclass of `PretrainObjective` or `SFTObjective` that overrides `loss`. docs/examples/add_an_objective.py is one.
+The loop (`training/loop.py`) does not distinguish kinds of training. To add one, write a class with these members; a subclass
+of `PretrainObjective` or `SFTObjective` that overrides `loss` is shortest. docs/examples/add_an_objective.py is an example.
 
 Shapes: B rows of a micro-batch, T tokens, V vocabulary.
 """
@@ -16,12 +16,12 @@ from torch import Tensor
 
 from positron.model.gpt import GPT
 
-Part = tuple[Tensor, Tensor]  # input and target ids (B, T) of a micro-batch, -100 where there is no loss
+Part = tuple[Tensor, Tensor]  # a micro-batch: input ids (B, T) and target ids (B, T); a target of -100 has no loss
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Hold a prompt for samples: as text to show, as ids for the model, and the ids that end a sample."""
+    """Hold a prompt for samples: its text for display, its ids for the model, and the ids that end a sample."""
 
     shown: str
     ids: list[int]
@@ -32,55 +32,61 @@ class Objective(Protocol):
     """Define what a run learns. `kind` is its name in run.json."""
 
     kind: str
-    token_bytes: np.ndarray  # (V,) bytes of text that each id stands for
-    val_bits: float | None  # the information of the validation text, where it is known
-    val_bytes: int  # its bytes
-    patience: int  # validations without a better one after which the run ends; 0: never
+    token_bytes: np.ndarray  # (V,) number of bytes of each token's text
+    val_bits: float | None  # the entropy of the validation text in bits; None if it is not known
+    val_bytes: int  # the length of the validation text in bytes
+    patience: int  # the run ends after this number of validations in a row without a new best one; 0: it never does
 
     @property
     def fingerprint(self) -> str:
-        """Return a hash of all training data: a run whose data has changed is not continued."""
+        """Return a hash of the training data. A run is not continued if this hash has changed."""
         ...
 
     @property
     def bytes_per_token(self) -> float:
-        """Return the mean bytes of text of a target of training."""
+        """Return the mean number of bytes of a training target's text."""
         ...
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
-        """Return the micro-batches of a rank's share of optimizer step `step` (from 1): a pure function of the step."""
+        """Return the micro-batches of one rank for optimizer step `step`, counted from 1.
+
+        The result must depend only on the arguments, so that a run can continue at any step.
+        """
         ...
 
     def count(self, part: Part) -> Tensor:
-        """Return how many losses the sum of `loss` has; known before any forward pass, so that gradients are exact."""
+        """Return the number of losses that `loss` adds up for this micro-batch.
+
+        The loop needs it before the forward pass, to divide each micro-batch's loss by the count of the whole step.
+        """
         ...
 
     def loss(self, model: GPT, part: Part) -> Tensor:
-        """Return the sum of the losses of a micro-batch, in nats. The loop divides by the count of the whole step."""
+        """Return the sum of the losses of a micro-batch, in nats. The loop divides it by the count of the whole step."""
         ...
 
     def validation(self, rank: int, world_size: int) -> list[Part]:
-        """Return a rank's micro-batches of the validation side, the same number on each rank."""
+        """Return one rank's micro-batches of the validation text; all ranks must get the same number of micro-batches."""
         ...
 
     def score(self, model: GPT, part: Part, token_bytes: Tensor) -> Tensor:
-        """Return (nats, bytes, tokens), summed over the targets of a validation micro-batch."""
+        """Return a tensor (3,): the nats, bytes and number of the targets of a validation micro-batch, each summed."""
         ...
 
     def documents(self, x: Tensor) -> Tensor | None:
-        """Return the number (B, T) of each token's document in its row, or None where documents see each other."""
+        """Return the number of each token's document in its row, (B, T), or None if attention crosses documents."""
         ...
 
     def probe_rows(self) -> list[Part]:
-        """Return rows (x, y), each (T,), from which monitors take their probe."""
+        """Return validation rows (x, y), each (T,), from which monitors choose their probe."""
         ...
 
     def target_counts(self, vocab_size: int) -> np.ndarray:
-        """Return (V,) how often each id is a target of training, at least in a large sample."""
+        """Return how often each id is a training target (V,), counted in the whole data or in a large sample."""
         ...
 
     def sample_prompt(self, asked: str | None) -> Prompt:
-        """Return the prompt of samples: `asked`, or a default that suits the data."""
+        """Return the prompt for samples: `asked`, or a default for this kind of data if it is None."""
         ...
 
     def close(self) -> None:

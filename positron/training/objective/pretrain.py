@@ -18,11 +18,11 @@ from positron.training.objective.base import Part, Prompt
 from positron.training.objective.tokens import NextToken
 
 SAMPLE_PROMPT = "Once upon a time"
-SAMPLE_POSITIONS, SAMPLE_TOKENS = 64, 65_536  # tokens of a long text are counted at 64 positions, 65,536 tokens at each
+SAMPLE_POSITIONS, SAMPLE_TOKENS = 64, 65_536  # in a long text, tokens are counted in 64 pieces of 65,536 tokens
 
 
 def windows_start_after(packing: Packing, end_id: int) -> int | None:
-    """Return the id after which training windows start; None: anywhere."""
+    """Return the id after which training windows start, or None if they may start at any token."""
     match packing:
         case "documents":
             return end_id
@@ -33,7 +33,7 @@ def windows_start_after(packing: Packing, end_id: int) -> int | None:
 
 
 class PretrainObjective(NextToken):
-    """Learn every token of a text, from windows in a new random order each epoch."""
+    """Train on every token of a text. The text is read in windows, in a new random order in each epoch."""
 
     kind = "pretrain"
     patience = 0
@@ -50,9 +50,9 @@ class PretrainObjective(NextToken):
         seed: int,
         val_tokens: int,
     ) -> None:
-        """`folder`: the result of `prepare` for `config`; `batch_size`: windows per optimizer step on all ranks.
+        """`folder`: the prepared text for `config`. `batch_size`: windows per optimizer step on all ranks together.
 
-        Raises UserError if a side of the split is too small.
+        Raises UserError if the training text or the validation text is too short.
         """
         end_id = tokenizer.special_id(END_OF_TEXT)
         self.tokenizer = tokenizer
@@ -72,8 +72,8 @@ class PretrainObjective(NextToken):
         if self.val.n_tokens < 2:
             n = getattr(self.train, "tokens", self.val).n_documents
             raise UserError(
-                f"no text is left for validation: data.val_fraction={config.val_fraction:g} assigned none of the {n:,} "
-                "documents to it; give more text, a larger data.val_fraction or another data.seed"
+                f"no text is left for validation: data.val_fraction={config.val_fraction:g} put none of the {n:,} documents "
+                "into validation: give more text, a larger data.val_fraction= or another data.seed="
             )
         self.document_start = end_id if config.document_mask else None
         self.token_bytes = self.val.token_bytes(tokenizer)  # for the bits per byte of the validation text
@@ -83,22 +83,25 @@ class PretrainObjective(NextToken):
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the training text."""
+        """Return the fingerprint (a hash) of the training text."""
         return self.train.fingerprint
 
     @property
     def bytes_per_token(self) -> float:
-        """The mean bytes of text of a training token."""
+        """Return the mean number of bytes of a training token's text."""
         return self.train.bytes_per_token
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
-        """Return the micro-batches of a rank's share of the windows of optimizer step `step`, counted from 1."""
+        """Return the micro-batches of one rank for optimizer step `step`, counted from 1."""
         rows = self.train.batch(step, rank, world_size)
         size = self.micro_batch_size
         return list(zip(rows[:, :-1].split(size), rows[:, 1:].split(size), strict=True))
 
     def validation(self, rank: int, world_size: int) -> list[Part]:
-        """Return every world_size-th micro-batch, all of one shape; rows beyond the text have no loss."""
+        """Return every world_size-th micro-batch of the validation text.
+
+        All micro-batches have the same shape; rows that are added for this have no loss.
+        """
         size = self.micro_batch_size
         rows = -(-len(self.val_x) // (size * world_size)) * size * world_size
         x = torch.zeros(rows, self.val_x.shape[1], dtype=torch.int64)
@@ -111,7 +114,7 @@ class PretrainObjective(NextToken):
         return list(zip(self.val_x, self.val_y, strict=True))
 
     def target_counts(self, vocab_size: int) -> np.ndarray:
-        """Count each id (V,) in up to 4M tokens, taken at equal distances from the whole text."""
+        """Return how often each id (V,) occurs in the training text, or in about 4M of its tokens if it is longer."""
         tokens = self.train.tokens
         if tokens.n_tokens <= SAMPLE_POSITIONS * SAMPLE_TOKENS:
             return np.bincount(tokens.read(0, tokens.n_tokens), minlength=vocab_size)
@@ -121,10 +124,10 @@ class PretrainObjective(NextToken):
         return counts
 
     def sample_prompt(self, asked: str | None) -> Prompt:
-        """Return `asked`, or SAMPLE_PROMPT, as the beginning of a document."""
+        """Return `asked`, or SAMPLE_PROMPT if it is empty, as the beginning of a document."""
         end, text = self.tokenizer.special_id(END_OF_TEXT), asked or SAMPLE_PROMPT
         return Prompt(text, [end, *self.tokenizer.encode(text)], [end])
 
     def close(self) -> None:
-        """End the process that fetches text, if there is one."""
+        """End the process that downloads the text, if there is one."""
         self.train.close()

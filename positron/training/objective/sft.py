@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class SFTObjective(NextToken):
-    """Learn the answers of conversations, in a new random order each epoch, and replayed windows of the base run's text."""
+    """Train on the answers of conversations, in a new random order in each epoch, and on windows of the base run's text."""
 
     kind = "sft"
 
@@ -43,31 +43,32 @@ class SFTObjective(NextToken):
         replay: Windows | None,
         patience: int = 0,
     ) -> None:
-        """`replay` adds pretraining windows to each batch, as many as its own batch size; every token has a loss.
+        """`packing`: several conversations are put into one row. `patience`: see `Objective`.
 
+        `replay`: windows of the base run's text; each batch gets `replay.batch_size` windows, whose tokens are all targets.
         Raises UserError if no conversation has an answer that fits the context.
         """
-        sides = []
+        splits = []
         for is_val in (False, True):
             pairs = [
                 (example, to_row(example, tokenizer, context)) for example in conversations if example.is_val == is_val
             ]
-            sides.append([(example, row) for example, row in pairs if row is not None])
-        usable = len(sides[0]) + len(sides[1])
+            splits.append([(example, row) for example, row in pairs if row is not None])
+        usable = len(splits[0]) + len(splits[1])
         _report_unusable(len(conversations), usable, context)
-        if not sides[0] or not sides[1]:
-            sides = [sides[0] or sides[1]] * 2
+        if not splits[0] or not splits[1]:
+            splits = [splits[0] or splits[1]] * 2
             logger.info(
-                "no conversation is left for validation (data.val_fraction=0, or too few different questions): "
-                f"validation uses the training conversations ({usable:,}), so its loss measures how well they are "
-                "memorised, not how well new questions are answered"
+                "no conversation is left for validation (data.val_fraction=0, or too few different questions), so the "
+                f"{usable:,} training conversations are used: the validation loss shows how well they are memorised, and "
+                "not how well new questions are answered"
             )
         self.tokenizer, self.patience = tokenizer, patience
         self.document_start = tokenizer.special_id(END_OF_TEXT) if packing else None
         text = repr([(example.is_val, *_facts_of(m)) for example in conversations for m in example.messages])
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self.train = Instructions(
-            [row for _, row in sides[0]],
+            [row for _, row in splits[0]],
             tokenizer,
             context=context,
             batch_size=batch_size,
@@ -79,7 +80,7 @@ class SFTObjective(NextToken):
         self.bytes_per_token = self.train.bytes_per_token
         self.token_bytes = tokenizer.token_bytes()
         validated: list[tuple[Conversation, Row]] = []
-        for pair in sides[1]:  # at most about `val_tokens`
+        for pair in splits[1]:  # at most about `val_tokens`
             if sum(len(row[0]) for _, row in validated) >= val_tokens:
                 break
             validated.append(pair)
@@ -88,14 +89,17 @@ class SFTObjective(NextToken):
         self.val_bits = sum(bits) if len(bits) == len(validated) else None
         self.example = validated[0][0]
         self.val_parts = to_parts([row for _, row in validated], context, micro_batch_size, self.train.pad)
-        logger.info(f"{counted(len(sides[0]), 'conversation')} to learn from, {len(sides[1]):,} for validation")
+        logger.info(f"{counted(len(splits[0]), 'conversation')} to learn from, {len(splits[1]):,} for validation")
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
-        """Return the micro-batches of a rank's share of optimizer step `step`, counted from 1."""
+        """Return the micro-batches of one rank for optimizer step `step`, counted from 1."""
         return self.train.batch(step, rank, world_size)
 
     def validation(self, rank: int, world_size: int) -> list[Part]:
-        """Return every world_size-th micro-batch; micro-batches without a loss make the numbers of all ranks equal."""
+        """Return every world_size-th validation micro-batch.
+
+        Micro-batches without targets are added so that all ranks get the same number.
+        """
         x, y = self.val_parts[-1]
         missing = -len(self.val_parts) % world_size
         return [*self.val_parts, *[(x, torch.full_like(y, IGNORE))] * missing][rank::world_size]
@@ -105,11 +109,11 @@ class SFTObjective(NextToken):
         return [row for part in self.val_parts for row in zip(*part, strict=True)]
 
     def target_counts(self, vocab_size: int) -> np.ndarray:
-        """Count each id (V,) in the answers of the training conversations."""
+        """Return how often each id (V,) occurs in the answers of the training conversations."""
         return np.bincount(np.concatenate([y[y != IGNORE] for _, y in self.train.rows]), minlength=vocab_size)
 
     def sample_prompt(self, asked: str | None) -> Prompt:
-        """Return `asked` as a user's message, or a validation conversation up to its first answer."""
+        """Return `asked` as a user's message, or the first validation conversation up to its first answer."""
         messages = self.example.messages
         if asked:
             turns = [Message("user", asked)]
@@ -119,7 +123,7 @@ class SFTObjective(NextToken):
         return Prompt(f"{turns[-1].content}\n\n", ids, conversation.stop_ids(self.tokenizer))
 
     def close(self) -> None:
-        """Do nothing: no other process is in use."""
+        """Do nothing, because fine-tuning starts no other process."""
 
 
 def _facts_of(message: Message) -> tuple[object, ...]:
@@ -130,7 +134,7 @@ def _report_unusable(total: int, usable: int, context: int) -> None:
     unusable = total - usable
     why = f"have no answer to learn from, or only answers that are longer than the context of {context} tokens"
     if not usable:
-        raise UserError(f"all {total} conversations {why}")
+        raise UserError(f"all {total} conversations {why}: shorten the answers, or use a run with a longer context")
     if unusable:
         level = logging.WARNING if unusable > 0.05 * total else logging.INFO
         logger.log(level, f"{unusable} of {total} conversations {why}")

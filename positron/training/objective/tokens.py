@@ -1,4 +1,4 @@
-"""The loss of the next token, which pretraining and fine-tuning share."""
+"""The next-token loss, which pretraining and fine-tuning share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from positron.training.objective.base import Part
 
 
 class NextToken:
-    """Compute the cross-entropy of each target given the tokens before it, summed over the targets."""
+    """Compute the sum of the cross-entropies of the targets, each predicted from the tokens before it."""
 
     token_bytes: np.ndarray
     document_start: int | None  # the id that begins documents, if attention does not cross documents
@@ -28,7 +28,10 @@ class NextToken:
         return total
 
     def score(self, model: GPT, part: Part, token_bytes: Tensor) -> Tensor:
-        """Return (nats, bytes, tokens) of a micro-batch (3,), in float64 if the device supports it."""
+        """Return a tensor (3,): the nats, bytes and number of the targets of a micro-batch, each summed.
+
+        It is in float64, except on MPS, which does not support it.
+        """
         x, y = part
         scored = y != IGNORE
         nats = model(x, y, self.documents(x))

@@ -1,4 +1,4 @@
-"""Any torch optimizer by its name: `optimizer=custom optimizer._target_=torch.optim.RAdam`."""
+"""Build any torch optimizer by its name: `optimizer=custom optimizer._target_=torch.optim.RAdam`."""
 
 from __future__ import annotations
 
@@ -15,34 +15,36 @@ KEY = "optimizer._target_"
 
 
 def custom_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Build the optimizer that the user names, on these parameter groups, with `optimizer.options` as its arguments.
+    """Build the optimizer that `optimizer._target_` names for these parameter groups, with `optimizer.options` as arguments.
 
-    The loop sets the learning rate of every group before each step. Raises UserError like `optimizer_class`.
+    The training loop sets the learning rate of every group before each step. Raises UserError if the class refuses its
+    arguments, or if `optimizer_class` raises it.
     """
     cls = optimizer_class(config)
     try:
         optimizer: torch.optim.Optimizer = cls(groups, lr=config.lr, **(config.options or {}))
     except (TypeError, ValueError) as error:
-        raise UserError(f"{KEY}={config._target_} refuses its arguments: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"{KEY}={config._target_} refuses its arguments ({' '.join(str(error).split())}): correct optimizer.options="
+        ) from error
     return optimizer
 
 
 def optimizer_class(config: OptimizerConfig) -> Any:
     """Import the class that `optimizer._target_` names.
 
-    Raises UserError if it is not an optimizer, if its `step` needs a closure, or if it does not accept the weight decay.
+    Raises UserError if the class is not an optimizer, if its `step` needs a closure, or if it has no argument `weight_decay`
+    although `optimizer.weight_decay` is not 0.
     """
     assert config._target_ is not None
     cls = load_object(config._target_, KEY)
     if not (isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)):
-        raise UserError(
-            f"{KEY}={config._target_} is not a torch optimizer: it must be a subclass of torch.optim.Optimizer"
-        )
+        raise UserError(f"{KEY}={config._target_} is not a torch optimizer: name a subclass of torch.optim.Optimizer")
     closure = inspect.signature(cls.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise UserError(
-            f"{KEY}={config._target_} evaluates the loss several times per step, which this loop does not support: "
-            "choose another optimizer"
+            f"{KEY}={config._target_} evaluates the loss several times per step, which Positron's training does not "
+            "support: choose another optimizer"
         )
     if config.weight_decay and "weight_decay" not in inspect.signature(cls).parameters:
         raise UserError(f"{KEY}={config._target_} has no weight decay: give optimizer.weight_decay=0")
@@ -50,6 +52,6 @@ def optimizer_class(config: OptimizerConfig) -> Any:
 
 
 def refuse_unusable(config: OptimizerConfig) -> None:
-    """Raise UserError for an optimizer that cannot be built, before any time is spent on the run."""
+    """Raise UserError at the start of a run if its optimizer cannot be built."""
     if config.is_custom:
         custom_optimizer([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}], config)

@@ -1,13 +1,14 @@
-"""Muon: orthogonalise the momentum of each block matrix before applying it; every other parameter uses AdamW.
+"""The optimizer Muon: it orthogonalises the momentum of each block matrix; all other parameters are updated by AdamW.
 
-The gradient of a weight matrix is nearly of low rank: a few directions move far, the others hardly. Its nearest orthogonal
-matrix U V^T (of the singular value decomposition U S V^T) moves every direction equally. Five iterations of a quintic
-polynomial approximate it with matrix products alone (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural
-networks"). Multiplied by 0.2 sqrt(longer side), a step has the root mean square of an AdamW step, so that learning rate
-and weight decay mean the same in both (Liu et al. 2025, arXiv:2502.16982, eq. 4).
+The gradient of a weight matrix has nearly low rank, so a plain step moves the weights far in a few directions and hardly in
+the others. With the singular value decomposition U S V^T of the momentum, U V^T is the nearest orthogonal matrix; a step along
+it moves all directions equally. Five iterations of a polynomial of degree 5 approximate U V^T by matrix products only (Jordan
+et al. 2024, "Muon: an optimizer for hidden layers in neural networks"). The step is multiplied by 0.2 sqrt(longer dimension of
+the matrix). It then has the root mean square of an AdamW step, so learning rate and weight decay have the same meaning for both
+optimizers (Liu et al. 2025, arXiv:2502.16982, eq. 4).
 
-Differences from torch.optim.Muon, which the tests compare it with: matrices of one shape are orthogonalised together,
-non-finite gradients change nothing without a synchronisation with the device, and one optimizer holds both kinds of
+The tests compare this class with torch.optim.Muon. It differs in three ways: matrices of the same shape are orthogonalised
+together, a step with non-finite gradients is skipped without waiting for the device, and one optimizer handles both kinds of
 parameters.
 """
 
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from positron.model.kernels.torch_private import skip_step_if
 
-# a, b, c of x <- a x + b x^3 + c x^5: steepest at 0, maps singular values to 0.7..1.2
+# a, b, c of x <- a x + b x^3 + c x^5, chosen to be steep at 0; the iterations map singular values to between 0.7 and 1.2
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 MOMENTUM = 0.95
@@ -30,7 +31,10 @@ EPS = 1e-7
 
 
 def orthogonalize(x: Tensor) -> Tensor:
-    """Approximate U V^T of each matrix of a batch (..., n, m), n <= m; its singular values are between 0.7 and 1.2."""
+    """Return an approximation of U V^T for each matrix of a batch (..., n, m) with n <= m.
+
+    The singular values of the results are between 0.7 and 1.2.
+    """
     a, b, c = COEFFICIENTS
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
     for _ in range(ITERATIONS):
@@ -40,13 +44,13 @@ def orthogonalize(x: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Step groups of the role `matrix` orthogonally, and all others by AdamW (`fused`, if the device supports it)."""
+    """Update parameter groups with the role `matrix` by Muon, and all other groups by AdamW (`fused`: one kernel for all)."""
 
     def __init__(
         self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, *, fused: bool
     ) -> None:
         super().__init__(groups, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": 0.0, "fused": fused})
-        self.found_inf: Tensor | None = None  # 1.0: the next step changes nothing; set by `skip_step_if`
+        self.found_inf: Tensor | None = None  # if it is 1.0, the next step changes nothing; `skip_step_if` sets it
         self._adamw = torch.optim.AdamW([torch.zeros(1)], lr=lr, betas=betas, eps=eps, fused=fused)
         self._adamw_defaults = {k: v for k, v in self._adamw.param_groups[0].items() if k != "params"}
 
@@ -60,7 +64,7 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["role"] == "matrix":
                 self._step_matrices(group)
-        # AdamW borrows the groups and states of this optimizer for each step: loading a checkpoint may have replaced them
+        # AdamW gets the groups and states of this optimizer before each step, because a loaded checkpoint replaces them
         rest = [group for group in self.param_groups if group["role"] != "matrix"]
         self._adamw.param_groups = [{**self._adamw_defaults, **group} for group in rest]
         self._adamw.state = self.state
@@ -84,7 +88,7 @@ class Muon(torch.optim.Optimizer):
                 p.mul_(keep).sub_(step if p.shape[0] <= p.shape[1] else step.mT)
 
     def _momentum(self, p: Tensor) -> Tensor:
-        """Update the running mean of a parameter's gradients and return Nesterov's look-ahead along it."""
+        """Update the running mean of a parameter's gradients and return Nesterov's momentum, a mix of gradient and mean."""
         assert p.grad is not None
         state = self.state[p]
         if not state:
@@ -98,6 +102,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def _as_wide(x: Tensor) -> Tensor:
-    """Transpose a matrix to (n, m) with n <= m, in bf16 unless it is float64: the iterations tolerate its rounding."""
+    """Transpose a matrix to (n, m) with n <= m, and convert it to bf16 unless it is float64.
+
+    The iterations of `orthogonalize` tolerate the rounding.
+    """
     x = x if x.dtype == torch.float64 else x.bfloat16()
     return x if x.shape[0] <= x.shape[1] else x.mT

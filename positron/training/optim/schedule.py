@@ -1,6 +1,6 @@
-"""Compute the learning rate as a function of (step, horizon): no scheduler object, no state, nothing to restore.
+"""Compute the learning rate as a function of the step and the horizon, the planned number of steps.
 
-Invariant 4 of docs/ARCHITECTURE.md.
+There is no scheduler object whose state a checkpoint would have to store (invariant 4 of docs/ARCHITECTURE.md).
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from positron.config import ScheduleConfig
 def lr_at(step: int, horizon: int, *, peak: float, schedule: ScheduleConfig) -> float:
     """Compute the learning rate of optimizer step `step`, counted from 1, in a run of `horizon` steps.
 
-    It rises linearly to `peak` over `warmup_steps`. After that, `cosine` (arXiv:1608.03983) and `linear` decay to
-    `final_ratio * peak` at the horizon and stay there; `constant` stays at `peak`; `trapezoid` (Haegele et al. 2024,
-    arXiv:2405.18392) stays at `peak` until the last `decay_share` of the horizon and decays linearly from there.
+    The rate rises linearly to `peak` over `warmup_steps` steps. Then the kinds of schedule differ. `cosine` (arXiv:1608.03983)
+    and `linear` decay to `final_ratio * peak` at the horizon and stay there. `constant` stays at `peak`. `trapezoid` (Haegele
+    et al. 2024, arXiv:2405.18392) stays at `peak` and decays linearly to `final_ratio * peak` in the last `decay_share` of
+    the steps.
     """
     warmup = schedule.warmup_steps
     assert schedule.final_ratio is not None  # ScheduleConfig fills it in
@@ -36,5 +37,5 @@ def lr_at(step: int, horizon: int, *, peak: float, schedule: ScheduleConfig) -> 
 
 
 def _progress(step: int, start: int, end: int) -> float:
-    """Return the share of the steps from `start` to `end` that `step` has passed: 0 before, 1 after."""
+    """Return how far `step` is from `start` to `end`: 0 at `start` or before, 1 at `end` or after."""
     return min(1.0, max(0.0, (step - start) / max(1, end - start)))

@@ -1,4 +1,4 @@
-"""TensorBoard."""
+"""Write a run for TensorBoard."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise UserError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from error
-        # purge_step hides what an earlier process wrote after the checkpoint that this one continues from
+        # purge_step hides values that an earlier process wrote after the checkpoint from which this process continues
         refuse_links(folder / config.subdir, folder)
         self.writer = SummaryWriter(str(folder / config.subdir), purge_step=first_step)
         self.folder = folder

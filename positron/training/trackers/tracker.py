@@ -22,11 +22,11 @@ class Tracker(Protocol):
         """Record a sample; its attention map is already in the run folder."""
 
     def finish(self, exit_code: int) -> None:
-        """Complete the record: `exit_code` is 0 unless the run failed."""
+        """Complete the record of the run. `exit_code` is 0 unless the run failed or diverged."""
 
 
 class GuardedTracker:
-    """Turn a tracker off after its first error, with one warning."""
+    """Pass all calls to a tracker, and disable it after its first error, with one warning. UserError is raised again."""
 
     def __init__(self, make: Callable[[], Tracker], name: str) -> None:
         self.name = name
@@ -45,16 +45,16 @@ class GuardedTracker:
             return None
 
     def log(self, row: dict[str, Any], step: int) -> None:
-        """Pass a row of metrics on."""
+        """Pass a row of metrics to the tracker, unless it is disabled."""
         if (tracker := self.tracker) is not None:
             self._try(lambda: tracker.log(row, step))
 
     def sample(self, sample: Sample) -> None:
-        """Pass a sample on."""
+        """Pass a sample to the tracker, unless it is disabled."""
         if (tracker := self.tracker) is not None:
             self._try(lambda: tracker.sample(sample))
 
     def finish(self, exit_code: int) -> None:
-        """Complete the tracker's record."""
+        """Complete the tracker's record, unless it is disabled."""
         if (tracker := self.tracker) is not None:
             self._try(lambda: tracker.finish(exit_code))

@@ -1,4 +1,4 @@
-"""Weights & Biases."""
+"""Log a run to Weights & Biases (wandb)."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from positron.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-WANDB_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")  # of wandb 0.31, and of earlier versions
+WANDB_HOSTS = ("api.forge.coreweave.com", "api.wandb.ai")  # the hosts of wandb 0.31 and of earlier versions
 
-INIT_SECONDS = 20.0  # without an answer by then, the run is logged offline
-FINISH_SECONDS = 30.0  # an upload that takes longer is left to `wandb sync`
+INIT_SECONDS = 20.0  # if the server does not answer within this time, the run is logged offline
+FINISH_SECONDS = 30.0  # if the upload takes longer, the user can complete it with `wandb sync`
 _DATA_DIR = os.environ.get("WANDB_DATA_DIR")  # as the user has set it
 
 
 class Wandb:
-    """Log to Weights & Biases, online with an API key and offline without one; the run id is kept in the run folder.
+    """Log to Weights & Biases: online if there is an API key, otherwise offline. A file in the run folder stores the run id.
 
-    The run's own files are the complete record, and wandb receives what it lacks. Online these are the steps after the
-    last one that wandb knows, since it accepts no step twice. Offline it is the whole run each time the run is continued,
-    because `wandb sync` (0.31) replaces what wandb has of a run id by the folder that it uploads. Raises UserError if the
-    file with the run id is damaged.
+    The run's own files are the complete record, and wandb receives the missing part of it. Online, these are the steps after
+    the last step that wandb has, because it accepts no step twice. Offline, it is the whole run each time the run is continued,
+    because `wandb sync` (0.31) replaces all data of a run id by the folder that it uploads. Raises UserError if the file with
+    the run id is damaged.
     """
 
     def __init__(self, config: WandbConfig, folder: Path, settings: dict[str, Any]) -> None:
@@ -51,7 +51,7 @@ class Wandb:
             raise UserError(
                 f"{id_file} is damaged: it does not contain the id of a wandb run; delete it to begin a new wandb run"
             )
-        # wandb copies its tables to this folder before it uploads them; they are part of the run
+        # wandb copies tables to this folder before it uploads them; by default it is inside the run folder
         os.environ["WANDB_DATA_DIR"] = _DATA_DIR or str(self.paths.wandb_folder.absolute())
 
         def begin(mode: str) -> Any:
@@ -66,7 +66,7 @@ class Wandb:
                 dir=str(folder),
                 config=settings,
                 mode=mode,  # type: ignore[arg-type]
-                reinit="create_new",  # one job, one run: a live run of an earlier job is never reused
+                reinit="create_new",  # a run of an earlier job of this process is never reused
                 settings=wandb.Settings(
                     init_timeout=INIT_SECONDS,
                     finish_timeout=FINISH_SECONDS,
@@ -78,15 +78,15 @@ class Wandb:
 
         mode = os.environ.get("WANDB_MODE") or ("online" if has_wandb_key() else "offline")
         if mode == "online":
-            logger.info(f"wandb: connecting, for at most {INIT_SECONDS:.0f} s")
+            logger.info(f"wandb: connecting (for at most {INIT_SECONDS:.0f} s)")
         try:
             self.run = begin(mode)
-        except wandb.errors.Error as error:  # no answer, or a refusal
+        except wandb.errors.Error as error:  # the server does not answer, or refuses
             logger.warning(f"wandb cannot be used online, so the run is logged offline: {' '.join(str(error).split())}")
-            wandb.teardown()  # its service keeps the id of the run that it could not begin
+            wandb.teardown()  # otherwise wandb's service would still use the id of the run that could not be started
             self.run = begin("offline")
         if self.run.offline:
-            logger.info(f"wandb: offline; upload the run later with {self._sync_command()}")
+            logger.info(f"wandb: the run is logged offline; upload it later with {self._sync_command()}")
         self.run.define_metric("*", step_metric="step")
         self._catch_up()
 
@@ -103,12 +103,12 @@ class Wandb:
                 self.sample(samples[step])
 
     def log(self, row: dict[str, Any], step: int) -> None:
-        """Log a row of metrics, unless wandb knows this step already."""
+        """Log a row of metrics, unless wandb already has this step."""
         if step >= self.run.starting_step:
             self.run.log(row, step=step)
 
     def sample(self, sample: Sample) -> None:
-        """Log all samples so far as one table, since wandb shows the newest table."""
+        """Log all samples so far as one table, because wandb shows only the newest table."""
         import wandb
 
         self.samples.append(sample)
@@ -122,7 +122,7 @@ class Wandb:
         self.run.log(row, step=sample.step)
 
     def finish(self, exit_code: int) -> None:
-        """Wait at most FINISH_SECONDS for the upload to end."""
+        """End the wandb run, and wait at most FINISH_SECONDS for the upload."""
         try:
             self.run.finish(exit_code)
         except TimeoutError:
@@ -132,7 +132,10 @@ class Wandb:
 
 
 def has_wandb_key() -> bool:
-    """Tell whether an API key is in the environment or in the netrc file, where `wandb login` stores it; never ask."""
+    """Tell whether there is an API key, in the environment or in the netrc file in which `wandb login` stores it.
+
+    The user is not asked for a key.
+    """
     if os.environ.get("WANDB_API_KEY"):
         return True
     path = os.environ.get("NETRC") or os.path.expanduser("~/.netrc" if os.name == "posix" else "~/_netrc")
