@@ -86,17 +86,17 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
 
     Raises UserError for a pair outside the family of a reduced law.
     """
-    from positron.evaluation.scaling_law import SPREAD
+    from positron.evaluation.scaling_law import MIN_SPREAD
 
     largest = sizes[-1]
     if law.reduced == "D":
         d = d if d is not None else 2 * max(size.tokens for size in sizes)
         n = n if n is not None else law.partner(d)
-        strays = abs(math.log(n / law.partner(d))) > SPREAD
+        strays = abs(math.log(n / law.partner(d))) > MIN_SPREAD
     else:
         n = n if n is not None else 2 * largest.parameters
         d = d if d is not None else law.partner(n) if law.reduced else n * largest.tokens / largest.parameters
-        strays = law.reduced is not None and abs(math.log(d / law.partner(n))) > SPREAD
+        strays = law.reduced is not None and abs(math.log(d / law.partner(n))) > MIN_SPREAD
     if strays:
         raise UserError(
             f"--predict {n:g},{d:g}: in these runs {family(law, sizes)}, so nothing is known of other pairs"
@@ -106,13 +106,13 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
 
 def family(law: Law, sizes: list[Size]) -> str:
     """Describe how N and D are related in the runs of a reduced law."""
-    from positron.evaluation.scaling_law import SPREAD
+    from positron.evaluation.scaling_law import MIN_SPREAD
 
     if law.reduced == "D":
         return f"all models have about {amount(math.exp(law.center['N']))} parameters"
-    if abs(law.slope) < SPREAD:
+    if abs(law.slope) < MIN_SPREAD:
         return f"all models saw about {amount(math.exp(law.center['D']))} tokens"
-    if abs(law.slope - 1) < SPREAD:
+    if abs(law.slope - 1) < MIN_SPREAD:
         return f"tokens follow parameters, about {math.exp(law.center['D'] - law.center['N']):.3g} to one"
     return f"tokens follow parameters, as their power {law.slope:.2f}"
 

@@ -1,4 +1,4 @@
-"""Show the runs of a folder in the browser, live: a table, loss curves of several runs in one chart, and samples.
+"""Show the runs of a folder in the browser while they train: a table, curves of several runs in one chart, and samples.
 
 python -m positron.dashboard
 python -m positron.dashboard outputs/sweeps/lr --port 8800 --open
@@ -22,9 +22,14 @@ def arguments() -> argparse.ArgumentParser:
     parser = CommandParser(
         prog="python -m positron.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("outputs", nargs="?", type=Path, default=OUTPUTS, help="folder of runs (default: %(default)s)")
     parser.add_argument(
-        "--port", type=int, default=8765, help="port on 127.0.0.1 (default: %(default)s; 0: any free port)"
+        "outputs", nargs="?", type=Path, default=OUTPUTS, help="folder that contains runs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--port",
+        type=int,
+        default=8765,
+        help="port of the page on this machine, 127.0.0.1 (default: %(default)s; 0 chooses a free port)",
     )
     parser.add_argument("--open", action="store_true", help="open the page in the browser")
     return parser
@@ -38,7 +43,8 @@ def main() -> None:
             raise UserError(f"there is no folder {options.outputs}: give a folder that contains runs")
         from positron.dashboard.server import Server
 
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a script in the background leaves Ctrl-C ignored
+        # a shell script that starts the command in the background makes it ignore SIGINT, so set the handler again
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt), Server(options.outputs, options.port) as server:
             url = f"http://127.0.0.1:{server.server_address[1]}/"
             print(f"{url} shows the runs in {options.outputs}; press Ctrl-C to stop", flush=True)

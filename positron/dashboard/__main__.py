@@ -1,4 +1,4 @@
-"""`python -m positron.dashboard`."""
+"""Run the command `python -m positron.dashboard`."""
 
 from positron.dashboard import main
 

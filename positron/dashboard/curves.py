@@ -15,15 +15,15 @@ from positron.run.metrics import parse_row
 from positron.system.disk import open_inside
 from positron.system.errors import UserError
 
-MAX_POINTS = 1000  # of a curve: about the number of columns of a screen
+MAX_POINTS = 1000  # maximum number of points of a curve, about as many as a screen has columns
 X_AXES = ("step", "tokens", "time_s")
 
 
 class Metrics:
-    """Hold the numbers of one metrics.jsonl: for each key its values and the rows that have it.
+    """Hold the numbers of one metrics.jsonl: for each key, the values and the numbers of the rows that contain the key.
 
-    `file` identifies the file that was read (its inode number); `offset` is the number of bytes read; `trouble` says what is
-    wrong with it, "" if nothing is.
+    `file` identifies the file that was read (its inode number); `offset` is the number of bytes read; `trouble` describes
+    damage in the file, "" if there is no damage.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,19 +33,19 @@ class Metrics:
     def _start_over(self, file: str) -> None:
         self.file, self.offset, self.trouble = file, 0, ""
         self._lines, self._step = 0, STEP_BEFORE_FIRST
-        self._ends = array("q")  # where each row ends, in bytes
+        self._ends = array("q")  # position of the end of each row, in bytes
         self._columns: dict[str, tuple[array[int], array[float]]] = {}
 
     def read(self) -> None:
         """Read the complete lines that were added since the last call.
 
-        A file that was replaced (a resumed run truncates it) or became shorter is read from the beginning.
+        A file that was replaced, as a resumed run does, or that became shorter is read from the beginning.
         """
         try:
             with open_inside(self.path, "rb") as file:
                 facts = os.fstat(file.fileno())
                 if str(facts.st_ino) != self.file or facts.st_size < self.offset:
-                    self._start_over(file=str(facts.st_ino))  # a string, since it can exceed JavaScript's integers
+                    self._start_over(file=str(facts.st_ino))  # a string, because JavaScript's integers are too small
                 file.seek(self.offset)
                 added = file.read()
         except (OSError, UserError) as error:
@@ -83,14 +83,16 @@ class Metrics:
         return self._columns[key][1] if key in self._columns else ()
 
     def last(self, key: str) -> float | None:
-        """Return the newest value of a metric, None if there is none."""
+        """Return the newest value of a metric, or None if the metric has no values."""
         values = self.values(key)
         return values[-1] if values else None
 
     def curve(self, key: str, file: str, after: int) -> dict[str, Any]:
         """Return the points of the rows that end after byte `after`, or all points if `file` is not the current file.
 
-        `fresh` in the result tells the page to replace its points instead of appending these.
+        The result is the content of /api/curve: `step`, `tokens`, `time_s` and `value` are lists with one entry for each
+        point. If `fresh` is true, the page must replace its points; otherwise it appends the new ones. `file` and `offset`
+        are the arguments for the next call, and `keys` are the metrics of the run.
         """
         fresh = after == 0 or file != self.file
         rows, values = self._columns.get(key, (array("q"), array("d")))
@@ -113,9 +115,10 @@ class Metrics:
 
 
 def reduced(values: Sequence[float], most: int = MAX_POINTS) -> list[int]:
-    """Return the indices of the values to draw, about `most`: the first, the last, and the extremes of many intervals.
+    """Return the indices of the values to draw, about `most`.
 
-    Half of the intervals are equally long, half grow geometrically, so that a logarithmic axis has enough points, too.
+    These are the first value, the last value, and the minimum and maximum of many intervals. Half of the intervals have
+    equal lengths; the others grow geometrically, so that a logarithmic axis has enough points, too.
     """
     n = len(values)
     if n <= most:

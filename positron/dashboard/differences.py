@@ -1,4 +1,4 @@
-"""Summarise configurations: the text of a run, and the settings that differ between jobs of a sweep or between two runs."""
+"""Summarise configurations: the text of a run, and the settings that differ between the jobs of a sweep or two runs."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any
 
 from positron.settings import flat
 
-MAX_VALUE_LENGTH = 200  # characters of a value that are shown
+MAX_VALUE_LENGTH = 200  # number of characters of a value that are shown
 
 
 def text_of(config: dict[str, Any]) -> str:
-    """Name the text that a run learns from: stories, book.txt, OWNER/NAME; "" if the configuration does not say."""
+    """Return the name of the text that a run is trained on, such as stories, book.txt or OWNER/NAME; "" if it is unknown."""
     data = config.get("data")
     if not isinstance(data, dict):
         return ""
@@ -23,7 +23,10 @@ def text_of(config: dict[str, Any]) -> str:
 
 
 def shorten_overrides(rows: list[dict[str, Any]]) -> None:
-    """Add `differs` to the rows of /api/runs: for a job of a sweep the settings that not all its jobs share, else all."""
+    """Add `differs` to each row of /api/runs: the overrides of the run that are not common to all jobs of its sweep.
+
+    For a run that is not part of a sweep, `differs` contains all overrides.
+    """
     sweeps: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:
         sweeps[row["id"].rpartition("/")[0]].append(row)
@@ -34,9 +37,9 @@ def shorten_overrides(rows: list[dict[str, Any]]) -> None:
             job["overrides"] = " ".join(job["overrides"])
 
 
-def differences(ours: dict[str, Any], theirs: dict[str, Any]) -> list[list[str]]:
-    """List [key, value, other value] for the settings, except the name, in which two configurations differ."""
-    a, b = flat(ours), flat(theirs)
+def differences(config: dict[str, Any], other: dict[str, Any]) -> list[list[str]]:
+    """List [key, value in `config`, value in `other`] for the settings that differ, except the run's name."""
+    a, b = flat(config), flat(other)
     keys = [key for key in {**a, **b} if key != "name" and a.get(key) != b.get(key)]
     return [[key, _shown(a, key), _shown(b, key)] for key in keys]
 

@@ -1,4 +1,4 @@
-"""The HTTP server of the dashboard: a fixed set of routes, for browsers on this machine only."""
+"""Serve the dashboard over HTTP: a fixed set of addresses, for browsers on this machine only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _FILES = (
 )
 _STATIC = {"/": "index.html", **{f"/{name}": name for name in _FILES}}
 
-# The page loads nothing from other hosts and no inline scripts. A report has inline styles and images; scripts are forbidden.
+# The page may load nothing from other hosts and no inline scripts. A report may have inline styles and images, but no scripts.
 _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
@@ -44,13 +44,13 @@ _HEADERS = {
 }
 
 
-REQUEST_SECONDS = 5.0  # longest time without a byte from or to the browser
-MAX_THREADS = 64  # a browser opens six connections
+REQUEST_SECONDS = 5.0  # a connection is closed after this time without a byte from or to the browser
+MAX_THREADS = 64  # enough for ten browsers, which open six connections each
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """Answer one connection."""
+    """Answer the requests of one connection."""
 
     protocol_version = "HTTP/1.1"
     timeout = REQUEST_SECONDS
@@ -60,7 +60,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         """Answer a GET request: a static file, JSON under /api/, or the report of a run."""
         host = self.headers.get("Host", "").rsplit(":", 1)[0]
         if host not in ("127.0.0.1", "localhost"):  # DNS rebinding: another site's name resolves to this machine
-            self._send_json({"error": "this page answers to 127.0.0.1 and localhost only"}, 403)
+            self._send_json(
+                {"error": "the address of this page must begin with http://127.0.0.1 or http://localhost"}, 403
+            )
             return
         path, _, query = self.path.partition("?")
         parameters = {key: values[0] for key, values in parse_qs(query).items()}
@@ -80,7 +82,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             elif path == "/report":
                 self._send(outputs.report(run), "text/html", policy=_REPORT_POLICY)
             else:
-                raise Missing(f"there is no {path}")
+                raise Missing(f"this server has no page {path}")
         except Missing as missing:
             self._send_json({"error": str(missing)}, 404)
 
@@ -100,9 +102,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serve the runs of the folder `outputs` on 127.0.0.1; raises UserError if the port is not available."""
+    """Serve the runs of the folder `outputs` on 127.0.0.1. Raises UserError if the port is not available."""
 
-    allow_reuse_address = os.name == "posix"  # on Windows it would let two servers share a port
+    allow_reuse_address = os.name == "posix"  # on Windows, this would let two servers share a port
     allow_reuse_port = False
     daemon_threads = True
     request_queue_size = 1024
@@ -113,15 +115,15 @@ class Server(http.server.ThreadingHTTPServer):
         try:
             super().__init__(("127.0.0.1", port), Handler)
         except (OSError, OverflowError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "ports are numbers up to 65535"
-            raise UserError(f"cannot listen on port {port}: {reason}; choose another port with --port") from error
+            reason = error.strerror if isinstance(error, OSError) else "a port is a number from 0 to 65535"
+            raise UserError(f"cannot use port {port}: {reason}; choose another port with --port") from error
 
     def server_bind(self) -> None:
-        """Bind the socket without HTTPServer's look-up of this machine's name in the network, which may take long."""
+        """Bind the socket, without looking up this machine's name in the network as HTTPServer does, which may take long."""
         socketserver.TCPServer.server_bind(self)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer in a new thread; if MAX_THREADS are busy, answer 503 at once."""
+        """Answer the request in a new thread. If MAX_THREADS threads are busy, answer with status 503 at once."""
         if self._slots.acquire(timeout=0.01):
             super().process_request(request, client_address)
             return
@@ -131,13 +133,13 @@ class Server(http.server.ThreadingHTTPServer):
         self.shutdown_request(request)
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Answer in this thread and free its slot."""
+        """Answer the request in the current thread, and then let another thread start."""
         try:
             super().process_request_thread(request, client_address)
         finally:
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Print the traceback of an error, but not if the browser closed the connection."""
+        """Print the traceback of an error, unless the browser closed the connection."""
         if not isinstance(sys.exception(), ConnectionError | TimeoutError):
             super().handle_error(request, client_address)

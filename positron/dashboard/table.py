@@ -1,4 +1,4 @@
-"""The table of the runs in a folder, read from their files alone."""
+"""Read the runs of a folder for the dashboard, using only the files in the run folders."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from positron.system.disk import is_locked, open_inside, read_bytes, read_json
 from positron.system.errors import UserError
 from positron.system.formatting import above, judged_bpb
 
-LIVE_SECONDS = 60.0  # on systems without locks, a run that wrote within this time is considered alive
+LIVE_SECONDS = 60.0  # on systems without file locks, a run counts as live for this time after its last change of a file
 _STAMP = "%Y-%m-%d %H:%M:%S"
 
 
 class Missing(Exception):
-    """Report that there is no such run, or that it has no such file."""
+    """Report that a run or a file of a run does not exist."""
 
 
 class Outputs:
-    """Read all runs below a folder. What was read is not read again; threads may share an object."""
+    """Read all runs below a folder, and remember what was read. Several threads may use an object at the same time."""
 
     def __init__(self, root: Path) -> None:
         self.root = root.resolve()
@@ -44,47 +44,50 @@ class Outputs:
         self._architectures: dict[Path, tuple[float, GPTConfig]] = {}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a row for each run, the content of /api/runs; a run that cannot be read has a row with the reason."""
+        """Return the content of /api/runs: a row for each run. The row of a run that cannot be read contains the reason."""
         with self._guard:
             self._find()
             rows = []
             for name, folder in self._folders.items():
                 try:
                     rows.append(self._row(name, folder))
-                except Exception as error:  # one broken run must not hide the others
-                    if folder.exists():  # otherwise it was deleted while it was read
+                except Exception as error:  # one damaged run must not hide the others
+                    if folder.exists():  # the folder may have been deleted in the meantime
                         rows.append(_broken_row(name, folder, error))
             shorten_overrides(rows)
             return rows
 
     def differences(self, name: str, other: str) -> list[list[str]]:
-        """List [key, value, other value] for the settings in which two runs differ; raises Missing for an unknown run."""
+        """List [key, value, value of `other`] for the settings that differ. Raises Missing if a run does not exist."""
         with self._guard:
-            ours, theirs = (_record(Run(self._folder(run)).config_path, []) for run in (name, other))
-        return differences(ours, theirs)
+            first, second = (_record(Run(self._folder(run)).config_path, []) for run in (name, other))
+        return differences(first, second)
 
     def curve(self, name: str, key: str, file: str, after: int) -> dict[str, Any]:
-        """Return the points of a curve, see `Metrics.curve`; raises Missing for an unknown run."""
+        """Return the points of a curve, as `Metrics.curve` describes. Raises Missing if the run does not exist."""
         with self._guard:
             return self._metrics_of(self._folder(name)).curve(key, file, after)
 
     def samples(self, name: str) -> list[dict[str, str]]:
-        """Return {`head`, `text`} of each sample of the run, in the order of steps; raises Missing for an unknown run."""
+        """Return the `head` and `text` of each sample of the run, in the order of steps.
+
+        If the file is damaged, return a single entry with the reason. Raises Missing if the run does not exist.
+        """
         try:
             return [{"head": sample.head, "text": sample.text} for sample in read_samples(Run(self._folder(name)))]
         except UserError as damaged:
             return [{"head": "The samples cannot be read", "text": str(damaged)}]
 
     def report(self, name: str) -> bytes:
-        """Return the report of a run as HTML; raises Missing if there is none."""
+        """Return the report of a run as HTML. Raises Missing if the run or its report does not exist."""
         path = Run(self._folder(name)).report_path
         content = _content(path)
         if content is None:
-            raise Missing(f"{name} has no {path.name}")
+            raise Missing(f"{name} has no {path.name}: a run writes it when it ends")
         return content
 
     def _find(self) -> None:
-        """Find every folder with a run.json, or with the job.json of a job that failed before it had one."""
+        """Find every folder with a run.json, or with the job.json of a job that failed before it wrote run.json."""
         folders = {}
         for folder, subfolders, files in os.walk(self.root):
             if FACTS in files or JOB in files:
@@ -94,7 +97,10 @@ class Outputs:
         self._folders = folders
 
     def _folder(self, name: str) -> Path:
-        """Return the folder of a run; only names that `_find` returned are valid, so that no other path can be read."""
+        """Return the folder of a run. Only names of runs that `_find` found are valid, so that no other path can be read.
+
+        Raises Missing for any other name.
+        """
         if name not in self._folders:
             self._find()
         if name not in self._folders:
@@ -148,7 +154,10 @@ class Outputs:
         }
 
     def _architecture(self, run: Run, notes: list[str]) -> GPTConfig | None:
-        """Return the architecture, or None and a note; files that did not change are not read again."""
+        """Return the architecture of a run. If it cannot be read, add the reason to `notes` and return None.
+
+        Files that did not change are not read again.
+        """
         path = run.config_path
         try:
             changed = path.lstat().st_mtime
@@ -161,9 +170,9 @@ class Outputs:
 
 
 def architecture(run: Run) -> GPTConfig:
-    """Read a run's architecture without torch; raises UserError if a file is missing or damaged.
+    """Read a run's architecture without torch. Raises UserError if a file is missing or damaged.
 
-    Uses the exported model, or the configuration and the tokenizer as long as no model has been exported.
+    Reads the exported model if it exists, otherwise the configuration and the tokenizer.
     """
     if run.architecture_path.exists():
         return from_dict(GPTConfig, read_json(run.architecture_path, run.folder))
@@ -173,7 +182,7 @@ def architecture(run: Run) -> GPTConfig:
 
 
 def _broken_row(name: str, folder: Path, error: Exception) -> dict[str, Any]:
-    """Return the row of a run whose files cannot be read: its name and the reason, everything else empty."""
+    """Return the row of a run whose files cannot be read: only its name and the reason are known."""
     reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
     numbers = ("step", "max_steps", "tokens", "bpb", "best", "floor", "above", "params", "flops_per_token", "speed")
     return {
@@ -194,7 +203,7 @@ def _broken_row(name: str, folder: Path, error: Exception) -> dict[str, Any]:
 
 
 def _content(path: Path) -> bytes | None:
-    """Read a file of a run; None if it is missing or a link."""
+    """Return the content of a file of a run, or None if the file is missing or is a link."""
     try:
         return read_bytes(path) if path.exists() else None
     except UserError:
@@ -202,14 +211,14 @@ def _content(path: Path) -> bytes | None:
 
 
 def _facts(run: Run, notes: list[str]) -> Facts:
-    """Read run.json, empty facts without one; a problem with it is added to the notes."""
+    """Read run.json. Returns empty facts if the file is missing or cannot be read; problems are added to `notes`."""
     return _read(run.facts_path, read_facts, notes) or Facts()
 
 
 def _job(run: Run, notes: list[str]) -> dict[str, Any]:
     job = _record(run.job_path, notes)
     if not isinstance(job.get("overrides"), list | None):
-        notes.append(f"{run.job_path} is damaged: overrides is not a list")
+        notes.append(f"{run.job_path} is damaged: `overrides` is not a list")
         return {**job, "overrides": None}
     return job
 
@@ -239,7 +248,10 @@ def _read(path: Path, read: Callable[[Path], tuple[T, bool]], notes: list[str]) 
 
 
 def _status(folder: Path, facts: Facts, job: dict[str, Any], notes: list[str]) -> tuple[str, bool]:
-    """Return (status, whether a process trains the run); a run that is "running" without a process was killed."""
+    """Return the status of the run, and whether a process trains it; add the reason of a failure to `notes`.
+
+    If run.json says "running" but no process trains the run, the run was killed.
+    """
     status = facts.status or "running"
     if status == "running" and is_live(folder):
         return status, True
@@ -250,7 +262,10 @@ def _status(folder: Path, facts: Facts, job: dict[str, Any], notes: list[str]) -
 
 
 def is_live(folder: Path) -> bool:
-    """Tell whether a process trains this run: it holds the lock, or wrote recently on a system without locks."""
+    """Tell whether a process trains this run, that is, whether a process holds the run's lock.
+
+    On a system without file locks, tell whether the run changed its files within the last LIVE_SECONDS.
+    """
     run = Run(folder)
     locked = is_locked(run.lock_path)
     if locked is not None:
@@ -260,7 +275,7 @@ def is_live(folder: Path) -> bool:
 
 
 def _started(folder: Path) -> str | None:
-    """Return the time of the first line of the log, which unlike the time of a file survives a copy."""
+    """Return the time in the first line of the log, or None. Unlike the time of a file, it stays the same in a copy."""
     path = Run(folder).log_path
     if not path.exists():
         return None
@@ -270,7 +285,10 @@ def _started(folder: Path) -> str | None:
 
 
 def _updated(folder: Path, facts: Facts, live: bool) -> str | None:
-    """Return the time of the last change: that of the metrics for a live or killed run, whose run.json is older."""
+    """Return the time of the last change of a run, or None if it is unknown.
+
+    For a live or killed run, it is the time of metrics.jsonl; for other runs, the time that run.json records.
+    """
     path = Run(folder).metrics_path
     if (live or facts.status == "running") and path.exists():
         return time.strftime(_STAMP, time.localtime(path.stat().st_mtime))
@@ -278,7 +296,7 @@ def _updated(folder: Path, facts: Facts, live: bool) -> str | None:
 
 
 def _size(path: Path) -> int:
-    """Return the size in bytes, 0 for a file that is missing or a link."""
+    """Return the size of a file in bytes, or 0 if the file is missing or is a link."""
     try:
         facts = path.lstat()
     except FileNotFoundError:

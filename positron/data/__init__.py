@@ -1,1 +1,1 @@
-"""Corpora, token files, and the order in which training sees them."""
+"""Read corpora, write them as token files, and choose the tokens of each training step."""

@@ -1,4 +1,4 @@
-"""The formats of conversations, as one table: a row's format is recognised by the names of its fields."""
+"""Convert rows of conversations to messages. The format of a row is recognised by the names of its fields."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from positron.text.conversation import ROLES, Message
 
 @dataclass(frozen=True)
 class Shape:
-    """Name a format and its fields: the list of turns (one name), or the question and the answer (two names)."""
+    """Describe a format of conversations: its name, and the fields that a row of this format has.
+
+    `fields` names either one field with the list of messages, or two fields with the question and the answer.
+    """
 
     name: str
     fields: tuple[str] | tuple[str, str]
@@ -22,7 +25,7 @@ class Shape:
 _TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "contents", "items", "data")
 _QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "user", "human", "input")
 _ANSWERS = ("completion", "response", "output", "solution", "answer", "assistant", "target")
-# A row has the first shape whose fields it has; upper and lower case are equal.
+# A row has the first of these formats whose fields it contains. Upper and lower case of the names do not matter.
 SHAPES = (
     *(Shape({"conversations": "ShareGPT", "data": "UltraChat"}.get(name, name), (name,)) for name in _TURNS),
     Shape("Alpaca", ("instruction", "output")),
@@ -30,8 +33,8 @@ SHAPES = (
     *(Shape(f"{question} and {answer}", (question, answer)) for question in _QUESTIONS for answer in _ANSWERS),
 )
 SYSTEM_FIELDS = ("system", "system_prompt")
-MATERIAL_FIELDS = ("input", "context")  # added to the question of a pair, after an empty line
-HISTORY = "history"  # earlier turns of a pair
+MATERIAL_FIELDS = ("input", "context")  # text that is appended to the question of a pair, after an empty line
+HISTORY = "history"  # the messages before the question of a pair
 ROLE_NAMES = {
     "system": "system",
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -48,8 +51,8 @@ _KNOWN_FORMATS = (
 class Malformed(Exception):
     """A row is not a conversation.
 
-    `label` names the kind of mistake when skipped rows are counted; the message continues a sentence that begins with the
-    row's place ("line 3 has a message without `role`").
+    `label` names the kind of mistake in the summary of skipped rows ("12 with a message without `role`"). The message
+    continues a sentence that begins with the row's position ("line 3 has a message without `role`").
     """
 
     def __init__(self, label: str, message: str) -> None:
@@ -59,7 +62,7 @@ class Malformed(Exception):
 
 @dataclass(frozen=True)
 class ParsedConversation:
-    """Hold the messages of a row, the name of its shape, and the names of the fields that were not used."""
+    """Hold the messages of a row, the name of its format, and the names of the fields that were not used."""
 
     shape: str
     messages: tuple[Message, ...]
@@ -93,7 +96,7 @@ def parse_conversation(value: Any) -> ParsedConversation:
 
 
 def is_conversation(value: Any) -> bool:
-    """Tell whether a JSON value is one conversation, as opposed to a list, a table or an object of several."""
+    """Tell whether a JSON value is one conversation, and not a list, a table or an object of several conversations."""
     if isinstance(value, list):
         return bool(value) and (all(map(_is_turn, value)) or all(isinstance(turn, str) for turn in value))
     if not isinstance(value, dict):
@@ -112,7 +115,7 @@ def _lowercase_names(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _shape_of(row: dict[str, Any]) -> Shape | None:
-    """Return the first shape whose fields all have values in the row, or else the first whose fields it has."""
+    """Return the first format whose fields all have values in the row, or else the first whose fields the row contains."""
     filled = {name for name, cell in row.items() if cell is not None and (name not in _TURNS or _is_list(cell))}
     for names in (filled, set(row)):
         for shape in SHAPES:
@@ -168,7 +171,7 @@ def _pair(row: dict[str, Any], question_field: str, answer_field: str) -> Iterat
 
 
 def _history(value: Any) -> Iterator[Message]:
-    """Yield the earlier turns, which are pairs of question and answer, or messages."""
+    """Yield the messages of a `history` field, which is a list of messages or of [question, answer] pairs."""
     value = _parsed(value)
     if value in (None, "", []):
         return
@@ -177,7 +180,10 @@ def _history(value: Any) -> Iterator[Message]:
         return
     for turn in value if isinstance(value, list) else [value]:
         if not isinstance(turn, list) or len(turn) != 2:
-            raise Malformed("with an unknown `history`", "has a `history` that is not a list of [question, answer]")
+            raise Malformed(
+                "with an unknown `history`",
+                "has a `history` that is not a list of [question, answer] pairs or messages",
+            )
         yield Message("user", _text(turn[0], "history"))
         yield Message("assistant", _text(turn[1], "history"))
 
@@ -186,7 +192,9 @@ def _turns(value: Any, field: str) -> list[Message]:
     turns = _parsed(value)
     if not isinstance(turns, list) or not turns:
         what = "an empty list" if turns == [] else _kind_of(turns)
-        raise Malformed(f"without messages in {field}", f"has {what} in {field}, not a list of messages")
+        raise Malformed(
+            f"without messages in {field}", f"has {what} in {field}, not a list of messages with `role` and `content`"
+        )
     if all(isinstance(turn, str) for turn in turns):
         return [Message(("user", "assistant")[i % 2], _checked(text, field)) for i, text in enumerate(turns)]
     return [message for turn in turns for message in _turn(turn)]
@@ -215,7 +223,9 @@ def _turn(turn: Any) -> Iterator[Message]:
         shown = one_line(str(role), 40)
         raise Malformed(f"with role {shown}", f"has a message with role {shown!r}: use one of {', '.join(ROLES)}")
     if calls:
-        raise Malformed("with tool calls", "has a message that calls a tool: tool calls are not supported")
+        raise Malformed(
+            "with tool calls", "has a message that calls a tool, which is not supported: remove the conversation"
+        )
     weight = fields.get("weight")
     if weight not in (None, 0, 1):
         raise Malformed(f"with weight {_brief(weight)}", f"has a message with weight {_brief(weight)}: use 0 or 1")
@@ -253,7 +263,7 @@ def _parsed(value: Any) -> Any:
 
 
 def _text(value: Any, field: str) -> str:
-    """Return a text, or the joined texts of a list of parts."""
+    """Return a text unchanged, or a list of text parts joined to one text. Raises Malformed for other values."""
     if isinstance(value, str):
         return _checked(value, field)
     if isinstance(value, list):
@@ -270,7 +280,10 @@ def _part(part: Any, field: str) -> str:
         return _checked(part["text"], field)
     kind = part.get("type") if isinstance(part, dict) else None
     kind = one_line(kind, 40) if isinstance(kind, str) else _kind_of(part)
-    raise Malformed(f"with a part of {kind} in `{field}`", f"has a part in `{field}` that is not text but {kind}")
+    raise Malformed(
+        f"with a part of {kind} in `{field}`",
+        f"has a part in `{field}` that is not text but {kind}: only text is supported",
+    )
 
 
 _TEXT_PARTS = ("text", "input_text", "output_text", None)
@@ -283,7 +296,8 @@ def _checked(text: str, field: str) -> str:
         surrogate = f"\\u{ord(text[error.start]):04x}"
         raise Malformed(
             "with half a surrogate pair",
-            f"has half of a surrogate pair ({surrogate}) in `{field}`; data.on_invalid=replace reads it as \ufffd",
+            f"has half of a surrogate pair ({surrogate}) in `{field}`, which is not a character: remove it, or give "
+            "data.on_invalid=replace to read it as \ufffd",
         ) from None
     return text
 

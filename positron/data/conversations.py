@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 
 SAMPLE_PATH = Path(__file__).parent / "tiny_instruct_sample.jsonl"
 NO_ANSWER = "without an answer"
-MAX_PLACES = 3  # places that are named for each kind of skipped row
+MAX_PLACES = 3  # rows that are named for each kind of mistake
 _SURROGATE = re.compile("[\ud800-\udfff]")
-SKIPPED_WARNING_SHARE = 0.05  # if more rows are skipped, the line is a warning
+SKIPPED_WARNING_SHARE = 0.05  # if a larger share of the rows is skipped, the summary is a warning
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Conversation:
 
 @dataclass
 class _Reading:
-    """Count what was read from the rows of one data.path, for a summary of one line."""
+    """Count the rows, formats and mistakes of one `data.path`, for a summary of one line."""
 
     rows: int = 0
     shapes: Counter[str] = field(default_factory=Counter)
@@ -57,7 +57,7 @@ class _Reading:
             self.first_error = f"{record.file}, {record.place} {message}"
 
     def line(self) -> str:
-        """Return `ShareGPT format: 300 conversations, 12 skipped: 10 without an answer (line 3, ...), ...`."""
+        """Return the summary: `ShareGPT format: 300 conversations, 12 skipped: 10 without an answer (line 3, ...), ...`."""
         names = " and ".join(self.shapes) or "unknown"
         text = f"{names} format: {self.rows:,} conversation{'s' * (self.rows != 1)}"
         if skipped := sum(map(len, self.skipped.values())):
@@ -68,7 +68,7 @@ class _Reading:
         return text
 
     def reasons(self) -> str:
-        """Return the kinds of mistakes, the most frequent first, with their first places."""
+        """Return the kinds of mistakes, the most frequent first, each with its count and its first MAX_PLACES rows."""
         parts = []
         for label, places in sorted(self.skipped.items(), key=lambda item: -len(item[1])):
             named = ", ".join([*places[:MAX_PLACES], *["..."] * (len(places) > MAX_PLACES)])
@@ -79,9 +79,9 @@ class _Reading:
 def read_conversations(config: DataConfig) -> list[Conversation]:
     """Read all conversations in the order of the file.
 
-    The hash of its first question decides whether a conversation is for training or for validation. Malformed rows are
-    skipped, counted and logged with their places. Raises UserError if they are more than half of the rows, or if no
-    conversation is left.
+    A conversation is for training or for validation depending on a hash of its first question. Malformed rows are
+    skipped, counted and logged with their positions. Raises UserError if more than half of the rows are malformed, or if
+    no conversation is left.
     """
     match config.source:
         case "story_instruct":
@@ -89,7 +89,7 @@ def read_conversations(config: DataConfig) -> list[Conversation]:
         case "instruct":
             return _conversations_of_files(config)
         case "stories" | "text" | "hub" | "imported":
-            raise UserError(f"data={config.source} holds text, not conversations: data=instruct data.path=FILE")
+            raise UserError(f"data={config.source} contains text, not conversations: give data=instruct data.path=FILE")
         case _:
             assert_never(config.source)
 
@@ -123,7 +123,7 @@ def _conversations_of_files(config: DataConfig) -> list[Conversation]:
 
 
 def _messages(record: Record, reading: _Reading, replaces: bool) -> tuple[Message, ...]:
-    """Return the messages of a row, or () if it is skipped; `reading` counts both."""
+    """Return the messages of a row, or () if the row is skipped; record the format or the mistake in `reading`."""
     if isinstance(record.value, Broken):
         reading.skip(record, record.value.label, record.value.message)
         return ()
@@ -155,7 +155,7 @@ def _replace_surrogates(value: Any) -> Any:
 
 
 def story_requests(seed: int, start: int, stop: int, val_fraction: float) -> Iterator[Conversation]:
-    """Yield requests start .. stop - 1 with their stories as answers.
+    """Yield conversations start .. stop - 1, each a request with a built-in story as its answer.
 
     A combination of name, object and place that occurs in validation does not occur in training.
     """

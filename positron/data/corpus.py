@@ -21,8 +21,8 @@ from positron.text.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
 
-UNKNOWN_SAMPLE_TOKENS = 1_000_000  # the share of <unk> is measured in this many tokens
-TOKENIZER_SAMPLE_BYTES = 4_000_000  # text that a tokenizer is trained on
+UNKNOWN_SAMPLE_TOKENS = 1_000_000  # number of training tokens in which the share of <unk> is measured
+TOKENIZER_SAMPLE_BYTES = 4_000_000  # bytes of text that a tokenizer is trained on
 
 
 def prepare(
@@ -33,10 +33,10 @@ def prepare(
 ) -> tuple[Tokenizer, Path]:
     """Return the tokenizer of a corpus and the folder of its token files; create both if they do not exist.
 
-    `tokenizer`: that of a run, which is used instead of one trained on the corpus. `known`: the fingerprint of the text
-    that a run began with; if that text is gone, or if this version reads it differently, the token files made of it are
-    used. If two processes need the same corpus, the second waits for the first. Raises UserError if the text is missing,
-    empty or unreadable.
+    `tokenizer`: the tokenizer of an existing run; if None, a tokenizer is trained on the corpus. `known`: the fingerprint
+    of the text that an existing run was started with. If this text cannot be read any more, or if this version of
+    Positron reads it differently, the existing token files of the fingerprint are used. If two processes need the same
+    corpus, the second waits for the first. Raises UserError if the text is missing, empty or unreadable.
     """
     existing = find_token_files(data, tokenizer, known)
     try:
@@ -44,7 +44,7 @@ def prepare(
     except UserError as error:
         if tokenizer is None or existing is None:
             raise
-        logger.info(f"{error}; using the token files made of it earlier, {existing}")
+        logger.info(f"{error}; using the token files that were written when the run was started: {existing}")
         return tokenizer, existing
     if tokenizer is not None and existing is not None and known == source.earlier_fingerprint != source.fingerprint:
         return tokenizer, existing
@@ -68,7 +68,10 @@ def prepare(
 
 
 def find_token_files(data: DataConfig, tokenizer: Tokenizer | None, known: str | None) -> Path | None:
-    """Return the folder of complete token files of the text with fingerprint `known` and of this tokenizer, or None."""
+    """Return the folder of the token files of a text, identified by its fingerprint `known`, for this tokenizer.
+
+    Returns None if no complete token files exist, or if the corpus is streamed (`data.tokens_per_epoch`).
+    """
     if tokenizer is None or known is None or data.tokens_per_epoch is not None:
         return None
     for header in sorted(expanded(data.dir).glob(f"*/tokens-{tokenizer.hash[:12]}/tokens.json")):
@@ -78,7 +81,7 @@ def find_token_files(data: DataConfig, tokenizer: Tokenizer | None, known: str |
 
 
 def _report(source: Source, tokens: Path, tokenizer: Tokenizer) -> None:
-    """Log what was read, and warn if the tokenizer does not suit the text."""
+    """Log the size of both splits and what was skipped, and warn if the tokenizer does not suit the text."""
     train, val = (TokenFiles(tokens, split, tokenizer) for split in SPLITS)
     if summary := source.summary():
         logger.info(f"{train.n_bytes:,} bytes for training, {val.n_bytes:,} for validation; {summary}")
@@ -91,8 +94,8 @@ def _report(source: Source, tokens: Path, tokenizer: Tokenizer) -> None:
         unknown = float((train.read(0, min(train.n_tokens, UNKNOWN_SAMPLE_TOKENS)) == 0).mean())
         if unknown > 0.01:
             logger.warning(
-                f"{unknown:.1%} of the tokens are <unk>, because the {tokenizer.kind} tokenizer does not know them: "
-                "use a larger tokenizer.vocab_size, or tokenizer=spm_16k, which knows every text"
+                f"{unknown:.1%} of the tokens are <unk> (unknown), because the {tokenizer.kind} tokenizer cannot encode "
+                "this part of the text: give a larger tokenizer.vocab_size=, or tokenizer=spm_16k, which encodes any text"
             )
 
 
@@ -103,7 +106,7 @@ def _own_tokenizer(source: Source, choice: TokenizerConfig, home: Path, streams:
     reads_sample = True
     match choice.kind:
         case "char":
-            reads_sample = streams  # a text that is no stream is read whole, for all of its characters
+            reads_sample = streams  # other texts are read completely, so that each of their characters becomes a token
             logger.info("training the char tokenizer" + (" on the beginning of the text" if reads_sample else ""))
         case "word" | "sentencepiece":
             logger.info(f"training the {choice.kind} tokenizer on the beginning of the text")
@@ -115,8 +118,8 @@ def _own_tokenizer(source: Source, choice: TokenizerConfig, home: Path, streams:
     tokenizer.save(home)
     if choice.vocab_size and tokenizer.vocab_size < choice.vocab_size:
         logger.info(
-            f"the vocabulary has {tokenizer.vocab_size:,} tokens, fewer than tokenizer.vocab_size={choice.vocab_size}: "
-            "the corpus yields no more"
+            f"the vocabulary has {tokenizer.vocab_size:,} tokens, fewer than tokenizer.vocab_size={choice.vocab_size}, "
+            "because the text is too small for more"
         )
     return tokenizer
 
@@ -127,7 +130,7 @@ def _sample(source: Source, limit: int | None) -> Iterator[str]:
     size = tasks = 0
     for task in source.tasks():
         if task == WAIT:
-            source.release(tasks)  # a file that is needed again is fetched again
+            source.release(tasks)  # deletes files to make space; a file that is needed again is downloaded again
             continue
         tasks += 1
         for document in source.read(task):

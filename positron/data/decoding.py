@@ -15,10 +15,10 @@ from positron.system.console import one_line
 from positron.system.errors import UserError
 
 BLOCK_BYTES = 1 << 20
-CHECKED_FILES = 16  # whose beginnings are read before a run starts
+CHECKED_FILES = 16  # number of files whose beginning is checked before a run starts
 MAX_REPLACED = 0.01  # share of a file's characters; a file with more invalid ones is not UTF-8
 _BOMS = (
-    (codecs.BOM_UTF32_LE, "UTF-32"),  # before UTF-16, whose mark is the beginning of this one
+    (codecs.BOM_UTF32_LE, "UTF-32"),  # must come before UTF-16LE: the mark of UTF-32LE begins with the one of UTF-16LE
     (codecs.BOM_UTF32_BE, "UTF-32"),
     (codecs.BOM_UTF16_LE, "UTF-16"),
     (codecs.BOM_UTF16_BE, "UTF-16"),
@@ -27,20 +27,20 @@ _BOMS = (
 
 @dataclass
 class Reading:
-    """Hold how files are read, and count what was changed while they were read."""
+    """Hold the settings for reading files, and count what was changed in the text while reading."""
 
-    field: str = "text"  # of JSON and CSV rows, or the column of a parquet file
-    on_invalid: OnInvalid = "error"  # bytes that are not UTF-8, and halves of surrogate pairs in JSON
+    field: str = "text"  # name of the field of a JSON row, or of the column of a table, that contains the text
+    on_invalid: OnInvalid = "error"  # what to do with bytes that are not UTF-8, and halves of surrogate pairs in JSON
     has_settings: bool = True  # whether the user of this command can set data.field and data.on_invalid
     replaced: int = 0  # characters that became U+FFFD
     line_ends: int = 0  # files in which \r\n or \r became \n
 
     def __post_init__(self) -> None:
-        _ = self.replaces  # an unknown choice is an error here, not at the first invalid byte
+        _ = self.replaces  # raises an error for an unknown `on_invalid` now, and not only at the first invalid byte
 
     @property
     def replaces(self) -> bool:
-        """Whether invalid bytes become U+FFFD instead of raising an error."""
+        """True if invalid bytes are replaced by U+FFFD; False if they raise an error."""
         match self.on_invalid:
             case "replace":
                 return True
@@ -51,11 +51,14 @@ class Reading:
 
     @property
     def field_name(self) -> str:
-        """The field's name for messages: `data.field=text`, or `"text"` where it is not a setting."""
+        """The field's name for messages: `data.field=text`, or `"text"` if the user cannot set `data.field`."""
         return f"data.field={self.field}" if self.has_settings else f'"{self.field}"'
 
     def choice_of(self, fields: Sequence[str]) -> str:
-        """Write the fields that exist, as the value of `data.field=` where it is a setting."""
+        """Return advice that lists the fields of a file: `give data.field=body`.
+
+        It is `it has: body` if the user cannot set `data.field`.
+        """
         listed = one_line(", ".join(fields), 200)
         if not self.has_settings or not fields:
             return f"it has: {listed or 'no fields'}"
@@ -64,16 +67,16 @@ class Reading:
     def replace_surrogates(self, text: str, where: str) -> str:
         """Replace halves of surrogate pairs, which JSON can express and UTF-8 cannot, by U+FFFD.
 
-        Raises UserError, which names the place `where`, if invalid text is not to be replaced.
+        Raises UserError, which names the position `where`, if `on_invalid` is "error".
         """
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             if not self.replaces:
-                remedy = "; data.on_invalid=replace reads it as �" if self.has_settings else ""
+                remedy = ", or give data.on_invalid=replace to read it as �" if self.has_settings else ""
                 raise UserError(
-                    f"{where} has half of a surrogate pair, \\u{ord(text[error.start]):04x}, which is not a character"
-                    + remedy
+                    f"{where} has half of a surrogate pair, \\u{ord(text[error.start]):04x}, which is not a character: "
+                    f"remove it{remedy}"
                 ) from error
             whole = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
             self.replaced += max(1, whole.count("�") - text.count("�"))
@@ -83,7 +86,7 @@ class Reading:
     def decode(self, content: bytes, where: str) -> str:
         """Decode a cell of UTF-8 bytes.
 
-        Raises UserError, which names the place `where`, if it is invalid and not to be replaced.
+        Raises UserError, which names the position `where`, if the bytes are not UTF-8 and `on_invalid` is "error".
         """
         try:
             return content.decode("utf-8")
@@ -109,14 +112,14 @@ def open_decompressed(path: Path) -> IO[bytes] | Any:
 
 
 def refuse_unreadable(files: Sequence[Path], called: str, reading: Reading) -> None:
-    """Raise UserError if all of `files` are empty, or if one of the first ones does not begin with text.
+    """Raise UserError if all `files` are empty, or if one of the first CHECKED_FILES does not begin with text.
 
-    This is an early check of the first megabyte: compressed and columnar files are left to the reading itself, which
-    raises the same errors. `called` is the name of the files in the message.
+    Only the first megabyte of each file is checked. Compressed, Parquet and Arrow files are not checked here: reading them
+    later raises the same errors. `called` is the name of the files in the message.
     """
     try:
         if not any(path.stat().st_size for path in files):
-            raise UserError(f"{one_line(called)} is empty")
+            raise UserError(f"{one_line(called)} is empty: give a file with text")
         for path in files[:CHECKED_FILES]:
             if compression_of(path) is None and format_of(path) not in ("parquet", "arrow"):
                 with open_decompressed(path) as file:
@@ -132,12 +135,15 @@ def read_text(path: Path, reading: Reading) -> str:
 
 
 def explain_read_error(error: Exception, path: Path) -> str:
-    """Return the reason of a failed read and, if known, the remedy."""
+    """Return the reason why a file could not be read and, if known, what to do."""
     reason = getattr(error, "strerror", None) or str(error)
     if "too much memory" in reason:
         return f"it was compressed with a long window: unpack it with zstd -d --long=31 {_quoted(path)}"
     if "incorrect header check" in reason or "Unknown frame descriptor" in reason:
-        return f"its content is not, or not only, {compression_of(path)} data ({one_line(reason, 300)})"
+        return (
+            f"its name ends in {path.suffix}, but its content is not (or not only) {compression_of(path)} data: correct "
+            f"the name, or compress the file again ({one_line(reason, 300)})"
+        )
     return one_line(reason, 300)
 
 

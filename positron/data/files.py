@@ -1,4 +1,4 @@
-"""Read text from files: plain text, JSON, CSV, Parquet and Arrow, each also as .gz or .zst; a file, folder or pattern.
+"""Read text from a file, a folder or a pattern: plain text, JSON, CSV, Parquet and Arrow, also compressed (.gz, .zst).
 
 Files are read a megabyte at a time, so a corpus may be larger than the memory.
 """
@@ -24,28 +24,34 @@ from positron.system.console import one_line
 from positron.system.download import cache_folder, check_address, fetch
 from positron.system.errors import UserError
 
-SEPARATOR = "<|endoftext|>"  # a line of its own between the documents of a text file
+SEPARATOR = "<|endoftext|>"  # a line with only this text separates the documents of a text file
 CHARS_PER_TASK = 1 << 20
-MIN_DOCUMENTS = 20  # a text with fewer is split at one position instead of by document
-SURVEY_DOCUMENTS, SURVEY_CHARS = 1000, 1 << 25  # beyond either, both sides have about their expected size
+MIN_DOCUMENTS = 20  # a text with fewer documents is divided at one position instead of by document
+# In a text with more documents or characters, training and validation have about the sizes that were asked for.
+SURVEY_DOCUMENTS, SURVEY_CHARS = 1000, 1 << 25
 
 Piece = tuple[str, bool]  # a piece of text, and whether its document ends with it
 
 
 @dataclass(frozen=True)
 class Split:
-    """Hold where validation begins, in characters of the whole text; None: each document is assigned by its hash."""
+    """Hold how a text is divided into training and validation.
+
+    `place` is the position, in characters of the whole text, at which validation begins; None means that each document is
+    for training or for validation by its hash.
+    """
 
     place: int | None
-    is_new: bool  # whether earlier versions split this text differently
+    is_new: bool  # whether earlier versions divided this text differently
 
 
 class FileSource:
     """Read documents from one or more files: rows, or the parts of a text between lines `<|endoftext|>`.
 
-    The fingerprint covers the content and the settings that change how it is read. The hash of a document decides whether
-    it is for validation. If there are fewer than MIN_DOCUMENTS, or if a side would be empty or of the wrong size, the end
-    of the text is for validation instead. Raises UserError if a file is missing, empty or unreadable.
+    The fingerprint covers the content of the files and the settings that change how they are read. Each document is for
+    training or for validation by its hash. If there are fewer than MIN_DOCUMENTS, or if the training or validation text
+    would be empty or far from the size asked for, the end of the text is for validation instead. Raises UserError if a file
+    is missing, empty or unreadable.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -80,11 +86,11 @@ class FileSource:
 
     @property
     def limit_bytes(self) -> int | None:
-        """None: the source itself stops at `data.max_mb`, because the position of the split depends on it."""
+        """None, because this source itself stops at `data.max_mb`: the position of the split depends on that."""
         return None
 
     def summary(self) -> str:
-        """Describe what was read, skipped and changed; complete after the last task."""
+        """Describe what was read, skipped and changed. The description is complete after the last task."""
         parts = [f"read {len(self.files):,} file{'s' if len(self.files) != 1 else ''}"]
         if self._split.place is not None:
             parts.append("the end of the text is used for validation")
@@ -97,28 +103,31 @@ class FileSource:
         return "; ".join(parts)
 
     def _find_split(self, path: str) -> Split:
-        """Put documents into training or validation by their hash, or the end of the text if a part is too small.
+        """Return whether the text is divided by the hash of each document or at one position.
 
-        Only the first documents of a large text are read.
+        Only the first documents of a large text are read. Raises UserError if the text is empty.
         """
         documents = characters = 0
-        sides, drawn = [0, 0], None
+        sizes, is_val = [0, 0], None  # characters for training and for validation
         for text, ends in self._pieces():
-            drawn = is_validation(text, self.seed, self.val_fraction) if drawn is None else drawn
-            sides[drawn] += len(text)
-            drawn = None if ends else drawn
+            is_val = is_validation(text, self.seed, self.val_fraction) if is_val is None else is_val
+            sizes[is_val] += len(text)
+            is_val = None if ends else is_val
             documents, characters = documents + ends, characters + len(text)
             is_large = documents >= SURVEY_DOCUMENTS or characters >= SURVEY_CHARS
-            if is_large and documents >= MIN_DOCUMENTS and all(sides):
+            if is_large and documents >= MIN_DOCUMENTS and all(sizes):
                 return Split(None, is_new=False)
         if characters == 0:
-            raise UserError(f"data.path={one_line(path)} is empty")
-        if documents >= MIN_DOCUMENTS and _is_balanced(sides, self.val_fraction):
+            raise UserError(f"data.path={one_line(path)} is empty: give a file with text")
+        if documents >= MIN_DOCUMENTS and _is_balanced(sizes, self.val_fraction):
             return Split(None, is_new=False)
         return self._place_of(characters, was_drawn=documents >= MIN_DOCUMENTS)
 
     def _place_of(self, characters: int, was_drawn: bool) -> Split:
-        """Return the split at a line end (or space) near the position that `val_fraction` asks for, never at an end."""
+        """Return a split at a line end (or space) near the position that `val_fraction` asks for.
+
+        `was_drawn`: earlier versions divided this text by the hashes of its documents.
+        """
         exact = round(characters * (1 - self.val_fraction))
         cut = max(1, min(characters - 1, exact))
         reach = (characters - cut) // 2
@@ -135,7 +144,7 @@ class FileSource:
         return Split(cut, is_new=was_drawn or self._is_cut_short or cut != exact)
 
     def _pieces(self) -> Iterator[Piece]:
-        """Yield the whole text up to `data.max_mb`."""
+        """Yield the text in pieces, up to `data.max_mb`."""
         self.reading.replaced = self.reading.line_ends = 0
         self._is_cut_short = False
         yield from self._all_pieces() if self._limit is None else self._first_pieces(self._limit)
@@ -151,7 +160,7 @@ class FileSource:
                 yield text, ends
 
     def _first_pieces(self, limit: int) -> Iterator[Piece]:
-        """Yield at least `limit` bytes; their number is checked after every CHARS_PER_TASK characters."""
+        """Yield pieces until they have `limit` bytes; the size is checked after every CHARS_PER_TASK characters."""
         size = in_task = 0
         for text, ends in self._all_pieces():
             if self._is_cut_short:
@@ -165,11 +174,11 @@ class FileSource:
 
     def _documents(self) -> Iterator[Document]:
         if self._split.place is None:
-            drawn = None  # the first piece of a document decides its side
+            is_val = None  # computed from the first piece of each document, for all its pieces
             for text, ends in self._pieces():
-                drawn = is_validation(text, self.seed, self.val_fraction) if drawn is None else drawn
-                yield Document(text, drawn, ends=ends)
-                drawn = None if ends else drawn
+                is_val = is_validation(text, self.seed, self.val_fraction) if is_val is None else is_val
+                yield Document(text, is_val, ends=ends)
+                is_val = None if ends else is_val
             return
         place = 0
         for text, ends in self._pieces():
@@ -184,7 +193,7 @@ class FileSource:
     def tasks(self, skip: int = 0) -> Iterator[list[Document]]:
         """Yield tasks of about a million characters each, after the first `skip`.
 
-        Skipped tasks are read, too, which takes about a hundredth of the time of tokenizing them.
+        The skipped tasks are read as well, which takes about a hundredth of the time of tokenizing them.
         """
         yield from islice(self._tasks(), skip, None)
 
@@ -208,14 +217,14 @@ class FileSource:
         return task
 
 
-def _is_balanced(sides: list[int], val_fraction: float) -> bool:
+def _is_balanced(sizes: list[int], val_fraction: float) -> bool:
     """Tell whether the sizes of training and validation, in characters, are close to what `val_fraction` asks for."""
-    share = sides[True] / sum(sides)
-    return all(sides) and val_fraction / 5 <= share <= min(5 * val_fraction, (1 + val_fraction) / 2)
+    share = sizes[True] / sum(sizes)
+    return all(sizes) and val_fraction / 5 <= share <= min(5 * val_fraction, (1 + val_fraction) / 2)
 
 
 def cached_path(url: str, sha256: str | None) -> Path:
-    """Return the path in the cache that the file of `url` is stored at. Raises UserError for an address that is not http(s)."""
+    """Return the path of the file of `url` in the cache. Raises UserError if the address is not http or https."""
     check_address(url)
     name = re.sub(r"[^\w.-]", "_", Path(urlsplit(url).path).name).lstrip(".") or "download.txt"
     if sha256 is None:  # files of the same name from two addresses must not be confused
@@ -224,17 +233,17 @@ def cached_path(url: str, sha256: str | None) -> Path:
 
 
 def _fetched(url: str, sha256: str | None) -> str:
-    """Fetch a file into the cache and return its path. Raises UserError if it cannot be fetched."""
+    """Download a file into the cache and return its path. Raises UserError if the download fails."""
     path = cached_path(url, sha256)
     fetch(url, path, sha256, instead="use data=stories, which needs no network")
     return str(path)
 
 
 def list_texts(path: str, reading: Reading) -> Listing:
-    """List the files of `path` that hold text.
+    """List the files of `path` that contain text.
 
-    A .json, .csv or .tsv file in a folder often holds something else: it is skipped if its first row has no text. Raises
-    UserError if no file is left.
+    A .json, .csv or .tsv file in a folder often contains other data: it is skipped if its first row has no text in
+    `reading.field`. Raises UserError if no file is left.
     """
     called = f"data.path={path}" if reading.has_settings else path
     listing = list_files(path, called)
@@ -249,13 +258,14 @@ def list_texts(path: str, reading: Reading) -> Listing:
         except FieldMissing:
             listing.skip(file, f"no field {reading.field}")
     if not files:
-        raise UserError(f"{one_line(called)} holds no text; skipped: {listing.describe_skipped()}")
+        remedy = "give data.field=NAME, or other files" if reading.has_settings else "give other files"
+        raise UserError(f"{one_line(called)} contains no text: {remedy}; skipped: {listing.describe_skipped()}")
     listing.files = files
     return listing
 
 
 def read_pieces(path: Path, reading: Reading) -> Iterator[Piece]:
-    """Yield the text of a file in pieces. Raises UserError, with file and place, if it cannot be read."""
+    """Yield the text of a file in pieces. Raises UserError, which names file and row, if the file cannot be read."""
     kind = format_of(path)
     try:
         if kind in ("parquet", "arrow"):
@@ -282,7 +292,7 @@ _SPACED_START = re.compile(r"<\|endoftext\|>[ \t]*\n")
 
 def split_documents(blocks: Iterator[str]) -> Iterator[Piece]:
     """Yield the documents between lines `<|endoftext|>`, without the newlines around these lines; skip empty documents."""
-    text, fresh, line_start = "", True, True  # fresh: at a document's beginning; line_start: text begins a line
+    text, fresh, line_start = "", True, True  # fresh: text begins a document; line_start: text begins a line
     separated = False
     for block in _with_end(blocks):
         text += block or ""
@@ -306,7 +316,7 @@ def split_documents(blocks: Iterator[str]) -> Iterator[Piece]:
             if text or not fresh:
                 yield text, True
         elif len(text) > CHARS_PER_TASK:
-            # hold back what may become a separator, with the spaces after it and the newlines before it
+            # keep the end of the text if it may be part of a separator, with the spaces after and the newlines before it
             visible = text.rstrip(" \t") if text.rstrip(" \t").endswith(SEPARATOR) else text
             stop = len(visible[: -len(SEPARATOR) - 2].rstrip("\n"))
             cut = text.rfind("\n", 0, stop) + 1 or stop

@@ -1,4 +1,4 @@
-"""Fingerprints of a text: hashes of the content of its files and of how they are read."""
+"""Compute fingerprints of a text: hashes of the content of its files and of the settings for reading them."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from positron.data.listing import compression_of, format_of
 from positron.system.console import one_line
 from positron.system.errors import UserError
 
-MAX_HASHED_BYTES = 1 << 26  # of a larger file, both ends, the size and the time of modification are hashed
+MAX_HASHED_BYTES = (
+    1 << 26
+)  # for a larger file, the first and last MiB, the size and the time of modification are hashed
 
 
 def hash_facts(facts: list[object]) -> str:
-    """Return the SHA-256, as 64 hexadecimal digits, of the representation of `facts`."""
+    """Return the SHA-256 of `repr(facts)` as 64 hexadecimal digits."""
     return hashlib.sha256(repr(facts).encode("utf-8", "backslashreplace")).hexdigest()
 
 
@@ -27,7 +29,8 @@ _FORMERLY_OTHER = re.compile(rb"^\xef\xbb\xbf|\r|<\|endoftext\|>[ \t]")
 def file_digest(path: Path) -> tuple[tuple[str, int, str], bool]:
     """Return (name, size in bytes, hash) of a file, and whether earlier versions read it differently.
 
-    Only the two ends of a large file decide the latter. Raises UserError if the file cannot be read.
+    In a large file, only the first and the last MiB are searched for text that earlier versions read differently. Raises
+    UserError if the file cannot be read.
     """
     try:
         size, content = path.stat().st_size, hashlib.sha256()

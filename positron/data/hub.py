@@ -1,7 +1,8 @@
-"""Datasets of the Hugging Face hub, as Parquet files that pass through a small buffer on the disk.
+"""Read datasets of the Hugging Face hub from Parquet files, with only a few files on the disk at a time.
 
-A file is fetched, tokenized and deleted while the next one is downloaded. The first call saves the commit, the files and
-their checksums in `source.json`, so that a prepared corpus needs no network and does not change with the repository.
+Each file is downloaded, tokenized and deleted; the next one is downloaded in the meantime. The first call saves the commit,
+the file names and their checksums in `source.json`, so that a prepared corpus needs no network and does not change with the
+repository.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from positron.system.errors import Unreachable, UserError
 
 logger = logging.getLogger(__name__)
 
-BUFFER_FILES, BUFFER_BYTES = 5, 2_500_000_000  # limits of the files on the disk at a time; a single file may be larger
-SPARE_BYTES = 1_000_000_000  # disk space that is left free
-PATIENCE_S = 300.0  # seconds for which a request is repeated before the hub counts as unreachable
+BUFFER_FILES, BUFFER_BYTES = 5, 2_500_000_000  # limits for the files on the disk at a time; a single file may be larger
+SPARE_BYTES = 1_000_000_000  # disk space that must stay free after a download
+PATIENCE_S = 300.0  # seconds for which a failed request is repeated before the hub counts as unreachable
 Answer = TypeVar("Answer")
 Task = tuple[str, int]  # a file, and one of its row groups
 
@@ -38,9 +39,9 @@ Task = tuple[str, int]  # a file, and one of its row groups
 class Repository:
     """Hold what a dataset's repository contained at the first call: its commit, and its files with their checksums.
 
-    `files` are the Parquet files that match `data.files`. If it is empty, `load_dataset` reads `others`, or, if `others`
-    is None, the files that the repository itself declares. Raises UserError if the repository or the files do not exist,
-    and Unreachable if the hub cannot be reached at the first call.
+    `files` are the Parquet files that match `data.files`. If there are no such files, `load_dataset` reads the files
+    `others`, or, if `others` is None, the files that the repository itself declares. Raises UserError if the repository or
+    the files do not exist, and Unreachable if the hub cannot be reached at the first call.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -49,7 +50,7 @@ class Repository:
         self.limit_bytes = None if config.max_mb is None else round(config.max_mb * 1e6)
         choice = [config.repo, config.files, config.revision, config.field, config.seed, config.val_fraction]
         choice.append(self.limit_bytes)
-        if config.config_name is not None:  # appended, so that names and fingerprints without it stay what they were
+        if config.config_name is not None:  # appended only if given, so that older names and fingerprints stay valid
             choice.append(config.config_name)
         self.config_name = config.config_name
         self.name = f"{config.repo.replace('/', '--')}-{hashlib.sha256(repr(choice).encode()).hexdigest()[:8]}"
@@ -66,11 +67,11 @@ class Repository:
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def write_note(self) -> None:
-        """Save what was learned about `files`."""
+        """Save `files` again, with the numbers of row groups that became known."""
         write_json(self._note, self._facts)
 
     def _look(self, config: DataConfig) -> None:
-        """Save the commit and the files. Raises UserError if the repository or the files do not exist."""
+        """Ask the hub for the commit and the files, and save them. Raises UserError if they do not exist."""
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT"))
@@ -87,12 +88,13 @@ class Repository:
             kind = "Parquet files" if parquet else "files"
             listed = ", ".join([s.rfilename for s in parquet[:6]] or names[:6]) or "none"
             raise UserError(
-                f"data.repo={self.repo} has no {kind} that match data.files={config.files}; it has: {listed}"
+                f"data.repo={self.repo} has no {kind} that match data.files={config.files}: give another pattern; "
+                f"the dataset has: {listed}"
             )
         if chosen and config.config_name is not None:
             raise UserError(
-                f"data.config_name={config.config_name} is for datasets without Parquet files, and data.repo={self.repo} has "
-                f"some: choose among them with data.files=PATTERN, {chosen[0].rfilename} for instance"
+                f"data.config_name={config.config_name} is for datasets without Parquet files, but data.repo={self.repo} has "
+                f"Parquet files: leave it out and choose files, for example with data.files={chosen[0].rfilename}"
             )
         files = [
             {"name": s.rfilename, "size": s.size, "sha256": s.lfs.sha256 if s.lfs else None, "row_groups": None}
@@ -106,12 +108,12 @@ class Repository:
 
 
 def _is_description(name: str) -> bool:
-    """Tell whether a file of a repository describes the data: `README.md`, `.gitattributes`."""
+    """Tell whether a file of a repository contains no data, such as `README.md` and `.gitattributes`."""
     return Path(name).name.lower().startswith((".", "readme", "license"))
 
 
 class HubSource:
-    """Read one column of a dataset's Parquet files; the hash of a document decides whether it is for validation.
+    """Read one column of a dataset's Parquet files. Each document is for training or for validation by its hash.
 
     Raises UserError if the dataset has no Parquet files.
     """
@@ -133,7 +135,7 @@ class HubSource:
                 "leave data.tokens_per_epoch out, or try data.revision=refs/convert/parquet"
             )
         self.held_out: frozenset[bytes] = frozenset()
-        self._open: list[tuple[str, int]] = []  # files being tokenized, and the number of tasks up to their ends
+        self._open: list[tuple[str, int]] = []  # files being tokenized, each with the number of tasks up to its end
 
     def part(self, files: slice, held_out: frozenset[bytes] = frozenset()) -> HubSource:
         """Return a source of the given files, all for training, without the documents whose digests are in `held_out`."""
@@ -144,8 +146,8 @@ class HubSource:
     def tasks(self, skip: int = 0) -> Iterator[Task | str]:
         """Yield (file, row group) in order, after the first `skip`; yield WAIT while the buffer is full.
 
-        `release` frees the buffer. The file after the current one is fetched in the background. Raises UserError if the
-        disk is full and Unreachable if the network fails.
+        `release` empties the buffer, which holds the downloaded files. The file after the current one is downloaded in the
+        background. Raises UserError if the disk is full and Unreachable if the network fails.
         """
         self._open = []
         prefetch: _Fetch | None = None
@@ -181,11 +183,14 @@ class HubSource:
         ]
 
     def summary(self) -> str:
-        """Describe what was read."""
+        """Return a line with the number of files and the name of the dataset."""
         return f"read {len(self.files):,} files of {self.repo}"
 
     def release(self, tasks_done: int | None) -> None:
-        """Delete the files that were read completely. A file whose tokens are lost in a crash is fetched again."""
+        """Delete the files that were read completely.
+
+        If a crash loses the tokens of a deleted file, the file is downloaded again.
+        """
         if tasks_done is None:
             shutil.rmtree(self._raw, ignore_errors=True)
             return
@@ -200,7 +205,7 @@ class HubSource:
         return len(sizes) >= BUFFER_FILES or sum(sizes) + (next_file["size"] or 0) > BUFFER_BYTES
 
     def _clear_buffer(self, needed: list[dict[str, Any]]) -> None:
-        """Delete the files that an earlier call left in the buffer and that are not among the next ones."""
+        """Delete the files that an earlier call left in the buffer, except the `needed` ones."""
         wanted = {self._raw / file["name"] for file in needed}
         for path in self._raw.rglob("*.parquet"):
             if path not in wanted:
@@ -219,26 +224,29 @@ class HubSource:
                 with pyarrow.parquet.ParquetFile(path) as opened:
                     file["row_groups"] = opened.num_row_groups
             except pyarrow.ArrowException as error:
-                raise UserError(f"{path} is not a Parquet file: {' '.join(str(error).split())[:200]}") from error
+                raise UserError(
+                    f"{path} is not a Parquet file, although its name says so ({' '.join(str(error).split())[:200]}): "
+                    "choose other files with data.files=PATTERN"
+                ) from error
             self.repository.write_note()
         groups: int = file["row_groups"]
         return groups
 
 
 def text_digest(text: str) -> bytes:
-    """Return the 16 bytes of the BLAKE2b hash of a text."""
+    """Return the BLAKE2b hash of a text, 16 bytes."""
     return hashlib.blake2b(text.encode("utf-8"), digest_size=16).digest()
 
 
 class _Fetch(threading.Thread):
-    """Fetch a file in a background thread, which does not keep the program from ending."""
+    """Download a file in a background thread. The program can end before the download is complete."""
 
     def __init__(self, fetch: Callable[[dict[str, Any]], Path], file: dict[str, Any]) -> None:
         super().__init__(daemon=True)
         self._fetch, self._file = fetch, file
         self._path: Path | None = None
         self._error: BaseException | None = None
-        self._context = contextvars.copy_context()  # so that its lines reach the run's log
+        self._context = contextvars.copy_context()  # so that messages from the thread reach the run's log
         self.start()
 
     def run(self) -> None:
@@ -258,8 +266,8 @@ class _Fetch(threading.Thread):
 def download(repo: str, kind: Literal["dataset", "model"], commit: str, file: dict[str, Any], folder: Path) -> Path:
     """Download a file of a repository into a folder, verify its checksum and return its path.
 
-    `file` has its name, its size in bytes and its sha256, None where the repository states none. Raises UserError if the
-    disk is full, Unreachable if the network fails.
+    `file` has the keys `name`, `size` (bytes) and `sha256`; a value that the repository does not state is None. Raises
+    UserError if the disk is full, Unreachable if the network fails.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import disable_progress_bars
@@ -267,10 +275,10 @@ def download(repo: str, kind: Literal["dataset", "model"], commit: str, file: di
     free = shutil.disk_usage(make_folder(folder)).free
     size = file["size"] or 0
     if free < size + SPARE_BYTES:
-        remedy = "set data.dir" if kind == "dataset" else "set POSITRON_CACHE"
+        remedy = "set data.dir=" if kind == "dataset" else "set the environment variable POSITRON_CACHE"
         raise UserError(
-            f"the disk of {folder} has {free / 1e9:.1f} GB free; {file['name']} needs {size / 1e9:.1f} GB "
-            f"and {SPARE_BYTES / 1e9:.0f} GB to spare: free some space, or {remedy} to a folder on another disk"
+            f"the disk of {folder} has {free / 1e9:.1f} GB free, but {file['name']} needs {size / 1e9:.1f} GB "
+            f"and {SPARE_BYTES / 1e9:.0f} GB must stay free: delete files, or {remedy} to a folder on another disk"
         )
     disable_progress_bars()
 
@@ -299,7 +307,7 @@ def _sha256(path: Path) -> str:
 
 
 def patience_s() -> float:
-    """Return for how many seconds a request is repeated: POSITRON_PATIENCE_S, or PATIENCE_S."""
+    """Return the seconds for which a failed request is repeated: the variable POSITRON_PATIENCE_S, or PATIENCE_S."""
     return float(os.environ.get("POSITRON_PATIENCE_S", PATIENCE_S))
 
 
@@ -308,7 +316,7 @@ def retry_network(action: Callable[[], Answer], what: str) -> Answer:
 
     Raises Unreachable after `patience_s` seconds, and UserError at once if repeating the request would not help.
     """
-    # HTTPError: of whichever HTTP library the client uses
+    # HTTPError is the class of the HTTP library that huggingface_hub uses
     from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
     patience = patience_s()
@@ -319,16 +327,21 @@ def retry_network(action: Callable[[], Answer], what: str) -> Answer:
         except (RepositoryNotFoundError, GatedRepoError) as error:
             host = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
             if isinstance(error, GatedRepoError):
-                raise UserError(f"{what} needs access rights on {host}: run hf auth login") from error
+                raise UserError(
+                    f"{what} needs access rights: request access on its page on {host}, then run hf auth login"
+                ) from error
             raise UserError(f"{what} does not exist on {host}: check the name and the revision") from error
         except (HTTPError, LocalEntryNotFoundError, OSError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             reason = " ".join(str(error).split())[:160]
             if status is not None and 400 <= status < 500 and status not in (408, 429):
-                raise UserError(f"{what}: the hub answers {status}: {reason}") from error
+                raise UserError(
+                    f"{what} cannot be downloaded: the hub answers with status {status} ({reason}); check the name, the "
+                    "revision and your access rights"
+                ) from error
             if time.monotonic() - start + pause > patience:
                 raise Unreachable(
-                    f"{what} cannot be fetched: {reason}. Finished work is kept: run the same command again when the "
+                    f"{what} cannot be downloaded: {reason}. Finished work is kept: run the same command again when the "
                     "network is back; files on this machine and data=stories need no network"
                 ) from error
             logger.info(f"{what}: {reason}; trying again in {pause:.0f} s")

@@ -1,8 +1,8 @@
 """Read the rows of hub datasets without Parquet files by `datasets.load_dataset(..., streaming=True)`.
 
-The library runs in a process of its own, with its caches below `data.dir` instead of in the user's home. The process
-reports a failure of the network instead of retrying silently, and is killed if it sends nothing for too long. The rows
-are cut into chunks by size alone, so that chunk i is the same in every call.
+The library `datasets` runs in a separate process, with its caches below `data.dir` instead of in the user's home. The
+process reports a failure of the network instead of retrying silently, and is killed if it sends nothing for too long. The
+rows are grouped into chunks by their size alone, so that chunk i is the same in every call.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from positron.system.errors import UserError
 logger = logging.getLogger(__name__)
 
 CHUNK_CHARS = 1 << 20
-SILENCE_S = 20.0  # seconds without data, after which a line tells the user what is awaited
+SILENCE_S = 20.0  # seconds without data after which a message says that Positron is waiting
 TRAIN = "train"
 
 
 class HubRowsSource:
-    """Read one field of a dataset's rows; the hash of a document decides whether it is for validation."""
+    """Read one field of a dataset's rows. Each document is for training or for validation by its hash."""
 
     total_bytes = None
 
@@ -49,16 +49,17 @@ class HubRowsSource:
         self.fingerprint = self.earlier_fingerprint = repository.fingerprint
 
     def tasks(self, skip: int = 0) -> Iterator[list[Document]]:
-        """Yield tasks of about a million characters, after the first `skip`, which are fetched, too.
+        """Yield tasks of about a million characters, after the first `skip`.
 
-        Raises Unreachable if the network fails, UserError if the rows have no text in the field.
+        The skipped tasks are downloaded, too. Raises Unreachable if the network fails, UserError if the rows have no text
+        in the field.
         """
         number = 0
         for chunk in row_chunks(self.repository, self.field, skip):
             task = []
             for text in chunk:
                 number += 1
-                text = self.reading.replace_surrogates(text, f"{self.repository.repo}, a row after {number:,}")
+                text = self.reading.replace_surrogates(text, f"{self.repository.repo}, text {number:,}")
                 task.append(Document(text, is_validation(text, self.seed, self.val_fraction)))
             yield task
 
@@ -67,8 +68,8 @@ class HubRowsSource:
         return task
 
     def summary(self) -> str:
-        """Describe what was read."""
-        return f"read the rows of {self.repository.repo}, which has no Parquet files, without checksums"
+        """Return a line with the name of the dataset."""
+        return f"read the rows of {self.repository.repo}; it has no Parquet files, so no checksums were verified"
 
     def release(self, tasks_done: int | None) -> None:
         """Delete the library's caches after the last task."""
@@ -84,10 +85,10 @@ def fetch_rows(config: DataConfig) -> Path:
     repository = Repository(config)
     path = repository.folder / ROWS_FILE
     with lock(
-        repository.folder / "lock", lambda: logger.info(f"waiting for another process that fetches {config.repo}")
+        repository.folder / "lock", lambda: logger.info(f"waiting for another process that downloads {config.repo}")
     ):
         if not path.exists():
-            logger.info(f"fetching the rows of {config.repo}")
+            logger.info(f"downloading the rows of {config.repo}")
             with whole_file(path) as file:
                 for row in _all_rows(repository, config):
                     file.write(json.dumps(row, default=str).encode("ascii") + b"\n")
@@ -112,10 +113,10 @@ def _all_rows(repository: Repository, config: DataConfig) -> Iterator[Any]:
 
 
 def row_chunks(repository: Repository, field: str | None, skip: int) -> Iterator[list[Any]]:
-    """Yield the rows, or the texts of one field, in chunks of about CHUNK_CHARS, after the first `skip` chunks.
+    """Yield the rows, or the texts of one field, in chunks of about CHUNK_CHARS characters, after the first `skip` chunks.
 
-    After a failure of the network, the rows are read again from the first incomplete chunk: see `retry_network`, which
-    raises Unreachable in the end. Raises UserError if the rows cannot be read.
+    After a failure of the network, the rows are read again from the first incomplete chunk. Raises Unreachable if
+    `retry_network` gives up, UserError if the rows cannot be read.
     """
     process = _Process(repository, field, skip)
     try:
@@ -126,7 +127,7 @@ def row_chunks(repository: Repository, field: str | None, skip: int) -> Iterator
 
 
 class _Process:
-    """Run the library in a process, and start it again after a failure."""
+    """Run the library `datasets` in a process, and start the process again after a failure."""
 
     def __init__(self, repository: Repository, field: str | None, skip: int) -> None:
         self._repository, self._field, self._done = repository, field, skip
@@ -147,13 +148,15 @@ class _Process:
                     self._silent_s += slice_s
                     if self._silent_s >= patience_s():
                         raise ConnectionError(f"no answer within {self._silent_s:.0f} s")
-                    logger.info(f"waiting for the rows of {self._repository.repo}, {self._silent_s:.0f} s so far")
+                    logger.info(
+                        f"waiting for the rows of {self._repository.repo}: no data for {self._silent_s:.0f} s so far"
+                    )
                     continue
                 kind, content = self._connection.recv()
                 self._silent_s = 0.0
             except (EOFError, ConnectionError) as error:
                 self.stop()
-                raise ConnectionError(str(error) or "the process that reads them ended") from error
+                raise ConnectionError(str(error) or "the process that reads the rows ended") from error
             match kind:
                 case "chunk":
                     self._done += 1
@@ -172,10 +175,10 @@ class _Process:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe(duplex=False)
+        self._connection, child_end = context.Pipe(duplex=False)
         facts = self._repository
         arguments = (
-            theirs,
+            child_end,
             facts.repo,
             facts.commit,
             facts.others,
@@ -186,7 +189,7 @@ class _Process:
         )
         self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
-        theirs.close()
+        child_end.close()
 
     def stop(self) -> None:
         if self._process is not None:
@@ -208,7 +211,7 @@ def _serve(
     cache: str,
     skip: int,
 ) -> None:
-    """Send the chunks after the first `skip`, then the end or the reason for a failure."""
+    """Send pairs (kind, content): the chunks after the first `skip`, then the end or the reason for a failure."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C does
     end_with_parent()
     for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_XET_CACHE", "HF_ASSETS_CACHE"):
@@ -227,7 +230,7 @@ def _serve(
             splits = datasets.load_dataset(
                 repo, config_name, revision=commit, data_files=files, streaming=True, cache_dir=cache
             )
-        except ValueError as error:  # what the library raises for a configuration that is missing or unknown, too
+        except ValueError as error:  # raised also if the configuration is missing or unknown
             if files is None:
                 _check_config_name(repo, config_name, datasets.get_dataset_config_names(repo, revision=commit), error)
             raise
@@ -237,15 +240,20 @@ def _serve(
             if number >= skip:
                 connection.send(("chunk", chunk))
         connection.send(("end", None))
-    except BaseException as error:  # the parent raises it
+    except BaseException as error:  # sent to the parent process, which raises it
         connection.send(_reason(error, repo))
 
 
 def _check_config_name(repo: str, config_name: str | None, names: list[str], error: ValueError) -> None:
-    """Raise UserError, with all configurations of the dataset, if `config_name` is not one of them or several need it."""
+    """Raise UserError if the dataset has no configuration `config_name`, or several and `config_name` is None.
+
+    The message lists the configurations `names`.
+    """
     listed = ", ".join(names)
     if config_name is not None and config_name not in names:
-        raise UserError(f"{repo} has no configuration data.config_name={config_name}; it has: {listed}") from error
+        raise UserError(
+            f"{repo} has no configuration data.config_name={config_name}: choose one of {listed}"
+        ) from error
     if config_name is None and len(names) > 1:
         raise UserError(
             f"{repo} has several configurations: choose one of {listed} with data.config_name=NAME"
@@ -253,9 +261,11 @@ def _check_config_name(repo: str, config_name: str | None, names: list[str], err
 
 
 def _describe_split(repo: str, splits: list[str]) -> str:
-    """Return a line that names the split that is read. Raises UserError if several splits exist and none is `train`."""
+    """Return a line that names the split that is read. Raises UserError for several splits without `train` among them."""
     if len(splits) > 1 and TRAIN not in splits:
-        raise UserError(f"{repo} has the splits {', '.join(splits)}: choose one by its files, data.files=PATTERN")
+        raise UserError(
+            f"{repo} has no split train, but {', '.join(splits)}: give data.files=PATTERN, which matches the files of one split"
+        )
     others = [split for split in splits if split != TRAIN] if len(splits) > 1 else []
     return f"{repo} has no Parquet files: its rows are read by load_dataset" + (
         f", the split {TRAIN} (not read: {', '.join(others)})" if others else ""
@@ -286,7 +296,7 @@ def _chunks(rows: Any) -> Iterator[list[Any]]:
 
 
 def _reason(error: BaseException, repo: str) -> tuple[str, str]:
-    """Distinguish a failure of the network from what the user can change."""
+    """Return ("network", message) for a failure of the network, or ("user", message) for an error the user can fix."""
     from huggingface_hub.errors import HTTPError
 
     text = one_line(" ".join(str(error).split()), 300)
@@ -295,4 +305,7 @@ def _reason(error: BaseException, repo: str) -> tuple[str, str]:
     is_network = isinstance(error, (HTTPError, OSError)) and not isinstance(error, FileNotFoundError)
     if is_network:
         return "network", text or type(error).__name__
-    return "user", f"{repo} cannot be read by load_dataset: {text}; data.files=PATTERN chooses among its files"
+    return (
+        "user",
+        f"{repo} cannot be read by load_dataset: {text}; give data.files=PATTERN to read only some of its files",
+    )

@@ -1,4 +1,4 @@
-"""Batches of conversations, with the loss on the answers only.
+"""Make batches of conversations, with the loss on the answers only.
 
 As in pretraining, the batch of optimizer step s is a function of (seed, s): invariant 3 of docs/ARCHITECTURE.md.
 """
@@ -26,7 +26,7 @@ BUCKETS = 16  # number of widths of micro-batches: multiples of a sixteenth of t
 def to_row(example: Conversation, tokenizer: Tokenizer, context: int) -> Row | None:
     """Convert a conversation to input and target ids (n,), n <= context; return None if no answer is left.
 
-    A conversation longer than the context is truncated on the left, and an answer that is truncated gets no loss.
+    A conversation longer than the context loses its beginning; if that cuts an answer, the rest of the answer has no loss.
     """
     ids, scored = conversation.encode(example.messages, tokenizer)
     if len(ids) > context + 1:
@@ -42,9 +42,9 @@ def to_row(example: Conversation, tokenizer: Tokenizer, context: int) -> Row | N
 
 
 def pack(rows: list[Row], context: int) -> list[Row]:
-    """Join conversations to rows of at most `context` tokens, by first-fit decreasing.
+    """Join conversations to rows of at most `context` tokens with the first-fit-decreasing algorithm.
 
-    The model keeps them apart, because each begins with `<|endoftext|>`.
+    Each conversation begins with `<|endoftext|>`, and attention does not cross this token (`model.gpt.document_mask`).
     """
     bins: list[list[Row]] = []
     sizes: list[int] = []
@@ -60,7 +60,7 @@ def pack(rows: list[Row], context: int) -> list[Row]:
 
 
 def to_parts(rows: list[Row], context: int, micro: int, pad: int) -> list[Part]:
-    """Group rows of similar length to micro-batches (micro, T), padded on the right to one of BUCKETS widths."""
+    """Group rows of similar length into micro-batches (micro, T), padded on the right to one of BUCKETS widths."""
     ordered = sorted(rows, key=lambda r: -len(r[0]))
     parts = []
     for start in range(0, len(ordered), micro):
@@ -76,7 +76,7 @@ def to_parts(rows: list[Row], context: int, micro: int, pad: int) -> list[Part]:
 
 
 class Instructions:
-    """Make batches of conversations, in a new random order each epoch, and of replayed pretraining windows.
+    """Make batches of conversations and replayed pretraining windows. Each epoch has a new random order.
 
     `bytes_per_token` is the mean number of bytes of the tokens with a loss.
     """
@@ -107,8 +107,10 @@ class Instructions:
         _, chosen = windows_of_step(step, seed=self.seed, n_windows=len(self.rows), batch_size=self.n_conversations)
         rows = [self.rows[i] for i in chosen]
         if self.replay is not None:
-            # as long as the longest conversation of the batch: conversations would be padded to the length of whole windows
+            # Cut windows to the longest conversation of the batch; conversations would be padded to uncut windows.
             n = self.context if self.packing else max(len(x) for x, _ in rows)
             rows += [(window[:n], window[1 : n + 1]) for window in self.replay.batch(step).numpy()]
-        mine = rows[rank::world_size]
-        return to_parts(pack(mine, self.context) if self.packing else mine, self.context, self.micro, self.pad)
+        rank_rows = rows[rank::world_size]
+        return to_parts(
+            pack(rank_rows, self.context) if self.packing else rank_rows, self.context, self.micro, self.pad
+        )

@@ -14,8 +14,8 @@ from positron.system.console import one_line
 from positron.system.disk import expanded
 from positron.system.errors import UserError
 
-# Suffix -> format, in upper or lower case, also followed by one of COMPRESSED. A file with another suffix is read as plain
-# text if it looks like text.
+# Suffix -> format. A suffix may be in upper case, and may be followed by one of COMPRESSED. A file with another suffix is
+# read as plain text if it looks like text.
 FORMATS = {
     ".txt": "text",
     ".md": "text",
@@ -32,7 +32,7 @@ COMPRESSED = (".gz", ".zst")
 # Files that Dataset.save_to_disk writes beside its .arrow files, and DatasetDict.save_to_disk above its splits' folders.
 DATASET_FILES = ("dataset_info.json", "state.json")
 SPLITS_FILE = "dataset_dict.json"
-MAX_NAMES = 3  # skipped files that are named for each reason
+MAX_NAMES = 3  # number of skipped files that are named for each reason
 
 
 @dataclass
@@ -47,7 +47,7 @@ class Listing:
         self.skipped.setdefault(reason, []).append(path.name)
 
     def describe_skipped(self) -> str:
-        """Return one line that names the skipped files and the reasons, or an empty string if none is skipped."""
+        """Return one line with the skipped files and the reasons, or an empty string if no file was skipped."""
         parts = []
         for reason, names in sorted(self.skipped.items()):
             more = f" and {len(names) - MAX_NAMES:,} more" if len(names) > MAX_NAMES else ""
@@ -56,7 +56,7 @@ class Listing:
 
 
 def format_of(path: Path) -> str | None:
-    """Return the format that a file's suffix stands for, one of the values of FORMATS, or None for an unknown suffix."""
+    """Return the format of a file by its suffix: one of the values of FORMATS, or None for an unknown suffix."""
     return FORMATS.get(_inner_suffix(path))
 
 
@@ -66,7 +66,7 @@ def delimiter_of(path: Path) -> str:
 
 
 def compression_of(path: Path) -> str | None:
-    """Return the compression that a file's suffix stands for, "gzip" or "zstd", or None."""
+    """Return the compression of a file by its suffix: "gzip", "zstd" or None."""
     match path.suffix.lower():
         case ".gz":
             return "gzip"
@@ -83,32 +83,33 @@ def _inner_suffix(path: Path) -> str:
 def list_files(path: str, called: str | None = None, suffixes: Collection[str] = tuple(FORMATS)) -> Listing:
     """List the files of a path: one file, a folder with its sub-folders, or a pattern.
 
-    `called`: the path's name in messages. `suffixes`: those of the files that a folder is searched for. An existing name
-    is taken literally, also if it contains brackets. In a folder, a linked sub-folder is read once; hidden files, run
-    folders and unknown formats are skipped. Raises UserError if no file is left or the path cannot be read.
+    `called`: the path's name in messages. `suffixes`: the suffixes of the files that are taken from a folder. If a file
+    with the name `path` exists, brackets in the name are not read as a pattern. In a folder, a linked sub-folder is read
+    once; hidden files, run folders and unknown formats are skipped. Raises UserError if no file is left or the path cannot
+    be read.
     """
     called = one_line(called or path)
     given = expanded(path)
     try:
         if given.is_dir():
             listing = _list_folder(given, suffixes)
-            nothing = f"{called} contains no file that ends in {', '.join(suffixes)} (or these with .gz or .zst)"
+            message = f"{called} contains no file that ends in {', '.join(suffixes)} (or these with .gz or .zst)"
         elif given.exists():
             if not given.is_file():
-                raise UserError(f"{called} is not a regular file: write its content to a file first")
+                raise UserError(f"{called} is not a regular file: write its content to a file, and give that file")
             return Listing([given])
         elif any(mark in path for mark in "*?["):
             listing = _list_pattern(given)
-            nothing = f"{called} matches no file"
+            message = f"{called} matches no file that can be read: check the pattern"
         elif given.is_symlink():
             raise UserError(f"cannot read {called}: it is a link to a missing file, {one_line(os.readlink(given))}")
         else:
-            raise UserError(f"cannot read {called}: No such file or directory")
+            raise UserError(f"cannot read {called}: No such file or directory; check the spelling of the path")
     except OSError as error:
         raise UserError(f"cannot read {called}: {error.strerror or error}") from error
     if not listing.files:
         skipped = listing.describe_skipped()
-        raise UserError(nothing + (f"; skipped: {skipped}" if skipped else ""))
+        raise UserError(message + (f"; skipped: {skipped}" if skipped else ""))
     return listing
 
 
@@ -154,18 +155,18 @@ def _skip_copies(listing: Listing) -> None:
 
 
 def _walk(folder: Path, root: Path, seen: set[tuple[int, int]], listing: Listing) -> Iterator[Path]:
-    """Yield all regular files below `folder`; record in `listing` what is skipped."""
+    """Yield all regular files below `folder`, and record the skipped ones in `listing`."""
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         listing.skip(folder, error.strerror or "cannot be read")
         return
     names = {entry.name for entry in entries}
-    described = {*DATASET_FILES, SPLITS_FILE} if names.issuperset(DATASET_FILES) or SPLITS_FILE in names else set()
+    metadata = {*DATASET_FILES, SPLITS_FILE} if names.issuperset(DATASET_FILES) or SPLITS_FILE in names else set()
     has_train_split = SPLITS_FILE in names and "train" in names
     for entry in entries:
         path = Path(entry.path)
-        if entry.name in described:
+        if entry.name in metadata:
             continue
         if entry.name.startswith("."):
             listing.skip(path, "hidden")
@@ -207,13 +208,13 @@ def _is_read_anyway(link: Path, root: Path) -> bool:
 
 
 def _is_run_folder(path: Path) -> bool:
-    """Tell whether Positron wrote a folder: a run, or `outputs/` with runs, sweeps or prepared corpora in it."""
+    """Tell whether Positron wrote a folder: the folder of a run, or `outputs/` with runs, sweeps or prepared corpora."""
     if (path / CONFIG).is_file() and any((path / name).exists() for name in (FACTS, METRICS)):
         return True
     if path.name != "outputs":
         return False
-    ours = {FACTS, "tokens.json", JOB, "progress.json"}
-    return any(ours & set(names) for _, _, names in os.walk(path))
+    own_files = {FACTS, "tokens.json", JOB, "progress.json"}
+    return any(own_files & set(names) for _, _, names in os.walk(path))
 
 
 def looks_like_text(path: Path) -> bool:
@@ -247,5 +248,5 @@ _MAGIC = {
 
 
 def describe_binary(head: bytes) -> str | None:
-    """Return the kind of a binary file, recognised by its first bytes, and the remedy; None if it is unknown."""
+    """Return the kind of a binary file by its first bytes, with advice how to read it; None for an unknown kind."""
     return next((what for magic, what in _MAGIC.items() if head.startswith(magic)), None)

@@ -1,7 +1,7 @@
 """Accept texts and conversations from a Python program: lists, generators, a `datasets.Dataset`.
 
-They are written to a file below `data.dir` that is named after the hash of its content. After that they are treated like
-a user's file: other processes can read them, and they still exist when a run is continued later.
+The data is written to a file below `data.dir`, which is named after the hash of its content. This file is then used like a
+file of the user: other processes can read it, and it still exists when a run is continued later.
 """
 
 from __future__ import annotations
@@ -22,15 +22,18 @@ from positron.system.errors import UserError
 def write_texts(texts: Iterable[Any], data_dir: str | Path, field: str = "text") -> Path:
     """Write documents to a file for `data=text data.path=`; return its path.
 
-    Each item is a text, or a row (of a `datasets.Dataset`, for example) with a text in `field`. Raises UserError for
-    another item, or if there is no text at all.
+    Each item is a text, or a row (of a `datasets.Dataset`, for example) with a text in `field`. Raises UserError if an item
+    has another type, or if all texts are empty.
     """
 
     def row(item: Any, number: int) -> Any:
         text = item.get(field) if isinstance(item, Mapping) else item
         if not isinstance(text, str):
             what = f"has the fields {', '.join(map(str, item))}" if isinstance(item, Mapping) else _kind(item)
-            raise UserError(f"data=: item {number} {one_line(what, 200)}, not a text or a row with text in `{field}`")
+            raise UserError(
+                f"data=: item {number} must be a text, or a row with a text in the field `{field}`, but it "
+                f"{one_line(what, 200)}"
+            )
         return {field: text} if text else None
 
     return _write(texts, row, data_dir)
@@ -39,14 +42,14 @@ def write_texts(texts: Iterable[Any], data_dir: str | Path, field: str = "text")
 def write_conversations(rows: Iterable[Any], data_dir: str | Path) -> Path:
     """Write conversations to a file for `data=instruct data.path=`; return its path.
 
-    Each item has one of the formats that a row of a file of conversations may have: an object, or a list of messages.
-    Raises UserError for another item, or if there is no conversation at all.
+    Each item is a dict or a list of messages, in one of the formats that a file of conversations may have. Raises UserError
+    if an item has another type, or if there are no items.
     """
 
     def row(item: Any, number: int) -> Any:
         if not isinstance(item, Mapping | list):
             raise UserError(
-                f"data=: item {number} {_kind(item)}, not a conversation: give objects or lists of messages"
+                f"data=: item {number} must be a conversation, which is a dict or a list of messages, but it {_kind(item)}"
             )
         return item
 
@@ -59,9 +62,12 @@ def _kind(item: Any) -> str:
 
 def _write(items: Iterable[Any], row: Callable[[Any, int], Any], data_dir: str | Path) -> Path:
     if isinstance(items, str | bytes):
-        raise UserError("data= takes a list of texts; for one text give [text], for a file its path")
+        raise UserError("data= takes a list of texts: put a single text into a list, or give the path of a file")
     if isinstance(items, Mapping):
-        raise UserError(f"data= takes one split, but this one has {', '.join(map(str, items))}: give data[NAME]")
+        raise UserError(
+            f"data= takes a list or one split of a dataset, not a mapping with {', '.join(map(str, items))}: give one of "
+            "its values"
+        )
     folder = make_folder(expanded(data_dir) / MEMORY)
     content, count = hashlib.sha256(), 0
     partial = folder / f".{os.getpid()}-{id(items)}.partial"
@@ -72,7 +78,7 @@ def _write(items: Iterable[Any], row: Callable[[Any, int], Any], data_dir: str |
                 file.write(line)
                 count += 1
         if not count:
-            raise UserError("data= contains no text")
+            raise UserError("data= contains no text: give at least one text or conversation")
         path = folder / f"{content.hexdigest()[:16]}.jsonl"
         partial.replace(path)
     finally:
@@ -84,5 +90,5 @@ def _lines(items: Iterable[Any], row: Callable[[Any, int], Any]) -> Iterator[byt
     for number, item in enumerate(items):
         value = row(item, number)
         if value is not None:
-            # ASCII, which can express halves of surrogate pairs; the reader reports them
+            # ASCII can express halves of surrogate pairs, which the reader then reports
             yield json.dumps(value, default=str).encode("ascii") + b"\n"

@@ -14,7 +14,7 @@ STORIES_PER_TASK = 500
 
 
 class StoriesSource:
-    """Generate the built-in corpus. Story i is a function of (seed, i), so no state is needed to generate it again."""
+    """Generate the built-in corpus. Story i is a function of (seed, i), so that it can be generated without the others."""
 
     def __init__(self, config: DataConfig) -> None:
         self.seed, self.val_fraction = config.seed, config.val_fraction
@@ -41,7 +41,7 @@ class StoriesSource:
         """Do nothing: stories need no files."""
 
     def read(self, task: int) -> list[Document]:
-        """Generate the STORIES_PER_TASK stories from number `task` on, with their information in bits."""
+        """Generate STORIES_PER_TASK stories from story number `task` on, each with its information in bits."""
         from positron import stories
 
         return [
@@ -68,10 +68,10 @@ def open_source(config: DataConfig) -> Source:
                 return HubSource(config)
             return HubRowsSource(repository, config)
         case "imported":
-            raise UserError("the text of an imported model is not known")
+            raise UserError("the text of an imported model is not known: name a text with --text FILE or data=")
         case "instruct" | "story_instruct":
             raise UserError(
-                f"data={config.source} holds conversations, not text: data=text data.path=FILE, or data=stories"
+                f"data={config.source} contains conversations, not text: give data=text data.path=FILE, or data=stories"
             )
         case _:
             assert_never(config.source)

@@ -1,6 +1,6 @@
-"""Read the rows of JSON, CSV, Parquet and Arrow files as Python values, each with its place in the file.
+"""Read the rows of JSON, CSV, Parquet and Arrow files as Python values, each with its position in the file.
 
-As for training text, `listing.py` finds the files and `decoding.py` decompresses and decodes them.
+`listing.py` finds the files, and `decoding.py` decompresses and decodes them, as for files of training text.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _SPACES = re.compile(r"[ \t\r\n]*")
 class Broken:
     """Stand for a row that cannot be read.
 
-    `label` names the kind of mistake when skipped rows are counted; `message` continues a sentence that begins with the
-    row's place.
+    `label` names the kind of mistake in the summary of skipped rows ("3 not JSON"). `message` continues a sentence that
+    begins with the row's position ("line 3 is not JSON").
     """
 
     label: str
@@ -48,7 +48,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Record:
-    """Hold a row of JSON values, or `Broken`, and its place in the file, for example `line 3`."""
+    """Hold a row of a file: its position (`place`), for example `line 3`, and its JSON value or `Broken`."""
 
     file: Path
     place: str
@@ -110,7 +110,10 @@ def _numbered(rows: Iterator[Any], path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _csv_rows(text: str, delimiter: str | None) -> Iterator[tuple[str, Any]]:
-    """Yield rows with the names of the first line; without a given delimiter, it is a comma, semicolon or tab."""
+    """Yield the rows as dicts whose keys are the names in the first line.
+
+    If `delimiter` is None, it is the most frequent of comma, semicolon and tab in the first line.
+    """
     header = text.lstrip("\r\n").partition("\n")[0]
     csv.field_size_limit(2**31 - 1)
     reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter or max(",;\t", key=header.count))
@@ -168,7 +171,10 @@ def _parsed(text: str) -> Any:
 
 
 def _values_in_a_row(text: str) -> list[tuple[str, Any]]:
-    """Parse concatenated JSON values of any number of lines; after a broken one, resume at the next that begins a line."""
+    """Parse JSON values that follow each other, each on one or more lines.
+
+    After a broken value, parsing continues at the next value that begins a line.
+    """
     decoder, at = json.JSONDecoder(), 0
     values: list[tuple[str, Any]] = []
     line, counted = 1, 0  # the number of the line at text[counted]
@@ -221,7 +227,10 @@ def _rows_of_object(whole: dict[str, Any], path: Path, is_record: Callable[[Any]
 
 
 def _rows_of_columns(whole: dict[str, Any], is_record: Callable[[Any], bool]) -> list[dict[str, Any]]:
-    """Convert columns, which are lists of one length or, as pandas writes them, objects, to rows; [] for other values."""
+    """Convert an object of columns to rows; return [] if it is no such object.
+
+    A column is a list, or an object from row numbers to values, as pandas writes it. All columns have the same length.
+    """
     columns = {key: list(value.values()) if isinstance(value, dict) else value for key, value in whole.items()}
     if not all(isinstance(column, list) for column in columns.values()) or len(set(map(len, columns.values()))) != 1:
         return []

@@ -31,14 +31,15 @@ _ANY_INTEGER = json.JSONDecoder(parse_int=str)  # numbers of other fields may ha
 
 
 class FieldMissing(UserError):
-    """A file of rows has no field, or no column, of the requested name."""
+    """A file of rows has no field (or column) with the requested name."""
 
 
 def json_texts(blocks: Iterable[str], path: Path, reading: Reading, *, is_lines: bool) -> Iterator[str]:
     """Yield the text of each row.
 
-    `is_lines`: the file has one JSON object per line; otherwise, or if it begins with `[`, it holds any JSON values.
-    Raises UserError for malformed JSON, FieldMissing for a row without the field.
+    With `is_lines`, the file has one JSON object per line, unless it begins with `[`. Otherwise it contains an array of
+    rows, or JSON values that follow each other. Raises UserError for malformed JSON, FieldMissing for a row without the
+    field.
     """
     blocks, head = iter(blocks), ""
     for block in blocks:
@@ -61,7 +62,9 @@ def _line_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator
         try:
             row = _loads(line)
         except ValueError as error:
-            raise UserError(f"{one_line(str(path))}, line {number} is not JSON: {error}") from error
+            raise UserError(
+                f"{one_line(str(path))}, line {number} is not JSON: {error}; correct or remove the line"
+            ) from error
         if text := _text_of(row, path, ("line", number), reading):
             yield text
 
@@ -105,7 +108,7 @@ def _without_nested_values(line: str) -> str:
 
 
 def _json_values(blocks: Iterable[str], path: Path) -> Iterator[Any]:
-    """Yield the entries of an array, or concatenated values, one at a time, so that the file may be of any length."""
+    """Yield the entries of an array, or values that follow each other, without keeping the whole file in memory."""
     shown = one_line(str(path))
     text, at, number, in_array = "", 0, 0, False
     blocks = iter(blocks)
@@ -133,14 +136,16 @@ def _json_values(blocks: Iterable[str], path: Path) -> Iterator[Any]:
                 more = _at_least(blocks, len(text) - at)
                 if not more:
                     raise UserError(
-                        f"{shown}, entry {number + 1} is not JSON: {error.args[0].split(': line')[0]}"
+                        f"{shown}, entry {number + 1} is not JSON: {error.args[0].split(': line')[0]}; correct or remove it"
                     ) from error
                 text, at = text[at:] + more, 0
                 continue
             number += 1
             yield value
     if in_array:
-        raise UserError(f"{shown} ends inside its array, after entry {number}: the file may be truncated")
+        raise UserError(
+            f"{shown} ends inside its array, after entry {number}: the file may be incomplete; copy or download it again"
+        )
 
 
 def _at_least(blocks: Iterator[str], size: int) -> str:
@@ -161,8 +166,10 @@ def _text_of(row: Any, path: Path, place: tuple[str, int], reading: Reading) -> 
     where = f"{one_line(str(path))}, {place[0]} {place[1]}"
     if not isinstance(text, str):
         if isinstance(row, dict) and reading.field in row:
-            raise UserError(f"{where} has {_KINDS[type(text)]} in {reading.field_name}, not text")
-        advice = reading.choice_of(list(row)) if isinstance(row, dict) else f"it is {_KINDS[type(row)]}, without fields"
+            raise UserError(
+                f"{where} has {_KINDS[type(text)]} in {reading.field_name}, not text: correct or remove this row"
+            )
+        advice = reading.choice_of(list(row)) if isinstance(row, dict) else f"it is {_KINDS[type(row)]}, not an object"
         raise FieldMissing(f"{where} has no text in {reading.field_name}: {advice}")
     return reading.replace_surrogates(text, where)
 
@@ -205,7 +212,7 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
 
 
 def parquet_texts(path: Path, reading: Reading, row_group: int | None = None) -> Iterator[str]:
-    """Yield the texts of one column of a Parquet file, of one row group or of all.
+    """Yield the texts of one column of a Parquet file, from one row group or (None) from all of them.
 
     Raises UserError if the column is missing or is not text, or if the file is damaged.
     """
@@ -239,7 +246,7 @@ def arrow_texts(path: Path, reading: Reading) -> Iterator[str]:
 
 @contextmanager
 def arrow_reader(path: Path) -> Iterator[Any]:
-    """Open an Arrow file of either format: a stream, as `Dataset.save_to_disk` writes it, or the one with a footer."""
+    """Open an Arrow file in the stream format, which `Dataset.save_to_disk` writes, or in the file format."""
     import pyarrow
 
     with open_decompressed(path) as file:
@@ -267,12 +274,16 @@ def _check_column(schema: Any, path: Path, reading: Reading) -> None:
         others = [name for name, type_ in zip(schema.names, schema.types, strict=True) if _is_text(type_)]
         raise UserError(
             f"{shown}: the column {reading.field_name} holds {one_line(str(type_), 80)}, not text"
-            + (f": {reading.choice_of(others)}" if others else "")
+            + (
+                f": {reading.choice_of(others)}"
+                if others
+                else ", and the file has no column of text: give another file"
+            )
         )
 
 
 def _column_texts(batches: Iterable[Any], path: Path, reading: Reading) -> Iterator[str]:
-    """Yield the texts of record batches of one column, without empty ones and nulls."""
+    """Yield the texts of record batches of one column; skip empty texts and nulls."""
     shown, number = one_line(str(path)), 0
     for rows in batches:
         for text in _values(rows.column(0)):
@@ -290,7 +301,7 @@ def _values(column: Any) -> list[Any]:
         column = column.storage
     try:
         values: list[Any] = column.to_pylist()
-    except UnicodeDecodeError:  # a column that is declared as text and contains other bytes
+    except UnicodeDecodeError:  # the column is declared as text, but contains bytes that are not UTF-8
         if pyarrow.types.is_dictionary(column.type):
             column = column.dictionary_decode()
         wide = pyarrow.types.is_large_string(column.type)

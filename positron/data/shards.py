@@ -1,4 +1,4 @@
-"""Token files: a corpus as flat arrays of ids on disk, read through a memory map.
+"""Write and read token files: a corpus as flat arrays of token ids on the disk, read through a memory map.
 
 A folder holds `train-00000.bin`, `val-00000.bin`, ... (uint16, or uint32 if the vocabulary needs it) and `tokens.json`,
 which is written last: without it the folder is incomplete. The layout of a split is
@@ -44,7 +44,7 @@ def token_dtype(tokenizer: Tokenizer) -> type:
 
 @dataclass
 class Encoded:
-    """Hold what one task adds to one split: token ids, and the counts of documents, bytes and bits of information."""
+    """Hold the token ids of one task for one split, and its counts of documents, bytes and bits of information."""
 
     ids: list[np.ndarray]
     documents: int = 0
@@ -129,10 +129,10 @@ def encode_all(
 
 
 class SplitWriter:
-    """Write the shards of one split. `facts` holds names, checksums and totals of the shards written so far."""
+    """Write the shards of one split. `facts` contains the names, checksums and totals of the shards written so far."""
 
     def __init__(self, folder: Path, split: str, dtype: type, first_id: int, before: dict[str, Any] | None) -> None:
-        """`before`: the `facts` of an interrupted call, which is continued; None: begin with the token `first_id`."""
+        """Continue after the `facts` of an interrupted call, `before`; if None, begin with the token `first_id`."""
         self.folder, self.split, self.dtype = folder, split, dtype
         self.facts: dict[str, Any] = before or {"tokens": 0, "documents": 0, "bytes": 0, "bits": 0.0, "shards": []}
         self._pending: list[np.ndarray] = [] if before else [np.array([first_id], dtype=dtype)]
@@ -147,14 +147,14 @@ class SplitWriter:
         self.facts["bits"] += part.bits
 
     def append(self, ids: np.ndarray) -> None:
-        """Append token ids (n,). Raises ValueError if one does not fit the type."""
+        """Append token ids (n,). Raises ValueError if an id is too large for the integer type of the files."""
         if len(ids) and ids.max() > np.iinfo(self.dtype).max:
             raise ValueError(f"token id {ids.max()} does not fit {np.dtype(self.dtype).name}")
         self._pending.append(ids.astype(self.dtype))
         self.waiting += len(ids)
 
     def flush(self) -> None:
-        """Write the waiting tokens as a shard."""
+        """Write the tokens added since the last call as a shard."""
         if not self.waiting:
             return
         ids = np.concatenate(self._pending)
@@ -168,13 +168,13 @@ class SplitWriter:
 
 
 def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, folder: Path) -> None:
-    """Tokenize the whole source into `folder`, which is created when it is complete. Shows its progress on stderr.
+    """Tokenize the whole source into `folder`, and show the progress on stderr. The folder appears when it is complete.
 
     After every SHARD_TOKENS training tokens, both splits and the position in the source are saved. If the call is
-    interrupted, the next one continues from there and writes the same files byte for byte.
+    interrupted, the next call continues from there and writes the same files byte for byte.
     """
     partial = make_folder(folder.with_name(f".{folder.name}.partial"))
-    for temporary_file in partial.glob(".*.tmp"):  # of a call that was killed while it wrote
+    for temporary_file in partial.glob(".*.tmp"):  # left by a call that was killed while writing
         temporary_file.unlink()
     dtype = token_dtype(tokenizer)
     head = {
@@ -215,7 +215,7 @@ def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, f
 
 
 def _progress(partial: Path, head: dict[str, Any]) -> dict[str, Any]:
-    """Return what an interrupted call saved last, if it had the same source and tokenizer."""
+    """Return the saved progress of an interrupted call with the same `head`, or else the progress of a new call."""
     path = partial / "progress.json"
     if path.exists():
         progress: dict[str, Any] = read_json(path)
@@ -253,19 +253,19 @@ class TokenFiles:
             self.bits = None if bits is None else float(bits)  # -log2 p of all its documents, if the source knows it
             shards = [(str(shard["file"]), int(shard["tokens"]), str(shard["sha256"])) for shard in part["shards"]]
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{folder / 'tokens.json'} is damaged: delete {folder}, it is written again") from error
+            raise UserError(f"{folder / 'tokens.json'} is damaged: {_remedy(folder)}") from error
         if tokenizer_hash != tokenizer.hash:
             raise UserError(
                 f"{folder} was written with another tokenizer ({tokenizer_hash[:12]}) than this run's "
-                f"({tokenizer.hash[:12]}): delete that folder, it is written again"
+                f"({tokenizer.hash[:12]}): {_remedy(folder)}"
             )
         self._shards = [_open_shard(folder, *shard, dtype) for shard in shards]
         self._starts = np.cumsum([0, *(len(shard) for shard in self._shards)])
 
     def token_bytes(self, tokenizer: Tokenizer) -> np.ndarray:
-        """Return how many bytes of this split's text each id stands for, (V,) in float64.
+        """Return the number of bytes of text that each token id stands for, (V,) in float64.
 
-        For <unk> it is the mean over all unknown tokens, so that the bytes of all tokens add up to those of the text.
+        The number for <unk> is a mean over this split, so that the sum over all its tokens equals the size of its text.
         """
         lengths = tokenizer.token_bytes().astype(np.float64)
         if tokenizer.has_unknown:
@@ -278,11 +278,11 @@ class TokenFiles:
 
     @property
     def floor_bpb(self) -> float | None:
-        """The information of the text in bits per byte, below which no model can get; None if it is unknown."""
+        """The information in the text in bits per byte, or None if it is unknown. No model can have a lower loss."""
         return None if self.bits is None else self.bits / self.n_bytes
 
     def find_token(self, token: int) -> np.ndarray:
-        """Return the positions of a token id in the array, in ascending order, by one pass over the files."""
+        """Return the positions of a token id in the split, in ascending order. Reads all files once."""
         positions = []
         for shard, start in zip(self._shards, self._starts, strict=False):
             positions.append(np.flatnonzero(_read_shard(shard) == token) + start)
@@ -300,7 +300,7 @@ class TokenFiles:
 
 
 def _read_shard(shard: np.memmap) -> np.ndarray:
-    """Read all ids of a shard sequentially; the memory map is set up for random access."""
+    """Read all ids of a shard into memory. This is faster than through the memory map, which is set for random access."""
     return np.fromfile(str(shard.filename), dtype=shard.dtype)
 
 
@@ -310,13 +310,16 @@ def _dtype_of(facts: dict[str, Any]) -> str:
     return str(facts["dtype"])
 
 
-# Shards whose checksum this process has verified, with their size and time of modification then.
+# Shards whose checksum this process has verified, with the size and time of modification that they had at that time.
 _verified: dict[Path, tuple[int, int]] = {}
 
 
 def _open_shard(folder: Path, name: str, tokens: int, sha256: str, dtype: str) -> np.memmap:
-    """Map a shard after verifying its checksum, once per process: 0.1 to 0.3 s for 100 MB."""
-    path, remedy = folder / name, f"delete {folder}, it is written again"
+    """Map a shard into memory. Raises UserError if the shard is missing or damaged.
+
+    The checksum is verified once per process, which takes 0.1 to 0.3 s for 100 MB.
+    """
+    path, remedy = folder / name, _remedy(folder)
     if Path(name).name != name:
         raise UserError(f"{folder / 'tokens.json'} names a file outside its folder: {remedy}")
     try:
@@ -333,14 +336,18 @@ def _open_shard(folder: Path, name: str, tokens: int, sha256: str, dtype: str) -
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read the token file {path}: {error}; {remedy}") from error
     if hasattr(mmap, "MADV_RANDOM"):
-        # windows are at random positions: the system's read-ahead would take a hundred times as long as the window itself
+        # Windows are at random positions. Reading ahead would take a hundred times as long as reading the window.
         assert isinstance(ids.base, mmap.mmap)
         ids.base.madvise(mmap.MADV_RANDOM)
     return ids
 
 
+def _remedy(folder: Path) -> str:
+    return f"delete {folder}; the next command that needs it writes it again"
+
+
 def verify(folder: Path) -> None:
-    """Read every shard and compare its checksum. Raises UserError, with the file's name, if one was altered."""
+    """Read every shard and verify its checksum. Raises UserError, which names the file, if a shard was altered."""
     _verified.clear()
     facts = read_json(folder / "tokens.json")
     for part in facts["splits"].values():

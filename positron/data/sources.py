@@ -1,8 +1,9 @@
-"""The protocol of text sources, which every source of `open.py` follows.
+"""Define the protocol of text sources, which every source of `open.py` follows.
 
 A source is divided into tasks, which are small and picklable, and `read` turns a task into documents. So several
-processes can work on one corpus, and a task yields the same documents in every process. The side of the train/validation
-split depends on a document's text alone, so that equal documents are on the same side.
+processes can work on one corpus, and a task yields the same documents in every process. A document is for training or for
+validation by a hash of its text (`is_validation`), so that equal documents are never in both; `files.py` describes the
+exception for small texts.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 ROWS_FILE = "rows.jsonl"  # the rows of a hub dataset, in the folder of the corpus
-MEMORY = "memory"  # folder below data.dir for data that Python programs pass
+MEMORY = "memory"  # folder below data.dir for data that Python programs pass to `positron.train`
 WAIT = "wait"  # yielded instead of a task: the source can continue only after earlier tasks are released
 
 
 @dataclass(frozen=True)
 class Document:
-    """Hold a text, or a part of one, and the side of the split that it belongs to."""
+    """Hold a document, or a part of a long document, and whether it is for validation."""
 
     text: str
     is_val: bool
@@ -30,33 +31,33 @@ class Document:
 class Source(Protocol):
     """Provide the documents of a corpus, task by task."""
 
-    name: str  # of its folder below data.dir
+    name: str  # the name of the corpus's folder below data.dir
     fingerprint: str
     earlier_fingerprint: str  # what earlier versions computed for the same text, if they read or split it differently
 
     def tasks(self, skip: int = 0) -> Iterator[Any]:
-        """Yield all tasks after the first `skip`, with WAIT in between where the source cannot continue yet."""
+        """Yield all tasks after the first `skip`; yield WAIT if earlier tasks must be released first."""
 
     def read(self, task: Any) -> list[Document]:
         """Return the documents of a task."""
         ...
 
     def summary(self) -> str:
-        """Describe in one line what was read, after the last task; an empty string if there is nothing to report."""
+        """Describe in one line, after the last task, what was read; return "" if there is nothing to report."""
 
     def release(self, tasks_done: int | None) -> None:
-        """Delete the files of the first `tasks_done` tasks, which were read (None: of all tasks)."""
+        """Delete downloaded files that are not needed any more, after the first `tasks_done` tasks (None: all) were read."""
 
     @property
     def limit_bytes(self) -> int | None:
-        """Bytes of text after which reading stops, or None for all; the task that exceeds the limit is read whole."""
+        """Bytes of text after which reading stops, or None for no limit. The task that reaches the limit is read whole."""
 
     @property
     def total_bytes(self) -> int | None:
-        """The approximate bytes of text, for the progress bar, or None if unknown."""
+        """The approximate number of bytes of text, for the progress bar, or None if it is unknown."""
 
 
 def is_validation(text: str, seed: int, val_fraction: float) -> bool:
-    """Tell whether a text is for validation: a function of the text, the seed and `val_fraction` alone."""
+    """Tell whether a document is for validation. Depends on its text, the seed and `val_fraction` alone."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, key=seed.to_bytes(8, "little")).digest()
     return int.from_bytes(digest, "little") < val_fraction * 2**64

@@ -1,12 +1,13 @@
-"""Train on a corpus larger than the disk, epoch by epoch: `data.tokens_per_epoch=100M` of new text each.
+"""Prepare a corpus larger than the disk in epochs of `data.tokens_per_epoch` tokens, each with new text.
 
 Training never reads from the network. A second process turns the hub's files into epochs of token files before they are
-needed. Within epoch e the windows follow invariant 3 of docs/ARCHITECTURE.md, so the tokens of step s are still a
-function of (seed, s) alone. If the network fails, training continues with the epochs on the disk. The first file of the
-repository is for validation.
+needed. The order of the windows within an epoch follows invariant 3 of docs/ARCHITECTURE.md, so the tokens of step s are
+still a function of (seed, s) alone. If the network fails, training continues with the epochs on the disk. The first file of
+the repository is used for validation only.
 
-On the disk: `validation/`, `epoch-00000/`, ... (token files), `places.json` (where in the corpus each epoch begins), and
-`users/` (a locked file for each run that reads here, with its epoch in it; epochs that a run needs are not deleted).
+The folder of a stream contains `validation/`, `epoch-00000/`, ... (token files), `places.json` (the position in the corpus
+at which each epoch begins), and `users/`, with one locked file for each running training. This file contains the current
+epoch of the training, so that other processes do not delete it.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ from positron.text.tokenizer import END_OF_TEXT
 
 logger = logging.getLogger(__name__)
 
-MAX_EPOCHS, MAX_BYTES = 5, 2_500_000_000  # token files on the disk, unless running trainings need more
-VAL_TOKENS = 1_000_000  # minimum for validation, from the first file
-Place = dict[
-    str, int
-]  # task of the training files, its used tokens (offset), the last token before, passes so far (turn)
+MAX_EPOCHS, MAX_BYTES = 5, 2_500_000_000  # limits for the epochs on the disk, unless running trainings need more
+VAL_TOKENS = 1_000_000  # minimum number of tokens for validation, if the first file has as many
+# A position in the corpus. `task`: number of a task of the training files; `offset`: tokens of this task that are used
+# already; `last`: id of the token before; `turn`: passes over the corpus so far.
+Place = dict[str, int]
 
 
 class Stream:
-    """Manage the epochs of one corpus and one tokenizer. Any process may write them, under the lock of the corpus."""
+    """Manage the epochs of one corpus and one tokenizer. Any process that holds the lock of the corpus may write epochs."""
 
     def __init__(self, config: DataConfig, tokenizer_folder: Path) -> None:
         assert config.tokens_per_epoch is not None
@@ -75,7 +76,7 @@ class Stream:
             if len(self.source.files) < 2:
                 raise UserError(
                     f"data.tokens_per_epoch needs at least two files, because the first one is for validation, but "
-                    f"data.files={self.config.files} matches one: leave data.tokens_per_epoch out"
+                    f"data.files={self.config.files} matches only one: leave data.tokens_per_epoch out"
                 )
             first = self.source.part(slice(0, 1))
             end = self.tokenizer.special_id(END_OF_TEXT)
@@ -91,9 +92,10 @@ class Stream:
             first.release(None)
 
     def make(self, epoch: int, workers: int = 1) -> None:
-        """Write an epoch, and the ones before it that determine where it begins; continue an interrupted call.
+        """Write an epoch; before it, write the earlier epochs that determine where it begins in the corpus.
 
-        Raises Unreachable if the network fails, UserError if the corpus has no text to train on.
+        An interrupted call is continued. Raises Unreachable if the network fails, UserError if the corpus has no text to
+        train on.
         """
         with self._locked():
             places = self._places()
@@ -141,7 +143,9 @@ class Stream:
                 if before == missing and place["task"] == 0:
                     raise UserError(f"{self.config.repo} has no text in data.field={self.config.field} to train on")
                 place = {**place, "task": 0, "offset": 0, "turn": place["turn"] + 1}
-                logger.info(f"{self.config.repo} was read completely: epoch {epoch} continues from its beginning")
+                logger.info(
+                    f"{self.config.repo} was read completely: epoch {epoch} continues at the dataset's beginning"
+                )
         places = [*places[: epoch + 1], place, *places[epoch + 2 :]]
         write_json(self.folder / "places.json", places)
         self._write_header(partial, writer)
@@ -201,7 +205,7 @@ class Stream:
 def open_stream(config: DataConfig, tokenizer_folder: Path) -> Path:
     """Write the validation split and the first epoch with all cores, unless they exist; return the stream's folder.
 
-    Raises Unreachable if the network fails, UserError if the dataset does not suit.
+    Raises Unreachable if the network fails, UserError if the dataset has fewer than two Parquet files or no text.
     """
     stream = Stream(config, tokenizer_folder)
     stream.make_validation()

@@ -1,4 +1,4 @@
-"""Batches from the epochs of a stream, and the process that writes epochs before they are needed."""
+"""Make batches from the epochs of a stream, and run the process that writes epochs before they are needed."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from positron.system.log import log_received, log_to_queue
 
 logger = logging.getLogger(__name__)
 
-EPOCHS_AHEAD = 1  # epochs that are written before they are needed
+EPOCHS_AHEAD = 1  # number of epochs that are written before they are needed
 
 
 class StreamWindows:
-    """Make training batches (B, T + 1) like those of `Windows`, from the epoch that a step falls into.
+    """Make training batches (B, T + 1) as `Windows` does, from the epoch (or two epochs) that a step belongs to.
 
     Raises UserError if an epoch is shorter than one window of `context` tokens.
     """
@@ -42,7 +42,8 @@ class StreamWindows:
         self.n_windows = self.stream.size // context
         if self.n_windows < 1:
             raise UserError(
-                f"data.tokens_per_epoch={config.tokens_per_epoch} is less than one window of {context} tokens"
+                f"data.tokens_per_epoch={config.tokens_per_epoch} is less than one window of {context} tokens: "
+                "give a larger number, such as data.tokens_per_epoch=10M"
             )
         self._files: dict[int, TokenFiles] = {}
         self._filler: _Filler | None = None
@@ -77,7 +78,7 @@ class StreamWindows:
         return torch.from_numpy(np.stack(rows))
 
     def _enter(self, epoch: int, fills: bool) -> None:
-        """Record the current epoch for other runs, and tell the filler which epochs are needed next."""
+        """Record the current epoch for other runs, and tell the process that writes epochs which ones are needed next."""
         if not fills:
             return
         if self._note is None:
@@ -130,7 +131,10 @@ class _Filler:
         self._epoch.value = epoch
 
     def listen(self, waits: bool = False) -> Exception | None:
-        """Log what the process reports; return the error that keeps it from continuing, or None."""
+        """Log the messages of the process. Return an error that the process reported, or None.
+
+        `waits`: training is waiting for an epoch that is not on the disk yet.
+        """
         unreachable: Exception | None = None
         while True:
             try:
@@ -142,7 +146,7 @@ class _Filler:
                     log_received(report)
                 case Unreachable():
                     unreachable = report
-                    logger.info(str(report) if waits else f"training continues with the text on the disk: {report}")
+                    logger.info(str(report) if waits else f"training continues with the text on the disk; {report}")
                 case UserError():
                     self._fatal = report
         if self._fatal is not None:
@@ -173,4 +177,4 @@ def _fill(config: DataConfig, tokenizer_folder: Path, epoch: Any, reports: Any) 
             reports.put(Unreachable(str(error)))
         except UserError as error:
             reports.put(UserError(str(error)))
-            return  # raised when training needs the text; until then, the epochs on the disk suffice
+            return  # the error is raised when training needs the epoch; until then, the epochs on the disk suffice

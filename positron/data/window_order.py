@@ -2,9 +2,9 @@
 
 Invariant 3 of docs/ARCHITECTURE.md.
 
-Each epoch visits all n windows in its own random order. That order is a keyed bijection of [0, n), a Feistel network
-(Luby and Rackoff 1988) with cycle walking (Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains"), so that
-place k of epoch e is found without storing or shuffling anything.
+Each epoch visits all n windows in a different random order. The order is a keyed permutation of [0, n): a Feistel network
+(Luby and Rackoff 1988) with cycle walking (Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains"). So the k-th
+window of epoch e is computed without storing or shuffling a list.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 import numpy as np
 
 _ROUNDS = 6
-_CACHED_STEPS = 64  # steps that are computed together, which takes no longer than one
+_CACHED_STEPS = 64  # number of steps that are computed together, in about the time of a single step
 
 
 def _mix(x: np.ndarray) -> np.ndarray:
@@ -27,13 +27,13 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def permute(places: np.ndarray, n: int, key: int) -> np.ndarray:
-    """Apply the permutation of [0, n) that belongs to `key` to each of `places`, all in [0, n)."""
+    """Apply the permutation of [0, n) that `key` selects to an array of integers in [0, n)."""
     half = max(1, (int(n - 1).bit_length() + 1) // 2)  # bits in each half of the Feistel network
     mask = np.uint64((1 << half) - 1)
     keys = _mix(np.arange(1, _ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(key % 2**64))
     x = places.astype(np.uint64)
     todo = np.ones(x.shape, dtype=bool)
-    while todo.any():  # walk until each value falls inside [0, n): under 4 expected turns, since 4^half < 4 n
+    while todo.any():  # repeat until each value is in [0, n): fewer than 4 times on average, since 4^half < 4 n
         left, right = x[todo] >> np.uint64(half), x[todo] & mask
         for round_key in keys:
             left, right = right, left ^ (_mix(right ^ round_key) & mask)
@@ -45,8 +45,9 @@ def permute(places: np.ndarray, n: int, key: int) -> np.ndarray:
 def windows_of_step(step: int, *, seed: int, n_windows: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the epochs and window numbers, each (batch_size,), of optimizer step `step`, counted from 1.
 
-    Sample k = (step - 1) * batch_size + i is place k mod n of epoch k div n. So a batch may span two epochs, and the
-    samples do not depend on micro-batches, devices, or where training was interrupted.
+    Entry i of the batch is sample k = (step - 1) * batch_size + i of the training: number k mod n in the order of epoch
+    k div n, where n = n_windows. So a batch may span two epochs, and the samples do not depend on micro-batches, devices, or
+    interruptions of the training.
     """
     block, place = divmod(step - 1, _CACHED_STEPS)
     epochs, windows = _samples(block, seed, n_windows, _CACHED_STEPS * batch_size)
@@ -54,7 +55,7 @@ def windows_of_step(step: int, *, seed: int, n_windows: int, batch_size: int) ->
     return epochs[here], windows[here]
 
 
-@lru_cache(maxsize=4)  # a run reads its own text and, in fine-tuning, replayed windows
+@lru_cache(maxsize=4)  # training reads one text, and fine-tuning reads conversations and replayed windows
 def _samples(block: int, seed: int, n_windows: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the epochs and window numbers, each (size,) and read-only, of the samples from block * size on."""
     sample = block * size + np.arange(size, dtype=np.int64)

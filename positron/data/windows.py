@@ -1,4 +1,4 @@
-"""Windows of token files: training batches as a function of (seed, step), and windows that cover a validation text."""
+"""Cut token files into windows: training batches as a function of (seed, step), and windows over a validation text."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ MAX_BYTES_PER_TOKEN = 40  # if the mean is larger, tokenizer=word does not suit 
 
 
 def window_starts(starts: np.ndarray, n_tokens: int, context: int) -> Iterator[tuple[int, int]]:
-    """Cover a token file with windows (start, stop), in which each token is a target once.
+    """Yield windows (start, stop) that cover a token file so that each token is a target once.
 
-    `starts` are the positions of the documents' first tokens. A window holds `context` tokens. If a document begins in a
-    window and continues beyond it, the window stops there and the next one begins with that document, so that the model
-    sees its beginning.
+    `starts` are the positions of the documents' first tokens. A window has `context` tokens. If a document begins in a
+    window and continues beyond its end, the window stops before this document and the next window begins with it, so that
+    the model sees the document's beginning.
     """
     place = 0
     while place < n_tokens - 1:
@@ -33,10 +33,11 @@ def window_starts(starts: np.ndarray, n_tokens: int, context: int) -> Iterator[t
 
 
 class Windows:
-    """Make training batches (B, T + 1) of token ids for any optimizer step, without computing the ones before it.
+    """Make training batches (B, T + 1) of token ids for any optimizer step, without computing the batches before it.
 
-    Without `end_id`, windows cover the file side by side; with it, they begin at documents where possible. The end of the
-    file, if it is shorter than a window, is not used. Raises UserError if the text is shorter than one window.
+    Without `end_id`, the file is cut into windows of equal length; with `end_id`, the id that separates documents, windows
+    begin with a document where possible. Tokens at the end of the file that do not fill a window are not used. Raises
+    UserError if the text is shorter than one window.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Windows:
             raise UserError(
                 f"the training text has {tokens.n_tokens} tokens, but one window needs {context + 1}: "
                 + (
-                    f"its tokens have {tokens.n_bytes // tokens.n_tokens:,} bytes each; use tokenizer=char or "
+                    f"its tokens have {tokens.n_bytes // tokens.n_tokens:,} bytes on average; use tokenizer=char or "
                     "tokenizer=spm_4k"
                     if tokens.n_bytes > MAX_BYTES_PER_TOKEN * tokens.n_tokens
                     else f"give a longer text, or model.context_length={max(1, tokens.n_tokens - 1)} or less"
@@ -75,12 +76,12 @@ class Windows:
 
     @property
     def bytes_per_token(self) -> float:
-        """The mean bytes of text of a token."""
+        """The mean number of bytes of text per token."""
         return self.tokens.n_bytes / self.tokens.n_tokens
 
     @property
     def text_tokens(self) -> float:
-        """The number of tokens of one pass over the text."""
+        """The number of tokens in the text."""
         return self.tokens.n_tokens
 
     def close(self) -> None:
@@ -90,8 +91,8 @@ class Windows:
 def validation_windows(tokens: TokenFiles, *, context: int, end_id: int, limit: int) -> tuple[Tensor, Tensor]:
     """Return the first `limit` tokens of a validation text as input ids and targets, each (N, T).
 
-    Targets are -100 where no loss is computed. Each token is a target exactly once, and documents that fit the context
-    are in one window, so that the score does not depend on arbitrary cuts.
+    Targets are -100 where no loss is computed. Each token is a target exactly once. A document that is not longer than a
+    window is always in a single window, so that the score does not depend on arbitrary cuts.
     """
     n = min(tokens.n_tokens, limit + 1)
     ids = tokens.read(0, n)

@@ -1,4 +1,4 @@
-"""Compare several runs on one text: a table, their validation curves, and a sample of each from the same prompt."""
+"""Compare several runs on one text: a table, validation curves, and a text that each run generates from one prompt."""
 
 from __future__ import annotations
 
@@ -28,58 +28,59 @@ from positron.text.conversation import Message
 
 logger = logging.getLogger(__name__)
 
-MEASURE_ELSEWHERE = "--text FILE measures all on another text"
+MEASURE_ELSEWHERE = "give --text FILE to measure all runs on another text"
 
 
 @dataclass(frozen=True)
 class Row:
     """Hold the results of one run: a line of the table of `compare`."""
 
-    run: str  # its folder
+    run: str  # folder of the run
     parameters: int
     tokens: int  # seen in training, including the training of the base run
     bpb: float
     interval: float | None  # half of the 95 % interval, see `sampling_units`
     perplexity: float  # per token of the run's own tokenizer
     tokenizer: str  # kind and vocabulary size
-    sample: str  # text generated from the prompt, without it
+    sample: str  # text generated from the prompt, without the prompt
 
 
 def find_runs(names: Sequence[str], outputs: Path) -> list[Run]:
-    """Return the named runs, or all runs in `outputs` that have a checkpoint if `names` is empty; no run twice.
+    """Return the runs with the given names, or all runs in `outputs` if `names` is empty. No run is returned twice.
 
-    A name may be a run, or a folder that contains runs. Raises UserError if a name is neither.
+    A name may be a run, or a folder that contains runs; from a folder, only runs with a checkpoint are taken. Raises
+    UserError if there is no run or folder with a name, or if a folder contains no run.
     """
     runs: list[Run] = []
     for name in names or [str(outputs)]:
         folder = Path(name) if Path(name).is_dir() else outputs / name
         if Run(folder).exists:
-            runs.append(Run(folder))  # a broken one is left out later, where the others are not stopped by it
+            runs.append(Run(folder))  # `read_runs` leaves out a damaged run later
             continue
         if not folder.is_dir():
             runs.append(find_run(name, outputs))
             continue
-        inside = [Run(path.parent) for path in sorted(folder.glob(f"**/{CONFIG}"))]
-        inside = [run for run in inside if list(run.checkpoint_folder.glob("*.ckpt"))]
-        if not inside:
+        contained = [Run(path.parent) for path in sorted(folder.glob(f"**/{CONFIG}"))]
+        contained = [run for run in contained if list(run.checkpoint_folder.glob("*.ckpt"))]
+        if not contained:
             raise UserError(
                 f"there is no run with a checkpoint in {folder.resolve()}: train one, or name another folder"
             )
-        runs += inside
-    once: dict[tuple[int, int], Run] = {}
-    for run in runs:  # a folder is one run, by whatever path, link or capitals it was reached
+        runs += contained
+    unique: dict[tuple[int, int], Run] = {}
+    for run in runs:  # different paths, links or spellings may name the same folder
         status = run.folder.stat()
-        once.setdefault((status.st_dev, status.st_ino), run)
-    return list(once.values())
+        unique.setdefault((status.st_dev, status.st_ino), run)
+    return list(unique.values())
 
 
 T = TypeVar("T")
 
 
-def of_sound_runs(runs: Sequence[Run], read: Callable[[Run], T]) -> list[tuple[Run, T]]:
-    """Return each run with the result of `read`, leaving out and logging the runs for which it raises UserError.
+def read_runs(runs: Sequence[Run], read: Callable[[Run], T]) -> list[tuple[Run, T]]:
+    """Return pairs of a run and the result of `read` for it.
 
-    Raises the first of these errors if no run is left.
+    A run for which `read` raises UserError is left out and logged. If no run is left, the first of these errors is raised.
     """
     results, reasons = [], []
     for run in runs:
@@ -98,34 +99,34 @@ def of_sound_runs(runs: Sequence[Run], read: Callable[[Run], T]) -> list[tuple[R
 def common_text(runs: Sequence[Run], file: str | None, limit: int) -> tuple[list[Run], list[str]]:
     """Return the runs to compare, and the texts to score: those of `file`, or the validation texts that the runs share.
 
-    `limit` is the number of bytes to score (0: all). Without `file`, runs whose text is not available are left out.
+    `limit` is the number of bytes to score (0: all). If `file` is None, runs whose text is not available are left out.
     Raises UserError if the validation texts differ.
     """
     if file is not None:
         return list(runs), up_to(texts_of_file(file), limit)
-    known = of_sound_runs(runs, lambda run: texts_of_run(run, "val", limit, MEASURE_ELSEWHERE))
-    (first, texts), *others = known
+    available = read_runs(runs, lambda run: texts_of_run(run, "val", limit, MEASURE_ELSEWHERE))
+    (first, texts), *others = available
     for run, other in others:
         if other != texts:
             raise UserError(
-                f"{first.folder} and {run.folder} have different validation texts, which do not compare: "
-                "name runs of one text, or give --text FILE to measure all of them on"
+                f"{first.folder} and {run.folder} have different validation texts, so their scores cannot be compared: "
+                "name runs that were trained on the same text, or give --text FILE to measure all runs on that file"
             )
-    return [run for run, _ in known], texts
+    return [run for run, _ in available], texts
 
 
 def compare(runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int, seed: int) -> list[Row]:
-    """Score each run on `texts` and generate a sample; return the rows by bits per byte, the lowest first.
+    """Score each run on `texts` and generate a sample; return the rows sorted by bits per byte, the lowest first.
 
-    Bits per byte is the only one of these figures that does not depend on the tokenizer. Raises UserError if there is no
-    text, or if no run can be loaded.
+    The rows are sorted by bits per byte because loss and perplexity per token depend on the tokenizer. Raises UserError if
+    there is no text, or if no run can be loaded.
     """
     if not texts:
-        raise UserError("there is no text to measure on")
+        raise UserError("there is no text to measure on: give --text FILE with text")
 
     def measure(run: Run) -> Row:
         model, tokenizer, path = load_model(run)
-        logger.info(f"{run.folder}, {path.name}")
+        logger.info(f"measuring {run.folder}, {path.name}")
         documents = score_windows(model, tokenizer, texts, what=f"scoring {run.folder.name}")
         whole = total([total(scores) for scores in documents])
         return Row(
@@ -139,11 +140,11 @@ def compare(runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int,
             sample=_sample(run, Writer(model, tokenizer), prompt, max_tokens, seed),
         )
 
-    return sorted((row for _, row in of_sound_runs(runs, measure)), key=lambda row: row.bpb)
+    return sorted((row for _, row in read_runs(runs, measure)), key=lambda row: row.bpb)
 
 
 def _sample(run: Run, writer: Writer, prompt: str, max_tokens: int, seed: int) -> str:
-    """Let a base model continue the prompt, or a chat model answer it; return the generated text."""
+    """Return the text that a base model generates after the prompt, or a chat model's answer to the prompt."""
     if not run.is_chat:
         return writer.generate(prompt, max_tokens=max_tokens, seed=seed)
     ids, stops = (
@@ -155,7 +156,7 @@ def _sample(run: Run, writer: Writer, prompt: str, max_tokens: int, seed: int) -
 
 def as_table(rows: Sequence[Row]) -> str:
     """Format the rows as a table of aligned columns for the terminal, without the samples."""
-    header = ("run", "parameters", "tokens seen", "bits per byte", "perplexity", "of tokenizer")
+    header = ("run", "parameters", "tokens seen", "bits per byte", "perplexity", "tokenizer")
     cells = [
         (
             row.run,

@@ -14,7 +14,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 
 def sizes(split: str, files: TokenFiles) -> str:
-    """Return one line with the documents, tokens and bytes of one side of the split."""
+    """Return one line with the numbers of documents, tokens and bytes of the split "train" or "val"."""
     noun = "document" if files.n_documents == 1 else "documents"
     return (
         f"  {split:<6} {files.n_documents:>12,} {noun:<9} {files.n_tokens:>14,} tokens {files.n_bytes:>14,} bytes"
@@ -23,12 +23,15 @@ def sizes(split: str, files: TokenFiles) -> str:
 
 
 def tokenizer_report(files: TokenFiles, tokenizer: Tokenizer, limit: int = 5_000_000) -> str:
-    """Describe the first `limit` training tokens: vocabulary, bytes per token, tokens per word, unknown and extreme tokens."""
+    """Describe how the tokenizer encodes the first `limit` training tokens.
+
+    The lines are: vocabulary, bytes per token, tokens per word, share of unknown tokens, longest and rarest tokens.
+    """
     ids = files.read(0, min(limit, files.n_tokens))
     lengths, counts = tokenizer.token_bytes(), np.bincount(ids, minlength=tokenizer.vocab_size)
     text = tokenizer.decode(ids.tolist())
-    spelled = np.flatnonzero(lengths > 0)  # special tokens stand for no text
-    used = spelled[counts[spelled] > 0]
+    with_text = np.flatnonzero(lengths > 0)  # special tokens have no text
+    used = with_text[counts[with_text] > 0]
     by_length = sorted(used, key=lambda i: (-lengths[i], i))[:8]
     by_count = sorted(used, key=lambda i: (counts[i], i))[:8]
     unknown = counts[0] / max(1, len(ids)) if tokenizer.has_unknown else 0.0
@@ -39,31 +42,32 @@ def tokenizer_report(files: TokenFiles, tokenizer: Tokenizer, limit: int = 5_000
 
     return "\n".join(
         [
-            f"tokenizer {tokenizer.kind}, {tokenizer.vocab_size:,} ids, of which {len(used):,} occur in this text",
+            f"tokenizer {tokenizer.kind}: {tokenizer.vocab_size:,} tokens, {len(used):,} of them occur in this text",
             f"  bytes per token   {lengths[ids].sum() / max(1, len(ids)):.2f}",
             f"  tokens per word   {len(ids) / max(1, len(text.split())):.2f}",
-            f"  unknown           {unknown:.3%}" + ("   much of this text is lost to <unk>" if unknown > 0.01 else ""),
-            f"  longest pieces    {shown(by_length)}",
-            f"  rarest pieces     {shown(by_count)}",
+            f"  unknown           {unknown:.3%}"
+            + ("   the tokenizer cannot encode these parts of the text" if unknown > 0.01 else ""),
+            f"  longest tokens    {shown(by_length)}",
+            f"  rarest tokens     {shown(by_count)}",
         ]
     )
 
 
 def _is_text(part: bytes) -> bool:
-    """Tell whether the bytes are whole UTF-8 characters, not a part of one."""
+    """Tell whether the bytes are complete UTF-8 characters."""
     return "\ufffd" not in part.decode("utf-8", errors="replace")
 
 
 def preview(files: TokenFiles, tokenizer: Tokenizer, context: int, folder: Path) -> str:
-    """Describe the document lengths and show three windows of `context` tokens as a model sees them.
+    """Describe the document lengths, and show three windows of `context` tokens, which are the input of a model.
 
-    Writes a histogram of the lengths to `folder`/lengths.png.
+    Also writes a histogram of the lengths to `folder`/lengths.png.
     """
     end = tokenizer.special_id(END_OF_TEXT)
-    places = files.find_token(end)
-    if places[-1] < files.n_tokens - 1:  # the last document goes on in the validation text
-        places = np.append(places, files.n_tokens)
-    lengths = np.diff(places) - 1
+    positions = files.find_token(end)
+    if positions[-1] < files.n_tokens - 1:  # the rest of the last document is in the validation text
+        positions = np.append(positions, files.n_tokens)
+    lengths = np.diff(positions) - 1
     lines = ["", "document lengths in tokens:"]
     if len(lengths):
         quantiles = np.percentile(lengths, [0, 10, 50, 90, 100])
@@ -72,7 +76,7 @@ def preview(files: TokenFiles, tokenizer: Tokenizer, context: int, folder: Path)
         )
         with whole_file(folder / "lengths.png") as file:
             file.write(length_histogram(lengths, context))
-        lines.append(f"  drawn: {folder / 'lengths.png'}")
+        lines.append(f"  histogram: {folder / 'lengths.png'}")
     for part in (0.1, 0.5, 0.9):
         start = int(part * max(0, files.n_tokens - context))
         ids = files.read(start, context)

@@ -1,4 +1,4 @@
-"""Find the texts on which runs are measured: a side of a run's own text, or a file."""
+"""Find the texts on which runs are measured: the training or validation text of a run, or a file."""
 
 from __future__ import annotations
 
@@ -26,39 +26,41 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 logger = logging.getLogger(__name__)
 
-MIN_TOKENS_READ = 64  # fewer tokens of a cut document may not hold one complete character
-TORN_CHARACTERS = 4  # that may be incomplete where a document is cut between tokens
+MIN_TOKENS_READ = 64  # fewer tokens of a document may not contain a complete character
+TORN_CHARACTERS = 4  # number of characters that may be incomplete at the end of a document that is cut between tokens
+INSTEAD = "give --text FILE to measure on another text"
 
 
 class Lossy(str):
-    """Hold a text with � in place of unknown tokens; `n_bytes` is the size of the original in bytes."""
+    """Hold a text with � in place of unknown tokens; `n_bytes` is the size of the original text in bytes."""
 
     n_bytes: int | None = None
 
 
 class Beginning(Lossy):
-    """Hold the beginning of a document that a limit cut, so that no end-of-text token is scored after it."""
+    """Hold the beginning of a document that is cut at a limit. No end-of-text token is scored after it."""
 
 
-def token_files(run: Run, split: str, instead: str = "--text FILE measures on another text") -> TokenFiles:
-    """Return the tokens of one side of the text that a run was pretrained on, prepared again if they were deleted.
+def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
+    """Return the training or validation tokens (`split` "train" or "val") of the text that a run was pretrained on.
 
-    `split` is "train" or "val". Raises UserError, whose message ends with the advice `instead`, if the text is not
-    available or has changed.
+    If the token files were deleted, they are written again. Raises UserError, whose message ends with the advice `instead`,
+    if the text is not available or has changed.
     """
     try:
         run = pretrained_run(run)
     except UserError as error:
-        raise UserError(f"{error}; its text is needed: {instead}") from error
+        raise UserError(f"{error}; the text of this run is needed: {instead}") from error
     values, tokenizer = run.config(), load_tokenizer(run.tokenizer_folder)
     data, known = from_dict(DataConfig, values["data"]), run.facts().data_fingerprint
     folder = find_token_files(data, tokenizer, known)
     if data.url is not None and not cached_path(data.url, data.sha256).exists():
-        if folder is None:  # the address may be a stranger's: only the user's own command fetches
+        if folder is None:  # another person may have written the address, so only a command of the user downloads it
             url = one_line(data.url, 200)
             raise UserError(
-                f"the text that {run.folder} was trained on is not on this machine, and the address that the run names, "
-                f"{url}, is fetched only by your own command (python -m positron.prepare data=text data.url=...): {instead}"
+                f"the text that {run.folder} was trained on is not on this machine; for safety, the address that the run "
+                f"names is downloaded only by your own command: python -m positron.prepare data=text data.url={url}; or "
+                f"{instead}"
             )
         return TokenFiles(folder, split, tokenizer)
     try:
@@ -77,7 +79,7 @@ def token_files(run: Run, split: str, instead: str = "--text FILE measures on an
         raise UserError(f"the text that {run.folder} was trained on has changed since then: restore it, or {instead}")
     if changed:
         logger.info(
-            f"the text that {run.folder} was trained on has changed or is gone: its tokens in {folder} are read"
+            f"the text that {run.folder} was trained on has changed or is missing: using its token files in {folder}"
         )
     if data.tokens_per_epoch is not None:
         epochs = (path.parent for path in folder.glob("epoch-*/tokens.json"))
@@ -86,34 +88,34 @@ def token_files(run: Run, split: str, instead: str = "--text FILE measures on an
 
 
 def _only_as_trusted(data: DataConfig, known: str | None) -> DataConfig:
-    """Return the data with a folder that may be written: the run's configuration may be a stranger's.
+    """Return the settings of a run's text, changed so that they are safe even if another person wrote the run folder.
 
-    A folder that it names is used only if Positron already keeps tokens there. A file or address that it names is read
-    only for a run that knows the fingerprint of the text.
+    `data.dir` is kept only if Positron already keeps tokens in this folder; otherwise it becomes the default. Raises
+    UserError if the settings name a file or an address and the run does not record the fingerprint of its text, `known`.
     """
     if known is None and (data.path or data.url):
         raise UserError(
             f"{data.path or data.url} is not read, because run.json has no checksum (data_fingerprint) that proves "
             "that it is the text of this run"
         )
-    is_ours = any(Path(data.dir).expanduser().glob("*/lock"))
-    return data if is_ours else dataclasses.replace(data, dir=DataConfig.dir)
+    has_corpora = any(Path(data.dir).expanduser().glob("*/lock"))
+    return data if has_corpora else dataclasses.replace(data, dir=DataConfig.dir)
 
 
-def texts_of_run(run: Run, split: str, limit: int, instead: str = "--text FILE measures on another text") -> list[str]:
-    """Return the first documents of one side of the run's pretraining text, about `limit` bytes in all (0: all documents).
+def texts_of_run(run: Run, split: str, limit: int, instead: str = INSTEAD) -> list[str]:
+    """Return the first documents of the run's training or validation text, about `limit` bytes (0: all documents).
 
     Raises UserError, whose message ends with the advice `instead`, if the text is not available or empty.
     """
     files = token_files(run, split, instead)
     tokenizer = load_tokenizer(run.tokenizer_folder)
     end = tokenizer.special_id(END_OF_TEXT)
-    # of three tokens of a document one at least has a byte: there may be an end of text and a blank that only joins
+    # Three tokens have at least one byte of text: one may be an end-of-text token, and one a SentencePiece blank without text.
     ids = files.read(0, min(files.n_tokens, max(3 * limit, MIN_TOKENS_READ) if limit else files.n_tokens))
     cuts = [*np.flatnonzero(ids == end), *([len(ids)] if len(ids) == files.n_tokens else [])]
     lengths = files.token_bytes(tokenizer)
     texts = [_decoded(tokenizer, ids[a + 1 : b], lengths) for a, b in pairwise(cuts)]
-    if len(ids) < files.n_tokens:  # the last one is longer than what was read: its last characters may be torn
+    if len(ids) < files.n_tokens:  # the last document is cut, and its last characters may be incomplete
         last = _decoded(tokenizer, ids[cuts[-1] + 1 :], lengths)
         texts.append(_beginning(last, max(0, len(last) - TORN_CHARACTERS)))
     texts = up_to(texts, limit)
@@ -124,13 +126,13 @@ def texts_of_run(run: Run, split: str, limit: int, instead: str = "--text FILE m
 
 
 def size_of(text: str) -> int:
-    """Return the size of a text in bytes of UTF-8; for a text with unknown tokens, the size of the original."""
+    """Return the size of a text in bytes of UTF-8. For a text with unknown tokens, this is the size of the original text."""
     original = text.n_bytes if isinstance(text, Lossy) else None
     return len(text.encode("utf-8")) if original is None else original
 
 
 def _decoded(tokenizer: Tokenizer, ids: np.ndarray, lengths: np.ndarray) -> str:
-    """Decode ids, with the size of the original if some are unknown; `lengths` (V,) are the bytes of each id."""
+    """Decode ids; if one is unknown, return a `Lossy` text. `lengths` (V,) are the bytes of text of each id."""
     text = tokenizer.decode(ids.tolist())
     if not tokenizer.has_unknown or not (ids == 0).any():
         return text
@@ -140,9 +142,9 @@ def _decoded(tokenizer: Tokenizer, ids: np.ndarray, lengths: np.ndarray) -> str:
 
 
 def up_to(texts: list[str], limit: int) -> list[str]:
-    """Return the first non-empty texts, until they have at least `limit` bytes (0: all).
+    """Return the first non-empty texts, until they have at least `limit` bytes together (0: all texts).
 
-    Texts are kept whole; only a text that is longer than the limit by itself is cut.
+    A text is cut only if it alone is longer than the limit.
     """
     kept_texts: list[str] = []
     size = 0
@@ -176,9 +178,9 @@ def floor_of(texts: list[str]) -> float:
 
 
 def floor_of_run(run: Run, split: str, texts: list[str]) -> float | None:
-    """Return the entropy of `texts`, taken from a side of the run's text, in bits per byte; None if it is unknown.
+    """Return the entropy in bits per byte of `texts` from the run's `split`, or None if it is unknown.
 
-    The entropy of a whole side was recorded when it was prepared. That of a part is computed, which is only possible
+    The entropy of the whole split is read from its token files. The entropy of a part is computed, which is possible only
     for the built-in stories.
     """
     files = token_files(run, split)
@@ -186,7 +188,7 @@ def floor_of_run(run: Run, split: str, texts: list[str]) -> float | None:
         return files.floor_bpb
     try:
         return floor_of(texts)
-    except UserError:  # a cut story, or documents of a source that knows the bits of whole texts only
+    except UserError:  # a story is cut, or the texts are not built-in stories
         return None
 
 

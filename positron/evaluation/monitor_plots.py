@@ -12,33 +12,35 @@ from positron.evaluation.plots import bin_curves, heat_map
 
 @dataclass(frozen=True)
 class View:
-    """Describe the figure of all metrics whose names begin with `prefix`, and how to read it."""
+    """Describe the figure of all metrics whose names begin with `prefix`."""
 
     prefix: str
     title: str
-    reading: str
-    label: str  # of the colours
-    scale: str = "log"  # of the colours: log, or share (0 to 1)
+    reading: str  # how to read the figure
+    label: str  # title of the colour bar or legend
+    scale: str = "log"  # scale of the colours: log, or share (0 to 1)
 
 
 HEAT_MAPS = (
     View(
         "attention/entropy/",
         "Attention entropy of each head",
-        "Rows are layer.head. 1: the head attends equally to all earlier tokens, as at the start. Near 0: to one token.",
+        "Each row is one head (layer.head). At 1, the head attends equally to all earlier tokens, as before training. Near 0, "
+        "it attends to a single token.",
         "entropy / entropy of uniform attention",
         "share",
     ),
     View(
         "grad_norm/",
         "Gradient norm of each layer",
-        "Before clipping. A layer that stays dark learns little; a sudden bright spot shows where training becomes unstable.",
+        "The norm before clipping. A layer that stays dark learns little; a sudden bright spot shows where training becomes "
+        "unstable.",
         "gradient norm",
     ),
     View(
         "grad_norm_matrix/",
         "Gradient norm of each matrix",
-        "The same for each weight matrix of the blocks.",
+        "The norm before clipping, for each weight matrix of the blocks.",
         "gradient norm",
     ),
     View(
@@ -47,11 +49,11 @@ HEAT_MAPS = (
         "Norm of the update divided by the norm of the weights. Around 1e-3 is usual; 1e-1 is destructive.",
         "update / weights",
     ),
-    View("weight_norm/", "Weight norm of each layer", "All matrices of a block together.", "weight norm"),
+    View("weight_norm/", "Weight norm of each layer", "The norm of all matrices of a block together.", "weight norm"),
     View(
         "activation_rms/",
         "Residual stream after each layer",
-        "Root mean square. Each block adds to it; unlimited growth is a warning.",
+        "Root mean square of the residual stream, to which each block adds. Growth without limit is a warning.",
         "root mean square",
     ),
     View(
@@ -60,7 +62,8 @@ HEAT_MAPS = (
     View(
         "always_on_units/",
         "MLP units that are always on",
-        "Share of units whose input to the activation is positive for every token: for them the activation is nearly linear.",
+        "Share of units whose input to the activation is positive for every token: the activation of these units is nearly "
+        "linear.",
         "share of units",
         "share",
     ),
@@ -75,7 +78,7 @@ CURVES = (
     View(
         "loss_by_position/",
         "Loss early and late in the context",
-        "By the number of earlier tokens. If more context helps, later positions have a lower loss.",
+        "Grouped by the number of earlier tokens in the window. If more context helps, later positions have a lower loss.",
         "position",
     ),
 )

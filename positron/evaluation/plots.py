@@ -13,8 +13,8 @@ from positron.system.formatting import counted
 def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str) -> bytes:
     """Draw training and validation loss against tokens, and below them bits per byte with the entropy of the text.
 
-    `rows` are those of metrics.jsonl; `floor_bpb` is None if the entropy is unknown. There are two panels because nats per
-    token and bits per byte do not share an axis; they are stacked to be legible on a small screen. Returns a PNG.
+    `rows` are the rows of metrics.jsonl; `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown.
+    There are two panels because nats per token and bits per byte cannot share an axis. Returns a PNG.
     """
     from matplotlib.figure import Figure
 
@@ -34,7 +34,7 @@ def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str) 
         lower.annotate(
             f"{scores[-1]:.4f}", (tokens[-1], scores[-1]), textcoords="offset points", xytext=(0, 8), ha="right"
         )
-        if floor_bpb and min(scores) < 3 * floor_bpb:  # from afar it would press the curve flat
+        if floor_bpb and min(scores) < 3 * floor_bpb:  # an entropy far below the curve would make the curve flat
             lower.axhline(
                 floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}: the entropy of the text"
             )
@@ -98,7 +98,7 @@ def say_why_empty(axes: Any, why: str) -> None:
 
 
 def learning_rate_curve(rows: list[dict[str, Any]]) -> bytes:
-    """Draw the learning rate, and below it the gradient norm, against optimizer steps. Returns a PNG."""
+    """Draw the learning rate and, in a second panel, the gradient norm against optimizer steps. Returns a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.8, 5), layout="constrained")
@@ -120,10 +120,10 @@ def learning_rate_curve(rows: list[dict[str, Any]]) -> bytes:
 
 
 def attention_maps(layers: list[Any], title: str) -> bytes:
-    """Draw attention maps: a row of maps for each layer, a column for each head. Returns a PNG.
+    """Draw the attention maps of all heads as a grid: a row for each layer, a column for each head. Returns a PNG.
 
-    `layers` holds an array (H, T, T) of probabilities for each layer; a map has a row for each query and a column for
-    each key. All maps are one image, because matplotlib takes seconds to draw 144 axes.
+    `layers` has an array (H, T, T) of probabilities for each layer; a map has a row for each query and a column for each
+    key. All maps are drawn as one image, because matplotlib takes seconds to draw 144 axes.
     """
     import numpy as np
     from matplotlib.colors import PowerNorm
@@ -182,7 +182,7 @@ def heat_map(names: list[str], steps: list[int], values: np.ndarray, *, label: s
 
 
 def bin_curves(names: list[str], steps: list[int], values: np.ndarray, *, label: str) -> bytes:
-    """Draw `values` (n, m), loss in nats per token: a curve for each of n ordered bins at m steps. Returns a PNG."""
+    """Draw losses in nats per token, `values` (n, m): one curve for each of n groups of tokens, at m steps. Returns a PNG."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
@@ -205,14 +205,11 @@ def as_png(figure: Any) -> bytes:
     return buffer.getvalue()
 
 
-FEW_DOCUMENTS = 20
+MIN_HISTOGRAM_DOCUMENTS = 20  # the lengths of fewer documents are drawn as one bar for each document
 
 
 def length_histogram(lengths: Any, context: int) -> bytes:
-    """Draw a histogram of document lengths in tokens, or one bar for each of a few documents. Returns a PNG.
-
-    A vertical line marks the context length.
-    """
+    """Draw a histogram of document lengths in tokens, with a line at the context length. Returns a PNG."""
     from matplotlib.figure import Figure
 
     count = len(lengths)
@@ -222,7 +219,7 @@ def length_histogram(lengths: Any, context: int) -> bytes:
     if count == 0:
         say_why_empty(axes, "the text has no documents")
         return as_png(figure)
-    if count < FEW_DOCUMENTS:
+    if count < MIN_HISTOGRAM_DOCUMENTS:
         axes.barh(range(1, count + 1), lengths, height=0.7, color="tab:blue")
         axes.set(
             xlabel="tokens in the document", ylabel="document", title=title, xlim=(0, 1.15 * max(*lengths, context))

@@ -1,4 +1,4 @@
-"""Write the report of a run: one self-contained HTML file that can be sent without its figures beside it."""
+"""Write the report of a run: a single HTML file that contains all figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _TEMPLATE = Path(__file__).parent / "report.html.jinja"
 
 
 def write_report(run: Run) -> None:
-    """Write `loss.png` and `report.html` into the run's folder, from its files alone."""
+    """Write `loss.png` and `report.html` into the run's folder, using only the files of the run."""
     rows = read_metrics(run.metrics_path)
     facts, config = run.facts(), run.config()
     name = run.folder.name
@@ -49,7 +49,7 @@ def write_report(run: Run) -> None:
 
 def _render(**values: Any) -> str:
     """Fill in the template; escape all text and remove the user's home folder from it, because reports are sent to others."""
-    import jinja2  # here: a run needs it at its end only
+    import jinja2  # imported here, because a run needs it only at its end
 
     environment = jinja2.Environment(
         autoescape=True,
@@ -75,14 +75,17 @@ def _headline(facts: Facts, is_chat: bool) -> dict[str, str]:
 
 
 def _environment(run: Run, facts: Facts) -> dict[str, str]:
-    """Return the machine and versions that the run recorded at its last start; the report may be written elsewhere."""
+    """Return the machine and the versions that the run recorded at its last start.
+
+    They may differ from those of the process that writes the report.
+    """
     resolved = run.resolved()
     lines = {
         "device": f"{resolved.accelerator}, {resolved.precision}, {counted(resolved.threads or 0, 'thread')}",
         "batch": f"{counted(resolved.batch_tokens, 'token')}, {counted(resolved.micro_batch_size, 'sequence')} at a time",
     }
     start = start_of(read_provenance(run.folder), sys.maxsize)
-    if not start:  # a run that is older than its provenance
+    if not start:  # an old run, which has no provenance.json
         return lines
     hardware, git = start["hardware"], start.get("git")
     lines |= {
@@ -101,21 +104,22 @@ def _commands(run: Run, facts: Facts) -> str:
     name = "chat" if run.is_chat else 'generate "Once upon a time"'
     lines = [f"python -m positron.{name} --run {shlex.quote(str(run.folder))}"]
     if facts.status != "finished":
-        lines.append(f"python -m positron.train name={facts.name} ...   # the same command as before continues it")
+        lines.append(f"python -m positron.train name={facts.name} ...   # give the same command as before to continue")
     return "\n".join(lines)
 
 
 def reasons_for_a_higher_training_loss(run: Run, rows: list[dict[str, Any]], config: dict[str, Any]) -> list[str]:
-    """Return the reasons why the training loss lies above the validation loss; an empty list if it does not."""
+    """Return the reasons why the training loss is above the validation loss, or an empty list if it is not above."""
     last = next((row for row in reversed(rows) if row.get("val/loss") is not None), None)
     if last is None or last["train/loss"] is None or last["train/loss"] <= last["val/loss"] or run.kind != PRETRAIN:
         return []
     reasons = []
     if config["data"].get("packing", "windows") == "windows":
         reasons.append(
-            "training windows are cut anywhere and often begin inside a document, while validation windows begin with one"
+            "training windows are cut anywhere and often begin inside a document, while validation windows begin with a "
+            "document where possible"
         )
     if config["model"].get("dropout"):
         reasons.append("dropout is only applied in training")
-    reasons.append("the training loss is that of one batch before its optimizer step")
+    reasons.append("the training loss is measured on one batch, before the optimizer step on this batch")
     return reasons

@@ -7,16 +7,16 @@ from typing import Any
 
 from positron.evaluation.plots import as_png, dots, fit_range, say_why_empty, token_axis
 
-Curve = tuple[list[str], list[tuple[float, float]], str]  # a job's values, (million tokens, bits per byte), status
+Curve = tuple[list[str], list[tuple[float, float]], str]  # values of a job, (million tokens, bits per byte), status
 MILLION = 1e6
-MAX_TICKS = 12  # at the tested values; for more values matplotlib chooses the ticks
+MAX_TICKS = 12  # if there are more tested values, matplotlib chooses the ticks
 
 
 def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[tuple[str, float, float]]) -> bytes:
-    """Draw the validation curves of several runs, and below them their scores on one text. Returns a PNG.
+    """Draw the validation curves of several runs and, in a second panel, their scores on one text. Returns a PNG.
 
-    `curves` holds (million tokens, bits per byte) for each run; `bars` holds (run, bits per byte, half of the 95 %
-    interval), the best run first.
+    `curves` has (million tokens, bits per byte) for each run; `bars` has (run, bits per byte, half of the 95 % interval),
+    the best run first.
     """
     from matplotlib.figure import Figure
 
@@ -51,11 +51,11 @@ def comparison_picture(curves: dict[str, list[tuple[float, float]]], bars: list[
 
 
 def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, title: str) -> bytes:
-    """Draw the validation curves of a sweep's jobs, and below them their last scores against the swept values.
+    """Draw the validation curves of a sweep's jobs and, in a second panel, their last scores against the swept values.
 
-    The x axis is the first swept key whose values are numbers, logarithmic if they span a decade or more; each
-    combination of the other keys' values is a line. If no key has numbers, each job has its own place on the x axis.
-    `floor_bpb` is the entropy of the text in bits per byte, None if unknown. Returns a PNG.
+    The x axis of the second panel is the first swept key whose values are numbers; it is logarithmic if the values span a
+    factor of 10 or more. Each combination of the values of the other keys is a line. If no key has numbers, the x axis
+    shows the jobs. `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown. Returns a PNG.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -95,7 +95,7 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
         if xs and min(xs) > 0 and max(xs) >= 10 * min(xs):
             right.set_xscale("log")
         tested = sorted(set(xs))
-        if len(tested) <= MAX_TICKS:  # only at the tested values
+        if len(tested) <= MAX_TICKS:
             right.xaxis.set_major_locator(FixedLocator(tested))
             right.xaxis.set_minor_locator(NullLocator())
             right.set_xticks(tested, [f"{x:g}" for x in tested], rotation=40, ha="right")
@@ -106,7 +106,7 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
     lasts = [points[-1][1] for _, points, _ in jobs if points]
     for axes in (left, right):
         axes.set_ylabel("bits per byte")
-        if floor_bpb and lasts and min(lasts) < 2 * floor_bpb:  # from afar it would press the curves flat
+        if floor_bpb and lasts and min(lasts) < 2 * floor_bpb:  # an entropy far below would make the curves flat
             axes.axhline(
                 floor_bpb, color="tab:green", linestyle="--", label=f"floor {floor_bpb:.4f}: the entropy of the text"
             )
@@ -116,7 +116,7 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
         fit_range(right, lasts + near)
     else:
         for axes in (left, right):
-            say_why_empty(axes, "no job was validated: each failed, or ended before its first validation")
+            say_why_empty(axes, "no job was validated: every job failed or ended before its first validation")
     token_axis(left, max((x * MILLION for _, points, _ in jobs for x, _ in points), default=0))
     right.grid(alpha=0.3)
     left.set_title(f"{title}: validation during training")
@@ -136,11 +136,12 @@ def _number(text: str) -> float | None:
 
 
 def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]) -> bytes:
-    """Draw a `scaling_law.Law` with its runs: the loss above E, where a power law is a straight line, and the loss itself.
+    """Draw a `scaling_law.Law` with its runs in two panels: the loss minus E (a power law is a straight line), and the loss.
 
-    `n`, `d` and `bpb` (R,) are the parameters, tokens and bits per byte of the runs. The law, with its 95 % interval for
-    one run, is drawn up to `aim` (N, D). The x axis is the quantity that varies: parameters, tokens, or for a law of both
-    the operations 6 N D, where the line shows models with the same tokens per parameter as `aim`. Returns a PNG.
+    `n`, `d` and `bpb` (R,) are the parameters, tokens and bits per byte of the runs. The law is drawn up to the size `aim`,
+    (parameters, tokens), with the 95 % interval for a single run. The x axis is the quantity that varies: parameters or
+    tokens. For a law of both, the x axis is the number of operations, 6 N D, and the line shows models with as many tokens
+    per parameter as `aim`. Returns a PNG.
     """
     import numpy as np
     from matplotlib.figure import Figure
@@ -162,8 +163,8 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
     curve = [law.bpb(*along(value)).item() for value in grid]
     bounds = [law.interval(*along(value)) for value in grid]
     e = law.floor or (law.coefficient("E") if "E" in law.terms else 0.0)
-    aimed, around = law.bpb(*aim).item(), law.interval(*aim)
-    bar = None if around is None else [[aimed - around[0]], [around[1] - aimed]]
+    predicted, interval = law.bpb(*aim).item(), law.interval(*aim)
+    bar = None if interval is None else [[predicted - interval[0]], [interval[1] - predicted]]
     name = f"E = {e:.4f}, " + ("the entropy of the text" if law.floor else "fitted")
     label = "law" if law.reduced else f"law, {ratio:.3g} tokens per parameter"
     figure = Figure(figsize=(6.8, 8.4), layout="constrained")
@@ -176,7 +177,9 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
             )
         axes.plot(x, np.asarray(bpb) - base, "o", color="tab:orange", label="runs")
         axes.plot(x, law.bpb(n, d) - base, "x", color="tab:blue", label="law at the runs")
-        axes.errorbar(goal, aimed - base, bar, fmt="D", color="tab:green", capsize=4, label=f"next: {aimed:.4f}")
+        axes.errorbar(
+            goal, predicted - base, bar, fmt="D", color="tab:green", capsize=4, label=f"next size: {predicted:.4f}"
+        )
         axes.set(xscale="log", xlabel=kinds[law.reduced])
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
@@ -185,7 +188,7 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
     left, right = figure.axes
     left.set(yscale="log", ylabel="bits per byte above E", title=name)
     above = [value - e for value in (*curve, *bpb) if value > e]  # a fitted E may lie above a run
-    lowest = min(above) if around is None else min(*above, max(around[0] - e, min(above) / 10))
+    lowest = min(above) if interval is None else min(*above, max(interval[0] - e, min(above) / 10))
     left.set_ylim(0.8 * lowest, 1.25 * max(above))
     for axis_formatter in (left.yaxis.set_major_formatter, left.yaxis.set_minor_formatter):
         axis_formatter(ScalarFormatter())

@@ -1,10 +1,11 @@
 """Fit a scaling law to runs: L(N, D) = E + A / N^alpha + B / D^beta, for N parameters and D training tokens.
 
-The method is approach 3 of Hoffmann et al. 2022 (arXiv:2203.15556): minimise a Huber loss of residuals in logarithms,
-from a grid of starts. Three things differ. If the entropy of the text is known, E is not fitted and the residuals are
-those of log(L - E), so that a few runs are enough. Huber's threshold is 0.1 instead of 0.001, because with few runs the
-smaller one would fit some exactly and ignore the rest. If N and D vary together, their terms cannot be told apart: one
-power law is fitted, which only holds along that family of runs.
+The method is approach 3 of Hoffmann et al. 2022 (arXiv:2203.15556): minimise a Huber loss of the residuals of log L, from a
+grid of starting points. There are three differences. First, if the entropy of the text is known, it is used as E, and the
+residuals are the differences in log(L - E), so that a few runs are enough. Second, the threshold of the Huber loss is 0.1
+instead of 0.001: with few runs, the small threshold would fit some runs exactly and ignore the others. Third, if N and D
+vary together, their terms cannot be told apart; then a single power law is fitted, which holds only if N and D continue to
+vary together in this way.
 """
 
 from __future__ import annotations
@@ -23,30 +24,30 @@ from positron.system.errors import UserError
 
 Array = NDArray[np.float64]
 
-HUBER = 0.1  # of a logarithm: a run that is further off than 10 % pulls no harder than one that is 10 % off
-SPREAD = 0.15  # standard deviation of a logarithm below which something hardly varies among the runs
+HUBER_THRESHOLD = 0.1  # of residuals of the logarithm: errors above 10 % have no more influence than an error of 10 %
+MIN_SPREAD = 0.15  # standard deviation of log N or log D; below this value, N or D counts as constant among the runs
 
 
 @dataclass(frozen=True)
 class Law:
     """Hold a fitted law.
 
-    `theta` holds the numbers of each term in turn: log E for "E"; for "N" and "D" the logarithm of the term at the centre
-    of the runs, and its exponent.
+    `theta` contains the fitted numbers of each term in the order of `terms`. The term "E" has one number, log E. The terms
+    "N" and "D" have two numbers: the logarithm of the term at the centre of the runs, and the exponent.
     """
 
-    terms: tuple[str, ...]  # "E" if it is fitted, then "N", "D" or both
-    floor: float  # the known E; 0 where E is a term
-    center: dict[str, float]  # mean logarithms of N and of D
-    slope: float  # of log D against log N along the runs; of log N against log D if only D varies
+    terms: tuple[str, ...]  # "E" if E is fitted, then "N", "D" or both
+    floor: float  # the known E; 0 if E is fitted
+    center: dict[str, float]  # mean of log N and mean of log D over the runs
+    slope: float  # change of log D per change of log N among the runs; if only D varies, of log N per log D
     theta: Array
-    covariance: Array | None  # of theta; None if the runs are too few or too similar
-    sigma: float | None  # standard deviation of a run's logarithm around the law
-    dof: int  # runs - fitted numbers
+    covariance: Array | None  # covariance of theta; None if the runs are too few or too similar
+    sigma: float | None  # standard deviation of the logarithm of a run's loss around the law
+    dof: int  # degrees of freedom: number of runs minus number of fitted numbers
 
     @property
     def reduced(self) -> str | None:
-        """Return the variable of a law of one variable, "N" or "D"; None for a law of both."""
+        """Return "N" or "D" if the law has only this variable, None if it has both."""
         return None if {"N", "D"} <= set(self.terms) else self.terms[-1]
 
     def bpb(self, n: Any, d: Any) -> Array:
@@ -55,9 +56,9 @@ class Law:
         return predicted
 
     def interval(self, n: float, d: float) -> tuple[float, float] | None:
-        """Return the 95 % interval for the bits per byte of one more run; None if there are too few runs.
+        """Return the 95 % interval for the bits per byte of a new run; None if there are too few runs.
 
-        It includes the uncertainty of the law and the deviation of a run from the law.
+        The interval includes the uncertainty of the law and the deviation of a single run from the law.
         """
         if self.covariance is None or self.sigma is None:
             return None
@@ -83,7 +84,7 @@ class Law:
     def _number(self, place: int, of_coefficient: float, term: str) -> tuple[float, float | None]:
         weights = np.zeros(len(self.theta))
         weights[place] = 1.0
-        if of_coefficient and term != "E":  # from the centre of the runs back to N = 1
+        if of_coefficient and term != "E":  # theta is at the centre of the runs; the coefficient is at N = 1 or D = 1
             weights[place + 1] = self.center[term]
         if self.covariance is None:
             return float(weights @ self.theta), None
@@ -95,7 +96,10 @@ class Law:
         return {key: np.log(np.atleast_1d(np.asarray(v, float))) - self.center[key] for key, v in values.items()}
 
     def partner(self, value: float) -> float:
-        """Return the D that belongs to N = `value` along the runs; if only D varies, the N that belongs to D = `value`."""
+        """Return the tokens D that the trend of the runs gives for N = `value` parameters.
+
+        If only D varies among the runs, return the parameters N for D = `value` tokens.
+        """
         known, wanted = ("D", "N") if self.reduced == "D" else ("N", "D")
         return float(np.exp(self.center[wanted] + self.slope * (np.log(value) - self.center[known])))
 
@@ -108,9 +112,9 @@ class Law:
 
 
 def log_excess(theta: Array, terms: tuple[str, ...], logs: dict[str, Array]) -> tuple[Array, Array]:
-    """Compute log(L - floor) of each run (R,) and its Jacobian (R, len(theta)): a logsumexp over the terms.
+    """Compute log(L - floor) of each run (R,) by a logsumexp over the terms, and its Jacobian (R, len(theta)).
 
-    `logs` holds log N and log D minus their centre, each (R,).
+    `logs` has log N and log D minus their means over the runs, each (R,).
     """
     rows, slopes, place = [], [], 0
     for term in terms:
@@ -126,17 +130,18 @@ def log_excess(theta: Array, terms: tuple[str, ...], logs: dict[str, Array]) -> 
 
 
 def fit_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, floor: float | None) -> Law:
-    """Fit a law to R runs; each argument is (R,), losses are in bits per byte, `floor` is E if it is known.
+    """Fit a law to R runs. Parameters, tokens and losses (bits per byte) are (R,); `floor` is E, None if it is unknown.
 
     Raises UserError if there are fewer runs than numbers to fit, if the runs do not differ in size, or if a loss is not
-    above the floor.
+    above `floor`.
     """
     given = [np.asarray(values, dtype=np.float64) for values in (parameters, tokens, losses)]
-    order = np.lexsort(given[::-1])  # sums then do not depend on the order of the runs
+    order = np.lexsort(given[::-1])  # sorted runs give the same sums in any order of the arguments
     n, d, bpb = (values[order] for values in given)
     if bpb.min() <= (floor or 0.0):
         raise UserError(
-            f"a run has {bpb.min():.4f} bits per byte, which is not above the text's own {floor or 0:.4f}: a leak"
+            f"a run has {bpb.min():.4f} bits per byte, but no model can be below {floor or 0:.4f}, the entropy of the text: "
+            "the model has seen the validation text (a leak); leave this run out"
         )
     center = {"N": float(np.log(n).mean()), "D": float(np.log(d).mean())}
     logs = {"N": np.log(n) - center["N"], "D": np.log(d) - center["D"]}
@@ -144,7 +149,9 @@ def fit_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, floor: 
     terms = (*(("E",) if floor is None else ()), *varying)
     numbers = sum(1 if term == "E" else 2 for term in terms)
     if len(n) < numbers:
-        raise UserError(f"{len(n)} runs are too few for the {numbers} numbers of this law: train more sizes")
+        raise UserError(
+            f"{len(n)} runs are too few for the {numbers} numbers of this law: train more runs of other sizes"
+        )
     y = np.log(bpb - (floor or 0.0))
     theta = _fit(terms, logs, y)
     known, wanted = ("D", "N") if varying == ("D",) else ("N", "D")
@@ -154,18 +161,18 @@ def fit_law(parameters: ArrayLike, tokens: ArrayLike, losses: ArrayLike, floor: 
 
 
 def _varying(logs: dict[str, Array]) -> tuple[str, ...]:
-    """Return the variables whose terms can be told apart: N and D, or the one that varies. Raises UserError if none does."""
+    """Return ("N", "D") if their terms can be told apart, else the variable that varies. Raises UserError if none varies."""
     both = np.stack([logs["N"], logs["D"]])
-    if np.linalg.eigvalsh(both @ both.T / both.shape[1])[0] >= SPREAD**2:
+    if np.linalg.eigvalsh(both @ both.T / both.shape[1])[0] >= MIN_SPREAD**2:
         return "N", "D"
     for term in ("N", "D"):
-        if logs[term].std() >= SPREAD:
+        if logs[term].std() >= MIN_SPREAD:
             return (term,)
-    raise UserError("these runs hardly differ in parameters or tokens: a law of size needs runs of several sizes")
+    raise UserError("these runs hardly differ in parameters or tokens: train runs of other sizes on the same text")
 
 
 def _starts(terms: tuple[str, ...], y: Array) -> list[Array]:
-    """Return a grid of starts: shares of E in the lowest loss, shares of the terms in the rest, and exponents."""
+    """Return a grid of starting points: E as a share of the lowest loss, each term as a share of the rest, and exponents."""
     parts = (0.1, 0.5, 0.9) if "E" in terms else (0.0,)
     powers = [term for term in terms if term != "E"]
     shares = (0.1, 0.5, 0.9) if len(powers) == 2 else (1.0,)
@@ -181,7 +188,7 @@ def _starts(terms: tuple[str, ...], y: Array) -> list[Array]:
 
 
 def _fit(terms: tuple[str, ...], logs: dict[str, Array], y: Array) -> Array:
-    """Return the theta with the lowest Huber loss that the six best starts reach."""
+    """Return the theta with the lowest Huber loss, after a search from each of the six best starting points."""
 
     def residuals(theta: Array) -> Array:
         return log_excess(theta, terms, logs)[0] - y
@@ -189,10 +196,18 @@ def _fit(terms: tuple[str, ...], logs: dict[str, Array], y: Array) -> Array:
     def jacobian(theta: Array) -> Array:
         return log_excess(theta, terms, logs)[1]
 
-    starts = sorted(_starts(terms, y), key=lambda theta: huber(HUBER, residuals(theta)).sum())
+    starts = sorted(_starts(terms, y), key=lambda theta: huber(HUBER_THRESHOLD, residuals(theta)).sum())
     fits = [
         least_squares(
-            residuals, start, jacobian, loss="huber", f_scale=HUBER, x_scale="jac", ftol=1e-12, xtol=1e-12, gtol=1e-12
+            residuals,
+            start,
+            jacobian,
+            loss="huber",
+            f_scale=HUBER_THRESHOLD,
+            x_scale="jac",
+            ftol=1e-12,
+            xtol=1e-12,
+            gtol=1e-12,
         )
         for start in starts[:6]
     ]
@@ -203,14 +218,18 @@ def _fit(terms: tuple[str, ...], logs: dict[str, Array], y: Array) -> Array:
 def _uncertainty(
     theta: Array, terms: tuple[str, ...], logs: dict[str, Array], y: Array
 ) -> tuple[float | None, Array | None]:
-    """Return the standard deviation of the runs and the covariance of theta, as of least squares with Huber's residuals."""
+    """Return the standard deviation of the runs around the law and the covariance of theta; None for an unknown one.
+
+    The formulas are those of least squares, with residuals that are limited to HUBER_THRESHOLD.
+    """
     mean, jacobian = log_excess(theta, terms, logs)
     residuals = y - mean
     dof = len(y) - len(theta)
     if dof < 1:
         return None, None
-    inside = (np.abs(residuals) <= HUBER).mean()
-    sigma = float(np.sqrt((np.clip(residuals, -HUBER, HUBER) ** 2).sum() / dof) / max(inside, 1 / len(y)))
+    inside = (np.abs(residuals) <= HUBER_THRESHOLD).mean()
+    limited = np.clip(residuals, -HUBER_THRESHOLD, HUBER_THRESHOLD)
+    sigma = float(np.sqrt((limited**2).sum() / dof) / max(inside, 1 / len(y)))
     norms = np.linalg.norm(jacobian, axis=0)
     if norms.min() == 0 or np.linalg.cond(jacobian / norms) > 1e6:
         return sigma, None

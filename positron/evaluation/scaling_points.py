@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from positron.evaluation.comparison import common_text, of_sound_runs
+from positron.evaluation.comparison import common_text, read_runs
 from positron.run.folder import PRETRAIN, Run
 from positron.run.load import gpt_config
 from positron.system.errors import UserError
@@ -14,35 +14,35 @@ from positron.text.factory import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-MIN_RUNS = 3  # for a law of one variable with a known floor, and one run to spare
+MIN_RUNS = 3  # two runs for the two numbers of the simplest law, and one for its error
 
 
 @dataclass(frozen=True)
 class Size:
     """Hold one run as a point of a scaling law."""
 
-    run: str  # its folder
-    parameters: int  # in matrix products, with the output head: training takes 6 operations per parameter and token
+    run: str  # folder of the run
+    parameters: int  # in matrix products and the output head; training takes 6 operations for each, per token
     all_parameters: int
-    tokens: int
-    bpb: float  # of the last validation
+    tokens: int  # training tokens
+    bpb: float  # bits per byte at the last validation
 
 
 def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
     """Return the finished pretraining runs, smallest first, and the entropy of their text in bits per byte (None: unknown).
 
-    Only the end of a run is used, because earlier losses depend on the schedule of the learning rate. Raises UserError
-    for fewer than three runs, or for runs of different texts.
+    Only the last loss of a run is used, because earlier losses depend on the schedule of the learning rate. Raises
+    UserError if fewer than MIN_RUNS can be used, or if the runs were trained on different texts.
     """
     finished = []
-    for run, (reason, size) in of_sound_runs(runs, _size_or_reason):
+    for run, (reason, size) in read_runs(runs, _size_or_reason):
         if size is None:
             logger.info(f"left out: {run.folder} ({reason})")
         else:
             finished.append((run, size))
     if len(finished) < MIN_RUNS:
         raise UserError(
-            f"a scaling law needs at least {MIN_RUNS} finished runs, and there are {len(finished)}: "
+            f"a scaling law needs at least {MIN_RUNS} finished pretraining runs, but there are {len(finished)}: "
             "train more runs of other sizes on the same text"
         )
     comparable = _refuse_different_texts([run for run, _ in finished])
@@ -52,23 +52,24 @@ def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
 
 
 def _size_or_reason(run: Run) -> tuple[str, Size | None]:
-    """Return the point of a run, or the reason why the run cannot be used."""
+    """Return ("", the point of a run), or (the reason why the run cannot be used, None)."""
     facts = run.facts()
     if run.base is not None:
-        return "it began with the weights of another run", None
+        return "it started from the weights of another run", None
     if run.kind != PRETRAIN:
-        return f"it was trained by the objective {run.kind}", None
+        return f"it was not pretrained, but trained with the objective {run.kind}", None
     if facts.status != "finished":
-        return f"{facts.status or 'never started'} at step {facts.step or 0}", None
+        return f"it is not finished: {facts.status or 'not started'} at step {facts.step or 0}", None
     if facts.val_bpb is None or facts.tokens is None:
         return "it was never validated", None
     return "", _size(run, facts.tokens, facts.val_bpb)
 
 
 def _refuse_different_texts(runs: Sequence[Run]) -> list[Run]:
-    """Return the runs of one text. Raises UserError if their texts differ.
+    """Return the runs whose text is known. Raises UserError if the texts differ.
 
-    Runs with the same corpus and split have one text; otherwise their validation texts are compared.
+    Runs with the same fingerprint and split of the text have the same text. Otherwise, the validation texts are compared,
+    and runs whose text is not available are left out.
     """
 
     def text(run: Run) -> tuple[object, ...]:
@@ -79,7 +80,7 @@ def _refuse_different_texts(runs: Sequence[Run]) -> list[Run]:
         runs, _ = common_text(runs, None, 200_000)
         if len(runs) < MIN_RUNS:
             raise UserError(
-                f"a scaling law needs at least {MIN_RUNS} runs of one text, and there are {len(runs)}: "
+                f"a scaling law needs at least {MIN_RUNS} runs of the same text, but there are {len(runs)}: "
                 "train more runs of other sizes on the same text"
             )
     return list(runs)

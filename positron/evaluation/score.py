@@ -1,8 +1,6 @@
-"""Express losses in bits per byte of the original text, which compares models with different tokenizers.
+"""Express losses in bits per byte of the original text, so that models with different tokenizers can be compared.
 
-Invariant 5 of docs/ARCHITECTURE.md.
-
-Standard library only.
+See invariant 5 of docs/ARCHITECTURE.md. This module uses the standard library only.
 """
 
 from __future__ import annotations
@@ -12,14 +10,14 @@ from dataclasses import dataclass
 
 from positron.system.errors import UserError
 
-# By Markov's inequality an honest model's code for text drawn from p is more than k bits shorter than -log2 p with
-# probability at most 2^-k: 20 bits below the floor are not chance.
+# By Markov's inequality, a model that has not seen a text drawn from p needs more than k bits fewer than -log2 p for it with
+# a probability of at most 2^-k. So a score that is 20 bits below the entropy is not chance.
 CHANCE_BITS = 20
 
 
 @dataclass(frozen=True)
 class Score:
-    """Hold sums over a text: `nats` of loss, `bytes` of the original UTF-8, and scored `tokens`."""
+    """Hold sums over a text: the loss in nats, the bytes of the original text in UTF-8, and the number of scored tokens."""
 
     nats: float
     bytes: int
@@ -29,19 +27,22 @@ class Score:
     def loss(self) -> float:
         """Return nats per token. Raises UserError if nothing was scored, because 0 would be the best possible score."""
         if not self.tokens:
-            raise UserError("there is nothing to score: the text has no tokens")
+            raise UserError("there is nothing to score: the text has no tokens; give a longer text")
         return self.nats / self.tokens
 
     @property
     def bpb(self) -> float:
-        """Return bits per byte, the size of the text compressed with this model. Raises UserError if nothing was scored."""
+        """Return bits per byte, the size of the text when compressed with the model. Raises UserError for an empty text."""
         if not self.bytes:
-            raise UserError("there is nothing to score: the text has no bytes")
+            raise UserError("there is nothing to score: the text has no bytes; give a longer text")
         return self.nats / math.log(2) / self.bytes
 
     @property
     def perplexity(self) -> float:
-        """Return the perplexity per token, comparable only between models with one tokenizer; inf if exp overflows."""
+        """Return the perplexity per token, or inf if it is too large for a float.
+
+        Perplexities of models with different tokenizers cannot be compared.
+        """
         return math.exp(self.loss) if self.loss < 700 else math.inf
 
     def is_below(self, floor_bits: float) -> bool:

@@ -1,4 +1,4 @@
-"""Score texts with a model: the sums behind loss, perplexity and bits per byte."""
+"""Score texts with a model: compute the sums from which loss, perplexity and bits per byte follow."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from positron.system.errors import UserError
 from positron.system.progress import progress
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
-ROWS = 16  # windows at a time
-MIN_UNITS = 20  # with fewer documents, an interval is computed over blocks of their text
+ROWS = 16  # number of windows that are computed at a time
+MIN_UNITS = 20  # with fewer documents, the interval is computed from blocks of text instead of documents
 MAX_BLOCKS = 100
 
 
@@ -28,7 +28,7 @@ MAX_BLOCKS = 100
 def window_losses(model: GPT, x: Tensor, y: Tensor, what: str = "scoring") -> Tensor:
     """Compute the loss in nats of each target, (N, T), 0 where y is -100; x and y are (N, T).
 
-    `what` names the work on the progress line.
+    `what` is the title of the progress line.
     """
     device = model.wte.weight.device
     losses = []
@@ -40,7 +40,7 @@ def window_losses(model: GPT, x: Tensor, y: Tensor, what: str = "scoring") -> Te
 
 
 def score(model: GPT, x: Tensor, y: Tensor, token_bytes: Tensor) -> Score:
-    """Score all windows x, y (N, T) together; `token_bytes` (V,) holds the bytes of each token."""
+    """Score all windows x, y (N, T) together; `token_bytes` (V,) are the bytes of text of each token."""
     scored = y != IGNORE
     n_bytes = token_bytes[y.clamp(min=0)].mul(scored).sum()
     return Score(float(window_losses(model, x, y).double().sum()), round(float(n_bytes)), int(scored.sum()))
@@ -49,11 +49,12 @@ def score(model: GPT, x: Tensor, y: Tensor, token_bytes: Tensor) -> Score:
 def sliding_windows(ids: list[int], context: int, stride: int) -> tuple[Tensor, Tensor]:
     """Cut ids into windows x, y (N, context) in which each id except the first is a target exactly once.
 
-    A window reads `context` ids and scores the last `stride` of its targets; the first window scores all of them. So
-    each target is predicted from at least context - stride ids, or from all ids before it. Other targets are -100.
+    The first window scores all its targets; each later window reads `context` ids and scores only the last `stride`
+    targets. So each target is predicted from at least context - stride ids, or from all ids before it. Targets that are not
+    scored are -100.
     """
     xs, ys = [], []
-    scored = 0  # targets so far: ids[1 : scored + 1]
+    scored = 0  # number of targets so far, which are ids[1 : scored + 1]
     for start in range(0, max(1, len(ids) - 1), stride):
         stop = min(start + context, len(ids) - 1)
         if stop <= scored and start:
@@ -71,8 +72,8 @@ def score_windows(
 ) -> list[list[Score]]:
     """Score each document separately, from its beginning to its end-of-text, by sliding windows.
 
-    `stride` is the number of tokens scored per window (None: half the context). Returns the scores of each document's
-    windows in order; their sum is the score of the document. `what` names the work on the progress line. Raises
+    `stride` is the number of tokens scored per window (None: half the context length). Returns a list of scores for each
+    document, one per window; their sum is the score of the document. `what` is the title of the progress line. Raises
     UserError if the stride is not between 1 and the context length.
     """
     context = model.config.context_length
@@ -93,16 +94,16 @@ def score_windows(
     token_bytes = torch.from_numpy(tokenizer.token_bytes())
     weights = token_bytes[y.clamp(min=0)].mul(y != IGNORE).sum(dim=1).tolist()
     documents, place = [], 0
-    for text, (own, _) in zip(texts, windows, strict=True):
-        part = slice(place, place + len(own))
+    for text, (inputs, _) in zip(texts, windows, strict=True):
+        part = slice(place, place + len(inputs))
         place = part.stop
         sizes = _shares(size_of(text), weights[part])
-        documents.append([Score(*three) for three in zip(nats[part], sizes, tokens[part], strict=True)])
+        documents.append([Score(*sums) for sums in zip(nats[part], sizes, tokens[part], strict=True)])
     return documents
 
 
 def _shares(whole: int, weights: list[int]) -> list[int]:
-    """Cut a number into whole parts in proportion to the weights."""
+    """Divide an integer into integers that are proportional to the weights (rounded) and add up to it."""
     if not sum(weights):
         return [whole, *[0] * (len(weights) - 1)]
     ends = [round(whole * mark / sum(weights)) for mark in accumulate(weights)]
@@ -112,7 +113,7 @@ def _shares(whole: int, weights: list[int]) -> list[int]:
 def score_documents(
     model: GPT, tokenizer: Tokenizer, texts: Sequence[str], *, stride: int | None = None
 ) -> list[Score]:
-    """Return the score of each document. See `score_windows`."""
+    """Return the score of each document. `score_windows` describes the arguments and errors."""
     return [total(scores) for scores in score_windows(model, tokenizer, texts, stride=stride)]
 
 
@@ -122,14 +123,15 @@ def total(scores: Sequence[Score]) -> Score:
 
 
 def sampling_units(documents: list[list[Score]]) -> tuple[list[Score], str]:
-    """Return the units that an interval treats as independent, and their name: documents, or blocks of a few long ones.
+    """Return the scores of the units that an interval treats as independent, and the name of the units.
 
-    `documents` holds the scores of each document's windows. Grouping these scores does not change their sum.
+    The units are documents or, if there are fewer than MIN_UNITS documents, blocks of their text. `documents` has the scores
+    of each document's windows; the sum over all units equals the sum over all windows.
     """
     if len(documents) >= MIN_UNITS:
         return [total(scores) for scores in documents], "documents"
     windows = sum(map(len, documents))
-    # neighbouring windows are alike, long blocks nearly independent; but a variance needs twenty of them
+    # Neighbouring windows are similar, and long blocks are nearly independent, but a variance needs about twenty blocks.
     size = max(1, -(-windows // MAX_BLOCKS), min(4, windows // MIN_UNITS))
     blocks = [total(scores[i : i + size]) for scores in documents for i in range(0, len(scores), size)]
     return blocks, "blocks of the text" if len(blocks) > len(documents) else "documents"

@@ -17,28 +17,32 @@ from positron.system.progress import progress
 from positron.text import conversation
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
-BATCH = 25  # texts at a time
-COPIED = 50  # tokens in a row, as in Carlini et al. 2023, "Quantifying memorization across neural language models"
-CHUNK = 1 << 20  # training tokens looked at at a time
+BATCH = 25  # number of texts that are generated at a time
+# Length of a sequence of tokens that counts as copied, as in Carlini et al. 2023, "Quantifying memorization across neural
+# language models".
+COPIED_TOKENS = 50
+CHUNK = 1 << 20  # number of training tokens that are compared at a time
 
 
 @dataclass(frozen=True)
 class Quality:
-    """Hold what was measured of generated stories. Shares are between 0 and 1."""
+    """Hold measurements of generated stories, as shares between 0 and 1."""
 
     accepted: float  # share that the parser accepts as a whole
     distinct_2: float  # share of pairs of words that are distinct (Li et al. 2016, "A diversity-promoting objective")
-    distinct_3: float  # the same for three words
-    copied: float | None  # share of COPIED-token sequences that are in the training text; None: shorter texts
+    distinct_3: float  # share of sequences of three words that are distinct
+    copied: (
+        float | None
+    )  # share of sequences of COPIED_TOKENS tokens that are in the training text; None: no such sequences
 
 
 @dataclass(frozen=True)
 class Following:
     """Hold how well answers follow requests for stories, as shares between 0 and 1."""
 
-    followed: float  # hero, object, place and plot are as requested; errors elsewhere are tolerated
-    accepted: float  # the parser accepts the answer, whatever it tells
-    ended: float  # with an end-of-text token, before the limit of tokens
+    followed: float  # answers with the requested hero, object, place and plot; other errors are tolerated
+    accepted: float  # answers that the parser accepts, with any content
+    ended: float  # answers that end with an end-of-text token before the limit of tokens
 
 
 def write_stories(writer: Writer, count: int, sampling: Sampling, seed: int, max_tokens: int) -> list[Written]:
@@ -48,10 +52,10 @@ def write_stories(writer: Writer, count: int, sampling: Sampling, seed: int, max
 
 
 def answer_requests(
-    writer: Writer, talks: Sequence[Conversation], sampling: Sampling, seed: int, max_tokens: int
+    writer: Writer, conversations: Sequence[Conversation], sampling: Sampling, seed: int, max_tokens: int
 ) -> list[Written]:
     """Generate the model's answer to the first message of each conversation."""
-    prompts = [conversation.prompt_ids(talk.messages[:1], writer.tokenizer) for talk in talks]
+    prompts = [conversation.prompt_ids(example.messages[:1], writer.tokenizer) for example in conversations]
     return _write(writer, prompts, sampling, seed, max_tokens, conversation.stop_ids(writer.tokenizer))
 
 
@@ -67,13 +71,13 @@ def _write(
 
 
 def quality(texts: Sequence[str], tokenizer: Tokenizer, training: TokenFiles) -> Quality:
-    """Measure stories: accepted by the parser, distinct words, and sequences copied from the training text."""
-    accepted = sum(bool(stories.parse(text)) for text in progress(texts, "reading stories")) / len(texts)
+    """Measure how many stories the parser accepts, how varied they are, and how much is copied from the training text."""
+    accepted = sum(bool(stories.parse(text)) for text in progress(texts, "parsing stories")) / len(texts)
     return Quality(accepted, distinct(texts, 2), distinct(texts, 3), copied(texts, tokenizer, training))
 
 
 def following(written: Sequence[Written], requests: Sequence[stories.Request]) -> Following:
-    """Measure how well each answer follows the request at the same place."""
+    """Measure how well answers follow requests; answer i belongs to request i."""
     followed = [stories.follows(answer.text, request) for answer, request in zip(written, requests, strict=True)]
     accepted = [bool(stories.parse(answer.text)) for answer in written]
     n = len(written)
@@ -86,24 +90,24 @@ def distinct(texts: Sequence[str], n: int) -> float:
     return len(set(runs)) / max(1, len(runs))
 
 
-def copied(texts: Sequence[str], tokenizer: Tokenizer, training: TokenFiles, n: int = COPIED) -> float | None:
+def copied(texts: Sequence[str], tokenizer: Tokenizer, training: TokenFiles, n: int = COPIED_TOKENS) -> float | None:
     """Return the share of the texts' sequences of `n` tokens that are in the training text, compared by 64-bit hashes.
 
     Returns None if all texts are shorter than `n` tokens.
     """
-    ours = np.concatenate([_hashes(np.array(ids), n) for ids in tokenizer.encode_batch(list(texts))])
-    if not len(ours):
+    hashes = np.concatenate([_hashes(np.array(ids), n) for ids in tokenizer.encode_batch(list(texts))])
+    if not len(hashes):
         return None
-    wanted, shared = np.unique(ours), np.zeros(0, dtype=np.uint64)
+    wanted, shared = np.unique(hashes), np.zeros(0, dtype=np.uint64)
     for start in progress(range(0, training.n_tokens, CHUNK), "searching the training text"):
         stop = min(training.n_tokens, start + CHUNK + n - 1)  # a sequence may cross two chunks
-        theirs = _hashes(training.read(start, stop - start), n)
-        shared = np.union1d(shared, np.intersect1d(wanted, theirs))
-    return float(np.isin(ours, shared).mean())
+        training_hashes = _hashes(training.read(start, stop - start), n)
+        shared = np.union1d(shared, np.intersect1d(wanted, training_hashes))
+    return float(np.isin(hashes, shared).mean())
 
 
 def _hashes(ids: np.ndarray, n: int) -> np.ndarray:
-    """Hash each sequence of `n` ids by a polynomial in an odd number, modulo 2^64: (len(ids) - n + 1,)."""
+    """Return a hash of each sequence of `n` ids, (len(ids) - n + 1,): a polynomial in an odd number, modulo 2^64."""
     count = max(0, len(ids) - n + 1)
     hashes = np.zeros(count, dtype=np.uint64)
     for offset in range(n if count else 0):

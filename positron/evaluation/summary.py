@@ -1,4 +1,4 @@
-"""Print the end of a run: a sample, its score, what it forgot, its folder, and the next command."""
+"""Print the result of a run when it ends: a sample, the score, the effect on the pretraining text, and what to do next."""
 
 from __future__ import annotations
 
@@ -25,20 +25,21 @@ def show_result(folder: Path) -> None:
     before, after = facts.base_bpb_before, facts.base_bpb_after
     if before is not None and after is not None:
         print(
-            f"its pretraining text: {before:.4f} bits per byte before, {after:.4f} after "
+            f"on the pretraining text: {before:.4f} bits per byte before fine-tuning, {after:.4f} after "
             f"({percent(abs(after / before - 1))} {'worse' if after > before else 'better'})"
         )
     print(f"the run: {folder}/  (report.html, loss.png, samples.md, metrics.jsonl, checkpoints/)")
     name, prompt = ("chat", []) if run.is_chat else ("generate", ["Once upon a time"])
     print(f"next:    {next_command(name, *prompt, '--run', str(folder))}")
     if facts.status == "stopped":
-        print("         the same command again continues it")
+        print("         give the same command again to continue the run")
 
 
 def quality(last: float, best: float, floor: float | None, is_chat: bool) -> str:
-    """Describe the score of a run: bits per byte, and how far above the entropy of its text they are if it is known.
+    """Describe the score of a run: bits per byte and, if the entropy of its text is known, the distance to the entropy.
 
-    `last` and `best` are bits per byte of the validation text, at the end and at the best checkpoint.
+    `last` and `best` are the bits per byte of the validation text at the end and at the best checkpoint; `floor` is the
+    entropy in bits per byte, None if it is unknown.
     """
     bpb = judged_bpb(last, best, is_chat)
     text = f"{bpb:.4f} validation bits per byte" + (" of the answers at the best checkpoint" if is_chat else "")

@@ -1,4 +1,4 @@
-"""Write the report of a sweep, sweep.md, sweep.csv and sweep.png in its folder, again after every job."""
+"""Write the report of a sweep (sweep.md, sweep.csv and sweep.png in the sweep's folder), anew after every job."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from positron.system.formatting import aligned, counted
 
 @dataclass(frozen=True)
 class Job:
-    """Hold one job that has ended. `choices` holds the values of its overrides by key."""
+    """Hold a job that has ended. `choices` maps the key of each override to its value."""
 
     number: str
     choices: dict[str, str]
     status: str  # finished, stopped, pruned, failed, or refused: finished before, then requested with other settings
-    bpb: float | None  # of the last validation; None if there was none or the job failed
+    bpb: float | None  # bits per byte at the last validation; None if the job failed or was never validated
     facts: Facts
-    why: str  # it failed or was refused; empty otherwise
+    why: str  # reason why the job failed or was refused, otherwise empty
 
 
 def sweep_jobs(folder: Path) -> list[Job]:
@@ -93,7 +93,7 @@ def as_csv(jobs: Sequence[Job]) -> str:
 
 
 def write_sweep_report(folder: Path) -> list[Job]:
-    """Write the three files from the files of the jobs that have ended; return these jobs, the best first."""
+    """Write the report of the jobs that have ended so far; return these jobs, the best first."""
     jobs = sweep_jobs(folder)
     if jobs:
         write_text(folder / "sweep.md", as_markdown(jobs, folder.name))

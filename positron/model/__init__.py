@@ -1,1 +1,1 @@
-"""The network: `gpt.py` is the whole model, `kernels/` holds the fast paths of its parts."""
+"""Define the network: `gpt.py` is the whole model, and `kernels/` has faster implementations of some of its parts."""

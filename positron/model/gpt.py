@@ -1,8 +1,8 @@
-"""The network, to be read top to bottom: norm, positions, attention, MLP, block, GPT, initialisation.
+"""Define the network. The order of reading is from top to bottom: norm, positions, attention, MLP, block, GPT, weights.
 
 Shapes: B batch, T time (tokens), C = d_model channels, H heads, K key/value heads, D head dimension, F width of the MLP,
-V vocabulary, L layers. Every option of `GPTConfig` has a second implementation, with a hand-derived backward, in
-`numpy_ref`. On a CPU some parts run faster kernels with the same result, see `kernels/`.
+V vocabulary, L layers. `numpy_ref` implements every option of `GPTConfig` a second time, with hand-derived gradients. On a
+CPU, faster kernels with the same result replace some parts; see `kernels/`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from positron.model.kernels.norms_and_heads import Rope
 from positron.model.kernels.torch_private import has_forward_hooks
 
 INIT_STD = 0.02
-Elementwise = Literal["gelu", "relu", "swish", "relu2", ""]  # activations of one argument; "": none
+Elementwise = Literal["gelu", "relu", "swish", "relu2", ""]  # activations of one argument; "" is the identity
 
 
 class Norm(nn.Module):
@@ -66,8 +66,8 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def sinusoidal_table(context_length: int, d_model: int) -> Tensor:
     """Compute the fixed positions (T, C) of "Attention Is All You Need" (arXiv:1706.03762, section 3.5), in float64.
 
-    Sines in the first half of the channels, cosines in the second. The root mean square is INIT_STD, that of the token
-    embeddings that the table is added to; without this scaling it would be 35 times as large as they are.
+    The first half of the channels contains sines, the second half cosines. The table is scaled to the root mean square of
+    the token embeddings, INIT_STD. Without this scaling, its numbers would be 35 times as large as the embeddings.
     """
     frequency = 10_000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
     angle = torch.arange(context_length, dtype=torch.float64)[:, None] * frequency[None, :]
@@ -75,9 +75,9 @@ def sinusoidal_table(context_length: int, d_model: int) -> Tensor:
 
 
 def document_numbers(idx: Tensor, document_start: int | None) -> Tensor | None:
-    """Assign a number to the document of each token: ids (B, T) -> (B, T); each id `document_start` begins a new one.
+    """Return the number of each token's document: ids (B, T) -> (B, T). Each id `document_start` begins a new document.
 
-    Returns None for `document_start` None: documents in a window then attend to each other.
+    Returns None if `document_start` is None; attention then crosses the documents of a window.
     """
     return None if document_start is None else (idx == document_start).cumsum(dim=1)
 
@@ -91,9 +91,10 @@ def positions_in_documents(documents: Tensor) -> Tensor:
 
 
 def document_mask(documents: Tensor, window: int | None) -> Tensor:
-    """Return (B, 1, T, T), True where a query (row) may attend to a key: its document's past, at most `window` tokens.
+    """Return (B, 1, T, T), True where a query (row) may attend to a key (column).
 
-    `documents`: document numbers (B, T).
+    A query attends to itself and to earlier tokens of its document, at most to the last `window` tokens. `documents`:
+    document numbers (B, T).
     """
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return same & window_mask(documents.shape[1], window, documents.device)
@@ -102,7 +103,7 @@ def document_mask(documents: Tensor, window: int | None) -> Tensor:
 def previous_embeddings(x: Tensor, documents: Tensor | None) -> Tensor:
     """Shift x (B, T, C) by one token, so that each position holds the vector of the token before it.
 
-    The first token of a window, or of a document in it, gets 0.
+    The first token of the window and of each document gets 0.
     """
     before = F.pad(x[:, :-1], (0, 0, 1, 0))
     if documents is None:
@@ -112,9 +113,9 @@ def previous_embeddings(x: Tensor, documents: Tensor | None) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Compute causal multi-head attention; with n_kv_head < n_head, groups of heads share keys and values.
+    """Compute causal multi-head attention. If n_kv_head < n_head, groups of heads share keys and values.
 
-    Grouped heads: arXiv:2305.13245. QK-norm: arXiv:2010.04245.
+    Sources: arXiv:2305.13245 for grouped heads, arXiv:2010.04245 for QK-norm.
     """
 
     def __init__(self, config: GPTConfig) -> None:
@@ -132,8 +133,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
         """Attend from every token to its past: (B, T, C) -> (B, T, C).
 
-        `rope`: cos and sin of the positions, None without rotary positions. `mask` (B, 1, T, T): `document_mask`, None if
-        every token attends to its whole past or window.
+        `rope`: cos and sin of the positions, or None without rotary positions. `mask` (B, 1, T, T): the result of
+        `document_mask`, or None if attention crosses documents.
         """
         q, k, v = self._packed_heads(x, rope) if self._can_pack(x) else self.heads(x, rope)
         dropout = self.dropout if self.training else 0.0
@@ -147,7 +148,7 @@ class Attention(nn.Module):
         q = self.q(x).view(B, T, self.n_head, self.d_head).transpose(1, 2)  # (B, H, T, D)
         k = self.k(x).view(B, T, self.n_kv_head, self.d_head).transpose(1, 2)  # (B, K, T, D)
         v = self.v(x).view(B, T, self.n_kv_head, self.d_head).transpose(1, 2)  # (B, K, T, D)
-        if self.qk_scale:  # before the rotation, which mixes numbers of different scales
+        if self.qk_scale:  # must come before the rotation, which mixes numbers that have different scales
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
@@ -190,7 +191,7 @@ class MLP(nn.Module):
         self.down = nn.Linear(config.ff_width, config.d_model, bias=config.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Transform each token's vector by itself: (B, T, C) -> (B, T, C)."""
+        """Transform each token's vector independently: (B, T, C) -> (B, T, C)."""
         h = self.up(x)  # (B, T, F)
         h = F.silu(self.gate(x)) * h if self.activation == "swiglu" else activate(h, self.activation)
         out: Tensor = self.down(h)
@@ -226,7 +227,7 @@ class Block(nn.Module):
         self.drop = nn.Dropout(config.dropout)
 
     def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
-        """Apply the block: (B, T, C) -> (B, T, C). `rope` and `mask` are those of `Attention.forward`."""
+        """Apply the block: (B, T, C) -> (B, T, C). `Attention.forward` describes `rope` and `mask`."""
         x = x + self.drop(self.attn(self.norm1(x), rope, mask))
         out: Tensor = x + self.drop(self.mlp(self.norm2(x)))
         return out
@@ -235,8 +236,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Predict the next token: ids (B, T) -> logits (B, T, V), or the summed loss of targets.
 
-    The initial weights depend on `seed` alone. With `checkpoint_activations` set, blocks save only their input and are
-    computed again in the backward pass: less memory, about a third more work.
+    The initial weights depend on `seed` alone. If `checkpoint_activations` is True, blocks save only their input and are
+    computed again in the backward pass, which takes less memory and about a third more time.
     """
 
     cos: Tensor
@@ -278,9 +279,9 @@ class GPT(nn.Module):
     def hidden(self, idx: Tensor, documents: Tensor | None = None) -> Tensor:
         """Compute the normalised last hidden states: token ids (B, T) -> (B, T, C).
 
-        `documents` (B, T): document numbers, which never decrease along a row. They confine attention and positions to each
-        document, so that each gets the same result as if it were alone.
-        Raises ValueError if T exceeds the context length.
+        `documents` (B, T): document numbers, which never decrease along a row. Attention then stays within each document,
+        and positions begin again at 0, so that a document gets the same result as if it were alone in the window. Raises
+        ValueError if T exceeds the context length.
         """
         x, rope, mask = self.embed(idx, documents)
         x = self.drop(x)
@@ -298,7 +299,7 @@ class GPT(nn.Module):
         if self.config.context_length < T:
             raise ValueError(f"{T} tokens do not fit the context length {self.config.context_length}")
         x = self.wte(idx)
-        if self.config.smear:  # one layer can then find what followed an earlier occurrence of this token
+        if self.config.smear:  # a single layer can then find the token after an earlier occurrence of this token
             x = x + self.smear * previous_embeddings(x, documents)
         rope = mask = None
         positions: slice | Tensor = slice(T)
@@ -320,8 +321,8 @@ class GPT(nn.Module):
     def _run_block(self, block: nn.Module, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
         """Apply a block, (B, T, C) -> (B, T, C); with `checkpoint_activations` its activations are not saved.
 
-        When the backward pass computes them again, autocast, gradient mode and, with dropout, the generator's state are
-        those of the first time. Kernels and dropout masks are therefore the same, and the result is equal bit for bit.
+        The backward pass computes the activations again with the same autocast, the same gradient mode and, if there is
+        dropout, the same random state. So kernels and dropout masks are the same, and the result is equal bit for bit.
         """
         if self.checkpoint_activations and torch.is_grad_enabled():
             has_dropout = self.config.dropout > 0
@@ -334,7 +335,7 @@ class GPT(nn.Module):
         """Compute logits (B, T, V) or, with `targets` (B, T), the loss in nats summed over all targets except -100.
 
         The loss is a sum, not a mean, so that the gradients of micro-batches add up to exactly the gradient of the whole
-        batch. `documents` as for `hidden`.
+        batch. `hidden` describes `documents`.
         """
         x = self.hidden(idx, documents)  # (B, T, C)
         if targets is None:

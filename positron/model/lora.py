@@ -14,7 +14,7 @@ from positron.model.gpt import GPT, Block
 from positron.system.errors import UserError
 
 _PARAMETRIZATION = "parametrizations.weight."  # torch's prefix for the names of a parametrised embedding
-SCALE = 2.0  # alpha / rank, as in the paper's own code for GPT-2 (alpha 32, rank 16 and below, tuned once)
+SCALE = 2.0  # alpha / rank, for every rank; the paper's code for GPT-2 has this value at alpha 32 and rank 16
 
 
 class LoraLinear(nn.Linear):
@@ -28,7 +28,7 @@ class LoraLinear(nn.Linear):
 
     @classmethod
     def from_linear(cls, linear: nn.Linear, rank: int, generator: torch.Generator) -> LoraLinear:
-        """Add A and B of `rank` to a linear layer, whose weight and bias it shares."""
+        """Return a layer with A and B of `rank` that shares weight and bias with `linear`."""
         layer = cls(linear.in_features, linear.out_features, bias=linear.bias is not None, device="meta")
         layer.weight, layer.bias = linear.weight, linear.bias
         a = torch.empty(rank, linear.in_features).normal_(0.0, linear.in_features**-0.5, generator=generator)
@@ -42,7 +42,7 @@ class LoraLinear(nn.Linear):
 
 
 class TrainedRows(nn.Module):
-    """Add trained vectors, 0 at first, to the rows `ids` of a frozen embedding table (V, C)."""
+    """Add trained vectors, which are 0 initially, to the rows `ids` of a frozen embedding table (V, C)."""
 
     ids: Tensor
 
@@ -59,15 +59,15 @@ class TrainedRows(nn.Module):
 def add_lora(model: GPT, rank: int, seed: int, markers: Sequence[int] = ()) -> None:
     """Freeze the model and add a low-rank update of `rank` to every matrix of its blocks, in place.
 
-    The embeddings of `markers` and their rows in the output head are trained, too. These are the ids of the chat template,
-    which do not occur in pretraining: without them a model cannot tell who speaks, and cannot end an answer.
-
-    Raises UserError if a matrix has fewer rows or columns than `rank`; a larger rank would add nothing.
+    `markers` are the token ids that mark the turns of a chat. Their rows in the embedding table and the output head are
+    trained, too: these tokens do not occur in pretraining, so that otherwise the model could not tell who speaks, and could
+    not end an answer. Raises UserError if a matrix has fewer rows or columns than `rank`, since a larger rank has no effect.
     """
     largest = min(min(part.weight.shape) for part in model.blocks.modules() if isinstance(part, nn.Linear))
     if rank > largest:
         raise UserError(
-            f"sft.lora.rank={rank} exceeds the smaller side of this model's smallest matrix: give at most {largest}"
+            f"sft.lora.rank={rank} is larger than the smallest matrix of this model allows: give at most "
+            f"sft.lora.rank={largest}"
         )
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
@@ -94,7 +94,7 @@ def effective_weight(linear: nn.Module) -> Tensor:
 
 
 def merge_lora(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Merge all updates into the weights: return the state dict of a plain GPT that computes the same."""
+    """Merge all updates into the weights, and return the state dict of a GPT without LoRA that computes the same."""
     plain = {
         name: value
         for name, value in state_dict.items()

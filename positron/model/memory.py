@@ -1,4 +1,4 @@
-"""Refuse a model that does not fit this machine, with both sizes, before any memory is allocated for it."""
+"""Refuse a model that does not fit into the memory of this machine, before memory is allocated for it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from positron.config import GPTConfig
 from positron.system.errors import UserError
 
 FLOAT_BYTES = 4  # weights, gradients and moments are float32 in every precision
-TRAINING_COPIES = 4  # floats per trained parameter: itself, its gradient and the optimizer's two moments
-LAYER_BYTES = 20_000  # the Python objects of a layer, however narrow
+TRAINING_COPIES = 4  # floats per trained parameter: the parameter, its gradient and the optimizer's two moments
+LAYER_BYTES = 20_000  # memory of the Python objects of a layer, for any d_model
 
 
 def machine_memory() -> int | None:
-    """Return the memory of this machine or container in bytes, or None if the system does not say."""
+    """Return the memory of this machine or container in bytes, or None if it is unknown."""
     sizes = []
     with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows; a system without these names
         sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with contextlib.suppress(OSError):  # no container
+    with contextlib.suppress(OSError):  # the file exists only in a container
         limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
         sizes += [int(limit)] if limit.isdigit() else []
     return min(sizes, default=None)
@@ -31,7 +31,8 @@ def machine_memory() -> int | None:
 def check_memory(config: GPTConfig, *, copies: int, accelerator: str = "cpu", processes: int = 1) -> None:
     """Raise UserError if `copies` floats for each parameter exceed the total memory of the machine.
 
-    `copies`: TRAINING_COPIES, or 1 if the model is only used. Weights are created in main memory on every accelerator.
+    `copies`: TRAINING_COPIES for training, 1 for a model that is only used. Weights are created in main memory on every
+    accelerator.
     """
     total = machine_memory()
     fixed = config.n_layer * LAYER_BYTES + _table_bytes(config)
@@ -39,7 +40,8 @@ def check_memory(config: GPTConfig, *, copies: int, accelerator: str = "cpu", pr
     _check(config, FLOAT_BYTES * config.n_params() * in_main_memory + fixed, total, "this machine")
     if accelerator == "cuda":
         total = torch.cuda.get_device_properties(0).total_memory * processes
-        _check(config, FLOAT_BYTES * config.n_params() * copies, total, "its GPU" if processes == 1 else "its GPUs")
+        gpu = "its GPU" if processes == 1 else "its GPUs together"
+        _check(config, FLOAT_BYTES * config.n_params() * copies, total, gpu)
 
 
 def _table_bytes(config: GPTConfig) -> int:
@@ -58,8 +60,8 @@ def _table_bytes(config: GPTConfig) -> int:
 def _check(config: GPTConfig, needed: int, total: int | None, where: str) -> None:
     if total is not None and needed > total:
         raise UserError(
-            f"a model of {_si(config.n_params())} parameters needs {_si(needed)}B of memory and {where} has {_si(total)}B: "
-            f"reduce model.d_model={config.d_model}, model.n_layer={config.n_layer} or "
+            f"a model of {_si(config.n_params())} parameters needs {_si(needed)}B of memory, more than the {_si(total)}B of "
+            f"{where}: reduce model.d_model={config.d_model}, model.n_layer={config.n_layer} or "
             f"model.context_length={config.context_length}"
         )
 

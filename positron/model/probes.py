@@ -1,7 +1,7 @@
-"""Recompute attention probabilities, which the fused kernels of training never hold, from the inputs of each block.
+"""Recompute attention probabilities, which the fused kernels never store, from the inputs of each attention layer.
 
-The mathematics is that of gpt.py in its plain form. Probes draw no random numbers and change nothing in the model, so
-training continues bit for bit as it would without them.
+The mathematics is the same as in gpt.py. These functions draw no random numbers and do not change the model, so training
+continues bit for bit as it would without them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Inputs = tuple[Tensor, Rope | None, Tensor | None]  # what Attention.forward tak
 def attention_inputs(model: GPT, idx: Tensor, documents: Tensor | None = None) -> list[tuple[Attention, Inputs]]:
     """Return the attention module of each block with its inputs for token ids (B, T), without dropout.
 
-    Uses `model.hidden`, which unlike `model` itself is never compiled and calls the forward hooks of its parts.
+    Calls `model.hidden`, which, unlike `model` itself, is never compiled and always calls the forward hooks of the layers.
     """
     per_block: list[tuple[Attention, Inputs]] = []
 
@@ -51,7 +51,7 @@ def queries_and_keys(attn: Attention, x: Tensor, rope: Rope | None) -> tuple[Ten
 
 
 def visible_keys(attn: Attention, inputs: Inputs) -> Tensor:
-    """Return (B, T, T), or (1, T, T), True where a query (row) may attend to a key."""
+    """Return a mask (B, T, T), or (1, T, T) for all rows of the batch, True where a query (row) may attend to a key."""
     x, _, mask = inputs
     return window_mask(x.shape[1], attn.window, x.device)[None] if mask is None else mask[:, 0]
 

@@ -1,12 +1,12 @@
-"""The class of plots, and the beats that many plots share.
+"""Define the class of plots, and the beats that many plots share.
 
-A plot is a list of beats; a beat is a tuple of variants. A story takes one variant of each beat, all with the same
-probability; "" omits the beat. In a variant,
+A plot is a list of beats, the steps of a story; a beat is a tuple of variants. A story takes one variant of each beat, and
+all variants of a beat have the same probability; the variant "" omits the beat. In a variant,
     {hero}         is the value bound to slot `hero`, drawn from the slot's kind at its first mention;
-    {hero.his}     is a form of it, {hero.His} the same with a capital letter, {thing.a} has its article;
+    {hero.his}     is a form of this value, {hero.His} the form with a capital letter, {thing.a} the value with its article;
     [walked]       is a newly drawn word of list `walked`, [Walked] with a capital letter, [a trait] with its article;
-    (this|that|)   is one of several texts, which may contain all of these; the last one here is empty.
-No text of a beat is the beginning of another one, so that the text of a story determines all its choices
+    (this|that|)   is one of several texts, which may contain slots, lists and alternatives; here the last text is empty.
+No text of a beat is the beginning of another text of the beat, so that the text of a story determines all its choices
 (`tests/stories/test_stories.py` proves it). Beats are joined by a space, or by an empty line if the variant begins with a
 pilcrow.
 """
@@ -20,10 +20,11 @@ Beat = tuple[str, ...]
 
 @dataclass(frozen=True)
 class Plot:
-    """Describe a plot. `slots`: name -> kind; every plot has the slots `hero`, `thing` and `place`, which a request names.
+    """Describe a plot.
 
-    `weight`: its probability is proportional to it. `asks`: what happens, for requests: "Tell me a story about Tom, who " +
-    ask.
+    The probability of the plot is proportional to `weight`. `slots` maps the name of each slot to its kind in `words.py`;
+    every plot has the slots `hero`, `thing` and `place`, whose values a request names. `asks` are phrases that say what
+    happens, for requests such as "Tell me a story about Tom, who " + phrase.
     """
 
     name: str

@@ -1,8 +1,8 @@
-"""The generator of the built-in stories: a grammar as data, compiled once, with exact probabilities.
+"""Generate the built-in stories from a grammar, which is data that is compiled once, with exact probabilities.
 
-A plot is a list of beats, a beat a choice of variants, a variant a sentence or two that contain choices. All of it is
-compiled to one tree of three kinds of nodes (`Text`, `Slot`, `Pick`). `generate` writes from this tree and `parser.py`
-reads by it, so that writer and reader always agree. Units: bits, that is, -log2 of a probability.
+A plot is a list of beats (the steps of a story), a beat is a choice of variants, and a variant is a sentence or two that
+contain further choices. Each plot is compiled to a tree with three kinds of nodes (`Text`, `Slot`, `Pick`). `generate` and
+`parser.py` use the same tree, so that they always agree. Information is in bits: -log2 of a probability.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Bound = dict[str, str]
 
 @dataclass(frozen=True)
 class Request:
-    """Name what a story is about; all but the plot's name occur in the story literally."""
+    """Name what a story is about. The values of all fields except `plot` occur literally in the story."""
 
     name: str
     object: str
@@ -43,7 +43,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Story:
-    """Hold a story: `bits` is -log2 of its probability, given the request if there was one.
+    """Hold a story: `bits` is -log2 of its probability (under the condition of the request, if a request was given).
 
     `choices` are pairs (name of the choice, option) in the order in which they were made.
     """
@@ -55,7 +55,7 @@ class Story:
 
 
 class Choice(NamedTuple):
-    """Hold options with their probabilities: `bits` of each, and the `cumulative` probabilities to draw from."""
+    """Hold options with their probabilities: -log2 p of each option (`bits`), and cumulative probabilities for drawing."""
 
     options: tuple[str, ...]
     bits: tuple[float, ...]
@@ -63,7 +63,7 @@ class Choice(NamedTuple):
 
     @classmethod
     def of(cls, options: tuple[str, ...], weights: list[float] | None = None) -> Choice:
-        """Create a choice with probabilities proportional to `weights`; None: all equal."""
+        """Create a choice with probabilities proportional to `weights`, or equal probabilities if `weights` is None."""
         shares = weights or [1.0] * len(options)
         total = math.fsum(shares)
         bits = tuple(-math.log2(share / total) for share in shares)
@@ -130,7 +130,10 @@ class Grammar:
         )
 
     def slot_choice(self, plot: Plot, slot: str, bound: Bound) -> Choice:
-        """Return the choice of a slot's value; a value of the same kind that is taken is excluded: a friend is not the hero."""
+        """Return the choice of a slot's value.
+
+        A value that another slot of the same kind has already is excluded, so that, for example, the friend is not the hero.
+        """
         kind = plot.slots[slot]
         taken = next((value for other, value in bound.items() if other != slot and plot.slots[other] == kind), None)
         choice = self._slot_choices.get((kind, taken))
@@ -160,7 +163,7 @@ def _beat(variants: tuple[str, ...], lists: dict[str, tuple[str, ...]]) -> Pick:
 def compile_text(source: str, lists: dict[str, tuple[str, ...]]) -> tuple[Node, ...]:
     """Compile a text with `{slot.form}`, `[list]`, `[a list]` and `(one|or|another)`, the notation of `beats.py`.
 
-    Raises ValueError for unbalanced parentheses.
+    Raises ValueError for a `)` or `|` outside parentheses, IndexError for a missing `)`.
     """
     tokens = _TOKEN.findall(source)
     nodes = _sequence(tokens, lists)
@@ -194,7 +197,7 @@ def _alternatives(tokens: list[str], lists: dict[str, tuple[str, ...]]) -> Pick:
         before = list(tokens)
         options.append(_sequence(tokens, lists))
         labels.append("".join(before[: len(before) - len(tokens)]))
-        closing = tokens.pop(0)  # an IndexError here is a missing ")"
+        closing = tokens.pop(0)  # an IndexError here means that a ")" is missing
     return Pick("or", Choice.of(tuple(labels)), tuple(options))
 
 
@@ -211,7 +214,7 @@ GRAMMAR = Grammar.of(PLOTS, KINDS, LISTS, WEIGHTS)
 
 
 class _Writer:
-    """Write one story: `parts` of its text, its `choices` and their `bits` so far."""
+    """Write one story. `parts`, `choices` and `bits` are its text, its choices and their information so far."""
 
     def __init__(self, grammar: Grammar, plot: Plot, rng: random.Random, bound: Bound) -> None:
         self.grammar, self.plot, self.rng, self.bound = grammar, plot, rng, bound
@@ -239,7 +242,10 @@ class _Writer:
 
 
 def generate(seed: int, index: int, request: Request | None = None, *, grammar: Grammar = GRAMMAR) -> Story:
-    """Write story `index` of the corpus `seed`, a pure function; a `request` fixes plot, hero, object and place."""
+    """Write story `index` of the corpus `seed`; a `request` fixes its plot, hero, object and place.
+
+    The story depends on the arguments alone.
+    """
     rng = random.Random(f"{seed}/{index}")
     bits, choices = 0.0, []
     if request is None:

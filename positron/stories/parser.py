@@ -1,4 +1,4 @@
-"""Parse a built-in story: find every derivation of a text by the grammar, and with it the exact bits."""
+"""Parse built-in stories: find every derivation of a text by the grammar, and so its exact information in bits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _Trail = tuple[()] | tuple["_Trail", tuple[str, str]]
 
 
 class _Path(NamedTuple):
-    """Hold a partial derivation of `text[:position]`. `trail` nests its choices in pairs, the last outermost."""
+    """Hold a derivation of `text[:position]`. `trail` is (trail of the earlier choices, last choice)."""
 
     position: int
     bound: Bound
@@ -37,10 +37,11 @@ REQUEST_SLOTS = ("hero", "thing", "place")  # the slots that a request names
 def parse(text: str, *, grammar: Grammar = GRAMMAR, forgiving: bool = False) -> list[Story]:
     """Find all derivations of the whole text: exactly one for a story of this grammar, none for any other text.
 
-    `forgiving`: accept inconsistencies in what no request names, such as a red ball that is green later, a friend whose name
-    changes, or a balloon that rolls; hero, thing and place must be the same at every mention. `bits` is then meaningless.
+    `forgiving`: accept inconsistencies in slots that a request does not name, such as a red ball that is green later, a
+    friend whose name changes, or a balloon that rolls. Hero, thing and place must still be the same at every mention. The
+    `bits` of the stories are then meaningless.
 
-    A derivation is dropped at its first wrong letter, and few sentences begin in the same way, so that only few derivations
+    A derivation is dropped at its first wrong letter. Few sentences begin in the same way, so that only few derivations
     exist at a time.
     """
     stories = []
@@ -80,9 +81,10 @@ class _Reader:
         yield path
 
     def accepted_words(self, slot: Slot, value: str | None) -> set[str]:
-        """Return the words that a forgiving reader accepts for a slot.
+        """Return the words that are accepted for a slot with `forgiving`.
 
-        A form that contains the value must be it, with either article; any other form may be that of any value of the kind.
+        If the slot's form contains the value, such as `a ball`, only this value is accepted, with the article "a" or "an".
+        Otherwise the form of any value of the same kind is accepted.
         """
         if value is not None:
             word = self.grammar.spell(self.plot, slot, value)
@@ -96,7 +98,7 @@ class _Reader:
         for i, option in enumerate(pick.options):
             first = option[0] if option else None
             if isinstance(first, Text) and not self.text.startswith(first.text, path.position):
-                continue  # most options end here, before a path is created for them
+                continue  # rejects most options before a path is created for them
             yield from self.read(option, path.chose(pick.name, pick.choice, i))
 
     def draw(self, slot: Slot, path: _Path) -> Iterator[_Path]:
@@ -123,5 +125,5 @@ def bits(text: str) -> float:
 
 
 def follows(text: str, request: Request) -> bool:
-    """Tell whether the text is a story, to a forgiving reader, with the requested hero, object, place and plot."""
+    """Tell whether the text is a story with the requested hero, object, place and plot, parsed with `forgiving`."""
     return any(story.request == request for story in parse(text, forgiving=True))

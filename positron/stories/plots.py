@@ -1,4 +1,4 @@
-"""The plots of the built-in stories, as data (hence the length). `beats.py` explains the notation."""
+"""Define the plots of the built-in stories as data. `beats.py` explains the notation."""
 
 # ruff: noqa: E501  (a variant stays on one line, where its choices are easy to compare)
 

@@ -1,4 +1,4 @@
-"""Requests for built-in stories that the grammar can fulfil, in several phrasings."""
+"""Draw requests for built-in stories that the grammar can fulfil, and put them into words in several phrasings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ REQUEST_PHRASINGS = (
 
 
 def requests(seed: int, index: int) -> Request:
-    """Draw request `index`; its plot, hero, object and place have the probabilities that the grammar gives them."""
+    """Draw request `index`, with the grammar's probabilities of plot, hero, object and place."""
     rng = random.Random(f"request {seed}/{index}")
     plot = GRAMMAR.plots[GRAMMAR.plot_choice.options[GRAMMAR.plot_choice.draw(rng)]]
     drawn: Bound = {}

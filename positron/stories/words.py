@@ -1,15 +1,15 @@
-"""The words of the built-in stories: people and things with the forms that sentences need, and lists to draw from.
+"""Define the words of the built-in stories: people and things in the forms that sentences need, and lists of words.
 
-A *kind* is a list of options with named forms (`""` is the plain one). A story binds an option to a slot and uses it
-again: who, what, where. From a *list*, a new word is drawn at each use, so every word of a list must fit wherever the list
-is used. Every option has the form `a`, with its article.
+A *kind* is a list of options with named forms (`""` is the plain form). A story draws one option for a slot, such as the
+hero or the place, and uses this option at every mention of the slot. From a *list*, a new word is drawn at each use, so
+every word of a list must fit wherever the list is used. Options whose article is needed have it in the form `a`.
 """
 
 from __future__ import annotations
 
 Forms = dict[str, str]
 
-# The article depends on the sound: these begin with a vowel but are spoken with a consonant, or the other way round.
+# The article depends on the sound. These words begin with a vowel that is spoken as a consonant, or with a silent h.
 _SPOKEN_CONSONANT = ("uni", "uku", "use", "one")
 _SILENT_H = ("honest", "hour")
 
@@ -37,7 +37,7 @@ def _children() -> list[Forms]:
 
 
 def _grown_ups() -> list[Forms]:
-    """Return the relatives; the form `call` is how a child addresses them."""
+    """Return the relatives; the form `call` is the name by which a child addresses a relative."""
     women = [("mom", "Mom"), ("grandma", "Grandma"), ("aunt", "Auntie"), ("nana", "Nana")]
     men = [("dad", "Dad"), ("grandpa", "Grandpa"), ("uncle", "Uncle"), ("papa", "Papa")]
     grown: list[Forms] = []
@@ -47,7 +47,7 @@ def _grown_ups() -> list[Forms]:
 
 
 def _words(words: str) -> tuple[str, ...]:
-    """Split a list at its commas; it may span several lines."""
+    """Split a text at its commas, and replace line ends within a word by spaces."""
     return tuple(" ".join(word.split()) for word in words.split(","))
 
 
@@ -56,12 +56,12 @@ def _things(words: str, **forms: str) -> list[Forms]:
 
 
 def _places(words: str) -> list[Forms]:
-    """Return places: of `in the park`, the plain form is `the park` and the form `in` the whole phrase."""
+    """Return places from phrases: for `in the park`, the plain form is `the park`, and `in` is the whole phrase."""
     return [{"": phrase.split(" ", 1)[1], "in": phrase} for phrase in _words(words)]
 
 
 def _skills(words: str) -> list[Forms]:
-    """Return skills: of `ride a bike`, the plain form is `bike`, `do` the whole phrase, `doing` its -ing form."""
+    """Return skills from phrases: for `ride a bike`, the plain form is `bike`, `do` is the phrase, `doing` its -ing form."""
     skills: list[Forms] = []
     for phrase in _words(words):
         verb, article, thing = phrase.split(" ", 2)
@@ -74,7 +74,7 @@ KINDS: dict[str, list[Forms]] = {
     "child": _children(),
     "grown": _grown_ups(),
     "color": _things("red, blue, green, yellow, orange, purple, pink, white, brown, golden, silver, gray"),
-    # How a toy gets lost depends on what it is.
+    # The kind of toy determines how it gets lost (`gone`).
     "toy": [
         *_things("ball, marble, toy car, wagon, toy truck, toy train, hoop, rubber ring", gone="rolled away"),
         *_things("kite, balloon, toy plane, paper crown, pinwheel, paper bird, flag, frisbee", gone="blew away"),
@@ -172,8 +172,8 @@ KINDS: dict[str, list[Forms]] = {
         in the study, on the balcony"""
     ),
 }
-# Common and rarer names and things, as in life. The common ones also teach a small model early that what a story has
-# named comes again, which it then applies to the rarer ones.
+# Some names and things are common and others rare, as in real texts. From the common ones a small model learns early that a
+# story repeats what it has named; it then does the same with the rare ones.
 WEIGHTS: dict[str, list[float]] = {
     kind: [1 / ((2 if kind == "child" else 4) + rank) for rank in range(len(options))]
     for kind, options in KINDS.items()
@@ -210,7 +210,7 @@ LISTS: dict[str, tuple[str, ...]] = {
         """warm inside, as light as a feather, ten feet tall, much better, very lucky, safe and sound, on
         top of the world, as strong as a lion, as free as a bird, full of joy, like dancing, like singing"""
     ),
-    # what they do
+    # actions
     "went": _words(
         """walked, ran, skipped, hurried, raced, strolled, hopped, rushed, wandered, trotted, dashed,
         marched, jogged, hiked, sped, tiptoed"""
@@ -248,7 +248,7 @@ LISTS: dict[str, tuple[str, ...]] = {
         detectives, circus, marbles, shop, doctor, wizards, hospital, restaurant, cowboys, vikings,
         dominoes, cards, charades, follow the leader, blind man's bluff, treasure hunt, farmers, superheroes"""
     ),
-    # what things are like
+    # properties of things
     "nice": _words(
         """nice, good, wonderful, lovely, great, beautiful, fine, special, pretty, perfect, marvelous,
         splendid, charming, fantastic, amazing, fabulous, delightful, superb, excellent, unusual, magical,
@@ -264,7 +264,7 @@ LISTS: dict[str, tuple[str, ...]] = {
         """sunny, warm, windy, cloudy, bright, cool, fresh, mild, breezy, clear, calm, chilly, golden,
         crisp, lovely, quiet, foggy, hazy, frosty, dry, pleasant, sparkling, gray, beautiful"""
     ),
-    # when, how long, how many, where
+    # time, duration, number and place
     "time": tuple(f"{day}{part}" for day in _WEEKDAYS for part in ("", " morning", " afternoon")),
     "weekday": _WEEKDAYS,
     "minutes": _words(
@@ -277,7 +277,7 @@ LISTS: dict[str, tuple[str, ...]] = {
         fifteen, sixteen, twenty"""
     ),
     "near": _words("behind, under, next to, beside, near, in front of, right next to, right behind"),
-    # what else is there
+    # other things, animals and actions
     "snack": _words(
         """apples, pears, cherries, grapes, cookies, waffles, muffins, crackers, plums, strawberries,
         raisins, sandwiches, bananas, peanuts, pretzels, buns, carrots, walnuts, dates, figs, oranges,

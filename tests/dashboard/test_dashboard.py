@@ -275,7 +275,7 @@ def test_the_command_says_where_it_is_and_ctrl_c_ends_it(start, run_command, out
     port = running.said().split("127.0.0.1:")[1].split("/")[0]
     taken = run_command("dashboard", "--port", port, folder=outputs.parent)
     assert (taken.code, taken.err.count("\n")) == (2, 1)
-    assert f"cannot listen on port {port}" in taken.err
+    assert f"cannot use port {port}" in taken.err
     os.kill(running.process.pid, signal.SIGINT)
     assert running.wait().code == 0
     assert (

@@ -360,7 +360,7 @@ def test_prepare_and_preview_print_and_draw(run_command: Any, tmp_path: Path) ->
     (tmp_path / "my.txt").write_bytes(as_text([d * 5 for d in DOCUMENTS]))
     made = run_command("prepare", "data=text", "data.path=my.txt", "tokenizer=char", "--tokenizer-report")
     assert made.code == 0, made.err
-    for word in ("documents", "bytes per token", "tokens per word", "unknown", "longest pieces", "rarest"):
+    for word in ("documents", "bytes per token", "tokens per word", "unknown", "longest tokens", "rarest"):
         assert word in made.out
     seen = run_command("preview", "my.txt", "tokenizer=word", "model.context_length=32")
     assert seen.code == 0, seen.err

@@ -96,7 +96,7 @@ def test_an_unreachable_hub_loses_nothing_and_the_same_call_continues(
     broken = stories_hub.path("data/train-00004.parquet")
     prepare_tokenizer = prepare(config(tmp_path, files="data/train-00000*"), CHAR, None)[0]
     stories_hub.faults[broken] = ["503"] * 1000
-    with pytest.raises(Unreachable, match=r"cannot be fetched.*Finished work is kept: run the same command again"):
+    with pytest.raises(Unreachable, match=r"cannot be downloaded.*Finished work is kept: run the same command again"):
         prepare(chosen, CHAR, prepare_tokenizer)
     assert any("trying again" in line for line in logged)
     stories_hub.faults.clear()
@@ -119,7 +119,7 @@ def test_without_a_network_the_hub_is_out_of_reach_after_a_bounded_wait(
 ) -> None:
     monkeypatch.setattr(hub, "PATIENCE_S", 3.0)
     stories_hub.close()
-    with pytest.raises(Unreachable, match="the dataset some/stories cannot be fetched"):
+    with pytest.raises(Unreachable, match="the dataset some/stories cannot be downloaded"):
         prepare(config(tmp_path), CHAR, None)
     assert any("trying again" in line for line in logged)
 
@@ -136,7 +136,10 @@ def test_a_wrong_checksum_is_fetched_again_and_never_used(stories_hub: Hub, tmp_
     ("options", "said"),
     [
         ({"repo": "some/nothing"}, "does not exist"),
-        ({"files": "test-*"}, r"no Parquet files that match data\.files=test-\*; it has: data/train-00000"),
+        (
+            {"files": "test-*"},
+            r"no Parquet files that match data\.files=test-\*: .*; the dataset has: data/train-00000",
+        ),
         ({"field": "story"}, r"no column data\.field=story: give data\.field=text"),
     ],
 )
@@ -147,7 +150,7 @@ def test_what_does_not_exist_is_named(stories_hub: Hub, tmp_path: Path, options:
 
 def test_a_full_disk_is_reported_before_the_download(stories_hub: Hub, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(hub, "SPARE_BYTES", 10**15)
-    with pytest.raises(UserError, match=r"GB free; data/train-00000\.parquet needs"):
+    with pytest.raises(UserError, match=r"GB free, but data/train-00000\.parquet needs"):
         prepare(config(tmp_path), CHAR, None)
     assert not any("resolve" in path for path in stories_hub.requests)
 

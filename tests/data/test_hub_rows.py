@@ -79,8 +79,8 @@ def test_chunks_are_the_same_from_anywhere_and_after_a_failure(rows_hub: Hub, tm
     ("options", "says"),
     [
         ({"field": "story"}, "some/stories has no text in data.field=story: give data.field=text"),
-        ({"files": "*.csv"}, r"has no files that match data\.files=\*\.csv; it has: train\.jsonl"),
-        ({"files": "broken.jsonl"}, r"cannot be read by load_dataset: .*; data\.files=PATTERN chooses"),
+        ({"files": "*.csv"}, r"has no files that match data\.files=\*\.csv: .*; the dataset has: train\.jsonl"),
+        ({"files": "broken.jsonl"}, r"cannot be read by load_dataset: .*; give data\.files=PATTERN"),
         ({"tokens_per_epoch": "1k", "packing": "windows"}, "no Parquet files, which data.tokens_per_epoch needs"),
     ],
 )
@@ -108,7 +108,7 @@ def test_a_configuration_is_asked_for_by_name_and_identifies_the_text(rows_hub: 
         UserError, match=r"has several configurations: choose one of long, short with data\.config_name="
     ):
         prepare(chosen(tmp_path), CHAR, None)
-    with pytest.raises(UserError, match=r"has no configuration data\.config_name=other; it has: long, short"):
+    with pytest.raises(UserError, match=r"has no configuration data\.config_name=other: choose one of long, short"):
         next(row_chunks(Repository(chosen(tmp_path, config_name="other")), "text", 0))
     short, long = (Repository(chosen(tmp_path, config_name=name)) for name in ("short", "long"))
     assert list(row_chunks(short, "text", 0)) == [["a", "b"]]
@@ -121,9 +121,7 @@ def test_a_configuration_is_not_combined_with_files_that_are_chosen_otherwise(ro
     with pytest.raises(UserError, match=r"data\.config_name= and data\.files= both choose files"):
         chosen(tmp_path, config_name="short", files="*.jsonl")
     rows_hub.add("data/train.parquet", TEXTS)
-    with pytest.raises(
-        UserError, match=r"is for datasets without Parquet files.*data\.files=PATTERN, data/train\.parquet"
-    ):
+    with pytest.raises(UserError, match=r"is for datasets without Parquet files.*data\.files=data/train\.parquet"):
         Repository(chosen(tmp_path, config_name="short"))
 
 
@@ -143,7 +141,7 @@ def test_a_network_that_is_silent_is_waited_for_and_then_named(
     repository = Repository(chosen(tmp_path))
     monkeypatch.setattr(hub, "PATIENCE_S", 1.0)  # less than the process needs to start
     monkeypatch.setattr(hub_rows, "SILENCE_S", 0.5)
-    with pytest.raises(Unreachable, match="the rows of some/stories cannot be fetched: no answer within 1 s"):
+    with pytest.raises(Unreachable, match="the rows of some/stories cannot be downloaded: no answer within 1 s"):
         next(row_chunks(repository, "text", 0))
     assert logged[0].startswith("waiting for the rows of some/stories")
     assert "trying again" in logged[1]
@@ -155,7 +153,7 @@ def test_a_network_that_went_away_is_named(rows_hub: Hub, tmp_path: Path, monkey
     rows_hub.close()
     monkeypatch.setattr(hub, "PATIENCE_S", 0.5)
     monkeypatch.setattr(hub_rows, "patience_s", lambda: 300.0)
-    with pytest.raises(Unreachable, match="the rows of some/stories cannot be fetched: Couldn't reach"):
+    with pytest.raises(Unreachable, match="the rows of some/stories cannot be downloaded: Couldn't reach"):
         next(row_chunks(repository, "text", 0))
 
 

@@ -57,11 +57,11 @@ def test_conversations_are_those_of_a_file(tmp_path: Path, kind: Any) -> None:
 @pytest.mark.parametrize(
     ("given", "says"),
     [
-        ("a text", r"takes a list of texts; for one text give \[text\]"),
-        ({"train": [], "test": []}, r"has train, test: give data\[NAME\]"),
+        ("a text", "takes a list of texts: put a single text into a list"),
+        ({"train": [], "test": []}, "not a mapping with train, test: give one"),
         ([], "contains no text"),
-        (["a", 3], "item 1 is of type int, not a text"),
-        ([{"story": "x"}], "item 0 has the fields story, not a text or a row with text in `text`"),
+        (["a", 3], "item 1 must be a text, .* but it is of type int"),
+        ([{"story": "x"}], "item 0 must be .* a text in the field `text`, but it has the fields story"),
     ],
 )
 def test_an_item_that_is_not_text_is_named(tmp_path: Path, given: Any, says: str) -> None:
@@ -71,5 +71,5 @@ def test_an_item_that_is_not_text_is_named(tmp_path: Path, given: Any, says: str
 
 
 def test_an_item_that_is_not_a_conversation_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="item 0 is of type str, not a conversation"):
+    with pytest.raises(UserError, match=r"item 0 must be a conversation, .* but it is of type str"):
         write_conversations(["hello"], tmp_path)

@@ -332,7 +332,7 @@ def test_a_folder_may_hold_json_and_csv_of_other_things(tmp_path: Path) -> None:
     (tmp_path / "b.json").unlink()
     (tmp_path / "empty.json").unlink()
     (tmp_path / "empty.csv").unlink()
-    with pytest.raises(UserError, match=r"holds no text; skipped: metadata\.json, table\.csv"):
+    with pytest.raises(UserError, match=r"contains no text: .*; skipped: metadata\.json, table\.csv"):
         source(tmp_path)
     write(tmp_path / "broken.json", '[{"text": "a"')
     with pytest.raises(UserError, match=r"broken\.json, entry 1 is not JSON"):

@@ -196,7 +196,7 @@ def test_training_survives_an_outage_with_the_same_result(
     environment = {"HF_ENDPOINT": stories_hub.url, "POSITRON_PATIENCE_S": "2"}
     failed = run_command("train", *TRAINING_COMMAND, folder=cut, **environment)
     assert failed.code == 1, failed.err
-    assert "cannot be fetched" in failed.err.splitlines()[-1]
+    assert "cannot be downloaded" in failed.err.splitlines()[-1]
     assert "run the same command again" in failed.err.splitlines()[-1]
     done = json.loads((cut / "outputs/s/run.json").read_text())
     assert 0 < done["step"] < 14

@@ -444,7 +444,7 @@ def test_the_sft_command_and_its_mistakes(base: Path, tmp_path: Path, run_comman
     made = run_command("sft", *fast)
     assert made.code == 0, made.err
     assert "-m positron.chat --run outputs/s" in made.out
-    assert "its pretraining text:" in made.out
+    assert "on the pretraining text:" in made.out
     for wrong, said in (
         (("data.path=nowhere.jsonl",), "cannot read data.path=nowhere.jsonl"),
         (("init_from=nothing",), "no run nothing"),

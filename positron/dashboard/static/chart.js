@@ -1,15 +1,15 @@
-// Curves over each other, drawn by uPlot (vendor/). A curve is {name, color, dash, x: [], y: []} with x rising.
+// Draw several curves in one chart with uPlot (vendor/). A curve is {name, color, dash, x: [], y: []} with increasing x.
 
 import { count, duration, flops, short } from "./format.js";
 
 const NAMES = { step: "optimizer steps", tokens: "tokens", flops: "training FLOPs", time: "time" };
 const SHOW = { step: count, tokens: count, flops, time: duration };
 const CLOCK = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 864000];
-const FEW = 60; // a curve of so few points shows them
+const MAX_MARKED_POINTS = 60; // a curve with at most as many points shows each point as a dot
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 
-// Exponential moving average without its pull to zero at the beginning (Adam's correction).
+// Compute the exponential moving average, corrected as in Adam for its bias towards zero at the beginning.
 export function smoothed(values, weight) {
   let mean = 0;
   let share = 0;
@@ -20,7 +20,7 @@ export function smoothed(values, weight) {
   });
 }
 
-// What can be drawn: the points that the axes have room for.
+// Return the curve without points that cannot be drawn: missing numbers, and numbers <= 0 on a logarithmic axis.
 function drawable(curve, { logX, logY }) {
   const kept = curve.x.map((x, i) => i).filter((i) => {
     const [x, y] = [curve.x[i], curve.y[i]];
@@ -49,7 +49,8 @@ export class Chart {
     host.addEventListener("dblclick", () => { this.zoomed = false; });
   }
 
-  // options: {key, x, smooth, logX, logY, floors: [{bpb, name, color}]}. Returns whether there was anything to draw.
+  // Draw curves. options: {key, x, smooth, logX, logY, floors: [{bpb, name, color}]}; floors are drawn as horizontal
+  // lines. Returns whether a curve has points.
   show(curves, options) {
     const lines = curves.map((curve) => drawable(curve, options)).filter((curve) => curve.x.length);
     const tables = [];
@@ -62,12 +63,12 @@ export class Chart {
     };
     for (const { name, color, dash, x, y } of lines) {
       const stroke = style(color);
-      const few = y.length <= FEW;
+      const marked = y.length <= MAX_MARKED_POINTS;
       if (options.smooth) add(x, y, { stroke, width: 1, alpha: 0.25 });
       add(x, options.smooth ? smoothed(y, options.smooth) : y,
-        { stroke, width: 2, dash, points: { show: few, size: y.length === 1 ? 11 : 5, fill: stroke } }, { name, color, dash });
+        { stroke, width: 2, dash, points: { show: marked, size: y.length === 1 ? 11 : 5, fill: stroke } }, { name, color, dash });
     }
-    // a floor reaches over all curves; over a single point from the beginning, or it would be a point itself
+    // The line of a floor spans all curves. If the curves have a single x value, the line begins at 0 (log axis: at half).
     const ends = lines.flatMap(({ x }) => [x[0], x[x.length - 1]]);
     let [from, to] = [Math.min(...ends), Math.max(...ends)];
     if (from === to) from = options.logX ? to / 2 : 0;
@@ -97,7 +98,7 @@ export class Chart {
     }, data, this.host);
   }
 
-  // The legend: one item for each line; its value is that under the cursor, or the last.
+  // Write the legend: one item for each line, with the value under the cursor or, without a cursor, the last value.
   list() {
     this.legend.replaceChildren(...this.items.map((item) => {
       const [line, swatch, name, value] = ["li", "i", "span", "b"].map((tag) => document.createElement(tag));

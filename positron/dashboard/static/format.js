@@ -1,4 +1,4 @@
-// Numbers as a person reads them. Whatever a file held instead of a number becomes a dash.
+// Format numbers for the page. Every value that is not a number becomes a dash.
 
 const isNumber = (value) => typeof value === "number" && Number.isFinite(value);
 
@@ -14,7 +14,7 @@ function scaled(value, units) {
 // 3.6M, 1.2B
 export const count = (value) => (isNumber(value) ? scaled(value, ["", "k", "M", "B", "T"]) : "–");
 
-// 4.1P: FLOPs have the prefixes of SI
+// 4.1P: FLOPs are shown with SI prefixes
 export const flops = (value) => (isNumber(value) ? scaled(value, ["", "k", "M", "G", "T", "P", "E", "Z"]) : "–");
 
 // 12,000

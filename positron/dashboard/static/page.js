@@ -1,13 +1,14 @@
-// What the page shows: kept in `state` (and in the address, so that a reload shows the same), asked for every few seconds.
+// Control the page. `state` holds what is shown; it is also kept in the address, so that a reload shows the same. The page
+// asks the server for new data every few seconds.
 
 import { Chart } from "./chart.js";
 import { Table } from "./table.js";
 
-const NEWEST = 5; // runs that are shown when none was chosen, all of one text
-const COLORS = 10; // --c0 to --c9 in page.css; then the same with dashes
+const NEWEST_RUNS = 5; // number of newest runs (of the same text) that are shown if the user has chosen none
+const COLORS = 10; // --c0 to --c9 in page.css; further curves use the same colors with dashes
 const DASHES = [[], [8, 4], [2, 3], [10, 3, 2, 3]];
 const FIRST_METRICS = ["val/bpb", "val/loss", "train/loss", "train/lr", "train/grad_norm", "speed/tokens_per_s"];
-const MANY = 3000; // points that a live curve gathers before the server thins it anew
+const MAX_GATHERED_POINTS = 3000; // after so many appended points, the curve is loaded again with fewer points
 
 const $ = (id) => document.getElementById(id);
 const state = { metric: "val/bpb", x: "step", smooth: 0, logX: false, logY: false, sort: "updated", down: true, filter: "", shown: null, sample: null };
@@ -20,8 +21,8 @@ const chart = new Chart($("chart"), $("legend"));
 const table = new Table($("titles"), $("rows"), {
   sort: (key) => change({ down: state.sort === key ? !state.down : !["name", "status", "bpb", "best", "above"].includes(key), sort: key }),
   toggle: (ids, yes) => {
-    const rest = shownIds().filter((id) => !ids.includes(id));
-    change({ shown: yes ? [...rest, ...ids] : rest });
+    const others = shownIds().filter((id) => !ids.includes(id));
+    change({ shown: yes ? [...others, ...ids] : others });
   },
   open: (id) => change({ sample: id }),
 });
@@ -33,10 +34,10 @@ function shownIds() {
   const known = new Set(runs.map((run) => run.id));
   if (state.shown) return state.shown.filter((id) => known.has(id));
   const drawable = runs.filter((run) => run.offset > 0).sort((a, b) => (b.updated ?? "").localeCompare(a.updated ?? ""));
-  return drawable.filter((run) => textOf(run) === textOf(drawable[0])).slice(0, NEWEST).map((run) => run.id);
+  return drawable.filter((run) => textOf(run) === textOf(drawable[0])).slice(0, NEWEST_RUNS).map((run) => run.id);
 }
 
-// --- what the server knows -------------------------------------------------------------------------------------------
+// --- read data from the server ---------------------------------------------------------------------------------------
 
 async function get(path, query = {}) {
   const response = await fetch(`${path}?${new URLSearchParams(query)}`);
@@ -45,15 +46,15 @@ async function get(path, query = {}) {
   return answer;
 }
 
-// Only what was added since the last answer, unless another metric is wanted.
+// Read the points that were added since the last answer, or all points if another metric was chosen.
 async function readCurve(run) {
-  const had = curves.get(run.id);
-  const same = had && had.key === state.metric && had.value.length < MANY;
-  if (same && had.file === run.file && had.offset === run.offset) return;
+  const previous = curves.get(run.id);
+  const same = previous && previous.key === state.metric && previous.value.length < MAX_GATHERED_POINTS;
+  if (same && previous.file === run.file && previous.offset === run.offset) return;
   const key = state.metric;
-  const got = await get("/api/curve", { run: run.id, key, file: same ? had.file : "", after: same ? had.offset : 0 });
-  if (!got.fresh) for (const name of ["step", "tokens", "time_s", "value"]) got[name] = [...had[name], ...got[name]];
-  if (key === state.metric) curves.set(run.id, { ...got, key });
+  const curve = await get("/api/curve", { run: run.id, key, file: same ? previous.file : "", after: same ? previous.offset : 0 });
+  if (!curve.fresh) for (const name of ["step", "tokens", "time_s", "value"]) curve[name] = [...previous[name], ...curve[name]];
+  if (key === state.metric) curves.set(run.id, { ...curve, key });
 }
 
 async function readSamples() {
@@ -90,7 +91,7 @@ async function poll() {
     show();
     trouble("");
   } catch (error) {
-    trouble(error instanceof TypeError ? "The dashboard does not answer: was it ended? Start it again." : error.message);
+    trouble(error instanceof TypeError ? "The dashboard's server does not answer. If it was stopped, start it again." : error.message);
   }
   setTimeout(poll, runs.some((run) => run.live) ? 2000 : 5000);
 }
@@ -100,7 +101,7 @@ function trouble(text) {
   $("trouble").hidden = !text;
 }
 
-// --- what is on the page ---------------------------------------------------------------------------------------------
+// --- show data on the page -------------------------------------------------------------------------------------------
 
 function show() {
   $("no-runs").hidden = runs.length > 0;
@@ -160,13 +161,13 @@ function showCurves() {
   $("chart").hidden = !drawn;
   $("chart-note").textContent = drawn ? noteOn(shown, lines) : "";
   $("chart-empty").hidden = drawn;
-  $("chart-empty").textContent = shown.length ? `None of the selected runs has ${key} yet.` : "Select runs in the table to see their curves.";
+  $("chart-empty").textContent = shown.length ? `None of the selected runs has a value of ${key} yet.` : "Tick runs in the table to see their curves.";
 }
 
-// Runs that learn from one text. Sizes and splits of a text make other texts, so its fingerprint decides.
+// Identify the text of a run. A fingerprint is used, because a text with another size or split counts as another text.
 const textOf = (run) => run.fingerprint || run.text;
 
-// One floor for each text: in the color of its run, or in that of floors where several runs share it.
+// Return a floor (the entropy of the text) for each text. It has the color of the run if only one run has this text.
 function floorsOf(shown) {
   const texts = new Map();
   for (const run of shown.filter((run) => run.floor)) texts.set(textOf(run), [...(texts.get(textOf(run)) ?? []), run]);
@@ -177,18 +178,18 @@ function floorsOf(shown) {
   }));
 }
 
-// What must be known to read the curves: that they do not compare, or why there is hardly a curve.
+// Return a note for the reader of the chart: that the curves cannot be compared, or why only points are visible.
 function noteOn(shown, lines) {
   const texts = new Map(shown.map((run) => [textOf(run), run.text || "unknown"]));
   const about = /^(val|train)\/(bpb|loss|perplexity)$/.test(state.metric);
   if (about && texts.size > 1) {
     const names = [...new Set(texts.values())].join(", ");
-    return `These runs learn from ${texts.size} different texts (${names}): their ${state.metric} does not compare.`;
+    return `These runs are trained on ${texts.size} different texts (${names}), so their values of ${state.metric} cannot be compared.`;
   }
-  return lines.every((line) => line.y.length <= 1) ? "One point so far: a line begins with the next one." : "";
+  return lines.every((line) => line.y.length <= 1) ? "Each curve has only one point so far." : "";
 }
 
-// The settings in which two runs differ, when exactly two are selected.
+// Show the settings that differ if exactly two runs are selected.
 async function showDifferences() {
   const two = [...slots].sort((a, b) => a[1] - b[1]).map(([id]) => runs.find((run) => run.id === id)).filter((run) => run);
   $("differences").hidden = two.length !== 2;
@@ -197,7 +198,7 @@ async function showDifferences() {
   if ($("differences").dataset.pair === pair) return;
   const list = await get("/api/differences", { run: two[0].id, other: two[1].id });
   $("differences").dataset.pair = pair;
-  $("differences-title").textContent = list.length ? "Settings that differ" : "All settings are the same";
+  $("differences-title").textContent = list.length ? "Settings that differ" : "The two runs have the same settings";
   const line = (tag, cells) => {
     const row = document.createElement("tr");
     row.append(...cells.map((text) => Object.assign(document.createElement(tag), { textContent: text })));
@@ -215,7 +216,7 @@ function showSample() {
   $("sample-text").classList.toggle("faint", !sample);
 }
 
-// --- what the user does ----------------------------------------------------------------------------------------------
+// --- react to the user -----------------------------------------------------------------------------------------------
 
 async function change(changes) {
   Object.assign(state, changes);
@@ -235,7 +236,7 @@ function restore() {
     try {
       if (name in state) state[name] = JSON.parse(text);
     } catch {
-      trouble(`The address has an unreadable ${name}.`);
+      trouble(`The value of ${name} in the address of this page cannot be read; the default is used.`);
     }
   }
 }

@@ -1,20 +1,21 @@
-// The table of runs: sorted by a click or key on a title, filtered by text, rows kept in place while they change.
+// Show the table of runs. A click or key press on a title sorts it, a text filters it, and rows stay in place while their
+// values change.
 
 import { count, duration, fixed, percent, short, whole } from "./format.js";
 
-// title, what is sorted by, what is shown; numbers stand at the right
+// Columns: title, hint, value to sort by, and text to show. Columns that are not in TEXTS are aligned to the right.
 const COLUMNS = [
   { key: "name", title: "Run", value: (run) => run.name },
   { key: "status", title: "Status", value: (run) => run.status },
-  { key: "bpb", title: "Val bpb", hint: "validation bits per byte, last", value: (run) => run.bpb, text: (run) => fixed(run.bpb, 4) },
-  { key: "best", title: "Best", hint: "validation bits per byte, lowest", value: (run) => run.best, text: (run) => fixed(run.best, 4) },
-  { key: "above", title: "Above floor", hint: "how far it lies above what the text itself holds (the last of pretraining, the best of fine-tuning)", value: (run) => run.above, text: (run) => percent(run.above) },
-  { key: "text", title: "Text", hint: "what it learns from: bits per byte compare on one text only", value: (run) => run.text, text: (run) => run.text || "–" },
+  { key: "bpb", title: "Val bpb", hint: "bits per byte at the last validation", value: (run) => run.bpb, text: (run) => fixed(run.bpb, 4) },
+  { key: "best", title: "Best", hint: "lowest bits per byte of all validations", value: (run) => run.best, text: (run) => fixed(run.best, 4) },
+  { key: "above", title: "Above floor", hint: "distance to the entropy of the text, which no model can be below (pretraining: last validation; fine-tuning: best)", value: (run) => run.above, text: (run) => percent(run.above) },
+  { key: "text", title: "Text", hint: "text that the run is trained on; compare bits per byte only between runs of the same text", value: (run) => run.text, text: (run) => run.text || "–" },
   { key: "step", title: "Step", value: (run) => run.step, text: (run) => whole(run.step) + (run.max_steps ? " / " + whole(run.max_steps) : "") },
   { key: "tokens", title: "Tokens", value: (run) => run.tokens, text: (run) => count(run.tokens) },
   { key: "params", title: "Params", value: (run) => run.params, text: (run) => count(run.params) },
   { key: "speed", title: "Tokens/s", value: (run) => run.speed, text: (run) => whole(run.speed) },
-  { key: "time", title: "Time", hint: "of training", value: (run) => run.time_s, text: (run) => duration(run.time_s) },
+  { key: "time", title: "Time", hint: "training time", value: (run) => run.time_s, text: (run) => duration(run.time_s) },
   { key: "started", title: "Started", value: (run) => run.started, text: (run) => day(run.started) },
   { key: "updated", title: "Updated", value: (run) => run.updated, text: (run) => day(run.updated) },
 ];
@@ -58,7 +59,7 @@ export class Table {
     const order = (a, b) => (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b) * (down ? -1 : 1);
     this.shown.sort((a, b) => {
       const [x, y] = [value(a) ?? null, value(b) ?? null];
-      if (x === null || y === null) return (x === null) - (y === null); // what is not known comes last, always
+      if (x === null || y === null) return (x === null) - (y === null); // unknown values come last in either order
       return order(x, y) || a.name.localeCompare(b.name, "en", { numeric: true });
     });
     COLUMNS.forEach(({ key }, i) => {
@@ -70,7 +71,7 @@ export class Table {
     this.place(this.shown.map((run) => this.fill(run, colors.get(run.id), run.id === opened)));
   }
 
-  // Only a new order moves rows, and the focus goes with its row.
+  // Replace the rows only if their order changed, and keep the keyboard focus on the same row.
   place(rows) {
     if (rows.length === this.rows.children.length && rows.every((row, i) => row === this.rows.children[i])) return;
     const focused = document.activeElement;
@@ -108,7 +109,7 @@ export class Table {
     const row = element("tr");
     row.check = element("input", { type: "checkbox" });
     row.check.addEventListener("change", () => this.on.toggle([id], row.check.checked));
-    row.open = element("button", { type: "button", className: "name", title: "show its samples" });
+    row.open = element("button", { type: "button", className: "name", title: "show the samples of this run" });
     row.open.addEventListener("click", () => this.on.open(id));
     [row.more, row.notes] = [element("small"), element("small", { className: "note" })];
     row.badge = element("span");

@@ -1,1 +1,1 @@
-"""Faster implementations of parts of `gpt.py`, each tested against the plain one."""
+"""Provide faster implementations of parts of `gpt.py`. Tests compare each of them with a plain implementation."""

@@ -1,7 +1,8 @@
-"""Causal attention: softmax(q k^T / sqrt(D)) v over the past or a window of it, by the faster of two implementations.
+"""Compute causal attention, softmax(q k^T / sqrt(D)) v, by the faster of two implementations.
 
-One is torch's `scaled_dot_product_attention` (SDPA). On a CPU in bf16 its kernel is the slowest part of a training step,
-so there the same mathematics is done in blocks of queries, with matrix products of a size at which the CPU is fast.
+The first implementation is torch's `scaled_dot_product_attention` (SDPA). On a CPU in bf16, its kernel is the slowest part
+of a training step. The second implementation does the same in blocks of queries, with matrix products of a size at which
+the CPU is fast.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ def causal_attention(
 ) -> Tensor:
     """Compute causal attention: q (B, H, T, D), k and v (B, K, T, D), H a multiple of K -> (B, H, T, D).
 
-    A query attends to the last `window` tokens, itself included (None: all). `mask` (B, 1, T, T), True where a query may
-    attend, replaces causality and window. `dropout` is the probability of setting an attention weight to 0.
+    A query attends to the last `window` tokens, itself included (None: to all earlier tokens). If `mask` (B, 1, T, T) is
+    given, a query attends where it is True, and `window` is not used. `dropout` is the probability of setting an attention
+    weight to 0.
     """
     q, k, v = (x.to(product_dtype(x)) for x in (q, k, v))
     grouped, T = k.shape[1] != q.shape[1], q.shape[2]
@@ -43,7 +45,10 @@ def causal_attention(
 
 
 def window_mask(T: int, window: int | None, device: torch.device) -> Tensor:
-    """Return (T, T), True where a query (row) may attend: to itself and the `window` - 1 keys before it (None: all)."""
+    """Return (T, T), True where a query (row) may attend to a key (column).
+
+    A query attends to itself and to the `window` - 1 keys before it (None: to all keys before it).
+    """
     past = torch.ones(T, T, dtype=torch.bool, device=device).tril_()
     return past if window is None else past.triu_(1 - window)
 
@@ -51,9 +56,10 @@ def window_mask(T: int, window: int | None, device: torch.device) -> Tensor:
 def blocked_is_faster(q: Tensor, visible: int) -> bool:
     """Tell whether blocks are faster than SDPA, forward and backward together; `visible` is the number of keys per query.
 
-    Measured on cores with AVX512-BF16 and with AMX, D 32 to 64. In bf16: 2 to 4 times SDPA's speed at T = 128 to 1024,
-    and whole steps of small models at T = 16 to 64 are 1.4 to 2.2 times as fast. In fp32: 1.4 times at T = 128 to 1024,
-    equal at T <= 64. Without gradients SDPA's forward is as fast.
+    Measured on cores with AVX512-BF16 and with AMX, for D from 32 to 64. In bf16, blocks have 2 to 4 times the speed of SDPA
+    at T = 128 to 1024, and whole training steps of small models at T = 16 to 64 are 1.4 to 2.2 times as fast. In fp32,
+    blocks have 1.4 times the speed at T = 128 to 1024, and the same speed at T <= 64. Without gradients, SDPA is as fast as
+    blocks.
     """
     min_length = 8 if q.dtype == torch.bfloat16 else 64
     fits = q.device.type == "cpu" and q.shape[2] > min_length and visible <= MAX_BLOCKED_KEYS
@@ -65,7 +71,8 @@ class BlockedCausalAttention(torch.autograd.Function):
 
     With P = softmax(S), S = q k^T / sqrt(D), O = P v and an upstream gradient dO:
         dv = P^T dO,  dP = dO v^T,  dS = P * (dP - rowsum(P * dP)),  dq = dS k / sqrt(D),  dk = dS^T q / sqrt(D).
-    Softmax and its derivative are torch's fused kernels, fp32 inside. The G heads that share keys are rows of one product.
+    Softmax and its derivative are computed by torch's fused kernels, in fp32. The queries of the G heads that share keys are
+    rows of a single matrix product.
     """
 
     @staticmethod
@@ -74,7 +81,7 @@ class BlockedCausalAttention(torch.autograd.Function):
         B, H, T, D = q.shape
         N, G = B * k.shape[1], H // k.shape[1]
         with torch.autocast(q.device.type, enabled=False):
-            out = q.new_empty(B, T, H, D).transpose(1, 2)  # so that (B, T, H D) is a view of it
+            out = q.new_empty(B, T, H, D).transpose(1, 2)  # this layout makes (B, T, H D) a view, without a copy
             probabilities = []
             q, k, v = q.reshape(N, G, T, D), k.reshape(N, T, D), v.reshape(N, T, D)
             size = (BLOCK_QUERIES, BLOCK_QUERIES)
@@ -84,7 +91,7 @@ class BlockedCausalAttention(torch.autograd.Function):
                 n = end - start
                 scores = scaled_scores(q[:, :, start:end].reshape(N, G * n, D), k[:, first:end])
                 by_query = scores.view(N, G, n, end - first)
-                by_query[..., start - first :] += future[:n, :n]  # a fourth of masked_fill's time
+                by_query[..., start - first :] += future[:n, :n]  # takes a fourth of the time of masked_fill
                 if end - first > window:  # the first key is outside the window of the block's last query
                     too_old = by_query[..., : end - first - window]
                     too_old += torch.full_like(too_old[0, 0], float("-inf")).tril_(start - first - window)
@@ -106,7 +113,7 @@ class BlockedCausalAttention(torch.autograd.Function):
             grad = grad.to(q.dtype)
             dq = torch.empty_like(grad)
             grad = grad.reshape(N, G, T, D)
-            # transposed: dO^T P is faster than P^T dO, because the larger factor is read in the order of its memory
+            # Computed transposed: dO^T P is faster than P^T dO, because it reads the larger factor, P, in memory order.
             dk, dv = q.new_zeros(N, D, T), q.new_zeros(N, D, T)
             for start, p in zip(range(0, T, BLOCK_QUERIES), probabilities, strict=True):
                 keys = slice(first_key(start, ctx.window), end := start + p.shape[1] // G)
@@ -128,9 +135,9 @@ def first_key(start: int, window: int) -> int:
 def scaled_scores(q: Tensor, k: Tensor) -> Tensor:
     """Compute q k^T / sqrt(D) in fp32 or wider, even for bf16 factors: q (N, n, D), k (N, m, D) -> (N, n, m).
 
-    Scores rounded to bf16 make gradients worse the larger they are: the error is 1 % at a standard deviation of 3 and 9 %
-    at 30, where SDPA has 0.4 and 0.7 %. Not rounding costs a tenth of the attention's time. bmm has no fp32 output on a
-    CPU, so the factors are widened, and oneDNN narrows them again, exactly, to multiply.
+    If scores were rounded to bf16, large scores would make gradients inexact: by 1 % at a standard deviation of 3 and by 9 %
+    at 30 (SDPA: 0.4 % and 0.7 %). Scores in fp32 take a tenth of the attention's time. On a CPU, bmm cannot write fp32 from
+    bf16 factors. So the factors are converted to fp32, and oneDNN converts them back to bf16, exactly, for the product.
     """
     dtype = wide(q.dtype)
     matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]

@@ -1,8 +1,9 @@
-"""Cross-entropy of a linear output head that never holds the logits of a whole batch.
+"""Compute the cross-entropy of a linear output head without storing the logits of a whole batch.
 
-At vocabulary 16,000 the logits of 4,096 tokens take 262 MB in fp32, and their gradient another 262 MB. Here the head
-multiplies one chunk of rows at a time, and the softmax, in fp32, takes a part of the chunk at a time. The gradient of the
-logits, softmax minus one-hot, overwrites the logits as soon as their loss is known, so the backward pass only scales it.
+For a vocabulary of 16,000, the logits of 4,096 tokens take 262 MB in fp32, and their gradient another 262 MB. Here the head
+multiplies one chunk of rows at a time, and the softmax, in fp32, reads a part of the chunk at a time. The gradient of the
+logits (softmax minus one-hot) is computed in the forward pass and overwrites the logits. The gradients of inputs and weight
+follow in the same pass, so that the backward pass only scales them.
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ from torch.autograd.function import once_differentiable
 from positron.config import IGNORE
 from positron.model.kernels.precision import product_dtype, wide
 
-CHUNK_VALUES = 1 << 24  # logits per product, 32 MB in bf16: half as many are 3 % slower, twice as many 3 % faster
-# Logits per softmax, 16 MB in fp32. Parts that fit the cache, 1 << 19, are 3 % faster on idle cores, but each of their
-# small operators waits for the slowest thread: twice as slow when another program uses the cores, too.
+CHUNK_VALUES = 1 << 24  # logits per product, 32 MB in bf16; half as many are 3 % slower, twice as many 3 % faster
+# Logits per softmax, 16 MB in fp32. Parts that fit into the cache (1 << 19) are 3 % faster on idle cores. But each small
+# operator waits for the slowest thread, so that they are twice as slow when another program uses the cores, too.
 SOFTMAX_VALUES = 1 << 22
-MIN_EXACT_PROBABILITY = 1e-30  # below, fp32 is near the end of its range and the logarithm is inexact
+MIN_EXACT_PROBABILITY = 1e-30  # below this, fp32 is near the end of its range and the logarithm is inexact
 
 
 def linear_cross_entropy(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -97,14 +98,14 @@ def _losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     is_cpu = p.device.type == "cpu"  # on other devices, the comparison would wait for the device
     if is_cpu and bool((p_target > MIN_EXACT_PROBABILITY).all()):
         return p_target.log_().neg_().masked_fill_(targets == IGNORE, 0.0), p
-    # log-sum-exp = logit - log p for any token. The likeliest token has p >= 1 / V, which cannot underflow to 0; this
-    # costs less than half of a second pass of exponentials.
+    # log-sum-exp = logit - log p for any token. The most probable token has p >= 1 / V, which cannot underflow to 0. This
+    # takes less than half the time of computing all exponentials a second time.
     log_sum_exp = logits.amax(dim=-1).to(p.dtype) - p.amax(dim=-1).log()
     target = logits.gather(1, targets.clamp(min=0)[:, None])[:, 0].to(p.dtype)
     return (log_sum_exp - target).masked_fill_(targets == IGNORE, 0.0), p
 
 
 def _chunks(n: int, width: int, values: int) -> list[slice]:
-    """Divide n rows of `width` numbers into slices of at most `values` numbers, but at least one row, each."""
+    """Divide n rows of `width` numbers into slices. Each has at most `values` numbers, but at least one row."""
     size = max(1, values // width)
     return [slice(start, min(n, start + size)) for start in range(0, n, size)]

@@ -1,9 +1,9 @@
-"""Norms, heads and activations with hand-written gradients that need few passes over memory, for training on a CPU.
+"""Compute norms, heads and activations with hand-written gradients in few passes over memory, for training on a CPU.
 
-Each function computes what `gpt.py` writes with torch's operators. Each of those reads and writes a whole activation,
-forward and again backward, and much of it in fp32; that took a fourth of a training step. Here one pass does several of
-them, and the input of a matrix product is written in the product's dtype. Sums are in fp32 or wider. Each function is
-used only where it was measured to be faster: on a CPU, with gradients (docs/LOG.md).
+Each function has the same result as the operators of torch that `gpt.py` uses elsewhere. Each of these operators reads and
+writes a whole activation, forward and backward, often in fp32; together they took a fourth of a training step. Here one
+pass does the work of several operators, and writes the input of a matrix product in the dtype of the product. Sums are in
+fp32 or wider. Each function is used only where it was measured to be faster: on a CPU, with gradients (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from positron.model.kernels.precision import product_dtype, wide
 
 Rope = tuple[Tensor, Tensor]  # cos, sin
-# Rows per block, so that intermediate values stay in the cache. With two threads 256 rows are 1.15 times as fast as 128,
-# because each operator ends with a wait for the slowest thread; with one thread both are equal, and so is the result.
+# Rows per block; a small block keeps intermediate values in the cache. With two threads, 256 rows are 1.15 times as fast as
+# 128, because each operator waits for the slowest thread at its end. With one thread, both numbers are equally fast.
 GELU_ROWS = 256
 
 
@@ -72,7 +72,8 @@ def inverse_rms(x: Tensor, eps: float) -> Tensor:
 def interleave_pairs(rows: Tensor, d_head: int) -> Tensor:
     """Move rows i and i + D/2 of each head of a q or k matrix or bias (heads * D, ...) to 2i and 2i + 1.
 
-    A rotary pair is then one complex number. Scores do not change, because q and k are permuted in the same way.
+    The two numbers that RoPE rotates together (a rotary pair) are then one complex number. Scores do not change, because q
+    and k are permuted in the same way.
     """
     pairs: Tensor = rows.unflatten(0, (-1, 2, d_head // 2))
     return pairs.transpose(1, 2).flatten(0, 2)
@@ -81,8 +82,8 @@ def interleave_pairs(rows: Tensor, d_head: int) -> Tensor:
 def heads(qkv: Tensor, rope: Rope | None, n_head: int, n_kv_head: int, norm_eps: float | None) -> tuple[Tensor, ...]:
     """Split a packed projection into heads: qkv (B, T, (H + 2K) D) -> q (B, H, T, D), k and v (B, K, T, D).
 
-    q and k, whose pairs are interleaved, are rotated by `rope`, cos and sin (T, D/2) or (B, 1, T, D/2), and divided by their
-    root mean square if `norm_eps` is given. The results are contiguous.
+    q and k, whose rotary pairs must be interleaved, are rotated by `rope`: cos and sin (T, D/2) or (B, 1, T, D/2), None for
+    no rotation. If `norm_eps` is given, they are divided by their root mean square. The results are contiguous.
     """
     rotation = None
     if rope is not None:
@@ -95,10 +96,10 @@ def heads(qkv: Tensor, rope: Rope | None, n_head: int, n_kv_head: int, norm_eps:
 
 
 class Heads(torch.autograd.Function):
-    """Split into heads, normalise and rotate in one pass; see `heads`.
+    """Split a packed projection into heads, normalise and rotate them in one pass; see `heads`.
 
-    Rotation does not change lengths, so it may come after the normalisation. For y = rotate(x) r, r = 1 / rms(x), and an
-    upstream gradient g:  dx = rotate back (r (g - y mean(g y))).
+    A rotation does not change lengths, so it may come after the normalisation. For y = rotate(x) r with r = 1 / rms(x), and
+    an upstream gradient g, dx is r (g - y mean(g y)), rotated by the negative angle.
     """
 
     @staticmethod
@@ -187,7 +188,7 @@ class SquaredReLU(torch.autograd.Function):
 def gelu(h: Tensor) -> Tensor:
     """Compute GELU's tanh form by the faster implementation.
 
-    In bf16 on a CPU that is `GELU`: it takes two thirds of the time of torch's kernels and is exact to the last bit.
+    In bf16 on a CPU, the faster implementation is `GELU`, which takes two thirds of the time of torch's kernels.
     """
     if is_faster(h) and h.dtype == torch.bfloat16:
         out: Tensor = GELU.apply(h)
@@ -198,13 +199,13 @@ def gelu(h: Tensor) -> Tensor:
 class GELU(torch.autograd.Function):
     """Compute GELU's tanh form (arXiv:1606.08415) as h s with s = sigmoid(2 u), u = sqrt(2 / pi) (h + 0.044715 h^3).
 
-    It is the same because (1 + tanh u) / 2 = s. The derivative is s + 2 h u' s (1 - s).
+    Both forms are equal, because (1 + tanh u) / 2 = s. The derivative is s + 2 h u' s (1 - s).
     """
 
     @staticmethod
     def forward(ctx: Any, h: Tensor) -> Tensor:
         """Compute the function and save its derivative, block by block."""
-        # as tensors, so that a + b x^2 is one pass
+        # Constants are tensors, so that a + b x^2 is computed in one pass.
         unit, a = torch.tensor([1.0, 2 * math.sqrt(2 / math.pi)], dtype=wide(h.dtype))
         b = 0.044715 * a.item()
         y, slope = torch.empty_like(h), torch.empty_like(h)

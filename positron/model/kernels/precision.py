@@ -1,4 +1,4 @@
-"""The dtypes of matrix products and of sums."""
+"""Choose the dtypes of matrix products and of sums."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ from torch import Tensor
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype in which x is multiplied: autocast's if it is on, else its own; float64 always stays."""
+    """Return the dtype in which x is multiplied: the dtype of autocast if it is on, else the dtype of x.
+
+    float64 stays float64 even with autocast.
+    """
     device = x.device.type
     if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
         return x.dtype

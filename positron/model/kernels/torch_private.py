@@ -1,8 +1,8 @@
-"""Every undocumented symbol of torch that Positron uses, with the behaviour that it relies on.
+"""Wrap every undocumented symbol of torch that Positron uses, and describe the behaviour that Positron relies on.
 
-A version of torch may change or remove any of them without notice; tests/model/test_torch_private.py checks the signature
-of each and its result for a small input. Checked with torch 2.13.0. NumPy and Lightning are used through their public
-interfaces only, and numpy_ref needs none of this.
+A version of torch may change or remove any of these symbols without notice. tests/model/test_torch_private.py checks the
+signature of each symbol and its result for a small input. Checked with torch 2.13.0. NumPy and Lightning are used through
+their public interfaces only, and numpy_ref does not use torch.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ COMPILED_MARK = "_orig_mod."  # torch.compile(module) puts this before the names
 
 
 def softmax_gradient(grad: Tensor, softmax: Tensor) -> Tensor:
-    """Return softmax * (grad - sum(grad * softmax)) over the last axis, by the kernel of softmax's own backward.
+    """Return softmax * (grad - sum(grad * softmax)) over the last axis, by torch's kernel for the gradient of softmax.
 
-    `torch._softmax_backward_data(grad, output, dim, input_dtype)`: one pass, with sums in fp32 for bf16. Written with
-    public operators it takes three passes over the largest tensors of attention.
+    `torch._softmax_backward_data(grad, output, dim, input_dtype)` needs one pass, with sums in fp32 for bf16. Public
+    operators would need three passes over the largest tensors of attention.
     """
     gradient: Tensor = torch._softmax_backward_data(grad, softmax, -1, softmax.dtype)
     return gradient
 
 
 def packs_bf16() -> bool:
-    """Tell whether this processor multiplies bf16 by oneDNN (`mkldnn._is_mkldnn_bf16_supported`)."""
+    """Tell whether oneDNN can multiply bf16 matrices on this processor (`mkldnn._is_mkldnn_bf16_supported`)."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def packed(weight: Tensor) -> Tensor:
     """Copy a matrix (out, in) into oneDNN's blocked layout (`mkldnn._reorder_linear_weight`), for `packed_linear`.
 
-    The result is an opaque tensor of the layout `torch._mkldnn`: nothing but the two functions below can read it.
+    The result is an opaque tensor of the layout `torch._mkldnn`, which only the next two functions can read.
     """
     reordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
     return reordered
@@ -55,8 +55,8 @@ def packed_linear_plus(x: Tensor, other: Tensor, weight: Tensor, bias: Tensor | 
 def int8_linear(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
     """Return (x q^T) * scale for x (n, in) in bf16, q (out, in) in int8, scale (out,) in bf16, on a CPU.
 
-    `aten._weight_int8pack_mm` checks no bounds: if `in` is not a multiple of 32, it reads beyond the end of the rows, which
-    gives noise or a crash. The caller must make sure that it is.
+    `in` must be a multiple of 32. `aten._weight_int8pack_mm` does not check this: otherwise it reads beyond the end of the
+    rows, which gives wrong results or a crash.
     """
     y: Tensor = torch.ops.aten._weight_int8pack_mm(x, q, scale)
     return y
@@ -65,7 +65,7 @@ def int8_linear(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
 def has_forward_hooks(module: nn.Module) -> bool:
     """Tell whether the module has hooks of `register_forward_hook` (`Module._forward_hooks`, a dictionary).
 
-    They are not called if the module is bypassed, that is, if its weights are multiplied elsewhere.
+    A hook is not called by code that uses the weights of the module without calling the module.
     """
     return bool(module._forward_hooks)
 
@@ -76,7 +76,7 @@ def undo_compile(module: nn.Module) -> None:
 
 
 def skip_step_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
-    """Make the next steps of a fused optimizer change nothing if `bad` () is 1.0, without waiting for the device.
+    """Make the next steps of a fused optimizer change nothing if the scalar `bad` is 1.0, without waiting for the device.
 
     The attribute `found_inf` is meant for the gradient scaler: fused kernels read it with `getattr(self, "found_inf",
     None)` and then leave weights, moments and the step count unchanged.
