@@ -234,19 +234,19 @@ class Decoder:
         return self._logits(x[torch.tensor([i * n + len(p) - 1 for i, p in enumerate(prompts)])])
 
     @torch.inference_mode()
-    def read(self, ids: list[int]) -> Tensor:
-        """Append T tokens to row 0 and return the logits after each of them, (T, V).
+    def read(self, ids: list[int], row: int = 0) -> Tensor:
+        """Append T tokens to a row and return the logits after each of them, (T, V).
 
         Raises ValueError if the tokens do not fit the cache.
         """
-        start, n = self.lengths[0], self.lengths[0] + len(ids)
+        start, n = self.lengths[row], self.lengths[row] + len(ids)
         if n > self.config.context_length:
             raise ValueError(f"{n} tokens do not fit the cache of {self.config.context_length}")
         idx = torch.tensor(ids, device=self.device)
         x = F.embedding(idx, self.wte)  # (T, C)
         if self.smear is not None:
-            self.ids[0, start:n] = idx
-            before = F.embedding(self.ids[0, max(0, start - 1) : n - 1], self.wte)
+            self.ids[row, start:n] = idx
+            before = F.embedding(self.ids[row, max(0, start - 1) : n - 1], self.wte)
             x = x + self.smear * (before if start else F.pad(before, (0, 0, 1, 0)))
         if self.positions is not None:
             x = x + self.positions[start:n]
@@ -254,14 +254,15 @@ class Decoder:
         mask = window_mask(n, self.config.window, self.device)[start:]  # (T, n)
 
         def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            keys, values = keys[row : row + 1], values[row : row + 1]
             keys[0, :, start:n], values[0, :, start:n] = k.transpose(0, 1), v.transpose(0, 1)
             y = F.scaled_dot_product_attention(
-                q.transpose(0, 1)[None], keys[:1, :, :n], values[:1, :, :n], attn_mask=mask, enable_gqa=self.K < self.H
+                q.transpose(0, 1)[None], keys[:, :, :n], values[:, :, :n], attn_mask=mask, enable_gqa=self.K < self.H
             )
             return y[0].transpose(0, 1).reshape(n - start, -1)
 
         x = self._through(x, turn, attend)
-        self.lengths[0] = n
+        self.lengths[row] = n
         return self._logits(x)
 
     def _before(self, ids: Tensor) -> Tensor:
@@ -277,6 +278,40 @@ class Decoder:
         rows = torch.arange(len(ids), device=self.device)
         self.ids[rows, places] = ids
         return F.embedding(self.ids[rows, places - 1], self.wte) * (places > 0)[:, None]
+
+    @torch.inference_mode()
+    def step_some(self, ids: Tensor, rows: list[int]) -> Tensor:
+        """Append one token to each of `rows`: ids (b,) -> next-token logits (b, V); the other rows are not touched.
+
+        Each row attends by itself, with the same operators as in a decoder of one row. The rest is computed for all rows
+        together. Raises ValueError if the cache of a row is full.
+        """
+        places = [self.lengths[row] for row in rows]
+        if max(places) >= self.config.context_length:
+            raise ValueError(f"the cache is full: {self.config.context_length} tokens")
+        where, window = torch.tensor(places, device=self.device), self.config.window or self.config.context_length
+        x = F.embedding(ids, self.wte)  # (b, C)
+        if self.smear is not None:
+            self.ids[rows, where] = ids
+            x = x + self.smear * (F.embedding(self.ids[rows, where - 1], self.wte) * (where > 0)[:, None])
+        if self.positions is not None:
+            x = x + self.positions[where]
+        turn = None if self.turn is None else self.turn[where]
+
+        def attend(q: Tensor, k: Tensor, v: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            y = []
+            for i, (row, place) in enumerate(zip(rows, places, strict=True)):
+                keys[row, :, place], values[row, :, place] = k[i], v[i]
+                visible = slice(max(0, place + 1 - window), place + 1)
+                query = q[i].reshape(1, self.K, self.H // self.K, self.D)
+                mine = keys[row : row + 1, :, visible], values[row : row + 1, :, visible]
+                y.append(F.scaled_dot_product_attention(query, *mine).reshape(1, self.H * self.D))
+            return torch.cat(y)
+
+        x = self._through(x, turn, attend)
+        for row in rows:
+            self.lengths[row] += 1
+        return self._logits(x)
 
     @torch.inference_mode()
     def step(self, ids: Tensor) -> Tensor:

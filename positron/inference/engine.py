@@ -72,7 +72,7 @@ class Engine:
         ended = [False] * len(prompts) if ended is None else ended
         seen, stops, rows = [list(p) for p in prompts], set(stop_ids), list(range(len(prompts)))
         decoder = self.decoder.with_empty_cache(len(prompts))
-        logits = decoder.prefill(rows, [self._window(s) for s in seen])
+        logits = decoder.prefill(rows, [self.window(s) for s in seen])
         for count in range(max_tokens):
             chosen: list[int | None] = []
             for i in rows:
@@ -88,8 +88,13 @@ class Engine:
             if count + 1 < max_tokens:
                 logits = self._read(decoder, seen, ended)
 
-    def _window(self, seen: list[int]) -> list[int]:
-        return seen if len(seen) <= self.context else seen[-max(1, self.context // 2) :]
+    def window(self, seen: list[int]) -> list[int]:
+        """Return the tokens to read before a text continues: all of them, or the last half of a context if they do not fit."""
+        return seen if len(seen) <= self.context else self.last_half(seen)
+
+    def last_half(self, seen: list[int]) -> list[int]:
+        """Return the tokens to read again when the context is full."""
+        return seen[-max(1, self.context // 2) :]
 
     def _read(self, decoder: Decoder, seen: list[list[int]], ended: list[bool]) -> torch.Tensor:
         """Read the newest token of each row and return the logits after it, (B, V)."""
@@ -97,7 +102,7 @@ class Engine:
         active = [i for i in full if not ended[i]]
         if active:
             logger.debug(f"the context of {self.context} tokens is full: continuing with its last half")
-            decoder.prefill(active, [seen[i][-max(1, self.context // 2) :] for i in active])
+            decoder.prefill(active, [self.last_half(seen[i]) for i in active])
         for i in full:  # `step` below reads the newest token again, with the same result; rows that ended are not used
             decoder.lengths[i] = decoder.lengths[i] - 1 if i in active else 0
         return decoder.step(torch.tensor([row[-1] for row in seen], device=decoder.device))

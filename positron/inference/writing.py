@@ -49,6 +49,11 @@ class Progress:
             self.ended, self.tokens = True, self._tokens_of(self._shown + len(rest))
         return rest
 
+    @property
+    def shown_tokens(self) -> int:
+        """Return the number of tokens to which the characters shown so far belong; without stop strings, of all tokens."""
+        return self._tokens_of(self._shown) if self._stops else self.tokens
+
     def _tokens_of(self, characters: int) -> int:
         """Return the number of tokens that the first `characters` characters of the text needed."""
         return next((i + 1 for i, length in enumerate(self._lengths) if length >= characters), 0) if characters else 0

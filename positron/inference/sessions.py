@@ -1,0 +1,233 @@
+"""Generate many texts in one batch, which each text joins and leaves between two steps.
+
+A text has a row of the cache, a random generator and settings of its own. In fp32 it is, token for token, the text that
+`Engine.stream` returns, whatever the other rows do: a step computes only as many rows together as give each row exactly what
+it gets alone (`exact_rows`). The one exception is the next turn of a conversation whose earlier turns a row still holds: they
+are not read again, so that its logits are equal up to the order of their sums only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from positron.inference.decoder import Decoder
+from positron.inference.engine import Engine
+from positron.inference.sampling import Sampling, choose
+from positron.inference.writing import Progress
+
+SCORED_TOGETHER = 128  # tokens of a prompt whose logits are in memory at the same time
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Describe a text to generate.
+
+    `logprobs`: the number of likeliest tokens to report with each token; None: no log-probabilities. `scores_prompt`: report
+    the log-probabilities of the prompt's tokens, too. `max_tokens` may be 0 then.
+    """
+
+    ids: list[int]
+    sampling: Sampling
+    max_tokens: int
+    seed: int
+    stop_ids: frozenset[int]
+    stops: tuple[str, ...] = ()
+    logprobs: int | None = None
+    scores_prompt: bool = False
+
+
+class Token(NamedTuple):
+    """Hold a token, the logarithm of its probability before sampling settings, and that of the likeliest tokens."""
+
+    id: int
+    logprob: float
+    likeliest: list[tuple[int, float]]
+
+
+class Piece(NamedTuple):
+    """Hold what a step adds to a text; `tokens` is empty unless the request asks for log-probabilities."""
+
+    text: str
+    tokens: list[Token]
+    finish: Literal["stop", "length"] | None = None  # stop: the text ended by itself or at a stop string
+
+
+class Session:
+    """Hold the state of one text."""
+
+    def __init__(self, request: Request, row: int, engine: Engine) -> None:
+        self.request, self.row = request, row
+        self.seen = list(request.ids)
+        self.generator = torch.Generator().manual_seed(request.seed)
+        self.progress = Progress(engine.tokenizer, request.stops)
+        self.reused = 0  # tokens of the prompt that the row held already
+        self.prompt: list[Token] = []  # the prompt's tokens from the second on, if the request scores them
+        self.count = 0  # tokens generated so far
+        self._held_back: list[Token] = []  # generated tokens whose text is not yet shown
+        self._shown = 0
+
+    def push(self, token: int, logits: Tensor) -> Piece:
+        """Take the next token, which was chosen by `logits` (V,)."""
+        if token in self.request.stop_ids:
+            return self._finished("", by_itself=True)
+        self.seen.append(token)
+        self.count += 1
+        if self.request.logprobs is not None:
+            self._held_back.append(scored(logits[None], [token], self.request.logprobs)[0])
+        text = self.progress.push(token)
+        if self.progress.ended:
+            return Piece(text, self._newly_shown(self.progress.tokens), "stop")
+        if self.count >= self.request.max_tokens:
+            return self._finished(text, by_itself=False)
+        return Piece(text, self._newly_shown(self.progress.shown_tokens))
+
+    def _finished(self, text: str, by_itself: bool) -> Piece:
+        text += self.progress.finish(by_itself)
+        finish: Literal["stop", "length"] = "stop" if self.progress.ended else "length"
+        return Piece(text, self._newly_shown(self.progress.tokens), finish)
+
+    def _newly_shown(self, total: int) -> list[Token]:
+        """Return the tokens up to the number `total` that were not yet returned."""
+        count = total - self._shown
+        shown, self._held_back = self._held_back[:count], self._held_back[count:]
+        self._shown += len(shown)
+        return shown
+
+
+class Sessions:
+    """Step up to `slots` texts of one engine. Not thread-safe: one thread calls everything.
+
+    A text joins, and then alternately `choose` yields the next token of each text and `read` computes the logits after it.
+    """
+
+    def __init__(self, engine: Engine, slots: int) -> None:
+        self.engine, self.slots = engine, slots
+        self.decoder = engine.decoder.with_empty_cache(slots)
+        self.active: list[Session] = []
+        self.together = exact_rows(self.decoder) if self.decoder.dtype == torch.float32 else slots
+        self._free = list(range(slots))  # the row that was free for the longest time is first
+        self._held: list[list[int]] = [[] for _ in range(slots)]  # the tokens in a free row, from position 0
+        self._prompts = [0] * slots  # of these, the number of tokens of the row's last prompt
+        self._logits: dict[Session, Tensor] = {}
+
+    @property
+    def has_free_row(self) -> bool:
+        """Tell whether another text can join."""
+        return bool(self._free)
+
+    def join(self, request: Request) -> Session:
+        """Read the prompt in a free row; the row that holds the earlier turns of the same conversation is preferred."""
+        ids = self.engine.window(request.ids)
+        row = max(self._free, key=lambda row: self._known(row, ids, request))
+        session = Session(request, row, self.engine)
+        session.reused = self._known(row, ids, request)
+        self._free.remove(row)
+        if session.reused or request.scores_prompt:
+            self.decoder.lengths[row] = session.reused
+            logits = self._read_scored(session, ids) if request.scores_prompt else self._continue(session, ids)
+        else:
+            logits = self.decoder.prefill([row], [ids])[0]
+        self._prompts[row] = len(ids) if ids == request.ids else 0
+        if request.max_tokens == 0:
+            self._release(session)
+        else:
+            self.active.append(session)
+            self._logits[session] = logits
+        return session
+
+    def _known(self, row: int, ids: list[int], request: Request) -> int:
+        """Return how many tokens the row holds of a prompt that continues the row's last prompt, else 0."""
+        held, least = self._held[row], self._prompts[row]
+        if request.scores_prompt or not 0 < least < len(ids) or held[:least] != ids[:least]:
+            return 0
+        pairs = zip(held, ids[:-1], strict=False)  # the last token is read, for the logits after it
+        return next((i for i, (ours, new) in enumerate(pairs) if ours != new), min(len(held), len(ids) - 1))
+
+    def _continue(self, session: Session, ids: list[int]) -> Tensor:
+        return self.decoder.read(ids[session.reused :], session.row)[-1]
+
+    def _read_scored(self, session: Session, ids: list[int]) -> Tensor:
+        """Read the prompt from its beginning and score each of its tokens but the first."""
+        for start in range(0, len(ids), SCORED_TOGETHER):
+            logits = self.decoder.read(ids[start : start + SCORED_TOGETHER], session.row)
+            following = ids[start + 1 : start + 1 + SCORED_TOGETHER]
+            session.prompt += scored(logits[: len(following)], following, session.request.logprobs or 0)
+        return logits[-1]
+
+    def leave(self, session: Session) -> None:
+        """End a text and free its row."""
+        self.active.remove(session)
+        del self._logits[session]
+        self._release(session)
+
+    def _release(self, session: Session) -> None:
+        row = session.row
+        self._held[row] = session.seen[: self.decoder.lengths[row]] if self._prompts[row] else []
+        self._free.append(row)
+
+    def choose(self, sessions: Sequence[Session]) -> list[tuple[Session, Piece | Exception]]:
+        """Choose the next token of these texts. Texts that end, by an error too, leave."""
+        pieces: list[tuple[Session, Piece | Exception]] = []
+        for session in sessions:
+            logits, sampling = self._logits[session], session.request.sampling
+            try:
+                token = choose(logits, sampling, session.seen, session.generator, self.engine.specials)
+                piece: Piece | Exception = session.push(token, logits)
+            except Exception as error:  # such as logits that are not finite: the other texts continue
+                piece = error
+            if isinstance(piece, Exception) or piece.finish:
+                self.leave(session)
+            pieces.append((session, piece))
+        return pieces
+
+    def read(self, sessions: Sequence[Session]) -> None:
+        """Read the newest token of these texts."""
+        for session in sessions:
+            if self.decoder.lengths[session.row] >= self.engine.context:
+                # as Engine does: the step below reads the newest token again, with the same result
+                self.decoder.prefill([session.row], [self.engine.last_half(session.seen)])
+                self.decoder.lengths[session.row] -= 1
+                self._prompts[session.row] = 0  # the row no longer holds the beginning of the text
+        for start in range(0, len(sessions), self.together):
+            part = sessions[start : start + self.together]
+            newest = torch.tensor([session.seen[-1] for session in part], device=self.decoder.device)
+            for session, logits in zip(
+                part, self.decoder.step_some(newest, [session.row for session in part]), strict=True
+            ):
+                self._logits[session] = logits
+
+
+def scored(logits: Tensor, tokens: list[int], likeliest: int) -> list[Token]:
+    """Compute the log-probabilities of `tokens` (T,) and of the likeliest tokens by logits (T, V)."""
+    logprobs = logits.double().log_softmax(dim=-1)
+    chosen = logprobs.gather(-1, torch.tensor(tokens, dtype=torch.long, device=logits.device)[:, None])[:, 0].tolist()
+    values, ids = (x.tolist() for x in logprobs.topk(min(likeliest, logits.shape[-1])))
+    return [
+        Token(token, logprob, list(zip(row, row_values, strict=True)))
+        for token, logprob, row, row_values in zip(tokens, chosen, ids, values, strict=True)
+    ]
+
+
+def exact_rows(decoder: Decoder) -> int:
+    """Return how many rows `step_some` may compute together so that each gets, bit for bit, the logits it gets alone.
+
+    oneDNN's products with packed weights give a row the same result in any number of rows; those of `F.linear` do not.
+    Which one this machine uses, and how it divides the elementwise operators among threads, is not for us to know: a step
+    in the middle of an empty context is computed with each number of rows and compared.
+    """
+    slots = len(decoder.lengths)
+    probe, rows = decoder.with_empty_cache(slots), list(range(slots))
+    ids = torch.arange(slots, device=decoder.device) % decoder.config.vocab_size
+
+    def logits(rows: list[int]) -> Tensor:
+        probe.lengths = [decoder.config.context_length // 2] * slots
+        return probe.step_some(ids[rows], rows)
+
+    alone = torch.cat([logits([row]) for row in rows])
+    exact = (torch.equal(logits(rows[:count]), alone[:count]) for count in range(2, slots + 1))
+    return next((count for count, is_exact in enumerate(exact, 1) if not is_exact), slots)
