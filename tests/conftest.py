@@ -50,6 +50,8 @@ _IMPORTED_LATE = (  # what commands import inside functions, and what test modul
     "positron.data.stream_windows",
     "positron.evaluation.comparison",
     "positron.evaluation.report",
+    "positron.serving.app",
+    "positron.serving.connection",
     "hydra.main",
     "hydra._internal.hydra",
     "hydra._internal.core_plugins.basic_launcher",

@@ -193,8 +193,8 @@ def test_every_command_of_the_readme_and_the_guides_runs(pages, run_command, sta
             plain(shlex.split(command), tmp_path)
             continue
         name, arguments = words_of(command)
-        if name == "dashboard":  # it stays until Ctrl-C: its own test asks for its pages
-            page = start("dashboard", "--port", "0")
+        if name in ("dashboard", "serve"):  # they stay until Ctrl-C: their own tests send requests
+            page = start(name, *arguments, "--port", "0")
             while "press Ctrl-C to stop" not in page.said():
                 assert page.process.is_alive(), command
             os.kill(page.process.pid, signal.SIGINT)

@@ -20,6 +20,7 @@ COMMANDS = (
     "sft",
     "generate",
     "chat",
+    "serve",
     "evaluate",
     "compare",
     "scaling",

@@ -1,0 +1,99 @@
+"""Serve runs to programs on this machine, by an OpenAI-compatible API.
+
+    python -m positron.serve
+    python -m positron.serve tinygpt tinygpt-sft --port 8001
+
+http://127.0.0.1:8000/v1 is the base URL for clients; `model` is the name of a run. Ctrl-C stops the server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+
+from positron.cli.sampling_options import weights_option
+from positron.inference.arguments import weights_of
+from positron.system.command_parser import CommandParser
+from positron.system.console import Screen, say_loading
+from positron.system.errors import UserError
+from positron.system.exits import errors_as_one_line
+from positron.system.log import screen_log
+from positron.system.threads import SPIN_WRITING, spin
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+KEY_VARIABLE = "POSITRON_API_KEY"
+MIN_KEY_LENGTH = 16
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
+    parser = CommandParser(
+        prog="python -m positron.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="run folders, or names below outputs/ (default: the one trained last)"
+    )
+    parser.add_argument("--port", type=int, default=8000, help="port (default: %(default)s; 0: any free port)")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on (default: %(default)s, this machine only); another one needs --api-key",
+    )
+    parser.add_argument(
+        "--api-key",
+        metavar="KEY",
+        help=f"clients must send this key, of at least {MIN_KEY_LENGTH} characters (default: the environment variable "
+        f"{KEY_VARIABLE}, which other users of this machine cannot see)",
+    )
+    weights_option(parser)
+    return parser
+
+
+def chosen_key(given: str | None, host: str) -> str | None:
+    """Return the key that clients must send; raises UserError if the address needs one and none is given."""
+    key = given if given is not None else os.environ.get(KEY_VARIABLE)
+    if key is None and host not in LOOPBACK_HOSTS:
+        raise UserError(
+            f"--host {host} lets other machines use the models: give --api-key too, or leave --host out for this machine only"
+        )
+    if key is not None and (len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() or " " in key):
+        raise UserError(
+            f"the API key must have at least {MIN_KEY_LENGTH} characters, ASCII without spaces: make one with "
+            'python -c "import secrets; print(secrets.token_urlsafe())"'
+        )
+    return key
+
+
+def main() -> None:
+    """Run the command until Ctrl-C."""
+    spin(SPIN_WRITING)
+    with errors_as_one_line(), screen_log(Screen().line):
+        options = arguments().parse_args()
+        key, weights = chosen_key(options.api_key, options.host), weights_of(options.weights)
+        say_loading(", ".join(options.runs) or "the run trained last")
+        from positron.run.folder import announce, find_run
+        from positron.serving.app import create_app
+        from positron.serving.connection import Server, listen, url_of
+        from positron.serving.models import refuse_same_names, serve_run
+
+        runs = [find_run(name) for name in options.runs or [None]]
+        refuse_same_names(runs)
+        if not options.runs:
+            announce(runs[0], None)
+        listener = listen(options.host, options.port)
+        models = [serve_run(run, weights) for run in runs]
+        for model in models:
+            kind = "chats" if model.chats else "continues texts"
+            Screen().line(f"{model.name} {kind}; it reads {model.context} tokens")
+        Screen().line(f"{url_of(listener)}/v1 is an OpenAI-compatible API; press Ctrl-C to stop")
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a script in the background leaves Ctrl-C ignored
+        with contextlib.suppress(KeyboardInterrupt):
+            Server(create_app(models, key), listener).run_until_stopped()
+        for model in models:
+            model.worker.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Write the objects of OpenAI's API: answers, chunks of a stream, usage and log-probabilities."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from positron.inference.sessions import Piece, Session, Token
+from positron.serving.models import Served
+from positron.serving.parameters import Call
+from positron.text.tokenizer import SPECIALS, StreamDecoder, Tokenizer
+
+LEAST_LOGPROB = -9999.0  # OpenAI's value for a probability of 0, whose logarithm JSON cannot express
+
+
+class _Vocabulary:
+    """Name tokens."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.specials = {tokenizer.special_id(name): name for name in SPECIALS}
+
+    def name(self, i: int) -> str:
+        r"""Return a token's text; one that is a part of a character is written as `bytes:`, then `\xf0` and so on."""
+        if i in self.specials:
+            return self.specials[i]
+        data = self.tokenizer.bytes_of(i)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+class Answer:
+    """Write the objects of one request."""
+
+    def __init__(self, call: Call, served: Served, is_chat: bool) -> None:
+        self.call, self.served, self.is_chat = call, served, is_chat
+        self.vocabulary = _Vocabulary(served.tokenizer)
+        kind = ("chatcmpl", "chat.completion") if is_chat else ("cmpl", "text_completion")
+        self.id, self.object, self.created = f"{kind[0]}-{secrets.token_hex(12)}", kind[1], int(time.time())
+        self.offsets = [0] * len(call.requests)  # characters before the next token of each text
+        self.decoders = [StreamDecoder(served.tokenizer) for _ in call.requests]
+
+    def whole(self, sessions: list[Session], pieces: list[list[Piece]]) -> dict[str, Any]:
+        """Return the answer that is not streamed: `pieces` of each text, with its session."""
+        choices = []
+        for i, (session, parts) in enumerate(zip(sessions, pieces, strict=True)):
+            text = self.call.echoed[i] + "".join(part.text for part in parts)
+            prompt = self._prompt_logprobs(i, session)
+            logprobs = self._joined(i, prompt, [token for part in parts for token in part.tokens])
+            content = (
+                {"message": {"role": "assistant", "content": text, "refusal": None}} if self.is_chat else {"text": text}
+            )
+            choices.append({"index": i, **content, "logprobs": logprobs, "finish_reason": parts[-1].finish})
+        return {**self._head(self.object), "choices": choices, "usage": self.usage(sessions)}
+
+    def first_chunks(self) -> list[dict[str, Any]]:
+        """Return what a stream begins with: in a chat, who speaks."""
+        if not self.is_chat:
+            return []
+        return [
+            self._chunk(i, {"delta": {"role": "assistant", "content": ""}}, None, None)
+            for i in range(len(self.call.requests))
+        ]
+
+    def chunk(self, i: int, session: Session, piece: Piece, is_first: bool) -> dict[str, Any] | None:
+        """Return the chunk for a piece of text i; None if there is nothing to say."""
+        prompt = self._prompt_logprobs(i, session) if is_first else []
+        text = self.call.echoed[i] + piece.text if is_first else piece.text
+        if not (text or piece.tokens or prompt or piece.finish):
+            return None
+        logprobs = self._joined(i, prompt, piece.tokens)
+        content = {"delta": {"content": text} if text else {}} if self.is_chat else {"text": text}
+        return self._chunk(i, content, logprobs, piece.finish)
+
+    def usage_chunk(self, sessions: list[Session]) -> dict[str, Any]:
+        """Return the last chunk of a stream whose client asked for the usage."""
+        return {**self._head(self._chunk_object()), "choices": [], "usage": self.usage(sessions)}
+
+    def usage(self, sessions: list[Session]) -> dict[str, Any]:
+        """Count the tokens of the prompts and of the texts."""
+        new, prompt = sum(session.progress.tokens for session in sessions), self.call.prompt_tokens
+        cached = sum(session.reused for session in sessions)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": new,
+            "total_tokens": prompt + new,
+            "prompt_tokens_details": {"cached_tokens": cached},
+        }
+
+    def _chunk_object(self) -> str:
+        return f"{self.object}.chunk" if self.is_chat else self.object
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {"id": self.id, "object": kind, "created": self.created, "model": self.served.name}
+
+    def _chunk(self, i: int, content: dict[str, Any], logprobs: Any, finish: str | None) -> dict[str, Any]:
+        choice = {"index": i, **content, "logprobs": logprobs, "finish_reason": finish}
+        usage = {"usage": None} if self.call.include_usage else {}
+        return {**self._head(self._chunk_object()), "choices": [choice], **usage}
+
+    def _prompt_logprobs(self, i: int, session: Session) -> list[Token | int]:
+        """Return the tokens of the prompt that the client sent, if it asked for their log-probabilities.
+
+        The first of them is an id alone, because nothing came before it, unless the server put a token before it.
+        """
+        request = self.call.requests[i]
+        if not request.scores_prompt:
+            return []
+        return [*request.ids[self.call.hidden : 1], *session.prompt]
+
+    def _joined(self, i: int, prompt: Iterable[Token | int], tokens: list[Token]) -> dict[str, Any] | None:
+        if self.call.requests[i].logprobs is None:
+            return None
+        if self.is_chat:
+            return {"content": [self._chat_logprob(token) for token in tokens], "refusal": None}
+        return self._completion_logprobs(i, [*prompt, *tokens])
+
+    def _chat_logprob(self, token: Token) -> dict[str, Any]:
+        return {
+            **self._named(token.id, token.logprob),
+            "top_logprobs": [self._named(*other) for other in token.likeliest],
+        }
+
+    def _named(self, i: int, logprob: float) -> dict[str, Any]:
+        return {
+            "token": self.vocabulary.name(i),
+            "logprob": max(logprob, LEAST_LOGPROB),
+            "bytes": list(self.served.tokenizer.bytes_of(i)),
+        }
+
+    def _completion_logprobs(self, i: int, tokens: list[Token | int]) -> dict[str, Any]:
+        wants = self.call.requests[i].logprobs
+        names, offsets = [], []
+        logprobs: list[float | None] = []
+        likeliest: list[dict[str, float] | None] = []
+        for token in tokens:
+            number = token if isinstance(token, int) else token.id
+            names.append(self.vocabulary.name(number))
+            offsets.append(self.offsets[i])
+            self.offsets[i] += len(self.decoders[i].push(number))
+            if isinstance(token, int):
+                logprobs.append(None)
+                likeliest.append(None)
+            else:
+                logprobs.append(max(token.logprob, LEAST_LOGPROB))
+                named: dict[str, float] = {}
+                for other, value in [*token.likeliest, (token.id, token.logprob)]:
+                    named.setdefault(self.vocabulary.name(other), max(value, LEAST_LOGPROB))  # names may occur twice
+                likeliest.append(named)
+        return {
+            "tokens": names,
+            "token_logprobs": logprobs,
+            "top_logprobs": likeliest if wants else None,
+            "text_offset": offsets,
+        }

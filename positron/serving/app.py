@@ -1,0 +1,282 @@
+"""The web application: OpenAI's routes over the served models."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from positron.inference.sessions import Piece, Session
+from positron.serving.answers import Answer
+from positron.serving.errors import ApiError
+from positron.serving.models import Served
+from positron.serving.parameters import Call, chat_call, completion_call
+from positron.serving.security import Guard
+from positron.serving.worker import Job, QueueFull
+from positron.system.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 2**20
+RETRY_SECONDS = 1  # until a refused client should try again
+
+
+def create_app(
+    models: Sequence[Served],
+    key: str | None = None,
+    routes: Sequence[BaseRoute] = (),
+    public: frozenset[str] = frozenset(),
+) -> ASGIApp:
+    """Create the application; the first model answers requests that name none.
+
+    `key`: what clients must send, except to the paths in `public` and to /health. `routes`: of pages beside the API.
+    """
+    served = {model.name: model for model in models}
+
+    async def health(_: Request) -> Response:
+        is_well = all(model.worker.is_alive for model in models)
+        return JSONResponse({"status": "ok" if is_well else "failed"}, 200 if is_well else 500)
+
+    async def list_models(_: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [_described(model) for model in models]})
+
+    async def one_model(request: Request) -> Response:
+        return JSONResponse(_described(_chosen(served, request.path_params["name"])))
+
+    async def chat(request: Request) -> Response:
+        return await _answer(request, served, chat_call, is_chat=True)
+
+    async def complete(request: Request) -> Response:
+        return await _answer(request, served, completion_call, is_chat=False)
+
+    api = [
+        Route("/health", health),
+        Route("/v1/models", list_models),
+        Route("/v1/models/{name}", one_model),
+        Route("/v1/chat/completions", chat, methods=["POST"]),
+        Route("/v1/completions", complete, methods=["POST"]),
+    ]
+    handlers: dict[Any, Callable[[Request, Any], Awaitable[Response]]] = {
+        ApiError: _api_error,
+        HTTPException: _http_error,
+        ClientDisconnect: _gone,
+        Exception: _failure,
+    }
+    app = Starlette(routes=[*api, *routes], exception_handlers=handlers)
+    return Guard(app, key, public | {"/health"})
+
+
+def _described(model: Served) -> dict[str, Any]:
+    """Return the object of a model: OpenAI's fields, and vLLM's for the longest text that it reads."""
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": model.created,
+        "owned_by": "positron",
+        "max_model_len": model.context,
+        "chats": model.chats,
+    }
+
+
+def _chosen(served: dict[str, Served], name: Any) -> Served:
+    if name is None:
+        return next(iter(served.values()))
+    if not isinstance(name, str) or name not in served:
+        shown = str(name)[:60]
+        message = f"there is no model {shown}: this server has {', '.join(served)}"
+        raise ApiError(404, message, "model", "model_not_found")
+    return served[name]
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    """Read the JSON object of a request."""
+    parts, size = [], 0
+    async for part in request.stream():
+        size += len(part)
+        if size > MAX_BODY_BYTES:
+            message = f"the request is longer than {MAX_BODY_BYTES} bytes"
+            raise ApiError(413, message, code="request_too_large", headers={"Connection": "close"})
+        parts.append(part)
+    try:
+        values = json.loads(b"".join(parts), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError, too
+        raise ApiError(400, f"the request is not JSON: {str(error)[:200]}", code="invalid_json") from error
+    if not isinstance(values, dict):
+        raise ApiError(400, "the request must be a JSON object", code="invalid_json")
+    return values
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+async def _answer(
+    request: Request, served: dict[str, Served], read: Callable[[dict[str, Any], Served], Call], *, is_chat: bool
+) -> Response:
+    values = await _body(request)
+    model = _chosen(served, values.get("model"))
+    call = await asyncio.to_thread(read, values, model)  # encoding a long text takes a while
+    texts = _Texts(call, model)
+    answer = Answer(call, model, is_chat)
+    texts.submit()
+    if call.stream:
+        return _EventStream(_events(texts, answer), texts)
+    try:
+        whole = asyncio.ensure_future(texts.all_pieces())
+        gone = asyncio.ensure_future(_disconnected(request))
+        await asyncio.wait({whole, gone}, return_when=asyncio.FIRST_COMPLETED)
+        gone.cancel()
+        if not whole.done():
+            whole.cancel()
+            raise ClientDisconnect
+        return JSONResponse(answer.whole(texts.sessions, whole.result()))
+    except (UserError, RuntimeError) as error:
+        raise _described_error(error) from error
+    finally:
+        texts.cancel()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+class _Texts:
+    """Hold the texts of one request, from their submission to their end."""
+
+    def __init__(self, call: Call, model: Served) -> None:
+        self._worker = model.worker
+        self._loop = asyncio.get_running_loop()
+        self._arrived: asyncio.Queue[tuple[int, Piece | Exception]] = asyncio.Queue()
+        self._jobs = [Job(request, self._deliverer(i)) for i, request in enumerate(call.requests)]
+
+    def _deliverer(self, i: int) -> Callable[[Piece | Exception], None]:
+        def deliver(piece: Piece | Exception) -> None:  # in the worker's thread
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._arrived.put_nowait, (i, piece))
+
+        return deliver
+
+    def submit(self) -> None:
+        """Queue the texts; raises ApiError if the queue is full."""
+        try:
+            self._worker.submit(self._jobs)
+        except QueueFull:
+            raise ApiError(
+                503,
+                "the server is busy: try again in a moment",
+                code="overloaded",
+                headers={"Retry-After": str(RETRY_SECONDS)},
+            ) from None
+
+    def session(self, i: int) -> Session:
+        """Return the state of text i, of which a piece has arrived."""
+        session = self._jobs[i].session
+        assert session is not None
+        return session
+
+    @property
+    def sessions(self) -> list[Session]:
+        """Return the states of all texts, after their end."""
+        return [self.session(i) for i in range(len(self._jobs))]
+
+    async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
+        """Yield the pieces of all texts as they arrive, each with the number of its text; raises the error of a text."""
+        open_texts = len(self._jobs)
+        while open_texts:
+            i, piece = await self._arrived.get()
+            if isinstance(piece, Exception):
+                raise piece
+            open_texts -= piece.finish is not None
+            yield i, piece
+            self._worker.taken(self._jobs[i])
+
+    async def all_pieces(self) -> list[list[Piece]]:
+        """Return the pieces of each text, after all have ended."""
+        pieces: list[list[Piece]] = [[] for _ in self._jobs]
+        async for i, piece in self.pieces():
+            pieces[i].append(piece)
+        return pieces
+
+    def cancel(self) -> None:
+        """End the texts that have not ended."""
+        for job in self._jobs:
+            self._worker.cancel(job)
+
+
+class _EventStream(StreamingResponse):
+    """Send server-sent events; when the client is gone, or has everything, the texts end."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, events: AsyncIterator[str], texts: _Texts) -> None:
+        super().__init__(events)
+        self._texts = texts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._texts.cancel()
+
+
+async def _events(texts: _Texts, answer: Answer) -> AsyncIterator[str]:
+    """Yield the events of a streamed answer."""
+    begun: set[int] = set()
+    for chunk in answer.first_chunks():
+        yield _event(chunk)
+    try:
+        async for i, piece in texts.pieces():
+            said = answer.chunk(i, texts.session(i), piece, is_first=i not in begun)
+            begun.add(i)
+            if said is not None:
+                yield _event(said)
+    except Exception as error:
+        yield _event(_described_error(error).body())
+    else:
+        if answer.call.include_usage:
+            yield _event(answer.usage_chunk(texts.sessions))
+    yield "data: [DONE]\n\n"
+
+
+def _event(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value, allow_nan=False)}\n\n"
+
+
+def _described_error(error: Exception) -> ApiError:
+    """Return the error to send for one of generation; what the user cannot fix is logged with its traceback."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, UserError):
+        return ApiError(500, str(error))
+    logger.error("a request failed", exc_info=error)
+    return ApiError(500, "the server failed to answer this request: its log has the details", code="internal_error")
+
+
+async def _api_error(_: Request, error: ApiError) -> Response:
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def _http_error(request: Request, error: HTTPException) -> Response:
+    message = {404: f"there is no {request.url.path}", 405: f"{request.method} is not possible here"}
+    return await _api_error(
+        request,
+        ApiError(error.status_code, message.get(error.status_code, error.detail), headers=dict(error.headers or {})),
+    )
+
+
+async def _gone(_: Request, __: ClientDisconnect) -> Response:
+    return Response(status_code=499)  # is not sent: nobody is there
+
+
+async def _failure(request: Request, error: Exception) -> Response:
+    return await _api_error(request, _described_error(error))

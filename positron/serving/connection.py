@@ -1,0 +1,142 @@
+"""Connections with limits, on top of uvicorn: their number, the size of a head, and time to send or to read.
+
+uvicorn limits the time between two requests, but neither that of a request nor that of a reader who does not read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import Any
+
+import h11
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from positron.system.errors import UserError
+
+MAX_CONNECTIONS = 128
+MAX_HEAD_BYTES = 16 * 1024
+RECEIVE_SECONDS = 10.0  # from the beginning of a connection or request until its last byte has arrived
+SEND_SECONDS = 30.0  # longest time in which a client may read nothing of an answer that waits for it
+IDLE_SECONDS = 5  # between two requests
+
+_BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
+_LATE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+class LimitedConnection(H11Protocol):
+    """Close a connection that is one too many, that sends its request too slowly, or that does not read its answer."""
+
+    _receiving: asyncio.TimerHandle | None = None
+    _sending: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Count the connection and expect its first request."""
+        super().connection_made(transport)
+        if len(self.connections) > MAX_CONNECTIONS:
+            transport.write(_BUSY)
+            transport.close()
+        else:
+            self._expect_request()
+
+    def handle_events(self) -> None:
+        """Start the time for a request when it begins to arrive, and stop it when it is complete."""
+        super().handle_events()
+        state = self.conn.their_state
+        is_arriving = state is h11.SEND_BODY or (state is h11.IDLE and bool(self.conn.trailing_data[0]))
+        if not is_arriving:
+            _stop(self._receiving)
+            self._receiving = None
+        elif self._receiving is None:
+            self._expect_request()
+
+    def _expect_request(self) -> None:
+        self._receiving = self.loop.call_later(RECEIVE_SECONDS, self._end_late_request)
+
+    def _end_late_request(self) -> None:
+        if self.cycle is None or not self.cycle.response_started:
+            self.transport.write(_LATE)
+        self.transport.close()
+
+    def pause_writing(self) -> None:
+        """Stop writing until the client has read, for a limited time."""
+        super().pause_writing()
+        self._sending = self.loop.call_later(SEND_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Write again."""
+        super().resume_writing()
+        _stop(self._sending)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the connection."""
+        _stop(self._receiving)
+        _stop(self._sending)
+        super().connection_lost(exc)
+
+
+def _stop(timer: asyncio.TimerHandle | None) -> None:
+    if timer is not None:
+        timer.cancel()
+
+
+class Server(uvicorn.Server):
+    """Run an application on a socket, and stop at once when asked to, whatever is being answered."""
+
+    def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
+        self.listener = listener
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=LimitedConnection,
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                log_level="error",
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=IDLE_SECONDS,
+                h11_max_incomplete_event_size=MAX_HEAD_BYTES,
+            )
+        )
+
+    def run_until_stopped(self) -> None:
+        """Answer requests until Ctrl-C, SIGTERM or `should_exit`."""
+        self.run([self.listener])
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close all connections; uvicorn would wait until every stream has ended."""
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        for task in list(self.server_state.tasks):
+            task.cancel()
+        self.listener.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens on this address; raises UserError if that is not possible."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        if os.name == "posix":  # on Windows it would let two servers share a port
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(MAX_CONNECTIONS)
+    except (OSError, OverflowError) as error:
+        listener.close()
+        reason = error.strerror if isinstance(error, OSError) else "ports are numbers up to 65535"
+        raise UserError(f"cannot listen on {host}, port {port}: {reason}; choose another port with --port") from error
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the address that a browser on this machine can open."""
+    address: tuple[Any, ...] = listener.getsockname()
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])
+    return f"http://[{host}]:{address[1]}" if ":" in host else f"http://{host}:{address[1]}"

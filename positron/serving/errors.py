@@ -1,0 +1,27 @@
+"""Errors of the API, in OpenAI's format."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+ErrorType = Literal["invalid_request_error", "server_error"]
+
+
+class ApiError(Exception):
+    """Report a request that is refused or failed; `parameter` names what is wrong with it."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        parameter: str | None = None,
+        code: str | None = None,
+        headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.parameter, self.code, self.headers = status, parameter, code, headers or {}
+
+    def body(self) -> dict[str, Any]:
+        """Return the JSON object of the answer."""
+        kind: ErrorType = "server_error" if self.status >= 500 else "invalid_request_error"
+        return {"error": {"message": str(self), "type": kind, "param": self.parameter, "code": self.code}}

@@ -1,0 +1,342 @@
+"""Read the body of an API request: from JSON to token ids and settings. Every error names the parameter."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import secrets
+from collections.abc import Callable
+from typing import Any
+
+from positron.inference.arguments import real_number, seed_of, shown, stops_of, text_of, whole_number
+from positron.inference.sampling import BALANCED, PRESETS, Sampling
+from positron.inference.sessions import Request
+from positron.serving.errors import ApiError
+from positron.serving.models import Served
+from positron.system.errors import UserError
+from positron.text import conversation
+from positron.text.conversation import Message
+from positron.text.tokenizer import END_OF_TEXT
+
+MAX_TEXTS = 64  # of one request: prompts times n
+MAX_NEW_TOKENS = 32_768
+MAX_LOGPROBS = 20
+MAX_STOPS = 16
+COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
+
+# They change nothing here: who asks, how it is billed, stored or cached, and how tools would be called if there were any.
+_IGNORED = {
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+}
+# Parameters that change the result and that this server does not have, with the values that ask for nothing.
+_WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
+    "tools": (None, []),
+    "tool_choice": (None, "none", "auto"),
+    "functions": (None, []),
+    "function_call": (None, "none", "auto"),
+    "response_format": (None, {"type": "text"}),
+    "logit_bias": (None, {}),
+    "presence_penalty": (None, 0),
+    "frequency_penalty": (None, 0),
+    "best_of": (None, 1),
+    "suffix": (None, ""),
+    "modalities": (None, ["text"]),
+    "audio": (None,),
+    "prediction": (None,),
+    "reasoning_effort": (None, "none"),
+    "web_search_options": (None,),
+    "verbosity": (None,),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """Hold a request of the API: one text for each prompt and each of 0 to n - 1, in this order."""
+
+    requests: list[Request]
+    prompt_tokens: int
+    echoed: list[str]  # for each text, the prompt to repeat before it, or ""
+    hidden: int  # tokens at the beginning of each prompt that the client did not send
+    stream: bool
+    include_usage: bool
+
+
+class _Body:
+    """Give out the parameters of a request one by one, and know which were not asked for."""
+
+    def __init__(self, values: dict[str, Any]) -> None:
+        self.values, self.known = values, {"model", *_IGNORED, *_WITHOUT_EFFECT}
+
+    def take(self, name: str, read: Callable[[Any], Any], default: Any = None) -> Any:
+        """Return a parameter as `read` converts it; `default` if it is missing or null."""
+        self.known.add(name)
+        value = self.values.get(name)
+        if value is None:
+            return default
+        with_name = _naming(name, read)
+        return with_name(value)
+
+    def refuse_others(self) -> None:
+        """Raise ApiError for a parameter that this server does not have."""
+        for name, allowed in _WITHOUT_EFFECT.items():
+            if name in self.values and self.values[name] not in allowed:
+                raise ApiError(
+                    400, f"{name} is not supported by this server: leave it out", name, "unsupported_parameter"
+                )
+        for name in self.values:
+            if name not in self.known:
+                near = difflib.get_close_matches(name, self.known, 1, 0.6)
+                hint = f"did you mean {near[0]}?" if near else "leave it out"
+                raise ApiError(400, f"there is no parameter {shown(name)}: {hint}", name[:60], "unknown_parameter")
+
+
+def _naming(name: str, read: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Turn the UserErrors of `read` into ApiErrors that name the parameter."""
+
+    def with_name(value: Any) -> Any:
+        try:
+            return read(value)
+        except UserError as error:
+            raise ApiError(400, str(error), name) from error
+
+    return with_name
+
+
+def _flag(name: str) -> Callable[[Any], bool]:
+    def read(value: Any) -> bool:
+        if not isinstance(value, bool):
+            raise UserError(f"{name} {shown(value)} must be true or false")
+        return value
+
+    return read
+
+
+def _number(name: str, least: int, most: int) -> Callable[[Any], int]:
+    def read(value: Any) -> int:
+        number = whole_number(name, value, least)
+        if number > most:
+            raise UserError(f"{name} {shown(number)} must be at most {most}")
+        return number
+
+    return read
+
+
+def _stops(value: Any) -> tuple[str, ...]:
+    stops = stops_of(value)
+    if len(stops) > MAX_STOPS:
+        raise UserError(f"stop: {len(stops)} texts are more than the {MAX_STOPS} that are allowed")
+    return stops
+
+
+def _sampling(body: _Body, default: Sampling) -> Sampling:
+    """Read the sampling settings; those that are missing are the ones of `default`."""
+    sampling = default
+    for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
+
+        def read(value: Any, name: str = name, before: Sampling = sampling) -> Sampling:
+            if (name == "top_k" and value in (0, -1)) or (name == "min_p" and real_number(name, value) == 0):
+                value = None  # as other servers call it
+            return dataclasses.replace(before, **{name: value})
+
+        sampling = body.take(name, read, sampling)
+    return sampling
+
+
+def _stream_options(value: Any) -> bool:
+    if not isinstance(value, dict) or set(value) - {"include_usage"}:
+        raise UserError(f"stream_options {shown(value)} must be an object with include_usage and nothing else")
+    return _flag("stream_options.include_usage")(value.get("include_usage", False))
+
+
+def _messages(value: Any) -> list[Message]:
+    if not isinstance(value, list) or not value:
+        raise UserError(f"messages {shown(value)} must be a list of at least one message")
+    messages = []
+    for i, fields in enumerate(value):
+        what = f"messages[{i}]"
+        if not isinstance(fields, dict) or "role" not in fields or "content" not in fields:
+            raise UserError(f"{what} must be an object with role and content")
+        role = "system" if fields["role"] == "developer" else fields["role"]
+        if role not in conversation.ROLES:
+            raise UserError(f"{what}: role {shown(role)} must be one of {', '.join(conversation.ROLES)}")
+        if role == "system" and i:
+            raise UserError(f"{what}: a system message must be the first one")
+        messages.append(Message(role, _content(f"{what}: content", fields["content"])))
+    return messages
+
+
+def _content(what: str, value: Any) -> str:
+    """Return the text of a message, which may come in several parts."""
+    if not isinstance(value, list):
+        return text_of(what, value)
+    for part in value:
+        if not isinstance(part, dict) or part.get("type") != "text":
+            raise UserError(f"{what}: only parts of the type text are supported")
+    return "".join(text_of(what, part.get("text")) for part in value)
+
+
+def _chat_ids(served: Served, messages: list[Message], continues: bool) -> list[int]:
+    if not continues:
+        return conversation.prompt_ids(messages, served.tokenizer)
+    return conversation.encode(messages, served.tokenizer)[0][:-1]  # without <|end|>: the last message is not over
+
+
+def _refuse_longer(ids: list[int], served: Served, parameter: str) -> None:
+    if len(ids) > served.context:
+        raise ApiError(
+            400,
+            f"the prompt has {len(ids)} tokens, but the model reads at most {served.context}: shorten it",
+            parameter,
+            "context_length_exceeded",
+        )
+
+
+def _max_tokens(body: _Body, least: int, names: tuple[str, ...]) -> int | None:
+    given = [number for name in names if (number := body.take(name, _number(name, least, MAX_NEW_TOKENS))) is not None]
+    return min(given) if given else None
+
+
+def chat_call(values: dict[str, Any], served: Served) -> Call:
+    """Read a request for an answer in a conversation; raises ApiError."""
+    if not served.chats:
+        raise ApiError(
+            400,
+            f"the run {served.name} was not fine-tuned on conversations, so it cannot chat: use /v1/completions, or fine-tune "
+            "it with positron sft",
+            "model",
+            "model_cannot_chat",
+        )
+    body = _Body(values)
+    if "messages" not in values:
+        raise ApiError(400, "messages is missing: give the conversation", "messages", "missing_parameter")
+    messages = body.take("messages", _messages, [])
+    if not messages:
+        raise ApiError(400, "messages must be a list of at least one message", "messages")
+    continues = body.take("continue_final_message", _flag("continue_final_message"), False)
+    if continues and messages[-1].role != "assistant":
+        raise ApiError(
+            400, "the last message must be the assistant's: it is what is continued", "continue_final_message"
+        )
+    ids = _chat_ids(served, messages, continues)
+    _refuse_longer(ids, served, "messages")
+    most = _max_tokens(body, 1, ("max_tokens", "max_completion_tokens")) or max(1, served.context - len(ids))
+    wants, likeliest = (
+        body.take("logprobs", _flag("logprobs"), False),
+        body.take("top_logprobs", _number("top_logprobs", 0, MAX_LOGPROBS)),
+    )
+    if likeliest is not None and not wants:
+        raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
+    return _call(
+        body,
+        served,
+        [ids],
+        PRESETS["precise"],
+        max_tokens=most,
+        stop_ids=conversation.stop_ids(served.tokenizer),
+        logprobs=(likeliest or 0) if wants else None,
+        echoed=None,
+        hidden=0,
+    )
+
+
+def completion_call(values: dict[str, Any], served: Served) -> Call:
+    """Read a request for continuations of texts; raises ApiError."""
+    body = _Body(values)
+    if values.get("prompt") is None:
+        raise ApiError(400, "prompt is missing: give the text to continue", "prompt", "missing_parameter")
+    end = served.tokenizer.special_id(END_OF_TEXT)
+    prompts: list[str | list[int]] = body.take("prompt", lambda value: _prompts(value, served))
+    # a text is the beginning of a document; ids are read as they are
+    ids = [[end, *served.tokenizer.encode(p)] if isinstance(p, str) else p for p in prompts]
+    for prompt in ids:
+        _refuse_longer(prompt, served, "prompt")
+    echo = body.take("echo", _flag("echo"), False)
+    most = _max_tokens(body, 0 if echo else 1, ("max_tokens",))
+    return _call(
+        body,
+        served,
+        ids,
+        BALANCED,
+        max_tokens=COMPLETION_TOKENS if most is None else most,
+        stop_ids=[end],
+        logprobs=body.take("logprobs", _number("logprobs", 0, MAX_LOGPROBS)),
+        echoed=[p if isinstance(p, str) else served.tokenizer.decode(p) for p in prompts] if echo else None,
+        hidden=int(isinstance(prompts[0], str)),
+    )
+
+
+def _prompts(value: Any, served: Served) -> list[str | list[int]]:
+    """Return the prompts of a text, of a list of texts, of a list of ids, or of a list of such lists."""
+    if isinstance(value, str):
+        return [text_of("prompt", value)]
+    if not isinstance(value, list) or not value:
+        raise UserError(f"prompt {shown(value)} must be a text, a list of token ids, or a list of these")
+    if all(isinstance(part, str) for part in value):
+        return [text_of(f"prompt[{i}]", part) for i, part in enumerate(value)]
+    if all(isinstance(part, list) for part in value):
+        return [_ids(f"prompt[{i}]", part, served) for i, part in enumerate(value)]
+    return [_ids("prompt", value, served)]
+
+
+def _ids(what: str, value: list[Any], served: Served) -> list[int]:
+    if not value:
+        raise UserError(f"{what} is empty: give at least one token id")
+    return [_number(f"{what}[{i}]", 0, served.tokenizer.vocab_size - 1)(part) for i, part in enumerate(value)]
+
+
+def _call(
+    body: _Body,
+    served: Served,
+    prompts: list[list[int]],
+    default: Sampling,
+    *,
+    max_tokens: int,
+    stop_ids: list[int],
+    logprobs: int | None,
+    echoed: list[str] | None,
+    hidden: int,
+) -> Call:
+    """Read what both kinds of requests have in common."""
+    n = body.take("n", _number("n", 1, MAX_TEXTS), 1)
+    texts = n * len(prompts)
+    if texts > MAX_TEXTS:
+        raise ApiError(400, f"{texts} texts in one request are more than the {MAX_TEXTS} that are allowed", "n")
+    sampling = _sampling(body, default)
+    stops = body.take("stop", _stops, ())
+    seed = body.take("seed", lambda value: seed_of(value, texts), None)
+    first = secrets.randbelow(2**31) if seed is None else seed
+    ignores_end = body.take("ignore_eos", _flag("ignore_eos"), False)
+    stream = body.take("stream", _flag("stream"), False)
+    include_usage = body.take("stream_options", _stream_options)
+    if include_usage is not None and not stream:
+        raise ApiError(400, "stream_options needs stream: true", "stream_options")
+    body.refuse_others()
+    requests = [
+        Request(
+            ids=ids,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            seed=first + i * n + j,
+            stop_ids=frozenset(() if ignores_end else stop_ids),
+            stops=stops,
+            logprobs=logprobs,
+            scores_prompt=echoed is not None and logprobs is not None,
+        )
+        for i, ids in enumerate(prompts)
+        for j in range(n)
+    ]
+    return Call(
+        requests,
+        prompt_tokens=sum(map(len, prompts)),
+        echoed=[text for text in echoed or [""] * len(prompts) for _ in range(n)],
+        hidden=hidden,
+        stream=stream,
+        include_usage=bool(include_usage),
+    )

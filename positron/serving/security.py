@@ -1,0 +1,93 @@
+"""Decide which requests are answered: those of this machine, or those that know the key.
+
+A page of another site that is open in a browser on this machine could otherwise use the server: by a name of its own that
+resolves to 127.0.0.1 (DNS rebinding; the Host header then holds that name), or by a plain request across sites (the Origin
+header then holds the other site).
+"""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import re
+import socket
+
+from starlette.datastructures import MutableHeaders
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from positron.serving.errors import ApiError
+
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
+}
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]+)(?::[0-9]{1,5})?")
+
+
+class Guard:
+    """Check Host, Origin and key of every request before the application sees it, and add headers to every answer."""
+
+    def __init__(self, app: ASGIApp, key: str | None, public: frozenset[str]) -> None:
+        """`key`: what clients must send; with it, this machine's other addresses may be used. `public`: paths without it."""
+        self.app, self.key, self.public = app, key, public
+        own = socket.gethostname().lower()
+        self.names = {*LOOPBACK, *((own, f"{own}.local") if key else ())}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request with an error, or pass it on."""
+        if scope["type"] != "http":
+            raise RuntimeError(f"this server does not speak {scope['type']}")
+
+        async def send_with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers.setdefault(name, value)
+            await send(message)
+
+        error = self._refusal(scope)
+        if error is None:
+            await self.app(scope, receive, send_with_headers)
+        else:
+            headers = {"Connection": "close", **error.headers}  # the body, if there is one, is not read
+            await JSONResponse(error.body(), error.status, headers)(scope, receive, send_with_headers)
+
+    def _refusal(self, scope: Scope) -> ApiError | None:
+        given: dict[bytes, list[bytes]] = {}
+        for name, value in scope["headers"]:
+            given.setdefault(name, []).append(value)
+        hosts = [value.decode("latin-1").lower() for value in given.get(b"host", [])]
+        if len(hosts) != 1 or not self._is_own(hosts[0]):
+            names = "127.0.0.1 and localhost only" if self.key is None else "this machine's name and addresses only"
+            return ApiError(403, f"this server answers to {names}, not to the host of this request", code="wrong_host")
+        origins = [value.decode("latin-1").lower() for value in given.get(b"origin", [])]
+        if any(origin not in (f"http://{hosts[0]}", f"https://{hosts[0]}") for origin in origins):
+            return ApiError(403, "this server does not answer to pages of other sites", code="wrong_origin")
+        if self.key is not None and scope["path"] not in self.public and not self._knows_key(given):
+            message = "the API key is missing or wrong: send it as Authorization: Bearer KEY"
+            return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
+        return None
+
+    def _is_own(self, host: str) -> bool:
+        match = _HOST.fullmatch(host)
+        return match is not None and (match[1] in self.names or (self.key is not None and _is_address(match[1])))
+
+    def _knows_key(self, given: dict[bytes, list[bytes]]) -> bool:
+        assert self.key is not None
+        values = given.get(b"authorization", [])
+        scheme, _, token = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
+        return hmac.compare_digest(token.strip(), self.key.encode()) and scheme.lower() == b"bearer"
+
+
+def _is_address(host: str) -> bool:
+    """Tell whether a host is a number: no other site's name, so that nothing was rebound."""
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    return True

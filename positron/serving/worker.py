@@ -1,0 +1,141 @@
+"""A thread that generates the texts of one model, with a bounded queue in front of its batch."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from positron.inference.sessions import Piece, Request, Session, Sessions
+
+MAX_UNREAD = 64  # pieces that a reader may be behind before its text waits for it
+
+
+class QueueFull(Exception):
+    """Report that no further text is accepted now."""
+
+
+class Job:
+    """Hold a request from its submission to its end."""
+
+    def __init__(self, request: Request, deliver: Callable[[Piece | Exception], None]) -> None:
+        self.request, self.deliver = request, deliver
+        self.session: Session | None = None  # from the time when the prompt was read
+        self.unread = 0  # pieces that were delivered and not yet taken
+        self.is_cancelled = False
+
+
+class Worker:
+    """Generate the texts of one model in a thread of its own.
+
+    `deliver` of a job is called in that thread, with pieces and, if the text fails, with the error as the last one. The reader
+    calls `taken` for each of them.
+    """
+
+    def __init__(self, sessions: Sessions, max_waiting: int) -> None:
+        self.sessions, self.max_waiting = sessions, max_waiting
+        self._waiting: deque[Job] = deque()
+        self._running: dict[Session, Job] = {}
+        self._changed = threading.Condition()  # guards the two above, and the jobs' `unread` and `is_cancelled`
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._run, daemon=True, name="positron-worker")
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Tell whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def load(self) -> tuple[int, int]:
+        """Return the number of texts that are being written, and of those that wait."""
+        with self._changed:
+            return len(self._running), len(self._waiting)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Queue all of these jobs; raises QueueFull, and queues none, if they do not all fit."""
+        with self._changed:
+            if len(self._waiting) + len(jobs) > self.max_waiting:
+                raise QueueFull
+            self._waiting.extend(jobs)
+            self._changed.notify()
+
+    def cancel(self, job: Job) -> None:
+        """End a job: its row is free before the next step. Does nothing if it has ended."""
+        with self._changed:
+            job.is_cancelled = True
+            if job in self._waiting:
+                self._waiting.remove(job)
+            self._changed.notify()
+
+    def taken(self, job: Job) -> None:
+        """Note that the reader has taken a piece."""
+        with self._changed:
+            job.unread -= 1
+            if job.unread == MAX_UNREAD - 1:
+                self._changed.notify()
+
+    def close(self) -> None:
+        """Stop after the current step."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(self._has_work)
+                if self._is_closed:
+                    return
+                for job in [job for job in self._running.values() if job.is_cancelled]:
+                    assert job.session is not None
+                    del self._running[job.session]
+                    self.sessions.leave(job.session)
+                joining = self._waiting.popleft() if self._can_join() else None
+            if joining:  # one prompt between two steps, so that the other texts do not wait for many
+                self._join(joining)
+            with self._changed:
+                ready = [session for session, job in self._running.items() if job.unread < MAX_UNREAD]
+            self._step(ready)
+
+    def _has_work(self) -> bool:
+        jobs = self._running.values()
+        return self._is_closed or self._can_join() or any(job.is_cancelled or job.unread < MAX_UNREAD for job in jobs)
+
+    def _can_join(self) -> bool:
+        return bool(self._waiting) and self.sessions.has_free_row
+
+    def _join(self, job: Job) -> None:
+        try:
+            job.session = self.sessions.join(job.request)
+        except Exception as error:
+            self._deliver(job, error)
+            return
+        if job.request.max_tokens == 0:
+            self._deliver(job, Piece("", [], "length"))
+        else:
+            with self._changed:
+                self._running[job.session] = job
+
+    def _step(self, ready: list[Session]) -> None:
+        for session, piece in self.sessions.choose(ready):
+            job = self._running[session]
+            if isinstance(piece, Exception) or piece.finish:
+                with self._changed:
+                    del self._running[session]
+            self._deliver(job, piece)
+        remaining = [session for session in ready if session in self._running]
+        try:
+            self.sessions.read(remaining)
+        except Exception as error:
+            for session in remaining:
+                self.sessions.leave(session)
+                with self._changed:
+                    job = self._running.pop(session)
+                self._deliver(job, error)
+
+    def _deliver(self, job: Job, piece: Piece | Exception) -> None:
+        with self._changed:
+            job.unread += 1
+        job.deliver(piece)
