@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,20 +44,56 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
     This is nucleus sampling (arXiv:1904.09751).
     """
     probability = logits.softmax(dim=-1)
-    # The probabilities below (1 - p) / V add up to less than 1 - p, so none of these tokens is needed to reach p. Mostly a
-    # few hundred tokens remain. Sorting the whole vocabulary would take longer than a small model needs for a token.
-    candidates = (probability >= (1 - p) / logits.shape[-1]).any(dim=0).nonzero()[:, 0]
-    return torch.full_like(logits, float("-inf")).index_copy(
-        -1, candidates, _nucleus(logits[:, candidates], probability[:, candidates], p)
-    )
+    kept = torch.stack([_nucleus(row, p) for row in probability])
+    return logits.masked_fill(~kept, float("-inf"))
 
 
-def _nucleus(logits: Tensor, probability: Tensor, p: float) -> Tensor:
-    order = probability.sort(dim=-1, descending=True, stable=True).indices
-    ordered = probability.gather(-1, order)
-    before = ordered.cumsum(dim=-1) - ordered  # summed probability of all likelier tokens: 0 for the likeliest token
-    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
-    return logits.masked_fill(dropped, float("-inf"))
+_OCTAVE = 64  # buckets for probabilities between x and 2 x
+_BUCKETS = 64 * _OCTAVE
+_SLACK = 1e-9  # sums of float64 probabilities in another order differ by less
+
+
+def _nucleus(probability: Tensor, p: float) -> Tensor:
+    """Select the likeliest tokens whose probabilities (V,) add up to at least p: bool (V,); of equal ones the first.
+
+    A flat distribution over 32,000 tokens has a nucleus of most of them, and sorting them takes 3 ms, longer than a small
+    model needs for a token. Therefore the probabilities are summed up in buckets first, and only the bucket in which the
+    sum reaches p is sorted.
+    """
+    values = probability.numpy()
+    bits = values.view(np.int64) >> (
+        52 - _OCTAVE.bit_length() + 1
+    )  # exponent and leading digits, which grow with the value
+    bucket = np.minimum(bits.max() - bits, _BUCKETS - 1)  # from the likeliest
+    sums = np.bincount(bucket, weights=values, minlength=_BUCKETS).cumsum()
+    first, last = np.searchsorted(sums, [p - _SLACK, p + _SLACK])
+    before = sums[first - 1] if first else 0.0
+    kept = _likeliest_of(values, np.flatnonzero((bucket >= first) & (bucket <= last)), before, p)
+    if (
+        kept is None
+    ):  # whether a token is needed depends on the order of the sum: that of the sorted probabilities is meant
+        kept = _likeliest_of(values, np.arange(len(values)), 0.0, p)
+        assert kept is not None
+        return torch.from_numpy(kept)
+    return torch.from_numpy(kept | (bucket < first))
+
+
+def _likeliest_of(values: np.ndarray, candidates: np.ndarray, before: float, p: float) -> np.ndarray | None:
+    """Select the likeliest of the candidates, until the sum of all likelier values (V,) reaches p: bool (V,).
+
+    `before`: the sum of the values that are larger than all candidates; if it is not 0, the decision may depend on rounding,
+    and then None is returned.
+    """
+    order = candidates[np.argsort(-values[candidates], kind="stable")]
+    ordered = values[order]
+    likelier = (
+        before + ordered.cumsum() - ordered
+    )  # summed probability of all likelier tokens: 0 for the likeliest token
+    if before and (np.abs(likelier - p) < _SLACK).any():
+        return None
+    kept = np.zeros(len(values), dtype=bool)
+    kept[order[likelier < p]] = True
+    return kept
 
 
 def keep_min_p(logits: Tensor, p: float) -> Tensor:
@@ -154,13 +191,10 @@ def probabilities(logits: Tensor, sampling: Sampling, seen: list[int], exempt: I
     `seen`: all tokens before the next one. `exempt`: tokens without repetition penalty. At temperature 0 the likeliest token
     has probability 1. Raises UserError if the largest logit is not finite.
     """
-    logits = logits.cpu()
-    if not logits.max().isfinite():
-        raise UserError("the model's output is not finite, because training diverged: use an earlier checkpoint")
-    if sampling.repetition_penalty != 1:
-        logits = penalize(logits, seen[-sampling.last_n :], sampling.repetition_penalty, exempt)
+    logits = _penalized(logits.cpu(), sampling, seen, exempt)
     if sampling.temperature == 0:
-        return torch.zeros_like(logits, dtype=torch.float64).index_fill_(0, logits.argmax(), 1.0)
+        return torch.zeros_like(logits, dtype=torch.float64).index_fill_(0, torch.tensor(_likeliest(logits)), 1.0)
+    _check_finite(logits.max())
     candidates = filtered(
         logits[None],
         temperature=sampling.temperature,
@@ -189,7 +223,29 @@ def choose(
 
     The sampling runs on the CPU, so that the result is the same for models on all devices.
     """
-    chances = probabilities(logits, sampling, seen, exempt)
     if sampling.temperature == 0:
-        return int(chances.argmax())
-    return draw(chances, generator)
+        return _likeliest(_penalized(logits.cpu(), sampling, seen, exempt))
+    return draw(probabilities(logits, sampling, seen, exempt), generator)
+
+
+def _penalized(logits: Tensor, sampling: Sampling, seen: list[int], exempt: Iterable[int]) -> Tensor:
+    """Apply the repetition penalty, if there is one, to logits (V,) after the tokens `seen`."""
+    if sampling.repetition_penalty == 1:
+        return logits
+    return penalize(logits, seen[-sampling.last_n :], sampling.repetition_penalty, exempt)
+
+
+def _likeliest(logits: Tensor) -> int:
+    """Return the first index of the largest logit (V,), on the CPU; raises UserError if the largest logit is not finite.
+
+    NumPy's argmax takes 6 µs for V = 32,000, and torch's 58 µs. NumPy has no bf16.
+    """
+    best = int((logits.float() if logits.dtype == torch.bfloat16 else logits).numpy().argmax())
+    _check_finite(logits[best])
+    return best
+
+
+def _check_finite(largest: Tensor) -> None:
+    """Raise UserError if the largest logit is infinite or NaN, which it is if one of the logits is NaN."""
+    if not largest.isfinite():
+        raise UserError("the model's output is not finite, because training diverged: use an earlier checkpoint")

@@ -16,6 +16,7 @@ from conftest import tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from rounding import largest_share, spread
+from torch import Tensor
 
 import numpy_ref
 from positron import load
@@ -23,7 +24,7 @@ from positron.config import GPTConfig
 from positron.inference.decoder import Decoder
 from positron.inference.engine import Engine
 from positron.inference.packed_linear import can_pack
-from positron.inference.sampling import PRESETS, Sampling, choose, keep_top_p
+from positron.inference.sampling import PRESETS, Sampling, choose, keep_top_p, probabilities
 from positron.inference.writing import cut_at_stop
 from positron.model.gpt import GPT
 from positron.system.errors import UserError
@@ -181,13 +182,54 @@ def test_special_tokens_are_not_penalised_for_having_been_said() -> None:
     assert choose(logits, Sampling(temperature=0, repetition_penalty=2.0, last_n=1), [0, 2], generator) == 0
 
 
-@given(st.integers(0, 10**6), st.floats(0.01, 0.999), st.floats(0.2, 20))
-@settings(max_examples=60, deadline=None)
-def test_a_nucleus_found_among_candidates_is_that_of_the_whole_vocabulary(seed: int, p: float, scale: float) -> None:
-    from positron.inference.sampling import _nucleus
+def sorted_nucleus(logits: Tensor, p: float) -> Tensor:
+    """Sort all tokens, and drop those before which at least p is summed up; of equal ones the first is likelier."""
+    probability = logits.softmax(dim=-1)
+    order = probability.sort(dim=-1, descending=True, stable=True).indices
+    ordered = probability.gather(-1, order)
+    before = ordered.cumsum(dim=-1) - ordered
+    dropped = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, order, before >= p)
+    return logits.masked_fill(dropped, float("-inf"))
 
-    logits = torch.randn(2, 2000, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
-    assert torch.equal(keep_top_p(logits, p), _nucleus(logits, logits.softmax(-1), p))
+
+@given(
+    seed=st.integers(0, 10**6),
+    p=st.one_of(st.floats(1e-12, 1 - 1e-12), st.sampled_from([0.1, 0.25, 0.3, 0.5, 0.8, 0.95, 0.98])),
+    scale=st.floats(0.01, 20),
+    size=st.sampled_from([1, 2, 10, 100, 3000]),
+    digits=st.sampled_from([0, 1, 15]),
+)
+@settings(max_examples=150, deadline=None)
+def test_a_nucleus_found_by_buckets_is_that_of_all_tokens_sorted(
+    seed: int, p: float, scale: float, size: int, digits: int
+) -> None:
+    """Also where many tokens are equally likely, and where whole groups of these sum up to just p."""
+    logits = torch.randn(2, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) * scale
+    logits = logits.round(decimals=digits)
+    assert torch.equal(keep_top_p(logits, p), sorted_nucleus(logits, p))
+
+
+@pytest.mark.parametrize("sampling", [*PRESETS.values(), Sampling(temperature=0), Sampling(top_k=40, min_p=0.01)])
+@pytest.mark.parametrize("spread", [0.01, 0.3, 2, 5])
+def test_the_same_random_number_chooses_the_token_of_the_sorted_nucleus(
+    sampling: Sampling, spread: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen: list[list[int]] = []
+    for nucleus in (keep_top_p, sorted_nucleus):
+        monkeypatch.setattr("positron.inference.sampling.keep_top_p", nucleus)
+        chosen.append([])
+        for seed in range(25):
+            generator = torch.Generator().manual_seed(seed)
+            logits = torch.randn(4000, generator=generator) * spread
+            chosen[-1].append(choose(logits, sampling, [1, 2, 3], generator))
+    assert chosen[0] == chosen[1]
+
+
+def test_of_equally_likely_tokens_the_first_is_chosen_at_temperature_0() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        logits = torch.tensor([0.0, 2.0, 1.0, 2.0], dtype=dtype)
+        assert choose(logits, Sampling(temperature=0), [], torch.Generator()) == 1
+        assert probabilities(logits, Sampling(temperature=0), []).tolist() == [0, 1, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -76,6 +77,11 @@ def test_packed_products_are_those_of_the_weight(bias: bool, dtype: torch.dtype)
         assert (got.double() - wanted).abs().max() < near, attribute
     got = torch_private.packed_linear_plus(x, other, packed, b)
     assert (got.double() - (other.double() + plain)).abs().max() < near
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="the processor's features are read from /proc/cpuinfo")
+def test_amx_is_reported_as_the_kernel_reports_it() -> None:
+    assert torch_private.has_amx() == (" amx_tile" in Path("/proc/cpuinfo").read_text(encoding="utf-8"))
 
 
 def test_int8_product_multiplies_whole_numbers_by_the_scale_of_their_row() -> None:

@@ -28,6 +28,11 @@ def packs_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def has_amx() -> bool:
+    """Tell whether this processor has matrix tiles, as Intel's Xeons since 2023 (`torch.cpu._is_amx_tile_supported`)."""
+    return bool(torch.cpu._is_amx_tile_supported())
+
+
 def packed(weight: Tensor) -> Tensor:
     """Copy a matrix (out, in) into oneDNN's blocked layout (`mkldnn._reorder_linear_weight`), for `packed_linear`.
 
