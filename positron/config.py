@@ -493,6 +493,7 @@ class TrainConfig:
     val_tokens: Count = 200_000  # largest number of tokens used for validation
     save_every: Count = 50  # interval of checkpoints
     keep_last: Count = 2  # number of newest checkpoints kept, besides the best one
+    keep_history: CountOrZero = 0  # weights kept from the whole training, at steps ever farther apart; 0: none
     sample_every: Count = 200  # interval of sample texts, written to samples.jsonl and samples.md
     # prompt of the samples; null, in sft: the first question for validation
     sample_prompt: str | None = "Once upon a time"

@@ -90,6 +90,7 @@ UNITS = {
     "train.val_tokens": "tokens",
     "train.save_every": "steps",
     "train.keep_last": "checkpoints",
+    "train.keep_history": "weights",
     "train.sample_every": "steps",
     "train.sample_tokens": "tokens",
     "train.max_bad_steps": "steps",

@@ -23,6 +23,7 @@ from positron.run.facts import (
     warn_of_damage,
     write_record,
 )
+from positron.run.kept_weights import KeptWeights, kept_weights
 from positron.run.paths import FACTS, RunPaths
 from positron.settings import flat, from_dict
 from positron.system.console import one_line
@@ -41,7 +42,16 @@ PRETRAIN, SFT = "pretrain", "sft"  # the kinds of runs that the commands make
 # Settings that may differ between two starts of one run, because they do not change what it learns.
 _FREE_KEYS = {"ckpt_path", "init_from", "resume"}
 _FREE_GROUPS = ("device.", "logger.", "monitor.", "sweep.")
-_FREE_TRAIN = {"stop_at", "max_time", "extend", "keep_last", "save_every", "micro_batch_size", "sample_every"}
+_FREE_TRAIN = {
+    "stop_at",
+    "max_time",
+    "extend",
+    "keep_last",
+    "keep_history",
+    "save_every",
+    "micro_batch_size",
+    "sample_every",
+}
 _TEXT_LOCATION = {
     "data.path",
     "data.dir",
@@ -165,6 +175,11 @@ class Run(RunPaths):
             tokenizer.save(make_folder(self.tokenizer_folder, self.folder))
             origin |= {"name": config.name, "forked_from": str(forked_from) if forked_from else None}
         self.update(**origin)
+
+    @property
+    def history(self) -> list[KeptWeights]:
+        """Return the weights that `train.keep_history` kept, earliest first; empty if it was 0."""
+        return kept_weights(self.history_folder)
 
     def metrics(self) -> Any:
         """Return the columns of `metrics.jsonl`, with NaN for missing numbers.

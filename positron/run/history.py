@@ -1,9 +1,10 @@
-"""Cut a run's metrics, samples and pictures back to the checkpoint that it continues from."""
+"""Cut a run's metrics, samples, pictures and kept weights back to the checkpoint that it continues from."""
 
 from __future__ import annotations
 
 import re
 
+from positron.run.kept_weights import kept_weights
 from positron.run.lines import read_lines, write_lines
 from positron.run.metrics import check_row
 from positron.run.paths import RunPaths
@@ -12,7 +13,7 @@ from positron.system.disk import refuse_links
 
 
 def cut_after(run: RunPaths, step: int) -> None:
-    """Remove metrics, samples and pictures of steps after `step`, because training will write them again.
+    """Remove metrics, samples, pictures and kept weights of steps after `step`, because training will write them again.
 
     Raises UserError, before anything is changed, if a line of the metrics or the samples is damaged.
     """
@@ -21,6 +22,11 @@ def cut_after(run: RunPaths, step: int) -> None:
     if rows:
         write_lines(run.metrics_path, (row for row in rows if row.values["step"] <= step))
     cut_samples(run, step)
+    if run.history_folder.is_dir():
+        refuse_links(run.history_folder, run.folder)
+        for kept in kept_weights(run.history_folder):
+            if kept.step > step:
+                kept.path.unlink()
     if run.attention_folder.is_dir():
         refuse_links(run.attention_folder, run.folder)
         for picture in run.attention_folder.iterdir():

@@ -13,6 +13,7 @@ from positron.system.errors import UserError
 
 if TYPE_CHECKING:
     from positron.model.gpt import GPT
+    from positron.run.kept_weights import KeptWeights
     from positron.text.tokenizer import Tokenizer
 
 
@@ -46,6 +47,23 @@ def load_model(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer
     model = GPT(config)
     load_weights(model, saved["state_dict"], path)
     return model.eval(), tokenizer, path
+
+
+def load_kept_model(run: Run, kept: KeptWeights) -> GPT:
+    """Return the model of a run (in eval mode, on the CPU) with weights that were kept from its training.
+
+    Raises UserError if the file is damaged or its weights are not those of the run's architecture.
+    """
+    from positron.model.gpt import GPT
+    from positron.model.memory import check_memory
+    from positron.run.kept_weights import read_kept_weights
+    from positron.text.factory import load_tokenizer
+
+    config = gpt_config(run.config(), load_tokenizer(run.tokenizer_folder).vocab_size)
+    check_memory(config, copies=1)
+    model = GPT(config)
+    load_weights(model, read_kept_weights(kept), kept.path)
+    return model.eval()
 
 
 def load_draft(name: str | None, tokenizer: Tokenizer) -> GPT | None:

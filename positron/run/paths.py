@@ -77,6 +77,11 @@ class RunPaths:
         return self.folder / CHECKPOINTS
 
     @property
+    def history_folder(self) -> Path:
+        """Return the folder of the weights that `train.keep_history` keeps, see `kept_weights`."""
+        return self.folder / "history"
+
+    @property
     def tokenizer_folder(self) -> Path:
         """Return the path of the folder of the tokenizer's files."""
         return self.folder / "tokenizer"

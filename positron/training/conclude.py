@@ -8,9 +8,10 @@ import logging
 from positron.evaluation.report import write_report
 from positron.run.checkpoint import BEST, checkpoint_fault, checkpoints, load_checkpoint, step_of
 from positron.run.folder import Run
+from positron.run.kept_weights import write_weights
 from positron.run.load import bare_names
 from positron.run.metrics import best_row, read_metrics
-from positron.system.disk import make_folder, whole_file, write_json, write_text
+from positron.system.disk import make_folder, write_json, write_text
 from positron.system.errors import UserError
 from positron.training.signals import Signals
 
@@ -57,21 +58,15 @@ def export_weights(run: Run) -> None:
 
     These files are for other programs. Does nothing if the best checkpoint is missing or damaged.
     """
-    from safetensors.torch import save
-
     path = run.checkpoint_folder / BEST
     if checkpoint_fault(path) is not None:
         return
     saved = load_checkpoint(path)
-    weights = {name: tensor.float().contiguous() for name, tensor in bare_names(saved["state_dict"]).items()}
-    content = save(weights)
     make_folder(run.model_folder, run.folder)
     checksum = run.weights_checksum_path
-    checksum.unlink(
-        missing_ok=True
-    )  # so that no wrong checksum is left if this process ends before it writes the new one
-    with whole_file(run.weights_path, run.folder) as file:
-        file.write(content)
+    # so that no wrong checksum is left if this process ends before it writes the new one
+    checksum.unlink(missing_ok=True)
+    content = write_weights(run.weights_path, bare_names(saved["state_dict"]), run.folder)
     write_json(run.architecture_path, saved["gpt_config"], run.folder)
     line = f"{hashlib.sha256(content).hexdigest()}  {run.weights_path.name}\n"
     write_text(checksum, line, run.folder)

@@ -23,6 +23,7 @@ from positron.text.tokenizer import Tokenizer
 from positron.training.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
 from positron.training.callbacks.clock import Clock
 from positron.training.callbacks.divergence import Divergence
+from positron.training.callbacks.kept_weights import WeightHistory
 from positron.training.callbacks.metrics_log import MetricsLog
 from positron.training.callbacks.overfitting import Overfitting
 from positron.training.callbacks.patience import Patience
@@ -268,6 +269,7 @@ def _callbacks(
         tokens=train.sample_tokens,
         prompt=objective.sample_prompt(train.sample_prompt),
     )
+    history = WeightHistory(run.history_folder, count=train.keep_history, horizon=plan.horizon, is_last=is_last)
     saving = Checkpoints(
         run.checkpoint_folder,
         every=train.save_every,
@@ -288,6 +290,7 @@ def _callbacks(
         MetricsLog(run.folder, clock, records.trackers, intervals=intervals, speed=speed),
         Divergence(vocab_size=tokenizer.vocab_size, objective=objective, is_last=is_last),
         samples,
+        *([history] if train.keep_history else []),
         saving,
         Progress(clock, last_step=plan.last_step, speed=speed, is_alone=config.device.share == 1),
     ]

@@ -1,0 +1,87 @@
+"""Keep weights from the whole training: `history/step-000040.safetensors` in the run folder.
+
+Standard library only, until weights are written or read.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from positron.system.disk import make_folder, open_inside, whole_file
+from positron.system.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_NAME = re.compile(r"step-(\d{1,12})\.safetensors")
+
+
+class KeptWeights(NamedTuple):
+    """Name the file of the weights after an optimizer step; step 0 is before training."""
+
+    step: int
+    path: Path
+
+
+def history_steps(count: int, horizon: int) -> set[int]:
+    """Return `count` steps from 0 to `horizon`, of which those after 0 have nearly equal ratios.
+
+    Early steps, where a model changes fastest, are whole numbers in sequence until the ratio allows a gap. There are fewer
+    steps if the horizon is shorter; a single one is the horizon.
+    """
+    if count < 2:
+        return {horizon} if count else set()
+    steps = [0]
+    for left in range(min(count - 1, horizon), 0, -1):  # each is at the equal ratio of those that are left
+        last = steps[-1]
+        ratio = horizon ** (1 / left) if last == 0 else (horizon / last) ** (1 / left)
+        target = 1 if last == 0 and left > 1 else round(max(last, 1) * ratio)
+        steps.append(min(max(target, last + 1), horizon - left + 1))
+    return set(steps)
+
+
+def kept_weights(folder: Path) -> list[KeptWeights]:
+    """Return the weights in a folder, earliest first."""
+    paths = folder.glob("step-*.safetensors")
+    return sorted(KeptWeights(int(match[1]), path) for path in paths if (match := _NAME.fullmatch(path.name)))
+
+
+def write_kept_weights(folder: Path, step: int, weights: dict[str, Tensor]) -> Path:
+    """Write the weights after a step into a folder of a run, completely or not at all.
+
+    Raises UserError if the disk is full or not writable.
+    """
+    path = make_folder(folder, folder.parent) / f"step-{step:06d}.safetensors"
+    write_weights(path, weights, folder.parent)
+    return path
+
+
+def write_weights(path: Path, weights: dict[str, Tensor], below: Path) -> bytes:
+    """Write weights as fp32 to a safetensors file, completely or not at all, and return its content.
+
+    `below` and errors as for `whole_file`.
+    """
+    from safetensors.torch import save
+
+    content = save({name: tensor.float().contiguous() for name, tensor in weights.items()})
+    with whole_file(path, below) as file:
+        file.write(content)
+    return content
+
+
+def read_kept_weights(kept: KeptWeights) -> dict[str, Tensor]:
+    """Read weights. Raises UserError if the file is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    try:
+        with open_inside(kept.path, "rb", kept.path.parents[1]) as file:
+            return load(file.read())
+    except OSError as error:
+        raise UserError(f"cannot read {kept.path}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise UserError(
+            f"{kept.path} is damaged ({error}): restore it from a copy, or delete it, because training does not need it"
+        ) from error

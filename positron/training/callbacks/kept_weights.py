@@ -1,0 +1,46 @@
+"""Keep weights from the whole training, for looking at what the model learnt when."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import lightning as L
+
+from positron.run.kept_weights import history_steps, write_kept_weights
+from positron.run.load import bare_names
+from positron.training.callbacks.divergence import has_finite_state
+from positron.training.module import TrainingModule, shards_weights
+
+logger = logging.getLogger(__name__)
+
+
+class WeightHistory(L.Callback):
+    """Write the weights before training, at steps ever farther apart, and at the last step.
+
+    It must come before the callback that saves checkpoints: a run that is killed between the two then writes the weights of
+    this step again, and not none.
+    """
+
+    def __init__(self, folder: Path, *, count: int, horizon: int, is_last: Callable[[L.Trainer], bool]) -> None:
+        """`folder`: of the weights; `horizon`: the last step of the run, beyond any `train.stop_at`."""
+        self.folder, self.steps, self.is_last = folder, history_steps(count, horizon), is_last
+
+    def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
+        """Write the weights before training, if training begins at step 0."""
+        if shards_weights(trainer):
+            logger.warning("train.keep_history keeps no weights with this strategy, because no process has all of them")
+            self.steps = set()
+        elif trainer.global_step == 0 and 0 in self.steps and trainer.is_global_zero:
+            self._write(trainer, module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: object) -> None:  # type: ignore[override]
+        """Write the weights if the step is due or the last of the run."""
+        is_due = trainer.global_step in self.steps or (trainer.should_stop and self.is_last(trainer))
+        if self.steps and is_due and has_finite_state(trainer, module) and trainer.is_global_zero:
+            self._write(trainer, module)
+
+    def _write(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        weights = bare_names({name: value.detach().cpu() for name, value in module.model.state_dict().items()})
+        write_kept_weights(self.folder, trainer.global_step, weights)
