@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from typing import Literal, NotRequired, TypedDict
 
+from positron.stories.following import Group
+
 Part = Literal["attn", "mlp"]  # of a block
 
 
@@ -178,9 +180,6 @@ class HistoryData(TypedDict):
     best: int  # the step of the best checkpoint, which is used without a step
 
 
-Group = Literal["sentence", "alternative", "list word", "first mention", "later mention", "pronoun", "end"]
-
-
 class TruthToken(TypedDict):
     """Compare the probabilities of a token of the prompt by the model and by the grammar, given the tokens before it."""
 
@@ -260,4 +259,4 @@ class RegretHistory(TypedDict):
 
     run: str
     stories: int  # validation stories that it is measured on
-    points: list[RulesAtStep]  # earliest first
+    points: list[RulesAtStep]  # earliest first; the last point is the best checkpoint if it is not among the kept ones

@@ -1,0 +1,126 @@
+"""Compute the grammar's exact distribution of the next token of a story, given the tokens before it.
+
+A tokenizer cuts each word of a story (`stories/following.py`) by itself, so the tokens of a story are those of its words in
+turn. After a part of a word, the distribution is taken over all words that the grammar allows there and that begin with the
+same tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from positron.stories import generate
+from positron.stories.following import END, Following, Piece, Rule, Word, first_words, next_words
+from positron.stories.grammar import GRAMMAR, Grammar
+from positron.system.errors import UserError
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """Hold a word that the story may be in: its probability, its tokens, how many were read, and the state after it."""
+
+    p: float
+    ids: tuple[int, ...]
+    read: int
+    pieces: tuple[Piece, ...]
+    after: Following | None
+
+
+class StoryTokens:
+    """Follow a story token by token.
+
+    `expected` is the distribution of the next token; `read` takes the next token. After the token that ends the document
+    nothing is expected.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, grammar: Grammar = GRAMMAR) -> None:
+        self._tokenizer, self._grammar = tokenizer, grammar
+        self._end = tokenizer.special_id(END_OF_TEXT)
+        self._ids: dict[str, tuple[int, ...]] = {}
+        self._readings = [self._reading(word, 1.0) for word in first_words(grammar)]
+
+    def expected(self) -> dict[int, float]:
+        """Return the probability of each token that may come next."""
+        shares: dict[int, list[float]] = {}
+        for reading in self._readings:
+            shares.setdefault(reading.ids[reading.read], []).append(reading.p)
+        return {i: math.fsum(values) for i, values in shares.items()}
+
+    def read(self, token: int) -> Rule | None:
+        """Take the next token and return the rule that it comes from; None, and no change, if it may not come next.
+
+        If several rules may have written the token, the most probable one is returned.
+        """
+        fitting = [reading for reading in self._readings if reading.ids[reading.read] == token]
+        if not fitting:
+            return None
+        whole = math.fsum(reading.p for reading in fitting)
+        rules: dict[Rule, float] = {}
+        readings: list[_Reading] = []
+        for reading in fitting:
+            rule = self._rule(reading)
+            rules[rule] = rules.get(rule, 0.0) + reading.p
+            p, read = reading.p / whole, reading.read + 1
+            if read < len(reading.ids):
+                readings.append(_Reading(p, reading.ids, read, reading.pieces, reading.after))
+            elif reading.after is not None:
+                readings += [self._reading(word, p) for word in next_words(reading.after, self._grammar)]
+        self._readings = readings
+        return max(rules, key=lambda rule: rules[rule])
+
+    def is_within_word(self, text: str) -> bool:
+        """Tell whether a word that the story may be in has `text` next, though perhaps not these tokens of it."""
+        for reading in self._readings:
+            left = b"".join(self._tokenizer.bytes_of(i) for i in reading.ids[reading.read :])
+            if left.startswith(text.encode("utf-8")):
+                return True
+        return False
+
+    def words(self, count: int) -> list[str]:
+        """Return the most probable words that the story may be in, at most `count`; "" stands for its end."""
+        shares: dict[str, float] = {}
+        for reading in self._readings:
+            text = "".join(piece.text for piece in reading.pieces)
+            shares[text] = shares.get(text, 0.0) + reading.p
+        return sorted(shares, key=lambda text: -shares[text])[:count]
+
+    def _reading(self, word: Word, p: float) -> _Reading:
+        if not word.pieces:
+            return _Reading(p * word.p, (self._end,), 0, (), None)
+        text = word.text
+        ids = self._ids.get(text)
+        if ids is None:
+            ids = self._ids[text] = tuple(self._tokenizer.encode(text))
+        return _Reading(p * word.p, ids, 0, word.pieces, word.after)
+
+    def _rule(self, reading: _Reading) -> Rule:
+        """Return the rule of the first character of the next token that is not white space, or else of its first one."""
+        if not reading.pieces:
+            return END
+        token = self._tokenizer.bytes_of(reading.ids[reading.read])
+        start = sum(len(self._tokenizer.bytes_of(i)) for i in reading.ids[: reading.read])
+        place = start + len(token) - len(token.lstrip())
+        if place == start + len(token):
+            place = start
+        for piece in reading.pieces:
+            place -= len(piece.text.encode("utf-8"))
+            if place < 0:
+                return piece.rule
+        return reading.pieces[-1].rule
+
+
+def refuse_joining(tokenizer: Tokenizer) -> None:
+    """Raise UserError for a tokenizer whose tokens reach from one word of a story into the next."""
+    text = generate(0, 0).text
+    words: list[str] = []
+    for character in text:
+        if not words or (character.isspace() and not words[-1][-1].isspace()):
+            words.append("")
+        words[-1] += character
+    if tokenizer.encode(text) != [i for word in words for i in tokenizer.encode(word)]:
+        raise UserError(
+            f"the exact probabilities of stories cannot be computed for this tokenizer ({tokenizer.kind}), because it joins "
+            "punctuation with the white space after it: they can for runs with tokenizer=spm_4k and other trained ones"
+        )

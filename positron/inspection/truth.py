@@ -1,0 +1,187 @@
+"""Compare a model with the grammar of the built-in stories, token by token: see `lookdata.TruthData`.
+
+The *regret* of a token is the model's surprise minus the surprise by the exact probability, in bits. Its expectation is the
+Kullback-Leibler divergence, which no model can make negative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from positron.inspection.inside import log_probabilities, look_inside
+from positron.inspection.look import MAX_TOKENS, MAX_TOP, TOP
+from positron.inspection.lookdata import Departure, RuleRegret, TruthData, TruthPrediction, TruthToken
+from positron.inspection.story_tokens import StoryTokens
+from positron.inspection.tokens import Vocabulary, digits
+from positron.model.gpt import GPT
+from positron.stories.following import Rule
+from positron.system.errors import UserError
+from positron.text.tokenizer import Tokenizer
+
+SHOWN_WORDS = 8  # that a story may contain where a prompt leaves the grammar
+
+
+@dataclass(frozen=True)
+class TrueToken:
+    """Hold the exact probability of a token, given the tokens before it, and the rule that it comes from."""
+
+    p: float
+    rule: Rule
+
+
+@dataclass(frozen=True)
+class StoryTruth:
+    """Hold the exact distributions of the beginning of a story.
+
+    `tokens` has an entry for each token after the first, up to the departure from the grammar. `expected` has one entry
+    more: the distribution of the token after each position.
+    """
+
+    tokens: list[TrueToken]
+    expected: list[dict[int, float]]
+    story: StoryTokens  # the state after the last of `tokens`
+
+
+def story_truth(tokenizer: Tokenizer, ids: Sequence[int]) -> StoryTruth:
+    """Compute the exact distributions for ids that begin with the token that begins a document."""
+    story = StoryTokens(tokenizer)
+    tokens: list[TrueToken] = []
+    expected = [story.expected()]
+    for i in ids[1:]:
+        p = expected[-1].get(i)
+        rule = story.read(i)
+        if p is None or rule is None:
+            break
+        tokens.append(TrueToken(p, rule))
+        expected.append(story.expected())
+    return StoryTruth(tokens, expected, story)
+
+
+def compare_with_truth(
+    model: GPT, tokenizer: Tokenizer, prompt: str, *, run: str = "", step: int = 0, top: int = TOP
+) -> TruthData:
+    """Compare a model with the grammar on a prompt. Raises UserError for a prompt that is too long, or a wrong `top`."""
+    vocabulary = Vocabulary(tokenizer)
+    ids = vocabulary.ids(prompt, min(MAX_TOKENS, model.config.context_length))
+    if not 1 <= top <= MAX_TOP:
+        raise UserError(f"top {top} must be between 1 and {MAX_TOP}")
+    truth = story_truth(tokenizer, ids)
+    logp = model_log_probabilities(model, ids)
+    known = 1 + len(truth.tokens)  # tokens up to the departure
+    predictions = [_prediction(vocabulary, truth.expected[t], logp[t], top) for t in range(known) if truth.expected[t]]
+    return {
+        "version": 1,
+        "run": run,
+        "step": step,
+        "prompt": prompt,
+        "tokens": _tokens(vocabulary, truth, logp, ids),
+        "next": [*predictions, *[None] * (len(ids) - len(predictions))],
+        "departure": _departure(tokenizer, truth, ids) if known < len(ids) else None,
+        "rules": regret_by_rule([truth], [logp], [ids]),
+    }
+
+
+def model_log_probabilities(model: GPT, ids: Sequence[int]) -> Tensor:
+    """Return the log probabilities (T, V) in nats of the token after each of `ids`."""
+    idx = torch.tensor([list(ids)], device=model.wte.weight.device)
+    return log_probabilities(model, look_inside(model, idx, ()).stream[-1][0]).cpu()
+
+
+def regret_by_rule(
+    truths: Sequence[StoryTruth], logps: Sequence[Tensor], rows: Sequence[Sequence[int]]
+) -> list[RuleRegret]:
+    """Sum the regret of the tokens of several stories by rule, by descending regret.
+
+    `logps` and `rows` hold the model's log probabilities and the ids of each story.
+    """
+    sums: dict[Rule, list[tuple[float, float]]] = {}
+    for truth, logp, ids in zip(truths, logps, rows, strict=True):
+        for t, token in enumerate(truth.tokens):
+            model_bits = float(-logp[t, ids[t + 1]]) / math.log(2)
+            sums.setdefault(token.rule, []).append((-math.log2(token.p), model_bits))
+    rules: list[RuleRegret] = []
+    for rule, pairs in sums.items():
+        true_bits, model_bits = (math.fsum(column) for column in zip(*pairs, strict=True))
+        rules.append(
+            {
+                "group": rule.group,
+                "rule": rule.name,
+                "tokens": len(pairs),
+                "true_bits": digits(true_bits),
+                "model_bits": digits(model_bits),
+                "regret": digits(model_bits - true_bits),
+            }
+        )
+    return sorted(rules, key=lambda row: -row["regret"])
+
+
+def _tokens(vocabulary: Vocabulary, truth: StoryTruth, logp: Tensor, ids: list[int]) -> list[TruthToken]:
+    tokens: list[TruthToken] = []
+    for t, i in enumerate(ids):
+        true = truth.tokens[t - 1] if 0 < t <= len(truth.tokens) else None
+        model = None if t == 0 else float(logp[t - 1, i])
+        tokens.append(
+            {
+                "id": i,
+                "text": vocabulary.text(i),
+                "special": i in vocabulary.specials,
+                "model": None if model is None else digits(math.exp(model)),
+                "true": None if true is None else digits(true.p),
+                "regret": None if true is None or model is None else digits(math.log2(true.p) - model / math.log(2)),
+                "group": None if true is None else true.rule.group,
+                "rule": None if true is None else true.rule.name,
+            }
+        )
+    return tokens
+
+
+def _prediction(vocabulary: Vocabulary, expected: dict[int, float], logp: Tensor, top: int) -> TruthPrediction:
+    ids = sorted(expected, key=lambda i: (-expected[i], i))
+    model = logp[ids].tolist()
+    pairs = list(zip(ids, model, strict=True))
+    regret = math.fsum(expected[i] * (math.log2(expected[i]) - nats / math.log(2)) for i, nats in pairs)
+    inside = math.fsum(math.exp(nats) for nats in model)
+    return {
+        "top": [
+            {
+                "id": i,
+                "text": vocabulary.text(i),
+                "special": i in vocabulary.specials,
+                "model": digits(math.exp(nats)),
+                "true": digits(expected[i]),
+            }
+            for i, nats in pairs[:top]
+        ],
+        "allowed": len(ids),
+        "entropy": digits(-math.fsum(p * math.log2(p) for p in expected.values()) + 0.0),
+        "regret": digits(regret),
+        "outside": digits(max(0.0, 1 - inside)),
+    }
+
+
+def _departure(tokenizer: Tokenizer, truth: StoryTruth, ids: list[int]) -> Departure:
+    """Describe where the ids leave the grammar."""
+    place = 1 + len(truth.tokens)
+    rest = tokenizer.decode(ids[place:])
+    words = [word.strip() for word in truth.story.words(SHOWN_WORDS) if word]
+    is_cut = truth.story.is_within_word(rest)
+    if is_cut:
+        message = "no story is cut into these tokens, because the prompt ends within a word or with a space"
+    elif words:
+        shown = tokenizer.bytes_of(ids[place]).decode("utf-8", errors="replace").strip()
+        options = ", ".join(f'"{word}"' for word in words)
+        message = f'no story continues with "{shown}" here; possible words: {options}'
+    else:
+        message = "the story has ended here"
+    return {
+        "token": place,
+        "character": len(tokenizer.decode(ids[1:place])),
+        "reason": "tokens" if is_cut else "text",
+        "message": message,
+        "expected": words,
+    }

@@ -1,0 +1,173 @@
+"""Compute which words may follow the beginning of a story, with their exact probabilities.
+
+A *word* is a run of white space with the run of other characters after it, punctuation included: stories are sequences of
+such words, and the first word has no white space. `Following` is the state of the grammar between two words; a beginning
+usually has several, because a text determines its choices only gradually.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+from positron.stories.grammar import GRAMMAR, Grammar, Node, Pick, Slot, Text
+from positron.stories.plots import Plot
+
+Group = Literal["sentence", "alternative", "list word", "first mention", "later mention", "pronoun", "end"]
+_PRONOUNS = {"he", "his", "him", "himself", "boy", "call"}  # forms that do not name the value
+
+
+class Rule(NamedTuple):
+    """Name what a piece of text comes from: `name` is the list or the slot, otherwise the group."""
+
+    group: Group
+    name: str
+
+
+class Piece(NamedTuple):
+    """Hold a part of a word that comes from one rule."""
+
+    text: str
+    rule: Rule
+
+
+_SENTENCE, _ALTERNATIVE, END = Rule("sentence", "sentence"), Rule("alternative", "alternative"), Rule("end", "end")
+
+
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    """Hold what remains of a sequence of nodes, the rule of its fixed texts, and what follows the sequence."""
+
+    nodes: tuple[Node, ...]
+    rule: Rule
+    after: _Frame | None
+
+
+@dataclass(frozen=True, eq=False)
+class Following:
+    """Hold a state of the grammar between two words: the choices so far, and what is left to write."""
+
+    plot: Plot
+    bound: tuple[tuple[str, str], ...]  # slot and value, in the order in which they were drawn
+    named: frozenset[str]  # slots whose value the text has named
+    rest: Piece | None  # of a fixed text that contains several words
+    frame: _Frame | None  # None at the end of the story
+
+
+class Word(NamedTuple):
+    """Hold a possible next word, its probability, and the state after it; `pieces` is empty at the end of the story."""
+
+    pieces: tuple[Piece, ...]
+    p: float
+    after: Following | None
+
+    @property
+    def text(self) -> str:
+        """Return the word."""
+        return "".join(piece.text for piece in self.pieces)
+
+
+def first_words(grammar: Grammar = GRAMMAR) -> Iterator[Word]:
+    """Yield the words that may begin a story; several may have the same text. The probabilities add up to 1."""
+    for name, bits in zip(grammar.plot_choice.options, grammar.plot_choice.bits, strict=True):
+        start = Following(grammar.plots[name], (), frozenset(), None, _Frame(grammar.beats[name], _SENTENCE, None))
+        for word in next_words(start, grammar):
+            first = word.pieces[0]
+            pieces = (first._replace(text=first.text[1:]), *word.pieces[1:])  # a beat begins with a space
+            yield Word(tuple(piece for piece in pieces if piece.text), word.p * 2**-bits, word.after)
+
+
+def next_words(state: Following, grammar: Grammar = GRAMMAR) -> Iterator[Word]:
+    """Yield the words that may come next; several may have the same text. The probabilities add up to 1.
+
+    At the end of the story, yields a single word without pieces.
+    """
+    todo: list[tuple[tuple[Piece, ...], bool, float, Following]] = [((), False, 1.0, state)]
+    while todo:
+        pieces, has_begun, p, at = todo.pop()
+        if at.rest is not None:
+            end = _end_of_word(at.rest.text, has_begun)
+            read, left = at.rest.text[:end], at.rest.text[end:]
+            rest = at.rest._replace(text=left) if left else None
+            then = Following(at.plot, at.bound, at.named, rest, at.frame)
+            pieces = (*pieces, at.rest._replace(text=read))
+            if left:
+                yield Word(pieces, p, then)
+            else:
+                todo.append((pieces, has_begun or not read.isspace(), p, then))
+        elif at.frame is None:
+            yield Word(pieces, p, at if pieces else None)
+        elif has_begun and _begins_with_space(at.frame):
+            yield Word(pieces, p, at)
+        else:
+            todo += [(pieces, has_begun, p * share, then) for share, then in _steps(at, at.frame, grammar)]
+
+
+def _end_of_word(text: str, has_begun: bool) -> int:
+    """Return where the word that a text continues ends: at the white space after other characters, or the text's end."""
+    for i, character in enumerate(text):
+        if not character.isspace():
+            has_begun = True
+        elif has_begun:
+            return i
+    return len(text)
+
+
+def _begins_with_space(frame: _Frame | None) -> bool:
+    """Tell whether what follows surely begins with white space, or is the end of the story."""
+    while frame is not None:
+        if not frame.nodes:
+            frame = frame.after
+            continue
+        match frame.nodes[0]:
+            case Text(text):
+                return text[:1].isspace()
+            case Slot():
+                return False
+            case Pick(options=options):
+                first = [option[0] for option in options if option]
+                if not all(isinstance(node, Text) and node.text[:1].isspace() for node in first):
+                    return False
+                if len(first) == len(options):
+                    return True
+                frame = _Frame(frame.nodes[1:], frame.rule, frame.after)
+    return True
+
+
+def _steps(at: Following, frame: _Frame, grammar: Grammar) -> Iterator[tuple[float, Following]]:
+    """Yield the states after the next node, with their probabilities."""
+    if not frame.nodes:
+        yield 1.0, Following(at.plot, at.bound, at.named, None, frame.after)
+        return
+    after = _Frame(frame.nodes[1:], frame.rule, frame.after) if len(frame.nodes) > 1 else frame.after
+    match frame.nodes[0]:
+        case Text(text):
+            rest = Piece(text, frame.rule) if text else None
+            yield 1.0, Following(at.plot, at.bound, at.named, rest, after)
+        case Slot(name=name) as slot:
+            known = dict(at.bound)
+            if name in known:
+                yield 1.0, _spelled(at, slot, known[name], at.bound, after, grammar)
+                return
+            choice = grammar.slot_choice(at.plot, name, known)
+            for value, bits in zip(choice.options, choice.bits, strict=True):
+                yield 2**-bits, _spelled(at, slot, value, (*at.bound, (name, value)), after, grammar)
+        case Pick(name=name, choice=choice, options=options):
+            rule = {"beat": _SENTENCE, "or": _ALTERNATIVE}.get(name) or Rule("list word", name)
+            for option, bits in zip(options, choice.bits, strict=True):
+                frame_of_option = _Frame(option, rule, after) if option else after
+                yield 2**-bits, Following(at.plot, at.bound, at.named, None, frame_of_option)
+
+
+def _spelled(
+    at: Following, slot: Slot, value: str, bound: tuple[tuple[str, str], ...], after: _Frame | None, grammar: Grammar
+) -> Following:
+    """Return the state in which the form of a slot's value is to be written."""
+    if slot.form in _PRONOUNS:
+        group: Group = "pronoun"
+    else:
+        group = "later mention" if slot.name in at.named else "first mention"
+    named = at.named if group == "pronoun" else at.named | {slot.name}
+    rest = Piece(grammar.spell(at.plot, slot, value), Rule(group, slot.name))
+    return Following(at.plot, bound, named, rest, after)
