@@ -2,7 +2,7 @@
 //
 // No text becomes a special token: a typed `<|end|>` is seven characters. Code that needs a special token inserts its id.
 
-const END_OF_TEXT = "<|endoftext|>";
+export const END_OF_TEXT = "<|endoftext|>";
 const UNKNOWN = "\uFFFD";
 const SPACE = "\u2581"; // how SentencePiece writes a space
 const utf8 = new TextEncoder();

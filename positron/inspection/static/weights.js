@@ -8,6 +8,22 @@ export function bytesOfBase64(text) {
   return bytes;
 }
 
+// Printable characters that mean nothing in HTML; html_file.py has the same.
+const DIGITS = "!#$%()*+,-./0123456789:;=?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_abcdefghijklmnopqrstuvwxyz{|";
+
+/** Decode base 85: five digits for each four bytes, high ones first; the first number is the count of bytes. */
+export function bytesOfBase85(text) {
+  const value = new Uint8Array(128);
+  for (let i = 0; i < 85; i++) value[DIGITS.charCodeAt(i)] = i;
+  const words = new DataView(new ArrayBuffer((4 * text.length) / 5));
+  for (let at = 0, byte = 0; at < text.length; at += 5, byte += 4) {
+    let word = 0;
+    for (let i = at; i < at + 5; i++) word = word * 85 + value[text.charCodeAt(i)];
+    words.setUint32(byte, word);
+  }
+  return new Uint8Array(words.buffer, 4, words.getUint32(0));
+}
+
 /** Decompress gzip. */
 export async function unzip(bytes) {
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));

@@ -1,0 +1,211 @@
+// Where the inspector's numbers come from: the model inside the page (FileSource), or a server (ServerSource).
+//
+// Both have: run; look(request, stopped) -> LookData; scores() -> Scores or null; history() -> HistoryData or null;
+// truth(request) -> TruthData or null; regrets() -> RegretHistory or null; and generate(request, stopped), which yields
+// pieces of text with the number of tokens. Types: positron/inspection/lookdata.py. The result of look is null if it was stopped.
+
+import { distribution, draw, Random } from "./sampling.js";
+import { focusOf, look, pause, promptIds } from "./look.js";
+import { END_OF_TEXT, Stream } from "./tokenizer.js";
+
+/** The model inside the page. `stored`: what positron/inspection/html_file.py computed when it wrote the file. */
+export class FileSource {
+  constructor(model, tokenizer, stored) {
+    Object.assign(this, { model, tokenizer, stored });
+    this.run = stored.run;
+    this.reads = new Map(); // the last results of look, which answer for other positions
+    this.turn = Promise.resolve(); // the model computes one thing at a time
+  }
+
+  /** Run `task` when the tasks before it have ended. */
+  alone(task) {
+    const result = this.turn.then(task);
+    this.turn = result.catch(() => {});
+    return result;
+  }
+
+  async look(request, stopped = () => false) {
+    const kept = this.stored.history.find(({ step }) => step === request.step);
+    if (request.step !== null && request.step !== undefined && kept) return this.storedLook(kept, request);
+    return this.alone(async () => {
+      const read = await this.read(request, stopped);
+      if (read === null) return null;
+      const ablations = request.ablations ?? [];
+      let ablation = null;
+      if (ablations.length) {
+        const whole = await this.read({ ...request, ablations: [] }, stopped);
+        if (whole === null) return null;
+        ablation = { ablations, before: whole.bits, after: read.bits };
+      }
+      const position = Math.min(request.focus ?? read.ids.length - 1, read.ids.length - 1);
+      let continuation = null;
+      if (request.continuation) {
+        continuation = "";
+        for await (const piece of this.write({ ...request, ...request.continuation }, stopped)) continuation += piece.text;
+      }
+      const { run, step, shape } = this.stored;
+      return { ...read.data, run, step, shape, ablation, continuation, focus: focusOf(read.logps, position, this.tokenizer), scores: null };
+    });
+  }
+
+  /** Return a kept look of an earlier step, which exists for the stored prompt only. */
+  storedLook(kept, { prompt }) {
+    if (prompt !== this.stored.prompt) {
+      throw new Error("The file holds earlier steps for its own prompt only: use “Its own prompt”, or positron serve.");
+    }
+    return kept;
+  }
+
+  async read(request, stopped) {
+    const key = JSON.stringify([request.prompt, request.ablations ?? []]);
+    if (!this.reads.has(key)) {
+      const read = await look(this.model, this.tokenizer, { ...request, attention: null }, stopped);
+      if (read === null) return null;
+      if (this.reads.size >= 3) this.reads.delete(this.reads.keys().next().value);
+      this.reads.set(key, read);
+    }
+    return this.reads.get(key);
+  }
+
+  async scores() {
+    return this.stored.scores;
+  }
+
+  async history() {
+    const { run, step, history } = this.stored;
+    return history.length ? { run, best: step, points: history.map(({ point }) => point) } : null;
+  }
+
+  async truth({ prompt, step }) {
+    const isStored = prompt === this.stored.prompt && (step === null || step === undefined || step === this.stored.step);
+    return isStored ? this.stored.truth : null;
+  }
+
+  async regrets() {
+    return this.stored.regrets;
+  }
+
+  async *generate(request, stopped = () => false) {
+    let free;
+    const before = this.turn;
+    this.turn = new Promise((resolve) => (free = resolve));
+    await before;
+    try {
+      yield* this.write(request, stopped);
+    } finally {
+      free();
+    }
+  }
+
+  async *write({ prompt, ablations = [], max_tokens = 200, seed = 0, ...sampling }, stopped) {
+    const { model, tokenizer } = this, stream = new Stream(tokenizer), random = new Random(seed);
+    const ids = promptIds(model, tokenizer, prompt), end = tokenizer.special(END_OF_TEXT);
+    model.reset();
+    model.ablate(ablations);
+    let drawn = performance.now();
+    const rest = async () => {
+      if (performance.now() - drawn < 30) return;
+      await pause();
+      drawn = performance.now();
+    };
+    let logits = null;
+    for (const [i, id] of ids.entries()) {
+      logits = model.step(id, null, i === ids.length - 1);
+      await rest();
+      if (stopped()) return;
+    }
+    for (let count = 1; count <= max_tokens && !stopped(); count++) {
+      const id = draw(distribution(logits, sampling), random);
+      if (id === end) break;
+      yield { text: stream.push(id), tokens: count };
+      if (count < max_tokens) logits = model.continue(id);
+      await rest();
+    }
+    yield { text: stream.end(), tokens: 0 };
+  }
+}
+
+/** The server of `positron serve`. `run`: a name of /v1/models; `key`: of --api-key, or null. */
+export class ServerSource {
+  constructor(run, { base = "", key = null } = {}) {
+    Object.assign(this, { run, base, key });
+  }
+
+  async ask(path, body) {
+    const headers = this.key ? { Authorization: `Bearer ${this.key}` } : {};
+    const options = body ? { method: "POST", body: JSON.stringify(body) } : {};
+    if (body) headers["Content-Type"] = "application/json";
+    const response = await fetch(this.base + path, { ...options, headers });
+    if (response.ok) return response;
+    const answer = await response.json().catch(() => null);
+    const error = new Error(answer?.error?.message ?? `The server answered ${response.status}.`);
+    error.status = response.status;
+    throw error;
+  }
+
+  async json(path, body) {
+    return (await this.ask(path, body)).json();
+  }
+
+  /** Return null for what this run does not have. */
+  async ifAny(path, body) {
+    try {
+      return await this.json(path, body);
+    } catch (error) {
+      if (error.status >= 400 && error.status < 500) return null;
+      throw error;
+    }
+  }
+
+  async look(request, stopped = () => false) {
+    const data = await this.json("/api/look", { ...request, run: this.run });
+    return stopped() ? null : data;
+  }
+
+  async scores() {
+    return (await this.json("/api/look", { run: this.run, prompt: "", attention: [], scores: true })).scores;
+  }
+
+  async history() {
+    const history = await this.ifAny(`/api/history?run=${encodeURIComponent(this.run)}`);
+    return history?.points.length ? history : null;
+  }
+
+  async truth({ prompt, step }) {
+    return this.ifAny("/api/truth", { run: this.run, prompt, step, top: 20 });
+  }
+
+  async regrets() {
+    const regrets = await this.ifAny(`/api/truth?run=${encodeURIComponent(this.run)}`);
+    return regrets?.points.length ? regrets : null;
+  }
+
+  async *generate({ prompt, ablations = [], ...settings }, stopped = () => false) {
+    if (ablations.length) {
+      const data = await this.look({ prompt, ablations, attention: [], continuation: settings }, stopped);
+      if (data) yield { text: data.continuation, tokens: settings.max_tokens };
+      return;
+    }
+    const given = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== null));
+    const response = await this.ask("/v1/completions", { model: this.run, prompt, stream: true, ...given });
+    const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "", tokens = 0;
+    try {
+      for (;;) {
+        const { done, value } = await reader.read();
+        if (done || stopped()) return;
+        const events = (rest + value).split("\n\n");
+        rest = events.pop();
+        for (const event of events) {
+          const data = event.replace(/^data: ?/, "");
+          if (data === "[DONE]") return;
+          const chunk = JSON.parse(data);
+          if (chunk.error) throw new Error(chunk.error.message);
+          yield { text: chunk.choices[0]?.text ?? "", tokens: ++tokens };
+        }
+      }
+    } finally {
+      await reader.cancel(); // the server frees the slot
+    }
+  }
+}
