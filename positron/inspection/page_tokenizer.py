@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from positron.interop.tokenizer_json import PATTERNS
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer, WordTokenizer
 from positron.text.library_json import BYTE_CHARACTERS, LibraryTokenizer
@@ -16,13 +17,13 @@ from positron.text.tokenizer import SPECIALS, Tokenizer
 # text: another spelling was never tried, and is refused.
 _PUBLISHED = {definition.pattern: name.partition("_")[0] for name, definition in reversed(DEFINITIONS.items())}
 _PUBLISHED[DEFINITIONS["r50k_base"].pattern] = "r50k"  # p50k_base has the same
-_LIBRARY = {
-    r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s""": "r50k",
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s+\z|\s*[\r\n]|\s+(?!\S)|\s": "cl100k",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": (
-        "llama3"
-    ),
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
+_WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LIBRARY = {  # of the tokenizers library
+    PATTERNS["r50k_base"]: "r50k",
+    PATTERNS["cl100k_base"]: "cl100k",
+    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_WORDS}|\p{{N}}{{1,3}}{_REST}": "llama3",
+    rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_WORDS}|\p{{N}}{_REST}": "qwen2",
 }
 
 

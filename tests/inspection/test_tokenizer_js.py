@@ -57,7 +57,9 @@ def split(pattern: str) -> dict:
     return {"type": "Sequence", "pretokenizers": [step, {**BYTE_LEVEL, "use_regex": False}]}
 
 
-QWEN2 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 TOKENIZERS = {
     "char": char,
     "word": word,
@@ -78,9 +80,14 @@ TOKENIZERS = {
     "smollm": lambda: imported(
         byte_pairs("r50k_base"),
         normalizer={"type": "NFC"},
-        pre_tokenizer={"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL]},
+        pre_tokenizer={
+            "type": "Sequence",
+            "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL],
+        },
     ),
-    "llama3": lambda: imported(byte_pairs("cl100k_base"), pre_tokenizer=split(QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|"))),
+    "llama3": lambda: imported(
+        byte_pairs("cl100k_base"), pre_tokenizer=split(QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|"))
+    ),
     "qwen2": lambda: imported(byte_pairs("cl100k_base"), pre_tokenizer=split(QWEN2)),
 }
 
