@@ -1,12 +1,12 @@
-"""Train, fine-tune, evaluate, load, export and import from Python: the same settings as on the command line, from `conf/`.
+"""Train, fine-tune, evaluate, load, export and import from Python, with the settings of the command line.
 
     import positron
     run = positron.train(model="debug", data="my.txt", max_steps=300)
     print(run.facts(), run.metrics()["val/bpb"])
     print(positron.load(run).generate("Once upon a time"))
 
-A setting is given by its full name, `**{"optimizer.lr": 1e-3}`, or by its last word where no other setting ends in it,
-`lr=1e-3`; a group by its choice, `model="nano"`. Runs are folders below outputs/, and the same call again continues.
+A setting is given by its full name, `**{"optimizer.lr": 1e-3}`, or by its last word if no other setting ends in that word,
+`lr=1e-3`. A group is given by its choice, `model="nano"`. A run is a folder below outputs/; the same call again continues it.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def train(
     """Train a model, or continue the run of this name, and return the run.
 
     `data` is a choice of conf/data, a file or folder of text, a list of texts or a `datasets.Dataset`. `callbacks` are
-    Lightning callbacks; `objective` is a class that changes what is learned (docs/examples/add_an_objective.py). The
-    other settings are those of `python -m positron.train`. Interrupted by Ctrl-C, the run is saved and returned with the
-    status "stopped".
+    Lightning callbacks; `objective` is a class that changes what is learned (docs/examples/add_an_objective.py). `settings` are
+    further settings of `python -m positron.train`. If Ctrl-C ends the training, the run is saved and returned with the status
+    "stopped".
 
-    Raises UserError for what the caller can fix, Diverged where the training failed by its own numbers.
+    Raises UserError for what the caller can fix, and Diverged if the loss diverges.
     """
     from positron.cli.sweeps import run_config
     from positron.train import configure
@@ -67,8 +67,8 @@ def finetune(
     """Fine-tune a run (None: the one pretrained last) on conversations, and return the new run.
 
     `data` is a choice of conf/data, a file of conversations, or a list of them, each a list of messages with `role` and
-    `content`, or any row that such a file may hold. The other settings are those of `python -m positron.sft`. See `train`
-    for what is raised.
+    `content`, or any row that such a file may contain. `settings` are further settings of `python -m positron.sft`. Raises the
+    errors of `train`.
     """
     from positron.cli.sweeps import run_config
     from positron.sft import configure, sft
@@ -107,9 +107,10 @@ def evaluate(
 
 
 def load(run: str | Path | Run | None = None, weights: str = "fp32") -> Writer:
-    """Load the model of a run folder, or of a name below outputs/ (None: the one trained last), ready to write.
+    """Load the model of a run, to generate text with it.
 
-    `weights="bf16"` or `"int8"` writes faster on a CPU and rounds more.
+    `run` is a run, its folder, or its name below outputs/ (None: the run trained last). `weights="bf16"` or `"int8"` is faster
+    on a CPU and less exact. Raises UserError if the run does not exist or is damaged.
     """
     spin(SPIN_WRITING)
     from positron.inference.arguments import weights_of
@@ -135,8 +136,8 @@ def export(
     """Write a run (None: the one trained last) in a format of other programs, and return the new folder.
 
     `to` is hf, gguf, ollama, onnx, llama2c or safetensors; without `folder` it is `export/FORMAT` in the run folder.
-    `precision` rounds the matrices: f16 or q8_0 in a GGUF file, int8 in ONNX. Raises UserError for a model that the format
-    cannot express.
+    `precision` rounds the matrices: f16 or q8_0 in a GGUF file, int8 in ONNX. Raises UserError if the
+    format cannot express the model.
     """
     from positron.export import export as write
 
@@ -159,7 +160,7 @@ def import_model(
 
 
 def _composed(recipe: str, name: str | None, settings: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Write settings as a command line would have them."""
+    """Return the recipe and the settings as words of its command line."""
     from positron.cli.help_text import default_choices
     from positron.cli.hydra_app import conf_folder
 
@@ -171,9 +172,9 @@ def _composed(recipe: str, name: str | None, settings: Mapping[str, Any]) -> tup
 
 
 def full_name(key: str, recipe: str) -> str:
-    """Return the whole key that a setting's last word stands for.
+    """Return the full key of a setting that is given by its last word.
 
-    Raises UserError if no setting ends in it, or several do.
+    Raises UserError if no setting, or several settings, end in this word.
     """
     from positron.cli.hydra_app import conf_folder
     from positron.cli.overrides import groups_of
@@ -183,7 +184,7 @@ def full_name(key: str, recipe: str) -> str:
     if key in keys or key in groups_of(conf_folder()) or "." in key:
         return key
     matches = [known for known in keys if known.rpartition(".")[2] == key]
-    # what a device gives is only the default of what a training takes
+    # device.KEY is only the default of train.KEY
     matches = [known for known in matches if not known.startswith("device.") or f"train.{key}" not in matches]
     match matches:
         case []:
@@ -212,7 +213,7 @@ def _as_word(value: Any) -> str:
 
 
 def _data_settings(data: Any, kind: Literal["text", "instruct"], settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn `data=` of this module into settings: a choice of conf/data, or a path that holds the text."""
+    """Return the settings for the argument `data`: a choice of conf/data, or the path of a file with the texts."""
     from positron.cli.hydra_app import conf_folder
     from positron.cli.overrides import groups_of
     from positron.config import DataConfig

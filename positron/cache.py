@@ -31,7 +31,9 @@ def arguments() -> argparse.ArgumentParser:
         prog="python -m positron.cache", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("settings", nargs="*", help="data.dir=FOLDER (default outputs/data)")
-    parser.add_argument("--clean", action="store_true", help="free all that can be made again and no process is using")
+    parser.add_argument(
+        "--clean", action="store_true", help="delete everything that can be prepared again and that no process uses"
+    )
     return parser
 
 
@@ -53,22 +55,27 @@ def main() -> None:
             day = time.strftime("%Y-%m-%d", time.localtime(newest)) if files else "-"
             print(f"  {size / 1e6:>10,.1f} MB  {day:<10}  {folder}" + (_clean(folder) if options.clean else ""))
         advice = "" if options.clean or not total else f"; {command('cache', '--clean', *options.settings)} frees it"
-        print(f"  {total / 1e6:>10,.1f} MB  in all{advice}")
+        print(f"  {total / 1e6:>10,.1f} MB  in total{advice}")
 
 
 def _clean(folder: Path) -> str:
-    """Delete tokens and raw files, and keep the tokenizer and record, so that the same corpus can be prepared again."""
-    corpus = folder / "lock"
-    with try_lock(corpus) if corpus.exists() else nullcontext(True) as free:
+    """Delete the tokens and raw files of a corpus; keep its tokenizer and record, so that it can be prepared again.
+
+    Returns what was done, as the end of a line.
+    """
+    lock_file = folder / "lock"
+    with try_lock(lock_file) if lock_file.exists() else nullcontext(True) as free:
         if not free or any(_is_held(path) for path in folder.glob("stream-*/users/*")):
-            return "  in use, left alone"
-        if not corpus.exists():
+            return "  in use, not deleted"
+        if not lock_file.exists():
             shutil.rmtree(folder, ignore_errors=True)
             return "  freed"
         (folder / ROWS_FILE).unlink(missing_ok=True)
         for pattern in ("raw", "tokens-*", ".tokens-*", "stream-*/epoch-*", "stream-*/.epoch-*"):
             for path in folder.glob(pattern):
-                (path / "tokens.json").unlink(missing_ok=True)  # first, so that what is left does not count as whole
+                (path / "tokens.json").unlink(
+                    missing_ok=True
+                )  # first, so that a folder that is deleted only in part is not used
                 shutil.rmtree(path)
     return "  freed"
 

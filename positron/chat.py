@@ -4,7 +4,7 @@
     python -m positron.chat "Tell me a story about Tom."
 
 In the chat: /settings, /settings NAME VALUE, /reset, /save FILE, /load FILE, /system TEXT, /help, /quit. Ctrl-C stops an
-answer. At the prompt it ends the chat; if the conversation is not saved, press it twice.
+answer. At the prompt, Ctrl-C ends the chat; if the conversation is not saved, press it twice.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def note(line: str) -> None:
 
 
 def answer(dialogue: Dialogue, question: str) -> None:
-    """Print the answer as it comes. A Ctrl-C stops it, and what was said stays."""
+    """Print the answer while it is generated. Ctrl-C stops it; the part that was printed stays in the conversation."""
     screen, has_begun = Screen(), dialogue.chats  # a text that is continued is shown with its beginning
     pieces = dialogue.ask(question)
     try:
@@ -117,7 +117,7 @@ def answer(dialogue: Dialogue, question: str) -> None:
 
 
 def answer_lines(dialogue: Dialogue) -> None:
-    """Answer the questions of a pipe, one in each line."""
+    """Answer the questions on standard input, one in each line."""
     asked = False
     for line, name in standard_input_lines("standard input"):
         if line.strip():
@@ -127,7 +127,7 @@ def answer_lines(dialogue: Dialogue) -> None:
             except UserError as error:
                 raise UserError(f"{name}: {error}") from error
     if not asked:
-        note("no question: give one as an argument or by a pipe, or start the chat in a terminal")
+        note("there is no question: give it as an argument or by a pipe, or start the chat in a terminal")
 
 
 def terminal_prompt() -> Callable[[], str]:
@@ -150,7 +150,9 @@ def terminal_prompt() -> Callable[[], str]:
 
 def converse(dialogue: Dialogue, prompt: Callable[[], str]) -> None:
     """Answer what `prompt` returns until the user leaves. No error ends the chat or loses the conversation."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a script in the background leaves Ctrl-C ignored
+    signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a background script starts its commands with Ctrl-C ignored
     answered_at, leaving, refused = -math.inf, False, ""
     while True:
         try:
@@ -174,15 +176,18 @@ def converse(dialogue: Dialogue, prompt: Callable[[], str]) -> None:
                 return
             else:
                 leaving = True
-                note("the conversation is not saved: /save FILE keeps it; Ctrl-C again leaves")
+                note("the conversation is not saved: /save FILE saves it; Ctrl-C again ends the chat")
 
 
 def respond(dialogue: Dialogue, line: str, is_sure: bool = False) -> Literal["quit", "refused", "answered", "done"]:
-    """Do or answer one line. `is_sure`: the user entered it again after it was refused as nearly a command."""
+    """Execute a line as a command, or answer it; return what happened.
+
+    `is_sure`: the user entered the line again after it was refused as nearly a command.
+    """
     try:
-        done = None if is_sure else command(dialogue, line)
-        if done is not None:
-            return "quit" if done == "quit" else "done"
+        executed = None if is_sure else command(dialogue, line)
+        if executed is not None:
+            return "quit" if executed == "quit" else "done"
         hint = remark(line, dialogue.chats)
         if hint:
             note(hint)
@@ -192,7 +197,7 @@ def respond(dialogue: Dialogue, line: str, is_sure: bool = False) -> Literal["qu
             more = (
                 ""
                 if tokens is None
-                else f": settings max_tokens {2 * tokens} allows more, none until the context is full"
+                else f": settings max_tokens {2 * tokens} allows more; settings max_tokens none fills the context"
             )
             note(dialogue.cut + more)
         return "answered"
@@ -201,15 +206,15 @@ def respond(dialogue: Dialogue, line: str, is_sure: bool = False) -> Literal["qu
         return "refused" if isinstance(error, NearCommand) else "done"
     except BrokenPipeError:
         raise
-    except Exception as error:  # a fault of ours must not cost the user the conversation
+    except Exception as error:  # an unexpected error must not lose the conversation
         if os.environ.get("POSITRON_DEBUG") == "1":
             traceback.print_exc()
-        note(f"{describe(error)[1]}; the conversation is still here: /save FILE keeps it")
+        note(f"{describe(error)[1]}; the conversation is not lost: /save FILE saves it")
         return "done"
 
 
 def command(dialogue: Dialogue, line: str) -> str | None:
-    """Do what the line says if it is a command, and return its name; None for a line that is meant for the model."""
+    """Execute the line if it is a command, and return the name of the command; None for a message to the model."""
     parsed = parse(line)
     if parsed is None:
         return None

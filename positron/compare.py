@@ -1,4 +1,4 @@
-"""Compare runs on one text.
+"""Compare runs on the same text: loss, curves and samples.
 
 python -m positron.compare outputs/small outputs/large
 python -m positron.compare --csv > runs.csv
@@ -43,9 +43,9 @@ def arguments() -> argparse.ArgumentParser:
         "--max-tokens", type=int, default=120, help="length of each continuation in tokens (default %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="random seed of the continuations (default %(default)s)")
-    shape = parser.add_mutually_exclusive_group()
-    shape.add_argument("--csv", action="store_true", help="print the table as CSV")
-    shape.add_argument("--json", action="store_true", help="print the table as JSON")
+    output_format = parser.add_mutually_exclusive_group()
+    output_format.add_argument("--csv", action="store_true", help="print the table as CSV")
+    output_format.add_argument("--json", action="store_true", help="print the table as JSON")
     parser.add_argument("--png", metavar="FILE", help="file for the picture (default: outputs/compare.png)")
     return parser
 
@@ -65,7 +65,9 @@ def main() -> None:
 
         runs = comparison.find_runs(options.runs, OUTPUTS)
         if not options.runs:
-            logger.info(f"no run was named: taking all in outputs/: {', '.join(run.folder.name for run in runs)}")
+            logger.info(
+                f"no run was named: comparing all runs in outputs/: {', '.join(run.folder.name for run in runs)}"
+            )
         runs, texts = comparison.common_text(runs, options.text, options.limit)
         rows = comparison.compare(runs, texts, prompt, options.max_tokens, seed)
         if options.csv:

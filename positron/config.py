@@ -1,8 +1,8 @@
-"""Every choice that a user can make, as plain dataclasses: the model (`GPTConfig`) and a whole run (`RunConfig`).
+"""Define all settings that a user can choose, as plain dataclasses: the model (`GPTConfig`) and a whole run (`RunConfig`).
 
-Standard library only, so that any command can read a run without importing torch or Hydra. The one place of defaults: files
-in `conf/` hold what they choose and nothing else, these classes fill in the rest and check the values; `settings.py`
-checks names and types. One file, though long: the whole menu on one page.
+Standard library only, so that any command can read a run without importing torch or Hydra. Defaults are defined only here:
+a file in `conf/` contains only the values that it changes. The classes check the values; `settings.py` checks names and
+types. The file is long, so that all settings can be read in one place.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from positron.ranges import (
 from positron.system.errors import UserError
 from positron.system.formatting import read_amount
 
-IGNORE = -100  # a target that carries no loss
+IGNORE = -100  # the target id of a position that has no loss
 
 
 def check_ranges(settings: Any, group: str = "") -> None:
-    """Refuse a number outside the range of its type (`ranges.py`), naming its key: the one check for all settings."""
+    """Raise UserError for a number outside the range of its type (`ranges.py`); `group` is the first part of its key."""
     if complaint := first_complaint(settings):
         raise UserError(f"{group}{'.' if group else ''}{complaint}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """`conf/model/*`: an architecture whose vocabulary is not known yet, since the tokenizer decides it.
+    """Hold an architecture (`conf/model/*`) without the size of its vocabulary, which the tokenizer decides.
 
-    `n_kv_head` and `d_ff` may be left `None`: as many key/value heads as heads, and 4 * d_model (8/3 * d_model rounded
-    up to a multiple of 8 for swiglu, which has three matrices instead of two).
+    `n_kv_head` None means as many key/value heads as heads. `d_ff` None means 4 * d_model; for swiglu, which has three
+    matrices instead of two, it means 8/3 * d_model rounded up to a multiple of 8.
     """
 
-    context_length: ContextLength  # context window: tokens that the model reads at once
-    d_model: Width  # width of the model: numbers that represent a token
-    n_layer: Depth  # depth: blocks of attention and MLP
-    n_head: Count  # attention heads per block
+    context_length: ContextLength  # context window: number of tokens that the model reads at once
+    d_model: Width  # width of the model: how many numbers represent a token
+    n_layer: Depth  # depth: number of blocks of attention and MLP
+    n_head: Count  # number of attention heads per block
     head_dim: Count | None = None  # numbers per head; null: d_model / n_head
     n_kv_head: Count | None = None  # key/value heads; null: as many as heads
     d_ff: MlpWidth | None = None  # width of the MLP; null: 4 d_model (8/3 d_model for swiglu)
@@ -60,11 +60,13 @@ class ModelConfig:
     bias: bool = False  # bias vectors in linear layers and norms
     tie_embeddings: bool = True  # the output head uses the embedding's weights
     qk_norm: bool = False  # normalise queries and keys of each head
-    qk_scale: bool = False  # with qk_norm, a learned scale for each number of a head, before the rotation by rope
-    smear: bool = False  # add a learned share of the previous token's embedding to each token's, per channel
-    rope_base: Positive = 10_000.0  # base of the wavelengths of rope; a larger one suits a longer context
-    norm_eps: Positive = 1e-5  # constant that a norm adds to the mean square under its root
-    window: Count | None = None  # sliding window: last tokens that each layer attends to; null: the whole context
+    qk_scale: bool = False  # with qk_norm: learn a scale for each channel of a head, applied before rope
+    smear: bool = False  # add a learned share of the previous token's embedding to each embedding, per channel
+    rope_base: Positive = 10_000.0  # base of the wavelengths of rope; a larger base suits a longer context
+    norm_eps: Positive = 1e-5  # constant that a norm adds to the mean square before the square root
+    window: Count | None = (
+        None  # sliding window: number of latest tokens that a token attends to; null: the whole context
+    )
     dropout: BelowOne = 0.0  # share of activations that training sets to zero
 
     def __post_init__(self) -> None:
@@ -80,7 +82,7 @@ class ModelConfig:
                 + ", ".join(str(n) for n in range(1, self.n_head + 1) if self.n_head % n == 0)
             )
         if self.qk_scale and not self.qk_norm:
-            raise UserError("model.qk_scale=true is the scale of model.qk_norm=true: give both")
+            raise UserError("model.qk_scale=true needs model.qk_norm=true: add it, or leave model.qk_scale= out")
         match self.position:
             case "learned":
                 pass
@@ -98,7 +100,8 @@ class ModelConfig:
 
     def _odd_head(self) -> str:
         if self.head_dim is not None:
-            return f"model.position=rope needs an even model.head_dim, not {self.head_dim}: try {self.head_dim + 1}"
+            even = self.head_dim + 1
+            return f"model.position=rope needs an even model.head_dim, not {self.head_dim}: try model.head_dim={even}"
         widths = [n for n in (self.d_model - self.n_head, self.d_model + self.n_head) if n > 0]
         return (
             f"model.position=rope needs an even number of channels per head, and model.d_model={self.d_model} / "
@@ -128,7 +131,7 @@ class ModelConfig:
 
     @property
     def has_learned_positions(self) -> bool:
-        """Tell whether places are trained: a table `wpe` (T, C)."""
+        """Tell whether the vectors of the positions are trained weights, `wpe` (T, C)."""
         match self.position:
             case "learned":
                 return True
@@ -150,7 +153,7 @@ class ModelConfig:
 
     @property
     def has_rope(self) -> bool:
-        """Tell whether queries and keys are turned by an angle for each place."""
+        """Tell whether queries and keys are rotated by an angle that depends on the position."""
         match self.position:
             case "rope":
                 return True
@@ -161,7 +164,7 @@ class ModelConfig:
 
     @property
     def is_gated(self) -> bool:
-        """Tell whether the MLP has a third matrix, `gate`, whose output multiplies that of `up`."""
+        """Tell whether the MLP has a third matrix, `gate`, whose output multiplies the output of `up`."""
         match self.activation:
             case "swiglu":
                 return True
@@ -184,18 +187,18 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig(ModelConfig):
-    """The whole menu of a GPT. Every option here has its twin in `numpy_ref`."""
+    """Hold the complete architecture of a GPT. `numpy_ref` implements every option of it too."""
 
     vocab_size: Count
 
     def matmul_params(self) -> int:
-        """Weights that take part in a matrix product for every token, the output head included."""
+        """Return the number of weights in matrix products for every token, the output head included."""
         attention = 2 * self.d_model * self.d_head * (self.n_head + self.kv_heads)
         mlp = (3 if self.is_gated else 2) * self.d_model * self.ff_width
         return self.n_layer * (attention + mlp) + self.vocab_size * self.d_model
 
     def n_params(self) -> int:
-        """All trained numbers, exactly; a tied embedding counts once."""
+        """Return the exact number of trained parameters; a tied embedding counts once."""
         norm = self.d_model * (2 if self.has_norm_bias else 1)
         per_block = 2 * norm + (2 * self.d_head if self.qk_scale else 0)
         if self.bias:
@@ -207,14 +210,14 @@ class GPTConfig(ModelConfig):
         return self.matmul_params() + embeddings + positions + smear + self.n_layer * per_block + norm
 
     def flops_per_token(self, context: int | None = None) -> float:
-        """Floating-point operations that training needs per token: forward (2 per weight) and backward (4 per weight).
+        """Return the floating-point operations of training per token: forward (2 per weight) and backward (4 per weight).
 
         Token t of T attends to min(t, window) keys; without a window that is (T + 1) / 2 on average. Scores and weighted sum
         together cost 12 operations (forward and backward) per layer, key and component of the query. Norms and activations
-        are left out, as in the PaLM paper's (arXiv:2204.02311, appendix B) model FLOPs.
+        are not counted, as in the model FLOPs of the PaLM paper (arXiv:2204.02311, appendix B).
         """
         T = context or self.context_length
-        beyond = max(0, T - (self.window or T))  # tokens that no longer see the first one
+        beyond = max(0, T - (self.window or T))  # tokens whose window does not reach the first token
         keys = ((T + 1) * T - (beyond + 1) * beyond) / (2 * T)
         return 6 * self.matmul_params() + 12 * self.n_layer * self.n_head * self.d_head * keys
 
@@ -224,7 +227,7 @@ TokenizerKind = Literal["char", "word", "sentencepiece", "tiktoken", "huggingfac
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """`conf/tokenizer/*`. `vocab_size` (word, sentencepiece) is a ceiling: a small corpus yields fewer pieces."""
+    """Hold the settings of a tokenizer (`conf/tokenizer/*`); a small corpus gives fewer than `vocab_size` tokens."""
 
     kind: TokenizerKind  # how text is cut into tokens
     vocab_size: Count | None = None  # for word and sentencepiece: largest number of different tokens
@@ -246,7 +249,7 @@ class TokenizerConfig:
                     )
             case "tiktoken":
                 if self.name is None:
-                    raise UserError("tokenizer.kind=tiktoken needs tokenizer.name, such as cl100k_base")
+                    raise UserError("tokenizer.kind=tiktoken needs tokenizer.name=, such as tokenizer.name=cl100k_base")
             case _:
                 assert_never(self.kind)
 
@@ -257,9 +260,9 @@ OnInvalid = Literal["error", "replace"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """`conf/data/*`: where the text comes from. Token files are kept under `dir`, one folder per corpus."""
+    """Hold where the text comes from (`conf/data/*`). Token files are kept below `dir`, one folder per corpus."""
 
-    # kind of data; instruct and story_instruct: for sft; imported: unknown, since the weights came from elsewhere;
+    # kind of data; instruct and story_instruct: for sft; imported: unknown, because the model was trained elsewhere;
     # data=custom becomes text, or instruct in sft
     source: Literal["stories", "text", "hub", "instruct", "story_instruct", "imported"]
     # file, folder or glob pattern: .json .jsonl .ndjson .csv .tsv .parquet .arrow, each also as .gz or .zst; for source=text
@@ -274,15 +277,17 @@ class DataConfig:
     revision: str | None = None  # branch, tag or commit of data.repo
     config_name: str | None = None  # configuration of data.repo, if it has several and no Parquet files
     max_mb: Positive | None = None  # largest amount of text to use; null: all of it
-    # for source=hub: stream the dataset, this many tokens of new text per epoch
+    # for source=hub: stream the dataset; an epoch is this many tokens of new text
     tokens_per_epoch: int | str | None = None
     size_mb: Positive = 20.0  # for source=stories: size of the built-in corpus
     examples: Count = 20_000  # for source=story_instruct: number of conversations
     seed: Seed = 0  # random seed of the built-in corpus and of the train/validation split
-    # share of the text used for validation; 0, in sft: validate on the training conversations
+    # share of the text used for validation; 0 (sft only): validate on the training conversations
     val_fraction: BelowOne = 0.02
-    packing: Packing = "documents"  # where training windows start: at documents, or anywhere
-    document_mask: bool = False  # attention and positions stay inside each document of a window
+    # documents: a training window begins at the start of a document where possible; windows: the text is cut into equal
+    # windows, wherever documents begin
+    packing: Packing = "documents"
+    document_mask: bool = False  # keep attention and positions inside each document of a window
     dir: str = "outputs/data"  # folder for prepared corpora (token files)
 
     def __post_init__(self) -> None:
@@ -316,14 +321,14 @@ class DataConfig:
     def _check_stream(self) -> None:
         if self.source != "hub":
             raise UserError(
-                "data.tokens_per_epoch streams a dataset of the hub: data=fineweb_edu, or data=hub data.repo="
+                "data.tokens_per_epoch= streams a dataset of the hub: give data=fineweb_edu, or data=hub data.repo=OWNER/NAME"
             )
         if self.max_mb is not None:
             raise UserError(
-                "data.tokens_per_epoch streams all of a dataset and data.max_mb takes a part: give one of them"
+                "data.tokens_per_epoch= streams all of a dataset, but data.max_mb= takes only a part: give one of them"
             )
         if self.packing != "windows":
-            raise UserError("data.tokens_per_epoch needs data.packing=windows")
+            raise UserError("data.tokens_per_epoch= needs data.packing=windows: add it")
         assert self.epoch_tokens
 
     @property
@@ -339,7 +344,7 @@ class DataConfig:
 
     @property
     def epoch_tokens(self) -> int:
-        """`tokens_per_epoch` as a number: 10_000_000 for 10M."""
+        """Return `tokens_per_epoch` as a number: 10_000_000 for 10M. Raises UserError if it is not a number of tokens."""
         text = str(self.tokens_per_epoch).strip()
         number = read_amount(text)
         if not 1 <= number < float("inf"):
@@ -348,17 +353,17 @@ class DataConfig:
 
 
 Accelerator = Literal["cpu", "cuda", "mps"]
-# Tokens of an optimizer step that suit an accelerator: what the presets in conf/device/ give, and where `auto` begins.
+# Tokens per optimizer step that suit an accelerator: the presets in conf/device/ use them, and `auto` starts from them.
 BATCH_TOKENS: dict[Accelerator, int] = {"cuda": 131_072, "mps": 98_304, "cpu": 65_536}
 
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """`conf/device/*`: the machine. `auto` values are decided when a run starts and stay with the run."""
+    """Hold the settings of the machine (`conf/device/*`). A run replaces `auto` when it starts, and keeps the value."""
 
     accelerator: Accelerator | Literal["auto"] = "auto"  # kind of device; auto: CUDA, else MPS, else the CPU
     devices: Count = 1  # GPUs (or CPU processes) per machine that train one run together
-    # machines; start the same command on each, with MASTER_ADDR, MASTER_PORT and its NODE_RANK set
+    # number of machines; start the same command on each, with MASTER_ADDR, MASTER_PORT and its NODE_RANK set
     num_nodes: Count = 1
     # how several devices share the work; fsdp also shards the weights
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
@@ -367,7 +372,7 @@ class DeviceConfig:
     threads: Count | Literal["auto"] = "auto"  # CPU threads per process
     share: Share = 1.0  # share of the machine's cores and memory that this run may use
     compile: bool = False  # use torch.compile: a slower start, then faster steps on CUDA
-    checkpoint_activations: bool = False  # gradient checkpointing: keep each block's input, recompute the rest
+    checkpoint_activations: bool = False  # gradient checkpointing: keep only each block's input, recompute the rest
 
     @property
     def processes(self) -> int:
@@ -376,7 +381,7 @@ class DeviceConfig:
 
     @property
     def shards_weights(self) -> bool:
-        """Tell whether no process holds all weights."""
+        """Tell whether the weights are divided among the processes."""
         match self.strategy:
             case "fsdp":
                 return True
@@ -388,7 +393,9 @@ class DeviceConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "device")
         if self.processes > 1 and self.strategy == "auto":
-            raise UserError("more than one device needs device.strategy=ddp (or fsdp for models that do not fit one)")
+            raise UserError(
+                "several devices need device.strategy=ddp, or device.strategy=fsdp for a model that does not fit on one device"
+            )
 
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -396,12 +403,12 @@ Precision = Literal["fp32", "bf16", "fp16"]
 
 @dataclass(frozen=True)
 class PrecisionConfig:
-    """`conf/precision/*`: the number format of matrix products."""
+    """Hold the number format of matrix products (`conf/precision/*`)."""
 
     dtype: Precision | Literal["auto"] = "auto"  # number format of matrix products; weights are always fp32
 
 
-# what each kind of optimizer reads besides lr and weight_decay
+# the keys that each kind of optimizer reads besides lr and weight_decay
 OPTIMIZER_READS = {
     "adamw": ("betas", "eps"),
     "muon": ("betas", "eps", "embedding_ratio"),
@@ -411,9 +418,11 @@ OPTIMIZER_READS = {
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """`conf/optimizer/*`: how gradients change the weights."""
+    """Hold the settings of the optimizer (`conf/optimizer/*`)."""
 
-    kind: Literal["adamw", "muon", "custom"] = "adamw"  # muon: orthogonal steps for matrices, AdamW for the rest
+    kind: Literal["adamw", "muon", "custom"] = (
+        "adamw"  # muon: orthogonalised steps for the matrices of blocks, else AdamW
+    )
     lr: Rate = 3e-4  # peak learning rate
     betas: tuple[BelowOne, BelowOne] = (0.9, 0.95)  # decay rates of AdamW's averages of the gradient and of its square
     eps: Positive = 1e-8  # constant that AdamW adds to its denominator
@@ -425,13 +434,15 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "optimizer")
         if self.embedding_ratio != 1 and not self.has_embedding_ratio:
-            raise UserError("optimizer.embedding_ratio= is read by optimizer=muon: add it, or leave the ratio out")
+            raise UserError(
+                "optimizer.embedding_ratio= is read by optimizer=muon: add it, or leave optimizer.embedding_ratio= out"
+            )
         if self.is_custom and not self._target_:
             raise UserError("optimizer=custom needs optimizer._target_=module.Class, such as torch.optim.RAdam")
 
     @property
     def is_custom(self) -> bool:
-        """Tell whether `_target_` names the class."""
+        """Tell whether the optimizer is the class that `_target_` names."""
         match self.kind:
             case "custom":
                 return True
@@ -454,7 +465,7 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """The learning rate as a function of (step, horizon), see `training/schedule.py`."""
+    """Hold the schedule of the learning rate over the steps of a run; see `training/schedule.py`."""
 
     kind: Literal["cosine", "linear", "constant", "trapezoid"] = "cosine"  # shape of the learning rate after the warmup
     warmup_steps: CountOrZero = 100  # steps during which the learning rate rises from 0 to its peak
@@ -462,7 +473,7 @@ class ScheduleConfig:
     final_ratio: Ratio | None = None  # last learning rate, as a multiple of the peak; null: 0 for trapezoid, else 0.1
 
     def __post_init__(self) -> None:
-        if self.final_ratio is None:  # a run records the number
+        if self.final_ratio is None:  # so that a run records the number
             object.__setattr__(self, "final_ratio", self._usual_final_ratio)
         check_ranges(self, "schedule")
 
@@ -479,14 +490,16 @@ class ScheduleConfig:
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """The loop. All intervals are optimizer steps; a `batch` is what one optimizer step sees on all devices together."""
+    """Hold the settings of the training loop. All intervals are counted in optimizer steps."""
 
     max_steps: Count | Literal["auto"] = "auto"  # length of training; auto: 20 tokens per parameter (sft: sft.epochs)
-    stop_at: Count | None = None  # stop at this step for now; horizon and learning rate stay as they are
-    max_time: float | str | None = None  # stop with a checkpoint before this much time has passed
-    extend: bool = False  # accept a larger max_steps for an existing run; the learning rate follows the new horizon
+    stop_at: Count | None = None  # stop at this step for now; max_steps and the learning rate stay as planned
+    max_time: float | str | None = None  # save and stop before this time has passed: seconds, or 10m, 2h
+    extend: bool = False  # accept a larger max_steps for an existing run; the learning rate is planned for it
     batch_tokens: Count | Literal["auto"] = "auto"  # batch size: tokens per optimizer step, on all devices together
-    micro_batch_size: Count | Literal["auto"] = "auto"  # sequences at a time on one device (gradient accumulation)
+    micro_batch_size: Count | Literal["auto"] = (
+        "auto"  # sequences computed at once on one device (gradient accumulation)
+    )
     grad_clip: NotNegative = 1.0  # gradient clipping: largest norm of the gradient; 0: no clipping
     log_every: Count = 10  # interval of rows in metrics.jsonl and of progress lines
     val_every: Count = 100  # interval of validation; the best checkpoint is kept
@@ -495,9 +508,9 @@ class TrainConfig:
     keep_last: Count = 2  # number of newest checkpoints kept, besides the best one
     keep_history: CountOrZero = 0  # weights kept from the whole training, at steps ever farther apart; 0: none
     sample_every: Count = 200  # interval of sample texts, written to samples.jsonl and samples.md
-    # prompt of the samples; null, in sft: the first question for validation
+    # prompt of the samples; null (sft only): the first validation question
     sample_prompt: str | None = "Once upon a time"
-    sample_tokens: Count = 200  # length of a sample text
+    sample_tokens: Count = 200  # length of a sample text in tokens
     # the run stops after this many steps in a row with NaN or infinite gradients; each is skipped
     max_bad_steps: Count = 5
 
@@ -509,30 +522,34 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """`logger=wandb`: how Weights & Biases shows the run."""
+    """Hold how Weights & Biases shows the run (`logger=wandb`)."""
 
     project: str = "positron"  # project in Weights & Biases
     entity: str | None = None  # user or team in Weights & Biases; null: the account's default
-    name: str | None = None  # name shown there; null: that of the run's folder, in a sweep SWEEP/JOB
-    group: str | None = None  # group shown there; null: in a sweep the sweep's folder
-    tags: tuple[str, ...] = ()  # tags shown there
+    name: str | None = None  # name of the run in Weights & Biases; null: the folder's name, in a sweep SWEEP/JOB
+    group: str | None = (
+        None  # group of runs in Weights & Biases; null: the name of the sweep, if the run is part of one
+    )
+    tags: tuple[str, ...] = ()  # tags of the run in Weights & Biases
 
 
 @dataclass(frozen=True)
 class TensorboardConfig:
-    """`logger=tensorboard`: where the event files are written."""
+    """Hold where the event files are written (`logger=tensorboard`)."""
 
     subdir: str = "tensorboard"  # subfolder of the run's folder for TensorBoard's files
 
     def __post_init__(self) -> None:
         parts = self.subdir.replace("\\", "/").split("/")
         if any(part in ("", ".", "..") for part in parts) or ":" in parts[0] or "\0" in self.subdir:
-            raise UserError(f"logger.tensorboard.subdir={self.subdir} must be the name of a folder inside the run's")
+            raise UserError(
+                f"logger.tensorboard.subdir={self.subdir} must be a folder inside the run folder, such as tensorboard"
+            )
 
 
 @dataclass(frozen=True)
 class LoggerConfig:
-    """Loggers beside metrics.jsonl, which is always written."""
+    """Hold the loggers of a run besides metrics.jsonl, which is always written."""
 
     wandb: WandbConfig | None = None
     tensorboard: TensorboardConfig | None = None
@@ -540,9 +557,9 @@ class LoggerConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """What the jobs of a sweep (-m) do with each other's results."""
+    """Hold the settings of a sweep (-m): whether jobs with poor results are stopped early."""
 
-    # median: stop a job that is worse than the median of the others at the same step
+    # median: stop a job that is worse than the median of the other jobs at the same step
     prune: Literal["median"] | None = None
     startup_jobs: Count = 5  # jobs that must finish before any job is stopped early
 
@@ -552,11 +569,11 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """`conf/monitor/*`: what is measured inside of the model while it trains, and how often."""
+    """Hold what is measured inside the model during training, and how often (`conf/monitor/*`)."""
 
     every: Count = 100  # interval of measurements
     gradients: bool = False  # norm of the gradient of each layer and matrix, before clipping
-    weights: bool = False  # norm of each layer's weights, and how far one step moves them
+    weights: bool = False  # norm of each layer's weights, and of the change by one step
     attention: bool = False  # entropy of each attention head
     activations: bool = False  # size of the residual stream; share of MLP units that are dead or always on
     tokens: bool = False  # validation loss of frequent and rare tokens, early and late in the context
@@ -567,10 +584,10 @@ class MonitorConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """`sft.lora`: low-rank fine-tuning."""
+    """Hold the settings of low-rank fine-tuning (`sft.lora`)."""
 
     rank: CountOrZero = 0  # LoRA: rank of the matrices that are trained instead of the weights; 0: train all weights
-    markers: bool = True  # with LoRA, also train the embeddings of the chat template's markers, so that answers end
+    markers: bool = True  # with LoRA, also train the embeddings of the tokens that mark the turns, so that answers end
 
     def __post_init__(self) -> None:
         check_ranges(self, "sft.lora")
@@ -578,11 +595,11 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class SFTConfig:
-    """Fine-tuning on conversations."""
+    """Hold the settings of fine-tuning on conversations."""
 
     epochs: Positive = 3.0  # passes over the conversations, if train.max_steps=auto
     packing: bool = False  # put several conversations into one row of a batch; they do not attend to each other
-    replay_ratio: BelowOne = 0.1  # share of each batch taken from the base run's own text, against forgetting
+    replay_ratio: BelowOne = 0.1  # share of each batch taken from the base run's text, so that the model forgets less
     patience: CountOrZero = 5  # early stopping: stop after this many validations without improvement; 0: never
     lora: LoraConfig = field(default_factory=LoraConfig)
 
@@ -592,9 +609,9 @@ class SFTConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """A whole run, as `python -m positron.train --cfg job` shows it."""
+    """Hold all settings of a run, as `python -m positron.train --cfg job` prints them."""
 
-    name: str  # name of the run: its folder is outputs/NAME; the same command again continues it
+    name: str  # name of the run: its folder is outputs/NAME; giving the same command again continues it
     seed: Seed = 0  # random seed of the initial weights, the order of the text, and dropout
     model: ModelConfig
     tokenizer: TokenizerConfig
@@ -608,7 +625,9 @@ class RunConfig:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     sft: SFTConfig | None = None  # None: pretraining
-    ckpt_path: str | None = None  # continue from a checkpoint FILE, a RUN or latest; everything is restored
+    ckpt_path: str | None = (
+        None  # continue from a checkpoint FILE, a RUN, or latest (of this run); everything is restored
+    )
     init_from: str | None = None  # start with the weights of this run; optimizer and step are new
     # auto: continue if the run exists; must: refuse to start a new one; never: refuse to continue
     resume: Literal["auto", "must", "never"] = "auto"
@@ -622,10 +641,13 @@ class RunConfig:
             or self.name.startswith((".", "/"))
             or ".." in self.name
         ):
-            raise UserError(f"name={self.name!r} cannot be a folder name below outputs/")
+            raise UserError(
+                f"name={self.name!r} cannot be a folder below outputs/: give a name without .. and without any of "
+                '\\ : * ? " < > |, that does not begin with . or /'
+            )
         check_ranges(self)
         if self.init_from and self.ckpt_path:
-            raise UserError("init_from= takes weights only and ckpt_path= everything: give one of them")
+            raise UserError("init_from= takes only the weights, ckpt_path= takes everything: give one of them")
         if self.budget is not None:
             seconds(self.budget, "budget")
             if self.sft is not None or self.device.processes > 1:
@@ -641,14 +663,19 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Asked:
-    """What a command line says about values that are in its RunConfig. A budget reads it; a run folder does not keep it."""
+    """Hold what the user asked for, besides the values in RunConfig. A budget reads it; a run folder does not record it."""
 
     auto_size: bool = False  # with budget: choose the model's width and depth too (set by model=auto)
-    given: dict[str, str] = field(default_factory=dict)  # key -> text: a budget leaves these values as they are
+    given: dict[str, str] = field(
+        default_factory=dict
+    )  # key -> text of the settings that the user gave: a budget does not change them
 
 
 def seconds(value: float | str, key: str = "train.max_time") -> float:
-    """90, "90s", "10m", "10min" or "2h" as seconds. Raises UserError for anything else, which is `key`'s value."""
+    """Return a time such as 90, "90s", "10m", "10min" or "2h" in seconds.
+
+    Raises UserError, which names the setting `key`, for any other value.
+    """
     text, units = str(value).strip(), {"s": 1, "min": 60, "m": 60, "h": 3600}
     unit = next((unit for unit in units if text.endswith(unit)), "")
     try:

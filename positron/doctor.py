@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "sentencepiece", "datasets", "tiktoken", "numpy", "wandb")
 NETWORK_SECONDS = 3.0
-ODD_LENGTHS = (1, 31, 33, 129)  # where attention kernels have gone wrong: not multiples of their blocks
+ODD_LENGTHS = (1, 31, 33, 129)  # not multiples of the block sizes of attention kernels, some of which were wrong there
 
 
 class Finding(NamedTuple):
-    """Hold the result of one check. A fatal one that is not good would spoil a run."""
+    """Hold the result of one check. If a fatal check is not good, runs fail or compute wrong results."""
 
-    what: str  # was checked
+    what: str  # what was checked
     good: bool
     says: str  # the measured value, or what to do
     fatal: bool = False
@@ -67,7 +67,12 @@ def disk() -> Iterator[Finding]:
         with tempfile.NamedTemporaryFile(dir=folder):
             yield Finding("write access", True, str(folder.resolve()))
     except OSError as error:
-        yield Finding("write access", False, f"{folder.resolve()}: {error.strerror}; go to another folder", fatal=True)
+        yield Finding(
+            "write access",
+            False,
+            f"{folder.resolve()}: {error.strerror}; change to a folder that you may write to",
+            fatal=True,
+        )
 
 
 def network() -> Iterator[Finding]:
@@ -78,8 +83,8 @@ def network() -> Iterator[Finding]:
     from positron.training.trackers.wandb import WANDB_HOSTS, has_wandb_key
 
     for name, host, use in (
-        ("Hugging Face hub", "huggingface.co", "data from the hub; without it, data=stories and data=text work"),
-        ("wandb", WANDB_HOSTS[0], "logger=wandb online; without it, it logs offline"),
+        ("Hugging Face hub", "huggingface.co", "data from the hub (data=stories and data=text work without it)"),
+        ("wandb", WANDB_HOSTS[0], "logger=wandb, which logs offline without it"),
     ):
         try:
             socket.create_connection((host, 443), timeout=NETWORK_SECONDS).close()
@@ -87,20 +92,22 @@ def network() -> Iterator[Finding]:
         except OSError:
             yield Finding(name, False, f"not reachable: only needed for {use}")
     key = has_wandb_key()
-    yield Finding("wandb key", key, "found" if key else "none: logger=wandb logs offline; wandb login stores one")
+    yield Finding(
+        "wandb key", key, "found" if key else "none: logger=wandb logs offline; the command wandb login stores a key"
+    )
 
 
-def company() -> Iterator[Finding]:
+def other_programs() -> Iterator[Finding]:
     """Measure for a second how busy other programs keep the cores."""
     others = OtherPrograms()
     time.sleep(1.0)
     cores = others.cores()
     busy = describe_others(cores)
-    unknown = "this system does not tell what other programs take"
+    unknown = "this system does not show how busy other programs are"
     yield Finding(
         "other programs",
         not busy,
-        f"{busy}: training is slower for as long" if busy else unknown if cores is None else "the cores are free",
+        f"{busy}: training is slower until they end" if busy else unknown if cores is None else "the cores are free",
     )
 
 
@@ -143,7 +150,7 @@ def _guarded(what: str, probe: Callable[[], Finding]) -> Finding:
 
 
 def causality(device: torch.device, dtype: torch.dtype) -> Finding:
-    """Check that changing token t + 1 changes no logit up to t; some attention kernels have leaked the future."""
+    """Check that changing token t + 1 changes no logit up to t; some attention kernels have shown later tokens."""
     import torch
 
     from positron.config import GPTConfig
@@ -161,8 +168,13 @@ def causality(device: torch.device, dtype: torch.dtype) -> Finding:
         leak = max(leak, difference.abs().max().item())
     name = f"{device.type} {str(dtype)[6:]} causality"
     if leak == 0:
-        return Finding(name, True, "no token sees the future")
-    return Finding(name, False, f"tokens see the future (logits differ by {leak:.1e}): use precision=fp32", fatal=True)
+        return Finding(name, True, "no token is influenced by later tokens")
+    return Finding(
+        name,
+        False,
+        f"tokens are influenced by later tokens (logits differ by {leak:.1e}): use precision=fp32",
+        fatal=True,
+    )
 
 
 def attention(device: torch.device, dtype: torch.dtype) -> Finding:
@@ -192,7 +204,7 @@ def attention(device: torch.device, dtype: torch.dtype) -> Finding:
 
 
 def arguments() -> argparse.ArgumentParser:
-    """Describe the options."""
+    """Return the parser of the command's options."""
     return CommandParser(
         prog="python -m positron.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -203,7 +215,7 @@ def main() -> None:
     with errors_as_one_line():
         arguments().parse_args()
         failed = False
-        for check in (versions, disk, network, company, devices):
+        for check in (versions, disk, network, other_programs, devices):
             for finding in check():
                 failed |= finding.fatal and not finding.good
                 print(
@@ -213,7 +225,7 @@ def main() -> None:
         print(
             f"\nready: {command('train', 'experiment=quickstart')}"
             if not failed
-            else "\nfix the lines marked FAIL first"
+            else "\nnot ready: fix the lines marked FAIL first"
         )
         if failed:
             raise SystemExit(1)

@@ -1,4 +1,4 @@
-"""Measure a run.
+"""Measure a run: its loss on a text, and the quality of the stories that it writes.
 
 python -m positron.evaluate --run outputs/quickstart
 python -m positron.evaluate --run outputs/quickstart --text book.txt
@@ -68,7 +68,7 @@ def arguments() -> argparse.ArgumentParser:
         help="let the run write stories, and check them by the grammar of the built-in stories",
     )
     parser.add_argument(
-        "--instruct", action="store_true", help="ask the run for stories, and check whether they are what was asked for"
+        "--instruct", action="store_true", help="ask the run for stories, and check whether they are as requested"
     )
     parser.add_argument(
         "--count", type=int, default=200, help="number of stories (and of requests) to check (default %(default)s)"
@@ -88,7 +88,7 @@ def main() -> None:
 
 @screen_log()
 def figures(options: argparse.Namespace) -> dict[str, Any]:
-    """Measure what the options ask for. Raises UserError where there is nothing to measure."""
+    """Return the measurements that the options ask for. Raises UserError if one of them is impossible."""
     say_loading(options.run or "the run trained last")
     if options.limit < 0:
         raise UserError(f"--limit {options.limit} must be at least 0 bytes")
@@ -110,7 +110,7 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
     if not math.isfinite(facts["loss"]):
         raise UserError(
             f"{path} gives {facts['text']} a loss that is NaN or infinite: the training had diverged; evaluate an "
-            "earlier checkpoint, or train again with a lower optimizer.lr"
+            "earlier checkpoint, or train again with a lower optimizer.lr="
         )
     if options.stories:
         facts["stories"] = story_facts(run, writer, options)
@@ -128,7 +128,10 @@ def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[st
     if options.text is not None:
         texts, name = texts_of_file(options.text), options.text
     else:
-        texts, name = texts_of_run(run, options.split, options.limit), f"{options.split} side of its own text"
+        texts, name = (
+            texts_of_run(run, options.split, options.limit),
+            f"the {'validation' if options.split == 'val' else 'training'} part of its own text",
+        )
     texts = up_to(texts, options.limit)
     began = time.perf_counter()
     model = round_weights(writer.model, writer.dtype)
@@ -170,14 +173,14 @@ def in_training(run: Run) -> float | None:
 
 
 def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
-    """Compare stories that the model writes with new stories of the grammar."""
+    """Compare stories that the model writes with new stories that the grammar generates."""
     import dataclasses
 
     from positron import stories
     from positron.evaluation.eval_texts import token_files
     from positron.evaluation.story_quality import quality, write_stories
 
-    training = token_files(run, "train", "--stories needs it: leave that out")
+    training = token_files(run, "train", "leave --stories out, which needs this text")
     sampling = chosen_sampling(options, default="balanced")
     written = write_stories(writer, options.count, sampling, options.seed, longest(writer))
     fresh = [story.text for story in stories.documents(-1 - options.seed, 0, options.count)]
@@ -205,17 +208,17 @@ def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dic
         )
     values = run.config()["data"]
     data = from_dict(DataConfig, values) if values["source"] == "story_instruct" else DataConfig("story_instruct")
-    unseen: list[int] = []
-    talks: list[Conversation] = []
-    index = data.examples  # those before took part in the fine-tuning, on one side or the other
-    while len(talks) < options.count:
-        (talk,) = story_requests(data.seed, index, index + 1, data.val_fraction)
-        if talk.is_val or not data.val_fraction:  # without a split, only the request itself is new
+    unseen: list[int] = []  # indices of requests
+    conversations: list[Conversation] = []
+    index = data.examples  # smaller indices took part in fine-tuning, for training or validation
+    while len(conversations) < options.count:
+        (conversation,) = story_requests(data.seed, index, index + 1, data.val_fraction)
+        if conversation.is_val or not data.val_fraction:  # without a split, only the request itself is new
             unseen.append(index)
-            talks.append(talk)
+            conversations.append(conversation)
         index += 1
     sampling = chosen_sampling(options, default="precise")
-    written = answer_requests(writer, talks, sampling, options.seed, longest(writer))
+    written = answer_requests(writer, conversations, sampling, options.seed, longest(writer))
     measured = following(written, [stories.requests(data.seed, i) for i in unseen])
     return {"count": len(written), "sampling": dataclasses.asdict(sampling), **dataclasses.asdict(measured)}
 
@@ -255,7 +258,7 @@ def as_text(facts: dict[str, Any]) -> str:
         lines += [
             "",
             f"{counted(answers['count'], 'unseen request')}, {_sampling(answers['sampling'])}",
-            f"followed        {percent(answers['followed'])} (name, object, place and plot are those asked for)",
+            f"followed        {percent(answers['followed'])} (name, object, place and plot are as requested)",
             f"accepted        {percent(answers['accepted'])} (nothing in the story contradicts itself)",
             f"ended           {percent(answers['ended'])} by themselves",
         ]

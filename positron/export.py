@@ -68,12 +68,14 @@ def export(run: str | None, to: Format, out: str | Path | None, precision: Any =
     from positron.run.folder import announce, find_run
     from positron.system.disk import expanded
 
-    taken = find_run(run)
-    announce(taken, run)
-    source = open_source(taken)
-    folder = taken.folder / "export" / to if out is None else expanded(out)
+    source_run = find_run(run)
+    announce(source_run, run)
+    source = open_source(source_run)
+    folder = source_run.folder / "export" / to if out is None else expanded(out)
     difference = write(source, to, folder, precision)
-    logger.info(f"read back and compared with {source.checkpoint.name}: logits differ by at most {difference:.2g}")
+    logger.info(
+        f"the export was read back: its logits differ by at most {difference:.2g} from those of {source.checkpoint.name}"
+    )
     logger.info(f"{FORMATS[to]}: {folder}")
     for path in sorted(folder.iterdir()):
         logger.info(f"  {path.stat().st_size:>13,} bytes  {path.name}")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("positron.generate")  # under `python -m` the module is called __main__
 
-FIRST_WORDS = "Once upon a time"  # without a prompt
+FIRST_WORDS = "Once upon a time"  # the prompt if the user gives none
 USED_BY_COMPARE = {"prompt", "file", "run", "compare", "max_tokens", "seed", "weights", "draft", "verbose"}
 
 
@@ -49,8 +49,10 @@ def arguments() -> argparse.ArgumentParser:
         "--num-samples", type=int, default=1, help="number of texts to generate; text i uses seed + i (default: 1)"
     )
     parser.add_argument("--compare", action="store_true", help="continue the prompt with each preset, side by side")
-    parser.add_argument("--stop", action="append", default=[], help="end before this text; may be given again")
-    parser.add_argument("--json", action="store_true", help="one object per text, with its tokens and speed")
+    parser.add_argument("--stop", action="append", default=[], help="stop before this text; may be given several times")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object per text, with its number of tokens and the speed"
+    )
     parser.add_argument("--verbose", action="store_true", help="say when the context is full")
     draft_option(parser)
     sampling_options(parser)
@@ -77,7 +79,7 @@ def refuse_unused_by_compare() -> None:
     unused = sorted(given_options(arguments) - USED_BY_COMPARE)
     if unused:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
-        raise UserError(f"--compare does not use {names}: leave out what it does not use")
+        raise UserError(f"--compare does not use {names}: leave {'it' if len(unused) == 1 else 'them'} out")
 
 
 def main() -> None:
@@ -99,7 +101,9 @@ def continue_prompt(options: argparse.Namespace) -> None:
     sampling, stop = chosen_sampling(options), stops_of(options.stop)
     seed_of(options.seed, options.num_samples)
     if options.draft is not None and options.num_samples > 1:
-        raise UserError(f"a draft helps to write one text at a time, not {options.num_samples}: leave it out")
+        raise UserError(
+            f"--draft speeds up only one text at a time, not --num-samples {options.num_samples}: leave one of them out"
+        )
     prompt = read_prompt(options)
     from positron.run.folder import announce, find_run
     from positron.run.load import load_draft, load_model
@@ -154,13 +158,13 @@ def write_several(
 
 
 def printable_json(facts: dict[str, Any]) -> str:
-    """Return JSON of the exact text, with control characters of terminals escaped."""
+    """Return JSON in which characters that control a terminal are escaped; decoding it gives the exact text."""
     text = json.dumps(facts, ensure_ascii=False)
     return "".join(c if printable(c) == c else json.dumps(c)[1:-1] for c in text)
 
 
 def compare(writer: Writer, prompt: str, options: argparse.Namespace) -> None:
-    """Print one column per preset, as wide as the terminal allows."""
+    """Continue the prompt with each preset, and print the texts in columns that fit the terminal."""
     import shutil
 
     from positron.inference.sampling import PRESETS

@@ -1,9 +1,10 @@
-"""Turn text into token files, ahead of training.
+"""Turn text into token files before training.
 
     python -m positron.prepare data=text data.path=my.txt tokenizer=spm_4k
     python -m positron.prepare data=stories tokenizer=char --tokenizer-report
 
-Settings are those of training; `train` prepares by itself what is missing. After an interruption the same command continues.
+Settings are those of training. `train` itself prepares a corpus that is missing. After an interruption, give the same command
+again to continue.
 """
 
 from __future__ import annotations
@@ -51,36 +52,38 @@ def main() -> None:
 
 
 def refuse_other_words(words: list[str]) -> None:
-    """Refuse a word that is not a setting; earlier versions took two, which are commands of their own now."""
+    """Raise UserError for a word that is not a setting; `cache` and `inspect` of earlier versions are commands now."""
     wrong = [word for word in words if "=" not in word]
     if words[:1] == ["cache"]:
         clean = ["--clean"] if words[1:] == ["clean"] else []
-        raise UserError(f"prepare cache is a command of its own now: {command('cache', *clean)}")
+        raise UserError(f"prepare cache is a separate command now: {command('cache', *clean)}")
     if words[:1] == ["inspect"]:
         raise UserError(f"prepare inspect is called preview now: {command('preview', *words[1:] or ['PATH'])}")
     if wrong:
-        raise UserError(f"{wrong[0]} is not a setting: give key=value; to look at a file, {command('preview', 'PATH')}")
+        raise UserError(
+            f"{wrong[0]} is not a setting: give key=value; to look at a file, run {command('preview', 'PATH')}"
+        )
 
 
 def prepared(config: RunConfig) -> tuple[dict[str, TokenFiles], Tokenizer, Path]:
     """Prepare a corpus, verify its checksums and print its sizes.
 
-    Returns the token files of both sides of its split, its tokenizer and its folder.
+    Returns the training and validation token files (`train`, `val`), the tokenizer, and the folder of the corpus.
     """
-    say_loading("what reads the text")
+    say_loading("the libraries that read text")
     from positron.data.corpus import prepare
     from positron.data.shards import SPLITS, TokenFiles, verify
     from positron.evaluation.corpus_report import sizes
 
     with screen_log():
         tokenizer, folder = prepare(config.data, config.tokenizer, None)
-    places = dict.fromkeys(SPLITS, folder)
+    folders = dict.fromkeys(SPLITS, folder)
     if config.data.tokens_per_epoch is not None:
         first = min(path.parent for path in folder.glob("epoch-*/tokens.json"))
-        places = {"train": first, "val": folder / "validation"}
-    for place in set(places.values()):
-        verify(place)
-    files = {split: TokenFiles(place, split, tokenizer) for split, place in places.items()}
+        folders = {"train": first, "val": folder / "validation"}
+    for tokens_folder in set(folders.values()):
+        verify(tokens_folder)
+    files = {split: TokenFiles(path, split, tokenizer) for split, path in folders.items()}
     print(f"{folder}")
     for split, part in files.items():
         print(sizes(split, part))

@@ -1,6 +1,6 @@
-"""Ranges of numbers as types: `Annotated[int, Range(1)]`, checked for a whole dataclass by one function.
+"""Define ranges of numbers as types, such as `Annotated[int, Range(1)]`, and check the numbers of a dataclass.
 
-Standard library only, below `config.py`.
+Standard library only; `config.py` imports this module.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_COUNT = 10**12  # steps, tokens or examples: far more than anyone uses, and 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `low` to `high`; NaN and infinity are in no range."""
+    """Hold a range of numbers from `low` to `high`, with or without these two; NaN and infinity are in no range."""
 
     low: float
     high: float = MAX_COUNT
@@ -25,7 +25,7 @@ class Range:
     without_high: bool = False
 
     def complaint(self, value: float) -> str | None:
-        """Say what is wrong with `value`, as the end of a sentence, or None where it is in the range."""
+        """Return what is wrong with `value` as the end of a sentence, or None if it is in the range."""
         if not math.isfinite(value):
             return "must be a finite number"
         is_low = value <= self.low if self.without_low else value < self.low
@@ -44,14 +44,16 @@ class Range:
 
 Count = Annotated[int, Range(1)]
 CountOrZero = Annotated[int, Range(0)]
-# Far beyond any model, and small enough that a size from a damaged or hostile file ends in an error instead of a wait.
+# Limits far above any real model, so that a size from a damaged or hostile file gives an error instead of an endless wait.
 ContextLength = Annotated[int, Range(1, 2**22)]
 Width = Annotated[int, Range(1, 2**24)]
 Depth = Annotated[int, Range(1, 10_000)]
 MlpWidth = Annotated[int, Range(1, 2**26)]
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 Positive = Annotated[float, Range(0, without_low=True)]
-Rate = Annotated[float, Range(0, sys.float_info.max, without_low=True)]  # one that is too high fails by its own numbers
+Rate = Annotated[
+    float, Range(0, sys.float_info.max, without_low=True)
+]  # without an upper limit: the loss shows a rate that is too high
 NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1, without_low=True)]
 Ratio = Annotated[float, Range(0, 1)]
@@ -59,7 +61,7 @@ BelowOne = Annotated[float, Range(0, 1, without_high=True)]
 
 
 def first_complaint(settings: Any) -> str | None:
-    """Check every number of a dataclass against the range of its type; `name=value must be ...` for the first outside."""
+    """Return `name=value must be ...` for the first number of a dataclass outside the range of its type, or None."""
     cls: Any = type(settings)
     for name, hint in _hints(cls).items():
         value = getattr(settings, name)

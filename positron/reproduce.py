@@ -4,7 +4,7 @@ python -m positron.reproduce outputs/quickstart
 python -m positron.reproduce quickstart --steps 20 --name quickstart-check
 python -m positron.reproduce quickstart --whole
 
-Exit code 0: identical; 1: different; 2: it cannot be tried.
+Exit code 0: identical; 1: different; 2: the run cannot be trained again.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from positron.system.formatting import counted
 from positron.system.ranks import first_rank
 
 TRACE = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
-# of a start; a diff counts by its checksum
-_CHANGES_NOTHING = ("time", "step", "command", "environment", "weights.path", "git.diff")
+# fields of a start that do not change the losses; the diff is compared by its checksum
+_IGNORED_FIELDS = ("time", "step", "command", "environment", "weights.path", "git.diff")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -64,7 +64,8 @@ def main() -> None:
         run = find_run(options.run)
         if run.kind not in (PRETRAIN, SFT):
             raise UserError(
-                one_line(f"{run.folder} was trained by the objective {run.kind}, which this command cannot start")
+                one_line(f"{run.folder} was trained by the objective {run.kind}, which this command cannot start: run ")
+                + "the command in its provenance.json yourself, with another name="
             )
         rows, first_start = recorded(run)
         last = last_step(rows, math.inf if options.whole else first_start["step"] + options.steps)
@@ -92,7 +93,8 @@ def recorded(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     first = known["starts"][0] if known["starts"] else None
     if first is None or (first["step"] > 0 and "weights" not in first):
         raise UserError(
-            f"{run.folder} does not say how it began ({run.provenance_path.name} is absent, or younger than the run)"
+            f"{run.folder} cannot be reproduced: {run.provenance_path.name} does not say how it began "
+            "(the file is missing, or does not record the first start)"
         )
     return rows, start_of(known, first["step"] + 1)
 
@@ -126,28 +128,31 @@ def again(run: Run, first_start: dict[str, Any], name: str, last: int) -> RunCon
     if "weights" in first_start:
         path = expanded(first_start["weights"]["path"])
         if not path.is_file():
-            raise UserError(f"{run.folder} began with {path}, which is gone")
+            raise UserError(f"{run.folder} started from {path}, which no longer exists: restore it from a copy")
         values |= {"ckpt_path": str(path)} if first_start["step"] > 0 else {"init_from": str(path.parent.parent)}
     return from_dict(RunConfig, values)
 
 
 def claim(folder: Path, run: Run) -> None:
-    """Make the new folder, or take one that an earlier start of the same command made. UserError for any other."""
+    """Create the new folder, or accept it if an earlier start of the same command created it.
+
+    Raises UserError for any other folder that exists.
+    """
     source = os.path.relpath(run.folder)
     if folder.is_dir() and any(folder.iterdir()):
         if read_provenance(folder).get("reproduces") != source:
-            raise UserError(f"{folder} exists and is no reproduction of {source}: give another --name, or delete it")
+            raise UserError(f"{folder} exists and is not a reproduction of {source}: give another --name, or delete it")
     else:
         write_json(Run(make_folder(folder)).provenance_path, {"reproduces": source, "starts": [], "environments": []})
 
 
 def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
-    """Return whether the traces are identical up to step `last`, and the text that says so."""
+    """Return whether the traces of two runs are identical up to step `last`, and a text with the result."""
     there = {row["step"]: row for row in read_metrics(run.metrics_path) if row["step"] <= last}
     here = {row["step"]: row for row in read_metrics(new.metrics_path)}
     steps = [step for step in there if step in here]
     if not steps:
-        raise UserError(f"{new.folder} and {run.folder} have no logged step in common")
+        raise UserError(f"{new.folder} and {run.folder} have no logged step in common: compare more steps with --steps")
     different = next(differences(steps, there, here), None)
     step = different[0] if different else steps[-1]
     changed = changes(start_of(read_provenance(run.folder), step), start_of(read_provenance(new.folder), step))
@@ -164,7 +169,10 @@ def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
     text = f"different: at step {step} {different[1]}; {counted(before, 'logged step')} before it {verb} identical"
     if changed:
         return False, f"{text}\nwhat differs ({run.folder} -> {new.folder}):{list_of}"
-    return False, f"{text}\nnothing else differs that is recorded: code, versions, hardware, threads, text, tokenizer"
+    return (
+        False,
+        f"{text}\nno recorded difference explains this: code, versions, hardware, threads, text and tokenizer are the same",
+    )
 
 
 def differences(
@@ -181,9 +189,9 @@ def differences(
 
 
 def changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Return `key: there -> here` for everything recorded that may explain different bits."""
+    """Return `key: before -> now` for each recorded value that differs and may explain different losses."""
     a, b = flat(there), flat(here)
-    keys = [key for key in {**a, **b} if key not in _CHANGES_NOTHING]
+    keys = [key for key in {**a, **b} if key not in _IGNORED_FIELDS]
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
 
 

@@ -92,14 +92,14 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
     if law.reduced == "D":
         d = d if d is not None else 2 * max(size.tokens for size in sizes)
         n = n if n is not None else law.partner(d)
-        strays = abs(math.log(n / law.partner(d))) > MIN_SPREAD
+        is_outside = abs(math.log(n / law.partner(d))) > MIN_SPREAD
     else:
         n = n if n is not None else 2 * largest.parameters
         d = d if d is not None else law.partner(n) if law.reduced else n * largest.tokens / largest.parameters
-        strays = law.reduced is not None and abs(math.log(d / law.partner(n))) > MIN_SPREAD
-    if strays:
+        is_outside = law.reduced is not None and abs(math.log(d / law.partner(n))) > MIN_SPREAD
+    if is_outside:
         raise UserError(
-            f"--predict {n:g},{d:g}: in these runs {family(law, sizes)}, so nothing is known of other pairs"
+            f"--predict {n:g},{d:g}: in these runs {family(law, sizes)}, so the law does not hold for other pairs"
         )
     return n, d
 
@@ -118,7 +118,7 @@ def family(law: Law, sizes: list[Size]) -> str:
 
 
 def summary(law: Law, sizes: list[Size], aim: tuple[float, float]) -> dict[str, Any]:
-    """Return everything that is shown, as numbers."""
+    """Return the fitted law and its prediction as nested dicts of numbers and texts."""
     runs = []
     for size in sizes:
         fitted = law.bpb(size.parameters, size.tokens).item()
@@ -126,7 +126,7 @@ def summary(law: Law, sizes: list[Size], aim: tuple[float, float]) -> dict[str, 
     facts: dict[str, Any] = {"runs": runs, "floor": law.floor or None, "reduced": None, "law": {}}
     if law.reduced:
         facts["reduced"] = (
-            f"{family(law, sizes)}: what is owed to which cannot be told apart, and the law holds there only"
+            f"{family(law, sizes)}: the effects of parameters and tokens cannot be separated, and the law holds only there"
         )
     for term in law.terms:
         value, half = law.log_coefficient(term)
@@ -172,10 +172,12 @@ def lines(law: Law, facts: dict[str, Any]) -> list[str]:
         out.append(f"  {facts['reduced']}")
     above = "what is above E" if law.floor else "the loss"
     if law.sigma is not None:
-        out.append(f"  a run lies {law.sigma:.1%} of {above} around it ({law.dof} more runs than fitted numbers)")
+        out.append(
+            f"  the runs differ from the law by about {law.sigma:.1%} of {above} ({law.dof} more runs than fitted numbers)"
+        )
     if law.covariance is None:
         out.append(
-            "  these runs are too few, or too alike: other numbers may fit as well, and how uncertain this is cannot be told"
+            "  these runs are too few or too similar: other numbers may fit as well, and the uncertainty is unknown"
         )
     n, d = facts["next"]["parameters"], facts["next"]["tokens"]
     out += [

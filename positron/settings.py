@@ -1,7 +1,7 @@
-"""Settings as nested dicts, from `conf/` or from a run's folder, become the classes of `config.py`.
+"""Convert settings as nested dicts, from `conf/` or from a run folder, to the classes of `config.py`.
 
-The one place where names and types are checked; a wrong name is answered with the nearest right one. Standard library
-only, as there: pydantic was tried, and saves 15 of 866 lines but adds 0.5 s to the start of every command.
+Names and types are checked only here; the message about a wrong name suggests the most similar one. Standard library only,
+like `config.py`: pydantic would save 15 of 866 lines, but add 0.5 s to the start of every command.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from positron.system.errors import UserError
 
 T = TypeVar("T")
 MISSING = "???"  # OmegaConf's mark of a value that has to be given
-BESIDE_VALUES = ("auto_size",)  # keys of `Asked`, which a user sets like those of `RunConfig`
+BESIDE_VALUES = ("auto_size",)  # keys of `Asked` that a user sets like the keys of `RunConfig`
 NOT_READ_BY = {"train": ("sft",), "sft": ("model", "tokenizer", "budget", "auto_size")}  # top-level keys
 
 
 def from_dict(cls: type[T], values: Any, path: str = "") -> T:
     """Build dataclass `cls` from plain nested dicts, refusing unknown keys, missing keys and wrong types.
 
-    `path` is the dotted key of `values` in the whole config, for messages. Raises UserError with the nearest right key.
+    `path` is the dotted key of `values` in the whole configuration. Raises UserError, which names the key and suggests another.
     """
     if not isinstance(values, dict):
         raise UserError(f"{path or 'the config'}={values!r} must be a group of settings, not one value")
@@ -40,12 +40,12 @@ def from_dict(cls: type[T], values: Any, path: str = "") -> T:
         if name not in values and f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
     ]
     if missing:
-        raise UserError(f"{prefix}{missing[0]} is missing")
+        raise UserError(f"{prefix}{missing[0]} is missing: give {prefix}{missing[0]}=VALUE")
     return cls(**{key: _convert(hints[key], value, f"{prefix}{key}") for key, value in values.items()})
 
 
 def _convert(hint: Any, value: Any, key: str) -> Any:
-    """`value` as type `hint`, exactly: no string is read as a number, no number as a flag, 2.0 is a float."""
+    """Return `value` as the type `hint`. A string is not read as a number, nor a number as a flag, nor 2.0 as an integer."""
     options = _alternatives(hint)
     for option in options:
         if dataclasses.is_dataclass(option) and isinstance(value, dict):
@@ -66,7 +66,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             return value
         if typing.get_origin(option) is Literal and value in typing.get_args(option) and type(value) is str:
             return value
-    raise UserError(f"{key}={value!r} is not possible here: {_describe(options, value)}")
+    raise UserError(f"{key}={value!r} is not a possible value: {_describe(options, value)}")
 
 
 def _alternatives(hint: Any) -> list[Any]:
@@ -100,7 +100,7 @@ def _describe(options: list[Any], value: Any) -> str:
 def defaults_of(cls: type) -> dict[str, Any]:
     """Return the defaults of a class in `config.py` as nested plain values, with MISSING for a key that has none.
 
-    A group that may be null is null here; ask for its own class to get its defaults.
+    A group that may be null is returned as null; call this with the class of the group to get its defaults.
     """
     values: dict[str, Any] = {}
     hints = typing.get_type_hints(cls)
@@ -116,7 +116,7 @@ def defaults_of(cls: type) -> dict[str, Any]:
 
 
 def flat(values: dict[str, Any], prefix: str = "", depth: int = 8) -> dict[str, Any]:
-    """Return nested settings by their dotted keys; what a file nests deeper than `depth` stays a dict."""
+    """Return nested settings by their dotted keys; groups nested deeper than `depth` stay dicts."""
     by_key: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict) and depth:
@@ -142,7 +142,7 @@ def _keys_of(cls: type, prefix: str = "") -> list[str]:
 
 
 def type_of(key: str) -> Any:
-    """Return the type hint of a key of `leaf_keys`. Raises KeyError for any other."""
+    """Return the type hint of a key of `leaf_keys`. Raises KeyError for any other key."""
     cls: Any = Asked if key in BESIDE_VALUES else RunConfig
     hint: Any = None
     for name in key.split("."):
@@ -168,10 +168,10 @@ def expected(key: str) -> str:
 
 
 def unknown_key(key: str) -> str:
-    """Return the message for a key that does not exist, with the nearest one: by the whole path, then by its last word."""
+    """Return the message about a key that does not exist, with a key that is similar as a whole or in its last word."""
     keys = [*leaf_keys(), "experiment"]
     if key in keys:
-        return f"{key}= cannot be given here: python -m positron.train --cfg job lists all keys"
+        return f"{key}= cannot be set by this command: python -m positron.train --cfg job lists all keys"
     near = difflib.get_close_matches(key, keys, 1, 0.75)
     if not near:
         last_words = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}

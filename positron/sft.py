@@ -1,6 +1,6 @@
 """Fine-tune a run on conversations: `python -m positron.sft init_from=outputs/quickstart data=story_instruct`.
 
-The loop is that of pretraining; data, loss mask and first weights are not. The base run is never changed.
+The training loop is the same as in pretraining; data, loss mask and initial weights differ. The base run is never changed.
 """
 
 from __future__ import annotations
@@ -99,9 +99,9 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
 
 
 def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> Windows | None:
-    """Return windows of the base run's pretraining text for their share of each batch, at least one; None without replay.
+    """Return the windows of the base run's pretraining text that are part of each batch, or None without replay.
 
-    Raises UserError if that text is not available.
+    Each batch has sft.replay_ratio of its rows from them, at least one. Raises UserError if the text is not available.
     """
     from positron.data.windows import Windows
     from positron.evaluation.eval_texts import token_files
@@ -109,27 +109,29 @@ def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> W
     assert config.sft is not None
     if not config.sft.replay_ratio:
         return None
-    without = (
-        "put it where it was, since this run has replayed it from its beginning"
+    remedy = (
+        "put it back where it was, because this run has replayed it since its first step"
         if start.is_own
         else "give sft.replay_ratio=0 to fine-tune without its pretraining text"
     )
     try:
         base = pretrained_run(_base(config))
     except UserError as error:
-        raise UserError(f"{error}; {without}") from error
+        raise UserError(f"{error}; {remedy}") from error
     if base.config()["data"].get("source") == "imported":
-        logger.info("the text of the imported model is not known: nothing of it is replayed")
+        logger.info("the training text of the imported model is unknown, so no text is replayed")
         return None
     if base.config()["data"].get("tokens_per_epoch") is not None:
-        raise UserError(f"{base.folder} has no text that stays on the disk to replay: give sft.replay_ratio=0")
+        raise UserError(
+            f"{base.folder} streamed its text and did not keep it, so it cannot be replayed: give sft.replay_ratio=0"
+        )
     share = min(batch_size - 1, max(1, round(config.sft.replay_ratio * batch_size)))
     if share < 1:
         raise UserError(
             f"a batch of {batch_size} sequences has no room for replayed pretraining text: "
             "give a larger train.batch_tokens=, or sft.replay_ratio=0"
         )
-    return Windows(token_files(base, "train", without), context=context, batch_size=share, seed=config.seed)
+    return Windows(token_files(base, "train", remedy), context=context, batch_size=share, seed=config.seed)
 
 
 def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> None:
@@ -143,11 +145,11 @@ def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> No
 
     try:
         base = _base(config)
-        files = token_files(base, "val", "nothing else needs it")
+        files = token_files(base, "val", "fine-tuning does not need it")
     except (UserError, Unreachable) as error:
         logger.info(f"the loss on the pretraining text was not measured: {error}")
         return
-    logger.info("measuring what the pretraining text costs now, before and after")
+    logger.info("measuring the loss on the pretraining text before and after fine-tuning")
     context = from_dict(type(config.model), base.config()["model"]).context_length
     x, y = validation_windows(files, context=context, end_id=tokenizer.special_id(END_OF_TEXT), limit=100_000)
     token_bytes = torch.from_numpy(tokenizer.token_bytes())
@@ -167,16 +169,16 @@ def _base(config: RunConfig) -> Run:
 def configure(values: dict[str, Any]) -> RunConfig:
     """Build the configuration of a fine-tuned run, with the architecture and tokenizer of its base run.
 
-    A run that exists already keeps its own, and its base run if init_from= is not given. Raises UserError if there is no
-    base run, or if the settings choose another model or tokenizer.
+    An existing run keeps its architecture and tokenizer, and without init_from= also its base run. Raises UserError if there
+    is no base run, or if the settings choose a model or tokenizer.
     """
     for key in ("model", "tokenizer"):
         if values.get(key) is not None:
-            raise UserError(f"{key}= cannot be chosen in SFT: architecture and tokenizer are those of the base run")
+            raise UserError(f"SFT takes the architecture and tokenizer of the base run: leave {key}= out")
     own = Run(OUTPUTS / str(values["name"]))
     if own.exists and own.kind == "sft" and any(own.checkpoint_folder.glob("*.ckpt")):
         known, origin = own.config(), values["init_from"] or own.config().get("init_from")
-        if not known["sft"]["lora"]["markers"]:  # a run that an older version began continues as it was
+        if not known["sft"]["lora"]["markers"]:  # a run that an older version started continues without trained markers
             values = {**values, "sft": {**values["sft"], "lora": {**values["sft"]["lora"], "markers": False}}}
     else:
         base = find_run(values["init_from"], which=lambda run: run.exists and run.kind != "sft")

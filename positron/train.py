@@ -1,6 +1,7 @@
 """Start or continue a run: `python -m positron.train model=tinygpt device=mps`.
 
-The Hydra part at the end composes the configuration; `train` is the recipe, importable, and returns its metrics.
+`main` composes the configuration with Hydra. `train` can be imported and called with a configuration; it returns the facts of
+the run.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def train(
     config = with_origin(Run(folder), restore_choice(config, asked, Run(folder)))
     with open_session(folder, config, started) as session:
         run, start, machine = session.run, session.start, session.machine
-        known = load_tokenizer(start.tokenizer_from.tokenizer_folder) if start.tokenizer_from else None
-        tokenizer, tokens = prepare(config.data, config.tokenizer, known, run.facts().data_fingerprint)
+        saved_tokenizer = load_tokenizer(start.tokenizer_from.tokenizer_folder) if start.tokenizer_from else None
+        tokenizer, tokens = prepare(config.data, config.tokenizer, saved_tokenizer, run.facts().data_fingerprint)
         if config.budget is not None and config.train.max_steps == "auto":
             config = choose(config, asked, machine, tokenizer, tokens).applied(config, asked)
             session = dataclasses.replace(session, config=config)
@@ -72,7 +73,7 @@ def train(
         model = GPT(config.model.with_vocab(tokenizer.vocab_size), seed=config.seed)
         model.checkpoint_activations = config.device.checkpoint_activations
         plan = make_plan(config, model, machine, start)
-        learned = (objective or PretrainObjective)(
+        task = (objective or PretrainObjective)(
             config.data,
             tokens,
             tokenizer,
@@ -84,11 +85,11 @@ def train(
         )
         source = start.weights or start.checkpoint
         if source is not None:
-            restore(model, tokenizer, source)  # Lightning loads the rest, where there is more to load
-        refuse_before_start(run, start, last_step=plan.last_step, fingerprint=learned.fingerprint)
+            restore(model, tokenizer, source)  # Lightning restores the optimizer and the loops, if the run continues
+        refuse_before_start(run, start, last_step=plan.last_step, fingerprint=task.fingerprint)
         if session.is_first_rank:
-            run.begin(config, tokenizer, kind=learned.kind, new=not start.is_own, forked_from=start.checkpoint)
-        return fit(session, plan, model, learned, tokenizer, callbacks)
+            run.begin(config, tokenizer, kind=task.kind, new=not start.is_own, forked_from=start.checkpoint)
+        return fit(session, plan, model, task, tokenizer, callbacks)
 
 
 def job(cfg: DictConfig) -> float:
@@ -100,7 +101,7 @@ def configure(values: dict[str, Any]) -> RunConfig:
     """Build the configuration of a run. Raises UserError if settings contradict each other."""
     config = from_dict(RunConfig, values)
     if config.budget is not None and config.train.max_steps != "auto" and not config.train.extend:
-        raise UserError(f"budget={config.budget} chooses the number of steps: leave train.max_steps out, or the budget")
+        raise UserError(f"budget={config.budget} chooses the number of steps: leave train.max_steps= out, or budget=")
     return config
 
 

@@ -37,7 +37,7 @@ COMMANDS = (
 
 
 def module_of(command: str) -> str:
-    """Return the name of a command's module in this package; `import` alone cannot be one."""
+    """Return the name of a command's module: `import_` for `import`, which is a Python keyword, or the command itself."""
     return f"{command}_" if keyword.iskeyword(command) else command
 
 
@@ -58,7 +58,7 @@ def main() -> None:
     words = sys.argv[1:]
     if words and words[0] in COMMANDS:
         sys.argv = sys.argv[1:]
-        # as the main module of the process, so that what starts further processes (Lightning) starts the same command
+        # as the main module of the process, so that Lightning starts further processes with the same command
         runpy.run_module(f"positron.{module_of(words[0])}", run_name="__main__", alter_sys=True)
         return
     with errors_as_one_line():

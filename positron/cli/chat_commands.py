@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     "settings": "show the sampling settings",
-    "settings NAME VALUE": "change one: preset, temperature, top_p, top_k, min_p, repetition_penalty, last_n, max_tokens, seed",
-    "reset": "forget the conversation",
+    "settings NAME VALUE": "change a setting: preset, temperature, top_p, top_k, min_p, repetition_penalty, last_n, "
+    "max_tokens, seed",
+    "reset": "delete the conversation and begin a new one",
     "/system TEXT": "set the system prompt (without TEXT: clear it)",
-    "save FILE, load FILE": "keep the conversation and continue it later; /save! FILE replaces a file that exists",
-    "quit": "leave (so do Ctrl-D, and Ctrl-C at the prompt; in an answer, Ctrl-C stops the answer)",
+    "save FILE, load FILE": "save the conversation, load it again; /save! FILE replaces an existing file",
+    "quit": "end the chat, as Ctrl-D does, and Ctrl-C at the prompt; during an answer, Ctrl-C stops the answer",
 }
 RULE = (
     "A line that begins with / is a command. Without the slash, a command must stand alone (help, settings, reset, "
@@ -40,14 +41,14 @@ _FILE = re.compile(r"\S*[/\\]\S*|\S*\.\w+|~\S*")
 
 
 class NearCommand(UserError):
-    """Report a line that is nearly a command; it is sent to the model if the user enters it again."""
+    """Report a line that is nearly a command. If the user enters the line again, it is sent to the model."""
 
 
 class Command(NamedTuple):
     """Hold a command that was typed, without its slash."""
 
     name: str  # one of NAMES
-    text: str  # the rest of the line, without surrounding blanks
+    text: str  # what follows on the line, without surrounding blanks
 
 
 def parse(line: str) -> Command | None:
@@ -83,8 +84,8 @@ def remark(line: str, reads_system: bool = True) -> str | None:
     if word not in TAKES_TEXT:
         return None
     if word == "system" and not reads_system:
-        return "this line goes to the model; a model that was not fine-tuned on conversations has no system text"
-    return f"this line goes to the model; as a command: /{word} ..."
+        return "this line goes to the model, which was not fine-tuned on conversations and so has no system prompt"
+    return f"this line goes to the model; the command is /{word} ..."
 
 
 def _is_exact(name: str, text: str) -> bool:
@@ -97,7 +98,7 @@ def _is_exact(name: str, text: str) -> bool:
 
 
 def _names_setting(text: str) -> bool:
-    """Tell whether a text is NAME, NAME VALUE or NAME=VALUE, where NAME nearly exists or VALUE is one of a setting."""
+    """Tell whether a text is NAME, NAME VALUE or NAME=VALUE, where NAME is nearly a setting or VALUE is a possible value."""
     from positron.inference.dialogue import SETTINGS
     from positron.inference.sampling import PRESETS
 
@@ -120,7 +121,7 @@ def _is_number(text: str) -> bool:
 
 
 def _nearest(word: str) -> str | None:
-    """Return the command with nearly the same letters as a word, or None."""
+    """Return the command that a word may misspell, or None."""
     for name in NAMES:
         if sorted(word) == sorted(name):
             return name
@@ -137,7 +138,7 @@ def execute(dialogue: Dialogue, command: Command) -> None:
             _settings(dialogue, text)
         case "reset":
             dialogue.reset()
-            Screen().line("(the conversation begins anew)")
+            Screen().line("(a new conversation begins)")
         case "system":
             dialogue.system = text or None
             Screen().line(f"(system: {text or 'none'})")
@@ -176,7 +177,7 @@ def _save(dialogue: Dialogue, name: str, replace: bool) -> None:
     from positron.system.disk import write_json
 
     if not name:
-        raise UserError("save where? /save FILE")
+        raise UserError("/save needs a file name: /save FILE")
     path = _path(name)
     kind = _kind(path)
     if kind not in (None, "a file"):
@@ -196,7 +197,7 @@ def _load(dialogue: Dialogue, name: str) -> None:
     path = _path(name)
     try:
         if path.exists() and not path.is_file():
-            raise UserError(f"cannot load {name}: it is {_kind(path.resolve())}")
+            raise UserError(f"cannot load {name}: it is {_kind(path.resolve())}; give the name of a file")
         state = json.loads(decoded(path.read_bytes(), name))
     except OSError as error:
         raise UserError(f"cannot load {name}: {error.strerror or error}") from error

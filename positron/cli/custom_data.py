@@ -1,8 +1,8 @@
 """Read data from a function of the user: `data=custom data._target_=my_module.texts`.
 
-The function is called when the command line is read, and the texts that it returns are written to a file named by its
-content. The run then reads this file like any other, so that it is continued, evaluated and shared without the function,
-and no run folder can make this program import anything.
+The function is called when the command line is read, and the texts that it returns are written to a file that is named by a
+hash of its content. The run reads this file like any other, so it can be continued, evaluated and shared without the
+function, and no run folder can make this program import anything.
 """
 
 from __future__ import annotations
@@ -21,13 +21,15 @@ def write_custom_data(values: dict[str, Any]) -> None:
     """Replace `data=custom` in a composed configuration by a file with the texts that its function returns.
 
     The function takes `data.options` as keyword arguments and returns an iterable of texts, or of conversations for
-    `sft`. Raises UserError if it cannot be imported, refuses its options, or returns anything else.
+    `sft`. Raises UserError if the function cannot be imported, refuses its options, or returns something else.
     """
     data = values["data"]
     target, options = data.pop("_target_", None), data.pop("options", None)
     if data["source"] != "custom":
         if target is not None or options is not None:
-            raise UserError(f"{KEY}= and data.options= are read by data=custom: add it, or leave them out")
+            raise UserError(
+                f"{KEY}= and data.options= are read by data=custom only: add data=custom, or leave them out"
+            )
         return
     if not isinstance(target, str):
         raise UserError(f"data=custom needs {KEY}=my_module.my_texts, a function that returns texts")
@@ -37,7 +39,7 @@ def write_custom_data(values: dict[str, Any]) -> None:
     try:
         rows = function(**(options or {}))
     except TypeError as error:
-        raise UserError(f"{KEY}={target} refuses its options: {' '.join(str(error).split())}") from error
+        raise UserError(f"{KEY}={target} refuses its options, data.options=: {' '.join(str(error).split())}") from error
     if not isinstance(rows, Iterable):
         raise UserError(f"{KEY}={target} returns a {type(rows).__name__}, not a list or generator of texts")
     from positron.data.memory import write_conversations, write_texts
@@ -46,4 +48,4 @@ def write_custom_data(values: dict[str, Any]) -> None:
         data |= {"source": "instruct", "path": str(write_conversations(rows, data["dir"]))}
     else:
         data |= {"source": "text", "path": str(write_texts(rows, data["dir"]))}
-    print(f"{KEY}={target}: its texts are in {data['path']}", file=sys.stderr)
+    print(f"the texts of {KEY}={target} are in {data['path']}", file=sys.stderr)

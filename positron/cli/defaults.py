@@ -1,7 +1,7 @@
-"""Register the defaults of `config.py` as configurations of Hydra, over which the files in `conf/` are composed.
+"""Register the defaults of `config.py` with Hydra, as base configurations for the files in `conf/`.
 
-A file in `conf/` names one of them in its defaults list as `/_defaults/NAME` and contains only the values that it
-changes. Hydra refuses keys that the composed configuration does not have, so they contain every key of a command.
+A file in `conf/` names a base configuration in its defaults list as `/_defaults/NAME` and contains only the values that it
+changes. Hydra refuses keys that the composed configuration does not have, so the base contains every key of a command.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ def default_configs() -> dict[str, dict[str, Any]]:
     run = {**defaults_of(RunConfig), "sft": defaults_of(SFTConfig), **beside}
     return {
         **{
-            recipe: {key: value for key, value in run.items() if key not in left_out}
-            for recipe, left_out in NOT_READ_BY.items()
+            recipe: {key: value for key, value in run.items() if key not in excluded_keys}
+            for recipe, excluded_keys in NOT_READ_BY.items()
         },
         **{name: {"device": {"accelerator": name, "batch_tokens": size}} for name, size in BATCH_TOKENS.items()},
         "wandb": {"logger": {"wandb": defaults_of(WandbConfig)}},

@@ -24,7 +24,7 @@ from positron.settings import BESIDE_VALUES, MISSING, NOT_READ_BY, flat, leaf_ke
 _WIDTH = 110
 _USAGE = {
     "train": (
-        "Train a GPT, or continue a run: the same command again continues.",
+        "Train a GPT. To continue a run, give the same command again.",
         (
             "model=debug data=text data.path=my.txt tokenizer=char",
             "experiment=quickstart",
@@ -32,19 +32,22 @@ _USAGE = {
         ),
     ),
     "sft": (
-        "Fine-tune a run on conversations. Model and tokenizer come from init_from= (default: the last pretrained run).",
+        "Fine-tune a run on conversations. Model and tokenizer come from init_from=RUN (default: the one pretrained last).",
         ("init_from=quickstart experiment=story_instruct", "init_from=quickstart data=instruct data.path=my.jsonl"),
     ),
 }
 _OPTIONS = (
-    ("-m, --multirun", "sweep: one run for each value of key=a,b,c (also choice, range, glob, interval)"),
+    ("-m, --multirun", "sweep: one run for each value of key=a,b,c (or Hydra's choice(), range(), glob(), interval())"),
     (
         "--cfg job",
-        "show the composed configuration instead of running; add --resolve to replace each ${...} by its value",
+        "print all settings that the command would use, and exit; add --resolve to replace each ${...} by its value",
     ),
-    ("--config-dir FOLDER", "more choices, of your own: FOLDER/experiment/mine.yaml, FOLDER/model/mine.yaml"),
-    ("--help, --version", "this text; the version of Positron"),
-    ("--hydra-help", "options of Hydra, which composes the configuration"),
+    (
+        "--config-dir FOLDER",
+        "look for further choices in FOLDER, such as FOLDER/experiment/mine.yaml for experiment=mine",
+    ),
+    ("--help, --version", "show this text, or the version of Positron"),
+    ("--hydra-help", "show the options of Hydra, the library that composes the settings"),
 )
 
 
@@ -76,7 +79,7 @@ def help_text(recipe: str, conf: Path) -> str:
 
 
 def default_choices(recipe: Path) -> dict[str, str | None]:
-    """Return the choice of each group in a recipe's defaults list, and in the files beside it that the list names."""
+    """Return the choice of each group in a recipe's defaults list, and in the files of the same folder that the list names."""
     import yaml
 
     choices: dict[str, str | None] = {}
@@ -97,7 +100,7 @@ def default_values(recipe: str, conf: Path) -> dict[str, Any]:
     register_defaults()
     with hydra.initialize_config_dir(str(conf), version_base="1.3"):
         composed: Any = OmegaConf.to_container(hydra.compose(recipe, []), resolve=False)
-    optional = default_configs()  # of loggers, which are composed only where they are chosen
+    optional = default_configs()  # keys of a logger are composed only if it is chosen
     values = flat(composed) | flat(optional["wandb"]) | flat(optional["tensorboard"])
     values["name"] = re.sub(r"\$\{hydra:runtime\.choices\.(\w+)\}", lambda match: match[1].upper(), str(values["name"]))
     return values
@@ -118,7 +121,7 @@ def first_comment(path: Path) -> str:
 
 
 def field_comments() -> dict[str, str]:
-    """Return the comment of each dotted key: the one behind its field in config.py, or above it."""
+    """Return the comment of each dotted key: the comment after its field in config.py, or the lines above the field."""
     source = Path(menu.__file__).read_text(encoding="utf-8")
     lines = source.splitlines()
     of_class: dict[str, dict[str, str]] = {}
@@ -128,8 +131,8 @@ def field_comments() -> dict[str, str]:
         comments = of_class.setdefault(node.name, {})
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                behind = lines[(item.end_lineno or 0) - 1].partition("  # ")[2]
-                comments[item.target.id] = behind or _comment_above(lines, item.lineno)
+                same_line = lines[(item.end_lineno or 0) - 1].partition("  # ")[2]
+                comments[item.target.id] = same_line or _comment_above(lines, item.lineno)
     return _comments_of(RunConfig, "", of_class) | {key: of_class["Asked"][key] for key in BESIDE_VALUES}
 
 
@@ -163,7 +166,7 @@ def is_group(hint: Any) -> bool:
 
 
 def _fits(recipe: str, group: str, name: str) -> bool:
-    """Tell whether a recipe can use a choice: conversations are for SFT, texts for pretraining."""
+    """Tell whether a recipe can use a choice: only SFT uses conversations, only pretraining uses texts."""
     of_sft = name in CONVERSATIONS
     return group not in ("data", "experiment") or of_sft == (recipe == "sft")
 
@@ -185,7 +188,7 @@ def type_in_words(hint: Any) -> str:
 
 
 def shown(value: Any) -> str:
-    """Write a value as a user would type it, and a reference as the key that it names."""
+    """Write a value as a user would type it, and a reference `${key}` as `key`."""
     if value is None:
         return "null"
     if isinstance(value, bool):

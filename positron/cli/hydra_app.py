@@ -1,4 +1,4 @@
-"""Compose `conf/` with the command line by Hydra, and translate the errors of Hydra."""
+"""Compose `conf/` and the command line with Hydra, and translate the errors of Hydra."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.version import __version__
 
-_PLUGINS = {  # of Hydra: choice of a launcher or sweeper -> package
+_PLUGINS = {  # choice of hydra/launcher= or hydra/sweeper= -> package that provides it
     "joblib": "hydra-joblib-launcher",
     "submitit_local": "hydra-submitit-launcher",
     "submitit_slurm": "hydra-submitit-launcher",
@@ -42,7 +42,7 @@ def hydra_errors_as_ours() -> Iterator[None]:
 def _hydra_reason(error: BaseException) -> str:
     """Write the message for an error of Hydra.
 
-    For an unknown key Hydra advises `+key=`, which would be refused next; this names the most similar key instead.
+    For an unknown key Hydra advises `+key=`, which Positron would refuse; this names the most similar key instead.
     """
     import re
 
@@ -65,14 +65,14 @@ def _hydra_reason(error: BaseException) -> str:
 def run_hydra(job: Callable[[Any], Any], recipe: str) -> None:
     """Compose `conf/<recipe>.yaml` with the command line and call `job` with it, once or for each job of a sweep.
 
-    An error of a single job is kept until Hydra returns and raised then, because Hydra would print it in its own way. Of
-    a sweep's jobs only Ctrl-C and SIGTERM arrive here, as the SystemExit that ends the sweep.
+    The error of a single run is kept and raised after Hydra has returned, because Hydra would print it in its own format.
+    The jobs of a sweep record their errors themselves; only the SystemExit after Ctrl-C or SIGTERM arrives here.
     """
     failures: list[BaseException] = []
     typed = sys.argv
 
     def guarded(cfg: Any) -> Any:
-        sys.argv = typed  # what is recorded, and what further processes are started with
+        sys.argv = typed  # the run records this command line, and Lightning starts further processes with it
         try:
             return job(cfg)
         except (KeyboardInterrupt, SystemExit):
@@ -97,7 +97,7 @@ def run_hydra(job: Callable[[Any], Any], recipe: str) -> None:
         import hydra
 
         register_defaults()
-        os.environ["HYDRA_FULL_ERROR"] = "1"  # errors of composing reach us instead of being printed by Hydra
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors of composing instead of printing them
         sys.argv = [typed[0], *line.words]
         try:
             with hydra_errors_as_ours():

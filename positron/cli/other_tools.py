@@ -5,8 +5,8 @@ Standard library only.
 
 from __future__ import annotations
 
-# Several names in a row mean the same key. Names are compared without dashes, underscores and groups before a dot.
-_SAME = {
+# The names that other tools give to each key. They are compared without dashes, underscores and the part before a dot.
+_OTHER_NAMES = {
     "train.max_steps": "max_iters max_iter maxiters iters num_iterations num_iters steps num_steps total_steps n_steps "
     "train_steps max_train_steps num_train_steps",
     "sft.epochs": "epochs num_epochs num_train_epochs n_epochs epoch",
@@ -68,15 +68,15 @@ _SAME = {
     "sft.patience": "early_stopping early_stopping_patience early_stop",
     "sft.packing": "pack",
 }
-_KEY_OF = {name.replace("_", ""): key for key, names in _SAME.items() for name in names.split()}
+_KEY_OF = {name.replace("_", ""): key for key, names in _OTHER_NAMES.items() for name in names.split()}
 
-# Where the number means something else, the advice says what.
+# Notes on keys whose value has another meaning or form than in the other tools.
 _NOTES = {
     "train.batch_tokens": "tokens per optimizer step: the batch size times the context length",
     "schedule.final_ratio": "the last learning rate as a multiple of the peak, optimizer.lr",
-    "train.val_tokens": "in tokens",
-    "sft.epochs": "in python -m positron.sft; pretraining counts optimizer steps: train.max_steps=",
-    "optimizer.betas": "both: optimizer.betas=[0.9,0.95]",
+    "train.val_tokens": "the number of tokens used for validation",
+    "sft.epochs": "read by python -m positron.sft; pretraining counts optimizer steps: train.max_steps=",
+    "optimizer.betas": "both numbers as a list, such as [0.9,0.95]",
     "precision": "bf16, fp16, fp32 or auto",
     "device": "auto, cpu, cuda or mps",
     "optimizer": "adamw, muon or muon_embeddings",
@@ -84,14 +84,14 @@ _NOTES = {
     "experiment": "a recipe by its name, such as experiment=quickstart",
     "logger": "files, wandb or tensorboard",
     "name": "the run is the folder outputs/NAME",
-    "data.path": "with data=text",
+    "data.path": "together with data=text",
     "schedule.warmup_steps": "in optimizer steps",
     "data": "data=text data.path=FILE for text of your own",
-    "sft.lora.rank": "in python -m positron.sft",
-    "sft.patience": "in python -m positron.sft; pretraining keeps its best checkpoint and runs to its horizon",
-    "sft.packing": "in python -m positron.sft",
+    "sft.lora.rank": "read by python -m positron.sft",
+    "sft.patience": "read by python -m positron.sft; pretraining runs all its steps and keeps its best checkpoint",
+    "sft.packing": "read by python -m positron.sft",
 }
-_SAME_VALUE = {  # keys whose value can be taken over as it is
+_KEYS_WITH_SAME_VALUE = {  # keys whose value can be taken over as it is
     "train.max_steps",
     "optimizer.lr",
     "train.grad_clip",
@@ -122,8 +122,8 @@ def same_option(name: str) -> str | None:
 
 
 def advice(key: str, value: str | None) -> str:
-    """Return what to type for `key`: with `value` if it means the same here, otherwise with a note on its meaning."""
-    if value and key in _SAME_VALUE:
+    """Return what to type for `key`: with `value` if the other tool means the same by it, otherwise with a note."""
+    if value and key in _KEYS_WITH_SAME_VALUE:
         return f"{key}={value}"
     note = _NOTES.get(key)
     return f"{key}=" + (f" ({note})" if note else "")
@@ -131,7 +131,7 @@ def advice(key: str, value: str | None) -> str:
 
 def question(key: str, value: str | None) -> str:
     """Ask whether `key` was meant, with the same hint as `advice`."""
-    if value and key in _SAME_VALUE:
+    if value and key in _KEYS_WITH_SAME_VALUE:
         return f"did you mean {key}? ({key}={value})"
     note = _NOTES.get(key)
     return f"did you mean {key}?" + (f" ({note})" if note else "")

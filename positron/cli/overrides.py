@@ -19,7 +19,7 @@ from positron.system.errors import UserError
 if TYPE_CHECKING:
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-_WITH_VALUE = {
+_OPTIONS_WITH_VALUE = {
     "--cfg",
     "-c",
     "--package",
@@ -32,11 +32,27 @@ _WITH_VALUE = {
     "-cd",
     "--experimental-rerun",
 }
-_ALONE = {"--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc", "--hydra-help", "--info", "-i"}
-_SEVERAL = ("monitor", "logger", "callbacks")  # groups of which several choices may be given at once
-_OPTIONAL = ("experiment",)
-_FREE = ("callbacks.", "optimizer.options.", "data.options", "data._target_")  # what the user's own classes take
-_FROM_BASE = ("model", "tokenizer")
+_OPTIONS_WITHOUT_VALUE = {
+    "--resolve",
+    "--run",
+    "-r",
+    "--multirun",
+    "-m",
+    "--shell-completion",
+    "-sc",
+    "--hydra-help",
+    "--info",
+    "-i",
+}
+_MULTIPLE_CHOICE = ("monitor", "logger", "callbacks")  # groups that accept several choices at once
+_OPTIONAL_GROUPS = ("experiment",)
+_UNCHECKED_KEYS = (
+    "callbacks.",
+    "optimizer.options.",
+    "data.options",
+    "data._target_",
+)  # arguments of the user's own classes
+_GROUPS_OF_BASE = ("model", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -123,9 +139,9 @@ def _options(words: Sequence[str], recipe: str) -> tuple[list[str], list[str]]:
         name, equal, value = word.partition("=")
         if not word.startswith("-"):
             settings.append(word)
-        elif word in _ALONE:
+        elif word in _OPTIONS_WITHOUT_VALUE:
             options.append(word)
-        elif name in _WITH_VALUE:
+        elif name in _OPTIONS_WITH_VALUE:
             if not equal and not rest:
                 raise UserError(f"{name} needs a value; python -m positron.{recipe} --help shows all options")
             options += [name, value if equal else rest.pop(0)]
@@ -177,33 +193,30 @@ class _Reader:
             raise UserError(self._without_value(word))
         group, _, package = key.partition("@")
         if group in self.groups and not package:
-            self._check_place(key)
+            self._check_command(key)
             self._check_group(key, value, parser)
             return f"{key}={value}"
-        if key.startswith(_FREE):
+        if key.startswith(_UNCHECKED_KEYS):
             return f"++{key}={value}"
         if key not in self.keys:
             raise UserError(self._unknown(key, value))
-        self._check_place(key)
+        self._check_command(key)
         return f"{key}={self._value(key, value, parser)}"
 
-    def _check_place(self, key: str) -> None:
+    def _check_command(self, key: str) -> None:
         """Refuse keys that only the other command reads, and keys that a fine-tuned run takes from its base run."""
         top = key.split(".")[0]
         if self.recipe == "train" and top == "sft":
             raise UserError(f"{key}= is read by python -m positron.sft, not by python -m positron.train: leave it out")
-        if self.recipe == "sft" and top in _FROM_BASE:
-            raise UserError(
-                f"{key}= is not read by SFT: architecture and tokenizer are those of the base run, init_from=; "
-                "leave it out"
-            )
+        if self.recipe == "sft" and top in _GROUPS_OF_BASE:
+            raise UserError(f"SFT takes the architecture and tokenizer of the base run, init_from=: leave {key}= out")
         if self.recipe == "sft" and top in ("budget", "auto_size"):
             raise UserError(f"{key}= is read by pretraining, not by SFT: give train.max_time=, or sft.epochs=")
 
     def _check_group(self, group: str, text: str, parser: OverridesParser) -> None:
         choices = self.groups[group]
-        self.chosen[group] = text  # given again, the last one counts, as in a script's own settings and then yours
-        if text == "null" and group in _OPTIONAL:
+        self.chosen[group] = text  # of two choices of a group, the last one counts
+        if text == "null" and group in _OPTIONAL_GROUPS:
             return
         parsed = _parsed(parser, group, text)
         if parsed is None:
@@ -216,10 +229,10 @@ class _Reader:
         else:
             value = parsed.value()
             names = [str(name) for name in value] if isinstance(value, list) else [text.strip("'\"")]
-            if isinstance(value, list) and group not in _SEVERAL:
-                raise UserError(f"{group}={text} names several choices, and a run has one: {group}={names[-1]}")
+            if isinstance(value, list) and group not in _MULTIPLE_CHOICE:
+                raise UserError(f"{group}={text} names several choices: give one, such as {group}={names[-1]}")
         for name in names:
-            if name.startswith("[") and name.endswith("]") and group in _SEVERAL:
+            if name.startswith("[") and name.endswith("]") and group in _MULTIPLE_CHOICE:
                 continue
             if name not in choices and not self.has_own_conf:
                 raise UserError(self._no_choice(group, name))
@@ -229,14 +242,18 @@ class _Reader:
         near = difflib.get_close_matches(name.removesuffix(".yaml"), choices, 1, 0.6)
         hint = f"did you mean {group}={near[0]}? Choices: " if near else "choose from "
         if group == "data" and set(name) & set("./~\\"):
-            hint = f"give data=text data.path={name} for a text of your own; choices: "
+            hint = f"give data=text data.path={name} to read a text of your own; choices: "
         if name == "null":
             empty = {"logger": "files", "monitor": "none", "callbacks": "none"}.get(group)
-            hint = f"{group}={empty} is the choice for none; choices: " if empty else "every run needs one; choices: "
+            hint = (
+                f"give {group}={empty} instead; choices: "
+                if empty
+                else f"every run needs a choice of {group}=; choices: "
+            )
         return f"there is no {group}={name}: {hint}{', '.join(choices)}"
 
     def _value(self, key: str, text: str, parser: OverridesParser) -> str:
-        """Return the value in a form that Hydra reads as intended: a text outside of its grammar is quoted."""
+        """Return the value in a form that Hydra reads as intended: a text that its grammar cannot read is quoted."""
         parsed = _parsed(parser, key, text)
         if parsed is None:
             if is_text(key):
@@ -248,7 +265,7 @@ class _Reader:
             if is_text(key) and key != "name":
                 return _quoted(text)
             if is_list(key):
-                raise UserError(f"{key}={text}: a list is given in brackets: '{key}=[{text}]'")
+                raise UserError(f"{key}={text}: write a list in brackets: '{key}=[{text}]'")
             raise UserError(_needs_sweep(key, text))
         value = parsed.value()
         as_is = value is None or isinstance(value, str) or hasattr(value, "quote")
@@ -259,8 +276,8 @@ class _Reader:
     def _undeletable(self, key: str) -> str:
         if key in self.groups:
             empty = {"logger": "files", "monitor": "none", "callbacks": "none", "experiment": "null"}.get(key)
-            way_out = f"give {key}={empty}" if empty else f"leave it out, or choose another {key}="
-            return f"~{key} would delete it, and every run needs a {key}: {way_out}"
+            remedy = f"give {key}={empty}" if empty else f"leave it out, or choose another {key}="
+            return f"~{key} would delete the group {key}, but every run needs a {key}: {remedy}"
         if key.partition("=")[0] in self.keys:
             return (
                 f"~{key} would delete a key that every run has: leave it out, or give {key}=null where that is possible"
@@ -269,7 +286,7 @@ class _Reader:
 
     def _without_value(self, word: str) -> str:
         if word in self.keys or word in self.groups:
-            return f"{word} needs a value, without blanks around the =: {word}=..."
+            return f"{word} needs a value: give {word}=VALUE, without blanks around the ="
         for group in ("experiment", "model", "data"):
             if word in self.groups[group]:
                 return f"{word} is not a setting: did you mean {group}={word}?"

@@ -18,9 +18,9 @@ from positron.system.disk import expanded, read_json
 from positron.system.errors import UserError
 
 RESERVED = ("data", "sweeps", "numpy_ref")  # folders of outputs/ that other commands write
-_MAX_NAME_BYTES = 200  # of one folder's name; file systems allow 255, and longer names are made for files beside it
-# The fields of the model that decide the shape or meaning of weights; the others may differ from the source run's.
-_SHAPE = (
+_MAX_NAME_BYTES = 200  # of one folder's name; file systems allow 255, and temporary files beside it have longer names
+# Fields of the model that decide the shape or meaning of its weights. The other fields may differ from the source run.
+_SHAPE_FIELDS = (
     "d_model",
     "n_layer",
     "n_head",
@@ -39,7 +39,7 @@ _SHAPE = (
 
 
 def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
-    """Check a start; return the configuration with the model and tokenizer of the run that it continues or begins from.
+    """Check a start; return the configuration with the model and tokenizer of the run that it continues or starts from.
 
     Raises UserError if the start cannot succeed.
     """
@@ -59,9 +59,9 @@ def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
 
 
 def check_packages(logger: LoggerConfig) -> None:
-    """Refuse a logger whose package is not installed."""
+    """Raise UserError if the package of a chosen logger is not installed."""
     if logger.tensorboard is not None and importlib.util.find_spec("tensorboard") is None:
-        raise UserError("logger=tensorboard needs the package tensorboard: pip install tensorboard")
+        raise UserError("logger=tensorboard needs the package tensorboard: pip install 'positron[tensorboard]'")
 
 
 def check_name(folder: Path, *, is_sweep: bool = False) -> None:
@@ -81,11 +81,12 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
         return
     name = "/".join(parts)
     if parts[0].casefold() in RESERVED and not is_sweep:
-        raise UserError(f"name={name}: outputs/{parts[0]} is where Positron keeps other things: give another name=")
+        raise UserError(f"name={name}: Positron keeps other files in outputs/{parts[0]}: give another name=")
     for part in parts:
         if part != part.strip() or part.endswith(".") or not part.isprintable():
             raise UserError(
-                f"name={name!r} begins or ends with a blank or a dot, or cannot be shown: give another name="
+                f"name={name!r} begins or ends with a space, ends with a dot, or has a character that cannot be shown: "
+                "give another name="
             )
     for parent in folder.parents:
         if parent == OUTPUTS:
@@ -95,7 +96,7 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
 
 
 def check_source_run(config: RunConfig, asked: Asked) -> None:
-    """Refuse init_from= and ckpt_path= if there is no such run or checkpoint, or if its model is a different one.
+    """Refuse init_from= and ckpt_path= if there is no such run or checkpoint, or if its architecture differs.
 
     Raises UserError.
     """
@@ -104,13 +105,13 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
         return
     if asked.auto_size:
         raise UserError(
-            f"model=auto chooses a size, but the weights of {run.folder} have a fixed one: give its model= settings, "
+            f"model=auto chooses a size, but the weights of {run.folder} have a fixed size: give the model= of that run, "
             "or leave init_from= and ckpt_path= out"
         )
     theirs = run.settings().model
     different = {
         name: (getattr(theirs, name), getattr(config.model, name))
-        for name in _SHAPE
+        for name in _SHAPE_FIELDS
         if getattr(theirs, name) != getattr(config.model, name)
     }
     learned = config.model.has_learned_positions and theirs.has_learned_positions
@@ -129,7 +130,7 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
 def with_source_model(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     """Return the configuration with the architecture of the run named by init_from=.
 
-    It is unchanged if model= or experiment= chooses an architecture. Single values of the command line, such as
+    It is returned unchanged if model= or experiment= chooses an architecture. Single values of the command line, such as
     model.context_length=, are kept.
     """
     if (
@@ -152,7 +153,7 @@ def _shown(value: Any) -> str:
 
 
 def _source_run(config: RunConfig) -> Run | None:
-    """Return the other run whose weights this run begins with, or None. Raises UserError if it does not exist."""
+    """Return the other run whose weights this run starts with, or None. Raises UserError if it does not exist."""
     if config.init_from is not None:
         run = find_run(config.init_from)
         if not any(run.checkpoint_folder.glob("*.ckpt")):
@@ -166,13 +167,15 @@ def _source_run(config: RunConfig) -> Run | None:
     if path.suffix != ".ckpt":
         return find_run(config.ckpt_path)
     if not path.is_file():
-        raise UserError(f"ckpt_path={config.ckpt_path}: there is no such file")
+        raise UserError(
+            f"ckpt_path={config.ckpt_path}: there is no such file; give a .ckpt file, the name of a run, or latest"
+        )
     other = Run(path.parent.parent)
     return other if other.exists else None
 
 
 def with_known_tokenizer(config: RunConfig, folder: Path, given: Mapping[str, str]) -> RunConfig:
-    """Return the configuration with the tokenizer of the weights that the run begins with.
+    """Return the configuration with the tokenizer that belongs to the weights from which the run starts.
 
     Raises UserError if the command line gives a different tokenizer.
     """
@@ -198,13 +201,13 @@ def with_known_tokenizer(config: RunConfig, folder: Path, given: Mapping[str, st
 
 
 def _saved_kind(run: Run, known: TokenizerConfig) -> str:
-    """Return the kind of a run's tokenizer from its own file; older versions wrote the requested kind into config.json."""
+    """Return the kind of a run's tokenizer from the tokenizer's file; config.json of older versions may have another kind."""
     path = run.tokenizer_folder / "tokenizer.json"
     return str(read_json(path).get("kind", known.kind)) if path.is_file() else known.kind
 
 
 def check_files(data: DataConfig, given: Mapping[str, str]) -> None:
-    """Refuse data.path= if no text can be read there, and data.field= if no file has fields. Raises UserError."""
+    """Raise UserError if no text can be read at data.path=, or if data.field= is given and no file there has fields."""
     if data.path is None or data.url is not None or data.source not in ("text", "instruct"):
         return
     from positron.data.decoding import Reading, refuse_unreadable
@@ -215,6 +218,6 @@ def check_files(data: DataConfig, given: Mapping[str, str]) -> None:
     listing = list_files(data.path, called, SUFFIXES) if data.source == "instruct" else list_files(data.path, called)
     if data.source == "text" and "data.field" in given and all(format_of(path) == "text" for path in listing.files):
         raise UserError(
-            f"data.field= is read from .jsonl, .json, .csv, .parquet and .arrow, and {called} is plain text: leave it out"
+            f"data.field= is for .jsonl, .json, .csv, .parquet and .arrow, but {called} is plain text: leave data.field= out"
         )
     refuse_unreadable(listing.files, called, Reading(data.field, data.on_invalid))

@@ -24,9 +24,9 @@ from positron.system.errors import UserError
 class Request:
     """Hold the composed settings of a run, the keys that the user gave, and the user's callbacks."""
 
-    values: dict[str, Any]  # of the run's configuration
+    values: dict[str, Any]  # the settings of the run, nested
     asked: Asked
-    callbacks: Mapping[str, Any] | None  # of the user, by name
+    callbacks: Mapping[str, Any] | None  # the user's callbacks by name
 
     def refuse_unread(self, *, is_sweep: bool = False, swept: Iterable[str] = ()) -> None:
         """Raise UserError for a given key that this run would not read; see `unused_settings`."""
@@ -40,7 +40,9 @@ class Request:
         """Return the configuration that `configure` builds from the values. Raises UserError if they contradict each other."""
         config = configure(self.values)
         if self.asked.auto_size and config.budget is None:
-            raise UserError("model=auto needs a time to choose for: budget=10min")
+            raise UserError(
+                "model=auto needs budget=, the time for which it chooses the best model, such as budget=10min"
+            )
         return config
 
     def settle(self, configure: Callable[[dict[str, Any]], RunConfig]) -> tuple[RunConfig, Path]:
@@ -50,7 +52,7 @@ class Request:
         """
         origin = self.values.get("init_from")
         if origin is not None and needs_import(str(origin)):
-            # now, because whatever follows reads the architecture of a run
+            # imported now, because the checks below read the architecture from the run
             from positron.interop.importing import import_to_begin_with
 
             self.values["init_from"] = import_to_begin_with(str(origin))
@@ -91,14 +93,14 @@ def compose_request(recipe: str, settings: Sequence[str]) -> Request:
 
 
 def compose(recipe: str, settings: Sequence[str]) -> dict[str, Any]:
-    """Compose the values of a configuration for a command that starts no run. Raises UserError as a run would."""
+    """Return the composed settings for a command that starts no run. Raises UserError for settings that training refuses."""
     request = compose_request(recipe, settings)
     request.refuse_unread()
     return request.values
 
 
 def expand_paths(values: dict[str, Any]) -> None:
-    """Replace `~` at the beginning of paths by the home folder, as a shell does only at the beginning of a word."""
+    """Replace `~` at the beginning of paths by the home folder. A shell does so only at the start of a word."""
     for group, key in ((values["data"], "path"), (values["data"], "dir"), (values, "init_from"), (values, "ckpt_path")):
         if isinstance(group.get(key), str) and group[key].startswith("~"):
             group[key] = os.path.expanduser(group[key])

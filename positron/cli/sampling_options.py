@@ -18,12 +18,12 @@ def sampling_options(parser: argparse.ArgumentParser, preset: str = "balanced") 
     """Add the sampling options; `preset` is the default of --preset."""
     parser.add_argument(
         "--preset",
-        help=f"precise, balanced or creative (default: {preset}); the options below change single settings of it",
+        help=f"precise, balanced or creative (default: {preset}); the options below change single settings of the preset",
     )
     parser.add_argument(
         "--temperature",
         type=float,
-        help="randomness of the choice; 0: always the most likely token (default: that of the preset)",
+        help="randomness of the choice; 0: always the most likely token (default: set by the preset)",
     )
     parser.add_argument("--top-k", type=int, help="sample only from the k most likely tokens")
     parser.add_argument(
@@ -55,7 +55,7 @@ def weights_option(parser: argparse.ArgumentParser) -> None:
 
 
 def given_options(build: Callable[[], argparse.ArgumentParser]) -> set[str]:
-    """Return the names of the options on the command line, including those given with their default value."""
+    """Return the names of the options on the command line, including options given with their default value."""
     parser = build()
     parser.set_defaults(**dict.fromkeys(vars(build().parse_args([]))))  # None: not given
     return {name for name, value in vars(parser.parse_args()).items() if value is not None}

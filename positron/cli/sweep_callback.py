@@ -1,4 +1,4 @@
-"""Check a sweep before its first job and show its table after the last, as a callback of Hydra (see conf/)."""
+"""Check a sweep before its first job and show its table after the last, as a callback of Hydra (conf/_recipe.yaml)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import counted
 
-_HELD = contextlib.ExitStack()  # a sweep's lock, until this process ends, however it ends
+_LOCKS = contextlib.ExitStack()  # holds the lock of the sweep until this process ends
 
 
 class SweepTable(Callback):
@@ -34,7 +34,7 @@ class SweepTable(Callback):
     def on_multirun_start(self, config: Any, **_: Any) -> None:
         """Check the sweep, choose the folder of its jobs and lock it, and divide the machine between the jobs.
 
-        Several devices are refused: Lightning starts further processes with the same command line, so each rank would
+        Several devices per job are refused: Lightning starts further processes with the same command line, so each rank would
         start the whole sweep. Exits with code 2 if the sweep cannot start.
         """
         with errors_as_one_line(), hydra_errors_as_ours():
@@ -52,29 +52,33 @@ class SweepTable(Callback):
         from hydra.core.hydra_config import HydraConfig
 
         if config.device.devices * config.device.num_nodes > 1:
-            raise UserError("a sweep (-m) runs its jobs on one device each: leave out device.devices=")
+            raise UserError(
+                "each job of a sweep (-m) runs on one device: leave device.devices= and device.num_nodes= out"
+            )
         parsed = sweep_overrides(config)
         jobs = count_jobs(config, parsed)
         if jobs is not None and jobs < 2:
             raise UserError(
-                f"a sweep (-m) of {counted(jobs, 'job')}: give a key several values, such as optimizer.lr=1e-3,3e-3"
+                f"this sweep (-m) has {counted(jobs, 'job')}: give a key several values, such as optimizer.lr=1e-3,3e-3"
                 + (", or leave out -m" if jobs else "")
             )
-        HydraConfig.instance().set_config(config)  # Hydra does so for jobs only; the sweep's name needs it, too
+        HydraConfig.instance().set_config(
+            config
+        )  # Hydra sets it only for jobs, but the name of the sweep refers to it too
         self.folder = Path(config.hydra.sweep.dir)
         check_name(self.folder, is_sweep=True)
         check_all_jobs(config, {override.key_or_group for override in parsed})
         _set(config, "sweep.dir", f"'{self.folder.as_posix()}'", self.folder.as_posix())
         _share_machine(config, jobs)
         if "optuna" in config.hydra.sweeper._target_ and config.hydra.sweeper.sampler.get("seed", 0) is None:
-            # started again, the search asks for the same jobs, of which those that are done are not done again
+            # with a fixed seed, a search that is started again asks for the same jobs, and finished jobs are not run again
             _set(config, "sweeper.sampler.seed", str(config.seed), config.seed)
-        busy = f"another sweep is at work in {self.folder}: wait for it, or give another name="
+        busy = f"another process runs a sweep in {self.folder}: wait until it ends, or give another name="
 
         def refuse() -> None:
             raise UserError(busy)
 
-        _HELD.enter_context(lock(make_folder(self.folder) / "lock", refuse))
+        _LOCKS.enter_context(lock(make_folder(self.folder) / "lock", refuse))
 
 
 def sweep_overrides(config: Any) -> list[Any]:
@@ -82,7 +86,7 @@ def sweep_overrides(config: Any) -> list[Any]:
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())  # which glob() asks
+    parser = OverridesParser.create(config_loader=GlobalHydra.instance().config_loader())  # needed by glob()
     params = dict(config.hydra.sweeper.get("params") or {})
     parsed = parser.parse_overrides(list(config.hydra.overrides.task))
     given = {override.key_or_group for override in parsed}
@@ -101,13 +105,13 @@ def count_jobs(config: Any, parsed: list[Any]) -> int | None:
         if not override.is_discrete_sweep():
             interval = override.input_line.lstrip("+")
             raise UserError(
-                f"{interval}: an interval is searched, not listed: add hydra/sweeper=optuna, or give values"
+                f"{interval}: only a search reads an interval: add hydra/sweeper=optuna, or list values, such as KEY=1,2"
             )
     return math.prod(len(list(override.sweep_iterator())) for override in parsed)
 
 
 def check_all_jobs(config: Any, swept: set[str]) -> None:
-    """Raise UserError for settings that are wrong in every job, whatever the values of the swept keys."""
+    """Raise UserError for settings that are wrong in every job of the sweep."""
     from omegaconf import OmegaConf
 
     shared = OmegaConf.masked_copy(config, [key for key in config if key != "hydra"])
@@ -122,7 +126,7 @@ def check_all_jobs(config: Any, swept: set[str]) -> None:
 
 
 def _share_machine(config: Any, jobs: int | None) -> None:
-    """Set the number of parallel jobs or cores that the launcher leaves open, so that each job knows its share."""
+    """Set how many jobs or cores the launcher uses if its settings leave this open; each job computes its share from it."""
     launcher, cores = config.hydra.launcher, os.cpu_count() or 1
     kind = launcher._target_.rsplit(".", 1)[-1]
     parallel = jobs if jobs is not None else int(config.hydra.sweeper.n_jobs)

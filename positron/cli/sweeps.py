@@ -35,8 +35,8 @@ from positron.system.ranks import first_rank
 if TYPE_CHECKING:
     from lightning import Callback
 
-_COMPOSING = threading.Lock()  # Hydra composes in one global state
-_CLAIM = "overrides.json"  # which job a folder is, from before its first step
+_COMPOSING_LOCK = threading.Lock()  # Hydra composes in one global state
+_CLAIM_FILE = "overrides.json"  # the overrides of the job that a folder belongs to, written before its first step
 
 
 def run_job(
@@ -65,8 +65,8 @@ def run_job(
         )
     config, folder = request.settle(configure)
     is_first = first_rank(config.device.processes)
-    if is_first and "torch" not in sys.modules:  # whose import keeps everybody waiting
-        print(f"loading what {folder} needs", file=sys.stderr, flush=True)
+    if is_first and "torch" not in sys.modules:  # the import of torch takes seconds
+        print(f"loading PyTorch for {folder}", file=sys.stderr, flush=True)
     facts = job(config, folder)
     if is_first:
         show_result(folder)
@@ -84,7 +84,7 @@ def run_config(
     `overrides` are key=value as on the command line. A run that Ctrl-C ends is saved and returned. Raises UserError if
     the run cannot start.
     """
-    with _COMPOSING:
+    with _COMPOSING_LOCK:
         request = compose_request(recipe, overrides)
     config, folder = request.settle(configure)
     with contextlib.suppress(Interrupted):
@@ -103,7 +103,7 @@ def _sweep_job(
     refusal: BaseException | None = None
     try:
         config = configure()
-    except UserError as error:  # the job's own row says so
+    except UserError as error:  # reported in the row of this job
         refusal = error
     folder = claim_folder(sweep, int(hydra.job.num), overrides, config)
 
@@ -114,7 +114,7 @@ def _sweep_job(
         known = with_known_tokenizer(config, folder, given_keys(overrides))
         share = known.device.share * share_of(hydra.launcher)
         wandb = known.logger.wandb
-        if wandb is not None:  # its jobs lie beside each other there, too
+        if wandb is not None:  # wandb shows the jobs of the sweep as one group
             name = wandb.name or f"{sweep.name}/{folder.name}"
             wandb = dataclasses.replace(wandb, group=wandb.group or sweep.name, name=name)
         logger = dataclasses.replace(known.logger, wandb=wandb)
@@ -127,14 +127,14 @@ def _sweep_job(
 def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> float:
     """Run one job, record its outcome and update the report of the sweep. Returns val/bpb, inf for a failed job.
 
-    A job that an earlier start finished returns at once. Raises SystemExit after Ctrl-C or SIGTERM.
+    If an earlier start finished the job, `job` returns at once. Raises SystemExit after Ctrl-C or SIGTERM.
     """
     print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr)
     try:
         facts = job()
         outcome: dict[str, Any] = {"failed": None}
     except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):  # the user means the whole sweep
+        if isinstance(error, KeyboardInterrupt):  # Ctrl-C ends the whole sweep
             raise
         if isinstance(error, Interrupted | LeftAtOnce):
             raise SystemExit(error.exit_code) from error
@@ -142,12 +142,14 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> 
         print(reason, file=sys.stderr)
         facts, outcome = Facts(), {"failed": reason, "traceback": traceback.format_exc()}
         if isinstance(error, UserError) and Run(folder).facts().status == "finished":
-            facts, outcome = Run(folder).facts(), {"failed": None, "refused": reason}  # what is done stays done
+            facts, outcome = Run(folder).facts(), {"failed": None, "refused": reason}  # a finished run stays finished
     write_json(Run(make_folder(folder)).job_path, {"overrides": overrides, **outcome})
     try:
         write_sweep_report(folder.parent)
-    except Exception as error:  # the table is made again by the next job, and at the end
-        print(f"positron: no sweep.md for now: {describe(error)[1]}", file=sys.stderr)
+    except Exception as error:  # the next job writes the table again
+        print(
+            f"positron: sweep.md was not written now, the next job tries again: {describe(error)[1]}", file=sys.stderr
+        )
     return math.inf if facts.val_bpb is None else facts.val_bpb
 
 
@@ -159,24 +161,28 @@ def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: Run
     """
     with lock(make_folder(sweep) / "jobs.lock", lambda: None):
         folders = sorted((path for path in sweep.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
-        known = {path: _overrides_of(path) for path in folders}
-        for but_horizon in (False, True) if "train.extend=true" in overrides else (False,):
-            wanted = _identity(overrides, but_horizon)
-            same = [path for path, theirs in known.items() if theirs and _identity(theirs, but_horizon) == wanted]
-            if len(same) == 1 or (same and not but_horizon):
-                return same[0]
+        overrides_by_folder = {path: _overrides_of(path) for path in folders}
+        for ignores_steps in (False, True) if "train.extend=true" in overrides else (False,):
+            identity = _identity(overrides, ignores_steps)
+            matches = [
+                path
+                for path, recorded in overrides_by_folder.items()
+                if recorded and _identity(recorded, ignores_steps) == identity
+            ]
+            if len(matches) == 1 or (matches and not ignores_steps):
+                return matches[0]
         for path in folders if config is not None else ():
             if _has_config(path, config):
                 return path
         taken = {int(path.name) for path in folders if any(path.iterdir())}
-        free = number if number not in taken else max(taken) + 1
-        folder = make_folder(sweep / str(free))
-        write_json(folder / _CLAIM, list(overrides))
+        new_number = number if number not in taken else max(taken) + 1
+        folder = make_folder(sweep / str(new_number))
+        write_json(folder / _CLAIM_FILE, list(overrides))
         return folder
 
 
 def _overrides_of(folder: Path) -> list[str] | None:
-    for name in (_CLAIM, JOB):  # only the latter in sweeps of older versions
+    for name in (_CLAIM_FILE, JOB):  # sweeps of older versions have only the second file
         if (folder / name).exists():
             content = read_json(folder / name)
             overrides = content.get("overrides") if isinstance(content, dict) else content
@@ -185,11 +191,11 @@ def _overrides_of(folder: Path) -> list[str] | None:
     return None
 
 
-def _identity(overrides: Sequence[str], but_horizon: bool = False) -> dict[str, str]:
-    """Return the overrides that determine a job's result, without those that only limit or display it."""
+def _identity(overrides: Sequence[str], ignores_steps: bool = False) -> dict[str, str]:
+    """Return the overrides that determine what a job learns; `ignores_steps` also leaves train.max_steps out."""
     keys = given_keys([override.lstrip("+") for override in overrides])
-    horizon = {"train.max_steps"} if but_horizon else set()
-    return {key: value for key, value in keys.items() if not is_free(key) and key not in horizon}
+    ignored = {"train.max_steps"} if ignores_steps else set()
+    return {key: value for key, value in keys.items() if not is_free(key) and key not in ignored}
 
 
 def _has_config(folder: Path, config: RunConfig | None) -> bool:
@@ -197,7 +203,7 @@ def _has_config(folder: Path, config: RunConfig | None) -> bool:
     try:
         if config is None or not run.exists or run.differences(config):
             return False
-        return run.settings().data.path == config.data.path  # two jobs may be the same but for their text
+        return run.settings().data.path == config.data.path  # two jobs may differ only in the path of their text
     except (UserError, KeyError, TypeError, ValueError):  # damaged, or from a version with other settings
         return False
 

@@ -1,7 +1,7 @@
 """Refuse given keys that a run would not read, and say what to give instead.
 
-There is one table for the choices of a group, and a few rules between groups. Defaults are never refused, only keys from
-the command line or an experiment's file. Standard library only.
+The table `READ_BY` says which choice of a group reads which keys; a few functions check rules between groups. Only keys from
+the command line or an experiment's file are refused, never defaults. Standard library only.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from positron.system.errors import UserError
 class Choice:
     """Hold the keys of a group that only some of its choices read.
 
-    `choices` maps each value of the key `decided_by` to the keys that it reads; `select` maps it to the setting that
-    chooses it.
+    `choices` maps each value of the key `decided_by` to the keys that this choice reads; `select` maps the same value
+    to the setting that selects it.
     """
 
     group: str
@@ -78,7 +78,7 @@ READ_BY = (
 )
 CONVERSATIONS = ("instruct", "story_instruct")
 MONITORS = ("gradients", "weights", "attention", "activations", "tokens")
-_NOTHING = ("null", "false", "None", "False")
+_EMPTY_VALUES = ("null", "false", "None", "False")
 
 
 def refuse_unread(
@@ -93,12 +93,13 @@ def refuse_unread(
     """Raise UserError for the first given key that this run would not read.
 
     `values` is the composed configuration, `given` maps the keys of the command line to their values as text, and
-    `experiment` those of the experiment's file. Keys that only some jobs of a sweep over `swept` read are accepted.
+    `experiment` does the same for the experiment's file. In a sweep over the keys `swept`, keys that only some jobs read are
+    accepted.
     """
     varied = set(swept)
     if "experiment" in varied:
         return
-    read = {key: text for key, text in given.items() if text not in _NOTHING}
+    read = {key: text for key, text in given.items() if text not in _EMPTY_VALUES}
     if not varied & {"data", "data.source"}:
         _refuse_other_source(values["data"]["source"], is_sft)
     for choice in READ_BY:
@@ -132,8 +133,8 @@ def _refuse_of_choice(choice: Choice, group: Mapping[str, Any], given: Mapping[s
             raise UserError(f"{key}= is not read by {now}: leave it out")
         others = ", ".join(dict.fromkeys(choice.select[reader] for reader in readers))
         add = " or ".join(dict.fromkeys(choice.select[reader] for reader in readers))
-        way_out = f"leave it out, or take {add}" if choice.group in given else f"add {add}"
-        raise UserError(f"{key}= is read by {others}, not by {now}: {way_out}")
+        remedy = f"leave it out, or take {add}" if choice.group in given else f"add {add}"
+        raise UserError(f"{key}= is read by {others}, not by {now}: {remedy}")
 
 
 def _possible(reader: str, choice: Choice, is_sft: bool) -> bool:
@@ -146,12 +147,12 @@ def _text_by_url(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bo
         return
     if "data.path" in given and data.get("url") and "data.url" not in given:
         name = given.get("data", "text")
-        raise UserError(f"data={name} fetches its text and does not read data.path=: give data=text data.path=FILE")
+        raise UserError(f"data={name} downloads its text and does not read data.path=: give data=text data.path=FILE")
     if "data.path" in given and "data.url" in given:
         raise UserError("data.path= and data.url= both say where the text is: give one of them")
     if "data.sha256" in given and not data.get("url"):
         raise UserError(
-            "data.sha256= is the checksum of what data.url= fetches, and there is no data.url=: leave it out"
+            "data.sha256= is the checksum of the file at data.url=, which is missing: add data.url=, or leave data.sha256= out"
         )
 
 
@@ -169,8 +170,8 @@ def _length(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, i
     steps = values["train"]["max_steps"]
     if is_sft and "sft.epochs" in given and steps != "auto":
         raise UserError(
-            f"sft.epochs= is read where train.max_steps=auto, and here it is {steps}: add train.max_steps=auto, "
-            "or leave sft.epochs out"
+            f"sft.epochs= has an effect only with train.max_steps=auto, not with train.max_steps={steps}: "
+            "add train.max_steps=auto, or leave sft.epochs= out"
         )
 
 
@@ -186,14 +187,16 @@ def _sweep(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is
     if keys and not is_sweep:
         raise UserError(f"{keys[0]}= is read by sweeps: add -m and several values for a key, or leave it out")
     if "sweep.startup_jobs" in given and (values.get("sweep") or {}).get("prune") is None:
-        raise UserError("sweep.startup_jobs= is read with sweep.prune=median: add it, or leave sweep.startup_jobs out")
+        raise UserError(
+            "sweep.startup_jobs= has an effect only with sweep.prune=median: add that, or leave sweep.startup_jobs= out"
+        )
 
 
 def _batch(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:
     """Refuse device.batch_tokens=, the default of train.batch_tokens, if the latter is set; likewise micro_batch_size."""
     for key in ("batch_tokens", "micro_batch_size"):
-        there, here = values["device"].get(key), values["train"].get(key)
-        if f"device.{key}" in given and (there != here or f"train.{key}" in given):
+        default, used = values["device"].get(key), values["train"].get(key)
+        if f"device.{key}" in given and (default != used or f"train.{key}" in given):
             raise UserError(
-                f"device.{key}= is only the default of train.{key}, which is {here} here: give train.{key}= instead"
+                f"device.{key}= is only the default of train.{key}, which is {used} here: give train.{key}= instead"
             )

@@ -1,7 +1,7 @@
 """Build the callbacks of the user: `callbacks=mine`, or `callbacks.NAME._target_=my_module.Class`.
 
-Only the command line and `conf/` can name them. They are not part of a run's configuration, so that no run folder can
-make this program import anything.
+Only the command line and `conf/` can name these callbacks. They are not part of a run's configuration, so no run folder
+can make this program import anything.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ def make_callbacks(entries: Mapping[str, Any] | None) -> list[Callback]:
 
     Raises UserError if a class cannot be imported, is not a callback, or refuses its arguments.
     """
-    made: list[Callback] = []
+    callbacks: list[Callback] = []
     for name, entry in (entries or {}).items():
         key = f"callbacks.{name}"
-        if entry is None:  # callbacks.NAME=null leaves one of the chosen file out
+        if entry is None:  # callbacks.NAME=null removes this callback of the chosen file
             continue
         if not isinstance(entry, Mapping) or not isinstance(entry.get("_target_"), str):
             raise UserError(f"{key} needs a class: {key}._target_=my_module.MyCallback")
-        made.append(_make(key, entry["_target_"], {k: v for k, v in entry.items() if k != "_target_"}))
-    return made
+        callbacks.append(_make(key, entry["_target_"], {k: v for k, v in entry.items() if k != "_target_"}))
+    return callbacks
 
 
 def _make(key: str, target: str, arguments: dict[str, Any]) -> Callback:

@@ -1,4 +1,4 @@
-"""Table tokenizers: one id per character, or per word, of the corpus."""
+"""Tokenize text with a table: one id for each character, or for each word, of the corpus."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class CharTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str]) -> CharTokenizer:
-        """Collect the characters of `texts`, in the order of their code points."""
+        """Create a tokenizer with every character of `texts`, in the order of their code points."""
         characters: set[str] = set()
         for text in texts:
             characters.update(text)
@@ -60,7 +60,7 @@ class CharTokenizer:
         return [self.encode(text) for text in texts]
 
     def bytes_of(self, i: int) -> bytes:
-        """Return the character of an id in UTF-8: UNKNOWN for id 0, nothing for special tokens."""
+        """Return the character of an id as UTF-8 bytes: UNKNOWN for id 0, empty for special tokens."""
         if i < self._first:
             return UNKNOWN.encode("utf-8") if i == 0 else b""
         return self.characters[i - self._first].encode("utf-8")
@@ -79,12 +79,12 @@ class CharTokenizer:
         write_json(folder / "tokenizer.json", {"kind": self.kind, "hash": self.hash, "characters": self.characters})
 
 
-# Words, single punctuation marks, and runs of white space; concatenated, they are the text again.
+# Words, single punctuation marks, and runs of white space; joined, they give the text.
 _PIECES = re.compile(r"\w+|[^\w\s]|\s+")
 
 
 class WordTokenizer:
-    """Give each frequent word, punctuation mark and run of white space an id; rarer ones become `<unk>` (id 0).
+    """Give each frequent word, punctuation mark and run of white space an id; all others become `<unk>` (id 0).
 
     Decoding therefore restores only texts without unknown words.
     """
@@ -100,7 +100,10 @@ class WordTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> WordTokenizer:
-        """Collect the most frequent pieces of `texts`, at most `vocab_size` ids; equally frequent ones by alphabet."""
+        """Create a tokenizer of at most `vocab_size` ids with the most frequent pieces of `texts`.
+
+        Pieces of the same frequency are taken in alphabetical order.
+        """
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(_PIECES.findall(text))
@@ -125,7 +128,7 @@ class WordTokenizer:
         return [self.encode(text) for text in texts]
 
     def bytes_of(self, i: int) -> bytes:
-        """Return the piece of an id in UTF-8: UNKNOWN for id 0, nothing for special tokens."""
+        """Return the piece of an id as UTF-8 bytes: UNKNOWN for id 0, empty for special tokens."""
         if i < self._first:
             return UNKNOWN.encode("utf-8") if i == 0 else b""
         return self.pieces[i - self._first].encode("utf-8")

@@ -1,9 +1,9 @@
-"""The chat template: from messages to token ids and a loss mask. Fine-tuning, chat, evaluation and export all use it.
+"""Convert messages to token ids and a loss mask by the chat template of fine-tuning, chat, evaluation and export.
 
     <|endoftext|> [<|system|> text <|end|>] <|user|> text <|end|> <|assistant|> text <|end|> <|user|> ...
 
-The loss is on the assistant's text and the <|end|> after it, so that the model learns to stop. The markers are ids that no
-text encodes to: a typed `<|end|>` is seven characters and ends nothing.
+The loss is computed on the assistant's text and the <|end|> after it, so that the model learns to stop. The tokens in <|...|>
+mark who speaks. No text encodes to their ids: a typed `<|end|>` is seven characters and ends nothing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Message:
 
 
 def encode(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Encode a conversation: its token ids, and for each whether it carries loss. Empty answers carry none."""
+    """Return the token ids of a conversation, and for each id whether the loss counts it; empty answers are not counted."""
     ids, scored = [tokenizer.special_id(END_OF_TEXT)], [False]
     for message in messages:
         text = [*tokenizer.encode(message.content), tokenizer.special_id(END)]
@@ -49,34 +49,34 @@ def prompt_ids(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
 
 
 def stop_ids(tokenizer: Tokenizer) -> list[int]:
-    """Return the ids that end an answer: <|end|>, and every other marker, in case a model writes one in an answer."""
+    """Return the ids that end an answer: <|end|>, and the other special tokens, in case the model writes one instead."""
     return [tokenizer.special_id(token) for token in (END, END_OF_TEXT, *MARKERS)]
 
 
 def drop_oldest_turns(messages: Sequence[Message], tokenizer: Tokenizer, limit: int) -> tuple[list[Message], int]:
-    """Drop the oldest turns until the prompt has at most `limit` tokens; return the messages and the number of turns.
+    """Drop the oldest turns until the prompt has at most `limit` tokens; return the others and the number of dropped turns.
 
     A system message is kept if possible. A turn, question and answer, is dropped as a whole. If the last question alone is
     too long, only its end is kept.
     """
     system = [m for m in messages[:1] if m.role == "system"]
-    rest, dropped = list(messages[len(system) :]), 0
+    turns, dropped = list(messages[len(system) :]), 0
     # each message is encoded once, so that the time is linear in the length of the conversation
-    sizes = [len(tokenizer.encode(message.content)) + 2 for message in rest]  # with its marker and its <|end|>
+    sizes = [len(tokenizer.encode(message.content)) + 2 for message in turns]  # with its marker and its <|end|>
     size = len(prompt_ids(system, tokenizer)) + sum(sizes)
     first = 0
-    while size > limit and len(rest) - first > 1:
+    while size > limit and len(turns) - first > 1:
         size -= sizes[first]
         first += 1
-        while rest[first].role == "assistant" and len(rest) - first > 1:
+        while turns[first].role == "assistant" and len(turns) - first > 1:
             size -= sizes[first]
             first += 1
         dropped += 1
-    rest = rest[first:]
-    if len(prompt_ids([*system, *rest], tokenizer)) > limit:
+    turns = turns[first:]
+    if len(prompt_ids([*system, *turns], tokenizer)) > limit:
         available = limit - len(prompt_ids([*system, Message("user", "")], tokenizer))
         if available < 1 and system:
-            return drop_oldest_turns(rest, tokenizer, limit)
-        end = tokenizer.encode(rest[-1].content)[-max(1, available) :]
-        rest[-1] = Message(rest[-1].role, tokenizer.decode(end))
-    return [*system, *rest], dropped
+            return drop_oldest_turns(turns, tokenizer, limit)
+        end = tokenizer.encode(turns[-1].content)[-max(1, available) :]
+        turns[-1] = Message(turns[-1].role, tokenizer.decode(end))
+    return [*system, *turns], dropped

@@ -17,7 +17,7 @@ from positron.text.tokenizer import Tokenizer
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Train the tokenizer on `texts`; a published vocabulary does not read them."""
+    """Train the tokenizer of `config` on `texts`. A published vocabulary is loaded, and `texts` is not read."""
     match config.kind:
         case "char":
             return CharTokenizer.train(texts)
@@ -31,13 +31,16 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
             assert config.name is not None
             return published(config.name)
         case "huggingface":
-            raise UserError("tokenizer.kind=huggingface comes with an imported model: positron import, then init_from=")
+            raise UserError(
+                "tokenizer.kind=huggingface cannot be trained: import a model with its tokenizer (positron import PATH), and "
+                "give init_from= with the name of the imported run"
+            )
         case _:
             assert_never(config.kind)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load the tokenizer saved in `folder`; raises UserError if it is missing, damaged or altered."""
+    """Load the tokenizer saved in `folder`. Raises UserError if it is missing, damaged or altered."""
     facts = read_json(folder / "tokenizer.json", folder.parent)
     tokenizer: Tokenizer
     try:

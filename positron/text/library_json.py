@@ -1,7 +1,7 @@
-"""Tokenizers of other projects: a `tokenizer.json`, run by Hugging Face's tokenizers library.
+"""Use the tokenizer of an imported model: its `tokenizer.json`, with Hugging Face's tokenizers library.
 
-The chat markers of `SPECIALS` that the file lacks get ids after all others, with rows of the embedding that an import adds.
-`<|endoftext|>` is the token that begins each text in the imported model, whatever its name there.
+Chat markers of `SPECIALS` that the file does not have get the ids after its last id, and the import adds rows to the embedding
+for them. `<|endoftext|>` is the token with which the imported model begins each text, whatever that model calls it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Spelling = Literal["bytes", "pieces", "characters"]
 
 
 def _byte_characters() -> list[str]:
-    """Return a printable character for each byte: GPT-2's table, which byte-level vocabularies spell their tokens in."""
+    """Return a printable character for each byte (GPT-2's table); byte-level vocabularies write their tokens with it."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
@@ -37,23 +37,25 @@ _BYTE_OF = {character: byte for byte, character in enumerate(BYTE_CHARACTERS)}
 
 
 class LibraryTokenizer:
-    """A `tokenizer.json`; no text produces a special token, as in every other tokenizer here."""
+    """Encode and decode text with a `tokenizer.json`. As in every tokenizer here, no text encodes to a special token."""
 
     kind: TokenizerKind = "huggingface"
 
     def __init__(self, content: bytes, specials: dict[str, int], vocab_size: int) -> None:
-        """Run the file `content`. `specials`: the id of each token of SPECIALS; `vocab_size`: rows of the embedding.
+        """Load the file `content`. `specials` has the id of each token of SPECIALS; `vocab_size` is the rows of the embedding.
 
         Raises UserError if the tokenizers library is not installed, and ValueError if it cannot read the file.
         """
         try:
             from tokenizers import Tokenizer
         except ImportError as error:
-            raise UserError("this tokenizer needs the package tokenizers: pip install tokenizers") from error
+            raise UserError(
+                "an imported model's tokenizer needs the package tokenizers: pip install 'positron[hf]'"
+            ) from error
         self._content, self._specials, self.vocab_size = content, specials, vocab_size
         try:
             self._library = Tokenizer.from_str(content.decode("utf-8"))
-        except Exception as error:  # the library raises Exception itself
+        except Exception as error:  # the library raises plain Exception
             raise ValueError(f"the tokenizers library cannot read it: {error}") from error
         self._library.encode_special_tokens = True  # a text that spells a special token stays text
         self._library.no_truncation()
@@ -88,11 +90,11 @@ class LibraryTokenizer:
 
     @property
     def spelling(self) -> Spelling:
-        """Return how the vocabulary spells its tokens."""
+        """Return how the vocabulary writes its tokens: as bytes, SentencePiece pieces or plain characters."""
         return self._spelling
 
     def token(self, i: int) -> str | None:
-        """Return a token as the vocabulary spells it; None for an id that the file does not have."""
+        """Return a token as the vocabulary writes it; None for an id that the file does not have."""
         token: str | None = self._library.id_to_token(i)
         return token
 
@@ -101,16 +103,16 @@ class LibraryTokenizer:
         return self._specials[token]
 
     def encode(self, text: str) -> list[int]:
-        """Encode a text; what it spells is never a special token."""
+        """Encode a text; a special token written in it is encoded as ordinary text."""
         ids: list[int] = self._library.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
-        """Encode many texts, in the library's threads."""
+        """Encode many texts in parallel, in the library's threads."""
         return [encoding.ids for encoding in self._library.encode_batch(texts, add_special_tokens=False)]
 
     def bytes_of(self, i: int) -> bytes:
-        """Return the UTF-8 that an id stands for; empty for special tokens and for ids without a token."""
+        """Return the UTF-8 bytes of an id; empty for special tokens and for ids without a token."""
         token = self._library.id_to_token(i)
         if i == self._unknown and i not in self._specials.values():
             return UNKNOWN.encode("utf-8")
@@ -131,15 +133,15 @@ class LibraryTokenizer:
         return str(token).encode("utf-8")
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Decode ids; bytes that are no UTF-8 become replacement characters."""
+        """Decode ids; bytes that are not valid UTF-8 become U+FFFD."""
         return b"".join(map(self.bytes_of, ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self) -> np.ndarray:
-        """Return how many bytes each id stands for, (V,)."""
+        """Return the number of text bytes of each id (V,)."""
         return np.array([len(self.bytes_of(i)) for i in range(self.vocab_size)], dtype=np.int64)
 
     def save(self, folder: Path) -> None:
-        """Write the library's file and what is known of it into a run's folder."""
+        """Write the library's file, and its hash and special tokens as `tokenizer.json`, into `folder`."""
         with whole_file(folder / VOCABULARY) as file:
             file.write(self._content)
         facts = {"kind": self.kind, "hash": self.hash, "specials": self._specials, "vocab_size": self.vocab_size}
@@ -147,11 +149,13 @@ class LibraryTokenizer:
 
 
 def spelling_of(facts: dict[str, Any]) -> Spelling:
-    """Return how the vocabulary of a tokenizer.json spells its tokens. Raises ValueError for WordPiece and others."""
+    """Return how the vocabulary of a tokenizer.json writes its tokens. Raises ValueError for WordPiece and BPEDecoder."""
     kinds = {step.get("type") for key in ("decoder", "pre_tokenizer", "normalizer") for step in _steps(facts.get(key))}
     kind = (facts.get("model") or {}).get("type")
     if kind == "WordPiece" or "BPEDecoder" in kinds:
-        raise ValueError(f"a vocabulary of the kind {kind} marks the ends of words, and its bytes cannot be told")
+        raise ValueError(
+            f"a vocabulary of the kind {kind} marks the ends of words, so the bytes of its tokens are unknown"
+        )
     if "ByteLevel" in kinds:
         return "bytes"
     replaced = [step.get("pattern", {}).get("String") for step in _steps(facts.get("decoder"))]
@@ -161,15 +165,15 @@ def spelling_of(facts: dict[str, Any]) -> Spelling:
 
 
 def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
-    """Return the steps of a decoder, a pre-tokenizer or a normalizer, of which a sequence holds several."""
+    """Return the steps of a decoder, a pre-tokenizer or a normalizer; a sequence has several steps."""
     if part is None:
         return []
     inner = part.get("decoders") or part.get("pretokenizers") or part.get("normalizers")
-    return [part] if inner is None else [step for each in inner for step in _steps(each)]
+    return [part] if inner is None else [step for inner_part in inner for step in _steps(inner_part)]
 
 
 def first_token(facts: dict[str, Any], *, config: dict[str, Any]) -> int | None:
-    """Return the id that begins each text: `<|endoftext|>`, else the model's bos_token_id, else its eos_token_id."""
+    """Return the id that begins each text: `<|endoftext|>`, else bos_token_id, else eos_token_id of `config`; None without."""
     for token in facts.get("added_tokens") or ():
         if token["content"] == END_OF_TEXT:
             return int(token["id"])

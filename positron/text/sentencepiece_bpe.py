@@ -1,4 +1,4 @@
-"""Byte-pair encoding with the SentencePiece library (arXiv:1808.06226), trained on the corpus."""
+"""Train and use byte-pair encoding with the SentencePiece library (arXiv:1808.06226)."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from positron.system.disk import whole_file, write_json
 from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
-# SentencePiece writes a space as this character. The character itself in a text would be decoded to a space, so it is
-# encoded as its three bytes.
+# SentencePiece writes a space as this character. If a text contains the character itself, it is encoded as its three bytes,
+# because it would be decoded to a space.
 _SPACE = "▁"
 # SentencePiece uses these characters itself; its training skips lines that contain one.
 _RESERVED = re.compile("[▁▅]")
@@ -50,9 +50,9 @@ class SentencePieceTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int) -> SentencePieceTokenizer:
-        """Train on `texts`; a small corpus gives fewer than `vocab_size` tokens.
+        """Train a tokenizer on `texts`; a small corpus gives fewer than `vocab_size` tokens.
 
-        Raises UserError if SentencePiece cannot train on them.
+        Raises UserError if SentencePiece cannot train on the texts.
         """
         import sentencepiece
 
@@ -120,7 +120,7 @@ class SentencePieceTokenizer:
         return text
 
     def bytes_of(self, i: int) -> bytes:
-        """Return the UTF-8 of an id, which may be a part of a character; nothing for special tokens."""
+        """Return the UTF-8 bytes of an id, which may be part of a character; empty for special tokens."""
         if self._sp.is_byte(i):
             return bytes([int(self._sp.id_to_piece(i)[1:-1], 16)])  # `<0xE2>`
         if self._sp.is_control(i) or self._sp.is_unknown(i):
@@ -153,8 +153,8 @@ class SentencePieceTokenizer:
 def _lines(texts: Iterable[str]) -> Iterator[str]:
     """Yield the lines of `texts` for the training; newlines are encoded as bytes and never part of a longer piece.
 
-    Reserved characters split a line, so they are encoded as bytes, too. If nothing else is left, yields one space, so that
-    the training succeeds; the vocabulary is then the 256 bytes.
+    Reserved characters split a line, so they are encoded as bytes too. If nothing else is left, yields one space, so that
+    training succeeds; the vocabulary then has only single bytes and special tokens.
     """
     is_empty = True
     for text in texts:

@@ -1,4 +1,4 @@
-"""The vocabularies of OpenAI's models with the tiktoken library: r50k_base (GPT-2's), p50k_base, cl100k_base, o200k_base.
+"""Use the vocabularies of OpenAI's models with the tiktoken library: r50k_base (GPT-2's), p50k_base, cl100k_base, o200k_base.
 
 Their definitions are copied from the library's `tiktoken_ext.openai_public`, because its own loader waits for the network
 without a time limit and stores its files in a temporary folder. `fetch` downloads a rank file once, and each run keeps a
@@ -75,9 +75,9 @@ def _parse(content: bytes) -> dict[bytes, int]:
 
 
 class TiktokenTokenizer:
-    """Encode text with byte-level byte-pair encoding; the ids of the chat markers follow those of the library.
+    """Encode text with byte-level byte-pair encoding; the ids of the chat markers follow the ids of the library.
 
-    `content` is the rank file; `end_of_text` and `n_vocab` are those of `Definition`.
+    `content` is the rank file; see `Definition` for `end_of_text` and `n_vocab`.
     """
 
     kind: TokenizerKind = "tiktoken"
@@ -110,7 +110,7 @@ class TiktokenTokenizer:
 
     @classmethod
     def load(cls, folder: Path) -> TiktokenTokenizer:
-        """Load what `save` wrote."""
+        """Load the tokenizer that `save` wrote into `folder`."""
         facts = read_json(folder / "tokenizer.json", folder.parent)
         content = read_bytes(folder / RANKS, folder.parent)
         return cls(facts["name"], facts["pattern"], content, facts["end_of_text"], facts["n_vocab"])
@@ -138,7 +138,7 @@ class TiktokenTokenizer:
         return [self._encoding.encode_ordinary(text) for text in texts]
 
     def bytes_of(self, i: int) -> bytes:
-        """Return the bytes of an id: nothing for special tokens and for the few unused ids of a vocabulary."""
+        """Return the bytes of an id; empty for special tokens and for the few unused ids of a vocabulary."""
         if i in self._specials.values():
             return b""
         try:
@@ -163,7 +163,7 @@ class TiktokenTokenizer:
 
 
 def published(name: str) -> TiktokenTokenizer:
-    """Create the tokenizer of a published vocabulary; raises UserError for an unknown name."""
+    """Create the tokenizer of a published vocabulary. Raises UserError for an unknown name."""
     if name not in DEFINITIONS:
         raise UserError(f"tokenizer.name={name} is not a vocabulary of tiktoken: choose from {', '.join(DEFINITIONS)}")
     return TiktokenTokenizer.published(name)

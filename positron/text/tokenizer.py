@@ -1,4 +1,4 @@
-"""The protocol of tokenizers: text -> ids -> exactly the same text.
+"""Define the protocol of tokenizers: text -> ids -> exactly the same text, except where id 0 is `<unk>`.
 
 Every tokenizer has the special tokens of `SPECIALS`. No text encodes to them: `encode` treats `<|endoftext|>` as thirteen
 characters. Code that needs a special token inserts its id.
@@ -17,7 +17,7 @@ from positron.config import TokenizerKind
 
 END_OF_TEXT = "<|endoftext|>"
 SPECIALS = (END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")  # the last four are for chat
-UNKNOWN = "�"  # `<unk>` is decoded to this, in the tokenizers that have it
+UNKNOWN = "�"  # the text of `<unk>`, in tokenizers that have this token
 
 
 class Tokenizer(Protocol):
@@ -41,13 +41,13 @@ class Tokenizer(Protocol):
         """Convert each text to token ids, as `encode` does."""
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Convert token ids to text; special tokens have none."""
+        """Convert token ids to text; special tokens give no text."""
 
     def bytes_of(self, i: int) -> bytes:
-        """Return the UTF-8 of one id, which may be a part of a character; nothing for special tokens."""
+        """Return the UTF-8 bytes of one id, which may be part of a character; empty for special tokens."""
 
     def token_bytes(self) -> np.ndarray:
-        """Return the bytes of UTF-8 text that each token stands for (V,), 0 for special tokens; for bits per byte."""
+        """Return the number of UTF-8 bytes of each token (V,), 0 for special tokens; bits per byte are computed with it."""
 
     def save(self, folder: Path) -> None:
         """Write everything that `load_tokenizer` needs into `folder`."""
@@ -65,5 +65,5 @@ class StreamDecoder:
         return self._utf8.decode(self._tokenizer.bytes_of(i))
 
     def end(self) -> str:
-        """End the stream and return the rest: U+FFFD for a character that was cut off, else nothing."""
+        """End the stream and return U+FFFD for a character that was cut off, or an empty text."""
         return self._utf8.decode(b"", final=True)

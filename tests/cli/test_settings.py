@@ -89,9 +89,9 @@ def test_a_given_key_that_nothing_reads_is_refused_with_the_way_out(words, said)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("+tokenizer=char",), "architecture and tokenizer are those of the base run"),
-        (("+model.context_length=256",), "architecture and tokenizer are those of the base run"),
-        (("++model.n_layer=3",), "architecture and tokenizer are those of the base run"),
+        (("+tokenizer=char",), "SFT takes the architecture and tokenizer of the base run"),
+        (("+model.context_length=256",), "SFT takes the architecture and tokenizer of the base run"),
+        (("++model.n_layer=3",), "SFT takes the architecture and tokenizer of the base run"),
         (("budget=10m",), "train.max_time="),
         (("data.examples=5", "data=instruct"), "data.examples= is read by data=story_instruct"),
         (("data=instruct", "data.packing=windows"), "sft.packing=true"),
@@ -152,10 +152,10 @@ def test_what_only_some_jobs_of_a_sweep_read_is_not_refused():
         (("data=storys",), "did you mean data=stories?"),
         (("optimizer=adam",), "did you mean optimizer=adamw?"),
         (("data=my.txt",), "data=text data.path=my.txt"),
-        (("data=[text,stories]",), "a run has one"),
+        (("data=[text,stories]",), "names several choices: give one"),
         (("model=_defaults",), "choose from auto, debug"),
         (("logger=null",), "logger=files"),
-        (("data=null",), "every run needs one"),
+        (("data=null",), "every run needs a choice of data="),
         (("~schedule",), "every run needs a schedule"),
         (("~train.stop_at",), "train.stop_at=null"),
         (("~monitor",), "monitor=none"),
@@ -397,7 +397,7 @@ def test_data_field_is_refused_where_no_file_has_fields(tmp_path):
     (tmp_path / "a.txt").write_text("Once upon a time")
     (tmp_path / "b.jsonl").write_text('{"body": "Once"}')
     for name in ("a.txt", "*.txt"):
-        with pytest.raises(UserError, match=r"data\.field= is read from"):
+        with pytest.raises(UserError, match=r"data\.field= is for"):
             check_files(DataConfig(source="text", path=str(tmp_path / name)), {"data.field": "body"})
     for name in ("b.jsonl", ".", "*"):
         check_files(DataConfig(source="text", path=str(tmp_path / name)), {"data.field": "body"})
@@ -430,7 +430,7 @@ def test_a_text_that_cannot_be_read_is_refused_before_anything_is_loaded(tmp_pat
 def test_a_logger_without_its_package_is_refused(monkeypatch):
     logger = LoggerConfig(tensorboard=TensorboardConfig())
     monkeypatch.setitem(sys.modules, "tensorboard", None)  # as if it were not installed
-    with pytest.raises(UserError, match="pip install tensorboard"):
+    with pytest.raises(UserError, match=r"pip install 'positron\[tensorboard\]'"):
         check_packages(logger)
     check_packages(LoggerConfig())
 

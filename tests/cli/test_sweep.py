@@ -134,7 +134,7 @@ def test_two_sweeps_into_one_folder_at_once_are_refused(run_command, tmp_path):
         result = run_command("train", *SWEEP, "optimizer.lr=1e-3,1e-2")
     assert result.code == 2
     assert result.err.splitlines() == [
-        "positron: another sweep is at work in outputs/sweeps/sweep: wait for it, or give another name="
+        "positron: another process runs a sweep in outputs/sweeps/sweep: wait until it ends, or give another name="
     ]
 
 

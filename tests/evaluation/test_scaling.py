@@ -240,7 +240,7 @@ def test_sizes_and_lengths_that_vary_apart_tell_both_terms_and_the_best_split(tm
         ("two", (), "at least 3 finished runs, and there are 2"),
         ("empty", (), "no run with a checkpoint"),
         ("unvalidated", (), "and there are 0"),
-        ("sizes", ("--predict", "1M,99M"), "nothing is known of other pairs"),
+        ("sizes", ("--predict", "1M,99M"), "the law does not hold for other pairs"),
         ("sizes", ("--predict", "big"), "such as 2M or 2M,40M"),
         ("sizes", ("--predict", "1,2,3"), "such as 2M or 2M,40M"),
     ],

@@ -75,7 +75,7 @@ def test_a_run_is_reproduced_and_an_edited_trace_is_said_to_differ_at_its_step(p
         assert code == 1
         assert f"different: at step {rows[3]['step']} train/loss was {rows[3]['train/loss']}" in out
         assert "by -1e-07; 2 logged steps before it are identical" in out
-        assert "nothing else differs that is recorded" in out
+        assert "no recorded difference explains this" in out
 
         def others(value):
             value["environments"][0]["versions"]["torch"] = "0.1"
@@ -122,7 +122,7 @@ def test_fine_tuning_is_reproduced_from_the_weights_that_it_began_with(place, mo
     finally:
         Path("gone.ckpt").rename(best)
     assert code == 2
-    assert "which is gone" in err
+    assert "which no longer exists" in err
     assert not Path("outputs/never").exists()
 
 
@@ -135,8 +135,8 @@ def test_what_cannot_be_reproduced_is_one_line_with_exit_code_2(place, monkeypat
         (["nobody"], "no run nobody"),
         (["mute"], "has no metrics to compare with"),
         (["old"], "does not say how it began"),
-        (["x", "--name", "old"], "is no reproduction of outputs/x"),
-        (["x", "--name", "x"], "is no reproduction of outputs/x"),
+        (["x", "--name", "old"], "is not a reproduction of outputs/x"),
+        (["x", "--name", "x"], "is not a reproduction of outputs/x"),
         (["x", "--steps", "0"], "at least 1"),
     ):
         before = sorted(place.rglob("*"))

@@ -352,7 +352,7 @@ def test_a_logger_that_raises_is_a_warning(tmp_path, monkeypatch):
 def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)  # as if tensorboard were not installed
     config = dataclasses.replace(tiny(tmp_path), logger=LoggerConfig(tensorboard=TensorboardConfig()))
-    with pytest.raises(UserError, match="pip install tensorboard"):
+    with pytest.raises(UserError, match=r"pip install 'positron\[tensorboard\]'"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

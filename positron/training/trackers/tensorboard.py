@@ -22,7 +22,9 @@ class TensorBoard:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
-            raise UserError("logger=tensorboard needs the package tensorboard: pip install tensorboard") from error
+            raise UserError(
+                "logger=tensorboard needs the package tensorboard: pip install 'positron[tensorboard]'"
+            ) from error
         # purge_step hides values that an earlier process wrote after the checkpoint from which this process continues
         refuse_links(folder / config.subdir, folder)
         self.writer = SummaryWriter(str(folder / config.subdir), purge_step=first_step)
