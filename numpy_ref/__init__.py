@@ -2,7 +2,7 @@
 
 Read the chapters in this order. Each file begins with its mathematics; the code below it is complete.
 
-     1  linear.py        y = x W^T + b, and the two products of its backward
+     1  linear.py        y = x W^T + b, and the two products of its backward pass
      2  activation.py    ReLU, squared ReLU, swish, GELU, erf
      3  norm.py          LayerNorm and RMSNorm
      4  embedding.py     tokens and positions as vectors
@@ -28,9 +28,10 @@ Read the chapters in this order. Each file begins with its mathematics; the code
 Notation. Shapes: B batch, T time (tokens), C = d_model channels, H heads, K key/value heads, G = H / K, D head
 dimension, F width of the MLP, V vocabulary, L layers, N = B T rows, S visible keys. `dx` is dLoss/dx and has x's shape.
 Every `f_forward(...)` returns (out, cache); the `f_backward(dout, cache)` that follows it returns the gradients in the
-order of forward's arguments, None for an argument without a gradient. A cache is a dictionary of what backward needs.
+order of forward's arguments, None for an argument without a gradient. A cache is a dictionary of the values that
+backward needs.
 
-The dtype of the result is that of the input: float64 for proofs, float32 for training.
+The result has the dtype of the input: float64 for tests against finite differences, float32 for training.
 
 Two tests verify this package: tests/numpy_ref/test_numpy_gradcheck.py compares every backward with finite differences,
 tests/numpy_ref/test_parity.py compares the whole model with the torch model over every combination of options.
@@ -39,7 +40,7 @@ tests/numpy_ref/test_parity.py compares the whole model with the torch model ove
 import os
 
 # Must run before NumPy is loaded. OpenBLAS splits even a small product among its threads, which then wait for each other
-# in a busy loop. Beside another program, a training step took 2 to 20 times as long with two threads as with one; alone,
+# in a busy loop. While another program ran, a training step took 2 to 20 times as long with two threads as with one; alone,
 # both were equally fast (scripts/bench/contention.py). For a larger model on idle cores set OPENBLAS_NUM_THREADS=2.
 if not {"OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"} & set(os.environ):
     os.environ["OPENBLAS_NUM_THREADS"] = "1"

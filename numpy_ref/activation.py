@@ -1,6 +1,6 @@
-"""Chapter 2. Activations: without them, two linear layers would be no more than one.
+"""Chapter 2. Activations: without them, two linear layers would compute no more than one linear layer.
 
-An activation acts on every number by itself, so its backward is dx = dy f'(x). Only f' differs:
+An activation acts on every number separately, so its backward pass is dx = dy f'(x). Only f' differs:
 
     relu    f = max(x, 0)                         f' = 1 where x > 0, else 0
     relu2   f = max(x, 0)^2                       f' = 2 max(x, 0)                       (Primer, arXiv:2109.08668)
@@ -11,11 +11,11 @@ An activation acts on every number by itself, so its backward is dx = dy f'(x). 
         P(x) is replaced by (1 + t) / 2 with t = tanh(u), u = sqrt(2 / pi) (x + 0.044715 x^3); then
         f' = (1 + t) / 2 + x (1 - t^2) / 2 * du/dx,  du/dx = sqrt(2 / pi) (1 + 3 * 0.044715 x^2)
 
-The derivative of s: s' = e^-x / (1 + e^-x)^2 = s (1 - s). That of t: 1 - t^2.
+The derivative of s is s' = e^-x / (1 + e^-x)^2 = s (1 - s); the derivative of t = tanh(u) by u is 1 - t^2.
 
 The sigmoid is computed as (1 + tanh(x / 2)) / 2, the same function. Written as 1 / (1 + e^-x), IEEE 754 float32
 overflows at x = -89: e^89 is inf, with a warning, before 1 / inf gives the right 0. tanh does not overflow. In hardware
-both are a table of about 256 entries with linear interpolation; relu needs only the sign bit, and relu2 one multiplier.
+they are tables of about 256 entries with linear interpolation; relu needs only the sign bit, and relu2 one multiplier.
 
 Cost: a few FLOPs per number, but 8 bytes of memory traffic (one read, one written), so memory is the limit. Therefore
 all steps of an activation are done on a block of `BLOCK_NUMBERS` numbers that fits the cache, into buffers that already

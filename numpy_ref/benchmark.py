@@ -3,8 +3,8 @@
     python -m numpy_ref.benchmark
 
 If torch is installed, it runs the same shapes (eager, float32, the same number of threads) in turns with NumPy, so that a
-change in the machine's speed affects both; the ratio is that of the medians. The torch model below is plain functional
-code: `F.scaled_dot_product_attention`, `F.cross_entropy`, `torch.optim.AdamW`.
+change in the machine's speed affects both libraries; the printed ratio is the ratio of the medians. The torch model
+below is plain functional code: `F.scaled_dot_product_attention`, `F.cross_entropy`, `torch.optim.AdamW`.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ TURN_S = 0.3  # seconds for which a job is repeated before the other library's t
 
 
 def numpy_jobs(config: GPTConfig, B: int) -> dict[str, Job]:
-    """Return by name a job for each layer, forward and backward on random float32 input, and for a whole step."""
+    """Return jobs by name: each layer forward and backward on random float32 input, and a whole training step."""
     rng = np.random.default_rng(0)
     T, C, H, V = config.context_length, config.d_model, config.n_head, config.vocab_size
 
@@ -83,7 +83,7 @@ def numpy_jobs(config: GPTConfig, B: int) -> dict[str, Job]:
 
 
 def torch_jobs(config: GPTConfig, B: int, torch: Any) -> dict[str, Job]:
-    """Return the same jobs with the same names for torch, eager and float32."""
+    """Return the jobs of `numpy_jobs` under the same names, computed by torch in eager mode and float32."""
     F = torch.nn.functional
     torch.manual_seed(0)
     T, C, H, V = config.context_length, config.d_model, config.n_head, config.vocab_size
@@ -140,7 +140,7 @@ def torch_jobs(config: GPTConfig, B: int, torch: Any) -> dict[str, Job]:
 
 
 def interleaved_medians(jobs: list[Job], rounds: int) -> list[float]:
-    """Measure the jobs in turns of TURN_S seconds, or one call if that takes longer, and return their median seconds.
+    """Measure the jobs in turns of TURN_S seconds or at least one call; return the median seconds of each job.
 
     The threads of a library keep spinning for a while after its last call and would slow the other library down, so each
     turn begins with a pause, and its first call is not counted.
@@ -175,7 +175,7 @@ def measure(name: str, config: GPTConfig, B: int, rounds: int, torch: Any) -> No
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
+    """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(
         prog="python -m numpy_ref.benchmark", description="Measure the time of each layer and of a training step."
     )
@@ -184,7 +184,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command."""
+    """Run the command; `argv` are its arguments (None: those of the process)."""
     with one_line_errors():
         options = argument_parser().parse_args(argv)
         torch: Any = None

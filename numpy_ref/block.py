@@ -6,8 +6,8 @@
 Backward. y depends on m directly and through the branch, so the gradients add: dm = dy + branch_backward(dy). The first
 term is why deep networks train: whatever the branches do, a gradient of 1 reaches every layer.
 
-Cost: that of its parts; each sum moves 8 bytes per number for 1 FLOP. In fixed point the stream needs more bits than the
-branches, because it sums up 2 L of them.
+Cost: the sum of its parts; each addition moves 8 bytes per number for 1 FLOP. In fixed point the stream needs more bits than
+the branches, because it sums up 2 L of them.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def block_forward(
 ) -> tuple[Array, Cache]:
     """Add the attention branch, then the MLP branch, to x (B, T, C).
 
-    params: norm1.*, attn.*, norm2.*, mlp.*; `rope`, `rng` and `past` are those of `multihead_forward`.
+    params: norm1.*, attn.*, norm2.*, mlp.*; see `multihead_forward` for `rope`, `rng` and `past`.
     """
     cache: Cache = {}
     h, cache["norm1"] = norm_forward(x, strip_prefix(params, "norm1."), config)

@@ -2,7 +2,7 @@
 
 Training. Text is split into words (a space belongs to the word after it); a word is a sequence of bytes. Repeatedly, the
 most frequent pair of neighbours becomes a new token. Every byte is a token, so every text can be encoded, and decoding
-joins bytes: no text is unknown, and none is changed.
+joins bytes: every text is restored exactly.
 
 Speed. Counting all pairs anew for each merge would cost words x merges. A merge changes only the words that contain the
 pair, and in these only the pairs beside it. So the counts are updated, and a heap holds the candidates; an entry of the
@@ -29,7 +29,7 @@ WORDS = re.compile(r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s")
 
 
 class BPETokenizer:
-    """Encode text as merged bytes. The ids are those of the special tokens, the 256 bytes, then one per merge."""
+    """Encode text as merged bytes. The first ids are the special tokens, then the 256 bytes, then one id per merge."""
 
     kind = "bpe"
     n_special = len(SPECIALS)
@@ -49,7 +49,7 @@ class BPETokenizer:
 
     @classmethod
     def train(cls, text: str, vocab_size: int) -> BPETokenizer:
-        """Learn merges from `text` up to `vocab_size` ids, or fewer if no pair occurs twice any more."""
+        """Learn merges from `text` up to `vocab_size` ids, or fewer if no pair occurs twice."""
         counts = Counter(WORDS.findall(text))
         words = [[cls.n_special + b for b in word.encode("utf-8")] for word in counts]
         n_merges = vocab_size - cls.n_special - 256

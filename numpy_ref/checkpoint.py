@@ -46,7 +46,7 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         temporary.replace(path)
     except OSError as error:
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}; a file that was there before is unchanged"
+            f"cannot write {path}: {error.strerror or error}; an existing file of this name is unchanged"
         ) from error
     finally:
         with contextlib.suppress(OSError):  # already renamed, or on a disk that refuses everything
@@ -60,13 +60,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises InputError if the file is missing or holds something else."""
+    """Read a JSON object. Raises InputError if the file is missing or does not contain a JSON object."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read {path}: {error}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path} does not hold a JSON object")
+        raise InputError(f"{path} does not contain a JSON object: restore it from a copy")
     return value
 
 
@@ -79,7 +79,7 @@ def write_arrays(path: Path, arrays: dict[str, Array]) -> None:
 def read_arrays(path: Path) -> dict[str, Array]:
     """Read the arrays of an npz file by name.
 
-    Raises InputError if the file is missing, cut off, damaged (each array has a checksum), or holds pickles.
+    Raises InputError if the file is missing, truncated, damaged (each array has a checksum), or contains pickles.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -89,7 +89,7 @@ def read_arrays(path: Path) -> dict[str, Array]:
 
 
 def read_config(path: Path) -> GPTConfig:
-    """Read an architecture from a JSON file; raises InputError naming a field that is missing, unknown or impossible."""
+    """Read an architecture from a JSON file. Raises InputError, which names a missing, unknown or impossible field."""
     facts = read_json(path)
     known = {field.name for field in dataclasses.fields(GPTConfig)}
     try:
@@ -101,9 +101,9 @@ def read_config(path: Path) -> GPTConfig:
 
 
 def check_params(params: Params, config: GPTConfig, where: str) -> Params:
-    """Check that the parameters, read from the file `where`, are those of this architecture, and return them.
+    """Return the parameters, which were read from the file `where`, if they fit the architecture.
 
-    Raises InputError naming the array that is missing, unexpected, of another shape, or not floating-point.
+    Raises InputError, which names an array that is missing, unexpected, of another shape, or not floating-point.
     """
     expected = shapes(config)
     for name, shape in expected.items():
@@ -112,7 +112,7 @@ def check_params(params: Params, config: GPTConfig, where: str) -> Params:
         if params[name].shape != shape:
             raise InputError(f"{where}: {name} has the shape {params[name].shape}, this architecture needs {shape}")
         if params[name].dtype.kind != "f":
-            raise InputError(f"{where}: {name} holds {params[name].dtype} instead of floats")
+            raise InputError(f"{where}: {name} contains {params[name].dtype} numbers instead of floats")
     if extra := sorted(set(params) - set(expected)):
         raise InputError(f"{where}: {extra[0]} is not part of this architecture")
     return {name: np.ascontiguousarray(params[name]) for name in expected}
@@ -126,7 +126,7 @@ def save(config: GPTConfig, params: Params, config_path: str | Path, weights_pat
 
 
 def load(config_path: str | Path, weights_path: str | Path) -> tuple[Params, GPTConfig]:
-    """Read what `save` wrote; raises InputError if a file is damaged or the two do not belong together."""
+    """Read the weights and architecture that `save` wrote. Raises InputError if a file is damaged or they do not fit."""
     config = read_config(Path(config_path))
     return check_params(read_arrays(Path(weights_path)), config, str(weights_path)), config
 
@@ -154,7 +154,7 @@ def to_safetensors(params: Params, path: str | Path, metadata: dict[str, str] | 
 def from_safetensors(path: str | Path) -> dict[str, Array]:
     """Read the arrays of a safetensors file by name: F64, F32, F16, and BF16, which becomes float32.
 
-    Raises InputError if the file is damaged or holds another dtype.
+    Raises InputError if the file is damaged or contains another dtype.
     """
     try:
         data = Path(path).read_bytes()
@@ -179,7 +179,7 @@ def from_safetensors(path: str | Path) -> dict[str, Array]:
 
 
 def check_sha256(path: Path) -> None:
-    """Raise InputError if the sha256 of the file is not the one in PATH.sha256; older runs have no such file."""
+    """Raise InputError if the sha256 of the file differs from the one in PATH.sha256. Older runs have no such file."""
     checksum_path = path.with_name(f"{path.name}.sha256")
     try:
         expected = checksum_path.read_text(encoding="utf-8", errors="replace").split()[:1]
@@ -197,8 +197,8 @@ def check_sha256(path: Path) -> None:
 def from_torch_run(folder: str | Path) -> tuple[Params, GPTConfig, Tokenizer]:
     """Read the exported weights, the architecture and the tokenizer of a Positron run, without torch.
 
-    Raises InputError if the folder is not that of a validated run, if a file is damaged, or if the tokenizer is of a kind
-    that only its library reads.
+    Raises InputError if `folder` is not a run that has been validated, if a file is damaged, or if the tokenizer is of a
+    kind that numpy_ref cannot read.
     """
     folder = Path(folder)
     if not (folder / "model" / "weights.safetensors").exists():

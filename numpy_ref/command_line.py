@@ -38,7 +38,7 @@ def one_line_errors() -> Iterator[None]:
 
 
 def open_streams() -> None:
-    """Make stdout and stderr usable: replace a closed one by the null device, and characters that one cannot encode."""
+    """Make stdout and stderr usable: a closed stream becomes the null device, and unencodable characters are replaced."""
     for name, errors in (("stdout", "replace"), ("stderr", "backslashreplace")):
         stream = getattr(sys, name)
         if stream is None:

@@ -1,4 +1,4 @@
-"""The options of a GPT: the same fields, defaults and rules as the torch model's `GPTConfig`.
+"""Define the options of a GPT, with the same fields, defaults and rules as the torch model's `GPTConfig`.
 
 The functions of this package accept any object that has these fields and properties, so the torch model's own
 configuration works, too. Standard library only.
@@ -25,7 +25,7 @@ class GPTConfig:
 
     `context_length` is in tokens. `head_dim` None: d_model / n_head. `n_kv_head` None: as many key/value heads as query
     heads. `d_ff` None: 4 d_model, or about 8/3 d_model for swiglu. `window`: each token attends to this many tokens, itself
-    included; None: to all before it. `qk_scale`: QK-norm has a learned scale.
+    included; None: to itself and all tokens before it. `qk_scale`: QK-norm has a learned scale.
     """
 
     vocab_size: int
@@ -69,7 +69,7 @@ class GPTConfig:
                     f"{name}={getattr(self, name)!r} is unknown: use one of {', '.join(get_args(choices))}"
                 )
         if self.qk_scale and not self.qk_norm:
-            raise InputError("qk_scale=True is the scale of qk_norm=True: give both")
+            raise InputError("qk_scale=True needs qk_norm=True: give both")
         for name in ("rope_base", "norm_eps"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name}={getattr(self, name)!r} must be positive")
@@ -110,7 +110,7 @@ class GPTConfig:
 
     @property
     def has_learned_positions(self) -> bool:
-        """Tell whether positions are trained: a table `wpe` (T, C)."""
+        """Tell whether the vectors of the positions are trained weights, `wpe` (T, C)."""
         match self.position:
             case "learned":
                 return True
@@ -121,7 +121,7 @@ class GPTConfig:
 
     @property
     def has_position_table(self) -> bool:
-        """Tell whether a row of a table is added to the embedding at each position."""
+        """Tell whether a vector for each position is added to the token embeddings."""
         match self.position:
             case "learned" | "sinusoidal":
                 return True
@@ -143,7 +143,7 @@ class GPTConfig:
 
     @property
     def is_gated(self) -> bool:
-        """Tell whether the MLP has a third matrix, `gate`, whose output multiplies that of `up`."""
+        """Tell whether the MLP has a third matrix, `gate`, whose output multiplies the output of `up`."""
         match self.activation:
             case "swiglu":
                 return True

@@ -7,8 +7,8 @@ have no gradient.
 Learned positions are a second table (T, C) whose row t is added to the token at position t: its gradient is the sum of
 dy over the batch.
 
-Sinusoidal positions (arXiv:1706.03762, section 3.5) are the same table, fixed: sin and cos of t 10000^(-2i/C). They are
-scaled to a root mean square of 0.02, that of new token embeddings; a sine's own is 1 / sqrt 2, so by 0.02 sqrt 2.
+Sinusoidal positions (arXiv:1706.03762, section 3.5) are a fixed table of the same shape: sin and cos of t 10000^(-2i/C). New
+token embeddings have a root mean square of 0.02 and a sine has 1 / sqrt 2, so the table is multiplied by 0.02 sqrt 2.
 
 Smearing. y_t = x_t + w * x_{t-1}, channel by channel, with a learned w (C,) that starts at 0; x_{-1} is 0. A token's
 vector then also holds the token before it, so that a single attention layer can look for "what followed this word
@@ -32,9 +32,9 @@ INIT_STD = 0.02
 
 
 def embedding_forward(idx: Array, weight: Array) -> tuple[Array, Cache]:
-    """Look up the row of each token id: idx (...) integers, weight (V, C) -> (..., C).
+    """Return the row of each token id: idx (...) integers, weight (V, C) -> (..., C).
 
-    Raises IndexError for an id outside of the table; NumPy alone would accept negative ones.
+    Raises IndexError for an id outside of the table; NumPy alone would accept negative ids.
     """
     if idx.size and (idx.min() < 0 or idx.max() >= len(weight)):
         raise IndexError(f"token ids {idx.min()} to {idx.max()} do not fit a vocabulary of {len(weight)}")

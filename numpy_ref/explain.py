@@ -41,7 +41,7 @@ def visible(text: str) -> str:
 def residual_stream(trace: dict[str, Array], config: GPTConfig) -> list[tuple[str, Array]]:
     """Return (name, stream (T, C)) at the embedding, after every attention and after every MLP.
 
-    `trace` is that of `gpt.forward` for one sequence.
+    `trace` is the trace that `gpt.forward` returns for one sequence.
     """
     stream = [("embedding", trace["blocks.0.norm1.x"][0])]
     for i in range(config.n_layer):
@@ -58,12 +58,12 @@ def logit_lens(params: Params, config: GPTConfig, stream: Array) -> Array:
 
 
 def outlier_channels(x: Array, share: float = 0.2) -> str:
-    """Name the channels of a token's vector (C,) that make up at least `share` of its squared norm; "" if there is none."""
+    """Name the channels of a token's vector (C,) that make up at least `share` of its squared norm, or return ""."""
     shares = x.astype(np.float64) ** 2 / max(float((x.astype(np.float64) ** 2).sum()), 1e-30)
-    named = [
+    outliers = [
         f"channel {c} holds {shares[c]:.0%} of it" for c in np.argsort(-shares, kind="stable") if shares[c] >= share
     ]
-    return f"   ({', '.join(named)})" if named and len(x) > 1 / share else ""
+    return f"   ({', '.join(outliers)})" if outliers and len(x) > 1 / share else ""
 
 
 def attention_maps(trace: dict[str, Array], config: GPTConfig) -> list[Array]:
@@ -132,7 +132,7 @@ def explain(params: Params, config: GPTConfig, tokenizer: Tokenizer, prompt: str
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
+    """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(prog="python -m numpy_ref.explain", description="Show the internals of a model.")
     parser.add_argument("prompt", nargs="?", default="Once upon a time", help="text to read (default: %(default)r)")
     add_model_options(parser)
@@ -146,7 +146,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command."""
+    """Run the command; `argv` are its arguments (None: those of the process)."""
     with one_line_errors():
         options = argument_parser().parse_args(argv)
         params, config, tokenizer, name = load_model(options.run, options.model)

@@ -1,8 +1,8 @@
 """Chapter 17. Generation: one token after the other, each appended to the input of the next.
 
 Without a cache, token n costs a forward pass over n tokens. Keys and values of past tokens never change, because a token
-attends only to earlier ones. So they are kept, and each new token costs one row through the model. Positions in the cache
-are absolute: when the context is full, its last half is read again from position 0, and generation continues.
+attends only to earlier ones. So a cache keeps them, and each new token costs a forward pass over one token. Positions in the
+cache are absolute: when the context is full, its last half is read again from position 0, and generation continues.
 
     python -m numpy_ref.generate "Once upon a time" --temperature 0.5 --top-k 50 --top-p 0.9
     python -m numpy_ref.generate "Once upon a time" --run outputs/quickstart
@@ -45,7 +45,7 @@ def generate_ids(
 ) -> Iterator[int]:
     """Yield up to `max_tokens` new token ids after `ids`; end at the id `stop`, which is not yielded.
 
-    `sampling`: the arguments of `sampling.sample`; the repetition penalty applies to the last `last_n` tokens.
+    `sampling`: further arguments of `sampling.sample`; the repetition penalty applies to the last `last_n` tokens.
     `cached` False computes the same without a key/value cache. Raises InputError if `ids` is empty.
     """
     if not ids:
@@ -57,10 +57,10 @@ def generate_ids(
         if len(seen) - start > config.context_length:
             start, past = len(seen) - max(1, config.context_length // 2), None
         if past is None:
-            past, fresh = new_past(params, config), seen[start:]
+            past, new_ids = new_past(params, config), seen[start:]
         else:
-            fresh = seen[-1:]
-        window = fresh if cached else seen[start:]
+            new_ids = seen[-1:]
+        window = new_ids if cached else seen[start:]
         logits = forward(params, config, np.array([window]), past=past if cached else None)
         assert isinstance(logits, np.ndarray)
         token = sample(logits[0, -1], rng, seen[-last_n:], **sampling)
@@ -81,7 +81,7 @@ def complete(
 ) -> str:
     """Continue the prompt as the beginning of a document, up to its end; return the prompt and the continuation.
 
-    `options` are those of `generate_ids`.
+    `options` are further arguments of `generate_ids`.
     """
     end = tokenizer.end_of_text
     new = generate_ids(params, config, [end, *tokenizer.encode(prompt)], max_tokens, stop=end, exempt=[end], **options)
@@ -91,7 +91,8 @@ def complete(
 def load_model(run: str | None, model: str | None) -> tuple[Params, GPTConfig, Tokenizer, str]:
     """Load the Positron run in the folder `run`, or the `model` FOLDER/NAME that `numpy_ref.train` saved.
 
-    With neither, loads the newest model in OUTPUTS. The last result is the name of what was loaded.
+    If both are None, loads the newest model in OUTPUTS. The last result is the path of the run or model. Raises InputError
+    if there is no model, or if a file is damaged.
     """
     if run is not None:
         return *from_torch_run(run), run
@@ -117,7 +118,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
+    """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(prog="python -m numpy_ref.generate", description="Generate text with NumPy only.")
     parser.add_argument("prompt", nargs="?", default="Once upon a time", help="text to continue (default: %(default)r)")
     add_model_options(parser)
@@ -138,7 +139,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command."""
+    """Run the command; `argv` are its arguments (None: those of the process)."""
     with one_line_errors():
         options = argument_parser().parse_args(argv)
         rules = (

@@ -5,7 +5,7 @@
     x = block_i(x)  for i in 0 .. L-1         (B, T, C)
     logits = norm_f(x) W^T                    (B, T, V)   W = wte when tied (arXiv:1608.05859), else lm_head
 
-Tied embeddings are one matrix used twice, so its gradient is the sum of both uses.
+Tied embeddings are one matrix used twice, so its gradient is the sum of the gradients of the two uses.
 
 Parameters are one flat dictionary, name -> array, with the names of the torch model. Everything is computed in the dtype
 of `wte.weight`.
@@ -154,8 +154,8 @@ def forward(
     """Compute the logits of the next token: ids (B, T) -> logits (B, T, V).
 
     With `trace`, also return every intermediate array by its dotted name. `rng`: dropout as in training. `past`: the
-    key/value cache of each layer; idx then follows the tokens it holds.
-    Raises InputError if the tokens, those of `past` included, do not fit the context length.
+    key/value cache of each layer; idx then follows the tokens in the cache.
+    Raises InputError if the tokens, including the tokens in `past`, do not fit the context length.
     """
     logits, cache = _forward(params, config, idx, rng, past)
     if not trace:
@@ -187,7 +187,8 @@ def loss_and_grads(
 ) -> tuple[float, Params]:
     """Compute the mean loss, in nats per target, and its gradient for every parameter by name: idx, targets (B, T).
 
-    `denominator`: the number of targets to divide by, that of the whole optimizer step; None: the number in `targets`.
+    `denominator`: the number of targets of the whole optimizer step, by which the sum of the losses is divided; None: the
+    number of targets in `targets`.
     """
     logits, cache = _forward(params, config, idx, rng)
     loss, loss_cache = cross_entropy_forward(logits, targets, denominator)

@@ -2,7 +2,7 @@
 
 Softmax. p_j = e^(z_j) / sum_k e^(z_k). Subtracting any c from all z changes nothing, since e^-c cancels; c = max(z)
 makes the largest exponent 0. Without it, IEEE 754 float32 overflows at z = 89: inf / inf = NaN. With it, no exponent is
-positive, the sum is at least 1, and what underflows to 0 was below 1e-38 of the largest anyway.
+positive, the sum is at least 1, and a term that underflows to 0 was below 1e-38 of the largest term.
 
     dp_j/dz_i = p_j (delta_ij - p_i)    so    dz = p (dp - sum_j dp_j p_j)
 
@@ -15,8 +15,8 @@ It is never computed as log(softmax), because a p that underflowed would give -i
     dl/dz_j = p_j - [j = y]
 
 that is, the probabilities, minus one at the target. A target of -100 carries no loss and no gradient. The loss is the
-sum over the targets divided by their number, so the gradients of the parts of a batch add up to that of the whole batch
-if every part is divided by the number of targets of the whole batch: `denominator`.
+sum over the targets divided by their number, so the gradients of the parts of a batch add up to the gradient of the
+whole batch if every part is divided by the number of targets of the whole batch: `denominator`.
 
 Cost: about 6 FLOPs per logit. With N rows and V tokens, each pass over the logits moves 4 N V bytes, so memory is the
 limit, and the rows are processed in blocks that fit the cache. On an FPGA: e^z = 2^(z / log 2) is a shift by the integer
@@ -36,7 +36,7 @@ BLOCK_LOGITS = 1 << 18  # 1 MB of float32
 def softmax(z: Array) -> Array:
     """Replace z (..., V) by its softmax: each row sums to 1, or is 0 where the whole row is -inf.
 
-    Plainly, for finite rows: p = np.exp(z - z.max(axis=-1, keepdims=True)); p / p.sum(axis=-1, keepdims=True).
+    In plain NumPy, for finite rows: p = np.exp(z - z.max(axis=-1, keepdims=True)); p / p.sum(axis=-1, keepdims=True).
     """
     top = z.max(axis=-1, keepdims=True)  # (..., 1)
     z -= np.where(np.isfinite(top), top, z.dtype.type(0))
@@ -48,7 +48,7 @@ def softmax(z: Array) -> Array:
 
 
 def softmax_forward(z: Array) -> tuple[Array, Cache]:
-    """Compute the softmax of z (..., V) and leave z as it is."""
+    """Compute the softmax of z (..., V) without changing z."""
     p = softmax(z.copy())
     return p, {"p": p}
 
@@ -62,8 +62,8 @@ def softmax_backward(dp: Array, cache: Cache) -> tuple[Array]:
 def cross_entropy_forward(logits: Array, targets: Array, denominator: int | None = None) -> tuple[Array, Cache]:
     """Compute the mean cross-entropy, in nats per target: logits (..., V), targets (...) -> loss (), of logits' dtype.
 
-    The sum over the targets is divided by `denominator`; None: by their number. Targets of -100 are not counted; the loss
-    of a batch without any target is 0.
+    The sum over the targets is divided by `denominator` (None: by the number of targets). Targets of -100 are not counted; the
+    loss of a batch without any target is 0.
     """
     V = logits.shape[-1]
     z, y = logits.reshape(-1, V), targets.reshape(-1)  # (N, V), (N,)
@@ -80,7 +80,7 @@ def cross_entropy_forward(logits: Array, targets: Array, denominator: int | None
 def _block_losses(z: Array, y: Array, p: Array) -> Array:
     """Fill p (n, V) with the softmax of z (n, V) and return the losses (n,) of the targets y (n,).
 
-    Plainly: p = softmax(z); losses = logsumexp(z) - z[np.arange(n), y], or 0 where y is -100.
+    In plain NumPy: p = softmax(z); losses = logsumexp(z) - z[np.arange(n), y], or 0 where y is -100.
     """
     top = z.max(axis=-1, keepdims=True)  # (n, 1)
     np.subtract(z, top, out=p)

@@ -1,14 +1,15 @@
-"""Chapter 9. Multi-head attention: H small attentions in parallel, each with queries and keys of its own.
+"""Chapter 9. Multi-head attention: H small attentions in parallel, each with its own queries and keys.
 
     q, k, v = x Wq^T, x Wk^T, x Wv^T        (B, T, H D), and (B, T, K D) for keys and values
     split into heads, rotate q and k by their positions (chapter 6), bring them to unit size (QK-norm)
     attend (chapter 8), concatenate the heads, and mix them: y = O Wo^T
 
-Backward is the same list read upwards. x was used three times, so dx is the sum of three contributions.
+Backward runs through the same list from the last line to the first. x was used three times, so dx is the sum of three
+contributions.
 
 QK-norm (arXiv:2010.04245) is RMSNorm without weight over the D channels of each head: |q| = |k| = sqrt(D), so no score
 can exceed sqrt(D) however large the weights grow. It comes after the rotation, which does not change lengths. With a
-learned scale (Qwen3, arXiv:2505.09388) it comes before: the rotation mixes channels that are scaled differently.
+learned scale (Qwen3, arXiv:2505.09388) it comes before the rotation, which mixes channels that are scaled differently.
 
 A bias on the keys adds the same q.b to all scores of a query, and softmax ignores what is added to a whole row: without
 rotation or QK-norm the gradient of this bias is 0, and the computed value is rounding noise.
@@ -51,7 +52,7 @@ def add_prefix(params: dict[str, Value], prefix: str) -> dict[str, Value]:
 class Past:
     """Hold the key/value cache of one layer: k and v (B, K, capacity, D), filled up to `length`.
 
-    `last` (B, C) is the embedding of the token read last, which smearing adds to that of the next token.
+    `last` (B, C) is the embedding of the token read last, which smearing adds to the embedding of the next token.
     """
 
     def __init__(self, batch: int, config: GPTConfig, capacity: int, dtype: Any) -> None:
@@ -89,7 +90,7 @@ def multihead_forward(
 
     params: {q, k, v, out}.weight, with bias=True .bias, and with qk_scale=True {q, k}_norm.weight. `rope`: the tables for
     these positions, None without rotary positions. `rng`: dropout as in training. `past`: the cache of this layer; x then
-    follows the tokens it holds.
+    follows the tokens in the cache.
     """
     cache: Cache = {}
     heads = {}

@@ -13,11 +13,12 @@ dr/dx_i = -r^3 (x_i - m) / C = -r^2 h_i / C. Collect:
 
     dx = r (g - mean(g) - h mean(g h))
 
-In words: shifting all channels, or scaling all of them, does not change h, so the gradient has no part along either.
+In words: shifting all channels, or scaling all of them, does not change h, so the gradient has no component along these
+two directions.
 
 RMSNorm (arXiv:1910.07467) leaves out the mean: r = 1 / sqrt(mean(x^2) + eps), h = x r, y = h w, and
-dx = r (g - h mean(g h)). Without a weight, or with one of D numbers for all heads, it is the normalisation of QK-norm
-(chapter 9).
+dx = r (g - h mean(g h)). QK-norm (chapter 9) is RMSNorm without a
+weight, or with a weight of D numbers that all heads share.
 
 Cost: about 8 FLOPs per number and two passes over memory. eps = 1e-5 keeps 1 / sqrt finite for a row of zeros. The
 variance is computed from the deviations, not as mean(x^2) - mean(x)^2: in float32 the latter loses all digits, and can

@@ -1,4 +1,4 @@
-"""Chapter 13. Optimizers: from gradients to better weights. All act in place on flat dictionaries name -> array.
+"""Chapter 13. Optimizers: from gradients to better weights. All change flat dictionaries name -> array in place.
 
 Let g be the gradient of a weight w and a the learning rate. First the two methods that AdamW combines, for comparison
 (no command trains with them):
@@ -20,8 +20,8 @@ and the two that the torch model is trained with:
         w -= a weight_decay w + 0.2 a sqrt(max(rows, columns)) U V^T,  where n = U S V^T
 
 A gradient's singular values S fall steeply, so plain steps go far along few directions. U V^T, the orthogonal matrix
-nearest to n, goes equally far along all. It needs no decomposition: a polynomial p(x) = a x + b x^3 + c x^5 acts on the
-singular values alone, p(U S V^T) = U p(S) V^T, since n n^T = U S^2 U^T; iterated from S <= 1, this one brings all of them
+nearest to n, goes equally far along all directions. It needs no decomposition: a polynomial p(x) = a x + b x^3 + c x^5 acts on
+the singular values alone, p(U S V^T) = U p(S) V^T, since n n^T = U S^2 U^T; iterated from S <= 1, this one brings all of them
 near 1, fast rather than exactly (0.7 to 1.2). U V^T has entries of root mean square 1 / sqrt(max(rows, columns)); AdamW's
 steps measure about 0.2 a. The factor makes both steps equally large (arXiv:2502.16982), so that one learning rate suits
 both.
@@ -61,7 +61,7 @@ def global_norm(grads: Params) -> float:
 def clip_gradients(grads: Params, max_norm: float) -> float:
     """Scale the gradients in place to a global norm of at most `max_norm`; return the norm before.
 
-    With `max_norm` 0 the gradients stay as they are.
+    With `max_norm` 0 the gradients are not changed.
     """
     norm = global_norm(grads)
     if 0 < max_norm < norm + 1e-6:
@@ -100,7 +100,7 @@ def _adamw(
     eps: float,
     weight_decay: float,
 ) -> None:
-    """Update the parameters `names` block by block, in buffers that exist.
+    """Update the parameters `names` in place, in blocks that fit the cache.
 
     In plain NumPy:
 
@@ -135,9 +135,9 @@ def is_hidden(name: str, p: Array) -> bool:
 
 
 def muon_init(params: Params) -> State:
-    """Return Muon's state before the first step: m for every parameter, v for those that AdamW updates, and the step 0."""
-    rest = {name: p for name, p in params.items() if not is_hidden(name, p)}
-    state = adamw_init(rest)
+    """Return Muon's state before the first step: m for every parameter, v for parameters that AdamW updates, and the step 0."""
+    adamw_params = {name: p for name, p in params.items() if not is_hidden(name, p)}
+    state = adamw_init(adamw_params)
     state["m"] |= {name: np.zeros_like(p) for name, p in params.items() if is_hidden(name, p)}
     return state
 
@@ -173,10 +173,10 @@ def muon_step(
 
 
 def orthogonalize(x: Array, iterations: int = 5) -> Array:
-    """Approximate U V^T for x = U S V^T (n, m): all singular values come to lie between 0.7 and 1.2."""
+    """Return an approximation of U V^T for x = U S V^T (n, m), with singular values between 0.7 and 1.2."""
     a, b, c = 3.4445, -4.7750, 2.0315
     if x.shape[0] > x.shape[1]:
-        return orthogonalize(x.T, iterations).T  # the products below are of the shorter side
+        return orthogonalize(x.T, iterations).T  # so that x x^T below has the size of the shorter side
     x = x / max(float(np.linalg.norm(x)), 1e-7)  # the largest singular value is at most this norm
     for _ in range(iterations):
         gram = x @ x.T

@@ -1,4 +1,4 @@
-"""Figures. Without matplotlib none is drawn, and a line on stderr says so."""
+"""Draw figures with matplotlib. If it is not installed, a line on stderr reports that no figure is drawn."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def plot_attention(weights: Array, tokens: list[str], layer: int, path: Path) ->
 def plot_stream(norms: Array, names: list[str], tokens: list[str], path: Path) -> None:
     """Plot the norm of the residual stream at every token: norms (layers, T), from the embedding to the last block.
 
-    A token whose vector is far longer or shorter than the others' after some layer has its own colour and is named.
+    A token whose norm is far above or below the median after some layer has its own colour and its text in the legend.
     """
     drawn = figure(6.8, 5)
     if drawn is None:

@@ -27,9 +27,9 @@ from numpy_ref.loss import softmax
 
 
 def penalize(logits: Array, recent: Iterable[int], penalty: float, exempt: Iterable[int] = ()) -> Array:
-    """Apply the repetition penalty to the `recent` ids, except `exempt` ones such as special tokens.
+    """Apply the repetition penalty to the `recent` ids, except `exempt` ids such as special tokens.
 
-    logits (V,) -> (V,). A penalty above 1 makes them less likely.
+    logits (V,) -> (V,). A penalty above 1 makes these tokens less likely.
     """
     seen = sorted(set(recent) - set(exempt))
     out = logits.copy()
@@ -39,7 +39,7 @@ def penalize(logits: Array, recent: Iterable[int], penalty: float, exempt: Itera
 
 
 def keep_top_k(logits: Array, k: int) -> Array:
-    """Keep the k largest logits (V,), and those equal to the k-th; set the others to -inf."""
+    """Keep the k largest logits (V,), and logits equal to the k-th; set the others to -inf."""
     if k >= len(logits):
         return logits
     smallest = np.partition(logits, -k)[-k]
@@ -50,7 +50,9 @@ def keep_top_p(logits: Array, p: float) -> Array:
     """Keep the likeliest tokens until their probabilities sum to p; set the other logits (V,) to -inf."""
     order = np.argsort(-logits, kind="stable")  # (V,)
     probability = softmax(logits[order])
-    before = np.cumsum(probability) - probability  # of all likelier tokens; 0 for the likeliest, which is always kept
+    before = (
+        np.cumsum(probability) - probability
+    )  # sum over all likelier tokens; 0 for the likeliest token, which is always kept
     out = logits.copy()
     out[order[before >= p]] = -np.inf
     return out
@@ -72,7 +74,7 @@ def filtered(
     repetition_penalty: float = 1.0,
     exempt: Iterable[int] = (),
 ) -> Array:
-    """Apply all filters in the order of this chapter: logits (V,) -> float64 (V,). temperature > 0."""
+    """Apply all filters in the order of this chapter: logits (V,) -> float64 (V,). `temperature` must be above 0."""
     logits = logits.astype(np.float64)
     if repetition_penalty != 1:
         logits = penalize(logits, recent, repetition_penalty, exempt)

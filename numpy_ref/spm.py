@@ -24,7 +24,7 @@ NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # types of pieces
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield (number, value) for each field of a protocol buffer; raises ValueError or IndexError if it is cut off."""
+    """Yield (number, value) for each field of a protocol buffer. Raises ValueError or IndexError if it is truncated."""
     at = 0
 
     def varint() -> int:
@@ -54,9 +54,10 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 class SentencePieceTokenizer:
-    """Encode text with a byte-pair SentencePiece model that has byte fallback and no normalisation, as Positron's have.
+    """Encode text with a byte-pair SentencePiece model that has byte fallback and no normalisation.
 
-    `model` is the content of the file `where`. Raises InputError if it is another kind of model, or damaged.
+    `model` is the content of the file `where`. Raises InputError if it is damaged or another kind of model. Models that
+    Positron trains can be read.
     """
 
     kind = "sentencepiece"
@@ -79,13 +80,13 @@ class SentencePieceTokenizer:
         self._score = {piece: scores[i] for piece, i in joinable.items()}
         self._byte = {int(self.pieces[i][1:-1], 16): i for i, kind in enumerate(self._type) if kind == BYTE}
         if END_OF_TEXT not in self.pieces:
-            raise InputError(f"{where} has no piece {END_OF_TEXT}")
+            raise InputError(f"{where} has no piece {END_OF_TEXT}: use a tokenizer that Positron has trained")
         self.end_of_text = self.pieces.index(END_OF_TEXT)
         # words can be encoded one by one unless a piece contains a space that is not its first character
         self._words = re.compile(f"{SPACE}?[^{SPACE}]*" if all(SPACE not in p[1:] for p in joinable) else "(?s).*")
 
     def encode(self, text: str) -> list[int]:
-        """Convert text to ids, word by word where the model allows it."""
+        """Convert text to ids, word by word if the model allows it."""
         ids: list[int] = []
         for i, part in enumerate(text.split(SPACE)):
             if i:  # U+2581 in the text would be decoded to a space, so it is written as its bytes

@@ -1,6 +1,6 @@
 """Chapter 14. Tokenizers: from text to ids and back, by characters, words, or merged bytes (`bpe.py`).
 
-All have one small protocol: `encode(text) -> ids`, `decode(ids) -> text`, `vocab_size`, `to_json`, `from_json`. The first
+All have the same protocol: `encode(text) -> ids`, `decode(ids) -> text`, `vocab_size`, `to_json`, `from_json`. The first
 ids are the special tokens of SPECIALS, which no text encodes to; 0 is `<unk>`.
 
 Fewer, longer tokens mean more text per context and per FLOP, but a larger table, and rare tokens learn little. Losses
@@ -36,7 +36,7 @@ class Tokenizer(Protocol):
         ...
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Convert token ids to text; special tokens have none."""
+        """Convert token ids to text; special tokens give no text."""
         ...
 
 
@@ -44,12 +44,12 @@ class OwnTokenizer(Tokenizer, Protocol):
     """Convert text to token ids with a vocabulary that this package has trained and can save."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `from_json` restores the tokenizer from."""
+        """Return the values from which `from_json` restores the tokenizer."""
         ...
 
 
 class _TableTokenizer:
-    """Share the table of characters and words: a list of pieces, whose ids follow those of the special tokens."""
+    """Convert text with a list of pieces, characters or words, whose ids follow the ids of the special tokens."""
 
     kind: str
     n_special = len(SPECIALS)
@@ -91,7 +91,7 @@ class CharTokenizer(_TableTokenizer):
 
     @classmethod
     def train(cls, text: str) -> CharTokenizer:
-        """Collect the characters of `text`, in the order of their code points."""
+        """Create a tokenizer with the characters of `text`, in the order of their code points."""
         return cls(sorted(set(text)))
 
     @staticmethod
@@ -107,7 +107,7 @@ class WordTokenizer(_TableTokenizer):
 
     @classmethod
     def train(cls, text: str, vocab_size: int = 4000) -> WordTokenizer:
-        """Collect the most frequent pieces of `text`, at most `vocab_size` with the special tokens."""
+        """Create a tokenizer of at most `vocab_size` ids, special tokens included, with the most frequent pieces."""
         counts = Counter(cls.split(text))
         by_count = sorted(counts, key=lambda piece: (-counts[piece], piece))
         return cls(by_count[: max(0, vocab_size - cls.n_special)])
@@ -119,7 +119,7 @@ class WordTokenizer(_TableTokenizer):
 
 
 def train_tokenizer(kind: TokenizerKind, text: str, vocab_size: int) -> OwnTokenizer:
-    """Train a tokenizer on `text`; `vocab_size` is the maximum for word and bpe, and char ignores it."""
+    """Train a tokenizer on `text`. `vocab_size` is the largest number of ids of word and bpe; char ignores it."""
     from numpy_ref.bpe import BPETokenizer
 
     match kind:

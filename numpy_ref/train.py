@@ -3,7 +3,8 @@
     python -m numpy_ref.train                         the built-in stories, by characters, in a minute and a half
     python -m numpy_ref.train my.txt --config improved --tokenizer bpe --epochs 10
 
-The same command again continues an interrupted training, bit for bit; Ctrl-C saves first. `--fresh` starts over.
+Giving the same command again continues an interrupted training with identical results. Ctrl-C saves the training before it
+ends. `--fresh` starts over.
 
 Writes to `--out` (default outputs/numpy_ref): NAME_config.json, NAME_weights.npz, NAME_tokenizer.json, training_loss.png,
 and NAME_training.npz, from which a training continues.
@@ -72,7 +73,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def settings_from(options: argparse.Namespace, text: str) -> Settings:
-    """Return the settings of a command line, with the defaults of its configuration."""
+    """Return the settings of a command line, with the defaults of its --config."""
     choice = CONFIGS[options.config or "small"]
     return Settings(
         text=options.text or "built-in",
@@ -88,7 +89,7 @@ def settings_from(options: argparse.Namespace, text: str) -> Settings:
 
 
 def new_training(options: argparse.Namespace) -> Training:
-    """Train the tokenizer, draw the initial weights, and return the training before its first step."""
+    """Start a training: train its tokenizer and draw its initial weights."""
     path = options.text or str(STORIES_PATH)
     text = read_text(path)
     settings = settings_from(options, text)
@@ -100,13 +101,13 @@ def new_training(options: argparse.Namespace) -> Training:
 
 
 def architecture(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the fields of the architecture, but for the vocabulary size, that a command line chooses."""
+    """Return the architecture that a command line chooses, without the vocabulary size."""
     model: dict[str, Any] = CONFIGS[options.config or "small"]["model"]
     return {**model, **({"context_length": options.context} if options.context else {})}
 
 
 def continue_training(path: Path, options: argparse.Namespace) -> Training:
-    """Load the training that the same command saved in `path`; raises InputError if a setting differs."""
+    """Load the training that the same command saved in `path`. Raises InputError if a setting differs."""
     where = options.text or str(STORIES_PATH)
     training = resume_training(path, argparse.Namespace(), where)
     given = {**asdict(settings_from(options, read_text(where))), "context": architecture(options)["context_length"]}
@@ -138,7 +139,9 @@ def resume_training(path: Path, options: argparse.Namespace, text_path: str | No
         losses = [float(loss) for loss in arrays["losses"]]
         validations = [(int(step), float(loss)) for step, loss in arrays["validations"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} is damaged: {error!r}") from error
+        raise InputError(
+            f"{path} is damaged ({error!r}): restore it from a copy, or give --fresh to start over"
+        ) from error
     for key, given in vars(options).items():
         if given is not None and getattr(settings, key, given) != given:
             raise InputError(f"{path} was started with {key}={getattr(settings, key)}, not {given}: use another --name")
@@ -158,11 +161,17 @@ def resume_training(path: Path, options: argparse.Namespace, text_path: str | No
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
+    """Return the parser of the command's options."""
     parser = argparse.ArgumentParser(prog="python -m numpy_ref.train", description="Train a GPT with NumPy only.")
     parser.add_argument("text", nargs="?", help="UTF-8 text file to train on (default: the built-in stories)")
-    parser.add_argument("--config", choices=CONFIGS, help="architecture and its defaults (default small)")
-    parser.add_argument("--tokenizer", choices=get_args(TokenizerKind), help="what a token is (default char)")
+    parser.add_argument(
+        "--config", choices=CONFIGS, help="architecture with its batch, epochs and learning rate (default small)"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        choices=get_args(TokenizerKind),
+        help="kind of tokens: characters, words or byte pairs (default char)",
+    )
     parser.add_argument("--vocab-size", type=int, help="maximum number of tokens of word and bpe (default 1000)")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=int, help="passes over the text")
@@ -183,7 +192,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def check_options(options: argparse.Namespace, name: str) -> None:
-    """Raise InputError for an option that is out of range or contradicts another; `name` is that of the saved files."""
+    """Raise InputError for an option that is out of range or contradicts another; `name` is the name of the saved files."""
     for key in ("epochs", "context", "batch", "vocab_size"):
         value = getattr(options, key)
         if value is not None and value < 1:
@@ -204,7 +213,7 @@ def check_options(options: argparse.Namespace, name: str) -> None:
 
 
 def open_training(options: argparse.Namespace, name: str) -> Training:
-    """Continue the training saved under `name`, or start a new one, as the options say."""
+    """Continue the training saved under `name`, or start a new training if there is none or --fresh is given."""
     saved = options.out / f"{name}_training.npz"
     if options.resume:
         return resume_training(saved, options)
@@ -221,7 +230,7 @@ def open_training(options: argparse.Namespace, name: str) -> Training:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command."""
+    """Run the command; `argv` are its arguments (None: those of the process)."""
     with one_line_errors():
         options = argument_parser().parse_args(argv)
         name = options.name or options.config or "small"

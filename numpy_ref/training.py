@@ -1,9 +1,9 @@
-"""Chapter 18. Training: batch, loss, gradients, clipping, optimizer step; a thousand times.
+"""Chapter 18. Training: repeat batch, loss, gradients, clipping and optimizer step a thousand times.
 
 A batch is a pure function of (seed, step): each epoch cuts the text into windows, starting at a random offset, and takes
 them in random order; dropout draws from a generator of (seed, step). The state of a training is therefore only the
-weights, AdamW's moments and the step, and a training that was stopped by Ctrl-C or killed continues bit for bit as if it
-had not been interrupted.
+weights, AdamW's moments and the step, and a training that was stopped by Ctrl-C or killed continues with the same results
+as if it had not been interrupted.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ from numpy_ref.tokenizers import END_OF_TEXT, OwnTokenizer, Tokenizer, Tokenizer
 
 @dataclass
 class Settings:
-    """Hold every setting of a training but the architecture; `text_hash` is the sha256 of the text.
+    """Hold every setting of a training except the architecture.
 
-    `batch` is in windows; `warmup_steps` in optimizer steps; `lr` is the peak.
+    `text` is the path of the text and `text_hash` its sha256; `batch` is the number of windows per optimizer step,
+    `warmup_steps` counts optimizer steps, and `lr` is the peak learning rate.
     """
 
     text: str
@@ -71,13 +72,13 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Return the number of batches in an epoch, at least 1. The offset of an epoch may cost it one window."""
+        """Return the number of batches in an epoch, at least 1, not counting a window that the random offset may cut off."""
         windows = (len(self.train_ids) - 1) // self.config.context_length - 1
         return max(1, windows // self.settings.batch)
 
     @property
     def horizon(self) -> int:
-        """Return the number of the last step, at which the learning rate ends its decay."""
+        """Return the number of the last step, at which the decay of the learning rate ends."""
         return self.settings.epochs * self.steps_per_epoch
 
     def batch(self, step: int) -> tuple[Array, Array]:
@@ -104,7 +105,7 @@ class Training:
         if not math.isfinite(loss) or not math.isfinite(norm):
             raise InputError(
                 f"training diverged at step {step}: loss {loss}, gradient norm {norm}. Try a lower --lr than {s.lr}; "
-                "the files saved before are unchanged"
+                "files that were saved before are unchanged"
             )
         lr = lr_at(step, self.horizon, peak=s.lr, warmup_steps=s.warmup_steps, final_ratio=0.1)
         adamw_step(self.params, grads, self.state, lr, weight_decay=s.weight_decay)
@@ -138,7 +139,7 @@ class Training:
 
 
 def read_text(path: str) -> str:
-    """Read a UTF-8 text file; raises InputError if it cannot be read, is not UTF-8, or is empty."""
+    """Read a UTF-8 text file. Raises InputError if it cannot be read, is not UTF-8, or is empty."""
     try:
         text = Path(path).read_bytes().decode("utf-8")
     except OSError as error:
@@ -178,7 +179,7 @@ def encode_documents(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def run(training: Training, folder: Path, name: str, save_every_s: float = 30.0) -> None:
-    """Train to the horizon and save under `folder`/`name`, at the latest every `save_every_s` seconds.
+    """Train up to the last step and save under `folder`/`name`, at least every `save_every_s` seconds.
 
     Ctrl-C and SIGTERM finish the current step, save, and raise KeyboardInterrupt.
     """
@@ -212,7 +213,7 @@ def run(training: Training, folder: Path, name: str, save_every_s: float = 30.0)
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, so that none interrupts a step; a second one interrupts at once."""
+    """Collect SIGINT and SIGTERM in the yielded list, so that a step is completed; a second signal interrupts at once."""
     caught: list[int] = []
 
     def note(number: int, _: Any) -> None:

@@ -161,7 +161,7 @@ def test_numpy_safetensors_are_those_of_the_library(tmp_path: Path) -> None:
         (lambda p: p.pop("wte.weight"), "wte.weight is missing"),
         (lambda p: p.update(extra=np.zeros(3)), "extra is not part"),
         (lambda p: p.update({"norm_f.weight": np.ones(3)}), r"norm_f.weight has the shape \(3,\)"),
-        (lambda p: p.update({"norm_f.weight": np.ones(16, dtype=np.int64)}), "holds int64"),
+        (lambda p: p.update({"norm_f.weight": np.ones(16, dtype=np.int64)}), "contains int64"),
     ],
 )
 def test_numpy_wrong_weights_are_named(tmp_path: Path, change: Any, said: str) -> None:
