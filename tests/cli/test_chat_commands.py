@@ -166,7 +166,7 @@ def test_no_error_ends_the_chat_or_loses_the_conversation(
     assert dialogue.messages == kept
     shown = capsys.readouterr().err
     assert type(error).__name__ in shown
-    assert "the conversation is still here" in shown
+    assert "the conversation is not lost" in shown
     assert "Traceback" not in shown
 
 
@@ -285,7 +285,7 @@ def test_ctrl_c_at_the_prompt_asks_before_an_unsaved_conversation_is_lost(
     converse(dialogue, typing(stop))  # nothing to lose
     converse(dialogue, typing("Is it 1?", stop, "Is it 2?", stop, stop))
     assert len(dialogue.messages) == 4
-    assert capsys.readouterr().err.count("Ctrl-C again leaves") == 2
+    assert capsys.readouterr().err.count("Ctrl-C again ends the chat") == 2
     converse(dialogue, typing(stop, EOFError))
     converse(dialogue, typing(f"save {tmp_path / 'talk.json'}", stop))
 

@@ -156,7 +156,7 @@ def test_weights_before_a_streak_are_kept_only_where_they_validate(tmp_path, sha
     poisoned(set(range(4, 20)), monkeypatch)
     with pytest.raises(Diverged):
         train(short(shared), tmp_path / "good")
-    with pytest.raises(UserError, match="give the same settings, or another name="):
+    with pytest.raises(UserError, match="give the same settings as before, or another name="):
         train(short(shared, optimizer__lr=1e-4), tmp_path / "good")
     assert [path.name for path in checkpoints(tmp_path / "good" / "checkpoints")] == ["step-000008.ckpt"]
     monkeypatch.setattr(divergence, "validate", lambda *_: Score(nats=300.0, bytes=30, tokens=30))
