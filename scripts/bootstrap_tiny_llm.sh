@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# From a fresh checkout to a small model of your own: environment, text, tokenizer, pretraining, samples.
-# scripts/bootstrap_tiny_llm.sh [settings of positron.train]
-# The text is TinyStories (the first 50 MB; data.max_mb=null: all), or the built-in stories where the Hugging Face hub
-# (or HF_ENDPOINT) does not answer within 10 seconds. Minutes on two CPU cores; run it again and it continues.
+# Install Positron in a fresh checkout, train a small model, and show three samples: scripts/bootstrap_tiny_llm.sh [SETTINGS]
+# SETTINGS are settings of positron.train. The text is the first 50 MB of TinyStories (data.max_mb=null reads all), or the
+# built-in stories if the Hugging Face hub (or HF_ENDPOINT) does not answer within 10 seconds. Takes minutes on two CPU cores.
+# If it is interrupted, the same command continues.
 set -euo pipefail
 if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then sed -n '2,5s/^# //p' "$0"; exit 0; fi
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -13,7 +13,7 @@ export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}
 
 hub=${HF_ENDPOINT:-https://huggingface.co}
 if [ -d outputs/tiny_llm ]; then
-  # a run keeps the text that it was begun with
+  # a run keeps the text that it was started with
   text=$("$python" -c "import json; print(json.load(open('outputs/tiny_llm/config.json'))['data']['source'])" 2>/dev/null || echo stories)
 elif "$python" -c "import sys, urllib.request; urllib.request.urlopen(sys.argv[1], timeout=10)" "$hub/api/datasets/roneneldan/TinyStories" 2>/dev/null; then
   text=hub

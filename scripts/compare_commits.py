@@ -1,17 +1,16 @@
-"""Show that two commits train the same models: equal losses, equal weights, bit for bit.
+"""Check that two commits train the same models: losses and weights must be equal bit for bit.
 
     python scripts/compare_commits.py 9adde6f HEAD
     python scripts/compare_commits.py main --only muon --only sft      # against the working tree
 
-Each commit is checked out beside the repository and runs a table of short recipes in processes of its own: pretraining
-with every optimizer, schedule and option that changes the mathematics, fine-tuning in its four forms, a run that is
-stopped and continued, and a run that the first commit starts and the second continues. Compared are all numbers of
-`metrics.jsonl` except speeds, times and memory, and the SHA-256 of the final weights. What a commit has computed is kept
-in outputs/traces/, so that a series of refactoring commits computes the old one's traces once.
+Each commit is checked out into a temporary folder and runs a table of short recipes: pretraining with every optimizer,
+schedule and option that changes the mathematics, four kinds of fine-tuning, a run that is stopped and continued, and a run
+that the first commit starts and the second commit continues. The script compares all numbers of `metrics.jsonl` except
+speeds, times and memory, and the SHA-256 of the final weights. These results (traces) are kept in outputs/traces/, so that
+the traces of an old commit are computed only once. Without a second commit, the working tree is compared.
 
-Exit code 1 where two traces differ. Takes about 8 seconds per recipe and commit on two CPU cores. The second commit may
-be left out: the working tree as it is. Bits depend on the processor and on the number of threads (2 here), so traces are
-only compared on one machine.
+The exit code is 1 if two traces differ. A recipe takes about 8 seconds per commit on two CPU cores. The bits depend on the
+processor and the number of threads (2 here), so only traces from the same machine are compared.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from safetensors.numpy import load_file
 PROJECT = Path(__file__).resolve().parents[1]
 TRACES = PROJECT / "outputs" / "traces"
 WORKING_TREE = "working tree"
-NOT_COMPARED = ("time_s", "speed/", "memory/")  # prefixes of the keys in metrics.jsonl that no two runs share
+NOT_COMPARED = ("time_s", "speed/", "memory/")  # prefixes of the keys in metrics.jsonl that differ in every run
 
 # settings that all recipes of one command share
 SHARED = {
@@ -57,10 +56,10 @@ MODERN = (
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run: the command that starts it and the settings that it adds to the common ones.
+    """Describe a run: the command that trains it, and its settings in addition to the common settings.
 
-    `stop_at` ends the run at that step and continues it by the same command. `needs` names recipes whose run folders
-    must exist before.
+    `stop_at`: the run is stopped at this step and continued with the same command. `needs`: recipes that must be run
+    before.
     """
 
     command: str
@@ -69,7 +68,7 @@ class Recipe:
     needs: tuple[str, ...] = ()
 
     def arguments(self, name: str) -> list[str]:
-        """The command line of the run `name`, without the command."""
+        """Return the arguments of the command that trains the run `name`."""
         return [*SHARED[self.command].split(), *self.settings.split(), f"name={name}"]
 
 
@@ -107,7 +106,7 @@ def git(*arguments: str) -> str:
 
 
 def fingerprint() -> str:
-    """Name what the bits depend on besides the code: processor, torch, recipes."""
+    """Return a hash of everything that the bits depend on besides the code: processor, version of torch, recipes."""
     import torch
 
     cpu = next((line for line in _cpu_lines() if line.startswith("model name")), platform.processor())
@@ -121,8 +120,10 @@ def _cpu_lines() -> list[str]:
 
 
 def start(tree: Path, folder: Path, command: str, arguments: list[str]) -> None:
-    """Run one command of the code in `tree` with `folder` as working directory; raise SystemExit with its output if it
-    fails."""
+    """Run a command of the code in `tree` with `folder` as working directory.
+
+    Raises SystemExit, with the output of the command, if the command fails.
+    """
     environment = os.environ | {"PYTHONPATH": str(tree), "OMP_NUM_THREADS": "2", "OPENBLAS_NUM_THREADS": "2"}
     result = subprocess.run(
         [sys.executable, "-m", f"positron.{command}", *arguments],
@@ -132,15 +133,14 @@ def start(tree: Path, folder: Path, command: str, arguments: list[str]) -> None:
         text=True,
     )
     if result.returncode != 0:
-        said = (result.stdout + result.stderr).strip()
-        sys.exit(f"positron.{command} {' '.join(arguments)} in {tree} ended with {result.returncode}:\n{said}")
+        output = (result.stdout + result.stderr).strip()
+        sys.exit(
+            f"positron.{command} {' '.join(arguments)} in {tree} ended with exit code {result.returncode}:\n{output}"
+        )
 
 
 def trace(run: Path) -> dict[str, Any]:
-    """Read what must not change: every number of every row of metrics.jsonl, and the weights.
-
-    Rows of a validation after the last step repeat their step; they are kept in order.
-    """
+    """Read what must not change: the numbers of all rows of metrics.jsonl, and a hash of the weights."""
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [
         {key: value for key, value in json.loads(line).items() if not key.startswith(NOT_COMPARED)} for line in lines
@@ -153,7 +153,11 @@ def trace(run: Path) -> dict[str, Any]:
 
 
 def run_recipe(name: str, trees: tuple[Path, Path], folder: Path) -> dict[str, Any]:
-    """Start recipe `name` with the first tree, and where it stops on the way continue it with the second."""
+    """Run recipe `name` and return its trace.
+
+    If the recipe has `stop_at`, the first tree trains until then, and the second tree continues; otherwise the second tree
+    trains the whole run.
+    """
     recipe = RECIPES[name]
     for needed in recipe.needs:
         if not (folder / "outputs" / needed / "run.json").exists():
@@ -166,7 +170,7 @@ def run_recipe(name: str, trees: tuple[Path, Path], folder: Path) -> dict[str, A
 
 
 def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """Name the first number that differs; the empty string where all are equal."""
+    """Describe the first difference between two traces; return "" if they are equal."""
     for a, b in zip(old["rows"], new["rows"], strict=False):
         for key in [*a, *(key for key in b if key not in a)]:
             x, y = a.get(key), b.get(key)
@@ -179,7 +183,7 @@ def difference(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 class Checkout:
-    """One side of the comparison: a commit in a worktree of its own, or the working tree; its traces, computed once."""
+    """Hold a commit, checked out into a folder, or the working tree, and compute its traces, each once."""
 
     def __init__(self, name: str, places: Path) -> None:
         self.sha = None if name == WORKING_TREE else git("rev-parse", "--verify", f"{name}^{{commit}}")
@@ -209,7 +213,7 @@ class Checkout:
 
 
 def compare(old: Checkout, new: Checkout, names: list[str], folder: Path) -> int:
-    """Print one line per recipe; return how many differ."""
+    """Print one line per recipe; return the number of traces that differ."""
     width = max(len(name) for name in RECIPES) + len(" (handed over)")
     differing = 0
     for name in names:
@@ -229,9 +233,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    parser.add_argument("old", help="a commit, branch or tag")
-    parser.add_argument("new", nargs="?", default=WORKING_TREE, help="another one (default: the working tree)")
-    parser.add_argument("--only", action="append", choices=list(RECIPES), metavar="RECIPE", help=", ".join(RECIPES))
+    parser.add_argument("old", help="first commit, branch or tag")
+    parser.add_argument(
+        "new", nargs="?", default=WORKING_TREE, help="second commit, branch or tag (default: the working tree)"
+    )
+    parser.add_argument(
+        "--only",
+        action="append",
+        choices=list(RECIPES),
+        metavar="RECIPE",
+        help=f"run only this recipe; may be repeated. Recipes: {', '.join(RECIPES)}",
+    )
     options = parser.parse_args()
     places = Path(tempfile.mkdtemp(prefix="compare_commits."))
     sides: list[Checkout] = []

@@ -1,9 +1,9 @@
 """Generate pages of the documentation site while MkDocs builds it (`hooks` of mkdocs.yml).
 
-Generated are the front page (README.md), the configuration reference (from positron/config.py and conf/), the command
-reference (each command's own --help), a page for each notebook of docs/examples, and a page for each other file of the
-repository that a page links to. Links are written relative to their file, as GitHub follows them; here they are turned
-into links between pages.
+The generated pages are the front page (README.md), the configuration reference (from positron/config.py and conf/), the
+command reference (from the --help of each command), a page for each notebook of docs/examples, and a page for each other
+file of the repository that a page links to. In the files, links are relative to the file, as GitHub expects; this module
+changes them to links between pages of the site.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _FENCE = re.compile(r"^(?P<fence>```+|~~~+).*?^(?P=fence)\s*?$", re.DOTALL | re.
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash", ".toml": "toml", ".json": "json"}
 _PAGES_AS_THEY_ARE = {".md", ".png", ".svg", ".jpg", ".html"}
 
-# Unit of each key that holds a number. A test compares the table with the keys that there are.
+# Unit of each key whose value is a number. A test checks that the table has all these keys and no others.
 UNITS = {
     "seed": "",
     "budget": "time: 90s, 10m, 2h",
@@ -117,17 +117,17 @@ def reference_keys() -> list[str]:
 
 
 def configuration_page() -> str:
-    """Write the configuration reference: for each group its choices in conf/, and its keys."""
+    """Return the configuration reference: the choices of each group in conf/, and all keys."""
     lines = [
         "# Configuration",
         "",
-        "Every setting of `positron train` and `positron sft`. A group takes one choice, a file of `conf/`: `model=nano`.",
-        "A key takes a value: `model.n_layer=4`. Keys that a choice does not set have the default below. This page is",
-        "generated from `positron/config.py` and `conf/`; `positron train --help` prints the same, and `positron train --cfg",
-        "job` prints what a command line composes.",
+        "This page lists all settings of `positron train` and `positron sft`. For a group, choose a file of `conf/`:",
+        "`model=nano`. For a key, give a value: `model.n_layer=4`. A key that the choice does not set has the default below.",
+        "This page is generated from `positron/config.py` and `conf/`. `positron train --help` prints the same settings, and",
+        "`positron train --cfg job` prints the values that a command would use.",
         "",
-        "Defaults are those of `train`; where `sft` has another one, it stands behind it. `auto` is decided when a run starts",
-        "and recorded in its `run.json`. `null` means not set. A *step* is an optimizer step.",
+        "The defaults are the ones of `train`; a different default of `sft` follows after it. The value for `auto` is chosen",
+        "when a run starts, and recorded in its `run.json`. `null` means not set. A *step* is an optimizer step.",
     ]
     comments, of_train, of_sft = field_comments(), default_values("train", CONF), default_values("sft", CONF)
     choices = groups_of(CONF)
@@ -171,12 +171,12 @@ def configuration_page() -> str:
 
 
 def commands_page() -> str:
-    """Write the command reference: what each command says with --help."""
+    """Return the command reference: the --help of each command."""
     lines = [
         "# Commands",
         "",
-        "`positron COMMAND` and `python -m positron.COMMAND` are the same. Each section is what the command prints with",
-        "`--help`. Exit codes: [FAQ](../faq.md#exit-codes).",
+        "`positron COMMAND` and `python -m positron.COMMAND` are the same (for import, the module is `positron.import_`).",
+        "Each section shows the `--help` of a command. The [FAQ](../faq.md#exit-codes) explains the exit codes.",
     ]
     os.environ["COLUMNS"] = "80"  # argparse wraps at the width of the terminal
     for command in COMMANDS:
@@ -198,7 +198,7 @@ GENERATED: dict[str, Callable[[], str]] = {
 
 
 def notebook_page(path: Path) -> str:
-    """Show the cells of a notebook: text as text, code as code."""
+    """Return a page with the cells of a notebook: text as Markdown, code in code blocks."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     texts = [
         "".join(cell["source"]) if cell["cell_type"] == "markdown" else f"```python\n{''.join(cell['source'])}\n```"
@@ -208,7 +208,7 @@ def notebook_page(path: Path) -> str:
 
 
 def source_page(path: Path) -> str:
-    """Show a file of the repository, with a line number that can be linked to for each line."""
+    """Return a page that shows a file of the repository, with line numbers that links can point to."""
     language = _LANGUAGES.get(path.suffix, "text")
     title = path.relative_to(ROOT).as_posix()
     text = path.read_text(encoding="utf-8").rstrip("\n")
@@ -221,19 +221,19 @@ def _cell(text: str) -> str:
 
 
 def without_code(markdown: str) -> str:
-    """Leave code blocks out of a page."""
+    """Return a page without its code blocks."""
     return _FENCE.sub("", markdown)
 
 
 def prose_links(markdown: str) -> Iterator[tuple[str, str]]:
-    """Yield (path, #fragment) of each link within the repository, outside code blocks; one of them may be empty."""
+    """Yield (path, #fragment) for each link within the repository, outside code blocks; path or fragment may be empty."""
     for match in _LINK.finditer(without_code(markdown)):
         if not re.match(r"[a-z]+:", match[1]):
             yield match[1], match[2] or ""
 
 
 def page_of(target: str) -> str | None:
-    """Return the page that shows a file of the repository, both as paths; None where there is no such file."""
+    """Return the path of the page that shows the file `target` of the repository, or None if the file does not exist."""
     path = ROOT / target
     if target in TOP_LEVEL:
         return TOP_LEVEL[target] if path.is_file() else None
@@ -245,12 +245,12 @@ def page_of(target: str) -> str | None:
 
 
 def generated_page(target: str) -> Callable[[], str] | None:
-    """Return the function that writes a page which is no file of the repository, None for any other path."""
+    """Return the function that writes the generated page `target`, or None if this page is not generated."""
     return GENERATED.get(target.removeprefix("docs/")) if target.startswith("docs/") else None
 
 
 def _origin(src_uri: str) -> str:
-    """Return the file of the repository that a page was made from."""
+    """Return the path of the file from which a page was made."""
     return next((name for name, page in TOP_LEVEL.items() if page == src_uri), f"docs/{src_uri}")
 
 
@@ -259,7 +259,7 @@ def _resolved(link: str, origin: str) -> str:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the generated pages."""
+    """Add the generated pages to the site (a hook of MkDocs)."""
     from mkdocs.structure.files import File
 
     pages = {
@@ -286,7 +286,7 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Turn links between files of the repository into links between pages."""
+    """Change links between files of the repository to links between pages of the site (a hook of MkDocs)."""
     uri = page.file.src_uri
     if uri.startswith("source/"):
         return markdown
@@ -297,7 +297,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
             return match[0]
         target = page_of(_resolved(link, _origin(uri)))
         if target is None:
-            return match[0]  # MkDocs reports it
+            return match[0]  # MkDocs reports the broken link
         if target.startswith("source/"):
             fragment = re.sub(r"^#L(\d+).*", r"#L-0-\1", fragment)
         return posixpath.relpath(target, posixpath.dirname(uri) or ".") + fragment
@@ -310,7 +310,7 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    """Tell MkDocs of the line numbers of a source page, which it does not find by itself when it checks links."""
+    """Tell MkDocs which line numbers a source page has (a hook); without this, it would report links to them as broken."""
     if page.file.src_uri.startswith("source/"):
         page.present_anchor_ids |= set(re.findall(r'id="(L-0-\d+)"', html))
     return html

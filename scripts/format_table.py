@@ -1,4 +1,4 @@
-"""Write docs/reference/formats.md: which option of a model each export format can express, found by trying each."""
+"""Write docs/reference/formats.md: the options of a model that each export format supports. Each option is tried."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ OPTIONS: dict[str, tuple[Any, ...]] = {
 }
 _INTRODUCTION = """# Export formats
 
-Which option of `model.*` each format of `positron export` can express. Each cell was tried on two models, one in the shape of
-GPT-2 (LayerNorm, learned positions, GELU) and one in the shape of Llama (RMSNorm, rope, SwiGLU), with the option changed.
-*yes*: both can be exported; *GPT-2* or *Llama*: that one can; *no*: neither. Options together can exclude each other; the
-export then names the one in the way.
+This table shows which options of `model.*` each format of `positron export` supports. Each cell was tried with two models:
+one like GPT-2 (LayerNorm, learned positions, GELU) and one like Llama (RMSNorm, RoPE, SwiGLU). In both, only the option was
+changed. *yes* means that both models can be exported, *GPT-2* or *Llama* that only this model can be exported, and *no* that
+neither can. Some options are supported alone, but not together; the export then names the option that is not supported.
 """
 
 
 def expresses(name: str, config: GPTConfig) -> bool:
-    """Tell whether a format can express a model."""
+    """Tell whether a model can be exported to a format."""
     try:
         FORMATS[name](config)
     except UserError:
@@ -56,10 +56,10 @@ def expresses(name: str, config: GPTConfig) -> bool:
 
 
 def cell(name: str, option: str, value: Any) -> str:
-    """Say which of the two shapes a format can express with this value of an option."""
+    """Return the cell of the table: which of the two models can be exported with this value of an option."""
     changes = {"qk_norm": True, option: value} if option == "qk_scale" else {option: value}
-    fitting = [shape for shape, base in SHAPES.items() if expresses(name, GPTConfig(**{**base, **changes}))]
-    match fitting:
+    supported = [shape for shape, base in SHAPES.items() if expresses(name, GPTConfig(**{**base, **changes}))]
+    match supported:
         case []:
             return "no"
         case [shape]:
@@ -69,7 +69,7 @@ def cell(name: str, option: str, value: Any) -> str:
 
 
 def formats_page() -> str:
-    """Write the page."""
+    """Return the page."""
     rows = [f"| option | {' | '.join(FORMATS)} |", f"|---|{'---|' * len(FORMATS)}"]
     for option, values in OPTIONS.items():
         for value in values:

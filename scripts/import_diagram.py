@@ -1,11 +1,11 @@
-"""Draw which package of positron imports which: docs/imports.svg, and the table of docs/ARCHITECTURE.md.
+"""Show the imports between the packages of positron: draw docs/imports.svg, and write the table of docs/ARCHITECTURE.md.
 
     python scripts/import_diagram.py           # write both
-    python scripts/import_diagram.py --check   # exit code 1 if they are not those of the code
+    python scripts/import_diagram.py --check   # exit code 1 if one of the two files is not up to date
 
-Read are the import statements of every file, also those inside functions. The commands are one box, and so are
-config.py, settings.py and ranges.py. A box lies above everything that it imports. Arrows that follow from others are left
-out: if A imports B and B imports C, the arrow from A to C is not drawn. The table has them all.
+The script reads the import statements of every file, including those inside functions. All commands share a box, and
+config.py, settings.py and ranges.py share a box. A box is above every box that it imports. Indirect imports are not drawn:
+if A imports B and B imports C, the arrow from A to C is left out. The table contains all imports.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ BOXES = {  # modules at the top level that share a box
     **dict.fromkeys(("config", "settings", "ranges"), "config"),
     **dict.fromkeys(COMMANDS, "commands"),
 }
-LEFT_OUT = {"positron", "__main__", "version"}  # they only hand on
+LEFT_OUT = {"positron", "__main__", "version"}  # modules that only import others, or that everything imports
 WIDTH, ROW, BOX_HEIGHT, LETTER = 860, 92, 34, 8.2  # pixels
 
 Graph = dict[str, set[str]]
 
 
 def modules(package: Path = ROOT / "positron") -> dict[str, Path]:
-    """Return the file of each module, by its full name."""
+    """Return a dict from the full name of each module to its file."""
     return {
         ".".join(path.relative_to(package.parent).with_suffix("").parts).removesuffix(".__init__"): path
         for path in sorted(package.rglob("*.py"))
@@ -44,7 +44,7 @@ def modules(package: Path = ROOT / "positron") -> dict[str, Path]:
 
 
 def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
-    """Yield the full name of everything that a file imports, inside functions too."""
+    """Yield the full names of all imports of a file, including imports inside functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -55,12 +55,12 @@ def imported(path: Path, known: dict[str, Path]) -> Iterator[str]:
 
 
 def package_of(module: str) -> str:
-    """Return the package of a module: `positron.run.load` is in `run`; a module at the top level is one by itself."""
+    """Return the package of a module: `run` for `positron.run.load`. A module at the top level is its own package."""
     return module.split(".")[1] if "." in module else module
 
 
 def graph_of_packages(known: dict[str, Path]) -> Graph:
-    """Return the packages that each package imports, except itself."""
+    """Return a dict from each package to the other packages that it imports."""
     graph: Graph = {}
     for module, path in known.items():
         names = {name for name in imported(path, known) if name in known}
@@ -69,7 +69,7 @@ def graph_of_packages(known: dict[str, Path]) -> Graph:
 
 
 def boxes(graph: Graph) -> Graph:
-    """Merge the packages that share a box and leave out those that only hand on."""
+    """Merge the packages that share a box, and leave out the modules of LEFT_OUT."""
     merged: Graph = {}
     for package, names in graph.items():
         if package not in LEFT_OUT:
@@ -79,7 +79,7 @@ def boxes(graph: Graph) -> Graph:
 
 
 def reduced(graph: Graph) -> Graph:
-    """Leave out each arrow that follows from two others."""
+    """Remove each arrow from A to C if arrows lead from A to C over other boxes."""
     return {
         box: {name for name in names if not any(name in _below(graph, n) for n in names)}
         for box, names in graph.items()
@@ -91,7 +91,7 @@ def _below(graph: Graph, box: str) -> set[str]:
 
 
 def depths(graph: Graph) -> dict[str, int]:
-    """Return the row of each box, from 0 at the top: just below all that import it."""
+    """Return the row of each box, counted from 0 at the top: a box is below every box that imports it."""
     above: Graph = {box: {name for name in graph if box in graph[name]} for box in graph}
 
     def depth(box: str) -> int:
@@ -101,9 +101,10 @@ def depths(graph: Graph) -> dict[str, int]:
 
 
 def levels(graph: Graph) -> tuple[list[list[str]], dict[tuple[str, str], list[str]]]:
-    """Sort the boxes into rows, highest first, each near to what imports it; and return the way of each arrow.
+    """Return the rows of boxes, from the top, and the path of each arrow.
 
-    An arrow that passes a row has a place of its own there, so that it does not run behind a box.
+    In a row, a box is placed near the boxes that import it. An arrow that crosses a row has its own position in this row,
+    so that it does not run behind a box.
     """
     depth = depths(graph)
     ways = {
@@ -158,7 +159,7 @@ def drawing(graph: Graph) -> str:
 
 
 def table(graph: Graph) -> str:
-    """Return the rows `package | imports`, highest first."""
+    """Return a Markdown table of the packages and their imports, in the order of the rows of the drawing."""
     depth = depths(graph)
     order = sorted(graph, key=lambda box: (depth[box], box))
     rows = [
@@ -168,14 +169,14 @@ def table(graph: Graph) -> str:
 
 
 def page(text: str, graph: Graph) -> str:
-    """Return the page's text with the table between its two marks."""
+    """Return the text of the page, with the new table between BEGIN and END."""
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table(graph)}\n{END}{after}"
 
 
 def stale(graph: Graph) -> list[Path]:
-    """Name the files that are not those of the code."""
+    """Return the files that are not up to date."""
     text = PAGE.read_text(encoding="utf-8")
     wanted = {DIAGRAM: drawing(graph), PAGE: page(text, graph)}
     return [path for path, new in wanted.items() if not path.exists() or path.read_text(encoding="utf-8") != new]

@@ -1,4 +1,4 @@
-"""Render the chapters of docs/learn: computed numbers, figures, and source code in their place.
+"""Render the chapters of docs/learn: insert computed numbers, figures and source code.
 
 A chapter is two files with one name, `docs/learn/NN_name.md` and `docs/learn/NN_name.py`. The Python file defines
 
@@ -9,13 +9,13 @@ A chapter is two files with one name, `docs/learn/NN_name.md` and `docs/learn/NN
 and the page names what it shows in double braces:
 
     {{ name }}                      a value; in a formula ($...$) an array becomes a matrix
-    {{ name:.3f }}                  in a format of Python's; without one, at most four decimals
-    {{ name:frac }}                 as a fraction, for a formula: 1/3 instead of 0.3333
-    {{ figure: what it shows }}     the drawing as SVG; the text is read out to those who cannot see it
+    {{ name:.3f }}                  a value in a Python format; without a format, it has at most four decimals
+    {{ name:frac }}                 a value as a fraction, in a formula: 1/3 instead of 0.3333
+    {{ figure: what it shows }}     the drawing as SVG; the text describes it for screen readers
     {{ source: module.function }}   a link to the line of the repository and to the API reference
-    {{ code: module.function }}     the function's source code as it is today
+    {{ code: module.function }}     the current source code of the function
 
-A name that is unknown, a value that no page shows, and a function that does not exist are errors, so a page cannot
+An unknown name, a value that the page does not show, and a function that does not exist are errors, so that a page cannot
 contradict the code. MkDocs calls `on_files` when it builds the site (`hooks` of mkdocs.yml), before scripts/docs_pages.py
 resolves the links.
 """
@@ -48,8 +48,9 @@ PLACEHOLDER = re.compile(r"\{\{\s*(\w+)\s*(?::\s*(.*?))?\s*\}\}", re.DOTALL)
 MATH = re.compile(r"(\$\$.*?\$\$|\$[^$\n]+\$)", re.DOTALL)
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-INK = "#0d0e0f"  # what a figure draws in this colour takes the colour of the page's text
-BLUE, ORANGE, GREEN, PURPLE, GREY = "#3f8fd2", "#e0803a", "#2fa67a", "#b06ac4", "#8a8f98"  # read on white and on black
+INK = "#0d0e0f"  # on the page, this colour of a figure is replaced by the colour of the text
+# These colours are legible on white and on black.
+BLUE, ORANGE, GREEN, PURPLE, GREY = "#3f8fd2", "#e0803a", "#2fa67a", "#b06ac4", "#8a8f98"
 STYLE: dict[Any, Any] = {
     "axes.edgecolor": INK,
     "axes.facecolor": "none",
@@ -73,12 +74,12 @@ STYLE: dict[Any, Any] = {
 
 
 class PageError(Exception):
-    """A page and its Python file contradict each other, or the code."""
+    """A page contradicts its Python file or the source code."""
 
 
 @dataclass(frozen=True)
 class Chapter:
-    """A page and the module that computes its numbers."""
+    """Hold a page and the module that computes its numbers."""
 
     page: Path
     module: ModuleType
@@ -94,7 +95,7 @@ class Chapter:
         for answer in self.module.exercises():
             twice = values.keys() & answer.keys()
             if twice:
-                raise PageError(f"{self.page.name}: {', '.join(sorted(twice))} defined twice")
+                raise PageError(f"{self.page.name}: {', '.join(sorted(twice))} is defined twice: rename one of them")
             values |= answer
         return values
 
@@ -114,7 +115,7 @@ def chapters() -> list[Chapter]:
 
 
 def load(page: Path) -> Chapter:
-    """Load the Python file beside a page."""
+    """Load the Python file of a page, which has the same name and the suffix .py."""
     name = f"learn_{page.stem}"
     spec = importlib.util.spec_from_file_location(name, page.with_suffix(".py"))
     assert spec is not None
@@ -125,7 +126,10 @@ def load(page: Path) -> Chapter:
 
 
 def render(chapter: Chapter) -> str:
-    """Return the page's Markdown with every placeholder replaced. PageError where one is wrong or a value is unused."""
+    """Return the page's Markdown with all placeholders replaced.
+
+    Raises PageError if a placeholder is wrong, or if the page does not show a value.
+    """
     values = chapter.values()
     used: set[str] = set()
 
@@ -150,7 +154,7 @@ def render(chapter: Chapter) -> str:
 
         return PLACEHOLDER.sub(one, text)
 
-    parts = MATH.split(chapter.markdown)  # formulas are at the odd places
+    parts = MATH.split(chapter.markdown)  # parts with an odd index are formulas
     text = "".join(replace(part, i % 2 == 1) for i, part in enumerate(parts))
     unused = (values.keys() | {"figure"}) - used
     if unused:
@@ -162,12 +166,12 @@ def render(chapter: Chapter) -> str:
 
 
 def formatted(value: Value, spec: str = "", in_formula: bool = False) -> str:
-    """Write a value as text, or as TeX in a formula. ValueError for an array outside of a formula."""
+    """Return a value as text, or as TeX in a formula. Raises ValueError for an array outside of a formula."""
     if isinstance(value, str):
         return value
     if isinstance(value, np.ndarray) and value.ndim:
         if not in_formula or value.ndim > 2:
-            raise ValueError("only formulas show arrays, of one or two axes")
+            raise ValueError("an array can be shown only in a formula, and only with one or two axes")
         rows = [" & ".join(formatted(number, spec, True) for number in row) for row in np.atleast_2d(value)]
         between = r" \\[0.35em] " if spec == "frac" else r" \\ "
         return r"\begin{pmatrix}" + between.join(rows) + r"\end{pmatrix}"
@@ -188,7 +192,10 @@ def formatted(value: Value, spec: str = "", in_formula: bool = False) -> str:
 
 
 def _short(number: float) -> str:
-    """Write whole numbers whole, and others with at most four decimals. ValueError if this leaves nothing but zeros."""
+    """Return an integer without decimals, and another number with at most four decimals.
+
+    Raises ValueError if a number that is not 0 would become 0.
+    """
     if isinstance(number, int):
         return f"{number:,}" if abs(number) >= 10_000 else str(number)
     text = f"{number:.4f}"
@@ -196,23 +203,23 @@ def _short(number: float) -> str:
         text = text.rstrip("0").rstrip(".")
     if float(text) == 0:
         if abs(number) > 1e-12:
-            raise ValueError(f"{number} needs a format such as .2e")
+            raise ValueError(f"{number} is too small for four decimals: give a format such as .2e")
         text = "0"
     return text
 
 
 def _fraction(number: float) -> str:
-    """Write the fraction with a denominator up to 1,000 that the number is. ValueError if it is none."""
+    """Return the number as a fraction in TeX. Raises ValueError if no denominator up to 1,000 gives the number."""
     exact = Fraction(number).limit_denominator(1000)
     if abs(float(exact) - number) > 1e-9:
-        raise ValueError(f"{number} is not a simple fraction")
+        raise ValueError(f"{number} is not a simple fraction (denominator up to 1,000): give another format")
     sign = "-" if exact < 0 else ""
     whole = exact.denominator == 1
     return str(exact.numerator) if whole else rf"{sign}\tfrac{{{abs(exact.numerator)}}}{{{exact.denominator}}}"
 
 
 def inline(text: str, description: str) -> str:
-    """Return an SVG file as an HTML figure whose lines and text take the colour of the page."""
+    """Return an SVG drawing as an HTML figure in which lines and text have the colour of the page's text."""
     if not description:
         raise PageError("a figure needs a description: {{ figure: what it shows }}")
     text = text[text.index("<svg") :]
@@ -230,14 +237,14 @@ def _svg_tag(match: re.Match[str]) -> str:
 
 
 def panels(width: float, height: float, columns: int = 1, **options: Any) -> tuple[Figure, list[Any]]:
-    """Return a figure of the given inches and its axes, `columns` side by side."""
+    """Return a figure of `width` x `height` inches and a list of its axes, in `columns` columns."""
     drawing = Figure(figsize=(width, height), layout="constrained")
     return drawing, list(drawing.subplots(1, columns, squeeze=False, **options)[0])
 
 
 @dataclass(frozen=True)
 class Definition:
-    """Where a function or class is: its file relative to the repository, its first line, and its code."""
+    """Hold the definition of a function or class: its file relative to the repository, its first line, and its code."""
 
     path: str
     line: int
@@ -245,13 +252,13 @@ class Definition:
 
 
 def find(dotted: str) -> Definition:
-    """Find a function or class, such as numpy_ref.linear.linear_forward. PageError if it does not exist."""
+    """Find a function or class, such as numpy_ref.linear.linear_forward. Raises PageError if it does not exist."""
     parts = dotted.split(".")
     for length in range(len(parts), 0, -1):
         for path in (ROOT.joinpath(*parts[:length]).with_suffix(".py"), ROOT.joinpath(*parts[:length], "__init__.py")):
             if path.is_file():
                 return _find_in(path, parts[length:], dotted)
-    raise PageError(f"{dotted} is not in this repository")
+    raise PageError(f"{dotted} is not in this repository: check its spelling")
 
 
 def _find_in(path: Path, names: list[str], dotted: str) -> Definition:
@@ -260,7 +267,7 @@ def _find_in(path: Path, names: list[str], dotted: str) -> Definition:
     for name in names:
         inside = [child for child in ast.iter_child_nodes(node) if getattr(child, "name", None) == name]
         if not inside:
-            raise PageError(f"{dotted} does not exist in {path.relative_to(ROOT)}")
+            raise PageError(f"{dotted} does not exist in {path.relative_to(ROOT)}: check its spelling")
         node = inside[0]
     first, last = getattr(node, "lineno", 1), getattr(node, "end_lineno", 1)
     lines = text.splitlines()[first - 1 : last]

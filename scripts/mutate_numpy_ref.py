@@ -3,9 +3,9 @@
     python scripts/mutate_numpy_ref.py
     python scripts/mutate_numpy_ref.py --only attention --only "QK-norm"
 
-A test that passes on correct code proves little until it fails on wrong code. Each mutant is made in a temporary copy and
-tested with finite differences first and, if these do not detect it, against the torch model. Exit code 1 if a mutant
-survives.
+A test that passes on correct code proves little unless it fails on wrong code. Each mistake (a *mutant*) is made in a
+temporary copy of the code. The tests with finite differences run first; if they pass, the comparison with the PyTorch model
+runs. If this passes, too, the mutant survives, and the exit code is 1.
 """
 
 from __future__ import annotations
@@ -343,7 +343,7 @@ MUTANTS: list[Mutant] = [
 
 
 def copy(folder: Path) -> Path:
-    """Copy what the tests need into `folder`."""
+    """Copy the files that the tests need into `folder`, and return `folder`."""
     for name in ("numpy_ref", "positron", "tests", "conf"):
         shutil.copytree(PROJECT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copy(PROJECT / "pyproject.toml", folder)
@@ -353,7 +353,7 @@ def copy(folder: Path) -> Path:
 def first_failure(folder: Path) -> str | None:
     """Return the name of the first test that fails in `folder`, or None if all pass."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(folder)  # before what is installed
+    environment["PYTHONPATH"] = str(folder)  # takes precedence over an installed Positron
     for tests in TESTS:
         command = [
             sys.executable,
@@ -390,7 +390,7 @@ def try_mutant(folders: Queue[Path], mutant: Mutant) -> tuple[Mutant, str | None
 
 
 def selected(names: list[str]) -> list[Mutant]:
-    """Return the mutants of these files, and those whose descriptions contain one of `names`; all of them without names."""
+    """Return the mutants whose file is one of `names` or whose description contains one; all mutants if `names` is empty."""
     for name in names:
         if not any(name == file or name in what for file, _, _, what in MUTANTS):
             sys.exit(f"no mutant has the file or description {name}: --list shows all")
@@ -420,7 +420,9 @@ def main() -> None:
     for file, right, _, what in mutants:
         places = (PROJECT / "numpy_ref" / f"{file}.py").read_text(encoding="utf-8").count(right)
         if places != 1:
-            sys.exit(f"{file}.py has {places} places for the mutant '{what}': {right!r}")
+            sys.exit(
+                f"the text to replace for the mutant '{what}' occurs {places} times in {file}.py, not once: {right!r}"
+            )
     began, workers = time.perf_counter(), os.cpu_count() or 1
     survivors = []
     with tempfile.TemporaryDirectory() as root:

@@ -1,12 +1,13 @@
-"""Render the tables of docs/LOG.md from the figures in docs/results/.
+"""Render the tables of docs/LOG.md from the numbers in docs/results/.
 
-    python scripts/render_log.py           # write them
-    python scripts/render_log.py --check   # exit code 1 if they are not those of the figures
+    python scripts/render_log.py           # write the tables
+    python scripts/render_log.py --check   # exit code 1 if a table is not up to date
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`, where docs/results/NAME.json holds: `date`, `commit` (the code
-that was measured), `machine` (cpu, cores, torch), `command` (null: not recorded), `seeds` (their number), `columns`
-(key, title, and for numbers a format as in Python, perhaps with a unit: ".1f %") and `rows` (a value for each key; two
-numbers are a mean with its standard deviation, or a range, as the column's `pair` says).
+The table NAME is between `<!-- table: NAME -->` and `<!-- end -->`, and its numbers are in docs/results/NAME.json. The keys
+of this file are `date`, `commit` (the code that was measured), `machine` (cpu, cores, torch), `command` (null: not
+recorded), `seeds` (number of seeds), `columns` and `rows`. A column has a key, a title and, for numbers, a Python format
+that may end with a unit (".1f %"). A row has a value for each key. A value of two numbers is a mean with its standard
+deviation, or a range; the column's `pair` is the sign between them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _TABLE = re.compile(r"(?s)(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)")
 
 
 def cell(value: Any, column: dict[str, str]) -> str:
-    """Write a value as its column says; nothing for a missing one."""
+    """Return a value in the format of its column, or "" if it is missing."""
     if isinstance(value, list):
         return f" {column['pair']} ".join(cell(part, column) for part in value)
     if value is None or "format" not in column:
@@ -45,7 +46,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def rendered(text: str, results: Path = RESULTS) -> str:
-    """Return the page with every table made from its figures."""
+    """Return the page with all tables rendered from their numbers."""
 
     def from_file(match: re.Match[str]) -> str:
         result = json.loads((results / f"{match[2]}.json").read_text(encoding="utf-8"))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Teach a model to answer: scripts/sft_quickstart.sh [RUN] [settings of positron.sft]
-# Fine-tunes RUN (default: quickstart, which is trained first if there is none) on requests for stories, and shows one
-# answer. About eight minutes on two CPU cores, pretraining included. Run it again and it continues.
+# Fine-tune RUN on requests for stories, and show one answer: scripts/sft_quickstart.sh [RUN] [SETTINGS]
+# SETTINGS are settings of positron.sft. The default of RUN is quickstart, which is trained first if it does not exist. Takes
+# about eight minutes on two CPU cores, including pretraining. If it is interrupted, the same command continues.
 set -euo pipefail
 if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then sed -n '2,4s/^# //p' "$0"; exit 0; fi
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Run the tests as other processors would: scripts/test_on_cpus.sh [--list] [--only NAME]... [--slow] [TEST]...
+# Run the tests as on other processors: scripts/test_on_cpus.sh [--list] [--only NAME]... [--slow] [TEST]...
 # Each configuration limits the vector instructions that oneDNN, ATen and OpenBLAS use, and sets the number of threads:
 #   native-1, native-2   this processor
-#   native-busy          this processor, two threads, next to two processes that never rest
+#   native-busy          this processor, two threads, while two other processes keep the cores busy
 #   avx2-1, avx2-2       Intel Haswell (2013): AVX2, no AVX-512, no AMX
 #   sse4-1, sse4-2       Intel Nehalem (2008): SSE4, no AVX
-# --only NAME runs one configuration, or all that begin with NAME (--only avx2), and may be repeated; --list prints the
-# names. --slow includes the slow tests. TEST: files or test ids instead of the whole suite.
-# Prints a table of passed, failed and seconds. The output of each run stays in a folder that is named at the end. Exit
-# code 1 if a test failed or a run did not finish. Takes as long as seven runs of the suite.
+# --only NAME runs the configuration NAME, or all configurations that begin with NAME (--only avx2), and may be repeated.
+# --list prints the names. --slow includes the slow tests. TEST is a file or a test id; the default is the whole suite.
+# The script prints a table (passed, failed, seconds) and the folder with the output of each run. It exits with code 1 if a
+# test failed or a run did not finish. It takes as long as seven runs of the suite.
 set -euo pipefail
 if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then sed -n '2,11s/^# //p' "$0"; exit 0; fi
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -31,13 +31,13 @@ while [ $# -gt 0 ]; do
       done
       [ $matches = 1 ] || usage_error "no configuration is called $1 (--list prints them)"
       ;;
-    -*) usage_error "there is no option $1" ;;
+    -*) usage_error "unknown option $1" ;;
     *)
       # a test may be named from the current directory or from the repository
       file=${1%%::*}
       if [ -e "$file" ]; then tests+=("$(cd "$(dirname "$file")" && pwd)/$(basename "$file")${1#"$file"}")
       elif [ -e "$home/$file" ]; then tests+=("$home/$1")
-      else usage_error "there is no test $1"
+      else usage_error "the test file $file does not exist"
       fi
       ;;
   esac
@@ -58,7 +58,7 @@ failed=0
 cd "$home"
 printf '%-12s  %7s  %7s  %8s\n' configuration passed failed seconds
 for name in "${chosen[@]}"; do
-  # a shell may carry such a limit already: a native run has none
+  # remove limits that the user's shell may have set: native configurations have no limit
   unset ONEDNN_MAX_CPU_ISA ATEN_CPU_CAPABILITY OPENBLAS_CORETYPE
   case $name in
     avx2-*) export ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 OPENBLAS_CORETYPE=Haswell ;;
@@ -68,16 +68,16 @@ for name in "${chosen[@]}"; do
   if [ "$name" = native-busy ]; then
     for _ in 1 2; do while :; do :; done & busy+=($!); done
   fi
-  code=0 begun=$SECONDS
+  code=0 start=$SECONDS
   OMP_NUM_THREADS=$threads OPENBLAS_NUM_THREADS=$threads PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH} "$python" -m pytest \
     -p no:cacheprovider --color=no ${markers[@]+"${markers[@]}"} ${tests[@]+"${tests[@]}"} >"$logs/$name.log" 2>&1 || code=$?
-  took=$((SECONDS - begun))
+  took=$((SECONDS - start))
   stop_busy
   # the last line of pytest: "2 failed, 951 passed, 12 deselected, 1 error in 300.12s"
   count() { tail -n 1 "$logs/$name.log" | grep -oE "[0-9]+ $1" | grep -oE '[0-9]+' || echo 0; }
   passed=$(count passed)
   wrong=$(($(count failed) + $(count error)))
-  # pytest ends with 0 or 1; anything else is a run that did not finish
+  # pytest exits with 0 or 1; any other code means that the run did not finish
   if [ $code -gt 1 ]; then wrong="exit $code"; tail -n 5 "$logs/$name.log" >&2; fi
   [ $code -eq 0 ] || failed=1
   printf '%-12s  %7s  %7s  %8s\n' "$name" "$passed" "$wrong" "$took"

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Train in chunks of one run: scripts/train_incremental.sh [STEPS] [--yes] [name=... and other settings of positron.train]
-# After every STEPS optimizer steps (default 500): how good it is, what it writes, and a question whether to continue; --yes
-# continues without asking. The learning rate follows the whole horizon (train.max_steps), so the chunks together are the same run,
-# bit for bit, as one in one piece. Default: experiment=quickstart name=incremental. Run it again and it continues.
+# Train a run in several parts: scripts/train_incremental.sh [STEPS] [--yes] [SETTINGS]
+# After every STEPS optimizer steps (default 500), training stops, shows its loss and a sample, and asks whether to continue;
+# --yes continues without asking. The learning rate follows the planned number of steps (train.max_steps), so the result is
+# the same, bit for bit, as without stops. SETTINGS are settings of positron.train (default: experiment=quickstart
+# name=incremental). If it is interrupted, the same command continues.
 set -euo pipefail
-if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then sed -n '2,5s/^# //p' "$0"; exit 0; fi
+if [ "${1:-}" = --help ] || [ "${1:-}" = -h ]; then sed -n '2,6s/^# //p' "$0"; exit 0; fi
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 if [ -x "$home/.venv/bin/python" ]; then python=$home/.venv/bin/python; else python=python3; fi
 export PYTHONPATH=$home${PYTHONPATH:+:$PYTHONPATH}
@@ -16,7 +17,7 @@ for word in "$@"; do
     --yes) ask=no ;;
     name=*) name=${word#name=} ;;
     *=*) settings+=("$word"); case $word in experiment=* | model=*) recipe=() ;; esac ;;
-    *[!0-9]* | 0 | "") echo "positron: $word is no number of steps, nor a setting: see --help" >&2; exit 2 ;;
+    *[!0-9]* | 0 | "") echo "positron: $word is not a number of steps and not a setting (KEY=VALUE): see --help" >&2; exit 2 ;;
     *) steps=$word ;;
   esac
 done
@@ -30,7 +31,7 @@ while :; do
   done=$(fact step)
   if [ "$(fact status)" = finished ]; then exit 0; fi
   if [ "$ask" = yes ]; then
-    read -r -p "Go on for another $steps steps? [Y/n] " answer || answer=n
-    case $answer in [nN]*) echo "the same command goes on later"; exit 0 ;; esac
+    read -r -p "Continue for another $steps steps? [Y/n] " answer || answer=n
+    case $answer in [nN]*) echo "give the same command again to continue later"; exit 0 ;; esac
   fi
 done

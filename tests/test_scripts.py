@@ -56,9 +56,9 @@ def test_chunks_are_asked_for_and_may_be_declined(run_command, tmp_path):
     command = str(PROJECT / "scripts" / "train_incremental.sh")
     child = pexpect.spawn(command, ["3", *settings], cwd=str(tmp_path), encoding="utf-8", timeout=PATIENCE)
     for answer in ("", "n"):
-        child.expect_exact("Go on for another 3 steps? [Y/n] ")
+        child.expect_exact("Continue for another 3 steps? [Y/n] ")
         child.sendline(answer)
-    child.expect_exact("the same command goes on later")
+    child.expect_exact("give the same command again to continue later")
     child.expect(pexpect.EOF)
     assert json.loads((tmp_path / "outputs/asked/run.json").read_text())["step"] == 6
     child = pexpect.spawn(command, ["3", *settings], cwd=str(tmp_path), encoding="utf-8", timeout=PATIENCE)
@@ -71,7 +71,7 @@ def test_chunks_are_asked_for_and_may_be_declined(run_command, tmp_path):
 def test_no_number_of_steps_is_refused(tmp_path):
     wrong = script("train_incremental.sh", "many", folder=tmp_path)
     assert wrong.returncode == 2
-    assert wrong.stderr == "positron: many is no number of steps, nor a setting: see --help\n"
+    assert wrong.stderr == "positron: many is not a number of steps and not a setting (KEY=VALUE): see --help\n"
 
 
 @pytest.mark.slow

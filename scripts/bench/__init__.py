@@ -1,1 +1,4 @@
-"""Benchmarks: what training, writing and reading cost, beside peers. Run one by `python -m scripts.bench.train`."""
+"""Measure training, generation and data preparation, and compare them with other projects.
+
+Run a benchmark with `python -m scripts.bench.NAME`, for example `python -m scripts.bench.train`.
+"""

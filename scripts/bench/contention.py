@@ -1,9 +1,9 @@
-"""Measure how training, decoding, data preparation and numpy_ref slow down next to other busy programs.
+"""Measure how training, generation, data preparation and numpy_ref slow down while other programs use the cores.
 
-Each cell is a process of its own: a workload under a policy, next to 0, 1, 2 or 4 processes that never rest. The
-policies take turns within a round, so that a machine whose speed drifts is the same for all; the table shows the
-median over the rounds, in units of work per second, and the share of what is fair: with n cores and k competitors a
-program that keeps n cores busy is due min(1, n / (n + k)) of its idle speed.
+Each measurement is a separate process: a workload with a policy (environment variables for threads), while 0, 1, 2 or 4
+other processes keep the cores busy. In each round, the policies are measured in turns, so that a change in the speed of the
+machine affects all of them. The table shows the median over the rounds in units of work per second, and its share of the
+fair speed. With n cores and k other processes, the fair speed is n / (n + k) of the speed on an idle machine.
 
     python -m scripts.bench.contention
     python -m scripts.bench.contention --workloads train --policies "default" chosen --competitors 0 2 --rounds 5
@@ -25,7 +25,7 @@ from pathlib import Path
 
 PROJECT = Path(__file__).parents[2]
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")
-# "default" is what libgomp and OpenBLAS do where nothing is set.
+# "default" is the behaviour of libgomp and OpenBLAS if no variable is set; "chosen" is the behaviour of Positron.
 POLICIES: dict[str, dict[str, str]] = {
     "default": {"GOMP_SPINCOUNT": "300000", "OPENBLAS_NUM_THREADS": str(os.cpu_count() or 1)},
     "passive": {"OMP_WAIT_POLICY": "PASSIVE"},
@@ -36,11 +36,11 @@ POLICIES: dict[str, dict[str, str]] = {
     "one thread": {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
     "chosen": {},
 }
-SECONDS = 5.0  # measured per cell, after a warm-up of one unit of work
+SECONDS = 5.0  # duration of a measurement, after one call for warm-up
 
 
 def train() -> Callable[[], int]:
-    """Return one optimizer step of the quickstart's shape (4,608 tokens), counted in tokens."""
+    """Return a function that makes an optimizer step on a model like the quickstart's; it returns the tokens (4,608)."""
     from positron.training.allocator import tune_allocator
 
     tune_allocator()
@@ -79,7 +79,7 @@ def train() -> Callable[[], int]:
 
 
 def decode() -> Callable[[], int]:
-    """Return the writing of 60 tokens by a model of the quickstart's shape."""
+    """Return a function that generates 60 tokens with a model like the quickstart's; it returns the tokens."""
     from positron.system.threads import SPIN_WRITING, spin
 
     spin(SPIN_WRITING)
@@ -109,7 +109,7 @@ def decode() -> Callable[[], int]:
 
 
 def prepare() -> Callable[[], int]:
-    """Return the making of a corpus of 4 MB of stories and its tokens from nothing, counted in bytes."""
+    """Return a function that prepares a corpus of 4 MB of stories with tokenizer and tokens; it returns the bytes."""
     from positron.config import DataConfig, TokenizerConfig
     from positron.data.corpus import prepare
 
@@ -123,7 +123,7 @@ def prepare() -> Callable[[], int]:
 
 
 def numpy_ref() -> Callable[[], int]:
-    """Return one training step of numpy_ref: 8 x 128 tokens, 2 layers of 128."""
+    """Return a function that makes a training step of numpy_ref (8 x 128 tokens, 2 layers of 128); it returns the tokens."""
     from numpy_ref import GPTConfig, init_params, loss_and_grads  # isort: skip  (before NumPy: it sets the threads)
     import numpy as np
 
@@ -148,14 +148,14 @@ WORKLOADS: dict[str, Callable[[], Callable[[], int]]] = {
 
 
 def measure(workload: str) -> float:
-    """Return units of work per second over SECONDS, from the median of the calls; one call warms up."""
+    """Return units of work per second, from the median time of the calls within SECONDS."""
     import positron  # noqa: F401  (sets the wait policy before torch or NumPy is loaded)
 
     call = WORKLOADS[workload]()
     call()
     times: list[float] = []
-    done, begun = 0, time.perf_counter()
-    while not times or time.perf_counter() - begun < SECONDS:
+    done, began = 0, time.perf_counter()
+    while not times or time.perf_counter() - began < SECONDS:
         start = time.perf_counter()
         done = call()
         times.append(time.perf_counter() - start)
@@ -164,7 +164,7 @@ def measure(workload: str) -> float:
 
 @contextlib.contextmanager
 def competitors(count: int) -> Iterator[None]:
-    """Keep `count` processes busy."""
+    """Run `count` processes that keep a core busy each, until the context ends."""
     busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
     try:
         time.sleep(0.2 * bool(count))
@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument("--policies", nargs="+", choices=POLICIES, default=list(POLICIES))
     parser.add_argument("--competitors", nargs="+", type=int, default=[0, 1, 2, 4])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--json", help="write every measurement to this file")
+    parser.add_argument("--json", metavar="FILE", help="write all measurements to FILE")
     parser.add_argument("--measure", choices=WORKLOADS, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -213,7 +213,7 @@ def main() -> None:
                             json.dumps([[*key, *v] for key, v in rows.items()]), encoding="utf-8"
                         )
     for workload in options.workloads:
-        print(f"\n{workload}, units per second (share of what is fair)")
+        print(f"\n{workload}, units per second (share of the fair speed)")
         print("competitors".ljust(14) + "".join(policy.rjust(22) for policy in options.policies))
         idle = max(statistics.median(rows[workload, p, options.competitors[0]]) for p in options.policies)
         for count in options.competitors:

@@ -1,9 +1,9 @@
-"""The data path beside what it is made of: tokenizing and writing, opening and serving, and its share of a step.
+"""Measure data preparation, opening of token files, and reading of batches, and compare them with the libraries in use.
 
     python -m scripts.bench.data [TEXT]
 
-Ratios come from runs in turns. TEXT (default: 80 MB of the built-in stories) is one file; documents between lines
-`<|endoftext|>`.
+The programs that are compared are measured in turns. TEXT (default: 80 MB of the built-in stories) is a file whose
+documents are separated by lines `<|endoftext|>`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _encode: Callable[[list[str]], Any]
 
 
 def _bare(kind: str, folder: str) -> None:
-    """In a worker: the library's own encoder, without anything of ours."""
+    """Load the tokenizer library's own encoder, without Positron's code around it, in a worker process."""
     global _encode
     if kind == "sentencepiece":
         import sentencepiece
@@ -52,7 +52,7 @@ def _encode_texts(texts: list[str]) -> int:
 
 
 def tokenizing(text: Path, choice: TokenizerConfig, root: Path) -> None:
-    """Seconds of write_tokens, and of the library's bare encode loop over the same texts on as many processes."""
+    """Measure `write_tokens`, and the library's encoder alone on the same texts with as many processes; print both."""
     source = open_source(DataConfig("text", str(text)))
     home = root / f"{choice.kind}-{choice.name}"
     home.mkdir()
@@ -78,14 +78,14 @@ def tokenizing(text: Path, choice: TokenizerConfig, root: Path) -> None:
 
 
 def serving(root: Path) -> None:
-    """In a process of its own: open a 10 GB token file and serve step 1,000,000."""
+    """Measure, in a separate process, how long it takes to open 10 GB of token files and to read the batch of a step."""
     folder = root / "large"
     folder.mkdir()
     n, per_shard = 5_000_000_000, 500_000_000
     facts: dict[str, Any] = {"tokens": n, "documents": 1, "bytes": 4 * n, "bits": None, "shards": []}
     for i in range(n // per_shard):
         with (folder / f"train-{i:05d}.bin").open("wb") as file:
-            file.truncate(2 * per_shard)  # a hole in the disk: 10 GB that take no room
+            file.truncate(2 * per_shard)  # a sparse file, which occupies no space on the disk
         facts["shards"].append({"file": f"train-{i:05d}.bin", "tokens": per_shard, "sha256": ""})
     tokenizer = train_tokenizer(TokenizerConfig("char"), ["abc"])
     tokenizer.save(folder)
@@ -109,13 +109,13 @@ def serve(folder: Path) -> None:
     served = time.perf_counter()
     more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
     print(
-        f"10 GB of tokens  opened in {1e3 * (opened - began):.1f} ms, step 1,000,000 ({tuple(batch.shape)}) served in "
-        f"{1e3 * (served - opened):.1f} ms, {more:.0f} MB of memory"
+        f"10 GB of tokens  opened in {1e3 * (opened - began):.1f} ms, batch of step 1,000,000 ({tuple(batch.shape)}) read "
+        f"in {1e3 * (served - opened):.1f} ms, {more:.0f} MB of memory"
     )
 
 
 def share_of_a_step(root: Path) -> None:
-    """A batch's cost beside a training step of `model=nano`, each measured alone."""
+    """Measure the time to read a batch, and the time of a training step of `model=nano`; print both and their ratio."""
     import torch
 
     from positron.config import GPTConfig
@@ -170,7 +170,7 @@ def main() -> None:
             try:
                 tokenizing(text, choice, root)
             except UserError as error:
-                print(f"{choice.name}: left out: {error}")
+                print(f"{choice.name} is left out: {error}")
         serving(root)
         share_of_a_step(root)
 

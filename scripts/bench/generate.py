@@ -1,9 +1,10 @@
-"""Tokens per second of writing, one sequence on a CPU: Positron's engine beside Hugging Face `generate` and a plain loop.
+"""Measure the tokens per second of generation: Positron, Hugging Face `generate`, and a loop without a cache.
 
-All hold the same weights, of a fresh TinyGPT, and in fp32 write the same greedy tokens, which is checked first. They take
-turns, A B C A B C ..., in one process; medians over the rounds. The floor is the time to read every weight once from
-memory, at the rate that a large product of a matrix and a vector reaches here. --run RUN measures that run instead, with its
-bits per byte in fp32, bf16 and int8; --draft RUN, what a draft gives. Needs the extra: pip install -e '.[bench]'.
+One sequence is generated on a CPU. All programs use the same weights, those of an untrained TinyGPT. The script first checks
+that they generate the same tokens in fp32 at temperature 0. They are measured in turns (A B C A B C ...) in one process; the
+table shows medians over the rounds. The last line is a limit: the speed at which every weight is read once per token from
+memory, at the rate of a large product of a matrix and a vector. --run RUN measures this run instead, with its bits per byte
+in fp32, bf16 and int8; --draft DRAFT also measures it with a draft model. Needs: pip install -e '.[bench]'.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ GREEDY = Sampling(temperature=0)
 
 
 def hugging_face(model: GPT) -> Any:
-    """The same weights in GPT2LMHeadModel."""
+    """Return a GPT2LMHeadModel of transformers with the weights of `model`."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     c = model.config
@@ -43,24 +44,24 @@ def hugging_face(model: GPT) -> Any:
         )
     ).eval()  # fmt: skip
     weights, zeros = model.state_dict(), {k: torch.zeros_like(v) for k, v in other.state_dict().items() if "bias" in k}
-    found = {**other.state_dict(), **zeros}
-    found["transformer.wte.weight"] = found["lm_head.weight"] = weights["wte.weight"]
-    found["transformer.wpe.weight"] = weights["wpe.weight"]
-    found["transformer.ln_f.weight"] = weights["norm_f.weight"]
+    state = {**other.state_dict(), **zeros}
+    state["transformer.wte.weight"] = state["lm_head.weight"] = weights["wte.weight"]
+    state["transformer.wpe.weight"] = weights["wpe.weight"]
+    state["transformer.ln_f.weight"] = weights["norm_f.weight"]
     for i in range(c.n_layer):
         ours, theirs = f"blocks.{i}.", f"transformer.h.{i}."
-        found[theirs + "ln_1.weight"] = weights[ours + "norm1.weight"]
-        found[theirs + "ln_2.weight"] = weights[ours + "norm2.weight"]
+        state[theirs + "ln_1.weight"] = weights[ours + "norm1.weight"]
+        state[theirs + "ln_2.weight"] = weights[ours + "norm2.weight"]
         qkv = torch.cat([weights[f"{ours}attn.{x}.weight"] for x in "qkv"])
-        found[theirs + "attn.c_attn.weight"] = qkv.T.contiguous()  # Conv1D holds (in, out)
+        state[theirs + "attn.c_attn.weight"] = qkv.T.contiguous()  # the weight of a Conv1D is (in, out)
         for theirs_name, name in (("attn.c_proj", "attn.out"), ("mlp.c_fc", "mlp.up"), ("mlp.c_proj", "mlp.down")):
-            found[f"{theirs}{theirs_name}.weight"] = weights[f"{ours}{name}.weight"].T.contiguous()
-    other.load_state_dict(found)
+            state[f"{theirs}{theirs_name}.weight"] = weights[f"{ours}{name}.weight"].T.contiguous()
+    other.load_state_dict(state)
     return other
 
 
 def without_cache(model: GPT, ids: list[int], count: int) -> list[int]:
-    """nanoGPT's way: everything is read again for each token."""
+    """Generate `count` tokens as nanoGPT does: the model reads the whole text again for each token."""
     seen = list(ids)
     with torch.inference_mode():
         for _ in range(count):
@@ -83,7 +84,7 @@ def with_hugging_face(model: Any, ids: list[int], count: int) -> list[int]:
 
 
 def read_rate() -> float:
-    """Bytes per second at which a product of a 256 MB matrix, packed for reading, and a vector reads it."""
+    """Return the bytes per second at which the product of a packed 256 MB matrix and a vector reads the matrix."""
     matrix, vector = torch.randn(8192, 8192), torch.randn(1, 8192)
     product, times = Linear(matrix), []
     with torch.inference_mode():
@@ -95,19 +96,23 @@ def read_rate() -> float:
 
 
 def in_turns(variants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median seconds of each."""
+    """Call the variants in turns; return the median seconds of each."""
     times: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, write in variants.items():
             began = time.perf_counter()
             write()
             times[name].append(time.perf_counter() - began)
-    return {name: statistics.median(some) for name, some in times.items()}
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 @screen_log()
 def bench_run(options: argparse.Namespace) -> None:
-    """Drawn as `balanced` draws, since a draft is worth as much as it guesses; no end of a text ends it."""
+    """Measure the run `--run` with each number format, with and without a draft model.
+
+    Tokens are sampled with the preset `balanced`, because the speed with a draft depends on how often its tokens are
+    accepted. Generation does not stop at the end of a text.
+    """
     from positron.evaluation.eval_texts import texts_of_run
     from positron.evaluation.scoring import score_documents, total
     from positron.inference.int8 import round_weights
@@ -140,12 +145,12 @@ def bench_run(options: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tokens", type=int, default=256, help="to write (default %(default)s)")
-    parser.add_argument("--prompt", type=int, default=16, help="length of the prompt in tokens (default %(default)s)")
+    parser.add_argument("--tokens", type=int, default=256, help="number of tokens to generate (default: %(default)s)")
+    parser.add_argument("--prompt", type=int, default=16, help="length of the prompt in tokens (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--run", help="measure this run, with its bits per byte")
-    parser.add_argument("--draft", help="... and with this one as its draft")
+    parser.add_argument("--run", help="measure this run instead, with its bits per byte")
+    parser.add_argument("--draft", help="run that is used as the draft model of --run")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     if options.run:
@@ -153,7 +158,7 @@ def main() -> None:
         return
     model = GPT(TINYGPT, seed=0).eval()
     with torch.no_grad():
-        for p in model.parameters():  # fresh weights repeat one token for ever, which would prove little
+        for p in model.parameters():  # without noise, the model would repeat a single token, which is a weak check
             p.add_(0.05 * torch.randn(p.shape, generator=torch.Generator().manual_seed(p.numel())))
     tokenizer = CharTokenizer("")
     prompt = torch.randint(1, 16_000, (options.prompt,), generator=torch.Generator().manual_seed(0)).tolist()
@@ -170,17 +175,17 @@ def main() -> None:
     }
     wanted = with_hugging_face(other, prompt, options.tokens)
     same = [a == b for a, b in zip(wanted, with_engine(engines["Positron, fp32"], prompt, options.tokens), strict=True)]
-    print(f"greedy tokens like Hugging Face's: {sum(same)} of {len(same)}; {len(set(wanted))} different ones")
+    print(f"tokens equal to Hugging Face's at temperature 0: {sum(same)} of {len(same)} ({len(set(wanted))} distinct)")
     took = in_turns({name: partial(write, options.tokens) for name, write in variants.items()}, options.rounds)
     speed = {name: options.tokens / seconds for name, seconds in took.items()}
     reference = speed["Hugging Face generate, fp32"]
     floor = read_rate() / (4 * TINYGPT.matmul_params())
     print(f"{options.tokens} tokens after a prompt of {options.prompt}, {torch.get_num_threads()} threads\n")
-    print(f"{'':<30}{'tokens/s':>10}{'ratio':>8}{'of the floor':>14}")
+    print(f"{'':<30}{'tokens/s':>10}{'ratio':>8}{'of the limit':>14}")
     for name, rate in speed.items():
         share = rate / (floor * (4 if "int8" in name else 2 if "bf16" in name else 1))
         print(f"{name:<30}{rate:>10.0f}{rate / reference:>8.2f}{share:>14.0%}")
-    print(f"{'every weight read once, fp32':<30}{floor:>10.0f}{floor / reference:>8.2f}")
+    print(f"{'limit: reading all weights':<30}{floor:>10.0f}{floor / reference:>8.2f}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""What Lightning and our callbacks cost: each step of a real run beside the same step of a bare loop, in turns.
+"""Measure the time that Lightning and Positron's callbacks add to a training step.
 
     python -m scripts.bench.lightning
 
-Before every step of `positron.train`, a copy of the model takes the same step (same batch, gradients, clipping, optimizer)
-in a loop of a few lines. The run's own step is everything from there to the next one: reading the batch, Lightning's loop,
-logging every 10 steps, the progress line. Validation, samples and checkpoints are left out. Medians and differences of pairs.
+Before every step of `positron.train`, a copy of the model makes the same step (batch, gradients, clipping, optimizer) in a
+loop of a few lines. The time of the run's step is the time until the next step: reading the batch, Lightning's loop, logging
+every 10 steps, and the progress line. Validation, samples and checkpoints are switched off. The table shows medians over
+pairs of steps.
 """
 
 from __future__ import annotations
@@ -28,19 +29,19 @@ from positron.training.device import Machine
 from positron.training.eager_step import add_gradient, update
 from positron.training.optim.groups import build_optimizer
 
-SIZES = {  # settings of positron.train, and how many steps
+SIZES = {  # settings of positron.train, and number of steps
     "tinygpt": (["model=tinygpt", "train.batch_tokens=4096"], 34),
     "nano": (["model=nano", "train.batch_tokens=4096"], 64),
     "debug": (["model=debug", "train.batch_tokens=2048"], 300),
 }
 QUIET = ["train.val_every=1000000", "train.sample_every=1000000", "train.save_every=1000000", "schedule.warmup_steps=1"]
-WARM = 4  # pairs that are not counted
+WARMUP_PAIRS = 4  # number of pairs at the beginning that are not counted
 
 
 class Turns(L.Callback):
-    """Keeps (bare, through Lightning) in seconds for each pair of steps."""
+    """Measure pairs (seconds of the loop's step, seconds of Lightning's step)."""
 
-    every = 10**9  # as of any monitor, for the rows of metrics.jsonl
+    every = 10**9  # steps between rows in metrics.jsonl, as for a monitor
 
     def __init__(self) -> None:
         self.pairs: list[tuple[float, float]] = []
@@ -74,16 +75,16 @@ def pairs_of(settings: list[str], steps: int, folder: Path) -> list[tuple[float,
         "name=bench",
     ]
     train(from_dict(RunConfig, compose("train", [*common, *QUIET, *settings])), folder / settings[0], [turns])
-    return turns.pairs[WARM:]
+    return turns.pairs[WARMUP_PAIRS:]
 
 
 def main() -> None:
-    found = {}
+    results = {}
     with errors_as_one_line(), tempfile.TemporaryDirectory() as folder:
         for name, (settings, steps) in SIZES.items():
-            found[name] = pairs_of(settings, steps, Path(folder))
-    print(f"\n{'':<10}{'bare, ms':>10}{'Lightning, ms':>15}{'difference':>12}{'share':>8}")
-    for name, pairs in found.items():
+            results[name] = pairs_of(settings, steps, Path(folder))
+    print(f"\n{'':<10}{'loop, ms':>10}{'Lightning, ms':>15}{'difference':>12}{'share':>8}")
+    for name, pairs in results.items():
         bare, ours = (statistics.median(times) for times in zip(*pairs, strict=True))
         more = statistics.median(b - a for a, b in pairs)
         print(f"{name:<10}{1e3 * bare:>10.1f}{1e3 * ours:>15.1f}{1e3 * more:>9.2f} ms{more / bare:>8.1%}")

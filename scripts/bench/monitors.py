@@ -1,9 +1,10 @@
-"""What `monitor=all` costs at its default interval: stretches of 100 steps of one run, with and without it in turns.
+"""Measure the time that `monitor=all` adds to training at its default interval.
 
     python -m scripts.bench.monitors [settings of positron.train]
 
-Default: the quickstart's recipe. The wall time of whole steps is compared, all callbacks included; validation, samples and
-checkpoints are left out. Medians over the pairs of stretches.
+One run (default: the quickstart's recipe) trains intervals of 100 steps with and without monitors in turns. The wall time of
+whole steps is compared, including all callbacks; validation, samples and checkpoints are switched off. The result is a
+median over pairs of intervals.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ QUIET = {"val_every": 10**6, "sample_every": 10**6, "save_every": 10**6}
 
 
 class Stretches(L.Callback):
-    """Turns the monitors on and off, and keeps how long each stretch of EVERY steps took, the first one aside."""
+    """Switch the monitors on and off, and measure the time of each interval of EVERY steps except the first."""
 
     def __init__(self) -> None:
         self.begun = 0.0

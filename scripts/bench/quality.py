@@ -1,21 +1,22 @@
-"""Validation bits per byte against training time: our recipe beside those of the peers, on one text.
+"""Compare Positron's recipe with recipes of other projects: validation bits per byte for the same training time and text.
 
-    python -m scripts.bench.quality ../shared/data/tinystories_sample.txt [--minutes 10] [--seeds 3]
+    python -m scripts.bench.quality TEXT [--minutes 10] [--seeds 3]
 
-Documents, split by a fixed seed, and tokens (SentencePiece, 4,000 pieces, trained on the training side) are the same for
-all; a recipe decides the model, the optimizer, the batch and the precision (`quality_peers.py` has the peers'):
+All recipes have the same documents, the same split and the same tokenizer (SentencePiece, 4,000 tokens, trained on the
+training documents). A recipe decides the model, the optimizer, the batch and the precision. `quality_peers.py` implements the
+recipes of the other projects:
 
-    ours            `experiment=ten_minutes`, bf16 where it is fast
+    ours            `experiment=ten_minutes`, in bf16 if it is fast on this processor
     nanoGPT         the CPU example of its README: 4 layers of 128, context 64, batch 12, AdamW 1e-3 to 1e-4, fp32
-    nanoGPT, large  the same with our model's width, depth, context and batch
-    nanochat        its CPU run: 6 layers of 384, context 512, 16,384 tokens a step, its own Muon, fp32
-    HF Trainer      GPT-2 of the same size through transformers' Trainer, batch 32 x 128, AdamW 5e-4, weight decay 0.1,
-                    cosine (the recipe of its course, "training a causal language model from scratch")
+    nanoGPT, large  the recipe of nanoGPT with the width, depth, context and batch of Positron's model
+    nanochat        its recipe for a CPU: 6 layers of 384, context 512, 16,384 tokens per step, its variant of Muon, fp32
+    HF Trainer      GPT-2 with the size of nanoGPT's model, trained by the Trainer of transformers: batch 32 x 128, AdamW
+                    5e-4, weight decay 0.1, cosine (recipe of the course, "training a causal language model from scratch")
 
-Each recipe's learning rate follows the share of the time that has passed, so that every one ends its decay with the time.
-They are processes that take turns of some seconds, A B C A B C ..., so that a machine whose speed wanders is the same for
-all; only time in turns counts, and of it only training. Seeds follow each other; what is finished is not repeated, so recipes
-that are to be compared belong into one command.
+The learning rate of each recipe depends on the share of the time that has passed, so that its decay ends with the time. Each
+recipe is a process. The processes train in turns of some seconds (A B C A B C ...), so that a change in the speed of the
+machine affects all of them. Only training in these turns counts as time. Results are stored, and recipes with a result are
+not trained again, so name all recipes that you compare in one command.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ from positron.system.disk import make_folder, write_json
 from positron.system.log import screen_log
 from scripts.bench.quality_report import NAMES, picture, table
 
-TURN = 15.0  # seconds
-SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of the time, when to validate
+TURN = 15.0  # seconds of a turn
+SHARES = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # shares of the time at which to validate
 VOCABULARY = TokenizerConfig("sentencepiece", 4000)
 
 
 class Budget:
-    """Training time: waits for the next turn when one is over, validates at `SHARES` of the whole."""
+    """Measure the training time of a recipe: wait for the next turn after each turn, and validate at SHARES of the time."""
 
     def __init__(self, seconds: float, pipe: Connection, bits_per_byte: Callable[[], float]) -> None:
         self.seconds, self.pipe, self.bits_per_byte = seconds, pipe, bits_per_byte
@@ -60,10 +61,12 @@ class Budget:
         return min(1.0, self.spent / self.seconds)
 
     def step_done(self, tokens: int) -> bool:
-        """True when the time is over."""
+        """Add a step of `tokens` tokens; return True if the training time is over."""
         passed = time.perf_counter() - self._begun
         self.spent, self._turn, self.tokens = self.spent + passed, self._turn + passed, self.tokens + tokens
-        reached = sum(share <= self.progress for share in SHARES) - len(self.points)  # a long step reaches several
+        reached = sum(share <= self.progress for share in SHARES) - len(
+            self.points
+        )  # a long step may reach several shares
         if reached:
             self.points += [(self.spent, self.bits_per_byte())] * reached
         if self.progress >= 1:
@@ -81,7 +84,10 @@ class Budget:
 
 
 def scorer(nats: Callable[[Any, Any], Any], rows: tuple[Any, Any], token_bytes: Any, batch: int) -> Callable[[], float]:
-    """Bits per byte of the whole validation text; `nats(x, y)` sums the loss over the targets y (B, T) that are >= 0."""
+    """Return a function that computes the bits per byte of the whole validation text.
+
+    `nats(x, y)` returns the loss, summed over the targets y (B, T) that are >= 0.
+    """
     import torch
 
     def bits_per_byte() -> float:
@@ -96,7 +102,7 @@ def scorer(nats: Callable[[Any, Any], Any], rows: tuple[Any, Any], token_bytes: 
 
 
 def work(name: str, settings: dict[str, Any], pipe: Connection) -> None:
-    """One recipe's process."""
+    """Train one recipe, in a separate process."""
     if name == "ours":
         from positron.training.allocator import tune_allocator
 
@@ -123,7 +129,7 @@ def work(name: str, settings: dict[str, Any], pipe: Connection) -> None:
         files, context=context, batch_size=rows, seed=settings["seed"], end_id=end if at_documents else None
     )
     validation = TokenFiles(folder, "val", tokenizer)
-    # all of it by every model, in windows as long as its own context
+    # every model reads the whole text, in windows as long as its context
     text = validation_windows(validation, context=context, end_id=end, limit=settings["val_tokens"])
 
     def batches() -> Iterator[Any]:
@@ -146,7 +152,7 @@ def work(name: str, settings: dict[str, Any], pipe: Connection) -> None:
 
 
 def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any], budget: Any, seed: int) -> None:
-    """The recipe of `conf/experiment/ten_minutes.yaml`: its model, optimizer, schedule and batch."""
+    """Train with the model, optimizer, schedule and batch of `conf/experiment/ten_minutes.yaml`."""
     import torch
 
     from positron.model.gpt import GPT
@@ -158,7 +164,7 @@ def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any],
     model = GPT(recipe.model.with_vocab(vocab), seed=seed)
     optimizer = build_optimizer(model.named_parameters(), recipe.optimizer, fused=True)
     machine = choose_machine(DeviceConfig("cpu"), PrecisionConfig())
-    horizon = int(recipe.train.max_steps)  # the schedule's unit; the time decides how far along it a step is
+    horizon = int(recipe.train.max_steps)  # length of the schedule; the elapsed time decides the position in it
 
     def nats(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         with machine.autocast():
@@ -178,13 +184,16 @@ def train_ours(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Any],
 
 
 def run_seed(names: list[str], settings: dict[str, Any]) -> dict[str, Any]:
-    """All recipes in turns with one seed: {name: {"points": [(seconds, bits per byte), ...], "tokens": n}}."""
+    """Train all recipes in turns with one seed.
+
+    Returns {name: {"points": [(seconds, bits per byte), ...], "tokens": number of trained tokens}}.
+    """
     context = multiprocessing.get_context("spawn")
     workers: dict[str, Connection] = {}
     for name in names:
         ours, theirs = context.Pipe()
         context.Process(target=work, args=(name, settings, theirs), daemon=True).start()
-        theirs.close()  # so that a worker's death is an end of file here
+        theirs.close()  # otherwise `recv` would not notice that the worker ended
         assert ours.recv() == "ready"
         workers[name] = ours
     results: dict[str, Any] = {}
@@ -204,11 +213,11 @@ def main() -> None:
     import torch
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("text", help="documents separated by lines <|endoftext|>")
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("text", help="file of documents, separated by lines <|endoftext|>")
+    parser.add_argument("--minutes", type=float, default=10.0, help="training time of each recipe (default: 10)")
+    parser.add_argument("--seeds", type=int, default=3, help="number of seeds (default: 3)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--val-tokens", type=int, default=10**9, help="of the validation text, all by default")
+    parser.add_argument("--val-tokens", type=int, default=10**9, help="validation tokens (default: all)")
     parser.add_argument("--only", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_quality"))
     options = parser.parse_args()
@@ -233,10 +242,10 @@ def main() -> None:
             known["results"] |= run_seed(missing, settings)
             write_json(path, known)
         seeds[seed] = known["results"]
-    found = table(seeds, options.minutes)
-    (options.out / "quality.md").write_text(found + "\n", encoding="utf-8")
+    result = table(seeds, options.minutes)
+    (options.out / "quality.md").write_text(result + "\n", encoding="utf-8")
     picture(seeds, options.out / "quality.png", f"{Path(options.text).stem}, {options.threads} threads")
-    print(f"\n{found}\n\n{options.out}/quality.png")
+    print(f"\n{result}\n\n{options.out}/quality.png")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
-"""The peers' recipes for `quality.py`, written plainly from what they publish: fp32, as on their CPUs, and eager.
+"""Train the recipes of other projects for `quality.py`, implemented from their publications, in fp32 and not compiled.
 
-nanochat compiles its model; on a CPU in fp32 that was measured to gain nothing (1.01 times) and to take 9 to 45 seconds.
+nanochat compiles its model. On a CPU in fp32, compiling was measured to gain nothing (1.01 times the speed) and to take 9 to
+45 seconds.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch.nn import functional as F
 from positron.config import RunConfig
 from scripts.bench.train import plain_gpt
 
-PEERS = {  # context, rows of a batch
+PEERS = {  # context length, rows of a batch
     "nanoGPT": (64, 12),
     "nanochat": (512, 32),
     "HF Trainer": (128, 32),
@@ -28,7 +29,7 @@ def cosine(progress: float, final: float) -> float:
 
 
 def train_nanogpt(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Tensor], budget: Any, seed: int) -> None:
-    """The CPU example of its README; "nanoGPT, large" has our model's context, width and depth."""
+    """Train the CPU example of nanoGPT's README, or "nanoGPT, large" with the context, width and depth of `recipe`."""
     model: Any = plain_gpt(PEERS["nanoGPT"][0], 128, 4, 4, vocab)
     if name == "nanoGPT, large":
         ours = recipe.model
@@ -51,7 +52,7 @@ def train_nanogpt(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Te
 
 
 def summed_by(logits: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """x, y (B, T) -> summed nats of the targets that are >= 0."""
+    """Return a function of x and y, both (B, T), that sums the loss in nats over the targets y that are >= 0."""
     return lambda x, y: F.cross_entropy(logits(x).flatten(0, 1), y.flatten(), reduction="sum")
 
 
@@ -79,7 +80,9 @@ class NanochatBlock(nn.Module):
         B, T, C = x.shape
         h = norm(x)
         q, k, v = (part(h).view(B, T, self.H, C // self.H) for part in (self.q, self.k, self.v))
-        if self.values is not None and self.gate is not None:  # a token's own value, as far as its head lets it in
+        if (
+            self.values is not None and self.gate is not None
+        ):  # add an embedding of the token, weighted by a gate per head
             v = v + 2 * self.gate(h[..., :32]).sigmoid()[..., None] * self.values(idx).view_as(v)
         q, k = (norm(rotated(part, cos, sin)) for part in (q, k))
         q, k, v = (part.transpose(1, 2) for part in (q, k, v))
@@ -95,8 +98,11 @@ def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # (B, T, H, D), (T,
 
 
 class NanochatGPT(nn.Module):
-    """RMSNorm without weights, rotary positions, QK-norm, relu^2, untied, logits capped at 15; learned shares of the
-    residual stream and of the embedding before each block, and value embeddings in every other block."""
+    """Predict the next token as nanochat does.
+
+    The model has RMSNorm without weights, rotary positions, QK-norm, relu^2, untied embeddings, and logits limited to +-15.
+    Learned factors weight the residual stream and the embedding before each block; every second block has value embeddings.
+    """
 
     def __init__(self, L: int, T: int, vocab: int) -> None:
         super().__init__()
@@ -118,8 +124,11 @@ class NanochatGPT(nn.Module):
 
 
 class NanochatMatrices:
-    """Its Muon: Nesterov momentum, Polar Express (arXiv:2505.16932), each row's own second moment (NorMuon,
-    arXiv:2510.05491), and decay only where it agrees with the step."""
+    """Update matrices with nanochat's variant of Muon.
+
+    It uses Nesterov momentum, the Polar Express iteration (arXiv:2505.16932), a second moment per row (NorMuon,
+    arXiv:2510.05491), and weight decay only where the decay has the sign of the step.
+    """
 
     POLYNOMIALS = (
         (8.156554524902461, -22.48329292557795, 15.878769915207462),
@@ -163,11 +172,13 @@ class NanochatMatrices:
 
 
 def train_nanochat(name: str, recipe: RunConfig, vocab: int, batches: Iterator[Tensor], budget: Any, seed: int) -> None:
-    """runs/runcpu.sh with scripts/base_train.py's values of spring 2026: depth 6, 32 x 512 tokens a step. Rates go with the
-    square root of the batch over 2^19 and, of tables, with width ** -1/2; decay with the parameters of depth 12 over its own.
-    The model is that of early 2026; later versions add a smeared embedding, "backout" and other initial shares.
+    """Train nanochat's recipe for a CPU: runs/runcpu.sh with the values of scripts/base_train.py of spring 2026.
 
-    Its warmup of 40 steps would be the whole run here, so it is a fiftieth of the time.
+    The model has depth 6, and a step has 32 x 512 tokens. Learning rates are proportional to the square root of
+    batch / 2^19, and those of embedding tables also to width ** -1/2. Weight decay is proportional to the number of
+    parameters at depth 12, divided by the number of parameters of this model. The model is the one of early 2026; later
+    versions add a smeared embedding, "backout" and other initial values. nanochat's warmup of 40 steps would be most of a
+    run here, so the warmup takes a fiftieth of the time instead.
     """
     T, B = PEERS[name]
     L, batch = 6, math.sqrt(B * T / 2**19)
@@ -210,7 +221,7 @@ def train_nanochat(name: str, recipe: RunConfig, vocab: int, batches: Iterator[T
 def train_hugging_face(
     name: str, recipe: RunConfig, vocab: int, batches: Iterator[Tensor], budget: Any, seed: int
 ) -> None:
-    """GPT-2 of nanoGPT's size through transformers' Trainer."""
+    """Train a GPT-2 with the size of nanoGPT's model, using the Trainer of transformers."""
     import tempfile
 
     from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments

@@ -1,4 +1,4 @@
-"""The table and the picture of `quality.py`."""
+"""Write the table and draw the figure of `quality.py`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NAMES = ("ours", "nanoGPT", "nanoGPT, large", "nanochat", "HF Trainer")
 
 
 def passed_at(points: list[tuple[float, float]], goal: float) -> float | None:
-    """Seconds at which the curve first comes down to `goal`, between two points in proportion."""
+    """Return the seconds after which the curve first reaches `goal`, interpolated between two points; None if never."""
     if points[0][1] <= goal:
         return points[0][0]
     for (t0, a), (t1, b) in itertools.pairwise(points):
@@ -24,9 +24,9 @@ def passed_at(points: list[tuple[float, float]], goal: float) -> float | None:
 
 
 def table(seeds: dict[int, dict[str, Any]], minutes: float) -> str:
-    """Mean and spread of each recipe's last value, its tokens, and when ours passed it."""
+    """Return a table with each recipe's last score, its tokens per second, and when Positron's recipe reached this score."""
     lines = [
-        "| recipe | tokens/s | bits per byte at the end (± standard deviation) | ours gets there after |",
+        "| recipe | tokens/s | bits per byte at the end (± standard deviation) | Positron reaches this score after |",
         "|---|---|---|---|",
     ]
     for name in [n for n in NAMES if all(n in result for result in seeds.values())]:
@@ -41,7 +41,7 @@ def table(seeds: dict[int, dict[str, Any]], minutes: float) -> str:
 
 
 def picture(seeds: dict[int, dict[str, Any]], path: Path, title: str) -> None:
-    """The curves: a line through the means of the seeds, and their spread around it."""
+    """Draw the curve of each recipe: the mean over the seeds, and the range between the lowest and highest seed."""
     figure = Figure(figsize=(9, 5.2), layout="constrained")
     axes = figure.subplots()
     for i, name in enumerate(n for n in NAMES if all(n in result for result in seeds.values())):

@@ -1,12 +1,13 @@
-"""How the cost of a training step grows, measured beside what is computed: five axes, a table each, and one picture.
+"""Measure how the time and memory of a training step grow along five axes, and compare them with computed values.
 
-parameters (1M to 124M), context (128 to 8,192, also with device.checkpoint_activations), vocabulary (256 to 100k): a
-step of forward, backward and AdamW in bf16. data (1 MB to 10 GB of token files): opening them and fetching a batch.
-processes (1 and 2, gloo): the same batch shared by DDP.
+The axes are parameters (1M to 124M), context (128 to 8,192 tokens, also with device.checkpoint_activations), vocabulary (256
+to 100k), data (1 MB to 10 GB of token files) and processes (1 and 2, gloo). On the first three axes, a step of forward pass,
+backward pass and AdamW in bf16 is measured; on the axis data, opening the files and reading a batch; on the axis processes,
+the step of one batch that is shared by DDP. The result is a table for each axis and one figure.
 
-Each point has a fresh process, so that its peak memory is its own. With one thread, time is the CPU time of the process,
-which other programs on the same core hardly change; with more it is the clock's. The line is drawn through the three
-smallest points, and a point leaves it that costs 1.5 times as much, or as little.
+Each point is measured in a new process, so that its peak memory is its own. With one thread, time is the CPU time of the
+process, which other programs on the same core hardly change; with more threads, time is wall time. A line is fitted to the
+three smallest points. A point leaves the line if it takes more than 1.5 times the line, or less than 1 / 1.5 times the line.
 """
 
 from __future__ import annotations
@@ -41,10 +42,11 @@ from positron.training.optim.groups import build_optimizer, clip_gradients
 from scripts.bench.scale_report import judge, picture, table
 
 AXES = ["parameters", "context", "vocabulary", "data", "processes"]
-SECONDS, STEPS = 1.5, 3  # a point is measured for so long, and for so many steps at least
-FIXED = 12  # steps of ranks that have to take as many as each other
+SECONDS, STEPS = 1.5, 3  # a point is measured for at least this time and this number of steps
+FIXED = 12  # number of steps if there are several processes, which must all make the same number
 DATA_BATCH, DATA_CONTEXT, SHARD = 32, 512, 500_000_000  # rows, tokens; tokens per file
-PROCESS = multiprocessing.get_context("forkserver")  # torch is imported once; a child's peak begins at what it inherits
+# With forkserver, torch is imported once; the peak memory of a child begins at the memory that it inherits.
+PROCESS = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True)
@@ -62,11 +64,15 @@ class Point:
 
     @property
     def tokens(self) -> int:
-        """Of a step of one process."""
+        """The number of tokens of a step in one process."""
         return self.rows * self.gpt.context_length // self.processes
 
     def computed_bytes(self) -> int:
-        """Weights, gradients and two moments in fp32, the bf16 copies of matrices, activations, and the loss's chunks."""
+        """Return the computed memory of a step in bytes.
+
+        It is the sum of weights, gradients and two moments in fp32, copies of the matrices in bf16, activations, and the
+        chunks of the loss.
+        """
         if self.axis == "data":
             return DATA_BATCH * (DATA_CONTEXT + 1) * 8
         machine = Machine("cpu", "bf16", "", checkpoint_activations=self.checkpoint)
@@ -103,7 +109,7 @@ def points(axis: str, quick: bool) -> list[Point]:
 
 
 def measure(point: Point, threads: int) -> dict[str, Any]:
-    """In a process of its own; raises where that comes to nothing."""
+    """Measure a point in new processes. Raises SystemExit if they end without a result."""
     ours, theirs = PROCESS.Pipe()
     with tempfile.TemporaryDirectory() as folder:
         target = serve if point.axis == "data" else train
@@ -115,17 +121,17 @@ def measure(point: Point, threads: int) -> dict[str, Any]:
             process.start()
         theirs.close()
         try:
-            found: dict[str, Any] = ours.recv()
+            result: dict[str, Any] = ours.recv()
         except EOFError:
             raise SystemExit(f"{point.axis} {label(point)} ended without a result") from None
         finally:
             for process in ranks:
                 process.join()
-    return found
+    return result
 
 
 def timed(action: Callable[[], object], threads: int, *, steps: int | None = None) -> float:
-    """Median of the seconds that it takes."""
+    """Return the median of the seconds that `action` takes."""
     clock = time.process_time if threads == 1 else time.perf_counter
     seconds: list[float] = []
     while len(seconds) < (steps or STEPS) or (steps is None and sum(seconds) < SECONDS):
@@ -136,7 +142,7 @@ def timed(action: Callable[[], object], threads: int, *, steps: int | None = Non
 
 
 def train(point: Point, threads: int, folder: Path, rank: int, pipe: Connection) -> None:
-    """Median seconds of a step on this process's share of the batch, and its memory."""
+    """Measure the median seconds of a step on this process's part of the batch, and its memory; send both to `pipe`."""
     tune_allocator()
     torch.set_num_threads(threads)
     inherited = peak_memory(torch.device("cpu"))
@@ -157,22 +163,24 @@ def train(point: Point, threads: int, folder: Path, rank: int, pipe: Connection)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    step()  # the first one pays for kernels and buffers
+    step()  # the first step also loads kernels and allocates buffers
     if point.processes == 1:
-        found = {"seconds": timed(step, threads)}
-    else:  # the gradients stay at home in half of the steps; all ranks take the same number
+        result = {"seconds": timed(step, threads)}
+    else:  # first without exchanging gradients, then with it; all processes make the same number of steps
         with wrapped.no_sync():
             alone = timed(step, threads, steps=FIXED)
-        found = {"alone": alone, "seconds": timed(step, threads, steps=FIXED)}
+        result = {"alone": alone, "seconds": timed(step, threads, steps=FIXED)}
     if rank == 0:
-        pipe.send(found | {"bytes": peak_memory(torch.device("cpu")) - inherited})
+        pipe.send(result | {"bytes": peak_memory(torch.device("cpu")) - inherited})
     if point.processes > 1:
         torch.distributed.destroy_process_group()
 
 
 def serve(point: Point, threads: int, folder: Path, rank: int, pipe: Connection) -> None:
-    """Seconds to open `x` bytes of token files, and to fetch the batch of any step. The files are holes: they take no
-    room, and what the disk itself needs is not in the time."""
+    """Measure the seconds to open `x` bytes of token files, and to read the batch of a step; send both to `pipe`.
+
+    The files are sparse: they occupy no space on the disk, and the time does not include the time of the disk.
+    """
     n = int(point.x) // 2
     sizes = [min(SHARD, n - start) for start in range(0, n, SHARD)]
     shards = [{"file": f"train-{i:05d}.bin", "tokens": size, "sha256": ""} for i, size in enumerate(sizes)]
@@ -189,15 +197,15 @@ def serve(point: Point, threads: int, folder: Path, rank: int, pipe: Connection)
         return Windows(files, context=DATA_CONTEXT, batch_size=DATA_BATCH, seed=0)
 
     steps = iter(np.random.default_rng(0).integers(1, 10**6, size=10**6).tolist())
-    opened().batch(1)  # the first one pays for code and buffers
+    opened().batch(1)  # the first call also loads code and allocates buffers
     inherited, windows = own_memory(), opened()
     fetch = timed(lambda: windows.batch(next(steps)), threads)
-    found = {"opening": timed(opened, threads), "seconds": fetch}
-    pipe.send(found | {"bytes": own_memory() - inherited})
+    result = {"opening": timed(opened, threads), "seconds": fetch}
+    pipe.send(result | {"bytes": own_memory() - inherited})
 
 
 def own_memory() -> int:
-    """Bytes without the pages of mapped files, which the system takes back when it needs them."""
+    """Return the memory of this process in bytes, without mapped files, which the system can remove from memory."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
@@ -206,7 +214,7 @@ def own_memory() -> int:
 
 
 def row_of(point: Point, threads: int) -> dict[str, Any]:
-    """What is computed, and what is measured where it fits the memory that is free."""
+    """Return the row of a point: computed values and, if the point fits into the free memory, measured values."""
     tokens = DATA_BATCH * DATA_CONTEXT if point.axis == "data" else point.tokens
     flops = 0.0 if point.axis == "data" else point.gpt.flops_per_token()
     row = {"axis": point.axis, "series": point.series, "x": point.x, "label": label(point), "tokens": tokens}
@@ -215,7 +223,7 @@ def row_of(point: Point, threads: int) -> dict[str, Any]:
     free = free_memory(torch.device("cpu"))
     needed = point.processes * point.computed_bytes()
     if free is not None and needed > 0.9 * free:
-        return row | {"skipped": f"needs about {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"}
+        return row | {"skipped": f"needs about {needed / 1e9:.1f} GB, but {free / 1e9:.1f} GB are free"}
     return row | measure(point, threads)
 
 
@@ -227,22 +235,22 @@ def label(point: Point) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--axis", choices=AXES, nargs="+", default=AXES)
-    parser.add_argument("--quick", action="store_true", help="the three smallest points of each axis")
-    parser.add_argument("--threads", type=int, default=1, help="of each process")
+    parser.add_argument("--axis", choices=AXES, nargs="+", default=AXES, help="measure only these axes")
+    parser.add_argument("--quick", action="store_true", help="measure only the three smallest points of each axis")
+    parser.add_argument("--threads", type=int, default=1, help="threads of each process (default: 1)")
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_scale"))
     options = parser.parse_args()
     clock = "CPU time of one thread" if options.threads == 1 else f"time of {options.threads} threads"
-    print(f"bf16, {clock} a process; load average {os.getloadavg()[0]:.1f}", flush=True)
+    print(f"bf16, {clock} per process; load average {os.getloadavg()[0]:.1f}", flush=True)
     rows: list[dict[str, Any]] = []
     for axis in options.axis:
-        mine = []
+        axis_rows = []
         for point in points(axis, options.quick):
-            mine.append(row_of(point, options.threads))
+            axis_rows.append(row_of(point, options.threads))
             print(f"  {axis} {label(point)} {point.series}", flush=True)
-        said = judge(axis, mine)
-        print("\n".join(["", table(axis, mine), "", *said, ""]), flush=True)
-        rows += mine
+        verdicts = judge(axis, axis_rows)
+        print("\n".join(["", table(axis, axis_rows), "", *verdicts, ""]), flush=True)
+        rows += axis_rows
     make_folder(options.out)
     keys = list(dict.fromkeys(key for row in rows for key in row))
     with (options.out / "scale.csv").open("w", newline="", encoding="utf-8") as file:

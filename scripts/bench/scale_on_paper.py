@@ -1,7 +1,7 @@
-"""What 1, 8 and 64 GPUs would take for 124M and 1.5B parameters, by DDP and by FSDP: the tables of docs/SCALE.md.
+"""Compute time and memory of training 124M and 1.5B parameters on 1, 8 and 64 GPUs: the tables of docs/SCALE.md.
 
-Nothing is measured here. Every figure follows from the constants below and the formulas in the functions; docs/SCALE.md
-writes them out and names their sources.
+Nothing is measured here. All numbers follow from the constants below and the formulas in the functions; docs/SCALE.md
+explains the formulas and names their sources.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from scripts.bench.scale_report import markdown
 PEAK = 989e12  # FLOP/s in bf16, dense: H100 SXM
 MFU = 0.40
 MEMORY = 80e9
-USABLE = 0.9  # of it: the rest is CUDA's own and fragments
+USABLE = 0.9  # share of MEMORY for training; CUDA and fragmentation need the remaining memory
 INSIDE = 450e9  # bytes/s in each direction, NVLink inside a node
 NIC = 50e9  # bytes/s, one 400 Gb/s port per GPU, between nodes
 NODE = 8
@@ -38,14 +38,14 @@ class Setup:
     checkpoint: bool
 
     def state_bytes(self) -> float:
-        """16 bytes a parameter for weight, gradient and two moments in fp32, and what is held beside them."""
+        """Return the bytes of weights, gradients and two moments in fp32 (16 per parameter) and of their copies."""
         n = self.gpt.n_params()
         if self.strategy == "none":
-            return 16 * n + 2 * n  # and the weights in bf16
+            return 16 * n + 2 * n  # plus the weights in bf16
         if self.strategy == "ddp":
-            return 16 * n + 2 * n + 4 * n  # and buckets of gradients
+            return 16 * n + 2 * n + 4 * n  # plus the weights in bf16 and buckets of gradients
         if self.strategy == "fsdp":
-            return 16 * n / self.gpus + 2 * n + 2 * n  # shares, and all weights and all gradients in bf16
+            return 16 * n / self.gpus + 2 * n + 2 * n  # a share, plus all weights and all gradients in bf16
         block = 12 * self.gpt.d_model**2
         outside = n - self.gpt.n_layer * block
         return 16 * n / self.gpus + 2 * n + 2 * (outside + 2 * block)  # weights of two blocks at a time
@@ -55,11 +55,11 @@ class Setup:
 
     @property
     def rows(self) -> int:
-        """Sequences of a step on each GPU."""
+        """The number of sequences of a step on each GPU."""
         return self.batch_tokens // self.gpt.context_length // self.gpus
 
     def micro_batch(self) -> int:
-        """Sequences at a time: as many as fit, halved from all."""
+        """Return the number of sequences at a time: all, halved until they fit into memory."""
         size = self.rows
         while size > 1 and self.state_bytes() + self.activation_bytes(size) > USABLE * MEMORY:
             size //= 2
@@ -69,7 +69,7 @@ class Setup:
         return self.state_bytes() + self.activation_bytes(self.micro_batch())
 
     def compute_seconds(self) -> float:
-        """Of a step: flops_per_token, and a third more where the forward pass is done twice."""
+        """Return the seconds of computation of a step; checkpointing takes a third more, for a second forward pass."""
         flops = self.gpt.flops_per_token() * self.batch_tokens * (4 / 3 if self.checkpoint else 1)
         return flops / (self.gpus * MFU * PEAK)
 
@@ -78,8 +78,11 @@ class Setup:
         return -(-self.rows // self.micro_batch())
 
     def traffic(self) -> float:
-        """Bytes that each GPU sends in a step: an all-reduce in fp32; or all-gathers of each micro-batch, and one
-        reduce-scatter, in bf16. One unit is gathered once a micro-batch, a block for its forward and its backward pass.
+        """Return the bytes that each GPU sends in a step.
+
+        DDP sends an all-reduce in fp32. FSDP sends all-gathers for each micro-batch and one reduce-scatter, in bf16. A
+        single unit is gathered once per micro-batch; with units of one block, each block is gathered twice, for the forward
+        and the backward pass.
         """
         n, share = self.gpt.n_params(), (self.gpus - 1) / self.gpus
         if self.strategy == "ddp":
@@ -88,12 +91,19 @@ class Setup:
         return share * 2 * n * (gathers + 1)
 
     def travel_seconds(self, ports: int = NODE) -> float:
-        """A ring enters and leaves each node once; NCCL lays one ring over each of a node's eight ports."""
+        """Return the seconds to send the bytes of a step.
+
+        A ring enters and leaves each node once; NCCL uses one ring for each of the `ports` network ports of a node.
+        """
         return self.traffic() / (INSIDE if self.gpus <= NODE else ports * NIC)
 
     def exposed_seconds(self, ports: int = NODE) -> float:
-        """What no computation hides. DDP sends during the backward pass of the last micro-batch, FSDP by block during
-        all of them; one unit has to be whole before its forward pass begins, and its gradients before they leave."""
+        """Return the seconds of sending that do not overlap with computation.
+
+        DDP sends during the backward pass of the last micro-batch, FSDP by block during the whole computation. FSDP with a
+        single unit does not overlap: all weights must be present before the forward pass begins, and all gradients before
+        they are sent.
+        """
         backward = 3 / 4 if self.checkpoint else 2 / 3
         hides = {
             "ddp": backward * self.compute_seconds() / self.micro_batches,
@@ -115,7 +125,7 @@ def setups(name: str) -> list[Setup]:
 
 
 def table(name: str) -> str:
-    """Markdown, a line for each setup."""
+    """Return a Markdown table with a line for each setup."""
     head = ["GPUs", "strategy", "checkpointed", "state, GB", "in all, GB", "sequences at a time", "computing, s",
             "sent, GB", "travelling, s", "not hidden, s", "by one port, s", "20 tokens per parameter"]  # fmt: skip
     return markdown(head, [line(setup) for setup in setups(name)])

@@ -1,4 +1,4 @@
-"""What `scale.py` found: where each axis leaves the line, as tables and a picture."""
+"""Report the measurements of `scale.py`: where each axis leaves its line, as tables and a figure."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import numpy as np
 from positron.evaluation.plots import as_png
 
 Row = dict[str, Any]
-LEAVES = 1.5  # times the line, or the line so many times it
+LEAVES = 1.5  # a point leaves the line if it is this factor above or below the line
 BLUE, ORANGE, RED = "#1f5fa8", "#c8590a", "#b00020"
 
 
 def off_the_line(x: list[float], y: list[float]) -> list[float]:
-    """y / (a + b x), where the line through the three smallest points has the least relative error and a, b >= 0."""
-    few_x, few_y = np.array(x[:3]), np.array(y[:3])
-    lines = [np.array([1 / few_y, few_x / few_y]).T, np.array([0 / few_y, few_x / few_y]).T]
-    lines.append(np.array([1 / few_y, 0 * few_x]).T)
-    fitted = [np.linalg.lstsq(design, np.ones(len(few_y)), rcond=None)[0] for design in lines]
+    """Return y / (a + b x), where a, b >= 0 have the lowest relative error for the three smallest points."""
+    first_x, first_y = np.array(x[:3]), np.array(y[:3])
+    lines = [np.array([1 / first_y, first_x / first_y]).T, np.array([0 / first_y, first_x / first_y]).T]
+    lines.append(np.array([1 / first_y, 0 * first_x]).T)
+    fitted = [np.linalg.lstsq(design, np.ones(len(first_y)), rcond=None)[0] for design in lines]
     errors = [
         np.square(design @ line - 1).sum() if min(line) >= 0 else np.inf
         for design, line in zip(lines, fitted, strict=True)
@@ -28,7 +28,7 @@ def off_the_line(x: list[float], y: list[float]) -> list[float]:
 
 
 def judge(axis: str, rows: list[Row]) -> list[str]:
-    """Notes each point's place beside the line in its row; says for each series where the line ends."""
+    """Add each point's ratio to the line to its row; return lines that say where each series leaves its line."""
     said = [f"{row['label']} {row['series']} skipped: {row['skipped']}" for row in rows if "skipped" in row]
     for series in dict.fromkeys(row["series"] for row in rows):
         mine = [row for row in rows if row["series"] == series and "skipped" not in row]
@@ -36,7 +36,7 @@ def judge(axis: str, rows: list[Row]) -> list[str]:
         if axis == "processes" and len(mine) == 2:
             said.append(name + shared(*mine))
         elif axis != "processes" and len(mine) > 3:
-            cost = [row["flops_per_token"] for row in mine]  # 0 for data: the line is flat
+            cost = [row["flops_per_token"] for row in mine]  # 0 on the axis data, so that the line is constant
             judged = {"time": off_the_line(cost, [row["seconds"] / row["tokens"] for row in mine])}
             if axis != "data":
                 memory = [row["bytes"] for row in mine]
@@ -59,12 +59,12 @@ def shared(one: Row, two: Row) -> str:
     travel = 1 - two["alone"] / two["seconds"]
     return (
         f"with two processes each takes {two['seconds'] / one['seconds']:.2f} of the time of one, where 0.50 would be "
-        f"linear; {max(0.0, travel):.0%} of it is for {4e-6 * one['parameters']:.1f} MB of gradients that travel"
+        f"linear; {max(0.0, travel):.0%} of the time is for sending {4e-6 * one['parameters']:.1f} MB of gradients"
     )
 
 
 def table(axis: str, rows: list[Row]) -> str:
-    """Markdown."""
+    """Return the rows of an axis as a Markdown table."""
     if axis == "data":
         head = ["token files", "opened in", "a batch of 32 x 513 in", "memory", "time / line"]
         lines = [
@@ -102,7 +102,7 @@ def markdown(head: list[str], lines: list[list[str]]) -> str:
 
 
 def picture(rows: list[Row], title: str) -> bytes:
-    """PNG: a panel per axis, time on the left in blue, memory on the right in orange, what is computed dashed."""
+    """Draw a panel for each axis: time (left, blue), memory (right, orange) and computed values (dotted). Returns a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(15, 8.4), layout="constrained")
@@ -123,7 +123,7 @@ def picture(rows: list[Row], title: str) -> bytes:
 
 
 def draw_growth(axes: Any, axis: str, rows: list[Row]) -> None:
-    """Time and memory per token against the axis, both logarithmic; the dashed lines are the computed ones."""
+    """Draw time per token and memory against the axis, with logarithmic scales; dotted lines are computed values."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     right = axes.twinx()
@@ -157,7 +157,7 @@ def draw_growth(axes: Any, axis: str, rows: list[Row]) -> None:
 
 
 def halves(lower: Any, upper: Any) -> None:
-    """Logarithmic y axes whose curves share a panel without crossing: each has a bit more than half of its height."""
+    """Set logarithmic y axes so that the two groups of curves do not cross: each has about half of the panel's height."""
     for axes, below in ((lower, 0.06), (upper, 0.5)):
         axes.set_yscale("log")
         values = np.concatenate([line.get_ydata() for line in axes.lines]).astype(float)
@@ -167,16 +167,16 @@ def halves(lower: Any, upper: Any) -> None:
 
 
 def apart(places: list[float]) -> list[float]:
-    """Those whose labels have room on a logarithmic axis, the last one among them."""
-    kept, room = [places[-1]], 0.12 * np.log(places[-1] / places[0])
+    """Return the positions whose labels do not overlap on a logarithmic axis, from the last position downwards."""
+    kept, distance = [places[-1]], 0.12 * np.log(places[-1] / places[0])
     for place in reversed(places[:-1]):
-        if np.log(kept[-1] / place) > room:
+        if np.log(kept[-1] / place) > distance:
             kept.append(place)
     return kept
 
 
 def short(number: float) -> str:
-    """1,234,000 as 1.2M; 8,192 as it is."""
+    """Format a number with at most two digits and a unit, such as 1.2M; numbers below 10,000 are written in full."""
     if number < 1e4:
         return f"{number:,.0f}"
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
@@ -207,7 +207,7 @@ def draw_data(axes: Any, rows: list[Row]) -> None:
 
 
 def draw_processes(axes: Any, rows: list[Row]) -> None:
-    """Bars: the time of a step in each process, relative to one process alone; what DDP adds is lighter."""
+    """Draw bars: the time of a step in each process, relative to a single process. The part that DDP adds is lighter."""
     ticks = []
     for i, series in enumerate(dict.fromkeys(row["series"] for row in rows)):
         mine = [row for row in rows if row["series"] == series]
@@ -234,14 +234,21 @@ def explain(axes: Any) -> None:
     axes.set_axis_off()
     shown = [
         Line2D([], [], color=BLUE, marker="o", label="time, measured"),
-        Line2D([], [], color=BLUE, ls=":", label="time, line through the three smallest, in FLOPs"),
-        Line2D([], [], color=ORANGE, marker="o", label="memory, measured: the peak of a fresh process"),
-        Line2D([], [], color=ORANGE, ls=":", label="memory, computed, without torch's own"),
+        Line2D([], [], color=BLUE, ls=":", label="time, line fitted to the three smallest points"),
+        Line2D([], [], color=ORANGE, marker="o", label="memory, measured: the peak of a new process"),
+        Line2D([], [], color=ORANGE, ls=":", label="memory, computed, without the memory of torch"),
         Line2D([], [], color="gray", marker="s", mfc="white", label="with device.checkpoint_activations=true"),
         Line2D(
-            [], [], color=RED, marker="o", ms=13, mfc="none", ls="", label=f"here the time leaves its line by {LEAVES}"
+            [],
+            [],
+            color=RED,
+            marker="o",
+            ms=13,
+            mfc="none",
+            ls="",
+            label=f"time leaves the line by a factor of {LEAVES}",
         ),
-        Line2D([], [], color="black", ls=":", label="processes: linear would be this"),
-        Patch(facecolor="#8db7e3", hatch="//", edgecolor="white", label="processes: gradients that travel"),
+        Line2D([], [], color="black", ls=":", label="processes: the time if the speedup were linear"),
+        Patch(facecolor="#8db7e3", hatch="//", edgecolor="white", label="processes: sending gradients"),
     ]
     axes.legend(handles=shown, loc="center", fontsize=11, frameon=False, labelspacing=0.9, handlelength=3)

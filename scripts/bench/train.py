@@ -1,10 +1,11 @@
-"""Tokens per second of one training step (forward, backward, AdamW), Positron's beside a plain nanoGPT-style loop.
+"""Measure the tokens per second of a training step (forward, backward, AdamW): Positron, and a loop like nanoGPT's.
 
-The variants are processes that take turns, A B C A B C ..., so that a machine whose speed wanders is the same for all.
-The plain ones run as their users run them, with the system's allocator as it is; Positron's keeps what it frees, as
-`positron.train` does. The ceilings, large matrix products, take their turns too. Medians over the rounds.
+Each variant is a process. They are measured in turns (A B C A B C ...), so that a change in the speed of the machine affects
+all of them. The nanoGPT variants use the memory allocator of the system; Positron's variant sets the allocator as
+`positron.train` does, so that freed memory is kept. Large matrix products, which give the highest speed of the machine, are
+measured in the same turns. The table shows medians over the rounds.
 
-A turn begins with a step that is not timed: after seconds of waiting a step takes 10 to 25 % longer, and a run never waits.
+A turn begins with a step that is not timed, because the first step after a pause takes 10 to 25 % longer.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ VARIANTS = ("nanoGPT-style, fp32", "nanoGPT-style, bf16 autocast", "Positron, bf
 
 
 def plain_gpt(T: int, C: int, L: int, H: int, V: int) -> torch.nn.Module:
-    """A GPT-2 as most people write it: packed qkv, LayerNorm, GELU, learned positions, tied head, all logits at once."""
+    """Build a usual GPT-2: packed qkv, LayerNorm, GELU, learned positions, tied embeddings, all logits at once."""
     from torch import nn
     from torch.nn import functional as F
 
@@ -73,7 +74,7 @@ def plain_gpt(T: int, C: int, L: int, H: int, V: int) -> torch.nn.Module:
 
 
 def work(variant: str, shape: tuple[int, ...], threads: int, pipe: Connection) -> None:
-    """Build the variant, then take two steps whenever told to, and time the second."""
+    """Build the variant; then, for each request on `pipe`, make two steps and send the seconds of the second."""
     B, T, C, L, H, V = shape
     if variant.startswith("Positron"):
         from positron.training.allocator import tune_allocator
@@ -115,7 +116,7 @@ def work(variant: str, shape: tuple[int, ...], threads: int, pipe: Connection) -
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
-    step()  # the first one pays for kernels and buffers
+    step()  # the first step also loads kernels and allocates buffers
     pipe.send(None)
     while pipe.recv():
         step()
@@ -134,9 +135,9 @@ def measure_ceiling(dtype_name: str, threads: int, pipe: Connection) -> None:
 
 
 def seconds_of(action: Callable[[], None]) -> float:
-    begun = time.perf_counter()
+    start = time.perf_counter()
     action()
-    return time.perf_counter() - begun
+    return time.perf_counter() - start
 
 
 def main() -> None:
@@ -177,9 +178,9 @@ def report(
     print(
         f"{options.model}: {config.n_params() / 1e6:.1f}M parameters, {B} x {T} tokens, {options.threads} threads, "
         f"median of {options.rounds} rounds in turns; load average {os.getloadavg()[0]:.1f}\n"
-        f"matmul ceiling: fp32 {median['float32'] / 1e9:,.0f}, bf16 {median['bfloat16'] / 1e9:,.0f} GFLOP/s\n"
+        f"large matrix products: fp32 {median['float32'] / 1e9:,.0f}, bf16 {median['bfloat16'] / 1e9:,.0f} GFLOP/s\n"
     )
-    print(f"{'':<30}{'tokens/s':>10}{'GFLOP/s':>10}{'of its ceiling':>16}{'ratio':>8}")
+    print(f"{'':<30}{'tokens/s':>10}{'GFLOP/s':>10}{'of products':>16}{'ratio':>8}")
     for name in VARIANTS:
         ceiling = median["bfloat16" if "bf16" in name else "float32"]
         ratio = statistics.median(a / b for a, b in zip(results[VARIANTS[0]], results[name], strict=True))

@@ -121,8 +121,8 @@ def test_wrong_pages_are_refused(tmp_path):
         (good.replace("{{ a }}", ""), "does not show a"),
         (good.replace("{{ figure: nothing }}", ""), "does not show figure"),
         (good.replace("{{ figure: nothing }}", "{{ figure }}"), "needs a description"),
-        (good.replace("${{ b }}$", "{{ b }}"), "only formulas show arrays"),
-        (good.replace(":.0e", ""), "needs a format"),
+        (good.replace("${{ b }}$", "{{ b }}"), "only in a formula"),
+        (good.replace(":.0e", ""), "give a format"),
         (good + "{{ source: numpy_ref.linear.no_such_function }}", "does not exist in numpy_ref/linear.py"),
         (good + "{{ code: no_such_package.f }}", "not in this repository"),
     ):

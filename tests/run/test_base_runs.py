@@ -240,7 +240,7 @@ def test_a_run_is_compared_once_however_often_it_is_named(here: Path) -> None:
 
 @pytest.mark.parametrize("rank", [33, 100_000])
 def test_a_lora_rank_above_the_matrices_is_refused_with_the_largest(here: Path, rank: int) -> None:
-    with pytest.raises(UserError, match=f"sft.lora.rank={rank} .*: give at most 32"):
+    with pytest.raises(UserError, match=f"sft.lora.rank={rank} .*: give at most sft.lora.rank=32"):
         sft(tuned("outputs/base", sft=SFTConfig(lora=LoraConfig(rank))), Path("outputs/l"))
     assert sft(tuned("outputs/base", sft=SFTConfig(lora=LoraConfig(32))), Path("outputs/m")).status == "finished"
 
