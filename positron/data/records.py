@@ -106,7 +106,8 @@ def _numbered(rows: Iterator[Any], path: Path) -> Iterator[tuple[str, Any]]:
     try:
         yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {' '.join(str(error).split())[:200]}") from error
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"cannot read {path}: {reason}; copy, download or create the file again") from error
 
 
 def _csv_rows(text: str, delimiter: str | None) -> Iterator[tuple[str, Any]]:
@@ -138,7 +139,10 @@ def _csv_rows(text: str, delimiter: str | None) -> Iterator[tuple[str, Any]]:
 
 
 def _json_rows(text: str, path: Path, is_record: Callable[[Any], bool], *, by_line: bool) -> Iterator[tuple[str, Any]]:
-    """Yield the rows of a JSON document, of JSON lines, or of concatenated JSON values, whatever the file's suffix."""
+    """Yield the rows of a JSON document, of JSON lines, or of JSON values that follow each other.
+
+    The content decides between these, and not only the file's suffix (`by_line`: it is a suffix of JSON lines).
+    """
     if not text.strip():
         return
     whole = _parsed(text)

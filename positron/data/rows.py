@@ -208,7 +208,9 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
             if cells[column]:
                 yield cells[column]
     except csv.Error as error:
-        raise UserError(f"{shown}, line {rows.line_num} is not CSV: {error}") from error
+        raise UserError(
+            f"{shown}, line {rows.line_num} is not CSV: {error}; check the quotes around its cells"
+        ) from error
 
 
 def parquet_texts(path: Path, reading: Reading, row_group: int | None = None) -> Iterator[str]:
@@ -261,7 +263,8 @@ def arrow_reader(path: Path) -> Iterator[Any]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    return UserError(f"cannot read {one_line(str(path))}: {one_line(' '.join(str(error).split()), 200)}")
+    reason = one_line(" ".join(str(error).split()), 200)
+    return UserError(f"cannot read {one_line(str(path))}: {reason}; copy, download or create the file again")
 
 
 def _check_column(schema: Any, path: Path, reading: Reading) -> None:

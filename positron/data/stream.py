@@ -141,7 +141,10 @@ class Stream:
                 source.release(place["task"])
             else:
                 if before == missing and place["task"] == 0:
-                    raise UserError(f"{self.config.repo} has no text in data.field={self.config.field} to train on")
+                    raise UserError(
+                        f"{self.config.repo} has no text in data.field={self.config.field} to train on: give another "
+                        "data.field= or data.repo="
+                    )
                 place = {**place, "task": 0, "offset": 0, "turn": place["turn"] + 1}
                 logger.info(
                     f"{self.config.repo} was read completely: epoch {epoch} continues at the dataset's beginning"

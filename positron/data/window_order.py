@@ -57,7 +57,7 @@ def windows_of_step(step: int, *, seed: int, n_windows: int, batch_size: int) ->
 
 @lru_cache(maxsize=4)  # training reads one text, and fine-tuning reads conversations and replayed windows
 def _samples(block: int, seed: int, n_windows: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the epochs and window numbers, each (size,) and read-only, of the samples from block * size on."""
+    """Return the epochs and window numbers of `size` samples, beginning with sample block * size; both are read-only."""
     sample = block * size + np.arange(size, dtype=np.int64)
     epoch, place = np.divmod(sample, n_windows)
     windows = np.empty(size, dtype=np.int64)

@@ -97,7 +97,7 @@ def read_runs(runs: Sequence[Run], read: Callable[[Run], T]) -> list[tuple[Run, 
 
 
 def common_text(runs: Sequence[Run], file: str | None, limit: int) -> tuple[list[Run], list[str]]:
-    """Return the runs to compare, and the texts to score: those of `file`, or the validation texts that the runs share.
+    """Return the runs to compare, and the texts to score: the texts of `file`, or the validation text that the runs share.
 
     `limit` is the number of bytes to score (0: all). If `file` is None, runs whose text is not available are left out.
     Raises UserError if the validation texts differ.

@@ -77,7 +77,7 @@ def _headline(facts: Facts, is_chat: bool) -> dict[str, str]:
 def _environment(run: Run, facts: Facts) -> dict[str, str]:
     """Return the machine and the versions that the run recorded at its last start.
 
-    They may differ from those of the process that writes the report.
+    The process that writes the report may run on another machine or with other versions.
     """
     resolved = run.resolved()
     lines = {

@@ -220,7 +220,7 @@ def _uncertainty(
 ) -> tuple[float | None, Array | None]:
     """Return the standard deviation of the runs around the law and the covariance of theta; None for an unknown one.
 
-    The formulas are those of least squares, with residuals that are limited to HUBER_THRESHOLD.
+    Both are computed as in least squares, with residuals that are limited to HUBER_THRESHOLD.
     """
     mean, jacobian = log_excess(theta, terms, logs)
     residuals = y - mean

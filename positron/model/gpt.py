@@ -131,7 +131,7 @@ class Attention(nn.Module):
             self.q_norm, self.k_norm = (nn.RMSNorm(self.d_head, eps=config.norm_eps) for _ in range(2))
 
     def forward(self, x: Tensor, rope: Rope | None, mask: Tensor | None) -> Tensor:
-        """Attend from every token to its past: (B, T, C) -> (B, T, C).
+        """Let every token attend to itself and the tokens before it: (B, T, C) -> (B, T, C).
 
         `rope`: cos and sin of the positions, or None without rotary positions. `mask` (B, 1, T, T): the result of
         `document_mask`, or None if attention crosses documents.
@@ -291,9 +291,9 @@ class GPT(nn.Module):
         return out
 
     def embed(self, idx: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Rope | None, Tensor | None]:
-        """Compute what the first block reads: the embeddings (B, T, C) of token ids (B, T), without dropout.
+        """Compute the input of the first block: the embeddings (B, T, C) of token ids (B, T), without dropout.
 
-        Returns them with the arguments `rope` and `mask` of every block. `documents` and errors as for `hidden`.
+        Also returns the arguments `rope` and `mask` of every block. `hidden` describes `documents` and the errors.
         """
         T = idx.shape[1]
         if self.config.context_length < T:

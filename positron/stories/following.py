@@ -1,8 +1,8 @@
-"""Compute which words may follow the beginning of a story, with their exact probabilities.
+"""Compute the words that may follow the beginning of a story, with their exact probabilities.
 
-A *word* is a run of white space with the run of other characters after it, punctuation included: stories are sequences of
-such words, and the first word has no white space. `Following` is the state of the grammar between two words; a beginning
-usually has several, because a text determines its choices only gradually.
+A *word* is white space followed by other characters, including punctuation. A story is a sequence of such words; only its
+first word has no white space. `Following` is a state of the grammar between two words. The beginning of a story usually
+has several possible states, because its later words determine some of the earlier choices.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _PRONOUNS = {"he", "his", "him", "himself", "boy", "call"}  # forms that do not 
 
 
 class Rule(NamedTuple):
-    """Name what a piece of text comes from: `name` is the list or the slot, otherwise the group."""
+    """Name the origin of a piece of text: its group, and the name of its list or slot (for other groups, the group)."""
 
     group: Group
     name: str
@@ -37,7 +37,7 @@ _SENTENCE, _ALTERNATIVE, END = Rule("sentence", "sentence"), Rule("alternative",
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """Hold what remains of a sequence of nodes, the rule of its fixed texts, and what follows the sequence."""
+    """Hold the remaining nodes of a sequence, the rule of its fixed texts, and the frame that follows the sequence."""
 
     nodes: tuple[Node, ...]
     rule: Rule
@@ -46,12 +46,12 @@ class _Frame:
 
 @dataclass(frozen=True, eq=False)
 class Following:
-    """Hold a state of the grammar between two words: the choices so far, and what is left to write."""
+    """Hold a state of the grammar between two words: the choices so far, and the rest of the story to write."""
 
     plot: Plot
     bound: tuple[tuple[str, str], ...]  # slot and value, in the order in which they were drawn
     named: frozenset[str]  # slots whose value the text has named
-    rest: Piece | None  # of a fixed text that contains several words
+    rest: Piece | None  # the remaining words of a text that contains several words
     frame: _Frame | None  # None at the end of the story
 
 
@@ -69,7 +69,7 @@ class Word(NamedTuple):
 
 
 def first_words(grammar: Grammar = GRAMMAR) -> Iterator[Word]:
-    """Yield the words that may begin a story; several may have the same text. The probabilities add up to 1."""
+    """Yield the words that may begin a story. Several words may have the same text; all probabilities add up to 1."""
     for name, bits in zip(grammar.plot_choice.options, grammar.plot_choice.bits, strict=True):
         start = Following(grammar.plots[name], (), frozenset(), None, _Frame(grammar.beats[name], _SENTENCE, None))
         for word in next_words(start, grammar):
@@ -79,7 +79,7 @@ def first_words(grammar: Grammar = GRAMMAR) -> Iterator[Word]:
 
 
 def next_words(state: Following, grammar: Grammar = GRAMMAR) -> Iterator[Word]:
-    """Yield the words that may come next; several may have the same text. The probabilities add up to 1.
+    """Yield the words that may come next. Several words may have the same text; all probabilities add up to 1.
 
     At the end of the story, yields a single word without pieces.
     """
@@ -105,7 +105,10 @@ def next_words(state: Following, grammar: Grammar = GRAMMAR) -> Iterator[Word]:
 
 
 def _end_of_word(text: str, has_begun: bool) -> int:
-    """Return where the word that a text continues ends: at the white space after other characters, or the text's end."""
+    """Return the position in `text` at which the current word ends: the first white space after another character.
+
+    If there is no such white space, return the length of the text. `has_begun`: the word already has another character.
+    """
     for i, character in enumerate(text):
         if not character.isspace():
             has_begun = True
@@ -115,7 +118,7 @@ def _end_of_word(text: str, has_begun: bool) -> int:
 
 
 def _begins_with_space(frame: _Frame | None) -> bool:
-    """Tell whether what follows surely begins with white space, or is the end of the story."""
+    """Tell whether every possible continuation begins with white space or is the end of the story."""
     while frame is not None:
         if not frame.nodes:
             frame = frame.after
@@ -136,7 +139,7 @@ def _begins_with_space(frame: _Frame | None) -> bool:
 
 
 def _steps(at: Following, frame: _Frame, grammar: Grammar) -> Iterator[tuple[float, Following]]:
-    """Yield the states after the next node, with their probabilities."""
+    """Yield pairs of the probability of a state after the next node, and this state."""
     if not frame.nodes:
         yield 1.0, Following(at.plot, at.bound, at.named, None, frame.after)
         return
@@ -163,7 +166,7 @@ def _steps(at: Following, frame: _Frame, grammar: Grammar) -> Iterator[tuple[flo
 def _spelled(
     at: Following, slot: Slot, value: str, bound: tuple[tuple[str, str], ...], after: _Frame | None, grammar: Grammar
 ) -> Following:
-    """Return the state in which the form of a slot's value is to be written."""
+    """Return the state before the form of a slot's value is written."""
     if slot.form in _PRONOUNS:
         group: Group = "pronoun"
     else:

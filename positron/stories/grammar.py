@@ -145,7 +145,7 @@ class Grammar:
         return choice
 
     def spell(self, plot: Plot, slot: Slot, value: str) -> str:
-        """Return the form of a value that a slot node asks for."""
+        """Return a value in the form that a slot node names, with a capital letter if the node asks for one."""
         if slot.form:
             value = self.kinds[plot.slots[slot.name]][value][slot.form]
         return value[0].upper() + value[1:] if slot.capital else value

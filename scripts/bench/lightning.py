@@ -45,7 +45,7 @@ class Turns(L.Callback):
 
     def __init__(self) -> None:
         self.pairs: list[tuple[float, float]] = []
-        self.bare_s = self.begun = 0.0
+        self.bare_s = self.start = 0.0
 
     def on_train_start(self, trainer: L.Trainer, module: Any) -> None:
         self.model = copy.deepcopy(module.model)
@@ -54,11 +54,11 @@ class Turns(L.Callback):
 
     def on_train_batch_start(self, trainer: L.Trainer, module: Any, *_: Any) -> None:
         now = time.perf_counter()
-        if self.begun:
-            self.pairs.append((self.bare_s, now - self.begun))
+        if self.start:
+            self.pairs.append((self.bare_s, now - self.start))
         self.bare_step(module.objective.train.batch(trainer.global_step + 1), module)
-        self.begun = time.perf_counter()
-        self.bare_s = self.begun - now
+        self.start = time.perf_counter()
+        self.bare_s = self.start - now
 
     def bare_step(self, rows: torch.Tensor, module: Any) -> None:
         add_gradient(self.model, rows, self.machine)

@@ -34,7 +34,7 @@ class Stretches(L.Callback):
     """Switch the monitors on and off, and measure the time of each interval of EVERY steps except the first."""
 
     def __init__(self) -> None:
-        self.begun = 0.0
+        self.start = 0.0
         self.seconds: tuple[list[float], list[float]] = ([], [])  # without monitors, with all
 
     def on_train_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -46,8 +46,8 @@ class Stretches(L.Callback):
             return
         now = time.perf_counter()
         if stretch > 1:
-            self.seconds[(stretch - 1) % 2].append(now - self.begun)
-        self.begun = now
+            self.seconds[(stretch - 1) % 2].append(now - self.start)
+        self.start = now
         for monitor in self.monitors:
             monitor.every = EVERY if stretch % 2 else 10**9
 
