@@ -30,6 +30,7 @@ from positron.config import (
     TokenizerConfig,
     TrainConfig,
 )
+from positron.run.folder import Run
 from positron.system.log import screen_log
 
 PROJECT = Path(__file__).parent.parent
@@ -115,6 +116,17 @@ def tiny(folder: Path, **changes: Any) -> RunConfig:
         else:
             config = dataclasses.replace(config, **{group: value})
     return config
+
+
+@pytest.fixture(scope="session")
+def kept_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run of 40 steps on built-in stories that kept the weights of 4 steps."""
+    from positron.train import train
+
+    folder = tmp_path_factory.mktemp("kept") / "outputs" / "tiny"
+    folder.parent.mkdir()
+    train(tiny(folder.parents[1], train__keep_history=4, model__context_length=64), folder)
+    return Run(folder)
 
 
 def apart(target: Callable[..., None], *arguments: str | int) -> None:

@@ -173,7 +173,7 @@ def _departure(tokenizer: Tokenizer, truth: StoryTruth, ids: list[int]) -> Depar
     if is_cut:
         message = "no story is cut into these tokens, because the prompt ends within a word or with a space"
     elif words:
-        shown = tokenizer.bytes_of(ids[place]).decode("utf-8", errors="replace").strip()
+        shown = tokenizer.bytes_of(ids[place]).decode("utf-8", errors="replace").strip() or "a space"
         options = ", ".join(f'"{word}"' for word in words)
         message = f'no story continues with "{shown}" here; possible words: {options}'
     else:

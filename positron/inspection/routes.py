@@ -1,0 +1,180 @@
+"""Serve what the inspector shows: /api/look, /api/truth and /api/history, as routes that an application mounts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from positron.inspection.look import TOP
+from positron.inspection.lookdata import Ablation, Continuation
+from positron.inspection.subject import Subject
+from positron.system.errors import UserError
+
+MAX_BODY = 200_000  # bytes of a request
+MAX_PROMPT = 20_000  # characters; more cannot fit the tokens that are allowed
+MAX_ABLATIONS = 1000
+
+
+def routes(subjects: Mapping[str, Subject]) -> list[Route]:
+    """Return the routes for runs by their names; a request that names no run gets the only one.
+
+    What a request asks wrongly is answered by status 400 and `{"error": {"message": ...}}`, an unknown run by 404.
+    """
+
+    async def look(request: Request) -> Response:
+        return await _answer(request, lambda body: _look(subjects, body))
+
+    async def truth(request: Request) -> Response:
+        return await _answer(request, lambda body: _truth(subjects, body))
+
+    async def regrets(request: Request) -> Response:
+        return await _answer(request, lambda query: _subject(subjects, query).regrets())
+
+    async def history(request: Request) -> Response:
+        return await _answer(request, lambda query: _subject(subjects, query).history())
+
+    return [
+        Route("/api/look", look, methods=["POST"]),
+        Route("/api/truth", truth, methods=["POST"]),
+        Route("/api/truth", regrets, methods=["GET"]),
+        Route("/api/history", history, methods=["GET"]),
+    ]
+
+
+class _UnknownRun(UserError):
+    """Report a run that is not served."""
+
+
+async def _answer(request: Request, compute: Callable[[dict[str, Any]], Any]) -> Response:
+    """Compute the answer to a request in a thread, so that other requests do not wait."""
+    try:
+        values = await _body(request) if request.method == "POST" else dict(request.query_params)
+        data = await run_in_threadpool(compute, values)
+    except _UnknownRun as error:
+        return _error(404, error)
+    except UserError as error:
+        return _error(400, error)
+    content = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return Response(content, media_type="application/json")
+
+
+def _error(status: int, error: UserError) -> Response:
+    return JSONResponse({"error": {"message": str(error), "type": "invalid_request_error"}}, status)
+
+
+async def _body(request: Request) -> dict[str, Any]:
+    content = b""
+    async for part in request.stream():
+        content += part
+        if len(content) > MAX_BODY:
+            raise UserError(f"the request has more than {MAX_BODY:,} bytes: send a shorter prompt")
+    try:
+        values = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UserError("the request is not JSON") from error
+    if not isinstance(values, dict):
+        raise UserError("the request must be a JSON object")
+    return values
+
+
+def _subject(subjects: Mapping[str, Subject], values: dict[str, Any]) -> Subject:
+    name = values.get("run")
+    if name is None and len(subjects) == 1:
+        return next(iter(subjects.values()))
+    if not isinstance(name, str) or name not in subjects:
+        raise _UnknownRun(f"run must be one of {', '.join(subjects)}")
+    return subjects[name]
+
+
+def _look(subjects: Mapping[str, Subject], values: dict[str, Any]) -> Any:
+    known = {"run", "prompt", "step", "ablations", "top", "focus", "attention", "scores", "continuation"}
+    _refuse_unknown(values, known)
+    attention = values.get("attention")
+    if attention is not None and not (isinstance(attention, list) and all(map(_is_whole, attention))):
+        raise UserError("attention must be a list of layers")
+    scores = values.get("scores", False)
+    if not isinstance(scores, bool):
+        raise UserError("scores must be true or false")
+    return _subject(subjects, values).look(
+        _prompt(values),
+        step=_whole(values, "step", None),
+        ablations=_ablations(values.get("ablations")),
+        top=_whole(values, "top", TOP) or 0,
+        focus=_whole(values, "focus", None),
+        attention=attention,
+        scores=scores,
+        continuation=_continuation(values.get("continuation")),
+    )
+
+
+def _truth(subjects: Mapping[str, Subject], values: dict[str, Any]) -> Any:
+    _refuse_unknown(values, {"run", "prompt", "step", "top"})
+    step, top = _whole(values, "step", None), _whole(values, "top", TOP) or 0
+    return _subject(subjects, values).truth(_prompt(values), step=step, top=top)
+
+
+def _refuse_unknown(values: dict[str, Any], known: set[str]) -> None:
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise UserError(f"there is no field {unknown[0][:60]}: use {', '.join(sorted(known))}")
+
+
+def _prompt(values: dict[str, Any]) -> str:
+    prompt = values.get("prompt")
+    if not isinstance(prompt, str):
+        raise UserError("prompt must be a text")
+    if len(prompt) > MAX_PROMPT:
+        raise UserError(f"the prompt has {len(prompt):,} characters and may have {MAX_PROMPT:,}")
+    try:
+        prompt.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError("prompt holds a lone surrogate, which UTF-8 cannot encode") from error
+    return prompt
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 10**12
+
+
+def _whole(values: dict[str, Any], name: str, default: int | None) -> int | None:
+    value = values.get(name)
+    if value is None:
+        return default
+    if not _is_whole(value):
+        raise UserError(f"{name} must be a whole number")
+    return int(value)
+
+
+def _ablations(value: Any) -> list[Ablation]:
+    if value is None:
+        return []
+    if not isinstance(value, list) or len(value) > MAX_ABLATIONS:
+        raise UserError(f"ablations must be a list of at most {MAX_ABLATIONS}")
+    ablations: list[Ablation] = []
+    for entry in value:
+        if not isinstance(entry, dict) or set(entry) != {"layer", "part"} or not _is_whole(entry["layer"]):
+            raise UserError('an ablation must be {"layer": 0, "part": 3}, where part is a head, "attn" or "mlp"')
+        match entry["part"]:
+            case "attn" | "mlp" as part:
+                ablations.append({"layer": entry["layer"], "part": part})
+            case part if _is_whole(part):
+                ablations.append({"layer": entry["layer"], "part": part})
+            case _:
+                raise UserError('the part of an ablation must be a head, "attn" or "mlp"')
+    return ablations
+
+
+def _continuation(value: Any) -> Continuation | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise UserError("continuation must be an object of sampling settings")
+    known = Continuation.__annotations__
+    _refuse_unknown(value, set(known))
+    return Continuation(**{key: setting for key, setting in value.items() if setting is not None})  # type: ignore[typeddict-item]

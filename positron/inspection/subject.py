@@ -1,0 +1,241 @@
+"""Hold a run that is looked at: its best weights, those kept from its training, its validation text and its grammar."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+
+from positron.config import DataConfig
+from positron.data.corpus import find_token_files
+from positron.data.open import StoriesSource
+from positron.evaluation.eval_texts import texts_of_run
+from positron.inference.engine import Engine
+from positron.inference.text_model import sampling_from
+from positron.inspection.ablation import ablated
+from positron.inspection.look import MAX_TOKENS, TOP, look
+from positron.inspection.lookdata import (
+    Ablation,
+    Continuation,
+    HistoryData,
+    LookData,
+    RegretHistory,
+    RuleRegret,
+    RulesAtStep,
+    Scores,
+    TruthData,
+)
+from positron.inspection.scores import VALIDATION_BYTES, measure_scores
+from positron.inspection.story_tokens import refuse_joining
+from positron.inspection.tokens import Vocabulary
+from positron.inspection.truth import (
+    StoryTruth,
+    compare_with_truth,
+    model_log_probabilities,
+    regret_by_rule,
+    story_truth,
+)
+from positron.model.gpt import GPT
+from positron.run.base import pretrained_run
+from positron.run.checkpoint import BEST, step_of
+from positron.run.folder import Run
+from positron.run.load import load_kept_model, load_model
+from positron.run.metrics import read_metrics
+from positron.settings import from_dict
+from positron.system.errors import UserError
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+
+logger = logging.getLogger(__name__)
+
+KEPT_MODELS = 3  # of earlier steps, in memory
+REGRET_STORIES = 20
+MAX_CONTINUATION = 1000  # tokens
+
+
+class Subject:
+    """Answer questions about a run. Several threads may ask at the same time."""
+
+    def __init__(self, run: Run, model: GPT | None = None, tokenizer: Tokenizer | None = None) -> None:
+        """`model` and `tokenizer`: those of the best checkpoint, if they are loaded already.
+
+        Raises UserError if they cannot be loaded.
+        """
+        self.run, self.name = run, run.folder.resolve().name
+        best, own, path = load_model(run) if model is None or tokenizer is None else (model, tokenizer, None)
+        self.best, self.tokenizer = best, own
+        if path is None or path.name == BEST:
+            facts = run.facts()
+            self.best_step = facts.best_step if facts.best_step is not None else (facts.step or 0)
+        else:
+            self.best_step = step_of(path)
+        self._earlier: OrderedDict[int, GPT] = OrderedDict()
+        self._measured: dict[int, Scores] = {}
+        self._regrets: dict[int, list[RuleRegret]] = {}
+        self._lock = threading.RLock()
+
+    def model(self, step: int | None = None) -> tuple[GPT, int]:
+        """Return the model with the weights of a step, and the step; None: the best checkpoint.
+
+        Raises UserError for a step that was not kept.
+        """
+        if step is None or step == self.best_step:
+            return self.best, self.best_step
+        with self._lock:
+            if step not in self._earlier:
+                kept = {weights.step: weights for weights in self.run.history}
+                if step not in kept:
+                    known = ", ".join(map(str, sorted({*kept, self.best_step})))
+                    raise UserError(f"{self.run.folder} has no weights of step {step}: it has those of {known}")
+                self._earlier[step] = load_kept_model(self.run, kept[step])
+                while len(self._earlier) > KEPT_MODELS:
+                    self._earlier.popitem(last=False)
+            self._earlier.move_to_end(step)
+            return self._earlier[step], step
+
+    def look(
+        self,
+        prompt: str,
+        *,
+        step: int | None = None,
+        ablations: Sequence[Ablation] = (),
+        top: int = TOP,
+        focus: int | None = None,
+        attention: Sequence[int] | None = None,
+        scores: bool = False,
+        continuation: Continuation | None = None,
+    ) -> LookData:
+        """Look at the weights of a step, see `look.look`. `continuation`: settings of a text to write after the prompt."""
+        model, at = self.model(step)
+        data = look(
+            model,
+            self.tokenizer,
+            prompt,
+            run=self.name,
+            step=at,
+            ablations=ablations,
+            top=top,
+            focus=focus,
+            attention=attention,
+        )
+        if continuation is not None:
+            data["continuation"] = self._write(ablated(model, ablations) if ablations else model, prompt, continuation)
+        if scores:
+            data["scores"] = self.scores(at)
+        return data
+
+    def _write(self, model: GPT, prompt: str, settings: Continuation) -> str:
+        values = {key: value for key, value in settings.items() if key not in ("max_tokens", "seed")}
+        count, seed = settings.get("max_tokens", 100), settings.get("seed", 0)
+        if isinstance(count, int) and count > MAX_CONTINUATION:
+            raise UserError(f"max_tokens {count} must be at most {MAX_CONTINUATION}")
+        ids = Vocabulary(self.tokenizer).ids(prompt, model.config.context_length)
+        (text,) = Engine(model, self.tokenizer).texts([ids], sampling_from(values), max_tokens=count, seed=seed)
+        return text
+
+    def scores(self, step: int | None = None) -> Scores:
+        """Return the measured scores of all heads at a step; they are measured once."""
+        model, at = self.model(step)
+        with self._lock:
+            if at not in self._measured:
+                self._measured[at] = measure_scores(model, self.tokenizer, self.validation_texts)
+            return self._measured[at]
+
+    @cached_property
+    def validation_texts(self) -> list[str]:
+        """Return the beginning of the validation text; empty if it is not on this machine."""
+        if self._stories is not None:
+            return self._validation_stories(10)
+        try:
+            base = pretrained_run(self.run)
+            data = from_dict(DataConfig, base.config()["data"])
+            if find_token_files(data, self.tokenizer, base.facts().data_fingerprint) is None:
+                return []  # preparing it again could take hours
+            return texts_of_run(self.run, "val", VALIDATION_BYTES)
+        except UserError as error:
+            logger.info(f"no ablation costs: {error}")
+            return []
+
+    def history(self) -> HistoryData:
+        """List the weights that were kept from the training."""
+        rows = read_metrics(self.run.metrics_path)
+        data: HistoryData = {"run": self.name, "points": [], "best": self.best_step}
+        for step, _ in self.run.history:
+            before = [row for row in rows if row["step"] <= step]
+            validated = [row["val/bpb"] for row in before if row.get("val/bpb") is not None]
+            tokens = before[-1].get("tokens") if before and before[-1]["step"] == step else None
+            if tokens is None and self.run.facts().resolved is not None:
+                tokens = step * self.run.resolved().batch_tokens
+            data["points"].append({"step": step, "tokens": tokens, "val_bpb": validated[-1] if validated else None})
+        return data
+
+    def truth(self, prompt: str, *, step: int | None = None, top: int = TOP) -> TruthData:
+        """Compare the weights of a step with the grammar. Raises UserError for a run on another text."""
+        self.refuse_other_text()
+        model, at = self.model(step)
+        return compare_with_truth(model, self.tokenizer, prompt, run=self.name, step=at, top=top)
+
+    def regrets(self) -> RegretHistory:
+        """Measure the regret per rule at each kept step, and at the best checkpoint; each step is measured once.
+
+        Raises UserError for a run on another text.
+        """
+        self.refuse_other_text()
+        steps = sorted({self.best_step, *(kept.step for kept in self.run.history)})
+        with self._lock:
+            rows, truths = self._true_stories
+            for step in steps:
+                if step not in self._regrets:
+                    model = self.model(step)[0]
+                    self._regrets[step] = regret_by_rule(
+                        truths, [model_log_probabilities(model, ids) for ids in rows], rows
+                    )
+            points: list[RulesAtStep] = [{"step": step, "rules": self._regrets[step]} for step in steps]
+        order = {_key(rule): i for i, rule in enumerate(points[-1]["rules"])}
+        for point in points:
+            point["rules"] = sorted(point["rules"], key=lambda rule: order[_key(rule)])
+        return {"run": self.name, "stories": len(rows), "points": points}
+
+    @cached_property
+    def _true_stories(self) -> tuple[list[list[int]], list[StoryTruth]]:
+        """Return the ids of the first validation stories, cut at the context length, and their exact distributions."""
+        texts = self._validation_stories(REGRET_STORIES)
+        end = self.tokenizer.special_id(END_OF_TEXT)
+        limit = min(MAX_TOKENS, self.best.config.context_length)
+        rows = [[end, *ids, end][:limit] for ids in self.tokenizer.encode_batch(texts)]
+        return rows, [story_truth(self.tokenizer, ids) for ids in rows]
+
+    def refuse_other_text(self) -> None:
+        """Raise UserError if the run was not trained on the built-in stories of this version."""
+        if self._stories is None:
+            raise UserError(
+                f"{self.run.folder} was not trained on the built-in stories of this version: the exact probabilities of its "
+                "text are not known"
+            )
+        refuse_joining(self.tokenizer)
+
+    @cached_property
+    def _stories(self) -> StoriesSource | None:
+        """Return the source of the built-in stories, if the run or its base run was trained on them."""
+        try:
+            base = pretrained_run(self.run)
+            data = from_dict(DataConfig, base.config()["data"])
+        except UserError:
+            return None
+        if data.source != "stories":
+            return None
+        source = StoriesSource(data)
+        return source if base.facts().data_fingerprint in (None, source.fingerprint) else None
+
+    def _validation_stories(self, count: int) -> list[str]:
+        """Return the first validation stories; like training, without files."""
+        assert self._stories is not None
+        source = self._stories
+        documents = (document for task in source.tasks() for document in source.read(task))
+        return [document.text for document in itertools.islice((d for d in documents if d.is_val), count)]
+
+
+def _key(rule: RuleRegret) -> tuple[str, str]:
+    return rule["group"], rule["rule"]

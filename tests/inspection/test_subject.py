@@ -1,0 +1,115 @@
+"""A run that is looked at: weights of every kept step, scores, the regret over the training."""
+
+import math
+import shutil
+
+import pytest
+import torch
+
+from positron.inspection.inside import log_probabilities, look_inside
+from positron.inspection.look import look
+from positron.inspection.subject import KEPT_MODELS, Subject
+from positron.inspection.truth import story_truth
+from positron.run.folder import Run
+from positron.run.load import load_kept_model, load_model
+from positron.stories import bits
+from positron.system.errors import UserError
+from positron.text.tokenizer import END_OF_TEXT
+
+PROMPT = "Once upon a time"
+
+
+@pytest.fixture(scope="module")
+def subject(kept_run):
+    return Subject(kept_run)
+
+
+def test_without_a_step_the_best_checkpoint_is_looked_at(kept_run, subject):
+    model, tokenizer, _ = load_model(kept_run)
+    assert subject.look(PROMPT) == look(model, tokenizer, PROMPT, run="tiny", step=kept_run.facts().best_step)
+
+
+def test_each_kept_step_is_looked_at_with_its_own_weights(kept_run, subject):
+    for kept in [*kept_run.history, *kept_run.history]:  # again, when some have left the memory
+        own = look(load_kept_model(kept_run, kept), subject.tokenizer, PROMPT, run="tiny", step=kept.step)
+        assert subject.look(PROMPT, step=kept.step)["tokens"] == own["tokens"]
+    assert len(subject._earlier) <= KEPT_MODELS
+    with pytest.raises(UserError, match=r"has no weights of step 7: it has those of 0, 1, 6, 40"):
+        subject.look(PROMPT, step=7)
+
+
+def test_the_history_has_tokens_and_the_last_validation(kept_run, subject):
+    data = subject.history()
+    assert data["best"] == kept_run.facts().best_step
+    assert [(point["step"], point["tokens"]) for point in data["points"]] == [
+        (0, 0),
+        (1, 512),
+        (6, 6 * 512),
+        (40, 40 * 512),
+    ]
+    assert [point["val_bpb"] for point in data["points"]] == [None, None, None, kept_run.facts().val_bpb]
+
+
+def test_a_text_is_continued_by_the_weights_of_the_step_and_without_the_ablated_parts(subject):
+    settings = {"max_tokens": 30, "temperature": 1.0}
+    texts = {
+        subject.look(PROMPT, step=step, ablations=ablations, continuation=settings)["continuation"]
+        for step in (0, 40)
+        for ablations in ([], [{"layer": 0, "part": "mlp"}])
+    }
+    assert len(texts) == 4
+    with pytest.raises(UserError, match="max_tokens 5000 must be at most"):
+        subject.look(PROMPT, continuation={"max_tokens": 5000})
+
+
+def test_scores_are_measured_once_and_on_validation_text(subject, monkeypatch):
+    scores = subject.look(PROMPT, scores=True)["scores"]
+    assert scores["validation"] > 500
+    assert len(scores["heads"]) == 2
+    assert all(len(layer) == 4 for layer in scores["heads"])
+    monkeypatch.setattr("positron.inspection.subject.measure_scores", None)
+    assert subject.scores() is scores
+
+
+def test_validation_texts_are_stories_that_the_training_left_out(kept_run, subject):
+    from positron.evaluation.eval_texts import texts_of_run
+
+    ours = subject.validation_texts
+    assert len(ours) == 10
+    assert all(bits(text) > 50 for text in ours)
+    assert set(ours) <= set(texts_of_run(kept_run, "val", 0)) | set(ours[-9:])
+    assert not set(ours) & set(texts_of_run(kept_run, "train", 0))
+
+
+def test_the_regret_over_the_training_is_that_of_the_models(subject):
+    data = subject.regrets()
+    assert [point["step"] for point in data["points"]] == [0, 1, 6, 40]
+    totals = [sum(rule["regret"] for rule in point["rules"]) for point in data["points"]]
+    assert totals == sorted(totals, reverse=True)
+    assert totals[-1] > 0
+    names = [
+        [(rule["group"], rule["rule"], rule["tokens"], rule["true_bits"]) for rule in point["rules"]]
+        for point in data["points"]
+    ]
+    assert all(name == names[0] for name in names)
+    end = subject.tokenizer.special_id(END_OF_TEXT)
+    total = 0.0
+    for text in subject._validation_stories(data["stories"]):
+        ids = [end, *subject.tokenizer.encode(text), end][:64]
+        truth = story_truth(subject.tokenizer, ids)
+        model = subject.model(6)[0]
+        logp = log_probabilities(model, look_inside(model, torch.tensor([ids]), ()).stream[-1][0])
+        for t, token in enumerate(truth.tokens):
+            total += math.log2(token.p) - float(logp[t, ids[t + 1]]) / math.log(2)
+    assert totals[2] == pytest.approx(total, rel=1e-4)
+
+
+def test_a_run_on_another_grammar_has_no_truth(kept_run, tmp_path):
+    folder = tmp_path / "other"
+    shutil.copytree(kept_run.folder, folder)
+    Run(folder).update(data_fingerprint="of an earlier grammar")
+    other = Subject(Run(folder))
+    for ask in (lambda: other.truth(PROMPT), other.regrets):
+        with pytest.raises(UserError, match="was not trained on the built-in stories of this version"):
+            ask()
+    assert other.look(PROMPT)["tokens"]
