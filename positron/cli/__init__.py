@@ -21,6 +21,7 @@ COMMANDS = (
     "generate",
     "chat",
     "serve",
+    "look",
     "evaluate",
     "compare",
     "scaling",

@@ -1,0 +1,187 @@
+"""Look inside a run while it reads a prompt.
+
+python -m positron.look quickstart "Once upon a time"
+python -m positron.look quickstart "Once upon a time" --ablate 1.2 --heads
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from typing import TYPE_CHECKING
+
+from positron.inference.arguments import argument, read_standard_input
+from positron.system.command_parser import CommandParser
+from positron.system.console import one_line, printable, say_loading
+from positron.system.errors import UserError
+from positron.system.exits import errors_as_one_line
+from positron.system.formatting import counted, parameter_count
+from positron.system.log import screen_log
+from positron.system.threads import SPIN_WRITING, spin
+
+if TYPE_CHECKING:
+    from positron.inspection.lookdata import HeadScore, LookData, Scores, TruthData
+    from positron.inspection.subject import Subject
+
+logger = logging.getLogger("positron.look")  # under `python -m` the module is called __main__
+
+FIRST_WORDS = "Once upon a time"  # without a prompt
+BEST_SHOWN = 3  # tokens that the model thought most probable, at each position
+TOKEN_WIDTH = 14
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
+    parser = CommandParser(
+        prog="python -m positron.look", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", help="run folder, or name below outputs/")
+    parser.add_argument(
+        "prompt",
+        nargs="?",
+        default=FIRST_WORDS,
+        help="what the model reads (default: %(default)s); - reads standard input",
+    )
+    parser.add_argument(
+        "--step",
+        type=int,
+        help="look at the weights of this step, kept by train.keep_history (default: the best checkpoint)",
+    )
+    parser.add_argument(
+        "--ablate",
+        action="append",
+        default=[],
+        metavar="PART",
+        help="replace the output of a part by zeros: LAYER.HEAD, LAYER.attn or LAYER.mlp; may be given again",
+    )
+    parser.add_argument("--heads", action="store_true", help="measure all heads, which takes seconds to minutes")
+    parser.add_argument(
+        "--json", action="store_true", help="print everything, attention and logit lens included, as one JSON object"
+    )
+    return parser
+
+
+def main() -> None:
+    """Run the command with the options of the command line."""
+    spin(SPIN_WRITING)
+    with errors_as_one_line():
+        options = arguments().parse_args()
+        with screen_log():
+            show(options)
+
+
+def show(options: argparse.Namespace) -> None:
+    """Load the run, look at it and print the result."""
+    say_loading(options.run)
+    prompt = argument(options.prompt, "the prompt")
+    if prompt == "-":
+        prompt = read_standard_input("the prompt").rstrip("\n")
+    from positron.inspection.ablation import ablation_of
+    from positron.inspection.subject import Subject
+    from positron.run.folder import find_run
+
+    ablations = [ablation_of(name) for name in options.ablate]
+    subject = Subject(find_run(options.run))
+    data = subject.look(prompt, step=options.step, ablations=ablations, scores=options.heads)
+    truth = true_probabilities(subject, prompt, options.step) if not ablations else None
+    if options.json:
+        print(printable(json.dumps({"look": data, "truth": truth}, allow_nan=False)))
+    else:
+        size = parameter_count(data["shape"]["parameters"])
+        print(f"{printable(str(subject.run.folder))}, step {data['step']}: {size}\n")
+        print("\n".join([*token_table(data, truth), "", *conclusions(data, truth)]))
+        if data["scores"] is not None:
+            print("\n".join(["", *head_table(data["scores"])]))
+
+
+def true_probabilities(subject: Subject, prompt: str, step: int | None) -> TruthData | None:
+    """Compare the model with the grammar; None for a run whose text has no known probabilities."""
+    try:
+        subject.refuse_other_text()
+    except UserError:
+        return None
+    return subject.truth(prompt, step=step)
+
+
+def token_table(data: LookData, truth: TruthData | None) -> list[str]:
+    """Return the lines of a table with one row per token of the prompt."""
+    head = f"{'token':<{TOKEN_WIDTH}} {'probability':>11} {'bits':>6}"
+    head += f" {'exact':>7} {'regret':>7}" if truth else ""
+    lines = [f"{head}   most probable"]
+    for t, token in enumerate(data["tokens"]):
+        if token["p"] is None or token["bits"] is None:  # the token that begins a document
+            continue
+        line = f"{_shown(token['text']):<{TOKEN_WIDTH}} {token['p']:>11.4f} {token['bits']:>6.2f}"
+        if truth is not None:
+            true = truth["tokens"][t]
+            is_known = true["true"] is not None and true["regret"] is not None
+            line += f" {true['true']:>7.4f} {true['regret']:>+7.2f}" if is_known else f" {'-':>7} {'-':>7}"
+        best = (f"{_shown(one['text'])} {one['p']:.2f}" for one in data["next"][t - 1]["top"][:BEST_SHOWN])
+        lines.append(f"{line}   {'  '.join(best)}")
+    best = (f"{_shown(one['text'])} {one['p']:.2f}" for one in data["next"][-1]["top"][:BEST_SHOWN])
+    blank = " " * (TOKEN_WIDTH + 19 + (16 if truth else 0))
+    return [*lines, f"{'(next)':<{TOKEN_WIDTH}}{blank[TOKEN_WIDTH:]}   {'  '.join(best)}"]
+
+
+def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
+    """Return the lines below the table: the sums, where the prompt leaves the grammar, and what an ablation changes."""
+    bits = sum(token["bits"] or 0.0 for token in data["tokens"])
+    lines = [f"{bits:.2f} bits for {counted(len(data['tokens']) - 1, 'token')}"]
+    if truth is not None:
+        known = [token for token in truth["tokens"] if token["regret"] is not None]
+        regret = sum(token["regret"] or 0.0 for token in known)
+        lines.append(
+            f"regret {regret:+.2f} bits over {counted(len(known), 'token')}: what the model loses against the exact "
+            "probabilities of the grammar"
+        )
+        if truth["departure"] is not None:
+            place = truth["departure"]
+            lines.append(f"from character {place['character']} on: {one_line(place['message'])}")
+    if data["ablation"] is not None and data["ablation"]["before"] is not None:
+        parts = ", ".join(f"{part['layer']}.{part['part']}" for part in data["ablation"]["ablations"])
+        before, after = data["ablation"]["before"], data["ablation"]["after"]
+        lines.append(f"without {parts}: {after:.3f} bits per token; with all parts {before:.3f}")
+    return lines
+
+
+def head_table(scores: Scores) -> list[str]:
+    """Return the lines of a table with one row per head, attention and MLP."""
+    lines = [
+        f"{'part':<8} {'previous':>9} {'induction':>9} {'first':>9} {'on text: previous':>18} {'induction':>9} {'cost':>8}"
+    ]
+    for layer, heads in enumerate(scores["heads"]):
+        lines += [f"{f'{layer}.{head}':<8} {_head(score)}" for head, score in enumerate(heads)]
+        for part, costs in (("attn", scores["attn"]), ("mlp", scores["mlp"])):
+            lines.append(f"{f'{layer}.{part}':<8} {'':>58} {_number(costs[layer], 8)}")
+    lines.append("")
+    lines.append(
+        f"previous, induction, first: mean attention to the token before, to the token after the same token's earlier "
+        f"occurrence, and to the first token, on {scores['sequences']} rows of {scores['repeated']} random tokens, twice each"
+    )
+    if scores["text_chance"] is not None:
+        lines.append(
+            f"on text and cost: on {scores['validation']:,} tokens of validation text; a head that attends to all alike has an "
+            f"induction of {scores['text_chance']:.3f}; cost is what the loss, {scores['bits']:.3f} bits per token, rises by "
+            "without the part"
+        )
+    return lines
+
+
+def _head(score: HeadScore) -> str:
+    random = " ".join(f"{score[key]:>9.3f}" for key in ("previous", "induction", "first"))
+    return f"{random} {_number(score['text_previous'], 18)} {_number(score['text_induction'], 9)} {_number(score['cost'], 8)}"
+
+
+def _number(value: float | None, width: int) -> str:
+    return f"{'-':>{width}}" if value is None else f"{value:>{width}.3f}"
+
+
+def _shown(text: str) -> str:
+    """Return a token as it is shown: white space and control characters visible, quoted if it ends with a space."""
+    shown = one_line(text)
+    return shown.strip(" ") if shown.strip(" ") else repr(shown)
+
+
+if __name__ == "__main__":
+    main()
