@@ -184,7 +184,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command; `argv` are its arguments (None: those of the process)."""
+    """Run the command; `argv` holds its arguments (None: the arguments of the process)."""
     with one_line_errors():
         options = argument_parser().parse_args(argv)
         torch: Any = None

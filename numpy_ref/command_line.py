@@ -14,7 +14,7 @@ from numpy_ref.config import InputError
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Print an error of the block as one line and exit: 2 for an InputError, 130 for Ctrl-C, 1 for any other.
+    """Print an error of the block as one line and exit: 2 for an InputError, 130 for Ctrl-C, 1 for any other error.
 
     With POSITRON_DEBUG=1 in the environment the traceback is printed first.
     """

@@ -21,7 +21,7 @@ Activation = Literal["gelu", "relu", "swish", "relu2", "swiglu"]
 
 @dataclass(frozen=True, kw_only=True)
 class GPTConfig:
-    """Describe the architecture of a GPT; raises InputError for impossible values.
+    """Describe the architecture of a GPT. Raises InputError for impossible values.
 
     `context_length` is in tokens. `head_dim` None: d_model / n_head. `n_kv_head` None: as many key/value heads as query
     heads. `d_ff` None: 4 d_model, or about 8/3 d_model for swiglu. `window`: each token attends to this many tokens, itself

@@ -230,7 +230,7 @@ def open_training(options: argparse.Namespace, name: str) -> Training:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command; `argv` are its arguments (None: those of the process)."""
+    """Run the command; `argv` holds its arguments (None: the arguments of the process)."""
     with one_line_errors():
         options = argument_parser().parse_args(argv)
         name = options.name or options.config or "small"

@@ -28,7 +28,7 @@ __all__ = ["Run", "__version__", "evaluate", "export", "finetune", "import_model
 
 
 def __getattr__(name: str) -> Any:
-    """Load the interface when it is first used: the command line needs none of it."""
+    """Load the interface when it is first used: the command line does not need it."""
     match name:
         # commands as well: modules that can be called (positron/system/callable_module.py)
         case "train" | "evaluate" | "export":

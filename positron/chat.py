@@ -63,7 +63,7 @@ def main() -> None:
             raise UserError(f"--max-tokens {options.max_tokens} must be at least 1")
         question = None if options.question is None else argument(options.question, "the question")
         if question is not None and not question.strip():
-            raise UserError("the question is empty")
+            raise UserError("the question is empty: give a text")
         system = argument(options.system, "--system") if options.system else None
         sampling, seed = chosen_sampling(options, PRESET), seed_of(options.seed)
         from positron.run.folder import announce, find_run

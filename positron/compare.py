@@ -82,7 +82,7 @@ def main() -> None:
         bars = [(row.run, row.bpb, row.interval or 0.0) for row in rows]
         with whole_file(path) as file:
             file.write(comparison_picture(comparison.curves([Run(Path(row.run)) for row in rows]), bars))
-        logger.info(f"the picture: {path}")
+        logger.info(f"wrote the picture {path}")
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def disk() -> Iterator[Finding]:
 def network() -> Iterator[Finding]:
     """Check whether the Hugging Face hub and Weights & Biases are reachable, for at most NETWORK_SECONDS each.
 
-    Neither is needed for the built-in stories or for the user's own text.
+    Neither server is needed for the built-in stories or for the user's own text.
     """
     from positron.training.trackers.wandb import WANDB_HOSTS, has_wandb_key
 

@@ -69,7 +69,7 @@ def import_model(
         f"read {amount(config.n_params())} parameters: {config.n_layer} layers of width {config.d_model}, "
         f"context {config.context_length:,} tokens, vocabulary {config.vocab_size:,} tokens"
     )
-    logger.info(f"the run: {folder}")
+    logger.info(f"wrote the run {folder}")
     logger.info(f"next:    {command('generate', 'Once upon a time', '--run', str(folder))}")
     return folder
 

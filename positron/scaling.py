@@ -65,7 +65,7 @@ def main() -> None:
         picture = scaling_picture(law, n, d, bpb, (facts["next"]["parameters"], facts["next"]["tokens"]))
         with whole_file(path) as file:
             file.write(picture)
-        logger.info(f"the picture: {path}")
+        logger.info(f"wrote the picture {path}")
 
 
 def _beside(names: list[str], first: Path) -> Path:
@@ -99,7 +99,8 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
         is_outside = law.reduced is not None and abs(math.log(d / law.partner(n))) > MIN_SPREAD
     if is_outside:
         raise UserError(
-            f"--predict {n:g},{d:g}: in these runs {family(law, sizes)}, so the law does not hold for other pairs"
+            f"--predict {n:g},{d:g}: in these runs {family(law, sizes)}, so the law does not hold for other pairs: "
+            "add runs with other sizes"
         )
     return n, d
 

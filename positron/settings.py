@@ -27,7 +27,9 @@ def from_dict(cls: type[T], values: Any, path: str = "") -> T:
     `path` is the dotted key of `values` in the whole configuration. Raises UserError, which names the key and suggests another.
     """
     if not isinstance(values, dict):
-        raise UserError(f"{path or 'the config'}={values!r} must be a group of settings, not one value")
+        raise UserError(
+            f"{path or 'the configuration'}={values!r} must be a group of settings, such as {path or 'GROUP'}.KEY=VALUE"
+        )
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     prefix = f"{path}." if path else ""
@@ -61,7 +63,7 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             try:
                 return float(value)
             except OverflowError:
-                raise UserError(f"{key}={value} is too large") from None
+                raise UserError(f"{key}={value} is too large: give a smaller number") from None
         if isinstance(option, type) and type(value) is option:
             return value
         if typing.get_origin(option) is Literal and value in typing.get_args(option) and type(value) is str:

@@ -39,7 +39,9 @@ def write_custom_data(values: dict[str, Any]) -> None:
     try:
         rows = function(**(options or {}))
     except TypeError as error:
-        raise UserError(f"{KEY}={target} refuses its options, data.options=: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"{KEY}={target} refuses its options ({' '.join(str(error).split())}): correct data.options="
+        ) from error
     if not isinstance(rows, Iterable):
         raise UserError(f"{KEY}={target} returns a {type(rows).__name__}, not a list or generator of texts")
     from positron.data.memory import write_conversations, write_texts

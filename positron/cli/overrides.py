@@ -97,7 +97,7 @@ def given_keys(overrides: Sequence[str]) -> dict[str, str]:
 def experiment_keys(conf: Path, given: Mapping[str, str]) -> dict[str, str]:
     """Return the key and value of each setting in the file of `experiment=`.
 
-    Groups whose choice the command line gives are left out.
+    Groups that the command line chooses itself are left out.
     """
     path = conf / "experiment" / f"{given.get('experiment', '')}.yaml"
     if not path.is_file():
@@ -123,7 +123,7 @@ def groups_of(conf: Path) -> dict[str, list[str]]:
 
 
 def _split(word: str) -> tuple[str, str, str | None]:
-    """Split an override into its prefix (`+`, `++`, `~` or empty), key, and value (None if there is none)."""
+    """Split an override into its prefix (`+`, `++`, `~` or empty), key, and value (None without `=`)."""
     prefix = re.match(r"\+\+|\+|~|", word)
     assert prefix is not None
     key, equal, value = word[prefix.end() :].partition("=")

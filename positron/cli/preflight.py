@@ -122,7 +122,7 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
         words = {"kv_heads": "n_kv_head", "ff_width": "d_ff"}
         listed = " ".join(f"model.{words.get(name, name)}={_shown(theirs)}" for name, (theirs, _) in different.items())
         raise UserError(
-            f"{key}={config.init_from or config.ckpt_path}: the weights are of another architecture than this command "
+            f"{key}={config.init_from or config.ckpt_path}: the weights belong to another architecture than this command "
             f"asks for: add {listed}"
         )
 

@@ -41,4 +41,6 @@ def _make(key: str, target: str, arguments: dict[str, Any]) -> Callback:
     try:
         return cls(**arguments)
     except TypeError as error:
-        raise UserError(f"{key}: {target} refuses its arguments: {' '.join(str(error).split())}") from error
+        raise UserError(
+            f"{key}: {target} refuses its arguments ({' '.join(str(error).split())}): correct {key}.NAME="
+        ) from error

@@ -91,7 +91,7 @@ def tokens_seen(run: Run) -> int:
 def with_origin(run: Run, config: RunConfig) -> RunConfig:
     """Return the config with `init_from` spelled as the run recorded it when it began.
 
-    Raises UserError if a run would start from itself, or if an existing run started from another one.
+    Raises UserError if a run would start from itself, or if an existing run started from another run.
     """
     named_run = None if config.init_from is None else _find(config.init_from, None)
     if named_run is not None and _is_same(named_run, run):
@@ -139,7 +139,7 @@ def _find(name: str, run: Run | None) -> Run | None:
 
 
 def _possible_roots(folder: Path) -> list[Path]:
-    """Return the folders that recorded paths may be relative to: the parents up to the one that contains `outputs/`."""
+    """Return the folders that recorded paths may be relative to: its parents, up to the folder that contains `outputs/`."""
     parents = list(folder.parents)
     last = next((i + 1 for i, parent in enumerate(parents) if parent.name == OUTPUTS.name), 0)
     return parents[: last + 1]

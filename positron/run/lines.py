@@ -34,7 +34,7 @@ Check = Callable[[dict[str, Any]], None]  # raises DamagedLine for a wrong value
 
 
 def split_lines(content: bytes) -> tuple[list[bytes], bytes]:
-    """Return the complete lines, each with its newline, and the torn line, which is empty if there is none."""
+    """Return the complete lines, each with its newline, and the text after the last newline, which may be empty."""
     *whole, torn = content.split(b"\n")
     return [line + b"\n" for line in whole], torn
 

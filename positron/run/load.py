@@ -36,7 +36,7 @@ def load_model(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer
     path = checkpoint or best_or_newest(run.checkpoint_folder)
     if path is None:
         raise UserError(
-            f"{run.folder} has no checkpoint yet: give the command that started it again and let it run until it saves one"
+            f"{run.folder} has no checkpoint yet: continue it with the command that started it, until it saves a checkpoint"
         )
     tokenizer = load_tokenizer(run.tokenizer_folder)
     saved = load_checkpoint(path)

@@ -32,7 +32,7 @@ def open_streams() -> None:
 
 
 def say_loading(what: str) -> None:
-    """Print `loading WHAT` before slow imports, so that a command shows something at once; not if torch is already imported."""
+    """Print `loading WHAT` before slow imports, so that a command shows something at once, unless torch is imported already."""
     if "torch" not in sys.modules:
         print(f"loading {one_line(what)}", file=sys.stderr, flush=True)
 

@@ -295,7 +295,7 @@ def read_text(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTES
 
 
 def json_ready(value: Any) -> Any:
-    """Replace NaN and infinity in a nested value by None, because JSON has neither. A perplexity may be infinite."""
+    """Replace NaN and infinity in a nested value by None, because JSON has neither."""
     if isinstance(value, dict):
         return {key: json_ready(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -359,7 +359,7 @@ def try_lock(path: Path) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool | None:
-    """Tell whether a living process holds the lock on `path`; return None if the system has no locks or refuses to open it."""
+    """Tell whether a living process holds the lock on `path`; return None if the system has no locks or it is unreadable."""
     try:
         import fcntl
     except ImportError:

@@ -70,7 +70,7 @@ class CharTokenizer:
         return b"".join(map(self.bytes_of, ids)).decode("utf-8")
 
     def token_bytes(self) -> np.ndarray:
-        """Return the bytes of text per token (V,): 1 for `<unk>`, which stands for at least one byte."""
+        """Return the number of text bytes of each token (V,): 0 for special tokens, 1 for `<unk>`."""
         lengths = [1] + [0] * len(SPECIALS) + [len(c.encode("utf-8")) for c in self.characters]
         return np.array(lengths, dtype=np.int64)
 
@@ -138,7 +138,7 @@ class WordTokenizer:
         return b"".join(map(self.bytes_of, ids)).decode("utf-8")
 
     def token_bytes(self) -> np.ndarray:
-        """Return the bytes of text per token (V,): 1 for `<unk>`, which stands for at least one byte."""
+        """Return the number of text bytes of each token (V,): 0 for special tokens, 1 for `<unk>`."""
         return np.array([1] + [0] * len(SPECIALS) + [len(p.encode("utf-8")) for p in self.pieces], dtype=np.int64)
 
     def save(self, folder: Path) -> None:

@@ -173,7 +173,7 @@ def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def first_token(facts: dict[str, Any], *, config: dict[str, Any]) -> int | None:
-    """Return the id that begins each text: `<|endoftext|>`, else bos_token_id, else eos_token_id of `config`; None without."""
+    """Return the id that begins each text: `<|endoftext|>`, else bos_token_id or eos_token_id of `config`, else None."""
     for token in facts.get("added_tokens") or ():
         if token["content"] == END_OF_TEXT:
             return int(token["id"])

@@ -140,7 +140,7 @@ class SentencePieceTokenizer:
         return [Piece(self._sp.id_to_piece(i), self._sp.get_score(i), kind(i)) for i in range(self.vocab_size)]
 
     def token_bytes(self) -> np.ndarray:
-        """Return the bytes of text per token (V,), 0 for special tokens."""
+        """Return the number of text bytes of each token (V,), 0 for special tokens."""
         return np.array([len(self.bytes_of(i)) for i in range(self.vocab_size)], dtype=np.int64)
 
     def save(self, folder: Path) -> None:

@@ -151,7 +151,7 @@ class TiktokenTokenizer:
         return b"".join(map(self.bytes_of, ids)).decode("utf-8", errors="replace")
 
     def token_bytes(self) -> np.ndarray:
-        """Return the bytes of text per token (V,), 0 for special tokens."""
+        """Return the number of text bytes of each token (V,), 0 for special tokens."""
         return np.array([len(self.bytes_of(i)) for i in range(self.vocab_size)], dtype=np.int64)
 
     def save(self, folder: Path) -> None:
