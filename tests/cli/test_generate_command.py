@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["Tom \udce9t\udce9"], "the prompt is not UTF-8: byte 4 is 0xe9"),
         (["--file", "utf16.txt"], "is not UTF-8: byte 0 is 0xff; it looks like UTF-16"),
         (["--file", "latin.txt"], "is not UTF-8: byte 4 is 0xe9; give it as UTF-8"),
-        (["Tom", "--stop", ""], "stop: an empty text"),
+        (["Tom", "--stop", ""], "stop: an empty stop string"),
         (["Tom", "--weights", "int3"], "unknown number format int3 for the weights: choose from fp32, bf16, int8"),
         (["Tom", "--preset", "creativ"], "there is no preset creativ: did you mean creative?"),
     ],
