@@ -625,9 +625,8 @@ class RunConfig:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     sft: SFTConfig | None = None  # None: pretraining
-    ckpt_path: str | None = (
-        None  # continue from a checkpoint FILE, a RUN, or latest (of this run); everything is restored
-    )
+    # continue from a checkpoint FILE, a RUN, or latest (of this run); everything is restored
+    ckpt_path: str | None = None
     init_from: str | None = None  # start with the weights of this run; optimizer and step are new
     # auto: continue if the run exists; must: refuse to start a new one; never: refuse to continue
     resume: Literal["auto", "must", "never"] = "auto"
