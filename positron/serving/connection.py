@@ -22,6 +22,7 @@ MAX_HEAD_BYTES = 16 * 1024
 RECEIVE_SECONDS = 10.0  # from the beginning of a connection or request until its last byte has arrived
 SEND_SECONDS = 30.0  # longest time in which a client may read nothing of an answer that waits for it
 IDLE_SECONDS = 5  # between two requests
+SHUTDOWN_SECONDS = 1.0  # longest time to wait for what is being answered when the server stops
 
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -57,7 +58,7 @@ class LimitedConnection(H11Protocol):
         self._receiving = self.loop.call_later(RECEIVE_SECONDS, self._end_late_request)
 
     def _end_late_request(self) -> None:
-        if self.cycle is None or not self.cycle.response_started:
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):  # no answer has begun
             self.transport.write(_LATE)
         self.transport.close()
 
@@ -114,9 +115,9 @@ class Server(uvicorn.Server):
             server.close()
         for connection in list(self.server_state.connections):
             connection.transport.abort()
-        for task in list(self.server_state.tasks):
-            task.cancel()
         self.listener.close()
+        if tasks := list(self.server_state.tasks):  # each ends when it learns that its client is gone
+            await asyncio.wait(tasks, timeout=SHUTDOWN_SECONDS)
 
 
 def listen(host: str, port: int) -> socket.socket:

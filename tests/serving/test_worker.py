@@ -1,0 +1,131 @@
+"""The thread that writes: jobs that are cancelled, whose readers are slow, or that fail."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from conftest import PATIENCE
+from serving_models import TOKENIZER, engine_of
+
+from positron.inference.decoder import Decoder
+from positron.inference.sampling import Sampling
+from positron.inference.sessions import Piece, Request, Sessions
+from positron.serving.worker import MAX_UNREAD, Job, QueueFull, Worker
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    worker = Worker(Sessions(engine_of(), 2), 3)
+    yield worker
+    worker.close()
+
+
+def request(text: str = "a", max_tokens: int = 20, **changes: Any) -> Request:
+    ids = [TOKENIZER.special_id("<|endoftext|>"), *TOKENIZER.encode(text)]
+    return Request(ids, Sampling(temperature=0.9), max_tokens, seed=1, stop_ids=frozenset(), **changes)
+
+
+class Reader:
+    """Submits a request and reads its pieces."""
+
+    def __init__(self, worker: Worker, request: Request) -> None:
+        self.arrived: queue.Queue[Piece | Exception] = queue.Queue()
+        self.worker, self.job = worker, Job(request, self.arrived.put)
+        worker.submit([self.job])
+
+    def next(self) -> Piece | Exception:
+        piece = self.arrived.get(timeout=PATIENCE)
+        self.worker.taken(self.job)
+        return piece
+
+    def rest(self) -> str:
+        text = ""
+        while not isinstance(piece := self.next(), Exception):
+            text += piece.text
+            if piece.finish:
+                return text
+        raise piece
+
+
+class Steps:
+    """Counts the steps of a worker, and stops it before each that a test does not allow."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.allowed, self.rows = threading.Semaphore(0), queue.Queue[list[int]]()
+        original = Decoder.step_some
+
+        def counted(decoder: Decoder, ids: Any, rows: list[int]) -> Any:
+            self.rows.put(rows)
+            assert self.allowed.acquire(timeout=PATIENCE)
+            return original(decoder, ids, rows)
+
+        monkeypatch.setattr(Decoder, "step_some", counted)
+
+
+def test_a_cancelled_job_is_in_no_later_step(worker, monkeypatch):
+    steps = Steps(monkeypatch)
+    gone, other = Reader(worker, request(max_tokens=50)), Reader(worker, request("b", max_tokens=5))
+    steps.allowed.release(2)
+    while len(rows := steps.rows.get(timeout=PATIENCE)) < 2:
+        steps.allowed.release()
+    row = gone.job.session.row
+    assert row in rows
+    worker.cancel(gone.job)  # while a step is computed
+    waiting = Reader(worker, request("c", max_tokens=5))
+    for _ in range(40):
+        steps.allowed.release()
+    assert other.rest()
+    assert waiting.rest()
+    assert waiting.job.session.row == row
+    assert worker.load == (0, 0)
+
+
+def test_a_waiting_job_can_be_cancelled(worker):
+    running = [Reader(worker, request(max_tokens=10_000)) for _ in range(2)]
+    for reader in running:
+        reader.next()
+    waiting = Reader(worker, request("b"))
+    worker.cancel(waiting.job)
+    assert worker.load == (2, 0)
+    for reader in running:
+        worker.cancel(reader.job)
+    assert Reader(worker, request("c")).rest()
+    assert waiting.job.session is None
+
+
+def test_a_slow_reader_delays_nobody_and_loses_nothing(worker):
+    alone = engine_of().stream(request().ids, Sampling(temperature=0.9), max_tokens=300, seed=1, stop_ids=())
+    slow = Reader(worker, request(max_tokens=300))
+    for _ in range(3):
+        assert Reader(worker, request("b", max_tokens=2 * MAX_UNREAD)).rest()
+    assert slow.arrived.qsize() <= MAX_UNREAD
+    assert slow.job.session.count <= MAX_UNREAD
+    assert slow.rest() == "".join(alone)
+
+
+def test_a_full_queue_takes_no_part_of_a_request(worker):
+    running = [Reader(worker, request(max_tokens=10_000)) for _ in range(2)]
+    for reader in running:
+        reader.next()
+    worker.submit([Job(request(), lambda _: None), Job(request(), lambda _: None)])
+    with pytest.raises(QueueFull):
+        worker.submit([Job(request(), lambda _: None), Job(request(), lambda _: None)])
+    assert worker.load == (2, 2)
+    worker.submit([Job(request(), lambda _: None)])
+    for reader in running:
+        worker.cancel(reader.job)
+
+
+@pytest.mark.parametrize("where", ["prefill", "step_some"])
+def test_an_error_of_the_model_ends_its_texts_and_not_the_worker(worker, monkeypatch, where):
+    with monkeypatch.context() as patch:
+        patch.setattr(Decoder, where, lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            Reader(worker, request()).rest()
+    for _ in range(3):  # no row is lost
+        assert Reader(worker, request()).rest()
+    assert worker.is_alive
