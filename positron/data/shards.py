@@ -28,7 +28,7 @@ from positron.system.disk import make_folder, read_json, whole_file, write_json
 from positron.system.errors import UserError
 from positron.system.progress import Meter
 from positron.text.factory import load_tokenizer
-from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer, separator
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def encode_task(source: Source, tokenizer: Tokenizer, task: Any) -> dict[str, En
     """Read and tokenize the documents of a task; return the result for each of SPLITS."""
     documents = source.read(task)
     result = {split: Encoded(ids=[]) for split in SPLITS}
-    end = np.array([tokenizer.special_id(END_OF_TEXT)], dtype=np.uint32)
+    end = np.array(separator(tokenizer), dtype=np.uint32)
     for document, ids in zip(documents, tokenizer.encode_batch([d.text for d in documents]), strict=True):
         part = result["val" if document.is_val else "train"]
         part.ids.append(np.array(ids, dtype=np.uint32))

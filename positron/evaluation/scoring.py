@@ -80,10 +80,10 @@ def score_windows(
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride <= context:
         raise UserError(f"--stride {stride} must be between 1 and the context length {context}")
-    end = tokenizer.special_id(END_OF_TEXT)
+    begin, end = tokenizer.special_id(END_OF_TEXT), tokenizer.end_ids[0]
     cut = [isinstance(text, Beginning) for text in texts]
     windows = [
-        sliding_windows([end, *ids] if is_cut else [end, *ids, end], context, stride)
+        sliding_windows([begin, *ids] if is_cut else [begin, *ids, end], context, stride)
         for ids, is_cut in zip(tokenizer.encode_batch([str(text) for text in texts]), cut, strict=True)
     ]
     if not windows:

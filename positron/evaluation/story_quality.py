@@ -47,8 +47,8 @@ class Following:
 
 def write_stories(writer: Writer, count: int, sampling: Sampling, seed: int, max_tokens: int) -> list[Written]:
     """Generate `count` stories from the beginning of a document, without a prompt."""
-    end = [writer.tokenizer.special_id(END_OF_TEXT)]
-    return _write(writer, [end] * count, sampling, seed, max_tokens, end)
+    begin = [writer.tokenizer.special_id(END_OF_TEXT)]
+    return _write(writer, [begin] * count, sampling, seed, max_tokens, list(writer.tokenizer.end_ids))
 
 
 def answer_requests(

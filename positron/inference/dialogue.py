@@ -60,8 +60,8 @@ class Dialogue:
         if self.chats:
             ids, stops = self._prompt([*self.messages, question]), conversation.stop_ids(tokenizer)
         else:
-            stops = [tokenizer.special_id(END_OF_TEXT)]
-            ids = [*stops, *tokenizer.encode(text)]
+            stops = list(tokenizer.end_ids)
+            ids = [tokenizer.special_id(END_OF_TEXT), *tokenizer.encode(text)]
             if len(ids) > engine.context - 1:
                 ids = ids[-max(1, engine.context * 3 // 4) :]
                 logger.info(f"the text is longer than the context: the model reads its last {len(ids)} tokens")

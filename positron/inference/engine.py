@@ -14,7 +14,7 @@ from positron.inference.sampling import BALANCED, Sampling, choose
 from positron.inference.writing import Progress, Stream, pieces
 from positron.model.gpt import GPT
 from positron.system.errors import UserError
-from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
+from positron.text.tokenizer import SPECIALS, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -108,7 +108,7 @@ class Engine:
         return decoder.step(torch.tensor([row[-1] for row in seen], device=decoder.device))
 
     def _stop_ids(self, stop_ids: Iterable[int] | None) -> list[int]:
-        return [self.tokenizer.special_id(END_OF_TEXT)] if stop_ids is None else list(stop_ids)
+        return list(self.tokenizer.end_ids if stop_ids is None else stop_ids)
 
     def stream(
         self,

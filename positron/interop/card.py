@@ -6,7 +6,6 @@ from positron.interop.source import Source
 from positron.run.provenance import read_provenance, start_of
 from positron.system.formatting import above_floor, amount, judged_bpb
 from positron.text.conversation import stop_ids
-from positron.text.tokenizer import END_OF_TEXT
 from positron.version import __version__
 
 _TEXT = """---
@@ -87,7 +86,7 @@ def model_card(source: Source, architecture: str) -> str:
 def onnx_card(source: Source, precision: str) -> str:
     """Return README.md for a folder with ONNX graphs; it contains a program that generates the likeliest text."""
     config, tokenizer = source.config, source.tokenizer
-    stops = stop_ids(tokenizer) if source.is_chat else [tokenizer.special_id(END_OF_TEXT)]
+    stops = stop_ids(tokenizer) if source.is_chat else list(tokenizer.end_ids)
     use = _ONNX_USE.format(
         prompt="<|user|>Tell me a story about a dog.<|end|><|assistant|>" if source.is_chat else "Once upon a time",
         shape=(config.n_layer, 1, config.kv_heads, 0, config.d_head),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, assert_never
 
-from positron.interop.huggingface import CHAT_TEMPLATE
+from positron.interop.huggingface import chat_template
 from positron.interop.tokenizer_json import PATTERNS, byte_level, tiktoken_merges
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer
@@ -53,13 +53,13 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) ->
                 f"tokenizer.kind={tokenizer.kind}: llama.cpp has no such tokenizer: train a run with tokenizer=spm_16k"
             )
     writer.add_bos_token_id(tokenizer.special_id(END_OF_TEXT))
-    writer.add_eos_token_id(tokenizer.special_id(END_OF_TEXT))
+    writer.add_eos_token_id(tokenizer.end_ids[0])
     writer.add_add_bos_token(True)
     # if this key is missing, llama.cpp puts a space before every text
     writer.add_add_space_prefix(isinstance(tokenizer, LibraryTokenizer) and tokenizer.puts_space_first)
     if is_chat:
         writer.add_eot_token_id(tokenizer.special_id(END))
-        writer.add_chat_template(CHAT_TEMPLATE)
+        writer.add_chat_template(chat_template(tokenizer))
 
 
 def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:

@@ -18,6 +18,7 @@ from positron.config import GPTConfig
 from positron.interop.rules import Rule, constant, linear, norm, qk_norm, same, stacked, transposed
 from positron.model.gpt import sinusoidal_table
 from positron.system.errors import UserError
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 _ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "swish": "silu", "relu2": "relu2", "swiglu": "silu"}
 
@@ -104,8 +105,8 @@ def sliding_window(config: GPTConfig) -> int | None:
     return None if config.window is None or config.window >= config.context_length else config.window
 
 
-def config_json(architecture: Architecture, config: GPTConfig, end_of_text: int) -> dict[str, Any]:
-    """Return the content of config.json. `end_of_text` is the id of the token that begins and ends each text.
+def config_json(architecture: Architecture, config: GPTConfig, tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the content of config.json, with the ids of the tokens that begin and end a text.
 
     The base of RoPE is written twice, because transformers 5 reads `rope_parameters` and transformers 4 reads `rope_theta`.
     If `rope_theta` were missing, transformers 4 would use its own default without a warning.
@@ -119,8 +120,8 @@ def config_json(architecture: Architecture, config: GPTConfig, end_of_text: int)
         "architectures": [architecture.name],
         "model_type": architecture.model_type,
         "vocab_size": config.vocab_size,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
+        "bos_token_id": tokenizer.special_id(END_OF_TEXT),
+        "eos_token_id": tokenizer.end_ids[0],
         "tie_word_embeddings": config.tie_embeddings,
         "initializer_range": 0.02,
         "torch_dtype": "float32",

@@ -14,7 +14,7 @@ from positron.system.errors import UserError
 
 logger = logging.getLogger(__name__)
 
-_DESCRIPTION = ("config.json", "tokenizer.json", "chat_template.jinja")
+_DESCRIPTION = ("config.json", "tokenizer.json", "generation_config.json", "chat_template.jinja")
 _INDEX = "model.safetensors.index.json"
 
 

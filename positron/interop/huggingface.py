@@ -14,16 +14,16 @@ from positron.interop import hf_architectures
 from positron.interop.card import model_card
 from positron.interop.rules import to_ours, to_theirs
 from positron.interop.source import Source, largest_difference
-from positron.interop.tokenizer_json import tokenizer_json
+from positron.interop.tokenizer_json import spelled, tokenizer_json
 from positron.run.paths import CONFIG  # transformers gives this file the same name
 from positron.system.disk import write_json, write_text
 from positron.text.conversation import END
-from positron.text.tokenizer import END_OF_TEXT, SPECIALS
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 
 MAX_SHARD_BYTES = 5 * 10**9  # the tools of the Hugging Face hub divide weights into files of this size, too
 
 # conversation.TEMPLATE in the Jinja language; white space between the parts would become tokens
-CHAT_TEMPLATE = (
+_CHAT_TEMPLATE = (
     "{{ '<|endoftext|>' }}{% for message in messages %}{{ '<|' + message['role'] + '|>' + message['content'] + '<|end|>' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
@@ -37,31 +37,41 @@ def write(source: Source, folder: Path) -> float:
     config = source.config
     architecture = hf_architectures.choose(config)
     tokenizer = tokenizer_json(source.tokenizer)
-    end_of_text = source.tokenizer.special_id(END_OF_TEXT)
     rules = architecture.rules(config)
     write_shards(to_theirs(rules, source.weights), folder)
-    write_json(folder / CONFIG, hf_architectures.config_json(architecture, config, end_of_text))
-    write_json(folder / "generation_config.json", _generation(source, end_of_text))
+    write_json(folder / CONFIG, hf_architectures.config_json(architecture, config, source.tokenizer))
+    write_json(folder / "generation_config.json", _generation(source))
     write_json(folder / "tokenizer.json", tokenizer)
     write_json(folder / "tokenizer_config.json", _tokenizer_config(source))
     if source.is_chat:
-        write_text(folder / "chat_template.jinja", CHAT_TEMPLATE)
+        write_text(folder / "chat_template.jinja", chat_template(source.tokenizer))
     write_text(folder / "README.md", model_card(source, architecture.name))
     return largest_difference(source, to_ours(rules, read_shards(folder)))
 
 
-def _generation(source: Source, end_of_text: int) -> dict[str, Any]:
-    stops = [end_of_text, source.tokenizer.special_id(END)] if source.is_chat else end_of_text
-    return {"bos_token_id": end_of_text, "eos_token_id": stops, "pad_token_id": end_of_text}
+def chat_template(tokenizer: Tokenizer) -> str:
+    """Return the chat template in Jinja, with the token that begins a text as the vocabulary spells it."""
+    return _CHAT_TEMPLATE.replace(END_OF_TEXT, spelled(tokenizer, tokenizer.special_id(END_OF_TEXT)))
+
+
+def _generation(source: Source) -> dict[str, Any]:
+    tokenizer = source.tokenizer
+    stops = list(tokenizer.end_ids)
+    if source.is_chat and tokenizer.special_id(END) not in stops:
+        stops.append(tokenizer.special_id(END))
+    ends = stops if len(stops) > 1 else stops[0]
+    return {"bos_token_id": tokenizer.special_id(END_OF_TEXT), "eos_token_id": ends, "pad_token_id": stops[0]}
 
 
 def _tokenizer_config(source: Source) -> dict[str, Any]:
     """Return tokenizer_config.json; its tokenizer_class is one that transformers 4.57 and 5 both know."""
+    tokenizer = source.tokenizer
+    begin, end = spelled(tokenizer, tokenizer.special_id(END_OF_TEXT)), spelled(tokenizer, tokenizer.end_ids[0])
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": END_OF_TEXT,
-        "eos_token": END if source.is_chat else END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
+        "bos_token": begin,
+        "eos_token": END if source.is_chat else end,
+        "pad_token": end,
         "additional_special_tokens": list(SPECIALS[1:]),
         "model_max_length": source.config.context_length,
         "clean_up_tokenization_spaces": False,

@@ -42,8 +42,8 @@ from positron.system.console import one_line
 from positron.system.disk import expanded, read_bytes, read_json, whole_file, whole_folder, write_json
 from positron.system.errors import UserError
 from positron.text.conversation import TEMPLATE
-from positron.text.library_json import LibraryTokenizer, first_token
-from positron.text.tokenizer import END_OF_TEXT, SPECIALS
+from positron.text.library_json import LibraryTokenizer, ends_of_text, first_token
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 
 logger = logging.getLogger(__name__)
 
@@ -162,14 +162,14 @@ def _read_folder(folder: Path) -> Imported:
     tokenizer, first = _library_tokenizer(folder, facts, config.vocab_size)
     config, weights = _with_rows(config, weights, tokenizer.vocab_size)
     template = folder / "chat_template.jinja"
-    is_chat = first and template.exists() and _is_ours(template)
+    is_chat = first and template.exists() and _is_ours(template, tokenizer)
     return Imported(config, weights, tokenizer, is_chat, str(folder))
 
 
-def _is_ours(template: Path) -> bool:
-    from positron.interop.huggingface import CHAT_TEMPLATE
+def _is_ours(template: Path, tokenizer: Tokenizer) -> bool:
+    from positron.interop.huggingface import chat_template
 
-    return read_bytes(template) == CHAT_TEMPLATE.encode("utf-8")
+    return read_bytes(template) == chat_template(tokenizer).encode("utf-8")
 
 
 def _own_export(folder: Path, facts: dict[str, Any]) -> tuple[GPTConfig, Weights] | None:
@@ -328,11 +328,22 @@ def _library_tokenizer(folder: Path, facts: dict[str, Any], rows: int) -> tuple[
         raise UserError(
             f"{folder} does not say which token begins a text: set bos_token_id in config.json to an id below {rows:,}"
         )
+    path_of_ends = folder / "generation_config.json"
+    generation = read_json(path_of_ends) if path_of_ends.exists() else {}
+    if not isinstance(generation, dict):
+        raise UserError(f"{path_of_ends} holds no object")
+    ends = ends_of_text(first, config=facts, generation=generation)
+    unknown = [i for i in ends if not 0 <= i < rows]
+    if unknown:
+        raise UserError(
+            f"{folder}: eos_token_id names the token {unknown[0]:,}, and the embedding has {rows:,} rows: "
+            "correct config.json or generation_config.json"
+        )
     missing = [token for token in SPECIALS[1:] if token not in added]
     specials = {END_OF_TEXT: first, **{token: added[token] for token in SPECIALS[1:] if token in added}}
     specials |= {token: rows + i for i, token in enumerate(missing)}
     try:
-        return LibraryTokenizer(content, specials, rows + len(missing)), not missing
+        return LibraryTokenizer(content, specials, rows + len(missing), ends), not missing
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
 

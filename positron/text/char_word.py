@@ -13,7 +13,7 @@ import numpy as np
 
 from positron.config import TokenizerKind
 from positron.system.disk import write_json
-from positron.text.tokenizer import SPECIALS, UNKNOWN
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS, UNKNOWN
 
 
 class CharTokenizer:
@@ -44,6 +44,11 @@ class CharTokenizer:
     def special_id(self, token: str) -> int:
         """Return the id of a special token."""
         return 1 + SPECIALS.index(token)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Return the id of <|endoftext|>, which ends a text."""
+        return (self.special_id(END_OF_TEXT),)
 
     def encode(self, text: str) -> list[int]:
         """Convert text to ids, one per character."""
@@ -118,6 +123,11 @@ class WordTokenizer:
     def special_id(self, token: str) -> int:
         """Return the id of a special token."""
         return 1 + SPECIALS.index(token)
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Return the id of <|endoftext|>, which ends a text."""
+        return (self.special_id(END_OF_TEXT),)
 
     def encode(self, text: str) -> list[int]:
         """Convert text to ids, one per piece."""

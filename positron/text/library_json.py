@@ -2,6 +2,7 @@
 
 Chat markers of `SPECIALS` that the file does not have get the ids after its last id, and the import adds rows to the embedding
 for them. `<|endoftext|>` is the token with which the imported model begins each text, whatever that model calls it.
+Other tokens may end a text.
 """
 
 from __future__ import annotations
@@ -41,8 +42,12 @@ class LibraryTokenizer:
 
     kind: TokenizerKind = "huggingface"
 
-    def __init__(self, content: bytes, specials: dict[str, int], vocab_size: int) -> None:
+    def __init__(
+        self, content: bytes, specials: dict[str, int], vocab_size: int, ends: tuple[int, ...] | None = None
+    ) -> None:
         """Load the file `content`. `specials` has the id of each token of SPECIALS; `vocab_size` is the rows of the embedding.
+
+        `ends`: the ids that end a text; a document ends with the first. None: only the token that begins a text.
 
         Raises UserError if the tokenizers library is not installed, and ValueError if it cannot read the file.
         """
@@ -53,6 +58,7 @@ class LibraryTokenizer:
                 "an imported model's tokenizer needs the package tokenizers: pip install 'positron[hf]'"
             ) from error
         self._content, self._specials, self.vocab_size = content, specials, vocab_size
+        self._ends = (specials[END_OF_TEXT],) if ends is None else ends
         try:
             self._library = Tokenizer.from_str(content.decode("utf-8"))
         except Exception as error:  # the library raises plain Exception
@@ -63,7 +69,7 @@ class LibraryTokenizer:
         facts = json.loads(content)
         self._spelling = spelling_of(facts)
         self._silent = {token["id"] for token in facts.get("added_tokens") or () if token.get("special")}
-        self._silent |= set(specials.values())
+        self._silent |= {*specials.values(), *self._ends}
         unknown = (facts.get("model") or {}).get("unk_token")
         self._unknown = None if unknown is None else self._library.token_to_id(unknown)
         first = self._library.encode("a", add_special_tokens=False).ids
@@ -75,12 +81,15 @@ class LibraryTokenizer:
         """Load the tokenizer that `save` wrote into a run's folder."""
         facts = read_json(folder / "tokenizer.json", folder.parent)
         specials = {token: int(facts["specials"][token]) for token in SPECIALS}
-        return cls(read_bytes(folder / VOCABULARY, folder.parent), specials, int(facts["vocab_size"]))
+        ends = tuple(int(i) for i in facts["ends"]) if "ends" in facts else None
+        return cls(read_bytes(folder / VOCABULARY, folder.parent), specials, int(facts["vocab_size"]), ends)
 
     @property
     def hash(self) -> str:
         """Return the sha256 of the imported tokenizer.json, the ids of the special tokens and the vocabulary size."""
         head = f"huggingface\n{sorted(self._specials.items())}\n{self.vocab_size}\n"
+        if self._ends != (self._specials[END_OF_TEXT],):
+            head += f"{self._ends}\n"
         return hashlib.sha256(head.encode("utf-8") + self._content).hexdigest()
 
     @property
@@ -101,6 +110,11 @@ class LibraryTokenizer:
     def special_id(self, token: str) -> int:
         """Return the id of a token of SPECIALS."""
         return self._specials[token]
+
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Return the ids that end a text. A document ends with the first."""
+        return self._ends
 
     def encode(self, text: str) -> list[int]:
         """Encode a text; a special token written in it is encoded as ordinary text."""
@@ -145,6 +159,7 @@ class LibraryTokenizer:
         with whole_file(folder / VOCABULARY) as file:
             file.write(self._content)
         facts = {"kind": self.kind, "hash": self.hash, "specials": self._specials, "vocab_size": self.vocab_size}
+        facts["ends"] = list(self._ends)
         write_json(folder / "tokenizer.json", facts)
 
 
@@ -177,10 +192,18 @@ def first_token(facts: dict[str, Any], *, config: dict[str, Any]) -> int | None:
     for token in facts.get("added_tokens") or ():
         if token["content"] == END_OF_TEXT:
             return int(token["id"])
-    for key in ("bos_token_id", "eos_token_id"):
-        value = config.get(key)
-        if isinstance(value, list):
-            value = value[0] if value else None
-        if isinstance(value, int) and not isinstance(value, bool):
-            return value
-    return None
+    return next((i for key in ("bos_token_id", "eos_token_id") for i in _ids(config.get(key))), None)
+
+
+def ends_of_text(first: int, *, config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
+    """Return the ids that end a text: eos_token_id of config.json and of generation_config.json, and the one that begins it.
+
+    The first one ends a document: that of config.json, which the model was trained with.
+    """
+    return tuple(dict.fromkeys([*_ids(config.get("eos_token_id")), *_ids(generation.get("eos_token_id")), first]))
+
+
+def _ids(value: Any) -> list[int]:
+    """Return the ids of a setting that holds one id, a list of ids, or nothing."""
+    values = value if isinstance(value, list) else [value]
+    return [i for i in values if isinstance(i, int) and not isinstance(i, bool)]

@@ -98,6 +98,11 @@ class SentencePieceTokenizer:
         """Return the id of a special token."""
         return int(self._sp.piece_to_id(token))
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Return the id of <|endoftext|>, which ends a text."""
+        return (self.special_id(END_OF_TEXT),)
+
     def encode(self, text: str) -> list[int]:
         """Convert text to ids."""
         ids: list[int] = []

@@ -129,6 +129,11 @@ class TiktokenTokenizer:
         """Return the id of a special token."""
         return self._specials[token]
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Return the id of <|endoftext|>, which ends a text."""
+        return (self.special_id(END_OF_TEXT),)
+
     def encode(self, text: str) -> list[int]:
         """Convert text to ids; special tokens in it are ordinary characters."""
         return self._encoding.encode_ordinary(text)

@@ -34,6 +34,10 @@ class Tokenizer(Protocol):
     def special_id(self, token: str) -> int:
         """Return the id of a token of SPECIALS."""
 
+    @property
+    def end_ids(self) -> tuple[int, ...]:
+        """Return the ids that end a text. A document ends with the first; only an imported vocabulary has others."""
+
     def encode(self, text: str) -> list[int]:
         """Convert text to token ids, without special tokens."""
 
@@ -51,6 +55,12 @@ class Tokenizer(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write everything that `load_tokenizer` needs into `folder`."""
+
+
+def separator(tokenizer: Tokenizer) -> list[int]:
+    """Return the ids between two documents: the end of the one and the beginning of the next, which may be one token."""
+    begin, end = tokenizer.special_id(END_OF_TEXT), tokenizer.end_ids[0]
+    return [begin] if begin == end else [end, begin]
 
 
 class StreamDecoder:

@@ -39,7 +39,7 @@ def loaded(shape: dict, vocab_size: int = 40):
     model = random_model(config)
     architecture = hf_architectures.choose(config)
     kind = getattr(transformers, architecture.name)
-    theirs = kind(kind.config_class(**hf_architectures.config_json(architecture, config, 1))).eval()
+    theirs = kind(kind.config_class(**hf_architectures.config_json(architecture, config, char()))).eval()
     tensors = to_theirs(architecture.rules(config), dict(model.named_parameters()))
     fits = theirs.load_state_dict(tensors, strict=False)
     assert not fits.unexpected_keys

@@ -125,8 +125,8 @@ class PretrainObjective(NextToken):
 
     def sample_prompt(self, asked: str | None) -> Prompt:
         """Return `asked`, or SAMPLE_PROMPT if it is empty, as the beginning of a document."""
-        end, text = self.tokenizer.special_id(END_OF_TEXT), asked or SAMPLE_PROMPT
-        return Prompt(text, [end, *self.tokenizer.encode(text)], [end])
+        begin, text = self.tokenizer.special_id(END_OF_TEXT), asked or SAMPLE_PROMPT
+        return Prompt(text, [begin, *self.tokenizer.encode(text)], list(self.tokenizer.end_ids))
 
     def close(self) -> None:
         """End the process that downloads the text, if there is one."""
