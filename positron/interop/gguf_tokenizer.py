@@ -18,9 +18,31 @@ from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-_NORMAL, _UNKNOWN, _CONTROL, _UNUSED, _BYTE = 1, 2, 3, 5, 6  # GGUF's numbers for types of tokens
+_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # GGUF's numbers for types of tokens
 _TYPES = {"normal": _NORMAL, "unknown": _UNKNOWN, "control": _CONTROL, "byte": _BYTE}
 _PRE_TOKENIZERS = {"r50k_base": "gpt-2", "cl100k_base": "llama-bpe"}
+
+
+def _pattern_of(digits: str) -> str:
+    """Return the pattern of Llama 3 and of Qwen2, which differ in how many digits a token may have."""
+    return (
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
+        + digits
+        + r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    )
+
+
+# llama.cpp's names of the ways to split a text, by the steps of tokenizer.json; each was compared on 2,000 lines
+_BYTES = ("ByteLevel", False, False)  # no space is put first, no pattern
+_GPT2 = ("ByteLevel", False, True)  # the pattern of GPT-2
+_SPLITTING: dict[tuple[tuple[Any, ...], ...], str] = {
+    (_GPT2,): "gpt-2",
+    (("Digits", True), _GPT2): "smollm",
+    (("Split", PATTERNS["r50k_base"], "Isolated", False), _BYTES): "gpt-2",
+    (("Split", PATTERNS["cl100k_base"], "Isolated", False), _BYTES): "llama-bpe",
+    (("Split", _pattern_of(r"\p{N}{1,3}"), "Isolated", False), _BYTES): "llama-bpe",
+    (("Split", _pattern_of(r"\p{N}"), "Isolated", False), _BYTES): "qwen2",
+}
 
 
 def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) -> None:
@@ -63,7 +85,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) ->
 
 
 def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
-    """Write an imported vocabulary that consists of SentencePiece pieces, or of byte-level tokens with GPT-2's pattern.
+    """Write an imported vocabulary that consists of SentencePiece pieces, or of byte-level tokens with a known pattern.
 
     Raises UserError for other patterns: llama.cpp needs the pattern's name, which tokenizer.json does not contain.
     """
@@ -88,17 +110,19 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
             writer.add_token_types(kinds)
             writer.add_unk_token_id(0)
         case "bytes":
-            if not cuts_as_gpt2(facts):
+            pre = pre_tokenizer_name(facts)
+            if pre is None:
                 raise UserError(
-                    "the imported tokenizer splits texts by another pattern than GPT-2's, and Positron does not know "
-                    "llama.cpp's name for it: use --to hf, and convert that folder with llama.cpp's convert_hf_to_gguf.py"
+                    "the imported tokenizer splits texts in another way than GPT-2, SmolLM, Qwen2 and Llama 3, and Positron "
+                    "does not know llama.cpp's name for it: use --to hf, and convert that folder with llama.cpp's "
+                    "convert_hf_to_gguf.py"
                 )
-            kinds = [
-                _CONTROL if i in control else _UNUSED if tokenizer.token(i) is None else _NORMAL
-                for i in range(len(tokens))
-            ]
+            added = {token["id"] for token in facts.get("added_tokens") or ()}
+            kinds = [_NORMAL if tokenizer.token(i) is not None else _UNUSED for i in range(len(tokens))]
+            for i in (*added, *control):  # special tokens are among both
+                kinds[i] = _CONTROL if i in control else _USER_DEFINED
             writer.add_tokenizer_model("gpt2")
-            writer.add_tokenizer_pre("gpt-2")
+            writer.add_tokenizer_pre(pre)
             writer.add_token_list(tokens)
             writer.add_token_types(kinds)
             writer.add_token_merges([" ".join(merge) for merge in merges])
@@ -110,19 +134,31 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
             assert_never(tokenizer.spelling)
 
 
-def cuts_as_gpt2(facts: dict[str, Any]) -> bool:
-    """Tell whether a byte-level tokenizer.json splits a text by GPT-2's pattern and in no other way."""
+def pre_tokenizer_name(facts: dict[str, Any]) -> str | None:
+    """Return llama.cpp's name for the way in which a byte-level tokenizer.json splits a text; None if it has none.
+
+    The steps and their settings must be exactly those of a known model. The normalizer NFC is accepted although llama.cpp
+    does not have it: only a text that is not in this form gets other tokens there.
+    """
+    normalizer = facts.get("normalizer")
+    if normalizer is not None and normalizer.get("type") != "NFC":
+        return None
     step = facts.get("pre_tokenizer") or {}
-    steps = step.get("pretokenizers") or [step]
-    if facts.get("normalizer") is not None or any(part.get("add_prefix_space") for part in steps):
-        return False
-    match steps:
-        case [{"type": "ByteLevel", "use_regex": bool(uses)}]:
-            return uses
-        case [{"type": "Split", "pattern": {"Regex": str(pattern)}}, {"type": "ByteLevel", "use_regex": False}]:
-            return pattern == PATTERNS["r50k_base"]
+    steps = tuple(_settings(part) for part in step.get("pretokenizers") or [step])
+    return next((name for known, name in _SPLITTING.items() if known == steps), None)
+
+
+def _settings(step: dict[str, Any]) -> tuple[Any, ...]:
+    """Return what determines a step's result, with the defaults of the tokenizers library."""
+    match step:
+        case {"type": "ByteLevel"}:
+            return ("ByteLevel", step.get("add_prefix_space", True), step.get("use_regex", True))
+        case {"type": "Digits"}:
+            return ("Digits", step.get("individual_digits", False))
+        case {"type": "Split", "pattern": {"Regex": str(pattern)}}:
+            return ("Split", pattern, step.get("behavior"), step.get("invert", False))
         case _:
-            return False
+            return (str(step),)
 
 
 def _kind_of_piece(token: str, is_control: bool) -> int:

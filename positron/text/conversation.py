@@ -50,9 +50,8 @@ def prompt_ids(messages: Sequence[Message], tokenizer: Tokenizer) -> list[int]:
 
 def stop_ids(tokenizer: Tokenizer) -> list[int]:
     """Return the ids that end an answer: <|end|>, and the other special tokens, in case the model writes one instead."""
-    begin = tokenizer.special_id(END_OF_TEXT)
-    ids = [tokenizer.special_id(END), begin, *(tokenizer.special_id(marker) for marker in MARKERS)]
-    return [*ids, *(i for i in tokenizer.end_ids if i != begin)]
+    ids = [tokenizer.special_id(token) for token in (END, END_OF_TEXT, *MARKERS)]
+    return list(dict.fromkeys([*ids, *tokenizer.end_ids]))
 
 
 def drop_oldest_turns(messages: Sequence[Message], tokenizer: Tokenizer, limit: int) -> tuple[list[Message], int]:

@@ -20,9 +20,10 @@ from positron.stories import documents
 from positron.system.disk import write_json
 from positron.text.char_word import CharTokenizer, WordTokenizer
 from positron.text.conversation import TEMPLATE
+from positron.text.library_json import LibraryTokenizer
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
 from positron.text.tiktoken_bpe import DEFINITIONS, TiktokenTokenizer
-from positron.text.tokenizer import Tokenizer
+from positron.text.tokenizer import SPECIALS, Tokenizer
 
 RMS = {"norm": "rmsnorm", "position": "rope"}
 # one model for each class of transformers, and each option that changes a tensor
@@ -43,6 +44,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "qwen3_window": {**RMS, "activation": "relu2", "qk_norm": True, "window": 5, "tie_embeddings": False},
     "apertus": {**RMS, "activation": "relu2", "qk_norm": True, "tie_embeddings": False},
 }
+
+# the pattern by which Qwen2 splits a text; that of Llama 3 allows three digits in a token
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3 = QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")
 
 
 @functools.cache
@@ -87,6 +94,35 @@ def byte_pairs(name: str) -> TiktokenTokenizer:
     lines = (f"{base64.b64encode(token).decode()} {rank}\n" for token, rank in ranks.items())
     n = len(ranks)
     return TiktokenTokenizer(name, DEFINITIONS[name].pattern, "".join(lines).encode(), n, n + 3)  # two ids without text
+
+
+@functools.cache
+def imported_bytes(name: str) -> LibraryTokenizer:
+    """A byte-level vocabulary as imports have it, which splits a text as the models of this name do."""
+    from tokenizers import AddedToken, Regex, decoders, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer as Library
+    from tokenizers.models import BPE
+
+    plain = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    steps = {
+        "gpt-2": [gpt2],
+        "smollm": [pre_tokenizers.Digits(individual_digits=True), gpt2],
+        "qwen2": [pre_tokenizers.Split(Regex(QWEN2), "isolated"), plain],
+        "llama-bpe": [pre_tokenizers.Split(Regex(LLAMA3), "isolated"), plain],
+    }
+    library = Library(BPE())
+    library.pre_tokenizer = pre_tokenizers.Sequence(steps[name])
+    library.decoder = decoders.ByteLevel()
+    if name == "qwen2":
+        library.normalizer = normalizers.NFC()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    library.train_from_iterator(corpus(), trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet))
+    size = library.get_vocab_size()
+    library.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIALS])
+    library.add_tokens([AddedToken("<think>", special=False, normalized=False)])
+    specials = {token: size + i for i, token in enumerate(SPECIALS)}
+    return LibraryTokenizer(library.to_str().encode("utf-8"), specials, size + len(SPECIALS) + 1)
 
 
 def gpt_config(vocab_size: int, **shape: Any) -> GPTConfig:

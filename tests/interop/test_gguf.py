@@ -1,13 +1,15 @@
 """A GGUF file holds the model, its tokenizer and its template; what llama.cpp cannot run is refused by name."""
 
 import sys
+from typing import Any
 
 import pytest
 import torch
-from saved_runs import SHAPES, byte_pairs, char, gpt_config, random_model, save_run, sentencepiece, word
+from saved_runs import QWEN2, SHAPES, byte_pairs, char, gpt_config, random_model, save_run, sentencepiece, word
 
 from positron.interop import gguf_file
 from positron.interop.formats import export
+from positron.interop.gguf_tokenizer import pre_tokenizer_name
 from positron.interop.source import open_source
 from positron.system.errors import UserError
 from positron.text.tokenizer import SPECIALS
@@ -74,6 +76,44 @@ def test_byte_pairs_name_the_pre_tokenizer_of_llama_cpp(tokenizer, pre, tmp_path
     assert reader.fields["tokenizer.ggml.pre"].contents() == pre
     tokens = reader.fields["tokenizer.ggml.tokens"].contents()
     assert len(tokens) == len(set(tokens)) == tok.vocab_size
+
+
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+GPT2 = {**BYTES, "use_regex": True}
+
+
+def split(pattern: str, **changes: Any) -> dict[str, Any]:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False, **changes}
+
+
+def in_turn(*steps: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "Sequence", "pretokenizers": list(steps)}
+
+
+DIGITS = {"type": "Digits", "individual_digits": True}
+SPLITTING = [
+    (GPT2, None, "gpt-2"),
+    ({"type": "ByteLevel", "add_prefix_space": False}, None, "gpt-2"),  # an old file: the pattern is the default
+    (in_turn(GPT2), None, "gpt-2"),
+    (in_turn(DIGITS, GPT2), None, "smollm"),
+    (in_turn(split(QWEN2), BYTES), {"type": "NFC"}, "qwen2"),
+    (in_turn(split(QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")), BYTES), None, "llama-bpe"),
+    (in_turn(split(QWEN2, behavior="Removed"), BYTES), None, None),
+    (in_turn(split(QWEN2, invert=True), BYTES), None, None),
+    (in_turn(split(QWEN2), GPT2), None, None),
+    (in_turn(split(QWEN2.replace("(?i:", "(?:")), BYTES), None, None),
+    (in_turn({**DIGITS, "individual_digits": False}, GPT2), None, None),
+    (in_turn(GPT2, DIGITS), None, None),
+    ({**GPT2, "add_prefix_space": True}, None, None),
+    (BYTES, None, None),
+    (GPT2, {"type": "NFKC"}, None),
+    (None, None, None),
+]
+
+
+@pytest.mark.parametrize(("step", "normalizer", "name"), SPLITTING)
+def test_a_way_to_split_a_text_has_a_name_only_if_all_its_settings_are_known(step, normalizer, name):
+    assert pre_tokenizer_name({"pre_tokenizer": step, "normalizer": normalizer}) == name
 
 
 def test_characters_are_written_as_byte_level_tokens(tmp_path):
