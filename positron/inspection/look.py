@@ -64,8 +64,11 @@ def look(
     subject = ablated(model, ablations) if ablations else model
     idx = torch.tensor([ids], device=model.wte.weight.device)
     inside = look_inside(subject, idx, layers)
-    depths = [log_probabilities(subject, stream[0]).cpu() for stream in inside.stream]  # L + 1 of (T, V)
-    logp = depths[-1]
+    logp = torch.empty(0)  # (T, V); one depth at a time is in memory
+    lens: list[list[Lens]] = []
+    for stream in inside.stream:
+        logp = log_probabilities(subject, stream[0]).cpu()
+        lens.append(_lenses(vocabulary, logp, ids))
     result: AblationResult | None = None
     if ablations:
         before = log_probabilities(model, look_inside(model, idx, ()).stream[-1][0]).cpu()
@@ -77,11 +80,11 @@ def look(
         "shape": shape_of(model),
         "prompt": prompt,
         "tokens": described_tokens(vocabulary, logp, ids),
-        "next": _predictions(vocabulary, logp, top),
+        "next": _predictions(vocabulary, logp, top, [step["entropy"] for step in lens[-1]]),
         "focus": _focus(vocabulary, logp[place], place),
         "attention": [None if p is None else _rows(p[0]) for p in inside.attention],
         "residual": [[digits(x) for x in _rms(stream[0])] for stream in inside.stream],
-        "lens": [_lenses(vocabulary, depth, ids) for depth in depths],
+        "lens": lens,
         "ablation": result,
         "scores": scores,
         "continuation": continuation,
@@ -124,21 +127,21 @@ def _layers(asked: Sequence[int] | None, n_layer: int, weights: int) -> list[int
     return wanted[: MAX_ATTENTION // weights]
 
 
-def _predictions(vocabulary: Vocabulary, logp: Tensor, top: int) -> list[Prediction]:
-    pairs = zip(vocabulary.candidates(logp.exp(), top), entropy(logp).tolist(), strict=True)
-    return [{"top": candidates, "entropy": digits(bits)} for candidates, bits in pairs]
+def _predictions(vocabulary: Vocabulary, logp: Tensor, top: int, entropies: list[float]) -> list[Prediction]:
+    pairs = zip(vocabulary.candidates(logp, top), entropies, strict=True)
+    return [{"top": candidates, "entropy": bits} for candidates, bits in pairs]
 
 
 def _focus(vocabulary: Vocabulary, logp: Tensor, place: int) -> Focus:
     """Describe the distribution logp (V,); log probabilities are logits shifted by a constant, which softmax ignores."""
-    (top,) = vocabulary.candidates(logp[None].exp(), MAX_TOP)
+    (top,) = vocabulary.candidates(logp[None], MAX_TOP)
     return {"position": place, "top": top, "logits": [digits(x) for x in logp.sort(descending=True).values.tolist()]}
 
 
 def _rows(p: Tensor) -> list[list[list[float]]]:
     """Return the attention of one layer (H, T, T) without the keys that come after the query."""
-    rounded: list[list[list[float]]] = p.double().cpu().tolist()
-    return [[[round(x, 5) for x in row[: t + 1]] for t, row in enumerate(head)] for head in rounded]
+    rounded: list[list[list[float]]] = ((p.double() * 1e5).round() / 1e5).cpu().tolist()
+    return [[row[: t + 1] for t, row in enumerate(head)] for head in rounded]
 
 
 def _rms(stream: Tensor) -> list[float]:
@@ -150,7 +153,7 @@ def _rms(stream: Tensor) -> list[float]:
 def _lenses(vocabulary: Vocabulary, logp: Tensor, ids: list[int]) -> list[Lens]:
     came = logp[torch.arange(len(ids) - 1), torch.tensor(ids[1:], dtype=torch.long)].exp().tolist()
     probabilities = [*(digits(p) for p in came), None]
-    rows = zip(vocabulary.candidates(logp.exp(), LENS_TOP), probabilities, entropy(logp).tolist(), strict=True)
+    rows = zip(vocabulary.candidates(logp, LENS_TOP), probabilities, entropy(logp).tolist(), strict=True)
     return [{"top": top, "p": p, "entropy": digits(bits)} for top, p, bits in rows]
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from positron.inspection.lookdata import Candidate
@@ -28,12 +27,12 @@ class Vocabulary:
         """Return what an id stands for: text, U+FFFD for a part of a character, or the name of a special token."""
         return self.specials.get(i) or self.tokenizer.bytes_of(i).decode("utf-8", errors="replace")
 
-    def candidates(self, p: Tensor, count: int) -> list[list[Candidate]]:
-        """Return the `count` most probable ids of each row of p (T, V), the most probable first."""
-        values, ids = p.topk(min(count, p.shape[-1]), dim=-1)
+    def candidates(self, logp: Tensor, count: int) -> list[list[Candidate]]:
+        """Return the `count` most probable ids of each row of log probabilities (T, V), the most probable first."""
+        values, ids = logp.topk(min(count, logp.shape[-1]), dim=-1)
         return [
             [self._candidate(i, x) for i, x in zip(row_ids, row, strict=True)]
-            for row_ids, row in zip(ids.tolist(), values.tolist(), strict=True)
+            for row_ids, row in zip(ids.tolist(), values.exp().tolist(), strict=True)
         ]
 
     def _candidate(self, i: int, p: float) -> Candidate:
@@ -53,6 +52,6 @@ def digits(value: float, count: int = 6) -> float:
 
 
 def entropy(logp: Tensor) -> Tensor:
-    """Compute the entropy in bits of log probabilities in nats: (..., V) -> (...)."""
-    bits: Tensor = torch.special.entr(logp.exp()).sum(dim=-1) / math.log(2)
+    """Compute the entropy in bits of finite log probabilities in nats: (..., V) -> (...)."""
+    bits: Tensor = -logp.exp().mul_(logp).sum(dim=-1) / math.log(2)
     return bits
