@@ -142,10 +142,10 @@ class Decoder:
             joined(attn.out),
             joined(mlp.gate, mlp.up) if mlp.activation == "swiglu" else joined(mlp.up, activation=mlp.activation),
             joined(mlp.down),
-            self._scale(attn),
+            self.head_scales(attn),
         )
 
-    def _scale(self, attn: Attention) -> Tensor | None:
+    def head_scales(self, attn: Attention) -> Tensor | None:
         """Return the learned scales of QK-norm, one row for each head of q and of k: (H + K, D). None if there are none."""
         if not self.config.qk_scale:
             return None
@@ -207,12 +207,20 @@ class Decoder:
         Shorter prompts are padded at the end. The padding does not affect them, because attention is causal. Raises
         ValueError for an empty prompt and for a prompt that is longer than the context.
         """
-        n = max(map(len, prompts))
-        if not 0 < min(map(len, prompts)) <= n <= self.config.context_length:
-            raise ValueError(
-                f"prompts of {min(map(len, prompts))} to {n} tokens: 1 to {self.config.context_length} fit"
-            )
-        b = len(rows)
+        self._check_prompts(prompts)
+        x, n = self._read_prompts(rows, prompts), max(map(len, prompts))
+        for row, prompt in zip(rows, prompts, strict=True):
+            self.lengths[row] = len(prompt)
+        return self._logits(x[torch.tensor([i * n + len(p) - 1 for i, p in enumerate(prompts)])])
+
+    def _check_prompts(self, prompts: list[list[int]]) -> None:
+        least, most = min(map(len, prompts)), max(map(len, prompts))
+        if not 0 < least <= most <= self.config.context_length:
+            raise ValueError(f"prompts of {least} to {most} tokens: 1 to {self.config.context_length} fit")
+
+    def _read_prompts(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
+        """Write keys and values of b prompts, padded to n tokens, to the cache; return the last hidden states (b n, C)."""
+        b, n = len(rows), max(map(len, prompts))
         idx = torch.tensor([p + [0] * (n - len(p)) for p in prompts], device=self.device)
         x = F.embedding(idx, self.wte)  # (b, n, C)
         if self.smear is not None:
@@ -228,10 +236,7 @@ class Decoder:
             y = causal_attention(q, k, v, window=self.config.window)
             return y.transpose(1, 2).reshape(b * n, -1)
 
-        x = self._through(x.flatten(0, 1), turn, attend)
-        for row, prompt in zip(rows, prompts, strict=True):
-            self.lengths[row] = len(prompt)
-        return self._logits(x[torch.tensor([i * n + len(p) - 1 for i, p in enumerate(prompts)])])
+        return self._through(x.flatten(0, 1), turn, attend)
 
     @torch.inference_mode()
     def read(self, ids: list[int], row: int = 0) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 
 from positron.inference.arguments import seed_of, stops_of, whole_number
 from positron.inference.decoder import Decoder
+from positron.inference.decoders import make_decoder
 from positron.inference.sampling import BALANCED, Sampling, choose
 from positron.inference.writing import Progress, Stream, pieces
 from positron.model.gpt import GPT
@@ -44,7 +45,7 @@ class Engine:
         *,
         dtype: torch.dtype | None = None,
     ) -> None:
-        self.decoder, self.tokenizer = Decoder(model, 0, dtype), tokenizer
+        self.decoder, self.tokenizer = make_decoder(model, 0, dtype), tokenizer
         self.context = model.config.context_length
         self.specials = [tokenizer.special_id(token) for token in SPECIALS]
 

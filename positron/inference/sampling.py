@@ -60,7 +60,7 @@ def _nucleus(probability: Tensor, p: float) -> Tensor:
     model needs for a token. Therefore the probabilities are summed up in buckets first, and only the bucket in which the
     sum reaches p is sorted.
     """
-    values = probability.numpy()
+    values = probability.detach().numpy()
     bits = values.view(np.int64) >> (
         52 - _OCTAVE.bit_length() + 1
     )  # exponent and leading digits, which grow with the value
@@ -194,7 +194,7 @@ def probabilities(logits: Tensor, sampling: Sampling, seen: list[int], exempt: I
     logits = _penalized(logits.cpu(), sampling, seen, exempt)
     if sampling.temperature == 0:
         return torch.zeros_like(logits, dtype=torch.float64).index_fill_(0, torch.tensor(_likeliest(logits)), 1.0)
-    _check_finite(logits.max())
+    _check_finite(float(logits.max()))
     candidates = filtered(
         logits[None],
         temperature=sampling.temperature,
@@ -240,12 +240,13 @@ def _likeliest(logits: Tensor) -> int:
 
     NumPy's argmax takes 6 µs for V = 32,000, and torch's 58 µs. NumPy has no bf16.
     """
-    best = int((logits.float() if logits.dtype == torch.bfloat16 else logits).numpy().argmax())
-    _check_finite(logits[best])
+    values = (logits.float() if logits.dtype == torch.bfloat16 else logits).detach().numpy()
+    best = int(values.argmax())
+    _check_finite(float(values[best]))
     return best
 
 
-def _check_finite(largest: Tensor) -> None:
+def _check_finite(largest: float) -> None:
     """Raise UserError if the largest logit is infinite or NaN, which it is if one of the logits is NaN."""
-    if not largest.isfinite():
+    if not math.isfinite(largest):
         raise UserError("the model's output is not finite, because training diverged: use an earlier checkpoint")

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from positron.inference.decoder import Decoder
+from positron.inference.decoders import make_decoder
 from positron.inference.engine import Engine
 from positron.inference.sampling import Sampling, draw, probabilities
 from positron.model.gpt import GPT
@@ -72,7 +73,9 @@ class SpeculativeEngine(Engine):
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, draft: GPT, *, dtype: torch.dtype | None = None) -> None:
         super().__init__(model, tokenizer, dtype=dtype)
-        self.draft = Decoder(draft, 0, torch.int8)  # the fastest format, since proposals do not change the distribution
+        self.draft = make_decoder(
+            draft, 0, torch.int8
+        )  # the fastest format, since proposals do not change the distribution
 
     def ids(
         self,

@@ -125,8 +125,10 @@ def run(sessions: Sessions, *requests: Request) -> list[tuple[Session, list[Piec
     return list(texts.items())
 
 
+@pytest.mark.parametrize("without_numba", ["0", "1"])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: f"{options['position']}-{options['activation']}")
-def test_rows_computed_together_get_bit_for_bit_what_they_get_alone(options):
+def test_rows_computed_together_get_bit_for_bit_what_they_get_alone(options, without_numba, monkeypatch):
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", without_numba)
     decoder = engine_of(**options).decoder.with_empty_cache(8)
     prompts = [[0] * (1 + 2 * i) for i in range(8)]
     for row, prompt in enumerate(prompts):
@@ -143,6 +145,7 @@ def test_rows_computed_together_get_bit_for_bit_what_they_get_alone(options):
 def test_rows_are_computed_singly_where_a_product_depends_on_their_number(monkeypatch):
     """`F.linear` rounds differently with several rows; then nothing but single rows is exact."""
     monkeypatch.setattr("positron.inference.packed_linear.can_pack", lambda weight: False)
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", "1")  # no compiled decoder
     engine = engine_of(position="rope", norm="rmsnorm", activation="swiglu", d_ff=96)
     decoder = engine.decoder.with_empty_cache(4)
     original = Decoder.step_some
@@ -168,9 +171,10 @@ def test_the_next_turn_of_a_conversation_reads_only_what_is_new(monkeypatch):
     sessions = Sessions(engine, 2)
     [(first, _)] = run(sessions, plain("abc"))
     read: list[int] = []
-    monkeypatch.setattr(Decoder, "prefill", lambda self, rows, prompts: read.extend(map(len, prompts)))
-    original = Decoder.read
-    monkeypatch.setattr(Decoder, "read", lambda self, ids, row=0: (read.append(len(ids)), original(self, ids, row))[1])
+    kind = type(engine.decoder)
+    monkeypatch.setattr(kind, "prefill", lambda self, rows, prompts: read.extend(map(len, prompts)))
+    original = kind.read
+    monkeypatch.setattr(kind, "read", lambda self, ids, row=0: (read.append(len(ids)), original(self, ids, row))[1])
     second = dataclasses.replace(first.request, ids=[*first.seen, *TOKENIZER.encode("def")])
     [(session, answer)] = run(sessions, second)
     assert session.row == first.row

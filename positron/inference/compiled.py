@@ -1,0 +1,311 @@
+"""Decode on a CPU by one compiled call per token, instead of the 600 operators of torch that `Decoder` needs.
+
+The time of a token is the time to read all weights, and torch's products read them at half the rate of the memory; the call
+reads them at the full rate (docs/LOG.md). Activations, keys and values are fp32 for all weights. With bf16 or int8 weights
+the logits are those of a plain fp32 model with `round_weights`, which is what `evaluate` measures, up to the order of sums.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from positron.inference import compiled_step as kernel
+from positron.inference.decoder import Decoder
+from positron.inference.int8 import Int8Linear, quantise, round_weights
+from positron.inference.packed_linear import Linear
+from positron.inference.thread_team import TEAM
+from positron.model.gpt import GPT, Block, Elementwise, Norm
+from positron.model.kernels.norms_and_heads import interleave_pairs
+from positron.model.lora import effective_weight
+
+logger = logging.getLogger(__name__)
+ROWS_TOGETHER = 16  # rows of a call; more are divided among several
+DIRECT_PROMPT = 32  # prompts up to this length are read by the compiled call, longer ones by torch's matrix products
+_owners = itertools.count(1)
+_compiled: set[torch.dtype] = set()  # the weights for which `compiled_step.work` has been compiled in this process
+
+
+class CompiledDecoder(Decoder):
+    """Compute what `Decoder` computes, for a model in fp32 on a CPU.
+
+    Every row of `step`, `step_some` and `read` gets the same logits, bit for bit, whichever rows are computed with it and
+    however many threads there are.
+    """
+
+    def __init__(self, model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> None:
+        """Copy the weights, so that later training does not change the decoder; `dtype`: as for `Decoder`."""
+        self.weight_dtype = dtype or torch.float32
+        rounded = round_weights(model, None if dtype == torch.float32 else dtype)
+        super().__init__(rounded, 0)
+        self.model = model
+        self.wte = self.wte.contiguous()
+        self.packed = _Packed(rounded, self)
+        self._allocate(batch)
+        self._compile()
+
+    def _linear(self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "") -> Linear | Int8Linear:
+        """Keep the weights in their format; torch widens them when it reads a long prompt."""
+        bias = bias.detach() if bias is not None else None
+        if self.weight_dtype == torch.int8:
+            return Int8Linear(weight, bias, activation)
+        weight = weight.detach().to(self.weight_dtype).contiguous()
+        return Linear(weight, bias, activation, widen=self.weight_dtype != torch.float32)
+
+    def _allocate(self, batch: int) -> None:
+        """Allocate an empty cache for `batch` sequences, and the memory of a step."""
+        super()._allocate(batch)
+        if not hasattr(self, "packed"):  # the plain decoder is made first
+            return
+        config, packed, sizes = self.config, self.packed, self.packed.sizes
+        self.owner, self.threads = next(_owners), 0
+        wide, heads = _up_to(kernel.LANES, config.d_model), (self.H + 2 * self.K) * self.D
+        hidden = _up_to(kernel.LANES, config.ff_width)
+        self.job = np.zeros(kernel.JOB, dtype=np.int64)
+        self.chunks = np.zeros((self._blocks() + 1, kernel.COLUMNS), dtype=np.int64)
+        self.new, self.before, self.slots, self.places = (np.zeros(ROWS_TOGETHER, dtype=np.int64) for _ in range(4))
+        self.logits = _zeros(ROWS_TOGETHER, _up_to(kernel.LANES, config.vocab_size))
+        rows = ROWS_TOGETHER
+        self.arrays: tuple[Any, ...] = (
+            (self.job, self.chunks),
+            (sizes, np.float32(self.eps), packed.where, packed.weights, packed.floats, self.wte.numpy()),
+            (self.k.numpy(), self.v.numpy()),
+            (self.new, self.before, self.slots, self.places),
+            (
+                *(_zeros(rows, wide), _zeros(rows, wide), _zeros(rows, _up_to(kernel.LANES, heads))),
+                _zeros(rows, _up_to(kernel.CHAINS, self.H * self.D)),
+                *(_zeros(rows, hidden), _zeros(rows, hidden)),
+                _zeros(TEAM.size, rows, _up_to(kernel.CHAINS, config.d_model)),
+                *(_zeros(TEAM.size, config.context_length), self.logits),
+            ),
+        )
+
+    def _compile(self) -> None:
+        """Compile the call for these weights, or load it from the cache on disk: a step without chunks does nothing else."""
+        if self.weight_dtype not in _compiled:
+            said = "compiling the decoder for this processor, once for each format of weights: about 15 seconds"
+            with kernel.on_compilation(lambda: logger.info(said)):
+                kernel.work(0, self.owner, np.zeros(kernel.SYNC, dtype=np.int64), *self.arrays)
+            _compiled.add(self.weight_dtype)
+
+    def _phases(self) -> Iterable[tuple[int, int, int]]:
+        """Yield the phases of a step in their order: kind, layer and the number of items that may be computed at once."""
+        config = self.config
+        for layer in range(config.n_layer):
+            yield kernel.QKV, layer, _blocks((self.H + 2 * self.K) * self.D)
+            yield kernel.ATTEND, layer, self.K
+            yield kernel.OUT, layer, _blocks(config.d_model)
+            yield kernel.UP, layer, _blocks(config.ff_width)
+            yield kernel.DOWN, layer, _blocks(config.d_model)
+        yield kernel.HEAD, config.n_layer, _blocks(config.vocab_size)
+
+    def _blocks(self) -> int:
+        return sum(items for _, _, items in self._phases())
+
+    def plan(self, threads: int) -> None:
+        """Divide each phase into chunks that become smaller, so that all threads end at about the same time."""
+        if threads == self.threads:
+            return
+        chunks: list[tuple[int, ...]] = []
+        for kind, layer, items in self._phases():
+            first, after = 0, len(chunks)
+            while first < items:
+                size = items if threads == 1 else max(1, (items - first) // (2 * threads))
+                chunks.append((kind, layer, first, first + size, after))
+                first += size
+        self.chunks[: len(chunks)] = chunks
+        self.job[kernel.CHUNKS] = len(chunks)
+        self.threads = threads
+
+    def _append(self, ids: list[int], rows: list[int], places: list[int]) -> Tensor:
+        """Append each id to a row at a place, and return the logits after it, (n, V); a row may occur several times."""
+        logits = torch.empty(len(ids), self.config.vocab_size)
+        known = self.ids.numpy()
+        for begin in range(0, len(ids), ROWS_TOGETHER):
+            part = slice(begin, begin + ROWS_TOGETHER)
+            n = len(ids[part])
+            self.new[:n], self.slots[:n], self.places[:n] = ids[part], rows[part], places[part]
+            self.job[kernel.ROWS] = n
+            if self.smear is not None:
+                for i, (token, row, place) in enumerate(zip(ids[part], rows[part], places[part], strict=True)):
+                    known[row, place] = token
+                    self.before[i] = known[row, place - 1] if place else -1
+            TEAM.run(self)
+            logits.numpy()[part] = self.logits[:n, : self.config.vocab_size]
+        return logits
+
+    @torch.inference_mode()
+    def prefill(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
+        """Replace the content of the cache rows `rows` by the prompts and return the next-token logits (b, V) of each.
+
+        Each prompt is read by itself, so that its logits do not depend on the others. Raises ValueError for an empty prompt
+        and for a prompt that is longer than the context.
+        """
+        self._check_prompts(prompts)
+        last: list[Tensor] = []
+        for row, prompt in zip(rows, prompts, strict=True):
+            self.lengths[row] = 0
+            if len(prompt) > DIRECT_PROMPT:
+                self._read_prompts([row], [prompt[:-1]])
+                self.lengths[row], prompt = len(prompt) - 1, prompt[-1:]
+            last.append(self.read(prompt, row)[-1])
+        return torch.stack(last)
+
+    @torch.inference_mode()
+    def read(self, ids: list[int], row: int = 0) -> Tensor:
+        """Append T tokens to a row and return the logits after each of them, (T, V).
+
+        Raises ValueError if the tokens do not fit the cache.
+        """
+        start, n = self.lengths[row], self.lengths[row] + len(ids)
+        if n > self.config.context_length:
+            raise ValueError(f"{n} tokens do not fit the cache of {self.config.context_length}")
+        logits = self._append(ids, [row] * len(ids), list(range(start, n)))
+        self.lengths[row] = n
+        return logits
+
+    @torch.inference_mode()
+    def step_some(self, ids: Tensor, rows: list[int]) -> Tensor:
+        """Append one token to each of `rows`: ids (b,) -> next-token logits (b, V); the other rows are not touched.
+
+        Raises ValueError if the cache of a row is full.
+        """
+        places = [self.lengths[row] for row in rows]
+        if max(places) >= self.config.context_length:
+            raise ValueError(f"the cache is full: {self.config.context_length} tokens")
+        logits = self._append(ids.tolist(), rows, places)
+        for row in rows:
+            self.lengths[row] += 1
+        return logits
+
+    def step(self, ids: Tensor) -> Tensor:
+        """Append one token to each row: ids (B,) -> next-token logits (B, V).
+
+        Raises ValueError if the cache of a row is full.
+        """
+        return self.step_some(ids, list(range(len(ids))))
+
+
+class _Packed:
+    """Hold the weights in the layout that `compiled_step.py` reads: two arrays, and where in them each part begins."""
+
+    def __init__(self, model: GPT, decoder: CompiledDecoder) -> None:
+        config = model.config
+        self.dtype = decoder.weight_dtype
+        self._weights, self._floats = _Parts(), _Parts()
+        heads = (config.n_head + 2 * config.kv_heads) * config.d_head
+        widest = max(heads, config.d_model, config.vocab_size, 2 * config.ff_width + kernel.LANES)
+        self._no_bias = self._floats.add(torch.zeros(widest + kernel.LANES))
+        self.where = np.zeros((config.n_layer + 1, kernel.PLACES), dtype=np.int64)
+        for i, block in enumerate(model.blocks):
+            self.where[i] = self._layer(block, decoder)  # type: ignore[arg-type]
+        self.where[-1, [kernel.NORM_F, kernel.NORM_F_BIAS]] = self._norm(model.norm_f)
+        self.where[-1, [kernel.HEAD_W, kernel.HEAD_SCALE, kernel.HEAD_BIAS]] = self._matrix((model.head_weight, None))
+        self.sizes = np.zeros(kernel.SIZES, dtype=np.int64)
+        sizes = (config.d_model, config.n_head, config.kv_heads, config.d_head, config.ff_width, config.vocab_size)
+        self.sizes[[kernel.C, kernel.H, kernel.K, kernel.D, kernel.F, kernel.V]] = sizes
+        self.sizes[kernel.WINDOW] = config.window or config.context_length
+        self.sizes[kernel.NORM] = kernel.NORMS.index(config.norm)
+        self.sizes[kernel.ACTIVATION] = kernel.ACTIVATIONS.index(config.activation)
+        self.sizes[kernel.QK_NORM] = config.qk_norm
+        self.sizes[kernel.SMEAR] = self._optional(decoder.smear)
+        self.sizes[kernel.POSITIONS] = self._optional(decoder.positions)
+        self.sizes[kernel.COS] = self._optional(None if decoder.turn is None else decoder.turn.real)
+        self.sizes[kernel.SIN] = self._optional(None if decoder.turn is None else decoder.turn.imag)
+        self.weights, self.floats = self._weights.joined(), self._floats.joined()
+
+    def _optional(self, part: Tensor | None) -> int:
+        """Add numbers and return where they begin, -1 for None."""
+        return -1 if part is None else self._floats.add(part.detach().float())
+
+    def _norm(self, norm: Norm) -> tuple[int, int]:
+        return self._floats.add(norm.weight.detach()), self._no_bias if norm.bias is None else self._optional(norm.bias)
+
+    def _layer(self, block: Block, decoder: CompiledDecoder) -> list[int]:
+        """Add a layer and return the row of `where`."""
+        attn, mlp, config = block.attn, block.mlp, decoder.config
+
+        def parts(*linears: nn.Linear) -> list[tuple[Tensor, Tensor | None]]:
+            return [(effective_weight(linear), linear.bias) for linear in linears]
+
+        def turned(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
+            """Make the two rows of each RoPE pair neighbours."""
+            ((weight, bias),) = parts(linear)
+            if not config.has_rope:
+                return weight, bias
+            return interleave_pairs(weight, decoder.D), None if bias is None else interleave_pairs(bias, decoder.D)
+
+        qkv = [turned(attn.q), turned(attn.k), *parts(attn.v)]
+        biases = [bias for _, bias in qkv if bias is not None]
+        joined = torch.cat([weight for weight, _ in qkv]), torch.cat(biases) if biases else None
+        scale = decoder.head_scales(attn)
+        return [
+            *(
+                *self._norm(block.norm1),
+                *self._norm(block.norm2),
+                *self._matrix(joined),
+                *self._matrix(*parts(attn.out)),
+            ),
+            *self._matrix(*(parts(mlp.gate, mlp.up) if config.is_gated else parts(mlp.up))),
+            *self._matrix(*parts(mlp.down)),
+            self._optional(None if scale is None else torch.cat((scale[0], scale[decoder.H]))),
+        ]
+
+    def _matrix(self, *parts: tuple[Tensor, Tensor | None]) -> tuple[int, int, int]:
+        """Add matrices with their biases, one behind the other; return where weights, scales and biases begin."""
+        packed, scales, biases = [], [], []
+        for weight, bias in parts:
+            rows, columns = weight.shape
+            if self.dtype == torch.int8:
+                narrow, scale = quantise(weight)
+            else:
+                narrow, scale = weight.detach().to(self.dtype), torch.ones(rows)
+            more = _up_to(kernel.LANES, rows) - rows
+            narrow = F.pad(narrow, (0, _up_to(kernel.CHAINS, columns) - columns, 0, more))
+            packed.append(narrow.view(-1, kernel.LANES, narrow.shape[1]).transpose(1, 2).flatten())
+            scales.append(F.pad(scale.float(), (0, more)))
+            if bias is not None:
+                biases.append(F.pad(bias.detach(), (0, more)))
+        begin = self._floats.add(torch.cat(biases)) if biases else self._no_bias
+        return self._weights.add(torch.cat(packed)), self._floats.add(torch.cat(scales)), begin
+
+
+class _Parts:
+    """Collect numbers, one part behind the other, and join them."""
+
+    def __init__(self) -> None:
+        self.size, self._parts = 0, list[Tensor]()
+
+    def add(self, part: Tensor) -> int:
+        """Append a part and return where it begins."""
+        begin, self.size = self.size, self.size + part.numel()
+        self._parts.append(part.flatten())
+        return begin
+
+    def joined(self) -> np.ndarray:
+        """Return all parts; bf16, which NumPy does not have, as uint16."""
+        out = torch.cat(self._parts)
+        self._parts.clear()
+        array: np.ndarray = (out.view(torch.uint16) if out.dtype == torch.bfloat16 else out).numpy()
+        return array
+
+
+def _zeros(*shape: int) -> np.ndarray:
+    """Return fp32 zeros on a 64-byte boundary."""
+    array: np.ndarray = torch.zeros(shape).numpy()
+    return array
+
+
+def _up_to(multiple: int, number: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _blocks(rows: int) -> int:
+    return _up_to(kernel.LANES, rows) // kernel.LANES

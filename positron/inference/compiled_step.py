@@ -1,0 +1,512 @@
+"""One step of decoding as a function that Numba compiles: all layers, for one or more rows, by one or more threads.
+
+A step is a list of phases (the products of a layer, its attention, the logits), and each phase a list of chunks. A thread
+takes the next chunk by an atomic counter, after all chunks of the phases before it are done. No thread waits for one that
+has not begun: where the others are late or sleep, the caller does everything itself, with the same result.
+
+Matrices lie in blocks of 16 rows (`pack`): the 16 numbers of a column are neighbours, so that a block is read from front to
+back and its 16 products are the lanes of a vector. Every row of the batch is summed in the same order, whatever their
+number, so that a text does not depend on those beside it, bit for bit.
+
+All kernels are in this file, because Numba's cache on disk notices changes of the file of the outermost function only.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import config, njit, types
+from numba.core import cgutils
+from numba.core.event import Listener, install_listener
+from numba.extending import intrinsic
+
+from positron.system.download import cache_folder
+from positron.system.errors import UserError
+
+LANES = 16  # rows of a block
+CHAINS = 4  # partial sums of a product, since the next addition to one must wait for the last
+
+# The columns of a chunk: its phase and layer, the first item and the one behind the last, the chunks of all earlier phases
+PHASE, LAYER, FIRST, END, AFTER, COLUMNS = range(6)
+QKV, ATTEND, OUT, UP, DOWN, HEAD = range(6)
+NORMS, ACTIVATIONS = ("layernorm", "rmsnorm"), ("gelu", "relu", "swish", "relu2", "swiglu")
+LAYERNORM, RMSNORM = range(2)
+GELU, RELU, SWISH, RELU2, SWIGLU = range(5)
+
+# Places in `sizes`; SMEAR and those behind it: where in `floats` these numbers begin, -1 if the model has none
+C, H, K, D, F, V, WINDOW, NORM, ACTIVATION, QK_NORM, SMEAR, POSITIONS, COS, SIN, SIZES = range(15)
+# Places in a row of `where`, that of a layer, or the last one for norm_f and the head: the beginnings of each array in
+# `weights` (W) or `floats`
+NORM1, NORM1_BIAS, NORM2, NORM2_BIAS, QKV_W, QKV_SCALE, QKV_BIAS, OUT_W, OUT_SCALE, OUT_BIAS = range(10)
+UP_W, UP_SCALE, UP_BIAS, DOWN_W, DOWN_SCALE, DOWN_BIAS, HEADS_SCALE, PLACES = range(10, 18)
+NORM_F, NORM_F_BIAS, HEAD_W, HEAD_SCALE, HEAD_BIAS = NORM1, NORM1_BIAS, QKV_W, QKV_SCALE, QKV_BIAS
+# Places in `job`: rows of the batch, chunks of the step
+ROWS, CHUNKS, JOB = range(3)
+# Places in `sync`, on cache lines of their own
+TICKET, DONE, OWNER, SYNC = 0, 16, 32, 48
+NOBODY = -1  # an owner without steps
+
+# A helper without work spins for about 0.5 ms, because the next token is chosen sooner, and then sleeps. A spinning thread
+# offers its core to other programs now and then.
+SPINS = 20_000
+SPINS_BEFORE_YIELD = 2000
+_CLOSED = 0xFFFFFFFF  # no step has so many chunks
+
+OPTIONS = {"reassoc", "contract", "nsz", "arcp"}  # not nnan and ninf: a diverged model is to be noticed
+inner = njit(nogil=True, fastmath=OPTIONS)
+
+
+def _data(context: Any, builder: Any, kind: Any, array: Any) -> Any:
+    return context.make_array(kind)(context, builder, array).data
+
+
+def _product(rows: int) -> Callable[..., None]:
+    """Make the product of a block and `rows` rows of x."""
+    lanes = ir.VectorType(ir.FloatType(), LANES)
+
+    def widened(builder: Any, kind: Any, pointer: Any) -> Any:
+        """Load 16 weights as fp32."""
+        narrow = ir.VectorType(pointer.type.pointee, LANES)
+        vector = builder.load(builder.bitcast(pointer, narrow.as_pointer()))
+        vector.align = kind.bitwidth // 8
+        if kind == types.float32:
+            return vector
+        whole = ir.VectorType(ir.IntType(32), LANES)
+        if kind == types.int8:
+            return builder.sitofp(builder.sext(vector, whole), lanes)
+        shift = ir.Constant(whole, [16] * LANES)  # bf16 is the upper half of fp32
+        return builder.bitcast(builder.shl(builder.zext(vector, whole), shift), lanes)
+
+    @intrinsic
+    def product(
+        typing: Any, w: Any, w_at: Any, width: Any, x: Any, x_at: Any, x_row: Any, y: Any, y_at: Any, y_row: Any
+    ) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            w_kind, _, _, x_kind, _, _, y_kind, _, _ = signature.args
+            w_array, w_at, width, x_array, x_at, x_row, y_array, y_at, y_row = args
+            whole = width.type
+            w_from = builder.gep(_data(context, builder, w_kind, w_array), [w_at])
+            x_from = builder.gep(_data(context, builder, x_kind, x_array), [x_at])
+            y_from = builder.gep(_data(context, builder, y_kind, y_array), [y_at])
+            muladd = cgutils.get_or_insert_function(
+                builder.module, ir.FunctionType(lanes, [lanes] * 3), "llvm.fmuladd.v16f32"
+            )
+            zero = ir.Constant(lanes, [0.0] * LANES)
+            first_lane = ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES)
+            sums = [[cgutils.alloca_once_value(builder, zero) for _ in range(CHAINS)] for _ in range(rows)]
+            x_rows = [builder.gep(x_from, [builder.mul(x_row, whole(r))]) for r in range(rows)]
+            with cgutils.for_range_slice(builder, whole(0), width, whole(CHAINS), whole) as (column, _):
+                for chain in range(CHAINS):
+                    k = builder.add(column, whole(chain))
+                    wide = widened(builder, w_kind.dtype, builder.gep(w_from, [builder.mul(k, whole(LANES))]))
+                    for r in range(rows):
+                        number = builder.load(builder.gep(x_rows[r], [k]))
+                        seed = builder.insert_element(zero, number, ir.IntType(32)(0))
+                        spread = builder.shuffle_vector(seed, zero, first_lane)
+                        total = sums[r][chain]
+                        builder.store(builder.call(muladd, [wide, spread, builder.load(total)]), total)
+            for r in range(rows):
+                a, b, c, d = (builder.load(total) for total in sums[r])
+                pointer = builder.gep(y_from, [builder.mul(y_row, whole(r))])
+                total = builder.fadd(builder.fadd(a, b), builder.fadd(c, d))
+                stored = builder.store(total, builder.bitcast(pointer, lanes.as_pointer()))
+                stored.align = 4
+            return context.get_dummy_value()
+
+        return types.void(w, types.intp, types.intp, x, types.intp, types.intp, y, types.intp, types.intp), generate
+
+    return product
+
+
+_product1, _product2, _product4 = _product(1), _product(2), _product(4)
+
+
+@intrinsic
+def _load(typing: Any, array: Any, place: Any) -> Any:
+    """Read a number that other threads change."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.gep(_data(context, builder, signature.args[0], args[0]), [args[1]])
+        return builder.load_atomic(pointer, "acquire", 8)
+
+    return types.int64(array, types.intp), generate
+
+
+@intrinsic
+def _store(typing: Any, array: Any, place: Any, value: Any) -> Any:
+    """Write a number that other threads read, after everything that was written before it."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.gep(_data(context, builder, signature.args[0], args[0]), [args[1]])
+        builder.store_atomic(args[2], pointer, "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, types.int64), generate
+
+
+@intrinsic
+def _add_one(typing: Any, array: Any, place: Any) -> Any:
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.gep(_data(context, builder, signature.args[0], args[0]), [args[1]])
+        return builder.atomic_rmw("add", pointer, ir.IntType(64)(1), "acq_rel")
+
+    return types.int64(array, types.intp), generate
+
+
+@intrinsic
+def _exchange(typing: Any, array: Any, place: Any, old: Any, new: Any) -> Any:
+    """Replace `old` by `new`, and tell whether it was there."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = builder.gep(_data(context, builder, signature.args[0], args[0]), [args[1]])
+        pair = builder.cmpxchg(pointer, args[2], args[3], "acq_rel", "acquire")
+        return builder.extract_value(pair, 1)
+
+    return types.boolean(array, types.intp, types.int64, types.int64), generate
+
+
+_IS_X86 = platform.machine() in ("x86_64", "AMD64")
+
+
+@intrinsic
+def _pause(typing: Any) -> Any:
+    """Wait a few dozen cycles, and leave the core to its other thread meanwhile."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        if _IS_X86:
+            kind = ir.FunctionType(ir.VoidType(), [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+_YIELD = "positron_yield"  # a symbol of ours, since the function has another name on Windows
+if sys.platform == "win32":
+    _yield_function = ctypes.windll.kernel32.SwitchToThread
+else:
+    _yield_function = ctypes.CDLL(None).sched_yield
+llvmlite.binding.add_symbol(_YIELD, ctypes.cast(_yield_function, ctypes.c_void_p).value)
+
+
+@intrinsic
+def _yield(typing: Any) -> Any:
+    """Let another program have the core."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kind = ir.FunctionType(ir.IntType(32), [])
+        builder.call(cgutils.get_or_insert_function(builder.module, kind, _YIELD), [])
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@inner
+def _multiply(w, at, width, first, end, x, x_at, x_row, y, rows, floats, scale, bias):
+    """Compute the outputs `first` to `end`, in blocks: y = (x W^T) scale + bias for each of `rows` rows."""
+    y_row = y.shape[1]
+    for block in range(first, end):
+        begin, to, row = at + block * width * LANES, block * LANES, 0
+        while row + 4 <= rows:
+            _product4(w, begin, width, x, x_at + row * x_row, x_row, y, to + row * y_row, y_row)
+            row += 4
+        if row + 2 <= rows:
+            _product2(w, begin, width, x, x_at + row * x_row, x_row, y, to + row * y_row, y_row)
+            row += 2
+        if row < rows:
+            _product1(w, begin, width, x, x_at + row * x_row, x_row, y, to + row * y_row, y_row)
+    width = (end - first) * LANES
+    scales, biases = floats[scale + first * LANES :][:width], floats[bias + first * LANES :][:width]
+    for row in range(rows):
+        part = y[row, first * LANES : end * LANES]
+        for i in range(width):
+            part[i] = part[i] * scales[i] + biases[i]
+
+
+@njit(nogil=True, fastmath={"contract"})  # ln(2) is subtracted in two parts, which must stay two
+def _exp(x):
+    """Compute e^x to about two units in the last place, in operations that have vectors: e^x = 2^n e^r, |r| <= ln(2) / 2.
+
+    The polynomial is that of Cephes' expf.
+    """
+    x = np.float32(-87.0) if x < np.float32(-87.0) else x
+    x = np.float32(88.0) if x > np.float32(88.0) else x
+    n = np.floor(x * np.float32(1.44269504) + np.float32(0.5))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    p = p * r * r + r + np.float32(1.0)
+    return p * np.int32((np.int32(n) + np.int32(127)) << np.int32(23)).view(np.float32)
+
+
+@inner
+def _normalise(kind, eps, x, weight, bias, y):
+    """Normalise x (C,) into y (C,)."""
+    mean = np.float32(0.0)
+    if kind == LAYERNORM:
+        for i in range(x.size):
+            mean += x[i]
+        mean /= np.float32(x.size)
+    total = np.float32(0.0)
+    for i in range(x.size):
+        total += (x[i] - mean) * (x[i] - mean)
+    inverse = np.float32(1.0) / np.sqrt(total / np.float32(x.size) + eps)
+    for i in range(x.size):
+        y[i] = (x[i] - mean) * inverse * weight[i] + bias[i]
+
+
+@inner
+def _activate(kind, h, u):
+    """Apply the activation to h (F,) in place; swiglu multiplies it by u (F,)."""
+    if kind == GELU:  # 0.5 h (1 + tanh(z)) = h / (1 + e^(-2 z)), z = sqrt(2 / pi) (h + 0.044715 h^3)
+        for i in range(h.size):
+            z = h[i] * (np.float32(1.5957691216) + np.float32(0.0713548163) * h[i] * h[i])
+            h[i] = h[i] / (np.float32(1.0) + _exp(-z))
+    elif kind == RELU:
+        for i in range(h.size):
+            h[i] = np.float32(0.0) if h[i] < np.float32(0.0) else h[i]
+    elif kind == RELU2:
+        for i in range(h.size):
+            h[i] = np.float32(0.0) if h[i] < np.float32(0.0) else h[i] * h[i]
+    else:
+        for i in range(h.size):
+            h[i] = h[i] / (np.float32(1.0) + _exp(-h[i]))
+        if kind == SWIGLU:
+            for i in range(h.size):
+                h[i] *= u[i]
+
+
+@inner
+def _unit(x, eps):
+    """Divide x (D,) by its root mean square, in place."""
+    total = np.float32(0.0)
+    for i in range(x.size):
+        total += x[i] * x[i]
+    inverse = np.float32(1.0) / np.sqrt(total / np.float32(x.size) + eps)
+    for i in range(x.size):
+        x[i] *= inverse
+
+
+@inner
+def _head(x, eps, place, sizes, floats, scale):
+    """Normalise and rotate a head x (D,) of q or k at a place of the text, in place; `scale`: where it begins, or -1."""
+    half = x.size // 2
+    if scale >= 0:
+        _unit(x, eps)
+        factors = floats[scale:][: x.size]
+        for i in range(x.size):
+            x[i] *= factors[i]
+    if sizes[COS] >= 0:
+        cos, sin = floats[sizes[COS] + place * half :][:half], floats[sizes[SIN] + place * half :][:half]
+        for i in range(half):
+            a, b = x[2 * i], x[2 * i + 1]
+            x[2 * i] = a * cos[i] - b * sin[i]
+            x[2 * i + 1] = a * sin[i] + b * cos[i]
+    if sizes[QK_NORM] != 0 and scale < 0:
+        _unit(x, eps)
+
+
+@inner
+def _attend(q, keys, values, scores, y):
+    """Attend with a query q (D,) to keys and values (T, D), with T places for scores; write the result to y (D,)."""
+    factor = np.float32(1.0 / np.sqrt(q.size))
+    most = np.float32(-np.inf)
+    for t in range(keys.shape[0]):
+        key = keys[t]
+        total = np.float32(0.0)
+        for i in range(q.size):
+            total += q[i] * key[i]
+        total *= factor
+        scores[t] = total
+        most = total if total > most else most
+    total = np.float32(0.0)
+    for t in range(keys.shape[0]):
+        scores[t] = _exp(scores[t] - most)
+        total += scores[t]
+    inverse = np.float32(1.0) / total
+    y[:] = np.float32(0.0)
+    whole = keys.shape[0] // 4 * 4
+    for t in range(0, whole, 4):
+        a, b, c, d = scores[t], scores[t + 1], scores[t + 2], scores[t + 3]
+        v, w, x, z = values[t], values[t + 1], values[t + 2], values[t + 3]
+        for i in range(q.size):
+            y[i] += a * v[i] + b * w[i] + c * x[i] + d * z[i]
+    for t in range(whole, keys.shape[0]):
+        value = values[t]
+        for i in range(q.size):
+            y[i] += scores[t] * value[i]
+    for i in range(q.size):
+        y[i] *= inverse
+
+
+@inner
+def _embed(rows, model, batch, x):
+    """Write the embeddings of the batch, with positions and smear, to x (R, C)."""
+    sizes, _, _, _, floats, wte = model
+    ids, before, _, places = batch
+    width = sizes[C]
+    for row in range(rows):
+        out = x[row, :width]
+        out[:] = wte[ids[row]]
+        if sizes[SMEAR] >= 0 and before[row] >= 0:
+            smear, last = floats[sizes[SMEAR] :][:width], wte[before[row]]
+            for i in range(width):
+                out[i] += smear[i] * last[i]
+        if sizes[POSITIONS] >= 0:
+            position = floats[sizes[POSITIONS] + places[row] * width :][:width]
+            for i in range(width):
+                out[i] += position[i]
+
+
+@inner
+def _compute(thread, phase, layer, first, end, fresh, rows, model, cache, batch, memory):
+    """Compute a chunk; `fresh`: `normed` of this thread does not yet hold the input of this phase."""
+    sizes, eps, where, weights, floats, _ = model
+    keys, values = cache
+    _, _, slots, places = batch
+    x, t, qkv, y, h, u, normed, scores, logits = memory
+    c, d, heads, groups = sizes[C], sizes[D], sizes[H], sizes[K]
+    at = where[layer]
+    c4, y4, f4, f16 = normed.shape[2], y.shape[1], (sizes[F] + CHAINS - 1) // CHAINS * CHAINS, h.shape[1]
+    normed_at = thread * normed.shape[1] * c4
+    if fresh and phase in (QKV, HEAD, UP):
+        weight, bias = (at[NORM2], at[NORM2_BIAS]) if phase == UP else (at[NORM1], at[NORM1_BIAS])
+        for row in range(rows):
+            _normalise(sizes[NORM], eps, x[row, :c], floats[weight:][:c], floats[bias:][:c], normed[thread, row])
+    if phase in (QKV, HEAD):
+        out = qkv if phase == QKV else logits
+        scale, bias = at[QKV_SCALE], at[QKV_BIAS]
+        _multiply(weights, at[QKV_W], c4, first, end, normed, normed_at, c4, out, rows, floats, scale, bias)
+    elif phase == ATTEND:
+        size = heads // groups
+        k_scale = at[HEADS_SCALE] + d if at[HEADS_SCALE] >= 0 else -1
+        for group in range(first, end):
+            k_at, v_at = (heads + group) * d, (heads + groups + group) * d
+            for row in range(rows):
+                for head in range(group * size, (group + 1) * size):
+                    _head(qkv[row, head * d : (head + 1) * d], eps, places[row], sizes, floats, at[HEADS_SCALE])
+                _head(qkv[row, k_at : k_at + d], eps, places[row], sizes, floats, k_scale)
+                keys[layer, slots[row], group, places[row]] = qkv[row, k_at : k_at + d]
+                values[layer, slots[row], group, places[row]] = qkv[row, v_at : v_at + d]
+            for row in range(rows):
+                begin, behind = max(0, places[row] + 1 - sizes[WINDOW]), places[row] + 1
+                visible_keys = keys[layer, slots[row], group, begin:behind]
+                visible_values = values[layer, slots[row], group, begin:behind]
+                for head in range(group * size, (group + 1) * size):
+                    part = slice(head * d, (head + 1) * d)
+                    _attend(qkv[row, part], visible_keys, visible_values, scores[thread], y[row, part])
+    elif phase == UP:
+        scale, bias = at[UP_SCALE], at[UP_BIAS]
+        _multiply(weights, at[UP_W], c4, first, end, normed, normed_at, c4, h, rows, floats, scale, bias)
+        if sizes[ACTIVATION] == SWIGLU:  # the rows of gate lie before those of up
+            begin, scale, bias = at[UP_W] + f16 * c4, scale + f16, bias + f16
+            _multiply(weights, begin, c4, first, end, normed, normed_at, c4, u, rows, floats, scale, bias)
+        for row in range(rows):
+            part = slice(first * LANES, end * LANES)
+            _activate(sizes[ACTIVATION], h[row, part], u[row, part])
+    else:
+        if phase == OUT:
+            scale, bias = at[OUT_SCALE], at[OUT_BIAS]
+            _multiply(weights, at[OUT_W], y4, first, end, y, 0, y4, t, rows, floats, scale, bias)
+        else:
+            scale, bias = at[DOWN_SCALE], at[DOWN_BIAS]
+            _multiply(weights, at[DOWN_W], f4, first, end, h, 0, f16, t, rows, floats, scale, bias)
+        for row in range(rows):
+            stream, branch = x[row, first * LANES : end * LANES], t[row, first * LANES : end * LANES]
+            for i in range(stream.size):
+                stream[i] += branch[i]
+
+
+def _cached(function: Callable[..., None]) -> Callable[..., None]:
+    """Compile a function and keep the result in the user's cache folder, unless nothing can be written there."""
+    try:
+        config.CACHE_DIR = config.CACHE_DIR or str(
+            cache_folder() / "numba"
+        )  # the user's NUMBA_CACHE_DIR, if there is one
+        compiled: Callable[..., None] = njit(nogil=True, cache=True, fastmath=OPTIONS)(function)
+    except (RuntimeError, UserError):  # Numba finds no folder that can be written; the home folder is not known
+        compiled = inner(function)
+    return compiled
+
+
+@_cached
+def work(thread, owner, sync, plan, model, cache, batch, memory):
+    """Compute a step as its caller (thread 0), or help with the steps of an owner until none comes for a while.
+
+    plan    job (JOB,), chunks (N, COLUMNS)
+    model   sizes (SIZES,), eps, where (L + 1, PLACES), weights and floats (1-D), token embeddings (V, C)
+    cache   keys, values: (L, B, K, T, D) each
+    batch   for each row its id, the id before it (-1: none), its row of the cache, its place in the text: (R,) each
+    memory  stream and branch (R, C), qkv (R, ..), heads (R, H D), hidden and gated (R, F), normalised stream (threads, R, C),
+            scores (threads, T), logits (R, V), each with room for whole blocks
+    """
+    job, chunks = plan
+    word = _load(sync, TICKET)
+    if thread == 0:
+        _embed(job[ROWS], model, batch, memory[0])
+        sync[DONE] = 0
+        sync[OWNER] = owner
+        word = ((word >> 32) + 1) << 32  # the number of the step above the number of the next chunk
+        _store(sync, TICKET, word)
+    step, idle, phase_begin = word >> 32, 0, -1
+    while True:
+        word = _load(sync, TICKET)
+        if word >> 32 != step:
+            step, idle, phase_begin = word >> 32, 0, -1
+        if thread != 0 and _load(sync, OWNER) != owner:
+            return
+        number = word & _CLOSED
+        if number < job[CHUNKS]:
+            after = chunks[number, AFTER]
+            # the exchange fails if this step is over, so that a chunk is read only of the step that it belongs to
+            if _load(sync, DONE) >= after and _exchange(sync, TICKET, word, word + 1):
+                kind, layer, first, end = (
+                    chunks[number, PHASE],
+                    chunks[number, LAYER],
+                    chunks[number, FIRST],
+                    chunks[number, END],
+                )
+                _compute(thread, kind, layer, first, end, phase_begin != after, job[ROWS], model, cache, batch, memory)
+                _add_one(sync, DONE)
+                idle, phase_begin = 0, after
+                continue
+        elif thread == 0 and _load(sync, DONE) >= job[CHUNKS]:
+            _store(sync, TICKET, word | _CLOSED)
+            return
+        elif thread != 0 and idle >= SPINS:
+            return
+        _pause()
+        idle += 1
+        if idle % SPINS_BEFORE_YIELD == 0:
+            _yield()
+
+
+def on_compilation(say: Callable[[], None]) -> AbstractContextManager[None]:
+    """Call `say` if a function is compiled in this block and not loaded from the cache."""
+    return install_listener("numba:compile", _Listener(say))
+
+
+class _Listener(Listener):
+    def __init__(self, say: Callable[[], None]) -> None:
+        self._say: Callable[[], None] | None = say
+
+    def on_start(self, event: Any) -> None:
+        """Call `say` once."""
+        if self._say is not None:
+            self._say()
+            self._say = None
+
+    def on_end(self, event: Any) -> None:
+        """Do nothing."""

@@ -1,0 +1,33 @@
+"""Choose the decoder: the one that Numba compiles, if it is installed (the extra `fast`), and otherwise torch's operators."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+
+import torch
+
+from positron.inference.decoder import Decoder
+from positron.model.gpt import GPT
+
+logger = logging.getLogger(__name__)
+
+
+def make_decoder(model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> Decoder:
+    """Create the fastest decoder for this model; the arguments are those of `Decoder`.
+
+    The compiled one is used for fp32 models on a CPU, with weights in fp32, bf16 or int8. Numba's own variable
+    NUMBA_DISABLE_JIT=1 turns it off.
+    """
+    weight = model.wte.weight
+    fits = weight.device.type == "cpu" and weight.dtype == torch.float32
+    fits &= dtype in (None, torch.float32, torch.bfloat16, torch.int8)
+    if not fits or importlib.util.find_spec("numba") is None or os.environ.get("NUMBA_DISABLE_JIT", "0") != "0":
+        return Decoder(model, batch, dtype)
+    try:
+        from positron.inference.compiled import CompiledDecoder
+    except ImportError as error:  # this version of Numba does not know the installed version of NumPy
+        logger.warning(f"generating without the compiled decoder, because Numba cannot be imported: {error}")
+        return Decoder(model, batch, dtype)
+    return CompiledDecoder(model, batch, dtype)

@@ -1,0 +1,108 @@
+"""Run compiled steps by several threads: the caller's, and helpers that sleep between texts.
+
+There is no pool of OpenMP, because that of Numba and that of torch would be two in one process, and a caller would wait for
+every thread at each of about 30 products of a step, also for one whose core another program uses. Here a helper takes part
+if it comes in time (`compiled_step.py`), and the caller never waits for one that has not begun.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import threading
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from positron.inference import compiled_step as kernel
+
+PATIENCE_S = 5.0  # longest wait for a helper at the end
+MAX_THREADS = 8  # a matrix of a small model has no work for more
+
+
+class Steps(Protocol):
+    """A decoder whose next step is described by its arrays."""
+
+    owner: int
+    arrays: tuple[Any, ...]  # the arguments of `compiled_step.work` after `sync`
+
+    def plan(self, threads: int) -> None:
+        """Divide the step into chunks for this number of threads."""
+
+
+class _Helper:
+    """A thread that helps with the steps of a team."""
+
+    def __init__(self, team: Team, number: int) -> None:
+        self.sleeps, self.wake = False, threading.Semaphore(0)
+        self.thread = threading.Thread(target=self._help, args=(team, number), daemon=True, name=f"decoding-{number}")
+        self.thread.start()
+
+    def _help(self, team: Team, number: int) -> None:
+        helped = 0
+        while not team.ended:
+            work, begun = team.work, team.begun
+            if work is None or begun == helped:
+                del work  # the arrays of a decoder that may be gone
+                self.sleeps = True
+                self.wake.acquire()
+            else:
+                helped = begun
+                kernel.work(number, work.owner, team.sync, *work.arrays)  # until there is no work for a while
+                del work
+
+
+class Team:
+    """The threads of this process that compute compiled steps."""
+
+    def __init__(self) -> None:
+        self.size = min(os.cpu_count() or 1, MAX_THREADS)
+        self._forget()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget)
+        atexit.register(self._end)
+
+    def _forget(self) -> None:
+        """Begin without helpers: a forked process has none of its parent's threads."""
+        self.sync = np.zeros(kernel.SYNC, dtype=np.int64)
+        self.helpers: list[_Helper] = []
+        self.work: Steps | None = None
+        self.begun = 0  # steps
+        self.ended = False
+        self._free = threading.Lock()
+
+    def _end(self) -> None:
+        """Stop the helpers: one that computes while the interpreter ends would abort the process."""
+        self.ended, self.sync[kernel.OWNER] = True, kernel.NOBODY
+        for helper in self.helpers:
+            helper.wake.release()
+        for helper in self.helpers:
+            helper.thread.join(PATIENCE_S)
+
+    def run(self, steps: Steps) -> None:
+        """Compute the step that is described by the arrays of `steps`, with as many threads as torch uses.
+
+        While another thread of the program uses the helpers, the caller works alone; the result is the same.
+        """
+        threads = min(torch.get_num_threads(), self.size)
+        if threads == 1 or not self._free.acquire(blocking=False):
+            steps.plan(1)
+            kernel.work(0, steps.owner, np.zeros(kernel.SYNC, dtype=np.int64), *steps.arrays)
+            return
+        try:
+            steps.plan(threads)
+            self.work, self.begun = steps, self.begun + 1
+            while len(self.helpers) < threads - 1:
+                self.helpers.append(_Helper(self, len(self.helpers) + 1))
+            for helper in self.helpers[: threads - 1]:
+                if helper.sleeps:
+                    helper.sleeps = False
+                    helper.wake.release()
+            kernel.work(0, steps.owner, self.sync, *steps.arrays)
+        finally:
+            self.work = None
+            self._free.release()
+
+
+TEAM = Team()
