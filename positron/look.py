@@ -9,9 +9,10 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, get_args
 
 from positron.inference.arguments import argument, read_standard_input
+from positron.stories.following import Group
 from positron.system.command_parser import CommandParser
 from positron.system.console import one_line, printable, say_loading
 from positron.system.errors import UserError
@@ -57,6 +58,11 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--heads", action="store_true", help="measure all heads, which takes seconds to minutes")
     parser.add_argument(
+        "--history",
+        action="store_true",
+        help="follow the prompt, and the regret per rule of the grammar, over the weights that train.keep_history kept",
+    )
+    parser.add_argument(
         "--json", action="store_true", help="print everything, attention and logit lens included, as one JSON object"
     )
     return parser
@@ -86,13 +92,18 @@ def show(options: argparse.Namespace) -> None:
     data = subject.look(prompt, step=options.step, ablations=ablations, scores=options.heads)
     truth = true_probabilities(subject, prompt, options.step) if not ablations else None
     if options.json:
-        print(printable(json.dumps({"look": data, "truth": truth}, allow_nan=False)))
+        found: dict[str, Any] = {"look": data, "truth": truth}
+        if options.history:
+            found |= {"history": subject.history(), "regrets": None if truth is None else subject.regrets()}
+        print(printable(json.dumps(found, allow_nan=False)))
     else:
         size = parameter_count(data["shape"]["parameters"])
         print(f"{printable(str(subject.run.folder))}, step {data['step']}: {size}\n")
         print("\n".join([*token_table(data, truth), "", *conclusions(data, truth)]))
         if data["scores"] is not None:
             print("\n".join(["", *head_table(data["scores"])]))
+        if options.history:
+            print("\n".join(["", *history_table(subject, prompt, truth is not None)]))
 
 
 def true_probabilities(subject: Subject, prompt: str, step: int | None) -> TruthData | None:
@@ -142,6 +153,37 @@ def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
         parts = ", ".join(f"{part['layer']}.{part['part']}" for part in data["ablation"]["ablations"])
         before, after = data["ablation"]["before"], data["ablation"]["after"]
         lines.append(f"without {parts}: {after:.3f} bits per token; with all parts {before:.3f}")
+    return lines
+
+
+def history_table(subject: Subject, prompt: str, has_truth: bool) -> list[str]:
+    """Return the lines of a table with one row per kept step: the bits of the prompt, and the regret per group of rules.
+
+    Raises UserError for a run that kept no weights.
+    """
+    steps = [point["step"] for point in subject.history()["points"]]
+    if not steps:
+        raise UserError(f"{subject.run.folder} has kept no weights: train a run with train.keep_history=20")
+    regrets = subject.regrets() if has_truth else None
+    by_step = {point["step"]: point["rules"] for point in regrets["points"]} if regrets else {}
+    groups = [group for group in get_args(Group) if any(rule["group"] == group for rule in by_step.get(steps[-1], []))]
+    head = f"{'step':>7} {'prompt':>8}" + (f" {'regret':>8}" if groups else "")
+    lines = [head + "".join(f" {group:>{max(8, len(group))}}" for group in groups)]
+    for step in steps:
+        bits = sum(token["bits"] or 0.0 for token in subject.look(prompt, step=step, attention=[])["tokens"])
+        line = f"{step:>7} {bits:>8.1f}"
+        if regrets is not None:
+            sums = [sum(rule["regret"] for rule in by_step[step] if rule["group"] == group) for group in groups]
+            each = [total / regrets["stories"] for total in (sum(sums), *sums)]
+            widths = [8, *(max(8, len(group)) for group in groups)]
+            line += "".join(f" {value:>{width}.2f}" for value, width in zip(each, widths, strict=True))
+        lines.append(line)
+    lines.append("")
+    lines.append("prompt: bits of the whole prompt")
+    if regrets is not None:
+        lines.append(
+            f"regret: bits per story that the model loses, on {regrets['stories']} validation stories; then by rules"
+        )
     return lines
 
 

@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from conftest import tiny
 
 from positron.run.folder import Run
@@ -26,6 +27,13 @@ def test_the_look_command_and_its_mistakes(tmp_path, run_command):
     assert found["look"]["step"] == 0
     assert found["look"]["prompt"] == "Once"
     assert len(found["look"]["attention"][1][3]) == len(found["truth"]["tokens"]) == 5
+
+    history = run_command("look", "tiny", "--history")
+    rows = [line.split() for line in history.out.partition("\n   step ")[2].splitlines()[1:3]]
+    assert [row[0] for row in rows] == ["0", "6"]
+    assert float(rows[0][2]) > float(rows[1][2]) > 0
+    for row in rows:
+        assert sum(map(float, row[3:])) == pytest.approx(float(row[2]), abs=0.05)
 
     heads = run_command("look", str(folder), "--heads", "--ablate", "0.1", "--ablate", "1.mlp")
     assert "without 0.1, 1.mlp: " in heads.out

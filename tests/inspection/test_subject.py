@@ -2,12 +2,15 @@
 
 import math
 import shutil
+from types import UnionType
+from typing import Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import pytest
 import torch
 
 from positron.inspection.inside import log_probabilities, look_inside
 from positron.inspection.look import look
+from positron.inspection.lookdata import HistoryData, LookData, RegretHistory, TruthData
 from positron.inspection.subject import KEPT_MODELS, Subject
 from positron.inspection.truth import story_truth
 from positron.run.folder import Run
@@ -113,3 +116,34 @@ def test_a_run_on_another_grammar_has_no_truth(kept_run, tmp_path):
         with pytest.raises(UserError, match="was not trained on the built-in stories of this version"):
             ask()
     assert other.look(PROMPT)["tokens"]
+
+
+def keys_of(kind, value, path="look"):
+    """Yield, for each typed dict in a value, its place, the keys that it has, and those of its type."""
+    if get_origin(kind) in (Union, UnionType):
+        kinds = [inner for inner in get_args(kind) if inner is not type(None)]
+        if value is not None:
+            yield from keys_of(kinds[0], value, path)
+    elif get_origin(kind) is list:
+        for i, inner in enumerate(value):
+            yield from keys_of(get_args(kind)[0], inner, f"{path}.{i}")
+    elif is_typeddict(kind):
+        hints = get_type_hints(kind)
+        yield path, set(value), set(hints)
+        for key, hint in hints.items():
+            yield from keys_of(hint, value[key], f"{path}.{key}")
+
+
+def test_every_answer_has_exactly_the_fields_that_lookdata_describes(subject):
+    ablations = [{"layer": 0, "part": 1}]
+    answers = {
+        LookData: subject.look(PROMPT, scores=True, ablations=ablations, continuation={"max_tokens": 3}),
+        TruthData: subject.truth(f"{PROMPT} the"),
+        HistoryData: subject.history(),
+        RegretHistory: subject.regrets(),
+    }
+    for kind, answer in answers.items():
+        seen = list(keys_of(kind, answer))
+        assert len(seen) > 4
+        for path, has, should in seen:
+            assert has == should, path
