@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,10 +20,11 @@ from positron.system.errors import UserError
 MAX_BODY = 200_000  # bytes of a request
 MAX_PROMPT = 20_000  # characters; more cannot fit the tokens that are allowed
 MAX_ABLATIONS = 1000
+SHOWN_RUNS = 8  # in the error for an unknown run
 
 
 def routes(subjects: Mapping[str, Subject]) -> list[Route]:
-    """Return the routes for runs by their names; a request that names no run gets the only one.
+    """Return the routes for runs by their names; a request that names no run gets the only one. See also `Subjects`.
 
     What a request asks wrongly is answered by status 400 and `{"error": {"message": ...}}`, an unknown run by 404.
     """
@@ -88,7 +90,8 @@ def _subject(subjects: Mapping[str, Subject], values: dict[str, Any]) -> Subject
     if name is None and len(subjects) == 1:
         return next(iter(subjects.values()))
     if not isinstance(name, str) or name not in subjects:
-        raise _UnknownRun(f"run must be one of {', '.join(subjects)}")
+        known = ", ".join(itertools.islice(subjects, SHOWN_RUNS)) + (" ..." if len(subjects) > SHOWN_RUNS else "")
+        raise _UnknownRun(f"run must be one of {known}")
     return subjects[name]
 
 

@@ -8,6 +8,7 @@ from starlette.testclient import TestClient
 
 from positron.inspection.routes import MAX_BODY, MAX_PROMPT, routes
 from positron.inspection.subject import Subject
+from positron.inspection.subjects import Subjects
 
 PROMPT = "Once upon a time"
 
@@ -111,6 +112,27 @@ def test_an_unknown_run_is_not_found(client):
     ):
         assert answer.status_code == 404
         assert "run must be one of tiny" in strict(answer.text)["error"]["message"]
+
+
+def test_runs_are_loaded_at_the_first_question_and_the_ones_used_last_stay(monkeypatch):
+    loaded = []
+    monkeypatch.setattr("positron.inspection.subjects.Subject", lambda run: loaded.append(run.name) or run)
+
+    class Named:
+        def __init__(self, name):
+            self.name, self.run = name, self
+
+    runs = {name: Named(name) for name in "abc"}
+    subjects = Subjects(runs, keep=2)
+    assert (list(subjects), len(subjects), "a" in subjects, "x" in subjects) == (["a", "b", "c"], 3, True, False)
+    assert loaded == []
+    for name in "aababcab":
+        assert subjects[name].name == name
+    assert "".join(loaded) == "abcab"
+    runs["b"] = Named("new")  # another run under the same name
+    assert subjects["b"].name == "new"
+    with pytest.raises(KeyError):
+        subjects["x"]
 
 
 def test_a_server_of_several_runs_must_be_told_which(subject):
