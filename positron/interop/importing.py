@@ -158,7 +158,14 @@ def _read_folder(folder: Path) -> Imported:
     facts = read_json(path)
     if not isinstance(facts, dict):
         raise UserError(f"{path} must contain a JSON object: download the model again")
-    config, weights = _own_export(folder, facts) or _read_weights(folder, *hf_reading.read_config(facts, str(path)))
+    noted = hf_reading.own_config(facts)
+    config, rules = noted or hf_reading.read_config(facts, str(path))
+    check_memory(config, copies=2)
+    tensors = dict(_tensors(folder))
+    weights = None if noted is None else _unchanged(rules, tensors)
+    if weights is None:
+        config, rules = hf_reading.read_config(facts, str(path))
+        weights = _converted(folder, tensors, config, rules)
     tokenizer, first = _library_tokenizer(folder, facts, config.vocab_size)
     config, weights = _with_rows(config, weights, tokenizer.vocab_size)
     template = folder / "chat_template.jinja"
@@ -172,31 +179,24 @@ def _is_ours(template: Path, tokenizer: Tokenizer) -> bool:
     return read_bytes(template) == chat_template(tokenizer).encode("utf-8")
 
 
-def _own_export(folder: Path, facts: dict[str, Any]) -> tuple[GPTConfig, Weights] | None:
-    """Return the identical model that Positron exported, or None if another program wrote the folder or changed its weights.
+def _unchanged(rules: list[Rule], tensors: Weights) -> Weights | None:
+    """Return the identical weights that Positron exported, or None if another program changed them.
 
     Training in another program can make the weights contradict Positron's architecture. For example, keys that an export
     repeated for several heads are no longer equal.
     """
-    noted = hf_reading.own_config(facts)
-    if noted is None:
-        return None
-    config, rules = noted
-    check_memory(config, copies=2)
-    tensors = dict(_tensors(folder))
     try:
-        return (config, to_ours(rules, tensors)) if {rule.theirs for rule in rules} == set(tensors) else None
+        return to_ours(rules, tensors) if {rule.theirs for rule in rules} == set(tensors) else None
     except (Contradiction, RuntimeError):
         return None
 
 
-def _read_weights(folder: Path, config: GPTConfig, rules: list[Rule]) -> tuple[GPTConfig, Weights]:
-    """Read the tensors that config.json describes. Raises UserError if their names, shapes or values do not match it."""
-    check_memory(config, copies=2)
-    tensors = _without_prefix(dict(_tensors(folder)), rules)
+def _converted(folder: Path, tensors: Weights, config: GPTConfig, rules: list[Rule]) -> Weights:
+    """Return the weights of the model that config.json describes. Raises UserError for other names, shapes or values."""
+    tensors = _without_prefix(tensors, rules)
     _refuse_other_shapes(tensors, rules, config, folder)
     try:
-        return config, to_ours(rules, tensors)
+        return to_ours(rules, tensors)
     except Contradiction as error:
         raise UserError(f"{folder}: {error}") from error
 
@@ -331,14 +331,9 @@ def _library_tokenizer(folder: Path, facts: dict[str, Any], rows: int) -> tuple[
     path_of_ends = folder / "generation_config.json"
     generation = read_json(path_of_ends) if path_of_ends.exists() else {}
     if not isinstance(generation, dict):
-        raise UserError(f"{path_of_ends} holds no object")
-    ends = ends_of_text(first, config=facts, generation=generation)
-    unknown = [i for i in ends if not 0 <= i < rows]
-    if unknown:
-        raise UserError(
-            f"{folder}: eos_token_id names the token {unknown[0]:,}, and the embedding has {rows:,} rows: "
-            "correct config.json or generation_config.json"
-        )
+        raise UserError(f"{path_of_ends} must contain a JSON object: download the model again")
+    # a class's default is no token of a small vocabulary
+    ends = tuple(i for i in ends_of_text(first, config=facts, generation=generation) if 0 <= i < rows)
     missing = [token for token in SPECIALS[1:] if token not in added]
     specials = {END_OF_TEXT: first, **{token: added[token] for token in SPECIALS[1:] if token in added}}
     specials |= {token: rows + i for i, token in enumerate(missing)}

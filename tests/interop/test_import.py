@@ -13,7 +13,7 @@ import torch
 from saved_runs import SHAPES, char, corpus, gpt_config, greedy, odd_lines, random_model, save_run, sentencepiece
 
 import positron
-from positron.interop import hf_reading
+from positron.interop import hf_reading, importing
 from positron.interop.formats import export
 from positron.interop.importing import read_model, write_run
 from positron.interop.source import open_source
@@ -156,7 +156,7 @@ def test_an_export_comes_back_to_the_last_bit(name, tmp_path):
     assert all(read.tokenizer.encode(text) == tokenizer.encode(text) for text in corpus()[:50])
 
 
-def test_an_export_that_was_trained_elsewhere_is_read_by_its_own_config(tmp_path):
+def test_an_export_that_was_trained_elsewhere_is_read_by_its_own_config(tmp_path, monkeypatch):
     """Groups of GPT-2's keys are written repeated; once they differ, they are a head each."""
     from safetensors.torch import load_file, save_file
 
@@ -165,7 +165,11 @@ def test_an_export_that_was_trained_elsewhere_is_read_by_its_own_config(tmp_path
     tensors = load_file(tmp_path / "hf" / "model.safetensors")
     tensors["transformer.h.0.attn.c_attn.weight"] += 0.01 * torch.randn(32, 96)
     save_file(tensors, tmp_path / "hf" / "model.safetensors")
+    opened = []
+    read_file = importing._safetensors
+    monkeypatch.setattr(importing, "_safetensors", lambda path: opened.append(path) or read_file(path))
     read = read_model(tmp_path / "hf")
+    assert len(opened) == 1  # the weights, which may be gigabytes, are read once
     assert read.config.kv_heads == 4
     ours = GPT(read.config).eval()
     ours.load_state_dict(read.weights)
@@ -336,7 +340,8 @@ MALFORMED: list[tuple[Any, str]] = [
     (written("tokenizer.json", "[1]"), "tokenizer.json"),
     (vocabulary(lambda facts: facts["model"]["vocab"].update({f"new{i}": V + i for i in range(9)})), "does not belong"),
     (vocabulary(lambda facts: facts["model"].update(type="Unknown")), "cannot read it"),
-    (vocabulary(lambda facts: facts["added_tokens"].clear()), ""),
+    (written("generation_config.json", "{"), "generation_config.json"),
+    (written("generation_config.json", "[]"), "generation_config.json"),
 ]
 
 
@@ -350,14 +355,28 @@ def test_a_malformed_folder_is_refused_in_one_line(change, message, whole, tmp_p
     folder = tmp_path / "model"
     shutil.copytree(whole, folder)
     change(folder)
-    if not message:  # this one can be read: bos_token_id of config.json begins a text
-        assert read_model(folder).tokenizer.special_id(END_OF_TEXT) == 0
-        return
     with pytest.raises(UserError) as refused:
         write_run(read_model(folder), tmp_path / "run")
     assert message in str(refused.value)
     assert "\n" not in str(refused.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_vocabulary_without_special_tokens_begins_a_text_with_the_token_of_config_json(whole, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    vocabulary(lambda facts: facts["added_tokens"].clear())(folder)
+    assert read_model(folder).tokenizer.special_id(END_OF_TEXT) == 0
+
+
+@pytest.mark.parametrize(
+    "change", [changed("eos_token_id", V), written("generation_config.json", '{"eos_token_id": -1}')]
+)
+def test_an_end_of_text_that_the_vocabulary_lacks_ends_nothing(change, whole, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(whole, folder)
+    change(folder)
+    assert read_model(folder).tokenizer.end_ids == (0,)
 
 
 def test_a_pickle_that_holds_code_is_refused_and_not_executed(whole, tmp_path):
