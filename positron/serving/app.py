@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
+import os
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
 
@@ -23,6 +26,7 @@ from positron.serving.parameters import Call, chat_call, completion_call
 from positron.serving.security import Guard
 from positron.serving.worker import Job, QueueFull
 from positron.system.errors import UserError
+from positron.system.exits import describe
 
 logger = logging.getLogger(__name__)
 
@@ -138,9 +142,9 @@ async def _answer(
         if not whole.done():
             whole.cancel()
             raise ClientDisconnect
+        if error := whole.exception():
+            raise _described_error(error) from error
         return JSONResponse(answer.whole(texts.sessions, whole.result()))
-    except (UserError, RuntimeError) as error:
-        raise _described_error(error) from error
     finally:
         texts.cancel()
 
@@ -161,7 +165,7 @@ class _Texts:
 
     def _deliverer(self, i: int) -> Callable[[Piece | Exception], None]:
         def deliver(piece: Piece | Exception) -> None:  # in the worker's thread
-            if not self._loop.is_closed():
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the server has stopped
                 self._loop.call_soon_threadsafe(self._arrived.put_nowait, (i, piece))
 
         return deliver
@@ -252,14 +256,16 @@ def _event(value: dict[str, Any]) -> str:
     return f"data: {json.dumps(value, allow_nan=False)}\n\n"
 
 
-def _described_error(error: Exception) -> ApiError:
-    """Return the error to send for one of generation; what the user cannot fix is logged with its traceback."""
+def _described_error(error: BaseException) -> ApiError:
+    """Return the error to send for one of generation; what the user cannot fix is logged."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UserError):
         return ApiError(500, str(error))
-    logger.error("a request failed", exc_info=error)
-    return ApiError(500, "the server failed to answer this request: its log has the details", code="internal_error")
+    logger.error(f"a request failed: {describe(error)[1]}")
+    if os.environ.get("POSITRON_DEBUG") == "1":
+        traceback.print_exception(error)
+    return ApiError(500, "the server failed to answer this request: its output has the reason", code="internal_error")
 
 
 async def _api_error(_: Request, error: ApiError) -> Response:

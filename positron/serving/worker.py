@@ -54,6 +54,8 @@ class Worker:
 
     def submit(self, jobs: Sequence[Job]) -> None:
         """Queue all of these jobs; raises QueueFull, and queues none, if they do not all fit."""
+        if not self.is_alive:
+            raise RuntimeError("the thread that generates texts has ended: restart the server")
         with self._changed:
             if len(self._waiting) + len(jobs) > self.max_waiting:
                 raise QueueFull

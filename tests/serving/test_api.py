@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,7 @@ import httpx
 import openai
 import pytest
 import torch
+from conftest import PROJECT
 from serving_models import CONTEXT, TOKENIZER, Running, engine_of, served_of
 
 from positron.inference.sampling import BALANCED, PRESETS, Sampling
@@ -71,6 +73,14 @@ def test_an_answer_in_a_chat_is_what_the_engine_writes(client, seed):
     (choice,) = answer.choices
     assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", text, finish)
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (len(ids), tokens)
+
+
+def test_the_program_of_the_guide_runs(site, capsys):
+    page = (PROJECT / "docs" / "guides" / "serve.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    exec(program.replace("http://127.0.0.1:8000", site.url).replace("quickstart", "writer"), {})
+    begun = written(text_ids("Once upon a time"), max_tokens=50, seed=1)[0]
+    assert capsys.readouterr().out.startswith(begun + "\n")
 
 
 SETTINGS: dict[str, dict[str, Any]] = {

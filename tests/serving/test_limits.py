@@ -15,6 +15,7 @@ import pytest
 from conftest import PATIENCE
 from serving_models import Running, served_of
 
+from positron.inference.decoder import Decoder
 from positron.serve import chosen_key
 from positron.serving import app, connection
 from positron.serving.models import Served
@@ -273,6 +274,18 @@ def test_a_full_queue_is_told_with_the_time_to_wait(serve):
             client.completions.create(model="writer", prompt="a")
     eventually(lambda: model.worker.load == (0, 0))
     assert httpx.post(f"{server.url}/v1/completions", json={"prompt": "a"}).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_error_of_ours_is_told_in_the_format_of_the_api_and_named_in_the_output(serve, monkeypatch, caplog, stream):
+    server = serve(served_of("writer", False))
+    monkeypatch.setattr(Decoder, "step_some", lambda *_: 1 / 0)
+    answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "stream": stream, "ignore_eos": True})
+    assert answer.status_code == (200 if stream else 500)
+    *_, said = [line for line in answer.text.removeprefix("data: ").split("\n\ndata: ") if "error" in line]
+    assert json.loads(said)["error"]["code"] == "internal_error"
+    assert "ZeroDivisionError" not in said
+    assert "a request failed: positron: ZeroDivisionError: division by zero" in caplog.text
 
 
 def test_the_server_stops_at_once_while_it_answers(serve):
