@@ -251,10 +251,10 @@ def completion_call(values: dict[str, Any], served: Served) -> Call:
     body = _Body(values)
     if values.get("prompt") is None:
         raise ApiError(400, "prompt is missing: give the text to continue", "prompt", "missing_parameter")
-    end = served.tokenizer.special_id(END_OF_TEXT)
+    begin = served.tokenizer.special_id(END_OF_TEXT)
     prompts: list[str | list[int]] = body.take("prompt", lambda value: _prompts(value, served))
     # a text is the beginning of a document; ids are read as they are
-    ids = [[end, *served.tokenizer.encode(p)] if isinstance(p, str) else p for p in prompts]
+    ids = [[begin, *served.tokenizer.encode(p)] if isinstance(p, str) else p for p in prompts]
     for prompt in ids:
         _refuse_longer(prompt, served, "prompt")
     echo = body.take("echo", _flag("echo"), False)
@@ -265,7 +265,7 @@ def completion_call(values: dict[str, Any], served: Served) -> Call:
         ids,
         BALANCED,
         max_tokens=COMPLETION_TOKENS if most is None else most,
-        stop_ids=[end],
+        stop_ids=list(served.tokenizer.end_ids),
         logprobs=body.take("logprobs", _number("logprobs", 0, MAX_LOGPROBS)),
         echoed=[p if isinstance(p, str) else served.tokenizer.decode(p) for p in prompts] if echo else None,
         hidden=int(isinstance(prompts[0], str)),

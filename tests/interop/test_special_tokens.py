@@ -22,6 +22,8 @@ from positron.interop.importing import Imported, read_model, write_run
 from positron.interop.rules import to_theirs
 from positron.interop.source import open_source
 from positron.interop.tokenizer_json import piece_tokenizer, sentencepiece_merges
+from positron.serving.models import serve_run
+from positron.serving.parameters import completion_call
 from positron.text import conversation
 from positron.text.conversation import Message
 from positron.text.library_json import LibraryTokenizer
@@ -160,6 +162,16 @@ def test_generation_goes_on_after_a_token_that_ends_nothing(tmp_path):
     run = write_run(imported(tmp_path / "model", "smollm2", always=TURN), tmp_path / "run")
     text = load(run.folder).stream("Once", max_tokens=20)
     assert ("".join(text), text.ended) == ("", False)  # a special token has no text
+
+
+def test_the_server_stops_a_completion_at_every_end(tmp_path):
+    served = serve_run(write_run(imported(tmp_path / "model", "tinyllama"), tmp_path / "run"))
+    try:
+        (request,) = completion_call({"prompt": "Once"}, served).requests
+    finally:
+        served.worker.close()
+    assert named(served.tokenizer, request.ids[:1]) == ("<s>",)
+    assert set(named(served.tokenizer, sorted(request.stop_ids))) == {"<s>", "</s>"}
 
 
 def test_an_answer_ends_at_the_ends_of_the_imported_model_too(tmp_path):
