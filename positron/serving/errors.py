@@ -18,10 +18,16 @@ class ApiError(Exception):
         code: str | None = None,
         headers: dict[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status, self.parameter, self.code, self.headers = status, parameter, code, headers or {}
+        super().__init__(_encodable(message))
+        self.status, self.code, self.headers = status, code, headers or {}
+        self.parameter = None if parameter is None else _encodable(parameter)
 
     def body(self) -> dict[str, Any]:
         """Return the JSON object of the answer."""
         kind: ErrorType = "server_error" if self.status >= 500 else "invalid_request_error"
         return {"error": {"message": str(self), "type": kind, "param": self.parameter, "code": self.code}}
+
+
+def _encodable(text: str) -> str:
+    """Escape lone surrogates, which JSON can hold and UTF-8 cannot."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")

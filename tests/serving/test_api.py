@@ -250,6 +250,8 @@ CHAT: dict[str, Any] = {"model": "talker", "messages": MESSAGES}
 WRONG: list[tuple[dict[str, Any], int, str | None]] = [
     ({**COMPLETION, "model": "other"}, 404, "model"),
     ({**COMPLETION, "model": 5}, 404, "model"),
+    ({**COMPLETION, "model": "\ud800"}, 404, "model"),
+    ({**COMPLETION, "\ud800": 1}, 400, "\\ud800"),
     ({"model": "writer"}, 400, "prompt"),
     ({**COMPLETION, "prompt": []}, 400, "prompt"),
     ({**COMPLETION, "prompt": [[]]}, 400, "prompt"),
