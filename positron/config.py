@@ -64,9 +64,7 @@ class ModelConfig:
     smear: bool = False  # add a learned share of the previous token's embedding to each embedding, per channel
     rope_base: Positive = 10_000.0  # base of the wavelengths of rope; a larger base suits a longer context
     norm_eps: Positive = 1e-5  # constant that a norm adds to the mean square before the square root
-    window: Count | None = (
-        None  # sliding window: number of latest tokens that a token attends to; null: the whole context
-    )
+    window: Count | None = None  # sliding window: number of latest tokens a token attends to; null: the whole context
     dropout: BelowOne = 0.0  # share of activations that training sets to zero
 
     def __post_init__(self) -> None:
