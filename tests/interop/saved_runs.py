@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import functools
+import json
 import random
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from positron.text.conversation import TEMPLATE
 from positron.text.library_json import LibraryTokenizer
 from positron.text.sentencepiece_bpe import SentencePieceTokenizer
 from positron.text.tiktoken_bpe import DEFINITIONS, TiktokenTokenizer
-from positron.text.tokenizer import SPECIALS, Tokenizer
+from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 
 RMS = {"norm": "rmsnorm", "position": "rope"}
 # one model for each class of transformers, and each option that changes a tensor
@@ -123,6 +124,25 @@ def imported_bytes(name: str) -> LibraryTokenizer:
     library.add_tokens([AddedToken("<think>", special=False, normalized=False)])
     specials = {token: size + i for i, token in enumerate(SPECIALS)}
     return LibraryTokenizer(library.to_str().encode("utf-8"), specials, size + len(SPECIALS) + 1)
+
+
+@functools.cache
+def pieces() -> dict[str, Any]:
+    """A vocabulary as Llama 2 and TinyLlama have it: `<s>` before a text, `</s>` after it, and a space put first."""
+    from positron.interop.tokenizer_json import piece_tokenizer, sentencepiece_merges
+
+    parts = {kind: [p.text for p in sentencepiece().pieces() if p.kind == kind] for kind in ("byte", "normal")}
+    vocab = {text: i for i, text in enumerate(["<unk>", "<s>", "</s>", *parts["byte"], *parts["normal"]])}
+    specials = {0: "<unk>", 1: "<s>", 2: "</s>"}
+    return piece_tokenizer(vocab, sentencepiece_merges(sentencepiece()), specials, dummy_prefix=True)
+
+
+@functools.cache
+def imported_pieces() -> LibraryTokenizer:
+    """The vocabulary `pieces` as an import makes it a tokenizer, with our markers after all others."""
+    size = len(pieces()["model"]["vocab"])
+    specials = {END_OF_TEXT: 1, **{token: size + i for i, token in enumerate(SPECIALS[1:])}}
+    return LibraryTokenizer(json.dumps(pieces()).encode(), specials, size + len(SPECIALS) - 1, (2, 1))
 
 
 def gpt_config(vocab_size: int, **shape: Any) -> GPTConfig:

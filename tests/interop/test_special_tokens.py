@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from saved_runs import corpus, gpt_config, random_model, sentencepiece
+from saved_runs import corpus, gpt_config, pieces, random_model
 
 from positron import load
 from positron.config import DataConfig, TokenizerConfig
@@ -21,7 +21,6 @@ from positron.interop.formats import export
 from positron.interop.importing import Imported, read_model, write_run
 from positron.interop.rules import to_theirs
 from positron.interop.source import open_source
-from positron.interop.tokenizer_json import piece_tokenizer, sentencepiece_merges
 from positron.serving.models import serve_run
 from positron.serving.parameters import completion_call
 from positron.text import conversation
@@ -31,17 +30,6 @@ from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 
 tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("safetensors")
-
-
-@functools.cache
-def pieces() -> dict[str, Any]:
-    """A vocabulary as Llama 2 and TinyLlama have it: `<s>` before a text, `</s>` after it."""
-    normal = [piece.text for piece in sentencepiece().pieces() if piece.kind == "normal"]
-    bytes_ = [piece.text for piece in sentencepiece().pieces() if piece.kind == "byte"]
-    texts = ["<unk>", "<s>", "</s>", *bytes_, *normal]
-    specials = {0: "<unk>", 1: "<s>", 2: "</s>"}
-    vocab = {text: i for i, text in enumerate(texts)}
-    return piece_tokenizer(vocab, sentencepiece_merges(sentencepiece()), specials, dummy_prefix=True)
 
 
 @functools.cache
