@@ -78,7 +78,8 @@ def loaded_by(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "command", ["generate", "chat", "serve", "evaluate", "compare", "scaling", "dashboard", "preview", "cache", "bench"]
+    "command",
+    ["generate", "chat", "look", "serve", "evaluate", "compare", "scaling", "dashboard", "preview", "cache", "bench"],
 )
 def test_help_loads_nothing_heavy(command):
     code = f"import sys; sys.argv = [{command!r}, '--help']\nimport positron.{command} as command\n"
@@ -89,7 +90,9 @@ def test_the_list_of_commands_loads_nothing_heavy():
     assert loaded_by("import sys; sys.argv = ['positron', '--help']\nfrom positron.cli import main; main()") == set()
 
 
-@pytest.mark.parametrize("package", ["run", "evaluation", "inference", "serving", "dashboard", "text", "stories"])
+@pytest.mark.parametrize(
+    "package", ["run", "evaluation", "inference", "inspection", "serving", "dashboard", "text", "stories"]
+)
 def test_what_uses_a_run_needs_neither_lightning_nor_hydra(package):
     names = [name for name in MODULES if package_of(name) == package and not name.endswith("__main__")]
     assert not loaded_by("".join(f"import {name}\n" for name in names) + "print()") & {"lightning", "hydra"}
