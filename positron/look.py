@@ -2,6 +2,7 @@
 
 python -m positron.look quickstart "Once upon a time"
 python -m positron.look quickstart "Once upon a time" --ablate 1.2 --heads
+python -m positron.look quickstart "Once upon a time" --html look.html
 """
 
 from __future__ import annotations
@@ -65,6 +66,11 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--json", action="store_true", help="print everything, attention and logit lens included, as one JSON object"
     )
+    parser.add_argument(
+        "--html",
+        metavar="FILE",
+        help="write one page that holds the model and shows everything for any prompt, without a network or Positron",
+    )
     return parser
 
 
@@ -83,6 +89,9 @@ def show(options: argparse.Namespace) -> None:
     prompt = argument(options.prompt, "the prompt")
     if prompt == "-":
         prompt = read_standard_input("the prompt").rstrip("\n")
+    if options.html is not None:
+        write_page(options, prompt)
+        return
     from positron.inspection.ablation import ablation_of
     from positron.inspection.subject import Subject
     from positron.run.folder import find_run
@@ -106,13 +115,28 @@ def show(options: argparse.Namespace) -> None:
             print("\n".join(["", *history_table(subject, prompt, truth is not None)]))
 
 
+def write_page(options: argparse.Namespace, prompt: str) -> None:
+    """Write the page of `--html` and log its size and precision. Raises UserError for options that it does not obey."""
+    refused = {"--step": options.step is not None, "--ablate": options.ablate, "--json": options.json}
+    for name, is_given in refused.items():
+        if is_given:
+            raise UserError(
+                f"--html writes a page of the best checkpoint, where parts can be removed: leave {name} out"
+            )
+    from positron.inspection.html_file import write_html
+    from positron.run.folder import find_run
+    from positron.system.disk import expanded
+
+    written = write_html(find_run(options.run), prompt, expanded(options.html))
+    logger.info(
+        f"{written.path}: {written.size:,} bytes; weights rounded to {written.bits} bits, logits differ from those of the run "
+        f"by at most {written.difference:.2g}"
+    )
+
+
 def true_probabilities(subject: Subject, prompt: str, step: int | None) -> TruthData | None:
     """Compare the model with the grammar; None for a run whose text has no known probabilities."""
-    try:
-        subject.refuse_other_text()
-    except UserError:
-        return None
-    return subject.truth(prompt, step=step)
+    return subject.truth(prompt, step=step) if subject.knows_truth else None
 
 
 def token_table(data: LookData, truth: TruthData | None) -> list[str]:

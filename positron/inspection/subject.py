@@ -207,6 +207,15 @@ class Subject:
         rows = [[end, *ids, end][:limit] for ids in self.tokenizer.encode_batch(texts)]
         return rows, [story_truth(self.tokenizer, ids) for ids in rows]
 
+    @property
+    def knows_truth(self) -> bool:
+        """Tell whether the grammar knows the exact probabilities of the run's text."""
+        try:
+            self.refuse_other_text()
+        except UserError:
+            return False
+        return True
+
     def refuse_other_text(self) -> None:
         """Raise UserError if the run was not trained on the built-in stories of this version."""
         if self._stories is None:

@@ -42,9 +42,16 @@ def test_the_look_command_and_its_mistakes(tmp_path, run_command):
     rows = [line.split()[0] for line in heads.out.partition("\npart ")[2].splitlines()[1:7]]
     assert rows == ["0.0", "0.1", "0.2", "0.3", "0.attn", "0.mlp"]
 
+    page = run_command("look", "tiny", "Once", "--html", "page.html")
+    assert page.code == 0, page.err
+    text = (tmp_path / "page.html").read_text()
+    assert "<title>Look inside tiny</title>" in text
+    assert f"{len(text.encode()):,} bytes; weights rounded to 16 bits" in page.err
+
     (Run(folder).facts_path).write_text("{}")
     for arguments, message in (
         (("tiny", "--step", "3"), "has no weights of step 3"),
+        (("tiny", "--html", "x.html", "--json"), "leave --json out"),
         (("tiny", "--ablate", "x"), "'x' does not name a part of the model"),
         (("tiny", "a" * 80), "the prompt has 80 tokens and may have 79"),
         (("nowhere",), "no run nowhere"),

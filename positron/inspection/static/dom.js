@@ -22,12 +22,15 @@ export function percent(p) {
 
 /** Write a number with `digits` decimals; an en dash where there is none. */
 export function decimal(value, digits = 2) {
-  return value === null || value === undefined ? "–" : value.toFixed(digits).replace("-", "−");
+  if (value === null || value === undefined) return "–";
+  const text = value.toFixed(digits);
+  return Number(text) === 0 ? text.replace("-", "") : text.replace("-", "−");
 }
 
 /** Write a number with its sign. */
 export function signed(value, digits = 3) {
-  return value === null ? "–" : (value >= 0 ? "+" : "") + decimal(value, digits);
+  const text = decimal(value, digits);
+  return /^\d/.test(text) ? `+${text}` : text;
 }
 
 /** Write a whole number with separators. */

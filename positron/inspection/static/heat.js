@@ -42,7 +42,7 @@ export function drawLabelled(canvas, rows, names, row, size) {
   context.font = font(12);
   const longest = Math.min(90, Math.max(...names.map((name) => context.measureText(name).width)) + 8);
   const margin = (size - longest) / n >= 7 ? longest : 6; // too many tokens for labels
-  const cell = Math.min(34, (size - margin) / n), side = margin + cell * n;
+  const cell = Math.min(30, (size - margin) / n), side = margin + cell * n;
   canvas.style.width = canvas.style.height = `${side}px`;
   canvas.width = canvas.height = Math.round(side * scale);
   context.scale(scale, scale);

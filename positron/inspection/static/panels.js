@@ -12,6 +12,12 @@ function card(title, ...children) {
   return el("section", { class: "card", "aria-labelledby": id }, el("h2", { id }, title), ...children);
 }
 
+/** What a button shows, and in its place what a screen reader says. */
+function named(text, ...shown) {
+  for (const part of shown) part.setAttribute("aria-hidden", "true");
+  return [...shown, el("span", { class: "look-unseen" }, text)];
+}
+
 /** A table that scrolls inside itself. */
 function scrolling(label, table) {
   return el("div", { class: "look-scroll", role: "region", "aria-label": label, tabindex: "0" }, table);
@@ -47,10 +53,10 @@ export function createStrip(act) {
         const button = el("button", {
           type: "button", class: token.special ? "look-token special" : "look-token",
           "aria-current": t === position ? "true" : null, tabindex: t === position ? "0" : "-1",
-          "aria-label": `Token ${t}, ${spoken(token)}, ${label}${token.p === null ? "" : `, probability ${percent(token.p)}`}`,
           share: Math.round(Math.min(1, Math.max(0, (bits ?? 0) / (useRegret ? 2 : 8))) * 100),
           onclick: () => act.moveTo(t - position, false),
-        }, el("span", { class: "look-text" }, visible(token)), el("span", { class: "look-bits" }, t ? decimal(bits, 1) : "given"));
+        }, ...named(`Token ${t}, ${spoken(token)}, ${label}${token.p === null ? "" : `, probability ${percent(token.p)}`}`,
+          el("span", { class: "look-text" }, visible(token)), el("span", { class: "look-bits" }, t ? decimal(bits, 1) : "given")));
         return el("li", {}, button);
       });
       list.replaceChildren(...items);
@@ -93,8 +99,7 @@ export function createNext(act) {
         const name = el("button", {
           type: "button", class: "look-name", disabled: !isLast || row.special,
           title: isLast && !row.special ? "Append to the prompt" : null, onclick: () => act.append(row.text),
-          "aria-label": `${spoken(row)}${isLast && !row.special ? ": append to the prompt" : ""}`,
-        }, visible(row));
+        }, ...named(`${spoken(row)}${isLast && !row.special ? ": append to the prompt" : ""}`, el("span", {}, visible(row))));
         const truly = told ? el("span", { class: "look-number true" }, `true ${percent(row.true)}`) : null;
         return el("li", { class: row.kept ? null : "out" }, name,
           el("span", { class: "look-bar", "aria-hidden": "true" }, el("i", { class: "model", share: width(row.share) }), told ? el("i", { class: "true", share: width(row.true) }) : null),
@@ -114,7 +119,7 @@ export function createAttention(act) {
   const small = el("div", { class: "look-heads" }), large = el("canvas", { class: "look-large", role: "img" });
   const caption = el("p", {}), list = el("ol", { class: "look-bars", "aria-label": "Strongest attention of the chosen token" });
   const frame = el("div", { class: "look-scroll look-frame", role: "region", "aria-label": "Enlarged attention map", tabindex: "0" }, large);
-  const element = card("Attention", small, el("div", { class: "look-enlarged" }, frame, el("div", {}, caption, list)),
+  const element = card("Attention", el("div", { class: "look-enlarged" }, el("div", {}, small, caption, list), frame),
     el("p", { class: "faint" }, "Each row is a token that attends, each column a token that it attends to; the stronger the colour, the more. The outlined row is the chosen token."));
   let map = null;
   large.addEventListener("click", (event) => {
@@ -134,11 +139,11 @@ export function createAttention(act) {
       const rows = Array.from({ length: L }, (_, layer) => el("div", { class: "look-row" },
         el("span", { class: "faint" }, `layer ${layer}`),
         ...Array.from({ length: H }, (_, h) => {
-          const canvas = el("canvas", { "aria-hidden": "true" }), isChosen = head.layer === layer && head.head === h;
+          const canvas = el("canvas"), isChosen = head.layer === layer && head.head === h;
           return el("button", {
-            type: "button", "aria-pressed": String(isChosen), "aria-label": `Enlarge layer ${layer}, head ${h}`, disabled: !data.attention[layer],
+            type: "button", "aria-pressed": String(isChosen), disabled: !data.attention[layer],
             onclick: () => act.choose({ layer, head: h }),
-          }, canvas, el("span", {}, `${layer}.${h}`));
+          }, ...named(`Enlarge layer ${layer}, head ${h}`, canvas, el("span", {}, `${layer}.${h}`)));
         })));
       small.replaceChildren(...rows);
       data.attention.forEach((maps, layer) => maps?.forEach((weights, h) => drawMatrix(rows[layer].querySelectorAll("canvas")[h], weights)));
@@ -213,11 +218,13 @@ export function createParts(act) {
         built = key;
         boxes.clear();
         body.replaceChildren(...Array.from({ length: L }, (_, layer) => [
-          { layer, part: "attn", name: `layer ${layer}, attention`, cost: scores?.attn[layer] },
-          ...Array.from({ length: H }, (_, part) => ({ layer, part, name: `layer ${layer}, head ${part}`, ...scores?.heads[layer][part] })),
-          { layer, part: "mlp", name: `layer ${layer}, MLP`, cost: scores?.mlp[layer] },
-        ]).flat().map(({ layer, part, name, cost, ...score }) => {
-          const box = el("input", { type: "checkbox", "aria-label": `Switch off ${name}`, onchange: () => act.toggle({ layer, part }) });
+          { layer, part: "attn", name: `attention ${layer}`, spoken: `layer ${layer}, attention`, cost: scores?.attn[layer] },
+          ...Array.from({ length: H }, (_, part) => ({
+            layer, part, name: `head ${layer}.${part}`, spoken: `layer ${layer}, head ${part}`, ...scores?.heads[layer][part],
+          })),
+          { layer, part: "mlp", name: `MLP ${layer}`, spoken: `layer ${layer}, MLP`, cost: scores?.mlp[layer] },
+        ]).flat().map(({ layer, part, name, spoken: full, cost, ...score }) => {
+          const box = el("input", { type: "checkbox", "aria-label": `Switch off ${full}`, onchange: () => act.toggle({ layer, part }) });
           boxes.set(`${layer} ${part}`, box);
           const isHead = typeof part === "number";
           const numbers = MEASURED.map((key) => el("td", { class: "number" }, isHead ? decimal(score[key]) : ""));
@@ -249,7 +256,7 @@ export function createParts(act) {
 /** The regret of each rule of the grammar: on the prompt, and over the training of the run. */
 export function createRules() {
   const rules = el("tbody"), table = el("table", {}, headOf(["Rule", "Tokens", "True bits", "Model bits", "Regret"], 1), rules);
-  const past = el("table", { class: "look-grid" }), pastPart = el("div", {}, el("h3", {}, "Over training"), scrolling("Regret per rule over training", past), el("p", { class: "faint" }));
+  const past = el("table", { class: "look-grid" }), pastTitle = el("h3", {}), pastPart = el("div", {}, pastTitle, scrolling("Regret per rule on validation stories", past), el("p", { class: "faint" }));
   const element = card("Model and truth", el("p", { class: "faint" }, "The grammar of the built-in stories gives each token its true probability. Regret: the bits that the model loses against it, summed over the tokens of a rule."),
     scrolling("Regret per rule of the grammar", table), pastPart);
   const ruleName = ({ group, rule }) => (rule === group ? group : `${group}: ${rule}`);
@@ -263,6 +270,7 @@ export function createRules() {
         el("td", { class: "number" }, decimal(rule.model_bits)), el("td", { class: "number" }, signed(rule.regret, 2)))));
       pastPart.hidden = !regrets;
       if (!regrets) return;
+      pastTitle.textContent = regrets.points.length > 1 ? "Over training" : "On validation stories";
       past.replaceChildren(
         el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Bits per token"), ...regrets.points.map(({ step }) => el("th", { scope: "col" }, `step ${whole(step)}`)))),
         el("tbody", {}, ...regrets.points[0].rules.map((rule, i) => el("tr", {}, el("th", { scope: "row" }, ruleName(rule)),

@@ -1,0 +1,229 @@
+"""Write one HTML file that holds a run's model, its tokenizer, an engine and the inspector.
+
+The file works offline, from a disk: all parts are inline, and its content security policy allows exactly these scripts, no
+request and no evaluated text. What a run contains is stored as compressed data, and never as markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import gzip
+import hashlib
+import html
+import json
+import logging
+import math
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from positron.inspection.look import MAX_TOKENS, shape_of
+from positron.inspection.lookdata import Continuation, Shape
+from positron.inspection.packed_weights import PackedWeights, engine_config, pack, restored
+from positron.inspection.page_tokenizer import page_tokenizer
+from positron.inspection.subject import Subject
+from positron.inspection.tokens import Vocabulary
+from positron.model.gpt import GPT
+from positron.run.folder import Run
+from positron.system.disk import whole_file
+from positron.system.errors import UserError
+from positron.text.tokenizer import Tokenizer
+from positron.version import __version__
+
+logger = logging.getLogger(__name__)
+
+MAX_BYTES = 8_000_000  # of a file, if 8 bits per weight or more allow it: then it can still be sent by mail
+MAX_PARAMETERS = 60_000_000  # at 8 bits a file of 70 MB, which a browser unpacks in seconds
+MAX_PROOF = 1 << 16  # logits of PyTorch that a file holds
+CONTINUATION: Continuation = {"max_tokens": 40, "temperature": 0, "seed": 0}  # as static/inspector.js asks for it
+# In the order of their imports. Without `import` and `export` they are one script: their names differ, which a test checks.
+SCRIPTS = (
+    "dom.js",
+    "heat.js",
+    "engine.js",
+    "weights.js",
+    "sampling.js",
+    "tokenizer.js",
+    "look.js",
+    "sources.js",
+    "panels.js",
+    "inspector.js",
+    "file_page.js",
+)
+STYLES = ("file.css", "inspector.css")
+# Digits of base 85 that mean nothing in HTML; static/weights.js has the same
+DIGITS = "!#$%()*+,-./0123456789:;=?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_abcdefghijklmnopqrstuvwxyz{|"
+_IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
+_EXPORT = re.compile(r"^export (?=(async function|function|class|const))", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Written:
+    """Describe a file that was written."""
+
+    path: Path
+    size: int  # bytes
+    bits: int  # per weight of a matrix
+    difference: float  # largest difference of the logits on the prompt to the model of the run
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Hold what the file shows of a run beside its model."""
+
+    run: str
+    step: int
+    prompt: str
+    scores: Any = None  # lookdata.Scores
+    truth: Any = None  # lookdata.TruthData of the prompt
+    regrets: Any = None  # lookdata.RegretHistory
+    history: list[Any] = dataclasses.field(default_factory=list)  # lookdata.LookData of the prompt, with "point"
+
+
+def write_file(model: GPT, tokenizer: Tokenizer, stored: Stored, path: Path) -> Written:
+    """Write the file. Raises UserError for a tokenizer that the page does not have, a long prompt, and a large model."""
+    shape = shape_of(model)
+    vocabulary = page_tokenizer(tokenizer)
+    ids = Vocabulary(tokenizer).ids(stored.prompt, min(MAX_TOKENS, model.config.context_length))
+    proof = ids[: max(1, MAX_PROOF // model.config.vocab_size)]
+    logits = _logits(model, proof)
+    _refuse_large(stored.run, shape)
+    for bits in _candidates(shape):
+        weights = pack(model, bits)
+        facts = {
+            **dataclasses.asdict(stored),
+            "shape": shape,
+            "config": engine_config(model.config),
+            "tensors": weights.tensors,
+            "tokenizer": vocabulary,
+            "proof": proof,
+            "bits": bits,
+        }
+        content = page(stored.run, facts, weights, logits)
+        if len(content) <= MAX_BYTES or bits == 8:
+            break
+    with whole_file(path) as file:
+        file.write(content)
+    difference = float(np.abs(_logits(_rounded(model, bits), proof) - logits).max())
+    return Written(path, len(content), bits, difference)
+
+
+def _refuse_large(run: str, shape: Shape) -> None:
+    if shape["parameters"] > MAX_PARAMETERS:
+        raise UserError(
+            f"{run} has {shape['parameters']:,} parameters, and one file holds at most {MAX_PARAMETERS:,}: look at the run "
+            "with positron serve"
+        )
+
+
+def _candidates(shape: Shape) -> range:
+    """Return the numbers of bits per weight that are tried: from the first that may fit, down to 8."""
+    fitting = math.ceil(MAX_BYTES / 1.25 * 8 / shape["parameters"])  # compression saves about one bit of each weight
+    return range(max(8, min(16, fitting)), 7, -1)
+
+
+@torch.no_grad()
+def _logits(model: GPT, ids: list[int]) -> np.ndarray:
+    """Return the logits after each of the ids, (T, V) float32."""
+    logits: np.ndarray = model(torch.tensor([ids], device=model.wte.weight.device))[0].float().cpu().numpy()
+    return logits
+
+
+def _rounded(model: GPT, bits: int) -> GPT:
+    """Return the model that the page computes with."""
+    copy = GPT(model.config).eval()
+    copy.load_state_dict(
+        {
+            name: torch.from_numpy(restored(value.numpy(), bits)) if value.ndim == 2 else value
+            for name, value in ((name, value.float().cpu()) for name, value in model.state_dict().items())
+        }
+    )
+    return copy
+
+
+def page(title: str, facts: dict[str, Any], weights: PackedWeights, logits: np.ndarray) -> bytes:
+    """Return the file. `logits`: those of PyTorch for the ids `facts["proof"]`, (T, V)."""
+    script, style = joined_scripts(), "\n".join(_text(name) for name in STYLES)
+    kernels = base64.b64encode(_static("engine.wasm")).decode()
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}' 'wasm-unsafe-eval'; style-src '{_hash(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    blocks = {
+        "facts": base85(gzip.compress(json.dumps(facts, ensure_ascii=False).encode(), 9, mtime=0)),
+        "logits": base85(gzip.compress(logits.astype("<f4").tobytes(), 9, mtime=0)),
+        "weights": base85(weights.content),
+        "kernels": kernels,
+    }
+    name = html.escape(title)
+    parts = [
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n',
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n',
+        f'<meta name="generator" content="Positron {html.escape(__version__)}">\n',
+        f"<title>Look inside {name}</title>\n<style>{style}</style>\n</head>\n<body>\n",
+        f'<header class="top"><h1>Look inside {name}</h1></header>\n',
+        '<main id="inspector"><p class="faint">Unpacking the model …</p>',
+        "<noscript>This page computes the model with JavaScript, which is switched off.</noscript></main>\n",
+        *(f'<script type="text/plain" id="{block}">{text}</script>\n' for block, text in blocks.items()),
+        f'<script type="module">{script}</script>\n</body>\n</html>\n',
+    ]
+    return "".join(parts).encode("utf-8")
+
+
+def joined_scripts() -> str:
+    """Return all modules as one script, since a page that is opened from a disk may not import any."""
+    text = "".join(_EXPORT.sub("", _IMPORT.sub("", _text(name))) for name in SCRIPTS)
+    assert "</script" not in text
+    assert "<!--" not in text
+    return text
+
+
+def base85(content: bytes) -> str:
+    """Encode bytes, preceded by their number, in base 85: 5 printable characters for each 4 bytes, big-endian."""
+    padded = len(content).to_bytes(4, "big") + content + bytes(-len(content) % 4)
+    words = np.frombuffer(padded, dtype=">u4").astype(np.uint64)
+    powers = 85 ** np.arange(4, -1, -1, dtype=np.uint64)
+    digits = (words[:, None] // powers) % 85
+    characters: bytes = np.frombuffer(DIGITS.encode(), dtype=np.uint8)[digits].tobytes()
+    return characters.decode("ascii")
+
+
+def _hash(text: str) -> str:
+    """Return the source expression of a content security policy that allows exactly this inline script or style."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode()
+
+
+def _text(name: str) -> str:
+    return _static(name).decode("utf-8")
+
+
+def _static(name: str) -> bytes:
+    return (resources.files("positron.inspection") / "static" / name).read_bytes()
+
+
+def write_html(run: Run, prompt: str, path: Path) -> Written:
+    """Write the file of a run: its best weights, what was measured of them, and their history and truth on the prompt.
+
+    Measuring the heads takes seconds to minutes. Raises UserError as `write_file` does.
+    """
+    subject = Subject(run)
+    page_tokenizer(subject.tokenizer)  # refused before anything is measured
+    shape = shape_of(subject.best)
+    _refuse_large(subject.name, shape)
+    logger.info("measuring the heads")
+    stored = Stored(subject.name, subject.best_step, prompt, scores=subject.scores())
+    if subject.knows_truth:
+        logger.info("comparing with the grammar")
+        stored = dataclasses.replace(stored, truth=subject.truth(prompt, top=20), regrets=subject.regrets())
+    history = [
+        {**subject.look(prompt, step=point["step"], continuation=CONTINUATION), "point": point}
+        for point in subject.history()["points"]
+    ]
+    return write_file(subject.best, subject.tokenizer, dataclasses.replace(stored, history=history), path)
