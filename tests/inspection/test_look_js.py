@@ -28,7 +28,7 @@ CASES: dict[str, dict[str, Any]] = {
     "ablated": {"ablations": [{"layer": 0, "part": 1}, {"layer": 1, "part": "mlp"}]},
 }
 TOKENIZERS = {"char": char, "sentencepiece": sentencepiece}
-SAMPLING = {"temperature": 0.9, "top_p": 0.9, "top_k": 30}
+SAMPLING: dict[str, Any] = {"temperature": 0.9, "top_p": 0.9, "top_k": 30}
 
 
 def model_of(tokenizer):
@@ -39,19 +39,20 @@ def model_of(tokenizer):
 def answers(tmp_path_factory):
     """What the page answers, in one process of node."""
     folder = tmp_path_factory.mktemp("look")
-    cases = {}
+    cases: dict[tuple[str, str], dict[str, Any]] = {}
     for name, create in TOKENIZERS.items():
         tokenizer = create()
         model = model_of(tokenizer)
         weights = pack(model, "fp32")
-        for case, request in CASES.items():
+        for case, changes in CASES.items():
+            request: dict[str, Any] = {"prompt": PROMPT, "continuation": {"max_tokens": 12, "seed": 5, **SAMPLING}}
             cases[name, case] = {
                 "config": engine_config(model.config),
                 "tensors": weights.tensors,
                 "content": base64.b64encode(weights.content).decode(),
                 "tokenizer": page_tokenizer(tokenizer),
                 "stored": {"run": "r", "step": 3, "shape": look(model, tokenizer, "")["shape"], "history": []},
-                "request": {"prompt": PROMPT, "continuation": {"max_tokens": 12, "seed": 5, **SAMPLING}, **request},
+                "request": {**request, **changes},
             }
     (folder / "cases.json").write_text(json.dumps(list(cases.values())))
     script = Path(__file__).with_name("look_cases.mjs")
@@ -82,7 +83,7 @@ def assert_equal(ours, theirs, place="") -> None:
 def test_the_page_sees_what_python_sees(answers, name, case):
     tokenizer = TOKENIZERS[name]()
     model, answer = model_of(tokenizer), dict(answers[name, case])
-    expected = dict(look(model, tokenizer, PROMPT, run="r", step=3, **CASES[case]))
+    expected: dict[str, Any] = dict(look(model, tokenizer, PROMPT, run="r", step=3, **CASES[case]))
     # logits may differ by a constant, which no probability depends on
     ours, theirs = answer.pop("focus"), expected.pop("focus")
     assert_equal([z - ours["logits"][0] for z in ours["logits"]], [z - theirs["logits"][0] for z in theirs["logits"]])

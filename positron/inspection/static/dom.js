@@ -36,6 +36,9 @@ export function signed(value, digits = 3) {
 /** Write a whole number with separators. */
 export const whole = (value) => value.toLocaleString("en-US");
 
+/** Write a number of tokens. */
+export const counted = (n) => `${whole(n)} token${n === 1 ? "" : "s"}`;
+
 /** Show a token where spaces and line ends must be seen. */
 export function visible(token) {
   return token.text === "" ? "∅" : token.text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "⇥").replaceAll("\r", "␍");

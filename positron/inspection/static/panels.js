@@ -1,7 +1,7 @@
 // The parts of the inspector. Each create function returns {element, show(state)}; `act` holds what a part may ask for.
 
 import { drawLabelled, drawMatrix } from "./heat.js";
-import { decimal, el, percent, signed, spoken, visible, whole, width } from "./dom.js";
+import { counted, decimal, el, percent, signed, spoken, visible, whole, width } from "./dom.js";
 import { distribution } from "./sampling.js";
 
 const SHOWN = 12; // bars of candidates
@@ -64,7 +64,7 @@ export function createStrip(act) {
       const scored = data.tokens.slice(1), mean = scored.reduce((sum, { bits }) => sum + bits, 0) / scored.length;
       const regrets = truth?.tokens.map(({ regret }) => regret).filter((regret) => regret !== null) ?? [];
       note.textContent =
-        (scored.length ? `${decimal(mean)} bits per token on ${scored.length} tokens. ` : "") +
+        (scored.length ? `${decimal(mean)} bits per token on ${counted(scored.length)}. ` : "") +
         (regrets.length ? `Regret: ${decimal(regrets.reduce((a, b) => a + b, 0) / regrets.length)} bits per token above the true distribution. ` : "") +
         "· is a space, ↵ a line end. Choose a token, or move with the arrow keys, to see what the model expects after it." +
         (truth?.departure ? ` The prompt leaves the grammar of the built-in stories at token ${truth.departure.token}: ${truth.departure.message}` : "");
@@ -108,8 +108,8 @@ export function createNext(act) {
       legend.hidden = !told;
       const entropy = -p.reduce((sum, value) => sum + (value ? value * Math.log2(value) : 0), 0);
       note.textContent =
-        `${whole(ids.length)} of ${whole(focus.logits.length)} tokens can be drawn; entropy ${decimal(entropy)} bits.` +
-        (told ? ` The grammar allows ${whole(told.allowed)} tokens with ${decimal(told.entropy)} bits; the model loses ${decimal(told.regret)} bits here and gives ${percent(told.outside)} to others.` : "");
+        `${whole(ids.length)} of ${counted(focus.logits.length)} can be drawn; entropy ${decimal(entropy)} bits.` +
+        (told ? ` The grammar allows ${counted(told.allowed)} with ${decimal(told.entropy)} bits; the model loses ${decimal(told.regret)} bits here and gives ${percent(told.outside)} to others.` : "");
     },
   };
 }
@@ -301,7 +301,7 @@ export function createWriter(act) {
     end(tokens, seconds, message) {
       start.hidden = false;
       stop.hidden = true;
-      speed.textContent = message ?? `${whole(tokens)} tokens, ${whole(Math.round(tokens / seconds))} tokens/s`;
+      speed.textContent = message ?? `${counted(tokens)}, ${whole(Math.round(tokens / seconds))} tokens/s`;
     },
   };
 }
