@@ -131,8 +131,10 @@ def field_comments() -> dict[str, str]:
         comments = of_class.setdefault(node.name, {})
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                same_line = lines[(item.end_lineno or 0) - 1].partition("  # ")[2]
-                comments[item.target.id] = same_line or _comment_above(lines, item.lineno)
+                # the formatter may break a long field into several lines
+                field = lines[item.lineno - 1 : item.end_lineno]
+                beside = " ".join(comment for line in field if (comment := line.partition("  # ")[2]))
+                comments[item.target.id] = beside or _comment_above(lines, item.lineno)
     return _comments_of(RunConfig, "", of_class) | {key: of_class["Asked"][key] for key in BESIDE_VALUES}
 
 
