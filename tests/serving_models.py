@@ -38,6 +38,9 @@ def engine_of(seed: int = 1) -> Engine:
     return Engine(model, TOKENIZER)
 
 
+DECODER = type(engine_of().decoder)  # compiled where Numba is installed
+
+
 def served_of(name: str, chats: bool, slots: int = 4, max_waiting: int = 16) -> Served:
     engine = engine_of()
     return Served(name, chats, CONTEXT, 1, TOKENIZER, Worker(Sessions(engine, slots), max_waiting))

@@ -151,8 +151,9 @@ def test_stop_texts_end_each_row_of_a_batch_and_the_work(writer: Writer, monkeyp
         assert writer.tokenizer.decode(new[: one.tokens]) == one.text
         assert writer.tokenizer.decode(new[: max(0, one.tokens - 1)]) != one.text or not one.text
     steps: list[int] = []
-    step = Decoder.step
-    monkeypatch.setattr(Decoder, "step", lambda decoder, ids: (steps.append(len(ids)), step(decoder, ids))[1])
+    kind = type(writer.engine().decoder)
+    step = kind.step
+    monkeypatch.setattr(kind, "step", lambda decoder, ids: (steps.append(len(ids)), step(decoder, ids))[1])
     assert writer.samples(rows, max_tokens=50, seed=3, stop=list(LETTERS)) == rows
     assert len(steps) < 15
 

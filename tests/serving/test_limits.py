@@ -13,9 +13,8 @@ import httpx
 import openai
 import pytest
 from conftest import PATIENCE
-from serving_models import Running, served_of
+from serving_models import DECODER, Running, served_of
 
-from positron.inference.decoder import Decoder
 from positron.serve import chosen_key
 from positron.serving import app, connection
 from positron.serving.models import Served
@@ -279,7 +278,7 @@ def test_a_full_queue_is_told_with_the_time_to_wait(serve):
 @pytest.mark.parametrize("stream", [True, False])
 def test_an_error_of_ours_is_told_in_the_format_of_the_api_and_named_in_the_output(serve, monkeypatch, caplog, stream):
     server = serve(served_of("writer", False))
-    monkeypatch.setattr(Decoder, "step_some", lambda *_: 1 / 0)
+    monkeypatch.setattr(DECODER, "step_some", lambda *_: 1 / 0)
     answer = httpx.post(f"{server.url}/v1/completions", json={"prompt": "a", "stream": stream, "ignore_eos": True})
     assert answer.status_code == (200 if stream else 500)
     *_, said = [line for line in answer.text.removeprefix("data: ").split("\n\ndata: ") if "error" in line]

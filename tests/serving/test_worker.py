@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import PATIENCE
-from serving_models import TOKENIZER, engine_of
+from serving_models import DECODER, TOKENIZER, engine_of
 
 from positron.inference.decoder import Decoder
 from positron.inference.sampling import Sampling
@@ -56,14 +56,14 @@ class Steps:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.allowed, self.rows = threading.Semaphore(0), queue.Queue[list[int]]()
-        original = Decoder.step_some
+        original = DECODER.step_some
 
         def counted(decoder: Decoder, ids: Any, rows: list[int]) -> Any:
             self.rows.put(rows)
             assert self.allowed.acquire(timeout=PATIENCE)
             return original(decoder, ids, rows)
 
-        monkeypatch.setattr(Decoder, "step_some", counted)
+        monkeypatch.setattr(DECODER, "step_some", counted)
 
 
 def test_a_cancelled_job_is_in_no_later_step(worker, monkeypatch):
@@ -123,7 +123,7 @@ def test_a_full_queue_takes_no_part_of_a_request(worker):
 @pytest.mark.parametrize("where", ["prefill", "step_some"])
 def test_an_error_of_the_model_ends_its_texts_and_not_the_worker(worker, monkeypatch, where):
     with monkeypatch.context() as patch:
-        patch.setattr(Decoder, where, lambda *_: 1 / 0)
+        patch.setattr(DECODER, where, lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             Reader(worker, request()).rest()
     for _ in range(3):  # no row is lost
