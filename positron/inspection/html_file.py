@@ -15,6 +15,7 @@ import json
 import logging
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -24,7 +25,7 @@ import numpy as np
 import torch
 
 from positron.inspection.look import MAX_TOKENS, shape_of
-from positron.inspection.lookdata import Continuation, Shape
+from positron.inspection.lookdata import Continuation, HistoryPoint, Shape
 from positron.inspection.packed_weights import PackedWeights, engine_config, pack, restored
 from positron.inspection.page_tokenizer import page_tokenizer
 from positron.inspection.subject import Subject
@@ -41,6 +42,7 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 8_000_000  # of a file, if 8 bits per weight or more allow it: then it can still be sent by mail
 MAX_PARAMETERS = 60_000_000  # at 8 bits a file of 70 MB, which a browser unpacks in seconds
 MAX_PROOF = 1 << 16  # logits of PyTorch that a file holds
+MAX_HISTORY = 12  # kept steps in a file: 10 to 50 kB each
 CONTINUATION: Continuation = {"max_tokens": 40, "temperature": 0, "seed": 0}  # as static/inspector.js asks for it
 # In the order of their imports. Without `import` and `export` they are one script: their names differ, which a test checks.
 SCRIPTS = (
@@ -222,8 +224,19 @@ def write_html(run: Run, prompt: str, path: Path) -> Written:
     if subject.knows_truth:
         logger.info("comparing with the grammar")
         stored = dataclasses.replace(stored, truth=subject.truth(prompt, top=20), regrets=subject.regrets())
-    history = [
-        {**subject.look(prompt, step=point["step"], continuation=CONTINUATION), "point": point}
-        for point in subject.history()["points"]
-    ]
+    history = [kept_look(subject, prompt, point) for point in spread(subject.history()["points"], MAX_HISTORY)]
     return write_file(subject.best, subject.tokenizer, dataclasses.replace(stored, history=history), path)
+
+
+def kept_look(subject: Subject, prompt: str, point: HistoryPoint) -> dict[str, Any]:
+    """Look at the weights of a kept step; the logits are rounded to three decimals, which take half of the bytes."""
+    data = subject.look(prompt, step=point["step"], continuation=CONTINUATION)
+    data["focus"]["logits"] = [round(value, 3) for value in data["focus"]["logits"]]
+    return {**data, "point": point}
+
+
+def spread(points: Sequence[HistoryPoint], count: int) -> list[HistoryPoint]:
+    """Return at most `count` points at even distances, the first and the last among them."""
+    if len(points) <= count:
+        return list(points)
+    return [points[round(i * (len(points) - 1) / (count - 1))] for i in range(count)]

@@ -1,6 +1,7 @@
 """The one file with a model in it: opened from the disk in real Chromium, and what building it refuses."""
 
 import dataclasses
+import itertools
 import re
 
 import pytest
@@ -208,6 +209,18 @@ def test_base_85_keeps_every_byte():
 
 def test_the_joined_script_has_no_module_syntax_left():
     assert not re.search(r"^(import|export) ", joined_scripts(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("n", [0, 1, 12, 13, 21, 400])
+def test_a_long_history_is_thinned_evenly(n):
+    points = [{"step": step, "tokens": None, "val_bpb": None} for step in range(n)]
+    steps = [point["step"] for point in html_file.spread(points, 12)]
+    assert len(steps) == min(n, 12)
+    assert steps == sorted(set(steps))
+    if n:
+        assert (steps[0], steps[-1]) == (0, n - 1)
+    gaps = [b - a for a, b in itertools.pairwise(steps)]
+    assert max(gaps, default=0) - min(gaps, default=0) <= 1
 
 
 def test_a_smaller_limit_gives_fewer_bits(tmp_path, monkeypatch):
