@@ -139,6 +139,12 @@ def test_the_slider_of_the_history_shows_the_weights_of_that_step(shared):
     bits = look(small_model(1), sentencepiece(), PROMPT)["tokens"][2]["bits"]
     assert shared.locator(".look-bits >> nth=2").inner_text() == f"{bits:.1f}"
     assert "2.500 bits per byte" in shared.locator(".look-history output").inner_text()
+    shared.locator(".look-token >> nth=1").click()
+    shared.wait_for_function("document.querySelector('.look-after').textContent.includes('token 1 ')")
+    best = look(small_model(1), sentencepiece(), PROMPT)["next"][1]["top"][0]
+    assert shared.locator(".look-name >> nth=0").inner_text().startswith(best["text"].replace(" ", "·"))
+    shared.get_by_role("button", name="Generate").click()
+    shared.wait_for_function("document.querySelector('.look-written ~ p').textContent.includes('history to its end')")
     slider.fill("1")
     shared.wait_for_function("document.querySelector('.look > p[role=status]').textContent.includes('step 20')")
 

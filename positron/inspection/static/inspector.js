@@ -175,7 +175,7 @@ export function mount(root, source, { prompt = "", proof = null } = {}) {
     const settings = { ...state.settings, seed: Number(seed.value) || 0, max_tokens: Math.max(1, Number(length.value) || 1) };
     const began = performance.now();
     try {
-      for await (const piece of source.generate({ prompt, ablations: state.ablations, ...settings }, () => mine !== writing)) {
+      for await (const piece of source.generate({ prompt, step: state.step, ablations: state.ablations, ...settings }, () => mine !== writing)) {
         first ??= performance.now();
         tokens = Math.max(tokens, piece.tokens);
         writer.add(piece.text);

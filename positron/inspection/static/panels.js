@@ -83,7 +83,9 @@ export function createNext(act) {
     show({ data, truth, position, settings }) {
       const { focus } = data, token = data.tokens[focus.position];
       title.replaceChildren("after ", el("strong", {}, visible(token)), ` (token ${focus.position} of ${data.tokens.length - 1})`);
-      const { ids, p } = distribution(focus.logits, settings); // indices into the descending logits
+      const { ids, p } = focus.logits // indices into the descending logits
+        ? distribution(focus.logits, settings)
+        : { ids: [...focus.top.keys()], p: focus.top.map((candidate) => candidate.p) };
       const share = new Map(ids.map((i, place) => [i, p[place]]));
       const told = truth?.next[focus.position] ?? null;
       const truthOf = new Map(told?.top.map((candidate) => [candidate.id, candidate.true]) ?? []);
@@ -107,6 +109,10 @@ export function createNext(act) {
       }));
       legend.hidden = !told;
       const entropy = -p.reduce((sum, value) => sum + (value ? value * Math.log2(value) : 0), 0);
+      if (!focus.logits) {
+        note.textContent = "At temperature 1. Of an earlier step the file holds the whole distribution after the last token only.";
+        return;
+      }
       note.textContent =
         `${whole(ids.length)} of ${counted(focus.logits.length)} can be drawn; entropy ${decimal(entropy)} bits.` +
         (told ? ` The grammar allows ${counted(told.allowed)} with ${decimal(told.entropy)} bits; the model loses ${decimal(told.regret)} bits here and gives ${percent(told.outside)} to others.` : "");
@@ -236,7 +242,7 @@ export function createParts(act) {
             `and to the first token, on ${scores.sequences} sequences of ${scores.repeated} random tokens, twice each. ` +
             (scores.validation
               ? `Text and cost: on ${whole(scores.validation)} tokens of validation text, where a head that attends to all alike has an induction of ` +
-                `${decimal(scores.text_chance)}; cost is what the loss, ${decimal(scores.bits, 3)} bits per token, rises by without the part.`
+                `${decimal(scores.text_chance)}; cost is what the loss, ${decimal(scores.bits, 3)} bits per token, rises by without the part. All at the best checkpoint.`
               : "The validation text is not on this machine, so there are no costs.")
           : "A part that is switched off gives zeros.";
       }

@@ -2,11 +2,14 @@
 //
 // Both have: run; look(request, stopped) -> LookData; scores() -> Scores or null; history() -> HistoryData or null;
 // truth(request) -> TruthData or null; regrets() -> RegretHistory or null; and generate(request, stopped), which yields
-// pieces of text with the number of tokens. Types: positron/inspection/lookdata.py. The result of look is null if it was stopped.
+// pieces of text with the number of tokens. Types: positron/inspection/lookdata.py, with one addition: in a focus whose
+// logits are null the page knows only the candidates. The result of look is null if it was stopped.
 
 import { distribution, draw, Random } from "./sampling.js";
 import { focusOf, look, pause, promptIds } from "./look.js";
 import { END_OF_TEXT, Stream } from "./tokenizer.js";
+
+const AT_THE_END = "with the weights of the best checkpoint only: move the history to its end";
 
 /** The model inside the page. `stored`: what positron/inspection/html_file.py computed when it wrote the file. */
 export class FileSource {
@@ -24,9 +27,12 @@ export class FileSource {
     return result;
   }
 
+  isEarlier({ step }) {
+    return step !== null && step !== undefined && step !== this.stored.step;
+  }
+
   async look(request, stopped = () => false) {
-    const kept = this.stored.history.find(({ step }) => step === request.step);
-    if (request.step !== null && request.step !== undefined && kept) return this.storedLook(kept, request);
+    if (this.isEarlier(request)) return this.storedLook(this.stored.history.find(({ step }) => step === request.step), request);
     return this.alone(async () => {
       const read = await this.read(request, stopped);
       if (read === null) return null;
@@ -48,12 +54,14 @@ export class FileSource {
     });
   }
 
-  /** Return a kept look of an earlier step, which exists for the stored prompt only. */
-  storedLook(kept, { prompt }) {
+  /** Return the kept look of an earlier step, whose weights the file does not have: of the stored prompt, nothing ablated. */
+  storedLook(kept, { prompt, ablations = [], focus }) {
     if (prompt !== this.stored.prompt) {
-      throw new Error("The file holds earlier steps for its own prompt only: use “Its own prompt”, or positron serve.");
+      throw new Error("The file holds earlier steps for its own prompt only: choose “Its own prompt”.");
     }
-    return kept;
+    if (ablations.length) throw new Error(`Parts can be switched off ${AT_THE_END}.`);
+    if (focus === null || focus === undefined || focus === kept.focus.position) return kept;
+    return { ...kept, focus: { position: focus, top: kept.next[focus].top, logits: null } };
   }
 
   async read(request, stopped) {
@@ -77,8 +85,7 @@ export class FileSource {
   }
 
   async truth({ prompt, step }) {
-    const isStored = prompt === this.stored.prompt && (step === null || step === undefined || step === this.stored.step);
-    return isStored ? this.stored.truth : null;
+    return prompt === this.stored.prompt && !this.isEarlier({ step }) ? this.stored.truth : null;
   }
 
   async regrets() {
@@ -86,6 +93,7 @@ export class FileSource {
   }
 
   async *generate(request, stopped = () => false) {
+    if (this.isEarlier(request)) throw new Error(`The file writes ${AT_THE_END}.`);
     let free;
     const before = this.turn;
     this.turn = new Promise((resolve) => (free = resolve));
@@ -180,9 +188,9 @@ export class ServerSource {
     return regrets?.points.length ? regrets : null;
   }
 
-  async *generate({ prompt, ablations = [], ...settings }, stopped = () => false) {
-    if (ablations.length) {
-      const data = await this.look({ prompt, ablations, attention: [], continuation: settings }, stopped);
+  async *generate({ prompt, step = null, ablations = [], ...settings }, stopped = () => false) {
+    if (ablations.length || step !== null) {
+      const data = await this.look({ prompt, step, ablations, attention: [], continuation: settings }, stopped);
       if (data) yield { text: data.continuation, tokens: settings.max_tokens };
       return;
     }
