@@ -223,6 +223,15 @@ def test_a_connection_too_many_is_refused_at_once(serve, monkeypatch):
     assert httpx.get(f"{server.url}/health").status_code == 200
 
 
+def test_small_packets_are_sent_at_once(serve):
+    """Otherwise the kernel holds a token back until the client has confirmed the one before, 40 ms later."""
+    server = serve(served_of("writer", False))
+    with raw(server, b"GET"):
+        eventually(lambda: len(server.server.server_state.connections) == 1)
+        (accepted,) = server.server.server_state.connections
+        assert accepted.transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 def request_of(body: dict[str, Any]) -> bytes:
     content = json.dumps(body).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: {len(content)}\r\n\r\n"
