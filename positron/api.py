@@ -149,9 +149,9 @@ def import_model(
 ) -> Run:
     """Turn a model that was trained elsewhere into a run, and return it; see `positron import --help`.
 
-    `path` is a folder of Hugging Face's transformers, a .bin file of llama2.c, whose vocabulary is `tokenizer`, or OWNER/NAME
-    of a model on the hub at `revision`. Raises UserError for what is missing, damaged or not supported, and for a name that is
-    taken; Unreachable if the network fails.
+    `path` is a folder that transformers saved, a .bin file of llama2.c, or the OWNER/NAME of a model on the Hugging Face hub.
+    `tokenizer` is the vocabulary of a .bin file; `revision` is a branch, tag or commit on the hub. Raises UserError if a file
+    is missing, damaged or not supported, or if a run with this name exists. Raises Unreachable if the network fails.
     """
     from positron.import_ import import_model as read
     from positron.run.folder import Run

@@ -1,4 +1,4 @@
-"""Measure how fast a run writes: time to the first token, and tokens per second with and without the key/value cache.
+"""Measure how fast a run generates text: time to the first token, and tokens per second with and without the key/value cache.
 
 python -m positron.bench --run quickstart
 python -m positron.bench --run quickstart --weights int8

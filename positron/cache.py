@@ -4,7 +4,8 @@
     python -m positron.cache --clean
     python -m positron.cache data.dir=/big/disk
 
-Settings are those of training; `data.dir` says where the corpora are. Deleted files are prepared again when they are needed.
+Settings are those of training; `data.dir` says where the corpora are. Deleted files are prepared or downloaded again when they
+are needed; data that a Python program passed must be passed again.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("settings", nargs="*", help="data.dir=FOLDER (default outputs/data)")
     parser.add_argument(
-        "--clean", action="store_true", help="delete everything that can be prepared again and that no process uses"
+        "--clean",
+        action="store_true",
+        help="delete token files, raw texts, downloads, and the data that Python programs passed; "
+        "corpora that a process uses are kept",
     )
     return parser
 

@@ -60,7 +60,7 @@ def main() -> None:
         options = arguments().parse_args()
         say_loading(options.run or "the run trained last")
         if options.max_tokens is not None and options.max_tokens < 1:
-            raise UserError(f"--max-tokens {options.max_tokens} must be at least 1")
+            raise UserError(f"--max-tokens must be at least 1, not {options.max_tokens}")
         question = None if options.question is None else argument(options.question, "the question")
         if question is not None and not question.strip():
             raise UserError("the question is empty: give a text")

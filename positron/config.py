@@ -80,7 +80,9 @@ class ModelConfig:
                 + ", ".join(str(n) for n in range(1, self.n_head + 1) if self.n_head % n == 0)
             )
         if self.qk_scale and not self.qk_norm:
-            raise UserError("model.qk_scale=true needs model.qk_norm=true: add it, or leave model.qk_scale= out")
+            raise UserError(
+                "model.qk_scale=true needs model.qk_norm=true: add model.qk_norm=true, or leave model.qk_scale= out"
+            )
         match self.position:
             case "learned":
                 pass
@@ -326,7 +328,7 @@ class DataConfig:
                 "data.tokens_per_epoch= streams all of a dataset, but data.max_mb= takes only a part: give one of them"
             )
         if self.packing != "windows":
-            raise UserError("data.tokens_per_epoch= needs data.packing=windows: add it")
+            raise UserError("data.tokens_per_epoch= needs data.packing=windows: add data.packing=windows")
         assert self.epoch_tokens
 
     @property
@@ -433,7 +435,8 @@ class OptimizerConfig:
         check_ranges(self, "optimizer")
         if self.embedding_ratio != 1 and not self.has_embedding_ratio:
             raise UserError(
-                "optimizer.embedding_ratio= is read by optimizer=muon: add it, or leave optimizer.embedding_ratio= out"
+                "optimizer.embedding_ratio= has no effect without optimizer=muon: add optimizer=muon, or leave "
+                "optimizer.embedding_ratio= out"
             )
         if self.is_custom and not self._target_:
             raise UserError("optimizer=custom needs optimizer._target_=module.Class, such as torch.optim.RAdam")

@@ -91,9 +91,9 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
     """Return the measurements that the options ask for. Raises UserError if one of them is impossible."""
     say_loading(options.run or "the run trained last")
     if options.limit < 0:
-        raise UserError(f"--limit {options.limit} must be at least 0 bytes")
+        raise UserError(f"--limit must be at least 0 bytes, not {options.limit}")
     if options.count < 1:
-        raise UserError(f"--count {options.count} must be at least 1")
+        raise UserError(f"--count must be at least 1, not {options.count}")
     chosen_sampling(options, default="precise")  # refused before anything is loaded
     from positron.run.folder import announce, find_run
     from positron.run.load import load_model
@@ -109,8 +109,8 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
     facts |= text_facts(run, writer, options)
     if not math.isfinite(facts["loss"]):
         raise UserError(
-            f"{path} gives {facts['text']} a loss that is NaN or infinite: the training had diverged; evaluate an "
-            "earlier checkpoint, or train again with a lower optimizer.lr="
+            f"{path} gives {facts['text']} a loss that is NaN or infinite: the training had diverged; train again under "
+            "another name= with a lower optimizer.lr="
         )
     if options.stories:
         facts["stories"] = story_facts(run, writer, options)

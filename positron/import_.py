@@ -29,10 +29,12 @@ def arguments() -> argparse.ArgumentParser:
         "path",
         metavar="PATH_OR_REPO",
         help="folder with config.json, weights and tokenizer.json; a .bin file of llama2.c; or OWNER/NAME of a model on the "
-        "Hugging Face hub (gpt2 alone is openai-community/gpt2)",
+        "Hugging Face hub (gpt2, without an owner, means openai-community/gpt2)",
     )
     parser.add_argument("--revision", help="branch, tag or commit of a model on the hub (default: its main branch)")
-    parser.add_argument("--name", help="name of the new run below outputs/ (default: the name of the folder or file)")
+    parser.add_argument(
+        "--name", help="name of the new run below outputs/ (default: the name of the folder, file or repository)"
+    )
     parser.add_argument(
         "--tokenizer", metavar="FILE", help="vocabulary of a .bin file (default: tokenizer.bin beside it)"
     )

@@ -55,9 +55,15 @@ def arguments() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="PART",
-        help="replace the output of a part by zeros: LAYER.HEAD, LAYER.attn or LAYER.mlp; may be given again",
+        help="replace the output of a part by zeros: LAYER.HEAD, LAYER.attn or LAYER.mlp, counted from 0; "
+        "may be given several times",
     )
-    parser.add_argument("--heads", action="store_true", help="measure all heads, which takes seconds to minutes")
+    parser.add_argument(
+        "--heads",
+        action="store_true",
+        help="measure what each head does: its attention to the previous token, to the first token, and to the token after "
+        "an earlier occurrence (induction), and how much the loss rises without it; takes seconds to minutes",
+    )
     parser.add_argument(
         "--history",
         action="store_true",

@@ -1,4 +1,4 @@
-"""Train a run again in a new folder, and check whether the losses are identical to the last bit.
+"""Train the first 100 steps of a run again (--whole: all), and check whether the losses are identical to the last bit.
 
 python -m positron.reproduce outputs/quickstart
 python -m positron.reproduce quickstart --steps 20 --name quickstart-check
@@ -60,7 +60,7 @@ def main() -> None:
         options = arguments().parse_args()
         say_loading(options.run)
         if options.steps < 1:
-            raise UserError(f"--steps {options.steps}: give at least 1")
+            raise UserError(f"--steps must be at least 1, not {options.steps}")
         run = find_run(options.run)
         if run.kind not in (PRETRAIN, SFT):
             raise UserError(
@@ -94,7 +94,7 @@ def recorded(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     if first is None or (first["step"] > 0 and "weights" not in first):
         raise UserError(
             f"{run.folder} cannot be reproduced: {run.provenance_path.name} does not say how it began "
-            "(the file is missing, or does not record the first start)"
+            "(the file is missing, or does not record the first start); restore it from a copy, or name another run"
         )
     return rows, start_of(known, first["step"] + 1)
 

@@ -1,4 +1,4 @@
-"""Fit a law of how the loss falls with model size and text to finished runs, and predict the loss of a larger run.
+"""From finished runs, fit how the loss falls with model size and amount of text, and predict the loss of a larger run.
 
 python -m positron.train -m experiment=size_sweep
 python -m positron.scaling outputs/sweeps/sizes

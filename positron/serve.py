@@ -1,4 +1,4 @@
-"""Serve runs to programs on this machine, by an OpenAI-compatible API.
+"""Serve runs to programs on this machine through an OpenAI-compatible API.
 
     python -m positron.serve
     python -m positron.serve tinygpt tinygpt-sft --port 8001

@@ -110,14 +110,15 @@ def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> W
     if not config.sft.replay_ratio:
         return None
     remedy = (
-        "put it back where it was, because this run has replayed it since its first step"
+        "give another name= and sft.replay_ratio=0 to fine-tune again without it"
         if start.is_own
         else "give sft.replay_ratio=0 to fine-tune without its pretraining text"
     )
     try:
         base = pretrained_run(_base(config))
     except UserError as error:
-        raise UserError(f"{error}; {remedy}") from error
+        why = "each batch of this run contains some of its pretraining text (sft.replay_ratio)"
+        raise UserError(f"{error}; {why}" if start.is_own else f"{error}, or {remedy}") from error
     if base.config()["data"].get("source") == "imported":
         logger.info("the training text of the imported model is unknown, so no text is replayed")
         return None
@@ -162,15 +163,15 @@ def _base(config: RunConfig) -> Run:
         return find_run(config.init_from)
     except UserError as error:
         raise UserError(
-            f"the run init_from={config.init_from}, from which this fine-tuning started, was not found"
+            f"the run init_from={config.init_from}, from which this fine-tuning started, was not found: restore its folder"
         ) from error
 
 
 def configure(values: dict[str, Any]) -> RunConfig:
     """Build the configuration of a fine-tuned run, with the architecture and tokenizer of its base run.
 
-    An existing run keeps its architecture and tokenizer, and without init_from= also its base run. Raises UserError if there
-    is no base run, or if the settings choose a model or tokenizer.
+    An existing run keeps its architecture and tokenizer. It also keeps its base run unless init_from= is given.
+    Raises UserError if there is no base run, if the data has no conversations, or if the settings choose a model or tokenizer.
     """
     for key in ("model", "tokenizer"):
         if values.get(key) is not None:
@@ -186,7 +187,7 @@ def configure(values: dict[str, Any]) -> RunConfig:
     values = {**values, "model": known["model"], "tokenizer": known["tokenizer"], "init_from": origin}
     config = from_dict(RunConfig, values)
     if not config.data.holds_conversations:
-        raise UserError("SFT learns from conversations: data=story_instruct, or data=instruct data.path=my.jsonl")
+        raise UserError("SFT learns from conversations: give data=story_instruct, or data=instruct data.path=my.jsonl")
     return config
 
 

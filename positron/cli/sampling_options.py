@@ -18,7 +18,7 @@ def sampling_options(parser: argparse.ArgumentParser, preset: str = "balanced") 
     """Add the sampling options; `preset` is the default of --preset."""
     parser.add_argument(
         "--preset",
-        help=f"precise, balanced or creative (default: {preset}); the options below change single settings of the preset",
+        help=f"precise, balanced or creative (default: {preset}); --temperature to --last-n change single settings of it",
     )
     parser.add_argument(
         "--temperature",
@@ -85,5 +85,7 @@ def chosen_sampling(options: argparse.Namespace, default: str = "balanced") -> S
         name, _, complaint = str(error).partition(" ")
         raise UserError(f"--{name.replace('_', '-')} {complaint}") from error
     if "last_n" in given and sampling.repetition_penalty == 1:
-        raise UserError("--last-n changes only --repetition-penalty: add that option, or leave --last-n out")
+        raise UserError(
+            "--last-n has no effect without --repetition-penalty: add --repetition-penalty, or leave --last-n out"
+        )
     return sampling

@@ -113,11 +113,11 @@ def refuse_unread(
 
 def _refuse_other_source(source: str, is_sft: bool) -> None:
     if is_sft and source not in CONVERSATIONS:
-        raise UserError("SFT learns from conversations: data=story_instruct, or data=instruct data.path=my.jsonl")
+        raise UserError("SFT learns from conversations: give data=story_instruct, or data=instruct data.path=my.jsonl")
     if not is_sft and source in CONVERSATIONS:
         raise UserError(
-            f"data={source} holds conversations, which python -m positron.sft learns from; "
-            "pretraining reads text: data=text data.path=FILE, or data=stories"
+            f"data={source} contains conversations: give it to python -m positron.sft, or give data=text data.path=FILE "
+            "or data=stories to train on text"
         )
 
 
@@ -185,10 +185,13 @@ def _monitors(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool,
 def _sweep(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:
     keys = [key for key in given if key.startswith("sweep.")]
     if keys and not is_sweep:
-        raise UserError(f"{keys[0]}= is read by sweeps: add -m and several values for a key, or leave it out")
+        raise UserError(
+            f"{keys[0]}= has no effect without a sweep: add -m and several values for a key, or leave it out"
+        )
     if "sweep.startup_jobs" in given and (values.get("sweep") or {}).get("prune") is None:
         raise UserError(
-            "sweep.startup_jobs= has an effect only with sweep.prune=median: add that, or leave sweep.startup_jobs= out"
+            "sweep.startup_jobs= has no effect without sweep.prune=median: add sweep.prune=median, or leave "
+            "sweep.startup_jobs= out"
         )
 
 

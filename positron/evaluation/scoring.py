@@ -79,7 +79,7 @@ def score_windows(
     context = model.config.context_length
     stride = max(1, context // 2) if stride is None else stride
     if not 1 <= stride <= context:
-        raise UserError(f"--stride {stride} must be between 1 and the context length {context}")
+        raise UserError(f"--stride must be between 1 and the context length {context}, not {stride}")
     begin, end = tokenizer.special_id(END_OF_TEXT), tokenizer.end_ids[0]
     cut = [isinstance(text, Beginning) for text in texts]
     windows = [

@@ -35,9 +35,9 @@ def whole_number(name: str, value: Any, least: int | None = None) -> int:
             raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise UserError(f"{name} {shown(value)} must be a whole number, not {type(value).__name__}") from None
+        raise UserError(f"{name} must be a whole number, not {shown(value)}") from None
     if least is not None and number < least:
-        raise UserError(f"{name} {shown(number)} must be at least {least}")
+        raise UserError(f"{name} must be at least {least}, not {shown(number)}")
     return number
 
 
@@ -47,11 +47,11 @@ def real_number(name: str, value: Any) -> float:
     Raises UserError for all other types, including bool, and for an int that is too large for a float.
     """
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise UserError(f"{name} {shown(value)} must be a number, not {type(value).__name__}")
+        raise UserError(f"{name} must be a number, not {shown(value)}")
     try:
         return float(value)
     except OverflowError:
-        raise UserError(f"{name} {shown(value)} is too large") from None
+        raise UserError(f"{name} is too large: {shown(value)}") from None
 
 
 def seed_of(value: Any, texts: int = 1) -> int:
@@ -62,12 +62,12 @@ def seed_of(value: Any, texts: int = 1) -> int:
     seed = whole_number("seed", value)
     if not SMALLEST_SEED <= seed <= LARGEST_SEED - (texts - 1):
         most = LARGEST_SEED - (texts - 1)
-        raise UserError(f"seed {shown(seed)} must be between {SMALLEST_SEED} and {most}" + _for_each(texts))
+        raise UserError(f"seed must be between {SMALLEST_SEED} and {most}, not {shown(seed)}" + _for_each(texts))
     return seed
 
 
 def _for_each(texts: int) -> str:
-    return "" if texts == 1 else f", because each of the {texts} texts has its own seed"
+    return "" if texts == 1 else f": each of the {texts} texts has its own seed"
 
 
 def text_of(name: str, value: Any) -> str:
@@ -76,7 +76,7 @@ def text_of(name: str, value: Any) -> str:
     Raises UserError for other types, and for text with a lone surrogate, which is half of a character in UTF-16.
     """
     if not isinstance(value, str):
-        raise UserError(f"{name} {shown(value)} must be a text (str), not {type(value).__name__}")
+        raise UserError(f"{name} must be a text (str), not {shown(value)}")
     for place, character in enumerate(value):
         if "\ud800" <= character <= "\udfff":
             raise UserError(
@@ -92,7 +92,7 @@ def texts_of(name: str, values: Any) -> list[str]:
     Raises UserError for other types, including a single text, whose characters would be taken for the texts.
     """
     if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
-        raise UserError(f"{name} {shown(values)} must be a list of texts, not {type(values).__name__}")
+        raise UserError(f"{name} must be a list of texts, not {shown(values)}")
     return [text_of(f"{name}[{i}]", value) for i, value in enumerate(values)]
 
 

@@ -148,8 +148,7 @@ class Sampling:
         temperature = self._set("temperature", real_number("temperature", self.temperature))
         if temperature != 0 and not MIN_TEMPERATURE <= temperature < math.inf:
             raise UserError(
-                f"temperature {temperature:g} must be finite and must not be negative: "
-                f"use 0, or at least {MIN_TEMPERATURE:g}"
+                f"temperature must be 0, or a finite number of at least {MIN_TEMPERATURE:g}, not {temperature:g}"
             )
         if self.top_k is not None:
             self._set("top_k", whole_number("top_k", self.top_k, least=1))
@@ -157,11 +156,13 @@ class Sampling:
             if getattr(self, name) is not None:
                 share = self._set(name, real_number(name, getattr(self, name)))
                 if not 0 < share <= 1:
-                    raise UserError(f"{name} {share:g} must be above 0 and at most 1")
+                    raise UserError(f"{name} must be above 0 and at most 1, not {share:g}")
         penalty = self._set("repetition_penalty", real_number("repetition_penalty", self.repetition_penalty))
         least, most = PENALTY_RANGE
         if not least <= penalty <= most:
-            raise UserError(f"repetition_penalty {penalty:g} must lie between {least:g} and {most:g} (1: none)")
+            raise UserError(
+                f"repetition_penalty must be between {least:g} and {most:g}, not {penalty:g} (1 means no penalty)"
+            )
         self._set("last_n", whole_number("last_n", self.last_n, least=1))
 
     def _set(self, name: str, value: float) -> float:
@@ -249,4 +250,7 @@ def _likeliest(logits: Tensor) -> int:
 def _check_finite(largest: float) -> None:
     """Raise UserError if the largest logit is infinite or NaN, which it is if one of the logits is NaN."""
     if not math.isfinite(largest):
-        raise UserError("the model's output is not finite, because training diverged: use an earlier checkpoint")
+        raise UserError(
+            "the model's output is not finite, because the training diverged: train again under another name= with a lower "
+            "optimizer.lr="
+        )

@@ -1,9 +1,9 @@
-"""Generate many texts in one batch, which each text joins and leaves between two steps.
+"""Generate many texts in one batch. A text joins the batch, and leaves it, between two steps.
 
-A text has a row of the cache, a random generator and settings of its own. In fp32 it is, token for token, the text that
-`Engine.stream` returns, whatever the other rows do: a step computes only as many rows together as give each row exactly what
-it gets alone (`exact_rows`). The one exception is the next turn of a conversation whose earlier turns a row still holds: they
-are not read again, so that its logits are equal up to the order of their sums only.
+Each text has its own row of the key/value cache, random generator and settings. In fp32 it is, token for token, the text that
+`Engine.stream` returns, and does not depend on the other texts: a step computes together at most as many rows as still give
+each row the result that it would have alone (`exact_rows`). There is one exception. If a row still holds the earlier turns of
+a conversation, they are not read again for its next turn, and the logits then differ from those of `Engine` by rounding.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Piece(NamedTuple):
 
 
 class Session:
-    """Hold the state of one text."""
+    """Hold the state of one text that is being generated, in one row of the key/value cache."""
 
     def __init__(self, request: Request, row: int, engine: Engine) -> None:
         self.request, self.row = request, row
@@ -72,7 +72,7 @@ class Session:
         self._shown = 0
 
     def push(self, token: int, logits: Tensor) -> Piece:
-        """Take the next token, which was chosen by `logits` (V,)."""
+        """Add the next token, which was chosen by `logits` (V,), and return what it adds to the text."""
         if token in self.request.stop_ids:
             return self._finished("", by_itself=True)
         self.seen.append(token)
@@ -92,7 +92,7 @@ class Session:
         return Piece(text, self._newly_shown(self.progress.tokens), finish)
 
     def _newly_shown(self, total: int) -> list[Token]:
-        """Return the tokens up to the number `total` that were not yet returned."""
+        """Return those of the first `total` tokens that were not returned before."""
         count = total - self._shown
         shown, self._held_back = self._held_back[:count], self._held_back[count:]
         self._shown += len(shown)
@@ -100,9 +100,10 @@ class Session:
 
 
 class Sessions:
-    """Step up to `slots` texts of one engine. Not thread-safe: one thread calls everything.
+    """Generate up to `slots` texts at the same time, one token per step.
 
-    A text joins, and then alternately `choose` yields the next token of each text and `read` computes the logits after it.
+    After `join`, call `choose` for the next token of each text and `read` for the logits after it, in turns. Not thread-safe:
+    call all methods from one thread.
     """
 
     def __init__(self, engine: Engine, slots: int) -> None:
@@ -121,7 +122,7 @@ class Sessions:
         return bool(self._free)
 
     def join(self, request: Request) -> Session:
-        """Read the prompt in a free row; the row that holds the earlier turns of the same conversation is preferred."""
+        """Read the prompt into a free row, if possible one that holds the earlier turns of the same conversation."""
         ids = self.engine.window(request.ids)
         row = max(self._free, key=lambda row: self._known(row, ids, request))
         session = Session(request, row, self.engine)
@@ -141,7 +142,7 @@ class Sessions:
         return session
 
     def _known(self, row: int, ids: list[int], request: Request) -> int:
-        """Return how many tokens the row holds of a prompt that continues the row's last prompt, else 0."""
+        """Return how many tokens of `ids` the row already holds, or 0 if `ids` does not continue the row's last prompt."""
         held, least = self._held[row], self._prompts[row]
         if request.scores_prompt or not 0 < least < len(ids) or held[:least] != ids[:least]:
             return 0
@@ -152,7 +153,7 @@ class Sessions:
         return self.decoder.read(ids[session.reused :], session.row)[-1]
 
     def _read_scored(self, session: Session, ids: list[int]) -> Tensor:
-        """Read the prompt from its beginning and score each of its tokens but the first."""
+        """Read the prompt from its beginning, score each of its tokens except the first, and return the last logits (V,)."""
         for start in range(0, len(ids), SCORED_TOGETHER):
             logits = self.decoder.read(ids[start : start + SCORED_TOGETHER], session.row)
             following = ids[start + 1 : start + 1 + SCORED_TOGETHER]
@@ -160,7 +161,7 @@ class Sessions:
         return logits[-1]
 
     def leave(self, session: Session) -> None:
-        """End a text and free its row."""
+        """End the text of `session`, and free its row for another text."""
         self.active.remove(session)
         del self._logits[session]
         self._release(session)
@@ -171,7 +172,10 @@ class Sessions:
         self._free.append(row)
 
     def choose(self, sessions: Sequence[Session]) -> list[tuple[Session, Piece | Exception]]:
-        """Choose the next token of these texts. Texts that end, by an error too, leave."""
+        """Choose the next token of each of these texts, and return what it adds, or the error that it raised.
+
+        A text that ends, or whose step raises an error, leaves.
+        """
         pieces: list[tuple[Session, Piece | Exception]] = []
         for session in sessions:
             logits, sampling = self._logits[session], session.request.sampling
@@ -186,7 +190,7 @@ class Sessions:
         return pieces
 
     def read(self, sessions: Sequence[Session]) -> None:
-        """Read the newest token of these texts."""
+        """Compute the logits after the newest token of each of these texts."""
         for session in sessions:
             if self.decoder.lengths[session.row] >= self.engine.context:
                 # as Engine does: the step below reads the newest token again, with the same result

@@ -56,7 +56,7 @@ def look(
     ids = vocabulary.ids(prompt, min(MAX_TOKENS, config.context_length))
     T = len(ids)
     if not 1 <= top <= MAX_TOP:
-        raise UserError(f"top {top} must be between 1 and {MAX_TOP}")
+        raise UserError(f"top must be between 1 and {MAX_TOP}, not {top}")
     place = T - 1 if focus is None else focus
     if not 0 <= place < T:
         raise UserError(f"position {place} does not exist: the prompt has the positions 0 to {T - 1}")

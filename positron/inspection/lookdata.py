@@ -139,7 +139,10 @@ class LookData(TypedDict):
 
 
 class Continuation(TypedDict):
-    """Ask for a text that continues the prompt; a missing key has the default of `positron.generate`."""
+    """Hold the settings of a text that continues the prompt.
+
+    Defaults: `max_tokens` 100, `seed` 0, and the preset `balanced` for the others.
+    """
 
     max_tokens: NotRequired[int]
     seed: NotRequired[int]

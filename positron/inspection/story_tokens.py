@@ -122,5 +122,5 @@ def refuse_joining(tokenizer: Tokenizer) -> None:
     if tokenizer.encode(text) != [i for word in words for i in tokenizer.encode(word)]:
         raise UserError(
             f"the exact probabilities of stories cannot be computed for this tokenizer ({tokenizer.kind}), because it joins "
-            "punctuation with the white space after it: they can for runs with tokenizer=spm_4k and other trained ones"
+            "punctuation with the white space after it: name a run with a trained tokenizer, such as tokenizer=spm_4k"
         )

@@ -130,7 +130,7 @@ class Subject:
         values = {key: value for key, value in settings.items() if key not in ("max_tokens", "seed")}
         count, seed = settings.get("max_tokens", 100), settings.get("seed", 0)
         if isinstance(count, int) and count > MAX_CONTINUATION:
-            raise UserError(f"max_tokens {count} must be at most {MAX_CONTINUATION}")
+            raise UserError(f"max_tokens must be at most {MAX_CONTINUATION}, not {count}")
         ids = Vocabulary(self.tokenizer).ids(prompt, model.config.context_length)
         (text,) = Engine(model, self.tokenizer).texts([ids], sampling_from(values), max_tokens=count, seed=seed)
         return text
@@ -220,8 +220,8 @@ class Subject:
         """Raise UserError if the run was not trained on the built-in stories of this version."""
         if self._stories is None:
             raise UserError(
-                f"{self.run.folder} was not trained on the built-in stories of this version: the exact probabilities of its "
-                "text are not known"
+                f"{self.run.folder} was not trained on the built-in stories of this version, so the exact probabilities of "
+                "its text are not known: name a run that was trained with data=stories"
             )
         refuse_joining(self.tokenizer)
 

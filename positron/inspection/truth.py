@@ -69,7 +69,7 @@ def compare_with_truth(
     vocabulary = Vocabulary(tokenizer)
     ids = vocabulary.ids(prompt, min(MAX_TOKENS, model.config.context_length))
     if not 1 <= top <= MAX_TOP:
-        raise UserError(f"top {top} must be between 1 and {MAX_TOP}")
+        raise UserError(f"top must be between 1 and {MAX_TOP}, not {top}")
     truth = story_truth(tokenizer, ids)
     logp = model_log_probabilities(model, ids)
     known = 1 + len(truth.tokens)  # tokens up to the departure

@@ -201,7 +201,7 @@ def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
     try:
         from gguf import GGUFReader, GGUFWriter, LlamaFileType, dequantize
     except ImportError as error:
-        raise UserError("a GGUF file needs the package gguf: pip install gguf") from error
+        raise UserError("a GGUF file needs the package gguf: pip install 'positron[gguf]'") from error
 
     config = source.config
     architecture = choose(config)

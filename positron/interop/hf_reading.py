@@ -92,7 +92,7 @@ class _Keys:
         if rest:
             raise UserError(
                 f"{self._path} has settings that Positron does not know, so it cannot import this model: "
-                f"{', '.join(rest)[:400]}"
+                f"{', '.join(rest)[:400]}; choose another model"
             )
 
 

@@ -45,9 +45,7 @@ def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
         import onnxruntime  # noqa: F401
         import onnxscript  # noqa: F401
     except ImportError as error:
-        raise UserError(
-            "an ONNX file needs onnx, onnxscript and onnxruntime: pip install onnx onnxscript onnxruntime"
-        ) from error
+        raise UserError("an ONNX file needs onnx, onnxscript and onnxruntime: pip install 'positron[onnx]'") from error
 
     config = source.config
     size = 4 * config.n_params()

@@ -76,8 +76,8 @@ def _refuse_infinite_weights(state_dict: dict[str, Any], path: Path) -> None:
     tensors = [value for value in state_dict.values() if torch.is_tensor(value) and value.is_floating_point()]
     if not all(bool(tensor.isfinite().all()) for tensor in tensors):
         raise UserError(
-            f"the weights in {path} are NaN or infinite because the training diverged: use an earlier checkpoint, "
-            "or train again under another name= with a lower optimizer.lr="
+            f"the weights in {path} are NaN or infinite because the training diverged: train again "
+            "under another name= with a lower optimizer.lr="
         )
 
 

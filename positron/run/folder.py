@@ -129,7 +129,11 @@ class Run(RunPaths):
             ) from error
 
     def facts(self) -> Facts:
-        """Return the facts in `run.json`. Raises UserError if the file is damaged."""
+        """Return the facts in `run.json`, or empty facts if the file is missing.
+
+        Logs a warning if the checksum of the file is wrong. Raises UserError if the file is not a JSON object or a value has
+        the wrong type.
+        """
         path = self.facts_path
         if not path.exists():
             return Facts()

@@ -28,7 +28,7 @@ class RunPaths:
 
     @property
     def facts_path(self) -> Path:
-        """Return the path of the run's status and results, see `facts.read_facts`."""
+        """Return the path of the run's status and results (see `facts.read_facts`)."""
         return self.folder / FACTS
 
     @property
@@ -38,7 +38,7 @@ class RunPaths:
 
     @property
     def metrics_path(self) -> Path:
-        """Return the path of the metrics, one row for each logged step, see `metrics.read_metrics`."""
+        """Return the path of `metrics.jsonl`, which has one row for each logged step (see `metrics.read_metrics`)."""
         return self.folder / METRICS
 
     @property

@@ -74,7 +74,9 @@ class _SafeRedirects(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         check_address(newurl)
         if urlsplit(newurl).hostname in _LOOPBACK and req.host.rsplit(":", 1)[0].strip("[]") not in _LOOPBACK:
-            raise UserError(f"the server redirects to an address of this machine, {one_line(newurl, 200)}")
+            raise UserError(
+                f"the server redirects to an address of this machine, {one_line(newurl, 200)}: give another address"
+            )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 

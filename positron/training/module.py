@@ -146,8 +146,9 @@ class TrainingModule(L.LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Clip the gradients. If the gradient is NaN or infinite, the step changes no weight.
 
-        Lightning calls this method when the gradients are complete and unscaled. For fused optimizers the host does not wait
-        for the result, because `skip_step_if` makes their kernels skip the update on the device.
+        Lightning calls this method when the gradients are complete and unscaled. In fp16 the loss is
+        checked instead of the gradient. For fused optimizers the host does not wait to learn whether the value is finite:
+        `skip_step_if` makes their kernels skip the update on the device.
         """
         scaled = self.trainer.precision == "16-mixed"
         if shards_weights(self.trainer):  # the norm spans all ranks' shards

@@ -66,7 +66,10 @@ class Signals:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Delay the effect of a second signal until the end of the `with` block, which must be short."""
+        """Delay the effect of any signal until the end of the `with` block, which must be short.
+
+        A signal that was delayed then raises LeftAtOnce.
+        """
         self._is_held = True
         try:
             yield

@@ -207,8 +207,11 @@ def test_save_replaces_nothing_unasked(dialogue: Dialogue, tmp_path: Path) -> No
 
 
 WRONG_FIELDS: list[tuple[dict[str, object], str]] = [
-    ({"messages": [{"role": "user", "content": None}]}, r"messages\[0\]: content None must be a text"),
-    ({"messages": [{"role": "user", "content": [1, 2]}]}, r"messages\[0\]: content \[1, 2\]"),
+    ({"messages": [{"role": "user", "content": None}]}, r"messages\[0\]: content must be a text"),
+    (
+        {"messages": [{"role": "user", "content": [1, 2]}]},
+        r"messages\[0\]: content must be a text \(str\), not \[1, 2\]",
+    ),
     ({"messages": [{"role": "user", "content": "\ud83d"}]}, "surrogate"),
     ({"messages": [{"role": "tool", "content": "a"}]}, "role 'tool' must be one of"),
     ({"messages": [{"role": ["user"], "content": "a"}]}, "role"),
@@ -218,8 +221,8 @@ WRONG_FIELDS: list[tuple[dict[str, object], str]] = [
     ({"version": 99}, "version is 99"),
     ({"version": True}, "version is True"),
     ({"settings": None}, "settings must be an object"),
-    ({"settings": {"max_tokens": 3.5}}, "max_tokens 3.5 must be a whole number"),
-    ({"settings": {"max_tokens": 3, "temperature": "hot"}}, "temperature 'hot' must be a number"),
+    ({"settings": {"max_tokens": 3.5}}, "max_tokens must be a whole number, not 3.5"),
+    ({"settings": {"max_tokens": 3, "temperature": "hot"}}, "temperature must be a number, not 'hot'"),
     ({"settings": {"max_tokens": 3, "heat": 1}}, "there is no setting heat"),
 ]
 

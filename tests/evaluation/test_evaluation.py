@@ -147,7 +147,7 @@ def test_a_stride_of_one_gives_each_token_the_whole_context() -> None:
             wanted -= float(logits.log_softmax(-1)[ids[i]])
     (found,) = score_documents(model, TOKENIZER, [text], stride=1)
     assert found.nats == pytest.approx(wanted, rel=1e-12)
-    with pytest.raises(UserError, match="--stride 7 must be between 1 and the context length 6"):
+    with pytest.raises(UserError, match="--stride must be between 1 and the context length 6, not 7"):
         score_documents(model, TOKENIZER, [text], stride=7)
 
 

@@ -160,5 +160,5 @@ def test_the_interleaved_rope_of_llama_turns_each_head_by_itself():
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
-    with pytest.raises(UserError, match=r"needs the package gguf: pip install gguf$"):
+    with pytest.raises(UserError, match=r"needs the package gguf: pip install 'positron\[gguf\]'$"):
         written(tmp_path, SHAPES["llama"], sentencepiece())

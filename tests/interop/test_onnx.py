@@ -116,7 +116,7 @@ def test_an_unknown_rounding_names_the_formats_that_have_it(tmp_path):
 
 def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    with pytest.raises(UserError, match=r"pip install onnx onnxscript onnxruntime$"):
+    with pytest.raises(UserError, match=r"pip install 'positron\[onnx\]'$"):
         export(made(tmp_path, {}), "onnx", tmp_path / "out")
 
 

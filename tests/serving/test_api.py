@@ -335,7 +335,7 @@ def test_a_body_that_is_no_json_object_is_refused(site, content):
 
 
 def test_the_client_raises_its_own_errors(client):
-    with pytest.raises(openai.BadRequestError, match="temperature -1") as error:
+    with pytest.raises(openai.BadRequestError, match=r"temperature must be .*, not -1") as error:
         client.completions.create(**COMPLETION, temperature=-1)
     assert error.value.param == "temperature"
     with pytest.raises(openai.NotFoundError, match="there is no model other"):

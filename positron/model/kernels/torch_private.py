@@ -60,8 +60,8 @@ def packed_linear_plus(x: Tensor, other: Tensor, weight: Tensor, bias: Tensor | 
 def int8_linear(x: Tensor, q: Tensor, scale: Tensor) -> Tensor:
     """Return (x q^T) * scale for x (n, in) in bf16, q (out, in) in int8, scale (out,) in bf16, on a CPU.
 
-    `in` must be a multiple of 32. `aten._weight_int8pack_mm` does not check this: otherwise it reads beyond the end of the
-    rows, which gives wrong results or a crash.
+    `in` must be a multiple of 32. `aten._weight_int8pack_mm` does not check this; for another size it reads beyond the end
+    of the rows, which gives wrong results or a crash.
     """
     y: Tensor = torch.ops.aten._weight_int8pack_mm(x, q, scale)
     return y

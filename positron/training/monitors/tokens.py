@@ -78,7 +78,7 @@ class TokenLosses(ProbeMonitor):
             )
 
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
-        """Return the values by their metric names."""
+        """Return the mean loss for each range of token frequency and of position, by metric name."""
         hidden = model.hidden(probe.x, documents).flatten(0, 1)
         losses = token_losses(hidden, model.head_weight, probe.y.flatten()).cpu().double().numpy()
         if documents is None:

@@ -74,7 +74,7 @@ class Objective(Protocol):
         ...
 
     def documents(self, x: Tensor) -> Tensor | None:
-        """Return the number of each token's document in its row, (B, T), or None if attention crosses documents."""
+        """Return for each token the index of its document within its row, (B, T), or None if attention crosses documents."""
         ...
 
     def probe_rows(self) -> list[Part]:

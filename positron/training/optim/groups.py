@@ -117,7 +117,7 @@ def suitable_rate(config: OptimizerConfig, d_model: int) -> float:
         case "adamw":
             return ADAMW_RATE / d_model
         case "custom":
-            raise UserError("budget= has no learning rate for optimizer=custom: give optimizer.lr=")
+            raise UserError("budget= cannot choose the learning rate for optimizer=custom: give optimizer.lr=")
         case _:
             assert_never(config.kind)
 
