@@ -84,8 +84,10 @@ def written(pieces: list[Piece]) -> str:
     return "".join(piece.text for piece in pieces)
 
 
+@pytest.mark.parametrize("without_numba", ["0", "1"])
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: f"{options['position']}-{options['activation']}")
-def test_eight_texts_that_join_and_leave_at_random_are_those_written_alone(options):
+def test_eight_texts_that_join_and_leave_at_random_are_those_written_alone(options, without_numba, monkeypatch):
+    monkeypatch.setenv("NUMBA_DISABLE_JIT", without_numba)
     engine, chance = engine_of(**options), random.Random(5)
     sessions, waiting = Sessions(engine, 8), requests_of(24, chance)
     texts: dict[Session, list[Piece]] = {}
