@@ -110,6 +110,20 @@ def test_a_head_that_is_switched_off_changes_the_loss_as_in_python(shared):
     shared.wait_for_function("document.querySelector('.look-result').textContent.startsWith('Nothing')")
 
 
+def test_a_chosen_head_is_enlarged_with_its_strongest_keys(shared):
+    shared.get_by_role("button", name="Enlarge layer 1, head 2").click()
+    assert shared.locator(".look-row [aria-pressed=true]").inner_text().startswith("1.2")
+    assert "Layer 1, head 2" in shared.locator(".look-enlarged p").inner_text()
+    seen = look(small_model(), sentencepiece(), PROMPT)
+    chosen = int(re.search(r"token (\d+)", shared.locator(".look-enlarged p").inner_text().rpartition("(")[2])[1])
+    weights = seen["attention"][1][2][chosen]
+    key = max(range(len(weights)), key=weights.__getitem__)
+    strongest = shared.locator(".look-enlarged .look-bars li >> nth=0")
+    assert strongest.locator(".look-name").inner_text() == seen["tokens"][key]["text"].replace(" ", "·")
+    shown = strongest.locator(".look-number").inner_text()
+    assert float(shown.removesuffix(" %")) == pytest.approx(100 * weights[key], abs=0.6)
+
+
 def test_the_page_writes_the_text_of_the_engine(shared):
     slide(shared, "temperature", 0)
     shared.get_by_role("spinbutton", name="At most").fill("20")

@@ -1,7 +1,7 @@
 // Heat maps on a canvas, in the colours of the page.
 
 /** Return 256 colours from --card to --accent of an element, as [r, g, b]. */
-function palette(element) {
+export function palette(element) {
   const style = getComputedStyle(element);
   const ends = ["--card", "--accent"].map((name) => rgb(style.getPropertyValue(name).trim()));
   return Array.from({ length: 256 }, (_, i) => {
@@ -17,15 +17,16 @@ function rgb(colour) {
 }
 
 /** Draw rows of numbers in [0, 1], one pixel each, into a canvas that CSS enlarges. Row t may have only t + 1 numbers. */
-export function drawMatrix(canvas, rows) {
+export function drawMatrix(canvas, rows, colours = palette(canvas)) {
   const columns = Math.max(...rows.map((row) => row.length));
   canvas.width = columns;
   canvas.height = rows.length;
-  const context = canvas.getContext("2d"), image = context.createImageData(columns, rows.length), colours = palette(canvas);
+  const context = canvas.getContext("2d"), image = context.createImageData(columns, rows.length);
   rows.forEach((row, y) => {
     row.forEach((value, x) => {
       const at = 4 * (y * columns + x), colour = colours[Math.round(255 * Math.min(1, Math.max(0, value)))];
-      image.data.set([...colour, 255], at);
+      for (let c = 0; c < 3; c++) image.data[at + c] = colour[c];
+      image.data[at + 3] = 255;
     });
   });
   context.putImageData(image, 0, 0);

@@ -109,7 +109,7 @@ export function mount(root, source, { prompt = "", proof = null } = {}) {
   root.replaceChildren(shell);
 
   const isDark = window.matchMedia("(prefers-color-scheme: dark)");
-  const redraw = () => state.data && attention.show(state);
+  const redraw = () => state.data && attention.show(state, true);
   isDark.addEventListener("change", redraw);
   window.addEventListener("resize", redraw);
 

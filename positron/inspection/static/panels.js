@@ -1,6 +1,6 @@
 // The parts of the inspector. Each create function returns {element, show(state)}; `act` holds what a part may ask for.
 
-import { drawLabelled, drawMatrix } from "./heat.js";
+import { drawLabelled, drawMatrix, palette } from "./heat.js";
 import { counted, decimal, el, percent, signed, spoken, visible, whole, width } from "./dom.js";
 import { distribution } from "./sampling.js";
 
@@ -127,7 +127,24 @@ export function createAttention(act) {
   const frame = el("div", { class: "look-scroll look-frame", role: "region", "aria-label": "Enlarged attention map", tabindex: "0" }, large);
   const element = card("Attention", el("div", { class: "look-enlarged" }, el("div", {}, small, caption, list), frame),
     el("p", { class: "faint" }, "Each row is a token that attends, each column a token that it attends to; the stronger the colour, the more. The outlined row is the chosen token."));
-  let map = null;
+  let map = null, drawn = null;
+  const buttons = new Map();
+  function drawHeads({ attention, shape }) {
+    drawn = attention;
+    buttons.clear();
+    const canvases = [], colours = palette(large);
+    small.replaceChildren(...Array.from({ length: shape.n_layer }, (_, layer) => el("div", { class: "look-row" },
+      el("span", { class: "faint" }, `layer ${layer}`),
+      ...Array.from({ length: shape.n_head }, (_, head) => {
+        const canvas = el("canvas"), name = `${layer}.${head}`;
+        const button = el("button", { type: "button", disabled: !attention[layer], onclick: () => act.choose({ layer, head }) },
+          ...named(`Enlarge layer ${layer}, head ${head}`, canvas, el("span", {}, name)));
+        buttons.set(name, button);
+        if (attention[layer]) canvases.push([canvas, attention[layer][head]]);
+        return button;
+      }))));
+    for (const [canvas, weights] of canvases) drawMatrix(canvas, weights, colours);
+  }
   large.addEventListener("click", (event) => {
     const cell = map?.at(event.offsetX, event.offsetY);
     if (cell) act.moveTo(cell.row - act.position(), false);
@@ -140,19 +157,10 @@ export function createAttention(act) {
   });
   return {
     element,
-    show({ data, position, head, scores }) {
-      const { n_layer: L, n_head: H } = data.shape;
-      const rows = Array.from({ length: L }, (_, layer) => el("div", { class: "look-row" },
-        el("span", { class: "faint" }, `layer ${layer}`),
-        ...Array.from({ length: H }, (_, h) => {
-          const canvas = el("canvas"), isChosen = head.layer === layer && head.head === h;
-          return el("button", {
-            type: "button", "aria-pressed": String(isChosen), disabled: !data.attention[layer],
-            onclick: () => act.choose({ layer, head: h }),
-          }, ...named(`Enlarge layer ${layer}, head ${h}`, canvas, el("span", {}, `${layer}.${h}`)));
-        })));
-      small.replaceChildren(...rows);
-      data.attention.forEach((maps, layer) => maps?.forEach((weights, h) => drawMatrix(rows[layer].querySelectorAll("canvas")[h], weights)));
+    /** `redraw`: the colours of the page have changed. */
+    show({ data, position, head, scores }, redraw = false) {
+      if (data.attention !== drawn || redraw) drawHeads(data);
+      for (const [key, button] of buttons) button.setAttribute("aria-pressed", String(key === `${head.layer}.${head.head}`));
       const weights = data.attention[head.layer]?.[head.head];
       frame.hidden = !weights;
       if (!weights) {
@@ -184,6 +192,14 @@ export function createLens(act) {
     el("p", { class: "faint" }, "The final norm and the output matrix, applied to the residual stream at each depth (logit lens). Stream: its root mean square."),
     el("h3", {}, "All tokens"), scrolling("Best guess at each depth and token", grid));
   const depthName = (depth) => (depth === 0 ? "embedding" : `after block ${depth - 1}`);
+  let drawn = null, names = [];
+  function drawGrid({ lens, tokens }, depths) {
+    drawn = lens;
+    names = tokens.map((token) => el("th", { scope: "col" }, visible(token)));
+    const rows = depths.map((depth) => el("tr", {}, el("th", { scope: "row" }, depthName(depth)),
+      ...lens[depth].map(({ top }) => el("td", { share: Math.round(top[0].p * 100) }, visible(top[0]), el("small", {}, percent(top[0].p))))));
+    grid.replaceChildren(el("thead", {}, el("tr", {}, el("td", {}), ...names)), el("tbody", {}, ...rows));
+  }
   return {
     element,
     show({ data, position }) {
@@ -196,10 +212,8 @@ export function createLens(act) {
           el("td", { class: "number" }, `${decimal(place.entropy)} bits`),
           el("td", { class: "number" }, decimal(data.residual[depth][position])));
       }));
-      grid.replaceChildren(
-        el("thead", {}, el("tr", {}, el("td", {}), ...data.tokens.map((token, t) => el("th", { scope: "col", class: t === position ? "chosen" : null }, visible(token))))),
-        el("tbody", {}, ...depths.map((depth) => el("tr", {}, el("th", { scope: "row" }, depthName(depth)),
-          ...data.lens[depth].map(({ top }) => el("td", { share: Math.round(top[0].p * 100) }, visible(top[0]), el("small", {}, percent(top[0].p))))))));
+      if (data.lens !== drawn) drawGrid(data, depths);
+      names.forEach((name, t) => name.classList.toggle("chosen", t === position));
     },
   };
 }
