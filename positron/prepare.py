@@ -56,9 +56,9 @@ def refuse_other_words(words: list[str]) -> None:
     wrong = [word for word in words if "=" not in word]
     if words[:1] == ["cache"]:
         clean = ["--clean"] if words[1:] == ["clean"] else []
-        raise UserError(f"prepare cache is a separate command now: {command('cache', *clean)}")
+        raise UserError(f"prepare cache is a separate command now: run {command('cache', *clean)}")
     if words[:1] == ["inspect"]:
-        raise UserError(f"prepare inspect is called preview now: {command('preview', *words[1:] or ['PATH'])}")
+        raise UserError(f"prepare inspect is called preview now: run {command('preview', *words[1:] or ['PATH'])}")
     if wrong:
         raise UserError(
             f"{wrong[0]} is not a setting: give key=value; to look at a file, run {command('preview', 'PATH')}"

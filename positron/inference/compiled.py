@@ -1,8 +1,9 @@
 """Decode on a CPU by one compiled call per token, instead of the 600 operators of torch that `Decoder` needs.
 
-The time of a token is the time to read all weights, and torch's products read them at half the rate of the memory; the call
-reads them at the full rate (docs/LOG.md). Activations, keys and values are fp32 for all weights. With bf16 or int8 weights
-the logits are those of a plain fp32 model with `round_weights`, which is what `evaluate` measures, up to the order of sums.
+The time for one token is the time to read all weights. torch's products read them at half the speed of the memory; the
+compiled call reads them at its full speed (docs/LOG.md). Activations, keys and values are fp32 for all formats of weights. With
+bf16 or int8 weights, the logits differ only by rounding from those of an fp32 model after `round_weights`, the model that
+`evaluate` measures.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ _compiled: set[torch.dtype] = set()  # the weights for which `compiled_step.work
 class CompiledDecoder(Decoder):
     """Compute what `Decoder` computes, for a model in fp32 on a CPU.
 
-    Every row of `step`, `step_some` and `read` gets the same logits, bit for bit, whichever rows are computed with it and
-    however many threads there are.
+    `step`, `step_some` and `read` compute the same logits for a row, bit for bit, whatever the number of threads and whatever
+    other rows are computed together with it.
     """
 
     def __init__(self, model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> None:
@@ -52,7 +53,7 @@ class CompiledDecoder(Decoder):
         self._compile()
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "") -> Linear | Int8Linear:
-        """Keep the weights in their format; torch widens them when it reads a long prompt."""
+        """Return a layer that keeps the weights in their format; torch converts them to fp32 when it reads a long prompt."""
         bias = bias.detach() if bias is not None else None
         if self.weight_dtype == torch.int8:
             return Int8Linear(weight, bias, activation)
@@ -88,7 +89,7 @@ class CompiledDecoder(Decoder):
         )
 
     def _compile(self) -> None:
-        """Compile the call for these weights, or load it from the cache on disk: a step without chunks does nothing else."""
+        """Compile the call for these weights, or load it from the cache on disk; a step without chunks does only this."""
         if self.weight_dtype not in _compiled:
             said = "compiling the decoder for this processor, once for each format of weights: about 15 seconds"
             with kernel.on_compilation(lambda: logger.info(said)):
@@ -96,7 +97,7 @@ class CompiledDecoder(Decoder):
             _compiled.add(self.weight_dtype)
 
     def _phases(self) -> Iterable[tuple[int, int, int]]:
-        """Yield the phases of a step in their order: kind, layer and the number of items that may be computed at once."""
+        """Yield the phases of a step in order, as (kind, layer, number of items); the items of a phase are independent."""
         config = self.config
         for layer in range(config.n_layer):
             yield kernel.QKV, layer, _blocks((self.H + 2 * self.K) * self.D)
@@ -110,7 +111,7 @@ class CompiledDecoder(Decoder):
         return sum(items for _, _, items in self._phases())
 
     def plan(self, threads: int) -> None:
-        """Divide each phase into chunks that become smaller, so that all threads end at about the same time."""
+        """Divide each phase into chunks of decreasing size, so that all threads finish at about the same time."""
         if threads == self.threads:
             return
         chunks: list[tuple[int, ...]] = []
@@ -125,7 +126,7 @@ class CompiledDecoder(Decoder):
         self.threads = threads
 
     def _append(self, ids: list[int], rows: list[int], places: list[int]) -> Tensor:
-        """Append each id to a row at a place, and return the logits after it, (n, V); a row may occur several times."""
+        """Write ids[i] to rows[i] at places[i], and return the logits after each, (n, V); a row may occur several times."""
         logits = torch.empty(len(ids), self.config.vocab_size)
         known = self.ids.numpy()
         for begin in range(0, len(ids), ROWS_TOGETHER):
@@ -194,7 +195,7 @@ class CompiledDecoder(Decoder):
 
 
 class _Packed:
-    """Hold the weights in the layout that `compiled_step.py` reads: two arrays, and where in them each part begins."""
+    """Hold the weights as `compiled_step.py` reads them: in two arrays, with the index at which each part begins."""
 
     def __init__(self, model: GPT, decoder: CompiledDecoder) -> None:
         config = model.config
@@ -222,14 +223,14 @@ class _Packed:
         self.weights, self.floats = self._weights.joined(), self._floats.joined()
 
     def _optional(self, part: Tensor | None) -> int:
-        """Add numbers and return where they begin, -1 for None."""
+        """Add the numbers of `part` and return the index of the first, or -1 if `part` is None."""
         return -1 if part is None else self._floats.add(part.detach().float())
 
     def _norm(self, norm: Norm) -> tuple[int, int]:
         return self._floats.add(norm.weight.detach()), self._no_bias if norm.bias is None else self._optional(norm.bias)
 
     def _layer(self, block: Block, decoder: CompiledDecoder) -> list[int]:
-        """Add a layer and return the row of `where`."""
+        """Add the weights of a block and return its row of `where`."""
         attn, mlp, config = block.attn, block.mlp, decoder.config
 
         def parts(*linears: nn.Linear) -> list[tuple[Tensor, Tensor | None]]:
@@ -259,7 +260,7 @@ class _Packed:
         ]
 
     def _matrix(self, *parts: tuple[Tensor, Tensor | None]) -> tuple[int, int, int]:
-        """Add matrices with their biases, one behind the other; return where weights, scales and biases begin."""
+        """Add matrices with their biases, one after the other; return the indices at which weights, scales and biases begin."""
         packed, scales, biases = [], [], []
         for weight, bias in parts:
             rows, columns = weight.shape
@@ -278,22 +279,22 @@ class _Packed:
 
 
 class _Parts:
-    """Collect numbers, one part behind the other, and join them."""
+    """Collect parts of an array, one after the other, and join them."""
 
     def __init__(self) -> None:
         self.size, self._parts = 0, list[Tensor]()
 
     def add(self, part: Tensor) -> int:
-        """Append a part and return where it begins."""
+        """Append a part and return the index of its first number."""
         begin, self.size = self.size, self.size + part.numel()
         self._parts.append(part.flatten())
         return begin
 
     def joined(self) -> np.ndarray:
-        """Return all parts; bf16, which NumPy does not have, as uint16.
+        """Return all parts as one array; bf16, which NumPy does not have, is returned as uint16.
 
-        The memory is NumPy's and not torch's, because on Linux NumPy asks for huge pages: with pages of 4 KB the weights were
-        read at half the rate, 370 instead of 750 tokens per second (docs/LOG.md).
+        NumPy allocates the memory and not torch, because NumPy asks Linux for huge pages. With pages of 4 KB the weights were
+        read at half the speed: 370 instead of 750 tokens per second (docs/LOG.md).
         """
         dtype = self._parts[0].dtype
         memory = np.empty(self.size * dtype.itemsize + _LINE, dtype=np.uint8)

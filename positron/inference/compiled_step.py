@@ -1,14 +1,14 @@
 """One step of decoding as a function that Numba compiles: all layers, for one or more rows, by one or more threads.
 
-A step is a list of phases (the products of a layer, its attention, the logits), and each phase a list of chunks. A thread
-takes the next chunk by an atomic counter, after all chunks of the phases before it are done. No thread waits for one that
-has not begun: where the others are late or sleep, the caller does everything itself, with the same result.
+A step is a list of phases (the products of a layer, its attention, the logits), and each phase is a list of chunks. A thread
+takes the next chunk from an atomic counter, after all chunks of the earlier phases are done. No thread waits for a thread that
+has not begun: if the other threads are late or asleep, the caller computes all chunks itself, with the same result.
 
-Matrices lie in blocks of 16 rows (`pack`): the 16 numbers of a column are neighbours, so that a block is read from front to
-back and its 16 products are the lanes of a vector. Every row of the batch is summed in the same order, whatever their
-number, so that a text does not depend on those beside it, bit for bit.
+A matrix is stored in blocks of 16 rows (`pack`). The 16 numbers of a column are adjacent, so a block is read from beginning to
+end, and its 16 products are the lanes of a vector. The sums for each row of the batch have the same order whatever the number
+of rows, so a text does not depend on the other texts, bit for bit.
 
-All kernels are in this file, because Numba's cache on disk notices changes of the file of the outermost function only.
+All kernels are in this file, because Numba's cache on disk notices changes only in the file of the outermost function.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ def _data(context: Any, builder: Any, kind: Any, array: Any) -> Any:
 
 
 def _product(rows: int) -> Callable[..., None]:
-    """Make the product of a block and `rows` rows of x."""
+    """Create the intrinsic that multiplies a block of a matrix by `rows` rows of x."""
     lanes = ir.VectorType(ir.FloatType(), LANES)
 
     def widened(builder: Any, kind: Any, pointer: Any) -> Any:
-        """Load 16 weights as fp32."""
+        """Load 16 weights and convert them to fp32."""
         narrow = ir.VectorType(pointer.type.pointee, LANES)
         vector = builder.load(builder.bitcast(pointer, narrow.as_pointer()))
         vector.align = kind.bitwidth // 8
@@ -131,7 +131,7 @@ _product1, _product2, _product4 = _product(1), _product(2), _product(4)
 
 @intrinsic
 def _load(typing: Any, array: Any, place: Any) -> Any:
-    """Read a number that other threads change."""
+    """Read a number that other threads may change (an atomic load with acquire order)."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.gep(_data(context, builder, signature.args[0], args[0]), [args[1]])
@@ -142,7 +142,7 @@ def _load(typing: Any, array: Any, place: Any) -> Any:
 
 @intrinsic
 def _store(typing: Any, array: Any, place: Any, value: Any) -> Any:
-    """Write a number that other threads read, after everything that was written before it."""
+    """Write a number that other threads read; they also see everything that was written before it (release order)."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.gep(_data(context, builder, signature.args[0], args[0]), [args[1]])
@@ -163,7 +163,7 @@ def _add_one(typing: Any, array: Any, place: Any) -> Any:
 
 @intrinsic
 def _exchange(typing: Any, array: Any, place: Any, old: Any, new: Any) -> Any:
-    """Replace `old` by `new`, and tell whether it was there."""
+    """Replace the number by `new` if it is `old`, in one atomic operation; tell whether it was."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.gep(_data(context, builder, signature.args[0], args[0]), [args[1]])
@@ -178,7 +178,7 @@ _IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 @intrinsic
 def _pause(typing: Any) -> Any:
-    """Wait a few dozen cycles, and leave the core to its other thread meanwhile."""
+    """Wait for a few dozen cycles, in which the other hardware thread can use the core."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if _IS_X86:
@@ -199,7 +199,7 @@ llvmlite.binding.add_symbol(_YIELD, ctypes.cast(_yield_function, ctypes.c_void_p
 
 @intrinsic
 def _yield(typing: Any) -> Any:
-    """Let another program have the core."""
+    """Let the operating system run another thread on this core."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kind = ir.FunctionType(ir.IntType(32), [])
@@ -211,7 +211,7 @@ def _yield(typing: Any) -> Any:
 
 @inner
 def _multiply(w, at, width, first, end, x, x_at, x_row, y, rows, floats, scale, bias):
-    """Compute the outputs `first` to `end`, in blocks: y = (x W^T) scale + bias for each of `rows` rows."""
+    """Compute the blocks `first` to `end` - 1 of y = (x W^T) scale + bias for each of `rows` rows."""
     y_row = y.shape[1]
     for block in range(first, end):
         begin, to, row = at + block * width * LANES, block * LANES, 0
@@ -233,9 +233,9 @@ def _multiply(w, at, width, first, end, x, x_at, x_row, y, rows, floats, scale, 
 
 @njit(nogil=True, fastmath={"contract"})  # ln(2) is subtracted in two parts, which must stay two
 def _exp(x):
-    """Compute e^x to about two units in the last place, in operations that have vectors: e^x = 2^n e^r, |r| <= ln(2) / 2.
+    """Compute e^x with an error of about two units in the last place, by operations that exist for vectors.
 
-    The polynomial is that of Cephes' expf.
+    e^x = 2^n e^r with |r| <= ln(2) / 2; the polynomial for e^r is the one of Cephes' expf.
     """
     x = np.float32(-87.0) if x < np.float32(-87.0) else x
     x = np.float32(88.0) if x > np.float32(88.0) else x
@@ -301,7 +301,10 @@ def _unit(x, eps):
 
 @inner
 def _head(x, eps, place, sizes, floats, scale):
-    """Normalise and rotate a head x (D,) of q or k at a place of the text, in place; `scale`: where it begins, or -1."""
+    """Apply QK-norm and RoPE to a head x (D,) of q or k at position `place`, in place.
+
+    `scale`: the index in `floats` at which the scale of QK-norm begins, or -1 if it has none.
+    """
     half = x.size // 2
     if scale >= 0:
         _unit(x, eps)
@@ -320,7 +323,7 @@ def _head(x, eps, place, sizes, floats, scale):
 
 @inner
 def _attend(q, keys, values, scores, y):
-    """Attend with a query q (D,) to keys and values (T, D), with T places for scores; write the result to y (D,)."""
+    """Compute the attention of a query q (D,) to keys and values (T, D) into y (D,); `scores` has room for T numbers."""
     factor = np.float32(1.0 / np.sqrt(q.size))
     most = np.float32(-np.inf)
     for t in range(keys.shape[0]):
@@ -353,7 +356,7 @@ def _attend(q, keys, values, scores, y):
 
 @inner
 def _embed(rows, model, batch, x):
-    """Write the embeddings of the batch, with positions and smear, to x (R, C)."""
+    """Write the embeddings of the tokens of the batch, with positions and smear, to x (R, C)."""
     sizes, _, _, _, floats, wte = model
     ids, before, _, places = batch
     width = sizes[C]
@@ -372,7 +375,7 @@ def _embed(rows, model, batch, x):
 
 @inner
 def _compute(thread, phase, layer, first, end, fresh, rows, model, cache, batch, memory):
-    """Compute a chunk; `fresh`: `normed` of this thread does not yet hold the input of this phase."""
+    """Compute a chunk. `fresh`: this thread must first compute the input of the phase into its part of `normed`."""
     sizes, eps, where, weights, floats, _ = model
     keys, values = cache
     _, _, slots, places = batch
@@ -430,7 +433,7 @@ def _compute(thread, phase, layer, first, end, fresh, rows, model, cache, batch,
 
 
 def _cached(function: Callable[..., None]) -> Callable[..., None]:
-    """Compile a function and keep the result in the user's cache folder, unless nothing can be written there."""
+    """Compile a function, and keep the result in the user's cache folder if it is writable."""
     try:
         config.CACHE_DIR = config.CACHE_DIR or str(
             cache_folder() / "numba"
@@ -443,12 +446,12 @@ def _cached(function: Callable[..., None]) -> Callable[..., None]:
 
 @_cached
 def work(thread, owner, sync, plan, model, cache, batch, memory):
-    """Compute a step as its caller (thread 0), or help with the steps of an owner until none comes for a while.
+    """Compute a step as its caller (thread 0), or help with the steps of `owner` until no step has come for a while.
 
     plan    job (JOB,), chunks (N, COLUMNS)
     model   sizes (SIZES,), eps, where (L + 1, PLACES), weights and floats (1-D), token embeddings (V, C)
     cache   keys, values: (L, B, K, T, D) each
-    batch   for each row its id, the id before it (-1: none), its row of the cache, its place in the text: (R,) each
+    batch   for each row its id, the id before it (or -1), its row of the cache, its position in the text: (R,) each
     memory  stream and branch (R, C), qkv (R, ..), heads (R, H D), hidden and gated (R, F), normalised stream (threads, R, C),
             scores (threads, T), logits (R, V), each with room for whole blocks
     """
@@ -494,7 +497,7 @@ def work(thread, owner, sync, plan, model, cache, batch, memory):
 
 
 def on_compilation(say: Callable[[], None]) -> AbstractContextManager[None]:
-    """Call `say` if a function is compiled in this block and not loaded from the cache."""
+    """Return a context that calls `say` once if a function is compiled in it, and not if it is loaded from the cache."""
     return install_listener("numba:compile", _Listener(say))
 
 
@@ -503,7 +506,7 @@ class _Listener(Listener):
         self._say: Callable[[], None] | None = say
 
     def on_start(self, event: Any) -> None:
-        """Call `say` once."""
+        """Call `say` at the first compilation."""
         if self._say is not None:
             self._say()
             self._say = None

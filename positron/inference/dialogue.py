@@ -237,7 +237,7 @@ def _messages(values: Any) -> list[Message]:
         fields = _group(value, f"messages[{i}]", ("role", "content"))
         role = fields["role"]
         if not isinstance(role, str) or role not in conversation.ROLES:
-            raise UserError(f"messages[{i}]: role {shown(role)} must be one of {', '.join(conversation.ROLES)}")
+            raise UserError(f"messages[{i}]: role must be one of {', '.join(conversation.ROLES)}, not {shown(role)}")
         if role == "system" and i:
             raise UserError(f"messages[{i}]: a system message must be the first one")
         messages.append(Message(role, text_of(f"messages[{i}]: content", fields["content"])))

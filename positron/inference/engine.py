@@ -68,7 +68,7 @@ class Engine:
         Raises UserError for an empty prompt.
         """
         if not all(prompts):
-            raise UserError("the prompt has no tokens: give at least one")
+            raise UserError("the prompt has no tokens: give at least one token")
         generators = [torch.Generator().manual_seed(seed + i) for i in range(len(prompts))]
         ended = [False] * len(prompts) if ended is None else ended
         seen, stops, rows = [list(p) for p in prompts], set(stop_ids), list(range(len(prompts)))
@@ -90,7 +90,7 @@ class Engine:
                 logits = self._read(decoder, seen, ended)
 
     def window(self, seen: list[int]) -> list[int]:
-        """Return the tokens to read before a text continues: all of them, or the last half of a context if they do not fit."""
+        """Return the tokens to read before a text continues: all tokens, or the last half of a context if they do not fit."""
         return seen if len(seen) <= self.context else self.last_half(seen)
 
     def last_half(self, seen: list[int]) -> list[int]:

@@ -19,9 +19,9 @@ FUSED = {"gelu": ("gelu", "tanh"), "relu": ("relu", ""), "swish": ("swish", "")}
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Tell whether oneDNN can pack this weight, and reads it faster then: measured for fp32 and bf16 on three processors.
+    """Tell whether oneDNN can pack this weight and then reads it faster, as measured on three processors for fp32 and bf16.
 
-    On one with AMX, fp32 is slower when packed (1.9 instead of 1.2 ms for the matrices of a small model).
+    On a processor with AMX, packed fp32 is slower (1.9 instead of 1.2 ms for the matrices of a small model).
     """
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False

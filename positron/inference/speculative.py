@@ -94,7 +94,7 @@ class SpeculativeEngine(Engine):
         if len(prompts) != 1:
             raise UserError(f"a draft model can write only one text at a time, not {len(prompts)}: leave the draft out")
         if not prompts[0]:
-            raise UserError("the prompt has no tokens: give at least one")
+            raise UserError("the prompt has no tokens: give at least one token")
         ended = [False] if ended is None else ended
         seen, stops = list(prompts[0]), set(stop_ids)
         end, generator = len(seen) + max_tokens, torch.Generator().manual_seed(seed)

@@ -1,8 +1,8 @@
-"""Run compiled steps by several threads: the caller's, and helpers that sleep between texts.
+"""Run compiled steps with several threads: the caller's thread, and helpers that sleep between texts.
 
-There is no pool of OpenMP, because that of Numba and that of torch would be two in one process, and a caller would wait for
-every thread at each of about 30 products of a step, also for one whose core another program uses. Here a helper takes part
-if it comes in time (`compiled_step.py`), and the caller never waits for one that has not begun.
+OpenMP is not used, for two reasons. Numba and torch would each have a pool in the same process. And at each of the about 30
+products of a step, the caller would wait for every thread, even for one whose core is used by another program. Here a helper
+takes part if it is ready in time (`compiled_step.py`), and the caller never waits for a helper that has not begun.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_THREADS = 8  # a matrix of a small model has no work for more
 
 
 class Steps(Protocol):
-    """A decoder whose next step is described by its arrays."""
+    """Describe a decoder whose next step is defined by its arrays."""
 
     owner: int
     arrays: tuple[Any, ...]  # the arguments of `compiled_step.work` after `sync`
@@ -32,7 +32,7 @@ class Steps(Protocol):
 
 
 class _Helper:
-    """A thread that helps with the steps of a team."""
+    """Run a thread that helps with the steps of a team."""
 
     def __init__(self, team: Team, number: int) -> None:
         self.sleeps, self.wake = False, threading.Semaphore(0)
@@ -54,7 +54,7 @@ class _Helper:
 
 
 class Team:
-    """The threads of this process that compute compiled steps."""
+    """Hold the threads of this process that compute compiled steps."""
 
     def __init__(self) -> None:
         self.size = min(os.cpu_count() or 1, MAX_THREADS)
@@ -64,7 +64,7 @@ class Team:
         atexit.register(self._end)
 
     def _forget(self) -> None:
-        """Begin without helpers: a forked process has none of its parent's threads."""
+        """Forget all helpers, because a forked process has only the thread that forked."""
         self.sync = np.zeros(kernel.SYNC, dtype=np.int64)
         self.helpers: list[_Helper] = []
         self.work: Steps | None = None
@@ -73,7 +73,7 @@ class Team:
         self._free = threading.Lock()
 
     def _end(self) -> None:
-        """Stop the helpers: one that computes while the interpreter ends would abort the process."""
+        """Stop the helpers; a helper that still computes when the interpreter ends would abort the process."""
         self.ended, self.sync[kernel.OWNER] = True, kernel.NOBODY
         for helper in self.helpers:
             helper.wake.release()
@@ -81,9 +81,9 @@ class Team:
             helper.thread.join(PATIENCE_S)
 
     def run(self, steps: Steps) -> None:
-        """Compute the step that is described by the arrays of `steps`, with as many threads as torch uses.
+        """Compute the step that the arrays of `steps` define, with as many threads as torch uses.
 
-        While another thread of the program uses the helpers, the caller works alone; the result is the same.
+        If another thread of the program is using the helpers, the caller computes alone, with the same result.
         """
         threads = min(torch.get_num_threads(), self.size)
         if threads == 1 or not self._free.acquire(blocking=False):

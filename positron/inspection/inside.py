@@ -1,4 +1,4 @@
-"""Run a model in plain form and keep what its fast kernels never hold: residual stream and attention probabilities."""
+"""Compute the forward pass without fast kernels, and keep the residual stream and the attention probabilities."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from positron.model.probes import probabilities, visible_keys
 
 
 class Inside(NamedTuple):
-    """Hold the inside of a forward pass; a layer whose attention was not asked for has None."""
+    """Hold the intermediate values of a forward pass."""
 
     stream: list[Tensor]  # L + 1 of (B, T, C): the residual stream before the first block and after each block
-    attention: list[Tensor | None]  # L of (B, H, T, T), query by key
+    attention: list[Tensor | None]  # L of (B, H, T, T), query by key; None if not asked for
 
 
 @torch.no_grad()
 def look_inside(model: GPT, idx: Tensor, layers: Collection[int] | None = None) -> Inside:
-    """Compute the inside for token ids (B, T), without dropout and without hooks, so that threads may share the model.
+    """Compute the intermediate values for token ids (B, T). Several threads may use the model: no hooks, no dropout.
 
-    `layers`: those whose attention is returned, None for all. Raises ValueError if T exceeds the context length.
+    `layers`: the layers whose attention is returned, or None for all. Raises ValueError if T exceeds the context length.
     """
     x, rope, mask = model.embed(idx)
     stream, attention = [x], list[Tensor | None]()
@@ -44,5 +44,5 @@ def look_inside(model: GPT, idx: Tensor, layers: Collection[int] | None = None) 
 
 @torch.no_grad()
 def log_probabilities(model: GPT, stream: Tensor) -> Tensor:
-    """Apply final norm and output matrix to a residual stream (..., C): log probabilities (..., V) in float64, in nats."""
+    """Return the log probabilities (..., V) in nats, as float64, that a residual stream (..., C) gives after the last block."""
     return F.linear(model.norm_f(stream), model.head_weight).double().log_softmax(dim=-1)

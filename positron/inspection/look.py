@@ -1,4 +1,4 @@
-"""Compute what the inspector shows of a model and a prompt: see `lookdata.LookData`."""
+"""Compute what the inspector shows about a model and a prompt (see `lookdata.LookData`)."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def look(
 ) -> LookData:
     """Look inside a model while it reads a prompt.
 
-    `run` and `step` name the model. `focus`: the position whose whole distribution is returned, None for the last one.
-    `attention`: the layers whose attention is returned, None for as many as MAX_ATTENTION allows. `scores` and
+    `run` and `step` name the model. `focus`: the position whose whole distribution is returned, or None for the last one.
+    `attention`: the layers whose attention is returned, or None for as many as MAX_ATTENTION allows. `scores` and
     `continuation` are copied into the result. Raises UserError for a prompt that is too long, a layer, head or position that
     does not exist, or a `top` that is not between 1 and MAX_TOP.
     """
@@ -119,7 +119,7 @@ def described_tokens(vocabulary: Vocabulary, logp: Tensor, ids: list[int]) -> li
 
 
 def _layers(asked: Sequence[int] | None, n_layer: int, weights: int) -> list[int]:
-    """Return the layers whose attention of `weights` numbers each is shown: those asked for, from the first on."""
+    """Return the layers asked for, but only as many as MAX_ATTENTION allows at `weights` numbers per layer."""
     wanted = list(range(n_layer)) if asked is None else list(dict.fromkeys(asked))
     for layer in wanted:
         if not 0 <= layer < n_layer:
@@ -158,7 +158,7 @@ def _lenses(vocabulary: Vocabulary, logp: Tensor, ids: list[int]) -> list[Lens]:
 
 
 def _bits(logp: Tensor, ids: list[int]) -> float | None:
-    """Return the mean surprise in bits of all tokens but the first; None if there is one token."""
+    """Return the mean surprise, in bits, of all tokens except the first; None if there is only one token."""
     if len(ids) < 2:
         return None
     came = logp[torch.arange(len(ids) - 1), torch.tensor(ids[1:])]

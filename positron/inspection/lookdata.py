@@ -73,7 +73,7 @@ class Focus(TypedDict):
 class HeadScore(TypedDict):
     """Hold what was measured for one head. Nothing in it depends on the prompt.
 
-    The first three are measured on repeated random tokens, the others on validation text and None without it.
+    The first three are measured on repeated random tokens. The others are measured on validation text, and are None without it.
     """
 
     previous: float  # 0 to 1: mean attention to the token just before

@@ -2,7 +2,7 @@
 
 A vector is kept in float32. A matrix is rounded to whole numbers of `bits` bits with one float32 scale per row, or kept as
 float16 or float32. Numbers of two bytes are written as two planes, all low bytes and then all high bytes: high bytes have few
-different values, so that gzip makes them smaller.
+different values, so that gzip compresses them better.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def quantised(values: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def restored(values: np.ndarray, precision: Precision) -> np.ndarray:
-    """Return what the engine computes with in place of a matrix (rows, cols), in float32."""
+    """Return the matrix (rows, cols) that the engine uses instead of the original one, in float32."""
     match precision:
         case "fp32":
             return values.astype(np.float32)

@@ -30,7 +30,7 @@ _LIBRARY = {  # of the tokenizers library
 def page_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
     """Return what `createTokenizer` of static/tokenizer.js reads.
 
-    Raises UserError for a tokenizer that JavaScript has no counterpart of.
+    Raises UserError for a tokenizer that tokenizer.js does not implement.
     """
     facts: dict[str, Any] = {
         "kind": tokenizer.kind,
@@ -59,7 +59,7 @@ def _refused(what: str) -> UserError:
 
 
 def _sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    """Return pieces, their kinds, and the rank of each score: pieces of a higher score are merged earlier."""
+    """Return the pieces, their kinds, and the rank of each score; pieces with a higher score are merged first."""
     pieces = tokenizer.pieces()
     ranks = {score: i for i, score in enumerate(sorted({piece.score for piece in pieces}, reverse=True))}
     return {
@@ -107,7 +107,7 @@ def _library(tokenizer: LibraryTokenizer) -> dict[str, Any]:
 
 
 def _steps(file: dict[str, Any]) -> dict[str, Any]:
-    """Return what happens to a text before the merges. Raises UserError for a step that the page does not have."""
+    """Return the steps that change or split a text before the merges. Raises UserError for a step that the page lacks."""
     steps: dict[str, Any] = {"nfc": False, "prefix": None, "spaces": False, "digits": False, "pattern": None}
     for step in _flat(file.get("normalizer"), "normalizers"):
         match step:

@@ -1,4 +1,4 @@
-"""Serve what the inspector shows: /api/look, /api/truth and /api/history, as routes that an application mounts."""
+"""Define the routes of the inspector, which an application mounts: /api/look, /api/truth and /api/history."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ SHOWN_RUNS = 8  # in the error for an unknown run
 
 
 def routes(subjects: Mapping[str, Subject]) -> list[Route]:
-    """Return the routes for runs by their names; a request that names no run gets the only one. See also `Subjects`.
+    """Return the routes for runs, by name (see `Subjects`). If there is only one run, a request need not name it.
 
-    What a request asks wrongly is answered by status 400 and `{"error": {"message": ...}}`, an unknown run by 404.
+    A wrong request is answered with status 400, and an unknown run with 404, both with `{"error": {"message": ...}}`.
     """
 
     async def look(request: Request) -> Response:

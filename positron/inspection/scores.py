@@ -1,7 +1,7 @@
-"""Measure heads: where they attend, on repeated random tokens and on text, and what the model loses without them.
+"""Measure where heads attend, on repeated random tokens and on text, and how much the loss rises without them.
 
 The induction score is the one of "In-context Learning and Induction Heads" (Olsson et al. 2022, arXiv:2209.11895): on random
-tokens that are repeated once, the attention from a token to the one that followed its first occurrence.
+tokens that are repeated once, it is the attention from a token to the token that followed its first occurrence.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ VALIDATION_BYTES = 8_000  # of text; one forward pass of it is computed for each
 
 
 def measure_scores(model: GPT, tokenizer: Tokenizer, texts: list[str]) -> Scores:
-    """Measure every head, attention and MLP. `texts`: documents of validation text, empty if there are none.
+    """Measure every head, attention and MLP.
 
-    The first MAX_WINDOW tokens of each document are read.
+    `texts`: documents of validation text, of which the first MAX_WINDOW tokens are read; if it is empty, only the scores on
+    random tokens are measured.
     """
     config = model.config
     previous, induction, first = repeated_scores(model, repeated_rows(model, tokenizer))
@@ -63,14 +64,14 @@ def measure_scores(model: GPT, tokenizer: Tokenizer, texts: list[str]) -> Scores
 
 
 def _period(model: GPT) -> int:
-    """Return how many tokens are repeated: the row, with the token before it, fits the context and the window."""
+    """Return the number of random tokens before the repetition, so that a row fits the context and the window."""
     config = model.config
     most = (config.context_length - 1) // 2
     return max(1, min(MAX_REPEATED, most, most if config.window is None else config.window - 1))
 
 
 def repeated_rows(model: GPT, tokenizer: Tokenizer) -> Tensor:
-    """Return ids (SEQUENCES, 1 + 2 R): the token that begins a document, and R random tokens twice, always the same."""
+    """Return ids (SEQUENCES, 1 + 2 R): the token that begins a document, then R random tokens twice; the seed is fixed."""
     specials = [tokenizer.special_id(name) for name in SPECIALS]
     allowed = torch.tensor([i for i in range(tokenizer.vocab_size) if i not in specials])
     drawn = torch.randint(len(allowed), (SEQUENCES, _period(model)), generator=torch.Generator().manual_seed(0))
@@ -80,9 +81,9 @@ def repeated_rows(model: GPT, tokenizer: Tokenizer) -> Tensor:
 
 
 def repeated_scores(model: GPT, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute previous-token, induction and first-token score, (L, H) each, of rows that `repeated_rows` returns.
+    """Compute the previous-token, induction and first-token scores, (L, H) each, on the rows of `repeated_rows`.
 
-    Positions 0 and 1 do not count for the first and the last score, because for them the token before is the first one.
+    The previous-token and first-token scores leave out positions 0 and 1, at which the previous token is the first token.
     """
     period = (rows.shape[1] - 1) // 2
     p = _attention(model, rows)
@@ -93,7 +94,7 @@ def repeated_scores(model: GPT, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 class TextScores(NamedTuple):
-    """Hold the scores on text, (L, H) each, and the induction score of a head that attends to all keys alike."""
+    """Hold the scores on text, (L, H) each, and the induction score of a head that attends to all keys equally."""
 
     previous: Tensor
     induction: Tensor
@@ -103,8 +104,8 @@ class TextScores(NamedTuple):
 def text_scores(model: GPT, documents: list[list[int]]) -> TextScores:
     """Compute the scores on the ids of documents.
 
-    Induction: the attention from each token that has occurred before to the tokens that followed its earlier occurrences,
-    summed over them and averaged over such tokens; 0 if no token occurs twice.
+    The induction score is measured at each token that has occurred before: the sum of its attention to the tokens that
+    followed its earlier occurrences. The mean over these tokens is returned, or 0 if no token occurs twice.
     """
     previous, induction = torch.zeros(2, model.config.n_layer, model.config.n_head, dtype=torch.float64)
     chance, positions, repeats = 0.0, 0, 0
@@ -128,13 +129,13 @@ def _attention(model: GPT, rows: Tensor) -> Tensor:
 
 
 def _documents(texts: list[str], tokenizer: Tokenizer, limit: int) -> list[list[int]]:
-    """Encode the beginning of each text, at most `limit` ids with the token that begins a document."""
+    """Return the first ids of each text, at most `limit` including the token that begins a document."""
     begin = tokenizer.special_id(END_OF_TEXT)
     return [[begin, *ids][:limit] for ids in tokenizer.encode_batch([str(text) for text in texts]) if ids]
 
 
 def _costs(model: GPT, documents: list[list[int]]) -> tuple[dict[tuple[int, int | Part], float], float | None]:
-    """Return the bits per token that each part of the model saves, and the bits per token of the whole model."""
+    """Return the rise of the loss, in bits per token, without each part of the model, and the loss of the whole model."""
     if not documents:
         return {}, None
     rows = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in documents], batch_first=True)

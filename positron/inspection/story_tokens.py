@@ -1,8 +1,8 @@
 """Compute the grammar's exact distribution of the next token of a story, given the tokens before it.
 
-A tokenizer cuts each word of a story (`stories/following.py`) by itself, so the tokens of a story are those of its words in
-turn. After a part of a word, the distribution is taken over all words that the grammar allows there and that begin with the
-same tokens.
+The tokenizer encodes each word of a story (`stories/following.py`) separately, so the tokens of a story are those of its words,
+one after the other. If only a part of a word was read, the next token depends on all words that the grammar allows at this
+place and that begin with the same tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 @dataclass(frozen=True)
 class _Reading:
-    """Hold a word that the story may be in: its probability, its tokens, how many were read, and the state after it."""
+    """Hold a word that may be the current one: its probability, its tokens, how many were read, and the state after it."""
 
     p: float
     ids: tuple[int, ...]
@@ -31,8 +31,8 @@ class _Reading:
 class StoryTokens:
     """Follow a story token by token.
 
-    `expected` is the distribution of the next token; `read` takes the next token. After the token that ends the document
-    nothing is expected.
+    `expected` is the distribution of the next token; `read` takes the next token. The distribution is empty after the token
+    that ends the document.
     """
 
     def __init__(self, tokenizer: Tokenizer, grammar: Grammar = GRAMMAR) -> None:
@@ -42,14 +42,14 @@ class StoryTokens:
         self._readings = [self._reading(word, 1.0) for word in first_words(grammar)]
 
     def expected(self) -> dict[int, float]:
-        """Return the probability of each token that may come next."""
+        """Return the probability of each possible next token, by id."""
         shares: dict[int, list[float]] = {}
         for reading in self._readings:
             shares.setdefault(reading.ids[reading.read], []).append(reading.p)
         return {i: math.fsum(values) for i, values in shares.items()}
 
     def read(self, token: int) -> Rule | None:
-        """Take the next token and return the rule that it comes from; None, and no change, if it may not come next.
+        """Take the next token and return its rule. If the grammar does not allow it, return None and change nothing.
 
         If several rules may have written the token, the most probable one is returned.
         """
@@ -71,7 +71,7 @@ class StoryTokens:
         return max(rules, key=lambda rule: rules[rule])
 
     def is_within_word(self, text: str) -> bool:
-        """Tell whether a word that the story may be in has `text` next, though perhaps not these tokens of it."""
+        """Tell whether `text` continues a word that may be the current one, even if its tokens are others."""
         for reading in self._readings:
             left = b"".join(self._tokenizer.bytes_of(i) for i in reading.ids[reading.read :])
             if left.startswith(text.encode("utf-8")):
@@ -79,7 +79,7 @@ class StoryTokens:
         return False
 
     def words(self, count: int) -> list[str]:
-        """Return the most probable words that the story may be in, at most `count`; "" stands for its end."""
+        """Return at most `count` words that may be the current one, the most probable first; "" is the end of the story."""
         shares: dict[str, float] = {}
         for reading in self._readings:
             text = "".join(piece.text for piece in reading.pieces)

@@ -1,4 +1,4 @@
-"""Hold a run that is looked at: its best weights, those kept from its training, its validation text and its grammar."""
+"""Hold what the inspector needs of a run: its best and kept weights, its validation text, and the grammar of its stories."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Subject:
     """Answer questions about a run. Several threads may ask at the same time."""
 
     def __init__(self, run: Run, model: GPT | None = None, tokenizer: Tokenizer | None = None) -> None:
-        """`model` and `tokenizer`: those of the best checkpoint, if they are loaded already.
+        """`model` and `tokenizer`: those of the best checkpoint, if the caller has loaded them.
 
         Raises UserError if they cannot be loaded.
         """
@@ -77,7 +77,7 @@ class Subject:
         self._lock = threading.RLock()
 
     def model(self, step: int | None = None) -> tuple[GPT, int]:
-        """Return the model with the weights of a step, and the step; None: the best checkpoint.
+        """Return the model with the weights of a step, or of the best checkpoint if `step` is None, and the step.
 
         Raises UserError for a step that was not kept.
         """
@@ -107,7 +107,7 @@ class Subject:
         scores: bool = False,
         continuation: Continuation | None = None,
     ) -> LookData:
-        """Look at the weights of a step, see `look.look`. `continuation`: settings of a text to write after the prompt."""
+        """Look at the weights of a step (see `look.look`). `continuation`: settings of a text to generate after the prompt."""
         model, at = self.model(step)
         data = look(
             model,
@@ -136,7 +136,7 @@ class Subject:
         return text
 
     def scores(self, step: int | None = None) -> Scores:
-        """Return the measured scores of all heads at a step; they are measured once."""
+        """Return the scores of all heads at a step, measured at the first call."""
         model, at = self.model(step)
         with self._lock:
             if at not in self._measured:
@@ -145,7 +145,7 @@ class Subject:
 
     @cached_property
     def validation_texts(self) -> list[str]:
-        """Return the beginning of the validation text; empty if it is not on this machine."""
+        """Return the first documents of the validation text, or none if the text is not on this machine."""
         if self._stories is not None:
             return self._validation_stories(10)
         try:
@@ -178,7 +178,7 @@ class Subject:
         return compare_with_truth(model, self.tokenizer, prompt, run=self.name, step=at, top=top)
 
     def regrets(self) -> RegretHistory:
-        """Measure the regret per rule at each kept step, and at the best checkpoint; each step is measured once.
+        """Return the regret per rule at each kept step and at the best checkpoint; each step is measured only once.
 
         Raises UserError for a run on another text.
         """
@@ -239,7 +239,7 @@ class Subject:
         return source if base.facts().data_fingerprint in (None, source.fingerprint) else None
 
     def _validation_stories(self, count: int) -> list[str]:
-        """Return the first validation stories; like training, without files."""
+        """Return the first validation stories, generated again as in training."""
         assert self._stories is not None
         source = self._stories
         documents = (document for task in source.tasks() for document in source.read(task))

@@ -1,4 +1,4 @@
-"""Load the runs of a server when they are first looked at."""
+"""Load the runs of a server when they are looked at for the first time."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from positron.run.folder import Run
 
 
 class Subjects(Mapping[str, Subject]):
-    """Map the names of runs to subjects; the ones used last stay in memory, at most `keep` of them.
+    """Map the names of runs to subjects. The `keep` most recently used subjects stay in memory.
 
     Looking up a run raises UserError if it cannot be loaded. Several threads may look up runs at the same time.
     """
 
     def __init__(self, runs: Mapping[str, Run], keep: int = 4) -> None:
-        """Hold the runs. The mapping may change later: what it holds at a look-up counts."""
+        """Keep a reference to the mapping `runs`, which may change later."""
         self._runs, self._keep = runs, keep
         self._loaded: OrderedDict[str, Subject] = OrderedDict()
         self._lock = threading.Lock()

@@ -39,7 +39,7 @@ class Vocabulary:
         return {"id": i, "text": self.text(i), "special": i in self.specials, "p": digits(p)}
 
     def ids(self, prompt: str, limit: int) -> list[int]:
-        """Encode a prompt as the beginning of a document. Raises UserError if it has more than `limit` tokens in all."""
+        """Encode a prompt as the beginning of a document. Raises UserError if the result has more than `limit` tokens."""
         ids = [self.tokenizer.special_id(END_OF_TEXT), *self.tokenizer.encode(prompt)]
         if len(ids) > limit:
             raise UserError(f"the prompt has {len(ids) - 1} tokens and may have {limit - 1}: give a shorter prompt")

@@ -1,7 +1,7 @@
-"""Compare a model with the grammar of the built-in stories, token by token: see `lookdata.TruthData`.
+"""Compare a model with the grammar of the built-in stories, token by token (see `lookdata.TruthData`).
 
 The *regret* of a token is the model's surprise minus the surprise by the exact probability, in bits. Its expectation is the
-Kullback-Leibler divergence, which no model can make negative.
+Kullback-Leibler divergence, which is never negative.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class TrueToken:
 class StoryTruth:
     """Hold the exact distributions of the beginning of a story.
 
-    `tokens` has an entry for each token after the first, up to the departure from the grammar. `expected` has one entry
-    more: the distribution of the token after each position.
+    `tokens` has an entry for each token after the first, as far as the grammar allows them. `expected` has one more entry: the
+    distribution of the token after each position.
     """
 
     tokens: list[TrueToken]
@@ -48,7 +48,7 @@ class StoryTruth:
 
 
 def story_truth(tokenizer: Tokenizer, ids: Sequence[int]) -> StoryTruth:
-    """Compute the exact distributions for ids that begin with the token that begins a document."""
+    """Compute the exact distributions. The first of the ids must be the token that begins a document."""
     story = StoryTokens(tokenizer)
     tokens: list[TrueToken] = []
     expected = [story.expected()]

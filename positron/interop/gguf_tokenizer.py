@@ -135,7 +135,7 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
 
 
 def pre_tokenizer_name(facts: dict[str, Any]) -> str | None:
-    """Return llama.cpp's name for the way in which a byte-level tokenizer.json splits a text; None if it has none.
+    """Return llama.cpp's name for the way in which a byte-level tokenizer.json splits a text, or None if it has no name for it.
 
     The steps and their settings must be exactly those of a known model. The normalizer NFC is accepted although llama.cpp
     does not have it: only a text that is not in this form gets other tokens there.

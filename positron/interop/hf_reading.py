@@ -116,7 +116,7 @@ def read_config(facts: dict[str, Any], path: str) -> tuple[GPTConfig, list[Rule]
 
 
 def own_config(facts: dict[str, Any]) -> tuple[GPTConfig, list[Rule]] | None:
-    """Return the architecture that Positron's export wrote into config.json, and its rules; None if there is none."""
+    """Return the architecture that Positron's export wrote into config.json, and its rules, or None if it wrote none."""
     noted = facts.get("positron")
     if not isinstance(noted, dict):
         return None

@@ -197,6 +197,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], bool]:
         except UserError as error:
             raise UserError(
                 one_line(f"{path} is damaged or was written by another version of Positron: {error}", 600)
+                + "; restore it from a copy, or use the version that trained this run"
             ) from error
     for name in ("init_from", "ckpt_path"):
         _check(config, name, _TEXT, path)

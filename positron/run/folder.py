@@ -108,7 +108,7 @@ class Run(RunPaths):
         return self.config_path.exists()
 
     def config(self) -> dict[str, Any]:
-        """Return the settings in `config.json` as nested dicts, see `facts.read_config`. Raises UserError if damaged."""
+        """Return the settings in `config.json` as nested dicts (see `facts.read_config`). Raises UserError if damaged."""
         path = self.config_path
         config, is_whole = read_config(path)
         if not is_whole:
@@ -125,7 +125,8 @@ class Run(RunPaths):
             return from_dict(RunConfig, config)
         except UserError as error:
             raise UserError(
-                f"{self.config_path} is damaged or was written by another version of Positron: {error}"
+                f"{self.config_path} is damaged or was written by another version of Positron: {error}; restore it from a "
+                "copy, or use the version that trained this run"
             ) from error
 
     def facts(self) -> Facts:

@@ -1,6 +1,6 @@
-"""Keep weights from the whole training: `history/step-000040.safetensors` in the run folder.
+"""Write and read the weights that were kept during training: `history/step-000040.safetensors` in the run folder.
 
-Standard library only, until weights are written or read.
+Only the standard library is imported until weights are written or read.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class KeptWeights(NamedTuple):
 
 
 def history_steps(count: int, horizon: int) -> set[int]:
-    """Return `count` steps from 0 to `horizon`, of which those after 0 have nearly equal ratios.
+    """Return `count` steps from 0 to `horizon`; each step after 0 is nearly the same multiple of the one before it.
 
-    Early steps, where a model changes fastest, are whole numbers in sequence until the ratio allows a gap. There are fewer
-    steps if the horizon is shorter; a single one is the horizon.
+    The first steps, during which a model changes fastest, are consecutive where this multiple would be less than one step.
+    Fewer steps are returned if the horizon is shorter than `count`. For a `count` of 1, the only step is the horizon.
     """
     if count < 2:
         return {horizon} if count else set()
@@ -49,7 +49,7 @@ def kept_weights(folder: Path) -> list[KeptWeights]:
 
 
 def write_kept_weights(folder: Path, step: int, weights: dict[str, Tensor]) -> Path:
-    """Write the weights after a step into a folder of a run, completely or not at all.
+    """Write the weights after an optimizer step into a folder of a run, completely or not at all.
 
     Raises UserError if the disk is full or not writable.
     """
@@ -61,7 +61,7 @@ def write_kept_weights(folder: Path, step: int, weights: dict[str, Tensor]) -> P
 def write_weights(path: Path, weights: dict[str, Tensor], below: Path) -> bytes:
     """Write weights as fp32 to a safetensors file, completely or not at all, and return its content.
 
-    `below` and errors as for `whole_file`.
+    `below` and the errors are those of `whole_file`.
     """
     from safetensors.torch import save
 
@@ -72,7 +72,7 @@ def write_weights(path: Path, weights: dict[str, Tensor], below: Path) -> bytes:
 
 
 def read_kept_weights(kept: KeptWeights) -> dict[str, Tensor]:
-    """Read weights. Raises UserError if the file is damaged."""
+    """Read the weights of a file. Raises UserError if the file is damaged or cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 

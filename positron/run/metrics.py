@@ -18,7 +18,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of `metrics.jsonl`. Raises UserError for a damaged line, see `lines.read_lines`."""
+    """Return the rows of `metrics.jsonl`. Raises UserError for a damaged line (see `lines.read_lines`)."""
     return [line.values for line in read_lines(path, check_row)]
 
 

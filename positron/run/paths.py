@@ -23,7 +23,7 @@ class RunPaths:
 
     @property
     def config_path(self) -> Path:
-        """Return the path of the run's settings, see `facts.read_config`."""
+        """Return the path of the run's settings (see `facts.read_config`)."""
         return self.folder / CONFIG
 
     @property
@@ -33,7 +33,7 @@ class RunPaths:
 
     @property
     def provenance_path(self) -> Path:
-        """Return the path of the record of each start: code, versions and hardware, see `provenance.read_provenance`."""
+        """Return the path of the record of each start: code, versions and hardware (see `provenance.read_provenance`)."""
         return self.folder / PROVENANCE
 
     @property
@@ -43,7 +43,7 @@ class RunPaths:
 
     @property
     def samples_path(self) -> Path:
-        """Return the path of the texts sampled during training, see `samples.read_samples`."""
+        """Return the path of the texts sampled during training (see `samples.read_samples`)."""
         return self.folder / "samples.jsonl"
 
     @property
@@ -78,7 +78,7 @@ class RunPaths:
 
     @property
     def history_folder(self) -> Path:
-        """Return the folder of the weights that `train.keep_history` keeps, see `kept_weights`."""
+        """Return the folder of the weights that `train.keep_history` keeps (see `kept_weights`)."""
         return self.folder / "history"
 
     @property

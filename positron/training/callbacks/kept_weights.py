@@ -1,4 +1,4 @@
-"""Keep weights from the whole training, for looking at what the model learnt when."""
+"""Keep weights during training, so that the inspector can show what the model had learned at each step."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ logger = logging.getLogger(__name__)
 
 
 class WeightHistory(L.Callback):
-    """Write the weights before training, at steps ever farther apart, and at the last step.
+    """Write the weights before training, at steps with growing distances, and at the last step.
 
-    It must come before the callback that saves checkpoints: a run that is killed between the two then writes the weights of
-    this step again, and not none.
+    This callback must run before the one that saves checkpoints. If the process is killed between the two, the continued run
+    then trains the step again and writes its weights again; in the other order they would be missing.
     """
 
     def __init__(self, folder: Path, *, count: int, horizon: int, is_last: Callable[[L.Trainer], bool]) -> None:
-        """`folder`: of the weights; `horizon`: the last step of the run, beyond any `train.stop_at`."""
+        """`folder`: the folder for the weights. `horizon`: the planned last step, even if `train.stop_at` is lower."""
         self.folder, self.steps, self.is_last = folder, history_steps(count, horizon), is_last
 
     def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
@@ -36,7 +36,7 @@ class WeightHistory(L.Callback):
             self._write(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: object) -> None:  # type: ignore[override]
-        """Write the weights if the step is due or the last of the run."""
+        """Write the weights if this step is one of the planned steps or the last step of the run."""
         is_due = trainer.global_step in self.steps or (trainer.should_stop and self.is_last(trainer))
         if self.steps and is_due and has_finite_state(trainer, module) and trainer.is_global_zero:
             self._write(trainer, module)
