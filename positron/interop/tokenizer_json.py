@@ -97,14 +97,8 @@ def _special_ids(tokenizer: Tokenizer) -> dict[int, str]:
     return ids
 
 
-def spelling(tokenizer: Tokenizer, i: int) -> str:
-    """Return a special token as the exported vocabulary spells it: in an imported one, `<s>` may begin a text."""
-    token = tokenizer.token(i) if isinstance(tokenizer, LibraryTokenizer) else None
-    return token or next((name for name in SPECIALS if tokenizer.special_id(name) == i), f"<|unused_{i}|>")
-
-
 def spelled(tokenizer: Tokenizer, i: int) -> str:
-    """Return a special token as the exported vocabulary spells it: in an imported one, `<s>` may begin a text."""
+    """Return the special token with this id as the exported vocabulary spells it; an imported one may spell it `<s>`."""
     token = tokenizer.token(i) if isinstance(tokenizer, LibraryTokenizer) else None
     return token or next((name for name in SPECIALS if tokenizer.special_id(name) == i), f"<|unused_{i}|>")
 
