@@ -1,4 +1,4 @@
-"""Serve runs to programs on this machine through an OpenAI-compatible API.
+"""Chat with runs in the browser, and serve them to programs on this machine through an OpenAI-compatible API.
 
     python -m positron.serve
     python -m positron.serve tinygpt tinygpt-sft --port 8001
@@ -47,6 +47,7 @@ def arguments() -> argparse.ArgumentParser:
         help=f"clients must send this key, of at least {MIN_KEY_LENGTH} characters (default: the environment variable "
         f"{KEY_VARIABLE}, which other users of this machine cannot see)",
     )
+    parser.add_argument("--no-open", action="store_true", help="do not open the page in the browser")
     weights_option(parser)
     return parser
 
@@ -73,26 +74,31 @@ def main() -> None:
         options = arguments().parse_args()
         key, weights = chosen_key(options.api_key, options.host), weights_of(options.weights)
         say_loading(", ".join(options.runs) or "the run trained last")
-        from positron.run.folder import announce, find_run
-        from positron.serving.app import create_app
+        from positron.dashboard.site import site
+        from positron.dashboard.table import Outputs
+        from positron.run.folder import OUTPUTS, announce, find_run
+        from positron.serving.browser import has_screen, open_page
         from positron.serving.connection import Server, listen, url_of
-        from positron.serving.models import refuse_same_names, serve_run
+        from positron.serving.models import Models, refuse_same_names, serve_run
 
         runs = [find_run(name) for name in options.runs or [None]]
         refuse_same_names(runs)
         if not options.runs:
             announce(runs[0], None)
         listener = listen(options.host, options.port)
-        models = [serve_run(run, weights) for run in runs]
-        for model in models:
+        models = Models([serve_run(run, weights) for run in runs])
+        for model in models.loaded:
             kind = "chats" if model.chats else "continues texts"
             Screen().line(f"{model.name} {kind}; it reads {model.context} tokens")
-        Screen().line(f"{url_of(listener)}/v1 is an OpenAI-compatible API; press Ctrl-C to stop")
+        served = {model.name: run for model, run in zip(models.loaded, runs, strict=True)}
+        url = url_of(listener)
+        Screen().line(f"{url} is the page; {url}/v1 is an OpenAI-compatible API; press Ctrl-C to stop")
+        if has_screen() and not options.no_open:
+            open_page(url)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a script in the background leaves Ctrl-C ignored
         with contextlib.suppress(KeyboardInterrupt):
-            Server(create_app(models, key), listener).run_until_stopped()
-        for model in models:
-            model.worker.close()
+            Server(site(models, lambda: served, Outputs(OUTPUTS), key), listener).run_until_stopped()
+        models.close()
 
 
 if __name__ == "__main__":

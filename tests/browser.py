@@ -12,7 +12,7 @@ import pytest
 from conftest import PATIENCE
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, ConsoleMessage, Page
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 AXE = Path(__file__).parent / "vendor" / "axe.min.js"
@@ -43,8 +43,14 @@ def opened(browser: Browser, url: str, *, phone: bool = False, dark: bool = Fals
         accept_downloads=True,
     )
     context.set_default_timeout(1000 * PATIENCE)  # on a crowded machine a page takes many seconds
-    page, errors = context.new_page(), []
-    page.on("console", lambda message: errors.append(message.text) if message.type in ("error", "warning") else None)
+    page, errors = context.new_page(), list[str]()
+
+    def note(message: ConsoleMessage) -> None:
+        is_refusal = message.text.startswith("Failed to load resource: the server responded with a status of 4")
+        if message.type in ("error", "warning") and not is_refusal:  # a page may ask for what a run does not have
+            errors.append(message.text)
+
+    page.on("console", note)
     page.on("pageerror", lambda error: errors.append(str(error)))
     page.goto(url)
     yield page

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import threading
+from pathlib import Path
 
 import torch
 
 from positron.config import GPTConfig
+from positron.dashboard.site import site
+from positron.dashboard.table import Outputs
 from positron.inference.engine import Engine
 from positron.inference.sessions import Sessions
 from positron.model.gpt import GPT
-from positron.serving.app import create_app
 from positron.serving.connection import Server, listen, url_of
-from positron.serving.models import Served
+from positron.serving.models import Models, Served
 from positron.serving.worker import Worker
 from positron.text.char_word import CharTokenizer
 
@@ -47,19 +49,19 @@ def served_of(name: str, chats: bool, slots: int = 4, max_waiting: int = 16) -> 
 
 
 class Running:
-    """A server that runs, with its models."""
+    """A server that runs, with its models, and those of a folder of runs."""
 
-    def __init__(self, *models: Served, key: str | None = None) -> None:
-        self.models = models
+    def __init__(self, *models: Served, key: str | None = None, folder: Path | None = None) -> None:
+        outputs = Outputs(folder or Path("nothing"))
+        self.models = Models(models, dict if folder is None else outputs.trained)
         listener = listen("127.0.0.1", 0)
         self.url = url_of(listener)
         self.port: int = listener.getsockname()[1]
-        self.server = Server(create_app(models, key), listener)
+        self.server = Server(site(self.models, dict if folder is None else outputs.trained, outputs, key), listener)
         self.thread = threading.Thread(target=self.server.run_until_stopped)
         self.thread.start()
 
     def stop(self) -> None:
         self.server.should_exit = True
         self.thread.join()
-        for model in self.models:
-            model.worker.close()
+        self.models.close()

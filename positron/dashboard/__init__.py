@@ -1,4 +1,4 @@
-"""Show the runs of a folder in the browser while they train: a table, curves of several runs in one chart, and samples.
+"""Show the runs of a folder in the browser while they train: a table, curves, samples; chat with them and look inside.
 
 python -m positron.dashboard
 python -m positron.dashboard outputs/sweeps/lr --port 8800 --open
@@ -41,15 +41,21 @@ def main() -> None:
         options = arguments().parse_args()
         if options.outputs != OUTPUTS and not options.outputs.is_dir():
             raise UserError(f"there is no folder {options.outputs}: give a folder that contains runs")
-        from positron.dashboard.server import Server
+        from positron.dashboard.site import site
+        from positron.dashboard.table import Outputs
+        from positron.serving.browser import open_page
+        from positron.serving.connection import Server, listen, url_of
+        from positron.serving.models import Models
 
+        listener = listen("127.0.0.1", options.port)
+        outputs = Outputs(options.outputs)
+        models = Models(runs=outputs.trained)
+        url = f"{url_of(listener)}/runs"
+        print(f"{url} shows the runs in {options.outputs}; press Ctrl-C to stop", flush=True)
+        if options.open:
+            open_page(url)
         # a shell script that starts the command in the background makes it ignore SIGINT, so set the handler again
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        with contextlib.suppress(KeyboardInterrupt), Server(options.outputs, options.port) as server:
-            url = f"http://127.0.0.1:{server.server_address[1]}/"
-            print(f"{url} shows the runs in {options.outputs}; press Ctrl-C to stop", flush=True)
-            if options.open:
-                import webbrowser
-
-                webbrowser.open(url)
-            server.serve_forever()
+        with contextlib.suppress(KeyboardInterrupt):
+            Server(site(models, outputs.trained, outputs), listener).run_until_stopped()
+        models.close()

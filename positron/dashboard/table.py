@@ -37,7 +37,7 @@ class Outputs:
     """Read all runs below a folder, and remember what was read. Several threads may use an object at the same time."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root.resolve()
+        self.root, self.shown = root.resolve(), str(root)
         self._guard = threading.Lock()
         self._folders: dict[str, Path] = {}
         self._metrics: dict[Path, Metrics] = {}
@@ -56,6 +56,13 @@ class Outputs:
                         rows.append(_broken_row(name, folder, error))
             shorten_overrides(rows)
             return rows
+
+    def trained(self) -> dict[str, Run]:
+        """Return the runs that have a checkpoint, by name."""
+        with self._guard:
+            self._find()
+            runs = {name: Run(folder) for name, folder in self._folders.items()}
+        return {name: run for name, run in runs.items() if any(run.checkpoint_folder.glob("*.ckpt"))}
 
     def differences(self, name: str, other: str) -> list[list[str]]:
         """List [key, value, value of `other`] for the settings that differ. Raises Missing if a run does not exist."""

@@ -18,9 +18,6 @@ from positron.text.tokenizer import END_OF_TEXT
 logger = logging.getLogger(__name__)
 
 VERSION = 1  # the version of the format of saved conversations
-ANSWER_TOKENS = (
-    256  # the most tokens to reserve for an answer if max_tokens is None; the longest built-in story has 251
-)
 SETTINGS = ("preset", *(field.name for field in dataclasses.fields(Sampling)), "max_tokens", "seed")
 _WHOLE = ("top_k", "last_n", "seed", "max_tokens")
 _OPTIONAL = ("top_k", "top_p", "min_p", "max_tokens")
@@ -96,12 +93,7 @@ class Dialogue:
     def _prompt(self, messages: list[Message]) -> list[int]:
         """Return the ids of the conversation, without its oldest turns if it does not fit the context."""
         tokenizer, context = self.writer.tokenizer, self.writer.model.config.context_length
-        reserved = self._answer_tokens(messages) if self.max_tokens is None else self.max_tokens
-        alone = len(conversation.prompt_ids([m for m in messages[:1] if m.role == "system"] + messages[-1:], tokenizer))
-        limit = max(
-            8, context - reserved, min(alone, context * 3 // 4)
-        )  # a long question leaves at least a quarter of the context for the answer
-        read, dropped = conversation.drop_oldest_turns(messages, tokenizer, limit)
+        read, dropped = conversation.fit(messages, tokenizer, context, self.max_tokens)
         if dropped:
             turns = "turn no longer fits" if dropped == 1 else f"{dropped} turns no longer fit"
             logger.info(f"the oldest {turns} the context: the model does not read {'it' if dropped == 1 else 'them'}")
@@ -110,16 +102,6 @@ class Dialogue:
         if messages[0].role == "system" and read[0].role != "system":
             logger.info("the system text is too long for the context: the model does not read it")
         return conversation.prompt_ids(read, tokenizer)
-
-    def _answer_tokens(self, messages: list[Message]) -> int:
-        """Return the number of tokens to reserve for the next answer.
-
-        It is the length of the longest answer so far, but at least a quarter of the context and at most ANSWER_TOKENS. If
-        answers are short, the model can then read many earlier turns; if it writes stories, it can finish another story.
-        """
-        answers = [len(self.writer.tokenizer.encode(m.content)) + 1 for m in messages if m.role == "assistant"]
-        quarter = self.writer.model.config.context_length // 4
-        return min(ANSWER_TOKENS, max(quarter, *answers)) if answers else ANSWER_TOKENS
 
     @property
     def is_saved(self) -> bool:

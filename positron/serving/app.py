@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from positron.inference.sessions import Piece, Session
 from positron.serving.answers import Answer
 from positron.serving.errors import ApiError
-from positron.serving.models import Served
+from positron.serving.models import Models, Served
 from positron.serving.parameters import Call, chat_call, completion_call
 from positron.serving.security import Guard
 from positron.serving.worker import Job, QueueFull
@@ -35,37 +35,40 @@ RETRY_SECONDS = 1  # until a refused client should try again
 
 
 def create_app(
-    models: Sequence[Served],
+    models: Models,
     key: str | None = None,
     routes: Sequence[BaseRoute] = (),
     public: frozenset[str] = frozenset(),
 ) -> ASGIApp:
-    """Create the application; the first model answers requests that name none.
+    """Create the application.
 
     `key`: what clients must send, except to the paths in `public` and to /health. `routes`: of pages beside the API.
     """
-    served = {model.name: model for model in models}
 
     async def health(_: Request) -> Response:
-        is_well = all(model.worker.is_alive for model in models)
+        is_well = all(model.worker.is_alive for model in models.loaded)
         return JSONResponse({"status": "ok" if is_well else "failed"}, 200 if is_well else 500)
 
     async def list_models(_: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [_described(model) for model in models]})
+        return JSONResponse({"object": "list", "data": await asyncio.to_thread(models.describe)})
 
     async def one_model(request: Request) -> Response:
-        return JSONResponse(_described(_chosen(served, request.path_params["name"])))
+        described = {model["id"]: model for model in await asyncio.to_thread(models.describe)}
+        name = request.path_params["name"]
+        if name not in described:
+            raise ApiError(404, f"there is no model {name[:60]}", "model", "model_not_found")
+        return JSONResponse(described[name])
 
     async def chat(request: Request) -> Response:
-        return await _answer(request, served, chat_call, is_chat=True)
+        return await _answer(request, models, chat_call, is_chat=True)
 
     async def complete(request: Request) -> Response:
-        return await _answer(request, served, completion_call, is_chat=False)
+        return await _answer(request, models, completion_call, is_chat=False)
 
     api = [
         Route("/health", health),
         Route("/v1/models", list_models),
-        Route("/v1/models/{name}", one_model),
+        Route("/v1/models/{name:path}", one_model),
         Route("/v1/chat/completions", chat, methods=["POST"]),
         Route("/v1/completions", complete, methods=["POST"]),
     ]
@@ -77,28 +80,6 @@ def create_app(
     }
     app = Starlette(routes=[*api, *routes], exception_handlers=handlers)
     return Guard(app, key, public | {"/health"})
-
-
-def _described(model: Served) -> dict[str, Any]:
-    """Return the object of a model: OpenAI's fields, and vLLM's for the longest text that it reads."""
-    return {
-        "id": model.name,
-        "object": "model",
-        "created": model.created,
-        "owned_by": "positron",
-        "max_model_len": model.context,
-        "chats": model.chats,
-    }
-
-
-def _chosen(served: dict[str, Served], name: Any) -> Served:
-    if name is None:
-        return next(iter(served.values()))
-    if not isinstance(name, str) or name not in served:
-        shown = str(name)[:60]
-        message = f"there is no model {shown}: this server has {', '.join(served)}"
-        raise ApiError(404, message, "model", "model_not_found")
-    return served[name]
 
 
 async def _body(request: Request) -> dict[str, Any]:
@@ -124,10 +105,10 @@ def _refuse_constant(name: str) -> None:
 
 
 async def _answer(
-    request: Request, served: dict[str, Served], read: Callable[[dict[str, Any], Served], Call], *, is_chat: bool
+    request: Request, models: Models, read: Callable[[dict[str, Any], Served], Call], *, is_chat: bool
 ) -> Response:
     values = await _body(request)
-    model = _chosen(served, values.get("model"))
+    model = await asyncio.to_thread(models.get, values.get("model"))  # loading takes a while
     call = await asyncio.to_thread(read, values, model)  # encoding a long text takes a while
     texts = _Texts(call, model)
     answer = Answer(call, model, is_chat)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import threading
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -11,13 +15,16 @@ from positron.inference.sessions import Sessions
 from positron.inference.text_model import Writer
 from positron.run.folder import Run
 from positron.run.load import load_model
+from positron.serving.errors import ApiError
 from positron.serving.worker import Worker
+from positron.system.disk import refuse_links_in
 from positron.system.errors import UserError
 from positron.text.tokenizer import Tokenizer
 
 MAX_SLOTS = 32  # texts that are written at the same time
 MAX_CACHE_BYTES = 2**30  # of all slots of a model; an unused slot takes no memory
 MAX_WAITING = 128  # texts that wait for a slot
+MAX_ON_DEMAND = 3  # models of a folder that are loaded at the same time
 
 
 @dataclass(frozen=True)
@@ -41,13 +48,94 @@ def slots_of(writer: Writer) -> int:
     return max(1, min(MAX_SLOTS, math.floor(MAX_CACHE_BYTES / (numbers * size))))
 
 
-def serve_run(run: Run, weights: str = "fp32") -> Served:
-    """Load a run and start its worker; raises UserError if it cannot be loaded."""
+def serve_run(run: Run, weights: str = "fp32", name: str | None = None) -> Served:
+    """Load a run and start its worker; `name`: by default that of its folder. Raises UserError if it cannot be loaded."""
     model, tokenizer, path = load_model(run)
     writer = Writer(model, tokenizer, weights=weights)
     worker = Worker(Sessions(writer.engine(), slots_of(writer)), MAX_WAITING)
-    created, name = int(path.stat().st_mtime), run.folder.resolve().name
-    return Served(name, run.is_chat, model.config.context_length, created, tokenizer, worker)
+    created = int(path.stat().st_mtime)
+    return Served(
+        name or run.folder.resolve().name, run.is_chat, model.config.context_length, created, tokenizer, worker
+    )
+
+
+class Models:
+    """Hold the models of a server: some are loaded from the start, the runs of a folder when they are first used.
+
+    Threads may share an object.
+    """
+
+    def __init__(self, loaded: Sequence[Served] = (), runs: Callable[[], dict[str, Run]] = dict) -> None:
+        """Take the loaded models, whose first answers requests that name none, and a function that finds runs by name."""
+        self._fixed = {model.name: model for model in loaded}
+        self._runs = runs
+        self._on_demand: dict[str, Served] = {}  # the one used last is last
+        self._guard = threading.Lock()
+
+    @property
+    def loaded(self) -> list[Served]:
+        """Return the models that are loaded now."""
+        return [*self._fixed.values(), *self._on_demand.values()]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return the object of each model: OpenAI's fields, vLLM's for the longest text that it reads, and ours."""
+        described = {
+            name: _object(name, model.created, model.context, model.chats) for name, model in self._fixed.items()
+        }
+        for name, run in self._runs().items():
+            if name not in described:
+                with contextlib.suppress(UserError, OSError, KeyError):  # a run that cannot be read is not offered
+                    created = int(run.config_path.stat().st_mtime)
+                    described[name] = _object(name, created, run.config()["model"]["context_length"], run.is_chat)
+        return list(described.values())
+
+    def get(self, name: Any) -> Served:
+        """Return a model, loaded if it was not; raises ApiError if there is none of this name or it cannot be loaded."""
+        if name is None and self._fixed:
+            return next(iter(self._fixed.values()))
+        if isinstance(name, str) and name in self._fixed:
+            return self._fixed[name]
+        runs = self._runs()
+        if not isinstance(name, str) or name not in runs:
+            known = ", ".join([*self._fixed, *runs][:20]) or "no models"
+            raise ApiError(
+                404, f"there is no model {str(name)[:60]}: this server has {known}", "model", "model_not_found"
+            )
+        with self._guard:
+            if name not in self._on_demand:
+                self._make_room()
+                try:
+                    refuse_links_in(runs[name].folder)
+                    self._on_demand[name] = serve_run(runs[name], name=name)
+                except UserError as error:
+                    raise ApiError(500, f"{name} cannot be loaded: {error}", "model") from error
+            self._on_demand[name] = self._on_demand.pop(name)
+            return self._on_demand[name]
+
+    def _make_room(self) -> None:
+        """Close the model that was not used for the longest time, if as many as allowed are loaded."""
+        if len(self._on_demand) < MAX_ON_DEMAND:
+            return
+        idle = next((name for name, model in self._on_demand.items() if model.worker.load == (0, 0)), None)
+        if idle is None:
+            raise ApiError(503, f"{MAX_ON_DEMAND} other models are answering: try again in a moment", code="overloaded")
+        self._on_demand.pop(idle).worker.close()
+
+    def close(self) -> None:
+        """Stop all workers."""
+        for model in self.loaded:
+            model.worker.close()
+
+
+def _object(name: str, created: int, context: int, chats: bool) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": created,
+        "owned_by": "positron",
+        "max_model_len": context,
+        "chats": chats,
+    }
 
 
 def refuse_same_names(runs: list[Run]) -> None:

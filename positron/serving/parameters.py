@@ -66,6 +66,7 @@ class Call:
     hidden: int  # tokens at the beginning of each prompt that the client did not send
     stream: bool
     include_usage: bool
+    dropped: int = 0  # oldest turns of the conversation that the model does not read
 
 
 class _Body:
@@ -155,6 +156,13 @@ def _stream_options(value: Any) -> bool:
     return _flag("stream_options.include_usage")(value.get("include_usage", False))
 
 
+def _truncation(value: Any) -> bool:
+    """Tell whether the oldest turns of a conversation that is too long are dropped; the values are OpenAI's."""
+    if value not in ("auto", "disabled"):
+        raise UserError(f"truncation {shown(value)} must be auto or disabled")
+    return bool(value == "auto")
+
+
 def _messages(value: Any) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise UserError(f"messages {shown(value)} must be a list of at least one message")
@@ -224,16 +232,24 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
         raise ApiError(
             400, "the last message must be the assistant's: it is what is continued", "continue_final_message"
         )
+    most = _max_tokens(body, 1, ("max_tokens", "max_completion_tokens"))
+    dropped = 0
+    if body.take("truncation", _truncation, False):
+        last = messages[-1:] if continues else []
+        messages, dropped = conversation.fit(
+            messages[: len(messages) - len(last)], served.tokenizer, served.context, most
+        )
+        messages += last
     ids = _chat_ids(served, messages, continues)
     _refuse_longer(ids, served, "messages")
-    most = _max_tokens(body, 1, ("max_tokens", "max_completion_tokens")) or max(1, served.context - len(ids))
+    most = most or max(1, served.context - len(ids))
     wants, likeliest = (
         body.take("logprobs", _flag("logprobs"), False),
         body.take("top_logprobs", _number("top_logprobs", 0, MAX_LOGPROBS)),
     )
     if likeliest is not None and not wants:
         raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
-    return _call(
+    call = _call(
         body,
         served,
         [ids],
@@ -244,6 +260,7 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
         echoed=None,
         hidden=0,
     )
+    return dataclasses.replace(call, dropped=dropped)
 
 
 def completion_call(values: dict[str, Any], served: Served) -> Call:

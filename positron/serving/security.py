@@ -26,6 +26,12 @@ HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
+# A page loads nothing from other hosts and runs no script but this server's files.
+PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; "
+    "form-action 'none'; frame-ancestors 'none'"
+)
+FILES = "/static/"  # the files of the pages, which need no key
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]+)(?::[0-9]{1,5})?")
 
 
@@ -68,7 +74,7 @@ class Guard:
         origins = [value.decode("latin-1").lower() for value in given.get(b"origin", [])]
         if any(origin not in (f"http://{hosts[0]}", f"https://{hosts[0]}") for origin in origins):
             return ApiError(403, "this server does not answer to pages of other sites", code="wrong_origin")
-        if self.key is not None and scope["path"] not in self.public and not self._knows_key(given):
+        if self.key is not None and not self._is_public(scope["path"]) and not self._knows_key(given):
             message = "the API key is missing or wrong: send it as Authorization: Bearer KEY"
             return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return None
@@ -76,6 +82,9 @@ class Guard:
     def _is_own(self, host: str) -> bool:
         match = _HOST.fullmatch(host)
         return match is not None and (match[1] in self.names or (self.key is not None and _is_address(match[1])))
+
+    def _is_public(self, path: str) -> bool:
+        return path in self.public or path.startswith(FILES)
 
     def _knows_key(self, given: dict[bytes, list[bytes]]) -> bool:
         assert self.key is not None

@@ -16,6 +16,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 ROLES = ("system", "user", "assistant")
 MARKERS = tuple(f"<|{role}|>" for role in ROLES)
 END = "<|end|>"
+ANSWER_TOKENS = 256  # most tokens to reserve for an answer without a limit: the longest built-in story has 251
 TEMPLATE = {"version": 1, "begin": END_OF_TEXT, "markers": list(MARKERS), "end": END}
 
 
@@ -52,6 +53,29 @@ def stop_ids(tokenizer: Tokenizer) -> list[int]:
     """Return the ids that end an answer: <|end|>, and the other special tokens, in case the model writes one instead."""
     ids = [tokenizer.special_id(token) for token in (END, END_OF_TEXT, *MARKERS)]
     return list(dict.fromkeys([*ids, *tokenizer.end_ids]))
+
+
+def fit(
+    messages: Sequence[Message], tokenizer: Tokenizer, context: int, max_tokens: int | None
+) -> tuple[list[Message], int]:
+    """Drop the oldest turns, so that the context has room for an answer; return the messages and the number of turns.
+
+    `max_tokens`: the longest answer; None reserves as many tokens as the longest answer so far has.
+    """
+    reserved = _answer_tokens(messages, tokenizer, context) if max_tokens is None else max_tokens
+    alone = len(prompt_ids([m for m in messages[:1] if m.role == "system"] + list(messages[-1:]), tokenizer))
+    # a long question leaves at least a quarter of the context for the answer
+    return drop_oldest_turns(messages, tokenizer, max(8, context - reserved, min(alone, context * 3 // 4)))
+
+
+def _answer_tokens(messages: Sequence[Message], tokenizer: Tokenizer, context: int) -> int:
+    """Return the number of tokens to reserve for the next answer.
+
+    It is the length of the longest answer so far, but at least a quarter of the context and at most ANSWER_TOKENS. If
+    answers are short, the model can then read many earlier turns; if it writes stories, it can finish another story.
+    """
+    answers = [len(tokenizer.encode(message.content)) + 1 for message in messages if message.role == "assistant"]
+    return min(ANSWER_TOKENS, max(context // 4, *answers)) if answers else ANSWER_TOKENS
 
 
 def drop_oldest_turns(messages: Sequence[Message], tokenizer: Tokenizer, limit: int) -> tuple[list[Message], int]:

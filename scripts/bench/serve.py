@@ -71,12 +71,12 @@ def _serve(run: str | None, changes: dict[str, Any], answer: Connection) -> None
     from positron.run.folder import find_run
     from positron.serving.app import create_app
     from positron.serving.connection import Server, listen, url_of
-    from positron.serving.models import serve_run
+    from positron.serving.models import Models, serve_run
 
     model = untrained(**changes) if run is None else serve_run(find_run(run))
     listener = listen("127.0.0.1", 0)
     answer.send(url_of(listener))
-    Server(create_app([model]), listener).run_until_stopped()
+    Server(create_app(Models([model])), listener).run_until_stopped()
 
 
 @contextmanager

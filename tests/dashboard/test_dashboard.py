@@ -7,22 +7,19 @@ import json
 import math
 import os
 import random
-import shutil
 import signal
-import subprocess
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from browser import chromium, opened
 from conftest import PATIENCE, tiny
+from serving_models import Running
 
 from positron.dashboard.curves import Metrics, reduced
-from positron.dashboard.server import Server
 from positron.dashboard.table import is_live
 from positron.text.char_word import CharTokenizer
-
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def make_run(outputs: Path, name: str, steps: int = 30, **facts) -> Path:
@@ -57,8 +54,8 @@ def outputs(tmp_path: Path) -> Path:
 
 
 class Page:
-    def __init__(self, server: Server) -> None:
-        self.port = server.server_address[1]
+    def __init__(self, running: Running) -> None:
+        self.url, self.port = running.url, running.port
 
     def get(self, path: str, host: str | None = None) -> tuple[int, bytes, dict[str, str]]:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=PATIENCE)
@@ -76,10 +73,9 @@ class Page:
 
 @pytest.fixture
 def page(outputs: Path):
-    with Server(outputs, 0) as server:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield Page(server)
-        server.shutdown()
+    running = Running(folder=outputs)
+    yield Page(running)
+    running.stop()
 
 
 def test_the_table_has_every_run_and_job(page: Page, outputs: Path) -> None:
@@ -218,14 +214,14 @@ def test_samples_and_reports_are_those_of_the_run(page: Page, outputs: Path) -> 
     (outputs / "one" / "report.html").write_text("<p>fine</p>")
     status, body, headers = page.get("/report?run=one")
     assert (status, body) == (200, b"<p>fine</p>")
-    assert headers["Content-Security-Policy"].startswith("sandbox")
+    assert headers["content-security-policy"].startswith("sandbox")
 
 
 def test_nothing_leaves_the_folder_and_no_other_site_may_ask(page: Page, outputs: Path) -> None:
     (outputs.parent / "secret.html").write_text("what nobody may see")
     (outputs / "one" / "report.html").symlink_to(outputs.parent / "secret.html")
     wrong = (
-        "/report?run=one", "/report?run=..", "/report?run=/etc", "/../secret.html", "/vendor/../page.py", "/page.py",
+        "/report?run=one", "/report?run=..", "/report?run=/etc", "/../secret.html", "/static/runs/../routes.py", "/routes.py",
         "/api/curve?run=../one&key=step", "/api/samples?run=%2e%2e", "/api/curve?run=one&after=-1", "/nothing",
     )  # fmt: skip
     for path in wrong:
@@ -236,14 +232,14 @@ def test_nothing_leaves_the_folder_and_no_other_site_may_ask(page: Page, outputs
 
 
 def test_the_page_and_its_parts_come_from_here_alone(page: Page) -> None:
-    status, body, headers = page.get("/")
+    status, body, headers = page.get("/runs")
     assert status == 200
-    assert "default-src 'none'" in headers["Content-Security-Policy"]
+    assert "default-src 'none'" in headers["content-security-policy"]
     text = body.decode()
     assert "http://" not in text
     assert "https://" not in text
     for part in ("page.js", "table.js", "chart.js", "format.js", "page.css", "vendor/uPlot.iife.min.js"):
-        assert page.get(f"/{part}")[0] == 200
+        assert page.get(f"/static/runs/{part}")[0] == 200
 
 
 @pytest.mark.parametrize("n", [5, 1000, 1001, 50_000])
@@ -275,7 +271,7 @@ def test_the_command_says_where_it_is_and_ctrl_c_ends_it(start, run_command, out
     port = running.said().split("127.0.0.1:")[1].split("/")[0]
     taken = run_command("dashboard", "--port", port, folder=outputs.parent)
     assert (taken.code, taken.err.count("\n")) == (2, 1)
-    assert f"cannot use port {port}" in taken.err
+    assert f"cannot listen on 127.0.0.1, port {port}" in taken.err
     os.kill(running.process.pid, signal.SIGINT)
     assert running.wait().code == 0
     assert (
@@ -284,25 +280,35 @@ def test_the_command_says_where_it_is_and_ctrl_c_ends_it(start, run_command, out
     )
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here")
-def test_a_browser_shows_the_table_and_the_curves(page: Page, tmp_path: Path) -> None:
-    options = [
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--enable-logging=stderr",
-        "--virtual-time-budget=4000",
-    ]
-    with contextlib.ExitStack() as stack:
-        process = subprocess.Popen(
-            [CHROMIUM, *options, f"--user-data-dir={tmp_path / 'chrome'}", "--dump-dom", f"http://127.0.0.1:{page.port}/"],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        stack.callback(process.kill)
-        dom, log = process.communicate(timeout=PATIENCE)
-    assert "sweeps/lr/0" in dom
-    assert "<canvas" in dom
-    assert not [line for line in log.splitlines() if "CONSOLE" in line], log
+def test_a_browser_shows_the_table_and_the_curves(page: Page) -> None:
+    with chromium() as browser, opened(browser, f"{page.url}/runs") as shown:
+        shown.get_by_text("sweeps/lr/0").first.wait_for()
+        shown.wait_for_selector("#charts canvas")
+        assert shown.get_by_label("Metric").input_value() == "val/bpb"
+
+
+def test_runs_of_different_texts_have_charts_of_their_own(page: Page, outputs: Path) -> None:
+    choose(make_run(outputs, "own", floor_bpb=None), fingerprint="g", data__source="text", data__path="/home/me/my.txt")
+    for name in ("own", "one"):
+        with (outputs / name / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": 31, "tokens": 1, "train/lr": 0.1}) + "\n")
+    with chromium() as browser, opened(browser, f"{page.url}/runs") as shown:
+        shown.get_by_label("show the curves of all runs in the table").check()
+        shown.locator("#charts figure").nth(1).wait_for()
+        assert sorted(shown.locator("#charts figcaption").all_inner_texts()) == ["my.txt", "stories"]
+        assert "cannot be compared" in shown.locator("#chart-note").inner_text()
+        assert shown.locator("#charts figure", has_text="my.txt").get_by_text("floor").count() == 0
+        shown.get_by_label("Metric").select_option("train/lr")  # does not depend on the text
+        shown.locator("#charts figure").nth(1).wait_for(state="detached")
+
+
+def test_a_running_run_opens_on_its_training_loss(page: Page, outputs: Path) -> None:
+    folder = make_run(outputs, "live", status="running")
+    with (folder / "lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with chromium() as browser, opened(browser, f"{page.url}/runs") as shown:
+            shown.wait_for_selector("#charts canvas")
+            assert shown.get_by_label("Metric").input_value() == "train/loss"
 
 
 HOSTILE = {

@@ -29,7 +29,7 @@ def test_a_run_is_served_until_ctrl_c_which_ends_streams_at_once(folder, start):
     while "press Ctrl-C to stop" not in command.said():
         assert command.process.is_alive()
     assert "base continues texts; it reads 32 tokens" in command.said()
-    url = re.search(r"http://\S+", command.said())[0]
+    url = re.search(r"http://\S+/v1", command.said())[0]
     body = {"model": "base", "prompt": "Tom", "max_tokens": 20, "seed": 3}
     text = httpx.post(f"{url}/completions", json=body).json()["choices"][0]["text"]
     assert text == "".join(load(folder / "outputs" / "base").stream("Tom", max_tokens=20, seed=3))

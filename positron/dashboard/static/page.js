@@ -11,13 +11,13 @@ const FIRST_METRICS = ["val/bpb", "val/loss", "train/loss", "train/lr", "train/g
 const MAX_GATHERED_POINTS = 3000; // after so many appended points, the curve is loaded again with fewer points
 
 const $ = (id) => document.getElementById(id);
-const state = { metric: "val/bpb", x: "step", smooth: 0, logX: false, logY: false, sort: "updated", down: true, filter: "", shown: null, sample: null };
+const state = { metric: null, x: "step", smooth: 0, logX: false, logY: false, sort: "updated", down: true, filter: "", shown: null, sample: null };
 let runs = [];
 const slots = new Map(); // run id -> the number of its color, kept while the run is shown
 const curves = new Map(); // run id -> {key, file, offset, keys, step, tokens, time_s, value}
 let samples = { id: null, size: -1, list: [] };
 
-const chart = new Chart($("chart"), $("legend"));
+const charts = new Map(); // text, or "" for what compares across texts -> {figure, caption, chart}
 const table = new Table($("titles"), $("rows"), {
   sort: (key) => change({ down: state.sort === key ? !state.down : !["name", "status", "bpb", "best", "above"].includes(key), sort: key }),
   toggle: (ids, yes) => {
@@ -26,6 +26,9 @@ const table = new Table($("titles"), $("rows"), {
   },
   open: (id) => change({ sample: id }),
 });
+
+// A run that is training has many training losses before its first validation.
+const metric = () => state.metric ?? (runs.some((run) => run.live && slots.has(run.id)) ? "train/loss" : "val/bpb");
 
 const color = (slot) => `--c${slot % COLORS}`;
 const dash = (slot) => DASHES[Math.floor(slot / COLORS) % DASHES.length];
@@ -40,21 +43,24 @@ function shownIds() {
 // --- read data from the server ---------------------------------------------------------------------------------------
 
 async function get(path, query = {}) {
-  const response = await fetch(`${path}?${new URLSearchParams(query)}`);
+  const key = sessionStorage.getItem("api-key"); // entered in the tab Chat, if the server needs one
+  const headers = key ? { Authorization: `Bearer ${key}` } : {};
+  const response = await fetch(`${path}?${new URLSearchParams(query)}`, { headers });
   const answer = await response.json();
-  if (!response.ok) throw new Error(answer.error);
+  if (response.status === 401) throw new Error("This server needs its API key: enter it in the tab Chat.");
+  if (!response.ok) throw new Error(answer.error.message);
   return answer;
 }
 
 // Read the points that were added since the last answer, or all points if another metric was chosen.
 async function readCurve(run) {
   const previous = curves.get(run.id);
-  const same = previous && previous.key === state.metric && previous.value.length < MAX_GATHERED_POINTS;
+  const same = previous && previous.key === metric() && previous.value.length < MAX_GATHERED_POINTS;
   if (same && previous.file === run.file && previous.offset === run.offset) return;
-  const key = state.metric;
+  const key = metric();
   const curve = await get("/api/curve", { run: run.id, key, file: same ? previous.file : "", after: same ? previous.offset : 0 });
   if (!curve.fresh) for (const name of ["step", "tokens", "time_s", "value"]) curve[name] = [...previous[name], ...curve[name]];
-  if (key === state.metric) curves.set(run.id, { ...curve, key });
+  if (key === metric()) curves.set(run.id, { ...curve, key });
 }
 
 async function readSamples() {
@@ -86,12 +92,12 @@ async function poll() {
     const answer = await get("/api/runs");
     runs = answer.runs;
     $("folder").textContent = answer.folder;
-    document.title = `Positron · ${answer.folder}`;
+    document.title = `Positron · Runs in ${answer.folder}`;
     await read();
     show();
     trouble("");
   } catch (error) {
-    trouble(error instanceof TypeError ? "The dashboard's server does not answer. If it was stopped, start it again." : error.message);
+    trouble(error instanceof TypeError ? "The server does not answer. If it was stopped, start it again." : error.message);
   }
   setTimeout(poll, runs.some((run) => run.live) ? 2000 : 5000);
 }
@@ -119,7 +125,7 @@ function show() {
 
 function showControls() {
   const keys = new Set([...curves].filter(([id]) => slots.has(id)).flatMap(([, curve]) => curve.keys));
-  keys.add(state.metric);
+  keys.add(metric());
   const first = FIRST_METRICS.filter((key) => keys.has(key));
   const groups = { "": first };
   for (const key of [...keys].sort().filter((key) => !first.includes(key))) (groups[key.split("/")[0]] ??= []).push(key);
@@ -134,7 +140,9 @@ function showControls() {
       return [made];
     }));
   }
-  for (const name of ["metric", "x", "smooth", "filter"]) if ($(name).value !== String(state[name])) $(name).value = state[name];
+  for (const [name, value] of Object.entries({ ...state, metric: metric() })) {
+    if (["metric", "x", "smooth", "filter"].includes(name) && $(name).value !== String(value)) $(name).value = value;
+  }
   for (const name of ["logX", "logY"]) $(name).checked = state[name];
   const choices = [...new Set([...slots.keys(), state.sample])].filter((id) => id !== null);
   if ($("sample-run").dataset.ids !== JSON.stringify(choices)) {
@@ -144,9 +152,29 @@ function showControls() {
   $("sample-run").value = state.sample ?? "";
 }
 
+// Identify the text of a run. A fingerprint is used, because a text with another size or split counts as another text.
+const textOf = (run) => run.fingerprint || run.text;
+
+// Losses of different texts do not compare, so each text has a chart with its own axis and floor.
+const dependsOnText = (key) => /^(val|train)\/(bpb|loss|perplexity)$/.test(key);
+
 function showCurves() {
   const shown = runs.filter((run) => slots.has(run.id)).sort((a, b) => slots.get(a.id) - slots.get(b.id));
-  const lines = shown.filter((run) => curves.get(run.id)?.key === state.metric).map((run) => {
+  const groups = Map.groupBy(shown, (run) => (dependsOnText(metric()) ? textOf(run) : ""));
+  const drawn = [...groups].filter(([text, group]) => draw(text, group, groups.size > 1)).map(([text]) => text);
+  for (const [text, { figure }] of charts) {
+    if (drawn.includes(text)) continue;
+    figure.remove();
+    charts.delete(text);
+  }
+  $("chart-note").textContent = drawn.length ? noteOn(drawn, shown) : "";
+  $("chart-empty").hidden = drawn.length > 0;
+  $("chart-empty").textContent = shown.length ? `None of the selected runs has a value of ${metric()} yet.` : "Tick runs in the table to see their curves.";
+}
+
+// Draw the curves of one group of runs; returns whether there was anything to draw.
+function draw(text, group, captioned) {
+  const lines = group.filter((run) => curves.get(run.id)?.key === metric()).map((run) => {
     const curve = curves.get(run.id);
     const x = {
       step: curve.step, tokens: curve.tokens, time: curve.time_s,
@@ -155,38 +183,30 @@ function showCurves() {
     const slot = slots.get(run.id);
     return { name: run.name, color: color(slot), dash: dash(slot), x, y: curve.value };
   });
-  const floors = state.metric === "val/bpb" ? floorsOf(shown) : [];
-  const { metric: key, x, smooth, logX, logY } = state;
-  const drawn = chart.show(lines, { key, x, smooth: Number(smooth), logX, logY, floors });
-  $("chart").hidden = !drawn;
-  $("chart-note").textContent = drawn ? noteOn(shown, lines) : "";
-  $("chart-empty").hidden = drawn;
-  $("chart-empty").textContent = shown.length ? `None of the selected runs has a value of ${key} yet.` : "Tick runs in the table to see their curves.";
+  const { floor } = group.find((run) => run.floor) ?? {};
+  const floors = floor && metric() === "val/bpb" ? [{ bpb: floor, name: "floor: the entropy of the text", color: "--floor" }] : [];
+  if (!charts.has(text)) charts.set(text, emptyChart());
+  const { figure, caption, chart } = charts.get(text);
+  if (!figure.isConnected) $("charts").append(figure);
+  caption.textContent = captioned ? group[0].text || "unknown text" : "";
+  const { x, smooth, logX, logY } = state;
+  return chart.show(lines, { key: metric(), x, smooth: Number(smooth), logX, logY, floors });
 }
 
-// Identify the text of a run. A fingerprint is used, because a text with another size or split counts as another text.
-const textOf = (run) => run.fingerprint || run.text;
-
-// Return a floor (the entropy of the text) for each text. It has the color of the run if only one run has this text.
-function floorsOf(shown) {
-  const texts = new Map();
-  for (const run of shown.filter((run) => run.floor)) texts.set(textOf(run), [...(texts.get(textOf(run)) ?? []), run]);
-  return [...texts.values()].map((group) => ({
-    bpb: group[0].floor,
-    name: shown.length === group.length ? "floor: the entropy of the text" : `floor of ${group[0].text}, for ${group.map((run) => run.name).join(", ")}`,
-    color: texts.size > 1 && group.length === 1 ? color(slots.get(group[0].id)) : "--floor",
-  }));
+function emptyChart() {
+  const [figure, caption, plot, legend] = ["figure", "figcaption", "div", "ul"].map((tag) => document.createElement(tag));
+  [plot.className, legend.className] = ["plot", "legend"];
+  plot.role = "img";
+  plot.ariaLabel = "Curves of the selected runs; the table below shows the last values of the runs";
+  figure.append(caption, plot, legend);
+  return { figure, caption, chart: new Chart(plot, legend) };
 }
 
-// Return a note for the reader of the chart: that the curves cannot be compared, or why only points are visible.
-function noteOn(shown, lines) {
-  const texts = new Map(shown.map((run) => [textOf(run), run.text || "unknown"]));
-  const about = /^(val|train)\/(bpb|loss|perplexity)$/.test(state.metric);
-  if (about && texts.size > 1) {
-    const names = [...new Set(texts.values())].join(", ");
-    return `These runs are trained on ${texts.size} different texts (${names}), so their values of ${state.metric} cannot be compared.`;
-  }
-  return lines.every((line) => line.y.length <= 1) ? "Each curve has only one point so far." : "";
+// Return a note for the reader of the charts: why there are several, or why only points are visible.
+function noteOn(drawn, shown) {
+  if (drawn.length > 1) return `The selected runs are trained on ${drawn.length} different texts, whose ${metric()} cannot be compared: each text has its own chart.`;
+  const lengths = shown.map((run) => curves.get(run.id)).filter((curve) => curve?.key === metric()).map((curve) => curve.value.length);
+  return lengths.every((length) => length <= 1) ? "Each curve has only one point so far." : "";
 }
 
 // Show the settings that differ if exactly two runs are selected.

@@ -1,0 +1,77 @@
+"""The tab Runs of the web application: its page, and the table, curves, samples and reports of a folder of runs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from positron.dashboard.table import Missing, Outputs
+from positron.serving.errors import ApiError
+from positron.serving.pages import page
+
+_STATIC = Path(__file__).parent / "static"
+# A report has inline styles and images; its scripts are forbidden.
+_REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
+
+def routes(outputs: Outputs) -> list[BaseRoute]:
+    """Return the routes of the tab for the runs of a folder.
+
+    They are ordinary functions, which Starlette calls in threads, because they read files.
+    """
+
+    def runs(_: Request) -> Any:
+        return {"folder": outputs.shown, "runs": outputs.rows()}
+
+    def curve(request: Request) -> Any:
+        query = request.query_params
+        after = query.get("after", "0")
+        if not re.fullmatch("[0-9]{1,18}", after):
+            raise Missing(f"there is no position {after}")
+        return outputs.curve(query.get("run", ""), query.get("key", ""), query.get("file", ""), int(after))
+
+    def samples(request: Request) -> Any:
+        return outputs.samples(request.query_params.get("run", ""))
+
+    def differences(request: Request) -> Any:
+        return outputs.differences(request.query_params.get("run", ""), request.query_params.get("other", ""))
+
+    def report(request: Request) -> Response:
+        try:
+            content = outputs.report(request.query_params.get("run", ""))
+        except Missing as missing:
+            return _not_found(missing)
+        return Response(content, media_type="text/html", headers={"Content-Security-Policy": _REPORT_POLICY})
+
+    return [
+        Route("/runs", page(_STATIC / "index.html")),
+        Route("/api/runs", _as_json(runs)),
+        Route("/api/curve", _as_json(curve)),
+        Route("/api/samples", _as_json(samples)),
+        Route("/api/differences", _as_json(differences)),
+        Route("/report", report),
+        Mount("/static/runs", StaticFiles(directory=_STATIC)),
+    ]
+
+
+def _as_json(answer: Callable[[Request], Any]) -> Callable[[Request], Response]:
+    """Return an endpoint that sends the value of `answer` as JSON, or its Missing as an error 404."""
+
+    def endpoint(request: Request) -> Response:
+        try:
+            return JSONResponse(answer(request))
+        except Missing as missing:
+            return _not_found(missing)
+
+    return endpoint
+
+
+def _not_found(missing: Missing) -> Response:
+    return JSONResponse(ApiError(404, str(missing)).body(), status_code=404)

@@ -1,0 +1,45 @@
+"""The pages of the web application and their files: the tab Chat here, the other tabs in their own packages."""
+
+from __future__ import annotations
+
+import dataclasses
+import mimetypes
+from collections.abc import Callable
+from pathlib import Path
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from positron.inference.sampling import PRESETS
+from positron.serving.security import PAGE_POLICY
+
+_STATIC = Path(__file__).parent / "static"
+_OF_THE_API = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # the settings that the page shows
+
+for _kind, _suffix in (("text/javascript", ".js"), ("text/css", ".css"), ("application/wasm", ".wasm")):
+    mimetypes.add_type(_kind, _suffix)  # Windows may have other entries, with which a browser refuses the file
+
+
+def page(path: Path) -> Callable[[Request], Response]:
+    """Return the endpoint of a page: an HTML file whose scripts and styles are files of this server."""
+
+    def endpoint(_: Request) -> Response:
+        return FileResponse(path, headers={"Content-Security-Policy": PAGE_POLICY})
+
+    return endpoint
+
+
+def routes() -> list[BaseRoute]:
+    """Return the routes of the tab Chat, and of the files that all tabs share: the last ones, because others are below it."""
+
+    def presets(_: Request) -> Response:
+        values = {name: dataclasses.asdict(sampling) for name, sampling in PRESETS.items()}
+        return JSONResponse({name: {key: value[key] for key in _OF_THE_API} for name, value in values.items()})
+
+    return [
+        Route("/", page(_STATIC / "chat" / "index.html")),
+        Route("/api/presets", presets),
+        Mount("/static", StaticFiles(directory=_STATIC)),
+    ]

@@ -1,0 +1,300 @@
+// The chat page: which conversation is open, which models answer, and what each control does.
+
+import { answer as ask, KeyNeeded, models as readModels, presets as readPresets, useKey } from "./api.js";
+import { button, element } from "./dom.js";
+import { Settings } from "./settings.js";
+import { openStore } from "./store.js";
+import { Thread } from "./thread.js";
+
+const FEW = 6; // as many models are listed side by side; more are in a list that opens
+const EXAMPLES = {
+  chat: ["Tell me a story about Lily, who makes a kite with a friend in the park.", "Write a story about Tom, who breaks a lamp in the bedroom and tells the truth."],
+  text: ["Once upon a time", "One day, a girl named Lily"],
+};
+
+const $ = (id) => document.getElementById(id);
+const running = new Map(); // answer -> AbortController
+let models = [];
+let store;
+let settings;
+let conversation;
+
+const thread = new Thread($("thread"), {
+  edit: (i, text) => fork(i, text),
+  regenerate: (i, model) => write(i, model, { prefix: "", tokens: [] }),
+  choose: (i, model, place, text) => {
+    const { tokens, text: all } = shownAnswer(i, model);
+    const logprob = tokens[place][2].find(([other]) => other === text)?.[1] ?? tokens[place][1];
+    const kept = [...tokens.slice(0, place), [text, logprob, tokens[place][2]]];
+    write(i, model, { prefix: kept.map(([part]) => part).join(""), tokens: kept, all });
+  },
+  variant: (i, model, by) => {
+    conversation.turns[i].answers[model].shown += by;
+    thread.views.get(`${i} ${model}`).renew();
+    save();
+  },
+});
+
+const named = (id) => models.find((model) => model.id === id);
+const shownAnswer = (i, model) => conversation.turns[i].answers[model].variants[conversation.turns[i].answers[model].shown];
+
+// --- conversations ---------------------------------------------------------------------------------------------------
+
+function fresh() {
+  const [first] = models;
+  const preset = first?.chats ? "precise" : "balanced";
+  return { id: crypto.randomUUID(), title: "", updated: 0, models: first ? [first.id] : [], settings: settings.initial(preset), turns: [] };
+}
+
+function open(next) {
+  stop();
+  conversation = next;
+  settings.show(conversation.settings);
+  showModels();
+  if (conversation.turns.length) thread.show(conversation, (id) => id);
+  else welcome();
+  listConversations();
+}
+
+async function save() {
+  if (!conversation.turns.length) return;
+  try {
+    await store.put(conversation);
+  } catch (error) {
+    trouble(`This conversation cannot be saved in this browser: ${error.message}`);
+  }
+  await listConversations();
+}
+
+async function listConversations() {
+  const all = await store.all();
+  $("conversations").replaceChildren(...all.map((one) => {
+    const title = button(one.title, `open ${one.title}`, () => {
+      open(one);
+      showHistory(false);
+    });
+    title.classList.add("title");
+    const remove = button("×", `delete ${one.title}`, async () => {
+      if (!confirm(`Delete “${one.title}”?`)) return;
+      await store.delete(one.id);
+      if (one.id === conversation.id) open(fresh());
+      else listConversations();
+    });
+    return element("li", { className: one.id === conversation.id ? "open" : "" }, title, remove);
+  }));
+}
+
+// An edited message begins a new conversation, so that the old answers stay in the list.
+function fork(i, text) {
+  const turns = structuredClone(conversation.turns.slice(0, i));
+  open({ ...structuredClone(conversation), id: crypto.randomUUID(), turns, title: i ? `${conversation.title} (edited)` : "" });
+  send(text);
+}
+
+function exportJson() {
+  const content = JSON.stringify({ version: 1, conversation }, null, 2);
+  const link = element("a", { href: URL.createObjectURL(new Blob([content], { type: "application/json" })), download: "positron-conversation.json" });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+// --- answers ---------------------------------------------------------------------------------------------------------
+
+function send(text) {
+  conversation.title ||= text.trim().replaceAll(/\s+/g, " ").slice(0, 60);
+  if (!conversation.turns.length) thread.show(conversation, (id) => id);
+  const turn = { user: text, answers: {} };
+  for (const id of conversation.models) turn.answers[id] = { shown: -1, variants: [] };
+  conversation.turns.push(turn);
+  const i = conversation.turns.length - 1;
+  for (const id of conversation.models) addVariant(turn, id, { prefix: "", tokens: [] });
+  thread.append(turn);
+  for (const id of conversation.models) stream(i, id);
+  save();
+}
+
+function write(i, model, start) {
+  if (!named(model)) {
+    trouble(`${model} is not among the models of this server.`);
+    return;
+  }
+  addVariant(conversation.turns[i], model, start);
+  thread.views.get(`${i} ${model}`).renew();
+  stream(i, model);
+}
+
+function addVariant(turn, model, { prefix, tokens }) {
+  const answers = turn.answers[model];
+  const continues = !named(model).chats;
+  answers.variants.push({ text: prefix, prefix, tokens, continues, finish: null, count: 0, seconds: 0, first: 0 });
+  answers.shown = answers.variants.length - 1;
+}
+
+// What the model reads: its own answers to the earlier questions.
+function messagesFor(i, model) {
+  return conversation.turns.slice(0, i + 1).flatMap((turn, k) => {
+    const said = k < i ? turn.answers[model]?.variants[turn.answers[model].shown]?.text : null;
+    if (k < i && !said) return [];
+    return [{ role: "user", content: turn.user }, ...(said ? [{ role: "assistant", content: said }] : [])];
+  });
+}
+
+async function stream(i, id) {
+  const [current, answer, controller] = [conversation, shownAnswer(i, id), new AbortController()];
+  const { preset, ...values } = conversation.settings;
+  const chosen = Object.fromEntries(Object.entries(values).filter(([, value]) => value !== null));
+  const seed = values.seed + conversation.turns[i].answers[id].shown;
+  running.set(answer, controller);
+  showRunning();
+  const begin = performance.now();
+  const passed = () => (performance.now() - begin) / 1000;
+  const visible = () => current === conversation && shownAnswer(i, id) === answer;
+  thread.update(i, id, true);
+  try {
+    for await (const part of ask(named(id), messagesFor(i, id), { ...chosen, seed, prefix: answer.prefix }, controller.signal)) {
+      if (part.tokens.length && !answer.count) answer.first = passed();
+      answer.text += part.text;
+      answer.tokens.push(...part.tokens);
+      answer.count += part.tokens.length;
+      answer.finish = part.finish ?? answer.finish;
+      if (visible()) thread.update(i, id, true);
+    }
+    $("status").textContent = `${id} answered: ${answer.text}`;
+  } catch (error) {
+    if (error instanceof KeyNeeded) askForKey();
+    if (controller.signal.aborted) answer.finish = "stopped";
+    else answer.error = error instanceof TypeError ? "The server does not answer. Is positron serve still running?" : error.message;
+  }
+  answer.seconds = passed();
+  running.delete(answer);
+  showRunning();
+  if (visible()) thread.update(i, id, false);
+  if (current === conversation) save();
+  else await store.put(current);
+}
+
+function stop() {
+  for (const controller of running.values()) controller.abort();
+}
+
+function showRunning() {
+  $("stop").hidden = running.size === 0;
+  $("send").hidden = running.size > 0;
+}
+
+// --- the page --------------------------------------------------------------------------------------------------------
+
+function trouble(text) {
+  $("trouble").textContent = text;
+  $("trouble").hidden = !text;
+}
+
+function showModels() {
+  const known = new Set(models.map((model) => model.id));
+  conversation.models = conversation.models.filter((id) => known.has(id));
+  if (!conversation.models.length && models.length) conversation.models = [models[0].id];
+  const boxes = models.map((model) => {
+    const box = element("input", { type: "checkbox", checked: conversation.models.includes(model.id) });
+    box.addEventListener("change", () => {
+      const chosen = models.map(({ id }) => id).filter((id) => (id === model.id ? box.checked : conversation.models.includes(id)));
+      if (!chosen.length) box.checked = true;
+      else conversation.models = chosen;
+      if (!conversation.turns.length) welcome();
+      counted();
+    });
+    return element("label", { title: about(model) }, box, model.id);
+  });
+  const summary = element("summary");
+  const counted = () => { summary.textContent = `${conversation.models.length} of ${models.length} models answer`; };
+  counted();
+  const legend = element("legend", { className: "unseen", textContent: "Models that answer" });
+  $("models").replaceChildren(legend, ...(models.length > FEW ? [element("details", {}, summary, ...boxes)] : boxes));
+}
+
+const about = ({ chats, max_model_len: context }) => `${chats ? "answers messages" : "continues a text"}; reads up to ${context} tokens`;
+
+function welcome() {
+  const chats = conversation.models.some((id) => named(id)?.chats);
+  const examples = EXAMPLES[chats ? "chat" : "text"].map((text) => {
+    const made = element("button", { type: "button", className: "button", textContent: text });
+    made.addEventListener("click", () => send(text));
+    return made;
+  });
+  const what = chats ? "Write a message, or try one of these:" : "This model continues a text. Write a beginning, or try one of these:";
+  $("question").placeholder = chats ? "Write a message" : "Write the beginning of a text";
+  $("thread").replaceChildren(element("div", { className: "welcome" }, element("p", { textContent: what }), element("div", { className: "examples" }, ...examples)));
+}
+
+function askForKey() {
+  $("key-form").hidden = false;
+  $("key").focus();
+}
+
+function showHistory(yes) {
+  $("history").classList.toggle("shown", yes);
+  $("show-history").ariaExpanded = String(yes);
+}
+
+function submit() {
+  const text = $("question").value;
+  if (!text.trim() || running.size || !conversation.models.length) return;
+  $("question").value = "";
+  send(text);
+}
+
+$("composer").addEventListener("submit", (event) => {
+  event.preventDefault();
+  submit();
+});
+$("question").addEventListener("keydown", (event) => {
+  if (event.isComposing) return;
+  if (event.key === "Enter" && !event.shiftKey) {
+    event.preventDefault();
+    submit();
+  } else if (event.key === "ArrowUp" && !$("question").value) {
+    event.preventDefault();
+    thread.editLast();
+  }
+});
+document.addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  stop();
+  showHistory(false);
+});
+document.addEventListener("pointerdown", (event) => {
+  if (!event.target.closest("#history, #show-history")) showHistory(false);
+});
+$("stop").addEventListener("click", stop);
+$("new").addEventListener("click", () => {
+  open(fresh());
+  showHistory(false);
+  $("question").focus();
+});
+$("show-history").addEventListener("click", () => showHistory(!$("history").classList.contains("shown")));
+$("show-tokens").addEventListener("change", () => thread.showTokens($("show-tokens").checked));
+$("export").addEventListener("click", exportJson);
+$("show-settings").addEventListener("click", () => {
+  $("settings").hidden = !$("settings").hidden;
+  $("show-settings").ariaExpanded = String(!$("settings").hidden);
+});
+$("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  useKey($("key").value);
+  location.reload();
+});
+
+async function start() {
+  store = await openStore();
+  if (!store.lasts) trouble("This browser keeps no data for this page: conversations last until you close it.");
+  try {
+    models = await readModels();
+    settings = new Settings($("settings"), await readPresets(), () => save());
+    open(fresh());
+    $("question").focus();
+  } catch (error) {
+    if (error instanceof KeyNeeded) askForKey();
+    else trouble(error.message);
+  }
+}
+
+start();

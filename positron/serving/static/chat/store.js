@@ -1,0 +1,53 @@
+// The conversations of this browser, in IndexedDB. Without it (private windows) they last until the page is closed.
+
+const DATABASE = "positron";
+const NAME = "conversations";
+
+function promised(request) {
+  return new Promise((resolve, reject) => {
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+  });
+}
+
+export async function openStore() {
+  try {
+    const request = indexedDB.open(DATABASE, 1);
+    request.onupgradeneeded = () => request.result.createObjectStore(NAME, { keyPath: "id" });
+    return new Store(await promised(request));
+  } catch {
+    return new Store(null);
+  }
+}
+
+class Store {
+  constructor(database) {
+    [this.database, this.memory] = [database, new Map()];
+  }
+
+  get lasts() {
+    return this.database !== null;
+  }
+
+  // All conversations, the newest first.
+  async all() {
+    const list = this.database ? await promised(this.objects("readonly").getAll()) : [...this.memory.values()];
+    return list.sort((a, b) => b.updated - a.updated);
+  }
+
+  async put(conversation) {
+    conversation.updated = Date.now();
+    const copy = structuredClone(conversation);
+    if (this.database) await promised(this.objects("readwrite").put(copy));
+    else this.memory.set(copy.id, copy);
+  }
+
+  async delete(id) {
+    if (this.database) await promised(this.objects("readwrite").delete(id));
+    else this.memory.delete(id);
+  }
+
+  objects(mode) {
+    return this.database.transaction(NAME, mode).objectStore(NAME);
+  }
+}

@@ -1,0 +1,158 @@
+// The conversation on the page: turns, each with a question and the answers of one or several models beside each other.
+
+import { Alternatives, tokenElement } from "./tokens.js";
+import { button, element } from "./dom.js";
+
+const NEAR = 80; // pixels from the end within which the page follows the text
+
+export class Thread {
+  // on: {edit(turn, text), regenerate(turn, model), choose(turn, model, token, text), variant(turn, model, by)}
+  constructor(host, on) {
+    [this.host, this.on, this.views, this.withTokens] = [host, on, new Map(), false];
+    this.alternatives = new Alternatives(host);
+  }
+
+  show(conversation, names) {
+    [this.conversation, this.names] = [conversation, names];
+    this.views.clear();
+    this.alternatives.close();
+    this.host.replaceChildren(...conversation.turns.map((turn, i) => this.turn(turn, i)));
+    this.host.scrollTop = this.host.scrollHeight;
+  }
+
+  append(turn) {
+    this.host.append(this.turn(turn, this.conversation.turns.length - 1));
+    this.host.scrollTop = this.host.scrollHeight;
+  }
+
+  // Show what has changed in one answer.
+  update(i, model, running) {
+    const follow = this.host.scrollHeight - this.host.scrollTop - this.host.clientHeight < NEAR;
+    this.views.get(`${i} ${model}`)?.update(running);
+    if (follow) this.host.scrollTop = this.host.scrollHeight;
+  }
+
+  turn(turn, i) {
+    const models = Object.keys(turn.answers);
+    const made = element("section", { className: models.length > 1 ? "turn wide" : "turn", ariaLabel: `Turn ${i + 1}` });
+    const lanes = element("div", { className: "lanes" });
+    for (const model of models) {
+      const view = new AnswerView(this, turn, i, model);
+      this.views.set(`${i} ${model}`, view);
+      lanes.append(view.element);
+    }
+    made.append(this.question(turn, i), lanes);
+    return made;
+  }
+
+  question(turn, i) {
+    const text = element("div", { className: "text", textContent: turn.user });
+    const made = element("div", { className: "question" }, element("h2", { className: "unseen", textContent: "You" }), text);
+    const edit = button("Edit", "edit this message and send it again", () => this.edit(made, turn, i));
+    edit.classList.add("edit");
+    made.append(edit);
+    return made;
+  }
+
+  edit(host, turn, i) {
+    const before = [...host.children];
+    const field = element("textarea", { value: turn.user, rows: Math.min(8, 1 + turn.user.split("\n").length), ariaLabel: "edited message" });
+    const back = () => host.replaceChildren(...before);
+    const send = element("button", { type: "button", className: "button primary", textContent: "Send again" });
+    send.addEventListener("click", () => field.value.trim() && this.on.edit(i, field.value));
+    field.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+        event.preventDefault();
+        send.click();
+      } else if (event.key === "Escape") {
+        event.stopPropagation();
+        back();
+      }
+    });
+    host.replaceChildren(field, element("div", {}, button("Cancel", "keep the message", back), send));
+    field.focus();
+  }
+
+  editLast() {
+    [...this.host.querySelectorAll(".edit")].at(-1)?.click();
+  }
+
+  showTokens(yes) {
+    this.withTokens = yes;
+    this.alternatives.close();
+    for (const view of this.views.values()) view.renew();
+  }
+}
+
+class AnswerView {
+  constructor(thread, turn, i, model) {
+    [this.thread, this.turn, this.i, this.model] = [thread, turn, i, model];
+    this.text = element("div", { className: "text" });
+    this.error = element("p", { className: "error" });
+    this.footer = element("footer");
+    this.element = element("article", { className: "answer" }, element("h3", { textContent: thread.names(model) }), this.text, this.error, this.footer);
+    this.renew();
+  }
+
+  get answer() {
+    const { variants, shown } = this.turn.answers[this.model];
+    return variants[shown];
+  }
+
+  renew() {
+    this.text.replaceChildren();
+    this.shownTokens = 0;
+    this.update(this.running ?? false);
+  }
+
+  update(running) {
+    this.running = running;
+    const { answer } = this;
+    this.element.classList.toggle("running", running);
+    this.element.ariaBusy = String(running);
+    if (this.thread.withTokens && answer.tokens.length) this.showTokens(answer);
+    else this.text.replaceChildren(...(answer.continues ? [element("span", { className: "beginning", textContent: this.turn.user })] : []), answer.text);
+    this.error.textContent = answer.error ?? "";
+    this.error.hidden = !answer.error;
+    this.showFooter(answer, running);
+  }
+
+  // Only new tokens are appended, so that a focused or opened token stays.
+  showTokens(answer) {
+    if (this.shownTokens === 0) this.text.replaceChildren();
+    answer.tokens.slice(this.shownTokens).forEach((token, k) => {
+      const place = this.shownTokens + k;
+      this.text.append(tokenElement(token, (anchor) => this.thread.alternatives.open(anchor, token, (text) => this.choose(place, text))));
+    });
+    this.shownTokens = answer.tokens.length;
+    if (!this.text.querySelector("[tabindex='0']")) this.text.firstElementChild.tabIndex = 0;
+  }
+
+  choose(place, text) {
+    if (!this.running) this.thread.on.choose(this.i, this.model, place, text);
+  }
+
+  showFooter(answer, running) {
+    const { on, i, model } = { ...this.thread, i: this.i, model: this.model };
+    const { variants, shown } = this.turn.answers[this.model];
+    const facts = element("span", { className: "facts", textContent: running ? "" : factsOf(answer) });
+    const step = (by, text, label) => button(text, label, () => on.variant(i, model, by), { disabled: running || !variants[shown + by] });
+    const several = variants.length > 1 ? [step(-1, "‹", "previous answer"), element("span", { textContent: `${shown + 1} of ${variants.length}` }), step(1, "›", "next answer")] : [];
+    const shape = JSON.stringify([running, shown, variants.length, facts.textContent]);
+    if (shape === this.shape) return;
+    this.shape = shape;
+    this.footer.replaceChildren(
+      button("Regenerate", "answer again, with the next seed", () => on.regenerate(i, model), { disabled: running }),
+      button("Copy", "copy this answer", () => navigator.clipboard.writeText(this.answer.text), { disabled: running }),
+      ...several,
+      facts,
+    );
+  }
+}
+
+function factsOf({ count, seconds, first, finish }) {
+  if (!count) return finish === "stopped" ? "stopped" : "";
+  const speed = count > 1 && seconds > first ? ` · ${Math.round((count - 1) / (seconds - first)).toLocaleString("en-US")} tokens/s` : "";
+  const end = { length: " · cut at the limit", stopped: " · stopped" }[finish] ?? "";
+  return `${count} tokens${speed} · first after ${Math.round(first * 1000)} ms${end}`;
+}

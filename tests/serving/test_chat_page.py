@@ -1,0 +1,209 @@
+"""The page to chat with models, in real Chromium against a real server."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+from browser import chromium, has_sideways_scroll, opened, serious_findings
+from serving_models import Running, served_of
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page, Route
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Running]:
+    """A model that chats and one that does not."""
+    running = Running(served_of("talker", True), served_of("writer", False))
+    yield running
+    running.stop()
+
+
+@pytest.fixture
+def page(browser: Browser, site: Running) -> Iterator[Page]:
+    with opened(browser, site.url) as page:
+        page.route("**/completions", _without_end)
+        page.wait_for_selector(".welcome")
+        yield page
+
+
+def _without_end(route: Route) -> None:
+    """Let an untrained model write on, which may end its text at any token."""
+    body = json.loads(route.request.post_data or "")
+    route.continue_(post_data=json.dumps({**body, "ignore_eos": True}))
+
+
+def send(page: Page, text: str) -> None:
+    page.fill("#question", text)
+    page.press("#question", "Enter")
+
+
+def wait_for_end(page: Page) -> None:
+    page.wait_for_selector("#send:not([hidden])")
+
+
+def limit(page: Page, tokens: int) -> None:
+    page.click("#show-settings")
+    page.get_by_label("Longest answer").fill(str(tokens))
+    page.get_by_label("Longest answer").press("Tab")
+    page.click("#show-settings")
+
+
+def texts(page: Page) -> list[str]:
+    return page.locator(".answer .text").all_inner_texts()
+
+
+def test_an_answer_is_streamed_and_is_there_after_a_reload(page: Page) -> None:
+    limit(page, 12)
+    send(page, "hello")
+    wait_for_end(page)
+    (answer,) = texts(page)
+    assert answer
+    assert "12 tokens" in page.locator(".facts").inner_text()
+    page.reload()
+    page.locator("#conversations .title", has_text="hello").click()
+    assert texts(page) == [answer]
+
+
+def test_stop_ends_an_answer_and_keeps_what_was_written(page: Page) -> None:
+    limit(page, 30_000)
+    send(page, "hello")
+    page.locator(".answer .text", has_text=re.compile(".{5}")).wait_for()
+    page.keyboard.press("Escape")
+    wait_for_end(page)
+    assert "stopped" in page.locator(".facts").inner_text()
+    assert texts(page)[0]
+
+
+def test_a_selected_alternative_is_where_the_next_answer_continues(page: Page) -> None:
+    limit(page, 8)
+    send(page, "hello")
+    wait_for_end(page)
+    before = page.locator(".answer .text").inner_text()
+    page.check("#show-tokens")
+    page.locator(".token").nth(1).click()
+    other = page.locator("#alternatives button:not(:disabled):not([aria-current])").first
+    letter = other.locator("span").first.inner_text().replace("·", " ").replace("↵", "\n")
+    other.click()
+    wait_for_end(page)
+    page.uncheck("#show-tokens")
+    after = page.locator(".answer .text").text_content() or ""
+    assert after[0] == before[0]
+    assert after[1] == letter != before[1]
+    assert len(after) > 2
+    assert "2 of 2" in page.locator(".answer footer").inner_text()
+
+
+def test_regenerated_answers_are_kept_beside_the_first(page: Page) -> None:
+    limit(page, 10)
+    page.click("#show-settings")
+    page.get_by_label("Preset").select_option("creative")
+    page.click("#show-settings")
+    send(page, "hello")
+    wait_for_end(page)
+    (first,) = texts(page)
+    page.get_by_text("Regenerate").click()
+    wait_for_end(page)
+    assert texts(page) != [first]
+    page.get_by_label("previous answer").click()
+    assert texts(page) == [first]
+
+
+def test_an_edited_message_begins_another_conversation(page: Page) -> None:
+    limit(page, 5)
+    send(page, "one")
+    wait_for_end(page)
+    page.press("#question", "ArrowUp")
+    page.get_by_label("edited message").fill("two")
+    page.get_by_text("Send again").click()
+    wait_for_end(page)
+    assert page.locator(".question .text").all_inner_texts() == ["two"]
+    assert sorted(page.locator("#conversations .title").all_inner_texts()) == ["one", "two"]
+
+
+def test_models_answer_beside_each_other(page: Page) -> None:
+    limit(page, 5)
+    page.get_by_label("writer").check()
+    send(page, "hello")
+    wait_for_end(page)
+    assert page.locator(".answer h3").all_inner_texts() == ["talker", "writer"]
+    assert page.locator(".answer .beginning").all_inner_texts() == ["hello"]  # what the second one continues
+
+
+def test_markup_in_a_message_stays_text(page: Page) -> None:
+    text = "<img src=x onerror=\"document.title='gotcha'\"><b>bold</b>"
+    limit(page, 5)
+    send(page, text)
+    wait_for_end(page)
+    assert page.locator(".question .text").inner_text() == text
+    assert page.locator("#conversations .title").inner_text() == text[:60]
+    assert page.locator("main img, main b, aside img").count() == 0
+    assert page.title() == "Positron · Chat"
+
+
+def test_a_preset_fills_the_fields_and_a_changed_field_is_custom(page: Page) -> None:
+    page.click("#show-settings")
+    page.get_by_label("Preset").select_option("creative")
+    assert page.get_by_label("Temperature").input_value() == "1.1"
+    page.get_by_label("Temperature").fill("0.7")
+    page.get_by_label("Temperature").press("Tab")
+    assert page.get_by_label("Preset").input_value() == "custom"
+
+
+def test_the_exported_file_holds_the_conversation(page: Page) -> None:
+    limit(page, 5)
+    send(page, "hello")
+    wait_for_end(page)
+    with page.expect_download() as download:
+        page.click("#export")
+    saved = json.loads(download.value.path().read_text(encoding="utf-8"))
+    assert saved["version"] == 1
+    (turn,) = saved["conversation"]["turns"]
+    assert turn["user"] == "hello"
+    assert turn["answers"]["talker"]["variants"][0]["text"] == page.locator(".answer .text").text_content()
+
+
+def test_an_error_of_the_server_is_shown_at_the_answer(page: Page) -> None:
+    send(page, "a " * 500)
+    wait_for_end(page)
+    assert "tokens" in page.locator(".answer .error").inner_text()
+
+
+def test_a_server_with_a_key_asks_for_it(browser: Browser) -> None:
+    server = Running(served_of("talker", True), key="0123456789abcdef")
+    try:
+        context = browser.new_context()
+        page = context.new_page()
+        page.goto(server.url)
+        page.get_by_label("API key").fill("0123456789abcdef")
+        page.get_by_text("Use this key").click()
+        page.wait_for_selector(".welcome")
+        context.close()
+    finally:
+        server.stop()
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("phone", [False, True])
+def test_the_page_fits_a_phone_and_can_be_used_without_sight(
+    browser: Browser, site: Running, phone: bool, dark: bool
+) -> None:
+    with opened(browser, site.url, phone=phone, dark=dark, csp=False) as page:
+        page.wait_for_selector(".welcome")
+        limit(page, 20)
+        send(page, "hello")
+        wait_for_end(page)
+        page.check("#show-tokens")
+        page.click("#show-settings")
+        assert serious_findings(page) == []
+        assert not has_sideways_scroll(page)
