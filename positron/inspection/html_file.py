@@ -15,7 +15,7 @@ import json
 import logging
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 8_000_000  # of a file, if 8 bits per weight or more allow it: then it can still be sent by mail
 MAX_PARAMETERS = 60_000_000  # at 8 bits a file of 70 MB, which a browser unpacks in seconds
 MAX_PROOF = 1 << 16  # logits of PyTorch that a file holds
+ENOUGH_BITS = 14  # the logits of the quickstart then differ by 0.003
 MAX_HISTORY = 12  # kept steps in a file: 10 to 50 kB each
 CONTINUATION: Continuation = {"max_tokens": 40, "temperature": 0, "seed": 0}  # as static/inspector.js asks for it
 # In the order of their imports. Without `import` and `export` they are one script: their names differ, which a test checks.
@@ -96,10 +97,11 @@ def write_file(model: GPT, tokenizer: Tokenizer, stored: Stored, path: Path) -> 
     proof = ids[: max(1, MAX_PROOF // model.config.vocab_size)]
     logits = _logits(model, proof)
     _refuse_large(stored.run, shape)
-    for bits in _candidates(shape):
+    for bits, steps in attempts(shape, len(stored.history)):
         weights = pack(model, bits)
         facts = {
             **dataclasses.asdict(stored),
+            "history": spread(stored.history, steps),
             "shape": shape,
             "config": engine_config(model.config),
             "tensors": weights.tensors,
@@ -124,10 +126,16 @@ def _refuse_large(run: str, shape: Shape) -> None:
         )
 
 
-def _candidates(shape: Shape) -> range:
-    """Return the numbers of bits per weight that are tried: from the first that may fit, down to 8."""
+def attempts(shape: Shape, steps: int) -> Iterator[tuple[int, int]]:
+    """Yield bits per weight and kept steps to try, from the first that may fit down to 8 bits.
+
+    Before the weights get fewer than ENOUGH_BITS, which a reader sees in the difference, half of the steps are left out, twice.
+    """
     fitting = math.ceil(MAX_BYTES / 1.25 * 8 / shape["parameters"])  # compression saves about one bit of each weight
-    return range(max(8, min(16, fitting)), 7, -1)
+    for bits in range(max(8, min(16, fitting)), 7, -1):
+        yield bits, steps
+        if bits == ENOUGH_BITS:
+            yield from ((bits, fewer) for fewer in (steps // 2, steps // 4) if fewer > 1)
 
 
 @torch.no_grad()
@@ -235,7 +243,7 @@ def kept_look(subject: Subject, prompt: str, point: HistoryPoint) -> dict[str, A
     return {**data, "point": point}
 
 
-def spread(points: Sequence[HistoryPoint], count: int) -> list[HistoryPoint]:
+def spread(points: Sequence[Any], count: int) -> list[Any]:
     """Return at most `count` points at even distances, the first and the last among them."""
     if len(points) <= count:
         return list(points)

@@ -12,7 +12,7 @@ from positron.inference.engine import Engine
 from positron.inference.sampling import Sampling
 from positron.inspection import html_file
 from positron.inspection.html_file import DIGITS, Stored, base85, joined_scripts, write_file
-from positron.inspection.look import look
+from positron.inspection.look import look, shape_of
 from positron.inspection.scores import measure_scores
 from positron.inspection.truth import compare_with_truth
 from positron.system.errors import UserError
@@ -241,6 +241,14 @@ def test_a_long_history_is_thinned_evenly(n):
         assert (steps[0], steps[-1]) == (0, n - 1)
     gaps = [b - a for a, b in itertools.pairwise(steps)]
     assert max(gaps, default=0) - min(gaps, default=0) <= 1
+
+
+def test_steps_are_left_out_before_the_weights_become_coarse():
+    shape = shape_of(small_model())
+    tried = list(html_file.attempts(shape, 12))
+    assert tried[:6] == [(16, 12), (15, 12), (14, 12), (14, 6), (14, 3), (13, 12)]
+    assert tried[-1] == (8, 12)
+    assert [bits for bits, _ in html_file.attempts(shape, 0)] == list(range(16, 7, -1))
 
 
 def test_a_smaller_limit_gives_fewer_bits(tmp_path, monkeypatch):
