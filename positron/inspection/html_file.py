@@ -59,7 +59,8 @@ SCRIPTS = (
     "inspector.js",
     "file_page.js",
 )
-STYLES = ("file.css", "inspector.css")
+DESIGN = "serving/static/design.css"  # of the web application, with the colours that the inspector uses
+STYLES = ("inspector.css", "file.css")
 # Digits of base 85 that mean nothing in HTML; static/weights.js has the same
 DIGITS = "!#$%()*+,-./0123456789:;=?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_abcdefghijklmnopqrstuvwxyz{|"
 _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
@@ -159,7 +160,7 @@ def _rounded(model: GPT, bits: int) -> GPT:
 
 def page(title: str, facts: dict[str, Any], weights: PackedWeights, logits: np.ndarray) -> bytes:
     """Return the file. `logits`: those of PyTorch for the ids `facts["proof"]`, (T, V)."""
-    script, style = joined_scripts(), "\n".join(_text(name) for name in STYLES)
+    script, style = joined_scripts(), "\n".join([_package_file(DESIGN).decode(), *map(_text, STYLES)])
     kernels = base64.b64encode(_static("engine.wasm")).decode()
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}' 'wasm-unsafe-eval'; style-src '{_hash(style)}'; "
@@ -215,7 +216,11 @@ def _text(name: str) -> str:
 
 
 def _static(name: str) -> bytes:
-    return (resources.files("positron.inspection") / "static" / name).read_bytes()
+    return _package_file(f"inspection/static/{name}")
+
+
+def _package_file(name: str) -> bytes:
+    return (resources.files("positron") / name).read_bytes()
 
 
 def write_html(run: Run, prompt: str, path: Path) -> Written:
