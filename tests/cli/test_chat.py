@@ -131,7 +131,7 @@ def test_settings_change_the_answers_at_once(chat: pexpect.spawn) -> None:
     assert re.search(r"temperature +0\.3", say(chat, "settings"))
     assert re.search(r"temperature +0\.0", say(chat, "/settings temperature 0"))
     assert "preset             creative" in say(chat, "settings preset creative")
-    assert "temperature -1" in say(chat, "settings temperature -1")
+    assert "temperature must be 0" in say(chat, "settings temperature -1")
     assert "choose from" in say(chat, "settings heat 3")
     assert "did you mean temperature?" in say(chat, "settings temprature 0.5")
     assert re.search(r"max_tokens +2\b", say(chat, "settings max_tokens=2"))
@@ -243,9 +243,9 @@ def test_a_reader_that_leaves_early_is_no_error(runs: Path) -> None:
     [
         (("--run", "nobody"), "no run nobody"),
         (("--temperature", "-1"), "temperature"),
-        (("--top-p", "1.5"), "--top-p 1.5"),
+        (("--top-p", "1.5"), "--top-p must be above 0 and at most 1, not 1.5"),
         (("--preset", "wild"), "there is no preset wild"),
-        (("--max-tokens", "0"), "--max-tokens 0"),
+        (("--max-tokens", "0"), "--max-tokens must be at least 1, not 0"),
         (("--run", "base", "--system", "You are a pirate"), "this run cannot use a system text"),
     ],
 )

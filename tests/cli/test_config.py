@@ -111,7 +111,7 @@ def test_presets_have_the_shapes_that_they_are_known_for():
         (("tokenizer.vocab_size=10",), "at least 300"),
         (("device.devices=2",), "device.strategy=ddp"),
         (("train.max_time=soon",), "10m"),
-        (("name=../x",), "folder name"),
+        (("name=../x",), "cannot be a folder below outputs/"),
         (("init_from=a", "ckpt_path=b"), "one of them"),
     ],
 )
@@ -185,7 +185,7 @@ def test_gpt_config_is_the_same_menu_as_the_model_config():
         ({"n_head": 7}, r"not divisible by model\.n_head=7: try model\.d_model=63$"),
         ({"n_head": 8, "n_kv_head": 3}, r"must divide model\.n_head=8: choose one of 1, 2, 4, 8$"),
         ({"d_model": 36, "n_head": 4, "position": "rope"}, r"gives 9: try model\.d_model=32 or 40$"),
-        ({"head_dim": 9, "position": "rope"}, r"even model\.head_dim, not 9: try 10$"),
+        ({"head_dim": 9, "position": "rope"}, r"even model\.head_dim, not 9: try model\.head_dim=10$"),
         ({"d_model": 9, "n_head": 3, "position": "sinusoidal"}, r"try model\.d_model=12$"),
     ],
 )
@@ -206,8 +206,8 @@ def test_a_sampling_option_out_of_range_is_named_as_it_is_typed():
     parser = argparse.ArgumentParser()
     sampling_options(parser)
     for words, says in (
-        (["--top-p", "2"], "--top-p 2 must"),
-        (["--repetition-penalty", "0"], "--repetition-penalty 0 must"),
+        (["--top-p", "2"], "--top-p must be .*, not 2"),
+        (["--repetition-penalty", "0"], "--repetition-penalty must be .*, not 0"),
     ):
         with pytest.raises(UserError, match=f"^{says}"):
             chosen_sampling(parser.parse_args(words))

@@ -365,11 +365,11 @@ def test_evaluate_measures_any_text(run_command: Callable[..., Result], runs: Pa
     [
         (("--run", "nobody"), "no run nobody"),
         (("--run", "chars", "--text", "none.txt"), "none.txt"),
-        (("--run", "chars", "--stride", "99"), "--stride 99"),
+        (("--run", "chars", "--stride", "99"), "--stride must be between"),
         (("--run", "chars", "--instruct"), "was not fine-tuned"),
         (("--run", "other/cats", "--stories"), "built-in stories"),
         (("--run", "chars", "--temperature", "-1"), "temperature"),
-        (("--run", "chars", "--count", "0"), "--count 0"),
+        (("--run", "chars", "--count", "0"), "--count must be at least 1, not 0"),
     ],
 )
 def test_evaluate_refuses_in_one_line(

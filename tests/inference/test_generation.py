@@ -327,8 +327,8 @@ def test_the_generate_command(run: Path, run_command: Callable[..., Any]) -> Non
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--temperature", "-1"], "temperature -1"),
-        (["--top-p", "2"], "--top-p 2"),
+        (["--temperature", "-1"], "--temperature must be 0, or a finite number"),
+        (["--top-p", "2"], "--top-p must be above 0 and at most 1, not 2"),
         (["--preset", "wild"], "no preset wild: choose from precise, balanced, creative"),
         (["--run", "nothing"], "no run nothing"),
         (["a" * 200], "the prompt has 200 tokens"),
