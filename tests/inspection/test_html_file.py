@@ -169,6 +169,15 @@ def test_truth_stands_beside_the_model(shared):
     assert shared.get_by_role("region", name="Regret per rule of the grammar").locator("tbody tr").count() == len(
         truth["rules"]
     )
+    slide(shared, "temperature", 1)
+    slide(shared, "top_p", 1)
+    shared.locator(".look-token").last.click()
+    likely = truth["next"][-1]["top"][0]  # of the grammar; the untrained model has it far down
+    name = shared.get_by_text(likely["text"].replace(" ", "·"), exact=True)
+    row = shared.locator(".look-bars >> nth=0").locator("li").filter(has=name)
+    shown = row.locator(".look-number >> nth=0")
+    shown.wait_for()
+    assert float(shown.inner_text().strip("< %")) == pytest.approx(100 * likely["model"], abs=0.1)
     shared.get_by_label("Number and colour").select_option("regret")
     regret = truth["tokens"][1]["regret"]
     assert shared.locator(".look-bits >> nth=1").inner_text() == f"{regret:.1f}".replace("-", "−")

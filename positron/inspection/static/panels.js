@@ -91,10 +91,11 @@ export function createNext(act) {
       const truthOf = new Map(told?.top.map((candidate) => [candidate.id, candidate.true]) ?? []);
       const rows = focus.top.slice(0, SHOWN).map((candidate, i) => ({ ...candidate, share: share.get(i) ?? 0, kept: share.has(i), true: truthOf.get(candidate.id) ?? 0 }));
       for (const candidate of told?.top.slice(0, 4) ?? []) {
-        const known = focus.top.findIndex(({ id }) => id === candidate.id);
-        if (rows.every(({ id }) => id !== candidate.id)) {
-          rows.push({ ...candidate, p: candidate.model, share: share.get(known) ?? 0, kept: share.has(known), true: candidate.true });
-        }
+        if (rows.some(({ id }) => id === candidate.id) || !focus.logits) continue;
+        // Its logit below the largest one; what can be drawn is the beginning of the descending logits.
+        const below = Math.log(candidate.model / focus.top[0].p), least = focus.logits[ids.at(-1)] - focus.logits[0];
+        const kept = settings.temperature > 0 && below >= least - 1e-6;
+        rows.push({ ...candidate, share: kept ? p[0] * Math.exp(below / settings.temperature) : 0, kept });
       }
       const isLast = focus.position === data.tokens.length - 1;
       bars.replaceChildren(...rows.map((row) => {
