@@ -364,3 +364,17 @@ def test_other_paths_and_methods_are_refused_in_the_same_format(site, method, pa
     answer = httpx.request(method, site.url + path)
     assert answer.status_code == status
     assert answer.json()["error"]["message"]
+
+
+def test_a_conversation_that_is_too_long_loses_its_oldest_turns_if_the_client_wants_that(client):
+    turns = [{"role": role, "content": "a long text " * 3} for _ in range(3) for role in ("user", "assistant")]
+    messages: list[Any] = [*turns, {"role": "user", "content": "hello"}]
+    with pytest.raises(openai.BadRequestError, match="shorten it"):
+        client.chat.completions.create(model="talker", messages=messages)
+    extra = {"truncation": "auto"}
+    answer = client.chat.completions.create(model="talker", messages=messages, seed=1, max_tokens=30, extra_body=extra)
+    read, dropped = conversation.fit([Message(**m) for m in messages], TOKENIZER, CONTEXT, 30)
+    assert answer.dropped_turns == dropped > 0
+    assert answer.usage.prompt_tokens == len(conversation.prompt_ids(read, TOKENIZER))
+    with pytest.raises(openai.BadRequestError, match="must be auto or disabled"):
+        client.chat.completions.create(model="talker", messages=messages, extra_body={"truncation": "middle"})

@@ -52,8 +52,8 @@ export async function* events(path, body, signal) {
   }
 }
 
-// Stream one answer. messages: [{role, content}]; prefix: text with which the answer must begin; yields {text, tokens, finish},
-// tokens as [[text, log-probability, [[text, log-probability], ...]], ...].
+// Stream one answer. messages: [{role, content}]; prefix: text with which the answer must begin; yields {text, tokens, finish,
+// dropped}: tokens as [[text, log-probability, [[text, log-probability], ...]], ...]; dropped: oldest turns that the model does not read.
 export async function* answer(model, messages, { system, prefix, ...settings }, signal) {
   const common = { model: model.id, stream: true, ...settings };
   if (!model.chats) {
@@ -67,10 +67,10 @@ export async function* answer(model, messages, { system, prefix, ...settings }, 
   const all = [...(system ? [{ role: "system", content: system }] : []), ...messages];
   const extra = prefix ? { continue_final_message: true } : {};
   if (prefix) all.push({ role: "assistant", content: prefix });
-  const body = { ...common, messages: all, logprobs: true, top_logprobs: TOP, ...extra };
+  const body = { ...common, messages: all, logprobs: true, top_logprobs: TOP, truncation: "auto", ...extra };
   for await (const event of events("/v1/chat/completions", body, signal)) {
     const [choice] = event.choices;
-    if (choice) yield { text: choice.delta.content ?? "", tokens: chatTokens(choice.logprobs), finish: choice.finish_reason };
+    if (choice) yield { text: choice.delta.content ?? "", tokens: chatTokens(choice.logprobs), finish: choice.finish_reason, dropped: event.dropped_turns ?? 0 };
   }
 }
 

@@ -157,6 +157,7 @@ async function stream(i, id) {
       answer.tokens.push(...part.tokens);
       answer.count += part.tokens.length;
       answer.finish = part.finish ?? answer.finish;
+      answer.dropped = part.dropped;
       if (visible()) thread.update(i, id, true);
     }
     $("status").textContent = `${id} answered: ${answer.text}`;

@@ -89,8 +89,9 @@ class AnswerView {
     [this.thread, this.turn, this.i, this.model] = [thread, turn, i, model];
     this.text = element("div", { className: "text" });
     this.error = element("p", { className: "error" });
+    this.note = element("p", { className: "faint small" });
     this.footer = element("footer");
-    this.element = element("article", { className: "answer" }, element("h3", { textContent: thread.names(model) }), this.text, this.error, this.footer);
+    this.element = element("article", { className: "answer" }, element("h3", { textContent: thread.names(model) }), this.text, this.error, this.note, this.footer);
     this.renew();
   }
 
@@ -114,6 +115,8 @@ class AnswerView {
     else this.text.replaceChildren(...(answer.continues ? [element("span", { className: "beginning", textContent: this.turn.user })] : []), answer.text);
     this.error.textContent = answer.error ?? "";
     this.error.hidden = !answer.error;
+    this.note.textContent = answer.dropped ? `The conversation is longer than the context: the model did not read the oldest ${answer.dropped === 1 ? "turn" : `${answer.dropped} turns`}.` : "";
+    this.note.hidden = !answer.dropped;
     this.showFooter(answer, running);
   }
 

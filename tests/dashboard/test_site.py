@@ -1,0 +1,102 @@
+"""The web application over a folder of runs: runs are loaded when they are first used, and every tab shows them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from browser import chromium, has_sideways_scroll, opened, serious_findings
+from conftest import PATIENCE
+from serving_models import Running
+
+from positron import load
+from positron.run.folder import Run
+from positron.serving.models import MAX_ON_DEMAND
+
+COPIES = MAX_ON_DEMAND + 1
+
+
+@pytest.fixture(scope="module")
+def folder(kept_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("outputs")
+    for i in range(COPIES):
+        shutil.copytree(kept_run.folder, folder / f"sweep/{i}")
+    (folder / "empty").mkdir()
+    (folder / "empty" / "run.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def site(folder: Path) -> Iterator[Running]:
+    running = Running(folder=folder)
+    yield running
+    running.stop()
+
+
+def complete(site: Running, model: str) -> httpx.Response:
+    body = {"model": model, "prompt": "Tom", "max_tokens": 8, "seed": 3}
+    return httpx.post(f"{site.url}/v1/completions", json=body, timeout=PATIENCE)
+
+
+def test_every_run_with_a_checkpoint_is_a_model(site: Running) -> None:
+    models = httpx.get(f"{site.url}/v1/models", timeout=PATIENCE).json()["data"]
+    assert sorted(model["id"] for model in models) == [f"sweep/{i}" for i in range(COPIES)]
+    one = httpx.get(f"{site.url}/v1/models/sweep/1", timeout=PATIENCE).json()
+    assert (one["id"], one["chats"]) == ("sweep/1", False)
+    assert httpx.get(f"{site.url}/v1/models/empty", timeout=PATIENCE).status_code == 404
+
+
+def test_a_run_is_loaded_when_it_is_asked_and_only_the_last_ones_stay(site: Running, folder: Path) -> None:
+    text = "".join(load(folder / "sweep/0").stream("Tom", max_tokens=8, seed=3))
+    for i in range(COPIES):
+        assert complete(site, f"sweep/{i}").json()["choices"][0]["text"] == text
+    assert [model.name for model in site.models.loaded] == [f"sweep/{i}" for i in range(1, COPIES)]
+
+
+def test_a_run_that_cannot_be_loaded_is_an_error_of_one_request(site: Running, folder: Path) -> None:
+    shutil.copytree(folder / "sweep/0", folder / "damaged")
+    for checkpoint in (folder / "damaged" / "checkpoints").glob("*.ckpt"):
+        checkpoint.write_bytes(b"nothing")
+    answer = complete(site, "damaged")
+    shutil.rmtree(folder / "damaged")
+    assert answer.status_code == 500
+    assert "damaged" in answer.json()["error"]["message"]
+    assert complete(site, "sweep/0").status_code == 200
+    assert complete(site, "../sweep/0").status_code == 404
+
+
+@pytest.mark.parametrize("phone", [False, True])
+def test_the_inspector_shows_a_run_and_its_history(site: Running, phone: bool) -> None:
+    with chromium() as browser, opened(browser, f"{site.url}/look?run=sweep/1", phone=phone, csp=False) as page:
+        page.locator(".look-token").first.wait_for()
+        assert page.get_by_label("Run").input_value() == "sweep/1"
+        page.locator(".look-history input[type=range]").wait_for()
+        assert serious_findings(page) == []
+        assert not has_sideways_scroll(page)
+
+
+def test_the_chat_continues_a_text_with_a_run_of_the_folder(site: Running) -> None:
+    with chromium() as browser, opened(browser, site.url) as page:
+        page.wait_for_selector(".welcome")
+        page.fill("#question", "Tom")
+        page.press("#question", "Enter")
+        page.locator(".answer .facts", has_text="tokens").wait_for()
+        assert page.locator(".answer .error").all_inner_texts() == [""]
+
+
+def test_a_name_of_a_run_is_shown_as_text(folder: Path) -> None:
+    name = "<img src=x onerror=alert(1)>"
+    shutil.copytree(folder / "sweep/0", folder / "odd" / name)
+    running = Running(folder=folder / "odd")
+    try:
+        with chromium() as browser:
+            for tab in ("/", "/look", "/runs"):
+                with opened(browser, running.url + tab) as page:
+                    page.get_by_text(name).first.wait_for(state="attached")
+                    assert page.locator("img").count() == 0
+    finally:
+        running.stop()
+        shutil.rmtree(folder / "odd")
