@@ -311,6 +311,44 @@ def test_a_running_run_opens_on_its_training_loss(page: Page, outputs: Path) -> 
             assert shown.get_by_label("Metric").input_value() == "train/loss"
 
 
+MARKUP = "<img src=x onerror=alert(1)>"
+
+
+def _with_markup(outputs: Path, field: str) -> None:
+    """Write markup into one field of the runs `one` and `sweeps/lr/0`."""
+    one = outputs / "one"
+    match field:
+        case "setting":
+            choose(one, data__source="text", data__path=f"/home/{MARKUP}")
+        case "override":
+            choose(one, overrides=[MARKUP])
+            choose(outputs / "sweeps/lr/0", overrides=["a=1"])
+        case "failure":
+            (one / "job.json").write_text(json.dumps({"overrides": [], "failed": MARKUP}))
+        case "status" | "name":
+            facts = json.loads((one / "run.json").read_text())
+            (one / "run.json").write_text(json.dumps({**facts, field: MARKUP}))
+        case "metric":
+            with (one / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps({"step": 31, "tokens": 1, MARKUP: 1.0}) + "\n")
+        case "sample":
+            (one / "samples.md").write_text(f"## Step 10 · loss 0.4\n\nA {MARKUP}\n\n")
+        case "folder":
+            (outputs / "sweeps/lr/0").rename(outputs / MARKUP)
+
+
+@pytest.mark.parametrize("field", ["setting", "override", "failure", "status", "name", "metric", "sample", "folder"])
+def test_markup_in_a_run_is_shown_as_text(page: Page, outputs: Path, field: str) -> None:
+    _with_markup(outputs, field)
+    with chromium() as browser, opened(browser, f"{page.url}/runs#sample=%22one%22") as shown:
+        shown.on("dialog", lambda dialog: pytest.fail(dialog.message))
+        shown.get_by_label("show the curves of all runs in the table").check()
+        shown.wait_for_selector("#charts canvas")
+        if field != "name":  # a run has the name of its folder
+            shown.get_by_text(MARKUP).first.wait_for(state="attached")
+        assert shown.locator("img").count() == 0
+
+
 HOSTILE = {
     "nested": b"[" * 200_000 + b"]" * 200_000,
     "huge": b'{"step": 1' + b"0" * 400 + b"}",
