@@ -58,7 +58,10 @@ def logit_lens(params: Params, config: GPTConfig, stream: Array) -> Array:
 
 
 def outlier_channels(x: Array, share: float = 0.2) -> str:
-    """Name the channels of a token's vector (C,) that make up at least `share` of its squared norm, or return ""."""
+    """Name the channels of a vector (C,) that hold at least `share` of the vector's squared norm.
+
+    Returns "" if there are none, or if the vector has at most 1 / share channels, where a large share is normal.
+    """
     shares = x.astype(np.float64) ** 2 / max(float((x.astype(np.float64) ** 2).sum()), 1e-30)
     outliers = [
         f"channel {c} holds {shares[c]:.0%} of it" for c in np.argsort(-shares, kind="stable") if shares[c] >= share

@@ -209,7 +209,7 @@ def _as_word(value: Any) -> str:
             return "{" + ",".join(f"{key}:{_as_word(inner)}" for key, inner in value.items()) + "}"
         case Iterable():
             return "[" + ",".join(map(_as_word, value)) + "]"
-    raise UserError(f"{value!r} cannot be a setting: give text, numbers, flags, lists or dicts of them")
+    raise UserError(f"a setting cannot be {value!r}: give a str, number, bool, or a list or dict of these")
 
 
 def _data_settings(data: Any, kind: Literal["text", "instruct"], settings: Mapping[str, Any]) -> dict[str, Any]:

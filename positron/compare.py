@@ -34,10 +34,16 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--text", metavar="FILE", help="score this text (default: the validation text of the runs)")
     parser.add_argument(
-        "--limit", type=int, default=200_000, help="maximum number of bytes to score (default %(default)s; 0: all)"
+        "--limit",
+        type=int,
+        default=200_000,
+        help="score the first documents until they have this number of bytes; a single longer document is cut "
+        "(default %(default)s; 0: all documents)",
     )
     parser.add_argument(
-        "--prompt", default="Once upon a time", help="prompt that every run continues (default: %(default)s)"
+        "--prompt",
+        default="Once upon a time",
+        help="prompt that every run continues, and that a chat model answers (default: %(default)s)",
     )
     parser.add_argument(
         "--max-tokens", type=int, default=120, help="length of each continuation in tokens (default %(default)s)"
@@ -46,7 +52,11 @@ def arguments() -> argparse.ArgumentParser:
     output_format = parser.add_mutually_exclusive_group()
     output_format.add_argument("--csv", action="store_true", help="print the table as CSV")
     output_format.add_argument("--json", action="store_true", help="print the table as JSON")
-    parser.add_argument("--png", metavar="FILE", help="file for the picture (default: outputs/compare.png)")
+    parser.add_argument(
+        "--png",
+        metavar="FILE",
+        help="write the plot of the validation curves and the scores to this file (default: outputs/compare.png)",
+    )
     return parser
 
 

@@ -225,6 +225,11 @@ class GPTConfig(ModelConfig):
 TokenizerKind = Literal["char", "word", "sentencepiece", "tiktoken", "huggingface"]
 
 
+def _not(value: object) -> str:
+    """Return the part of a message that names a wrong value, or "" if the user gave no value."""
+    return "" if value is None or value == "" else f", not {value}"
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """Hold the settings of a tokenizer (`conf/tokenizer/*`); a small corpus gives fewer than `vocab_size` tokens."""
@@ -240,12 +245,14 @@ class TokenizerConfig:
                 pass
             case "word":
                 if self.vocab_size is None or self.vocab_size < 10:
-                    raise UserError(f"tokenizer.vocab_size={self.vocab_size} is too small for words: give at least 10")
+                    raise UserError(
+                        f"tokenizer.kind=word needs tokenizer.vocab_size= of at least 10{_not(self.vocab_size)}"
+                    )
             case "sentencepiece":
                 if self.vocab_size is None or self.vocab_size < 300:
                     raise UserError(
-                        f"tokenizer.vocab_size={self.vocab_size} is too small for sentencepiece: 256 byte pieces, "
-                        "special pieces and the corpus's own characters need at least 300"
+                        f"tokenizer.kind=sentencepiece needs tokenizer.vocab_size= of at least 300{_not(self.vocab_size)}: "
+                        "it has 256 byte pieces, special pieces and the characters of the text"
                     )
             case "tiktoken":
                 if self.name is None:
@@ -314,7 +321,7 @@ class DataConfig:
 
     def _check_repo(self) -> None:
         if not self.repo or self.repo.count("/") != 1:
-            raise UserError(f"data={self.source} needs data.repo=OWNER/NAME, not {self.repo}")
+            raise UserError(f"data={self.source} needs data.repo=OWNER/NAME{_not(self.repo)}")
         if self.config_name is not None and self.files != "*":
             raise UserError("data.config_name= and data.files= both choose files of data.repo: give one of them")
 

@@ -43,7 +43,9 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
     text = parser.add_mutually_exclusive_group()
-    text.add_argument("--text", metavar="FILE", help="score this text: .txt, .jsonl, .parquet, a folder of them")
+    text.add_argument(
+        "--text", metavar="FILE", help="score this file (.txt, .jsonl, .csv, .parquet and others) or folder of files"
+    )
     text.add_argument(
         "--split",
         choices=("val", "train"),
@@ -54,7 +56,8 @@ def arguments() -> argparse.ArgumentParser:
         "--limit",
         type=int,
         default=1_000_000,
-        help="maximum number of bytes to score, in whole documents (default %(default)s; 0: all)",
+        help="score the first documents until they have this number of bytes; a single longer document is cut "
+        "(default %(default)s; 0: all documents)",
     )
     parser.add_argument(
         "--stride",

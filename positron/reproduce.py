@@ -134,9 +134,9 @@ def again(run: Run, first_start: dict[str, Any], name: str, last: int) -> RunCon
 
 
 def claim(folder: Path, run: Run) -> None:
-    """Create the new folder, or accept it if an earlier start of the same command created it.
+    """Create the new folder, or accept one that already holds a reproduction of the same run.
 
-    Raises UserError for any other folder that exists.
+    Raises UserError for any other folder that is not empty.
     """
     source = os.path.relpath(run.folder)
     if folder.is_dir() and any(folder.iterdir()):

@@ -1,4 +1,4 @@
-"""From finished runs, fit how the loss falls with model size and amount of text, and predict the loss of a larger run.
+"""Fit the loss of finished runs to model size and amount of text, and predict the loss of a larger run.
 
 python -m positron.train -m experiment=size_sweep
 python -m positron.scaling outputs/sweeps/sizes
@@ -37,7 +37,9 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--predict", metavar="N[,D]", help="parameters and tokens to predict (default: twice the largest run)"
     )
-    parser.add_argument("--png", metavar="FILE", help="file for the picture (default: scaling.png beside the runs)")
+    parser.add_argument(
+        "--png", metavar="FILE", help="write the plot of the law to this file (default: scaling.png beside the runs)"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     return parser
 

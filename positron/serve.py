@@ -3,7 +3,8 @@
     python -m positron.serve
     python -m positron.serve tinygpt tinygpt-sft --port 8001
 
-http://127.0.0.1:8000/v1 is the base URL for clients; `model` is the name of a run. Ctrl-C stops the server.
+http://127.0.0.1:8000/v1 is the base URL for clients; in a request, the field `model` is the name of a run.
+Ctrl-C stops the server.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--host",
         default="127.0.0.1",
-        help="address to listen on (default: %(default)s, this machine only); another one needs --api-key",
+        help="address to listen on (default: %(default)s, this machine only); any other address but localhost and ::1 "
+        "needs an API key",
     )
     parser.add_argument(
         "--api-key",

@@ -109,7 +109,7 @@ def test_a_thread_can_train():
         ({"data": 3}, "data= takes a path, a list"),
         ({"data": []}, "contains no text"),
         ({"data": ["a", 3]}, "item 1 is of type int"),
-        ({"lr": object()}, "cannot be a setting"),
+        ({"lr": object()}, "a setting cannot be <object"),
     ],
 )
 def test_a_mistake_is_named_before_anything_is_written(folder, settings, message):

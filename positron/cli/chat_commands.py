@@ -28,7 +28,7 @@ COMMANDS = {
     "reset": "delete the conversation and begin a new one",
     "/system TEXT": "set the system prompt (without TEXT: clear it)",
     "save FILE, load FILE": "save the conversation, load it again; /save! FILE replaces an existing file",
-    "quit": "end the chat, as Ctrl-D does, and Ctrl-C at the prompt; during an answer, Ctrl-C stops the answer",
+    "quit": "end the chat, as Ctrl-D and Ctrl-C do at an empty prompt; during an answer, Ctrl-C stops the answer",
 }
 RULE = (
     "A line that begins with / is a command. Without the slash, a command must stand alone (help, settings, reset, "

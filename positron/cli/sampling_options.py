@@ -18,7 +18,8 @@ def sampling_options(parser: argparse.ArgumentParser, preset: str = "balanced") 
     """Add the sampling options; `preset` is the default of --preset."""
     parser.add_argument(
         "--preset",
-        help=f"precise, balanced or creative (default: {preset}); --temperature to --last-n change single settings of it",
+        help=f"precise, balanced or creative (default: {preset}); "
+        "the options from --temperature down to --last-n override single values of the preset",
     )
     parser.add_argument(
         "--temperature",

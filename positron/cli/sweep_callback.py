@@ -126,7 +126,11 @@ def check_all_jobs(config: Any, swept: set[str]) -> None:
 
 
 def _share_machine(config: Any, jobs: int | None) -> None:
-    """Set how many jobs or cores the launcher uses if its settings leave this open; each job computes its share from it."""
+    """Limit the number of parallel jobs (joblib), or set the cores of each job if they are not given (submitit_local).
+
+    Each job computes its share of the machine from this number. Raises UserError if submitit_local would start more jobs than
+    there are cores.
+    """
     launcher, cores = config.hydra.launcher, os.cpu_count() or 1
     kind = launcher._target_.rsplit(".", 1)[-1]
     parallel = jobs if jobs is not None else int(config.hydra.sweeper.n_jobs)

@@ -127,7 +127,8 @@ def _sweep_job(
 def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> float:
     """Run one job, record its outcome and update the report of the sweep. Returns val/bpb, inf for a failed job.
 
-    If an earlier start finished the job, `job` returns at once. Raises SystemExit after Ctrl-C or SIGTERM.
+    If an earlier start finished the job, `job` returns at once. Raises SystemExit if a signal ended the training of the job,
+    and KeyboardInterrupt if Ctrl-C came at another time.
     """
     print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr)
     try:

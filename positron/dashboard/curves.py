@@ -39,7 +39,7 @@ class Metrics:
     def read(self) -> None:
         """Read the complete lines that were added since the last call.
 
-        A file that was replaced, as a resumed run does, or that became shorter is read from the beginning.
+        A file that became shorter or was replaced, for example by a run that was resumed, is read from the beginning.
         """
         try:
             with open_inside(self.path, "rb") as file:

@@ -115,8 +115,8 @@ def _conversations_of_files(config: DataConfig) -> list[Conversation]:
         raise UserError(f"{reading.first_error}{others}")
     if not conversations:
         raise UserError(
-            f"data.path={path} has no answer to learn from in {counted(reading.rows, 'conversation')}: an answer is a "
-            "message with the role assistant, without a weight of 0"
+            f"data.path={path} has no answer to learn from in {counted(reading.rows, 'conversation')}: give messages with the "
+            "role assistant whose weight is not 0"
         )
     logger.info(reading.line())
     return conversations

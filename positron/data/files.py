@@ -37,8 +37,8 @@ Piece = tuple[str, bool]  # a piece of text, and whether its document ends with 
 class Split:
     """Hold how a text is divided into training and validation.
 
-    `place` is the position, in characters of the whole text, at which validation begins; None means that each document is
-    for training or for validation by its hash.
+    `place` is the position, in characters of the whole text, at which validation begins; None means that the hash of a
+    document decides whether it is used for training or for validation.
     """
 
     place: int | None
@@ -48,10 +48,10 @@ class Split:
 class FileSource:
     """Read documents from one or more files: rows, or the parts of a text between lines `<|endoftext|>`.
 
-    The fingerprint covers the content of the files and the settings that change how they are read. Each document is for
-    training or for validation by its hash. If there are fewer than MIN_DOCUMENTS, or if the training or validation text
-    would be empty or far from the size asked for, the end of the text is for validation instead. Raises UserError if a file
-    is missing, empty or unreadable.
+    The fingerprint covers the content of the files and the settings that change how they are read. The hash of a
+    document decides whether it is used for training or for validation. If there are fewer than MIN_DOCUMENTS, or if the
+    training or validation text would be empty or far from the size asked for, the end of the text is used for validation
+    instead. Raises UserError if a file is missing, empty or unreadable.
     """
 
     def __init__(self, config: DataConfig) -> None:

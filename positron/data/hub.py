@@ -113,9 +113,10 @@ def _is_description(name: str) -> bool:
 
 
 class HubSource:
-    """Read one column of a dataset's Parquet files. Each document is for training or for validation by its hash.
+    """Read one column of a dataset's Parquet files.
 
-    Raises UserError if the dataset has no Parquet files.
+    The hash of a document decides whether it is used for training or for validation. Raises UserError if the dataset has no
+    Parquet files.
     """
 
     total_bytes = None

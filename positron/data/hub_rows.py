@@ -37,7 +37,10 @@ TRAIN = "train"
 
 
 class HubRowsSource:
-    """Read one field of a dataset's rows. Each document is for training or for validation by its hash."""
+    """Read one field of a dataset's rows.
+
+    The hash of a document decides whether it is used for training or for validation.
+    """
 
     total_bytes = None
 

@@ -278,7 +278,7 @@ class TokenFiles:
 
     @property
     def floor_bpb(self) -> float | None:
-        """The information in the text in bits per byte, or None if it is unknown. No model can have a lower loss."""
+        """The information in the text in bits per byte, or None if it is unknown; the lowest expected loss."""
         return None if self.bits is None else self.bits / self.n_bytes
 
     def find_token(self, token: int) -> np.ndarray:

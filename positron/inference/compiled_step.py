@@ -446,14 +446,21 @@ def _cached(function: Callable[..., None]) -> Callable[..., None]:
 
 @_cached
 def work(thread, owner, sync, plan, model, cache, batch, memory):
-    """Compute a step as its caller (thread 0), or help with the steps of `owner` until no step has come for a while.
+    """Start a step and compute it (thread 0), or help with the steps of `owner` (any other thread).
 
+    Thread 0 returns when the step is done; another thread returns when none has started for a while. Of the dimensions, R is
+    the rows of the batch, N the chunks, L the layers, B the texts in the cache, T the context, C the width of the stream, H
+    and K the heads of queries and of keys, D the channels of a head, F the width of the MLP, and V the vocabulary.
+
+    thread  number of the thread that calls
+    owner   number of the decoder that owns the arrays
+    sync    (SYNC,): the numbers of the step and of its next chunk, the number of chunks that are done, the owner of the step
     plan    job (JOB,), chunks (N, COLUMNS)
     model   sizes (SIZES,), eps, where (L + 1, PLACES), weights and floats (1-D), token embeddings (V, C)
     cache   keys, values: (L, B, K, T, D) each
     batch   for each row its id, the id before it (or -1), its row of the cache, its position in the text: (R,) each
     memory  stream and branch (R, C), qkv (R, ..), heads (R, H D), hidden and gated (R, F), normalised stream (threads, R, C),
-            scores (threads, T), logits (R, V), each with room for whole blocks
+            scores (threads, T), logits (R, V); the last dimension is rounded up where a product reads or writes whole blocks
     """
     job, chunks = plan
     word = _load(sync, TICKET)

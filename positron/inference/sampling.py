@@ -54,11 +54,12 @@ _SLACK = 1e-9  # sums of float64 probabilities in another order differ by less
 
 
 def _nucleus(probability: Tensor, p: float) -> Tensor:
-    """Select the likeliest tokens whose probabilities (V,) add up to at least p: bool (V,); of equal ones the first.
+    """Select the likeliest tokens whose probabilities (V,) add up to at least p.
 
-    A flat distribution over 32,000 tokens has a nucleus of most of them, and sorting them takes 3 ms, longer than a small
-    model needs for a token. Therefore the probabilities are summed up in buckets first, and only the bucket in which the
-    sum reaches p is sorted.
+    Returns bool (V,). Of tokens with equal probability, those with smaller ids are selected first. A flat distribution
+    over 32,000 tokens has a nucleus of most of them, and sorting them takes 3 ms, longer than a small model needs for a
+    token. Therefore the probabilities are summed up in buckets first, and only the bucket in which the sum reaches p is
+    sorted.
     """
     values = probability.detach().numpy()
     bits = values.view(np.int64) >> (

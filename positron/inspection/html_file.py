@@ -122,8 +122,8 @@ def write_file(model: GPT, tokenizer: Tokenizer, stored: Stored, path: Path) -> 
 def _refuse_large(run: str, shape: Shape) -> None:
     if shape["parameters"] > MAX_PARAMETERS:
         raise UserError(
-            f"{run} has {shape['parameters']:,} parameters, and one file holds at most {MAX_PARAMETERS:,}: look at the run "
-            "with positron serve"
+            f"{run} has {shape['parameters']:,} parameters, and the HTML file of look can hold at most {MAX_PARAMETERS:,}: use "
+            "positron serve instead"
         )
 
 

@@ -62,8 +62,8 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) ->
         case TiktokenTokenizer():
             if tokenizer.name not in _PRE_TOKENIZERS:
                 raise UserError(
-                    f"tokenizer.name={tokenizer.name}: it is not tested whether llama.cpp gives the same tokens, so it cannot "
-                    "be exported: train a run with tokenizer=gpt2 or tokenizer=cl100k_base"
+                    f"a run with tokenizer.name={tokenizer.name} cannot be exported, because it is not known whether llama.cpp "
+                    "gives the same tokens: train a run with tokenizer=gpt2 or tokenizer=cl100k_base"
                 )
             _add_byte_level(tokenizer, writer, _PRE_TOKENIZERS[tokenizer.name], tiktoken_merges(tokenizer.ranks()))
         case LibraryTokenizer():
@@ -72,7 +72,7 @@ def add_tokenizer(writer: GGUFWriter, tokenizer: Tokenizer, *, is_chat: bool) ->
             _add_byte_level(tokenizer, writer, "gpt-2", [(b"\xff", b"\xff")])
         case _:
             raise UserError(
-                f"tokenizer.kind={tokenizer.kind}: llama.cpp has no such tokenizer: train a run with tokenizer=spm_16k"
+                f"llama.cpp has no tokenizer of the kind {tokenizer.kind}: train a run with tokenizer=spm_16k"
             )
     writer.add_bos_token_id(tokenizer.special_id(END_OF_TEXT))
     writer.add_eos_token_id(tokenizer.end_ids[0])
@@ -127,9 +127,7 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
             writer.add_token_types(kinds)
             writer.add_token_merges([" ".join(merge) for merge in merges])
         case "characters":
-            raise UserError(
-                "the imported tokenizer has no tokens for single bytes, and llama.cpp has no such tokenizer: use --to hf"
-            )
+            raise UserError("llama.cpp needs a token for each byte, and the imported tokenizer has none: use --to hf")
         case _:
             assert_never(tokenizer.spelling)
 

@@ -190,8 +190,8 @@ def piece_tokenizer(
 def _tiktoken(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
     if tokenizer.name not in PATTERNS:
         raise UserError(
-            f"tokenizer.name={tokenizer.name}: it is not tested whether its tokenizer.json gives the same ids, so it cannot be "
-            f"exported: train a run with tokenizer=gpt2 or tokenizer=cl100k_base"
+            f"a run with tokenizer.name={tokenizer.name} cannot be exported, because it is not known whether a "
+            "tokenizer.json gives the same tokens: train a run with tokenizer=gpt2 or tokenizer=cl100k_base"
         )
     ranks = tokenizer.ranks()
     vocab = {byte_level(token): rank for token, rank in ranks.items()}
@@ -205,9 +205,10 @@ def _tiktoken(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
 
 
 def tiktoken_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """Return the merge of each token that has several bytes, in the order of the tokens' ranks.
+    """Return the merges of the tokens that have several bytes, in the order of the tokens' ranks.
 
-    A merge is the two parts into which byte-pair encoding has joined the token's bytes just before the token itself.
+    The merge of a token is the pair of parts that byte-pair encoding joins last to make the token. Tokens that cannot be made
+    from two parts are left out.
     """
     merges: list[tuple[bytes, bytes]] = []
     for token, rank in sorted(ranks.items(), key=lambda pair: pair[1]):

@@ -91,7 +91,8 @@ def tokens_seen(run: Run) -> int:
 def with_origin(run: Run, config: RunConfig) -> RunConfig:
     """Return the config with `init_from` spelled as the run recorded it when it began.
 
-    Raises UserError if a run would start from itself, or if an existing run started from another run.
+    Raises UserError if a run would start from itself, or if an existing run did not start from the run that
+    `config.init_from` names.
     """
     named_run = None if config.init_from is None else _find(config.init_from, None)
     if named_run is not None and _is_same(named_run, run):

@@ -23,7 +23,10 @@ class _Vocabulary:
         self.specials = {tokenizer.special_id(name): name for name in SPECIALS}
 
     def name(self, i: int) -> str:
-        r"""Return a token's text; one that is a part of a character is written as `bytes:`, then `\xf0` and so on."""
+        r"""Return a token's text, or the name of a special token.
+
+        Bytes that are not valid UTF-8, such as a part of a character, are written as `bytes:` and `\xNN` for each byte.
+        """
         if i in self.specials:
             return self.specials[i]
         data = self.tokenizer.bytes_of(i)
@@ -45,7 +48,7 @@ class Answer:
         self.decoders = [StreamDecoder(served.tokenizer) for _ in call.requests]
 
     def whole(self, sessions: list[Session], pieces: list[list[Piece]]) -> dict[str, Any]:
-        """Return the answer that is not streamed: `pieces` of each text, with its session."""
+        """Return a complete answer, which is not streamed, from the session and the pieces of each text."""
         choices = []
         for i, (session, parts) in enumerate(zip(sessions, pieces, strict=True)):
             text = self.call.echoed[i] + "".join(part.text for part in parts)

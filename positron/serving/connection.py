@@ -6,6 +6,7 @@ uvicorn limits the time between two requests, but neither that of a request nor 
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from typing import Any
@@ -132,8 +133,14 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(MAX_CONNECTIONS)
     except (OSError, OverflowError) as error:
         listener.close()
-        reason = error.strerror if isinstance(error, OSError) else "ports are numbers up to 65535"
-        raise UserError(f"cannot listen on {host}, port {port}: {reason}; choose another port with --port") from error
+        match error:
+            case OverflowError():
+                reason = "a port is a number from 0 to 65535; choose another port with --port"
+            case OSError(errno=errno.EADDRINUSE | errno.EACCES):
+                reason = f"{error.strerror}; choose another port with --port"
+            case _:
+                reason = f"{error.strerror}; choose an address of this machine with --host"
+        raise UserError(f"cannot listen on {host}, port {port}: {reason}") from error
     return listener
 
 

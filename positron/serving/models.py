@@ -90,7 +90,10 @@ class Models:
         return list(described.values())
 
     def get(self, name: Any) -> Served:
-        """Return a model, loaded if it was not; raises ApiError if there is none of this name or it cannot be loaded."""
+        """Return a model, and load it if necessary.
+
+        Raises ApiError if no model has this name, if it cannot be loaded, or if too many other models are busy.
+        """
         if name is None and self._fixed:
             return next(iter(self._fixed.values()))
         if isinstance(name, str) and name in self._fixed:

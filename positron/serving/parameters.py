@@ -70,7 +70,7 @@ class Call:
 
 
 class _Body:
-    """Give out the parameters of a request one by one, and know which were not asked for."""
+    """Return the parameters of a request one by one, and refuse those that nobody reads."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values, self.known = values, {"model", *_IGNORED, *_WITHOUT_EFFECT}
@@ -113,7 +113,7 @@ def _naming(name: str, read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def _flag(name: str) -> Callable[[Any], bool]:
     def read(value: Any) -> bool:
         if not isinstance(value, bool):
-            raise UserError(f"{name} {shown(value)} must be true or false")
+            raise UserError(f"{name} must be true or false, not {shown(value)}")
         return value
 
     return read
@@ -123,7 +123,7 @@ def _number(name: str, least: int, most: int) -> Callable[[Any], int]:
     def read(value: Any) -> int:
         number = whole_number(name, value, least)
         if number > most:
-            raise UserError(f"{name} {shown(number)} must be at most {most}")
+            raise UserError(f"{name} must be at most {most}, not {shown(number)}")
         return number
 
     return read
@@ -137,7 +137,7 @@ def _stops(value: Any) -> tuple[str, ...]:
 
 
 def _sampling(body: _Body, default: Sampling) -> Sampling:
-    """Read the sampling settings; those that are missing are the ones of `default`."""
+    """Read the sampling settings; missing settings are taken from `default`."""
     sampling = default
     for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty"):
 
@@ -152,20 +152,20 @@ def _sampling(body: _Body, default: Sampling) -> Sampling:
 
 def _stream_options(value: Any) -> bool:
     if not isinstance(value, dict) or set(value) - {"include_usage"}:
-        raise UserError(f"stream_options {shown(value)} must be an object with include_usage and nothing else")
+        raise UserError(f"stream_options must be an object with only include_usage, not {shown(value)}")
     return _flag("stream_options.include_usage")(value.get("include_usage", False))
 
 
 def _truncation(value: Any) -> bool:
     """Tell whether the oldest turns of a conversation that is too long are dropped; the values are OpenAI's."""
     if value not in ("auto", "disabled"):
-        raise UserError(f"truncation {shown(value)} must be auto or disabled")
+        raise UserError(f"truncation must be auto or disabled, not {shown(value)}")
     return bool(value == "auto")
 
 
 def _messages(value: Any) -> list[Message]:
     if not isinstance(value, list) or not value:
-        raise UserError(f"messages {shown(value)} must be a list of at least one message")
+        raise UserError(f"messages must be a list of at least one message, not {shown(value)}")
     messages = []
     for i, fields in enumerate(value):
         what = f"messages[{i}]"
@@ -173,7 +173,7 @@ def _messages(value: Any) -> list[Message]:
             raise UserError(f"{what} must be an object with role and content")
         role = "system" if fields["role"] == "developer" else fields["role"]
         if role not in conversation.ROLES:
-            raise UserError(f"{what}: role {shown(role)} must be one of {', '.join(conversation.ROLES)}")
+            raise UserError(f"{what}: role must be one of {', '.join(conversation.ROLES)}, not {shown(role)}")
         if role == "system" and i:
             raise UserError(f"{what}: a system message must be the first one")
         messages.append(Message(role, _content(f"{what}: content", fields["content"])))
@@ -230,7 +230,9 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
     continues = body.take("continue_final_message", _flag("continue_final_message"), False)
     if continues and messages[-1].role != "assistant":
         raise ApiError(
-            400, "the last message must be the assistant's: it is what is continued", "continue_final_message"
+            400,
+            "continue_final_message continues the last message, which must be the assistant's",
+            "continue_final_message",
         )
     most = _max_tokens(body, 1, ("max_tokens", "max_completion_tokens"))
     dropped = 0
@@ -294,7 +296,7 @@ def _prompts(value: Any, served: Served) -> list[str | list[int]]:
     if isinstance(value, str):
         return [text_of("prompt", value)]
     if not isinstance(value, list) or not value:
-        raise UserError(f"prompt {shown(value)} must be a text, a list of token ids, or a list of these")
+        raise UserError(f"prompt must be a text, a list of token ids, or a list of these, not {shown(value)}")
     if all(isinstance(part, str) for part in value):
         return [text_of(f"prompt[{i}]", part) for i, part in enumerate(value)]
     if all(isinstance(part, list) for part in value):

@@ -195,7 +195,7 @@ def _status(plan: Plan, ends: Ends) -> str:
 def floor_bpb(objective: Objective) -> float | None:
     """Return the entropy of the validation text in bits per byte, or None if it is unknown.
 
-    No model can have a lower loss, unless it has seen the text.
+    No model can have a lower expected loss, unless it has seen the text.
     """
     return None if objective.val_bits is None else objective.val_bits / objective.val_bytes
 

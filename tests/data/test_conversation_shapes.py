@@ -334,7 +334,7 @@ def test_turns_of_weight_0_and_answers_in_prompts_are_not_learned_from(tmp_path:
         answer = TOKENIZER.decode([token for token in y[0].tolist() if token > 4])
         assert answer == "yes."
     with pytest.raises(
-        UserError, match="has no answer to learn from in 1 conversation: an answer is a message with the role assistant"
+        UserError, match="has no answer to learn from in 1 conversation: give messages with the role assistant"
     ):
         rows(tmp_path, {"messages": weighted[:2]})
 

@@ -54,8 +54,8 @@ def test_a_run_is_served_until_ctrl_c_which_ends_streams_at_once(folder, start):
         (["base", "--api-key", "secret"], "the API key must have at least 16 characters"),
         (["nobody"], "no run nobody"),
         (["base", "other/base"], "would both be served as base"),
-        (["base", "--port", "99999"], "cannot listen on 127.0.0.1, port 99999"),
-        (["base", "--host", "999.1.1.1", "--api-key", "k" * 20], "cannot listen on 999.1.1.1, port 8000"),
+        (["base", "--port", "99999"], "port 99999: a port is a number from 0 to 65535; choose another port"),
+        (["base", "--host", "999.1.1.1", "--api-key", "k" * 20], "; choose an address of this machine with --host"),
         (["base", "--weights", "fp8"], "unknown number format fp8 for the weights"),
     ],
 )

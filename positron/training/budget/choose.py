@@ -193,9 +193,13 @@ def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
         if d_model % n_head == 0 and n_head % (model.n_kv_head or n_head) == 0:
             shapes.add((n_layer, d_model, n_head))
     if not shapes:
+        names = ("d_model", "n_head", "n_kv_head")
+        given = {f"model.{name}": getattr(model, name) for name in names if f"model.{name}" in asked.given}
+        settings = " and ".join(f"{key}={number}" for key, number in given.items())
         raise UserError(
-            f"no size of model=auto fits model.n_head and model.n_kv_head={model.n_kv_head}: widths are {SIZES[0][1]} to "
-            f"{SIZES[-1][1]}, with one head for every {D_HEAD}. Leave model.n_head and model.n_kv_head out"
+            f"no size of model=auto works with {settings}: sizes "
+            f"have a width of {SIZES[0][1]} to {SIZES[-1][1]} channels and one head for every {D_HEAD} channels. Leave "
+            f"{' and '.join(given)} out"
         )
     return [
         dataclasses.replace(model, n_layer=n, d_model=d, n_head=h).with_vocab(vocab_size)
