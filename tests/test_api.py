@@ -108,7 +108,7 @@ def test_a_thread_can_train():
         ({"model": "quikstart"}, "did you mean model=quickstart"),
         ({"data": 3}, "data= takes a path, a list"),
         ({"data": []}, "contains no text"),
-        ({"data": ["a", 3]}, "item 1 is of type int"),
+        ({"data": ["a", 3]}, "item 1 must be a text"),
         ({"lr": object()}, "a setting cannot be <object"),
     ],
 )
