@@ -94,11 +94,11 @@ def main() -> None:
             Screen().line(f"{model.name} {kind}; it reads {model.context} tokens")
         served = {model.name: run for model, run in zip(models.loaded, runs, strict=True)}
         url = url_of(listener)
-        Screen().line(f"{url} is the page; {url}/v1 is an OpenAI-compatible API; press Ctrl-C to stop")
-        if has_screen() and not options.no_open:
-            open_page(url)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a script in the background leaves Ctrl-C ignored
         with contextlib.suppress(KeyboardInterrupt):
+            Screen().line(f"{url} is the page; {url}/v1 is an OpenAI-compatible API; press Ctrl-C to stop")
+            if has_screen() and not options.no_open:
+                open_page(url)
             Server(site(models, lambda: served, Outputs(OUTPUTS), key), listener).run_until_stopped()
         models.close()
 

@@ -162,7 +162,10 @@ def test_any_torch_optimizer_trains_and_continues_as_if_never_stopped(own, tmp_p
 
 def test_a_class_that_does_not_fit_costs_a_line_and_leaves_no_run(own, tmp_path):
     for words, message in (
-        (("optimizer=custom", "optimizer._target_=wrong.Plain"), "must be a subclass of torch.optim.Optimizer"),
+        (
+            ("optimizer=custom", "optimizer._target_=wrong.Plain"),
+            "is not a torch optimizer: name a subclass of torch.optim.Optimizer",
+        ),
         (("callbacks.x._target_=wrong.Plain",), "must be a subclass of lightning.Callback"),
         (("data._target_=add_a_data_source.sums",), "read by data=custom"),
         (("optimizer._target_=torch.optim.RAdam",), "optimizer=custom"),
@@ -202,7 +205,7 @@ def test_a_callback_that_cannot_be_made_is_named(modules, entry, message):
 @pytest.mark.parametrize(
     ("target", "options", "message"),
     [
-        ("misfits.Plain", None, "must be a subclass of torch.optim.Optimizer"),
+        ("misfits.Plain", None, "is not a torch optimizer: name a subclass of torch.optim.Optimizer"),
         ("RAdam", None, "optimizer._target_=my_module.RAdam"),
         ("torch.optim.LBFGS", None, "several times per step"),
         ("torch.optim.SGD", {"a": 1}, "refuses its arguments"),

@@ -51,11 +51,11 @@ def main() -> None:
         outputs = Outputs(options.outputs)
         models = Models(runs=outputs.trained)
         url = f"{url_of(listener)}/runs"
-        print(f"{url} shows the runs in {options.outputs}; press Ctrl-C to stop", flush=True)
-        if options.open:
-            open_page(url)
         # a shell script that starts the command in the background makes it ignore SIGINT, so set the handler again
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
+            print(f"{url} shows the runs in {options.outputs}; press Ctrl-C to stop", flush=True)
+            if options.open:
+                open_page(url)
             Server(site(models, outputs.trained, outputs), listener).run_until_stopped()
         models.close()

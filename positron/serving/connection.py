@@ -6,6 +6,7 @@ uvicorn limits the time between two requests, but neither that of a request nor 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import socket
@@ -108,7 +109,8 @@ class Server(uvicorn.Server):
 
     def run_until_stopped(self) -> None:
         """Answer requests until Ctrl-C, SIGTERM or `should_exit`."""
-        self.run([self.listener])
+        with contextlib.suppress(asyncio.CancelledError):  # Ctrl-C before uvicorn handles it
+            self.run([self.listener])
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close all connections; uvicorn would wait until every stream has ended."""

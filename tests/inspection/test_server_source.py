@@ -15,7 +15,7 @@ from positron.inspection.subject import Subject
 from positron.inspection.tokens import Vocabulary
 from positron.serving.app import create_app
 from positron.serving.connection import Server, listen, url_of
-from positron.serving.models import serve_run
+from positron.serving.models import Models, serve_run
 
 STATIC = Path(__file__).parents[2] / "positron" / "inspection" / "static"
 NODE = shutil.which("node")
@@ -26,7 +26,7 @@ PROMPT, KEY = "Once upon", "sesame"
 def test_the_page_gets_from_a_server_what_the_subject_says(kept_run):
     subject, served = Subject(kept_run), serve_run(kept_run)
     listener = listen("127.0.0.1", 0)
-    server = Server(create_app([served], KEY, routes({served.name: subject})), listener)
+    server = Server(create_app(Models([served]), KEY, routes({served.name: subject})), listener)
     thread = threading.Thread(target=server.run_until_stopped)
     thread.start()
     try:

@@ -360,7 +360,7 @@ def test_a_run_that_is_refused_before_its_first_step_leaves_no_folder(tmp_path, 
 def test_a_warmup_that_never_ends_is_answered_with_a_setting_that_the_run_accepts():
     said = too_long_warmup(20, 8, is_own=False)
     assert "schedule.warmup_steps=20 is not less than the run's 8 steps" in said
-    assert "give schedule.warmup_steps=0, or more train.max_steps=" in said
+    assert "give schedule.warmup_steps=0, or a larger train.max_steps=" in said
     assert "schedule.warmup_steps=1," in too_long_warmup(20, 15, is_own=False)
     assert said.partition(";")[0] == too_long_warmup(20, 8, is_own=True).partition(";")[0]
     assert "give train.extend=true" in too_long_warmup(20, 8, is_own=True)  # another warmup would be refused
@@ -497,7 +497,7 @@ def test_the_newest_run_is_found(tmp_path, monkeypatch, whole):
     os.utime(tmp_path / "outputs" / "old" / "run.json", (1, 1))
     assert find_run(None).folder.name == "new"
     assert find_run("old").folder.name == "old"
-    with pytest.raises(UserError, match=r"nobody.*\(new, old\)"):
+    with pytest.raises(UserError, match=r"nobody.*\(its runs: new, old\)"):
         find_run("nobody")
 
 
