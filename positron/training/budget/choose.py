@@ -194,7 +194,9 @@ def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
             shapes.add((n_layer, d_model, n_head))
     if not shapes:
         names = ("d_model", "n_head", "n_kv_head")
-        given = {f"model.{name}": getattr(model, name) for name in names if f"model.{name}" in asked.given}
+        # n_kv_head has no number of its own, so one that is set, by a recipe too, restricts the sizes
+        is_set = {name: f"model.{name}" in asked.given for name in names} | {"n_kv_head": model.n_kv_head is not None}
+        given = {f"model.{name}": getattr(model, name) for name in names if is_set[name]}
         settings = " and ".join(f"{key}={number}" for key, number in given.items())
         raise UserError(
             f"no size of model=auto works with {settings}: sizes "
