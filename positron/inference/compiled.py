@@ -165,9 +165,7 @@ class CompiledDecoder(Decoder):
 
         Raises ValueError if the tokens do not fit the cache.
         """
-        start, n = self.lengths[row], self.lengths[row] + len(ids)
-        if n > self.config.context_length:
-            raise ValueError(f"{n} tokens do not fit the cache of {self.config.context_length}")
+        start, n = self._places(row, len(ids))
         logits = self._append(ids, [row] * len(ids), list(range(start, n)))
         self.lengths[row] = n
         return logits

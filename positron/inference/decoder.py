@@ -238,15 +238,20 @@ class Decoder:
 
         return self._through(x.flatten(0, 1), turn, attend)
 
+    def _places(self, row: int, count: int) -> tuple[int, int]:
+        """Return the places of the first of `count` new tokens and after the last; raises ValueError if they do not fit."""
+        start, n = self.lengths[row], self.lengths[row] + count
+        if n > self.config.context_length:
+            raise ValueError(f"{n} tokens do not fit the cache of {self.config.context_length}")
+        return start, n
+
     @torch.inference_mode()
     def read(self, ids: list[int], row: int = 0) -> Tensor:
         """Append T tokens to a row and return the logits after each of them, (T, V).
 
         Raises ValueError if the tokens do not fit the cache.
         """
-        start, n = self.lengths[row], self.lengths[row] + len(ids)
-        if n > self.config.context_length:
-            raise ValueError(f"{n} tokens do not fit the cache of {self.config.context_length}")
+        start, n = self._places(row, len(ids))
         idx = torch.tensor(ids, device=self.device)
         x = F.embedding(idx, self.wte)  # (T, C)
         if self.smear is not None:

@@ -216,13 +216,13 @@ class _EventStream(StreamingResponse):
 
 async def _events(texts: _Texts, answer: Answer) -> AsyncIterator[str]:
     """Yield the events of a streamed answer."""
-    begun: set[int] = set()
+    started: set[int] = set()
     for chunk in answer.first_chunks():
         yield _event(chunk)
     try:
         async for i, piece in texts.pieces():
-            said = answer.chunk(i, texts.session(i), piece, is_first=i not in begun)
-            begun.add(i)
+            said = answer.chunk(i, texts.session(i), piece, is_first=i not in started)
+            started.add(i)
             if said is not None:
                 yield _event(said)
     except Exception as error:

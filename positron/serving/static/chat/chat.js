@@ -23,10 +23,10 @@ const thread = new Thread($("thread"), {
   edit: (i, text) => fork(i, text),
   regenerate: (i, model) => write(i, model, { prefix: "", tokens: [] }),
   choose: (i, model, place, text) => {
-    const { tokens, text: all } = shownAnswer(i, model);
+    const { tokens } = shownAnswer(i, model);
     const logprob = tokens[place][2].find(([other]) => other === text)?.[1] ?? tokens[place][1];
     const kept = [...tokens.slice(0, place), [text, logprob, tokens[place][2]]];
-    write(i, model, { prefix: kept.map(([part]) => part).join(""), tokens: kept, all });
+    write(i, model, { prefix: kept.map(([part]) => part).join(""), tokens: kept });
   },
   variant: (i, model, by) => {
     conversation.turns[i].answers[model].shown += by;
@@ -51,7 +51,7 @@ function open(next) {
   conversation = next;
   settings.show(conversation.settings);
   showModels();
-  if (conversation.turns.length) thread.show(conversation, (id) => id);
+  if (conversation.turns.length) thread.show(conversation);
   else welcome();
   listConversations();
 }
@@ -102,7 +102,7 @@ function exportJson() {
 
 function send(text) {
   conversation.title ||= text.trim().replaceAll(/\s+/g, " ").slice(0, 60);
-  if (!conversation.turns.length) thread.show(conversation, (id) => id);
+  if (!conversation.turns.length) thread.show(conversation);
   const turn = { user: text, answers: {} };
   for (const id of conversation.models) turn.answers[id] = { shown: -1, variants: [] };
   conversation.turns.push(turn);
@@ -141,7 +141,7 @@ function messagesFor(i, model) {
 
 async function stream(i, id) {
   const [current, answer, controller] = [conversation, shownAnswer(i, id), new AbortController()];
-  const { preset, ...values } = conversation.settings;
+  const values = conversation.settings;
   const chosen = Object.fromEntries(Object.entries(values).filter(([, value]) => value !== null));
   const seed = values.seed + conversation.turns[i].answers[id].shown;
   running.set(answer, controller);

@@ -12,8 +12,8 @@ export class Thread {
     this.alternatives = new Alternatives(host);
   }
 
-  show(conversation, names) {
-    [this.conversation, this.names] = [conversation, names];
+  show(conversation) {
+    this.conversation = conversation;
     this.views.clear();
     this.alternatives.close();
     this.host.replaceChildren(...conversation.turns.map((turn, i) => this.turn(turn, i)));
@@ -91,7 +91,7 @@ class AnswerView {
     this.error = element("p", { className: "error" });
     this.note = element("p", { className: "faint small" });
     this.footer = element("footer");
-    this.element = element("article", { className: "answer" }, element("h3", { textContent: thread.names(model) }), this.text, this.error, this.note, this.footer);
+    this.element = element("article", { className: "answer" }, element("h3", { textContent: model }), this.text, this.error, this.note, this.footer);
     this.renew();
   }
 
