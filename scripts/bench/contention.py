@@ -46,26 +46,14 @@ def train() -> Callable[[], int]:
     tune_allocator()
     import torch
 
-    from positron.config import GPTConfig, OptimizerConfig
+    from positron.config import OptimizerConfig
     from positron.model.gpt import GPT
     from positron.training.device import Machine
     from positron.training.eager_step import add_gradient, update
     from positron.training.optim.groups import build_optimizer
+    from scripts.bench.shapes import QUICKSTART
 
-    gpt = GPTConfig(
-        context_length=288,
-        d_model=256,
-        n_layer=2,
-        n_head=4,
-        norm="rmsnorm",
-        position="rope",
-        activation="relu2",
-        qk_norm=True,
-        smear=True,
-        tie_embeddings=False,
-        vocab_size=4000,
-    )
-    model = GPT(gpt, seed=0)
+    model = GPT(QUICKSTART, seed=0)
     optimizer = build_optimizer(model.named_parameters(), OptimizerConfig(kind="muon", lr=7e-3), fused=True)
     rows = torch.randint(0, 4000, (16, 289), generator=torch.Generator().manual_seed(0))
     machine = Machine("cpu", "bf16", "")

@@ -42,6 +42,7 @@ from positron.model.gpt import GPT, rope_tables  # noqa: E402
 from positron.text.char_word import CharTokenizer  # noqa: E402
 from positron.text.sentencepiece_bpe import Piece  # noqa: E402
 from scripts.bench.contention import competitors  # noqa: E402
+from scripts.bench.shapes import QUICKSTART  # noqa: E402
 
 SHAPES = {
     "stories15M": GPTConfig(
@@ -55,19 +56,7 @@ SHAPES = {
         position="rope",
         activation="swiglu",
     ),
-    "quickstart": GPTConfig(
-        context_length=288,
-        d_model=256,
-        n_layer=2,
-        n_head=4,
-        norm="rmsnorm",
-        position="rope",
-        activation="relu2",
-        qk_norm=True,
-        smear=True,
-        tie_embeddings=False,
-        vocab_size=4000,
-    ),
+    "quickstart": QUICKSTART,
     "tinygpt": GPTConfig(context_length=512, d_model=320, n_layer=8, n_head=8, vocab_size=16_000),
 }
 DTYPES = {"fp32": None, "bf16": torch.bfloat16, "int8": torch.int8}
