@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import http.client
 import json
 import socket
@@ -17,7 +18,8 @@ from serving_models import DECODER, Running, served_of
 
 from positron.serve import chosen_key
 from positron.serving import app, connection
-from positron.serving.models import Served
+from positron.serving.models import Models, Served
+from positron.serving.worker import MAX_UNREAD
 from positron.system.errors import UserError
 
 KEY = "a key that nobody knows".replace(" ", "-")
@@ -265,6 +267,48 @@ def test_a_client_that_does_not_read_stops_nobody_and_is_disconnected(serve, mon
         assert answer.json()["usage"]["completion_tokens"] == 30
     assert not all_of(client).endswith(b"0\r\n\r\n")  # the last chunk of a complete answer
     client.close()
+
+
+def test_a_stream_that_is_behind_lets_others_run_between_two_pieces():
+    """Otherwise it would write everything that waits, even to a client whose connection was lost meanwhile."""
+    model = served_of("writer", False)
+    body = json.dumps(ENDLESS).encode()
+    arriving = iter([{"type": "http.request", "body": body}])
+    written, written_when_lost = 0, None
+
+    async def receive() -> dict[str, Any]:
+        for message in arriving:
+            return message
+        await lost.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: dict[str, Any]) -> None:
+        nonlocal written
+        written += 1
+        if written == 2:  # the first event
+            while next(iter(model.worker._running.values())).unread < MAX_UNREAD:
+                await asyncio.sleep(0.01)
+            asyncio.get_running_loop().call_soon(note_loss)
+
+    def note_loss() -> None:
+        nonlocal written_when_lost
+        written_when_lost = written
+        lost.set()
+
+    async def answer() -> None:
+        nonlocal lost
+        lost = asyncio.Event()
+        headers = [(b"host", b"127.0.0.1"), (b"content-length", str(len(body)).encode())]
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": headers, "query_string": b""}
+        await app.create_app(Models([model], dict))(scope, receive, send)
+
+    lost: asyncio.Event
+    try:
+        asyncio.run(answer())
+    finally:
+        model.worker.close()
+    assert written_when_lost is not None
+    assert written_when_lost <= 4
 
 
 def test_a_full_queue_is_told_with_the_time_to_wait(serve):
