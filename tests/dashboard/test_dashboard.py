@@ -280,6 +280,11 @@ def test_the_command_says_where_it_is_and_ctrl_c_ends_it(start, run_command, out
     )
 
 
+def _tick_all_runs(shown) -> None:
+    shown.wait_for_selector("#rows tr")  # the box is ticked by the page itself if all runs are shown at first
+    shown.get_by_label("show the curves of all runs in the table").check()
+
+
 def test_a_browser_shows_the_table_and_the_curves(page: Page) -> None:
     with chromium() as browser, opened(browser, f"{page.url}/runs") as shown:
         shown.get_by_text("sweeps/lr/0").first.wait_for()
@@ -293,7 +298,7 @@ def test_runs_of_different_texts_have_charts_of_their_own(page: Page, outputs: P
         with (outputs / name / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": 31, "tokens": 1, "train/lr": 0.1}) + "\n")
     with chromium() as browser, opened(browser, f"{page.url}/runs") as shown:
-        shown.get_by_label("show the curves of all runs in the table").check()
+        _tick_all_runs(shown)
         shown.locator("#charts figure").nth(1).wait_for()
         assert sorted(shown.locator("#charts figcaption").all_inner_texts()) == ["my.txt", "stories"]
         assert "cannot be compared" in shown.locator("#chart-note").inner_text()
@@ -342,7 +347,7 @@ def test_markup_in_a_run_is_shown_as_text(page: Page, outputs: Path, field: str)
     _with_markup(outputs, field)
     with chromium() as browser, opened(browser, f"{page.url}/runs#sample=%22one%22") as shown:
         shown.on("dialog", lambda dialog: pytest.fail(dialog.message))
-        shown.get_by_label("show the curves of all runs in the table").check()
+        _tick_all_runs(shown)
         shown.wait_for_selector("#charts canvas")
         if field != "name":  # a run has the name of its folder
             shown.get_by_text(MARKUP).first.wait_for(state="attached")
