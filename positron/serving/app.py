@@ -184,10 +184,8 @@ class _Texts:
             open_texts -= piece.finish is not None
             yield i, piece
             self._worker.taken(self._jobs[i])
-            if (
-                not self._arrived.empty()
-            ):  # get() would not wait, and a lost client would be noted only after the last piece
-                await asyncio.sleep(0)
+            if not self._arrived.empty():  # get() would not wait
+                await asyncio.sleep(0)  # otherwise a lost client would be noted only after the last piece
 
     async def all_pieces(self) -> list[list[Piece]]:
         """Return the pieces of each text, after all have ended."""
