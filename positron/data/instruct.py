@@ -18,7 +18,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 Row = tuple[np.ndarray, np.ndarray]  # input and target ids (n,), targets -100 where no loss is computed
 
-Part = tuple[Tensor, Tensor]  # input and target ids (B, T) of a micro-batch
+Part = tuple[Tensor, ...]  # input and target ids (B, T) of a micro-batch
 
 BUCKETS = 16  # number of widths of micro-batches: multiples of a sixteenth of the context length
 
@@ -62,7 +62,7 @@ def pack(rows: list[Row], context: int) -> list[Row]:
 def to_parts(rows: list[Row], context: int, micro: int, pad: int) -> list[Part]:
     """Group rows of similar length into micro-batches (micro, T), padded on the right to one of BUCKETS widths."""
     ordered = sorted(rows, key=lambda r: -len(r[0]))
-    parts = []
+    parts: list[Part] = []
     for start in range(0, len(ordered), micro):
         group = ordered[start : start + micro]
         step = -(-context // BUCKETS)

@@ -27,7 +27,7 @@ def compile_in_place(model: GPT, part: Part, machine: Machine) -> bool:
     dict do not change. Dropout is off during the comparison, because compiled code draws other random numbers.
     """
     model.to(machine.device)
-    part = (part[0].to(machine.device), part[1].to(machine.device))
+    part = tuple(tensor.to(machine.device) for tensor in part)
     model.train(model.config.dropout == 0)
     eager = _loss_and_norm(model, part, machine)
     reason = None
@@ -51,7 +51,7 @@ def _loss_and_norm(model: GPT, part: Part, machine: Machine) -> Tensor:
     """Return a tensor (2,): the loss in nats per token, and the global norm of its gradient."""
     model.zero_grad(set_to_none=True)
     with machine.autocast():
-        loss = model(*part) / (part[1] != IGNORE).sum()
+        loss = model(part[0], part[1]) / (part[1] != IGNORE).sum()
     loss.backward()
     norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     return torch.stack([loss.detach(), norm])

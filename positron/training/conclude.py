@@ -18,10 +18,10 @@ from positron.training.signals import Signals
 logger = logging.getLogger(__name__)
 
 
-def conclude(run: Run, status: str, error: str | None, signals: Signals) -> None:
+def conclude(run: Run, status: str, error: str | None, signals: Signals, *, keeps_best: bool) -> None:
     """Write run.json, the exported weights, the loss curve and the report when a run ends, with any `status`.
 
-    A report or weights that cannot be written cause a warning only.
+    `keeps_best`: see `Objective`. A report or weights that cannot be written cause a warning only.
     """
     try:
         rows = read_metrics(run.metrics_path)
@@ -31,7 +31,7 @@ def conclude(run: Run, status: str, error: str | None, signals: Signals) -> None
     val = [row for row in rows if row.get("val/bpb") is not None]  # NaN is stored as null
     facts = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "time_s": rows[-1]["time_s"]} if rows else {}
     if val:
-        best, step = best_row(rows)
+        best, step = best_row(rows) if keeps_best else (val[-1]["val/bpb"], val[-1]["step"])
         facts |= {"val_bpb": val[-1]["val/bpb"], "val_loss": val[-1]["val/loss"], "best_bpb": best, "best_step": step}
     try:
         with signals.held():

@@ -154,7 +154,7 @@ def fit(
             try:
                 if session.is_first_rank:
                     try:
-                        conclude(run, status, error, signals)
+                        conclude(run, status, error, signals, keeps_best=objective.keeps_best)
                     finally:  # also if a second signal interrupts the report
                         if status == "stopped" and error is not None:
                             log_how_to_continue(run)
@@ -180,7 +180,7 @@ class Steps:
             step += 1
             parts = self.objective.batch(step, trainer.global_rank, trainer.world_size)
             if to_cuda:  # from pinned memory, Lightning copies to the GPU without waiting
-                parts = [(x.pin_memory(), y.pin_memory()) for x, y in parts]
+                parts = [tuple(tensor.pin_memory() for tensor in part) for part in parts]
             yield parts
 
 
@@ -274,7 +274,7 @@ def _callbacks(
         run.checkpoint_folder,
         every=train.save_every,
         keep_last=train.keep_last,
-        best=best_so_far(records.rows, run.facts(), session.start.step),
+        best=best_so_far(records.rows, run.facts(), session.start.step) if objective.keeps_best else None,
         note_best=lambda step, bpb: run.update(best_step=step, best_bpb=bpb),
     )
     monitors = open_monitors(config.monitor, objective, tokenizer.vocab_size, config.device.shards_weights)
@@ -283,7 +283,7 @@ def _callbacks(
         clock,
         ends.stopping,
         Validation(objective, every=train.val_every),
-        Overfitting(records.rows),
+        *([Overfitting(records.rows)] if objective.keeps_best else []),
         *[callback for callback in (ends.patience, ends.pruning) if callback is not None],
         *monitors,
         *of_the_user,

@@ -113,7 +113,10 @@ class TrainingModule(L.LightningModule):
         seed_step(self.seed, step, self.global_rank, self.device)
         optimizer = self._optimizer()
         set_lr(optimizer.param_groups, self.lr(step))
-        self.loss = self._accumulate(batch)
+        parts = self.objective.examples(
+            self.model, batch, step, self.global_rank, self.trainer.world_size, self.before_micro_batch
+        )
+        self.loss = self._accumulate(parts)
         self.updating = True
         optimizer.step()
         self.updating = False

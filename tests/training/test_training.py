@@ -133,6 +133,45 @@ def test_one_batch_is_learnt_by_heart(tmp_path):
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["train/loss"] < 0.01
 
 
+def test_an_objective_can_make_its_examples_with_the_weights_before_the_step(tmp_path):
+    seen: list[tuple[int, float]] = []
+
+    class OwnTexts(PretrainObjective):
+        def examples(self, model, parts, step, rank, world_size, pause):
+            pause()
+            seen.append((step, float(sum(p.detach().double().sum() for p in model.parameters()))))
+            return parts[:1]
+
+        def measures(self, model, rank, world_size):
+            assert not model.training
+            return {"own/steps": len(seen)}
+
+    config = tiny(tmp_path, train__max_steps=4, train__save_every=1, train__val_every=2)
+    train(config, tmp_path / "run", objective=OwnTexts)
+    folder = tmp_path / "run" / "checkpoints"
+    saved = {step: load_checkpoint(folder / f"step-{step:06d}.ckpt")["state_dict"] for step in (3, 4)}
+    assert [step for step, _ in seen] == [1, 2, 3, 4]
+    assert seen[-1][1] == float(sum(weight.double().sum() for weight in saved[3].values()))
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [row.get("own/steps") for row in rows] == [None, 2, None, 4]
+
+
+def test_the_newest_checkpoint_is_the_result_if_the_objective_says_so(tmp_path):
+    class WorseAndWorse(PretrainObjective):
+        keeps_best, validations = False, 0
+
+        def score(self, model, part, token_bytes):
+            self.validations += 1
+            return super().score(model, part, token_bytes) * torch.tensor([self.validations, 1, 1])
+
+    config = tiny(tmp_path, train__max_steps=4, train__save_every=2, train__val_every=2)
+    facts = train(config, tmp_path / "run", objective=WorseAndWorse)
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert rows[3]["val/bpb"] > rows[1]["val/bpb"]
+    assert (facts.best_step, facts.best_bpb) == (4, rows[3]["val/bpb"])
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "best.ckpt")["global_step"] == 4
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 def test_narrow_precisions_learn_too(tmp_path, whole, dtype):
     config = tiny(tmp_path, train__stop_at=20)  # half of the run: a step of fp16 on a CPU takes as long as ten of fp32

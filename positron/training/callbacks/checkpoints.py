@@ -44,12 +44,13 @@ class Checkpoints(L.Callback):
     """Save a checkpoint every `every` steps, after the best validation, at the last step, and when an error ends the run."""
 
     def __init__(
-        self, folder: Path, *, every: int, keep_last: int, best: float, note_best: Callable[[int, float], None]
+        self, folder: Path, *, every: int, keep_last: int, best: float | None, note_best: Callable[[int, float], None]
     ) -> None:
-        """`keep_last`: the number of newest checkpoints to keep. `best`: the lowest validation bits per byte so far.
+        """`keep_last`: the number of newest checkpoints to keep.
 
-        `note_best` records the step and the bits per byte of a new best model in run.json, because metrics.jsonl may be
-        damaged later.
+        `best`: the lowest validation bits per byte so far; None: the newest checkpoint is the result of the run, whatever its
+        validation loss, and is kept as the best one. `note_best` records the step and the bits per byte of a new best model
+        in run.json, because metrics.jsonl may be damaged later.
         """
         self.folder, self.every, self.keep_last, self.best = folder, every, keep_last, best
         self.note_best = note_best
@@ -59,14 +60,16 @@ class Checkpoints(L.Callback):
         """Save if the step is a multiple of `every`, the best so far, or the last. Raises Diverged for non-finite weights."""
         step = trainer.global_step
         bpb = module.metrics.get("val/bpb", float("inf"))
-        if bpb < self.best or step % self.every == 0 or trainer.should_stop:
+        is_best = self.best is not None and bpb < self.best
+        if is_best or step % self.every == 0 or trainer.should_stop:
             if not has_finite_state(trainer, module):
                 raise diverged(trainer, f"weights are NaN or infinite after step {step}")
             path = self.save(trainer)
-            if bpb < self.best and trainer.is_global_zero:
-                self._mark_best(path)
-                self.note_best(step, bpb)
-            self.best = min(self.best, bpb)
+            if is_best:
+                self.best = bpb
+                if trainer.is_global_zero:
+                    self._mark_best(path)
+                    self.note_best(step, bpb)
 
     def save(self, trainer: L.Trainer) -> Path:
         """Save the current step, delete the oldest checkpoints, and return the path."""
@@ -74,6 +77,8 @@ class Checkpoints(L.Callback):
         trainer.save_checkpoint(path)
         self.saved_step = trainer.global_step
         if trainer.is_global_zero:
+            if self.best is None:
+                self._mark_best(path)
             for old in checkpoints(self.folder)[: -self.keep_last]:
                 old.unlink()
         return path

@@ -10,18 +10,18 @@ import torch
 
 from positron.evaluation.score import Score
 from positron.training.module import TrainingModule
-from positron.training.objective.base import Objective
+from positron.training.objective.base import Objective, Part
 
 logger = logging.getLogger(__name__)
 
 
 @torch.no_grad()
-def validate(trainer: L.Trainer, module: TrainingModule, batches: list[tuple[torch.Tensor, torch.Tensor]]) -> Score:
-    """Return the score of the validation batches of all ranks together."""
+def validate(trainer: L.Trainer, module: TrainingModule, parts: list[Part]) -> Score:
+    """Return the score of the validation micro-batches of all ranks together."""
     module.eval()
     total = torch.zeros(3, dtype=torch.float32 if module.device.type == "mps" else torch.float64, device=module.device)
-    for i, (x, y) in enumerate(batches):
-        sums = trainer.strategy.validation_step((x.to(module.device), y.to(module.device)), i)
+    for i, part in enumerate(parts):
+        sums = trainer.strategy.validation_step(tuple(tensor.to(module.device) for tensor in part), i)
         assert isinstance(sums, torch.Tensor)
         total += sums
     if trainer.world_size > 1:
@@ -31,8 +31,17 @@ def validate(trainer: L.Trainer, module: TrainingModule, batches: list[tuple[tor
     return Score(nats=nats, bytes=round(n_bytes), tokens=round(tokens))
 
 
+@torch.no_grad()
+def measures(trainer: L.Trainer, module: TrainingModule) -> dict[str, float]:
+    """Return the objective's own measures of the model, in evaluation mode."""
+    module.eval()
+    measured = module.objective.measures(module.model, trainer.global_rank, trainer.world_size)
+    module.train()
+    return measured
+
+
 class Validation(L.Callback):
-    """Add val/loss, val/bpb and val/perplexity to the metrics every `every` steps and at the last step."""
+    """Add val/loss, val/bpb, val/perplexity and the objective's own measures every `every` steps and at the last step."""
 
     def __init__(self, objective: Objective, *, every: int) -> None:
         self.objective, self.every = objective, every
@@ -43,6 +52,7 @@ class Validation(L.Callback):
             return
         score = validate(trainer, module, self.objective.validation(trainer.global_rank, trainer.world_size))
         module.metrics |= {"val/loss": score.loss, "val/bpb": score.bpb, "val/perplexity": score.perplexity}
+        module.metrics |= measures(trainer, module)
         floor_bits = self.objective.val_bits
         if floor_bits is not None and score.bytes == self.objective.val_bytes and score.is_below(floor_bits):
             logger.warning(

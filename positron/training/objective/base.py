@@ -8,6 +8,7 @@ Shapes: B rows of a micro-batch, T tokens, V vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from positron.model.gpt import GPT
 
-Part = tuple[Tensor, Tensor]  # a micro-batch: input ids (B, T) and target ids (B, T); a target of -100 has no loss
+# A micro-batch: input ids (B, T), target ids (B, T), and further tensors of the objective with B rows. A target of -100 has no
+# loss.
+Part = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Objective(Protocol):
     val_bits: float | None  # the entropy of the validation text in bits; None if it is not known
     val_bytes: int  # the length of the validation text in bytes
     patience: int  # the run ends after this number of validations in a row without a new best one; 0: it never does
+    keeps_best: bool  # whether the checkpoint with the lowest validation loss is the result; False: the newest one is
 
     @property
     def fingerprint(self) -> str:
@@ -51,6 +55,16 @@ class Objective(Protocol):
         """Return the micro-batches of one rank for optimizer step `step`, counted from 1.
 
         The result must depend only on the arguments, so that a run can continue at any step.
+        """
+        ...
+
+    def examples(
+        self, model: GPT, parts: list[Part], step: int, rank: int, world_size: int, pause: Callable[[], None]
+    ) -> list[Part]:
+        """Return the micro-batches to learn from in step `step`, given those of `batch`, which are on the model's device.
+
+        An objective that learns from the model's own texts generates them here, with the weights before the step. `pause` must
+        be called regularly during long work: it raises an error if the run has to stop, and the step is then given up.
         """
         ...
 
@@ -71,6 +85,10 @@ class Objective(Protocol):
 
     def score(self, model: GPT, part: Part, token_bytes: Tensor) -> Tensor:
         """Return a tensor (3,): the nats, bytes and number of the targets of a validation micro-batch, each summed."""
+        ...
+
+    def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
+        """Return further metrics, which each validation adds to its own; all ranks must return the same values."""
         ...
 
     def documents(self, x: Tensor) -> Tensor | None:

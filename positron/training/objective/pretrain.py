@@ -107,7 +107,7 @@ class PretrainObjective(NextToken):
         x = torch.zeros(rows, self.val_x.shape[1], dtype=torch.int64)
         y = torch.full_like(x, IGNORE)
         x[: len(self.val_x)], y[: len(self.val_y)] = self.val_x, self.val_y
-        return list(zip(x.split(size), y.split(size), strict=True))[rank::world_size]
+        return [(x[i : i + size], y[i : i + size]) for i in range(rank * size, rows, world_size * size)]
 
     def probe_rows(self) -> list[Part]:
         """Return the validation windows as rows (x, y), each (T,)."""

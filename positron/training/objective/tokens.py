@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -16,6 +18,13 @@ class NextToken:
 
     token_bytes: np.ndarray
     document_start: int | None  # the id that begins documents, if attention does not cross documents
+    keeps_best = True
+
+    def examples(
+        self, model: GPT, parts: list[Part], step: int, rank: int, world_size: int, pause: Callable[[], None]
+    ) -> list[Part]:
+        """Return `parts`: the data contain everything to learn from."""
+        return parts
 
     def count(self, part: Part) -> Tensor:
         """Return the number of targets of a micro-batch."""
@@ -38,6 +47,10 @@ class NextToken:
         nats = nats.double() if y.device.type != "mps" else nats
         count = token_bytes[y.clamp(min=0)].to(nats.dtype).mul(scored).sum()
         return torch.stack([nats, count, scored.sum().to(nats.dtype)])
+
+    def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
+        """Return no further metrics."""
+        return {}
 
     def documents(self, x: Tensor) -> Tensor | None:
         """Return the number (B, T) of each token's document in its row, or None if attention crosses documents."""
