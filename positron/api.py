@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from positron.inference.text_model import Writer
     from positron.interop.formats import Format, Precision
     from positron.run.folder import Run
+    from positron.settings import Recipe
     from positron.training.objective.pretrain import PretrainObjective
 
 
@@ -159,7 +160,7 @@ def import_model(
     return Run(read(path, name, tokenizer, revision))
 
 
-def _composed(recipe: str, name: str | None, settings: Mapping[str, Any]) -> tuple[str, list[str]]:
+def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
     """Return the recipe and the settings as words of its command line."""
     from positron.cli.help_text import default_choices
     from positron.cli.hydra_app import conf_folder
@@ -171,16 +172,16 @@ def _composed(recipe: str, name: str | None, settings: Mapping[str, Any]) -> tup
     return recipe, [f"{key}={value}" for key, value in {**words, "name": name}.items()]
 
 
-def full_name(key: str, recipe: str) -> str:
+def full_name(key: str, recipe: Recipe) -> str:
     """Return the full key of a setting that is given by its last word.
 
     Raises UserError if no setting, or several settings, end in this word.
     """
     from positron.cli.hydra_app import conf_folder
     from positron.cli.overrides import groups_of
-    from positron.settings import leaf_keys, unknown_key
+    from positron.settings import NOT_READ_BY, leaf_keys, unknown_key
 
-    keys = [k for k in leaf_keys() if not (recipe == "train" and k.startswith("sft."))]
+    keys = [key for key in leaf_keys() if key.split(".")[0] not in NOT_READ_BY[recipe]]
     if key in keys or key in groups_of(conf_folder()) or "." in key:
         return key
     matches = [known for known in keys if known.rpartition(".")[2] == key]

@@ -657,7 +657,7 @@ class RunConfig:
             raise UserError("init_from= takes only the weights, ckpt_path= takes everything: give one of them")
         if self.budget is not None:
             seconds(self.budget, "budget")
-            if self.sft is not None or self.device.processes > 1:
+            if self.is_tuning or self.device.processes > 1:
                 raise UserError(
                     "budget= is for pretraining on one device: leave it out, and give train.max_steps= or train.max_time="
                 )
@@ -666,6 +666,16 @@ class RunConfig:
                 "optimizer=muon needs whole matrices, and device.strategy=fsdp divides them: give optimizer=adamw or "
                 "device.strategy=ddp"
             )
+
+    @property
+    def is_tuning(self) -> bool:
+        """Tell whether the run trains a base run further, whose architecture and tokenizer it has."""
+        return self.sft is not None
+
+    @property
+    def lora(self) -> LoraConfig:
+        """Return the settings of low-rank training; their rank is 0 if all weights are trained."""
+        return LoraConfig() if self.sft is None else self.sft.lora
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from positron.config import Asked, RunConfig
@@ -18,7 +19,23 @@ from positron.system.errors import UserError
 T = TypeVar("T")
 MISSING = "???"  # OmegaConf's mark of a value that has to be given
 BESIDE_VALUES = ("auto_size",)  # keys of `Asked` that a user sets like the keys of `RunConfig`
-NOT_READ_BY = {"train": ("sft",), "sft": ("model", "tokenizer", "budget", "auto_size")}  # top-level keys
+Recipe = Literal["train", "sft"]  # the commands that start runs; each has a file in conf/
+GROUP_OF: dict[Recipe, str | None] = {"train": None, "sft": "sft"}  # the settings that only this command reads
+GROUPS_OF_TUNING = tuple(group for group in GROUP_OF.values() if group)
+BASE_GROUPS = ("model", "tokenizer")  # which a fine-tuned run takes from its base run
+PRETRAINING_KEYS = ("budget", "auto_size")
+NOT_READ_BY: dict[Recipe, tuple[str, ...]] = {  # top-level keys
+    recipe: (
+        *(other for other in GROUPS_OF_TUNING if other != group),
+        *(() if group is None else (*BASE_GROUPS, *PRETRAINING_KEYS)),
+    )
+    for recipe, group in GROUP_OF.items()
+}
+
+
+def recipe_of(values: Mapping[str, Any]) -> Recipe:
+    """Return the recipe that composed these settings of a run."""
+    return next((recipe for recipe, group in GROUP_OF.items() if group in values), "train")
 
 
 def from_dict(cls: type[T], values: Any, path: str = "") -> T:

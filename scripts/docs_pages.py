@@ -33,7 +33,7 @@ from positron.cli.help_text import (  # noqa: E402
     type_in_words,
 )
 from positron.cli.overrides import groups_of  # noqa: E402
-from positron.settings import MISSING, NOT_READ_BY, leaf_keys, type_of  # noqa: E402
+from positron.settings import MISSING, NOT_READ_BY, Recipe, leaf_keys, type_of  # noqa: E402
 from scripts.format_table import formats_page  # noqa: E402
 
 CONF = ROOT / "conf"
@@ -109,10 +109,8 @@ def is_number(key: str) -> bool:
 
 
 def reference_keys() -> list[str]:
-    """Return every key that `train` or `sft` reads, in the order of positron/config.py."""
-    read = {
-        key for recipe in ("train", "sft") for key in leaf_keys() if key.partition(".")[0] not in NOT_READ_BY[recipe]
-    }
+    """Return every key that a command reads, in the order of positron/config.py."""
+    read = {key for unread in NOT_READ_BY.values() for key in leaf_keys() if key.partition(".")[0] not in unread}
     return [key for key in leaf_keys() if key in read and not is_group(type_of(key))]
 
 
@@ -121,17 +119,19 @@ def configuration_page() -> str:
     lines = [
         "# Configuration",
         "",
-        "This page lists all settings of `positron train` and `positron sft`. For a group, choose a file of `conf/`:",
-        "`model=nano`. For a key, give a value: `model.n_layer=4`. A key that the choice does not set has the default below.",
+        f"This page lists all settings of {' and '.join(f'`positron {recipe}`' for recipe in NOT_READ_BY)}.",
+        "For a group, choose a file of `conf/`: `model=nano`. For a key, give a value: `model.n_layer=4`. A key that the",
+        "choice does not set has the default below.",
         "This page is generated from `positron/config.py` and `conf/`. `positron train --help` prints the same settings, and",
         "`positron train --cfg job` prints the values that a command would use.",
         "",
-        "The defaults are the ones of `train`; a different default of `sft` follows after it. The value for `auto` is chosen",
-        "when a run starts, and recorded in its `run.json`. `null` means not set. A *step* is an optimizer step.",
+        "The defaults are the ones of `train`; a different default of another command follows after it. The value for",
+        "`auto` is chosen when a run starts, and recorded in its `run.json`. `null` means not set. A *step* is an optimizer",
+        "step.",
     ]
-    comments, of_train, of_sft = field_comments(), default_values("train", CONF), default_values("sft", CONF)
+    comments, defaults = field_comments(), {recipe: default_values(recipe, CONF) for recipe in NOT_READ_BY}
     choices = groups_of(CONF)
-    chosen = {recipe: default_choices(CONF / f"{recipe}.yaml") for recipe in ("train", "sft")}
+    chosen = {recipe: default_choices(CONF / f"{recipe}.yaml") for recipe in NOT_READ_BY}
     keys = reference_keys()
     sections = list(dict.fromkeys(key.partition(".")[0] if "." in key else "" for key in keys))
     sections += [group for group in choices if group not in sections and not group.startswith("hydra")]
@@ -152,11 +152,7 @@ def configuration_page() -> str:
             lines += ['<div class="settings" markdown>', ""]
             lines += ["| key | type | default | unit | meaning |", "|---|---|---|---|---|"]
         for key in own:
-            default = f"`{shown(of_train[key])}`" if key in of_train and of_train[key] != MISSING else "needed"
-            if key.startswith("sft."):
-                default = f"`{shown(of_sft[key])}`"
-            elif key in of_sft and of_sft[key] != of_train.get(key, MISSING) and of_sft[key] != MISSING:
-                default += f", sft: `{shown(of_sft[key])}`"
+            default = _default(key, defaults)
             row = (
                 f"`{key}`{{#{key}}}",
                 _cell(type_in_words(type_of(key)).replace("|", " or ")),
@@ -170,6 +166,25 @@ def configuration_page() -> str:
     return "\n".join(lines) + "\n"
 
 
+def _default(key: str, defaults: dict[Recipe, dict[str, Any]]) -> str:
+    """Describe the default of a key: that of the first command that reads it, and those of others that differ from it."""
+    known = {
+        recipe: values[key]
+        for recipe, values in defaults.items()
+        if values.get(key, MISSING) != MISSING and key.partition(".")[0] not in NOT_READ_BY[recipe]
+    }
+    if not known:
+        return "needed"
+    first = next(iter(known.values()))
+    text = f"`{shown(first)}`" if "train" in known or not _is_read_by_train(key) else "needed"
+    others = [f", {recipe}: `{shown(value)}`" for recipe, value in known.items() if value != first or text == "needed"]
+    return text + "".join(others)
+
+
+def _is_read_by_train(key: str) -> bool:
+    return key.partition(".")[0] not in NOT_READ_BY["train"]
+
+
 def commands_page() -> str:
     """Return the command reference: the --help of each command."""
     lines = [
@@ -181,8 +196,8 @@ def commands_page() -> str:
     os.environ["COLUMNS"] = "80"  # argparse wraps at the width of the terminal
     for command in COMMANDS:
         lines += ["", f"## {command}", "", f"{summary(command)}.", ""]
-        if command in ("train", "sft"):
-            text = help_text(command, CONF).partition("\ngroups, one choice each:")[0].rstrip()
+        if recipe := next((recipe for recipe in NOT_READ_BY if recipe == command), None):
+            text = help_text(recipe, CONF).partition("\ngroups, one choice each:")[0].rstrip()
             lines += ["```text", text, "```", "", "Groups and keys: [Configuration](configuration.md)."]
         else:
             parser = importlib.import_module(f"positron.{module_of(command)}").arguments()

@@ -18,7 +18,7 @@ import numpy_ref.gpt
 import numpy_ref.optimizers
 import numpy_ref.tokenizers
 from positron import config as choices
-from positron.cli.unused_settings import CONVERSATIONS, READ_BY
+from positron.cli.unused_settings import READ_BY, SOURCES_OF
 from positron.config import (
     Accelerator,
     Asked,
@@ -144,7 +144,7 @@ def test_tables_by_choice_have_a_row_for_every_choice() -> None:
     values = {(kind, field): words for kind, field, words in literals(choices.RunConfig)}
     assert set(DEAD) == values["ModelConfig", "activation"]
     sources = [with_value(DataConfig("stories"), "source", word) for word in values["DataConfig", "source"]]
-    assert {data.source for data in sources if data.holds_conversations} == set(CONVERSATIONS)
+    assert {data.source for data in sources if data.holds_conversations} == set(SOURCES_OF["sft"])
     for choice in READ_BY:
         assert set(choice.choices) == values[f"{choice.group.capitalize()}Config", choice.decided_by], choice.group
 

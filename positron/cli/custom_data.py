@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from positron.settings import recipe_of
 from positron.system.errors import UserError
 from positron.system.imports import load_object
 
@@ -46,7 +47,7 @@ def write_custom_data(values: dict[str, Any]) -> None:
         raise UserError(f"{KEY}={target} returns a {type(rows).__name__}, not a list or generator of texts")
     from positron.data.memory import write_conversations, write_texts
 
-    if "sft" in values:
+    if recipe_of(values) != "train":
         data |= {"source": "instruct", "path": str(write_conversations(rows, data["dir"]))}
     else:
         data |= {"source": "text", "path": str(write_texts(rows, data["dir"]))}

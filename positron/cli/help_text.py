@@ -1,4 +1,4 @@
-"""Write the text of `train --help` and `sft --help`: all groups with their choices, all keys with type and default.
+"""Write the help of a command that starts runs: all groups with their choices, all keys with type and default.
 
 No description is written twice: a choice is described by the first comment of its file in conf/, a key by the comment of
 its field in config.py.
@@ -17,12 +17,12 @@ from typing import Any, Literal
 from positron import config as menu
 from positron.cli.defaults import default_configs, register_defaults
 from positron.cli.overrides import groups_of
-from positron.cli.unused_settings import CONVERSATIONS
+from positron.cli.unused_settings import SOURCES_OF
 from positron.config import RunConfig
-from positron.settings import BESIDE_VALUES, MISSING, NOT_READ_BY, flat, leaf_keys, type_of
+from positron.settings import BESIDE_VALUES, MISSING, NOT_READ_BY, Recipe, flat, leaf_keys, type_of
 
 _WIDTH = 110
-_USAGE = {
+_USAGE: dict[Recipe, tuple[str, tuple[str, ...]]] = {
     "train": (
         "Train a GPT. To continue a run, give the same command again.",
         (
@@ -36,6 +36,7 @@ _USAGE = {
         ("init_from=quickstart experiment=story_instruct", "init_from=quickstart data=instruct data.path=my.jsonl"),
     ),
 }
+_TUNING_EXPERIMENTS: dict[Recipe, tuple[str, ...]] = {"sft": ("story_instruct",)}  # the others are for pretraining
 _OPTIONS = (
     ("-m, --multirun", "sweep: one run for each value of key=a,b,c (or Hydra's choice(), range(), glob(), interval())"),
     (
@@ -51,7 +52,7 @@ _OPTIONS = (
 )
 
 
-def help_text(recipe: str, conf: Path) -> str:
+def help_text(recipe: Recipe, conf: Path) -> str:
     """Return the help of `python -m positron.<recipe>`; `conf` is the folder of configuration files."""
     what, examples = _USAGE[recipe]
     lines = [f"usage: python -m positron.{recipe} [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]", "", what, ""]
@@ -62,7 +63,9 @@ def help_text(recipe: str, conf: Path) -> str:
         if group not in chosen:
             continue
         default = f" (default {chosen[group] or 'null'})"
-        rows = [(name, first_comment(conf / group / f"{name}.yaml")) for name in choices if _fits(recipe, group, name)]
+        rows = [
+            (name, first_comment(conf / group / f"{name}.yaml")) for name in choices if _fits(recipe, group, name, conf)
+        ]
         lines += ["", f"  {group}={default}", *_columns(rows, 24, indent=4)]
     lines += ["", "keys, with type and default:"]
     defaults, comments = default_values(recipe, conf), field_comments()
@@ -92,7 +95,7 @@ def default_choices(recipe: Path) -> dict[str, str | None]:
     return choices
 
 
-def default_values(recipe: str, conf: Path) -> dict[str, Any]:
+def default_values(recipe: Recipe, conf: Path) -> dict[str, Any]:
     """Return the default value of each dotted key."""
     import hydra
     from omegaconf import OmegaConf
@@ -167,10 +170,22 @@ def is_group(hint: Any) -> bool:
     return _group_class(hint) is not None
 
 
-def _fits(recipe: str, group: str, name: str) -> bool:
-    """Tell whether a recipe can use a choice: only SFT uses conversations, only pretraining uses texts."""
-    of_sft = name in CONVERSATIONS
-    return group not in ("data", "experiment") or of_sft == (recipe == "sft")
+def _fits(recipe: Recipe, group: str, name: str, conf: Path) -> bool:
+    """Tell whether a recipe can use a choice: only pretraining reads texts, for example."""
+    match group:
+        case "data":
+            import yaml
+
+            source = yaml.safe_load((conf / "data" / f"{name}.yaml").read_text(encoding="utf-8"))["source"]
+            return source in ("custom", *SOURCES_OF[recipe])
+        case "experiment":
+            return name in _TUNING_EXPERIMENTS.get(recipe, ()) or (recipe == "train" and not _is_of_tuning(name))
+        case _:
+            return True
+
+
+def _is_of_tuning(experiment: str) -> bool:
+    return any(experiment in names for names in _TUNING_EXPERIMENTS.values())
 
 
 def type_in_words(hint: Any) -> str:

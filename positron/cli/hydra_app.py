@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from positron.settings import unknown_key
+from positron.settings import Recipe, unknown_key
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.version import __version__
@@ -62,7 +62,7 @@ def _hydra_reason(error: BaseException) -> str:
     return text
 
 
-def run_hydra(job: Callable[[Any], Any], recipe: str) -> None:
+def run_hydra(job: Callable[[Any], Any], recipe: Recipe) -> None:
     """Compose `conf/<recipe>.yaml` with the command line and call `job` with it, once or for each job of a sweep.
 
     The error of a single run is kept and raised after Hydra has returned, because Hydra would print it in its own format.

@@ -1,4 +1,4 @@
-"""Check the command line of `train` and `sft` before Hydra reads it: options, names, choices and the quotes of texts.
+"""Check the command line of a training before Hydra reads it: options, names, choices and the quotes of texts.
 
 Settings that Hydra would accept without effect, or refuse in terms of its grammar, are refused here with advice.
 """
@@ -13,7 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from positron.cli.other_tools import advice, question, same_option
-from positron.settings import expected, is_list, is_text, leaf_keys, unknown_key
+from positron.settings import (
+    BASE_GROUPS,
+    GROUP_OF,
+    NOT_READ_BY,
+    PRETRAINING_KEYS,
+    Recipe,
+    expected,
+    is_list,
+    is_text,
+    leaf_keys,
+    unknown_key,
+)
 from positron.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -52,7 +63,6 @@ _UNCHECKED_KEYS = (
     "data.options",
     "data._target_",
 )  # arguments of the user's own classes
-_GROUPS_OF_BASE = ("model", "tokenizer")
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ class CommandLine:
         return [*self.options, *self.overrides]
 
 
-def read_command_line(words: Sequence[str], recipe: str, conf: Path) -> CommandLine:
+def read_command_line(words: Sequence[str], recipe: Recipe, conf: Path) -> CommandLine:
     """Check the words after `python -m positron.<recipe>` and sort them into options and settings.
 
     Raises UserError, which names the wrong word and what to type instead.
@@ -83,7 +93,7 @@ def read_command_line(words: Sequence[str], recipe: str, conf: Path) -> CommandL
     return CommandLine(options, reader.read(settings))
 
 
-def read_settings(settings: Sequence[str], recipe: str, conf: Path) -> list[str]:
+def read_settings(settings: Sequence[str], recipe: Recipe, conf: Path) -> list[str]:
     """Check settings as `read_command_line` does, for a command that is not a Hydra program."""
     return _Reader(recipe, conf, is_sweep=False, has_own_conf=False).read(settings)
 
@@ -130,7 +140,7 @@ def _split(word: str) -> tuple[str, str, str | None]:
     return prefix[0], key.strip(), value if equal else None
 
 
-def _options(words: Sequence[str], recipe: str) -> tuple[list[str], list[str]]:
+def _options(words: Sequence[str], recipe: Recipe) -> tuple[list[str], list[str]]:
     options: list[str] = []
     settings: list[str] = []
     rest = list(words)
@@ -151,7 +161,7 @@ def _options(words: Sequence[str], recipe: str) -> tuple[list[str], list[str]]:
     return options, settings
 
 
-def _unknown_option(name: str, value: str | None, recipe: str) -> str:
+def _unknown_option(name: str, value: str | None, recipe: Recipe) -> str:
     key = same_option(name)
     bare = name.strip("-").replace("-", "_")
     if key is None and bare in leaf_keys():
@@ -163,13 +173,13 @@ def _unknown_option(name: str, value: str | None, recipe: str) -> str:
         near = difflib.get_close_matches(name, ["--multirun", "--cfg", "--resolve", "--help", "--version"], 1, 0.75)
         hint = f"did you mean {near[0]}?" if near else f"python -m positron.{recipe} --help lists options and settings"
         return f"there is no option {name}: {hint}"
-    is_same = value and key.replace(".", "_").endswith(bare) and not (recipe == "train" and key.startswith("sft."))
+    is_same = value and key.replace(".", "_").endswith(bare) and key.split(".")[0] not in NOT_READ_BY[recipe]
     setting = f"{key}={value}" if is_same else advice(key, value)
     return f"there is no option {name}; settings are given as key=value: {setting}"
 
 
 class _Reader:
-    def __init__(self, recipe: str, conf: Path, is_sweep: bool, has_own_conf: bool) -> None:
+    def __init__(self, recipe: Recipe, conf: Path, is_sweep: bool, has_own_conf: bool) -> None:
         self.recipe, self.is_sweep, self.has_own_conf = recipe, is_sweep, has_own_conf
         self.groups = groups_of(conf)
         self.keys = set(leaf_keys())
@@ -204,14 +214,20 @@ class _Reader:
         return f"{key}={self._value(key, value, parser)}"
 
     def _check_command(self, key: str) -> None:
-        """Refuse keys that only the other command reads, and keys that a fine-tuned run takes from its base run."""
-        top = key.split(".")[0]
-        if self.recipe == "train" and top == "sft":
-            raise UserError(f"{key}= is read by python -m positron.sft, not by python -m positron.train: leave it out")
-        if self.recipe == "sft" and top in _GROUPS_OF_BASE:
-            raise UserError(f"SFT takes the architecture and tokenizer of the base run, init_from=: leave {key}= out")
-        if self.recipe == "sft" and top in ("budget", "auto_size"):
-            raise UserError(f"{key}= is read by pretraining, not by SFT: give train.max_time=, or sft.epochs=")
+        """Refuse keys that only another command reads, and keys that a fine-tuned run takes from its base run."""
+        top, command = key.split(".")[0], f"python -m positron.{self.recipe}"
+        if top not in NOT_READ_BY[self.recipe]:
+            return
+        if top in BASE_GROUPS:
+            raise UserError(
+                f"{command} takes the architecture and tokenizer of the base run, init_from=: leave {key}= out"
+            )
+        if top in PRETRAINING_KEYS:
+            raise UserError(
+                f"{key}= is read by pretraining, not by {command}: give train.max_time=, or train.max_steps="
+            )
+        reader = next(recipe for recipe, group in GROUP_OF.items() if group == top)
+        raise UserError(f"{key}= is read by python -m positron.{reader}, not by {command}: leave it out")
 
     def _check_group(self, group: str, text: str, parser: OverridesParser) -> None:
         choices = self.groups[group]

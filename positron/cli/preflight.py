@@ -101,7 +101,7 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
     Raises UserError.
     """
     run = _source_run(config)
-    if run is None or config.sft is not None:
+    if run is None or config.is_tuning:
         return
     if asked.auto_size:
         raise UserError(
@@ -133,12 +133,7 @@ def with_source_model(config: RunConfig, folder: Path, asked: Asked) -> RunConfi
     It is returned unchanged if model= or experiment= chooses an architecture. Single values of the command line, such as
     model.context_length=, are kept.
     """
-    if (
-        config.sft is not None
-        or config.init_from is None
-        or asked.auto_size
-        or {"model", "experiment"} & set(asked.given)
-    ):
+    if config.is_tuning or config.init_from is None or asked.auto_size or {"model", "experiment"} & set(asked.given):
         return config
     run = Run(folder) if Run(folder).exists else _source_run(config)
     if run is None:
@@ -179,7 +174,7 @@ def with_known_tokenizer(config: RunConfig, folder: Path, given: Mapping[str, st
 
     Raises UserError if the command line gives a different tokenizer.
     """
-    if config.sft is not None or (config.init_from is None and config.ckpt_path is None):
+    if config.is_tuning or (config.init_from is None and config.ckpt_path is None):
         return config
     own = Run(folder)
     run = own if own.exists else _source_run(config)

@@ -16,7 +16,7 @@ from positron.cli.unused_settings import refuse_unread
 from positron.config import Asked, RunConfig
 from positron.interop.names import needs_import
 from positron.run.folder import OUTPUTS
-from positron.settings import BESIDE_VALUES, from_dict
+from positron.settings import BESIDE_VALUES, Recipe, from_dict, recipe_of
 from positron.system.errors import UserError
 
 
@@ -31,9 +31,9 @@ class Request:
     def refuse_unread(self, *, is_sweep: bool = False, swept: Iterable[str] = ()) -> None:
         """Raise UserError for a given key that this run would not read; see `unused_settings`."""
         experiment = experiment_keys(conf_folder(), self.asked.given)
-        is_sft = "sft" in self.values
+        recipe = recipe_of(self.values)
         refuse_unread(
-            self.values, self.asked.given, experiment=experiment, is_sft=is_sft, is_sweep=is_sweep, swept=swept
+            self.values, self.asked.given, experiment=experiment, recipe=recipe, is_sweep=is_sweep, swept=swept
         )
 
     def configured(self, configure: Callable[[dict[str, Any]], RunConfig]) -> RunConfig:
@@ -77,7 +77,7 @@ def read_request(composed: Any, overrides: Sequence[str]) -> Request:
     return Request(values, from_dict(Asked, {**beside, "given": given_keys(overrides)}), callbacks)
 
 
-def compose_request(recipe: str, settings: Sequence[str]) -> Request:
+def compose_request(recipe: Recipe, settings: Sequence[str]) -> Request:
     """Compose `conf/<recipe>.yaml` with `key=value` settings, for callers that are not Hydra programs.
 
     Raises UserError for unknown or contradictory settings.
@@ -92,7 +92,7 @@ def compose_request(recipe: str, settings: Sequence[str]) -> Request:
         return read_request(hydra.compose(recipe, overrides), overrides)
 
 
-def compose(recipe: str, settings: Sequence[str]) -> dict[str, Any]:
+def compose(recipe: Recipe, settings: Sequence[str]) -> dict[str, Any]:
     """Return the composed settings for a command that starts no run. Raises UserError for settings that training refuses."""
     request = compose_request(recipe, settings)
     request.refuse_unread()

@@ -27,6 +27,7 @@ from positron.evaluation.sweep_report import write_sweep_report
 from positron.run.facts import Facts
 from positron.run.folder import Run, is_free
 from positron.run.paths import JOB
+from positron.settings import Recipe
 from positron.system.disk import lock, make_folder, read_json, write_json
 from positron.system.errors import Interrupted, LeftAtOnce, UserError
 from positron.system.exits import describe
@@ -74,7 +75,7 @@ def run_job(
 
 
 def run_config(
-    recipe: str,
+    recipe: Recipe,
     overrides: Sequence[str],
     configure: Callable[[dict[str, Any]], RunConfig],
     train: Callable[[RunConfig, Path, Sequence[Callback], Asked], Facts],

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from positron.config import OPTIMIZER_READS
+from positron.settings import NOT_READ_BY, Recipe
 from positron.system.errors import UserError
 
 
@@ -76,7 +77,14 @@ READ_BY = (
         {name: f"schedule={name}" for name in ("cosine", "linear", "trapezoid")},
     ),
 )
-CONVERSATIONS = ("instruct", "story_instruct")
+SOURCES_OF: dict[Recipe, tuple[str, ...]] = {
+    "train": ("stories", "text", "hub"),
+    "sft": ("instruct", "story_instruct"),
+}
+_DATA_ADVICE: dict[Recipe, str] = {
+    "train": "pretraining learns from text: give data=text data.path=FILE, or data=stories",
+    "sft": "SFT learns from conversations: give data=story_instruct, or data=instruct data.path=my.jsonl",
+}
 MONITORS = ("gradients", "weights", "attention", "activations", "tokens")
 _EMPTY_VALUES = ("null", "false", "None", "False")
 
@@ -86,7 +94,7 @@ def refuse_unread(
     given: Mapping[str, str],
     *,
     experiment: Mapping[str, str] | None = None,
-    is_sft: bool = False,
+    recipe: Recipe = "train",
     is_sweep: bool = False,
     swept: Iterable[str] = (),
 ) -> None:
@@ -101,31 +109,30 @@ def refuse_unread(
         return
     read = {key: text for key, text in given.items() if text not in _EMPTY_VALUES}
     if not varied & {"data", "data.source"}:
-        _refuse_other_source(values["data"]["source"], is_sft)
+        refuse_other_source(values["data"]["source"], recipe)
     for choice in READ_BY:
-        if not varied & {choice.group, f"{choice.group}.{choice.decided_by}"} and not (
-            is_sft and choice.group == "tokenizer"
+        if (
+            not varied & {choice.group, f"{choice.group}.{choice.decided_by}"}
+            and choice.group not in NOT_READ_BY[recipe]
         ):
-            _refuse_of_choice(choice, values[choice.group], {**(experiment or {}), **read}, is_sft)
-    for rule in (_text_by_url, _sft_data, _length, _monitors, _sweep, _batch):
-        rule(values, read, is_sft, is_sweep)
+            _refuse_of_choice(choice, values[choice.group], {**(experiment or {}), **read}, recipe)
+    for rule in (_text_by_url, _pretraining_data, _length, _monitors, _sweep, _batch):
+        rule(values, read, recipe, is_sweep)
 
 
-def _refuse_other_source(source: str, is_sft: bool) -> None:
-    if is_sft and source not in CONVERSATIONS:
-        raise UserError("SFT learns from conversations: give data=story_instruct, or data=instruct data.path=my.jsonl")
-    if not is_sft and source in CONVERSATIONS:
-        raise UserError(
-            f"data={source} contains conversations: give it to python -m positron.sft, or give data=text data.path=FILE "
-            "or data=stories to train on text"
-        )
+def refuse_other_source(source: str, recipe: Recipe) -> None:
+    """Raise UserError if the command does not learn from this kind of data."""
+    if source not in SOURCES_OF[recipe]:
+        readers = [f"python -m positron.{other}" for other, sources in SOURCES_OF.items() if source in sources]
+        elsewhere = f"; data={source} is read by {' and '.join(readers)}" if readers else ""
+        raise UserError(f"{_DATA_ADVICE[recipe]}{elsewhere}")
 
 
-def _refuse_of_choice(choice: Choice, group: Mapping[str, Any], given: Mapping[str, str], is_sft: bool) -> None:
+def _refuse_of_choice(choice: Choice, group: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe) -> None:
     chosen = group[choice.decided_by]
     for key in given:
         name = key.removeprefix(f"{choice.group}.")
-        readers = [reader for reader in choice.readers(name) if _possible(reader, choice, is_sft)]
+        readers = [reader for reader in choice.readers(name) if _possible(reader, choice, recipe)]
         if name == key or not choice.readers(name) or chosen in choice.readers(name):
             continue
         now = f"{choice.group}={given.get(choice.group, chosen)}"
@@ -137,11 +144,11 @@ def _refuse_of_choice(choice: Choice, group: Mapping[str, Any], given: Mapping[s
         raise UserError(f"{key}= is read by {others}, not by {now}: {remedy}")
 
 
-def _possible(reader: str, choice: Choice, is_sft: bool) -> bool:
-    return choice.group != "data" or (reader in CONVERSATIONS) == is_sft
+def _possible(reader: str, choice: Choice, recipe: Recipe) -> bool:
+    return choice.group != "data" or reader in SOURCES_OF[recipe]
 
 
-def _text_by_url(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:
+def _text_by_url(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:
     data = values["data"]
     if data["source"] != "text":
         return
@@ -156,33 +163,34 @@ def _text_by_url(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bo
         )
 
 
-def _sft_data(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:
-    if not is_sft:
+def _pretraining_data(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:
+    if recipe == "train":
         return
-    for key, instead in (("packing", "sft.packing=true packs conversations"), ("document_mask", ""), ("dir", "")):
+    for key in ("packing", "document_mask", "dir"):
         if f"data.{key}" in given:
+            instead = " (sft.packing=true packs conversations)" if (key, recipe) == ("packing", "sft") else ""
             raise UserError(
-                f"data.{key}= is read by pretraining, not by SFT: leave it out" + (f" ({instead})" if instead else "")
+                f"data.{key}= is read by pretraining, not by python -m positron.{recipe}: leave it out{instead}"
             )
 
 
-def _length(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:
+def _length(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:
     steps = values["train"]["max_steps"]
-    if is_sft and "sft.epochs" in given and steps != "auto":
+    if "sft.epochs" in given and steps != "auto":
         raise UserError(
             f"sft.epochs= has an effect only with train.max_steps=auto, not with train.max_steps={steps}: "
             "add train.max_steps=auto, or leave sft.epochs= out"
         )
 
 
-def _monitors(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:
+def _monitors(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:
     if "monitor.every" in given and not any((values.get("monitor") or {}).get(name) for name in MONITORS):
         raise UserError(
             f"monitor.every= has no effect without measurements: add monitor=all, or monitor= with one of {', '.join(MONITORS)}"
         )
 
 
-def _sweep(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:
+def _sweep(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:
     keys = [key for key in given if key.startswith("sweep.")]
     if keys and not is_sweep:
         raise UserError(
@@ -195,7 +203,7 @@ def _sweep(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is
         )
 
 
-def _batch(values: Mapping[str, Any], given: Mapping[str, str], is_sft: bool, is_sweep: bool) -> None:
+def _batch(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:
     """Refuse device.batch_tokens=, the default of train.batch_tokens, if the latter is set; likewise micro_batch_size."""
     for key in ("batch_tokens", "micro_batch_size"):
         default, used = values["device"].get(key), values["train"].get(key)

@@ -103,8 +103,7 @@ def open_session(folder: Path, config: RunConfig, started: float) -> Iterator[Se
 
 def refuse_untrainable(config: RunConfig, machine: Machine, *, vocab_size: int) -> None:
     """Raise UserError if the model is too large to be trained on this machine."""
-    is_lora = config.sft is not None and config.sft.lora.rank > 0
-    gpt, copies = config.model.with_vocab(vocab_size), 1 if is_lora else TRAINING_COPIES
+    gpt, copies = config.model.with_vocab(vocab_size), 1 if config.lora.rank else TRAINING_COPIES
     check_memory(gpt, copies=copies, accelerator=machine.accelerator, processes=config.device.processes)
 
 

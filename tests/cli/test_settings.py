@@ -89,9 +89,9 @@ def test_a_given_key_that_nothing_reads_is_refused_with_the_way_out(words, said)
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("+tokenizer=char",), "SFT takes the architecture and tokenizer of the base run"),
-        (("+model.context_length=256",), "SFT takes the architecture and tokenizer of the base run"),
-        (("++model.n_layer=3",), "SFT takes the architecture and tokenizer of the base run"),
+        (("+tokenizer=char",), "takes the architecture and tokenizer of the base run"),
+        (("+model.context_length=256",), "takes the architecture and tokenizer of the base run"),
+        (("++model.n_layer=3",), "takes the architecture and tokenizer of the base run"),
         (("budget=10m",), "train.max_time="),
         (("data.examples=5", "data=instruct"), "data.examples= is read by data=story_instruct"),
         (("data=instruct", "data.packing=windows"), "sft.packing=true"),

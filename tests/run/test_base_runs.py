@@ -249,7 +249,7 @@ def test_a_lora_rank_above_the_matrices_is_refused_with_the_largest(here: Path, 
 def test_model_and_tokenizer_cannot_be_chosen_in_sft(here: Path, given: dict[str, Any]) -> None:
     values = dataclasses.asdict(tuned("outputs/base"))
     del values["model"], values["tokenizer"]
-    with pytest.raises(UserError, match="SFT takes the architecture and tokenizer of the base run"):
+    with pytest.raises(UserError, match="takes the architecture and tokenizer of the base run"):
         configure({**values, **given})
 
 
@@ -259,7 +259,7 @@ def test_a_command_that_asks_sft_for_another_model_is_refused_with_the_reason(
 ) -> None:
     refused = run_command("sft", "init_from=base", "data=instruct", "name=w", given, folder=here)
     assert refused.code == 2, refused.err
-    assert "SFT takes the architecture and tokenizer of" in refused.err.splitlines()[-1]
+    assert "takes the architecture and tokenizer of" in refused.err.splitlines()[-1]
     assert "use +" not in refused.err
     assert not Path("outputs/w").exists()
 

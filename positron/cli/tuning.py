@@ -1,0 +1,40 @@
+"""Build the configuration of a run that trains a base run further: its architecture and tokenizer are the base run's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from positron.cli.unused_settings import refuse_other_source
+from positron.config import RunConfig
+from positron.run.base import portable
+from positron.run.folder import OUTPUTS, Run, find_run
+from positron.settings import BASE_GROUPS, Recipe, from_dict
+from positron.system.errors import UserError
+
+
+def configure_tuning(
+    values: dict[str, Any], recipe: Recipe, kind: str, can_be_base: Callable[[Run], bool]
+) -> RunConfig:
+    """Build the configuration of a tuned run of this `kind`.
+
+    An existing run keeps its architecture, tokenizer and base run. A new run gets those of the run init_from=, or of the run
+    trained last among those that `can_be_base` accepts. Raises UserError if there is no such run, if the data is of another
+    kind than the command learns from, or if the settings choose a model or tokenizer.
+    """
+    for key in BASE_GROUPS:
+        if values.get(key) is not None:
+            raise UserError(
+                f"python -m positron.{recipe} takes the architecture and tokenizer of the base run, init_from=: "
+                f"leave {key}= out"
+            )
+    own = Run(OUTPUTS / str(values["name"]))
+    if own.exists and own.kind == kind and any(own.checkpoint_folder.glob("*.ckpt")):
+        known, origin = own.config(), values["init_from"] or own.config().get("init_from")
+    else:
+        base = find_run(values["init_from"], which=can_be_base)
+        known, origin = base.config(), portable(base.folder)
+    values = {**values, "model": known["model"], "tokenizer": known["tokenizer"], "init_from": origin}
+    config = from_dict(RunConfig, values)
+    refuse_other_source(config.data.source, recipe)
+    return config

@@ -1,0 +1,69 @@
+"""Train a base run further: load its model, find its text, and measure what the training costs on that text."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from positron.config import RunConfig
+from positron.data.windows import validation_windows
+from positron.evaluation.eval_texts import token_files
+from positron.evaluation.scoring import score
+from positron.model.gpt import GPT
+from positron.model.lora import add_lora
+from positron.run.folder import Run, find_run
+from positron.run.load import load_model, restore
+from positron.settings import from_dict
+from positron.system.errors import Unreachable, UserError
+from positron.text.conversation import END, MARKERS
+from positron.text.factory import load_tokenizer
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.training.resume import Session, refuse_untrainable
+
+logger = logging.getLogger(__name__)
+
+
+def base_model(session: Session) -> tuple[GPT, Tokenizer]:
+    """Return the model to train, with the weights of the base run if the run is new, and its tokenizer.
+
+    With LoRA the model has its low-rank matrices. Raises UserError if the model is too large to be trained on this machine.
+    """
+    config, start = session.config, session.start
+    assert start.tokenizer_from is not None
+    tokenizer = load_tokenizer(start.tokenizer_from.tokenizer_folder)
+    refuse_untrainable(config, session.machine, vocab_size=tokenizer.vocab_size)
+    model = GPT(config.model.with_vocab(tokenizer.vocab_size))
+    if start.weights is not None:
+        restore(model, tokenizer, start.weights)
+    if config.lora.rank:
+        markers = [tokenizer.special_id(token) for token in (END, *MARKERS)]
+        add_lora(model, config.lora.rank, config.seed, markers if config.lora.markers else ())
+    model.checkpoint_activations = config.device.checkpoint_activations
+    return model, tokenizer
+
+
+def base_run(config: RunConfig) -> Run:
+    """Return the run that `config` trains further. Raises UserError if it does not exist any more."""
+    try:
+        return find_run(config.init_from)
+    except UserError as error:
+        raise UserError(
+            f"the run init_from={config.init_from}, from which this fine-tuning started, was not found: restore its folder"
+        ) from error
+
+
+def measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> None:
+    """Write the bits per byte of the pretraining run's validation text, before and after the training, into run.json."""
+    try:
+        base = base_run(config)
+        files = token_files(base, "val", "fine-tuning does not need it")
+    except (UserError, Unreachable) as error:
+        logger.info(f"the loss on the pretraining text was not measured: {error}")
+        return
+    logger.info("measuring the loss on the pretraining text before and after fine-tuning")
+    context = from_dict(type(config.model), base.config()["model"]).context_length
+    x, y = validation_windows(files, context=context, end_id=tokenizer.special_id(END_OF_TEXT), limit=100_000)
+    token_bytes = torch.from_numpy(tokenizer.token_bytes())
+    before, after = (score(load_model(measured)[0], x, y, token_bytes).bpb for measured in (base, run))
+    run.update(base_bpb_before=before, base_bpb_after=after)
