@@ -20,22 +20,21 @@ T = TypeVar("T")
 MISSING = "???"  # OmegaConf's mark of a value that has to be given
 BESIDE_VALUES = ("auto_size",)  # keys of `Asked` that a user sets like the keys of `RunConfig`
 Recipe = Literal["train", "sft"]  # the commands that start runs; each has a file in conf/
-GROUP_OF: dict[Recipe, str | None] = {"train": None, "sft": "sft"}  # the settings that only this command reads
-GROUPS_OF_TUNING = tuple(group for group in GROUP_OF.values() if group)
+OWN_GROUPS: dict[Recipe, tuple[str, ...]] = {"train": (), "sft": ("sft",)}  # settings that only this command reads
 BASE_GROUPS = ("model", "tokenizer")  # which a fine-tuned run takes from its base run
 PRETRAINING_KEYS = ("budget", "auto_size")
 NOT_READ_BY: dict[Recipe, tuple[str, ...]] = {  # top-level keys
     recipe: (
-        *(other for other in GROUPS_OF_TUNING if other != group),
-        *(() if group is None else (*BASE_GROUPS, *PRETRAINING_KEYS)),
+        *(group for other, groups in OWN_GROUPS.items() if other != recipe for group in groups),
+        *((*BASE_GROUPS, *PRETRAINING_KEYS) if recipe != "train" else ()),
     )
-    for recipe, group in GROUP_OF.items()
+    for recipe in OWN_GROUPS
 }
 
 
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
     """Return the recipe that composed these settings of a run."""
-    return next((recipe for recipe, group in GROUP_OF.items() if group in values), "train")
+    return next((recipe for recipe, groups in OWN_GROUPS.items() if groups and groups[0] in values), "train")
 
 
 def from_dict(cls: type[T], values: Any, path: str = "") -> T:

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from positron.cli.other_tools import advice, question, same_option
 from positron.settings import (
     BASE_GROUPS,
-    GROUP_OF,
     NOT_READ_BY,
+    OWN_GROUPS,
     PRETRAINING_KEYS,
     Recipe,
     expected,
@@ -226,7 +226,7 @@ class _Reader:
             raise UserError(
                 f"{key}= is read by pretraining, not by {command}: give train.max_time=, or train.max_steps="
             )
-        reader = next(recipe for recipe, group in GROUP_OF.items() if group == top)
+        reader = next(recipe for recipe, groups in OWN_GROUPS.items() if top in groups)
         raise UserError(f"{key}= is read by python -m positron.{reader}, not by {command}: leave it out")
 
     def _check_group(self, group: str, text: str, parser: OverridesParser) -> None:
