@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser import chromium, has_sideways_scroll, opened, serious_findings
@@ -164,13 +165,110 @@ def test_the_exported_file_holds_the_conversation(page: Page) -> None:
     limit(page, 5)
     send(page, "hello")
     wait_for_end(page)
-    with page.expect_download() as download:
-        page.click("#export")
-    saved = json.loads(download.value.path().read_text(encoding="utf-8"))
+    saved = exported(page)
     assert saved["version"] == 1
     (turn,) = saved["conversation"]["turns"]
     assert turn["user"] == "hello"
     assert turn["answers"]["talker"]["variants"][0]["text"] == page.locator(".answer .text").text_content()
+
+
+def exported(page: Page) -> dict[str, Any]:
+    with page.expect_download() as download:
+        page.click("#export")
+    content: dict[str, Any] = json.loads(download.value.path().read_text(encoding="utf-8"))
+    return content
+
+
+def choose_file(page: Page, folder: Path, content: bytes) -> None:
+    path = folder / "chat.json"
+    path.write_bytes(content)
+    with page.expect_file_chooser() as chooser:
+        page.click("#import")
+    chooser.value.set_files(path)
+
+
+def test_an_exported_conversation_continues_where_it_is_imported(
+    page: Page, browser: Browser, site: Running, tmp_path: Path
+) -> None:
+    limit(page, 5)
+    page.get_by_label("writer").check()
+    send(page, "hello")
+    wait_for_end(page)
+    page.get_by_text("Regenerate").first.click()
+    wait_for_end(page)
+    saved = exported(page)
+    with opened(browser, site.url) as other:  # a browser with its own conversations
+        other.wait_for_selector(".welcome")
+        choose_file(other, tmp_path, json.dumps(saved).encode())
+        other.wait_for_selector(".answer")
+        assert texts(other) == texts(page)
+        again = exported(other)
+        for file in (saved, again):
+            del file["conversation"]["updated"]
+        assert again["conversation"].pop("id") != saved["conversation"].pop("id")  # it replaces no conversation
+        assert again == saved
+        send(other, "more")
+        wait_for_end(other)
+        other.reload()
+        other.locator("#conversations .title", has_text="hello").click()
+        assert other.locator(".question .text").all_inner_texts() == ["hello", "more"]
+
+
+def a_file(**changes: Any) -> bytes:
+    """Return an exported file; each change names a field by its path, with two underscores between the parts."""
+    answer = {"text": "b", "prefix": "", "tokens": [["b", -0.5, [["b", -0.5], ["c", -1.0]]]], "continues": False}
+    variant = {**answer, "finish": "length", "count": 1, "seconds": 0.2, "first": 0.1}
+    sampling = {"temperature": 1, "top_p": None, "top_k": 5, "min_p": None, "repetition_penalty": 1}
+    conversation: Any = {
+        "title": "imported",
+        "models": ["talker"],
+        "settings": {**sampling, "max_tokens": None, "seed": 0, "system": ""},
+        "turns": [{"user": "a", "answers": {"talker": {"shown": 0, "variants": [variant]}}}],
+    }
+    content = {"version": 1, "conversation": conversation}
+    for path, value in changes.items():
+        *parents, last = [int(part) if part.isdigit() else part for part in path.split("__")]
+        place: Any = content
+        for part in parents:
+            place = place[part]
+        place[last] = value
+    return json.dumps(content).encode()
+
+
+VARIANT = "conversation__turns__0__answers__talker__variants__0"
+BAD_FILES = [
+    (b"{", "it is not JSON"),
+    (b"null", "not a conversation that this page has exported"),
+    (a_file(version=2), "not a conversation that this page has exported"),
+    (a_file(conversation=[]), "conversation must be an object"),
+    (a_file(conversation__title=" "), "conversation.title must be a text that is not empty"),
+    (a_file(conversation__turns=[]), "its conversation is empty"),
+    (a_file(conversation__turns=[{}]), "conversation.turns[0].user must be a text"),
+    (a_file(conversation__settings__temperature=6), "conversation.settings.temperature must be a number from 0 to 5"),
+    (a_file(conversation__settings__seed=0.5), "conversation.settings.seed must be a whole number of 0 or more"),
+    (a_file(conversation__turns__0__answers__talker__shown=1), "answers.talker.shown must be the number of a variant"),
+    (a_file(**{f"{VARIANT}__tokens": [["b", None, []]]}), "variants[0].tokens[0][1] must be a number of at most 0"),
+    (a_file(**{f"{VARIANT}__text": {"toString": 1}}), "variants[0].text must be a text"),
+    (b"x" * (32 * 2**20 + 1), "it has 33554433 bytes and may have 33554432"),
+]
+
+
+def test_a_file_that_holds_no_conversation_changes_nothing(page: Page, tmp_path: Path) -> None:
+    limit(page, 5)
+    send(page, "hello")
+    wait_for_end(page)
+    before = exported(page)
+    for content, reason in BAD_FILES:
+        choose_file(page, tmp_path, content)
+        page.locator("#trouble", has_text=reason).wait_for()
+        message = page.inner_text("#trouble")
+        assert message.startswith("chat.json cannot be imported: ")
+        assert "\n" not in message
+    assert exported(page) == before
+    assert page.locator("#conversations .title").all_inner_texts() == ["hello"]
+    choose_file(page, tmp_path, a_file())
+    page.locator(".question .text", has_text="a").wait_for()
+    assert page.locator("#trouble").is_hidden()
 
 
 def test_an_error_of_the_server_is_shown_at_the_answer(page: Page) -> None:

@@ -2,6 +2,7 @@
 
 import { answer as ask, KeyNeeded, models as readModels, presets as readPresets, useKey } from "./api.js";
 import { button, element } from "./dom.js";
+import * as file from "./file.js";
 import { Settings } from "./settings.js";
 import { openStore } from "./store.js";
 import { Thread } from "./thread.js";
@@ -92,10 +93,23 @@ function fork(i, text) {
 }
 
 function exportJson() {
-  const content = JSON.stringify({ version: 1, conversation }, null, 2);
-  const link = element("a", { href: URL.createObjectURL(new Blob([content], { type: "application/json" })), download: "positron-conversation.json" });
+  const link = element("a", { href: URL.createObjectURL(new Blob([file.written(conversation)], { type: "application/json" })), download: "positron-conversation.json" });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+}
+
+async function importJson(chosen) {
+  let read;
+  try {
+    read = await file.read(chosen);
+  } catch (error) {
+    trouble(`${chosen.name} cannot be imported: ${error.message}`);
+    return;
+  }
+  trouble("");
+  open(read);
+  showHistory(false);
+  await save();
 }
 
 // --- answers ---------------------------------------------------------------------------------------------------------
@@ -274,6 +288,12 @@ $("new").addEventListener("click", () => {
 $("show-history").addEventListener("click", () => showHistory(!$("history").classList.contains("shown")));
 $("show-tokens").addEventListener("change", () => thread.showTokens($("show-tokens").checked));
 $("export").addEventListener("click", exportJson);
+$("import").addEventListener("click", () => $("file").click());
+$("file").addEventListener("change", () => {
+  const [chosen] = $("file").files;
+  if (chosen) importJson(chosen);
+  $("file").value = ""; // otherwise the same file could not be chosen again
+});
 $("show-settings").addEventListener("click", () => {
   $("settings").hidden = !$("settings").hidden;
   $("show-settings").ariaExpanded = String(!$("settings").hidden);

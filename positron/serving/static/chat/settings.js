@@ -1,6 +1,6 @@
 // The form of settings: a preset, the sampling values, the limit, the seed and the system prompt.
 
-const NUMBERS = [
+export const NUMBERS = [
   { key: "temperature", label: "Temperature", min: 0, max: 5, step: 0.05, hint: "0: always the likeliest token; higher: more varied" },
   { key: "top_p", label: "Top-p", min: 0.01, max: 1, step: 0.01, optional: true, hint: "sample from the likeliest tokens with this total probability; empty: all" },
   { key: "top_k", label: "Top-k", min: 1, step: 1, optional: true, hint: "sample from this many of the likeliest tokens; empty: all" },
