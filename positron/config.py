@@ -269,8 +269,8 @@ OnInvalid = Literal["error", "replace"]
 class DataConfig:
     """Hold where the text comes from (`conf/data/*`). Token files are kept below `dir`, one folder per corpus."""
 
-    # kind of data; instruct and story_instruct: for sft; imported: unknown, because the model was trained elsewhere;
-    # data=custom becomes text, or instruct in sft
+    # kind of data; instruct and story_instruct: conversations, for sft; imported is recorded for an imported model, whose
+    # text is unknown; data=custom is recorded as text, or as instruct in sft
     source: Literal["stories", "text", "hub", "instruct", "story_instruct", "imported"]
     # file, folder or glob pattern: .json .jsonl .ndjson .csv .tsv .parquet .arrow, each also as .gz or .zst; for source=text
     # also .txt and .md
@@ -282,7 +282,7 @@ class DataConfig:
     repo: str | None = None  # for source=hub and instruct: dataset of the Hugging Face hub, OWNER/NAME
     files: str = "*"  # pattern that selects files of data.repo
     revision: str | None = None  # branch, tag or commit of data.repo
-    config_name: str | None = None  # configuration of data.repo, if it has several and no Parquet files
+    config_name: str | None = None  # for a dataset without Parquet files: name of the configuration to read
     max_mb: Positive | None = None  # largest amount of text to use; null: all of it
     # for source=hub: stream the dataset; an epoch is this many tokens of new text
     tokens_per_epoch: int | str | None = None
@@ -509,13 +509,14 @@ class TrainConfig:
         "auto"  # sequences computed at once on one device (gradient accumulation)
     )
     grad_clip: NotNegative = 1.0  # gradient clipping: largest norm of the gradient; 0: no clipping
-    log_every: Count = 10  # interval of rows in metrics.jsonl and of progress lines
-    val_every: Count = 100  # interval of validation; the best checkpoint is kept
+    log_every: Count = 10  # steps between rows in metrics.jsonl, and between progress lines
+    val_every: Count = 100  # steps between validations; the best checkpoint is kept
     val_tokens: Count = 200_000  # largest number of tokens used for validation
-    save_every: Count = 50  # interval of checkpoints
+    save_every: Count = 50  # steps between checkpoints
     keep_last: Count = 2  # number of newest checkpoints kept, besides the best one
-    keep_history: CountOrZero = 0  # weights kept from the whole training, at steps ever farther apart; 0: none
-    sample_every: Count = 200  # interval of sample texts, written to samples.jsonl and samples.md
+    # number of steps whose weights are kept, from the beginning to the end of the training; 0: none
+    keep_history: CountOrZero = 0
+    sample_every: Count = 200  # steps between sample texts, which are written to samples.jsonl and samples.md
     # prompt of the samples; null (sft only): the first validation question
     sample_prompt: str | None = "Once upon a time"
     sample_tokens: Count = 200  # length of a sample text in tokens
@@ -579,7 +580,7 @@ class SweepConfig:
 class MonitorConfig:
     """Hold what is measured inside the model during training, and how often (`conf/monitor/*`)."""
 
-    every: Count = 100  # interval of measurements
+    every: Count = 100  # steps between measurements
     gradients: bool = False  # norm of the gradient of each layer and matrix, before clipping
     weights: bool = False  # norm of each layer's weights, and of the change by one step
     attention: bool = False  # entropy of each attention head

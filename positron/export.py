@@ -1,8 +1,11 @@
 """Write a run in a format that other programs read.
 
-python -m positron.export quickstart --to hf
-python -m positron.export quickstart --to gguf --precision q8_0
-python -m positron.export quickstart --to ollama --out ~/my-model
+python -m positron.export quickstart --to onnx
+python -m positron.export my_run --to gguf --precision q8_0
+python -m positron.export my_run --to ollama --out ~/my-model
+
+A format may not support an option of the model; the message then names the option. The quickstart can be written as onnx and
+safetensors only.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ FORMATS = {
     "gguf": "llama.cpp, LM Studio",
     "ollama": "Ollama (a GGUF file with its Modelfile)",
     "onnx": "onnxruntime (any system, without PyTorch)",
-    "llama2c": "llama2.c (run.c, its ports and its web pages)",
+    "llama2c": "llama2.c (run.c, and its ports to other languages and to the browser)",
     "safetensors": "the weights under Positron's own names, with the architecture",
 }
 

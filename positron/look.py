@@ -67,7 +67,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--history",
         action="store_true",
-        help="follow the prompt, and the regret per rule of the grammar, over the weights that train.keep_history kept",
+        help="show the bits of the prompt at each step whose weights train.keep_history kept; for the built-in stories also "
+        "the regret, which is what the model loses against the exact probabilities, for each kind of text",
     )
     parser.add_argument(
         "--json", action="store_true", help="print everything, attention and logit lens included, as one JSON object"

@@ -35,10 +35,14 @@ def arguments() -> argparse.ArgumentParser:
     )
     parser.add_argument("runs", nargs="+", help="a sweep's folder, or run folders or names: at least 3 finished runs")
     parser.add_argument(
-        "--predict", metavar="N[,D]", help="parameters and tokens to predict (default: twice the largest run)"
+        "--predict",
+        metavar="N[,D]",
+        help="predict the loss of N parameters after D training tokens (default: twice the largest run)",
     )
     parser.add_argument(
-        "--png", metavar="FILE", help="write the plot of the law to this file (default: scaling.png beside the runs)"
+        "--png",
+        metavar="FILE",
+        help="write the plot of the fitted formula to this file (default: scaling.png beside the runs)",
     )
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
     return parser

@@ -96,7 +96,7 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
 
 
 def check_source_run(config: RunConfig, asked: Asked) -> None:
-    """Refuse init_from= and ckpt_path= if there is no such run or checkpoint, or if its architecture differs.
+    """Check that the run or checkpoint of init_from= or ckpt_path= exists and has the architecture of this command.
 
     Raises UserError.
     """

@@ -142,7 +142,7 @@ def _messages(record: Record, reading: _Reading, replaces: bool) -> tuple[Messag
 
 
 def _replace_surrogates(value: Any) -> Any:
-    """Replace each half of a surrogate pair, which JSON can express and UTF-8 cannot, by U+FFFD."""
+    """Replace each lone surrogate, which JSON can express and UTF-8 cannot, by U+FFFD."""
     match value:
         case str():
             return _SURROGATE.sub("\ufffd", value)

@@ -30,7 +30,7 @@ class Reading:
     """Hold the settings for reading files, and count what was changed in the text while reading."""
 
     field: str = "text"  # name of the field of a JSON row, or of the column of a table, that contains the text
-    on_invalid: OnInvalid = "error"  # what to do with bytes that are not UTF-8, and halves of surrogate pairs in JSON
+    on_invalid: OnInvalid = "error"  # what to do with bytes that are not UTF-8, and with lone surrogates in JSON
     has_settings: bool = True  # whether the user of this command can set data.field and data.on_invalid
     replaced: int = 0  # characters that became U+FFFD
     line_ends: int = 0  # files in which \r\n or \r became \n
@@ -65,7 +65,7 @@ class Reading:
         return f"give data.field={listed}" if len(fields) == 1 else f"give data.field= with one of: {listed}"
 
     def replace_surrogates(self, text: str, where: str) -> str:
-        """Replace halves of surrogate pairs, which JSON can express and UTF-8 cannot, by U+FFFD.
+        """Replace lone surrogates, which JSON can express and UTF-8 cannot, by U+FFFD.
 
         Raises UserError, which names the position `where`, if `on_invalid` is "error".
         """

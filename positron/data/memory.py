@@ -90,5 +90,5 @@ def _lines(items: Iterable[Any], row: Callable[[Any, int], Any]) -> Iterator[byt
     for number, item in enumerate(items):
         value = row(item, number)
         if value is not None:
-            # ASCII can express halves of surrogate pairs, which the reader then reports
+            # ASCII can express lone surrogates, which the reader then reports
             yield json.dumps(value, default=str).encode("ascii") + b"\n"

@@ -132,7 +132,10 @@ class SplitWriter:
     """Write the shards of one split. `facts` contains the names, checksums and totals of the shards written so far."""
 
     def __init__(self, folder: Path, split: str, dtype: type, first_id: int, before: dict[str, Any] | None) -> None:
-        """Continue after the `facts` of an interrupted call, `before`; if None, begin with the token `first_id`."""
+        """Continue the shards of an interrupted writer, or start a split with the token `first_id`.
+
+        `before`: the `facts` of the interrupted writer; None if there was none.
+        """
         self.folder, self.split, self.dtype = folder, split, dtype
         self.facts: dict[str, Any] = before or {"tokens": 0, "documents": 0, "bytes": 0, "bits": 0.0, "shards": []}
         self._pending: list[np.ndarray] = [] if before else [np.array([first_id], dtype=dtype)]

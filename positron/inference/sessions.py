@@ -221,7 +221,7 @@ def exact_rows(decoder: Decoder) -> int:
     """Return how many rows `step_some` may compute together so that each gets, bit for bit, the logits it gets alone.
 
     oneDNN's products with packed weights give a row the same result in any number of rows; those of `F.linear` do not.
-    Which one this machine uses, and how it divides the elementwise operators among threads, is not for us to know: a step
+    Which one this machine uses, and how it divides the elementwise operators among threads, is not known in advance: a step
     in the middle of an empty context is computed with each number of rows and compared.
     """
     slots = len(decoder.lengths)

@@ -26,7 +26,8 @@ class Writer:
     """Generate text with a model and its tokenizer.
 
     `**settings` of the methods are fields of `Sampling`; other names raise UserError. Any number of texts can be generated at
-    the same time, in one or several threads. Each text is the same as if it were generated alone.
+    the same time, in one or several threads. Each text is the same as if it were generated alone, up to rounding, which can
+    change a token only if two tokens are almost equally likely.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class Writer:
     ) -> list[str]:
         """Return each prompt with its continuation; all texts are generated at the same time.
 
-        Text i is the one that `generate` returns for prompt i with the seed `seed + i`.
+        Text i is the one that `generate` returns for prompt i with the seed `seed + i`, up to rounding (see `Writer`).
         """
         beginnings, sampling = texts_of("prompts", prompts), sampling_from(settings)
         ids = [self.ids(prompt) for prompt in beginnings]

@@ -44,5 +44,8 @@ def look_inside(model: GPT, idx: Tensor, layers: Collection[int] | None = None) 
 
 @torch.no_grad()
 def log_probabilities(model: GPT, stream: Tensor) -> Tensor:
-    """Return the log probabilities (..., V) in nats, as float64, that a residual stream (..., C) gives after the last block."""
+    """Apply the final norm and the output matrix to the residual stream (..., C), and return log probabilities (..., V).
+
+    They are in nats, as float64. After the last block they are those of the model, after an earlier block the logit lens.
+    """
     return F.linear(model.norm_f(stream), model.head_weight).double().log_softmax(dim=-1)

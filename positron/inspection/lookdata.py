@@ -63,7 +63,7 @@ class Lens(TypedDict):
 
 
 class Focus(TypedDict):
-    """Hold the whole distribution of one position, from which a page computes it for any temperature and top-p."""
+    """Hold the logits of one position, from which a page computes the probabilities for any temperature and top-p."""
 
     position: int  # 0 to T - 1
     top: list[Candidate]  # the most probable tokens, in the order of `logits`, at most 50

@@ -155,7 +155,7 @@ class Subject:
                 return []  # preparing it again could take hours
             return texts_of_run(self.run, "val", VALIDATION_BYTES)
         except UserError as error:
-            logger.info(f"no ablation costs: {error}")
+            logger.info(f"heads are not measured on validation text, which is not available: {error}")
             return []
 
     def history(self) -> HistoryData:

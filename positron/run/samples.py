@@ -45,7 +45,7 @@ class Sample(NamedTuple):
 
 
 def append_sample(run: RunPaths, sample: Sample) -> None:
-    """Append a sample to both files. Raises UserError if they cannot be written."""
+    """Append a sample to `samples.jsonl` and `samples.md`. Raises UserError if they cannot be written."""
     readable = sample.text.encode("utf-8", errors="backslashreplace").decode("utf-8")
     sample = sample._replace(text=readable)
     append(run.samples_path, to_line(sample._asdict()).text.decode("utf-8"))

@@ -84,7 +84,7 @@ class Answer:
         return {**self._head(self._chunk_object()), "choices": [], "usage": self.usage(sessions)}
 
     def usage(self, sessions: list[Session]) -> dict[str, Any]:
-        """Count the tokens of the prompts and of the texts."""
+        """Return the numbers of tokens in the prompts and in the generated texts, as OpenAI's object `usage`."""
         new, prompt = sum(session.progress.tokens for session in sessions), self.call.prompt_tokens
         cached = sum(session.reused for session in sessions)
         return {

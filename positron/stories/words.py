@@ -56,12 +56,12 @@ def _things(words: str, **forms: str) -> list[Forms]:
 
 
 def _places(words: str) -> list[Forms]:
-    """Return places from phrases: for `in the park`, the plain form is `the park`, and `in` is the whole phrase."""
+    """Return places from phrases. For `in the park`, the plain form is `the park`, and the form `in` is `in the park`."""
     return [{"": phrase.split(" ", 1)[1], "in": phrase} for phrase in _words(words)]
 
 
 def _skills(words: str) -> list[Forms]:
-    """Return skills from phrases: for `ride a bike`, the plain form is `bike`, `do` is the phrase, `doing` its -ing form."""
+    """Return skills from phrases. For `ride a bike`, the plain form is `bike`, and the form `doing` is `riding a bike`."""
     skills: list[Forms] = []
     for phrase in _words(words):
         verb, article, thing = phrase.split(" ", 2)

@@ -65,7 +65,7 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     count = torch.cuda.device_count() if accelerator == "cuda" else config.devices
     if config.devices > count:
         raise UserError(
-            f"device.devices={config.devices}: this machine has {count} CUDA devices: give device.devices={max(1, count)}"
+            f"device.devices={config.devices}: this machine has only {count}: give device.devices={max(1, count)}"
         )
     dtype = precision.dtype
     if dtype == "auto":

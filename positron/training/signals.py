@@ -56,7 +56,8 @@ class Signals:
                 RuntimeError
             ):  # the signal interrupted the writing of another line to the same stream
                 logger.info(
-                    f"{signal.Signals(signum).name}: saving the last complete step (a second signal ends it at once)"
+                    f"{signal.Signals(signum).name}: saving the last complete step "
+                    "(a second signal ends the training without saving)"
                 )
 
     def leave(self) -> None:

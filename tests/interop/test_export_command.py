@@ -64,7 +64,7 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
 
 
 def test_rounding_is_refused_where_the_format_has_none(tmp_path):
-    with pytest.raises(UserError, match=r"--precision q8_0: hf can be f32: leave it out, or give --to gguf or ollama$"):
+    with pytest.raises(UserError, match=r"--to hf has only f32: leave --precision out, or give --to gguf or ollama$"):
         export(source(tmp_path, {}, char()), "hf", tmp_path / "out", "q8_0")
 
 

@@ -79,7 +79,7 @@ def test_signals_are_noted_first_and_obeyed_at_once_the_second_time(logged):
     with Signals() as signals:
         signals.can_save = True
         os.kill(os.getpid(), signal.SIGTERM)
-        assert logged == ["SIGTERM: saving the last complete step (a second signal ends it at once)"]
+        assert logged == ["SIGTERM: saving the last complete step (a second signal ends the training without saving)"]
         with pytest.raises(Interrupted) as first:
             signals.leave()
         assert first.value.exit_code == 143

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from positron.model.kernels.torch_private import skip_step_if
 
-# a, b, c of x <- a x + b x^3 + c x^5, chosen to be steep at 0; the iterations map singular values to between 0.7 and 1.2
+# a, b, c of x <- a x + b x^3 + c x^5, chosen to be steep at 0: the iterations bring singular values from 0.0015 to 1 to between
+# 0.68 and 1.21
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 MOMENTUM = 0.95
@@ -33,7 +34,8 @@ EPS = 1e-7
 def orthogonalize(x: Tensor) -> Tensor:
     """Return an approximation of U V^T for each matrix of a batch (..., n, m) with n <= m.
 
-    The singular values of the results are between 0.7 and 1.2.
+    The result has singular values between 0.68 and 1.21 in place of those that are above 0.0015 of the norm of x. Smaller
+    ones are not raised as far, and 0 stays 0.
     """
     a, b, c = COEFFICIENTS
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
