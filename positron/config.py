@@ -39,6 +39,11 @@ def check_ranges(settings: Any, group: str = "") -> None:
         raise UserError(f"{group}{'.' if group else ''}{complaint}")
 
 
+Norm = Literal["layernorm", "rmsnorm"]
+Position = Literal["learned", "sinusoidal", "rope"]
+Activation = Literal["gelu", "relu", "swish", "relu2", "swiglu"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Hold an architecture (`conf/model/*`) without the size of its vocabulary, which the tokenizer decides.
@@ -54,9 +59,9 @@ class ModelConfig:
     head_dim: Count | None = None  # numbers per head; null: d_model / n_head
     n_kv_head: Count | None = None  # key/value heads; null: as many as heads
     d_ff: MlpWidth | None = None  # width of the MLP; null: 4 d_model (8/3 d_model for swiglu)
-    norm: Literal["layernorm", "rmsnorm"] = "layernorm"  # normalisation before attention and MLP
-    position: Literal["learned", "sinusoidal", "rope"] = "learned"  # encoding of a token's position (rope: rotary)
-    activation: Literal["gelu", "relu", "swish", "relu2", "swiglu"] = "gelu"  # activation function of the MLP
+    norm: Norm = "layernorm"  # normalisation before attention and MLP
+    position: Position = "learned"  # encoding of a token's position (rope: rotary)
+    activation: Activation = "gelu"  # activation function of the MLP
     bias: bool = False  # bias vectors in linear layers and norms
     tie_embeddings: bool = True  # the output head uses the embedding's weights
     qk_norm: bool = False  # normalise queries and keys of each head

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
-from positron.config import GPTConfig
+from positron.config import Activation, GPTConfig, Norm, Position
 from positron.interop import gguf_file, hf_architectures, llama2c
 from positron.system.errors import UserError
 
@@ -21,9 +21,9 @@ FORMATS: dict[str, Callable[[GPTConfig], object]] = {
     "onnx, safetensors": lambda config: None,
 }
 OPTIONS: dict[str, tuple[Any, ...]] = {
-    "norm": ("layernorm", "rmsnorm"),
-    "position": ("learned", "sinusoidal", "rope"),
-    "activation": ("gelu", "relu", "swish", "relu2", "swiglu"),
+    "norm": get_args(Norm),
+    "position": get_args(Position),
+    "activation": get_args(Activation),
     "bias": (True,),
     "tie_embeddings": (False,),
     "n_kv_head": (2,),

@@ -1,4 +1,4 @@
-"""Pages in real Chromium, through Playwright: what a test needs to open one and to judge it."""
+"""Pages in real Chromium, through Playwright: what a test needs to open and check one."""
 
 from __future__ import annotations
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import tiny
+from interop.saved_runs import char
+from torch import Tensor
 
 import numpy_ref
 import numpy_ref.gpt
@@ -24,6 +26,7 @@ from positron.config import (
     Asked,
     DataConfig,
     DeviceConfig,
+    GPTConfig,
     OptimizerConfig,
     Precision,
     PrecisionConfig,
@@ -34,9 +37,12 @@ from positron.config import (
 from positron.data.conversations import read_conversations
 from positron.data.decoding import Reading
 from positron.data.open import open_source
+from positron.inference import compiled
 from positron.inference.decoder import Decoder
+from positron.interop import gguf_file, hf_architectures, llama2c, onnx_graph
 from positron.model.gpt import GPT
 from positron.run.folder import Run
+from positron.system.errors import UserError
 from positron.text.factory import train_tokenizer
 from positron.train import train
 from positron.training import device
@@ -62,19 +68,61 @@ def invented(settings: Any, field: str) -> Any:
     return with_value(settings, field, "invented")
 
 
-def decoder(field: str) -> Any:
+def answer(name: str, otherwise: bool) -> property:
+    """Make a property that answers `otherwise` for a value that `GPTConfig` does not know."""
+
+    def get(config: GPTConfig) -> bool:
+        try:
+            known: bool = getattr(GPTConfig, name).fget(config)
+        except AssertionError:
+            return otherwise
+        return known
+
+    return property(get)
+
+
+def half_added(field: str, *, gated: bool = False, **options: Any) -> Any:
+    """An architecture with a value that only config.py knows, so that every other place must notice it by itself."""
+    others = ("has_norm_bias", "has_rope", "has_learned_positions", "has_position_table")
+    properties = {name: answer(name, False) for name in others}
+    kind = type("HalfAdded", (GPTConfig,), {**properties, "is_gated": answer("is_gated", gated)})
+    return invented(kind(**{**dataclasses.asdict(GPT_CONFIG), **options}), field)
+
+
+def forward(field: str) -> Tensor:
+    logits: Tensor = GPT(half_added(field))(IDS)
+    return logits
+
+
+def packing(field: str) -> Decoder:
     model = GPT(GPT_CONFIG)
     model.config = invented(GPT_CONFIG, field)
     return Decoder(model)
 
 
+def step(field: str) -> Tensor:
+    decoder = Decoder(GPT(GPT_CONFIG))
+    decoder.config = half_added(field)
+    return decoder.step(IDS[0])
+
+
+def graph(field: str) -> Any:
+    model = GPT(GPT_CONFIG)
+    model.config = half_added(field)
+    past = torch.zeros(GPT_CONFIG.n_layer, 1, GPT_CONFIG.kv_heads, 0, GPT_CONFIG.d_head)
+    return onnx_graph.hidden(model, IDS, past, past, None)
+
+
+FIELDS = ("position", "norm", "activation")
+IDS = torch.zeros(1, 1, dtype=torch.int64)
 MAKERS: dict[str, Callable[[], Any]] = {
-    **{f"model.{f}": lambda f=f: GPT(invented(GPT_CONFIG, f)) for f in ("position", "norm", "activation")},
-    **{f"decoder.{f}": lambda f=f: decoder(f) for f in ("position", "norm", "activation")},
-    **{
-        f"numpy.{f}": lambda f=f: numpy_ref.gpt.shapes(invented(GPT_CONFIG, f))
-        for f in ("position", "norm", "activation")
-    },
+    **{f"model.{f}": lambda f=f: forward(f) for f in FIELDS},
+    **{f"decoder.{f}": lambda f=f: packing(f) for f in ("position", "norm")},
+    **{f"step of the decoder.{f}": lambda f=f: step(f) for f in ("norm", "activation")},
+    "compiled.norm": lambda: compiled.norm_code("invented"),
+    "compiled.activation": lambda: compiled.activation_code("invented"),
+    "onnx.position": lambda: graph("position"),
+    **{f"numpy.{f}": lambda f=f: numpy_ref.gpt.shapes(invented(GPT_CONFIG, f)) for f in FIELDS},
     "optimizer.kind": lambda: build_optimizer(
         MODEL.named_parameters(), invented(OptimizerConfig(), "kind"), fused=False
     ),
@@ -101,6 +149,30 @@ MAKERS: dict[str, Callable[[], Any]] = {
 def test_an_invented_choice_is_refused_where_it_is_made(what: str) -> None:
     with pytest.raises((AssertionError, KeyError), match="invented"):
         MAKERS[what]()
+
+
+EXPORTS: dict[str, Callable[[GPTConfig], Any]] = {
+    "hf": lambda config: hf_architectures.config_json(hf_architectures.choose(config), config, char()),
+    "gguf": gguf_file.choose,
+    "llama2c": llama2c.check_model,
+}
+MODELS: list[dict[str, Any]] = [
+    {},
+    {"position": "rope"},
+    {"norm": "rmsnorm", "position": "rope", "activation": "swiglu"},
+]
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("options", MODELS, ids=str)
+@pytest.mark.parametrize("field", FIELDS)
+@pytest.mark.parametrize("format_", EXPORTS)
+def test_no_export_writes_an_invented_value_as_another(
+    format_: str, field: str, options: dict[str, Any], gated: bool
+) -> None:
+    config = half_added(field, gated=gated, **options)
+    with pytest.raises((AssertionError, UserError), match=r"invented|supports only"):
+        EXPORTS[format_](config)
 
 
 @pytest.mark.parametrize(("group", "field"), [("data", "packing"), ("", "resume")])
@@ -152,7 +224,7 @@ def test_tables_by_choice_have_a_row_for_every_choice() -> None:
 def test_properties_agree_with_the_parameters_of_the_model() -> None:
     """`n_params` and the properties that it uses, against the parameters of the model."""
     hints = typing.get_type_hints(choices.ModelConfig)
-    for field in ("position", "norm", "activation"):
+    for field in FIELDS:
         for word in get_args(hints[field]):
             config = dataclasses.replace(GPT_CONFIG, bias=True, **{field: word})
             model, twin = GPT(config), numpy_ref.GPTConfig(**dataclasses.asdict(config))

@@ -11,13 +11,15 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, assert_never
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from positron.config import Activation
+from positron.config import Norm as NormKind
 from positron.inference import compiled_step as kernel
 from positron.inference.decoder import Decoder
 from positron.inference.int8 import Int8Linear, quantise, round_weights
@@ -192,6 +194,34 @@ class CompiledDecoder(Decoder):
         return self.step_some(ids, list(range(len(ids))))
 
 
+def norm_code(kind: NormKind) -> int:
+    """Return the number by which the compiled step knows a norm."""
+    match kind:
+        case "layernorm":
+            return kernel.LAYERNORM
+        case "rmsnorm":
+            return kernel.RMSNORM
+        case _:
+            assert_never(kind)
+
+
+def activation_code(kind: Activation) -> int:
+    """Return the number by which the compiled step knows an activation."""
+    match kind:
+        case "gelu":
+            return kernel.GELU
+        case "relu":
+            return kernel.RELU
+        case "swish":
+            return kernel.SWISH
+        case "relu2":
+            return kernel.RELU2
+        case "swiglu":
+            return kernel.SWIGLU
+        case _:
+            assert_never(kind)
+
+
 class _Packed:
     """Hold the weights as `compiled_step.py` reads them: in two arrays, with the index at which each part begins."""
 
@@ -211,8 +241,8 @@ class _Packed:
         sizes = (config.d_model, config.n_head, config.kv_heads, config.d_head, config.ff_width, config.vocab_size)
         self.sizes[[kernel.C, kernel.H, kernel.K, kernel.D, kernel.F, kernel.V]] = sizes
         self.sizes[kernel.WINDOW] = config.window or config.context_length
-        self.sizes[kernel.NORM] = kernel.NORMS.index(config.norm)
-        self.sizes[kernel.ACTIVATION] = kernel.ACTIVATIONS.index(config.activation)
+        self.sizes[kernel.NORM] = norm_code(config.norm)
+        self.sizes[kernel.ACTIVATION] = activation_code(config.activation)
         self.sizes[kernel.QK_NORM] = config.qk_norm
         self.sizes[kernel.SMEAR] = self._optional(decoder.smear)
         self.sizes[kernel.POSITIONS] = self._optional(decoder.positions)

@@ -37,7 +37,8 @@ CHAINS = 4  # partial sums of a product, since the next addition to one must wai
 # The columns of a chunk: its phase and layer, the first item and the one behind the last, the chunks of all earlier phases
 PHASE, LAYER, FIRST, END, AFTER, COLUMNS = range(6)
 QKV, ATTEND, OUT, UP, DOWN, HEAD = range(6)
-NORMS, ACTIVATIONS = ("layernorm", "rmsnorm"), ("gelu", "relu", "swish", "relu2", "swiglu")
+# Codes of the options of the model, chosen by `compiled.py`; a kernel computes NaN for a code that it does not know, because
+# an error in one thread would let the others wait for its chunk
 LAYERNORM, RMSNORM = range(2)
 GELU, RELU, SWISH, RELU2, SWIGLU = range(5)
 
@@ -259,6 +260,8 @@ def _normalise(kind, eps, x, weight, bias, y):
         for i in range(x.size):
             mean += x[i]
         mean /= np.float32(x.size)
+    elif kind != RMSNORM:
+        mean = np.float32(np.nan)
     total = np.float32(0.0)
     for i in range(x.size):
         total += (x[i] - mean) * (x[i] - mean)
@@ -280,12 +283,16 @@ def _activate(kind, h, u):
     elif kind == RELU2:
         for i in range(h.size):
             h[i] = np.float32(0.0) if h[i] < np.float32(0.0) else h[i] * h[i]
-    else:
+    elif kind == SWISH:
         for i in range(h.size):
             h[i] = h[i] / (np.float32(1.0) + _exp(-h[i]))
-        if kind == SWIGLU:
-            for i in range(h.size):
-                h[i] *= u[i]
+    elif kind == SWIGLU:
+        for i in range(h.size):
+            h[i] = h[i] / (np.float32(1.0) + _exp(-h[i]))
+        for i in range(h.size):
+            h[i] *= u[i]
+    else:
+        h[:] = np.float32(np.nan)
 
 
 @inner

@@ -66,7 +66,7 @@ class Decoder:
         self.bytewise = dtype == torch.int8
         self.dtype = torch.bfloat16 if self.bytewise else dtype or model.wte.weight.dtype
         self.eps = config.norm_eps
-        self.H, self.K, self.D, self.gated = config.n_head, config.kv_heads, config.d_head, config.is_gated
+        self.H, self.K, self.D = config.n_head, config.kv_heads, config.d_head
         # on a CPU, scaled_dot_product_attention for one query is three times slower in bf16 than in fp32
         narrow = self.dtype == torch.bfloat16 and self.device.type == "cpu"
         self.cache_dtype = torch.float32 if narrow else self.dtype
@@ -165,9 +165,14 @@ class Decoder:
 
     def _plus_mlp(self, x: Tensor, layer: _Layer) -> Tensor:
         h = layer.up(self._apply_norm(x, layer.norm2))
-        if self.gated:
-            gate, h = h.chunk(2, dim=-1)
-            h = F.silu(gate) * h
+        match self.config.activation:
+            case "swiglu":
+                gate, h = h.chunk(2, dim=-1)
+                h = F.silu(gate) * h
+            case "gelu" | "relu" | "swish" | "relu2":
+                pass  # applied by `up`
+            case _:
+                assert_never(self.config.activation)
         return layer.down.plus(h, x)
 
     def _heads(self, x: Tensor, layer: _Layer, turn: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

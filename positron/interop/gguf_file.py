@@ -70,7 +70,7 @@ def choose(config: GPTConfig) -> Architecture:
                 _refuse(f"model.activation={config.activation} with model.norm=layernorm", "model.activation=gelu")
             if config.n_head * config.d_head != config.d_model:
                 _refuse(f"model.head_dim={config.head_dim} with model.norm=layernorm", "model.norm=rmsnorm")
-            return STARCODER2 if config.has_rope else GPT2
+            return _with_layernorm(config)
         case "rmsnorm":
             if not config.has_rope:
                 _refuse(f"model.position={config.position} with model.norm=rmsnorm", "model.position=rope")
@@ -85,6 +85,16 @@ def choose(config: GPTConfig) -> Architecture:
             return LLAMA if config.is_gated else ARCEE
         case _:
             assert_never(config.norm)
+
+
+def _with_layernorm(config: GPTConfig) -> Architecture:
+    match config.position:
+        case "learned" | "sinusoidal":
+            return GPT2
+        case "rope":
+            return STARCODER2
+        case _:
+            assert_never(config.position)
 
 
 def _refuse(option: str, remedy: str) -> NoReturn:

@@ -14,13 +14,11 @@ from typing import Any, NoReturn, assert_never
 
 import torch
 
-from positron.config import GPTConfig
+from positron.config import Activation, GPTConfig
 from positron.interop.rules import Rule, constant, linear, norm, qk_norm, same, stacked, transposed
 from positron.model.gpt import sinusoidal_table
 from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
-
-_ACTIVATIONS = {"gelu": "gelu_pytorch_tanh", "relu": "relu", "swish": "silu", "relu2": "relu2", "swiglu": "silu"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +56,9 @@ def _with_layernorm(config: GPTConfig) -> Architecture:
     match config.position:
         case "learned" | "sinusoidal":
             if config.is_gated:
-                _refuse(f"model.activation=swiglu with model.position={config.position}", "model.position=rope")
+                _refuse(
+                    f"model.activation={config.activation} with model.position={config.position}", "model.position=rope"
+                )
             if sliding_window(config) is not None:
                 _refuse(f"model.window={config.window} with model.position={config.position}", "model.position=rope")
             return GPT2
@@ -66,10 +66,13 @@ def _with_layernorm(config: GPTConfig) -> Architecture:
             if not config.is_gated:
                 return STARCODER2
             if config.bias:
-                _refuse("model.bias=true with model.activation=swiglu and model.norm=layernorm", "model.bias=false")
+                _refuse(
+                    f"model.bias=true with model.activation={config.activation} and model.norm=layernorm",
+                    "model.bias=false",
+                )
             if sliding_window(config) is not None:
                 _refuse(
-                    f"model.window={config.window} with model.activation=swiglu and model.norm=layernorm",
+                    f"model.window={config.window} with model.activation={config.activation} and model.norm=layernorm",
                     "model.norm=rmsnorm",
                 )
             return STABLELM
@@ -131,6 +134,19 @@ def config_json(architecture: Architecture, config: GPTConfig, tokenizer: Tokeni
     }
 
 
+def _hidden_act(kind: Activation) -> str:
+    """Return transformers' name of an activation; for a gated MLP, the activation of the gate."""
+    match kind:
+        case "gelu":
+            return "gelu_pytorch_tanh"
+        case "relu" | "relu2":
+            return kind
+        case "swish" | "swiglu":
+            return "silu"
+        case _:
+            assert_never(kind)
+
+
 def _shape(config: GPTConfig) -> dict[str, Any]:
     """Return the sizes of the model under the keys that all classes except GPT-2 share."""
     return {
@@ -140,7 +156,7 @@ def _shape(config: GPTConfig) -> dict[str, Any]:
         "num_attention_heads": config.n_head,
         "num_key_value_heads": config.kv_heads,
         "max_position_embeddings": config.context_length,
-        "hidden_act": _ACTIVATIONS[config.activation],
+        "hidden_act": _hidden_act(config.activation),
         "attention_dropout": config.dropout,
     }
 
@@ -190,7 +206,7 @@ def _gated_mlp(config: GPTConfig) -> dict[str, str]:
 
 
 def _gated_activation(config: GPTConfig) -> dict[str, Any]:
-    return {"hidden_act": "silu" if config.is_gated else "relu"}
+    return {"hidden_act": _hidden_act(config.activation) if config.is_gated else "relu"}
 
 
 def _gpt2_settings(config: GPTConfig) -> dict[str, Any]:
@@ -201,7 +217,7 @@ def _gpt2_settings(config: GPTConfig) -> dict[str, Any]:
         "n_inner": config.ff_width,
         "n_positions": config.context_length,
         "n_ctx": config.context_length,  # llama.cpp's converter stops without it
-        "activation_function": "gelu_new" if config.activation == "gelu" else _ACTIVATIONS[config.activation],
+        "activation_function": "gelu_new" if config.activation == "gelu" else _hidden_act(config.activation),
         "layer_norm_epsilon": config.norm_eps,
         "attn_pdrop": config.dropout,
         "embd_pdrop": config.dropout,

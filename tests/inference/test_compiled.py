@@ -9,14 +9,14 @@ import os
 import subprocess
 import sys
 import threading
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from conftest import PATIENCE, PROJECT
 from torch import Tensor
 
-from positron.config import GPTConfig
+from positron.config import Activation, GPTConfig, Norm, Position
 from positron.inference.decoder import Decoder
 from positron.inference.decoders import make_decoder
 from positron.inference.engine import Engine
@@ -36,9 +36,7 @@ from positron.inference.compiled import DIRECT_PROMPT, ROWS_TOGETHER, CompiledDe
 DTYPES = [None, torch.bfloat16, torch.int8]
 OPTIONS: list[dict[str, Any]] = [
     {"norm": norm, "position": position, "activation": activation, **more}
-    for norm, position, activation in itertools.product(
-        ("layernorm", "rmsnorm"), ("learned", "rope", "sinusoidal"), ("gelu", "relu", "swish", "relu2", "swiglu")
-    )
+    for norm, position, activation in itertools.product(get_args(Norm), get_args(Position), get_args(Activation))
     for more in (
         {},
         {"bias": True, "tie_embeddings": False, "qk_norm": True, "smear": True, "window": 5, "n_kv_head": 1},

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from torch import Tensor
 
 import numpy_ref
 from positron import load
-from positron.config import GPTConfig
+from positron.config import GPTConfig, Position
 from positron.inference.decoder import Decoder
 from positron.inference.engine import Engine
 from positron.inference.packed_linear import can_pack
@@ -71,7 +71,7 @@ CASES = 0
 
 @pytest.mark.parametrize("shape", range(len(SHAPES)))
 @pytest.mark.parametrize("n_kv_head", [4, 2, 1])
-@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope"])
+@pytest.mark.parametrize("position", get_args(Position))
 def test_cached_logits_are_the_uncached_ones_at_every_length(position: str, n_kv_head: int, shape: int) -> None:
     """Single and in batches of unequal prompts, up to twice the context, where the last half is read anew."""
     global CASES

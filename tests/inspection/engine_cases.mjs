@@ -44,8 +44,10 @@ async function run(given, compiled) {
   return { logits: base64(logits), attention: base64(attention), residual: base64(residual), greedy, sampled };
 }
 
+const resultOf = (given, compiled) => run(given, compiled).catch((error) => ({ error: error.message }));
+
 const results = [];
 for (const given of JSON.parse(readFileSync(input, "utf8"))) {
-  results.push({ wasm: await run(given, kernels), js: await run(given, null) });
+  results.push({ wasm: await resultOf(given, kernels), js: await resultOf(given, null) });
 }
 writeFileSync(output, JSON.stringify({ valid: WebAssembly.validate(bytes), compiled: kernels !== null, results }));

@@ -5,12 +5,14 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import torch
 from interop.saved_runs import char, gpt_config, random_model
 
+from positron.config import Activation, Norm, Position
 from positron.inference.engine import Engine
 from positron.inference.sampling import Sampling
 from positron.inspection.packed_weights import engine_config, pack, restored
@@ -21,7 +23,7 @@ NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(NODE is None, reason="node is not installed")
 
 RMS = {"norm": "rmsnorm", "position": "rope"}
-SHAPES = {
+SHAPES: dict[str, dict[str, Any]] = {
     "gpt2": {"bias": True},
     "untied": {"tie_embeddings": False},
     "sinusoidal": {"position": "sinusoidal", "bias": True, "activation": "swish"},
@@ -43,6 +45,9 @@ SHAPES = {
     "d_ff": {"d_ff": 24, "activation": "gelu"},
     "quickstart": {**RMS, "activation": "relu2", "qk_norm": True, "smear": True, "tie_embeddings": False},
 }
+FIELDS = {"norm": Norm, "position": Position, "activation": Activation}
+VALUES = [(field, value) for field, kind in FIELDS.items() for value in get_args(kind)]
+SHAPES |= {f"{f}={v}": {f: v} for f, v in VALUES if not any((f, v) in shape.items() for shape in SHAPES.values())}
 VOCABULARY = 40
 SAMPLING = {"temperature": 0.9, "top_k": 20, "top_p": 0.9, "min_p": 0.02}
 # of the trained kind: precision of the matrices and the largest difference of the logits
@@ -103,6 +108,8 @@ def computed(tmp_path_factory):
     trained_like = random_model(gpt_config(VOCABULARY, **ABLATED_SHAPE))
     cases |= {("ablation", name): given(trained_like, ablations=parts) for name, parts in ABLATIONS.items()}
     cases["sampling", ""] = given(random_model(gpt_config(char().vocab_size)), sampling=SAMPLING, seed=7)
+    known = given(models["gpt2"])
+    cases |= {("refused", field): {**known, "config": {**known["config"], field: "invented"}} for field in FIELDS}
     (folder / "cases.json").write_text(json.dumps(list(cases.values())))
     script = Path(__file__).with_name("engine_cases.mjs")
     command = [NODE, script, STATIC, folder / "cases.json", folder / "out.json"]
@@ -137,6 +144,13 @@ def test_the_engine_computes_the_logits_and_the_greedy_text_of_torch(computed, n
     assert difference(result[kernels], model, case["ids"]) < 1e-4
     # past the context length, too: both read the last half of the text again
     assert result[kernels]["greedy"] == greedy(model, case["ids"][:4], case["greedy"])
+
+
+@needs_node
+@pytest.mark.parametrize("kernels", ["wasm", "js"])
+@pytest.mark.parametrize("field", FIELDS)
+def test_the_engine_refuses_a_value_that_it_does_not_know(computed, field, kernels):
+    assert computed["refused", field][1][kernels]["error"].startswith(f"model.{field}=invented: ")
 
 
 @needs_node

@@ -4,6 +4,7 @@ import itertools
 import json
 import math
 import random
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 
 from numpy_ref.attention import attention_weights
 from numpy_ref.gpt import _forward
-from positron.config import GPTConfig
+from positron.config import Activation, GPTConfig, Norm, Position
 from positron.inspection.ablation import ablated, ablation_of
 from positron.inspection.inside import log_probabilities, look_inside
 from positron.inspection.look import MAX_TOKENS, look
@@ -23,9 +24,9 @@ from positron.text.char_word import CharTokenizer
 from positron.text.tokenizer import END_OF_TEXT
 
 OPTIONS = {
-    "norm": ["layernorm", "rmsnorm"],
-    "position": ["learned", "sinusoidal", "rope"],
-    "activation": ["gelu", "relu", "swish", "relu2", "swiglu"],
+    "norm": get_args(Norm),
+    "position": get_args(Position),
+    "activation": get_args(Activation),
     "n_kv_head": [4, 2, 1],
     "tie_embeddings": [True, False],
     "bias": [False, True],

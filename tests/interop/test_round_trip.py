@@ -7,7 +7,7 @@ import functools
 import itertools
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from saved_runs import char, greedy, random_model, save_run
 
-from positron.config import GPTConfig
+from positron.config import Activation, GPTConfig, Norm, Position
 from positron.interop import hf_architectures
 from positron.interop.formats import export
 from positron.interop.importing import read_model, write_run
@@ -27,9 +27,9 @@ from positron.text.tokenizer import END_OF_TEXT, SPECIALS
 SIZES: dict[str, Any] = {"context_length": 12, "d_model": 16, "n_layer": 2, "n_head": 4}
 # every value of an option with a list of values; of a number, the values that lead to different tensors or classes
 CHOICES: dict[str, tuple[Any, ...]] = {
-    "norm": ("layernorm", "rmsnorm"),
-    "position": ("learned", "sinusoidal", "rope"),
-    "activation": ("gelu", "relu", "swish", "relu2", "swiglu"),
+    "norm": get_args(Norm),
+    "position": get_args(Position),
+    "activation": get_args(Activation),
     "bias": (False, True),
     "tie_embeddings": (True, False),
     "qk_norm": (False, True),

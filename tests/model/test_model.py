@@ -3,12 +3,13 @@
 import dataclasses
 import itertools
 import math
+from typing import get_args
 
 import pytest
 import torch
 from torch.nn import functional as F
 
-from positron.config import GPTConfig
+from positron.config import Activation, GPTConfig, Norm, Position
 from positron.model.gpt import GPT
 from positron.system.errors import UserError
 
@@ -18,9 +19,9 @@ OPTIONS = [
         BASE, norm=n, position=p, activation=a, n_kv_head=k, tie_embeddings=t, bias=b, qk_norm=q, smear=q
     )
     for n, p, a, k, (t, b, q) in itertools.product(
-        ("layernorm", "rmsnorm"),
-        ("learned", "sinusoidal", "rope"),
-        ("gelu", "relu", "swish", "relu2", "swiglu"),
+        get_args(Norm),
+        get_args(Position),
+        get_args(Activation),
         (None, 2, 1),
         ((True, False, False), (False, True, True)),
     )
@@ -183,7 +184,7 @@ def test_operations_count_the_keys_that_are_seen(window):
     assert keys == pytest.approx(sum(seen) / 24)
 
 
-@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rope"])
+@pytest.mark.parametrize("position", get_args(Position))
 @pytest.mark.parametrize(("n_kv_head", "smear", "window"), [(4, False, None), (2, True, 6)])
 def test_a_document_gets_the_same_logits_packed_and_alone(position, n_kv_head, smear, window):
     config = GPTConfig(

@@ -1,9 +1,9 @@
-"""The first judge of numpy_ref: every backward against central finite differences in float64. No torch."""
+"""The first check of numpy_ref: every backward against central finite differences in float64. No torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -66,7 +66,9 @@ def compare(got: np.ndarray, f: Callable[[], float], array: np.ndarray, name: st
     assert error < TOLERANCE, f"{name}: {error:.1e}"
 
 
-def judge(forward: Callable, backward: Callable, *arguments: Any, rng: np.random.Generator, **options: Any) -> None:
+def check_gradients(
+    forward: Callable, backward: Callable, *arguments: Any, rng: np.random.Generator, **options: Any
+) -> None:
     """Every float argument's gradient under a random upstream gradient; flat dictionaries of arrays, too."""
     out, cache = forward(*arguments, **options)
     upstream = rng.standard_normal(out.shape)
@@ -88,12 +90,14 @@ def judge(forward: Callable, backward: Callable, *arguments: Any, rng: np.random
 @pytest.mark.parametrize("bias", [False, True])
 def test_linear(rng: np.random.Generator, bias: bool) -> None:
     b = rng.standard_normal(3) if bias else None
-    judge(linear_forward, linear_backward, rng.standard_normal((2, 4, 5)), rng.standard_normal((3, 5)), b, rng=rng)
+    check_gradients(
+        linear_forward, linear_backward, rng.standard_normal((2, 4, 5)), rng.standard_normal((3, 5)), b, rng=rng
+    )
 
 
 @pytest.mark.parametrize("kind", ACTIVATIONS)
 def test_activation(rng: np.random.Generator, kind: str) -> None:
-    judge(activation_forward, activation_backward, 2 * rng.standard_normal((3, 7)), kind, rng=rng)
+    check_gradients(activation_forward, activation_backward, 2 * rng.standard_normal((3, 7)), kind, rng=rng)
 
 
 def test_activation_in_pieces_equals_activation_at_once(rng: np.random.Generator, monkeypatch: Any) -> None:
@@ -118,35 +122,41 @@ def test_erf_equals_the_standard_librarys(dtype: Any) -> None:
 @pytest.mark.parametrize("bias", [False, True])
 def test_layernorm(rng: np.random.Generator, bias: bool) -> None:
     b = rng.standard_normal(6) if bias else None
-    judge(layernorm_forward, layernorm_backward, 3 + rng.standard_normal((2, 3, 6)), rng.standard_normal(6), b, rng=rng)
+    check_gradients(
+        layernorm_forward, layernorm_backward, 3 + rng.standard_normal((2, 3, 6)), rng.standard_normal(6), b, rng=rng
+    )
 
 
 @pytest.mark.parametrize("weight", [False, True])
 def test_rmsnorm(rng: np.random.Generator, weight: bool) -> None:
     w = rng.standard_normal(6) if weight else None
-    judge(rmsnorm_forward, rmsnorm_backward, 1 + rng.standard_normal((2, 3, 6)), w, rng=rng)
+    check_gradients(rmsnorm_forward, rmsnorm_backward, 1 + rng.standard_normal((2, 3, 6)), w, rng=rng)
 
 
 def test_embedding_adds_up_repeated_tokens(rng: np.random.Generator) -> None:
     idx = np.array([[3, 1, 3, 3], [0, 1, 3, 5]])
     weight = rng.standard_normal((7, 4))
-    judge(embedding_forward, embedding_backward, idx, weight, rng=rng)
+    check_gradients(embedding_forward, embedding_backward, idx, weight, rng=rng)
 
 
 def test_position(rng: np.random.Generator) -> None:
-    judge(position_forward, position_backward, rng.standard_normal((2, 3, 4)), rng.standard_normal((6, 4)), rng=rng)
-    judge(position_forward, position_backward, rng.standard_normal((2, 3, 4)), rng.standard_normal((6, 4)), 2, rng=rng)
+    check_gradients(
+        position_forward, position_backward, rng.standard_normal((2, 3, 4)), rng.standard_normal((6, 4)), rng=rng
+    )
+    check_gradients(
+        position_forward, position_backward, rng.standard_normal((2, 3, 4)), rng.standard_normal((6, 4)), 2, rng=rng
+    )
 
 
 def test_smear(rng: np.random.Generator) -> None:
-    judge(smear_forward, smear_backward, rng.standard_normal((2, 5, 4)), rng.standard_normal(4), rng=rng)
+    check_gradients(smear_forward, smear_backward, rng.standard_normal((2, 5, 4)), rng.standard_normal(4), rng=rng)
     x, w = rng.standard_normal((2, 5, 4)), rng.standard_normal(4)
     whole, parts = smear_forward(x, w)[0], [smear_forward(x[:, :2], w)[0], smear_forward(x[:, 2:], w, x[:, 1])[0]]
     assert np.array_equal(np.concatenate(parts, axis=1), whole)
 
 
 def test_rope(rng: np.random.Generator) -> None:
-    judge(rope_forward, rope_backward, rng.standard_normal((2, 3, 5, 6)), *rope_tables(5, 6), rng=rng)
+    check_gradients(rope_forward, rope_backward, rng.standard_normal((2, 3, 5, 6)), *rope_tables(5, 6), rng=rng)
 
 
 def test_dropout(rng: np.random.Generator) -> None:
@@ -154,7 +164,7 @@ def test_dropout(rng: np.random.Generator) -> None:
         def random(self, shape: Any, dtype: Any) -> np.ndarray:
             return np.random.default_rng(5).random(shape, dtype=dtype)
 
-    judge(dropout_forward, dropout_backward, rng.standard_normal((4, 6)), 0.4, Same(), rng=rng)
+    check_gradients(dropout_forward, dropout_backward, rng.standard_normal((4, 6)), 0.4, Same(), rng=rng)
 
 
 def test_dropout_keeps_the_mean_and_erases_its_share() -> None:
@@ -172,7 +182,7 @@ def test_attention(rng: np.random.Generator, heads: tuple[int, int], past: int, 
     H, K = heads
     q = rng.standard_normal((2, H, 5, 4))
     k, v = rng.standard_normal((2, 2, K, 5 + past, 4))
-    judge(attention_forward, attention_backward, q, k, v, rng=rng)
+    check_gradients(attention_forward, attention_backward, q, k, v, rng=rng)
 
 
 @pytest.mark.parametrize("T", [1, 127, 128, 129, 300])
@@ -206,7 +216,7 @@ def test_attention_under_a_mask_that_leaves_a_row_with_nothing(rng: np.random.Ge
     out, cache = attention_forward(q, k, v, mask)
     assert (out[:, :, 1] == 0).all()
     assert all(np.isfinite(g).all() for g in attention_backward(np.ones_like(out), cache)[:3])
-    judge(attention_forward, attention_backward, q, k, v, mask, rng=rng)
+    check_gradients(attention_forward, attention_backward, q, k, v, mask, rng=rng)
 
 
 def test_attention_with_dropout(rng: np.random.Generator) -> None:
@@ -215,19 +225,21 @@ def test_attention_with_dropout(rng: np.random.Generator) -> None:
             return np.random.default_rng(5).random(shape, dtype=dtype)
 
     q, k, v = rng.standard_normal((3, 2, 2, 4, 4))
-    judge(attention_forward, attention_backward, q, k, v, None, 0.3, Same(), rng=rng)
+    check_gradients(attention_forward, attention_backward, q, k, v, None, 0.3, Same(), rng=rng)
 
 
 @pytest.mark.parametrize("shape", [(4,), (3, 5), (2, 3, 4)])
 def test_softmax(rng: np.random.Generator, shape: tuple[int, ...]) -> None:
-    judge(softmax_forward, softmax_backward, rng.standard_normal(shape), rng=rng)
+    check_gradients(softmax_forward, softmax_backward, rng.standard_normal(shape), rng=rng)
 
 
 @pytest.mark.parametrize("denominator", [None, 17])
 def test_cross_entropy(rng: np.random.Generator, denominator: int | None, monkeypatch: Any) -> None:
     monkeypatch.setattr("numpy_ref.loss.BLOCK_LOGITS", 14)  # two rows at a time
     targets = np.array([[1, -100, 3], [6, 0, -100]])
-    judge(cross_entropy_forward, cross_entropy_backward, rng.standard_normal((2, 3, 7)), targets, denominator, rng=rng)
+    check_gradients(
+        cross_entropy_forward, cross_entropy_backward, rng.standard_normal((2, 3, 7)), targets, denominator, rng=rng
+    )
 
 
 def test_cross_entropy_without_any_target_is_zero(rng: np.random.Generator) -> None:
@@ -249,10 +261,10 @@ def part(params: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): p for name, p in params.items() if name.startswith(prefix)}
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu", "swish", "relu2", "swiglu"])
+@pytest.mark.parametrize("activation", get_args(get_type_hints(GPTConfig)["activation"]))
 def test_mlp(rng: np.random.Generator, activation: str) -> None:
     params = part(random_params(config(activation=activation, bias=True, d_ff=6), rng), "blocks.0.mlp.")
-    judge(mlp_forward, mlp_backward, rng.standard_normal((2, 3, 8)), params, activation, rng=rng)
+    check_gradients(mlp_forward, mlp_backward, rng.standard_normal((2, 3, 8)), params, activation, rng=rng)
 
 
 MODERN = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "qk_norm": True, "n_kv_head": 2}
@@ -264,7 +276,7 @@ def test_multihead(rng: np.random.Generator, changes: dict[str, Any]) -> None:
     c = config(**changes)
     params = part(random_params(c, rng), "blocks.0.attn.")
     rope = rope_tables(5, 2) if c.position == "rope" else None
-    judge(multihead_forward, multihead_backward, rng.standard_normal((2, 5, 8)), params, c, rope, rng=rng)
+    check_gradients(multihead_forward, multihead_backward, rng.standard_normal((2, 5, 8)), params, c, rope, rng=rng)
 
 
 @pytest.mark.parametrize("changes", [{"bias": True}, MODERN])
@@ -272,7 +284,7 @@ def test_block(rng: np.random.Generator, changes: dict[str, Any]) -> None:
     c = config(d_ff=6, **changes)
     params = part(random_params(c, rng), "blocks.0.")
     rope = rope_tables(5, 2) if c.position == "rope" else None
-    judge(block_forward, block_backward, rng.standard_normal((2, 5, 8)), params, c, rope, rng=rng)
+    check_gradients(block_forward, block_backward, rng.standard_normal((2, 5, 8)), params, c, rope, rng=rng)
 
 
 @pytest.mark.parametrize(

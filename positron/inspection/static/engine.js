@@ -89,6 +89,13 @@ class Arena {
   }
 }
 
+/** The values of these options of a model that the engine computes. */
+const CHOICES = {
+  norm: ["layernorm", "rmsnorm"],
+  position: ["learned", "sinusoidal", "rope"],
+  activation: ["gelu", "relu", "swish", "relu2", "swiglu"],
+};
+
 /**
  * A model with the weights `tensors`: name (as in gpt.py) -> {rows, cols, values, scale}.
  *
@@ -104,6 +111,11 @@ export class GPT {
   }
 
   constructor(config, tensors, kernels) {
+    for (const [option, values] of Object.entries(CHOICES)) {
+      if (!values.includes(config[option])) {
+        throw new Error(`model.${option}=${config[option]}: this page computes only ${values.join(", ")}`);
+      }
+    }
     this.config = config;
     this.usesWasm = kernels !== null;
     this.tensors = tensors;
