@@ -202,11 +202,21 @@ def literals(kind: type) -> Iterator[tuple[str, str, set[str]]]:
 def test_every_choice_of_the_settings_is_tested_here() -> None:
     """A new Literal in config.py needs its line in MAKERS; one of its own for each way of using it."""
     known = {
-        ("ModelConfig", "norm"), ("ModelConfig", "position"), ("ModelConfig", "activation"), ("TokenizerConfig", "kind"),
-        ("DataConfig", "source"), ("DataConfig", "on_invalid"), ("DataConfig", "packing"), ("DeviceConfig", "accelerator"),
-        ("DeviceConfig", "strategy"), ("PrecisionConfig", "dtype"), ("OptimizerConfig", "kind"), ("ScheduleConfig", "kind"),
-        ("SweepConfig", "prune"), ("RunConfig", "resume"),
-    }  # fmt: skip
+        ("ModelConfig", "norm"),
+        ("ModelConfig", "position"),
+        ("ModelConfig", "activation"),
+        ("TokenizerConfig", "kind"),
+        ("DataConfig", "source"),
+        ("DataConfig", "on_invalid"),
+        ("DataConfig", "packing"),
+        ("DeviceConfig", "accelerator"),
+        ("DeviceConfig", "strategy"),
+        ("PrecisionConfig", "dtype"),
+        ("OptimizerConfig", "kind"),
+        ("ScheduleConfig", "kind"),
+        ("SweepConfig", "prune"),
+        ("RunConfig", "resume"),
+    }
     assert {(kind, field) for kind, field, _ in literals(choices.RunConfig)} == known
 
 

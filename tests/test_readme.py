@@ -81,10 +81,28 @@ def test_the_documents_have_the_words_that_people_search_for_and_count_the_plots
     assert len(PLOTS) == 11
     assert "eleven plots" in text
     for words in (
-        "gradient accumulation", "gradient checkpointing", "speculative decoding", "sliding window", "early stopping",
-        "overfitting", "perplexity", "checkpoint", "smear", "device.share", "auto_size", "above the floor", "make chat",
-        "out of memory", "fine-tun", "LoRA", "learning rate", "bits per byte", "scaling law", "TensorBoard", "NaN",
-    ):  # fmt: skip
+        "gradient accumulation",
+        "gradient checkpointing",
+        "speculative decoding",
+        "sliding window",
+        "early stopping",
+        "overfitting",
+        "perplexity",
+        "checkpoint",
+        "smear",
+        "device.share",
+        "auto_size",
+        "above the floor",
+        "make chat",
+        "out of memory",
+        "fine-tun",
+        "LoRA",
+        "learning rate",
+        "bits per byte",
+        "scaling law",
+        "TensorBoard",
+        "NaN",
+    ):
         assert words.lower() in text.lower(), words
 
 

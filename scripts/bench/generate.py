@@ -39,10 +39,16 @@ def hugging_face(model: GPT) -> Any:
     build: Any = GPT2LMHeadModel
     other = build(
         GPT2Config(
-            vocab_size=c.vocab_size, n_positions=c.context_length, n_embd=c.d_model, n_layer=c.n_layer, n_head=c.n_head,
-            bos_token_id=0, eos_token_id=None, pad_token_id=0,
+            vocab_size=c.vocab_size,
+            n_positions=c.context_length,
+            n_embd=c.d_model,
+            n_layer=c.n_layer,
+            n_head=c.n_head,
+            bos_token_id=0,
+            eos_token_id=None,
+            pad_token_id=0,
         )
-    ).eval()  # fmt: skip
+    ).eval()
     weights, zeros = model.state_dict(), {k: torch.zeros_like(v) for k, v in other.state_dict().items() if "bias" in k}
     state = {**other.state_dict(), **zeros}
     state["transformer.wte.weight"] = state["lm_head.weight"] = weights["wte.weight"]

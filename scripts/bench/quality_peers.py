@@ -253,7 +253,15 @@ def train_hugging_face(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(step / 100, cosine(clock.progress, 0.0)))
     with tempfile.TemporaryDirectory() as folder:
         arguments = TrainingArguments(
-            folder, per_device_train_batch_size=B, max_steps=10**9, seed=seed, use_cpu=True, report_to="none",
-            save_strategy="no", logging_strategy="no", disable_tqdm=True, dataloader_pin_memory=False,
-        )  # fmt: skip
+            folder,
+            per_device_train_batch_size=B,
+            max_steps=10**9,
+            seed=seed,
+            use_cpu=True,
+            report_to="none",
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+        )
         Trainer(model, arguments, train_dataset=Rows(), optimizers=(optimizer, schedule), callbacks=[Turns()]).train()

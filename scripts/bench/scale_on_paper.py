@@ -126,8 +126,20 @@ def setups(name: str) -> list[Setup]:
 
 def table(name: str) -> str:
     """Return a Markdown table with a line for each setup."""
-    head = ["GPUs", "strategy", "checkpointed", "state, GB", "in all, GB", "sequences at a time", "computing, s",
-            "sent, GB", "travelling, s", "not hidden, s", "by one port, s", "20 tokens per parameter"]  # fmt: skip
+    head = [
+        "GPUs",
+        "strategy",
+        "checkpointed",
+        "state, GB",
+        "in all, GB",
+        "sequences at a time",
+        "computing, s",
+        "sent, GB",
+        "travelling, s",
+        "not hidden, s",
+        "by one port, s",
+        "20 tokens per parameter",
+    ]
     return markdown(head, [line(setup) for setup in setups(name)])
 
 

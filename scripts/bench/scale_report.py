@@ -68,10 +68,16 @@ def table(axis: str, rows: list[Row]) -> str:
     if axis == "data":
         head = ["token files", "opened in", "a batch of 32 x 513 in", "memory", "time / line"]
         lines = [
-            [r["label"], f"{1e3 * r['opening']:.2f} ms", f"{1e3 * r['seconds']:.2f} ms", f"{r['bytes'] / 1e6:.1f} MB",
-             ratio(r, "time")]
-            for r in rows if "skipped" not in r
-        ]  # fmt: skip
+            [
+                r["label"],
+                f"{1e3 * r['opening']:.2f} ms",
+                f"{1e3 * r['seconds']:.2f} ms",
+                f"{r['bytes'] / 1e6:.1f} MB",
+                ratio(r, "time"),
+            ]
+            for r in rows
+            if "skipped" not in r
+        ]
     else:
         head = [
             axis,
@@ -84,11 +90,19 @@ def table(axis: str, rows: list[Row]) -> str:
             "memory / line",
         ]
         lines = [
-            [f"{r['label']} {r['series']}".strip(), f"{r['flops_per_token'] / 1e6:,.1f}",
-             f"{1e6 * r['seconds'] / r['tokens']:,.1f}", f"{r['flops_per_token'] * r['tokens'] / r['seconds'] / 1e9:,.0f}",
-             ratio(r, "time"), f"{r['computed_bytes'] / 1e6:,.0f}", f"{r['bytes'] / 1e6:,.0f}", ratio(r, "memory")]
-            for r in rows if "skipped" not in r
-        ]  # fmt: skip
+            [
+                f"{r['label']} {r['series']}".strip(),
+                f"{r['flops_per_token'] / 1e6:,.1f}",
+                f"{1e6 * r['seconds'] / r['tokens']:,.1f}",
+                f"{r['flops_per_token'] * r['tokens'] / r['seconds'] / 1e9:,.0f}",
+                ratio(r, "time"),
+                f"{r['computed_bytes'] / 1e6:,.0f}",
+                f"{r['bytes'] / 1e6:,.0f}",
+                ratio(r, "memory"),
+            ]
+            for r in rows
+            if "skipped" not in r
+        ]
     return markdown(head, lines)
 
 

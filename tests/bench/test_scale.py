@@ -22,10 +22,18 @@ DOCUMENT = (PROJECT / "docs" / "SCALE.md").read_text(encoding="utf-8")
 
 def rows(times, costs=(1, 2, 4, 8, 16, 32), series=""):
     return [
-        {"label": str(c), "series": series, "x": c, "tokens": 10, "flops_per_token": c, "seconds": 10 * t, "bytes": t,
-         "computed_bytes": c}
+        {
+            "label": str(c),
+            "series": series,
+            "x": c,
+            "tokens": 10,
+            "flops_per_token": c,
+            "seconds": 10 * t,
+            "bytes": t,
+            "computed_bytes": c,
+        }
         for c, t in zip(costs, times, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(("a", "b"), [(0, 3), (5, 2), (4, 0)])
@@ -99,9 +107,7 @@ def test_the_document_has_the_tables_that_the_script_prints(name):
 
 
 def found(name, gpus, strategy, checkpoint=False):
-    return next(
-        s for s in paper.setups(name) if (s.gpus, s.strategy, s.checkpoint) == (gpus, strategy, checkpoint)
-    )  # fmt: skip
+    return next(s for s in paper.setups(name) if (s.gpus, s.strategy, s.checkpoint) == (gpus, strategy, checkpoint))
 
 
 def test_the_paper_s_sums_by_hand():

@@ -58,10 +58,14 @@ def spawn(runs: Path) -> Iterator[Callable[..., pexpect.spawn]]:
 
     def spawn(*arguments: str) -> pexpect.spawn:
         child = pexpect.spawn(
-            sys.executable, ["-m", "positron.chat", *arguments], cwd=str(runs), encoding="utf-8", timeout=PATIENCE,
+            sys.executable,
+            ["-m", "positron.chat", *arguments],
+            cwd=str(runs),
+            encoding="utf-8",
+            timeout=PATIENCE,
             env={**os.environ, "PYTHONPATH": str(PROJECT), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
             dimensions=(50, 400),
-        )  # fmt: skip
+        )
         children.append(child)
         child.delaybeforesend = None
         child.expect_exact(PROMPT)

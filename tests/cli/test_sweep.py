@@ -187,9 +187,13 @@ def test_submitit_runs_jobs_as_processes_of_their_own(run_command, tmp_path):
 
 def test_a_job_worse_than_most_is_pruned_and_stays_so(run_command, tmp_path):
     jobs = (
-        *(o for o in SWEEP if not o.startswith(("train.max_steps", "train.val_every"))), "train.max_steps=12",
-        "train.val_every=4", "sweep.prune=median", "sweep.startup_jobs=2", "optimizer.lr=1e-2,2e-2,1e-5",
-    )  # fmt: skip
+        *(o for o in SWEEP if not o.startswith(("train.max_steps", "train.val_every"))),
+        "train.max_steps=12",
+        "train.val_every=4",
+        "sweep.prune=median",
+        "sweep.startup_jobs=2",
+        "optimizer.lr=1e-2,2e-2,1e-5",
+    )
     result = run_command("train", *jobs)
     assert result.code == 0, result.err
     facts = json.loads((tmp_path / "outputs/sweeps/sweep/2/run.json").read_text())

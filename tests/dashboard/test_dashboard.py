@@ -221,9 +221,17 @@ def test_nothing_leaves_the_folder_and_no_other_site_may_ask(page: Page, outputs
     (outputs.parent / "secret.html").write_text("what nobody may see")
     (outputs / "one" / "report.html").symlink_to(outputs.parent / "secret.html")
     wrong = (
-        "/report?run=one", "/report?run=..", "/report?run=/etc", "/../secret.html", "/static/runs/../routes.py", "/routes.py",
-        "/api/curve?run=../one&key=step", "/api/samples?run=%2e%2e", "/api/curve?run=one&after=-1", "/nothing",
-    )  # fmt: skip
+        "/report?run=one",
+        "/report?run=..",
+        "/report?run=/etc",
+        "/../secret.html",
+        "/static/runs/../routes.py",
+        "/routes.py",
+        "/api/curve?run=../one&key=step",
+        "/api/samples?run=%2e%2e",
+        "/api/curve?run=one&after=-1",
+        "/nothing",
+    )
     for path in wrong:
         status, body, _ = page.get(path)
         assert (status, b"nobody may see" in body) == (404, False), path

@@ -166,11 +166,25 @@ def test_impossible_settings_are_refused_in_one_line(
 
 
 TRAINING_COMMAND = (
-    "model=debug", "data=hub", "data.repo=some/stories", "data.files=data/train-*", f"data.tokens_per_epoch={EPOCH}",
-    "data.packing=windows", "tokenizer=char", "device=cpu", "precision=fp32", "train.max_steps=14",
-    "train.batch_tokens=1600", "train.val_every=100", "train.log_every=1", "train.save_every=100",
-    "model.context_length=32", "model.d_model=32", "train.sample_tokens=4", "name=s",
-)  # fmt: skip
+    "model=debug",
+    "data=hub",
+    "data.repo=some/stories",
+    "data.files=data/train-*",
+    f"data.tokens_per_epoch={EPOCH}",
+    "data.packing=windows",
+    "tokenizer=char",
+    "device=cpu",
+    "precision=fp32",
+    "train.max_steps=14",
+    "train.batch_tokens=1600",
+    "train.val_every=100",
+    "train.log_every=1",
+    "train.save_every=100",
+    "model.context_length=32",
+    "model.d_model=32",
+    "train.sample_tokens=4",
+    "name=s",
+)
 
 
 def losses(folder: Path) -> list[float]:

@@ -140,9 +140,15 @@ def test_a_text_shorter_than_a_window_says_how_long_it_is_and_must_be(tmp_path, 
 
 def opened(folder, tokenizer):
     return PretrainObjective(
-        DataConfig("text", "x.txt"), folder, tokenizer,
-        context=32, batch_size=2, micro_batch_size=1, seed=0, val_tokens=100,
-    )  # fmt: skip
+        DataConfig("text", "x.txt"),
+        folder,
+        tokenizer,
+        context=32,
+        batch_size=2,
+        micro_batch_size=1,
+        seed=0,
+        val_tokens=100,
+    )
 
 
 def test_a_text_of_just_one_window_trains(tmp_path):

@@ -69,10 +69,17 @@ def bigram(table: torch.Tensor, context: int) -> GPT:
     V = len(table)
     model = silent(
         GPTConfig(
-            vocab_size=V, context_length=context, d_model=V + V % 2, n_layer=1, n_head=1, norm="rmsnorm", position="sinusoidal",
-            bias=False, tie_embeddings=False,
+            vocab_size=V,
+            context_length=context,
+            d_model=V + V % 2,
+            n_layer=1,
+            n_head=1,
+            norm="rmsnorm",
+            position="sinusoidal",
+            bias=False,
+            tie_embeddings=False,
         )
-    )  # fmt: skip
+    )
     with torch.no_grad():
         model.positions.zero_()
         model.wte.weight.copy_(torch.eye(V, V + V % 2))

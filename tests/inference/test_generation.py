@@ -234,9 +234,17 @@ def test_of_equally_likely_tokens_the_first_is_chosen_at_temperature_0() -> None
 
 @pytest.mark.parametrize(
     ("setting", "value"),
-    [("temperature", -1), ("temperature", float("nan")), ("top_p", 0.0), ("top_p", 1.5), ("top_k", 0), ("min_p", -0.1),
-     ("repetition_penalty", 0.0), ("last_n", 0)],
-)  # fmt: skip
+    [
+        ("temperature", -1),
+        ("temperature", float("nan")),
+        ("top_p", 0.0),
+        ("top_p", 1.5),
+        ("top_k", 0),
+        ("min_p", -0.1),
+        ("repetition_penalty", 0.0),
+        ("last_n", 0),
+    ],
+)
 def test_settings_that_make_no_sense_are_named(setting: str, value: float) -> None:
     with pytest.raises(UserError, match=setting):
         Sampling(**{setting: value})

@@ -85,8 +85,11 @@ def seen_by_processes(model_hub: ModelHub, folder: Path) -> dict[str, str]:
 def test_a_model_is_downloaded_once_and_only_what_is_read(model_hub):
     folder = fetch_model(REPO)
     assert sorted(set(model_hub.downloads())) == [
-        "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
-    ]  # fmt: skip
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
     assert read_model(folder).config.d_model == 32
     model_hub.requests.clear()
     assert fetch_model(REPO) == folder

@@ -71,8 +71,11 @@ def test_smear_and_a_window_are_in_both_graphs_and_the_card_writes_greedily(tmp_
     assert not output.err  # what the exporter says of itself
     assert difference < 1e-4
     assert {path.name for path in (tmp_path / "out").iterdir()} == {
-        "model.onnx", "model_cached.onnx", "tokenizer.json", "README.md",
-    }  # fmt: skip
+        "model.onnx",
+        "model_cached.onnx",
+        "tokenizer.json",
+        "README.md",
+    }
     assert b".py" not in (tmp_path / "out" / "model.onnx").read_bytes()  # no paths of this machine
     check(source, tmp_path / "out")
     ids = program_of_the_card(tmp_path / "out", monkeypatch)

@@ -188,9 +188,16 @@ def test_operations_count_the_keys_that_are_seen(window):
 @pytest.mark.parametrize(("n_kv_head", "smear", "window"), [(4, False, None), (2, True, 6)])
 def test_a_document_gets_the_same_logits_packed_and_alone(position, n_kv_head, smear, window):
     config = GPTConfig(
-        vocab_size=50, context_length=40, d_model=32, n_layer=2, n_head=4, n_kv_head=n_kv_head, position=position,
-        smear=smear, window=window,
-    )  # fmt: skip
+        vocab_size=50,
+        context_length=40,
+        d_model=32,
+        n_layer=2,
+        n_head=4,
+        n_kv_head=n_kv_head,
+        position=position,
+        smear=smear,
+        window=window,
+    )
     model = GPT(config, seed=3).double().eval()
     if smear:
         torch.nn.init.normal_(model.smear)

@@ -42,12 +42,20 @@ def test_softmax_gradient_is_softmax_s(dtype: torch.dtype) -> None:
 @needs_mkldnn
 def test_operators_for_packed_weights_have_the_arguments_that_we_give() -> None:
     assert signature(torch.ops.mkldnn._linear_pointwise.default) == [
-        "Tensor X", "Tensor W", "Optional[Tensor] B", "str attr", "List[Optional[number]] scalars",
+        "Tensor X",
+        "Tensor W",
+        "Optional[Tensor] B",
+        "str attr",
+        "List[Optional[number]] scalars",
         "Optional[str] algorithm",
-    ]  # fmt: skip
+    ]
     assert signature(torch.ops.mkldnn._linear_pointwise.binary) == [
-        "Tensor X", "Tensor other", "Tensor W", "Optional[Tensor] B", "str attr",
-    ]  # fmt: skip
+        "Tensor X",
+        "Tensor other",
+        "Tensor W",
+        "Optional[Tensor] B",
+        "str attr",
+    ]
     assert signature(torch.ops.mkldnn._reorder_linear_weight.default)[0] == "Tensor self"
     assert isinstance(torch_private.packs_bf16(), bool)
 

@@ -261,9 +261,14 @@ def test_a_restored_choice_equals_the_original(ended):
     folder = ended
     saved = restore_choice(asked(folder), AUTO, Run(folder / "run"))
     choice = Choice(
-        saved.model.n_layer, saved.model.d_model, saved.model.n_head, int(saved.train.batch_tokens),
-        int(saved.train.max_steps), saved.optimizer.lr, saved.optimizer.weight_decay,
-    )  # fmt: skip
+        saved.model.n_layer,
+        saved.model.d_model,
+        saved.model.n_head,
+        int(saved.train.batch_tokens),
+        int(saved.train.max_steps),
+        saved.optimizer.lr,
+        saved.optimizer.weight_decay,
+    )
     assert choice.applied(asked(folder), AUTO) == saved
 
 

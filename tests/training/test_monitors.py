@@ -53,9 +53,18 @@ def test_what_was_measured_is_in_the_rows_and_in_the_report(runs: tuple[Path, Pa
     for step in (3, 6, 9, 12):
         kinds = {key.rpartition("/")[0] for key in rows[step]}
         assert kinds >= {
-            "grad_norm", "grad_norm_matrix", "weight_norm", "update_norm", "update_ratio", "attention/entropy",
-            "activation_rms", "dead_units", "always_on_units", "loss_by_frequency", "loss_by_position",
-        }  # fmt: skip
+            "grad_norm",
+            "grad_norm_matrix",
+            "weight_norm",
+            "update_norm",
+            "update_ratio",
+            "attention/entropy",
+            "activation_rms",
+            "dead_units",
+            "always_on_units",
+            "loss_by_frequency",
+            "loss_by_position",
+        }
         assert len([key for key in rows[step] if key.startswith("attention/entropy/")]) == 2 * 4
     page = (runs[1] / "report.html").read_text()
     assert page.count("<img") > 8
@@ -205,9 +214,19 @@ def test_fine_tuning_is_watched_too(run_command, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("".join(json.dumps(record) + "\n" for record in conversations))
     options = ("sft.lora.rank=2", "sft.packing=true", "sft.replay_ratio=0", "train.max_steps=2", "train.log_every=1")
     made = run_command(
-        "sft", "init_from=base", "data=instruct", "data.path=t.jsonl", "data.val_fraction=0.3", *options,
-        "monitor=all", "monitor.every=2", "precision=fp32", "train.batch_tokens=512", "train.sample_tokens=4", "name=tuned",
-    )  # fmt: skip
+        "sft",
+        "init_from=base",
+        "data=instruct",
+        "data.path=t.jsonl",
+        "data.val_fraction=0.3",
+        *options,
+        "monitor=all",
+        "monitor.every=2",
+        "precision=fp32",
+        "train.batch_tokens=512",
+        "train.sample_tokens=4",
+        "name=tuned",
+    )
     assert made.code == 0, made.err
     row = read_metrics(tmp_path / "outputs" / "tuned" / "metrics.jsonl")[-1]
     assert any(key.startswith("attention/entropy/") for key in row)

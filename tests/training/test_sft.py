@@ -274,8 +274,14 @@ def test_malformed_files_are_named_by_line_and_field(tmp_path: Path, content: st
 def test_conversations_without_a_target_are_counted_and_all_of_them_refused(logged: list[str]) -> None:
     silent = Conversation((Message("user", "a"),), False)
     options = {
-        "context": 32, "batch_size": 4, "micro_batch_size": 4, "seed": 0, "packing": False, "val_tokens": 10, "replay": None,
-    }  # fmt: skip
+        "context": 32,
+        "batch_size": 4,
+        "micro_batch_size": 4,
+        "seed": 0,
+        "packing": False,
+        "val_tokens": 10,
+        "replay": None,
+    }
     some = [conversation_of("a", "b"), conversation_of("c", "d", is_val=True), silent]
     SFTObjective(some, TOKENIZER, **options)
     assert logged[0].startswith("WARNING: 1 of 3 conversations have no answer to learn from")
@@ -308,9 +314,16 @@ def test_what_the_answers_of_the_built_in_requests_hold_is_known() -> None:
     conversations = read_conversations(DataConfig("story_instruct", examples=40, val_fraction=0.3))
     text = sorted({c for t in conversations for m in t.messages for c in m.content})
     data = SFTObjective(
-        conversations, CharTokenizer("".join(text)), context=2000, batch_size=2, micro_batch_size=2, seed=0, packing=False,
-        val_tokens=10**6, replay=None,
-    )  # fmt: skip
+        conversations,
+        CharTokenizer("".join(text)),
+        context=2000,
+        batch_size=2,
+        micro_batch_size=2,
+        seed=0,
+        packing=False,
+        val_tokens=10**6,
+        replay=None,
+    )
     held = [t for t in conversations if t.is_val]
     assert data.val_bytes == sum(len(t.messages[1].content.encode()) for t in held)
     assert data.val_bits == pytest.approx(sum(t.bits or 0 for t in held))

@@ -190,8 +190,16 @@ class WandbServer:
             return None
         rows = [row for _, row in sorted(self.history[run_id].items())]
         return {
-            "id": run_id, "name": run_id, "displayName": run_id, "config": self.runs[run_id]["config"], "tags": [],
-            "summaryMetrics": json.dumps(rows[-1] if rows else {}), "logLineCount": 0, "historyLineCount": len(rows),
-            "eventsLineCount": 0, "historyTail": json.dumps([json.dumps(row) for row in rows[-1:]]), "eventsTail": "[]",
+            "id": run_id,
+            "name": run_id,
+            "displayName": run_id,
+            "config": self.runs[run_id]["config"],
+            "tags": [],
+            "summaryMetrics": json.dumps(rows[-1] if rows else {}),
+            "logLineCount": 0,
+            "historyLineCount": len(rows),
+            "eventsLineCount": 0,
+            "historyTail": json.dumps([json.dumps(row) for row in rows[-1:]]),
+            "eventsTail": "[]",
             "wandbConfig": '{"t": 1}',
-        }  # fmt: skip
+        }
