@@ -14,7 +14,7 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
-from positron import config as menu
+from positron import config as settings
 from positron.cli.defaults import default_configs, register_defaults
 from positron.cli.overrides import groups_of
 from positron.cli.unused_settings import SOURCES_OF
@@ -125,7 +125,7 @@ def first_comment(path: Path) -> str:
 
 def field_comments() -> dict[str, str]:
     """Return the comment of each dotted key: the comment after its field in config.py, or the lines above the field."""
-    source = Path(menu.__file__).read_text(encoding="utf-8")
+    source = Path(settings.__file__).read_text(encoding="utf-8")
     lines = source.splitlines()
     of_class: dict[str, dict[str, str]] = {}
     for node in ast.parse(source).body:

@@ -1,6 +1,7 @@
 """Check the command line of a training before Hydra reads it: options, names, choices and the quotes of texts.
 
 Settings that Hydra would accept without effect, or refuse in terms of its grammar, are refused here with advice.
+`recipe` is the name of the command, such as `train`, and of its file in conf/.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ _UNCHECKED_KEYS = (
     "optimizer.options.",
     "data.options",
     "data._target_",
-)  # arguments of the user's own classes
+)  # arguments of classes that the user names by _target_
 
 
 @dataclass(frozen=True)
@@ -190,7 +191,7 @@ class _Reader:
 
         parser = OverridesParser.create()
         words = [self._word(word, parser) for word in settings]
-        self._refuse_keys_of_absent_loggers(words)
+        self._refuse_keys_of_other_loggers(words)
         return words
 
     def _word(self, word: str, parser: OverridesParser) -> str:
@@ -322,7 +323,7 @@ class _Reader:
             return f"unknown key {key}: did you mean {near_group[0]}?"
         return unknown_key(key)
 
-    def _refuse_keys_of_absent_loggers(self, words: Sequence[str]) -> None:
+    def _refuse_keys_of_other_loggers(self, words: Sequence[str]) -> None:
         chosen = self.chosen.get("logger", "")
         for word in words:
             _, key, value = _split(word)

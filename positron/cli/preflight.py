@@ -1,6 +1,7 @@
-"""Refuse a start that cannot succeed, within a second, before torch is imported or a file is written.
+"""Refuse a training that cannot start or continue, within a second, before torch is imported or a file is written.
 
-The same conditions are checked again under the run's lock; these checks only report them sooner.
+The same conditions are checked again while the run is locked; these checks only report them sooner. The source run is the
+other run whose weights a new run starts with: the one that init_from= or ckpt_path= names. `asked`: see `config.Asked`.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ _SHAPE_FIELDS = (
 
 
 def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
-    """Check a start; return the configuration with the model and tokenizer of the run that it continues or starts from.
+    """Return the configuration with the model and tokenizer of the run that it continues, or of its source run.
 
-    Raises UserError if the start cannot succeed.
+    Raises UserError if the training cannot start or continue.
     """
     check_name(folder)
     config = with_known_tokenizer(config, folder, asked.given)
@@ -108,19 +109,19 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
             f"model=auto chooses a size, but the weights of {run.folder} have a fixed size: give the model= of that run, "
             "or leave init_from= and ckpt_path= out"
         )
-    theirs = run.settings().model
+    source = run.settings().model
     different = {
-        name: (getattr(theirs, name), getattr(config.model, name))
+        name: (getattr(source, name), getattr(config.model, name))
         for name in _SHAPE_FIELDS
-        if getattr(theirs, name) != getattr(config.model, name)
+        if getattr(source, name) != getattr(config.model, name)
     }
-    learned = config.model.has_learned_positions and theirs.has_learned_positions
-    if learned and theirs.context_length != config.model.context_length:
-        different["context_length"] = (theirs.context_length, config.model.context_length)
+    learned = config.model.has_learned_positions and source.has_learned_positions
+    if learned and source.context_length != config.model.context_length:
+        different["context_length"] = (source.context_length, config.model.context_length)
     if different:
         key = "init_from" if config.init_from else "ckpt_path"
-        words = {"kv_heads": "n_kv_head", "ff_width": "d_ff"}
-        listed = " ".join(f"model.{words.get(name, name)}={_shown(theirs)}" for name, (theirs, _) in different.items())
+        keys = {"kv_heads": "n_kv_head", "ff_width": "d_ff"}  # of properties
+        listed = " ".join(f"model.{keys.get(name, name)}={_shown(value)}" for name, (value, _) in different.items())
         raise UserError(
             f"{key}={config.init_from or config.ckpt_path}: the weights belong to another architecture than this command "
             f"asks for: add {listed}"
@@ -128,7 +129,7 @@ def check_source_run(config: RunConfig, asked: Asked) -> None:
 
 
 def with_source_model(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
-    """Return the configuration with the architecture of the run named by init_from=.
+    """Return the configuration with the architecture of the source run of init_from=.
 
     It is returned unchanged if model= or experiment= chooses an architecture. Single values of the command line, such as
     model.context_length=, are kept.
@@ -144,11 +145,12 @@ def with_source_model(config: RunConfig, folder: Path, asked: Asked) -> RunConfi
 
 
 def _shown(value: Any) -> str:
+    """Return a value as the command line spells it."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _source_run(config: RunConfig) -> Run | None:
-    """Return the other run whose weights this run starts with, or None. Raises UserError if it does not exist."""
+    """Return the source run, or None. Raises UserError if it does not exist."""
     if config.init_from is not None:
         run = find_run(config.init_from)
         if not any(run.checkpoint_folder.glob("*.ckpt")):

@@ -53,9 +53,9 @@ class Request:
         origin = self.values.get("init_from")
         if origin is not None and needs_import(str(origin)):
             # imported now, because the checks below read the architecture from the run
-            from positron.interop.importing import import_to_begin_with
+            from positron.interop.importing import import_source_run
 
-            self.values["init_from"] = import_to_begin_with(str(origin))
+            self.values["init_from"] = import_source_run(str(origin))
         config = self.configured(configure)
         self.refuse_unread()
         folder = OUTPUTS / config.name

@@ -25,7 +25,7 @@ from positron.config import Asked, RunConfig
 from positron.evaluation.summary import show_result
 from positron.evaluation.sweep_report import write_sweep_report
 from positron.run.facts import Facts
-from positron.run.folder import Run, is_free
+from positron.run.folder import Run, is_changeable
 from positron.run.paths import JOB
 from positron.settings import Recipe
 from positron.system.disk import lock, make_folder, read_json, write_json
@@ -197,7 +197,7 @@ def _identity(overrides: Sequence[str], ignores_steps: bool = False) -> dict[str
     """Return the overrides that determine what a job learns; `ignores_steps` also leaves train.max_steps out."""
     keys = given_keys([override.lstrip("+") for override in overrides])
     ignored = {"train.max_steps"} if ignores_steps else set()
-    return {key: value for key, value in keys.items() if not is_free(key) and key not in ignored}
+    return {key: value for key, value in keys.items() if not is_changeable(key) and key not in ignored}
 
 
 def _has_config(folder: Path, config: RunConfig | None) -> bool:

@@ -28,7 +28,7 @@ from positron.text.conversation import Message
 
 logger = logging.getLogger(__name__)
 
-MEASURE_ELSEWHERE = "give --text FILE to measure all runs on another text"
+GIVE_ANOTHER_TEXT = "give --text FILE to measure all runs on another text"
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Row:
 
     run: str  # folder of the run
     parameters: int
-    tokens: int  # seen in training, including the training of the base run
+    tokens: int  # read in training, including the training of the base run
     bpb: float
-    interval: float | None  # half of the 95 % interval, see `sampling_units`
+    interval: float | None  # half the width of the 95 % confidence interval; None for a single sampling unit
     perplexity: float  # per token of the run's own tokenizer
     tokenizer: str  # kind and vocabulary size
     sample: str  # text generated from the prompt, without the prompt
@@ -104,7 +104,7 @@ def common_text(runs: Sequence[Run], file: str | None, limit: int) -> tuple[list
     """
     if file is not None:
         return list(runs), up_to(texts_of_file(file), limit)
-    available = read_runs(runs, lambda run: texts_of_run(run, "val", limit, MEASURE_ELSEWHERE))
+    available = read_runs(runs, lambda run: texts_of_run(run, "val", limit, GIVE_ANOTHER_TEXT))
     (first, texts), *others = available
     for run, other in others:
         if other != texts:

@@ -1,6 +1,6 @@
 """Turn a model that was trained elsewhere into a run folder, which every command can use.
 
-A model is a folder of Hugging Face transformers (with safetensors files or a pickle of tensors) or a file of llama2.c.
+A model is a folder of Hugging Face transformers (with safetensors files or pytorch_model.bin) or a file of llama2.c.
 Code in these files is never executed.
 """
 
@@ -88,8 +88,8 @@ def import_run(name: str, folder: Path, tokenizer: Path | None = None, revision:
     return model
 
 
-def import_to_begin_with(name: str) -> str:
-    """Import the model that `init_from=name` names and return the run's folder. A model is imported only once."""
+def import_source_run(name: str) -> str:
+    """Import the model that `init_from=name` names, unless it is imported already, and return the folder of the run."""
     folder = OUTPUTS / run_name(name)
     if not Run(folder).exists:
         logger.info(f"{name} is not a run yet: importing it as {folder}")
@@ -155,21 +155,21 @@ def write_run(model: Imported, folder: Path) -> Run:
 
 def _read_folder(folder: Path) -> Imported:
     path = folder / "config.json"
-    facts = read_json(path)
-    if not isinstance(facts, dict):
+    described = read_json(path)
+    if not isinstance(described, dict):
         raise UserError(f"{path} must contain a JSON object: download the model again")
-    noted = hf_reading.own_config(facts)
-    config, rules = noted or hf_reading.read_config(facts, str(path))
+    exported = hf_reading.own_config(described)
+    config, rules = exported or hf_reading.read_config(described, str(path))
     check_memory(config, copies=2)
     tensors = dict(_tensors(folder))
-    weights = None if noted is None else _unchanged(rules, tensors)
+    weights = None if exported is None else _unchanged(rules, tensors)
     if weights is None:
-        config, rules = hf_reading.read_config(facts, str(path))
+        config, rules = hf_reading.read_config(described, str(path))
         weights = _converted(folder, tensors, config, rules)
-    tokenizer, first = _library_tokenizer(folder, facts, config.vocab_size)
+    tokenizer, has_chat_tokens = _library_tokenizer(folder, described, config.vocab_size)
     config, weights = _with_rows(config, weights, tokenizer.vocab_size)
     template = folder / "chat_template.jinja"
-    is_chat = first and template.exists() and _is_ours(template, tokenizer)
+    is_chat = has_chat_tokens and template.exists() and _is_ours(template, tokenizer)
     return Imported(config, weights, tokenizer, is_chat, str(folder))
 
 
@@ -297,10 +297,10 @@ def _pickled(path: Path) -> Iterator[tuple[str, Tensor]]:
             yield str(name), tensor.float()
 
 
-def _library_tokenizer(folder: Path, facts: dict[str, Any], rows: int) -> tuple[LibraryTokenizer, bool]:
-    """Return the tokenizer of a folder, and whether its vocabulary contains all four chat markers of Positron.
+def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[LibraryTokenizer, bool]:
+    """Return the tokenizer of a folder, and whether its vocabulary contains all special tokens of Positron's chat template.
 
-    `facts`: the content of config.json. `rows`: the number of rows of the embedding.
+    `model`: the content of config.json. `rows`: the number of rows of the embedding.
     """
     path = folder / "tokenizer.json"
     if not path.exists():
@@ -323,7 +323,7 @@ def _library_tokenizer(folder: Path, facts: dict[str, Any], rows: int) -> tuple[
             f"{path} has {size:,} tokens, and the embedding has {rows:,} rows, so this tokenizer does not belong to the "
             "model: use the tokenizer.json of the same model"
         )
-    first = first_token(described, config=facts)
+    first = first_token(described, config=model)
     if first is None or not 0 <= first < rows:
         raise UserError(
             f"{folder} does not say which token begins a text: set bos_token_id in config.json to an id below {rows:,}"
@@ -332,8 +332,8 @@ def _library_tokenizer(folder: Path, facts: dict[str, Any], rows: int) -> tuple[
     generation = read_json(path_of_ends) if path_of_ends.exists() else {}
     if not isinstance(generation, dict):
         raise UserError(f"{path_of_ends} must contain a JSON object: download the model again")
-    # a class's default is no token of a small vocabulary
-    ends = tuple(i for i in ends_of_text(first, config=facts, generation=generation) if 0 <= i < rows)
+    # the default id of an architecture may lie outside of a small vocabulary
+    ends = tuple(i for i in ends_of_text(first, config=model, generation=generation) if 0 <= i < rows)
     missing = [token for token in SPECIALS[1:] if token not in added]
     specials = {END_OF_TEXT: first, **{token: added[token] for token in SPECIALS[1:] if token in added}}
     specials |= {token: rows + i for i, token in enumerate(missing)}

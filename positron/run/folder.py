@@ -39,10 +39,10 @@ logger = logging.getLogger(__name__)
 OUTPUTS = Path("outputs")
 PRETRAIN, SFT = "pretrain", "sft"  # the kinds of runs that the commands make
 
-# Settings that may differ between two starts of one run, because they do not change what it learns.
-_FREE_KEYS = {"ckpt_path", "init_from", "resume"}
-_FREE_GROUPS = ("device.", "logger.", "monitor.", "sweep.")
-_FREE_TRAIN = {
+# Settings that may differ between two commands that train the same run, because they do not change what it learns.
+_CHANGEABLE_KEYS = {"ckpt_path", "init_from", "resume"}
+_CHANGEABLE_GROUPS = ("device.", "logger.", "monitor.", "sweep.")
+_CHANGEABLE_TRAIN = {
     "stop_at",
     "max_time",
     "extend",
@@ -164,7 +164,9 @@ class Run(RunPaths):
         update_facts(self.facts_path, **facts)
 
     def begin(self, config: RunConfig, tokenizer: Tokenizer, *, kind: str, new: bool, forked_from: Path | None) -> None:
-        """Write the run's settings, and for a `new` run also its tokenizer and origin.
+        """Write the run's settings, and for a `new` run also its tokenizer and where its weights come from.
+
+        `kind`: the name of the objective; `forked_from`: the checkpoint of another run that the run continues (ckpt_path=).
 
         Raises UserError if the run exists and was trained by another objective than `kind`.
         """
@@ -207,18 +209,18 @@ class Run(RunPaths):
 
     def differences(self, config: RunConfig) -> list[str]:
         """Return `key: recorded -> requested` for each setting that differs and changes what the model learns."""
-        theirs, ours = (flat(without_home(dataclasses.asdict(settings))) for settings in (self.settings(), config))
+        recorded, requested = (flat(without_home(dataclasses.asdict(s))) for s in (self.settings(), config))
         resolved = self.resolved()
         for name in _RESOLVED:
             number = getattr(resolved, name)
-            for values in (theirs, ours):
+            for values in (recorded, requested):
                 values[f"train.{name}"] = number if values[f"train.{name}"] == "auto" else values[f"train.{name}"]
         ignored = _TEXT_LOCATION if self.facts().data_fingerprint else set()
-        keys = [key for key in {**theirs, **ours} if not _is_free(key) and key not in ignored]
+        keys = [key for key in {**recorded, **requested} if not _is_changeable(key) and key not in ignored]
         return [
-            one_line(f"{key}: {theirs.get(key)} -> {ours.get(key)}", 200)
+            one_line(f"{key}: {recorded.get(key)} -> {requested.get(key)}", 200)
             for key in keys
-            if str(theirs.get(key)) != str(ours.get(key))
+            if str(recorded.get(key)) != str(requested.get(key))
         ]
 
 
@@ -247,15 +249,15 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
     return extended
 
 
-def is_free(key: str) -> bool:
-    """Tell whether a setting may differ between two starts of one run."""
-    return _is_free(key) or f"{key}." in _FREE_GROUPS
+def is_changeable(key: str) -> bool:
+    """Tell whether a setting may differ between two commands that train the same run."""
+    return _is_changeable(key) or f"{key}." in _CHANGEABLE_GROUPS
 
 
-def _is_free(key: str) -> bool:
-    if key in _FREE_KEYS or key.startswith(_FREE_GROUPS):
+def _is_changeable(key: str) -> bool:
+    if key in _CHANGEABLE_KEYS or key.startswith(_CHANGEABLE_GROUPS):
         return True
-    return key.startswith("train.") and key.split(".", 1)[1] in _FREE_TRAIN
+    return key.startswith("train.") and key.split(".", 1)[1] in _CHANGEABLE_TRAIN
 
 
 def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run], bool] = lambda run: True) -> Run:

@@ -1,6 +1,6 @@
 """Write files atomically (a temporary file, fsync, rename), and lock files that two processes may change.
 
-Invariant 7 of docs/ARCHITECTURE.md: nothing on disk is ever half written.
+Invariant 7 of docs/ARCHITECTURE.md: every file is complete.
 
 A run folder may come from a stranger, so its files are opened without following symbolic links, and only if they are
 regular files (opening a FIFO would wait for ever). Standard library only.

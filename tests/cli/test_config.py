@@ -173,7 +173,7 @@ def test_help_needs_neither_torch_nor_lightning(options, tmp_path):
     assert "optimizer" in result.stdout
 
 
-def test_gpt_config_is_the_same_menu_as_the_model_config():
+def test_gpt_config_has_the_options_of_the_model_config():
     config = tiny(Path()).model.with_vocab(100)
     assert isinstance(config, GPTConfig)
     assert config.vocab_size == 100

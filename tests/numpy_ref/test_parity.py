@@ -156,7 +156,7 @@ def test_parity_of_the_options_of_imported_models(position: str) -> None:
 NUMBERS = {"vocab_size", "context_length", "d_model", "n_layer", "n_head", "d_ff", "dropout"}  # in the tests below
 
 
-def test_every_option_has_its_twin() -> None:
+def test_every_option_exists_in_both_implementations() -> None:
     """The same fields, defaults and choices on both sides, all of which the products above go through."""
     ours = {field.name: field.default for field in dataclasses.fields(GPTConfig)}
     twin = {field.name: field.default for field in dataclasses.fields(numpy_ref.GPTConfig)}
