@@ -22,6 +22,7 @@ Read the chapters in this order. Each file begins with its mathematics; the code
     18  training.py      the training loop; train.py: its command
     19  explain.py       attention maps, residual stream, logit lens
     20  benchmark.py     the time of each layer, beside torch
+    21  preference.py    learning from pairs: DPO, IPO, SimPO, ORPO
 
     config.py defines the options of the architecture, plots.py draws figures, command_line.py reports errors.
 
@@ -33,8 +34,9 @@ backward needs.
 
 The result has the dtype of the input: float64 for tests against finite differences, float32 for training.
 
-Two tests verify this package: tests/numpy_ref/test_numpy_gradcheck.py compares every backward with finite differences,
-tests/numpy_ref/test_parity.py compares the whole model with the torch model over every combination of options.
+Tests verify this package: tests/numpy_ref/test_numpy_gradcheck.py compares every backward with finite differences,
+tests/numpy_ref/test_parity.py compares the whole model with the torch model over every combination of options, and
+tests/numpy_ref/test_numpy_preference.py compares the losses of pairs with torch.
 """
 
 import os

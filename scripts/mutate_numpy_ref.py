@@ -27,6 +27,9 @@ TESTS = (  # the fastest first
     "tests/numpy_ref/test_numpy_commands.py::test_numpy_cached_logits_equal_uncached_ones_at_every_length",
     "tests/numpy_ref/test_parity.py",
 )
+OWN_TESTS = {  # what the model does not use is tested by one file each
+    "preference": ("tests/numpy_ref/test_numpy_preference.py",),
+}
 
 Mutant = tuple[str, str, str, str]
 
@@ -223,6 +226,66 @@ MUTANTS: list[Mutant] = [
     ("optimizers", "(1 - decay_share) * horizon", "decay_share * horizon", "trapezoid: falls too early"),
     ("sampling", "np.where(z > 0, z / penalty, z * penalty)", "z / penalty", "penalty: negative logits get likelier"),
     ("sampling", "out[order[before >= p]]", "out[order[before > 1.01 * p]]", "top-p: one token too many"),
+    ("preference", "place < end[:, None]", "place < end[:, None] - 1", "pairs: the end token has no loss"),
+    (
+        "preference",
+        "place >= begin[:, None]",
+        "place >= begin[:, None] - 1",
+        "pairs: the prompt's last token has a loss",
+    ),
+    ("preference", "(place >= begin[:, None]) & ", "", "pairs: the whole prompt has a loss"),
+    ("preference", "(tokens.sum(axis=1) / counts)", "tokens.sum(axis=1)", "pairs: sum instead of mean"),
+    ("preference", "if mean else np.ones(", "if True else np.ones(", "pairs: mean instead of sum"),
+    ("preference", '(drows / cache["counts"])', "drows", "pairs: backward of the mean without the number of tokens"),
+    ("preference", "dlogits = -p * scale", "dlogits = p * scale", "pairs: a sign in the backward of log-probabilities"),
+    (
+        "preference",
+        "forward(params, config, tokens)\n",
+        "forward(params, config, tokens, np.random.default_rng(0))\n",
+        "pairs: the reference in training mode, with dropout",
+    ),
+    (
+        "preference",
+        "h = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))",
+        "h = beta * ((rejected - reference_rejected) - (chosen - reference_chosen))",
+        "dpo: swapped sides",
+    ),
+    (
+        "preference",
+        "h = beta * ((chosen - reference_chosen) - (rejected - reference_rejected))",
+        "h = beta * (chosen - rejected)",
+        "dpo: the reference forgotten",
+    ),
+    (
+        "preference",
+        "np.logaddexp(0, -h) + label_smoothing * h",
+        "np.logaddexp(0, -h)",
+        "dpo: label smoothing dropped from the loss",
+    ),
+    (
+        "preference",
+        '(cache["label_smoothing"] - sigmoid(-cache["h"]))',
+        '-sigmoid(-cache["h"])',
+        "dpo: label smoothing dropped from the gradient",
+    ),
+    (
+        "preference",
+        'return cache["beta"] * dh, -cache["beta"] * dh, None, None',
+        "return dh, -dh, None, None",
+        "dpo: beta forgotten in the gradient",
+    ),
+    ("preference", "error = h - 1 / (2 * tau)", "error = h - 1 / tau", "ipo: twice the target"),
+    ("preference", "* 2 * cache", "* cache", "ipo: the forgotten 2"),
+    (
+        "preference",
+        "beta * (chosen - rejected) - gamma",
+        "beta * (chosen - rejected - gamma)",
+        "simpo: gamma times beta",
+    ),
+    ("preference", "-np.expm1(chosen)", "1", "orpo: a probability instead of odds"),
+    ("preference", "dh / unlikely_chosen - scale", "dh - scale", "orpo: the slope of the log odds forgotten"),
+    ("preference", "dh / unlikely_chosen - scale", "dh / unlikely_chosen", "orpo: no gradient of the cross-entropy"),
+    ("preference", "max(1, len(losses)) if denominator is None else denominator", "len(losses)", "a mean of means"),
     # branches of `match` and their likes: a value that is treated as another one
     (
         "config",
@@ -350,11 +413,11 @@ def copy(folder: Path) -> Path:
     return folder
 
 
-def first_failure(folder: Path) -> str | None:
-    """Return the name of the first test that fails in `folder`, or None if all pass."""
+def first_failure(folder: Path, file_tests: tuple[str, ...]) -> str | None:
+    """Return the name of the first test of `file_tests` that fails in `folder`, or None if all pass."""
     environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(folder)  # takes precedence over an installed Positron
-    for tests in TESTS:
+    for tests in file_tests:
         command = [
             sys.executable,
             "-m",
@@ -383,7 +446,7 @@ def try_mutant(folders: Queue[Path], mutant: Mutant) -> tuple[Mutant, str | None
     original = path.read_text(encoding="utf-8")
     try:
         path.write_text(original.replace(right, wrong), encoding="utf-8")
-        return mutant, first_failure(folder)
+        return mutant, first_failure(folder, OWN_TESTS.get(file, TESTS))
     finally:
         path.write_text(original, encoding="utf-8")
         folders.put(folder)
@@ -430,8 +493,9 @@ def main() -> None:
         for worker in range(workers):
             folders.put(copy(Path(root) / str(worker)))
         first = folders.get()
-        if failed := first_failure(first):
-            sys.exit(f"the tests fail without a mutant: {failed}")
+        for file_tests in dict.fromkeys(OWN_TESTS.get(file, TESTS) for file, *_ in mutants):
+            if failed := first_failure(first, file_tests):
+                sys.exit(f"the tests fail without a mutant: {failed}")
         folders.put(first)
         with ThreadPoolExecutor(workers) as pool:
             for (file, _, _, what), test in pool.map(lambda mutant: try_mutant(folders, mutant), mutants):

@@ -7,6 +7,7 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
+from differences import compare
 
 from numpy_ref.activation import ACTIVATIONS, activation_backward, activation_forward, erf
 from numpy_ref.attention import attention_backward, attention_forward, attention_weights, window_mask
@@ -34,36 +35,10 @@ from numpy_ref.multihead import multihead_backward, multihead_forward
 from numpy_ref.norm import layernorm_backward, layernorm_forward, rmsnorm_backward, rmsnorm_forward
 from numpy_ref.rope import rope_backward, rope_forward, rope_tables
 
-EPSILON = 1e-6
-# A central difference errs by h^2/6 f''' (1e-12) and by rounding, eps |f| / h (1e-10): 1e-7 leaves room for curvature
-# and still refuses any wrong term.
-TOLERANCE = 1e-7
-
 
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
-
-
-def numeric(f: Callable[[], float], array: np.ndarray) -> np.ndarray:
-    """dF/darray, one number after the other, by central differences."""
-    gradient = np.zeros_like(array)
-    for place in np.ndindex(array.shape):
-        kept = array[place]
-        array[place] = kept + EPSILON
-        above = f()
-        array[place] = kept - EPSILON
-        below = f()
-        array[place] = kept
-        gradient[place] = (above - below) / (2 * EPSILON)
-    return gradient
-
-
-def compare(got: np.ndarray, f: Callable[[], float], array: np.ndarray, name: str) -> None:
-    wanted = numeric(f, array)
-    assert got.shape == array.shape, name
-    error = np.abs(got - wanted).max() / max(1.0, np.abs(wanted).max())
-    assert error < TOLERANCE, f"{name}: {error:.1e}"
 
 
 def check_gradients(
