@@ -23,9 +23,11 @@ from positron.settings import from_dict
 from positron.system.console import one_line
 from positron.system.disk import is_locked, open_inside, read_bytes, read_json
 from positron.system.errors import UserError
+from positron.system.file_cache import FileCache
 from positron.system.formatting import above, judged_bpb
 
 LIVE_SECONDS = 60.0  # on systems without file locks, a run counts as live for this time after its last change of a file
+MAX_ARCHITECTURES = 4096  # that are remembered, about 1 kB each
 _STAMP = "%Y-%m-%d %H:%M:%S"
 
 
@@ -41,7 +43,7 @@ class Outputs:
         self._guard = threading.Lock()
         self._folders: dict[str, Path] = {}
         self._metrics: dict[Path, Metrics] = {}
-        self._architectures: dict[Path, tuple[float, GPTConfig]] = {}
+        self._architectures: FileCache[GPTConfig] = FileCache(MAX_ARCHITECTURES)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the content of /api/runs: a row for each run. The row of a run that cannot be read contains the reason."""
@@ -161,16 +163,9 @@ class Outputs:
         }
 
     def _architecture(self, run: Run, notes: list[str]) -> GPTConfig | None:
-        """Return the architecture of a run. If it cannot be read, add the reason to `notes` and return None.
-
-        Files that did not change are not read again.
-        """
-        path = run.config_path
+        """Return the architecture of a run. If it cannot be read, add the reason to `notes` and return None."""
         try:
-            changed = path.lstat().st_mtime
-            if self._architectures.get(path, (0, None))[0] != changed:
-                self._architectures[path] = (changed, architecture(run))
-            return self._architectures[path][1]
+            return self._architectures.get((run.config_path, run.architecture_path), lambda: architecture(run))
         except (OSError, UserError) as error:  # a file that is missing, damaged, or not readable for this user
             notes.append(f"size unknown: {error}")
             return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import threading
 from collections.abc import Callable, Sequence
@@ -19,11 +20,13 @@ from positron.serving.errors import ApiError
 from positron.serving.worker import Worker
 from positron.system.disk import refuse_links_in
 from positron.system.errors import UserError
+from positron.system.file_cache import FileCache
 from positron.text.tokenizer import Tokenizer
 
 MAX_SLOTS = 32  # texts that are written at the same time
 MAX_CACHE_BYTES = 2**30  # of all slots of a model; an unused slot takes no memory
 MAX_WAITING = 128  # texts that wait for a slot
+MAX_DESCRIBED = 4096  # runs of a folder whose description is remembered, about 1 kB each
 MAX_ON_DEMAND = 3  # models of a folder that are loaded at the same time
 
 
@@ -71,6 +74,7 @@ class Models:
         self._runs = runs
         self._on_demand: dict[str, Served] = {}  # the one used last is last
         self._guard = threading.Lock()
+        self._described: FileCache[dict[str, Any]] = FileCache(MAX_DESCRIBED)
 
     @property
     def loaded(self) -> list[Served]:
@@ -84,9 +88,9 @@ class Models:
         }
         for name, run in self._runs().items():
             if name not in described:
+                files = (run.config_path, run.chat_path)
                 with contextlib.suppress(UserError, OSError, KeyError):  # a run that cannot be read is not offered
-                    created = int(run.config_path.stat().st_mtime)
-                    described[name] = _object(name, created, run.config()["model"]["context_length"], run.is_chat)
+                    described[name] = self._described.get(files, functools.partial(_run_object, name, run))
         return list(described.values())
 
     def get(self, name: Any) -> Served:
@@ -128,6 +132,11 @@ class Models:
         """Stop all workers."""
         for model in self.loaded:
             model.worker.close()
+
+
+def _run_object(name: str, run: Run) -> dict[str, Any]:
+    created = int(run.config_path.stat().st_mtime)
+    return _object(name, created, run.config()["model"]["context_length"], run.is_chat)
 
 
 def _object(name: str, created: int, context: int, chats: bool) -> dict[str, Any]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -13,8 +15,11 @@ from conftest import PATIENCE
 from serving_models import Running
 
 from positron import load
+from positron.dashboard.table import Outputs
 from positron.run.folder import Run
-from positron.serving.models import MAX_ON_DEMAND
+from positron.serving.models import MAX_ON_DEMAND, Models
+from positron.system import disk
+from positron.text.conversation import TEMPLATE
 
 COPIES = MAX_ON_DEMAND + 1
 
@@ -47,6 +52,28 @@ def test_every_run_with_a_checkpoint_is_a_model(site: Running) -> None:
     one = httpx.get(f"{site.url}/v1/models/sweep/1", timeout=PATIENCE).json()
     assert (one["id"], one["chats"]) == ("sweep/1", False)
     assert httpx.get(f"{site.url}/v1/models/empty", timeout=PATIENCE).status_code == 404
+
+
+def test_an_unchanged_run_is_not_read_again_for_the_list_of_models(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder / "sweep/0", tmp_path / "one")
+    opened_files = list[Path]()
+
+    def note(path: Path, *args: Any, **options: Any) -> int:
+        opened_files.append(path)
+        return open_descriptor(path, *args, **options)
+
+    open_descriptor = disk.open_descriptor
+    monkeypatch.setattr(disk, "open_descriptor", note)
+    models, run = Models(runs=Outputs(tmp_path).trained), Run(tmp_path / "one")
+    first = models.describe()
+    assert run.config_path in opened_files
+    opened_files.clear()
+    assert models.describe() == first
+    assert opened_files == []
+    run.chat_path.write_text(json.dumps(TEMPLATE))
+    assert [model["chats"] for model in [*first, *models.describe()]] == [False, True]
 
 
 def test_a_run_is_loaded_when_it_is_asked_and_only_the_last_ones_stay(site: Running, folder: Path) -> None:
