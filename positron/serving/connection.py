@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import errno
 import os
+import re
 import socket
 from typing import Any
 
@@ -26,6 +27,7 @@ SEND_SECONDS = 30.0  # longest time in which a client may read nothing of an ans
 IDLE_SECONDS = 5  # between two requests
 SHUTDOWN_SECONDS = 1.0  # longest time to wait for what is being answered when the server stops
 
+_END_OF_HEAD = re.compile(rb"\n\r?\n")  # as h11 finds it
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
@@ -46,7 +48,13 @@ class LimitedConnection(H11Protocol):
             self._expect_request()
 
     def handle_events(self) -> None:
-        """Start the time for a request when it begins to arrive, and stop it when it is complete."""
+        """Start the time for a request when it begins to arrive, and stop it when it is complete; refuse a long head.
+
+        h11 compares only an incomplete head with its limit, so a head that arrives in one read would pass.
+        """
+        if self.conn.their_state is h11.IDLE and _is_head_too_long(self.conn.trailing_data[0]):
+            self.send_400_response(f"the head of this request is longer than {MAX_HEAD_BYTES} bytes")
+            return
         super().handle_events()
         state = self.conn.their_state
         is_arriving = state is h11.SEND_BODY or (state is h11.IDLE and bool(self.conn.trailing_data[0]))
@@ -79,6 +87,10 @@ class LimitedConnection(H11Protocol):
         _stop(self._receiving)
         _stop(self._sending)
         super().connection_lost(exc)
+
+
+def _is_head_too_long(received: bytes) -> bool:
+    return len(received) > MAX_HEAD_BYTES and _END_OF_HEAD.search(received, 0, MAX_HEAD_BYTES) is None
 
 
 def _stop(timer: asyncio.TimerHandle | None) -> None:

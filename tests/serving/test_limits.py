@@ -187,6 +187,19 @@ def test_a_head_that_is_too_long_is_refused(site):
         assert b"400 Bad Request" in all_of(client)
 
 
+@pytest.mark.parametrize("before", [b"", b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"], ids=["first", "second"])
+def test_the_limit_of_a_head_holds_if_it_arrives_in_one_read(site, before):
+    begin, end = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\nX: ", b"\r\n\r\n"
+    longest = begin + b"y" * (connection.MAX_HEAD_BYTES - len(begin) - len(end)) + end
+    is_second = bool(before)
+    with raw(site, before + longest) as client:
+        assert all_of(client).count(b" 200 OK") == 1 + is_second
+    with raw(site, before + longest.replace(b"X: ", b"X: y")) as client:
+        answer = all_of(client)
+    assert answer.count(b" 200 OK") == is_second
+    assert b" 400 Bad Request" in answer
+
+
 @pytest.mark.parametrize(
     "begun",
     [
