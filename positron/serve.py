@@ -88,18 +88,19 @@ def main() -> None:
         if not options.runs:
             announce(runs[0], None)
         listener = listen(options.host, options.port)
-        models = Models([serve_run(run, weights) for run in runs])
-        for model in models.loaded:
+        loaded = [serve_run(run, weights) for run in runs]
+        for model in loaded:
             kind = "chats" if model.chats else "continues texts"
             Screen().line(f"{model.name} {kind}; it reads {model.context} tokens")
-        served = {model.name: run for model, run in zip(models.loaded, runs, strict=True)}
+        served = {model.name: run for model, run in zip(loaded, runs, strict=True)}
+        models = Models(loaded, lambda: served)
         url = url_of(listener)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a script in the background leaves Ctrl-C ignored
         with contextlib.suppress(KeyboardInterrupt):
             Screen().line(f"{url} is the page; {url}/v1 is an OpenAI-compatible API; press Ctrl-C to stop")
             if has_screen() and not options.no_open:
                 open_page(url)
-            Server(site(models, lambda: served, Outputs(OUTPUTS), key), listener).run_until_stopped()
+            Server(site(models, Outputs(OUTPUTS), key), listener).run_until_stopped()
         models.close()
 
 

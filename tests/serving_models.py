@@ -57,7 +57,7 @@ class Running:
         listener = listen("127.0.0.1", 0)
         self.url = url_of(listener)
         self.port: int = listener.getsockname()[1]
-        self.server = Server(site(self.models, dict if folder is None else outputs.trained, outputs, key), listener)
+        self.server = Server(site(self.models, outputs, key), listener)
         self.thread = threading.Thread(target=self.server.run_until_stopped)
         self.thread.start()
 

@@ -57,5 +57,5 @@ def main() -> None:
             print(f"{url} shows the runs in {options.outputs}; press Ctrl-C to stop", flush=True)
             if options.open:
                 open_page(url)
-            Server(site(models, outputs.trained, outputs), listener).run_until_stopped()
+            Server(site(models, outputs), listener).run_until_stopped()
         models.close()

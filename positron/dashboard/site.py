@@ -39,15 +39,15 @@ class _Runs(Mapping[str, Run]):
         return len(self._find())
 
 
-def site(models: Models, runs: Callable[[], dict[str, Run]], outputs: Outputs, key: str | None = None) -> ASGIApp:
+def site(models: Models, outputs: Outputs, key: str | None = None) -> ASGIApp:
     """Create the application.
 
-    `runs`: find the runs to look inside, by the names that they have in `models`. `outputs`: what the tab Runs shows. `key`:
-    what clients must send to everything but the pages themselves.
+    `models`: what the tabs Chat and Look inside use. `outputs`: what the tab Runs shows. `key`: what clients must send to
+    everything but the pages themselves.
     """
     look: list[BaseRoute] = [
         Route("/look", pages.page(_INSPECTOR / "index.html")),
         Mount("/static/look", StaticFiles(directory=_INSPECTOR)),
-        *inspection.routes(Subjects(_Runs(runs))),
+        *inspection.routes(Subjects(_Runs(models.runs))),
     ]
     return create_app(models, key, [*look, *runs_tab.routes(outputs), *pages.routes()], _PUBLIC)

@@ -69,9 +69,12 @@ class Models:
     """
 
     def __init__(self, loaded: Sequence[Served] = (), runs: Callable[[], dict[str, Run]] = dict) -> None:
-        """Take the loaded models, whose first answers requests that name none, and a function that finds runs by name."""
+        """Take the loaded models, whose first answers requests that name none, and a function that finds runs by name.
+
+        The runs of the loaded models may be among those that `runs` finds, under the same names.
+        """
         self._fixed = {model.name: model for model in loaded}
-        self._runs = runs
+        self.runs = runs
         self._on_demand: dict[str, Served] = {}  # the one used last is last
         self._guard = threading.Lock()
         self._described: FileCache[dict[str, Any]] = FileCache(MAX_DESCRIBED)
@@ -86,7 +89,7 @@ class Models:
         described = {
             name: _object(name, model.created, model.context, model.chats) for name, model in self._fixed.items()
         }
-        for name, run in self._runs().items():
+        for name, run in self.runs().items():
             if name not in described:
                 files = (run.config_path, run.chat_path)
                 with contextlib.suppress(UserError, OSError, KeyError):  # a run that cannot be read is not offered
@@ -102,9 +105,9 @@ class Models:
             return next(iter(self._fixed.values()))
         if isinstance(name, str) and name in self._fixed:
             return self._fixed[name]
-        runs = self._runs()
+        runs = self.runs()
         if not isinstance(name, str) or name not in runs:
-            known = ", ".join([*self._fixed, *runs][:20]) or "no models"
+            known = ", ".join(list(dict.fromkeys([*self._fixed, *runs]))[:20]) or "no models"
             raise ApiError(
                 404, f"there is no model {str(name)[:60]}: this server has {known}", "model", "model_not_found"
             )
