@@ -29,6 +29,8 @@ TESTS = (  # the fastest first
 )
 OWN_TESTS = {  # what the model does not use is tested by one file each
     "preference": ("tests/numpy_ref/test_numpy_preference.py",),
+    "policy_gradient": ("tests/numpy_ref/test_numpy_policy_gradient.py",),
+    "enumeration": ("tests/numpy_ref/test_numpy_policy_gradient.py",),
 }
 
 Mutant = tuple[str, str, str, str]
@@ -286,6 +288,99 @@ MUTANTS: list[Mutant] = [
     ("preference", "dh / unlikely_chosen - scale", "dh - scale", "orpo: the slope of the log odds forgotten"),
     ("preference", "dh / unlikely_chosen - scale", "dh / unlikely_chosen", "orpo: no gradient of the cross-entropy"),
     ("preference", "max(1, len(losses)) if denominator is None else denominator", "len(losses)", "a mean of means"),
+    (
+        "policy_gradient",
+        "(d.sum(axis=1, keepdims=True) - d) / (rewards.shape[1] - 1)",
+        "d.sum(axis=1, keepdims=True) / (rewards.shape[1] - 1)",
+        "rloo: the baseline includes the answer itself",
+    ),
+    (
+        "policy_gradient",
+        "(d.sum(axis=1, keepdims=True) - d) / (rewards.shape[1] - 1)",
+        "(d.sum(axis=1, keepdims=True) - d) / rewards.shape[1]",
+        "rloo: K instead of K - 1",
+    ),
+    (
+        "policy_gradient",
+        "(d.sum(axis=1, keepdims=True) - d) / (rewards.shape[1] - 1)",
+        "(d.sum(keepdims=True) - d) / (rewards.size - 1)",
+        "rloo: a baseline of the batch instead of the group",
+    ),
+    ("policy_gradient", "d - d.mean(axis=1, keepdims=True)", "d - d.mean()", "Dr. GRPO: a mean of the batch"),
+    (
+        "policy_gradient",
+        "advantages: Array = d - d.mean(axis=1, keepdims=True)",
+        "advantages: Array = rewards - rewards.mean(axis=1, keepdims=True)",
+        "Dr. GRPO: equal rewards leave rounding errors",
+    ),
+    (
+        "policy_gradient",
+        "advantages: Array = d - d.mean(axis=1, keepdims=True)",
+        "advantages: Array = (d - d.mean(axis=1, keepdims=True)) / (d.std(axis=1, keepdims=True) + 1e-4)",
+        "Dr. GRPO: divided by sigma",
+    ),
+    ("policy_gradient", "= centred / (sigma + eps)", "= centred", "GRPO: sigma forgotten"),
+    (
+        "policy_gradient",
+        "/ (rewards.shape[1] - 1))  # (B, 1)",
+        "/ rewards.shape[1])  # (B, 1)",
+        "GRPO: sigma with K degrees of freedom",
+    ),
+    (
+        "policy_gradient",
+        "log_probs_forward(logits, targets, own_length)",
+        "log_probs_forward(logits, targets, True)",
+        "policy gradient: divided by the own length",
+    ),
+    (
+        "policy_gradient",
+        "log_probs_forward(logits, targets, own_length)",
+        "log_probs_forward(logits, np.where(targets == 0, IGNORE, targets), own_length)",
+        "policy gradient: the end token is masked",
+    ),
+    (
+        "policy_gradient",
+        "-(advantages * rows).sum() / denominator",
+        "-(advantages * rows).mean()",
+        "policy gradient: mean over the micro-batch",
+    ),
+    ("policy_gradient", "(-dloss / cache", "(dloss / cache", "policy gradient: a sign"),
+    (
+        "policy_gradient",
+        '-dloss / cache["denominator"] * cache["advantages"]',
+        '-dloss / cache["denominator"] * np.abs(cache["advantages"])',
+        "policy gradient: bad answers are reinforced, too",
+    ),
+    ("policy_gradient", "p, d = np.exp(log_p)", "p, d = np.exp(log_q)", "kl: weighted with the reference"),
+    ("policy_gradient", "np.exp(log_p), log_p - log_q", "np.exp(log_q), log_q - log_p", "kl: the other direction"),
+    (
+        "policy_gradient",
+        '(cache["d"] - cache["kl"][..., None])',
+        'cache["d"]',
+        "kl: the mean dropped from the gradient",
+    ),
+    ("policy_gradient", ".sum(axis=-1) * (targets != IGNORE)", ".sum(axis=-1)", "kl: prompt and padding are counted"),
+    (
+        "policy_gradient",
+        'scale = cache["p"], cache["scored"] *',
+        'scale = cache["p"], np.ones_like(cache["scored"]) *',
+        "kl: padding has a gradient",
+    ),
+    ("policy_gradient", "estimate, slope = d**2 / 2, d", "estimate, slope = d**2, 2 * d", "k2: the forgotten half"),
+    (
+        "policy_gradient",
+        "np.expm1(-d) + d, -np.expm1(-d)",
+        "np.expm1(d) - d, np.expm1(d)",
+        "k3: the ratio upside down",
+    ),
+    ("enumeration", "* rewards  # (N,)", "* rewards / len(rewards)  # (N,)", "expected reward: a mean over answers"),
+    ("enumeration", "repeat=max_tokens))", "repeat=max_tokens))[:-1]", "enumeration: an answer is missing"),
+    (
+        "enumeration",
+        "np.exp(log_probs[groups].sum(axis=1))",
+        "np.full(len(groups), 1 / len(groups))",
+        "enumeration: all groups are equally likely",
+    ),
     # branches of `match` and their likes: a value that is treated as another one
     (
         "config",

@@ -19,6 +19,8 @@ from numpy_ref.linear import linear_forward
 from numpy_ref.loss import cross_entropy_forward
 from numpy_ref.multihead import multihead_forward
 from numpy_ref.norm import layernorm_forward, rmsnorm_forward
+from numpy_ref.policy_gradient import kl_forward
+from numpy_ref.preference import log_probs_forward
 from positron.config import GPTConfig, ScheduleConfig
 from positron.inference import sampling
 from positron.model.gpt import GPT
@@ -477,6 +479,127 @@ def test_chapter_12_sampling():
     assert values["tenths"] > 1
 
 
+def test_chapter_13_preference():
+    values, (first, second, third) = example("13_preference")
+    logits = t(np.log([[values["first"], values["second"]]] * 2))  # (2, 2, 3)
+    targets = torch.tensor([[1, 0], [2, 0]])
+    tokens = logits.log_softmax(-1).gather(-1, targets[..., None])[..., 0]
+    w, lose = tokens.sum(1)
+    equal(values["pi"], torch.stack((w, lose)).exp())
+    equal(values["pi"], [1 / 4, 1 / 6])
+    rw, rl = math.log(1 / 8), math.log(1 / 4)
+    equal(values["pi_ref"], np.exp([rw, rl]))
+    h = w - rw - (lose - rl)
+    assert values["h"] == pytest.approx(h.item()) == pytest.approx(math.log(3))
+
+    def check(loss, names):
+        assert values[names[0]] == pytest.approx(loss.item())
+        for name, grad in zip(names[1:], torch.autograd.grad(loss, (w, lose), retain_graph=True), strict=False):
+            assert values[name] == pytest.approx(grad.item())
+
+    check(-F.logsigmoid(h), ("loss", "dw", "dl"))
+    check(-0.9 * F.logsigmoid(h) - 0.1 * F.logsigmoid(-h), ("smoothed", "smoothed_dw"))
+    check((h - 0.5) ** 2, ("ipo", "ipo_dw"))
+    (dlogits,) = torch.autograd.grad(-F.logsigmoid(h), logits, retain_graph=True)
+    for key, wanted in (("dz_chosen", dlogits[0]), ("dz_rejected", dlogits[1]), ("dz_shared", dlogits[:, 0].sum(0))):
+        equal(values[key], wanted)
+    equal(values["dz_shared"], [0, -1 / 4, 1 / 4])
+    assert 1 / (1 + math.exp(-values["best_h"])) == pytest.approx(0.9)
+    means = [t(rows.item()) for rows in tokens.mean(1)]
+    odds = [m.exp() / (1 - m.exp()) for m in means]
+    orpo = -means[0] - 0.1 * F.logsigmoid((odds[0] / odds[1]).log())
+    assert values["orpo"] == pytest.approx(orpo.item())
+    slopes_of_orpo = torch.autograd.grad(orpo, means)
+    assert (values["orpo_dw"], values["orpo_dl"]) == pytest.approx([slope.item() for slope in slopes_of_orpo])
+    assert values["naive_slope"] == 0
+    assert values["safe_slope"] == pytest.approx(torch.sigmoid(torch.tensor(-20.0)).item())
+    assert torch.tensor(500.0).bfloat16() + values["bf16_gap"] / 2 == 500
+    assert torch.tensor(500.0).bfloat16() + values["bf16_gap"] == 502
+    assert first == {"start_loss": math.log(2), "start_dw": -0.05}
+    simpo = -F.logsigmoid(2 * (means[0] - means[1]) - math.log(3))
+    assert second["simpo"] == pytest.approx(simpo.item()) == pytest.approx(math.log(3))
+    assert second["simpo_dw"] == pytest.approx(torch.autograd.grad(simpo, means[0])[0].item())
+    assert third["fallen_loss"] == pytest.approx(math.log(6 / 5))
+
+
+def test_chapter_14_policy_gradient():
+    values, (first, second, third) = example("14_policy_gradient")
+    table = t(np.zeros((2, 2)))
+    p = table.softmax(-1)
+    pi = torch.stack((p[0, 0], p[0, 1] * p[1, 0], p[0, 1] * p[1, 1]))  # "end", "a end", "a a"
+    equal(values["pi"], pi)
+    assert values["J"] == pi[1].item() == 1 / 4
+    (exact,) = torch.autograd.grad(pi[1], table, retain_graph=True)
+    equal(values["exact"], exact)
+    equal(values["mean"], exact)
+    equal(values["a_rloo"], [1, -1])
+    equal(values["a_dr"], [1 / 2, -1 / 2])
+    equal(values["a_grpo"], [2**-0.5, -(2**-0.5)], 1e-9)
+    logits = t(np.zeros((2, 2, 2)))
+    log_p = logits.log_softmax(-1)
+    loss = -(log_p[0, 0, 1] + log_p[0, 1, 0] - log_p[1, 0, 0]) / 4
+    assert values["group_loss"] == pytest.approx(loss.item())
+    (dlogits,) = torch.autograd.grad(loss, logits)
+    equal(values["dz_first"], dlogits[0])
+    equal(values["dz_second"], dlogits[1, 0])
+    z, q = t(np.log([0.5, 0.5])), torch.tensor([0.25, 0.75], dtype=torch.float64)
+    kl = F.kl_div(q.log(), z.log_softmax(-1), reduction="sum", log_target=True)
+    assert values["kl"] == pytest.approx(kl.item()) == pytest.approx(math.log(4 / 3) / 2)
+    equal(values["kl_dz"], torch.autograd.grad(kl, z)[0])
+    d = torch.tensor([2.0, 2 / 3], dtype=torch.float64).log()
+    for key, wanted in (("of_k1", d), ("of_k2", d**2 / 2), ("of_k3", 1 / d.exp() - 1 + d)):
+        equal(values[key], wanted)
+    assert values["of_k1"].mean() == pytest.approx(values["of_k3"].mean()) == pytest.approx(values["kl"])
+    assert values["of_k2"].mean() > values["kl"]
+    equal(first["ex_rloo"], [[1, -1 / 3, -1 / 3, -1 / 3]])
+    equal(first["ex_dr"], [[3 / 4, -1 / 4, -1 / 4, -1 / 4]])
+    equal(first["ex_grpo"], [[3 / 2, -1 / 2, -1 / 2, -1 / 2]], 1e-9)
+    assert second["silent_hard"] == pytest.approx(
+        1 - sum(math.comb(8, c) * 0.02**c * 0.98 ** (8 - c) for c in range(1, 8))
+    )
+    assert second["silent_half"] == 2 / 256
+    assert third == {"short_token": 0.05, "long_token": 0.005, "fixed_token": 0.00390625}
+    assert values["n_groups"] == 4**8
+    assert values["vocabulary_bytes"] == 16 * 128 * 4096 * np.dtype(np.float32).itemsize
+    assert float(values["tenth_mean"]) > 0.1
+    assert values["stop_before"] == pytest.approx(7 / 8)
+    assert values["stop_with"] > 0.95
+    assert values["stop_without"] < 0.55
+
+
+def test_chapter_14_expected_rewards_by_counting():
+    values, _ = example("14_policy_gradient")
+    assert values["easy"] == pytest.approx(1 - 0.7**3)
+    assert values["hard"] == pytest.approx(1 - 0.98**3)
+
+
+def test_chapter_14_tables_say_what_the_text_says():
+    module = CHAPTERS["14_policy_gradient"].module
+    errors = {name: module.estimator_errors(a, own) for name, a, own in module.ESTIMATORS}
+    along, balance, error, noise = ({name: numbers[i] for name, numbers in errors.items()} for i in range(4))
+    assert along["RLOO"] == pytest.approx(1)
+    assert along["no baseline"] == pytest.approx(1)
+    assert along["Dr. GRPO"] == pytest.approx(7 / 8)
+    for name in ("no baseline", "RLOO", "Dr. GRPO"):
+        assert error[name] < 1e-9
+        assert balance[name] == pytest.approx(1)
+    assert balance["Dr. GRPO and 1 / σ"] > 1.2
+    for name in ("Dr. GRPO and 1 / own length", "Dr. GRPO and 1 / σ", "GRPO: both"):
+        assert error[name] > 0.01
+    assert noise["RLOO"] == pytest.approx(noise["Dr. GRPO"])
+    assert noise["RLOO"] < 0.9 * noise["no baseline"]
+    assert module.prompt_weight(module.rloo_advantages, 0.3) == pytest.approx(1)
+    assert module.prompt_weight(module.dr_grpo_advantages, 0.3) == pytest.approx(7 / 8)
+    for distance in (0.1, 1.0):
+        k1, k2, k3 = (numbers for _, *numbers in module.kl_rows(distance))  # bias, deviation, along, rest
+        assert (k1[0], k3[0]) == pytest.approx((0, 0), abs=1e-9)
+        assert abs(k2[0]) > 1e-3
+        assert k3[1] < k1[1]
+        assert k1[2:] == pytest.approx([0, 0], abs=1e-9)
+        assert k2[2:] == pytest.approx([1, 0], abs=1e-9)
+        assert k3[3] > 1e-3
+
+
 # ---- the derivations: each formula of a page, as it is written there, against differences
 
 
@@ -540,6 +663,14 @@ DIFFERENCES = {  # a gradient of a page, the array that moves, and what the page
     "08_attention dq": lambda m: (m.Q, lambda q: (m.attend(q, m.K)[0] * m.DOUT).sum()),
     "08_attention dk": lambda m: (m.K, lambda k: (m.attend(m.Q, k)[0] * m.DOUT).sum()),
     "09_multihead dx": lambda m: (m.X[0], lambda x: (multihead_forward(x[None], m.PARAMS, m.CONFIG)[0] * m.DY).sum()),
+    "13_preference dz_chosen": lambda m: (
+        m.LOGITS[0],
+        lambda z: m.dpo(log_probs_forward(np.stack((z, m.LOGITS[1])), m.TARGETS)[0], 1.0)[0],
+    ),
+    "14_policy_gradient kl_dz": lambda m: (
+        m.POLICY[0, 0],
+        lambda z: float(kl_forward(z[None, None], m.REFERENCE, np.array([[1]]), 1)[0]),
+    ),
     "10_gpt dx": lambda m: (m.X[0], lambda x: (block_forward(x[None], m.PARAMS, m.CONFIG)[0] * m.DY).sum()),
 }
 

@@ -1,0 +1,109 @@
+"""Write down every answer of a tiny policy, so that expectations are sums and nothing is sampled.
+
+The policy. Its vocabulary has V tokens, of which 0 ends an answer, and an answer has at most L tokens. Its next token
+depends on the answer so far, the *context*: a sequence of fewer than L tokens without an end. There are
+C = 1 + (V - 1) + ... + (V - 1)^(L - 1) contexts, and each has a row of logits in a table (C, V), which is all the policy
+learns. With V = 3 and L = 3 these are 7 contexts and 15 answers: 7 that end, and 8 that are truncated after 3 tokens.
+
+The logits of an answer are the rows of its contexts, as an embedding looks them up (embedding.py), so the gradient of the
+table is the embedding's, and log pi(y) is that of preference.py. With the probabilities of all N answers,
+
+    J = sum_y pi(y) R(y)        dJ/d(log pi(y)) = pi(y) R(y)
+
+is the exact expected reward and its exact gradient. An estimator of it is judged in the same way: for each of the N^K groups
+of K answers, its probability is a product, and its estimate 1/K sum_i A_i d(log pi(y_i)) is one vector. The mean of these
+vectors shows the bias of the estimator, and their variance shows its noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
+import numpy as np
+
+from numpy_ref.embedding import embedding_backward, embedding_forward
+from numpy_ref.linear import Array, Cache
+from numpy_ref.loss import IGNORE
+from numpy_ref.policy_gradient import KLEstimator, kl_estimate_backward, kl_estimate_forward
+from numpy_ref.preference import log_probs_backward, log_probs_forward
+
+END = 0
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Hold N answers of at most L tokens: their tokens as targets, their contexts, and whether they ended."""
+
+    targets: Array  # (N, L), -100 after the last token
+    contexts: Array  # (N, L), the row of the table that gives a token's logits; 0 after the last token
+    ended: Array  # (N,), False for a truncated answer
+
+
+def all_answers(vocab_size: int, max_tokens: int) -> Answers:
+    """Return every answer of at most `max_tokens` tokens: those that end, the shortest first, then the truncated ones."""
+    letters = range(1, vocab_size)
+    prefixes = [prefix for n in range(max_tokens) for prefix in product(letters, repeat=n)]
+    row_of = {prefix: row for row, prefix in enumerate(prefixes)}
+    answers = [(*prefix, END) for prefix in prefixes] + list(product(letters, repeat=max_tokens))
+    targets = np.full((len(answers), max_tokens), IGNORE)
+    contexts = np.zeros_like(targets)
+    for n, answer in enumerate(answers):
+        targets[n, : len(answer)] = answer
+        contexts[n, : len(answer)] = [row_of[answer[:t]] for t in range(len(answer))]
+    return Answers(targets, contexts, (targets == END).any(axis=1))
+
+
+def answer_gradients(table: Array, answers: Answers, own_length: bool = False) -> tuple[Array, Array]:
+    """Return log pi (N,) of each answer, and its gradient (N, C, V) with respect to the table (C, V).
+
+    With `own_length`, both are divided by the number of the answer's targets.
+    """
+    logits, lookup = embedding_forward(answers.contexts, table)  # (N, L, V)
+    rows, cache = log_probs_forward(logits, answers.targets, own_length)  # (N,)
+    (dlogits,) = log_probs_backward(np.ones_like(rows), cache)  # row n depends on answer n only
+    gradients = [
+        embedding_backward(dlogits[n], lookup | {"idx": contexts})[1] for n, contexts in enumerate(answers.contexts)
+    ]
+    return rows, np.stack(gradients)
+
+
+def expected_reward_forward(log_probs: Array, rewards: Array) -> tuple[Array, Cache]:
+    """Compute J = sum pi R over all answers: log_probs (N,), rewards (N,) -> ()."""
+    terms = np.exp(log_probs) * rewards  # (N,)
+    return np.asarray(terms.sum()), {"terms": terms}
+
+
+def expected_reward_backward(dreward: Array | float, cache: Cache) -> tuple[Array, None]:
+    """Compute dlog_probs (N,) = dreward pi R; the rewards have no gradient."""
+    return dreward * cache["terms"], None
+
+
+def estimator_moments(
+    log_probs: Array, gradients: Array, rewards: Array, group_size: int, advantages: Callable[[Array], Array]
+) -> tuple[Array, float]:
+    """Return the mean (C, V) and the total variance of the estimates of all N^K groups of K = `group_size` answers.
+
+    log_probs (N,), gradients (N, C, V), rewards (N,); advantages: rewards of groups (G, K) -> (G, K).
+    """
+    groups = np.indices((len(rewards),) * group_size).reshape(group_size, -1).T  # (N^K, K)
+    probability = np.exp(log_probs[groups].sum(axis=1))  # (N^K,)
+    weights = advantages(rewards[groups]) / group_size  # (N^K, K)
+    flat = gradients.reshape(len(rewards), -1)  # (N, C V)
+    estimates = sum(weights[:, k : k + 1] * flat[groups[:, k]] for k in range(group_size))  # (N^K, C V)
+    mean = probability @ estimates
+    variance = probability @ ((estimates - mean) ** 2).sum(axis=1)
+    return mean.reshape(gradients.shape[1:]), float(variance)
+
+
+def kl_estimate_moments(log_p: Array, log_q: Array, gradients: Array, kind: KLEstimator) -> tuple[float, float, Array]:
+    """Return mean and standard deviation of an estimator of KL(p, q) for one answer of p, and its mean gradient (C, V).
+
+    log_p and log_q (N,) are the log-probabilities of all answers, gradients (N, C, V) those of log_p.
+    """
+    p = np.exp(log_p)
+    estimates, cache = kl_estimate_forward(log_p, log_q, kind)  # (N,)
+    slopes, _ = kl_estimate_backward(p, cache)  # (N,), each weighted with its probability
+    mean = float(p @ estimates)
+    return mean, float(np.sqrt(p @ (estimates - mean) ** 2)), np.tensordot(slopes, gradients, axes=1)

@@ -1,0 +1,145 @@
+"""Learn from rewards: the policy gradient with the advantages of RLOO, Dr. GRPO and GRPO, and the KL divergence.
+
+Gradient of an expectation. A policy pi writes an answer y to a prompt, and a program gives it the reward R(y). The aim is
+a large J = sum_y pi(y) R(y). R is a number without a gradient, but the probabilities have one: d pi = pi d(log pi), so
+
+    dJ = sum_y pi(y) R(y) d(log pi(y)) = mean of R(y) d(log pi(y)) over answers y that pi has written
+
+Sampled answers estimate this mean (REINFORCE, Williams 1992). sum_y pi(y) = 1 has the gradient 0, so the mean of
+d(log pi(y)) is 0: a baseline b that does not depend on y may be subtracted from R. It changes the noise, and not the mean.
+
+Advantages. For each of B prompts, K answers are written, with the rewards r_1 .. r_K of the group.
+
+    RLOO (arXiv:2402.14740)       A_i = r_i - mean of the other K - 1 = K / (K - 1) (r_i - mean)
+    Dr. GRPO (arXiv:2503.20783)   A_i = r_i - mean        the baseline includes r_i: (K - 1) / K of the gradient
+    GRPO (arXiv:2402.03300)       A_i = (r_i - mean) / (sigma + eps)        and each answer divided by its own length
+
+If all rewards of a group are equal, every advantage is exactly 0: it is computed from the differences to the first reward.
+
+Loss. Its gradient is an estimate of -dJ, so that a minimizing optimizer makes J larger. The advantages are constants:
+
+    L = -1 / D sum_i A_i sum_t log p_t(y_it)        dL/dz_itj = -A_i / D ([j = y_it] - p_itj)
+
+With D = B K L_max, where the constant L_max is the largest number of tokens of an answer, this is dJ / L_max for RLOO: every
+token has the same weight. GRPO has the mean over the tokens of each answer instead, and D = B K. Then a token of a long answer
+has less weight, so that a long wrong answer costs no more than a short one. The end token is a token of the answer: without
+its loss nothing teaches the policy to stop. A truncated answer, which has none, may be masked: all its targets are -100. D
+does not depend on the mask or on the micro-batch, so the gradients of the parts of a batch add up.
+
+Each answer is used once, by the policy that wrote it, so the probability ratios of PPO are 1 and nothing is clipped.
+
+KL divergence to a frozen reference q, at each position that has a target, over the whole vocabulary:
+
+    KL = sum_j p_j (log p_j - log q_j)        dKL/dz_j = p_j (log p_j - log q_j - KL)
+
+since dp_j/dz_i = p_j ([i = j] - p_i), and the derivative of log p_j contributes sum_j p_j d(log p_j) = 0. The sum over the
+positions of an answer has the KL of whole answers as its mean. Its gradient takes the tokens before a position as given.
+
+Estimators of the KL from the probability of the sampled token alone (Schulman, "Approximating KL divergence", 2020), with
+the log-ratio d = log p - log q and r = e^-d = q / p:
+
+    k1 = d             mean KL                 dk1/d(log p) = 1        mean gradient 0
+    k2 = d^2 / 2       biased                  dk2/d(log p) = d        mean gradient dKL(p, q)
+    k3 = r - 1 + d     mean KL, never below 0  dk3/d(log p) = 1 - r    mean gradient dKL(q, p)
+
+The gradient of an unbiased estimator is not an unbiased estimator of the gradient, because p also decides what is sampled.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, assert_never
+
+import numpy as np
+
+from numpy_ref.linear import Array, Cache
+from numpy_ref.loss import IGNORE
+from numpy_ref.preference import log_probs_backward, log_probs_forward
+
+KLEstimator = Literal["k1", "k2", "k3"]
+
+
+def rloo_advantages(rewards: Array) -> Array:
+    """Subtract the mean of the other rewards of the group: rewards (B, K) -> (B, K), for K of at least 2."""
+    d = rewards - rewards[:, :1]  # (B, K)
+    advantages: Array = d - (d.sum(axis=1, keepdims=True) - d) / (rewards.shape[1] - 1)
+    return advantages
+
+
+def dr_grpo_advantages(rewards: Array) -> Array:
+    """Subtract the mean of all rewards of the group: rewards (B, K) -> (B, K)."""
+    d = rewards - rewards[:, :1]  # (B, K)
+    advantages: Array = d - d.mean(axis=1, keepdims=True)
+    return advantages
+
+
+def grpo_advantages(rewards: Array, eps: float = 1e-4) -> Array:
+    """Subtract the mean of the group and divide by its standard deviation (K - 1 degrees of freedom) plus `eps`.
+
+    rewards (B, K) -> (B, K), for K of at least 2.
+    """
+    centred = dr_grpo_advantages(rewards)  # (B, K)
+    sigma = np.sqrt((centred**2).sum(axis=1, keepdims=True) / (rewards.shape[1] - 1))  # (B, 1)
+    advantages: Array = centred / (sigma + eps)
+    return advantages
+
+
+def policy_gradient_forward(
+    logits: Array, targets: Array, advantages: Array, denominator: float, own_length: bool = False
+) -> tuple[Array, Cache]:
+    """Compute the loss () of N answers: logits (N, T, V), targets (N, T), advantages (N,).
+
+    Prompt, padding and masked answers have the target -100; `denominator` is B K L_max. With `own_length` (GRPO), each
+    answer's sum is divided by the number of its targets, and `denominator` is B K.
+    """
+    rows, cache = log_probs_forward(logits, targets, own_length)  # (N,)
+    loss = -(advantages * rows).sum() / denominator
+    return loss.astype(logits.dtype), {"rows": cache, "advantages": advantages, "denominator": denominator}
+
+
+def policy_gradient_backward(dloss: Array | float, cache: Cache) -> tuple[Array]:
+    """Compute dlogits = -dloss A / denominator (onehot(target) - p): dL/dloss () -> dlogits (N, T, V)."""
+    return log_probs_backward(-dloss / cache["denominator"] * cache["advantages"], cache["rows"])
+
+
+def kl_forward(logits: Array, reference_logits: Array, targets: Array, denominator: float) -> tuple[Array, Cache]:
+    """Add up KL(policy, reference) over the positions that have a target, and divide by `denominator`.
+
+    logits and reference_logits (N, T, V), targets (N, T) -> (), in nats.
+    """
+    log_p, log_q = log_softmax(logits), log_softmax(reference_logits)  # (N, T, V)
+    p, d = np.exp(log_p), log_p - log_q
+    kl = (p * d).sum(axis=-1) * (targets != IGNORE)  # (N, T)
+    cache = {"p": p, "d": d, "kl": kl, "scored": targets != IGNORE, "denominator": denominator}
+    return (kl.sum() / denominator).astype(logits.dtype), cache
+
+
+def kl_backward(dloss: Array | float, cache: Cache) -> tuple[Array, None]:
+    """Compute dlogits (N, T, V) = dloss p (log p - log q - KL) / denominator; the reference has no gradient."""
+    p, scale = cache["p"], cache["scored"] * np.asarray(dloss / cache["denominator"], dtype=cache["p"].dtype)
+    return scale[..., None] * p * (cache["d"] - cache["kl"][..., None]), None
+
+
+def log_softmax(z: Array) -> Array:
+    """Compute the logarithm of softmax without taking the logarithm of a probability: z (..., V) -> (..., V)."""
+    z = z - z.max(axis=-1, keepdims=True)
+    return np.asarray(z - np.log(np.exp(z).sum(axis=-1, keepdims=True)))
+
+
+def kl_estimate_forward(log_p: Array, log_q: Array, kind: KLEstimator) -> tuple[Array, Cache]:
+    """Estimate KL(p, q) from samples of p: their log-probabilities log_p and log_q (...) -> estimates (...)."""
+    d = log_p - log_q
+    match kind:
+        case "k1":
+            estimate, slope = d, np.ones_like(d)
+        case "k2":
+            estimate, slope = d**2 / 2, d
+        case "k3":
+            estimate, slope = np.expm1(-d) + d, -np.expm1(-d)
+        case _:
+            assert_never(kind)
+    return estimate, {"slope": slope}
+
+
+def kl_estimate_backward(dout: Array, cache: Cache) -> tuple[Array, None]:
+    """Compute dlog_p (...), with the samples held fixed; q has no gradient."""
+    return dout * cache["slope"], None
