@@ -8,6 +8,7 @@ types. The file is long, so that all settings can be read in one place.
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from typing import Any, Literal, assert_never
 
@@ -619,6 +620,102 @@ class SFTConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "sft")
+
+
+# the keys that each kind of reward reads
+REWARD_READS: dict[str, tuple[str, ...]] = {
+    "story_request": (),
+    "length": ("target",),
+    "regex": ("pattern",),
+    "addition": (),
+    "custom": ("function",),
+    "sum": ("terms",),
+}
+
+
+@dataclass(frozen=True)
+class RewardTerm:
+    """Hold one term of a weighted sum of rewards (`reward.terms`)."""
+
+    kind: Literal["story_request", "length", "regex", "addition", "custom"]  # as reward.kind
+    weight: float = 1.0  # factor of this reward in the sum; a negative weight makes the reward a penalty
+    function: str | None = None  # as reward.function
+    pattern: str | None = None  # as reward.pattern
+    target: Count | None = None  # as reward.target
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "reward.terms")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """Hold what the completions of reinforcement learning are rewarded for (`conf/reward/*`)."""
+
+    # story_request: 1 for a story of the grammar that tells what the prompt requests; length: 1 at reward.target characters,
+    # falling to 0; regex: 1 if reward.pattern occurs; addition: 1 for the right sum; custom: reward.function; sum: reward.terms
+    kind: Literal["story_request", "length", "regex", "addition", "custom", "sum"]
+    function: str | None = None  # for custom: my_module.my_reward, a function of prompt and completion, both texts
+    pattern: str | None = None  # for regex: regular expression of Python that is searched in the completion
+    target: Count | None = None  # for length: number of characters
+    # for sum: rewards and their weights, such as [{kind:story_request},{kind:length,target:400,weight:0.2}]
+    terms: tuple[RewardTerm, ...] = ()
+    max_seconds: Positive = 10.0  # time limit of one call of a reward; a slower call ends the run
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "reward")
+        if self.kind == "sum" and not self.terms:
+            raise UserError("reward=sum needs reward.terms=, such as [{kind:story_request},{kind:length,target:400}]")
+        for i, term in enumerate(self.terms):
+            _refuse_unread_of_term(term, f"reward.terms[{i}]")
+            _check_reward(term, f"reward.terms[{i}].")
+        _check_reward(self, "reward.")
+
+    @property
+    def summands(self) -> tuple[RewardTerm, ...]:
+        """Return the rewards whose weighted sum this is: one with weight 1, unless `kind` is sum."""
+        match self.kind:
+            case "sum":
+                return self.terms
+            case "story_request" | "length" | "regex" | "addition" | "custom":
+                return (RewardTerm(self.kind, 1.0, self.function, self.pattern, self.target),)
+            case _:
+                assert_never(self.kind)
+
+
+def _refuse_unread_of_term(term: RewardTerm, key: str) -> None:
+    """Raise UserError for a key of a term that its kind does not read; `cli/unused_settings.py` checks the other keys."""
+    for name in ("function", "pattern", "target"):
+        if getattr(term, name) is not None and name not in REWARD_READS[term.kind]:
+            reader = next(kind for kind, names in REWARD_READS.items() if name in names)
+            raise UserError(
+                f"{key}.{name} is read by kind:{reader}, not by kind:{term.kind}: leave it out, or give kind:{reader}"
+            )
+
+
+def _check_reward(reward: RewardTerm | RewardConfig, prefix: str) -> None:
+    """Raise UserError if a key that the kind of reward reads is missing, or no regular expression."""
+    match reward.kind:
+        case "length":
+            missing = None if reward.target else ("target", "400 (characters)")
+        case "regex":
+            missing = None if reward.pattern is not None else ("pattern", "'[0-9]+'")
+            _check_pattern(reward.pattern or "", f"{prefix}pattern")
+        case "custom":
+            missing = None if reward.function else ("function", "my_module.my_reward")
+        case "story_request" | "addition" | "sum":
+            missing = None
+        case _:
+            assert_never(reward.kind)
+    if missing is not None:
+        key, example = missing
+        raise UserError(f"reward={reward.kind} needs {prefix}{key}, such as {example}")
+
+
+def _check_pattern(pattern: str, key: str) -> None:
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise UserError(f"{key}={pattern} is not a regular expression: {error}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

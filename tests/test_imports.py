@@ -48,6 +48,7 @@ def test_lower_packages_know_nothing_of_higher_ones():
     assert PACKAGES["model"] <= {"config", "system"}
     assert PACKAGES["text"] <= {"config", "system"}
     assert PACKAGES["stories"] <= {"config", "system"}
+    assert PACKAGES["rewards"] <= {"config", "stories", "system"}
     assert not PACKAGES["run"] & {"training", "evaluation", "cli", "data", "inference"}
     for package, names in PACKAGES.items():
         assert "cli" not in names or package in (*COMMAND_MODULES, "cli", "api", "__main__"), package
@@ -91,7 +92,7 @@ def test_the_list_of_commands_loads_nothing_heavy():
 
 
 @pytest.mark.parametrize(
-    "package", ["run", "evaluation", "inference", "inspection", "serving", "dashboard", "text", "stories"]
+    "package", ["run", "evaluation", "inference", "inspection", "serving", "dashboard", "text", "stories", "rewards"]
 )
 def test_what_uses_a_run_needs_neither_lightning_nor_hydra(package):
     names = [name for name in MODULES if package_of(name) == package and not name.endswith("__main__")]

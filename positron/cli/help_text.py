@@ -161,6 +161,8 @@ def _comments_of(cls: type, prefix: str, of_class: dict[str, dict[str, str]]) ->
 
 
 def _group_class(hint: Any) -> type | None:
+    if typing.get_origin(hint) is tuple:  # a list of groups is one value
+        return None
     parts = [part for part in (hint, *typing.get_args(hint)) if isinstance(part, type)]
     return next((part for part in parts if dataclasses.is_dataclass(part)), None)
 

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from positron.stories.grammar import GRAMMAR, GRAMMAR_VERSION, Grammar, Request, Story, generate
-from positron.stories.parser import bits, follows, parse
-from positron.stories.requests import REQUEST_PHRASINGS, ask, requests
+from positron.stories.parser import bits, follows, fulfils, parse
+from positron.stories.requests import REQUEST_PHRASINGS, ask, read_request, requests
 
 __all__ = [
     "GRAMMAR",
@@ -28,8 +28,10 @@ __all__ = [
     "bits",
     "documents",
     "follows",
+    "fulfils",
     "generate",
     "parse",
+    "read_request",
     "requests",
 ]
 

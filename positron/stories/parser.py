@@ -127,3 +127,8 @@ def bits(text: str) -> float:
 def follows(text: str, request: Request) -> bool:
     """Tell whether the text is a story with the requested hero, object, place and plot, parsed with `forgiving`."""
     return any(story.request == request for story in parse(text, forgiving=True))
+
+
+def fulfils(text: str, request: Request) -> bool:
+    """Tell whether the text is a story of the grammar, without any inconsistency, that tells what was requested."""
+    return any(story.request == request for story in parse(text))

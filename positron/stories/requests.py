@@ -1,10 +1,13 @@
-"""Draw requests for built-in stories that the grammar can fulfil, and put them into words in several phrasings."""
+"""Draw requests for built-in stories that the grammar can fulfil, put them into words, and read them from their words."""
 
 from __future__ import annotations
 
 import random
+import re
+from functools import cache
 
-from positron.stories.grammar import GRAMMAR, Bound, Request, Slot, Text, compile_text
+from positron.stories.grammar import GRAMMAR, Bound, Node, Request, Slot, Text, compile_text
+from positron.stories.plots import Plot
 
 REQUEST_PHRASINGS = (
     "Tell me a story about {name}, who {what}.",
@@ -35,10 +38,47 @@ def ask(request: Request, seed: int, index: int) -> str:
     """Put a request into words: a phrasing and a wording of the plot, drawn by (seed, index)."""
     rng = random.Random(f"ask {seed}/{index}")
     plot = GRAMMAR.plots[request.plot]
-    what = plot.asks[int(rng.random() * len(plot.asks))]
-    words = []
-    for node in compile_text(what, {}):
-        assert isinstance(node, Text | Slot)
-        words.append(node.text if isinstance(node, Text) else GRAMMAR.spell(plot, node, request.slots[node.name]))
+    what = _in_words(plot, compile_text(plot.asks[int(rng.random() * len(plot.asks))], {}), request.slots)
     phrasing = REQUEST_PHRASINGS[int(rng.random() * len(REQUEST_PHRASINGS))]
-    return phrasing.format(name=request.name, what="".join(words))
+    return phrasing.format(name=request.name, what=what)
+
+
+def read_request(text: str) -> Request | None:
+    """Return the request that `ask` put into these words, or None if they are the words of no request."""
+    for phrasing in _phrasings():
+        if match := phrasing.fullmatch(text):
+            wanted = _meanings().get(match["what"])
+            if wanted is not None and match["name"] in GRAMMAR.kinds[GRAMMAR.plots[wanted[0]].slots["hero"]]:
+                plot, thing, place = wanted
+                return Request(match["name"], thing, place, plot)
+    return None
+
+
+def _in_words(plot: Plot, wording: tuple[Node, ...], slots: Bound) -> str:
+    """Fill the slots of a wording of a plot, such as `loses a {thing} {place.in}`."""
+    words = []
+    for node in wording:
+        assert isinstance(node, Text | Slot)
+        words.append(node.text if isinstance(node, Text) else GRAMMAR.spell(plot, node, slots[node.name]))
+    return "".join(words)
+
+
+@cache
+def _phrasings() -> tuple[re.Pattern[str], ...]:
+    groups = {"name": r"(?P<name>\w+)", "what": "(?P<what>.+)"}
+    return tuple(
+        re.compile("".join(groups.get(part, re.escape(part)) for part in re.split(r"\{(\w+)\}", phrasing)))
+        for phrasing in REQUEST_PHRASINGS
+    )
+
+
+@cache
+def _meanings() -> dict[str, tuple[str, str, str]]:
+    """Return plot, thing and place by their words, for every wording of every plot: about 8,000 entries."""
+    return {
+        _in_words(plot, nodes, {"thing": thing, "place": place}): (plot.name, thing, place)
+        for plot in GRAMMAR.plots.values()
+        for nodes in (compile_text(what, {}) for what in plot.asks)
+        for thing in GRAMMAR.kinds[plot.slots["thing"]]
+        for place in GRAMMAR.kinds[plot.slots["place"]]
+    }

@@ -1,0 +1,57 @@
+"""Call a function with a time limit, without a thread or a process."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class TooSlow(BaseException):
+    """Report that a call took longer than its limit.
+
+    It is not an Exception, so that `except Exception` in the called function does not catch it.
+    """
+
+
+def call_within(seconds: float, function: Callable[[], T]) -> T:
+    """Return `function()`. Raises TooSlow if the call takes longer than `seconds` of real time.
+
+    In the main thread a timer of the operating system (SIGALRM) interrupts the call: Python code, the search of a regular
+    expression, and waiting for a file or the network. A call into C code that handles no signals, such as a long NumPy
+    operation, raises TooSlow only after it has returned. So does every call outside of the main thread and on Windows,
+    where Python cannot set such a timer. A timer and a handler that the calling program has set are restored.
+    """
+    began = time.monotonic()
+    if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
+        result = _interrupted_after(seconds, function)
+    else:
+        result = function()
+    if time.monotonic() - began > seconds:
+        raise TooSlow
+    return result
+
+
+def _interrupted_after(seconds: float, function: Callable[[], T]) -> T:
+    def interrupt(signum: int, frame: FrameType | None) -> None:
+        raise TooSlow
+
+    began = time.monotonic()
+    handler = signal.signal(signal.SIGALRM, interrupt)
+    left, interval = 0.0, 0.0
+    try:  # the alarm may arrive between the end of the call and the end of the timer: the handler is restored even then
+        try:
+            left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+            return function()
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+        if left:
+            passed = time.monotonic() - began
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, left - passed), interval)

@@ -1,0 +1,7 @@
+"""Define what a reward is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Reward = Callable[[str, str], float]  # of a prompt and a completion
