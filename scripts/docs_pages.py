@@ -41,6 +41,7 @@ TOP_LEVEL = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHA
 _LINK = re.compile(r"(?<=\]\()([^)\s#]*)(#[^)\s]*)?(?=\))")
 _FENCE = re.compile(r"^(?P<fence>```+|~~~+).*?^(?P=fence)\s*?$", re.DOTALL | re.MULTILINE)
 _LANGUAGES = {".py": "python", ".yaml": "yaml", ".yml": "yaml", ".sh": "bash", ".toml": "toml", ".json": "json"}
+_TEXT_BLOCK = re.compile(r'<div class="highlight"><pre>((?:(?!</pre>|<span class=).)*)</pre>', re.DOTALL)
 _PAGES_AS_THEY_ARE = {".md", ".png", ".svg", ".jpg", ".html"}
 
 # Unit of each key whose value is a number. A test checks that the table has all these keys and no others.
@@ -232,7 +233,7 @@ def source_page(path: Path) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*")
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")
 
 
 def without_code(markdown: str) -> str:
@@ -325,7 +326,22 @@ def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
 
 
 def on_page_content(html: str, page: Any, config: Any, files: Any) -> str:
-    """Tell MkDocs which line numbers a source page has (a hook); without this, it would report links to them as broken."""
+    """Mark the blocks of text that are arranged in columns, for the style sheet (a hook of MkDocs).
+
+    Also tell MkDocs which line numbers a source page has; without this, it would report links to them as broken.
+    """
     if page.file.src_uri.startswith("source/"):
         page.present_anchor_ids |= set(re.findall(r'id="(L-0-\d+)"', html))
-    return html
+        return html
+    return _TEXT_BLOCK.sub(
+        lambda block: block[0].replace("highlight", "highlight columns", 1) if has_columns(block[1]) else block[0], html
+    )
+
+
+def has_columns(text: str) -> bool:
+    """Tell whether lines of the text must not wrap, because their parts stand below each other.
+
+    These are at least two lines with two gaps of two or more spaces, or with an indentation of 12 or more.
+    """
+    lines = [re.sub(r"<[^>]*>", "", line) for line in text.splitlines()]
+    return sum(bool(re.search(r"\S {2,}\S.*\S {2,}\S|^ {12,}\S", line)) for line in lines) >= 2

@@ -1,15 +1,19 @@
 """The documentation site: every setting is described, every page is in the navigation, every link leads somewhere."""
 
 import dataclasses
+import functools
+import http.server
 import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
 import yaml
+from browser import chromium, has_sideways_scroll, opened
 from conftest import PROJECT
 
 from positron.cli import COMMANDS, module_of
@@ -119,19 +123,63 @@ def test_the_python_reference_names_facts_that_a_run_has():
     assert names <= {field.name for field in dataclasses.fields(Facts)}
 
 
-@pytest.mark.slow
-def test_the_site_builds_without_a_warning_and_asks_for_nothing_from_the_network(tmp_path):
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The folder of the documentation site, built without a warning."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
     environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    pages = list((tmp_path / "site").rglob("*.html"))
+    return folder
+
+
+@pytest.mark.slow
+def test_the_site_asks_for_nothing_from_the_network(site):
+    pages = list(site.rglob("*.html"))
     assert len(pages) > 30
     for page in pages:
         loaded = re.findall(
             r'<(?:script|img|link rel="(?:stylesheet|preconnect)")[^>]*(?:src|href)="(https?:[^"]*)"', page.read_text()
         )
         assert not loaded, page
+
+
+SIDEWAYS = """[...document.querySelectorAll(
+  '.md-content div.arithmatex, .md-typeset__scrollwrap, .highlight:not(.columns) pre > code')]
+  .filter((element) => element.scrollWidth > element.clientWidth + 1).map((element) => element.innerText.slice(0, 60))"""
+
+
+@pytest.mark.slow
+def test_on_a_phone_only_text_in_columns_scrolls_sideways(site):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=site)
+    pages = ("index", "guides/python", "learn/02_linear", "reference/configuration", "reference/python")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, chromium() as browser:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            for page in pages:
+                with opened(browser, f"http://127.0.0.1:{server.server_port}/{page}.html", phone=True) as shown:
+                    assert not has_sideways_scroll(shown), page
+                    assert shown.evaluate(SIDEWAYS) == [], page
+        finally:
+            server.shutdown()
+
+
+def test_only_text_in_columns_is_kept_from_wrapping():
+    help_of_an_option = (
+        "options:\n  --step STEP    look at the weights\n" + 17 * " " + "of a step\n" + 17 * " " + "that was kept\n"
+    )
+    assert docs_pages.has_columns("part      previous induction     cost\n0.0          0.045     0.014     0.058\n")
+    assert docs_pages.has_columns(help_of_an_option)
+    assert not docs_pages.has_columns(
+        "finished at step 1120\nthe run: outputs/quickstart/  (report.html)\nnext:    make chat\n"
+    )
+
+
+def test_a_key_with_underscores_keeps_them_in_the_configuration_reference():
+    outside_code = re.sub(r"`[^`]*`", "", docs_pages.configuration_page())
+    assert "data.\\_target\\_=my" in outside_code
+    assert not re.search(r"(?<!\\)_", re.sub(r"\{[^}]*\}|\]\([^)]*\)", "", outside_code))
 
 
 def test_the_table_of_formats_has_every_option_and_what_is_known_of_some():
