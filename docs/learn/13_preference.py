@@ -102,7 +102,7 @@ def figure() -> Figure:
         h, [float(ipo_forward(np.array([x]), zero, zero, zero, 0.25)[0]) / 4 for x in h], label="IPO / 4, τ = 1/4"
     )
     left.plot(0, math.log(2), "o", color="#8a8f98")
-    left.set(xlabel="margin $h$", ylabel="loss", ylim=(0, 4.3))
+    left.set(xlabel="margin $h$", ylabel="loss", ylim=(0, 6))
     left.legend(loc="upper right")
     values = example()
     x = np.arange(3)

@@ -157,7 +157,7 @@ def learn_to_stop(loss_on_the_end: bool, steps: int = 60) -> list[float]:
         learned = np.where(learned == END, IGNORE, learned)
     masked, rewards = Answers(learned, answers.contexts, answers.ended), answers.ended * 1.0
     table, chances = np.zeros((3, 2)), []
-    for _ in range(steps):
+    for _ in range(steps + 1):
         log_pi, _ = answer_gradients(table, answers)
         chances.append(float(np.exp(log_pi) @ rewards))
         _, gradients = answer_gradients(table, masked)
@@ -203,7 +203,7 @@ def example() -> dict[str, Value]:
         "n_groups": len(TIMELY.ended) ** GROUP_SIZE,
         "estimator_table": estimator_table(),
         "kl_table": kl_table(),
-        "stop_before": learn_to_stop(True, 1)[0],
+        "stop_before": learn_to_stop(True, steps=0)[0],
         "stop_with": learn_to_stop(True)[-1],
         "stop_without": learn_to_stop(False)[-1],
         "tenth_mean": repr(float(np.mean([0.1, 0.1, 0.1]))),

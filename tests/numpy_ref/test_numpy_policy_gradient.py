@@ -329,6 +329,23 @@ def test_kl_of_answers_is_the_mean_of_the_sums_over_their_positions(rng: np.rand
     assert kl_forward(table[ANSWERS.contexts], table[ANSWERS.contexts], ANSWERS.targets, 1)[0] == 0
 
 
+def test_gradient_of_the_kl_at_each_position_takes_the_tokens_before_it_as_given(rng: np.random.Generator) -> None:
+    """The KL of whole answers also changes because other answers become likely; this part is sum_y pi(y) KL(y) d(log pi(y))."""
+    table, reference = two_policies(rng)
+    log_p, gradients = answer_gradients(table, ANSWERS)
+    given, moved = np.zeros_like(table), np.zeros_like(table)
+    for n in range(N):
+        contexts, targets = ANSWERS.contexts[n : n + 1], ANSWERS.targets[n : n + 1]
+        logits, lookup = embedding_forward(contexts, table)
+        kl, cache = kl_forward(logits, reference[contexts], targets, 1)
+        given += np.exp(log_p[n]) * embedding_backward(kl_backward(1.0, cache)[0], lookup)[1]
+        moved += np.exp(log_p[n]) * kl * gradients[n]
+    log_q, _ = answer_gradients(reference, ANSWERS)
+    exact = np.tensordot(np.exp(log_p) * (log_p - log_q), gradients, axes=1)
+    np.testing.assert_allclose(given + moved, exact, rtol=0, atol=1e-14)
+    assert np.abs(moved).max() > 0.01
+
+
 def test_kl_estimators_have_the_means_and_gradients_that_are_claimed(rng: np.random.Generator) -> None:
     table, reference = two_policies(rng)
     log_p, gradients = answer_gradients(table, ANSWERS)
