@@ -1,6 +1,7 @@
 """Positron: train, understand, fine-tune and talk to a small GPT on a machine you own.
 
-`train`, `finetune`, `evaluate`, `export`, `import_model`, `load` and `Run` are the Python interface (positron/api.py).
+`train`, `finetune`, `prefer`, `evaluate`, `export`, `import_model`, `load` and `Run` are the Python interface
+(positron/api.py).
 """
 
 from __future__ import annotations
@@ -20,18 +21,18 @@ if sys.argv[:1] == ["-m"]:  # python -m positron.COMMAND is finding its module
     interrupt_in_one_line()
 
 if TYPE_CHECKING:
-    from positron.api import evaluate, export, finetune, import_model, load, train
+    from positron.api import evaluate, export, finetune, import_model, load, prefer, train
     from positron.run.folder import Run
 
 
-__all__ = ["Run", "__version__", "evaluate", "export", "finetune", "import_model", "load", "train"]
+__all__ = ["Run", "__version__", "evaluate", "export", "finetune", "import_model", "load", "prefer", "train"]
 
 
 def __getattr__(name: str) -> Any:
     """Load the interface when it is first used: the command line does not need it."""
     match name:
         # commands as well: modules that can be called (positron/system/callable_module.py)
-        case "train" | "evaluate" | "export":
+        case "train" | "prefer" | "evaluate" | "export":
             return importlib.import_module(f"positron.{name}")
         case "finetune" | "import_model" | "load":
             return getattr(importlib.import_module("positron.api"), name)

@@ -82,6 +82,31 @@ def finetune(
     )
 
 
+def prefer(
+    base: str | Path | Run | None = None,
+    data: Any = "story_preference",
+    *,
+    name: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> Run:
+    """Teach a run (None: the one trained last) which of two answers is better, and return the new run.
+
+    `data` is a choice of conf/data, a file of pairs, or a list of dicts with `prompt`, `chosen` and `rejected`, or any row
+    that such a file may contain. `settings` are further settings of `python -m positron.prefer`. Raises the errors of `train`.
+    """
+    from positron.cli.sweeps import run_config
+    from positron.prefer import configure
+    from positron.prefer import prefer as recipe
+
+    origin = {} if base is None else {"init_from": str(getattr(base, "folder", base))}
+    return run_config(
+        *_composed("prefer", name, {**origin, **_data_settings(data, "preferences", settings), **settings}),
+        configure,
+        lambda config, folder, more, _: recipe(config, folder, [*more, *callbacks]),
+    )
+
+
 def evaluate(
     run: str | Path | Run | None = None,
     text: str | Path | None = None,
@@ -168,7 +193,7 @@ def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> 
     words = {full_name(key, recipe): _as_word(value) for key, value in settings.items()}
     chosen = {**default_choices(conf_folder() / f"{recipe}.yaml"), **words}
     if name is None:
-        name = f"{chosen['model']}-{chosen['data']}" if recipe == "train" else f"sft-{chosen['data']}"
+        name = f"{chosen['model']}-{chosen['data']}" if recipe == "train" else f"{recipe}-{chosen['data']}"
     return recipe, [f"{key}={value}" for key, value in {**words, "name": name}.items()]
 
 
@@ -213,12 +238,14 @@ def _as_word(value: Any) -> str:
     raise UserError(f"a setting cannot be {value!r}: give a str, number, bool, or a list or dict of these")
 
 
-def _data_settings(data: Any, kind: Literal["text", "instruct"], settings: Mapping[str, Any]) -> dict[str, Any]:
+def _data_settings(
+    data: Any, kind: Literal["text", "instruct", "preferences"], settings: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return the settings for the argument `data`: a choice of conf/data, or the path of a file with the texts."""
     from positron.cli.hydra_app import conf_folder
     from positron.cli.overrides import groups_of
     from positron.config import DataConfig
-    from positron.data.memory import write_conversations, write_texts
+    from positron.data.memory import write_conversations, write_pairs, write_texts
 
     if isinstance(data, str) and data in groups_of(conf_folder())["data"]:
         return {"data": data}
@@ -234,5 +261,7 @@ def _data_settings(data: Any, kind: Literal["text", "instruct"], settings: Mappi
             return {"data": kind, "data.path": write_texts(data, folder)}
         case "instruct":
             return {"data": kind, "data.path": write_conversations(data, folder)}
+        case "preferences":
+            return {"data": kind, "data.path": write_pairs(data, folder)}
         case _:
             assert_never(kind)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, assert_never
 
 from positron.ranges import (
+    BelowHalf,
     BelowOne,
     ContextLength,
     Count,
@@ -275,9 +276,12 @@ OnInvalid = Literal["error", "replace"]
 class DataConfig:
     """Hold where the text comes from (`conf/data/*`). Token files are kept below `dir`, one folder per corpus."""
 
-    # kind of data; instruct and story_instruct: conversations, for sft; imported is recorded for an imported model, whose
-    # text is unknown; data=custom is recorded as text, or as instruct in sft
-    source: Literal["stories", "text", "hub", "instruct", "story_instruct", "imported"]
+    # kind of data; instruct and story_instruct: conversations, for sft; preferences and story_preference: pairs of answers, for
+    # prefer; imported is recorded for an imported model, whose text is unknown; data=custom is recorded as text, as instruct
+    # in sft, or as preferences in prefer
+    source: Literal[
+        "stories", "text", "hub", "instruct", "story_instruct", "preferences", "story_preference", "imported"
+    ]
     # file, folder or glob pattern: .json .jsonl .ndjson .csv .tsv .parquet .arrow, each also as .gz or .zst; for source=text
     # also .txt and .md
     path: str | None = None
@@ -285,7 +289,8 @@ class DataConfig:
     sha256: str | None = None  # checksum of the file that data.url names
     field: str = "text"  # name of the field or column that holds the text, in files that have fields
     on_invalid: OnInvalid = "error"  # what to do with bytes that are not UTF-8: refuse the file, or replace them
-    repo: str | None = None  # for source=hub and instruct: dataset of the Hugging Face hub, OWNER/NAME
+    # for source=hub, instruct and preferences: dataset of the Hugging Face hub, OWNER/NAME
+    repo: str | None = None
     files: str = "*"  # pattern that selects files of data.repo
     revision: str | None = None  # branch, tag or commit of data.repo
     config_name: str | None = None  # for a dataset without Parquet files: name of the configuration to read
@@ -293,9 +298,10 @@ class DataConfig:
     # for source=hub: stream the dataset; an epoch is this many tokens of new text
     tokens_per_epoch: int | str | None = None
     size_mb: Positive = 20.0  # for source=stories: size of the built-in corpus
-    examples: Count = 20_000  # for source=story_instruct: number of conversations
+    # for source=story_instruct: number of conversations; for source=story_preference: number of pairs
+    examples: Count = 20_000
     seed: Seed = 0  # random seed of the built-in corpus and of the train/validation split
-    # share of the text used for validation; 0 (sft only): validate on the training conversations
+    # share of the text used for validation; 0 (only for conversations and pairs): validate on the training data
     val_fraction: BelowOne = 0.02
     # documents: a training window begins at the start of a document where possible; windows: the text is cut into equal
     # windows, wherever documents begin
@@ -306,7 +312,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "data")
         match self.source:
-            case "stories" | "story_instruct" | "imported":
+            case "stories" | "story_instruct" | "story_preference" | "imported":
                 pass
             case "text":
                 if not self.path and not self.url:
@@ -318,11 +324,19 @@ class DataConfig:
                     raise UserError("data.path= and data.repo= both say where the conversations are: give one of them")
                 if self.repo is not None:
                     self._check_repo()
+            case "preferences":
+                if bool(self.path) == bool(self.repo):
+                    raise UserError(
+                        "data=preferences needs data.path=FILE or data.repo=OWNER/NAME: give one of them, or "
+                        "data=story_preference"
+                    )
+                if self.repo is not None:
+                    self._check_repo()
             case _:
                 assert_never(self.source)
         if self.tokens_per_epoch is not None:
             self._check_stream()
-        if self.val_fraction == 0 and not self.holds_conversations:
+        if self.val_fraction == 0 and not (self.holds_conversations or self.holds_pairs):
             raise UserError("data.val_fraction=0 leaves no text for validation: give more than 0 and less than 1")
 
     def _check_repo(self) -> None:
@@ -350,7 +364,18 @@ class DataConfig:
         match self.source:
             case "instruct" | "story_instruct":
                 return True
-            case "stories" | "text" | "hub" | "imported":
+            case "stories" | "text" | "hub" | "preferences" | "story_preference" | "imported":
+                return False
+            case _:
+                assert_never(self.source)
+
+    @property
+    def holds_pairs(self) -> bool:
+        """Tell whether the source gives pairs of answers, of which one is preferred."""
+        match self.source:
+            case "preferences" | "story_preference":
+                return True
+            case "stories" | "text" | "hub" | "instruct" | "story_instruct" | "imported":
                 return False
             case _:
                 assert_never(self.source)
@@ -599,13 +624,10 @@ class MonitorConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Hold the settings of low-rank fine-tuning (`sft.lora`)."""
+    """Hold the settings of low-rank training (`sft.lora`, `preference.lora`)."""
 
     rank: CountOrZero = 0  # LoRA: rank of the matrices that are trained instead of the weights; 0: train all weights
     markers: bool = True  # with LoRA, also train the embeddings of the tokens that mark the turns, so that answers end
-
-    def __post_init__(self) -> None:
-        check_ranges(self, "sft.lora")
 
 
 @dataclass(frozen=True)
@@ -620,6 +642,43 @@ class SFTConfig:
 
     def __post_init__(self) -> None:
         check_ranges(self, "sft")
+        check_ranges(self.lora, "sft.lora")
+
+
+PreferenceLoss = Literal["dpo", "ipo", "simpo", "orpo"]
+
+
+@dataclass(frozen=True)
+class PreferenceConfig:
+    """Hold the settings of learning from pairs of answers; `training/objective/preference.py` has the formulas."""
+
+    loss: PreferenceLoss = "dpo"  # what is minimised; dpo and ipo compare with the model before the training
+    # factor of the log-probabilities in dpo and simpo, and tau of ipo: a smaller value lets dpo and ipo change the model
+    # more; null: 0.1 for dpo and ipo, 2 for simpo; orpo has none
+    beta: Positive | None = None
+    label_smoothing: BelowHalf = 0.0  # for dpo: share of pairs in the wrong order
+    gamma: NotNegative = 1.0  # for simpo: difference that the chosen answer must be ahead by
+    weight: Positive = 0.1  # for orpo: weight of the odds ratio beside the loss of the chosen answer
+    epochs: Positive = 1.0  # passes over the pairs, if train.max_steps=auto
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def __post_init__(self) -> None:
+        if self.beta is None:  # so that a run records the number
+            object.__setattr__(self, "beta", self._usual_beta)
+        check_ranges(self, "preference")
+        check_ranges(self.lora, "preference.lora")
+
+    @property
+    def _usual_beta(self) -> float | None:
+        match self.loss:
+            case "dpo" | "ipo":
+                return 0.1
+            case "simpo":
+                return 2.0
+            case "orpo":
+                return None
+            case _:
+                assert_never(self.loss)
 
 
 # the keys that each kind of reward reads
@@ -735,7 +794,8 @@ class RunConfig:
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     sweep: SweepConfig = field(default_factory=SweepConfig)
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
-    sft: SFTConfig | None = None  # None: pretraining
+    sft: SFTConfig | None = None  # set by the command sft only
+    preference: PreferenceConfig | None = None  # set by the command prefer only
     # continue from a checkpoint FILE, a RUN, or latest (of this run); everything is restored
     ckpt_path: str | None = None
     init_from: str | None = None  # start with the weights of this run; optimizer and step are new
@@ -764,6 +824,9 @@ class RunConfig:
                 raise UserError(
                     "budget= is for pretraining on one device: leave it out, and give train.max_steps= or train.max_time="
                 )
+        if self.preference is not None and (self.device.shards_weights or self.device.compile):
+            key = "strategy=fsdp" if self.device.shards_weights else "compile=true"
+            raise UserError(f"device.{key} is not supported by python -m positron.prefer: leave it out")
         if self.optimizer.kind == "muon" and self.device.shards_weights:
             raise UserError(
                 "optimizer=muon needs whole matrices, and device.strategy=fsdp divides them: give optimizer=adamw or "
@@ -773,12 +836,18 @@ class RunConfig:
     @property
     def is_tuning(self) -> bool:
         """Tell whether the run trains a base run further, whose architecture and tokenizer it has."""
-        return self.sft is not None
+        return self.sft is not None or self.preference is not None
 
     @property
     def lora(self) -> LoraConfig:
         """Return the settings of low-rank training; their rank is 0 if all weights are trained."""
-        return LoraConfig() if self.sft is None else self.sft.lora
+        tuning = self.sft or self.preference
+        return LoraConfig() if tuning is None else tuning.lora
+
+    @property
+    def tuning_group(self) -> str:
+        """Return the key of the group of settings that only the command of this tuning reads."""
+        return "sft" if self.preference is None else "preference"
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ NotNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1, without_low=True)]
 Ratio = Annotated[float, Range(0, 1)]
 BelowOne = Annotated[float, Range(0, 1, without_high=True)]
+BelowHalf = Annotated[float, Range(0, 0.5, without_high=True)]
 
 
 def first_complaint(settings: Any) -> str | None:

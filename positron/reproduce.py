@@ -18,7 +18,7 @@ from typing import Any
 
 from positron.cli.preflight import check_name
 from positron.config import RunConfig
-from positron.run.folder import OUTPUTS, PRETRAIN, SFT, Run, find_run
+from positron.run.folder import OUTPUTS, PREFERENCE, PRETRAIN, SFT, TUNED, Run, find_run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance, start_of
 from positron.settings import flat, from_dict
@@ -62,7 +62,7 @@ def main() -> None:
         if options.steps < 1:
             raise UserError(f"--steps must be at least 1, not {options.steps}")
         run = find_run(options.run)
-        if run.kind not in (PRETRAIN, SFT):
+        if run.kind not in (PRETRAIN, *TUNED):
             raise UserError(
                 one_line(f"{run.folder} was trained by the objective {run.kind}, which this command cannot start: run ")
                 + "the command in its provenance.json yourself, with another name="
@@ -74,10 +74,11 @@ def main() -> None:
         if first_rank(config.device.processes):
             check_name(folder)
             claim(folder, run)
+        from positron.prefer import prefer
         from positron.sft import sft
         from positron.train import train
 
-        (sft if run.kind == SFT else train)(config, folder)
+        {PRETRAIN: train, SFT: sft, PREFERENCE: prefer}[run.kind](config, folder)
         if first_rank(config.device.processes):
             same, text = verdict(run, Run(folder), last)
             print("\n" + text)

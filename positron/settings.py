@@ -19,8 +19,12 @@ from positron.system.errors import UserError
 T = TypeVar("T")
 MISSING = "???"  # OmegaConf's mark of a value that has to be given
 BESIDE_VALUES = ("auto_size",)  # keys of `Asked` that a user sets like the keys of `RunConfig`
-Recipe = Literal["train", "sft"]  # the commands that start runs; each has a file in conf/
-OWN_GROUPS: dict[Recipe, tuple[str, ...]] = {"train": (), "sft": ("sft",)}  # settings that only this command reads
+Recipe = Literal["train", "sft", "prefer"]  # the commands that start runs; each has a file in conf/
+OWN_GROUPS: dict[Recipe, tuple[str, ...]] = {  # settings that only this command reads
+    "train": (),
+    "sft": ("sft",),
+    "prefer": ("preference",),
+}
 BASE_GROUPS = ("model", "tokenizer")  # which a fine-tuned run takes from its base run
 PRETRAINING_KEYS = ("budget", "auto_size")
 NOT_READ_BY: dict[Recipe, tuple[str, ...]] = {  # top-level keys

@@ -19,7 +19,7 @@ from positron.cli.tuning import configure_tuning
 from positron.config import RunConfig
 from positron.run.base import pretrained_run, tokens_seen, with_origin
 from positron.run.facts import Facts
-from positron.run.folder import OUTPUTS, SFT, Run
+from positron.run.folder import OUTPUTS, SFT, TUNED, Run
 from positron.system.disk import write_json
 from positron.system.errors import UserError
 
@@ -129,7 +129,7 @@ def configure(values: dict[str, Any]) -> RunConfig:
     An existing run keeps its architecture and tokenizer. It also keeps its base run unless init_from= is given.
     Raises UserError if there is no base run, if the data has no conversations, or if the settings choose a model or tokenizer.
     """
-    config = configure_tuning(values, "sft", SFT, lambda run: run.exists and run.kind != SFT)
+    config = configure_tuning(values, "sft", SFT, lambda run: run.exists and run.kind not in TUNED)
     own = Run(OUTPUTS / config.name)
     # a run that an older version started continues without trained markers
     if own.exists and own.kind == SFT and not own.config()["sft"]["lora"]["markers"]:

@@ -63,7 +63,7 @@ UNITS = {
     "data.max_mb": "MB (10⁶ bytes)",
     "data.tokens_per_epoch": "tokens: 10000000 or 10M",
     "data.size_mb": "MB (10⁶ bytes)",
-    "data.examples": "requests",
+    "data.examples": "requests, or pairs",
     "data.seed": "",
     "data.val_fraction": "share, 0 to 1",
     "device.devices": "devices",
@@ -101,6 +101,12 @@ UNITS = {
     "sft.replay_ratio": "share, 0 to 1",
     "sft.patience": "validations",
     "sft.lora.rank": "columns",
+    "preference.beta": "",
+    "preference.label_smoothing": "share of the pairs, 0 to 0.5",
+    "preference.gamma": "nats per token, times beta",
+    "preference.weight": "",
+    "preference.epochs": "passes",
+    "preference.lora.rank": "columns",
 }
 
 

@@ -30,6 +30,7 @@ from positron.config import (
     OptimizerConfig,
     Precision,
     PrecisionConfig,
+    PreferenceConfig,
     ScheduleConfig,
     SweepConfig,
     TokenizerConfig,
@@ -37,6 +38,7 @@ from positron.config import (
 from positron.data.conversations import read_conversations
 from positron.data.decoding import Reading
 from positron.data.open import open_source
+from positron.data.preferences import read_pairs
 from positron.inference import compiled
 from positron.inference.decoder import Decoder
 from positron.interop import gguf_file, hf_architectures, llama2c, onnx_graph
@@ -49,6 +51,7 @@ from positron.training import device
 from positron.training.budget.choose import rate_for
 from positron.training.callbacks.pruning import open_pruning
 from positron.training.monitors.activations import DEAD
+from positron.training.objective.preference_losses import is_mean, losses, margins
 from positron.training.optim.groups import build_optimizer
 from positron.training.optim.schedule import lr_at
 
@@ -135,6 +138,10 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "tokenizer of numpy": lambda: numpy_ref.tokenizers.train_tokenizer("invented", "a", 300),
     "data.source": lambda: open_source(invented(DataConfig("stories"), "source")),
     "conversations": lambda: read_conversations(invented(DataConfig("story_instruct"), "source")),
+    "pairs": lambda: read_pairs(invented(DataConfig("story_preference"), "source")),
+    "preference.loss": lambda: margins(invented(PreferenceConfig(), "loss"), *[torch.zeros(1)] * 4),
+    "loss of preference.loss": lambda: losses(invented(PreferenceConfig(), "loss"), torch.zeros(1), torch.zeros(1)),
+    "sums of preference.loss": lambda: is_mean(invented(PreferenceConfig(), "loss")),
     "data.on_invalid": lambda: Reading(on_invalid="invented"),
     "sweep.prune": lambda: open_pruning(invented(SweepConfig(), "prune"), Run(Path("nowhere")), 1),
     "device.strategy": lambda: invented(DeviceConfig(), "strategy").shards_weights,
@@ -216,6 +223,7 @@ def test_every_choice_of_the_settings_is_tested_here() -> None:
         ("ScheduleConfig", "kind"),
         ("SweepConfig", "prune"),
         ("RunConfig", "resume"),
+        ("PreferenceConfig", "loss"),
     }
     assert {(kind, field) for kind, field, _ in literals(choices.RunConfig)} == known
 
@@ -227,6 +235,7 @@ def test_tables_by_choice_have_a_row_for_every_choice() -> None:
     assert set(DEAD) == values["ModelConfig", "activation"]
     sources = [with_value(DataConfig("stories"), "source", word) for word in values["DataConfig", "source"]]
     assert {data.source for data in sources if data.holds_conversations} == set(SOURCES_OF["sft"])
+    assert {data.source for data in sources if data.holds_pairs} == set(SOURCES_OF["prefer"])
     for choice in READ_BY:
         assert set(choice.choices) == values[f"{choice.group.capitalize()}Config", choice.decided_by], choice.group
 

@@ -120,7 +120,7 @@ def test_the_command_line_of_every_printed_command_is_accepted(command, tmp_path
     if not arguments:  # in a sentence, its name stands for the command
         assert name in positron.cli.COMMANDS
         return
-    if name not in ("train", "sft"):
+    if name not in ("train", "sft", "prefer"):
         importlib.import_module(f"positron.{positron.cli.module_of(name)}").arguments().parse_args(arguments)
         return
     if arguments == ["--help"]:
@@ -177,6 +177,13 @@ SHORTENED = {
         "precision=fp32",
         "data.val_fraction=0.5",
     ],
+    "prefer": lambda arguments: [
+        *arguments,
+        "train.max_steps=2",
+        *([] if "data=preferences" in arguments else ["data.examples=60"]),
+        "precision=fp32",
+        "data.val_fraction=0.5",
+    ],
     "evaluate": lambda arguments: [*arguments, "--count", "2", "--limit", "3000"],
     "compare": lambda arguments: [*arguments, "--limit", "3000"],
     "chat": lambda arguments: [*arguments, "--max-tokens", "5"],
@@ -201,6 +208,8 @@ def test_every_command_of_the_readme_and_the_guides_runs(pages, run_command, sta
     (tmp_path / "my.txt").write_text("The cat sat on the mat and looked at the moon.\n" * 200)
     talks = [{"instruction": f"Who is {n}?", "output": f"Tom {n}."} for n in range(30)]
     (tmp_path / "my.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
+    pairs = [{"prompt": f"Who is {n}?", "chosen": f"Tom {n}.", "rejected": "No."} for n in range(30)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     long = ("model.context_length=1024", "train.batch_tokens=2048")  # letters of a story, with the request for it
     quickstart = run_command("train", "experiment=quickstart", *SHORT, *long, "train.max_steps=5")
     assert quickstart.code == 0, quickstart.err

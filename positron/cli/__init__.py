@@ -18,6 +18,7 @@ from positron.version import __version__
 COMMANDS = (
     "train",
     "sft",
+    "prefer",
     "generate",
     "chat",
     "serve",

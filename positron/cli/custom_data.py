@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, assert_never
 
 from positron.settings import recipe_of
 from positron.system.errors import UserError
@@ -21,8 +21,8 @@ KEY = "data._target_"
 def write_custom_data(values: dict[str, Any]) -> None:
     """Replace `data=custom` in a composed configuration by a file with the texts that its function returns.
 
-    The function takes `data.options` as keyword arguments and returns an iterable of texts, or of conversations for
-    `sft`. Raises UserError if the function cannot be imported, refuses its options, or returns something else.
+    The function takes `data.options` as keyword arguments and returns an iterable of texts, of conversations for `sft`, or
+    of pairs for `prefer`. Raises UserError if the function cannot be imported, refuses its options, or returns something else.
     """
     data = values["data"]
     target, options = data.pop("_target_", None), data.pop("options", None)
@@ -45,10 +45,15 @@ def write_custom_data(values: dict[str, Any]) -> None:
         ) from error
     if not isinstance(rows, Iterable):
         raise UserError(f"{KEY}={target} returns a {type(rows).__name__}, not a list or generator of texts")
-    from positron.data.memory import write_conversations, write_texts
+    from positron.data.memory import write_conversations, write_pairs, write_texts
 
-    if recipe_of(values) != "train":
-        data |= {"source": "instruct", "path": str(write_conversations(rows, data["dir"]))}
-    else:
-        data |= {"source": "text", "path": str(write_texts(rows, data["dir"]))}
+    match recipe_of(values):
+        case "train":
+            data |= {"source": "text", "path": str(write_texts(rows, data["dir"]))}
+        case "sft":
+            data |= {"source": "instruct", "path": str(write_conversations(rows, data["dir"]))}
+        case "prefer":
+            data |= {"source": "preferences", "path": str(write_pairs(rows, data["dir"]))}
+        case other:
+            assert_never(other)
     print(f"the texts of {KEY}={target} are in {data['path']}", file=sys.stderr)

@@ -8,7 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from positron.config import BATCH_TOKENS, Asked, RunConfig, SFTConfig, TensorboardConfig, WandbConfig
+from positron.config import (
+    BATCH_TOKENS,
+    Asked,
+    PreferenceConfig,
+    RunConfig,
+    SFTConfig,
+    TensorboardConfig,
+    WandbConfig,
+)
 from positron.settings import BESIDE_VALUES, NOT_READ_BY, defaults_of
 
 
@@ -21,9 +29,10 @@ def register_defaults() -> None:
 
 
 def default_configs() -> dict[str, dict[str, Any]]:
-    """Return the defaults by name: all keys of `train` and of `sft`, and presets of accelerators and optional loggers."""
+    """Return the defaults by name: all keys of each command, and presets of accelerators and optional loggers."""
     beside = {key: getattr(Asked, key) for key in BESIDE_VALUES}
-    run = {**defaults_of(RunConfig), "sft": defaults_of(SFTConfig), **beside}
+    tuning = {"sft": defaults_of(SFTConfig), "preference": defaults_of(PreferenceConfig)}
+    run = {**defaults_of(RunConfig), **tuning, **beside}
     return {
         **{
             recipe: {key: value for key, value in run.items() if key not in excluded_keys}

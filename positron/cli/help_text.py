@@ -35,8 +35,19 @@ _USAGE: dict[Recipe, tuple[str, tuple[str, ...]]] = {
         "Fine-tune a run on conversations. Model and tokenizer come from init_from=RUN (default: the one pretrained last).",
         ("init_from=quickstart experiment=story_instruct", "init_from=quickstart data=instruct data.path=my.jsonl"),
     ),
+    "prefer": (
+        "Teach a run which of two answers is better. Model and tokenizer come from init_from=RUN (default: the one "
+        "fine-tuned last).",
+        (
+            "init_from=sft-story_instruct experiment=story_preference",
+            "init_from=sft-instruct data=preferences data.path=pairs.jsonl",
+        ),
+    ),
 }
-_TUNING_EXPERIMENTS: dict[Recipe, tuple[str, ...]] = {"sft": ("story_instruct",)}  # the others are for pretraining
+_TUNING_EXPERIMENTS: dict[Recipe, tuple[str, ...]] = {  # the others are for pretraining
+    "sft": ("story_instruct",),
+    "prefer": ("story_preference",),
+}
 _OPTIONS = (
     ("-m, --multirun", "sweep: one run for each value of key=a,b,c (or Hydra's choice(), range(), glob(), interval())"),
     (

@@ -1,4 +1,4 @@
-"""Translate option names of other training tools: nanoGPT, nanochat, litgpt, the transformers Trainer.
+"""Translate option names of other training tools: nanoGPT, nanochat, litgpt, the transformers Trainer, trl.
 
 Standard library only.
 """
@@ -67,6 +67,11 @@ _OTHER_NAMES = {
     "sft.lora.rank": "lora_r lora_rank r use_peft lora",
     "sft.patience": "early_stopping early_stopping_patience early_stop",
     "sft.packing": "pack",
+    "preference.loss": "loss_type",
+    "preference.beta": "dpo_beta tau",
+    "preference.label_smoothing": "label_smoothing",
+    "preference.gamma": "simpo_gamma",
+    "preference.weight": "orpo_alpha",
 }
 _KEY_OF = {name.replace("_", ""): key for key, names in _OTHER_NAMES.items() for name in names.split()}
 
@@ -90,6 +95,11 @@ _NOTES = {
     "sft.lora.rank": "read by python -m positron.sft",
     "sft.patience": "read by python -m positron.sft; pretraining runs all its steps and keeps its best checkpoint",
     "sft.packing": "read by python -m positron.sft",
+    "preference.loss": "read by python -m positron.prefer: dpo, ipo, simpo or orpo",
+    "preference.beta": "read by python -m positron.prefer",
+    "preference.label_smoothing": "read by python -m positron.prefer",
+    "preference.gamma": "read by python -m positron.prefer",
+    "preference.weight": "read by python -m positron.prefer",
 }
 _KEYS_WITH_SAME_VALUE = {  # keys whose value can be taken over as it is
     "train.max_steps",

@@ -205,14 +205,14 @@ def _saved_kind(run: Run, known: TokenizerConfig) -> str:
 
 def check_files(data: DataConfig, given: Mapping[str, str]) -> None:
     """Raise UserError if no text can be read at data.path=, or if data.field= is given and no file there has fields."""
-    if data.path is None or data.url is not None or data.source not in ("text", "instruct"):
+    if data.path is None or data.url is not None or data.source not in ("text", "instruct", "preferences"):
         return
     from positron.data.decoding import Reading, refuse_unreadable
     from positron.data.listing import format_of, list_files
     from positron.data.records import SUFFIXES
 
     called = f"data.path={data.path}"
-    listing = list_files(data.path, called, SUFFIXES) if data.source == "instruct" else list_files(data.path, called)
+    listing = list_files(data.path, called) if data.source == "text" else list_files(data.path, called, SUFFIXES)
     if data.source == "text" and "data.field" in given and all(format_of(path) == "text" for path in listing.files):
         raise UserError(
             f"data.field= is for .jsonl, .json, .csv, .parquet and .arrow, but {called} is plain text: leave data.field= out"

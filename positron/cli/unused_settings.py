@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from positron.config import OPTIMIZER_READS
-from positron.settings import NOT_READ_BY, Recipe
+from positron.settings import NOT_READ_BY, OWN_GROUPS, Recipe
 from positron.system.errors import UserError
 
 
@@ -28,6 +28,11 @@ class Choice:
     choices: Mapping[str, tuple[str, ...]]
     select: Mapping[str, str]
 
+    @property
+    def selector(self) -> str:
+        """Return the setting that selects a choice: the group, if its choices are files in conf/, else a key."""
+        return next(iter(self.select.values())).partition("=")[0]
+
     def readers(self, key: str) -> list[str]:
         """Return the choices that read `key`."""
         return [choice for choice, keys in self.choices.items() if key in keys]
@@ -43,9 +48,14 @@ READ_BY = (
             "hub": ("repo", "files", "revision", "config_name", "field", "on_invalid", "max_mb", "tokens_per_epoch"),
             "instruct": ("path", "repo", "files", "revision", "config_name", "on_invalid"),
             "story_instruct": ("examples",),
+            "preferences": ("path", "repo", "files", "revision", "config_name", "on_invalid"),
+            "story_preference": ("examples",),
             "imported": (),
         },
-        {name: f"data={name}" for name in ("stories", "text", "hub", "instruct", "story_instruct")},
+        {
+            name: f"data={name}"
+            for name in ("stories", "text", "hub", "instruct", "story_instruct", "preferences", "story_preference")
+        },
     ),
     Choice(
         "tokenizer",
@@ -76,14 +86,22 @@ READ_BY = (
         },
         {name: f"schedule={name}" for name in ("cosine", "linear", "trapezoid")},
     ),
+    Choice(
+        "preference",
+        "loss",
+        {"dpo": ("beta", "label_smoothing"), "ipo": ("beta",), "simpo": ("beta", "gamma"), "orpo": ("weight",)},
+        {name: f"preference.loss={name}" for name in ("dpo", "ipo", "simpo", "orpo")},
+    ),
 )
 SOURCES_OF: dict[Recipe, tuple[str, ...]] = {
     "train": ("stories", "text", "hub"),
     "sft": ("instruct", "story_instruct"),
+    "prefer": ("preferences", "story_preference"),
 }
 _DATA_ADVICE: dict[Recipe, str] = {
     "train": "pretraining learns from text: give data=text data.path=FILE, or data=stories",
     "sft": "SFT learns from conversations: give data=story_instruct, or data=instruct data.path=my.jsonl",
+    "prefer": "preference tuning learns from pairs: give data=story_preference, or data=preferences data.path=my.jsonl",
 }
 MONITORS = ("gradients", "weights", "attention", "activations", "tokens")
 _EMPTY_VALUES = ("null", "false", "None", "False")
@@ -135,12 +153,13 @@ def _refuse_of_choice(choice: Choice, group: Mapping[str, Any], given: Mapping[s
         readers = [reader for reader in choice.readers(name) if _possible(reader, choice, recipe)]
         if name == key or not choice.readers(name) or chosen in choice.readers(name):
             continue
-        now = f"{choice.group}={given.get(choice.group, chosen)}"
+        selector = choice.selector
+        now = f"{selector}={given.get(selector, chosen)}"
         if not readers:
             raise UserError(f"{key}= is not read by {now}: leave it out")
         others = ", ".join(dict.fromkeys(choice.select[reader] for reader in readers))
         add = " or ".join(dict.fromkeys(choice.select[reader] for reader in readers))
-        remedy = f"leave it out, or take {add}" if choice.group in given else f"add {add}"
+        remedy = f"leave it out, or take {add}" if selector in given else f"add {add}"
         raise UserError(f"{key}= is read by {others}, not by {now}: {remedy}")
 
 
@@ -176,11 +195,12 @@ def _pretraining_data(values: Mapping[str, Any], given: Mapping[str, str], recip
 
 def _length(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:
     steps = values["train"]["max_steps"]
-    if "sft.epochs" in given and steps != "auto":
-        raise UserError(
-            f"sft.epochs= has an effect only with train.max_steps=auto, not with train.max_steps={steps}: "
-            "add train.max_steps=auto, or leave sft.epochs= out"
-        )
+    for key in (f"{group}.epochs" for group in OWN_GROUPS[recipe]):
+        if key in given and steps != "auto":
+            raise UserError(
+                f"{key}= has an effect only with train.max_steps=auto, not with train.max_steps={steps}: "
+                f"add train.max_steps=auto, or leave {key}= out"
+            )
 
 
 def _monitors(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:

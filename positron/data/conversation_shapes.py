@@ -22,15 +22,15 @@ class Shape:
     fields: tuple[str] | tuple[str, str]
 
 
-_TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "contents", "items", "data")
+TURNS = ("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "contents", "items", "data")
 _QUESTIONS = ("instruction", "prompt", "question", "query", "problem", "user", "human", "input")
-_ANSWERS = ("completion", "response", "output", "solution", "answer", "assistant", "target")
+ANSWERS = ("completion", "response", "output", "solution", "answer", "assistant", "target")
 # A row has the first of these formats whose fields it contains. Upper and lower case of the names do not matter.
 SHAPES = (
-    *(Shape({"conversations": "ShareGPT", "data": "UltraChat"}.get(name, name), (name,)) for name in _TURNS),
+    *(Shape({"conversations": "ShareGPT", "data": "UltraChat"}.get(name, name), (name,)) for name in TURNS),
     Shape("Alpaca", ("instruction", "output")),
     Shape("Dolly", ("instruction", "response")),
-    *(Shape(f"{question} and {answer}", (question, answer)) for question in _QUESTIONS for answer in _ANSWERS),
+    *(Shape(f"{question} and {answer}", (question, answer)) for question in _QUESTIONS for answer in ANSWERS),
 )
 SYSTEM_FIELDS = ("system", "system_prompt")
 MATERIAL_FIELDS = ("input", "context")  # text that is appended to the question of a pair, after an empty line
@@ -116,7 +116,7 @@ def _lowercase_names(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 def _shape_of(row: dict[str, Any]) -> Shape | None:
     """Return the first format whose fields all have values in the row, or else the first whose fields the row contains."""
-    filled = {name for name, cell in row.items() if cell is not None and (name not in _TURNS or _is_list(cell))}
+    filled = {name for name, cell in row.items() if cell is not None and (name not in TURNS or _is_list(cell))}
     for names in (filled, set(row)):
         for shape in SHAPES:
             if names >= set(shape.fields):

@@ -64,15 +64,19 @@ def to_parts(rows: list[Row], context: int, micro: int, pad: int) -> list[Part]:
     ordered = sorted(rows, key=lambda r: -len(r[0]))
     parts: list[Part] = []
     for start in range(0, len(ordered), micro):
-        group = ordered[start : start + micro]
-        step = -(-context // BUCKETS)
-        width = min(context, -(-len(group[0][0]) // step) * step)
-        x = np.full((len(group), width), pad, dtype=np.int64)
-        y = np.full((len(group), width), IGNORE, dtype=np.int64)
-        for i, (row_x, row_y) in enumerate(group):
-            x[i, : len(row_x)], y[i, : len(row_y)] = row_x, row_y
-        parts.append((torch.from_numpy(x), torch.from_numpy(y)))
+        parts.append(to_part(ordered[start : start + micro], context, pad))
     return parts
+
+
+def to_part(rows: list[Row], context: int, pad: int) -> Part:
+    """Make one micro-batch (B, T) of rows, padded on the right to the smallest of BUCKETS widths that holds the longest."""
+    step = -(-context // BUCKETS)
+    width = min(context, -(-max(len(row_x) for row_x, _ in rows) // step) * step)
+    x = np.full((len(rows), width), pad, dtype=np.int64)
+    y = np.full((len(rows), width), IGNORE, dtype=np.int64)
+    for i, (row_x, row_y) in enumerate(rows):
+        x[i, : len(row_x)], y[i, : len(row_y)] = row_x, row_y
+    return torch.from_numpy(x), torch.from_numpy(y)
 
 
 class Instructions:

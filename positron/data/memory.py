@@ -1,4 +1,4 @@
-"""Accept texts and conversations from a Python program: lists, generators, a `datasets.Dataset`.
+"""Accept texts, conversations and pairs of answers from a Python program: lists, generators, a `datasets.Dataset`.
 
 The data is written to a file below `data.dir`, which is named after the hash of its content. This file is then used like a
 file of the user: other processes can read it, and it still exists when a run is continued later.
@@ -50,6 +50,24 @@ def write_conversations(rows: Iterable[Any], data_dir: str | Path) -> Path:
         if not isinstance(item, Mapping | list):
             raise UserError(
                 f"data=: item {number} must be a conversation, which is a dict or a list of messages, but it {_kind(item)}"
+            )
+        return item
+
+    return _write(rows, row, data_dir)
+
+
+def write_pairs(rows: Iterable[Any], data_dir: str | Path) -> Path:
+    """Write pairs of answers to a file for `data=preferences data.path=`; return its path.
+
+    Each item is a dict with `chosen` and `rejected`, in one of the formats that a file of pairs may have. Raises UserError if
+    an item has another type, or if there are no items.
+    """
+
+    def row(item: Any, number: int) -> Any:
+        if not isinstance(item, Mapping):
+            raise UserError(
+                f"data=: item {number} must be a pair, which is a dict with `prompt`, `chosen` and `rejected`, but it "
+                f"{_kind(item)}"
             )
         return item
 

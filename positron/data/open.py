@@ -69,9 +69,10 @@ def open_source(config: DataConfig) -> Source:
             return HubRowsSource(repository, config)
         case "imported":
             raise UserError("the text of an imported model is not known: name a text with --text FILE or data=")
-        case "instruct" | "story_instruct":
+        case "instruct" | "story_instruct" | "preferences" | "story_preference":
+            what = "pairs of answers" if config.holds_pairs else "conversations"
             raise UserError(
-                f"data={config.source} contains conversations, not text: give data=text data.path=FILE, or data=stories"
+                f"data={config.source} contains {what}, not text: give data=text data.path=FILE, or data=stories"
             )
         case _:
             assert_never(config.source)

@@ -56,7 +56,7 @@ class TrainedRows(nn.Module):
         return table.index_add(0, self.ids, self.lora_rows)
 
 
-def add_lora(model: GPT, rank: int, seed: int, markers: Sequence[int] = ()) -> None:
+def add_lora(model: GPT, rank: int, seed: int, markers: Sequence[int] = (), *, key: str = "sft.lora.rank") -> None:
     """Freeze the model and add a low-rank update of `rank` to every matrix of its blocks, in place.
 
     `markers` are the token ids that mark the turns of a chat. Their rows in the embedding table and the output head are
@@ -66,8 +66,7 @@ def add_lora(model: GPT, rank: int, seed: int, markers: Sequence[int] = ()) -> N
     largest = min(min(part.weight.shape) for part in model.blocks.modules() if isinstance(part, nn.Linear))
     if rank > largest:
         raise UserError(
-            f"sft.lora.rank={rank} is larger than the smallest matrix of this model allows: give at most "
-            f"sft.lora.rank={largest}"
+            f"{key}={rank} is larger than the smallest matrix of this model allows: give at most {key}={largest}"
         )
     model.requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 from positron.config import RunConfig
-from positron.run.folder import OUTPUTS, PRETRAIN, SFT, Run
+from positron.run.folder import OUTPUTS, PRETRAIN, TUNED, Run
 from positron.system.console import one_line
 from positron.system.disk import expanded
 from positron.system.errors import UserError
@@ -23,7 +23,7 @@ def base_of(run: Run) -> Run | None:
     Raises UserError if the base run cannot be found.
     """
     kind, origin = run.kind, run.base
-    if kind == PRETRAIN or (origin is None and kind != SFT):
+    if kind == PRETRAIN or (origin is None and kind not in TUNED):
         return None
     if origin is None:
         raise UserError(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from positron.config import DataConfig, ModelConfig, TokenizerConfig
-from positron.settings import from_dict
+from positron.settings import OWN_GROUPS, from_dict
 from positron.system.console import one_line
 from positron.system.disk import is_number, read_json, write_json
 from positron.system.errors import UserError
@@ -106,6 +106,7 @@ class Facts:
     base_tokens: int | None = _fact(_COUNT, "base/tokens")  # training tokens of the base run and of its base runs
     base_bpb_before: float | None = _fact(_NUMBER, "base/bpb_before")  # on the base run's text, before fine-tuning
     base_bpb_after: float | None = _fact(_NUMBER, "base/bpb_after")
+    reference: str | None = _fact(_TEXT)  # SHA-256 of the weights that preference tuning compares with
 
 
 _KEYS = {field.name: field.metadata["key"] or field.name for field in dataclasses.fields(Facts)}
@@ -201,10 +202,11 @@ def read_config(path: Path) -> tuple[dict[str, Any], bool]:
             ) from error
     for name in ("init_from", "ckpt_path"):
         _check(config, name, _TEXT, path)
-    if not isinstance(config.get("sft"), dict | None):
-        raise UserError(
-            f"{path} is damaged: sft is {_shown(config['sft'])} instead of a group of settings; restore it from a copy"
-        )
+    for name in (name for groups in OWN_GROUPS.values() for name in groups):
+        if not isinstance(config.get(name), dict | None):
+            raise UserError(
+                f"{path} is damaged: {name} is {_shown(config[name])} instead of a group of settings; restore it from a copy"
+            )
     for keys in _PATHS:
         holder = config[keys[0]] if len(keys) == 2 else config
         value = holder.get(keys[-1])

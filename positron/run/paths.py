@@ -57,6 +57,11 @@ class RunPaths:
         return self.folder / "chat.json"
 
     @property
+    def reference_path(self) -> Path:
+        """Return the path of what preference tuning needs of its reference (see `training/objective/reference.py`)."""
+        return self.folder / "reference.npz"
+
+    @property
     def log_path(self) -> Path:
         """Return the path of the run's log file."""
         return self.folder / LOG

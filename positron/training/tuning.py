@@ -19,6 +19,7 @@ from positron.system.errors import Unreachable, UserError
 from positron.text.conversation import END, MARKERS
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.training.objective.validation_text import ValidationText
 from positron.training.resume import Session, refuse_untrainable
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,8 @@ def base_model(session: Session) -> tuple[GPT, Tokenizer]:
         restore(model, tokenizer, start.weights)
     if config.lora.rank:
         markers = [tokenizer.special_id(token) for token in (END, *MARKERS)]
-        add_lora(model, config.lora.rank, config.seed, markers if config.lora.markers else ())
+        trained = markers if config.lora.markers else ()
+        add_lora(model, config.lora.rank, config.seed, trained, key=f"{config.tuning_group}.lora.rank")
     model.checkpoint_activations = config.device.checkpoint_activations
     return model, tokenizer
 
@@ -51,6 +53,27 @@ def base_run(config: RunConfig) -> Run:
         raise UserError(
             f"the run init_from={config.init_from}, from which this fine-tuning started, was not found: restore its folder"
         ) from error
+
+
+def validation_text(config: RunConfig, tokenizer: Tokenizer, instead: str) -> ValidationText | None:
+    """Return the validation text of the pretrained run that `config` descends from, up to train.val_tokens tokens.
+
+    Logs why, and what happens `instead`, and returns None if the text is not available.
+    """
+    try:
+        files = token_files(base_run(config), "val", instead)
+        if files.n_tokens < 2:
+            raise UserError("it has no validation part")
+    except (UserError, Unreachable) as error:
+        logger.info(f"the text of the base run cannot be used for validation: {error}")
+        return None
+    x, y = validation_windows(
+        files,
+        context=config.model.context_length,
+        end_id=tokenizer.special_id(END_OF_TEXT),
+        limit=config.train.val_tokens,
+    )
+    return ValidationText(x, y, files.bits, files.n_bytes, files.token_bytes(tokenizer))
 
 
 def measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> None:

@@ -32,7 +32,8 @@ CONF = PROJECT / "conf"
 # what a choice is named after: device=auto stays that, whatever the default becomes
 DECIDING = {"device.accelerator", "precision.dtype", "tokenizer.kind", "optimizer.kind", "schedule.kind"}
 # values that equal a default, and the reason to write them
-WRITTEN_ANYWAY = {"sft.yaml": {"optimizer.lr"}}  # SFT's rate for every optimizer: optimizer=muon brings another one
+# the rate for every optimizer: optimizer=muon brings another one
+WRITTEN_ANYWAY = {"sft.yaml": {"optimizer.lr"}}
 # an experiment is a recipe to read and to repeat: all that was measured stands in it
 FILES = [
     path for path in sorted(CONF.rglob("*.yaml")) if path.parent.name != "experiment" and "hydra" not in path.parts
@@ -55,7 +56,7 @@ def written(path: Path) -> dict[str, Any]:
 
 
 DEFAULTS = {key: value for values in default_configs().values() for key, value in flat(values).items()}
-DEFAULTS |= flat(default_configs()["sft"]) | flat(default_configs()["train"])
+DEFAULTS |= flat(default_configs()["prefer"]) | flat(default_configs()["sft"]) | flat(default_configs()["train"])
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(CONF)))
@@ -73,7 +74,7 @@ def test_what_is_written_anyway_makes_a_difference():
     assert set(WRITTEN_ANYWAY["sft.yaml"]) <= set(written(CONF / "sft.yaml"))
 
 
-@pytest.mark.parametrize("recipe", ["train", "sft"])
+@pytest.mark.parametrize("recipe", ["train", "sft", "prefer"])
 def test_a_recipe_composes_exactly_the_keys_that_its_command_reads(recipe):
     keys = set(leaf_keys())
     leaves = {key for key in keys if not any(other.startswith(f"{key}.") for other in keys)}

@@ -56,6 +56,46 @@ def token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     return losses
 
 
+def linear_token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Compute the loss of each target, as `token_losses` does, with gradients.
+
+    The backward pass computes the logits a second time, a chunk at a time. An objective that needs the losses of single rows
+    uses this function; if only their sum is needed, `linear_cross_entropy` takes less time.
+    """
+    losses: Tensor = _LinearTokenLosses.apply(x, weight, targets, product_dtype(x))
+    return losses
+
+
+class _LinearTokenLosses(torch.autograd.Function):
+    """Compute the losses in the forward pass, and the gradients, from the logits again, in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
+        ctx.save_for_backward(x, weight, targets)
+        ctx.dtype = dtype
+        return token_losses(x, weight, targets)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        x, weight, targets = ctx.saved_tensors
+        with torch.autocast(x.device.type, enabled=False):
+            inputs, head = x.to(ctx.dtype), weight.to(ctx.dtype)
+            scale = grad.masked_fill(targets == IGNORE, 0.0)[:, None]  # (N, 1)
+            dx = torch.empty_like(inputs)
+            dw = torch.zeros(weight.shape, dtype=wide(ctx.dtype), device=weight.device)
+            for rows in _chunks(len(x), len(weight), CHUNK_VALUES):
+                logits, labels = inputs[rows] @ head.t(), targets[rows]  # (n, V), (n,)
+                for part in _chunks(len(logits), len(weight), SOFTMAX_VALUES):
+                    p = logits[part].softmax(dim=-1, dtype=dw.dtype)
+                    index = labels[part].clamp(min=0)[:, None]
+                    # d loss / d logits = softmax - one-hot, written over the logits
+                    logits[part] = p.scatter_add_(1, index, torch.full_like(p[:, :1], -1.0)) * scale[rows][part]
+                dx[rows] = logits @ head
+                dw += logits.t() @ inputs[rows]
+        return dx.to(x.dtype), dw.to(weight.dtype), None, None
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Compute products in `dtype` (autocast's if it is on), softmax and the weight's gradient in fp32 or wider."""
 

@@ -47,8 +47,8 @@ class Objective(Protocol):
         ...
 
     @property
-    def bytes_per_token(self) -> float:
-        """Return the mean number of bytes of a training target's text."""
+    def bytes_per_token(self) -> float | None:
+        """Return the mean number of bytes of a training target's text; None if the loss is not in nats per token."""
         ...
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:

@@ -7,7 +7,6 @@ import logging
 from itertools import takewhile
 
 import numpy as np
-import torch
 
 from positron.config import IGNORE
 from positron.data.conversations import Conversation
@@ -19,7 +18,7 @@ from positron.text import conversation
 from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.objective.base import Part, Prompt
-from positron.training.objective.tokens import NextToken
+from positron.training.objective.tokens import NextToken, share_of
 
 logger = logging.getLogger(__name__)
 
@@ -96,13 +95,8 @@ class SFTObjective(NextToken):
         return self.train.batch(step, rank, world_size)
 
     def validation(self, rank: int, world_size: int) -> list[Part]:
-        """Return every world_size-th validation micro-batch.
-
-        Micro-batches without targets are added so that all ranks get the same number.
-        """
-        x, y = self.val_parts[-1]
-        missing = -len(self.val_parts) % world_size
-        return [*self.val_parts, *[(x, torch.full_like(y, IGNORE))] * missing][rank::world_size]
+        """Return every world_size-th validation micro-batch."""
+        return share_of(self.val_parts, rank, world_size)
 
     def probe_rows(self) -> list[Part]:
         """Return the validation conversations as rows (x, y), each (T,)."""

@@ -13,6 +13,13 @@ from positron.model.gpt import GPT, document_numbers
 from positron.training.objective.base import Part
 
 
+def share_of(parts: list[Part], rank: int, world_size: int) -> list[Part]:
+    """Return every world_size-th micro-batch; micro-batches without targets are added so that all ranks get the same number."""
+    x, y = parts[-1]
+    missing = -len(parts) % world_size
+    return [*parts, *[(x, torch.full_like(y, IGNORE))] * missing][rank::world_size]
+
+
 class NextToken:
     """Compute the sum of the cross-entropies of the targets, each predicted from the tokens before it."""
 

@@ -1,0 +1,133 @@
+"""Read rows in one of several formats from files or from the Hugging Face hub, and summarise in one line what was read."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from positron.config import DataConfig
+from positron.data.conversation_shapes import Malformed
+from positron.data.decoding import Reading
+from positron.data.records import Broken, Record, read_records
+from positron.system.errors import UserError
+
+MAX_PLACES = 3  # rows that are named for each kind of mistake
+SKIPPED_WARNING_SHARE = 0.05  # if a larger share of the rows is skipped, the summary is a warning
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class Parsed(Protocol):
+    """Hold the content of a row, the name of its format, and the names of the fields that were not used."""
+
+    @property
+    def shape(self) -> str:
+        """Return the name of the format."""
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Return the names of the fields that were not used."""
+
+
+P = TypeVar("P", bound=Parsed)
+
+
+@dataclass
+class RowSummary:
+    """Count the rows, formats and mistakes of one `data.path`, for a summary of one line.
+
+    `noun` names what a row is, in the singular. `harmless` are the labels of rows that are skipped without being malformed.
+    """
+
+    noun: str
+    harmless: tuple[str, ...] = ()
+    rows: int = 0
+    shapes: Counter[str] = field(default_factory=Counter)
+    unused: dict[str, None] = field(default_factory=dict)  # names of fields, in order of appearance
+    skipped: dict[str, list[str]] = field(default_factory=dict)  # kind of mistake -> places
+    first_error: str | None = None
+
+    @property
+    def malformed(self) -> int:
+        """Return the number of malformed rows."""
+        return sum(len(places) for label, places in self.skipped.items() if label not in self.harmless)
+
+    def skip(self, record: Record, label: str, message: str | None) -> None:
+        """Count a row that is not used; `message` continues a sentence that begins with its place."""
+        self.skipped.setdefault(label, []).append(record.place)
+        if message is not None and self.first_error is None:
+            self.first_error = f"{record.file}, {record.place} {message}"
+
+    def line(self) -> str:
+        """Return the summary: `ShareGPT format: 300 conversations, 12 skipped: 10 without an answer (line 3, ...), ...`."""
+        names = " and ".join(self.shapes) or "unknown"
+        text = f"{names} format: {self.rows:,} {self.noun}{'s' * (self.rows != 1)}"
+        if skipped := sum(map(len, self.skipped.values())):
+            warning = "WARNING: " if skipped > SKIPPED_WARNING_SHARE * self.rows else ""
+            text = f"{warning}{text}, {skipped:,} skipped: {self.reasons()}"
+        if self.unused:
+            text += f"; fields not used: {', '.join(list(self.unused)[:8])}{', ...' * (len(self.unused) > 8)}"
+        return text
+
+    def reasons(self) -> str:
+        """Return the kinds of mistakes, the most frequent first, each with its count and its first MAX_PLACES rows."""
+        parts = []
+        for label, places in sorted(self.skipped.items(), key=lambda item: -len(item[1])):
+            named = ", ".join([*places[:MAX_PLACES], *["..."] * (len(places) > MAX_PLACES)])
+            parts.append(f"{len(places):,} {label} ({named})")
+        return ", ".join(parts)
+
+    def refuse_malformed(self, path: str, kept: int) -> None:
+        """Raise UserError if there are no rows, if more than half are malformed, or if some are and none was kept."""
+        if not self.rows:
+            raise UserError(f"data.path={path} is empty: give {self.noun}s, for example one JSON object per line")
+        if 2 * self.malformed > self.rows or (self.malformed and not kept):
+            others = f"; of {self.rows:,} rows, {self.reasons()}" if self.rows > 1 else ""
+            raise UserError(f"{self.first_error}{others}")
+
+
+def path_of(config: DataConfig, default: str) -> str:
+    """Return the path of the rows: data.path, or the file of the downloaded rows of data.repo, or `default`."""
+    if config.repo is not None:
+        from positron.data.hub_rows import fetch_rows
+
+        return str(fetch_rows(config))
+    return default if config.path is None else config.path
+
+
+def parsed_rows(
+    path: str, config: DataConfig, summary: RowSummary, is_row: Callable[[Any], bool], parse: Callable[[Any], P]
+) -> Iterator[tuple[Record, P]]:
+    """Yield the well-formed rows of a file, folder or pattern; count all rows, formats and mistakes in `summary`.
+
+    `is_row` decides whether a JSON value that fills a whole file is itself one row. `parse` raises Malformed.
+    """
+    replaces = Reading(on_invalid=config.on_invalid).replaces
+    for record in read_records(path, config.on_invalid, is_row):
+        summary.rows += 1
+        if isinstance(record.value, Broken):
+            summary.skip(record, record.value.label, record.value.message)
+            continue
+        try:
+            parsed = parse(_replace_surrogates(record.value) if replaces else record.value)
+        except Malformed as error:
+            summary.skip(record, error.label, str(error))
+            continue
+        summary.shapes[parsed.shape] += 1
+        summary.unused |= dict.fromkeys(parsed.unused)
+        yield record, parsed
+
+
+def _replace_surrogates(value: Any) -> Any:
+    """Replace each lone surrogate, which JSON can express and UTF-8 cannot, by U+FFFD."""
+    match value:
+        case str():
+            return _SURROGATE.sub("\ufffd", value)
+        case list():
+            return [_replace_surrogates(item) for item in value]
+        case dict():
+            return {_replace_surrogates(name): _replace_surrogates(item) for name, item in value.items()}
+        case _:
+            return value

@@ -1,0 +1,143 @@
+"""Convert rows with a chosen and a rejected answer to messages. The format of a row is recognised by the names of its fields.
+
+The prompt may be in any format that `conversation_shapes.py` reads: its parser reads each side as the answer of a pair.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from positron.data.conversation_shapes import (
+    ANSWERS,
+    ROLE_NAMES,
+    SYSTEM_FIELDS,
+    TURNS,
+    Malformed,
+    ParsedConversation,
+    parse_conversation,
+)
+from positron.text.conversation import Message, is_learned
+
+CHOSEN, REJECTED = "chosen", "rejected"
+_SIDES = (CHOSEN, REJECTED)
+_ANSWER = "completion"  # the field as which the parser of conversations gets a side
+_TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # how HH-RLHF (arXiv:2204.05862) marks the turns in a text
+_FORMATS = "give prompt, chosen and rejected, or chosen and rejected with whole conversations"
+
+
+@dataclass(frozen=True)
+class ParsedPair:
+    """Hold a row: the messages before the answers, the two answers, the format, and the fields that were not used."""
+
+    shape: str
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    unused: tuple[str, ...]
+
+
+def parse_pair(value: Any) -> ParsedPair:
+    """Convert a row of JSON values to two conversations with the same beginning. Raises Malformed if it is no pair.
+
+    `chosen` and `rejected` are texts, messages or lists of messages. Without another field that holds the prompt, they are
+    whole conversations, which differ only at the end.
+    """
+    if not isinstance(value, dict):
+        raise Malformed("that are not an object", "is not an object with fields, such as prompt, chosen and rejected")
+    row = {str(name).strip().lower(): cell for name, cell in value.items()}
+    for side in _SIDES:
+        if row.get(side) in (None, "", []):
+            raise Malformed(f"without `{side}`", f"has no answer in `{side}`: {_FORMATS}")
+    sides = [_as_turns(row[side]) for side in _SIDES]
+    if all(_is_whole(side) for side in sides):
+        shape, parsed, used = "chosen and rejected conversations", *_whole(row, sides)
+    else:
+        parsed, used = _answers(row, sides), set(_SIDES)
+        shape = f"{parsed[0].shape.removesuffix(f' and {_ANSWER}')}, chosen and rejected"
+    prompt, chosen, rejected = _split(parsed[0].messages, parsed[1].messages)
+    others = [name for name in ANSWERS if row.get(name) not in (None, "", [])]
+    unused = tuple(name for name in (*parsed[0].unused, *others) if name not in used)
+    return ParsedPair(shape, prompt, chosen, rejected, unused)
+
+
+def is_pair(value: Any) -> bool:
+    """Tell whether a JSON value is one pair, and not a list, a table or an object of several pairs."""
+    return isinstance(value, dict) and all(
+        isinstance(side, str | dict)
+        or (isinstance(side, list) and bool(side) and all(isinstance(t, dict) for t in side))
+        for side in ({str(name).strip().lower(): cell for name, cell in value.items()}.get(name) for name in _SIDES)
+    )
+
+
+def _as_turns(side: Any) -> Any:
+    """Return a side as a list of messages if it is a message or a transcript, otherwise unchanged."""
+    if isinstance(side, dict):
+        return [side]
+    if isinstance(side, str) and (marks := list(_TRANSCRIPT.finditer(side))) and marks[0].start() == 0:
+        ends = [*(mark.start() for mark in marks[1:]), len(side)]
+        return [
+            {"role": mark[1].lower(), "content": side[mark.end() : end].strip()}
+            for mark, end in zip(marks, ends, strict=True)
+        ]
+    return side
+
+
+def _is_whole(side: Any) -> bool:
+    """Tell whether a side is a conversation that begins before its answer."""
+    if not isinstance(side, list) or not all(isinstance(turn, dict) for turn in side):
+        return False
+    roles = {str(name).lower(): str(cell).lower() for turn in side for name, cell in turn.items()}
+    speakers = [str(turn.get("role", turn.get("from", ""))).lower() for turn in side]
+    return any(ROLE_NAMES.get(speaker) == "user" for speaker in speakers) or "user" in roles
+
+
+def _whole(row: dict[str, Any], sides: Sequence[Any]) -> tuple[list[ParsedConversation], set[str]]:
+    """Parse two whole conversations; a field with the prompt repeats their beginning and is not read."""
+    system = {name: row[name] for name in SYSTEM_FIELDS if name in row}
+    parsed = [parse_conversation({"messages": side, **system}) for side in sides]
+    return parsed, {*_SIDES, *SYSTEM_FIELDS, "prompt"}
+
+
+def _answers(row: dict[str, Any], sides: Sequence[Any]) -> list[ParsedConversation]:
+    """Parse each side as the answer to the prompt, which the other fields hold; other answers in the row are not read."""
+    fields = {name: cell for name, cell in row.items() if name not in (*_SIDES, *ANSWERS)}
+    turns = next((name for name in TURNS if isinstance(fields.get(name), list)), None)
+    if turns is not None:
+        fields["prompt"] = fields.pop(turns)
+    parsed = []
+    for name, side in zip(_SIDES, sides, strict=True):
+        try:
+            parsed.append(parse_conversation({**fields, _ANSWER: side}))
+        except Malformed as error:
+            label, message = (text.replace(f"`{_ANSWER}`", f"`{name}`") for text in (error.label, str(error)))
+            raise Malformed(label, message) from error
+    return parsed
+
+
+def _split(
+    chosen: tuple[Message, ...], rejected: tuple[Message, ...]
+) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]:
+    """Split two conversations into the common beginning, whose answers are not learned from, and the two endings.
+
+    Raises Malformed if the conversations are equal, or if they differ before an answer.
+    """
+    texts = [[(message.role, message.content) for message in side] for side in (chosen, rejected)]
+    if texts[0] == texts[1]:
+        raise Malformed("with identical sides", "has the same text in `chosen` and `rejected`: remove the pair")
+    common = 0
+    while common < min(map(len, texts)) and texts[0][common] == texts[1][common]:
+        common += 1
+    endings = chosen[common:], rejected[common:]
+    for side, ending in zip(_SIDES, endings, strict=True):
+        if not ending or ending[0].role != "assistant":
+            raise Malformed(
+                "with different prompts",
+                "has different prompts in `chosen` and `rejected`: the two must differ only in the answers",
+            )
+        if not any(map(is_learned, ending)):
+            raise Malformed(f"with an empty `{side}`", f"has an empty answer in `{side}`")
+    prompt = tuple(Message(message.role, message.content, learn=False) for message in chosen[:common])
+    return prompt, *endings

@@ -1,0 +1,118 @@
+"""Pairs of answers for preference tuning: files in several formats, and pairs of built-in stories."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, assert_never, get_args
+
+from positron.config import DataConfig
+from positron.data.conversations import first_question
+from positron.data.parsed_rows import RowSummary, parsed_rows, path_of
+from positron.data.preference_shapes import is_pair, parse_pair
+from positron.data.sources import is_validation
+from positron.stories import GRAMMAR, Request, ask, generate, requests
+from positron.system.errors import UserError
+from positron.text.conversation import Message
+
+logger = logging.getLogger(__name__)
+
+Violation = Literal["name", "thing", "place", "plot"]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Hold a prompt with two answers, of which `chosen` is preferred, and whether the pair belongs to validation."""
+
+    prompt: tuple[Message, ...]
+    chosen: tuple[Message, ...]
+    rejected: tuple[Message, ...]
+    is_val: bool
+
+
+def read_pairs(config: DataConfig) -> list[Pair]:
+    """Read all pairs in the order of the file.
+
+    A pair is for training or for validation depending on a hash of its first question. Malformed rows are skipped, counted
+    and logged with their positions. Raises UserError if more than half of the rows are malformed, or if no pair is left.
+    """
+    match config.source:
+        case "story_preference":
+            return list(story_pairs(config.seed, 0, config.examples, config.val_fraction))
+        case "preferences":
+            return _pairs_of_files(config)
+        case "stories" | "text" | "hub" | "instruct" | "story_instruct" | "imported":
+            raise UserError(
+                f"data={config.source} contains no pairs of answers: give data=preferences data.path=FILE, or "
+                "data=story_preference"
+            )
+        case _:
+            assert_never(config.source)
+
+
+def _pairs_of_files(config: DataConfig) -> list[Pair]:
+    path = path_of(config, default="")
+    summary, pairs = RowSummary("pair"), []
+    for _, parsed in parsed_rows(path, config, summary, is_pair, parse_pair):
+        is_val = is_validation(first_question(parsed.prompt), config.seed, config.val_fraction)
+        pairs.append(Pair(parsed.prompt, parsed.chosen, parsed.rejected, is_val))
+    summary.refuse_malformed(path, len(pairs))
+    logger.info(summary.line())
+    return pairs
+
+
+def story_pairs(seed: int, start: int, stop: int, val_fraction: float) -> Iterator[Pair]:
+    """Yield pairs start .. stop - 1: a request with the story that follows it and a story that violates it in one point.
+
+    Both stories make the same random choices, so that they differ only where the request decides. A combination of name,
+    object and place that is requested in validation is not requested in training.
+    """
+    for index in range(start, stop):
+        request = requests(seed, index)
+        stories = [generate(seed, index, told).text for told in (request, violated(request, seed, index)[0])]
+        chosen, rejected = ((Message("assistant", text),) for text in stories)
+        prompt = (Message("user", ask(request, seed, index)),)
+        combination = f"{request.name}|{request.object}|{request.place}"
+        yield Pair(prompt, chosen, rejected, is_validation(combination, seed, val_fraction))
+
+
+def violated(request: Request, seed: int, index: int) -> tuple[Request, Violation]:
+    """Return a request that differs in exactly one of name, thing, place and plot, and which of them; drawn by (seed, index).
+
+    Only the plot is changed where another plot may have the same thing and place, which few plots may.
+    """
+    rng = random.Random(f"violation {seed}/{index}")
+    plots = _other_plots(request)
+    kinds: list[Violation] = [kind for kind in get_args(Violation) if kind != "plot" or plots]
+    kind = kinds[int(rng.random() * len(kinds))]
+    match kind:
+        case "name":
+            return dataclasses.replace(request, name=_other(request, "hero", rng)), kind
+        case "thing":
+            return dataclasses.replace(request, object=_other(request, "thing", rng)), kind
+        case "place":
+            return dataclasses.replace(request, place=_other(request, "place", rng)), kind
+        case "plot":
+            return dataclasses.replace(request, plot=plots[int(rng.random() * len(plots))]), kind
+        case _:
+            assert_never(kind)
+
+
+def _other(request: Request, slot: str, rng: random.Random) -> str:
+    """Draw another value for a slot, all with the same probability."""
+    plot = GRAMMAR.plots[request.plot]
+    values = [value for value in GRAMMAR.kinds[plot.slots[slot]] if value != request.slots[slot]]
+    return values[int(rng.random() * len(values))]
+
+
+def _other_plots(request: Request) -> list[str]:
+    """Return the names of the other plots in which the request's hero, thing and place can occur."""
+    return [
+        name
+        for name, plot in GRAMMAR.plots.items()
+        if name != request.plot
+        and all(value in GRAMMAR.kinds[plot.slots[slot]] for slot, value in request.slots.items())
+    ]

@@ -1,0 +1,137 @@
+"""Teach a run which of two answers is better: `python -m positron.prefer init_from=outputs/sft data=story_preference`.
+
+The training loop is the same as in pretraining. The base run is the reference: it is never changed, and its log-probabilities
+are computed once and stored, so that a single model is in memory while the run trains.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from positron.cli.hydra_app import run_hydra
+from positron.cli.sweeps import run_job
+from positron.cli.tuning import configure_tuning
+from positron.config import RunConfig
+from positron.run.base import tokens_seen, with_origin
+from positron.run.facts import Facts
+from positron.run.folder import PREFERENCE, Run
+from positron.system.callable_module import make_callable
+from positron.system.disk import write_json
+from positron.system.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning import Callback
+    from omegaconf import DictConfig
+
+    from positron.training.resolve import Plan
+
+logger = logging.getLogger("positron.prefer")  # under `python -m` the module is called __main__
+
+
+def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
+    """Train the run in `folder` on pairs of answers up to its last step, from its last checkpoint if it has one.
+
+    Returns the facts of the run. Raises the errors of `train`, and UserError if the reference cannot be restored.
+    """
+    started = time.monotonic()
+    from positron.training.allocator import tune_allocator
+
+    tune_allocator()
+
+    from positron.data.preferences import read_pairs
+    from positron.text.conversation import TEMPLATE
+    from positron.training.loop import fit
+    from positron.training.objective.preference import PreferenceObjective
+    from positron.training.reference import open_reference, record_beginning
+    from positron.training.resolve import make_plan
+    from positron.training.resume import open_session, refuse_before_start
+    from positron.training.tuning import base_model, base_run, measure_forgetting, validation_text
+
+    config = with_origin(Run(folder), config)
+    settings = config.preference
+    assert settings is not None
+    with open_session(folder, config, started) as session:
+        run, start = session.run, session.start
+        model, tokenizer = base_model(session)
+        pairs = read_pairs(config.data)
+        count = sum(not pair.is_val for pair in pairs) or len(pairs)
+        plan = make_plan(
+            config,
+            model,
+            session.machine,
+            start,
+            lambda batch: math.ceil(settings.epochs * count / max(1, batch // 2)),
+        )
+        _refuse_too_small_batch(plan)
+        objective = PreferenceObjective(
+            pairs,
+            tokenizer,
+            settings,
+            context=model.config.context_length,
+            batch_size=plan.batch_size,
+            micro_batch_size=plan.micro_batch_size,
+            seed=config.seed,
+            val_tokens=config.train.val_tokens,
+        )
+        text = validation_text(config, tokenizer, "validation measures the chosen answers instead")
+        if text is not None:
+            objective.validate_on_text(text)
+        refuse_before_start(run, start, last_step=plan.last_step, fingerprint=objective.fingerprint)
+        if session.is_first_rank:
+            run.begin(config, tokenizer, kind=objective.kind, new=not start.is_own, forked_from=start.weights)
+            if not start.is_own:
+                base = base_run(config)
+                run.update(base_tokens=tokens_seen(base))
+                if not base.is_chat:
+                    logger.info(
+                        f"{base.folder} was not fine-tuned on conversations: it learns to prefer answers, but it has not "
+                        "learned to answer; python -m positron.sft teaches this first"
+                    )
+            write_json(run.chat_path, TEMPLATE)
+        objective.reference = open_reference(session, objective, model)
+        if session.is_first_rank and not start.is_own:
+            record_beginning(run, objective, model)
+        facts = fit(session, plan, model, objective, tokenizer, callbacks)
+        if session.is_first_rank and facts.status == "finished" and facts.base_bpb_after is None:
+            measure_forgetting(run, tokenizer, config)
+        return run.facts()
+
+
+def _refuse_too_small_batch(plan: Plan) -> None:
+    """Raise UserError if a rank would get no pair."""
+    if plan.batch_size // 2 < plan.world_size:
+        needed = 2 * plan.world_size * plan.gpt.context_length
+        devices = "" if plan.world_size == 1 else f" for each of {plan.world_size} devices"
+        raise UserError(
+            f"a batch of {plan.batch_size} sequences has no room for a pair{devices}: give train.batch_tokens={needed}"
+        )
+
+
+def configure(values: dict[str, Any]) -> RunConfig:
+    """Build the configuration of a preference-tuned run, with the architecture and tokenizer of its base run.
+
+    An existing run keeps its architecture and tokenizer. It also keeps its base run unless init_from= is given.
+    Raises UserError if there is no base run, if the data has no pairs, or if the settings choose a model or tokenizer.
+    """
+    return configure_tuning(values, "prefer", PREFERENCE, lambda run: run.exists and run.kind != PREFERENCE)
+
+
+def job(cfg: DictConfig) -> float:
+    """Run one Hydra job and return its val/bpb, which a sweeper minimises. See `run_job`."""
+    return run_job(cfg, configure, lambda config, folder, callbacks, _: prefer(config, folder, callbacks))
+
+
+def main() -> None:
+    """Run the command with the options of the command line."""
+    run_hydra(job, "prefer")
+
+
+if __name__ == "__main__":
+    main()
+else:
+    make_callable(__name__)

@@ -1,0 +1,292 @@
+"""Preference tuning: of two answers to a prompt, the chosen one becomes more probable than the rejected one.
+
+Shapes: N pairs, B = 2 N rows, T tokens, C channels, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+import torch.distributed
+from torch import Tensor
+from torch.nn import functional as F
+
+from positron.config import IGNORE, PreferenceConfig
+from positron.data.conversations import Conversation
+from positron.data.instruct import Row, to_part, to_row
+from positron.data.preferences import Pair
+from positron.data.window_order import windows_of_step
+from positron.model.gpt import GPT
+from positron.model.kernels.loss import linear_token_losses
+from positron.system.errors import UserError
+from positron.system.formatting import counted
+from positron.system.progress import progress
+from positron.text import conversation
+from positron.text.conversation import Message
+from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.training.objective.base import Part, Prompt
+from positron.training.objective.preference_losses import is_mean, losses, margins
+from positron.training.objective.reference import Reference
+from positron.training.objective.tokens import NextToken, share_of
+from positron.training.objective.validation_text import ValidationText
+
+logger = logging.getLogger(__name__)
+
+KL_TOKENS = 4096  # the divergence from the reference is measured on this number of tokens of chosen answers at most
+KL_VALUES = 1 << 22  # logits at a time, 16 MB in fp32
+
+PairOfRows = tuple[Row, Row]  # prompt and chosen answer, prompt and rejected answer
+
+
+class PreferenceObjective(NextToken):
+    """Train on pairs of answers, in a new random order in each epoch; validate on pairs and on the base run's text.
+
+    A micro-batch is (x, y, reference): rows 2i and 2i + 1 of x and y (B, T) are the chosen and the rejected answer of pair i,
+    and `reference` (B,) holds their log-probabilities under the reference, 0 for a loss without one. Only the tokens of the
+    answers and the token that ends them have targets.
+    """
+
+    kind = "preference"
+    keeps_best = False
+    patience = 0
+    bytes_per_token = None
+    document_start = None
+    reference: Reference
+
+    def __init__(
+        self,
+        pairs: list[Pair],
+        tokenizer: Tokenizer,
+        settings: PreferenceConfig,
+        *,
+        context: int,
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        val_tokens: int,
+    ) -> None:
+        """`batch_size` and `micro_batch_size` count sequences, two per pair.
+
+        Raises UserError if no pair has two answers that fit the context.
+        """
+        splits = []
+        for is_val in (False, True):
+            rows = [(pair, _rows_of(pair, tokenizer, context)) for pair in pairs if pair.is_val == is_val]
+            splits.append([(pair, both) for pair, both in rows if both is not None])
+        usable = len(splits[0]) + len(splits[1])
+        _report_unusable(len(pairs), usable, context)
+        if not splits[0] or not splits[1]:
+            splits = [splits[0] or splits[1]] * 2
+            logger.info(
+                "no pair is left for validation (data.val_fraction=0, or too few different questions), so the "
+                f"{usable:,} training pairs are used: the accuracy shows how well they are memorised, and not how well "
+                "new pairs are ordered"
+            )
+        self.tokenizer, self.settings, self.context, self.seed = tokenizer, settings, context, seed
+        self.pad = tokenizer.special_id(END_OF_TEXT)
+        self.batch_pairs, self.micro_pairs = batch_size // 2, max(1, micro_batch_size // 2)
+        text = repr([(pair.is_val, *map(_facts_of, (pair.prompt, pair.chosen, pair.rejected))) for pair in pairs])
+        self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        self.token_bytes = tokenizer.token_bytes()
+        self.train = [both for _, both in splits[0]]
+        self.val: list[PairOfRows] = []
+        for _, both in splits[1]:  # at most about `val_tokens`
+            if sum(len(x) for val_pair in self.val for x, _ in val_pair) >= val_tokens:
+                break
+            self.val.append(both)
+        self.val.sort(key=_length, reverse=True)  # so that rows of similar length share a micro-batch
+        self.example = splits[1][0][0]
+        lengths = [int((y != IGNORE).sum()) for (_, y), _ in self.val]
+        # the states of the reference at pair i are kl_bounds[i] .. kl_bounds[i + 1] - 1
+        self.kl_bounds = np.minimum(np.cumsum([0, *lengths]), KL_TOKENS)
+        self.val_pairs = [
+            self._part(self.val[start : start + self.micro_pairs])
+            for start in range(0, len(self.val), self.micro_pairs)
+        ]
+        self.validate_on_answers()
+        logger.info(f"{counted(len(self.train), 'pair')} to learn from, {len(self.val):,} for validation")
+
+    def validate_on_text(self, text: ValidationText) -> None:
+        """Validate on a text instead of the chosen answers."""
+        self.val_parts = text.parts(2 * self.micro_pairs)
+        self.val_bits, self.val_bytes, self.token_bytes = text.bits, text.n_bytes, text.token_bytes
+
+    def validate_on_answers(self) -> None:
+        """Validate on the chosen answers of the validation pairs."""
+        self.val_parts = [(x[0::2], y[0::2]) for x, y in self.val_pairs]
+        targets = torch.cat([y[y != IGNORE] for _, y in self.val_parts]).numpy()
+        self.val_bits, self.val_bytes = None, int(self.token_bytes[targets].sum())
+
+    def _part(self, pairs: list[PairOfRows]) -> Part:
+        return to_part([row for pair in pairs for row in pair], self.context, self.pad)
+
+    def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
+        """Return the micro-batches of one rank for optimizer step `step`, counted from 1."""
+        _, chosen = windows_of_step(step, seed=self.seed, n_windows=len(self.train), batch_size=self.batch_pairs)
+        mine = sorted(chosen[rank::world_size], key=lambda i: _length(self.train[i]), reverse=True)
+        parts = []
+        for start in range(0, len(mine), self.micro_pairs):
+            here = mine[start : start + self.micro_pairs]
+            part = self._part([self.train[i] for i in here])
+            parts.append((*part, torch.from_numpy(self.reference.train[here].reshape(-1))))
+        return parts
+
+    def count(self, part: Part) -> Tensor:
+        """Return the number of pairs of a micro-batch."""
+        return torch.tensor(len(part[0]) // 2, device=part[0].device)
+
+    def loss(self, model: GPT, part: Part) -> Tensor:
+        """Return the sum of the losses of the pairs of a micro-batch, in nats (IPO: their squares)."""
+        x, y, reference = part
+        log_probs = answer_log_probs(model, x, y)
+        return self._losses(log_probs, reference.to(log_probs.dtype), y)[0].sum()
+
+    def _losses(self, log_probs: Tensor, reference: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return losses and margins (N,) from summed log-probabilities (B,) under the model and the reference."""
+        if is_mean(self.settings):
+            counts = (y != IGNORE).sum(1)
+            log_probs, reference = log_probs / counts, reference / counts
+        margin = margins(self.settings, log_probs[0::2], log_probs[1::2], reference[0::2], reference[1::2])
+        return losses(self.settings, margin, log_probs[0::2]), margin
+
+    def validation(self, rank: int, world_size: int) -> list[Part]:
+        """Return every world_size-th micro-batch of the base run's validation text, or of the chosen answers without it."""
+        return share_of(self.val_parts, rank, world_size)
+
+    @torch.no_grad()
+    def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
+        """Return means over the validation pairs; log-probabilities and lengths are those of whole answers."""
+        device = model.wte.weight.device
+        wide = torch.float32 if device.type == "mps" else torch.float64
+        sums = torch.zeros(9, dtype=wide, device=device)
+        for i in range(rank, len(self.val_pairs), world_size):
+            x, y = (tensor.to(device) for tensor in self.val_pairs[i])
+            hidden = model.hidden(x)
+            log_probs = _row_log_probs(hidden, model.head_weight, y)
+            first = i * self.micro_pairs
+            here = slice(first, first + self.micro_pairs)
+            reference = torch.from_numpy(self.reference.val[here].reshape(-1)).to(log_probs)
+            loss, margin = self._losses(log_probs, reference, y)
+            tokens = (y != IGNORE).sum(1)
+            kl, kl_tokens = self._divergence(first, hidden, model.head_weight, y)
+            each = (loss, margin > 0, margin, log_probs[0::2], log_probs[1::2], tokens[0::2], tokens[1::2])
+            sums += torch.stack([*(values.to(wide).sum() for values in each), kl.to(wide), kl_tokens.to(wide)])
+        if world_size > 1:
+            torch.distributed.all_reduce(sums)
+        names = ("loss", "accuracy", "margin", "chosen_logp", "rejected_logp", "chosen_tokens", "rejected_tokens")
+        means = sums[:7] / len(self.val)
+        return {
+            **{f"preference/{name}": value for name, value in zip(names, means.tolist(), strict=True)},
+            "preference/kl": (sums[7] / sums[8]).item(),
+        }
+
+    def _divergence(self, first: int, hidden: Tensor, head: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the sum of KL divergences from the reference at tokens of the chosen answers, and the number of tokens.
+
+        `first`: the number of the micro-batch's first validation pair. A divergence is exact: the sum over the vocabulary of
+        p (log p - log q), p of the model, q of the reference.
+        """
+        before, after = self.kl_bounds[first], self.kl_bounds[min(first + self.micro_pairs, len(self.val))]
+        total = torch.zeros((), dtype=hidden.dtype, device=hidden.device)
+        ours = _chosen_states(hidden, y)[: after - before]
+        theirs, their_head = self.reference.on(hidden.device)
+        theirs = theirs[before:after]
+        size = max(1, KL_VALUES // len(head))
+        for start in range(0, len(ours), size):
+            p = F.log_softmax(ours[start : start + size] @ head.t(), dim=-1)
+            q = F.log_softmax(theirs[start : start + size] @ their_head.t(), dim=-1)
+            total += F.kl_div(q, p, reduction="sum", log_target=True)
+        return total, torch.tensor(len(ours), device=hidden.device)
+
+    @torch.no_grad()
+    def describe(self, model: GPT, precision: Callable[[], AbstractContextManager[object]]) -> Reference:
+        """Return what `model`, in evaluation mode, says about all pairs, as the reference of this training.
+
+        The training pairs are scored in the `precision` of the training, and the validation pairs, like `measures`, in fp32.
+        """
+        device = model.wte.weight.device
+        ordered = sorted(range(len(self.train)), key=lambda i: _length(self.train[i]), reverse=True)
+        train = np.zeros((len(self.train), 2), dtype=np.float32)
+        for start in progress(range(0, len(ordered), self.micro_pairs), "reference"):
+            here = ordered[start : start + self.micro_pairs]
+            x, y = (tensor.to(device) for tensor in self._part([self.train[i] for i in here]))
+            with precision():
+                train[here] = answer_log_probs(model, x, y).float().cpu().numpy().reshape(-1, 2)
+        val, states = [], []
+        for part in self.val_pairs:
+            x, y = (tensor.to(device) for tensor in part)
+            hidden = model.hidden(x)
+            val.append(_row_log_probs(hidden, model.head_weight, y).float().cpu().numpy().reshape(-1, 2))
+            states.append(_chosen_states(hidden, y).float().cpu().numpy())
+        head = model.head_weight.detach().float().cpu().numpy().copy()
+        return Reference(train, np.concatenate(val), np.concatenate(states)[:KL_TOKENS], head)
+
+    def probe_rows(self) -> list[Part]:
+        """Return the chosen answers of the validation pairs as rows (x, y), each (T,)."""
+        return [(x[i], y[i]) for x, y in self.val_pairs for i in range(0, len(x), 2)]
+
+    def target_counts(self, vocab_size: int) -> np.ndarray:
+        """Return how often each id (V,) occurs in the chosen answers of the training pairs."""
+        return np.bincount(np.concatenate([y[y != IGNORE] for (_, y), _ in self.train]), minlength=vocab_size)
+
+    def sample_prompt(self, asked: str | None) -> Prompt:
+        """Return `asked` as a user's message, or the prompt of the first validation pair."""
+        turns = [Message("user", asked)] if asked else list(self.example.prompt)
+        ids = conversation.prompt_ids(turns, self.tokenizer)
+        shown = turns[-1].content if turns else ""
+        return Prompt(f"{shown}\n\n", ids, conversation.stop_ids(self.tokenizer))
+
+    def close(self) -> None:
+        """Do nothing, because preference tuning starts no other process."""
+
+
+def answer_log_probs(model: GPT, x: Tensor, y: Tensor) -> Tensor:
+    """Return the log-probability of each row's targets, summed: x and y (B, T) -> (B,), in nats."""
+    return _row_log_probs(model.hidden(x), model.head_weight, y)
+
+
+def _row_log_probs(hidden: Tensor, head: Tensor, y: Tensor) -> Tensor:
+    """Return the log-probability of each row's targets, from the last hidden states (B, T, C) and the head (V, C)."""
+    scored = y != IGNORE
+    if y.device.type == "cpu":  # on other devices, counting the targets would wait for the device
+        tokens = hidden.new_zeros(y.shape, dtype=torch.promote_types(hidden.dtype, torch.float32))
+        tokens = tokens.masked_scatter(scored, -linear_token_losses(hidden[scored], head, y[scored]).to(tokens.dtype))
+    else:
+        tokens = -linear_token_losses(hidden.flatten(0, 1), head, y.flatten()).view(y.shape)
+    return tokens.sum(1)
+
+
+def _chosen_states(hidden: Tensor, y: Tensor) -> Tensor:
+    """Return the states (n, C) from which the tokens of the chosen answers are predicted, from all of them (B, T, C)."""
+    return hidden[0::2][y[0::2] != IGNORE]
+
+
+def _rows_of(pair: Pair, tokenizer: Tokenizer, context: int) -> PairOfRows | None:
+    """Return the rows of both answers, or None if one does not fit the context."""
+    chosen, rejected = (
+        to_row(Conversation((*pair.prompt, *answer), pair.is_val), tokenizer, context)
+        for answer in (pair.chosen, pair.rejected)
+    )
+    return None if chosen is None or rejected is None else (chosen, rejected)
+
+
+def _length(pair: PairOfRows) -> int:
+    return max(len(x) for x, _ in pair)
+
+
+def _facts_of(messages: tuple[Message, ...]) -> list[tuple[str, str, bool]]:
+    return [(message.role, message.content, message.learn) for message in messages]
+
+
+def _report_unusable(total: int, usable: int, context: int) -> None:
+    why = f"have an answer that is longer than the context of {context} tokens"
+    if not usable:
+        raise UserError(f"all {total} pairs {why}: shorten the answers, or use a run with a longer context")
+    if unusable := total - usable:
+        level = logging.WARNING if unusable > 0.05 * total else logging.INFO
+        logger.log(level, f"{unusable} of {total} pairs {why}")

@@ -1,0 +1,87 @@
+"""The losses of preference tuning, as functions of the log-probabilities of chosen and rejected answers.
+
+All tensors are (N,), one value per pair, in nats; each result is a loss or a margin per pair. w and l are the log-probabilities
+of the chosen and the rejected answer under the model, rw and rl those under the frozen reference. numpy_ref/preference.py has
+the same formulas with their gradients by hand.
+"""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from positron.config import PreferenceConfig
+
+MAX_LOG_PROBABILITY = -1e-6  # of a token on average, in ORPO: the odds of a certain answer are infinite
+
+
+def is_mean(settings: PreferenceConfig) -> bool:
+    """Tell whether the loss uses the mean log-probability per token of an answer, and not the sum."""
+    match settings.loss:
+        case "dpo":
+            return False
+        case "ipo" | "simpo" | "orpo":
+            return True
+        case _:
+            assert_never(settings.loss)
+
+
+def margins(settings: PreferenceConfig, w: Tensor, l: Tensor, rw: Tensor, rl: Tensor) -> Tensor:  # noqa: E741
+    """Return how far each chosen answer is ahead of the rejected one, in the measure that the loss increases.
+
+    | loss  | margin                                                       |
+    |-------|--------------------------------------------------------------|
+    | dpo   | beta ((w - rw) - (l - rl)), the difference of implicit rewards |
+    | ipo   | (w - rw) - (l - rl)                                          |
+    | simpo | beta (w - l)                                                 |
+    | orpo  | log odds(e^w) - log odds(e^l), odds(P) = P / (1 - P)         |
+    """
+    match settings.loss:
+        case "dpo":
+            assert settings.beta is not None
+            return settings.beta * ((w - rw) - (l - rl))
+        case "ipo":
+            return (w - rw) - (l - rl)
+        case "simpo":
+            assert settings.beta is not None
+            return settings.beta * (w - l)
+        case "orpo":
+            return _log_odds(w) - _log_odds(l)
+        case _:
+            assert_never(settings.loss)
+
+
+def losses(settings: PreferenceConfig, margin: Tensor, w: Tensor) -> Tensor:
+    """Return the loss of each pair from its margin h; w is read by ORPO only.
+
+    | loss  | of a pair                                                   | source                           |
+    |-------|-------------------------------------------------------------|----------------------------------|
+    | dpo   | -(1 - e) log sigmoid(h) - e log sigmoid(-h), label smoothing e | arXiv:2305.18290, equation 7     |
+    | ipo   | (h - 1 / (2 beta))^2                                        | arXiv:2310.12036, equation 17    |
+    | simpo | -log sigmoid(h - gamma)                                     | arXiv:2405.14734, equation 6     |
+    | orpo  | -w - weight log sigmoid(h)                                  | arXiv:2403.07691, equations 6, 7 |
+
+    IPO's paper has sums of log-probabilities; here they are means, as in common implementations, so that long answers do not
+    have larger margins.
+    """
+    match settings.loss:
+        case "dpo":
+            return F.softplus(-margin) + settings.label_smoothing * margin
+        case "ipo":
+            assert settings.beta is not None
+            return (margin - 1 / (2 * settings.beta)) ** 2
+        case "simpo":
+            return F.softplus(settings.gamma - margin)
+        case "orpo":
+            return -w + settings.weight * F.softplus(-margin)
+        case _:
+            assert_never(settings.loss)
+
+
+def _log_odds(w: Tensor) -> Tensor:
+    """Return log(P / (1 - P)) for P = e^w, with all digits if w is near 0."""
+    w = w.clamp(max=MAX_LOG_PROBABILITY)
+    return w - torch.log(-torch.expm1(w))

@@ -1,0 +1,115 @@
+"""Compute the reference of a preference tuning once, and find it again when the run continues."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+
+import torch
+
+from positron.config import RunConfig
+from positron.model.gpt import GPT
+from positron.run.checkpoint import best_or_newest, load_checkpoint
+from positron.run.folder import Run
+from positron.run.load import bare_names, load_model
+from positron.run.metrics import append_row
+from positron.system.errors import UserError
+from positron.system.formatting import counted
+from positron.training.objective.preference import PreferenceObjective
+from positron.training.objective.reference import Reference, hash_of_weights, read_reference, write_reference
+from positron.training.resume import Session
+from positron.training.tuning import base_run
+
+logger = logging.getLogger(__name__)
+
+
+def open_reference(session: Session, objective: PreferenceObjective, model: GPT) -> Reference:
+    """Return the reference that is stored in the run, or compute and store it; `model` has the weights of a new run.
+
+    A run that continues keeps the reference that it began with: if the base run has changed since, the stored one is used.
+    Raises UserError if the stored one is missing then.
+    """
+    run, config, start = session.run, session.config, session.start
+    if start.is_own:
+        known = run.facts().reference
+        stored = read_reference(run.reference_path, _identity(known, objective, session))
+        changed = _is_changed(config, known)
+        if stored is not None:
+            if changed:
+                logger.warning(
+                    f"the weights of init_from={config.init_from} have changed since this run began: it continues with the "
+                    f"reference that it stored, {run.reference_path.name}"
+                )
+            return stored
+        if changed or changed is None:
+            why = "is not there any more" if changed is None else "has changed since this run began"
+            raise UserError(
+                f"{run.reference_path} is missing or damaged, and it cannot be computed again, because the base run "
+                f"init_from={config.init_from} {why}: restore the file from a copy, or give another name="
+            )
+        model = load_model(base_run(config))[0]
+    else:
+        assert start.weights is not None
+        known = hash_of_weights(bare_names(load_checkpoint(start.weights)["state_dict"]))
+    identity = _identity(known, objective, session)
+    reference = read_reference(run.reference_path, identity)
+    if reference is None:
+        count = counted(len(objective.train) + len(objective.val), "pair")
+        logger.info(f"computing the log-probabilities of {count} under the reference, once")
+        began = time.monotonic()
+        reference = objective.describe(model.to(session.machine.device).eval(), session.machine.autocast)
+        model.train()
+        logger.info(f"computed in {time.monotonic() - began:.0f} s")
+        if session.is_first_rank:
+            write_reference(run.reference_path, reference, identity)
+    if session.is_first_rank:
+        run.update(reference=known)
+    return reference
+
+
+def _identity(weights: str | None, objective: PreferenceObjective, session: Session) -> str:
+    """Return what the stored reference depends on."""
+    sizes = f"{objective.context} {len(objective.train)} {len(objective.val)}"
+    return f"{weights} {objective.fingerprint} {sizes} {session.machine.precision}"
+
+
+def _is_changed(config: RunConfig, known: str | None) -> bool | None:
+    """Tell whether the base run has other weights than when this run began; None if it was not found."""
+    try:
+        weights = best_or_newest(base_run(config).checkpoint_folder)
+        saved = None if weights is None else load_checkpoint(weights)["state_dict"]
+    except UserError:
+        return None
+    return None if saved is None else hash_of_weights(bare_names(saved)) != known
+
+
+@torch.no_grad()
+def record_beginning(run: Run, objective: PreferenceObjective, model: GPT) -> None:
+    """Write the metrics before the first update, as step 0; metrics of an earlier start that was never saved are removed.
+
+    The loss of DPO is then log 2 for every pair, because the model is its own reference.
+    """
+    device = model.wte.weight.device
+    token_bytes = torch.from_numpy(objective.token_bytes).float().to(device)
+    model.eval()
+    sums = torch.stack(
+        [
+            objective.score(model, (x.to(device), y.to(device)), token_bytes).cpu().double()
+            for x, y in objective.validation(0, 1)
+        ]
+    ).sum(0)
+    measured = objective.measures(model, 0, 1)
+    model.train()
+    nats, n_bytes, tokens = sums.tolist()
+    scores = {
+        "val/loss": nats / tokens,
+        "val/bpb": nats / math.log(2) / n_bytes,
+        "val/perplexity": math.exp(nats / tokens),
+    }
+    run.metrics_path.unlink(missing_ok=True)
+    append_row(run.metrics_path, {"step": 0, "tokens": 0, "time_s": 0.0, "train/loss": None, **scores, **measured})
+    logger.info(
+        f"before the first step: loss {measured['preference/loss']:.4f}, answers of {measured['preference/chosen_tokens']:.0f} "
+        f"(chosen) and {measured['preference/rejected_tokens']:.0f} tokens (rejected), {scores['val/bpb']:.4f} bits per byte"
+    )

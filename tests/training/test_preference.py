@@ -1,0 +1,362 @@
+"""Preference tuning: the losses, the reference, and runs that resume bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny
+from torch.nn import functional as F
+from traces import same
+
+import positron.training.reference
+from positron.config import DataConfig, GPTConfig, LoraConfig, PreferenceConfig, PreferenceLoss, RunConfig
+from positron.data.preferences import Pair
+from positron.model.gpt import GPT
+from positron.model.kernels.loss import linear_token_losses
+from positron.prefer import prefer
+from positron.run.checkpoint import BEST, load_checkpoint
+from positron.run.folder import Run
+from positron.run.load import load_model
+from positron.run.metrics import read_metrics
+from positron.system.errors import UserError
+from positron.text.char_word import CharTokenizer
+from positron.text.conversation import Message
+from positron.text.tokenizer import SPECIALS
+from positron.train import train
+from positron.training.objective.preference import PreferenceObjective, answer_log_probs
+from positron.training.objective.preference_losses import losses, margins
+
+TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz ?.\n")
+END = TOKENIZER.special_id(SPECIALS[-1])
+GPT_CONFIG = GPTConfig(vocab_size=TOKENIZER.vocab_size, context_length=64, d_model=16, n_layer=2, n_head=2)
+LOSSES: tuple[PreferenceLoss, ...] = ("dpo", "ipo", "simpo", "orpo")
+LN_2 = float(np.float32(math.log(2)))
+
+
+def pair(question: str, chosen: str, rejected: str, *, is_val: bool = False) -> Pair:
+    answers = ((Message("assistant", text),) for text in (chosen, rejected))
+    return Pair((Message("user", question),), *answers, is_val)
+
+
+PAIRS = [pair("a" * n + "?", "b" * (n % 5 + 1), "c" * (n % 3 + 2), is_val=n % 3 == 0) for n in range(1, 12)]
+
+
+def objective(pairs: list[Pair] = PAIRS, loss: PreferenceLoss = "dpo", micro: int = 4) -> PreferenceObjective:
+    return PreferenceObjective(
+        pairs,
+        TOKENIZER,
+        PreferenceConfig(loss),
+        context=64,
+        batch_size=12,
+        micro_batch_size=micro,
+        seed=0,
+        val_tokens=1000,
+    )
+
+
+def with_reference(task: PreferenceObjective, model: GPT) -> PreferenceObjective:
+    task.reference = task.describe(model, torch.no_grad)
+    return task
+
+
+def test_losses_of_tokens_and_their_gradients_are_the_librarys() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, weight, upstream = (torch.randn(*s, generator=generator).double() for s in ((7, 5), (11, 5), (7,)))
+    targets = torch.tensor([3, -100, 0, 10, 4, -100, 4])
+    inputs = [tensor.clone().requires_grad_() for tensor in (x, weight)]
+    ours = linear_token_losses(*inputs, targets)
+    got = torch.autograd.grad(ours, inputs, upstream)
+    plain = F.cross_entropy(F.linear(*inputs), targets, reduction="none", ignore_index=-100)
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    for a, b in zip(got, torch.autograd.grad(plain, inputs, upstream), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
+
+
+def test_a_log_probability_counts_the_answer_and_its_end_and_nothing_else() -> None:
+    task, model = with_reference(objective(), GPT(GPT_CONFIG)), GPT(GPT_CONFIG).double()
+    for x, y, _ in task.batch(1, 0, 1):
+        every = model(x).log_softmax(-1)  # (B, T, V)
+        wanted = [sum(every[b, t, y[b, t]] for t in range(y.shape[1]) if y[b, t] != -100) for b in range(len(x))]
+        torch.testing.assert_close(answer_log_probs(model, x, y), torch.stack(wanted), rtol=1e-12, atol=1e-12)
+        for row in y:
+            answer = row[row != -100].tolist()
+            assert answer[-1] == END
+            assert len(set(TOKENIZER.decode(answer[:-1]))) == 1  # only b or only c: not a letter of the question
+
+
+def test_rows_of_a_micro_batch_are_chosen_and_rejected_in_turn() -> None:
+    task = with_reference(objective(), GPT(GPT_CONFIG))
+    parts = task.batch(1, 0, 1)
+    for _, y, reference in parts:
+        letters = [TOKENIZER.decode(row[row != -100][:1].tolist()) for row in y]
+        assert letters == ["b", "c"] * (len(y) // 2)
+        assert reference.shape == (len(y),)
+    assert [int(task.count(part)) for part in parts] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_one_large_micro_batch_and_many_small_ones_have_the_same_gradient(loss: PreferenceLoss) -> None:
+    gradients = []
+    for micro in (12, 1):
+        model = GPT(GPT_CONFIG, seed=1).double()
+        task = with_reference(objective(loss=loss, micro=micro), GPT(GPT_CONFIG))
+        for part in task.batch(1, 0, 1):
+            (task.loss(model, part) / 6).backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, whole in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], whole, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_the_ranks_share_the_pairs_of_a_step(world_size: int) -> None:
+    task = with_reference(objective(), GPT(GPT_CONFIG))
+
+    def rows(parts: list[Any]) -> list[Any]:
+        return sorted((x[y != -100].tolist(), float(r)) for part in parts for x, y, r in zip(*part, strict=True))
+
+    shared = [part for rank in range(world_size) for part in task.batch(2, rank, world_size)]
+    assert rows(shared) == rows(task.batch(2, 0, 1))
+
+
+def test_the_loss_of_a_model_that_is_its_own_reference_is_log_2_exactly() -> None:
+    model = GPT(dataclasses.replace(GPT_CONFIG, dropout=0.5)).eval()
+    task = with_reference(objective(), model)
+    assert task.measures(model, 0, 1)["preference/loss"] == LN_2
+    half = dataclasses.replace(task.settings, label_smoothing=0.4)
+    zero = torch.zeros(3)
+    assert losses(half, margins(half, zero - 5, zero - 7, zero - 5, zero - 7), zero).tolist() == [LN_2] * 3
+
+
+def test_margins_and_losses_are_those_of_the_papers() -> None:
+    w, rejected = (torch.tensor(v, dtype=torch.float64) for v in ([-2.0, -9.0], [-3.0, -4.0]))
+    rw, rl = (torch.tensor(v, dtype=torch.float64) for v in ([-2.5, -8.0], [-2.0, -5.0]))
+
+    def loss_of(**settings: Any) -> list[float]:
+        chosen = PreferenceConfig(**settings)
+        return losses(chosen, margins(chosen, w, rejected, rw, rl), w).tolist()
+
+    def sigmoid(x: float) -> float:
+        return 1 / (1 + math.exp(-x))
+
+    h = [(-2.0 + 2.5) - (-3.0 + 2.0), (-9.0 + 8.0) - (-4.0 + 5.0)]
+    smooth = [-0.8 * math.log(sigmoid(0.5 * x)) - 0.2 * math.log(sigmoid(-0.5 * x)) for x in h]
+    assert loss_of(beta=0.5, label_smoothing=0.2) == pytest.approx(smooth, rel=1e-12)
+    assert loss_of(loss="ipo", beta=0.2) == pytest.approx([(x - 2.5) ** 2 for x in h], rel=1e-12)
+    simpo = [-math.log(sigmoid(3 * (a - b) - 0.4)) for a, b in ((-2, -3), (-9, -4))]
+    assert loss_of(loss="simpo", beta=3.0, gamma=0.4) == pytest.approx(simpo, rel=1e-12)
+
+    def odds(log_p: float) -> float:
+        return math.exp(log_p) / (1 - math.exp(log_p))
+
+    orpo = [-a - 0.3 * math.log(sigmoid(math.log(odds(a) / odds(b)))) for a, b in ((-2, -3), (-9, -4))]
+    assert loss_of(loss="orpo", weight=0.3) == pytest.approx(orpo, rel=1e-9)
+
+
+def test_the_measures_are_those_of_two_whole_models() -> None:
+    before, after = GPT(GPT_CONFIG, seed=0).eval(), GPT(GPT_CONFIG, seed=3).eval()
+    task = with_reference(objective(), before)
+    sums: dict[str, list[float]] = {name: [] for name in ("kl", "margin", "chosen_logp", "rejected_logp")}
+    with torch.no_grad():
+        for x, y in task.val_pairs:
+            w, rw = answer_log_probs(after, x, y), answer_log_probs(before, x, y)
+            sums["chosen_logp"] += w[0::2].tolist()
+            sums["rejected_logp"] += w[1::2].tolist()
+            sums["margin"] += (0.1 * ((w - rw)[0::2] - (w - rw)[1::2])).tolist()
+            p, q = (model(x[0::2]).log_softmax(-1) for model in (after, before))
+            sums["kl"] += (p.exp() * (p - q)).sum(-1)[y[0::2] != -100].tolist()
+    measured = task.measures(after, 0, 1)
+    for name, values in sums.items():
+        assert measured[f"preference/{name}"] == pytest.approx(np.mean(values), rel=1e-5), name
+    assert measured["preference/accuracy"] == np.mean([m > 0 for m in sums["margin"]])
+    assert measured["preference/kl"] > 0
+    assert task.measures(before, 0, 1)["preference/kl"] == pytest.approx(0, abs=1e-6)
+
+
+def test_pairs_that_do_not_fit_are_counted_and_all_of_them_refused(logged: list[str]) -> None:
+    long = pair("a", "b" * 100, "c")
+    objective([*PAIRS, long])
+    assert any("1 of 12 pairs have an answer that is longer than the context of 64 tokens" in line for line in logged)
+    with pytest.raises(UserError, match="all 1 pairs have an answer"):
+        objective([long])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a pretrained run and a file of pairs."""
+    folder = tmp_path_factory.mktemp("base")
+    train(tiny(folder, train__max_steps=20, model__context_length=64, train__batch_tokens=1024), folder / "base")
+    rows = [
+        {"prompt": f"The {thing} {n}?", "chosen": "It is red.", "rejected": f"It is {'big' * (n % 3)} blue."}
+        for n in range(12)
+        for thing in ("hat", "ball", "boat", "kite")
+    ]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def preferred(base: Path, preference: PreferenceConfig | None = None, **changes: Any) -> RunConfig:
+    """A preference tuning that takes a second."""
+    values = tiny(base, model__context_length=64)
+    config = dataclasses.replace(
+        values,
+        name="preferred",
+        data=DataConfig("preferences", str(base / "pairs.jsonl"), val_fraction=0.2, dir=str(base / "data")),
+        init_from=str(base / "base"),
+        preference=preference or PreferenceConfig(),
+    )
+    settings = {
+        "max_steps": 12, "batch_tokens": 512, "micro_batch_size": 4, "val_every": 4, "sample_every": 6, "sample_prompt": None,
+        "save_every": 3, **changes,
+    }  # fmt: skip
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **settings))
+
+
+def test_a_run_learns_the_order_and_is_whole_and_leaves_the_base_alone(base: Path, tmp_path: Path) -> None:
+    before = {p: p.read_bytes() for p in sorted((base / "base").rglob("*")) if p.is_file()}
+    facts = prefer(preferred(base), tmp_path / "run")
+    assert before == {p: p.read_bytes() for p in sorted((base / "base").rglob("*")) if p.is_file()}
+    run = Run(tmp_path / "run")
+    assert (facts.status, run.kind, run.is_chat) == ("finished", "preference", True)
+    rows = read_metrics(run.metrics_path)
+    first, last = rows[0], rows[-1]
+    assert (first["step"], first["preference/loss"], first["preference/accuracy"]) == (0, LN_2, 0)
+    assert rows[1]["train/loss"] == pytest.approx(LN_2, abs=1e-5)
+    assert last["preference/accuracy"] == 1
+    assert last["preference/margin"] > 0.1
+    assert last["preference/kl"] > first["preference/kl"]
+    assert first["val/bpb"] == pytest.approx(facts.base_bpb_before, rel=0.05)
+    assert facts.best_step == 12
+    best, newest = (load_checkpoint(run.checkpoint_folder / name)["state_dict"] for name in (BEST, "step-000012.ckpt"))
+    assert all(torch.equal(best[name], newest[name]) for name in newest)
+    assert run.report_path.exists()
+    assert load_model(run)[0].config.context_length == 64
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_run_in_chunks_is_bit_identical_to_one_in_one_piece(loss: PreferenceLoss, base: Path, tmp_path: Path) -> None:
+    settings = PreferenceConfig(loss, lora=LoraConfig(rank=2 if loss == "ipo" else 0))
+    prefer(preferred(base, settings), tmp_path / "whole")
+    for stop in (5, None):
+        prefer(preferred(base, settings, stop_at=stop), tmp_path / "parts")
+        if stop:
+            (tmp_path / "parts" / "reference.npz").write_bytes(b"PK damaged")  # it is computed again
+    rows = [
+        [
+            {**row, "time_s": 0, "speed/tokens_per_s": 0, "speed/mfu": 0, "memory/peak_gb": 0}
+            for row in rows
+            if row["step"] != 5
+        ]
+        for rows in (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
+    ]
+    assert rows[0] == rows[1]
+    a, b = (load_model(Run(tmp_path / name))[0].state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_killed_while_its_reference_is_computed_starts_again(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: Any) -> None:
+        raise Killed
+
+    config = preferred(base, max_steps=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(positron.training.reference, "write_reference", kill)
+        with pytest.raises(Killed):
+            prefer(config, tmp_path / "killed")
+    for name in ("killed", "whole"):
+        prefer(config, tmp_path / name)
+    assert same(tmp_path / "killed", tmp_path / "whole")
+
+
+def test_a_base_run_that_has_changed_is_named_and_the_stored_reference_is_kept(
+    base: Path, tmp_path: Path, logged: list[str]
+) -> None:
+    shutil.copytree(base, tmp_path / "moved")
+    moved = tmp_path / "moved"
+    part, whole = preferred(moved, stop_at=6), preferred(moved)
+    prefer(part, tmp_path / "run")
+    shutil.copytree(tmp_path / "run", tmp_path / "other")
+    longer = tiny(moved, train__max_steps=24, model__context_length=64, train__batch_tokens=1024)
+    train(dataclasses.replace(longer, train=dataclasses.replace(longer.train, extend=True)), moved / "base")
+    (tmp_path / "other" / "reference.npz").unlink()
+    with pytest.raises(UserError, match=r"reference.npz is missing or damaged, .* has changed since this run began"):
+        prefer(whole, tmp_path / "other")
+    assert prefer(whole, tmp_path / "run").status == "finished"
+    assert any("have changed since this run began: it continues with the reference" in line for line in logged)
+
+
+def test_without_the_text_of_the_base_run_the_answers_are_validated(
+    base: Path, tmp_path: Path, logged: list[str]
+) -> None:
+    shutil.copytree(base / "base", tmp_path / "base")
+    record = json.loads((tmp_path / "base" / "config.json").read_text())
+    del record["checksum"]
+    record["data"] |= {"source": "imported"}
+    (tmp_path / "base" / "config.json").write_text(json.dumps(record))
+    config = dataclasses.replace(preferred(base, max_steps=4), init_from=str(tmp_path / "base"))
+    facts = prefer(config, tmp_path / "run")
+    assert facts.status == "finished"
+    assert any("the text of the base run cannot be used for validation" in line for line in logged)
+    assert any("was not fine-tuned on conversations" in line for line in logged)
+    assert read_metrics(tmp_path / "run" / "metrics.jsonl")[-1]["val/bpb"] > 0
+
+
+def test_a_batch_without_room_for_a_pair_is_refused(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no room for a pair: give train\.batch_tokens=128"):
+        prefer(preferred(base, batch_tokens=64), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_numbers_of_a_loss_are_recorded_and_checked() -> None:
+    assert [PreferenceConfig(loss).beta for loss in LOSSES] == [0.1, 0.1, 2.0, None]
+    for wrong, said in (
+        ({"beta": 0.0}, "preference.beta=0.0 must be positive"),
+        ({"label_smoothing": 0.5}, "preference.label_smoothing=0.5 must be in"),
+        ({"lora": LoraConfig(rank=-1)}, "preference.lora.rank=-1 must not be negative"),
+    ):
+        with pytest.raises(UserError) as error:
+            PreferenceConfig(**wrong)
+        assert said in str(error.value)
+
+
+def test_the_prefer_command_and_its_mistakes(base: Path, tmp_path: Path, run_command: Callable[..., Any]) -> None:
+    folder = tmp_path / "outputs" / "b"
+    folder.parent.mkdir()
+    shutil.copytree(base / "base", folder)
+    shutil.copy(base / "pairs.jsonl", tmp_path)
+    data = ("data=preferences", "data.path=pairs.jsonl", "data.val_fraction=0.2")
+    sizes = ("train.max_steps=2", "train.batch_tokens=512", "train.log_every=1", "train.sample_tokens=4")
+    fast = (*sizes, *data, "device=cpu", "precision=fp32", "name=p")
+    made = run_command("prefer", *fast)
+    assert made.code == 0, made.err
+    assert "before the first step: loss 0.6931" in made.err
+    assert "-m positron.chat --run outputs/p" in made.out
+    assert "on the pretraining text:" in made.out
+    again = run_command("reproduce", "p", "--whole")
+    assert again.code == 0, again.err
+    assert "identical: logged steps 1 to 2" in again.out
+    for wrong, said in (
+        (("data.path=nowhere.jsonl",), "cannot read data.path=nowhere.jsonl"),
+        (("preference.gamma=1",), "preference.gamma= is read by preference.loss=simpo, not by preference.loss=dpo"),
+        (("preference.losss=dpo",), "did you mean preference.loss?"),
+        (("data=story_instruct",), "preference tuning learns from pairs"),
+        (("preference.epochs=2",), "train.max_steps=auto"),
+        (("sft.epochs=2",), "read by python -m positron.sft"),
+        (("device.compile=true",), "device.compile=true is not supported by python -m positron.prefer"),
+    ):
+        failed = run_command("prefer", *fast[:-1], *wrong, "name=w")
+        assert failed.code == 2, failed.err
+        assert said in failed.err.splitlines()[-1]
