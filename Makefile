@@ -1,5 +1,5 @@
 # Thin names for plain commands; each prints what it runs.
-.PHONY: install train train-quick sft chat generate test test-all test-cpus coverage check docs bench clean
+.PHONY: install train train-quick sft reward chat generate test test-all test-cpus coverage check docs bench clean
 SHELL := /bin/bash
 
 # A Python that Hydra 1.3 runs on: 3.11 to 3.13.
@@ -37,6 +37,9 @@ train-quick: install
 
 sft: install
 	$(BIN)/python -m positron.sft init_from=quickstart experiment=story_instruct
+
+reward: install
+	$(BIN)/python -m positron.reinforce init_from=sft-story_instruct experiment=story_reward budget=5min
 
 chat: install
 	$(BIN)/python -m positron.chat

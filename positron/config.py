@@ -624,7 +624,7 @@ class MonitorConfig:
 
 @dataclass(frozen=True)
 class LoraConfig:
-    """Hold the settings of low-rank training (`sft.lora`, `preference.lora`)."""
+    """Hold the settings of low-rank training (`sft.lora`, `preference.lora`, `reinforce.lora`)."""
 
     rank: CountOrZero = 0  # LoRA: rank of the matrices that are trained instead of the weights; 0: train all weights
     markers: bool = True  # with LoRA, also train the embeddings of the tokens that mark the turns, so that answers end
@@ -777,6 +777,40 @@ def _check_pattern(pattern: str, key: str) -> None:
         raise UserError(f"{key}={pattern} is not a regular expression: {error}") from error
 
 
+Advantage = Literal["rloo", "dr_grpo"]
+
+
+@dataclass(frozen=True)
+class ReinforceConfig:
+    """Hold the settings of reinforcement learning."""
+
+    prompts: Count = 16  # prompts per optimizer step
+    samples: Count = 8  # answers to each prompt, at least 2; they are compared with each other
+    # what an answer's reward is compared with; rloo: the mean of the other answers; dr_grpo: the mean of all answers
+    advantage: Advantage = "rloo"
+    temperature: Positive = 1.0  # of the policy: its answers are sampled and learnt at this temperature
+    max_tokens: Count = 256  # longest answer; a longer one is cut off
+    mask_truncated: bool = False  # learn nothing from answers that were cut off
+    kl: NotNegative = 0.0  # weight of the KL divergence from the model before the training; 0: it is only measured
+    # weight of the mean loss on windows of the pretraining text, so that the model forgets less; 0: none are read
+    replay: NotNegative = 0.1
+    weights: Literal["fp32", "bf16", "int8"] = "fp32"  # number format of the weights that sample the answers
+    # if answers are sampled in another precision than that of the training: largest ratio of the two probabilities of a token
+    # that weights its loss
+    max_ratio: Positive = 2.0
+    val_prompts: Count = 32  # validation prompts that are answered at each validation
+    val_samples: Count = 8  # answers to each of them
+    lora: LoraConfig = field(default_factory=LoraConfig)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, "reinforce")
+        check_ranges(self.lora, "reinforce.lora")
+        if self.samples < 2 or self.val_samples < 2:
+            raise UserError(
+                "reinforce.samples= and reinforce.val_samples= compare answers with each other: give at least 2"
+            )
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Hold all settings of a run, as `python -m positron.train --cfg job` prints them."""
@@ -796,12 +830,15 @@ class RunConfig:
     monitor: MonitorConfig = field(default_factory=MonitorConfig)
     sft: SFTConfig | None = None  # set by the command sft only
     preference: PreferenceConfig | None = None  # set by the command prefer only
+    reinforce: ReinforceConfig | None = None  # set by the command reinforce only
+    reward: RewardConfig | None = None  # set by the command reinforce only
     # continue from a checkpoint FILE, a RUN, or latest (of this run); everything is restored
     ckpt_path: str | None = None
     init_from: str | None = None  # start with the weights of this run; optimizer and step are new
     # auto: continue if the run exists; must: refuse to start a new one; never: refuse to continue
     resume: Literal["auto", "must", "never"] = "auto"
-    # time to train, such as 10m or 2h; batch size, steps, learning rate and weight decay are chosen for it (model=auto: 10m)
+    # time to train, such as 10m or 2h; batch size, steps, learning rate and weight decay are chosen for it (model=auto: 10m);
+    # reinforce: only the number of steps
     budget: float | str | None = None
 
     def __post_init__(self) -> None:
@@ -820,9 +857,10 @@ class RunConfig:
             raise UserError("init_from= takes only the weights, ckpt_path= takes everything: give one of them")
         if self.budget is not None:
             seconds(self.budget, "budget")
-            if self.is_tuning or self.device.processes > 1:
+            if self.sft is not None or self.device.processes > 1:
                 raise UserError(
-                    "budget= is for pretraining on one device: leave it out, and give train.max_steps= or train.max_time="
+                    "budget= is for pretraining and for reinforce, on one device: leave it out, and give train.max_steps= or "
+                    "train.max_time="
                 )
         if self.preference is not None and (self.device.shards_weights or self.device.compile):
             key = "strategy=fsdp" if self.device.shards_weights else "compile=true"
@@ -836,18 +874,22 @@ class RunConfig:
     @property
     def is_tuning(self) -> bool:
         """Tell whether the run trains a base run further, whose architecture and tokenizer it has."""
-        return self.sft is not None or self.preference is not None
+        return self._tuning is not None
 
     @property
     def lora(self) -> LoraConfig:
         """Return the settings of low-rank training; their rank is 0 if all weights are trained."""
-        tuning = self.sft or self.preference
-        return LoraConfig() if tuning is None else tuning.lora
+        return LoraConfig() if self._tuning is None else self._tuning.lora
 
     @property
     def tuning_group(self) -> str:
         """Return the key of the group of settings that only the command of this tuning reads."""
-        return "sft" if self.preference is None else "preference"
+        groups = {"sft": self.sft, "preference": self.preference, "reinforce": self.reinforce}
+        return next((name for name, group in groups.items() if group is not None), "sft")
+
+    @property
+    def _tuning(self) -> SFTConfig | PreferenceConfig | ReinforceConfig | None:
+        return self.sft or self.preference or self.reinforce
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 from positron.cli.preflight import check_name
 from positron.config import RunConfig
-from positron.run.folder import OUTPUTS, PREFERENCE, PRETRAIN, SFT, TUNED, Run, find_run
+from positron.run.folder import OUTPUTS, PREFERENCE, PRETRAIN, REINFORCE, SFT, TUNED, Run, find_run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance, start_of
 from positron.settings import flat, from_dict
@@ -75,10 +75,11 @@ def main() -> None:
             check_name(folder)
             claim(folder, run)
         from positron.prefer import prefer
+        from positron.reinforce import reinforce
         from positron.sft import sft
         from positron.train import train
 
-        {PRETRAIN: train, SFT: sft, PREFERENCE: prefer}[run.kind](config, folder)
+        {PRETRAIN: train, SFT: sft, PREFERENCE: prefer, REINFORCE: reinforce}[run.kind](config, folder)
         if first_rank(config.device.processes):
             same, text = verdict(run, Run(folder), last)
             print("\n" + text)

@@ -19,18 +19,20 @@ from positron.system.errors import UserError
 T = TypeVar("T")
 MISSING = "???"  # OmegaConf's mark of a value that has to be given
 BESIDE_VALUES = ("auto_size",)  # keys of `Asked` that a user sets like the keys of `RunConfig`
-Recipe = Literal["train", "sft", "prefer"]  # the commands that start runs; each has a file in conf/
+Recipe = Literal["train", "sft", "prefer", "reinforce"]  # the commands that start runs; each has a file in conf/
 OWN_GROUPS: dict[Recipe, tuple[str, ...]] = {  # settings that only this command reads
     "train": (),
     "sft": ("sft",),
     "prefer": ("preference",),
+    "reinforce": ("reinforce", "reward"),
 }
 BASE_GROUPS = ("model", "tokenizer")  # which a fine-tuned run takes from its base run
-PRETRAINING_KEYS = ("budget", "auto_size")
+BUDGET_KEYS = ("budget", "auto_size")
 NOT_READ_BY: dict[Recipe, tuple[str, ...]] = {  # top-level keys
     recipe: (
         *(group for other, groups in OWN_GROUPS.items() if other != recipe for group in groups),
-        *((*BASE_GROUPS, *PRETRAINING_KEYS) if recipe != "train" else ()),
+        *(BASE_GROUPS if recipe != "train" else ()),
+        *(BUDGET_KEYS[recipe == "reinforce" :] if recipe != "train" else ()),
     )
     for recipe in OWN_GROUPS
 }

@@ -17,7 +17,7 @@ from positron.cli.hydra_app import run_hydra
 from positron.cli.sweeps import run_job
 from positron.cli.tuning import configure_tuning
 from positron.config import RunConfig
-from positron.run.base import pretrained_run, tokens_seen, with_origin
+from positron.run.base import tokens_seen, with_origin
 from positron.run.facts import Facts
 from positron.run.folder import OUTPUTS, SFT, TUNED, Run
 from positron.system.disk import write_json
@@ -90,37 +90,18 @@ def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> W
 
     Each batch has sft.replay_ratio of its rows from them, at least one. Raises UserError if the text is not available.
     """
-    from positron.data.windows import Windows
-    from positron.evaluation.eval_texts import token_files
-    from positron.training.tuning import base_run
+    from positron.training.tuning import replayed_text
 
     assert config.sft is not None
     if not config.sft.replay_ratio:
         return None
-    remedy = (
-        "give another name= and sft.replay_ratio=0 to fine-tune again without it"
-        if start.is_own
-        else "give sft.replay_ratio=0 to fine-tune without its pretraining text"
-    )
-    try:
-        base = pretrained_run(base_run(config))
-    except UserError as error:
-        why = "each batch of this run contains some of its pretraining text (sft.replay_ratio)"
-        raise UserError(f"{error}; {why}" if start.is_own else f"{error}, or {remedy}") from error
-    if base.config()["data"].get("source") == "imported":
-        logger.info("the training text of the imported model is unknown, so no text is replayed")
-        return None
-    if base.config()["data"].get("tokens_per_epoch") is not None:
-        raise UserError(
-            f"{base.folder} streamed its text and did not keep it, so it cannot be replayed: give sft.replay_ratio=0"
-        )
     share = min(batch_size - 1, max(1, round(config.sft.replay_ratio * batch_size)))
     if share < 1:
         raise UserError(
             f"a batch of {batch_size} sequences has no room for replayed pretraining text: "
             "give a larger train.batch_tokens=, or sft.replay_ratio=0"
         )
-    return Windows(token_files(base, "train", remedy), context=context, batch_size=share, seed=config.seed)
+    return replayed_text(config, start, "sft.replay_ratio", rows=share, context=context)
 
 
 def configure(values: dict[str, Any]) -> RunConfig:

@@ -31,6 +31,8 @@ from positron.config import (
     Precision,
     PrecisionConfig,
     PreferenceConfig,
+    RewardConfig,
+    RewardTerm,
     ScheduleConfig,
     SweepConfig,
     TokenizerConfig,
@@ -41,8 +43,10 @@ from positron.data.open import open_source
 from positron.data.preferences import read_pairs
 from positron.inference import compiled
 from positron.inference.decoder import Decoder
+from positron.inference.text_model import DTYPES
 from positron.interop import gguf_file, hf_architectures, llama2c, onnx_graph
 from positron.model.gpt import GPT
+from positron.rewards import open_reward
 from positron.run.folder import Run
 from positron.system.errors import UserError
 from positron.text.factory import train_tokenizer
@@ -52,6 +56,7 @@ from positron.training.budget.choose import rate_for
 from positron.training.callbacks.pruning import open_pruning
 from positron.training.monitors.activations import DEAD
 from positron.training.objective.preference_losses import is_mean, losses, margins
+from positron.training.objective.reinforce import advantages
 from positron.training.optim.groups import build_optimizer
 from positron.training.optim.schedule import lr_at
 
@@ -144,6 +149,12 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "sums of preference.loss": lambda: is_mean(invented(PreferenceConfig(), "loss")),
     "data.on_invalid": lambda: Reading(on_invalid="invented"),
     "sweep.prune": lambda: open_pruning(invented(SweepConfig(), "prune"), Run(Path("nowhere")), 1),
+    "reward.kind": lambda: open_reward(invented(RewardConfig("story_request"), "kind"), []),
+    "reward.terms.kind": lambda: open_reward(
+        RewardConfig("sum", terms=(invented(RewardTerm("story_request"), "kind"),)), []
+    ),
+    "reinforce.advantage": lambda: advantages(torch.ones(1, 2), "invented"),
+    "reinforce.weights": lambda: DTYPES["invented"],
     "device.strategy": lambda: invented(DeviceConfig(), "strategy").shards_weights,
     "device.accelerator": lambda: device.choose_machine(invented(DeviceConfig(), "accelerator"), PrecisionConfig()),
     "precision.dtype": lambda: device.choose_machine(
@@ -222,6 +233,10 @@ def test_every_choice_of_the_settings_is_tested_here() -> None:
         ("OptimizerConfig", "kind"),
         ("ScheduleConfig", "kind"),
         ("SweepConfig", "prune"),
+        ("RewardConfig", "kind"),
+        ("RewardTerm", "kind"),
+        ("ReinforceConfig", "advantage"),
+        ("ReinforceConfig", "weights"),
         ("RunConfig", "resume"),
         ("PreferenceConfig", "loss"),
     }
@@ -232,6 +247,7 @@ def test_tables_by_choice_have_a_row_for_every_choice() -> None:
     assert set(device.DTYPES) == set(device.LIGHTNING_PRECISION) == set(get_args(Precision))
     assert set(choices.BATCH_TOKENS) == set(device.accelerators()) == set(get_args(Accelerator))
     values = {(kind, field): words for kind, field, words in literals(choices.RunConfig)}
+    assert set(DTYPES) == values["ReinforceConfig", "weights"]
     assert set(DEAD) == values["ModelConfig", "activation"]
     sources = [with_value(DataConfig("stories"), "source", word) for word in values["DataConfig", "source"]]
     assert {data.source for data in sources if data.holds_conversations} == set(SOURCES_OF["sft"])

@@ -19,6 +19,7 @@ COMMANDS = (
     "train",
     "sft",
     "prefer",
+    "reinforce",
     "generate",
     "chat",
     "serve",

@@ -50,7 +50,7 @@ def write_custom_data(values: dict[str, Any]) -> None:
     match recipe_of(values):
         case "train":
             data |= {"source": "text", "path": str(write_texts(rows, data["dir"]))}
-        case "sft":
+        case "sft" | "reinforce":
             data |= {"source": "instruct", "path": str(write_conversations(rows, data["dir"]))}
         case "prefer":
             data |= {"source": "preferences", "path": str(write_pairs(rows, data["dir"]))}

@@ -12,6 +12,8 @@ from positron.config import (
     BATCH_TOKENS,
     Asked,
     PreferenceConfig,
+    ReinforceConfig,
+    RewardConfig,
     RunConfig,
     SFTConfig,
     TensorboardConfig,
@@ -31,8 +33,8 @@ def register_defaults() -> None:
 def default_configs() -> dict[str, dict[str, Any]]:
     """Return the defaults by name: all keys of each command, and presets of accelerators and optional loggers."""
     beside = {key: getattr(Asked, key) for key in BESIDE_VALUES}
-    tuning = {"sft": defaults_of(SFTConfig), "preference": defaults_of(PreferenceConfig)}
-    run = {**defaults_of(RunConfig), **tuning, **beside}
+    groups = {"sft": SFTConfig, "preference": PreferenceConfig, "reinforce": ReinforceConfig, "reward": RewardConfig}
+    run = {**defaults_of(RunConfig), **{name: defaults_of(group) for name, group in groups.items()}, **beside}
     return {
         **{
             recipe: {key: value for key, value in run.items() if key not in excluded_keys}

@@ -43,10 +43,19 @@ _USAGE: dict[Recipe, tuple[str, tuple[str, ...]]] = {
             "init_from=sft-instruct data=preferences data.path=pairs.jsonl",
         ),
     ),
+    "reinforce": (
+        "Train a run on its own answers, weighted by a reward. Model and tokenizer come from init_from=RUN (default: the run\n"
+        "that chats and was trained last).",
+        (
+            "init_from=sft-story_instruct experiment=story_reward",
+            "init_from=RUN reward=custom reward.function=mine.reward",
+        ),
+    ),
 }
 _TUNING_EXPERIMENTS: dict[Recipe, tuple[str, ...]] = {  # the others are for pretraining
     "sft": ("story_instruct",),
     "prefer": ("story_preference",),
+    "reinforce": ("story_reward",),
 }
 _OPTIONS = (
     ("-m, --multirun", "sweep: one run for each value of key=a,b,c (or Hydra's choice(), range(), glob(), interval())"),

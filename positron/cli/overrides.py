@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from positron.cli.other_tools import advice, question, same_option
 from positron.settings import (
     BASE_GROUPS,
+    BUDGET_KEYS,
     NOT_READ_BY,
     OWN_GROUPS,
-    PRETRAINING_KEYS,
     Recipe,
     expected,
     is_list,
@@ -223,10 +223,8 @@ class _Reader:
             raise UserError(
                 f"{command} takes the architecture and tokenizer of the base run, init_from=: leave {key}= out"
             )
-        if top in PRETRAINING_KEYS:
-            raise UserError(
-                f"{key}= is read by pretraining, not by {command}: give train.max_time=, or train.max_steps="
-            )
+        if top in BUDGET_KEYS:
+            raise UserError(f"{key}= is not read by {command}: give train.max_time=, or train.max_steps=")
         reader = next(recipe for recipe, groups in OWN_GROUPS.items() if top in groups)
         raise UserError(f"{key}= is read by python -m positron.{reader}, not by {command}: leave it out")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from positron.config import OPTIMIZER_READS
+from positron.config import OPTIMIZER_READS, REWARD_READS
 from positron.settings import NOT_READ_BY, OWN_GROUPS, Recipe
 from positron.system.errors import UserError
 
@@ -76,6 +76,12 @@ READ_BY = (
         {kind: f"optimizer={kind}" for kind in OPTIMIZER_READS},
     ),
     Choice(
+        "reward",
+        "kind",
+        REWARD_READS,
+        {kind: f"reward={kind}" for kind in REWARD_READS},
+    ),
+    Choice(
         "schedule",
         "kind",
         {
@@ -97,11 +103,13 @@ SOURCES_OF: dict[Recipe, tuple[str, ...]] = {
     "train": ("stories", "text", "hub"),
     "sft": ("instruct", "story_instruct"),
     "prefer": ("preferences", "story_preference"),
+    "reinforce": ("instruct", "story_instruct"),
 }
 _DATA_ADVICE: dict[Recipe, str] = {
     "train": "pretraining learns from text: give data=text data.path=FILE, or data=stories",
     "sft": "SFT learns from conversations: give data=story_instruct, or data=instruct data.path=my.jsonl",
     "prefer": "preference tuning learns from pairs: give data=story_preference, or data=preferences data.path=my.jsonl",
+    "reinforce": "prompts are taken from conversations: give data=story_instruct, or data=instruct data.path=my.jsonl",
 }
 MONITORS = ("gradients", "weights", "attention", "activations", "tokens")
 _EMPTY_VALUES = ("null", "false", "None", "False")

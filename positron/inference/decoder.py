@@ -104,6 +104,13 @@ class Decoder:
         other._allocate(batch)
         return other
 
+    def with_rows(self, rows: list[int]) -> Decoder:
+        """Create a decoder that shares the packed weights and begins with copies of these rows of the cache, in this order."""
+        other, chosen = copy.copy(self), torch.tensor(rows, device=self.device)
+        other.ids, other.k, other.v = self.ids[chosen], self.k[:, chosen], self.v[:, chosen]
+        other.lengths = [self.lengths[row] for row in rows]
+        return other
+
     def _norm(self, norm: Norm) -> tuple[Tensor, Tensor | None]:
         weight = norm.weight.detach().to(self.dtype)
         match self.config.norm:

@@ -37,8 +37,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 OUTPUTS = Path("outputs")
-PRETRAIN, SFT, PREFERENCE = "pretrain", "sft", "preference"  # the kinds of runs that the commands make
-TUNED = (SFT, PREFERENCE)  # the kinds that always have a base run
+# the kinds of runs that the commands make
+PRETRAIN, SFT, PREFERENCE, REINFORCE = "pretrain", "sft", "preference", "reinforce"
+TUNED = (SFT, PREFERENCE, REINFORCE)  # the kinds that always have a base run
 
 # Settings that may differ between two commands that train the same run, because they do not change what it learns.
 _CHANGEABLE_KEYS = {"ckpt_path", "init_from", "resume"}

@@ -252,7 +252,6 @@ def _callbacks(
     speed = SpeedFacts(
         batch_tokens=plan.batch_tokens,
         flops_per_token=plan.gpt.flops_per_token(),
-        bytes_per_token=objective.bytes_per_token,
         peak=MatmulPeak(plan.gpt, plan.machine, plan.micro_batch_size, plan.world_size),
     )
     clock = Clock(train.log_every)

@@ -108,7 +108,6 @@ class TrainingModule(L.LightningModule):
 
     def training_step(self, batch: list[Part], batch_idx: int) -> None:
         """Take one optimizer step on this rank's share of the batch."""
-        self.metrics = {}
         step = self.global_step + 1
         seed_step(self.seed, step, self.global_rank, self.device)
         optimizer = self._optimizer()
@@ -117,6 +116,7 @@ class TrainingModule(L.LightningModule):
             self.model, batch, step, self.global_rank, self.trainer.world_size, self.before_micro_batch
         )
         self.loss = self._accumulate(parts)
+        self.metrics = self.objective.step_metrics()
         self.updating = True
         optimizer.step()
         self.updating = False

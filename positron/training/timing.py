@@ -92,7 +92,6 @@ class SpeedFacts:
 
     batch_tokens: int
     flops_per_token: float
-    bytes_per_token: float | None  # None: the loss is not in nats per token
     peak: MatmulPeak
 
     def mfu(self, tokens_per_s: float) -> float:

@@ -7,11 +7,12 @@ import logging
 import torch
 
 from positron.config import RunConfig
-from positron.data.windows import validation_windows
+from positron.data.windows import Windows, validation_windows
 from positron.evaluation.eval_texts import token_files
 from positron.evaluation.scoring import score
 from positron.model.gpt import GPT
 from positron.model.lora import add_lora
+from positron.run.base import pretrained_run
 from positron.run.folder import Run, find_run
 from positron.run.load import load_model, restore
 from positron.settings import from_dict
@@ -20,7 +21,7 @@ from positron.text.conversation import END, MARKERS
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.objective.validation_text import ValidationText
-from positron.training.resume import Session, refuse_untrainable
+from positron.training.resume import Session, Start, refuse_untrainable
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,29 @@ def base_run(config: RunConfig) -> Run:
         raise UserError(
             f"the run init_from={config.init_from}, from which this fine-tuning started, was not found: restore its folder"
         ) from error
+
+
+def replayed_text(config: RunConfig, start: Start, key: str, *, rows: int, context: int) -> Windows | None:
+    """Return windows of the pretraining text, `rows` for each step, or None if the model was imported and has no such text.
+
+    `key` is the setting that asks for them. Raises UserError if the text is not available.
+    """
+    remedy = (
+        f"give another name= and {key}=0 to train again without it"
+        if start.is_own
+        else f"give {key}=0 to train without its pretraining text"
+    )
+    try:
+        base = pretrained_run(base_run(config))
+    except UserError as error:
+        why = f"each batch of this run contains some of its pretraining text ({key})"
+        raise UserError(f"{error}; {why}" if start.is_own else f"{error}, or {remedy}") from error
+    if base.config()["data"].get("source") == "imported":
+        logger.info("the training text of the imported model is unknown, so no text is replayed")
+        return None
+    if base.config()["data"].get("tokens_per_epoch") is not None:
+        raise UserError(f"{base.folder} streamed its text and did not keep it, so it cannot be replayed: give {key}=0")
+    return Windows(token_files(base, "train", remedy), context=context, batch_size=rows, seed=config.seed)
 
 
 def validation_text(config: RunConfig, tokenizer: Tokenizer, instead: str) -> ValidationText | None:

@@ -305,6 +305,8 @@ def test_numbers_of_a_corpus_are_refused_with_their_key(name, value):
 def test_every_number_of_a_run_refuses_nan_and_infinity():
     values = json.loads(json.dumps(dataclasses.asdict(tiny(Path()))))
     values["sft"] = {"lora": {}}
+    values["reinforce"] = {"lora": {}}
+    values["reward"] = {"kind": "story_request"}
     values["logger"] = {"wandb": {}, "tensorboard": {}}
     for key in set(leaf_keys()) - set(BESIDE_VALUES):
         for bad in (math.nan, math.inf, -(10**30)):

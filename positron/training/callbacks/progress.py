@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 import warnings
 from collections import deque
@@ -88,9 +87,11 @@ class Progress(L.Callback):
         if now - self._shown < interval and not trainer.should_stop and not (self.bar is None and first):
             return
         self._shown = now
-        loss, size = module.loss.item(), self.speed.bytes_per_token
-        bpb = "" if size is None else f" · {loss / math.log(2) / size:.3f} bpb"
-        text = f"loss {loss:.3f}{bpb}{self._val} · lr {module.lr(step):.1e} · {self._tokens_per_s():,.0f} tok/s"
+        loss = module.loss.item()
+        text = (
+            f"{module.objective.progress(module.metrics, loss)}{self._val} · "
+            f"lr {module.lr(step):.1e} · {self._tokens_per_s():,.0f} tok/s"
+        )
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
             self.bar.update(step - self.bar.n)

@@ -91,6 +91,14 @@ class Objective(Protocol):
         """Return further metrics, which each validation adds to its own; all ranks must return the same values."""
         ...
 
+    def step_metrics(self) -> dict[str, float]:
+        """Return further metrics of the last optimizer step."""
+        ...
+
+    def progress(self, metrics: dict[str, float], loss: float) -> str:
+        """Describe the last step for the progress line, from its metrics and its loss in nats."""
+        ...
+
     def documents(self, x: Tensor) -> Tensor | None:
         """Return for each token the index of its document within its row, (B, T), or None if attention crosses documents."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from positron.config import IGNORE
 from positron.model.gpt import GPT, document_numbers
-from positron.training.objective.base import Part
+from positron.training.objective.base import Objective, Part
 
 
 def share_of(parts: list[Part], rank: int, world_size: int) -> list[Part]:
@@ -58,6 +59,15 @@ class NextToken:
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
         """Return no further metrics."""
         return {}
+
+    def step_metrics(self) -> dict[str, float]:
+        """Return no further metrics."""
+        return {}
+
+    def progress(self: Objective, metrics: dict[str, float], loss: float) -> str:
+        """Describe the last step: its loss, also in bits per byte."""
+        size = self.bytes_per_token
+        return f"loss {loss:.3f}" + ("" if size is None else f" · {loss / math.log(2) / size:.3f} bpb")
 
     def documents(self, x: Tensor) -> Tensor | None:
         """Return the number (B, T) of each token's document in its row, or None if attention crosses documents."""

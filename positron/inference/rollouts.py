@@ -1,0 +1,128 @@
+"""Sample several answers to each of many prompts, with the log-probability of each token, to learn from them.
+
+The answers are drawn from softmax(logits / temperature), and no token is excluded: training has to compute the gradient of the
+same distribution.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from positron.inference.decoder import Decoder
+
+CACHE_BYTES = 1 << 30  # most memory for keys and values of the answers that are sampled together
+SHRINK = 0.75  # rows of answers that have ended are removed when at most this share of the rows is left
+
+
+@dataclass
+class Rollout:
+    """Hold a sampled answer: its token ids, including the one that ended it, and what is known of each of them, in nats."""
+
+    prompt: int  # the number of the prompt
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)  # of the token, when it was drawn
+    entropies: list[float] = field(default_factory=list)  # of the distribution from which it was drawn
+    ended: bool = False  # whether a stop token ended the answer, and not the limit
+
+
+def rollouts(
+    decoder: Decoder,
+    prompts: Sequence[list[int]],
+    copies: int,
+    *,
+    temperature: float,
+    max_tokens: int,
+    stop_ids: Iterable[int],
+    seeds: Sequence[int],
+    pause: Callable[[], None] = lambda: None,
+) -> list[Rollout]:
+    """Return `copies` answers to each prompt, in the order of the prompts.
+
+    An answer ends at a stop token, after `max_tokens` tokens, or where the context is full. `seeds` has one seed for each
+    prompt: its answers do not depend on the other prompts, except by rounding. `pause` is called before each token. Raises
+    ValueError for a prompt that fills the context.
+    """
+    config = decoder.config
+    row_bytes = 2 * config.n_layer * decoder.K * config.context_length * decoder.D * decoder.cache_dtype.itemsize
+    together = max(1, CACHE_BYTES // row_bytes // copies)
+    stops = torch.tensor(sorted(stop_ids), device=decoder.device)
+    answers: list[Rollout] = []
+    for start in range(0, len(prompts), together):
+        part = prompts[start : start + together]
+        new = [Rollout(start + i) for i in range(len(part)) for _ in range(copies)]
+        limits = [min(max_tokens, config.context_length - len(part[answer.prompt - start])) for answer in new]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[start : start + together]]
+        _sample(decoder, part, copies, temperature, new, limits, stops, generators, pause)
+        answers += new
+    return answers
+
+
+@torch.inference_mode()
+def _sample(
+    decoder: Decoder,
+    prompts: Sequence[list[int]],
+    copies: int,
+    temperature: float,
+    answers: list[Rollout],
+    limits: list[int],
+    stops: Tensor,
+    generators: list[torch.Generator],
+    pause: Callable[[], None],
+) -> None:
+    """Fill the answers; number i of them belongs to prompt i div `copies`."""
+    pause()
+    if min(limits) < 1:
+        raise ValueError(
+            f"a prompt of {max(map(len, prompts))} tokens fills the context: it leaves no room for an answer"
+        )
+    first = decoder.with_empty_cache(len(prompts))
+    logits = first.prefill(list(range(len(prompts))), list(prompts)).repeat_interleave(copies, dim=0)  # (B, V)
+    rows = list(range(len(answers)))  # the answer of each row of the cache
+    cache = first.with_rows([row // copies for row in rows])
+    active = set(rows)
+    while True:
+        numbers = torch.cat(
+            [torch.rand(copies, generator=generator) for generator in generators]
+        )  # ended answers included
+        tokens, logprobs, entropies = draw(logits / temperature, numbers[rows].to(decoder.device))
+        ends = torch.isin(tokens, stops)
+        facts = zip(rows, tokens.tolist(), logprobs.tolist(), entropies.tolist(), ends.tolist(), strict=True)
+        for row, token, logprob, entropy, ended in facts:
+            if row not in active:
+                continue
+            answer = answers[row]
+            answer.ids.append(token)
+            answer.logprobs.append(logprob)
+            answer.entropies.append(entropy)
+            answer.ended = ended
+            if ended or len(answer.ids) == limits[row]:
+                active.remove(row)
+        if not active:
+            return
+        pause()
+        if len(active) <= SHRINK * len(rows) or any(
+            length >= decoder.config.context_length for length in cache.lengths
+        ):
+            kept = [i for i, row in enumerate(rows) if row in active]
+            cache, tokens, rows = cache.with_rows(kept), tokens[torch.tensor(kept)], [rows[i] for i in kept]
+        logits = cache.step(tokens)
+
+
+def draw(logits: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a token from each row of logits (B, V) by a number (B,) between 0 and 1: the inverse of the distribution function.
+
+    Returns the tokens (B,), and, in nats, their log-probabilities (B,) and the entropies (B,) of the distributions.
+    """
+    logprobs = torch.log_softmax(logits.float(), dim=-1)  # (B, V)
+    p = logprobs.exp()
+    reached = p.cumsum(dim=-1)  # (B, V)
+    tokens = torch.searchsorted(
+        reached, (numbers * reached[:, -1])[:, None], right=True
+    )  # the total is 1 up to rounding
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)
+    entropies = -(p * logprobs.clamp(min=-100)).sum(dim=-1)  # p is 0 where the logarithm is smaller
+    return tokens[:, 0], logprobs.gather(1, tokens)[:, 0], entropies

@@ -1,0 +1,245 @@
+"""Train a run on its own answers, weighted by a reward: `python -m positron.reinforce init_from=sft-story_instruct`.
+
+The training loop is the same as in pretraining; each step begins with the sampling of answers. The base run is never changed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from positron.cli.hydra_app import run_hydra
+from positron.cli.sweeps import run_job
+from positron.cli.tuning import configure_tuning
+from positron.config import IGNORE, RunConfig, seconds
+from positron.run.base import tokens_seen, with_origin
+from positron.run.facts import Facts
+from positron.run.folder import REINFORCE, Run
+from positron.system.disk import write_json
+from positron.system.errors import UserError
+
+if TYPE_CHECKING:
+    from lightning import Callback
+    from omegaconf import DictConfig
+
+    from positron.data.conversations import Conversation
+    from positron.data.windows import Windows
+    from positron.model.gpt import GPT
+    from positron.text.tokenizer import Tokenizer
+    from positron.training.objective.reinforce import Question, ReinforceObjective
+    from positron.training.objective.validation_text import ValidationText
+    from positron.training.resolve import Plan
+    from positron.training.resume import Start
+
+logger = logging.getLogger("positron.reinforce")  # under `python -m` the module is called __main__
+
+DEFAULT_STEPS = 100  # with train.max_steps=auto and without budget=
+LEAST_ANSWER = 8  # tokens of the context that a prompt must leave for its answer
+
+
+def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
+    """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return its facts.
+
+    Raises the errors of `train`, and UserError if the reward cannot be computed.
+    """
+    started = time.monotonic()
+    from positron.training.allocator import tune_allocator
+
+    tune_allocator()
+
+    from positron.data.conversations import read_conversations
+    from positron.rewards import open_reward
+    from positron.run.load import load_model
+    from positron.text.conversation import TEMPLATE
+    from positron.training.loop import fit
+    from positron.training.objective.reinforce import Judge, ReinforceObjective
+    from positron.training.resolve import make_plan
+    from positron.training.resume import open_session, refuse_before_start
+    from positron.training.tuning import base_model, base_run, validation_text
+
+    config = with_origin(Run(folder), config)
+    settings = config.reinforce
+    assert settings is not None
+    assert config.reward is not None
+    with open_session(folder, config, started) as session:
+        run, start, machine = session.run, session.start, session.machine
+        model, tokenizer = base_model(session)
+        base = base_run(config)
+        conversations = read_conversations(config.data)
+        questions = _questions(conversations, tokenizer, base.is_chat, model.config.context_length)
+        reward = open_reward(config.reward, (question.text for question in (*questions[0], *questions[1])))
+        plan = make_plan(config, model, machine, start, lambda _: DEFAULT_STEPS)
+        objective = ReinforceObjective(
+            questions,
+            Judge(reward, sum(max(0.0, term.weight) for term in reward.terms)),
+            tokenizer,
+            settings,
+            micro_batch_size=plan.micro_batch_size,
+            seed=config.seed,
+            initial=load_model(base)[0],
+            text=validation_text(config, tokenizer, "validation measures the answers of the data instead")
+            or _answers(config, conversations, tokenizer),
+            replay=_replay(config, start, plan),
+            is_exact=machine.precision == "fp32" and settings.weights == "fp32",
+        )
+        if config.budget is not None and config.train.max_steps == "auto" and start.resolved is None:
+            plan = _within_budget(config, plan, model, objective, started)
+        refuse_before_start(run, start, last_step=plan.last_step, fingerprint=objective.fingerprint)
+        if session.is_first_rank:
+            run.begin(config, tokenizer, kind=objective.kind, new=not start.is_own, forked_from=start.weights)
+            if not start.is_own:
+                run.update(base_tokens=tokens_seen(base))
+            if base.is_chat:
+                write_json(run.chat_path, TEMPLATE)
+        return fit(session, plan, model, objective, tokenizer, callbacks)
+
+
+def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: Tokenizer) -> ValidationText:
+    """Return the answers of the validation conversations as a validation text, up to train.val_tokens tokens."""
+    from positron.data.instruct import to_parts, to_row
+    from positron.text.tokenizer import END_OF_TEXT
+    from positron.training.objective.validation_text import ValidationText
+
+    context, token_bytes = config.model.context_length, tokenizer.token_bytes()
+    made = [to_row(example, tokenizer, context) for example in conversations if example.is_val] or [
+        to_row(example, tokenizer, context) for example in conversations
+    ]
+    rows = [row for row in made if row is not None][: max(1, config.train.val_tokens // context)]
+    ((x, y),) = to_parts(rows, context, len(rows), tokenizer.special_id(END_OF_TEXT))
+    return ValidationText(x, y, None, int(token_bytes[y[y != IGNORE]].sum()), token_bytes)
+
+
+def _replay(config: RunConfig, start: Start, plan: Plan) -> Windows | None:
+    """Return the windows of the pretraining text that are part of each step, a micro-batch on each device."""
+    from positron.training.tuning import replayed_text
+
+    assert config.reinforce is not None
+    if not config.reinforce.replay:
+        return None
+    rows = plan.micro_batch_size * plan.world_size
+    return replayed_text(config, start, "reinforce.replay", rows=rows, context=config.model.context_length)
+
+
+def _questions(
+    conversations: list[Conversation], tokenizer: Tokenizer, is_chat: bool, context: int
+) -> tuple[list[Question], list[Question]]:
+    """Return the prompts for training and for validation: each conversation up to its first answer.
+
+    For a base run that does not chat, the prompt is the text of the last message. Raises UserError if no prompt leaves room
+    for an answer.
+    """
+    from itertools import takewhile
+
+    from positron.text import conversation
+    from positron.text.tokenizer import END_OF_TEXT
+    from positron.training.objective.reinforce import Question
+
+    begin, stops = tokenizer.special_id(END_OF_TEXT), tuple(tokenizer.end_ids)
+    if is_chat:
+        stops = tuple(conversation.stop_ids(tokenizer))
+    splits: tuple[list[Question], list[Question]] = ([], [])
+    for example in conversations:
+        turns = list(takewhile(lambda message: message.role != "assistant", example.messages))
+        if not turns:
+            continue
+        text = turns[-1].content
+        ids = conversation.prompt_ids(turns, tokenizer) if is_chat else [begin, *tokenizer.encode(text)]
+        if len(ids) + LEAST_ANSWER <= context:
+            splits[example.is_val].append(Question(text, ids, stops))
+    if not splits[0] and not splits[1]:
+        raise UserError(
+            f"none of the {len(conversations):,} prompts leaves room for an answer in the context of {context} tokens: "
+            "give shorter prompts"
+        )
+    if not splits[0] or not splits[1]:
+        both = splits[0] or splits[1]
+        logger.info("no prompt is left for validation (data.val_fraction=0), so the training prompts are used")
+        return both, both
+    if not is_chat:
+        logger.info("the base run was not fine-tuned on conversations: prompts are continued as plain text")
+    logger.info(f"{len(splits[0]):,} prompts to answer, {len(splits[1]):,} for validation")
+    return splits
+
+
+def _within_budget(config: RunConfig, plan: Plan, model: GPT, objective: ReinforceObjective, started: float) -> Plan:
+    """Return the plan with the number of steps that end with the budget, from the duration of one step and one validation.
+
+    The trial step changes no weight. `started`: time.monotonic() when the budget began.
+    """
+    assert config.budget is not None
+    budget = seconds(config.budget, "budget")
+    logger.info(f"budget={config.budget}: measuring how long a step takes")
+    model.to(plan.machine.device)
+    step = _duration(lambda: _try_step(plan, model, objective))
+    validation = _duration(lambda: objective.measures(model, 0, 1))
+    left = budget - (time.monotonic() - started) - 2 * validation  # the last validation, and the report
+    steps = max(1, int(left / (step + validation / config.train.val_every)))
+    logger.info(
+        f"{steps} steps of {step:.1f} s and a validation of {validation:.1f} s after each {config.train.val_every}"
+    )
+    return dataclasses.replace(plan, horizon=steps, last_step=min(steps, config.train.stop_at or steps))
+
+
+def _duration(work: Callable[[], object]) -> float:
+    before = time.perf_counter()
+    work()
+    return time.perf_counter() - before
+
+
+def _try_step(plan: Plan, model: GPT, objective: ReinforceObjective) -> None:
+    """Run the rollouts, and the forward and backward passes, of a step."""
+    device = plan.machine.device
+    asked = [tuple(tensor.to(device) for tensor in part) for part in objective.batch(1, 0, 1)]
+    for part in objective.examples(model, asked, 1, 0, 1, lambda: None):
+        with plan.machine.autocast():
+            loss = objective.loss(model, part)
+        loss.backward()
+    model.zero_grad(set_to_none=True)
+
+
+def configure(values: dict[str, Any]) -> RunConfig:
+    """Build the configuration of a run, with the architecture and tokenizer of its base run.
+
+    Raises UserError for the reasons of `configure_tuning`, and if the settings do not fit together.
+    """
+    config = configure_tuning(values, "reinforce", REINFORCE, lambda run: run.exists and run.chat_path.exists())
+    settings = config.reinforce
+    assert settings is not None
+    world = config.device.processes
+    if settings.prompts % world:
+        raise UserError(
+            f"{settings.prompts} prompts cannot be divided equally among {world} devices: give a multiple of {world} as "
+            "reinforce.prompts="
+        )
+    if config.device.shards_weights:
+        raise UserError(
+            "answers are sampled with whole weights, and device.strategy=fsdp divides them: give device.strategy=ddp"
+        )
+    if config.train.batch_tokens != "auto":
+        raise UserError(
+            "train.batch_tokens= is reinforce.prompts= times reinforce.samples= answers here: give these instead"
+        )
+    tokens = settings.prompts * settings.samples * config.model.context_length
+    return dataclasses.replace(
+        config,
+        train=dataclasses.replace(config.train, batch_tokens=tokens),
+        model=dataclasses.replace(config.model, dropout=0.0),
+    )
+
+
+def job(cfg: DictConfig) -> float:
+    """Run one Hydra job and return its val/bpb, which a sweeper minimises. See `run_job`."""
+    return run_job(cfg, configure, lambda config, folder, callbacks, _: reinforce(config, folder, callbacks))
+
+
+def main() -> None:
+    """Run the command with the options of the command line."""
+    run_hydra(job, "reinforce")
+
+
+if __name__ == "__main__":
+    main()

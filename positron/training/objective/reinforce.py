@@ -1,0 +1,392 @@
+"""Reinforcement learning: the model's own answers to prompts are the targets, weighted by how much better they are than others.
+
+Each optimizer step samples K answers to each of P prompts from the policy pi = softmax(logits / temperature) with the current
+weights, computes their rewards, and takes one step on
+
+    loss = -1 / (P K L) * sum over answers i of A_i * sum over tokens t of log pi(y_it | prompt, y_i,<t)
+
+with the advantages A_i of RLOO (Ahmadian et al., arXiv:2402.14740) or Dr. GRPO (Liu et al., arXiv:2503.20783). L is the
+constant `reinforce.max_tokens`, and not the length of the answer, so that a long wrong answer is not punished less than a
+short one. The token that ends an answer is a target like the others; otherwise the model would not learn to stop. The twin in
+NumPy is numpy_ref/policy_gradient.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from positron.config import IGNORE, Advantage, ReinforceConfig
+from positron.data.window_order import windows_of_step
+from positron.data.windows import Windows
+from positron.inference.decoder import Decoder
+from positron.inference.rollouts import Rollout, rollouts
+from positron.inference.text_model import DTYPES
+from positron.model.gpt import GPT
+from positron.model.kernels.precision import wide
+from positron.system.console import printable
+from positron.text.tokenizer import Tokenizer
+from positron.training.objective.base import Part, Prompt
+from positron.training.objective.tokens import NextToken, share_of
+from positron.training.objective.validation_text import ValidationText
+
+logger = logging.getLogger(__name__)
+
+SHOWN_ANSWERS = 3  # logged at each validation
+
+
+@dataclass(frozen=True)
+class Question:
+    """Hold a prompt: the text that the reward gets, its token ids, and the ids that end an answer to it."""
+
+    text: str
+    ids: list[int]
+    stop_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Judge:
+    """Hold the reward of an answer, a function of the texts of prompt and answer, and the reward of a complete success."""
+
+    reward: Callable[[str, str], float]
+    full: float
+
+
+def advantages(rewards: Tensor, kind: Advantage) -> Tensor:
+    """Compute the advantages of answers from their rewards, both (P, K) for K answers to each of P prompts.
+
+    rloo: the reward minus the mean of the other answers' rewards. dr_grpo: the reward minus the mean of all K rewards, which is
+    (K - 1) / K times as large. If the rewards of a prompt are all equal, its advantages are exactly 0.
+    """
+    K = rewards.shape[1]
+    centred = rewards - rewards.mean(dim=1, keepdim=True)
+    centred[(rewards == rewards[:, :1]).all(dim=1)] = 0.0  # the mean of equal numbers may differ from them by rounding
+    match kind:
+        case "rloo":
+            return centred * (K / (K - 1))
+        case "dr_grpo":
+            return centred
+        case _:
+            assert_never(kind)
+
+
+def policy_loss(nll: Tensor, advantage: Tensor) -> Tensor:
+    """Return the sum of the losses of tokens, () : their -log probability (N,) times the advantage (N,) of their answer."""
+    return (nll * advantage).sum()
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
+
+
+def exact_kl(logits: Tensor, initial: Tensor) -> Tensor:
+    """Compute KL(pi || initial) for each position from logits, both (N, V), over the whole vocabulary: (N,), in nats."""
+    log_p, log_q = (F.log_softmax(each.to(wide(each.dtype)), dim=-1) for each in (logits, initial))
+    return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
+
+
+class ReinforceObjective(NextToken):
+    """Train on the model's own answers. The validation text is the base run's, and shows what the model forgets."""
+
+    kind = "reinforce"
+    keeps_best, patience = False, 0
+    document_start = None
+
+    def __init__(
+        self,
+        questions: tuple[list[Question], list[Question]],
+        judge: Judge,
+        tokenizer: Tokenizer,
+        config: ReinforceConfig,
+        *,
+        micro_batch_size: int,
+        seed: int,
+        initial: GPT,
+        text: ValidationText,
+        replay: Windows | None,
+        is_exact: bool,
+    ) -> None:
+        """`questions`: for training and for validation. `initial`: the model before the training, which is not changed.
+
+        `replay`: windows of the pretraining text, whose mean loss times `config.replay` is added to the loss of each step.
+
+        `is_exact`: the training computes in the precision in which answers are sampled, so that the probabilities are the same
+        up to rounding; if not, each token is weighted by the ratio of the two, up to `config.max_ratio`.
+        """
+        self.questions, self.val_questions = questions
+        self.judge, self.tokenizer, self.config = judge, tokenizer, config
+        self.micro_batch_size, self.seed, self.is_exact = micro_batch_size, seed, is_exact
+        self.text, self.replay = text, replay
+        self.initial = initial.eval().requires_grad_(False)
+        self.token_bytes = tokenizer.token_bytes()
+        self.val_bits, self.val_bytes = text.bits, text.n_bytes
+        self.val_parts = text.parts(micro_batch_size)
+        self.bytes_per_token = None
+        known = repr([question.ids for question in (*self.questions, *self.val_questions)])
+        self.fingerprint = hashlib.sha256(known.encode()).hexdigest()
+        self._last: dict[str, float] = {}  # metrics of the answers of the last step
+        self._ratio_gaps: list[Tensor] = []  # of its micro-batches
+
+    def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
+        """Return the numbers (P / world_size, 1) of the prompts of one rank in step `step`, in a part without targets."""
+        P = self.config.prompts
+        _, chosen = windows_of_step(step, seed=self.seed, n_windows=len(self.questions), batch_size=P)
+        numbers = torch.from_numpy(chosen[rank::world_size].copy())[:, None]
+        return [(numbers, torch.full_like(numbers, IGNORE))]
+
+    def examples(
+        self, model: GPT, parts: list[Part], step: int, rank: int, world_size: int, pause: Callable[[], None]
+    ) -> list[Part]:
+        """Sample answers to the prompts, judge them, and return micro-batches of those that have a gradient.
+
+        A part has input ids (B, T), targets (B, T), advantages (B,), the log-probabilities (B, T) of the targets when they were
+        sampled, and the part's share () of the denominator P K L. The last part is the replayed text, if there is any: a text
+        with a constant advantage, whose tokens were not sampled (NaN).
+        """
+        asked = [self.questions[number] for number in parts[0][0][:, 0].tolist()]
+        K = self.config.samples
+        seeds = [_seed(self.seed, step, rank + i * world_size) for i in range(len(asked))]
+        answers = self._answers(model, asked, K, seeds, pause)
+        rewards = torch.tensor([self._judged(asked[answer.prompt], answer, pause) for answer in answers])
+        weights = advantages(rewards.view(-1, K), self.config.advantage).flatten()
+        facts = Facts.of(answers, rewards, K, self.judge.full)
+        self._last = {f"train/{name}": value for name, value in facts.over_ranks(model).measures(K).items()}
+        if self.config.mask_truncated:
+            weights *= torch.tensor([float(answer.ended) for answer in answers])
+        chosen = [i for i, weight in enumerate(weights.tolist()) if weight or self.config.kl] or [0]
+        rows = [(asked[answers[i].prompt].ids, answers[i], float(weights[i])) for i in chosen]
+        made = self._parts(rows, model.wte.weight.device)
+        made[0][4].fill_(len(answers) * self.config.max_tokens)
+        return (
+            made
+            if self.replay is None
+            else [*made, self._replayed(self.replay, step, rank, world_size, made[0][0].device)]
+        )
+
+    def _replayed(self, replay: Windows, step: int, rank: int, world_size: int, device: torch.device) -> Part:
+        rows = replay.batch(step, rank, world_size)
+        answers = self.config.prompts * self.config.samples
+        weight = self.config.replay * answers * self.config.max_tokens / (replay.batch_size * replay.context)
+        x, y = rows[:, :-1], rows[:, 1:]
+        part = (x, y, torch.full((len(x),), weight), torch.full(x.shape, math.nan), torch.zeros(()))
+        return tuple(tensor.to(device) for tensor in part)
+
+    def _answers(
+        self, model: GPT, asked: Sequence[Question], copies: int, seeds: list[int], pause: Callable[[], None]
+    ) -> list[Rollout]:
+        """Sample `copies` answers to each question, which has one of the `seeds`."""
+        with torch.no_grad(), torch.autocast(model.wte.weight.device.type, enabled=False):
+            decoder = Decoder(model, 0, DTYPES[self.config.weights])
+            return rollouts(
+                decoder,
+                [question.ids for question in asked],
+                copies,
+                temperature=self.config.temperature,
+                max_tokens=self.config.max_tokens,
+                stop_ids=asked[0].stop_ids,
+                seeds=seeds,
+                pause=pause,
+            )
+
+    def _judged(self, question: Question, answer: Rollout, pause: Callable[[], None]) -> float:
+        pause()
+        return self.judge.reward(question.text, self._text(answer))
+
+    def _text(self, answer: Rollout) -> str:
+        return self.tokenizer.decode(answer.ids[:-1] if answer.ended else answer.ids)
+
+    def _parts(self, rows: list[tuple[list[int], Rollout, float]], device: torch.device) -> list[Part]:
+        """Group answers of similar length into micro-batches, padded on the right."""
+        ordered = sorted(rows, key=lambda row: -len(row[0]) - len(row[1].ids))
+        made: list[Part] = []
+        for start in range(0, len(ordered), self.micro_batch_size):
+            group = ordered[start : start + self.micro_batch_size]
+            width = len(group[0][0]) + len(group[0][1].ids) - 1
+            x = torch.zeros(len(group), width, dtype=torch.int64)
+            y, sampled = torch.full_like(x, IGNORE), torch.zeros(x.shape)
+            for i, (prompt, answer, _) in enumerate(group):
+                ids, first, last = [*prompt, *answer.ids], len(prompt) - 1, len(prompt) + len(answer.ids) - 1
+                x[i, :last] = torch.tensor(ids[:-1])
+                y[i, first:last] = torch.tensor(answer.ids)
+                sampled[i, first:last] = torch.tensor(answer.logprobs)
+            weights = torch.tensor([weight for _, _, weight in group])
+            made.append(tuple(t.to(device) for t in (x, y, weights, sampled, torch.zeros(()))))
+        return made
+
+    def count(self, part: Part) -> Tensor:
+        """Return the part's share of the denominator P K L."""
+        return part[4]
+
+    def loss(self, model: GPT, part: Part) -> Tensor:
+        """Return the sum over answers and tokens of -A log pi, plus the KL divergence from the initial model, if it counts.
+
+        Replayed text is not divided by the temperature, and the divergence is not computed for it.
+        """
+        x, y, weights, sampled, _ = part
+        scored = y != IGNORE
+        if sampled.isnan().any():
+            nats: Tensor = model(x, y)
+            return nats * weights[0]
+        logits = self._logits(model, x, scored)
+        nll = F.cross_entropy(logits.to(wide(logits.dtype)), y[scored], reduction="none")
+        advantage = weights[:, None].expand_as(x)[scored]
+        if not self.is_exact:
+            ratio = (-nll.detach() - sampled[scored]).exp()
+            self._ratio_gaps.append((ratio - 1).abs().mean())
+            advantage = advantage * ratio.clamp(max=self.config.max_ratio)
+        total = policy_loss(nll, advantage)
+        if self.config.kl:
+            total = total + self.config.kl * exact_kl(logits, self._initial_logits(x, scored)).sum()
+        return total
+
+    def _logits(self, model: GPT, x: Tensor, scored: Tensor) -> Tensor:
+        """Compute the logits of the policy, which are divided by the temperature, for the scored positions: (N, V)."""
+        return F.linear(model.hidden(x)[scored], model.head_weight) / self.config.temperature
+
+    @torch.no_grad()
+    def _initial_logits(self, x: Tensor, scored: Tensor) -> Tensor:
+        return self._logits(self.initial.to(x.device), x, scored)
+
+    def step_metrics(self) -> dict[str, float]:
+        """Return what the answers of the last step show.
+
+        `train/ratio_gap` is the mean distance between 1 and the ratio of a token's probability to the one when it was sampled.
+        """
+        if not self._ratio_gaps:
+            return self._last
+        gap = float(torch.stack(self._ratio_gaps).mean())
+        self._ratio_gaps = []
+        return {**self._last, "train/ratio_gap": gap}
+
+    def progress(self, metrics: dict[str, float], loss: float) -> str:
+        """Describe the last step: its rewards. The loss says nothing, because the advantages of a prompt add up to 0."""
+        return (
+            f"reward {metrics['train/reward']:.3f} · {metrics['train/pass_1']:.0%} complete · "
+            f"{metrics['train/truncated']:.0%} cut off · {metrics['train/answer_tokens']:.0f} tokens"
+        )
+
+    def validation(self, rank: int, world_size: int) -> list[Part]:
+        """Return every world_size-th micro-batch of the validation text."""
+        return share_of(self.val_parts, rank, world_size)
+
+    def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
+        """Sample answers to the validation prompts, with the same random numbers each time, and return what they show."""
+        K = self.config.val_samples
+        asked = self.val_questions[: self.config.val_prompts][rank::world_size]
+        facts = Facts()
+        if asked:
+            seeds = [_seed(self.seed, 0, rank + i * world_size) for i in range(len(asked))]  # training steps begin at 1
+            answers = self._answers(model, asked, K, seeds, lambda: None)
+            rewards = torch.tensor([self._judged(asked[answer.prompt], answer, lambda: None) for answer in answers])
+            facts = Facts.of(answers, rewards, K, self.judge.full)
+            facts.kl = self._kl(model, asked, answers)
+            if rank == 0:
+                self._show(asked, answers, rewards, K)
+        facts = facts.over_ranks(model)
+        return {
+            **{f"val/{name}": value for name, value in facts.measures(K).items()},
+            "val/kl": facts.kl / facts.tokens,
+        }
+
+    @torch.no_grad()
+    def _kl(self, model: GPT, asked: Sequence[Question], answers: list[Rollout]) -> float:
+        """Return the sum over all tokens of the KL divergence from the initial model, in nats."""
+        rows = [(asked[answer.prompt].ids, answer, 0.0) for answer in answers]
+        total = 0.0
+        for x, y, *_ in self._parts(rows, model.wte.weight.device):
+            scored = y != IGNORE
+            logits = self._logits(model, x, scored)
+            total += float(exact_kl(logits, self._initial_logits(x, scored)).sum())
+        return total
+
+    def _show(self, asked: Sequence[Question], answers: list[Rollout], rewards: Tensor, copies: int) -> None:
+        for i in range(0, min(len(answers), SHOWN_ANSWERS * copies), copies):
+            text = printable(" ".join(self._text(answers[i]).split())[:160])
+            logger.info(f"reward {float(rewards[i]):.2f} for {asked[answers[i].prompt].text[:60]!r}: {text}")
+
+    def probe_rows(self) -> list[Part]:
+        """Return the rows (x, y) of the validation text, each (T,)."""
+        return [row for part in self.val_parts for row in zip(*part, strict=True)]
+
+    def target_counts(self, vocab_size: int) -> np.ndarray:
+        """Return how often each id (V,) is a target of the validation text."""
+        return np.bincount(self.text.y[self.text.y != IGNORE], minlength=vocab_size)
+
+    def sample_prompt(self, asked: str | None) -> Prompt:
+        """Return the first validation prompt."""
+        first = self.val_questions[0]
+        return Prompt(f"{first.text}\n\n", first.ids, list(first.stop_ids))
+
+    def close(self) -> None:
+        """Do nothing: no other process or file is in use."""
+
+
+@dataclass
+class Facts:
+    """Add up what is known of answers. The sums of several ranks can be added."""
+
+    answers: float = 0.0
+    reward: float = 0.0
+    squares: float = 0.0  # of the mean rewards of the prompts
+    passed: float = 0.0
+    truncated: float = 0.0
+    tokens: float = 0.0
+    entropy: float = 0.0
+    kl: float = 0.0
+    prompts: float = 0.0
+    passed_prompts: float = 0.0
+    distinct: float = 0.0
+    silent: float = 0.0
+
+    @classmethod
+    def of(cls, answers: list[Rollout], rewards: Tensor, copies: int, full: float) -> Facts:
+        """Add up answers, `copies` of each prompt in a row, and their rewards (N,)."""
+        passed = (rewards >= full).view(-1, copies)
+        by_prompt = rewards.view(-1, copies)
+        groups = [answers[i : i + copies] for i in range(0, len(answers), copies)]
+        return cls(
+            answers=len(answers),
+            reward=float(rewards.sum()),
+            squares=float((by_prompt.mean(dim=1) ** 2).sum()),
+            passed=float(passed.sum()),
+            truncated=sum(not answer.ended for answer in answers),
+            tokens=sum(len(answer.ids) for answer in answers),
+            entropy=sum(sum(answer.entropies) for answer in answers),
+            prompts=len(groups),
+            passed_prompts=float(passed.any(dim=1).sum()),
+            distinct=sum(len({tuple(answer.ids) for answer in group}) / copies for group in groups),
+            silent=float((by_prompt == by_prompt[:, :1]).all(dim=1).sum()),
+        )
+
+    def over_ranks(self, model: GPT) -> Facts:
+        """Return the sums over all ranks, if there are several processes."""
+        if not torch.distributed.is_initialized():
+            return self
+        values = torch.tensor(list(vars(self).values()), device=model.wte.weight.device)
+        torch.distributed.all_reduce(values)
+        return Facts(*values.tolist())
+
+    def measures(self, copies: int) -> dict[str, float]:
+        """Return means: `reward` and its standard error, shares between 0 and 1, lengths in tokens, nats per token."""
+        mean = self.reward / self.answers
+        variance = max(0.0, self.squares / self.prompts - mean**2)
+        return {
+            "reward": mean,
+            "reward_se": math.sqrt(variance / self.prompts),  # the answers to one prompt are not independent
+            "pass_1": self.passed / self.answers,
+            f"pass_{copies}": self.passed_prompts / self.prompts,
+            "truncated": self.truncated / self.answers,
+            "answer_tokens": self.tokens / self.answers,
+            "entropy": self.entropy / self.tokens,
+            "distinct": self.distinct / self.prompts,
+            "silent_prompts": self.silent / self.prompts,
+        }

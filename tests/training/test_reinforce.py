@@ -1,0 +1,218 @@
+"""Reinforcement learning: an estimator whose expectation is the exact gradient, and runs that resume bit for bit."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from positron.config import IGNORE, Advantage, GPTConfig, ReinforceConfig
+from positron.inference.rollouts import Rollout
+from positron.model.gpt import GPT
+from positron.text.char_word import CharTokenizer
+from positron.training.objective.reinforce import Judge, Question, ReinforceObjective, advantages, exact_kl
+from positron.training.objective.validation_text import ValidationText
+
+TOKENIZER = CharTokenizer("ab")
+END = TOKENIZER.end_ids[0]
+A, B = TOKENIZER.encode("ab")
+ROWS = torch.tensor([[A, B]])
+TEXT = ValidationText(ROWS, ROWS, None, 2, TOKENIZER.token_bytes())
+
+
+def model_of(seed: int = 0) -> GPT:
+    config = GPTConfig(vocab_size=TOKENIZER.vocab_size, context_length=8, d_model=8, n_layer=1, n_head=2)
+    model = GPT(config, seed=seed).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(5)
+    return model
+
+
+def objective_of(
+    reward: Callable[[str, str], float] = lambda prompt, answer: float(len(answer)), **settings: Any
+) -> ReinforceObjective:
+    values = {"prompts": 2, "samples": 4, "max_tokens": 3, "val_prompts": 2, "val_samples": 2, **settings}
+    questions = [Question("a", [END, A], (END,)), Question("b", [END, B], (END,))]
+    return ReinforceObjective(
+        (questions, questions),
+        Judge(reward, 2.0),
+        TOKENIZER,
+        ReinforceConfig(**values),
+        micro_batch_size=3,
+        seed=5,
+        initial=model_of(1),
+        text=TEXT,
+        replay=None,
+        is_exact=True,
+    )
+
+
+def gradient(model: GPT, loss: torch.Tensor) -> torch.Tensor:
+    return torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(model.parameters()))])
+
+
+def step_gradient(objective: ReinforceObjective, model: GPT, step: int = 1) -> torch.Tensor:
+    """The gradient of an optimizer step, as the training loop computes it."""
+    parts = objective.examples(model, objective.batch(step, 0, 1), step, 0, 1, lambda: None)
+    count = sum(objective.count(part) for part in parts)
+    return sum(gradient(model, objective.loss(model, part) / count) for part in parts)
+
+
+def answers_up_to(length: int) -> list[list[int]]:
+    """All answers of at most `length` tokens: those that end with the end token, and those that are cut off."""
+    others = [i for i in range(TOKENIZER.vocab_size) if i != END]
+    ended = [[*body, END] for n in range(length) for body in itertools.product(others, repeat=n)]
+    return [*ended, *map(list, itertools.product(others, repeat=length))]
+
+
+@pytest.mark.parametrize("kind", get_args(Advantage))
+def test_the_expected_gradient_is_that_of_the_expected_reward(kind):
+    """Over all pairs of answers to a prompt, with their probabilities; dr_grpo's is (K - 1) / K times as large."""
+    model, objective = model_of(), objective_of(samples=2, max_tokens=2, advantage=kind)
+    prompt = objective.questions[0].ids
+    answers = answers_up_to(2)
+    logprobs = []
+    for answer in answers:
+        rows = F.log_softmax(model(torch.tensor([[*prompt, *answer[:-1]]]))[0, 1:], dim=-1)
+        logprobs.append(rows[torch.arange(len(answer)), torch.tensor(answer)].sum())
+    p = torch.stack(logprobs).exp()
+    assert p.sum().item() == pytest.approx(1)
+    rewards = torch.tensor([float(len(answer)) ** 2 + answer[0] for answer in answers], dtype=torch.float64)
+    exact = gradient(model, -(p * rewards).sum())
+
+    pairs = list(itertools.product(range(len(answers)), repeat=2))
+    weights = advantages(torch.stack([rewards[list(pair)] for pair in pairs]), kind)  # (pairs, 2)
+    weights = weights * torch.stack([p[list(pair)].prod() for pair in pairs]).detach()[:, None]
+    rows = [
+        (prompt, Rollout(0, answers[i], [0.0] * len(answers[i])), float(weight))
+        for pair, pair_weights in zip(pairs, weights, strict=True)
+        for i, weight in zip(pair, pair_weights, strict=True)
+    ]
+    objective.micro_batch_size = len(rows)
+    (part,) = objective._parts(rows, torch.device("cpu"))
+    part = (*part[:2], part[2].double(), *part[3:])
+    estimated = gradient(model, objective.loss(model, part) / 2)  # the mean over the answers of a pair
+    factor = {"rloo": 1.0, "dr_grpo": 0.5}[kind]
+    torch.testing.assert_close(estimated, factor * exact, rtol=1e-5, atol=1e-7)
+
+
+@given(st.lists(st.lists(st.floats(-5, 5, width=32), min_size=3, max_size=3), min_size=1, max_size=4))
+def test_advantages_compare_each_answer_with_the_others(rewards):
+    got = advantages(torch.tensor(rewards, dtype=torch.float64), "rloo")
+    for i, j in itertools.product(range(len(rewards)), range(3)):
+        others = [reward for k, reward in enumerate(rewards[i]) if k != j]
+        assert float(got[i, j]) == pytest.approx(rewards[i][j] - np.mean(others), abs=1e-9)
+
+
+@given(st.floats(-5, 5), st.integers(2, 9), st.sampled_from(get_args(Advantage)))
+def test_prompts_whose_answers_are_equally_good_have_no_gradient(reward, samples, kind):
+    assert torch.equal(advantages(torch.full((1, samples), reward), kind), torch.zeros(1, samples))
+
+
+def test_equal_rewards_change_nothing():
+    objective = objective_of(lambda prompt, answer: 0.1)
+    assert torch.equal(step_gradient(objective, model_of()), torch.zeros_like(step_gradient(objective, model_of())))
+    assert objective.step_metrics()["train/silent_prompts"] == 1
+
+
+def test_the_end_token_is_a_target_and_the_prompt_is_not():
+    objective, model = objective_of(), model_of()
+    parts = objective.examples(model, objective.batch(1, 0, 1), 1, 0, 1, lambda: None)
+    rows = [(x, y, sampled) for part in parts for x, y, sampled in zip(part[0], part[1], part[3], strict=True)]
+    assert any(y[y != IGNORE][-1] == END for _, y, _ in rows)
+    for x, y, sampled in rows:
+        scored = y != IGNORE
+        first = int(scored.nonzero()[0])
+        assert x[: first + 1].tolist() in ([END, A], [END, B])
+        inside = scored[:-1] & scored[1:]
+        assert torch.equal(x[1:][inside], y[:-1][inside])
+        logprobs = F.log_softmax(model(x[None])[0], dim=-1)[torch.arange(len(x)), y.clamp(min=0)]
+        torch.testing.assert_close(logprobs[scored].float(), sampled[scored], atol=1e-5, rtol=0)
+
+
+def test_micro_batches_change_nothing_but_rounding():
+    one, many = objective_of(), objective_of()
+    one.micro_batch_size, many.micro_batch_size = 1, 100
+    torch.testing.assert_close(step_gradient(one, model_of()), step_gradient(many, model_of()), rtol=1e-6, atol=1e-9)
+
+
+def test_the_length_of_an_answer_does_not_divide_its_loss():
+    """The loss of an answer of n tokens is the sum over its tokens, divided by P K L."""
+    objective, model = objective_of(), model_of()
+    for answer in ([A, END], [A, B, A]):
+        (part,) = objective._parts([([END, A], Rollout(0, answer, [0.0] * len(answer)), 2.0)], torch.device("cpu"))
+        logprobs = F.log_softmax(model(torch.tensor([[END, A, *answer[:-1]]]))[0, 1:], dim=-1)
+        wanted = -2.0 * logprobs[torch.arange(len(answer)), torch.tensor(answer)].sum()
+        torch.testing.assert_close(objective.loss(model, part).double(), wanted, rtol=1e-6, atol=0)
+    parts = objective.examples(model, objective.batch(1, 0, 1), 1, 0, 1, lambda: None)
+    assert sum(float(objective.count(part)) for part in parts) == 2 * 4 * 3
+
+
+def test_answers_that_were_cut_off_can_be_left_out():
+    def parts_of(objective: ReinforceObjective) -> list[Any]:
+        return list(objective.examples(model_of(), objective.batch(1, 0, 1), 1, 0, 1, lambda: None))
+
+    def ends(parts: list[Any]) -> set[int]:
+        return {int(y[y != IGNORE][-1]) for part in parts for y in part[1]}
+
+    cut, whole = parts_of(objective_of(mask_truncated=True)), parts_of(objective_of())
+    assert ends(cut) == {END}
+    assert ends(whole) > {END}
+    assert sum(float(part[4]) for part in cut) == sum(float(part[4]) for part in whole)
+
+
+def test_the_ratio_of_two_precisions_is_bounded():
+    objective, model = objective_of(max_ratio=2.0), model_of()
+    objective.is_exact = False
+    answer = [A, END]
+    logprobs = F.log_softmax(model(torch.tensor([[END, A, A]]))[0, 1:], dim=-1)[torch.arange(2), torch.tensor(answer)]
+    sampled = [logprobs[0].item() - 5, logprobs[1].item() + 0.5]  # ratios e^5 and e^-0.5
+    (part,) = objective._parts([([END, A], Rollout(0, answer, sampled), 1.0)], torch.device("cpu"))
+    wanted = -(2.0 * logprobs[0] + np.exp(-0.5) * logprobs[1])
+    torch.testing.assert_close(objective.loss(model, part).double(), wanted, rtol=1e-5, atol=0)
+
+
+def test_the_kl_divergence_is_exact_and_has_its_gradient():
+    logits = torch.randn(3, 7, dtype=torch.float64, requires_grad=True)
+    other = torch.randn(3, 7, dtype=torch.float64)
+    p, q = (torch.distributions.Categorical(logits=each) for each in (logits, other))
+    torch.testing.assert_close(
+        exact_kl(logits, other).double(), torch.distributions.kl_divergence(p, q), rtol=1e-5, atol=1e-6
+    )
+    quiet, held = objective_of(lambda prompt, answer: 0.0, kl=0.0), objective_of(lambda prompt, answer: 0.0, kl=0.5)
+    assert not step_gradient(quiet, model_of()).any()
+    assert step_gradient(held, model_of()).any()
+    assert not step_gradient(held, model_of(1)).abs().max() > 1e-6  # at the initial model, the divergence is 0
+
+
+def test_ranks_sample_what_one_process_would_sample():
+    model, objective = model_of(), objective_of()
+    whole = objective.examples(model, objective.batch(3, 0, 1), 3, 0, 1, lambda: None)
+    ranks = [objective.examples(model, objective.batch(3, rank, 2), 3, rank, 2, lambda: None) for rank in (0, 1)]
+    split = [part for parts in ranks for part in parts]
+
+    def rows(parts: list[Any]) -> set[tuple[int, ...]]:
+        return {tuple(y[y != IGNORE].tolist()) for part in parts for y in part[1]}
+
+    assert rows(whole) == rows(split)
+    assert sum(float(part[4]) for part in whole) == sum(float(part[4]) for part in split)
+
+
+def test_measures_are_those_of_the_sampled_answers():
+    objective = objective_of(lambda prompt, answer: float(min(2, len(answer))), val_samples=3)
+    got = objective.measures(model_of(), 0, 1)
+    assert objective.measures(model_of(), 0, 1) == got
+    assert got["val/pass_1"] <= got["val/pass_3"] <= 1
+    assert 1 <= got["val/answer_tokens"] <= 3
+    assert 0 < got["val/entropy"] <= np.log(TOKENIZER.vocab_size)
+    assert got["val/kl"] > 0
+    same = objective.measures(model_of(1), 0, 1)
+    assert same["val/kl"] == pytest.approx(0, abs=1e-6)

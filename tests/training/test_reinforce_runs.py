@@ -1,0 +1,155 @@
+"""Runs that learn from their own answers: whole, resumed bit for bit, and with what an interruption leaves."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import own_rewards
+import pytest
+import torch
+from conftest import tiny
+from traces import same
+from tuning import tuned
+
+from positron.config import LoraConfig, ReinforceConfig, RewardConfig, RunConfig
+from positron.reinforce import reinforce
+from positron.run.checkpoint import load_checkpoint
+from positron.run.folder import Run
+from positron.run.load import load_model
+from positron.run.metrics import read_metrics
+from positron.sft import sft
+from positron.system.errors import Interrupted, UserError
+from positron.train import train
+
+MEASURES = ("reward", "reward_se", "pass_1", "pass_4", "truncated", "answer_tokens", "entropy", "kl", "distinct")
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a pretrained run, a run that chats, and a file of conversations."""
+    folder = tmp_path_factory.mktemp("base")
+    train(tiny(folder, train__max_steps=20, model__context_length=64, train__batch_tokens=1024), folder / "base")
+    records = [
+        {"instruction": f"The {thing} {n}?", "output": f"It is {n}."} for n in range(15) for thing in ("hat", "ball")
+    ]
+    (folder / "conversations.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    sft(tuned(folder), folder / "chat")
+    return folder
+
+
+def reinforced(base: Path, **changes: Any) -> RunConfig:
+    settings = {"prompts": 4, "samples": 4, "max_tokens": 12, "val_prompts": 4, "val_samples": 4}
+    config = tuned(
+        base,
+        name="reinforced",
+        init_from=str(base / "chat"),
+        sft=None,
+        reinforce=ReinforceConfig(**{**settings, **changes.pop("reinforce", {})}),
+        reward=RewardConfig("custom", function=changes.pop("function", "own_rewards.short")),
+    )
+    train_settings = {
+        "max_steps": 6,
+        "val_every": 2,
+        "save_every": 2,
+        "batch_tokens": 16 * 64,
+        **changes.pop("train", {}),
+    }
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **train_settings), **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(base: Path) -> Path:
+    reinforce(reinforced(base), base / "whole")
+    return base / "whole"
+
+
+def test_a_run_is_whole_chats_and_leaves_its_base_alone(base: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in sorted((base / "chat").rglob("*")) if path.is_file()}
+    facts = reinforce(reinforced(base), tmp_path / "run")
+    assert before == {path: path.read_bytes() for path in sorted((base / "chat").rglob("*")) if path.is_file()}
+    run = Run(tmp_path / "run")
+    assert (facts.status, facts.kind, facts.best_step, run.is_chat) == ("finished", "reinforce", 6, True)
+    rows = read_metrics(run.metrics_path)
+    assert [row["step"] for row in rows if "val/reward" in row] == [2, 4, 6]
+    assert all(f"val/{name}" in rows[-1] for name in MEASURES)
+    assert all("train/reward" in row and 0 <= row["train/silent_prompts"] <= 1 for row in rows)
+    assert "reward 0." in run.log_path.read_text()
+    assert run.weights_path.exists()
+    assert (run.folder / "report.html").exists()
+    assert load_checkpoint(run.checkpoint_folder / "best.ckpt")["global_step"] == 6
+    assert not torch.equal(load_model(run)[0].wte.weight, load_model(Run(base / "chat"))[0].wte.weight)
+
+
+def test_a_run_in_chunks_is_bit_identical_to_one_in_one_piece(base: Path, whole: Path, tmp_path: Path) -> None:
+    for stop in (1, 4, None):
+        reinforce(reinforced(base, train={"stop_at": stop}), tmp_path / "parts")
+    steps = {row["step"] for row in read_metrics(whole / "metrics.jsonl")}
+    assert steps == {1, 2, 3, 4, 5, 6}
+    a, b = (load_model(Run(folder))[0].state_dict() for folder in (whole, tmp_path / "parts"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_run_killed_while_answers_are_judged_continues_bit_for_bit(
+    base: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_third_step = 2 * 16 + 16 + 5  # after two steps and a validation
+    monkeypatch.setattr(own_rewards, "calls_until_signal", in_third_step)
+    with pytest.raises(Interrupted):
+        reinforce(reinforced(base, function="own_rewards.interrupted"), tmp_path / "run")
+    facts = Run(tmp_path / "run").facts()
+    assert (facts.status, facts.step) == ("stopped", 2)
+    reinforce(reinforced(base, function="own_rewards.interrupted"), tmp_path / "run")
+    assert same(tmp_path / "run", whole)
+
+
+def test_a_reward_is_learnt_and_the_divergence_is_reported(base: Path, tmp_path: Path) -> None:
+    """Answers get shorter, which they can only do if the end token is a target."""
+    config = reinforced(base, train={"max_steps": 20, "val_every": 10}, reinforce={"prompts": 8, "samples": 8})
+    reinforce(dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, lr=1e-2)), tmp_path / "run")
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert rows[-1]["train/reward"] > 1.5 * rows[0]["train/reward"]
+    assert rows[-1]["train/answer_tokens"] < 0.7 * rows[0]["train/answer_tokens"]
+    assert rows[-1]["val/kl"] > 0.01
+
+
+def test_low_rank_matrices_learn_too(base: Path, tmp_path: Path) -> None:
+    reinforce(reinforced(base, reinforce={"lora": LoraConfig(rank=2)}, train={"max_steps": 2}), tmp_path / "run")
+    mine, theirs = load_model(Run(tmp_path / "run"))[0], load_model(Run(base / "chat"))[0]
+    assert not torch.equal(mine.blocks[0].attn.q.weight, theirs.blocks[0].attn.q.weight)
+
+
+def test_a_base_run_that_does_not_chat_continues_its_prompts(base: Path, tmp_path: Path) -> None:
+    config = reinforced(base, init_from=str(base / "base"), train={"max_steps": 2})
+    assert reinforce(config, tmp_path / "run").status == "finished"
+    run = Run(tmp_path / "run")
+    assert not run.is_chat
+    assert "prompts are continued as plain text" in run.log_path.read_text()
+
+
+def test_a_faster_number_format_is_corrected_and_learns(base: Path, tmp_path: Path) -> None:
+    facts = reinforce(reinforced(base, reinforce={"weights": "int8"}, train={"max_steps": 2}), tmp_path / "run")
+    assert facts.status == "finished"
+    rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert 0 < rows[-1]["train/ratio_gap"] < 0.5
+    assert rows[-1]["train/ratio_gap"] > 0
+
+
+def test_a_budget_chooses_the_number_of_steps(base: Path, tmp_path: Path) -> None:
+    config = reinforced(base, budget="4s", train={"max_steps": "auto"})
+    facts = reinforce(config, tmp_path / "run")
+    assert facts.status == "finished"
+    assert facts.resolved is not None
+    assert facts.step == facts.resolved.max_steps
+    assert reinforce(config, tmp_path / "run").step == facts.step
+
+
+def test_prompts_without_room_for_an_answer_are_refused(base: Path, tmp_path: Path) -> None:
+    (tmp_path / "long.jsonl").write_text(json.dumps({"instruction": "a" * 99, "output": "b"}))
+    config = reinforced(base)
+    data = dataclasses.replace(config.data, path=str(tmp_path / "long.jsonl"))
+    with pytest.raises(UserError, match="none of the 1 prompts leaves room for an answer in the context of 64 tokens"):
+        reinforce(dataclasses.replace(config, data=data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
