@@ -25,10 +25,12 @@ from positron.system.threads import SPIN_WRITING, spin
 if TYPE_CHECKING:
     from positron.inspection.lookdata import HeadScore, LookData, Scores, TruthData
     from positron.inspection.subject import Subject
+    from positron.run.folder import Run
 
 logger = logging.getLogger("positron.look")  # under `python -m` the module is called __main__
 
 FIRST_WORDS = "Once upon a time"  # without a prompt
+FIRST_MESSAGE = "Tell me a story about Lily."  # to a run that chats
 BEST_SHOWN = 3  # tokens that the model thought most probable, at each position
 TOKEN_WIDTH = 14
 
@@ -42,8 +44,8 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "prompt",
         nargs="?",
-        default=FIRST_WORDS,
-        help="what the model reads (default: %(default)s); - reads standard input",
+        help="what the model reads, for a run that chats a message to answer; - reads standard input (default: "
+        f"{FIRST_WORDS}, or {FIRST_MESSAGE})",
     )
     parser.add_argument(
         "--step",
@@ -93,24 +95,30 @@ def main() -> None:
 def show(options: argparse.Namespace) -> None:
     """Load the run, look at it and print the result."""
     say_loading(options.run)
-    prompt = argument(options.prompt, "the prompt")
-    if prompt == "-":
-        prompt = read_standard_input("the prompt").rstrip("\n")
-    if options.html is not None:
-        write_page(options, prompt)
-        return
-    from positron.inspection.ablation import ablation_of
-    from positron.inspection.subject import Subject
+    given = None if options.prompt is None else argument(options.prompt, "the prompt")
+    if given == "-":
+        given = read_standard_input("the prompt").rstrip("\n")
     from positron.run.folder import find_run
 
+    run = find_run(options.run)
+    prompt = given if given is not None else FIRST_MESSAGE if run.is_chat else FIRST_WORDS
+    if options.html is not None:
+        write_page(options, run, prompt)
+        return
+    from positron.inspection.ablation import ablation_of
+    from positron.inspection.html_file import ANSWER
+    from positron.inspection.subject import Subject
+
     ablations = [ablation_of(name) for name in options.ablate]
-    subject = Subject(find_run(options.run))
-    data = subject.look(prompt, step=options.step, ablations=ablations, scores=options.heads)
-    truth = true_probabilities(subject, prompt, options.step) if not ablations else None
+    subject = Subject(run)
+    answer = ANSWER if subject.chats else None
+    data = subject.look(prompt, step=options.step, ablations=ablations, scores=options.heads, continuation=answer)
+    knows_truth = subject.knows_truth and not ablations
+    truth = subject.truth(prompt, step=options.step) if knows_truth and not subject.chats else None
     if options.json:
         found: dict[str, Any] = {"look": data, "truth": truth}
         if options.history:
-            found |= {"history": subject.history(), "regrets": None if truth is None else subject.regrets()}
+            found |= {"history": subject.history(), "regrets": subject.regrets() if knows_truth else None}
         print(printable(json.dumps(found, allow_nan=False)))
     else:
         size = parameter_count(data["shape"]["parameters"])
@@ -119,10 +127,10 @@ def show(options: argparse.Namespace) -> None:
         if data["scores"] is not None:
             print("\n".join(["", *head_table(data["scores"])]))
         if options.history:
-            print("\n".join(["", *history_table(subject, prompt, truth is not None)]))
+            print("\n".join(["", *history_table(subject, prompt, knows_truth)]))
 
 
-def write_page(options: argparse.Namespace, prompt: str) -> None:
+def write_page(options: argparse.Namespace, run: Run, prompt: str) -> None:
     """Write the page of `--html` and log its size and precision. Raises UserError for options that it does not obey."""
     refused = {"--step": options.step is not None, "--ablate": options.ablate, "--json": options.json}
     for name, is_given in refused.items():
@@ -131,19 +139,13 @@ def write_page(options: argparse.Namespace, prompt: str) -> None:
                 f"--html writes a page of the best checkpoint, where parts can be removed: leave {name} out"
             )
     from positron.inspection.html_file import write_html
-    from positron.run.folder import find_run
     from positron.system.disk import expanded
 
-    written = write_html(find_run(options.run), prompt, expanded(options.html))
+    written = write_html(run, prompt, expanded(options.html))
     logger.info(
         f"{written.path}: {written.size:,} bytes; weights rounded to {written.bits} bits, logits differ from those of the run "
         f"by at most {written.difference:.2g}"
     )
-
-
-def true_probabilities(subject: Subject, prompt: str, step: int | None) -> TruthData | None:
-    """Compare the model with the grammar; None for a run whose text has no known probabilities."""
-    return subject.truth(prompt, step=step) if subject.knows_truth else None
 
 
 def token_table(data: LookData, truth: TruthData | None) -> list[str]:
@@ -167,7 +169,7 @@ def token_table(data: LookData, truth: TruthData | None) -> list[str]:
 
 
 def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
-    """Return the lines below the table: the sums, where the prompt leaves the grammar, and what an ablation changes."""
+    """Return the lines below the table: sums, where the prompt leaves the grammar, the effect of an ablation, the answer."""
     bits = sum(token["bits"] or 0.0 for token in data["tokens"])
     lines = [f"{bits:.2f} bits for {counted(len(data['tokens']) - 1, 'token')}"]
     if truth is not None:
@@ -184,6 +186,8 @@ def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
         parts = ", ".join(f"{part['layer']}.{part['part']}" for part in data["ablation"]["ablations"])
         before, after = data["ablation"]["before"], data["ablation"]["after"]
         lines.append(f"without {parts}: {after:.3f} bits per token; with all parts {before:.3f}")
+    if data["chats"] and data["continuation"] is not None:
+        lines.append(f"answer: {one_line(data['continuation'])}")
     return lines
 
 

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import http.server
 import io
+import json
 import multiprocessing
 import os
 import signal
@@ -127,6 +128,19 @@ def kept_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     folder.parent.mkdir()
     train(tiny(folder.parents[1], train__keep_history=4, model__context_length=64), folder)
     return Run(folder)
+
+
+@pytest.fixture(scope="session")
+def chat_run(kept_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A copy of `kept_run` that says that it was fine-tuned on conversations."""
+    import shutil
+
+    from positron.text.conversation import TEMPLATE
+
+    run = Run(tmp_path_factory.mktemp("chat") / "outputs" / "talker")
+    shutil.copytree(kept_run.folder, run.folder)
+    run.chat_path.write_text(json.dumps(TEMPLATE))
+    return run
 
 
 def apart(target: Callable[..., None], *arguments: str | int) -> None:

@@ -34,6 +34,7 @@ from positron.model.gpt import GPT
 from positron.run.folder import Run
 from positron.system.disk import whole_file
 from positron.system.errors import UserError
+from positron.text.conversation import ANSWER_TOKENS
 from positron.text.tokenizer import Tokenizer
 from positron.version import __version__
 
@@ -44,7 +45,9 @@ MAX_PARAMETERS = 60_000_000  # at 8 bits a file of 70 MB, which a browser unpack
 MAX_PROOF = 1 << 16  # logits of PyTorch that a file holds
 ENOUGH_BITS = 14  # the logits of the quickstart then differ by 0.003
 MAX_HISTORY = 12  # kept steps in a file: 10 to 50 kB each
-CONTINUATION: Continuation = {"max_tokens": 40, "temperature": 0, "seed": 0}  # as static/inspector.js asks for it
+# As static/inspector.js asks for them
+CONTINUATION: Continuation = {"max_tokens": 40, "temperature": 0, "seed": 0}
+ANSWER: Continuation = {**CONTINUATION, "max_tokens": ANSWER_TOKENS}
 # In the order of their imports. Without `import` and `export` they are one script: their names differ, which a test checks.
 SCRIPTS = (
     "dom.js",
@@ -84,6 +87,7 @@ class Stored:
     run: str
     step: int
     prompt: str
+    chats: bool = False  # the prompt is a message
     scores: Any = None  # lookdata.Scores
     truth: Any = None  # lookdata.TruthData of the prompt
     regrets: Any = None  # lookdata.RegretHistory
@@ -94,7 +98,8 @@ def write_file(model: GPT, tokenizer: Tokenizer, stored: Stored, path: Path) -> 
     """Write the file. Raises UserError for a tokenizer that the page does not have, a long prompt, and a large model."""
     shape = shape_of(model)
     vocabulary = page_tokenizer(tokenizer)
-    ids = Vocabulary(tokenizer).ids(stored.prompt, min(MAX_TOKENS, model.config.context_length))
+    prompts = Vocabulary(tokenizer, stored.chats)
+    ids = prompts.ids(stored.prompt, min(MAX_TOKENS, model.config.context_length))
     proof = ids[: max(1, MAX_PROOF // model.config.vocab_size)]
     logits = _logits(model, proof)
     _refuse_large(stored.run, shape)
@@ -107,6 +112,7 @@ def write_file(model: GPT, tokenizer: Tokenizer, stored: Stored, path: Path) -> 
             "config": engine_config(model.config),
             "tensors": weights.tensors,
             "tokenizer": vocabulary,
+            "ends": prompts.ends,
             "proof": proof,
             "bits": bits,
         }
@@ -233,17 +239,18 @@ def write_html(run: Run, prompt: str, path: Path) -> Written:
     shape = shape_of(subject.best)
     _refuse_large(subject.name, shape)
     logger.info("measuring the heads")
-    stored = Stored(subject.name, subject.best_step, prompt, scores=subject.scores())
+    stored = Stored(subject.name, subject.best_step, prompt, subject.chats, scores=subject.scores())
     if subject.knows_truth:
         logger.info("comparing with the grammar")
-        stored = dataclasses.replace(stored, truth=subject.truth(prompt, top=20), regrets=subject.regrets())
+        truth = None if subject.chats else subject.truth(prompt, top=20)
+        stored = dataclasses.replace(stored, truth=truth, regrets=subject.regrets())
     history = [kept_look(subject, prompt, point) for point in spread(subject.history()["points"], MAX_HISTORY)]
     return write_file(subject.best, subject.tokenizer, dataclasses.replace(stored, history=history), path)
 
 
 def kept_look(subject: Subject, prompt: str, point: HistoryPoint) -> dict[str, Any]:
     """Look at the weights of a kept step; the logits are rounded to three decimals, which take half of the bytes."""
-    data = subject.look(prompt, step=point["step"], continuation=CONTINUATION)
+    data = subject.look(prompt, step=point["step"], continuation=ANSWER if subject.chats else CONTINUATION)
     data["focus"]["logits"] = [round(value, 3) for value in data["focus"]["logits"]]
     return {**data, "point": point}
 

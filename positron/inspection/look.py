@@ -36,6 +36,7 @@ def look(
     tokenizer: Tokenizer,
     prompt: str,
     *,
+    chats: bool = False,
     run: str = "",
     step: int = 0,
     ablations: Sequence[Ablation] = (),
@@ -47,12 +48,13 @@ def look(
 ) -> LookData:
     """Look inside a model while it reads a prompt.
 
-    `run` and `step` name the model. `focus`: the position whose whole distribution is returned, or None for the last one.
-    `attention`: the layers whose attention is returned, or None for as many as MAX_ATTENTION allows. `scores` and
-    `continuation` are copied into the result. Raises UserError for a prompt that is too long, a layer, head or position that
-    does not exist, or a `top` that is not between 1 and MAX_TOP.
+    `chats`: the prompt is a message, which the chat template surrounds. `run` and `step` name the model. `focus`: the
+    position whose whole distribution is returned, or None for the last one. `attention`: the layers whose attention is
+    returned, or None for as many as MAX_ATTENTION allows. `scores` and `continuation` are copied into the result. Raises
+    UserError for a prompt that is too long, a layer, head or position that does not exist, or a `top` that is not between 1
+    and MAX_TOP.
     """
-    vocabulary, config = Vocabulary(tokenizer), model.config
+    vocabulary, config = Vocabulary(tokenizer, chats), model.config
     ids = vocabulary.ids(prompt, min(MAX_TOKENS, config.context_length))
     T = len(ids)
     if not 1 <= top <= MAX_TOP:
@@ -79,6 +81,7 @@ def look(
         "step": step,
         "shape": shape_of(model),
         "prompt": prompt,
+        "chats": chats,
         "tokens": described_tokens(vocabulary, logp, ids),
         "next": _predictions(vocabulary, logp, top, [step["entropy"] for step in lens[-1]]),
         "focus": _focus(vocabulary, logp[place], place),

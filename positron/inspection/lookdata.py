@@ -125,6 +125,7 @@ class LookData(TypedDict):
     step: int  # optimizer steps of the weights
     shape: Shape
     prompt: str
+    chats: bool  # whether the prompt is a message; `tokens` are then those of the chat template around it
     tokens: list[Token]  # (T,)
     next: list[Prediction]  # (T,); entry t is the distribution of token t + 1
     focus: Focus
@@ -135,7 +136,7 @@ class LookData(TypedDict):
     lens: list[list[Lens]]  # (L + 1, T); the last one is the prediction of the model itself
     ablation: AblationResult | None  # None if nothing is ablated
     scores: Scores | None  # None if they were not asked for
-    continuation: str | None  # text that the model writes after the prompt; None if it was not asked for
+    continuation: str | None  # text that the model writes after the prompt, or its answer; None if it was not asked for
 
 
 class Continuation(TypedDict):

@@ -65,7 +65,7 @@ class Subject:
         """
         self.run, self.name = run, run.folder.resolve().name
         best, own, path = load_model(run) if model is None or tokenizer is None else (model, tokenizer, None)
-        self.best, self.tokenizer = best, own
+        self.best, self.tokenizer, self.chats = best, own, run.is_chat
         if path is None or path.name == BEST:
             facts = run.facts()
             self.best_step = facts.best_step if facts.best_step is not None else (facts.step or 0)
@@ -107,12 +107,16 @@ class Subject:
         scores: bool = False,
         continuation: Continuation | None = None,
     ) -> LookData:
-        """Look at the weights of a step (see `look.look`). `continuation`: settings of a text to generate after the prompt."""
+        """Look at the weights of a step (see `look.look`); the prompt of a run that chats is a message.
+
+        `continuation`: settings of a text to generate after the prompt, or of the answer.
+        """
         model, at = self.model(step)
         data = look(
             model,
             self.tokenizer,
             prompt,
+            chats=self.chats,
             run=self.name,
             step=at,
             ablations=ablations,
@@ -131,8 +135,11 @@ class Subject:
         count, seed = settings.get("max_tokens", 100), settings.get("seed", 0)
         if isinstance(count, int) and count > MAX_CONTINUATION:
             raise UserError(f"max_tokens must be at most {MAX_CONTINUATION}, not {count}")
-        ids = Vocabulary(self.tokenizer).ids(prompt, model.config.context_length)
-        (text,) = Engine(model, self.tokenizer).texts([ids], sampling_from(values), max_tokens=count, seed=seed)
+        vocabulary = Vocabulary(self.tokenizer, self.chats)
+        ids = vocabulary.ids(prompt, model.config.context_length)
+        (text,) = Engine(model, self.tokenizer).texts(
+            [ids], sampling_from(values), max_tokens=count, seed=seed, stop_ids=vocabulary.ends
+        )
         return text
 
     def scores(self, step: int | None = None) -> Scores:
@@ -172,8 +179,13 @@ class Subject:
         return data
 
     def truth(self, prompt: str, *, step: int | None = None, top: int = TOP) -> TruthData:
-        """Compare the weights of a step with the grammar. Raises UserError for a run on another text."""
+        """Compare the weights of a step with the grammar. Raises UserError for a run on another text, or one that chats."""
         self.refuse_other_text()
+        if self.chats:
+            raise UserError(
+                f"{self.run.folder} answers messages, and the grammar of the stories knows the probabilities of stories only: "
+                "name the run that it was fine-tuned from"
+            )
         model, at = self.model(step)
         return compare_with_truth(model, self.tokenizer, prompt, run=self.name, step=at, top=top)
 

@@ -9,14 +9,15 @@ from torch import Tensor
 
 from positron.inspection.lookdata import Candidate
 from positron.system.errors import UserError
+from positron.text.conversation import Message, prompt_ids, stop_ids
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 
 
 class Vocabulary:
-    """Show the ids of a tokenizer as text."""
+    """Show the ids of a tokenizer as text. `chats`: prompts are messages, to which the model answers."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, chats: bool = False) -> None:
+        self.tokenizer, self.chats = tokenizer, chats
 
     @cached_property
     def specials(self) -> dict[int, str]:
@@ -39,11 +40,24 @@ class Vocabulary:
         return {"id": i, "text": self.text(i), "special": i in self.specials, "p": digits(p)}
 
     def ids(self, prompt: str, limit: int) -> list[int]:
-        """Encode a prompt as the beginning of a document. Raises UserError if the result has more than `limit` tokens."""
-        ids = [self.tokenizer.special_id(END_OF_TEXT), *self.tokenizer.encode(prompt)]
+        """Encode a prompt as the beginning of a document, or as a message up to where the answer begins.
+
+        Raises UserError if the result has more than `limit` tokens.
+        """
+        text = self.tokenizer.encode(prompt)
+        if self.chats:
+            ids = prompt_ids([Message("user", prompt)], self.tokenizer)
+        else:
+            ids = [self.tokenizer.special_id(END_OF_TEXT), *text]
         if len(ids) > limit:
-            raise UserError(f"the prompt has {len(ids) - 1} tokens and may have {limit - 1}: give a shorter prompt")
+            most = limit - len(ids) + len(text)
+            raise UserError(f"the prompt has {len(text)} tokens and may have {most}: give a shorter prompt")
         return ids
+
+    @property
+    def ends(self) -> list[int]:
+        """Return the ids that end a text, or an answer."""
+        return stop_ids(self.tokenizer) if self.chats else list(self.tokenizer.end_ids)
 
 
 def digits(value: float, count: int = 6) -> float:

@@ -1,11 +1,13 @@
 """`positron look`: a table for people, JSON for programs."""
 
 import json
+import shutil
 
 import pytest
 from conftest import tiny
 
 from positron.run.folder import Run
+from positron.text.conversation import TEMPLATE
 from positron.train import train
 
 
@@ -41,6 +43,20 @@ def test_the_look_command_and_its_mistakes(tmp_path, run_command):
     assert heads.code == 0, heads.err
     rows = [line.split()[0] for line in heads.out.partition("\npart ")[2].splitlines()[1:7]]
     assert rows == ["0.0", "0.1", "0.2", "0.3", "0.attn", "0.mlp"]
+
+    talker = tmp_path / "outputs" / "talker"
+    shutil.copytree(folder, talker)
+    Run(talker).chat_path.write_text(json.dumps(TEMPLATE))
+    answered = run_command("look", "talker", "Hi", "--history")
+    assert answered.code == 0, answered.err
+    assert [line.split()[0] for line in answered.out.splitlines()[3:8]] == [
+        "<|user|>",
+        "H",
+        "i",
+        "<|end|>",
+        "<|assistant|>",
+    ]
+    assert "\nanswer: " in answered.out
 
     page = run_command("look", "tiny", "Once", "--html", "page.html")
     assert page.code == 0, page.err

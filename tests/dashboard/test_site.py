@@ -16,6 +16,7 @@ from serving_models import Running
 
 from positron import load
 from positron.dashboard.table import Outputs
+from positron.inspection.subject import Subject
 from positron.run.folder import Run
 from positron.serving.models import MAX_ON_DEMAND, Models
 from positron.system import disk
@@ -103,6 +104,24 @@ def test_the_inspector_shows_a_run_and_its_history(site: Running, phone: bool) -
         page.locator(".look-history input[type=range]").wait_for()
         assert serious_findings(page) == []
         assert not has_sideways_scroll(page)
+
+
+def test_the_inspector_shows_the_template_around_a_message(chat_run: Run) -> None:
+    running = Running(folder=chat_run.folder.parent)
+    try:
+        with chromium() as browser, opened(browser, f"{running.url}/look") as page:
+            page.get_by_label("Message").fill("Hi")
+            page.get_by_label("Message").press("Enter")
+            page.locator("li:nth-child(6):last-child .look-token").wait_for()
+            names = page.locator(".look-token .look-text").all_inner_texts()
+            assert names == ["<|endoftext|>", "<|user|>", "H", "i", "<|end|>", "<|assistant|>"]
+            page.get_by_role("button", name="Generate").click()
+            page.locator(".look-written ~ p", has_text="tokens/s").wait_for()
+            settings = {"temperature": 0.8, "top_p": 0.95, "seed": 0, "max_tokens": 200}
+            answer = Subject(chat_run).look("Hi", continuation=settings)["continuation"]
+            assert page.locator(".look-written").text_content() == f"Hi\n\n{answer}"
+    finally:
+        running.stop()
 
 
 def test_the_chat_continues_a_text_with_a_run_of_the_folder(site: Running) -> None:

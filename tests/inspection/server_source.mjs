@@ -1,9 +1,9 @@
-// Ask a server as the inspector's page does; write the answers as JSON. Arguments: static folder, address, run, key.
+// Ask a server as the inspector's page does; write the answers as JSON. Arguments: static folder, address, run, key, and "chats" for a run that chats.
 import { pathToFileURL } from "node:url";
 
-const [, , folder, base, run, key] = process.argv;
+const [, , folder, base, run, key, chats] = process.argv;
 const { ServerSource } = await import(pathToFileURL(`${folder}/sources.js`).href);
-const source = new ServerSource(run, { base, key });
+const source = new ServerSource(run, { base, key, chats: chats === "chats" });
 const text = async (request) => {
   let written = "";
   for await (const piece of source.generate(request)) written += piece.text;

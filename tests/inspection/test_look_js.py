@@ -18,6 +18,7 @@ from positron.inspection.look import look
 from positron.inspection.packed_weights import engine_config, pack
 from positron.inspection.page_tokenizer import page_tokenizer
 from positron.inspection.tokens import Vocabulary
+from positron.text.conversation import stop_ids
 
 STATIC = Path(__file__).parents[2] / "positron" / "inspection" / "static"
 NODE = shutil.which("node")
@@ -25,6 +26,7 @@ PROMPT = "Once upon a time,\n é"
 CASES: dict[str, dict[str, Any]] = {
     "whole": {},
     "focus": {"focus": 3},
+    "chat": {"chats": True},
     "ablated": {"ablations": [{"layer": 0, "part": 1}, {"layer": 1, "part": "mlp"}]},
 }
 TOKENIZERS = {"char": char, "sentencepiece": sentencepiece}
@@ -51,7 +53,14 @@ def answers(tmp_path_factory):
                 "tensors": weights.tensors,
                 "content": base64.b64encode(weights.content).decode(),
                 "tokenizer": page_tokenizer(tokenizer),
-                "stored": {"run": "r", "step": 3, "shape": look(model, tokenizer, "")["shape"], "history": []},
+                "stored": {
+                    "run": "r",
+                    "step": 3,
+                    "shape": look(model, tokenizer, "")["shape"],
+                    "history": [],
+                    "chats": "chats" in changes,
+                    "ends": Vocabulary(tokenizer, "chats" in changes).ends,
+                },
                 "request": {**request, **changes},
             }
     (folder / "cases.json").write_text(json.dumps(list(cases.values())))
@@ -89,8 +98,9 @@ def test_the_page_sees_what_python_sees(answers, name, case):
     assert_equal([z - ours["logits"][0] for z in ours["logits"]], [z - theirs["logits"][0] for z in theirs["logits"]])
     assert_equal({**ours, "logits": []}, {**theirs, "logits": []}, "focus")
     subject = ablated(model, CASES[case].get("ablations", ()))
-    ids = Vocabulary(tokenizer).ids(PROMPT, 40)
-    (text,) = Engine(subject, tokenizer).texts([ids], Sampling(**SAMPLING), max_tokens=12, seed=5)
+    ids = [token["id"] for token in expected["tokens"]]
+    stops = stop_ids(tokenizer) if expected["chats"] else None
+    (text,) = Engine(subject, tokenizer).texts([ids], Sampling(**SAMPLING), max_tokens=12, seed=5, stop_ids=stops)
     assert answer.pop("continuation") == text
     expected.pop("continuation")
     assert_equal(answer, expected)

@@ -23,15 +23,17 @@ PROMPT, KEY = "Once upon", "sesame"
 
 
 @pytest.mark.skipif(NODE is None, reason="node is not installed")
-def test_the_page_gets_from_a_server_what_the_subject_says(kept_run):
-    subject, served = Subject(kept_run), serve_run(kept_run)
+@pytest.mark.parametrize("chats", [False, True])
+def test_the_page_gets_from_a_server_what_the_subject_says(kept_run, chat_run, chats):
+    run = chat_run if chats else kept_run
+    subject, served = Subject(run), serve_run(run)
     listener = listen("127.0.0.1", 0)
     server = Server(create_app(Models([served]), KEY, routes({served.name: subject})), listener)
     thread = threading.Thread(target=server.run_until_stopped)
     thread.start()
     try:
         script = Path(__file__).with_name("server_source.mjs")
-        command = [NODE, script, STATIC, url_of(listener).rstrip("/"), served.name, KEY]
+        command = [NODE, script, STATIC, url_of(listener).rstrip("/"), served.name, KEY, "chats" if chats else ""]
         done = subprocess.run(list(map(str, command)), check=True, timeout=300, capture_output=True, text=True)
     finally:
         server.should_exit = True
@@ -41,14 +43,15 @@ def test_the_page_gets_from_a_server_what_the_subject_says(kept_run):
     same = {
         "look": subject.look(PROMPT, step=0, focus=1, top=5),
         "history": subject.history(),
-        "truth": subject.truth(PROMPT, top=20),
+        "truth": None if chats else subject.truth(PROMPT, top=20),
         "regrets": subject.regrets(),
     }
     for name, expected in same.items():
         assert answers[name] == json.loads(json.dumps(expected)), name
-    ids = Vocabulary(subject.tokenizer).ids(PROMPT, 50)
+    vocabulary = Vocabulary(subject.tokenizer, chats)
+    ids = vocabulary.ids(PROMPT, 50)
     (text,) = Engine(subject.best, subject.tokenizer).texts(
-        [ids], Sampling(temperature=0.9, top_p=0.9), max_tokens=12, seed=3
+        [ids], Sampling(temperature=0.9, top_p=0.9), max_tokens=12, seed=3, stop_ids=vocabulary.ends
     )
     assert answers["written"] == text
     settings = {"max_tokens": 12, "seed": 3, "temperature": 0.9, "top_p": 0.9}

@@ -8,6 +8,8 @@ from typing import Union, get_args, get_origin, get_type_hints, is_typeddict
 import pytest
 import torch
 
+from positron.inference.engine import Engine
+from positron.inference.sampling import Sampling
 from positron.inspection.inside import log_probabilities, look_inside
 from positron.inspection.look import look
 from positron.inspection.lookdata import HistoryData, LookData, RegretHistory, TruthData
@@ -17,6 +19,7 @@ from positron.run.folder import Run
 from positron.run.load import load_kept_model, load_model
 from positron.stories import bits
 from positron.system.errors import UserError
+from positron.text.conversation import Message, encode, prompt_ids, stop_ids
 from positron.text.tokenizer import END_OF_TEXT
 
 PROMPT = "Once upon a time"
@@ -63,6 +66,42 @@ def test_a_text_is_continued_by_the_weights_of_the_step_and_without_the_ablated_
     assert len(texts) == 4
     with pytest.raises(UserError, match=r"max_tokens must be at most .*, not 5000"):
         subject.look(PROMPT, continuation={"max_tokens": 5000})
+
+
+def test_a_run_that_chats_reads_the_tokens_of_its_template(chat_run):
+    subject, question = Subject(chat_run), "Tell me?"
+    data = subject.look(question)
+    ids, _ = encode([Message("user", question), Message("assistant", "")], subject.tokenizer)
+    assert [token["id"] for token in data["tokens"]] == ids[:-1]  # without the end of the answer
+    names = [token["text"] for token in data["tokens"] if token["special"]]
+    assert names == [END_OF_TEXT, "<|user|>", "<|end|>", "<|assistant|>"]
+    model = subject.best(torch.tensor([ids[:-1]]))[0, -1].softmax(-1)
+    assert [candidate["p"] for candidate in data["next"][-1]["top"]] == pytest.approx(
+        model.topk(10).values.tolist(), 1e-4
+    )
+    with pytest.raises(UserError, match="the prompt has 61 tokens and may have 60"):
+        subject.look("a" * 61)
+
+
+def test_an_answer_ends_at_any_token_that_ends_a_message(chat_run):
+    subject, question = Subject(chat_run), "Tell me?"
+    settings = {"max_tokens": 400, "temperature": 4.0, "top_p": 1.0}
+    answer = subject.look(question, continuation={**settings, "seed": 1})["continuation"]
+    ids = prompt_ids([Message("user", question)], subject.tokenizer)
+    engine, sampling = Engine(subject.best, subject.tokenizer), Sampling(temperature=4.0, top_p=1.0)
+    ended, endless = (
+        engine.texts([ids], sampling, max_tokens=400, seed=1, stop_ids=stops)[0]
+        for stops in (stop_ids(subject.tokenizer), [])
+    )
+    assert answer == ended
+    assert len(ended) < len(endless)
+
+
+def test_the_grammar_knows_no_probabilities_of_messages(chat_run):
+    subject = Subject(chat_run)
+    with pytest.raises(UserError, match="answers messages"):
+        subject.truth("Tell me?")
+    assert subject.regrets()["points"]
 
 
 def test_scores_are_measured_once_and_on_validation_text(subject, monkeypatch):

@@ -3,7 +3,7 @@
 import { el, whole } from "./dom.js";
 import { createAttention, createLens, createNext, createParts, createRules, createStrip, createWriter } from "./panels.js";
 
-const CONTINUATION = { max_tokens: 40, temperature: 0, seed: 0 };
+const CONTINUATION = { max_tokens: 40, temperature: 0, seed: 0 }, ANSWER = { ...CONTINUATION, max_tokens: 256 };
 
 /** Settings of sampling: name, label, smallest and largest value, step, start; null at `off`. */
 const SLIDERS = [
@@ -19,6 +19,7 @@ export function mount(root, source, { prompt = "", proof = null } = {}) {
     data: null, truth: null, scores: null, regrets: null, history: null, position: 0, colour: "bits", head: { layer: 0, head: 0 },
     ablations: [], step: null, plainText: null, plainKey: "", settings: {}, takeFocus: false,
   };
+  const continuation = source.chats ? ANSWER : CONTINUATION;
   let turn = 0, writing = 0; // a newer look or text stops the older one
   const trouble = el("p", { class: "look-trouble", role: "alert" }), status = el("p", { class: "faint", role: "status" });
 
@@ -76,7 +77,7 @@ export function mount(root, source, { prompt = "", proof = null } = {}) {
     look();
   });
   const form = el("form", { class: "card look-form", onsubmit: (event) => (event.preventDefault(), look()) },
-    el("label", { for: "look-prompt" }, "Prompt"), box,
+    el("label", { for: "look-prompt" }, source.chats ? "Message" : "Prompt"), box,
     el("p", { class: "look-actions" }, el("button", { type: "submit", class: "button primary" }, "Look inside"),
       source.stored ? el("button", { type: "button", class: "button", onclick: () => ((box.value = source.stored.prompt), look()) }, "Its own prompt") : null,
       el("span", { class: "faint" }, "Enter looks, Shift+Enter begins a new line.")));
@@ -138,12 +139,12 @@ export function mount(root, source, { prompt = "", proof = null } = {}) {
       status.textContent = "Reading …";
       const key = JSON.stringify([box.value, state.step]);
       if (state.plainKey !== key && state.ablations.length) {
-        const plain = await source.look({ ...request(null), ablations: [], attention: [], continuation: CONTINUATION }, stopped);
+        const plain = await source.look({ ...request(null), ablations: [], attention: [], continuation }, stopped);
         if (stopped()) return;
         state.plainText = plain.continuation;
         state.plainKey = key;
       }
-      const data = await source.look({ ...request(position), continuation: CONTINUATION }, stopped);
+      const data = await source.look({ ...request(position), continuation }, stopped);
       if (stopped() || data === null) return;
       const truth = state.ablations.length ? null : await source.truth({ prompt: box.value, step: state.step });
       if (stopped()) return;
@@ -171,7 +172,7 @@ export function mount(root, source, { prompt = "", proof = null } = {}) {
   async function write() {
     const mine = ++writing, prompt = box.value;
     let tokens = 0, first = null, message = null;
-    writer.begin(prompt);
+    writer.begin(source.chats ? `${prompt}\n\n` : prompt);
     const settings = { ...state.settings, seed: Number(seed.value) || 0, max_tokens: Math.max(1, Number(length.value) || 1) };
     const began = performance.now();
     try {

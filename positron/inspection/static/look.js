@@ -38,11 +38,12 @@ function candidates(logp, count, tokenizer) {
   return largest(logp, count).map((id) => ({ id, ...tokenizer.describe(id), p: Math.exp(logp[id]) }));
 }
 
-/** Encode a prompt. Throws an error for people if it is too long. */
-export function promptIds(model, tokenizer, prompt) {
-  const ids = tokenizer.prompt(prompt), limit = Math.min(MAX_TOKENS, model.config.context_length);
+/** Encode a prompt, or a message if the model `chats`. Throws an error for people if it is too long. */
+export function promptIds(model, tokenizer, prompt, chats) {
+  const ids = tokenizer.prompt(prompt, chats), limit = Math.min(MAX_TOKENS, model.config.context_length);
   if (ids.length > limit) {
-    throw new Error(`The prompt has ${ids.length - 1} tokens and may have ${limit - 1}: give a shorter prompt.`);
+    const around = tokenizer.prompt("", chats).length;
+    throw new Error(`The prompt has ${ids.length - around} tokens and may have ${limit - around}: give a shorter prompt.`);
   }
   return ids;
 }
@@ -53,8 +54,8 @@ export function promptIds(model, tokenizer, prompt) {
  * `stopped()` is asked between tokens; if it returns true, the result is null.
  */
 export async function look(model, tokenizer, request, stopped = () => false) {
-  const { prompt, ablations = [], top = 10 } = request;
-  const ids = promptIds(model, tokenizer, prompt), T = ids.length;
+  const { prompt, chats, ablations = [], top = 10 } = request;
+  const ids = promptIds(model, tokenizer, prompt, chats), T = ids.length;
   const { n_layer: L, n_head: H } = model.config;
   const layers = new Set(request.attention ?? Array.from({ length: L }, (_, i) => i));
   const streams = Array.from({ length: L + 1 }, () => []);
@@ -104,7 +105,7 @@ export async function look(model, tokenizer, request, stopped = () => false) {
     logps,
     bits: scored.length ? scored.reduce((sum, { bits }) => sum + bits, 0) / scored.length : null,
     data: {
-      version: 1, prompt, tokens, attention, lens,
+      version: 1, prompt, chats, tokens, attention, lens,
       next: logps.map((logp) => ({ top: candidates(logp, top, tokenizer), entropy: entropy(logp) })),
       residual: streams.map((places) =>
         places.map((x) => Math.sqrt(x.reduce((sum, value) => sum + value * value, 0) / x.length)),

@@ -3,11 +3,12 @@
 import { mount } from "./inspector.js";
 import { ServerSource } from "./sources.js";
 
-const PROMPT = "Once upon a time";
+const PROMPT = "Once upon a time", MESSAGE = "Tell me a story about Lily.";
 
 const $ = (id) => document.getElementById(id);
 const key = sessionStorage.getItem("api-key"); // entered in the tab Chat, if the server needs one
 let shown = null;
+let chats; // run -> whether it answers messages
 
 function trouble(text) {
   $("trouble").textContent = text;
@@ -19,13 +20,14 @@ function open(run) {
   $("run").value = run;
   history.replaceState(null, "", `?${new URLSearchParams({ run })}`);
   $("inspector").replaceChildren();
-  shown = mount($("inspector"), new ServerSource(run, { key }), { prompt: PROMPT });
+  shown = mount($("inspector"), new ServerSource(run, { key, chats: chats.get(run) }), { prompt: chats.get(run) ? MESSAGE : PROMPT });
 }
 
 async function start() {
   const response = await fetch("/v1/models", { headers: key ? { Authorization: `Bearer ${key}` } : {} });
   if (response.status === 401) throw new Error("This server needs its API key: enter it in the tab Chat.");
-  const names = (await response.json()).data.map((model) => model.id);
+  chats = new Map((await response.json()).data.map((model) => [model.id, model.chats]));
+  const names = [...chats.keys()];
   if (!names.length) throw new Error("There is no trained run yet: train one, then reload this page.");
   $("run").append(...names.map((name) => new Option(name, name)));
   $("run").addEventListener("change", () => open($("run").value));

@@ -97,12 +97,12 @@ export function createNext(act) {
         const kept = settings.temperature > 0 && below >= least - 1e-6;
         rows.push({ ...candidate, share: kept ? p[0] * Math.exp(below / settings.temperature) : 0, kept });
       }
-      const isLast = focus.position === data.tokens.length - 1;
+      const canAppend = focus.position === data.tokens.length - 1 && !data.chats; // a message ends before the answer
       bars.replaceChildren(...rows.map((row) => {
         const name = el("button", {
-          type: "button", class: "look-name", disabled: !isLast || row.special,
-          title: isLast && !row.special ? "Append to the prompt" : null, onclick: () => act.append(row.text),
-        }, ...named(`${spoken(row)}${isLast && !row.special ? ": append to the prompt" : ""}`, el("span", {}, visible(row))));
+          type: "button", class: "look-name", disabled: !canAppend || row.special,
+          title: canAppend && !row.special ? "Append to the prompt" : null, onclick: () => act.append(row.text),
+        }, ...named(`${spoken(row)}${canAppend && !row.special ? ": append to the prompt" : ""}`, el("span", {}, visible(row))));
         const truly = told ? el("span", { class: "look-number true" }, `true ${percent(row.true)}`) : null;
         return el("li", { class: row.kept ? null : "out" }, name,
           el("span", { class: "look-bar", "aria-hidden": "true" }, el("i", { class: "model", share: width(row.share) }), told ? el("i", { class: "true", share: width(row.true) }) : null),

@@ -1,13 +1,13 @@
 // Where the inspector's numbers come from: the model inside the page (FileSource), or a server (ServerSource).
 //
-// Both have: run; look(request, stopped) -> LookData; scores() -> Scores or null; history() -> HistoryData or null;
+// Both have: run; chats, whether prompts are messages to answer; look(request, stopped) -> LookData; scores() -> Scores or null; history() -> HistoryData or null;
 // truth(request) -> TruthData or null; regrets() -> RegretHistory or null; and generate(request, stopped), which yields
 // pieces of text with the number of tokens. Types: positron/inspection/lookdata.py, with one addition: in a focus whose
 // logits are null the page knows only the candidates. The result of look is null if it was stopped.
 
 import { distribution, draw, Random } from "./sampling.js";
 import { focusOf, look, pause, promptIds } from "./look.js";
-import { END_OF_TEXT, Stream } from "./tokenizer.js";
+import { Stream } from "./tokenizer.js";
 
 const AT_THE_END = "with the weights of the best checkpoint only: move the history to its end";
 
@@ -15,7 +15,7 @@ const AT_THE_END = "with the weights of the best checkpoint only: move the histo
 export class FileSource {
   constructor(model, tokenizer, stored) {
     Object.assign(this, { model, tokenizer, stored });
-    this.run = stored.run;
+    [this.run, this.chats] = [stored.run, stored.chats];
     this.reads = new Map(); // the last results of look, which answer for other positions
     this.turn = Promise.resolve(); // the model computes one thing at a time
   }
@@ -67,7 +67,7 @@ export class FileSource {
   async read(request, stopped) {
     const key = JSON.stringify([request.prompt, request.ablations ?? []]);
     if (!this.reads.has(key)) {
-      const read = await look(this.model, this.tokenizer, { ...request, attention: null }, stopped);
+      const read = await look(this.model, this.tokenizer, { ...request, chats: this.chats, attention: null }, stopped);
       if (read === null) return null;
       if (this.reads.size >= 3) this.reads.delete(this.reads.keys().next().value);
       this.reads.set(key, read);
@@ -107,7 +107,7 @@ export class FileSource {
 
   async *write({ prompt, ablations = [], max_tokens = 200, seed = 0, ...sampling }, stopped) {
     const { model, tokenizer } = this, stream = new Stream(tokenizer), random = new Random(seed);
-    const ids = promptIds(model, tokenizer, prompt), end = tokenizer.special(END_OF_TEXT);
+    const ids = promptIds(model, tokenizer, prompt, this.chats), ends = new Set(this.stored.ends);
     model.reset();
     model.ablate(ablations);
     let drawn = performance.now();
@@ -124,7 +124,7 @@ export class FileSource {
     }
     for (let count = 1; count <= max_tokens && !stopped(); count++) {
       const id = draw(distribution(logits, sampling), random);
-      if (id === end) break;
+      if (ends.has(id)) break;
       yield { text: stream.push(id), tokens: count };
       if (count < max_tokens) logits = model.continue(id);
       await rest();
@@ -133,10 +133,10 @@ export class FileSource {
   }
 }
 
-/** The server of `positron serve`. `run`: a name of /v1/models; `key`: of --api-key, or null. */
+/** The server of `positron serve`. `run`, `chats`: of /v1/models; `key`: of --api-key, or null. */
 export class ServerSource {
-  constructor(run, { base = "", key = null } = {}) {
-    Object.assign(this, { run, base, key });
+  constructor(run, { base = "", key = null, chats = false } = {}) {
+    Object.assign(this, { run, base, key, chats });
   }
 
   async ask(path, body) {
@@ -195,7 +195,8 @@ export class ServerSource {
       return;
     }
     const given = Object.fromEntries(Object.entries(settings).filter(([, value]) => value !== null));
-    const response = await this.ask("/v1/completions", { model: this.run, prompt, stream: true, ...given });
+    const asked = this.chats ? { messages: [{ role: "user", content: prompt }] } : { prompt };
+    const response = await this.ask(this.chats ? "/v1/chat/completions" : "/v1/completions", { model: this.run, ...asked, stream: true, ...given });
     const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
     let rest = "", tokens = 0;
     try {
@@ -209,7 +210,9 @@ export class ServerSource {
           if (data === "[DONE]") return;
           const chunk = JSON.parse(data);
           if (chunk.error) throw new Error(chunk.error.message);
-          yield { text: chunk.choices[0]?.text ?? "", tokens: ++tokens };
+          const [choice] = chunk.choices;
+          if (choice?.delta?.role) continue; // the beginning of an answer, without text
+          yield { text: (this.chats ? choice?.delta.content : choice?.text) ?? "", tokens: ++tokens };
         }
       }
     } finally {

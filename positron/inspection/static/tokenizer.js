@@ -69,9 +69,10 @@ class Tokenizer {
     return this.specials[name];
   }
 
-  /** Encode a text as the beginning of a document. */
-  prompt(text) {
-    return [this.special(END_OF_TEXT), ...this.encode(text)];
+  /** Encode a text as the beginning of a document, or a message up to where its answer begins (positron/text/conversation.py). */
+  prompt(text, chats) {
+    const begin = this.special(END_OF_TEXT), ids = this.encode(text);
+    return chats ? [begin, this.special("<|user|>"), ...ids, this.special("<|end|>"), this.special("<|assistant|>")] : [begin, ...ids];
   }
 
   /** Return {text, special} for a token: its name if it is special; U+FFFD stands for a part of a character. */
