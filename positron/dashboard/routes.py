@@ -16,7 +16,7 @@ from positron.dashboard.table import Missing, Outputs
 from positron.serving.errors import ApiError
 from positron.serving.pages import page
 
-_STATIC = Path(__file__).parent / "static"
+_HERE = Path(__file__).parent
 # A report has inline styles and images; its scripts are forbidden.
 _REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
@@ -51,13 +51,13 @@ def routes(outputs: Outputs) -> list[BaseRoute]:
         return Response(content, media_type="text/html", headers={"Content-Security-Policy": _REPORT_POLICY})
 
     return [
-        Route("/runs", page(_STATIC / "index.html")),
+        Route("/runs", page(_HERE / "runs.html.jinja")),
         Route("/api/runs", _as_json(runs)),
         Route("/api/curve", _as_json(curve)),
         Route("/api/samples", _as_json(samples)),
         Route("/api/differences", _as_json(differences)),
         Route("/report", report),
-        Mount("/static/runs", StaticFiles(directory=_STATIC)),
+        Mount("/static/runs", StaticFiles(directory=_HERE / "static")),
     ]
 
 

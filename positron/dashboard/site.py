@@ -19,7 +19,7 @@ from positron.serving import pages
 from positron.serving.app import create_app
 from positron.serving.models import Models
 
-_INSPECTOR = Path(positron.inspection.__file__).parent / "static"
+_INSPECTOR = Path(positron.inspection.__file__).parent
 _PUBLIC = frozenset({"/", "/look", "/runs", "/api/presets"})
 
 
@@ -46,8 +46,8 @@ def site(models: Models, outputs: Outputs, key: str | None = None) -> ASGIApp:
     everything but the pages themselves.
     """
     look: list[BaseRoute] = [
-        Route("/look", pages.page(_INSPECTOR / "index.html")),
-        Mount("/static/look", StaticFiles(directory=_INSPECTOR)),
+        Route("/look", pages.page(_INSPECTOR / "look.html.jinja")),
+        Mount("/static/look", StaticFiles(directory=_INSPECTOR / "static")),
         *inspection.routes(Subjects(_Runs(models.runs))),
     ]
     return create_app(models, key, [*look, *runs_tab.routes(outputs), *pages.routes()], _PUBLIC)

@@ -50,7 +50,6 @@ CONTINUATION: Continuation = {"max_tokens": 40, "temperature": 0, "seed": 0}
 ANSWER: Continuation = {**CONTINUATION, "max_tokens": ANSWER_TOKENS}
 # In the order of their imports. Without `import` and `export` they are one script: their names differ, which a test checks.
 SCRIPTS = (
-    "dom.js",
     "heat.js",
     "engine.js",
     "weights.js",
@@ -62,7 +61,8 @@ SCRIPTS = (
     "inspector.js",
     "file_page.js",
 )
-DESIGN = "serving/static/design.css"  # of the web application, with the colours that the inspector uses
+# Of the web application: the colours that the inspector uses, and the module that all pages share
+DESIGN, SHARED_SCRIPT = "serving/static/design.css", "serving/static/dom.js"
 STYLES = ("inspector.css", "file.css")
 # Digits of base 85 that mean nothing in HTML; static/weights.js has the same
 DIGITS = "!#$%()*+,-./0123456789:;=?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_abcdefghijklmnopqrstuvwxyz{|"
@@ -196,7 +196,8 @@ def page(title: str, facts: dict[str, Any], weights: PackedWeights, logits: np.n
 
 def joined_scripts() -> str:
     """Return all modules as one script, since a page that is opened from a disk may not import any."""
-    text = "".join(_EXPORT.sub("", _IMPORT.sub("", _text(name))) for name in SCRIPTS)
+    modules = [_package_file(SHARED_SCRIPT).decode(), *map(_text, SCRIPTS)]
+    text = "".join(_EXPORT.sub("", _IMPORT.sub("", module)) for module in modules)
     assert "</script" not in text
     assert "<!--" not in text
     return text

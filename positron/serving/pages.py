@@ -7,26 +7,35 @@ import mimetypes
 from collections.abc import Callable
 from pathlib import Path
 
+import jinja2
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from positron.inference.sampling import PRESETS
 from positron.serving.security import PAGE_POLICY
 
-_STATIC = Path(__file__).parent / "static"
+_HERE = Path(__file__).parent
 _OF_THE_API = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # the settings that the page shows
 
 for _kind, _suffix in (("text/javascript", ".js"), ("text/css", ".css"), ("application/wasm", ".wasm")):
     mimetypes.add_type(_kind, _suffix)  # Windows may have other entries, with which a browser refuses the file
 
 
-def page(path: Path) -> Callable[[Request], Response]:
-    """Return the endpoint of a page: an HTML file whose scripts and styles are files of this server."""
+def page(template: Path) -> Callable[[Request], Response]:
+    """Return the endpoint of a page: a template that extends `page.html.jinja`, with scripts and styles of this server."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader([template.parent, _HERE]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    content = environment.get_template(template.name).render()
 
     def endpoint(_: Request) -> Response:
-        return FileResponse(path, headers={"Content-Security-Policy": PAGE_POLICY})
+        return HTMLResponse(content, headers={"Content-Security-Policy": PAGE_POLICY})
 
     return endpoint
 
@@ -39,7 +48,7 @@ def routes() -> list[BaseRoute]:
         return JSONResponse({name: {key: value[key] for key in _OF_THE_API} for name, value in values.items()})
 
     return [
-        Route("/", page(_STATIC / "chat" / "index.html")),
+        Route("/", page(_HERE / "chat.html.jinja")),
         Route("/api/presets", presets),
-        Mount("/static", StaticFiles(directory=_STATIC)),
+        Mount("/static", StaticFiles(directory=_HERE / "static")),
     ]

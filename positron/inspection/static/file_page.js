@@ -1,6 +1,6 @@
 // The start of a file that positron/inspection/html_file.py wrote: unpack what is stored in it, prove it, show it.
 
-import { el, whole } from "./dom.js";
+import { el, whole } from "../dom.js";
 import { GPT, compileKernels } from "./engine.js";
 import { mount } from "./inspector.js";
 import { FileSource } from "./sources.js";

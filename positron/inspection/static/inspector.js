@@ -1,6 +1,6 @@
 // The inspector: a prompt, and everything about what a model makes of it. `mount(root, source)` builds it; see sources.js.
 
-import { el, whole } from "./dom.js";
+import { el, whole } from "../dom.js";
 import { createAttention, createLens, createNext, createParts, createRules, createStrip, createWriter } from "./panels.js";
 
 const CONTINUATION = { max_tokens: 40, temperature: 0, seed: 0 }, ANSWER = { ...CONTINUATION, max_tokens: 256 };

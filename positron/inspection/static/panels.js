@@ -1,7 +1,7 @@
 // The parts of the inspector. Each create function returns {element, show(state)}; `act` holds what a part may ask for.
 
 import { drawLabelled, drawMatrix, palette } from "./heat.js";
-import { counted, decimal, el, percent, signed, spoken, visible, whole, width } from "./dom.js";
+import { counted, decimal, el, percent, signed, spoken, visible, whole, width } from "../dom.js";
 import { distribution } from "./sampling.js";
 
 const SHOWN = 12; // bars of candidates

@@ -1,9 +1,10 @@
 // The chat page: which conversation is open, which models answer, and what each control does.
 
 import { answer as ask, KeyNeeded, models as readModels, presets as readPresets, useKey } from "./api.js";
-import { button, element } from "./dom.js";
+import { button } from "./button.js";
 import * as file from "./file.js";
 import { Settings } from "./settings.js";
+import { el } from "../dom.js";
 import { openStore } from "./store.js";
 import { Thread } from "./thread.js";
 
@@ -81,7 +82,7 @@ async function listConversations() {
       if (one.id === conversation.id) open(fresh());
       else listConversations();
     });
-    return element("li", { className: one.id === conversation.id ? "open" : "" }, title, remove);
+    return el("li", { class: one.id === conversation.id ? "open" : "" }, title, remove);
   }));
 }
 
@@ -93,7 +94,7 @@ function fork(i, text) {
 }
 
 function exportJson() {
-  const link = element("a", { href: URL.createObjectURL(new Blob([file.written(conversation)], { type: "application/json" })), download: "positron-conversation.json" });
+  const link = el("a", { href: URL.createObjectURL(new Blob([file.written(conversation)], { type: "application/json" })), download: "positron-conversation.json" });
   link.click();
   setTimeout(() => URL.revokeObjectURL(link.href), 10000);
 }
@@ -209,7 +210,7 @@ function showModels() {
   conversation.models = conversation.models.filter((id) => known.has(id));
   if (!conversation.models.length && models.length) conversation.models = [models[0].id];
   const boxes = models.map((model) => {
-    const box = element("input", { type: "checkbox", checked: conversation.models.includes(model.id) });
+    const box = el("input", { type: "checkbox", checked: conversation.models.includes(model.id) });
     box.addEventListener("change", () => {
       const chosen = models.map(({ id }) => id).filter((id) => (id === model.id ? box.checked : conversation.models.includes(id)));
       if (!chosen.length) box.checked = true;
@@ -217,27 +218,23 @@ function showModels() {
       if (!conversation.turns.length) welcome();
       counted();
     });
-    return element("label", { title: about(model) }, box, model.id);
+    return el("label", { title: about(model) }, box, model.id);
   });
-  const summary = element("summary");
+  const summary = el("summary");
   const counted = () => { summary.textContent = `${conversation.models.length} of ${models.length} models answer`; };
   counted();
-  const legend = element("legend", { className: "unseen", textContent: "Models that answer" });
-  $("models").replaceChildren(legend, ...(models.length > FEW ? [element("details", {}, summary, ...boxes)] : boxes));
+  const legend = el("legend", { class: "unseen" }, "Models that answer");
+  $("models").replaceChildren(legend, ...(models.length > FEW ? [el("details", {}, summary, ...boxes)] : boxes));
 }
 
 const about = ({ chats, max_model_len: context }) => `${chats ? "answers messages" : "continues a text"}; reads up to ${context} tokens`;
 
 function welcome() {
   const chats = conversation.models.some((id) => named(id)?.chats);
-  const examples = EXAMPLES[chats ? "chat" : "text"].map((text) => {
-    const made = element("button", { type: "button", className: "button", textContent: text });
-    made.addEventListener("click", () => send(text));
-    return made;
-  });
+  const examples = EXAMPLES[chats ? "chat" : "text"].map((text) => el("button", { type: "button", class: "button", onclick: () => send(text) }, text));
   const what = chats ? "Write a message, or try one of these:" : "This model continues a text. Write a beginning, or try one of these:";
   $("question").placeholder = chats ? "Write a message" : "Write the beginning of a text";
-  $("thread").replaceChildren(element("div", { className: "welcome" }, element("p", { textContent: what }), element("div", { className: "examples" }, ...examples)));
+  $("thread").replaceChildren(el("div", { class: "welcome" }, el("p", {}, what), el("div", { class: "examples" }, ...examples)));
 }
 
 function askForKey() {

@@ -1,7 +1,8 @@
 // The conversation on the page: turns, each with a question and the answers of one or several models beside each other.
 
 import { Alternatives, tokenElement } from "./tokens.js";
-import { button, element } from "./dom.js";
+import { button } from "./button.js";
+import { el } from "../dom.js";
 
 const NEAR = 80; // pixels from the end within which the page follows the text
 
@@ -34,8 +35,8 @@ export class Thread {
 
   turn(turn, i) {
     const models = Object.keys(turn.answers);
-    const made = element("section", { className: models.length > 1 ? "turn wide" : "turn", ariaLabel: `Turn ${i + 1}` });
-    const lanes = element("div", { className: "lanes" });
+    const made = el("section", { class: models.length > 1 ? "turn wide" : "turn", "aria-label": `Turn ${i + 1}` });
+    const lanes = el("div", { class: "lanes" });
     for (const model of models) {
       const view = new AnswerView(this, turn, i, model);
       this.views.set(`${i} ${model}`, view);
@@ -46,8 +47,8 @@ export class Thread {
   }
 
   question(turn, i) {
-    const text = element("div", { className: "text", textContent: turn.user });
-    const made = element("div", { className: "question" }, element("h2", { className: "unseen", textContent: "You" }), text);
+    const text = el("div", { class: "text" }, turn.user);
+    const made = el("div", { class: "question" }, el("h2", { class: "unseen" }, "You"), text);
     const edit = button("Edit", "edit this message and send it again", () => this.edit(made, turn, i));
     edit.classList.add("edit");
     made.append(edit);
@@ -56,10 +57,10 @@ export class Thread {
 
   edit(host, turn, i) {
     const before = [...host.children];
-    const field = element("textarea", { value: turn.user, rows: Math.min(8, 1 + turn.user.split("\n").length), ariaLabel: "edited message" });
+    const field = el("textarea", { rows: Math.min(8, 1 + turn.user.split("\n").length), "aria-label": "edited message" }, turn.user);
     const back = () => host.replaceChildren(...before);
-    const send = element("button", { type: "button", className: "button primary", textContent: "Send again" });
-    send.addEventListener("click", () => field.value.trim() && this.on.edit(i, field.value));
+    const sendAgain = () => field.value.trim() && this.on.edit(i, field.value);
+    const send = el("button", { type: "button", class: "button primary", onclick: sendAgain }, "Send again");
     field.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
         event.preventDefault();
@@ -69,7 +70,7 @@ export class Thread {
         back();
       }
     });
-    host.replaceChildren(field, element("div", {}, button("Cancel", "keep the message", back), send));
+    host.replaceChildren(field, el("div", {}, button("Cancel", "keep the message", back), send));
     field.focus();
   }
 
@@ -87,11 +88,11 @@ export class Thread {
 class AnswerView {
   constructor(thread, turn, i, model) {
     [this.thread, this.turn, this.i, this.model] = [thread, turn, i, model];
-    this.text = element("div", { className: "text" });
-    this.error = element("p", { className: "error" });
-    this.note = element("p", { className: "faint small" });
-    this.footer = element("footer");
-    this.element = element("article", { className: "answer" }, element("h3", { textContent: model }), this.text, this.error, this.note, this.footer);
+    this.text = el("div", { class: "text" });
+    this.error = el("p", { class: "error" });
+    this.note = el("p", { class: "faint small" });
+    this.footer = el("footer");
+    this.element = el("article", { class: "answer" }, el("h3", {}, model), this.text, this.error, this.note, this.footer);
     this.renew();
   }
 
@@ -112,7 +113,7 @@ class AnswerView {
     this.element.classList.toggle("running", running);
     this.element.ariaBusy = String(running);
     if (this.thread.withTokens && answer.tokens.length) this.showTokens(answer);
-    else this.text.replaceChildren(...(answer.continues ? [element("span", { className: "beginning", textContent: this.turn.user })] : []), answer.text);
+    else this.text.replaceChildren(...(answer.continues ? [el("span", { class: "beginning" }, this.turn.user)] : []), answer.text);
     this.error.textContent = answer.error ?? "";
     this.error.hidden = !answer.error;
     this.note.textContent = answer.dropped ? `The conversation is longer than the context: the model did not read the oldest ${answer.dropped === 1 ? "turn" : `${answer.dropped} turns`}.` : "";
@@ -138,9 +139,9 @@ class AnswerView {
   showFooter(answer, running) {
     const { on, i, model } = { ...this.thread, i: this.i, model: this.model };
     const { variants, shown } = this.turn.answers[this.model];
-    const facts = element("span", { className: "facts", textContent: running ? "" : factsOf(answer) });
+    const facts = el("span", { class: "facts" }, running ? "" : factsOf(answer));
     const step = (by, text, label) => button(text, label, () => on.variant(i, model, by), { disabled: running || !variants[shown + by] });
-    const several = variants.length > 1 ? [step(-1, "‹", "previous answer"), element("span", { textContent: `${shown + 1} of ${variants.length}` }), step(1, "›", "next answer")] : [];
+    const several = variants.length > 1 ? [step(-1, "‹", "previous answer"), el("span", {}, `${shown + 1} of ${variants.length}`), step(1, "›", "next answer")] : [];
     const shape = JSON.stringify([running, shown, variants.length, facts.textContent]);
     if (shape === this.shape) return;
     this.shape = shape;

@@ -1,27 +1,21 @@
 // Tokens of an answer with their probabilities, and the list of alternatives of one of them.
 
-import { element } from "./dom.js";
+import { el, percent, visible } from "../dom.js";
 
 const MOST_BITS = 8; // a surprise of as many bits or more has the strongest colour
 
-const percent = (logprob) => {
-  const share = 100 * Math.exp(logprob);
-  return share < 0.1 ? "< 0.1 %" : `${share.toFixed(share < 10 ? 1 : 0)} %`;
-};
-
-// White space as signs, so that it can be seen.
-const visible = (text) => text.replaceAll(" ", "·").replaceAll("\n", "↵").replaceAll("\t", "→") || "(empty)";
+const probability = (logprob) => percent(Math.exp(logprob));
 
 // Special tokens and parts of characters have no text with which the answer could continue.
 const isText = (text) => text !== "" && !/^<\|.*\|>$/.test(text) && !text.includes("\ufffd") && !text.startsWith("bytes:");
 
 // A span, because a button would not wrap within the text. The arrow keys move between the tokens of an answer.
 export function tokenElement([text, logprob], open) {
-  const made = element("span", { className: "token", role: "button", tabIndex: -1, textContent: text, title: `${visible(text)}: ${percent(logprob)}` });
-  made.ariaLabel = `${text}, ${percent(logprob)}`;
-  made.ariaExpanded = "false";
-  made.style.setProperty("--share", Math.min(1, -logprob / Math.LN2 / MOST_BITS).toFixed(3));
-  made.addEventListener("click", () => open(made));
+  const made = el("span", {
+    class: "token", role: "button", tabindex: -1, title: `${visible({ text })}: ${probability(logprob)}`,
+    "aria-label": `${text}, ${probability(logprob)}`, "aria-expanded": "false",
+    share: Math.min(1, -logprob / Math.LN2 / MOST_BITS).toFixed(3), onclick: () => open(made),
+  }, text);
   made.addEventListener("keydown", (event) => {
     const next = { ArrowRight: made.nextElementSibling, ArrowLeft: made.previousElementSibling }[event.key];
     if (event.key === "Enter" || event.key === " ") open(made);
@@ -36,9 +30,9 @@ export function tokenElement([text, logprob], open) {
 export class Alternatives {
   constructor(host) {
     this.host = host;
-    this.list = element("ul");
-    this.title = element("p");
-    this.box = element("div", { id: "alternatives", hidden: true, role: "dialog", ariaLabel: "Alternatives of this token" }, this.title, this.list);
+    this.list = el("ul");
+    this.title = el("p");
+    this.box = el("div", { id: "alternatives", hidden: true, role: "dialog", "aria-label": "Alternatives of this token" }, this.title, this.list);
     document.body.append(this.box);
     this.box.addEventListener("keydown", (event) => this.keys(event));
     document.addEventListener("pointerdown", (event) => {
@@ -52,17 +46,17 @@ export class Alternatives {
     this.close();
     this.anchor = anchor;
     anchor.ariaExpanded = "true";
-    this.title.textContent = `${visible(text)} had ${percent(logprob)}. Select a token to continue from it:`;
+    this.title.textContent = `${visible({ text })} had ${probability(logprob)}. Select a token to continue from it:`;
     const all = top.some(([other]) => other === text) ? top : [...top, [text, logprob]];
     this.list.replaceChildren(...[...all].sort((a, b) => b[1] - a[1]).map(([other, value]) => {
-      const made = element("button", { type: "button", disabled: !isText(other) }, element("span", { textContent: visible(other) }), element("span", { textContent: percent(value) }));
-      made.style.setProperty("--share", Math.exp(value).toFixed(3));
-      if (other === text) made.ariaCurrent = "true";
-      made.addEventListener("click", () => {
+      const select = () => {
         this.close();
         choose(other);
-      });
-      return element("li", {}, made);
+      };
+      return el("li", {}, el("button", {
+        type: "button", disabled: !isText(other), share: Math.exp(value).toFixed(3), onclick: select,
+        "aria-current": other === text ? "true" : null,
+      }, el("span", {}, visible({ text: other })), el("span", {}, probability(value))));
     }));
     this.box.hidden = false;
     const [at, size] = [anchor.getBoundingClientRect(), this.box.getBoundingClientRect()];

@@ -1,4 +1,4 @@
-// Build elements and write numbers. Text of a run only ever becomes text: nothing here parses markup.
+// Build elements and write numbers and tokens, for all pages. Text of a run or a model only becomes text, never markup.
 
 /** Create an element: el("p", {class: "faint", onclick: f}, "text", child). Keys with on are listeners, others attributes. */
 export function el(tag, attributes = {}, ...children) {
