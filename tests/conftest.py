@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import dataclasses
 import http.server
@@ -117,6 +118,29 @@ def tiny(folder: Path, **changes: Any) -> RunConfig:
         else:
             config = dataclasses.replace(config, **{group: value})
     return config
+
+
+ONE_PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+MATMUL_RATE = 1e11  # FLOP/s
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_runs() -> Iterator[None]:
+    """Leave out what takes two thirds of the time of a tiny run in this process, and what few tests look at.
+
+    The two curves of the report are replaced by a picture of one pixel, and the measured rate of matrix products by a
+    constant. Commands that tests run as processes draw and measure.
+    """
+    if not {"positron.train", "positron.sft", "positron.training.loop"} & sys.modules.keys():
+        yield  # a module without trainings need not import what they import
+        return
+    with pytest.MonkeyPatch.context() as patch:
+        for curve in ("loss_curve", "learning_rate_curve"):
+            patch.setattr(f"positron.evaluation.report.{curve}", lambda *_, **__: ONE_PIXEL)
+        patch.setattr("positron.training.timing.matmul_flops", lambda *_, **__: MATMUL_RATE)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -80,7 +80,7 @@ def test_a_diverged_run_started_five_times_fails_five_times_in_the_same_words(ca
     assert "lower optimizer.lr" in lines.pop()
 
 
-def test_the_command_of_a_diverged_run_exits_with_1_five_times(tmp_path, run_command):
+def test_the_command_of_a_diverged_run_exits_with_1_and_again_when_repeated(tmp_path, run_command):
     arguments = (
         "model=debug",
         "name=wild",
@@ -89,8 +89,8 @@ def test_the_command_of_a_diverged_run_exits_with_1_five_times(tmp_path, run_com
         "train.max_steps=12",
         "schedule.warmup_steps=0",
     )
-    results = [run_command("train", *arguments) for _ in range(5)]
-    assert [result.code for result in results] == [1] * 5
+    results = [run_command("train", *arguments) for _ in range(2)]
+    assert [result.code for result in results] == [1, 1]
     last = [result.err.splitlines()[-1] for result in results]
     assert set(last) == {last[0]}
     assert last[0].startswith("positron: the training diverged: 5 steps in a row")

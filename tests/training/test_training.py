@@ -1,5 +1,6 @@
 """A run from start to end, in one process: learning, resuming, refusing, and what is left on disk."""
 
+import base64
 import dataclasses
 import json
 import math
@@ -7,6 +8,7 @@ import os
 import platform
 import resource
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from faults import full_disk
 from traces import same, trace, weights
 
 from positron.config import GPTConfig, LoggerConfig, PrecisionConfig, TensorboardConfig
+from positron.evaluation import plots, report
 from positron.evaluation.score import Score
 from positron.run.checkpoint import checkpoints, load_checkpoint, newest_checkpoint
 from positron.run.folder import Run, find_run
@@ -60,10 +63,21 @@ def test_a_run_leaves_everything_that_the_readme_promises(whole):
     assert rows[-1]["train/loss"] < 0.8 * rows[0]["train/loss"]
     assert facts.val_bpb > facts.floor_bpb > 0
     assert (whole / "loss.png").read_bytes().startswith(b"\x89PNG")
-    report = (whole / "report.html").read_text(encoding="utf-8")
-    assert "http" not in report.replace("http-equiv", "")
-    assert report.count("data:image/png;base64,") == 2
+    page = (whole / "report.html").read_text(encoding="utf-8")
+    assert "http" not in page.replace("http-equiv", "")
+    assert page.count("data:image/png;base64,") == 2
     assert [p.name for p in checkpoints(whole / "checkpoints")] == ["step-000030.ckpt", "step-000040.ckpt"]
+
+
+def test_the_report_draws_the_curves_from_the_files_of_the_run(tmp_path, whole, monkeypatch):
+    for curve in ("loss_curve", "learning_rate_curve"):  # not those of `quick_runs`
+        monkeypatch.setattr(report, curve, getattr(plots, curve))
+    run = Run(shutil.copytree(whole, tmp_path / "run"))
+    report.write_report(run)
+    width, height = struct.unpack(">II", run.loss_picture.read_bytes()[16:24])
+    assert min(width, height) > 300
+    assert base64.b64encode(run.loss_picture.read_bytes()).decode() in run.report_path.read_text(encoding="utf-8")
+    assert len(run.report_path.read_bytes()) > len((whole / "report.html").read_bytes()) + 20_000
 
 
 def test_every_checkpoint_loads_without_executing_anything(whole):
