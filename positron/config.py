@@ -276,11 +276,19 @@ OnInvalid = Literal["error", "replace"]
 class DataConfig:
     """Hold where the text comes from (`conf/data/*`). Token files are kept below `dir`, one folder per corpus."""
 
-    # kind of data; instruct and story_instruct: conversations, for sft; preferences and story_preference: pairs of answers, for
-    # prefer; imported is recorded for an imported model, whose text is unknown; data=custom is recorded as text, as instruct
-    # in sft, or as preferences in prefer
+    # kind of data; addition: sums, for train and reinforce; instruct and story_instruct: conversations, for sft and reinforce;
+    # preferences and story_preference: pairs of answers, for prefer; imported is recorded for an imported model, whose text is
+    # unknown; data=custom is recorded as text, as instruct in sft, or as preferences in prefer
     source: Literal[
-        "stories", "text", "hub", "instruct", "story_instruct", "preferences", "story_preference", "imported"
+        "stories",
+        "addition",
+        "text",
+        "hub",
+        "instruct",
+        "story_instruct",
+        "preferences",
+        "story_preference",
+        "imported",
     ]
     # file, folder or glob pattern: .json .jsonl .ndjson .csv .tsv .parquet .arrow, each also as .gz or .zst; for source=text
     # also .txt and .md
@@ -312,7 +320,7 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_ranges(self, "data")
         match self.source:
-            case "stories" | "story_instruct" | "story_preference" | "imported":
+            case "stories" | "addition" | "story_instruct" | "story_preference" | "imported":
                 pass
             case "text":
                 if not self.path and not self.url:
@@ -364,7 +372,7 @@ class DataConfig:
         match self.source:
             case "instruct" | "story_instruct":
                 return True
-            case "stories" | "text" | "hub" | "preferences" | "story_preference" | "imported":
+            case "stories" | "addition" | "text" | "hub" | "preferences" | "story_preference" | "imported":
                 return False
             case _:
                 assert_never(self.source)
@@ -375,7 +383,7 @@ class DataConfig:
         match self.source:
             case "preferences" | "story_preference":
                 return True
-            case "stories" | "text" | "hub" | "instruct" | "story_instruct" | "imported":
+            case "stories" | "addition" | "text" | "hub" | "instruct" | "story_instruct" | "imported":
                 return False
             case _:
                 assert_never(self.source)

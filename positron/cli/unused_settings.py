@@ -44,6 +44,7 @@ READ_BY = (
         "source",
         {
             "stories": ("size_mb",),
+            "addition": (),
             "text": ("path", "url", "sha256", "field", "on_invalid", "max_mb"),
             "hub": ("repo", "files", "revision", "config_name", "field", "on_invalid", "max_mb", "tokens_per_epoch"),
             "instruct": ("path", "repo", "files", "revision", "config_name", "on_invalid"),
@@ -100,16 +101,16 @@ READ_BY = (
     ),
 )
 SOURCES_OF: dict[Recipe, tuple[str, ...]] = {
-    "train": ("stories", "text", "hub"),
+    "train": ("stories", "addition", "text", "hub"),
     "sft": ("instruct", "story_instruct"),
     "prefer": ("preferences", "story_preference"),
-    "reinforce": ("instruct", "story_instruct"),
+    "reinforce": ("instruct", "story_instruct", "addition"),
 }
 _DATA_ADVICE: dict[Recipe, str] = {
     "train": "pretraining learns from text: give data=text data.path=FILE, or data=stories",
     "sft": "SFT learns from conversations: give data=story_instruct, or data=instruct data.path=my.jsonl",
     "prefer": "preference tuning learns from pairs: give data=story_preference, or data=preferences data.path=my.jsonl",
-    "reinforce": "prompts are taken from conversations: give data=story_instruct, or data=instruct data.path=my.jsonl",
+    "reinforce": "prompts come from conversations: give data=story_instruct, data=addition, or data=instruct data.path=FILE",
 }
 MONITORS = ("gradients", "weights", "attention", "activations", "tokens")
 _EMPTY_VALUES = ("null", "false", "None", "False")

@@ -1,4 +1,4 @@
-"""Conversations for fine-tuning: files of instructions or chats, and requests for the built-in stories."""
+"""Conversations: files of instructions or chats, requests for the built-in stories, and the built-in sums."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import assert_never
 
 from positron.config import DataConfig
+from positron.data.addition import sums
 from positron.data.conversation_shapes import is_conversation, parse_conversation
 from positron.data.parsed_rows import RowSummary, parsed_rows, path_of
 from positron.data.sources import is_validation
@@ -41,6 +42,11 @@ def read_conversations(config: DataConfig) -> list[Conversation]:
     match config.source:
         case "story_instruct":
             return list(story_requests(config.seed, 0, config.examples, config.val_fraction))
+        case "addition":
+            return [
+                Conversation((Message("user", each.question), Message("assistant", each.answer)), each.is_val)
+                for each in sums(config.seed, config.val_fraction)
+            ]
         case "instruct":
             return _conversations_of_files(config)
         case "preferences" | "story_preference":

@@ -1,4 +1,4 @@
-"""Open the source that a configuration names: the built-in stories, files, or the hub."""
+"""Open the source that a configuration names: the built-in stories or sums, files, or the hub."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import assert_never
 
 from positron.config import DataConfig
+from positron.data.addition import AdditionSource
 from positron.data.sources import Document, Source, is_validation
 from positron.system.errors import UserError
 
@@ -55,6 +56,8 @@ def open_source(config: DataConfig) -> Source:
     match config.source:
         case "stories":
             return StoriesSource(config)
+        case "addition":
+            return AdditionSource(config)
         case "text":
             from positron.data.files import FileSource
 

@@ -44,7 +44,7 @@ def read_pairs(config: DataConfig) -> list[Pair]:
             return list(story_pairs(config.seed, 0, config.examples, config.val_fraction))
         case "preferences":
             return _pairs_of_files(config)
-        case "stories" | "text" | "hub" | "instruct" | "story_instruct" | "imported":
+        case "stories" | "addition" | "text" | "hub" | "instruct" | "story_instruct" | "imported":
             raise UserError(
                 f"data={config.source} contains no pairs of answers: give data=preferences data.path=FILE, or "
                 "data=story_preference"

@@ -7,7 +7,6 @@ import re
 import signal
 import threading
 import time
-import traceback
 from fractions import Fraction
 
 import numpy as np
@@ -19,6 +18,7 @@ from positron.rewards import open_reward
 from positron.rewards.checking import checked
 from positron.rewards.limits import TooSlow, call_within
 from positron.system.errors import UserError
+from positron.system.exits import errors_as_one_line
 
 BRIEF = 0.05  # seconds: a limit that the test reaches on purpose
 LONG = 60.0  # seconds: a limit that is never reached
@@ -92,13 +92,19 @@ def divide(prompt: str, completion: str) -> float:
     return 1 / len(completion)
 
 
-def test_an_error_is_one_line_and_its_cause_keeps_the_traceback():
-    with pytest.raises(UserError) as error:
+@pytest.mark.parametrize("debug", ["0", "1"])
+def test_an_error_is_one_line_and_with_positron_debug_a_traceback_of_the_function(debug, monkeypatch, capsys):
+    monkeypatch.setenv("POSITRON_DEBUG", debug)
+    with pytest.raises(SystemExit) as left, errors_as_one_line():
         checked(divide, "mine.divide", LONG)("a prompt", "")
-    assert 'raised ZeroDivisionError: division by zero, for the prompt "a prompt" and the completion ""' in str(
-        error.value
+    assert left.value.code == 2
+    *before, line = capsys.readouterr().err.splitlines()
+    assert (
+        'mine.divide raised ZeroDivisionError: division by zero, for the prompt "a prompt" and the completion ""'
+        in line
     )
-    assert "in divide" in "".join(traceback.format_exception(error.value))  # what POSITRON_DEBUG=1 prints
+    assert any("in divide" in text for text in before) == (debug == "1")
+    assert bool(before) == (debug == "1")
 
 
 def test_the_wrong_number_of_arguments_is_named():
