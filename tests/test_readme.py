@@ -17,9 +17,11 @@ from conftest import FAST, PATIENCE, PROJECT
 import positron.cli
 from positron.cli.overrides import read_command_line
 from positron.cli.request import compose
+from positron.settings import NOT_READ_BY
 
 GUIDES = (
-    *("training", "resuming", "data", "tokenizers", "fine-tuning", "chat-and-generation", "evaluation"),
+    *("training", "resuming", "data", "tokenizers", "fine-tuning", "reinforcement-learning"),
+    *("chat-and-generation", "evaluation"),
     *("experiments", "serve", "monitoring", "import", "export", "devices", "python", "numpy"),
 )
 PAGES = [
@@ -120,7 +122,7 @@ def test_the_command_line_of_every_printed_command_is_accepted(command, tmp_path
     if not arguments:  # in a sentence, its name stands for the command
         assert name in positron.cli.COMMANDS
         return
-    if name not in ("train", "sft", "prefer"):
+    if name not in NOT_READ_BY:
         importlib.import_module(f"positron.{positron.cli.module_of(name)}").arguments().parse_args(arguments)
         return
     if arguments == ["--help"]:
@@ -177,6 +179,14 @@ SHORTENED = {
         "precision=fp32",
         "data.val_fraction=0.5",
     ],
+    "reinforce": lambda arguments: [
+        *arguments,
+        "train.max_steps=2",
+        *(f"reinforce.{key}=2" for key in ("prompts", "samples", "val_prompts", "val_samples", "max_tokens")),
+        "data.examples=60",
+        "precision=fp32",
+        "data.val_fraction=0.5",
+    ],
     "prefer": lambda arguments: [
         *arguments,
         "train.max_steps=2",
@@ -202,7 +212,7 @@ def plain(words: list[str], folder: Path) -> None:
     assert done.stdout.strip(), words
 
 
-@pytest.mark.parametrize("pages", [PAGES[:5], PAGES[5:9], PAGES[9:]], ids=lambda pages: pages[0].stem)
+@pytest.mark.parametrize("pages", [PAGES[:5], PAGES[5:10], PAGES[10:]], ids=lambda pages: pages[0].stem)
 def test_every_command_of_the_readme_and_the_guides_runs(pages, run_command, start, tmp_path):
     """In order, in one folder, as a reader would: later ones use what earlier ones made."""
     (tmp_path / "my.txt").write_text("The cat sat on the mat and looked at the moon.\n" * 200)
