@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from numpy_ref import policy_gradient as reference
 from positron.config import IGNORE, Advantage, GPTConfig, ReinforceConfig
 from positron.inference.rollouts import Rollout
 from positron.model.gpt import GPT
@@ -102,6 +103,43 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(kind):
     estimated = gradient(model, objective.loss(model, part) / 2)  # the mean over the answers of a pair
     factor = {"rloo": 1.0, "dr_grpo": 0.5}[kind]
     torch.testing.assert_close(estimated, factor * exact, rtol=1e-5, atol=1e-7)
+
+
+class _Logits:
+    """A model whose logits are given: its hidden states are the logits, and its head is the identity."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        self.logits, self.head_weight = logits, torch.eye(logits.shape[-1], dtype=logits.dtype)
+
+    def hidden(self, x: torch.Tensor) -> torch.Tensor:
+        return self.logits
+
+    def to(self, device: torch.device) -> _Logits:
+        return self
+
+
+def test_loss_and_gradient_are_those_of_the_numpy_reference():
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(size=(3, 4))
+    for kind, twin in (("rloo", reference.rloo_advantages), ("dr_grpo", reference.dr_grpo_advantages)):
+        np.testing.assert_allclose(advantages(torch.from_numpy(rewards), kind), twin(rewards), atol=1e-12)
+
+    logits, initial = rng.normal(size=(2, 4, 5, 7))
+    targets = np.where(rng.random((4, 5)) < 0.4, IGNORE, rng.integers(0, 7, (4, 5)))
+    weights, count = rng.normal(size=4), 24.0
+    objective = objective_of(kl=0.3)
+    given = torch.from_numpy(logits).requires_grad_()
+    objective.initial = _Logits(torch.from_numpy(initial))
+    y = torch.from_numpy(targets)
+    loss = (
+        objective.loss(_Logits(given), (y, y, torch.from_numpy(weights), torch.zeros(y.shape), torch.zeros(()))) / count
+    )
+    loss.backward()
+    wanted, cache = reference.policy_gradient_forward(logits, targets, weights, count)
+    kl, kl_cache = reference.kl_forward(logits, initial, targets, count)
+    np.testing.assert_allclose(loss.item(), wanted + 0.3 * kl, rtol=1e-12)
+    (slope,), (kl_slope, _) = reference.policy_gradient_backward(1.0, cache), reference.kl_backward(0.3, kl_cache)
+    np.testing.assert_allclose(given.grad, slope + kl_slope, atol=1e-14)
 
 
 @given(st.lists(st.lists(st.floats(-5, 5, width=32), min_size=3, max_size=3), min_size=1, max_size=4))

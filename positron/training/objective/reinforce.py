@@ -68,8 +68,8 @@ def advantages(rewards: Tensor, kind: Advantage) -> Tensor:
     (K - 1) / K times as large. If the rewards of a prompt are all equal, its advantages are exactly 0.
     """
     K = rewards.shape[1]
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
-    centred[(rewards == rewards[:, :1]).all(dim=1)] = 0.0  # the mean of equal numbers may differ from them by rounding
+    differences = rewards - rewards[:, :1]  # exactly 0 for equal rewards, whose mean may differ from them by rounding
+    centred = differences - differences.mean(dim=1, keepdim=True)
     match kind:
         case "rloo":
             return centred * (K / (K - 1))
