@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, assert_never
 
 from positron.cli.sampling_options import chosen_sampling, sampling_options
 from positron.config import DataConfig
@@ -209,8 +209,7 @@ def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dic
         raise UserError(
             f"{run.folder} was not fine-tuned on conversations: --instruct needs a run that python -m positron.sft made"
         )
-    values = run.config()["data"]
-    data = from_dict(DataConfig, values) if values["source"] == "story_instruct" else DataConfig("story_instruct")
+    data = _requests_of(run)
     unseen: list[int] = []  # indices of requests
     conversations: list[Conversation] = []
     index = data.examples  # smaller indices took part in fine-tuning, for training or validation
@@ -224,6 +223,24 @@ def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dic
     written = answer_requests(writer, conversations, sampling, options.seed, longest(writer))
     measured = following(written, [stories.requests(data.seed, i) for i in unseen])
     return {"count": len(written), "sampling": dataclasses.asdict(sampling), **dataclasses.asdict(measured)}
+
+
+def _requests_of(run: Run) -> DataConfig:
+    """Return the settings of the requests that the run has learned from, or the defaults if it learned from others.
+
+    A run of preference tuning is measured on the same requests as the run that it was tuned from, if their seeds are equal.
+    """
+    data = from_dict(DataConfig, run.config()["data"])
+    match data.source:
+        case "story_instruct":
+            return data
+        case "story_preference":
+            examples = max(data.examples, DataConfig.examples)
+            return DataConfig("story_instruct", seed=data.seed, val_fraction=data.val_fraction, examples=examples)
+        case "stories" | "text" | "hub" | "instruct" | "preferences" | "addition" | "imported":
+            return DataConfig("story_instruct")
+        case _:
+            assert_never(data.source)
 
 
 def longest(writer: Writer) -> int:

@@ -15,7 +15,7 @@ from positron.config import GPTConfig
 from positron.dashboard.curves import Metrics
 from positron.dashboard.differences import differences, shorten_overrides, text_of
 from positron.run.facts import Facts, damage, read_facts, read_record
-from positron.run.folder import Run
+from positron.run.folder import SFT, Run
 from positron.run.load import gpt_config
 from positron.run.paths import FACTS, JOB
 from positron.run.samples import read_samples
@@ -133,7 +133,8 @@ class Outputs:
         gpt = self._architecture(run, notes) if facts != Facts() else None
         status, live = _status(folder, facts, job, notes)
         last, best, floor = metrics.last("val/bpb"), min(metrics.values("val/bpb"), default=None), facts.floor_bpb
-        judged = None if last is None or best is None else judged_bpb(last, best, run.chat_path.exists())
+        by_answers = run.chat_path.exists() and facts.kind in (SFT, None)  # None: a run of an older version
+        judged = None if last is None or best is None else judged_bpb(last, best, by_answers)
         return {
             "id": name,
             "name": folder.name if name == "." else name,

@@ -19,7 +19,7 @@ def show_result(folder: Path) -> None:
         print("\n" + printable(samples[-1].text) + "\n")
     line = f"{facts.status} at step {facts.step}"
     if facts.val_bpb is not None and facts.best_bpb is not None:
-        result = quality(facts.val_bpb, facts.best_bpb, facts.floor_bpb, run.is_chat)
+        result = quality(facts.val_bpb, facts.best_bpb, facts.floor_bpb, run.is_judged_by_answers)
         line += f" after {took(facts.time_s or 0.0)} of training: {result}"
     print(line)
     before, after = facts.base_bpb_before, facts.base_bpb_after
@@ -35,12 +35,12 @@ def show_result(folder: Path) -> None:
         print("         give the same command again to continue the run")
 
 
-def quality(last: float, best: float, floor: float | None, is_chat: bool) -> str:
+def quality(last: float, best: float, floor: float | None, by_answers: bool) -> str:
     """Describe the score of a run: bits per byte and, if the entropy of its text is known, the distance to the entropy.
 
     `last` and `best` are the bits per byte of the validation text at the end and at the best checkpoint; `floor` is the
     entropy in bits per byte, None if it is unknown.
     """
-    bpb = judged_bpb(last, best, is_chat)
-    text = f"{bpb:.4f} validation bits per byte" + (" of the answers at the best checkpoint" if is_chat else "")
+    bpb = judged_bpb(last, best, by_answers)
+    text = f"{bpb:.4f} validation bits per byte" + (" of the answers at the best checkpoint" if by_answers else "")
     return f"{text}, {above_floor(bpb, floor)} (the entropy of the text)" if floor else text

@@ -94,6 +94,11 @@ class Run(RunPaths):
         return PRETRAIN if self.config().get("sft") is None else SFT  # a run of an older version
 
     @property
+    def is_judged_by_answers(self) -> bool:
+        """Tell whether the validation of the run measures its answers, so that its best checkpoint is its result."""
+        return self.is_chat and self.kind == SFT
+
+    @property
     def base(self) -> str | None:
         """Return the recorded path of the run whose weights this one started from; None for random weights.
 

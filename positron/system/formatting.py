@@ -74,12 +74,12 @@ def above_floor(bpb: float, floor: float) -> str:
     return f"{percent(abs(share))} {'below' if share < 0 else 'above'} the floor of {floor:.4f}"
 
 
-def judged_bpb(last: float, best: float, is_chat: bool) -> float:
+def judged_bpb(last: float, best: float, by_answers: bool) -> float:
     """Return the validation bits per byte that represent a run: the best for fine-tuning, the last for pretraining.
 
     The chat loads the best checkpoint of a fine-tuned run.
     """
-    return best if is_chat else last
+    return best if by_answers else last
 
 
 def tokens_per_parameter(tokens: float, parameters: int) -> str:

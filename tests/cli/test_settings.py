@@ -307,6 +307,7 @@ def test_every_number_of_a_run_refuses_nan_and_infinity():
     values["sft"] = {"lora": {}}
     values["reinforce"] = {"lora": {}}
     values["reward"] = {"kind": "story_request"}
+    values["preference"] = {"lora": {}}
     values["logger"] = {"wandb": {}, "tensorboard": {}}
     for key in set(leaf_keys()) - set(BESIDE_VALUES):
         for bad in (math.nan, math.inf, -(10**30)):

@@ -100,11 +100,11 @@ def test_nouns_follow_their_numbers() -> None:
 
 
 def test_fine_tuning_is_judged_by_its_best_checkpoint_and_pretraining_by_its_end() -> None:
-    assert judged_bpb(0.27, 0.26, is_chat=True) == 0.26
-    assert judged_bpb(0.27, 0.26, is_chat=False) == 0.27
-    assert "0.2606" in quality(0.2715, 0.2606, 0.2174, is_chat=True)
-    assert "19.9% above the floor of 0.2174" in quality(0.2715, 0.2606, 0.2174, is_chat=True)
-    assert "24.9% above the floor of 0.2174" in quality(0.2715, 0.2606, 0.2174, is_chat=False)
+    assert judged_bpb(0.27, 0.26, by_answers=True) == 0.26
+    assert judged_bpb(0.27, 0.26, by_answers=False) == 0.27
+    assert "0.2606" in quality(0.2715, 0.2606, 0.2174, by_answers=True)
+    assert "19.9% above the floor of 0.2174" in quality(0.2715, 0.2606, 0.2174, by_answers=True)
+    assert "24.9% above the floor of 0.2174" in quality(0.2715, 0.2606, 0.2174, by_answers=False)
 
 
 def test_a_shown_command_names_the_interpreter_in_use_where_the_shell_finds_another(
