@@ -27,7 +27,7 @@ def test_the_peak_is_the_best_of_several_looks_and_never_below_the_step_itself(m
     assert peak.flops == 340.0
     peak.look()
     assert peak.flops == 340.0
-    facts = SpeedFacts(batch_tokens=10, flops_per_token=2.0, bytes_per_token=1.0, peak=peak)
+    facts = SpeedFacts(batch_tokens=10, flops_per_token=2.0, peak=peak)
     assert facts.mfu(85.0) == 0.5
     assert facts.mfu(500.0) == 1.0  # a share above 1 would be nonsense: the step itself shows a higher peak
     assert facts.mfu(250.0) == 0.5
