@@ -9,6 +9,7 @@ import operator
 import re
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from conftest import FAST, PROJECT, tiny
@@ -27,13 +28,15 @@ from positron.config import (
     DataConfig,
     LoggerConfig,
     OptimizerConfig,
+    RewardConfig,
+    RewardTerm,
     RunConfig,
     ScheduleConfig,
     TensorboardConfig,
     TrainConfig,
 )
 from positron.run.folder import Run
-from positron.settings import BESIDE_VALUES, NOT_READ_BY, from_dict, leaf_keys
+from positron.settings import BESIDE_VALUES, NOT_READ_BY, from_dict, leaf_keys, type_of
 from positron.system.disk import write_json
 from positron.system.errors import UserError
 
@@ -129,8 +132,17 @@ def test_every_key_of_the_table_exists_and_every_choice_is_one():
         for keys in choice.choices.values():
             assert {f"{choice.group}.{key}" for key in keys} <= set(leaf_keys())
         for select in choice.select.values():
-            group, _, name = select.partition("=")
-            assert name in groups_of(CONF)[group]
+            selector, _, name = select.partition("=")  # a group of conf/, or a key
+            assert name in (groups_of(CONF).get(selector) or get_args(type_of(selector)))
+
+
+def test_a_sum_of_rewards_is_read_from_the_command_line():
+    terms = "reward.terms=[{kind:story_request},{kind:length,target:400,weight:0.2}]"
+    values = composed("init_from=x", "reward=sum", terms, recipe="reinforce")["reward"]
+    summands = (RewardTerm("story_request"), RewardTerm("length", 0.2, target=400))
+    assert from_dict(RewardConfig, values, "reward").summands == summands
+    said = refused("init_from=x", "reward=length", "reward.target=9", "reward.pattern=a", recipe="reinforce")
+    assert said.startswith("reward.pattern= is read by reward=regex, not by reward=length")
 
 
 def test_what_only_some_jobs_of_a_sweep_read_is_not_refused():
