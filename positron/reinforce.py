@@ -59,7 +59,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
     from positron.training.objective.reinforce import Judge, ReinforceObjective
     from positron.training.resolve import make_plan
     from positron.training.resume import open_session, refuse_before_start
-    from positron.training.tuning import base_model, base_run, validation_text
+    from positron.training.tuning import base_model, base_run, measure_forgetting, validation_text
 
     config = with_origin(Run(folder), config)
     settings = config.reinforce
@@ -95,7 +95,10 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
                 run.update(base_tokens=tokens_seen(base))
             if base.is_chat:
                 write_json(run.chat_path, TEMPLATE)
-        return fit(session, plan, model, objective, tokenizer, callbacks)
+        facts = fit(session, plan, model, objective, tokenizer, callbacks)
+        if session.is_first_rank and facts.status == "finished" and facts.base_bpb_after is None:
+            measure_forgetting(run, tokenizer, config)
+        return run.facts()
 
 
 def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: Tokenizer) -> ValidationText:

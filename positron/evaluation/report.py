@@ -11,7 +11,7 @@ from typing import Any
 
 from positron.evaluation.monitor_plots import inside_pictures
 from positron.evaluation.plots import learning_rate_curve, loss_curve
-from positron.evaluation.summary import quality
+from positron.evaluation.summary import own_measure, quality
 from positron.run.facts import Facts
 from positron.run.folder import PRETRAIN, Run
 from positron.run.metrics import read_metrics
@@ -34,7 +34,7 @@ def write_report(run: Run) -> None:
         file.write(picture)
     page = _render(
         name=name,
-        headline=_headline(facts, run.is_judged_by_answers),
+        headline=_headline(facts, run.is_judged_by_answers, own_measure(rows)),
         loss=picture,
         reasons=reasons_for_a_higher_training_loss(run, rows, config),
         samples=[(sample.head, sample.text) for sample in read_samples(run)],
@@ -63,11 +63,13 @@ def _render(**values: Any) -> str:
     return template.render(without_home(values))
 
 
-def _headline(facts: Facts, by_answers: bool) -> dict[str, str]:
+def _headline(facts: Facts, by_answers: bool, learnt: str | None) -> dict[str, str]:
     lines = {"status": f"{facts.status}" + (f": {facts.error}" if facts.error else "")}
     lines["steps"] = f"{facts.step or 0:,}" + (f" of {facts.resolved.max_steps:,}" if facts.resolved else "")
     lines["tokens"] = f"{facts.tokens or 0:,}"
     lines["time"] = f"{took(facts.time_s or 0.0)} of training"
+    if learnt is not None:
+        lines["learnt"] = learnt
     if facts.val_bpb is not None and facts.best_bpb is not None:
         lines["result"] = quality(facts.val_bpb, facts.best_bpb, facts.floor_bpb, by_answers)
         lines["validation"] = f"{facts.val_bpb:.4f} bits per byte at the end, {facts.best_bpb:.4f} at best"

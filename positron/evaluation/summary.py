@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from positron.run.folder import Run
+from positron.run.metrics import read_metrics
 from positron.run.samples import read_samples
 from positron.system.console import printable
 from positron.system.formatting import above_floor, judged_bpb, next_command, percent, took
@@ -22,6 +24,8 @@ def show_result(folder: Path) -> None:
         result = quality(facts.val_bpb, facts.best_bpb, facts.floor_bpb, run.is_judged_by_answers)
         line += f" after {took(facts.time_s or 0.0)} of training: {result}"
     print(line)
+    if learnt := own_measure(read_metrics(run.metrics_path)):
+        print(learnt)
     before, after = facts.base_bpb_before, facts.base_bpb_after
     if before is not None and after is not None:
         print(
@@ -33,6 +37,24 @@ def show_result(folder: Path) -> None:
     print(f"next:    {next_command(name, *prompt, '--run', str(folder))}")
     if facts.status == "stopped":
         print("         give the same command again to continue the run")
+
+
+def own_measure(rows: list[dict[str, Any]]) -> str | None:
+    """Describe what a run learnt by the measure of its kind at its last validation, from the rows of metrics.jsonl.
+
+    Returns None for a run whose only measure is the loss on its validation text.
+    """
+    for row in reversed(rows):
+        if row.get("val/reward") is not None:
+            return (
+                f"reward {row['val/reward']:.3f} ± {row['val/reward_se']:.3f} for new prompts: {percent(row['val/pass_1'])} "
+                f"of the answers have the full reward, {percent(row['val/truncated'])} were cut off"
+            )
+        if row.get("preference/accuracy") is not None:
+            return (
+                f"the chosen answer is preferred in {percent(row['preference/accuracy'])} of the pairs for validation"
+            )
+    return None
 
 
 def quality(last: float, best: float, floor: float | None, by_answers: bool) -> str:

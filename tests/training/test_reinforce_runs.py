@@ -15,6 +15,7 @@ from traces import same
 from tuning import tuned
 
 from positron.config import LoraConfig, ReinforceConfig, RewardConfig, RunConfig
+from positron.evaluation.summary import show_result
 from positron.reinforce import reinforce
 from positron.run.checkpoint import load_checkpoint
 from positron.run.folder import Run
@@ -66,7 +67,9 @@ def whole(base: Path) -> Path:
     return base / "whole"
 
 
-def test_a_run_is_whole_chats_and_leaves_its_base_alone(base: Path, tmp_path: Path) -> None:
+def test_a_run_is_whole_chats_and_leaves_its_base_alone(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     before = {path: path.read_bytes() for path in sorted((base / "chat").rglob("*")) if path.is_file()}
     facts = reinforce(reinforced(base), tmp_path / "run")
     assert before == {path: path.read_bytes() for path in sorted((base / "chat").rglob("*")) if path.is_file()}
@@ -78,6 +81,12 @@ def test_a_run_is_whole_chats_and_leaves_its_base_alone(base: Path, tmp_path: Pa
     assert all("train/reward" in row and 0 <= row["train/silent_prompts"] <= 1 for row in rows)
     assert "reward 0." in run.log_path.read_text()
     assert run.weights_path.exists()
+    assert facts.base_bpb_before is not None
+    assert facts.base_bpb_after is not None
+    show_result(run.folder)
+    said = capsys.readouterr().out
+    assert f"reward {rows[-1]['val/reward']:.3f} ± " in said
+    assert "on the pretraining text: " in said
     assert (run.folder / "report.html").exists()
     assert load_checkpoint(run.checkpoint_folder / "best.ckpt")["global_step"] == 6
     assert not torch.equal(load_model(run)[0].wte.weight, load_model(Run(base / "chat"))[0].wte.weight)
