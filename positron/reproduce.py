@@ -116,10 +116,9 @@ def default_name(run: Run) -> str:
 def again(run: Run, first_start: dict[str, Any], name: str, last: int) -> RunConfig:
     """Return the run's settings with the values that replaced `auto`, and the weights that it started from."""
     values, resolved = run.config(), first_start["resolved"]
-    own = values.get("optimizer", {}).get("_target_")
-    if own is not None:
+    for what, name_of_code in _own_code(values):
         raise UserError(
-            f"{run.folder} uses the optimizer class {own}. For safety, reproduce does not import code that a run folder "
+            f"{run.folder} uses the {what} {name_of_code}. For safety, reproduce does not import code that a run folder "
             "names. Run the command in its provenance.json yourself, with another name="
         )
     numbers = {key: resolved[key] for key in ("max_steps", "batch_tokens", "micro_batch_size")}
@@ -133,6 +132,14 @@ def again(run: Run, first_start: dict[str, Any], name: str, last: int) -> RunCon
             raise UserError(f"{run.folder} started from {path}, which no longer exists: restore it from a copy")
         values |= {"ckpt_path": str(path)} if first_start["step"] > 0 else {"init_from": str(path.parent.parent)}
     return from_dict(RunConfig, values)
+
+
+def _own_code(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield each class or function of the user's own that the settings of a run name: what it is, and its name."""
+    reward = values.get("reward") or {}
+    named = [("optimizer class", (values.get("optimizer") or {}).get("_target_"))]
+    named += [("reward function", each.get("function")) for each in (reward, *reward.get("terms", ()))]
+    yield from ((what, name) for what, name in named if name is not None)
 
 
 def claim(folder: Path, run: Run) -> None:

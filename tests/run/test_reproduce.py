@@ -146,6 +146,26 @@ def test_what_cannot_be_reproduced_is_one_line_with_exit_code_2(place, monkeypat
         assert sorted(place.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("group", "values", "named"),
+    [
+        ("optimizer", {"kind": "custom", "_target_": "evil.Code"}, "the optimizer class evil.Code"),
+        ("reward", {"kind": "custom", "function": "evil.code"}, "the reward function evil.code"),
+        ("reward", {"kind": "sum", "terms": [{"kind": "custom", "function": "evil.code"}]}, "function evil.code"),
+    ],
+)
+def test_code_that_a_run_folder_names_is_not_imported(place, monkeypatch, capsys, group, values, named) -> None:
+    folder = f"outputs/{group}{len(str(values))}"
+    shutil.copytree("outputs/x", folder)
+    edit(place / folder / "config.json", lambda config: (config.pop("checksum"), config.update({group: values})))
+    (place / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(place))
+    code, out, err = said(monkeypatch, capsys, folder)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
+    assert named in err
+    assert "does not import code that a run folder names" in err
+
+
 def test_a_run_notes_each_start_and_no_secret(place) -> None:
     text = (place / "outputs" / "x" / "provenance.json").read_text(encoding="utf-8")
     known = json.loads(text)
