@@ -107,6 +107,18 @@ UNITS = {
     "preference.weight": "",
     "preference.epochs": "passes",
     "preference.lora.rank": "columns",
+    "reinforce.prompts": "prompts per step",
+    "reinforce.samples": "answers per prompt",
+    "reinforce.temperature": "",
+    "reinforce.max_tokens": "tokens",
+    "reinforce.kl": "",
+    "reinforce.replay": "",
+    "reinforce.max_ratio": "",
+    "reinforce.val_prompts": "prompts",
+    "reinforce.val_samples": "answers per prompt",
+    "reinforce.lora.rank": "columns",
+    "reward.target": "characters",
+    "reward.max_seconds": "seconds",
 }
 
 

@@ -13,6 +13,8 @@ import pytest
 import torch
 from conftest import FAST, PATIENCE, PROJECT
 
+from positron.cli.help_text import TUNING_EXPERIMENTS
+
 SCRIPTS = sorted(path.name for path in (PROJECT / "scripts").glob("*.sh"))
 TINY = (*FAST, "data=stories", "device=cpu", "train.val_every=4", "schedule.warmup_steps=2")
 TALKS = (*(o for o in TINY if not o.startswith("model.context_length")), "model.context_length=1024")
@@ -147,7 +149,11 @@ def test_from_nothing_to_an_answer(tmp_path, run_command):
 
 
 @pytest.mark.parametrize(
-    "recipe", sorted(p.stem for p in (PROJECT / "conf" / "experiment").glob("*.yaml") if p.stem != "story_instruct")
+    "recipe",
+    sorted(
+        {path.stem for path in (PROJECT / "conf" / "experiment").glob("*.yaml")}
+        - {name for names in TUNING_EXPERIMENTS.values() for name in names}
+    ),
 )
 def test_every_recipe_trains(recipe, run_command, tmp_path):
     fast = (o for o in TINY if not o.startswith("train.batch_tokens"))

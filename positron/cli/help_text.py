@@ -52,7 +52,7 @@ _USAGE: dict[Recipe, tuple[str, tuple[str, ...]]] = {
         ),
     ),
 }
-_TUNING_EXPERIMENTS: dict[Recipe, tuple[str, ...]] = {  # the others are for pretraining
+TUNING_EXPERIMENTS: dict[Recipe, tuple[str, ...]] = {  # the others are for pretraining
     "sft": ("story_instruct",),
     "prefer": ("story_preference",),
     "reinforce": ("story_reward",),
@@ -201,13 +201,13 @@ def _fits(recipe: Recipe, group: str, name: str, conf: Path) -> bool:
             source = yaml.safe_load((conf / "data" / f"{name}.yaml").read_text(encoding="utf-8"))["source"]
             return source in ("custom", *SOURCES_OF[recipe])
         case "experiment":
-            return name in _TUNING_EXPERIMENTS.get(recipe, ()) or (recipe == "train" and not _is_of_tuning(name))
+            return name in TUNING_EXPERIMENTS.get(recipe, ()) or (recipe == "train" and not _is_of_tuning(name))
         case _:
             return True
 
 
 def _is_of_tuning(experiment: str) -> bool:
-    return any(experiment in names for names in _TUNING_EXPERIMENTS.values())
+    return any(experiment in names for names in TUNING_EXPERIMENTS.values())
 
 
 def type_in_words(hint: Any) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -73,7 +74,10 @@ def spawn(runs: Path) -> Iterator[Callable[..., pexpect.spawn]]:
 
     yield spawn
     for child in children:
-        child.close(force=True)
+        if child.isalive():  # close(force=True) waits a tenth of a second only for the end of the process
+            child.kill(signal.SIGKILL)
+            child.wait()
+        child.close()
 
 
 def say(child: pexpect.spawn, line: str) -> str:

@@ -10,9 +10,10 @@ from composing import composed
 from conftest import PATIENCE, PROJECT, tiny
 
 from positron import preview
+from positron.cli.help_text import TUNING_EXPERIMENTS
 from positron.cli.sampling_options import chosen_sampling, sampling_options
 from positron.config import GPTConfig, RunConfig, seconds
-from positron.settings import from_dict, leaf_keys, unknown_key
+from positron.settings import BASE_GROUPS, from_dict, leaf_keys, unknown_key
 from positron.system.errors import UserError
 
 CONF = PROJECT / "conf"
@@ -27,6 +28,7 @@ GROUPS = (
     "logger",
     "monitor",
     "experiment",
+    "reward",
 )
 CHOICES = [
     (group, path.stem)
@@ -39,12 +41,20 @@ CHOICES = [
 @pytest.mark.parametrize(("group", "choice"), CHOICES)
 def test_every_file_in_conf_composes_to_a_valid_run(group, choice):
     needed = {
-        "text": ["data.path=my.txt"],
-        "hub": ["data.repo=some/dataset"],
-        "custom": ["optimizer._target_=torch.optim.RAdam"],
+        ("data", "text"): ["data.path=my.txt"],
+        ("data", "hub"): ["data.repo=some/dataset"],
+        ("data", "preferences"): ["data.path=my.jsonl"],
+        ("optimizer", "custom"): ["optimizer._target_=torch.optim.RAdam"],
+        ("reward", "custom"): ["reward.function=mine.reward"],
+        ("reward", "length"): ["reward.target=400"],
+        ("reward", "regex"): ["reward.pattern=a"],
+        ("reward", "sum"): ["reward.terms=[{kind:story_request}]"],
     }
-    overrides = [f"{group}={choice}", *needed.get(choice, [])]
-    config = from_dict(RunConfig, composed(*overrides))
+    overrides = [f"{group}={choice}", *needed.get((group, choice), [])]
+    recipes = {name: recipe for recipe, names in TUNING_EXPERIMENTS.items() for name in names}
+    recipe = "reinforce" if group == "reward" else recipes.get(choice, "train")
+    base = {key: value for key, value in composed().items() if key in BASE_GROUPS}
+    config = from_dict(RunConfig, {**base, **composed(*overrides, recipe=recipe)})
     assert config.name
 
 

@@ -360,7 +360,10 @@ def test_a_run_with_a_budget_can_be_extended(ended, tmp_path):
     [
         (("model=auto", "budget=null"), "model=auto needs budget="),
         (("budget=soon",), "budget=soon is not a time"),
-        (("budget=1m", "device.devices=2", "device.strategy=ddp"), "budget= is for pretraining on one device"),
+        (
+            ("budget=1m", "device.devices=2", "device.strategy=ddp"),
+            "and for reinforce, on one device",
+        ),
         (("budget=1m", "train.max_steps=10"), "leave train.max_steps= out"),
     ],
 )
