@@ -93,7 +93,7 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
                         "learned to answer; python -m positron.sft teaches this first"
                     )
             write_json(run.chat_path, TEMPLATE)
-        objective.reference = open_reference(session, objective, model)
+        objective.reference = open_reference(session, plan.machine, objective, model)
         if session.is_first_rank and not start.is_own:
             record_beginning(run, objective, model)
         facts = fit(session, plan, model, objective, tokenizer, callbacks)

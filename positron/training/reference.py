@@ -16,6 +16,7 @@ from positron.run.load import bare_names, load_model
 from positron.run.metrics import append_row
 from positron.system.errors import UserError
 from positron.system.formatting import counted
+from positron.training.device import Machine
 from positron.training.objective.preference import PreferenceObjective
 from positron.training.objective.reference import Reference, hash_of_weights, read_reference, write_reference
 from positron.training.resume import Session
@@ -24,16 +25,17 @@ from positron.training.tuning import base_run
 logger = logging.getLogger(__name__)
 
 
-def open_reference(session: Session, objective: PreferenceObjective, model: GPT) -> Reference:
+def open_reference(session: Session, machine: Machine, objective: PreferenceObjective, model: GPT) -> Reference:
     """Return the reference that is stored in the run, or compute and store it; `model` has the weights of a new run.
 
+    `machine` has the precision of the training, which is not yet chosen in the session if precision=auto.
     A run that continues keeps the reference that it began with: if the base run has changed since, the stored one is used.
     Raises UserError if the stored one is missing then.
     """
     run, config, start = session.run, session.config, session.start
     if start.is_own:
         known = run.facts().reference
-        stored = read_reference(run.reference_path, _identity(known, objective, session))
+        stored = read_reference(run.reference_path, _identity(known, objective, machine))
         changed = _is_changed(config, known)
         if stored is not None:
             if changed:
@@ -52,13 +54,13 @@ def open_reference(session: Session, objective: PreferenceObjective, model: GPT)
     else:
         assert start.weights is not None
         known = hash_of_weights(bare_names(load_checkpoint(start.weights)["state_dict"]))
-    identity = _identity(known, objective, session)
+    identity = _identity(known, objective, machine)
     reference = read_reference(run.reference_path, identity)
     if reference is None:
         count = counted(len(objective.train) + len(objective.val), "pair")
         logger.info(f"computing the log-probabilities of {count} under the reference, once")
         began = time.monotonic()
-        reference = objective.describe(model.to(session.machine.device).eval(), session.machine.autocast)
+        reference = objective.describe(model.to(machine.device).eval(), machine.autocast)
         model.train()
         logger.info(f"computed in {time.monotonic() - began:.0f} s")
         if session.is_first_rank:
@@ -68,10 +70,10 @@ def open_reference(session: Session, objective: PreferenceObjective, model: GPT)
     return reference
 
 
-def _identity(weights: str | None, objective: PreferenceObjective, session: Session) -> str:
+def _identity(weights: str | None, objective: PreferenceObjective, machine: Machine) -> str:
     """Return what the stored reference depends on."""
     sizes = f"{objective.context} {len(objective.train)} {len(objective.val)}"
-    return f"{weights} {objective.fingerprint} {sizes} {session.machine.precision}"
+    return f"{weights} {objective.fingerprint} {sizes} {machine.precision}"
 
 
 def _is_changed(config: RunConfig, known: str | None) -> bool | None:
