@@ -118,13 +118,14 @@ def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: To
 
 def _replay(config: RunConfig, start: Start, plan: Plan) -> Windows | None:
     """Return the windows of the pretraining text that are part of each step, a micro-batch on each device."""
-    from positron.training.tuning import replayed_text
+    from positron.training.tuning import replayed_run, replayed_text
 
     assert config.reinforce is not None
-    if not config.reinforce.replay:
+    key = "reinforce.replay"
+    if not config.reinforce.replay or (base := replayed_run(config, start, key)) is None:
         return None
     rows = plan.micro_batch_size * plan.world_size
-    return replayed_text(config, start, "reinforce.replay", rows=rows, context=config.model.context_length)
+    return replayed_text(base, config, start, key, rows=rows, context=config.model.context_length)
 
 
 def _questions(

@@ -90,10 +90,11 @@ def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> W
 
     Each batch has sft.replay_ratio of its rows from them, at least one. Raises UserError if the text is not available.
     """
-    from positron.training.tuning import replayed_text
+    from positron.training.tuning import replayed_run, replayed_text
 
     assert config.sft is not None
-    if not config.sft.replay_ratio:
+    key = "sft.replay_ratio"
+    if not config.sft.replay_ratio or (base := replayed_run(config, start, key)) is None:
         return None
     share = min(batch_size - 1, max(1, round(config.sft.replay_ratio * batch_size)))
     if share < 1:
@@ -101,7 +102,7 @@ def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> W
             f"a batch of {batch_size} sequences has no room for replayed pretraining text: "
             "give a larger train.batch_tokens=, or sft.replay_ratio=0"
         )
-    return replayed_text(config, start, "sft.replay_ratio", rows=share, context=context)
+    return replayed_text(base, config, start, key, rows=share, context=context)
 
 
 def configure(values: dict[str, Any]) -> RunConfig:

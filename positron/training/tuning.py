@@ -56,16 +56,12 @@ def base_run(config: RunConfig) -> Run:
         ) from error
 
 
-def replayed_text(config: RunConfig, start: Start, key: str, *, rows: int, context: int) -> Windows | None:
-    """Return windows of the pretraining text, `rows` for each step, or None if the model was imported and has no such text.
+def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:
+    """Return the pretrained run whose text can be replayed, or None if the model was imported and has no such text.
 
-    `key` is the setting that asks for them. Raises UserError if the text is not available.
+    `key` is the setting that asks for it. Raises UserError if the text is not available.
     """
-    remedy = (
-        f"give another name= and {key}=0 to train again without it"
-        if start.is_own
-        else f"give {key}=0 to train without its pretraining text"
-    )
+    remedy = _without_replay(start, key)
     try:
         base = pretrained_run(base_run(config))
     except UserError as error:
@@ -76,7 +72,20 @@ def replayed_text(config: RunConfig, start: Start, key: str, *, rows: int, conte
         return None
     if base.config()["data"].get("tokens_per_epoch") is not None:
         raise UserError(f"{base.folder} streamed its text and did not keep it, so it cannot be replayed: give {key}=0")
-    return Windows(token_files(base, "train", remedy), context=context, batch_size=rows, seed=config.seed)
+    return base
+
+
+def replayed_text(base: Run, config: RunConfig, start: Start, key: str, *, rows: int, context: int) -> Windows:
+    """Return windows of the text of `base`, which `replayed_run` found, `rows` for each step."""
+    files = token_files(base, "train", _without_replay(start, key))
+    return Windows(files, context=context, batch_size=rows, seed=config.seed)
+
+
+def _without_replay(start: Start, key: str) -> str:
+    """Return the advice for a run that cannot read the pretraining text."""
+    if start.is_own:
+        return f"give another name= and {key}=0 to train again without it"
+    return f"give {key}=0 to train without its pretraining text"
 
 
 def validation_text(config: RunConfig, tokenizer: Tokenizer, instead: str) -> ValidationText | None:

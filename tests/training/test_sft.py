@@ -25,7 +25,7 @@ from positron.model.lora import add_lora, merge_lora
 from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
-from positron.sft import configure, sft
+from positron.sft import _replay, configure, sft
 from positron.system.errors import UserError
 from positron.text import conversation
 from positron.text.char_word import CharTokenizer
@@ -34,6 +34,7 @@ from positron.text.tokenizer import SPECIALS
 from positron.train import train
 from positron.training.objective.sft import SFTObjective
 from positron.training.objective.tokens import NextToken
+from positron.training.resume import Start
 
 TOKENIZER = CharTokenizer("abcdefghijklmnopqrstuvwxyz ?.<|>_\n")
 BEGIN, SYSTEM, USER, ASSISTANT, END = (TOKENIZER.special_id(token) for token in SPECIALS)
@@ -356,6 +357,15 @@ def test_a_fine_tuned_run_is_whole_and_leaves_the_base_alone(base: Path, tmp_pat
     model, _, _ = load_model(run)
     assert model.config.context_length == 64
     assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_an_imported_model_has_no_text_to_replay_however_small_the_batch(base: Path, tmp_path: Path) -> None:
+    shutil.copytree(base / "base", tmp_path / "imported")
+    path = tmp_path / "imported" / "config.json"
+    stored = json.loads(path.read_text())
+    del stored["checksum"]
+    path.write_text(json.dumps({**stored, "data": {"source": "imported"}}))
+    assert _replay(tuned(base, init_from=str(tmp_path / "imported")), Start(), 1, 64) is None
 
 
 def test_a_fine_tuning_in_chunks_is_bit_identical_to_one_in_one_piece(base: Path, tmp_path: Path) -> None:
