@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import logging
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,8 +44,6 @@ from positron.system.errors import UserError
 from positron.text.conversation import TEMPLATE
 from positron.text.library_json import LibraryTokenizer, ends_of_text, first_token
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
-
-logger = logging.getLogger(__name__)
 
 Weights = dict[str, Tensor]
 NEW_ROW_NOISE = 0.01  # standard deviation of the noise in added rows, relative to that of the embedding
@@ -92,7 +90,8 @@ def import_source_run(name: str) -> str:
     """Import the model that `init_from=name` names, unless it is imported already, and return the folder of the run."""
     folder = OUTPUTS / run_name(name)
     if not Run(folder).exists:
-        logger.info(f"{name} is not a run yet: importing it as {folder}")
+        # printed, because a run has no log before it is opened
+        print(f"{name} is not a run yet: importing it as {folder}", file=sys.stderr, flush=True)
         import_run(name, folder)
     return str(folder)
 
