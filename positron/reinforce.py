@@ -66,13 +66,13 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
     assert settings is not None
     assert config.reward is not None
     with open_session(folder, config, started) as session:
-        run, start, machine = session.run, session.start, session.machine
+        run, start = session.run, session.start
         model, tokenizer = base_model(session)
         base = base_run(config)
         conversations = read_conversations(config.data)
         questions = _questions(conversations, tokenizer, base.is_chat, model.config.context_length)
         reward = open_reward(config.reward, (question.text for question in (*questions[0], *questions[1])))
-        plan = make_plan(config, model, machine, start, lambda _: DEFAULT_STEPS)
+        plan = make_plan(config, model, session.machine, start, lambda _: DEFAULT_STEPS)
         objective = ReinforceObjective(
             questions,
             Judge(reward, sum(max(0.0, term.weight) for term in reward.terms)),
@@ -84,7 +84,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
             text=validation_text(config, tokenizer, "validation measures the answers of the data instead")
             or _answers(config, conversations, tokenizer),
             replay=_replay(config, start, plan),
-            is_exact=machine.precision == "fp32" and settings.weights == "fp32",
+            is_exact=plan.machine.precision == "fp32" and settings.weights == "fp32",
         )
         if config.budget is not None and config.train.max_steps == "auto" and start.resolved is None:
             plan = _within_budget(config, plan, model, objective, started)

@@ -247,9 +247,15 @@ def preferred(base: Path, preference: PreferenceConfig | None = None, **changes:
         preference=preference or PreferenceConfig(),
     )
     settings = {
-        "max_steps": 12, "batch_tokens": 512, "micro_batch_size": 4, "val_every": 4, "sample_every": 6, "sample_prompt": None,
-        "save_every": 3, **changes,
-    }  # fmt: skip
+        "max_steps": 12,
+        "batch_tokens": 512,
+        "micro_batch_size": 4,
+        "val_every": 4,
+        "sample_every": 6,
+        "sample_prompt": None,
+        "save_every": 3,
+        **changes,
+    }
     return dataclasses.replace(config, train=dataclasses.replace(config.train, **settings))
 
 

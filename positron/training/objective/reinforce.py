@@ -79,11 +79,6 @@ def advantages(rewards: Tensor, kind: Advantage) -> Tensor:
             assert_never(kind)
 
 
-def policy_loss(nll: Tensor, advantage: Tensor) -> Tensor:
-    """Return the sum of the losses of tokens, () : their -log probability (N,) times the advantage (N,) of their answer."""
-    return (nll * advantage).sum()
-
-
 def _seed(*numbers: int) -> int:
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> 1)
 
@@ -127,7 +122,7 @@ class ReinforceObjective(NextToken):
         self.micro_batch_size, self.seed, self.is_exact = micro_batch_size, seed, is_exact
         self.text, self.replay = text, replay
         self.initial = initial.eval().requires_grad_(False)
-        self.token_bytes = tokenizer.token_bytes()
+        self.token_bytes = text.token_bytes
         self.val_bits, self.val_bytes = text.bits, text.n_bytes
         self.val_parts = text.parts(micro_batch_size)
         self.bytes_per_token = None
@@ -158,8 +153,8 @@ class ReinforceObjective(NextToken):
         answers = self._answers(model, asked, K, seeds, pause)
         rewards = torch.tensor([self._judged(asked[answer.prompt], answer, pause) for answer in answers])
         weights = advantages(rewards.view(-1, K), self.config.advantage).flatten()
-        facts = Facts.of(answers, rewards, K, self.judge.full)
-        self._last = {f"train/{name}": value for name, value in facts.over_ranks(model).measures(K).items()}
+        totals = AnswerTotals.of(answers, rewards, K, self.judge.full)
+        self._last = {f"train/{name}": value for name, value in totals.over_ranks(model).measures(K).items()}
         if self.config.mask_truncated:
             weights *= torch.tensor([float(answer.ended) for answer in answers])
         chosen = [i for i, weight in enumerate(weights.tolist()) if weight or self.config.kl] or [0]
@@ -243,7 +238,7 @@ class ReinforceObjective(NextToken):
             ratio = (-nll.detach() - sampled[scored]).exp()
             self._ratio_gaps.append((ratio - 1).abs().mean())
             advantage = advantage * ratio.clamp(max=self.config.max_ratio)
-        total = policy_loss(nll, advantage)
+        total = (nll * advantage).sum()
         if self.config.kl:
             total = total + self.config.kl * exact_kl(logits, self._initial_logits(x, scored)).sum()
         return total
@@ -282,19 +277,19 @@ class ReinforceObjective(NextToken):
         """Sample answers to the validation prompts, with the same random numbers each time, and return what they show."""
         K = self.config.val_samples
         asked = self.val_questions[: self.config.val_prompts][rank::world_size]
-        facts = Facts()
+        totals = AnswerTotals()
         if asked:
             seeds = [_seed(self.seed, 0, rank + i * world_size) for i in range(len(asked))]  # training steps begin at 1
             answers = self._answers(model, asked, K, seeds, lambda: None)
             rewards = torch.tensor([self._judged(asked[answer.prompt], answer, lambda: None) for answer in answers])
-            facts = Facts.of(answers, rewards, K, self.judge.full)
-            facts.kl = self._kl(model, asked, answers)
+            totals = AnswerTotals.of(answers, rewards, K, self.judge.full)
+            totals.kl = self._kl(model, asked, answers)
             if rank == 0:
                 self._show(asked, answers, rewards, K)
-        facts = facts.over_ranks(model)
+        totals = totals.over_ranks(model)
         return {
-            **{f"val/{name}": value for name, value in facts.measures(K).items()},
-            "val/kl": facts.kl / facts.tokens,
+            **{f"val/{name}": value for name, value in totals.measures(K).items()},
+            "val/kl": totals.kl / totals.tokens,
         }
 
     @torch.no_grad()
@@ -331,7 +326,7 @@ class ReinforceObjective(NextToken):
 
 
 @dataclass
-class Facts:
+class AnswerTotals:
     """Add up what is known of answers. The sums of several ranks can be added."""
 
     answers: float = 0.0
@@ -348,7 +343,7 @@ class Facts:
     silent: float = 0.0
 
     @classmethod
-    def of(cls, answers: list[Rollout], rewards: Tensor, copies: int, full: float) -> Facts:
+    def of(cls, answers: list[Rollout], rewards: Tensor, copies: int, full: float) -> AnswerTotals:
         """Add up answers, `copies` of each prompt in a row, and their rewards (N,)."""
         passed = (rewards >= full).view(-1, copies)
         by_prompt = rewards.view(-1, copies)
@@ -367,13 +362,13 @@ class Facts:
             silent=float((by_prompt == by_prompt[:, :1]).all(dim=1).sum()),
         )
 
-    def over_ranks(self, model: GPT) -> Facts:
+    def over_ranks(self, model: GPT) -> AnswerTotals:
         """Return the sums over all ranks, if there are several processes."""
         if not torch.distributed.is_initialized():
             return self
         values = torch.tensor(list(vars(self).values()), device=model.wte.weight.device)
         torch.distributed.all_reduce(values)
-        return Facts(*values.tolist())
+        return AnswerTotals(*values.tolist())
 
     def measures(self, copies: int) -> dict[str, float]:
         """Return means: `reward` and its standard error, shares between 0 and 1, lengths in tokens, nats per token."""
