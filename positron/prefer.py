@@ -1,7 +1,7 @@
-"""Teach a run which of two answers is better: `python -m positron.prefer init_from=outputs/sft data=story_preference`.
+"""Train a run to prefer the better one of two answers: `python -m positron.prefer init_from=outputs/sft data=story_preference`.
 
 The training loop is the same as in pretraining. The base run is the reference: it is never changed, and its log-probabilities
-are computed once and stored, so that a single model is in memory while the run trains.
+are computed once and stored, so that only one model is in memory during training.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ logger = logging.getLogger("positron.prefer")  # under `python -m` the module is
 
 
 def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
-    """Train the run in `folder` on pairs of answers up to its last step, from its last checkpoint if it has one.
+    """Train the run in `folder` on pairs of answers, from its last checkpoint if it has one, and return its facts.
 
-    Returns the facts of the run. Raises the errors of `train`, and UserError if the reference cannot be restored.
+    Raises the errors of `train`, and UserError if the reference cannot be restored.
     """
     started = time.monotonic()
     from positron.training.allocator import tune_allocator
@@ -103,12 +103,12 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
 
 
 def _refuse_too_small_batch(plan: Plan) -> None:
-    """Raise UserError if a rank would get no pair."""
+    """Raise UserError if a batch has fewer pairs than there are ranks."""
     if plan.batch_size // 2 < plan.world_size:
         needed = 2 * plan.world_size * plan.gpt.context_length
         devices = "" if plan.world_size == 1 else f" for each of {plan.world_size} devices"
         raise UserError(
-            f"a batch of {plan.batch_size} sequences has no room for a pair{devices}: give train.batch_tokens={needed}"
+            f"a batch of {plan.batch_size} sequences is too small for a pair{devices}: give train.batch_tokens={needed}"
         )
 
 

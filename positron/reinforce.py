@@ -1,6 +1,7 @@
 """Train a run on its own answers, weighted by a reward: `python -m positron.reinforce init_from=sft-story_instruct`.
 
-The training loop is the same as in pretraining; each step begins with the sampling of answers. The base run is never changed.
+The training loop is the same as in pretraining, but each step first samples the answers that it learns from. The base run is
+never changed.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("positron.reinforce")  # under `python -m` the module is called __main__
 
-DEFAULT_STEPS = 100  # with train.max_steps=auto and without budget=
-LEAST_ANSWER = 8  # tokens of the context that a prompt must leave for its answer
+DEFAULT_STEPS = 100  # number of steps for train.max_steps=auto without budget=
+MIN_ANSWER_TOKENS = 8  # that must fit the context after a prompt; longer prompts are left out
 
 
 def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
@@ -102,7 +103,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
 
 
 def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: Tokenizer) -> ValidationText:
-    """Return the answers of the validation conversations as a validation text, up to train.val_tokens tokens."""
+    """Make a validation text of the answers in the validation conversations, up to train.val_tokens tokens."""
     from positron.data.instruct import to_parts, to_row
     from positron.text.tokenizer import END_OF_TEXT
     from positron.training.objective.validation_text import ValidationText
@@ -117,7 +118,7 @@ def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: To
 
 
 def _replay(config: RunConfig, start: Start, plan: Plan) -> Windows | None:
-    """Return the windows of the pretraining text that are part of each step, a micro-batch on each device."""
+    """Return the replayed windows of the pretraining text, one micro-batch per step and device, or None without replay."""
     from positron.training.tuning import replayed_run, replayed_text
 
     assert config.reinforce is not None
@@ -131,10 +132,10 @@ def _replay(config: RunConfig, start: Start, plan: Plan) -> Windows | None:
 def _questions(
     conversations: list[Conversation], tokenizer: Tokenizer, is_chat: bool, context: int
 ) -> tuple[list[Question], list[Question]]:
-    """Return the prompts for training and for validation: each conversation up to its first answer.
+    """Return the prompts for training and for validation: the messages of each conversation before its first answer.
 
-    For a base run that does not chat, the prompt is the text of the last message. Raises UserError if no prompt leaves room
-    for an answer.
+    If the base run does not chat, a prompt is only the text of the last of these messages. Raises UserError if every prompt
+    is too long for the context.
     """
     from itertools import takewhile
 
@@ -152,12 +153,12 @@ def _questions(
             continue
         text = turns[-1].content
         ids = conversation.prompt_ids(turns, tokenizer) if is_chat else [begin, *tokenizer.encode(text)]
-        if len(ids) + LEAST_ANSWER <= context:
+        if len(ids) + MIN_ANSWER_TOKENS <= context:
             splits[example.is_val].append(Question(text, ids, stops))
     if not splits[0] and not splits[1]:
         raise UserError(
-            f"none of the {len(conversations):,} prompts leaves room for an answer in the context of {context} tokens: "
-            "give shorter prompts"
+            f"all {len(conversations):,} prompts are too long: the context has {context} tokens, and the answer needs at least "
+            f"{MIN_ANSWER_TOKENS}: give shorter prompts"
         )
     if not splits[0] or not splits[1]:
         both = splits[0] or splits[1]
@@ -170,9 +171,9 @@ def _questions(
 
 
 def _within_budget(config: RunConfig, plan: Plan, model: GPT, objective: ReinforceObjective, started: float) -> Plan:
-    """Return the plan with the number of steps that end with the budget, from the duration of one step and one validation.
+    """Return the plan with the number of steps that fit the budget, after timing one step and one validation.
 
-    The trial step changes no weight. `started`: time.monotonic() when the budget began.
+    The timed step does not change the weights. `started`: time.monotonic() when the budget began.
     """
     assert config.budget is not None
     budget = seconds(config.budget, "budget")
@@ -180,10 +181,10 @@ def _within_budget(config: RunConfig, plan: Plan, model: GPT, objective: Reinfor
     model.to(plan.machine.device)
     step = _duration(lambda: _try_step(plan, model, objective))
     validation = _duration(lambda: objective.measures(model, 0, 1))
-    left = budget - (time.monotonic() - started) - 2 * validation  # the last validation, and the report
+    left = budget - (time.monotonic() - started) - 2 * validation  # without the last validation and the report
     steps = max(1, int(left / (step + validation / config.train.val_every)))
     logger.info(
-        f"{steps} steps of {step:.1f} s and a validation of {validation:.1f} s after each {config.train.val_every}"
+        f"{steps} steps of {step:.1f} s, and a validation of {validation:.1f} s every {config.train.val_every} steps"
     )
     return dataclasses.replace(plan, horizon=steps, last_step=min(steps, config.train.stop_at or steps))
 
@@ -195,7 +196,7 @@ def _duration(work: Callable[[], object]) -> float:
 
 
 def _try_step(plan: Plan, model: GPT, objective: ReinforceObjective) -> None:
-    """Run the rollouts, and the forward and backward passes, of a step."""
+    """Sample answers and compute the forward and backward passes of one step, and discard the gradients."""
     device = plan.machine.device
     asked = [tuple(tensor.to(device) for tensor in part) for part in objective.batch(1, 0, 1)]
     for part in objective.examples(model, asked, 1, 0, 1, lambda: None):
@@ -206,7 +207,7 @@ def _try_step(plan: Plan, model: GPT, objective: ReinforceObjective) -> None:
 
 
 def configure(values: dict[str, Any]) -> RunConfig:
-    """Build the configuration of a run, with the architecture and tokenizer of its base run.
+    """Build the configuration of a run that learns from rewards, with the architecture and tokenizer of its base run.
 
     Raises UserError for the reasons of `configure_tuning`, and if the settings do not fit together.
     """
@@ -225,7 +226,8 @@ def configure(values: dict[str, Any]) -> RunConfig:
         )
     if config.train.batch_tokens != "auto":
         raise UserError(
-            "train.batch_tokens= is reinforce.prompts= times reinforce.samples= answers here: give these instead"
+            "train.batch_tokens= has no meaning here: a batch has reinforce.prompts= times reinforce.samples= answers, so give "
+            "these two instead"
         )
     tokens = settings.prompts * settings.samples * config.model.context_length
     return dataclasses.replace(

@@ -1,6 +1,6 @@
-"""Convert rows with a chosen and a rejected answer to messages. The format of a row is recognised by the names of its fields.
+"""Convert rows with a chosen and a rejected answer to messages. The names of a row's fields determine its format.
 
-The prompt may be in any format that `conversation_shapes.py` reads: its parser reads each side as the answer of a pair.
+The prompt may have any format of `conversation_shapes.py`, whose parser reads the prompt once with each of the two answers.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from positron.text.conversation import Message, is_learned
 
 CHOSEN, REJECTED = "chosen", "rejected"
 _SIDES = (CHOSEN, REJECTED)
-_ANSWER = "completion"  # the field as which the parser of conversations gets a side
+_ANSWER = "completion"  # the field in which an answer is given to the parser of conversations
 _TRANSCRIPT = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # how HH-RLHF (arXiv:2204.05862) marks the turns in a text
 _FORMATS = "give prompt, chosen and rejected, or chosen and rejected with whole conversations"
 
 
 @dataclass(frozen=True)
 class ParsedPair:
-    """Hold a row: the messages before the answers, the two answers, the format, and the fields that were not used."""
+    """Hold a parsed row: its format, the messages before the answers, the two answers, and the names of unused fields."""
 
     shape: str
     prompt: tuple[Message, ...]
@@ -40,10 +40,10 @@ class ParsedPair:
 
 
 def parse_pair(value: Any) -> ParsedPair:
-    """Convert a row of JSON values to two conversations with the same beginning. Raises Malformed if it is no pair.
+    """Convert a row of JSON values to two conversations with the same beginning. Raises Malformed if it is not a pair.
 
-    `chosen` and `rejected` are texts, messages or lists of messages. Without another field that holds the prompt, they are
-    whole conversations, which differ only at the end.
+    `chosen` and `rejected` are texts, messages or lists of messages. If they contain the prompt, they are whole
+    conversations that differ only in the answers; otherwise other fields hold the prompt.
     """
     if not isinstance(value, dict):
         raise Malformed("that are not an object", "is not an object with fields, such as prompt, chosen and rejected")
@@ -73,7 +73,7 @@ def is_pair(value: Any) -> bool:
 
 
 def _as_turns(side: Any) -> Any:
-    """Return a side as a list of messages if it is a message or a transcript, otherwise unchanged."""
+    """Return an answer as a list of messages if it is a message or a transcript, otherwise unchanged."""
     if isinstance(side, dict):
         return [side]
     if isinstance(side, str) and (marks := list(_TRANSCRIPT.finditer(side))) and marks[0].start() == 0:
@@ -86,7 +86,7 @@ def _as_turns(side: Any) -> Any:
 
 
 def _is_whole(side: Any) -> bool:
-    """Tell whether a side is a conversation that begins before its answer."""
+    """Tell whether the value is a conversation that also contains the prompt."""
     if not isinstance(side, list) or not all(isinstance(turn, dict) for turn in side):
         return False
     roles = {str(name).lower(): str(cell).lower() for turn in side for name, cell in turn.items()}
@@ -95,14 +95,14 @@ def _is_whole(side: Any) -> bool:
 
 
 def _whole(row: dict[str, Any], sides: Sequence[Any]) -> tuple[list[ParsedConversation], set[str]]:
-    """Parse two whole conversations; a field with the prompt repeats their beginning and is not read."""
+    """Parse two whole conversations. A separate prompt field is not read, because it repeats their beginning."""
     system = {name: row[name] for name in SYSTEM_FIELDS if name in row}
     parsed = [parse_conversation({"messages": side, **system}) for side in sides]
     return parsed, {*_SIDES, *SYSTEM_FIELDS, "prompt"}
 
 
 def _answers(row: dict[str, Any], sides: Sequence[Any]) -> list[ParsedConversation]:
-    """Parse each side as the answer to the prompt, which the other fields hold; other answers in the row are not read."""
+    """Parse each answer together with the prompt in the other fields; further answers in the row are not read."""
     fields = {name: cell for name, cell in row.items() if name not in (*_SIDES, *ANSWERS)}
     turns = next((name for name in TURNS if isinstance(fields.get(name), list)), None)
     if turns is not None:
@@ -120,9 +120,9 @@ def _answers(row: dict[str, Any], sides: Sequence[Any]) -> list[ParsedConversati
 def _split(
     chosen: tuple[Message, ...], rejected: tuple[Message, ...]
 ) -> tuple[tuple[Message, ...], tuple[Message, ...], tuple[Message, ...]]:
-    """Split two conversations into the common beginning, whose answers are not learned from, and the two endings.
+    """Split two conversations into their common beginning, which is not a target of training, and the two endings.
 
-    Raises Malformed if the conversations are equal, or if they differ before an answer.
+    Raises Malformed if the conversations are equal, or if their endings do not begin with an answer.
     """
     texts = [[(message.role, message.content) for message in side] for side in (chosen, rejected)]
     if texts[0] == texts[1]:

@@ -1,4 +1,4 @@
-"""Pairs of answers for preference tuning: files in several formats, and pairs of built-in stories."""
+"""Read pairs of answers for preference tuning from files in several formats, or generate pairs of built-in stories."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Violation = Literal["name", "thing", "place", "plot"]
 
 @dataclass(frozen=True)
 class Pair:
-    """Hold a prompt with two answers, of which `chosen` is preferred, and whether the pair belongs to validation."""
+    """Hold a prompt with two answers. `chosen` is preferred to `rejected`; `is_val`: the pair is used for validation."""
 
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
@@ -36,8 +36,9 @@ class Pair:
 def read_pairs(config: DataConfig) -> list[Pair]:
     """Read all pairs in the order of the file.
 
-    A pair is for training or for validation depending on a hash of its first question. Malformed rows are skipped, counted
-    and logged with their positions. Raises UserError if more than half of the rows are malformed, or if no pair is left.
+    A hash of a pair's first question decides whether it is used for training or for validation. Malformed rows are skipped,
+    counted and logged with their positions. Raises UserError if more than half of the rows are malformed, or if no pair is
+    left.
     """
     match config.source:
         case "story_preference":
@@ -65,10 +66,10 @@ def _pairs_of_files(config: DataConfig) -> list[Pair]:
 
 
 def story_pairs(seed: int, start: int, stop: int, val_fraction: float) -> Iterator[Pair]:
-    """Yield pairs start .. stop - 1: a request with the story that follows it and a story that violates it in one point.
+    """Yield pairs start .. stop - 1: a request, a story that follows it, and a story that violates it in one point.
 
-    Both stories make the same random choices, so that they differ only where the request decides. A combination of name,
-    object and place that is requested in validation is not requested in training.
+    Both stories are generated with the same random numbers, so that they differ only in what the request decides. A
+    combination of name, object and place in a validation request does not occur in training requests.
     """
     for index in range(start, stop):
         request = requests(seed, index)
@@ -80,9 +81,9 @@ def story_pairs(seed: int, start: int, stop: int, val_fraction: float) -> Iterat
 
 
 def violated(request: Request, seed: int, index: int) -> tuple[Request, Violation]:
-    """Return a request that differs in exactly one of name, thing, place and plot, and which of them; drawn by (seed, index).
+    """Return a request with exactly one other value, and its kind: name, thing, place or plot. (seed, index) seed the draw.
 
-    Only the plot is changed where another plot may have the same thing and place, which few plots may.
+    The plot can only be changed if another plot allows the same hero, thing and place, which is rarely the case.
     """
     rng = random.Random(f"violation {seed}/{index}")
     plots = _other_plots(request)
@@ -102,7 +103,7 @@ def violated(request: Request, seed: int, index: int) -> tuple[Request, Violatio
 
 
 def _other(request: Request, slot: str, rng: random.Random) -> str:
-    """Draw another value for a slot, all with the same probability."""
+    """Draw another value for a slot. All other values have the same probability."""
     plot = GRAMMAR.plots[request.plot]
     values = [value for value in GRAMMAR.kinds[plot.slots[slot]] if value != request.slots[slot]]
     return values[int(rng.random() * len(values))]

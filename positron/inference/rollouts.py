@@ -1,7 +1,7 @@
-"""Sample several answers to each of many prompts, with the log-probability of each token, to learn from them.
+"""Sample several answers to each of many prompts for reinforcement learning, with the log-probability of each token.
 
-The answers are drawn from softmax(logits / temperature), and no token is excluded: training has to compute the gradient of the
-same distribution.
+The answers are drawn from softmax(logits / temperature). No token is excluded (no top-k or top-p), because training
+computes the gradient of this distribution.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from torch import Tensor
 
 from positron.inference.decoder import Decoder
 
-CACHE_BYTES = 1 << 30  # most memory for keys and values of the answers that are sampled together
-SHRINK = 0.75  # rows of answers that have ended are removed when at most this share of the rows is left
+CACHE_BYTES = 1 << 30  # maximum memory for keys and values; it limits the number of answers that are sampled together
+SHRINK = 0.75  # rows of ended answers are removed when at most this share of the rows still generates
 
 
 @dataclass
 class Rollout:
-    """Hold a sampled answer: its token ids, including the one that ended it, and what is known of each of them, in nats."""
+    """Hold a sampled answer: its token ids, including the stop token, and two values in nats for each token."""
 
-    prompt: int  # the number of the prompt
+    prompt: int  # index of the prompt
     ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)  # of the token, when it was drawn
-    entropies: list[float] = field(default_factory=list)  # of the distribution from which it was drawn
-    ended: bool = False  # whether a stop token ended the answer, and not the limit
+    logprobs: list[float] = field(default_factory=list)  # log-probability of the token when it was drawn
+    entropies: list[float] = field(default_factory=list)  # entropy of the distribution from which it was drawn
+    ended: bool = False  # True if a stop token ended the answer, False if the limit did
 
 
 def rollouts(
@@ -40,11 +40,11 @@ def rollouts(
     seeds: Sequence[int],
     pause: Callable[[], None] = lambda: None,
 ) -> list[Rollout]:
-    """Return `copies` answers to each prompt, in the order of the prompts.
+    """Sample `copies` answers to each prompt, and return them in the order of the prompts.
 
-    An answer ends at a stop token, after `max_tokens` tokens, or where the context is full. `seeds` has one seed for each
-    prompt: its answers do not depend on the other prompts, except by rounding. `pause` is called before each token. Raises
-    ValueError for a prompt that fills the context.
+    An answer ends at a stop token, after `max_tokens` tokens, or when the context is full. `seeds` has one seed for each
+    prompt, so that answers depend on the other prompts only by rounding. `pause` is called before each token; it may raise
+    an error to stop the sampling. Raises ValueError for a prompt that fills the context.
     """
     config = decoder.config
     row_bytes = 2 * config.n_layer * decoder.K * config.context_length * decoder.D * decoder.cache_dtype.itemsize
@@ -73,21 +73,21 @@ def _sample(
     generators: list[torch.Generator],
     pause: Callable[[], None],
 ) -> None:
-    """Fill the answers; number i of them belongs to prompt i div `copies`."""
+    """Add sampled tokens to the answers until all have ended. Answer i belongs to prompt i // copies."""
     pause()
     if min(limits) < 1:
         raise ValueError(
-            f"a prompt of {max(map(len, prompts))} tokens fills the context: it leaves no room for an answer"
+            f"a prompt of {max(map(len, prompts))} tokens fills the context, so no answer can follow it: give a shorter prompt"
         )
     first = decoder.with_empty_cache(len(prompts))
     logits = first.prefill(list(range(len(prompts))), list(prompts)).repeat_interleave(copies, dim=0)  # (B, V)
-    rows = list(range(len(answers)))  # the answer of each row of the cache
+    rows = list(range(len(answers)))  # index of the answer that each row of the cache generates
     cache = first.with_rows([row // copies for row in rows])
     active = set(rows)
     while True:
         numbers = torch.cat(
             [torch.rand(copies, generator=generator) for generator in generators]
-        )  # ended answers included
+        )  # also for ended answers, so that an answer's numbers do not depend on the others
         tokens, logprobs, entropies = draw(logits / temperature, numbers[rows].to(decoder.device))
         ends = torch.isin(tokens, stops)
         facts = zip(rows, tokens.tolist(), logprobs.tolist(), entropies.tolist(), ends.tolist(), strict=True)
@@ -113,16 +113,18 @@ def _sample(
 
 
 def draw(logits: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a token from each row of logits (B, V) by a number (B,) between 0 and 1: the inverse of the distribution function.
+    """Draw a token from each row of logits (B, V), by inverting the cumulative distribution at `numbers` (B,) in [0, 1).
 
-    Returns the tokens (B,), and, in nats, their log-probabilities (B,) and the entropies (B,) of the distributions.
+    Returns the tokens (B,), their log-probabilities (B,) and the entropies (B,) of the distributions, in nats.
     """
     logprobs = torch.log_softmax(logits.float(), dim=-1)  # (B, V)
     p = logprobs.exp()
     reached = p.cumsum(dim=-1)  # (B, V)
     tokens = torch.searchsorted(
         reached, (numbers * reached[:, -1])[:, None], right=True
-    )  # the total is 1 up to rounding
+    )  # reached[:, -1] is 1 up to rounding
     tokens = tokens.clamp(max=logits.shape[-1] - 1)
-    entropies = -(p * logprobs.clamp(min=-100)).sum(dim=-1)  # p is 0 where the logarithm is smaller
+    entropies = -(p * logprobs.clamp(min=-100)).sum(
+        dim=-1
+    )  # where logprobs < -100, p is 0, and 0 times -inf would be NaN
     return tokens[:, 0], logprobs.gather(1, tokens)[:, 0], entropies

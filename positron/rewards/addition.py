@@ -1,4 +1,4 @@
-"""Reward the right sum of two numbers. Nothing is evaluated: the answer is compared as digits."""
+"""Reward the correct sum of two numbers. No text is executed as code: the answer is compared with the digits of the sum."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check each call of a reward: an error, a time limit or a wrong result becomes one line that shows the texts."""
+"""Check each call of a reward: turn an error, a timeout or an invalid result into a one-line error that shows the texts."""
 
 from __future__ import annotations
 
@@ -18,8 +18,9 @@ EXCERPT = 80  # characters of a prompt or a completion that a message shows
 def checked(reward: Callable[[str, str], Any], name: str, max_seconds: float) -> Reward:
     """Return a reward that calls `reward` for at most `max_seconds` and returns a finite float.
 
-    Raises UserError, which contains `name` and the texts, if the call fails or does not return a number. The error of the
-    user's function is its cause, so that POSITRON_DEBUG=1 shows the traceback. KeyboardInterrupt is not changed.
+    It raises UserError, with `name` and the texts in the message, if the call fails, takes too long, or does not return a
+    number. The error of the user's function is the cause of the UserError, so that POSITRON_DEBUG=1 shows its traceback.
+    KeyboardInterrupt is passed on unchanged.
     """
 
     def call(prompt: str, completion: str) -> float:
@@ -43,7 +44,7 @@ def checked(reward: Callable[[str, str], Any], name: str, max_seconds: float) ->
 
 
 def _number(result: Any) -> float | None:
-    """Return a number of Python, or of another library if it has no dimensions, as a float; None for anything else."""
+    """Convert a result to a float: a Python number, or a scalar or 0-dimensional array or tensor. None for anything else."""
     if getattr(result, "shape", None) == () and callable(getattr(result, "item", None)):
         result = result.item()  # a scalar or 0-dimensional array of NumPy, or a 0-dimensional tensor
     if not isinstance(result, numbers.Real):

@@ -1,4 +1,4 @@
-"""Call a function with a time limit, without a thread or a process."""
+"""Call a function with a time limit, without starting a thread or a process."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class TooSlow(BaseException):
 def call_within(seconds: float, function: Callable[[], T]) -> T:
     """Return `function()`. Raises TooSlow if the call takes longer than `seconds` of real time.
 
-    In the main thread a timer of the operating system (SIGALRM) interrupts the call: Python code, the search of a regular
-    expression, and waiting for a file or the network. A call into C code that handles no signals, such as a long NumPy
-    operation, raises TooSlow only after it has returned. So does every call outside of the main thread and on Windows,
-    where Python cannot set such a timer. A timer and a handler that the calling program has set are restored.
+    In the main thread, a timer of the operating system (SIGALRM) interrupts Python code, the search of a regular
+    expression, and waiting for a file or the network. It does not interrupt C code that handles no signals, such as a long
+    NumPy operation: TooSlow is then raised after the operation. In other threads and on Windows, where Python cannot set
+    such a timer, TooSlow is raised after the call. If the calling program uses this timer, its timer and its handler are
+    restored afterwards.
     """
     began = time.monotonic()
     if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
@@ -44,7 +45,7 @@ def _interrupted_after(seconds: float, function: Callable[[], T]) -> T:
     began = time.monotonic()
     handler = signal.signal(signal.SIGALRM, interrupt)
     left, interval = 0.0, 0.0
-    try:  # the alarm may arrive between the end of the call and the end of the timer: the handler is restored even then
+    try:  # restore the handler even if the alarm arrives after the call and before the timer is stopped
         try:
             left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
             return function()

@@ -1,4 +1,4 @@
-"""Make the reward that the settings name, and check its prompts and each of its calls."""
+"""Make the reward that the settings name, and check that it can read the prompts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ FUNCTION_KEY = "reward.function"
 
 @dataclass(frozen=True)
 class Term:
-    """Hold one reward of a sum; `reward` raises UserError instead of any error, or of a result that is not a number."""
+    """Hold one reward of a weighted sum. `reward` checks each call, and raises UserError if it fails (see `checked`)."""
 
     name: str
     weight: float
@@ -35,7 +35,7 @@ class WeightedSum:
     terms: tuple[Term, ...]
 
     def __call__(self, prompt: str, completion: str) -> float:
-        """Return the weighted sum. Raises UserError, which shows the texts, if one of the rewards fails."""
+        """Return the weighted sum. Raises UserError, whose message shows the texts, if one of the rewards fails."""
         return sum(term.weight * term.reward(prompt, completion) for term in self.terms)
 
 

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-Reward = Callable[[str, str], float]  # of a prompt and a completion
+Reward = Callable[[str, str], float]  # (prompt, completion) -> number

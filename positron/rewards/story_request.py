@@ -1,4 +1,4 @@
-"""Reward stories that tell exactly what was requested: the grammar's parser decides."""
+"""Reward stories that match the request exactly, as decided by the parser of the built-in grammar."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from positron import stories
 
 
 def story_request(prompt: str, completion: str) -> float:
-    """Return 1 if the completion is a whole story of the grammar with the requested name, object, place and plot, else 0.
+    """Return 1 if the completion is a complete story of the grammar with the requested name, object, place and plot, else 0.
 
-    Unlike `followed` of `positron evaluate --instruct`, the reward does not forgive inconsistencies, such as a red ball
-    that is green later. Raises ValueError if the prompt is not a request of `stories.ask`.
+    The reward is stricter than `followed` of `positron evaluate --instruct`: it is 0 for an inconsistent story, such as one
+    in which a red ball is green later. Raises ValueError if the prompt is not a request of `stories.ask`.
     """
     request = stories.read_request(prompt)
     if request is None:

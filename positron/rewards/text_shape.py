@@ -1,4 +1,4 @@
-"""Reward properties of a text that do not depend on its prompt: its length, and a regular expression that occurs in it."""
+"""Reward a property of the completion that does not depend on the prompt: its length, or a match of a regular expression."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from positron.rewards.reward import Reward
 
 
 def length_reward(target: int) -> Reward:
-    """Return the reward 1 - |characters - target| / target, but at least 0."""
+    """Return a reward that is 1 at a length of `target` characters: max(0, 1 - |length - target| / target)."""
 
     def length(prompt: str, completion: str) -> float:
         return max(0.0, 1 - abs(len(completion) - target) / target)
@@ -17,10 +17,10 @@ def length_reward(target: int) -> Reward:
 
 
 def regex_reward(pattern: str) -> Reward:
-    """Return a reward that is 1 if the regular expression occurs anywhere in the completion, else 0.
+    """Return a reward that is 1 if the regular expression matches anywhere in the completion, else 0.
 
-    Python searches some patterns, such as `(a+)+b`, in a time that is exponential in the length of the text. The search
-    handles signals meanwhile, so the time limit of `limits.call_within` ends it.
+    For some patterns, such as `(a+)+b`, the search takes a time that is exponential in the length of the text. The time
+    limit of `limits.call_within` can interrupt it.
     """
     compiled = re.compile(pattern)
 

@@ -1,4 +1,4 @@
-"""Compute the reference of a preference tuning once, and find it again when the run continues."""
+"""Compute the reference of preference tuning once, store it, and read it again when the run continues."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 
 def open_reference(session: Session, machine: Machine, objective: PreferenceObjective, model: GPT) -> Reference:
-    """Return the reference that is stored in the run, or compute and store it; `model` has the weights of a new run.
+    """Return the reference that is stored in the run; if there is none, compute and store it.
 
-    `machine` has the precision of the training, which is not yet chosen in the session if precision=auto.
-    A run that continues keeps the reference that it began with: if the base run has changed since, the stored one is used.
-    Raises UserError if the stored one is missing then.
+    `model` has the weights with which a new run starts. `machine` has the precision of the training; with precision=auto,
+    the session's machine does not have it yet. A run that continues uses its stored reference, even if the base run has
+    changed in the meantime. Raises UserError if the base run has changed and the stored reference is missing.
     """
     run, config, start = session.run, session.config, session.start
     if start.is_own:
@@ -45,7 +45,7 @@ def open_reference(session: Session, machine: Machine, objective: PreferenceObje
                 )
             return stored
         if changed or changed is None:
-            why = "is not there any more" if changed is None else "has changed since this run began"
+            why = "was not found" if changed is None else "has changed since this run began"
             raise UserError(
                 f"{run.reference_path} is missing or damaged, and it cannot be computed again, because the base run "
                 f"init_from={config.init_from} {why}: restore the file from a copy, or give another name="
@@ -71,13 +71,13 @@ def open_reference(session: Session, machine: Machine, objective: PreferenceObje
 
 
 def _identity(weights: str | None, objective: PreferenceObjective, machine: Machine) -> str:
-    """Return what the stored reference depends on."""
+    """Return a text that changes whenever the reference must be computed again."""
     sizes = f"{objective.context} {len(objective.train)} {len(objective.val)}"
     return f"{weights} {objective.fingerprint} {sizes} {machine.precision}"
 
 
 def _is_changed(config: RunConfig, known: str | None) -> bool | None:
-    """Tell whether the base run has other weights than when this run began; None if it was not found."""
+    """Tell whether the weights of the base run have changed since this run began; None if they were not found."""
     try:
         weights = best_or_newest(base_run(config).checkpoint_folder)
         saved = None if weights is None else load_checkpoint(weights)["state_dict"]
@@ -88,9 +88,9 @@ def _is_changed(config: RunConfig, known: str | None) -> bool | None:
 
 @torch.no_grad()
 def record_beginning(run: Run, objective: PreferenceObjective, model: GPT) -> None:
-    """Write the metrics before the first update, as step 0; metrics of an earlier start that was never saved are removed.
+    """Write the metrics before the first update as step 0, and remove those of an earlier start that saved no checkpoint.
 
-    The loss of DPO is then log 2 for every pair, because the model is its own reference.
+    At step 0 the model equals its reference, so the loss of DPO is log 2 for every pair.
     """
     device = model.wte.weight.device
     token_bytes = torch.from_numpy(objective.token_bytes).float().to(device)

@@ -1,4 +1,4 @@
-"""Train a base run further: load its model, find its text, and measure what the training costs on that text."""
+"""Train a base run further: load its model, find its text, and measure how much worse the training makes it on that text."""
 
 from __future__ import annotations
 
@@ -76,22 +76,22 @@ def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:
 
 
 def replayed_text(base: Run, config: RunConfig, start: Start, key: str, *, rows: int, context: int) -> Windows:
-    """Return windows of the text of `base`, which `replayed_run` found, `rows` for each step."""
+    """Return windows of the training text of `base`, a run from `replayed_run`; each step gets `rows` windows."""
     files = token_files(base, "train", _without_replay(start, key))
     return Windows(files, context=context, batch_size=rows, seed=config.seed)
 
 
 def _without_replay(start: Start, key: str) -> str:
-    """Return the advice for a run that cannot read the pretraining text."""
+    """Return the advice for a user whose pretraining text is not available."""
     if start.is_own:
-        return f"give another name= and {key}=0 to train again without it"
+        return f"give another name= and {key}=0 to start a new run without replay"
     return f"give {key}=0 to train without its pretraining text"
 
 
 def validation_text(config: RunConfig, tokenizer: Tokenizer, instead: str) -> ValidationText | None:
     """Return the validation text of the pretrained run that `config` descends from, up to train.val_tokens tokens.
 
-    Logs why, and what happens `instead`, and returns None if the text is not available.
+    If the text is not available, returns None and logs the reason and `instead`, which says what is done without it.
     """
     try:
         files = token_files(base_run(config), "val", instead)

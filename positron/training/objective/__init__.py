@@ -1,1 +1,1 @@
-"""Objectives define what a run learns: batches, loss, validation and sample prompt. `base.py` is the protocol."""
+"""Objectives define what a run learns: batches, loss, validation and sample prompt. `base.py` defines their protocol."""

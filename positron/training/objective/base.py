@@ -1,7 +1,8 @@
-"""The protocol of an objective, which defines the data, loss, validation and sample prompt of a training.
+"""The protocol of an objective, which defines the data, loss, validation and sample prompt of a training run.
 
-The loop (`training/loop.py`) does not distinguish kinds of training. To add one, write a class with these members; a subclass
-of `PretrainObjective` or `SFTObjective` that overrides `loss` is shortest. docs/examples/add_an_objective.py is an example.
+The training loop (`training/loop.py`) is the same for all kinds of training. To add a kind, write a class with these members;
+the shortest way is a subclass of `PretrainObjective` or `SFTObjective` that overrides `loss`, as in
+docs/examples/add_an_objective.py.
 
 Shapes: B rows of a micro-batch, T tokens, V vocabulary.
 """
@@ -17,8 +18,7 @@ from torch import Tensor
 
 from positron.model.gpt import GPT
 
-# A micro-batch: input ids (B, T), target ids (B, T), and further tensors of the objective with B rows. A target of -100 has no
-# loss.
+# A micro-batch: input ids (B, T), target ids (B, T), and tensors that only the objective reads. A target of -100 has no loss.
 Part = tuple[Tensor, ...]
 
 
@@ -38,8 +38,10 @@ class Objective(Protocol):
     token_bytes: np.ndarray  # (V,) number of bytes of each token's text
     val_bits: float | None  # the entropy of the validation text in bits; None if it is not known
     val_bytes: int  # the length of the validation text in bytes
-    patience: int  # the run ends after this number of validations in a row without a new best one; 0: it never does
-    keeps_best: bool  # whether the checkpoint with the lowest validation loss is the result; False: the newest one is
+    patience: int  # the run ends after this number of validations in a row without an improvement; 0: no early stopping
+    keeps_best: (
+        bool  # True: the checkpoint with the lowest validation loss is the result of the run; False: the newest one
+    )
 
     @property
     def fingerprint(self) -> str:
@@ -48,7 +50,7 @@ class Objective(Protocol):
 
     @property
     def bytes_per_token(self) -> float | None:
-        """Return the mean number of bytes of a training target's text; None if the loss is not in nats per token."""
+        """Return the mean number of bytes per training target; None if the loss is not in nats per token."""
         ...
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
@@ -61,10 +63,10 @@ class Objective(Protocol):
     def examples(
         self, model: GPT, parts: list[Part], step: int, rank: int, world_size: int, pause: Callable[[], None]
     ) -> list[Part]:
-        """Return the micro-batches to learn from in step `step`, given those of `batch`, which are on the model's device.
+        """Return the micro-batches to learn from in step `step`. `parts` are those of `batch`, on the model's device.
 
-        An objective that learns from the model's own texts generates them here, with the weights before the step. `pause` must
-        be called regularly during long work: it raises an error if the run has to stop, and the step is then given up.
+        An objective that learns from the model's own texts generates them here, with the weights before the step. Long work
+        must call `pause` regularly: it raises an error if the run has to stop, and the step is then abandoned.
         """
         ...
 
@@ -84,11 +86,11 @@ class Objective(Protocol):
         ...
 
     def score(self, model: GPT, part: Part, token_bytes: Tensor) -> Tensor:
-        """Return a tensor (3,): the nats, bytes and number of the targets of a validation micro-batch, each summed."""
+        """Return a tensor (3,): the sum of the losses in nats, the bytes, and the number of a micro-batch's targets."""
         ...
 
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
-        """Return further metrics, which each validation adds to its own; all ranks must return the same values."""
+        """Return further metrics of a validation, besides those of `score`; all ranks must return the same values."""
         ...
 
     def step_metrics(self) -> dict[str, float]:
@@ -96,7 +98,7 @@ class Objective(Protocol):
         ...
 
     def progress(self, metrics: dict[str, float], loss: float) -> str:
-        """Describe the last step for the progress line, from its metrics and its loss in nats."""
+        """Return the text for the progress line, given the metrics and the loss (in nats) of the last step."""
         ...
 
     def documents(self, x: Tensor) -> Tensor | None:
@@ -104,15 +106,15 @@ class Objective(Protocol):
         ...
 
     def probe_rows(self) -> list[Part]:
-        """Return validation rows (x, y), each (T,), from which monitors choose their probe."""
+        """Return validation rows (x, y), each (T,). Monitors choose some of them to measure the model on."""
         ...
 
     def target_counts(self, vocab_size: int) -> np.ndarray:
-        """Return how often each id is a training target (V,), counted in the whole data or in a large sample."""
+        """Return how often each id is a training target, (V,), in all data or in a large sample of it."""
         ...
 
     def sample_prompt(self, asked: str | None) -> Prompt:
-        """Return the prompt for samples: `asked`, or a default for this kind of data if it is None."""
+        """Return the prompt for samples: the text `asked`, or a default for this kind of data if `asked` is None."""
         ...
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Preference tuning: of two answers to a prompt, the chosen one becomes more probable than the rejected one.
+"""Preference tuning: train on pairs of answers to a prompt, so that the chosen one becomes more probable than the rejected one.
 
 Shapes: N pairs, B = 2 N rows, T tokens, C channels, V vocabulary.
 """
@@ -37,18 +37,18 @@ from positron.training.objective.validation_text import ValidationText
 
 logger = logging.getLogger(__name__)
 
-KL_TOKENS = 4096  # the divergence from the reference is measured on this number of tokens of chosen answers at most
-KL_VALUES = 1 << 22  # logits at a time, 16 MB in fp32
+KL_TOKENS = 4096  # maximum number of tokens of chosen answers on which the divergence from the reference is measured
+KL_VALUES = 1 << 22  # number of logits that are computed at a time, 16 MB in fp32
 
-PairOfRows = tuple[Row, Row]  # prompt and chosen answer, prompt and rejected answer
+PairOfRows = tuple[Row, Row]  # (prompt and chosen answer, prompt and rejected answer)
 
 
 class PreferenceObjective(NextToken):
     """Train on pairs of answers, in a new random order in each epoch; validate on pairs and on the base run's text.
 
     A micro-batch is (x, y, reference): rows 2i and 2i + 1 of x and y (B, T) are the chosen and the rejected answer of pair i,
-    and `reference` (B,) holds their log-probabilities under the reference, 0 for a loss without one. Only the tokens of the
-    answers and the token that ends them have targets.
+    and `reference` (B,) holds their log-probabilities under the reference, or zeros if the loss uses no reference. Only the
+    tokens of an answer and the token that ends it are targets.
     """
 
     kind = "preference"
@@ -70,7 +70,7 @@ class PreferenceObjective(NextToken):
         seed: int,
         val_tokens: int,
     ) -> None:
-        """`batch_size` and `micro_batch_size` count sequences, two per pair.
+        """Prepare the rows of all pairs. `batch_size` and `micro_batch_size` count sequences, two per pair.
 
         Raises UserError if no pair has two answers that fit the context.
         """
@@ -95,14 +95,14 @@ class PreferenceObjective(NextToken):
         self.token_bytes = tokenizer.token_bytes()
         self.train = [both for _, both in splits[0]]
         self.val: list[PairOfRows] = []
-        for _, both in splits[1]:  # at most about `val_tokens`
+        for _, both in splits[1]:  # the validation pairs have about `val_tokens` tokens at most
             if sum(len(x) for val_pair in self.val for x, _ in val_pair) >= val_tokens:
                 break
             self.val.append(both)
         self.val.sort(key=_length, reverse=True)  # so that rows of similar length share a micro-batch
         self.example = splits[1][0][0]
         lengths = [int((y != IGNORE).sum()) for (_, y), _ in self.val]
-        # the states of the reference at pair i are kl_bounds[i] .. kl_bounds[i + 1] - 1
+        # rows kl_bounds[i] .. kl_bounds[i + 1] - 1 of the reference's states belong to pair i
         self.kl_bounds = np.minimum(np.cumsum([0, *lengths]), KL_TOKENS)
         self.val_pairs = [
             self._part(self.val[start : start + self.micro_pairs])
@@ -141,7 +141,7 @@ class PreferenceObjective(NextToken):
         return torch.tensor(len(part[0]) // 2, device=part[0].device)
 
     def loss(self, model: GPT, part: Part) -> Tensor:
-        """Return the sum of the losses of the pairs of a micro-batch, in nats (IPO: their squares)."""
+        """Return the sum of the losses of a micro-batch's pairs, in nats (IPO: in nats squared)."""
         x, y, reference = part
         log_probs = answer_log_probs(model, x, y)
         return self._losses(log_probs, reference.to(log_probs.dtype), y)[0].sum()
@@ -155,12 +155,12 @@ class PreferenceObjective(NextToken):
         return losses(self.settings, margin, log_probs[0::2]), margin
 
     def validation(self, rank: int, world_size: int) -> list[Part]:
-        """Return every world_size-th micro-batch of the base run's validation text, or of the chosen answers without it."""
+        """Return every world_size-th micro-batch of the base run's validation text; if there is none, of the chosen answers."""
         return share_of(self.val_parts, rank, world_size)
 
     @torch.no_grad()
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
-        """Return means over the validation pairs; log-probabilities and lengths are those of whole answers."""
+        """Return the metrics as means over validation pairs; log-probabilities are sums over an answer's tokens."""
         device = model.wte.weight.device
         wide = torch.float32 if device.type == "mps" else torch.float64
         sums = torch.zeros(9, dtype=wide, device=device)
@@ -186,10 +186,10 @@ class PreferenceObjective(NextToken):
         }
 
     def _divergence(self, first: int, hidden: Tensor, head: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the sum of KL divergences from the reference at tokens of the chosen answers, and the number of tokens.
+        """Return the sum of the KL divergences from the reference at tokens of the chosen answers, and the number of tokens.
 
-        `first`: the number of the micro-batch's first validation pair. A divergence is exact: the sum over the vocabulary of
-        p (log p - log q), p of the model, q of the reference.
+        `first`: index of the first validation pair of the micro-batch. A divergence is the exact sum of p (log p - log q)
+        over the vocabulary, where p is the model's distribution and q the reference's.
         """
         before, after = self.kl_bounds[first], self.kl_bounds[min(first + self.micro_pairs, len(self.val))]
         total = torch.zeros((), dtype=hidden.dtype, device=hidden.device)
@@ -205,9 +205,9 @@ class PreferenceObjective(NextToken):
 
     @torch.no_grad()
     def describe(self, model: GPT, precision: Callable[[], AbstractContextManager[object]]) -> Reference:
-        """Return what `model`, in evaluation mode, says about all pairs, as the reference of this training.
+        """Compute the reference with `model`, which is in evaluation mode: the log-probabilities of all answers.
 
-        The training pairs are scored in the `precision` of the training, and the validation pairs, like `measures`, in fp32.
+        Training pairs are scored in the `precision` of the training, and validation pairs in fp32, as in `measures`.
         """
         device = model.wte.weight.device
         ordered = sorted(range(len(self.train)), key=lambda i: _length(self.train[i]), reverse=True)
@@ -253,7 +253,7 @@ def answer_log_probs(model: GPT, x: Tensor, y: Tensor) -> Tensor:
 def _row_log_probs(hidden: Tensor, head: Tensor, y: Tensor) -> Tensor:
     """Return the log-probability of each row's targets, from the last hidden states (B, T, C) and the head (V, C)."""
     scored = y != IGNORE
-    if y.device.type == "cpu":  # on other devices, counting the targets would wait for the device
+    if y.device.type == "cpu":  # on other devices, selecting by `scored` would wait for the device to count the targets
         tokens = hidden.new_zeros(y.shape, dtype=torch.promote_types(hidden.dtype, torch.float32))
         tokens = tokens.masked_scatter(scored, -linear_token_losses(hidden[scored], head, y[scored]).to(tokens.dtype))
     else:
@@ -262,7 +262,7 @@ def _row_log_probs(hidden: Tensor, head: Tensor, y: Tensor) -> Tensor:
 
 
 def _chosen_states(hidden: Tensor, y: Tensor) -> Tensor:
-    """Return the states (n, C) from which the tokens of the chosen answers are predicted, from all of them (B, T, C)."""
+    """Select from all hidden states (B, T, C) those (n, C) that predict the tokens of the chosen answers."""
     return hidden[0::2][y[0::2] != IGNORE]
 
 

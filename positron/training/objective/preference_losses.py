@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from positron.config import PreferenceConfig
 
-MAX_LOG_PROBABILITY = -1e-6  # of a token on average, in ORPO: the odds of a certain answer are infinite
+MAX_LOG_PROBABILITY = -1e-6  # ORPO's limit for the mean per token: at 0, the odds would be infinite
 
 
 def is_mean(settings: PreferenceConfig) -> bool:
@@ -30,7 +30,7 @@ def is_mean(settings: PreferenceConfig) -> bool:
 
 
 def margins(settings: PreferenceConfig, w: Tensor, l: Tensor, rw: Tensor, rl: Tensor) -> Tensor:  # noqa: E741
-    """Return how far each chosen answer is ahead of the rejected one, in the measure that the loss increases.
+    """Return the margin of each chosen answer over the rejected one, the quantity that training increases.
 
     | loss  | margin                                                       |
     |-------|--------------------------------------------------------------|
@@ -55,17 +55,17 @@ def margins(settings: PreferenceConfig, w: Tensor, l: Tensor, rw: Tensor, rl: Te
 
 
 def losses(settings: PreferenceConfig, margin: Tensor, w: Tensor) -> Tensor:
-    """Return the loss of each pair from its margin h; w is read by ORPO only.
+    """Return the loss of each pair from its margin h. Only ORPO uses w.
 
-    | loss  | of a pair                                                   | source                           |
+    | loss  | loss of a pair                                              | source                           |
     |-------|-------------------------------------------------------------|----------------------------------|
     | dpo   | -(1 - e) log sigmoid(h) - e log sigmoid(-h), label smoothing e | arXiv:2305.18290, equation 7     |
     | ipo   | (h - 1 / (2 beta))^2                                        | arXiv:2310.12036, equation 17    |
     | simpo | -log sigmoid(h - gamma)                                     | arXiv:2405.14734, equation 6     |
     | orpo  | -w - weight log sigmoid(h)                                  | arXiv:2403.07691, equations 6, 7 |
 
-    IPO's paper has sums of log-probabilities; here they are means, as in common implementations, so that long answers do not
-    have larger margins.
+    The paper on IPO uses sums of log-probabilities. This function uses means, as common implementations do, so that long
+    answers do not have larger margins.
     """
     match settings.loss:
         case "dpo":
@@ -82,6 +82,6 @@ def losses(settings: PreferenceConfig, margin: Tensor, w: Tensor) -> Tensor:
 
 
 def _log_odds(w: Tensor) -> Tensor:
-    """Return log(P / (1 - P)) for P = e^w, with all digits if w is near 0."""
+    """Return log(P / (1 - P)) for P = e^w, without loss of precision for w near 0."""
     w = w.clamp(max=MAX_LOG_PROBABILITY)
     return w - torch.log(-torch.expm1(w))

@@ -50,7 +50,7 @@ class PretrainObjective(NextToken):
         seed: int,
         val_tokens: int,
     ) -> None:
-        """`folder`: the prepared text for `config`. `batch_size`: windows per optimizer step on all ranks together.
+        """Open the prepared text in `folder`. `batch_size`: number of windows per optimizer step, on all ranks together.
 
         Raises UserError if the training text or the validation text is too short.
         """
@@ -100,7 +100,7 @@ class PretrainObjective(NextToken):
     def validation(self, rank: int, world_size: int) -> list[Part]:
         """Return every world_size-th micro-batch of the validation text.
 
-        All micro-batches have the same shape; rows that are added for this have no loss.
+        All micro-batches have the same shape, and all ranks get the same number: rows without targets fill the last ones.
         """
         size = self.micro_batch_size
         rows = -(-len(self.val_x) // (size * world_size)) * size * world_size

@@ -1,4 +1,4 @@
-"""The frozen reference of preference tuning, stored in the run folder as what the loss and the measures need of it."""
+"""The frozen reference of preference tuning. The run folder stores its results, so that the model itself is not needed."""
 
 from __future__ import annotations
 
@@ -20,34 +20,33 @@ _ARRAYS = ("train", "val", "states", "head")
 
 @dataclass
 class Reference:
-    """Hold what the model before the training says about the pairs; no second model is needed while a run trains.
+    """Hold the log-probabilities of all answers under the reference, which is the model before the training.
 
-    `states` and `head` give its distribution over the vocabulary at positions of the chosen validation answers:
-    softmax(states head^T).
+    softmax(states head^T) is its distribution over the vocabulary at n positions in chosen answers of validation pairs.
     """
 
     train: np.ndarray  # (N, 2) log-probabilities of the chosen and the rejected answer of each training pair
-    val: np.ndarray  # (N, 2) of each validation pair
+    val: np.ndarray  # (N, 2) the same for each validation pair
     states: np.ndarray  # (n, C) last hidden states
     head: np.ndarray  # (V, C) output matrix
     _on_device: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
 
     def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return `states` and `head` as tensors on a device, to which they are copied once."""
+        """Return `states` and `head` as tensors on a device. They are copied at the first call and kept."""
         if self._on_device is None or self._on_device[0].device != device:
             self._on_device = torch.from_numpy(self.states).to(device), torch.from_numpy(self.head).to(device)
         return self._on_device
 
 
 def write_reference(path: Path, reference: Reference, identity: str) -> None:
-    """Write a reference; `identity` names the weights and the pairs that it was computed from."""
+    """Write a reference. `identity` identifies the weights, pairs and precision from which it was computed."""
     arrays = {name: getattr(reference, name) for name in _ARRAYS}
     with whole_file(path, path.parent) as file:
         np.savez(file, identity=np.array(identity), **arrays)
 
 
 def read_reference(path: Path, identity: str) -> Reference | None:
-    """Return a stored reference; None if the file is missing or damaged, or belongs to other weights or pairs."""
+    """Return a stored reference, or None if the file is missing, damaged, or has another `identity`."""
     if not path.exists():
         return None
     try:
@@ -60,7 +59,7 @@ def read_reference(path: Path, identity: str) -> Reference | None:
 
 
 def hash_of_weights(weights: Mapping[str, Tensor]) -> str:
-    """Return a SHA-256 of the weights of a model by name."""
+    """Return the SHA-256 hash of a model's weights and their names."""
     content = hashlib.sha256()
     for name, value in sorted(weights.items()):
         content.update(name.encode())

@@ -1,4 +1,4 @@
-"""Reinforcement learning: the model's own answers to prompts are the targets, weighted by how much better they are than others.
+"""Reinforcement learning: the model learns from its own answers to prompts, weighted by their advantages.
 
 Each optimizer step samples K answers to each of P prompts from the policy pi = softmax(logits / temperature) with the current
 weights, computes their rewards, and takes one step on
@@ -7,8 +7,8 @@ weights, computes their rewards, and takes one step on
 
 with the advantages A_i of RLOO (Ahmadian et al., arXiv:2402.14740) or Dr. GRPO (Liu et al., arXiv:2503.20783). L is the
 constant `reinforce.max_tokens`, and not the length of the answer, so that a long wrong answer is not punished less than a
-short one. The token that ends an answer is a target like the others; otherwise the model would not learn to stop. The twin in
-NumPy is numpy_ref/policy_gradient.py.
+short one. The token that ends an answer is a target like the others; otherwise the model would not learn to stop. The
+reference implementation is numpy_ref/policy_gradient.py.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from positron.training.objective.validation_text import ValidationText
 
 logger = logging.getLogger(__name__)
 
-SHOWN_ANSWERS = 3  # logged at each validation
+SHOWN_ANSWERS = 3  # number of answers in the log after each validation
 
 
 @dataclass(frozen=True)
 class Question:
-    """Hold a prompt: the text that the reward gets, its token ids, and the ids that end an answer to it."""
+    """Hold a prompt: its text, which the reward reads, its token ids, and the ids that end an answer."""
 
     text: str
     ids: list[int]
@@ -55,7 +55,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Judge:
-    """Hold the reward of an answer, a function of the texts of prompt and answer, and the reward of a complete success."""
+    """Hold the reward function of prompt and answer, both texts, and `full`, the reward from which an answer has passed."""
 
     reward: Callable[[str, str], float]
     full: float
@@ -110,12 +110,14 @@ class ReinforceObjective(NextToken):
         replay: Windows | None,
         is_exact: bool,
     ) -> None:
-        """`questions`: for training and for validation. `initial`: the model before the training, which is not changed.
+        """Prepare the prompts and the validation text.
 
-        `replay`: windows of the pretraining text, whose mean loss times `config.replay` is added to the loss of each step.
+        `questions`: the prompts for training and those for validation. `initial`: the model before the training, which is
+        not changed. `replay`: windows of the pretraining text, or None; their mean loss times `config.replay` is added to
+        the loss of each step.
 
-        `is_exact`: the training computes in the precision in which answers are sampled, so that the probabilities are the same
-        up to rounding; if not, each token is weighted by the ratio of the two, up to `config.max_ratio`.
+        `is_exact`: training and sampling use the same precision, so that both give a token the same probability up to
+        rounding. Otherwise each token is weighted by the ratio of the two probabilities, at most `config.max_ratio`.
         """
         self.questions, self.val_questions = questions
         self.judge, self.tokenizer, self.config = judge, tokenizer, config
@@ -129,10 +131,10 @@ class ReinforceObjective(NextToken):
         known = repr([question.ids for question in (*self.questions, *self.val_questions)])
         self.fingerprint = hashlib.sha256(known.encode()).hexdigest()
         self._last: dict[str, float] = {}  # metrics of the answers of the last step
-        self._ratio_gaps: list[Tensor] = []  # of its micro-batches
+        self._ratio_gaps: list[Tensor] = []  # one for each micro-batch of the last step
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
-        """Return the numbers (P / world_size, 1) of the prompts of one rank in step `step`, in a part without targets."""
+        """Return one part that holds the indices (P / world_size, 1) of a rank's prompts in step `step`, and no targets."""
         P = self.config.prompts
         _, chosen = windows_of_step(step, seed=self.seed, n_windows=len(self.questions), batch_size=P)
         numbers = torch.from_numpy(chosen[rank::world_size].copy())[:, None]
@@ -141,11 +143,11 @@ class ReinforceObjective(NextToken):
     def examples(
         self, model: GPT, parts: list[Part], step: int, rank: int, world_size: int, pause: Callable[[], None]
     ) -> list[Part]:
-        """Sample answers to the prompts, judge them, and return micro-batches of those that have a gradient.
+        """Sample answers to the prompts, compute their rewards, and return micro-batches of the answers that have a gradient.
 
-        A part has input ids (B, T), targets (B, T), advantages (B,), the log-probabilities (B, T) of the targets when they were
-        sampled, and the part's share () of the denominator P K L. The last part is the replayed text, if there is any: a text
-        with a constant advantage, whose tokens were not sampled (NaN).
+        A part has input ids (B, T), targets (B, T), advantages (B,), the log-probabilities (B, T) that the targets had when
+        they were sampled, and the part's share () of the denominator P K L. If text is replayed, it is the last part: its
+        advantages are a constant, and its log-probabilities are NaN, because its tokens were not sampled.
         """
         asked = [self.questions[number] for number in parts[0][0][:, 0].tolist()]
         K = self.config.samples
@@ -178,7 +180,7 @@ class ReinforceObjective(NextToken):
     def _answers(
         self, model: GPT, asked: Sequence[Question], copies: int, seeds: list[int], pause: Callable[[], None]
     ) -> list[Rollout]:
-        """Sample `copies` answers to each question, which has one of the `seeds`."""
+        """Sample `copies` answers to each question. `seeds` has one seed for each question."""
         with torch.no_grad(), torch.autocast(model.wte.weight.device.type, enabled=False):
             decoder = Decoder(model, 0, DTYPES[self.config.weights])
             return rollouts(
@@ -200,7 +202,7 @@ class ReinforceObjective(NextToken):
         return self.tokenizer.decode(answer.ids[:-1] if answer.ended else answer.ids)
 
     def _parts(self, rows: list[tuple[list[int], Rollout, float]], device: torch.device) -> list[Part]:
-        """Group answers of similar length into micro-batches, padded on the right."""
+        """Group answers of similar length into micro-batches, and pad them on the right."""
         ordered = sorted(rows, key=lambda row: -len(row[0]) - len(row[1].ids))
         made: list[Part] = []
         for start in range(0, len(ordered), self.micro_batch_size):
@@ -222,9 +224,9 @@ class ReinforceObjective(NextToken):
         return part[4]
 
     def loss(self, model: GPT, part: Part) -> Tensor:
-        """Return the sum over answers and tokens of -A log pi, plus the KL divergence from the initial model, if it counts.
+        """Return the sum of -A log pi over answers and tokens, plus `config.kl` times the KL divergence from the initial model.
 
-        Replayed text is not divided by the temperature, and the divergence is not computed for it.
+        For replayed text, the logits are not divided by the temperature, and the divergence is not added.
         """
         x, y, weights, sampled, _ = part
         scored = y != IGNORE
@@ -244,7 +246,7 @@ class ReinforceObjective(NextToken):
         return total
 
     def _logits(self, model: GPT, x: Tensor, scored: Tensor) -> Tensor:
-        """Compute the logits of the policy, which are divided by the temperature, for the scored positions: (N, V)."""
+        """Compute the logits divided by the temperature at the N positions where `scored` (B, T) is true: (N, V)."""
         return F.linear(model.hidden(x)[scored], model.head_weight) / self.config.temperature
 
     @torch.no_grad()
@@ -252,9 +254,10 @@ class ReinforceObjective(NextToken):
         return self._logits(self.initial.to(x.device), x, scored)
 
     def step_metrics(self) -> dict[str, float]:
-        """Return what the answers of the last step show.
+        """Return the metrics of the answers of the last step.
 
-        `train/ratio_gap` is the mean distance between 1 and the ratio of a token's probability to the one when it was sampled.
+        `train/ratio_gap` is the mean of |ratio - 1|, where ratio is a token's probability in training divided by its
+        probability when it was sampled.
         """
         if not self._ratio_gaps:
             return self._last
@@ -263,7 +266,7 @@ class ReinforceObjective(NextToken):
         return {**self._last, "train/ratio_gap": gap}
 
     def progress(self, metrics: dict[str, float], loss: float) -> str:
-        """Describe the last step: its rewards. The loss says nothing, because the advantages of a prompt add up to 0."""
+        """Return the rewards of the last step as text. The loss says little, since the advantages of a prompt add up to 0."""
         return (
             f"reward {metrics['train/reward']:.3f} · {metrics['train/pass_1']:.0%} complete · "
             f"{metrics['train/truncated']:.0%} cut off · {metrics['train/answer_tokens']:.0f} tokens"
@@ -274,7 +277,7 @@ class ReinforceObjective(NextToken):
         return share_of(self.val_parts, rank, world_size)
 
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
-        """Sample answers to the validation prompts, with the same random numbers each time, and return what they show."""
+        """Sample answers to the validation prompts, with the same random numbers each time, and return their metrics."""
         K = self.config.val_samples
         asked = self.val_questions[: self.config.val_prompts][rank::world_size]
         totals = AnswerTotals()
@@ -327,11 +330,11 @@ class ReinforceObjective(NextToken):
 
 @dataclass
 class AnswerTotals:
-    """Add up what is known of answers. The sums of several ranks can be added."""
+    """Hold sums over answers and over prompts, from which the metrics are computed. The sums of several ranks can be added."""
 
     answers: float = 0.0
     reward: float = 0.0
-    squares: float = 0.0  # of the mean rewards of the prompts
+    squares: float = 0.0  # sum of the squared mean rewards of the prompts
     passed: float = 0.0
     truncated: float = 0.0
     tokens: float = 0.0
@@ -344,7 +347,10 @@ class AnswerTotals:
 
     @classmethod
     def of(cls, answers: list[Rollout], rewards: Tensor, copies: int, full: float) -> AnswerTotals:
-        """Add up answers, `copies` of each prompt in a row, and their rewards (N,)."""
+        """Add up N answers and their rewards (N,). Each prompt has `copies` answers, one after the other.
+
+        `full`: an answer with at least this reward has passed.
+        """
         passed = (rewards >= full).view(-1, copies)
         by_prompt = rewards.view(-1, copies)
         groups = [answers[i : i + copies] for i in range(0, len(answers), copies)]
@@ -363,7 +369,7 @@ class AnswerTotals:
         )
 
     def over_ranks(self, model: GPT) -> AnswerTotals:
-        """Return the sums over all ranks, if there are several processes."""
+        """Return the sums over the answers of all ranks."""
         if not torch.distributed.is_initialized():
             return self
         values = torch.tensor(list(vars(self).values()), device=model.wte.weight.device)
@@ -371,7 +377,7 @@ class AnswerTotals:
         return AnswerTotals(*values.tolist())
 
     def measures(self, copies: int) -> dict[str, float]:
-        """Return means: `reward` and its standard error, shares between 0 and 1, lengths in tokens, nats per token."""
+        """Return the metrics: mean reward and its standard error, shares from 0 to 1, tokens per answer, nats per token."""
         mean = self.reward / self.answers
         variance = max(0.0, self.squares / self.prompts - mean**2)
         return {

@@ -42,7 +42,7 @@ class SFTObjective(NextToken):
         replay: Windows | None,
         patience: int = 0,
     ) -> None:
-        """`packing`: several conversations are put into one row. `patience`: see `Objective`.
+        """Prepare the rows of all conversations. `packing`: put several conversations into a row. `patience`: see `Objective`.
 
         `replay`: windows of the base run's text; each batch gets `replay.batch_size` windows, whose tokens are all targets.
         Raises UserError if no conversation has an answer that fits the context.
@@ -79,7 +79,7 @@ class SFTObjective(NextToken):
         self.bytes_per_token = self.train.bytes_per_token
         self.token_bytes = tokenizer.token_bytes()
         validated: list[tuple[Conversation, Row]] = []
-        for pair in splits[1]:  # at most about `val_tokens`
+        for pair in splits[1]:  # the validation rows have about `val_tokens` tokens at most
             if sum(len(row[0]) for _, row in validated) >= val_tokens:
                 break
             validated.append(pair)

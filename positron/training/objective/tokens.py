@@ -25,13 +25,13 @@ class NextToken:
     """Compute the sum of the cross-entropies of the targets, each predicted from the tokens before it."""
 
     token_bytes: np.ndarray
-    document_start: int | None  # the id that begins documents, if attention does not cross documents
+    document_start: int | None  # the id at which each document begins; None if attention crosses documents
     keeps_best = True
 
     def examples(
         self, model: GPT, parts: list[Part], step: int, rank: int, world_size: int, pause: Callable[[], None]
     ) -> list[Part]:
-        """Return `parts`: the data contain everything to learn from."""
+        """Return `parts` unchanged, because the data contain everything to learn from."""
         return parts
 
     def count(self, part: Part) -> Tensor:
@@ -45,9 +45,9 @@ class NextToken:
         return total
 
     def score(self, model: GPT, part: Part, token_bytes: Tensor) -> Tensor:
-        """Return a tensor (3,): the nats, bytes and number of the targets of a micro-batch, each summed.
+        """Return a tensor (3,): the sum of the losses in nats, the bytes, and the number of a micro-batch's targets.
 
-        It is in float64, except on MPS, which does not support it.
+        Its type is float64, except on MPS, which does not support float64.
         """
         x, y = part
         scored = y != IGNORE
@@ -65,10 +65,10 @@ class NextToken:
         return {}
 
     def progress(self: Objective, metrics: dict[str, float], loss: float) -> str:
-        """Describe the last step: its loss, also in bits per byte."""
+        """Return the loss of the last step as text, also in bits per byte."""
         size = self.bytes_per_token
         return f"loss {loss:.3f}" + ("" if size is None else f" · {loss / math.log(2) / size:.3f} bpb")
 
     def documents(self, x: Tensor) -> Tensor | None:
-        """Return the number (B, T) of each token's document in its row, or None if attention crosses documents."""
+        """Return for each token the index of its document within its row, (B, T), or None if attention crosses documents."""
         return document_numbers(x, self.document_start)

@@ -1,4 +1,4 @@
-"""Validation on the text that the base run was pretrained on, which shows what a tuning costs there."""
+"""Validation on the text that the base run was pretrained on, which shows how much of it the model forgets during tuning."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from positron.training.objective.base import Part
 
 @dataclass(frozen=True)
 class ValidationText:
-    """Hold windows of a text, x and y (N, T) with -100 in y where there is no loss; `bits` is its entropy if it is known."""
+    """Hold windows of a text: inputs x and targets y (N, T), and the text's entropy in bits, or None if it is unknown.
+
+    A target of -100 has no loss. `n_bytes` is the length of the text in bytes.
+    """
 
     x: Tensor
     y: Tensor
