@@ -1,18 +1,19 @@
-"""Write down every answer of a tiny policy, so that expectations are sums and nothing is sampled.
+"""List every answer of a tiny policy, so that expectations are exact sums and no answer is sampled.
 
-The policy. Its vocabulary has V tokens, of which 0 ends an answer, and an answer has at most L tokens. Its next token
+The policy. Its vocabulary has V tokens; token 0 ends an answer, and an answer has at most L tokens. The next token
 depends on the answer so far, the *context*: a sequence of fewer than L tokens without an end. There are
-C = 1 + (V - 1) + ... + (V - 1)^(L - 1) contexts, and each has a row of logits in a table (C, V), which is all the policy
-learns. With V = 3 and L = 3 these are 7 contexts and 15 answers: 7 that end, and 8 that are truncated after 3 tokens.
+C = 1 + (V - 1) + ... + (V - 1)^(L - 1) contexts, and each has a row of logits in a table (C, V). The table contains all
+parameters of the policy. With V = 3 and L = 3 there are 7 contexts and 15 answers: 7 that end, and 8 that are truncated after 3
+tokens.
 
 The logits of an answer are the rows of its contexts, as an embedding looks them up (embedding.py), so the gradient of the
 table is the embedding's, and log pi(y) is that of preference.py. With the probabilities of all N answers,
 
     J = sum_y pi(y) R(y)        dJ/d(log pi(y)) = pi(y) R(y)
 
-is the exact expected reward and its exact gradient. An estimator of it is judged in the same way: for each of the N^K groups
-of K answers, its probability is a product, and its estimate 1/K sum_i A_i d(log pi(y_i)) is one vector. The mean of these
-vectors shows the bias of the estimator, and their variance shows its noise.
+is the exact expected reward and its exact gradient. The mean and the variance of an estimator are exact sums, too. For each of
+the N^K groups of K answers, the probability of the group is a product, and the estimate 1/K sum_i A_i d(log pi(y_i)) is one
+vector. The mean of these vectors shows the bias of the estimator, and their variance shows its noise.
 """
 
 from __future__ import annotations

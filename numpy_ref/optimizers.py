@@ -16,14 +16,14 @@ and the two that the torch model is trained with:
         w -= a m' / (sqrt(v') + eps)              divided by sqrt(v') and hardly change weights with large gradients
 
     Muon (Jordan et al. 2024) for the matrices of the blocks, AdamW for all other parameters
-        m = mu m + (1 - mu) g,  n = mu m + (1 - mu) g       momentum, looked ahead once more (Nesterov)
+        m = mu m + (1 - mu) g,  n = mu m + (1 - mu) g       Nesterov's momentum: g is mixed in a second time
         w -= a weight_decay w + 0.2 a sqrt(max(rows, columns)) U V^T,  where n = U S V^T
 
 A gradient's singular values S fall steeply, so plain steps go far along few directions. U V^T, the orthogonal matrix
 nearest to n, goes equally far along all directions. It needs no decomposition: a polynomial p(x) = a x + b x^3 + c x^5 acts on
 the singular values alone, p(U S V^T) = U p(S) V^T, since n n^T = U S^2 U^T. Five iterations from S <= 1 bring all values above
 0.0015 near 1, fast rather than exactly (0.68 to 1.21). U V^T has entries of root mean square 1 / sqrt(max(rows, columns));
-AdamW's steps measure about 0.2 a. The factor makes both steps equally large (arXiv:2502.16982), so that one learning rate
+AdamW's steps have about 0.2 a. The factor makes both steps equally large (arXiv:2502.16982), so that one learning rate
 suits both.
 
 Each weight therefore moves by about a per step, whatever the scale of its gradient. Only matrices decay: pulling the
@@ -35,7 +35,7 @@ stays the same, and one bad batch cannot ruin the weights.
 Cost: AdamW reads four numbers and writes three per weight, 28 bytes, for about 12 FLOPs. Memory is the limit, so it works
 in blocks that stay in the cache. Muon keeps one mean instead of two and costs 5 (4 r^2 c + 2 r^3) FLOPs for r x c: with a
 batch of 1,024 tokens about as much as half of a block's forward pass. On small hardware, m and v, twice the size of the
-model, are the first that do not fit.
+model, are the first arrays that no longer fit.
 """
 
 from __future__ import annotations

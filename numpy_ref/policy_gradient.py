@@ -1,12 +1,13 @@
 """Learn from rewards: the policy gradient with the advantages of RLOO, Dr. GRPO and GRPO, and the KL divergence.
 
-Gradient of an expectation. A policy pi writes an answer y to a prompt, and a program gives it the reward R(y). The aim is
-a large J = sum_y pi(y) R(y). R is a number without a gradient, but the probabilities have one: d pi = pi d(log pi), so
+Gradient of an expectation. A policy pi writes an answer y to a prompt, and a program gives it the reward R(y). Training
+maximises the expected reward J = sum_y pi(y) R(y). R has no gradient, but the probabilities have: d pi = pi d(log pi), so
 
     dJ = sum_y pi(y) R(y) d(log pi(y)) = mean of R(y) d(log pi(y)) over answers y that pi has written
 
 Sampled answers estimate this mean (REINFORCE, Williams 1992). sum_y pi(y) = 1 has the gradient 0, so the mean of
-d(log pi(y)) is 0: a baseline b that does not depend on y may be subtracted from R. It changes the noise, and not the mean.
+d(log pi(y)) is 0. Therefore a baseline b that does not depend on y may be subtracted from R: this changes the variance of the
+estimate, but not its mean.
 
 Advantages. For each of B prompts, K answers are written, with the rewards r_1 .. r_K of the group.
 
@@ -22,11 +23,12 @@ Loss. Its gradient is an estimate of -dJ, so that a minimizing optimizer makes J
 
 With D = B K L_max, where the constant L_max is the largest number of tokens of an answer, this is dJ / L_max for RLOO: every
 token has the same weight. GRPO has the mean over the tokens of each answer instead, and D = B K. Then a token of a long answer
-has less weight, so that a long wrong answer costs no more than a short one. The end token is a token of the answer: without
-its loss nothing teaches the policy to stop. A truncated answer, which has none, may be masked: all its targets are -100. D
+has less weight, so that a long wrong answer costs no more than a short one. The end token is a target, because otherwise the
+policy would not learn to stop. A truncated answer has no end token; it may be masked, that is, all its targets are -100. D
 does not depend on the mask or on the micro-batch, so the gradients of the parts of a batch add up.
 
-Each answer is used once, by the policy that wrote it, so the probability ratios of PPO are 1 and nothing is clipped.
+Each answer is used for one step only, by the policy that wrote it. Therefore the probability ratios of PPO are 1, and no ratio
+is clipped.
 
 KL divergence to a frozen reference q, at each position that has a target, over the whole vocabulary:
 

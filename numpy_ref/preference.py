@@ -16,14 +16,14 @@ DPO (arXiv:2305.18290, equation 7), with sums:
 
     h = beta ((w - rw) - (l - rl))        L = -log sigmoid(h) = log(1 + e^-h)        dL/dh = -sigmoid(-h)
 
-With label smoothing e, a share e of the pairs is taken to be swapped (conservative DPO, Mitchell 2023):
+Label smoothing e assumes that a share e of the pairs is swapped (conservative DPO, Mitchell 2023):
 
     L = -(1 - e) log sigmoid(h) - e log sigmoid(-h) = log(1 + e^-h) + e h            dL/dh = e - sigmoid(-h)
 
 since log(1 + e^h) = log(1 + e^-h) + h. A model that equals its reference has h = 0: its loss is log 2 for every e.
 
 IPO (arXiv:2310.12036, equation 17) is a regression of the same margin, without beta. The paper uses sums; common
-implementations use means, so that long answers do not have larger margins. This function takes what it is given:
+implementations use means, so that long answers do not have larger margins. The caller passes either of the two:
 
     h = (w - rw) - (l - rl)               L = (h - 1 / (2 tau))^2                    dL/dh = 2 (h - 1 / (2 tau))
 
@@ -55,7 +55,7 @@ from numpy_ref.loss import IGNORE, softmax
 def answer_targets(tokens: Array, begin: Array, end: Array) -> Array:
     """Return the targets (B, T) of tokens (B, T + 1): the next token where it belongs to the answer, otherwise -100.
 
-    The answer of row b is tokens[b, begin[b] : end[b]]. Its end token is a part of it, and has a loss like every other token.
+    The answer of row b is tokens[b, begin[b] : end[b]]. It includes its end token, which has a loss like every other token.
     A row with begin[b] = end[b] has no targets.
     """
     place = np.arange(1, tokens.shape[1])  # (T,), the place of the next token
@@ -91,9 +91,9 @@ def log_probs_backward(drows: Array, cache: Cache) -> tuple[Array]:
 
 
 def reference_log_probs(params: Params, config: GPTConfig, tokens: Array, targets: Array, mean: bool = False) -> Array:
-    """Compute the log-probabilities (B,) of the targets (B, T) under a frozen model: without dropout, without a cache.
+    """Compute the log-probabilities (B,) of the targets (B, T) under a frozen model, without dropout or a gradient.
 
-    tokens (B, T) are the inputs.
+    tokens (B, T) are the model's inputs.
     """
     logits = forward(params, config, tokens)
     assert isinstance(logits, np.ndarray)
@@ -180,7 +180,7 @@ def orpo_forward(
 
 
 def orpo_backward(dloss: Array | float, cache: Cache) -> tuple[Array, Array]:
-    """Compute dchosen and drejected (N,); the chosen one also has the gradient of its cross-entropy."""
+    """Compute dchosen and drejected (N,). dchosen includes the gradient of the cross-entropy of the chosen answer."""
     unlikely_chosen, unlikely_rejected = cache["unlikely"]
     scale = dloss / cache["count"]
     dh = -scale * cache["weight"] * sigmoid(-cache["h"])  # (N,)

@@ -1,4 +1,4 @@
-"""Chapter 14, the end. Read a SentencePiece model (arXiv:1808.06226) without its library.
+"""Chapter 14, last part. Read a SentencePiece model (arXiv:1808.06226) without its library.
 
 The file is a protocol buffer. Each field is a key (number << 3 | kind) and a value. Kind 0 is a varint (seven bits per
 byte, the lowest first; the top bit means that another byte follows), 1 eight bytes, 2 a length and that many bytes, 5 four

@@ -22,14 +22,14 @@ from numpy_ref.config import InputError
 END_OF_TEXT = "<|endoftext|>"
 SPECIALS = ("<unk>", END_OF_TEXT, "<|system|>", "<|user|>", "<|assistant|>", "<|end|>")
 TokenizerKind = Literal["char", "word", "bpe"]
-UNKNOWN_TEXT = "�"  # <unk> is decoded to this
+UNKNOWN_TEXT = "�"  # the text to which <unk> is decoded
 
 
 class Tokenizer(Protocol):
     """Convert text to token ids and back."""
 
     vocab_size: int
-    end_of_text: int  # the id between documents
+    end_of_text: int  # the id that separates documents
 
     def encode(self, text: str) -> list[int]:
         """Convert text to token ids, without special tokens."""

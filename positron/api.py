@@ -90,7 +90,7 @@ def prefer(
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Run:
-    """Teach a run (None: the one trained last) which of two answers is better, and return the new run.
+    """Train a run (None: the one trained last) to prefer the better one of two answers, and return the new run.
 
     `data` is a choice of conf/data, a file of pairs, or a list of dicts with `prompt`, `chosen` and `rejected`, or any row
     that such a file may contain. `settings` are further settings of `python -m positron.prefer`. Raises the errors of `train`.
@@ -117,11 +117,11 @@ def evaluate(
     instruct: bool = False,
     count: int = 200,
 ) -> dict[str, Any]:
-    """Measure a run (None: the one trained last) and return its figures, as `python -m positron.evaluate --json` does.
+    """Measure a run (None: the one trained last) and return the results, as `python -m positron.evaluate --json` prints them.
 
-    Measures on the file `text`, or without it on the `split` ("val" or "train") of the run's own text, up to `limit` bytes.
-    With `stories` the model writes `count` stories, with `instruct` it answers `count` requests; a parser for the built-in
-    stories checks them.
+    The text is the file `text` or, if it is None, the `split` ("val" or "train") of the run's own text; at most `limit`
+    bytes are read. With `stories`, the model writes `count` stories; with `instruct`, it answers `count` requests. A parser
+    for the built-in stories checks them.
     """
     from positron.evaluate import arguments, figures
 

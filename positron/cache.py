@@ -1,4 +1,4 @@
-"""List the disk space that prepared corpora and downloads use, or free it.
+"""Show how much disk space prepared corpora and downloads use, or delete them.
 
     python -m positron.cache
     python -m positron.cache --clean

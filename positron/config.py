@@ -277,8 +277,8 @@ class DataConfig:
     """Hold where the text comes from (`conf/data/*`). Token files are kept below `dir`, one folder per corpus."""
 
     # kind of data; addition: sums, for train and reinforce; instruct and story_instruct: conversations, for sft and reinforce;
-    # preferences and story_preference: pairs of answers, for prefer; imported is recorded for an imported model, whose text is
-    # unknown; data=custom is recorded as text, as instruct in sft, or as preferences in prefer
+    # preferences and story_preference: pairs of answers, for prefer; imported: only recorded, by an import, because the text of
+    # the model is unknown; data=custom is recorded as text (train), instruct (sft) or preferences (prefer)
     source: Literal[
         "stories",
         "addition",
@@ -660,13 +660,13 @@ PreferenceLoss = Literal["dpo", "ipo", "simpo", "orpo"]
 class PreferenceConfig:
     """Hold the settings of learning from pairs of answers; `training/objective/preference.py` has the formulas."""
 
-    loss: PreferenceLoss = "dpo"  # what is minimised; dpo and ipo compare with the model before the training
+    loss: PreferenceLoss = "dpo"  # loss function; dpo and ipo compare the model with the model before the training
     # factor of the log-probabilities in dpo and simpo, and tau of ipo: a smaller value lets dpo and ipo change the model
-    # more; null: 0.1 for dpo and ipo, 2 for simpo; orpo has none
+    # more; null: 0.1 for dpo and ipo, 2 for simpo; not used by orpo
     beta: Positive | None = None
-    label_smoothing: BelowHalf = 0.0  # for dpo: share of pairs in the wrong order
-    gamma: NotNegative = 1.0  # for simpo: difference that the chosen answer must be ahead by
-    weight: Positive = 0.1  # for orpo: weight of the odds ratio beside the loss of the chosen answer
+    label_smoothing: BelowHalf = 0.0  # for dpo: assumed share of pairs whose chosen answer is the worse one
+    gamma: NotNegative = 1.0  # for simpo: margin by which the chosen answer should be ahead of the rejected one
+    weight: Positive = 0.1  # for orpo: weight of the odds-ratio loss, which is added to the loss of the chosen answer
     epochs: Positive = 1.0  # passes over the pairs, if train.max_steps=auto
     lora: LoraConfig = field(default_factory=LoraConfig)
 
@@ -716,10 +716,11 @@ class RewardTerm:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    """Hold what the completions of reinforcement learning are rewarded for (`conf/reward/*`)."""
+    """Hold the settings of the reward for completions in reinforcement learning (`conf/reward/*`)."""
 
-    # story_request: 1 for a story of the grammar that tells what the prompt requests; length: 1 at reward.target characters,
-    # falling to 0; regex: 1 if reward.pattern occurs; addition: 1 for the right sum; custom: reward.function; sum: reward.terms
+    # kind of reward; story_request: 1 for a built-in story that fulfils the request; length: 1 at reward.target characters,
+    # falling to 0; regex: 1 if reward.pattern matches; addition: 1 for the correct sum; custom: the function reward.function;
+    # sum: the weighted sum of reward.terms
     kind: Literal["story_request", "length", "regex", "addition", "custom", "sum"]
     function: str | None = None  # for custom: my_module.my_reward, a function of prompt and completion, both texts
     pattern: str | None = None  # for regex: regular expression of Python that is searched in the completion
@@ -796,18 +797,18 @@ class ReinforceConfig:
     samples: Count = 8  # answers to each prompt, at least 2; they are compared with each other
     # what an answer's reward is compared with; rloo: the mean of the other answers; dr_grpo: the mean of all answers
     advantage: Advantage = "rloo"
-    temperature: Positive = 1.0  # of the policy: its answers are sampled and learnt at this temperature
+    temperature: Positive = 1.0  # temperature at which answers are sampled, and by which training divides the logits
     max_tokens: Count = 256  # longest answer; a longer one is cut off
-    mask_truncated: bool = False  # learn nothing from answers that were cut off
+    mask_truncated: bool = False  # ignore answers that were cut off at max_tokens
     kl: NotNegative = 0.0  # weight of the KL divergence from the model before the training; 0: it is only measured
-    # weight of the mean loss on windows of the pretraining text, so that the model forgets less; 0: none are read
+    # weight of the mean loss on windows of the pretraining text, so that the model forgets less; 0: no such text is read
     replay: NotNegative = 0.1
-    weights: Literal["fp32", "bf16", "int8"] = "fp32"  # number format of the weights that sample the answers
-    # if answers are sampled in another precision than that of the training: largest ratio of the two probabilities of a token
-    # that weights its loss
+    weights: Literal["fp32", "bf16", "int8"] = "fp32"  # number format of the weights with which answers are sampled
+    # if answers are sampled in another precision than that of the training, each token's loss is multiplied by the ratio of
+    # its two probabilities (training / sampling): largest value of this ratio
     max_ratio: Positive = 2.0
-    val_prompts: Count = 32  # validation prompts that are answered at each validation
-    val_samples: Count = 8  # answers to each of them
+    val_prompts: Count = 32  # number of prompts that are answered at each validation
+    val_samples: Count = 8  # number of answers to each validation prompt
     lora: LoraConfig = field(default_factory=LoraConfig)
 
     def __post_init__(self) -> None:

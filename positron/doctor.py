@@ -150,7 +150,7 @@ def _guarded(what: str, probe: Callable[[], Finding]) -> Finding:
 
 
 def causality(device: torch.device, dtype: torch.dtype) -> Finding:
-    """Check that changing token t + 1 changes no logit up to t; some attention kernels have shown later tokens."""
+    """Check that changing token t + 1 changes no logit up to t. Some attention kernels have let tokens see later ones."""
     import torch
 
     from positron.config import GPTConfig

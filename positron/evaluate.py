@@ -198,7 +198,7 @@ def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[s
 
 
 def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
-    """Check answers to requests whose name, object and place do not occur together in the training conversations."""
+    """Check the model's answers to new requests: combinations of name, object and place that training did not contain."""
     import dataclasses
 
     from positron import stories
@@ -226,9 +226,9 @@ def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dic
 
 
 def _requests_of(run: Run) -> DataConfig:
-    """Return the settings of the requests that the run has learned from, or the defaults if it learned from others.
+    """Return the settings of the requests that the run was trained on, or the defaults if it was trained on other data.
 
-    A run of preference tuning is measured on the same requests as the run that it was tuned from, if their seeds are equal.
+    A preference-tuned run is measured on the same requests as its base run if their seeds are equal.
     """
     data = from_dict(DataConfig, run.config()["data"])
     match data.source:
@@ -244,12 +244,12 @@ def _requests_of(run: Run) -> DataConfig:
 
 
 def longest(writer: Writer) -> int:
-    """Return the maximum tokens of a story: twice the context length."""
+    """Return the maximum number of tokens of a story: twice the context length."""
     return max(16, 2 * writer.model.config.context_length)
 
 
 def as_text(facts: dict[str, Any]) -> str:
-    """Return the figures as lines of text."""
+    """Return the measurements as lines of text."""
     half = facts["bpb_interval"]
     lines = [
         f"text            {facts['text']}: {counted(facts['documents'], 'document')}, {facts['bytes']:,} bytes",

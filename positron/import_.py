@@ -53,8 +53,8 @@ def import_model(
 ) -> Path:
     """Read a model and write it as a run; log what was read, and return the run's folder.
 
-    `path` is a folder, a .bin file of llama2.c, or a repository of the hub, tried in this order. Raises UserError for what is
-    missing, damaged, contradictory or not supported, and for a name that is taken.
+    `path` is a folder, a .bin file of llama2.c, or a repository of the hub, tried in this order. Raises UserError if a file
+    is missing, damaged, contradictory or not supported, or if a run with this name exists.
     """
     say_loading(str(path))
     from positron.cli.preflight import check_name

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("positron.look")  # under `python -m` the module is called __main__
 
-FIRST_WORDS = "Once upon a time"  # without a prompt
-FIRST_MESSAGE = "Tell me a story about Lily."  # to a run that chats
-BEST_SHOWN = 3  # tokens that the model thought most probable, at each position
+FIRST_WORDS = "Once upon a time"  # the prompt if the user gives none
+FIRST_MESSAGE = "Tell me a story about Lily."  # the same for a run that chats
+BEST_SHOWN = 3  # number of most probable tokens that are shown at each position
 TOKEN_WIDTH = 14
 
 
@@ -44,13 +44,13 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "prompt",
         nargs="?",
-        help="what the model reads, for a run that chats a message to answer; - reads standard input (default: "
+        help="text that the model reads, or a message if the run chats; - reads standard input (default: "
         f"{FIRST_WORDS}, or {FIRST_MESSAGE})",
     )
     parser.add_argument(
         "--step",
         type=int,
-        help="look at the weights of this step, kept by train.keep_history (default: the best checkpoint)",
+        help="use the weights of this step, which train.keep_history must have kept (default: the best checkpoint)",
     )
     parser.add_argument(
         "--ablate",
@@ -69,16 +69,16 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--history",
         action="store_true",
-        help="show the bits of the prompt at each step whose weights train.keep_history kept; for the built-in stories also "
-        "the regret, which is what the model loses against the exact probabilities, for each kind of text",
+        help="show the loss on the prompt in bits at each step whose weights train.keep_history kept; for the built-in stories "
+        "also the regret (the loss above that of the exact probabilities) for each kind of text",
     )
     parser.add_argument(
-        "--json", action="store_true", help="print everything, attention and logit lens included, as one JSON object"
+        "--json", action="store_true", help="print all results, including attention and logit lens, as one JSON object"
     )
     parser.add_argument(
         "--html",
         metavar="FILE",
-        help="write one page that holds the model and shows everything for any prompt, without a network or Positron",
+        help="write one HTML page that contains the model and shows all results for any prompt, without a network or Positron",
     )
     return parser
 
@@ -131,7 +131,7 @@ def show(options: argparse.Namespace) -> None:
 
 
 def write_page(options: argparse.Namespace, run: Run, prompt: str) -> None:
-    """Write the page of `--html` and log its size and precision. Raises UserError for options that it does not obey."""
+    """Write the page of `--html` and log its size and precision. Raises UserError for options that have no effect on it."""
     refused = {"--step": options.step is not None, "--ablate": options.ablate, "--json": options.json}
     for name, is_given in refused.items():
         if is_given:
@@ -192,7 +192,7 @@ def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
 
 
 def history_table(subject: Subject, prompt: str, has_truth: bool) -> list[str]:
-    """Return the lines of a table with one row per kept step: the bits of the prompt, and the regret per group of rules.
+    """Return the lines of a table with one row per kept step: the loss on the prompt in bits, and the regret by kind of rule.
 
     Raises UserError for a run that kept no weights.
     """

@@ -17,7 +17,7 @@ from positron.config import Asked, RunConfig
 from positron.system.errors import UserError
 
 T = TypeVar("T")
-MISSING = "???"  # OmegaConf's mark of a value that has to be given
+MISSING = "???"  # OmegaConf's mark for a value that the user must give
 BESIDE_VALUES = ("auto_size",)  # keys of `Asked` that a user sets like the keys of `RunConfig`
 Recipe = Literal["train", "sft", "prefer", "reinforce"]  # the commands that start runs; each has a file in conf/
 OWN_GROUPS: dict[Recipe, tuple[str, ...]] = {  # settings that only this command reads
@@ -26,7 +26,7 @@ OWN_GROUPS: dict[Recipe, tuple[str, ...]] = {  # settings that only this command
     "prefer": ("preference",),
     "reinforce": ("reinforce", "reward"),
 }
-BASE_GROUPS = ("model", "tokenizer")  # which a fine-tuned run takes from its base run
+BASE_GROUPS = ("model", "tokenizer")  # groups that a fine-tuned run takes from its base run
 BUDGET_KEYS = ("budget", "auto_size")
 NOT_READ_BY: dict[Recipe, tuple[str, ...]] = {  # top-level keys
     recipe: (

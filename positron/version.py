@@ -1,3 +1,3 @@
-"""The version of Positron."""
+"""Define the version of Positron."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The tab Runs of the web application: its page, and the table, curves, samples and reports of a folder of runs."""
+"""Define the routes of the tab Runs: its page, and the table, curves, samples and reports of a folder of runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The web application: the API of the models and one page for each tab."""
+"""Build the web application: the API of the models, and one page for each tab."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class _Runs(Mapping[str, Run]):
 def site(models: Models, outputs: Outputs, key: str | None = None) -> ASGIApp:
     """Create the application.
 
-    `models`: what the tabs Chat and Look inside use. `outputs`: what the tab Runs shows. `key`: what clients must send to
-    everything but the pages themselves.
+    `models`: the models for the tabs Chat and Look inside. `outputs`: the runs for the tab Runs. `key`: the API key that
+    every request must contain, except requests for the pages themselves.
     """
     look: list[BaseRoute] = [
         Route("/look", pages.page(_INSPECTOR / "look.html.jinja")),

@@ -27,7 +27,7 @@ from positron.system.file_cache import FileCache
 from positron.system.formatting import above, judged_bpb
 
 LIVE_SECONDS = 60.0  # on systems without file locks, a run counts as live for this time after its last change of a file
-MAX_ARCHITECTURES = 4096  # that are remembered, about 1 kB each
+MAX_ARCHITECTURES = 4096  # maximum number of architectures that are kept in memory, about 1 kB each
 _STAMP = "%Y-%m-%d %H:%M:%S"
 
 
@@ -36,7 +36,7 @@ class Missing(Exception):
 
 
 class Outputs:
-    """Read all runs below a folder, and remember what was read. Several threads may use an object at the same time."""
+    """Read all runs below a folder, and cache their files. Several threads may use an object at the same time."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.shown = root.resolve(), str(root)

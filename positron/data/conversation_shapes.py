@@ -49,7 +49,7 @@ _KNOWN_FORMATS = (
 
 
 class Malformed(Exception):
-    """A row is not a conversation.
+    """Report a row that is not a conversation.
 
     `label` names the kind of mistake in the summary of skipped rows ("12 with a message without `role`"). The message
     continues a sentence that begins with the row's position ("line 3 has a message without `role`").

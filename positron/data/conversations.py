@@ -1,4 +1,4 @@
-"""Conversations: files of instructions or chats, requests for the built-in stories, and the built-in sums."""
+"""Read conversations from files, or make them: requests for built-in stories, and questions about built-in sums."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NO_ANSWER = "without an answer"
 
 @dataclass(frozen=True)
 class Conversation:
-    """Hold the messages of a conversation, and whether it belongs to validation."""
+    """Hold the messages of a conversation, and whether it is used for validation."""
 
     messages: tuple[Message, ...]
     is_val: bool
@@ -35,7 +35,7 @@ class Conversation:
 def read_conversations(config: DataConfig) -> list[Conversation]:
     """Read all conversations in the order of the file.
 
-    A conversation is for training or for validation depending on a hash of its first question. Malformed rows are
+    A hash of a conversation's first question decides whether it is used for training or for validation. Malformed rows are
     skipped, counted and logged with their positions. Raises UserError if more than half of the rows are malformed, or if
     no conversation is left.
     """

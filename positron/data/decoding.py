@@ -57,7 +57,7 @@ class Reading:
     def choice_of(self, fields: Sequence[str]) -> str:
         """Return advice that lists the fields of a file: `give data.field=body`.
 
-        It is `it has: body` if the user cannot set `data.field`.
+        If the user cannot set `data.field`, the advice is `it has: body`.
         """
         listed = one_line(", ".join(fields), 200)
         if not self.has_settings or not fields:

@@ -86,7 +86,7 @@ class FileSource:
 
     @property
     def limit_bytes(self) -> int | None:
-        """None, because this source itself stops at `data.max_mb`: the position of the split depends on that."""
+        """Return None: this source stops at `data.max_mb` itself, since the position of the split depends on it."""
         return None
 
     def summary(self) -> str:

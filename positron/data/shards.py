@@ -281,7 +281,7 @@ class TokenFiles:
 
     @property
     def floor_bpb(self) -> float | None:
-        """The information in the text in bits per byte, or None if it is unknown; the lowest expected loss."""
+        """Return the entropy of the text in bits per byte, the lowest expected loss, or None if it is unknown."""
         return None if self.bits is None else self.bits / self.n_bytes
 
     def find_token(self, token: int) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Define the protocol of text sources, which every source of `open.py` follows.
 
-A source is divided into tasks, which are small and picklable, and `read` turns a task into documents. So several
-processes can work on one corpus, and a task yields the same documents in every process. A document is for training or for
-validation by a hash of its text (`is_validation`), so that equal documents are never in both; `files.py` describes the
-exception for small texts.
+A source is divided into tasks, which are small and picklable, and `read` turns a task into documents. A task
+yields the same documents in every process, so several processes can work on one corpus. A hash of a document's text decides
+whether it is used for training or for validation (`is_validation`), so that equal documents are never in both; `files.py`
+describes the exception for small texts.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class Source(Protocol):
 
     @property
     def limit_bytes(self) -> int | None:
-        """Bytes of text after which reading stops, or None for no limit. The task that reaches the limit is read whole."""
+        """Return the bytes of text after which reading stops (None: no limit). The last task is read completely."""
 
     @property
     def total_bytes(self) -> int | None:
-        """The approximate number of bytes of text, for the progress bar, or None if it is unknown."""
+        """Return the approximate number of bytes of text, for the progress bar, or None if it is unknown."""
 
 
 def is_validation(text: str, seed: int, val_fraction: float) -> bool:
-    """Tell whether a document is for validation. Depends on its text, the seed and `val_fraction` alone."""
+    """Tell whether a document is used for validation, which depends only on its text, the seed and `val_fraction`."""
     digest = hashlib.blake2b(text.encode("utf-8"), digest_size=8, key=seed.to_bytes(8, "little")).digest()
     return int.from_bytes(digest, "little") < val_fraction * 2**64

@@ -62,7 +62,7 @@ class Stream:
 
     @property
     def validation(self) -> Path:
-        """The folder of the validation tokens."""
+        """Return the folder of the validation tokens."""
         return self.folder / "validation"
 
     def make_validation(self) -> None:

@@ -1,6 +1,6 @@
 """Compute which token windows make up optimizer step s from (seed, s), in O(1), without any state.
 
-Invariant 3 of docs/ARCHITECTURE.md.
+This guarantees invariant 3 of docs/ARCHITECTURE.md.
 
 Each epoch visits all n windows in a different random order. The order is a keyed permutation of [0, n): a Feistel network
 (Luby and Rackoff 1988) with cycle walking (Black and Rogaway 2002, "Ciphers with Arbitrary Finite Domains"). So the k-th

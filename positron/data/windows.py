@@ -71,17 +71,17 @@ class Windows:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the text."""
+        """Return the fingerprint of the text."""
         return self.tokens.fingerprint
 
     @property
     def bytes_per_token(self) -> float:
-        """The mean number of bytes of text per token."""
+        """Return the mean number of bytes of text per token."""
         return self.tokens.n_bytes / self.tokens.n_tokens
 
     @property
     def text_tokens(self) -> float:
-        """The number of tokens in the text."""
+        """Return the number of tokens in the text."""
         return self.tokens.n_tokens
 
     def close(self) -> None:

@@ -40,9 +40,9 @@ def show_result(folder: Path) -> None:
 
 
 def own_measure(rows: list[dict[str, Any]]) -> str | None:
-    """Describe what a run learnt by the measure of its kind at its last validation, from the rows of metrics.jsonl.
+    """Return the reward or the accuracy of a run at its last validation as text, from the rows of metrics.jsonl.
 
-    Returns None for a run whose only measure is the loss on its validation text.
+    Returns None for kinds of runs that measure only the loss on a validation text.
     """
     for row in reversed(rows):
         if row.get("val/reward") is not None:

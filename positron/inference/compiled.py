@@ -30,14 +30,16 @@ from positron.model.kernels.norms_and_heads import interleave_pairs
 from positron.model.lora import effective_weight
 
 logger = logging.getLogger(__name__)
-ROWS_TOGETHER = 16  # rows of a call; more are divided among several
+ROWS_TOGETHER = 16  # maximum number of rows of a compiled call; more rows are divided among several calls
 DIRECT_PROMPT = 32  # prompts up to this length are read by the compiled call, longer ones by torch's matrix products
 _owners = itertools.count(1)
-_compiled: set[torch.dtype] = set()  # the weights for which `compiled_step.work` has been compiled in this process
+_compiled: set[torch.dtype] = (
+    set()
+)  # formats of weights for which `compiled_step.work` has been compiled in this process
 
 
 class CompiledDecoder(Decoder):
-    """Compute what `Decoder` computes, for a model in fp32 on a CPU.
+    """Compute the same as `Decoder`, for a model in fp32 on a CPU.
 
     `step`, `step_some` and `read` compute the same logits for a row, bit for bit, whatever the number of threads and whatever
     other rows are computed together with it.
@@ -65,7 +67,7 @@ class CompiledDecoder(Decoder):
     def _allocate(self, batch: int) -> None:
         """Allocate an empty cache for `batch` sequences, and the memory of a step."""
         super()._allocate(batch)
-        if not hasattr(self, "packed"):  # the plain decoder is made first
+        if not hasattr(self, "packed"):  # called by Decoder.__init__, before the packed weights exist
             return
         config, packed, sizes = self.config, self.packed, self.packed.sizes
         self.owner, self.threads = next(_owners), 0
@@ -91,7 +93,7 @@ class CompiledDecoder(Decoder):
         )
 
     def _compile(self) -> None:
-        """Compile the call for these weights, or load it from the cache on disk; a step without chunks does only this."""
+        """Compile the call for these weights, or load it from the cache on disk, by running a step without chunks."""
         if self.weight_dtype not in _compiled:
             said = "compiling the decoder for this processor, once for each format of weights: about 15 seconds"
             with kernel.on_compilation(lambda: logger.info(said)):
@@ -195,7 +197,7 @@ class CompiledDecoder(Decoder):
 
 
 def norm_code(kind: NormKind) -> int:
-    """Return the number by which the compiled step knows a norm."""
+    """Return the code of a norm in `compiled_step`."""
     match kind:
         case "layernorm":
             return kernel.LAYERNORM
@@ -206,7 +208,7 @@ def norm_code(kind: NormKind) -> int:
 
 
 def activation_code(kind: Activation) -> int:
-    """Return the number by which the compiled step knows an activation."""
+    """Return the code of an activation in `compiled_step`."""
     match kind:
         case "gelu":
             return kernel.GELU
@@ -265,7 +267,7 @@ class _Packed:
             return [(effective_weight(linear), linear.bias) for linear in linears]
 
         def turned(linear: nn.Linear) -> tuple[Tensor, Tensor | None]:
-            """Make the two rows of each RoPE pair neighbours."""
+            """Reorder the rows so that the two rows of each RoPE pair are neighbours."""
             ((weight, bias),) = parts(linear)
             if not config.has_rope:
                 return weight, bias

@@ -1,4 +1,4 @@
-"""One step of decoding as a function that Numba compiles: all layers, for one or more rows, by one or more threads.
+"""Define one step of decoding as a function that Numba compiles: all layers, for several rows, by several threads.
 
 A step is a list of phases (the products of a layer, its attention, the logits), and each phase is a list of chunks. A thread
 takes the next chunk from an atomic counter, after all chunks of the earlier phases are done. No thread waits for a thread that
@@ -31,37 +31,37 @@ from numba.extending import intrinsic
 from positron.system.download import cache_folder
 from positron.system.errors import UserError
 
-LANES = 16  # rows of a block
-CHAINS = 4  # partial sums of a product, since the next addition to one must wait for the last
+LANES = 16  # number of rows of a block
+CHAINS = 4  # number of partial sums of a product; additions to different sums need not wait for each other
 
-# The columns of a chunk: its phase and layer, the first item and the one behind the last, the chunks of all earlier phases
+# Columns of a chunk: its phase and layer, its first item, the item after its last one, the number of chunks of earlier phases
 PHASE, LAYER, FIRST, END, AFTER, COLUMNS = range(6)
 QKV, ATTEND, OUT, UP, DOWN, HEAD = range(6)
-# Codes of the options of the model, chosen by `compiled.py`; a kernel computes NaN for a code that it does not know, because
-# an error in one thread would let the others wait for its chunk
+# Codes of the options of the model, chosen by `compiled.py`. A kernel computes NaN for an unknown code and raises no error:
+# after an error in one thread, the others would wait for its chunk for ever.
 LAYERNORM, RMSNORM = range(2)
 GELU, RELU, SWISH, RELU2, SWIGLU = range(5)
 
-# Places in `sizes`; SMEAR and those behind it: where in `floats` these numbers begin, -1 if the model has none
+# Indices in `sizes`. SMEAR to SIN are the index in `floats` at which these numbers begin, or -1 if the model has none.
 C, H, K, D, F, V, WINDOW, NORM, ACTIVATION, QK_NORM, SMEAR, POSITIONS, COS, SIN, SIZES = range(15)
-# Places in a row of `where`, that of a layer, or the last one for norm_f and the head: the beginnings of each array in
-# `weights` (W) or `floats`
+# Indices in a row of `where`. There is a row for each layer, and a last row for norm_f and the head. A row contains the
+# indices at which its arrays begin in `weights` (names with W) or in `floats` (all others).
 NORM1, NORM1_BIAS, NORM2, NORM2_BIAS, QKV_W, QKV_SCALE, QKV_BIAS, OUT_W, OUT_SCALE, OUT_BIAS = range(10)
 UP_W, UP_SCALE, UP_BIAS, DOWN_W, DOWN_SCALE, DOWN_BIAS, HEADS_SCALE, PLACES = range(10, 18)
 NORM_F, NORM_F_BIAS, HEAD_W, HEAD_SCALE, HEAD_BIAS = NORM1, NORM1_BIAS, QKV_W, QKV_SCALE, QKV_BIAS
-# Places in `job`: rows of the batch, chunks of the step
+# Indices in `job`: number of rows of the batch, number of chunks of the step
 ROWS, CHUNKS, JOB = range(3)
-# Places in `sync`, on cache lines of their own
+# Indices in `sync`; each number has a cache line of its own
 TICKET, DONE, OWNER, SYNC = 0, 16, 32, 48
-NOBODY = -1  # an owner without steps
+NOBODY = -1  # the owner if no step is being computed
 
-# A helper without work spins for about 0.5 ms, because the next token is chosen sooner, and then sleeps. A spinning thread
-# offers its core to other programs now and then.
+# A helper without work spins for about 0.5 ms, which is longer than choosing the next token takes, and then sleeps. While it
+# spins, it regularly offers its core to other programs.
 SPINS = 20_000
 SPINS_BEFORE_YIELD = 2000
-_CLOSED = 0xFFFFFFFF  # no step has so many chunks
+_CLOSED = 0xFFFFFFFF  # larger than the number of chunks of any step
 
-OPTIONS = {"reassoc", "contract", "nsz", "arcp"}  # not nnan and ninf: a diverged model is to be noticed
+OPTIONS = {"reassoc", "contract", "nsz", "arcp"}  # without nnan and ninf, so that a diverged model still gives NaN
 inner = njit(nogil=True, fastmath=OPTIONS)
 
 
@@ -164,7 +164,7 @@ def _add_one(typing: Any, array: Any, place: Any) -> Any:
 
 @intrinsic
 def _exchange(typing: Any, array: Any, place: Any, old: Any, new: Any) -> Any:
-    """Replace the number by `new` if it is `old`, in one atomic operation; tell whether it was."""
+    """Replace the number by `new` if it is equal to `old`, in one atomic operation, and tell whether it was equal."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = builder.gep(_data(context, builder, signature.args[0], args[0]), [args[1]])
@@ -190,7 +190,7 @@ def _pause(typing: Any) -> Any:
     return types.void(), generate
 
 
-_YIELD = "positron_yield"  # a symbol of ours, since the function has another name on Windows
+_YIELD = "positron_yield"  # a name for the system's function, whose own name differs on Windows
 if sys.platform == "win32":
     _yield_function = ctypes.windll.kernel32.SwitchToThread
 else:
@@ -232,7 +232,7 @@ def _multiply(w, at, width, first, end, x, x_at, x_row, y, rows, floats, scale, 
             part[i] = part[i] * scales[i] + biases[i]
 
 
-@njit(nogil=True, fastmath={"contract"})  # ln(2) is subtracted in two parts, which must stay two
+@njit(nogil=True, fastmath={"contract"})  # without "reassoc", which would join the two parts of ln(2)
 def _exp(x):
     """Compute e^x with an error of about two units in the last place, by operations that exist for vectors.
 
@@ -330,7 +330,7 @@ def _head(x, eps, place, sizes, floats, scale):
 
 @inner
 def _attend(q, keys, values, scores, y):
-    """Compute the attention of a query q (D,) to keys and values (T, D) into y (D,); `scores` has room for T numbers."""
+    """Compute the attention of a query q (D,) to keys and values (T, D) into y (D,). `scores`: memory for T numbers."""
     factor = np.float32(1.0 / np.sqrt(q.size))
     most = np.float32(-np.inf)
     for t in range(keys.shape[0]):
@@ -382,7 +382,7 @@ def _embed(rows, model, batch, x):
 
 @inner
 def _compute(thread, phase, layer, first, end, fresh, rows, model, cache, batch, memory):
-    """Compute a chunk. `fresh`: this thread must first compute the input of the phase into its part of `normed`."""
+    """Compute a chunk. `fresh`: this thread has not yet computed the input of the phase into its part of `normed`."""
     sizes, eps, where, weights, floats, _ = model
     keys, values = cache
     _, _, slots, places = batch
@@ -442,11 +442,9 @@ def _compute(thread, phase, layer, first, end, fresh, rows, model, cache, batch,
 def _cached(function: Callable[..., None]) -> Callable[..., None]:
     """Compile a function, and keep the result in the user's cache folder if it is writable."""
     try:
-        config.CACHE_DIR = config.CACHE_DIR or str(
-            cache_folder() / "numba"
-        )  # the user's NUMBA_CACHE_DIR, if there is one
+        config.CACHE_DIR = config.CACHE_DIR or str(cache_folder() / "numba")  # NUMBA_CACHE_DIR, if the user has set it
         compiled: Callable[..., None] = njit(nogil=True, cache=True, fastmath=OPTIONS)(function)
-    except (RuntimeError, UserError):  # Numba finds no folder that can be written; the home folder is not known
+    except (RuntimeError, UserError):  # no folder is writable, or the home folder is unknown
         compiled = inner(function)
     return compiled
 
@@ -487,7 +485,7 @@ def work(thread, owner, sync, plan, model, cache, batch, memory):
         number = word & _CLOSED
         if number < job[CHUNKS]:
             after = chunks[number, AFTER]
-            # the exchange fails if this step is over, so that a chunk is read only of the step that it belongs to
+            # the exchange fails if this step is over, so a thread never computes a chunk of an earlier step
             if _load(sync, DONE) >= after and _exchange(sync, TICKET, word, word + 1):
                 kind, layer, first, end = (
                     chunks[number, PHASE],
@@ -511,7 +509,7 @@ def work(thread, owner, sync, plan, model, cache, batch, memory):
 
 
 def on_compilation(say: Callable[[], None]) -> AbstractContextManager[None]:
-    """Return a context that calls `say` once if a function is compiled in it, and not if it is loaded from the cache."""
+    """Return a context that calls `say` once if a function is compiled in it, but not if it is loaded from the cache."""
     return install_listener("numba:compile", _Listener(say))
 
 

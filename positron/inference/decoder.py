@@ -1,4 +1,4 @@
-"""Fast decoding of one token at a time: packed weights and a preallocated key/value cache.
+"""Decode one token at a time, with packed weights and a preallocated key/value cache.
 
 One token needs little arithmetic, so its time depends on the number of operators and on the bytes of weights to read.
 Therefore q, k and v are packed into one matrix, and so are gate and up of SwiGLU. The two numbers of each RoPE pair are

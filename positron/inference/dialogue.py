@@ -1,4 +1,4 @@
-"""A conversation with a model: its messages and settings, and which turns the model reads if it is too long."""
+"""Hold a conversation with a model: its messages and settings, and the turns that still fit the context."""
 
 from __future__ import annotations
 

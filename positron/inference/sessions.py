@@ -1,9 +1,9 @@
-"""Generate many texts in one batch. A text joins the batch, and leaves it, between two steps.
+"""Generate many texts in one batch. A text can join or leave the batch between two steps.
 
-Each text has its own row of the key/value cache, random generator and settings. In fp32 it is, token for token, the text that
-`Engine.stream` returns, and does not depend on the other texts: a step computes together at most as many rows as still give
-each row the result that it would have alone (`exact_rows`). There is one exception. If a row still holds the earlier turns of
-a conversation, they are not read again for its next turn, and the logits then differ from those of `Engine` by rounding.
+Each text has its own row of the key/value cache, random generator and settings. In fp32, a text has exactly the tokens that
+`Engine.stream` returns, and does not depend on the other texts. For this, a step computes only so many rows together that each
+row gets the result that it would get alone (`exact_rows`). There is one exception: if a row still holds the earlier turns of a
+conversation, the next turn does not read them again, and its logits differ from those of `Engine` by rounding.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from positron.inference.engine import Engine
 from positron.inference.sampling import Sampling, choose
 from positron.inference.writing import Progress
 
-SCORED_TOGETHER = 128  # tokens of a prompt whose logits are in memory at the same time
+SCORED_TOGETHER = 128  # number of tokens of a prompt whose logits are in memory at the same time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Token(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """Hold what a step adds to a text; `tokens` is empty unless the request asks for log-probabilities."""
+    """Hold the characters that a step adds to a text. `tokens` is empty unless the request asks for log-probabilities."""
 
     text: str
     tokens: list[Token]
@@ -65,14 +65,14 @@ class Session:
         self.seen = list(request.ids)
         self.generator = torch.Generator().manual_seed(request.seed)
         self.progress = Progress(engine.tokenizer, request.stops)
-        self.reused = 0  # tokens of the prompt that the row held already
+        self.reused = 0  # number of the prompt's tokens that were already in the row
         self.prompt: list[Token] = []  # the prompt's tokens from the second on, if the request scores them
         self.count = 0  # tokens generated so far
         self._held_back: list[Token] = []  # generated tokens whose text is not yet shown
         self._shown = 0
 
     def push(self, token: int, logits: Tensor) -> Piece:
-        """Add the next token, which was chosen by `logits` (V,), and return what it adds to the text."""
+        """Add the next token, which was sampled from `logits` (V,), and return the piece that it adds to the text."""
         if token in self.request.stop_ids:
             return self._finished("", by_itself=True)
         self.seen.append(token)
@@ -111,9 +111,9 @@ class Sessions:
         self.decoder = engine.decoder.with_empty_cache(slots)
         self.active: list[Session] = []
         self.together = exact_rows(self.decoder) if self.decoder.dtype == torch.float32 else slots
-        self._free = list(range(slots))  # the row that was free for the longest time is first
+        self._free = list(range(slots))  # the row that has been free for the longest time comes first
         self._held: list[list[int]] = [[] for _ in range(slots)]  # the tokens in a free row, from position 0
-        self._prompts = [0] * slots  # of these, the number of tokens of the row's last prompt
+        self._prompts = [0] * slots  # how many of these tokens belong to the row's last prompt
         self._logits: dict[Session, Tensor] = {}
 
     @property
@@ -172,9 +172,9 @@ class Sessions:
         self._free.append(row)
 
     def choose(self, sessions: Sequence[Session]) -> list[tuple[Session, Piece | Exception]]:
-        """Choose the next token of each of these texts, and return what it adds, or the error that it raised.
+        """Choose the next token of each of these texts, and return the piece that it adds, or the error that it raised.
 
-        A text that ends, or whose step raises an error, leaves.
+        A text that ends or raises an error leaves the batch.
         """
         pieces: list[tuple[Session, Piece | Exception]] = []
         for session in sessions:
@@ -218,11 +218,11 @@ def scored(logits: Tensor, tokens: list[int], likeliest: int) -> list[Token]:
 
 
 def exact_rows(decoder: Decoder) -> int:
-    """Return how many rows `step_some` may compute together so that each gets, bit for bit, the logits it gets alone.
+    """Return how many rows `step_some` may compute together so that each row gets exactly the logits that it gets alone.
 
     oneDNN's products with packed weights give a row the same result in any number of rows; those of `F.linear` do not.
-    Which one this machine uses, and how it divides the elementwise operators among threads, is not known in advance: a step
-    in the middle of an empty context is computed with each number of rows and compared.
+    It is not known in advance which product this machine uses, and how it divides the elementwise operators among threads.
+    Therefore a step in the middle of an empty context is computed with each number of rows, and the results are compared.
     """
     slots = len(decoder.lengths)
     probe, rows = decoder.with_empty_cache(slots), list(range(slots))

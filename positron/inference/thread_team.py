@@ -17,8 +17,8 @@ import torch
 
 from positron.inference import compiled_step as kernel
 
-PATIENCE_S = 5.0  # longest wait for a helper at the end
-MAX_THREADS = 8  # a matrix of a small model has no work for more
+PATIENCE_S = 5.0  # maximum time to wait for each helper when the program ends
+MAX_THREADS = 8  # the matrices of a small model are too small for more threads
 
 
 class Steps(Protocol):
@@ -44,12 +44,14 @@ class _Helper:
         while not team.ended:
             work, begun = team.work, team.begun
             if work is None or begun == helped:
-                del work  # the arrays of a decoder that may be gone
+                del work  # do not keep the arrays of a decoder that nobody else uses
                 self.sleeps = True
                 self.wake.acquire()
             else:
                 helped = begun
-                kernel.work(number, work.owner, team.sync, *work.arrays)  # until there is no work for a while
+                kernel.work(
+                    number, work.owner, team.sync, *work.arrays
+                )  # returns when there has been no work for a while
                 del work
 
 
@@ -68,7 +70,7 @@ class Team:
         self.sync = np.zeros(kernel.SYNC, dtype=np.int64)
         self.helpers: list[_Helper] = []
         self.work: Steps | None = None
-        self.begun = 0  # steps
+        self.begun = 0  # number of steps that were started
         self.ended = False
         self._free = threading.Lock()
 

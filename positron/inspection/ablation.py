@@ -48,10 +48,10 @@ def check_ablations(ablations: Sequence[Ablation], config: GPTConfig) -> None:
 
 @torch.no_grad()
 def ablated(model: GPT, ablations: Sequence[Ablation]) -> GPT:
-    """Return a model whose parts give 0, with the other weights shared; the given model does not change.
+    """Return a model in which the output of each named part is 0. The given model does not change; other weights are shared.
 
-    A head has its columns in the output matrix of the attention, all else is unchanged; for a whole attention or MLP the
-    bias of the output is 0 too.
+    For a head, its columns in the attention's output matrix are set to 0. For a whole attention or MLP, the output matrix
+    and its bias are set to 0.
     """
     check_ablations(ablations, model.config)
     outputs = [_output(model, ablation) for ablation in ablations]
@@ -70,7 +70,7 @@ def ablated(model: GPT, ablations: Sequence[Ablation]) -> GPT:
 
 
 def _output(model: GPT, ablation: Ablation) -> nn.Linear:
-    """Return the matrix that writes a part's result into the residual stream."""
+    """Return the output matrix of a part, whose result is added to the residual stream."""
     block = model.blocks[ablation["layer"]]
     assert isinstance(block, Block)
     match ablation["part"]:

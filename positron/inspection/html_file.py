@@ -1,7 +1,7 @@
 """Write one HTML file that holds a run's model, its tokenizer, an engine and the inspector.
 
-The file works offline, from a disk: all parts are inline, and its content security policy allows exactly these scripts, no
-request and no evaluated text. What a run contains is stored as compressed data, and never as markup.
+The file works offline. It contains all of its parts, and its content security policy allows only the file's own scripts: no
+network requests, and no `eval`. The content of the run is stored as compressed data and never as HTML.
 """
 
 from __future__ import annotations
@@ -40,15 +40,18 @@ from positron.version import __version__
 
 logger = logging.getLogger(__name__)
 
-MAX_BYTES = 8_000_000  # of a file, if 8 bits per weight or more allow it: then it can still be sent by mail
-MAX_PARAMETERS = 60_000_000  # at 8 bits a file of 70 MB, which a browser unpacks in seconds
-MAX_PROOF = 1 << 16  # logits of PyTorch that a file holds
-ENOUGH_BITS = 14  # the logits of the quickstart then differ by 0.003
-MAX_HISTORY = 12  # kept steps in a file: 10 to 50 kB each
-# As static/inspector.js asks for them
+MAX_BYTES = (
+    8_000_000  # limit for sending the file by e-mail; exceeded only if the model is larger with 8 bits per weight
+)
+MAX_PARAMETERS = 60_000_000  # with 8 bits per weight, the file has 70 MB and a browser unpacks it in seconds
+MAX_PROOF = 1 << 16  # maximum number of PyTorch's logits in a file, with which the page compares its own
+ENOUGH_BITS = 14  # bits per weight with which the logits of the quickstart differ by only 0.003
+MAX_HISTORY = 12  # maximum number of kept steps in a file; each takes 10 to 50 kB
+# The same settings as in static/inspector.js
 CONTINUATION: Continuation = {"max_tokens": 40, "temperature": 0, "seed": 0}
 ANSWER: Continuation = {**CONTINUATION, "max_tokens": ANSWER_TOKENS}
-# In the order of their imports. Without `import` and `export` they are one script: their names differ, which a test checks.
+# Each module comes after those that it imports. The file joins them to one script without `import` and `export`; a test checks
+# that no two modules define the same name.
 SCRIPTS = (
     "heat.js",
     "engine.js",
@@ -61,10 +64,10 @@ SCRIPTS = (
     "inspector.js",
     "file_page.js",
 )
-# Of the web application: the colours that the inspector uses, and the module that all pages share
+# Files of the web application that the inspector uses: the colours, and the functions that all pages share
 DESIGN, SHARED_SCRIPT = "serving/static/design.css", "serving/static/dom.js"
 STYLES = ("inspector.css", "file.css")
-# Digits of base 85 that mean nothing in HTML; static/weights.js has the same
+# The digits of base 85: characters without a meaning in HTML. static/weights.js has the same list.
 DIGITS = "!#$%()*+,-./0123456789:;=?@ABCDEFGHIJKLMNOPQRSTUVWXYZ[]^_abcdefghijklmnopqrstuvwxyz{|"
 _IMPORT = re.compile(r"^import [^;]*;\n", re.MULTILINE)
 _EXPORT = re.compile(r"^export (?=(async function|function|class|const))", re.MULTILINE)
@@ -76,18 +79,18 @@ class Written:
 
     path: Path
     size: int  # bytes
-    bits: int  # per weight of a matrix
-    difference: float  # largest difference of the logits on the prompt to the model of the run
+    bits: int  # bits per weight of a matrix
+    difference: float  # largest difference between the logits of the file's model and the run's model on the prompt
 
 
 @dataclass(frozen=True)
 class Stored:
-    """Hold what the file shows of a run beside its model."""
+    """Hold the results that the file shows, besides the model itself."""
 
     run: str
     step: int
     prompt: str
-    chats: bool = False  # the prompt is a message
+    chats: bool = False  # whether the prompt is a message to a chat model
     scores: Any = None  # lookdata.Scores
     truth: Any = None  # lookdata.TruthData of the prompt
     regrets: Any = None  # lookdata.RegretHistory
@@ -95,7 +98,7 @@ class Stored:
 
 
 def write_file(model: GPT, tokenizer: Tokenizer, stored: Stored, path: Path) -> Written:
-    """Write the file. Raises UserError for a tokenizer that the page does not have, a long prompt, and a large model."""
+    """Write the file. Raises UserError if the page does not implement the tokenizer, or if prompt or model are too large."""
     shape = shape_of(model)
     vocabulary = page_tokenizer(tokenizer)
     prompts = Vocabulary(tokenizer, stored.chats)
@@ -134,9 +137,10 @@ def _refuse_large(run: str, shape: Shape) -> None:
 
 
 def attempts(shape: Shape, steps: int) -> Iterator[tuple[int, int]]:
-    """Yield bits per weight and kept steps to try, from the first that may fit down to 8 bits.
+    """Yield pairs (bits per weight, number of kept steps) to try until the file is small enough; the last has 8 bits.
 
-    Before the weights get fewer than ENOUGH_BITS, which a reader sees in the difference, half of the steps are left out, twice.
+    The number of steps is halved twice before the weights get fewer than ENOUGH_BITS, because with fewer bits the logits
+    differ visibly.
     """
     fitting = math.ceil(MAX_BYTES / 1.25 * 8 / shape["parameters"])  # compression saves about one bit of each weight
     for bits in range(max(8, min(16, fitting)), 7, -1):
@@ -147,13 +151,13 @@ def attempts(shape: Shape, steps: int) -> Iterator[tuple[int, int]]:
 
 @torch.no_grad()
 def _logits(model: GPT, ids: list[int]) -> np.ndarray:
-    """Return the logits after each of the ids, (T, V) float32."""
+    """Return the logits (T, V) after each of the T ids, in float32."""
     logits: np.ndarray = model(torch.tensor([ids], device=model.wte.weight.device))[0].float().cpu().numpy()
     return logits
 
 
 def _rounded(model: GPT, bits: int) -> GPT:
-    """Return the model that the page computes with."""
+    """Return a copy of the model with the rounded weights of the file."""
     copy = GPT(model.config).eval()
     copy.load_state_dict(
         {
@@ -165,7 +169,7 @@ def _rounded(model: GPT, bits: int) -> GPT:
 
 
 def page(title: str, facts: dict[str, Any], weights: PackedWeights, logits: np.ndarray) -> bytes:
-    """Return the file. `logits`: those of PyTorch for the ids `facts["proof"]`, (T, V)."""
+    """Return the content of the file. `logits` (T, V): PyTorch's logits for the ids `facts["proof"]`."""
     script, style = joined_scripts(), "\n".join([_package_file(DESIGN).decode(), *map(_text, STYLES)])
     kernels = base64.b64encode(_static("engine.wasm")).decode()
     policy = (
@@ -195,7 +199,7 @@ def page(title: str, facts: dict[str, Any], weights: PackedWeights, logits: np.n
 
 
 def joined_scripts() -> str:
-    """Return all modules as one script, since a page that is opened from a disk may not import any."""
+    """Return all modules as one script, because browsers forbid imports in a page that is opened from a disk."""
     modules = [_package_file(SHARED_SCRIPT).decode(), *map(_text, SCRIPTS)]
     text = "".join(_EXPORT.sub("", _IMPORT.sub("", module)) for module in modules)
     assert "</script" not in text
@@ -204,7 +208,7 @@ def joined_scripts() -> str:
 
 
 def base85(content: bytes) -> str:
-    """Encode bytes, preceded by their number, in base 85: 5 printable characters for each 4 bytes, big-endian."""
+    """Encode the number of bytes and the bytes in base 85: 5 printable characters for each 4 bytes, big-endian."""
     padded = len(content).to_bytes(4, "big") + content + bytes(-len(content) % 4)
     words = np.frombuffer(padded, dtype=">u4").astype(np.uint64)
     powers = 85 ** np.arange(4, -1, -1, dtype=np.uint64)
@@ -231,12 +235,13 @@ def _package_file(name: str) -> bytes:
 
 
 def write_html(run: Run, prompt: str, path: Path) -> Written:
-    """Write the file of a run: its best weights, what was measured of them, and their history and truth on the prompt.
+    """Write the file of a run: the best weights, the scores of their heads, and the results of all kept steps on the prompt.
 
-    Measuring the heads takes seconds to minutes. Raises UserError as `write_file` does.
+    For built-in stories, the file also has the grammar's exact probabilities. Measuring the heads takes seconds to minutes.
+    Raises the errors of `write_file`.
     """
     subject = Subject(run)
-    page_tokenizer(subject.tokenizer)  # refused before anything is measured
+    page_tokenizer(subject.tokenizer)  # raises its error before anything is measured
     shape = shape_of(subject.best)
     _refuse_large(subject.name, shape)
     logger.info("measuring the heads")
@@ -250,14 +255,14 @@ def write_html(run: Run, prompt: str, path: Path) -> Written:
 
 
 def kept_look(subject: Subject, prompt: str, point: HistoryPoint) -> dict[str, Any]:
-    """Look at the weights of a kept step; the logits are rounded to three decimals, which take half of the bytes."""
+    """Look at the weights of a kept step. The logits are rounded to three decimals, which halves their size."""
     data = subject.look(prompt, step=point["step"], continuation=ANSWER if subject.chats else CONTINUATION)
     data["focus"]["logits"] = [round(value, 3) for value in data["focus"]["logits"]]
     return {**data, "point": point}
 
 
 def spread(points: Sequence[Any], count: int) -> list[Any]:
-    """Return at most `count` points at even distances, the first and the last among them."""
+    """Return at most `count` points at equal distances, including the first and the last."""
     if len(points) <= count:
         return list(points)
     return [points[round(i * (len(points) - 1) / (count - 1))] for i in range(count)]

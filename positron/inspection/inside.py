@@ -17,12 +17,12 @@ class Inside(NamedTuple):
     """Hold the intermediate values of a forward pass."""
 
     stream: list[Tensor]  # L + 1 of (B, T, C): the residual stream before the first block and after each block
-    attention: list[Tensor | None]  # L of (B, H, T, T), query by key; None if not asked for
+    attention: list[Tensor | None]  # L of (B, H, T, T), query by key; None for a layer that was not asked for
 
 
 @torch.no_grad()
 def look_inside(model: GPT, idx: Tensor, layers: Collection[int] | None = None) -> Inside:
-    """Compute the intermediate values for token ids (B, T). Several threads may use the model: no hooks, no dropout.
+    """Compute the intermediate values for token ids (B, T), without dropout. Several threads may call this for one model.
 
     `layers`: the layers whose attention is returned, or None for all. Raises ValueError if T exceeds the context length.
     """
@@ -46,6 +46,7 @@ def look_inside(model: GPT, idx: Tensor, layers: Collection[int] | None = None) 
 def log_probabilities(model: GPT, stream: Tensor) -> Tensor:
     """Apply the final norm and the output matrix to the residual stream (..., C), and return log probabilities (..., V).
 
-    They are in nats, as float64. After the last block they are those of the model, after an earlier block the logit lens.
+    They are in nats, as float64. After the last block they are the model's prediction; after an earlier block they are
+    the prediction of the logit lens.
     """
     return F.linear(model.norm_f(stream), model.head_weight).double().log_softmax(dim=-1)

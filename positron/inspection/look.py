@@ -1,4 +1,4 @@
-"""Compute what the inspector shows about a model and a prompt (see `lookdata.LookData`)."""
+"""Compute the data that the inspector shows for a model and a prompt (see `lookdata.LookData`)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ from positron.model.gpt import GPT
 from positron.system.errors import UserError
 from positron.text.tokenizer import Tokenizer
 
-MAX_TOKENS = 512  # of a prompt, `<|endoftext|>` included
-MAX_ATTENTION = 2_000_000  # weights in one answer, 6 to 8 bytes of JSON each
+MAX_TOKENS = 512  # maximum number of tokens of a prompt, including `<|endoftext|>`
+MAX_ATTENTION = 2_000_000  # maximum number of attention weights in one answer; each has 6 to 8 bytes of JSON
 TOP, LENS_TOP, MAX_TOP = 10, 3, 50
 
 
@@ -48,11 +48,12 @@ def look(
 ) -> LookData:
     """Look inside a model while it reads a prompt.
 
-    `chats`: the prompt is a message, which the chat template surrounds. `run` and `step` name the model. `focus`: the
-    position whose whole distribution is returned, or None for the last one. `attention`: the layers whose attention is
-    returned, or None for as many as MAX_ATTENTION allows. `scores` and `continuation` are copied into the result. Raises
-    UserError for a prompt that is too long, a layer, head or position that does not exist, or a `top` that is not between 1
-    and MAX_TOP.
+    `chats`: the prompt is a message, and the chat template is added to it. `run` and `step` name the model in the result.
+    `focus`: the position whose whole distribution is returned, or None for the last one. `attention`: the layers whose
+    attention is returned, or None for as many as MAX_ATTENTION allows. `scores` and `continuation` are copied into the result.
+
+    Raises UserError if the prompt is too long, if a layer, head or position does not exist, or if `top` is not between 1 and
+    MAX_TOP.
     """
     vocabulary, config = Vocabulary(tokenizer, chats), model.config
     ids = vocabulary.ids(prompt, min(MAX_TOKENS, config.context_length))
@@ -66,7 +67,7 @@ def look(
     subject = ablated(model, ablations) if ablations else model
     idx = torch.tensor([ids], device=model.wte.weight.device)
     inside = look_inside(subject, idx, layers)
-    logp = torch.empty(0)  # (T, V); one depth at a time is in memory
+    logp = torch.empty(0)  # (T, V) of one depth; keeping all depths would need too much memory
     lens: list[list[Lens]] = []
     for stream in inside.stream:
         logp = log_probabilities(subject, stream[0]).cpu()
@@ -95,7 +96,7 @@ def look(
 
 
 def shape_of(model: GPT) -> Shape:
-    """Return the sizes of a model that a page needs."""
+    """Return the sizes of a model that the page shows."""
     config = model.config
     return {
         "n_layer": config.n_layer,
@@ -109,7 +110,7 @@ def shape_of(model: GPT) -> Shape:
 
 
 def described_tokens(vocabulary: Vocabulary, logp: Tensor, ids: list[int]) -> list[Token]:
-    """Describe the tokens of a prompt; logp (T, V) are the log probabilities of the token that follows each."""
+    """Describe the T tokens of a prompt. logp (T, V): log probabilities of the token after each position."""
     came = logp[torch.arange(len(ids) - 1), torch.tensor(ids[1:], dtype=torch.long)]  # (T - 1,)
     ranks = 1 + (logp[:-1] > came[:, None]).sum(dim=-1)
     measured = zip(came.exp().tolist(), ranks.tolist(), (-came / math.log(2)).tolist(), strict=True)
@@ -122,7 +123,7 @@ def described_tokens(vocabulary: Vocabulary, logp: Tensor, ids: list[int]) -> li
 
 
 def _layers(asked: Sequence[int] | None, n_layer: int, weights: int) -> list[int]:
-    """Return the layers asked for, but only as many as MAX_ATTENTION allows at `weights` numbers per layer."""
+    """Return the requested layers, but at most as many as MAX_ATTENTION allows if each has `weights` numbers."""
     wanted = list(range(n_layer)) if asked is None else list(dict.fromkeys(asked))
     for layer in wanted:
         if not 0 <= layer < n_layer:
@@ -136,13 +137,13 @@ def _predictions(vocabulary: Vocabulary, logp: Tensor, top: int, entropies: list
 
 
 def _focus(vocabulary: Vocabulary, logp: Tensor, place: int) -> Focus:
-    """Describe the distribution logp (V,); log probabilities are logits shifted by a constant, which softmax ignores."""
+    """Describe the distribution logp (V,). Log probabilities serve as logits: softmax ignores the constant between them."""
     (top,) = vocabulary.candidates(logp[None], MAX_TOP)
     return {"position": place, "top": top, "logits": [digits(x) for x in logp.sort(descending=True).values.tolist()]}
 
 
 def _rows(p: Tensor) -> list[list[list[float]]]:
-    """Return the attention of one layer (H, T, T) without the keys that come after the query."""
+    """Return the attention of one layer (H, T, T) as lists, without the zeros for keys after the query."""
     rounded: list[list[list[float]]] = ((p.double() * 1e5).round() / 1e5).cpu().tolist()
     return [[row[: t + 1] for t, row in enumerate(head)] for head in rounded]
 

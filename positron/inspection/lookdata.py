@@ -1,4 +1,4 @@
-"""Define what the inspector shows, as typed dicts that are written as JSON.
+"""Define the data that the inspector shows, as typed dicts that are written as JSON.
 
 `positron look --json`, the server's `/api/look`, `/api/truth` and `/api/history`, and the single HTML file all produce these
 dicts, and the page reads nothing else. Numbers are finite; a number that does not exist is null (None).
@@ -14,24 +14,24 @@ from typing import Literal, NotRequired, TypedDict
 
 from positron.stories.following import Group
 
-Part = Literal["attn", "mlp"]  # of a block
+Part = Literal["attn", "mlp"]  # a part of a block
 
 
 class Ablation(TypedDict):
     """Name a part of the model whose output is replaced by zeros: a head, or the attention or the MLP of a block."""
 
     layer: int  # 0 to L - 1
-    part: int | Part  # a head, 0 to H - 1; or "attn" or "mlp", of which the bias is zeroed too
+    part: int | Part  # a head, 0 to H - 1; or "attn" or "mlp", whose bias becomes zero too
 
 
 class Token(TypedDict):
     """Describe a token of the prompt and the probability that it had, given the tokens before it."""
 
     id: int
-    text: str  # with U+FFFD for a part of a character; the name, such as "<|endoftext|>", of a special token
+    text: str  # the token's text, with U+FFFD for a part of a character; or a special token's name, such as "<|endoftext|>"
     special: bool  # whether `text` is the name of a special token
     p: float | None  # probability; None for the first token, which is given
-    rank: int | None  # 1 if no token was more probable
+    rank: int | None  # 1 for the most probable token, 2 for the next, and so on
     bits: float | None  # surprise, -log2 p
 
 
@@ -48,18 +48,18 @@ class Prediction(TypedDict):
     """Describe the distribution of the token that follows a position."""
 
     top: list[Candidate]  # the most probable tokens, best first
-    entropy: float  # bits
+    entropy: float  # in bits
 
 
 class Lens(TypedDict):
-    """Describe the prediction that the residual stream would give at one depth and position (logit lens).
+    """Describe the prediction of the logit lens at one depth and position.
 
-    The final norm and the output matrix are applied to it, as they are to the output of the last block.
+    The logit lens applies the final norm and the output matrix to the residual stream at this depth.
     """
 
     top: list[Candidate]  # the most probable tokens, best first
     p: float | None  # probability of the token that came next; None at the last position
-    entropy: float  # bits
+    entropy: float  # in bits
 
 
 class Focus(TypedDict):
@@ -71,30 +71,32 @@ class Focus(TypedDict):
 
 
 class HeadScore(TypedDict):
-    """Hold what was measured for one head. Nothing in it depends on the prompt.
+    """Hold the scores of one head. They do not depend on the prompt.
 
-    The first three are measured on repeated random tokens. The others are measured on validation text, and are None without it.
+    The first three are measured on repeated random tokens, the others on validation text. Without such text, these are None.
     """
 
     previous: float  # 0 to 1: mean attention to the token just before
     induction: float  # 0 to 1: mean attention to the token after the earlier occurrence of the same token
     first: float  # 0 to 1: mean attention to the first token
-    text_previous: float | None  # 0 to 1: as `previous`
-    text_induction: float | None  # 0 to 1: as `induction`, summed over all earlier occurrences; compare text_chance
-    cost: float | None  # bits per token that the loss rises by without this head
+    text_previous: float | None  # 0 to 1: the same as `previous`, on text
+    text_induction: (
+        float | None
+    )  # 0 to 1: `induction` on text, summed over all earlier occurrences; compare text_chance
+    cost: float | None  # increase of the loss without this head, in bits per token
 
 
 class Scores(TypedDict):
     """Hold the measured scores of all heads, and how they were measured."""
 
     heads: list[list[HeadScore]]  # (L, H)
-    attn: list[float | None]  # (L,) bits per token that the validation loss rises by without the attention of a block
-    mlp: list[float | None]  # (L,) the same without the MLP
-    repeated: int  # random tokens that were repeated once, for previous, induction and first
+    attn: list[float | None]  # (L,) increase of the validation loss without a block's attention, bits per token
+    mlp: list[float | None]  # (L,) the same without the block's MLP
+    repeated: int  # number of random tokens in a sequence, which repeats them once
     sequences: int  # number of such sequences
-    validation: int  # scored tokens of validation text; 0 if there is none
-    text_chance: float | None  # the text_induction of a head that attends to all keys alike
-    bits: float | None  # bits per token on these tokens, nothing ablated
+    validation: int  # number of scored tokens of validation text; 0 without such text
+    text_chance: float | None  # the text_induction of a head that attends to all keys equally
+    bits: float | None  # loss of the whole model on these tokens, in bits per token
 
 
 class Shape(TypedDict):
@@ -113,30 +115,30 @@ class AblationResult(TypedDict):
     """Compare the loss on the prompt with and without the ablations."""
 
     ablations: list[Ablation]
-    before: float | None  # bits per token of the prompt, the first excluded; None if T = 1
+    before: float | None  # loss on the prompt in bits per token, without its first token; None if T = 1
     after: float | None
 
 
 class LookData(TypedDict):
-    """Hold everything about a model and a prompt. All values are those of the model with `ablations`."""
+    """Hold all data about a model and a prompt. If parts are ablated, all values are those of the ablated model."""
 
     version: Literal[1]
     run: str  # name of the run
-    step: int  # optimizer steps of the weights
+    step: int  # number of optimizer steps after which the weights were saved
     shape: Shape
     prompt: str
-    chats: bool  # whether the prompt is a message; `tokens` are then those of the chat template around it
+    chats: bool  # whether the prompt is a message; if so, `tokens` include those of the chat template
     tokens: list[Token]  # (T,)
     next: list[Prediction]  # (T,); entry t is the distribution of token t + 1
     focus: Focus
-    # (L, H, T, t + 1): row t has the weights of the keys 0 to t, with the sum 1; None for a layer that was not asked for, or
-    # that would make the answer too large
+    # (L, H, T, t + 1): row t has the weights of the keys 0 to t, whose sum is 1; None for a layer that was not asked for, or
+    # if the answer would be too large
     attention: list[list[list[list[float]]] | None]
     residual: list[list[float]]  # (L + 1, T) root mean square of the residual stream
     lens: list[list[Lens]]  # (L + 1, T); the last one is the prediction of the model itself
     ablation: AblationResult | None  # None if nothing is ablated
-    scores: Scores | None  # None if they were not asked for
-    continuation: str | None  # text that the model writes after the prompt, or its answer; None if it was not asked for
+    scores: Scores | None  # None if not requested
+    continuation: str | None  # text that the model writes after the prompt, or its answer; None if not requested
 
 
 class Continuation(TypedDict):
@@ -155,16 +157,16 @@ class Continuation(TypedDict):
 
 
 class LookRequest(TypedDict):
-    """Ask `/api/look` by POST, as JSON."""
+    """Hold the JSON body of a POST request to `/api/look`."""
 
-    run: NotRequired[str]  # one of /v1/models; may be left out if the server has one run
+    run: NotRequired[str]  # name of a run from /v1/models; not needed if the server has only one run
     prompt: str
-    step: NotRequired[int | None]  # of /api/history; None: the best checkpoint
+    step: NotRequired[int | None]  # a step from /api/history; None: the best checkpoint
     ablations: NotRequired[list[Ablation]]
-    top: NotRequired[int]  # candidates per prediction, 1 to 50, default 10
-    focus: NotRequired[int | None]  # position, default the last one
-    attention: NotRequired[list[int] | None]  # layers, default all
-    scores: NotRequired[bool]  # default false; they take seconds the first time
+    top: NotRequired[int]  # number of candidates per prediction, 1 to 50; default 10
+    focus: NotRequired[int | None]  # a position; default: the last one
+    attention: NotRequired[list[int] | None]  # layers; default: all
+    scores: NotRequired[bool]  # default: false; the first request takes seconds
     continuation: NotRequired[Continuation | None]
 
 
@@ -172,8 +174,8 @@ class HistoryPoint(TypedDict):
     """Describe weights that were kept during training."""
 
     step: int
-    tokens: int | None  # of training
-    val_bpb: float | None  # of the last validation up to this step
+    tokens: int | None  # number of training tokens up to this step
+    val_bpb: float | None  # bits per byte at the last validation up to this step
 
 
 class HistoryData(TypedDict):
@@ -181,20 +183,22 @@ class HistoryData(TypedDict):
 
     run: str
     points: list[HistoryPoint]  # empty if the run was trained with train.keep_history=0
-    best: int  # the step of the best checkpoint, which is used without a step
+    best: int  # the step of the best checkpoint, which requests without a step use
 
 
 class TruthToken(TypedDict):
-    """Compare the probabilities of a token of the prompt by the model and by the grammar, given the tokens before it."""
+    """Compare the model's and the grammar's probability of a token of the prompt, given the tokens before it."""
 
     id: int
     text: str
     special: bool
     model: float | None  # probability; None for the first token
-    true: float | None  # probability by the grammar; None for the first token, and from the departure on
+    true: (
+        float | None
+    )  # probability in the grammar; None for the first token, and after the prompt has left the grammar
     regret: float | None  # bits: log2(true / model), the model's surprise minus the true surprise
-    group: Group | None  # the kind of rule that the token comes from; None where `true` is None
-    rule: str | None  # which one: the list (color), the slot (hero, thing, place, grown, friend), otherwise the group
+    group: Group | None  # kind of grammar rule that produced the token; None where `true` is None
+    rule: str | None  # the rule: name of a list (color) or a slot (hero, thing, place, grown, friend), else the group
 
 
 class TruthCandidate(TypedDict):
@@ -210,57 +214,60 @@ class TruthCandidate(TypedDict):
 class TruthPrediction(TypedDict):
     """Compare the distributions of the token that follows a position."""
 
-    top: list[TruthCandidate]  # of the tokens that the grammar allows, the most probable first
+    top: list[TruthCandidate]  # tokens that the grammar allows, the most probable first
     allowed: int  # number of tokens that the grammar allows
-    entropy: float  # bits, of the grammar's distribution: the least possible expected surprise
-    regret: float  # bits that the model is expected to lose here: KL(grammar || model)
+    entropy: float  # entropy of the grammar's distribution in bits: the lowest possible expected loss
+    regret: float  # expected loss above this entropy, in bits: KL(grammar || model)
     outside: float  # probability that the model gives to tokens that the grammar does not allow
 
 
 class RuleRegret(TypedDict):
-    """Sum the regret over the tokens of one rule."""
+    """Hold the regret of all tokens of one rule, summed."""
 
     group: Group
     rule: str
     tokens: int
-    true_bits: float  # the least possible surprise
+    true_bits: float  # surprise under the exact probabilities
     model_bits: float
-    regret: float  # bits: model_bits - true_bits; may be negative by luck on few tokens
+    regret: float  # in bits: model_bits - true_bits; on few tokens, it may be negative by chance
 
 
 class Departure(TypedDict):
-    """Say where a prompt leaves the grammar."""
+    """Describe the position at which a prompt leaves the grammar."""
 
     token: int  # index of the first token that cannot occur in a story
-    character: int  # of the prompt, where this token begins
-    reason: Literal["text", "tokens"]  # "tokens": the text may occur, but no story is cut into these tokens there
-    message: str  # for people
+    character: int  # index of the character of the prompt at which this token begins
+    reason: Literal["text", "tokens"]  # "tokens": a story may contain the text, but is tokenized differently there
+    message: str  # description for people
     expected: list[str]  # some beginnings of words that a story may contain there, most probable first
 
 
 class TruthData(TypedDict):
-    """Compare a model with the grammar of the built-in stories on a prompt. `POST /api/truth` with run, prompt, step, top."""
+    """Compare a model with the grammar of the built-in stories on a prompt.
+
+    It is the answer to `POST /api/truth` with run, prompt, step and top.
+    """
 
     version: Literal[1]
     run: str
     step: int
     prompt: str
     tokens: list[TruthToken]  # (T,)
-    next: list[TruthPrediction | None]  # (T,); None from the departure on
+    next: list[TruthPrediction | None]  # (T,); None after the prompt has left the grammar
     departure: Departure | None
-    rules: list[RuleRegret]  # of the prompt, by descending regret
+    rules: list[RuleRegret]  # regret on the prompt, the largest first
 
 
 class RulesAtStep(TypedDict):
-    """Hold the regret by rule of the weights of one step."""
+    """Hold the regret of each rule for the weights of one step."""
 
     step: int
     rules: list[RuleRegret]  # the same rules in the same order at every step
 
 
 class RegretHistory(TypedDict):
-    """Follow the regret per rule over the history of a run. `GET /api/truth?run=NAME`."""
+    """Hold the regret of each rule at each kept step of a run: the answer to `GET /api/truth?run=NAME`."""
 
     run: str
-    stories: int  # validation stories that it is measured on
+    stories: int  # number of validation stories on which it is measured
     points: list[RulesAtStep]  # earliest first; the last point is the best checkpoint if it is not among the kept ones

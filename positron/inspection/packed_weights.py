@@ -17,19 +17,19 @@ import torch
 from positron.config import GPTConfig
 from positron.model.gpt import GPT
 
-Precision = Literal["fp32", "fp16"] | int  # an int: bits of a whole number, 8 to 16
+Precision = Literal["fp32", "fp16"] | int  # an int means whole numbers of 8 to 16 bits
 
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """Hold the tensors of a model in one compressed block, and their shapes and types in the same order."""
+    """Hold the tensors of a model in one compressed block, and the names, shapes and types of the tensors in its order."""
 
     tensors: list[dict[str, Any]]  # {"name", "rows", "cols", "kind"}; kind: f32, f16, i8 or i16
-    content: bytes  # gzip: of each tensor the scales (rows,) float32 if kind is i8 or i16, then the values
+    content: bytes  # gzip; for each tensor: the scales (rows,) in float32 if kind is i8 or i16, then the values
 
 
 def engine_config(config: GPTConfig) -> dict[str, Any]:
-    """Return the architecture with the sizes that `GPTConfig` may leave to a rule filled in, for JSON."""
+    """Return the architecture for JSON. Sizes that are None in `GPTConfig` are replaced by their values."""
     return {
         "vocab_size": config.vocab_size,
         "context_length": config.context_length,
@@ -109,6 +109,6 @@ def restored(values: np.ndarray, precision: Precision) -> np.ndarray:
 
 
 def _planes(values: np.ndarray) -> bytes:
-    """Return the low bytes of all numbers of two bytes, then the high bytes."""
+    """Split numbers of two bytes: return the low bytes of all numbers, followed by the high bytes."""
     pairs = np.ascontiguousarray(values).view(np.uint8).reshape(-1, 2)
     return pairs[:, 0].tobytes() + pairs[:, 1].tobytes()

@@ -13,13 +13,13 @@ from positron.text.sentencepiece_bpe import SentencePieceTokenizer
 from positron.text.tiktoken_bpe import DEFINITIONS, TiktokenTokenizer
 from positron.text.tokenizer import SPECIALS, Tokenizer
 
-# The patterns that static/tokenizer.js has for JavaScript's regular expressions, by their names there. They are compared as
-# text: another spelling was never tried, and is refused.
+# Patterns that static/tokenizer.js also has as JavaScript's regular expressions, and their names there. A pattern must be
+# exactly equal: for another one, JavaScript's result was never compared with Python's, so it is refused.
 _PUBLISHED = {definition.pattern: name.partition("_")[0] for name, definition in reversed(DEFINITIONS.items())}
-_PUBLISHED[DEFINITIONS["r50k_base"].pattern] = "r50k"  # p50k_base has the same
+_PUBLISHED[DEFINITIONS["r50k_base"].pattern] = "r50k"  # p50k_base has the same pattern
 _WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LIBRARY = {  # of the tokenizers library
+_LIBRARY = {  # the same for files of the tokenizers library
     PATTERNS["r50k_base"]: "r50k",
     PATTERNS["cl100k_base"]: "cl100k",
     rf"(?i:'s|'t|'re|'ve|'m|'ll|'d)|{_WORDS}|\p{{N}}{{1,3}}{_REST}": "llama3",
@@ -28,7 +28,7 @@ _LIBRARY = {  # of the tokenizers library
 
 
 def page_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
-    """Return what `createTokenizer` of static/tokenizer.js reads.
+    """Return the argument of the function `createTokenizer` in static/tokenizer.js.
 
     Raises UserError for a tokenizer that tokenizer.js does not implement.
     """
@@ -107,7 +107,10 @@ def _library(tokenizer: LibraryTokenizer) -> dict[str, Any]:
 
 
 def _steps(file: dict[str, Any]) -> dict[str, Any]:
-    """Return the steps that change or split a text before the merges. Raises UserError for a step that the page lacks."""
+    """Return the steps that change or split a text before the merges.
+
+    Raises UserError for a step that tokenizer.js does not implement.
+    """
     steps: dict[str, Any] = {"nfc": False, "prefix": None, "spaces": False, "digits": False, "pattern": None}
     for step in _flat(file.get("normalizer"), "normalizers"):
         match step:
@@ -142,7 +145,7 @@ def _steps(file: dict[str, Any]) -> dict[str, Any]:
 
 
 def _flat(part: dict[str, Any] | None, inner: str) -> list[dict[str, Any]]:
-    """Return the steps of a normalizer or pre-tokenizer, which may be a sequence."""
+    """Return the list of steps of a normalizer or pre-tokenizer, which is one step or a sequence of steps."""
     if part is None:
         return []
     return part[inner] if part.get("type") == "Sequence" else [part]

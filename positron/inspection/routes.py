@@ -17,10 +17,10 @@ from positron.inspection.lookdata import Ablation, Continuation
 from positron.inspection.subject import Subject
 from positron.system.errors import UserError
 
-MAX_BODY = 200_000  # bytes of a request
-MAX_PROMPT = 20_000  # characters; more cannot fit the tokens that are allowed
+MAX_BODY = 200_000  # maximum size of a request in bytes
+MAX_PROMPT = 20_000  # maximum number of characters; a longer prompt has too many tokens in any case
 MAX_ABLATIONS = 1000
-SHOWN_RUNS = 8  # in the error for an unknown run
+SHOWN_RUNS = 8  # number of runs that the error for an unknown run lists
 
 
 def routes(subjects: Mapping[str, Subject]) -> list[Route]:
@@ -50,7 +50,7 @@ def routes(subjects: Mapping[str, Subject]) -> list[Route]:
 
 
 class _UnknownRun(UserError):
-    """Report a run that is not served."""
+    """Report that the server has no run with this name."""
 
 
 async def _answer(request: Request, compute: Callable[[dict[str, Any]], Any]) -> Response:
@@ -133,7 +133,9 @@ def _prompt(values: dict[str, Any]) -> str:
     if not isinstance(prompt, str):
         raise UserError("prompt must be a text")
     if len(prompt) > MAX_PROMPT:
-        raise UserError(f"the prompt has {len(prompt):,} characters and may have {MAX_PROMPT:,}")
+        raise UserError(
+            f"the prompt has {len(prompt):,} characters and may have at most {MAX_PROMPT:,}: give a shorter prompt"
+        )
     try:
         prompt.encode("utf-8")
     except UnicodeEncodeError as error:

@@ -1,4 +1,4 @@
-"""Measure where heads attend, on repeated random tokens and on text, and how much the loss rises without them.
+"""Measure to which tokens heads attend, on repeated random tokens and on text, and how much the loss rises without a head.
 
 The induction score is the one of "In-context Learning and Induction Heads" (Olsson et al. 2022, arXiv:2209.11895): on random
 tokens that are repeated once, it is the attention from a token to the token that followed its first occurrence.
@@ -20,10 +20,10 @@ from positron.inspection.tokens import digits
 from positron.model.gpt import GPT
 from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 
-ROWS = 16  # documents at a time
+ROWS = 16  # number of documents that are computed at a time
 SEQUENCES, MAX_REPEATED = 8, 50
-MAX_WINDOW = 256  # tokens of a document that are read
-VALIDATION_BYTES = 8_000  # of text; one forward pass of it is computed for each part of the model
+MAX_WINDOW = 256  # maximum number of tokens of a document that are read
+VALIDATION_BYTES = 8_000  # amount of text; each part of the model needs one forward pass over it
 
 
 def measure_scores(model: GPT, tokenizer: Tokenizer, texts: list[str]) -> Scores:
@@ -135,7 +135,7 @@ def _documents(texts: list[str], tokenizer: Tokenizer, limit: int) -> list[list[
 
 
 def _costs(model: GPT, documents: list[list[int]]) -> tuple[dict[tuple[int, int | Part], float], float | None]:
-    """Return the rise of the loss, in bits per token, without each part of the model, and the loss of the whole model."""
+    """Return how much the loss rises without each part of the model, and the loss of the whole model, in bits per token."""
     if not documents:
         return {}, None
     rows = nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids in documents], batch_first=True)

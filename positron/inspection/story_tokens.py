@@ -19,7 +19,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 @dataclass(frozen=True)
 class _Reading:
-    """Hold a word that may be the current one: its probability, its tokens, how many were read, and the state after it."""
+    """Hold a possible current word: its probability, its tokens, how many of them were read, and the state after it."""
 
     p: float
     ids: tuple[int, ...]
@@ -51,7 +51,7 @@ class StoryTokens:
     def read(self, token: int) -> Rule | None:
         """Take the next token and return its rule. If the grammar does not allow it, return None and change nothing.
 
-        If several rules may have written the token, the most probable one is returned.
+        If several rules can produce the token, the most probable one is returned.
         """
         fitting = [reading for reading in self._readings if reading.ids[reading.read] == token]
         if not fitting:
@@ -71,7 +71,7 @@ class StoryTokens:
         return max(rules, key=lambda rule: rules[rule])
 
     def is_within_word(self, text: str) -> bool:
-        """Tell whether `text` continues a word that may be the current one, even if its tokens are others."""
+        """Tell whether `text` continues a possible current word, even if the word is tokenized differently."""
         for reading in self._readings:
             left = b"".join(self._tokenizer.bytes_of(i) for i in reading.ids[reading.read :])
             if left.startswith(text.encode("utf-8")):
@@ -79,7 +79,7 @@ class StoryTokens:
         return False
 
     def words(self, count: int) -> list[str]:
-        """Return at most `count` words that may be the current one, the most probable first; "" is the end of the story."""
+        """Return at most `count` possible current words, the most probable first; "" is the end of the story."""
         shares: dict[str, float] = {}
         for reading in self._readings:
             text = "".join(piece.text for piece in reading.pieces)
@@ -96,7 +96,7 @@ class StoryTokens:
         return _Reading(p * word.p, ids, 0, word.pieces, word.after)
 
     def _rule(self, reading: _Reading) -> Rule:
-        """Return the rule of the first character of the next token that is not white space, or else of its first one."""
+        """Return the rule that produces the next token: that of its first character which is not white space, if it has one."""
         if not reading.pieces:
             return END
         token = self._tokenizer.bytes_of(reading.ids[reading.read])
@@ -112,7 +112,7 @@ class StoryTokens:
 
 
 def refuse_joining(tokenizer: Tokenizer) -> None:
-    """Raise UserError for a tokenizer whose tokens reach from one word of a story into the next."""
+    """Raise UserError for a tokenizer with tokens that contain parts of two words of a story."""
     text = generate(0, 0).text
     words: list[str] = []
     for character in text:

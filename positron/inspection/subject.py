@@ -1,4 +1,4 @@
-"""Hold what the inspector needs of a run: its best and kept weights, its validation text, and the grammar of its stories."""
+"""Give the inspector access to a run: its best and kept weights, its validation text, and the grammar of its stories."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 logger = logging.getLogger(__name__)
 
-KEPT_MODELS = 3  # of earlier steps, in memory
+KEPT_MODELS = 3  # maximum number of models of earlier steps in memory
 REGRET_STORIES = 20
-MAX_CONTINUATION = 1000  # tokens
+MAX_CONTINUATION = 1000  # maximum number of tokens of a continuation
 
 
 class Subject:
-    """Answer questions about a run. Several threads may ask at the same time."""
+    """Compute the inspector's data for a run. Several threads may use an object at the same time."""
 
     def __init__(self, run: Run, model: GPT | None = None, tokenizer: Tokenizer | None = None) -> None:
-        """`model` and `tokenizer`: those of the best checkpoint, if the caller has loaded them.
+        """Load the best checkpoint, unless the caller passes its `model` and `tokenizer`.
 
         Raises UserError if they cannot be loaded.
         """
@@ -77,9 +77,9 @@ class Subject:
         self._lock = threading.RLock()
 
     def model(self, step: int | None = None) -> tuple[GPT, int]:
-        """Return the model with the weights of a step, or of the best checkpoint if `step` is None, and the step.
+        """Return the model of a step, or of the best checkpoint if `step` is None, and the number of the step.
 
-        Raises UserError for a step that was not kept.
+        Raises UserError if the weights of the step were not kept.
         """
         if step is None or step == self.best_step:
             return self.best, self.best_step
@@ -88,7 +88,7 @@ class Subject:
                 kept = {weights.step: weights for weights in self.run.history}
                 if step not in kept:
                     known = ", ".join(map(str, sorted({*kept, self.best_step})))
-                    raise UserError(f"{self.run.folder} has no weights of step {step}: it has those of {known}")
+                    raise UserError(f"{self.run.folder} has no weights of step {step}: choose one of the steps {known}")
                 self._earlier[step] = load_kept_model(self.run, kept[step])
                 while len(self._earlier) > KEPT_MODELS:
                     self._earlier.popitem(last=False)
@@ -107,9 +107,9 @@ class Subject:
         scores: bool = False,
         continuation: Continuation | None = None,
     ) -> LookData:
-        """Look at the weights of a step (see `look.look`); the prompt of a run that chats is a message.
+        """Look at the weights of a step (see `look.look`). If the run chats, the prompt is a message.
 
-        `continuation`: settings of a text to generate after the prompt, or of the answer.
+        `continuation`: settings for the text that is generated after the prompt, or for the answer.
         """
         model, at = self.model(step)
         data = look(
@@ -143,7 +143,7 @@ class Subject:
         return text
 
     def scores(self, step: int | None = None) -> Scores:
-        """Return the scores of all heads at a step, measured at the first call."""
+        """Return the scores of all heads at a step. They are measured at the first call and then kept."""
         model, at = self.model(step)
         with self._lock:
             if at not in self._measured:
@@ -166,7 +166,7 @@ class Subject:
             return []
 
     def history(self) -> HistoryData:
-        """List the weights that were kept from the training."""
+        """List the steps whose weights were kept during training."""
         rows = read_metrics(self.run.metrics_path)
         data: HistoryData = {"run": self.name, "points": [], "best": self.best_step}
         for step, _ in self.run.history:
@@ -179,20 +179,23 @@ class Subject:
         return data
 
     def truth(self, prompt: str, *, step: int | None = None, top: int = TOP) -> TruthData:
-        """Compare the weights of a step with the grammar. Raises UserError for a run on another text, or one that chats."""
+        """Compare the model of a step with the grammar of the built-in stories.
+
+        Raises UserError if the run was trained on another text, or if it chats.
+        """
         self.refuse_other_text()
         if self.chats:
             raise UserError(
-                f"{self.run.folder} answers messages, and the grammar of the stories knows the probabilities of stories only: "
+                f"{self.run.folder} answers messages, but exact probabilities are only known for the stories themselves: "
                 "name the run that it was fine-tuned from"
             )
         model, at = self.model(step)
         return compare_with_truth(model, self.tokenizer, prompt, run=self.name, step=at, top=top)
 
     def regrets(self) -> RegretHistory:
-        """Return the regret per rule at each kept step and at the best checkpoint; each step is measured only once.
+        """Return the regret per rule at each kept step and at the best checkpoint. Each step is measured only once.
 
-        Raises UserError for a run on another text.
+        Raises UserError if the run was trained on another text.
         """
         self.refuse_other_text()
         steps = sorted({self.best_step, *(kept.step for kept in self.run.history)})
@@ -221,7 +224,7 @@ class Subject:
 
     @property
     def knows_truth(self) -> bool:
-        """Tell whether the grammar knows the exact probabilities of the run's text."""
+        """Tell whether the exact probabilities of the run's text are known."""
         try:
             self.refuse_other_text()
         except UserError:

@@ -1,4 +1,4 @@
-"""Describe tokens and distributions in the words of `lookdata.py`."""
+"""Describe tokens and distributions as the dicts of `lookdata.py`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 
 
 class Vocabulary:
-    """Show the ids of a tokenizer as text. `chats`: prompts are messages, to which the model answers."""
+    """Convert between ids and the text that the inspector shows. `chats`: prompts are messages to a chat model."""
 
     def __init__(self, tokenizer: Tokenizer, chats: bool = False) -> None:
         self.tokenizer, self.chats = tokenizer, chats
@@ -25,7 +25,7 @@ class Vocabulary:
         return {self.tokenizer.special_id(name): name for name in SPECIALS}
 
     def text(self, i: int) -> str:
-        """Return what an id stands for: text, U+FFFD for a part of a character, or the name of a special token."""
+        """Return the text of an id, with U+FFFD for a part of a character, or the name of a special token."""
         return self.specials.get(i) or self.tokenizer.bytes_of(i).decode("utf-8", errors="replace")
 
     def candidates(self, logp: Tensor, count: int) -> list[list[Candidate]]:
@@ -40,7 +40,7 @@ class Vocabulary:
         return {"id": i, "text": self.text(i), "special": i in self.specials, "p": digits(p)}
 
     def ids(self, prompt: str, limit: int) -> list[int]:
-        """Encode a prompt as the beginning of a document, or as a message up to where the answer begins.
+        """Encode a prompt as the beginning of a document, or as a message in the chat template, up to the answer.
 
         Raises UserError if the result has more than `limit` tokens.
         """
@@ -51,12 +51,12 @@ class Vocabulary:
             ids = [self.tokenizer.special_id(END_OF_TEXT), *text]
         if len(ids) > limit:
             most = limit - len(ids) + len(text)
-            raise UserError(f"the prompt has {len(text)} tokens and may have {most}: give a shorter prompt")
+            raise UserError(f"the prompt has {len(text)} tokens and may have at most {most}: give a shorter prompt")
         return ids
 
     @property
     def ends(self) -> list[int]:
-        """Return the ids that end a text, or an answer."""
+        """Return the ids that end a text or, for a chat model, an answer."""
         return stop_ids(self.tokenizer) if self.chats else list(self.tokenizer.end_ids)
 
 

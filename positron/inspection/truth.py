@@ -23,12 +23,12 @@ from positron.stories.following import Rule
 from positron.system.errors import UserError
 from positron.text.tokenizer import Tokenizer
 
-SHOWN_WORDS = 8  # that a story may contain where a prompt leaves the grammar
+SHOWN_WORDS = 8  # maximum number of allowed words that are shown where a prompt leaves the grammar
 
 
 @dataclass(frozen=True)
 class TrueToken:
-    """Hold the exact probability of a token, given the tokens before it, and the rule that it comes from."""
+    """Hold the exact probability of a token, given the tokens before it, and the grammar rule that produced it."""
 
     p: float
     rule: Rule
@@ -36,10 +36,10 @@ class TrueToken:
 
 @dataclass(frozen=True)
 class StoryTruth:
-    """Hold the exact distributions of the beginning of a story.
+    """Hold the exact distribution at each position of a story's beginning.
 
-    `tokens` has an entry for each token after the first, as far as the grammar allows them. `expected` has one more entry: the
-    distribution of the token after each position.
+    `tokens` has an entry for each token after the first, up to the last one that the grammar allows. `expected` has the
+    distribution of the token after each position, and so one entry more.
     """
 
     tokens: list[TrueToken]
@@ -48,7 +48,7 @@ class StoryTruth:
 
 
 def story_truth(tokenizer: Tokenizer, ids: Sequence[int]) -> StoryTruth:
-    """Compute the exact distributions. The first of the ids must be the token that begins a document."""
+    """Compute the exact distributions for token ids, the first of which must be the token that begins a document."""
     story = StoryTokens(tokenizer)
     tokens: list[TrueToken] = []
     expected = [story.expected()]
@@ -65,14 +65,14 @@ def story_truth(tokenizer: Tokenizer, ids: Sequence[int]) -> StoryTruth:
 def compare_with_truth(
     model: GPT, tokenizer: Tokenizer, prompt: str, *, run: str = "", step: int = 0, top: int = TOP
 ) -> TruthData:
-    """Compare a model with the grammar on a prompt. Raises UserError for a prompt that is too long, or a wrong `top`."""
+    """Compare a model with the grammar on a prompt. Raises UserError if the prompt is too long or `top` is out of range."""
     vocabulary = Vocabulary(tokenizer)
     ids = vocabulary.ids(prompt, min(MAX_TOKENS, model.config.context_length))
     if not 1 <= top <= MAX_TOP:
         raise UserError(f"top must be between 1 and {MAX_TOP}, not {top}")
     truth = story_truth(tokenizer, ids)
     logp = model_log_probabilities(model, ids)
-    known = 1 + len(truth.tokens)  # tokens up to the departure
+    known = 1 + len(truth.tokens)  # number of tokens before the prompt leaves the grammar
     predictions = [_prediction(vocabulary, truth.expected[t], logp[t], top) for t in range(known) if truth.expected[t]]
     return {
         "version": 1,
@@ -95,7 +95,7 @@ def model_log_probabilities(model: GPT, ids: Sequence[int]) -> Tensor:
 def regret_by_rule(
     truths: Sequence[StoryTruth], logps: Sequence[Tensor], rows: Sequence[Sequence[int]]
 ) -> list[RuleRegret]:
-    """Sum the regret of the tokens of several stories by rule, by descending regret.
+    """Sum the regret of several stories' tokens for each rule, and return the rules by descending regret.
 
     `logps` and `rows` hold the model's log probabilities and the ids of each story.
     """

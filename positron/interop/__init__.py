@@ -1,1 +1,1 @@
-"""Other people's formats: weights, configurations and tokenizers, written from a run and read into one."""
+"""Export a run to the formats of other programs, and import models from them: weights, configuration and tokenizer."""

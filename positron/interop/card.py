@@ -1,4 +1,4 @@
-"""The model card (README.md) of an exported folder: how the model was trained, how to use it, and its limits."""
+"""Write the model card (README.md) of an exported folder: how the model was trained, how to use it, and its limits."""
 
 from __future__ import annotations
 

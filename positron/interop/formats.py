@@ -1,4 +1,4 @@
-"""The formats to which a run can be exported, by the names that users type after `--to`."""
+"""Define the formats to which a run can be exported, by the names that users type after `--to`."""
 
 from __future__ import annotations
 

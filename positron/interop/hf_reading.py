@@ -1,7 +1,7 @@
 """Read config.json of a Hugging Face transformers model as a `GPTConfig`, with the rules for its tensors.
 
 Each key is either read or known to have no effect on what the model computes. Any other key stops the import: if it were
-ignored, the imported model could compute something else than the original.
+ignored, the imported model could compute different results than the original.
 """
 
 from __future__ import annotations

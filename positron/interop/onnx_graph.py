@@ -1,4 +1,4 @@
-"""The model in a form that can be traced as an ONNX graph, with the keys and values of earlier tokens as inputs and outputs.
+"""Define the model so that it can be traced as an ONNX graph, with keys and values of earlier tokens as inputs and outputs.
 
 `GPT` chooses among kernels by the length of its input and by whether gradients are needed. A trace would record only the
 choice for its example input; a sliding window longer than the example would be lost, for instance. This module uses the same

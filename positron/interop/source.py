@@ -1,4 +1,4 @@
-"""The model to export: the best weights of a run, with its architecture and tokenizer."""
+"""Load the model to export: the best weights of a run, its architecture and its tokenizer."""
 
 from __future__ import annotations
 

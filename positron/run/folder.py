@@ -95,7 +95,7 @@ class Run(RunPaths):
 
     @property
     def is_judged_by_answers(self) -> bool:
-        """Tell whether the validation of the run measures its answers, so that its best checkpoint is its result."""
+        """Tell whether validation measures the run's answers. If so, the best checkpoint is the result of the run."""
         return self.is_chat and self.kind == SFT
 
     @property

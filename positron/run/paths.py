@@ -58,7 +58,7 @@ class RunPaths:
 
     @property
     def reference_path(self) -> Path:
-        """Return the path of what preference tuning needs of its reference (see `training/objective/reference.py`)."""
+        """Return the path of the stored reference of preference tuning (see `training/objective/reference.py`)."""
         return self.folder / "reference.npz"
 
     @property

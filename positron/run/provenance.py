@@ -1,4 +1,4 @@
-"""Record in `provenance.json` what each start of a run depended on.
+"""Record in `provenance.json` the code, versions, hardware and settings of each start of a run.
 
 The record holds the commit and diff of Positron's checkout, versions, hardware, threads, seed and command. It never holds
 environment variables, the name of the machine or the name of its user. The list `environments` has each environment once;
@@ -26,10 +26,12 @@ from positron.run.paths import RunPaths
 from positron.system.errors import UserError
 from positron.system.paths import without_home
 
-MAX_DIFF_BYTES = 200_000  # recorded of the diff
-MAX_OUTPUT_BYTES = 10_000_000  # read from git; longer diffs with the same beginning get the same hash
-MAX_UNTRACKED_FILES = 100  # recorded by name
-QUERY_TIMEOUT_S = 5.0  # for all queries to git together
+MAX_DIFF_BYTES = 200_000  # maximum size of the recorded diff
+MAX_OUTPUT_BYTES = (
+    10_000_000  # maximum output that is read from git; longer diffs with the same beginning get the same hash
+)
+MAX_UNTRACKED_FILES = 100  # maximum number of untracked files whose names are recorded
+QUERY_TIMEOUT_S = 5.0  # maximum time of all queries to git together
 CHECKOUT = Path(__file__).parents[2]
 PACKAGES = ("positron", "torch", "lightning", "hydra-core", "numpy", "sentencepiece", "tiktoken", "datasets")
 

@@ -12,7 +12,7 @@ from positron.serving.models import Served
 from positron.serving.parameters import Call
 from positron.text.tokenizer import SPECIALS, StreamDecoder, Tokenizer
 
-LEAST_LOGPROB = -9999.0  # OpenAI's value for a probability of 0, whose logarithm JSON cannot express
+MIN_LOGPROB = -9999.0  # OpenAI's value for a probability of 0, whose logarithm JSON cannot express
 
 
 class _Vocabulary:
@@ -37,14 +37,14 @@ class _Vocabulary:
 
 
 class Answer:
-    """Write the objects of one request."""
+    """Build the JSON objects that answer one request."""
 
     def __init__(self, call: Call, served: Served, is_chat: bool) -> None:
         self.call, self.served, self.is_chat = call, served, is_chat
         self.vocabulary = _Vocabulary(served.tokenizer)
         kind = ("chatcmpl", "chat.completion") if is_chat else ("cmpl", "text_completion")
         self.id, self.object, self.created = f"{kind[0]}-{secrets.token_hex(12)}", kind[1], int(time.time())
-        self.offsets = [0] * len(call.requests)  # characters before the next token of each text
+        self.offsets = [0] * len(call.requests)  # for each text, the number of characters before its next token
         self.decoders = [StreamDecoder(served.tokenizer) for _ in call.requests]
 
     def whole(self, sessions: list[Session], pieces: list[list[Piece]]) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class Answer:
         return {**self._head(self.object), "choices": choices, "usage": self.usage(sessions)}
 
     def first_chunks(self) -> list[dict[str, Any]]:
-        """Return what a stream begins with: in a chat, who speaks."""
+        """Return the first chunks of a stream: in a chat, they name the role of the speaker."""
         if not self.is_chat:
             return []
         return [
@@ -70,7 +70,7 @@ class Answer:
         ]
 
     def chunk(self, i: int, session: Session, piece: Piece, is_first: bool) -> dict[str, Any] | None:
-        """Return the chunk for a piece of text i; None if there is nothing to say."""
+        """Return the chunk for a piece of text i, or None if the chunk would be empty."""
         prompt = self._prompt_logprobs(i, session) if is_first else []
         text = self.call.echoed[i] + piece.text if is_first else piece.text
         if not (text or piece.tokens or prompt or piece.finish):
@@ -109,7 +109,8 @@ class Answer:
     def _prompt_logprobs(self, i: int, session: Session) -> list[Token | int]:
         """Return the tokens of the prompt that the client sent, if it asked for their log-probabilities.
 
-        The first of them is an id alone, because nothing came before it, unless the server put a token before it.
+        The first one has only its id, without a probability, because no token precedes it. If the server put a token before
+        the prompt, the first one has a probability, too.
         """
         request = self.call.requests[i]
         if not request.scores_prompt:
@@ -132,7 +133,7 @@ class Answer:
     def _named(self, i: int, logprob: float) -> dict[str, Any]:
         return {
             "token": self.vocabulary.name(i),
-            "logprob": max(logprob, LEAST_LOGPROB),
+            "logprob": max(logprob, MIN_LOGPROB),
             "bytes": list(self.served.tokenizer.bytes_of(i)),
         }
 
@@ -150,10 +151,10 @@ class Answer:
                 logprobs.append(None)
                 likeliest.append(None)
             else:
-                logprobs.append(max(token.logprob, LEAST_LOGPROB))
+                logprobs.append(max(token.logprob, MIN_LOGPROB))
                 named: dict[str, float] = {}
                 for other, value in [*token.likeliest, (token.id, token.logprob)]:
-                    named.setdefault(self.vocabulary.name(other), max(value, LEAST_LOGPROB))  # names may occur twice
+                    named.setdefault(self.vocabulary.name(other), max(value, MIN_LOGPROB))  # names may occur twice
                 likeliest.append(named)
         return {
             "tokens": names,

@@ -1,4 +1,4 @@
-"""The web application: OpenAI's routes over the served models."""
+"""Build the web application: the routes of OpenAI's API for the served models."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from positron.system.exits import describe
 logger = logging.getLogger(__name__)
 
 MAX_BODY_BYTES = 2**20
-RETRY_SECONDS = 1  # until a refused client should try again
+RETRY_SECONDS = 1  # time after which a refused client should try again
 
 
 def create_app(
@@ -42,7 +42,8 @@ def create_app(
 ) -> ASGIApp:
     """Create the application.
 
-    `key`: what clients must send, except to the paths in `public` and to /health. `routes`: of pages beside the API.
+    `key`: the API key that requests must contain, except requests for /health and the paths in `public`. `routes`: routes of
+    pages, in addition to the API.
     """
 
     async def health(_: Request) -> Response:
@@ -164,18 +165,18 @@ class _Texts:
             ) from None
 
     def session(self, i: int) -> Session:
-        """Return the state of text i, of which a piece has arrived."""
+        """Return the state of text i. At least one piece of the text must have arrived."""
         session = self._jobs[i].session
         assert session is not None
         return session
 
     @property
     def sessions(self) -> list[Session]:
-        """Return the states of all texts, after their end."""
+        """Return the states of all texts. All texts must have ended."""
         return [self.session(i) for i in range(len(self._jobs))]
 
     async def pieces(self) -> AsyncIterator[tuple[int, Piece]]:
-        """Yield the pieces of all texts as they arrive, each with the number of its text; raises the error of a text."""
+        """Yield (index of the text, piece) for each piece when it arrives. Raises the error of a text that failed."""
         open_texts = len(self._jobs)
         while open_texts:
             i, piece = await self._arrived.get()
@@ -184,11 +185,11 @@ class _Texts:
             open_texts -= piece.finish is not None
             yield i, piece
             self._worker.taken(self._jobs[i])
-            if not self._arrived.empty():  # get() would not wait
-                await asyncio.sleep(0)  # otherwise a lost client would be noted only after the last piece
+            if not self._arrived.empty():  # get() would return at once
+                await asyncio.sleep(0)  # let the server notice now, and not after the last piece, if the client is gone
 
     async def all_pieces(self) -> list[list[Piece]]:
-        """Return the pieces of each text, after all have ended."""
+        """Wait until all texts have ended, and return the pieces of each."""
         pieces: list[list[Piece]] = [[] for _ in self._jobs]
         async for i, piece in self.pieces():
             pieces[i].append(piece)
@@ -201,7 +202,7 @@ class _Texts:
 
 
 class _EventStream(StreamingResponse):
-    """Send server-sent events; when the client is gone, or has everything, the texts end."""
+    """Send server-sent events. At the end, or when the client is gone, cancel the texts that are still generated."""
 
     media_type = "text/event-stream"
 
@@ -240,7 +241,7 @@ def _event(value: dict[str, Any]) -> str:
 
 
 def _described_error(error: BaseException) -> ApiError:
-    """Return the error to send for one of generation; what the user cannot fix is logged."""
+    """Convert an error of generation to the error that the client gets. Log it if the user cannot fix it."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, UserError):
@@ -264,7 +265,7 @@ async def _http_error(request: Request, error: HTTPException) -> Response:
 
 
 async def _gone(_: Request, __: ClientDisconnect) -> Response:
-    return Response(status_code=499)  # is not sent: nobody is there
+    return Response(status_code=499)  # not sent, because the client is gone
 
 
 async def _failure(request: Request, error: Exception) -> Response:

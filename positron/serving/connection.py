@@ -1,6 +1,6 @@
-"""Connections with limits, on top of uvicorn: their number, the size of a head, and time to send or to read.
+"""Limit the connections of uvicorn: their number, the size of a request's head, and the time to send or read data.
 
-uvicorn limits the time between two requests, but neither that of a request nor that of a reader who does not read.
+uvicorn limits the time between two requests. It does not limit the time in which a client sends a request or reads an answer.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from positron.system.errors import UserError
 
 MAX_CONNECTIONS = 128
 MAX_HEAD_BYTES = 16 * 1024
-RECEIVE_SECONDS = 10.0  # from the beginning of a connection or request until its last byte has arrived
-SEND_SECONDS = 30.0  # longest time in which a client may read nothing of an answer that waits for it
-IDLE_SECONDS = 5  # between two requests
-SHUTDOWN_SECONDS = 1.0  # longest time to wait for what is being answered when the server stops
+RECEIVE_SECONDS = 10.0  # maximum time from the beginning of a connection or request to its last byte
+SEND_SECONDS = 30.0  # maximum time without reading while an answer waits for the client
+IDLE_SECONDS = 5  # maximum time between two requests of a connection
+SHUTDOWN_SECONDS = 1.0  # maximum time to wait for unfinished answers when the server stops
 
-_END_OF_HEAD = re.compile(rb"\n\r?\n")  # as h11 finds it
+_END_OF_HEAD = re.compile(rb"\n\r?\n")  # the same definition as in h11
 _BUSY = b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\nRetry-After: 1\r\nConnection: close\r\n\r\n"
 _LATE = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class LimitedConnection(H11Protocol):
-    """Close a connection that is one too many, that sends its request too slowly, or that does not read its answer."""
+    """Close a connection if there are too many, if it sends a request too slowly, or if it does not read the answer."""
 
     _receiving: asyncio.TimerHandle | None = None
     _sending: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Count the connection and expect its first request."""
+        """Refuse the connection if there are too many; otherwise limit the time for its first request."""
         super().connection_made(transport)
         if len(self.connections) > MAX_CONNECTIONS:
             transport.write(_BUSY)
@@ -48,9 +48,9 @@ class LimitedConnection(H11Protocol):
             self._expect_request()
 
     def handle_events(self) -> None:
-        """Start the time for a request when it begins to arrive, and stop it when it is complete; refuse a long head.
+        """Start the timer of a request when its first byte arrives, and stop it after the last; refuse a long head.
 
-        h11 compares only an incomplete head with its limit, so a head that arrives in one read would pass.
+        h11 applies its limit only to incomplete heads, so it would accept a long head that arrives in one read.
         """
         if self.conn.their_state is h11.IDLE and _is_head_too_long(self.conn.trailing_data[0]):
             self.send_400_response(f"the head of this request is longer than {MAX_HEAD_BYTES} bytes")
@@ -73,17 +73,17 @@ class LimitedConnection(H11Protocol):
         self.transport.close()
 
     def pause_writing(self) -> None:
-        """Stop writing until the client has read, for a limited time."""
+        """Stop writing until the client has read, and close the connection if this takes too long."""
         super().pause_writing()
         self._sending = self.loop.call_later(SEND_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
-        """Write again."""
+        """Continue writing and stop the timer."""
         super().resume_writing()
         _stop(self._sending)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forget the connection."""
+        """Stop the timers of the connection."""
         _stop(self._receiving)
         _stop(self._sending)
         super().connection_lost(exc)
@@ -99,7 +99,7 @@ def _stop(timer: asyncio.TimerHandle | None) -> None:
 
 
 class Server(uvicorn.Server):
-    """Run an application on a socket, and stop at once when asked to, whatever is being answered."""
+    """Run an application on a socket, and stop at once when asked to, even if answers are unfinished."""
 
     def __init__(self, app: ASGIApp, listener: socket.socket) -> None:
         self.listener = listener

@@ -1,4 +1,4 @@
-"""Errors of the API, in OpenAI's format."""
+"""Define the errors of the API, in OpenAI's format."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ ErrorType = Literal["invalid_request_error", "server_error"]
 
 
 class ApiError(Exception):
-    """Report a request that is refused or failed; `parameter` names what is wrong with it."""
+    """Report a request that was refused or failed; `parameter` is the name of its wrong parameter."""
 
     def __init__(
         self,

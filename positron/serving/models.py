@@ -1,4 +1,4 @@
-"""The models that a server serves."""
+"""Load the models that a server serves, and keep them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from positron.system.errors import UserError
 from positron.system.file_cache import FileCache
 from positron.text.tokenizer import Tokenizer
 
-MAX_SLOTS = 32  # texts that are written at the same time
-MAX_CACHE_BYTES = 2**30  # of all slots of a model; an unused slot takes no memory
-MAX_WAITING = 128  # texts that wait for a slot
-MAX_DESCRIBED = 4096  # runs of a folder whose description is remembered, about 1 kB each
-MAX_ON_DEMAND = 3  # models of a folder that are loaded at the same time
+MAX_SLOTS = 32  # number of texts that a model generates at the same time
+MAX_CACHE_BYTES = 2**30  # memory for the caches of all slots of a model; an unused slot takes no memory
+MAX_WAITING = 128  # number of texts that wait for a slot
+MAX_DESCRIBED = 4096  # number of runs whose description is kept in memory, about 1 kB each
+MAX_ON_DEMAND = 3  # number of models that are loaded on demand and in memory at the same time
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Served:
 
 
 def slots_of(writer: Writer) -> int:
-    """Return the number of texts to write at the same time: as many as the memory for their caches allows."""
+    """Return how many texts may be generated at the same time, so that their caches fit MAX_CACHE_BYTES."""
     decoder = writer.engine().decoder
     config = writer.model.config
     numbers = 2 * config.n_layer * config.kv_heads * config.d_head * config.context_length
@@ -52,7 +52,7 @@ def slots_of(writer: Writer) -> int:
 
 
 def serve_run(run: Run, weights: str = "fp32", name: str | None = None) -> Served:
-    """Load a run and start its worker; `name`: by default that of its folder. Raises UserError if it cannot be loaded."""
+    """Load a run and start its worker. `name`: default is the folder's name. Raises UserError if the run cannot be loaded."""
     model, tokenizer, path = load_model(run)
     writer = Writer(model, tokenizer, weights=weights)
     worker = Worker(Sessions(writer.engine(), slots_of(writer)), MAX_WAITING)
@@ -63,19 +63,19 @@ def serve_run(run: Run, weights: str = "fp32", name: str | None = None) -> Serve
 
 
 class Models:
-    """Hold the models of a server: some are loaded from the start, the runs of a folder when they are first used.
+    """Hold the models of a server: those loaded at the start, and the runs of a folder, which are loaded when first used.
 
-    Threads may share an object.
+    Several threads may use an object at the same time.
     """
 
     def __init__(self, loaded: Sequence[Served] = (), runs: Callable[[], dict[str, Run]] = dict) -> None:
-        """Take the loaded models, whose first answers requests that name none, and a function that finds runs by name.
+        """Store the loaded models, and `runs`, a function that returns all available runs by name.
 
-        The runs of the loaded models may be among those that `runs` finds, under the same names.
+        The first loaded model answers requests that name no model. `runs` may also return the runs of the loaded models.
         """
         self._fixed = {model.name: model for model in loaded}
         self.runs = runs
-        self._on_demand: dict[str, Served] = {}  # the one used last is last
+        self._on_demand: dict[str, Served] = {}  # in the order of their last use
         self._guard = threading.Lock()
         self._described: FileCache[dict[str, Any]] = FileCache(MAX_DESCRIBED)
 
@@ -85,14 +85,14 @@ class Models:
         return [*self._fixed.values(), *self._on_demand.values()]
 
     def describe(self) -> list[dict[str, Any]]:
-        """Return the object of each model: OpenAI's fields, vLLM's for the longest text that it reads, and ours."""
+        """Return the description of each model: OpenAI's fields, vLLM's field for the context length, and Positron's own."""
         described = {
             name: _object(name, model.created, model.context, model.chats) for name, model in self._fixed.items()
         }
         for name, run in self.runs().items():
             if name not in described:
                 files = (run.config_path, run.chat_path)
-                with contextlib.suppress(UserError, OSError, KeyError):  # a run that cannot be read is not offered
+                with contextlib.suppress(UserError, OSError, KeyError):  # a run that cannot be read is left out
                     described[name] = self._described.get(files, functools.partial(_run_object, name, run))
         return list(described.values())
 
@@ -123,7 +123,7 @@ class Models:
             return self._on_demand[name]
 
     def _make_room(self) -> None:
-        """Close the model that was not used for the longest time, if as many as allowed are loaded."""
+        """Close the least recently used model if MAX_ON_DEMAND models are loaded."""
         if len(self._on_demand) < MAX_ON_DEMAND:
             return
         idle = next((name for name, model in self._on_demand.items() if model.worker.load == (0, 0)), None)

@@ -1,4 +1,4 @@
-"""The pages of the web application and their files: the tab Chat here, the other tabs in their own packages."""
+"""Define the page of the tab Chat, and the files that all pages share. The other tabs are in their own packages."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from positron.inference.sampling import PRESETS
 from positron.serving.security import PAGE_POLICY
 
 _HERE = Path(__file__).parent
-_OF_THE_API = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # the settings that the page shows
+_OF_THE_API = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")  # settings that the page can change
 
 for _kind, _suffix in (("text/javascript", ".js"), ("text/css", ".css"), ("application/wasm", ".wasm")):
     mimetypes.add_type(_kind, _suffix)  # Windows may have other entries, with which a browser refuses the file
 
 
 def page(template: Path) -> Callable[[Request], Response]:
-    """Return the endpoint of a page: a template that extends `page.html.jinja`, with scripts and styles of this server."""
+    """Return the endpoint of a page. `template`: a file that extends `page.html.jinja`."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([template.parent, _HERE]),
         autoescape=True,
@@ -41,7 +41,7 @@ def page(template: Path) -> Callable[[Request], Response]:
 
 
 def routes() -> list[BaseRoute]:
-    """Return the routes of the tab Chat, and of the files that all tabs share: the last ones, because others are below it."""
+    """Return the routes of the tab Chat and of the shared files. They must come last, because they match all of /static."""
 
     def presets(_: Request) -> Response:
         values = {name: dataclasses.asdict(sampling) for name, sampling in PRESETS.items()}

@@ -18,13 +18,13 @@ from positron.text import conversation
 from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT
 
-MAX_TEXTS = 64  # of one request: prompts times n
+MAX_TEXTS = 64  # number of texts of one request: prompts times n
 MAX_NEW_TOKENS = 32_768
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
 
-# They change nothing here: who asks, how it is billed, stored or cached, and how tools would be called if there were any.
+# These parameters are ignored. They concern the user, billing, storage and caching, and tools, which this server does not have.
 _IGNORED = {
     "user",
     "metadata",
@@ -35,7 +35,7 @@ _IGNORED = {
     "prompt_cache_retention",
     "parallel_tool_calls",
 }
-# Parameters that change the result and that this server does not have, with the values that ask for nothing.
+# Parameters that this server does not implement, and the values that it accepts because they have no effect.
 _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
     "tools": (None, []),
     "tool_choice": (None, "none", "auto"),
@@ -58,25 +58,25 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """Hold a request of the API: one text for each prompt and each of 0 to n - 1, in this order."""
+    """Hold a request of the API: n texts for the first prompt, then n texts for the second one, and so on."""
 
     requests: list[Request]
     prompt_tokens: int
-    echoed: list[str]  # for each text, the prompt to repeat before it, or ""
-    hidden: int  # tokens at the beginning of each prompt that the client did not send
+    echoed: list[str]  # for each text, the prompt that is repeated before it, or ""
+    hidden: int  # number of tokens that the server put before each prompt
     stream: bool
     include_usage: bool
-    dropped: int = 0  # oldest turns of the conversation that the model does not read
+    dropped: int = 0  # number of oldest turns of the conversation that did not fit the context
 
 
 class _Body:
-    """Return the parameters of a request one by one, and refuse those that nobody reads."""
+    """Return the parameters of a request one by one, and refuse those that this server does not know."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values, self.known = values, {"model", *_IGNORED, *_WITHOUT_EFFECT}
 
     def take(self, name: str, read: Callable[[Any], Any], default: Any = None) -> Any:
-        """Return a parameter as `read` converts it; `default` if it is missing or null."""
+        """Return a parameter, converted by `read`, or `default` if it is missing or null."""
         self.known.add(name)
         value = self.values.get(name)
         if value is None:
@@ -85,7 +85,7 @@ class _Body:
         return with_name(value)
 
     def refuse_others(self) -> None:
-        """Raise ApiError for a parameter that this server does not have."""
+        """Raise ApiError for a parameter that this server does not know or does not implement."""
         for name, allowed in _WITHOUT_EFFECT.items():
             if name in self.values and self.values[name] not in allowed:
                 raise ApiError(
@@ -157,7 +157,7 @@ def _stream_options(value: Any) -> bool:
 
 
 def _truncation(value: Any) -> bool:
-    """Tell whether the oldest turns of a conversation that is too long are dropped; the values are OpenAI's."""
+    """Tell whether the oldest turns are dropped if a conversation is too long; the values are OpenAI's."""
     if value not in ("auto", "disabled"):
         raise UserError(f"truncation must be auto or disabled, not {shown(value)}")
     return bool(value == "auto")
@@ -181,7 +181,7 @@ def _messages(value: Any) -> list[Message]:
 
 
 def _content(what: str, value: Any) -> str:
-    """Return the text of a message, which may come in several parts."""
+    """Return the text of a message, whose content is a text or a list of parts."""
     if not isinstance(value, list):
         return text_of(what, value)
     for part in value:

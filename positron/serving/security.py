@@ -1,8 +1,8 @@
-"""Decide which requests are answered: those of this machine, or those that know the key.
+"""Refuse requests that may come from other sites, or that lack the API key.
 
-A page of another site that is open in a browser on this machine could otherwise use the server: by a name of its own that
-resolves to 127.0.0.1 (DNS rebinding; the Host header then holds that name), or by a plain request across sites (the Origin
-header then holds the other site).
+Without these checks, a page of another site in a browser on this machine could use the server. There are two ways: a host name
+that resolves to 127.0.0.1 (DNS rebinding; the Host header then contains this name), and a request across sites (the Origin
+header then names the other site).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
 }
-# A page loads nothing from other hosts and runs no script but this server's files.
+# A page may load nothing from other hosts, and may run only scripts that are files of this server.
 PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; base-uri 'none'; "
     "form-action 'none'; frame-ancestors 'none'"
@@ -39,13 +39,13 @@ class Guard:
     """Check Host, Origin and key of every request before the application sees it, and add headers to every answer."""
 
     def __init__(self, app: ASGIApp, key: str | None, public: frozenset[str]) -> None:
-        """`key`: what clients must send; with it, this machine's other addresses may be used. `public`: paths without it."""
+        """Store the API key and the `public` paths, which need no key. With a key, all addresses of the machine are allowed."""
         self.app, self.key, self.public = app, key, public
         own = socket.gethostname().lower()
         self.names = {*LOOPBACK, *((own, f"{own}.local") if key else ())}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request with an error, or pass it on."""
+        """Answer a refused request with an error, and pass every other request to the application."""
         if scope["type"] != "http":
             raise RuntimeError(f"this server does not speak {scope['type']}")
 
@@ -60,7 +60,7 @@ class Guard:
         if error is None:
             await self.app(scope, receive, send_with_headers)
         else:
-            headers = {"Connection": "close", **error.headers}  # the body, if there is one, is not read
+            headers = {"Connection": "close", **error.headers}  # because the body of the request is not read
             await JSONResponse(error.body(), error.status, headers)(scope, receive, send_with_headers)
 
     def _refusal(self, scope: Scope) -> ApiError | None:
@@ -94,7 +94,7 @@ class Guard:
 
 
 def _is_address(host: str) -> bool:
-    """Tell whether a host is a number: no other site's name, so that nothing was rebound."""
+    """Tell whether a host is an IP address. Only host names can be used for DNS rebinding."""
     try:
         ipaddress.ip_address(host.strip("[]"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""A thread that generates the texts of one model, with a bounded queue in front of its batch."""
+"""Generate the texts of one model in a thread. Texts that do not fit the batch wait in a queue of limited length."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from positron.inference.sessions import Piece, Request, Session, Sessions
 
-MAX_UNREAD = 64  # pieces that a reader may be behind before its text waits for it
+MAX_UNREAD = 64  # with this number of unread pieces, a text waits for its reader
 
 
 class QueueFull(Exception):
@@ -20,23 +20,23 @@ class Job:
 
     def __init__(self, request: Request, deliver: Callable[[Piece | Exception], None]) -> None:
         self.request, self.deliver = request, deliver
-        self.session: Session | None = None  # from the time when the prompt was read
-        self.unread = 0  # pieces that were delivered and not yet taken
+        self.session: Session | None = None  # None until the prompt has been read
+        self.unread = 0  # number of pieces that were delivered and not yet taken
         self.is_cancelled = False
 
 
 class Worker:
     """Generate the texts of one model in a thread of its own.
 
-    `deliver` of a job is called in that thread, with pieces and, if the text fails, with the error as the last one. The reader
-    calls `taken` for each of them.
+    This thread calls `deliver` of a job with each piece of its text or, if the text fails, with the error. The reader of the
+    pieces calls `taken` for each of them.
     """
 
     def __init__(self, sessions: Sessions, max_waiting: int) -> None:
         self.sessions, self.max_waiting = sessions, max_waiting
         self._waiting: deque[Job] = deque()
         self._running: dict[Session, Job] = {}
-        self._changed = threading.Condition()  # guards the two above, and the jobs' `unread` and `is_cancelled`
+        self._changed = threading.Condition()  # guards _waiting, _running, and the jobs' `unread` and `is_cancelled`
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="positron-worker")
         self._thread.start()
@@ -48,12 +48,12 @@ class Worker:
 
     @property
     def load(self) -> tuple[int, int]:
-        """Return the number of texts that are being written, and of those that wait."""
+        """Return the number of texts that are being generated, and the number of waiting texts."""
         with self._changed:
             return len(self._running), len(self._waiting)
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue all of these jobs; raises QueueFull, and queues none, if they do not all fit."""
+        """Queue all jobs, or none: raises QueueFull if the queue has no space for all of them."""
         if not self.is_alive:
             raise RuntimeError("the thread that generates texts has ended: restart the server")
         with self._changed:
@@ -63,7 +63,7 @@ class Worker:
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """End a job: its row is free before the next step. Does nothing if it has ended."""
+        """End a job and free its row before the next step. Do nothing if the job has ended."""
         with self._changed:
             job.is_cancelled = True
             if job in self._waiting:
@@ -71,7 +71,7 @@ class Worker:
             self._changed.notify()
 
     def taken(self, job: Job) -> None:
-        """Note that the reader has taken a piece."""
+        """Record that the reader has taken a piece."""
         with self._changed:
             job.unread -= 1
             if job.unread == MAX_UNREAD - 1:
@@ -95,7 +95,7 @@ class Worker:
                     del self._running[job.session]
                     self.sessions.leave(job.session)
                 joining = self._waiting.popleft() if self._can_join() else None
-            if joining:  # one prompt between two steps, so that the other texts do not wait for many
+            if joining:  # at most one prompt is read between two steps, so that the other texts do not wait long
                 self._join(joining)
             with self._changed:
                 ready = [session for session, job in self._running.items() if job.unread < MAX_UNREAD]

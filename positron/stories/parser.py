@@ -130,5 +130,5 @@ def follows(text: str, request: Request) -> bool:
 
 
 def fulfils(text: str, request: Request) -> bool:
-    """Tell whether the text is a story of the grammar, without any inconsistency, that tells what was requested."""
+    """Tell whether the text is a story of the grammar, without any inconsistency, that fulfils the request."""
     return any(story.request == request for story in parse(text))

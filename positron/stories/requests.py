@@ -44,7 +44,7 @@ def ask(request: Request, seed: int, index: int) -> str:
 
 
 def read_request(text: str) -> Request | None:
-    """Return the request that `ask` put into these words, or None if they are the words of no request."""
+    """Return the request from which `ask` made this text, or None if `ask` cannot have made it."""
     for phrasing in _phrasings():
         if match := phrasing.fullmatch(text):
             wanted = _meanings().get(match["what"])

@@ -1,4 +1,4 @@
-"""Remember what was computed from files until one of them changes."""
+"""Cache values that are computed from files, until one of the files changes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class FileCache(Generic[T]):
-    """Hold the `most` values that were used last. Several threads may use an object at the same time."""
+    """Hold the `most` most recently used values. Several threads may use an object at the same time."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -20,10 +20,10 @@ class FileCache(Generic[T]):
         self._guard = threading.Lock()
 
     def get(self, files: tuple[Path, ...], compute: Callable[[], T]) -> T:
-        """Return what `compute` returned when it last read these files, or call it if one of them has changed since.
+        """Return the cached result of `compute` for these files, or call `compute` if one of the files has changed.
 
-        A file has changed if its time of change, its size or its inode number is another one, or if it appeared or
-        disappeared. An exception of `compute` is not remembered.
+        A file counts as changed if its modification time, size or inode number differs, or if it was created or deleted.
+        An exception of `compute` is not cached.
         """
         identities = [_identity(path) for path in files]
         with self._guard:

@@ -16,7 +16,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 ROLES = ("system", "user", "assistant")
 MARKERS = tuple(f"<|{role}|>" for role in ROLES)
 END = "<|end|>"
-ANSWER_TOKENS = 256  # most tokens to reserve for an answer without a limit: the longest built-in story has 251
+ANSWER_TOKENS = 256  # maximum tokens to reserve for an answer without a limit; the longest built-in story has 251
 TEMPLATE = {"version": 1, "begin": END_OF_TEXT, "markers": list(MARKERS), "end": END}
 
 
@@ -30,7 +30,7 @@ class Message:
 
 
 def encode(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int], list[bool]]:
-    """Return the token ids of a conversation, and for each id whether the loss counts it; empty answers are not counted."""
+    """Return the token ids of a conversation, and for each id whether it is a target; empty answers have no targets."""
     ids, scored = [tokenizer.special_id(END_OF_TEXT)], [False]
     for message in messages:
         text = [*tokenizer.encode(message.content), tokenizer.special_id(END)]

@@ -1,1 +1,1 @@
-"""From batches to a trained model: optimizer, schedule, device, checkpoints, and the callbacks that watch."""
+"""Train a model on batches: optimizer, schedule, device, checkpoints, and the callbacks of the training loop."""

@@ -169,7 +169,7 @@ class TrainingModule(L.LightningModule):
             optimizer.zero_grad(set_to_none=True)
 
     def validation_step(self, batch: Part, batch_idx: int) -> Tensor:
-        """Return a tensor (3,): the nats, bytes and number of the targets of a micro-batch, each summed."""
+        """Return a tensor (3,): the sum of the losses in nats, the bytes, and the number of a micro-batch's targets."""
         return self.objective.score(self.model, batch, self.token_bytes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

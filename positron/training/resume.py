@@ -1,4 +1,4 @@
-"""Decide where a run starts: at step 0, from its own newest checkpoint, or from another run. Refuse starts that lose work.
+"""Decide where a run starts: at step 0, from its newest checkpoint, or from another run. Refuse a start that would lose work.
 
 Giving the same command again continues a run (invariant 2 of docs/ARCHITECTURE.md).
 """

@@ -19,7 +19,7 @@ TIMING_SECONDS = 0.6  # seconds for which the two precisions are compared
 
 
 class MatmulPeak:
-    """Keep the peak rate of matrix products, in FLOP/s of all devices of a run together, which no training step can exceed.
+    """Measure and keep the peak rate of matrix products, in FLOP/s of all devices of a run; no training step can exceed it.
 
     Another program may slow down a measurement. Therefore `look` measures again for 0.05 s, and the best rate is kept.
     """

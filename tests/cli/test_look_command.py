@@ -69,7 +69,7 @@ def test_the_look_command_and_its_mistakes(tmp_path, run_command):
         (("tiny", "--step", "3"), "has no weights of step 3"),
         (("tiny", "--html", "x.html", "--json"), "leave --json out"),
         (("tiny", "--ablate", "x"), "'x' does not name a part of the model"),
-        (("tiny", "a" * 80), "the prompt has 80 tokens and may have 79"),
+        (("tiny", "a" * 80), "the prompt has 80 tokens and may have at most 79"),
         (("nowhere",), "no run nowhere"),
     ):
         refused = run_command("look", *arguments)

@@ -192,7 +192,7 @@ def test_only_the_attention_of_the_layers_asked_for_is_returned():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prompt": "a" * 24}, "the prompt has 24 tokens and may have 23"),
+        ({"prompt": "a" * 24}, "the prompt has 24 tokens and may have at most 23"),
         ({"ablations": [{"layer": 2, "part": 0}]}, "layer 2 does not exist: the model has the layers 0 to 1"),
         ({"ablations": [{"layer": 0, "part": 4}]}, "head 4 does not exist: each layer has the heads 0 to 3"),
         ({"attention": [-1]}, "layer -1 does not exist"),
@@ -207,7 +207,7 @@ def test_what_does_not_exist_is_refused(options, message):
 
 def test_a_long_prompt_is_refused_even_if_the_context_is_longer():
     model = random_model(config_of(context_length=MAX_TOKENS + 8))
-    with pytest.raises(UserError, match=f"may have {MAX_TOKENS - 1}"):
+    with pytest.raises(UserError, match=f"may have at most {MAX_TOKENS - 1}"):
         look(model, TOKENIZER, "a" * MAX_TOKENS)
 
 

@@ -63,8 +63,8 @@ def test_the_other_routes_answer_what_the_subject_says(client, subject):
     ("changes", "message"),
     [
         ({"prompt": None}, "prompt must be a text"),
-        ({"prompt": "a" * 64}, "the prompt has 64 tokens and may have 63"),
-        ({"prompt": "a" * (MAX_PROMPT + 1)}, "characters and may have"),
+        ({"prompt": "a" * 64}, "the prompt has 64 tokens and may have at most 63"),
+        ({"prompt": "a" * (MAX_PROMPT + 1)}, "characters and may have at most"),
         ({"prompt": "\ud800"}, "lone surrogate"),
         ({"step": 3}, "has no weights of step 3"),
         ({"step": True}, "step must be a whole number"),

@@ -40,7 +40,7 @@ def test_each_kept_step_is_looked_at_with_its_own_weights(kept_run, subject):
         own = look(load_kept_model(kept_run, kept), subject.tokenizer, PROMPT, run="tiny", step=kept.step)
         assert subject.look(PROMPT, step=kept.step)["tokens"] == own["tokens"]
     assert len(subject._earlier) <= KEPT_MODELS
-    with pytest.raises(UserError, match=r"has no weights of step 7: it has those of 0, 1, 6, 40"):
+    with pytest.raises(UserError, match=r"has no weights of step 7: choose one of the steps 0, 1, 6, 40"):
         subject.look(PROMPT, step=7)
 
 
@@ -79,7 +79,7 @@ def test_a_run_that_chats_reads_the_tokens_of_its_template(chat_run):
     assert [candidate["p"] for candidate in data["next"][-1]["top"]] == pytest.approx(
         model.topk(10).values.tolist(), 1e-4
     )
-    with pytest.raises(UserError, match="the prompt has 61 tokens and may have 60"):
+    with pytest.raises(UserError, match="the prompt has 61 tokens and may have at most 60"):
         subject.look("a" * 61)
 
 

@@ -249,7 +249,7 @@ BAD_FILES = [
     (a_file(conversation__turns__0__answers__talker__shown=1), "answers.talker.shown must be the number of a variant"),
     (a_file(**{f"{VARIANT}__tokens": [["b", None, []]]}), "variants[0].tokens[0][1] must be a number of at most 0"),
     (a_file(**{f"{VARIANT}__text": {"toString": 1}}), "variants[0].text must be a text"),
-    (b"x" * (32 * 2**20 + 1), "it has 33554433 bytes and may have 33554432"),
+    (b"x" * (32 * 2**20 + 1), "it has 33554433 bytes and may have at most 33554432"),
 ]
 
 

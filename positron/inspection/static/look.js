@@ -43,7 +43,7 @@ export function promptIds(model, tokenizer, prompt, chats) {
   const ids = tokenizer.prompt(prompt, chats), limit = Math.min(MAX_TOKENS, model.config.context_length);
   if (ids.length > limit) {
     const around = tokenizer.prompt("", chats).length;
-    throw new Error(`The prompt has ${ids.length - around} tokens and may have ${limit - around}: give a shorter prompt.`);
+    throw new Error(`The prompt has ${ids.length - around} tokens and may have at most ${limit - around}: give a shorter prompt.`);
   }
   return ids;
 }

@@ -45,7 +45,9 @@ class Divergence(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: object) -> None:  # type: ignore[override]
         """Check the step. Raises Diverged if the training has diverged."""
         step, metrics, is_last = trainer.global_step, module.metrics, self.is_last(trainer)
-        if module.device.type == "cpu" or step % 10 == 0 or trainer.should_stop:  # it waits for the device
+        if (
+            module.device.type == "cpu" or step % 10 == 0 or trainer.should_stop
+        ):  # reading the values waits for the device
             streak = int(module.bad_in_a_row)
             if _any_rank(trainer, streak >= (1 if is_last else module.max_bad_steps)):
                 steps = "1 step" if streak == 1 else f"{streak} steps in a row"

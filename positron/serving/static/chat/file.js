@@ -9,7 +9,7 @@ export const written = (conversation) => JSON.stringify({ version: VERSION, conv
 
 // Read the conversation of a file that anybody may have written, under a new id; an error says what is wrong.
 export async function read(file) {
-  if (file.size > MOST_BYTES) throw new Error(`it has ${file.size} bytes and may have ${MOST_BYTES}`);
+  if (file.size > MOST_BYTES) throw new Error(`it has ${file.size} bytes and may have at most ${MOST_BYTES}`);
   let content;
   try {
     content = JSON.parse(await file.text());
