@@ -1,7 +1,8 @@
-"""Compare runs on the same text: loss, curves and samples.
+"""Compare runs on the same text: loss, curves and samples; or two variants by pairs of runs with the same seeds.
 
 python -m positron.compare outputs/small outputs/large
 python -m positron.compare --csv > runs.csv
+python -m positron.compare --paired outputs/sweeps/grid:optimizer.lr=1e-3 outputs/sweeps/grid:optimizer.lr=3e-3
 """
 
 from __future__ import annotations
@@ -30,7 +31,20 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "runs",
         nargs="*",
-        help="runs: their folders, their names below outputs/, or a folder that contains runs (default: all runs in outputs/)",
+        help="runs: their folders, their names below outputs/, or a folder that contains runs (default: all runs in outputs/); "
+        "with --paired also FOLDER:KEY=VALUE, the runs of a folder that have this value",
+    )
+    parser.add_argument(
+        "--paired",
+        action="store_true",
+        help="compare two variants A and B, or the two in one folder, by pairs of runs with the same seed: mean difference in "
+        "bits per byte, intervals over seeds and documents, p-values, further seeds needed",
+    )
+    parser.add_argument(
+        "--differ-in",
+        metavar="KEYS",
+        help="with --paired: the settings (or groups, such as optimizer), separated by commas, in which the runs of a pair may "
+        "differ (default: one setting that leaves the data order unchanged)",
     )
     parser.add_argument("--text", metavar="FILE", help="score this text (default: the validation text of the runs)")
     parser.add_argument(
@@ -51,7 +65,12 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="random seed of the continuations (default %(default)s)")
     output_format = parser.add_mutually_exclusive_group()
     output_format.add_argument("--csv", action="store_true", help="print the table as CSV")
-    output_format.add_argument("--json", action="store_true", help="print the table as JSON")
+    output_format.add_argument("--json", action="store_true", help="print the table, or the comparison, as JSON")
+    output_format.add_argument(
+        "--log-row",
+        action="store_true",
+        help="with --paired: print a file for docs/results/, from which scripts/render_log.py renders a table of docs/LOG.md",
+    )
     parser.add_argument(
         "--png",
         metavar="FILE",
@@ -66,33 +85,70 @@ def main() -> None:
         options = arguments().parse_args()
         if options.limit < 0 or options.max_tokens < 1:
             raise UserError("--limit must be at least 0 bytes, and --max-tokens at least 1")
+        if options.paired:
+            _compare_pairs(options)
+            return
+        if options.differ_in is not None or options.log_row:
+            raise UserError("--differ-in and --log-row describe a comparison of pairs: add --paired")
         prompt, seed = argument(options.prompt, "--prompt"), seed_of(options.seed)
         say_loading(", ".join(options.runs) or "all runs in outputs/")
-        from positron.evaluation import comparison
-        from positron.evaluation.run_plots import comparison_picture
-        from positron.run.folder import OUTPUTS, Run
-        from positron.system.disk import make_folder, whole_file
+        _compare_runs(options, prompt, seed)
 
-        runs = comparison.find_runs(options.runs, OUTPUTS)
-        if not options.runs:
-            logger.info(
-                f"no run was named: comparing all runs in outputs/: {', '.join(run.folder.name for run in runs)}"
-            )
-        runs, texts = comparison.common_text(runs, options.text, options.limit)
-        rows = comparison.compare(runs, texts, prompt, options.max_tokens, seed)
-        if options.csv:
-            print(comparison.as_csv(rows))
-        elif options.json:
-            print(comparison.as_json(rows))
-        else:
-            print("\n" + comparison.as_table(rows) + "\n")
-            width = shutil.get_terminal_size().columns
-            print(side_by_side([(printable(row.run), printable(row.sample)) for row in rows], width) + "\n")
-        path = Path(options.png) if options.png else make_folder(OUTPUTS) / "compare.png"
-        bars = [(row.run, row.bpb, row.interval or 0.0) for row in rows]
-        with whole_file(path) as file:
-            file.write(comparison_picture(comparison.curves([Run(Path(row.run)) for row in rows]), bars))
-        logger.info(f"wrote the picture {path}")
+
+def _compare_runs(options: argparse.Namespace, prompt: str, seed: int) -> None:
+    from positron.evaluation import comparison
+    from positron.evaluation.run_plots import comparison_picture
+    from positron.run.folder import OUTPUTS, Run
+    from positron.system.disk import make_folder, whole_file
+
+    runs = comparison.find_runs(options.runs, OUTPUTS)
+    if not options.runs:
+        logger.info(f"no run was named: comparing all runs in outputs/: {', '.join(run.folder.name for run in runs)}")
+    runs, texts = comparison.common_text(runs, options.text, options.limit)
+    rows = comparison.compare(runs, texts, prompt, options.max_tokens, seed)
+    if options.csv:
+        print(comparison.as_csv(rows))
+    elif options.json:
+        print(comparison.as_json(rows))
+    else:
+        print("\n" + comparison.as_table(rows) + "\n")
+        width = shutil.get_terminal_size().columns
+        print(side_by_side([(printable(row.run), printable(row.sample)) for row in rows], width) + "\n")
+    path = Path(options.png) if options.png else make_folder(OUTPUTS) / "compare.png"
+    bars = [(row.run, row.bpb, row.interval or 0.0) for row in rows]
+    with whole_file(path) as file:
+        file.write(comparison_picture(comparison.curves([Run(Path(row.run)) for row in rows]), bars))
+    logger.info(f"wrote the picture {path}")
+
+
+def _compare_pairs(options: argparse.Namespace) -> None:
+    defaults = arguments()
+    for name in ("csv", "png", "prompt", "max_tokens", "seed"):
+        if getattr(options, name) != defaults.get_default(name):
+            raise UserError(f"--paired does not use --{name.replace('_', '-')}: leave it out")
+    if not options.runs:
+        raise UserError(
+            "--paired compares two variants: name two runs or groups of runs, or one folder with two groups"
+        )
+    say_loading(", ".join(options.runs))
+    from positron.evaluation import paired
+    from positron.evaluation.comparison import GIVE_ANOTHER_TEXT, common_text
+    from positron.evaluation.pairing import find_pairs, settings_named
+    from positron.run.folder import OUTPUTS
+
+    pairs = find_pairs(options.runs, OUTPUTS, settings_named(options.differ_in or ""))
+    runs = [run for both in pairs.runs for run in both]
+    available, texts = common_text(runs, options.text, options.limit)
+    if len(available) < len(runs):
+        missing = next(run for run in runs if run not in available)
+        raise UserError(f"the text of {missing.folder} is not available: {GIVE_ANOTHER_TEXT}")
+    result = paired.measure(pairs, texts)
+    if options.json:
+        print(paired.as_json(result))
+    elif options.log_row:
+        print(paired.as_log_row(pairs, result))
+    else:
+        print("\n" + paired.as_text(result))
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from positron.cli.preflight import check_name
 from positron.config import RunConfig
 from positron.run.folder import OUTPUTS, PREFERENCE, PRETRAIN, REINFORCE, SFT, TUNED, Run, find_run
 from positron.run.metrics import read_metrics
-from positron.run.provenance import read_provenance, start_of
-from positron.settings import flat, from_dict
+from positron.run.provenance import read_provenance, recorded_changes, start_of
+from positron.settings import from_dict
 from positron.system.command_parser import CommandParser
 from positron.system.console import one_line, say_loading
 from positron.system.disk import expanded, make_folder, write_json
@@ -31,8 +31,6 @@ from positron.system.formatting import counted
 from positron.system.ranks import first_rank
 
 TRACE = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
-# fields of a start that do not change the losses; the diff is compared by its checksum
-_IGNORED_FIELDS = ("time", "step", "command", "environment", "weights.path", "git.diff")
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -164,7 +162,7 @@ def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
         raise UserError(f"{new.folder} and {run.folder} have no logged step in common: compare more steps with --steps")
     different = next(differences(steps, there, here), None)
     step = different[0] if different else steps[-1]
-    changed = changes(start_of(read_provenance(run.folder), step), start_of(read_provenance(new.folder), step))
+    changed = recorded_changes(start_of(read_provenance(run.folder), step), start_of(read_provenance(new.folder), step))
     list_of = "".join(f"\n  {line}" for line in changed)
     if different is None:
         text = (
@@ -195,13 +193,6 @@ def differences(
                 continue
             by = "" if a is None or b is None else f", by {b - a:+.2g}"
             yield step, f"{key} was {a} and is {b}{by}"
-
-
-def changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Return `key: before -> now` for each recorded value that differs and may explain different losses."""
-    a, b = flat(there), flat(here)
-    keys = [key for key in {**a, **b} if key not in _IGNORED_FIELDS]
-    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ _CHANGEABLE_TRAIN = {
     "micro_batch_size",
     "sample_every",
 }
-_TEXT_LOCATION = {
+TEXT_LOCATION = {
     "data.path",
     "data.dir",
     "data.url",
@@ -216,14 +216,10 @@ class Run(RunPaths):
 
     def differences(self, config: RunConfig) -> list[str]:
         """Return `key: recorded -> requested` for each setting that differs and changes what the model learns."""
-        recorded, requested = (flat(without_home(dataclasses.asdict(s))) for s in (self.settings(), config))
         resolved = self.resolved()
-        for name in _RESOLVED:
-            number = getattr(resolved, name)
-            for values in (recorded, requested):
-                values[f"train.{name}"] = number if values[f"train.{name}"] == "auto" else values[f"train.{name}"]
-        ignored = _TEXT_LOCATION if self.facts().data_fingerprint else set()
-        keys = [key for key in {**recorded, **requested} if not _is_changeable(key) and key not in ignored]
+        recorded, requested = (learned_settings(settings, resolved) for settings in (self.settings(), config))
+        ignored = TEXT_LOCATION if self.facts().data_fingerprint else set()
+        keys = [key for key in {**recorded, **requested} if key not in ignored]
         return [
             one_line(f"{key}: {recorded.get(key)} -> {requested.get(key)}", 200)
             for key in keys
@@ -254,6 +250,15 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
             "or another name="
         )
     return extended
+
+
+def learned_settings(settings: RunConfig, resolved: Resolved) -> dict[str, Any]:
+    """Return the settings that decide what a run learns, by dotted key; the numbers of `resolved` replace `auto`."""
+    values = flat(without_home(dataclasses.asdict(settings)))
+    for name in _RESOLVED:
+        if values[f"train.{name}"] == "auto":
+            values[f"train.{name}"] = getattr(resolved, name)
+    return {key: value for key, value in values.items() if not _is_changeable(key)}
 
 
 def is_changeable(key: str) -> bool:

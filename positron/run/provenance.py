@@ -23,6 +23,7 @@ from typing import Any
 
 from positron.run.facts import Resolved, read_record, warn_of_damage, write_record
 from positron.run.paths import RunPaths
+from positron.settings import flat
 from positron.system.errors import UserError
 from positron.system.paths import without_home
 
@@ -33,6 +34,8 @@ MAX_OUTPUT_BYTES = (
 MAX_UNTRACKED_FILES = 100  # maximum number of untracked files whose names are recorded
 QUERY_TIMEOUT_S = 5.0  # maximum time of all queries to git together
 CHECKOUT = Path(__file__).parents[2]
+# fields of a start that do not change the losses; the diff is compared by its checksum
+_IGNORED_FIELDS = ("time", "step", "command", "environment", "weights.path", "git.diff")
 PACKAGES = ("positron", "torch", "lightning", "hydra-core", "numpy", "sentencepiece", "tiktoken", "datasets")
 
 
@@ -111,6 +114,13 @@ def start_of(provenance: dict[str, Any], step: int) -> dict[str, Any]:
     """
     starts = [start for start in provenance["starts"] if start["step"] < step]
     return {**starts[-1], **provenance["environments"][starts[-1]["environment"]]} if starts else {}
+
+
+def recorded_changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
+    """Return `key: before -> now` for each recorded value that differs and may explain different losses."""
+    a, b = flat(there), flat(here)
+    keys = [key for key in {**a, **b} if key not in _IGNORED_FIELDS]
+    return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in keys if a.get(key) != b.get(key)]
 
 
 def command() -> str:

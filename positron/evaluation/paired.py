@@ -1,0 +1,240 @@
+"""Measure the difference of two variants from pairs of runs with the same seed: intervals, p-values and seeds needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from positron.evaluation.pairing import Pairs
+from positron.evaluation.score import Score
+from positron.evaluation.scoring import interval, sampling_units, score_windows, total
+from positron.evaluation.statistics import (
+    SignFlips,
+    half_interval,
+    paired_t_test,
+    pairs_needed,
+    sign_flip_test,
+)
+from positron.run.load import load_model
+from positron.run.provenance import command, read_provenance, start_of
+from positron.system.errors import UserError
+from positron.system.formatting import aligned, counted
+
+logger = logging.getLogger(__name__)
+
+LEVEL, POWER = 0.01, 0.8  # a change is adopted at p < LEVEL; POWER is the probability to find a true difference
+Documents = list[list[Score]]  # the scores of each document's windows
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Hold the difference B - A in bits per byte; negative if B is better. A half width is that of a 95 % interval."""
+
+    a: str
+    b: str
+    changes: list[str]  # `key: value of A -> value of B`
+    surroundings: list[str]  # code, versions and hardware that differ, in the same form
+    share_batches: bool
+    seeds: list[int]
+    bpb_a: list[float]  # for each seed
+    bpb_b: list[float]
+    difference: float  # the mean over the seeds
+    half_over_seeds: float | None  # None for one seed
+    half_over_documents: float | None  # None for one document
+    documents: str  # the units of the interval over documents, such as "464 documents"
+    bytes: int
+    p_t_test: float | None
+    sign_flips: SignFlips | None
+    seeds_needed: int | None  # number of pairs in all; None: unknown, or more than the search allows
+
+    @property
+    def further_seeds(self) -> int | None:
+        """Return the number of further seeds until p < LEVEL is likely; 0 if it has been reached, None if it is unknown."""
+        if self.p_t_test is not None and self.p_t_test < LEVEL:
+            return 0
+        return None if self.seeds_needed is None else max(1, self.seeds_needed - len(self.seeds))
+
+
+def measure(pairs: Pairs, texts: list[str]) -> Difference:
+    """Score all runs on `texts` and compare them. Raises UserError if a run cannot be loaded or has a loss that is NaN."""
+    scored: list[tuple[Documents, Documents]] = []
+    for seed, runs in zip(pairs.seeds, pairs.runs, strict=True):
+        both = []
+        for run in runs:
+            model, tokenizer, path = load_model(run)
+            logger.info(f"seed {seed}: measuring {run.folder}, {path.name}")
+            documents = score_windows(model, tokenizer, texts, what=f"scoring {run.folder.name}")
+            if not math.isfinite(sum(score.nats for scores in documents for score in scores)):
+                raise UserError(f"{path} gives the text a loss that is NaN or infinite: the training had diverged")
+            both.append(documents)
+        scored.append((both[0], both[1]))
+    return compare_scores(pairs, scored)
+
+
+def compare_scores(pairs: Pairs, scored: Sequence[tuple[Documents, Documents]]) -> Difference:
+    """Compare the scores of A and B for each seed; all have scored the same documents."""
+    bpb_a, bpb_b = ([_whole(both[side]).bpb for both in scored] for side in (0, 1))
+    differences = [b - a for a, b in zip(bpb_a, bpb_b, strict=True)]
+    units, kind = sampling_units(mean_differences(scored))
+    return Difference(
+        a=pairs.names[0],
+        b=pairs.names[1],
+        changes=pairs.changes,
+        surroundings=pairs.surroundings,
+        share_batches=pairs.share_batches,
+        seeds=pairs.seeds,
+        bpb_a=bpb_a,
+        bpb_b=bpb_b,
+        difference=statistics.fmean(differences),
+        half_over_seeds=half_interval(differences),
+        half_over_documents=interval(units),
+        documents=counted(len(units), kind.removesuffix("s"), kind)
+        if kind == "documents"
+        else f"{len(units):,} {kind}",
+        bytes=_whole(scored[0][0]).bytes,
+        p_t_test=paired_t_test(differences),
+        sign_flips=sign_flip_test(differences),
+        seeds_needed=pairs_needed(differences, LEVEL, POWER),
+    )
+
+
+def _whole(documents: Documents) -> Score:
+    return total([total(scores) for scores in documents])
+
+
+def mean_differences(scored: Sequence[tuple[Documents, Documents]]) -> Documents:
+    """Return the loss of B minus that of A in each window of each document, averaged over the seeds.
+
+    The losses of one document by several seeds are not independent, so the document is the unit of the interval. If the
+    variants cut a document into different windows, the document has one difference.
+    """
+    sides = [documents for both in scored for documents in both]
+    differences: Documents = []
+    for place, first in enumerate(sides[0]):
+        cuts = {tuple(score.bytes for score in documents[place]) for documents in sides}
+        per_side = [documents[place] if len(cuts) == 1 else [total(documents[place])] for documents in sides]
+        a, b = per_side[::2], per_side[1::2]
+        windows = zip(zip(*a, strict=True), zip(*b, strict=True), strict=True)
+        nats = [
+            statistics.fmean(s.nats for s in scores_b) - statistics.fmean(s.nats for s in scores_a)
+            for scores_a, scores_b in windows
+        ]
+        shares = first if len(cuts) == 1 else [total(first)]
+        differences.append([Score(nat, s.bytes, s.tokens) for nat, s in zip(nats, shares, strict=True)])
+    return differences
+
+
+def as_text(result: Difference) -> str:
+    """Return the comparison as lines of text for the terminal."""
+    rows = [["seed", "A", "B", "B - A"]]
+    for seed, a, b in zip(result.seeds, result.bpb_a, result.bpb_b, strict=True):
+        rows.append([str(seed), f"{a:.4f}", f"{b:.4f}", f"{b - a:+.4f}"])
+    if len(result.seeds) > 1:
+        means = statistics.fmean(result.bpb_a), statistics.fmean(result.bpb_b)
+        rows.append(["mean", *(f"{mean:.4f}" for mean in means), f"{result.difference:+.4f}"])
+    lines = [f"A  {result.a}", f"B  {result.b}", *(f"   {change}" for change in result.changes), "", aligned(rows), ""]
+    verdict = "equal" if result.difference == 0 else "B is better" if result.difference < 0 else "A is better"
+    lines.append(f"B - A           {result.difference:+.5f} bits per byte on {result.bytes:,} bytes ({verdict})")
+    lines.append(f"over seeds      {_interval(result.difference, result.half_over_seeds, _pairs_of(result))}")
+    lines.append(f"over documents  {_interval(result.difference, result.half_over_documents, result.documents)}")
+    lines += _tests(result)
+    if not result.share_batches:
+        lines.append(
+            "note            the runs of a pair do not read the same batches, so a pair shares less of its noise"
+        )
+    lines += [f"note            the runs also differ in {text}" for text in result.surroundings]
+    return "\n".join(lines)
+
+
+def _pairs_of(result: Difference) -> str:
+    return counted(len(result.seeds), "pair")
+
+
+def _interval(difference: float, half: float | None, units: str) -> str:
+    if half is None:
+        return f"no interval, which needs more than {units}"
+    return f"{difference - half:+.5f} to {difference + half:+.5f} (± {half:.5f}, 95% interval over {units})"
+
+
+def _tests(result: Difference) -> list[str]:
+    if result.p_t_test is None or result.sign_flips is None:
+        return ["p-values        none: one pair does not show how much the difference varies; train more seeds"]
+    flips = result.sign_flips
+    how = f"all {flips.patterns:,} sign patterns" if flips.is_exact else f"{flips.patterns:,} random sign patterns"
+    least = f"; {_pairs_of(result)} cannot give less than {flips.smallest_p:.2g}" if flips.smallest_p >= LEVEL else ""
+    return [
+        f"paired t-test   p = {result.p_t_test:.2g}",
+        f"sign flips      p = {flips.p:.2g} ({how}{least})",
+        f"further seeds   {_further(result)}",
+    ]
+
+
+def _further(result: Difference) -> str:
+    match result.further_seeds:
+        case 0:
+            return f"none: the t-test gives p < {LEVEL}"
+        case None:
+            return f"the difference is too small for its variation to be resolved at p < {LEVEL}"
+        case further:
+            return (
+                f"{further:,} ({result.seeds_needed:,} pairs give p < {LEVEL} with a probability of {POWER:.0%}, if the true "
+                "difference and its variation are those observed)"
+            )
+
+
+def as_json(result: Difference) -> str:
+    """Return the comparison as a JSON object."""
+    record = dataclasses.asdict(result) | {"further_seeds": result.further_seeds, "level": LEVEL, "power": POWER}
+    return json.dumps(record, ensure_ascii=False, indent=2)
+
+
+COLUMNS: list[dict[str, str]] = [
+    {"key": "change", "title": "change"},
+    {"key": "seeds", "title": "paired seeds", "format": "d"},
+    {"key": "bpb_a", "title": "bits per byte without", "format": ".4f"},
+    {"key": "bpb_b", "title": "with", "format": ".4f"},
+    {"key": "difference", "title": "difference ± 95 % over seeds", "format": ".4f", "pair": "±"},
+    {"key": "half_over_documents", "title": "± 95 % over documents", "format": ".4f"},
+    {"key": "p_t_test", "title": "p, paired t-test", "format": ".2g"},
+    {"key": "p_sign_flips", "title": "p, sign flips", "format": ".2g"},
+]
+
+
+def as_log_row(pairs: Pairs, result: Difference) -> str:
+    """Return the comparison as a file of docs/results/, with one row, from which scripts/render_log.py renders a table.
+
+    Commit, machine and command are those of the first run of B; null if the run does not record them.
+    """
+    run = pairs.runs[0][1]
+    start = start_of(read_provenance(run.folder), run.facts().step or 0)
+    hardware, versions, git = (start.get(key) or {} for key in ("hardware", "versions", "git"))
+    commands = [text for text in (start.get("command"), command()) if text]
+    row: dict[str, Any] = {
+        "change": "; ".join(result.changes) or "the code",
+        "seeds": len(result.seeds),
+        "bpb_a": round(statistics.fmean(result.bpb_a), 6),
+        "bpb_b": round(statistics.fmean(result.bpb_b), 6),
+        "difference": [round(result.difference, 6), round(result.half_over_seeds, 6)]
+        if result.half_over_seeds is not None
+        else round(result.difference, 6),
+        "half_over_documents": result.half_over_documents and round(result.half_over_documents, 6),
+        "p_t_test": result.p_t_test,
+        "p_sign_flips": result.sign_flips and result.sign_flips.p,
+    }
+    record = {
+        "date": time.strftime("%Y-%m-%d"),
+        "commit": git["commit"][:7] if git.get("commit") else None,
+        "machine": {"cpu": hardware.get("cpu"), "cores": hardware.get("cores"), "torch": versions.get("torch")},
+        "command": "; ".join(commands),
+        "seeds": len(result.seeds),
+        "columns": COLUMNS,
+        "rows": [row],
+    }
+    return json.dumps(record, ensure_ascii=False, indent=2)

@@ -1,0 +1,315 @@
+"""Find pairs of runs that differ in one setting and share everything else: seed, data order and validation text.
+
+Two runs with the same seed read the same batches in the same order and begin with the same random numbers, so that much of
+the noise of training is common to both and cancels in their difference. A group is the runs of one variant, one per seed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from positron.evaluation.comparison import find_runs
+from positron.run.folder import TEXT_LOCATION, Run, learned_settings
+from positron.run.provenance import read_provenance, recorded_changes, start_of
+from positron.settings import leaf_keys, unknown_key
+from positron.system.console import one_line
+from positron.system.disk import read_json, refuse_links_in
+from positron.system.errors import UserError
+from positron.system.formatting import counted
+
+logger = logging.getLogger(__name__)
+
+STEPS = "steps"  # the key of the number of steps that a run was trained, beside the settings
+_NOT_COMPARED = {"name", "seed"}
+# With another value of these settings, the same seed gives other batches.
+_ORDER_KEYS = ("model.context_length", "train.batch_tokens")
+_ORDER_GROUPS = ("data.", "tokenizer.")
+_MAX_GROUPS_NAMED = 8
+_SURROUNDINGS = (
+    *("git.commit", "git.diff_sha256", "versions.", "resolved.threads", "resolved.accelerator"),
+    *("hardware.cpu", "hardware.accelerator"),
+)
+
+
+@dataclass(frozen=True)
+class Member:
+    """Hold a trained run with what decides whether it can be compared."""
+
+    run: Run
+    seed: int
+    settings: dict[str, Any]  # by dotted key, with numbers instead of `auto`, and without name and seed
+    choices: dict[str, str]  # the overrides of a job of a sweep
+    text: str | None  # fingerprint of the text
+
+    def has(self, key: str, value: str) -> bool:
+        """Tell whether the run has a value of a setting, or was started with the override `key=value`."""
+        if key in self.choices:
+            return _same(self.choices[key], value)
+        return key in self.settings and _same(str(self.settings[key]), value)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Hold the pairs of two variants A and B, sorted by seed, and the settings in which they differ."""
+
+    names: tuple[str, str]
+    seeds: list[int]
+    runs: list[tuple[Run, Run]]
+    changes: list[str]  # `key: value of A -> value of B`
+    surroundings: list[str]  # code, versions and hardware that differ, in the same form
+    share_batches: bool  # whether both runs of a pair read the same batches
+
+
+def find_pairs(names: Sequence[str], outputs: Path, differ_in: Sequence[str] = ()) -> Pairs:
+    """Return the pairs of two groups, or of the two groups in one folder, by seed.
+
+    A name is a run, a folder that contains runs, or FOLDER:KEY=VALUE[,KEY=VALUE] for those of its runs that have these values.
+    `differ_in` are the settings, or groups of settings, in which the runs may differ; empty: exactly one setting that does not
+    change the data order. Raises UserError if the groups cannot be compared.
+    """
+    match len(names):
+        case 1:
+            labels, groups = _both_groups(names[0], _members(names[0], outputs))
+        case 2:
+            labels, groups = list(names), [_members(name, outputs) for name in names]
+        case _:
+            raise UserError(
+                "--paired compares two variants: name two runs or groups of runs, or one folder with two groups; "
+                f"{counted(len(names), 'name was', 'names were')} given"
+            )
+    by_seed = [_by_seed(members, label, differ_in) for label, members in zip(labels, groups, strict=True)]
+    a, b = by_seed
+    seeds = sorted(a.keys() & b.keys())
+    if not seeds:
+        raise UserError(
+            f"{labels[0]} and {labels[1]} have no seed in common (seeds {_listed(a)} and {_listed(b)}): train both with the "
+            "same seeds, such as seed=0,1,2,3,4 in a sweep (-m)"
+        )
+    for label, members in zip(labels, by_seed, strict=True):
+        alone = [seed for seed in members if seed not in seeds]
+        if alone:
+            logger.info(f"left out: {label} with seed {_listed(alone)}, because the other variant lacks this seed")
+    surroundings = list(dict.fromkeys(text for seed in seeds for text in _surroundings(a[seed].run, b[seed].run)))
+    changes = [_changes_of_pair(a[seed], b[seed], differ_in) for seed in seeds]
+    if not any(changes) and not surroundings:
+        raise UserError(f"{labels[0]} and {labels[1]} have the same settings: name runs that differ in a setting")
+    keys = dict.fromkeys(key for change in changes for key in change)
+    shown = []
+    for key in keys:
+        values = [
+            change.get(key, (a[seed].settings.get(key), b[seed].settings.get(key)))
+            for seed, change in zip(seeds, changes, strict=True)
+        ]
+        shown.append(f"{key}: {' -> '.join(_range(side) for side in zip(*values, strict=True))}")
+    return Pairs(
+        (labels[0], labels[1]),
+        seeds,
+        [(a[seed].run, b[seed].run) for seed in seeds],
+        [one_line(text, 200) for text in shown],
+        [one_line(text, 200) for text in surroundings],
+        not any(_is_of_order(key) for key in keys),
+    )
+
+
+def settings_named(text: str) -> list[str]:
+    """Return the settings and groups in `KEY,KEY`. Raises UserError for one that does not exist."""
+    keys = [key.strip() for key in text.split(",") if key.strip()]
+    for key in keys:
+        if key != STEPS and not any(known == key or known.startswith(f"{key}.") for known in leaf_keys()):
+            raise UserError(f"--differ-in {key}: {unknown_key(key)}")
+    return keys
+
+
+def _listed(seeds: Sequence[int] | dict[int, Member]) -> str:
+    return ", ".join(map(str, sorted(seeds))) or "none"
+
+
+def _range(values: Sequence[Any]) -> str:
+    """Write the different values of a setting in a group; numbers, such as the steps of runs with a time limit, as a range."""
+    if len(set(map(str, values))) > 1 and all(isinstance(value, int | float) for value in values):
+        return f"{min(values)} to {max(values)}"
+    return " or ".join(dict.fromkeys(map(str, values)))
+
+
+def _members(name: str, outputs: Path) -> list[Member]:
+    """Return the trained runs that a name stands for. Raises UserError if none is left."""
+    folder, chosen = _split(name)
+    members = []
+    for run in find_runs([folder], outputs):
+        refuse_links_in(run.folder)
+        member = _member(run)
+        if all(member.has(key, value) for key, value in chosen):
+            if _is_trained(run):
+                members.append(member)
+            else:
+                logger.info(
+                    f"left out: {run.folder}, which is not finished; continue it with the command that started it"
+                )
+    if not members:
+        raise UserError(f"{name} has no finished run: train one, or name another")
+    return members
+
+
+def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return the folder of `FOLDER:KEY=VALUE,...` and its pairs of key and value."""
+    folder, colon, rest = name.rpartition(":")
+    if not colon or "=" not in rest:
+        return name, []
+    pairs = [part.partition("=") for part in rest.split(",")]
+    if not all(key and equals for key, equals, _ in pairs):
+        raise UserError(f"{name}: write FOLDER:KEY=VALUE or FOLDER:KEY=VALUE,KEY=VALUE")
+    return folder, [(key.strip(), value.strip()) for key, _, value in pairs]
+
+
+def _member(run: Run) -> Member:
+    settings, facts = run.settings(), run.facts()
+    resolved = run.resolved()
+    values: dict[str, Any] = learned_settings(settings, resolved)
+    if resolved.precision is not None:
+        values["precision.dtype"] = resolved.precision
+    values[STEPS] = facts.step
+    overrides = read_json(run.job_path)["overrides"] if run.job_path.exists() else []
+    choices = dict(str(override).lstrip("+").split("=", 1) for override in overrides if "=" in str(override))
+    values = {key: value for key, value in values.items() if key not in _NOT_COMPARED}
+    return Member(run, settings.seed, values, choices, facts.data_fingerprint)
+
+
+def _is_trained(run: Run) -> bool:
+    """Tell whether a run ended as planned. Raises UserError for a run that ended because of its result.
+
+    If such runs were left out, only the lucky seeds of a variant would be compared.
+    """
+    facts = run.facts()
+    if facts.status in ("pruned", "diverged", "failed"):
+        raise UserError(
+            f"{run.folder} has ended as {facts.status}: leaving out its seed because of its result would make the other seeds "
+            "look better than the variant is; train it to its end under another name=, or compare other groups"
+        )
+    return facts.status == "finished" or (facts.status == "stopped" and facts.error is None)
+
+
+def _both_groups(name: str, members: list[Member]) -> tuple[list[str], list[list[Member]]]:
+    """Return the names and members of the two groups in one folder. Raises UserError if there are not two."""
+    by_choice: dict[tuple[tuple[str, str], ...], list[Member]] = {}
+    for member in members:
+        by_choice.setdefault(_variant(member, members), []).append(member)
+    groups = list(by_choice.values())
+    folder, _ = _split(name)
+    labels = [f"{folder}:{','.join('='.join(pair) for pair in variant)}" for variant in by_choice]
+    if len(groups) != 2:
+        shown = "; ".join(labels[:_MAX_GROUPS_NAMED]) + ("; ..." if len(groups) > _MAX_GROUPS_NAMED else "")
+        raise UserError(
+            f"{name} has {counted(len(groups), 'group')} of runs that differ in more than the seed"
+            + (
+                f" ({shown}): name two of them"
+                if len(groups) > 2
+                else ": name a second run or folder to compare it with"
+            )
+        )
+    return labels, groups
+
+
+def _variant(member: Member, members: list[Member]) -> tuple[tuple[str, str], ...]:
+    """Return the values by which a run is told from the others, except its seed: the overrides of jobs, or the settings."""
+    are_jobs = all(other.choices for other in members)
+    values = [other.choices if are_jobs else other.settings for other in members]
+    mine: dict[str, Any] = member.choices if are_jobs else member.settings
+    keys = [
+        key
+        for key in mine
+        if key not in (*_NOT_COMPARED, STEPS) and any(str(other.get(key)) != str(mine[key]) for other in values)
+    ]
+    return tuple((key, str(mine[key])) for key in keys)
+
+
+def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dict[int, Member]:
+    """Return the members of one group by seed. Raises UserError if they differ in more than the seed."""
+    group: dict[int, Member] = {}
+    for member in members:
+        differences = _differences(members[0], member, differ_in, in_group=True)
+        if differences:
+            key, (first, second) = next(iter(differences.items()))
+            raise UserError(
+                one_line(
+                    f"the runs of {label} are not one variant: {key} is {first} in {members[0].run.folder} and {second} in "
+                    f"{member.run.folder}; name one group as {_split(label)[0]}:{key}={first}",
+                    800,
+                )
+            )
+        if member.seed in group:
+            raise UserError(
+                f"{group[member.seed].run.folder} and {member.run.folder} have the same seed {member.seed} and the same "
+                f"settings, so {label} does not have one run per seed: name one of them"
+            )
+        group[member.seed] = member
+    return group
+
+
+def _differences(a: Member, b: Member, differ_in: Sequence[str], *, in_group: bool) -> dict[str, tuple[Any, Any]]:
+    """Return the values of the settings that differ, by key; inside a group, without those that `differ_in` names."""
+    same_text = a.text is not None and a.text == b.text
+    ignored = TEXT_LOCATION if same_text or None not in (a.text, b.text) else set()
+    keys = [key for key in {**a.settings, **b.settings} if key not in ignored]
+    found = {key: (a.settings.get(key), b.settings.get(key)) for key in keys}
+    found = {key: values for key, values in found.items() if str(values[0]) != str(values[1])}
+    if a.text != b.text and not any(key.startswith("data.") for key in found):
+        key = next((key for key in ("data.path", "data.url") if a.settings.get(key)), "data.source")
+        found[key] = (f"text {str(a.text)[:12]}", f"text {str(b.text)[:12]}")
+    if "train.max_steps" in found or "train.max_steps" in differ_in:
+        found.pop(STEPS, None)  # the consequence of another setting
+    return {key: values for key, values in found.items() if not (in_group and _is_named(key, differ_in))}
+
+
+def _changes_of_pair(a: Member, b: Member, differ_in: Sequence[str]) -> dict[str, tuple[Any, Any]]:
+    """Return the values of the settings in which a pair differs. Raises UserError if the pair cannot be compared."""
+    changes = _differences(a, b, differ_in, in_group=False)
+    bases = (a.run.base, b.run.base)
+    if bases[0] != bases[1]:
+        changes["init_from"] = bases
+    others = {key: values for key, values in changes.items() if not _is_named(key, differ_in)}
+    pair = f"{a.run.folder} and {b.run.folder} (seed {a.seed})"
+    for key, (first, second) in others.items():
+        if _is_of_order(key):
+            raise UserError(
+                one_line(f"{pair} have another data order, because {key} differs: {first} -> {second}", 800)
+                + f"; compare runs that read the same batches, or add --differ-in {key} to compare them all the same"
+            )
+    if differ_in and others:
+        key, (first, second) = next(iter(others.items()))
+        raise UserError(
+            one_line(f"{pair} differ in {key}, which --differ-in does not name: {first} -> {second}", 800)
+            + "; compare runs that share it, or name it too"
+        )
+    if len(others) > 1:
+        listed = "; ".join(f"{key}: {first} -> {second}" for key, (first, second) in others.items())
+        raise UserError(
+            one_line(f"{pair} differ in {len(others)} settings ({listed})", 800)
+            + f": change one at a time, or add --differ-in {','.join(others)} to compare these changes together"
+        )
+    return changes
+
+
+def _surroundings(a: Run, b: Run) -> list[str]:
+    """Return the code, versions and hardware that differ between the last starts of two runs."""
+    starts = [start_of(read_provenance(run.folder), run.facts().step or 0) for run in (a, b)]
+    return [text for text in recorded_changes(*starts) if text.startswith(_SURROUNDINGS)]
+
+
+def _is_named(key: str, differ_in: Sequence[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in differ_in)
+
+
+def _is_of_order(key: str) -> bool:
+    return key in _ORDER_KEYS or key.startswith(_ORDER_GROUPS)
+
+
+def _same(a: str, b: str) -> bool:
+    """Tell whether two values of a setting are equal as numbers or as texts: 1e-3 and 0.001."""
+    try:
+        return float(a) == float(b)
+    except ValueError:
+        return a == b
