@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ from positron.cli.hydra_app import hydra_errors_as_ours
 from positron.cli.preflight import check_files, check_name, check_packages
 from positron.cli.request import read_request
 from positron.config import DataConfig, LoggerConfig
-from positron.evaluation.sweep_report import as_text, write_sweep_report
+from positron.evaluation.sweep_report import SEED, as_text, best_two, write_sweep_report
 from positron.run.folder import find_run
 from positron.settings import from_dict
 from positron.system.disk import lock, make_folder
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
-from positron.system.formatting import counted
+from positron.system.formatting import command, counted
 
 _LOCKS = contextlib.ExitStack()  # holds the lock of the sweep until this process ends
 
@@ -45,6 +46,9 @@ class SweepTable(Callback):
         with errors_as_one_line():
             jobs = write_sweep_report(self.folder)
             print(f"\n{self.folder}  (sweep.md, sweep.csv, sweep.png)\n{as_text(jobs)}")
+            if two := best_two(jobs):
+                names = [f"{self.folder}:{variant}" for variant in two]
+                print(f"\nhow sure the best is: {command('compare', '--paired', *names)}", file=sys.stderr)
             if any(job.status in ("failed", "refused") for job in jobs):
                 raise SystemExit(1)
 
@@ -56,6 +60,7 @@ class SweepTable(Callback):
                 "each job of a sweep (-m) runs on one device: leave device.devices= and device.num_nodes= out"
             )
         parsed = sweep_overrides(config)
+        _refuse_search_over_seeds(config, {override.key_or_group for override in parsed})
         jobs = count_jobs(config, parsed)
         if jobs is not None and jobs < 2:
             raise UserError(
@@ -108,6 +113,15 @@ def count_jobs(config: Any, parsed: list[Any]) -> int | None:
                 f"{interval}: only a search reads an interval: add hydra/sweeper=optuna, or list values, such as KEY=1,2"
             )
     return math.prod(len(list(override.sweep_iterator())) for override in parsed)
+
+
+def _refuse_search_over_seeds(config: Any, swept: set[str]) -> None:
+    """Raise UserError if a search would choose the seed, because it would choose the luckiest one."""
+    if SEED in swept and not config.hydra.sweeper._target_.endswith("BasicSweeper"):
+        raise UserError(
+            "a search cannot choose the seed, because it would choose the luckiest one: search with one seed=, then train the "
+            "best settings with several seeds, such as -m seed=0,1,2,3,4 without hydra/sweeper="
+        )
 
 
 def check_all_jobs(config: Any, swept: set[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import logging
@@ -13,13 +14,15 @@ from typing import Any, TypeVar
 
 from positron.evaluation.eval_texts import texts_of_file, texts_of_run, up_to
 from positron.evaluation.scoring import interval, sampling_units, score_windows, total
+from positron.evaluation.seed_groups import seed_groups
 from positron.inference.sampling import BALANCED
 from positron.inference.text_model import Writer
 from positron.run.base import tokens_seen
-from positron.run.folder import Run, find_run
+from positron.run.folder import TEXT_LOCATION, Run, find_run, is_changeable
 from positron.run.load import load_model
 from positron.run.metrics import read_metrics
 from positron.run.paths import CONFIG
+from positron.settings import flat
 from positron.system.disk import refuse_links_in
 from positron.system.errors import UserError
 from positron.system.formatting import aligned, amount
@@ -43,6 +46,9 @@ class Row:
     perplexity: float  # per token of the run's own tokenizer
     tokenizer: str  # kind and vocabulary size
     sample: str  # text generated from the prompt, without the prompt
+    seeds: int = 1  # number of compared runs that differ from this one only in the seed, itself included
+    seeds_bpb: float | None = None  # their mean bits per byte
+    seeds_interval: float | None = None  # half the width of the 95 % interval of this mean; None for one seed
 
 
 def find_runs(names: Sequence[str], outputs: Path) -> list[Run]:
@@ -118,8 +124,8 @@ def common_text(runs: Sequence[Run], file: str | None, limit: int) -> tuple[list
 def compare(runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int, seed: int) -> list[Row]:
     """Score each run on `texts` and generate a sample; return the rows sorted by bits per byte, the lowest first.
 
-    The rows are sorted by bits per byte because loss and perplexity per token depend on the tokenizer. Raises UserError if
-    there is no text, or if no run can be loaded.
+    Runs that differ only in their seed stay together and are sorted by their mean. The rows are sorted by bits per byte because
+    loss and perplexity per token depend on the tokenizer. Raises UserError if there is no text, or if no run can be loaded.
     """
     if not texts:
         raise UserError("there is no text to measure on: give --text FILE with text")
@@ -140,7 +146,23 @@ def compare(runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int,
             sample=_sample(run, Writer(model, tokenizer), prompt, max_tokens, seed),
         )
 
-    return sorted((row for _, row in read_runs(runs, measure)), key=lambda row: row.bpb)
+    measured = sorted(read_runs(runs, measure), key=lambda pair: pair[1].bpb)
+    groups = seed_groups(
+        measured, variant=lambda pair: _variant(pair[0]), seed=lambda pair: None, score=lambda pair: pair[1].bpb
+    )
+    return [
+        dataclasses.replace(row, seeds=group.scored, seeds_bpb=group.mean, seeds_interval=group.half)
+        for group in groups
+        for _, row in group.members
+    ]
+
+
+def _variant(run: Run) -> str:
+    """Return what two runs have in common that differ only in their name and seed."""
+    values = {key: value for key, value in flat(run.config()).items() if key not in ("name", "seed")}
+    values = {key: value for key, value in values.items() if not is_changeable(key) and key not in TEXT_LOCATION}
+    facts = run.facts()
+    return json.dumps([values, facts.data_fingerprint, facts.step, run.kind], sort_keys=True, default=str)
 
 
 def _sample(run: Run, writer: Writer, prompt: str, max_tokens: int, seed: int) -> str:
@@ -156,19 +178,29 @@ def _sample(run: Run, writer: Writer, prompt: str, max_tokens: int, seed: int) -
 
 def as_table(rows: Sequence[Row]) -> str:
     """Format the rows as a table of aligned columns for the terminal, without the samples."""
-    header = ("run", "parameters", "tokens seen", "bits per byte", "perplexity", "tokenizer")
+    header = ["run", "parameters", "tokens seen", "bits per byte", "perplexity", "tokenizer"]
     cells = [
-        (
+        [
             row.run,
             amount(row.parameters),
             amount(row.tokens),
             f"{row.bpb:.4f}" + (f" ± {row.interval:.4f}" if row.interval is not None else ""),
             f"{row.perplexity:.3f}",
             row.tokenizer,
-        )
+        ]
         for row in rows
     ]
+    if any(row.seeds > 1 for row in rows):
+        header.append("mean over seeds")
+        for line, row in zip(cells, rows, strict=True):
+            line.append(_mean_over_seeds(row))
     return aligned([header, *cells], underline=True)
+
+
+def _mean_over_seeds(row: Row) -> str:
+    if row.seeds_bpb is None or row.seeds_interval is None:
+        return ""
+    return f"{row.seeds_bpb:.4f} ± {row.seeds_interval:.4f} ({row.seeds} seeds)"
 
 
 def as_csv(rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -55,7 +56,8 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
 
     The x axis of the second panel is the first swept key whose values are numbers; it is logarithmic if the values span a
     factor of 10 or more. Each combination of the values of the other keys is a line. If no key has numbers, the x axis
-    shows the jobs. `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown. Returns a PNG.
+    shows the combinations. Jobs with the same values, which differ in their seed, have the same colour, and lines join their
+    means. `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown. Returns a PNG.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -65,16 +67,22 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
     left, right = figure.subplots(2, 1)
     x_key = next((i for i in range(len(keys)) if all(_number(values[i]) is not None for values, _, _ in jobs)), None)
     order = sorted(range(len(jobs)), key=lambda i: (_number(jobs[i][0][x_key]) or 0.0) if x_key is not None else i)
-    colors = {i: colormaps["viridis"](0.9 * place / max(1, len(jobs) - 1)) for place, i in enumerate(order)}
+    places = {values: place for place, values in enumerate(dict.fromkeys(tuple(jobs[i][0]) for i in order))}
+    shade = colormaps["viridis"]
+    colors = {values: shade(0.9 * place / max(1, len(places) - 1)) for values, place in places.items()}
     short = [key.rsplit(".", 1)[-1] for key in keys]
+    labelled: set[tuple[str, ...]] = set()
     for i in order:
         values, points, status = jobs[i]
+        color = colors[tuple(values)]
         if points:
             label = ", ".join(f"{name}={value}" for name, value in zip(short, values, strict=True))
             tokens, scores = [x * MILLION for x, _ in points], [y for _, y in points]
-            left.plot(tokens, scores, color=colors[i], marker=dots(points), ms=3, label=label, alpha=0.9)
+            label = "" if tuple(values) in labelled else label
+            labelled.add(tuple(values))
+            left.plot(tokens, scores, color=color, marker=dots(points), ms=3, label=label, alpha=0.9)
             if status == "pruned":
-                left.plot(tokens[-1], scores[-1], color=colors[i], marker="x", ms=9)
+                left.plot(tokens[-1], scores[-1], color=color, marker="x", ms=9)
     lines: dict[tuple[str, ...], list[tuple[float, float, Any]]] = {}
     for i in order:
         values, points, status = jobs[i]
@@ -82,14 +90,19 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
             others = tuple(f"{name}={v}" for k, (name, v) in enumerate(zip(short, values, strict=True)) if k != x_key)
             x = _number(values[x_key]) if x_key is not None else None
             group = others if x is not None else ()
-            lines.setdefault(group, []).append((float(i) if x is None else x, points[-1][1], colors[i]))
+            place = float(places[tuple(values)])
+            lines.setdefault(group, []).append((place if x is None else x, points[-1][1], colors[tuple(values)]))
     for group, line in lines.items():
         xs, ys, shades = zip(*line, strict=True)
+        by_x: dict[float, list[float]] = {}
+        for x, y, _ in line:
+            by_x.setdefault(x, []).append(y)
+        means = [statistics.fmean(values) for values in by_x.values()]
         if x_key is not None:
-            right.plot(xs, ys, color="0.6", linewidth=1, zorder=1)
+            right.plot(list(by_x), means, color="0.6", linewidth=1, zorder=1)
         right.scatter(xs, ys, color=shades, zorder=2)
         if group and len(lines) > 1:
-            right.annotate(", ".join(group), (xs[-1], ys[-1]), textcoords="offset points", xytext=(6, 4), fontsize=8)
+            right.annotate(", ".join(group), (xs[-1], means[-1]), textcoords="offset points", xytext=(6, 4), fontsize=8)
     if x_key is not None:
         xs = tuple(x for line in lines.values() for x, _, _ in line)
         if xs and min(xs) > 0 and max(xs) >= 10 * min(xs):
@@ -101,8 +114,8 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
             right.set_xticks(tested, [f"{x:g}" for x in tested], rotation=40, ha="right")
         right.set_xlabel(keys[x_key])
     else:
-        names = [", ".join(values) or str(i) for i, (values, _, _) in enumerate(jobs)]
-        right.set_xticks(range(len(jobs)), names, rotation=30, ha="right")
+        names = [", ".join(values) or str(place) for values, place in places.items()]
+        right.set_xticks(range(len(names)), names, rotation=30, ha="right")
     lasts = [points[-1][1] for _, points, _ in jobs if points]
     for axes in (left, right):
         axes.set_ylabel("bits per byte")
@@ -120,10 +133,9 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
     token_axis(left, max((x * MILLION for _, points, _ in jobs for x, _ in points), default=0))
     right.grid(alpha=0.3)
     left.set_title(f"{title}: validation during training")
-    right.set_title(
-        "last validation (a failed job has none)" if any(s == "failed" for _, _, s in jobs) else "last validation"
-    )
-    if left.get_legend_handles_labels()[0] and len(jobs) <= 16:
+    title_of_scores = "last validation" + (", lines through the means of the seeds" if len(places) < len(jobs) else "")
+    right.set_title(title_of_scores + (" (a failed job has none)" if any(s == "failed" for _, _, s in jobs) else ""))
+    if left.get_legend_handles_labels()[0] and len(places) <= 16:
         left.legend(fontsize=8)
     return as_png(figure)
 

@@ -1,4 +1,7 @@
-"""Write the report of a sweep (sweep.md, sweep.csv and sweep.png in the sweep's folder), anew after every job."""
+"""Write the report of a sweep (sweep.md, sweep.csv and sweep.png in the sweep's folder), anew after every job.
+
+Jobs that differ only in their seed are one variant. Variants are ranked by their mean over the seeds.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from positron.evaluation.run_plots import sweep_picture
+from positron.evaluation.seed_groups import SeedGroup, seed_groups
 from positron.run.facts import Facts
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics
 from positron.run.paths import JOB
 from positron.system.disk import read_json, whole_file, write_text
 from positron.system.formatting import aligned, counted
+
+SEED = "seed"  # the key whose values are repetitions of a variant and not variants
 
 
 @dataclass(frozen=True)
@@ -28,9 +34,19 @@ class Job:
     facts: Facts
     why: str  # reason why the job failed or was refused, otherwise empty
 
+    @property
+    def variant(self) -> dict[str, str]:
+        """Return the choices without the seed."""
+        return {key: value for key, value in self.choices.items() if key != SEED}
+
+    @property
+    def result(self) -> float | None:
+        """Return the bits per byte at the end of training; None if the training ended early because of its result."""
+        return self.bpb if self.status in ("finished", "stopped") else None
+
 
 def sweep_jobs(folder: Path) -> list[Job]:
-    """Read the ended jobs of a sweep: the lowest validation bits per byte first, failed jobs last."""
+    """Read the ended jobs of a sweep: the best variant first, jobs without a result last."""
     jobs = []
     for path in folder.glob(f"*/{JOB}"):
         job, facts = read_json(path), Run(path.parent).facts()
@@ -38,7 +54,19 @@ def sweep_jobs(folder: Path) -> list[Job]:
         choices = dict(override.lstrip("+").split("=", 1) for override in job["overrides"] if "=" in override)
         bpb = facts.val_bpb if status != "failed" else None
         jobs.append(Job(path.parent.name, choices, status, bpb, facts, job["failed"] or job.get("refused") or ""))
-    return sorted(jobs, key=lambda job: (job.bpb is None, job.bpb or 0, _place(job.number)))
+    jobs.sort(key=lambda job: (job.bpb is None, job.bpb or 0, _place(job.number)))
+    ranked = [job for group in variants(jobs) for job in group.members]
+    return sorted(ranked, key=lambda job: job.bpb is None)
+
+
+def variants(jobs: Sequence[Job]) -> list[SeedGroup[Job]]:
+    """Return the jobs grouped by variant, the best variant first."""
+    return seed_groups(
+        jobs,
+        variant=lambda job: tuple(sorted(job.variant.items())),
+        seed=lambda job: job.choices.get(SEED),
+        score=lambda job: job.result,
+    )
 
 
 def _place(number: str) -> tuple[int, str]:
@@ -52,7 +80,7 @@ def swept_keys(jobs: Sequence[Job]) -> list[str]:
 
 
 def table(jobs: Sequence[Job]) -> list[list[str]]:
-    """Return the table: a header, then a row for each job, with the score in the last column."""
+    """Return the table of jobs: a header, then a row for each job, with the score in the last column."""
     keys = swept_keys(jobs)
     rows = [["job", *keys, "status", "val bits per byte"]]
     for job in jobs:
@@ -63,19 +91,48 @@ def table(jobs: Sequence[Job]) -> list[list[str]]:
     return rows
 
 
+def variant_table(jobs: Sequence[Job]) -> list[list[str]]:
+    """Return the table of variants, the best first: a header, then the mean over the seeds; empty if no seed was swept."""
+    keys = swept_keys(jobs)
+    if SEED not in keys:
+        return []
+    keys.remove(SEED)
+    rows = [[*keys, "seeds", "mean val bits per byte"]]
+    for group in variants(jobs):
+        choices = [group.members[0].choices.get(key, "") for key in keys]
+        seeds = f"{group.scored} of {group.scored + group.missing}" if group.missing else str(group.scored)
+        half = f" ± {group.half:.4f} (95% over seeds)" if group.half is not None else ""
+        rows.append([*choices, seeds, f"{group.mean:.4f}{half}" if group.mean is not None else "none"])
+    return rows
+
+
+def best_two(jobs: Sequence[Job]) -> list[str]:
+    """Return the best variant and the next one as KEY=VALUE,KEY=VALUE, if both have at least two seeds."""
+    keys = swept_keys(jobs)
+    groups = [group for group in variants(jobs) if group.scored > 1][:2]
+    if SEED not in keys or len(groups) < 2:
+        return []
+    chosen = [{key: group.members[0].choices.get(key, "") for key in keys if key != SEED} for group in groups]
+    return [",".join(f"{key}={value}" for key, value in choices.items()) for choices in chosen]
+
+
 def as_text(jobs: Sequence[Job]) -> str:
-    """Format the table with aligned columns for the terminal."""
-    return aligned(table(jobs))
+    """Format the tables with aligned columns for the terminal: the variants, if seeds were swept, and the jobs."""
+    rows = variant_table(jobs)
+    return (f"{aligned(rows)}\n\n" if rows else "") + aligned(table(jobs))
 
 
 def as_markdown(jobs: Sequence[Job], title: str) -> str:
-    """Format the content of sweep.md: the overrides that all jobs share, the table, and the figure."""
-    header, *rows = ([cell.replace("|", "\\|") for cell in row] for row in table(jobs))
-    lines = [header, ["---"] * len(header), *rows]
+    """Format the content of sweep.md: the overrides that all jobs share, the tables, and the figure."""
     shared = {key: value for key, value in jobs[0].choices.items() if key not in swept_keys(jobs)}
     overrides = "".join(f"- {key} = {value}\n" for key, value in shared.items())
-    body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    return f"# {title}\n\n{overrides}\n{body}\n\n![curves and scores](sweep.png)\n"
+    tables = "\n\n".join(_as_markdown(rows) for rows in (variant_table(jobs), table(jobs)) if rows)
+    return f"# {title}\n\n{overrides}\n{tables}\n\n![curves and scores](sweep.png)\n"
+
+
+def _as_markdown(table: Sequence[Sequence[str]]) -> str:
+    header, *rows = ([cell.replace("|", "\\|") for cell in row] for row in table)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
 
 
 def as_csv(jobs: Sequence[Job]) -> str:
@@ -99,6 +156,7 @@ def write_sweep_report(folder: Path) -> list[Job]:
         write_text(folder / "sweep.md", as_markdown(jobs, folder.name))
         write_text(folder / "sweep.csv", as_csv(jobs))
         keys = swept_keys(jobs)
+        keys = [key for key in keys if key != SEED] or keys
         curves = []
         for job in sorted(jobs, key=lambda job: _place(job.number)):
             rows = [

@@ -49,6 +49,25 @@ def test_a_failing_job_is_visible_and_the_others_go_on_and_again_only_the_rest_i
     assert before == [(folder / job / "metrics.jsonl").read_bytes() for job in ("0", "2")]
 
 
+def test_seeds_are_repetitions_whose_mean_ranks_the_settings(run_command, tmp_path):
+    result = run_command("train", *SWEEP, "optimizer.lr=1e-5,1e-2", "seed=0,1")
+    assert result.code == 0, result.err
+    lines = result.out.strip().splitlines()
+    start = lines.index(next(line for line in lines if line.startswith("optimizer.lr  seeds")))
+    assert [line.split()[:2] for line in lines[start + 1 : start + 3]] == [["0.01", "2"], ["1e-05", "2"]]
+    assert [line.split()[0] for line in lines[-4:]] in (
+        ["2", "3", "0", "1"],
+        ["3", "2", "0", "1"],
+        ["2", "3", "1", "0"],
+    )
+    assert (
+        "compare --paired outputs/sweeps/sweep:optimizer.lr=0.01 outputs/sweeps/sweep:optimizer.lr=1e-05" in result.err
+    )
+    paired = run_command("compare", "--paired", "sweeps/sweep", "--limit", "2000")
+    assert paired.code == 0, paired.err
+    assert "optimizer.lr: 1e-05 -> 0.01" in paired.out
+
+
 def test_a_job_that_raises_or_exits_is_in_its_own_log(run_command, tmp_path):
     # one job's training text does not exist
     (tmp_path / "there.txt").write_text("The cat sat on the mat.\n" * 300)

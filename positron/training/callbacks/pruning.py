@@ -17,11 +17,17 @@ from positron.training.module import TrainingModule
 
 
 def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
-    """Return a dict from step to validation bits per byte for each finished run of the sweep except `own`."""
+    """Return a dict from step to validation bits per byte for each finished run of the sweep except `own`.
+
+    Only runs with the seed of `own` are returned, so that a run is compared with other settings and not with luckier seeds.
+    """
     curves = []
+    seed = Run(own).config().get("seed")
     for path in sorted(sweep.glob(f"*/{JOB}")):
         run = Run(path.parent)
         if run.folder == own or read_json(path)["failed"] or run.facts().status != "finished":
+            continue
+        if run.config().get("seed") != seed:
             continue
         rows = read_metrics(run.metrics_path)
         curves.append({row["step"]: row["val/bpb"] for row in rows if row.get("val/bpb") is not None})

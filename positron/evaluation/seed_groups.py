@@ -1,0 +1,52 @@
+"""Rank variants that were trained with several seeds by their mean, so that the luckiest seed is not taken for the best.
+
+Every list of several runs that puts the best first uses this module.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from positron.evaluation.statistics import half_interval
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SeedGroup(Generic[T]):
+    """Hold the runs of one variant. `mean` is over those that have a result, None if no run has one."""
+
+    members: list[T]
+    scored: int  # number of runs with a result
+    missing: int  # number of seeds that another variant has and this one lacks, or that have no result
+    mean: float | None
+    half: float | None  # half the width of the 95 % interval of the mean over seeds; None for fewer than two results
+
+
+def seed_groups(
+    items: Iterable[T],
+    variant: Callable[[T], Hashable],
+    seed: Callable[[T], Hashable],
+    score: Callable[[T], float | None],
+) -> list[SeedGroup[T]]:
+    """Return the groups of items with the same variant, the lowest mean score first.
+
+    A group that lacks results of seeds comes after the groups that have results of all seeds: a variant whose bad runs failed
+    or were ended early would look better than it is. `score` returns None for a run without a result.
+    """
+    by_variant: dict[Hashable, list[T]] = {}
+    for item in items:
+        by_variant.setdefault(variant(item), []).append(item)
+    seeds = {seed(item) for members in by_variant.values() for item in members}
+    are_repeated = any(len(members) > 1 for members in by_variant.values())
+    groups = []
+    for members in by_variant.values():
+        scores = [value for item in members if (value := score(item)) is not None]
+        complete = {seed(item) for item in members if score(item) is not None}
+        missing = len(seeds - complete) if are_repeated else int(not scores)
+        mean = statistics.fmean(scores) if scores else None
+        groups.append(SeedGroup(members, len(scores), missing, mean, half_interval(scores)))
+    return sorted(groups, key=lambda group: (group.mean is None, group.missing > 0, group.mean or 0.0))

@@ -1,0 +1,142 @@
+"""The report of a sweep: seeds are repetitions of a variant, and the best variant is not the one with the luckiest seed."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import statistics
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.stats
+from conftest import tiny
+
+from positron.cli.sweep_callback import _refuse_search_over_seeds
+from positron.evaluation import run_plots
+from positron.evaluation.comparison import Row, as_table
+from positron.evaluation.seed_groups import seed_groups
+from positron.evaluation.sweep_report import as_text, best_two, sweep_jobs, variant_table, write_sweep_report
+from positron.run.facts import write_record
+from positron.run.folder import Run
+from positron.system.errors import UserError
+from positron.training.callbacks.pruning import finished_curves
+
+LUCKY = {"1e-2": (0.20, 0.40, 0.42), "1e-3": (0.31, 0.30, 0.32)}  # learning rate -> bits per byte of seeds 0, 1, 2
+
+
+def job(sweep: Path, number: int, overrides: list[str], bpb: float | None, status: str = "finished") -> None:
+    run = Run(sweep / str(number))
+    run.folder.mkdir(parents=True)
+    run.job_path.write_text(json.dumps({"overrides": overrides, "failed": None if bpb else "it broke"}))
+    write_record(run.facts_path, {"status": status, "val/bpb": bpb, "step": 6, "tokens": 600})
+    if bpb:
+        rows = [{"step": step, "tokens": 100 * step, "val/bpb": bpb + 1 / step} for step in (3, 6)]
+        run.metrics_path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def sweep(folder: Path, scores: dict[str, tuple[float | None, ...]], **statuses: str) -> Path:
+    number = 0
+    for rate, values in scores.items():
+        for seed, bpb in enumerate(values):
+            status = statuses.get(f"job{number}", "finished")
+            job(folder, number, [f"optimizer.lr={rate}", f"seed={seed}", "model=debug"], bpb, status)
+            number += 1
+    return folder
+
+
+def test_the_best_variant_has_the_best_mean_and_not_the_luckiest_seed(tmp_path: Path) -> None:
+    jobs = write_sweep_report(sweep(tmp_path, LUCKY))
+    header, first, second = variant_table(jobs)
+    assert header == ["optimizer.lr", "seeds", "mean val bits per byte"]
+    assert first[:2] == ["1e-3", "3"]
+    assert second[:2] == ["1e-2", "3"]
+    interval = scipy.stats.t.interval(0.95, 2, 0.31, statistics.stdev(LUCKY["1e-3"]) / 3**0.5)
+    assert first[2] == f"0.3100 ± {interval[1] - 0.31:.4f} (95% over seeds)"
+    assert best_two(jobs) == ["optimizer.lr=1e-3", "optimizer.lr=1e-2"]
+    assert [job.number for job in jobs] == ["4", "3", "5", "0", "1", "2"]
+    page = (tmp_path / "sweep.md").read_text()
+    assert page.index("| 1e-3 | 3 |") < page.index("| 1e-2 | 3 |") < page.index("| job |")
+    rows = list(csv.DictReader((tmp_path / "sweep.csv").open()))
+    assert [row["job"] for row in rows] == [job.number for job in jobs]
+    assert as_text(jobs).splitlines()[1].startswith("1e-3")
+
+
+def test_a_variant_whose_bad_seeds_are_missing_is_not_the_best(tmp_path: Path) -> None:
+    """Seed 1 failed, seed 2 was ended early: the mean of the one seed that is left would be the lowest."""
+    jobs = write_sweep_report(sweep(tmp_path, {"1e-2": (0.2, None, 0.6), "1e-3": (0.31, 0.3, 0.32)}, job2="pruned"))
+    assert [row[:2] for row in variant_table(jobs)[1:]] == [["1e-3", "3"], ["1e-2", "1 of 3"]]
+    assert jobs[-1].status == "failed"
+    assert best_two(jobs) == []
+
+
+def test_a_sweep_over_seeds_alone_is_one_variant(tmp_path: Path) -> None:
+    for seed, bpb in enumerate((0.5, 0.4)):
+        job(tmp_path, seed, [f"seed={seed}"], bpb)
+    jobs = write_sweep_report(tmp_path)
+    half = scipy.stats.t.interval(0.95, 1, 0, statistics.stdev((0.5, 0.4)) / 2**0.5)[1]
+    assert variant_table(jobs) == [["seeds", "mean val bits per byte"], ["2", f"0.4500 ± {half:.4f} (95% over seeds)"]]
+    assert best_two(jobs) == []
+
+
+def test_a_sweep_with_one_seed_ranks_its_jobs(tmp_path: Path) -> None:
+    for number, (rate, bpb, status) in enumerate(
+        (("1", 0.5, "finished"), ("2", 0.4, "finished"), ("3", 0.3, "pruned"))
+    ):
+        job(tmp_path, number, [f"optimizer.lr={rate}", "seed=7"], bpb, status)
+    jobs = sweep_jobs(tmp_path)
+    assert [job.number for job in jobs] == ["1", "0", "2"]
+    assert variant_table(jobs) == []
+
+
+def test_groups_are_ranked_by_their_mean_whatever_the_order_of_their_members() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        scores = rng.normal(1, 0.1, (4, 3)).round(3)
+        items = [(v, s, float(scores[v, s])) for v in range(4) for s in range(3)]
+        shuffled = [items[i] for i in rng.permutation(12)]
+        groups = seed_groups(shuffled, lambda i: i[0], lambda i: i[1], lambda i: i[2])
+        assert [group.members[0][0] for group in groups] == np.argsort(scores.mean(axis=1), kind="stable").tolist()
+
+
+def test_the_picture_has_a_point_for_each_job_and_lines_through_the_means(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_plots, "as_png", lambda figure: figure)
+    curves = [([rate], [(1.0, 2.0), (2.0, bpb)], "finished") for rate, values in LUCKY.items() for bpb in values]
+    figure: Any = run_plots.sweep_picture(["optimizer.lr"], curves, None, "sweep")
+    left, right = figure.axes
+    (line,) = right.lines
+    assert list(line.get_xdata()) == [1e-3, 1e-2]
+    assert list(line.get_ydata()) == pytest.approx([statistics.fmean(LUCKY["1e-3"]), statistics.fmean(LUCKY["1e-2"])])
+    assert sum(len(points.get_offsets()) for points in right.collections) == 6
+    assert [text.get_text() for text in left.get_legend().get_texts()] == ["lr=1e-3", "lr=1e-2"]
+    assert len({curve.get_color() for curve in left.lines}) == 2
+
+
+def test_a_run_is_pruned_by_other_settings_and_not_by_luckier_seeds(tmp_path: Path) -> None:
+    for number, (seed, bpb) in enumerate(((0, 0.3), (1, 0.4), (0, 0.5))):
+        job(tmp_path / "sweep", number, [f"seed={seed}"], bpb)
+        config = dataclasses.asdict(tiny(tmp_path, seed=seed))
+        write_record(Run(tmp_path / "sweep" / str(number)).config_path, config)
+    curves = finished_curves(tmp_path / "sweep", tmp_path / "sweep" / "0")
+    assert curves == [{3: pytest.approx(0.5 + 1 / 3), 6: pytest.approx(0.5 + 1 / 6)}]
+
+
+def test_a_search_does_not_choose_the_seed() -> None:
+    def config(sweeper: str) -> Any:
+        return SimpleNamespace(hydra=SimpleNamespace(sweeper=SimpleNamespace(_target_=sweeper)))
+
+    _refuse_search_over_seeds(config("hydra._internal.core_plugins.basic_sweeper.BasicSweeper"), {"seed"})
+    _refuse_search_over_seeds(config("hydra_plugins.optuna.OptunaSweeper"), {"optimizer.lr"})
+    with pytest.raises(UserError, match="a search cannot choose the seed"):
+        _refuse_search_over_seeds(config("hydra_plugins.optuna.OptunaSweeper"), {"optimizer.lr", "seed"})
+
+
+def test_the_table_of_compare_shows_the_mean_of_runs_that_differ_in_their_seed() -> None:
+    rows = [Row(f"r{i}", 10, 10, 0.3, 0.1, 2.0, "char 10", "", seeds, 0.31, 0.02) for i, seeds in enumerate((2, 2))]
+    assert as_table(rows).splitlines()[0].endswith("mean over seeds")
+    assert as_table(rows).splitlines()[2].endswith("0.3100 ± 0.0200 (2 seeds)")
+    alone = [Row("r", 10, 10, 0.3, 0.1, 2.0, "char 10", "")]
+    assert "mean over seeds" not in as_table(alone)
