@@ -118,5 +118,5 @@ def cut_at_stop(text: str, stop: tuple[str, ...], at_end: bool = False) -> tuple
         return text[: min(matches)[1]], "", True
     if at_end:
         return text, "", False
-    held = max((n for s in stop for n in range(1, len(s)) if text.endswith(s[:n])), default=0)
+    held = max((n for s in stop for n in range(1, min(len(s), len(text) + 1)) if text.endswith(s[:n])), default=0)
     return text[: len(text) - held], text[len(text) - held :], False

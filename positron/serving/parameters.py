@@ -22,6 +22,7 @@ MAX_TEXTS = 64  # number of texts of one request: prompts times n
 MAX_NEW_TOKENS = 32_768
 MAX_LOGPROBS = 20
 MAX_STOPS = 16
+MAX_STOP_CHARACTERS = 1000  # of one stop string; after each token its end is compared with all of their beginnings
 COMPLETION_TOKENS = 16  # OpenAI's default of max_tokens for completions
 
 # These parameters are ignored. They concern the user, billing, storage and caching, and tools, which this server does not have.
@@ -133,6 +134,11 @@ def _stops(value: Any) -> tuple[str, ...]:
     stops = stops_of(value)
     if len(stops) > MAX_STOPS:
         raise UserError(f"stop: {len(stops)} texts are more than the {MAX_STOPS} that are allowed")
+    longest = max(map(len, stops), default=0)
+    if longest > MAX_STOP_CHARACTERS:
+        raise UserError(
+            f"stop: a text of {longest} characters is longer than the {MAX_STOP_CHARACTERS} that are allowed"
+        )
     return stops
 
 

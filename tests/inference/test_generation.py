@@ -160,6 +160,19 @@ def test_stop_strings_end_a_stream_wherever_they_are_cut(text: str, stop: list[s
     assert shown == (text[: min(places)[1]] if places else text)
 
 
+def test_a_long_stop_string_is_compared_only_as_far_as_the_text_reaches() -> None:
+    class Counted(str):
+        beginnings = 0
+
+        def __getitem__(self, key: Any) -> str:
+            self.beginnings += 1
+            return super().__getitem__(key)
+
+    stop = Counted("abc" * 1000)
+    assert cut_at_stop("-abcab", (stop,)) == ("-", "abcab", False)
+    assert stop.beginnings <= len("-abcab")
+
+
 def test_a_full_context_is_told_once_each_time_and_never_crashes() -> None:
     tokenizer, lines = tokenizer_of(), list[str]()
     model = writing_model(tokenizer, context=1)

@@ -276,6 +276,7 @@ WRONG: list[tuple[dict[str, Any], int, str | None]] = [
     ({**COMPLETION, "stop": [""]}, 400, "stop"),
     ({**COMPLETION, "stop": ["a"] * 17}, 400, "stop"),
     ({**COMPLETION, "stop": 5}, 400, "stop"),
+    ({**COMPLETION, "stop": "a" * 1001}, 400, "stop"),
     ({**COMPLETION, "logprobs": 21}, 400, "logprobs"),
     ({**COMPLETION, "logprobs": True}, 400, "logprobs"),
     ({**COMPLETION, "stream": "yes"}, 400, "stream"),
