@@ -2,7 +2,7 @@
 
 Without these checks, a page of another site in a browser on this machine could use the server. There are two ways: a host name
 that resolves to 127.0.0.1 (DNS rebinding; the Host header then contains this name), and a request across sites (the Origin
-header then names the other site).
+header then names the other site; a request for an image or a script has no Origin, but the header Sec-Fetch-Site).
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ PAGE_POLICY = (
     "form-action 'none'; frame-ancestors 'none'"
 )
 FILES = "/static/"  # the files of the pages, which need no key
+_OTHER_SITES = (b"cross-site", b"same-site")  # same-site: a server of this machine at another port
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:@/\s]+)(?::[0-9]{1,5})?")
 
 
@@ -73,7 +74,9 @@ class Guard:
             return ApiError(403, f"this server answers to {names}, not to the host of this request", code="wrong_host")
         origins = [value.decode("latin-1").lower() for value in given.get(b"origin", [])]
         if any(origin not in (f"http://{hosts[0]}", f"https://{hosts[0]}") for origin in origins):
-            return ApiError(403, "this server does not answer to pages of other sites", code="wrong_origin")
+            return _other_site()
+        if given.get(b"sec-fetch-site", [b"none"])[0] in _OTHER_SITES and not self._is_link_to_page(scope, given):
+            return _other_site()
         if self.key is not None and not self._is_public(scope["path"]) and not self._knows_key(given):
             message = "the API key is missing or wrong: send it as Authorization: Bearer KEY"
             return ApiError(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
@@ -83,6 +86,9 @@ class Guard:
         match = _HOST.fullmatch(host)
         return match is not None and (match[1] in self.names or (self.key is not None and _is_address(match[1])))
 
+    def _is_link_to_page(self, scope: Scope, given: dict[bytes, list[bytes]]) -> bool:
+        return scope["path"] in self.public and given.get(b"sec-fetch-dest") == [b"document"]
+
     def _is_public(self, path: str) -> bool:
         return path in self.public or path.startswith(FILES)
 
@@ -91,6 +97,10 @@ class Guard:
         values = given.get(b"authorization", [])
         scheme, _, token = values[0].partition(b" ") if len(values) == 1 else (b"", b"", b"")
         return hmac.compare_digest(token.strip(), self.key.encode()) and scheme.lower() == b"bearer"
+
+
+def _other_site() -> ApiError:
+    return ApiError(403, "this server does not answer to pages of other sites", code="wrong_origin")
 
 
 def _is_address(host: str) -> bool:

@@ -111,8 +111,24 @@ def test_a_page_of_another_site_is_refused_on_every_route(site, method, path, or
     assert (status, answer["error"]["code"]) == (403, "wrong_origin")
 
 
+@pytest.mark.parametrize(("method", "path"), [*ROUTES, ("GET", "/api/truth?run=writer"), ("GET", "/report?run=writer")])
+@pytest.mark.parametrize("other", ["cross-site", "same-site"])
+@pytest.mark.parametrize("what", ["image", "script", "iframe", "empty"])
+def test_a_page_of_another_site_gets_nothing_without_an_origin_either(site, method, path, other, what):
+    status, answer = ask(site, method, path, **{"Sec-Fetch-Site": other, "Sec-Fetch-Dest": what})
+    assert (status, answer["error"]["code"]) == (403, "wrong_origin")
+
+
+@pytest.mark.parametrize("path", ["/", "/look?run=writer", "/runs"])
+def test_another_site_may_link_to_a_page(site, path):
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"}
+    assert httpx.get(site.url + path, headers=link).status_code == 200
+    assert ask(site, "GET", "/api/truth?run=writer", **link)[0] == 403
+
+
 def test_a_page_of_the_server_itself_is_answered(site):
-    assert ask(site, "GET", "/v1/models", Origin=f"http://127.0.0.1:{site.port}")[0] == 200
+    own = {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Dest": "empty"}
+    assert ask(site, "GET", "/v1/models", Origin=f"http://127.0.0.1:{site.port}", **own)[0] == 200
 
 
 @pytest.mark.parametrize(("method", "path"), ROUTES[1:])
