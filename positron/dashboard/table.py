@@ -28,6 +28,7 @@ from positron.system.formatting import above, judged_bpb
 
 LIVE_SECONDS = 60.0  # on systems without file locks, a run counts as live for this time after its last change of a file
 MAX_ARCHITECTURES = 4096  # maximum number of architectures that are kept in memory, about 1 kB each
+MAX_RECORDS = 4096  # maximum number of run.json, job.json and config.json that are kept in memory, up to 10 kB each
 _STAMP = "%Y-%m-%d %H:%M:%S"
 
 
@@ -44,6 +45,8 @@ class Outputs:
         self._folders: dict[str, Path] = {}
         self._metrics: dict[Path, Metrics] = {}
         self._architectures: FileCache[GPTConfig] = FileCache(MAX_ARCHITECTURES)
+        self._facts: FileCache[tuple[Facts, bool]] = FileCache(MAX_RECORDS)
+        self._records: FileCache[tuple[dict[str, Any], bool]] = FileCache(MAX_RECORDS)
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the content of /api/runs: a row for each run. The row of a run that cannot be read contains the reason."""
@@ -69,7 +72,7 @@ class Outputs:
     def differences(self, name: str, other: str) -> list[list[str]]:
         """List [key, value, value of `other`] for the settings that differ. Raises Missing if a run does not exist."""
         with self._guard:
-            first, second = (_record(Run(self._folder(run)).config_path, []) for run in (name, other))
+            first, second = (self._record(Run(self._folder(run)).config_path, []) for run in (name, other))
         return differences(first, second)
 
     def curve(self, name: str, key: str, file: str, after: int) -> dict[str, Any]:
@@ -124,7 +127,8 @@ class Outputs:
     def _row(self, name: str, folder: Path) -> dict[str, Any]:
         notes: list[str] = []
         run = Run(folder)
-        facts, job = _facts(run, notes), _job(run, notes)
+        facts = _read(run.facts_path, read_facts, self._facts, notes) or Facts()
+        job = self._job(run, notes)
         metrics = self._metrics_of(folder)
         if metrics.trouble:
             notes.append(metrics.trouble)
@@ -149,7 +153,7 @@ class Outputs:
             "best": best,
             "floor": floor,
             "above": above(judged, floor) if judged is not None and floor else None,
-            "text": text_of(_record(run.config_path, [])),
+            "text": text_of(self._record(run.config_path, [])),
             "fingerprint": facts.data_fingerprint or "",
             "params": gpt.n_params() if gpt else None,
             "flops_per_token": gpt.flops_per_token() if gpt else None,
@@ -162,6 +166,20 @@ class Outputs:
             "samples": _size(run.samples_path) or _size(run.samples_page),
             "report": _size(run.report_path) > 0,
         }
+
+    def _job(self, run: Run, notes: list[str]) -> dict[str, Any]:
+        job = self._record(run.job_path, notes)
+        if not isinstance(job.get("overrides"), list | None):
+            notes.append(f"{run.job_path} is damaged: `overrides` is not a list")
+            return {**job, "overrides": None}
+        return job
+
+    def _record(self, path: Path, notes: list[str]) -> dict[str, Any]:
+        """Read a JSON file that contains an object.
+
+        Returns {} if the file is missing or cannot be read; problems are added to `notes`.
+        """
+        return _read(path, read_record, self._records, notes) or {}
 
     def _architecture(self, run: Run, notes: list[str]) -> GPTConfig | None:
         """Return the architecture of a run. If it cannot be read, add the reason to `notes` and return None."""
@@ -213,35 +231,17 @@ def _content(path: Path) -> bytes | None:
         return None
 
 
-def _facts(run: Run, notes: list[str]) -> Facts:
-    """Read run.json. Returns empty facts if the file is missing or cannot be read; problems are added to `notes`."""
-    return _read(run.facts_path, read_facts, notes) or Facts()
-
-
-def _job(run: Run, notes: list[str]) -> dict[str, Any]:
-    job = _record(run.job_path, notes)
-    if not isinstance(job.get("overrides"), list | None):
-        notes.append(f"{run.job_path} is damaged: `overrides` is not a list")
-        return {**job, "overrides": None}
-    return job
-
-
-def _record(path: Path, notes: list[str]) -> dict[str, Any]:
-    """Read a JSON file that contains an object.
-
-    Returns {} if the file is missing or cannot be read; problems are added to `notes`.
-    """
-    return _read(path, read_record, notes) or {}
-
-
 T = TypeVar("T")
 
 
-def _read(path: Path, read: Callable[[Path], tuple[T, bool]], notes: list[str]) -> T | None:
+def _read(
+    path: Path, read: Callable[[Path], tuple[T, bool]], known: FileCache[tuple[T, bool]], notes: list[str]
+) -> T | None:
+    """Return the content of a file; None if it is missing or cannot be read. Problems are added to `notes`."""
     try:
         if not path.exists() and not path.is_symlink():
             return None
-        content, is_whole = read(path)
+        content, is_whole = known.get((path,), lambda: read(path))
     except (UserError, OSError) as error:
         notes.append(one_line(str(error), 300))
         return None
