@@ -127,12 +127,13 @@ class Sessions:
         row = max(self._free, key=lambda row: self._known(row, ids, request))
         session = Session(request, row, self.engine)
         session.reused = self._known(row, ids, request)
-        self._free.remove(row)
+        self._held[row], self._prompts[row] = [], 0  # the row stays free, and holds nothing known, if reading fails
         if session.reused or request.scores_prompt:
             self.decoder.lengths[row] = session.reused
             logits = self._read_scored(session, ids) if request.scores_prompt else self._continue(session, ids)
         else:
             logits = self.decoder.prefill([row], [ids])[0]
+        self._free.remove(row)
         self._prompts[row] = len(ids) if ids == request.ids else 0
         if request.max_tokens == 0:
             self._release(session)

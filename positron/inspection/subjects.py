@@ -3,35 +3,32 @@
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 
 from positron.inspection.subject import Subject
 from positron.run.folder import Run
+from positron.run.load import model_files
+from positron.system.file_cache import FileCache
 
 
 class Subjects(Mapping[str, Subject]):
     """Map the names of runs to subjects. The `keep` most recently used subjects stay in memory.
 
-    Looking up a run raises UserError if it cannot be loaded. Several threads may look up runs at the same time.
+    A run that was trained further is loaded again. Looking up a run raises UserError if it cannot be loaded. Several
+    threads may look up runs at the same time.
     """
 
     def __init__(self, runs: Mapping[str, Run], keep: int = 4) -> None:
         """Keep a reference to the mapping `runs`, which may change later."""
-        self._runs, self._keep = runs, keep
-        self._loaded: OrderedDict[str, Subject] = OrderedDict()
-        self._lock = threading.Lock()
+        self._runs = runs
+        self._loaded: FileCache[Subject] = FileCache(keep)
+        self._lock = threading.Lock()  # so that a run is not loaded by two threads at the same time
 
     def __getitem__(self, name: str) -> Subject:
         """Return the subject of a run, loaded if necessary."""
         run = self._runs[name]
         with self._lock:
-            if name not in self._loaded or self._loaded[name].run != run:
-                self._loaded[name] = Subject(run)
-            self._loaded.move_to_end(name)
-            while len(self._loaded) > self._keep:
-                self._loaded.popitem(last=False)
-            return self._loaded[name]
+            return self._loaded.get(model_files(run), lambda: Subject(run))
 
     def __contains__(self, name: object) -> bool:
         """Tell whether there is a run of this name, without loading it."""

@@ -49,6 +49,14 @@ def load_model(run: Run, checkpoint: Path | None = None) -> tuple[GPT, Tokenizer
     return model.eval(), tokenizer, path
 
 
+def model_files(run: Run) -> tuple[Path, ...]:
+    """Return the files that decide what `load_model` returns: it may return another model when one of them has changed."""
+    from positron.run.checkpoint import BEST, checkpoints
+
+    best = run.checkpoint_folder / BEST
+    return (run.config_path, run.chat_path, *([best] if best.exists() else checkpoints(run.checkpoint_folder)))
+
+
 def load_kept_model(run: Run, kept: KeptWeights) -> GPT:
     """Return the model of a run (in eval mode, on the CPU) with weights that were kept from its training.
 

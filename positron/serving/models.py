@@ -15,12 +15,12 @@ import torch
 from positron.inference.sessions import Sessions
 from positron.inference.text_model import Writer
 from positron.run.folder import Run
-from positron.run.load import load_model
+from positron.run.load import load_model, model_files
 from positron.serving.errors import ApiError
 from positron.serving.worker import Worker
 from positron.system.disk import refuse_links_in
 from positron.system.errors import UserError
-from positron.system.file_cache import FileCache
+from positron.system.file_cache import FileCache, Identity, identities
 from positron.text.tokenizer import Tokenizer
 
 MAX_SLOTS = 32  # number of texts that a model generates at the same time
@@ -75,14 +75,14 @@ class Models:
         """
         self._fixed = {model.name: model for model in loaded}
         self.runs = runs
-        self._on_demand: dict[str, Served] = {}  # in the order of their last use
+        self._on_demand: dict[str, tuple[list[Identity], Served]] = {}  # with its files, in the order of their last use
         self._guard = threading.Lock()
         self._described: FileCache[dict[str, Any]] = FileCache(MAX_DESCRIBED)
 
     @property
     def loaded(self) -> list[Served]:
         """Return the models that are loaded now."""
-        return [*self._fixed.values(), *self._on_demand.values()]
+        return [*self._fixed.values(), *(model for _, model in list(self._on_demand.values()))]
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the description of each model: OpenAI's fields, vLLM's field for the context length, and Positron's own."""
@@ -97,7 +97,7 @@ class Models:
         return list(described.values())
 
     def get(self, name: Any) -> Served:
-        """Return a model, and load it if necessary.
+        """Return a model, and load it if necessary: the first time, and when its run was trained further and it is idle.
 
         Raises ApiError if no model has this name, if it cannot be loaded, or if too many other models are busy.
         """
@@ -111,25 +111,30 @@ class Models:
             raise ApiError(
                 404, f"there is no model {str(name)[:60]}: this server has {known}", "model", "model_not_found"
             )
+        files = identities(model_files(runs[name]))
         with self._guard:
-            if name not in self._on_demand:
-                self._make_room()
-                try:
-                    refuse_links_in(runs[name].folder)
-                    self._on_demand[name] = serve_run(runs[name], name=name)
-                except UserError as error:
-                    raise ApiError(500, f"{name} cannot be loaded: {error}", "model") from error
-            self._on_demand[name] = self._on_demand.pop(name)
-            return self._on_demand[name]
+            if name in self._on_demand:
+                read, model = self._on_demand.pop(name)
+                if read == files or not model.worker.close_if_idle():
+                    self._on_demand[name] = read, model
+                    return model
+            self._make_room()
+            try:
+                refuse_links_in(runs[name].folder)
+                model = serve_run(runs[name], name=name)
+            except UserError as error:
+                raise ApiError(500, f"{name} cannot be loaded: {error}", "model") from error
+            self._on_demand[name] = files, model
+            return model
 
     def _make_room(self) -> None:
         """Close the least recently used model if MAX_ON_DEMAND models are loaded."""
         if len(self._on_demand) < MAX_ON_DEMAND:
             return
-        idle = next((name for name, model in self._on_demand.items() if model.worker.load == (0, 0)), None)
+        idle = next((name for name, (_, model) in self._on_demand.items() if model.worker.close_if_idle()), None)
         if idle is None:
             raise ApiError(503, f"{MAX_ON_DEMAND} other models are answering: try again in a moment", code="overloaded")
-        self._on_demand.pop(idle).worker.close()
+        del self._on_demand[idle]
 
     def close(self) -> None:
         """Stop all workers."""

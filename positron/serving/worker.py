@@ -12,7 +12,7 @@ MAX_UNREAD = 64  # with this number of unread pieces, a text waits for its reade
 
 
 class QueueFull(Exception):
-    """Report that no further text is accepted now."""
+    """Report that no further text is accepted now: too many wait, or the worker was closed in the meantime."""
 
 
 class Job:
@@ -35,8 +35,9 @@ class Worker:
     def __init__(self, sessions: Sessions, max_waiting: int) -> None:
         self.sessions, self.max_waiting = sessions, max_waiting
         self._waiting: deque[Job] = deque()
+        self._joining: Job | None = None  # its prompt is being read
         self._running: dict[Session, Job] = {}
-        self._changed = threading.Condition()  # guards _waiting, _running, and the jobs' `unread` and `is_cancelled`
+        self._changed = threading.Condition()  # guards the three fields above, and the jobs' `unread` and `is_cancelled`
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="positron-worker")
         self._thread.start()
@@ -50,14 +51,18 @@ class Worker:
     def load(self) -> tuple[int, int]:
         """Return the number of texts that are being generated, and the number of waiting texts."""
         with self._changed:
-            return len(self._running), len(self._waiting)
+            return len(self._started), len(self._waiting)
+
+    @property
+    def _started(self) -> set[Job]:
+        return {*self._running.values(), *([self._joining] if self._joining else [])}
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue all jobs, or none: raises QueueFull if the queue has no space for all of them."""
-        if not self.is_alive:
-            raise RuntimeError("the thread that generates texts has ended: restart the server")
+        """Queue all jobs, or none: raises QueueFull if the queue has no space for all of them, or if the worker is closed."""
         with self._changed:
-            if len(self._waiting) + len(jobs) > self.max_waiting:
+            if not self._is_closed and not self.is_alive:
+                raise RuntimeError("the thread that generates texts has ended: restart the server")
+            if self._is_closed or len(self._waiting) + len(jobs) > self.max_waiting:
                 raise QueueFull
             self._waiting.extend(jobs)
             self._changed.notify()
@@ -84,6 +89,15 @@ class Worker:
             self._changed.notify()
         self._thread.join()
 
+    def close_if_idle(self) -> bool:
+        """Stop if no text is being written or waits, and tell whether this is so."""
+        with self._changed:
+            if self._started or self._waiting:
+                return False
+            self._is_closed = True
+            self._changed.notify()
+        return True
+
     def _run(self) -> None:
         while True:
             with self._changed:
@@ -94,10 +108,11 @@ class Worker:
                     assert job.session is not None
                     del self._running[job.session]
                     self.sessions.leave(job.session)
-                joining = self._waiting.popleft() if self._can_join() else None
-            if joining:  # at most one prompt is read between two steps, so that the other texts do not wait long
-                self._join(joining)
+                self._joining = self._waiting.popleft() if self._can_join() else None
+            if self._joining:  # at most one prompt is read between two steps, so that the other texts do not wait long
+                self._join(self._joining)
             with self._changed:
+                self._joining = None
                 ready = [session for session, job in self._running.items() if job.unread < MAX_UNREAD]
             self._step(ready)
 

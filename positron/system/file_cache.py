@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
+Identity = tuple[int, int, int] | None  # None: the file does not exist
 
 
 class FileCache(Generic[T]):
@@ -16,31 +17,35 @@ class FileCache(Generic[T]):
 
     def __init__(self, most: int) -> None:
         self._most = most
-        self._values: OrderedDict[tuple[Path, ...], tuple[list[tuple[int, int, int] | None], T]] = OrderedDict()
+        self._values: OrderedDict[tuple[Path, ...], tuple[list[Identity], T]] = OrderedDict()
         self._guard = threading.Lock()
 
     def get(self, files: tuple[Path, ...], compute: Callable[[], T]) -> T:
         """Return the cached result of `compute` for these files, or call `compute` if one of the files has changed.
 
-        A file counts as changed if its modification time, size or inode number differs, or if it was created or deleted.
         An exception of `compute` is not cached.
         """
-        identities = [_identity(path) for path in files]
+        found = identities(files)
         with self._guard:
             known = self._values.get(files)
-            if known is not None and known[0] == identities:
+            if known is not None and known[0] == found:
                 self._values.move_to_end(files)
                 return known[1]
         value = compute()
         with self._guard:
-            self._values[files] = (identities, value)
+            self._values[files] = (found, value)
             self._values.move_to_end(files)
             while len(self._values) > self._most:
                 self._values.popitem(last=False)
         return value
 
 
-def _identity(path: Path) -> tuple[int, int, int] | None:
+def identities(files: tuple[Path, ...]) -> list[Identity]:
+    """Return what changes with the files: of each, its time of change, size and inode number, and whether it exists."""
+    return [_identity(path) for path in files]
+
+
+def _identity(path: Path) -> Identity:
     try:
         facts = path.lstat()
     except FileNotFoundError:

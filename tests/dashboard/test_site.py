@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import torch
 from browser import chromium, has_sideways_scroll, opened, serious_findings
 from conftest import PATIENCE
 from serving_models import Running
@@ -17,6 +19,7 @@ from serving_models import Running
 from positron import load
 from positron.dashboard.table import Outputs
 from positron.inspection.subject import Subject
+from positron.run.checkpoint import BEST, load_checkpoint
 from positron.run.folder import Run
 from positron.serving.models import MAX_ON_DEMAND, Models
 from positron.system import disk
@@ -96,6 +99,45 @@ def test_a_run_that_cannot_be_loaded_is_an_error_of_one_request(site: Running, f
     assert complete(site, "../sweep/0").status_code == 404
 
 
+def train_further(run: Run) -> None:
+    """Replace the best checkpoint by one with other weights."""
+    path = run.checkpoint_folder / BEST
+    checkpoint = load_checkpoint(path)
+    torch.manual_seed(0)
+    for weights in checkpoint["state_dict"].values():
+        weights.add_(torch.randn_like(weights))
+    torch.save(checkpoint, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def test_a_run_that_was_trained_further_is_loaded_again_when_it_answers_nothing(site: Running, folder: Path) -> None:
+    run = Run(shutil.copytree(folder / "sweep/0", folder / "again"))
+    prompt = {"run": "again", "prompt": "Tom"}
+
+    def written() -> list[str]:
+        answers = [
+            complete(site, "again").json()["choices"][0]["text"],
+            httpx.post(f"{site.url}/api/look", json=prompt).text,
+        ]
+        assert answers[0] == "".join(load(run.folder).stream("Tom", max_tokens=8, seed=3))
+        return answers
+
+    before = written()
+    body = {"model": "again", "prompt": "Tom", "max_tokens": 30_000, "n": 8, "ignore_eos": True, "stream": True}
+    with httpx.stream("POST", f"{site.url}/v1/completions", json=body, timeout=PATIENCE) as stream:
+        lines = stream.iter_lines()  # without a reference to it, httpx closes the stream
+        next(lines)
+        train_further(run)
+        assert complete(site, "again").json()["choices"][0]["text"] == before[0]
+    while sum(sum(model.worker.load) for model in site.models.loaded):
+        time.sleep(0.01)
+    after = written()
+    assert (before[0] != after[0], before[1] != after[1]) == (True, True)
+    shutil.rmtree(run.folder)
+    assert complete(site, "again").status_code == 404
+    assert httpx.post(f"{site.url}/api/look", json=prompt).status_code == 404
+
+
 @pytest.mark.parametrize("phone", [False, True])
 def test_the_inspector_shows_a_run_and_its_history(site: Running, phone: bool) -> None:
     with chromium() as browser, opened(browser, f"{site.url}/look?run=sweep/1", phone=phone, csp=False) as page:
@@ -103,6 +145,13 @@ def test_the_inspector_shows_a_run_and_its_history(site: Running, phone: bool) -
         assert page.get_by_label("Run").input_value() == "sweep/1"
         page.locator(".look-history input[type=range]").wait_for()
         assert serious_findings(page) == []
+        assert not has_sideways_scroll(page)
+
+
+@pytest.mark.parametrize("phone", [False, True])
+def test_a_report_fits_its_window(kept_run: Run, phone: bool) -> None:
+    with chromium() as browser, opened(browser, kept_run.report_path.as_uri(), phone=phone) as page:
+        page.locator("summary").click()
         assert not has_sideways_scroll(page)
 
 

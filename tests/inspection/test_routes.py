@@ -1,6 +1,8 @@
 """What the page asks the server: answers as the Python functions give them, and every wrong request refused."""
 
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -9,6 +11,7 @@ from starlette.testclient import TestClient
 from positron.inspection.routes import MAX_BODY, MAX_PROMPT, routes
 from positron.inspection.subject import Subject
 from positron.inspection.subjects import Subjects
+from positron.run.folder import Run
 
 PROMPT = "Once upon a time"
 
@@ -114,22 +117,22 @@ def test_an_unknown_run_is_not_found(client):
         assert "run must be one of tiny" in strict(answer.text)["error"]["message"]
 
 
-def test_runs_are_loaded_at_the_first_question_and_the_ones_used_last_stay(monkeypatch):
+def test_runs_are_loaded_at_the_first_question_and_the_ones_used_last_stay(monkeypatch, tmp_path):
     loaded = []
-    monkeypatch.setattr("positron.inspection.subjects.Subject", lambda run: loaded.append(run.name) or run)
 
-    class Named:
-        def __init__(self, name):
-            self.name, self.run = name, self
+    def subject_of(run: Run) -> Any:
+        loaded.append(run.folder.name)
+        return SimpleNamespace(name=run.folder.name)
 
-    runs = {name: Named(name) for name in "abc"}
+    monkeypatch.setattr("positron.inspection.subjects.Subject", subject_of)
+    runs = {name: Run(tmp_path / name) for name in "abc"}
     subjects = Subjects(runs, keep=2)
     assert (list(subjects), len(subjects), "a" in subjects, "x" in subjects) == (["a", "b", "c"], 3, True, False)
     assert loaded == []
     for name in "aababcab":
         assert subjects[name].name == name
     assert "".join(loaded) == "abcab"
-    runs["b"] = Named("new")  # another run under the same name
+    runs["b"] = Run(tmp_path / "new")  # another run under the same name
     assert subjects["b"].name == "new"
     with pytest.raises(KeyError):
         subjects["x"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -124,8 +125,30 @@ def test_a_full_queue_takes_no_part_of_a_request(worker):
 def test_an_error_of_the_model_ends_its_texts_and_not_the_worker(worker, monkeypatch, where):
     with monkeypatch.context() as patch:
         patch.setattr(DECODER, where, lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
-            Reader(worker, request()).rest()
-    for _ in range(3):  # no row is lost
+        for _ in range(3):  # more than there are rows: none is lost
+            with pytest.raises(ZeroDivisionError):
+                Reader(worker, request()).rest()
+    for _ in range(3):
         assert Reader(worker, request()).rest()
     assert worker.is_alive
+
+
+def test_a_worker_that_reads_a_prompt_is_not_idle_and_a_closed_one_takes_no_job(worker, monkeypatch):
+    begun, allowed, original = threading.Event(), threading.Event(), DECODER.prefill
+
+    def waiting(*arguments: Any) -> Any:
+        begun.set()
+        assert allowed.wait(PATIENCE)
+        return original(*arguments)
+
+    monkeypatch.setattr(DECODER, "prefill", waiting)
+    reader = Reader(worker, request())
+    assert begun.wait(PATIENCE)
+    assert (worker.load, worker.close_if_idle()) == ((1, 0), False)
+    allowed.set()
+    assert reader.rest()
+    while worker.load != (0, 0):
+        time.sleep(0.001)
+    assert worker.close_if_idle()
+    with pytest.raises(QueueFull):
+        Reader(worker, request())
