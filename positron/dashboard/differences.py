@@ -12,14 +12,20 @@ MAX_VALUE_LENGTH = 200  # number of characters of a value that are shown
 
 
 def text_of(config: dict[str, Any]) -> str:
-    """Return the name of the text that a run is trained on, such as stories, book.txt or OWNER/NAME; "" if it is unknown."""
+    """Return the name of the text that a run is trained on, such as book.txt or OWNER/NAME; "" if it is unknown.
+
+    The built-in stories have their size with it, because other stories are another text.
+    """
     data = config.get("data")
     if not isinstance(data, dict):
         return ""
     path, repo = data.get("path"), data.get("repo")
     if isinstance(path, str) and path:
         return PurePath(path).name or path
-    return repo if isinstance(repo, str) and repo else str(data.get("source") or "")
+    if isinstance(repo, str) and repo:
+        return repo
+    source, size = data.get("source"), data.get("size_mb")
+    return f"stories, {size:g} MB" if source == "stories" and isinstance(size, int | float) else str(source or "")
 
 
 def shorten_overrides(rows: list[dict[str, Any]]) -> None:

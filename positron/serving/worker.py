@@ -37,7 +37,7 @@ class Worker:
         self._waiting: deque[Job] = deque()
         self._joining: Job | None = None  # its prompt is being read
         self._running: dict[Session, Job] = {}
-        self._changed = threading.Condition()  # guards the three fields above, and the jobs' `unread` and `is_cancelled`
+        self._changed = threading.Condition()  # guards the fields above, and the jobs' `unread` and `is_cancelled`
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, daemon=True, name="positron-worker")
         self._thread.start()

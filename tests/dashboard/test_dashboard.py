@@ -117,7 +117,7 @@ def test_runs_of_different_texts_are_told_apart(page: Page, outputs: Path) -> No
     rows = {row["id"]: row for row in page.json("/api/runs")["runs"]}
     assert (rows["own"]["text"], rows["own"]["fingerprint"], rows["own"]["above"]) == ("my.txt", "g", None)
     assert rows["hub"]["text"] == "a/b"
-    assert rows["one"]["text"] == "stories"
+    assert rows["one"]["text"] == "stories, 0.2 MB"
     assert rows["one"]["above"] == pytest.approx((1 + 1 / 30) / 0.2 - 1)
 
 
@@ -308,7 +308,7 @@ def test_runs_of_different_texts_have_charts_of_their_own(page: Page, outputs: P
     with chromium() as browser, opened(browser, f"{page.url}/runs") as shown:
         _tick_all_runs(shown)
         shown.locator("#charts figure").nth(1).wait_for()
-        assert sorted(shown.locator("#charts figcaption").all_inner_texts()) == ["my.txt", "stories"]
+        assert sorted(shown.locator("#charts figcaption").all_inner_texts()) == ["my.txt", "stories, 0.2 MB"]
         assert "cannot be compared" in shown.locator("#chart-note").inner_text()
         assert shown.locator("#charts figure", has_text="my.txt").get_by_text("floor").count() == 0
         shown.get_by_label("Metric").select_option("train/lr")  # does not depend on the text
@@ -360,6 +360,25 @@ def test_markup_in_a_run_is_shown_as_text(page: Page, outputs: Path, field: str)
         if field != "name":  # a run has the name of its folder
             shown.get_by_text(MARKUP).first.wait_for(state="attached")
         assert shown.locator("img").count() == 0
+
+
+def test_metrics_may_have_any_name(page: Page, outputs: Path) -> None:
+    names = ["__proto__/a", "constructor/b", "/c"]
+    with (outputs / "one" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 31, "tokens": 1, **dict.fromkeys(names, 1.0)}) + "\n")
+    with chromium() as browser, opened(browser, f"{page.url}/runs#shown=[%22one%22]") as shown:
+        shown.wait_for_selector("#charts canvas")
+        for name in names:
+            shown.get_by_label("Metric").select_option(name)
+
+
+@pytest.mark.parametrize(
+    "change", ["shown=5", "x=%22y%22", "filter=3", "smooth={}", "sort=null", "metric=[]", "__proto__=1", "%%"]
+)
+def test_an_address_that_somebody_has_changed_opens_the_page(page: Page, outputs: Path, change: str) -> None:
+    with chromium() as browser, opened(browser, f"{page.url}/runs#{change}") as shown:
+        shown.wait_for_selector("#charts canvas")
+        assert shown.locator("#trouble").is_hidden()
 
 
 HOSTILE = {

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser import chromium, has_sideways_scroll, opened, serious_findings
-from serving_models import Running, served_of
+from serving_models import CONTEXT, Running, served_of
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -74,6 +74,58 @@ def test_an_answer_is_streamed_and_is_there_after_a_reload(page: Page) -> None:
     page.reload()
     page.locator("#conversations .title", has_text="hello").click()
     assert texts(page) == [answer]
+
+
+def choose_models(page: Page, *names: str) -> None:
+    for name in names:
+        page.get_by_label(name).check()
+    for name in {"talker", "writer"} - set(names):
+        page.get_by_label(name).uncheck()
+
+
+def test_a_continued_text_has_its_beginning_and_ends_with_the_context(page: Page) -> None:
+    choose_models(page, "writer")
+    send(page, "hello")
+    wait_for_end(page)
+    assert texts(page)[0].startswith("hello")
+    assert f"{CONTEXT} tokens" in page.locator(".facts").inner_text()
+    page.check("#show-tokens")
+    assert texts(page)[0].startswith("hello")
+    first = page.locator(".token").first
+    first.focus()
+    first.press("ArrowLeft")  # before the first token there is only the beginning
+    assert page.evaluate("document.activeElement.className") == "token"
+
+
+@pytest.mark.parametrize("path", ["", "/look"])
+def test_without_a_run_the_page_says_so(browser: Browser, tmp_path: Path, path: str) -> None:
+    server = Running(folder=tmp_path)
+    try:
+        with opened(browser, server.url + path) as page:
+            message = page.get_by_text("There is no trained run yet")
+            message.wait_for()
+            if path == "/look":  # in the colour of errors
+                assert message.evaluate("element => getComputedStyle(element).color") == "rgb(179, 38, 30)"
+            else:
+                assert page.locator("#question").is_disabled()
+    finally:
+        server.stop()
+
+
+def test_a_model_may_have_any_name(browser: Browser) -> None:
+    names = ["__proto__", "constructor", "<b>ü 日本</b>"]
+    server = Running(*(served_of(name, True) for name in names))
+    try:
+        with opened(browser, server.url) as page:
+            page.wait_for_selector(".welcome")
+            for name in names:
+                page.get_by_label(name).check()
+            limit(page, 5)
+            send(page, "hello")
+            wait_for_end(page)
+            assert page.locator(".answer h3").all_inner_texts() == names
+    finally:
+        server.stop()
 
 
 def test_stop_ends_an_answer_and_keeps_what_was_written(page: Page) -> None:

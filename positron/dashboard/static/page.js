@@ -42,10 +42,13 @@ function shownIds() {
 
 // --- read data from the server ---------------------------------------------------------------------------------------
 
+const key = sessionStorage.getItem("api-key"); // entered in the tab Chat, if the server needs one
+
 async function get(path, query = {}) {
-  const key = sessionStorage.getItem("api-key"); // entered in the tab Chat, if the server needs one
   const headers = key ? { Authorization: `Bearer ${key}` } : {};
-  const response = await fetch(`${path}?${new URLSearchParams(query)}`, { headers });
+  const response = await fetch(`${path}?${new URLSearchParams(query)}`, { headers }).catch(() => {
+    throw new Error("The server does not answer. If it was stopped, start it again.");
+  });
   const answer = await response.json();
   if (response.status === 401) throw new Error("This server needs its API key: enter it in the tab Chat.");
   if (!response.ok) throw new Error(answer.error.message);
@@ -97,7 +100,7 @@ async function poll() {
     show();
     trouble("");
   } catch (error) {
-    trouble(error instanceof TypeError ? "The server does not answer. If it was stopped, start it again." : error.message);
+    trouble(error.message);
   }
   setTimeout(poll, runs.some((run) => run.live) ? 2000 : 5000);
 }
@@ -127,17 +130,15 @@ function showControls() {
   const keys = new Set([...curves].filter(([id]) => slots.has(id)).flatMap(([, curve]) => curve.keys));
   keys.add(metric());
   const first = FIRST_METRICS.filter((key) => keys.has(key));
-  const groups = { "": first };
-  for (const key of [...keys].sort().filter((key) => !first.includes(key))) (groups[key.split("/")[0]] ??= []).push(key);
-  const wanted = JSON.stringify(groups);
+  const groups = Map.groupBy([...keys].sort().filter((key) => !first.includes(key)), (key) => key.split("/")[0]);
+  const wanted = JSON.stringify([first, ...groups]);
   if ($("metric").dataset.keys !== wanted) {
     $("metric").dataset.keys = wanted;
-    $("metric").replaceChildren(...Object.entries(groups).flatMap(([group, members]) => {
-      const options = members.map((key) => new Option(key, key));
-      if (!group) return options;
+    const options = (members) => members.map((key) => new Option(key, key));
+    $("metric").replaceChildren(...options(first), ...[...groups].map(([group, members]) => {
       const made = Object.assign(document.createElement("optgroup"), { label: group });
-      made.append(...options);
-      return [made];
+      made.append(...options(members));
+      return made;
     }));
   }
   for (const [name, value] of Object.entries({ ...state, metric: metric() })) {
@@ -251,12 +252,21 @@ async function change(changes) {
   }
 }
 
+const isText = (value) => typeof value === "string", isFlag = (value) => typeof value === "boolean";
+const isTextOrNull = (value) => value === null || isText(value);
+const VALID = {
+  metric: isTextOrNull, x: (value) => [...$("x").options].some((option) => option.value === value), smooth: (value) => value >= 0 && value <= 0.99,
+  logX: isFlag, logY: isFlag, sort: isText, down: isFlag, filter: isText, shown: (value) => value === null || Array.isArray(value), sample: isTextOrNull,
+};
+
+// Take the state from the address; a value that somebody has changed to one that the page cannot use is left out.
 function restore() {
   for (const [name, text] of new URLSearchParams(location.hash.slice(1))) {
     try {
-      if (name in state) state[name] = JSON.parse(text);
+      const value = JSON.parse(text);
+      if (Object.hasOwn(VALID, name) && VALID[name](value)) state[name] = value;
     } catch {
-      trouble(`The value of ${name} in the address of this page cannot be read; the default is used.`);
+      // not JSON
     }
   }
 }

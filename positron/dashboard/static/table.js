@@ -101,7 +101,7 @@ export class Table {
       }
       if (column.key === "above") cell.classList.toggle("leak", run.above !== null && run.above < 0);
     });
-    row.report.hidden = !run.report;
+    row.report.hidden = !run.report || sessionStorage.getItem("api-key") !== null; // a link cannot send the key
     return row;
   }
 

@@ -1,6 +1,7 @@
 // Requests to the server that this page came from: models, presets, streamed answers.
 
 export const TOP = 8; // alternatives of each token that are requested
+const MOST_TOKENS = 32768; // that the server writes in one answer
 
 let key = sessionStorage.getItem("api-key");
 
@@ -56,9 +57,10 @@ export async function* events(path, body, signal) {
 // dropped}: tokens as [[text, log-probability, [[text, log-probability], ...]], ...]; dropped: oldest turns that the model does not read.
 export async function* answer(model, messages, { system, prefix, ...settings }, signal) {
   const common = { model: model.id, stream: true, ...settings };
+  const longest = Math.min(model.max_model_len, MOST_TOKENS); // the server's default is 16 tokens for a text
   if (!model.chats) {
     const prompt = messages[messages.length - 1].content + prefix;
-    for await (const event of events("/v1/completions", { ...common, prompt, logprobs: TOP }, signal)) {
+    for await (const event of events("/v1/completions", { max_tokens: longest, ...common, prompt, logprobs: TOP }, signal)) {
       const [choice] = event.choices;
       if (choice) yield { text: choice.text, tokens: completionTokens(choice.logprobs), finish: choice.finish_reason };
     }

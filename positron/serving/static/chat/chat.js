@@ -118,7 +118,7 @@ async function importJson(chosen) {
 function send(text) {
   conversation.title ||= text.trim().replaceAll(/\s+/g, " ").slice(0, 60);
   if (!conversation.turns.length) thread.show(conversation);
-  const turn = { user: text, answers: {} };
+  const turn = { user: text, answers: Object.create(null) }; // a model may be called __proto__
   for (const id of conversation.models) turn.answers[id] = { shown: -1, variants: [] };
   conversation.turns.push(turn);
   const i = conversation.turns.length - 1;
@@ -179,7 +179,7 @@ async function stream(i, id) {
   } catch (error) {
     if (error instanceof KeyNeeded) askForKey();
     if (controller.signal.aborted) answer.finish = "stopped";
-    else answer.error = error instanceof TypeError ? "The server does not answer. Is positron serve still running?" : error.message;
+    else answer.error = error instanceof TypeError ? "The server does not answer. If it was stopped, start it again." : error.message;
   }
   answer.seconds = passed();
   running.delete(answer);
@@ -230,6 +230,11 @@ function showModels() {
 const about = ({ chats, max_model_len: context }) => `${chats ? "answers messages" : "continues a text"}; reads up to ${context} tokens`;
 
 function welcome() {
+  $("question").disabled = !models.length;
+  if (!models.length) {
+    $("thread").replaceChildren(el("div", { class: "welcome" }, el("p", {}, "There is no trained run yet: train one, then reload this page.")));
+    return;
+  }
   const chats = conversation.models.some((id) => named(id)?.chats);
   const examples = EXAMPLES[chats ? "chat" : "text"].map((text) => el("button", { type: "button", class: "button", onclick: () => send(text) }, text));
   const what = chats ? "Write a message, or try one of these:" : "This model continues a text. Write a beginning, or try one of these:";

@@ -6,7 +6,7 @@ export const NUMBERS = [
   { key: "top_k", label: "Top-k", min: 1, step: 1, optional: true, hint: "sample from this many of the likeliest tokens; empty: all" },
   { key: "min_p", label: "Min-p", min: 0.001, max: 1, step: 0.001, optional: true, hint: "sample from tokens with at least this share of the largest probability; empty: all" },
   { key: "repetition_penalty", label: "Repetition penalty", min: 1, max: 5, step: 0.05, hint: "1: none; higher: repeats fewer tokens" },
-  { key: "max_tokens", label: "Longest answer", min: 1, step: 1, optional: true, hint: "in tokens; empty: until the answer ends or the context is full" },
+  { key: "max_tokens", label: "Longest answer", min: 1, step: 1, optional: true, hint: "in tokens; empty: until the answer ends or is as long as the context" },
   { key: "seed", label: "Seed", min: 0, step: 1, hint: "the same seed and settings give the same answer" },
 ];
 

@@ -70,7 +70,7 @@ export class Thread {
         back();
       }
     });
-    host.replaceChildren(field, el("div", {}, button("Cancel", "keep the message", back), send));
+    host.replaceChildren(field, el("div", { class: "actions" }, button("Cancel", "keep the message", back), send));
     field.focus();
   }
 
@@ -113,7 +113,7 @@ class AnswerView {
     this.element.classList.toggle("running", running);
     this.element.ariaBusy = String(running);
     if (this.thread.withTokens && answer.tokens.length) this.showTokens(answer);
-    else this.text.replaceChildren(...(answer.continues ? [el("span", { class: "beginning" }, this.turn.user)] : []), answer.text);
+    else this.text.replaceChildren(...this.beginning(answer), answer.text);
     this.error.textContent = answer.error ?? "";
     this.error.hidden = !answer.error;
     this.note.textContent = answer.dropped ? `The conversation is longer than the context: the model did not read the oldest ${answer.dropped === 1 ? "turn" : `${answer.dropped} turns`}.` : "";
@@ -121,15 +121,20 @@ class AnswerView {
     this.showFooter(answer, running);
   }
 
+  // A model that continues a text is shown with the text that it continues.
+  beginning(answer) {
+    return answer.continues ? [el("span", { class: "beginning" }, this.turn.user)] : [];
+  }
+
   // Only new tokens are appended, so that a focused or opened token stays.
   showTokens(answer) {
-    if (this.shownTokens === 0) this.text.replaceChildren();
+    if (this.shownTokens === 0) this.text.replaceChildren(...this.beginning(answer));
     answer.tokens.slice(this.shownTokens).forEach((token, k) => {
       const place = this.shownTokens + k;
       this.text.append(tokenElement(token, (anchor) => this.thread.alternatives.open(anchor, token, (text) => this.choose(place, text))));
     });
     this.shownTokens = answer.tokens.length;
-    if (!this.text.querySelector("[tabindex='0']")) this.text.firstElementChild.tabIndex = 0;
+    if (!this.text.querySelector("[tabindex='0']")) this.text.querySelector(".token").tabIndex = 0;
   }
 
   choose(place, text) {

@@ -19,7 +19,7 @@ export function tokenElement([text, logprob], open) {
   made.addEventListener("keydown", (event) => {
     const next = { ArrowRight: made.nextElementSibling, ArrowLeft: made.previousElementSibling }[event.key];
     if (event.key === "Enter" || event.key === " ") open(made);
-    else if (!next) return;
+    else if (!next?.matches(".token")) return;
     else [next.tabIndex, made.tabIndex] = [0, -1];
     event.preventDefault();
     next?.focus();
