@@ -76,7 +76,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
         plan = make_plan(config, model, session.machine, start, lambda _: DEFAULT_STEPS)
         objective = ReinforceObjective(
             questions,
-            Judge(reward, sum(max(0.0, term.weight) for term in reward.terms)),
+            Judge(reward, sum(max(0.0, term.weight) for term in reward.terms), reward.decided),
             tokenizer,
             settings,
             micro_batch_size=plan.micro_batch_size,

@@ -10,8 +10,8 @@ from positron import stories
 from positron.config import RewardConfig, RewardTerm
 from positron.rewards.addition import addends, addition
 from positron.rewards.checking import checked, excerpt
-from positron.rewards.reward import Reward
-from positron.rewards.story_request import story_request
+from positron.rewards.reward import Decided, Reward
+from positron.rewards.story_request import story_error, story_request
 from positron.rewards.text_shape import length_reward, regex_reward
 from positron.system.errors import UserError
 from positron.system.imports import load_object
@@ -26,6 +26,7 @@ class Term:
     name: str
     weight: float
     reward: Reward
+    decided: Decided | None = None
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,15 @@ class WeightedSum:
     def __call__(self, prompt: str, completion: str) -> float:
         """Return the weighted sum. Raises UserError, whose message shows the texts, if one of the rewards fails."""
         return sum(term.weight * term.reward(prompt, completion) for term in self.terms)
+
+    def decided(self, prompt: str, completion: str) -> int | None:
+        """Return how many characters of the completion decide the sum, whatever follows; None if its end may change it."""
+        characters = []
+        for term in self.terms:
+            if term.decided is None or (decided := term.decided(prompt, completion)) is None:
+                return None
+            characters.append(decided)
+        return max(characters)
 
 
 def open_reward(config: RewardConfig, prompts: Iterable[str]) -> WeightedSum:
@@ -55,7 +65,7 @@ def open_reward(config: RewardConfig, prompts: Iterable[str]) -> WeightedSum:
 
 def _term(term: RewardTerm, max_seconds: float) -> Term:
     name, reward = _named_reward(term)
-    return Term(name, term.weight, checked(reward, name, max_seconds))
+    return Term(name, term.weight, checked(reward, name, max_seconds), _decided(term))
 
 
 def _named_reward(term: RewardTerm) -> tuple[str, Callable[[str, str], Any]]:
@@ -73,6 +83,16 @@ def _named_reward(term: RewardTerm) -> tuple[str, Callable[[str, str], Any]]:
         case "custom":
             assert term.function is not None
             return term.function, _function(term.function)
+        case _:
+            assert_never(term.kind)
+
+
+def _decided(term: RewardTerm) -> Decided | None:
+    match term.kind:
+        case "story_request":
+            return story_error
+        case "length" | "regex" | "addition" | "custom":
+            return None
         case _:
             assert_never(term.kind)
 

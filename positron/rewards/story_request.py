@@ -11,7 +11,20 @@ def story_request(prompt: str, completion: str) -> float:
     The reward is stricter than `followed` of `positron evaluate --instruct`: it is 0 for an inconsistent story, such as one
     in which a red ball is green later. Raises ValueError if the prompt is not a request of `stories.ask`.
     """
+    return float(stories.fulfils(completion, _request(prompt)))
+
+
+def story_error(prompt: str, completion: str) -> int | None:
+    """Return the number of characters up to the first error of a story, which decides its reward; None if it has none.
+
+    A story that ends too early has no error. Raises ValueError if the prompt is not a request of `stories.ask`.
+    """
+    error = stories.first_error(completion, _request(prompt))
+    return None if error is None else error + 1
+
+
+def _request(prompt: str) -> stories.Request:
     request = stories.read_request(prompt)
     if request is None:
         raise ValueError("the prompt is not a request for a built-in story")
-    return float(stories.fulfils(completion, request))
+    return request

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from positron.stories.grammar import GRAMMAR, GRAMMAR_VERSION, Grammar, Request, Story, generate
-from positron.stories.parser import bits, follows, fulfils, parse
+from positron.stories.parser import bits, first_error, follows, fulfils, parse
 from positron.stories.requests import REQUEST_PHRASINGS, ask, read_request, requests
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "ask",
     "bits",
     "documents",
+    "first_error",
     "follows",
     "fulfils",
     "generate",

@@ -58,19 +58,30 @@ def parse(text: str, *, grammar: Grammar = GRAMMAR, forgiving: bool = False) -> 
 
 
 class _Reader:
-    def __init__(self, grammar: Grammar, plot: Plot, text: str, forgiving: bool) -> None:
+    def __init__(self, grammar: Grammar, plot: Plot, text: str, forgiving: bool = False, notes: bool = False) -> None:
         self.grammar, self.plot, self.text, self.forgiving = grammar, plot, text, forgiving
+        self.starts = self._starts_and_note if notes else text.startswith  # notes make parsing twice as slow
+        self.furthest = 0  # with `notes`: largest number of characters that a derivation has read
+
+    def _starts_and_note(self, word: str, position: int) -> bool:
+        """Tell whether the text continues with `word` at `position`; if not, note how much of the word it has there."""
+        if self.text.startswith(word, position):
+            return True
+        self.furthest = max(self.furthest, position)
+        while self.text.startswith(word[: self.furthest + 1 - position], position) and self.furthest < len(self.text):
+            self.furthest += 1
+        return False
 
     def read(self, nodes: tuple[Node, ...], path: _Path) -> Iterator[_Path]:
         """Yield every continuation of `path` that reads all of `nodes`."""
         for i, node in enumerate(nodes):
             if isinstance(node, Text):
-                if not self.text.startswith(node.text, path.position):
+                if not self.starts(node.text, path.position):
                     return
                 path = path._replace(position=path.position + len(node.text))
             elif isinstance(node, Slot) and node.name in path.bound and not self.forgiving:
                 word = self.grammar.spell(self.plot, node, path.bound[node.name])
-                if not self.text.startswith(word, path.position):
+                if not self.starts(word, path.position):
                     return
                 path = path._replace(position=path.position + len(word))
             else:
@@ -97,21 +108,21 @@ class _Reader:
     def pick(self, pick: Pick, path: _Path) -> Iterator[_Path]:
         for i, option in enumerate(pick.options):
             first = option[0] if option else None
-            if isinstance(first, Text) and not self.text.startswith(first.text, path.position):
+            if isinstance(first, Text) and not self.starts(first.text, path.position):
                 continue  # rejects most options before a path is created for them
             yield from self.read(option, path.chose(pick.name, pick.choice, i))
 
     def draw(self, slot: Slot, path: _Path) -> Iterator[_Path]:
         if self.forgiving and (slot.name in path.bound or slot.name not in REQUEST_SLOTS):
             for word in self.accepted_words(slot, path.bound.get(slot.name)):
-                if self.text.startswith(word, path.position):
+                if self.starts(word, path.position):
                     yield path._replace(position=path.position + len(word))
             return
         choice = self.grammar.slot_choice(self.plot, slot.name, path.bound)
         for i, value in enumerate(choice.options):
             exact = (self.grammar.spell(self.plot, slot, value),)
             for word in self.accepted_words(slot, value) if self.forgiving else exact:
-                if self.text.startswith(word, path.position):
+                if self.starts(word, path.position):
                     chosen = path.chose(slot.name, choice, i)
                     yield chosen._replace(position=path.position + len(word), bound={**path.bound, slot.name: value})
 
@@ -132,3 +143,17 @@ def follows(text: str, request: Request) -> bool:
 def fulfils(text: str, request: Request) -> bool:
     """Tell whether the text is a story of the grammar, without any inconsistency, that fulfils the request."""
     return any(story.request == request for story in parse(text))
+
+
+def first_error(text: str, request: Request, *, grammar: Grammar = GRAMMAR) -> int | None:
+    """Find the first character at which the text stops being the beginning of a story that tells what was requested.
+
+    Returns its index, which is the length of the story if other text follows a complete story, or None if the whole text is
+    such a beginning.
+    """
+    reader = _Reader(grammar, grammar.plots[request.plot], " " + text, notes=True)  # every beat begins with a separator
+    paths = [_Path(0, request.slots, 0.0, ())]
+    for beat in grammar.beats[request.plot]:
+        paths = [end for path in paths for end in reader.read((beat,), path)]
+    furthest = max([reader.furthest, *(path.position for path in paths)])  # of " " + text
+    return None if furthest > len(text) else furthest - 1

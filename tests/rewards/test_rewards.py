@@ -18,7 +18,7 @@ from positron import stories
 from positron.config import REWARD_READS, RewardConfig, RewardTerm
 from positron.rewards import open_reward
 from positron.rewards.addition import addends, addition
-from positron.rewards.story_request import story_request
+from positron.rewards.story_request import story_error, story_request
 from positron.settings import from_dict
 from positron.system.errors import UserError
 
@@ -39,6 +39,36 @@ def prompt_and_request(index: int) -> tuple[str, stories.Request]:
 def test_a_story_of_the_grammar_for_the_request_is_rewarded(index, seed):
     prompt, request = prompt_and_request(index)
     assert story_request(prompt, stories.generate(seed, index, request).text) == 1
+
+
+@given(INDEX, INDEX, st.data())
+@settings(max_examples=40, deadline=None)
+def test_the_first_error_of_a_story_decides_its_reward(index, seed, data):
+    prompt, request = prompt_and_request(index)
+    text = stories.generate(seed, index, request).text
+    at = data.draw(st.integers(0, len(text)))
+    assert story_error(prompt, text[:at]) is None  # it may still become the story
+    for changed in (text[:at] + "#" + text[at + 1 :], text[:at] + "#"):
+        assert story_error(prompt, changed) == at + 1
+    assert story_error(prompt, text + " Then") == len(text) + 1
+    other = stories.generate(seed, index + 1).text
+    error = story_error(prompt, other)
+    assert (error is None) == (story_request(prompt, other) == 1)
+    if error is not None:
+        assert story_error(prompt, other[: error - 1]) is None
+        assert story_error(prompt, other[:error]) == error
+
+
+def test_a_sum_is_decided_when_all_its_rewards_are():
+    prompt, request = prompt_and_request(3)
+    text = "#" + stories.generate(0, 3, request).text
+    story = RewardTerm("story_request")
+    alone, twice = RewardConfig("story_request"), RewardConfig("sum", terms=(story, story))
+    for config in (alone, twice):
+        assert open_reward(config, [prompt]).decided(prompt, text) == 1
+        assert open_reward(config, [prompt]).decided(prompt, text[1:]) is None
+    with_length = RewardConfig("sum", terms=(story, RewardTerm("length", target=10)))
+    assert open_reward(with_length, [prompt]).decided(prompt, text) is None
 
 
 @given(INDEX)

@@ -38,13 +38,15 @@ def model_of(seed: int = 0) -> GPT:
 
 
 def objective_of(
-    reward: Callable[[str, str], float] = lambda prompt, answer: float(len(answer)), **settings: Any
+    reward: Callable[[str, str], float] = lambda prompt, answer: float(len(answer)),
+    decided: Callable[[str, str], int | None] = lambda prompt, answer: None,
+    **settings: Any,
 ) -> ReinforceObjective:
     values = {"prompts": 2, "samples": 4, "max_tokens": 3, "val_prompts": 2, "val_samples": 2, **settings}
     questions = [Question("a", [END, A], (END,)), Question("b", [END, B], (END,))]
     return ReinforceObjective(
         (questions, questions),
-        Judge(reward, 2.0),
+        Judge(reward, 2.0, decided),
         TOKENIZER,
         ReinforceConfig(**values),
         micro_batch_size=3,
@@ -74,11 +76,8 @@ def answers_up_to(length: int) -> list[list[int]]:
     return [*ended, *map(list, itertools.product(others, repeat=length))]
 
 
-@pytest.mark.parametrize("kind", get_args(Advantage))
-def test_the_expected_gradient_is_that_of_the_expected_reward(kind):
-    """Over all pairs of answers to a prompt, with their probabilities; dr_grpo's is (K - 1) / K times as large."""
-    model, objective = model_of(), objective_of(samples=2, max_tokens=2, advantage=kind)
-    prompt = objective.questions[0].ids
+def answers_to(model: GPT, prompt: list[int]) -> tuple[list[list[int]], torch.Tensor]:
+    """All answers of at most two tokens to a prompt, and their probabilities."""
     answers = answers_up_to(2)
     logprobs = []
     for answer in answers:
@@ -86,23 +85,62 @@ def test_the_expected_gradient_is_that_of_the_expected_reward(kind):
         logprobs.append(rows[torch.arange(len(answer)), torch.tensor(answer)].sum())
     p = torch.stack(logprobs).exp()
     assert p.sum().item() == pytest.approx(1)
+    return answers, p
+
+
+def estimates(
+    objective: ReinforceObjective, model: GPT, answers: list[list[int]], rewards: torch.Tensor
+) -> dict[tuple[int, int], torch.Tensor]:
+    """The estimated gradient for each pair of answers to the first question."""
+    question, made = objective.questions[0], {}
+    for pair in itertools.product(range(len(answers)), repeat=2):
+        weights = advantages(rewards[list(pair)][None], objective.config.advantage)[0]
+        sampled = [Rollout(0, answers[i], [0.0] * len(answers[i]), ended=answers[i][-1] == END) for i in pair]
+        rows = [
+            (question.ids, objective._decisive(question, answer), float(weight))
+            for answer, weight in zip(sampled, weights, strict=True)
+        ]
+        (part,) = objective._parts(rows, torch.device("cpu"))
+        part = (*part[:2], part[2].double(), *part[3:])
+        made[pair] = gradient(model, objective.loss(model, part) / 2)  # the mean over the answers of a pair
+    return made
+
+
+@pytest.mark.parametrize("kind", get_args(Advantage))
+def test_the_expected_gradient_is_that_of_the_expected_reward(kind):
+    """Over all pairs of answers to a prompt, with their probabilities; dr_grpo's is (K - 1) / K times as large."""
+    model, objective = model_of(), objective_of(samples=2, max_tokens=2, advantage=kind)
+    answers, p = answers_to(model, objective.questions[0].ids)
     rewards = torch.tensor([float(len(answer)) ** 2 + answer[0] for answer in answers], dtype=torch.float64)
     exact = gradient(model, -(p * rewards).sum())
-
-    pairs = list(itertools.product(range(len(answers)), repeat=2))
-    weights = advantages(torch.stack([rewards[list(pair)] for pair in pairs]), kind)  # (pairs, 2)
-    weights = weights * torch.stack([p[list(pair)].prod() for pair in pairs]).detach()[:, None]
-    rows = [
-        (prompt, Rollout(0, answers[i], [0.0] * len(answers[i])), float(weight))
-        for pair, pair_weights in zip(pairs, weights, strict=True)
-        for i, weight in zip(pair, pair_weights, strict=True)
-    ]
-    objective.micro_batch_size = len(rows)
-    (part,) = objective._parts(rows, torch.device("cpu"))
-    part = (*part[:2], part[2].double(), *part[3:])
-    estimated = gradient(model, objective.loss(model, part) / 2)  # the mean over the answers of a pair
+    q = p.tolist()
+    estimated = sum(q[i] * q[j] * each for (i, j), each in estimates(objective, model, answers, rewards).items())
     factor = {"rloo": 1.0, "dr_grpo": 0.5}[kind]
     torch.testing.assert_close(estimated, factor * exact, rtol=1e-5, atol=1e-7)
+
+
+def test_tokens_after_the_decision_of_the_reward_are_left_out_which_changes_only_the_noise():
+    """An answer that begins with b is wrong, whatever follows; of the others, only `a` and its end is right."""
+    model = model_of()
+    answers, p = answers_to(model, objective_of().questions[0].ids)
+    rewards = torch.tensor([float(answer == [A, END]) for answer in answers], dtype=torch.float64)
+    exact = gradient(model, -(p * rewards).sum())
+    q, noise = p.tolist(), {}
+    for name, decided in (
+        ("all tokens", lambda prompt, answer: None),
+        ("decisive tokens", lambda prompt, answer: 1 if answer.startswith("b") else None),
+    ):
+        objective = objective_of(decided=decided, samples=2, max_tokens=2)
+        made = estimates(objective, model, answers, rewards)
+        mean = sum(q[i] * q[j] * each for (i, j), each in made.items())
+        torch.testing.assert_close(mean, exact, rtol=1e-5, atol=1e-7)
+        noise[name] = sum(q[i] * q[j] * float((each - exact).square().sum()) for (i, j), each in made.items())
+    assert noise["decisive tokens"] < noise["all tokens"]
+    wrong = Rollout(0, [B, A, END], [-1.0, -2.0, -3.0], ended=True)
+    assert objective._decisive(objective.questions[0], wrong).ids == [B]
+    assert objective._decisive(objective.questions[0], wrong).logprobs == [-1.0]
+    with_kl = objective_of(decided=decided, kl=0.1)
+    assert with_kl._decisive(with_kl.questions[0], wrong).ids == wrong.ids
 
 
 class _Logits:

@@ -7,8 +7,9 @@ weights, computes their rewards, and takes one step on
 
 with the advantages A_i of RLOO (Ahmadian et al., arXiv:2402.14740) or Dr. GRPO (Liu et al., arXiv:2503.20783). L is the
 constant `reinforce.max_tokens`, and not the length of the answer, so that a long wrong answer is not punished less than a
-short one. The token that ends an answer is a target like the others; otherwise the model would not learn to stop. The
-reference implementation is numpy_ref/policy_gradient.py.
+short one. The token that ends an answer is a target like the others; otherwise the model would not learn to stop. The tokens
+after the one that decided the reward, such as the first error of a story, are no targets: the mean of their gradient is 0.
+The reference implementation is numpy_ref/policy_gradient.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import assert_never
@@ -33,6 +35,7 @@ from positron.inference.rollouts import Rollout, rollouts
 from positron.inference.text_model import DTYPES
 from positron.model.gpt import GPT
 from positron.model.kernels.precision import wide
+from positron.rewards.reward import Decided, Reward
 from positron.system.console import printable
 from positron.text.tokenizer import Tokenizer
 from positron.training.objective.base import Part, Prompt
@@ -55,10 +58,14 @@ class Question:
 
 @dataclass(frozen=True)
 class Judge:
-    """Hold the reward function of prompt and answer, both texts, and `full`, the reward from which an answer has passed."""
+    """Hold the reward function of prompt and answer, both texts, and `full`, the reward from which an answer has passed.
 
-    reward: Callable[[str, str], float]
+    `decided` returns how many characters of an answer decide its reward, whatever follows; None if only its end does.
+    """
+
+    reward: Reward
     full: float
+    decided: Decided
 
 
 def advantages(rewards: Tensor, kind: Advantage) -> Tensor:
@@ -160,7 +167,10 @@ class ReinforceObjective(NextToken):
         if self.config.mask_truncated:
             weights *= torch.tensor([float(answer.ended) for answer in answers])
         chosen = [i for i, weight in enumerate(weights.tolist()) if weight or self.config.kl] or [0]
-        rows = [(asked[answers[i].prompt].ids, answers[i], float(weights[i])) for i in chosen]
+        rows = [
+            (asked[answers[i].prompt].ids, self._decisive(asked[answers[i].prompt], answers[i]), float(weights[i]))
+            for i in chosen
+        ]
         made = self._parts(rows, model.wte.weight.device)
         made[0][4].fill_(len(answers) * self.config.max_tokens)
         return (
@@ -197,6 +207,18 @@ class ReinforceObjective(NextToken):
     def _judged(self, question: Question, answer: Rollout, pause: Callable[[], None]) -> float:
         pause()
         return self.judge.reward(question.text, self._text(answer))
+
+    def _decisive(self, question: Question, answer: Rollout) -> Rollout:
+        """Return the answer without the tokens after the one that decided its reward.
+
+        The advantage does not depend on those tokens, so the mean of their gradient is 0, and they only add noise. All tokens
+        are kept if the KL divergence from the initial model is part of the loss.
+        """
+        characters = None if self.config.kl else self.judge.decided(question.text, self._text(answer))
+        if characters is None:
+            return answer
+        n = bisect_left(range(len(answer.ids)), characters, key=lambda n: len(self.tokenizer.decode(answer.ids[:n])))
+        return Rollout(answer.prompt, answer.ids[:n], answer.logprobs[:n], answer.entropies[:n])
 
     def _text(self, answer: Rollout) -> str:
         return self.tokenizer.decode(answer.ids[:-1] if answer.ended else answer.ids)
