@@ -17,11 +17,10 @@ from positron.cli.hydra_app import run_hydra
 from positron.cli.sweeps import run_job
 from positron.cli.tuning import configure_tuning
 from positron.config import RunConfig
-from positron.run.base import tokens_seen, with_origin
+from positron.run.base import with_origin
 from positron.run.facts import Facts
 from positron.run.folder import PREFERENCE, Run
 from positron.system.callable_module import make_callable
-from positron.system.disk import write_json
 from positron.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,19 +43,16 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
     tune_allocator()
 
     from positron.data.preferences import read_pairs
-    from positron.text.conversation import TEMPLATE
-    from positron.training.loop import fit
     from positron.training.objective.preference import PreferenceObjective
     from positron.training.reference import open_reference, record_beginning
     from positron.training.resolve import make_plan
-    from positron.training.resume import open_session, refuse_before_start
-    from positron.training.tuning import base_model, base_run, measure_forgetting, validation_text
+    from positron.training.resume import open_session
+    from positron.training.tuning import base_model, base_run, train_further, validation_text
 
     config = with_origin(Run(folder), config)
     settings = config.preference
     assert settings is not None
     with open_session(folder, config, started) as session:
-        run, start = session.run, session.start
         model, tokenizer = base_model(session)
         pairs = read_pairs(config.data)
         count = sum(not pair.is_val for pair in pairs) or len(pairs)
@@ -64,7 +60,7 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
             config,
             model,
             session.machine,
-            start,
+            session.start,
             lambda batch: math.ceil(settings.epochs * count / max(1, batch // 2)),
         )
         _refuse_too_small_batch(plan)
@@ -81,25 +77,23 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
         text = validation_text(config, tokenizer, "validation measures the chosen answers instead")
         if text is not None:
             objective.validate_on_text(text)
-        refuse_before_start(run, start, last_step=plan.last_step, fingerprint=objective.fingerprint)
-        if session.is_first_rank:
-            run.begin(config, tokenizer, kind=objective.kind, new=not start.is_own, forked_from=start.weights)
-            if not start.is_own:
-                base = base_run(config)
-                run.update(base_tokens=tokens_seen(base))
-                if not base.is_chat:
-                    logger.info(
-                        f"{base.folder} was not fine-tuned on conversations: it learns to prefer answers, but it has not "
-                        "learned to answer; python -m positron.sft teaches this first"
-                    )
-            write_json(run.chat_path, TEMPLATE)
-        objective.reference = open_reference(session, plan.machine, objective, model)
-        if session.is_first_rank and not start.is_own:
-            record_beginning(run, objective, model)
-        facts = fit(session, plan, model, objective, tokenizer, callbacks)
-        if session.is_first_rank and facts.status == "finished" and facts.base_bpb_after is None:
-            measure_forgetting(run, tokenizer, config)
-        return run.facts()
+
+        def prepare() -> None:
+            objective.reference = open_reference(session, plan.machine, objective, model)
+            if session.is_first_rank and not session.start.is_own:
+                _notice_untaught(base_run(config))
+                record_beginning(session.run, objective, model)
+
+        return train_further(session, plan, model, objective, tokenizer, callbacks, prepare=prepare)
+
+
+def _notice_untaught(base: Run) -> None:
+    """Log a notice if the base run was not taught to answer."""
+    if not base.is_chat:
+        logger.info(
+            f"{base.folder} was not fine-tuned on conversations: it learns to prefer answers, but it has not learned to "
+            "answer; python -m positron.sft teaches this first"
+        )
 
 
 def _refuse_too_small_batch(plan: Plan) -> None:

@@ -17,10 +17,9 @@ from positron.cli.hydra_app import run_hydra
 from positron.cli.sweeps import run_job
 from positron.cli.tuning import configure_tuning
 from positron.config import IGNORE, RunConfig, seconds
-from positron.run.base import tokens_seen, with_origin
+from positron.run.base import with_origin
 from positron.run.facts import Facts
 from positron.run.folder import REINFORCE, Run
-from positron.system.disk import write_json
 from positron.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,19 +54,17 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
     from positron.data.conversations import read_conversations
     from positron.rewards import open_reward
     from positron.run.load import load_model
-    from positron.text.conversation import TEMPLATE
-    from positron.training.loop import fit
     from positron.training.objective.reinforce import Judge, ReinforceObjective
     from positron.training.resolve import make_plan
-    from positron.training.resume import open_session, refuse_before_start
-    from positron.training.tuning import base_model, base_run, measure_forgetting, validation_text
+    from positron.training.resume import open_session
+    from positron.training.tuning import base_model, base_run, train_further, validation_text
 
     config = with_origin(Run(folder), config)
     settings = config.reinforce
     assert settings is not None
     assert config.reward is not None
     with open_session(folder, config, started) as session:
-        run, start = session.run, session.start
+        start = session.start
         model, tokenizer = base_model(session)
         base = base_run(config)
         conversations = read_conversations(config.data)
@@ -89,17 +86,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
         )
         if config.budget is not None and config.train.max_steps == "auto" and start.resolved is None:
             plan = _within_budget(config, plan, model, objective, started)
-        refuse_before_start(run, start, last_step=plan.last_step, fingerprint=objective.fingerprint)
-        if session.is_first_rank:
-            run.begin(config, tokenizer, kind=objective.kind, new=not start.is_own, forked_from=start.weights)
-            if not start.is_own:
-                run.update(base_tokens=tokens_seen(base))
-            if base.is_chat:
-                write_json(run.chat_path, TEMPLATE)
-        facts = fit(session, plan, model, objective, tokenizer, callbacks)
-        if session.is_first_rank and facts.status == "finished" and facts.base_bpb_after is None:
-            measure_forgetting(run, tokenizer, config)
-        return run.facts()
+        return train_further(session, plan, model, objective, tokenizer, callbacks, is_chat=base.is_chat)
 
 
 def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: Tokenizer) -> ValidationText:
@@ -139,6 +126,8 @@ def _questions(
     """
     from itertools import takewhile
 
+    from positron.data.splits import usable_splits
+    from positron.system.formatting import counted
     from positron.text import conversation
     from positron.text.tokenizer import END_OF_TEXT
     from positron.training.objective.reinforce import Question
@@ -146,28 +135,27 @@ def _questions(
     begin, stops = tokenizer.special_id(END_OF_TEXT), tuple(tokenizer.end_ids)
     if is_chat:
         stops = tuple(conversation.stop_ids(tokenizer))
-    splits: tuple[list[Question], list[Question]] = ([], [])
-    for example in conversations:
+
+    def question(example: Conversation) -> Question | None:
         turns = list(takewhile(lambda message: message.role != "assistant", example.messages))
         if not turns:
-            continue
+            return None
         text = turns[-1].content
         ids = conversation.prompt_ids(turns, tokenizer) if is_chat else [begin, *tokenizer.encode(text)]
-        if len(ids) + MIN_ANSWER_TOKENS <= context:
-            splits[example.is_val].append(Question(text, ids, stops))
-    if not splits[0] and not splits[1]:
-        raise UserError(
-            f"all {len(conversations):,} prompts are too long: the context has {context} tokens, and the answer needs at least "
-            f"{MIN_ANSWER_TOKENS}: give shorter prompts"
-        )
-    if not splits[0] or not splits[1]:
-        both = splits[0] or splits[1]
-        logger.info("no prompt is left for validation (data.val_fraction=0), so the training prompts are used")
-        return both, both
+        return Question(text, ids, stops) if len(ids) + MIN_ANSWER_TOKENS <= context else None
+
+    train, val = usable_splits(
+        conversations,
+        question,
+        "prompt",
+        unusable=f"are empty or too long: the context has {context} tokens, and an answer needs at least {MIN_ANSWER_TOKENS}",
+        remedy="give shorter prompts, or use a run with a longer context",
+        instead="the reward shows how well they are memorised, and not how well new prompts are answered",
+    )
     if not is_chat:
         logger.info("the base run was not fine-tuned on conversations: prompts are continued as plain text")
-    logger.info(f"{len(splits[0]):,} prompts to answer, {len(splits[1]):,} for validation")
-    return splits
+    logger.info(f"{counted(len(train), 'prompt')} to answer, {len(val):,} for validation")
+    return [question for _, question in train], [question for _, question in val]
 
 
 def _within_budget(config: RunConfig, plan: Plan, model: GPT, objective: ReinforceObjective, started: float) -> Plan:

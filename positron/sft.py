@@ -17,10 +17,9 @@ from positron.cli.hydra_app import run_hydra
 from positron.cli.sweeps import run_job
 from positron.cli.tuning import configure_tuning
 from positron.config import RunConfig
-from positron.run.base import tokens_seen, with_origin
+from positron.run.base import with_origin
 from positron.run.facts import Facts
 from positron.run.folder import OUTPUTS, SFT, TUNED, Run
-from positron.system.disk import write_json
 from positron.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,23 +43,21 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
     tune_allocator()
 
     from positron.data.conversations import read_conversations
-    from positron.text.conversation import TEMPLATE
-    from positron.training.loop import fit
     from positron.training.objective.sft import SFTObjective
     from positron.training.resolve import make_plan
-    from positron.training.resume import open_session, refuse_before_start
-    from positron.training.tuning import base_model, base_run, measure_forgetting
+    from positron.training.resume import open_session
+    from positron.training.tuning import base_model, train_further
 
     config = with_origin(Run(folder), config)
     assert config.sft is not None
     with open_session(folder, config, started) as session:
-        run, start, machine = session.run, session.start, session.machine
+        start = session.start
         model, tokenizer = base_model(session)
         context = model.config.context_length
         conversations = read_conversations(config.data)
         count = sum(not each.is_val for each in conversations) or len(conversations)
         epochs = config.sft.epochs
-        plan = make_plan(config, model, machine, start, lambda batch: math.ceil(epochs * count / batch))
+        plan = make_plan(config, model, session.machine, start, lambda batch: math.ceil(epochs * count / batch))
         objective = SFTObjective(
             conversations,
             tokenizer,
@@ -73,16 +70,7 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
             replay=_replay(config, start, plan.batch_size, context),
             patience=config.sft.patience,
         )
-        refuse_before_start(run, start, last_step=plan.last_step, fingerprint=objective.fingerprint)
-        if session.is_first_rank:
-            run.begin(config, tokenizer, kind=objective.kind, new=not start.is_own, forked_from=start.weights)
-            if not start.is_own:
-                run.update(base_tokens=tokens_seen(base_run(config)))
-            write_json(run.chat_path, TEMPLATE)
-        facts = fit(session, plan, model, objective, tokenizer, callbacks)
-        if session.is_first_rank and facts.status == "finished" and facts.base_bpb_after is None:
-            measure_forgetting(run, tokenizer, config)
-        return run.facts()
+        return train_further(session, plan, model, objective, tokenizer, callbacks)
 
 
 def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> Windows | None:

@@ -1,10 +1,12 @@
-"""Train a base run further: load its model, find its text, and measure how much worse the training makes it on that text."""
+"""Train a base run further: load its model, find its text, fit, and measure how much worse that makes it on that text."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 
 import torch
+from lightning import Callback
 
 from positron.config import RunConfig
 from positron.data.windows import Windows, validation_windows
@@ -12,16 +14,21 @@ from positron.evaluation.eval_texts import token_files
 from positron.evaluation.scoring import score
 from positron.model.gpt import GPT
 from positron.model.lora import add_lora
-from positron.run.base import pretrained_run
+from positron.run.base import pretrained_run, tokens_seen
+from positron.run.facts import Facts
 from positron.run.folder import Run, find_run
 from positron.run.load import load_model, restore
 from positron.settings import from_dict
+from positron.system.disk import write_json
 from positron.system.errors import Unreachable, UserError
-from positron.text.conversation import END, MARKERS
+from positron.text.conversation import END, MARKERS, TEMPLATE
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
+from positron.training.loop import fit
+from positron.training.objective.base import Objective
 from positron.training.objective.validation_text import ValidationText
-from positron.training.resume import Session, Start, refuse_untrainable
+from positron.training.resolve import Plan
+from positron.training.resume import Session, Start, refuse_before_start, refuse_untrainable
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +51,38 @@ def base_model(session: Session) -> tuple[GPT, Tokenizer]:
         add_lora(model, config.lora.rank, config.seed, trained, key=f"{config.tuning_group}.lora.rank")
     model.checkpoint_activations = config.device.checkpoint_activations
     return model, tokenizer
+
+
+def train_further(
+    session: Session,
+    plan: Plan,
+    model: GPT,
+    objective: Objective,
+    tokenizer: Tokenizer,
+    callbacks: Sequence[Callback],
+    *,
+    is_chat: bool = True,
+    prepare: Callable[[], None] | None = None,
+) -> Facts:
+    """Train the run of the session up to the last step of the plan, and return its facts.
+
+    `is_chat`: the run answers messages, and its folder gets the chat template. `prepare` is called in every process when the
+    folder of the run is complete, before the first step. Raises the errors of `refuse_before_start` and `fit`.
+    """
+    run, config, start = session.run, session.config, session.start
+    refuse_before_start(run, start, last_step=plan.last_step, fingerprint=objective.fingerprint)
+    if session.is_first_rank:
+        run.begin(config, tokenizer, kind=objective.kind, new=not start.is_own, forked_from=start.weights)
+        if not start.is_own:
+            run.update(base_tokens=tokens_seen(base_run(config)))
+        if is_chat:
+            write_json(run.chat_path, TEMPLATE)
+    if prepare is not None:
+        prepare()
+    facts = fit(session, plan, model, objective, tokenizer, callbacks)
+    if session.is_first_rank and facts.status == "finished" and facts.base_bpb_after is None:
+        _measure_forgetting(run, tokenizer, config)
+    return run.facts()
 
 
 def base_run(config: RunConfig) -> Run:
@@ -109,7 +148,7 @@ def validation_text(config: RunConfig, tokenizer: Tokenizer, instead: str) -> Va
     return ValidationText(x, y, files.bits, files.n_bytes, files.token_bytes(tokenizer))
 
 
-def measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> None:
+def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> None:
     """Write the bits per byte of the pretraining run's validation text, before and after the training, into run.json."""
     try:
         base = base_run(config)

@@ -20,10 +20,10 @@ from positron.config import IGNORE, PreferenceConfig
 from positron.data.conversations import Conversation
 from positron.data.instruct import Row, to_part, to_row
 from positron.data.preferences import Pair
+from positron.data.splits import first_up_to, usable_splits
 from positron.data.window_order import windows_of_step
 from positron.model.gpt import GPT
 from positron.model.kernels.loss import linear_token_losses
-from positron.system.errors import UserError
 from positron.system.formatting import counted
 from positron.system.progress import progress
 from positron.text import conversation
@@ -32,7 +32,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.objective.base import Part, Prompt
 from positron.training.objective.preference_losses import is_mean, losses, margins
 from positron.training.objective.reference import Reference
-from positron.training.objective.tokens import NextToken, share_of
+from positron.training.objective.tokens import NextToken
 from positron.training.objective.validation_text import ValidationText
 
 logger = logging.getLogger(__name__)
@@ -74,33 +74,25 @@ class PreferenceObjective(NextToken):
 
         Raises UserError if no pair has two answers that fit the context.
         """
-        splits = []
-        for is_val in (False, True):
-            rows = [(pair, _rows_of(pair, tokenizer, context)) for pair in pairs if pair.is_val == is_val]
-            splits.append([(pair, both) for pair, both in rows if both is not None])
-        usable = len(splits[0]) + len(splits[1])
-        _report_unusable(len(pairs), usable, context)
-        if not splits[0] or not splits[1]:
-            splits = [splits[0] or splits[1]] * 2
-            logger.info(
-                "no pair is left for validation (data.val_fraction=0, or too few different questions), so the "
-                f"{usable:,} training pairs are used: the accuracy shows how well they are memorised, and not how well "
-                "new pairs are ordered"
-            )
+        train, val = usable_splits(
+            pairs,
+            lambda pair: _rows_of(pair, tokenizer, context),
+            "pair",
+            unusable=f"have an answer that is longer than the context of {context} tokens",
+            remedy="shorten the answers, or use a run with a longer context",
+            instead="the accuracy shows how well they are memorised, and not how well new pairs are ordered",
+        )
         self.tokenizer, self.settings, self.context, self.seed = tokenizer, settings, context, seed
         self.pad = tokenizer.special_id(END_OF_TEXT)
         self.batch_pairs, self.micro_pairs = batch_size // 2, max(1, micro_batch_size // 2)
         text = repr([(pair.is_val, *map(_facts_of, (pair.prompt, pair.chosen, pair.rejected))) for pair in pairs])
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self.token_bytes = tokenizer.token_bytes()
-        self.train = [both for _, both in splits[0]]
-        self.val: list[PairOfRows] = []
-        for _, both in splits[1]:  # the validation pairs have about `val_tokens` tokens at most
-            if sum(len(x) for val_pair in self.val for x, _ in val_pair) >= val_tokens:
-                break
-            self.val.append(both)
-        self.val.sort(key=_length, reverse=True)  # so that rows of similar length share a micro-batch
-        self.example = splits[1][0][0]
+        self.train = [both for _, both in train]
+        validated = first_up_to(val, lambda each: sum(len(x) for x, _ in each[1]), val_tokens)
+        # sorted so that rows of similar length share a micro-batch
+        self.val = sorted((both for _, both in validated), key=_length, reverse=True)
+        self.example = validated[0][0]
         lengths = [int((y != IGNORE).sum()) for (_, y), _ in self.val]
         # rows kl_bounds[i] .. kl_bounds[i + 1] - 1 of the reference's states belong to pair i
         self.kl_bounds = np.minimum(np.cumsum([0, *lengths]), KL_TOKENS)
@@ -153,10 +145,6 @@ class PreferenceObjective(NextToken):
             log_probs, reference = log_probs / counts, reference / counts
         margin = margins(self.settings, log_probs[0::2], log_probs[1::2], reference[0::2], reference[1::2])
         return losses(self.settings, margin, log_probs[0::2]), margin
-
-    def validation(self, rank: int, world_size: int) -> list[Part]:
-        """Return every world_size-th micro-batch of the base run's validation text; if there is none, of the chosen answers."""
-        return share_of(self.val_parts, rank, world_size)
 
     @torch.no_grad()
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
@@ -241,9 +229,6 @@ class PreferenceObjective(NextToken):
         shown = turns[-1].content if turns else ""
         return Prompt(f"{shown}\n\n", ids, conversation.stop_ids(self.tokenizer))
 
-    def close(self) -> None:
-        """Do nothing, because preference tuning starts no other process."""
-
 
 def answer_log_probs(model: GPT, x: Tensor, y: Tensor) -> Tensor:
     """Return the log-probability of each row's targets, summed: x and y (B, T) -> (B,), in nats."""
@@ -281,12 +266,3 @@ def _length(pair: PairOfRows) -> int:
 
 def _facts_of(messages: tuple[Message, ...]) -> list[tuple[str, str, bool]]:
     return [(message.role, message.content, message.learn) for message in messages]
-
-
-def _report_unusable(total: int, usable: int, context: int) -> None:
-    why = f"have an answer that is longer than the context of {context} tokens"
-    if not usable:
-        raise UserError(f"all {total} pairs {why}: shorten the answers, or use a run with a longer context")
-    if unusable := total - usable:
-        level = logging.WARNING if unusable > 0.05 * total else logging.INFO
-        logger.log(level, f"{unusable} of {total} pairs {why}")

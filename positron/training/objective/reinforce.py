@@ -39,7 +39,7 @@ from positron.rewards.reward import Decided, Reward
 from positron.system.console import printable
 from positron.text.tokenizer import Tokenizer
 from positron.training.objective.base import Part, Prompt
-from positron.training.objective.tokens import NextToken, share_of
+from positron.training.objective.tokens import NextToken
 from positron.training.objective.validation_text import ValidationText
 
 logger = logging.getLogger(__name__)
@@ -294,10 +294,6 @@ class ReinforceObjective(NextToken):
             f"{metrics['train/truncated']:.0%} cut off · {metrics['train/answer_tokens']:.0f} tokens"
         )
 
-    def validation(self, rank: int, world_size: int) -> list[Part]:
-        """Return every world_size-th micro-batch of the validation text."""
-        return share_of(self.val_parts, rank, world_size)
-
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
         """Sample answers to the validation prompts, with the same random numbers each time, and return their metrics."""
         K = self.config.val_samples
@@ -333,10 +329,6 @@ class ReinforceObjective(NextToken):
             text = printable(" ".join(self._text(answers[i]).split())[:160])
             logger.info(f"reward {float(rewards[i]):.2f} for {asked[answers[i].prompt].text[:60]!r}: {text}")
 
-    def probe_rows(self) -> list[Part]:
-        """Return the rows (x, y) of the validation text, each (T,)."""
-        return [row for part in self.val_parts for row in zip(*part, strict=True)]
-
     def target_counts(self, vocab_size: int) -> np.ndarray:
         """Return how often each id (V,) is a target of the validation text."""
         return np.bincount(self.text.y[self.text.y != IGNORE], minlength=vocab_size)
@@ -345,9 +337,6 @@ class ReinforceObjective(NextToken):
         """Return the first validation prompt."""
         first = self.val_questions[0]
         return Prompt(f"{first.text}\n\n", first.ids, list(first.stop_ids))
-
-    def close(self) -> None:
-        """Do nothing: no other process or file is in use."""
 
 
 @dataclass

@@ -10,15 +10,15 @@ import numpy as np
 
 from positron.config import IGNORE
 from positron.data.conversations import Conversation
-from positron.data.instruct import Instructions, Row, to_parts, to_row
+from positron.data.instruct import Instructions, to_parts, to_row
+from positron.data.splits import first_up_to, usable_splits
 from positron.data.windows import Windows
-from positron.system.errors import UserError
 from positron.system.formatting import counted
 from positron.text import conversation
 from positron.text.conversation import Message
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 from positron.training.objective.base import Part, Prompt
-from positron.training.objective.tokens import NextToken, share_of
+from positron.training.objective.tokens import NextToken
 
 logger = logging.getLogger(__name__)
 
@@ -47,27 +47,20 @@ class SFTObjective(NextToken):
         `replay`: windows of the base run's text; each batch gets `replay.batch_size` windows, whose tokens are all targets.
         Raises UserError if no conversation has an answer that fits the context.
         """
-        splits = []
-        for is_val in (False, True):
-            pairs = [
-                (example, to_row(example, tokenizer, context)) for example in conversations if example.is_val == is_val
-            ]
-            splits.append([(example, row) for example, row in pairs if row is not None])
-        usable = len(splits[0]) + len(splits[1])
-        _report_unusable(len(conversations), usable, context)
-        if not splits[0] or not splits[1]:
-            splits = [splits[0] or splits[1]] * 2
-            logger.info(
-                "no conversation is left for validation (data.val_fraction=0, or too few different questions), so the "
-                f"{usable:,} training conversations are used: the validation loss shows how well they are memorised, and "
-                "not how well new questions are answered"
-            )
+        train, val = usable_splits(
+            conversations,
+            lambda example: to_row(example, tokenizer, context),
+            "conversation",
+            unusable=f"have no answer to learn from, or only answers that are longer than the context of {context} tokens",
+            remedy="shorten the answers, or use a run with a longer context",
+            instead="the validation loss shows how well they are memorised, and not how well new questions are answered",
+        )
         self.tokenizer, self.patience = tokenizer, patience
         self.document_start = tokenizer.special_id(END_OF_TEXT) if packing else None
         text = repr([(example.is_val, *_facts_of(m)) for example in conversations for m in example.messages])
         self.fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self.train = Instructions(
-            [row for _, row in splits[0]],
+            [row for _, row in train],
             tokenizer,
             context=context,
             batch_size=batch_size,
@@ -78,29 +71,17 @@ class SFTObjective(NextToken):
         )
         self.bytes_per_token = self.train.bytes_per_token
         self.token_bytes = tokenizer.token_bytes()
-        validated: list[tuple[Conversation, Row]] = []
-        for pair in splits[1]:  # the validation rows have about `val_tokens` tokens at most
-            if sum(len(row[0]) for _, row in validated) >= val_tokens:
-                break
-            validated.append(pair)
+        validated = first_up_to(val, lambda pair: len(pair[1][0]), val_tokens)
         self.val_bytes = int(sum(self.token_bytes[row[1][row[1] != IGNORE]].sum() for _, row in validated))
         bits = [example.bits for example, _ in validated if example.bits is not None]
         self.val_bits = sum(bits) if len(bits) == len(validated) else None
         self.example = validated[0][0]
         self.val_parts = to_parts([row for _, row in validated], context, micro_batch_size, self.train.pad)
-        logger.info(f"{counted(len(splits[0]), 'conversation')} to learn from, {len(splits[1]):,} for validation")
+        logger.info(f"{counted(len(train), 'conversation')} to learn from, {len(val):,} for validation")
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
         """Return the micro-batches of one rank for optimizer step `step`, counted from 1."""
         return self.train.batch(step, rank, world_size)
-
-    def validation(self, rank: int, world_size: int) -> list[Part]:
-        """Return every world_size-th validation micro-batch."""
-        return share_of(self.val_parts, rank, world_size)
-
-    def probe_rows(self) -> list[Part]:
-        """Return the validation conversations as rows (x, y), each (T,)."""
-        return [row for part in self.val_parts for row in zip(*part, strict=True)]
 
     def target_counts(self, vocab_size: int) -> np.ndarray:
         """Return how often each id (V,) occurs in the answers of the training conversations."""
@@ -116,19 +97,6 @@ class SFTObjective(NextToken):
         ids = conversation.prompt_ids(turns, self.tokenizer)
         return Prompt(f"{turns[-1].content}\n\n", ids, conversation.stop_ids(self.tokenizer))
 
-    def close(self) -> None:
-        """Do nothing, because fine-tuning starts no other process."""
-
 
 def _facts_of(message: Message) -> tuple[object, ...]:
     return (message.role, message.content) if message.learn else (message.role, message.content, "not learned from")
-
-
-def _report_unusable(total: int, usable: int, context: int) -> None:
-    unusable = total - usable
-    why = f"have no answer to learn from, or only answers that are longer than the context of {context} tokens"
-    if not usable:
-        raise UserError(f"all {total} conversations {why}: shorten the answers, or use a run with a longer context")
-    if unusable:
-        level = logging.WARNING if unusable > 0.05 * total else logging.INFO
-        logger.log(level, f"{unusable} of {total} conversations {why}")

@@ -27,6 +27,7 @@ class NextToken:
     token_bytes: np.ndarray
     document_start: int | None  # the id at which each document begins; None if attention crosses documents
     keeps_best = True
+    val_parts: list[Part]  # the micro-batches of the validation, for all ranks together
 
     def examples(
         self, model: GPT, parts: list[Part], step: int, rank: int, world_size: int, pause: Callable[[], None]
@@ -56,6 +57,14 @@ class NextToken:
         count = token_bytes[y.clamp(min=0)].to(nats.dtype).mul(scored).sum()
         return torch.stack([nats, count, scored.sum().to(nats.dtype)])
 
+    def validation(self, rank: int, world_size: int) -> list[Part]:
+        """Return every world_size-th validation micro-batch."""
+        return share_of(self.val_parts, rank, world_size)
+
+    def probe_rows(self) -> list[Part]:
+        """Return the validation rows (x, y), each (T,)."""
+        return [row for part in self.val_parts for row in zip(*part, strict=True)]
+
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
         """Return no further metrics."""
         return {}
@@ -72,3 +81,6 @@ class NextToken:
     def documents(self, x: Tensor) -> Tensor | None:
         """Return for each token the index of its document within its row, (B, T), or None if attention crosses documents."""
         return document_numbers(x, self.document_start)
+
+    def close(self) -> None:
+        """Do nothing: no other process or file is in use."""

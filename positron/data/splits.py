@@ -1,0 +1,73 @@
+"""Divide examples into those for training and those for validation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from positron.system.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+class Example(Protocol):
+    """Hold an example that belongs to training or to validation."""
+
+    @property
+    def is_val(self) -> bool:
+        """Tell whether the example belongs to validation."""
+        ...
+
+
+ExampleT = TypeVar("ExampleT", bound=Example)
+RowT = TypeVar("RowT")
+ItemT = TypeVar("ItemT")
+
+
+def usable_splits(
+    examples: Sequence[ExampleT],
+    convert: Callable[[ExampleT], RowT | None],
+    noun: str,
+    *,
+    unusable: str,
+    remedy: str,
+    instead: str,
+) -> tuple[list[tuple[ExampleT, RowT]], list[tuple[ExampleT, RowT]]]:
+    """Return the examples for training and for validation, each with what `convert` makes of it.
+
+    Examples that it makes None of are left out, and their number is logged; `unusable` says why, such as "have no answer". If
+    one of the two lists would be empty, both contain all usable examples; `instead` says what the validation shows then.
+    Raises UserError with the `remedy` if no example can be used.
+    """
+    train: list[tuple[ExampleT, RowT]] = []
+    val: list[tuple[ExampleT, RowT]] = []
+    for example in examples:
+        row = convert(example)
+        if row is not None:
+            (val if example.is_val else train).append((example, row))
+    total, usable = len(examples), len(train) + len(val)
+    if not usable:
+        raise UserError(f"all {total:,} {noun}s {unusable}: {remedy}")
+    if left_out := total - usable:
+        level = logging.WARNING if left_out > 0.05 * total else logging.INFO
+        logger.log(level, f"{left_out:,} of {total:,} {noun}s {unusable}")
+    if not train or not val:
+        logger.info(
+            f"no {noun} is left for validation (data.val_fraction=0, or too few different questions), so the {usable:,} "
+            f"training {noun}s are used: {instead}"
+        )
+        train = val = train or val
+    return train, val
+
+
+def first_up_to(items: Sequence[ItemT], length: Callable[[ItemT], int], limit: int) -> list[ItemT]:
+    """Return the first items, at least one, until their lengths add up to `limit` or more."""
+    taken: list[ItemT] = []
+    total = 0
+    for item in items:
+        if taken and total >= limit:
+            break
+        taken.append(item)
+        total += length(item)
+    return taken
