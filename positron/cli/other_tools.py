@@ -1,9 +1,14 @@
-"""Translate option names of other training tools: nanoGPT, nanochat, litgpt, the transformers Trainer, trl.
+"""Translate option names of other training tools: nanoGPT, nanochat, litgpt, the transformers Trainer, trl, verl, OpenRLHF.
 
 Standard library only.
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from positron.settings import Recipe
 
 # The names that other tools give to each key. They are compared without dashes, underscores and the part before a dot.
 _OTHER_NAMES = {
@@ -67,13 +72,47 @@ _OTHER_NAMES = {
     "sft.lora.rank": "lora_r lora_rank r use_peft lora",
     "sft.patience": "early_stopping early_stopping_patience early_stop",
     "sft.packing": "pack",
-    "preference.loss": "loss_type",
-    "preference.beta": "dpo_beta tau",
-    "preference.label_smoothing": "label_smoothing",
-    "preference.gamma": "simpo_gamma",
-    "preference.weight": "orpo_alpha",
 }
-_KEY_OF = {name.replace("_", ""): key for key, names in _OTHER_NAMES.items() for name in names.split()}
+# Names that only one command has, or that have another meaning there.
+_BASE_NAMES = {"init_from": "model model_name model_name_or_path base_model model_path"}
+_OTHER_NAMES_OF: dict[Recipe, dict[str, str]] = {
+    "train": {},
+    "sft": _BASE_NAMES,
+    "prefer": {
+        **_BASE_NAMES,
+        "preference.loss": "loss_type",
+        "preference.beta": "beta dpo_beta tau",
+        "preference.label_smoothing": "label_smoothing",
+        "preference.gamma": "simpo_gamma gamma_beta_ratio",
+        "preference.weight": "orpo_alpha",
+        "preference.epochs": _OTHER_NAMES["sft.epochs"],
+        "preference.lora.rank": _OTHER_NAMES["sft.lora.rank"],
+    },
+    "reinforce": {
+        **_BASE_NAMES,
+        "reinforce.prompts": "train_batch_size rollout_batch_size examples_per_step prompts_per_step batch_size",
+        "reinforce.samples": "num_generations group_size rloo_k n_samples_per_prompt num_samples rollout_n n",
+        "reinforce.max_tokens": "max_completion_length max_new_tokens response_length max_response_length generate_max_len "
+        "max_tokens",
+        "reinforce.temperature": "temperature sampling_temperature",
+        "reinforce.kl": "beta kl_coef init_kl_coef kl_loss_coef kl_beta kl_penalty_coef kl_weight",
+        "reinforce.advantage": "advantage_estimator adv_estimator loss_type scale_rewards",
+        "reinforce.mask_truncated": "mask_truncated_completions overlong_filtering",
+        "reinforce.max_ratio": "vllm_importance_sampling_cap tis_imp_ratio_cap truncated_importance_sampling_cap",
+        "reinforce.lora.rank": _OTHER_NAMES["sft.lora.rank"],
+        "reward": "reward_funcs reward_func reward_fn reward_model reward_function rewards",
+        "reward.function": "custom_reward_function",
+        "reward.terms": "reward_weights",
+    },
+}
+
+
+def _keys_by_name(names_of: dict[str, str]) -> dict[str, str]:
+    return {name.replace("_", ""): key for key, names in names_of.items() for name in names.split()}
+
+
+_KEY_OF = _keys_by_name(_OTHER_NAMES)
+_KEY_OF_RECIPE = {recipe: _keys_by_name(names_of) for recipe, names_of in _OTHER_NAMES_OF.items()}
 
 # Notes on keys whose value has another meaning or form than in the other tools.
 _NOTES = {
@@ -100,6 +139,20 @@ _NOTES = {
     "preference.label_smoothing": "read by python -m positron.prefer",
     "preference.gamma": "read by python -m positron.prefer",
     "preference.weight": "read by python -m positron.prefer",
+    "preference.epochs": "read by python -m positron.prefer",
+    "preference.lora.rank": "read by python -m positron.prefer",
+    "reinforce.prompts": "prompts per optimizer step, each with reinforce.samples= answers",
+    "reinforce.samples": "read by python -m positron.reinforce: answers to each prompt",
+    "reinforce.max_tokens": "read by python -m positron.reinforce",
+    "reinforce.kl": "read by python -m positron.reinforce: weight of the exact KL divergence",
+    "reinforce.advantage": "rloo or dr_grpo; neither divides by the standard deviation of the rewards",
+    "reinforce.mask_truncated": "true or false",
+    "reinforce.max_ratio": "read by python -m positron.reinforce",
+    "reinforce.lora.rank": "read by python -m positron.reinforce",
+    "reward": "reward=custom reward.function=my_module.my_reward for a function of your own",
+    "reward.function": "my_module.my_reward, together with reward=custom",
+    "reward.terms": "together with reward=sum",
+    "init_from": "the run that is trained further",
 }
 _KEYS_WITH_SAME_VALUE = {  # keys whose value can be taken over as it is
     "train.max_steps",
@@ -123,12 +176,25 @@ _KEYS_WITH_SAME_VALUE = {  # keys whose value can be taken over as it is
     "model.dropout",
     "device.devices",
     "train.sample_every",
+    "preference.beta",
+    "preference.label_smoothing",
+    "reinforce.samples",
+    "reinforce.max_tokens",
+    "reinforce.temperature",
+    "reinforce.kl",
+    "reinforce.mask_truncated",
+    "reinforce.max_ratio",
 }
 
 
-def same_option(name: str) -> str | None:
-    """Return the key for an option that another tool calls `name`, or None if it is unknown."""
-    return _KEY_OF.get(name.strip("-").rsplit(".", 1)[-1].replace("-", "").replace("_", "").lower())
+def same_option(name: str, recipe: Recipe) -> str | None:
+    """Return the key for an option that another tool calls `name`, or None if it is unknown.
+
+    A name with several meanings has the one of the command `recipe`.
+    """
+    bare = name.strip("-").rsplit(".", 1)[-1].replace("-", "").replace("_", "").lower()
+    others = (keys for other, keys in _KEY_OF_RECIPE.items() if other != recipe)
+    return next((keys[bare] for keys in (_KEY_OF_RECIPE[recipe], _KEY_OF, *others) if bare in keys), None)
 
 
 def advice(key: str, value: str | None) -> str:

@@ -163,12 +163,13 @@ def _options(words: Sequence[str], recipe: Recipe) -> tuple[list[str], list[str]
 
 
 def _unknown_option(name: str, value: str | None, recipe: Recipe) -> str:
-    key = same_option(name)
+    key = same_option(name, recipe)
     bare = name.strip("-").replace("-", "_")
     if key is None and bare in leaf_keys():
         key = bare
     if key is None:
-        same_ending = [leaf for leaf in leaf_keys() if leaf.rsplit(".", 1)[-1] == bare]
+        read = [leaf for leaf in leaf_keys() if leaf.split(".")[0] not in NOT_READ_BY[recipe]]
+        same_ending = [leaf for leaf in (*read, *leaf_keys()) if leaf.rsplit(".", 1)[-1] == bare]
         key = same_ending[0] if same_ending else None
     if key is None:
         near = difflib.get_close_matches(name, ["--multirun", "--cfg", "--resolve", "--help", "--version"], 1, 0.75)
@@ -313,7 +314,7 @@ class _Reader:
         return f"{word or 'an empty word'} is not a setting: {hint}"
 
     def _unknown(self, key: str, value: str) -> str:
-        other = same_option(key)
+        other = same_option(key, self.recipe)
         near_group = difflib.get_close_matches(key, self.groups, 1, 0.75)
         if other is not None and not near_group:
             return f"unknown key {key}: {question(other, value)}"

@@ -208,6 +208,32 @@ def test_a_word_that_is_not_ours_is_answered_with_what_to_type(words, said):
     assert "\n" not in message
 
 
+@pytest.mark.parametrize(
+    ("recipe", "word", "said"),
+    [
+        ("prefer", "beta=0.2", "did you mean preference.beta? (preference.beta=0.2)"),
+        ("reinforce", "beta=0.04", "did you mean reinforce.kl? (reinforce.kl=0.04)"),
+        ("prefer", "loss_type=sigmoid", "preference.loss"),
+        ("reinforce", "loss_type=grpo", "reinforce.advantage? (rloo or dr_grpo"),
+        ("reinforce", "num_generations=8", "reinforce.samples=8"),
+        ("reinforce", "--max_completion_length=200", "reinforce.max_tokens=200"),
+        ("reinforce", "actor_rollout_ref.rollout.n=8", "reinforce.samples=8"),
+        ("reinforce", "--temperature=0.6", "reinforce.temperature=0.6"),
+        ("reinforce", "reward_funcs=my.reward", "reward=custom"),
+        ("prefer", "num_train_epochs=2", "preference.epochs"),
+        ("sft", "num_train_epochs=2", "sft.epochs"),
+        ("prefer", "lora_r=8", "preference.lora.rank"),
+        ("reinforce", "lora_r=8", "reinforce.lora.rank"),
+        ("prefer", "model_name_or_path=mine", "init_from"),
+        ("train", "num_generations=8", "did you mean reinforce.samples?"),
+    ],
+)
+def test_a_name_of_another_tool_has_the_meaning_of_the_command(recipe, word, said):
+    message = refused(word, recipe=recipe)
+    assert said in message
+    assert "\n" not in message
+
+
 @pytest.mark.parametrize("place", [0, 1, 2, 3])
 def test_options_may_stand_anywhere_among_the_settings(place):
     words = ["model=debug", "seed=0,1", "name=x"]
