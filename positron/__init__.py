@@ -1,6 +1,6 @@
 """Positron: train, understand, fine-tune and talk to a small GPT on a machine you own.
 
-`train`, `finetune`, `prefer`, `evaluate`, `export`, `import_model`, `load` and `Run` are the Python interface
+`train`, `finetune`, `prefer`, `reinforce`, `evaluate`, `export`, `import_model`, `load` and `Run` are the Python interface
 (positron/api.py).
 """
 
@@ -21,18 +21,29 @@ if sys.argv[:1] == ["-m"]:  # python -m positron.COMMAND is finding its module
     interrupt_in_one_line()
 
 if TYPE_CHECKING:
-    from positron.api import evaluate, export, finetune, import_model, load, prefer, train
+    from positron.api import evaluate, export, finetune, import_model, load, prefer, reinforce, train
     from positron.run.folder import Run
 
 
-__all__ = ["Run", "__version__", "evaluate", "export", "finetune", "import_model", "load", "prefer", "train"]
+__all__ = [
+    "Run",
+    "__version__",
+    "evaluate",
+    "export",
+    "finetune",
+    "import_model",
+    "load",
+    "prefer",
+    "reinforce",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Load the interface when it is first used: the command line does not need it."""
     match name:
         # commands as well: modules that can be called (positron/system/callable_module.py)
-        case "train" | "prefer" | "evaluate" | "export":
+        case "train" | "prefer" | "reinforce" | "evaluate" | "export":
             return importlib.import_module(f"positron.{name}")
         case "finetune" | "import_model" | "load":
             return getattr(importlib.import_module("positron.api"), name)

@@ -107,6 +107,34 @@ def prefer(
     )
 
 
+def reinforce(
+    base: str | Path | Run | None = None,
+    data: Any = "story_instruct",
+    reward: str = "story_request",
+    *,
+    name: str | None = None,
+    callbacks: Sequence[Callback] = (),
+    **settings: Any,
+) -> Run:
+    """Train a run (None: the one fine-tuned last) on its own answers, weighted by a reward, and return the new run.
+
+    `data` is a choice of conf/data, a file of conversations or a list of them; the model answers their first messages. `reward`
+    is a choice of conf/reward, or the name of a function of prompt and answer, `"my_module.my_reward"`. `settings` are further
+    settings of `python -m positron.reinforce`. Raises the errors of `train`, and UserError if the reward cannot be computed.
+    """
+    from positron.cli.sweeps import run_config
+    from positron.reinforce import configure
+    from positron.reinforce import reinforce as recipe
+
+    origin = {} if base is None else {"init_from": str(getattr(base, "folder", base))}
+    chosen = {**origin, **_data_settings(data, "instruct", settings), **_reward_settings(reward)}
+    return run_config(
+        *_composed("reinforce", name, {**chosen, **settings}),
+        configure,
+        lambda config, folder, more, _: recipe(config, folder, [*more, *callbacks]),
+    )
+
+
 def evaluate(
     run: str | Path | Run | None = None,
     text: str | Path | None = None,
@@ -265,3 +293,13 @@ def _data_settings(
             return {"data": kind, "data.path": write_pairs(data, folder)}
         case _:
             assert_never(kind)
+
+
+def _reward_settings(reward: str) -> dict[str, Any]:
+    """Return the settings for the argument `reward`: a choice of conf/reward, or the name of a function."""
+    from positron.cli.hydra_app import conf_folder
+    from positron.cli.overrides import groups_of
+
+    if isinstance(reward, str) and "." in reward and reward not in groups_of(conf_folder())["reward"]:
+        return {"reward": "custom", "reward.function": reward}
+    return {"reward": reward}

@@ -20,6 +20,7 @@ from positron.config import IGNORE, RunConfig, seconds
 from positron.run.base import with_origin
 from positron.run.facts import Facts
 from positron.run.folder import REINFORCE, Run
+from positron.system.callable_module import make_callable
 from positron.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -237,3 +238,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+else:
+    make_callable(__name__)

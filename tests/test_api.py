@@ -82,7 +82,7 @@ def test_data_may_be_a_file_a_list_or_a_dataset(folder, kind):
     assert figures["bpb"] > 0
 
 
-def test_a_run_is_fine_tuned_on_conversations_in_memory_loaded_and_evaluated():
+def test_a_run_is_tuned_in_each_way_on_data_in_memory_loaded_and_evaluated():
     base = positron.train(**{**STORIES, "context_length": 64}, name="base")
     talks = [[{"role": "user", "content": f"{i}?"}, {"role": "assistant", "content": f"It is {i}."}] for i in range(30)]
     settings = {key: STORIES[key] for key in ("device", "precision", "max_steps", "val_every", "log_every")}
@@ -90,6 +90,16 @@ def test_a_run_is_fine_tuned_on_conversations_in_memory_loaded_and_evaluated():
     assert run.facts().status == "finished"
     assert run.is_chat
     assert isinstance(positron.load(run).generate("1?", max_tokens=3), str)
+    settings["max_steps"] = 2
+    pairs = [{"prompt": f"{i}?", "chosen": f"It is {i}.", "rejected": "No."} for i in range(30)]
+    preferred = positron.prefer(run, data=pairs, name="preferred", batch_tokens=512, **settings)
+    settings |= {"prompts": 2, "samples": 2, "max_tokens": 4, "val_prompts": 2, "val_samples": 2}
+    rewarded = positron.reinforce(run, data=talks, reward="own_rewards.short", name="rewarded", replay=0, **settings)
+    assert [(each.kind, each.base.name, each.facts().status) for each in (preferred, rewarded)] == [
+        ("preference", "tuned", "finished"),
+        ("reinforce", "tuned", "finished"),
+    ]
+    assert 0 < np.asarray(rewarded.metrics()["train/reward"])[-1] <= 1
 
 
 def test_a_thread_can_train():
