@@ -130,7 +130,7 @@ MATMUL_RATE = 1e11  # FLOP/s
 def quick_runs() -> Iterator[None]:
     """Leave out what takes two thirds of the time of a tiny run in this process, and what few tests look at.
 
-    The two curves of the report are replaced by a picture of one pixel, and the measured rate of matrix products by a
+    The curves of the report are replaced by a picture of one pixel or left out, and the measured rate of matrix products by a
     constant. Commands that tests run as processes draw and measure.
     """
     if not {"positron.train", "positron.sft", "positron.training.loop"} & sys.modules.keys():
@@ -139,6 +139,7 @@ def quick_runs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for curve in ("loss_curve", "learning_rate_curve"):
             patch.setattr(f"positron.evaluation.report.{curve}", lambda *_, **__: ONE_PIXEL)
+        patch.setattr("positron.evaluation.report.tuning_pictures", lambda _: [])
         patch.setattr("positron.training.timing.matmul_flops", lambda *_, **__: MATMUL_RATE)
         yield
 

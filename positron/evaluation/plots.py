@@ -10,25 +10,25 @@ import numpy as np
 from positron.system.formatting import counted
 
 
-def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str) -> bytes:
+def loss_curve(
+    rows: list[dict[str, Any]], floor_bpb: float | None, title: str, validation_loss: str | None = "val/loss"
+) -> bytes:
     """Draw training and validation loss against tokens, and below them bits per byte with the entropy of the text.
 
     `rows` are the rows of metrics.jsonl; `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown.
-    There are two panels because nats per token and bits per byte cannot share an axis. Returns a PNG.
+    `validation_loss` is the metric that measures the same as the training loss; without one, the losses are left out, because
+    the training loss then shows no progress. There are two panels because losses and bits per byte cannot share an axis.
+    Returns a PNG.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6.8, 7.2), layout="constrained")
-    upper, lower = figure.subplots(2, 1)
-    train = [(row["tokens"], row["train/loss"]) for row in rows if row["train/loss"] is not None]
+    figure = Figure(figsize=(6.8, 7.2 if validation_loss else 3.8), layout="constrained")
+    *upper, lower = figure.subplots(2 if validation_loss else 1, 1, squeeze=False)[:, 0]
+    if validation_loss:
+        _draw_losses(upper[0], rows, validation_loss)
     val = [row for row in rows if row.get("val/bpb") is not None]
     tokens = [row["tokens"] for row in val]
-    if train:
-        upper.plot(*zip(*train, strict=True), color="tab:blue", linewidth=1, marker=dots(train), ms=3, label="training")
-    losses = [loss for _, loss in train] + [row["val/loss"] for row in val if row.get("val/loss") is not None]
     if val:
-        known = [(row["tokens"], row["val/loss"]) for row in val if row.get("val/loss") is not None]
-        upper.plot(*zip(*known, strict=True), color="tab:orange", marker="o", ms=3, label="validation")
         scores = [row["val/bpb"] for row in val]
         lower.plot(tokens, scores, color="tab:orange", marker="o", ms=3, label="validation")
         lower.annotate(
@@ -42,17 +42,27 @@ def loss_curve(rows: list[dict[str, Any]], floor_bpb: float | None, title: str) 
         fit_range(lower, scores)
     else:
         say_why_empty(lower, "no validation was measured yet: train.val_every= sets the interval")
-    if losses:
-        fit_range(upper, losses)
-    else:
-        say_why_empty(upper, "no loss was logged: train.log_every= sets the interval")
-    upper.set(ylabel="loss, nats per token", title=title)
     lower.set(ylabel="bits per byte", title="validation")
-    for axes in (upper, lower):
+    figure.axes[0].set_title(title)
+    for axes in figure.axes:
         token_axis(axes, max((row["tokens"] for row in rows), default=0))
         if axes.get_legend_handles_labels()[0]:
             axes.legend()
     return as_png(figure)
+
+
+def _draw_losses(axes: Any, rows: list[dict[str, Any]], validation_loss: str) -> None:
+    train = [(row["tokens"], row["train/loss"]) for row in rows if row["train/loss"] is not None]
+    val = [(row["tokens"], row[validation_loss]) for row in rows if row.get(validation_loss) is not None]
+    if train:
+        axes.plot(*zip(*train, strict=True), color="tab:blue", linewidth=1, marker=dots(train), ms=3, label="training")
+    if val:
+        axes.plot(*zip(*val, strict=True), color="tab:orange", marker="o", ms=3, label="validation")
+    if train or val:
+        fit_range(axes, [loss for _, loss in (*train, *val)])
+    else:
+        say_why_empty(axes, "no loss was logged: train.log_every= sets the interval")
+    axes.set_ylabel("loss, nats per token" if validation_loss == "val/loss" else "loss of a pair")
 
 
 def dots(points: list[Any]) -> str:

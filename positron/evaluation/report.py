@@ -12,8 +12,9 @@ from typing import Any
 from positron.evaluation.monitor_plots import inside_pictures
 from positron.evaluation.plots import learning_rate_curve, loss_curve
 from positron.evaluation.summary import own_measure, quality
+from positron.evaluation.tuning_plots import tuning_pictures
 from positron.run.facts import Facts
-from positron.run.folder import PRETRAIN, Run
+from positron.run.folder import PREFERENCE, PRETRAIN, REINFORCE, Run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance, start_of
 from positron.run.samples import read_samples
@@ -29,12 +30,13 @@ def write_report(run: Run) -> None:
     rows = read_metrics(run.metrics_path)
     facts, config = run.facts(), run.config()
     name = run.folder.name
-    picture = loss_curve(rows, facts.floor_bpb, name)
+    picture = loss_curve(rows, facts.floor_bpb, name, _validation_loss(run))
     with whole_file(run.loss_picture) as file:
         file.write(picture)
     page = _render(
         name=name,
         headline=_headline(facts, run.is_judged_by_answers, own_measure(rows)),
+        learned=tuning_pictures(rows),
         loss=picture,
         reasons=reasons_for_a_higher_training_loss(run, rows, config),
         samples=[(sample.head, sample.text) for sample in read_samples(run)],
@@ -61,6 +63,11 @@ def _render(**values: Any) -> str:
     environment.filters["base64"] = lambda content: base64.b64encode(content).decode("ascii")
     template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(without_home(values))
+
+
+def _validation_loss(run: Run) -> str | None:
+    """Return the metric of the validation that measures the same as the training loss of the run; None if there is none."""
+    return {PREFERENCE: "preference/loss", REINFORCE: None}.get(run.kind, "val/loss")
 
 
 def _headline(facts: Facts, by_answers: bool, learnt: str | None) -> dict[str, str]:

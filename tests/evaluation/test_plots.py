@@ -12,7 +12,7 @@ import pytest
 
 from numpy_ref import plots as numpy_plots
 from numpy_ref.explain import outlier_channels
-from positron.evaluation import plots
+from positron.evaluation import plots, tuning_plots
 from positron.evaluation import run_plots as plots_of_runs
 
 
@@ -26,6 +26,7 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(plots, "as_png", drawn)
     monkeypatch.setattr(plots_of_runs, "as_png", drawn)
+    monkeypatch.setattr(tuning_plots, "as_png", drawn)
 
 
 def rows(steps: int, val: Callable[[int], float], every: int = 10) -> list[dict[str, Any]]:
@@ -78,6 +79,35 @@ def test_a_plot_without_points_says_why_and_one_point_is_visible() -> None:
     assert "no document" in words(plots.length_histogram([], 64))
     for line in plots.loss_curve(rows(1, lambda i: 1.0, every=1), None, "one").axes[0].lines:
         assert line.get_marker() == "o"
+
+
+def test_a_loss_is_drawn_beside_the_validation_that_measures_the_same() -> None:
+    measured = [{**row, "preference/loss": 0.5} if "val/loss" in row else row for row in rows(20, lambda i: 2.0)]
+    upper, _ = plots.loss_curve(measured, None, "preference", "preference/loss").axes
+    assert [list(line.get_ydata()) for line in upper.lines][1:] == [[0.5, 0.5]]
+    assert upper.get_ylabel() == "loss of a pair"
+    (only,) = plots.loss_curve(measured, None, "reward", None).axes  # the loss of reinforcement learning shows nothing
+    assert only.get_ylabel() == "bits per byte"
+
+
+def test_what_a_tuning_measures_is_drawn_with_its_standard_error() -> None:
+    assert tuning_plots.tuning_pictures(rows(20, lambda i: 1.0)) == []
+    measures = {"reward": 0.5, "reward_se": 0.1, "pass_1": 0.2, "pass_8": 0.6, "entropy": 1.5, "kl": 0.3}
+    learned = [
+        {**row, "train/reward": 0.4, **({f"val/{name}": value for name, value in measures.items()} if i % 2 else {})}
+        for i, row in enumerate(rows(8, lambda i: 1.0))
+    ]
+    ((title, _, figure),) = tuning_plots.tuning_pictures(learned)
+    reward, passed, nats = figure.axes  # nothing was measured of the answers that were cut off
+    assert title == "Reward"
+    assert [len(line.get_xdata()) for line in reward.lines] == [8, 4]
+    (band,) = reward.collections
+    assert band.get_datalim(reward.transData).intervaly.tolist() == pytest.approx([0.4, 0.6])
+    assert [text.get_text() for text in passed.get_legend().texts] == ["one answer", "at least one of 8 answers"]
+    assert [line.get_ydata()[0] for line in nats.lines] == [1.5, 0.3]
+    pairs = [{**row, "preference/accuracy": 0.9, "preference/kl": 0.1} for row in rows(3, lambda i: 1.0)]
+    ((title, _, figure),) = tuning_plots.tuning_pictures(pairs)
+    assert (title, len(figure.axes)) == ("Preference", 2)
 
 
 @pytest.mark.parametrize("lengths", [[60_000], [5, 70], [64] * 19])

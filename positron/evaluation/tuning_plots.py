@@ -1,0 +1,127 @@
+"""Draw what preference tuning and reinforcement learning measure, for the report of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from positron.evaluation.plots import as_png, dots
+
+
+@dataclass(frozen=True)
+class Line:
+    """Describe a curve: a metric of metrics.jsonl, its name in the legend, and the metric of its standard error, if any."""
+
+    key: str
+    name: str
+    error: str | None = None
+    is_thin: bool = False  # a metric of single steps, which is noisy
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Describe a panel: the label of its y axis and its curves; `is_share`: the values are shares, between 0 and 1."""
+
+    label: str
+    lines: tuple[Line, ...]
+    is_share: bool = False
+
+
+@dataclass(frozen=True)
+class View:
+    """Describe a figure of several panels, one above the other."""
+
+    title: str
+    reading: str  # how to read the figure
+    panels: tuple[Panel, ...]
+
+
+PASS = "val/pass_"  # followed by the number of answers to a prompt
+VIEWS = (
+    View(
+        "Preference",
+        "Measured on the validation pairs. If both log-probabilities fall far, the chosen answers become unlikely too. If the "
+        "margin and the divergence grow while the accuracy does not, the model only moves away from the reference.",
+        (
+            Panel("accuracy", (Line("preference/accuracy", "pairs in the right order"),), is_share=True),
+            Panel("margin", (Line("preference/margin", "chosen minus rejected"),)),
+            Panel(
+                "log-probability, nats",
+                (Line("preference/chosen_logp", "chosen answer"), Line("preference/rejected_logp", "rejected answer")),
+            ),
+            Panel("KL, nats per token", (Line("preference/kl", "divergence from the reference"),)),
+        ),
+    ),
+    View(
+        "Reward",
+        "The band is one standard error to each side. If more prompts succeed in one of several answers than before, the model "
+        "learned something new; if only single answers succeed more often, it became more certain of what it knew. An entropy "
+        "near 0 means that all answers to a prompt are the same.",
+        (
+            Panel(
+                "reward",
+                (
+                    Line("train/reward", "training prompts", is_thin=True),
+                    Line("val/reward", "validation prompts", error="val/reward_se"),
+                ),
+            ),
+            Panel("share with the full reward", (Line(PASS, ""),), is_share=True),
+            Panel("cut off", (Line("val/truncated", "answers at the length limit"),), is_share=True),
+            Panel(
+                "nats per token",
+                (Line("val/entropy", "entropy"), Line("val/kl", "KL from the model before the training")),
+            ),
+        ),
+    ),
+)
+
+
+def tuning_pictures(rows: list[dict[str, Any]]) -> list[tuple[str, str, bytes]]:
+    """Return (title, how to read it, PNG) of each view with measurements in `rows`, the rows of metrics.jsonl."""
+    keys = {key for row in rows for key, value in row.items() if value is not None}
+    pictures = []
+    for view in VIEWS:
+        panels = [(panel, _drawable(panel, keys)) for panel in view.panels]
+        panels = [(panel, lines) for panel, lines in panels if lines]
+        if panels:
+            pictures.append((view.title, view.reading, _picture(rows, panels)))
+    return pictures
+
+
+def _drawable(panel: Panel, keys: set[str]) -> list[Line]:
+    """Return the curves of a panel that have values; PASS stands for one curve for each number of answers."""
+    lines = []
+    for line in panel.lines:
+        if line.key == PASS:
+            counts = sorted(int(key.removeprefix(PASS)) for key in keys if key.startswith(PASS))
+            lines += [Line(f"{PASS}{n}", "one answer" if n == 1 else f"at least one of {n} answers") for n in counts]
+        elif line.key in keys:
+            lines.append(line)
+    return lines
+
+
+def _picture(rows: list[dict[str, Any]], panels: list[tuple[Panel, list[Line]]]) -> bytes:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(6.8, 0.4 + 2.3 * len(panels)), layout="constrained")
+    all_axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (panel, lines) in zip(all_axes, panels, strict=True):
+        for i, line in enumerate(lines):
+            measured = [row for row in rows if row.get(line.key) is not None]
+            steps, values = [row["step"] for row in measured], [row[line.key] for row in measured]
+            style = {"linewidth": 0.8, "alpha": 0.6} if line.is_thin else {"linewidth": 1.5, "marker": dots(values)}
+            axes.plot(steps, values, color=f"C{i}", ms=3, label=line.name, **style)
+            if line.error is not None:
+                errors = [row.get(line.error) or 0.0 for row in measured]
+                low = [value - error for value, error in zip(values, errors, strict=True)]
+                high = [value + error for value, error in zip(values, errors, strict=True)]
+                axes.fill_between(steps, low, high, color=f"C{i}", alpha=0.2, linewidth=0)
+        if panel.is_share:
+            axes.set_ylim(-0.03, 1.03)
+        axes.set_ylabel(panel.label)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    all_axes[-1].set(xlabel="optimizer step", xlim=(0, 1.01 * max(1, rows[-1]["step"])))
+    all_axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return as_png(figure)
