@@ -30,6 +30,11 @@ LOOP = (f"train.max_steps={STEPS}", "train.log_every=1", "train.val_every=25", "
 MODEL = (*(each for each in FAST if "context" not in each), "model=debug", "model.context_length=64")
 TUNE = ("init_from=base", "data=instruct", "data.path=talks.jsonl", "sft.patience=0", "device=cpu", "precision=fp32")
 PREFER = ("init_from=base", "data=preferences", "data.path=pairs.jsonl", "device=cpu", "precision=fp32")
+REWARD = (
+    *("init_from=base", "data=instruct", "data.path=talks.jsonl", "device=cpu", "precision=fp32"),
+    *("reward=length", "reward.target=20", "reinforce.prompts=2", "reinforce.samples=2", "reinforce.max_tokens=12"),
+    *("reinforce.val_prompts=2", "reinforce.val_samples=2"),
+)
 SMALL = ("train.batch_tokens=512", "train.val_tokens=1000", "train.sample_tokens=8", "train.micro_batch_size=4")
 
 KINDS = {
@@ -42,6 +47,7 @@ KINDS = {
     "packing": ("sft", (*TUNE, *SMALL, "sft.packing=true", "train.save_every=7")),
     "replay": ("sft", (*TUNE, *SMALL, "sft.replay_ratio=0.25", "train.save_every=20")),
     "preference": ("prefer", (*PREFER, *SMALL, "train.save_every=5")),
+    "reinforcement": ("reinforce", (*REWARD, *SMALL[1:], "train.save_every=2")),
 }
 
 

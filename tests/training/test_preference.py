@@ -6,8 +6,6 @@ import dataclasses
 import json
 import math
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,10 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import PATIENCE, tiny
+from conftest import tiny
 from torch.nn import functional as F
 from traces import same
-from two_processes import TWO
+from two_processes import assert_learned_the_same, with_one_and_two
 
 import positron.training.reference
 from numpy_ref.preference import (
@@ -406,14 +404,7 @@ def test_two_processes_learn_what_one_learns(base: Path, tmp_path: Path) -> None
     shutil.copy(base / "pairs.jsonl", tmp_path)
     sizes = ("train.max_steps=3", "train.batch_tokens=512", "train.micro_batch_size=2", "train.log_every=1")
     data = ("data=preferences", "data.path=pairs.jsonl", "data.val_fraction=0.2", "train.sample_tokens=4")
-    for name, devices in (("one", ("device=cpu",)), ("two", TWO)):
-        words = ("init_from=b", *sizes, *data, "precision=fp32", *devices, f"name={name}")
-        command = [sys.executable, "-m", "positron.prefer", *words]
-        made = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
-        assert made.returncode == 0, made.stderr
-    one, two = (read_metrics(tmp_path / "outputs" / name / "metrics.jsonl") for name in ("one", "two"))
-    assert [row["step"] for row in one] == [row["step"] for row in two] == [0, 1, 2, 3]
-    for a, b in zip(one, two, strict=True):
-        for key in ("train/loss", "train/grad_norm", "val/bpb", "preference/margin", "preference/accuracy"):
-            if a.get(key) is not None:
-                assert b[key] == pytest.approx(a[key], rel=1e-4, abs=1e-6), key
+    one, two = with_one_and_two(tmp_path, "prefer", "init_from=b", *sizes, *data)
+    measured = ("train/loss", "train/grad_norm", "val/bpb", "preference/margin", "preference/accuracy")
+    assert_learned_the_same(one, two, base / "base", measured)
+    assert [row["step"] for row in read_metrics(two / "metrics.jsonl")] == [0, 1, 2, 3]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +16,7 @@ import torch
 from conftest import tiny
 from traces import same
 from tuning import tuned
+from two_processes import assert_learned_the_same, with_one_and_two
 
 from positron.config import LoraConfig, ReinforceConfig, RewardConfig, RunConfig
 from positron.evaluation.summary import show_result
@@ -162,3 +166,76 @@ def test_prompts_without_room_for_an_answer_are_refused(base: Path, tmp_path: Pa
     with pytest.raises(UserError, match="all 1 prompts are empty or too long: the context has 64 tokens"):
         reinforce(dataclasses.replace(config, data=data), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture
+def place(base: Path, tmp_path: Path) -> tuple[str, ...]:
+    """Copy what the commands need into `tmp_path`, and return their common settings."""
+    (tmp_path / "outputs").mkdir()
+    shutil.copytree(base / "chat", tmp_path / "outputs" / "chat")
+    shutil.copy(base / "conversations.jsonl", tmp_path)
+    (tmp_path / "my_rewards.py").write_text(DEADLY_REWARD)
+    answers = (f"reinforce.{name}=4" for name in ("prompts", "samples", "val_prompts", "val_samples"))
+    return (
+        *("init_from=chat", "data=instruct", "data.path=conversations.jsonl", "data.val_fraction=0.2"),
+        *("reward=custom", "reward.function=my_rewards.short", *answers, "reinforce.max_tokens=12"),
+        *("train.max_steps=4", "train.val_every=2", "train.save_every=1", "train.log_every=1", "train.val_tokens=1000"),
+        *("train.micro_batch_size=4", "train.sample_tokens=4", "schedule.warmup_steps=1", "optimizer.lr=1e-3"),
+    )
+
+
+# The first process that imports it is killed before a token of an answer in the third step, after two steps and a validation.
+DEADLY_REWARD = """
+import os, signal
+from pathlib import Path
+from positron.training.objective import reinforce
+
+sample, calls = reinforce.rollouts, 0
+
+
+def deadly(*arguments, pause, **settings):
+    global calls
+    calls, tokens = calls + 1, 0
+
+    def before_a_token():
+        nonlocal tokens
+        tokens += 1
+        if calls == 4 and tokens == 3:
+            Path("killed").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        pause()
+
+    return sample(*arguments, pause=before_a_token, **settings)
+
+
+if not Path("killed").exists():
+    reinforce.rollouts = deadly
+
+
+def short(prompt, completion):
+    return 1 / (1 + len(completion))
+"""
+
+
+def test_a_command_that_is_killed_between_two_tokens_continues_bit_for_bit(
+    place: tuple[str, ...], tmp_path: Path, run_command: Callable[..., Any]
+) -> None:
+    words = (*place, "device=cpu", "precision=fp32")
+    killed, folder = run_command("reinforce", *words, "name=run"), tmp_path / "outputs" / "run"
+    assert killed.code == -signal.SIGKILL, killed.err
+    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [1, 2]
+    for name in ("run", "whole"):
+        again = run_command("reinforce", *words, f"name={name}")
+        assert again.code == 0, again.err
+    whole = tmp_path / "outputs" / "whole"
+    assert same(folder, whole)
+    for key in ("train/reward", "train/entropy", "val/reward", "val/kl"):
+        a, b = ([row.get(key) for row in read_metrics(each / "metrics.jsonl")] for each in (folder, whole))
+        assert a == b
+
+
+def test_two_processes_learn_what_one_learns(base: Path, place: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "killed").touch()
+    one, two = with_one_and_two(tmp_path, "reinforce", *place)
+    measured = ("train/grad_norm", "train/reward", "train/entropy", "val/bpb", "val/reward", "val/reward_se", "val/kl")
+    assert_learned_the_same(one, two, base / "chat", measured)
