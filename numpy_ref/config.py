@@ -120,17 +120,6 @@ class GPTConfig:
                 assert_never(self.position)
 
     @property
-    def has_position_table(self) -> bool:
-        """Tell whether a vector for each position is added to the token embeddings."""
-        match self.position:
-            case "learned" | "sinusoidal":
-                return True
-            case "rope":
-                return False
-            case _:
-                assert_never(self.position)
-
-    @property
     def has_rope(self) -> bool:
         """Tell whether queries and keys are rotated by an angle that depends on the position."""
         match self.position:

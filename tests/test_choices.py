@@ -91,7 +91,7 @@ def answer(name: str, otherwise: bool) -> property:
 
 def half_added(field: str, *, gated: bool = False, **options: Any) -> Any:
     """An architecture with a value that only config.py knows, so that every other place must notice it by itself."""
-    others = ("has_norm_bias", "has_rope", "has_learned_positions", "has_position_table")
+    others = ("has_norm_bias", "has_rope", "has_learned_positions")
     properties = {name: answer(name, False) for name in others}
     kind = type("HalfAdded", (GPTConfig,), {**properties, "is_gated": answer("is_gated", gated)})
     return invented(kind(**{**dataclasses.asdict(GPT_CONFIG), **options}), field)
@@ -267,7 +267,6 @@ def test_properties_agree_with_the_parameters_of_the_model() -> None:
             assert config.n_params() == sum(p.numel() for p in model.parameters())
             assert config.has_learned_positions == ("wpe.weight" in names)
             assert config.has_rope == hasattr(model, "cos")
-            assert config.has_position_table == (not hasattr(model, "cos"))
             assert config.is_gated == ("blocks.0.mlp.gate.weight" in names)
             assert config.has_norm_bias == ("norm_f.bias" in names)
             assert set(numpy_ref.gpt.shapes(twin)) == names
