@@ -1,5 +1,6 @@
 """What two runs that learned the same have in common."""
 
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -21,5 +22,15 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def same(a: Path, b: Path) -> bool:
+    """Tell whether two runs learned the same bit for bit; print what differs, which pytest shows if the test fails."""
     x, y = weights(a), weights(b)
-    return trace(a) == trace(b) and x.keys() == y.keys() and all(torch.equal(x[k], y[k]) for k in x)
+    rows = [pair for pair in zip_longest(trace(a), trace(b)) if pair[0] != pair[1]]
+    names = [
+        name for name in x.keys() | y.keys() if name not in x or name not in y or not torch.equal(x[name], y[name])
+    ]
+    for first, second in rows:
+        print(f"{first}\n{second}\n")
+    for name in names:
+        far = float((x[name] - y[name]).abs().max()) if name in x and name in y else None
+        print(f"{name}: largest difference {far}")
+    return not rows and not names
