@@ -80,7 +80,20 @@ def loaded_by(code: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "command",
-    ["generate", "chat", "look", "serve", "evaluate", "compare", "scaling", "dashboard", "preview", "cache", "bench"],
+    [
+        "generate",
+        "chat",
+        "look",
+        "serve",
+        "evaluate",
+        "compare",
+        "floor",
+        "scaling",
+        "dashboard",
+        "preview",
+        "cache",
+        "bench",
+    ],
 )
 def test_help_loads_nothing_heavy(command):
     code = f"import sys; sys.argv = [{command!r}, '--help']\nimport positron.{command} as command\n"

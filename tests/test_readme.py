@@ -196,6 +196,10 @@ SHORTENED = {
     ],
     "evaluate": lambda arguments: [*arguments, "--count", "2", "--limit", "3000"],
     "compare": lambda arguments: [*arguments, "--limit", "3000"],
+    "floor": lambda arguments: [
+        *(a.replace("docs/", f"{PROJECT}/docs/").replace("{out}", "{out} --steps 5") for a in arguments),
+        *("--documents", "5"),
+    ],
     "chat": lambda arguments: [*arguments, "--max-tokens", "5"],
 }
 

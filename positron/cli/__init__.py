@@ -26,6 +26,7 @@ COMMANDS = (
     "look",
     "evaluate",
     "compare",
+    "floor",
     "scaling",
     "reproduce",
     "export",

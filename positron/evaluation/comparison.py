@@ -7,7 +7,8 @@ import dataclasses
 import io
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -148,13 +149,25 @@ def compare(runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int,
 
     measured = sorted(read_runs(runs, measure), key=lambda pair: pair[1].bpb)
     groups = seed_groups(
-        measured, variant=lambda pair: _variant(pair[0]), seed=lambda pair: None, score=lambda pair: pair[1].bpb
+        _with_variants(measured),
+        variant=lambda entry: entry[0],
+        seed=lambda entry: None,
+        score=lambda entry: entry[1].bpb,
     )
     return [
         dataclasses.replace(row, seeds=group.scored, seeds_bpb=group.mean, seeds_interval=group.half)
         for group in groups
         for _, row in group.members
     ]
+
+
+def _with_variants(measured: Sequence[tuple[Run, Row]]) -> Iterator[tuple[Hashable, Row]]:
+    """Yield each row with its variant: equal for runs that differ in their seed alone, different for two runs of one seed."""
+    repeated: Counter[Hashable] = Counter()
+    for run, row in measured:
+        variant = _variant(run)
+        repeated[variant, run.config().get("seed")] += 1
+        yield (variant, repeated[variant, run.config().get("seed")]), row
 
 
 def _variant(run: Run) -> str:

@@ -172,8 +172,13 @@ def _member(run: Run) -> Member:
     if resolved.precision is not None:
         values["precision.dtype"] = resolved.precision
     values[STEPS] = facts.step
-    overrides = read_json(run.job_path)["overrides"] if run.job_path.exists() else []
-    choices = dict(str(override).lstrip("+").split("=", 1) for override in overrides if "=" in str(override))
+    job = read_json(run.job_path) if run.job_path.exists() else {}
+    overrides = job.get("overrides") if isinstance(job, dict) else None
+    if not isinstance(overrides, list | None):
+        raise UserError(
+            f"{run.job_path} is damaged: overrides is not a list; restore it from a copy, or delete the file"
+        )
+    choices = dict(str(override).lstrip("+").split("=", 1) for override in overrides or () if "=" in str(override))
     values = {key: value for key, value in values.items() if key not in _NOT_COMPARED}
     return Member(run, settings.seed, values, choices, facts.data_fingerprint)
 

@@ -17,7 +17,7 @@ from conftest import tiny
 
 from positron.cli.sweep_callback import _refuse_search_over_seeds
 from positron.evaluation import run_plots
-from positron.evaluation.comparison import Row, as_table
+from positron.evaluation.comparison import Row, _with_variants, as_table
 from positron.evaluation.seed_groups import seed_groups
 from positron.evaluation.sweep_report import as_text, best_two, sweep_jobs, variant_table, write_sweep_report
 from positron.run.facts import write_record
@@ -140,3 +140,17 @@ def test_the_table_of_compare_shows_the_mean_of_runs_that_differ_in_their_seed()
     assert as_table(rows).splitlines()[2].endswith("0.3100 ± 0.0200 (2 seeds)")
     alone = [Row("r", 10, 10, 0.3, 0.1, 2.0, "char 10", "")]
     assert "mean over seeds" not in as_table(alone)
+
+
+def test_runs_with_different_seeds_are_one_variant_and_a_repeated_run_is_another(tmp_path: Path) -> None:
+    measured = []
+    for number, (seed, rate) in enumerate(((0, 1e-3), (1, 1e-3), (0, 1e-3), (1, 1e-2))):
+        run = Run(tmp_path / str(number))
+        run.folder.mkdir()
+        write_record(
+            run.config_path, dataclasses.asdict(tiny(tmp_path, name=f"r{number}", seed=seed, optimizer__lr=rate))
+        )
+        measured.append((run, Row(f"r{number}", 10, 10, 0.3, 0.1, 2.0, "char 10", "")))
+    first, second, again, other = (variant for variant, _ in _with_variants(measured))
+    assert first == second
+    assert len({first, again, other}) == 3

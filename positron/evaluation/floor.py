@@ -1,0 +1,275 @@
+"""Check whether a claimed score on documents of the built-in corpus, whose exact probabilities are known, is possible.
+
+Let p be the probability of a document under the grammar, and q the probability that a model gives it. If q is a distribution
+that does not depend on the document, then E[q/p] <= 1 over documents drawn from p. So q/p is an e-value (Vovk and Wang 2021,
+doi:10.1214/20-AOS2020), and by Markov's inequality it reaches 2^k with a probability of at most 2^-k. This holds exactly, for
+any number of documents. It also holds for a model that learns from the documents that it has already scored, because the
+bound then holds for each document given the earlier ones.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, assert_never
+
+import numpy as np
+
+from positron import stories
+from positron.evaluation.score import CHANCE_BITS, Score
+from positron.evaluation.scoring import interval
+from positron.evaluation.statistics import t95
+from positron.system.console import one_line
+from positron.system.disk import is_number, write_text
+from positron.system.errors import UserError
+from positron.system.formatting import counted
+
+SHOWN_DOCUMENTS = 5  # number of documents with the largest gains that a report names
+SHOWN_CHARACTERS = 60  # of each of them
+SHOWN_IDS = 5
+MAX_EXPONENT = 1000  # a smaller chance than 2^-MAX_EXPONENT is written in words
+
+
+@dataclass(frozen=True)
+class Document:
+    """Hold a document of the built-in corpus with its exact information, -log2 p(document)."""
+
+    id: str
+    text: str
+    bits: float
+
+    @property
+    def bytes(self) -> int:
+        """Return the size of the text in bytes of UTF-8."""
+        return len(self.text.encode("utf-8"))
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Hold what a program wrote for a document: log q(document) in nats, and the bytes of text that it scored."""
+
+    id: str
+    logprob: float
+    bytes: int
+
+
+def documents(seed: int, count: int) -> list[Document]:
+    """Return new documents of the built-in corpus. No training text contains them: its seeds are 0 or larger."""
+    return [
+        Document(f"{seed}/{index}", story.text, story.bits)
+        for index, story in enumerate(stories.documents(-1 - seed, 0, count))
+    ]
+
+
+def write_documents(path: Path, given: Iterable[Document]) -> None:
+    """Write documents as JSON lines with `id` and `text`."""
+    lines = (json.dumps({"id": document.id, "text": document.text}, ensure_ascii=False) for document in given)
+    write_text(path, "".join(f"{line}\n" for line in lines))
+
+
+def read_claims(path: Path) -> list[Claim]:
+    """Read the JSON lines that a program wrote: `id`, `logprob` and `bytes`. Raises UserError with the line of an error."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 (byte {error.start}): write one JSON object per line") from error
+    return [_claim(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _claim(line: str, place: str) -> Claim:
+    example = '{"id": "0/7", "logprob": -131.2, "bytes": 871}'
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{place} is not JSON ({one_line(str(error), 100)}): write lines such as {example}") from error
+    if not isinstance(record, dict) or not {"id", "logprob", "bytes"} <= record.keys():
+        raise UserError(f"{place} must be an object with id, logprob and bytes, such as {example}")
+    name, logprob, size = record["id"], record["logprob"], record["bytes"]
+    if not isinstance(name, str):
+        raise UserError(f"{place}: id must be the text that the document had, such as {example}")
+    if not is_number(logprob):
+        raise UserError(
+            f"{place}: logprob must be a finite number, the natural logarithm of the probability of the whole document, not "
+            + one_line(repr(logprob), 40)
+        )
+    if not isinstance(size, int) or isinstance(size, bool) or size < 0:
+        raise UserError(
+            f"{place}: bytes must be a whole number, the bytes of text that were scored, not {one_line(repr(size), 40)}"
+        )
+    return Claim(name, float(logprob), size)
+
+
+Verdict = Literal["possible", "impossible", "not comparable"]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Hold how many bits fewer than its information a program claims for a document."""
+
+    id: str
+    bits: float
+    beginning: str
+
+
+@dataclass(frozen=True)
+class Check:
+    """Hold the result of the check. Scores are in bits per byte; those of the claim are None if it is not comparable."""
+
+    verdict: Verdict
+    problems: list[str]  # why the claim is not comparable
+    documents: int  # given, and scored
+    scored_documents: int
+    bytes: int
+    scored_bytes: int
+    floor: float  # the exact information of these documents
+    floor_error: (
+        float | None
+    )  # standard error over documents: how far the entropy of the whole corpus may be from `floor`
+    claimed: float | None = None
+    difference: float | None = None  # claimed - floor
+    difference_error: float | None = None  # standard error over documents
+    evidence_bits: float | None = None  # log2 of the e-value; the chance is at most 2^-evidence_bits
+    gains: list[Gain] = field(default_factory=list)  # the documents that gain most
+
+    @property
+    def standard_errors(self) -> float | None:
+        """Return how many standard errors the claim is below the floor; negative above it, None if it is unknown."""
+        if self.difference is None or not self.difference_error:
+            return None
+        return -self.difference / self.difference_error
+
+
+def check(given: Sequence[Document], claims: Sequence[Claim]) -> Check:
+    """Compare claims with the exact information of the documents."""
+    sizes = [document.bytes for document in given]
+    known = [Score(document.bits * math.log(2), size, 1) for document, size in zip(given, sizes, strict=True)]
+    problems = _problems(given, claims)
+    floor = sum(document.bits for document in given) / sum(sizes)
+    facts: dict[str, Any] = {
+        "problems": problems,
+        "documents": len(given),
+        "scored_documents": len(claims),
+        "bytes": sum(sizes),
+        "scored_bytes": sum(claim.bytes for claim in claims),
+        "floor": floor,
+        "floor_error": _error(known),
+    }
+    if problems:
+        return Check(verdict="not comparable", **facts)
+    logprobs = {claim.id: claim.logprob for claim in claims}
+    gains = np.array([document.bits + logprobs[document.id] / math.log(2) for document in given])
+    lost = [Score(-gain * math.log(2), size, 1) for gain, size in zip(gains.tolist(), sizes, strict=True)]
+    evidence = evidence_bits(gains)
+    largest = np.argsort(-gains, kind="stable")[:SHOWN_DOCUMENTS].tolist()
+    return Check(
+        verdict="impossible" if evidence >= CHANCE_BITS else "possible",
+        claimed=floor - float(gains.sum()) / sum(sizes),
+        difference=-float(gains.sum()) / sum(sizes),
+        difference_error=_error(lost),
+        evidence_bits=evidence,
+        gains=[Gain(given[i].id, float(gains[i]), given[i].text[:SHOWN_CHARACTERS]) for i in largest if gains[i] > 0],
+        **facts,
+    )
+
+
+def _error(scores: Sequence[Score]) -> float | None:
+    half = interval(scores)
+    return None if half is None else half / t95(len(scores) - 1)
+
+
+def _problems(given: Sequence[Document], claims: Sequence[Claim]) -> list[str]:
+    """Return why claims cannot be compared: missing, unknown or repeated documents, and documents with other sizes."""
+    sizes = {document.id: document.bytes for document in given}
+    names = [claim.id for claim in claims]
+    wrong = {
+        "has no line": [name for name in sizes if name not in set(names)],
+        "is not one of the documents that were given": [name for name in dict.fromkeys(names) if name not in sizes],
+        "has several lines": [name for name in dict.fromkeys(names) if name in sizes and names.count(name) > 1]
+        if len(set(names)) < len(names)
+        else [],
+    }
+    problems = [_listed(found, what) for what, found in wrong.items() if found]
+    cut = [claim for claim in claims if claim.id in sizes and claim.bytes != sizes[claim.id]]
+    if cut:
+        first = cut[0]
+        problems.append(
+            f"{counted(len(cut), 'document')} scored with other sizes than they have, such as {one_line(first.id, 40)}: "
+            f"{first.bytes:,} of {sizes[first.id]:,} bytes"
+        )
+    return problems
+
+
+def _listed(names: list[str], what: str) -> str:
+    shown = ", ".join(one_line(name, 40) for name in names[:SHOWN_IDS])
+    more = f" and {len(names) - SHOWN_IDS:,} more" if len(names) > SHOWN_IDS else ""
+    return f"{shown}{more}: {counted(len(names), 'document')} {what if len(names) == 1 else _plural(what)}"
+
+
+def _plural(what: str) -> str:
+    return what.replace("has ", "have ").replace("is not", "are not").replace("one of", "among")
+
+
+def evidence_bits(gains: np.ndarray) -> float:
+    """Return log2 of an e-value against the claim that the scores come from distributions; `gains` are log2 q/p (N,).
+
+    A gambler who keeps the share 1 - s of the capital and bets the share s on each document has the capital
+    prod(1 - s + s q/p), which has an expectation of at most 1 if q is a distribution: a test martingale (Shafer et al. 2011,
+    doi:10.1214/10-STS347). The e-value is the mean capital of gamblers with s = 1, 1/2, 1/4 ... 1/N. Of these, s = 1 sees a
+    score that is a little too good everywhere, and a small s sees a few documents that are much too good.
+    """
+    shares = 0.5 ** np.arange(math.ceil(math.log2(max(2, len(gains)))) + 1)
+    with np.errstate(divide="ignore"):  # 1 - s is 0 for s = 1
+        keep, bet = np.log2(1 - shares), np.log2(shares)
+    capital = np.logaddexp2(keep[:, None], bet[:, None] + gains[None, :]).sum(axis=1)
+    return float(np.logaddexp2.reduce(capital) - math.log2(len(shares)))
+
+
+def as_text(result: Check, seed: int) -> str:
+    """Return the result as lines of text."""
+    exact = f"{result.floor:.4f} bits per byte, exact for these documents"
+    if result.floor_error is not None:
+        exact += f" (the corpus: standard error {result.floor_error:.4f})"
+    lines = [
+        f"given           {counted(result.documents, 'document')} (--seed {seed}), {result.bytes:,} bytes",
+        f"scored          {counted(result.scored_documents, 'document')}, {result.scored_bytes:,} bytes",
+        f"known entropy   {exact}",
+    ]
+    if result.claimed is not None and result.difference is not None and result.evidence_bits is not None:
+        side = "below" if result.difference < 0 else "above"
+        away = result.standard_errors
+        by = f", {abs(away):,.1f} standard errors" if away is not None else ""
+        lines.append(
+            f"claimed         {result.claimed:.4f} bits per byte: {abs(result.difference):.4f} {side} the entropy{by}"
+        )
+        lines.append(f"chance          {_chance(result.evidence_bits)}")
+    lines.append(f"verdict         {_in_words(result)}")
+    for gain in result.gains if result.verdict == "impossible" else ():
+        lines.append(f"largest gains   {gain.id}: {gain.bits:.1f} bits too few, {one_line(gain.beginning)}...")
+    return "\n".join(lines)
+
+
+def _chance(evidence: float) -> str:
+    if evidence <= 0:
+        return "no evidence against the score"
+    limit = f"2^-{evidence:,.0f}" if evidence > MAX_EXPONENT else f"{2**-evidence:.2g}"
+    return f"at most {limit} that a model which is a probability distribution gets this score on documents that are new to it"
+
+
+def _in_words(result: Check) -> str:
+    match result.verdict:
+        case "possible":
+            return "possible"
+        case "impossible":
+            return (
+                "impossible: the score is below the entropy of the text by more than chance. The evaluation sees what it "
+                "predicts, its probabilities do not sum to 1, it leaves out tokens, or the model has seen these documents"
+            )
+        case "not comparable":
+            return f"not comparable: {'; '.join(result.problems)}"
+        case _:
+            assert_never(result.verdict)

@@ -1,0 +1,113 @@
+"""Check whether the score of any evaluation program is possible, on documents whose entropy is known exactly.
+
+python -m positron.floor --command "python my_eval.py {text} {out}"
+python -m positron.floor --write documents.jsonl
+python -m positron.floor --scores scores.jsonl
+
+The program reads JSON lines, {"id": "0/7", "text": "..."}, and writes for each document a line
+{"id": "0/7", "logprob": -131.2, "bytes": 871}: the natural logarithm of the probability of the whole document, and the bytes
+of text that it scored.
+
+Exit code 0: the score is possible; 1: it is impossible; 2: it is not comparable, or the program failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from positron.system.command_parser import CommandParser
+from positron.system.disk import json_ready
+from positron.system.errors import UserError
+from positron.system.exits import errors_as_one_line
+from positron.system.formatting import counted
+
+if TYPE_CHECKING:
+    from positron.evaluation.floor import Claim, Document
+
+DOCUMENTS = 400
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
+    parser = CommandParser(
+        prog="python -m positron.floor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument(
+        "--command",
+        metavar="COMMAND",
+        help="run this program; {text} is replaced by the file of documents, {out} by the file that the program writes",
+    )
+    source.add_argument("--scores", metavar="FILE", help="check a file that a program has already written")
+    source.add_argument("--write", metavar="FILE", help="write the file of documents, and nothing else")
+    parser.add_argument(
+        "--documents",
+        type=int,
+        default=DOCUMENTS,
+        help="number of documents, of about 880 bytes each (default %(default)s)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed gives other documents (default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the result as a JSON object")
+    return parser
+
+
+def main() -> None:
+    """Run the command with the options of the command line."""
+    with errors_as_one_line():
+        options = arguments().parse_args()
+        if options.documents < 2:
+            raise UserError(f"--documents must be at least 2, not {options.documents}")
+        if options.seed < 0:
+            raise UserError(f"--seed must be at least 0, not {options.seed}")
+        from positron.evaluation import floor
+
+        given = floor.documents(options.seed, options.documents)
+        if options.write is not None:
+            floor.write_documents(Path(options.write), given)
+            print(f"wrote {counted(len(given), 'document')} to {options.write}")
+            return
+        claims = floor.read_claims(Path(options.scores)) if options.scores is not None else _run(options.command, given)
+        result = floor.check(given, claims)
+        if options.json:
+            record = dataclasses.asdict(result) | {"standard_errors": result.standard_errors}
+            print(json.dumps(json_ready(record), allow_nan=False, ensure_ascii=False, indent=2))
+        else:
+            print(floor.as_text(result, options.seed))
+        raise SystemExit({"possible": 0, "impossible": 1, "not comparable": 2}[result.verdict])
+
+
+def _run(command: str, given: list[Document]) -> list[Claim]:
+    """Run the user's program on the documents and return what it wrote. Raises UserError if it fails."""
+    from positron.evaluation import floor
+
+    if "{text}" not in command or "{out}" not in command:
+        raise UserError(
+            '--command must contain {text} and {out}, such as --command "python my_eval.py {text} {out}": the program reads '
+            "the documents from the one file and writes their log-probabilities to the other"
+        )
+    with tempfile.TemporaryDirectory(prefix="positron-floor-") as folder:
+        text, out = Path(folder, "documents.jsonl"), Path(folder, "scores.jsonl")
+        floor.write_documents(text, given)
+        try:
+            words = [word.replace("{text}", str(text)).replace("{out}", str(out)) for word in shlex.split(command)]
+            # what the program prints must not mix with the output of this command
+            done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), check=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"cannot run --command {command}: {error}") from error
+        if done.returncode:
+            raise UserError(f"--command {command} ended with exit code {done.returncode}: its own messages tell why")
+        if not out.exists():
+            raise UserError(f"--command {command} wrote no file {{out}}: write one JSON object per document to it")
+        return floor.read_claims(out)
+
+
+if __name__ == "__main__":
+    main()
