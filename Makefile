@@ -30,22 +30,22 @@ install: .venv/installed
 	@touch $@
 
 train: install
-	$(BIN)/python -m positron.train experiment=quickstart
+	$(BIN)/positron train experiment=quickstart
 
 train-quick: install
-	$(BIN)/python -m positron.train model=debug train.max_steps=100 train.batch_tokens=4096 schedule.warmup_steps=10 data.size_mb=2 name=quick
+	$(BIN)/positron train model=debug train.max_steps=100 train.batch_tokens=4096 schedule.warmup_steps=10 data.size_mb=2 name=quick
 
 sft: install
-	$(BIN)/python -m positron.sft init_from=quickstart experiment=story_instruct
+	$(BIN)/positron sft init_from=quickstart experiment=story_instruct
 
 reward: install
-	$(BIN)/python -m positron.reinforce init_from=sft-story_instruct experiment=story_reward budget=5min
+	$(BIN)/positron reinforce init_from=sft-story_instruct experiment=story_reward budget=5min
 
 chat: install
-	$(BIN)/python -m positron.chat
+	$(BIN)/positron chat
 
 generate: install
-	$(BIN)/python -m positron.generate "Once upon a time"
+	$(BIN)/positron generate "Once upon a time"
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest

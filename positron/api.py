@@ -41,7 +41,7 @@ def train(
 
     `data` is a choice of conf/data, a file or folder of text, a list of texts or a `datasets.Dataset`. `callbacks` are
     Lightning callbacks; `objective` is a class that changes what is learned (docs/examples/add_an_objective.py). `settings` are
-    further settings of `python -m positron.train`. If Ctrl-C ends the training, the run is saved and returned with the status
+    further settings of `positron train`. If Ctrl-C ends the training, the run is saved and returned with the status
     "stopped".
 
     Raises UserError for what the caller can fix, and Diverged if the loss diverges.
@@ -68,7 +68,7 @@ def finetune(
     """Fine-tune a run (None: the one pretrained last) on conversations, and return the new run.
 
     `data` is a choice of conf/data, a file of conversations, or a list of them, each a list of messages with `role` and
-    `content`, or any row that such a file may contain. `settings` are further settings of `python -m positron.sft`. Raises the
+    `content`, or any row that such a file may contain. `settings` are further settings of `positron sft`. Raises the
     errors of `train`.
     """
     from positron.cli.sweeps import run_config
@@ -93,7 +93,7 @@ def prefer(
     """Train a run (None: the one trained last) to prefer the better one of two answers, and return the new run.
 
     `data` is a choice of conf/data, a file of pairs, or a list of dicts with `prompt`, `chosen` and `rejected`, or any row
-    that such a file may contain. `settings` are further settings of `python -m positron.prefer`. Raises the errors of `train`.
+    that such a file may contain. `settings` are further settings of `positron prefer`. Raises the errors of `train`.
     """
     from positron.cli.sweeps import run_config
     from positron.prefer import configure
@@ -120,7 +120,7 @@ def reinforce(
 
     `data` is a choice of conf/data, a file of conversations or a list of them; the model answers their first messages. `reward`
     is a choice of conf/reward, or the name of a function of prompt and answer, `"my_module.my_reward"`. `settings` are further
-    settings of `python -m positron.reinforce`. Raises the errors of `train`, and UserError if the reward cannot be computed.
+    settings of `positron reinforce`. Raises the errors of `train`, and UserError if the reward cannot be computed.
     """
     from positron.cli.sweeps import run_config
     from positron.reinforce import configure
@@ -145,7 +145,7 @@ def evaluate(
     instruct: bool = False,
     count: int = 200,
 ) -> dict[str, Any]:
-    """Measure a run (None: the one trained last) and return the results, as `python -m positron.evaluate --json` prints them.
+    """Measure a run (None: the one trained last) and return the results, as `positron evaluate --json` prints them.
 
     The text is the file `text` or, if it is None, the `split` ("val" or "train") of the run's own text; at most `limit`
     bytes are read. With `stories`, the model writes `count` stories; with `instruct`, it answers `count` requests. A parser

@@ -1,7 +1,7 @@
 """Measure how fast a run generates text: time to the first token, and tokens per second with and without the key/value cache.
 
-python -m positron.bench --run quickstart
-python -m positron.bench --run quickstart --weights int8
+positron bench --run quickstart
+positron bench --run quickstart --weights int8
 """
 
 from __future__ import annotations
@@ -29,9 +29,7 @@ logger = logging.getLogger("positron.bench")  # under `python -m` the module is 
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = CommandParser(
-        prog="python -m positron.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("bench", __doc__)
     parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
     weights_option(parser)
     draft_option(parser)

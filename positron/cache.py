@@ -1,8 +1,8 @@
 """Show how much disk space prepared corpora and downloads use, or delete them.
 
-    python -m positron.cache
-    python -m positron.cache --clean
-    python -m positron.cache data.dir=/big/disk
+    positron cache
+    positron cache --clean
+    positron cache data.dir=/big/disk
 
 Settings are those of training; `data.dir` says where the corpora are. Deleted files are prepared or downloaded again when they
 are needed; data that a Python program passed must be passed again.
@@ -19,18 +19,16 @@ from pathlib import Path
 from positron.cli.request import compose
 from positron.data.sources import MEMORY, ROWS_FILE
 from positron.system.command_parser import CommandParser
+from positron.system.commands import command
 from positron.system.disk import expanded, try_lock
 from positron.system.download import cache_folder
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
-from positron.system.formatting import command
 
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = CommandParser(
-        prog="python -m positron.cache", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("cache", __doc__)
     parser.add_argument("settings", nargs="*", help="data.dir=FOLDER (default outputs/data)")
     parser.add_argument(
         "--clean",

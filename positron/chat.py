@@ -1,7 +1,7 @@
 """Talk to a run.
 
-    python -m positron.chat
-    python -m positron.chat "Tell me a story about Tom."
+    positron chat
+    positron chat "Tell me a story about Tom."
 
 In the chat: /settings, /settings NAME VALUE, /reset, /save FILE, /load FILE, /system TEXT, /help, /quit. Ctrl-C stops an
 answer. At the prompt, Ctrl-C clears the line, or ends the chat if the line is empty; if the conversation is not saved, press it
@@ -40,9 +40,7 @@ STOP_GRACE_SECONDS = 1.0  # a Ctrl-C this soon after an answer was intended to s
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = CommandParser(
-        prog="python -m positron.chat", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("chat", __doc__)
     parser.add_argument("question", nargs="?", help="answer this question and exit")
     parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
     parser.add_argument(

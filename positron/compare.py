@@ -1,8 +1,8 @@
 """Compare runs on the same text: loss, curves and samples; or two variants by pairs of runs with the same seeds.
 
-python -m positron.compare outputs/small outputs/large
-python -m positron.compare --csv > runs.csv
-python -m positron.compare --paired outputs/sweeps/grid:optimizer.lr=1e-3 outputs/sweeps/grid:optimizer.lr=3e-3
+positron compare outputs/small outputs/large
+positron compare --csv > runs.csv
+positron compare --paired outputs/sweeps/grid:optimizer.lr=1e-3 outputs/sweeps/grid:optimizer.lr=3e-3
 """
 
 from __future__ import annotations
@@ -25,9 +25,7 @@ logger = logging.getLogger("positron.compare")  # under `python -m` the module i
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = CommandParser(
-        prog="python -m positron.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("compare", __doc__)
     parser.add_argument(
         "runs",
         nargs="*",

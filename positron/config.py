@@ -29,6 +29,7 @@ from positron.ranges import (
     Width,
     first_complaint,
 )
+from positron.system.commands import command
 from positron.system.errors import UserError
 from positron.system.formatting import read_amount
 
@@ -811,7 +812,7 @@ class ReinforceConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """Hold all settings of a run, as `python -m positron.train --cfg job` prints them."""
+    """Hold all settings of a run, as `positron train --cfg job` prints them."""
 
     name: str  # name of the run: its folder is outputs/NAME; giving the same command again continues it
     seed: Seed = 0  # random seed of the initial weights, the order of the text, and dropout
@@ -862,7 +863,7 @@ class RunConfig:
                 )
         if self.preference is not None and (self.device.shards_weights or self.device.compile):
             key = "strategy=fsdp" if self.device.shards_weights else "compile=true"
-            raise UserError(f"device.{key} is not supported by python -m positron.prefer: leave it out")
+            raise UserError(f"device.{key} is not supported by {command('prefer')}: leave it out")
         if self.optimizer.kind == "muon" and self.device.shards_weights:
             raise UserError(
                 "optimizer=muon needs whole matrices, and device.strategy=fsdp divides them: give optimizer=adamw or "

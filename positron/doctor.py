@@ -1,6 +1,6 @@
 """Check that this machine is ready and computes correctly.
 
-python -m positron.doctor prints one line per check, OK or what to do. The exit code is 1 if a check fails.
+positron doctor prints one line per check, OK or what to do. The exit code is 1 if a check fails.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from positron.system.command_parser import CommandParser
+from positron.system.commands import command
 from positron.system.exits import errors_as_one_line
-from positron.system.formatting import command, counted
+from positron.system.formatting import counted
 from positron.system.threads import OtherPrograms, describe_others
 
 if TYPE_CHECKING:
@@ -205,9 +206,7 @@ def attention(device: torch.device, dtype: torch.dtype) -> Finding:
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    return CommandParser(
-        prog="python -m positron.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    return CommandParser("doctor", __doc__)
 
 
 def main() -> None:

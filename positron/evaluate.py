@@ -1,8 +1,8 @@
 """Measure a run: its loss on a text, and the quality of the stories that it writes.
 
-python -m positron.evaluate --run outputs/quickstart
-python -m positron.evaluate --run outputs/quickstart --text book.txt
-python -m positron.evaluate --stories --instruct
+positron evaluate --run outputs/quickstart
+positron evaluate --run outputs/quickstart --text book.txt
+positron evaluate --stories --instruct
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from positron.config import DataConfig
 from positron.settings import from_dict
 from positron.system.callable_module import make_callable
 from positron.system.command_parser import CommandParser
+from positron.system.commands import command
 from positron.system.console import say_loading
 from positron.system.disk import json_ready
 from positron.system.errors import UserError
@@ -38,9 +39,7 @@ TABLE_WIDTH = 14
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = CommandParser(
-        prog="python -m positron.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("evaluate", __doc__)
     parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")
     text = parser.add_mutually_exclusive_group()
     text.add_argument(
@@ -206,9 +205,7 @@ def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dic
     from positron.evaluation.story_quality import answer_requests, following
 
     if not run.is_chat:
-        raise UserError(
-            f"{run.folder} was not fine-tuned on conversations: --instruct needs a run that python -m positron.sft made"
-        )
+        raise UserError(f"{run.folder} was not fine-tuned on conversations: --instruct needs a run of {command('sft')}")
     data = _requests_of(run)
     unseen: list[int] = []  # indices of requests
     conversations: list[Conversation] = []

@@ -1,8 +1,8 @@
 """Write a run in a format that other programs read.
 
-python -m positron.export quickstart --to onnx
-python -m positron.export my_run --to gguf --precision q8_0
-python -m positron.export my_run --to ollama --out ~/my-model
+positron export quickstart --to onnx
+positron export my_run --to gguf --precision q8_0
+positron export my_run --to ollama --out ~/my-model
 
 A format may not support an option of the model; the message then names the option. The quickstart can be written as onnx and
 safetensors only.
@@ -39,9 +39,7 @@ FORMATS = {
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     formats = "; ".join(f"{name} = {programs}" for name, programs in FORMATS.items())
-    parser = CommandParser(
-        prog="python -m positron.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("export", __doc__)
     parser.add_argument("run", nargs="?", help="run folder, or name below outputs/ (default: the one trained last)")
     parser.add_argument("--to", required=True, choices=FORMATS, help=formats)
     parser.add_argument(

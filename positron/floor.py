@@ -1,8 +1,8 @@
 """Check whether the score of any evaluation program is possible, on documents whose entropy is known exactly.
 
-python -m positron.floor --command "python my_eval.py {text} {out}"
-python -m positron.floor --write documents.jsonl
-python -m positron.floor --scores scores.jsonl
+positron floor --command "python my_eval.py {text} {out}"
+positron floor --write documents.jsonl
+positron floor --scores scores.jsonl
 
 The program reads JSON lines, {"id": "0/7", "text": "..."}, and writes for each document a line
 {"id": "0/7", "logprob": -131.2, "bytes": 871}: the natural logarithm of the probability of the whole document, and the bytes
@@ -37,9 +37,7 @@ DOCUMENTS = 400
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = CommandParser(
-        prog="python -m positron.floor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("floor", __doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
         "--command",

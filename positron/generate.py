@@ -1,7 +1,7 @@
 """Generate text with a run.
 
-python -m positron.generate "Once upon a time" --run outputs/quickstart
-python -m positron.generate "Once upon a time" --compare
+positron generate "Once upon a time" --run outputs/quickstart
+positron generate "Once upon a time" --compare
 """
 
 from __future__ import annotations
@@ -36,9 +36,7 @@ USED_BY_COMPARE = {"prompt", "file", "run", "compare", "max_tokens", "seed", "we
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = CommandParser(
-        prog="python -m positron.generate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("generate", __doc__)
     parser.add_argument("prompt", nargs="?", help="beginning of the text; - reads standard input")
     parser.add_argument("--file", help="read the prompt from this file")
     parser.add_argument("--run", help="run folder, or name below outputs/ (default: the one trained last)")

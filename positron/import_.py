@@ -1,8 +1,8 @@
 """Turn a model that was trained elsewhere into a run.
 
-python -m positron.import_ HuggingFaceTB/SmolLM2-135M --name smollm
-python -m positron.import_ ~/models/SmolLM2-135M
-python -m positron.import_ stories260K.bin --tokenizer tok512.bin
+positron import HuggingFaceTB/SmolLM2-135M --name smollm
+positron import ~/models/SmolLM2-135M
+positron import stories260K.bin --tokenizer tok512.bin
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import logging
 from pathlib import Path
 
 from positron.system.command_parser import CommandParser
+from positron.system.commands import command
 from positron.system.console import say_loading
 from positron.system.exits import errors_as_one_line
-from positron.system.formatting import amount, command
+from positron.system.formatting import amount
 from positron.system.log import screen_log
 
 logger = logging.getLogger("positron.import_")
@@ -22,9 +23,7 @@ logger = logging.getLogger("positron.import_")
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = CommandParser(
-        prog="python -m positron.import_", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("import", __doc__)
     parser.add_argument(
         "path",
         metavar="PATH_OR_REPO",

@@ -1,8 +1,8 @@
 """Look inside a run while it reads a prompt.
 
-python -m positron.look quickstart "Once upon a time"
-python -m positron.look quickstart "Once upon a time" --ablate 1.2 --heads
-python -m positron.look quickstart "Once upon a time" --html look.html
+positron look quickstart "Once upon a time"
+positron look quickstart "Once upon a time" --ablate 1.2 --heads
+positron look quickstart "Once upon a time" --html look.html
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ TOKEN_WIDTH = 14
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = CommandParser(
-        prog="python -m positron.look", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("look", __doc__)
     parser.add_argument("run", help="run folder, or name below outputs/")
     parser.add_argument(
         "prompt",

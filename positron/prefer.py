@@ -1,4 +1,4 @@
-"""Train a run to prefer the better one of two answers: `python -m positron.prefer init_from=outputs/sft data=story_preference`.
+"""Train a run to prefer the better one of two answers: `positron prefer init_from=outputs/sft data=story_preference`.
 
 The training loop is the same as in pretraining. The base run is the reference: it is never changed, and its log-probabilities
 are computed once and stored, so that only one model is in memory during training.
@@ -21,6 +21,7 @@ from positron.run.base import with_origin
 from positron.run.facts import Facts
 from positron.run.folder import PREFERENCE, Run
 from positron.system.callable_module import make_callable
+from positron.system.commands import command
 from positron.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def _notice_untaught(base: Run) -> None:
     if not base.is_chat:
         logger.info(
             f"{base.folder} was not fine-tuned on conversations: it learns to prefer answers, but it has not learned to "
-            "answer; python -m positron.sft teaches this first"
+            f"answer; {command('sft')} teaches this first"
         )
 
 

@@ -1,7 +1,7 @@
 """Turn text into token files before training.
 
-    python -m positron.prepare data=text data.path=my.txt tokenizer=spm_4k
-    python -m positron.prepare data=stories tokenizer=char --tokenizer-report
+    positron prepare data=text data.path=my.txt tokenizer=spm_4k
+    positron prepare data=stories tokenizer=char --tokenizer-report
 
 Settings are those of training. `train` itself prepares a corpus that is missing. After an interruption, give the same command
 again to continue.
@@ -17,10 +17,10 @@ from positron.cli.request import compose
 from positron.config import RunConfig
 from positron.settings import from_dict
 from positron.system.command_parser import CommandParser
+from positron.system.commands import command
 from positron.system.console import say_loading
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
-from positron.system.formatting import command
 from positron.system.log import screen_log
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = CommandParser(
-        prog="python -m positron.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("prepare", __doc__)
     parser.add_argument("settings", nargs="*", help="key=value, as in training")
     parser.add_argument("--tokenizer-report", action="store_true", help="print how the tokenizer divides this text")
     return parser

@@ -1,6 +1,6 @@
 """Show your text as a model sees it: documents, tokens, lengths, and three training windows.
 
-    python -m positron.preview my.txt tokenizer=spm_4k
+    positron preview my.txt tokenizer=spm_4k
 
 PATH is a file, a folder or a pattern, as for data.path; settings are those of training.
 """
@@ -21,9 +21,7 @@ from positron.system.exits import errors_as_one_line
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = CommandParser(
-        prog="python -m positron.preview", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("preview", __doc__)
     parser.add_argument("path", metavar="PATH", help="a file, a folder or a pattern in quotes")
     parser.add_argument("settings", nargs="*", default=[], help="key=value, as in training")
     return parser

@@ -1,4 +1,4 @@
-"""Train a run on its own answers, weighted by a reward: `python -m positron.reinforce init_from=sft-story_instruct`.
+"""Train a run on its own answers, weighted by a reward: `positron reinforce init_from=sft-story_instruct`.
 
 The training loop is the same as in pretraining, but each step first samples the answers that it learns from. The base run is
 never changed.

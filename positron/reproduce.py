@@ -1,8 +1,8 @@
 """Train the first 100 steps of a run again (--whole: all), and check whether the losses are identical to the last bit.
 
-python -m positron.reproduce outputs/quickstart
-python -m positron.reproduce quickstart --steps 20 --name quickstart-check
-python -m positron.reproduce quickstart --whole
+positron reproduce outputs/quickstart
+positron reproduce quickstart --steps 20 --name quickstart-check
+positron reproduce quickstart --whole
 
 Exit code 0: identical; 1: different; 2: the run cannot be trained again.
 """
@@ -35,9 +35,7 @@ TRACE = ("train/loss", "train/grad_norm", "train/lr", "val/loss")
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = CommandParser(
-        prog="python -m positron.reproduce", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("reproduce", __doc__)
     parser.add_argument("run", help="run folder, or name below outputs/")
     length = parser.add_mutually_exclusive_group()
     length.add_argument(

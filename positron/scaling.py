@@ -1,8 +1,8 @@
 """Fit the loss of finished runs to model size and amount of text, and predict the loss of a larger run.
 
-python -m positron.train -m experiment=size_sweep
-python -m positron.scaling outputs/sweeps/sizes
-python -m positron.scaling outputs/small outputs/medium outputs/large --predict 20M,400M
+positron train -m experiment=size_sweep
+positron scaling outputs/sweeps/sizes
+positron scaling outputs/small outputs/medium outputs/large --predict 20M,400M
 """
 
 from __future__ import annotations
@@ -30,9 +30,7 @@ logger = logging.getLogger("positron.scaling")  # under `python -m` the module i
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = CommandParser(
-        prog="python -m positron.scaling", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("scaling", __doc__)
     parser.add_argument("runs", nargs="+", help="a sweep's folder, or run folders or names: at least 3 finished runs")
     parser.add_argument(
         "--predict",

@@ -1,7 +1,7 @@
 """Chat with runs in the browser, and serve them to programs on this machine through an OpenAI-compatible API.
 
-    python -m positron.serve
-    python -m positron.serve tinygpt tinygpt-sft --port 8001
+    positron serve
+    positron serve tinygpt tinygpt-sft --port 8001
 
 http://127.0.0.1:8000/v1 is the base URL for clients; in a request, the field `model` is the name of a run.
 Ctrl-C stops the server.
@@ -30,9 +30,7 @@ MIN_KEY_LENGTH = 16
 
 def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
-    parser = CommandParser(
-        prog="python -m positron.serve", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("serve", __doc__)
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="run folders, or names below outputs/ (default: the one trained last)"
     )

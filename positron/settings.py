@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 from positron.config import Asked, RunConfig
+from positron.system.commands import command
 from positron.system.errors import UserError
 
 T = TypeVar("T")
@@ -195,10 +196,10 @@ def unknown_key(key: str) -> str:
     """Return the message about a key that does not exist, with a key that is similar as a whole or in its last word."""
     keys = [*leaf_keys(), "experiment"]
     if key in keys:
-        return f"{key}= cannot be set by this command: python -m positron.train --cfg job lists all keys"
+        return f"{key}= cannot be set by this command: {command('train', '--cfg', 'job')} lists all keys"
     near = difflib.get_close_matches(key, keys, 1, 0.75)
     if not near:
         last_words = {k.rsplit(".", 1)[-1]: k for k in reversed(keys)}
         near = [last_words[w] for w in difflib.get_close_matches(key.rsplit(".", 1)[-1], last_words, 1, 0.6)]
-    hint = f": did you mean {near[0]}?" if near else ": python -m positron.train --cfg job lists all keys"
+    hint = f": did you mean {near[0]}?" if near else f": {command('train', '--cfg', 'job')} lists all keys"
     return f"unknown key {key}{hint}"

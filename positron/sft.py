@@ -1,4 +1,4 @@
-"""Fine-tune a run on conversations: `python -m positron.sft init_from=outputs/quickstart data=story_instruct`.
+"""Fine-tune a run on conversations: `positron sft init_from=outputs/quickstart data=story_instruct`.
 
 The training loop is the same as in pretraining; data, loss mask and initial weights differ. The base run is never changed.
 """

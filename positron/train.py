@@ -1,4 +1,4 @@
-"""Start or continue a run: `python -m positron.train model=tinygpt device=mps`.
+"""Start or continue a run: `positron train model=tinygpt device=mps`.
 
 `main` composes the configuration with Hydra. `train` can be imported and called with a configuration; it returns the facts of
 the run.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Chat with the run that was trained last: scripts/ask_model.sh
 # Ask a single question: scripts/ask_model.sh "Tell me a story about Tom."
-# All options of `python -m positron.chat` may follow (--run, --temperature, ...; --help lists them). The script looks for
+# All options of `positron chat` may follow (--run, --temperature, ...; --help lists them). The script looks for
 # outputs/ in the current directory, and otherwise in this repository.
 set -euo pipefail
 home=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)

@@ -17,11 +17,12 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from positron.cli import COMMANDS, module_of, summary  # noqa: E402
+from positron.cli import COMMANDS, summary  # noqa: E402
 from positron.cli.help_text import (  # noqa: E402
     default_choices,
     default_values,
@@ -34,6 +35,7 @@ from positron.cli.help_text import (  # noqa: E402
 )
 from positron.cli.overrides import groups_of  # noqa: E402
 from positron.settings import MISSING, NOT_READ_BY, Recipe, leaf_keys, type_of  # noqa: E402
+from positron.system.commands import SCRIPT, module_of  # noqa: E402
 from scripts.format_table import formats_page  # noqa: E402
 
 CONF = ROOT / "conf"
@@ -212,7 +214,16 @@ def commands_page() -> str:
         "`positron COMMAND` and `python -m positron.COMMAND` are the same (for import, the module is `positron.import_`).",
         "Each section shows the `--help` of a command. The [FAQ](../faq.md#exit-codes) explains the exit codes.",
     ]
-    os.environ["COLUMNS"] = "80"  # argparse wraps at the width of the terminal
+    width = mock.patch.dict(
+        os.environ, COLUMNS="80", UV_RUN_RECURSION_DEPTH=""
+    )  # argparse wraps at the terminal's width
+    form = mock.patch.object(sys, "orig_argv", ["python", SCRIPT])  # the help says `positron COMMAND`
+    with width, form:
+        return "\n".join([*lines, *_helps()]) + "\n"
+
+
+def _helps() -> list[str]:
+    lines: list[str] = []
     for command in COMMANDS:
         lines += ["", f"## {command}", "", f"{summary(command)}.", ""]
         if recipe := next((recipe for recipe in NOT_READ_BY if recipe == command), None):
@@ -221,7 +232,7 @@ def commands_page() -> str:
         else:
             parser = importlib.import_module(f"positron.{module_of(command)}").arguments()
             lines += ["```text", parser.format_help().rstrip(), "```"]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 GENERATED: dict[str, Callable[[], str]] = {

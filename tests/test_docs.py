@@ -16,7 +16,7 @@ import yaml
 from browser import chromium, has_sideways_scroll, opened
 from conftest import PROJECT
 
-from positron.cli import COMMANDS, module_of
+from positron.cli import COMMANDS
 from positron.cli.help_text import field_comments, is_group
 from positron.cli.other_tools import same_option
 from positron.cli.overrides import groups_of
@@ -58,7 +58,7 @@ def test_the_command_reference_has_the_help_of_every_command():
     page = docs_pages.commands_page()
     for command in COMMANDS:
         assert f"\n## {command}\n" in page
-        assert f"usage: python -m positron.{module_of(command)}" in page
+        assert f"usage: positron {command} " in page
 
 
 def test_every_page_is_in_the_navigation():

@@ -18,6 +18,7 @@ import positron.cli
 from positron.cli.overrides import read_command_line
 from positron.cli.request import compose
 from positron.settings import NOT_READ_BY
+from positron.system.commands import module_of
 
 GUIDES = (
     *("training", "resuming", "data", "tokenizers", "fine-tuning", "preference", "reinforcement-learning"),
@@ -123,7 +124,7 @@ def test_the_command_line_of_every_printed_command_is_accepted(command, tmp_path
         assert name in positron.cli.COMMANDS
         return
     if name not in NOT_READ_BY:
-        importlib.import_module(f"positron.{positron.cli.module_of(name)}").arguments().parse_args(arguments)
+        importlib.import_module(f"positron.{module_of(name)}").arguments().parse_args(arguments)
         return
     if arguments == ["--help"]:
         return

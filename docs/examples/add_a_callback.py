@@ -2,7 +2,7 @@
 
 From Python, as below; or from the command line, in the folder of this file:
 
-    python -m positron.train model=debug callbacks.norm._target_=add_a_callback.EmbeddingNorm callbacks.norm.every=5
+    positron train model=debug callbacks.norm._target_=add_a_callback.EmbeddingNorm callbacks.norm.every=5
 """
 
 import lightning as L

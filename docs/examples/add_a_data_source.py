@@ -2,7 +2,7 @@
 
 From Python, give its result as `data`; or from the command line, in the folder of this file:
 
-    python -m positron.train model=debug tokenizer=char data=custom data._target_=add_a_data_source.sums data.options={n:3000}
+    positron train model=debug tokenizer=char data=custom data._target_=add_a_data_source.sums data.options={n:3000}
 
 The texts are written to a file below outputs/data that is named by their content, so the function must return the same
 texts whenever a run is continued.

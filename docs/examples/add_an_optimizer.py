@@ -2,7 +2,7 @@
 
 From Python, as below; or from the command line, in the folder of this file:
 
-    python -m positron.train model=debug optimizer=custom optimizer._target_=add_an_optimizer.SignDescent optimizer.lr=1e-4
+    positron train model=debug optimizer=custom optimizer._target_=add_an_optimizer.SignDescent optimizer.lr=1e-4
 """
 
 import torch

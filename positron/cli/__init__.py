@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ast
 import difflib
-import keyword
 import re
 import runpy
 import sys
 from pathlib import Path
 
+from positron.system.commands import command, module_of
 from positron.system.console import one_line
 from positron.system.exits import errors_as_one_line
-from positron.system.formatting import command as typed
 from positron.version import __version__
 
 COMMANDS = (
@@ -40,25 +39,20 @@ COMMANDS = (
 )
 
 
-def module_of(command: str) -> str:
-    """Return the name of a command's module: `import_` for `import`, which is a Python keyword, or the command itself."""
-    return f"{command}_" if keyword.iskeyword(command) else command
-
-
 MODULES = tuple(map(module_of, COMMANDS))
 
 
-def summary(command: str) -> str:
+def summary(name: str) -> str:
     """Return the first sentence of the docstring of a command's module, without its example."""
     package = Path(__file__).parents[1]
-    path = package / f"{module_of(command)}.py"
-    source = (path if path.exists() else package / command / "__init__.py").read_text(encoding="utf-8")
+    path = package / f"{module_of(name)}.py"
+    source = (path if path.exists() else package / name / "__init__.py").read_text(encoding="utf-8")
     first = " ".join((ast.get_docstring(ast.parse(source)) or "").split("\n\n")[0].split())
-    return re.split(r":? `python|: python|\. |\.$", first)[0]
+    return re.split(r":? `positron|: positron|\. |\.$", first)[0]
 
 
 def main() -> None:
-    """Run `positron COMMAND ...`, exactly as `python -m positron.COMMAND ...` does, or list the commands."""
+    """Run `positron COMMAND ...`, which does the same as `python -m positron.COMMAND ...`, or list the commands."""
     words = sys.argv[1:]
     if words and words[0] in COMMANDS:
         sys.argv = sys.argv[1:]
@@ -76,15 +70,13 @@ def _answer(words: list[str]) -> None:
         return
     if words and words not in (["--help"], ["-h"]):
         near = difflib.get_close_matches(words[0], COMMANDS, 1, 0.6)
-        hint = (
-            f"did you mean {typed(module_of(near[0]), *words[1:])}?" if near else "positron --help lists the commands"
-        )
+        hint = f"did you mean {command(near[0], *words[1:])}?" if near else "positron --help lists the commands"
         print(f"positron: there is no command {one_line(words[0])}: {one_line(hint)}", file=sys.stderr)
         raise SystemExit(2)
     print(f"Positron {__version__}: train, understand, fine-tune and talk to a small GPT\n")
-    print("usage: positron COMMAND [options], or python -m positron COMMAND [options]")
+    print("usage: positron COMMAND [options], or python -m positron.COMMAND [options]")
     print("positron COMMAND --help describes a command.\n")
     print("A run is a folder in outputs/ with a trained model, its settings and results.\n")
-    for command in COMMANDS:
-        print(f"  {command:<10} {summary(command)}")
-    print("\nA first run: positron train experiment=quickstart")
+    for name in COMMANDS:
+        print(f"  {name:<10} {summary(name)}")
+    print(f"\nA first run: {command('train', 'experiment=quickstart')}")

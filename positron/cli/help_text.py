@@ -20,6 +20,7 @@ from positron.cli.overrides import groups_of
 from positron.cli.unused_settings import SOURCES_OF
 from positron.config import RunConfig
 from positron.settings import BESIDE_VALUES, MISSING, NOT_READ_BY, Recipe, flat, leaf_keys, type_of
+from positron.system.commands import command
 
 _WIDTH = 110
 _USAGE: dict[Recipe, tuple[str, tuple[str, ...]]] = {
@@ -73,10 +74,10 @@ _OPTIONS = (
 
 
 def help_text(recipe: Recipe, conf: Path) -> str:
-    """Return the help of `python -m positron.<recipe>`; `conf` is the folder of configuration files."""
+    """Return the help of the command `recipe`; `conf` is the folder of configuration files."""
     what, examples = _USAGE[recipe]
-    lines = [f"usage: python -m positron.{recipe} [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]", "", what, ""]
-    lines += [f"  python -m positron.{recipe} {example}" for example in examples]
+    lines = [f"usage: {command(recipe)} [-m] [GROUP=CHOICE ...] [KEY=VALUE ...]", "", what, ""]
+    lines += [f"  {command(recipe)} {example}" for example in examples]
     lines += ["", "options:", *_columns(_OPTIONS, 24), "", "groups, one choice each:"]
     chosen = default_choices(conf / f"{recipe}.yaml")
     for group, choices in groups_of(conf).items():

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from positron.system.commands import command
+
 if TYPE_CHECKING:
     from positron.settings import Recipe
 
@@ -119,7 +121,7 @@ _NOTES = {
     "train.batch_tokens": "tokens per optimizer step: the batch size times the context length",
     "schedule.final_ratio": "the last learning rate as a multiple of the peak, optimizer.lr",
     "train.val_tokens": "the number of tokens used for validation",
-    "sft.epochs": "read by python -m positron.sft; pretraining counts optimizer steps: train.max_steps=",
+    "sft.epochs": f"read by {command('sft')}; pretraining counts optimizer steps: train.max_steps=",
     "optimizer.betas": "both numbers as a list, such as [0.9,0.95]",
     "precision": "bf16, fp16, fp32 or auto",
     "device": "auto, cpu, cuda or mps",
@@ -131,24 +133,24 @@ _NOTES = {
     "data.path": "together with data=text",
     "schedule.warmup_steps": "in optimizer steps",
     "data": "data=text data.path=FILE for text of your own",
-    "sft.lora.rank": "read by python -m positron.sft",
-    "sft.patience": "read by python -m positron.sft; pretraining runs all its steps and keeps its best checkpoint",
-    "sft.packing": "read by python -m positron.sft",
-    "preference.loss": "read by python -m positron.prefer: dpo, ipo, simpo or orpo",
-    "preference.beta": "read by python -m positron.prefer",
-    "preference.label_smoothing": "read by python -m positron.prefer",
-    "preference.gamma": "read by python -m positron.prefer",
-    "preference.weight": "read by python -m positron.prefer",
-    "preference.epochs": "read by python -m positron.prefer",
-    "preference.lora.rank": "read by python -m positron.prefer",
+    "sft.lora.rank": f"read by {command('sft')}",
+    "sft.patience": f"read by {command('sft')}; pretraining runs all its steps and keeps its best checkpoint",
+    "sft.packing": f"read by {command('sft')}",
+    "preference.loss": f"read by {command('prefer')}: dpo, ipo, simpo or orpo",
+    "preference.beta": f"read by {command('prefer')}",
+    "preference.label_smoothing": f"read by {command('prefer')}",
+    "preference.gamma": f"read by {command('prefer')}",
+    "preference.weight": f"read by {command('prefer')}",
+    "preference.epochs": f"read by {command('prefer')}",
+    "preference.lora.rank": f"read by {command('prefer')}",
     "reinforce.prompts": "prompts per optimizer step, each with reinforce.samples= answers",
-    "reinforce.samples": "read by python -m positron.reinforce: answers to each prompt",
-    "reinforce.max_tokens": "read by python -m positron.reinforce",
-    "reinforce.kl": "read by python -m positron.reinforce: weight of the exact KL divergence",
+    "reinforce.samples": f"read by {command('reinforce')}: answers to each prompt",
+    "reinforce.max_tokens": f"read by {command('reinforce')}",
+    "reinforce.kl": f"read by {command('reinforce')}: weight of the exact KL divergence",
     "reinforce.advantage": "rloo or dr_grpo; neither divides by the standard deviation of the rewards",
     "reinforce.mask_truncated": "true or false",
-    "reinforce.max_ratio": "read by python -m positron.reinforce",
-    "reinforce.lora.rank": "read by python -m positron.reinforce",
+    "reinforce.max_ratio": f"read by {command('reinforce')}",
+    "reinforce.lora.rank": f"read by {command('reinforce')}",
     "reward": "reward=custom reward.function=my_module.my_reward for a function of your own",
     "reward.function": "my_module.my_reward, together with reward=custom",
     "reward.terms": "together with reward=sum",

@@ -26,6 +26,7 @@ from positron.settings import (
     leaf_keys,
     unknown_key,
 )
+from positron.system.commands import command
 from positron.system.errors import UserError
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class CommandLine:
 
 
 def read_command_line(words: Sequence[str], recipe: Recipe, conf: Path) -> CommandLine:
-    """Check the words after `python -m positron.<recipe>` and sort them into options and settings.
+    """Check the words after `positron RECIPE` and sort them into options and settings.
 
     Raises UserError, which names the wrong word and what to type instead.
     """
@@ -154,7 +155,7 @@ def _options(words: Sequence[str], recipe: Recipe) -> tuple[list[str], list[str]
             options.append(word)
         elif name in _OPTIONS_WITH_VALUE:
             if not equal and not rest:
-                raise UserError(f"{name} needs a value; python -m positron.{recipe} --help shows all options")
+                raise UserError(f"{name} needs a value; {command(recipe, '--help')} shows all options")
             options += [name, value if equal else rest.pop(0)]
         else:
             following = rest[0] if rest and not equal and not rest[0].startswith("-") and "=" not in rest[0] else None
@@ -173,7 +174,7 @@ def _unknown_option(name: str, value: str | None, recipe: Recipe) -> str:
         key = same_ending[0] if same_ending else None
     if key is None:
         near = difflib.get_close_matches(name, ["--multirun", "--cfg", "--resolve", "--help", "--version"], 1, 0.75)
-        hint = f"did you mean {near[0]}?" if near else f"python -m positron.{recipe} --help lists options and settings"
+        hint = f"did you mean {near[0]}?" if near else f"{command(recipe, '--help')} lists options and settings"
         return f"there is no option {name}: {hint}"
     is_same = value and key.replace(".", "_").endswith(bare) and key.split(".")[0] not in NOT_READ_BY[recipe]
     setting = f"{key}={value}" if is_same else advice(key, value)
@@ -217,17 +218,17 @@ class _Reader:
 
     def _check_command(self, key: str) -> None:
         """Refuse keys that only another command reads, and keys that a fine-tuned run takes from its base run."""
-        top, command = key.split(".")[0], f"python -m positron.{self.recipe}"
+        top, ours = key.split(".")[0], command(self.recipe)
         if top not in NOT_READ_BY[self.recipe]:
             return
         if top in BASE_GROUPS:
             raise UserError(
-                f"{command} takes the architecture and tokenizer of the base run, init_from=: leave {key}= out"
+                f"{ours} takes the architecture and tokenizer of the base run, init_from=: leave {key}= out"
             )
         if top in BUDGET_KEYS:
-            raise UserError(f"{key}= is not read by {command}: give train.max_time=, or train.max_steps=")
+            raise UserError(f"{key}= is not read by {ours}: give train.max_time=, or train.max_steps=")
         reader = next(recipe for recipe, groups in OWN_GROUPS.items() if top in groups)
-        raise UserError(f"{key}= is read by python -m positron.{reader}, not by {command}: leave it out")
+        raise UserError(f"{key}= is read by {command(reader)}, not by {ours}: leave it out")
 
     def _check_group(self, group: str, text: str, parser: OverridesParser) -> None:
         choices = self.groups[group]

@@ -10,6 +10,7 @@ from positron.config import RunConfig
 from positron.run.base import portable
 from positron.run.folder import OUTPUTS, Run, find_run
 from positron.settings import BASE_GROUPS, Recipe, from_dict
+from positron.system.commands import command
 from positron.system.errors import UserError
 
 
@@ -25,8 +26,7 @@ def configure_tuning(
     for key in BASE_GROUPS:
         if values.get(key) is not None:
             raise UserError(
-                f"python -m positron.{recipe} takes the architecture and tokenizer of the base run, init_from=: "
-                f"leave {key}= out"
+                f"{command(recipe)} takes the architecture and tokenizer of the base run, init_from=: leave {key}= out"
             )
     own = Run(OUTPUTS / str(values["name"]))
     if own.exists and own.kind == kind and any(own.checkpoint_folder.glob("*.ckpt")):

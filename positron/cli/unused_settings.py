@@ -12,6 +12,7 @@ from typing import Any
 
 from positron.config import OPTIMIZER_READS, REWARD_READS
 from positron.settings import NOT_READ_BY, OWN_GROUPS, Recipe
+from positron.system.commands import command
 from positron.system.errors import UserError
 
 
@@ -150,7 +151,7 @@ def refuse_unread(
 def refuse_other_source(source: str, recipe: Recipe) -> None:
     """Raise UserError if the command does not learn from this kind of data."""
     if source not in SOURCES_OF[recipe]:
-        readers = [f"python -m positron.{other}" for other, sources in SOURCES_OF.items() if source in sources]
+        readers = [command(other) for other, sources in SOURCES_OF.items() if source in sources]
         elsewhere = f"; data={source} is read by {' and '.join(readers)}" if readers else ""
         raise UserError(f"{_DATA_ADVICE[recipe]}{elsewhere}")
 
@@ -197,9 +198,7 @@ def _pretraining_data(values: Mapping[str, Any], given: Mapping[str, str], recip
     for key in ("packing", "document_mask", "dir"):
         if f"data.{key}" in given:
             instead = " (sft.packing=true packs conversations)" if (key, recipe) == ("packing", "sft") else ""
-            raise UserError(
-                f"data.{key}= is read by pretraining, not by python -m positron.{recipe}: leave it out{instead}"
-            )
+            raise UserError(f"data.{key}= is read by pretraining, not by {command(recipe)}: leave it out{instead}")
 
 
 def _length(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:

@@ -1,7 +1,7 @@
 """Show the runs of a folder in the browser while they train: a table, curves, samples; chat with them and look inside.
 
-python -m positron.dashboard
-python -m positron.dashboard outputs/sweeps/lr --port 8800 --open
+positron dashboard
+positron dashboard outputs/sweeps/lr --port 8800 --open
 """
 
 from __future__ import annotations
@@ -19,9 +19,7 @@ from positron.system.exits import errors_as_one_line
 
 def arguments() -> argparse.ArgumentParser:
     """Describe the command line."""
-    parser = CommandParser(
-        prog="python -m positron.dashboard", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser("dashboard", __doc__)
     parser.add_argument(
         "outputs", nargs="?", type=Path, default=OUTPUTS, help="folder that contains runs (default: %(default)s)"
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from positron.system.commands import command
 from positron.system.console import one_line
 from positron.text.conversation import ROLES, Message
 
@@ -141,7 +142,7 @@ def _unknown(row: dict[str, Any]) -> Malformed:
         return Malformed(
             "with `text`",
             f"has `text`, which does not separate questions from answers: {_KNOWN_FORMATS}; "
-            "or train on it as plain text with python -m positron.train data=text",
+            f"or train on it as plain text with {command('train', 'data=text')}",
         )
     if any(name in row for name in _ROLE_FIELDS):
         return Malformed(

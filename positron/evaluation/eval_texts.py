@@ -19,6 +19,7 @@ from positron.data.shards import TokenFiles
 from positron.run.base import pretrained_run
 from positron.run.folder import Run
 from positron.settings import from_dict
+from positron.system.commands import command
 from positron.system.console import one_line
 from positron.system.errors import UserError
 from positron.text.factory import load_tokenizer
@@ -59,7 +60,7 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
             url = one_line(data.url, 200)
             raise UserError(
                 f"the text that {run.folder} was trained on is not on this machine; for safety, the address that the run "
-                f"names is downloaded only by your own command: python -m positron.prepare data=text data.url={url}; or "
+                f"names is downloaded only by your own command: {command('prepare', 'data=text', f'data.url={url}')}; or "
                 f"{instead}"
             )
         return TokenFiles(folder, split, tokenizer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from positron.run.folder import PREFERENCE, PRETRAIN, REINFORCE, Run
 from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance, start_of
 from positron.run.samples import read_samples
+from positron.system.commands import command
 from positron.system.disk import whole_file, write_text
 from positron.system.formatting import counted, took
 from positron.system.paths import without_home
@@ -110,10 +110,10 @@ def _environment(run: Run, facts: Facts) -> dict[str, str]:
 
 
 def _commands(run: Run, facts: Facts) -> str:
-    name = "chat" if run.is_chat else 'generate "Once upon a time"'
-    lines = [f"python -m positron.{name} --run {shlex.quote(str(run.folder))}"]
+    words = ("chat",) if run.is_chat else ("generate", "Once upon a time")
+    lines = [command(*words, "--run", str(run.folder))]
     if facts.status != "finished":
-        lines.append(f"python -m positron.train name={facts.name} ...   # give the same command as before to continue")
+        lines.append("# to continue the training, give the same command as before")
     return "\n".join(lines)
 
 

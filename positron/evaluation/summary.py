@@ -8,8 +8,9 @@ from typing import Any
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics
 from positron.run.samples import read_samples
+from positron.system.commands import next_command
 from positron.system.console import printable
-from positron.system.formatting import above_floor, judged_bpb, next_command, percent, took
+from positron.system.formatting import above_floor, judged_bpb, percent, took
 
 
 def show_result(folder: Path) -> None:

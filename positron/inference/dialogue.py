@@ -10,6 +10,7 @@ from typing import Any
 from positron.inference.arguments import LARGEST_SEED, seed_of, shown, text_of, unknown, whole_number
 from positron.inference.sampling import PRESETS, Sampling, preset
 from positron.inference.text_model import Writer
+from positron.system.commands import command
 from positron.system.errors import UserError
 from positron.text import conversation
 from positron.text.conversation import Message
@@ -119,7 +120,7 @@ class Dialogue:
         if not self.chats:
             raise UserError(
                 "this run cannot use a system text, because it was not fine-tuned on conversations: chat with a run that "
-                "`positron sft` made"
+                f"{command('sft')} made"
             )
         rest = [message for message in self.messages if message.role != "system"]
         self.messages = [Message("system", text_of("the system text", text)), *rest] if text else rest
@@ -196,7 +197,7 @@ class Dialogue:
         if not self.chats and any(message.role == "system" for message in messages):
             raise UserError(
                 f"cannot load {where}: it has a system text, and this run was not fine-tuned on conversations: load it with "
-                "a run that `positron sft` made"
+                f"a run that {command('sft')} made"
             )
         self.sampling, self.max_tokens, self.seed = sampling, max_tokens, seed
         self.messages, self.saved = messages, list(messages)

@@ -32,6 +32,7 @@ from positron.inspection.subject import Subject
 from positron.inspection.tokens import Vocabulary
 from positron.model.gpt import GPT
 from positron.run.folder import Run
+from positron.system.commands import command
 from positron.system.disk import whole_file
 from positron.system.errors import UserError
 from positron.text.conversation import ANSWER_TOKENS
@@ -132,7 +133,7 @@ def _refuse_large(run: str, shape: Shape) -> None:
     if shape["parameters"] > MAX_PARAMETERS:
         raise UserError(
             f"{run} has {shape['parameters']:,} parameters, and the HTML file of look can hold at most {MAX_PARAMETERS:,}: use "
-            "positron serve instead"
+            f"{command('serve')} instead"
         )
 
 

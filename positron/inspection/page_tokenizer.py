@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 from positron.interop.tokenizer_json import PATTERNS
+from positron.system.commands import command
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer, WordTokenizer
 from positron.text.library_json import BYTE_CHARACTERS, LibraryTokenizer
@@ -54,7 +55,8 @@ def page_tokenizer(tokenizer: Tokenizer) -> dict[str, Any]:
 
 def _refused(what: str) -> UserError:
     return UserError(
-        f"the page cannot encode text with this tokenizer ({what}): use positron look without --html, or positron serve"
+        f"the page cannot encode text with this tokenizer ({what}): use {command('look')} without --html, or "
+        f"{command('serve')}"
     )
 
 

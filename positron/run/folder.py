@@ -26,6 +26,7 @@ from positron.run.facts import (
 from positron.run.kept_weights import KeptWeights, kept_weights
 from positron.run.paths import FACTS, RunPaths
 from positron.settings import flat, from_dict
+from positron.system.commands import command
 from positron.system.console import one_line
 from positron.system.disk import expanded, make_folder, read_json, refuse_links_in
 from positron.system.errors import UserError
@@ -284,7 +285,7 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
         newest = next(candidates, None)
         if newest is None:
             raise UserError(
-                f"there is no run in {outputs.resolve()}: train one with python -m positron.train experiment=quickstart"
+                f"there is no run in {outputs.resolve()}: train one with {command('train', 'experiment=quickstart')}"
             )
         run = next((run for run in itertools.chain([newest], candidates) if _is_preferred(run)), newest)
         refuse_links_in(run.folder)

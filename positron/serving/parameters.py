@@ -13,6 +13,7 @@ from positron.inference.sampling import BALANCED, PRESETS, Sampling
 from positron.inference.sessions import Request
 from positron.serving.errors import ApiError
 from positron.serving.models import Served
+from positron.system.commands import command
 from positron.system.errors import UserError
 from positron.text import conversation
 from positron.text.conversation import Message
@@ -223,7 +224,7 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
         raise ApiError(
             400,
             f"the run {served.name} was not fine-tuned on conversations, so it cannot chat: use /v1/completions, or fine-tune "
-            "it with positron sft",
+            f"it with {command('sft')}",
             "model",
             "model_cannot_chat",
         )

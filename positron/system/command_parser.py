@@ -10,11 +10,20 @@ import difflib
 import re
 from typing import NoReturn
 
+from positron.system.commands import command, in_user_form
 from positron.system.errors import UserError
 
 
 class CommandParser(argparse.ArgumentParser):
     """Parse options as argparse does, but raise UserError instead of printing the usage and exiting."""
+
+    def __init__(self, name: str, description: str | None) -> None:
+        """Create the parser of the command `name`; `description` keeps its line ends."""
+        super().__init__(
+            prog=command(name),
+            description=in_user_form(description or ""),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
 
     def error(self, message: str) -> NoReturn:
         """Raise UserError with argparse's message and a similar option, or else the command that lists all options."""

@@ -1,16 +1,11 @@
-"""Format numbers, commands and tables, so that they look the same on screens, in reports and in tables.
+"""Format numbers and tables, so that they look the same on screens, in reports and in tables.
 
 Standard library only.
 """
 
 from __future__ import annotations
 
-import os
-import shlex
-import shutil
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 USUAL_TOKENS_PER_PARAMETER = 20  # compute-optimal pretraining, Hoffmann et al. 2022 (arXiv:2203.15556)
 
@@ -91,28 +86,6 @@ def tokens_per_parameter(tokens: float, parameters: int) -> str:
     shown = f"{ratio:,.0f}" if ratio >= 10 else f"{ratio:.2g}" if ratio >= 1e-3 else f"{ratio:.1g}"
     noun = "token" if shown == "1" else "tokens"
     return f"{shown} {noun} per parameter (about {USUAL_TOKENS_PER_PARAMETER} is the usual optimum)"
-
-
-def python() -> str:
-    """Return the words that start this interpreter in the user's shell: `python`, `uv run python`, or its path."""
-    if os.environ.get("UV_RUN_RECURSION_DEPTH"):
-        return "uv run python"
-    on_path = shutil.which("python")
-    running = Path(sys.executable)
-    if on_path is not None and Path(on_path).parent.resolve() == running.parent.resolve():
-        return "python"
-    relative = os.path.relpath(running)
-    return shlex.quote(str(running) if relative.startswith("..") else relative)
-
-
-def command(name: str, *arguments: str) -> str:
-    """Return a command line for `positron.<name>` that works in the user's shell."""
-    return " ".join([python(), "-m", f"positron.{name}", *map(shlex.quote, arguments)])
-
-
-def next_command(name: str, *arguments: str) -> str:
-    """Return the command to run next; if make started this process, the make target of the same name."""
-    return f"make {name}" if os.environ.get("MAKELEVEL") and name in ("chat", "generate") else command(name, *arguments)
 
 
 def aligned(rows: Sequence[Sequence[str]], *, underline: bool = False) -> str:

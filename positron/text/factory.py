@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import assert_never, get_args
 
 from positron.config import TokenizerConfig, TokenizerKind
+from positron.system.commands import command
 from positron.system.disk import read_bytes, read_json
 from positron.system.errors import UserError
 from positron.text.char_word import CharTokenizer, WordTokenizer
@@ -32,8 +33,8 @@ def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
             return published(config.name)
         case "huggingface":
             raise UserError(
-                "tokenizer.kind=huggingface cannot be trained: import a model with its tokenizer (positron import PATH), and "
-                "give init_from= with the name of the imported run"
+                "tokenizer.kind=huggingface cannot be trained: import a model with its tokenizer "
+                f"({command('import', 'PATH')}), and give init_from= with the name of the imported run"
             )
         case _:
             assert_never(config.kind)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import shlex
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,10 +19,8 @@ from positron.system.formatting import (
     above_floor,
     aligned,
     amount,
-    command,
     counted,
     judged_bpb,
-    next_command,
     read_amount,
     tokens_per_parameter,
     took,
@@ -105,31 +100,6 @@ def test_fine_tuning_is_judged_by_its_best_checkpoint_and_pretraining_by_its_end
     assert "0.2606" in quality(0.2715, 0.2606, 0.2174, by_answers=True)
     assert "19.9% above the floor of 0.2174" in quality(0.2715, 0.2606, 0.2174, by_answers=True)
     assert "24.9% above the floor of 0.2174" in quality(0.2715, 0.2606, 0.2174, by_answers=False)
-
-
-def test_a_shown_command_names_the_interpreter_in_use_where_the_shell_finds_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("MAKELEVEL", raising=False)
-    monkeypatch.delenv("UV_RUN_RECURSION_DEPTH", raising=False)
-    monkeypatch.setenv("PATH", str(tmp_path))  # no environment is active
-    shown = command("generate", "Once upon a time", "--run", "outputs/it's mine")
-    words = shlex.split(shown)
-    assert words[1:] == ["-m", "positron.generate", "Once upon a time", "--run", "outputs/it's mine"]
-    assert os.path.samefile(words[0], sys.executable)
-    assert subprocess.run([words[0], "-c", "import numpy"], check=False).returncode == 0
-    monkeypatch.setenv("PATH", str(Path(sys.executable).parent))
-    assert command("chat").split()[0] in ("python", words[0])
-
-
-@pytest.mark.parametrize(
-    ("name", "level", "shown"), [("chat", "1", "make chat"), ("generate", "1", "make generate"), ("sft", "1", None)]
-)
-def test_who_started_by_make_is_shown_its_targets(
-    name: str, level: str, shown: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("MAKELEVEL", level)
-    assert next_command(name) == (shown or command(name))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+"""Name the commands of Positron as the user can type them.
+
+Every message and help text takes the name of a command from here. It has the form in which the user started this process:
+`positron sft` for the installed command, otherwise `python -m positron.sft`. Standard library only.
+"""
+
+from __future__ import annotations
+
+import keyword
+import os
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+SCRIPT = "positron"  # the name of the installed command
+
+
+def module_of(name: str) -> str:
+    """Return the name of a command's module: `import_` for `import`, which is a Python keyword, or the command itself."""
+    return f"{name}_" if keyword.iskeyword(name) else name
+
+
+def command(name: str, *arguments: str) -> str:
+    """Return a command line that starts the command `name` in the user's shell."""
+    return " ".join([*_start(name), *map(shlex.quote, arguments)])
+
+
+def next_command(name: str, *arguments: str) -> str:
+    """Return the command to run next; if make started this process, the make target of the same name."""
+    return f"make {name}" if os.environ.get("MAKELEVEL") and name in ("chat", "generate") else command(name, *arguments)
+
+
+def in_user_form(text: str) -> str:
+    """Replace `positron COMMAND` at the beginning of each line by the form in which the user can type it."""
+    return re.sub(r"(?m)^( *)positron ([a-z]+)", lambda match: match[1] + command(match[2]), text)
+
+
+def _start(name: str) -> list[str]:
+    """Return the words that start a command, without its arguments."""
+    script = Path(sys.orig_argv[1]) if len(sys.orig_argv) > 1 else Path()
+    if script.stem == SCRIPT:
+        return ["uv", "run", SCRIPT, name] if _uses_uv() else [_typed(script, SCRIPT), name]
+    python = ["uv", "run", "python"] if _uses_uv() else [_typed(Path(sys.executable), "python")]
+    return [*python, "-m", f"positron.{module_of(name)}"]
+
+
+def _uses_uv() -> bool:
+    return bool(os.environ.get("UV_RUN_RECURSION_DEPTH"))
+
+
+def _typed(program: Path, name: str) -> str:
+    """Return `name` if the shell finds the program under this name, else the path of the program."""
+    on_path = shutil.which(name)
+    if on_path is not None and Path(on_path).parent.resolve() == program.parent.resolve():
+        return name
+    relative = os.path.relpath(program)
+    return shlex.quote(str(program) if relative.startswith("..") else relative)
