@@ -82,7 +82,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
             initial=load_model(base)[0],
             text=validation_text(config, tokenizer, "validation measures the answers of the data instead")
             or _answers(config, conversations, tokenizer),
-            replay=_replay(config, start, plan),
+            replay=_replay(config, start),
             is_exact=plan.machine.precision == "fp32" and settings.weights == "fp32",
         )
         if config.budget is not None and config.train.max_steps == "auto" and start.resolved is None:
@@ -105,15 +105,16 @@ def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: To
     return ValidationText(x, y, None, int(token_bytes[y[y != IGNORE]].sum()), token_bytes)
 
 
-def _replay(config: RunConfig, start: Start, plan: Plan) -> Windows | None:
-    """Return the replayed windows of the pretraining text, one micro-batch per step and device, or None without replay."""
+def _replay(config: RunConfig, start: Start) -> Windows | None:
+    """Return the windows of the pretraining text that are part of each step, one for each prompt."""
     from positron.training.tuning import replayed_run, replayed_text
 
     assert config.reinforce is not None
     key = "reinforce.replay"
     if not config.reinforce.replay or (base := replayed_run(config, start, key)) is None:
         return None
-    rows = plan.micro_batch_size * plan.world_size
+    # their number must not depend on the devices or the micro-batch, and each device gets a share of the prompts
+    rows = config.reinforce.prompts
     return replayed_text(base, config, start, key, rows=rows, context=config.model.context_length)
 
 

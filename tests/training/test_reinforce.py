@@ -214,10 +214,28 @@ def test_the_end_token_is_a_target_and_the_prompt_is_not():
         torch.testing.assert_close(logprobs[scored].float(), sampled[scored], atol=1e-5, rtol=0)
 
 
+class _Windows:
+    """Four windows of a text, of two targets each."""
+
+    batch_size, context = 4, 2
+
+    def batch(self, step: int, rank: int, world_size: int) -> torch.Tensor:
+        return torch.tensor([[A, B, A], [B, B, A], [A, A, A], [B, A, B]]).chunk(world_size)[rank]
+
+
 def test_micro_batches_change_nothing_but_rounding():
     one, many = objective_of(), objective_of()
+    one.replay = many.replay = _Windows()
     one.micro_batch_size, many.micro_batch_size = 1, 100
     torch.testing.assert_close(step_gradient(one, model_of()), step_gradient(many, model_of()), rtol=1e-6, atol=1e-9)
+
+
+def test_replayed_text_adds_its_mean_loss_times_its_weight():
+    objective, model = objective_of(lambda prompt, answer: 0.0, replay=0.3), model_of()
+    objective.replay = _Windows()
+    rows = objective.replay.batch(1, 0, 1)
+    wanted = gradient(model, 0.3 * model(rows[:, :-1], rows[:, 1:]) / rows[:, 1:].numel())
+    torch.testing.assert_close(step_gradient(objective, model), wanted, rtol=1e-6, atol=1e-9)
 
 
 def test_the_length_of_an_answer_does_not_divide_its_loss():

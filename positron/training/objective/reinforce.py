@@ -153,8 +153,8 @@ class ReinforceObjective(NextToken):
         """Sample answers to the prompts, compute their rewards, and return micro-batches of the answers that have a gradient.
 
         A part has input ids (B, T), targets (B, T), advantages (B,), the log-probabilities (B, T) that the targets had when
-        they were sampled, and the part's share () of the denominator P K L. If text is replayed, it is the last part: its
-        advantages are a constant, and its log-probabilities are NaN, because its tokens were not sampled.
+        they were sampled, and the part's share () of the denominator P K L. The last parts are the
+        replayed text: their advantages are a constant, and their log-probabilities are NaN, because no token was sampled.
         """
         asked = [self.questions[number] for number in parts[0][0][:, 0].tolist()]
         K = self.config.samples
@@ -173,19 +173,20 @@ class ReinforceObjective(NextToken):
         ]
         made = self._parts(rows, model.wte.weight.device)
         made[0][4].fill_(len(answers) * self.config.max_tokens)
-        return (
-            made
-            if self.replay is None
-            else [*made, self._replayed(self.replay, step, rank, world_size, made[0][0].device)]
-        )
+        return [*made, *self._replayed(step, rank, world_size, made[0][0].device)]
 
-    def _replayed(self, replay: Windows, step: int, rank: int, world_size: int, device: torch.device) -> Part:
-        rows = replay.batch(step, rank, world_size)
+    def _replayed(self, step: int, rank: int, world_size: int, device: torch.device) -> list[Part]:
+        if self.replay is None:
+            return []
+        rows = self.replay.batch(step, rank, world_size)
         answers = self.config.prompts * self.config.samples
-        weight = self.config.replay * answers * self.config.max_tokens / (replay.batch_size * replay.context)
-        x, y = rows[:, :-1], rows[:, 1:]
-        part = (x, y, torch.full((len(x),), weight), torch.full(x.shape, math.nan), torch.zeros(()))
-        return tuple(tensor.to(device) for tensor in part)
+        weight = self.config.replay * answers * self.config.max_tokens / (self.replay.batch_size * self.replay.context)
+        made = []
+        for part in rows.split(self.micro_batch_size):
+            x, y = part[:, :-1], part[:, 1:]
+            tensors = (x, y, torch.full((len(x),), weight), torch.full(x.shape, math.nan), torch.zeros(()))
+            made.append(tuple(tensor.to(device) for tensor in tensors))
+        return made
 
     def _answers(
         self, model: GPT, asked: Sequence[Question], copies: int, seeds: list[int], pause: Callable[[], None]
