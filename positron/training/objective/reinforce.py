@@ -305,13 +305,16 @@ class ReinforceObjective(NextToken):
             answers = self._answers(model, asked, K, seeds, lambda: None)
             rewards = torch.tensor([self._judged(asked[answer.prompt], answer, lambda: None) for answer in answers])
             totals = AnswerTotals.of(answers, rewards, K, self.judge.full)
-            totals.kl = self._kl(model, asked, answers)
+            first = answers[
+                ::K
+            ]  # one answer to each prompt: two forward passes over all of them would take most of the time
+            totals.kl, totals.kl_tokens = self._kl(model, asked, first), sum(len(answer.ids) for answer in first)
             if rank == 0:
                 self._show(asked, answers, rewards, K)
         totals = totals.over_ranks(model)
         return {
             **{f"val/{name}": value for name, value in totals.measures(K).items()},
-            "val/kl": totals.kl / totals.tokens,
+            "val/kl": totals.kl / totals.kl_tokens,
         }
 
     @torch.no_grad()
@@ -351,7 +354,8 @@ class AnswerTotals:
     truncated: float = 0.0
     tokens: float = 0.0
     entropy: float = 0.0
-    kl: float = 0.0
+    kl: float = 0.0  # over the tokens of some of the answers
+    kl_tokens: float = 0.0
     prompts: float = 0.0
     passed_prompts: float = 0.0
     distinct: float = 0.0
