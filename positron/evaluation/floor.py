@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,9 +128,7 @@ class Check:
     bytes: int
     scored_bytes: int
     floor: float  # the exact information of these documents
-    floor_error: (
-        float | None
-    )  # standard error over documents: how far the entropy of the whole corpus may be from `floor`
+    floor_error: float | None  # standard error of `floor` over documents, as an estimate for the whole corpus
     claimed: float | None = None
     difference: float | None = None  # claimed - floor
     difference_error: float | None = None  # standard error over documents
@@ -185,15 +184,13 @@ def _error(scores: Sequence[Score]) -> float | None:
 def _problems(given: Sequence[Document], claims: Sequence[Claim]) -> list[str]:
     """Return why claims cannot be compared: missing, unknown or repeated documents, and documents with other sizes."""
     sizes = {document.id: document.bytes for document in given}
-    names = [claim.id for claim in claims]
-    wrong = {
-        "has no line": [name for name in sizes if name not in set(names)],
-        "is not one of the documents that were given": [name for name in dict.fromkeys(names) if name not in sizes],
-        "has several lines": [name for name in dict.fromkeys(names) if name in sizes and names.count(name) > 1]
-        if len(set(names)) < len(names)
-        else [],
-    }
-    problems = [_listed(found, what) for what, found in wrong.items() if found]
+    lines = Counter(claim.id for claim in claims)
+    wrong = (
+        ([name for name in sizes if name not in lines], "has no line", "have no line"),
+        ([name for name in lines if name not in sizes], "was not given", "were not given"),
+        ([name for name in sizes if lines[name] > 1], "has several lines", "have several lines"),
+    )
+    problems = [_listed(names, one, several) for names, one, several in wrong if names]
     cut = [claim for claim in claims if claim.id in sizes and claim.bytes != sizes[claim.id]]
     if cut:
         first = cut[0]
@@ -204,14 +201,11 @@ def _problems(given: Sequence[Document], claims: Sequence[Claim]) -> list[str]:
     return problems
 
 
-def _listed(names: list[str], what: str) -> str:
+def _listed(names: list[str], one: str, several: str) -> str:
+    """Name the first documents, and say what is wrong with one document or with several."""
     shown = ", ".join(one_line(name, 40) for name in names[:SHOWN_IDS])
     more = f" and {len(names) - SHOWN_IDS:,} more" if len(names) > SHOWN_IDS else ""
-    return f"{shown}{more}: {counted(len(names), 'document')} {what if len(names) == 1 else _plural(what)}"
-
-
-def _plural(what: str) -> str:
-    return what.replace("has ", "have ").replace("is not", "are not").replace("one of", "among")
+    return f"{shown}{more}: {counted(len(names), 'document')} {one if len(names) == 1 else several}"
 
 
 def evidence_bits(gains: np.ndarray) -> float:

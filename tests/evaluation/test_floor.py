@@ -174,10 +174,10 @@ def test_an_evaluator_that_scores_fewer_bytes_is_not_comparable_or_impossible(ng
     [
         (lambda lines: lines[:-1], "0/99: 1 document has no line"),
         (lambda lines: [*lines, lines[3]], "0/3: 1 document has several lines"),
-        (lambda lines: [*lines, Claim("7/1", -1.0, 3)], "7/1: 1 document is not one of the documents that were given"),
+        (lambda lines: [*lines, Claim("7/1", -1.0, 3)], "7/1: 1 document was not given"),
         (
             lambda lines: [Claim(f"x{i}", -1.0, 3) for i in range(100)],
-            "0/0, 0/1, 0/2, 0/3, 0/4 and 95 more: 100 doc",
+            "0/0, 0/1, 0/2, 0/3, 0/4 and 95 more: 100 documents have no",
         ),
     ],
 )
