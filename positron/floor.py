@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from positron.evaluation.floor import Claim, Document
 
 DOCUMENTS = 400
+MIN_CONTROLS = 5  # control texts; there is one for ten documents
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -50,7 +51,7 @@ def arguments() -> argparse.ArgumentParser:
         "--documents",
         type=int,
         default=DOCUMENTS,
-        help="number of documents, of about 880 bytes each (default %(default)s)",
+        help="number of stories, of about 880 bytes each; a tenth as many control texts are added (default %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other documents (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the result as a JSON object")
@@ -67,10 +68,12 @@ def main() -> None:
             raise UserError(f"--seed must be at least 0, not {options.seed}")
         from positron.evaluation import floor
 
-        given = floor.documents(options.seed, options.documents)
+        told = floor.documents(options.seed, options.documents)
+        given = [*told, *floor.control_texts(options.seed, told, max(MIN_CONTROLS, options.documents // 10))]
         if options.write is not None:
             floor.write_documents(Path(options.write), given)
-            print(f"wrote {counted(len(given), 'document')} to {options.write}")
+            controls = counted(len(given) - len(told), "control text")
+            print(f"wrote {counted(len(told), 'story', 'stories')} and {controls} to {options.write}")
             return
         claims = floor.read_claims(Path(options.scores)) if options.scores is not None else _run(options.command, given)
         result = floor.check(given, claims)

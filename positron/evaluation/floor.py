@@ -5,12 +5,17 @@ that does not depend on the document, then E[q/p] <= 1 over documents drawn from
 doi:10.1214/20-AOS2020), and by Markov's inequality it reaches 2^k with a probability of at most 2^-k. This holds exactly, for
 any number of documents. It also holds for a model that learns from the documents that it has already scored, because the
 bound then holds for each document given the earlier ones.
+
+An evaluation that sees what it predicts may still give a weak model a score above the entropy of the stories, which is low. So
+there are also control texts of random words: they cannot be predicted, so a good score on them shows the leak.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import random
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -21,13 +26,14 @@ import numpy as np
 
 from positron import stories
 from positron.evaluation.score import CHANCE_BITS, Score
-from positron.evaluation.scoring import interval
+from positron.evaluation.scoring import interval, total
 from positron.evaluation.statistics import t95
 from positron.system.console import one_line
 from positron.system.disk import is_number, write_text
 from positron.system.errors import UserError
 from positron.system.formatting import counted
 
+CONTROL_WORDS = 100  # length of a control text
 SHOWN_DOCUMENTS = 5  # number of documents with the largest gains that a report names
 SHOWN_CHARACTERS = 60  # of each of them
 SHOWN_IDS = 5
@@ -36,11 +42,12 @@ MAX_EXPONENT = 1000  # a smaller chance than 2^-MAX_EXPONENT is written in words
 
 @dataclass(frozen=True)
 class Document:
-    """Hold a document of the built-in corpus with its exact information, -log2 p(document)."""
+    """Hold a document of the built-in corpus, or a control text, with its exact information, -log2 p(document)."""
 
     id: str
     text: str
     bits: float
+    is_control: bool = False
 
     @property
     def bytes(self) -> int:
@@ -62,6 +69,21 @@ def documents(seed: int, count: int) -> list[Document]:
     return [
         Document(f"{seed}/{index}", story.text, story.bits)
         for index, story in enumerate(stories.documents(-1 - seed, 0, count))
+    ]
+
+
+def control_texts(seed: int, given: Sequence[Document], count: int) -> list[Document]:
+    """Return texts of random words, so that each word has the same probability; the words are those of `given`.
+
+    A model that knows only the words of the stories can read them, and none can expect less than log2(number of words) bits for
+    a word. The full stop at the end makes sure that no text is the beginning of another, as for the stories.
+    """
+    words = sorted({word for document in given for word in re.findall(r"\b[a-z]+\b", document.text)})
+    bits = CONTROL_WORDS * math.log2(len(words))
+    rng = random.Random(f"control {seed}")
+    return [
+        Document(f"{seed}/control-{index}", " ".join(rng.choices(words, k=CONTROL_WORDS)) + ".", bits, is_control=True)
+        for index in range(count)
     ]
 
 
@@ -119,7 +141,10 @@ class Gain:
 
 @dataclass(frozen=True)
 class Check:
-    """Hold the result of the check. Scores are in bits per byte; those of the claim are None if it is not comparable."""
+    """Hold the result of the check. Scores are in bits per byte; those of the claim are None if it is not comparable.
+
+    Without `control` in its name, a figure is about the stories alone.
+    """
 
     verdict: Verdict
     problems: list[str]  # why the claim is not comparable
@@ -129,6 +154,9 @@ class Check:
     scored_bytes: int
     floor: float  # the exact information of these documents
     floor_error: float | None  # standard error of `floor` over documents, as an estimate for the whole corpus
+    controls: int = 0
+    control_floor: float | None = None
+    control_claimed: float | None = None
     claimed: float | None = None
     difference: float | None = None  # claimed - floor
     difference_error: float | None = None  # standard error over documents
@@ -145,35 +173,48 @@ class Check:
 
 def check(given: Sequence[Document], claims: Sequence[Claim]) -> Check:
     """Compare claims with the exact information of the documents."""
-    sizes = [document.bytes for document in given]
-    known = [Score(document.bits * math.log(2), size, 1) for document, size in zip(given, sizes, strict=True)]
+    told = [document for document in given if not document.is_control]
+    controls = [document for document in given if document.is_control]
+    names = {document.id for document in controls}
+    floor, floor_error = _per_byte(told, {document.id: document.bits for document in told})
     problems = _problems(given, claims)
-    floor = sum(document.bits for document in given) / sum(sizes)
     facts: dict[str, Any] = {
         "problems": problems,
-        "documents": len(given),
-        "scored_documents": len(claims),
-        "bytes": sum(sizes),
-        "scored_bytes": sum(claim.bytes for claim in claims),
+        "documents": len(told),
+        "scored_documents": sum(claim.id not in names for claim in claims),
+        "bytes": sum(document.bytes for document in told),
+        "scored_bytes": sum(claim.bytes for claim in claims if claim.id not in names),
         "floor": floor,
-        "floor_error": _error(known),
+        "floor_error": floor_error,
+        "controls": len(controls),
     }
     if problems:
         return Check(verdict="not comparable", **facts)
-    logprobs = {claim.id: claim.logprob for claim in claims}
-    gains = np.array([document.bits + logprobs[document.id] / math.log(2) for document in given])
-    lost = [Score(-gain * math.log(2), size, 1) for gain, size in zip(gains.tolist(), sizes, strict=True)]
-    evidence = evidence_bits(gains)
-    largest = np.argsort(-gains, kind="stable")[:SHOWN_DOCUMENTS].tolist()
+    gains = {claim.id: claim.logprob / math.log(2) for claim in claims}
+    gains = {document.id: document.bits + gains[document.id] for document in given}
+    # the mean of two e-values is an e-value
+    evidence = [evidence_bits(np.array([gains[document.id] for document in part])) for part in (told, controls) if part]
+    combined = float(np.logaddexp2.reduce(evidence)) - math.log2(len(evidence))
+    gain, gain_error = _per_byte(told, gains)
+    if controls:
+        control_floor, _ = _per_byte(controls, {document.id: document.bits for document in controls})
+        facts |= {"control_floor": control_floor, "control_claimed": control_floor - _per_byte(controls, gains)[0]}
+    largest = sorted(given, key=lambda document: -gains[document.id])[:SHOWN_DOCUMENTS]
     return Check(
-        verdict="impossible" if evidence >= CHANCE_BITS else "possible",
-        claimed=floor - float(gains.sum()) / sum(sizes),
-        difference=-float(gains.sum()) / sum(sizes),
-        difference_error=_error(lost),
-        evidence_bits=evidence,
-        gains=[Gain(given[i].id, float(gains[i]), given[i].text[:SHOWN_CHARACTERS]) for i in largest if gains[i] > 0],
+        verdict="impossible" if combined >= CHANCE_BITS else "possible",
+        claimed=floor - gain,
+        difference=-gain,
+        difference_error=gain_error,
+        evidence_bits=combined,
+        gains=[Gain(each.id, gains[each.id], each.text[:SHOWN_CHARACTERS]) for each in largest if gains[each.id] > 0],
         **facts,
     )
+
+
+def _per_byte(given: Sequence[Document], bits: dict[str, float]) -> tuple[float, float | None]:
+    """Return bits per byte, and their standard error over the documents (None for a single one)."""
+    scores = [Score(bits[document.id] * math.log(2), document.bytes, 1) for document in given]
+    return total(scores).bpb, _error(scores)
 
 
 def _error(scores: Sequence[Score]) -> float | None:
@@ -233,13 +274,17 @@ def as_text(result: Check, seed: int) -> str:
         f"scored          {counted(result.scored_documents, 'document')}, {result.scored_bytes:,} bytes",
         f"known entropy   {exact}",
     ]
-    if result.claimed is not None and result.difference is not None and result.evidence_bits is not None:
+    if result.claimed is not None and result.difference is not None:
         side = "below" if result.difference < 0 else "above"
         away = result.standard_errors
         by = f", {abs(away):,.1f} standard errors" if away is not None else ""
         lines.append(
             f"claimed         {result.claimed:.4f} bits per byte: {abs(result.difference):.4f} {side} the entropy{by}"
         )
+    if result.control_floor is not None and result.control_claimed is not None:
+        scores = f"claimed {result.control_claimed:.4f} bits per byte, known entropy {result.control_floor:.4f}"
+        lines.append(f"control texts   {counted(result.controls, 'text')} of random words: {scores}")
+    if result.evidence_bits is not None:
         lines.append(f"chance          {_chance(result.evidence_bits)}")
     lines.append(f"verdict         {_in_words(result)}")
     for gain in result.gains if result.verdict == "impossible" else ():
@@ -260,8 +305,8 @@ def _in_words(result: Check) -> str:
             return "possible"
         case "impossible":
             return (
-                "impossible: the score is below the entropy of the text by more than chance. The evaluation sees what it "
-                "predicts, its probabilities do not sum to 1, it leaves out tokens, or the model has seen these documents"
+                "impossible: the score is below the entropy of the text by more than chance explains. The evaluation sees what "
+                "it predicts, its probabilities do not sum to 1, it leaves out tokens, or the model has seen these documents"
             )
         case "not comparable":
             return f"not comparable: {'; '.join(result.problems)}"

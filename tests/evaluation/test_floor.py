@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 import random
+import re
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from positron.evaluation.floor import (
     Document,
     as_text,
     check,
+    control_texts,
     documents,
     evidence_bits,
     read_claims,
@@ -148,6 +150,43 @@ def test_an_evaluator_that_sees_the_next_letter_is_impossible(ngram: NGram) -> N
         return total
 
     assert check(GIVEN, claims(leaking)).verdict == "impossible"
+
+
+def test_control_texts_have_the_information_of_a_uniform_choice_of_words() -> None:
+    texts = control_texts(0, GIVEN, 30)
+    words = {word for text in texts for word in text.text.removesuffix(".").split(" ")}
+    known = {word for document in GIVEN for word in re.findall(r"\b[a-z]+\b", document.text)}
+    assert words <= known
+    assert len(words) > 0.8 * len(known)
+    assert all(
+        text.bits == pytest.approx(len(text.text.split(" ")) * math.log2(len(known)), rel=1e-12) for text in texts
+    )
+    assert control_texts(0, GIVEN, 30) == texts
+    assert control_texts(1, GIVEN, 30)[0].text != texts[0].text
+
+
+def test_a_leak_that_a_weak_model_hides_is_found_by_the_control_texts(ngram: NGram) -> None:
+    """0.9 bits per byte is four times the entropy of the stories, but half of what random words need."""
+    given = [*GIVEN, *control_texts(0, GIVEN, 10)]
+
+    def leaking(document: Document) -> float:
+        return -0.9 * math.log(2) * document.bytes
+
+    assert check(GIVEN, claims(leaking)).verdict == "possible"
+    result = check(given, claims(leaking, given))
+    assert result.verdict == "impossible"
+    assert result.claimed == pytest.approx(0.9, rel=1e-9)
+    assert result.control_claimed == pytest.approx(0.9, rel=1e-9)
+    assert all("control" in gain.id for gain in result.gains)
+    honest = check(given, claims(lambda document: ngram.logprob(document.text), given))
+    assert honest.verdict == "possible"
+    assert honest.control_claimed is not None
+    assert honest.control_floor is not None
+    assert honest.control_claimed > honest.control_floor
+    assert (honest.documents, honest.controls) == (100, 10)
+    assert honest.floor == check(GIVEN, claims(lambda document: -1.0)).floor
+    cut = [dataclasses.replace(claim, bytes=1) for claim in claims(leaking, given[-1:])]
+    assert check(given, claims(leaking, given[:-1]) + cut).verdict == "not comparable"
 
 
 def test_an_evaluator_that_scores_fewer_bytes_is_not_comparable_or_impossible(ngram: NGram) -> None:
@@ -293,7 +332,7 @@ def test_the_command_runs_a_program_and_tells_its_verdict(run_command: Callable[
     assert "standard errors" in broken.out
     assert "verdict         impossible" in broken.out
     written = run_command("floor", "--write", "d.jsonl", "--documents", "30", "--seed", "4")
-    assert written.out == "wrote 30 documents to d.jsonl\n"
+    assert written.out == "wrote 30 stories and 5 control texts to d.jsonl\n"
     other = run_command("floor", "--command", f"{command} 1.5", "--documents", "30", "--seed", "4")
     assert other.code == 0
     lines = [json.loads(line) for line in (tmp_path / "d.jsonl").read_text(encoding="utf-8").splitlines()]
