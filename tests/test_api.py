@@ -1,6 +1,7 @@
 """Positron from Python: runs like those of the command line, callable from notebooks and threads."""
 
 import threading
+from pathlib import Path
 
 import lightning as L
 import numpy as np
@@ -95,7 +96,7 @@ def test_a_run_is_tuned_in_each_way_on_data_in_memory_loaded_and_evaluated():
     preferred = positron.prefer(run, data=pairs, name="preferred", batch_tokens=512, **settings)
     settings |= {"prompts": 2, "samples": 2, "max_tokens": 4, "val_prompts": 2, "val_samples": 2}
     rewarded = positron.reinforce(run, data=talks, reward="own_rewards.short", name="rewarded", replay=0, **settings)
-    assert [(each.kind, each.base.name, each.facts().status) for each in (preferred, rewarded)] == [
+    assert [(each.kind, Path(each.base).name, each.facts().status) for each in (preferred, rewarded)] == [
         ("preference", "tuned", "finished"),
         ("reinforce", "tuned", "finished"),
     ]
