@@ -23,6 +23,7 @@ from positron.run.folder import PREFERENCE, Run
 from positron.system.callable_module import make_callable
 from positron.system.commands import command
 from positron.system.errors import UserError
+from positron.system.formatting import counted
 
 if TYPE_CHECKING:
     from lightning import Callback
@@ -45,10 +46,10 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
 
     from positron.data.preferences import read_pairs
     from positron.training.objective.preference import PreferenceObjective
-    from positron.training.reference import open_reference, record_beginning
+    from positron.training.reference import open_reference
     from positron.training.resolve import make_plan
     from positron.training.resume import open_session
-    from positron.training.tuning import base_model, base_run, train_further, validation_text
+    from positron.training.tuning import base_model, base_run, record_beginning, train_further, validation_text
 
     config = with_origin(Run(folder), config)
     settings = config.preference
@@ -83,7 +84,13 @@ def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
             objective.reference = open_reference(session, plan.machine, objective, model)
             if session.is_first_rank and not session.start.is_own:
                 _notice_untaught(base_run(config))
-                record_beginning(session.run, objective, model)
+                measured = objective.measures(model, 0, 1)
+                bpb = record_beginning(session.run, objective, model, measured)
+                chosen, rejected = measured["preference/chosen_tokens"], measured["preference/rejected_tokens"]
+                logger.info(
+                    f"before the first step: loss {measured['preference/loss']:.4f}, answers of {chosen:.0f} (chosen) and "
+                    f"{rejected:.0f} tokens (rejected), {bpb:.4f} bits per byte"
+                )
 
         return train_further(session, plan, model, objective, tokenizer, callbacks, prepare=prepare)
 
@@ -103,7 +110,8 @@ def _refuse_too_small_batch(plan: Plan) -> None:
         needed = 2 * plan.world_size * plan.gpt.context_length
         devices = "" if plan.world_size == 1 else f" for each of {plan.world_size} devices"
         raise UserError(
-            f"a batch of {plan.batch_size} sequences is too small for a pair{devices}: give train.batch_tokens={needed}"
+            f"a batch of {counted(plan.batch_size, 'sequence')} has no room for a pair{devices}: "
+            f"give train.batch_tokens={needed}"
         )
 
 

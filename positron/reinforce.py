@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
     from positron.training.objective.reinforce import Judge, ReinforceObjective
     from positron.training.resolve import make_plan
     from positron.training.resume import open_session
-    from positron.training.tuning import base_model, base_run, train_further, validation_text
+    from positron.training.tuning import base_model, base_run, record_beginning, train_further, validation_text
 
     config = with_origin(Run(folder), config)
     settings = config.reinforce
@@ -85,9 +85,25 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
             replay=_replay(config, start),
             is_exact=plan.machine.precision == "fp32" and settings.weights == "fp32",
         )
-        if config.budget is not None and config.train.max_steps == "auto" and start.resolved is None:
-            plan = _within_budget(config, plan, model, objective, started)
-        return train_further(session, plan, model, objective, tokenizer, callbacks, is_chat=base.is_chat)
+        has_budget = config.budget is not None and config.train.max_steps == "auto" and start.resolved is None
+        measured: dict[str, float] = {}
+        if has_budget or not start.is_own:
+            before = time.perf_counter()
+            measured = objective.measures(model.to(plan.machine.device), 0, 1)
+            if has_budget:
+                plan = _within_budget(config, plan, model, objective, started, time.perf_counter() - before)
+
+        def prepare() -> None:
+            if session.is_first_rank and not start.is_own:
+                bpb = record_beginning(session.run, objective, model, measured)
+                logger.info(
+                    f"before the first step: reward {measured['val/reward']:.3f} ± {measured['val/reward_se']:.3f} for new "
+                    f"prompts, {bpb:.4f} bits per byte"
+                )
+
+        return train_further(
+            session, plan, model, objective, tokenizer, callbacks, is_chat=base.is_chat, prepare=prepare
+        )
 
 
 def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: Tokenizer) -> ValidationText:
@@ -160,29 +176,26 @@ def _questions(
     return [question for _, question in train], [question for _, question in val]
 
 
-def _within_budget(config: RunConfig, plan: Plan, model: GPT, objective: ReinforceObjective, started: float) -> Plan:
-    """Return the plan with the number of steps that fit the budget, after timing one step and one validation.
+def _within_budget(
+    config: RunConfig, plan: Plan, model: GPT, objective: ReinforceObjective, started: float, validation: float
+) -> Plan:
+    """Return the plan with the number of steps that fit the budget, after timing one step.
 
-    The timed step does not change the weights. `started`: time.monotonic() when the budget began.
+    The timed step does not change the weights. `started`: time.monotonic() when the budget began; `validation`: duration of a
+    validation in seconds.
     """
     assert config.budget is not None
     budget = seconds(config.budget, "budget")
     logger.info(f"budget={config.budget}: measuring how long a step takes")
-    model.to(plan.machine.device)
-    step = _duration(lambda: _try_step(plan, model, objective))
-    validation = _duration(lambda: objective.measures(model, 0, 1))
+    before = time.perf_counter()
+    _try_step(plan, model, objective)
+    step = time.perf_counter() - before
     left = budget - (time.monotonic() - started) - 2 * validation  # without the last validation and the report
     steps = max(1, int(left / (step + validation / config.train.val_every)))
     logger.info(
         f"{steps} steps of {step:.1f} s, and a validation of {validation:.1f} s every {config.train.val_every} steps"
     )
     return dataclasses.replace(plan, horizon=steps, last_step=min(steps, config.train.stop_at or steps))
-
-
-def _duration(work: Callable[[], object]) -> float:
-    before = time.perf_counter()
-    work()
-    return time.perf_counter() - before
 
 
 def _try_step(plan: Plan, model: GPT, objective: ReinforceObjective) -> None:

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-
-import torch
 
 from positron.config import RunConfig
 from positron.model.gpt import GPT
 from positron.run.checkpoint import best_or_newest, load_checkpoint
-from positron.run.folder import Run
 from positron.run.load import bare_names, load_model
-from positron.run.metrics import append_row
 from positron.system.errors import UserError
 from positron.system.formatting import counted
 from positron.training.device import Machine
@@ -84,34 +79,3 @@ def _is_changed(config: RunConfig, known: str | None) -> bool | None:
     except UserError:
         return None
     return None if saved is None else hash_of_weights(bare_names(saved)) != known
-
-
-@torch.no_grad()
-def record_beginning(run: Run, objective: PreferenceObjective, model: GPT) -> None:
-    """Write the metrics before the first update as step 0, and remove those of an earlier start that saved no checkpoint.
-
-    At step 0 the model equals its reference, so the loss of DPO is log 2 for every pair.
-    """
-    device = model.wte.weight.device
-    token_bytes = torch.from_numpy(objective.token_bytes).float().to(device)
-    model.eval()
-    sums = torch.stack(
-        [
-            objective.score(model, (x.to(device), y.to(device)), token_bytes).cpu().double()
-            for x, y in objective.validation(0, 1)
-        ]
-    ).sum(0)
-    measured = objective.measures(model, 0, 1)
-    model.train()
-    nats, n_bytes, tokens = sums.tolist()
-    scores = {
-        "val/loss": nats / tokens,
-        "val/bpb": nats / math.log(2) / n_bytes,
-        "val/perplexity": math.exp(nats / tokens),
-    }
-    run.metrics_path.unlink(missing_ok=True)
-    append_row(run.metrics_path, {"step": 0, "tokens": 0, "time_s": 0.0, "train/loss": None, **scores, **measured})
-    logger.info(
-        f"before the first step: loss {measured['preference/loss']:.4f}, answers of {measured['preference/chosen_tokens']:.0f} "
-        f"(chosen) and {measured['preference/rejected_tokens']:.0f} tokens (rejected), {scores['val/bpb']:.4f} bits per byte"
-    )

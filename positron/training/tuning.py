@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,6 +19,7 @@ from positron.run.base import pretrained_run, tokens_seen
 from positron.run.facts import Facts
 from positron.run.folder import Run, find_run
 from positron.run.load import load_model, restore
+from positron.run.metrics import append_row
 from positron.settings import from_dict
 from positron.system.disk import write_json
 from positron.system.errors import Unreachable, UserError
@@ -83,6 +85,27 @@ def train_further(
     if session.is_first_rank and facts.status == "finished" and facts.base_bpb_after is None:
         _measure_forgetting(run, tokenizer, config)
     return run.facts()
+
+
+@torch.no_grad()
+def record_beginning(run: Run, objective: Objective, model: GPT, measured: dict[str, float]) -> float:
+    """Write the metrics before the first update as step 0, and remove those of an earlier start that saved no checkpoint.
+
+    `measured` is the result of `objective.measures`. The model is on the device of the training. Returns the bits per byte of
+    the validation.
+    """
+    device = model.wte.weight.device
+    token_bytes = torch.from_numpy(objective.token_bytes).float().to(device)
+    model.eval()
+    parts = [tuple(tensor.to(device) for tensor in part) for part in objective.validation(0, 1)]
+    sums = torch.stack([objective.score(model, part, token_bytes).cpu().double() for part in parts]).sum(0)
+    model.train()
+    nats, n_bytes, tokens = sums.tolist()
+    bpb: float = nats / math.log(2) / n_bytes
+    scores = {"val/loss": nats / tokens, "val/bpb": bpb, "val/perplexity": math.exp(nats / tokens)}
+    run.metrics_path.unlink(missing_ok=True)
+    append_row(run.metrics_path, {"step": 0, "tokens": 0, "time_s": 0.0, "train/loss": None, **scores, **measured})
+    return bpb
 
 
 def base_run(config: RunConfig) -> Run:

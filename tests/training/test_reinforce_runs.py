@@ -80,9 +80,10 @@ def test_a_run_is_whole_chats_and_leaves_its_base_alone(
     run = Run(tmp_path / "run")
     assert (facts.status, facts.kind, facts.best_step, run.is_chat) == ("finished", "reinforce", 6, True)
     rows = read_metrics(run.metrics_path)
-    assert [row["step"] for row in rows if "val/reward" in row] == [2, 4, 6]
-    assert all(f"val/{name}" in rows[-1] for name in MEASURES)
-    assert all("train/reward" in row and 0 <= row["train/silent_prompts"] <= 1 for row in rows)
+    assert [row["step"] for row in rows if "val/reward" in row] == [0, 2, 4, 6]
+    assert all(f"val/{name}" in row for name in MEASURES for row in (rows[0], rows[-1]))
+    assert rows[0]["val/kl"] == pytest.approx(0, abs=1e-6)  # the model before the training
+    assert all("train/reward" in row and 0 <= row["train/silent_prompts"] <= 1 for row in rows[1:])
     assert "reward 0." in run.log_path.read_text()
     assert run.weights_path.exists()
     assert facts.base_bpb_before is not None
@@ -100,7 +101,7 @@ def test_a_run_in_chunks_is_bit_identical_to_one_in_one_piece(base: Path, whole:
     for stop in (1, 4, None):
         reinforce(reinforced(base, train={"stop_at": stop}), tmp_path / "parts")
     steps = {row["step"] for row in read_metrics(whole / "metrics.jsonl")}
-    assert steps == {1, 2, 3, 4, 5, 6}
+    assert steps == {0, 1, 2, 3, 4, 5, 6}
     a, b = (load_model(Run(folder))[0].state_dict() for folder in (whole, tmp_path / "parts"))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
@@ -123,8 +124,8 @@ def test_a_reward_is_learnt_and_the_divergence_is_reported(base: Path, tmp_path:
     config = reinforced(base, train={"max_steps": 20, "val_every": 10}, reinforce={"prompts": 8, "samples": 8})
     reinforce(dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, lr=1e-2)), tmp_path / "run")
     rows = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    assert rows[-1]["train/reward"] > 1.5 * rows[0]["train/reward"]
-    assert rows[-1]["train/answer_tokens"] < 0.7 * rows[0]["train/answer_tokens"]
+    assert rows[-1]["val/reward"] > 1.5 * rows[0]["val/reward"]
+    assert rows[-1]["val/answer_tokens"] < 0.7 * rows[0]["val/answer_tokens"]
     assert rows[-1]["val/kl"] > 0.01
 
 
@@ -184,7 +185,7 @@ def place(base: Path, tmp_path: Path) -> tuple[str, ...]:
     )
 
 
-# The first process that imports it is killed before a token of an answer in the third step, after two steps and a validation.
+# The first process that imports it is killed before a token in the third step, after two steps and two validations.
 DEADLY_REWARD = """
 import os, signal
 from pathlib import Path
@@ -200,7 +201,7 @@ def deadly(*arguments, pause, **settings):
     def before_a_token():
         nonlocal tokens
         tokens += 1
-        if calls == 4 and tokens == 3:
+        if calls == 5 and tokens == 3:
             Path("killed").touch()
             os.kill(os.getpid(), signal.SIGKILL)
         pause()
@@ -223,7 +224,7 @@ def test_a_command_that_is_killed_between_two_tokens_continues_bit_for_bit(
     words = (*place, "device=cpu", "precision=fp32")
     killed, folder = run_command("reinforce", *words, "name=run"), tmp_path / "outputs" / "run"
     assert killed.code == -signal.SIGKILL, killed.err
-    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [1, 2]
+    assert [row["step"] for row in read_metrics(folder / "metrics.jsonl")] == [0, 1, 2]
     for name in ("run", "whole"):
         again = run_command("reinforce", *words, f"name={name}")
         assert again.code == 0, again.err
