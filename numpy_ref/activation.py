@@ -15,7 +15,7 @@ The derivative of s is s' = e^-x / (1 + e^-x)^2 = s (1 - s); the derivative of t
 
 The sigmoid is computed as (1 + tanh(x / 2)) / 2, the same function. Written as 1 / (1 + e^-x), IEEE 754 float32
 overflows at x = -89: e^89 is inf, with a warning, before 1 / inf gives the right 0. tanh does not overflow. In hardware
-they are tables of about 256 entries with linear interpolation; relu needs only the sign bit, and relu2 one multiplier.
+the others are tables of about 256 entries with linear interpolation; relu needs only the sign bit, and relu2 one multiplier.
 
 Cost: a few FLOPs per number, but 8 bytes of memory traffic (one read, one written), so memory is the limit. Therefore
 all steps of an activation are done on a block of `BLOCK_NUMBERS` numbers that fits the cache, into buffers that already

@@ -179,7 +179,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m numpy_ref.benchmark", description="Measure the time of each layer and of a training step."
     )
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each job (default %(default)s)")
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="number of measurements of each job (default %(default)s)"
+    )
     return parser
 
 

@@ -1,7 +1,7 @@
 """Define the options of a GPT, with the same fields, defaults and rules as the torch model's `GPTConfig`.
 
-The functions of this package accept any object that has these fields and properties, so the torch model's own
-configuration works, too. Standard library only.
+The functions of this package accept any object that has these fields and properties, so the torch model's own configuration
+works, too. This module imports only the standard library.
 """
 
 from __future__ import annotations

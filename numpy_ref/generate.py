@@ -129,7 +129,9 @@ def argument_parser() -> argparse.ArgumentParser:
         "--temperature", type=float, default=0.8, help="0 always takes the likeliest token (default %(default)s)"
     )
     parser.add_argument("--top-k", type=int, help="sample from the k likeliest tokens only")
-    parser.add_argument("--top-p", type=float, help="sample from the likeliest tokens that sum to this probability")
+    parser.add_argument(
+        "--top-p", type=float, help="sample from the likeliest tokens only, whose probabilities add up to this value"
+    )
     parser.add_argument("--min-p", type=float, help="drop tokens below this share of the largest probability")
     parser.add_argument(
         "--repetition-penalty", type=float, default=1.0, help="above 1: make recent tokens less likely (default 1)"

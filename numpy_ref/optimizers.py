@@ -242,7 +242,7 @@ def lr_at(
 
     cosine (arXiv:1608.03983) and linear decay to `final_ratio * peak` at the horizon and stay there; constant stays at
     `peak`; trapezoid (arXiv:2405.18392) is constant and decays linearly during the last `decay_share` of the horizon.
-    A pure function, so there is no state to save or restore.
+    This is a pure function, so there is no state to save or restore.
     """
     match kind:
         case "cosine":

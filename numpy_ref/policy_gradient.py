@@ -99,7 +99,10 @@ def policy_gradient_forward(
 
 
 def policy_gradient_backward(dloss: Array | float, cache: Cache) -> tuple[Array]:
-    """Compute dlogits = -dloss A / denominator (onehot(target) - p): dL/dloss () -> dlogits (N, T, V)."""
+    """Compute the gradient of `policy_gradient_forward` by the logits: dloss () -> dlogits (N, T, V).
+
+    dlogits = dloss * advantage / denominator * (p - onehot(target)), where p = softmax(logits).
+    """
     return log_probs_backward(-dloss / cache["denominator"] * cache["advantages"], cache["rows"])
 
 

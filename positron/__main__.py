@@ -1,4 +1,4 @@
-"""`python -m positron`: the same as `positron`."""
+"""Run `python -m positron`, which does the same as `positron`."""
 
 from positron.cli import main
 

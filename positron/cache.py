@@ -33,7 +33,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument(
         "--clean",
         action="store_true",
-        help="delete token files, raw texts, downloads, and the data that Python programs passed; "
+        help="delete token files, raw texts, downloads, and the texts that Python programs gave as data=; "
         "corpora that a process uses are kept",
     )
     return parser

@@ -36,7 +36,7 @@ def arguments() -> argparse.ArgumentParser:
         "--paired",
         action="store_true",
         help="compare two variants A and B, or the two in one folder, by pairs of runs with the same seed: mean difference in "
-        "bits per byte, intervals over seeds and documents, p-values, further seeds needed",
+        "bits per byte, intervals over seeds and documents, p-values, and the number of further seeds needed",
     )
     parser.add_argument(
         "--differ-in",

@@ -1,8 +1,8 @@
 """Define all settings that a user can choose, as plain dataclasses: the model (`GPTConfig`) and a whole run (`RunConfig`).
 
-Standard library only, so that any command can read a run without importing torch or Hydra. Defaults are defined only here:
-a file in `conf/` contains only the values that it changes. The classes check the values; `settings.py` checks names and
-types. The file is long, so that all settings can be read in one place.
+This module imports only the standard library, so that any command can read a run without importing torch or Hydra. Defaults are
+defined only here: a file in `conf/` contains only the values that it changes. The classes check the values; `settings.py`
+checks names and types. The file is long, so that all settings can be read in one place.
 """
 
 from __future__ import annotations
@@ -264,7 +264,7 @@ OnInvalid = Literal["error", "replace"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Hold where the text comes from (`conf/data/*`). Token files are kept below `dir`, one folder per corpus."""
+    """Hold the settings of the data (`conf/data/*`). Token files are kept below `dir`, one folder per corpus."""
 
     # kind of data; addition: sums, for train and reinforce; instruct and story_instruct: conversations, for sft and reinforce;
     # preferences and story_preference: pairs of answers, for prefer; imported: only recorded, by an import, because the text of
@@ -358,7 +358,7 @@ class DataConfig:
 
     @property
     def holds_conversations(self) -> bool:
-        """Tell whether the source gives conversations, for SFT, and not running text."""
+        """Tell whether the source gives conversations, and not running text."""
         match self.source:
             case "instruct" | "story_instruct":
                 return True
@@ -560,7 +560,7 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class WandbConfig:
-    """Hold how Weights & Biases shows the run (`logger=wandb`)."""
+    """Hold the settings of Weights & Biases (`logger=wandb`)."""
 
     project: str = "positron"  # project in Weights & Biases
     entity: str | None = None  # user or team in Weights & Biases; null: the account's default
@@ -573,7 +573,7 @@ class WandbConfig:
 
 @dataclass(frozen=True)
 class TensorboardConfig:
-    """Hold where the event files are written (`logger=tensorboard`)."""
+    """Hold the settings of TensorBoard (`logger=tensorboard`)."""
 
     subdir: str = "tensorboard"  # subfolder of the run's folder for TensorBoard's files
 
@@ -607,7 +607,7 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class MonitorConfig:
-    """Hold what is measured inside the model during training, and how often (`conf/monitor/*`)."""
+    """Hold the settings of the measurements inside the model during training (`conf/monitor/*`)."""
 
     every: Count = 100  # steps between measurements
     gradients: bool = False  # norm of the gradient of each layer and matrix, before clipping
@@ -893,7 +893,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Asked:
-    """Hold what the user asked for, besides the values in RunConfig. A budget reads it; a run folder does not record it."""
+    """Hold the requests of the user that are not in RunConfig. A budget reads them; a run folder does not record them."""
 
     auto_size: bool = False  # with budget: choose the model's width and depth too (set by model=auto)
     given: dict[str, str] = field(

@@ -111,7 +111,7 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
     facts |= text_facts(run, writer, options)
     if not math.isfinite(facts["loss"]):
         raise UserError(
-            f"{path} gives {facts['text']} a loss that is NaN or infinite: the training had diverged; train again under "
+            f"{path} gives {facts['text']} a loss that is NaN or infinite, because the training diverged: train again under "
             "another name= with a lower optimizer.lr="
         )
     if options.stories:

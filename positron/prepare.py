@@ -32,7 +32,7 @@ def arguments() -> argparse.ArgumentParser:
     """Return the parser of the command's options."""
     parser = CommandParser("prepare", __doc__)
     parser.add_argument("settings", nargs="*", help="key=value, as in training")
-    parser.add_argument("--tokenizer-report", action="store_true", help="print how the tokenizer divides this text")
+    parser.add_argument("--tokenizer-report", action="store_true", help="print how the tokenizer divides the text")
     return parser
 
 

@@ -1,6 +1,6 @@
 """Define ranges of numbers as types, such as `Annotated[int, Range(1)]`, and check the numbers of a dataclass.
 
-Standard library only; `config.py` imports this module.
+This module imports only the standard library; `config.py` imports this module.
 """
 
 from __future__ import annotations

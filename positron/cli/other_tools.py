@@ -1,6 +1,6 @@
 """Translate option names of other training tools: nanoGPT, nanochat, litgpt, the transformers Trainer, trl, verl, OpenRLHF.
 
-Standard library only.
+This module imports only the standard library.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Refuse given keys that a run would not read, and say what to give instead.
 
 The table `READ_BY` says which choice of a group reads which keys; a few functions check rules between groups. Only keys from
-the command line or an experiment's file are refused, never defaults. Standard library only.
+the command line or an experiment's file are refused, never defaults. This module imports only the standard library.
 """
 
 from __future__ import annotations

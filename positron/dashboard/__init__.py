@@ -18,7 +18,7 @@ from positron.system.exits import errors_as_one_line
 
 
 def arguments() -> argparse.ArgumentParser:
-    """Describe the command line."""
+    """Return the parser of the command's options."""
     parser = CommandParser("dashboard", __doc__)
     parser.add_argument(
         "outputs", nargs="?", type=Path, default=OUTPUTS, help="folder that contains runs (default: %(default)s)"

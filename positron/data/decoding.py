@@ -40,7 +40,7 @@ class Reading:
 
     @property
     def replaces(self) -> bool:
-        """True if invalid bytes are replaced by U+FFFD; False if they raise an error."""
+        """Tell whether invalid bytes are replaced by U+FFFD instead of raising an error."""
         match self.on_invalid:
             case "replace":
                 return True
@@ -51,7 +51,7 @@ class Reading:
 
     @property
     def field_name(self) -> str:
-        """The field's name for messages: `data.field=text`, or `"text"` if the user cannot set `data.field`."""
+        """Return the field's name for messages: `data.field=text`, or `"text"` if the user cannot set `data.field`."""
         return f"data.field={self.field}" if self.has_settings else f'"{self.field}"'
 
     def choice_of(self, fields: Sequence[str]) -> str:

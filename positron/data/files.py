@@ -35,7 +35,7 @@ Piece = tuple[str, bool]  # a piece of text, and whether its document ends with 
 
 @dataclass(frozen=True)
 class Split:
-    """Hold how a text is divided into training and validation.
+    """Describe the division of a text into training and validation.
 
     `place` is the position, in characters of the whole text, at which validation begins; None means that the hash of a
     document decides whether it is used for training or for validation.

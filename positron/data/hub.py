@@ -37,7 +37,7 @@ Task = tuple[str, int]  # a file, and one of its row groups
 
 
 class Repository:
-    """Hold what a dataset's repository contained at the first call: its commit, and its files with their checksums.
+    """Hold the contents of a dataset's repository at the first call: its commit, and its files with their checksums.
 
     `files` are the Parquet files that match `data.files`. If there are no such files, `load_dataset` reads the files
     `others`, or, if `others` is None, the files that the repository itself declares. Raises UserError if the repository or

@@ -97,7 +97,7 @@ class Instructions:
         packing: bool,
         replay: Windows | None,
     ) -> None:
-        """`replay` adds `replay.batch_size` pretraining windows to each batch; every token of them has a loss."""
+        """Store the rows. `replay` adds `replay.batch_size` pretraining windows to each batch; all their tokens have a loss."""
         self.rows, self.context, self.micro, self.seed = rows, context, micro_batch_size, seed
         self.packing, self.replay = packing, replay
         self.pad = tokenizer.special_id(END_OF_TEXT)

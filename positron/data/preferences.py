@@ -81,9 +81,10 @@ def story_pairs(seed: int, start: int, stop: int, val_fraction: float) -> Iterat
 
 
 def violated(request: Request, seed: int, index: int) -> tuple[Request, Violation]:
-    """Return a request with exactly one other value, and its kind: name, thing, place or plot. (seed, index) seed the draw.
+    """Return a request that differs in exactly one value, and its kind: name, thing, place or plot.
 
-    The plot can only be changed if another plot allows the same hero, thing and place, which is rarely the case.
+    `seed` and `index` seed the draw. The plot can only be changed if another plot allows the same hero, thing and place, which
+    is rarely the case.
     """
     rng = random.Random(f"violation {seed}/{index}")
     plots = _other_plots(request)

@@ -31,7 +31,7 @@ _ANY_INTEGER = json.JSONDecoder(parse_int=str)  # numbers of other fields may ha
 
 
 class FieldMissing(UserError):
-    """A file of rows has no field (or column) with the requested name."""
+    """Report that a file of rows has no field (or column) with the requested name."""
 
 
 def json_texts(blocks: Iterable[str], path: Path, reading: Reading, *, is_lines: bool) -> Iterator[str]:

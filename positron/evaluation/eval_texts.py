@@ -51,7 +51,7 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
     try:
         run = pretrained_run(run)
     except UserError as error:
-        raise UserError(f"{error}; the text of this run is needed: {instead}") from error
+        raise UserError(f"the text that the model was pretrained on is not available ({error}): {instead}") from error
     values, tokenizer = run.config(), load_tokenizer(run.tokenizer_folder)
     data, known = from_dict(DataConfig, values["data"]), run.facts().data_fingerprint
     folder = find_token_files(data, tokenizer, known)

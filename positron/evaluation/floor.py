@@ -57,7 +57,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Claim:
-    """Hold what a program wrote for a document: log q(document) in nats, and the bytes of text that it scored."""
+    """Hold the claim of a program about a document: log q(document) in nats, and the bytes of text that it scored."""
 
     id: str
     logprob: float
@@ -132,7 +132,7 @@ Verdict = Literal["possible", "impossible", "not comparable"]
 
 @dataclass(frozen=True)
 class Gain:
-    """Hold how many bits fewer than its information a program claims for a document."""
+    """Hold the number of bits by which the claim for a document is below the information of the document."""
 
     id: str
     bits: float
@@ -172,7 +172,7 @@ class Check:
 
 
 def check(given: Sequence[Document], claims: Sequence[Claim]) -> Check:
-    """Compare claims with the exact information of the documents."""
+    """Decide whether the claimed log-probabilities are possible, given the exact information of each document."""
     told = [document for document in given if not document.is_control]
     controls = [document for document in given if document.is_control]
     names = {document.id for document in controls}

@@ -35,7 +35,7 @@ Documents = list[list[Score]]  # the scores of each document's windows
 
 @dataclass(frozen=True)
 class Difference:
-    """Hold the difference B - A in bits per byte; negative if B is better. A half width is that of a 95 % interval."""
+    """Hold the difference B - A in bits per byte, negative if B is better. `half_...`: half the width of a 95 % interval."""
 
     a: str
     b: str
@@ -56,7 +56,7 @@ class Difference:
 
     @property
     def further_seeds(self) -> int | None:
-        """Return the number of further seeds until p < LEVEL is likely; 0 if it has been reached, None if it is unknown."""
+        """Return the number of further seeds until p < LEVEL is likely; 0 if it is now, None if the number is unknown."""
         if self.p_t_test is not None and self.p_t_test < LEVEL:
             return 0
         return None if self.seeds_needed is None else max(1, self.seeds_needed - len(self.seeds))
@@ -72,7 +72,10 @@ def measure(pairs: Pairs, texts: list[str]) -> Difference:
             logger.info(f"seed {seed}: measuring {run.folder}, {path.name}")
             documents = score_windows(model, tokenizer, texts, what=f"scoring {run.folder.name}")
             if not math.isfinite(sum(score.nats for scores in documents for score in scores)):
-                raise UserError(f"{path} gives the text a loss that is NaN or infinite: the training had diverged")
+                raise UserError(
+                    f"{path} gives the text a loss that is NaN or infinite, because the training diverged: train "
+                    "again under another name= with a lower optimizer.lr="
+                )
             both.append(documents)
         scored.append((both[0], both[1]))
     return compare_scores(pairs, scored)

@@ -37,7 +37,7 @@ _SURROUNDINGS = (
 
 @dataclass(frozen=True)
 class Member:
-    """Hold a trained run with what decides whether it can be compared."""
+    """Hold a trained run with the values that decide whether it can be compared."""
 
     run: Run
     seed: int
@@ -161,7 +161,7 @@ def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
         return name, []
     pairs = [part.partition("=") for part in rest.split(",")]
     if not all(key and equals for key, equals, _ in pairs):
-        raise UserError(f"{name}: write FOLDER:KEY=VALUE or FOLDER:KEY=VALUE,KEY=VALUE")
+        raise UserError(f"{name} does not name runs: write FOLDER:KEY=VALUE or FOLDER:KEY=VALUE,KEY=VALUE")
     return folder, [(key.strip(), value.strip()) for key, _, value in pairs]
 
 
@@ -191,8 +191,8 @@ def _is_trained(run: Run) -> bool:
     facts = run.facts()
     if facts.status in ("pruned", "diverged", "failed"):
         raise UserError(
-            f"{run.folder} has ended as {facts.status}: leaving out its seed because of its result would make the other seeds "
-            "look better than the variant is; train it to its end under another name=, or compare other groups"
+            f"{run.folder} ended with the status {facts.status}: without its seed, the variant would look better than it is; "
+            "train it to its end under another name=, or compare other groups"
         )
     return facts.status == "finished" or (facts.status == "stopped" and facts.error is None)
 
@@ -208,12 +208,9 @@ def _both_groups(name: str, members: list[Member]) -> tuple[list[str], list[list
     if len(groups) != 2:
         shown = "; ".join(labels[:_MAX_GROUPS_NAMED]) + ("; ..." if len(groups) > _MAX_GROUPS_NAMED else "")
         raise UserError(
-            f"{name} has {counted(len(groups), 'group')} of runs that differ in more than the seed"
-            + (
-                f" ({shown}): name two of them"
-                if len(groups) > 2
-                else ": name a second run or folder to compare it with"
-            )
+            f"the runs of {name} differ in more than the seed and form {len(groups)} groups ({shown}): name two of them"
+            if len(groups) > 2
+            else f"{name} has no runs that differ in more than the seed: name a second run or folder to compare it with"
         )
     return labels, groups
 
@@ -281,7 +278,7 @@ def _changes_of_pair(a: Member, b: Member, differ_in: Sequence[str]) -> dict[str
         if _is_of_order(key):
             raise UserError(
                 one_line(f"{pair} have another data order, because {key} differs: {first} -> {second}", 800)
-                + f"; compare runs that read the same batches, or add --differ-in {key} to compare them all the same"
+                + f"; compare runs that read the same batches, or add --differ-in {key} to compare them nevertheless"
             )
     if differ_in and others:
         key, (first, second) = next(iter(others.items()))

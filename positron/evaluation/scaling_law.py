@@ -104,7 +104,7 @@ class Law:
         return float(np.exp(self.center[wanted] + self.slope * (np.log(value) - self.center[known])))
 
     def best_split(self, flops: float) -> tuple[float, float]:
-        """Return the N and D with the lowest loss at 6 N D = `flops` (Hoffmann et al., equation 4). Needs both terms."""
+        """Return the N and D with the lowest loss at 6 N D = `flops` (Hoffmann et al., eq. 4), for a law with both terms."""
         alpha, beta = self.exponent("N")[0], self.exponent("D")[0]
         ratio = self.log_coefficient("N")[0] - self.log_coefficient("D")[0] + np.log(alpha / beta)
         n = np.exp((ratio + beta * np.log(flops / 6)) / (alpha + beta))

@@ -30,7 +30,7 @@ def show_result(folder: Path) -> None:
     before, after = facts.base_bpb_before, facts.base_bpb_after
     if before is not None and after is not None:
         print(
-            f"on the pretraining text: {before:.4f} bits per byte before fine-tuning, {after:.4f} after "
+            f"on the pretraining text: {before:.4f} bits per byte before this training, {after:.4f} after "
             f"({percent(abs(after / before - 1))} {'worse' if after > before else 'better'})"
         )
     print(f"the run: {folder}/  (report.html, loss.png, samples.md, metrics.jsonl, checkpoints/)")

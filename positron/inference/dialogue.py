@@ -111,7 +111,7 @@ class Dialogue:
 
     @property
     def system(self) -> str | None:
-        """Return the system text, or None. To set it raises UserError if the model was not fine-tuned on conversations."""
+        """Return the system text, or None. Setting it raises UserError if the model was not fine-tuned on conversations."""
         first = self.messages[:1]
         return first[0].content if first and first[0].role == "system" else None
 

@@ -121,7 +121,7 @@ class Engine:
         stop_ids: Iterable[int] | None = None,
         stop: str | Iterable[str] = (),
     ) -> Stream:
-        """Continue `ids` until one of the `stop_ids` is drawn, one of the `stop` strings is complete, or `max_tokens`.
+        """Continue `ids` until one of the `stop_ids` is drawn, a `stop` string is complete, or `max_tokens` are generated.
 
         Without `stop_ids` the text ends at the token that ends a document. The text does not include the stop string. Raises
         UserError for wrong settings in this call, not only when the first piece is requested.

@@ -1,4 +1,4 @@
-"""int8 weights: a row of a matrix is stored as integers from -127 to 127 and one scale by which they are multiplied.
+"""Store weights in int8: each row of a matrix as integers from -127 to 127 and one scale by which they are multiplied.
 
 Only the matrices of linear layers are quantised, because norms, biases and positions are small. `round_weights` rounds the
 weights of a model in the same way, so that an evaluation uses the same weights as generation.

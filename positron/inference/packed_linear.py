@@ -1,4 +1,4 @@
-"""Linear layers for one token at a time, with the weight in oneDNN's blocked layout.
+"""Compute linear layers for one token at a time, with the weight in oneDNN's blocked layout.
 
 The time of a product with a single row is the time to read the weights. On a CPU, oneDNN reads its own blocked layout three
 times as fast as `F.linear` reads a plain matrix: all weights of TinyGPT take 1.1 ms instead of 3.7 ms on two AVX512 cores,

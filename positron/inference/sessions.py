@@ -1,9 +1,10 @@
 """Generate many texts in one batch. A text can join or leave the batch between two steps.
 
 Each text has its own row of the key/value cache, random generator and settings. In fp32, a text has exactly the tokens that
-`Engine.stream` returns, and does not depend on the other texts. For this, a step computes only so many rows together that each
-row gets the result that it would get alone (`exact_rows`). There is one exception: if a row still holds the earlier turns of a
-conversation, the next turn does not read them again, and its logits differ from those of `Engine` by rounding.
+`Engine.stream` returns, and does not depend on the other texts. To ensure this, a step limits the number of rows that it
+computes together, so that each row gets the result that it would get alone (`exact_rows`). There is one exception: if a row
+still holds the earlier turns of a conversation, the next turn does not read them again, and its logits differ from those of
+`Engine` by rounding.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Request:
 
 
 class Token(NamedTuple):
-    """Hold a token, the logarithm of its probability before sampling settings, and that of the likeliest tokens."""
+    """Hold a token, its log-probability before the sampling settings are applied, and those of the likeliest tokens."""
 
     id: int
     logprob: float

@@ -1,4 +1,4 @@
-"""Speculative decoding: a small model proposes tokens, and the large model checks several proposals in one pass.
+"""Decode speculatively: a small model proposes tokens, and the large model checks several proposals in one pass.
 
 The method is from Leviathan et al., arXiv:2211.17192. Let p be the probabilities of the large model and q those of the small
 model. A proposed token x, drawn from q, is accepted with the probability min(1, p(x) / q(x)). The first proposal that is not

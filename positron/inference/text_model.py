@@ -1,4 +1,4 @@
-"""Text generation with a trained model: `from positron import load; print(load("outputs/x").generate("To be"))`."""
+"""Generate text with a trained model: `from positron import load; print(load("outputs/x").generate("To be"))`."""
 
 from __future__ import annotations
 

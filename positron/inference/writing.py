@@ -51,7 +51,7 @@ class Progress:
 
     @property
     def shown_tokens(self) -> int:
-        """Return the number of tokens to which the characters shown so far belong; without stop strings, of all tokens."""
+        """Return the number of tokens of the characters shown so far; without stop strings, these are all tokens."""
         return self._tokens_of(self._shown) if self._stops else self.tokens
 
     def _tokens_of(self, characters: int) -> int:

@@ -179,7 +179,7 @@ class HistoryPoint(TypedDict):
 
 
 class HistoryData(TypedDict):
-    """List the kept weights of a run, earliest first. `GET /api/history?run=NAME`."""
+    """Hold the kept weights of a run, earliest first, which `GET /api/history?run=NAME` returns."""
 
     run: str
     points: list[HistoryPoint]  # empty if the run was trained with train.keep_history=0
@@ -243,9 +243,9 @@ class Departure(TypedDict):
 
 
 class TruthData(TypedDict):
-    """Compare a model with the grammar of the built-in stories on a prompt.
+    """Hold the comparison of a model with the grammar of the built-in stories on a prompt.
 
-    It is the answer to `POST /api/truth` with run, prompt, step and top.
+    `POST /api/truth` returns this for the fields run, prompt, step and top.
     """
 
     version: Literal[1]

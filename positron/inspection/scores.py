@@ -27,7 +27,7 @@ VALIDATION_BYTES = 8_000  # amount of text; each part of the model needs one for
 
 
 def measure_scores(model: GPT, tokenizer: Tokenizer, texts: list[str]) -> Scores:
-    """Measure every head, attention and MLP.
+    """Measure what each head attends to, and how much the loss rises without each head, attention layer and MLP.
 
     `texts`: documents of validation text, of which the first MAX_WINDOW tokens are read; if it is empty, only the scores on
     random tokens are measured.

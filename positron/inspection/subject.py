@@ -187,7 +187,7 @@ class Subject:
         if self.chats:
             raise UserError(
                 f"{self.run.folder} answers messages, but exact probabilities are only known for the stories themselves: "
-                "name the run that it was fine-tuned from"
+                "name the run that it was trained from"
             )
         model, at = self.model(step)
         return compare_with_truth(model, self.tokenizer, prompt, run=self.name, step=at, top=top)

@@ -1,6 +1,6 @@
 """Write a run as a folder for Hugging Face transformers: `AutoModelForCausalLM`, `AutoTokenizer` and `pipeline` load it.
 
-transformers 4.57 and 5 write different JSON files. The files of this module contain the keys that each of the two reads.
+transformers 4.57 and 5 use different keys in their JSON files. The files written here contain the keys of both versions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _CHAT_TEMPLATE = (
 
 
 def write(source: Source, folder: Path) -> float:
-    """Write the files into an empty folder, read the weights back, and return the largest difference of the logits.
+    """Write the files into an empty folder, read the weights back, and return the largest change of a logit.
 
     Raises UserError, before anything is written, if transformers cannot express the model or the tokenizer.
     """

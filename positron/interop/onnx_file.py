@@ -34,7 +34,7 @@ MAX_FILE_BYTES = 2**31  # the limit of protobuf, the format of ONNX files
 
 
 def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
-    """Write both graphs, the tokenizer and a model card, run the graphs, and return the largest difference of the logits.
+    """Write both graphs, the tokenizer and a model card, run the graphs, and return the largest change of a logit.
 
     int8 rounds the matrices to 8 bits; at run time the activations by which they are multiplied are rounded, too. Raises
     UserError, before anything is written, if the tokenizer cannot be written as tokenizer.json, if the model needs 2 GB or
@@ -51,7 +51,7 @@ def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
     size = 4 * config.n_params()
     if size >= MAX_FILE_BYTES:
         raise UserError(
-            f"an ONNX file must be less than 2 GB, and this model has {size / 1e9:.1f} GB: use --to gguf, which has no limit"
+            f"an ONNX file must be smaller than 2 GB, and this model has {size / 1e9:.1f} GB: use --to gguf, which has no limit"
         )
     tokenizer = tokenizer_json(source.tokenizer)
     with _quiet():
@@ -146,7 +146,7 @@ def _lengths(config: GPTConfig) -> list[int]:
 
 @torch.no_grad()
 def _plain_difference(source: Source, path: Path) -> float:
-    """Return the largest difference of the logits of all tokens, for texts of two lengths."""
+    """Return the largest difference between the logits of the graph and of the model, for texts of two lengths."""
     session, differences = _session(path), []
     for length in _lengths(source.config):
         ids = probe(source.config)[:, :length]
@@ -157,7 +157,7 @@ def _plain_difference(source: Source, path: Path) -> float:
 
 @torch.no_grad()
 def _cached_difference(source: Source, path: Path) -> float:
-    """Return the largest difference of the logits after each of two pieces that together fill the context."""
+    """Return the largest difference between the logits of graph and model after each of two pieces that fill the context."""
     config, session, differences = source.config, _session(path), []
     ids = probe(config)
     expected = source.model(ids).numpy()

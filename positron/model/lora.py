@@ -1,4 +1,4 @@
-"""LoRA (arXiv:2106.09685): train a low-rank update of each frozen weight matrix, W + 2 B A."""
+"""Implement LoRA (arXiv:2106.09685): train a low-rank update of each frozen weight matrix, W + 2 B A."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def add_lora(model: GPT, rank: int, seed: int, markers: Sequence[int] = (), *, k
     """Freeze the model and add a low-rank update of `rank` to every matrix of its blocks, in place.
 
     `markers` are the token ids that mark the turns of a chat. Their rows in the embedding table and the output head are
-    trained, too: these tokens do not occur in pretraining, so that otherwise the model could not tell who speaks, and could
-    not end an answer. Raises UserError if a matrix has fewer rows or columns than `rank`, since a larger rank has no effect.
+    trained, too: these tokens do not occur in pretraining, so the model could otherwise not tell who speaks, and could not end
+    an answer. Raises UserError if a matrix has fewer rows or columns than `rank`, since a larger rank has no effect.
     """
     largest = min(min(part.weight.shape) for part in model.blocks.modules() if isinstance(part, nn.Linear))
     if rank > largest:

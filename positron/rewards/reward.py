@@ -1,4 +1,4 @@
-"""Define what a reward is."""
+"""Define the types of rewards."""
 
 from __future__ import annotations
 

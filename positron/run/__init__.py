@@ -1,1 +1,1 @@
-"""Read and write a run folder: paths, facts, metrics, samples, checkpoints, provenance, and loading its model."""
+"""Read and write a run folder: paths, facts, metrics, samples, checkpoints and provenance; load its model."""

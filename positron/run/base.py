@@ -18,7 +18,7 @@ from positron.system.errors import UserError
 
 
 def base_of(run: Run) -> Run | None:
-    """Return the run that `run` was fine-tuned from, or None for a pretrained run.
+    """Return the base run of `run`, or None for a pretrained run.
 
     Raises UserError if the base run cannot be found.
     """
@@ -27,14 +27,14 @@ def base_of(run: Run) -> Run | None:
         return None
     if origin is None:
         raise UserError(
-            f"{run.facts_path} is damaged: the run was fine-tuned, but the file does not name its base run; "
+            f"{run.facts_path} is damaged: the run has a base run, but the file does not name it; "
             "restore it from a copy"
         )
     base = _find(origin, run)
     if base is None:
         raise UserError(
             one_line(
-                f"{run.folder} was fine-tuned from {origin}, but that run does not exist, neither at this path nor "
+                f"{run.folder} was trained from {origin}, but that run does not exist, neither at this path nor "
                 f"in {OUTPUTS}/: restore its folder"
             )
         )
@@ -59,11 +59,11 @@ def lineage(run: Run) -> list[Run]:
         if any(_is_same(base, known) for known in runs):
             raise UserError(
                 one_line(
-                    f"{run.folder} has no pretrained base run: {runs[-1].folder} was fine-tuned from {base.folder}, "
-                    f"which was itself fine-tuned from {runs[-1].folder}; "
+                    f"{run.folder} has no pretrained base run: {runs[-1].folder} was trained from {base.folder}, "
+                    f"which was itself trained from {runs[-1].folder}; "
                     "one of their run.json files is damaged: restore it from a copy"
                     if len(runs) > 1
-                    else f"{run.facts_path} is damaged: it says that the run was fine-tuned from itself; restore it from a copy"
+                    else f"{run.facts_path} is damaged: it says that the run was trained from itself; restore it from a copy"
                 )
             )
         runs.append(base)

@@ -104,7 +104,7 @@ class Facts:
     best_bpb: float | None = _fact(_NUMBER, "best/bpb")
     floor_bpb: float | None = _fact(_NUMBER)  # the entropy of the text, if it is known
     base_tokens: int | None = _fact(_COUNT, "base/tokens")  # training tokens of the base run and of its base runs
-    base_bpb_before: float | None = _fact(_NUMBER, "base/bpb_before")  # on the base run's text, before fine-tuning
+    base_bpb_before: float | None = _fact(_NUMBER, "base/bpb_before")  # of the base run, on the pretraining text
     base_bpb_after: float | None = _fact(_NUMBER, "base/bpb_after")
     reference: str | None = _fact(_TEXT)  # SHA-256 of the weights that preference tuning compares with
 

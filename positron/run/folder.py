@@ -88,7 +88,7 @@ class Run(RunPaths):
 
     @property
     def kind(self) -> str:
-        """Return the name of the objective: `pretrain`, `sft`, or the kind of a user's own objective."""
+        """Return the kind of training: `pretrain`, `sft`, `preference`, `reinforce`, or the kind of a user's own objective."""
         kind = self.facts().kind
         if kind is not None:
             return kind
@@ -285,7 +285,9 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
         newest = next(candidates, None)
         if newest is None:
             raise UserError(
-                f"there is no run in {outputs.resolve()}: train one with {command('train', 'experiment=quickstart')}"
+                f"this command uses none of the runs in {outputs.resolve()} by default: name one with init_from="
+                if newest_first
+                else f"there is no run in {outputs.resolve()}: train one with {command('train', 'experiment=quickstart')}"
             )
         run = next((run for run in itertools.chain([newest], candidates) if _is_preferred(run)), newest)
         refuse_links_in(run.folder)

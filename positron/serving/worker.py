@@ -90,7 +90,7 @@ class Worker:
         self._thread.join()
 
     def close_if_idle(self) -> bool:
-        """Stop if no text is being written or waits, and tell whether this is so."""
+        """Stop if no text is being written or is waiting, and tell whether the worker stopped."""
         with self._changed:
             if self._started or self._waiting:
                 return False

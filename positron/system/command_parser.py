@@ -1,6 +1,6 @@
 """Parse the options of a command; report an unknown option in one line that suggests a similar option.
 
-Standard library only.
+This module imports only the standard library.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Name the commands of Positron as the user can type them.
 
 Every message and help text takes the name of a command from here. It has the form in which the user started this process:
-`positron sft` for the installed command, otherwise `python -m positron.sft`. Standard library only.
+`positron sft` for the installed command, otherwise `python -m positron.sft`. This module imports only the standard library.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Make standard streams robust, make text from files and models safe to print, and break lines between words.
 
-Standard library only.
+This module imports only the standard library.
 """
 
 from __future__ import annotations

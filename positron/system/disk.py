@@ -2,8 +2,8 @@
 
 Invariant 7 of docs/ARCHITECTURE.md: every file is complete.
 
-A run folder may come from a stranger, so its files are opened without following symbolic links, and only if they are
-regular files (opening a FIFO would wait for ever). Standard library only.
+A run folder may come from a stranger, so its files are opened without following symbolic links, and only if they are regular
+files (opening a FIFO would wait forever). This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -359,7 +359,7 @@ def try_lock(path: Path) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool | None:
-    """Tell whether a living process holds the lock on `path`; return None if the system has no locks or it is unreadable."""
+    """Tell whether a living process holds the lock on `path`; return None without locks or access to the file."""
     try:
         import fcntl
     except ImportError:

@@ -1,4 +1,4 @@
-"""Download a file once, with a bounded wait and a checksum, completely or not at all. Standard library only."""
+"""Download a file once, with a bounded wait and a checksum, completely or not at all. Imports only the standard library."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The errors that a command prints as one line, without a traceback.
+"""Define the errors that a command prints as one line, without a traceback.
 
-Standard library only.
+This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Interrupted(Exception):
 class LeftAtOnce(BaseException):
     """Report that a signal ended the run at once, and that nothing more is saved.
 
-    It is not an Exception, so that code which survives the errors of a tracker or a sample does not catch it.
+    It is not an Exception, so that code that catches the errors of a tracker or a sample does not catch it.
     """
 
     def __init__(self, signum: int) -> None:

@@ -41,7 +41,7 @@ class FileCache(Generic[T]):
 
 
 def identities(files: tuple[Path, ...]) -> list[Identity]:
-    """Return what changes with the files: of each, its time of change, size and inode number, and whether it exists."""
+    """Return the modification time, size and inode number of each file, or None if it does not exist."""
     return [_identity(path) for path in files]
 
 

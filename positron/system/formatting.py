@@ -1,6 +1,6 @@
 """Format numbers and tables, so that they look the same on screens, in reports and in tables.
 
-Standard library only.
+This module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -70,9 +70,9 @@ def above_floor(bpb: float, floor: float) -> str:
 
 
 def judged_bpb(last: float, best: float, by_answers: bool) -> float:
-    """Return the validation bits per byte that represent a run: the best for fine-tuning, the last for pretraining.
+    """Return the validation bits per byte that represent a run: the best or the last.
 
-    The chat loads the best checkpoint of a fine-tuned run.
+    The best one represents a run whose validation measures its answers (`by_answers`).
     """
     return best if by_answers else last
 

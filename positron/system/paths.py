@@ -1,6 +1,6 @@
 """Replace the user's home folder in paths by `~`, in files that may be shared.
 
-Standard library only.
+This module imports only the standard library.
 """
 
 from __future__ import annotations

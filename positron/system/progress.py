@@ -1,6 +1,6 @@
 """Show the progress of long work on stderr: a bar on a terminal, a line every 15 seconds elsewhere.
 
-Standard library only.
+This module imports only the standard library.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 def tune_allocator() -> bool:
     """Make glibc keep all freed memory in this process; return whether it worked (False on systems without glibc).
 
-    The memory use of the process stays at its peak. Measured on 2 CPU cores with 15M parameters and 8 x 512 tokens per
+    The memory use of the process stays at its peak. Speed measured on 2 CPU cores with 15M parameters and 8 x 512 tokens per
     step: 1.2 to 1.3 times the tokens per second.
     """
     if not sys.platform.startswith("linux"):

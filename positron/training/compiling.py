@@ -1,4 +1,4 @@
-"""`device.compile=true`: compile the model, and use it only if its loss and gradient norm agree with eager mode."""
+"""Compile the model (`device.compile=true`), if its loss and gradient norm then agree with those of eager mode."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An optimizer step without Lightning's Trainer, for the measurements of a time budget and for benchmarks."""
+"""Take an optimizer step without Lightning's Trainer, for the measurements of a time budget and for benchmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The training loop for all objectives: Lightning's Trainer with Positron's optimizer step, callbacks and files."""
+"""Run the training loop of all objectives: Lightning's Trainer with Positron's optimizer step, callbacks and files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The optimizer step of the training loop: a Lightning batch is a list of micro-batches whose gradients are added up.
+"""Define the optimizer step: a Lightning batch is a list of micro-batches whose gradients are added up.
 
 Lightning's own gradient accumulation counts micro-batches as steps, and averages the means of micro-batches, which is wrong
 if they have different numbers of targets. Here a call of `training_step` is a whole optimizer step. Therefore Lightning's step
@@ -68,7 +68,7 @@ class TrainingModule(L.LightningModule):
         seed: int,
         identity: dict[str, Any],
     ) -> None:
-        """`identity` (the tokenizer's hash and the architecture) is written into every checkpoint."""
+        """Store the model and its settings; `identity` (tokenizer hash and architecture) is written into every checkpoint."""
         super().__init__()
         self.automatic_optimization = False
         self.model, self.objective = model, objective

@@ -52,7 +52,7 @@ def hold_run(run: Run, processes: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Start:
-    """Hold where a run starts.
+    """Describe the state from which a run starts.
 
     `checkpoint`: the file from which weights, optimizer and step are restored. `weights`: the file from which only the
     weights are restored. `tokenizer_from`: the run whose tokenizer is used.

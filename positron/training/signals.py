@@ -29,7 +29,7 @@ class Signals:
         return self
 
     def install(self) -> None:
-        """Install the handlers. Called again when the training starts, because Lightning replaces the handler of SIGTERM."""
+        """Install the handlers, again when the training starts, because Lightning replaces the handler of SIGTERM."""
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             signum = getattr(signal, name, None)  # Windows has no SIGHUP
             if signum is None or (name == "SIGHUP" and signal.getsignal(signum) is signal.SIG_IGN):

@@ -1,4 +1,4 @@
-"""Train a base run further: load its model, find its text, fit, and measure how much worse that makes it on that text."""
+"""Train a base run further: load its model and pretraining text, train, and measure how much of this text it forgets."""
 
 from __future__ import annotations
 
@@ -109,12 +109,12 @@ def record_beginning(run: Run, objective: Objective, model: GPT, measured: dict[
 
 
 def base_run(config: RunConfig) -> Run:
-    """Return the run that `config` trains further. Raises UserError if it does not exist any more."""
+    """Return the base run, which `config` trains further. Raises UserError if it does not exist any more."""
     try:
         return find_run(config.init_from)
     except UserError as error:
         raise UserError(
-            f"the run init_from={config.init_from}, from which this fine-tuning started, was not found: restore its folder"
+            f"the base run of this run, init_from={config.init_from}, was not found: restore its folder"
         ) from error
 
 
@@ -147,7 +147,7 @@ def _without_replay(start: Start, key: str) -> str:
     """Return the advice for a user whose pretraining text is not available."""
     if start.is_own:
         return f"give another name= and {key}=0 to start a new run without replay"
-    return f"give {key}=0 to train without its pretraining text"
+    return f"give {key}=0 to train without the pretraining text"
 
 
 def validation_text(config: RunConfig, tokenizer: Tokenizer, instead: str) -> ValidationText | None:
@@ -158,7 +158,7 @@ def validation_text(config: RunConfig, tokenizer: Tokenizer, instead: str) -> Va
     try:
         files = token_files(base_run(config), "val", instead)
         if files.n_tokens < 2:
-            raise UserError("it has no validation part")
+            raise UserError(f"it has no validation part: {instead}")
     except (UserError, Unreachable) as error:
         logger.info(f"the text of the base run cannot be used for validation: {error}")
         return None
@@ -172,14 +172,14 @@ def validation_text(config: RunConfig, tokenizer: Tokenizer, instead: str) -> Va
 
 
 def _measure_forgetting(run: Run, tokenizer: Tokenizer, config: RunConfig) -> None:
-    """Write the bits per byte of the pretraining run's validation text, before and after the training, into run.json."""
+    """Write the bits per byte of the base run and of this run, on the validation text of the pretraining, into run.json."""
     try:
         base = base_run(config)
-        files = token_files(base, "val", "fine-tuning does not need it")
+        files = token_files(base, "val", "training does not need it")
     except (UserError, Unreachable) as error:
         logger.info(f"the loss on the pretraining text was not measured: {error}")
         return
-    logger.info("measuring the loss on the pretraining text before and after fine-tuning")
+    logger.info("measuring the loss on the pretraining text before and after this training")
     context = from_dict(type(config.model), base.config()["model"]).context_length
     x, y = validation_windows(files, context=context, end_id=tokenizer.special_id(END_OF_TEXT), limit=100_000)
     token_bytes = torch.from_numpy(tokenizer.token_bytes())

@@ -203,7 +203,7 @@ def test_training_survives_an_outage_with_the_same_result(
         folder.mkdir()
     made = run_command("train", *TRAINING_COMMAND, folder=whole, HF_ENDPOINT=stories_hub.url)
     assert made.code == 0, made.err
-    settings = [s for s in TRAINING_COMMAND if s.startswith(("data", "tokenizer"))] + ["data.dir=my data"]
+    settings = [s for s in TRAINING_COMMAND if s.startswith(("data", "tokenizer"))]
     assert run_command("prepare", *settings, folder=cut, HF_ENDPOINT=stories_hub.url).code == 0
     shutil.rmtree(next(cut.glob("outputs/data/*/raw")))
     stories_hub.faults[f"/datasets/some/stories/resolve/{COMMIT}/data/train-00005.parquet"] = ["503"] * 1000

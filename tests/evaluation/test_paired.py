@@ -165,7 +165,7 @@ def test_a_run_that_ended_because_of_its_result_is_not_left_out_in_silence(grid:
     assert any("grid/3, which is not finished" in line for line in logged)
     for status in ("diverged", "pruned", "failed"):
         edit(grid / "5", status=status)
-        with pytest.raises(UserError, match=f"has ended as {status}: leaving out its seed"):
+        with pytest.raises(UserError, match=f"ended with the status {status}: without its seed"):
             find_pairs([str(grid)], Path("outputs"))
 
 
@@ -175,7 +175,7 @@ def test_what_is_not_two_variants_is_refused(grid: Path) -> None:
             find_pairs(names, Path("outputs"))
 
     refuse([str(grid / "0"), str(grid / "0")], "have the same settings")
-    refuse([str(grid / "0")], "has 1 group of runs that differ in more than the seed: name a second run")
+    refuse([str(grid / "0")], "has no runs that differ in more than the seed: name a second run")
     refuse([str(grid)] * 3, "3 names were given")
     refuse([str(grid), str(grid / "3")], r"are not one variant: optimizer.lr is 0.001 in \S+ and 0.01 in \S+; name one")
     refuse([f"{grid}:optimizer.lr=5", str(grid / "3")], "has no finished run")
@@ -183,7 +183,7 @@ def test_what_is_not_two_variants_is_refused(grid: Path) -> None:
     refuse([str(grid)], "have the same seed 0 and the same settings")
     edit(grid / "6", optimizer__lr=0.1)
     (grid / "6" / "job.json").write_text(json.dumps({"overrides": ["optimizer.lr=0.1", "seed=0"], "failed": None}))
-    refuse([str(grid)], r"has 3 groups .*:optimizer.lr=0.1\): name two of them")
+    refuse([str(grid)], r"form 3 groups .*:optimizer.lr=0.1\): name two of them")
 
 
 def test_other_code_and_hardware_are_named(grid: Path) -> None:

@@ -125,6 +125,6 @@ def test_a_missing_package_is_named_with_the_extra_that_brings_it(tmp_path, monk
 
 def test_a_model_above_the_limit_of_a_file_is_refused_before_anything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(onnx_file, "MAX_FILE_BYTES", 1000)
-    with pytest.raises(UserError, match="less than 2 GB"):
+    with pytest.raises(UserError, match="smaller than 2 GB"):
         export(made(tmp_path, {}), "onnx", tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

@@ -104,8 +104,8 @@ def test_runs_that_name_each_other_are_an_error_wherever_their_base_is_asked_for
     shutil.copytree("outputs/s1", "outputs/s3")
     edit("s3", "outputs/s3", is_old)
     for name, said in (
-        ("s1", "which was itself fine-tuned from"),
-        ("s2", "which was itself fine-tuned from"),
+        ("s1", "which was itself trained from"),
+        ("s2", "which was itself trained from"),
         ("s3", "itself"),
     ):
         run = Run(Path("outputs", name))
@@ -153,9 +153,7 @@ def test_a_run_without_its_base_is_measured_on_files_and_says_what_else_needs_it
     run = Run(Path("outputs/s1"))
     (row,) = compare(find_runs(["s1"], Path("outputs")), [TEXT], "The", 4, 0)
     assert row.bpb > 0
-    with pytest.raises(
-        UserError, match=r"s1 was fine-tuned from outputs/base, but that run does not exist.*--text FILE"
-    ):
+    with pytest.raises(UserError, match=r"s1 was trained from outputs/base, but that run does not exist.*--text FILE"):
         texts_of_run(run, "val", 100)
     again = sft(tuned("outputs/base"), Path("outputs/s1"))  # the same command again
     assert again.status == "finished"

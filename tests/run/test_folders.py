@@ -377,6 +377,15 @@ def test_a_run_of_ones_own_is_taken_where_none_is_named(tmp_path):
     assert find_run(None, outputs).folder.name == "begun"  # the newest, where none is better
 
 
+def test_runs_of_which_none_is_used_by_default_are_not_said_to_be_missing(tmp_path):
+    with pytest.raises(UserError, match="there is no run in"):
+        find_run(None, tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "run.json").write_text("{}")
+    with pytest.raises(UserError, match=r"uses none of the runs in .* by default: name one with init_from="):
+        find_run(None, tmp_path, which=lambda run: False)
+
+
 def test_a_misspelt_run_is_answered_with_the_nearest(tmp_path):
     for name in ("quickstart", *(f"other{i}" for i in range(9))):
         (tmp_path / name).mkdir()

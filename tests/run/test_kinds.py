@@ -44,7 +44,7 @@ def test_a_run_records_its_kind_and_its_base_when_it_begins(run: Run) -> None:
 def test_the_record_says_what_a_config_cannot(run: Run) -> None:
     begin(run, "distillation", init_from="outputs/base")
     assert (run.kind, run.base) == ("distillation", "outputs/base")
-    with pytest.raises(UserError, match="fine-tuned from outputs/base, but that run does not exist"):
+    with pytest.raises(UserError, match="trained from outputs/base, but that run does not exist"):
         base_of(run)
     assert in_training(run) is None
 

@@ -1,8 +1,8 @@
 """Wrap every undocumented symbol of torch that Positron uses, and describe the behaviour that Positron relies on.
 
 A version of torch may change or remove any of these symbols without notice. tests/model/test_torch_private.py checks the
-signature of each symbol and its result for a small input. Checked with torch 2.13.0. NumPy and Lightning are used through
-their public interfaces only, and numpy_ref does not use torch.
+signature of each symbol and its result for a small input. All symbols were checked with torch 2.13.0. NumPy and Lightning are
+used through their public interfaces only, and numpy_ref does not use torch.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ def packs_bf16() -> bool:
 
 
 def has_amx() -> bool:
-    """Tell whether this processor has matrix tiles, as Intel's Xeons since 2023 (`torch.cpu._is_amx_tile_supported`)."""
+    """Tell whether this processor has matrix tiles, as Intel's Xeons have since 2023 (`torch.cpu._is_amx_tile_supported`)."""
     return bool(torch.cpu._is_amx_tile_supported())
 
 
 def packed(weight: Tensor) -> Tensor:
     """Copy a matrix (out, in) into oneDNN's blocked layout (`mkldnn._reorder_linear_weight`), for `packed_linear`.
 
-    The result is an opaque tensor of the layout `torch._mkldnn`, which only the next two functions can read.
+    The result is an opaque tensor of the layout `torch._mkldnn`, which only `packed_linear` and `packed_linear_plus` can read.
     """
     reordered: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight)
     return reordered

@@ -1,1 +1,1 @@
-"""Lightning callbacks that run after each training step, one per file."""
+"""Define the Lightning callbacks that run after each training step, one per file."""

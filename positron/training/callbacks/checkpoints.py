@@ -46,7 +46,7 @@ class Checkpoints(L.Callback):
     def __init__(
         self, folder: Path, *, every: int, keep_last: int, best: float | None, note_best: Callable[[int, float], None]
     ) -> None:
-        """`keep_last`: the number of newest checkpoints to keep.
+        """Store the arguments; `keep_last` is the number of newest checkpoints to keep.
 
         `best`: the lowest validation bits per byte so far; None: the newest checkpoint is the result of the run, whatever its
         validation loss, and is kept as the best one. `note_best` records the step and the bits per byte of a new best model

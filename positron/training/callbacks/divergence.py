@@ -38,7 +38,7 @@ class Divergence(L.Callback):
         objective: Objective,
         is_last: Callable[[L.Trainer], bool],
     ) -> None:
-        """`is_last` is called after a step and tells whether it was the last step of the run."""
+        """Store the arguments; `is_last` is called after a step and tells whether it was the last step of the run."""
         self.guessing, self.objective, self.is_last = math.log(vocab_size), objective, is_last
         self._has_warned = False
 

@@ -17,14 +17,17 @@ logger = logging.getLogger(__name__)
 
 
 class WeightHistory(L.Callback):
-    """Write the weights before training, at steps with growing distances, and at the last step.
+    """Write the weights before training, at steps with growing intervals, and at the last step.
 
     This callback must run before the one that saves checkpoints. If the process is killed between the two, the continued run
     then trains the step again and writes its weights again; in the other order they would be missing.
     """
 
     def __init__(self, folder: Path, *, count: int, horizon: int, is_last: Callable[[L.Trainer], bool]) -> None:
-        """`folder`: the folder for the weights. `horizon`: the planned last step, even if `train.stop_at` is lower."""
+        """Choose the steps: `count` of them up to `horizon`, the planned last step, even if `train.stop_at` is lower.
+
+        `folder`: the folder for the weights.
+        """
         self.folder, self.steps, self.is_last = folder, history_steps(count, horizon), is_last
 
     def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]

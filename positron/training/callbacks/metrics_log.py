@@ -22,7 +22,7 @@ class MetricsLog(L.Callback):
     def __init__(
         self, folder: Path, clock: Clock, trackers: list[Tracker], *, intervals: set[int], speed: SpeedFacts
     ) -> None:
-        """`intervals`, in steps: a row is written at each multiple of one of them; they must be equal on all ranks."""
+        """Write a row at each step that is a multiple of one of the `intervals`, which must be equal on all ranks."""
         self.intervals, self.speed = intervals, speed
         self.path, self.clock, self.trackers = RunPaths(folder).metrics_path, clock, trackers
         self._since = (0, 0.0)  # steps and seconds at the last row

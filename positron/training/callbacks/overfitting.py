@@ -19,7 +19,7 @@ class Overfitting(L.Callback):
     """Log a message, once, if the validation loss rises while the training loss falls; it names the best checkpoint."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
-        """`rows`: the rows of metrics.jsonl so far."""
+        """Restore the best validation so far from `rows`, the rows of metrics.jsonl."""
         self._best, self._best_step, self._best_loss, self._since = float("inf"), 0, float("inf"), 0
         for row in rows:
             if row.get("val/bpb") is not None and row.get("train/loss") is not None:

@@ -1,4 +1,4 @@
-"""Early stopping: end a run whose validation loss no longer falls."""
+"""End a run whose validation loss no longer falls (early stopping)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Patience(L.Callback):
     """End the run after `limit` validations in a row without a new best one. The best checkpoint is kept."""
 
     def __init__(self, limit: int, rows: list[dict[str, Any]]) -> None:
-        """`rows`: the rows of metrics.jsonl so far, so that a resumed run stops at the same step as an uninterrupted one."""
+        """Count the validations in `rows`, the rows of metrics.jsonl so far, so that a resumed run stops at the same step."""
         self.limit, self.best, self.since = limit, float("inf"), 0
         for row in rows:
             if row.get("val/bpb") is not None:

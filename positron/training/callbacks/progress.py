@@ -46,7 +46,7 @@ class Progress(L.Callback):
     """Show a bar on a terminal and a line every 15 seconds elsewhere; after 20 steps, log the duration of the run."""
 
     def __init__(self, clock: Clock, *, last_step: int, speed: SpeedFacts, is_alone: bool) -> None:
-        """`is_alone`: no other run of this sweep shows a bar on the same screen."""
+        """Store the arguments; `is_alone` is True if no other run of this sweep shows a bar on the same screen."""
         self.clock, self.last_step, self.speed, self.is_alone = clock, last_step, speed, is_alone
         self.bar: Any = None
         self._shown = 0.0

@@ -1,4 +1,4 @@
-"""`sweep.prune=median`: end a run of a sweep early if most other runs were better at the same step."""
+"""End a run of a sweep early if most other runs were better at the same step (`sweep.prune=median`)."""
 
 from __future__ import annotations
 

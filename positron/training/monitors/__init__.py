@@ -1,4 +1,4 @@
-"""Monitors: callbacks that measure the inside of a model every few steps and change nothing.
+"""Define the monitors: callbacks that measure the inside of a model every few steps and change nothing.
 
 No monitor draws random numbers, communicates with other ranks, or changes weights or gradients. Therefore the losses of a run
 are identical to the last bit with and without monitors. The measured values are added to `module.metrics`, from which they

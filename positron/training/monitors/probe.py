@@ -1,4 +1,4 @@
-"""The base classes of monitors, and the probe: a few validation windows on which all measurements of a run are made."""
+"""Define the base classes of monitors, and the probe: a few validation windows on which all measurements of a run are made."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Objectives define what a run learns: batches, loss, validation and sample prompt. `base.py` defines their protocol."""
+"""Define what a run learns: its batches, loss, validation and sample prompt. `base.py` has the protocol."""

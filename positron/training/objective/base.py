@@ -1,4 +1,4 @@
-"""The protocol of an objective, which defines the data, loss, validation and sample prompt of a training run.
+"""Define the protocol of an objective, which provides the data, loss, validation and sample prompt of a training run.
 
 The training loop (`training/loop.py`) is the same for all kinds of training. To add a kind, write a class with these members;
 the shortest way is a subclass of `PretrainObjective` or `SFTObjective` that overrides `loss`, as in

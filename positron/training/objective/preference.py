@@ -1,4 +1,4 @@
-"""Preference tuning: train on pairs of answers to a prompt, so that the chosen one becomes more probable than the rejected one.
+"""Define preference tuning: train on pairs of answers, so that the chosen one becomes more probable than the rejected one.
 
 Shapes: N pairs, B = 2 N rows, T tokens, C channels, V vocabulary.
 """

@@ -1,4 +1,4 @@
-"""The losses of preference tuning, as functions of the log-probabilities of chosen and rejected answers.
+"""Compute the losses of preference tuning, as functions of the log-probabilities of chosen and rejected answers.
 
 All tensors are (N,), one value per pair, in nats; each result is a loss or a margin per pair. w and l are the log-probabilities
 of the chosen and the rejected answer under the model, rw and rl those under the frozen reference. numpy_ref/preference.py has

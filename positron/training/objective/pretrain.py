@@ -1,4 +1,4 @@
-"""Pretraining: every token of a text is a target."""
+"""Define pretraining, in which every token of a text is a target."""
 
 from __future__ import annotations
 

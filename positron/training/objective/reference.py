@@ -1,4 +1,4 @@
-"""The frozen reference of preference tuning. The run folder stores its results, so that the model itself is not needed."""
+"""Store the results of the frozen reference of preference tuning in the run folder, so that its model is not needed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _ARRAYS = ("train", "val", "states", "head")
 
 @dataclass
 class Reference:
-    """Hold the log-probabilities of all answers under the reference, which is the model before the training.
+    """Hold the log-probabilities of all answers under the reference, which is the model before this training.
 
     softmax(states head^T) is its distribution over the vocabulary at n positions in chosen answers of validation pairs.
     """

@@ -1,4 +1,4 @@
-"""Reinforcement learning: the model learns from its own answers to prompts, weighted by their advantages.
+"""Define reinforcement learning: the model learns from its own answers to prompts, weighted by their advantages.
 
 Each optimizer step samples K answers to each of P prompts from the policy pi = softmax(logits / temperature) with the current
 weights, computes their rewards, and takes one step on
@@ -58,7 +58,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Judge:
-    """Hold the reward function of prompt and answer, both texts, and `full`, the reward from which an answer has passed.
+    """Hold the reward function of prompt and answer, both texts, and `full`, the smallest reward of an answer that passes.
 
     `decided` returns how many characters of an answer decide its reward, whatever follows; None if only its end does.
     """

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: the answers of conversations are the targets."""
+"""Define supervised fine-tuning, in which the answers of conversations are the targets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The next-token loss, which pretraining and fine-tuning share."""
+"""Define the next-token loss, which pretraining and supervised fine-tuning share."""
 
 from __future__ import annotations
 

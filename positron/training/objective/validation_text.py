@@ -1,4 +1,4 @@
-"""Validation on the text that the base run was pretrained on, which shows how much of it the model forgets during tuning."""
+"""Validate on the text that the base run was pretrained on, to show how much of it the model forgets during tuning."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Optimizers, parameter groups and the learning rate's schedule."""
+"""Build the optimizer and its parameter groups, and compute the learning rate of each step."""

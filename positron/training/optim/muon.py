@@ -1,4 +1,4 @@
-"""The optimizer Muon: it orthogonalises the momentum of each block matrix; all other parameters are updated by AdamW.
+"""Define the optimizer Muon, which orthogonalises the momentum of each block matrix and updates all else by AdamW.
 
 The gradient of a weight matrix has nearly low rank, so a plain step moves the weights far in a few directions and hardly in
 the others. With the singular value decomposition U S V^T of the momentum, U V^T is the nearest orthogonal matrix; a step along

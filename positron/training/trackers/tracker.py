@@ -1,4 +1,4 @@
-"""The protocol of trackers, which show a run in another program; a failing tracker cannot stop the run."""
+"""Define the protocol of trackers, which show a run in another program; a failing tracker cannot stop the run."""
 
 from __future__ import annotations
 
