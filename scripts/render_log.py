@@ -17,32 +17,12 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Any
+
+from positron.evaluation.log_table import table
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE, RESULTS = ROOT / "docs" / "LOG.md", ROOT / "docs" / "results"
 _TABLE = re.compile(r"(?s)(<!-- table: ([\w-]+) -->\n).*?(<!-- end -->)")
-
-
-def cell(value: Any, column: dict[str, str]) -> str:
-    """Return a value in the format of its column, or "" if it is missing."""
-    if isinstance(value, list):
-        return f" {column['pair']} ".join(cell(part, column) for part in value)
-    if value is None or "format" not in column:
-        return value or ""
-    spec, _, unit = column["format"].partition(" ")
-    if spec.endswith("M"):
-        spec, unit = spec[:-1], "M"
-        return f"{value:{spec}}{unit}"
-    return f"{value:{spec}} {unit}".rstrip()
-
-
-def table(result: dict[str, Any]) -> str:
-    """Return the rows of a result as a table in Markdown."""
-    columns = result["columns"]
-    lines = [[column["title"] for column in columns], ["---:" if "format" in column else "---" for column in columns]]
-    lines += [[cell(row.get(column["key"]), column) for column in columns] for row in result["rows"]]
-    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def rendered(text: str, results: Path = RESULTS) -> str:

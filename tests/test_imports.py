@@ -88,6 +88,7 @@ def loaded_by(code: str) -> set[str]:
         "evaluate",
         "compare",
         "floor",
+        "research",
         "scaling",
         "dashboard",
         "preview",

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from scripts.render_log import PAGE, RESULTS, cell, rendered, table
+from positron.evaluation.log_table import cell, table
+from scripts.render_log import PAGE, RESULTS, rendered
 
 TEXT = PAGE.read_text(encoding="utf-8")
 ENTRIES = dict(re.findall(r"(?ms)^## (.*?)\n(.*?)(?=^## |\Z)", TEXT))

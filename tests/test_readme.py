@@ -197,6 +197,7 @@ SHORTENED = {
     ],
     "evaluate": lambda arguments: [*arguments, "--count", "2", "--limit", "3000"],
     "compare": lambda arguments: [*arguments, "--limit", "3000"],
+    "research": lambda arguments: [arguments[0], "budget=1s"],  # ends after the first run
     "floor": lambda arguments: [
         *(a.replace("docs/", f"{PROJECT}/docs/").replace("{out}", "{out} --steps 5") for a in arguments),
         *("--documents", "5"),
@@ -225,6 +226,10 @@ def test_every_command_of_the_readme_and_the_guides_runs(pages, run_command, sta
     (tmp_path / "my.jsonl").write_text("".join(json.dumps(talk) + "\n" for talk in talks))
     pairs = [{"prompt": f"Who is {n}?", "chosen": f"Tom {n}.", "rejected": "No."} for n in range(30)]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+    recipe = [*SHORT, "train.max_steps=2"]
+    (tmp_path / "candidates.yaml").write_text(
+        json.dumps({"base": recipe, "candidates": {"high": ["optimizer.lr=1e-2"]}})
+    )
     long = ("model.context_length=1024", "train.batch_tokens=2048")  # letters of a story, with the request for it
     quickstart = run_command("train", "experiment=quickstart", *SHORT, *long, "train.max_steps=5")
     assert quickstart.code == 0, quickstart.err

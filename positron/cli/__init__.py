@@ -26,6 +26,7 @@ COMMANDS = (
     "evaluate",
     "compare",
     "floor",
+    "research",
     "scaling",
     "reproduce",
     "export",

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from positron.evaluation.log_table import origin
 from positron.evaluation.pairing import Pairs
 from positron.evaluation.score import Score
 from positron.evaluation.scoring import interval, sampling_units, score_windows, total
@@ -217,7 +218,6 @@ def as_log_row(pairs: Pairs, result: Difference) -> str:
     """
     run = pairs.runs[0][1]
     start = start_of(read_provenance(run.folder), run.facts().step or 0)
-    hardware, versions, git = (start.get(key) or {} for key in ("hardware", "versions", "git"))
     commands = [text for text in (start.get("command"), command()) if text]
     row: dict[str, Any] = {
         "change": "; ".join(result.changes) or "the code",
@@ -233,8 +233,7 @@ def as_log_row(pairs: Pairs, result: Difference) -> str:
     }
     record = {
         "date": time.strftime("%Y-%m-%d"),
-        "commit": git["commit"][:7] if git.get("commit") else None,
-        "machine": {"cpu": hardware.get("cpu"), "cores": hardware.get("cores"), "torch": versions.get("torch")},
+        **origin(run),
         "command": "; ".join(commands),
         "seeds": len(result.seeds),
         "columns": COLUMNS,

@@ -1,12 +1,16 @@
-"""Draw the figures of several runs: a comparison, a sweep, a scaling law."""
+"""Draw the figures of several runs: a comparison, a sweep, a scaling law, a research."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from positron.evaluation.plots import as_png, dots, fit_range, say_why_empty, token_axis
+from positron.evaluation.statistics import half_interval
+
+if TYPE_CHECKING:
+    from positron.evaluation.research import Trial
 
 Curve = tuple[list[str], list[tuple[float, float]], str]  # values of a job, (million tokens, bits per byte), status
 MILLION = 1e6
@@ -208,4 +212,50 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
     right.set(ylabel="bits per byte", title="loss")
     fit_range(right, [*map(float, bpb), *map(float, curve), e])
     right.legend()
+    return as_png(figure)
+
+
+def research_picture(trials: Sequence[Trial], min_gain: float, title: str) -> bytes:
+    """Draw the gain of each pair of each candidate with the 95 % interval of the mean, and the adopted recipes below it.
+
+    The second panel shows the mean bits per byte with each adopted candidate, over the seeds of its pairs. `min_gain` is the
+    smallest gain worth having. Returns a PNG.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    colors = {"adopted": "tab:green", "rejected": "tab:red", "lost": "0.5", "open": "tab:blue"}
+    height = max(2.2, 1.4 + 0.45 * len(trials))
+    figure = Figure(figsize=(6.8, height + 2.8), layout="constrained")
+    upper, lower = figure.subplots(2, 1, height_ratios=[height, 2.8])
+    for place, trial in enumerate(trials):
+        color = colors[trial.verdict]
+        upper.scatter(trial.gains, [place + 0.18] * len(trial.gains), s=12, color=color, alpha=0.5)
+        if trial.gains:
+            half = half_interval(trial.gains)
+            mean = statistics.fmean(trial.gains)
+            upper.errorbar(mean, place - 0.1, xerr=half, fmt="D", ms=5, color=color, capsize=4)
+    upper.axvline(0, color="0.3", linewidth=1)
+    upper.axvline(min_gain, color="0.3", linewidth=1, linestyle=":")
+    upper.set_yticks(range(len(trials)), [f"{trial.name} ({len(trial.gains)})" for trial in trials])
+    upper.set_ylim(len(trials) - 0.4, -0.6)
+    upper.set(
+        xlabel="gain in bits per byte (dots: pairs; diamond: mean with 95 % interval)",
+        title=f"{title}: candidates (pairs)",
+    )
+    marks = [Line2D([], [], marker="D", linestyle="", color=colors[name], label=name) for name in colors]
+    marks.append(Line2D([], [], color="0.3", linestyle=":", label="smallest gain worth having"))
+    upper.legend(handles=marks, fontsize=8)
+    upper.grid(alpha=0.3)
+    adopted = [trial for trial in trials if trial.verdict == "adopted"]
+    if adopted:
+        names = [adopted[0].against, *(trial.name for trial in adopted)]
+        scores = [statistics.fmean(adopted[0].bpb_without), *(statistics.fmean(trial.bpb_with) for trial in adopted)]
+        lower.plot(range(len(names)), scores, "o-", color="tab:green")
+        lower.set_xticks(range(len(names)), names)
+        fit_range(lower, scores)
+    else:
+        say_why_empty(lower, "no candidate was adopted")
+    lower.set(ylabel="bits per byte", title="recipe with the adopted candidates")
+    lower.grid(alpha=0.3)
     return as_png(figure)

@@ -51,6 +51,16 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
     return float(2 * stdtr(n - 1, -abs(mean) / deviation * math.sqrt(n)))
 
 
+def one_sided_t_test(gains: Sequence[float]) -> float:
+    """Return the p-value of the paired t-test against a mean gain of 0 or less, for at least two pairs.
+
+    Pairs whose gains are all equal give 0 if the gains are positive, otherwise 1.
+    """
+    p = paired_t_test(gains)
+    assert p is not None
+    return p / 2 if statistics.fmean(gains) > 0 else 1 - p / 2 if p < 1 else 1.0
+
+
 @dataclass(frozen=True)
 class SignFlips:
     """Hold the result of a sign-flip test: its p-value, and the number of sign patterns that were compared."""

@@ -17,6 +17,7 @@ import scipy.stats
 from conftest import Result, tiny
 
 from positron.evaluation.eval_texts import texts_of_run
+from positron.evaluation.log_table import table
 from positron.evaluation.paired import Documents, as_text, compare_scores, mean_differences
 from positron.evaluation.pairing import Pairs, find_pairs, settings_named
 from positron.evaluation.score import Score
@@ -26,7 +27,6 @@ from positron.run.folder import Run
 from positron.run.load import load_model
 from positron.system.errors import UserError
 from positron.train import train
-from scripts import render_log
 
 SEEDS = (0, 1, 2)
 RATES = (1e-3, 1e-2)
@@ -287,7 +287,7 @@ def test_the_command_reports_pairs_as_text_json_and_a_row_of_the_log(
     assert result["difference"] == pytest.approx(statistics.fmean(differences), rel=1e-12)
     row = json.loads(run_command(*arguments, "--log-row", folder=folder).out)
     assert set(row["machine"]) == {"cpu", "cores", "torch"}
-    lines = render_log.table(row).splitlines()
+    lines = table(row).splitlines()
     assert len(lines) == 3
     assert lines[2].startswith("| optimizer.lr: 0.001 -> 0.01 | 3 | ")
     assert f"{result['difference']:.4f} ± {result['half_over_seeds']:.4f}" in lines[2]

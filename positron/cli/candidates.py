@@ -1,0 +1,131 @@
+"""Read the file of candidates of `positron research`, and check all recipes before the first run."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from positron.cli.request import compose_request
+from positron.config import RunConfig
+from positron.evaluation.research import BASE, Plan, merged
+from positron.evaluation.sequential import FIRST_ADOPTION
+from positron.system.disk import is_number, read_text
+from positron.system.errors import UserError
+
+PAIRS, MIN_GAIN = 10, 0.001
+_KEYS = ("base", "candidates", "pairs", "min_gain")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
+# settings of the data that change training only; all others could change the validation text
+_DATA_OF_TRAINING = ("packing", "document_mask")
+
+
+def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> Plan:
+    """Return the plan in a YAML file.
+
+    `configure` builds the configuration of a run from its settings. Raises UserError, which names the file and the key, if the
+    plan cannot be carried out.
+    """
+    content = _read_yaml(path)
+    for key in content:
+        if key not in _KEYS:
+            near = difflib.get_close_matches(str(key), _KEYS, 1, 0.6)
+            hint = f"did you mean {near[0]}?" if near else f"the keys are {', '.join(_KEYS)}"
+            raise UserError(f"{path}: unknown key {key}: {hint}")
+    base = _settings(content.get("base"), f"{path}: base")
+    candidates = content.get("candidates")
+    if not isinstance(candidates, dict) or not candidates:
+        raise UserError(f"{path}: candidates must name each list of settings, such as high: [optimizer.lr=3e-3]")
+    for name in candidates:
+        if not isinstance(name, str) or not _NAME.fullmatch(name) or name.casefold() == BASE:
+            raise UserError(
+                f"{path}: the candidate {name} needs another name, which is also that of a folder: at most 60 letters, digits, "
+                f"_, - and dots, a letter or digit first, and not {BASE}"
+            )
+    by_folder = {name.casefold(): name for name in candidates}
+    for name in candidates:
+        if by_folder[name.casefold()] != name:
+            raise UserError(f"{path}: {name} and {by_folder[name.casefold()]} differ only in case: rename one of them")
+    pairs, min_gain = content.get("pairs", PAIRS), content.get("min_gain", MIN_GAIN)
+    if isinstance(pairs, bool) or not isinstance(pairs, int) or pairs < FIRST_ADOPTION:
+        raise UserError(f"{path}: pairs must be a whole number of at least {FIRST_ADOPTION}, not {pairs}")
+    if not is_number(min_gain) or min_gain <= 0:
+        raise UserError(f"{path}: min_gain must be a number above 0, in bits per byte, not {min_gain}")
+    named = {name: _settings(words, f"{path}: {name}") for name, words in candidates.items()}
+    config = _configured(f"{path}: base", base, configure)
+    for name, overrides in named.items():
+        _refuse_other_judgement(
+            f"{path}: {name}", config, _configured(f"{path}: {name}", merged(base, overrides), configure)
+        )
+    return Plan(base, named, pairs, float(min_gain), config.seed)
+
+
+def _read_yaml(path: Path) -> dict[Any, Any]:
+    try:
+        text = read_text(path)
+        _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), path)
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must contain the keys base and candidates")
+    return content
+
+
+def _refuse_repeated_keys(node: Any, path: Path) -> None:
+    """Raise UserError for a key that a mapping has twice, because YAML would silently take the second value."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    known = set()
+    for key, value in node.value:
+        if key.value in known:
+            raise UserError(f"{path}, line {key.start_mark.line + 1}: {key.value} is given twice: rename or remove one")
+        known.add(key.value)
+        _refuse_repeated_keys(value, path)
+
+
+def _settings(words: Any, where: str) -> list[str]:
+    """Return a list of settings, key=value. Raises UserError for anything else, and for a key that is given twice."""
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        raise UserError(f"{where} must be a list of settings, such as [model=debug, train.max_steps=300]")
+    if len(merged([], words)) < len(words):
+        raise UserError(f"{where} gives a setting twice: {' '.join(words)}")
+    if len(merged(words, ["name="])) == len(words):  # because it replaced another one
+        raise UserError(f"{where}: leave name= out, because positron research names the runs")
+    return words
+
+
+def _configured(where: str, words: list[str], configure: Callable[[dict[str, Any]], RunConfig]) -> RunConfig:
+    """Return the configuration of a recipe. Raises UserError if it cannot be trained."""
+    try:
+        request = compose_request("train", [*words, "name=research"])
+        config = request.configured(configure)
+        request.refuse_unread()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    if config.train.max_time is not None or config.train.stop_at is not None:
+        raise UserError(f"{where}: leave train.max_time= and train.stop_at= out, and give train.max_steps= or budget=")
+    if config.device.processes > 1:
+        raise UserError(f"{where}: positron research trains each run on one device: leave device.devices= out")
+    return config
+
+
+def _refuse_other_judgement(where: str, base: RunConfig, config: RunConfig) -> None:
+    """Raise UserError if a candidate would get another seed or another validation text than the base recipe."""
+    changed = ["seed"] if config.seed != base.seed else []
+    for group in ("data", "tokenizer"):
+        values, known = (dataclasses.asdict(getattr(side, group)) for side in (config, base))
+        changed += [
+            f"{group}.{key}" for key in values if values[key] != known.get(key) and key not in _DATA_OF_TRAINING
+        ]
+    if config.train.val_tokens != base.train.val_tokens:
+        changed.append("train.val_tokens")
+    if changed:
+        raise UserError(
+            f"{where} changes {changed[0]}, so that a pair would not share its seed and validation text: set it in base"
+        )

@@ -1,0 +1,254 @@
+"""Test candidates one after another against a base recipe by pairs of runs with the same seed, and keep the winners.
+
+Each run has the folder CANDIDATE/SEED, or base/SEED, in the folder of the research. The file job.json in it holds the result,
+so that the same research continues after an interruption: it takes every recorded result and trains only what is missing.
+The decisions depend on the recorded results alone. Only the budget depends on time, that of the recorded runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from positron.evaluation.sequential import Look, look
+from positron.run.facts import Facts
+from positron.run.folder import Run
+from positron.run.paths import JOB
+from positron.system.disk import is_number, make_folder, read_json, write_json
+from positron.system.errors import Interrupted, UserError
+from positron.system.exits import describe
+from positron.system.formatting import counted
+
+logger = logging.getLogger(__name__)
+
+BASE = "base"  # the folder of the runs of the base recipe
+_PLAN = "research.json"
+# Trains the run with these settings in a folder, from its last checkpoint if it has one, and returns its facts.
+Trainer = Callable[[list[str], Path], Facts]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hold what a research tests."""
+
+    base: list[str]  # settings of `positron train`
+    candidates: dict[
+        str, list[str]
+    ]  # name -> the settings that it adds to the base or replaces in it, in the order of testing
+    pairs: int  # largest number of pairs for each candidate
+    min_gain: float  # smallest gain worth having, in bits per byte
+    first_seed: int  # seed of the first pair; the next pair has the next seed
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Hold the pairs of one candidate so far, and what they say."""
+
+    name: str
+    overrides: list[str]
+    against: str  # BASE, or the candidate that was adopted last: the recipe without this candidate
+    seeds: list[int] = field(default_factory=list)
+    bpb_without: list[float] = field(default_factory=list)  # for each seed
+    bpb_with: list[float] = field(default_factory=list)
+    date: str | None = None  # of the latest run
+    judged: Look | None = None  # None for fewer than two pairs
+    failure: str | None = None  # why a run of the candidate failed
+
+    @property
+    def gains(self) -> list[float]:
+        """Return the gain of each pair in bits per byte; positive if the candidate is better."""
+        return [a - b for a, b in zip(self.bpb_without, self.bpb_with, strict=True)]
+
+    @property
+    def verdict(self) -> Literal["adopted", "rejected", "lost", "open"]:
+        """Return what was decided; `lost` is a candidate of which a run failed."""
+        if self.failure is not None:
+            return "lost"
+        return "open" if self.judged is None else self.judged.verdict
+
+    @property
+    def reason(self) -> str:
+        """Return why this was decided."""
+        return self.failure or (self.judged.reason if self.judged else counted(len(self.seeds), "pair"))
+
+
+def merged(base: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    """Return the settings of `base` with those of `overrides` replaced or added."""
+    return list({_key(word): word for word in (*base, *overrides)}.values())
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+").partition("=")[0].strip()
+
+
+def begin(folder: Path, plan: Plan) -> str:
+    """Record the plan and today's date in the folder, unless it has them, and return the date.
+
+    Candidates may be appended to the plan of an earlier start. Raises UserError for every other difference.
+    """
+    path, new = make_folder(folder) / _PLAN, dataclasses.asdict(plan)
+    started = time.strftime("%Y-%m-%d")
+    if path.exists():
+        known = read_json(path)
+        if (
+            not isinstance(known, dict)
+            or known.keys() != {*new, "started"}
+            or not isinstance(known["candidates"], list)
+        ):
+            raise UserError(f"{path} is damaged: restore it from a copy, or give another name=")
+        started = str(known["started"])
+        old, listed = known["candidates"], _listed(plan)
+        for key in new:
+            same = listed[: len(old)] == old if key == "candidates" else known[key] == new[key]
+            if not same:
+                raise UserError(
+                    f"{key} differs from the earlier start in {folder}: "
+                    + (
+                        f"{known[key]} -> {new[key]}"
+                        if key != "candidates"
+                        else "only new candidates at the end are possible"
+                    )
+                    + "; restore it, or give another name= to begin anew"
+                )
+    write_json(path, {"started": started, **new, "candidates": _listed(plan)})
+    return started
+
+
+def _listed(plan: Plan) -> list[list[Any]]:
+    """Return the candidates as a list, because the order in which they are tested is a part of the plan."""
+    return [[name, overrides] for name, overrides in plan.candidates.items()]
+
+
+def research(folder: Path, plan: Plan, train: Trainer, budget_s: float = math.inf) -> Iterator[list[Trial]]:
+    """Test the candidates, and yield all trials so far after each pair and at the end.
+
+    No run is started after the runs of this research have taken `budget_s` seconds of training. Raises UserError if a run of
+    the base recipe fails.
+    """
+    runs = _Runs(folder, train, budget_s)
+    base, against = plan.base, BASE
+    trials: list[Trial] = []
+    try:
+        for name, overrides in plan.candidates.items():
+            recipe = merged(base, overrides)
+            trials.append(Trial(name, overrides, against))
+            for number in range(plan.pairs):
+                trials[-1] = _next_pair(runs, trials[-1], base, recipe, plan, plan.first_seed + number)
+                yield list(trials)
+                if trials[-1].verdict != "open":
+                    break
+            if trials[-1].verdict == "adopted":
+                base, against = recipe, name
+    except _BudgetUsed:
+        yield list(trials)
+
+
+def _next_pair(runs: _Runs, trial: Trial, base: list[str], recipe: list[str], plan: Plan, seed: int) -> Trial:
+    without = runs.result(trial.against, base, seed, may_fail=False)
+    assert without.bpb is not None  # otherwise an error was raised
+    with_it = runs.result(trial.name, recipe, seed, may_fail=True)
+    date = max(without.date, with_it.date, trial.date or "")
+    if with_it.bpb is None:
+        return dataclasses.replace(trial, date=date, failure=f"seed {seed}: {with_it.failure}")
+    trial = dataclasses.replace(
+        trial,
+        seeds=[*trial.seeds, seed],
+        bpb_without=[*trial.bpb_without, without.bpb],
+        bpb_with=[*trial.bpb_with, with_it.bpb],
+        date=date,
+    )
+    gains = trial.gains
+    return dataclasses.replace(trial, judged=look(gains, plan.pairs, plan.min_gain)) if len(gains) > 1 else trial
+
+
+class _BudgetUsed(Exception):
+    """Report that the next run would begin after the end of the budget."""
+
+
+@dataclass(frozen=True)
+class _Result:
+    """Hold the recorded result of a run: its bits per byte, or why it failed."""
+
+    bpb: float | None
+    failure: str | None
+    date: str
+
+
+class _Runs:
+    """Take the results of runs from their folders, and train the runs that have none."""
+
+    def __init__(self, folder: Path, train: Trainer, budget_s: float) -> None:
+        self.folder, self._train, self._budget_s = folder, train, budget_s
+        self._spent_s = sum(float(_read_job(path)["time_s"]) for path in sorted(folder.glob(f"*/*/{JOB}")))
+
+    def result(self, label: str, recipe: list[str], seed: int, *, may_fail: bool) -> _Result:
+        """Return the result of the run of a recipe with a seed, which is trained if it is unknown.
+
+        Raises _BudgetUsed if no time is left for it, and the error of a run that may not fail.
+        """
+        folder, overrides = self.folder / label / str(seed), merged(recipe, [f"seed={seed}"])
+        path = Run(folder).job_path
+        if not path.exists():
+            if self._spent_s >= self._budget_s:
+                raise _BudgetUsed
+            job = self._trained(folder, overrides, may_fail)
+            write_json(Run(make_folder(folder)).job_path, job)
+            self._spent_s += job["time_s"]
+        job = _read_job(path)
+        if job["overrides"] != overrides:
+            raise UserError(
+                f"{folder} was trained with other settings ({' '.join(job['overrides'])}): give another name= to begin anew"
+            )
+        return _Result(job["bpb"], job["failed"], job["date"])
+
+    def _trained(self, folder: Path, overrides: list[str], may_fail: bool) -> dict[str, Any]:
+        """Train a run and return its record.
+
+        Raises the error of a run that may not fail, and UserError if a run cannot continue, because then the same candidate
+        could still succeed.
+        """
+        logger.info(f"{folder}: {' '.join(overrides)}")
+        is_begun, failure = Run(folder).exists, None
+        try:
+            facts = self._train(overrides, folder)
+            if facts.status != "finished":
+                failure = f"it ended as {facts.status}"
+            elif facts.val_bpb is None:
+                failure = "it has no validation loss: set train.val_every="
+        except Interrupted:
+            raise
+        except Exception as error:
+            if not may_fail or (is_begun and isinstance(error, UserError)):
+                raise
+            facts, failure = Run(folder).facts(), describe(error)[1].removeprefix("positron: ")
+        if failure is not None:
+            if not may_fail:
+                raise UserError(f"{folder}, a run of the base recipe, cannot be used: {failure}")
+            logger.warning(f"{folder} failed: {failure}")
+        return {
+            "overrides": overrides,
+            "failed": failure,
+            "bpb": facts.val_bpb if failure is None else None,
+            "time_s": facts.time_s or 0.0,
+            "date": time.strftime("%Y-%m-%d"),
+        }
+
+
+def _read_job(path: Path) -> dict[str, Any]:
+    """Return the record of a run. Raises UserError if it is damaged."""
+    job = read_json(path)
+    if (
+        isinstance(job, dict)
+        and isinstance(job.get("overrides"), list)
+        and is_number(job.get("time_s"))
+        and isinstance(job.get("date"), str)
+        and (is_number(job.get("bpb")) if job.get("failed") is None else isinstance(job["failed"], str))
+    ):
+        return {"bpb": None, "failed": None, **job}
+    raise UserError(f"{path} is damaged: restore it from a copy, or delete it, so that the run is examined again")

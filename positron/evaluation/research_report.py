@@ -1,0 +1,141 @@
+"""Write the report of a research: an entry for docs/LOG.md, its numbers as a file for docs/results/, and a plot."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from positron.evaluation.log_table import origin, table
+from positron.evaluation.research import BASE, Plan, Trial, merged
+from positron.evaluation.run_plots import research_picture
+from positron.evaluation.sequential import FIRST_ADOPTION, FIRST_REJECTION, LEVEL, MISS
+from positron.evaluation.statistics import half_interval
+from positron.run.folder import Run
+from positron.system.disk import whole_file, write_json, write_text
+from positron.system.formatting import aligned, counted
+
+COLUMNS: list[dict[str, str]] = [
+    {"key": "date", "title": "date"},
+    {"key": "candidate", "title": "candidate"},
+    {"key": "settings", "title": "settings"},
+    {"key": "against", "title": "compared with"},
+    {"key": "pairs", "title": "pairs", "format": "d"},
+    {"key": "bpb_without", "title": "bits per byte without", "format": ".4f"},
+    {"key": "bpb_with", "title": "with", "format": ".4f"},
+    {"key": "gain", "title": "gain ± 95 % over seeds", "format": ".4f", "pair": "±"},
+    {"key": "p", "title": "p, all looks", "format": ".2g"},
+    {"key": "verdict", "title": "verdict"},
+]
+
+
+def write_report(folder: Path, date: str, file: str, plan: Plan, trials: Sequence[Trial]) -> None:
+    """Write `DATE-NAME.md`, `DATE-NAME.json` and `DATE-NAME.png` into the folder of a research.
+
+    `date` is that of its first start, `file` the name of the file of candidates. The content depends only on the runs.
+    """
+    name = f"{date}-{folder.name}"
+    record = as_record(folder, date, file, trials)
+    write_json(folder / f"{name}.json", record)
+    write_text(folder / f"{name}.md", as_entry(folder, name, plan, trials, record))
+    with whole_file(folder / f"{name}.png") as file_of_plot:
+        file_of_plot.write(research_picture(trials, plan.min_gain, folder.name))
+
+
+def as_record(folder: Path, date: str, file: str, trials: Sequence[Trial]) -> dict[str, Any]:
+    """Return the numbers in the form of docs/results/. Commit and machine are those of the first run of the base recipe."""
+    runs = sorted((folder / BASE).glob("*/"), key=lambda path: int(path.name))
+    return {
+        "date": date,
+        **(origin(Run(runs[0])) if runs else {"commit": None, "machine": dict.fromkeys(("cpu", "cores", "torch"))}),
+        "command": f"positron research candidates={file}",
+        "seeds": max((len(trial.seeds) for trial in trials), default=0),
+        "columns": COLUMNS,
+        "rows": [_row(trial) for trial in trials],
+    }
+
+
+def _row(trial: Trial) -> dict[str, Any]:
+    gains, half = trial.gains, half_interval(trial.gains)
+    known = bool(gains)
+    gain = round(statistics.fmean(gains), 6) if known else None
+    return {
+        "date": trial.date,
+        "candidate": trial.name,
+        "settings": " ".join(trial.overrides).replace("|", "\\|"),
+        "against": trial.against,
+        "pairs": len(gains),
+        "bpb_without": round(statistics.fmean(trial.bpb_without), 6) if known else None,
+        "bpb_with": round(statistics.fmean(trial.bpb_with), 6) if known else None,
+        "gain": gain if half is None else [gain, round(half, 6)],
+        "p": trial.judged.p if trial.judged else None,
+        "verdict": trial.verdict,
+    }
+
+
+def as_entry(folder: Path, name: str, plan: Plan, trials: Sequence[Trial], record: dict[str, Any]) -> str:
+    """Return an entry of docs/LOG.md, whose table scripts/render_log.py renders in the same way from the numbers."""
+    adopted = [trial.name for trial in trials if trial.verdict == "adopted"]
+    is_open = any(trial.verdict == "open" for trial in trials) or len(trials) < len(plan.candidates)
+    verdict = f"adopted: {', '.join(adopted)}" if adopted else "measured" if is_open else "rejected"
+    commits = dict.fromkeys(origin(Run(path.parent))["commit"] for path in sorted(folder.glob("*/*/provenance.json")))
+    machine = record["machine"]
+    missing = [trial.name for trial in trials if trial.verdict == "open"] + list(plan.candidates)[len(trials) :]
+    lines = [
+        f"## {record['date']} · Research {folder.name} ({verdict})",
+        "",
+        f"- Commit: {', '.join(f'`{commit}`' for commit in commits if commit) or 'not recorded'}",
+        f"- Machine: {machine['cores'] or '?'} cores of {machine['cpu'] or 'a processor that was not recorded'}; "
+        f"torch {machine['torch'] or 'not recorded'}",
+        f"- Command: `{record['command']}`",
+        f"- Seeds: up to {record['seeds']}, from {plan.first_seed} on, the same ones for all recipes",
+        f"- Open: {', '.join(missing) or 'nothing'}",
+        "",
+        f"Base: `{' '.join(plan.base)}`. {rule(plan)}",
+        "",
+        f"<!-- table: {name} -->",
+        "",
+        f"{table(record)}",
+        "<!-- end -->",
+        "",
+        *(f"- *{trial.name}*, {trial.verdict}: {trial.reason}" for trial in trials),
+        "",
+        f"Recipe with all adopted candidates: `{' '.join(recipe(plan, trials))}`",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def rule(plan: Plan) -> str:
+    """Say how the candidates are decided."""
+    return (
+        f"A candidate is adopted at p < {LEVEL}, examined after each of {FIRST_ADOPTION} to {plan.pairs} pairs and corrected "
+        f"for all looks; it is rejected early, from {FIRST_REJECTION} pairs on, if a gain of {plan.min_gain:g} is excluded "
+        f"with {1 - MISS:.0%} confidence over all looks. Adopted candidates belong to the base of those after them."
+    )
+
+
+def recipe(plan: Plan, trials: Sequence[Trial]) -> list[str]:
+    """Return the base recipe with the settings of all adopted candidates."""
+    words = plan.base
+    for trial in trials:
+        if trial.verdict == "adopted":
+            words = merged(words, trial.overrides)
+    return words
+
+
+def as_text(plan: Plan, trials: Sequence[Trial]) -> str:
+    """Return the decisions as a table for the terminal."""
+    rows = [["candidate", "compared with", "pairs", "gain", "p", "verdict", "reason"]]
+    for trial in trials:
+        gain = f"{statistics.fmean(trial.gains):+.4f}" if trial.gains else ""
+        p = f"{trial.judged.p:.2g}" if trial.judged and trial.judged.p is not None else ""
+        rows.append([trial.name, trial.against, str(len(trial.gains)), gain, p, trial.verdict, trial.reason])
+    lines = [aligned(rows, underline=True), ""]
+    untested = len(plan.candidates) - len(trials) + sum(trial.verdict == "open" for trial in trials)
+    if untested:
+        lines.append(
+            f"{counted(untested, 'candidate is', 'candidates are')} open: the budget is used, and a larger one continues"
+        )
+    lines.append(f"recipe: {' '.join(recipe(plan, trials))}")
+    return "\n".join(lines)

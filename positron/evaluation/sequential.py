@@ -1,0 +1,56 @@
+"""Decide after each pair of runs whether a candidate is adopted, rejected, or needs another pair.
+
+The gain of a pair is the bits per byte without the candidate minus those with it; positive if the candidate is better. The
+gains of different seeds are assumed to be independent draws from one normal distribution, as in every paired t-test.
+
+Both decisions correct for looking several times by Bonferroni's inequality: each of the K looks may err with probability
+LEVEL / K, so all looks together err with probability LEVEL at most, however the looks depend on each other.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from positron.evaluation.statistics import one_sided_t_test, t_quantile
+
+LEVEL = 0.01  # largest probability to adopt a candidate whose true mean gain is 0 or negative
+MISS = 0.05  # largest probability to reject early a candidate whose true mean gain is the smallest one worth having
+FIRST_ADOPTION = 5  # pairs; an adoption with fewer pairs would rest on the assumption more than on the data
+FIRST_REJECTION = 3
+
+Verdict = Literal["adopted", "rejected", "open"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """Hold what the pairs so far say about a candidate."""
+
+    gain: float  # mean over the pairs
+    p: float | None  # one-sided p-value times the number of looks, at most 1; None before the first look
+    verdict: Verdict
+    reason: str
+
+
+def look(gains: Sequence[float], pairs: int, min_gain: float) -> Look:
+    """Judge a candidate after `len(gains)` of at most `pairs` pairs; `min_gain` is the smallest gain worth having.
+
+    The candidate is rejected if the upper confidence limit of its mean gain is below `min_gain`, or if no pair is left. It is
+    adopted if the paired t-test gives p < LEVEL after the correction. The rejection is examined first, which can only make
+    adoptions rarer.
+    """
+    n, mean = len(gains), statistics.fmean(gains)
+    p = min(1.0, (pairs - FIRST_ADOPTION + 1) * one_sided_t_test(gains)) if n >= FIRST_ADOPTION else None
+    if n >= FIRST_REJECTION:
+        confidence = 1 - MISS / (pairs - FIRST_REJECTION + 1)
+        limit = mean + t_quantile(n - 1, confidence) * statistics.stdev(gains) / math.sqrt(n)
+        if limit < min_gain:
+            return Look(mean, p, "rejected", f"the gain is below {min_gain:g}: its upper limit is {limit:+.5f}")
+    if p is not None and p < LEVEL:
+        return Look(mean, p, "adopted", f"p = {p:.2g} over all looks")
+    if n == pairs:
+        return Look(mean, p, "rejected", f"no gain is shown by {n} pairs")
+    return Look(mean, p, "open", f"{n} of at most {pairs} pairs")

@@ -1,0 +1,118 @@
+"""Test changes of a recipe by paired runs, keep those that are proven to help, and write a report.
+
+    positron research candidates=candidates.yaml budget=8h
+
+The file gives a base recipe, and names for lists of settings that are tested one after another. The same command again
+continues after an interruption. Files: outputs/research/NAME/. Settings: candidates=FILE, budget=TIME (training time of all
+runs; without it, until all candidates are decided), name=NAME (default: the name of the file).
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import logging
+import math
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from positron.system.command_parser import CommandParser
+from positron.system.commands import command
+from positron.system.console import say_loading
+from positron.system.errors import UserError
+from positron.system.exits import errors_as_one_line
+from positron.system.log import screen_log
+
+if TYPE_CHECKING:
+    from positron.run.facts import Facts
+
+logger = logging.getLogger("positron.research")  # under `python -m` the module is called __main__
+
+SETTINGS = ("candidates", "budget", "name")
+
+
+def arguments() -> argparse.ArgumentParser:
+    """Return the parser of the command's options."""
+    parser = CommandParser("research", __doc__)
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="candidates=FILE, budget=TIME, name=NAME")
+    return parser
+
+
+def main() -> None:
+    """Run the command with the options of the command line."""
+    with errors_as_one_line(), screen_log():
+        given = read_words(arguments().parse_args().settings)
+        if not given.get("candidates"):
+            raise UserError(f"give the file of candidates: {command('research', 'candidates=FILE', 'budget=8h')}")
+        from positron.config import seconds
+
+        budget_s = seconds(given["budget"], "budget") if "budget" in given else math.inf
+        path = Path(given["candidates"]).expanduser()
+        name = given.get("name", path.stem)
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+            raise UserError(f"the research cannot be called {name}: give name= with letters, digits, _ and -")
+        say_loading("the recipes")
+        from positron.cli.candidates import read_plan
+        from positron.cli.preflight import check_name
+        from positron.evaluation.research import begin, research
+        from positron.evaluation.research_report import as_text, write_report
+        from positron.run.folder import OUTPUTS
+        from positron.system.disk import lock, make_folder
+        from positron.train import configure
+
+        folder = OUTPUTS / "research" / name
+        check_name(folder)
+        plan = read_plan(path, configure)
+
+        def refuse() -> None:
+            raise UserError(f"another process works in {folder}: wait for it, or give another name=")
+
+        with lock(make_folder(folder) / "research.lock", refuse):
+            date = begin(folder, plan)
+            trials = []
+            for trials in research(folder, plan, _train, budget_s):
+                last = trials[-1]
+                gain = f"gain {last.gains[-1]:+.4f}, " if last.gains and last.failure is None else ""
+                logger.info(f"{last.name}, pair {len(last.seeds)}: {gain}{last.verdict} ({last.reason})")
+                if last.verdict != "open":
+                    write_report(folder, date, path.name, plan, trials)
+            write_report(folder, date, path.name, plan, trials)
+        print(as_text(plan, trials))
+        print(f"\nreport: {folder / f'{date}-{name}.md'}")
+
+
+def read_words(words: list[str]) -> dict[str, str]:
+    """Return the settings of the command line by key. Raises UserError for an unknown one, or one that is given twice."""
+    given: dict[str, str] = {}
+    for word in words:
+        key, equal, value = word.partition("=")
+        if key not in SETTINGS or not equal:
+            near = difflib.get_close_matches(key, SETTINGS, 1, 0.6)
+            hint = (
+                f"did you mean {near[0]}={value or 'VALUE'}?"
+                if near
+                else "the file of candidates has the settings of runs"
+            )
+            raise UserError(f"{word} is not a setting of {command('research')}: {hint}")
+        if key in given:
+            raise UserError(f"{key}= is given twice: leave one out")
+        given[key] = value
+    return given
+
+
+def _train(overrides: list[str], folder: Path) -> Facts:
+    """Train or continue a run of the research in this process."""
+    from positron.cli.request import compose_request
+    from positron.cli.user_callbacks import make_callbacks
+    from positron.run.folder import OUTPUTS
+    from positron.train import configure, train
+
+    name = folder.relative_to(OUTPUTS).as_posix()
+    request = compose_request("train", [*overrides, f"name={name}"])
+    config, folder = request.settle(configure)
+    return train(config, folder, make_callbacks(request.callbacks), request.asked)
+
+
+if __name__ == "__main__":
+    main()

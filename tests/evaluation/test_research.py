@@ -1,0 +1,286 @@
+"""The order of runs and decisions of a research, with a pure function of the settings in place of a training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import shutil
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import PROJECT
+
+from positron.cli.candidates import read_plan
+from positron.evaluation.research import Plan, Trial, begin, merged, research
+from positron.evaluation.research_report import as_record, recipe, write_report
+from positron.research import main
+from positron.run.facts import Facts
+from positron.system.errors import Diverged, Interrupted, UserError
+from positron.train import configure
+from scripts.render_log import rendered
+
+EFFECTS = {"good=1": 0.02, "better=1": 0.03, "useless=1": 0.0, "harmful=1": -0.05}
+PLAN = Plan(["a=1"], {name.removesuffix("=1"): [name] for name in EFFECTS}, pairs=8, min_gain=0.002, first_seed=3)
+ORDER = ["harmful", "good", "useless", "better"]
+PLAN = dataclasses.replace(PLAN, candidates={name: PLAN.candidates[name] for name in ORDER})
+
+
+class Machine:
+    """Train by a formula. It is killed before the runs with these numbers, before or after their last step."""
+
+    def __init__(self, killed_before: int | None = None, after_training: bool = False) -> None:
+        self.trained: list[tuple[str, ...]] = []
+        self.killed_before, self.after_training = killed_before, after_training
+
+    def __call__(self, overrides: list[str], folder: Path) -> Facts:
+        if len(self.trained) == self.killed_before and not self.after_training:
+            raise Interrupted(15)
+        self.trained.append(tuple(overrides))
+        if len(self.trained) == self.killed_before and self.after_training:
+            raise KeyboardInterrupt
+        (seed,) = (word for word in overrides if word.startswith("seed="))
+        common = zlib.crc32(seed.encode()) / 2**32  # of all runs with this seed, as the data order
+        noise = np.random.default_rng(zlib.crc32(" ".join(overrides).encode())).normal(0, 5e-4)
+        gain = sum(EFFECTS.get(word, 0.0) for word in overrides)
+        return Facts(status="finished", val_bpb=float(0.8 + 0.1 * common - gain + noise), time_s=10.0)
+
+
+def last(folder: Path, machine, plan: Plan = PLAN, budget_s: float = float("inf")) -> list[Trial]:
+    begin(folder, plan)
+    return list(research(folder, plan, machine, budget_s))[-1]
+
+
+def test_winners_accumulate_and_losers_do_not(tmp_path):
+    machine = Machine()
+    trials = last(tmp_path, machine)
+    assert {trial.name: trial.verdict for trial in trials} == {
+        "harmful": "rejected",
+        "good": "adopted",
+        "useless": "rejected",
+        "better": "adopted",
+    }
+    assert [trial.against for trial in trials] == ["base", "base", "good", "good"]
+    assert recipe(PLAN, trials) == ["a=1", "good=1", "better=1"]
+    assert len(set(machine.trained)) == len(machine.trained), "a run is trained once"
+    assert all(trial.seeds == list(range(3, 3 + len(trial.seeds))) for trial in trials)
+    assert len(trials[0].seeds) < PLAN.pairs
+
+
+def test_a_candidate_replaces_the_value_of_the_base_in_its_place():
+    assert merged(["x=1", "y=2"], ["+x=3", "z=4"]) == ["+x=3", "y=2", "z=4"]
+
+
+@pytest.mark.parametrize("after_training", [False, True])
+def test_the_same_research_continues_after_every_kill_to_the_same_files(tmp_path, after_training):
+    whole = Machine()
+    expected = last(tmp_path / "whole", whole)
+    write_report(tmp_path / "whole", "2026-01-01", "c.yaml", PLAN, expected)
+    for kill in (1, 7, len(whole.trained) - 1):
+        folder = tmp_path / str(kill) / "whole"
+        first, second = Machine(kill, after_training), Machine()
+        with pytest.raises((Interrupted, KeyboardInterrupt)):
+            last(folder, first)
+        trials = last(folder, second)
+        assert trials == expected
+        lost = 1 if after_training else 0
+        assert first.trained[: kill - lost] + second.trained == whole.trained
+        write_report(folder, "2026-01-01", "c.yaml", PLAN, trials)
+        for path in (tmp_path / "whole").glob("2026*"):
+            assert (folder / path.name).read_bytes() == path.read_bytes(), path.name
+
+
+def test_a_replay_trains_nothing_and_decides_the_same(tmp_path):
+    expected = last(tmp_path, Machine())
+    again = Machine()
+    assert last(tmp_path, again) == expected
+    assert again.trained == []
+
+
+def test_the_budget_ends_between_two_runs_and_a_larger_one_continues(tmp_path):
+    first = Machine()
+    trials = last(tmp_path, first, budget_s=65)
+    assert len(first.trained) == 7  # the seventh begins after 60 seconds of training
+    assert trials[-1].verdict == "open"
+    again = Machine()
+    assert last(tmp_path, again, budget_s=65) == trials
+    assert again.trained == []
+    assert last(tmp_path, again) == last(tmp_path / "whole", Machine())
+
+
+@pytest.mark.parametrize("fault", [Diverged("loss"), UserError("too large"), RuntimeError("kernel"), None])
+def test_a_candidate_with_a_failing_run_is_lost_and_the_others_are_tested(tmp_path, fault):
+    machine = Machine()
+
+    def train(overrides: list[str], folder: Path) -> Facts:
+        facts = machine(overrides, folder)
+        if "good=1" in overrides and "seed=4" in overrides:
+            if fault is None:
+                return dataclasses.replace(facts, status="pruned")
+            raise fault
+        return facts
+
+    trials = last(tmp_path, train)
+    assert [trial.verdict for trial in trials] == ["rejected", "lost", "rejected", "adopted"]
+    assert trials[1].failure.startswith("seed 4: ")
+    assert trials[3].against == "base"
+    assert last(tmp_path, Machine()) == trials, "the failure is recorded"
+
+
+def test_a_failing_base_recipe_ends_the_research_and_is_tried_again(tmp_path):
+    def train(overrides: list[str], folder: Path) -> Facts:
+        raise UserError("no text")
+
+    with pytest.raises(UserError, match="no text"):
+        last(tmp_path, train)
+    assert last(tmp_path, Machine())[1].verdict == "adopted"
+
+
+def test_a_changed_plan_is_refused_and_new_candidates_at_the_end_are_tested(tmp_path):
+    last(tmp_path, Machine())
+    for change in ({"base": ["a=2"]}, {"min_gain": 0.1}, {"candidates": {"new": ["good=1"], **PLAN.candidates}}):
+        with pytest.raises(UserError, match=f"{next(iter(change))} differs"):
+            last(tmp_path, Machine(), dataclasses.replace(PLAN, **change))
+    machine = Machine()
+    longer = dataclasses.replace(PLAN, candidates={**PLAN.candidates, "last": ["useless=1", "harmful=1"]})
+    assert last(tmp_path, machine, longer)[-1].against == "better"
+    assert machine.trained
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    last(tmp_path, Machine())
+    path = tmp_path / "base" / "3" / "job.json"
+    path.write_text('{"overrides": []}')
+    with pytest.raises(UserError, match=r"job\.json is damaged"):
+        last(tmp_path, Machine())
+
+
+def test_a_run_with_other_settings_is_refused(tmp_path):
+    last(tmp_path, Machine())
+    shutil.copy(tmp_path / "base" / "4" / "job.json", tmp_path / "base" / "3" / "job.json")
+    with pytest.raises(UserError, match="was trained with other settings"):
+        last(tmp_path, Machine())
+
+
+def test_the_report_is_an_entry_of_the_log(tmp_path):
+    trials = last(tmp_path, Machine())
+    write_report(tmp_path, "2026-01-01", "c.yaml", PLAN, trials)
+    name = f"2026-01-01-{tmp_path.name}"
+    entry = (tmp_path / f"{name}.md").read_text(encoding="utf-8")
+    assert rendered(entry, tmp_path) == entry
+    assert entry.startswith(f"## 2026-01-01 · Research {tmp_path.name} (adopted: good, better)\n")
+    record = json.loads((tmp_path / f"{name}.json").read_text(encoding="utf-8"))
+    assert record == as_record(tmp_path, "2026-01-01", "c.yaml", trials)
+    (good,) = (row for row in record["rows"] if row["candidate"] == "good")
+    assert good["gain"][0] == pytest.approx(good["bpb_without"] - good["bpb_with"], abs=2e-6)
+    assert good["p"] < 0.01
+    assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+WRONG = {
+    "candidate: {x: [seed=1]}": "unknown key candidate: did you mean candidates",
+    "pairs: 4\ncandidates: {x: [optimizer.lr=1]}": "pairs must be a whole number of at least 5",
+    "min_gain: 0\ncandidates: {x: [optimizer.lr=1]}": "min_gain must be a number above 0",
+    "candidates: {x: [optimizer.lr=1], x: [optimizer.lr=2]}": "line 2: x is given twice",
+    "candidates: {x: [optimizer.lr=1], X: [optimizer.lr=2]}": "differ only in case",
+    "candidates: {../x: [optimizer.lr=1]}": "needs another name",
+    "candidates: {base: [optimizer.lr=1]}": "needs another name",
+    "candidates: {x: optimizer.lr=1}": "x must be a list of settings",
+    "candidates: {x: [name=y]}": "leave name= out",
+    "candidates: {x: [optimizer.lr=1, optimizer.lr=2]}": "gives a setting twice",
+    "candidates: {x: [optimizer.rate=1]}": "x: unknown key optimizer.rate",
+    "candidates: {x: [seed=9]}": "x changes seed",
+    "candidates: {x: [data.val_fraction=0.1]}": "x changes data.val_fraction",
+    "candidates: {x: [data=addition]}": "x changes data.source",
+    "candidates: {x: [train.val_tokens=9]}": "x changes train.val_tokens",
+    "candidates: {x: [tokenizer=char]}": "x changes tokenizer",
+    "candidates: {x: [train.max_time=9]}": "leave train.max_time= and train.stop_at= out",
+    "candidates: [": "is not YAML",
+}
+
+
+@pytest.mark.parametrize("text", WRONG)
+def test_what_is_wrong_in_the_file_is_said(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"base: [model=debug]\n{text}\n")
+    with pytest.raises(UserError) as refusal:
+        read_plan(path, configure)
+    assert WRONG[text] in str(refusal.value)
+    assert str(path) in str(refusal.value)
+
+
+def test_a_plan_begins_with_the_seed_of_the_base(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text(
+        "base: [model=debug, seed=7]\ncandidates: {wide: [model.d_model=128], masked: [data.document_mask=true]}\n"
+    )
+    plan = read_plan(path, configure)
+    assert (plan.first_seed, plan.pairs, plan.min_gain) == (7, 10, 0.001)
+    assert plan.candidates == {"wide": ["model.d_model=128"], "masked": ["data.document_mask=true"]}
+
+
+def test_the_file_of_the_guide_can_be_read(tmp_path):
+    guide = (PROJECT / "docs" / "guides" / "experiments.md").read_text(encoding="utf-8")
+    (text,) = (block for block in re.findall(r"```yaml\n(.*?)```", guide, re.DOTALL) if "candidates:" in block)
+    path = tmp_path / "candidates.yaml"
+    path.write_text(text)
+    assert len(read_plan(path, configure).candidates) == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "give the file of candidates"),
+        (["candidate=c.yaml"], "did you mean candidates=c.yaml"),
+        (["candidates=c.yaml", "optimizer.lr=1"], "the file of candidates has the settings of runs"),
+        (["candidates=c.yaml", "budget=night"], "budget=night is not a time"),
+        (["candidates=c.yaml", "name=../x"], "cannot be called ../x"),
+        (["candidates=c.yaml", "name=a", "name=b"], "name= is given twice"),
+        (["candidates=missing.yaml"], "missing.yaml"),
+    ],
+)
+def test_a_wrong_command_line_is_refused_in_one_line(words, message, monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["research", *words])
+    with pytest.raises(SystemExit) as exit:
+        main()
+    err = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert message in err.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_a_research_with_real_runs_continues_and_replays_to_the_byte(run_command, tmp_path):
+    corpus = [
+        "data.size_mb=0.2",
+        "tokenizer=char",
+        "model=debug",
+        "model.d_model=32",
+        "train.batch_tokens=512",
+        "device=cpu",
+    ]
+    lengths = ["train.max_steps=6", "train.val_every=6", "train.val_tokens=2000", "schedule.warmup_steps=2"]
+    plan = {
+        "base": [*corpus, *lengths, "optimizer.lr=3e-3"],
+        "candidates": {"slow": ["optimizer.lr=1e-6"], "fast": ["optimizer.lr=1e-2"]},
+        "pairs": 5,
+    }
+    (tmp_path / "c.yaml").write_text(json.dumps(plan))
+    first = run_command("research", "candidates=c.yaml", "budget=0.001s")
+    assert first.code == 0, first.err
+    folder = tmp_path / "outputs" / "research" / "c"
+    assert [path.parent.parent.name for path in folder.glob("*/*/job.json")] == ["base"]
+    whole = run_command("research", "candidates=c.yaml")
+    assert whole.code == 0, whole.err
+    record = json.loads(next(folder.glob("2*.json")).read_text(encoding="utf-8"))
+    slow, _ = record["rows"]
+    assert (slow["candidate"], slow["pairs"], slow["verdict"]) == ("slow", 3, "rejected")
+    assert record["commit"]
+    files = {path.name: path.read_bytes() for path in folder.glob("2*")}
+    assert len(files) == 3
+    for name in files:
+        (folder / name).unlink()
+    again = run_command("research", "candidates=c.yaml")
+    assert again.out == whole.out
+    assert {path.name: path.read_bytes() for path in folder.glob("2*")} == files
