@@ -277,7 +277,7 @@ def _changes_of_pair(a: Member, b: Member, differ_in: Sequence[str]) -> dict[str
     for key, (first, second) in others.items():
         if _is_of_order(key):
             raise UserError(
-                one_line(f"{pair} have another data order, because {key} differs: {first} -> {second}", 800)
+                one_line(f"{pair} read the data in different orders, because {key} differs: {first} -> {second}", 800)
                 + f"; compare runs that read the same batches, or add --differ-in {key} to compare them nevertheless"
             )
     if differ_in and others:

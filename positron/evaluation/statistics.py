@@ -18,7 +18,10 @@ MAX_PAIRS = 100_000  # pairs_needed does not search beyond this number
 
 
 def t95(dof: int) -> float:
-    """Return half the width of a 95 % interval in standard errors: the 97.5 % quantile of Student's t with `dof` degrees."""
+    """Return half the width of a 95 % interval in standard errors: the 97.5 % quantile of Student's t.
+
+    `dof`: the degrees of freedom.
+    """
     return t_quantile(dof, 0.975)
 
 

@@ -170,7 +170,7 @@ def _rounded(model: GPT, bits: int) -> GPT:
 
 
 def page(title: str, facts: dict[str, Any], weights: PackedWeights, logits: np.ndarray) -> bytes:
-    """Return the content of the file. `logits` (T, V): PyTorch's logits for the ids `facts["proof"]`."""
+    """Return the content of the file. `logits` (T, V): PyTorch's, with which the page checks its engine."""
     script, style = joined_scripts(), "\n".join([_package_file(DESIGN).decode(), *map(_text, STYLES)])
     kernels = base64.b64encode(_static("engine.wasm")).decode()
     policy = (

@@ -339,7 +339,7 @@ def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[
     try:
         return LibraryTokenizer(content, specials, rows + len(missing), ends), not missing
     except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path} cannot be imported: {error}; choose another model") from error
 
 
 def _with_rows(config: GPTConfig, weights: Weights, vocab_size: int) -> tuple[GPTConfig, Weights]:

@@ -70,7 +70,7 @@ class Run(RunPaths):
 
     @property
     def is_chat(self) -> bool:
-        """Tell whether the run was fine-tuned on conversations.
+        """Tell whether the run answers messages, that is, whether its folder contains the chat template.
 
         Raises UserError if its chat template differs from the template of this version.
         """

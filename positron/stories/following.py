@@ -64,7 +64,7 @@ class Word(NamedTuple):
 
     @property
     def text(self) -> str:
-        """Return the word."""
+        """Return the text of the word."""
         return "".join(piece.text for piece in self.pieces)
 
 

@@ -110,10 +110,19 @@ def test_seeds_of_one_variant_alone_are_left_out_and_named(grid: Path, logged: l
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"train__batch_tokens": 1024}, "have another data order, because train.batch_tokens differs: 512 -> 1024"),
-        ({"model__context_length": 64}, "have another data order, because model.context_length differs: 32 -> 64"),
-        ({"data__packing": "windows"}, "have another data order, because data.packing differs: documents -> windows"),
-        ({"data_fingerprint": "other"}, "have another data order, because data.source differs: text"),
+        (
+            {"train__batch_tokens": 1024},
+            "read the data in different orders, because train.batch_tokens differs: 512 -> 1024",
+        ),
+        (
+            {"model__context_length": 64},
+            "read the data in different orders, because model.context_length differs: 32 -> 64",
+        ),
+        (
+            {"data__packing": "windows"},
+            "read the data in different orders, because data.packing differs: documents -> windows",
+        ),
+        ({"data_fingerprint": "other"}, "read the data in different orders, because data.source differs: text"),
         ({"train__max_steps": 60}, "differ in 2 settings"),
         ({"schedule__final_ratio": 0.5}, "differ in 2 settings"),
         ({"step": 5}, r"differ in 2 settings \(optimizer.lr: 0.001 -> 0.01; steps: 6 -> 5\)"),
@@ -304,7 +313,10 @@ def test_the_command_refuses_in_one_line(run_command: Callable[..., Result], fol
         (("--paired", "sweeps/grid", "--csv"), "--paired does not use --csv"),
         (("--paired", "sweeps/grid", "--prompt", "x"), "--paired does not use --prompt"),
         (("sweeps/grid", "--log-row"), "add --paired"),
-        (("--paired", str(grid / "0"), "other"), "have another data order, because data.seed differs: 0 -> 3"),
+        (
+            ("--paired", str(grid / "0"), "other"),
+            "read the data in different orders, because data.seed differs: 0 -> 3",
+        ),
         (
             ("--paired", str(grid / "0"), "other", "--differ-in", "data.seed,optimizer.lr"),
             "have different validation texts",
