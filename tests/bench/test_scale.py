@@ -144,7 +144,7 @@ def test_what_does_not_hide_is_waited_for_and_all_fits(name):
 
 
 def test_the_document_s_commands_are_valid_runs_of_whole_batches():
-    blocks = re.findall(r"```bash\n(.*?)```", DOCUMENT, re.DOTALL)
+    blocks = re.findall(r"```bash\n(.*?)```", DOCUMENT.replace("positron train ", "positron.train "), re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if "positron.train" in line]
     assert len(lines) >= 5
     for line in lines:
