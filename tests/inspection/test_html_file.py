@@ -274,6 +274,6 @@ def test_a_smaller_limit_gives_fewer_bits(tmp_path, monkeypatch):
 
 def test_a_model_that_is_too_large_is_refused_with_what_to_do(tmp_path, monkeypatch):
     monkeypatch.setattr(html_file, "MAX_PARAMETERS", 1000)
-    with pytest.raises(UserError, match=r"tiny has [\d,]+ parameters.*positron serve"):
+    with pytest.raises(UserError, match=r"tiny has [\d,]+ parameters.*positron[. ]serve"):
         write_file(small_model(), sentencepiece(), Stored("tiny", 20, PROMPT), tmp_path / "a.html")
     assert not (tmp_path / "a.html").exists()
