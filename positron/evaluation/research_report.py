@@ -13,6 +13,7 @@ from positron.evaluation.run_plots import research_picture
 from positron.evaluation.sequential import FIRST_ADOPTION, FIRST_REJECTION, LEVEL, MISS
 from positron.evaluation.statistics import half_interval
 from positron.run.folder import Run
+from positron.run.paths import PROVENANCE
 from positron.system.disk import whole_file, write_json, write_text
 from positron.system.formatting import aligned, counted
 
@@ -79,7 +80,7 @@ def as_entry(folder: Path, name: str, plan: Plan, trials: Sequence[Trial], recor
     adopted = [trial.name for trial in trials if trial.verdict == "adopted"]
     is_open = any(trial.verdict == "open" for trial in trials) or len(trials) < len(plan.candidates)
     verdict = f"adopted: {', '.join(adopted)}" if adopted else "measured" if is_open else "rejected"
-    commits = dict.fromkeys(origin(Run(path.parent))["commit"] for path in sorted(folder.glob("*/*/provenance.json")))
+    commits = dict.fromkeys(origin(Run(path.parent))["commit"] for path in sorted(folder.glob(f"*/*/{PROVENANCE}")))
     machine = record["machine"]
     missing = [trial.name for trial in trials if trial.verdict == "open"] + list(plan.candidates)[len(trials) :]
     lines = [
