@@ -55,7 +55,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
     from positron.data.conversations import read_conversations
     from positron.rewards import open_reward
     from positron.run.load import load_model
-    from positron.training.objective.reinforce import Judge, ReinforceObjective
+    from positron.training.objective.reinforce import ReinforceObjective, RewardRule
     from positron.training.resolve import make_plan
     from positron.training.resume import open_session
     from positron.training.tuning import base_model, base_run, record_beginning, train_further, validation_text
@@ -74,7 +74,7 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
         plan = make_plan(config, model, session.machine, start, lambda _: DEFAULT_STEPS)
         objective = ReinforceObjective(
             questions,
-            Judge(reward, sum(max(0.0, term.weight) for term in reward.terms), reward.decided),
+            RewardRule(reward, sum(max(0.0, term.weight) for term in reward.terms), reward.decided),
             tokenizer,
             settings,
             micro_batch_size=plan.micro_batch_size,

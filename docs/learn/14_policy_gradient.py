@@ -81,7 +81,7 @@ def accepted(p: float) -> float:
 def estimator_errors(
     advantages: Callable[[np.ndarray], np.ndarray], own_length: bool
 ) -> tuple[float, float, float, float]:
-    """Judge an estimator of the gradient of the mean reward of the two prompts, each with a table of its own.
+    """Measure an estimator of the gradient of the mean reward of the two prompts, each with a table of its own.
 
     Returns how large its expectation is along the exact gradient (1: as large), how much more so for the hard prompt than for
     the easy one, how large the rest of the expectation is relative to its length along the gradient, and the standard
@@ -114,7 +114,7 @@ def estimator_table() -> str:
 
 
 def kl_rows(distance: float) -> list[tuple[str, float, float, float, float]]:
-    """Judge k1, k2 and k3 for a policy whose logits differ from the reference's by `distance` times fixed numbers.
+    """Measure k1, k2 and k3 for a policy whose logits differ from the reference's by `distance` times fixed numbers.
 
     Each row has the name, the bias and the standard deviation relative to the exact KL, and the length of the mean gradient
     along the exact one and the size of its rest, relative to the exact gradient.

@@ -36,7 +36,7 @@ class Look:
 
 
 def look(gains: Sequence[float], pairs: int, min_gain: float) -> Look:
-    """Judge a candidate after `len(gains)` of at most `pairs` pairs; `min_gain` is the smallest gain worth having.
+    """Decide about a candidate after `len(gains)` of at most `pairs` pairs; `min_gain` is the smallest gain worth having.
 
     The candidate is rejected if the upper confidence limit of its mean gain is below `min_gain`, or if no pair is left. It is
     adopted if the paired t-test gives p < LEVEL after the correction. The rejection is examined first, which can only make

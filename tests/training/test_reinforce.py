@@ -18,7 +18,7 @@ from positron.config import IGNORE, Advantage, GPTConfig, ReinforceConfig
 from positron.inference.rollouts import Rollout
 from positron.model.gpt import GPT
 from positron.text.char_word import CharTokenizer
-from positron.training.objective.reinforce import Judge, Question, ReinforceObjective, advantages, exact_kl
+from positron.training.objective.reinforce import Question, ReinforceObjective, RewardRule, advantages, exact_kl
 from positron.training.objective.validation_text import ValidationText
 
 TOKENIZER = CharTokenizer("ab")
@@ -46,7 +46,7 @@ def objective_of(
     questions = [Question("a", [END, A], (END,)), Question("b", [END, B], (END,))]
     return ReinforceObjective(
         (questions, questions),
-        Judge(reward, 2.0, decided),
+        RewardRule(reward, 2.0, decided),
         TOKENIZER,
         ReinforceConfig(**values),
         micro_batch_size=3,

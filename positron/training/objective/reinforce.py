@@ -57,7 +57,7 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Judge:
+class RewardRule:
     """Hold the reward function of prompt and answer, both texts, and `full`, the smallest reward of an answer that passes.
 
     `decided` returns how many characters of an answer decide its reward, whatever follows; None if only its end does.
@@ -106,7 +106,7 @@ class ReinforceObjective(NextToken):
     def __init__(
         self,
         questions: tuple[list[Question], list[Question]],
-        judge: Judge,
+        rule: RewardRule,
         tokenizer: Tokenizer,
         config: ReinforceConfig,
         *,
@@ -127,7 +127,7 @@ class ReinforceObjective(NextToken):
         rounding. Otherwise each token is weighted by the ratio of the two probabilities, at most `config.max_ratio`.
         """
         self.questions, self.val_questions = questions
-        self.judge, self.tokenizer, self.config = judge, tokenizer, config
+        self.rule, self.tokenizer, self.config = rule, tokenizer, config
         self.micro_batch_size, self.seed, self.is_exact = micro_batch_size, seed, is_exact
         self.text, self.replay = text, replay
         self.initial = initial.eval().requires_grad_(False)
@@ -160,9 +160,9 @@ class ReinforceObjective(NextToken):
         K = self.config.samples
         seeds = [_seed(self.seed, step, rank + i * world_size) for i in range(len(asked))]
         answers = self._answers(model, asked, K, seeds, pause)
-        rewards = torch.tensor([self._judged(asked[answer.prompt], answer, pause) for answer in answers])
+        rewards = torch.tensor([self._reward_of(asked[answer.prompt], answer, pause) for answer in answers])
         weights = advantages(rewards.view(-1, K), self.config.advantage).flatten()
-        totals = AnswerTotals.of(answers, rewards, K, self.judge.full)
+        totals = AnswerTotals.of(answers, rewards, K, self.rule.full)
         self._last = {f"train/{name}": value for name, value in totals.over_ranks(model).measures(K).items()}
         if self.config.mask_truncated:
             weights *= torch.tensor([float(answer.ended) for answer in answers])
@@ -205,9 +205,9 @@ class ReinforceObjective(NextToken):
                 pause=pause,
             )
 
-    def _judged(self, question: Question, answer: Rollout, pause: Callable[[], None]) -> float:
+    def _reward_of(self, question: Question, answer: Rollout, pause: Callable[[], None]) -> float:
         pause()
-        return self.judge.reward(question.text, self._text(answer))
+        return self.rule.reward(question.text, self._text(answer))
 
     def _decisive(self, question: Question, answer: Rollout) -> Rollout:
         """Return the answer without the tokens after the one that decided its reward.
@@ -215,7 +215,7 @@ class ReinforceObjective(NextToken):
         The advantage does not depend on those tokens, so the mean of their gradient is 0, and they only add noise. All tokens
         are kept if the KL divergence from the initial model is part of the loss.
         """
-        characters = None if self.config.kl else self.judge.decided(question.text, self._text(answer))
+        characters = None if self.config.kl else self.rule.decided(question.text, self._text(answer))
         if characters is None:
             return answer
         n = bisect_left(range(len(answer.ids)), characters, key=lambda n: len(self.tokenizer.decode(answer.ids[:n])))
@@ -303,8 +303,8 @@ class ReinforceObjective(NextToken):
         if asked:
             seeds = [_seed(self.seed, 0, rank + i * world_size) for i in range(len(asked))]  # training steps begin at 1
             answers = self._answers(model, asked, K, seeds, lambda: None)
-            rewards = torch.tensor([self._judged(asked[answer.prompt], answer, lambda: None) for answer in answers])
-            totals = AnswerTotals.of(answers, rewards, K, self.judge.full)
+            rewards = torch.tensor([self._reward_of(asked[answer.prompt], answer, lambda: None) for answer in answers])
+            totals = AnswerTotals.of(answers, rewards, K, self.rule.full)
             first = answers[
                 ::K
             ]  # one answer to each prompt: two forward passes over all of them would take most of the time
