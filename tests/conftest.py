@@ -42,6 +42,9 @@ PATIENCE = 300
 # One thread per process, here and in all that tests start: workers with several threads each, on as many cores, wait for
 # each other ten times longer than they work. Nothing has imported torch yet.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Messages name commands in the form that the user's shell finds: the tests expect those of an activated environment, also
+# where `make test` or an editor starts them without one.
+os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
 os.environ.pop("MAKELEVEL", None)  # `next:` names make's targets to who was started by make, as `make test` is
 
 # Child processes are forked from a server that has imported all this once: 0.1 s each instead of 5.
