@@ -97,7 +97,7 @@ class CompiledDecoder(Decoder):
         if self.weight_dtype not in _compiled:
             said = "compiling the decoder for this processor, once for each format of weights: about 15 seconds"
             with kernel.on_compilation(lambda: logger.info(said)):
-                kernel.work(0, self.owner, np.zeros(kernel.SYNC, dtype=np.int64), *self.arrays)
+                kernel.work(0, 0, self.owner, np.zeros(kernel.SYNC, dtype=np.int64), *self.arrays)
             _compiled.add(self.weight_dtype)
 
     def _phases(self) -> Iterable[tuple[int, int, int]]:

@@ -55,9 +55,12 @@ ROWS, CHUNKS, JOB = range(3)
 TICKET, DONE, OWNER, SYNC = 0, 16, 32, 48
 NOBODY = -1  # the owner if no step is being computed
 
-# A helper without work spins for about 0.5 ms, which is longer than choosing the next token takes, and then sleeps. While it
-# spins, it regularly offers its core to other programs.
+# A helper without work spins for about 0.5 ms (SPIN_S), which is longer than choosing the next token takes, and then sleeps. If
+# it slept longer than that, another program had the caller's core: then it spins for a short time only, because the time it
+# spends spinning is taken from its share of the cores. While it spins, it regularly offers its core to other programs.
 SPINS = 20_000
+SPIN_S = 0.5e-3
+SPINS_ON_BUSY_CORES = 200
 SPINS_BEFORE_YIELD = 2000
 _CLOSED = 0xFFFFFFFF  # larger than the number of chunks of any step
 
@@ -450,7 +453,7 @@ def _cached(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @_cached
-def work(thread, owner, sync, plan, model, cache, batch, memory):
+def work(thread, spins, owner, sync, plan, model, cache, batch, memory):
     """Start a step and compute it (thread 0), or help with the steps of `owner` (any other thread).
 
     Thread 0 returns when the step is done; another thread returns when none has started for a while. Of the dimensions, R is
@@ -458,6 +461,7 @@ def work(thread, owner, sync, plan, model, cache, batch, memory):
     and K the heads of queries and of keys, D the channels of a head, F the width of the MLP, and V the vocabulary.
 
     thread  number of the thread that calls
+    spins   number of times a helper looks for work before it returns; thread 0 does not read it
     owner   number of the decoder that owns the arrays
     sync    (SYNC,): the numbers of the step and of its next chunk, the number of chunks that are done, the owner of the step
     plan    job (JOB,), chunks (N, COLUMNS)
@@ -500,7 +504,7 @@ def work(thread, owner, sync, plan, model, cache, batch, memory):
         elif thread == 0 and _load(sync, DONE) >= job[CHUNKS]:
             _store(sync, TICKET, word | _CLOSED)
             return
-        elif thread != 0 and idle >= SPINS:
+        elif thread != 0 and idle >= spins:
             return
         _pause()
         idle += 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import threading
+import time
 from typing import Any, Protocol
 
 import numpy as np
@@ -40,17 +41,20 @@ class _Helper:
         self.thread.start()
 
     def _help(self, team: Team, number: int) -> None:
-        helped = 0
+        helped, spins = 0, kernel.SPINS
         while not team.ended:
             work, begun = team.work, team.begun
             if work is None or begun == helped:
                 del work  # do not keep the arrays of a decoder that nobody else uses
                 self.sleeps = True
+                asleep = time.perf_counter()
                 self.wake.acquire()
+                in_time = time.perf_counter() - asleep < kernel.SPIN_S  # a longer spin would not have needed the sleep
+                spins = kernel.SPINS if in_time else kernel.SPINS_ON_BUSY_CORES
             else:
                 helped = begun
                 kernel.work(
-                    number, work.owner, team.sync, *work.arrays
+                    number, spins, work.owner, team.sync, *work.arrays
                 )  # returns when there has been no work for a while
                 del work
 
@@ -90,7 +94,7 @@ class Team:
         threads = min(torch.get_num_threads(), self.size)
         if threads == 1 or not self._free.acquire(blocking=False):
             steps.plan(1)
-            kernel.work(0, steps.owner, np.zeros(kernel.SYNC, dtype=np.int64), *steps.arrays)
+            kernel.work(0, 0, steps.owner, np.zeros(kernel.SYNC, dtype=np.int64), *steps.arrays)
             return
         try:
             steps.plan(threads)
@@ -101,7 +105,7 @@ class Team:
                 if helper.sleeps:
                     helper.sleeps = False
                     helper.wake.release()
-            kernel.work(0, steps.owner, self.sync, *steps.arrays)
+            kernel.work(0, 0, steps.owner, self.sync, *steps.arrays)
         finally:
             self.work = None
             self._free.release()
