@@ -24,7 +24,7 @@ from positron.system.console import one_line
 from positron.system.disk import is_locked, open_inside, read_bytes, read_json
 from positron.system.errors import UserError
 from positron.system.file_cache import FileCache
-from positron.system.formatting import above, judged_bpb
+from positron.system.formatting import above, representative_bpb
 
 LIVE_SECONDS = 60.0  # on systems without file locks, a run counts as live for this time after its last change of a file
 MAX_ARCHITECTURES = 4096  # maximum number of architectures that are kept in memory, about 1 kB each
@@ -137,8 +137,8 @@ class Outputs:
         gpt = self._architecture(run, notes) if facts != Facts() else None
         status, live = _status(folder, facts, job, notes)
         last, best, floor = metrics.last("val/bpb"), min(metrics.values("val/bpb"), default=None), facts.floor_bpb
-        by_answers = run.chat_path.exists() and facts.kind in (SFT, None)  # None: a run of an older version
-        judged = None if last is None or best is None else judged_bpb(last, best, by_answers)
+        on_answers = run.chat_path.exists() and facts.kind in (SFT, None)  # None: a run of an older version
+        represents = None if last is None or best is None else representative_bpb(last, best, on_answers)
         return {
             "id": name,
             "name": folder.name if name == "." else name,
@@ -152,7 +152,7 @@ class Outputs:
             "bpb": last,
             "best": best,
             "floor": floor,
-            "above": above(judged, floor) if judged is not None and floor else None,
+            "above": above(represents, floor) if represents is not None and floor else None,
             "text": text_of(self._record(run.config_path, [])),
             "fingerprint": facts.data_fingerprint or "",
             "params": gpt.n_params() if gpt else None,

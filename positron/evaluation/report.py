@@ -35,7 +35,7 @@ def write_report(run: Run) -> None:
         file.write(picture)
     page = _render(
         name=name,
-        headline=_headline(facts, run.is_judged_by_answers, own_measure(rows)),
+        headline=_headline(facts, run.is_measured_on_answers, own_measure(rows)),
         learned=tuning_pictures(rows),
         loss=picture,
         reasons=reasons_for_a_higher_training_loss(run, rows, config),
@@ -70,7 +70,7 @@ def _validation_loss(run: Run) -> str | None:
     return {PREFERENCE: "preference/loss", REINFORCE: None}.get(run.kind, "val/loss")
 
 
-def _headline(facts: Facts, by_answers: bool, learnt: str | None) -> dict[str, str]:
+def _headline(facts: Facts, on_answers: bool, learnt: str | None) -> dict[str, str]:
     lines = {"status": f"{facts.status}" + (f": {facts.error}" if facts.error else "")}
     lines["steps"] = f"{facts.step or 0:,}" + (f" of {facts.resolved.max_steps:,}" if facts.resolved else "")
     lines["tokens"] = f"{facts.tokens or 0:,}"
@@ -78,7 +78,7 @@ def _headline(facts: Facts, by_answers: bool, learnt: str | None) -> dict[str, s
     if learnt is not None:
         lines["learnt"] = learnt
     if facts.val_bpb is not None and facts.best_bpb is not None:
-        lines["result"] = quality(facts.val_bpb, facts.best_bpb, facts.floor_bpb, by_answers)
+        lines["result"] = quality(facts.val_bpb, facts.best_bpb, facts.floor_bpb, on_answers)
         lines["validation"] = f"{facts.val_bpb:.4f} bits per byte at the end, {facts.best_bpb:.4f} at best"
     return lines
 

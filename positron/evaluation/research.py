@@ -57,7 +57,7 @@ class Trial:
     bpb_without: list[float] = field(default_factory=list)  # for each seed
     bpb_with: list[float] = field(default_factory=list)
     date: str | None = None  # of the latest run
-    judged: Look | None = None  # None for fewer than two pairs
+    look: Look | None = None  # None for fewer than two pairs
     failure: str | None = None  # why a run of the candidate failed
 
     @property
@@ -70,12 +70,12 @@ class Trial:
         """Return what was decided; `lost` is a candidate of which a run failed."""
         if self.failure is not None:
             return "lost"
-        return "open" if self.judged is None else self.judged.verdict
+        return "open" if self.look is None else self.look.verdict
 
     @property
     def reason(self) -> str:
         """Return why this was decided."""
-        return self.failure or (self.judged.reason if self.judged else counted(len(self.seeds), "pair"))
+        return self.failure or (self.look.reason if self.look else counted(len(self.seeds), "pair"))
 
 
 def merged(base: Sequence[str], overrides: Sequence[str]) -> list[str]:
@@ -164,7 +164,7 @@ def _next_pair(runs: _Runs, trial: Trial, base: list[str], recipe: list[str], pl
         date=date,
     )
     gains = trial.gains
-    return dataclasses.replace(trial, judged=look(gains, plan.pairs, plan.min_gain)) if len(gains) > 1 else trial
+    return dataclasses.replace(trial, look=look(gains, plan.pairs, plan.min_gain)) if len(gains) > 1 else trial
 
 
 class _BudgetUsed(Exception):

@@ -70,7 +70,7 @@ def _row(trial: Trial) -> dict[str, Any]:
         "bpb_without": round(statistics.fmean(trial.bpb_without), 6) if known else None,
         "bpb_with": round(statistics.fmean(trial.bpb_with), 6) if known else None,
         "gain": gain if half is None else [gain, round(half, 6)],
-        "p": trial.judged.p if trial.judged else None,
+        "p": trial.look.p if trial.look else None,
         "verdict": trial.verdict,
     }
 
@@ -130,7 +130,7 @@ def as_text(plan: Plan, trials: Sequence[Trial]) -> str:
     rows = [["candidate", "compared with", "pairs", "gain", "p", "verdict", "reason"]]
     for trial in trials:
         gain = f"{statistics.fmean(trial.gains):+.4f}" if trial.gains else ""
-        p = f"{trial.judged.p:.2g}" if trial.judged and trial.judged.p is not None else ""
+        p = f"{trial.look.p:.2g}" if trial.look and trial.look.p is not None else ""
         rows.append([trial.name, trial.against, str(len(trial.gains)), gain, p, trial.verdict, trial.reason])
     lines = [aligned(rows, underline=True), ""]
     untested = len(plan.candidates) - len(trials) + sum(trial.verdict == "open" for trial in trials)

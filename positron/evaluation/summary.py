@@ -10,7 +10,7 @@ from positron.run.metrics import read_metrics
 from positron.run.samples import read_samples
 from positron.system.commands import next_command
 from positron.system.console import printable
-from positron.system.formatting import above_floor, judged_bpb, percent, took
+from positron.system.formatting import above_floor, percent, representative_bpb, took
 
 
 def show_result(folder: Path) -> None:
@@ -22,7 +22,7 @@ def show_result(folder: Path) -> None:
         print("\n" + printable(samples[-1].text) + "\n")
     line = f"{facts.status} at step {facts.step}"
     if facts.val_bpb is not None and facts.best_bpb is not None:
-        result = quality(facts.val_bpb, facts.best_bpb, facts.floor_bpb, run.is_judged_by_answers)
+        result = quality(facts.val_bpb, facts.best_bpb, facts.floor_bpb, run.is_measured_on_answers)
         line += f" after {took(facts.time_s or 0.0)} of training: {result}"
     print(line)
     if learnt := own_measure(read_metrics(run.metrics_path)):
@@ -58,12 +58,12 @@ def own_measure(rows: list[dict[str, Any]]) -> str | None:
     return None
 
 
-def quality(last: float, best: float, floor: float | None, by_answers: bool) -> str:
+def quality(last: float, best: float, floor: float | None, on_answers: bool) -> str:
     """Describe the score of a run: bits per byte and, if the entropy of its text is known, the distance to the entropy.
 
     `last` and `best` are the bits per byte of the validation text at the end and at the best checkpoint; `floor` is the
     entropy in bits per byte, None if it is unknown.
     """
-    bpb = judged_bpb(last, best, by_answers)
-    text = f"{bpb:.4f} validation bits per byte" + (" of the answers at the best checkpoint" if by_answers else "")
+    bpb = representative_bpb(last, best, on_answers)
+    text = f"{bpb:.4f} validation bits per byte" + (" of the answers at the best checkpoint" if on_answers else "")
     return f"{text}, {above_floor(bpb, floor)} (the entropy of the text)" if floor else text

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from positron.interop.source import Source
 from positron.run.provenance import read_provenance, start_of
-from positron.system.formatting import above_floor, amount, judged_bpb
+from positron.system.formatting import above_floor, amount, representative_bpb
 from positron.text.conversation import stop_ids
 from positron.version import __version__
 
@@ -113,7 +113,7 @@ def _card(source: Source, library: str, architecture: str, use: str) -> str:
         "vocabulary": f"{source.tokenizer.vocab_size:,} tokens ({source.tokenizer.kind})",
     }
     if facts.val_bpb is not None and facts.best_bpb is not None:
-        bpb = judged_bpb(facts.val_bpb, facts.best_bpb, source.run.is_judged_by_answers)
+        bpb = representative_bpb(facts.val_bpb, facts.best_bpb, source.run.is_measured_on_answers)
         rows["validation"] = f"{bpb:.4f} bits per byte"
         if facts.floor_bpb:
             rows["validation"] += f", {above_floor(bpb, facts.floor_bpb)} (the entropy of the text, which is known)"

@@ -95,7 +95,7 @@ class Run(RunPaths):
         return PRETRAIN if self.config().get("sft") is None else SFT  # a run of an older version
 
     @property
-    def is_judged_by_answers(self) -> bool:
+    def is_measured_on_answers(self) -> bool:
         """Tell whether validation measures the run's answers. If so, the best checkpoint is the result of the run."""
         return self.is_chat and self.kind == SFT
 

@@ -69,12 +69,12 @@ def above_floor(bpb: float, floor: float) -> str:
     return f"{percent(abs(share))} {'below' if share < 0 else 'above'} the floor of {floor:.4f}"
 
 
-def judged_bpb(last: float, best: float, by_answers: bool) -> float:
+def representative_bpb(last: float, best: float, on_answers: bool) -> float:
     """Return the validation bits per byte that represent a run: the best or the last.
 
-    The best one represents a run whose validation measures its answers (`by_answers`).
+    The best one represents a run whose validation measures its answers (`on_answers`).
     """
-    return best if by_answers else last
+    return best if on_answers else last
 
 
 def tokens_per_parameter(tokens: float, parameters: int) -> str:

@@ -39,7 +39,7 @@ from positron.text.factory import train_tokenizer
 from positron.training.allocator import tune_allocator
 from positron.training.device import Machine, free_memory, micro_batch_bytes, peak_memory
 from positron.training.optim.groups import build_optimizer, clip_gradients
-from scripts.bench.scale_report import judge, picture, table
+from scripts.bench.scale_report import picture, table, verdict_lines
 
 AXES = ["parameters", "context", "vocabulary", "data", "processes"]
 SECONDS, STEPS = 1.5, 3  # a point is measured for at least this time and this number of steps
@@ -248,7 +248,7 @@ def main() -> None:
         for point in points(axis, options.quick):
             axis_rows.append(row_of(point, options.threads))
             print(f"  {axis} {label(point)} {point.series}", flush=True)
-        verdicts = judge(axis, axis_rows)
+        verdicts = verdict_lines(axis, axis_rows)
         print("\n".join(["", table(axis, axis_rows), "", *verdicts, ""]), flush=True)
         rows += axis_rows
     make_folder(options.out)

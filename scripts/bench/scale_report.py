@@ -27,7 +27,7 @@ def off_the_line(x: list[float], y: list[float]) -> list[float]:
     return [float(value / (a + b * place)) for place, value in zip(x, y, strict=True)]
 
 
-def judge(axis: str, rows: list[Row]) -> list[str]:
+def verdict_lines(axis: str, rows: list[Row]) -> list[str]:
     """Add each point's ratio to the line to its row; return lines that say where each series leaves its line."""
     said = [f"{row['label']} {row['series']} skipped: {row['skipped']}" for row in rows if "skipped" in row]
     for series in dict.fromkeys(row["series"] for row in rows):
@@ -37,11 +37,11 @@ def judge(axis: str, rows: list[Row]) -> list[str]:
             said.append(name + shared(*mine))
         elif axis != "processes" and len(mine) > 3:
             cost = [row["flops_per_token"] for row in mine]  # 0 on the axis data, so that the line is constant
-            judged = {"time": off_the_line(cost, [row["seconds"] / row["tokens"] for row in mine])}
+            checks = {"time": off_the_line(cost, [row["seconds"] / row["tokens"] for row in mine])}
             if axis != "data":
                 memory = [row["bytes"] for row in mine]
-                judged["memory"] = off_the_line([row["computed_bytes"] for row in mine], memory)
-            for what, ratios in judged.items():
+                checks["memory"] = off_the_line([row["computed_bytes"] for row in mine], memory)
+            for what, ratios in checks.items():
                 for row, ratio in zip(mine, ratios, strict=True):
                     row[f"{what}_ratio"] = ratio
                 said.append(f"{name}{what} {verdict(mine, ratios)}")

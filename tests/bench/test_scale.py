@@ -53,18 +53,18 @@ def test_the_first_point_that_leaves_the_line_is_named(factor, says):
     times = np.array([1.0, 2, 4, 8, 16, 32])
     times[3:] *= factor
     found = rows(times)
-    time, memory = report.judge("parameters", found)
+    time, memory = report.verdict_lines("parameters", found)
     assert says in time
     assert says in memory
     assert [row["time_ratio"] for row in found] == pytest.approx([1, 1, 1, factor, factor, factor])
 
 
-def test_what_was_skipped_is_said_and_not_judged():
+def test_what_was_skipped_is_said_and_has_no_ratio():
     found = rows([1.0, 2, 4, 8, 16, 32])
     for key in ("seconds", "bytes"):
         del found[-1][key]
     found[-1]["skipped"] = "needs about 9.0 GB, 1.0 GB are free"
-    skipped, time, _ = report.judge("parameters", found)
+    skipped, time, _ = report.verdict_lines("parameters", found)
     assert skipped == "32  skipped: needs about 9.0 GB, 1.0 GB are free"
     assert "up to 16" in time
 

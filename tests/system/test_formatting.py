@@ -20,8 +20,8 @@ from positron.system.formatting import (
     aligned,
     amount,
     counted,
-    judged_bpb,
     read_amount,
+    representative_bpb,
     tokens_per_parameter,
     took,
 )
@@ -94,12 +94,12 @@ def test_nouns_follow_their_numbers() -> None:
     assert counted(2, "story", "stories") == "2 stories"
 
 
-def test_fine_tuning_is_judged_by_its_best_checkpoint_and_pretraining_by_its_end() -> None:
-    assert judged_bpb(0.27, 0.26, by_answers=True) == 0.26
-    assert judged_bpb(0.27, 0.26, by_answers=False) == 0.27
-    assert "0.2606" in quality(0.2715, 0.2606, 0.2174, by_answers=True)
-    assert "19.9% above the floor of 0.2174" in quality(0.2715, 0.2606, 0.2174, by_answers=True)
-    assert "24.9% above the floor of 0.2174" in quality(0.2715, 0.2606, 0.2174, by_answers=False)
+def test_the_best_checkpoint_represents_fine_tuning_and_the_last_one_pretraining() -> None:
+    assert representative_bpb(0.27, 0.26, on_answers=True) == 0.26
+    assert representative_bpb(0.27, 0.26, on_answers=False) == 0.27
+    assert "0.2606" in quality(0.2715, 0.2606, 0.2174, on_answers=True)
+    assert "19.9% above the floor of 0.2174" in quality(0.2715, 0.2606, 0.2174, on_answers=True)
+    assert "24.9% above the floor of 0.2174" in quality(0.2715, 0.2606, 0.2174, on_answers=False)
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_a_run_in_chunks_is_bit_identical_to_one_in_one_piece(base: Path, whole:
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_killed_while_answers_are_judged_continues_bit_for_bit(
+def test_a_run_killed_while_rewards_are_computed_continues_bit_for_bit(
     base: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     in_third_step = 2 * 16 + 16 + 5  # after two steps and a validation
