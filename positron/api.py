@@ -116,8 +116,9 @@ def reinforce(
     callbacks: Sequence[Callback] = (),
     **settings: Any,
 ) -> Run:
-    """Train a run (None: the one fine-tuned last) on its own answers, weighted by a reward, and return the new run.
+    """Train a run on its own answers, weighted by a reward, and return the new run.
 
+    `base` is the run, its folder or its name (None: the run with a chat template that was trained last).
     `data` is a choice of conf/data, a file of conversations or a list of them; the model answers their first messages. `reward`
     is a choice of conf/reward, or the name of a function of prompt and answer, `"my_module.my_reward"`. `settings` are further
     settings of `positron reinforce`. Raises the errors of `train`, and UserError if the reward cannot be computed.

@@ -127,7 +127,9 @@ class Outputs:
     def _row(self, name: str, folder: Path) -> dict[str, Any]:
         notes: list[str] = []
         run = Run(folder)
-        facts = _read(run.facts_path, read_facts, self._facts, notes) or Facts()
+        facts = _read(run.facts_path, read_facts, self._facts, notes)
+        is_damaged = facts is None and bool(notes)
+        facts = facts or Facts()
         job = self._job(run, notes)
         metrics = self._metrics_of(folder)
         if metrics.trouble:
@@ -135,7 +137,7 @@ class Outputs:
         elif not metrics.offset and not job.get("failed"):
             notes.append("no metrics yet")
         gpt = self._architecture(run, notes) if facts != Facts() else None
-        status, live = _status(folder, facts, job, notes)
+        status, live = _status(folder, facts, job, notes, is_damaged)
         last, best, floor = metrics.last("val/bpb"), min(metrics.values("val/bpb"), default=None), facts.floor_bpb
         on_answers = run.chat_path.exists() and facts.kind in (SFT, None)  # None: a run of an older version
         represents = None if last is None or best is None else representative_bpb(last, best, on_answers)
@@ -250,10 +252,11 @@ def _read(
     return content
 
 
-def _status(folder: Path, facts: Facts, job: dict[str, Any], notes: list[str]) -> tuple[str, bool]:
+def _status(folder: Path, facts: Facts, job: dict[str, Any], notes: list[str], is_damaged: bool) -> tuple[str, bool]:
     """Return the status of the run, and whether a process trains it; add the reason of a failure to `notes`.
 
-    If run.json says "running" but no process trains the run, the run was killed.
+    If run.json says "running" but no process trains the run, the run was killed. If run.json is damaged (`is_damaged`), nobody
+    knows how the run ended.
     """
     status = facts.status or "running"
     if status == "running" and is_live(folder):
@@ -261,7 +264,11 @@ def _status(folder: Path, facts: Facts, job: dict[str, Any], notes: list[str]) -
     why = job.get("failed") or facts.error
     if why:
         notes.append(str(why))
-    return "failed" if job.get("failed") else "killed" if status == "running" else status, False
+    if job.get("failed"):
+        return "failed", False
+    if status == "running":
+        return ("unknown" if is_damaged else "killed"), False
+    return status, False
 
 
 def is_live(folder: Path) -> bool:

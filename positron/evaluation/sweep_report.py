@@ -16,8 +16,10 @@ from positron.evaluation.seed_groups import SeedGroup, seed_groups
 from positron.run.facts import Facts
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics
+from positron.run.outcome import read_outcome
 from positron.run.paths import JOB
-from positron.system.disk import read_json, whole_file, write_text
+from positron.system.disk import whole_file, write_text
+from positron.system.errors import UserError
 from positron.system.formatting import aligned, counted
 
 SEED = "seed"  # the key whose values are repetitions of a variant and not variants
@@ -29,10 +31,10 @@ class Job:
 
     number: str
     choices: dict[str, str]
-    status: str  # finished, stopped, pruned, failed, or refused: finished before, then requested with other settings
+    status: str  # finished, stopped, pruned, failed, refused (it had finished with other settings), or unknown
     bpb: float | None  # bits per byte at the last validation; None if the job failed or was never validated
     facts: Facts
-    why: str  # reason why the job failed or was refused, otherwise empty
+    why: str  # reason why the job failed, was refused or cannot be read, otherwise empty
 
     @property
     def variant(self) -> dict[str, str]:
@@ -49,11 +51,16 @@ def sweep_jobs(folder: Path) -> list[Job]:
     """Read the ended jobs of a sweep: the best variant first, jobs without a result last."""
     jobs = []
     for path in folder.glob(f"*/{JOB}"):
-        job, facts = read_json(path), Run(path.parent).facts()
-        status = "failed" if job["failed"] else "refused" if job.get("refused") else facts.status or "unknown"
-        choices = dict(override.lstrip("+").split("=", 1) for override in job["overrides"] if "=" in override)
+        number = path.parent.name
+        try:
+            outcome, facts = read_outcome(path), Run(path.parent).facts()
+        except UserError as error:  # one damaged file must not cost the report of the other jobs
+            jobs.append(Job(number, {}, "unknown", None, Facts(), str(error)))
+            continue
+        status = "failed" if outcome.failed else "refused" if outcome.refused else facts.status or "unknown"
+        choices = dict(override.lstrip("+").split("=", 1) for override in outcome.overrides if "=" in override)
         bpb = facts.val_bpb if status != "failed" else None
-        jobs.append(Job(path.parent.name, choices, status, bpb, facts, job["failed"] or job.get("refused") or ""))
+        jobs.append(Job(number, choices, status, bpb, facts, outcome.failed or outcome.refused or ""))
     jobs.sort(key=lambda job: (job.bpb is None, job.bpb or 0, _place(job.number)))
     ranked = [job for group in variants(jobs) for job in group.members]
     return sorted(ranked, key=lambda job: job.bpb is None)

@@ -92,6 +92,20 @@ def test_a_sweep_with_one_seed_ranks_its_jobs(tmp_path: Path) -> None:
     assert variant_table(jobs) == []
 
 
+@pytest.mark.parametrize("content", ["{}", '{"overrides": 3}', "[", '{"overrides": ["a=1"], "failed": 7}'])
+@pytest.mark.parametrize("name", ["job.json", "run.json"])
+def test_a_damaged_job_is_a_row_of_the_report_and_the_others_keep_theirs(
+    tmp_path: Path, name: str, content: str
+) -> None:
+    for number, bpb in enumerate((0.5, 0.4, 0.3)):
+        job(tmp_path, number, [f"optimizer.lr={number}"], bpb)
+    (tmp_path / "1" / name).write_text(content)
+    jobs = {job.number: job for job in write_sweep_report(tmp_path)}
+    assert jobs["1"].result is None
+    assert (jobs["0"].result, jobs["2"].result) == (0.5, 0.3)
+    assert "1 " in as_text(list(jobs.values()))
+
+
 def test_groups_are_ranked_by_their_mean_whatever_the_order_of_their_members() -> None:
     rng = np.random.default_rng(0)
     for _ in range(50):

@@ -11,8 +11,8 @@ import lightning as L
 from positron.config import SweepConfig
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics
+from positron.run.outcome import read_outcome
 from positron.run.paths import JOB
-from positron.system.disk import read_json
 from positron.training.module import TrainingModule
 
 
@@ -25,7 +25,7 @@ def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
     seed = Run(own).config().get("seed")
     for path in sorted(sweep.glob(f"*/{JOB}")):
         run = Run(path.parent)
-        if run.folder == own or read_json(path)["failed"] or run.facts().status != "finished":
+        if run.folder == own or read_outcome(path).failed or run.facts().status != "finished":
             continue
         if run.config().get("seed") != seed:
             continue

@@ -1,0 +1,32 @@
+"""Read job.json: the overrides of a job of a sweep, and how the job ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from positron.system.disk import read_json
+from positron.system.errors import UserError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Hold the overrides of a job, and the reason if it failed or was refused (it had finished with other settings)."""
+
+    overrides: list[str] = field(default_factory=list)
+    failed: str | None = None
+    refused: str | None = None
+
+
+def read_outcome(path: Path) -> Outcome:
+    """Return the outcome of a job. Raises UserError if the file is damaged."""
+    job = read_json(path)
+    if (
+        isinstance(job, dict)
+        and isinstance(job.get("overrides"), list)
+        and all(isinstance(override, str) for override in job["overrides"])
+        and isinstance(job.get("failed"), str | None)
+        and isinstance(job.get("refused"), str | None)
+    ):
+        return Outcome(job["overrides"], job.get("failed"), job.get("refused"))
+    raise UserError(f"{path} is damaged: restore it from a copy, or give the command of the sweep again")
