@@ -1,4 +1,4 @@
-"""Decide which of the processes that train one run prints and writes for all of them."""
+"""Find this process's place among the processes that train one run, before they are connected."""
 
 from __future__ import annotations
 
@@ -6,10 +6,23 @@ import os
 
 
 def first_rank(processes: int) -> bool:
-    """Tell whether this process is the first of the `processes` that train one run, before they are connected.
+    """Tell whether this process is the first of the `processes` that train one run; it prints and writes for all of them.
 
     A single process is always the first: containers, notebooks, launchers and SLURM may leave rank variables in its
-    environment that belong to another program.
+    environment that belong to another program. torchrun sets RANK, and may number the machines in another order than SLURM.
     """
-    ranks = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")
-    return processes == 1 or all((os.environ.get(key) or "0") == "0" for key in ranks)
+    if processes == 1:
+        return True
+    if rank := os.environ.get("RANK"):
+        return rank == "0"
+    return all((os.environ.get(key) or "0") == "0" for key in ("LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def local_rank(processes: int) -> int:
+    """Return the number of this process among those on its machine, which is also the index of its GPU.
+
+    torchrun and Lightning set LOCAL_RANK, and SLURM sets SLURM_LOCALID. A single process always has the number 0.
+    """
+    if processes == 1:
+        return 0
+    return int(os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or 0)

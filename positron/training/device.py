@@ -13,6 +13,7 @@ import torch
 from positron.config import Accelerator, DeviceConfig, GPTConfig, Precision, PrecisionConfig
 from positron.model.kernels.attention import BLOCK_QUERIES, MAX_BLOCKED_KEYS
 from positron.system.errors import UserError
+from positron.system.ranks import local_rank
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LIGHTNING_PRECISION: dict[Precision, str] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
@@ -28,11 +29,13 @@ class Machine:
     why: str  # describes the choice and its reason for the user
     share: float = 1.0  # the share of the free memory that this run may use
     checkpoint_activations: bool = False
+    local_rank: int = 0  # number of this process on its machine
+    shards_weights: bool = False  # the weights are divided among the processes
 
     @property
     def device(self) -> torch.device:
-        """Return the torch device of the accelerator."""
-        return torch.device(self.accelerator)
+        """Return the torch device of this process. On CUDA, each process of a machine has its own GPU."""
+        return torch.device("cuda", self.local_rank) if self.accelerator == "cuda" else torch.device(self.accelerator)
 
     def autocast(self) -> torch.autocast:
         """Return a context in which a forward pass computes in the precision of the machine."""
@@ -62,7 +65,15 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     else:
         names = ", ".join(name for name, is_available in available.items() if is_available)
         raise UserError(f"device={asked}: this machine has only {names}: give one of these, or device=auto")
-    count = torch.cuda.device_count() if accelerator == "cuda" else config.devices
+    match accelerator:
+        case "cuda":
+            count = torch.cuda.device_count()
+        case "mps":
+            count = 1
+        case "cpu":
+            count = config.devices  # a device of the CPU is a process
+        case _:
+            assert_never(accelerator)
     if config.devices > count:
         raise UserError(
             f"device.devices={config.devices}: this machine has only {count}: give device.devices={max(1, count)}"
@@ -75,11 +86,13 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
         why += f", {dtype} (precision=auto: matrix products in bf16 are {faster} on this machine{on_this_model})"
     else:
         why += f", {dtype}"
+    local = local_rank(config.processes)
     if config.share < 1:
+        device = torch.device("cuda", local) if accelerator == "cuda" else torch.device(accelerator)
         why += f", a share of {config.share:.0%}: {torch.get_num_threads()} of {os.cpu_count()} cores"
-        free = free_memory(torch.device(accelerator))
+        free = free_memory(device)
         why += f" and {free * config.share / 1e9:.1f} of {free / 1e9:.1f} GB that are free" if free else ""
-    return Machine(accelerator, dtype, why, config.share, config.checkpoint_activations)
+    return Machine(accelerator, dtype, why, config.share, config.checkpoint_activations, local, config.shards_weights)
 
 
 def precision_named(name: str) -> Precision:
@@ -187,6 +200,13 @@ def peak_memory(device: torch.device) -> int:
     return peak if os.uname().sysname == "Darwin" else peak * 1024
 
 
+def total_memory(device: torch.device) -> int:
+    """Return the memory of an accelerator in bytes."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return torch.mps.recommended_max_memory()
+
+
 def free_memory(device: torch.device) -> int | None:
     """Return the free memory in bytes, or None if the system does not report it."""
     if device.type == "cuda":
@@ -227,7 +247,9 @@ def choose_micro_batch(
 
     If `asked` is a number, it is used. Otherwise a CPU gets a micro-batch that fits its cache, because this is fastest. Other
     devices get the largest one that fits their memory: `try_step(n)` runs the forward and backward pass of n sequences, and n
-    is halved until it fits. Raises UserError if the given number, or a single sequence, does not fit the memory.
+    is halved until it fits. With sharded weights no step is tried, because the whole weights need not fit one device; the
+    largest number whose estimated activations fit half of the memory is used, which is the same on equal devices. Raises
+    UserError if the given number, or a single sequence, does not fit the memory.
     """
     if asked != "auto":
         _refuse_too_large(config, machine, min(int(asked), rows))
@@ -235,6 +257,11 @@ def choose_micro_batch(
     if machine.accelerator == "cpu":
         return min(rows, max(1, CPU_MICRO_TOKENS // config.context_length))
     size = rows
+    if machine.shards_weights:
+        half = int(total_memory(machine.device) * machine.share) // 2
+        while size > 1 and micro_batch_bytes(config, size, machine) > half:
+            size = -(-size // 2)
+        return size
     while True:
         try:
             try_step(size)

@@ -20,6 +20,7 @@ from positron.run.metrics import best_so_far, read_metrics
 from positron.run.provenance import record_start
 from positron.system.errors import Diverged, Interrupted, LeftAtOnce, UserError
 from positron.text.tokenizer import Tokenizer
+from positron.training.callbacks.agreement import Agreement
 from positron.training.callbacks.checkpoints import Checkpoints, WholeCheckpointIO
 from positron.training.callbacks.clock import Clock
 from positron.training.callbacks.divergence import Divergence
@@ -279,6 +280,7 @@ def _callbacks(
     monitors = open_monitors(config.monitor, objective, tokenizer.vocab_size, config.device.shards_weights)
     intervals = {train.log_every, *(monitor.every for monitor in monitors)}
     return [
+        *([Agreement(plan.resolved())] if plan.world_size > 1 else []),
         clock,
         ends.stopping,
         Validation(objective, every=train.val_every),

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
+import torch
+
 from positron.config import RunConfig
 from positron.model.memory import TRAINING_COPIES, check_memory
 from positron.run.checkpoint import BEST, best_or_newest, checkpoints, load_checkpoint, newest_checkpoint
@@ -95,6 +97,8 @@ def open_session(folder: Path, config: RunConfig, started: float) -> Iterator[Se
             sweep_temporary_files(run.folder)
         set_threads(config.device)
         machine = choose_machine(config.device, config.precision)
+        if machine.accelerator == "cuda":
+            torch.cuda.set_device(machine.device)  # what names no GPU must not use the first one from every process
         logger.info(f"running on {machine.why}")
         refuse_unusable(config.optimizer)
         refuse_untrainable(config, machine, vocab_size=1)  # the vocabulary is not known yet; it only adds parameters

@@ -1,0 +1,49 @@
+"""Refuse to train if the processes of a run have chosen different numbers for `auto`."""
+
+from __future__ import annotations
+
+import lightning as L
+from torch import distributed
+
+from positron.run.facts import Resolved
+from positron.system.errors import UserError
+from positron.training.module import TrainingModule
+
+
+class Agreement(L.Callback):
+    """Compare the plans of all processes before the first step.
+
+    Each process measures its own device, so that its precision and its micro-batch may differ from those of the others. The
+    ranks would then score different parts of the validation text, and with sharded weights they would wait for each other
+    forever.
+    """
+
+    def __init__(self, resolved: Resolved) -> None:
+        self.resolved = resolved
+
+    def on_fit_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
+        """Raise UserError in all processes if two of them have different plans."""
+        if trainer.world_size == 1:
+            return
+        plans: list[Resolved] = [self.resolved] * trainer.world_size
+        distributed.all_gather_object(plans, self.resolved)
+        refuse_different_plans(plans)
+
+
+def refuse_different_plans(plans: list[Resolved]) -> None:
+    """Raise UserError if the plans of the ranks, in their order, differ in a number that all ranks must share."""
+    for key, setting in (
+        ("batch_tokens", "train.batch_tokens"),
+        ("max_steps", "train.max_steps"),
+        ("accelerator", "device"),
+        ("precision", "precision"),
+        ("micro_batch_size", "train.micro_batch_size"),
+    ):
+        values = [getattr(plan, key) for plan in plans]
+        other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            advice = min(values) if key == "micro_batch_size" else values[0]
+            raise UserError(
+                f"the processes chose different values of {setting}: {values[0]} on rank 0, {values[other]} on rank {other}: "
+                f"give {setting}={advice}"
+            )

@@ -1,0 +1,112 @@
+"""Each process of a run uses its own device, and all of them agree on the numbers that replace `auto`."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from positron.config import DeviceConfig, GPTConfig, PrecisionConfig
+from positron.run.facts import Resolved
+from positron.system.errors import UserError
+from positron.system.ranks import first_rank, local_rank
+from positron.training.callbacks.agreement import refuse_different_plans
+from positron.training.device import Machine, choose_machine, choose_micro_batch, micro_batch_bytes
+from positron.training.timing import MatmulPeak
+
+VARIABLES = ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID", "SLURM_LOCALID")
+FOUR = DeviceConfig("cuda", devices=4, strategy="ddp")
+FP32 = PrecisionConfig("fp32")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for key in VARIABLES:
+        monkeypatch.delenv(key, raising=False)
+
+
+@pytest.fixture
+def four_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+
+
+@pytest.mark.parametrize(
+    ("environment", "index"),
+    [
+        ({}, 0),  # the process that the user started, which starts the others
+        ({"LOCAL_RANK": "2", "NODE_RANK": "0"}, 2),  # started by Lightning
+        ({"RANK": "7", "LOCAL_RANK": "3", "SLURM_LOCALID": "0", "SLURM_PROCID": "1"}, 3),  # torchrun in a SLURM job
+        ({"SLURM_PROCID": "5", "SLURM_LOCALID": "1"}, 1),  # srun
+    ],
+)
+def test_each_process_uses_the_gpu_of_its_local_rank(four_gpus, monkeypatch, environment, index):
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    assert choose_machine(FOUR, FP32).device == torch.device("cuda", index)
+
+
+def test_a_single_process_uses_the_first_gpu_whatever_the_environment_says(four_gpus, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    assert choose_machine(DeviceConfig("cuda"), FP32).device == torch.device("cuda", 0)
+
+
+def test_more_devices_than_the_machine_has_are_refused(four_gpus, monkeypatch):
+    with pytest.raises(UserError, match=r"give device\.devices=4"):
+        choose_machine(dataclasses.replace(FOUR, devices=5), FP32)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    with pytest.raises(UserError, match=r"give device\.devices=1"):
+        choose_machine(DeviceConfig("mps", devices=2, strategy="ddp"), FP32)
+
+
+def test_torchrun_numbers_the_processes_and_not_slurm(monkeypatch):
+    """Its rendezvous may make the second SLURM task rank 0. If both rules had to hold, no process would write."""
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    assert first_rank(2)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("SLURM_PROCID", "0")
+    assert not first_rank(2)
+    assert local_rank(2) == 0
+
+
+def test_the_peak_of_matrix_products_is_measured_on_the_own_device(monkeypatch):
+    measured = []
+
+    def matmul_flops(device, *_, **__):
+        measured.append(device)
+        return 1e12
+
+    monkeypatch.setattr("positron.training.timing.matmul_flops", matmul_flops)
+    gpt = GPTConfig(vocab_size=64, context_length=16, d_model=16, n_layer=1, n_head=2)
+    peak = MatmulPeak(gpt, Machine("cuda", "fp32", "", local_rank=3), 4, 4)
+    assert measured == [torch.device("cuda", 3)]
+    assert peak.flops == 4e12
+
+
+def test_with_sharded_weights_no_step_is_tried_and_the_estimate_fits_half_of_the_memory(monkeypatch):
+    gpt = GPTConfig(vocab_size=64, context_length=64, d_model=32, n_layer=2, n_head=4)
+    machine = Machine("cuda", "bf16", "", local_rank=1, shards_weights=True)
+    asked = []
+
+    def total_memory(device):
+        asked.append(device)
+        return 2 * micro_batch_bytes(gpt, 9, machine)
+
+    monkeypatch.setattr("positron.training.device.total_memory", total_memory)
+
+    def try_step(rows):
+        raise AssertionError("the whole weights need not fit this device")
+
+    assert choose_micro_batch(gpt, machine, 32, "auto", try_step) == 8
+    assert asked == [torch.device("cuda", 1)]
+
+
+def test_processes_that_chose_different_numbers_are_refused_with_a_value_that_fits_all():
+    first = Resolved(
+        batch_tokens=512, micro_batch_size=8, max_steps=10, accelerator="cuda", precision="bf16", threads=4
+    )
+    refuse_different_plans([first, dataclasses.replace(first, threads=2)])  # threads change no value of a rank's share
+    with pytest.raises(UserError, match=r"8 on rank 0, 4 on rank 1: give train\.micro_batch_size=4"):
+        refuse_different_plans([first, dataclasses.replace(first, micro_batch_size=4)])
+    with pytest.raises(UserError, match="give precision=bf16"):
+        refuse_different_plans([first, first, dataclasses.replace(first, precision="fp32")])
