@@ -20,10 +20,11 @@ from positron.cli.request import compose
 from positron.data.sources import MEMORY, ROWS_FILE
 from positron.system.command_parser import CommandParser
 from positron.system.commands import command
-from positron.system.disk import expanded, try_lock
+from positron.system.disk import expanded
 from positron.system.download import cache_folder
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
+from positron.system.locks import try_lock
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -75,10 +76,12 @@ def _clean(folder: Path) -> str:
         (folder / ROWS_FILE).unlink(missing_ok=True)
         for pattern in ("raw", "tokens-*", ".tokens-*", "stream-*/epoch-*", "stream-*/.epoch-*"):
             for path in folder.glob(pattern):
-                (path / "tokens.json").unlink(
-                    missing_ok=True
-                )  # first, so that a folder that is deleted only in part is not used
-                shutil.rmtree(path)
+                try:
+                    # first, so that a folder that is deleted only in part is not used
+                    (path / "tokens.json").unlink(missing_ok=True)
+                    shutil.rmtree(path)
+                except OSError as error:  # on Windows also if a process has a file open
+                    return f"  {path.name} was not deleted: {error.strerror or error}"
     return "  freed"
 
 

@@ -58,7 +58,8 @@ def main() -> None:
         from positron.evaluation.research import begin, research
         from positron.evaluation.research_report import as_text, write_report
         from positron.run.folder import OUTPUTS
-        from positron.system.disk import lock, make_folder
+        from positron.system.disk import make_folder
+        from positron.system.locks import lock
         from positron.train import configure
 
         folder = OUTPUTS / "research" / name

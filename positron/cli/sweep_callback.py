@@ -19,10 +19,11 @@ from positron.evaluation.sweep_report import SEED, as_text, best_two, write_swee
 from positron.run.folder import find_run
 from positron.settings import from_dict
 from positron.system.commands import command
-from positron.system.disk import lock, make_folder
+from positron.system.disk import make_folder
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import counted
+from positron.system.locks import lock
 
 _LOCKS = contextlib.ExitStack()  # holds the lock of the sweep until this process ends
 

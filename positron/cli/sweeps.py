@@ -28,9 +28,10 @@ from positron.run.facts import Facts
 from positron.run.folder import Run, is_changeable
 from positron.run.paths import JOB
 from positron.settings import Recipe
-from positron.system.disk import lock, make_folder, read_json, write_json
+from positron.system.disk import make_folder, read_json, write_json
 from positron.system.errors import Interrupted, LeftAtOnce, UserError
 from positron.system.exits import describe
+from positron.system.locks import lock
 from positron.system.ranks import first_rank
 
 if TYPE_CHECKING:

@@ -21,10 +21,11 @@ from positron.run.paths import FACTS, JOB
 from positron.run.samples import read_samples
 from positron.settings import from_dict
 from positron.system.console import one_line
-from positron.system.disk import is_locked, open_inside, read_bytes, read_json
+from positron.system.disk import open_inside, read_bytes, read_json
 from positron.system.errors import UserError
 from positron.system.file_cache import FileCache
 from positron.system.formatting import above, representative_bpb
+from positron.system.locks import is_locked
 
 LIVE_SECONDS = 60.0  # on systems without file locks, a run counts as live for this time after its last change of a file
 MAX_ARCHITECTURES = 4096  # maximum number of architectures that are kept in memory, about 1 kB each
@@ -274,7 +275,7 @@ def _status(folder: Path, facts: Facts, job: dict[str, Any], notes: list[str], i
 def is_live(folder: Path) -> bool:
     """Tell whether a process trains this run, that is, whether a process holds the run's lock.
 
-    On a system without file locks, tell whether the run changed its files within the last LIVE_SECONDS.
+    Without access to the lock, tell whether the run changed its files within the last LIVE_SECONDS.
     """
     run = Run(folder)
     locked = is_locked(run.lock_path)

@@ -13,9 +13,10 @@ from positron.data.shards import SPLITS, TokenFiles, write_tokens
 from positron.data.sources import WAIT, Source
 from positron.data.stream import open_stream
 from positron.data.windows import MAX_BYTES_PER_TOKEN
-from positron.system.disk import expanded, lock, make_folder, read_json
+from positron.system.disk import expanded, make_folder, read_json
 from positron.system.errors import UserError
 from positron.system.formatting import amount
+from positron.system.locks import lock
 from positron.text.factory import load_tokenizer, train_tokenizer
 from positron.text.tokenizer import Tokenizer
 

@@ -26,8 +26,9 @@ from positron.data.records import parquet_rows
 from positron.data.shards import end_with_parent
 from positron.data.sources import ROWS_FILE, WAIT, Document, is_validation
 from positron.system.console import one_line
-from positron.system.disk import lock, make_folder, whole_file
+from positron.system.disk import make_folder, whole_file
 from positron.system.errors import UserError
+from positron.system.locks import lock
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ import mmap
 import multiprocessing
 import multiprocessing.connection
 import os
-import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -24,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from positron.data.sources import WAIT, Source
-from positron.system.disk import make_folder, read_json, whole_file, write_json
+from positron.system.disk import make_folder, read_json, replace_folder, whole_file, write_json
 from positron.system.errors import UserError
 from positron.system.progress import Meter
 from positron.text.factory import load_tokenizer
@@ -212,8 +211,7 @@ def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, f
             split["bits"] = None  # the probability of this text is unknown
     write_json(partial / "tokens.json", {**head, "splits": facts})
     (partial / "progress.json").unlink()
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+    replace_folder(partial, folder)
     source.release(None)
 
 

@@ -25,8 +25,9 @@ from positron.config import DataConfig
 from positron.data import shards
 from positron.data.hub import HubSource, text_digest
 from positron.data.shards import Encoded, SplitWriter, TokenFiles, encode_all, encode_task, token_dtype
-from positron.system.disk import lock, make_folder, read_json, try_lock, write_json
+from positron.system.disk import make_folder, read_json, replace_folder, write_json
 from positron.system.errors import UserError
+from positron.system.locks import lock, remove_unless_locked
 from positron.text.factory import load_tokenizer
 from positron.text.tokenizer import END_OF_TEXT
 
@@ -153,8 +154,7 @@ class Stream:
         write_json(self.folder / "places.json", places)
         self._write_header(partial, writer)
         (partial / "progress.json").unlink(missing_ok=True)
-        shutil.rmtree(self.path(epoch), ignore_errors=True)
-        partial.rename(self.path(epoch))
+        replace_folder(partial, self.path(epoch))
         return places
 
     def _places(self) -> list[Place]:
@@ -176,7 +176,14 @@ class Stream:
         write_json(folder / "tokens.json", header)
 
     def _evict_epochs(self, needed: int) -> None:
-        """Delete the oldest epochs, except those that a running training needs."""
+        """Delete the oldest epochs, except those that a running training needs.
+
+        A folder without `tokens.json` remains if a call was interrupted, or if a process had a file open on Windows; it is
+        deleted too.
+        """
+        for folder in self.folder.glob("epoch-*"):
+            if not (folder / "tokens.json").exists():
+                shutil.rmtree(folder, ignore_errors=True)
         in_use = {needed} | {e + i for e in self._users() for i in (0, 1)}
         headers = sorted(self.folder.glob("epoch-*/tokens.json"), key=lambda path: path.stat().st_mtime)
         size = (self.size + 1) * np.dtype(self.dtype).itemsize
@@ -185,18 +192,15 @@ class Stream:
                 return
             if int(header.parent.name.split("-")[1]) not in in_use:
                 header.unlink()  # without it, the epoch counts as absent
-                shutil.rmtree(header.parent)
+                shutil.rmtree(header.parent, ignore_errors=True)
                 headers.remove(header)
 
     def _users(self) -> set[int]:
         """Return the current epochs of all running trainings."""
         epochs = set()
         for path in self.folder.glob("users/*"):
-            with try_lock(path) as free:
-                if free:
-                    path.unlink(missing_ok=True)
-                elif text := path.read_text():
-                    epochs.add(int(text))
+            if not remove_unless_locked(path) and (text := path.read_text(encoding="ascii")):
+                epochs.add(int(text))
         return epochs
 
     @contextlib.contextmanager

@@ -21,8 +21,9 @@ from positron.config import DataConfig
 from positron.data.shards import TokenFiles, end_with_parent
 from positron.data.stream import Stream
 from positron.data.window_order import windows_of_step
-from positron.system.disk import lock, make_folder
+from positron.system.disk import make_folder, open_descriptor
 from positron.system.errors import Unreachable, UserError
+from positron.system.locks import lock
 from positron.system.log import log_received, log_to_queue
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class StreamWindows:
         self._filler: _Filler | None = None
         self._user = contextlib.ExitStack()
         self._note: Path | None = None  # the file below `users/` with this run's epoch
+        self._noted: int | None = None  # the epoch in that file
         self.text_tokens = math.inf  # every epoch has new text
         first = self.tokens
         self.fingerprint, self.bytes_per_token = first.fingerprint, first.n_bytes / first.n_tokens
@@ -84,8 +86,10 @@ class StreamWindows:
         if self._note is None:
             self._note = make_folder(self.stream.folder / "users") / f"{os.getpid()}"
             self._user.enter_context(lock(self._note, lambda: None))
-        if self._note.read_text() != str(epoch):
-            self._note.write_text(str(epoch))
+        if self._noted != epoch:
+            with os.fdopen(open_descriptor(self._note, "lock"), "r+b") as file:
+                file.write(b"%020d" % epoch)  # in place and always as long, so that no reader finds an empty file
+            self._noted = epoch
         if self._filler is None:
             self._filler = _Filler(self.stream.config, self.stream.tokenizer_folder, epoch)
             self._user.callback(self._filler.end)
@@ -109,7 +113,7 @@ class StreamWindows:
     def close(self) -> None:
         """End the process that writes epochs, and release the epoch in use."""
         self._user.close()
-        self._filler, self._note = None, None
+        self._filler, self._note, self._noted = None, None, None
 
 
 class _Filler:

@@ -1,4 +1,4 @@
-"""Write files atomically (a temporary file, fsync, rename), and lock files that two processes may change.
+"""Write files and folders atomically: a temporary file, fsync, rename.
 
 Invariant 7 of docs/ARCHITECTURE.md: every file is complete.
 
@@ -16,18 +16,21 @@ import os
 import re
 import shutil
 import stat
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
 from positron.system.errors import UserError
+from positron.system.processes import is_alive
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 MAX_JSON_BYTES = 64_000_000  # far more than any JSON file of a run has
 MAX_TEXT_BYTES = 2_000_000_000
+REPLACE_S = 2.0
 _MODES = {
     "rb": os.O_RDONLY,
     "wb": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
@@ -36,8 +39,10 @@ _MODES = {
     "lock": os.O_RDWR | os.O_CREAT,
     "locked": os.O_RDWR,
 }
-_NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
-_EXTRA_FLAGS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0)
+if sys.platform == "win32":
+    _FLAGS = os.O_BINARY | os.O_NOINHERIT
+else:
+    _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
@@ -50,14 +55,14 @@ def open_descriptor(path: Path, mode: str, below: Path | None = None) -> int:
     below = path.parent if below is None else below
     parts = path.relative_to(below).parts
     refuse_links(path, below)
-    flags = _MODES[mode] | _NO_FOLLOW | _EXTRA_FLAGS
-    if os.open not in os.supports_dir_fd or not _NO_FOLLOW:  # Windows cannot open a path relative to an open folder
+    flags = _MODES[mode] | _FLAGS
+    if sys.platform == "win32":  # which cannot open a path relative to an open folder
         handle = os.open(path, flags, 0o644)
     else:
         folder = os.open(below, os.O_RDONLY | os.O_DIRECTORY)
         try:
             for part in parts[:-1]:
-                inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | _NO_FOLLOW, dir_fd=folder)
+                inner = os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folder)
                 os.close(folder)
                 folder = inner
             handle = os.open(parts[-1], flags, 0o644, dir_fd=folder)
@@ -167,7 +172,7 @@ def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
                 raise
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_file(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise UserError(
@@ -193,7 +198,7 @@ def whole_folder(path: Path) -> Iterator[Path]:
         draft.mkdir()
         yield draft
         for file in (path for path in draft.rglob("*") if path.is_file()):
-            with file.open("rb") as content:
+            with file.open("r+b") as content:  # Windows writes only files to disk that are open for writing
                 os.fsync(content.fileno())
         draft.rename(path)
         _sync_folder(path.parent)
@@ -203,12 +208,49 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
+def replace_file(source: Path, target: Path) -> None:
+    """Rename a file, and replace the file at `target` if there is one. Raises OSError on failure.
+
+    On Windows this fails while another process has `target` open. Readers such as the dashboard have it open for
+    milliseconds, so it is tried again for REPLACE_S seconds.
+    """
+    if sys.platform == "win32":
+        end = time.monotonic() + REPLACE_S
+        while time.monotonic() < end:
+            try:
+                source.replace(target)
+            except PermissionError:
+                time.sleep(0.01)
+            else:
+                return
+    source.replace(target)
+
+
+def replace_folder(source: Path, target: Path) -> None:
+    """Rename a folder, and delete the folder at `target` before if there is one. Raises UserError on failure.
+
+    On Windows this fails while another process uses a file of `target`, for example a token file of a running training.
+    """
+    try:
+        if target.exists():
+            shutil.rmtree(target)
+        source.rename(target)
+    except OSError as error:
+        raise UserError(
+            f"cannot replace {target}: {error.strerror or error}; end the programs that use it, or delete it, and give the "
+            "same command again"
+        ) from error
+
+
 def sweep_temporary_files(folder: Path) -> None:
-    """Remove the temporary files of killed processes from `folder` and its subfolders."""
+    """Remove the temporary files of killed processes from `folder` and its subfolders, and those of this process.
+
+    It must be called while this process writes no file.
+    """
     for directory in (folder, *(entry for entry in _entries(folder) if entry.is_dir() and not entry.is_symlink())):
         for path in _entries(directory):
             match = _TEMPORARY.fullmatch(path.name)
-            if match and not _is_alive(int(match[1])):
+            if match and (int(match[1]) == os.getpid() or not is_alive(int(match[1]))):
                 with contextlib.suppress(OSError):  # another process removed it, or the disk is read-only
                     path.unlink()
 
@@ -220,23 +262,9 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _is_alive(pid: int) -> bool:
-    if pid == os.getpid():
-        return False  # this process writes nothing during the clean-up
-    if os.name != "posix" or pid > 2**31 - 1:
-        return pid <= 2**31 - 1  # Windows: os.kill would end the process
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
-
-
 def _sync_folder(folder: Path) -> None:
-    """Write the folder to disk, so that a rename in it survives a power cut. Does nothing on Windows."""
-    if os.name == "posix":
+    """Write the folder to disk, so that a rename in it survives a power cut. Windows cannot, and does nothing."""
+    if sys.platform != "win32":
         handle = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(handle)
@@ -332,80 +360,3 @@ def make_folder(path: Path, below: Path | None = None) -> Path:
     except OSError as error:
         raise UserError(f"cannot create the folder {path}: {error.strerror or error}") from error
     return path
-
-
-@contextlib.contextmanager
-def try_lock(path: Path) -> Iterator[bool]:
-    """Try to lock an existing file for the block; yield whether it succeeded.
-
-    Yields False if another process holds the lock, and on a system without locks.
-    """
-    try:
-        import fcntl
-
-        handle = open_descriptor(path, "locked")
-    except (ImportError, OSError, UserError):
-        yield False
-        return
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(handle)
-
-
-def is_locked(path: Path) -> bool | None:
-    """Tell whether a living process holds the lock on `path`; return None without locks or access to the file."""
-    try:
-        import fcntl
-    except ImportError:
-        return None
-    try:
-        handle = open_descriptor(path, "rb")
-    except FileNotFoundError:
-        return False
-    except (OSError, UserError):
-        return None
-    try:
-        fcntl.flock(
-            handle, fcntl.LOCK_SH | fcntl.LOCK_NB
-        )  # shared, so that two processes that ask do not block each other
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
-
-
-@contextlib.contextmanager
-def lock(path: Path, on_busy: Callable[[], None]) -> Iterator[None]:
-    """Hold an exclusive lock on `path` during the block; the system frees it when the process ends, even if it is killed.
-
-    If another process holds the lock, `on_busy` is called, which may raise an error to give up; otherwise this waits.
-    """
-    try:
-        import fcntl
-    except ImportError:  # Windows has no advisory locks; the user must not start two processes for one run
-        yield
-        return
-    try:
-        handle = open_descriptor(path, "lock")
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    try:
-        for delay in (0.05, 0.0):  # `is_locked` in another process holds a shared lock for microseconds
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(delay)
-        else:
-            on_busy()
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

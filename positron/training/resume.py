@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,8 +25,9 @@ from positron.run.metrics import read_metrics
 from positron.run.provenance import read_provenance
 from positron.run.samples import read_samples
 from positron.system.console import one_line
-from positron.system.disk import expanded, lock, make_folder, refuse_links_in, sweep_temporary_files
+from positron.system.disk import expanded, make_folder, refuse_links_in, sweep_temporary_files
 from positron.system.errors import Diverged, UserError
+from positron.system.locks import lock
 from positron.system.log import run_log
 from positron.system.paths import without_home
 from positron.system.ranks import first_rank
@@ -118,7 +120,7 @@ def _no_trace_of_a_refusal(run: Run, is_new: bool) -> Iterator[None]:
         yield
     except UserError:
         if is_new and not run.metrics_path.exists() and not checkpoints(run.checkpoint_folder):
-            shutil.rmtree(run.folder)
+            shutil.rmtree(run.folder, ignore_errors=sys.platform == "win32")  # the lock is open, and stays there
         raise
 
 

@@ -11,8 +11,8 @@ from conftest import FAST
 from hydra.errors import MissingConfigException
 
 from positron.cli.hydra_app import hydra_errors_as_ours
-from positron.system.disk import lock
 from positron.system.errors import UserError
+from positron.system.locks import lock
 from positron.training.callbacks.pruning import is_hopeless
 
 SWEEP = ("-m", "model=debug", *FAST, "name=sweep", "train.max_steps=6", "train.val_every=6", "schedule.warmup_steps=2")

@@ -170,7 +170,7 @@ def test_a_run_lives_as_long_as_the_process_that_trains_it(outputs: Path) -> Non
 
 
 def test_asking_whether_a_run_lives_does_not_keep_it_from_being_trained(outputs: Path) -> None:
-    from positron.system.disk import lock
+    from positron.system.locks import lock
 
     folder, stop = make_run(outputs, "asked"), threading.Event()
 

@@ -21,6 +21,7 @@ from positron.data.corpus import prepare
 from positron.data.shards import TokenFiles
 from positron.data.stream import Stream
 from positron.data.stream_windows import StreamWindows
+from positron.data.window_order import windows_of_step
 from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT
 
@@ -102,6 +103,41 @@ def test_epochs_that_a_running_training_needs_are_not_evicted(
     made.make(6)
     made.make(7)
     assert not made.has(0)
+
+
+def test_what_is_left_of_a_deleted_epoch_is_deleted_with_the_next(
+    stories_hub: Hub,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    made = opened(tmp_path)
+    left = made.path(9)
+    left.mkdir()
+    (left / "train-00000.bin").write_bytes(b"a process had this file open on Windows")
+    made.make(1)
+    assert not left.exists()
+    assert made.has(0)
+    assert made.has(1)
+
+
+def test_the_note_of_a_running_training_names_its_epoch_and_goes_with_it(
+    stories_hub: Hub,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    made = opened(tmp_path)
+    windows = StreamWindows(made.config, made.folder, context=100, batch_size=4, seed=0)
+    windows.batch(1)
+    (note,) = made.folder.glob("users/*")
+    assert made._users() == {0}
+    later = next(
+        step
+        for step in range(2, 10_000)
+        if windows_of_step(step, seed=0, n_windows=windows.n_windows, batch_size=4)[0][0]
+    )
+    windows.batch(later)
+    assert made._users() == {1}
+    windows.close()
+    assert made._users() == set()
+    assert not note.exists()
 
 
 def _make(folder: str, endpoint: str, epoch: int) -> None:

@@ -1,0 +1,45 @@
+"""Tell whether another process is alive. This module imports only the standard library."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+_MAX_PID = 2**31 - 1
+
+if sys.platform == "win32":
+    import ctypes
+
+    _SYNCHRONIZE, _ACCESS_DENIED, _STILL_RUNNING = (
+        0x00100000,
+        5,
+        0x102,
+    )  # winnt.h, winerror.h, WAIT_TIMEOUT of winbase.h
+
+    def _exists(pid: int) -> bool:
+        """Ask for the process by a handle, because `os.kill` ends a process on Windows, whatever the signal."""
+        kernel = ctypes.WinDLL("kernel32", use_last_error=True)
+        kernel.OpenProcess.restype = ctypes.c_void_p  # a handle has 64 bits, and an int of C 32
+        handle = ctypes.c_void_p(kernel.OpenProcess(_SYNCHRONIZE, False, pid))
+        if not handle:
+            return ctypes.get_last_error() == _ACCESS_DENIED  # a process of another user
+        try:
+            return int(kernel.WaitForSingleObject(handle, 0)) == _STILL_RUNNING
+        finally:
+            kernel.CloseHandle(handle)
+
+else:
+
+    def _exists(pid: int) -> bool:
+        try:
+            os.kill(pid, 0)  # signal 0 is not sent
+        except ProcessLookupError:
+            return False
+        except OSError:  # a process of another user
+            return True
+        return True
+
+
+def is_alive(pid: int) -> bool:
+    """Tell whether the process with this id is running; a number that is no process id counts as not running."""
+    return 0 < pid <= _MAX_PID and _exists(pid)

@@ -1,0 +1,87 @@
+"""Renames over what exists, with the errors that Windows raises while a file is open."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from positron.system import disk
+from positron.system.errors import UserError
+
+IN_USE = PermissionError(13, "The process cannot access the file because it is being used by another process")
+
+
+class Windows:
+    """Make renames fail `times` times, as if a program had the target open."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+        self.attempts, rename = 0, Path.replace
+
+        def replace(source: Path, target: Path) -> Path:
+            self.attempts += 1
+            if self.attempts <= times:
+                raise IN_USE
+            return rename(source, target)
+
+        monkeypatch.setattr(Path, "replace", replace)
+        monkeypatch.setattr(sys, "platform", "win32")
+
+
+def test_on_windows_a_file_that_a_reader_has_open_is_replaced_when_the_reader_closes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk.write_text(tmp_path / "run.json", "before")
+    windows = Windows(monkeypatch, times=3)
+    disk.write_text(tmp_path / "run.json", "after")
+    assert windows.attempts == 4
+    assert disk.read_text(tmp_path / "run.json") == "after"
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_on_windows_a_file_that_stays_open_is_named_and_stays_unchanged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk.write_text(tmp_path / "run.json", "before")
+    monkeypatch.setattr(disk, "REPLACE_S", 0.05)
+    Windows(monkeypatch, times=10**9)
+    with pytest.raises(UserError, match=r"cannot write .*run\.json: The process cannot access the file"):
+        disk.write_text(tmp_path / "run.json", "after")
+    assert (tmp_path / "run.json").read_bytes() == b"before"
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_a_rename_that_fails_elsewhere_is_not_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows = Windows(monkeypatch, times=1)
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(UserError, match="cannot write"):
+        disk.write_text(tmp_path / "run.json", "after")
+    assert windows.attempts == 1
+
+
+def two_folders(tmp_path: Path) -> tuple[Path, Path]:
+    new, old = tmp_path / ".tokens.partial", tmp_path / "tokens"
+    for folder in (new, old):
+        folder.mkdir()
+        (folder / f"{folder.name}.bin").write_bytes(b"ids")
+    return new, old
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    new, old = two_folders(tmp_path)
+    disk.replace_folder(new, old)
+    assert [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.bin")] == ["tokens/.tokens.partial.bin"]
+    assert not new.exists()
+
+
+def test_a_folder_in_use_is_named_and_the_new_one_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(folder: Path) -> None:
+        raise IN_USE
+
+    new, old = two_folders(tmp_path)
+    monkeypatch.setattr(disk.shutil, "rmtree", refuse)
+    with pytest.raises(UserError, match=r"cannot replace .*tokens: .*end the programs that use it"):
+        disk.replace_folder(new, old)
+    assert new.exists()
+    assert old.exists()

@@ -1,0 +1,54 @@
+"""Run the branches for Windows of a module on another system."""
+
+from __future__ import annotations
+
+import errno
+import importlib.util
+import os
+import sys
+from types import ModuleType
+from unittest import mock
+
+
+def fake_msvcrt() -> ModuleType:
+    """Return a module with the part of `msvcrt` that locks files, as its documentation describes it, on top of `flock`.
+
+    As on Windows, a lock belongs to an open file, and a locked byte cannot be locked again, not even by the same process.
+    Unlike on Windows, all positions far behind the end count as one.
+    """
+    import fcntl
+
+    module = ModuleType("msvcrt")
+    module.LK_NBLCK, module.LK_UNLCK, held = 2, 0, set()
+
+    def locking(fd: int, mode: int, nbytes: int) -> None:
+        position = os.lseek(fd, 0, os.SEEK_CUR)
+        assert nbytes == 1
+        assert 2**20 < position < 2**31, "a byte that others read, or one behind what the C library can address"
+        if mode == module.LK_UNLCK:
+            if fd not in held:
+                raise PermissionError(errno.EACCES, "Permission denied")
+            held.remove(fd)
+            fcntl.flock(fd, fcntl.LOCK_UN)
+        else:
+            assert mode == module.LK_NBLCK
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise PermissionError(errno.EACCES, "Permission denied") from None
+            held.add(fd)
+
+    module.locking = locking
+    return module
+
+
+def as_on_windows(name: str) -> ModuleType:
+    """Return a second copy of a module, executed as if this were Windows. The modules that it imports are not copied."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    __import__(name)
+    with mock.patch.object(sys, "platform", "win32"), mock.patch.dict(sys.modules, {"msvcrt": fake_msvcrt()}):
+        spec.loader.exec_module(module)
+    return module
