@@ -18,27 +18,28 @@ def fake_msvcrt() -> ModuleType:
     """
     import fcntl
 
-    module = ModuleType("msvcrt")
-    module.LK_NBLCK, module.LK_UNLCK, held = 2, 0, set()
+    held: set[int] = set()
+    no_block, unlock = 2, 0
 
     def locking(fd: int, mode: int, nbytes: int) -> None:
         position = os.lseek(fd, 0, os.SEEK_CUR)
         assert nbytes == 1
         assert 2**20 < position < 2**31, "a byte that others read, or one behind what the C library can address"
-        if mode == module.LK_UNLCK:
+        if mode == unlock:
             if fd not in held:
                 raise PermissionError(errno.EACCES, "Permission denied")
             held.remove(fd)
             fcntl.flock(fd, fcntl.LOCK_UN)
         else:
-            assert mode == module.LK_NBLCK
+            assert mode == no_block
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise PermissionError(errno.EACCES, "Permission denied") from None
             held.add(fd)
 
-    module.locking = locking
+    module = ModuleType("msvcrt")
+    vars(module).update(LK_NBLCK=no_block, LK_UNLCK=unlock, locking=locking)
     return module
 
 

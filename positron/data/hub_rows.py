@@ -12,10 +12,8 @@ import logging
 import multiprocessing
 import os
 import shutil
-import signal
 import threading
 from collections.abc import Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,8 @@ from positron.config import DataConfig
 from positron.data.decoding import Reading
 from positron.data.hub import HubSource, Repository, patience_s, retry_network
 from positron.data.records import parquet_rows
-from positron.data.shards import end_with_parent
 from positron.data.sources import ROWS_FILE, WAIT, Document, is_validation
+from positron.system.children import PipeEnd, end_with_parent, leave_interrupts_to_parent
 from positron.system.console import one_line
 from positron.system.disk import make_folder, whole_file
 from positron.system.errors import UserError
@@ -136,7 +134,7 @@ class _Process:
     def __init__(self, repository: Repository, field: str | None, skip: int) -> None:
         self._repository, self._field, self._done = repository, field, skip
         self._process: Any = None
-        self._connection: Connection | None = None
+        self._connection: PipeEnd | None = None
         self._has_logged = False
         self._silent_s = 0.0
 
@@ -206,7 +204,7 @@ class _Process:
 
 
 def _serve(
-    connection: Connection,
+    connection: PipeEnd,
     repo: str,
     commit: str,
     files: list[str] | None,
@@ -216,7 +214,7 @@ def _serve(
     skip: int,
 ) -> None:
     """Send pairs (kind, content): the chunks after the first `skip`, then the end or the reason for a failure."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what Ctrl-C does
+    leave_interrupts_to_parent()
     end_with_parent()
     for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_XET_CACHE", "HF_ASSETS_CACHE"):
         os.environ[name] = cache

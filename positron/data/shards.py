@@ -11,9 +11,7 @@ import hashlib
 import logging
 import mmap
 import multiprocessing
-import multiprocessing.connection
 import os
-import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from positron.data.sources import WAIT, Source
+from positron.system.children import end_with_parent
 from positron.system.disk import make_folder, read_json, replace_folder, whole_file, write_json
 from positron.system.errors import UserError
 from positron.system.progress import Meter
@@ -76,18 +75,6 @@ def _start_worker(source: Source, tokenizer_folder: Path) -> None:
     global _worker
     _worker = (source, load_tokenizer(tokenizer_folder))
     end_with_parent()
-
-
-def end_with_parent() -> None:
-    """Make this process exit when its parent ends, even if the parent is killed and cannot stop it."""
-    threading.Thread(target=_wait_for_parent, daemon=True).start()
-
-
-def _wait_for_parent() -> None:
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    multiprocessing.connection.wait([parent.sentinel])
-    os._exit(1)
 
 
 def _work(task: Any) -> dict[str, Encoded]:

@@ -8,7 +8,7 @@ import math
 import multiprocessing
 import os
 import queue
-import signal
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 
 from positron.config import DataConfig
-from positron.data.shards import TokenFiles, end_with_parent
+from positron.data.shards import TokenFiles
 from positron.data.stream import Stream
 from positron.data.window_order import windows_of_step
+from positron.system.children import end_with_parent, leave_interrupts_to_parent
 from positron.system.disk import make_folder, open_descriptor
 from positron.system.errors import Unreachable, UserError
 from positron.system.locks import lock
@@ -166,8 +167,9 @@ class _Filler:
 
 def _fill(config: DataConfig, tokenizer_folder: Path, epoch: Any, reports: Any) -> None:
     log_to_queue(reports)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes of the group; training handles it
-    os.nice(10) if hasattr(os, "nice") else None
+    leave_interrupts_to_parent()
+    if sys.platform != "win32":
+        os.nice(10)
     end_with_parent()
     stream = Stream(config, tokenizer_folder)
     while True:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import sys
 import threading
 import time
 from typing import Any, Protocol
@@ -65,7 +66,7 @@ class Team:
     def __init__(self) -> None:
         self.size = min(os.cpu_count() or 1, MAX_THREADS)
         self._forget()
-        if hasattr(os, "register_at_fork"):
+        if sys.platform != "win32":
             os.register_at_fork(after_in_child=self._forget)
         atexit.register(self._end)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import os
+import sys
 from pathlib import Path
 from typing import assert_never
 
@@ -11,6 +11,7 @@ import torch
 
 from positron.config import GPTConfig
 from positron.system.errors import UserError
+from positron.system.memory import physical_memory
 
 FLOAT_BYTES = 4  # weights, gradients and moments are float32 in every precision
 TRAINING_COPIES = 4  # floats per trained parameter: the parameter, its gradient and the optimizer's two moments
@@ -19,12 +20,11 @@ LAYER_BYTES = 20_000  # memory of the Python objects of a layer, for any d_model
 
 def machine_memory() -> int | None:
     """Return the memory of this machine or container in bytes, or None if it is unknown."""
-    sizes = []
-    with contextlib.suppress(AttributeError, ValueError, OSError):  # Windows; a system without these names
-        sizes.append(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    with contextlib.suppress(OSError):  # the file exists only in a container
-        limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
-        sizes += [int(limit)] if limit.isdigit() else []
+    sizes = [size for size in (physical_memory(),) if size is not None]
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError):  # the file exists only in a container
+            limit = Path("/sys/fs/cgroup/memory.max").read_text(encoding="ascii").strip()
+            sizes += [int(limit)] if limit.isdigit() else []
     return min(sizes, default=None)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -29,7 +30,7 @@ def call_within(seconds: float, function: Callable[[], T]) -> T:
     restored afterwards.
     """
     began = time.monotonic()
-    if hasattr(signal, "setitimer") and threading.current_thread() is threading.main_thread():
+    if sys.platform != "win32" and threading.current_thread() is threading.main_thread():
         result = _interrupted_after(seconds, function)
     else:
         result = function()
@@ -38,21 +39,23 @@ def call_within(seconds: float, function: Callable[[], T]) -> T:
     return result
 
 
-def _interrupted_after(seconds: float, function: Callable[[], T]) -> T:
-    def interrupt(signum: int, frame: FrameType | None) -> None:
-        raise TooSlow
+if sys.platform != "win32":
 
-    began = time.monotonic()
-    handler = signal.signal(signal.SIGALRM, interrupt)
-    left, interval = 0.0, 0.0
-    try:  # restore the handler even if the alarm arrives after the call and before the timer is stopped
-        try:
-            left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
-            return function()
+    def _interrupted_after(seconds: float, function: Callable[[], T]) -> T:
+        def interrupt(signum: int, frame: FrameType | None) -> None:
+            raise TooSlow
+
+        began = time.monotonic()
+        handler = signal.signal(signal.SIGALRM, interrupt)
+        left, interval = 0.0, 0.0
+        try:  # restore the handler even if the alarm arrives after the call and before the timer is stopped
+            try:
+                left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+                return function()
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-    finally:
-        signal.signal(signal.SIGALRM, handler)
-        if left:
-            passed = time.monotonic() - began
-            signal.setitimer(signal.ITIMER_REAL, max(1e-6, left - passed), interval)
+            signal.signal(signal.SIGALRM, handler)
+            if left:
+                passed = time.monotonic() - began
+                signal.setitimer(signal.ITIMER_REAL, max(1e-6, left - passed), interval)

@@ -7,6 +7,7 @@ each entry of `starts` has the index of its environment.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -25,6 +26,7 @@ from positron.run.facts import Resolved, read_record, warn_of_damage, write_reco
 from positron.run.paths import RunPaths
 from positron.settings import flat
 from positron.system.errors import UserError
+from positron.system.memory import physical_memory
 from positron.system.paths import without_home
 
 MAX_DIFF_BYTES = 200_000  # maximum size of the recorded diff
@@ -163,24 +165,19 @@ def hardware(accelerator: str) -> dict[str, Any]:
 
 def cpu_name() -> str:
     """Return the name of the processor, such as `AMD Ryzen 9 7950X 16-Core Processor`."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):  # not Linux, or a processor without this field
-        name = (
-            _output_of(["sysctl", "-n", "machdep.cpu.brand_string"], QUERY_TIMEOUT_S)
-            if sys.platform == "darwin"
-            else None
-        )
-        return (name or "").strip() or platform.processor() or platform.machine()
+    name: str | None = None
+    if sys.platform == "darwin":
+        name = _output_of(["sysctl", "-n", "machdep.cpu.brand_string"], QUERY_TIMEOUT_S)
+    elif sys.platform == "linux":
+        with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo", encoding="utf-8") as file:
+            name = next(line.split(":", 1)[1] for line in file if line.startswith("model name"))
+    return (name or "").strip() or platform.processor() or platform.machine()
 
 
 def memory_gb() -> float | None:
     """Return the physical memory in GiB, or None if the system does not report it."""
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):  # Windows
-        return None
+    memory = physical_memory()
+    return None if memory is None else round(memory / 2**30, 1)
 
 
 def checkout(folder: Path) -> dict[str, Any] | None:

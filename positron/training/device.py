@@ -12,6 +12,7 @@ import torch
 
 from positron.config import Accelerator, DeviceConfig, GPTConfig, Precision, PrecisionConfig
 from positron.model.kernels.attention import BLOCK_QUERIES, MAX_BLOCKED_KEYS
+from positron.system import memory
 from positron.system.errors import UserError
 from positron.system.ranks import local_rank
 
@@ -192,12 +193,7 @@ def peak_memory(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     if device.type == "mps":
         return torch.mps.driver_allocated_memory()
-    try:
-        import resource
-    except ImportError:  # Windows
-        return 0
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if os.uname().sysname == "Darwin" else peak * 1024
+    return memory.peak_memory() or 0
 
 
 def total_memory(device: torch.device) -> int:
@@ -213,12 +209,7 @@ def free_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0]
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            values = dict(line.split(":", 1) for line in file)
-        return int(values["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return None
+    return memory.available_memory()
 
 
 def micro_batch_bytes(config: GPTConfig, rows: int, machine: Machine) -> int:
@@ -294,8 +285,8 @@ def _refuse_too_large(config: GPTConfig, machine: Machine, size: int) -> None:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether an error means that memory ran out. MPS and CPU have no type for this error, so its text is examined."""
-    text = str(error)
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+    texts = ("out of memory", "can't allocate memory", "not enough memory")  # MPS; a CPU; a CPU on Windows
+    return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
 
 def batch_remedy(size: int, fits: int) -> str:

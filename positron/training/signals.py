@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import signal
+import sys
 from collections.abc import Iterator
 from types import FrameType
 from typing import Any
@@ -14,8 +15,17 @@ from positron.system.errors import Interrupted, LeftAtOnce
 logger = logging.getLogger(__name__)
 
 
+if sys.platform == "win32":
+    _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGBREAK)
+else:
+    _HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
 class Signals:
-    """Handle SIGINT (Ctrl-C), SIGTERM and SIGHUP (the terminal was closed) inside a `with` block."""
+    """Handle SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal was closed) and SIGBREAK (Ctrl-Break) inside a `with` block.
+
+    Windows has SIGBREAK and not SIGHUP. A process whose window is closed there ends before Python handles the signal.
+    """
 
     def __init__(self) -> None:
         self.received = 0  # the number of the first signal; the training checks it at places where it can end
@@ -30,9 +40,8 @@ class Signals:
 
     def install(self) -> None:
         """Install the handlers, again when the training starts, because Lightning replaces the handler of SIGTERM."""
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            signum = getattr(signal, name, None)  # Windows has no SIGHUP
-            if signum is None or (name == "SIGHUP" and signal.getsignal(signum) is signal.SIG_IGN):
+        for signum in _HANDLED:
+            if signum.name == "SIGHUP" and signal.getsignal(signum) is signal.SIG_IGN:
                 continue  # nohup makes the process ignore SIGHUP
             try:
                 previous = signal.signal(signum, self._note)

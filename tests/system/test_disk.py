@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_a_folder_in_use_is_named_and_the_new_one_stays(tmp_path: Path, monkeypa
         raise IN_USE
 
     new, old = two_folders(tmp_path)
-    monkeypatch.setattr(disk.shutil, "rmtree", refuse)
+    monkeypatch.setattr(shutil, "rmtree", refuse)
     with pytest.raises(UserError, match=r"cannot replace .*tokens: .*end the programs that use it"):
         disk.replace_folder(new, old)
     assert new.exists()

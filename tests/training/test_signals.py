@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import FAST, CommandProcess
 from traces import trace, weights
+from windows import as_on_windows
 
 from positron.system.errors import Interrupted, LeftAtOnce
 from positron.system.ranks import first_rank
@@ -113,6 +114,16 @@ def test_nohup_keeps_its_promise():
             assert signals.received == 0
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_on_windows_ctrl_break_saves_a_training_as_ctrl_c_does(monkeypatch):
+    monkeypatch.setattr(signal, "SIGBREAK", signal.SIGUSR1, raising=False)  # a signal that this system has
+    before = signal.getsignal(signal.SIGUSR1)
+    with as_on_windows("positron.training.signals").Signals() as signals:
+        signals.can_save = True
+        os.kill(os.getpid(), signal.SIGUSR1)
+        assert signals.received == signal.SIGUSR1
+    assert signal.getsignal(signal.SIGUSR1) is before
 
 
 SLURM = {

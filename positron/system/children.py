@@ -1,0 +1,39 @@
+"""Help the child processes of a command: the type of their pipes, who handles Ctrl-C, and that none outlives its parent.
+
+This module imports only the standard library.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import sys
+import threading
+
+if sys.platform == "win32":
+    from multiprocessing.connection import PipeConnection as PipeEnd
+else:
+    from multiprocessing.connection import Connection as PipeEnd
+
+__all__ = ["PipeEnd", "end_with_parent", "leave_interrupts_to_parent"]
+
+
+def leave_interrupts_to_parent() -> None:
+    """Ignore Ctrl-C and Ctrl-Break, which reach all processes of a terminal, because the parent decides what they do."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "win32":
+        signal.signal(signal.SIGBREAK, signal.SIG_IGN)
+
+
+def end_with_parent() -> None:
+    """Make this process exit when its parent ends, even if the parent is killed and cannot stop it."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    multiprocessing.connection.wait([parent.sentinel])
+    os._exit(1)
