@@ -101,7 +101,7 @@ HANDED_OVER = ("continued", "sft_replay")  # started by the first commit, contin
 
 
 def git(*arguments: str) -> str:
-    result = subprocess.run(["git", *arguments], cwd=PROJECT, check=True, capture_output=True, text=True)
+    result = subprocess.run(["git", *arguments], cwd=PROJECT, check=True, capture_output=True, encoding="utf-8")
     return result.stdout.strip()
 
 
@@ -115,8 +115,7 @@ def fingerprint() -> str:
 
 
 def _cpu_lines() -> list[str]:
-    path = Path("/proc/cpuinfo")
-    return path.read_text().splitlines() if path.exists() else []
+    return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if sys.platform == "linux" else []
 
 
 def start(tree: Path, folder: Path, command: str, arguments: list[str]) -> None:
@@ -130,7 +129,8 @@ def start(tree: Path, folder: Path, command: str, arguments: list[str]) -> None:
         cwd=folder,
         env=environment,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     if result.returncode != 0:
         output = (result.stdout + result.stderr).strip()
@@ -204,7 +204,7 @@ class Checkout:
             self._traces[name] = run_recipe(name, (self.tree, self.tree), self.folder)
             if self.sha is not None:
                 TRACES.mkdir(parents=True, exist_ok=True)
-                self._stored.write_text(json.dumps(self._traces), encoding="utf-8")
+                self._stored.write_text(json.dumps(self._traces), encoding="utf-8", newline="\n")
         return self._traces[name]
 
     def close(self) -> None:

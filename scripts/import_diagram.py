@@ -190,8 +190,8 @@ def main() -> None:
     if options.check:
         names = [str(path.relative_to(ROOT)) for path in stale(graph)]
         sys.exit(f"not up to date: {', '.join(names)}; run python scripts/import_diagram.py" if names else 0)
-    DIAGRAM.write_text(drawing(graph), encoding="utf-8")
-    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), graph), encoding="utf-8")
+    DIAGRAM.write_text(drawing(graph), encoding="utf-8", newline="\n")
+    PAGE.write_text(page(PAGE.read_text(encoding="utf-8"), graph), encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

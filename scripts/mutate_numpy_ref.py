@@ -526,7 +526,7 @@ def first_failure(folder: Path, file_tests: tuple[str, ...]) -> str | None:
             "no:cacheprovider",
             tests,
         ]
-        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, encoding="utf-8")
         if run.returncode:
             failed = [line for line in run.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
             return failed[0].split(" - ")[0].split("::")[-1] if failed else "the tests do not run"
@@ -540,10 +540,10 @@ def try_mutant(folders: Queue[Path], mutant: Mutant) -> tuple[Mutant, str | None
     path = folder / "numpy_ref" / f"{file}.py"
     original = path.read_text(encoding="utf-8")
     try:
-        path.write_text(original.replace(right, wrong), encoding="utf-8")
+        path.write_text(original.replace(right, wrong), encoding="utf-8", newline="\n")
         return mutant, first_failure(folder, OWN_TESTS.get(file, TESTS))
     finally:
-        path.write_text(original, encoding="utf-8")
+        path.write_text(original, encoding="utf-8", newline="\n")
         folders.put(folder)
 
 

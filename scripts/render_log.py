@@ -43,7 +43,7 @@ def main() -> None:
     new = rendered(text)
     if options.check:
         sys.exit(0 if text == new else "docs/LOG.md is not up to date: run python scripts/render_log.py")
-    PAGE.write_text(new, encoding="utf-8")
+    PAGE.write_text(new, encoding="utf-8", newline="\n")
 
 
 if __name__ == "__main__":

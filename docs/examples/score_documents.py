@@ -78,7 +78,7 @@ if __name__ == "__main__":
     parser.add_argument("--steps", type=int, default=300)
     options = parser.parse_args()
     model, stoi = train(options.steps)
-    with open(options.text, encoding="utf-8") as file, open(options.out, "w", encoding="utf-8") as out:
+    with open(options.text, encoding="utf-8") as file, open(options.out, "w", encoding="utf-8", newline="\n") as out:
         for line in file:
             document = json.loads(line)
             ids = [stoi[letter] for letter in SEPARATOR + document["text"] + SEPARATOR]

@@ -2,3 +2,15 @@
 
 Run a benchmark with `python -m scripts.bench.NAME`, for example `python -m scripts.bench.train`.
 """
+
+from __future__ import annotations
+
+import os
+import sys
+
+
+def load_average() -> str:
+    """Return the number of programs that wanted a core in the last minute; "unknown" on Windows, which does not count them."""
+    if sys.platform == "win32":
+        return "unknown"
+    return f"{os.getloadavg()[0]:.1f}"

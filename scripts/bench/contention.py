@@ -171,7 +171,7 @@ def cell(workload: str, policy: str, count: int) -> float:
             [sys.executable, __file__, "--measure", workload],
             env=environment,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             check=True,
         )
     return float(done.stdout.split()[-1])
@@ -198,7 +198,7 @@ def main() -> None:
                     rows.setdefault((workload, policy, count), []).append(cell(workload, policy, count))
                     if options.json:
                         Path(options.json).write_text(
-                            json.dumps([[*key, *v] for key, v in rows.items()]), encoding="utf-8"
+                            json.dumps([[*key, *v] for key, v in rows.items()]), encoding="utf-8", newline="\n"
                         )
     for workload in options.workloads:
         print(f"\n{workload}, units per second (share of the fair speed)")

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -29,6 +28,7 @@ from positron.data.open import open_source
 from positron.data.shards import TokenFiles, write_tokens
 from positron.system.disk import write_json
 from positron.system.errors import UserError
+from positron.system.memory import peak_memory
 from positron.text.factory import load_tokenizer, train_tokenizer
 
 ROUNDS = 3
@@ -93,7 +93,9 @@ def serving(root: Path) -> None:
         folder / "tokens.json",
         {"tokenizer_hash": tokenizer.hash, "dtype": "uint16", "fingerprint": "", "splits": {"train": facts}},
     )
-    out = subprocess.run([sys.executable, __file__, "--serve", str(folder)], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, __file__, "--serve", str(folder)], capture_output=True, encoding="utf-8", check=True
+    )
     print(out.stdout.strip())
 
 
@@ -101,13 +103,13 @@ def serve(folder: Path) -> None:
     from positron.data.windows import Windows
 
     tokenizer = load_tokenizer(folder)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_memory() or 0
     began = time.perf_counter()
     files = TokenFiles(folder, "train", tokenizer)
     opened = time.perf_counter()
     batch = Windows(files, context=512, batch_size=32, seed=0).batch(1_000_000)
     served = time.perf_counter()
-    more = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3
+    more = ((peak_memory() or 0) - before) / 1e6
     print(
         f"10 GB of tokens  opened in {1e3 * (opened - began):.1f} ms, batch of step 1,000,000 ({tuple(batch.shape)}) read "
         f"in {1e3 * (served - opened):.1f} ms, {more:.0f} MB of memory"
@@ -165,7 +167,7 @@ def main() -> None:
 
             text = root / "stories.txt"
             once = "\n<|endoftext|>\n".join(s.text for s in stories.documents(0, 0, 24_000))
-            text.write_text("\n<|endoftext|>\n".join([once] * 4))
+            text.write_text("\n<|endoftext|>\n".join([once] * 4), encoding="utf-8", newline="\n")
         for choice in (TokenizerConfig("sentencepiece", 16_000), TokenizerConfig("tiktoken", name="cl100k_base")):
             try:
                 tokenizing(text, choice, root)

@@ -102,7 +102,7 @@ def write_llama2c(model: GPT, folder: Path) -> None:
 def with_llama2c(program: Path, model: Path, tokens: int) -> tuple[float, list[int]]:
     """Return the tokens per second that the program prints, and the ids it wrote."""
     command = [str(program), str(model), "-t", "0", "-n", str(tokens + 1), "-z", str(model.parent / "tokenizer.bin")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", check=True)
     return float(done.stderr.split()[-1]), [int(word) for word in done.stdout.split()]
 
 
@@ -185,7 +185,7 @@ def main() -> None:
             if time.monotonic() - begun > options.seconds:
                 break
     if options.json:
-        options.json.write_text(json.dumps(rates), encoding="utf-8")
+        options.json.write_text(json.dumps(rates), encoding="utf-8", newline="\n")
     print(
         f"{options.shape}, {options.threads} threads, {options.busy} busy programs, {len(next(iter(rates.values())))} rounds"
     )

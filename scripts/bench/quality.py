@@ -28,12 +28,12 @@ import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from positron.config import DataConfig, DeviceConfig, PrecisionConfig, RunConfig, TokenizerConfig
 from positron.settings import from_dict
+from positron.system.children import PipeEnd
 from positron.system.disk import make_folder, write_json
 from positron.system.log import screen_log
 from scripts.bench.quality_report import NAMES, picture, table
@@ -46,7 +46,7 @@ VOCABULARY = TokenizerConfig("sentencepiece", 4000)
 class Budget:
     """Measure the training time of a recipe: wait for the next turn after each turn, and validate at SHARES of the time."""
 
-    def __init__(self, seconds: float, pipe: Connection, bits_per_byte: Callable[[], float]) -> None:
+    def __init__(self, seconds: float, pipe: PipeEnd, bits_per_byte: Callable[[], float]) -> None:
         self.seconds, self.pipe, self.bits_per_byte = seconds, pipe, bits_per_byte
         self.spent, self.tokens = 0.0, 0
         self.points: list[tuple[float, float]] = []  # seconds, bits per byte
@@ -101,7 +101,7 @@ def scorer(nats: Callable[[Any, Any], Any], rows: tuple[Any, Any], token_bytes: 
     return bits_per_byte
 
 
-def work(name: str, settings: dict[str, Any], pipe: Connection) -> None:
+def work(name: str, settings: dict[str, Any], pipe: PipeEnd) -> None:
     """Train one recipe, in a separate process."""
     if name == "ours":
         from positron.training.allocator import tune_allocator
@@ -189,7 +189,7 @@ def run_seed(names: list[str], settings: dict[str, Any]) -> dict[str, Any]:
     Returns {name: {"points": [(seconds, bits per byte), ...], "tokens": number of trained tokens}}.
     """
     context = multiprocessing.get_context("spawn")
-    workers: dict[str, Connection] = {}
+    workers: dict[str, PipeEnd] = {}
     for name in names:
         ours, theirs = context.Pipe()
         context.Process(target=work, args=(name, settings, theirs), daemon=True).start()
@@ -234,7 +234,7 @@ def main() -> None:
         path = options.out / f"seed-{seed}-{options.minutes:g}-minutes.json"
         settings = {"seed": seed, "threads": options.threads, "seconds": 60 * options.minutes, "data": data}
         settings |= {"recipe": recipe, "val_tokens": options.val_tokens}
-        known = json.loads(path.read_text()) if path.exists() else {"settings": settings, "results": {}}
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"settings": settings, "results": {}}
         if known["settings"] != settings:
             raise SystemExit(f"{path} was measured with other settings: give another --out, or delete it")
         missing = [name for name in options.only if name not in known["results"]]
@@ -243,7 +243,7 @@ def main() -> None:
             write_json(path, known)
         seeds[seed] = known["results"]
     result = table(seeds, options.minutes)
-    (options.out / "quality.md").write_text(result + "\n", encoding="utf-8")
+    (options.out / "quality.md").write_text(result + "\n", encoding="utf-8", newline="\n")
     picture(seeds, options.out / "quality.png", f"{Path(options.text).stem}, {options.threads} threads")
     print(f"\n{result}\n\n{options.out}/quality.png")
 

@@ -15,13 +15,12 @@ from __future__ import annotations
 import argparse
 import csv
 import multiprocessing
-import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +33,13 @@ from positron.data.shards import TokenFiles
 from positron.data.windows import Windows
 from positron.model.gpt import GPT
 from positron.model.kernels.loss import CHUNK_VALUES, SOFTMAX_VALUES
+from positron.system.children import PipeEnd
 from positron.system.disk import make_folder, write_json
 from positron.text.factory import train_tokenizer
 from positron.training.allocator import tune_allocator
 from positron.training.device import Machine, free_memory, micro_batch_bytes, peak_memory
 from positron.training.optim.groups import build_optimizer, clip_gradients
+from scripts.bench import load_average
 from scripts.bench.scale_report import picture, table, verdict_lines
 
 AXES = ["parameters", "context", "vocabulary", "data", "processes"]
@@ -46,7 +47,10 @@ SECONDS, STEPS = 1.5, 3  # a point is measured for at least this time and this n
 FIXED = 12  # number of steps if there are several processes, which must all make the same number
 DATA_BATCH, DATA_CONTEXT, SHARD = 32, 512, 500_000_000  # rows, tokens; tokens per file
 # With forkserver, torch is imported once; the peak memory of a child begins at the memory that it inherits.
-PROCESS = multiprocessing.get_context("forkserver")
+if sys.platform == "win32":
+    PROCESS = multiprocessing.get_context("spawn")
+else:
+    PROCESS = multiprocessing.get_context("forkserver")
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,7 @@ def timed(action: Callable[[], object], threads: int, *, steps: int | None = Non
     return statistics.median(seconds)
 
 
-def train(point: Point, threads: int, folder: Path, rank: int, pipe: Connection) -> None:
+def train(point: Point, threads: int, folder: Path, rank: int, pipe: PipeEnd) -> None:
     """Measure the median seconds of a step on this process's part of the batch, and its memory; send both to `pipe`."""
     tune_allocator()
     torch.set_num_threads(threads)
@@ -176,7 +180,7 @@ def train(point: Point, threads: int, folder: Path, rank: int, pipe: Connection)
         torch.distributed.destroy_process_group()
 
 
-def serve(point: Point, threads: int, folder: Path, rank: int, pipe: Connection) -> None:
+def serve(point: Point, threads: int, folder: Path, rank: int, pipe: PipeEnd) -> None:
     """Measure the seconds to open `x` bytes of token files, and to read the batch of a step; send both to `pipe`.
 
     The files are sparse: they occupy no space on the disk, and the time does not include the time of the disk.
@@ -206,10 +210,9 @@ def serve(point: Point, threads: int, folder: Path, rank: int, pipe: Connection)
 
 def own_memory() -> int:
     """Return the memory of this process in bytes, without mapped files, which the system can remove from memory."""
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
+    if sys.platform != "linux":
         return peak_memory(torch.device("cpu"))
+    status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
 
@@ -241,7 +244,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("outputs/bench_scale"))
     options = parser.parse_args()
     clock = "CPU time of one thread" if options.threads == 1 else f"time of {options.threads} threads"
-    print(f"bf16, {clock} per process; load average {os.getloadavg()[0]:.1f}", flush=True)
+    print(f"bf16, {clock} per process; load average {load_average()}", flush=True)
     rows: list[dict[str, Any]] = []
     for axis in options.axis:
         axis_rows = []

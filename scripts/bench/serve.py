@@ -14,15 +14,17 @@ import asyncio
 import json
 import multiprocessing
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import httpx
+
+from positron.system.children import PipeEnd
 
 TOKENS = 200
 PROMPTS = ("Once upon a time", "Tom", "This is a story about a", "The sun was")
@@ -67,7 +69,7 @@ def untrained(**changes: Any) -> Any:
     return Served("untrained", False, config.context_length, 0, letters, worker)
 
 
-def _serve(run: str | None, changes: dict[str, Any], answer: Connection) -> None:
+def _serve(run: str | None, changes: dict[str, Any], answer: PipeEnd) -> None:
     from positron.run.folder import find_run
     from positron.serving.app import create_app
     from positron.serving.connection import Server, listen, url_of
@@ -96,10 +98,11 @@ def server(run: str | None = None, **changes: Any) -> Iterator[tuple[str, int]]:
 
 
 def memory_of(pid: int) -> int:
-    """Return the resident memory of a process in bytes; Linux only."""
-    import resource
-
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
+    """Return the resident memory of a process in bytes. Raises SystemExit on other systems than Linux."""
+    if sys.platform != "linux":
+        raise SystemExit("scripts.bench.serve reads the memory of the server from /proc, which only Linux has")
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
+    return int(status.split("VmRSS:")[1].split()[0]) * 1024
 
 
 async def put_under_load(url: str, pid: int, streams: int, seconds: float, tokens: int = TOKENS) -> Load:

@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable
-from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
+
+from scripts.bench import load_average
 
 if TYPE_CHECKING:
     import torch
+
+    from positron.system.children import PipeEnd
 
 SHAPES = {
     "tinygpt": (8, 512, 320, 8, 8, 16_000),
@@ -73,7 +75,7 @@ def plain_gpt(T: int, C: int, L: int, H: int, V: int) -> torch.nn.Module:
     return PlainGPT()
 
 
-def work(variant: str, shape: tuple[int, ...], threads: int, pipe: Connection) -> None:
+def work(variant: str, shape: tuple[int, ...], threads: int, pipe: PipeEnd) -> None:
     """Build the variant; then, for each request on `pipe`, make two steps and send the seconds of the second."""
     B, T, C, L, H, V = shape
     if variant.startswith("Positron"):
@@ -123,7 +125,7 @@ def work(variant: str, shape: tuple[int, ...], threads: int, pipe: Connection) -
         pipe.send(seconds_of(step))
 
 
-def measure_ceiling(dtype_name: str, threads: int, pipe: Connection) -> None:
+def measure_ceiling(dtype_name: str, threads: int, pipe: PipeEnd) -> None:
     import torch
 
     from positron.training.device import matmul_flops
@@ -148,7 +150,7 @@ def main() -> None:
     options = parser.parse_args()
     shape = SHAPES[options.model]
     context = multiprocessing.get_context("spawn")
-    workers: dict[str, Connection] = {}
+    workers: dict[str, PipeEnd] = {}
     jobs: list[tuple[str, Callable[..., None], tuple[Any, ...]]]
     jobs = [(name, work, (name, shape, options.threads)) for name in VARIANTS]
     jobs += [(d, measure_ceiling, (d, options.threads)) for d in ("float32", "bfloat16")]
@@ -177,7 +179,7 @@ def report(
     flops = config.flops_per_token() * B * T
     print(
         f"{options.model}: {config.n_params() / 1e6:.1f}M parameters, {B} x {T} tokens, {options.threads} threads, "
-        f"median of {options.rounds} rounds in turns; load average {os.getloadavg()[0]:.1f}\n"
+        f"median of {options.rounds} rounds in turns; load average {load_average()}\n"
         f"large matrix products: fp32 {median['float32'] / 1e9:,.0f}, bf16 {median['bfloat16'] / 1e9:,.0f} GFLOP/s\n"
     )
     print(f"{'':<30}{'tokens/s':>10}{'GFLOP/s':>10}{'of products':>16}{'ratio':>8}")
