@@ -17,6 +17,7 @@ from positron.run.folder import OUTPUTS, Run, find_run, refuse_differences
 from positron.settings import from_dict
 from positron.system.disk import expanded, read_json
 from positron.system.errors import UserError
+from positron.system.paths import fault_of_name
 
 RESERVED = ("data", "sweeps", "numpy_ref")  # folders of outputs/ that other commands write
 _MAX_NAME_BYTES = 200  # of one folder's name; file systems allow 255, and temporary files beside it have longer names
@@ -84,11 +85,8 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
     if parts[0].casefold() in RESERVED and not is_sweep:
         raise UserError(f"name={name}: Positron keeps other files in outputs/{parts[0]}: give another name=")
     for part in parts:
-        if part != part.strip() or part.endswith(".") or not part.isprintable():
-            raise UserError(
-                f"name={name!r} begins or ends with a space, ends with a dot, or has a character that cannot be shown: "
-                "give another name="
-            )
+        if fault := fault_of_name(part):
+            raise UserError(f"name={name!r} {fault}: give another name=")
     for parent in folder.parents:
         if parent == OUTPUTS:
             break

@@ -1,4 +1,4 @@
-"""Replace the user's home folder in paths by `~`, in files that may be shared.
+"""Replace the user's home folder in paths by `~` in files that may be shared, and find names that some systems refuse.
 
 This module imports only the standard library.
 """
@@ -9,6 +9,11 @@ import os
 import re
 from pathlib import Path
 from typing import Any
+
+# What Windows refuses (https://learn.microsoft.com/windows/win32/fileio/naming-a-file); an extension changes nothing.
+_FORBIDDEN = set('<>:"/\\|?*')
+_DEVICES = {"CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"}
+_DEVICES |= {f"{device}{number}" for device in ("COM", "LPT") for number in "0123456789¹²³"}
 
 
 def without_home(value: Any) -> Any:
@@ -25,10 +30,28 @@ def without_home(value: Any) -> Any:
 
 
 def _homes() -> list[str]:
-    """Return the path of the home folder as given and with links resolved; empty if it is the root folder or unknown."""
+    """Return the path of the home folder as given and with links resolved; empty if it is the root folder or unknown.
+
+    A path of Windows is also returned with slashes, and with the doubled backslashes of quoted text.
+    """
     try:
         home = Path.home()
     except RuntimeError:
         return []
-    names = {str(home), os.path.realpath(home)}
-    return sorted((name for name in names if len(Path(name).parts) > 1), key=len, reverse=True)
+    names = {name for name in (str(home), os.path.realpath(home)) if Path(name) != Path(name).parent}
+    names |= {name.replace("\\", other) for name in names for other in ("/", "\\\\")}
+    return sorted(names, key=len, reverse=True)
+
+
+def fault_of_name(name: str) -> str | None:
+    """Return why some system cannot have a file or folder of this name, or None if every system can.
+
+    A run folder may move to another system, so the names that Windows refuses are refused on all.
+    """
+    if name != name.strip() or name.endswith("."):
+        return "begins or ends with a space, or ends with a dot"
+    if not name.isprintable() or _FORBIDDEN & set(name):
+        return f"has one of the characters {' '.join(sorted(_FORBIDDEN))}, or one that cannot be shown"
+    if name.split(".")[0].strip().upper() in _DEVICES:
+        return "is the name of a device on Windows"
+    return None

@@ -377,6 +377,15 @@ def made_run(folder: Path, config: RunConfig, **facts: object) -> Run:
     return run
 
 
+def test_a_name_that_another_system_cannot_have_is_refused_on_every_system(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^name='a/nul\.txt' is the name of a device on Windows: give another name=$"):
+        check_name(Path("outputs/a/nul.txt"))
+    (tmp_path / "outputs/nul").mkdir(parents=True)
+    made_run(Path("outputs/nul"), tiny(tmp_path))
+    check_name(Path("outputs/nul"))  # a run of an earlier version
+
+
 @pytest.mark.parametrize(
     "name", ["data", "sweeps", "Data/x", "sweeps/a/0", "made/checkpoints", "made/x/y", "a ", "x" * 300]
 )
