@@ -76,6 +76,7 @@ class Engine:
         logits = decoder.prefill(rows, [self.window(s) for s in seen])
         for count in range(max_tokens):
             chosen: list[int | None] = []
+            logits = logits.cpu()  # all rows at once, because the host waits for the device at each copy
             for i in rows:
                 token = choose(logits[i], sampling, seen[i], generators[i], self.specials)
                 ended[i] |= token in stops

@@ -49,7 +49,7 @@ def rollouts(
     config = decoder.config
     row_bytes = 2 * config.n_layer * decoder.K * config.context_length * decoder.D * decoder.cache_dtype.itemsize
     together = max(1, CACHE_BYTES // row_bytes // copies)
-    stops = torch.tensor(sorted(stop_ids), device=decoder.device)
+    stops = frozenset(stop_ids)
     answers: list[Rollout] = []
     for start in range(0, len(prompts), together):
         part = prompts[start : start + together]
@@ -69,7 +69,7 @@ def _sample(
     temperature: float,
     answers: list[Rollout],
     limits: list[int],
-    stops: Tensor,
+    stops: frozenset[int],
     generators: list[torch.Generator],
     pause: Callable[[], None],
 ) -> None:
@@ -89,17 +89,16 @@ def _sample(
             [torch.rand(copies, generator=generator) for generator in generators]
         )  # also for ended answers, so that an answer's numbers do not depend on the others
         tokens, logprobs, entropies = draw(logits / temperature, numbers[rows].to(decoder.device))
-        ends = torch.isin(tokens, stops)
-        facts = zip(rows, tokens.tolist(), logprobs.tolist(), entropies.tolist(), ends.tolist(), strict=True)
-        for row, token, logprob, entropy, ended in facts:
+        drawn = torch.stack((tokens.to(logprobs.dtype), logprobs, entropies))  # fp32 is exact up to 2^24 tokens
+        for row, token, logprob, entropy in zip(rows, *drawn.tolist(), strict=True):  # the only wait for the device
             if row not in active:
                 continue
             answer = answers[row]
-            answer.ids.append(token)
+            answer.ids.append(int(token))
             answer.logprobs.append(logprob)
             answer.entropies.append(entropy)
-            answer.ended = ended
-            if ended or len(answer.ids) == limits[row]:
+            answer.ended = int(token) in stops
+            if answer.ended or len(answer.ids) == limits[row]:
                 active.remove(row)
         if not active:
             return

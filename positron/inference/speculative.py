@@ -121,7 +121,7 @@ class SpeculativeEngine(Engine):
             logits = small.read(seen + proposed)[-1]
             q.append(probabilities(logits, sampling, seen + proposed, self.specials))
             proposed.append(draw(q[-1], generator))
-        after = large.read(seen + proposed)[-1 - count :]
+        after = large.read(seen + proposed)[-1 - count :].cpu()  # at once, because the host waits at each copy
         p = (probabilities(after[i], sampling, seen + proposed[:i], self.specials) for i in range(count + 1))
         new = accept(proposed, q, p, generator)
         for window in (large, small):

@@ -169,9 +169,9 @@ def test_loss_and_gradient_are_those_of_the_numpy_reference():
     given = torch.from_numpy(logits).requires_grad_()
     objective.initial = _Logits(torch.from_numpy(initial))
     y = torch.from_numpy(targets)
-    loss = (
-        objective.loss(_Logits(given), (y, y, torch.from_numpy(weights), torch.zeros(y.shape), torch.zeros(()))) / count
-    )
+    places = torch.from_numpy(np.flatnonzero(targets != IGNORE))
+    part = (y, y, torch.from_numpy(weights), torch.zeros(y.shape), torch.zeros(()), places)
+    loss = objective.loss(_Logits(given), part) / count
     loss.backward()
     wanted, cache = reference.policy_gradient_forward(logits, targets, weights, count)
     kl, kl_cache = reference.kl_forward(logits, initial, targets, count)

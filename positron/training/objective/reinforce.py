@@ -142,10 +142,15 @@ class ReinforceObjective(NextToken):
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
         """Return one part that holds the indices (P / world_size, 1) of a rank's prompts in step `step`, and no targets."""
+        numbers = torch.tensor(self._numbers(step, rank, world_size))[:, None]
+        return [(numbers, torch.full_like(numbers, IGNORE))]
+
+    def _numbers(self, step: int, rank: int, world_size: int) -> list[int]:
+        """Return the indices of a rank's prompts in step `step`."""
         P = self.config.prompts
         _, chosen = windows_of_step(step, seed=self.seed, n_windows=len(self.questions), batch_size=P)
-        numbers = torch.from_numpy(chosen[rank::world_size].copy())[:, None]
-        return [(numbers, torch.full_like(numbers, IGNORE))]
+        numbers: list[int] = chosen[rank::world_size].tolist()
+        return numbers
 
     def examples(
         self, model: GPT, parts: list[Part], step: int, rank: int, world_size: int, pause: Callable[[], None]
@@ -153,10 +158,11 @@ class ReinforceObjective(NextToken):
         """Sample answers to the prompts, compute their rewards, and return micro-batches of the answers that have a gradient.
 
         A part has input ids (B, T), targets (B, T), advantages (B,), the log-probabilities (B, T) that the targets had when
-        they were sampled, and the part's share () of the denominator P K L. The last parts are the
-        replayed text: their advantages are a constant, and their log-probabilities are NaN, because no token was sampled.
+        they were sampled, the part's share () of the denominator P K L, and the N indices of the targets among the B T places,
+        with which the targets are selected without waiting for the device. The last parts are the replayed text: their
+        advantages are a constant, and they have no log-probabilities (0,), because no token was sampled.
         """
-        asked = [self.questions[number] for number in parts[0][0][:, 0].tolist()]
+        asked = [self.questions[number] for number in self._numbers(step, rank, world_size)]
         K = self.config.samples
         seeds = [_seed(self.seed, step, rank + i * world_size) for i in range(len(asked))]
         answers = self._answers(model, asked, K, seeds, pause)
@@ -184,7 +190,8 @@ class ReinforceObjective(NextToken):
         made = []
         for part in rows.split(self.micro_batch_size):
             x, y = part[:, :-1], part[:, 1:]
-            tensors = (x, y, torch.full((len(x),), weight), torch.full(x.shape, math.nan), torch.zeros(()))
+            places = torch.arange(y.numel())
+            tensors = (x, y, torch.full((len(x),), weight), torch.zeros(0), torch.zeros(()), places)
             made.append(tuple(tensor.to(device) for tensor in tensors))
         return made
 
@@ -239,7 +246,8 @@ class ReinforceObjective(NextToken):
                 y[i, first:last] = torch.tensor(answer.ids)
                 sampled[i, first:last] = torch.tensor(answer.logprobs)
             weights = torch.tensor([weight for _, _, weight in group])
-            made.append(tuple(t.to(device) for t in (x, y, weights, sampled, torch.zeros(()))))
+            places = (y != IGNORE).flatten().nonzero()[:, 0]
+            made.append(tuple(t.to(device) for t in (x, y, weights, sampled, torch.zeros(()), places)))
         return made
 
     def count(self, part: Part) -> Tensor:
@@ -251,30 +259,29 @@ class ReinforceObjective(NextToken):
 
         For replayed text, the logits are not divided by the temperature, and the divergence is not added.
         """
-        x, y, weights, sampled, _ = part
-        scored = y != IGNORE
-        if sampled.isnan().any():
+        x, y, weights, sampled, _, places = part
+        if sampled.ndim == 1:
             nats: Tensor = model(x, y)
             return nats * weights[0]
-        logits = self._logits(model, x, scored)
-        nll = F.cross_entropy(logits.to(wide(logits.dtype)), y[scored], reduction="none")
-        advantage = weights[:, None].expand_as(x)[scored]
+        logits = self._logits(model, x, places)
+        nll = F.cross_entropy(logits.to(wide(logits.dtype)), y.flatten()[places], reduction="none")
+        advantage = weights.repeat_interleave(x.shape[1])[places]
         if not self.is_exact:
-            ratio = (-nll.detach() - sampled[scored]).exp()
+            ratio = (-nll.detach() - sampled.flatten()[places]).exp()
             self._ratio_gaps.append((ratio - 1).abs().mean())
             advantage = advantage * ratio.clamp(max=self.config.max_ratio)
         total = (nll * advantage).sum()
         if self.config.kl:
-            total = total + self.config.kl * exact_kl(logits, self._initial_logits(x, scored)).sum()
+            total = total + self.config.kl * exact_kl(logits, self._initial_logits(x, places)).sum()
         return total
 
-    def _logits(self, model: GPT, x: Tensor, scored: Tensor) -> Tensor:
-        """Compute the logits divided by the temperature at the N positions where `scored` (B, T) is true: (N, V)."""
-        return F.linear(model.hidden(x)[scored], model.head_weight) / self.config.temperature
+    def _logits(self, model: GPT, x: Tensor, places: Tensor) -> Tensor:
+        """Compute the logits divided by the temperature at N of the B T places of x (B, T): (N, V)."""
+        return F.linear(model.hidden(x).flatten(0, 1)[places], model.head_weight) / self.config.temperature
 
     @torch.no_grad()
-    def _initial_logits(self, x: Tensor, scored: Tensor) -> Tensor:
-        return self._logits(self.initial.to(x.device), x, scored)
+    def _initial_logits(self, x: Tensor, places: Tensor) -> Tensor:
+        return self._logits(self.initial.to(x.device), x, places)
 
     def step_metrics(self) -> dict[str, float]:
         """Return the metrics of the answers of the last step.
@@ -322,10 +329,9 @@ class ReinforceObjective(NextToken):
         """Return the sum over all tokens of the KL divergence from the initial model, in nats."""
         rows = [(asked[answer.prompt].ids, answer, 0.0) for answer in answers]
         total = 0.0
-        for x, y, *_ in self._parts(rows, model.wte.weight.device):
-            scored = y != IGNORE
-            logits = self._logits(model, x, scored)
-            total += float(exact_kl(logits, self._initial_logits(x, scored)).sum())
+        for x, *_, places in self._parts(rows, model.wte.weight.device):
+            logits = self._logits(model, x, places)
+            total += float(exact_kl(logits, self._initial_logits(x, places)).sum())
         return total
 
     def _show(self, asked: Sequence[Question], answers: list[Rollout], rewards: Tensor, copies: int) -> None:
