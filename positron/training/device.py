@@ -41,7 +41,7 @@ class Machine:
     def autocast(self) -> torch.autocast:
         """Return a context in which a forward pass computes in the precision of the machine."""
         dtype = DTYPES[self.precision]
-        return torch.autocast(self.accelerator, dtype=dtype, enabled=dtype != torch.float32)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
 
 
 def accelerators() -> dict[Accelerator, bool]:

@@ -86,9 +86,9 @@ class TrainingModule(L.LightningModule):
         self.bad_steps = torch.zeros((), dtype=torch.int64)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Build the optimizer; it is fused if the device and the precision allow it."""
+        """Build the optimizer; it is fused if the precision allows it."""
         # in fp16, gradients must be unscaled before they are clipped, but a fused step would unscale them afterwards
-        fused = self.trainer.precision != "16-mixed" and self.device.type in ("cpu", "cuda", "mps")
+        fused = self.trainer.precision != "16-mixed"
         named = self.model.named_parameters()
         return build_optimizer(named, self.optimizer_config, fused=fused, roles=self.roles)
 

@@ -17,6 +17,11 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device)
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """Return the dtype for long sums on a device: float64, or float32 on Apple's GPU, which has no float64."""
+    return torch.float64 if device.type in ("cpu", "cuda") else torch.float32
+
+
 def wide(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype for sums and functions of numbers of `dtype`: float64 for float64, else float32."""
     return torch.promote_types(dtype, torch.float32)

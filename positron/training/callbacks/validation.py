@@ -9,6 +9,7 @@ import lightning as L
 import torch
 
 from positron.evaluation.score import Score
+from positron.model.kernels.precision import widest
 from positron.training.module import TrainingModule
 from positron.training.objective.base import Objective, Part
 
@@ -19,7 +20,7 @@ logger = logging.getLogger(__name__)
 def validate(trainer: L.Trainer, module: TrainingModule, parts: list[Part]) -> Score:
     """Return the score of the validation micro-batches of all ranks together."""
     module.eval()
-    total = torch.zeros(3, dtype=torch.float32 if module.device.type == "mps" else torch.float64, device=module.device)
+    total = torch.zeros(3, dtype=widest(module.device), device=module.device)
     for i, part in enumerate(parts):
         sums = trainer.strategy.validation_step(tuple(tensor.to(module.device) for tensor in part), i)
         assert isinstance(sums, torch.Tensor)

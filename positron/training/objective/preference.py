@@ -24,6 +24,7 @@ from positron.data.splits import first_up_to, usable_splits
 from positron.data.window_order import windows_of_step
 from positron.model.gpt import GPT
 from positron.model.kernels.loss import linear_token_losses
+from positron.model.kernels.precision import widest
 from positron.system.formatting import counted
 from positron.system.progress import progress
 from positron.text import conversation
@@ -150,7 +151,7 @@ class PreferenceObjective(NextToken):
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
         """Return the metrics as means over validation pairs; log-probabilities are sums over an answer's tokens."""
         device = model.wte.weight.device
-        wide = torch.float32 if device.type == "mps" else torch.float64
+        wide = widest(device)
         sums = torch.zeros(9, dtype=wide, device=device)
         for i in range(rank, len(self.val_pairs), world_size):
             x, y = (tensor.to(device) for tensor in self.val_pairs[i])

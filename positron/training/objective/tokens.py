@@ -11,6 +11,7 @@ from torch import Tensor
 
 from positron.config import IGNORE
 from positron.model.gpt import GPT, document_numbers
+from positron.model.kernels.precision import widest
 from positron.training.objective.base import Objective, Part
 
 
@@ -48,12 +49,12 @@ class NextToken:
     def score(self, model: GPT, part: Part, token_bytes: Tensor) -> Tensor:
         """Return a tensor (3,): the sum of the losses in nats, the bytes, and the number of a micro-batch's targets.
 
-        Its type is float64, except on MPS, which does not support float64.
+        Its type is the widest float type of the device.
         """
         x, y = part
         scored = y != IGNORE
         nats = model(x, y, self.documents(x))
-        nats = nats.double() if y.device.type != "mps" else nats
+        nats = nats.to(widest(y.device))
         count = token_bytes[y.clamp(min=0)].to(nats.dtype).mul(scored).sum()
         return torch.stack([nats, count, scored.sum().to(nats.dtype)])
 
