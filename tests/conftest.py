@@ -48,7 +48,10 @@ os.environ["PATH"] = os.pathsep.join((str(Path(sys.executable).parent), os.envir
 os.environ.pop("MAKELEVEL", None)  # `next:` names make's targets to who was started by make, as `make test` is
 
 # Child processes are forked from a server that has imported all this once: 0.1 s each instead of 5.
-_SERVER = multiprocessing.get_context("forkserver")
+if sys.platform == "win32":
+    _SERVER = multiprocessing.get_context("spawn")  # imports everything again, because Windows cannot fork
+else:
+    _SERVER = multiprocessing.get_context("forkserver")
 _IMPORTED_LATE = (  # what commands import inside functions, and what test modules import: half of a short run's time
     "positron.training.loop",
     "positron.stories",
@@ -74,7 +77,8 @@ _IMPORTED_LATE = (  # what commands import inside functions, and what test modul
     "hypothesis.strategies",
     "pytest",
 )
-_SERVER.set_forkserver_preload([*(f"positron.{name}" for name in MODULES), *_IMPORTED_LATE])
+if sys.platform != "win32":
+    _SERVER.set_forkserver_preload([*(f"positron.{name}" for name in MODULES), *_IMPORTED_LATE])
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -231,7 +235,7 @@ def _run_command(
 ) -> None:
     os.chdir(folder)
     os.environ.update(environment)
-    if hasattr(signal, "SIGHUP"):
+    if sys.platform != "win32":
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where the tests were started with nohup
     for number, path in zip((1, 2), streams, strict=True):
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

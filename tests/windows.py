@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import importlib.util
 import os
 import sys
@@ -16,6 +17,8 @@ def fake_msvcrt() -> ModuleType:
     As on Windows, a lock belongs to an open file, and a locked byte cannot be locked again, not even by the same process.
     Unlike on Windows, all positions far behind the end count as one.
     """
+    if sys.platform == "win32":
+        raise NotImplementedError("Windows has the module itself")
     import fcntl
 
     held: set[int] = set()
@@ -44,12 +47,17 @@ def fake_msvcrt() -> ModuleType:
 
 
 def as_on_windows(name: str) -> ModuleType:
-    """Return a second copy of a module, executed as if this were Windows. The modules that it imports are not copied."""
+    """Return a second copy of a module, executed as if this were Windows. The modules that it imports are not copied.
+
+    On Windows it is the module itself.
+    """
+    itself = importlib.import_module(name)
+    if sys.platform == "win32":
+        return itself
     spec = importlib.util.find_spec(name)
     assert spec is not None
     assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    __import__(name)
-    with mock.patch.object(sys, "platform", "win32"), mock.patch.dict(sys.modules, {"msvcrt": fake_msvcrt()}):
+    module, msvcrt = importlib.util.module_from_spec(spec), fake_msvcrt()
+    with mock.patch.object(sys, "platform", "win32"), mock.patch.dict(sys.modules, {"msvcrt": msvcrt}):
         spec.loader.exec_module(module)
     return module

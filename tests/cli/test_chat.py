@@ -29,6 +29,9 @@ from positron.text import conversation
 from positron.text.conversation import Message
 from positron.train import train
 
+if sys.platform == "win32":
+    pytest.skip("Windows has no pseudo-terminal", allow_module_level=True)
+
 # the prompt begins and ends with the terminal's bracketed paste: what lies between an end and a beginning is the answer
 PROMPT, ENTERED = "\x1b[?2004h", "\x1b[?2004l"
 

@@ -1,7 +1,6 @@
 """The dashboard: every run told as it is, live, to this machine only."""
 
 import contextlib
-import fcntl
 import http.client
 import json
 import math
@@ -19,6 +18,7 @@ from serving_models import Running
 
 from positron.dashboard.curves import Metrics, reduced
 from positron.dashboard.table import is_live
+from positron.system.locks import lock
 from positron.text.char_word import CharTokenizer
 
 
@@ -163,15 +163,12 @@ def test_two_configurations_show_the_settings_in_which_they_differ(page: Page, o
 def test_a_run_lives_as_long_as_the_process_that_trains_it(outputs: Path) -> None:
     folder = make_run(outputs, "live", status="running")
     assert not is_live(folder)
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with lock(folder / "lock", lambda: pytest.fail("nobody else trains it")):
         assert is_live(folder)
     assert not is_live(folder)
 
 
 def test_asking_whether_a_run_lives_does_not_keep_it_from_being_trained(outputs: Path) -> None:
-    from positron.system.locks import lock
-
     folder, stop = make_run(outputs, "asked"), threading.Event()
 
     def ask() -> None:
@@ -317,11 +314,13 @@ def test_runs_of_different_texts_have_charts_of_their_own(page: Page, outputs: P
 
 def test_a_running_run_opens_on_its_training_loss(page: Page, outputs: Path) -> None:
     folder = make_run(outputs, "live", status="running")
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        with chromium() as browser, opened(browser, f"{page.url}/runs") as shown:
-            shown.wait_for_selector("#charts canvas")
-            assert shown.get_by_label("Metric").input_value() == "train/loss"
+    with (
+        lock(folder / "lock", lambda: pytest.fail("nobody else trains it")),
+        chromium() as browser,
+        opened(browser, f"{page.url}/runs") as shown,
+    ):
+        shown.wait_for_selector("#charts canvas")
+        assert shown.get_by_label("Metric").input_value() == "train/loss"
 
 
 MARKUP = "<img src=x onerror=alert(1)>"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import signal
+import sys
 import threading
 import time
 from fractions import Fraction
@@ -197,6 +198,8 @@ def test_in_another_thread_the_time_is_measured_and_no_timer_is_set(monkeypatch)
 
 @pytest.mark.parametrize("function", [lambda: 1, endless, lambda: 1 / 0], ids=["returns", "too slow", "raises"])
 def test_no_thread_no_timer_and_no_handler_is_left(function):
+    if sys.platform == "win32":
+        pytest.skip("Windows has no timer that interrupts Python")
     handler, threads = signal.getsignal(signal.SIGALRM), threading.active_count()
     with contextlib.suppress(TooSlow, ZeroDivisionError):
         call_within(BRIEF, function)
@@ -206,6 +209,8 @@ def test_no_thread_no_timer_and_no_handler_is_left(function):
 
 
 def test_a_timer_of_the_calling_program_goes_off_after_the_call():
+    if sys.platform == "win32":
+        pytest.skip("Windows has no timer that interrupts Python")
     rung: list[int] = []
     before = signal.signal(signal.SIGALRM, lambda signum, frame: rung.append(signum))
     try:

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from conftest import FAST, PATIENCE, CommandProcess
 from traces import trace
 
 from positron.run.checkpoint import checkpoints, load_checkpoint
+
+if sys.platform == "win32":
+    pytest.skip("Windows sends no signals to other processes", allow_module_level=True)
 
 KILLS, SEED = int(os.environ.get("KILLS", "15")), int(os.environ.get("SEED", "1"))
 STEPS = 150

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -42,7 +43,7 @@ def holder(path: Path, locks: ModuleType) -> Iterator[subprocess.Popen[str]]:
     """Start a process that holds the lock until its input ends."""
     kind = "this system" if locks is posix_locks else "windows"
     command = [sys.executable, "-c", HOLDER, str(path), kind]
-    environment = {"PYTHONPATH": f"{PROJECT}:{PROJECT / 'tests'}"}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (PROJECT, PROJECT / "tests")))}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, encoding="utf-8", env=environment) as process:
         try:

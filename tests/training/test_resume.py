@@ -4,6 +4,7 @@ import contextlib
 import os
 import random
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import pytest
 import torch
 from conftest import FAST
 from traces import trace, weights
+
+if sys.platform == "win32":
+    pytest.skip("Windows sends no signals to other processes", allow_module_level=True)
 
 STEPS = 120
 
