@@ -51,15 +51,14 @@ test: .venv/installed-dev
 	$(BIN)/python -m pytest
 
 test-all: .venv/installed-dev
-	$(BIN)/python -m pytest -m ""
+	$(BIN)/python -m pytest -m "slow or not slow"
 
 # Every process counts, those that tests start included; the share that must be reached is in pyproject.toml.
 coverage: .venv/installed-dev
-	@mkdir -p build/coverage
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-report=xml:build/coverage/coverage.xml
 
 test-cpus: .venv/installed-dev
-	scripts/test_on_cpus.sh
+	$(BIN)/python -m scripts.test_on_cpus
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -75,5 +74,4 @@ bench: install
 	$(BIN)/python -m scripts.bench.train
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	$(or $(PYTHON),python3) scripts/clean.py

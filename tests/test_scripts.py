@@ -1,4 +1,4 @@
-"""The shell scripts are thin, run from any directory, and make what the commands make."""
+"""The scripts are thin, run from any directory, and make what the commands make."""
 
 import http.server
 import json
@@ -14,15 +14,17 @@ import torch
 from conftest import FAST, PATIENCE, PROJECT
 
 from positron.cli.help_text import TUNING_EXPERIMENTS
+from scripts.clean import clean
 
-SCRIPTS = sorted(path.name for path in (PROJECT / "scripts").glob("*.sh"))
+SCRIPTS = [*sorted(path.name for path in (PROJECT / "scripts").glob("*.sh")), "test_on_cpus.py"]
 TINY = (*FAST, "data=stories", "device=cpu", "train.val_every=4", "schedule.warmup_steps=2")
 TALKS = (*(o for o in TINY if not o.startswith("model.context_length")), "model.context_length=1024")
 
 
 def script(name: str, *arguments: str, folder: Path, **environment: str) -> subprocess.CompletedProcess:
     (folder / "outputs").mkdir(exist_ok=True)
-    command = [str(PROJECT / "scripts" / name), *arguments]
+    program = [sys.executable] if name.endswith(".py") else []
+    command = [*program, str(PROJECT / "scripts" / name), *arguments]
     return subprocess.run(command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True)
 
 
@@ -115,11 +117,10 @@ def test_the_tests_run_as_on_other_processors_and_a_table_tells_where_they_fail(
     )
     environment = {
         "OPENBLAS_CORETYPE": "Haswell",  # set in the shell: a native run does not have it
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "TMPDIR": str(tmp_path),
     }
     chosen = ("--only", "native-1", "--only", "sse4-1", "test_processor.py")
-    told = script("test_on_cpus.sh", *chosen, folder=tmp_path, **environment)
+    told = script("test_on_cpus.py", *chosen, folder=tmp_path, **environment)
     assert told.returncode == 1
     title, *rows, logs = told.stdout.splitlines()
     assert title.split() == ["configuration", "passed", "failed", "seconds"]
@@ -130,8 +131,27 @@ def test_the_tests_run_as_on_other_processors_and_a_table_tells_where_they_fail(
 
 @pytest.mark.parametrize("wrong", [("--only", "amiga"), ("--only",), ("--fast",), ("no/such/test.py",)])
 def test_a_configuration_option_or_test_that_does_not_exist_is_refused(tmp_path, wrong):
-    told = script("test_on_cpus.sh", *wrong, folder=tmp_path)
+    told = script("test_on_cpus.py", *wrong, folder=tmp_path)
     assert (told.returncode, told.stdout, told.stderr.count("\n")) == (2, "", 1)
+
+
+def test_cleaning_keeps_runs_and_deletes_what_can_be_made_again(tmp_path):
+    made = [
+        ".venv/bin/python",
+        "build/site/a",
+        "positron/__pycache__/a.pyc",
+        "outputs/x/__pycache__/b",
+        ".mypy_cache/c",
+    ]
+    kept = ["outputs/x/run.json", "positron/a.py", "docs/build/a.md"]
+    for name in (*made, *kept):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    clean(tmp_path)
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()) == sorted(
+        kept
+    )
+    clean(tmp_path)
 
 
 @pytest.mark.slow
