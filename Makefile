@@ -58,7 +58,7 @@ coverage: .venv/installed-dev
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-report=xml:build/coverage/coverage.xml
 
 test-cpus: .venv/installed-dev
-	$(BIN)/python -m scripts.test_on_cpus
+	$(BIN)/python -m scripts.run_on_cpus
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

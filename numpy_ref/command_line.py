@@ -38,10 +38,14 @@ def one_line_errors() -> Iterator[None]:
 
 
 def open_streams() -> None:
-    """Make stdout and stderr usable: a closed stream becomes the null device, and unencodable characters are replaced."""
+    """Make stdout and stderr usable: a closed stream becomes the null device, and unencodable characters are replaced.
+
+    On Windows both are UTF-8, as elsewhere, and not in the code page of the system.
+    """
+    encoding = "utf-8" if sys.platform == "win32" else None
     for name, errors in (("stdout", "replace"), ("stderr", "backslashreplace")):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
         elif isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=errors)
+            stream.reconfigure(encoding=encoding, errors=errors)

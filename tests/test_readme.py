@@ -23,7 +23,7 @@ from positron.system.commands import module_of
 GUIDES = (
     *("training", "resuming", "data", "tokenizers", "fine-tuning", "preference", "reinforcement-learning"),
     *("chat-and-generation", "evaluation"),
-    *("experiments", "serve", "monitoring", "import", "export", "devices", "python", "numpy"),
+    *("experiments", "serve", "monitoring", "import", "export", "devices", "python", "numpy", "windows"),
 )
 PAGES = [
     PROJECT / "README.md",

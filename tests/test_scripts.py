@@ -16,7 +16,7 @@ from conftest import FAST, PATIENCE, PROJECT
 from positron.cli.help_text import TUNING_EXPERIMENTS
 from scripts.clean import clean
 
-SCRIPTS = [*sorted(path.name for path in (PROJECT / "scripts").glob("*.sh")), "test_on_cpus.py"]
+SCRIPTS = [*sorted(path.name for path in (PROJECT / "scripts").glob("*.sh")), "run_on_cpus.py"]
 TINY = (*FAST, "data=stories", "device=cpu", "train.val_every=4", "schedule.warmup_steps=2")
 TALKS = (*(o for o in TINY if not o.startswith("model.context_length")), "model.context_length=1024")
 
@@ -120,7 +120,7 @@ def test_the_tests_run_as_on_other_processors_and_a_table_tells_where_they_fail(
         "TMPDIR": str(tmp_path),
     }
     chosen = ("--only", "native-1", "--only", "sse4-1", "test_processor.py")
-    told = script("test_on_cpus.py", *chosen, folder=tmp_path, **environment)
+    told = script("run_on_cpus.py", *chosen, folder=tmp_path, **environment)
     assert told.returncode == 1
     title, *rows, logs = told.stdout.splitlines()
     assert title.split() == ["configuration", "passed", "failed", "seconds"]
@@ -131,7 +131,7 @@ def test_the_tests_run_as_on_other_processors_and_a_table_tells_where_they_fail(
 
 @pytest.mark.parametrize("wrong", [("--only", "amiga"), ("--only",), ("--fast",), ("no/such/test.py",)])
 def test_a_configuration_option_or_test_that_does_not_exist_is_refused(tmp_path, wrong):
-    told = script("test_on_cpus.py", *wrong, folder=tmp_path)
+    told = script("run_on_cpus.py", *wrong, folder=tmp_path)
     assert (told.returncode, told.stdout, told.stderr.count("\n")) == (2, "", 1)
 
 

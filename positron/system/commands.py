@@ -24,7 +24,7 @@ def module_of(name: str) -> str:
 
 def command(name: str, *arguments: str) -> str:
     """Return a command line that starts the command `name` in the user's shell."""
-    return " ".join([*_start(name), *map(shlex.quote, arguments)])
+    return " ".join([*_start(name), *map(_quoted, arguments)])
 
 
 def next_command(name: str, *arguments: str) -> str:
@@ -56,4 +56,13 @@ def _typed(program: Path, name: str) -> str:
     if on_path is not None and Path(on_path).parent.resolve() == program.parent.resolve():
         return name
     relative = os.path.relpath(program)
-    return shlex.quote(str(program) if relative.startswith("..") else relative)
+    return _quoted(str(program) if relative.startswith("..") else relative)
+
+
+def _quoted(word: str) -> str:
+    """Return a word as the user's shell reads it; on Windows, as both PowerShell and cmd.exe do."""
+    if sys.platform != "win32":
+        return shlex.quote(word)
+    if re.fullmatch(r"[\w.=:/\\~+-]+", word):
+        return word
+    return f"'{word}'" if '"' in word or "$" in word else f'"{word}"'  # cmd.exe does not know the first

@@ -21,14 +21,17 @@ def open_streams() -> None:
     """Make stdin, stdout and stderr usable, even if the parent process has closed them.
 
     A closed stream becomes the null device. A character that the stream's encoding does not have is replaced instead of
-    raising UnicodeEncodeError.
+    raising UnicodeEncodeError. On Windows all streams are UTF-8, as they are elsewhere, and not in the code page of the
+    system, which few texts fit into.
     """
+    encoding = "utf-8" if sys.platform == "win32" else None
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
-        elif mode == "w" and isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace" if name == "stdout" else "backslashreplace")
+        elif isinstance(stream, io.TextIOWrapper):
+            errors = {"stdin": None, "stdout": "replace", "stderr": "backslashreplace"}[name]
+            stream.reconfigure(encoding=encoding, errors=errors)
 
 
 def say_loading(what: str) -> None:

@@ -77,3 +77,17 @@ def test_a_help_text_has_the_form_at_the_beginning_of_lines_only(monkeypatch: py
     parser = CommandParser("chat", text)
     assert parser.prog == command("chat")
     assert f"\n    {command('chat')} --run x\n" in parser.format_help()
+
+
+@pytest.mark.parametrize(
+    ("word", "quoted"),
+    [
+        (r"data.path=C:\x\y", r"data.path=C:\x\y"),
+        (r"data.path=C:\my texts", r'"data.path=C:\my texts"'),
+        ("optimizer.betas=[0.9,0.95]", '"optimizer.betas=[0.9,0.95]"'),
+        ("name=a$b", "'name=a$b'"),
+    ],
+)
+def test_on_windows_a_command_is_quoted_for_its_shells(word, quoted, monkeypatch):
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert command("train", word).endswith(f" {quoted}")

@@ -5,11 +5,29 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
 from conftest import PATIENCE
 
+from numpy_ref import command_line
+from positron.system import console
 from positron.system.console import Screen, one_line, printable
+
+
+@pytest.mark.parametrize("open_streams", [console.open_streams, command_line.open_streams])
+def test_on_windows_pipes_and_files_are_utf_8(
+    open_streams: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "platform", "win32")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252", write_through=True, newline="\n"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("größe 日本".encode()), encoding="cp1252"))
+    open_streams()
+    if open_streams is console.open_streams:  # numpy_ref reads no input
+        assert sys.stdin.read() == "größe 日本"
+    print("größe 日本")
+    assert written.getvalue() == "größe 日本\n".encode()
 
 
 @pytest.mark.parametrize("redirection", ["0<&-", "1>&-", "2>&-", "0<&- 1>&- 2>&-"])

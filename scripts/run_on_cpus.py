@@ -1,7 +1,7 @@
 """Run the tests as on other processors, and show how many pass.
 
-    python -m scripts.test_on_cpus
-    python -m scripts.test_on_cpus --only avx2 --only native-busy tests/model
+    python -m scripts.run_on_cpus
+    python -m scripts.run_on_cpus --only avx2 --only native-busy tests/model
 
 Each configuration limits the vector instructions that oneDNN, ATen and OpenBLAS use, and sets the number of threads:
 
@@ -42,7 +42,7 @@ class Parser(argparse.ArgumentParser):
     """Report an error in one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"test_on_cpus: {message}: see --help\n")
+        self.exit(2, f"run_on_cpus: {message}: see --help\n")
 
 
 def configurations(name: str) -> list[str]:
@@ -63,7 +63,7 @@ def test(name: str) -> str:
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = Parser("test_on_cpus", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("run_on_cpus", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tests", nargs="*", type=test, help="files or test ids (default: the whole suite)")
     parser.add_argument(
         "--only",
@@ -116,7 +116,7 @@ def main() -> int:
         print("\n".join(CONFIGURATIONS))
         return 0
     words = [*(["-m", "slow or not slow"] if options.slow else []), *options.tests]
-    logs, is_whole = Path(tempfile.mkdtemp(prefix="test_on_cpus.")), True
+    logs, is_whole = Path(tempfile.mkdtemp(prefix="run_on_cpus.")), True
     failures: Counter[str] = Counter()
     print(f"{'configuration':<13} {'passed':>8} {'failed':>8} {'seconds':>9}")
     for configuration in options.only or CONFIGURATIONS:
