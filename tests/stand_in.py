@@ -232,5 +232,6 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Waits:
 
     monkeypatch.setattr(MixedPrecision, "__init__", on_the_device)
     monkeypatch.setattr(torch.mps, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.mps, "set_per_process_memory_fraction", lambda _: None)
     waits.clear()
     return waits

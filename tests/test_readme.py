@@ -281,13 +281,22 @@ def test_the_doctor_finds_this_machine_fit(run_command):
         assert what in result.out
 
 
-def test_the_doctor_calls_a_leak_a_leak(monkeypatch):
+@pytest.mark.parametrize("group", [2, 4, 8, 32, 160])
+@pytest.mark.parametrize("widths", [{32, 64, 128}, {64}])
+def test_the_doctor_calls_a_leak_a_leak(group, widths, monkeypatch):
+    """Also one within groups of tokens, in the kernel of a single head width."""
     import torch
 
     from positron import doctor
     from positron.model import gpt
 
-    monkeypatch.setattr(gpt, "causal_attention", lambda q, k, v, dropout, mask, window: torch.softmax(q @ k.mT, -1) @ v)
+    def leaks(q, k, v, dropout, mask, window):
+        place = torch.arange(q.shape[2])
+        size = group if q.shape[3] in widths else 1
+        future = place[None] // size > place[:, None] // size
+        return torch.softmax((q @ k.mT).masked_fill(future, float("-inf")), -1) @ v
+
+    monkeypatch.setattr(gpt, "causal_attention", leaks)
     finding = doctor.causality(torch.device("cpu"), torch.float32)
     assert not finding.good
     assert "influenced by later tokens" in finding.says

@@ -87,6 +87,8 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
         why += f", {dtype} (precision=auto: matrix products in bf16 are {faster} on this machine{on_this_model})"
     else:
         why += f", {dtype}"
+    if accelerator == "mps" and (remark := mps_fallback()):
+        why += f", {remark}"
     local = local_rank(config.processes)
     if config.share < 1:
         device = torch.device("cuda", local) if accelerator == "cuda" else torch.device(accelerator)
@@ -94,6 +96,35 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
         free = free_memory(device)
         why += f" and {free * config.share / 1e9:.1f} of {free / 1e9:.1f} GB that are free" if free else ""
     return Machine(accelerator, dtype, why, config.share, config.checkpoint_activations, local, config.shards_weights)
+
+
+def mps_fallback() -> str:
+    """Return a remark if torch computes operators on the CPU for which MPS has no kernel, else "".
+
+    This takes much time and is otherwise not noticed. Without the fallback, such an operator is an error.
+    """
+    if os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK", "0") in ("", "0"):
+        return ""
+    return "PYTORCH_ENABLE_MPS_FALLBACK is set, which hides slow operators: unset it"
+
+
+def use_device(machine: Machine) -> None:
+    """Make the device of the machine the one that torch uses, and limit the memory that torch takes from a Mac.
+
+    GPU and programs of a Mac share its memory. By default torch takes up to 1.7 times the memory that the system recommends
+    for a GPU, which is more than a Mac with 16 GB has; then all programs become slow, and the search for a micro-batch that
+    fits the memory finds one that is too large. PYTORCH_MPS_HIGH_WATERMARK_RATIO, if it is set, remains in force.
+    """
+    match machine.accelerator:
+        case "cuda":
+            torch.cuda.set_device(machine.device)  # what names no GPU must not use the first one from every process
+        case "mps":
+            if "PYTORCH_MPS_HIGH_WATERMARK_RATIO" not in os.environ:
+                torch.mps.set_per_process_memory_fraction(float(machine.share))
+        case "cpu":
+            pass
+        case _:
+            assert_never(machine.accelerator)
 
 
 def precision_named(name: str) -> Precision:

@@ -14,8 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import assert_never
 
-import torch
-
 from positron.config import RunConfig
 from positron.model.memory import TRAINING_COPIES, check_memory
 from positron.run.checkpoint import BEST, best_or_newest, checkpoints, load_checkpoint, newest_checkpoint
@@ -31,7 +29,7 @@ from positron.system.locks import lock
 from positron.system.log import run_log
 from positron.system.paths import without_home
 from positron.system.ranks import first_rank
-from positron.training.device import Machine, choose_machine, set_threads
+from positron.training.device import Machine, choose_machine, set_threads, use_device
 from positron.training.optim.custom import refuse_unusable
 
 logger = logging.getLogger(__name__)
@@ -99,8 +97,7 @@ def open_session(folder: Path, config: RunConfig, started: float) -> Iterator[Se
             sweep_temporary_files(run.folder)
         set_threads(config.device)
         machine = choose_machine(config.device, config.precision)
-        if machine.accelerator == "cuda":
-            torch.cuda.set_device(machine.device)  # what names no GPU must not use the first one from every process
+        use_device(machine)
         logger.info(f"running on {machine.why}")
         refuse_unusable(config.optimizer)
         refuse_untrainable(config, machine, vocab_size=1)  # the vocabulary is not known yet; it only adds parameters

@@ -1,0 +1,62 @@
+"""What a run decides on a Mac, tried without one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from positron import doctor
+from positron.config import Accelerator, DeviceConfig, PrecisionConfig
+from positron.training import device
+from positron.training.device import Machine, choose_machine, use_device
+
+FALLBACK, LIMIT = "PYTORCH_ENABLE_MPS_FALLBACK", "PYTORCH_MPS_HIGH_WATERMARK_RATIO"
+
+
+@pytest.fixture(autouse=True)
+def mac(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A Mac without settings of torch; the shares of its memory to which runs limit themselves."""
+    limits: list[float] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "recommended_max_memory", lambda: 12 * 10**9)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 0)
+    monkeypatch.setattr(torch.mps, "set_per_process_memory_fraction", limits.append)
+    for name in (FALLBACK, LIMIT):
+        monkeypatch.delenv(name, raising=False)
+    return limits
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "value", "is_told"),
+    [("mps", "1", True), ("auto", "1", True), ("cpu", "1", False), ("mps", "0", False), ("mps", None, False)],
+)
+def test_a_run_tells_that_operators_may_run_on_the_cpu(
+    accelerator: Accelerator, value: str | None, is_told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if value is not None:
+        monkeypatch.setenv(FALLBACK, value)
+    machine = choose_machine(DeviceConfig(accelerator), PrecisionConfig("fp32"))
+    assert (f"{FALLBACK} is set, which hides slow operators: unset it" in machine.why) == is_told
+
+
+@pytest.mark.parametrize("value", [None, "1"])
+def test_the_doctor_tells_it_too(value: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if value is not None:
+        monkeypatch.setenv(FALLBACK, value)
+    monkeypatch.setattr(device, "matmul_flops", lambda *_: 1e12)
+    findings = {finding.what: finding for finding, _ in zip(doctor.devices(), range(2), strict=False)}
+    assert findings["device=mps"].says.endswith("12.0 GB of memory free")
+    assert findings["mps fallback"].good == (value is None)
+    assert not findings["mps fallback"].fatal
+
+
+def test_a_run_takes_no_more_memory_than_the_system_recommends(
+    mac: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for accelerator, share in (("mps", 1.0), ("mps", 0.5), ("cpu", 1.0)):
+        use_device(Machine(accelerator, "bf16", "", share=share))
+    assert mac == [1.0, 0.5]
+    monkeypatch.setenv(LIMIT, "1.4")  # the user's own limit
+    use_device(Machine("mps", "bf16", ""))
+    assert mac == [1.0, 0.5]
