@@ -864,11 +864,6 @@ class RunConfig:
         if self.preference is not None and (self.device.shards_weights or self.device.compile):
             key = "strategy=fsdp" if self.device.shards_weights else "compile=true"
             raise UserError(f"device.{key} is not supported by {command('prefer')}: leave it out")
-        if self.optimizer.kind == "muon" and self.device.shards_weights:
-            raise UserError(
-                "optimizer=muon needs whole matrices, and device.strategy=fsdp divides them: give optimizer=adamw or "
-                "device.strategy=ddp"
-            )
 
     @property
     def is_tuning(self) -> bool:

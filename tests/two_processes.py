@@ -1,13 +1,14 @@
 """Training in two processes."""
 
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import FAST, PATIENCE
+from conftest import FAST, PATIENCE, CommandProcess
 from traces import weights
 
 from positron.run.metrics import read_metrics
@@ -44,3 +45,19 @@ def assert_learned_the_same(one: Path, two: Path, base: Path, metrics: Sequence[
     assert change > 0
     for name in a:
         torch.testing.assert_close(b[name], a[name], rtol=0, atol=0.02 * change, msg=name)
+
+
+def as_torchrun(start: Callable[..., CommandProcess], name: str, *arguments: str, nodes: int = 1) -> None:
+    """Run a command in two processes on `nodes` machines, with the environment that torchrun gives to each process."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    started = []
+    for rank in (0, 1):
+        place = {"LOCAL_RANK": rank, "GROUP_RANK": 0, "LOCAL_WORLD_SIZE": 2}
+        if nodes == 2:
+            place = {"LOCAL_RANK": 0, "GROUP_RANK": rank, "LOCAL_WORLD_SIZE": 1}
+        common = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        environment = {key: str(value) for key, value in (common | place).items()}
+        started.append(start(name, *arguments, **environment, TORCHELASTIC_RUN_ID="test"))
+    results = [process.wait() for process in started]
+    assert [result.code for result in results] == [0, 0], "\n".join(result.err for result in results)

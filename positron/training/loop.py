@@ -46,6 +46,7 @@ from positron.training.monitors import open_monitors
 from positron.training.objective.base import Objective, Part
 from positron.training.resolve import Plan
 from positron.training.resume import Session
+from positron.training.sharding import FullyShardedStrategy
 from positron.training.signals import Signals
 from positron.training.timing import MatmulPeak, SpeedFacts
 from positron.training.trackers.open import open_trackers
@@ -304,7 +305,7 @@ def _trainer(session: Session, plan: Plan, callbacks: list[L.Callback]) -> L.Tra
         accelerator=plan.machine.accelerator,
         devices=device.devices,
         num_nodes=device.num_nodes,
-        strategy=device.strategy,
+        strategy=FullyShardedStrategy() if device.shards_weights else device.strategy,
         precision=LIGHTNING_PRECISION[plan.machine.precision],  # type: ignore[arg-type]
         max_epochs=-1,  # no limit: the callback `Stopping` ends the run
         limit_val_batches=0,  # the callback `Validation` validates instead

@@ -16,14 +16,14 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import FSDPStrategy
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from positron.config import OptimizerConfig, ScheduleConfig
 from positron.model.gpt import GPT
 from positron.model.kernels.torch_private import skip_step_if
 from positron.training.objective.base import Objective, Part
-from positron.training.optim.groups import build_optimizer, clip_gradients, roles_of, set_lr
+from positron.training.optim.groups import build_optimizer, clip_gradients, set_lr
 from positron.training.optim.schedule import lr_at
 
 
@@ -40,11 +40,6 @@ def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
     torch.default_generator.manual_seed(value)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(value)
-
-
-def shards_weights(trainer: L.Trainer) -> bool:
-    """Tell whether the weights are sharded over the ranks, so that no rank holds all of them."""
-    return isinstance(trainer.strategy, FSDPStrategy)
 
 
 class TrainingModule(L.LightningModule):
@@ -74,7 +69,6 @@ class TrainingModule(L.LightningModule):
         self.model, self.objective = model, objective
         self.register_buffer("token_bytes", torch.from_numpy(objective.token_bytes).float(), persistent=False)
         self.optimizer_config, self.schedule, self.horizon = optimizer, schedule, horizon
-        self.roles = roles_of(model.named_parameters(), optimizer)  # before FSDP divides the parameters among processes
         self.grad_clip, self.max_bad_steps = grad_clip, max_bad_steps
         self.seed, self.identity = seed, identity
         self.metrics: dict[str, float] = {}
@@ -89,8 +83,7 @@ class TrainingModule(L.LightningModule):
         """Build the optimizer; it is fused if the precision allows it."""
         # in fp16, gradients must be unscaled before they are clipped, but a fused step would unscale them afterwards
         fused = self.trainer.precision != "16-mixed"
-        named = self.model.named_parameters()
-        return build_optimizer(named, self.optimizer_config, fused=fused, roles=self.roles)
+        return build_optimizer(self.model.named_parameters(), self.optimizer_config, fused=fused)
 
     def on_train_start(self) -> None:
         """Move the counters to the device."""
@@ -143,6 +136,9 @@ class TrainingModule(L.LightningModule):
 
     def _synchronise(self, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Return a context in which the ranks exchange gradients only if this is the last micro-batch of the step."""
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(last)
+            return contextlib.nullcontext()
         wrapped: Any = self.trainer.strategy.model
         return contextlib.nullcontext() if last or not hasattr(wrapped, "no_sync") else wrapped.no_sync()
 
@@ -154,11 +150,7 @@ class TrainingModule(L.LightningModule):
         `skip_step_if` makes their kernels skip the update on the device.
         """
         scaled = self.trainer.precision == "16-mixed"
-        if shards_weights(self.trainer):  # the norm spans all ranks' shards
-            wrapped: Any = self.trainer.strategy.model
-            self.grad_norm = wrapped.clip_grad_norm_(self.grad_clip or float("inf"))
-        else:
-            self.grad_norm = clip_gradients(list(self.model.parameters()), self.grad_clip)
+        self.grad_norm = clip_gradients(list(self.model.parameters()), self.grad_clip)
         # in fp16, infinite gradients are normal: the gradient scaler skips these steps itself and lowers its scale
         bad = ~torch.isfinite(self.loss if scaled else self.grad_norm)
         self.bad_in_a_row = (self.bad_in_a_row + 1) * bad

@@ -34,7 +34,7 @@ class Setup:
     gpt: GPTConfig
     batch_tokens: int
     gpus: int
-    strategy: str  # none, ddp, fsdp (one unit, as Lightning makes it when told nothing else) or fsdp by block
+    strategy: str  # none, ddp or fsdp, with the units of positron/training/sharding.py
     checkpoint: bool
 
     def state_bytes(self) -> float:
@@ -44,11 +44,16 @@ class Setup:
             return 16 * n + 2 * n  # plus the weights in bf16
         if self.strategy == "ddp":
             return 16 * n + 2 * n + 4 * n  # plus the weights in bf16 and buckets of gradients
-        if self.strategy == "fsdp":
-            return 16 * n / self.gpus + 2 * n + 2 * n  # a share, plus all weights and all gradients in bf16
-        block = 12 * self.gpt.d_model**2
-        outside = n - self.gpt.n_layer * block
-        return 16 * n / self.gpus + 2 * n + 2 * (outside + 2 * block)  # weights of two blocks at a time
+        # a share, plus whole gradients, which micro-batches add up, and the weights of two blocks at a time in fp32 and bf16
+        return 16 * n / self.gpus + 4 * n + (4 + 2) * (self.outside() + 2 * self.block())
+
+    def block(self) -> int:
+        """Return the number of parameters of a block, without its norms."""
+        return 12 * self.gpt.d_model**2
+
+    def outside(self) -> int:
+        """Return the number of parameters outside of the blocks, and of all norms."""
+        return self.gpt.n_params() - self.gpt.n_layer * self.block()
 
     def activation_bytes(self, rows: int) -> float:
         return micro_batch_bytes(self.gpt, rows, Machine("cuda", "bf16", "", checkpoint_activations=self.checkpoint))
@@ -80,15 +85,15 @@ class Setup:
     def traffic(self) -> float:
         """Return the bytes that each GPU sends in a step.
 
-        DDP sends an all-reduce in fp32. FSDP sends all-gathers for each micro-batch and one reduce-scatter, in bf16. A
-        single unit is gathered once per micro-batch; with units of one block, each block is gathered twice, for the forward
-        and the backward pass.
+        All of it is fp32: autocast rounds after the weights have arrived. DDP sends an all-reduce. FSDP gathers each block
+        twice for each micro-batch, for the forward and the backward pass, and the other weights once; it sends one
+        reduce-scatter of the gradients.
         """
         n, share = self.gpt.n_params(), (self.gpus - 1) / self.gpus
         if self.strategy == "ddp":
             return 2 * share * 4 * n
-        gathers = self.micro_batches * (2 if self.strategy == "fsdp by block" else 1)
-        return share * 2 * n * (gathers + 1)
+        gathered = self.outside() + 2 * self.gpt.n_layer * self.block()
+        return share * 4 * (gathered * self.micro_batches + n)
 
     def travel_seconds(self, ports: int = NODE) -> float:
         """Return the seconds to send the bytes of a step.
@@ -100,14 +105,12 @@ class Setup:
     def exposed_seconds(self, ports: int = NODE) -> float:
         """Return the seconds of sending that do not overlap with computation.
 
-        DDP sends during the backward pass of the last micro-batch, FSDP by block during the whole computation. FSDP with a
-        single unit does not overlap: all weights must be present before the forward pass begins, and all gradients before
-        they are sent.
+        DDP sends during the backward pass of the last micro-batch, FSDP during the whole computation.
         """
         backward = 3 / 4 if self.checkpoint else 2 / 3
         hides = {
             "ddp": backward * self.compute_seconds() / self.micro_batches,
-            "fsdp by block": self.compute_seconds(),
+            "fsdp": self.compute_seconds(),
         }
         return max(0.0, self.travel_seconds(ports) - hides.get(self.strategy, 0.0))
 
@@ -120,7 +123,7 @@ class Setup:
 
 def setups(name: str) -> list[Setup]:
     gpt, batch = MODELS[name]
-    kinds = [(1, "none"), *((gpus, kind) for gpus in (8, 64) for kind in ("ddp", "fsdp", "fsdp by block"))]
+    kinds = [(1, "none"), *((gpus, kind) for gpus in (8, 64) for kind in ("ddp", "fsdp"))]
     return [Setup(gpt, batch, gpus, kind, flag) for gpus, kind in kinds for flag in (False, True)]
 
 

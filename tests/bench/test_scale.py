@@ -8,11 +8,18 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+import torch.testing._internal.distributed.fake_pg
 from composing import composed
-from conftest import PROJECT
+from conftest import PROJECT, apart
+from torch import distributed
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from positron.config import RunConfig
+from positron.config import GPTConfig, RunConfig
+from positron.model.gpt import GPT
 from positron.settings import from_dict
+from positron.training.sharded_tensors import own_part
+from positron.training.sharding import shard
 from scripts.bench import scale
 from scripts.bench import scale_on_paper as paper
 from scripts.bench import scale_report as report
@@ -119,16 +126,52 @@ def test_the_paper_s_sums_by_hand():
     assert ddp.traffic() == pytest.approx(2 * 7 / 8 * 4 * n)
     assert ddp.travel_seconds() == pytest.approx(7 * n / 450e9)
     assert fsdp.micro_batches == 1
-    assert fsdp.traffic() == pytest.approx(63 / 64 * 2 * 2 * n)
-    assert fsdp.travel_seconds() == pytest.approx(63 / 64 * 4 * n / 400e9)
-    assert fsdp.travel_seconds(ports=1) == pytest.approx(63 / 64 * 4 * n / 50e9)
-    assert found("124M", 64, "fsdp by block").traffic() == pytest.approx(63 / 64 * 3 * 2 * n)
+    blocks = 12 * 12 * 768**2
+    sent = 63 / 64 * 4 * (2 * n + blocks)
+    assert fsdp.traffic() == pytest.approx(sent)
+    assert fsdp.travel_seconds() == pytest.approx(sent / 400e9)
+    assert fsdp.travel_seconds(ports=1) == pytest.approx(sent / 50e9)
     assert (alone.state_bytes(), ddp.state_bytes()) == (18 * n, 22 * n)
-    assert fsdp.state_bytes() == pytest.approx(n * (16 / 64 + 4))
+    assert fsdp.state_bytes() == pytest.approx(n * (16 / 64 + 4) + 6 * (n - 10 / 12 * blocks))
     # 6 N D and a bit for attention, at 40 % of the peak
     assert alone.hours() == pytest.approx(6 * n * 20 * n / (0.4 * 989e12) / 3600, rel=0.1)
     assert ddp.hours() == pytest.approx(alone.hours() / 8)
     assert found("124M", 1, "none", True).compute_seconds() == pytest.approx(alone.compute_seconds() * 4 / 3)
+
+
+class Sent(TorchDispatchMode):
+    """Count the bytes of the collective operations of a step, as they are before each process leaves out its own part."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name in ("c10d::_allgather_base_", "c10d::_reduce_scatter_base_"):
+            self.bytes += max(x.numel() * x.element_size() for x in args if isinstance(x, torch.Tensor))
+        return func(*args, **(kwargs or {}))
+
+
+def one_of_eight():
+    distributed.init_process_group("fake", rank=3, world_size=8)
+    config = GPTConfig(vocab_size=512, context_length=64, d_model=64, n_layer=3, n_head=4)
+    model = GPT(config)
+    shard(model, "cpu", 8)
+    x = torch.zeros(1, 64, dtype=torch.int64)
+    with Sent() as sent:
+        model(x, x).backward()
+    setup = paper.Setup(config, 64 * 8, 8, "fsdp", False)
+    assert setup.micro_batches == 1
+    norms = (
+        2 * 3 * 64
+    )  # the formula counts the norms of the blocks as outside of them, and so sends them once too seldom
+    assert 7 / 8 * sent.bytes == setup.traffic() + 7 / 8 * 4 * norms
+    held = sum(own_part(p.detach()).nbytes + own_part(p.grad).nbytes for p in model.parameters())
+    assert held == 8 * config.n_params() / 8
+
+
+def test_a_step_of_fsdp_sends_and_holds_what_the_formula_says():
+    apart(one_of_eight)
 
 
 @pytest.mark.parametrize("name", paper.MODELS)
@@ -137,8 +180,6 @@ def test_what_does_not_hide_is_waited_for_and_all_fits(name):
         assert s.bytes() <= paper.USABLE * paper.MEMORY
         assert 0 <= s.exposed_seconds() <= s.travel_seconds()
         assert s.exposed_seconds(ports=1) >= s.exposed_seconds()
-        if s.strategy == "fsdp":  # one unit has nothing to compute while it travels
-            assert s.exposed_seconds() == s.travel_seconds()
         less, more = (dataclasses.replace(s, checkpoint=flag).activation_bytes(8) for flag in (True, False))
         assert less < more / 5
 

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import PATIENCE, PROJECT, tiny
+from conftest import tiny
 
 from positron.config import OptimizerConfig
 from positron.model.gpt import GPT
-from positron.training.optim.groups import build_optimizer, roles_of, set_lr
+from positron.training.optim.groups import build_optimizer, set_lr
 
 ADAMW = OptimizerConfig("adamw", lr=0.01, weight_decay=0.3)
 MUON = OptimizerConfig("muon", lr=0.01, weight_decay=0.3, embedding_ratio=3.0)
@@ -42,33 +38,6 @@ def test_norms_and_biases_are_not_decayed_and_all_else_is(config: OptimizerConfi
     named, optimizer = built(config)
     decay = values_of(optimizer, "weight_decay", named)
     assert decay == {name: 0.0 if "norm" in name or name.endswith("bias") else 0.3 for name in named}
-
-
-@pytest.mark.parametrize("config", [ADAMW, MUON])
-def test_pieces_of_parameters_have_the_roles_of_the_whole_ones(config: OptimizerConfig) -> None:
-    """FSDP leaves each rank a flat piece of a parameter under its name, or nothing of it."""
-    named, whole = built(config)
-    pieces = {name: torch.nn.Parameter(p.detach().flatten()[: p.numel() // 2]) for name, p in named.items()}
-    roles = roles_of(named.items(), config)
-    optimizer = build_optimizer(pieces.items(), config, fused=False, roles=roles)
-    for key in ("weight_decay", "lr_factor", "role"):
-        assert values_of(optimizer, key, pieces) == values_of(whole, key, named)
-
-
-@pytest.mark.slow
-def test_two_processes_of_fsdp_decay_what_one_process_decays(tmp_path: Path) -> None:
-    """Torch's own FSDP on the CPU, wrapped as Lightning does it: the whole module, with use_orig_params."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(PROJECT), str(PROJECT / "tests")))}
-    program = [sys.executable, str(PROJECT / "tests" / "training" / "sharded.py"), str(tmp_path / "meet")]
-    started = [subprocess.Popen([*program, str(rank)], env=environment, stdout=subprocess.PIPE) for rank in (0, 1)]
-    outputs = [process.communicate(timeout=PATIENCE)[0] for process in started]
-    assert [process.returncode for process in started] == [0, 0]
-    named, optimizer = built(ADAMW)
-    expected = values_of(optimizer, "weight_decay", named)
-    for output in outputs:
-        report = json.loads(output)
-        assert report["decay"] == expected
-        assert report["largest_ndim"] == 1  # or this test proves nothing
 
 
 def test_only_embeddings_and_head_move_at_the_embedding_ratio() -> None:

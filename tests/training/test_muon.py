@@ -6,17 +6,15 @@ import dataclasses
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from conftest import tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from numpy_ref import optimizers as theirs
-from positron.config import DeviceConfig, OptimizerConfig
+from positron.config import OptimizerConfig
 from positron.model.gpt import GPT
 from positron.run.metrics import read_metrics
-from positron.system.errors import UserError
 from positron.train import train
 from positron.training.optim.groups import build_optimizer
 from positron.training.optim.muon import orthogonalize
@@ -111,10 +109,3 @@ def test_runs_with_muon_resume_bit_identically(tmp_path: Path) -> None:
         train(part, tmp_path / "parts")
     whole, parts = (read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts"))
     assert [r["train/loss"] for r in whole] == [r["train/loss"] for r in parts]
-
-
-def test_muon_and_sharded_weights_do_not_go_together() -> None:
-    with pytest.raises(UserError, match="optimizer=muon needs whole matrices"):
-        dataclasses.replace(
-            tiny(Path()), optimizer=MUON, device=DeviceConfig(accelerator="cpu", strategy="fsdp", devices=2)
-        )

@@ -13,6 +13,7 @@ from positron.system.errors import Diverged
 from positron.training.callbacks.validation import validate
 from positron.training.module import TrainingModule
 from positron.training.objective.base import Objective
+from positron.training.sharded_tensors import own_part
 
 logger = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ def has_finite_state(trainer: L.Trainer, module: TrainingModule) -> bool:
     tensors: list[torch.Tensor] = [*module.model.parameters()]
     for optimizer in trainer.optimizers:
         tensors += [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]
-    finite = [tensor.detach().isfinite().all() for tensor in tensors if tensor.is_floating_point()]
+    finite = [own_part(tensor.detach()).isfinite().all() for tensor in tensors if tensor.is_floating_point()]
     return not _any_rank(trainer, not all(torch.stack([flag.to(module.device) for flag in finite]).tolist()))
 
 

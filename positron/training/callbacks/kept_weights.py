@@ -11,7 +11,8 @@ import lightning as L
 from positron.run.kept_weights import history_steps, write_kept_weights
 from positron.run.load import bare_names
 from positron.training.callbacks.divergence import has_finite_state
-from positron.training.module import TrainingModule, shards_weights
+from positron.training.module import TrainingModule
+from positron.training.sharded_tensors import whole_state
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +33,18 @@ class WeightHistory(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
         """Write the weights before training, if training begins at step 0."""
-        if shards_weights(trainer):
-            logger.warning("train.keep_history keeps no weights with this strategy, because no process has all of them")
-            self.steps = set()
-        elif trainer.global_step == 0 and 0 in self.steps and trainer.is_global_zero:
+        if trainer.global_step == 0 and 0 in self.steps:
             self._write(trainer, module)
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: object) -> None:  # type: ignore[override]
         """Write the weights if this step is one of the planned steps or the last step of the run."""
         is_due = trainer.global_step in self.steps or (trainer.should_stop and self.is_last(trainer))
-        if self.steps and is_due and has_finite_state(trainer, module) and trainer.is_global_zero:
+        if self.steps and is_due and has_finite_state(trainer, module):
             self._write(trainer, module)
 
     def _write(self, trainer: L.Trainer, module: TrainingModule) -> None:
-        weights = bare_names({name: value.detach().cpu() for name, value in module.model.state_dict().items()})
-        write_kept_weights(self.folder, trainer.global_step, weights)
+        weights = bare_names(
+            {name: value.detach().cpu() for name, value in whole_state(module.model.state_dict()).items()}
+        )
+        if trainer.is_global_zero:
+            write_kept_weights(self.folder, trainer.global_step, weights)

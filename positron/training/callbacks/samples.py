@@ -19,8 +19,9 @@ from positron.system.console import printable
 from positron.system.disk import make_folder, whole_file
 from positron.system.errors import UserError
 from positron.text.tokenizer import Tokenizer
-from positron.training.module import TrainingModule, shards_weights
+from positron.training.module import TrainingModule
 from positron.training.objective.base import Prompt
+from positron.training.sharding import whole_model
 from positron.training.trackers.tracker import Tracker
 
 logger = logging.getLogger(__name__)
@@ -48,10 +49,13 @@ class Samples(L.Callback):
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: Any) -> None:  # type: ignore[override]
         """Generate and record a sample if the step is a multiple of `every` or the last one."""
         step = trainer.global_step
-        if (step % self.every and not trainer.should_stop) or not trainer.is_global_zero or shards_weights(trainer):
+        if step % self.every and not trainer.should_stop:
+            return
+        model = whole_model(module.model)  # all processes send their parts
+        if not trainer.is_global_zero:
             return
         module.eval()
-        engine = Engine(module.model, self.tokenizer)
+        engine = Engine(model, self.tokenizer)
         try:
             new = engine.stream(self.prompt.ids, max_tokens=self.tokens, seed=step, stop_ids=self.prompt.stop_ids)
             text = self.prompt.shown + "".join(new)
@@ -64,7 +68,7 @@ class Samples(L.Callback):
         sample = Sample(step, round(module.loss.item(), 3), None if bpb is None else round(bpb, 4), text.strip())
         append_sample(self.run, sample)
         if self.trackers:
-            self._draw_attention(module.model, step)
+            self._draw_attention(model, step)
         if not trainer.should_stop:  # the whole last sample is shown at the end of the run
             logger.info(f"step {step} writes: {printable(' '.join(text.split())[:160])} ...")
         for tracker in self.trackers:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any, Literal, assert_never
 
 import torch
@@ -12,6 +12,7 @@ from positron.config import OptimizerConfig
 from positron.system.errors import UserError
 from positron.training.optim.custom import custom_optimizer
 from positron.training.optim.muon import Muon
+from positron.training.sharded_tensors import whole
 
 MUON_RATE = 7e-3  # peak learning rate of Muon at every width; twice this rate changes the loss by at most 0.2 %
 ADAMW_RATE = 1.0  # peak learning rate of AdamW, multiplied by d_model
@@ -36,17 +37,7 @@ def role_of(name: str, parameter: nn.Parameter, config: OptimizerConfig) -> Role
             assert_never(config.kind)
 
 
-def roles_of(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> dict[str, Role]:
-    """Return the role of each named parameter.
-
-    The parameters must be whole. With FSDP, a rank holds flat pieces of parameters, which no longer have the original shape.
-    """
-    return {name: role_of(name, parameter, config) for name, parameter in parameters}
-
-
-def parameter_groups(
-    parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig, roles: Mapping[str, Role]
-) -> list[dict[str, Any]]:
+def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> list[dict[str, Any]]:
     """Return groups of the trained parameters by role; each group has the keys `role`, `weight_decay` and `lr_factor`.
 
     The learning rate of a group is the schedule's rate times `lr_factor`. Vectors have no weight decay, because pulling the
@@ -60,7 +51,7 @@ def parameter_groups(
     members: dict[Role, list[nn.Parameter]] = {role: [] for role in groups}
     for name, parameter in parameters:
         if parameter.requires_grad:
-            members[roles[name]].append(parameter)
+            members[role_of(name, parameter, config)].append(parameter)
     return [{"params": members[role], "role": role, **group} for role, group in groups.items() if members[role]]
 
 
@@ -69,14 +60,9 @@ def build_optimizer(
     config: OptimizerConfig,
     *,
     fused: bool,
-    roles: Mapping[str, Role] | None = None,
 ) -> torch.optim.Optimizer:
-    """Return AdamW (arXiv:1711.05101), Muon or the user's own optimizer on the groups of `parameter_groups`.
-
-    `roles`: the result of `roles_of` for the whole parameters; None if `parameters` are whole themselves.
-    """
-    named = list(parameters)
-    groups = parameter_groups(named, config, roles_of(named, config) if roles is None else roles)
+    """Return AdamW (arXiv:1711.05101), Muon or the user's own optimizer on the groups of `parameter_groups`."""
+    groups = parameter_groups(parameters, config)
     optimizer: torch.optim.Optimizer
     match config.kind:
         case "adamw":
@@ -134,7 +120,7 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
     If `max_norm` is 0, the gradients are not changed. The result stays on the device, so that the host does not wait.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients)
+    norm = whole(torch.nn.utils.get_total_norm(gradients))  # of all processes' parts
     if max_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

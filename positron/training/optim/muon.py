@@ -9,7 +9,7 @@ optimizers (Liu et al. 2025, arXiv:2502.16982, eq. 4).
 
 The tests compare this class with torch.optim.Muon. It differs in three ways: matrices of the same shape are orthogonalised
 together, a step with non-finite gradients is skipped without waiting for the device, and one optimizer handles both kinds of
-parameters.
+parameters. If the parameters are sharded, each process gathers the momentum of every matrix and computes all directions.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from positron.model.kernels.torch_private import skip_step_if
+from positron.training.sharded_tensors import shard_like, whole
 
 # a, b, c of x <- a x + b x^3 + c x^5, chosen to be steep at 0: the iterations bring singular values from 0.0015 to 1 to between
 # 0.68 and 1.21
@@ -82,12 +83,12 @@ class Muon(torch.optim.Optimizer):
                 by_shape.setdefault((min(p.shape), max(p.shape)), []).append(p)
         good = 1.0 if self.found_inf is None else 1 - self.found_inf
         for shape, matrices in by_shape.items():
-            directions = orthogonalize(torch.stack([_as_wide(self._momentum(p)) for p in matrices]))
+            directions = orthogonalize(torch.stack([_as_wide(whole(self._momentum(p))) for p in matrices]))
             for p, direction in zip(matrices, directions, strict=True):
                 keep = 1 - group["lr"] * group["weight_decay"] * good
                 step = direction.to(p.dtype) * (0.2 * math.sqrt(shape[1]) * group["lr"])
                 step = step if self.found_inf is None else step.nan_to_num_(0.0, 0.0, 0.0) * good
-                p.mul_(keep).sub_(step if p.shape[0] <= p.shape[1] else step.mT)
+                p.mul_(keep).sub_(shard_like(step if p.shape[0] <= p.shape[1] else step.mT, p))
 
     def _momentum(self, p: Tensor) -> Tensor:
         """Update the running mean of a parameter's gradients and return Nesterov's momentum, a mix of gradient and mean."""

@@ -1,0 +1,32 @@
+"""Convert between whole tensors and the sharded tensors of `device.strategy=fsdp`, of which each process holds some rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._pytree import tree_map_only
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Gather a sharded tensor; any other tensor is returned as it is. All processes must call it together."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_state(state: Any) -> Any:
+    """Return nested dicts and lists with whole tensors on the CPU in place of sharded ones. All processes must call it."""
+    return tree_map_only(DTensor, lambda tensor: whole(tensor).cpu(), state)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return the rows of a sharded tensor that this process holds; any other tensor is returned as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Shard a tensor that all processes hold as `other` is sharded; if `other` is not, return the tensor as it is."""
+    if not isinstance(other, DTensor):
+        return tensor
+    # src_data_rank=None: each process takes its rows from its own copy, and nothing is sent
+    return distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)

@@ -1,0 +1,166 @@
+"""`device.strategy=fsdp` divides weights, gradients and moments, and trains what one process trains."""
+
+import json
+
+import pytest
+import torch
+import torch.testing._internal.distributed.fake_pg
+from conftest import FAST, CommandProcess, apart
+from torch import distributed
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map_only
+from traces import trace, weights
+from two_processes import as_torchrun
+
+from positron.config import GPTConfig, OptimizerConfig
+from positron.model.gpt import GPT
+from positron.run.checkpoint import checkpoints, load_checkpoint
+from positron.run.folder import Run
+from positron.run.kept_weights import kept_weights, read_kept_weights
+from positron.run.load import bare_names
+from positron.run.paths import RunPaths
+from positron.run.samples import read_samples
+from positron.training.optim.groups import build_optimizer, clip_gradients
+from positron.training.sharded_tensors import own_part, whole_state
+from positron.training.sharding import shard, whole_model
+
+SETTINGS = (
+    *("model=debug", *FAST, "device=cpu", "train.micro_batch_size=3", "train.max_steps=6", "train.save_every=3"),
+    *("train.val_every=3", "train.sample_every=3", "train.keep_history=3", "train.log_every=1", "train.grad_clip=0.3"),
+    *("schedule.warmup_steps=0", "optimizer.lr=3e-3"),
+)
+SHARDED = ("device.devices=2", "device.strategy=fsdp")
+# fewer rows than processes, rows that 8 does not divide, tied and untied heads, biases
+SHAPES = [
+    GPTConfig(vocab_size=65, context_length=16, d_model=36, n_layer=2, n_head=3, norm="layernorm", bias=True),
+    GPTConfig(vocab_size=50, context_length=16, d_model=4, n_layer=1, n_head=1, activation="swiglu", position="rope"),
+    GPTConfig(vocab_size=64, context_length=16, d_model=32, n_layer=2, n_head=4, n_kv_head=2, tie_embeddings=False),
+]
+
+
+def moments(folder):
+    (state,) = load_checkpoint(checkpoints(folder / "checkpoints")[-1], to_continue=True)["optimizer_states"]
+    return [value for values in state["state"].values() for value in values.values()]
+
+
+def assert_close(other, one, optimizer):
+    """Compare metrics, weights and moments, whose rounding differs, because two processes add in another order.
+
+    Muon rounds the gradients to bf16, which can turn a difference in the seventh digit into one in the third.
+    """
+    before = read_kept_weights(kept_weights(Run(one).history_folder)[0])
+    change = max(float((weights(one)[f"model.{name}"] - value).abs().max()) for name, value in before.items())
+    share = {"adamw": 0.002, "muon": 0.05}[optimizer]
+    for mine, theirs in zip(trace(other), trace(one), strict=True):
+        for a, b in zip(mine, theirs, strict=True):
+            assert a is b is None or a == pytest.approx(b, rel=2e-4)
+    torch.testing.assert_close(weights(other), weights(one), rtol=0, atol=share * change)
+    torch.testing.assert_close(moments(other), moments(one), rtol=0, atol=2e-4)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """Runs that one process trained, by optimizer."""
+    folder = tmp_path_factory.mktemp("alone")
+    for optimizer in ("adamw", "muon"):
+        arguments = (*SETTINGS, f"optimizer={optimizer}", f"name={optimizer}")
+        result = CommandProcess("train", arguments, folder, "", {}).wait()
+        assert result.code == 0, result.err
+    return folder / "outputs"
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_two_processes_train_what_one_trains(start, alone, tmp_path, optimizer):
+    as_torchrun(start, "train", *SETTINGS, *SHARDED, f"optimizer={optimizer}", "name=two")
+    two = tmp_path / "outputs" / "two"
+    assert_close(two, alone / optimizer, optimizer)
+    assert [sample.step for sample in read_samples(RunPaths(two))] == [3, 6]
+    ours, theirs = (kept_weights(Run(folder).history_folder) for folder in (two, alone / optimizer))
+    assert [kept.step for kept in ours] == [kept.step for kept in theirs] != []
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_run_continues_on_another_number_of_processes(start, run_command, alone, tmp_path, optimizer):
+    def train(sharded, name, *more):
+        arguments = (*SETTINGS, f"optimizer={optimizer}", f"name={name}", *more)
+        if sharded:
+            as_torchrun(start, "train", *arguments, *SHARDED)
+        else:
+            result = run_command("train", *arguments)
+            assert result.code == 0, result.err
+
+    for name, first, second in (("fewer", True, False), ("more", False, True)):
+        train(first, name, "train.stop_at=3")
+        train(second, name)
+        assert_close(tmp_path / "outputs" / name, alone / optimizer, optimizer)
+
+
+def test_two_machines_train_what_one_process_trains(start, alone, tmp_path):
+    as_torchrun(
+        start, "train", *SETTINGS, "device.num_nodes=2", "device.strategy=fsdp", "optimizer=adamw", "name=two", nodes=2
+    )
+    assert_close(tmp_path / "outputs" / "two", alone / "adamw", "adamw")
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_two_processes_fine_tune_what_one_does(start, run_command, alone, tmp_path, rank):
+    chats = [[{"role": "user", "content": f"Is {i} odd?"}, {"role": "assistant", "content": "No."}] for i in range(8)]
+    (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    arguments = (
+        *(f"init_from={alone / 'adamw'}", "data=instruct", "data.path=chats.jsonl", "device=cpu", "precision=fp32"),
+        *("train.max_steps=4", "train.batch_tokens=128", "train.micro_batch_size=1", "train.sample_every=2"),
+        *("train.log_every=1", f"sft.lora.rank={rank}", "optimizer.lr=3e-3", "schedule.warmup_steps=0"),
+    )
+    result = run_command("sft", *arguments, "name=one")
+    assert result.code == 0, result.err
+    as_torchrun(start, "sft", *arguments, *SHARDED, "name=two")
+    folders = (tmp_path / "outputs" / "one", tmp_path / "outputs" / "two", alone / "adamw")
+    one, two, base = (bare_names(weights(folder)) for folder in folders)
+    change = max(float((one[name] - base[name]).abs().max()) for name in one)
+    torch.testing.assert_close(two, one, rtol=0, atol=0.01 * change)
+    assert len(read_samples(RunPaths(tmp_path / "outputs" / "two"))) == 2
+
+
+def step(model, kind):
+    optimizer = build_optimizer(model.named_parameters(), OptimizerConfig(kind=kind), fused=True)
+    x = torch.arange(32).view(2, 16)
+    model(x, x).backward()
+    clip_gradients(list(model.parameters()), 1.0)
+    optimizer.step()
+    return optimizer
+
+
+def layout(state):
+    return tree_map_only(torch.Tensor, lambda tensor: (tensor.shape, tensor.dtype), whole_state(state))
+
+
+def rank_of_eight(rank: int, file: str) -> None:
+    """Take a step as one of eight processes whose collective operations do nothing, and save this one's initial weights."""
+    distributed.init_process_group("fake", rank=rank, world_size=8)
+    parts = []
+    for config in SHAPES:
+        for kind in ("adamw", "muon"):
+            one, sharded = GPT(config), GPT(config)
+            shard(sharded, "cpu", 8)
+            parts.append([own_part(p.detach()).clone() for p in sharded.parameters()])
+            plain, optimizer = (step(model, kind) for model in (one, sharded))
+            for a, b in zip(one.parameters(), sharded.parameters(), strict=True):
+                rows = -(-len(a) // 8)
+                assert b.shape == a.shape
+                assert len(own_part(b)) == max(0, min(rows, len(a) - rank * rows))
+                for name, value in optimizer.state[b].items():
+                    assert isinstance(value, DTensor) == (name != "step")
+            assert layout(sharded.state_dict()) == layout(one.state_dict())
+            assert layout(optimizer.state_dict()) == layout(plain.state_dict())
+            assert layout(whole_model(sharded).state_dict()) == layout(one.state_dict())
+    torch.save(parts, file)
+
+
+def test_eight_processes_hold_the_rows_of_one_model_and_write_its_layout(tmp_path):
+    files = [tmp_path / str(rank) for rank in range(8)]
+    for rank, file in enumerate(files):
+        apart(rank_of_eight, rank, str(file))
+    models = [GPT(config) for config in SHAPES for _ in ("adamw", "muon")]
+    for model, *parts in zip(models, *map(torch.load, files), strict=True):
+        for p, *rows in zip(model.parameters(), *parts, strict=True):
+            assert torch.equal(torch.cat(rows), p)
