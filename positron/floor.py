@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import shlex
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from positron.system.command_parser import CommandParser
+from positron.system.commands import words_of
 from positron.system.disk import json_ready
 from positron.system.errors import UserError
 from positron.system.exits import errors_as_one_line
@@ -98,7 +98,7 @@ def _run(command: str, given: list[Document]) -> list[Claim]:
         text, out = Path(folder, "documents.jsonl"), Path(folder, "scores.jsonl")
         floor.write_documents(text, given)
         try:
-            words = [word.replace("{text}", str(text)).replace("{out}", str(out)) for word in shlex.split(command)]
+            words = [word.replace("{text}", str(text)).replace("{out}", str(out)) for word in words_of(command)]
             # what the program prints must not mix with the output of this command
             done = subprocess.run(words, stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(), check=False)
         except (OSError, ValueError) as error:

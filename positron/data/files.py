@@ -23,6 +23,7 @@ from positron.data.sources import Document, is_validation
 from positron.system.console import one_line
 from positron.system.download import cache_folder, check_address, fetch
 from positron.system.errors import UserError
+from positron.system.paths import portable_name
 
 SEPARATOR = "<|endoftext|>"  # a line with only this text separates the documents of a text file
 CHARS_PER_TASK = 1 << 20
@@ -74,7 +75,7 @@ class FileSource:
         changes = [file.name for file, changed in zip(self.files, reads_differ, strict=True) if changed]
         changes += [f"split at {self._split.place}"] if self._split.is_new else []
         self.fingerprint = hash_facts([*facts, changes]) if changes else self.earlier_fingerprint
-        stem = Path(path).stem.strip("*") or "files"
+        stem = portable_name(Path(path).stem.strip("*")) or "files"
         stem = (
             stem
             if len(stem.encode("utf-8", "replace")) < 200

@@ -7,7 +7,7 @@ import os
 import stat
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from positron.run.paths import CONFIG, FACTS, JOB, METRICS
 from positron.system.console import one_line
@@ -126,7 +126,7 @@ def _list_folder(root: Path, suffixes: Collection[str]) -> Listing:
 
 def _list_pattern(pattern: Path) -> Listing:
     listing = Listing()
-    for path in sorted(map(Path, glob.glob(str(pattern), recursive=True))):
+    for path in sorted(map(Path, glob.glob(str(pattern), recursive=True)), key=by_name):
         if not path.exists():
             listing.skip(path, "a link to a missing file")
         elif any(_is_run_folder(folder) for folder in path.parents):
@@ -140,11 +140,16 @@ def _list_pattern(pattern: Path) -> Listing:
     return listing
 
 
+def by_name(path: PurePath) -> tuple[str, ...]:
+    """Return the key that orders files as a POSIX system does. Windows ignores case, so the text would have another order."""
+    return path.parts
+
+
 def _skip_copies(listing: Listing) -> None:
     """Sort the files; skip links to files that are read anyway, and compressed or Parquet files of 0 bytes."""
     own = {path.resolve() for path in listing.files if not path.is_symlink()}
     files = []
-    for path in sorted(listing.files):
+    for path in sorted(listing.files, key=by_name):
         if path.is_symlink() and path.resolve() in own:
             listing.skip(path, "a link to a file that is read already")
         elif path.stat().st_size == 0 and (compression_of(path) or format_of(path) in ("parquet", "arrow")):

@@ -122,11 +122,12 @@ def with_origin(run: Run, config: RunConfig) -> RunConfig:
 def portable(folder: Path) -> str:
     """Return the path under which a run records another run's folder.
 
-    The path is relative if the folder is below the current folder, so that both runs can be moved together.
+    The path is relative if the folder is below the current folder, so that both runs can be moved together. It has slashes,
+    which every system reads.
     """
     if folder.is_absolute() and folder.resolve().is_relative_to(Path.cwd().resolve()):
-        return os.path.relpath(folder.resolve(), Path.cwd().resolve())
-    return str(folder)
+        folder = Path(os.path.relpath(folder.resolve(), Path.cwd().resolve()))
+    return folder.as_posix()
 
 
 def _find(name: str, run: Run | None) -> Run | None:

@@ -59,6 +59,15 @@ def _typed(program: Path, name: str) -> str:
     return _quoted(str(program) if relative.startswith("..") else relative)
 
 
+def words_of(line: str) -> list[str]:
+    """Divide a command line into words. On Windows a backslash belongs to a path; elsewhere it quotes the next character."""
+    if sys.platform != "win32":
+        return shlex.split(line)
+    lexer = shlex.shlex(line, posix=True, punctuation_chars=False)
+    lexer.whitespace_split, lexer.commenters, lexer.escape = True, "", ""
+    return list(lexer)
+
+
 def _quoted(word: str) -> str:
     """Return a word as the user's shell reads it; on Windows, as both PowerShell and cmd.exe do."""
     if sys.platform != "win32":

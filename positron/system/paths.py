@@ -43,6 +43,11 @@ def _homes() -> list[str]:
     return sorted(names, key=len, reverse=True)
 
 
+def portable_name(name: str) -> str:
+    """Replace the characters that some system refuses in the name of a file by `_`."""
+    return "".join("_" if char in _FORBIDDEN else char for char in name)
+
+
 def fault_of_name(name: str) -> str | None:
     """Return why some system cannot have a file or folder of this name, or None if every system can.
 

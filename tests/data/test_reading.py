@@ -7,7 +7,7 @@ import csv
 import gzip
 import io
 import json
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import pyarrow as pa
@@ -17,9 +17,10 @@ from test_files import texts
 from text_files import DOCUMENTS, as_jsonl, as_parquet, as_text, source, zst
 
 from positron.data.files import SEPARATOR
-from positron.data.listing import list_files
+from positron.data.listing import by_name, list_files
 from positron.evaluation.eval_texts import texts_of_file
 from positron.system.errors import UserError
+from positron.system.paths import fault_of_name
 
 BOM = codecs.BOM_UTF8
 
@@ -350,6 +351,20 @@ def test_run_folders_are_skipped_wherever_they_are(tmp_path: Path) -> None:
     assert files == ["a.txt", "book/outputs/chapter.txt"]
     assert "moved, outputs (run folders)" in skipped
     assert [file.name for file in list_files(f"{tmp_path}/**/*.*").files] == ["a.txt", "chapter.txt"]
+
+
+def test_files_have_the_same_order_on_windows_which_ignores_case() -> None:
+    names = ["a.txt", "B.txt", "a/z.txt", "A/y.txt", "a-b/c.txt", "ä.txt"]
+    on_windows = sorted(map(PureWindowsPath, names), key=by_name)
+    assert on_windows != sorted(map(PureWindowsPath, names))
+    assert [path.as_posix() for path in on_windows] == [str(path) for path in sorted(map(PurePosixPath, names))]
+
+
+def test_a_corpus_of_a_pattern_has_a_name_that_every_system_can_have(tmp_path: Path) -> None:
+    write(tmp_path / "part-1-of-2.txt")
+    name = source(f"{tmp_path}/part-?-*f-2.txt").name
+    assert name.startswith("text-part-_-_f-2-")
+    assert fault_of_name(name) is None
 
 
 def test_a_pattern_takes_what_looks_like_text(tmp_path: Path) -> None:

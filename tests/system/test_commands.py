@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from positron.system.command_parser import CommandParser
-from positron.system.commands import command, in_user_form, next_command
+from positron.system.commands import command, in_user_form, next_command, words_of
 
 
 def test_a_shown_command_names_the_interpreter_in_use_where_the_shell_finds_another(
@@ -91,3 +91,11 @@ def test_a_help_text_has_the_form_at_the_beginning_of_lines_only(monkeypatch: py
 def test_on_windows_a_command_is_quoted_for_its_shells(word, quoted, monkeypatch):
     monkeypatch.setattr(sys, "platform", "win32")
     assert command("train", word).endswith(f" {quoted}")
+
+
+def test_on_windows_a_backslash_in_a_command_is_part_of_a_path(monkeypatch):
+    line = r"""python C:\evals\my.py "C:\my texts\{text}" --sep '\' #1"""
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert words_of(line) == ["python", r"C:\evals\my.py", r"C:\my texts\{text}", "--sep", "\\", "#1"]
+    monkeypatch.setattr(sys, "platform", "linux")
+    assert words_of(r"a\ b 'c d'") == ["a b", "c d"]

@@ -474,6 +474,21 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch
     assert train(tiny(tmp_path), tmp_path / "run").step == 40
 
 
+def test_a_checkpoint_that_a_program_has_open_on_windows_is_deleted_with_the_next(tmp_path, monkeypatch):
+    refused, unlink = [], Path.unlink
+
+    def refuse_once(path, missing_ok=False):
+        if path.name == "step-000010.ckpt" and not refused:
+            refused.append(path)
+            raise PermissionError(13, "The process cannot access the file because it is being used by another process")
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", refuse_once)
+    assert train(tiny(tmp_path, train__keep_last=1), tmp_path / "run").step == 40
+    assert refused
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000040.ckpt"]
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     """Every file but the log, in which a refusal is noted."""
     return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != "train.log"}

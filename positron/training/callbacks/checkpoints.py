@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Callable
@@ -80,7 +81,8 @@ class Checkpoints(L.Callback):
             if self.best is None:
                 self._mark_best(path)
             for old in checkpoints(self.folder)[: -self.keep_last]:
-                old.unlink()
+                with contextlib.suppress(PermissionError):  # Windows deletes no open file; the next call tries again
+                    old.unlink()
         return path
 
     def on_exception(self, trainer: L.Trainer, module: TrainingModule, exception: BaseException) -> None:  # type: ignore[override]
