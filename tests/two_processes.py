@@ -49,15 +49,30 @@ def assert_learned_the_same(one: Path, two: Path, base: Path, metrics: Sequence[
 
 def as_torchrun(start: Callable[..., CommandProcess], name: str, *arguments: str, nodes: int = 1) -> None:
     """Run a command in two processes on `nodes` machines, with the environment that torchrun gives to each process."""
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "TORCHELASTIC_RUN_ID": "test"}
+    places = {
+        1: [{"RANK": "0", "LOCAL_RANK": "0"}, {"RANK": "1", "LOCAL_RANK": "1"}],
+        2: [{"RANK": "0", "LOCAL_RANK": "0"}, {"RANK": "1", "LOCAL_RANK": "0", "GROUP_RANK": "1"}],
+    }
+    _together(start, name, arguments, [common | place for place in places[nodes]])
+
+
+def as_srun(start: Callable[..., CommandProcess], name: str, *arguments: str) -> None:
+    """Run a command as two tasks on two machines, with the environment that srun gives to each task."""
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "job", "SLURM_NODELIST": "localhost", "MASTER_PORT": _free_port()}
+    tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2", "SLURM_LOCALID": "0"}
+    ranks = [{"SLURM_PROCID": rank, "SLURM_NODEID": rank} for rank in ("0", "1")]
+    _together(start, name, arguments, [job | tasks | rank for rank in ranks])
+
+
+def _free_port() -> str:
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    started = []
-    for rank in (0, 1):
-        place = {"LOCAL_RANK": rank, "GROUP_RANK": 0, "LOCAL_WORLD_SIZE": 2}
-        if nodes == 2:
-            place = {"LOCAL_RANK": 0, "GROUP_RANK": rank, "LOCAL_WORLD_SIZE": 1}
-        common = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        environment = {key: str(value) for key, value in (common | place).items()}
-        started.append(start(name, *arguments, **environment, TORCHELASTIC_RUN_ID="test"))
+        return str(free.getsockname()[1])
+
+
+def _together(
+    start: Callable[..., CommandProcess], name: str, arguments: Sequence[str], environments: list[dict[str, str]]
+) -> None:
+    started = [start(name, *arguments, **environment) for environment in environments]
     results = [process.wait() for process in started]
     assert [result.code for result in results] == [0, 0], "\n".join(result.err for result in results)

@@ -1,5 +1,6 @@
 """`device.strategy=fsdp` divides weights, gradients and moments, and trains what one process trains."""
 
+import functools
 import json
 
 import pytest
@@ -10,7 +11,7 @@ from torch import distributed
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 from traces import trace, weights
-from two_processes import as_torchrun
+from two_processes import as_srun, as_torchrun
 
 from positron.config import GPTConfig, OptimizerConfig
 from positron.model.gpt import GPT
@@ -95,10 +96,10 @@ def test_a_run_continues_on_another_number_of_processes(start, run_command, alon
         assert_close(tmp_path / "outputs" / name, alone / optimizer, optimizer)
 
 
-def test_two_machines_train_what_one_process_trains(start, alone, tmp_path):
-    as_torchrun(
-        start, "train", *SETTINGS, "device.num_nodes=2", "device.strategy=fsdp", "optimizer=adamw", "name=two", nodes=2
-    )
+@pytest.mark.parametrize("launch", [functools.partial(as_torchrun, nodes=2), as_srun], ids=["torchrun", "srun"])
+def test_two_machines_train_what_one_process_trains(start, alone, tmp_path, launch):
+    machines = ("device.num_nodes=2", "device.strategy=fsdp")
+    launch(start, "train", *SETTINGS, *machines, "optimizer=adamw", "name=two")
     assert_close(tmp_path / "outputs" / "two", alone / "adamw", "adamw")
 
 
