@@ -1,5 +1,5 @@
 # Thin names for plain commands; each prints what it runs.
-.PHONY: install train train-quick sft reward chat generate test test-all test-cpus coverage check docs bench clean
+.PHONY: install train train-quick sft reward chat generate test test-all test-cpus test-device coverage check docs bench clean
 SHELL := /bin/bash
 
 # A Python that Hydra 1.3 runs on: 3.11 to 3.13.
@@ -59,6 +59,12 @@ coverage: .venv/installed-dev
 
 test-cpus: .venv/installed-dev
 	$(BIN)/python -m scripts.run_on_cpus
+
+# The device that test-device compares with the CPU: cuda, mps or cpu.
+DEVICE ?= cuda
+
+test-device: .venv/installed-dev
+	$(BIN)/python -m pytest -n 0 -m slow tests/slow/test_device.py --device $(DEVICE)
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -81,6 +81,12 @@ if sys.platform != "win32":
     _SERVER.set_forkserver_preload([*(f"positron.{name}" for name in MODULES), *_IMPORTED_LATE])
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--device", choices=("cpu", "cuda", "mps"), help="the device that tests/slow/test_device.py compares"
+    )
+
+
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     """A worker for each core, but four at most, since each imports torch twice; none for files that are asked for by name."""
     if any(argument.partition("::")[0].endswith(".py") for argument in config.args):
