@@ -15,7 +15,7 @@ from typing import Any
 
 from positron.data.sources import MEMORY
 from positron.system.console import one_line
-from positron.system.disk import expanded, make_folder, replace_file, whole_file
+from positron.system.disk import expanded, make_folder, rename, whole_file
 from positron.system.errors import UserError
 
 
@@ -98,7 +98,7 @@ def _write(items: Iterable[Any], row: Callable[[Any, int], Any], data_dir: str |
         if not count:
             raise UserError("data= contains no text: give at least one text or conversation")
         path = folder / f"{content.hexdigest()[:16]}.jsonl"
-        replace_file(partial, path)
+        rename(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     return path

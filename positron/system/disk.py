@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 MAX_JSON_BYTES = 64_000_000  # far more than any JSON file of a run has
 MAX_TEXT_BYTES = 2_000_000_000
-REPLACE_S = 2.0
+RENAME_S = 2.0
 _MODES = {
     "rb": os.O_RDONLY,
     "wb": os.O_WRONLY | os.O_CREAT | os.O_TRUNC,
@@ -41,8 +41,10 @@ _MODES = {
 }
 if sys.platform == "win32":
     _FLAGS = os.O_BINARY | os.O_NOINHERIT
+    _MODE_TO_SYNC = "r+b"  # Windows writes only files to disk that are open for writing
 else:
     _FLAGS = os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    _MODE_TO_SYNC = "rb"
 _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 
 
@@ -172,7 +174,7 @@ def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
                 raise
             file.flush()
             os.fsync(file.fileno())
-        replace_file(temporary, path)
+        rename(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise UserError(
@@ -198,9 +200,9 @@ def whole_folder(path: Path) -> Iterator[Path]:
         draft.mkdir()
         yield draft
         for file in (path for path in draft.rglob("*") if path.is_file()):
-            with file.open("r+b") as content:  # Windows writes only files to disk that are open for writing
+            with file.open(_MODE_TO_SYNC) as content:
                 os.fsync(content.fileno())
-        draft.rename(path)
+        rename(draft, path)
         _sync_folder(path.parent)
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror or error}") from error
@@ -208,14 +210,14 @@ def whole_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(draft, ignore_errors=True)
 
 
-def replace_file(source: Path, target: Path) -> None:
-    """Rename a file, and replace the file at `target` if there is one. Raises OSError on failure.
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or folder; a file at `target` is replaced. Raises OSError on failure.
 
-    On Windows this fails while another process has `target` open. Readers such as the dashboard have it open for
-    milliseconds, so it is tried again for REPLACE_S seconds.
+    On Windows this fails while another process has a file open: a reader such as the dashboard, which closes it within
+    milliseconds, or a virus scanner. It is tried again for RENAME_S seconds.
     """
     if sys.platform == "win32":
-        end = time.monotonic() + REPLACE_S
+        end = time.monotonic() + RENAME_S
         while time.monotonic() < end:
             try:
                 source.replace(target)
@@ -234,7 +236,7 @@ def replace_folder(source: Path, target: Path) -> None:
     try:
         if target.exists():
             shutil.rmtree(target)
-        source.rename(target)
+        rename(source, target)
     except OSError as error:
         raise UserError(
             f"cannot replace {target}: {error.strerror or error}; end the programs that use it, or delete it, and give the "

@@ -45,7 +45,7 @@ def test_on_windows_a_file_that_stays_open_is_named_and_stays_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     disk.write_text(tmp_path / "run.json", "before")
-    monkeypatch.setattr(disk, "REPLACE_S", 0.05)
+    monkeypatch.setattr(disk, "RENAME_S", 0.05)
     Windows(monkeypatch, times=10**9)
     with pytest.raises(UserError, match=r"cannot write .*run\.json: The process cannot access the file"):
         disk.write_text(tmp_path / "run.json", "after")

@@ -1,6 +1,6 @@
 """Users without a home folder, as in containers: what needs none works, and what does says what to set."""
 
-import pwd
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +11,10 @@ from positron.system.disk import expanded
 from positron.system.download import cache_folder
 from positron.system.errors import UserError
 from positron.training.trackers.wandb import has_wandb_key
+
+if sys.platform == "win32":
+    pytest.skip("Windows knows the home folder of every user", allow_module_level=True)
+import pwd
 
 
 @pytest.fixture
