@@ -1,13 +1,17 @@
-"""Run the branches for Windows of a module on another system."""
+"""Run the branches for Windows on another system: those of a module, or those of all commands in a process."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import importlib
 import importlib.util
 import os
+import signal
 import sys
-from types import ModuleType
+from collections.abc import Iterable
+from types import ModuleType, SimpleNamespace
+from typing import Any
 from unittest import mock
 
 
@@ -61,3 +65,43 @@ def as_on_windows(name: str) -> ModuleType:
     with mock.patch.object(sys, "platform", "win32"), mock.patch.dict(sys.modules, {"msvcrt": msvcrt}):
         spec.loader.exec_module(module)
     return module
+
+
+class Kernel:
+    """The functions of kernel32 that ask for memory and processes, and fail: everything is unknown and nobody alive."""
+
+    def GlobalMemoryStatusEx(self, pointer: Any) -> bool:
+        return False
+
+    def K32GetProcessMemoryInfo(self, process: Any, pointer: Any, size: int) -> bool:
+        return False
+
+    def OpenProcess(self, access: int, inherit: bool, pid: int) -> None:
+        return None
+
+
+def become_windows(libraries: Iterable[str]) -> None:
+    """Let this process run what it imports from now on as if it were on Windows, except `libraries`.
+
+    The system calls are imitated as far as positron uses them. Files can still be deleted while they are open.
+    """
+    if sys.platform == "win32":
+        return
+    from multiprocessing import connection, popen_spawn_posix, resource_sharer, synchronize  # noqa: F401
+
+    for library in libraries:
+        importlib.import_module(library)
+    sys.modules["msvcrt"] = fake_msvcrt()
+    new: list[tuple[object, str, object]] = [
+        (os, "O_BINARY", 0),
+        (os, "O_NOINHERIT", os.O_CLOEXEC),
+        (signal, "SIGBREAK", signal.SIGUSR1),
+        (connection, "PipeConnection", connection.Connection),
+        (ctypes, "WinDLL", lambda name, **_: Kernel()),
+        (ctypes, "get_last_error", lambda: 0),
+        (ctypes, "windll", SimpleNamespace(kernel32=SimpleNamespace(SwitchToThread=ctypes.CDLL(None).sched_yield))),
+    ]
+    for module, name, value in new:
+        setattr(module, name, value)
+    sys.platform = "win32"
+    assert not [name for name in sys.modules if name.split(".")[0] == "positron"], "positron was imported before"
