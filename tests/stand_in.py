@@ -22,7 +22,7 @@ import torch
 from lightning.pytorch.accelerators import MPSAccelerator
 from lightning.pytorch.plugins import MixedPrecision
 from torch.utils._python_dispatch import return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 from torch.utils.backend_registration import (
     _DummyBackendModule,
     _setup_privateuseone_for_python_backend,
@@ -115,13 +115,14 @@ class DeviceTensor(torch.Tensor):
 def _run(operator: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Run an operator that has a tensor of the device among its arguments, or is to make one."""
     name = operator._schema.name.partition("::")[2]
-    given = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+    leaves, structure = tree_flatten((args, kwargs))
+    given = [x for x in leaves if isinstance(x, torch.Tensor)]
     to_host = kwargs.get("device") is not None and torch.device(kwargs["device"]) == HOST
     into_host = name == "copy_" and not isinstance(args[0], DeviceTensor)
     _refuse(operator, name, given, kwargs)
     if name in READS or to_host or into_host or _has_mask(name, args):
         waits.note(name)
-    held_args, held_kwargs = tree_map(_held, (args, kwargs))
+    held_args, held_kwargs = tree_unflatten(map(_held, leaves), structure)
     out = operator(*held_args, **held_kwargs)
     if into_host:
         return args[0]

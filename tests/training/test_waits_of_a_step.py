@@ -44,7 +44,7 @@ from positron.train import train
 STEPS, LOGGED = 4, 3
 SHOWN_WAITS, LOGGED_WAITS = 1, 3  # the loss; the loss, the norm of the gradient, and the number of skipped steps
 MONITOR_WAITS = 21  # of all monitors, for a model of two layers; they measure every 100 steps
-RARELY = {f"{what}_every": 1000 for what in ("val", "save", "sample")}
+RARELY = {f"{what}_every": 1000 for what in ("val", "save", "sample")} | {"val_tokens": 200, "sample_tokens": 2}
 
 
 class Steps(L.Callback):
@@ -92,7 +92,9 @@ def test_only_an_optimizer_that_is_not_fused_waits(kind: str, precision: str, tm
 
 
 def test_the_losses_are_those_of_the_cpu(tmp_path: Path, waits: Waits) -> None:
-    settings = tiny(tmp_path, optimizer=OPTIMIZERS["muon"], train__log_every=1, train__max_steps=8)
+    settings = tiny(
+        tmp_path, optimizer=OPTIMIZERS["muon"], train__log_every=1, train__max_steps=5, train__val_tokens=500
+    )
     for name in ("cpu", "mps"):
         train(dataclasses.replace(settings, device=DeviceConfig(name)), tmp_path / name)
     here, there = (read_metrics(Run(tmp_path / name).metrics_path) for name in ("cpu", "mps"))
@@ -146,14 +148,14 @@ def test_learning_from_pairs_waits_for_nothing(
 def test_learning_from_rewards_waits_once_a_token_and_for_the_ratio_of_two_precisions(
     weights: str, precision: str, kl: float, base: Path, tmp_path: Path, waits: Waits
 ) -> None:
-    sizes = {"prompts": 4, "samples": 4, "max_tokens": 5, "val_prompts": 4, "val_samples": 4}
+    sizes = {"prompts": 2, "samples": 4, "max_tokens": 5, "val_prompts": 1, "val_samples": 2}
     config = tuned(
         base,
         sft=None,
         reinforce=ReinforceConfig(**sizes, weights=weights, kl=kl),
         reward=RewardConfig("custom", function="own_rewards.short"),
     )
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_tokens=16 * 64))
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_tokens=8 * 64))
     by_step = waits_of(reinforce, config, precision, tmp_path / "run", waits)
     of_tokens = [count for line, count in by_step[2].items() if line.startswith("inference/rollouts.py")]
     assert of_tokens == [sizes["max_tokens"]]
