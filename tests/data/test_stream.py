@@ -15,6 +15,7 @@ import pytest
 from conftest import _SERVER, apart
 from hub_server import CHAR, COMMIT, STORIES, Hub, config, contents, stories_hub  # noqa: F401
 
+from positron import cache
 from positron.config import DataConfig
 from positron.data import hub, shards, stream
 from positron.data.corpus import prepare
@@ -278,3 +279,21 @@ def test_the_cache_is_listed_and_freed_and_what_it_held_comes_back(
     assert list(tmp_path.glob("my data/*/source.json"))
     assert run_command("prepare", *settings, HF_ENDPOINT=stories_hub.url).code == 0
     assert contents(epoch) == before
+
+
+def test_a_corpus_that_is_in_use_on_windows_is_named_and_not_used_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "The process cannot access the file because it is being used by another process")
+
+    tokens = tmp_path / "tokens-0123456789ab"
+    tokens.mkdir()
+    for path in (tmp_path / "lock", tokens / "tokens.json", tokens / "train-00000.bin"):
+        path.touch()
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    assert cache._clean(tmp_path) == (
+        "  tokens-0123456789ab was not deleted: "
+        "The process cannot access the file because it is being used by another process"
+    )
+    assert not (tokens / "tokens.json").exists(), "a command would use a folder of which a part may be deleted"

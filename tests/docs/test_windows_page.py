@@ -25,13 +25,15 @@ SPECIAL = set(",;(){}[]@$&|<>#%^`'*?")
 
 
 def recipe(target: str) -> list[str]:
-    """Return the commands of a target, with uv in the place of make's variables."""
+    """Return the commands of a target, with uv in the place of the environment, and the defaults of make's variables."""
     body = re.search(rf"^{target}:.*\n((?:\t.*\n?)*)", MAKEFILE, re.M)
     assert body is not None
     lines = [line.strip().removeprefix("@") for line in body[1].splitlines()]
     lines = [re.sub(r"^([A-Z_0-9]+=\S+ )+", "", line) for line in lines]
     lines = [line.replace("$(or $(PYTHON),python3)", "uv run --no-project python") for line in lines]
-    return [line.replace("$(BIN)/", "uv run ") for line in lines]
+    lines = [line.replace("$(BIN)/", "uv run ") for line in lines]
+    defaults = dict(re.findall(r"^([A-Z]+) \?= (\S+)$", MAKEFILE, re.M))
+    return [re.sub(r"\$\(([A-Z]+)\)", lambda variable: defaults[variable[1]], line) for line in lines]
 
 
 def test_every_make_target_is_in_the_table_with_what_make_runs() -> None:
