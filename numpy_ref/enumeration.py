@@ -71,13 +71,13 @@ def answer_gradients(table: Array, answers: Answers, own_length: bool = False) -
 
 
 def expected_reward_forward(log_probs: Array, rewards: Array) -> tuple[Array, Cache]:
-    """Compute J = sum pi R over all answers: log_probs (N,), rewards (N,) -> ()."""
+    """Compute the expected reward J, the sum of exp(log_probs) rewards over all answers: log_probs (N,), rewards (N,) -> ()."""
     terms = np.exp(log_probs) * rewards  # (N,)
     return np.asarray(terms.sum()), {"terms": terms}
 
 
 def expected_reward_backward(dreward: Array | float, cache: Cache) -> tuple[Array, None]:
-    """Compute dlog_probs (N,) = dreward pi R; the rewards have no gradient."""
+    """Compute dlog_probs (N,) = dreward exp(log_probs) rewards; the rewards have no gradient."""
     return dreward * cache["terms"], None
 
 

@@ -149,7 +149,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command; `argv` holds its arguments (None: the arguments of the process)."""
+    """Run `python -m numpy_ref.explain`; `argv` holds its arguments (None: those in `sys.argv`)."""
     with one_line_errors():
         options = argument_parser().parse_args(argv)
         params, config, tokenizer, name = load_model(options.run, options.model)

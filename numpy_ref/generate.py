@@ -141,7 +141,7 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command; `argv` holds its arguments (None: the arguments of the process)."""
+    """Run `python -m numpy_ref.generate`; `argv` holds its arguments (None: those in `sys.argv`)."""
     with one_line_errors():
         options = argument_parser().parse_args(argv)
         rules = (

@@ -153,8 +153,8 @@ def forward(
 ) -> Array | tuple[Array, dict[str, Array]]:
     """Compute the logits of the next token: ids (B, T) -> logits (B, T, V).
 
-    With `trace`, also return every intermediate array by its dotted name. `rng`: dropout as in training. `past`: the
-    key/value cache of each layer; idx then follows the tokens in the cache.
+    With `trace`, also return every intermediate array by its dotted name. `rng`: draws the dropout of training; None: no
+    dropout. `past`: the key/value cache of each layer; idx then follows the tokens in the cache.
     Raises InputError if the tokens, including the tokens in `past`, do not fit the context length.
     """
     logits, cache = _forward(params, config, idx, rng, past)

@@ -22,7 +22,7 @@ from numpy_ref.linear import Array, Cache, Params, named_linear_backward, named_
 def mlp_forward(x: Array, params: Params, activation: Activation) -> tuple[Array, Cache]:
     """Compute f(x Wu^T) Wd^T, or its gated form for swiglu: x (B, T, C) -> (B, T, C).
 
-    params: up.weight (F, C), down.weight (C, F), for swiglu gate.weight (F, C), and with bias=True also up.bias and so on.
+    params: up.weight (F, C), down.weight (C, F), for swiglu also gate.weight (F, C); with biases also up.bias and so on.
     """
     cache: Cache = {}
     h, cache["up"] = named_linear_forward(x, params, "up")  # (B, T, F)

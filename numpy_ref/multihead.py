@@ -88,9 +88,9 @@ def multihead_forward(
 ) -> tuple[Array, Cache]:
     """Compute multi-head attention: x (B, T, C) -> (B, T, C).
 
-    params: {q, k, v, out}.weight, with bias=True .bias, and with qk_scale=True {q, k}_norm.weight. `rope`: the tables for
-    these positions, None without rotary positions. `rng`: dropout as in training. `past`: the cache of this layer; x then
-    follows the tokens in the cache.
+    params: {q, k, v, out}.weight; if config.bias also {q, k, v, out}.bias; if config.qk_scale also {q, k}_norm.weight.
+    `rope`: the tables for these positions; None: no rotary positions. `rng`: draws the dropout of training; None: no
+    dropout. `past`: the cache of this layer; x then follows the tokens in the cache.
     """
     cache: Cache = {}
     heads = {}

@@ -230,7 +230,7 @@ def open_training(options: argparse.Namespace, name: str) -> Training:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command; `argv` holds its arguments (None: the arguments of the process)."""
+    """Run `python -m numpy_ref.train`; `argv` holds its arguments (None: those in `sys.argv`)."""
     with one_line_errors():
         options = argument_parser().parse_args(argv)
         name = options.name or options.config or "small"

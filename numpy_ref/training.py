@@ -143,7 +143,7 @@ def read_text(path: str) -> str:
     try:
         text = Path(path).read_bytes().decode("utf-8")
     except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror or error}") from error
+        raise InputError(f"cannot read {path}: {error.strerror or error}; give a text file that can be read") from error
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 at byte {error.start}: convert it to UTF-8 first") from error
     if not text.strip():

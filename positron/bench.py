@@ -37,7 +37,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron bench` with the options in `sys.argv`."""
     spin(SPIN_WRITING)
     with errors_as_one_line(), screen_log():
         options = arguments().parse_args()

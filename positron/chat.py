@@ -53,7 +53,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron chat` with the options in `sys.argv`."""
     spin(SPIN_WRITING)
     with errors_as_one_line(), screen_log(note):
         options = arguments().parse_args()
@@ -148,7 +148,7 @@ def terminal_prompt() -> Callable[[], str]:
 
 
 def converse(dialogue: Dialogue, prompt: Callable[[], str]) -> None:
-    """Answer what `prompt` returns until the user leaves. No error ends the chat or loses the conversation."""
+    """Answer each line that `prompt` returns, until the user leaves. No error ends the chat or loses the conversation."""
     signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # a background script starts its commands with Ctrl-C ignored

@@ -78,7 +78,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron compare` with the options in `sys.argv`."""
     with errors_as_one_line(), screen_log():
         options = arguments().parse_args()
         if options.limit < 0 or options.max_tokens < 1:
@@ -88,6 +88,9 @@ def main() -> None:
             return
         if options.differ_in is not None or options.log_row:
             raise UserError("--differ-in and --log-row describe a comparison of pairs: add --paired")
+        for name in options.runs:
+            if ":" in name and "=" in name.rpartition(":")[2]:
+                raise UserError(f"{name} names the runs of a folder that have a value, for --paired only: add --paired")
         prompt, seed = argument(options.prompt, "--prompt"), seed_of(options.seed)
         say_loading(", ".join(options.runs) or "all runs in outputs/")
         _compare_runs(options, prompt, seed)

@@ -773,7 +773,7 @@ def _check_pattern(pattern: str, key: str) -> None:
     try:
         re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as error:
-        raise UserError(f"{key}={pattern} is not a regular expression: {error}") from error
+        raise UserError(f"{key}={pattern} is not a regular expression: {error}; correct it") from error
 
 
 Advantage = Literal["rloo", "dr_grpo"]

@@ -220,7 +220,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron doctor` with the options in `sys.argv`."""
     with errors_as_one_line():
         arguments().parse_args()
         failed = False

@@ -81,7 +81,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron evaluate` with the options in `sys.argv`."""
     with errors_as_one_line():
         options = arguments().parse_args()
         facts = figures(options)

@@ -55,7 +55,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron export` with the options in `sys.argv`."""
     with errors_as_one_line(), screen_log():
         options = arguments().parse_args()
         export(options.run, options.to, options.out, options.precision)

@@ -59,7 +59,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron floor` with the options in `sys.argv`."""
     with errors_as_one_line():
         options = arguments().parse_args()
         if options.documents < 2:

@@ -18,7 +18,7 @@ from positron.cli.sampling_options import chosen_sampling, draft_option, given_o
 from positron.inference.arguments import argument, decoded, read_standard_input, seed_of, stops_of, whole_number
 from positron.system.command_parser import CommandParser
 from positron.system.console import Screen, printable, say_loading
-from positron.system.errors import UserError
+from positron.system.errors import UserError, why_unreadable
 from positron.system.exits import errors_as_one_line
 from positron.system.formatting import side_by_side
 from positron.system.log import screen_log
@@ -65,7 +65,7 @@ def read_prompt(options: argparse.Namespace) -> str:
         try:
             return decoded(Path(options.file).read_bytes(), f"--file {options.file}").rstrip("\n")
         except (OSError, ValueError) as error:
-            reason = getattr(error, "strerror", None) or error
+            reason = why_unreadable(error) if isinstance(error, OSError) else error
             raise UserError(f"cannot read --file {options.file}: {reason}") from error
     if options.prompt == "-" or (options.prompt is None and not sys.stdin.isatty()):
         return read_standard_input("the prompt").rstrip("\n") or FIRST_WORDS
@@ -81,7 +81,7 @@ def refuse_unused_by_compare() -> None:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron generate` with the options in `sys.argv`."""
     spin(SPIN_WRITING)
     with errors_as_one_line():
         options = arguments().parse_args()

@@ -41,7 +41,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron import` with the options in `sys.argv`."""
     with errors_as_one_line(), screen_log():
         options = arguments().parse_args()
         import_model(options.path, options.name, options.tokenizer, options.revision)

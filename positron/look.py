@@ -82,7 +82,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron look` with the options in `sys.argv`."""
     spin(SPIN_WRITING)
     with errors_as_one_line():
         options = arguments().parse_args()
@@ -196,7 +196,10 @@ def history_table(subject: Subject, prompt: str, has_truth: bool) -> list[str]:
     """
     steps = [point["step"] for point in subject.history()["points"]]
     if not steps:
-        raise UserError(f"{subject.run.folder} has kept no weights: train a run with train.keep_history=20")
+        raise UserError(
+            f"{subject.run.folder} kept no weights of earlier steps, which --history needs: "
+            "train a run with train.keep_history=20"
+        )
     regrets = subject.regrets() if has_truth else None
     by_step = {point["step"]: point["rules"] for point in regrets["points"]} if regrets else {}
     groups = [group for group in get_args(Group) if any(rule["group"] == group for rule in by_step.get(steps[-1], []))]

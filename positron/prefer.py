@@ -130,7 +130,7 @@ def job(cfg: DictConfig) -> float:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron prefer` with the options in `sys.argv`."""
     run_hydra(job, "prefer")
 
 

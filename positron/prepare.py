@@ -37,7 +37,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron prepare` with the options in `sys.argv`."""
     with errors_as_one_line():
         options = arguments().parse_intermixed_args()
         refuse_other_words(options.settings)

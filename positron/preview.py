@@ -28,7 +28,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron preview` with the options in `sys.argv`."""
     with errors_as_one_line():
         options = arguments().parse_intermixed_args()
         if wrong := [word for word in options.settings if "=" not in word]:

@@ -246,7 +246,7 @@ def job(cfg: DictConfig) -> float:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron reinforce` with the options in `sys.argv`."""
     run_hydra(job, "reinforce")
 
 

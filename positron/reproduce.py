@@ -51,7 +51,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron reproduce` with the options in `sys.argv`."""
     with errors_as_one_line():
         options = arguments().parse_args()
         say_loading(options.run)

@@ -40,7 +40,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron research` with the options in `sys.argv`."""
     with errors_as_one_line(), screen_log():
         given = read_words(arguments().parse_args().settings)
         if not given.get("candidates"):

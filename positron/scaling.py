@@ -47,7 +47,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron scaling` with the options in `sys.argv`."""
     with errors_as_one_line(), screen_log():
         options = arguments().parse_args()
         say_loading("the runs")

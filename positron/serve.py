@@ -68,7 +68,7 @@ def chosen_key(given: str | None, host: str) -> str | None:
 
 
 def main() -> None:
-    """Run the command until Ctrl-C."""
+    """Run `positron serve` with the options in `sys.argv`, until Ctrl-C."""
     spin(SPIN_WRITING)
     with errors_as_one_line(), screen_log(Screen().line):
         options = arguments().parse_args()

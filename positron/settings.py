@@ -58,6 +58,8 @@ def from_dict(cls: type[T], values: Any, path: str = "") -> T:
     prefix = f"{path}." if path else ""
     for key in values:
         if key not in fields:
+            if "[" in prefix:  # an entry of a list, whose keys `unknown_key` does not know
+                raise UserError(f"unknown key {prefix}{key}: choose from {', '.join(fields)}")
             raise UserError(unknown_key(f"{prefix}{key}"))
     missing = [
         name
@@ -125,7 +127,7 @@ def _describe(options: list[Any], value: Any) -> str:
 def defaults_of(cls: type) -> dict[str, Any]:
     """Return the defaults of a class in `config.py` as nested plain values, with MISSING for a key that has none.
 
-    A group that may be null is returned as null; call this with the class of the group to get its defaults.
+    The value of a group that is optional is None; call this with the class of the group to get its defaults.
     """
     values: dict[str, Any] = {}
     hints = typing.get_type_hints(cls)

@@ -115,7 +115,7 @@ def job(cfg: DictConfig) -> float:
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron sft` with the options in `sys.argv`."""
     run_hydra(job, "sft")
 
 

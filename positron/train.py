@@ -101,12 +101,14 @@ def configure(values: dict[str, Any]) -> RunConfig:
     """Build the configuration of a run. Raises UserError if settings contradict each other."""
     config = from_dict(RunConfig, values)
     if config.budget is not None and config.train.max_steps != "auto" and not config.train.extend:
-        raise UserError(f"budget={config.budget} chooses the number of steps: leave train.max_steps= out, or budget=")
+        raise UserError(
+            f"budget={config.budget} chooses the number of steps: give only one of budget= and train.max_steps="
+        )
     return config
 
 
 def main() -> None:
-    """Run the command with the options of the command line."""
+    """Run `positron train` with the options in `sys.argv`."""
     run_hydra(job, "train")
 
 

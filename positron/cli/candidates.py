@@ -71,7 +71,10 @@ def _read_yaml(path: Path) -> dict[Any, Any]:
         _refuse_repeated_keys(yaml.compose(text, Loader=yaml.SafeLoader), path)
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        reason = error.problem if isinstance(error, yaml.MarkedYAMLError) else " ".join(str(error).split())
+        raise UserError(f"{path} is not YAML: {place}{reason}; correct it") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must contain the keys base and candidates")
     return content

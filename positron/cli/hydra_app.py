@@ -59,6 +59,8 @@ def _hydra_reason(error: BaseException) -> str:
         if group.startswith("hydra/") and name in _PLUGINS:
             return f"{group}={name} needs the package {_PLUGINS[name]}: pip install {_PLUGINS[name]}"
         return f"there is no {group}={name}: choose from {missing[2].strip()}"
+    if no_folder := re.match(r"Additional config directory '(.*)' not found", text):
+        return f"--config-dir: there is no folder {no_folder[1]}: correct the path"
     return text
 
 

@@ -223,7 +223,7 @@ class _Reader:
             return
         if top in BASE_GROUPS:
             raise UserError(
-                f"{ours} takes the architecture and tokenizer of the base run, init_from=: leave {key}= out"
+                f"{ours} takes the architecture and tokenizer of the base run, which init_from= names: leave {key}= out"
             )
         if top in BUDGET_KEYS:
             raise UserError(f"{key}= is not read by {ours}: give train.max_time=, or train.max_steps=")

@@ -26,7 +26,8 @@ def configure_tuning(
     for key in BASE_GROUPS:
         if values.get(key) is not None:
             raise UserError(
-                f"{command(recipe)} takes the architecture and tokenizer of the base run, init_from=: leave {key}= out"
+                f"{command(recipe)} takes the architecture and tokenizer of the base run, which init_from= names: "
+                f"leave {key}= out"
             )
     own = Run(OUTPUTS / str(values["name"]))
     if own.exists and own.kind == kind and any(own.checkpoint_folder.glob("*.ckpt")):

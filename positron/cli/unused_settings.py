@@ -149,7 +149,7 @@ def refuse_unread(
 
 
 def refuse_other_source(source: str, recipe: Recipe) -> None:
-    """Raise UserError if the command does not learn from this kind of data."""
+    """Raise UserError if the command of `recipe` does not learn from data of the kind `source`."""
     if source not in SOURCES_OF[recipe]:
         readers = [command(other) for other, sources in SOURCES_OF.items() if source in sources]
         elsewhere = f"; data={source} is read by {' and '.join(readers)}" if readers else ""

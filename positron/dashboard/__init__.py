@@ -34,7 +34,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Run the command until Ctrl-C."""
+    """Run `positron dashboard` with the options in `sys.argv`, until Ctrl-C."""
     with errors_as_one_line():
         options = arguments().parse_args()
         if options.outputs != OUTPUTS and not options.outputs.is_dir():

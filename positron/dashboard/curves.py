@@ -88,7 +88,9 @@ class Metrics:
         return values[-1] if values else None
 
     def curve(self, key: str, file: str, after: int) -> dict[str, Any]:
-        """Return the points of the rows that end after byte `after`, or all points if `file` is not the current file.
+        """Return the points of a metric in the rows that end after byte `after` of metrics.jsonl.
+
+        If the file that was read is not `file`, because it was replaced since the last call, all points are returned.
 
         The result is the content of /api/curve: `step`, `tokens`, `time_s` and `value` are lists with one entry for each
         point. If `fresh` is true, the page must replace its points; otherwise it appends the new ones. `file` and `offset`

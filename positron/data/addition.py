@@ -48,7 +48,7 @@ class AdditionSource:
         self.name = f"addition-{self.fingerprint[:8]}"
 
     def tasks(self, skip: int = 0) -> Iterator[int]:
-        """Yield the only task, unless it is skipped."""
+        """Yield the number of the only task, in which `read` returns all sums; yield nothing if `skip` is at least 1."""
         yield from range(skip, 1)
 
     def read(self, task: int) -> list[Document]:

@@ -76,7 +76,8 @@ def parse_conversation(value: Any) -> ParsedConversation:
         return ParsedConversation("list of messages", tuple(_turns(value, "the list")), ())
     if not isinstance(value, dict):
         raise Malformed(
-            "that are not an object", f"is not an object with fields but {_kind_of(value)}: {_brief(value)}"
+            "that are not an object",
+            f"is not an object with fields but {_kind_of(value)}: {_brief(value)}; correct or remove it",
         )
     row = _lowercase_names(value)
     shape = _shape_of(row)
@@ -162,7 +163,7 @@ def _pair(row: dict[str, Any], question_field: str, answer_field: str) -> Iterat
         texts += [_text(row[name], name) for name in material if row.get(name) is not None]
         texts = [text for text in texts if text.strip()]
         if not texts:
-            raise Malformed("without a question", f"has no text in `{question_field}`: it is empty")
+            raise Malformed("without a question", f"has no text in `{question_field}`: correct or remove it")
         yield Message("user", "\n\n".join(texts))
     answer = row[answer_field]
     if _is_turns(answer):
@@ -183,7 +184,7 @@ def _history(value: Any) -> Iterator[Message]:
         if not isinstance(turn, list) or len(turn) != 2:
             raise Malformed(
                 "with an unknown `history`",
-                "has a `history` that is not a list of [question, answer] pairs or messages",
+                "has a `history` that is not a list of [question, answer] pairs or messages: correct or remove it",
             )
         yield Message("user", _text(turn[0], "history"))
         yield Message("assistant", _text(turn[1], "history"))
@@ -194,7 +195,8 @@ def _turns(value: Any, field: str) -> list[Message]:
     if not isinstance(turns, list) or not turns:
         what = "an empty list" if turns == [] else _kind_of(turns)
         raise Malformed(
-            f"without messages in {field}", f"has {what} in {field}, not a list of messages with `role` and `content`"
+            f"without messages in {field}",
+            f"has {what} in {field}, not a list of messages with `role` and `content`: correct or remove it",
         )
     if all(isinstance(turn, str) for turn in turns):
         return [Message(("user", "assistant")[i % 2], _checked(text, field)) for i, text in enumerate(turns)]
@@ -203,7 +205,10 @@ def _turns(value: Any, field: str) -> list[Message]:
 
 def _turn(turn: Any) -> Iterator[Message]:
     if not isinstance(turn, dict):
-        raise Malformed("with a turn that is not a message", f"has a turn that is not a message: {_brief(turn)}")
+        raise Malformed(
+            "with a turn that is not a message",
+            f"has a turn that is not a message: {_brief(turn)}; correct or remove it",
+        )
     fields = _lowercase_names(turn)
     role_field = next((name for name in _ROLE_FIELDS if name in fields), None)
     if role_field is None and fields and all(name in ROLE_NAMES for name in fields):  # {"user": ..., "assistant": ...}
@@ -216,7 +221,7 @@ def _turn(turn: Any) -> Iterator[Message]:
         missing = "role" if role_field is None else "content"
         raise Malformed(
             f"with a message without `{missing}`",
-            f"has a message without `{missing}` (or {_OTHER_NAMES[missing]}): {_brief(turn)}",
+            f"has a message without `{missing}` (or {_OTHER_NAMES[missing]}): {_brief(turn)}; correct or remove it",
         )
     role = fields[role_field]
     known_role = ROLE_NAMES.get(role.strip().lower()) if isinstance(role, str) else None
@@ -271,7 +276,7 @@ def _text(value: Any, field: str) -> str:
         return "".join(_part(part, field) for part in value)
     kind = _kind_of(value)
     shown = "" if value is None else f" ({_brief(value)})"
-    raise Malformed(f"with {kind} in `{field}`", f"has {kind}{shown} in `{field}`, not text")
+    raise Malformed(f"with {kind} in `{field}`", f"has {kind}{shown} in `{field}`, not text: correct or remove it")
 
 
 def _part(part: Any, field: str) -> str:

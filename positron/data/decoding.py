@@ -12,7 +12,7 @@ from typing import IO, Any, assert_never
 from positron.config import OnInvalid
 from positron.data.listing import compression_of, describe_binary, format_of
 from positron.system.console import one_line
-from positron.system.errors import UserError
+from positron.system.errors import UserError, why_unreadable
 
 BLOCK_BYTES = 1 << 20
 CHECKED_FILES = 16  # number of files whose beginning is checked before a run starts
@@ -67,7 +67,7 @@ class Reading:
     def replace_surrogates(self, text: str, where: str) -> str:
         """Replace lone surrogates, which JSON can express and UTF-8 cannot, by U+FFFD.
 
-        Raises UserError, which names the position `where`, if `on_invalid` is "error".
+        If `on_invalid` is "error" and the text has a lone surrogate, raises UserError, which names the position `where`.
         """
         try:
             text.encode("utf-8")
@@ -125,7 +125,7 @@ def refuse_unreadable(files: Sequence[Path], called: str, reading: Reading) -> N
                 with open_decompressed(path) as file:
                     next(decode_blocks(file, path, reading), None)
     except OSError as error:
-        raise UserError(f"cannot read {one_line(called)}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {one_line(called)}: {why_unreadable(error)}") from error
 
 
 def read_text(path: Path, reading: Reading) -> str:

@@ -93,7 +93,8 @@ def list_files(path: str, called: str | None = None, suffixes: Collection[str] =
     try:
         if given.is_dir():
             listing = _list_folder(given, suffixes)
-            message = f"{called} contains no file that ends in {', '.join(suffixes)} (or these with .gz or .zst)"
+            known = ", ".join(suffixes)
+            message = f"{called} contains no file that ends in {known} (or these with .gz or .zst): give another folder"
         elif given.exists():
             if not given.is_file():
                 raise UserError(f"{called} is not a regular file: write its content to a file, and give that file")

@@ -138,6 +138,8 @@ def _split(
                 "has different prompts in `chosen` and `rejected`: the two must differ only in the answers",
             )
         if not any(map(is_learned, ending)):
-            raise Malformed(f"with an empty `{side}`", f"has an empty answer in `{side}`")
+            raise Malformed(
+                f"with an empty `{side}`", f"has an empty answer in `{side}`: write one, or remove the pair"
+            )
     prompt = tuple(Message(message.role, message.content, learn=False) for message in chosen[:common])
     return prompt, *endings

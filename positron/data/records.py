@@ -106,7 +106,7 @@ def _numbered(rows: Iterator[Any], path: Path) -> Iterator[tuple[str, Any]]:
     try:
         yield from ((f"row {number}", row) for number, row in enumerate(rows, 1))
     except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split())[:200].removesuffix(".")
         raise UserError(f"cannot read {path}: {reason}; copy, download or create the file again") from error
 
 
@@ -169,9 +169,11 @@ def _parsed(text: str) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         place = f" (line {error.lineno}, column {error.colno})" if error.lineno > 1 else f" (column {error.colno})"
-        return Broken("not JSON", f"is not JSON: {error.msg}{place}")
+        return Broken("not JSON", f"is not JSON: {error.msg}{place}; correct or remove it")
     except (ValueError, RecursionError) as error:  # a number of 5,000 digits, 100,000 nested lists
-        return Broken("not JSON", f"is not JSON that can be read: {' '.join(str(error).split())[:100]}")
+        return Broken(
+            "not JSON", f"is not JSON that can be read: {' '.join(str(error).split())[:100]}; correct or remove it"
+        )
 
 
 def _values_in_a_row(text: str) -> list[tuple[str, Any]]:

@@ -62,8 +62,9 @@ def _line_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator
         try:
             row = _loads(line)
         except ValueError as error:
+            reason = f"{error.msg} (column {error.colno})" if isinstance(error, json.JSONDecodeError) else error
             raise UserError(
-                f"{one_line(str(path))}, line {number} is not JSON: {error}; correct or remove the line"
+                f"{one_line(str(path))}, line {number} is not JSON: {reason}; correct or remove the line"
             ) from error
         if text := _text_of(row, path, ("line", number), reading):
             yield text
@@ -263,7 +264,7 @@ def arrow_reader(path: Path) -> Iterator[Any]:
 
 
 def _damaged(path: Path, error: Exception) -> UserError:
-    reason = one_line(" ".join(str(error).split()), 200)
+    reason = one_line(" ".join(str(error).split()), 200).removesuffix(".")
     return UserError(f"cannot read {one_line(str(path))}: {reason}; copy, download or create the file again")
 
 

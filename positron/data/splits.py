@@ -54,7 +54,7 @@ def usable_splits(
         logger.log(level, f"{left_out:,} of {total:,} {noun}s {unusable}")
     if not train or not val:
         logger.info(
-            f"no {noun} is left for validation (data.val_fraction=0, or too few different questions), so the {usable:,} "
+            f"no {noun} is left for validation (data.val_fraction=0, or too few different questions), so the "
             f"training {noun}s are used: {instead}"
         )
         train = val = train or val

@@ -30,7 +30,7 @@ from positron.evaluation.scoring import interval, total
 from positron.evaluation.statistics import t95
 from positron.system.console import one_line
 from positron.system.disk import is_number, write_text
-from positron.system.errors import UserError
+from positron.system.errors import UserError, why_unreadable
 from positron.system.formatting import counted
 
 CONTROL_WORDS = 100  # length of a control text
@@ -98,7 +98,7 @@ def read_claims(path: Path) -> list[Claim]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {path}: {why_unreadable(error)}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 (byte {error.start}): write one JSON object per line") from error
     return [_claim(line, f"{path}, line {number}") for number, line in enumerate(lines, 1) if line.strip()]

@@ -42,7 +42,7 @@ def read_sizes(runs: Sequence[Run]) -> tuple[list[Size], float | None]:
             finished.append((run, size))
     if len(finished) < MIN_RUNS:
         raise UserError(
-            f"a scaling law needs at least {MIN_RUNS} finished pretraining runs, but there are {len(finished)}: "
+            f"a scaling law needs at least {MIN_RUNS} finished pretraining runs, not {len(finished)}: "
             "train more runs of other sizes on the same text"
         )
     comparable = _refuse_different_texts([run for run, _ in finished])
@@ -80,7 +80,7 @@ def _refuse_different_texts(runs: Sequence[Run]) -> list[Run]:
         runs, _ = common_text(runs, None, 200_000)
         if len(runs) < MIN_RUNS:
             raise UserError(
-                f"a scaling law needs at least {MIN_RUNS} runs of the same text, but there are {len(runs)}: "
+                f"a scaling law needs at least {MIN_RUNS} runs of the same text, not {len(runs)}: "
                 "train more runs of other sizes on the same text"
             )
     return list(runs)

@@ -123,7 +123,7 @@ def total(scores: Sequence[Score]) -> Score:
 
 
 def sampling_units(documents: list[list[Score]]) -> tuple[list[Score], str]:
-    """Return the scores of the units that an interval treats as independent, and the name of the units.
+    """Return the scores of the units that a confidence interval treats as independent, and the name of the units.
 
     The units are documents or, if there are fewer than MIN_UNITS documents, blocks of their text. `documents` has the scores
     of each document's windows; the sum over all units equals the sum over all windows.
@@ -138,7 +138,7 @@ def sampling_units(documents: list[list[Score]]) -> tuple[list[Score], str]:
 
 
 def interval(scores: Sequence[Score]) -> float | None:
-    """Return half the width of the 95 % interval of bits per byte over independent units; None for a single unit.
+    """Return half the width of the 95 % confidence interval of bits per byte over independent units; None for a single unit.
 
     Bits per byte is a ratio of sums. Its variance is computed by linearisation (Cochran, Sampling Techniques, eq. 6.13),
     the limit of a bootstrap that draws the units with replacement.

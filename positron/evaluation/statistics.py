@@ -1,4 +1,4 @@
-"""Compute intervals, p-values and sample sizes, with SciPy.
+"""Compute confidence intervals, p-values and sample sizes, with SciPy.
 
 A *pair* is one seed with which both variants were trained; the functions take the difference of each pair.
 """
@@ -18,7 +18,7 @@ MAX_PAIRS = 100_000  # pairs_needed does not search beyond this number
 
 
 def t95(dof: int) -> float:
-    """Return half the width of a 95 % interval in standard errors: the 97.5 % quantile of Student's t.
+    """Return half the width of a 95 % confidence interval in standard errors: the 97.5 % quantile of Student's t.
 
     `dof`: the degrees of freedom.
     """
@@ -33,7 +33,7 @@ def t_quantile(dof: int, probability: float) -> float:
 
 
 def half_interval(values: Sequence[float]) -> float | None:
-    """Return half the width of the 95 % interval of the mean (Student's t); None for fewer than two values."""
+    """Return half the width of the 95 % confidence interval of the mean (Student's t); None for fewer than two values."""
     n = len(values)
     return t95(n - 1) * statistics.stdev(values) / math.sqrt(n) if n > 1 else None
 

@@ -100,14 +100,14 @@ def stops_of(value: Any) -> tuple[str, ...]:
     """Return one stop string, or a list of them, as a tuple; raises UserError if a stop string is empty."""
     stops = tuple(texts_of("stop", [value] if isinstance(value, str) else value))
     if "" in stops:
-        raise UserError("stop: an empty stop string would end each text at its beginning: leave it out")
+        raise UserError("an empty stop string would end each text at its beginning: leave it out")
     return stops
 
 
 def weights_of(value: Any) -> str:
-    """Return the name of a weight format; raises UserError for an unknown name."""
+    """Return the name of a weight precision; raises UserError for an unknown name."""
     if not isinstance(value, str) or value not in WEIGHTS:
-        raise UserError(f"unknown number format {value} for the weights: choose from {', '.join(WEIGHTS)}")
+        raise UserError(f"weights={value} is not a weight precision: choose from {', '.join(WEIGHTS)}")
     return value
 
 

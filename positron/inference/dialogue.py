@@ -101,17 +101,17 @@ class Dialogue:
         if read[-1] != messages[-1]:
             logger.info("the question is too long for the context: the model reads only its end")
         if messages[0].role == "system" and read[0].role != "system":
-            logger.info("the system text is too long for the context: the model does not read it")
+            logger.info("the system prompt is too long for the context: the model does not read it")
         return conversation.prompt_ids(read, tokenizer)
 
     @property
     def is_saved(self) -> bool:
-        """Tell whether there is nothing to save: the messages are saved already, or there is only a system text or none."""
+        """Tell whether there is nothing to save: the messages are saved already, or there is only a system prompt or none."""
         return self.messages == self.saved or all(message.role == "system" for message in self.messages)
 
     @property
     def system(self) -> str | None:
-        """Return the system text, or None. Setting it raises UserError if the model was not fine-tuned on conversations."""
+        """Return the system prompt, or None. Setting it raises UserError if the model was not fine-tuned on conversations."""
         first = self.messages[:1]
         return first[0].content if first and first[0].role == "system" else None
 
@@ -119,14 +119,14 @@ class Dialogue:
     def system(self, text: str | None) -> None:
         if not self.chats:
             raise UserError(
-                "this run cannot use a system text, because it was not fine-tuned on conversations: chat with a run that "
+                "a system prompt needs a run that was fine-tuned on conversations: leave it out, or chat with a run that "
                 f"{command('sft')} made"
             )
         rest = [message for message in self.messages if message.role != "system"]
-        self.messages = [Message("system", text_of("the system text", text)), *rest] if text else rest
+        self.messages = [Message("system", text_of("the system prompt", text)), *rest] if text else rest
 
     def reset(self) -> None:
-        """Remove all messages except the system text."""
+        """Remove all messages except the system prompt."""
         self.messages = [message for message in self.messages if message.role == "system"]
 
     def change(self, name: str, value: str) -> None:
@@ -196,7 +196,7 @@ class Dialogue:
             raise UserError(f"{where} is not a saved chat: {error}") from error
         if not self.chats and any(message.role == "system" for message in messages):
             raise UserError(
-                f"cannot load {where}: it has a system text, and this run was not fine-tuned on conversations: load it with "
+                f"cannot load {where}: it has a system prompt, and this run was not fine-tuned on conversations: load it with "
                 f"a run that {command('sft')} made"
             )
         self.sampling, self.max_tokens, self.seed = sampling, max_tokens, seed

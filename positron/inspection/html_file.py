@@ -76,7 +76,7 @@ _EXPORT = re.compile(r"^export (?=(async function|function|class|const))", re.MU
 
 @dataclass(frozen=True)
 class Written:
-    """Describe a file that was written."""
+    """Describe an HTML page that `write_file` wrote."""
 
     path: Path
     size: int  # bytes

@@ -87,8 +87,11 @@ class Subject:
             if step not in self._earlier:
                 kept = {weights.step: weights for weights in self.run.history}
                 if step not in kept:
-                    known = ", ".join(map(str, sorted({*kept, self.best_step})))
-                    raise UserError(f"{self.run.folder} has no weights of step {step}: choose one of the steps {known}")
+                    known = [str(number) for number in sorted({*kept, self.best_step})]
+                    choice = f"the steps {', '.join(known)}" if len(known) > 1 else f"step {known[0]}"
+                    raise UserError(
+                        f"{self.run.folder} has only the weights of {choice}, not of step {step}: choose another step"
+                    )
                 self._earlier[step] = load_kept_model(self.run, kept[step])
                 while len(self._earlier) > KEPT_MODELS:
                     self._earlier.popitem(last=False)

@@ -60,6 +60,6 @@ def _chosen(precision: str, choices: tuple[P, ...], to: Format) -> P:
             return choice
     others = [name for name, theirs in PRECISIONS.items() if precision in theirs]
     raise UserError(
-        f"--precision {precision}: --to {to} has only {' and '.join(choices)}: leave --precision out, or give "
+        f"--precision {precision}: --to {to} has only {', '.join(choices)}: leave --precision out, or give "
         f"--to {' or '.join(others)}"
     )

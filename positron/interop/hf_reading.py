@@ -103,7 +103,7 @@ def read_config(facts: dict[str, Any], path: str) -> tuple[GPTConfig, list[Rule]
     """
     kind = facts.get("model_type")
     if not isinstance(kind, str) or kind not in _READERS:
-        near = difflib.get_close_matches(str(kind), _READERS, 1, 0.3)
+        near = difflib.get_close_matches(str(kind), _READERS, 1, 0.8)  # a typo, and not just another architecture
         known = ", ".join(_READERS)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise UserError(
@@ -116,7 +116,10 @@ def read_config(facts: dict[str, Any], path: str) -> tuple[GPTConfig, list[Rule]
 
 
 def own_config(facts: dict[str, Any]) -> tuple[GPTConfig, list[Rule]] | None:
-    """Return the architecture that Positron's export wrote into config.json, and its rules, or None if it wrote none."""
+    """Return the architecture that Positron's export wrote into config.json, and the rules for its tensors.
+
+    Returns None if config.json has no such entry, or if the entry is not valid.
+    """
     noted = facts.get("positron")
     if not isinstance(noted, dict):
         return None

@@ -77,7 +77,7 @@ def import_run(name: str, folder: Path, tokenizer: Path | None = None, revision:
         if not is_repository(name):
             raise UserError(
                 one_line(
-                    f"{name}: there is no such folder or file, and a model on the hub is written OWNER/NAME: correct it"
+                    f"there is no folder or file {name}: correct the path, or give OWNER/NAME of a model on the hub"
                 )
             )
         place = fetch_model(name, revision)

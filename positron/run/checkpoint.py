@@ -104,7 +104,10 @@ def checkpoint_fault(path: Path) -> str | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Return the files `step-*.ckpt` of a run, oldest first; `best.ckpt` is a copy of one of them or a link to it."""
+    """Return the files `step-*.ckpt` of a run, oldest first.
+
+    `best.ckpt` is not among them, because it is a link to one of them or a copy.
+    """
     numbered = [(int(match[1]), path) for path in folder.glob("step-*.ckpt") if (match := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(numbered)]
 

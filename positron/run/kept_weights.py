@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from positron.system.disk import make_folder, open_inside, whole_file
-from positron.system.errors import UserError
+from positron.system.errors import UserError, why_unreadable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +80,7 @@ def read_kept_weights(kept: KeptWeights) -> dict[str, Tensor]:
         with open_inside(kept.path, "rb", kept.path.parents[1]) as file:
             return load(file.read())
     except OSError as error:
-        raise UserError(f"cannot read {kept.path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {kept.path}: {why_unreadable(error)}") from error
     except SafetensorError as error:
         raise UserError(
             f"{kept.path} is damaged ({error}): restore it from a copy, or delete it, because training does not need it"

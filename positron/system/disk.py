@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal, cast
 
-from positron.system.errors import UserError
+from positron.system.errors import UserError, why_unreadable
 from positron.system.processes import is_alive
 
 if TYPE_CHECKING:
@@ -177,6 +177,10 @@ def whole_file(path: Path, below: Path | None = None) -> Iterator[IO[bytes]]:
         rename(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.parent.exists():
+            raise UserError(
+                f"cannot write {path}: there is no folder {path.parent}: create it, or give another path"
+            ) from error
         raise UserError(
             f"cannot write {path}: {error.strerror or error}; an existing file of this name is unchanged"
         ) from error
@@ -316,7 +320,7 @@ def read_bytes(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTE
                 )
             return file.read(limit)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {path}: {why_unreadable(error)}") from error
 
 
 def read_text(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTES) -> str:

@@ -30,8 +30,15 @@ class Interrupted(Exception):
         self.exit_code = 128 + signum
 
 
+def why_unreadable(error: OSError) -> str:
+    """Return the reason why a file could not be read and, if the file is missing, what to do."""
+    reason = error.strerror or str(error)
+    is_missing = isinstance(error, FileNotFoundError)
+    return f"{reason}; correct the path, or restore the file from a copy" if is_missing else reason
+
+
 class LeftAtOnce(BaseException):
-    """Report that a signal ended the run at once, and that nothing more is saved.
+    """Report that a signal ended the run immediately, and that nothing more is saved.
 
     It is not an Exception, so that code that catches the errors of a tracker or a sample does not catch it.
     """

@@ -27,8 +27,12 @@ def load_object(name: str, key: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # a module may fail in any way while it is imported
+        is_missing = isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}.")
+        remedy = "correct the name, or start in the folder of the module" if is_missing else "correct the module"
         reason = " ".join(str(error).split())
-        raise UserError(f"{key}={name}: importing {module_name} failed: {type(error).__name__}: {reason}") from error
+        raise UserError(
+            f"{key}={name}: importing {module_name} failed: {type(error).__name__}: {reason}; {remedy}"
+        ) from error
     if not hasattr(module, attribute):
         raise UserError(
             f"{key}={name}: the module {module_name} ({module.__file__}) has no {attribute}: correct the name"

@@ -64,8 +64,8 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
     elif available[asked]:
         accelerator = asked
     else:
-        names = ", ".join(name for name, is_available in available.items() if is_available)
-        raise UserError(f"device={asked}: this machine has only {names}: give one of these, or device=auto")
+        choices = " or ".join(f"device={name}" for name, is_available in available.items() if is_available)
+        raise UserError(f"device={asked}: this machine has no {asked.upper()}: give {choices}, or device=auto")
     match accelerator:
         case "cuda":
             count = torch.cuda.device_count()

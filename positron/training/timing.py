@@ -95,5 +95,5 @@ class SpeedFacts:
     peak: MatmulPeak
 
     def mfu(self, tokens_per_s: float) -> float:
-        """Return the model FLOPs utilisation (MFU): the FLOP/s of the training divided by the peak of matrix products."""
+        """Return the model FLOPs utilisation (MFU): the FLOP/s of the training divided by the FLOP/s of `peak`."""
         return self.peak.share(tokens_per_s * self.flops_per_token)

@@ -257,7 +257,10 @@ def test_a_reader_that_leaves_early_is_no_error(runs: Path) -> None:
         (("--top-p", "1.5"), "--top-p must be above 0 and at most 1, not 1.5"),
         (("--preset", "wild"), "there is no preset wild"),
         (("--max-tokens", "0"), "--max-tokens must be at least 1, not 0"),
-        (("--run", "base", "--system", "You are a pirate"), "this run cannot use a system text"),
+        (
+            ("--run", "base", "--system", "You are a pirate"),
+            "a system prompt needs a run that was fine-tuned on conversations",
+        ),
     ],
 )
 def test_chat_refuses_in_one_line(

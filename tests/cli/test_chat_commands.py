@@ -172,11 +172,11 @@ def test_no_error_ends_the_chat_or_loses_the_conversation(
 
 def test_a_base_model_refuses_a_system_text() -> None:
     base = dialogue_of(chats=False)
-    with pytest.raises(UserError, match="this run cannot use a system text"):
+    with pytest.raises(UserError, match="a system prompt needs a run that was fine-tuned on conversations"):
         command(base, "/system You are a pirate")
     assert base.messages == []
     state = base.state() | {"messages": [{"role": "system", "content": "be kind"}]}
-    with pytest.raises(UserError, match=r"^cannot load talk\.json: it has a system text"):
+    with pytest.raises(UserError, match=r"^cannot load talk\.json: it has a system prompt"):
         base.restore(state, "talk.json")
 
 

@@ -206,7 +206,7 @@ def test_an_impossible_shape_is_refused_with_a_shape_that_is_possible(shape, say
 
 
 def test_preview_names_only_the_argument_that_it_needs():
-    with pytest.raises(UserError, match=r"arguments are required: PATH: "):
+    with pytest.raises(UserError, match=r"arguments are required: PATH; "):
         preview.arguments().parse_intermixed_args([])
     assert preview.arguments().parse_intermixed_args(["my.txt"]).settings == []
     assert preview.arguments().parse_intermixed_args(["my.txt", "data.field=a"]).settings == ["data.field=a"]

@@ -46,8 +46,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["Tom \udce9t\udce9"], "the prompt is not UTF-8: byte 4 is 0xe9"),
         (["--file", "utf16.txt"], "is not UTF-8: byte 0 is 0xff; it looks like UTF-16"),
         (["--file", "latin.txt"], "is not UTF-8: byte 4 is 0xe9; give it as UTF-8"),
-        (["Tom", "--stop", ""], "stop: an empty stop string"),
-        (["Tom", "--weights", "int3"], "unknown number format int3 for the weights: choose from fp32, bf16, int8"),
+        (["Tom", "--stop", ""], "an empty stop string"),
+        (
+            ["Tom", "--weights", "int3"],
+            "weights=int3 is not a weight precision: choose from fp32, bf16, int8",
+        ),
         (["Tom", "--preset", "creativ"], "there is no preset creativ: did you mean creative?"),
     ],
 )
@@ -116,7 +119,7 @@ def test_a_closed_stdin_is_an_empty_one(program: str, tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 2, done.stderr
-    assert done.stderr.splitlines()[-1].startswith("positron: no run nothing")
+    assert done.stderr.splitlines()[-1].startswith("positron: there is no run nothing")
 
 
 def test_a_stop_text_counts_only_the_tokens_before_it(

@@ -141,6 +141,9 @@ def test_a_sum_of_rewards_is_read_from_the_command_line():
     values = composed("init_from=x", "reward=sum", terms, recipe="reinforce")["reward"]
     summands = (RewardTerm("story_request"), RewardTerm("length", 0.2, target=400))
     assert from_dict(RewardConfig, values, "reward").summands == summands
+    values["terms"][1]["taget"] = 400
+    with pytest.raises(UserError, match=r"^unknown key reward\.terms\[1\]\.taget: choose from kind, weight, "):
+        from_dict(RewardConfig, values, "reward")
     said = refused("init_from=x", "reward=length", "reward.target=9", "reward.pattern=a", recipe="reinforce")
     assert said.startswith("reward.pattern= is read by reward=regex, not by reward=length")
 

@@ -188,6 +188,13 @@ def test_a_launcher_that_is_not_installed_names_its_package():
         raise MissingConfigException(why, "hydra/sweeper/optuna")
 
 
+def test_a_folder_of_choices_that_does_not_exist_is_named_with_its_option(run_command):
+    refused = run_command("train", "--config-dir", "nowhere", "model=own")
+    assert refused.code == 2
+    assert refused.err.startswith("positron: --config-dir: there is no folder /")
+    assert refused.err.endswith("/nowhere: correct the path\n")
+
+
 @pytest.mark.slow
 def test_submitit_runs_jobs_as_processes_of_their_own(run_command, tmp_path):
     jobs = (*SWEEP, "hydra/launcher=submitit_local")

@@ -197,7 +197,7 @@ WRONG = {
     "candidates: {x: [train.val_tokens=9]}": "x changes train.val_tokens",
     "candidates: {x: [tokenizer=char]}": "x changes tokenizer",
     "candidates: {x: [train.max_time=9]}": "leave train.max_time= and train.stop_at= out",
-    "candidates: [": "is not YAML",
+    "candidates: [": "is not YAML: line 3, column 1: expected the node content, but found '<stream end>'; correct it",
 }
 
 

@@ -237,9 +237,9 @@ def test_sizes_and_lengths_that_vary_apart_tell_both_terms_and_the_best_split(tm
 @pytest.mark.parametrize(
     ("case", "arguments", "message"),
     [
-        ("two", (), "at least 3 finished pretraining runs, but there are 2"),
+        ("two", (), "at least 3 finished pretraining runs, not 2"),
         ("empty", (), "no run with a checkpoint"),
-        ("unvalidated", (), "but there are 0"),
+        ("unvalidated", (), "not 0"),
         ("sizes", ("--predict", "1M,99M"), "the law does not hold for other pairs"),
         ("sizes", ("--predict", "big"), "such as 2M or 2M,40M"),
         ("sizes", ("--predict", "1,2,3"), "such as 2M or 2M,40M"),
@@ -287,7 +287,7 @@ def test_a_run_that_is_named_twice_counts_once(again, tmp_path, monkeypatch, cap
     code, _, err = said(monkeypatch, capsys, "sizes/0", "sizes/1", "sizes/1", "sizes")
     assert code == 0, err
     code, _, err = said(monkeypatch, capsys, "sizes/0", "sizes/1", "sizes/1")
-    assert (code, "at least 3 finished pretraining runs, but there are 2" in err) == (2, True)
+    assert (code, "at least 3 finished pretraining runs, not 2" in err) == (2, True)
 
 
 @pytest.mark.parametrize("broken", ["config.json", "run.json", "tokenizer/tokenizer.json"])

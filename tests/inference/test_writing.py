@@ -188,7 +188,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"stop": None}, "stop must be .*, not None"),
     ({"stop": ["a", 3]}, r"stop\[1\] must be a text \(str\), not 3"),
     ({"stop": b"a"}, "stop must be .*, not b'a'"),
-    ({"stop": ""}, "stop: an empty stop string"),
+    ({"stop": ""}, "an empty stop string"),
     ({"max_tokens": 1.5}, "max_tokens must be .*, not 1.5"),
     ({"max_tokens": None}, "max_tokens must be .*, not None"),
     ({"max_tokens": 0}, "max_tokens must be at least 1, not 0"),

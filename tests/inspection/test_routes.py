@@ -69,7 +69,7 @@ def test_the_other_routes_answer_what_the_subject_says(client, subject):
         ({"prompt": "a" * 64}, "the prompt has 64 tokens and may have at most 63"),
         ({"prompt": "a" * (MAX_PROMPT + 1)}, "characters and may have at most"),
         ({"prompt": "\ud800"}, "lone surrogate"),
-        ({"step": 3}, "has no weights of step 3"),
+        ({"step": 3}, "not of step 3: choose another step"),
         ({"step": True}, "step must be a whole number"),
         ({"step": 1.5}, "step must be a whole number"),
         ({"top": 51}, "top must be between 1 and 50, not 51"),

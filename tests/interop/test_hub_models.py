@@ -135,7 +135,7 @@ def test_the_command_imports_from_the_hub(model_hub, run_command, tmp_path):
 def test_a_path_that_is_no_repository_either_is_one_line(run_command):
     result = run_command("import_", "no such/thing here")
     assert result.code == 2
-    assert "there is no such folder or file" in result.err
+    assert "there is no folder or file" in result.err
 
 
 @pytest.mark.slow

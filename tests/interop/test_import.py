@@ -298,7 +298,7 @@ MALFORMED: list[tuple[Any, str]] = [
     (written("config.json", "[]"), "must contain a JSON object"),
     (written("config.json", "{}"), "model_type None is not supported"),
     (changed("model_type", "lama"), "did you mean llama"),
-    (changed("model_type", "gpt_neox"), "not supported"),
+    (changed("model_type", "gpt_neox"), "model_type 'gpt_neox' is not supported: choose a model of one of the types"),
     (changed("model_type", ["llama"]), "not supported"),
     (changed("rope_scaling", {"type": "linear", "factor": 2.0}), "rope_scaling"),
     (changed("rope_parameters", {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0}), "rope_parameters"),

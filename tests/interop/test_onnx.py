@@ -112,7 +112,7 @@ def test_onnxruntime_computes_the_logits_of_every_architecture(name, tmp_path):
 
 def test_an_unknown_rounding_names_the_formats_that_have_it(tmp_path):
     with pytest.raises(
-        UserError, match=r"--to onnx has only f32 and int8: leave --precision out, or give --to gguf or ollama$"
+        UserError, match=r"--to onnx has only f32, int8: leave --precision out, or give --to gguf or ollama$"
     ):
         export(made(tmp_path, {}), "onnx", tmp_path / "out", "q8_0")
 

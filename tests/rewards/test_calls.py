@@ -231,6 +231,7 @@ def test_a_function_of_the_user_is_imported_from_the_current_folder(tmp_path, mo
     (tmp_path / "reward_module_of_a_user.py").write_text(
         "def ends(prompt, completion):\n    return completion.endswith('.')\n\nCONSTANT = 3\n"
     )
+    (tmp_path / "broken_module_of_a_user.py").write_text("import no_such_module\n")
     monkeypatch.chdir(tmp_path)
     reward = open_reward(RewardConfig("custom", function="reward_module_of_a_user.ends"), ["any prompt"])
     assert reward("", "It ends.") == 1
@@ -238,7 +239,11 @@ def test_a_function_of_the_user_is_imported_from_the_current_folder(tmp_path, mo
     for name, said in (
         ("reward_module_of_a_user.CONSTANT", "is of type int"),
         ("reward_module_of_a_user.begins", "has no begins"),
-        ("no_such_module.reward", "importing no_such_module failed"),
+        (
+            "no_such_module.reward",
+            "No module named 'no_such_module'; correct the name, or start in the folder of the module",
+        ),
+        ("broken_module_of_a_user.reward", "No module named 'no_such_module'; correct the module"),
         ("reward", "must name a module"),
     ):
         with pytest.raises(UserError, match=re.escape(f"reward.function={name}")) as error:

@@ -142,7 +142,7 @@ def test_the_doctor_explains_itself(run_command):
 def test_a_wrong_option_is_one_line_with_the_nearest_right_one(run_command):
     result = run_command("generate", "Tom", "--max-token=5", "--tempratur", "0")
     assert result.code == 2
-    assert result.err == "positron: unrecognized arguments: --tempratur 0: did you mean --temperature?\n"
+    assert result.err == "positron: unrecognized arguments: --tempratur 0; did you mean --temperature?\n"
 
 
 def test_a_reader_that_ends_early_is_no_error():

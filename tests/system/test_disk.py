@@ -1,4 +1,4 @@
-"""Renames over what exists, with the errors that Windows raises while a file is open."""
+"""Renames over what exists, with the errors that Windows raises while a file is open; files and folders that are missing."""
 
 from __future__ import annotations
 
@@ -86,3 +86,13 @@ def test_a_folder_in_use_is_named_and_the_new_one_stays(tmp_path: Path, monkeypa
         disk.replace_folder(new, old)
     assert new.exists()
     assert old.exists()
+
+
+def test_what_is_missing_is_named_with_what_to_do(tmp_path: Path) -> None:
+    file = tmp_path / "nowhere" / "file.json"
+    with pytest.raises(
+        UserError, match=r"file\.json: No such file .*; correct the path, or restore the file from a copy$"
+    ):
+        disk.read_json(file)
+    with pytest.raises(UserError, match=r"there is no folder .*nowhere: create it, or give another path$"):
+        disk.write_text(file, "{}", tmp_path)

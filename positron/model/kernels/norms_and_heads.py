@@ -30,7 +30,7 @@ def is_faster(x: Tensor) -> bool:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Compute RMSNorm by the faster implementation: x (..., C), weight (C,) -> (..., C)."""
+    """Compute RMSNorm by `RMSNorm` or by torch, whichever is faster for x: x (..., C), weight (C,) -> (..., C)."""
     if is_faster(x) and x.dtype == weight.dtype:
         normed: Tensor = RMSNorm.apply(x, weight, eps, product_dtype(x))
         return normed
@@ -161,7 +161,7 @@ def _concatenate(q: Tensor, k: Tensor, out: Tensor) -> Tensor:
 
 
 def relu2(h: Tensor) -> Tensor:
-    """Compute max(h, 0)^2 by the faster implementation."""
+    """Compute max(h, 0)^2 by `SquaredReLU` or by torch, whichever is faster for h."""
     out: Tensor = SquaredReLU.apply(h) if is_faster(h) else F.relu(h).square()
     return out
 
@@ -186,9 +186,9 @@ class SquaredReLU(torch.autograd.Function):
 
 
 def gelu(h: Tensor) -> Tensor:
-    """Compute GELU's tanh form by the faster implementation.
+    """Compute GELU's tanh form by `GELU` or by torch, whichever is faster for h.
 
-    In bf16 on a CPU, the faster implementation is `GELU`, which takes two thirds of the time of torch's kernels.
+    In bf16 on a CPU, `GELU` takes two thirds of the time of torch's kernels.
     """
     if is_faster(h) and h.dtype == torch.bfloat16:
         out: Tensor = GELU.apply(h)

@@ -31,7 +31,7 @@ class Agreement(L.Callback):
 
 
 def refuse_different_plans(plans: list[Resolved]) -> None:
-    """Raise UserError if the plans of the ranks, in their order, differ in a number that all ranks must share."""
+    """Raise UserError if the plans, one per rank and in rank order, differ in a number that all ranks must share."""
     for key, setting in (
         ("batch_tokens", "train.batch_tokens"),
         ("max_steps", "train.max_steps"),

@@ -89,8 +89,8 @@ class Checkpoints(L.Callback):
         """Save the last complete step when an exception ends the run.
 
         Nothing is saved if the weights are partly updated or not finite, if the error is a UserError (such as a full disk)
-        or KeyboardInterrupt, if the user ended the run at once, or if there are several processes, because all of them
-        would have to save together.
+        or KeyboardInterrupt, if the user ended the run without saving, or if there are several processes, because all of
+        them would have to save together.
         """
         if trainer.global_step <= max(self.saved_step, 0) or module.updating or trainer.world_size > 1:
             return

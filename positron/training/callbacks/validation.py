@@ -34,7 +34,7 @@ def validate(trainer: L.Trainer, module: TrainingModule, parts: list[Part]) -> S
 
 @torch.no_grad()
 def measures(trainer: L.Trainer, module: TrainingModule) -> dict[str, float]:
-    """Return the objective's further metrics, computed with the model in evaluation mode."""
+    """Return the metrics of the objective's `measures`, computed with the model in evaluation mode."""
     module.eval()
     measured = module.objective.measures(module.model, trainer.global_rank, trainer.world_size)
     module.train()
@@ -42,7 +42,7 @@ def measures(trainer: L.Trainer, module: TrainingModule) -> dict[str, float]:
 
 
 class Validation(L.Callback):
-    """Add val/loss, val/bpb, val/perplexity and the objective's further metrics every `every` steps and at the last step."""
+    """Add val/loss, val/bpb, val/perplexity and the objective's `measures` every `every` steps and at the last step."""
 
     def __init__(self, objective: Objective, *, every: int) -> None:
         self.objective, self.every = objective, every

@@ -90,11 +90,11 @@ class Objective(Protocol):
         ...
 
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
-        """Return further metrics of a validation, besides those of `score`; all ranks must return the same values."""
+        """Return the metrics of a validation that `score` does not compute; all ranks must return the same values."""
         ...
 
     def step_metrics(self) -> dict[str, float]:
-        """Return further metrics of the last optimizer step."""
+        """Return the metrics of the last optimizer step that the loop does not compute itself, by name."""
         ...
 
     def progress(self, metrics: dict[str, float], loss: float) -> str:

@@ -88,7 +88,10 @@ class SFTObjective(NextToken):
         return np.bincount(np.concatenate([y[y != IGNORE] for _, y in self.train.rows]), minlength=vocab_size)
 
     def sample_prompt(self, asked: str | None) -> Prompt:
-        """Return `asked` as a user's message, or the first validation conversation up to its first answer."""
+        """Return the prompt for samples: `asked` as a user's message.
+
+        If `asked` is empty, the prompt is what precedes the first answer in the first validation conversation.
+        """
         messages = self.example.messages
         if asked:
             turns = [Message("user", asked)]

@@ -67,11 +67,11 @@ class NextToken:
         return [row for part in self.val_parts for row in zip(*part, strict=True)]
 
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
-        """Return no further metrics."""
+        """Return an empty dict: the loss is the only metric."""
         return {}
 
     def step_metrics(self) -> dict[str, float]:
-        """Return no further metrics."""
+        """Return an empty dict: the loss is the only metric."""
         return {}
 
     def progress(self: Objective, metrics: dict[str, float], loss: float) -> str:
