@@ -89,7 +89,7 @@ def main() -> None:
         if options.differ_in is not None or options.log_row:
             raise UserError("--differ-in and --log-row describe a comparison of pairs: add --paired")
         for name in options.runs:
-            if ":" in name and "=" in name.rpartition(":")[2]:
+            if ":" in name and "=" in name.rpartition(":")[2] and not Path(name).exists():
                 raise UserError(f"{name} names the runs of a folder that have a value, for --paired only: add --paired")
         prompt, seed = argument(options.prompt, "--prompt"), seed_of(options.seed)
         say_loading(", ".join(options.runs) or "all runs in outputs/")
