@@ -10,11 +10,9 @@ _MAX_PID = 2**31 - 1
 if sys.platform == "win32":
     import ctypes
 
-    _SYNCHRONIZE, _ACCESS_DENIED, _STILL_RUNNING = (
-        0x00100000,
-        5,
-        0x102,
-    )  # winnt.h, winerror.h, WAIT_TIMEOUT of winbase.h
+    _SYNCHRONIZE = 0x00100000  # winnt.h
+    _ACCESS_DENIED = 5  # ERROR_ACCESS_DENIED of winerror.h
+    _STILL_RUNNING = 0x102  # WAIT_TIMEOUT of winbase.h
 
     def _exists(pid: int) -> bool:
         """Ask for the process by a handle, because `os.kill` ends a process on Windows, whatever the signal."""
