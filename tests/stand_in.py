@@ -174,6 +174,14 @@ class _Module(_DummyBackendModule):
     def manual_seed(self, seed: int) -> None:
         """Draw from the generator of the CPU, which its caller has seeded."""
 
+    def get_rng_state(self, device: torch.device) -> torch.Tensor:
+        """Return the state of that generator, which `torch.random.fork_rng` keeps for every device."""
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: torch.Tensor, device: torch.device) -> None:
+        """Set the state of that generator."""
+        torch.set_rng_state(state)
+
 
 _setup_privateuseone_for_python_backend(NAME, _Module())
 DEVICE = torch.device(NAME, 0)

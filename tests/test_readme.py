@@ -36,7 +36,8 @@ PAGES = [
 def printed_commands(page: Path) -> list[str]:
     """The lines of a page's shell blocks, without comments."""
     blocks = re.findall(r"```bash\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
-    return [line.split(" # ")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+    return [" ".join(line.split(" # ")[0].split()) for line in lines]
 
 
 def quoted_commands(page: Path) -> list[str]:
@@ -51,12 +52,13 @@ SHORT = ("device=cpu", *FAST, "train.log_every=1")
 PARSED_ONLY = re.compile(
     r"positron export|positron import|smollm|pip install|data=hub|"
     r"experiment=fineweb|hydra/|devices=2|logger=wandb|cache --clean|"
-    r"^positron train experiment=quickstart$"
+    r"^positron train experiment=quickstart$|^torchrun "
 )
 
 
 def words_of(command: str) -> tuple[str, list[str]]:
     """The name of a command of Positron and its arguments, however it is started."""
+    command = re.sub(r"^torchrun .* -m positron\.", "positron ", command)
     name, *arguments = shlex.split(command.replace("python -m positron.", "positron "))[1:]
     return name, arguments
 
@@ -114,7 +116,7 @@ QUOTED = [command for page in [*PAGES, *LEARN, PROJECT / "docs" / "migration.md"
 
 
 @pytest.mark.parametrize(
-    "command", sorted({c for c in [*COMMANDS, *QUOTED] if c.startswith(("positron", "python -m positron"))})
+    "command", sorted({c for c in [*COMMANDS, *QUOTED] if c.startswith(("positron", "python -m positron", "torchrun"))})
 )
 def test_the_command_line_of_every_printed_command_is_accepted(command, tmp_path, monkeypatch):
     """By the reader of settings and by Hydra's composition, or by the command's own parser."""

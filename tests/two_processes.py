@@ -23,12 +23,13 @@ def run(folder, *arguments):
     return result
 
 
-def with_one_and_two(folder: Path, command: str, *arguments: str) -> tuple[Path, Path]:
-    """Train the same in one process and in two, as a user starts them; return the two run folders."""
-    for name, devices in (("one", ("device=cpu",)), ("two", TWO)):
-        words = [sys.executable, "-m", f"positron.{command}", *arguments, "precision=fp32", *devices, f"name={name}"]
-        result = subprocess.run(words, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
-        assert result.returncode == 0, result.stderr
+def with_one_and_two(
+    start: Callable[..., CommandProcess], folder: Path, command: str, *arguments: str
+) -> tuple[Path, Path]:
+    """Train the same in one process and in two, as torchrun starts them; return the two run folders."""
+    result = start(command, *arguments, "precision=fp32", "device=cpu", "name=one").wait()
+    assert result.code == 0, result.err
+    as_torchrun(start, command, *arguments, "precision=fp32", *TWO, "name=two")
     return folder / "outputs" / "one", folder / "outputs" / "two"
 
 

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils._pytree import tree_map_only
 
 
 def whole(tensor: Tensor) -> Tensor:
@@ -16,7 +15,15 @@ def whole(tensor: Tensor) -> Tensor:
 
 def whole_state(state: Any) -> Any:
     """Return nested dicts and lists with whole tensors on the CPU in place of sharded ones. All processes must call it."""
-    return tree_map_only(DTensor, lambda tensor: whole(tensor).cpu(), state)
+    match state:
+        case DTensor():
+            return whole(state).cpu()
+        case dict():
+            return {key: whole_state(value) for key, value in state.items()}
+        case list():
+            return [whole_state(value) for value in state]
+        case _:
+            return state
 
 
 def own_part(tensor: Tensor) -> Tensor:

@@ -241,7 +241,7 @@ def test_both_intervals_hold_the_truth_19_times_of_20() -> None:
     """Each over what it is about: the documents of the one are drawn anew, with the seeds fixed, and the reverse."""
     rng = np.random.default_rng(6)
     hits = {"documents": 0, "seeds": 0}
-    for _ in range(300):
+    for _ in range(100):
         scored = simulated(rng, 1, 60, -0.01)
         # the truth for this seed: what the documents have in common
         result = compare_scores(pairs_of(1), scored)
@@ -252,8 +252,8 @@ def test_both_intervals_hold_the_truth_19_times_of_20() -> None:
         assert seeds.half_over_seeds is not None
         assert seeds.half_over_documents is not None
         hits["seeds"] += abs(seeds.difference + 0.01) <= seeds.half_over_seeds + seeds.half_over_documents
-    assert hits["documents"] > 270
-    assert hits["seeds"] > 270
+    assert hits["documents"] > 88
+    assert hits["seeds"] > 88
 
 
 def test_the_figures_are_those_of_scipy_and_pairing_sees_what_separate_means_do_not() -> None:

@@ -44,7 +44,10 @@ def test_downloads_say_where_they_could_be_kept(homeless, monkeypatch):
     assert not has_wandb_key()
 
 
-@pytest.mark.parametrize("home", ["/nonexistent", "/proc", ""])
+SLOW = pytest.mark.slow  # nothing that is compiled can be kept, so each command compiles again
+
+
+@pytest.mark.parametrize("home", ["/nonexistent", pytest.param("/proc", marks=SLOW), pytest.param("", marks=SLOW)])
 def test_a_home_folder_that_cannot_be_written_is_not_needed(tmp_path, run_command, home):
     result = run_command("train", "model=debug", *FAST, "train.max_steps=2", "device=cpu", "name=a", HOME=home)
     assert result.code == 0, result.err

@@ -364,7 +364,7 @@ def test_a_run_with_a_budget_can_be_extended(ended, tmp_path):
             ("budget=1m", "device.devices=2", "device.strategy=ddp"),
             "and for reinforce, on one device",
         ),
-        (("budget=1m", "train.max_steps=10"), "leave train.max_steps= out"),
+        (("budget=1m", "train.max_steps=10"), "give only one of budget= and train.max_steps="),
     ],
 )
 def test_an_invalid_budget_is_refused_in_one_line(run_command, arguments, reason):

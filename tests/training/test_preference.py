@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import tiny
+from conftest import CommandProcess, tiny
 from torch.nn import functional as F
 from traces import same
 from two_processes import assert_learned_the_same, with_one_and_two
@@ -397,14 +397,14 @@ def test_the_prefer_command_and_its_mistakes(base: Path, tmp_path: Path, run_com
         assert said in failed.err.splitlines()[-1]
 
 
-def test_two_processes_learn_what_one_learns(base: Path, tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_learns(start: Callable[..., CommandProcess], base: Path, tmp_path: Path) -> None:
     folder = tmp_path / "outputs" / "b"
     folder.parent.mkdir()
     shutil.copytree(base / "base", folder)
     shutil.copy(base / "pairs.jsonl", tmp_path)
     sizes = ("train.max_steps=3", "train.batch_tokens=512", "train.micro_batch_size=2", "train.log_every=1")
     data = ("data=preferences", "data.path=pairs.jsonl", "data.val_fraction=0.2", "train.sample_tokens=4")
-    one, two = with_one_and_two(tmp_path, "prefer", "init_from=b", *sizes, *data)
+    one, two = with_one_and_two(start, tmp_path, "prefer", "init_from=b", *sizes, *data)
     measured = ("train/loss", "train/grad_norm", "val/bpb", "preference/margin", "preference/accuracy")
     assert_learned_the_same(one, two, base / "base", measured)
     assert [row["step"] for row in read_metrics(two / "metrics.jsonl")] == [0, 1, 2, 3]

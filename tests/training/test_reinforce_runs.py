@@ -14,7 +14,7 @@ from typing import Any
 import own_rewards
 import pytest
 import torch
-from conftest import tiny
+from conftest import CommandProcess, tiny
 from traces import same
 from tuning import tuned
 from two_processes import assert_learned_the_same, with_one_and_two
@@ -238,8 +238,10 @@ def test_a_command_that_is_killed_between_two_tokens_continues_bit_for_bit(
         assert a == b
 
 
-def test_two_processes_learn_what_one_learns(base: Path, place: tuple[str, ...], tmp_path: Path) -> None:
+def test_two_processes_learn_what_one_learns(
+    start: Callable[..., CommandProcess], base: Path, place: tuple[str, ...], tmp_path: Path
+) -> None:
     (tmp_path / "killed").touch()
-    one, two = with_one_and_two(tmp_path, "reinforce", *place)
+    one, two = with_one_and_two(start, tmp_path, "reinforce", *place)
     measured = ("train/grad_norm", "train/reward", "train/entropy", "val/bpb", "val/reward", "val/reward_se", "val/kl")
     assert_learned_the_same(one, two, base / "chat", measured)

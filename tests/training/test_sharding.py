@@ -61,26 +61,30 @@ def assert_close(other, one, optimizer):
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory):
-    """Runs that one process trained, by optimizer."""
+    """A function that returns a run that one process trained with an optimizer."""
     folder = tmp_path_factory.mktemp("alone")
-    for optimizer in ("adamw", "muon"):
+
+    @functools.cache
+    def trained(optimizer):
         arguments = (*SETTINGS, f"optimizer={optimizer}", f"name={optimizer}")
         result = CommandProcess("train", arguments, folder, "", {}).wait()
         assert result.code == 0, result.err
-    return folder / "outputs"
+        return folder / "outputs" / optimizer
+
+    return trained
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_two_processes_train_what_one_trains(start, alone, tmp_path, optimizer):
     as_torchrun(start, "train", *SETTINGS, *SHARDED, f"optimizer={optimizer}", "name=two")
     two = tmp_path / "outputs" / "two"
-    assert_close(two, alone / optimizer, optimizer)
+    assert_close(two, alone(optimizer), optimizer)
     assert [sample.step for sample in read_samples(RunPaths(two))] == [3, 6]
-    ours, theirs = (kept_weights(Run(folder).history_folder) for folder in (two, alone / optimizer))
+    ours, theirs = (kept_weights(Run(folder).history_folder) for folder in (two, alone(optimizer)))
     assert [kept.step for kept in ours] == [kept.step for kept in theirs] != []
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adamw", marks=pytest.mark.slow), "muon"])
 def test_a_run_continues_on_another_number_of_processes(start, run_command, alone, tmp_path, optimizer):
     def train(sharded, name, *more):
         arguments = (*SETTINGS, f"optimizer={optimizer}", f"name={name}", *more)
@@ -93,29 +97,33 @@ def test_a_run_continues_on_another_number_of_processes(start, run_command, alon
     for name, first, second in (("fewer", True, False), ("more", False, True)):
         train(first, name, "train.stop_at=3")
         train(second, name)
-        assert_close(tmp_path / "outputs" / name, alone / optimizer, optimizer)
+        assert_close(tmp_path / "outputs" / name, alone(optimizer), optimizer)
 
 
-@pytest.mark.parametrize("launch", [functools.partial(as_torchrun, nodes=2), as_srun], ids=["torchrun", "srun"])
+@pytest.mark.parametrize(
+    "launch",
+    [pytest.param(functools.partial(as_torchrun, nodes=2), marks=pytest.mark.slow), as_srun],
+    ids=["torchrun", "srun"],
+)
 def test_two_machines_train_what_one_process_trains(start, alone, tmp_path, launch):
     machines = ("device.num_nodes=2", "device.strategy=fsdp")
     launch(start, "train", *SETTINGS, *machines, "optimizer=adamw", "name=two")
-    assert_close(tmp_path / "outputs" / "two", alone / "adamw", "adamw")
+    assert_close(tmp_path / "outputs" / "two", alone("adamw"), "adamw")
 
 
-@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_two_processes_fine_tune_what_one_does(start, run_command, alone, tmp_path, rank):
     chats = [[{"role": "user", "content": f"Is {i} odd?"}, {"role": "assistant", "content": "No."}] for i in range(8)]
     (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
     arguments = (
-        *(f"init_from={alone / 'adamw'}", "data=instruct", "data.path=chats.jsonl", "device=cpu", "precision=fp32"),
+        *(f"init_from={alone('adamw')}", "data=instruct", "data.path=chats.jsonl", "device=cpu", "precision=fp32"),
         *("train.max_steps=4", "train.batch_tokens=128", "train.micro_batch_size=1", "train.sample_every=2"),
         *("train.log_every=1", f"sft.lora.rank={rank}", "optimizer.lr=3e-3", "schedule.warmup_steps=0"),
     )
     result = run_command("sft", *arguments, "name=one")
     assert result.code == 0, result.err
     as_torchrun(start, "sft", *arguments, *SHARDED, "name=two")
-    folders = (tmp_path / "outputs" / "one", tmp_path / "outputs" / "two", alone / "adamw")
+    folders = (tmp_path / "outputs" / "one", tmp_path / "outputs" / "two", alone("adamw"))
     one, two, base = (bare_names(weights(folder)) for folder in folders)
     change = max(float((one[name] - base[name]).abs().max()) for name in one)
     torch.testing.assert_close(two, one, rtol=0, atol=0.01 * change)
