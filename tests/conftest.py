@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -183,10 +183,17 @@ def chat_run(kept_run: Run, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def apart(target: Callable[..., None], *arguments: str | int) -> None:
     """Call `target` in a process of its own, so that changes of modules and of the environment end with it."""
-    process = _SERVER.Process(target=target, args=arguments)
-    process.start()
-    process.join(PATIENCE)
-    assert process.exitcode == 0
+    side_by_side(target, [arguments])
+
+
+def side_by_side(target: Callable[..., None], calls: Sequence[tuple[str | int, ...]]) -> None:
+    """Call `target` once with each of the arguments in `calls`, in processes of their own that run at the same time."""
+    processes = [_SERVER.Process(target=target, args=arguments) for arguments in calls]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(PATIENCE)
+    assert [process.exitcode for process in processes] == [0] * len(calls)
 
 
 class FakeClock:

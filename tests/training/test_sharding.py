@@ -1,12 +1,13 @@
 """`device.strategy=fsdp` divides weights, gradients and moments, and trains what one process trains."""
 
+import datetime
 import functools
 import json
 
 import pytest
 import torch
 import torch.testing._internal.distributed.fake_pg
-from conftest import FAST, CommandProcess, apart
+from conftest import FAST, CommandProcess, apart, side_by_side
 from torch import distributed
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
@@ -111,23 +112,37 @@ def test_two_machines_train_what_one_process_trains(start, alone, tmp_path, laun
     assert_close(tmp_path / "outputs" / "two", alone("adamw"), "adamw")
 
 
-@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_two_processes_fine_tune_what_one_does(start, run_command, alone, tmp_path, rank):
+def tune(start, run_command, base, folder, *more):
+    """Fine-tune a run in one process and in two; return both folders."""
     chats = [[{"role": "user", "content": f"Is {i} odd?"}, {"role": "assistant", "content": "No."}] for i in range(8)]
-    (tmp_path / "chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
+    (folder / "chats.jsonl").write_text("\n".join(json.dumps({"messages": chat}) for chat in chats))
     arguments = (
-        *(f"init_from={alone('adamw')}", "data=instruct", "data.path=chats.jsonl", "device=cpu", "precision=fp32"),
-        *("train.max_steps=4", "train.batch_tokens=128", "train.micro_batch_size=1", "train.sample_every=2"),
-        *("train.log_every=1", f"sft.lora.rank={rank}", "optimizer.lr=3e-3", "schedule.warmup_steps=0"),
+        *(f"init_from={base}", "data=instruct", "data.path=chats.jsonl", "device=cpu", "precision=fp32"),
+        *("train.batch_tokens=128", "train.micro_batch_size=1", "train.log_every=1", "schedule.warmup_steps=0", *more),
     )
     result = run_command("sft", *arguments, "name=one")
     assert result.code == 0, result.err
     as_torchrun(start, "sft", *arguments, *SHARDED, "name=two")
-    folders = (tmp_path / "outputs" / "one", tmp_path / "outputs" / "two", alone("adamw"))
-    one, two, base = (bare_names(weights(folder)) for folder in folders)
+    return folder / "outputs" / "one", folder / "outputs" / "two"
+
+
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.slow), 2])
+def test_two_processes_fine_tune_what_one_does(start, run_command, alone, tmp_path, rank):
+    more = ("train.max_steps=4", "train.sample_every=2", f"sft.lora.rank={rank}", "optimizer.lr=3e-3")
+    folders = (alone("adamw"), *tune(start, run_command, alone("adamw"), tmp_path, *more))
+    base, one, two = (bare_names(weights(folder)) for folder in folders)
     change = max(float((one[name] - base[name]).abs().max()) for name in one)
     torch.testing.assert_close(two, one, rtol=0, atol=0.01 * change)
-    assert len(read_samples(RunPaths(tmp_path / "outputs" / "two"))) == 2
+    assert len(read_samples(RunPaths(folders[-1]))) == 2
+
+
+@pytest.mark.slow
+def test_two_processes_stop_early_where_one_does(start, run_command, alone, tmp_path):
+    more = ("data.val_fraction=0.25", "train.max_steps=50", "train.val_every=1", "sft.patience=2", "optimizer.lr=0.1")
+    one, two = map(Run, tune(start, run_command, alone("adamw"), tmp_path, *more))
+    assert one.facts().step == two.facts().step < 50
+    assert one.facts().best_step == two.facts().best_step
+    assert two.facts().status == "finished"
 
 
 def step(model, kind):
@@ -141,6 +156,47 @@ def step(model, kind):
 
 def layout(state):
     return tree_map_only(torch.Tensor, lambda tensor: (tensor.shape, tensor.dtype), whole_state(state))
+
+
+def train_alone_and_as_one_of_two(rank: int, folder: str, checkpoint: int) -> None:
+    """Take four steps of two micro-batches with a whole model on all rows, and with a sharded one on this process's half.
+
+    In float64, in which also Muon computes, both must agree to the 9th digit: clipped norms, weights and moments.
+    """
+    patience = datetime.timedelta(seconds=60)  # if the other process fails, do not wait half an hour for it
+    distributed.init_process_group("gloo", f"{folder}/meet", patience, world_size=2, rank=rank)
+    numbers = torch.Generator().manual_seed(0)
+    for config in SHAPES:
+        for kind in ("adamw", "muon"):
+            one, sharded = GPT(config).double(), GPT(config).double()
+            shard(sharded, "cpu", 2)
+            optimizers = []
+            for model in (one, sharded):
+                model.checkpoint_activations = bool(checkpoint)
+                settings = OptimizerConfig(kind=kind, lr=0.01)
+                optimizers.append(build_optimizer(model.named_parameters(), settings, fused=True))
+            for _ in range(4):
+                norms = []
+                rows = torch.randint(config.vocab_size, (2, 4, config.context_length), generator=numbers)
+                for model, own, optimizer in zip((one, sharded), (rows, rows[:, rank::2]), optimizers, strict=True):
+                    for last, x in enumerate(own):
+                        if model is sharded:
+                            model.set_requires_gradient_sync(bool(last))
+                        (model(x, x) / x.numel()).backward()  # the processes' means are averaged
+                    norms.append(clip_gradients(list(model.parameters()), 0.1))
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                assert norms[0] > 0.1
+                torch.testing.assert_close(norms[1], norms[0], rtol=1e-9, atol=0)
+            theirs, ours = (optimizer.state_dict()["state"] for optimizer in optimizers)
+            for whole, parts in ((one.state_dict(), sharded.state_dict()), (theirs, ours)):
+                torch.testing.assert_close(whole_state(parts), whole, rtol=1e-9, atol=1e-9)
+    distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("checkpoint", [0, 1], ids=["stored", "recomputed"])
+def test_two_processes_clip_and_update_as_one_in_float64(tmp_path, checkpoint):
+    side_by_side(train_alone_and_as_one_of_two, [(rank, tmp_path.as_uri(), checkpoint) for rank in range(2)])
 
 
 def rank_of_eight(rank: int, file: str) -> None:
