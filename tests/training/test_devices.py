@@ -33,26 +33,43 @@ def test_two_processes_have_the_trace_of_one_also_when_the_number_changes_midway
                 assert a is None or a == pytest.approx(b, rel=2e-4), (mine, theirs)
 
 
+def with_node_ranks(port, rank):
+    """Return the command and the environment of a machine whose processes Lightning starts."""
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "NODE_RANK": rank}
+    return [sys.executable, "-m", "positron.train"], environment
+
+
+def with_torchrun(port, rank):
+    """Return the command and the environment of a machine whose processes torchrun starts."""
+    where = (
+        "--nnodes=2",
+        "--nproc-per-node=1",
+        f"--node-rank={rank}",
+        "--master-addr=127.0.0.1",
+        f"--master-port={port}",
+    )
+    return [sys.executable, "-m", "torch.distributed.run", *where, "-m", "positron.train"], {}
+
+
 @pytest.mark.slow
-def test_two_machines_have_the_trace_of_one(run_command, tmp_path):
-    """Here two processes that know of each other by MASTER_ADDR and NODE_RANK alone, and share the folder of the run."""
+@pytest.mark.parametrize(
+    ("strategy", "launch"),
+    [("ddp", with_node_ranks), ("ddp", with_torchrun), ("fsdp", with_torchrun)],
+    ids=["ddp by node ranks", "ddp by torchrun", "fsdp by torchrun"],
+)
+def test_two_machines_have_the_trace_of_one(run_command, tmp_path, strategy, launch):
+    """Here two commands on one machine, which know of each other by an address and their number alone."""
     common = ("train.max_steps=6", "train.val_every=6", "train.micro_batch_size=3", "train.log_every=1")
     result = run_command("train", "model=debug", *FAST, "device=cpu", "name=one", *common)
     assert result.code == 0, result.err
-    nodes = ("device=cpu", "device.num_nodes=2", "device.strategy=ddp", "name=two", *common)
-    command = [sys.executable, "-m", "positron.train", "model=debug", *FAST, *nodes]
+    nodes = ("device=cpu", "device.num_nodes=2", f"device.strategy={strategy}", "name=two", *common)
     with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    started = [
-        subprocess.Popen(
-            command,
-            cwd=tmp_path,
-            env={**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in (0, 1)
-    ]
+        port = str(free.getsockname()[1])
+    started = []
+    for rank in ("0", "1"):
+        command, environment = launch(port, rank)
+        words, environment = [*command, "model=debug", *FAST, *nodes], {**os.environ, **environment}
+        started.append(subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True))
     said = [process.communicate(timeout=PATIENCE)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
     one, two = (trace(tmp_path / "outputs" / name) for name in ("one", "two"))
