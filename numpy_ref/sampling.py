@@ -74,7 +74,10 @@ def filtered(
     repetition_penalty: float = 1.0,
     exempt: Iterable[int] = (),
 ) -> Array:
-    """Apply all filters in the order of this chapter: logits (V,) -> float64 (V,). `temperature` must be above 0."""
+    """Apply repetition penalty, temperature, top-k, top-p and min-p, in this order: logits (V,) -> float64 (V,).
+
+    The repetition penalty is applied to the ids in `recent`, except those in `exempt`. `temperature` must be above 0.
+    """
     logits = logits.astype(np.float64)
     if repetition_penalty != 1:
         logits = penalize(logits, recent, repetition_penalty, exempt)

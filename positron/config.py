@@ -229,7 +229,7 @@ def _not(value: object) -> str:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Hold the settings of a tokenizer (`conf/tokenizer/*`); a small corpus gives fewer than `vocab_size` tokens."""
+    """Hold the settings of a tokenizer (`conf/tokenizer/*`). On a small corpus, its vocabulary is smaller than `vocab_size`."""
 
     kind: TokenizerKind  # how text is cut into tokens
     vocab_size: Count | None = None  # for word and sentencepiece: largest number of different tokens

@@ -145,8 +145,12 @@ def claim(folder: Path, run: Run) -> None:
     """
     source = os.path.relpath(run.folder)
     if folder.is_dir() and any(folder.iterdir()):
+        if folder.samefile(run.folder):
+            raise UserError(f"{folder} is the run that is reproduced: give another --name")
         if read_provenance(folder).get("reproduces") != source:
-            raise UserError(f"{folder} exists and is not a reproduction of {source}: give another --name, or delete it")
+            raise UserError(
+                f"{folder} exists and is not a reproduction of {source}: give another --name, or delete {folder}"
+            )
     else:
         write_json(Run(make_folder(folder)).provenance_path, {"reproduces": source, "starts": [], "environments": []})
 

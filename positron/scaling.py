@@ -88,7 +88,7 @@ def parse_size(text: str) -> tuple[float, float | None]:
 def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> tuple[float, float]:
     """Return the parameters and tokens to predict: those asked for, or twice the largest run.
 
-    Raises UserError for a pair outside the family of a reduced law.
+    Raises UserError if the law has only one of N and D, and the pair is not related as N and D are in its runs.
     """
     from positron.evaluation.scaling_law import MIN_SPREAD
 
@@ -110,7 +110,7 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
 
 
 def family(law: Law, sizes: list[Size]) -> str:
-    """Describe how N and D are related in the runs of a reduced law."""
+    """Describe how N and D are related in the runs, for a law in which only one of them is a variable."""
     from positron.evaluation.scaling_law import MIN_SPREAD
 
     if law.reduced == "D":

@@ -41,9 +41,10 @@ _SHAPE_FIELDS = (
 
 
 def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
-    """Return the configuration with the model and tokenizer of the run that it continues, or of its source run.
+    """Check that a training can start or continue in `folder`, and return its configuration.
 
-    Raises UserError if the training cannot start or continue.
+    The tokenizer becomes that of the weights with which the training starts; with init_from= the architecture too, unless
+    the command line chooses one. Raises UserError if the training cannot start or continue.
     """
     check_name(folder)
     config = with_known_tokenizer(config, folder, asked.given)

@@ -46,7 +46,7 @@ def run_job(
     configure: Callable[[dict[str, Any]], RunConfig],
     train: Callable[[RunConfig, Path, Sequence[Callback], Asked], Facts],
 ) -> float:
-    """Run one Hydra job: in a numbered folder of its sweep, otherwise in outputs/<name>, and print its result.
+    """Run one Hydra job, in outputs/<name> or, if it is a job of a sweep, in a numbered folder of the sweep.
 
     Returns the validation bits per byte, nan if the run was not validated, inf if a job of a sweep failed. Raises
     UserError for a single run that cannot start.

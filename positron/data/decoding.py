@@ -51,8 +51,8 @@ class Reading:
 
     @property
     def field_name(self) -> str:
-        """Return the field's name for messages: `data.field=text`, or `"text"` if the user cannot set `data.field`."""
-        return f"data.field={self.field}" if self.has_settings else f'"{self.field}"'
+        """Return the field's name for messages: `"text" (data.field)`, or `"text"` if the user cannot set `data.field`."""
+        return f'"{self.field}"' + (" (data.field)" if self.has_settings else "")
 
     def choice_of(self, fields: Sequence[str]) -> str:
         """Return advice that lists the fields of a file: `give data.field=body`.

@@ -279,7 +279,8 @@ def _texts(rows: Any, repo: str, field: str) -> Iterator[str]:
         text = row.get(field)
         if not isinstance(text, str) and (text is not None or field not in row):
             fields = [name for name, cell in row.items() if isinstance(cell, str)]
-            raise UserError(f"{repo} has no text in data.field={field}: {Reading(field).choice_of(fields)}")
+            reading = Reading(field)
+            raise UserError(f"{repo} has no text in the field {reading.field_name}: {reading.choice_of(fields)}")
         if text:
             yield text
 

@@ -168,10 +168,10 @@ def _text_of(row: Any, path: Path, place: tuple[str, int], reading: Reading) -> 
     if not isinstance(text, str):
         if isinstance(row, dict) and reading.field in row:
             raise UserError(
-                f"{where} has {_KINDS[type(text)]} in {reading.field_name}, not text: correct or remove this row"
+                f"{where} has {_KINDS[type(text)]} in the field {reading.field_name}, not text: correct or remove this row"
             )
         advice = reading.choice_of(list(row)) if isinstance(row, dict) else f"it is {_KINDS[type(row)]}, not an object"
-        raise FieldMissing(f"{where} has no text in {reading.field_name}: {advice}")
+        raise FieldMissing(f"{where} has no field {reading.field_name}: {advice}")
     return reading.replace_surrogates(text, where)
 
 

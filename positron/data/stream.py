@@ -143,8 +143,8 @@ class Stream:
             else:
                 if before == missing and place["task"] == 0:
                     raise UserError(
-                        f"{self.config.repo} has no text in data.field={self.config.field} to train on: give another "
-                        "data.field= or data.repo="
+                        f'{self.config.repo} has no text to train on in the field "{self.config.field}" (data.field): '
+                        "give another data.field= or data.repo="
                     )
                 place = {**place, "task": 0, "offset": 0, "turn": place["turn"] + 1}
                 logger.info(

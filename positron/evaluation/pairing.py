@@ -205,12 +205,14 @@ def _both_groups(name: str, members: list[Member]) -> tuple[list[str], list[list
     groups = list(by_choice.values())
     folder, _ = _split(name)
     labels = [f"{folder}:{','.join('='.join(pair) for pair in variant)}" for variant in by_choice]
+    if len(members) == 1:
+        raise UserError(f"--paired compares two variants, and {name} has a single run: name a second run or folder")
     if len(groups) != 2:
         shown = "; ".join(labels[:_MAX_GROUPS_NAMED]) + ("; ..." if len(groups) > _MAX_GROUPS_NAMED else "")
         raise UserError(
             f"the runs of {name} differ in more than the seed and form {len(groups)} groups ({shown}): name two of them"
             if len(groups) > 2
-            else f"{name} has no runs that differ in more than the seed: name a second run or folder to compare it with"
+            else f"the runs of {name} differ only in the seed: name a second run or folder to compare them with"
         )
     return labels, groups
 

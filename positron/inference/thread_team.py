@@ -90,7 +90,7 @@ class Team:
     def run(self, steps: Steps) -> None:
         """Compute the step that the arrays of `steps` define, with as many threads as torch uses.
 
-        If another thread of the program is using the helpers, the caller computes alone, with the same result.
+        If another thread of the program is inside `run`, the caller computes with its own thread alone; the result is the same.
         """
         threads = min(torch.get_num_threads(), self.size)
         if threads == 1 or not self._free.acquire(blocking=False):

@@ -40,7 +40,7 @@ class WeightedSum:
         return sum(term.weight * term.reward(prompt, completion) for term in self.terms)
 
     def decided(self, prompt: str, completion: str) -> int | None:
-        """Return how many characters of the completion decide the sum, whatever follows; None if its end may change it."""
+        """Return after how many characters of the completion the sum is fixed; None if it is not fixed before the end."""
         characters = []
         for term in self.terms:
             if term.decided is None or (decided := term.decided(prompt, completion)) is None:

@@ -6,5 +6,5 @@ from collections.abc import Callable
 
 Reward = Callable[[str, str], float]  # (prompt, completion) -> number
 
-# (prompt, completion) -> how many characters of the completion decide its reward, whatever follows; None if only its end does
+# (prompt, completion) -> number of characters after which nothing that follows changes the reward; None if the end decides it
 Decided = Callable[[str, str], int | None]

@@ -245,11 +245,14 @@ def refuse_differences(run: Run, config: RunConfig) -> list[str]:
         )
     if others:
         can_extend = extended and others is differences and not is_shorter
-        hint = "train.extend=true accepts more steps; otherwise " if can_extend else ""
-        raise UserError(
-            f"{run.folder} was trained with other settings ({'; '.join(others)}): {hint}give the same settings as before, "
-            "or another name="
-        )
+        same = "give the same settings as before"
+        if can_extend:
+            same = (
+                "give train.extend=true to train more steps"
+                if differences == extended
+                else f"{same} (train.max_steps may be larger with train.extend=true)"
+            )
+        raise UserError(f"{run.folder} was trained with other settings ({'; '.join(others)}): {same}, or another name=")
     return extended
 
 

@@ -309,7 +309,10 @@ def write_json(path: Path, value: Any, below: Path | None = None) -> None:
 
 
 def read_bytes(path: Path, below: Path | None = None, limit: int = MAX_TEXT_BYTES) -> bytes:
-    """Read a file. Raises UserError if it is missing, unreadable, a symbolic link, or larger than `limit` bytes."""
+    """Read a file. `below`: see `open_descriptor`.
+
+    Raises UserError if the file is missing, unreadable, a symbolic link, or larger than `limit` bytes.
+    """
     try:
         with open_inside(path, "rb", below) as file:
             size = os.fstat(file.fileno()).st_size

@@ -99,7 +99,7 @@ def aligned(rows: Sequence[Sequence[str]], *, underline: bool = False) -> str:
 
 
 def side_by_side(columns: Sequence[tuple[str, str]], width: int) -> str:
-    """Print (title, text) pairs beside each other, in as many columns of at least 24 characters as fit into `width`."""
+    """Format (title, text) pairs as columns of at least 24 characters, as many beside each other as fit into `width`."""
     import textwrap
 
     per_row = max(1, min(len(columns), width // 26))

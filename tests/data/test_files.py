@@ -99,7 +99,9 @@ def test_another_field_is_read_and_its_absence_lists_the_fields(tmp_path: Path) 
     assert texts(source(tmp_path / "a.jsonl", field="body"))[0].startswith("one")
     for name in ("a.jsonl", "a.parquet"):
         (tmp_path / name).write_bytes(FORMATS[name])
-        with pytest.raises(UserError, match=rf"{name}.*data\.field=story.*give data\.field= with one of: id, text"):
+        with pytest.raises(
+            UserError, match=rf'{name}.*"story" \(data\.field\).*give data\.field= with one of: id, text'
+        ):
             source(tmp_path / name, field="story")
 
 
@@ -111,7 +113,7 @@ def test_another_field_is_read_and_its_absence_lists_the_fields(tmp_path: Path) 
             b'{"text": "a"}\n{"text": "b"\n',
             r"a\.jsonl, line 2 is not JSON: Expecting .* \(column \d+\); correct or remove the line$",
         ),
-        ("a.jsonl", b'{"text": "a"}\n\n[1]\n', "line 3 has no text"),
+        ("a.jsonl", b'{"text": "a"}\n\n[1]\n', "line 3 has no field"),
         (
             "a.txt",
             b"ok " * 700_000 + b"\xff",

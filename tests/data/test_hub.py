@@ -140,7 +140,7 @@ def test_a_wrong_checksum_is_fetched_again_and_never_used(stories_hub: Hub, tmp_
             {"files": "test-*"},
             r"no Parquet files that match data\.files=test-\*: .*; the dataset has: data/train-00000",
         ),
-        ({"field": "story"}, r"no column data\.field=story: give data\.field=text"),
+        ({"field": "story"}, r'no column "story" \(data\.field\): give data\.field=text'),
     ],
 )
 def test_what_does_not_exist_is_named(stories_hub: Hub, tmp_path: Path, options: dict[str, Any], said: str) -> None:

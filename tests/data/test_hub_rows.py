@@ -78,7 +78,7 @@ def test_chunks_are_the_same_from_anywhere_and_after_a_failure(rows_hub: Hub, tm
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"field": "story"}, "some/stories has no text in data.field=story: give data.field=text"),
+        ({"field": "story"}, r'some/stories has no text in the field "story" \(data\.field\): give data\.field=text'),
         ({"files": "*.csv"}, r"has no files that match data\.files=\*\.csv: .*; the dataset has: train\.jsonl"),
         ({"files": "broken.jsonl"}, r"cannot be read by load_dataset: .*; give data\.files=PATTERN"),
         ({"tokens_per_epoch": "1k", "packing": "windows"}, "no Parquet files, which data.tokens_per_epoch needs"),

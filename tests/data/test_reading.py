@@ -173,17 +173,17 @@ def test_bytes_of_a_parquet_column_that_are_not_utf8_are_named_by_row(tmp_path: 
         (
             "a.csv",
             b"id,body\n1,x\n",
-            r"no column data\.field=text in its first line: give data\.field= with one of: id, body",
+            r'no column "text" \(data\.field\) in its first line: give data\.field= with one of: id, body',
         ),
         ("a.csv", b"id,text\n1,a,b\n", "line 2 has 3 cells, but the first line has 2.*quote"),
         ("a.csv", b'id,text\n1,"never closed\n', "line 2 is not CSV"),
         ("a.json", as_array(DOCUMENTS)[:-1], "ends inside its array, after entry 60"),
         ("a.json", as_array(DOCUMENTS)[:-5], "entry 60 is not JSON"),
-        ("a.json", b'{"a": 1}', r"entry 1 has no text in data\.field=text: give data\.field=a$"),
+        ("a.json", b'{"a": 1}', r'entry 1 has no field "text" \(data\.field\): give data\.field=a$'),
         ("a.json", b"plain words", "entry 1 is not JSON"),
-        ("a.jsonl", b'{"text": ["a"]}\n', r"line 1 has a list in data\.field=text, not text"),
+        ("a.jsonl", b'{"text": ["a"]}\n', r'line 1 has a list in the field "text" \(data\.field\), not text'),
         ("a.jsonl", b'{"text": null}\n', "line 1 has null"),
-        ("a.jsonl", b'{"text": "x", "t": NaN}\n[1]\n', "line 2 has no text.*a list"),
+        ("a.jsonl", b'{"text": "x", "t": NaN}\n[1]\n', "line 2 has no field.*a list"),
         ("a.jsonl", b'{"text": "ok"}\n{"text": "bad \\ud83d here"}\n', r"line 2 has half of a surrogate pair, \\ud83d"),
         ("a.json", b'[{"text": "bad \\udc00"}]', "entry 1 has half of a surrogate pair"),
     ],
@@ -247,7 +247,7 @@ def test_other_fields_may_hold_anything(tmp_path: Path, other: str) -> None:
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"\xff\xfe", "UTF-16"), (b"caf\xe9", "0xe9"), (b'{"body": "x"}', 'no text in "text": it has: body')],
+    [(b"\xff\xfe", "UTF-16"), (b"caf\xe9", "0xe9"), (b'{"body": "x"}', 'no field "text": it has: body')],
 )
 def test_messages_to_evaluate_name_no_settings_of_training(tmp_path: Path, content: bytes, said: str) -> None:
     path = tmp_path / ("a.jsonl" if content.startswith(b"{") else "a.txt")

@@ -184,7 +184,7 @@ def test_what_is_not_two_variants_is_refused(grid: Path) -> None:
             find_pairs(names, Path("outputs"))
 
     refuse([str(grid / "0"), str(grid / "0")], "have the same settings")
-    refuse([str(grid / "0")], "has no runs that differ in more than the seed: name a second run")
+    refuse([str(grid / "0")], "has a single run: name a second run or folder")
     refuse([str(grid)] * 3, "3 names were given")
     refuse([str(grid), str(grid / "3")], r"are not one variant: optimizer.lr is 0.001 in \S+ and 0.01 in \S+; name one")
     refuse([f"{grid}:optimizer.lr=5", str(grid / "3")], "has no finished run")

@@ -136,7 +136,7 @@ def test_what_cannot_be_reproduced_is_one_line_with_exit_code_2(place, monkeypat
         (["mute"], "has no metrics to compare with"),
         (["old"], "does not say how it began"),
         (["x", "--name", "old"], "is not a reproduction of outputs/x"),
-        (["x", "--name", "x"], "is not a reproduction of outputs/x"),
+        (["x", "--name", "x"], "outputs/x is the run that is reproduced: give another --name"),
         (["x", "--steps", "0"], "at least 1"),
     ):
         before = sorted(place.rglob("*"))

@@ -229,7 +229,12 @@ def test_extending_a_run_whose_settings_changed_is_refused_and_changes_nothing(t
     other = dataclasses.replace(config, train=longer, optimizer=dataclasses.replace(config.optimizer, lr=0.5))
     with pytest.raises(UserError, match=r"optimizer\.lr") as told:
         train(other, tmp_path / "run")
-    assert "train.extend=true accepts" not in str(told.value)  # it was given
+    assert "train.extend" not in str(told.value)  # it was given
+    unextended = dataclasses.replace(longer, extend=False)
+    with pytest.raises(UserError, match=r"train\.max_steps may be larger with train\.extend=true"):
+        train(dataclasses.replace(other, train=unextended), tmp_path / "run")
+    with pytest.raises(UserError, match=r"give train\.extend=true to train more steps, or another name="):
+        train(dataclasses.replace(config, train=unextended), tmp_path / "run")
     for extend in (False, True):  # extending does not help
         shorter = dataclasses.replace(config, train=dataclasses.replace(config.train, max_steps=2, extend=extend))
         with pytest.raises(

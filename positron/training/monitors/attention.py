@@ -13,11 +13,11 @@ from positron.training.monitors.probe import Probe, ProbeMonitor, to_floats
 
 logger = logging.getLogger(__name__)
 
-COLLAPSED = 0.01  # relative entropy below which a head counts as collapsed
+COLLAPSED = 0.01  # normalised entropy below which a head counts as collapsed
 PATIENCE = 3  # a head is reported after this number of measurements in a row below COLLAPSED
 
 
-def relative_entropy(p: Tensor, visible: Tensor) -> Tensor:
+def normalised_entropy(p: Tensor, visible: Tensor) -> Tensor:
     """Return the entropy of each row of p (..., T, keys) divided by its largest possible value: (..., T), from 0 to 1.
 
     The largest entropy is ln(number of visible keys); all keys then have the same weight. The result is NaN if only one key is
@@ -28,7 +28,7 @@ def relative_entropy(p: Tensor, visible: Tensor) -> Tensor:
 
 
 def head_entropies(attn: Attention, inputs: Inputs, real: Tensor) -> list[Tensor]:
-    """Return the mean relative entropy of each head, over the tokens of the mask `real` (B, T) that see at least two keys.
+    """Return the mean normalised entropy of each head, over the tokens of the mask `real` (B, T) that see at least two keys.
 
     The attention scores of one head at a time are in memory.
     """
@@ -36,11 +36,11 @@ def head_entropies(attn: Attention, inputs: Inputs, real: Tensor) -> list[Tensor
     counted = real & (visible.sum(dim=-1) > 1)
     q, k = queries_and_keys(attn, inputs[0], inputs[1])
     heads = (probabilities(q[:, h], k[:, h], visible) for h in range(attn.n_head))
-    return [relative_entropy(p, visible)[counted].mean() for p in heads]
+    return [normalised_entropy(p, visible)[counted].mean() for p in heads]
 
 
 class AttentionEntropy(ProbeMonitor):
-    """Measure the mean relative entropy of each head's attention, as attention/entropy/LAYER.HEAD.
+    """Measure the mean normalised entropy of each head's attention, as attention/entropy/LAYER.HEAD.
 
     The value is 0 if each token attends to a single key, and 1 if all keys have the same weight. Queries and
     keys are computed again from the inputs of each attention layer, because training does not store the probabilities. A head

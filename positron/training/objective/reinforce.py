@@ -60,7 +60,7 @@ class Question:
 class RewardRule:
     """Hold the reward function of prompt and answer, both texts, and `full`, the smallest reward of an answer that passes.
 
-    `decided` returns how many characters of an answer decide its reward, whatever follows; None if only its end does.
+    `decided` returns after how many characters of an answer its reward is fixed; None if it is not fixed before the end.
     """
 
     reward: Reward
