@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+import torch
+
 from positron.config import GPTConfig, ModelConfig, OptimizerConfig
+from positron.model.gpt import GPT
 
 PLAIN = GPTConfig(vocab_size=50, context_length=16, d_model=24, n_layer=2, n_head=4)
 SIZES = {"context_length", "d_model", "n_layer", "n_head"}  # every variant has them
@@ -40,3 +43,12 @@ OPTIMIZERS: dict[str, OptimizerConfig] = {
     kind: OptimizerConfig(kind, lr=1e-2, weight_decay=0.0, _target_="torch.optim.RAdam" if kind == "custom" else None)
     for kind in get_args(get_type_hints(OptimizerConfig)["kind"])
 }
+
+
+def decisive_model(name: str, vocab_size: int) -> GPT:
+    """A model of a variant whose logits are far enough from each other that rounding changes no token."""
+    torch.manual_seed(0)
+    model = GPT(dataclasses.replace(MODELS[name], vocab_size=vocab_size)).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.3)
+    return model

@@ -1,14 +1,18 @@
-"""A fine-tuning run that takes a second."""
+"""A fine-tuning run that takes a second, and what such runs begin with."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
 from conftest import tiny
 
 from positron.config import DataConfig, RunConfig, SFTConfig
+from positron.run.folder import Run
+from positron.text.conversation import TEMPLATE
+from positron.train import train
 
 
 def tuned(base: Path, **changes: Any) -> RunConfig:
@@ -30,3 +34,23 @@ def tuned(base: Path, **changes: Any) -> RunConfig:
         ),
     )
     return dataclasses.replace(config, **changes)
+
+
+def chat_base(folder: Path) -> Path:
+    """Fill a folder with a run that chats without having learned it, conversations, and pairs of answers."""
+    config = tiny(folder, train__max_steps=2, model__context_length=64, train__batch_tokens=1024)
+    train(config, folder / "base")
+    Run(folder / "base").chat_path.write_text(json.dumps(TEMPLATE))
+    questions = [f"The {thing} {n}?" for n in range(12) for thing in ("hat", "ball")]
+    for name, key, answers in (
+        ("conversations", "instruction", {"output": "It is red."}),
+        ("pairs", "prompt", {"chosen": "It is red.", "rejected": "It is big."}),
+    ):
+        lines = [json.dumps({key: question, **answers}) for question in questions]
+        (folder / f"{name}.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+def pairs_of(base: Path) -> DataConfig:
+    """The pairs of answers in `pairs.jsonl` of a folder."""
+    return DataConfig("preferences", str(base / "pairs.jsonl"), val_fraction=0.2, dir=str(base / "data"))

@@ -50,7 +50,7 @@ def assert_learned_the_same(one: Path, two: Path, base: Path, metrics: Sequence[
 
 def as_torchrun(start: Callable[..., CommandProcess], name: str, *arguments: str, nodes: int = 1) -> None:
     """Run a command in two processes on `nodes` machines, with the environment that torchrun gives to each process."""
-    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": _free_port(), "TORCHELASTIC_RUN_ID": "test"}
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "TORCHELASTIC_RUN_ID": "test"}
     places = {
         1: [{"RANK": "0", "LOCAL_RANK": "0"}, {"RANK": "1", "LOCAL_RANK": "1"}],
         2: [{"RANK": "0", "LOCAL_RANK": "0"}, {"RANK": "1", "LOCAL_RANK": "0", "GROUP_RANK": "1"}],
@@ -60,13 +60,14 @@ def as_torchrun(start: Callable[..., CommandProcess], name: str, *arguments: str
 
 def as_srun(start: Callable[..., CommandProcess], name: str, *arguments: str) -> None:
     """Run a command as two tasks on two machines, with the environment that srun gives to each task."""
-    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "job", "SLURM_NODELIST": "localhost", "MASTER_PORT": _free_port()}
+    job = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "job", "SLURM_NODELIST": "localhost", "MASTER_PORT": free_port()}
     tasks = {"SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "1", "SLURM_NNODES": "2", "SLURM_LOCALID": "0"}
     ranks = [{"SLURM_PROCID": rank, "SLURM_NODEID": rank} for rank in ("0", "1")]
     _together(start, name, arguments, [job | tasks | rank for rank in ranks])
 
 
-def _free_port() -> str:
+def free_port() -> str:
+    """Return the number of a port of this machine that no process uses."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         return str(free.getsockname()[1])
 

@@ -8,14 +8,13 @@ import pytest
 import stand_in
 import torch
 from interop.saved_runs import char
-from model_variants import MODELS
+from model_variants import decisive_model
 
 from positron.inference.decoder import Decoder
 from positron.inference.engine import Engine
 from positron.inference.rollouts import rollouts
 from positron.inference.sampling import Sampling
 from positron.inference.speculative import SpeculativeEngine
-from positron.model.gpt import GPT
 
 TOKENS = 6
 SAMPLINGS = {
@@ -26,20 +25,10 @@ SAMPLINGS = {
 }
 
 
-def model_of(name: str) -> GPT:
-    """A model whose logits are far enough from each other that rounding changes no token."""
-    config = MODELS[name]
-    torch.manual_seed(0)
-    model = GPT(type(config)(**{**vars(config), "vocab_size": char().vocab_size})).eval()
-    for parameter in model.parameters():
-        parameter.data.normal_(0, 0.3)
-    return model
-
-
 @pytest.mark.parametrize("sampling", SAMPLINGS)
 @pytest.mark.parametrize("name", ["plain", "modern"])
 def test_texts_are_those_of_the_cpu_and_a_token_takes_one_wait(name: str, sampling: str) -> None:
-    here = model_of(name)
+    here = decisive_model(name, char().vocab_size)
     there = copy.deepcopy(here).to(stand_in.DEVICE)
     prompts = [[1, 5, 9], [2, 7]]
     settings = {"max_tokens": TOKENS, "stop_ids": [], "seed": 1}
@@ -52,7 +41,7 @@ def test_texts_are_those_of_the_cpu_and_a_token_takes_one_wait(name: str, sampli
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int8])
 def test_smaller_weights_are_accepted_and_take_as_many_waits(dtype: torch.dtype) -> None:
-    engine = Engine(model_of("modern").to(stand_in.DEVICE), char(), dtype=dtype)
+    engine = Engine(decisive_model("modern", char().vocab_size).to(stand_in.DEVICE), char(), dtype=dtype)
     stand_in.waits.clear()
     assert (
         len(list(engine.ids([[1, 5, 9]], Sampling(), max_tokens=30, stop_ids=[], seed=1))) == 30
@@ -61,7 +50,7 @@ def test_smaller_weights_are_accepted_and_take_as_many_waits(dtype: torch.dtype)
 
 
 def test_a_round_of_a_draft_model_takes_a_wait_for_each_proposal_and_one_for_the_check() -> None:
-    large, small = (model_of(name).to(stand_in.DEVICE) for name in ("modern", "plain"))
+    large, small = (decisive_model(name, char().vocab_size).to(stand_in.DEVICE) for name in ("modern", "plain"))
     engine = SpeculativeEngine(large, char(), small)
     stand_in.waits.clear()
     assert len(list(engine.ids([[1, 5, 9]], Sampling(), max_tokens=TOKENS, stop_ids=[], seed=1))) == TOKENS
@@ -69,7 +58,7 @@ def test_a_round_of_a_draft_model_takes_a_wait_for_each_proposal_and_one_for_the
 
 
 def test_a_token_of_many_answers_takes_one_wait_and_is_that_of_the_cpu() -> None:
-    here = model_of("modern")
+    here = decisive_model("modern", char().vocab_size)
     there = copy.deepcopy(here).to(stand_in.DEVICE)
     settings = {"temperature": 1.0, "max_tokens": TOKENS, "stop_ids": [3], "seeds": [1, 2]}
     wanted = rollouts(Decoder(here), [[1, 5, 9], [2, 7]], 3, **settings)

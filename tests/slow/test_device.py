@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import subprocess
 import sys
 import time
@@ -20,13 +19,12 @@ import pytest
 import torch
 from conftest import tiny
 from interop.saved_runs import char
-from model_variants import MODELS, OPTIMIZERS, PLAIN
+from model_variants import MODELS, OPTIMIZERS, PLAIN, decisive_model
 from traces import same
-from tuning import tuned
+from tuning import chat_base, pairs_of, tuned
 
 from positron.config import (
     Accelerator,
-    DataConfig,
     DeviceConfig,
     LoraConfig,
     MonitorConfig,
@@ -46,7 +44,6 @@ from positron.reinforce import reinforce
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics
 from positron.sft import sft
-from positron.text.conversation import TEMPLATE
 from positron.train import train
 
 pytestmark = pytest.mark.slow
@@ -123,18 +120,7 @@ def test_a_run_in_pieces_is_bit_identical_to_one_in_one_piece(device: Any, preci
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run that chats without having learned it, conversations, and pairs of answers."""
-    folder = tmp_path_factory.mktemp("base")
-    config = tiny(folder, train__max_steps=2, model__context_length=64, train__batch_tokens=1024)
-    train(config, folder / "base")
-    Run(folder / "base").chat_path.write_text(json.dumps(TEMPLATE))
-    questions = [f"The {thing} {n}?" for n in range(12) for thing in ("hat", "ball")]
-    for name, key, answers in (
-        ("conversations", "instruction", {"output": "It is red."}),
-        ("pairs", "prompt", {"chosen": "It is red.", "rejected": "It is big."}),
-    ):
-        lines = [json.dumps({key: question, **answers}) for question in questions]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines))
-    return folder
+    return chat_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.mark.parametrize("rank", [0, 2])
@@ -146,8 +132,7 @@ def test_fine_tuning_has_the_losses_of_the_cpu(device: Any, rank: int, base: Pat
 
 
 def test_learning_from_pairs_has_the_losses_of_the_cpu(device: Any, base: Path, tmp_path: Path) -> None:
-    data = DataConfig("preferences", str(base / "pairs.jsonl"), val_fraction=0.2, dir=str(base / "data"))
-    config = tuned(base, sft=None, preference=PreferenceConfig(), data=data)
+    config = tuned(base, sft=None, preference=PreferenceConfig(), data=pairs_of(base))
     for name in ("cpu", device):
         prefer(on(name, config), tmp_path / name)
     assert losses(tmp_path / device) == pytest.approx(losses(tmp_path / "cpu"), rel=5e-3)
@@ -170,19 +155,10 @@ def test_answers_are_sampled_with_the_probabilities_of_the_training(
     assert max(gaps) < 0.05
 
 
-def model_of(name: str) -> GPT:
-    """A model whose logits are far enough from each other that rounding changes no token."""
-    model = GPT(dataclasses.replace(MODELS[name], vocab_size=char().vocab_size)).eval()
-    torch.manual_seed(0)
-    for parameter in model.parameters():
-        parameter.data.normal_(0, 0.3)
-    return model
-
-
 @pytest.mark.parametrize("sampling", [Sampling(temperature=0, top_p=None), Sampling(top_k=5, repetition_penalty=1.3)])
 @pytest.mark.parametrize("name", MODELS)
 def test_texts_are_those_of_the_cpu(device: Any, name: str, sampling: Sampling) -> None:
-    here = model_of(name)
+    here = decisive_model(name, char().vocab_size)
     there = copy.deepcopy(here).to(device)
     texts = [
         list(Engine(model, char()).ids([[1, 5, 9], [2, 7]], sampling, max_tokens=8, stop_ids=[], seed=1))

@@ -1,14 +1,13 @@
 """Two processes train what one trains, and runs move between them."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
 from conftest import FAST, PATIENCE
-from traces import trace
-from two_processes import TWO, run
+from traces import assert_same_trace
+from two_processes import TWO, free_port, run
 
 
 @pytest.mark.slow
@@ -24,13 +23,8 @@ def test_two_processes_have_the_trace_of_one_also_when_the_number_changes_midway
     alone("name=two")
     alone("name=back", "train.stop_at=6")
     run(tmp_path, "name=back", *TWO, *common)
-    one, *others = (trace(tmp_path / "outputs" / name) for name in ("one", "two", "back"))
-    for other in others:
-        assert [row[:2] for row in other] == [row[:2] for row in one]
-        for mine, theirs in zip(other, one, strict=True):
-            for a, b in zip(mine[2:], theirs[2:], strict=True):
-                assert (a is None) == (b is None)
-                assert a is None or a == pytest.approx(b, rel=2e-4), (mine, theirs)
+    for name in ("two", "back"):
+        assert_same_trace(tmp_path / "outputs" / name, tmp_path / "outputs" / "one")
 
 
 def with_node_ranks(port, rank):
@@ -63,8 +57,7 @@ def test_two_machines_have_the_trace_of_one(run_command, tmp_path, strategy, lau
     result = run_command("train", "model=debug", *FAST, "device=cpu", "name=one", *common)
     assert result.code == 0, result.err
     nodes = ("device=cpu", "device.num_nodes=2", f"device.strategy={strategy}", "name=two", *common)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
+    port = free_port()
     started = []
     for rank in ("0", "1"):
         command, environment = launch(port, rank)
@@ -72,12 +65,7 @@ def test_two_machines_have_the_trace_of_one(run_command, tmp_path, strategy, lau
         started.append(subprocess.Popen(words, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True))
     said = [process.communicate(timeout=PATIENCE)[1] for process in started]
     assert [process.returncode for process in started] == [0, 0], said
-    one, two = (trace(tmp_path / "outputs" / name) for name in ("one", "two"))
-    assert [row[:2] for row in two] == [row[:2] for row in one]
-    for mine, theirs in zip(two, one, strict=True):
-        for a, b in zip(mine[2:], theirs[2:], strict=True):
-            assert (a is None) == (b is None)
-            assert a is None or a == pytest.approx(b, rel=2e-4), (mine, theirs)
+    assert_same_trace(tmp_path / "outputs" / "two", tmp_path / "outputs" / "one")
 
 
 def test_a_batch_that_cannot_be_shared_is_refused_with_one_that_can(run_command):

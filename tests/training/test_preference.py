@@ -16,6 +16,7 @@ import torch
 from conftest import CommandProcess, tiny
 from torch.nn import functional as F
 from traces import same
+from tuning import pairs_of
 from two_processes import assert_learned_the_same, with_one_and_two
 
 import positron.training.reference
@@ -29,7 +30,7 @@ from numpy_ref.preference import (
     simpo_backward,
     simpo_forward,
 )
-from positron.config import DataConfig, GPTConfig, LoraConfig, PreferenceConfig, PreferenceLoss, RunConfig
+from positron.config import GPTConfig, LoraConfig, PreferenceConfig, PreferenceLoss, RunConfig
 from positron.data.preferences import Pair
 from positron.model.gpt import GPT
 from positron.model.kernels.loss import linear_token_losses
@@ -240,7 +241,7 @@ def preferred(base: Path, preference: PreferenceConfig | None = None, **changes:
     config = dataclasses.replace(
         values,
         name="preferred",
-        data=DataConfig("preferences", str(base / "pairs.jsonl"), val_fraction=0.2, dir=str(base / "data")),
+        data=pairs_of(base),
         init_from=str(base / "base"),
         preference=preference or PreferenceConfig(),
     )

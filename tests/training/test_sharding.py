@@ -11,7 +11,7 @@ from conftest import FAST, CommandProcess, apart, side_by_side
 from torch import distributed
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
-from traces import trace, weights
+from traces import assert_same_trace, weights
 from two_processes import as_srun, as_torchrun
 
 from positron.config import GPTConfig, OptimizerConfig
@@ -53,9 +53,7 @@ def assert_close(other, one, optimizer):
     before = read_kept_weights(kept_weights(Run(one).history_folder)[0])
     change = max(float((weights(one)[f"model.{name}"] - value).abs().max()) for name, value in before.items())
     share = {"adamw": 0.002, "muon": 0.05}[optimizer]
-    for mine, theirs in zip(trace(other), trace(one), strict=True):
-        for a, b in zip(mine, theirs, strict=True):
-            assert a is b is None or a == pytest.approx(b, rel=2e-4)
+    assert_same_trace(other, one)
     torch.testing.assert_close(weights(other), weights(one), rtol=0, atol=share * change)
     torch.testing.assert_close(moments(other), moments(one), rtol=0, atol=2e-4)
 

@@ -7,7 +7,6 @@ is written to metrics.jsonl, and the last one is not looked at, because it also 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_args
@@ -18,10 +17,9 @@ import stand_in
 from conftest import tiny
 from model_variants import OPTIMIZERS
 from stand_in import Waits
-from tuning import tuned
+from tuning import chat_base, pairs_of, tuned
 
 from positron.config import (
-    DataConfig,
     DeviceConfig,
     LoraConfig,
     MonitorConfig,
@@ -38,7 +36,6 @@ from positron.reinforce import reinforce
 from positron.run.folder import Run
 from positron.run.metrics import read_metrics
 from positron.sft import sft
-from positron.text.conversation import TEMPLATE
 from positron.train import train
 
 STEPS, LOGGED = 4, 3
@@ -114,19 +111,7 @@ def test_monitors_wait_only_in_the_steps_that_they_measure(tmp_path: Path, waits
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a run that chats without having learned it, conversations, and pairs of answers."""
-    folder = tmp_path_factory.mktemp("base")
-    config = tiny(folder, train__max_steps=2, model__context_length=64, train__batch_tokens=1024)
-    train(config, folder / "base")
-    Run(folder / "base").chat_path.write_text(json.dumps(TEMPLATE))
-    questions = [f"The {thing} {n}?" for n in range(12) for thing in ("hat", "ball")]
-    for name, answers in (
-        ("conversations", {"output": "It is red."}),
-        ("pairs", {"chosen": "It is red.", "rejected": "It is big."}),
-    ):
-        key = "instruction" if name == "conversations" else "prompt"
-        lines = [json.dumps({key: question, **answers}) for question in questions]
-        (folder / f"{name}.jsonl").write_text("\n".join(lines))
-    return folder
+    return chat_base(tmp_path_factory.mktemp("base"))
 
 
 @pytest.mark.parametrize(("rank", "precision"), [(0, "fp32"), (2, "bf16")])
@@ -139,8 +124,7 @@ def test_fine_tuning_waits_for_nothing(rank: int, precision: str, base: Path, tm
 def test_learning_from_pairs_waits_for_nothing(
     number: int, loss: str, base: Path, tmp_path: Path, waits: Waits
 ) -> None:
-    data = DataConfig("preferences", str(base / "pairs.jsonl"), val_fraction=0.2, dir=str(base / "data"))
-    config = tuned(base, sft=None, preference=PreferenceConfig(loss), data=data)
+    config = tuned(base, sft=None, preference=PreferenceConfig(loss), data=pairs_of(base))
     expect(waits_of(prefer, config, ("fp32", "bf16")[number % 2], tmp_path / "run", waits), {})
 
 
