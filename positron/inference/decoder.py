@@ -106,8 +106,10 @@ class Decoder:
 
     def with_rows(self, rows: list[int]) -> Decoder:
         """Create a decoder that shares the packed weights and begins with copies of these rows of the cache, in this order."""
-        other, chosen = copy.copy(self), torch.tensor(rows, device=self.device)
-        other.ids, other.k, other.v = self.ids[chosen], self.k[:, chosen], self.v[:, chosen]
+        other, chosen = self.with_empty_cache(len(rows)), torch.tensor(rows, device=self.device)
+        torch.index_select(self.ids, 0, chosen, out=other.ids)
+        torch.index_select(self.k, 1, chosen, out=other.k)
+        torch.index_select(self.v, 1, chosen, out=other.v)
         other.lengths = [self.lengths[row] for row in rows]
         return other
 

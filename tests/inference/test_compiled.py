@@ -75,7 +75,12 @@ def assert_same_logits(found: Decoder, wanted: Decoder) -> None:
     assert_close(found.step_some(torch.tensor([5, 52]), [2, 0]), wanted.step_some(torch.tensor([5, 52]), [2, 0]))
     assert_close(found.prefill([1], [[3, 3]]), wanted.prefill([1], [[3, 3]]))
     assert_close(found.step(torch.tensor([1, 2, 3])), wanted.step(torch.tensor([1, 2, 3])))
-    assert found.lengths == wanted.lengths == [9, 3, 10]
+    ids, rows = torch.tensor([6, 7, 8, 9, 10]), [2, 0, 0, 1, 2]
+    copied, wanted_copy = found.with_rows(rows), wanted.with_rows(rows)
+    assert_close(copied.step(ids), wanted_copy.step(ids))
+    assert_close(copied.step(ids), wanted_copy.step(ids))
+    assert_close(found.step(ids[:3]), wanted.step(ids[:3]))  # the steps of a copy do not change the original
+    assert found.lengths == wanted.lengths == [10, 4, 11]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=lambda options: "-".join(map(str, options.values())))
