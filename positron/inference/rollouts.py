@@ -88,7 +88,7 @@ def _sample(
         numbers = torch.cat(
             [torch.rand(copies, generator=generator) for generator in generators]
         )  # also for ended answers, so that an answer's numbers do not depend on the others
-        tokens, logprobs, entropies = draw(logits / temperature, numbers[rows].to(decoder.device))
+        tokens, logprobs, entropies = draw(logits, temperature, numbers[rows].to(decoder.device))
         drawn = torch.stack((tokens.to(logprobs.dtype), logprobs, entropies))  # fp32 is exact up to 2^24 tokens
         for row, token, logprob, entropy in zip(rows, *drawn.tolist(), strict=True):  # the only wait for the device
             if row not in active:
@@ -111,19 +111,19 @@ def _sample(
         logits = cache.step(tokens)
 
 
-def draw(logits: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw a token from each row of logits (B, V), by inverting the cumulative distribution at `numbers` (B,) in [0, 1).
+def draw(logits: Tensor, temperature: float, numbers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw a token from softmax(logits / temperature) for each row of logits (B, V).
 
-    Returns the tokens (B,), their log-probabilities (B,) and the entropies (B,) of the distributions, in nats.
+    `numbers` (B,) in [0, 1) are the values at which the cumulative distributions are inverted. Returns the tokens (B,), their
+    log-probabilities (B,) and the entropies (B,) of the distributions, in nats.
     """
-    logprobs = torch.log_softmax(logits.float(), dim=-1)  # (B, V)
-    p = logprobs.exp()
-    reached = p.cumsum(dim=-1)  # (B, V)
-    tokens = torch.searchsorted(
-        reached, (numbers * reached[:, -1])[:, None], right=True
-    )  # reached[:, -1] is 1 up to rounding
-    tokens = tokens.clamp(max=logits.shape[-1] - 1)
-    entropies = -(p * logprobs.clamp(min=-100)).sum(
-        dim=-1
-    )  # where logprobs < -100, p is 0, and 0 times -inf would be NaN
-    return tokens[:, 0], logprobs.gather(1, tokens)[:, 0], entropies
+    scaled = logits.float() / temperature  # (B, V)
+    scaled -= scaled.amax(dim=-1, keepdim=True)
+    scaled.clamp_(min=-200)  # exp(-200) is 0 in fp32, and so is 0 times -200; 0 times -inf would be NaN
+    p = scaled.exp()
+    total = p.sum(dim=-1)  # (B,)
+    entropies = total.log() - torch.linalg.vecdot(p, scaled) / total
+    reached = p.cumsum_(dim=-1)
+    tokens = torch.searchsorted(reached, (numbers * reached[:, -1])[:, None], right=True)
+    tokens = tokens.clamp(max=logits.shape[-1] - 1)  # rounding can make a number reach the sum
+    return tokens[:, 0], scaled.gather(1, tokens)[:, 0] - total.log(), entropies

@@ -88,13 +88,13 @@ def test_an_answer_does_not_depend_on_the_others(monkeypatch):
 def test_tokens_are_drawn_with_the_probabilities_of_the_model():
     logits = torch.tensor([[0.0, 1.0, -2.0, -math.inf, 3.0]])
     numbers = (torch.arange(100_000) + 0.5) / 100_000
-    tokens, logprobs, entropies = draw(logits.expand(100_000, -1), numbers)
+    tokens, logprobs, entropies = draw(2 * logits.expand(100_000, -1), 2.0, numbers)
     p = logits.softmax(dim=-1)[0]
     torch.testing.assert_close(torch.bincount(tokens, minlength=5) / 100_000, p, atol=2e-5, rtol=0)
     torch.testing.assert_close(logprobs.exp(), p[tokens])
     torch.testing.assert_close(entropies[0], torch.distributions.Categorical(p).entropy())
-    assert draw(logits, torch.tensor([0.0]))[0] == 0
-    assert draw(logits, torch.tensor([1 - 2**-24]))[0] == 4
+    assert draw(logits, 1.0, torch.tensor([0.0]))[0] == 0
+    assert draw(logits, 1.0, torch.tensor([1 - 2**-24]))[0] == 4
 
 
 def test_sampling_is_left_as_soon_as_the_run_has_to_stop():
