@@ -13,16 +13,19 @@ import torch.testing._internal.distributed.fake_pg
 from composing import composed
 from conftest import PROJECT, apart
 from torch import distributed
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from positron.config import GPTConfig, RunConfig
+from positron.config import GPTConfig, OptimizerConfig, RunConfig
 from positron.model.gpt import GPT
 from positron.settings import from_dict
+from positron.training.optim.groups import build_optimizer
 from positron.training.sharded_tensors import own_part
 from positron.training.sharding import shard
 from scripts.bench import scale
 from scripts.bench import scale_on_paper as paper
 from scripts.bench import scale_report as report
+from scripts.bench import scale_sharded as sharded
 
 DOCUMENT = (PROJECT / "docs" / "SCALE.md").read_text(encoding="utf-8")
 
@@ -172,6 +175,32 @@ def one_of_eight():
 
 def test_a_step_of_fsdp_sends_and_holds_what_the_formula_says():
     apart(one_of_eight)
+
+
+def memory_of_one_of_eight():
+    distributed.init_process_group("fake", rank=0, world_size=8)
+    gpt = sharded.SHAPES[0]
+    model = GPT(gpt)
+    shard(model, "cpu", 8)
+    optimizer = build_optimizer(model.named_parameters(), OptimizerConfig(), fused=True)
+    sharded.step(model, optimizer)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        sharded.step(model, optimizer)
+    held, tensors = sharded.computed(gpt, 8)
+    assert held + sharded.largest_sum(record) == pytest.approx(tensors, rel=0.1)
+
+
+def test_the_tensors_of_a_step_of_fsdp_take_what_the_formula_says():
+    apart(memory_of_one_of_eight)
+
+
+def test_the_largest_sum_counts_what_lives_at_the_same_time():
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        for _ in range(2):
+            a = torch.ones(1_000_000)
+            b = a[:500_000].clone()
+            del a, b
+    assert sharded.largest_sum(record) == pytest.approx(6_000_000, rel=0.01)
 
 
 @pytest.mark.parametrize("name", paper.MODELS)
