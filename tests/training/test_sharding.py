@@ -22,6 +22,7 @@ from positron.run.kept_weights import kept_weights, read_kept_weights
 from positron.run.load import bare_names
 from positron.run.paths import RunPaths
 from positron.run.samples import read_samples
+from positron.system.errors import UserError
 from positron.training.optim.groups import build_optimizer, clip_gradients
 from positron.training.sharded_tensors import own_part, whole_state
 from positron.training.sharding import shard, whole_model
@@ -195,6 +196,25 @@ def train_alone_and_as_one_of_two(rank: int, folder: str, checkpoint: int) -> No
 @pytest.mark.parametrize("checkpoint", [0, 1], ids=["stored", "recomputed"])
 def test_two_processes_clip_and_update_as_one_in_float64(tmp_path, checkpoint):
     side_by_side(train_alone_and_as_one_of_two, [(rank, tmp_path.as_uri(), checkpoint) for rank in range(2)])
+
+
+def custom_optimizers_of_one_of_eight() -> None:
+    distributed.init_process_group("fake", rank=0, world_size=8)
+    model = GPT(SHAPES[0])
+    shard(model, "cpu", 8)
+    for name in ("RAdam", "SGD"):
+        config = OptimizerConfig(kind="custom", _target_=f"torch.optim.{name}")
+        before = [own_part(p.detach()).clone() for p in model.parameters()]
+        optimizer = build_optimizer(model.named_parameters(), config, fused=False)
+        assert optimizer.state_dict()["state"] == {}
+        assert all(torch.equal(own_part(p), a) for p, a in zip(model.parameters(), before, strict=True))
+    config = OptimizerConfig(kind="custom", _target_="torch.optim.Adafactor")
+    with pytest.raises(UserError, match=r"torch.optim.Adafactor cannot update weights that are divided .*strategy=ddp"):
+        build_optimizer(model.named_parameters(), config, fused=False)
+
+
+def test_an_optimizer_that_cannot_update_sharded_weights_is_refused_before_the_first_step():
+    apart(custom_optimizers_of_one_of_eight)
 
 
 def rank_of_eight(rank: int, file: str) -> None:

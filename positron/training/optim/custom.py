@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 
 from positron.config import OptimizerConfig
 from positron.system.errors import UserError
@@ -18,7 +19,7 @@ def custom_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> t
     """Build the optimizer that `optimizer._target_` names for these parameter groups, with `optimizer.options` as arguments.
 
     The training loop sets the learning rate of every group before each step. Raises UserError if the class refuses its
-    arguments, or if `optimizer_class` raises it.
+    arguments or cannot update sharded weights, or if `optimizer_class` raises it.
     """
     cls = optimizer_class(config)
     try:
@@ -27,7 +28,28 @@ def custom_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> t
         raise UserError(
             f"{KEY}={config._target_} refuses its arguments ({' '.join(str(error).split())}): correct optimizer.options="
         ) from error
+    if any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"]):
+        _refuse_unsharded(cls, groups, config)
     return optimizer
+
+
+def _refuse_unsharded(cls: Any, groups: list[dict[str, Any]], config: OptimizerConfig) -> None:
+    """Raise UserError if the class cannot update sharded weights, by one step on zeros for each number of dimensions.
+
+    All processes must call it together.
+    """
+    by_rank = {parameter.ndim: parameter for group in groups for parameter in group["params"]}
+    tried = [torch.nn.Parameter(torch.zeros_like(parameter)) for parameter in by_rank.values()]
+    for parameter in tried:
+        parameter.grad = torch.ones_like(parameter)
+    try:
+        cls(tried, lr=config.lr, **(config.options or {})).step()
+    except (NotImplementedError, RuntimeError) as error:
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise UserError(
+            f"{KEY}={config._target_} cannot update weights that are divided among processes ({reason}): choose "
+            "device.strategy=ddp, or another optimizer"
+        ) from error
 
 
 def optimizer_class(config: OptimizerConfig) -> Any:
