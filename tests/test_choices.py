@@ -244,7 +244,7 @@ def test_every_choice_of_the_settings_is_tested_here() -> None:
 
 
 def test_tables_by_choice_have_a_row_for_every_choice() -> None:
-    assert set(device.DTYPES) == set(device.LIGHTNING_PRECISION) == set(get_args(Precision))
+    assert set(device.DTYPES) == set(get_args(Precision))
     assert set(choices.BATCH_TOKENS) == set(device.accelerators()) == set(get_args(Accelerator))
     values = {(kind, field): words for kind, field, words in literals(choices.RunConfig)}
     assert set(DTYPES) == values["ReinforceConfig", "weights"]

@@ -17,7 +17,6 @@ from positron.system.errors import UserError
 from positron.system.ranks import local_rank
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-LIGHTNING_PRECISION: dict[Precision, str] = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 CPU_MICRO_TOKENS = 4096  # with about this number of tokens, the activations of a layer fit the cache of a desktop CPU
 
 

@@ -7,10 +7,12 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, assert_never
 
 import lightning as L
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.plugins import MixedPrecision
+from lightning.pytorch.plugins import Precision as LightningPrecision
 
 from positron.config import RunConfig, seconds
 from positron.model.gpt import GPT
@@ -36,7 +38,7 @@ from positron.training.callbacks.validation import Validation
 from positron.training.compiling import compile_in_place
 from positron.training.conclude import conclude, log_how_to_continue
 from positron.training.device import (
-    LIGHTNING_PRECISION,
+    Machine,
     batch_remedy,
     is_out_of_memory,
     memory_remedy,
@@ -306,11 +308,10 @@ def _trainer(session: Session, plan: Plan, callbacks: list[L.Callback]) -> L.Tra
         devices=device.devices,
         num_nodes=device.num_nodes,
         strategy=FullyShardedStrategy() if device.shards_weights else device.strategy,
-        precision=LIGHTNING_PRECISION[plan.machine.precision],  # type: ignore[arg-type]
         max_epochs=-1,  # no limit: the callback `Stopping` ends the run
         limit_val_batches=0,  # the callback `Validation` validates instead
         callbacks=callbacks,
-        plugins=[WholeCheckpointIO(), *([OnlyProcess()] if device.processes == 1 else [])],
+        plugins=[_precision(plan.machine), WholeCheckpointIO(), *([OnlyProcess()] if device.processes == 1 else [])],
         default_root_dir=session.run.folder,
         logger=False,
         enable_checkpointing=False,
@@ -318,6 +319,19 @@ def _trainer(session: Session, plan: Plan, callbacks: list[L.Callback]) -> L.Tra
         enable_model_summary=False,
         use_distributed_sampler=False,
     )
+
+
+def _precision(machine: Machine) -> LightningPrecision:
+    """Return Lightning's plugin for a precision. Given its name instead, Lightning would train in bf16 for fp16 on a CPU."""
+    match machine.precision:
+        case "fp32":
+            return LightningPrecision()
+        case "bf16":
+            return MixedPrecision("bf16-mixed", machine.accelerator)
+        case "fp16":
+            return MixedPrecision("16-mixed", machine.accelerator)
+        case _:
+            assert_never(machine.precision)
 
 
 class OnlyProcess(LightningEnvironment):

@@ -2,6 +2,7 @@
 
 import base64
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -614,3 +615,23 @@ def test_memory_that_was_freed_stays_in_the_process():
     first, again = map(int, result.stdout.split())
     assert first > 1_000  # 24,000 pages of 4 KB, fewer of larger ones
     assert again < first / 100
+
+
+def test_fp16_on_a_cpu_scales_the_loss_and_continues_with_the_same_scale(tmp_path, monkeypatch):
+    """The first scales are so large that the gradients are infinite; the scaler skips these steps and halves the scale."""
+    first = functools.partialmethod(torch.amp.GradScaler.__init__, init_scale=2.0**30)
+    monkeypatch.setattr(torch.amp.GradScaler, "__init__", first)
+    every = {"train__save_every": 3, "train__val_every": 3}
+    config = dataclasses.replace(tiny(tmp_path, train__max_steps=20, **every), precision=PrecisionConfig("fp16"))
+    train(config, tmp_path / "whole")
+    train(dataclasses.replace(config, train=dataclasses.replace(config.train, stop_at=3)), tmp_path / "stopped")
+    early = load_checkpoint(newest_checkpoint(tmp_path / "stopped" / "checkpoints"))
+    assert early["MixedPrecision"]["scale"] == 2.0**27  # three steps were skipped
+    train(config, tmp_path / "stopped")
+    assert same(tmp_path / "whole", tmp_path / "stopped")
+    late = load_checkpoint(newest_checkpoint(tmp_path / "whole" / "checkpoints"))
+    assert 1 <= late["MixedPrecision"]["scale"] < 2.0**27
+    rows = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert rows[2]["val/loss"] > 4.15  # of a model that has not learned yet: the logarithm of 65 characters is 4.17
+    assert rows[-1]["val/loss"] < rows[2]["val/loss"] - 0.3
+    assert Run(tmp_path / "whole").facts().status == "finished"
