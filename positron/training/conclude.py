@@ -19,14 +19,15 @@ logger = logging.getLogger(__name__)
 
 
 def conclude(run: Run, status: str, error: str | None, signals: Signals, *, keeps_best: bool) -> None:
-    """Write run.json, the exported weights, the loss curve and the report when a run ends, with any `status`.
+    """Write run.json, the exported weights, the loss curve and the report when a run ends, whatever its `status`.
 
-    `keeps_best`: see `Objective`. A report or weights that cannot be written cause a warning only.
+    `error`: the message of the error that ended the run, or None. `keeps_best`: see `Objective`. If a file cannot be written,
+    a warning is logged and no error is raised.
     """
     try:
         rows = read_metrics(run.metrics_path)
     except UserError as damaged:  # another process or the disk damaged it during the run
-        logger.warning(f"the report is not written: {damaged}")
+        logger.warning(f"the weights and the report are not written: {damaged}")
         rows = []
     val = [row for row in rows if row.get("val/bpb") is not None]  # NaN is stored as null
     facts = {"step": rows[-1]["step"], "tokens": rows[-1]["tokens"], "time_s": rows[-1]["time_s"]} if rows else {}
@@ -45,7 +46,7 @@ def conclude(run: Run, status: str, error: str | None, signals: Signals, *, keep
 
 
 def log_how_to_continue(run: Run) -> None:
-    """Log which step was saved of a run that a signal ended, and how to continue the run."""
+    """Log the last saved step of a run that a signal has ended, and how to continue the run."""
     saved = checkpoints(run.checkpoint_folder)
     if saved:
         logger.info(f"saved at step {step_of(saved[-1])}; the same command continues the run")

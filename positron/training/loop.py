@@ -59,7 +59,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Records:
-    """Hold the metrics of the run so far, and the trackers that receive the next ones."""
+    """Hold the metrics of the run so far, and the trackers (wandb, TensorBoard) that receive the next metrics."""
 
     rows: list[dict[str, Any]]  # the rows of metrics.jsonl when the process started
     trackers: list[Tracker]
@@ -121,7 +121,7 @@ def fit(
             elif was_pruned:
                 logger.info(
                     f"nothing to do: sweep.prune=median ended {run.folder} at step {start.step}; give another name= to train "
-                    "it to the end"
+                    "with these settings to the end"
                 )
             elif start.step < plan.last_step:
                 if session.is_first_rank:
@@ -169,9 +169,9 @@ def fit(
 
 
 class Steps:
-    """Iterate without end over the batches after the trainer's current step; the step is the only state of the iterator.
+    """Iterate endlessly over the batches of the steps that follow the trainer's current step.
 
-    An item is a list: the micro-batches of this rank's share of an optimizer step.
+    Each item is the list of this rank's micro-batches for one optimizer step. An iterator has no state except the step.
     """
 
     def __init__(self, objective: Objective, trainer: L.Trainer) -> None:
@@ -232,7 +232,10 @@ def _module(config: RunConfig, plan: Plan, model: GPT, objective: Objective, tok
 
 
 def _compile(plan: Plan, model: GPT, objective: Objective) -> None:
-    """Compile the model. A single process also compares it with eager mode; with several, their devices are not known yet."""
+    """Compile the model and, if this is the only process, compare it with eager mode.
+
+    The comparison needs the device of this process, which is not known yet if there are several processes.
+    """
     if plan.world_size == 1:
         compile_in_place(model, objective.batch(1, 0, 1)[0], plan.machine)
     else:
@@ -250,7 +253,8 @@ def _callbacks(
 ) -> list[L.Callback]:
     """Return the callbacks in the order in which Lightning calls them.
 
-    The clock comes first, then the callbacks that end the run, those that measure, those that write, and those that save.
+    The order matters: after a step, the callbacks first measure and decide whether the run ends, then MetricsLog writes the
+    metrics, and Divergence stops a diverged run before samples, weights and checkpoints are written.
     """
     run, config, train = session.run, session.config, session.config.train
     speed = SpeedFacts(

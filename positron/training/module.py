@@ -31,7 +31,7 @@ def seed_step(seed: int, step: int, rank: int, device: torch.device) -> None:
     """Seed all random generators, so that the random numbers of a step (dropout) depend only on seed, step and rank.
 
     A run that continues from a checkpoint therefore draws the same numbers as an uninterrupted run, without a saved state of
-    the generators. The data of a step follow the same rule (invariant 3 of docs/ARCHITECTURE.md).
+    the generators. The choice of a step's data follows the same rule (invariant 3 of docs/ARCHITECTURE.md).
     """
     value = int(np.random.SeedSequence((seed, step, rank)).generate_state(1)[0])
     random.seed(value)
@@ -80,13 +80,13 @@ class TrainingModule(L.LightningModule):
         self.bad_steps = torch.zeros((), dtype=torch.int64)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Build the optimizer; it is fused if the precision allows it."""
+        """Build the optimizer; except in fp16, AdamW is fused, so that one kernel updates all parameters."""
         # in fp16, gradients must be unscaled before they are clipped, but a fused step would unscale them afterwards
         fused = self.trainer.precision != "16-mixed"
         return build_optimizer(self.model.named_parameters(), self.optimizer_config, fused=fused)
 
     def on_train_start(self) -> None:
-        """Move the counters to the device."""
+        """Move the counters of bad steps, whose loss or gradient was NaN or infinite, to the device."""
         self.bad_in_a_row = self.bad_in_a_row.to(self.device)
         self.bad_steps = self.bad_steps.to(self.device)
 
@@ -116,10 +116,10 @@ class TrainingModule(L.LightningModule):
         optimizer.zero_grad(set_to_none=True)
 
     def _accumulate(self, parts: list[Part]) -> Tensor:
-        """Add up the gradients of all micro-batches and return the loss, the sum of the losses divided by their count.
+        """Add up the gradients of all micro-batches and return this rank's loss; its mean over the ranks is the batch's loss.
 
-        The count includes the targets of all ranks. DDP and FSDP average gradients over the ranks; the factor `world` turns
-        the average into a sum.
+        The sum of the losses is divided by their number on all ranks, and multiplied by the number of ranks: DDP and FSDP
+        average the gradients over the ranks, and this factor turns the average into a sum.
         """
         world = self.trainer.world_size
         count = torch.stack([self.objective.count(part) for part in parts]).sum()
@@ -143,11 +143,11 @@ class TrainingModule(L.LightningModule):
         return contextlib.nullcontext() if last or not hasattr(wrapped, "no_sync") else wrapped.no_sync()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradients. If the gradient is NaN or infinite, the step changes no weight.
+        """Clip the gradients, and make the step change no weight if the gradient is NaN or infinite.
 
-        Lightning calls this method when the gradients are complete and unscaled. In fp16 the loss is
-        checked instead of the gradient. For fused optimizers the host does not wait to learn whether the value is finite:
-        `skip_step_if` makes their kernels skip the update on the device.
+        Lightning calls this method when the gradients are complete and, in fp16, divided by the loss scale. In fp16 the loss
+        is checked instead of the gradient. With a fused optimizer, the host does not wait for the result of the check:
+        `skip_step_if` makes the optimizer's kernel skip the update on the device.
         """
         scaled = self.trainer.precision == "16-mixed"
         self.grad_norm = clip_gradients(list(self.model.parameters()), self.grad_clip)
@@ -161,15 +161,15 @@ class TrainingModule(L.LightningModule):
             optimizer.zero_grad(set_to_none=True)
 
     def validation_step(self, batch: Part, batch_idx: int) -> Tensor:
-        """Return a tensor (3,): the sum of the losses in nats, the bytes, and the number of a micro-batch's targets."""
+        """Return a tensor (3,) for a micro-batch: the sum of its losses in nats, its bytes of target text, and its targets."""
         return self.objective.score(self.model, batch, self.token_bytes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the counts of bad steps, the tokenizer's hash and the architecture to the checkpoint."""
+        """Add the counts of bad (non-finite) steps, the tokenizer's hash and the architecture to the checkpoint."""
         counters = {"bad_steps": int(self.bad_steps), "bad_in_a_row": int(self.bad_in_a_row)}
         checkpoint |= {**counters, **self.identity}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Restore the counts of bad steps, so that restarting a run does not reset its detection of divergence."""
+        """Restore the counts of bad (non-finite) steps, so that restarting a run does not reset its detection of divergence."""
         self.bad_steps = torch.tensor(checkpoint["bad_steps"])
         self.bad_in_a_row = torch.tensor(checkpoint.get("bad_in_a_row", 0))  # missing in runs from before 2026-11

@@ -1,4 +1,4 @@
-"""Compute the reference of preference tuning once, store it, and read it again when the run continues."""
+"""Compute the log-probabilities of the reference model of preference tuning once, and read them again on resuming."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ logger = logging.getLogger(__name__)
 
 
 def open_reference(session: Session, machine: Machine, objective: PreferenceObjective, model: GPT) -> Reference:
-    """Return the reference that is stored in the run; if there is none, compute and store it.
+    """Return the log-probabilities of the reference model, which is the model before this training.
 
-    `model` has the weights with which a new run starts. `machine` has the precision of the training; with precision=auto,
-    the session's machine does not have it yet. A run that continues uses its stored reference, even if the base run has
-    changed in the meantime. Raises UserError if the base run has changed and the stored reference is missing.
+    If they are stored in the run, they are read, even if the base run has changed in the meantime; otherwise they are
+    computed and stored. `model`: the model to train; in a new run it still has the weights of the reference model.
+    `machine`: the machine of the run's plan, because with precision=auto `session.machine` does not have the final precision.
+    Raises UserError if a run that continues has lost its stored reference and the base run has changed or cannot be read.
     """
     run, config, start = session.run, session.config, session.start
     if start.is_own:
@@ -35,12 +36,14 @@ def open_reference(session: Session, machine: Machine, objective: PreferenceObje
         if stored is not None:
             if changed:
                 logger.warning(
-                    f"the weights of init_from={config.init_from} have changed since this run began: it continues with the "
-                    f"reference that it stored, {run.reference_path.name}"
+                    f"the weights of init_from={config.init_from} have changed since this run began: this run continues with "
+                    f"the log-probabilities of the old weights, which it stored in {run.reference_path.name}"
                 )
             return stored
         if changed or changed is None:
-            why = "was not found" if changed is None else "has changed since this run began"
+            why = (
+                "was not found or has no readable checkpoint" if changed is None else "has changed since this run began"
+            )
             raise UserError(
                 f"{run.reference_path} is missing or damaged, and it cannot be computed again, because the base run "
                 f"init_from={config.init_from} {why}: restore the file from a copy, or give another name="
@@ -66,13 +69,16 @@ def open_reference(session: Session, machine: Machine, objective: PreferenceObje
 
 
 def _identity(weights: str | None, objective: PreferenceObjective, machine: Machine) -> str:
-    """Return a text that changes whenever the reference must be computed again."""
+    """Return a string that changes whenever the log-probabilities of the reference must be computed again."""
     sizes = f"{objective.context} {len(objective.train)} {len(objective.val)}"
     return f"{weights} {objective.fingerprint} {sizes} {machine.precision}"
 
 
 def _is_changed(config: RunConfig, known: str | None) -> bool | None:
-    """Tell whether the weights of the base run have changed since this run began; None if they were not found."""
+    """Tell whether the weights of the base run still have the hash `known`; return None if they cannot be read.
+
+    `known`: the hash of the weights when this run began. The result is True if the weights have changed.
+    """
     try:
         weights = best_or_newest(base_run(config).checkpoint_folder)
         saved = None if weights is None else load_checkpoint(weights)["state_dict"]

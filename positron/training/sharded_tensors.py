@@ -14,7 +14,10 @@ def whole(tensor: Tensor) -> Tensor:
 
 
 def whole_state(state: Any) -> Any:
-    """Return nested dicts and lists with whole tensors on the CPU in place of sharded ones. All processes must call it."""
+    """Copy nested dicts and lists, and replace each sharded tensor in them by a whole tensor on the CPU.
+
+    All processes must call it together.
+    """
     match state:
         case DTensor():
             return whole(state).cpu()
@@ -32,7 +35,10 @@ def own_part(tensor: Tensor) -> Tensor:
 
 
 def shard_like(tensor: Tensor, other: Tensor) -> Tensor:
-    """Shard a tensor that all processes hold as `other` is sharded; if `other` is not, return the tensor as it is."""
+    """Shard `tensor` in the same way as `other`; if `other` is not sharded, return `tensor` as it is.
+
+    All processes must hold the same whole `tensor`.
+    """
     if not isinstance(other, DTensor):
         return tensor
     # src_data_rank=None: each process takes its rows from its own copy, and nothing is sent

@@ -1,9 +1,9 @@
 """Divide weights, gradients and moments among several devices (`device.strategy=fsdp`) by torch's `fully_shard`, FSDP2.
 
-Each block is a unit: its weights are gathered before it is computed and freed after it, while the next block's travel. The
-embeddings, the last norm and the head are one more unit. Every parameter becomes a `DTensor`, which has the shape of the whole
-parameter and holds this process's rows of it (Zhao et al. 2023, arXiv:2304.11277; the successor with one DTensor for each
-parameter: torch.distributed.fsdp.fully_shard).
+The weights of a block are gathered before the block is computed, and freed afterwards; the weights of the next block are
+gathered in the meantime. The embeddings, the last norm and the head are treated together, like one more block. Every parameter
+becomes a `DTensor`, which has the shape of the whole parameter and holds this process's rows of it. Zhao et al. 2023
+(arXiv:2304.11277) describe the method, FSDP; `fully_shard` is its successor, which has one DTensor for each parameter.
 
 Checkpoints contain whole tensors, so that any number of processes can continue from them.
 """
@@ -32,9 +32,9 @@ def shard(model: GPT, device_type: str, world_size: int) -> None:
 
 
 def whole_model(model: GPT) -> GPT:
-    """Return the model itself, or if it is sharded, a copy with whole weights on the CPU, into which LoRA is merged.
+    """Return a model with whole weights: a sharded model is copied to the CPU, and any other model is returned as it is.
 
-    All processes must call it.
+    In the copy, LoRA is merged into the weights. All processes must call this function together.
     """
     if not isinstance(model, FSDPModule):
         return model
@@ -59,17 +59,20 @@ class FullyShardedStrategy(DDPStrategy):
         """Register nothing, because there is no DistributedDataParallel."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return the whole weights, as one process has them."""
+        """Return the state dict of the module with whole weights, like that of a training with a single process."""
         state: dict[str, Any] = whole_state(super().lightning_module_state_dict())
         return state
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return the whole state of the optimizer, as one process has it."""
+        """Return the optimizer's state dict with whole tensors, like that of a training with a single process."""
         state: dict[str, Any] = whole_state(super().optimizer_state(optimizer))
         return state
 
     def load_optimizer_state_dict(self, checkpoint: Any) -> None:
-        """Give each process its part of the moments of a checkpoint. The weights are loaded before they are sharded."""
+        """Load the optimizer's moments from a checkpoint; each process keeps its shards of them.
+
+        The weights need no such method, because they are loaded before they are sharded.
+        """
         for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             numbers = [number for group in state["param_groups"] for number in group["params"]]

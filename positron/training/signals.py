@@ -1,4 +1,4 @@
-"""Handle signals such as Ctrl-C: the first saves the last complete step and ends the training, a second ends it at once."""
+"""Handle signals such as Ctrl-C: the first one saves the last complete step and ends the training; a second ends it at once."""
 
 from __future__ import annotations
 
@@ -24,7 +24,8 @@ else:
 class Signals:
     """Handle SIGINT (Ctrl-C), SIGTERM, SIGHUP (the terminal was closed) and SIGBREAK (Ctrl-Break) inside a `with` block.
 
-    Windows has SIGBREAK and not SIGHUP. A process whose window is closed there ends before Python handles the signal.
+    Windows has SIGBREAK and not SIGHUP. If the window of a process is closed on Windows, the process ends before Python can
+    handle a signal.
     """
 
     def __init__(self) -> None:
@@ -39,7 +40,11 @@ class Signals:
         return self
 
     def install(self) -> None:
-        """Install the handlers, again when the training starts, because Lightning replaces the handler of SIGTERM."""
+        """Install the signal handlers; outside of the main thread, where Python allows no handlers, do nothing.
+
+        Entering the `with` block calls this method. The training calls it again when it starts, because Lightning has
+        replaced the handler of SIGTERM by then.
+        """
         for signum in _HANDLED:
             if signum.name == "SIGHUP" and signal.getsignal(signum) is signal.SIG_IGN:
                 continue  # nohup makes the process ignore SIGHUP
@@ -61,9 +66,8 @@ class Signals:
             raise LeftAtOnce(signum)
         else:
             self.received = signum
-            with contextlib.suppress(
-                RuntimeError
-            ):  # the signal interrupted the writing of another line to the same stream
+            # the RuntimeError of a signal that interrupts the writing of another line to the same stream
+            with contextlib.suppress(RuntimeError):
                 logger.info(
                     f"{signal.Signals(signum).name}: saving the last complete step "
                     "(a second signal ends the training without saving)"
@@ -76,10 +80,7 @@ class Signals:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
-        """Delay the effect of any signal until the end of the `with` block, which must be short.
-
-        A signal that was delayed then raises LeftAtOnce.
-        """
+        """Delay signals until the end of the `with` block, which must be short; a delayed signal then raises LeftAtOnce."""
         self._is_held = True
         try:
             yield

@@ -332,7 +332,7 @@ def test_a_base_run_that_has_changed_is_named_and_the_stored_reference_is_kept(b
         prefer(whole, tmp_path / "other")
     assert prefer(whole, tmp_path / "run").status == "finished"
     log = (tmp_path / "run" / "train.log").read_text()
-    assert "have changed since this run began: it continues with the reference that it stored" in log
+    assert "have changed since this run began: this run continues with the log-probabilities of the old weights" in log
 
 
 def test_without_the_text_of_the_base_run_the_answers_are_validated(base: Path, tmp_path: Path) -> None:

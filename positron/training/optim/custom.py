@@ -16,17 +16,18 @@ KEY = "optimizer._target_"
 
 
 def custom_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    """Build the optimizer that `optimizer._target_` names for these parameter groups, with `optimizer.options` as arguments.
+    """Build an optimizer of the class that `optimizer._target_` names, with `optimizer.options` as further arguments.
 
-    The training loop sets the learning rate of every group before each step. Raises UserError if the class refuses its
-    arguments or cannot update sharded weights, or if `optimizer_class` raises it.
+    `groups`: the parameter groups; the training loop sets the learning rate of each group before each step. Raises UserError
+    if the class refuses its arguments or cannot update sharded weights, and in the cases in which `optimizer_class` raises it.
     """
     cls = optimizer_class(config)
     try:
         optimizer: torch.optim.Optimizer = cls(groups, lr=config.lr, **(config.options or {}))
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{KEY}={config._target_} refuses its arguments ({' '.join(str(error).split())}): correct optimizer.options="
+            f"{KEY}={config._target_} refuses its arguments ({' '.join(str(error).split())}): correct optimizer.options=, or "
+            "choose another optimizer"
         ) from error
     if any(isinstance(parameter, DTensor) for group in groups for parameter in group["params"]):
         _refuse_unsharded(cls, groups, config)
@@ -34,9 +35,10 @@ def custom_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> t
 
 
 def _refuse_unsharded(cls: Any, groups: list[dict[str, Any]], config: OptimizerConfig) -> None:
-    """Raise UserError if the class cannot update sharded weights, by one step on zeros for each number of dimensions.
+    """Raise UserError if the optimizer class cannot update sharded weights.
 
-    All processes must call it together.
+    To find out, it takes one optimizer step on sharded tensors of zeros: one tensor for each number of dimensions that
+    occurs in `groups`. All processes must call this function together.
     """
     by_rank = {parameter.ndim: parameter for group in groups for parameter in group["params"]}
     tried = [torch.nn.Parameter(torch.zeros_like(parameter)) for parameter in by_rank.values()]
@@ -53,10 +55,10 @@ def _refuse_unsharded(cls: Any, groups: list[dict[str, Any]], config: OptimizerC
 
 
 def optimizer_class(config: OptimizerConfig) -> Any:
-    """Import the class that `optimizer._target_` names.
+    """Import and return the class that `optimizer._target_` names.
 
-    Raises UserError if the class is not an optimizer, if its `step` needs a closure, or if it has no argument `weight_decay`
-    although `optimizer.weight_decay` is not 0.
+    Raises UserError if the class cannot be imported or is not an optimizer, if its `step` needs a closure, or if it has no
+    argument `weight_decay` although `optimizer.weight_decay` is not 0.
     """
     assert config._target_ is not None
     cls = load_object(config._target_, KEY)
@@ -74,6 +76,6 @@ def optimizer_class(config: OptimizerConfig) -> Any:
 
 
 def refuse_unusable(config: OptimizerConfig) -> None:
-    """Raise UserError at the start of a run if its optimizer cannot be built."""
+    """Raise UserError if `config` names a custom optimizer that cannot be built; called before the text is prepared."""
     if config.is_custom:
         custom_optimizer([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}], config)

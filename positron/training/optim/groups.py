@@ -1,4 +1,4 @@
-"""Group parameters by their role, with the same rule for all optimizers."""
+"""Divide the trained parameters of a model into parameter groups, and build the optimizer that updates them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ Role = Literal["matrix", "table", "vector"]
 
 
 def role_of(name: str, parameter: nn.Parameter, config: OptimizerConfig) -> Role:
-    """Return the role of a parameter.
+    """Return the role of a parameter, which determines its parameter group.
 
-    Norms and biases are `vector`. With Muon, the embeddings and the output head are `table`. All others are `matrix`.
+    A parameter with fewer than two dimensions, such as a norm weight or a bias, is `vector`. With Muon, the embeddings and
+    the output head are `table`. All other parameters are `matrix`.
     """
     if parameter.ndim < 2:
         return "vector"
@@ -38,10 +39,11 @@ def role_of(name: str, parameter: nn.Parameter, config: OptimizerConfig) -> Role
 
 
 def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], config: OptimizerConfig) -> list[dict[str, Any]]:
-    """Return groups of the trained parameters by role; each group has the keys `role`, `weight_decay` and `lr_factor`.
+    """Return one parameter group per role, with the keys `params`, `role`, `weight_decay` and `lr_factor`.
 
-    The learning rate of a group is the schedule's rate times `lr_factor`. Vectors have no weight decay, because pulling the
-    scale of a norm towards zero does not regularise. The order of the groups must not change, because checkpoints depend on it.
+    Frozen parameters are left out. The learning rate of a group is the schedule's rate times `lr_factor`. Vectors have no
+    weight decay, because pulling the scale of a norm towards zero does not regularise. The order of the groups must not
+    change, because checkpoints store the optimizer's state in this order.
     """
     groups: dict[Role, dict[str, Any]] = {
         "matrix": {"weight_decay": config.weight_decay, "lr_factor": 1.0},
@@ -61,7 +63,10 @@ def build_optimizer(
     *,
     fused: bool,
 ) -> torch.optim.Optimizer:
-    """Return AdamW (arXiv:1711.05101), Muon or the user's own optimizer on the groups of `parameter_groups`."""
+    """Build the optimizer that `config` names: AdamW (arXiv:1711.05101), Muon or the user's own.
+
+    Its parameter groups are the result of `parameter_groups`. `fused`: AdamW updates all parameters in one kernel.
+    """
     groups = parameter_groups(parameters, config)
     optimizer: torch.optim.Optimizer
     match config.kind:
@@ -78,10 +83,10 @@ def build_optimizer(
 
 
 def _keep_configured_values(optimizer: torch.optim.Optimizer) -> None:
-    """Make `load_state_dict` restore only moments and step counts, and keep all other values of the groups.
+    """Make `load_state_dict` restore moments and step counts only, so that all hyperparameters stay as configured.
 
-    torch would restore betas, weight decay and all other values from the file. Here the run's config determines them; in
-    addition, old checkpoints lack `role` and `lr_factor`.
+    By default, torch would also restore the hyperparameters of the groups, such as betas and weight decay, from the
+    checkpoint. Here the run's config determines them; moreover, old checkpoints lack `role` and `lr_factor`.
     """
     configured = [{key: value for key, value in g.items() if key != "params"} for g in optimizer.param_groups]
 
@@ -93,7 +98,7 @@ def _keep_configured_values(optimizer: torch.optim.Optimizer) -> None:
 
 
 def suitable_rate(config: OptimizerConfig, d_model: int) -> float:
-    """Return the default peak learning rate for a model of this width.
+    """Return the default peak learning rate for a model of width `d_model`.
 
     Raises UserError for optimizer=custom, whose learning rate must be given.
     """
@@ -120,7 +125,7 @@ def clip_gradients(parameters: list[nn.Parameter], max_norm: float) -> Tensor:
     If `max_norm` is 0, the gradients are not changed. The result stays on the device, so that the host does not wait.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = whole(torch.nn.utils.get_total_norm(gradients))  # of all processes' parts
+    norm = whole(torch.nn.utils.get_total_norm(gradients))  # over the shards of all processes
     if max_norm > 0:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm

@@ -1,4 +1,4 @@
-"""Define the optimizer Muon, which orthogonalises the momentum of each block matrix and updates all else by AdamW.
+"""Define Muon, which orthogonalises the momentum of each weight matrix in a block and updates all other weights by AdamW.
 
 The gradient of a weight matrix has nearly low rank, so a plain step moves the weights far in a few directions and hardly in
 the others. With the singular value decomposition U S V^T of the momentum, U V^T is the nearest orthogonal matrix; a step along
@@ -8,8 +8,9 @@ the matrix). It then has the root mean square of an AdamW step, so learning rate
 optimizers (Liu et al. 2025, arXiv:2502.16982, eq. 4).
 
 The tests compare this class with torch.optim.Muon. It differs in three ways: matrices of the same shape are orthogonalised
-together, a step with non-finite gradients is skipped without waiting for the device, and one optimizer handles both kinds of
-parameters. If the parameters are sharded, each process gathers the momentum of every matrix and computes all directions.
+together, a step with non-finite gradients is skipped without waiting for the device, and one optimizer object updates the
+matrices by Muon and the other weights by AdamW. If the weights are sharded, each process gathers the momentum of every matrix
+and computes the steps of all matrices.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from torch import Tensor
 from positron.model.kernels.torch_private import skip_step_if
 from positron.training.sharded_tensors import shard_like, whole
 
-# a, b, c of x <- a x + b x^3 + c x^5, chosen to be steep at 0: the iterations bring singular values from 0.0015 to 1 to between
-# 0.68 and 1.21
+# a, b, c of x <- a x + b x^3 + c x^5, chosen to be steep at 0: after all iterations, singular values that were between 0.0015
+# and 1 are between 0.68 and 1.21
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 MOMENTUM = 0.95
@@ -33,10 +34,10 @@ EPS = 1e-7
 
 
 def orthogonalize(x: Tensor) -> Tensor:
-    """Return an approximation of U V^T for each matrix of a batch (..., n, m) with n <= m.
+    """Return an approximation of U V^T for each matrix x = U S V^T of a batch (..., n, m) with n <= m.
 
-    The result has singular values between 0.68 and 1.21 in place of those that are above 0.0015 of the norm of x. Smaller
-    ones are not raised as far, and 0 stays 0.
+    Singular values above 0.0015 times the Frobenius norm of x become values between 0.68 and 1.21. Smaller singular values
+    are raised less, and 0 stays 0.
     """
     a, b, c = COEFFICIENTS
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=EPS)
@@ -47,7 +48,10 @@ def orthogonalize(x: Tensor) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Update parameter groups with the role `matrix` by Muon, and all other groups by AdamW (`fused`: one kernel for all)."""
+    """Update parameter groups with the role `matrix` by Muon, and all other groups by AdamW.
+
+    `fused`: AdamW updates all its parameters in one kernel.
+    """
 
     def __init__(
         self, groups: list[dict[str, Any]], lr: float, betas: tuple[float, float], eps: float, *, fused: bool
@@ -105,9 +109,9 @@ class Muon(torch.optim.Optimizer):
 
 
 def _as_wide(x: Tensor) -> Tensor:
-    """Transpose a matrix to (n, m) with n <= m, and convert it to bf16 unless it is float64.
+    """Transpose a matrix if it has more rows than columns, and convert it to bf16 unless it is float64.
 
-    The iterations of `orthogonalize` tolerate the rounding.
+    The iterations of `orthogonalize` tolerate the rounding to bf16.
     """
     x = x if x.dtype == torch.float64 else x.bfloat16()
     return x if x.shape[0] <= x.shape[1] else x.mT
