@@ -115,7 +115,7 @@ def test_a_streak_that_ended_before_the_last_step_is_survived(tmp_path, shared, 
 @pytest.mark.parametrize("last", [{12}, {11, 12}, {9, 10, 11, 12}])
 def test_a_run_that_ends_in_a_streak_of_bad_steps_has_diverged(tmp_path, shared, monkeypatch, last):
     poisoned(last, monkeypatch)
-    with pytest.raises(Diverged, match="the run ended after"):
+    with pytest.raises(Diverged, match="the run ended with"):
         train(short(shared), tmp_path / "run")
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000010.ckpt"]
 

@@ -72,7 +72,10 @@ class Choice:
     weight_decay: float
 
     def applied(self, config: RunConfig, asked: Asked) -> RunConfig:
-        """Return `config` with these values, except for the keys that the command line gives."""
+        """Return `config` with these values and the intervals that follow from them.
+
+        Keys that the command line gives keep their values.
+        """
         steps = self.max_steps
         values = {
             "model.n_layer": self.n_layer,
@@ -102,10 +105,10 @@ def with_free_values(config: RunConfig, asked: Asked, values: dict[str, Any]) ->
 
 
 def restore_choice(config: RunConfig, asked: Asked, run: Run) -> RunConfig:
-    """Return `config` with the values that the budget chose when the run was started, so that it does not measure again.
+    """Return `config` with the values that the budget chose when the run was started, so that nothing is measured again.
 
-    With train.extend=true, the new train.max_steps= is kept. Raises UserError for train.extend=true if the run has no
-    checkpoint.
+    For a new run, and for a run without budget=, `config` is returned unchanged. With train.extend=true, the new
+    train.max_steps= is kept. Raises UserError for train.extend=true if the run has no checkpoint.
     """
     extends = config.train.max_steps != "auto"
     if config.budget is None or (extends and not config.train.extend):
@@ -162,9 +165,10 @@ def batch_for_tokens(tokens: float, context: int) -> int:
 
 
 def tokens_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, text_tokens: float) -> tuple[int, float]:
-    """Return the tokens per optimizer step and the tokens that a run reads in `seconds`.
+    """Return the number of tokens per optimizer step and the number of tokens that a run reads in `seconds`.
 
-    The batch size depends on the tokens of the run and also determines the speed, so the two are computed in turns.
+    A run reads its text, which has `text_tokens` tokens, at most MAX_PASSES times. The batch size depends on the tokens of
+    the run and also determines the speed, so the two numbers are computed in turns, four times.
     """
     batch, context = REFERENCE_BATCH, config.model.context_length
     given = config.train.batch_tokens if "train.batch_tokens" in asked.given else "auto"
@@ -176,9 +180,9 @@ def tokens_in(seconds: float, speed: Speed, config: RunConfig, asked: Asked, tex
 
 
 def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
-    """Return the candidate models, smallest first. Without auto_size=true this is only the configured model.
+    """Return the candidate models, smallest first; without auto_size=true (or model=auto), only the configured model.
 
-    Raises UserError if no candidate is compatible with the given numbers of heads.
+    Raises UserError if no candidate is compatible with the given width and numbers of heads.
     """
     model = config.model
     if not asked.auto_size:
@@ -194,7 +198,7 @@ def sizes(config: RunConfig, asked: Asked, vocab_size: int) -> list[GPTConfig]:
             shapes.add((n_layer, d_model, n_head))
     if not shapes:
         names = ("d_model", "n_head", "n_kv_head")
-        # n_kv_head has no number of its own, so one that is set, by a recipe too, restricts the sizes
+        # SIZES says nothing about n_kv_head, so an n_kv_head restricts the sizes even if a recipe has set it
         is_set = {name: f"model.{name}" in asked.given for name in names} | {"n_kv_head": model.n_kv_head is not None}
         given = {f"model.{name}": getattr(model, name) for name in names if is_set[name]}
         settings = " and ".join(f"{key}={number}" for key, number in given.items())
@@ -260,8 +264,8 @@ def choose(config: RunConfig, asked: Asked, machine: Machine, tokenizer: Tokeniz
 def larger_gains_nothing(candidates: list[Candidate], text_tokens: float) -> bool:
     """Tell whether larger models need not be measured, because they would be worse or hardly better.
 
-    They would be worse if the forecast has risen twice in a row, and hardly better if the last candidate reads the whole text
-    MAX_PASSES times and its forecast is better by less than MIN_GAIN.
+    They would be worse if the forecast loss has risen twice in a row. They would be hardly better if the last candidate reads
+    the whole text MAX_PASSES times and improves the forecast loss of the previous candidate by a share of less than MIN_GAIN.
     """
     last = candidates[-1]
     if len(candidates) > 2 and last.forecast > candidates[-2].forecast > candidates[-3].forecast:

@@ -38,7 +38,7 @@ class Speed:
 
 
 class SpeedMeasurement:
-    """Measure models by a few seconds of training with the run's own text, device and operations."""
+    """Measure the training speed of models by training each for a few seconds on the text and the device of the run."""
 
     def __init__(self, config: RunConfig, machine: Machine, tokenizer: Tokenizer, folder: Path) -> None:
         self.config, self.machine, self.tokenizer, self.folder = config, machine, tokenizer, folder
@@ -46,7 +46,10 @@ class SpeedMeasurement:
 
     @contextlib.contextmanager
     def data(self) -> Iterator[PretrainObjective]:
-        """Yield the run's text, in batches of about `multiple * STEP_TOKENS` tokens, and close it afterwards."""
+        """Yield an objective whose batches have about `multiple * STEP_TOKENS` tokens of the run's training text.
+
+        When the `with` block ends, the objective is closed, which ends a download of the text.
+        """
         context = self.config.model.context_length
         data = PretrainObjective(
             self.config.data,
@@ -66,7 +69,7 @@ class SpeedMeasurement:
     def train(self, gpt: GPTConfig, data: PretrainObjective, seconds: float, rate: float) -> Speed:
         """Train a new model for `seconds` at the learning rate `rate`, and return its speed.
 
-        Slow models train for up to four times as long, until they have MIN_STEPS steps.
+        A model that has not taken MIN_STEPS steps by then is trained until it has, but at most four times as long.
         """
         model = GPT(gpt, seed=self.config.seed).to(self.machine.device)
         model.checkpoint_activations = self.config.device.checkpoint_activations
@@ -95,10 +98,11 @@ class SpeedMeasurement:
 
 
 def speed_of(gradients: list[tuple[int, float]], updates: list[float]) -> Speed:
-    """Compute the speed from the (tokens, seconds) of each gradient and the seconds of each update, without the first step.
+    """Compute the speed from the (tokens, seconds) of each gradient and the seconds of each update; the first step is ignored.
 
-    If the steps had two sizes, the seconds per token are the slope of the line through both. The slope can be too small,
-    because a small step leaves a GPU partly idle; therefore it is at least a fourth of the mean in the larger step.
+    If the steps had two sizes, the seconds per token are the slope of the line through the median times of both sizes. The
+    slope can be too small, because a small step leaves a GPU partly idle; therefore it is set to at least a fourth of the
+    seconds per token of the larger steps.
     """
     by_size: dict[int, list[float]] = {}
     for tokens, gradient_s in gradients[1:] or gradients:

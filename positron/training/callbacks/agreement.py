@@ -11,18 +11,18 @@ from positron.training.module import TrainingModule
 
 
 class Agreement(L.Callback):
-    """Compare the plans of all processes before the first step.
+    """Compare the numbers that the processes chose for `auto`, such as the micro-batch size, before the first step.
 
-    Each process measures its own device, so that its precision and its micro-batch may differ from those of the others. The
-    ranks would then score different parts of the validation text, and with sharded weights they would wait for each other
-    forever.
+    Each process measures its own device, so the precision and the micro-batch size of two processes may differ. Without this
+    check, such processes would score the wrong parts of the validation text, and with sharded weights they would wait for
+    each other forever.
     """
 
     def __init__(self, resolved: Resolved) -> None:
         self.resolved = resolved
 
     def on_fit_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
-        """Raise UserError in all processes if two of them have different plans."""
+        """Raise UserError in all processes if two of them chose different numbers."""
         if trainer.world_size == 1:
             return
         plans: list[Resolved] = [self.resolved] * trainer.world_size
@@ -31,7 +31,7 @@ class Agreement(L.Callback):
 
 
 def refuse_different_plans(plans: list[Resolved]) -> None:
-    """Raise UserError if the plans, one per rank and in rank order, differ in a number that all ranks must share."""
+    """Raise UserError if the plans, one for each rank in rank order, differ in a setting that must be equal on all ranks."""
     for key, setting in (
         ("batch_tokens", "train.batch_tokens"),
         ("max_steps", "train.max_steps"),

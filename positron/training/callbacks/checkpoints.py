@@ -42,16 +42,16 @@ class WholeCheckpointIO(CheckpointIO):
 
 
 class Checkpoints(L.Callback):
-    """Save a checkpoint every `every` steps, after the best validation, at the last step, and when an error ends the run."""
+    """Save a checkpoint every `every` steps, after each new best validation, at the last step, and when an error ends a run."""
 
     def __init__(
         self, folder: Path, *, every: int, keep_last: int, best: float | None, note_best: Callable[[int, float], None]
     ) -> None:
         """Store the arguments; `keep_last` is the number of newest checkpoints to keep.
 
-        `best`: the lowest validation bits per byte so far; None: the newest checkpoint is the result of the run, whatever its
-        validation loss, and is kept as the best one. `note_best` records the step and the bits per byte of a new best model
-        in run.json, because metrics.jsonl may be damaged later.
+        `best`: the lowest validation loss so far, in bits per byte, or None if the newest checkpoint counts as the best one
+        whatever its validation loss. `note_best(step, bits_per_byte)` is called after each new best validation; it records
+        both numbers in run.json, because metrics.jsonl may be damaged later.
         """
         self.folder, self.every, self.keep_last, self.best = folder, every, keep_last, best
         self.note_best = note_best
@@ -73,7 +73,7 @@ class Checkpoints(L.Callback):
                     self.note_best(step, bpb)
 
     def save(self, trainer: L.Trainer) -> Path:
-        """Save the current step, delete the oldest checkpoints, and return the path."""
+        """Save the current step, delete all but the newest `keep_last` checkpoints, and return the path of the new one."""
         path = self.folder / f"step-{trainer.global_step:06d}.ckpt"
         trainer.save_checkpoint(path)
         self.saved_step = trainer.global_step
@@ -88,9 +88,9 @@ class Checkpoints(L.Callback):
     def on_exception(self, trainer: L.Trainer, module: TrainingModule, exception: BaseException) -> None:  # type: ignore[override]
         """Save the last complete step when an exception ends the run.
 
-        Nothing is saved if the weights are partly updated or not finite, if the error is a UserError (such as a full disk)
-        or KeyboardInterrupt, if the user ended the run without saving, or if there are several processes, because all of
-        them would have to save together.
+        Nothing is saved if the weights are partly updated or not finite, or if the exception is a UserError (such as a full
+        disk), a KeyboardInterrupt, a LeftAtOnce (the user asked for an end without saving), or a Diverged whose `can_save` is
+        False. With several processes, nothing is saved either, because all of them would have to save together.
         """
         if trainer.global_step <= max(self.saved_step, 0) or module.updating or trainer.world_size > 1:
             return
@@ -102,9 +102,9 @@ class Checkpoints(L.Callback):
             self.save(trainer)
 
     def _mark_best(self, path: Path) -> None:
-        """Make the step file the best checkpoint, by a hard link, or by a copy if the disk does not support links.
+        """Make best.ckpt a hard link to the checkpoint `path`, or a copy of it if the disk does not support links.
 
-        The best checkpoint remains when the step file is deleted.
+        best.ckpt remains when `path` is deleted.
         """
         link = self.folder / f".{BEST}.tmp"
         link.unlink(missing_ok=True)

@@ -12,7 +12,7 @@ from positron.training.module import TrainingModule
 
 
 class Clock(L.Callback):
-    """Count the seconds of training steps, without validation, samples and saving. Checkpoints store `time_s`."""
+    """Count the seconds of training steps, without validation, samples and saving. Checkpoints store the sum, `time_s`."""
 
     def __init__(self, log_every: int) -> None:
         self.log_every = log_every

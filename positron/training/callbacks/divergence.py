@@ -44,15 +44,14 @@ class Divergence(L.Callback):
         self._has_warned = False
 
     def on_train_batch_end(self, trainer: L.Trainer, module: TrainingModule, *_: object) -> None:  # type: ignore[override]
-        """Check the step. Raises Diverged if the training has diverged."""
+        """Raise Diverged if this step shows that the training has diverged."""
         step, metrics, is_last = trainer.global_step, module.metrics, self.is_last(trainer)
-        if (
-            module.device.type == "cpu" or step % 10 == 0 or trainer.should_stop
-        ):  # reading the values waits for the device
+        # every 10th step on an accelerator, because reading the values waits for the device
+        if module.device.type == "cpu" or step % 10 == 0 or trainer.should_stop:
             streak = int(module.bad_in_a_row)
             if _any_rank(trainer, streak >= (1 if is_last else module.max_bad_steps)):
                 steps = "1 step" if streak == 1 else f"{streak} steps in a row"
-                where = f"the run ended after {steps} with" if is_last else f"{steps} had"
+                where = f"the run ended with {steps} that had" if is_last else f"{steps} had"
                 error = diverged(trainer, f"{where} a NaN or infinite loss or gradient, up to step {step}")
                 # bad steps change no weight, but very large weights may have caused them; and a checkpoint at the last
                 # step would mark the run as finished

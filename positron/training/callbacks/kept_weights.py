@@ -1,4 +1,4 @@
-"""Keep weights during training, so that the inspector can show what the model had learned at each step."""
+"""Keep weights of several steps, so that `positron look` can show what the model had learned by each of these steps."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ class WeightHistory(L.Callback):
     """Write the weights before training, at steps with growing intervals, and at the last step.
 
     This callback must run before the one that saves checkpoints. If the process is killed between the two, the continued run
-    then trains the step again and writes its weights again; in the other order they would be missing.
+    trains the step again and writes its weights again. In the other order, the weights of the step would be missing.
     """
 
     def __init__(self, folder: Path, *, count: int, horizon: int, is_last: Callable[[L.Trainer], bool]) -> None:
-        """Choose the steps: `count` of them up to `horizon`, the planned last step, even if `train.stop_at` is lower.
+        """Choose `count` steps up to `horizon`, the planned last step, even if `train.stop_at` ends this process earlier.
 
-        `folder`: the folder for the weights.
+        `folder`: the folder for the weights. `is_last` tells whether the current step is the last step of the run.
         """
         self.folder, self.steps, self.is_last = folder, history_steps(count, horizon), is_last
 

@@ -22,7 +22,7 @@ class MetricsLog(L.Callback):
     def __init__(
         self, folder: Path, clock: Clock, trackers: list[Tracker], *, intervals: set[int], speed: SpeedFacts
     ) -> None:
-        """Write a row at each step that is a multiple of one of the `intervals`, which must be equal on all ranks."""
+        """Store the arguments. A row is written at each multiple of an interval; the `intervals` must be equal on all ranks."""
         self.intervals, self.speed = intervals, speed
         self.path, self.clock, self.trackers = RunPaths(folder).metrics_path, clock, trackers
         self._since = (0, 0.0)  # steps and seconds at the last row

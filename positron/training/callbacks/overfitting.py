@@ -16,7 +16,7 @@ MIN_RISE = 0.005  # the message needs a last validation that is above the best o
 
 
 class Overfitting(L.Callback):
-    """Log a message, once, if the validation loss rises while the training loss falls; it names the best checkpoint."""
+    """Log one message, which names the best checkpoint, if the validation loss rises while the training loss falls."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         """Restore the best validation so far from `rows`, the rows of metrics.jsonl."""

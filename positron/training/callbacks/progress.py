@@ -25,7 +25,7 @@ WINDOW_S = 60.0  # the time that is left is computed from the steps of the last 
 
 
 class TimeLeft:
-    """Predict the seconds that are left, from the duration of the last minute's steps including validation and saving."""
+    """Predict how many seconds the run still takes, from the mean duration of a step, with validation, in the last minute."""
 
     def __init__(self, now: float, step: int) -> None:
         self._past = deque([(now, step)])
@@ -62,9 +62,8 @@ class Progress(L.Callback):
         self._others.cores()
         if shows_bars() and trainer.is_global_zero and self.is_alone:
             with warnings.catch_warnings():
-                warnings.simplefilter(
-                    "ignore"
-                )  # a notebook without ipywidgets gets a bar of letters, which is sufficient
+                # a notebook without ipywidgets gets a bar of letters, which is sufficient
+                warnings.simplefilter("ignore")
                 from tqdm.auto import tqdm
 
             self.bar = tqdm(

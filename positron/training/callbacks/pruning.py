@@ -17,7 +17,7 @@ from positron.training.module import TrainingModule
 
 
 def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
-    """Return a dict from step to validation bits per byte for each finished run of the sweep except `own`.
+    """Return a dict from step to validation bits per byte for each finished run in the folder `sweep`, except the run `own`.
 
     Only runs with the seed of `own` are returned, so that a run is compared with other settings and not with luckier seeds.
     """
@@ -35,10 +35,10 @@ def finished_curves(sweep: Path, own: Path) -> list[dict[int, float]]:
 
 
 def is_hopeless(own: dict[int, float], others: list[dict[int, float]], startup_jobs: int) -> bool:
-    """Tell whether the best validation so far is worse than the median of the finished runs at the same step.
+    """Tell whether the best validation of a run so far is worse than the median of the finished runs at its newest step.
 
-    This is the rule of Optuna's MedianPruner (Akiba et al. 2019, arXiv:1907.10902). Returns False until `startup_jobs` runs
-    have finished.
+    `own` and `others`: dicts from step to validation bits per byte, of this run and of the finished runs. This is the rule of
+    Optuna's MedianPruner (Akiba et al. 2019, arXiv:1907.10902). Returns False until `startup_jobs` runs have finished.
     """
     step = max(own)
     values = [curve[step] for curve in others if step in curve]
@@ -48,9 +48,9 @@ def is_hopeless(own: dict[int, float], others: list[dict[int, float]], startup_j
 
 
 class Pruning(L.Callback):
-    """Decide after each validation except the last whether to end the run.
+    """Decide after each validation except the last whether to end this run of a sweep.
 
-    In the order of callbacks it comes after Validation and before the callbacks that write metrics and checkpoints.
+    In the order of callbacks, this one comes after Validation and before the callbacks that write metrics and checkpoints.
     """
 
     def __init__(self, run: Run, startup_jobs: int, last_step: int) -> None:
@@ -70,7 +70,7 @@ class Pruning(L.Callback):
 
 
 def open_pruning(config: SweepConfig, run: Run, last_step: int) -> Pruning | None:
-    """Return the callback that the setting `sweep.prune` names, or None."""
+    """Return the callback that the setting `sweep.prune` names, or None if it names none."""
     match config.prune:
         case None:
             return None

@@ -51,7 +51,7 @@ class Samples(L.Callback):
         step = trainer.global_step
         if step % self.every and not trainer.should_stop:
             return
-        model = whole_model(module.model)  # all processes send their parts
+        model = whole_model(module.model)  # all processes must call it
         if not trainer.is_global_zero:
             return
         module.eval()

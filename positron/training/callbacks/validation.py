@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def validate(trainer: L.Trainer, module: TrainingModule, parts: list[Part]) -> Score:
-    """Return the score of the validation micro-batches of all ranks together."""
+    """Score this rank's validation micro-batches, `parts`, and return the score of all ranks together."""
     module.eval()
     total = torch.zeros(3, dtype=widest(module.device), device=module.device)
     for i, part in enumerate(parts):
@@ -42,7 +42,10 @@ def measures(trainer: L.Trainer, module: TrainingModule) -> dict[str, float]:
 
 
 class Validation(L.Callback):
-    """Add val/loss, val/bpb, val/perplexity and the objective's `measures` every `every` steps and at the last step."""
+    """Add val/loss, val/bpb, val/perplexity and the objective's `measures` to the metrics of some steps.
+
+    These are every `every`-th step and the last step.
+    """
 
     def __init__(self, objective: Objective, *, every: int) -> None:
         self.objective, self.every = objective, every
