@@ -32,7 +32,7 @@ class Prompt:
 
 
 class Objective(Protocol):
-    """Define what a run learns. `kind` is its name in run.json."""
+    """Define what a run learns. `kind` is the objective's name in run.json."""
 
     kind: str
     token_bytes: np.ndarray  # (V,) number of bytes of each token's text
@@ -63,10 +63,10 @@ class Objective(Protocol):
     def examples(
         self, model: GPT, parts: list[Part], step: int, rank: int, world_size: int, pause: Callable[[], None]
     ) -> list[Part]:
-        """Return the micro-batches to learn from in step `step`. `parts` are those of `batch`, on the model's device.
+        """Return the micro-batches to learn from in step `step`. `parts`: the result of `batch`, on the model's device.
 
-        An objective that learns from the model's own texts generates them here, with the weights before the step. Long work
-        must call `pause` regularly: it raises an error if the run has to stop, and the step is then abandoned.
+        An objective that learns from texts of the model itself generates them here, with the weights before the step. If this
+        takes long, it must call `pause` regularly, which raises an error to abandon the step if the run has to stop.
         """
         ...
 
@@ -82,15 +82,18 @@ class Objective(Protocol):
         ...
 
     def validation(self, rank: int, world_size: int) -> list[Part]:
-        """Return one rank's micro-batches of the validation text; all ranks must get the same number of micro-batches."""
+        """Return one rank's micro-batches for validation; all ranks must get the same number of micro-batches."""
         ...
 
     def score(self, model: GPT, part: Part, token_bytes: Tensor) -> Tensor:
-        """Return a tensor (3,): the sum of the losses in nats, the bytes, and the number of a micro-batch's targets."""
+        """Return a tensor (3,) for a micro-batch: the sum of its losses in nats, its bytes of target text, and its targets.
+
+        `token_bytes` (V,): the number of bytes of each token's text, on the device of the micro-batch.
+        """
         ...
 
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
-        """Return the metrics of a validation that `score` does not compute; all ranks must return the same values."""
+        """Return those metrics of a validation that `score` does not compute; all ranks must return the same values."""
         ...
 
     def step_metrics(self) -> dict[str, float]:

@@ -45,11 +45,12 @@ PairOfRows = tuple[Row, Row]  # (prompt and chosen answer, prompt and rejected a
 
 
 class PreferenceObjective(NextToken):
-    """Train on pairs of answers, in a new random order in each epoch; validate on pairs and on the base run's text.
+    """Train on pairs of answers, in a new random order in each epoch.
 
     A micro-batch is (x, y, reference): rows 2i and 2i + 1 of x and y (B, T) are the chosen and the rejected answer of pair i,
-    and `reference` (B,) holds their log-probabilities under the reference, or zeros if the loss uses no reference. Only the
-    tokens of an answer and the token that ends it are targets.
+    each after the prompt, and `reference` (B,) holds the log-probabilities of the answers under the reference model. Only the
+    tokens of an answer and the token that ends it are targets. The validation measures the validation pairs (`measures`), and
+    the loss of the chosen answers or of a text (`validate_on_text`).
     """
 
     kind = "preference"
@@ -105,12 +106,12 @@ class PreferenceObjective(NextToken):
         logger.info(f"{counted(len(self.train), 'pair')} to learn from, {len(self.val):,} for validation")
 
     def validate_on_text(self, text: ValidationText) -> None:
-        """Validate on a text instead of the chosen answers."""
+        """Compute the validation loss on `text` instead of the chosen answers."""
         self.val_parts = text.parts(2 * self.micro_pairs)
         self.val_bits, self.val_bytes, self.token_bytes = text.bits, text.n_bytes, text.token_bytes
 
     def validate_on_answers(self) -> None:
-        """Validate on the chosen answers of the validation pairs."""
+        """Compute the validation loss on the chosen answers of the validation pairs."""
         self.val_parts = [(x[0::2], y[0::2]) for x, y in self.val_pairs]
         targets = torch.cat([y[y != IGNORE] for _, y in self.val_parts]).numpy()
         self.val_bits, self.val_bytes = None, int(self.token_bytes[targets].sum())
@@ -140,7 +141,7 @@ class PreferenceObjective(NextToken):
         return self._losses(log_probs, reference.to(log_probs.dtype), y)[0].sum()
 
     def _losses(self, log_probs: Tensor, reference: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Return losses and margins (N,) from summed log-probabilities (B,) under the model and the reference."""
+        """Return losses and margins, (N,) each, from the log-probabilities (B,) of whole answers under model and reference."""
         if is_mean(self.settings):
             counts = (y != IGNORE).sum(1)
             log_probs, reference = log_probs / counts, reference / counts
@@ -149,7 +150,10 @@ class PreferenceObjective(NextToken):
 
     @torch.no_grad()
     def measures(self, model: GPT, rank: int, world_size: int) -> dict[str, float]:
-        """Return the metrics as means over validation pairs; log-probabilities are sums over an answer's tokens."""
+        """Return the means of the metrics over the validation pairs; `preference/kl` is a mean over tokens.
+
+        `chosen_logp` and `rejected_logp` are log-probabilities of whole answers, summed over tokens, in nats.
+        """
         device = model.wte.weight.device
         wide = widest(device)
         sums = torch.zeros(9, dtype=wide, device=device)
@@ -178,7 +182,7 @@ class PreferenceObjective(NextToken):
         """Return the sum of the KL divergences from the reference at tokens of the chosen answers, and the number of tokens.
 
         `first`: index of the first validation pair of the micro-batch. A divergence is the exact sum of p (log p - log q)
-        over the vocabulary, where p is the model's distribution and q the reference's.
+        over the vocabulary, where p is the distribution of the model and q the distribution of the reference.
         """
         before, after = self.kl_bounds[first], self.kl_bounds[min(first + self.micro_pairs, len(self.val))]
         total = torch.zeros((), dtype=hidden.dtype, device=hidden.device)
@@ -194,9 +198,10 @@ class PreferenceObjective(NextToken):
 
     @torch.no_grad()
     def describe(self, model: GPT, precision: Callable[[], AbstractContextManager[object]]) -> Reference:
-        """Compute the reference with `model`, which is in evaluation mode: the log-probabilities of all answers.
+        """Compute the log-probabilities of all answers with `model`, the reference, which must be in evaluation mode.
 
-        Training pairs are scored in the `precision` of the training, and validation pairs in fp32, as in `measures`.
+        `precision` returns an autocast context with the precision of the training. Training pairs are scored in this context,
+        and validation pairs outside of it, as in `measures`.
         """
         device = model.wte.weight.device
         ordered = sorted(range(len(self.train)), key=lambda i: _length(self.train[i]), reverse=True)
@@ -224,7 +229,7 @@ class PreferenceObjective(NextToken):
         return np.bincount(np.concatenate([y[y != IGNORE] for (_, y), _ in self.train]), minlength=vocab_size)
 
     def sample_prompt(self, asked: str | None) -> Prompt:
-        """Return `asked` as a user's message, or the prompt of the first validation pair."""
+        """Return the prompt for samples: `asked` as a user's message or, if it is empty, the first validation prompt."""
         turns = [Message("user", asked)] if asked else list(self.example.prompt)
         ids = conversation.prompt_ids(turns, self.tokenizer)
         shown = turns[-1].content if turns else ""
@@ -232,12 +237,12 @@ class PreferenceObjective(NextToken):
 
 
 def answer_log_probs(model: GPT, x: Tensor, y: Tensor) -> Tensor:
-    """Return the log-probability of each row's targets, summed: x and y (B, T) -> (B,), in nats."""
+    """Return for each row the sum of the log-probabilities of its targets, in nats: x and y (B, T) -> (B,)."""
     return _row_log_probs(model.hidden(x), model.head_weight, y)
 
 
 def _row_log_probs(hidden: Tensor, head: Tensor, y: Tensor) -> Tensor:
-    """Return the log-probability of each row's targets, from the last hidden states (B, T, C) and the head (V, C)."""
+    """Return what `answer_log_probs` returns, (B,), from the last hidden states (B, T, C) and the head (V, C)."""
     scored = y != IGNORE
     if y.device.type == "cpu":  # on other devices, selecting by `scored` would wait for the device to count the targets
         tokens = hidden.new_zeros(y.shape, dtype=torch.promote_types(hidden.dtype, torch.float32))
@@ -253,7 +258,7 @@ def _chosen_states(hidden: Tensor, y: Tensor) -> Tensor:
 
 
 def _rows_of(pair: Pair, tokenizer: Tokenizer, context: int) -> PairOfRows | None:
-    """Return the rows of both answers, or None if one does not fit the context."""
+    """Return the rows of both answers, or None if one of them has no row, because its answer does not fit the context."""
     chosen, rejected = (
         to_row(Conversation((*pair.prompt, *answer), pair.is_val), tokenizer, context)
         for answer in (pair.chosen, pair.rejected)

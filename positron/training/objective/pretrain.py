@@ -22,7 +22,7 @@ SAMPLE_POSITIONS, SAMPLE_TOKENS = 64, 65_536  # in a long text, tokens are count
 
 
 def windows_start_after(packing: Packing, end_id: int) -> int | None:
-    """Return the id after which training windows start, or None if they may start at any token."""
+    """Return the id that separates documents if training windows begin with a document, or None if they begin anywhere."""
     match packing:
         case "documents":
             return end_id
@@ -98,9 +98,9 @@ class PretrainObjective(NextToken):
         return list(zip(rows[:, :-1].split(size), rows[:, 1:].split(size), strict=True))
 
     def validation(self, rank: int, world_size: int) -> list[Part]:
-        """Return every world_size-th micro-batch of the validation text.
+        """Return one rank's micro-batches for validation: every `world_size`-th micro-batch of the validation text.
 
-        All micro-batches have the same shape, and all ranks get the same number: rows without targets fill the last ones.
+        All micro-batches have the same shape, and all ranks get the same number of them: rows without targets are added.
         """
         size = self.micro_batch_size
         rows = -(-len(self.val_x) // (size * world_size)) * size * world_size

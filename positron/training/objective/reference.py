@@ -1,4 +1,4 @@
-"""Store the results of the frozen reference of preference tuning in the run folder, so that its model is not needed."""
+"""Store the log-probabilities of the frozen reference model of preference tuning, so that the model itself is not needed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ _ARRAYS = ("train", "val", "states", "head")
 
 @dataclass
 class Reference:
-    """Hold the log-probabilities of all answers under the reference, which is the model before this training.
+    """Hold the log-probabilities of all answers under the reference model, which is the model before this training.
 
-    softmax(states head^T) is its distribution over the vocabulary at n positions in chosen answers of validation pairs.
+    softmax(states head^T) is the reference model's distribution over the vocabulary at n positions in the chosen answers of
+    the validation pairs.
     """
 
     train: np.ndarray  # (N, 2) log-probabilities of the chosen and the rejected answer of each training pair
@@ -39,7 +40,7 @@ class Reference:
 
 
 def write_reference(path: Path, reference: Reference, identity: str) -> None:
-    """Write a reference. `identity` identifies the weights, pairs and precision from which it was computed."""
+    """Write a reference to the file `path`. `identity` identifies the weights, pairs and precision that it depends on."""
     arrays = {name: getattr(reference, name) for name in _ARRAYS}
     with whole_file(path, path.parent) as file:
         np.savez(file, identity=np.array(identity), **arrays)

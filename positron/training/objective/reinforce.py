@@ -58,9 +58,10 @@ class Question:
 
 @dataclass(frozen=True)
 class RewardRule:
-    """Hold the reward function of prompt and answer, both texts, and `full`, the smallest reward of an answer that passes.
+    """Hold a reward function, `reward(prompt, answer)`, and `full`: an answer passes if its reward is at least `full`.
 
-    `decided` returns after how many characters of an answer its reward is fixed; None if it is not fixed before the end.
+    `decided(prompt, answer)` returns the number of characters of the answer after which no further text can change its
+    reward, or None if the end of the answer decides the reward. Prompts and answers are texts.
     """
 
     reward: Reward
@@ -91,13 +92,13 @@ def _seed(*numbers: int) -> int:
 
 
 def exact_kl(logits: Tensor, initial: Tensor) -> Tensor:
-    """Compute KL(pi || initial) for each position from logits, both (N, V), over the whole vocabulary: (N,), in nats."""
+    """Compute KL(pi || initial) over the whole vocabulary, in nats: logits of pi and `initial` logits (N, V) -> (N,)."""
     log_p, log_q = (F.log_softmax(each.to(wide(each.dtype)), dim=-1) for each in (logits, initial))
     return (log_p.exp() * (log_p - log_q)).sum(dim=-1)
 
 
 class ReinforceObjective(NextToken):
-    """Train on the model's own answers. The validation text is the base run's, and shows what the model forgets."""
+    """Train on the model's own answers. The validation loss on the base run's text shows how much of it the model forgets."""
 
     kind = "reinforce"
     keeps_best, patience = False, 0
@@ -141,7 +142,7 @@ class ReinforceObjective(NextToken):
         self._ratio_gaps: list[Tensor] = []  # one for each micro-batch of the last step
 
     def batch(self, step: int, rank: int, world_size: int) -> list[Part]:
-        """Return one part that holds the indices (P / world_size, 1) of a rank's prompts in step `step`, and no targets."""
+        """Return one micro-batch: the indices (P / world_size, 1) of a rank's prompts in step `step`, and -100 as targets."""
         numbers = torch.tensor(self._numbers(step, rank, world_size))[:, None]
         return [(numbers, torch.full_like(numbers, IGNORE))]
 
@@ -157,10 +158,11 @@ class ReinforceObjective(NextToken):
     ) -> list[Part]:
         """Sample answers to the prompts, compute their rewards, and return micro-batches of the answers that have a gradient.
 
-        A part has input ids (B, T), targets (B, T), advantages (B,), the log-probabilities (B, T) that the targets had when
-        they were sampled, the part's share () of the denominator P K L, and the N indices of the targets among the B T places,
-        with which the targets are selected without waiting for the device. The last parts are the replayed text: their
-        advantages are a constant, and they have no log-probabilities (0,), because no token was sampled.
+        A micro-batch has six tensors: input ids (B, T), targets (B, T), advantages (B,), the log-probabilities (B, T) that the
+        targets had when they were sampled, its share () of the denominator P K L, and the indices (N,) of the targets in the
+        flattened rows, with which the targets are selected without waiting for the device. The first micro-batch has this
+        rank's whole share of P K L, and the others have 0. The last micro-batches are the replayed text: their advantages are
+        a constant, and their log-probabilities are an empty tensor (0,), because no token was sampled.
         """
         asked = [self.questions[number] for number in self._numbers(step, rank, world_size)]
         K = self.config.samples
@@ -198,7 +200,7 @@ class ReinforceObjective(NextToken):
     def _answers(
         self, model: GPT, asked: Sequence[Question], copies: int, seeds: list[int], pause: Callable[[], None]
     ) -> list[Rollout]:
-        """Sample `copies` answers to each question. `seeds` has one seed for each question."""
+        """Sample `copies` answers to each prompt in `asked`. `seeds` has one seed for each prompt."""
         with torch.no_grad(), torch.autocast(model.wte.weight.device.type, enabled=False):
             decoder = Decoder(model, 0, DTYPES[self.config.weights])
             return rollouts(
@@ -251,13 +253,14 @@ class ReinforceObjective(NextToken):
         return made
 
     def count(self, part: Part) -> Tensor:
-        """Return the part's share of the denominator P K L."""
+        """Return the micro-batch's share of the denominator P K L; see `examples`."""
         return part[4]
 
     def loss(self, model: GPT, part: Part) -> Tensor:
         """Return the sum of -A log pi over answers and tokens, plus `config.kl` times the KL divergence from the initial model.
 
-        For replayed text, the logits are not divided by the temperature, and the divergence is not added.
+        For replayed text, return the weighted cross-entropy: its logits are not divided by the temperature, and no KL
+        divergence is added.
         """
         x, y, weights, sampled, _, places = part
         if sampled.ndim == 1:
@@ -276,7 +279,7 @@ class ReinforceObjective(NextToken):
         return total
 
     def _logits(self, model: GPT, x: Tensor, places: Tensor) -> Tensor:
-        """Compute the logits divided by the temperature at N of the B T places of x (B, T): (N, V)."""
+        """Compute the logits, divided by the temperature, at `places`: N indices into the flattened x (B, T) -> (N, V)."""
         return F.linear(model.hidden(x).flatten(0, 1)[places], model.head_weight) / self.config.temperature
 
     @torch.no_grad()
@@ -312,9 +315,8 @@ class ReinforceObjective(NextToken):
             answers = self._answers(model, asked, K, seeds, lambda: None)
             rewards = torch.tensor([self._reward_of(asked[answer.prompt], answer, lambda: None) for answer in answers])
             totals = AnswerTotals.of(answers, rewards, K, self.rule.full)
-            first = answers[
-                ::K
-            ]  # one answer to each prompt: two forward passes over all of them would take most of the time
+            # one answer to each prompt: two forward passes over all answers would take most of the time
+            first = answers[::K]
             totals.kl, totals.kl_tokens = self._kl(model, asked, first), sum(len(answer.ids) for answer in first)
             if rank == 0:
                 self._show(asked, answers, rewards, K)
@@ -326,7 +328,7 @@ class ReinforceObjective(NextToken):
 
     @torch.no_grad()
     def _kl(self, model: GPT, asked: Sequence[Question], answers: list[Rollout]) -> float:
-        """Return the sum over all tokens of the KL divergence from the initial model, in nats."""
+        """Return the KL divergence from the initial model, in nats, summed over all tokens of `answers`."""
         rows = [(asked[answer.prompt].ids, answer, 0.0) for answer in answers]
         total = 0.0
         for x, *_, places in self._parts(rows, model.wte.weight.device):
@@ -344,7 +346,7 @@ class ReinforceObjective(NextToken):
         return np.bincount(self.text.y[self.text.y != IGNORE], minlength=vocab_size)
 
     def sample_prompt(self, asked: str | None) -> Prompt:
-        """Return the first validation prompt."""
+        """Return the first validation prompt; `asked` is not used."""
         first = self.val_questions[0]
         return Prompt(f"{first.text}\n\n", first.ids, list(first.stop_ids))
 
@@ -369,7 +371,7 @@ class AnswerTotals:
 
     @classmethod
     def of(cls, answers: list[Rollout], rewards: Tensor, copies: int, full: float) -> AnswerTotals:
-        """Add up N answers and their rewards (N,). Each prompt has `copies` answers, one after the other.
+        """Compute the sums for N answers and their rewards (N,); the `copies` answers to a prompt follow each other.
 
         `full`: an answer with at least this reward has passed.
         """
@@ -399,7 +401,10 @@ class AnswerTotals:
         return AnswerTotals(*values.tolist())
 
     def measures(self, copies: int) -> dict[str, float]:
-        """Return the metrics: mean reward and its standard error, shares from 0 to 1, tokens per answer, nats per token."""
+        """Return the mean reward and its standard error, the tokens per answer, the entropy in nats per token, and shares.
+
+        The shares, such as `pass_1`, are between 0 and 1.
+        """
         mean = self.reward / self.answers
         variance = max(0.0, self.squares / self.prompts - mean**2)
         return {

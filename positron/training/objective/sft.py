@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class SFTObjective(NextToken):
-    """Train on the answers of conversations, in a new random order in each epoch, and on windows of the base run's text."""
+    """Train on the answers of conversations, in a new random order in each epoch, and optionally on the base run's text."""
 
     kind = "sft"
 
@@ -44,8 +44,8 @@ class SFTObjective(NextToken):
     ) -> None:
         """Prepare the rows of all conversations. `packing`: put several conversations into a row. `patience`: see `Objective`.
 
-        `replay`: windows of the base run's text; each batch gets `replay.batch_size` windows, whose tokens are all targets.
-        Raises UserError if no conversation has an answer that fits the context.
+        `replay`: windows of the base run's text, or None; each batch gets `replay.batch_size` windows, whose tokens are all
+        targets. Raises UserError if no conversation has an answer that fits the context.
         """
         train, val = usable_splits(
             conversations,
@@ -90,7 +90,7 @@ class SFTObjective(NextToken):
     def sample_prompt(self, asked: str | None) -> Prompt:
         """Return the prompt for samples: `asked` as a user's message.
 
-        If `asked` is empty, the prompt is what precedes the first answer in the first validation conversation.
+        If `asked` is empty, the prompt consists of the messages before the first answer of the first validation conversation.
         """
         messages = self.example.messages
         if asked:

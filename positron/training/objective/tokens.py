@@ -16,7 +16,10 @@ from positron.training.objective.base import Objective, Part
 
 
 def share_of(parts: list[Part], rank: int, world_size: int) -> list[Part]:
-    """Return every world_size-th micro-batch; micro-batches without targets are added so that all ranks get the same number."""
+    """Return one rank's micro-batches: every `world_size`-th of `parts`, the first one being number `rank`.
+
+    Micro-batches without targets are added at the end, so that all ranks get the same number of micro-batches.
+    """
     x, y = parts[-1]
     missing = -len(parts) % world_size
     return [*parts, *[(x, torch.full_like(y, IGNORE))] * missing][rank::world_size]
@@ -47,9 +50,9 @@ class NextToken:
         return total
 
     def score(self, model: GPT, part: Part, token_bytes: Tensor) -> Tensor:
-        """Return a tensor (3,): the sum of the losses in nats, the bytes, and the number of a micro-batch's targets.
+        """Return a tensor (3,) for a micro-batch: the sum of its losses in nats, its bytes of target text, and its targets.
 
-        Its type is the widest float type of the device.
+        The tensor has the widest float type of the device. `token_bytes` (V,): the number of bytes of each token's text.
         """
         x, y = part
         scored = y != IGNORE
@@ -59,7 +62,7 @@ class NextToken:
         return torch.stack([nats, count, scored.sum().to(nats.dtype)])
 
     def validation(self, rank: int, world_size: int) -> list[Part]:
-        """Return every world_size-th validation micro-batch."""
+        """Return one rank's micro-batches for validation: every `world_size`-th of all micro-batches."""
         return share_of(self.val_parts, rank, world_size)
 
     def probe_rows(self) -> list[Part]:
@@ -75,7 +78,7 @@ class NextToken:
         return {}
 
     def progress(self: Objective, metrics: dict[str, float], loss: float) -> str:
-        """Return the loss of the last step as text, also in bits per byte."""
+        """Return the loss of the last step as text, also in bits per byte if `bytes_per_token` is known."""
         size = self.bytes_per_token
         return f"loss {loss:.3f}" + ("" if size is None else f" · {loss / math.log(2) / size:.3f} bpb")
 
