@@ -14,6 +14,7 @@ from positron.config import Accelerator, DeviceConfig, GPTConfig, Precision, Pre
 from positron.model.kernels.attention import BLOCK_QUERIES, MAX_BLOCKED_KEYS
 from positron.system import memory
 from positron.system.errors import UserError
+from positron.system.formatting import counted
 from positron.system.ranks import local_rank
 
 DTYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -44,12 +45,15 @@ class Machine:
 
 
 def accelerators() -> dict[Accelerator, bool]:
-    """Return which kinds of accelerators this machine has, the fastest kind first."""
+    """Return a dict from each kind of accelerator, the fastest kind first, to whether this machine has it."""
     return {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
 
 
 def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
-    """Replace `auto` by an accelerator and a precision. Raises UserError if the named accelerator does not exist."""
+    """Choose the accelerator and the precision; measure the machine where they are `auto`.
+
+    Raises UserError if this machine does not have the named accelerator or as many devices as `config` asks for.
+    """
     available = accelerators()
     asked = config.accelerator
     why = f"device={asked}"
@@ -76,7 +80,8 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
             assert_never(accelerator)
     if config.devices > count:
         raise UserError(
-            f"device.devices={config.devices}: this machine has only {count}: give device.devices={max(1, count)}"
+            f"device.devices={config.devices}: this machine has only {counted(count, f'{accelerator.upper()} device')}: give "
+            f"device.devices={max(1, count)}"
         )
     dtype = precision.dtype
     if dtype == "auto":
@@ -98,25 +103,26 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
 
 
 def mps_fallback() -> str:
-    """Return a remark if torch computes operators on the CPU for which MPS has no kernel, else "".
+    """Return a remark if the user has allowed torch to compute operators that MPS lacks on the CPU, otherwise "".
 
-    This takes much time and is otherwise not noticed. Without the fallback, such an operator is an error.
+    Such operators are slow, and nothing else would tell the user. By default, an operator that MPS lacks raises an error.
     """
     if os.environ.get("PYTORCH_ENABLE_MPS_FALLBACK", "0") in ("", "0"):
         return ""
-    return "PYTORCH_ENABLE_MPS_FALLBACK is set, which hides slow operators: unset it"
+    return "PYTORCH_ENABLE_MPS_FALLBACK is set, so operators that MPS lacks run on the CPU, which is slow: unset it"
 
 
 def use_device(machine: Machine) -> None:
-    """Make the device of the machine the one that torch uses, and limit the memory that torch takes from a Mac.
+    """Make the machine's device torch's current device, and on a Mac, limit the memory that torch takes for the GPU.
 
-    GPU and programs of a Mac share its memory. By default torch takes up to 1.7 times the memory that the system recommends
-    for a GPU, which is more than a Mac with 16 GB has; then all programs become slow, and the search for a micro-batch that
-    fits the memory finds one that is too large. PYTORCH_MPS_HIGH_WATERMARK_RATIO, if it is set, remains in force.
+    On a Mac, the GPU and all programs share one memory. By default, torch takes up to 1.7 times the memory that the system
+    recommends for the GPU, which is more than a Mac with 16 GB has. All programs would then become slow, and the search for a
+    micro-batch that fits the memory would find one that is too large. The limit is not set if the user has set the environment
+    variable PYTORCH_MPS_HIGH_WATERMARK_RATIO.
     """
     match machine.accelerator:
         case "cuda":
-            torch.cuda.set_device(machine.device)  # what names no GPU must not use the first one from every process
+            torch.cuda.set_device(machine.device)  # otherwise code that names no GPU would use GPU 0 in every process
         case "mps":
             if "PYTORCH_MPS_HIGH_WATERMARK_RATIO" not in os.environ:
                 torch.mps.set_per_process_memory_fraction(float(machine.share))
@@ -138,7 +144,7 @@ def precision_named(name: str) -> Precision:
 
 
 def set_threads(config: DeviceConfig) -> None:
-    """Set the CPU threads of this process to `device.threads`, or to its share of the cores in a sweep."""
+    """Set the number of CPU threads of this process: `device.threads` or, among parallel runs, its share of the cores."""
     if config.threads != "auto":
         torch.set_num_threads(config.threads)
     elif config.share < 1:
@@ -193,7 +199,7 @@ def _product_flops(device: torch.device, dtype: torch.dtype, shape: Shape, secon
 
 
 def release_memory(accelerator: Accelerator) -> None:
-    """Return memory that no tensor uses to the device."""
+    """Make torch release the memory of the accelerator that it has reserved and that no tensor uses."""
     match accelerator:
         case "cuda":
             torch.cuda.empty_cache()
@@ -227,7 +233,7 @@ def peak_memory(device: torch.device) -> int:
 
 
 def total_memory(device: torch.device) -> int:
-    """Return the memory of an accelerator in bytes."""
+    """Return the memory of a CUDA GPU in bytes, or the memory that the system recommends for the GPU of a Mac."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return torch.mps.recommended_max_memory()
@@ -266,11 +272,11 @@ def choose_micro_batch(
 ) -> int:
     """Return the number of sequences per forward pass (micro-batch), at most `rows`, the sequences of this process per step.
 
-    If `asked` is a number, it is used. Otherwise a CPU gets a micro-batch that fits its cache, because this is fastest. Other
-    devices get the largest one that fits their memory: `try_step(n)` runs the forward and backward pass of n sequences, and n
-    is halved until it fits. With sharded weights no step is tried, because the whole weights need not fit one device; the
-    largest number whose estimated activations fit half of the memory is used, which is the same on equal devices. Raises
-    UserError if the given number, or a single sequence, does not fit the memory.
+    If `asked` is a number, it is used. Otherwise a CPU gets a micro-batch that fits its cache, because this is fastest. On
+    other devices, `try_step(n)` runs the forward and backward pass of n sequences, and n is halved, beginning with `rows`,
+    until they fit the memory. With sharded weights no step is tried, because a device may be too small for the whole weights;
+    instead, n is halved until the estimated activations fit half of the memory, so that equal devices get equal numbers.
+    Raises UserError if the given number of sequences, or a single sequence, does not fit the memory.
     """
     if asked != "auto":
         _refuse_too_large(config, machine, min(int(asked), rows))
@@ -290,8 +296,11 @@ def choose_micro_batch(
             if not is_out_of_memory(error):
                 raise
             if size == 1:
-                remedy = memory_remedy(machine.checkpoint_activations, "a smaller model or model.context_length")
-                raise UserError(f"the memory of this device is too small for a single sequence: try {remedy}") from None
+                remedy = memory_remedy(machine.checkpoint_activations, batch_remedy(size, size))
+                raise UserError(
+                    f"out of memory: even a single sequence of {config.context_length} tokens does not fit the memory of this "
+                    f"device: try {remedy}"
+                ) from None
             size = -(-size // 2)
         else:
             return size
@@ -314,16 +323,20 @@ def _refuse_too_large(config: GPTConfig, machine: Machine, size: int) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether an error means that memory ran out. MPS and CPU have no type for this error, so its text is examined."""
+    """Tell whether an error means that memory ran out: by its type or, as MPS and CPU have no such type, by its text."""
     texts = ("out of memory", "can't allocate memory", "not enough memory")  # MPS; a CPU; a CPU on Windows
     return isinstance(error, torch.OutOfMemoryError) or any(text in str(error) for text in texts)
 
 
-def batch_remedy(size: int, fits: int) -> str:
-    """Return what to do if a micro-batch of `size` sequences is too large: use `fits` sequences, or a smaller model."""
-    return f"train.micro_batch_size={fits}" if fits < size else "a smaller model or model.context_length"
+def batch_remedy(size: int, fits: int) -> list[str]:
+    """Return the alternatives to a micro-batch of `size` sequences, which does not fit the memory.
+
+    This is a micro-batch of `fits` sequences or, if `fits` is not smaller than `size`, a smaller model.
+    """
+    return [f"train.micro_batch_size={fits}"] if fits < size else ["a smaller model", "a smaller model.context_length="]
 
 
-def memory_remedy(checkpointed: bool, otherwise: str) -> str:
-    """Return the advice `otherwise`, extended by activation checkpointing unless the run uses it already."""
-    return otherwise if checkpointed else f"{otherwise}, or device.checkpoint_activations=true"
+def memory_remedy(checkpointed: bool, alternatives: list[str]) -> str:
+    """Join alternatives by commas and "or"; activation checkpointing is added unless the run uses it already."""
+    *others, last = alternatives if checkpointed else [*alternatives, "device.checkpoint_activations=true"]
+    return f"{', '.join(others)}, or {last}" if others else last

@@ -13,8 +13,8 @@ from positron.training.optim.groups import clip_gradients
 def add_gradient(model: GPT, rows: Tensor, machine: Machine, document_start: int | None = None) -> None:
     """Add the gradient of the mean loss over rows (B, T + 1) to the parameters' gradients.
 
-    On a CPU the rows are processed in micro-batches that fit its cache. `document_start`: the id that begins documents if
-    attention does not cross documents, otherwise None.
+    On a CPU the rows are processed in micro-batches that fit the CPU's cache. `document_start`: the id that begins documents
+    if attention does not cross documents, otherwise None.
     """
     micro = max(1, CPU_MICRO_TOKENS // model.config.context_length) if machine.accelerator == "cpu" else len(rows)
     for part in rows.split(micro):

@@ -63,8 +63,9 @@ def make_plan(
 ) -> Plan:
     """Determine each setting of the plan: the user's value, else the value at the start of the run, else a default.
 
-    `auto_steps`: computes the number of steps from the batch size in sequences; without it, the default is 20 tokens per
-    parameter. Raises UserError if the batch cannot be divided among the devices, or if a micro-batch does not fit the memory.
+    `auto_steps` computes the default number of steps from the batch size in sequences; without it, the default is 20 tokens
+    per parameter. Raises UserError if the batch cannot be divided among the devices, if a micro-batch does not fit the memory,
+    or if activation checkpointing is not possible on this device.
     """
     gpt, train, known = model.config, config.train, start.resolved
     if config.precision.dtype == "auto" and known is not None and known.precision is not None:
@@ -76,7 +77,8 @@ def make_plan(
     if machine.checkpoint_activations and machine.accelerator == "mps" and gpt.dropout:
         # for the second forward pass, torch restores the state of the random generators of CPU and CUDA, but not of MPS
         raise UserError(
-            "device.checkpoint_activations=true computes wrong gradients with dropout on MPS: give model.dropout=0 with it"
+            "device.checkpoint_activations=true computes wrong gradients with dropout on MPS: give model.dropout=0, or leave "
+            "device.checkpoint_activations out"
         )
     wanted = settle(
         train.batch_tokens, None if known is None else known.batch_tokens, default_batch_tokens(gpt, machine)
@@ -123,7 +125,7 @@ def too_long_warmup(warmup_steps: int, horizon: int, *, is_own: bool) -> str:
         remedy = f"give schedule.warmup_steps={horizon // 10}, or a larger train.max_steps="
     return (
         f"schedule.warmup_steps={warmup_steps} is not less than the run's {counted(horizon, 'step')}: the learning rate "
-        f"rises to the end and never falls; {remedy}"
+        f"rises until the end of the run and never falls; {remedy}"
     )
 
 

@@ -37,13 +37,13 @@ logger = logging.getLogger(__name__)
 
 @contextlib.contextmanager
 def hold_run(run: Run, processes: int) -> Iterator[None]:
-    """Hold the lock of a run, so that no other process trains it. If `processes` is above 1, the first process holds it.
+    """Hold the lock of a run during a `with` block, so that no other command trains the run in the meantime.
 
-    Raises UserError if another training holds the lock.
+    If the training has several processes, only the first one takes the lock. Raises UserError if it is already taken.
     """
 
     def refuse() -> None:
-        raise UserError(f"another process is training {run.folder}: wait for it, or give another name=")
+        raise UserError(f"another process is training {run.folder}: wait until it ends, or give another name=")
 
     if first_rank(processes):
         with lock(run.lock_path, refuse):
@@ -134,7 +134,7 @@ def refuse_before_start(run: Run, start: Start, *, last_step: int, fingerprint: 
     if start.checkpoint is not None and not start.is_own and start.step >= last_step:
         raise UserError(
             f"{start.checkpoint} is at step {start.step} and this run would end at step {last_step}: nothing is left to "
-            f"train; give train.max_steps= above {start.step}"
+            f"train; give train.max_steps= (and train.stop_at=, if it is set) above {start.step}"
         )
 
 
@@ -197,10 +197,10 @@ def decide_start(run: Run, config: RunConfig) -> Start:
 
 
 def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None) -> Path | None:
-    """Return the checkpoint that ckpt_path=FILE, ckpt_path=RUN or ckpt_path=latest names.
+    """Return the checkpoint that ckpt_path=FILE, ckpt_path=RUN or ckpt_path=latest names, or None without ckpt_path=.
 
-    `newest`: the newest checkpoint of this run, which `latest` means. Raises UserError if the checkpoint does not exist or is
-    damaged.
+    RUN names its newest checkpoint, and `latest` names `newest`, the newest checkpoint of this run. Raises UserError if the
+    checkpoint does not exist or is damaged.
     """
     if ckpt_path is None:
         return None
@@ -218,7 +218,9 @@ def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None) -> P
     other = find_run(ckpt_path)
     checkpoint = newest_checkpoint(other.checkpoint_folder)
     if checkpoint is None:
-        raise UserError(f"ckpt_path={ckpt_path}: {other.folder} has no checkpoint: train it first, or name another run")
+        raise UserError(
+            f"ckpt_path={ckpt_path}: {other.folder} has no undamaged checkpoint: train it first, or name another run"
+        )
     return checkpoint
 
 

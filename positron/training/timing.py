@@ -1,4 +1,4 @@
-"""Measure the peak rate of matrix products on this machine, and the faster precision for a model."""
+"""Measure the peak rate of matrix products on this machine, and find the faster precision for a model."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class MatmulPeak:
         self.flops = max(self.flops, flops * self.world_size)
 
     def share(self, flops: float) -> float:
-        """Return `flops` (the FLOP/s of a training step) divided by the peak. A peak below `flops` is first raised to it."""
+        """Return `flops` (the FLOP/s of a training step) divided by the peak, after raising the peak to at least `flops`."""
         self.flops = max(self.flops, flops)
         return flops / self.flops
 

@@ -36,9 +36,10 @@ logger = logging.getLogger(__name__)
 
 
 def base_model(session: Session) -> tuple[GPT, Tokenizer]:
-    """Return the model to train, with the weights of the base run if the run is new, and its tokenizer.
+    """Return the model to train and its tokenizer.
 
-    With LoRA the model has its low-rank matrices. Raises UserError if the model is too large to be trained on this machine.
+    If the run is new, the model has the weights of the base run; otherwise the training loop restores the weights later. With
+    LoRA, low-rank matrices are added to the model. Raises UserError if the model is too large to be trained on this machine.
     """
     config, start = session.config, session.start
     assert start.tokenizer_from is not None
@@ -89,10 +90,10 @@ def train_further(
 
 @torch.no_grad()
 def record_beginning(run: Run, objective: Objective, model: GPT, measured: dict[str, float]) -> float:
-    """Write the metrics before the first update as step 0, and remove those of an earlier start that saved no checkpoint.
+    """Start metrics.jsonl anew with a row for step 0: the metrics before the first update. Return its validation bits per byte.
 
-    `measured` is the result of `objective.measures`. The model is on the device of the training. Returns the bits per byte of
-    the validation.
+    Older rows are deleted: they are from an earlier start of the run, which saved no checkpoint. `measured` is the result of
+    `objective.measures`. The model must be on the device of the training.
     """
     device = model.wte.weight.device
     token_bytes = torch.from_numpy(objective.token_bytes).float().to(device)
@@ -121,7 +122,7 @@ def base_run(config: RunConfig) -> Run:
 def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:
     """Return the pretrained run whose text can be replayed, or None if the model was imported and has no such text.
 
-    `key` is the setting that asks for it. Raises UserError if the text is not available.
+    `key` is the setting that asks for replay, such as sft.replay_ratio. Raises UserError if the text is not available.
     """
     remedy = _without_replay(start, key)
     try:
@@ -138,13 +139,13 @@ def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:
 
 
 def replayed_text(base: Run, config: RunConfig, start: Start, key: str, *, rows: int, context: int) -> Windows:
-    """Return windows of the training text of `base`, a run from `replayed_run`; each step gets `rows` windows."""
+    """Return windows of the training text of `base`, the result of `replayed_run`; each step gets `rows` windows."""
     files = token_files(base, "train", _without_replay(start, key))
     return Windows(files, context=context, batch_size=rows, seed=config.seed)
 
 
 def _without_replay(start: Start, key: str) -> str:
-    """Return the advice for a user whose pretraining text is not available."""
+    """Return the advice for a user whose pretraining text is not available: turn replay off by `key`=0."""
     if start.is_own:
         return f"give another name= and {key}=0 to start a new run without replay"
     return f"give {key}=0 to train without the pretraining text"
@@ -153,7 +154,7 @@ def _without_replay(start: Start, key: str) -> str:
 def validation_text(config: RunConfig, tokenizer: Tokenizer, instead: str) -> ValidationText | None:
     """Return the validation text of the pretrained run that `config` descends from, up to train.val_tokens tokens.
 
-    If the text is not available, returns None and logs the reason and `instead`, which says what is done without it.
+    If the text is not available, returns None and logs the reason and `instead`, which tells the user what is done instead.
     """
     try:
         files = token_files(base_run(config), "val", instead)

@@ -197,7 +197,7 @@ def test_another_fault_while_trying_is_not_taken_for_a_lack_of_memory():
 
 def test_where_one_sequence_does_not_fit_a_smaller_batch_is_not_the_advice(tmp_path, monkeypatch):
     monkeypatch.setattr(device, "free_memory", lambda _: 1)
-    with pytest.raises(UserError, match=r"try a smaller model or model\.context_length, or device"):
+    with pytest.raises(UserError, match=r"try a smaller model, a smaller model\.context_length=, or device"):
         choose_micro_batch(BASE, CPU, 8, 1, lambda rows: None)
 
     def never_fits(*_):
@@ -205,7 +205,7 @@ def test_where_one_sequence_does_not_fit_a_smaller_batch_is_not_the_advice(tmp_p
 
     monkeypatch.undo()
     monkeypatch.setattr(TrainingModule, "training_step", never_fits)
-    with pytest.raises(UserError, match=r"out of memory: try a smaller model or model\.context_length"):
+    with pytest.raises(UserError, match=r"out of memory: try a smaller model, a smaller model\.context_length="):
         train(tiny(tmp_path, train__micro_batch_size=1), tmp_path / "run")
 
 

@@ -37,7 +37,9 @@ def test_a_run_tells_that_operators_may_run_on_the_cpu(
     if value is not None:
         monkeypatch.setenv(FALLBACK, value)
     machine = choose_machine(DeviceConfig(accelerator), PrecisionConfig("fp32"))
-    assert (f"{FALLBACK} is set, which hides slow operators: unset it" in machine.why) == is_told
+    assert (
+        f"{FALLBACK} is set, so operators that MPS lacks run on the CPU, which is slow: unset it" in machine.why
+    ) == is_told
 
 
 @pytest.mark.parametrize("value", [None, "1"])

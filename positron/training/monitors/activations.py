@@ -14,9 +14,9 @@ DEAD = {"relu": 0.0, "relu2": 0.0, "gelu": 1e-2, "swish": 1e-2, "swiglu": 1e-2}
 
 
 class Activations(ProbeMonitor):
-    """Measure three values per block, over all tokens of the probe.
+    """Measure three values per block, over all tokens of the probe (a few fixed validation windows).
 
-    activation_rms/blocks.0: root mean square of the residual stream after block 0 (activation_rms/embedding: before it);
+    activation_rms/blocks.0: root mean square of the residual stream after block 0 (activation_rms/embedding: before block 0);
     dead_units/blocks.0: share of the MLP's units whose absolute output never exceeds DEAD;
     always_on_units/blocks.0: share of the MLP's units for which the input of the activation function (with swiglu, the gate)
     is positive at every token, so that the function is nearly linear.

@@ -1,4 +1,4 @@
-"""Define the base classes of monitors, and the probe: a few validation windows on which all measurements of a run are made."""
+"""Define the base classes of monitors, and the probe: a few validation windows that stay the same during the whole run."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROBE_TOKENS = 2048  # the tokens of a probe; a single window may be longer
 
 @dataclass(frozen=True)
 class Probe:
-    """Hold N windows of T tokens: input ids x (N, T) and target ids y (N, T). A target of -100 has no loss."""
+    """Hold the probe, N windows of T tokens: input ids x (N, T) and target ids y (N, T). A target of -100 has no loss."""
 
     x: Tensor
     y: Tensor
@@ -43,7 +43,7 @@ class Probe:
 
     @property
     def real(self) -> Tensor:
-        """Return a mask (N, T) that is true for the tokens up to the last target of each row and false for padding."""
+        """Return a mask (N, T) that is True for the tokens up to the last target of each row, and False for the padding."""
         return (self.y != IGNORE).flip(1).cummax(dim=1).values.flip(1)
 
     def to(self, device: torch.device) -> Probe:
@@ -83,7 +83,7 @@ class ProbeMonitor(Monitor):
         """Return the measured values by their metric names. Each monitor overrides this method.
 
         `documents` (N, T): the number of each token's document, or None if attention crosses documents. An implementation
-        must call `model.hidden` and not `model`, because it is never compiled and runs the hooks of each module.
+        must call `model.hidden` and not `model`, because `hidden` is never compiled and always runs the hooks of each module.
         """
         raise NotImplementedError
 

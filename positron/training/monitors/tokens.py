@@ -23,10 +23,10 @@ FREQUENCY_BINS, POSITION_BINS = 5, 8
 
 
 def frequency_bins(counts: np.ndarray, n_bins: int = FREQUENCY_BINS) -> np.ndarray:
-    """Return the bin of each id (V,), by its frequency; bin 0 has the most frequent ids.
+    """Assign each token id to a bin by its frequency, `counts` (V,) -> (V,); bin 0 has the most frequent ids.
 
-    Each bin contains about the same number of tokens of the text. A single id can fill several bins; it is then in the first of
-    them, and the others stay empty. Ids that never occur are in the last bin.
+    The ids of each bin occur about equally often in total. An id that is frequent enough to fill several bins is in the first
+    of them, and the others stay empty. Ids that never occur are in the last bin.
     """
     order = np.argsort(-counts, kind="stable")
     before = np.cumsum(counts[order]) - counts[order]
@@ -42,7 +42,7 @@ def position_edges(context: int, n_bins: int = POSITION_BINS) -> list[int]:
 
 
 def bin_means(values: np.ndarray, bins: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Return the mean of the values in each bin, by the bin's name, without empty bins."""
+    """Return a dict from the name of each bin that is not empty to the mean of its values; value i is in bin `bins[i]`."""
     counts = np.bincount(bins, minlength=len(names))
     sums = np.bincount(bins, weights=values, minlength=len(names))
     return {name: float(sums[i] / counts[i]) for i, name in enumerate(names) if counts[i]}

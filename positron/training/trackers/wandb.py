@@ -31,10 +31,10 @@ _DATA_DIR = os.environ.get("WANDB_DATA_DIR")  # as the user has set it
 class Wandb:
     """Log to Weights & Biases: online if there is an API key, otherwise offline. A file in the run folder stores the run id.
 
-    The run's own files are the complete record, and wandb receives the missing part of it. Online, these are the steps after
-    the last step that wandb has, because it accepts no step twice. Offline, it is the whole run each time the run is continued,
-    because `wandb sync` (0.31) replaces all data of a run id by the folder that it uploads. Raises UserError if the file with
-    the run id is damaged.
+    When a run is continued, wandb first receives the steps that it lacks, from metrics.jsonl and the samples. Online, these
+    are the steps after the last one that wandb has, because it accepts no step twice. Offline, these are all steps, because
+    `wandb sync` (0.31) replaces all data of a run id by the folder that it uploads. Raises UserError if the file with the run
+    id is damaged.
     """
 
     def __init__(self, config: WandbConfig, folder: Path, settings: dict[str, Any]) -> None:
