@@ -1,8 +1,8 @@
-"""Define the network. The order of reading is from top to bottom: norm, positions, attention, MLP, block, GPT, weights.
+"""Define the network. Read this file from top to bottom: norm, positions, attention, MLP, block, GPT, initial weights.
 
 Shapes: B batch, T time (tokens), C = d_model channels, H heads, K key/value heads, D head dimension, F width of the MLP,
-V vocabulary, L layers. `numpy_ref` implements every option of `GPTConfig` a second time, with hand-derived gradients. On a
-CPU, faster kernels with the same result replace some parts; see `kernels/`.
+V vocabulary, L layers. `numpy_ref` implements every option of `GPTConfig` a second time, with hand-derived gradients. In
+training on a CPU, faster kernels with the same result replace some parts; see `kernels/`.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def rope_tables(context_length: int, d_head: int, base: float = 10_000.0) -> tup
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the pairs (x[i], x[i + D/2]) by the angle of their position.
 
-    x (B, heads, T, D); cos and sin (T, D/2), or (B, 1, T, D/2) -> (B, heads, T, D).
+    x (B, heads, T, D) -> (B, heads, T, D). cos and sin are (T, D/2), or (B, 1, T, D/2) if each row has its own positions.
     """
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     a, b = x.chunk(2, dim=-1)  # (B, heads, T, D/2) each
@@ -64,7 +64,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def sinusoidal_table(context_length: int, d_model: int) -> Tensor:
-    """Compute the fixed positions (T, C) of "Attention Is All You Need" (arXiv:1706.03762, section 3.5), in float64.
+    """Compute the fixed position vectors (T, C) of "Attention Is All You Need" (arXiv:1706.03762, section 3.5), in float64.
 
     The first half of the channels contains sines, the second half cosines. The table is scaled to the root mean square of
     the token embeddings, INIT_STD. Without this scaling, its numbers would be 35 times as large as the embeddings.
@@ -83,7 +83,7 @@ def document_numbers(idx: Tensor, document_start: int | None) -> Tensor | None:
 
 
 def positions_in_documents(documents: Tensor) -> Tensor:
-    """Count the earlier tokens of the same document for each token: document numbers (B, T) -> positions (B, T)."""
+    """Count for each token the earlier tokens of its document: document numbers (B, T) -> positions (B, T)."""
     position = torch.arange(documents.shape[1], device=documents.device).expand_as(documents)
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
@@ -93,8 +93,8 @@ def positions_in_documents(documents: Tensor) -> Tensor:
 def document_mask(documents: Tensor, window: int | None) -> Tensor:
     """Return (B, 1, T, T), True where a query (row) may attend to a key (column).
 
-    A query attends to itself and to earlier tokens of its document, at most to the last `window` tokens. `documents`:
-    document numbers (B, T).
+    A query attends to itself and to earlier tokens of its document, at most to the last `window` tokens (None: to all).
+    `documents`: document numbers (B, T).
     """
     same = documents[:, None, :, None] == documents[:, None, None, :]
     return same & window_mask(documents.shape[1], window, documents.device)
@@ -152,9 +152,8 @@ class Attention(nn.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        if (
-            self.qk_norm and not self.qk_scale
-        ):  # unit root mean square per head keeps the scores bounded (arXiv:2010.04245)
+        # a root mean square of 1 per head keeps the scores bounded (arXiv:2010.04245)
+        if self.qk_norm and not self.qk_scale:
             q = F.rms_norm(q, (self.d_head,), eps=self.eps)
             k = F.rms_norm(k, (self.d_head,), eps=self.eps)
         return q, k, v
@@ -162,7 +161,8 @@ class Attention(nn.Module):
     def _can_pack(self, x: Tensor) -> bool:
         """Tell whether `_packed_heads` can be used and is faster.
 
-        It can be used without LoRA or forward hooks on q, k and v, and without a learned scale between norm and rope.
+        It can be used if the layers q, k and v have neither LoRA nor forward hooks, and if `qk_scale` is off: a learned scale
+        would come between the normalisation and the rotation.
         """
         if self.qk_scale or not fused.is_faster(x):
             return False
@@ -199,7 +199,7 @@ class MLP(nn.Module):
 
 
 def activate(h: Tensor, activation: Elementwise) -> Tensor:
-    """Apply an activation of one argument to every number; "" returns h."""
+    """Apply an activation function of one argument to every number; with "", return h unchanged."""
     match activation:
         case "gelu":
             return fused.gelu(h)
@@ -273,7 +273,7 @@ class GPT(nn.Module):
 
     @property
     def head_weight(self) -> Tensor:
-        """Return the output matrix (V, C): the token embedding itself if tied (arXiv:1608.05859)."""
+        """Return the output matrix (V, C). With `tie_embeddings`, it is the token embedding itself (arXiv:1608.05859)."""
         return self.wte.weight if self.config.tie_embeddings else self.lm_head.weight
 
     def hidden(self, idx: Tensor, documents: Tensor | None = None) -> Tensor:

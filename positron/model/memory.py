@@ -29,10 +29,10 @@ def machine_memory() -> int | None:
 
 
 def check_memory(config: GPTConfig, *, copies: int, accelerator: str = "cpu", processes: int = 1) -> None:
-    """Raise UserError if `copies` floats for each parameter exceed the total memory of the machine.
+    """Raise UserError if the memory of this machine is too small for `copies` floats per parameter of the model.
 
-    `copies`: TRAINING_COPIES for training, 1 for a model that is only used. Weights are created in main memory on every
-    accelerator.
+    `copies`: TRAINING_COPIES for training, 1 for a model that is only used. With accelerator="cuda", the main memory must hold
+    one float per parameter, because the weights are created there, and the GPUs of all processes together must hold `copies`.
     """
     total = machine_memory()
     fixed = config.n_layer * LAYER_BYTES + _table_bytes(config)
@@ -67,7 +67,7 @@ def _check(config: GPTConfig, needed: int, total: int | None, where: str) -> Non
 
 
 def _si(number: float) -> str:
-    """Format a number with three digits and a unit: `4.00 T`."""
+    """Format a number with at most three digits and a unit prefix: `4.25 T`."""
     for unit in ("", "k", "M", "G", "T", "P"):
         if number < 1000:
             return f"{number:.3g} {unit}"

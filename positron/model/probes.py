@@ -22,7 +22,7 @@ Inputs = tuple[Tensor, Rope | None, Tensor | None]  # what Attention.forward tak
 
 @torch.no_grad()
 def attention_inputs(model: GPT, idx: Tensor, documents: Tensor | None = None) -> list[tuple[Attention, Inputs]]:
-    """Return the attention module of each block with its inputs for token ids (B, T), without dropout.
+    """Return for each block the attention module and the module's inputs for token ids (B, T), without dropout.
 
     Calls `model.hidden`, which, unlike `model` itself, is never compiled and always calls the forward hooks of the layers.
     """
@@ -45,7 +45,7 @@ def attention_inputs(model: GPT, idx: Tensor, documents: Tensor | None = None) -
 
 
 def queries_and_keys(attn: Attention, x: Tensor, rope: Rope | None) -> tuple[Tensor, Tensor]:
-    """Compute queries and keys for x (B, T, C): (B, H, T, D) each, with the keys of grouped heads repeated."""
+    """Compute queries and keys from x (B, T, C), (B, H, T, D) each; keys that several heads share are repeated."""
     q, k, _ = attn.heads(x, rope)
     return q, k.repeat_interleave(attn.n_head // attn.n_kv_head, dim=1)
 

@@ -67,7 +67,7 @@ def linear_token_losses(x: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 class _LinearTokenLosses(torch.autograd.Function):
-    """Compute the losses in the forward pass, and the gradients, from the logits again, in the backward pass."""
+    """Compute the losses in the forward pass; in the backward pass, compute the logits again and then the gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -97,7 +97,7 @@ class _LinearTokenLosses(torch.autograd.Function):
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Compute products in `dtype` (autocast's if it is on), softmax and the weight's gradient in fp32 or wider."""
+    """Compute the matrix products in `dtype`, and the softmax and the gradient of the weight in fp32 or wider."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, dtype: torch.dtype) -> Tensor:
@@ -146,6 +146,6 @@ def _losses(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _chunks(n: int, width: int, values: int) -> list[slice]:
-    """Divide n rows of `width` numbers into slices. Each has at most `values` numbers, but at least one row."""
+    """Divide n rows of `width` numbers into slices. Each slice has at most `values` numbers, but at least one row."""
     size = max(1, values // width)
     return [slice(start, min(n, start + size)) for start in range(0, n, size)]

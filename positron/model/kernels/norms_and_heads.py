@@ -30,7 +30,7 @@ def is_faster(x: Tensor) -> bool:
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Compute RMSNorm by `RMSNorm` or by torch, whichever is faster for x: x (..., C), weight (C,) -> (..., C)."""
+    """Compute RMSNorm by the class `RMSNorm` or by torch, whichever is faster: x (..., C), weight (C,) -> (..., C)."""
     if is_faster(x) and x.dtype == weight.dtype:
         normed: Tensor = RMSNorm.apply(x, weight, eps, product_dtype(x))
         return normed
@@ -82,21 +82,21 @@ def interleave_pairs(rows: Tensor, d_head: int) -> Tensor:
 def heads(qkv: Tensor, rope: Rope | None, n_head: int, n_kv_head: int, norm_eps: float | None) -> tuple[Tensor, ...]:
     """Split a packed projection into heads: qkv (B, T, (H + 2K) D) -> q (B, H, T, D), k and v (B, K, T, D).
 
-    q and k, whose rotary pairs must be interleaved, are rotated by `rope`: cos and sin (T, D/2) or (B, 1, T, D/2), None for
-    no rotation. If `norm_eps` is given, they are divided by their root mean square. The results are contiguous.
+    q and k are rotated by `rope`: cos and sin, (T, D/2) or (B, 1, T, D/2), or None for no rotation. Their rotary pairs must be
+    interleaved, as by `interleave_pairs`. If `norm_eps` is given, each q and k is also divided by its root mean square over D.
+    The results are contiguous.
     """
     rotation = None
     if rope is not None:
         rotation = torch.complex(*rope)
-        rotation = (
-            rotation[:, None] if rotation.ndim == 2 else rotation.transpose(1, 2)
-        )  # (T, 1, D/2) or (B, T, 1, D/2)
+        # (T, 1, D/2) or (B, T, 1, D/2)
+        rotation = rotation[:, None] if rotation.ndim == 2 else rotation.transpose(1, 2)
     heads: tuple[Tensor, ...] = Heads.apply(qkv, rotation, n_head, n_kv_head, norm_eps)
     return heads
 
 
 class Heads(torch.autograd.Function):
-    """Split a packed projection into heads, normalise and rotate them in one pass; see `heads`.
+    """Split a packed projection into heads, and normalise and rotate q and k, in one pass; see the function `heads`.
 
     A rotation does not change lengths, so it may come after the normalisation. For y = rotate(x) r with r = 1 / rms(x), and
     an upstream gradient g, dx is r (g - y mean(g y)), rotated by the negative angle.
@@ -161,7 +161,7 @@ def _concatenate(q: Tensor, k: Tensor, out: Tensor) -> Tensor:
 
 
 def relu2(h: Tensor) -> Tensor:
-    """Compute max(h, 0)^2 by `SquaredReLU` or by torch, whichever is faster for h."""
+    """Compute max(h, 0)^2 by the class `SquaredReLU` or by torch, whichever is faster for h."""
     out: Tensor = SquaredReLU.apply(h) if is_faster(h) else F.relu(h).square()
     return out
 
@@ -186,9 +186,9 @@ class SquaredReLU(torch.autograd.Function):
 
 
 def gelu(h: Tensor) -> Tensor:
-    """Compute GELU's tanh form by `GELU` or by torch, whichever is faster for h.
+    """Compute the tanh form of GELU by the class `GELU` or by torch, whichever is faster for h.
 
-    In bf16 on a CPU, `GELU` takes two thirds of the time of torch's kernels.
+    In bf16 on a CPU, the class takes two thirds of the time of torch's kernels.
     """
     if is_faster(h) and h.dtype == torch.bfloat16:
         out: Tensor = GELU.apply(h)
