@@ -1,6 +1,7 @@
-"""Check the arguments of generation. Each function raises UserError, naming the argument, for a wrong type or range.
+"""Check the arguments of generation, and read text from the command line and from standard input.
 
-This module imports only the standard library, so that commands can check their options before they import torch.
+A function that checks an argument raises UserError for a wrong type or range; the message names the argument. This module
+imports only the standard library, so that commands can check their options before they import torch.
 """
 
 from __future__ import annotations
@@ -55,9 +56,10 @@ def real_number(name: str, value: Any) -> float:
 
 
 def seed_of(value: Any, texts: int = 1) -> int:
-    """Return the seed `value`. `texts`: the number of texts, whose seeds are value, value + 1, and so on.
+    """Check the seed of the first of `texts` texts and return it as an int.
 
-    Raises UserError if one of the seeds is outside of the range that torch accepts.
+    The other texts have the seeds `value` + 1, `value` + 2, and so on. Raises UserError if `value` is not a whole number, or if
+    one of these seeds is outside of the range that torch accepts.
     """
     seed = whole_number("seed", value)
     if not SMALLEST_SEED <= seed <= LARGEST_SEED - (texts - 1):
@@ -67,7 +69,7 @@ def seed_of(value: Any, texts: int = 1) -> int:
 
 
 def _for_each(texts: int) -> str:
-    return "" if texts == 1 else f": each of the {texts} texts has its own seed"
+    return "" if texts == 1 else f": the {texts} texts use the seeds from seed to seed + {texts - 1}"
 
 
 def text_of(name: str, value: Any) -> str:
@@ -87,9 +89,9 @@ def text_of(name: str, value: Any) -> str:
 
 
 def texts_of(name: str, values: Any) -> list[str]:
-    """Return an iterable of texts as a list.
+    """Check that `values` is an iterable of texts and return it as a list.
 
-    Raises UserError for other types, including a single text, whose characters would be taken for the texts.
+    Raises UserError for other types, and for a single str, because iterating over it would give its characters.
     """
     if isinstance(values, (str, bytes, dict)) or not isinstance(values, Iterable):
         raise UserError(f"{name} must be a list of texts, not {shown(values)}")
@@ -97,7 +99,10 @@ def texts_of(name: str, values: Any) -> list[str]:
 
 
 def stops_of(value: Any) -> tuple[str, ...]:
-    """Return one stop string, or a list of them, as a tuple; raises UserError if a stop string is empty."""
+    """Return the stop strings as a tuple. `value` is one string or an iterable of strings.
+
+    Raises UserError for other types, and if a stop string is empty.
+    """
     stops = tuple(texts_of("stop", [value] if isinstance(value, str) else value))
     if "" in stops:
         raise UserError("an empty stop string would end each text at its beginning: leave it out")
@@ -105,16 +110,16 @@ def stops_of(value: Any) -> tuple[str, ...]:
 
 
 def weights_of(value: Any) -> str:
-    """Return the name of a weight precision; raises UserError for an unknown name."""
+    """Return `value` if it is one of the number formats for weights in `WEIGHTS`; raises UserError otherwise."""
     if not isinstance(value, str) or value not in WEIGHTS:
         raise UserError(f"weights={value} is not a weight precision: choose from {', '.join(WEIGHTS)}")
     return value
 
 
 def unknown(what: str, name: Any, known: Sequence[str]) -> UserError:
-    """Return the UserError for an unknown name. It suggests the most similar name of `known`.
+    """Return the UserError for an unknown name. Its message lists the names `known`, and suggests the most similar one.
 
-    `what` is the kind of thing that has the name, such as "preset".
+    `what` says what the name should denote, such as "preset".
     """
     near = difflib.get_close_matches(str(name), known, 1, 0.6)
     hint = f"did you mean {near[0]}? Choose" if near else "choose"
@@ -147,7 +152,7 @@ def argument(text: str, what: str) -> str:
 
 
 def standard_input_lines(what: str) -> Iterator[tuple[str, str]]:
-    """Yield each line of standard input when it arrives, with its name for messages, such as `line 3 of the prompt`.
+    """Yield each line of standard input when it arrives, as (text, name); the name for messages is `line 3 of {what}`.
 
     Raises UserError if standard input cannot be read or a line is not UTF-8.
     """

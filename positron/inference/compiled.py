@@ -1,9 +1,9 @@
 """Decode on a CPU by one compiled call per token, instead of the 600 operators of torch that `Decoder` needs.
 
-The time for one token is the time to read all weights. torch's products read them at half the speed of the memory; the
-compiled call reads them at its full speed (docs/LOG.md). Activations, keys and values are fp32 for all formats of weights. With
-bf16 or int8 weights, the logits differ only by rounding from those of an fp32 model after `round_weights`, the model that
-`evaluate` measures.
+The time for one token is the time to read all weights. torch's matrix products read them at half of the memory bandwidth; the
+compiled call reads them at the full bandwidth (docs/LOG.md). Activations, keys and values are fp32 for all formats of weights.
+With bf16 or int8 weights, the logits are, up to rounding, those of the fp32 model that `round_weights` returns. The `evaluate`
+command measures that model.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class CompiledDecoder(Decoder):
     """
 
     def __init__(self, model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> None:
-        """Copy the weights, so that later training does not change the decoder; `dtype`: as for `Decoder`."""
+        """Pack the weights, and compile the step or load it from the cache on disk; the arguments are those of `Decoder`."""
         self.weight_dtype = dtype or torch.float32
         rounded = round_weights(model, None if dtype == torch.float32 else dtype)
         super().__init__(rounded, 0)
@@ -57,7 +57,10 @@ class CompiledDecoder(Decoder):
         self._compile()
 
     def _linear(self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "") -> Linear | Int8Linear:
-        """Return a layer that keeps the weights in their format; torch converts them to fp32 when it reads a long prompt."""
+        """Return a linear layer that computes prompts longer than DIRECT_PROMPT.
+
+        It stores its weight in the decoder's format, and converts it to fp32 at each call.
+        """
         bias = bias.detach() if bias is not None else None
         if self.weight_dtype == torch.int8:
             return Int8Linear(weight, bias, activation)
@@ -65,7 +68,7 @@ class CompiledDecoder(Decoder):
         return Linear(weight, bias, activation, widen=self.weight_dtype != torch.float32)
 
     def _allocate(self, batch: int) -> None:
-        """Allocate an empty cache for `batch` sequences, and the memory of a step."""
+        """Allocate an empty cache for `batch` sequences, and the arrays in which a step is computed."""
         super()._allocate(batch)
         if not hasattr(self, "packed"):  # called by Decoder.__init__, before the packed weights exist
             return
@@ -93,7 +96,10 @@ class CompiledDecoder(Decoder):
         )
 
     def _compile(self) -> None:
-        """Compile the call for these weights, or load it from the cache on disk, by running a step without chunks."""
+        """Compile `compiled_step.work` for this format of weights, or load it from Numba's cache on disk.
+
+        Numba does this at the first call, so a step without chunks is computed.
+        """
         if self.weight_dtype not in _compiled:
             said = "compiling the decoder for this processor, once for each format of weights: about 15 seconds"
             with kernel.on_compilation(lambda: logger.info(said)):
@@ -101,7 +107,10 @@ class CompiledDecoder(Decoder):
             _compiled.add(self.weight_dtype)
 
     def _phases(self) -> Iterable[tuple[int, int, int]]:
-        """Yield the phases of a step in order, as (kind, layer, number of items); the items of a phase are independent."""
+        """Yield the phases of a step in order, as (kind, layer, number of items).
+
+        An item is a block of 16 rows of a matrix or, in attention, a key head. The items of a phase are independent.
+        """
         config = self.config
         for layer in range(config.n_layer):
             yield kernel.QKV, layer, _blocks((self.H + 2 * self.K) * self.D)
@@ -115,7 +124,7 @@ class CompiledDecoder(Decoder):
         return sum(items for _, _, items in self._phases())
 
     def plan(self, threads: int) -> None:
-        """Divide each phase into chunks of decreasing size, so that all threads finish at about the same time."""
+        """Divide the items of each phase into chunks of decreasing size, so that all threads finish at about the same time."""
         if threads == self.threads:
             return
         chunks: list[tuple[int, ...]] = []
@@ -130,7 +139,10 @@ class CompiledDecoder(Decoder):
         self.threads = threads
 
     def _append(self, ids: list[int], rows: list[int], places: list[int]) -> Tensor:
-        """Write ids[i] to rows[i] at places[i], and return the logits after each, (n, V); a row may occur several times."""
+        """Append token ids[i] to cache row rows[i] at position places[i], and return the logits after each token, (n, V).
+
+        A row may occur several times, with consecutive positions.
+        """
         logits = torch.empty(len(ids), self.config.vocab_size)
         known = self.ids.numpy()
         for begin in range(0, len(ids), ROWS_TOGETHER):
@@ -148,7 +160,7 @@ class CompiledDecoder(Decoder):
 
     @torch.inference_mode()
     def prefill(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
-        """Replace the content of the cache rows `rows` by the prompts and return the next-token logits (b, V) of each.
+        """Replace the content of the cache rows `rows` by the prompts and return the logits after each prompt, (b, V).
 
         Each prompt is read by itself, so that its logits do not depend on the others. Raises ValueError for an empty prompt
         and for a prompt that is longer than the context.
@@ -165,7 +177,7 @@ class CompiledDecoder(Decoder):
 
     @torch.inference_mode()
     def read(self, ids: list[int], row: int = 0) -> Tensor:
-        """Append T tokens to a row and return the logits after each of them, (T, V).
+        """Append T tokens to a row of the cache and return the logits after each of them, (T, V).
 
         Raises ValueError if the tokens do not fit the cache.
         """
@@ -176,7 +188,7 @@ class CompiledDecoder(Decoder):
 
     @torch.inference_mode()
     def step_some(self, ids: Tensor, rows: list[int]) -> Tensor:
-        """Append one token to each of `rows`: ids (b,) -> next-token logits (b, V); the other rows are not touched.
+        """Append one token to each of the cache rows `rows`: ids (b,) -> next-token logits (b, V). Other rows do not change.
 
         Raises ValueError if the cache of a row is full.
         """
@@ -189,7 +201,7 @@ class CompiledDecoder(Decoder):
         return logits
 
     def step(self, ids: Tensor) -> Tensor:
-        """Append one token to each row: ids (B,) -> next-token logits (B, V).
+        """Append one token to each row of the cache: ids (B,) -> next-token logits (B, V).
 
         Raises ValueError if the cache of a row is full.
         """
@@ -197,7 +209,7 @@ class CompiledDecoder(Decoder):
 
 
 def norm_code(kind: NormKind) -> int:
-    """Return the code of a norm in `compiled_step`."""
+    """Return the number that stands for this kind of norm in `compiled_step`."""
     match kind:
         case "layernorm":
             return kernel.LAYERNORM
@@ -208,7 +220,7 @@ def norm_code(kind: NormKind) -> int:
 
 
 def activation_code(kind: Activation) -> int:
-    """Return the code of an activation in `compiled_step`."""
+    """Return the number that stands for this activation in `compiled_step`."""
     match kind:
         case "gelu":
             return kernel.GELU
@@ -225,7 +237,7 @@ def activation_code(kind: Activation) -> int:
 
 
 class _Packed:
-    """Hold the weights as `compiled_step.py` reads them: in two arrays, with the index at which each part begins."""
+    """Hold all weights as `compiled_step.py` reads them: two 1-D arrays, and the indices at which the tensors begin."""
 
     def __init__(self, model: GPT, decoder: CompiledDecoder) -> None:
         config = model.config
@@ -253,14 +265,14 @@ class _Packed:
         self.weights, self.floats = self._weights.joined(), self._floats.joined()
 
     def _optional(self, part: Tensor | None) -> int:
-        """Add the numbers of `part` and return the index of the first, or -1 if `part` is None."""
+        """Append a tensor to the fp32 array and return the index of its first number, or -1 if `part` is None."""
         return -1 if part is None else self._floats.add(part.detach().float())
 
     def _norm(self, norm: Norm) -> tuple[int, int]:
         return self._floats.add(norm.weight.detach()), self._no_bias if norm.bias is None else self._optional(norm.bias)
 
     def _layer(self, block: Block, decoder: CompiledDecoder) -> list[int]:
-        """Add the weights of a block and return its row of `where`."""
+        """Append the weights of a block to the arrays, and return the indices at which they begin (a row of `where`)."""
         attn, mlp, config = block.attn, block.mlp, decoder.config
 
         def parts(*linears: nn.Linear) -> list[tuple[Tensor, Tensor | None]]:
@@ -290,7 +302,7 @@ class _Packed:
         ]
 
     def _matrix(self, *parts: tuple[Tensor, Tensor | None]) -> tuple[int, int, int]:
-        """Add matrices with their biases, one after the other; return the indices at which weights, scales and biases begin."""
+        """Append the weights, scales and biases of (matrix, bias) pairs, and return the three indices at which they begin."""
         packed, scales, biases = [], [], []
         for weight, bias in parts:
             rows, columns = weight.shape
@@ -309,22 +321,22 @@ class _Packed:
 
 
 class _Parts:
-    """Collect parts of an array, one after the other, and join them."""
+    """Collect tensors of one dtype and join them into a 1-D array."""
 
     def __init__(self) -> None:
         self.size, self._parts = 0, list[Tensor]()
 
     def add(self, part: Tensor) -> int:
-        """Append a part and return the index of its first number."""
+        """Append a tensor and return the index that its first number will have in the array."""
         begin, self.size = self.size, self.size + part.numel()
         self._parts.append(part.flatten())
         return begin
 
     def joined(self) -> np.ndarray:
-        """Return all parts as one array; bf16, which NumPy does not have, is returned as uint16.
+        """Return all tensors as one 1-D array, and forget them. NumPy has no bf16, so its bits are returned as uint16.
 
-        NumPy allocates the memory and not torch, because NumPy asks Linux for huge pages. With pages of 4 KB the weights were
-        read at half the speed: 370 instead of 750 tokens per second (docs/LOG.md).
+        The memory is allocated by NumPy instead of torch, because NumPy asks Linux for huge pages. With pages of 4 KB the
+        weights were read at half the speed: 370 instead of 750 tokens per second (docs/LOG.md).
         """
         dtype = self._parts[0].dtype
         memory = np.empty(self.size * dtype.itemsize + _LINE, dtype=np.uint8)

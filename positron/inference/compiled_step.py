@@ -4,9 +4,10 @@ A step is a list of phases (the products of a layer, its attention, the logits),
 takes the next chunk from an atomic counter, after all chunks of the earlier phases are done. No thread waits for a thread that
 has not begun: if the other threads are late or asleep, the caller computes all chunks itself, with the same result.
 
-A matrix is stored in blocks of 16 rows (`pack`). The 16 numbers of a column are adjacent, so a block is read from beginning to
-end, and its 16 products are the lanes of a vector. The sums for each row of the batch have the same order whatever the number
-of rows, so a text does not depend on the other texts, bit for bit.
+A matrix is stored in blocks of 16 rows (`_Packed` in `compiled.py`). The 16 numbers of a column of a block are adjacent, so a
+block is read from beginning to end, and the sums of its 16 rows are the lanes of a vector. The numbers for each row of the
+batch are added in the same order whatever the number of rows, so the logits of a text do not depend on the other texts, bit
+for bit.
 
 All kernels are in this file, because Numba's cache on disk notices changes only in the file of the outermost function.
 """
@@ -182,7 +183,7 @@ _IS_X86 = platform.machine() in ("x86_64", "AMD64")
 
 @intrinsic
 def _pause(typing: Any) -> Any:
-    """Wait for a few dozen cycles, in which the other hardware thread can use the core."""
+    """Wait for a few dozen cycles, during which the other hardware thread of the core can use it."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         if _IS_X86:
@@ -215,7 +216,7 @@ def _yield(typing: Any) -> Any:
 
 @inner
 def _multiply(w, at, width, first, end, x, x_at, x_row, y, rows, floats, scale, bias):
-    """Compute the blocks `first` to `end` - 1 of y = (x W^T) scale + bias for each of `rows` rows."""
+    """Compute y = (x W^T) scale + bias for `rows` rows of x; only the blocks `first` to `end` - 1, each 16 columns of y."""
     y_row = y.shape[1]
     for block in range(first, end):
         begin, to, row = at + block * width * LANES, block * LANES, 0
@@ -237,9 +238,9 @@ def _multiply(w, at, width, first, end, x, x_at, x_row, y, rows, floats, scale, 
 
 @njit(nogil=True, fastmath={"contract"})  # without "reassoc", which would join the two parts of ln(2)
 def _exp(x):
-    """Compute e^x with an error of about two units in the last place, by operations that exist for vectors.
+    """Compute e^x with an error of about two units in the last place, using only operations that have vector instructions.
 
-    e^x = 2^n e^r with |r| <= ln(2) / 2; the polynomial for e^r is the one of Cephes' expf.
+    e^x = 2^n e^r with |r| <= ln(2) / 2. The polynomial for e^r comes from expf in the Cephes library.
     """
     x = np.float32(-87.0) if x < np.float32(-87.0) else x
     x = np.float32(88.0) if x > np.float32(88.0) else x
@@ -275,7 +276,7 @@ def _normalise(kind, eps, x, weight, bias, y):
 
 @inner
 def _activate(kind, h, u):
-    """Apply the activation to h (F,) in place; swiglu multiplies it by u (F,)."""
+    """Apply the activation to h (F,) in place. For swiglu, h becomes swish(h) u, with u (F,)."""
     if kind == GELU:  # 0.5 h (1 + tanh(z)) = h / (1 + e^(-2 z)), z = sqrt(2 / pi) (h + 0.044715 h^3)
         for i in range(h.size):
             z = h[i] * (np.float32(1.5957691216) + np.float32(0.0713548163) * h[i] * h[i])
@@ -313,7 +314,7 @@ def _unit(x, eps):
 def _head(x, eps, place, sizes, floats, scale):
     """Apply QK-norm and RoPE to a head x (D,) of q or k at position `place`, in place.
 
-    `scale`: the index in `floats` at which the scale of QK-norm begins, or -1 if it has none.
+    `scale`: the index in `floats` at which the learned scale of QK-norm begins, or -1 if the model has no such scale.
     """
     half = x.size // 2
     if scale >= 0:
@@ -366,7 +367,10 @@ def _attend(q, keys, values, scores, y):
 
 @inner
 def _embed(rows, model, batch, x):
-    """Write the embeddings of the tokens of the batch, with positions and smear, to x (R, C)."""
+    """Write the embeddings of the tokens of the batch to x (R, C).
+
+    Position embeddings, and the multiple of the previous token's embedding (`smear`), are added if the model has them.
+    """
     sizes, _, _, _, floats, wte = model
     ids, before, _, places = batch
     width = sizes[C]
@@ -385,7 +389,7 @@ def _embed(rows, model, batch, x):
 
 @inner
 def _compute(thread, phase, layer, first, end, fresh, rows, model, cache, batch, memory):
-    """Compute a chunk. `fresh`: this thread has not yet computed the input of the phase into its part of `normed`."""
+    """Compute a chunk. `fresh`: true if this thread must first write the normalised input of the phase to `normed[thread]`."""
     sizes, eps, where, weights, floats, _ = model
     keys, values = cache
     _, _, slots, places = batch
@@ -456,20 +460,20 @@ def _cached(function: Callable[..., None]) -> Callable[..., None]:
 def work(thread, spins, owner, sync, plan, model, cache, batch, memory):
     """Start a step and compute it (thread 0), or help with the steps of `owner` (any other thread).
 
-    Thread 0 returns when the step is done; another thread returns when none has started for a while. Of the dimensions, R is
-    the rows of the batch, N the chunks, L the layers, B the texts in the cache, T the context, C the width of the stream, H
-    and K the heads of queries and of keys, D the channels of a head, F the width of the MLP, and V the vocabulary.
+    Thread 0 returns when the step is done. The other threads return when no step has started for a while. The dimensions are
+    R rows of the batch, N chunks, L layers, B rows of the cache, T positions of the context, C channels of the residual stream,
+    H query heads, K key heads, D channels of a head, F channels in the MLP, and V tokens of the vocabulary.
 
-    thread  number of the thread that calls
-    spins   number of times a helper looks for work before it returns; thread 0 does not read it
-    owner   number of the decoder that owns the arrays
-    sync    (SYNC,): the numbers of the step and of its next chunk, the number of chunks that are done, the owner of the step
+    thread  number of the calling thread
+    spins   how many times a thread other than 0 looks for work before it returns
+    owner   number of the decoder to which the arrays belong
+    sync    (SYNC,): numbers of the step and of the next chunk (in one int64), number of finished chunks, owner of the step
     plan    job (JOB,), chunks (N, COLUMNS)
     model   sizes (SIZES,), eps, where (L + 1, PLACES), weights and floats (1-D), token embeddings (V, C)
     cache   keys, values: (L, B, K, T, D) each
-    batch   for each row its id, the id before it (or -1), its row of the cache, its position in the text: (R,) each
-    memory  stream and branch (R, C), qkv (R, ..), heads (R, H D), hidden and gated (R, F), normalised stream (threads, R, C),
-            scores (threads, T), logits (R, V); the last dimension is rounded up where a product reads or writes whole blocks
+    batch   for each row of the batch the token id, the previous token id (or -1), the row of the cache, the position: (R,) each
+    memory  stream and branch (R, C), qkv (R, (H + 2 K) D), heads (R, H D), hidden and gated (R, F), normalised stream
+            (threads, R, C), scores (threads, T), logits (R, V); the last dimension is rounded up where whole blocks are used
     """
     job, chunks = plan
     word = _load(sync, TICKET)
@@ -513,7 +517,10 @@ def work(thread, spins, owner, sync, plan, model, cache, batch, memory):
 
 
 def on_compilation(say: Callable[[], None]) -> AbstractContextManager[None]:
-    """Return a context that calls `say` once if a function is compiled in it, but not if it is loaded from the cache."""
+    """Return a context manager that calls `say` once if a function is compiled inside it.
+
+    `say` is not called if the function is loaded from the cache on disk.
+    """
     return install_listener("numba:compile", _Listener(say))
 
 

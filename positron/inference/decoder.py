@@ -55,10 +55,11 @@ class Decoder:
     """Compute next-token logits for up to `batch` sequences at once, each with its own length up to the context length."""
 
     def __init__(self, model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> None:
-        """Copy the weights, so that later training does not change the decoder.
+        """Pack the weights. If the model is trained further, a new decoder is needed: some weights are copied, others shared.
 
-        `dtype`: the number format of weights and cache. None keeps the model's format. int8 applies only to the matrices;
-        all other weights are then bf16. On a CPU the cache is fp32 instead of bf16, because attention is faster.
+        `dtype`: the number format of weights and cache. None keeps the model's format. int8 applies only to the matrices; all
+        other weights and the cache are then bf16. On a CPU, the cache is always fp32 instead of bf16, because attention is
+        faster in fp32.
         """
         config = model.config
         self.config, self.model = config, model
@@ -105,7 +106,7 @@ class Decoder:
         return other
 
     def with_rows(self, rows: list[int]) -> Decoder:
-        """Create a decoder that shares the packed weights and begins with copies of these rows of the cache, in this order."""
+        """Create a decoder that shares the packed weights. Row i of its cache is a copy of row rows[i] of this cache."""
         other, chosen = self.with_empty_cache(len(rows)), torch.tensor(rows, device=self.device)
         torch.index_select(self.ids, 0, chosen, out=other.ids)
         torch.index_select(self.k, 1, chosen, out=other.k)
@@ -216,7 +217,7 @@ class Decoder:
 
     @torch.inference_mode()
     def prefill(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
-        """Replace the content of the cache rows `rows` by the prompts and return the next-token logits (b, V) of each.
+        """Replace the content of the cache rows `rows` by the prompts and return the logits after each prompt, (b, V).
 
         Shorter prompts are padded at the end. The padding does not affect them, because attention is causal. Raises
         ValueError for an empty prompt and for a prompt that is longer than the context.
@@ -230,10 +231,15 @@ class Decoder:
     def _check_prompts(self, prompts: list[list[int]]) -> None:
         least, most = min(map(len, prompts)), max(map(len, prompts))
         if not 0 < least <= most <= self.config.context_length:
-            raise ValueError(f"prompts of {least} to {most} tokens: 1 to {self.config.context_length} fit")
+            raise ValueError(
+                f"the prompts have {least} to {most} tokens, but each must have 1 to {self.config.context_length}"
+            )
 
     def _read_prompts(self, rows: list[int], prompts: list[list[int]]) -> Tensor:
-        """Write keys and values of b prompts, padded to n tokens, to the cache; return the last hidden states (b n, C)."""
+        """Write keys and values of b prompts to the cache, and return the output of the last block for all tokens, (b n, C).
+
+        n is the length of the longest prompt, to which the others are padded.
+        """
         b, n = len(rows), max(map(len, prompts))
         idx = torch.tensor([p + [0] * (n - len(p)) for p in prompts], device=self.device)
         x = F.embedding(idx, self.wte)  # (b, n, C)
@@ -253,7 +259,10 @@ class Decoder:
         return self._through(x.flatten(0, 1), turn, attend)
 
     def _places(self, row: int, count: int) -> tuple[int, int]:
-        """Return the places of the first of `count` new tokens and after the last; raises ValueError if they do not fit."""
+        """Return the range (start, end) of the cache positions of `count` new tokens, without the position `end`.
+
+        Raises ValueError if the tokens do not fit the cache.
+        """
         start, n = self.lengths[row], self.lengths[row] + count
         if n > self.config.context_length:
             raise ValueError(f"{n} tokens do not fit the cache of {self.config.context_length}")
@@ -261,7 +270,7 @@ class Decoder:
 
     @torch.inference_mode()
     def read(self, ids: list[int], row: int = 0) -> Tensor:
-        """Append T tokens to a row and return the logits after each of them, (T, V).
+        """Append T tokens to a row of the cache and return the logits after each of them, (T, V).
 
         Raises ValueError if the tokens do not fit the cache.
         """
@@ -305,10 +314,10 @@ class Decoder:
 
     @torch.inference_mode()
     def step_some(self, ids: Tensor, rows: list[int]) -> Tensor:
-        """Append one token to each of `rows`: ids (b,) -> next-token logits (b, V); the other rows are not touched.
+        """Append one token to each of the cache rows `rows`: ids (b,) -> next-token logits (b, V). Other rows do not change.
 
-        Each row attends by itself, with the same operators as in a decoder of one row. The rest is computed for all rows
-        together. Raises ValueError if the cache of a row is full.
+        The attention of each row is computed separately, with the same operators as in a decoder of one row; everything else
+        is computed for all rows together. Raises ValueError if the cache of a row is full.
         """
         places = [self.lengths[row] for row in rows]
         if max(places) >= self.config.context_length:
@@ -339,7 +348,7 @@ class Decoder:
 
     @torch.inference_mode()
     def step(self, ids: Tensor) -> Tensor:
-        """Append one token to each row: ids (B,) -> next-token logits (B, V).
+        """Append one token to each row of the cache: ids (B,) -> next-token logits (B, V).
 
         Raises ValueError if the cache of a row is full.
         """

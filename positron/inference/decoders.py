@@ -17,8 +17,8 @@ logger = logging.getLogger(__name__)
 def make_decoder(model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> Decoder:
     """Create the fastest decoder for this model; the arguments are those of `Decoder`.
 
-    The compiled decoder is used for fp32 models on a CPU, with weights in fp32, bf16 or int8, unless Numba's environment
-    variable NUMBA_DISABLE_JIT is 1.
+    The compiled decoder is used for fp32 models on a CPU, with `dtype` fp32, bf16 or int8, if Numba can be imported and its
+    environment variable NUMBA_DISABLE_JIT is not 1.
     """
     weight = model.wte.weight
     fits = weight.device.type == "cpu" and weight.dtype == torch.float32

@@ -28,9 +28,9 @@ _OPTIONAL = ("top_k", "top_p", "min_p", "max_tokens")
 class Dialogue:
     """Hold a conversation and continue it.
 
-    `chats`: the model was fine-tuned on conversations. Otherwise each question is the beginning of a text that the model
-    continues. `max_tokens`: the largest number of tokens in an answer; None: the answer continues until it ends by itself or
-    the context is full.
+    `chats`: true if the model was fine-tuned on conversations. If it is false, each question is the beginning of a text that
+    the model continues. `max_tokens`: the largest number of tokens in an answer. If it is None, an answer continues until it
+    ends by itself or the context is full.
     """
 
     writer: Writer
@@ -48,7 +48,7 @@ class Dialogue:
             whole_number("max_tokens", self.max_tokens, least=1)
 
     def ask(self, text: str) -> Generator[str, None, None]:
-        """Yield the answer to `text` in pieces of whole characters, and append question and answer to the messages.
+        """Yield the answer to `text` while it is generated, and append question and answer to the messages.
 
         After Ctrl-C, the part of the answer that was already yielded is appended. All messages stay in the conversation; if
         some do not fit the context, a log line says which of them the model does not read.
@@ -106,7 +106,7 @@ class Dialogue:
 
     @property
     def is_saved(self) -> bool:
-        """Tell whether there is nothing to save: the messages are saved already, or there is only a system prompt or none."""
+        """Tell whether there is nothing to save: all messages were saved, or there is none except a system prompt."""
         return self.messages == self.saved or all(message.role == "system" for message in self.messages)
 
     @property
@@ -167,7 +167,7 @@ class Dialogue:
         return {"preset": name, **dataclasses.asdict(self.sampling), "max_tokens": limit, "seed": self.seed}
 
     def state(self) -> dict[str, Any]:
-        """Return settings and messages as values for a JSON file, from which `restore` restores them."""
+        """Return settings and messages in a form that can be written to a JSON file and read by `restore`."""
         settings = {**dataclasses.asdict(self.sampling), "max_tokens": self.max_tokens, "seed": self.seed}
         messages = [dataclasses.asdict(message) for message in self.messages]
         return {"version": VERSION, "settings": settings, "messages": messages}
@@ -175,7 +175,7 @@ class Dialogue:
     def restore(self, state: Any, where: str) -> None:
         """Restore settings and messages from `state`, the content of the file `where`.
 
-        Raises UserError, naming the first wrong field, if the content is not valid; the dialogue is then not changed.
+        Raises UserError, naming the first wrong field, if the content is not valid. In this case the dialogue does not change.
         """
         try:
             settings = _group(state, "the file", ("version", "settings", "messages"))["settings"]
@@ -205,7 +205,7 @@ class Dialogue:
 
 def _group(value: Any, what: str, keys: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UserError(f"{what} must be an object, not {shown(value)}")
+        raise UserError(f"{what} must be a JSON object, not {shown(value)}")
     for key in keys:
         if key not in value:
             raise UserError(f"{what} has no {key}")

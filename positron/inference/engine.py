@@ -35,7 +35,7 @@ class Engine:
     """Generate any number of texts at the same time, each with its own cache and random generator.
 
     All texts share the packed weights. The cache of a text is allocated when its first token is requested, and freed when
-    the text ends, its stream is closed, or nothing refers to the stream any more.
+    the text ends, its `Stream` is closed, or nothing refers to the `Stream` any more.
     """
 
     def __init__(
@@ -91,15 +91,18 @@ class Engine:
                 logits = self._read(decoder, seen, ended)
 
     def window(self, seen: list[int]) -> list[int]:
-        """Return the tokens to read before a text continues: all tokens, or the last half of a context if they do not fit."""
+        """Return the tokens that the model reads to continue a text: `seen`, or `last_half` of it if it exceeds the context."""
         return seen if len(seen) <= self.context else self.last_half(seen)
 
     def last_half(self, seen: list[int]) -> list[int]:
-        """Return the tokens to read again when the context is full."""
+        """Return the last context // 2 tokens of `seen` (at least one), which are read again when the context is full."""
         return seen[-max(1, self.context // 2) :]
 
     def _read(self, decoder: Decoder, seen: list[list[int]], ended: list[bool]) -> torch.Tensor:
-        """Read the newest token of each row and return the logits after it, (B, V)."""
+        """Compute the logits after the newest token of each text, (B, V).
+
+        If a text has filled the context, its cache is filled anew with the last half of the context.
+        """
         full = [i for i, length in enumerate(decoder.lengths[: len(seen)]) if length >= self.context]
         active = [i for i in full if not ended[i]]
         if active:
@@ -124,8 +127,8 @@ class Engine:
     ) -> Stream:
         """Continue `ids` until one of the `stop_ids` is drawn, a `stop` string is complete, or `max_tokens` are generated.
 
-        Without `stop_ids` the text ends at the token that ends a document. The text does not include the stop string. Raises
-        UserError for wrong settings in this call, not only when the first piece is requested.
+        Without `stop_ids` the text ends at the token that ends a document. The text does not include the stop string. Wrong
+        settings raise UserError already in this call, not when the first part of the text is requested.
         """
         progress = Progress(self.tokenizer, stops_of(stop))
         most, first, end = whole_number("max_tokens", max_tokens, least=1), seed_of(seed), self._stop_ids(stop_ids)

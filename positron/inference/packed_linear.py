@@ -19,9 +19,10 @@ FUSED = {"gelu": ("gelu", "tanh"), "relu": ("relu", ""), "swish": ("swish", "")}
 
 
 def can_pack(weight: Tensor) -> bool:
-    """Tell whether oneDNN can pack this weight and then reads it faster, as measured on three processors for fp32 and bf16.
+    """Tell whether oneDNN can pack this weight, and computes products with the packed weight faster.
 
-    On a processor with AMX, packed fp32 is slower (1.9 instead of 1.2 ms for the matrices of a small model).
+    This was measured on three processors for fp32 and bf16. On a processor with AMX, packed fp32 is slower (1.9 instead of
+    1.2 ms for the matrices of a small model).
     """
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
@@ -31,12 +32,12 @@ def can_pack(weight: Tensor) -> bool:
 
 
 class Linear:
-    """Compute activation(x W^T + b) with a copy of the weight W (out, in)."""
+    """Compute activation(x W^T + b), with the weight W (out, in) in oneDNN's blocked layout if that is faster."""
 
     def __init__(
         self, weight: Tensor, bias: Tensor | None = None, activation: Elementwise = "", *, widen: bool = False
     ) -> None:
-        """Copy the weight; `widen`: it is converted at each product, because x has a wider dtype."""
+        """Pack the weight. `widen`: true if x has a wider dtype; the weight is then not packed, and converted at each call."""
         self.bias, self.activation = bias, activation
         self.packed = can_pack(weight) and not widen
         self.weight = torch_private.packed(weight) if self.packed else weight

@@ -39,7 +39,7 @@ def keep_top_k(logits: Tensor, k: int) -> Tensor:
 
 
 def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Keep the likeliest tokens whose probabilities add up to at least p; set the other logits (B, V) to -inf.
+    """Keep the smallest set of likeliest tokens whose total probability is at least p; set other logits (B, V) to -inf.
 
     This is nucleus sampling (arXiv:1904.09751).
     """
@@ -54,12 +54,11 @@ _SLACK = 1e-9  # sums of float64 probabilities in another order differ by less
 
 
 def _nucleus(probability: Tensor, p: float) -> Tensor:
-    """Select the likeliest tokens whose probabilities (V,) add up to at least p.
+    """Select the smallest set of likeliest tokens whose total probability is at least p: probabilities (V,) -> bool (V,).
 
-    Returns bool (V,). Of tokens with equal probability, those with smaller ids are selected first. A flat distribution
-    over 32,000 tokens has a nucleus of most of them, and sorting them takes 3 ms, longer than a small model needs for a
-    token. Therefore the probabilities are summed up in buckets first, and only the bucket in which the sum reaches p is
-    sorted.
+    Of tokens with equal probability, those with smaller ids are selected first. Sorting 32,000 probabilities takes 3 ms, which
+    is longer than a small model needs for a token. Therefore similar probabilities are first added up in buckets, and only
+    the bucket in which the sum of all likelier ones reaches p is sorted.
     """
     values = probability.detach().numpy()
     bits = values.view(np.int64) >> (
@@ -70,9 +69,7 @@ def _nucleus(probability: Tensor, p: float) -> Tensor:
     first, last = np.searchsorted(sums, [p - _SLACK, p + _SLACK])
     before = sums[first - 1] if first else 0.0
     kept = _likeliest_of(values, np.flatnonzero((bucket >= first) & (bucket <= last)), before, p)
-    if (
-        kept is None
-    ):  # whether a token is needed depends on the order of the sum: that of the sorted probabilities is meant
+    if kept is None:  # rounding decides whether a token is needed: add all probabilities in sorted order instead
         kept = _likeliest_of(values, np.arange(len(values)), 0.0, p)
         assert kept is not None
         return torch.from_numpy(kept)
@@ -80,10 +77,10 @@ def _nucleus(probability: Tensor, p: float) -> Tensor:
 
 
 def _likeliest_of(values: np.ndarray, candidates: np.ndarray, before: float, p: float) -> np.ndarray | None:
-    """Select the likeliest of the candidates, until the sum of all likelier values (V,) reaches p: bool (V,).
+    """Select each candidate for which the sum of all larger values is less than p. Returns bool (V,).
 
-    `before`: the sum of the values that are larger than all candidates; if it is not 0, the decision may depend on rounding,
-    and then None is returned.
+    `candidates`: indices of `values` (V,). `before`: the sum of those values that are larger than the values of all candidates.
+    Returns None if `before` is not 0 and rounding could change the selection.
     """
     order = candidates[np.argsort(-values[candidates], kind="stable")]
     ordered = values[order]

@@ -43,7 +43,10 @@ class Request:
 
 
 class Token(NamedTuple):
-    """Hold a token, its log-probability before the sampling settings are applied, and those of the likeliest tokens."""
+    """Hold a token id, its log-probability, and (id, log-probability) of the likeliest tokens at its position.
+
+    The log-probabilities come from the logits of the model, before temperature and other sampling settings are applied.
+    """
 
     id: int
     logprob: float
@@ -103,8 +106,8 @@ class Session:
 class Sessions:
     """Generate up to `slots` texts at the same time, one token per step.
 
-    After `join`, call `choose` for the next token of each text and `read` for the logits after it, in turns. Not thread-safe:
-    call all methods from one thread.
+    After `join`, call `choose` and `read` in turns: `choose` samples the next token of each text, and `read` computes the
+    logits after it. The class is not thread-safe: call all methods from one thread.
     """
 
     def __init__(self, engine: Engine, slots: int) -> None:
@@ -123,7 +126,11 @@ class Sessions:
         return bool(self._free)
 
     def join(self, request: Request) -> Session:
-        """Read the prompt into a free row, if possible one that holds the earlier turns of the same conversation."""
+        """Read the prompt into a free row of the cache, and return the new session.
+
+        A row that still holds the earlier turns of the same conversation is preferred; only the rest of the prompt is then
+        read.
+        """
         ids = self.engine.window(request.ids)
         row = max(self._free, key=lambda row: self._known(row, ids, request))
         session = Session(request, row, self.engine)
@@ -209,7 +216,10 @@ class Sessions:
 
 
 def scored(logits: Tensor, tokens: list[int], likeliest: int) -> list[Token]:
-    """Compute the log-probabilities of `tokens` (T,) and of the likeliest tokens by logits (T, V)."""
+    """Compute the log-probability of each of `tokens` (T,) from logits (T, V).
+
+    `likeliest`: the number of likeliest tokens at each position whose log-probabilities are returned, too.
+    """
     logprobs = logits.double().log_softmax(dim=-1)
     chosen = logprobs.gather(-1, torch.tensor(tokens, dtype=torch.long, device=logits.device)[:, None])[:, 0].tolist()
     values, ids = (x.tolist() for x in logprobs.topk(min(likeliest, logits.shape[-1])))

@@ -28,7 +28,7 @@ PROPOSALS_PER_ROUND = 2  # a small number, because a step of a small model takes
 class Window:
     """Track which part of a text is in the cache of a decoder with one row; the part starts at token `start`.
 
-    When the context is full, the part moves on in the same way as in `Engine`.
+    When the context is full, `start` moves forward, and the last half of the context is read again, as in `Engine`.
     """
 
     def __init__(self, decoder: Decoder) -> None:
@@ -37,7 +37,7 @@ class Window:
     def free_tokens(self, seen: list[int]) -> int:
         """Return the number of tokens that fit the context after `seen`.
 
-        If `seen` itself does not fit, the part is first moved to the last half context of `seen`.
+        If `seen` itself does not fit, the cache is first emptied, and `start` moves to the last context // 2 tokens of `seen`.
         """
         if len(seen) - self.start > self.context:
             self.start, self.decoder.lengths[0] = len(seen) - max(1, self.context // 2), 0
@@ -53,10 +53,11 @@ class Window:
 
 
 def accept(proposed: list[int], q: list[Tensor], p: Iterator[Tensor], generator: torch.Generator) -> list[int]:
-    """Return the accepted proposals, followed by one token that is drawn by the large model's distribution.
+    """Return the accepted proposals and one more token.
 
-    `q`: the k distributions (V,) from which the proposals were drawn. `p`: the k + 1 distributions (V,) of the large model,
-    of which only the needed ones are computed.
+    That token replaces the first proposal that is not accepted. If all are accepted, it is drawn from the last distribution
+    of `p`. `q`: the k distributions (V,) from which the proposals were drawn. `p`: an iterator over the k + 1 distributions
+    (V,) of the large model; it computes a distribution when it is requested.
     """
     for i, (token, small) in enumerate(zip(proposed, q, strict=True)):
         large = next(p)
@@ -66,9 +67,9 @@ def accept(proposed: list[int], q: list[Tensor], p: Iterator[Tensor], generator:
 
 
 class SpeculativeEngine(Engine):
-    """Generate one text at a time, with the help of a draft model.
+    """Generate one text at a time, with the help of a small draft model.
 
-    The texts have the same distribution as those of `Engine`, but a seed gives another text.
+    The texts have the same distribution as those of `Engine`, but with the same seed the text is different.
     """
 
     def __init__(self, model: GPT, tokenizer: Tokenizer, draft: GPT, *, dtype: torch.dtype | None = None) -> None:
@@ -92,7 +93,9 @@ class SpeculativeEngine(Engine):
         Raises UserError for an empty prompt and for several prompts.
         """
         if len(prompts) != 1:
-            raise UserError(f"a draft model can write only one text at a time, not {len(prompts)}: leave the draft out")
+            raise UserError(
+                f"with a draft model, only one text can be generated at a time, not {len(prompts)}: leave the draft model out"
+            )
         if not prompts[0]:
             raise UserError("the prompt has no tokens: give at least one token")
         ended = [False] if ended is None else ended

@@ -68,10 +68,10 @@ class Writer:
         stop: str | Iterable[str] = (),
         **settings: Any,
     ) -> Stream:
-        """Generate the continuation of the prompt, without the prompt, in pieces of whole characters.
+        """Return an iterator over the continuation of the prompt, which yields strings while the text is generated.
 
-        The text ends at the end of a document, after `max_tokens` tokens, or before the first of the `stop` strings. `stop` is
-        one string or a list of strings.
+        The prompt is not part of it. The text ends at the end of a document, after `max_tokens` tokens, or before the first
+        of the `stop` strings. `stop` is one string or a list of strings.
         """
         sampling, ids = sampling_from(settings), self.ids(prompt)
         return self.engine().stream(ids, sampling, max_tokens=max_tokens, seed=seed, stop=stop)
@@ -95,12 +95,15 @@ class Writer:
         return [prompt + text for prompt, text in zip(beginnings, new, strict=True)]
 
     def ids(self, prompt: str) -> list[int]:
-        """Encode the prompt as the beginning of a document; raises UserError if it does not fit the context."""
+        """Return the id of the end-of-text token, which begins each document, and the ids of the prompt.
+
+        Raises UserError if they do not fit the context.
+        """
         ids = [self.tokenizer.special_id(END_OF_TEXT), *self.tokenizer.encode(text_of("prompt", prompt))]
         limit = self.model.config.context_length
         if len(ids) > limit:
             raise UserError(
-                f"the prompt has {len(ids) - 1} tokens, but the model reads {limit - 1}: give a shorter prompt"
+                f"the prompt has {len(ids) - 1} tokens, but the model reads at most {limit - 1}: give a shorter prompt"
             )
         return ids
 

@@ -24,7 +24,7 @@ MAX_THREADS = 8  # the matrices of a small model are too small for more threads
 
 
 class Steps(Protocol):
-    """Describe a decoder whose next step is defined by its arrays."""
+    """Describe what `Team` needs of a decoder: the arrays that define its next step, and a method that divides the step."""
 
     owner: int
     arrays: tuple[Any, ...]  # the arguments of `compiled_step.work` after `sync`
@@ -80,7 +80,7 @@ class Team:
         self._free = threading.Lock()
 
     def _end(self) -> None:
-        """Stop the helpers; a helper that still computes when the interpreter ends would abort the process."""
+        """Stop the helpers, because a helper that still computes when the interpreter exits would abort the process."""
         self.ended, self.sync[kernel.OWNER] = True, kernel.NOBODY
         for helper in self.helpers:
             helper.wake.release()

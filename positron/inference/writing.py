@@ -51,16 +51,16 @@ class Progress:
 
     @property
     def shown_tokens(self) -> int:
-        """Return the number of tokens of the characters shown so far; without stop strings, these are all tokens."""
+        """Return the number of tokens whose characters `push` has returned so far; without stop strings, of all tokens."""
         return self._tokens_of(self._shown) if self._stops else self.tokens
 
     def _tokens_of(self, characters: int) -> int:
-        """Return the number of tokens that the first `characters` characters of the text needed."""
+        """Return the number of tokens to which the first `characters` characters of the text belong."""
         return next((i + 1 for i, length in enumerate(self._lengths) if length >= characters), 0) if characters else 0
 
 
 class Stream(Iterator[str]):
-    """Iterate over a text in pieces of whole characters. A piece is generated when it is requested.
+    """Iterate over a text while it is generated. Each item is the next part, a str, and is generated when it is requested.
 
     The cache of the text is freed when the text ends, when `close` is called, or when nothing refers to the stream any more.
     """
@@ -87,7 +87,7 @@ class Stream(Iterator[str]):
 
 
 def pieces(rows: Iterator[list[int | None]], progress: Progress, max_tokens: int) -> Generator[str, None, None]:
-    """Yield the text of `rows`, which generate a single text, in pieces of whole characters.
+    """Yield a text as strings of whole characters. `rows` yields its token ids, each in a list of length 1.
 
     The generator does not refer to a `Stream`; a reference cycle would keep the cache in memory.
     """
@@ -106,7 +106,7 @@ def pieces(rows: Iterator[list[int | None]], progress: Progress, max_tokens: int
 
 
 def cut_at_stop(text: str, stop: tuple[str, ...], at_end: bool = False) -> tuple[str, str, bool]:
-    """Cut a text before its first stop string; return the text to show, the text held back, and whether a stop is complete.
+    """Cut a text before its first stop string; return the text to show, the text held back, and whether it was cut.
 
     The end of the text is held back if it may be the beginning of a stop string. With `at_end`, no more text follows, so
     nothing is held back.

@@ -320,7 +320,7 @@ def test_three_lines_of_python_write(run: Path) -> None:
     assert model.samples(["Once", "Once"], temperature=0.8, top_k=40, max_tokens=20)[0] == text
     with pytest.raises(UserError, match="there is no setting heat: choose from temperature"):
         model.generate("Once", heat=3)
-    with pytest.raises(UserError, match="the prompt has 100 tokens, but the model reads 31"):
+    with pytest.raises(UserError, match="the prompt has 100 tokens, but the model reads at most 31"):
         model.generate("a" * 100)
 
 

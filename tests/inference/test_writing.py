@@ -236,7 +236,7 @@ def test_the_smallest_and_the_largest_seed_write_and_those_of_a_batch_are_counte
     for seed in (SMALLEST_SEED, LARGEST_SEED):
         assert len(writer.generate("Tom", max_tokens=3, seed=seed)) == 6
     assert len(writer.samples(["a", "b"], max_tokens=2, seed=LARGEST_SEED - 1)) == 2
-    with pytest.raises(UserError, match="each of the 2 texts has its own seed"):
+    with pytest.raises(UserError, match=r"the 2 texts use the seeds from seed to seed \+ 1"):
         writer.samples(["a", "b"], seed=LARGEST_SEED)
 
 
