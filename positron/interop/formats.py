@@ -21,9 +21,10 @@ P = TypeVar("P", bound=str)
 
 
 def export(source: Source, to: Format, folder: Path, precision: Precision = "f32") -> float:
-    """Write a run into a new folder, read the file back, and return the largest difference between the logits of both models.
+    """Write a run into a new folder in the format `to`, and read the written weights back.
 
-    The folder appears only when it is complete. Raises UserError if the folder exists, if the format cannot express the
+    Returns the largest difference between the logits of the run's model and of the model that was read back. The folder
+    appears only when it is complete. Raises UserError if the folder exists, if the format cannot express the
     model or its tokenizer, or if the disk is full.
     """
     _chosen(precision, PRECISIONS.get(to, ("f32",)), to)
@@ -60,6 +61,6 @@ def _chosen(precision: str, choices: tuple[P, ...], to: Format) -> P:
             return choice
     others = [name for name, theirs in PRECISIONS.items() if precision in theirs]
     raise UserError(
-        f"--precision {precision}: --to {to} has only {', '.join(choices)}: leave --precision out, or give "
-        f"--to {' or '.join(others)}"
+        f"--precision {precision} is not possible, because --to {to} has only {', '.join(choices)}: leave --precision out, or "
+        f"give --to {' or '.join(others)}"
     )

@@ -2,7 +2,7 @@
 
 llama.cpp fixes the activation function of each architecture, so it can run fewer of Positron's models than transformers can.
 In its architectures llama and arcee, RoPE rotates the pairs (2 i, 2 i + 1) instead of (i, i + D/2). Therefore the rows of
-queries and keys are reordered for these two.
+the query and key matrices are reordered for these two architectures.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ FILE = "model.gguf"
 
 @dataclass(frozen=True)
 class Architecture:
-    """Describe an architecture of llama.cpp: its name in the file, its tensors, and the keys that only it has."""
+    """Describe an architecture of llama.cpp: its name in the file, the rules for its tensors, and a writer of its own keys."""
 
     name: str
     rules: Callable[[GPTConfig], list[Rule]]
@@ -98,7 +98,7 @@ def _with_layernorm(config: GPTConfig) -> Architecture:
 
 
 def _refuse(option: str, remedy: str) -> NoReturn:
-    raise UserError(f"{option}: no architecture of llama.cpp computes this: train a run with {remedy}")
+    raise UserError(f"llama.cpp has no architecture for {option}: train a run with {remedy}")
 
 
 def _rms_keys(config: GPTConfig, writer: GGUFWriter) -> None:
@@ -125,8 +125,8 @@ def _apertus_keys(config: GPTConfig, writer: GGUFWriter) -> None:
 def _llama_like(config: GPTConfig, *, turned: bool, qk_scale: bool, head: bool) -> list[Rule]:
     """Return the rules for an architecture with RMSNorm and RoPE.
 
-    `turned`: RoPE rotates consecutive pairs of numbers. `qk_scale`: queries and keys have a norm with a scale. `head`: the
-    file needs the output head even if it is tied to the embedding.
+    `turned`: true if RoPE rotates the pairs (2 i, 2 i + 1). `qk_scale`: true if the norms of queries and keys have a learned
+    scale. `head`: true if the file needs the output head even if it is tied to the embedding.
     """
     rules = [same("token_embd.weight", "wte.weight")]
     for i in range(config.n_layer):

@@ -24,7 +24,7 @@ _PRE_TOKENIZERS = {"r50k_base": "gpt-2", "cl100k_base": "llama-bpe"}
 
 
 def _pattern_of(digits: str) -> str:
-    """Return the pattern of Llama 3 and of Qwen2, which differ in how many digits a token may have."""
+    """Return the regular expression with which Llama 3 or Qwen2 splits a text. They differ only in the part `digits`."""
     return (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|"
         + digits
@@ -147,7 +147,7 @@ def pre_tokenizer_name(facts: dict[str, Any]) -> str | None:
 
 
 def _settings(step: dict[str, Any]) -> tuple[Any, ...]:
-    """Return what determines a step's result, with the defaults of the tokenizers library."""
+    """Return the type and the settings of a pre-tokenizer step; for missing settings, the tokenizers library's defaults."""
     match step:
         case {"type": "ByteLevel"}:
             return ("ByteLevel", step.get("add_prefix_space", True), step.get("use_regex", True))

@@ -1,6 +1,7 @@
 """Choose the class of Hugging Face's transformers that computes the same as a model of Positron.
 
-Each class is described by its config.json and its tensors. It computes exactly the same function, up to the rounding of fp32.
+A class is described by its config.json and its tensors. It computes exactly the same function as the Positron model, up to the
+rounding of fp32.
 RoPE needs no change, because transformers also rotates the pairs (i, i + D/2). A QK-norm without a scale is written as one
 with a scale of ones. The order of this norm and of RoPE does not matter, because a rotation keeps the root mean square.
 """
@@ -32,7 +33,10 @@ class Architecture:
 
 
 def choose(config: GPTConfig) -> Architecture:
-    """Return the transformers class that computes the same. Raises UserError naming an option that no class supports."""
+    """Return the transformers class that computes the same function as a model with this configuration.
+
+    Raises UserError, which names an option that no class supports.
+    """
     if config.smear:
         _refuse("model.smear=true", "model=quickstart_portable")
     match config.norm:
@@ -100,11 +104,11 @@ def _with_rmsnorm(config: GPTConfig) -> Architecture:
 
 
 def _refuse(option: str, remedy: str) -> NoReturn:
-    raise UserError(f"{option}: no class of Hugging Face's transformers computes this: train a run with {remedy}")
+    raise UserError(f"Hugging Face's transformers has no class for {option}: train a run with {remedy}")
 
 
 def sliding_window(config: GPTConfig) -> int | None:
-    """Return the window in tokens, or None if attention is not limited: no window, or one not below the context length."""
+    """Return the size of the sliding window in tokens, or None if the model has no window shorter than the context."""
     return None if config.window is None or config.window >= config.context_length else config.window
 
 
@@ -175,8 +179,9 @@ def _decoder(
 ) -> list[Rule]:
     """Return the rules for a class whose tensors are named like Llama's.
 
-    `mlp`: the names of the MLP's matrices in transformers, each with Positron's name. `norms`: the names of the two norms
-    of a block. `qk_scale`: queries and keys have a norm with a scale. `always_norm_bias`: each norm has a bias.
+    `mlp`: maps the names of the MLP's matrices in transformers to Positron's names. `norms`: the transformers names of the
+    two norms of a block. `qk_scale`: true if the norms of queries and keys have a scale. `always_norm_bias`: true if the
+    norms of this class always have a bias.
     """
     rules = [same("model.embed_tokens.weight", "wte.weight")]
     for i in range(config.n_layer):
@@ -228,7 +233,7 @@ def _gpt2_settings(config: GPTConfig) -> dict[str, Any]:
 def _gpt2_rules(config: GPTConfig) -> list[Rule]:
     """Return the rules for GPT-2: matrices are (in, out), q, k and v are one matrix, and all layers have biases.
 
-    Sinusoidal positions are written as the position table.
+    Sinusoidal positions are written as GPT-2's table of learned positions.
     """
     rules = [same("transformer.wte.weight", "wte.weight")]
     if config.has_learned_positions:

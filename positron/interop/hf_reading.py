@@ -36,32 +36,35 @@ _ACTIVATIONS |= {"relu2": "relu2"}
 
 
 class _Keys:
-    """Hold the keys of a config.json that were not read yet. A read removes the key; `refuse_rest` reports the others."""
+    """Hold the keys of a config.json that were not read yet. Each method that reads a key removes it."""
 
     def __init__(self, facts: dict[str, Any], path: str) -> None:
         self._facts, self._path = {key: value for key, value in facts.items() if key not in _HARMLESS}, path
 
     def number(self, name: str, default: float | None = None) -> Any:
-        """Return a positive number. Raises UserError for anything else, or if it is missing and has no default."""
+        """Return the value of a key that must be a positive number, or `default` if the key is missing.
+
+        Raises UserError for any other value, and for a missing key without a default.
+        """
         value = self._facts.pop(name, None)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
-            raise UserError(
-                f"{self._path}: {name} must be a positive number, not {value!r}: the file is damaged, download it again"
-            )
+            found = "it is missing" if value is None else f"not {value!r}"
+            raise UserError(f"{self._path}: {name} must be a positive number, {found}: download the file again")
         return value
 
     def flag(self, name: str, default: bool) -> bool:
-        """Return true or false. Raises UserError for anything else."""
+        """Return the value of a key that must be true or false, or `default` if the key is missing.
+
+        Raises UserError for any other value.
+        """
         value = self._facts.pop(name, default)
         if not isinstance(value, bool):
-            raise UserError(
-                f"{self._path}: {name} must be true or false, not {value!r}: the file is damaged, download it again"
-            )
+            raise UserError(f"{self._path}: {name} must be true or false, not {value!r}: download the file again")
         return value
 
     def optional(self, name: str) -> Any:
-        """Return a value of any type, or None if the key is missing."""
+        """Return the value of a key, which may have any type, or None if the key is missing."""
         return self._facts.pop(name, None)
 
     def must_be(self, name: str, value: Any) -> None:
@@ -77,7 +80,7 @@ class _Keys:
             )
 
     def activation(self, name: str, default: str) -> Any:
-        """Return Positron's name of an activation. Raises UserError if Positron does not have the activation."""
+        """Return Positron's name of the activation in the key `name`. Raises UserError if Positron does not have it."""
         value = self._facts.pop(name, default)
         if value not in _ACTIVATIONS:
             known = ", ".join(_ACTIVATIONS)
@@ -87,7 +90,7 @@ class _Keys:
         return _ACTIVATIONS[value]
 
     def refuse_rest(self) -> None:
-        """Raise UserError if keys are left that were not read."""
+        """Raise UserError, which lists the keys that were not read, if there are any."""
         rest = [f"{key}={value!r}" for key, value in self._facts.items() if value is not None]
         if rest:
             raise UserError(
@@ -286,7 +289,8 @@ def _starcoder2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
 def _with_biases(rules: list[Rule], config: GPTConfig, has: dict[str, bool]) -> list[Rule]:
     """Replace the rules for biases that the file does not have by rules that fill in zeros.
 
-    `has`: for each part of a block, whether its biases are in the file; a longer name comes before a shorter one.
+    `has` tells for each part of a block, such as "mlp" or "attn.q", whether its biases are in the file. The first name that
+    occurs in the name of a bias decides, so "attn.q" must come before "attn".
     """
     return [rule if _has_bias(rule, has) else absent(rule.ours[0], _size(rule, config)) for rule in rules]
 

@@ -19,7 +19,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 def fetch_model(name: str, revision: str | None = None) -> Path:
-    """Download the files of a model into the cache and return their folder. Files that are already there are kept.
+    """Download the files of a model into the cache, except those that are already there, and return their folder.
 
     `name` is OWNER/NAME or a name in ORIGINAL. Raises UserError if the repository does not exist or lacks a file that an
     import needs, and Unreachable if the network fails.
@@ -53,10 +53,8 @@ def _wanted(files: dict[str, dict[str, Any]], repo: str) -> list[dict[str, Any]]
         weights = next(([name] for name in ("model.safetensors", "pytorch_model.bin") if name in files), [])
     missing = [name for name in _DESCRIPTION[:2] if name not in files]
     if missing or not weights:
-        raise UserError(
-            f"the model {repo} has no {missing[0] if missing else 'model.safetensors'}, which an import needs: choose "
-            "another model, or a folder that has the file"
-        )
+        lacking = f"no {missing[0]}" if missing else "neither model.safetensors nor pytorch_model.bin"
+        raise UserError(f"the model {repo} on the hub has {lacking}, so it cannot be imported: choose another model")
     return [files[name] for name in (*_DESCRIPTION, *sorted(weights)) if name in files]
 
 

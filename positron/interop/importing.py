@@ -51,9 +51,9 @@ NEW_ROW_NOISE = 0.01  # standard deviation of the noise in added rows, relative 
 
 @dataclass(frozen=True)
 class Imported:
-    """Hold a model that was read.
+    """Hold a model that was read from the files of another program, or of a Positron export.
 
-    `is_chat`: the model was fine-tuned with Positron's chat template. `origin`: the path or repository of the model.
+    `is_chat`: true if the model was fine-tuned with Positron's chat template. `origin`: the path or repository of the model.
     """
 
     config: GPTConfig
@@ -71,7 +71,7 @@ def import_run(name: str, folder: Path, tokenizer: Path | None = None, revision:
     or if a file of the model is missing, damaged, contradictory or not supported. Raises Unreachable if the network fails.
     """
     if folder.exists():
-        raise UserError(one_line(f"{folder} exists already: give another --name, or delete it"))
+        raise UserError(one_line(f"{folder} exists already: give another --name, or delete this folder"))
     place = expanded(name)
     if not place.exists():
         if not is_repository(name):
@@ -90,6 +90,10 @@ def import_source_run(name: str) -> str:
     """Import the model that `init_from=name` names, unless it is imported already, and return the folder of the run."""
     folder = OUTPUTS / run_name(name)
     if not Run(folder).exists:
+        if folder.exists():
+            raise UserError(
+                one_line(f"cannot import {name} as {folder}: this folder exists, but is not a run: rename or delete it")
+            )
         # printed, because a run has no log before it is opened
         print(f"{name} is not a run yet: importing it as {folder}", file=sys.stderr, flush=True)
         import_run(name, folder)
@@ -179,10 +183,10 @@ def _is_ours(template: Path, tokenizer: Tokenizer) -> bool:
 
 
 def _unchanged(rules: list[Rule], tensors: Weights) -> Weights | None:
-    """Return the identical weights that Positron exported, or None if another program changed them.
+    """Convert the tensors by the rules of Positron's own export, or return None if they contradict these rules.
 
-    Training in another program can make the weights contradict Positron's architecture. For example, keys that an export
-    repeated for several heads are no longer equal.
+    Training in another program can make the tensors contradict Positron's architecture. For example, the keys that an export
+    repeated for several query heads are then no longer equal.
     """
     try:
         return to_ours(rules, tensors) if {rule.theirs for rule in rules} == set(tensors) else None
@@ -197,13 +201,14 @@ def _converted(folder: Path, tensors: Weights, config: GPTConfig, rules: list[Ru
     try:
         return to_ours(rules, tensors)
     except Contradiction as error:
-        raise UserError(f"{folder}: {error}") from error
+        raise UserError(f"{folder}: {error}, so Positron cannot import this model: choose another model") from error
 
 
 def _without_prefix(tensors: Weights, rules: list[Rule]) -> Weights:
-    """Return the tensors under the names that the rules use, without those that are not weights.
+    """Return the tensors under the names that the rules use, without tensors that are not weights.
 
-    Old files of GPT-2 leave out the prefix `transformer.`, and contain attention masks and RoPE frequencies.
+    Old files of GPT-2 leave out the prefix `transformer.` of the names. Some old files contain attention masks or RoPE
+    frequencies, which are left out.
     """
     wanted = {rule.theirs for rule in rules}
     named: Weights = {}
@@ -323,9 +328,18 @@ def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[
             "model: use the tokenizer.json of the same model"
         )
     first = first_token(described, config=model)
-    if first is None or not 0 <= first < rows:
+    if first is None:
         raise UserError(
-            f"{folder} does not say which token begins a text: set bos_token_id in config.json to an id below {rows:,}"
+            f"{folder} does not say which token begins a text: set bos_token_id in config.json to an id below {rows}"
+        )
+    if not 0 <= first < rows:
+        if END_OF_TEXT in added:  # takes precedence over config.json
+            raise UserError(
+                f"{path}: the token {END_OF_TEXT} in added_tokens has the impossible id {first}: download the file again"
+            )
+        raise UserError(
+            f"{folder}: the token that begins a text has the id {first}, but the model has only {rows} tokens: set "
+            f"bos_token_id in config.json to an id from 0 to {rows - 1}"
         )
     path_of_ends = folder / "generation_config.json"
     generation = read_json(path_of_ends) if path_of_ends.exists() else {}
@@ -343,7 +357,7 @@ def _library_tokenizer(folder: Path, model: dict[str, Any], rows: int) -> tuple[
 
 
 def _with_rows(config: GPTConfig, weights: Weights, vocab_size: int) -> tuple[GPTConfig, Weights]:
-    """Add rows to the embedding and the output head, each the mean of the old rows plus a little noise.
+    """Enlarge embedding and output head to `vocab_size` rows. A new row is the mean of the old rows plus a little noise.
 
     A row of zeros would give its token the logit 0. In GPT-2, whose other logits are far below 0, this token would be the
     likeliest one.
@@ -364,13 +378,17 @@ def _read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
     """Read a model file of llama2.c, which consists of a header with seven numbers and the tensors in fp32."""
     content = read_bytes(path)
     if len(content) < llama2c.HEADER.size:
-        raise UserError(f"{path} is not a model file of llama2.c: it has only {len(content)} bytes: download it again")
+        raise UserError(
+            f"{path} is not a model file of llama2.c, because it has only {len(content)} bytes: download it again"
+        )
     width, hidden, layers, heads, kv_heads, size, context = llama2c.HEADER.unpack_from(content)
     if (
         min(width, hidden, layers, heads, kv_heads, abs(size), context) < 1
         or max(width, hidden, layers, context) > 10**7
     ):
-        raise UserError(f"{path} is not a model file of llama2.c: its header has impossible sizes: choose another file")
+        raise UserError(
+            f"{path} is not a model file of llama2.c, because its header has impossible sizes: choose another file"
+        )
     try:
         config = GPTConfig(
             vocab_size=abs(size),
@@ -408,7 +426,7 @@ def _read_llama2c(path: Path, vocabulary: Path | None) -> Imported:
 
 
 def _beside(path: Path, vocabulary: Path | None) -> Path:
-    """Return the vocabulary file: `vocabulary`, or the one in the folder of the model.
+    """Return the vocabulary file for the model file `path`: `vocabulary` if it is given, else a file in the model's folder.
 
     Raises UserError if there is neither.
     """

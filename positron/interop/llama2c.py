@@ -31,7 +31,7 @@ BEGIN = 1  # the id that begins and ends a text
 
 
 def check_model(config: GPTConfig) -> None:
-    """Raise UserError if llama2.c does not have an option of the model; the message names the option."""
+    """Raise UserError, which names the option, if llama2.c does not support an option of the model."""
     wanted = {"norm": "rmsnorm", "position": "rope", "activation": "swiglu", "bias": False, "qk_norm": False}
     wanted |= {"smear": False, "rope_base": 10_000.0, "norm_eps": 1e-5, "d_head": config.d_model // config.n_head}
     for key, value in wanted.items():
@@ -40,11 +40,12 @@ def check_model(config: GPTConfig) -> None:
             name = "head_dim" if key == "d_head" else key
             shown, only = (str(v).lower() if isinstance(v, bool) else v for v in (actual, value))
             raise UserError(
-                f"model.{name}={shown}: llama2.c supports only {name}={only}: train a run with model=quickstart_portable"
+                f"llama2.c does not support model.{name}={shown}, only {name}={only}: train a run with "
+                "model=quickstart_portable"
             )
     if config.window is not None and config.window < config.context_length:
         raise UserError(
-            f"model.window={config.window}: llama2.c has no sliding window: train a run with model.window=null"
+            f"llama2.c does not support a sliding window (model.window={config.window}): train a run with model.window=null"
         )
 
 
@@ -52,7 +53,7 @@ def check_tokenizer(tokenizer: Tokenizer) -> SentencePieceTokenizer:
     """Return the tokenizer if it is SentencePiece, the only kind that llama2.c reads. Otherwise raises UserError."""
     if not isinstance(tokenizer, SentencePieceTokenizer):
         raise UserError(
-            f"tokenizer.kind={tokenizer.kind}: llama2.c reads only SentencePiece: train a run with tokenizer=spm_2k"
+            f"llama2.c does not support tokenizer.kind={tokenizer.kind}, only sentencepiece: train a run with tokenizer=spm_2k"
         )
     return tokenizer
 
@@ -127,8 +128,9 @@ def vocabulary_file(pieces: list[Piece]) -> bytes:
 def library_json(path: Path, vocab_size: int) -> bytes:
     """Return the vocabulary in tokenizer.bin as a tokenizer.json that encodes texts as run.c does.
 
-    run.c puts a space before a text. It joins the neighbouring pieces whose joint piece has the highest score, and encodes a
-    character that has no piece as its bytes. Raises UserError if the file is damaged or does not have `vocab_size` pieces.
+    run.c puts a space before a text. It encodes a character that has no piece as its bytes. Then it repeatedly joins the two
+    neighbouring pieces that form the piece with the highest score. Raises UserError if the file is damaged or does not have
+    `vocab_size` pieces.
     """
     content, place = read_bytes(path), 4
     pieces: list[tuple[str, float]] = []
@@ -154,12 +156,12 @@ def library_json(path: Path, vocab_size: int) -> bytes:
 
 
 def _text_of(piece: Piece) -> bytes:
-    """Return the text of a piece; a piece for a single byte stays written as `<0x0A>`, the form that run.c expects."""
+    """Return the text of a piece as run.c expects it: with spaces for U+2581; a single byte is written as `<0x0A>`."""
     return (piece.text if piece.kind == "byte" else piece.text.replace("▁", " ")).encode("utf-8")
 
 
 def count_numbers(config: GPTConfig) -> int:
-    """Return the count of numbers after the header: the tensors, two RoPE tables, and the output head if it is not tied."""
+    """Return how many numbers follow the header: the tensors, two RoPE tables, and the output head if it is not tied."""
     numbers = sum(shape.numel() for shape in expected_shapes(rules(config), config).values())
     numbers += config.context_length * config.d_head
     return numbers + (0 if config.tie_embeddings else config.vocab_size * config.d_model)

@@ -140,7 +140,7 @@ def _session(path: Path) -> Any:
 
 
 def _lengths(config: GPTConfig) -> list[int]:
-    """Return two lengths to compare: half of the window (or of the context, if there is no window) and the whole context."""
+    """Return the text lengths at which graph and model are compared: half of the window or of the context, and the context."""
     return [max(1, min(config.window or config.context_length, config.context_length) // 2), config.context_length]
 
 
@@ -157,7 +157,10 @@ def _plain_difference(source: Source, path: Path) -> float:
 
 @torch.no_grad()
 def _cached_difference(source: Source, path: Path) -> float:
-    """Return the largest difference between the logits of graph and model after each of two pieces that fill the context."""
+    """Read texts of the context length in two parts, and return the largest difference between the logits of graph and model.
+
+    Only the logits after the last token of each part are compared.
+    """
     config, session, differences = source.config, _session(path), []
     ids = probe(config)
     expected = source.model(ids).numpy()

@@ -54,7 +54,7 @@ class PlainGraph(nn.Module):
 def hidden(
     model: GPT, ids: Tensor, past_keys: Tensor, past_values: Tensor, previous_ids: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the last hidden states after the final norm, (B, T, C), and the keys and values (L, B, K, P + T, D).
+    """Return the output of the final norm, (B, T, C), and the keys and values of all P + T tokens, (L, B, K, P + T, D) each.
 
     The arguments are the same as those of `CachedGraph.forward`.
     """

@@ -27,8 +27,9 @@ class Contradiction(ValueError):
 class Rule:
     """Describe one tensor of the other program: its name, the Positron tensors in it, and the conversion both ways.
 
-    `forth` computes the other program's tensor from Positron's tensors `ours`. `back` computes these from it, in the same
-    order, and raises Contradiction for values that `forth` cannot produce.
+    `forth` computes the other program's tensor from Positron's tensors, in the order of `ours`. `back` computes Positron's
+    tensors, in the same order, from the other program's tensor, and raises Contradiction for values that `forth` cannot
+    produce.
     """
 
     theirs: str
@@ -38,19 +39,19 @@ class Rule:
 
 
 def same(theirs: str, ours: str) -> Rule:
-    """Copy the tensor unchanged in both directions."""
+    """Return the rule that copies a tensor unchanged in both directions."""
     return Rule(theirs, (ours,), lambda tensors: tensors[0], lambda tensor: [tensor])
 
 
 def transposed(theirs: str, ours: str) -> Rule:
-    """Transpose a matrix: GPT-2's Conv1D stores (in, out), a linear layer stores (out, in)."""
+    """Return the rule that transposes a matrix: GPT-2's Conv1D stores (in, out), and a linear layer stores (out, in)."""
     return Rule(theirs, (ours,), lambda tensors: tensors[0].T.contiguous(), lambda tensor: [tensor.T.contiguous()])
 
 
 def constant(theirs: str, value: Tensor) -> Rule:
-    """Write a tensor with fixed values that Positron does not store, for example a bias of zeros or a scale of ones.
+    """Return the rule for a tensor with fixed values that Positron does not store, such as a bias of zeros or a scale of ones.
 
-    In the other direction the tensor is only checked: other values raise Contradiction.
+    An export writes the tensor. An import only checks it, and raises Contradiction for other values.
     """
 
     def back(tensor: Tensor) -> Sequence[Tensor]:
@@ -62,7 +63,7 @@ def constant(theirs: str, value: Tensor) -> Rule:
 
 
 def stacked(theirs: str, ours: tuple[str, str, str], groups: int, d_head: int, *, transpose: bool) -> Rule:
-    """Stack queries, keys and values into one tensor, with each key and value head repeated for its `groups` query heads.
+    """Return the rule that stacks queries, keys and values, with each key and value head repeated for its `groups` query heads.
 
     ours: q (H D, C), k and v (K D, C), or their biases (H D,) and (K D,). theirs: (3 H D, C), or (C, 3 H D) with
     `transpose`, or the bias (3 H D,).
@@ -75,7 +76,7 @@ def stacked(theirs: str, ours: tuple[str, str, str], groups: int, d_head: int, *
     def single(tensor: Tensor) -> Tensor:
         heads: Tensor = tensor.unflatten(0, (-1, groups, d_head))
         if not torch.equal(heads, heads[:, :1].expand_as(heads)):
-            raise Contradiction(f"{theirs} must hold the same keys and values for each group of {groups} heads")
+            raise Contradiction(f"{theirs} must hold the same keys and values for each group of {groups} query heads")
         return heads[:, 0].flatten(0, 1)
 
     def forth(tensors: Sequence[Tensor]) -> Tensor:
@@ -91,7 +92,7 @@ def stacked(theirs: str, ours: tuple[str, str, str], groups: int, d_head: int, *
 
 
 def consecutive_pairs(theirs: str, ours: str, d_head: int) -> Rule:
-    """Reorder the rows of queries or keys for programs in which RoPE rotates the pairs (2 i, 2 i + 1), not (i, i + D/2).
+    """Return the rule that reorders the rows of q or k for programs in which RoPE rotates (2 i, 2 i + 1), not (i, i + D/2).
 
     Such programs are llama.cpp (its architectures llama and arcee), llama2.c, and Meta's code for Llama.
     """
@@ -107,7 +108,10 @@ def consecutive_pairs(theirs: str, ours: str, d_head: int) -> Rule:
 
 
 def norm(theirs: str, ours: str, config: GPTConfig, *, always_bias: bool) -> list[Rule]:
-    """Return the rules of a norm. `always_bias`: the other program always has a bias; zeros are written if ours has none."""
+    """Return the rules of a norm.
+
+    `always_bias`: true if the norm always has a bias in the other program; zeros are written if Positron's has none.
+    """
     rules = [same(f"{theirs}.weight", f"{ours}.weight")]
     if config.has_norm_bias:
         rules.append(same(f"{theirs}.bias", f"{ours}.bias"))
@@ -117,14 +121,14 @@ def norm(theirs: str, ours: str, config: GPTConfig, *, always_bias: bool) -> lis
 
 
 def qk_norm(theirs: str, ours: str, config: GPTConfig) -> Rule:
-    """Return the rule of the scale (D,) of QK-norm; ones are written if ours has no scale."""
+    """Return the rule of the scale (D,) of QK-norm; ones are written if Positron's QK-norm has no scale."""
     return same(theirs, ours) if config.qk_scale else constant(theirs, torch.ones(config.d_head))
 
 
 def linear(theirs: str, ours: str, config: GPTConfig, zeros: int | None = None) -> list[Rule]:
     """Return the rules of a linear layer.
 
-    `zeros`: the size of the bias if the other program always has one; zeros are written if ours has none.
+    `zeros`: the size of the bias, if the other program always has one; zeros are written if Positron's layer has none.
     """
     rules = [same(f"{theirs}.weight", f"{ours}.weight")]
     if config.bias:
@@ -135,7 +139,7 @@ def linear(theirs: str, ours: str, config: GPTConfig, zeros: int | None = None) 
 
 
 def absent(ours: str, size: int) -> Rule:
-    """Fill a bias (size,) of Positron, which the other program does not have, with zeros. Only an import can use it."""
+    """Return the rule, for imports only, that fills a bias (size,) with zeros because the other program does not have it."""
 
     def forth(tensors: Sequence[Tensor]) -> Tensor:
         raise Contradiction(f"the other program has no tensor for {ours}")
@@ -144,7 +148,7 @@ def absent(ours: str, size: int) -> Rule:
 
 
 def to_theirs(rules: Iterable[Rule], weights: Weights) -> dict[str, Tensor]:
-    """Return the other program's tensors. Raises KeyError if a rule names a weight that the model lacks."""
+    """Compute the other program's tensors from Positron's `weights`. Raises KeyError if `weights` lacks one of a rule."""
     tensors: dict[str, Tensor] = {}
     written: set[tuple[str, ...]] = set()
     for rule in rules:
@@ -156,7 +160,10 @@ def to_theirs(rules: Iterable[Rule], weights: Weights) -> dict[str, Tensor]:
 
 
 def to_ours(rules: Iterable[Rule], tensors: Weights) -> dict[str, Tensor]:
-    """Return Positron's tensors. Raises Contradiction for values that these rules cannot have written."""
+    """Compute Positron's weights from the other program's tensors.
+
+    Raises Contradiction for values that `to_theirs` cannot have written with these rules.
+    """
     weights: dict[str, Tensor] = {}
     for rule in rules:
         theirs = tensors[rule.theirs] if rule.theirs else torch.empty(0)

@@ -19,7 +19,7 @@ from positron.text.tokenizer import Tokenizer
 class Source:
     """Hold a model to export, in fp32 on the CPU, with its run and tokenizer.
 
-    `checkpoint`: the file from which the weights were loaded. `is_chat`: the run was fine-tuned on conversations.
+    `checkpoint`: the file from which the weights were loaded. `is_chat`: true if the run was fine-tuned on conversations.
     """
 
     run: Run

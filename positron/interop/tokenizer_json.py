@@ -1,8 +1,8 @@
 """Write a tokenizer as `tokenizer.json`, which Hugging Face's tokenizers library reads without Positron's code.
 
-A text gets the same ids, with two exceptions that the format cannot express. With a SentencePiece vocabulary, the character
-U+2581 is read as a space. And a special token written in a text, such as `<|end|>`, is read as that token unless the caller
-gives `split_special_tokens=True`.
+A text gets the same ids as in Positron, with two exceptions that the format cannot avoid. With a SentencePiece vocabulary, the
+character U+2581 is read as a space. And a special token written in a text, such as `<|end|>`, is read as that token unless the
+caller gives `split_special_tokens=True`.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _with_markers(tokenizer: LibraryTokenizer) -> dict[str, Any]:
-    """Return an imported tokenizer.json with the special tokens that the import added."""
+    """Return the content of the imported tokenizer.json, and in it the special tokens that the import added."""
     facts: dict[str, Any] = json.loads(tokenizer.content)
     known = {token["id"]: token["content"] for token in facts["added_tokens"]}
     vocabulary = facts["model"]["vocab"]
@@ -88,7 +88,7 @@ def _with_markers(tokenizer: LibraryTokenizer) -> dict[str, Any]:
 def _special_ids(tokenizer: Tokenizer) -> dict[int, str]:
     """Return the special tokens by their ids.
 
-    Ids of a tiktoken vocabulary that stand for nothing get a special token too; otherwise later tokens would get other ids.
+    Unused ids of a tiktoken vocabulary get a special token, too; otherwise the tokens after them would get other ids.
     """
     ids = {tokenizer.special_id(token): token for token in SPECIALS}
     if isinstance(tokenizer, TiktokenTokenizer):
@@ -98,7 +98,7 @@ def _special_ids(tokenizer: Tokenizer) -> dict[int, str]:
 
 
 def spelled(tokenizer: Tokenizer, i: int) -> str:
-    """Return the special token with this id as the exported vocabulary spells it; an imported one may spell it `<s>`."""
+    """Return the special token with this id as the vocabulary spells it; in an imported vocabulary, that may be `<s>`."""
     token = tokenizer.token(i) if isinstance(tokenizer, LibraryTokenizer) else None
     return token or next((name for name in SPECIALS if tokenizer.special_id(name) == i), f"<|unused_{i}|>")
 
@@ -147,18 +147,17 @@ def _sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
 
 
 def sentencepiece_merges(tokenizer: SentencePieceTokenizer) -> list[tuple[str, str]]:
-    """Return the merges that encode texts as a SentencePiece vocabulary does, best first.
+    """Return the merges with which BPE encodes texts as this SentencePiece vocabulary does, in the order of their priority.
 
-    SentencePiece joins the neighbours whose joint piece has the highest score. A merge names two parts, so a piece becomes
-    one merge for each way to divide it into two pieces; these merges follow each other. Control, unknown and byte pieces
-    are never joined.
+    SentencePiece joins the two neighbours that form the piece with the highest score. A merge names the two neighbours, so
+    a piece gets one merge for each way to divide it into two pieces. Control, unknown and byte pieces are never joined.
     """
     pieces = enumerate(tokenizer.pieces())
     return ranked_merges([(piece.text, piece.score, i) for i, piece in pieces if piece.kind == "normal"])
 
 
 def ranked_merges(pieces: list[tuple[str, float, int]]) -> list[tuple[str, str]]:
-    """Return the merges of these pieces, best first. A piece is given as text, score and id."""
+    """Return the merges that form these pieces, those of the highest score first. A piece is given as (text, score, id)."""
     normal = {text: (score, i) for text, score, i in pieces}
     ranked: list[tuple[float, int, int, str, str]] = []
     for text, (score, _) in normal.items():
@@ -205,10 +204,10 @@ def _tiktoken(tokenizer: TiktokenTokenizer) -> dict[str, Any]:
 
 
 def tiktoken_merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """Return the merges of the tokens that have several bytes, in the order of the tokens' ranks.
+    """Return one merge for each token of several bytes, in the order of the tokens' ranks.
 
-    The merge of a token is the pair of parts that byte-pair encoding joins last to make the token. Tokens that cannot be made
-    from two parts are left out.
+    The merge is the pair of tokens that byte-pair encoding joins in its last step to form the token. Tokens that it cannot
+    form are left out.
     """
     merges: list[tuple[bytes, bytes]] = []
     for token, rank in sorted(ranks.items(), key=lambda pair: pair[1]):

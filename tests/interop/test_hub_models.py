@@ -116,7 +116,7 @@ def test_a_repository_that_does_not_exist_is_one_line(model_hub):
 def test_a_repository_without_weights_is_refused(model_hub):
     for name in ("model.safetensors", "pytorch_model.bin"):
         del model_hub.files[f"/{REPO}/resolve/{COMMIT}/{name}"]
-    with pytest.raises(UserError, match=r"has no model\.safetensors"):
+    with pytest.raises(UserError, match=r"has neither model\.safetensors nor pytorch_model\.bin"):
         fetch_model(REPO)
 
 

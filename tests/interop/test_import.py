@@ -239,6 +239,14 @@ def test_a_name_that_is_taken_is_refused(tmp_path, run_command):
     assert "exists already" in again.err
 
 
+def test_a_folder_that_is_no_run_is_in_the_way_of_init_from(tmp_path, monkeypatch):
+    hub_folder(tmp_path / "model", "gpt2")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "outputs" / "model").mkdir(parents=True)
+    with pytest.raises(UserError, match="this folder exists, but is not a run: rename or delete it"):
+        importing.import_source_run("model")
+
+
 def test_python_imports_as_the_command_does(tmp_path, monkeypatch):
     hub_folder(tmp_path / "model", "gpt2")
     monkeypatch.chdir(tmp_path)
@@ -287,6 +295,17 @@ def vocabulary(change: Any) -> Any:
         facts = json.loads((folder / "tokenizer.json").read_text())
         change(facts)
         (folder / "tokenizer.json").write_text(json.dumps(facts))
+
+    return apply
+
+
+def beginning(config: dict[str, Any], id_of_token: int | None = None) -> Any:
+    added = [] if id_of_token is None else [{"id": id_of_token, "content": END_OF_TEXT, "special": True}]
+
+    def apply(folder: Path) -> None:
+        vocabulary(lambda facts: facts.update(added_tokens=added))(folder)
+        for key, value in config.items():
+            changed(key, value)(folder)
 
     return apply
 
@@ -340,6 +359,11 @@ MALFORMED: list[tuple[Any, str]] = [
     (written("tokenizer.json", "[1]"), "tokenizer.json"),
     (vocabulary(lambda facts: facts["model"]["vocab"].update({f"new{i}": V + i for i in range(9)})), "does not belong"),
     (vocabulary(lambda facts: facts["model"].update(type="Unknown")), "cannot read it"),
+    (beginning({"bos_token_id": None, "eos_token_id": None}), "does not say which token begins a text"),
+    (beginning({"bos_token_id": V}), f"has the id {V}, but the model has only {V} tokens: set bos_token_id"),
+    (beginning({"bos_token_id": None, "eos_token_id": -1}), f"has the id -1, but the model has only {V} tokens"),
+    (beginning({"bos_token_id": 0}, id_of_token=-1), f"{END_OF_TEXT} in added_tokens has the impossible id -1"),
+    (beginning({"bos_token_id": 0}, id_of_token=V), "does not belong"),
     (written("generation_config.json", "{"), "generation_config.json"),
     (written("generation_config.json", "[]"), "generation_config.json"),
 ]
