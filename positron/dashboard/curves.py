@@ -20,10 +20,10 @@ X_AXES = ("step", "tokens", "time_s")
 
 
 class Metrics:
-    """Hold the numbers of one metrics.jsonl: for each key, the values and the numbers of the rows that contain the key.
+    """Hold the content of one metrics.jsonl: for each key, its values and the indices of the rows that contain them.
 
-    `file` identifies the file that was read (its inode number); `offset` is the number of bytes read; `trouble` describes
-    damage in the file, "" if there is no damage.
+    `file` identifies the file that was read (its inode number). `offset` is the number of bytes read. `trouble` describes
+    damage in the file, and is "" if there is no damage.
     """
 
     def __init__(self, path: Path) -> None:
@@ -90,11 +90,12 @@ class Metrics:
     def curve(self, key: str, file: str, after: int) -> dict[str, Any]:
         """Return the points of a metric in the rows that end after byte `after` of metrics.jsonl.
 
-        If the file that was read is not `file`, because it was replaced since the last call, all points are returned.
+        `file` and `after` are the `file` and `offset` of the last result. If metrics.jsonl was replaced since then, all points
+        are returned.
 
         The result is the content of /api/curve: `step`, `tokens`, `time_s` and `value` are lists with one entry for each
-        point. If `fresh` is true, the page must replace its points; otherwise it appends the new ones. `file` and `offset`
-        are the arguments for the next call, and `keys` are the metrics of the run.
+        point. If `fresh` is true, the page must replace its points; otherwise it appends the new ones. `keys` are the metrics
+        of the run.
         """
         fresh = after == 0 or file != self.file
         rows, values = self._columns.get(key, (array("q"), array("d")))
@@ -117,7 +118,7 @@ class Metrics:
 
 
 def reduced(values: Sequence[float], most: int = MAX_POINTS) -> list[int]:
-    """Return the indices of the values to draw, about `most`.
+    """Return the indices of about `most` values that are sufficient to draw the curve.
 
     These are the first value, the last value, and the minimum and maximum of many intervals. Half of the intervals have
     equal lengths; the others grow geometrically, so that a logarithmic axis has enough points, too.

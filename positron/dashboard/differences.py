@@ -1,4 +1,4 @@
-"""Summarise configurations: the text of a run, and the settings that differ between the jobs of a sweep or two runs."""
+"""Summarise configurations: name the text of a run, and find the settings in which jobs of a sweep, or two runs, differ."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_VALUE_LENGTH = 200  # number of characters of a value that are shown
 def text_of(config: dict[str, Any]) -> str:
     """Return the name of the text that a run is trained on, such as book.txt or OWNER/NAME; "" if it is unknown.
 
-    The built-in stories have their size with it, because other stories are another text.
+    For the built-in stories, the name contains their size, because stories of another size are another text.
     """
     data = config.get("data")
     if not isinstance(data, dict):
@@ -31,7 +31,8 @@ def text_of(config: dict[str, Any]) -> str:
 def shorten_overrides(rows: list[dict[str, Any]]) -> None:
     """Add `differs` to each row of /api/runs: the overrides of the run that are not common to all jobs of its sweep.
 
-    For a run that is not part of a sweep, `differs` contains all overrides.
+    An override is a setting of the command line, such as optimizer.lr=1e-3. For a run that is not part of a sweep, `differs`
+    contains all overrides. The list `overrides` of each row is joined to one string.
     """
     sweeps: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in rows:

@@ -24,7 +24,7 @@ _REPORT_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-sr
 def routes(outputs: Outputs) -> list[BaseRoute]:
     """Return the routes of the tab for the runs of a folder.
 
-    They are ordinary functions, which Starlette calls in threads, because they read files.
+    The endpoints are not coroutines, because they read files: Starlette calls ordinary functions in threads.
     """
 
     def runs(_: Request) -> Any:
@@ -34,7 +34,7 @@ def routes(outputs: Outputs) -> list[BaseRoute]:
         query = request.query_params
         after = query.get("after", "0")
         if not re.fullmatch("[0-9]{1,18}", after):
-            raise Missing(f"there is no position {after}")
+            raise Missing(f"after must be a number of bytes, not {after[:60]}")
         return outputs.curve(query.get("run", ""), query.get("key", ""), query.get("file", ""), int(after))
 
     def samples(request: Request) -> Any:
@@ -62,7 +62,7 @@ def routes(outputs: Outputs) -> list[BaseRoute]:
 
 
 def _as_json(answer: Callable[[Request], Any]) -> Callable[[Request], Response]:
-    """Return an endpoint that sends the value of `answer` as JSON, or its Missing as an error 404."""
+    """Return an endpoint that sends the value of `answer` as JSON, or an error 404 if `answer` raises Missing."""
 
     def endpoint(request: Request) -> Response:
         try:

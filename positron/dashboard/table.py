@@ -71,7 +71,10 @@ class Outputs:
         return {name: run for name, run in runs.items() if any(run.checkpoint_folder.glob("*.ckpt"))}
 
     def differences(self, name: str, other: str) -> list[list[str]]:
-        """List [key, value, value of `other`] for the settings that differ. Raises Missing if a run does not exist."""
+        """List [key, value in run `name`, value in run `other`] for the settings that differ.
+
+        Raises Missing if a run does not exist.
+        """
         with self._guard:
             first, second = (self._record(Run(self._folder(run)).config_path, []) for run in (name, other))
         return differences(first, second)
@@ -110,10 +113,7 @@ class Outputs:
         self._folders = folders
 
     def _folder(self, name: str) -> Path:
-        """Return the folder of a run. Only names of runs that `_find` found are valid, so that no other path can be read.
-
-        Raises Missing for any other name.
-        """
+        """Return the folder of a run. Raises Missing for a name that `_find` does not find, so that no other path is read."""
         if name not in self._folders:
             self._find()
         if name not in self._folders:
@@ -256,8 +256,8 @@ def _read(
 def _status(folder: Path, facts: Facts, job: dict[str, Any], notes: list[str], is_damaged: bool) -> tuple[str, bool]:
     """Return the status of the run, and whether a process trains it; add the reason of a failure to `notes`.
 
-    If run.json says "running" but no process trains the run, the run was killed. If run.json is damaged (`is_damaged`), nobody
-    knows how the run ended.
+    If run.json says "running" but no process trains the run, the status is "killed". `is_damaged`: true if run.json is damaged;
+    unless a process trains the run or job.json records a failure, the status is then "unknown".
     """
     status = facts.status or "running"
     if status == "running" and is_live(folder):

@@ -1,4 +1,4 @@
-"""Write the objects of OpenAI's API: answers, chunks of a stream, usage and log-probabilities."""
+"""Build the JSON objects of OpenAI's API: answers, chunks of a stream, usage and log-probabilities."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MIN_LOGPROB = -9999.0  # OpenAI's value for a probability of 0, whose logarithm 
 
 
 class _Vocabulary:
-    """Name tokens."""
+    """Give tokens the names that an answer with log-probabilities contains."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
@@ -48,7 +48,7 @@ class Answer:
         self.decoders = [StreamDecoder(served.tokenizer) for _ in call.requests]
 
     def whole(self, sessions: list[Session], pieces: list[list[Piece]]) -> dict[str, Any]:
-        """Return a complete answer, which is not streamed, from the session and the pieces of each text."""
+        """Return the complete answer to a request that is not streamed. `pieces`: for each text, all its pieces."""
         choices = []
         for i, (session, parts) in enumerate(zip(sessions, pieces, strict=True)):
             text = self.call.echoed[i] + "".join(part.text for part in parts)
@@ -61,7 +61,7 @@ class Answer:
         return {**self._head(self.object), "choices": choices, "usage": self.usage(sessions)}
 
     def first_chunks(self) -> list[dict[str, Any]]:
-        """Return the first chunks of a stream: in a chat, they name the role of the speaker."""
+        """Return the chunks that begin a stream: in a chat, one for each text, which contains the role; otherwise none."""
         if not self.is_chat:
             return []
         return [
@@ -70,7 +70,10 @@ class Answer:
         ]
 
     def chunk(self, i: int, session: Session, piece: Piece, is_first: bool) -> dict[str, Any] | None:
-        """Return the chunk for a piece of text i, or None if the chunk would be empty."""
+        """Return the chunk for a piece of text i, or None if the chunk would be empty.
+
+        `is_first`: true for the first piece of the text. Its chunk also contains the prompt, if the client asked for it.
+        """
         prompt = self._prompt_logprobs(i, session) if is_first else []
         text = self.call.echoed[i] + piece.text if is_first else piece.text
         if not (text or piece.tokens or prompt or piece.finish):
@@ -107,10 +110,10 @@ class Answer:
         return {**self._head(self._chunk_object()), "choices": [choice], **usage}
 
     def _prompt_logprobs(self, i: int, session: Session) -> list[Token | int]:
-        """Return the tokens of the prompt that the client sent, if it asked for their log-probabilities.
+        """Return the tokens of the client's prompt with their log-probabilities, or [] if the client did not ask for them.
 
-        The first one has only its id, without a probability, because no token precedes it. If the server put a token before
-        the prompt, the first one has a probability, too.
+        No token precedes the first token of the sequence, so it has no log-probability, and is returned as an int. If the
+        server put a token before the prompt, this token is left out, and all returned tokens have a log-probability.
         """
         request = self.call.requests[i]
         if not request.scores_prompt:

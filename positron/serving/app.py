@@ -57,7 +57,9 @@ def create_app(
         described = {model["id"]: model for model in await asyncio.to_thread(models.describe)}
         name = request.path_params["name"]
         if name not in described:
-            raise ApiError(404, f"there is no model {name[:60]}", "model", "model_not_found")
+            raise ApiError(
+                404, f"there is no model {name[:60]}: /v1/models lists all models", "model", "model_not_found"
+            )
         return JSONResponse(described[name])
 
     async def chat(request: Request) -> Response:
@@ -84,12 +86,12 @@ def create_app(
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    """Read the JSON object of a request."""
+    """Return the JSON object in the body of a request. Raises ApiError if it is too long or no JSON object."""
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)
         if size > MAX_BODY_BYTES:
-            message = f"the request is longer than {MAX_BODY_BYTES} bytes"
+            message = f"the request is longer than {MAX_BODY_BYTES} bytes: send a shorter one"
             raise ApiError(413, message, code="request_too_large", headers={"Connection": "close"})
         parts.append(part)
     try:
@@ -137,7 +139,7 @@ async def _disconnected(request: Request) -> None:
 
 
 class _Texts:
-    """Hold the texts of one request, from their submission to their end."""
+    """Hold the texts that are generated for one request."""
 
     def __init__(self, call: Call, model: Served) -> None:
         self._worker = model.worker
@@ -249,7 +251,9 @@ def _described_error(error: BaseException) -> ApiError:
     logger.error(f"a request failed: {describe(error)[1]}")
     if os.environ.get("POSITRON_DEBUG") == "1":
         traceback.print_exception(error)
-    return ApiError(500, "the server failed to answer this request: its output has the reason", code="internal_error")
+    return ApiError(
+        500, "the server failed to answer this request: the reason is in the server's output", code="internal_error"
+    )
 
 
 async def _api_error(_: Request, error: ApiError) -> Response:
@@ -257,7 +261,8 @@ async def _api_error(_: Request, error: ApiError) -> Response:
 
 
 async def _http_error(request: Request, error: HTTPException) -> Response:
-    message = {404: f"there is no {request.url.path}", 405: f"{request.method} is not possible here"}
+    path = request.url.path
+    message = {404: f"this server has no {path}", 405: f"{path} does not accept the method {request.method}"}
     return await _api_error(
         request,
         ApiError(error.status_code, message.get(error.status_code, error.detail), headers=dict(error.headers or {})),

@@ -48,12 +48,12 @@ class LimitedConnection(H11Protocol):
             self._expect_request()
 
     def handle_events(self) -> None:
-        """Start the timer of a request when its first byte arrives, and stop it after the last; refuse a long head.
+        """Start the timer of a request when its first byte arrives, and stop it after its last byte; refuse a too long head.
 
         h11 applies its limit only to incomplete heads, so it would accept a long head that arrives in one read.
         """
         if self.conn.their_state is h11.IDLE and _is_head_too_long(self.conn.trailing_data[0]):
-            self.send_400_response(f"the head of this request is longer than {MAX_HEAD_BYTES} bytes")
+            self.send_400_response(f"the headers of this request are longer than {MAX_HEAD_BYTES} bytes: send fewer")
             return
         super().handle_events()
         state = self.conn.their_state
@@ -73,7 +73,7 @@ class LimitedConnection(H11Protocol):
         self.transport.close()
 
     def pause_writing(self) -> None:
-        """Stop writing until the client has read, and close the connection if this takes too long."""
+        """Stop writing until the client has read what was sent, and close the connection if this takes too long."""
         super().pause_writing()
         self._sending = self.loop.call_later(SEND_SECONDS, self.transport.abort)
 
@@ -159,7 +159,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url_of(listener: socket.socket) -> str:
-    """Return the address that a browser on this machine can open."""
+    """Return the URL under which a browser on this machine reaches the server."""
     address: tuple[Any, ...] = listener.getsockname()
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(address[0], address[0])
     return f"http://[{host}]:{address[1]}" if ":" in host else f"http://{host}:{address[1]}"

@@ -8,7 +8,7 @@ ErrorType = Literal["invalid_request_error", "server_error"]
 
 
 class ApiError(Exception):
-    """Report a request that was refused or failed; `parameter` is the name of its wrong parameter."""
+    """Report a request that was refused or failed. `status`: the HTTP status. `parameter`: the name of the wrong parameter."""
 
     def __init__(
         self,

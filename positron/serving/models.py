@@ -1,4 +1,4 @@
-"""Load the models that a server serves, and keep them."""
+"""Load the models that a server serves, and keep them in memory."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MAX_ON_DEMAND = 3  # number of models that are loaded on demand and in memory at
 
 @dataclass(frozen=True)
 class Served:
-    """Hold a model with its worker; `chats`: the run was fine-tuned on conversations."""
+    """Hold a model with its worker. `chats`: true if the run was fine-tuned on conversations."""
 
     name: str
     chats: bool
@@ -52,7 +52,10 @@ def slots_of(writer: Writer) -> int:
 
 
 def serve_run(run: Run, weights: str = "fp32", name: str | None = None) -> Served:
-    """Load a run and start its worker. `name`: default is the folder's name. Raises UserError if the run cannot be loaded."""
+    """Load a run and start its worker. Raises UserError if the run cannot be loaded.
+
+    `name`: the model name that clients use; if it is None, the name of the run's folder.
+    """
     model, tokenizer, path = load_model(run)
     writer = Writer(model, tokenizer, weights=weights)
     worker = Worker(Sessions(writer.engine(), slots_of(writer)), MAX_WAITING)
@@ -97,9 +100,11 @@ class Models:
         return list(described.values())
 
     def get(self, name: Any) -> Served:
-        """Return a model, and load it if necessary: the first time, and when its run was trained further and it is idle.
+        """Return the model `name`, and load it when it is first requested.
 
-        Raises ApiError if no model has this name, if it cannot be loaded, or if too many other models are busy.
+        If the run was trained further since then, the model is loaded again, unless it is generating texts. If `name` is None,
+        the first model that was loaded at the start is returned. Raises ApiError if there is no such model, if it cannot be
+        loaded, or if too many other models are busy.
         """
         if name is None and self._fixed:
             return next(iter(self._fixed.values()))
@@ -128,7 +133,10 @@ class Models:
             return model
 
     def _make_room(self) -> None:
-        """Close the least recently used model if MAX_ON_DEMAND models are loaded."""
+        """Close the least recently used model that is idle, if MAX_ON_DEMAND models are loaded on demand.
+
+        Raises ApiError if none of them is idle.
+        """
         if len(self._on_demand) < MAX_ON_DEMAND:
             return
         idle = next((name for name, (_, model) in self._on_demand.items() if model.worker.close_if_idle()), None)
@@ -162,8 +170,9 @@ def refuse_same_names(runs: list[Run]) -> None:
     """Raise UserError if two runs would be served under one name."""
     names: dict[str, Run] = {}
     for run in runs:
-        other = names.setdefault(run.folder.resolve().name, run)
+        name = run.folder.resolve().name
+        other = names.setdefault(name, run)
         if other is not run:
             raise UserError(
-                f"{other.folder} and {run.folder} would both be served as {run.folder.name}: rename one of the folders"
+                f"{other.folder} and {run.folder} would both be served as {name}: rename one of the folders"
             )

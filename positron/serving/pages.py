@@ -1,4 +1,4 @@
-"""Define the page of the tab Chat, and the files that all pages share. The other tabs are in their own packages."""
+"""Define the page of the tab Chat, and the files that all pages share. The other tabs are defined in other packages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read the body of an API request: from JSON to token ids and settings. Every error names the parameter."""
+"""Convert the JSON object of an API request to token ids and settings. Every error names the wrong parameter."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Call:
 
 
 class _Body:
-    """Return the parameters of a request one by one, and refuse those that this server does not know."""
+    """Hold the parameters of a request. `take` returns one of them; `refuse_others` refuses those that were not taken."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values, self.known = values, {"model", *_IGNORED, *_WITHOUT_EFFECT}
@@ -87,7 +87,7 @@ class _Body:
         return with_name(value)
 
     def refuse_others(self) -> None:
-        """Raise ApiError for a parameter that this server does not know or does not implement."""
+        """Raise ApiError for a parameter that is unknown, or that this server does not implement and cannot ignore."""
         for name, allowed in _WITHOUT_EFFECT.items():
             if name in self.values and self.values[name] not in allowed:
                 raise ApiError(
@@ -101,7 +101,7 @@ class _Body:
 
 
 def _naming(name: str, read: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """Turn the UserErrors of `read` into ApiErrors that name the parameter."""
+    """Return a function like `read` that raises ApiError, with the name of the parameter, instead of UserError."""
 
     def with_name(value: Any) -> Any:
         try:
@@ -134,11 +134,11 @@ def _number(name: str, least: int, most: int) -> Callable[[Any], int]:
 def _stops(value: Any) -> tuple[str, ...]:
     stops = stops_of(value)
     if len(stops) > MAX_STOPS:
-        raise UserError(f"stop: {len(stops)} texts are more than the {MAX_STOPS} that are allowed")
+        raise UserError(f"stop has {len(stops)} texts, but at most {MAX_STOPS} are allowed")
     longest = max(map(len, stops), default=0)
     if longest > MAX_STOP_CHARACTERS:
         raise UserError(
-            f"stop: a text of {longest} characters is longer than the {MAX_STOP_CHARACTERS} that are allowed"
+            f"stop has a text of {longest} characters, but at most {MAX_STOP_CHARACTERS} are allowed in each text"
         )
     return stops
 
@@ -159,12 +159,12 @@ def _sampling(body: _Body, default: Sampling) -> Sampling:
 
 def _stream_options(value: Any) -> bool:
     if not isinstance(value, dict) or set(value) - {"include_usage"}:
-        raise UserError(f"stream_options must be an object with only include_usage, not {shown(value)}")
+        raise UserError(f"stream_options must be a JSON object whose only key is include_usage, not {shown(value)}")
     return _flag("stream_options.include_usage")(value.get("include_usage", False))
 
 
 def _truncation(value: Any) -> bool:
-    """Tell whether the oldest turns are dropped if a conversation is too long; the values are OpenAI's."""
+    """Tell whether the oldest turns of a too long conversation are dropped: "auto" means yes, "disabled" means no."""
     if value not in ("auto", "disabled"):
         raise UserError(f"truncation must be auto or disabled, not {shown(value)}")
     return bool(value == "auto")
@@ -188,7 +188,7 @@ def _messages(value: Any) -> list[Message]:
 
 
 def _content(what: str, value: Any) -> str:
-    """Return the text of a message, whose content is a text or a list of parts."""
+    """Return the text of a message. `value`: its content, which is a text or a list of parts. `what`: its name in errors."""
     if not isinstance(value, list):
         return text_of(what, value)
     for part in value:
@@ -219,7 +219,10 @@ def _max_tokens(body: _Body, least: int, names: tuple[str, ...]) -> int | None:
 
 
 def chat_call(values: dict[str, Any], served: Served) -> Call:
-    """Read a request for an answer in a conversation; raises ApiError."""
+    """Read the body of a request to /v1/chat/completions.
+
+    Raises ApiError for wrong parameters, and if the run was not fine-tuned on conversations.
+    """
     if not served.chats:
         raise ApiError(
             400,
@@ -238,7 +241,7 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
     if continues and messages[-1].role != "assistant":
         raise ApiError(
             400,
-            "continue_final_message continues the last message, which must be the assistant's",
+            "continue_final_message needs messages whose last message has the role assistant",
             "continue_final_message",
         )
     most = _max_tokens(body, 1, ("max_tokens", "max_completion_tokens"))
@@ -257,7 +260,7 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
         body.take("top_logprobs", _number("top_logprobs", 0, MAX_LOGPROBS)),
     )
     if likeliest is not None and not wants:
-        raise ApiError(400, "top_logprobs needs logprobs: true", "top_logprobs")
+        raise ApiError(400, "top_logprobs needs logprobs=true", "top_logprobs")
     call = _call(
         body,
         served,
@@ -273,13 +276,13 @@ def chat_call(values: dict[str, Any], served: Served) -> Call:
 
 
 def completion_call(values: dict[str, Any], served: Served) -> Call:
-    """Read a request for continuations of texts; raises ApiError."""
+    """Read the body of a request to /v1/completions. Raises ApiError for wrong parameters."""
     body = _Body(values)
     if values.get("prompt") is None:
         raise ApiError(400, "prompt is missing: give the text to continue", "prompt", "missing_parameter")
     begin = served.tokenizer.special_id(END_OF_TEXT)
     prompts: list[str | list[int]] = body.take("prompt", lambda value: _prompts(value, served))
-    # a text is the beginning of a document; ids are read as they are
+    # a text gets the token that begins a document; a list of ids is used unchanged
     ids = [[begin, *served.tokenizer.encode(p)] if isinstance(p, str) else p for p in prompts]
     for prompt in ids:
         _refuse_longer(prompt, served, "prompt")
@@ -299,7 +302,7 @@ def completion_call(values: dict[str, Any], served: Served) -> Call:
 
 
 def _prompts(value: Any, served: Served) -> list[str | list[int]]:
-    """Return the prompts of a text, of a list of texts, of a list of ids, or of a list of such lists."""
+    """Return the list of prompts. `value`: one text, a list of texts, one list of token ids, or a list of lists of ids."""
     if isinstance(value, str):
         return [text_of("prompt", value)]
     if not isinstance(value, list) or not value:
@@ -329,11 +332,13 @@ def _call(
     echoed: list[str] | None,
     hidden: int,
 ) -> Call:
-    """Read what both kinds of requests have in common."""
+    """Read the parameters that chats and completions have in common, and return the call."""
     n = body.take("n", _number("n", 1, MAX_TEXTS), 1)
     texts = n * len(prompts)
     if texts > MAX_TEXTS:
-        raise ApiError(400, f"{texts} texts in one request are more than the {MAX_TEXTS} that are allowed", "n")
+        raise ApiError(
+            400, f"the request asks for {texts} texts (prompts times n), but at most {MAX_TEXTS} are allowed", "n"
+        )
     sampling = _sampling(body, default)
     stops = body.take("stop", _stops, ())
     seed = body.take("seed", lambda value: seed_of(value, texts), None)
@@ -342,7 +347,7 @@ def _call(
     stream = body.take("stream", _flag("stream"), False)
     include_usage = body.take("stream_options", _stream_options)
     if include_usage is not None and not stream:
-        raise ApiError(400, "stream_options needs stream: true", "stream_options")
+        raise ApiError(400, "stream_options needs stream=true", "stream_options")
     body.refuse_others()
     requests = [
         Request(

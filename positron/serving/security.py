@@ -1,8 +1,9 @@
 """Refuse requests that may come from other sites, or that lack the API key.
 
-Without these checks, a page of another site in a browser on this machine could use the server. There are two ways: a host name
-that resolves to 127.0.0.1 (DNS rebinding; the Host header then contains this name), and a request across sites (the Origin
-header then names the other site; a request for an image or a script has no Origin, but the header Sec-Fetch-Site).
+Without these checks, a page of another site that is open in a browser on this machine could use the server, in two ways. With
+DNS rebinding, a host name of the other site resolves to 127.0.0.1; the Host header of the request then contains that name. In
+a cross-site request, the Origin header names the other site; a request for an image or a script has no Origin header, but has
+the header Sec-Fetch-Site.
 """
 
 from __future__ import annotations
@@ -40,7 +41,10 @@ class Guard:
     """Check Host, Origin and key of every request before the application sees it, and add headers to every answer."""
 
     def __init__(self, app: ASGIApp, key: str | None, public: frozenset[str]) -> None:
-        """Store the API key and the `public` paths, which need no key. With a key, all addresses of the machine are allowed."""
+        """Store the API key and the `public` paths, which need no key.
+
+        Without a key, the Host header must be a loopback address. With a key, it may be any IP address, or the machine's name.
+        """
         self.app, self.key, self.public = app, key, public
         own = socket.gethostname().lower()
         self.names = {*LOOPBACK, *((own, f"{own}.local") if key else ())}

@@ -44,7 +44,7 @@ class Worker:
 
     @property
     def is_alive(self) -> bool:
-        """Tell whether the thread runs."""
+        """Tell whether the worker's thread runs."""
         return self._thread.is_alive()
 
     @property
@@ -58,7 +58,7 @@ class Worker:
         return {*self._running.values(), *([self._joining] if self._joining else [])}
 
     def submit(self, jobs: Sequence[Job]) -> None:
-        """Queue all jobs, or none: raises QueueFull if the queue has no space for all of them, or if the worker is closed."""
+        """Queue all jobs. Raises QueueFull, and queues none, if there is no space for all of them or the worker is closed."""
         with self._changed:
             if not self._is_closed and not self.is_alive:
                 raise RuntimeError("the thread that generates texts has ended: restart the server")
@@ -68,7 +68,7 @@ class Worker:
             self._changed.notify()
 
     def cancel(self, job: Job) -> None:
-        """End a job and free its row before the next step. Do nothing if the job has ended."""
+        """End a job, and free its row of the cache before the next step. Do nothing if the job has ended."""
         with self._changed:
             job.is_cancelled = True
             if job in self._waiting:
@@ -83,14 +83,14 @@ class Worker:
                 self._changed.notify()
 
     def close(self) -> None:
-        """Stop after the current step."""
+        """Stop the thread after its current step, and wait until it has ended."""
         with self._changed:
             self._is_closed = True
             self._changed.notify()
         self._thread.join()
 
     def close_if_idle(self) -> bool:
-        """Stop if no text is being written or is waiting, and tell whether the worker stopped."""
+        """Stop the worker if no text is being generated or waiting, and tell whether it was stopped."""
         with self._changed:
             if self._started or self._waiting:
                 return False

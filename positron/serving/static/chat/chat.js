@@ -308,7 +308,7 @@ $("key-form").addEventListener("submit", (event) => {
 
 async function start() {
   store = await openStore();
-  if (!store.lasts) trouble("This browser keeps no data for this page: conversations last until you close it.");
+  if (!store.lasts) trouble("This browser keeps no data for this page: conversations are lost when you close the page.");
   try {
     models = await readModels();
     settings = new Settings($("settings"), await readPresets(), () => save());
