@@ -50,7 +50,7 @@ def accelerators() -> dict[Accelerator, bool]:
 
 
 def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
-    """Choose the accelerator and the precision; measure the machine where they are `auto`.
+    """Choose the accelerator and the precision; for each of them, `auto` means the fastest one that this machine has.
 
     Raises UserError if this machine does not have the named accelerator or as many devices as `config` asks for.
     """
@@ -103,7 +103,7 @@ def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
 
 
 def mps_fallback() -> str:
-    """Return a remark if the user has allowed torch to compute operators that MPS lacks on the CPU, otherwise "".
+    """Return a remark if torch may use the CPU for operators that MPS lacks, otherwise an empty string.
 
     Such operators are slow, and nothing else would tell the user. By default, an operator that MPS lacks raises an error.
     """
@@ -174,7 +174,7 @@ Shape = tuple[int, int, int]  # (n, k, m): a product (n, k) x (k, m)
 def matmul_flops(
     device: torch.device, dtype: torch.dtype, *, seconds: float = 0.15, shapes: Sequence[Shape] | None = None
 ) -> float:
-    """Return the FLOP/s of matrix products: the fastest of `shapes`, which are measured for `seconds` together.
+    """Return the highest FLOP/s among matrix products of the given `shapes`; all measurements together take about `seconds`.
 
     Without `shapes`, one large square product is measured.
     """
@@ -199,7 +199,7 @@ def _product_flops(device: torch.device, dtype: torch.dtype, shape: Shape, secon
 
 
 def release_memory(accelerator: Accelerator) -> None:
-    """Make torch release the memory of the accelerator that it has reserved and that no tensor uses."""
+    """Release the memory of the accelerator that torch has reserved but that no tensor uses."""
     match accelerator:
         case "cuda":
             torch.cuda.empty_cache()

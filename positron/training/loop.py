@@ -326,7 +326,10 @@ def _trainer(session: Session, plan: Plan, callbacks: list[L.Callback]) -> L.Tra
 
 
 def _precision(machine: Machine) -> LightningPrecision:
-    """Return Lightning's plugin for a precision. Given its name instead, Lightning would train in bf16 for fp16 on a CPU."""
+    """Return Lightning's plugin for the precision of the machine.
+
+    If Lightning got the name of the precision instead, it would use bf16 in place of fp16 on a CPU.
+    """
     match machine.precision:
         case "fp32":
             return LightningPrecision()

@@ -161,7 +161,7 @@ class TrainingModule(L.LightningModule):
             optimizer.zero_grad(set_to_none=True)
 
     def validation_step(self, batch: Part, batch_idx: int) -> Tensor:
-        """Return a tensor (3,) for a micro-batch: the sum of its losses in nats, its bytes of target text, and its targets."""
+        """Return a tensor (3,) for a micro-batch: the summed losses in nats, and the numbers of target bytes and of targets."""
         return self.objective.score(self.model, batch, self.token_bytes)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -75,9 +75,9 @@ def _identity(weights: str | None, objective: PreferenceObjective, machine: Mach
 
 
 def _is_changed(config: RunConfig, known: str | None) -> bool | None:
-    """Tell whether the weights of the base run still have the hash `known`; return None if they cannot be read.
+    """Return True if the weights of the base run have changed, False if they have not, and None if they cannot be read.
 
-    `known`: the hash of the weights when this run began. The result is True if the weights have changed.
+    `known`: the hash of the weights when this run began.
     """
     try:
         weights = best_or_newest(base_run(config).checkpoint_folder)

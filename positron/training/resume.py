@@ -199,8 +199,8 @@ def decide_start(run: Run, config: RunConfig) -> Start:
 def _named_checkpoint(ckpt_path: str | None, run: Run, newest: Path | None) -> Path | None:
     """Return the checkpoint that ckpt_path=FILE, ckpt_path=RUN or ckpt_path=latest names, or None without ckpt_path=.
 
-    RUN names its newest checkpoint, and `latest` names `newest`, the newest checkpoint of this run. Raises UserError if the
-    checkpoint does not exist or is damaged.
+    RUN means the newest checkpoint of another run, and `latest` means `newest`, the newest checkpoint of this run. Raises
+    UserError if the checkpoint does not exist or is damaged.
     """
     if ckpt_path is None:
         return None

@@ -59,12 +59,12 @@ class FullyShardedStrategy(DDPStrategy):
         """Register nothing, because there is no DistributedDataParallel."""
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Return the state dict of the module with whole weights, like that of a training with a single process."""
+        """Return the state dict of the module with whole weights, as if there were a single process."""
         state: dict[str, Any] = whole_state(super().lightning_module_state_dict())
         return state
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Return the optimizer's state dict with whole tensors, like that of a training with a single process."""
+        """Return the optimizer's state dict with whole tensors, as if there were a single process."""
         state: dict[str, Any] = whole_state(super().optimizer_state(optimizer))
         return state
 

@@ -67,7 +67,7 @@ def train_further(
     is_chat: bool = True,
     prepare: Callable[[], None] | None = None,
 ) -> Facts:
-    """Train the run of the session up to the last step of the plan, and return its facts.
+    """Train the run of the session up to the last step of the plan, and return the content of its run.json.
 
     `is_chat`: the run answers messages, and its folder gets the chat template. `prepare` is called in every process when the
     folder of the run is complete, before the first step. Raises the errors of `refuse_before_start` and `fit`.
@@ -120,9 +120,10 @@ def base_run(config: RunConfig) -> Run:
 
 
 def replayed_run(config: RunConfig, start: Start, key: str) -> Run | None:
-    """Return the pretrained run whose text can be replayed, or None if the model was imported and has no such text.
+    """Return the pretrained run whose text can be replayed, or None if the model was imported and its text is unknown.
 
-    `key` is the setting that asks for replay, such as sft.replay_ratio. Raises UserError if the text is not available.
+    To replay means to mix pretraining text into each batch, so that the model forgets less of it. `key` is the setting that
+    asks for replay, such as sft.replay_ratio. Raises UserError if the text is not available.
     """
     remedy = _without_replay(start, key)
     try:

@@ -54,12 +54,12 @@ def window_mask(T: int, window: int | None, device: torch.device) -> Tensor:
 
 
 def blocked_is_faster(q: Tensor, visible: int) -> bool:
-    """Tell whether blocks are faster than SDPA, forward and backward together; `visible` is the number of keys per query.
+    """Tell whether BlockedCausalAttention is faster than SDPA in forward and backward pass together.
 
-    This was measured on cores with AVX512-BF16 and with AMX, for D from 32 to 64. In bf16, blocks have 2 to 4 times the speed
-    of SDPA at T = 128 to 1024, and whole training steps of small models at T = 16 to 64 are 1.4 to 2.2 times as fast. In fp32,
-    blocks have 1.4 times the speed at T = 128 to 1024, and the same speed at T <= 64. Without gradients, SDPA is as fast as
-    blocks.
+    `visible`: the number of keys that a query attends to. This was measured on cores with AVX512-BF16 and with AMX, for D from
+    32 to 64. In bf16, blocks have 2 to 4 times the speed of SDPA at T = 128 to 1024, and with blocks, whole training steps of
+    small models at T = 16 to 64 are 1.4 to 2.2 times as fast. In fp32, blocks have 1.4 times the speed of SDPA at T = 128 to
+    1024, and the same speed at T <= 64. Without gradients, SDPA is as fast as blocks.
     """
     min_length = 8 if q.dtype == torch.bfloat16 else 64
     fits = q.device.type == "cpu" and q.shape[2] > min_length and visible <= MAX_BLOCKED_KEYS

@@ -1,8 +1,8 @@
 """Wrap every undocumented symbol of torch that Positron uses, and describe the behaviour that Positron relies on.
 
 A version of torch may change or remove any of these symbols without notice. tests/model/test_torch_private.py checks the
-signature of each symbol and its result for a small input. All symbols were checked with torch 2.13.0. NumPy and Lightning are
-used through their public interfaces only, and numpy_ref does not use torch.
+signature of each symbol and its result for a small input. All symbols were checked with torch 2.13.0. NumPy is used through its
+public interface only, and so is Lightning, except that training/sharding.py overrides two private methods of its DDPStrategy.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def has_forward_hooks(module: nn.Module) -> bool:
 
 
 def undo_compile(module: nn.Module) -> None:
-    """Undo `module.compile()`, which keeps its compiled call in `_compiled_call_impl`; None means eager."""
+    """Undo `module.compile()`, which stores the compiled forward pass in `_compiled_call_impl`, by setting this to None."""
     module._compiled_call_impl = None
 
 
@@ -84,6 +84,6 @@ def skip_step_if(optimizer: torch.optim.Optimizer, bad: Tensor) -> None:
     """Make the next steps of a fused optimizer change nothing if the scalar `bad` is 1.0, without waiting for the device.
 
     The attribute `found_inf` is meant for the gradient scaler: fused kernels read it with `getattr(self, "found_inf",
-    None)` and then leave weights, moments and the step count unchanged.
+    None)`, and if it is 1.0, they leave weights, moments and the step count unchanged.
     """
     optimizer.found_inf = bad  # type: ignore[attr-defined]

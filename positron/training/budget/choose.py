@@ -152,14 +152,17 @@ def rate_for(config: RunConfig, asked: Asked, d_model: int) -> float:
 def decay_for(rate: float, steps: int, embedding_ratio: float) -> float:
     """Return the weight decay for which learning rate x weight decay x steps is TOTAL_DECAY.
 
-    It is smaller if one step would otherwise remove more than MAX_STEP_DECAY of a weight. `embedding_ratio`: the learning
-    rate of the embeddings relative to `rate`.
+    The result is smaller if one step would otherwise remove more than a share of MAX_STEP_DECAY from a weight.
+    `embedding_ratio`: the learning rate of the embeddings relative to `rate`.
     """
     return min(TOTAL_DECAY / steps, MAX_STEP_DECAY / max(1.0, embedding_ratio)) / rate
 
 
 def batch_for_tokens(tokens: float, context: int) -> int:
-    """Return the tokens per optimizer step for a run of `tokens` tokens: whole sequences, about 1,024 tokens or more."""
+    """Return the number of tokens per optimizer step for a run that reads `tokens` tokens in total.
+
+    The result is a multiple of `context`, the length of a sequence, and about 1,024 or more.
+    """
     wanted = max(1024.0, REFERENCE_BATCH * math.sqrt(tokens / REFERENCE_TOKENS))
     return max(1, round(wanted / context)) * context
 

@@ -46,7 +46,7 @@ class SpeedMeasurement:
 
     @contextlib.contextmanager
     def data(self) -> Iterator[PretrainObjective]:
-        """Yield an objective whose batches have about `multiple * STEP_TOKENS` tokens of the run's training text.
+        """Yield an objective that reads the run's text, in batches of about STEP_TOKENS tokens, or 4 * STEP_TOKENS on a GPU.
 
         When the `with` block ends, the objective is closed, which ends a download of the text.
         """

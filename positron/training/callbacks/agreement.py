@@ -1,4 +1,4 @@
-"""Refuse to train if the processes of a run have chosen different numbers for `auto`."""
+"""Refuse to train if the processes of a run have chosen different values for `auto`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from positron.training.module import TrainingModule
 
 
 class Agreement(L.Callback):
-    """Compare the numbers that the processes chose for `auto`, such as the micro-batch size, before the first step.
+    """Compare the values that the processes chose for `auto`, such as the micro-batch size, before the first step.
 
     Each process measures its own device, so the precision and the micro-batch size of two processes may differ. Without this
     check, such processes would score the wrong parts of the validation text, and with sharded weights they would wait for
@@ -22,7 +22,7 @@ class Agreement(L.Callback):
         self.resolved = resolved
 
     def on_fit_start(self, trainer: L.Trainer, module: TrainingModule) -> None:  # type: ignore[override]
-        """Raise UserError in all processes if two of them chose different numbers."""
+        """Raise UserError in all processes if two of them chose different values."""
         if trainer.world_size == 1:
             return
         plans: list[Resolved] = [self.resolved] * trainer.world_size

@@ -25,7 +25,10 @@ WINDOW_S = 60.0  # the time that is left is computed from the steps of the last 
 
 
 class TimeLeft:
-    """Predict how many seconds the run still takes, from the mean duration of a step, with validation, in the last minute."""
+    """Predict how many seconds the run still takes, from the mean duration of the steps of the last minute.
+
+    The duration of a step includes the validation and the saving after it.
+    """
 
     def __init__(self, now: float, step: int) -> None:
         self._past = deque([(now, step)])
@@ -43,7 +46,7 @@ class TimeLeft:
 
 
 class Progress(L.Callback):
-    """Show a bar on a terminal and a line every 15 seconds elsewhere; after 20 steps, log the duration of the run."""
+    """Show a bar on a terminal and a line every 15 seconds elsewhere; after 20 steps, log the expected duration of the run."""
 
     def __init__(self, clock: Clock, *, last_step: int, speed: SpeedFacts, is_alone: bool) -> None:
         """Store the arguments; `is_alone` is True if no other run of this sweep shows a bar on the same screen."""
@@ -112,15 +115,15 @@ class Progress(L.Callback):
         )
 
     def close(self) -> None:
-        """Remove the bar."""
+        """Remove the progress bar, if there is one."""
         if self.bar is not None:
             self.bar.close()
             self.bar = None
 
     def on_train_end(self, *_: Any) -> None:
-        """Remove the bar."""
+        """Remove the progress bar."""
         self.close()
 
     def on_exception(self, *_: Any) -> None:
-        """Remove the bar."""
+        """Remove the progress bar."""
         self.close()

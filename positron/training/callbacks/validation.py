@@ -34,7 +34,7 @@ def validate(trainer: L.Trainer, module: TrainingModule, parts: list[Part]) -> S
 
 @torch.no_grad()
 def measures(trainer: L.Trainer, module: TrainingModule) -> dict[str, float]:
-    """Return the metrics of the objective's `measures`, computed with the model in evaluation mode."""
+    """Call the objective's `measures` with the model in evaluation mode, and return the metrics."""
     module.eval()
     measured = module.objective.measures(module.model, trainer.global_rank, trainer.world_size)
     module.train()

@@ -23,7 +23,7 @@ class Activations(ProbeMonitor):
     """
 
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
-        """Return the values by their metric names."""
+        """Return a dict from metric name to measured value."""
         real, values = probe.real, {}
         dead = DEAD[model.config.activation]
 

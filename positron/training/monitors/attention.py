@@ -42,9 +42,9 @@ def head_entropies(attn: Attention, inputs: Inputs, real: Tensor) -> list[Tensor
 class AttentionEntropy(ProbeMonitor):
     """Measure the mean normalised entropy of each head's attention, as attention/entropy/LAYER.HEAD.
 
-    The value is 0 if each token attends to a single key, and 1 if all keys have the same weight. Queries and
-    keys are computed again from the inputs of each attention layer, because training does not store the probabilities. A head
-    that is below COLLAPSED in PATIENCE measurements in a row is reported once.
+    The value is 0 if each token attends to a single key, and 1 if all keys have the same weight. Queries and keys are computed
+    again from the inputs of each attention layer, because training does not store the probabilities. A head whose value is
+    below COLLAPSED in PATIENCE measurements in a row is reported once, in a warning.
     """
 
     def __init__(self, every: int, probe: Probe) -> None:
@@ -53,7 +53,7 @@ class AttentionEntropy(ProbeMonitor):
         self._named: set[str] = set()
 
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
-        """Return the values by their metric names."""
+        """Return a dict from metric name to measured value."""
         values: dict[str, Tensor] = {}
         for layer, (attn, inputs) in enumerate(attention_inputs(model, probe.x, documents)):
             for head, entropy in enumerate(head_entropies(attn, inputs, probe.real)):

@@ -23,7 +23,7 @@ def layer_of(parameter: str) -> str:
 
 
 def norms(tensors: list[Tensor], groups: list[str]) -> dict[str, Tensor]:
-    """Return the L2 norm of each group of tensors by its name; `groups[i]` is the name of the group of `tensors[i]`."""
+    """Return a dict from the name of each group of tensors to its L2 norm; `groups[i]` names the group of `tensors[i]`."""
     by_group = group_values(groups, tensors)
     return {group: torch.nn.utils.get_total_norm(members) for group, members in by_group.items()}
 

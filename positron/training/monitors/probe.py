@@ -80,9 +80,9 @@ class ProbeMonitor(Monitor):
         module.train()
 
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
-        """Return the measured values by their metric names. Each monitor overrides this method.
+        """Return a dict from metric name to measured value. Each monitor overrides this method.
 
-        `documents` (N, T): the number of each token's document, or None if attention crosses documents. An implementation
+        `documents` (N, T): the index of each token's document, or None if attention crosses documents. An implementation
         must call `model.hidden` and not `model`, because `hidden` is never compiled and always runs the hooks of each module.
         """
         raise NotImplementedError

@@ -25,8 +25,8 @@ FREQUENCY_BINS, POSITION_BINS = 5, 8
 def frequency_bins(counts: np.ndarray, n_bins: int = FREQUENCY_BINS) -> np.ndarray:
     """Assign each token id to a bin by its frequency, `counts` (V,) -> (V,); bin 0 has the most frequent ids.
 
-    The ids of each bin occur about equally often in total. An id that is frequent enough to fill several bins is in the first
-    of them, and the others stay empty. Ids that never occur are in the last bin.
+    The total frequency of the ids is about the same in each bin. An id that is frequent enough to fill several bins is in the
+    first of them, and the others stay empty. Ids that never occur are in the last bin.
     """
     order = np.argsort(-counts, kind="stable")
     before = np.cumsum(counts[order]) - counts[order]
@@ -42,7 +42,7 @@ def position_edges(context: int, n_bins: int = POSITION_BINS) -> list[int]:
 
 
 def bin_means(values: np.ndarray, bins: np.ndarray, names: list[str]) -> dict[str, float]:
-    """Return a dict from the name of each bin that is not empty to the mean of its values; value i is in bin `bins[i]`."""
+    """Return a dict from name to mean value, without empty bins. `values[i]` is in the bin with the index `bins[i]`."""
     counts = np.bincount(bins, minlength=len(names))
     sums = np.bincount(bins, weights=values, minlength=len(names))
     return {name: float(sums[i] / counts[i]) for i, name in enumerate(names) if counts[i]}
@@ -78,7 +78,7 @@ class TokenLosses(ProbeMonitor):
             )
 
     def measure(self, model: GPT, probe: Probe, documents: Tensor | None) -> dict[str, float]:
-        """Return the mean loss for each range of token frequency and of position, by metric name."""
+        """Return a dict from metric name to mean loss, for each bin of token frequencies and each bin of positions."""
         hidden = model.hidden(probe.x, documents).flatten(0, 1)
         losses = token_losses(hidden, model.head_weight, probe.y.flatten()).cpu().double().numpy()
         if documents is None:

@@ -86,7 +86,7 @@ class Objective(Protocol):
         ...
 
     def score(self, model: GPT, part: Part, token_bytes: Tensor) -> Tensor:
-        """Return a tensor (3,) for a micro-batch: the sum of its losses in nats, its bytes of target text, and its targets.
+        """Return a tensor (3,) for a micro-batch: the summed losses in nats, and the numbers of target bytes and of targets.
 
         `token_bytes` (V,): the number of bytes of each token's text, on the device of the micro-batch.
         """
@@ -97,7 +97,7 @@ class Objective(Protocol):
         ...
 
     def step_metrics(self) -> dict[str, float]:
-        """Return the metrics of the last optimizer step that the loop does not compute itself, by name."""
+        """Return those metrics of the last optimizer step that the loop does not compute itself, by name."""
         ...
 
     def progress(self, metrics: dict[str, float], loss: float) -> str:

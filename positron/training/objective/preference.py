@@ -106,12 +106,12 @@ class PreferenceObjective(NextToken):
         logger.info(f"{counted(len(self.train), 'pair')} to learn from, {len(self.val):,} for validation")
 
     def validate_on_text(self, text: ValidationText) -> None:
-        """Compute the validation loss on `text` instead of the chosen answers."""
+        """Let all validations compute their loss on `text`, instead of the chosen answers."""
         self.val_parts = text.parts(2 * self.micro_pairs)
         self.val_bits, self.val_bytes, self.token_bytes = text.bits, text.n_bytes, text.token_bytes
 
     def validate_on_answers(self) -> None:
-        """Compute the validation loss on the chosen answers of the validation pairs."""
+        """Let all validations compute their loss on the chosen answers of the validation pairs."""
         self.val_parts = [(x[0::2], y[0::2]) for x, y in self.val_pairs]
         targets = torch.cat([y[y != IGNORE] for _, y in self.val_parts]).numpy()
         self.val_bits, self.val_bytes = None, int(self.token_bytes[targets].sum())

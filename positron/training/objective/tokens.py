@@ -16,7 +16,7 @@ from positron.training.objective.base import Objective, Part
 
 
 def share_of(parts: list[Part], rank: int, world_size: int) -> list[Part]:
-    """Return one rank's micro-batches: every `world_size`-th of `parts`, the first one being number `rank`.
+    """Return one rank's micro-batches: every `world_size`-th of `parts`, beginning with `parts[rank]`.
 
     Micro-batches without targets are added at the end, so that all ranks get the same number of micro-batches.
     """
@@ -50,7 +50,7 @@ class NextToken:
         return total
 
     def score(self, model: GPT, part: Part, token_bytes: Tensor) -> Tensor:
-        """Return a tensor (3,) for a micro-batch: the sum of its losses in nats, its bytes of target text, and its targets.
+        """Return a tensor (3,) for a micro-batch: the summed losses in nats, and the numbers of target bytes and of targets.
 
         The tensor has the widest float type of the device. `token_bytes` (V,): the number of bytes of each token's text.
         """

@@ -14,7 +14,7 @@ from positron.training.trackers.wandb import Wandb
 def open_trackers(config: LoggerConfig, folder: Path, settings: dict[str, Any], first_step: int) -> list[Tracker]:
     """Open the trackers that a configuration names; `first_step` is the first step that this process trains.
 
-    Raises UserError if a tracker's package is missing or the run's files for it are damaged.
+    Raises UserError if a tracker's package is missing, or if a file of the tracker in the run folder is damaged.
     """
     trackers: list[Tracker] = []
     if (wandb_config := config.wandb) is not None:

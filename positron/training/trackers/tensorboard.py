@@ -45,5 +45,5 @@ class TensorBoard:
         self.writer.add_image("attention", imread(picture)[..., :3], sample.step, dataformats="HWC")
 
     def finish(self, exit_code: int) -> None:
-        """Close the file."""
+        """Close the event file."""
         self.writer.close()

@@ -26,7 +26,7 @@ class Tracker(Protocol):
 
 
 class GuardedTracker:
-    """Pass all calls to a tracker, and disable it after its first error, with one warning. UserError is raised again."""
+    """Pass all calls to a tracker, and disable it after its first error, with one warning. A UserError is not suppressed."""
 
     def __init__(self, make: Callable[[], Tracker], name: str) -> None:
         self.name = name
