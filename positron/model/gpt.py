@@ -77,7 +77,8 @@ def sinusoidal_table(context_length: int, d_model: int) -> Tensor:
 def document_numbers(idx: Tensor, document_start: int | None) -> Tensor | None:
     """Assign to each token the number of its document: token ids (B, T) -> document numbers (B, T).
 
-    Each token with the id `document_start` begins a new document. Returns None if `document_start` is None; attention then crosses the documents of a window.
+    Each token with the id `document_start` begins a new document. Returns None if `document_start` is None; attention then
+    crosses the documents of a window.
     """
     return None if document_start is None else (idx == document_start).cumsum(dim=1)
 

@@ -46,7 +46,7 @@ def open_reference(session: Session, machine: Machine, objective: PreferenceObje
             )
             raise UserError(
                 f"{run.reference_path} is missing or damaged, and it cannot be computed again, because the base run "
-                f"init_from={config.init_from} {why}: restore the file from a copy, or give another name="
+                f"init_from={config.init_from} {why}: restore this file or the base run from a copy, or give another name="
             )
         model = load_model(base_run(config))[0]
     else:
