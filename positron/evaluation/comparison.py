@@ -47,16 +47,16 @@ class Row:
     perplexity: float  # per token of the run's own tokenizer
     tokenizer: str  # kind and vocabulary size
     sample: str  # text generated from the prompt, without the prompt
-    seeds: int = 1  # number of compared runs that differ from this one only in the seed, itself included
-    seeds_bpb: float | None = None  # their mean bits per byte
+    seeds: int = 1  # number of compared runs that differ only in the seed: this run and its repetitions
+    seeds_bpb: float | None = None  # mean bits per byte of these runs
     seeds_interval: float | None = None  # half the width of the 95 % interval of this mean; None for one seed
 
 
 def find_runs(names: Sequence[str], outputs: Path) -> list[Run]:
     """Return the runs with the given names, or all runs in `outputs` if `names` is empty. No run is returned twice.
 
-    A name may be a run, or a folder that contains runs; from a folder, only runs with a checkpoint are taken. Raises
-    UserError if there is no run or folder with a name, or if a folder contains no run.
+    A name may stand for a run, or for a folder that contains runs. From such a folder, only the runs with a checkpoint are
+    returned. Raises UserError if a name stands for neither a run nor a folder, or if a folder has no run with a checkpoint.
     """
     runs: list[Run] = []
     for name in names or [str(outputs)]:
@@ -104,10 +104,11 @@ def read_runs(runs: Sequence[Run], read: Callable[[Run], T]) -> list[tuple[Run, 
 
 
 def common_text(runs: Sequence[Run], file: str | None, limit: int) -> tuple[list[Run], list[str]]:
-    """Return the runs to compare, and the texts to score: the texts of `file`, or the validation text that the runs share.
+    """Return the runs to compare, and the texts on which they are scored.
 
-    `limit` is the number of bytes to score (0: all). If `file` is None, runs whose text is not available are left out.
-    Raises UserError if the validation texts differ.
+    These are the texts of `file` or, if `file` is None, the validation text that all runs share; runs whose validation text is
+    not available are then left out. `limit` is the number of bytes to score (0: all). Raises UserError if the validation texts
+    differ.
     """
     if file is not None:
         return list(runs), up_to(texts_of_file(file), limit)
@@ -162,7 +163,10 @@ def compare(runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int,
 
 
 def _with_variants(measured: Sequence[tuple[Run, Row]]) -> Iterator[tuple[Hashable, Row]]:
-    """Yield each row with its variant: equal for runs that differ in their seed alone, different for two runs of one seed."""
+    """Yield each row with a key that is equal for runs that differ only in their seed, and different for all other runs.
+
+    Two runs that do not differ in the seed either get different keys.
+    """
     repeated: Counter[Hashable] = Counter()
     for run, row in measured:
         variant = _variant(run)
@@ -171,7 +175,7 @@ def _with_variants(measured: Sequence[tuple[Run, Row]]) -> Iterator[tuple[Hashab
 
 
 def _variant(run: Run) -> str:
-    """Return what two runs have in common that differ only in their name and seed."""
+    """Return a text that is equal for two runs that differ only in the seed and in settings that do not affect the result."""
     values = {key: value for key, value in flat(run.config()).items() if key not in ("name", "seed")}
     values = {key: value for key, value in values.items() if not is_changeable(key) and key not in TEXT_LOCATION}
     facts = run.facts()
@@ -231,7 +235,7 @@ def as_json(rows: Sequence[Row]) -> str:
 
 
 def curves(runs: Sequence[Run]) -> dict[str, list[tuple[float, float]]]:
-    """Return the validation curve of each run folder: pairs of million training tokens and bits per byte."""
+    """Return the validation curve of each run, by its folder, as pairs (million training tokens, bits per byte)."""
     points: dict[str, list[tuple[float, float]]] = {}
     for run in runs:
         rows: list[dict[str, Any]] = read_metrics(run.metrics_path)

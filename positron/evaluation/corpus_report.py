@@ -59,9 +59,9 @@ def _is_text(part: bytes) -> bool:
 
 
 def preview(files: TokenFiles, tokenizer: Tokenizer, context: int, folder: Path) -> str:
-    """Describe the document lengths, and show three windows of `context` tokens, which are the input of a model.
+    """Describe the document lengths, and show three windows of `context` tokens as a model reads them.
 
-    Also writes a histogram of the lengths to `folder`/lengths.png.
+    Also write a histogram of the lengths to `folder`/lengths.png.
     """
     end = tokenizer.special_id(END_OF_TEXT)
     positions = files.find_token(end)

@@ -59,9 +59,9 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
         if folder is None:  # another person may have written the address, so only a command of the user downloads it
             url = one_line(data.url, 200)
             raise UserError(
-                f"the text that {run.folder} was trained on is not on this machine; for safety, the address that the run "
-                f"names is downloaded only by your own command: {command('prepare', 'data=text', f'data.url={url}')}; or "
-                f"{instead}"
+                f"the text that {run.folder} was trained on is not on this machine, and an address that a run folder names is "
+                "not downloaded automatically: if you trust it, download the text with "
+                f"{command('prepare', 'data=text', f'data.url={url}')}; or {instead}"
             )
         return TokenFiles(folder, split, tokenizer)
     try:
@@ -91,8 +91,8 @@ def token_files(run: Run, split: str, instead: str = INSTEAD) -> TokenFiles:
 def _only_as_trusted(data: DataConfig, known: str | None) -> DataConfig:
     """Return the settings of a run's text, changed so that they are safe even if another person wrote the run folder.
 
-    `data.dir` is kept only if Positron already keeps tokens in this folder; otherwise it becomes the default. Raises
-    UserError if the settings name a file or an address and the run does not record the fingerprint of its text, `known`.
+    `data.dir` is kept only if Positron already keeps tokens in this folder; otherwise it becomes the default. `known` is the
+    fingerprint that the run records of its text. Raises UserError if it is None and the settings name a file or an address.
     """
     if known is None and (data.path or data.url):
         raise UserError(
@@ -174,15 +174,16 @@ def floor_of(texts: list[str]) -> float:
         return sum(map(stories.bits, texts)) / sum(len(text.encode("utf-8")) for text in texts)
     except ValueError as error:
         raise UserError(
-            "--stories needs built-in stories as the text: a run trained with data=stories, and no other --text"
+            "--stories needs whole built-in stories as the text: name a run trained with data=stories, leave out --text, and "
+            "choose a --limit that does not cut the first story"
         ) from error
 
 
 def floor_of_run(run: Run, split: str, texts: list[str]) -> float | None:
     """Return the entropy in bits per byte of `texts` from the run's `split`, or None if it is unknown.
 
-    The entropy of the whole split is read from its token files. The entropy of a part is computed, which is possible only
-    for the built-in stories.
+    The entropy of the whole split is read from its token files. The entropy of a part of the split is known only if the part
+    consists of whole built-in stories.
     """
     files = token_files(run, split)
     if files.floor_bpb is None or sum(map(size_of, texts)) == files.n_bytes:

@@ -6,8 +6,8 @@ doi:10.1214/20-AOS2020), and by Markov's inequality it reaches 2^k with a probab
 any number of documents. It also holds for a model that learns from the documents that it has already scored, because the
 bound then holds for each document given the earlier ones.
 
-An evaluation that sees what it predicts may still give a weak model a score above the entropy of the stories, which is low. So
-there are also control texts of random words: they cannot be predicted, so a good score on them shows the leak.
+The entropy of the stories is low, so a weak model may score above it even if the evaluation leaks the text to the model. So
+there are also control texts of random words: no model can predict them, so a good score on them shows the leak.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from positron.system.formatting import counted
 
 CONTROL_WORDS = 100  # length of a control text
 SHOWN_DOCUMENTS = 5  # number of documents with the largest gains that a report names
-SHOWN_CHARACTERS = 60  # of each of them
-SHOWN_IDS = 5
+SHOWN_CHARACTERS = 60  # number of characters that a report shows of each of these documents
+SHOWN_IDS = 5  # number of documents that a message names
 MAX_EXPONENT = 1000  # a smaller chance than 2^-MAX_EXPONENT is written in words
 
 
@@ -57,7 +57,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Claim:
-    """Hold the claim of a program about a document: log q(document) in nats, and the bytes of text that it scored."""
+    """Hold what a user's program reports for a document: log q(document) in nats, and how many bytes of text it scored."""
 
     id: str
     logprob: float
@@ -65,7 +65,10 @@ class Claim:
 
 
 def documents(seed: int, count: int) -> list[Document]:
-    """Return new documents of the built-in corpus. No training text contains them: its seeds are 0 or larger."""
+    """Generate `count` documents of the built-in corpus that are in no training text.
+
+    They are generated with the negative seed -1 - `seed`, while training texts have seeds of 0 or larger.
+    """
     return [
         Document(f"{seed}/{index}", story.text, story.bits)
         for index, story in enumerate(stories.documents(-1 - seed, 0, count))
@@ -73,10 +76,11 @@ def documents(seed: int, count: int) -> list[Document]:
 
 
 def control_texts(seed: int, given: Sequence[Document], count: int) -> list[Document]:
-    """Return texts of random words, so that each word has the same probability; the words are those of `given`.
+    """Return `count` texts of words that are drawn uniformly and independently from the words of the documents `given`.
 
-    A model that knows only the words of the stories can read them, and none can expect less than log2(number of words) bits for
-    a word. The full stop at the end makes sure that no text is the beginning of another, as for the stories.
+    A model that knows only the words of the stories can read these texts, and no model can expect a loss of less than
+    log2(number of different words) bits for a word. The full stop at the end makes sure that no text is the beginning of
+    another text, as for the stories.
     """
     words = sorted({word for document in given for word in re.findall(r"\b[a-z]+\b", document.text)})
     bits = CONTROL_WORDS * math.log2(len(words))
@@ -94,7 +98,10 @@ def write_documents(path: Path, given: Iterable[Document]) -> None:
 
 
 def read_claims(path: Path) -> list[Claim]:
-    """Read the JSON lines that a program wrote: `id`, `logprob` and `bytes`. Raises UserError with the line of an error."""
+    """Read the JSON lines, with `id`, `logprob` and `bytes`, that a user's program wrote.
+
+    Raises UserError, which names the line, if one is invalid.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -114,7 +121,7 @@ def _claim(line: str, place: str) -> Claim:
         raise UserError(f"{place} must be an object with id, logprob and bytes, such as {example}")
     name, logprob, size = record["id"], record["logprob"], record["bytes"]
     if not isinstance(name, str):
-        raise UserError(f"{place}: id must be the text that the document had, such as {example}")
+        raise UserError(f"{place}: id must be the id of a given document, which is a string, such as in {example}")
     if not is_number(logprob):
         raise UserError(
             f"{place}: logprob must be a finite number, the natural logarithm of the probability of the whole document, not "
@@ -122,7 +129,8 @@ def _claim(line: str, place: str) -> Claim:
         )
     if not isinstance(size, int) or isinstance(size, bool) or size < 0:
         raise UserError(
-            f"{place}: bytes must be a whole number, the bytes of text that were scored, not {one_line(repr(size), 40)}"
+            f"{place}: bytes must be a whole number of 0 or more, the number of bytes of text that were scored, not "
+            + one_line(repr(size), 40)
         )
     return Claim(name, float(logprob), size)
 
@@ -132,24 +140,25 @@ Verdict = Literal["possible", "impossible", "not comparable"]
 
 @dataclass(frozen=True)
 class Gain:
-    """Hold the number of bits by which the claim for a document is below the information of the document."""
+    """Hold how many bits the claimed -log2 q(document) is below the exact information -log2 p(document)."""
 
     id: str
     bits: float
-    beginning: str
+    beginning: str  # of the document
 
 
 @dataclass(frozen=True)
 class Check:
-    """Hold the result of the check. Scores are in bits per byte; those of the claim are None if it is not comparable.
+    """Hold the result of `check`. The scores, such as `floor` and `claimed`, are in bits per byte.
 
-    Without `control` in its name, a figure is about the stories alone.
+    The scores, errors and numbers of documents and bytes are about the stories alone, unless their name begins with `control`.
+    The values that are computed from the claims are None if the claims are not comparable with the documents.
     """
 
     verdict: Verdict
-    problems: list[str]  # why the claim is not comparable
-    documents: int  # given, and scored
-    scored_documents: int
+    problems: list[str]  # why the claims are not comparable
+    documents: int  # number of stories that the program was given
+    scored_documents: int  # number of stories that it scored
     bytes: int
     scored_bytes: int
     floor: float  # the exact information of these documents
@@ -160,12 +169,16 @@ class Check:
     claimed: float | None = None
     difference: float | None = None  # claimed - floor
     difference_error: float | None = None  # standard error over documents
-    evidence_bits: float | None = None  # log2 of the e-value; the chance is at most 2^-evidence_bits
-    gains: list[Gain] = field(default_factory=list)  # the documents that gain most
+    evidence_bits: float | None = None  # log2 of the e-value of all texts; the chance is at most 2^-evidence_bits
+    gains: list[Gain] = field(default_factory=list)  # the largest gains, of stories and control texts
 
     @property
     def standard_errors(self) -> float | None:
-        """Return how many standard errors the claim is below the floor; negative above it, None if it is unknown."""
+        """Return by how many standard errors the claimed score is below the floor.
+
+        The number is negative if the claimed score is above the floor. Returns None if there is no claimed score or no
+        standard error, as for a single document.
+        """
         if self.difference is None or not self.difference_error:
             return None
         return -self.difference / self.difference_error
@@ -212,7 +225,7 @@ def check(given: Sequence[Document], claims: Sequence[Claim]) -> Check:
 
 
 def _per_byte(given: Sequence[Document], bits: dict[str, float]) -> tuple[float, float | None]:
-    """Return bits per byte, and their standard error over the documents (None for a single one)."""
+    """Return bits per byte, and their standard error over the documents, which is None for a single document."""
     scores = [Score(bits[document.id] * math.log(2), document.bytes, 1) for document in given]
     return total(scores).bpb, _error(scores)
 
@@ -223,7 +236,10 @@ def _error(scores: Sequence[Score]) -> float | None:
 
 
 def _problems(given: Sequence[Document], claims: Sequence[Claim]) -> list[str]:
-    """Return why claims cannot be compared: missing, unknown or repeated documents, and documents with other sizes."""
+    """Return why the claims cannot be compared: for each kind of problem, one line that names the first documents with it.
+
+    The problems are documents without a claim or with several claims, claims for unknown documents, and wrong sizes.
+    """
     sizes = {document.id: document.bytes for document in given}
     lines = Counter(claim.id for claim in claims)
     wrong = (
@@ -243,19 +259,20 @@ def _problems(given: Sequence[Document], claims: Sequence[Claim]) -> list[str]:
 
 
 def _listed(names: list[str], one: str, several: str) -> str:
-    """Name the first documents, and say what is wrong with one document or with several."""
+    """Name the first of the documents `names`, followed by their number and by what is wrong with one or `several` of them."""
     shown = ", ".join(one_line(name, 40) for name in names[:SHOWN_IDS])
     more = f" and {len(names) - SHOWN_IDS:,} more" if len(names) > SHOWN_IDS else ""
     return f"{shown}{more}: {counted(len(names), 'document')} {one if len(names) == 1 else several}"
 
 
 def evidence_bits(gains: np.ndarray) -> float:
-    """Return log2 of an e-value against the claim that the scores come from distributions; `gains` are log2 q/p (N,).
+    """Return log2 of an e-value against the hypothesis that q is a probability distribution; `gains` are log2 q/p (N,).
 
-    A gambler who keeps the share 1 - s of the capital and bets the share s on each document has the capital
-    prod(1 - s + s q/p), which has an expectation of at most 1 if q is a distribution: a test martingale (Shafer et al. 2011,
-    doi:10.1214/10-STS347). The e-value is the mean capital of gamblers with s = 1, 1/2, 1/4 ... 1/N. Of these, s = 1 sees a
-    score that is a little too good everywhere, and a small s sees a few documents that are much too good.
+    A gambler begins with a capital of 1, bets the share s of it on each document and keeps the share 1 - s. The capital at the
+    end is prod(1 - s + s q/p). Its expectation is at most 1 if q is a distribution: it is a test martingale (Shafer et al.
+    2011, doi:10.1214/10-STS347). The e-value is the mean capital of gamblers with s = 1, 1/2, 1/4 ... 1/N. The gambler with
+    s = 1 detects scores that are a little too good for every document; one with a small s detects scores that are much too good
+    for a few documents.
     """
     shares = 0.5 ** np.arange(math.ceil(math.log2(max(2, len(gains)))) + 1)
     with np.errstate(divide="ignore"):  # 1 - s is 0 for s = 1
@@ -305,8 +322,9 @@ def _in_words(result: Check) -> str:
             return "possible"
         case "impossible":
             return (
-                "impossible: the score is below the entropy of the text by more than chance explains. The evaluation sees what "
-                "it predicts, its probabilities do not sum to 1, it leaves out tokens, or the model has seen these documents"
+                "impossible: the score is below the entropy of the text by more than chance explains. Either the model sees "
+                "the tokens that it predicts, or its probabilities do not sum to 1, or the evaluation leaves out tokens, or "
+                "the model was trained on these documents"
             )
         case "not comparable":
             return f"not comparable: {'; '.join(result.problems)}"

@@ -85,7 +85,11 @@ CURVES = (
 
 
 def series(rows: list[dict[str, Any]], prefix: str) -> tuple[list[str], list[int], np.ndarray]:
-    """Return the n names after the prefix, the m steps with a measurement, and the values (n, m), NaN where missing."""
+    """Return the names, steps and values (n, m) of the n metrics in `rows` whose names begin with `prefix`.
+
+    The names are returned without the prefix. The m steps are those at which at least one of these metrics was measured; the
+    value of a metric that was not measured at such a step is NaN.
+    """
     measured = [row for row in rows if any(key.startswith(prefix) for key in row)]
     keys = list(dict.fromkeys(key for row in measured for key in row if key.startswith(prefix)))
     values = [[np.nan if row.get(key) is None else row[key] for row in measured] for key in keys]
@@ -93,7 +97,7 @@ def series(rows: list[dict[str, Any]], prefix: str) -> tuple[list[str], list[int
 
 
 def inside_pictures(rows: list[dict[str, Any]]) -> list[tuple[str, str, bytes]]:
-    """Return (title, how to read it, PNG) for each group of metrics in `rows`, the rows of metrics.jsonl."""
+    """Return the figures of the monitors' metrics in `rows`, the rows of metrics.jsonl, as (title, explanation, PNG)."""
     pictures = []
     for view in HEAT_MAPS:
         names, steps, values = series(rows, view.prefix)

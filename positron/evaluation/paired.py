@@ -36,7 +36,10 @@ Documents = list[list[Score]]  # the scores of each document's windows
 
 @dataclass(frozen=True)
 class Difference:
-    """Hold the difference B - A in bits per byte, negative if B is better. `half_...`: half the width of a 95 % interval."""
+    """Hold the difference B - A in bits per byte, which is negative if B is better.
+
+    The fields `half_...` are half the width of the 95 % confidence interval of the difference.
+    """
 
     a: str
     b: str
@@ -57,7 +60,7 @@ class Difference:
 
     @property
     def further_seeds(self) -> int | None:
-        """Return the number of further seeds until p < LEVEL is likely; 0 if it is now, None if the number is unknown."""
+        """Return how many further seeds make p < LEVEL likely. This is 0 if p < LEVEL already, and None if it is unknown."""
         if self.p_t_test is not None and self.p_t_test < LEVEL:
             return 0
         return None if self.seeds_needed is None else max(1, self.seeds_needed - len(self.seeds))
@@ -83,7 +86,7 @@ def measure(pairs: Pairs, texts: list[str]) -> Difference:
 
 
 def compare_scores(pairs: Pairs, scored: Sequence[tuple[Documents, Documents]]) -> Difference:
-    """Compare the scores of A and B for each seed; all have scored the same documents."""
+    """Compare A and B by their scores on the same documents; `scored` has (scores of A, scores of B) for each seed."""
     bpb_a, bpb_b = ([_whole(both[side]).bpb for both in scored] for side in (0, 1))
     differences = [b - a for a, b in zip(bpb_a, bpb_b, strict=True)]
     units, kind = sampling_units(mean_differences(scored))
@@ -114,10 +117,10 @@ def _whole(documents: Documents) -> Score:
 
 
 def mean_differences(scored: Sequence[tuple[Documents, Documents]]) -> Documents:
-    """Return the loss of B minus that of A in each window of each document, averaged over the seeds.
+    """Return the loss of B minus the loss of A for each window of each document, averaged over the seeds.
 
-    The losses of one document by several seeds are not independent, so the document is the unit of the interval. If the
-    variants cut a document into different windows, the document has one difference.
+    The losses of one document with several seeds are not independent, so they are averaged before an interval over documents is
+    computed. If A and B divide a document into different windows, the result has one difference for the whole document.
     """
     sides = [documents for both in scored for documents in both]
     differences: Documents = []
@@ -185,7 +188,9 @@ def _further(result: Difference) -> str:
         case 0:
             return f"none: the t-test gives p < {LEVEL}"
         case None:
-            return f"the difference is too small for its variation to be resolved at p < {LEVEL}"
+            return (
+                f"unknown: compared with its variation between seeds, the difference is too small to give p < {LEVEL}"
+            )
         case further:
             return (
                 f"{further:,} ({result.seeds_needed:,} pairs give p < {LEVEL} with a probability of {POWER:.0%}, if the true "
@@ -212,9 +217,10 @@ COLUMNS: list[dict[str, str]] = [
 
 
 def as_log_row(pairs: Pairs, result: Difference) -> str:
-    """Return the comparison as a file of docs/results/, with one row, from which scripts/render_log.py renders a table.
+    """Return the comparison as JSON for a file in docs/results/, from which scripts/render_log.py renders a table of one row.
 
-    Commit, machine and command are those of the first run of B; null if the run does not record them.
+    The commit and the machine are those of the first run of B, or null if the run does not record them. The command is the one
+    that trained this run, followed by the command of this process.
     """
     run = pairs.runs[0][1]
     start = start_of(read_provenance(run.folder), run.facts().step or 0)

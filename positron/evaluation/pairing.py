@@ -42,7 +42,7 @@ class Member:
     run: Run
     seed: int
     settings: dict[str, Any]  # by dotted key, with numbers instead of `auto`, and without name and seed
-    choices: dict[str, str]  # the overrides of a job of a sweep
+    choices: dict[str, str]  # by key, the overrides with which a sweep started the run; empty for other runs
     text: str | None  # fingerprint of the text
 
     def has(self, key: str, value: str) -> bool:
@@ -65,11 +65,13 @@ class Pairs:
 
 
 def find_pairs(names: Sequence[str], outputs: Path, differ_in: Sequence[str] = ()) -> Pairs:
-    """Return the pairs of two groups, or of the two groups in one folder, by seed.
+    """Return pairs of runs that have the same seed, one run from each of two groups.
 
-    A name is a run, a folder that contains runs, or FOLDER:KEY=VALUE[,KEY=VALUE] for those of its runs that have these values.
-    `differ_in` are the settings, or groups of settings, in which the runs may differ; empty: exactly one setting that does not
-    change the data order. Raises UserError if the groups cannot be compared.
+    Each name stands for one group: a run, a folder that contains runs, or FOLDER:KEY=VALUE[,KEY=VALUE] for the runs in the
+    folder that have these values. A single name stands for both groups: the folder must then contain exactly two variants.
+    `differ_in` names the settings in which the two runs of a pair may differ; `data` stands for all settings `data.*`. If it is
+    empty, they may differ in one setting, which must not change the data order. Raises UserError if the groups cannot be
+    compared.
     """
     match len(names):
         case 1:
@@ -116,7 +118,10 @@ def find_pairs(names: Sequence[str], outputs: Path, differ_in: Sequence[str] = (
 
 
 def settings_named(text: str) -> list[str]:
-    """Return the settings and groups in `KEY,KEY`. Raises UserError for one that does not exist."""
+    """Split `text`, such as "data,model.n_layers", into names of settings and of groups of settings.
+
+    Raises UserError for a name that does not exist.
+    """
     keys = [key.strip() for key in text.split(",") if key.strip()]
     for key in keys:
         if key != STEPS and not any(known == key or known.startswith(f"{key}.") for known in leaf_keys()):
@@ -129,14 +134,17 @@ def _listed(seeds: Sequence[int] | dict[int, Member]) -> str:
 
 
 def _range(values: Sequence[Any]) -> str:
-    """Write the different values of a setting in a group; numbers, such as the steps of runs with a time limit, as a range."""
+    """Return the values of a setting in the runs of a group as text.
+
+    Different numbers, such as the numbers of steps of runs with a time limit, are written as a range.
+    """
     if len(set(map(str, values))) > 1 and all(isinstance(value, int | float) for value in values):
         return f"{min(values)} to {max(values)}"
     return " or ".join(dict.fromkeys(map(str, values)))
 
 
 def _members(name: str, outputs: Path) -> list[Member]:
-    """Return the trained runs that a name stands for. Raises UserError if none is left."""
+    """Return the finished runs that a name stands for. Raises UserError if there is none."""
     folder, chosen = _split(name)
     members = []
     for run in find_runs([folder], outputs):
@@ -155,7 +163,7 @@ def _members(name: str, outputs: Path) -> list[Member]:
 
 
 def _split(name: str) -> tuple[str, list[tuple[str, str]]]:
-    """Return the folder of `FOLDER:KEY=VALUE,...` and its pairs of key and value."""
+    """Split FOLDER:KEY=VALUE,... into the folder and its pairs (key, value), of which a plain FOLDER has none."""
     folder, colon, rest = name.rpartition(":")
     if not colon or "=" not in rest:
         return name, []
@@ -184,9 +192,9 @@ def _member(run: Run) -> Member:
 
 
 def _is_trained(run: Run) -> bool:
-    """Tell whether a run ended as planned. Raises UserError for a run that ended because of its result.
+    """Tell whether a run ended as planned. Raises UserError if it was pruned, diverged or failed.
 
-    If such runs were left out, only the lucky seeds of a variant would be compared.
+    If such runs were only left out, the lucky seeds of a variant would remain.
     """
     facts = run.facts()
     if facts.status in ("pruned", "diverged", "failed"):
@@ -218,7 +226,10 @@ def _both_groups(name: str, members: list[Member]) -> tuple[list[str], list[list
 
 
 def _variant(member: Member, members: list[Member]) -> tuple[tuple[str, str], ...]:
-    """Return the values by which a run is told from the others, except its seed: the overrides of jobs, or the settings."""
+    """Return the pairs (key, value), other than the seed, in which a run differs from at least one of `members`.
+
+    They are overrides if all members are jobs of a sweep, otherwise settings.
+    """
     are_jobs = all(other.choices for other in members)
     values = [other.choices if are_jobs else other.settings for other in members]
     mine: dict[str, Any] = member.choices if are_jobs else member.settings
@@ -231,7 +242,10 @@ def _variant(member: Member, members: list[Member]) -> tuple[tuple[str, str], ..
 
 
 def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dict[int, Member]:
-    """Return the members of one group by seed. Raises UserError if they differ in more than the seed."""
+    """Return the members of one group by seed.
+
+    Raises UserError if two of them have the same seed, or differ in a setting that `differ_in` does not name.
+    """
     group: dict[int, Member] = {}
     for member in members:
         differences = _differences(members[0], member, differ_in, in_group=True)
@@ -254,7 +268,10 @@ def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dic
 
 
 def _differences(a: Member, b: Member, differ_in: Sequence[str], *, in_group: bool) -> dict[str, tuple[Any, Any]]:
-    """Return the values of the settings that differ, by key; inside a group, without those that `differ_in` names."""
+    """Return the settings that differ between two runs, as {key: (value of a, value of b)}.
+
+    With `in_group`, the settings that `differ_in` names are left out.
+    """
     same_text = a.text is not None and a.text == b.text
     ignored = TEXT_LOCATION if same_text or None not in (a.text, b.text) else set()
     keys = [key for key in {**a.settings, **b.settings} if key not in ignored]
@@ -269,7 +286,10 @@ def _differences(a: Member, b: Member, differ_in: Sequence[str], *, in_group: bo
 
 
 def _changes_of_pair(a: Member, b: Member, differ_in: Sequence[str]) -> dict[str, tuple[Any, Any]]:
-    """Return the values of the settings in which a pair differs. Raises UserError if the pair cannot be compared."""
+    """Return the settings in which a pair differs, as {key: (value of a, value of b)}.
+
+    Raises UserError if the pair cannot be compared.
+    """
     changes = _differences(a, b, differ_in, in_group=False)
     bases = (a.run.base, b.run.base)
     if bases[0] != bases[1]:
@@ -286,7 +306,7 @@ def _changes_of_pair(a: Member, b: Member, differ_in: Sequence[str]) -> dict[str
         key, (first, second) = next(iter(others.items()))
         raise UserError(
             one_line(f"{pair} differ in {key}, which --differ-in does not name: {first} -> {second}", 800)
-            + "; compare runs that share it, or name it too"
+            + f"; compare runs with the same {key}, or add {key} to --differ-in"
         )
     if len(others) > 1:
         listed = "; ".join(f"{key}: {first} -> {second}" for key, (first, second) in others.items())
@@ -312,7 +332,7 @@ def _is_of_order(key: str) -> bool:
 
 
 def _same(a: str, b: str) -> bool:
-    """Tell whether two values of a setting are equal as numbers or as texts: 1e-3 and 0.001."""
+    """Tell whether two values of a setting are equal as numbers or as texts; for example, 1e-3 equals 0.001."""
     try:
         return float(a) == float(b)
     except ValueError:

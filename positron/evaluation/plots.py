@@ -16,7 +16,7 @@ def loss_curve(
     """Draw training and validation loss against tokens, and below them bits per byte with the entropy of the text.
 
     `rows` are the rows of metrics.jsonl; `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown.
-    `validation_loss` is the metric that measures the same as the training loss; without one, the losses are left out, because
+    `validation_loss` is the metric that measures the same as the training loss; if it is None, the losses are left out, because
     the training loss then shows no progress. There are two panels because losses and bits per byte cannot share an axis.
     Returns a PNG.
     """
@@ -66,7 +66,7 @@ def _draw_losses(axes: Any, rows: list[dict[str, Any]], validation_loss: str) ->
 
 
 def dots(points: list[Any]) -> str:
-    """Return the marker for a curve: "o" for at most 20 points, which are hard to see as a line, else none."""
+    """Return the marker of a curve: "o" for at most 20 points, which are hard to see as a line, otherwise "" (no marker)."""
     return "o" if len(points) <= 20 else ""
 
 
@@ -160,10 +160,11 @@ def attention_maps(layers: list[Any], title: str) -> bytes:
 
 
 def heat_map(names: list[str], steps: list[int], values: np.ndarray, *, label: str, share: bool) -> bytes:
-    """Draw `values` (n, m): n named rows, the first at the top, at m increasing steps. Returns a PNG.
+    """Draw `values` (n, m) as a heat map and return a PNG: a row for each of n names, a column for each of m increasing steps.
 
-    NaN is grey. Colours run from 0 to 1 if `share`, otherwise they are logarithmic. White lines separate the groups of
-    names of the form `group.rest`. `label` names the colour bar.
+    The first name is at the top. NaN is grey. The colour scale runs from 0 to 1 if `share`, otherwise it is logarithmic. A
+    white line separates two rows if the parts of their names before the last dot differ. `label` is the title of the colour
+    bar.
     """
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.figure import Figure

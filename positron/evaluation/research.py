@@ -1,8 +1,12 @@
-"""Test candidates one after another against a base recipe by pairs of runs with the same seed, and keep the winners.
+"""Test changes of a training recipe one after another, and keep the changes that are proven to lower the loss.
 
-Each run has the folder CANDIDATE/SEED, or base/SEED, in the folder of the research. The file job.json in it holds the result,
-so that the same research continues after an interruption: it takes every recorded result and trains only what is missing.
-The decisions depend on the recorded results alone. Only the budget depends on time, that of the recorded runs.
+A recipe is a list of settings of `positron train`, and a candidate is a named change of the base recipe. A candidate is tested
+by pairs of runs with the same seed: one run with the candidate, one without it. If it is adopted, it belongs to the base recipe
+of the candidates after it.
+
+The runs are in the folders base/SEED and CANDIDATE/SEED. The file job.json of a run records its result and its training time.
+A repetition of the same command reads the recorded results and trains only the runs that have none. The decisions depend only
+on these results. The budget is compared with the sum of the recorded training times.
 """
 
 from __future__ import annotations
@@ -29,13 +33,13 @@ logger = logging.getLogger(__name__)
 
 BASE = "base"  # the folder of the runs of the base recipe
 _PLAN = "research.json"
-# Trains the run with these settings in a folder, from its last checkpoint if it has one, and returns its facts.
+# A function that trains a run with these settings in this folder, or continues it, and returns its facts.
 Trainer = Callable[[list[str], Path], Facts]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Hold what a research tests."""
+    """Hold what `positron research` tests, and how."""
 
     base: list[str]  # settings of `positron train`
     candidates: dict[
@@ -48,11 +52,11 @@ class Plan:
 
 @dataclass(frozen=True)
 class Trial:
-    """Hold the pairs of one candidate so far, and what they say."""
+    """Hold the results of the pairs of one candidate so far, and the decision that follows from them."""
 
     name: str
     overrides: list[str]
-    against: str  # BASE, or the candidate that was adopted last: the recipe without this candidate
+    against: str  # name of the recipe without this candidate: BASE, or the candidate that was adopted last
     seeds: list[int] = field(default_factory=list)
     bpb_without: list[float] = field(default_factory=list)  # for each seed
     bpb_with: list[float] = field(default_factory=list)
@@ -67,19 +71,19 @@ class Trial:
 
     @property
     def verdict(self) -> Literal["adopted", "rejected", "lost", "open"]:
-        """Return what was decided; `lost` is a candidate of which a run failed."""
+        """Return the decision about the candidate; it is "lost" if a run of the candidate failed."""
         if self.failure is not None:
             return "lost"
         return "open" if self.look is None else self.look.verdict
 
     @property
     def reason(self) -> str:
-        """Return why this was decided."""
+        """Return the reason for the verdict."""
         return self.failure or (self.look.reason if self.look else counted(len(self.seeds), "pair"))
 
 
 def merged(base: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """Return the settings of `base` with those of `overrides` replaced or added."""
+    """Return the settings of `base`, after each setting in `overrides` has replaced the one with its key or was added."""
     return list({_key(word): word for word in (*base, *overrides)}.values())
 
 
@@ -88,9 +92,10 @@ def _key(word: str) -> str:
 
 
 def begin(folder: Path, plan: Plan) -> str:
-    """Record the plan and today's date in the folder, unless it has them, and return the date.
+    """Record the plan and the date of the first start in research.json in the folder, and return this date.
 
-    Candidates may be appended to the plan of an earlier start. Raises UserError for every other difference.
+    A later start may append candidates to the plan. Raises UserError if the plan differs otherwise from the recorded one, or if
+    the record is damaged.
     """
     path, new = make_folder(folder) / _PLAN, dataclasses.asdict(plan)
     started = time.strftime("%Y-%m-%d")
@@ -112,9 +117,9 @@ def begin(folder: Path, plan: Plan) -> str:
                     + (
                         f"{known[key]} -> {new[key]}"
                         if key != "candidates"
-                        else "only new candidates at the end are possible"
+                        else "new candidates are possible only at the end, and the others must stay as they are"
                     )
-                    + "; restore it, or give another name= to begin anew"
+                    + f"; restore the earlier {key}, or give another name= to begin anew"
                 )
     write_json(path, {"started": started, **new, "candidates": _listed(plan)})
     return started
@@ -126,10 +131,10 @@ def _listed(plan: Plan) -> list[list[Any]]:
 
 
 def research(folder: Path, plan: Plan, train: Trainer, budget_s: float = math.inf) -> Iterator[list[Trial]]:
-    """Test the candidates, and yield all trials so far after each pair and at the end.
+    """Test the candidates, and yield the list of all trials so far after each pair, and when the budget is used up.
 
-    No run is started after the runs of this research have taken `budget_s` seconds of training. Raises UserError if a run of
-    the base recipe fails.
+    No run is started once the runs in `folder`, including those of earlier starts, have taken `budget_s` seconds of training.
+    If a run of the base recipe fails, its error is raised.
     """
     runs = _Runs(folder, train, budget_s)
     base, against = plan.base, BASE
@@ -168,7 +173,7 @@ def _next_pair(runs: _Runs, trial: Trial, base: list[str], recipe: list[str], pl
 
 
 class _BudgetUsed(Exception):
-    """Report that the next run would begin after the end of the budget."""
+    """Signal that the budget of training time is used up, so that no further run may start."""
 
 
 @dataclass(frozen=True)
@@ -181,16 +186,17 @@ class _Result:
 
 
 class _Runs:
-    """Take the results of runs from their folders, and train the runs that have none."""
+    """Read the recorded results of runs from their folders, and train the runs that have no result."""
 
     def __init__(self, folder: Path, train: Trainer, budget_s: float) -> None:
         self.folder, self._train, self._budget_s = folder, train, budget_s
         self._spent_s = sum(float(_read_job(path)["time_s"]) for path in sorted(folder.glob(f"*/*/{JOB}")))
 
     def result(self, label: str, recipe: list[str], seed: int, *, may_fail: bool) -> _Result:
-        """Return the result of the run of a recipe with a seed, which is trained if it is unknown.
+        """Return the result of a recipe with a seed; if no result is recorded, train this run first.
 
-        Raises _BudgetUsed if no time is left for it, and the error of a run that may not fail.
+        Raises _BudgetUsed if the run must be trained and the budget is used up, and UserError if it was trained with other
+        settings. If the run fails and `may_fail` is false, its error is raised; otherwise, the result holds the failure.
         """
         folder, overrides = self.folder / label / str(seed), merged(recipe, [f"seed={seed}"])
         path = Run(folder).job_path
@@ -210,8 +216,8 @@ class _Runs:
     def _trained(self, folder: Path, overrides: list[str], may_fail: bool) -> dict[str, Any]:
         """Train a run and return its record.
 
-        Raises the error of a run that may not fail, and UserError if a run cannot continue, because then the same candidate
-        could still succeed.
+        If the run fails and `may_fail` is true, the record holds the failure; otherwise, its error is raised. A UserError is
+        also raised if it prevents a run from being continued, because the candidate could still succeed without this error.
         """
         logger.info(f"{folder}: {' '.join(overrides)}")
         is_begun, failure = Run(folder).exists, None
@@ -251,4 +257,7 @@ def _read_job(path: Path) -> dict[str, Any]:
         and (is_number(job.get("bpb")) if job.get("failed") is None else isinstance(job["failed"], str))
     ):
         return {"bpb": None, "failed": None, **job}
-    raise UserError(f"{path} is damaged: restore it from a copy, or delete it, so that the run is examined again")
+    raise UserError(
+        f"{path} is damaged: restore it from a copy, or delete it and repeat the command, which then continues the training "
+        "of this run or, if the training is finished, records its result again"
+    )

@@ -1,4 +1,4 @@
-"""Write the report of a research: an entry for docs/LOG.md, its numbers as a file for docs/results/, and a plot."""
+"""Write the report of `positron research`: an entry for docs/LOG.md, its numbers as a file for docs/results/, and a plot."""
 
 from __future__ import annotations
 
@@ -32,9 +32,10 @@ COLUMNS: list[dict[str, str]] = [
 
 
 def write_report(folder: Path, date: str, file: str, plan: Plan, trials: Sequence[Trial]) -> None:
-    """Write `DATE-NAME.md`, `DATE-NAME.json` and `DATE-NAME.png` into the folder of a research.
+    """Write `DATE-NAME.md`, `DATE-NAME.json` and `DATE-NAME.png` into `folder`, where NAME is the name of this folder.
 
-    `date` is that of its first start, `file` the name of the file of candidates. The content depends only on the runs.
+    `date` is the date on which `positron research` was first started in the folder, and `file` is the name of the file of
+    candidates. If the report is written again later, it has the same content, unless there are new runs.
     """
     name = f"{date}-{folder.name}"
     record = as_record(folder, date, file, trials)
@@ -45,7 +46,7 @@ def write_report(folder: Path, date: str, file: str, plan: Plan, trials: Sequenc
 
 
 def as_record(folder: Path, date: str, file: str, trials: Sequence[Trial]) -> dict[str, Any]:
-    """Return the numbers in the form of docs/results/. Commit and machine are those of the first run of the base recipe."""
+    """Return the numbers in the format of docs/results/, with the commit and machine of the first run of the base recipe."""
     runs = sorted((folder / BASE).glob("*/"), key=lambda path: int(path.name))
     return {
         "date": date,
@@ -76,7 +77,10 @@ def _row(trial: Trial) -> dict[str, Any]:
 
 
 def as_entry(folder: Path, name: str, plan: Plan, trials: Sequence[Trial], record: dict[str, Any]) -> str:
-    """Return an entry of docs/LOG.md, whose table scripts/render_log.py renders in the same way from the numbers."""
+    """Return an entry for docs/LOG.md in Markdown.
+
+    Its table equals the one that scripts/render_log.py renders from the numbers in `record`.
+    """
     adopted = [trial.name for trial in trials if trial.verdict == "adopted"]
     is_open = any(trial.verdict == "open" for trial in trials) or len(trials) < len(plan.candidates)
     verdict = f"adopted: {', '.join(adopted)}" if adopted else "measured" if is_open else "rejected"
@@ -108,11 +112,12 @@ def as_entry(folder: Path, name: str, plan: Plan, trials: Sequence[Trial], recor
 
 
 def rule(plan: Plan) -> str:
-    """Say how the candidates are decided."""
+    """Return a paragraph that explains when a candidate is adopted or rejected."""
     return (
-        f"A candidate is adopted at p < {LEVEL}, examined after each of {FIRST_ADOPTION} to {plan.pairs} pairs and corrected "
-        f"for all looks; it is rejected early, from {FIRST_REJECTION} pairs on, if a gain of {plan.min_gain:g} is excluded "
-        f"with {1 - MISS:.0%} confidence over all looks. Adopted candidates belong to the base of those after them."
+        f"A candidate is adopted if p < {LEVEL}; p is computed after each of the pairs {FIRST_ADOPTION} to {plan.pairs} and "
+        f"corrected for all these looks. It is rejected early, from pair {FIRST_REJECTION} on, if a gain of {plan.min_gain:g} "
+        f"is excluded with {1 - MISS:.0%} confidence over all looks. An adopted candidate belongs to the base recipe of the "
+        "candidates after it."
     )
 
 
@@ -136,7 +141,8 @@ def as_text(plan: Plan, trials: Sequence[Trial]) -> str:
     untested = len(plan.candidates) - len(trials) + sum(trial.verdict == "open" for trial in trials)
     if untested:
         lines.append(
-            f"{counted(untested, 'candidate is', 'candidates are')} open: the budget is used, and a larger one continues"
+            f"{counted(untested, 'candidate is', 'candidates are')} open: the budget is used up; give a larger budget= to "
+            "continue"
         )
     lines.append(f"recipe: {' '.join(recipe(plan, trials))}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Draw the figures of several runs: a comparison, a sweep, a scaling law, a research."""
+"""Draw the figures of several runs: of a comparison, a sweep, a scaling law, and `positron research`."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def _number(text: str) -> float | None:
 
 
 def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]) -> bytes:
-    """Draw a `scaling_law.Law` with its runs in two panels: the loss minus E (a power law is a straight line), and the loss.
+    """Draw a `scaling_law.Law` with its runs in two panels: the loss minus E, where a power law is straight, and the loss.
 
     `n`, `d` and `bpb` (R,) are the parameters, tokens and bits per byte of the runs. The law is drawn up to the size `aim`,
     (parameters, tokens), with the 95 % interval for a single run. The x axis is the quantity that varies: parameters or
@@ -216,10 +216,10 @@ def scaling_picture(law: Any, n: Any, d: Any, bpb: Any, aim: tuple[float, float]
 
 
 def research_picture(trials: Sequence[Trial], min_gain: float, title: str) -> bytes:
-    """Draw the gain of each pair of each candidate with the 95 % interval of the mean, and the adopted recipes below it.
+    """Draw the gain of each pair of each candidate, with the 95 % interval of the mean, and a second panel below.
 
-    The second panel shows the mean bits per byte with each adopted candidate, over the seeds of its pairs. `min_gain` is the
-    smallest gain worth having. Returns a PNG.
+    The second panel shows the bits per byte of the recipe with each adopted candidate, as a mean over the seeds of its pairs.
+    `min_gain` is the smallest gain worth having. Returns a PNG.
     """
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D

@@ -218,7 +218,7 @@ def _fit(terms: tuple[str, ...], logs: dict[str, Array], y: Array) -> Array:
 def _uncertainty(
     theta: Array, terms: tuple[str, ...], logs: dict[str, Array], y: Array
 ) -> tuple[float | None, Array | None]:
-    """Return the standard deviation of the runs around the law and the covariance of theta; None for an unknown one.
+    """Return the standard deviation of the runs around the law, and the covariance of theta; each is None if it is unknown.
 
     Both are computed as in least squares, with residuals that are limited to HUBER_THRESHOLD.
     """

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 from positron.system.errors import UserError
 
-# By Markov's inequality, a model that has not seen a text drawn from p needs more than k bits fewer than -log2 p for it with
-# a probability of at most 2^-k. So a score that is 20 bits below the entropy is not chance.
+# If a text is drawn from p and a model has not seen it, the loss of the model is more than k bits below -log2 p(text) with a
+# probability of at most 2^-k (Markov's inequality). So a loss that is 20 bits below -log2 p(text) is not chance.
 CHANCE_BITS = 20
 
 

@@ -70,7 +70,7 @@ def sliding_windows(ids: list[int], context: int, stride: int) -> tuple[Tensor, 
 def score_windows(
     model: GPT, tokenizer: Tokenizer, texts: Sequence[str], *, stride: int | None = None, what: str = "scoring"
 ) -> list[list[Score]]:
-    """Score each document separately, from its beginning to its end-of-text, by sliding windows.
+    """Score each document separately, from its beginning to its end-of-text token, by sliding windows.
 
     `stride` is the number of tokens scored per window (None: half the context length). Returns a list of scores for each
     document, one per window; their sum is the score of the document. `what` is the title of the progress line. Raises

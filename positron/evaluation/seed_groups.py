@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class SeedGroup(Generic[T]):
-    """Hold the runs of one variant. `mean` is over those that have a result, None if no run has one."""
+    """Hold the runs of one variant. `mean` is the mean score of the runs that have a result; None if no run has one."""
 
     members: list[T]
     scored: int  # number of runs with a result
-    missing: int  # number of seeds that another variant has and this one lacks, or that have no result
+    missing: int  # number of seeds, among the seeds of all variants, for which this variant has no result
     mean: float | None
     half: float | None  # half the width of the 95 % interval of the mean over seeds; None for fewer than two results
 

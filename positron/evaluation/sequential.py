@@ -1,10 +1,12 @@
 """Decide after each pair of runs whether a candidate is adopted, rejected, or needs another pair.
 
-The gain of a pair is the bits per byte without the candidate minus those with it; positive if the candidate is better. The
-gains of different seeds are assumed to be independent draws from one normal distribution, as in every paired t-test.
+The gain of a pair is the bits per byte without the candidate minus the bits per byte with it. It is positive if the candidate
+is better. The gains of different seeds are assumed to be independent draws from one normal distribution, as in every paired
+t-test.
 
-Both decisions correct for looking several times by Bonferroni's inequality: each of the K looks may err with probability
-LEVEL / K, so all looks together err with probability LEVEL at most, however the looks depend on each other.
+Each test after a further pair is a look. Both decisions correct for the number of looks by Bonferroni's inequality: if each of
+the K looks errs with a probability of at most LEVEL / K, all looks together err with a probability of at most LEVEL, however
+the looks depend on each other. For early rejections, the level is MISS instead of LEVEL.
 """
 
 from __future__ import annotations
@@ -38,9 +40,9 @@ class Look:
 def look(gains: Sequence[float], pairs: int, min_gain: float) -> Look:
     """Decide about a candidate after `len(gains)` of at most `pairs` pairs; `min_gain` is the smallest gain worth having.
 
-    The candidate is rejected if the upper confidence limit of its mean gain is below `min_gain`, or if no pair is left. It is
-    adopted if the paired t-test gives p < LEVEL after the correction. The rejection is examined first, which can only make
-    adoptions rarer.
+    The candidate is rejected if the upper confidence limit of its mean gain is below `min_gain`. Otherwise, it is adopted if
+    the paired t-test gives p < LEVEL after the correction; this order can only make adoptions rarer. A candidate that is not
+    adopted after the last pair is rejected.
     """
     n, mean = len(gains), statistics.fmean(gains)
     p = min(1.0, (pairs - FIRST_ADOPTION + 1) * one_sided_t_test(gains)) if n >= FIRST_ADOPTION else None

@@ -1,6 +1,6 @@
 """Compute confidence intervals, p-values and sample sizes, with SciPy.
 
-A *pair* is one seed with which both variants were trained; the functions take the difference of each pair.
+A *pair* is two runs with the same seed, one of each variant. The functions take the difference of each pair.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ MAX_PAIRS = 100_000  # pairs_needed does not search beyond this number
 
 
 def t95(dof: int) -> float:
-    """Return half the width of a 95 % confidence interval in standard errors: the 97.5 % quantile of Student's t.
+    """Return half the width of a 95 % confidence interval in standard errors, with `dof` degrees of freedom.
 
-    `dof`: the degrees of freedom.
+    This is the 97.5 % quantile of Student's t distribution.
     """
     return t_quantile(dof, 0.975)
 

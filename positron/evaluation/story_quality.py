@@ -38,7 +38,7 @@ class Quality:
 
 @dataclass(frozen=True)
 class Following:
-    """Hold the shares, between 0 and 1, of answers that follow their requests for stories."""
+    """Hold three shares, between 0 and 1, of the answers to requests for stories."""
 
     followed: float  # answers with the requested hero, object, place and plot; other errors are tolerated
     accepted: float  # answers that the parser accepts, with any content

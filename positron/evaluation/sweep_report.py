@@ -43,7 +43,7 @@ class Job:
 
     @property
     def result(self) -> float | None:
-        """Return the bits per byte at the end of training; None if the training ended early because of its result."""
+        """Return the bits per byte at the end of training, or None if the job was pruned, failed, or has no result."""
         return self.bpb if self.status in ("finished", "stopped") else None
 
 
@@ -99,7 +99,10 @@ def table(jobs: Sequence[Job]) -> list[list[str]]:
 
 
 def variant_table(jobs: Sequence[Job]) -> list[list[str]]:
-    """Return the table of variants, the best first: a header, then the mean over the seeds; empty if no seed was swept."""
+    """Return the table of variants, the best first: a header, then a row with the mean over the seeds for each variant.
+
+    The table is empty if no seed was swept.
+    """
     keys = swept_keys(jobs)
     if SEED not in keys:
         return []
@@ -114,7 +117,7 @@ def variant_table(jobs: Sequence[Job]) -> list[list[str]]:
 
 
 def best_two(jobs: Sequence[Job]) -> list[str]:
-    """Return the best variant and the next one as KEY=VALUE,KEY=VALUE, if both have at least two seeds."""
+    """Return the two best variants with at least two seeds each, as KEY=VALUE,KEY=VALUE; an empty list if there are not two."""
     keys = swept_keys(jobs)
     groups = [group for group in variants(jobs) if group.scored > 1][:2]
     if SEED not in keys or len(groups) < 2:

@@ -187,7 +187,7 @@ def test_the_corpus_own_probabilities_score_exactly_the_floor(runs: Path) -> Non
     assert total(own).bpb == pytest.approx(files.floor_bpb, rel=1e-12)
     assert floor_of(texts) == pytest.approx(files.floor_bpb, rel=1e-12)
     assert not total(own).is_below(files.bits or 0)
-    with pytest.raises(UserError, match="--stories needs built-in stories"):
+    with pytest.raises(UserError, match="--stories needs whole built-in stories"):
         floor_of([*texts, "The end."])
 
 
