@@ -50,9 +50,10 @@ def accelerators() -> dict[Accelerator, bool]:
 
 
 def choose_machine(config: DeviceConfig, precision: PrecisionConfig) -> Machine:
-    """Choose the accelerator and the precision; for each of them, `auto` means the fastest one that this machine has.
+    """Choose the accelerator and the precision that a run uses on this machine.
 
-    Raises UserError if this machine does not have the named accelerator or as many devices as `config` asks for.
+    `auto` means the fastest kind of accelerator that the machine has, and bf16 if it is fast there, otherwise fp32. Raises
+    UserError if the machine does not have the named accelerator or as many devices as `config` asks for.
     """
     available = accelerators()
     asked = config.accelerator
