@@ -1,4 +1,4 @@
-"""Show the runs of a folder in the browser while they train: a table, curves, samples; chat with them and look inside.
+"""Show the runs of a folder in the browser while they train: table, curves and samples. Chat with them, and look inside them.
 
 positron dashboard
 positron dashboard outputs/sweeps/lr --port 8800 --open

@@ -196,7 +196,8 @@ class Outputs:
 def architecture(run: Run) -> GPTConfig:
     """Read a run's architecture without torch. Raises UserError if a file is missing or damaged.
 
-    Reads the exported model if it exists, otherwise the configuration and the tokenizer.
+    Reads it from the exported model in the run folder, if there is one. Otherwise it follows from the configuration and the
+    tokenizer.
     """
     if run.architecture_path.exists():
         return from_dict(GPTConfig, read_json(run.architecture_path, run.folder))
@@ -240,7 +241,7 @@ T = TypeVar("T")
 def _read(
     path: Path, read: Callable[[Path], tuple[T, bool]], known: FileCache[tuple[T, bool]], notes: list[str]
 ) -> T | None:
-    """Return the content of a file; None if it is missing or cannot be read. Problems are added to `notes`."""
+    """Return the content of a file, or None if it is missing or cannot be read. Problems are added to `notes`."""
     try:
         if not path.exists() and not path.is_symlink():
             return None

@@ -152,8 +152,9 @@ def argument(text: str, what: str) -> str:
 
 
 def standard_input_lines(what: str) -> Iterator[tuple[str, str]]:
-    """Yield each line of standard input when it arrives, as (text, name); the name for messages is `line 3 of {what}`.
+    """Yield (text, name) for each line of standard input when it arrives.
 
+    The name is for messages: `line 3 of the prompt`, if `what` is "the prompt".
     Raises UserError if standard input cannot be read or a line is not UTF-8.
     """
     source = getattr(sys.stdin, "buffer", sys.stdin)

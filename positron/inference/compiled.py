@@ -46,7 +46,10 @@ class CompiledDecoder(Decoder):
     """
 
     def __init__(self, model: GPT, batch: int = 1, dtype: torch.dtype | None = None) -> None:
-        """Pack the weights, and compile the step or load it from the cache on disk; the arguments are those of `Decoder`."""
+        """Pack the weights, and compile the function of a step, unless it is in the cache on disk.
+
+        The arguments are those of `Decoder`.
+        """
         self.weight_dtype = dtype or torch.float32
         rounded = round_weights(model, None if dtype == torch.float32 else dtype)
         super().__init__(rounded, 0)
@@ -109,7 +112,8 @@ class CompiledDecoder(Decoder):
     def _phases(self) -> Iterable[tuple[int, int, int]]:
         """Yield the phases of a step in order, as (kind, layer, number of items).
 
-        An item is a block of 16 rows of a matrix or, in attention, a key head. The items of a phase are independent.
+        `kind` is QKV, ATTEND, OUT, UP, DOWN or HEAD. An item is a block of 16 rows of a matrix or, in ATTEND, a key head. The
+        items of a phase are independent.
         """
         config = self.config
         for layer in range(config.n_layer):

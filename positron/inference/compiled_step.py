@@ -389,7 +389,10 @@ def _embed(rows, model, batch, x):
 
 @inner
 def _compute(thread, phase, layer, first, end, fresh, rows, model, cache, batch, memory):
-    """Compute a chunk. `fresh`: true if this thread must first write the normalised input of the phase to `normed[thread]`."""
+    """Compute a chunk: the items `first` to `end` - 1 of a phase of a layer.
+
+    `fresh`: true if this thread must first write the normalised input of the phase to `normed[thread]`.
+    """
     sizes, eps, where, weights, floats, _ = model
     keys, values = cache
     _, _, slots, places = batch

@@ -1,4 +1,4 @@
-"""Choose the decoder: the one that Numba compiles, if it is installed (the extra `fast`), and otherwise torch's operators."""
+"""Choose a decoder: the one that Numba compiles, if Numba is installed (the extra `fast`), otherwise the one built on torch."""
 
 from __future__ import annotations
 

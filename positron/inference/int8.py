@@ -31,7 +31,7 @@ def quantise(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def dequantise(q: Tensor, scale: Tensor) -> Tensor:
-    """Return the product scale q (out, in) in fp32, where it is exact."""
+    """Return the product scale q (out, in) in fp32, which represents it exactly."""
     return q.float() * scale.float()[:, None]
 
 

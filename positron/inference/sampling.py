@@ -164,7 +164,10 @@ class Sampling:
         self._set("last_n", whole_number("last_n", self.last_n, least=1))
 
     def _set(self, name: str, value: float) -> float:
-        """Store a Python number; `value` may have been converted from a NumPy number, which JSON does not accept."""
+        """Set the field `name` to `value` and return it.
+
+        The checks convert NumPy numbers, which JSON does not accept, to Python numbers; this function stores the result.
+        """
         object.__setattr__(self, name, value)
         return value
 

@@ -28,8 +28,8 @@ SCORED_TOGETHER = 128  # number of tokens of a prompt whose logits are in memory
 class Request:
     """Describe a text to generate.
 
-    `logprobs`: the number of likeliest tokens to report with each token; None: no log-probabilities. `scores_prompt`: report
-    the log-probabilities of the prompt's tokens, too. `max_tokens` may be 0 then.
+    `logprobs`: the number of likeliest tokens to report with each token. If it is None, no log-probabilities are reported.
+    `scores_prompt`: true to report the log-probabilities of the prompt's tokens, too; `max_tokens` may be 0 then.
     """
 
     ids: list[int]

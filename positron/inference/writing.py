@@ -51,7 +51,10 @@ class Progress:
 
     @property
     def shown_tokens(self) -> int:
-        """Return the number of tokens whose characters `push` has returned so far; without stop strings, of all tokens."""
+        """Return the number of tokens whose characters `push` has returned so far.
+
+        Without stop strings, it is the number of all tokens.
+        """
         return self._tokens_of(self._shown) if self._stops else self.tokens
 
     def _tokens_of(self, characters: int) -> int:

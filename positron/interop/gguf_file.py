@@ -46,7 +46,7 @@ FILE = "model.gguf"
 
 @dataclass(frozen=True)
 class Architecture:
-    """Describe an architecture of llama.cpp: its name in the file, the rules for its tensors, and a writer of its own keys."""
+    """Describe an architecture of llama.cpp: its name in the file, the rules for its tensors, and what writes its own keys."""
 
     name: str
     rules: Callable[[GPTConfig], list[Rule]]
@@ -202,7 +202,7 @@ STARCODER2 = Architecture("starcoder2", _starcoder2, _layer_norm_keys)
 
 
 def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
-    """Write `model.gguf` into a folder, read it back, and return the largest change of a logit.
+    """Write `model.gguf` into a folder, read it back, and return the largest difference from the run's logits.
 
     f16 and q8_0 round only the matrices; norms, biases and the position table stay fp32. q8_0 also leaves a matrix in fp32
     if its row length is not a multiple of 32. Raises UserError, before anything is written, if llama.cpp does not have the

@@ -133,10 +133,10 @@ def _add_library(tokenizer: LibraryTokenizer, writer: GGUFWriter) -> None:
 
 
 def pre_tokenizer_name(facts: dict[str, Any]) -> str | None:
-    """Return llama.cpp's name for the way in which a byte-level tokenizer.json splits a text, or None if it has no name for it.
+    """Return llama.cpp's name for the way in which a byte-level tokenizer.json splits a text, or None if none is known.
 
-    The steps and their settings must be exactly those of a known model. The normalizer NFC is accepted although llama.cpp
-    does not have it: only a text that is not in this form gets other tokens there.
+    The pre-tokenizer's steps and their settings must be exactly those of a known model. The normalizer NFC is accepted although
+    llama.cpp does not have it: only texts that are not in NFC get other tokens in llama.cpp.
     """
     normalizer = facts.get("normalizer")
     if normalizer is not None and normalizer.get("type") != "NFC":

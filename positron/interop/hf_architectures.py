@@ -1,9 +1,9 @@
 """Choose the class of Hugging Face's transformers that computes the same as a model of Positron.
 
 A class is described by its config.json and its tensors. It computes exactly the same function as the Positron model, up to the
-rounding of fp32.
-RoPE needs no change, because transformers also rotates the pairs (i, i + D/2). A QK-norm without a scale is written as one
-with a scale of ones. The order of this norm and of RoPE does not matter, because a rotation keeps the root mean square.
+rounding of fp32. RoPE needs no change, because transformers also rotates the pairs (i, i + D/2). A QK-norm without a scale is
+written as one with a scale of ones. The order of this norm and of RoPE does not matter, because a rotation keeps the root mean
+square.
 """
 
 from __future__ import annotations

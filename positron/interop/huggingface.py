@@ -30,7 +30,7 @@ _CHAT_TEMPLATE = (
 
 
 def write(source: Source, folder: Path) -> float:
-    """Write the files into an empty folder, read the weights back, and return the largest change of a logit.
+    """Write the files into an empty folder, read the weights back, and return the largest difference from the run's logits.
 
     Raises UserError, before anything is written, if transformers cannot express the model or the tokenizer.
     """

@@ -87,7 +87,7 @@ def id_order(tokenizer: SentencePieceTokenizer) -> list[int]:
 
 
 def write(source: Source, folder: Path) -> float:
-    """Write `model.bin` and `tokenizer.bin`, read them back, and return the largest change of a logit.
+    """Write `model.bin` and `tokenizer.bin`, read them back, and return the largest difference from the run's logits.
 
     Raises UserError, before anything is written, if llama2.c does not support the model or the tokenizer.
     """

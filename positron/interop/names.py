@@ -14,7 +14,7 @@ ORIGINAL = {"gpt2": "openai-community/gpt2"}  # a short name without an owner ->
 def is_repository(name: str) -> bool:
     """Tell whether a name has the form OWNER/NAME of the Hugging Face hub, or is in ORIGINAL.
 
-    A name whose OWNER is an existing folder is taken for a mistyped path.
+    If OWNER is an existing folder, the name is taken for a mistyped path, and the result is False.
     """
     if name in ORIGINAL:
         return True

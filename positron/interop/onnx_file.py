@@ -34,11 +34,11 @@ MAX_FILE_BYTES = 2**31  # the limit of protobuf, the format of ONNX files
 
 
 def write(source: Source, folder: Path, precision: Precision = "f32") -> float:
-    """Write both graphs, the tokenizer and a model card, run the graphs, and return the largest change of a logit.
+    """Write both graphs, the tokenizer and a model card, run the graphs, and compare their logits with those of the run.
 
-    int8 rounds the matrices to 8 bits; at run time the activations by which they are multiplied are rounded, too. Raises
-    UserError, before anything is written, if the tokenizer cannot be written as tokenizer.json, if the model needs 2 GB or
-    more, or if a package is missing.
+    Returns the largest difference. int8 rounds the matrices to 8 bits; at run time the activations by which they are
+    multiplied are rounded, too. Raises UserError, before anything is written, if the tokenizer cannot be written as
+    tokenizer.json, if the model needs 2 GB or more, or if a package is missing.
     """
     try:
         import onnx  # noqa: F401
@@ -140,7 +140,10 @@ def _session(path: Path) -> Any:
 
 
 def _lengths(config: GPTConfig) -> list[int]:
-    """Return the text lengths at which graph and model are compared: half of the window or of the context, and the context."""
+    """Return the two text lengths at which graph and model are compared.
+
+    These are the context length, and half of the sliding window; without a window, half of the context length.
+    """
     return [max(1, min(config.window or config.context_length, config.context_length) // 2), config.context_length]
 
 

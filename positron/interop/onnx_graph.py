@@ -30,7 +30,8 @@ class CachedGraph(nn.Module):
         """Read T new tokens after P earlier ones and return the logits (B, V) of the next token.
 
         Inputs: ids (B, T), past_keys and past_values (L, B, K, P, D). The keys and values of all P + T tokens are returned,
-        too. Models with smear need `previous_ids` (B, 1), the id before `ids`, which has no effect if P = 0.
+        too. Models with `smear`, which adds a multiple of the previous token's embedding, need `previous_ids` (B, 1), the id
+        before `ids`; it has no effect if P = 0.
         """
         x, keys, values = hidden(self.model, ids, past_keys, past_values, previous_ids)
         return F.linear(x[:, -1], self.model.head_weight), keys, values

@@ -148,7 +148,10 @@ def absent(ours: str, size: int) -> Rule:
 
 
 def to_theirs(rules: Iterable[Rule], weights: Weights) -> dict[str, Tensor]:
-    """Compute the other program's tensors from Positron's `weights`. Raises KeyError if `weights` lacks one of a rule."""
+    """Compute the other program's tensors from Positron's weights.
+
+    Raises KeyError if a rule names a weight that is not in `weights`.
+    """
     tensors: dict[str, Tensor] = {}
     written: set[tuple[str, ...]] = set()
     for rule in rules:

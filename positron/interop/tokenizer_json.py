@@ -73,7 +73,7 @@ def tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _with_markers(tokenizer: LibraryTokenizer) -> dict[str, Any]:
-    """Return the content of the imported tokenizer.json, and in it the special tokens that the import added."""
+    """Return the content of the imported tokenizer.json, extended by the special tokens that the import added."""
     facts: dict[str, Any] = json.loads(tokenizer.content)
     known = {token["id"]: token["content"] for token in facts["added_tokens"]}
     vocabulary = facts["model"]["vocab"]

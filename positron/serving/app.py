@@ -86,7 +86,7 @@ def create_app(
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    """Return the JSON object in the body of a request. Raises ApiError if it is too long or no JSON object."""
+    """Return the JSON object in the body of a request. Raises ApiError if it is too long or not a JSON object."""
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)

@@ -48,7 +48,7 @@ class LimitedConnection(H11Protocol):
             self._expect_request()
 
     def handle_events(self) -> None:
-        """Start the timer of a request when its first byte arrives, and stop it after its last byte; refuse a too long head.
+        """Start the timer of a request when its first byte arrives, and stop it after its last byte. Refuse a long head.
 
         h11 applies its limit only to incomplete heads, so it would accept a long head that arrives in one read.
         """

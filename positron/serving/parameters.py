@@ -60,7 +60,7 @@ _WITHOUT_EFFECT: dict[str, tuple[Any, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """Hold a request of the API: n texts for the first prompt, then n texts for the second one, and so on."""
+    """Hold a request of the API. `requests` has n texts for the first prompt, then n texts for the second one, and so on."""
 
     requests: list[Request]
     prompt_tokens: int
