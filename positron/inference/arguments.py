@@ -172,5 +172,6 @@ def read_standard_input(what: str) -> str:
     try:
         content = source.read()
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {what}: {getattr(error, 'strerror', None) or error}") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {what} from standard input: {reason}") from error
     return decoded(content, what) if isinstance(content, bytes) else content

@@ -180,7 +180,10 @@ class Dialogue:
         try:
             settings = _group(state, "the file", ("version", "settings", "messages"))["settings"]
             if type(state["version"]) is not int or state["version"] != VERSION:
-                raise UserError(f"its version is {shown(state['version'])}, and this Positron reads version {VERSION}")
+                raise UserError(
+                    f"its version is {shown(state['version'])}, but this Positron reads only version {VERSION}: load it with "
+                    "the Positron that saved it"
+                )
             _group(settings, "settings", ("max_tokens",))
             for name, value in settings.items():
                 if name not in SETTINGS or name == "preset":
@@ -193,7 +196,7 @@ class Dialogue:
                 max_tokens = whole_number("max_tokens", max_tokens, least=1)
             sampling, messages = Sampling(**values), _messages(state["messages"])
         except UserError as error:
-            raise UserError(f"{where} is not a saved chat: {error}") from error
+            raise UserError(f"cannot load {where} as a saved chat: {error}") from error
         if not self.chats and any(message.role == "system" for message in messages):
             raise UserError(
                 f"cannot load {where}: it has a system prompt, and this run was not fine-tuned on conversations: load it with "

@@ -252,6 +252,6 @@ def _check_finite(largest: float) -> None:
     """Raise UserError if the largest logit is infinite or NaN, which it is if one of the logits is NaN."""
     if not math.isfinite(largest):
         raise UserError(
-            "the model's output is not finite, because the training diverged: train again under another name= with a lower "
-            "optimizer.lr="
+            "the model's output is not finite, because its training diverged or its weights are damaged: train again under "
+            "another name= with a lower optimizer.lr=, or import the model again"
         )

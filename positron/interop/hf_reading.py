@@ -49,7 +49,7 @@ class _Keys:
         value = self._facts.pop(name, None)
         value = default if value is None else value
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1e12:
-            found = "it is missing" if value is None else f"not {value!r}"
+            found = "but it is missing" if value is None else f"not {value!r}"
             raise UserError(f"{self._path}: {name} must be a positive number, {found}: download the file again")
         return value
 

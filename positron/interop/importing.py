@@ -201,7 +201,7 @@ def _converted(folder: Path, tensors: Weights, config: GPTConfig, rules: list[Ru
     try:
         return to_ours(rules, tensors)
     except Contradiction as error:
-        raise UserError(f"{folder}: {error}, so Positron cannot import this model: choose another model") from error
+        raise UserError(f"{folder} cannot be imported, because {error}: choose another model") from error
 
 
 def _without_prefix(tensors: Weights, rules: list[Rule]) -> Weights:

@@ -56,7 +56,7 @@ def constant(theirs: str, value: Tensor) -> Rule:
 
     def back(tensor: Tensor) -> Sequence[Tensor]:
         if not torch.equal(tensor, value.to(tensor.dtype)):
-            raise Contradiction(f"{theirs} must hold {value.flatten()[0].item():g} everywhere")
+            raise Contradiction(f"the tensor {theirs} contains other values than {value.flatten()[0].item():g}")
         return []
 
     return Rule(theirs, (), lambda tensors: value, back)
@@ -76,7 +76,9 @@ def stacked(theirs: str, ours: tuple[str, str, str], groups: int, d_head: int, *
     def single(tensor: Tensor) -> Tensor:
         heads: Tensor = tensor.unflatten(0, (-1, groups, d_head))
         if not torch.equal(heads, heads[:, :1].expand_as(heads)):
-            raise Contradiction(f"{theirs} must hold the same keys and values for each group of {groups} query heads")
+            raise Contradiction(
+                f"the tensor {theirs} has different keys or values within a group of {groups} query heads"
+            )
         return heads[:, 0].flatten(0, 1)
 
     def forth(tensors: Sequence[Tensor]) -> Tensor:
@@ -172,7 +174,7 @@ def to_ours(rules: Iterable[Rule], tensors: Weights) -> dict[str, Tensor]:
         theirs = tensors[rule.theirs] if rule.theirs else torch.empty(0)
         for name, tensor in zip(rule.ours, rule.back(theirs), strict=True):
             if name in weights and not torch.equal(weights[name], tensor):
-                raise Contradiction(f"{rule.theirs} must equal the other tensor that {name} comes from")
+                raise Contradiction(f"the tensor {rule.theirs} differs from another tensor that also gives {name}")
             weights[name] = tensor
     return weights
 

@@ -75,8 +75,9 @@ class Guard:
             given.setdefault(name, []).append(value)
         hosts = [value.decode("latin-1").lower() for value in given.get(b"host", [])]
         if len(hosts) != 1 or not self._is_own(hosts[0]):
-            names = "127.0.0.1 and localhost only" if self.key is None else "this machine's name and addresses only"
-            return ApiError(403, f"this server answers to {names}, not to the host of this request", code="wrong_host")
+            names = "127.0.0.1 or localhost" if self.key is None else "this machine's name or one of its IP addresses"
+            message = f"this server does not answer to the host in the address of this request: use {names}"
+            return ApiError(403, message, code="wrong_host")
         origins = [value.decode("latin-1").lower() for value in given.get(b"origin", [])]
         if any(origin not in (f"http://{hosts[0]}", f"https://{hosts[0]}") for origin in origins):
             return _other_site()
