@@ -220,7 +220,11 @@ def plain(words: list[str], folder: Path) -> None:
     assert done.stdout.strip(), words
 
 
-@pytest.mark.parametrize("pages", [PAGES[:5], PAGES[5:11], PAGES[11:]], ids=lambda pages: pages[0].stem)
+@pytest.mark.parametrize(
+    "pages",
+    [PAGES[:5], pytest.param(PAGES[5:11], marks=pytest.mark.slow), PAGES[11:]],  # two minutes
+    ids=lambda pages: pages[0].stem,
+)
 def test_every_command_of_the_readme_and_the_guides_runs(pages, run_command, start, tmp_path):
     """In order, in one folder, as a reader would: later ones use what earlier ones made."""
     (tmp_path / "my.txt").write_text("The cat sat on the mat and looked at the moon.\n" * 200)
