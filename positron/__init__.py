@@ -40,7 +40,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Load the interface when it is first used: the command line does not need it."""
+    """Import a name of the Python interface when it is first used; the command line does not need the interface."""
     match name:
         # commands as well: modules that can be called (positron/system/callable_module.py)
         case "train" | "prefer" | "reinforce" | "evaluate" | "export":

@@ -6,7 +6,8 @@
     print(positron.load(run).generate("Once upon a time"))
 
 A setting is given by its full name, `**{"optimizer.lr": 1e-3}`, or by its last word if no other setting ends in that word,
-`lr=1e-3`. A group is given by its choice, `model="nano"`. A run is a folder below outputs/; the same call again continues it.
+`lr=1e-3`. A group of settings is given by the name of a preset: `model="nano"` takes the settings in conf/model/nano.yaml.
+A run is a folder below outputs/; to continue a run, make the same call again.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ def train(
     objective: type[PretrainObjective] | None = None,
     **settings: Any,
 ) -> Run:
-    """Train a model, or continue the run of this name, and return the run.
+    """Train a new run, or continue the run `name` if it exists, and return the run.
 
-    `data` is a choice of conf/data, a file or folder of text, a list of texts or a `datasets.Dataset`. `callbacks` are
-    Lightning callbacks; `objective` is a class that changes what is learned (docs/examples/add_an_objective.py). `settings` are
-    further settings of `positron train`. If Ctrl-C ends the training, the run is saved and returned with the status
-    "stopped".
+    `data` is a preset in conf/data, a file or folder of text, a list of texts or a `datasets.Dataset`. If `name` is None, the
+    run is named after `model` and `data`. `callbacks` are Lightning callbacks; `objective` is a subclass of PretrainObjective
+    that changes what is learned (docs/examples/add_an_objective.py). `settings` are further settings of `positron train`. If
+    Ctrl-C ends the training, the run is saved and returned with the status "stopped".
 
-    Raises UserError for what the caller can fix, and Diverged if the loss diverges.
+    Raises UserError for an error that the caller can correct, and Diverged if the loss diverges.
     """
     from positron.cli.sweeps import run_config
     from positron.train import configure
@@ -67,9 +68,9 @@ def finetune(
 ) -> Run:
     """Fine-tune a run (None: the one pretrained last) on conversations, and return the new run.
 
-    `data` is a choice of conf/data, a file of conversations, or a list of them, each a list of messages with `role` and
-    `content`, or any row that such a file may contain. `settings` are further settings of `positron sft`. Raises the
-    errors of `train`.
+    `data` is a preset in conf/data, a file of conversations, or a list of conversations. A conversation in this list is a list
+    of messages, dicts with `role` and `content`, or any other row that such a file may contain. `settings` are further
+    settings of `positron sft`. Raises the errors of `train`.
     """
     from positron.cli.sweeps import run_config
     from positron.sft import configure, sft
@@ -92,8 +93,9 @@ def prefer(
 ) -> Run:
     """Train a run (None: the one trained last) to prefer the better one of two answers, and return the new run.
 
-    `data` is a choice of conf/data, a file of pairs, or a list of dicts with `prompt`, `chosen` and `rejected`, or any row
-    that such a file may contain. `settings` are further settings of `positron prefer`. Raises the errors of `train`.
+    `data` is a preset in conf/data, a file of pairs, or a list of pairs. A pair in this list is a dict with `prompt`, `chosen`
+    and `rejected`, or any other row that such a file may contain. `settings` are further settings of `positron prefer`.
+    Raises the errors of `train`.
     """
     from positron.cli.sweeps import run_config
     from positron.prefer import configure
@@ -119,9 +121,11 @@ def reinforce(
     """Train a run on its own answers, weighted by a reward, and return the new run.
 
     `base` is the run, its folder or its name (None: the run with a chat template that was trained last).
-    `data` is a choice of conf/data, a file of conversations or a list of them; the model answers their first messages. `reward`
-    is a choice of conf/reward, or the name of a function of prompt and answer, `"my_module.my_reward"`. `settings` are further
-    settings of `positron reinforce`. Raises the errors of `train`, and UserError if the reward cannot be computed.
+    `data` is a preset in conf/data, a file of conversations or a list of them; the model answers the messages before the first
+    answer of each conversation.
+    `reward` is a preset in conf/reward, or the name of a function of prompt and answer, such as `"my_module.my_reward"`.
+    `settings` are further settings of `positron reinforce`. Raises the errors of `train`, and UserError if the reward cannot be
+    computed.
     """
     from positron.cli.sweeps import run_config
     from positron.reinforce import configure
@@ -148,9 +152,10 @@ def evaluate(
 ) -> dict[str, Any]:
     """Measure a run (None: the one trained last) and return the results, as `positron evaluate --json` prints them.
 
-    The text is the file `text` or, if it is None, the `split` ("val" or "train") of the run's own text; at most `limit`
-    bytes are read. With `stories`, the model writes `count` stories; with `instruct`, it answers `count` requests. A parser
-    for the built-in stories checks them.
+    The loss is measured on the file `text`. If `text` is None, it is measured on the text with which the run was trained: on
+    its validation part or, with `split="train"`, on its training part. The first documents are scored, until they have `limit`
+    bytes together (0: all documents). With `stories`, the model also writes `count` stories; with `instruct`, it also answers
+    `count` requests for a story. A parser for the built-in stories checks the stories and the answers.
     """
     from positron.evaluate import arguments, figures
 
@@ -190,9 +195,9 @@ def export(
 ) -> Path:
     """Write a run (None: the one trained last) in a format of other programs, and return the new folder.
 
-    `to` is hf, gguf, ollama, onnx, llama2c or safetensors; without `folder` it is `export/FORMAT` in the run folder.
-    `precision` rounds the matrices: f16 or q8_0 in a GGUF file, int8 in ONNX. Raises UserError if the
-    format cannot express the model.
+    `to` is hf, gguf, ollama, onnx, llama2c or safetensors. If `folder` is None, the new folder is `export/FORMAT` in the run
+    folder. `precision` is the number format of the matrices: f32, in a GGUF file also f16 or q8_0, in ONNX also int8. Raises
+    UserError if the format cannot express the model.
     """
     from positron.export import export as write
 
@@ -215,7 +220,10 @@ def import_model(
 
 
 def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
-    """Return the recipe and the settings as words of its command line."""
+    """Return the recipe, and the settings as words of its command line, such as `optimizer.lr=0.001`.
+
+    If `name` is None, the run is named after its model and data.
+    """
     from positron.cli.help_text import default_choices
     from positron.cli.hydra_app import conf_folder
 
@@ -227,9 +235,9 @@ def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> 
 
 
 def full_name(key: str, recipe: Recipe) -> str:
-    """Return the full key of a setting that is given by its last word.
+    """Return the full key of a setting: `lr` becomes `optimizer.lr`, and a key that is full already is returned unchanged.
 
-    Raises UserError if no setting, or several settings, end in this word.
+    Raises UserError if no setting ends in the word `key`, or if several settings do.
     """
     from positron.cli.hydra_app import conf_folder
     from positron.cli.overrides import groups_of
@@ -252,7 +260,7 @@ def full_name(key: str, recipe: Recipe) -> str:
 
 
 def _as_word(value: Any) -> str:
-    """Write a Python value as a setting of the command line."""
+    """Write a Python value as the command line writes it: None as `null`, a dict as `{key:value}`."""
     match value:
         case None:
             return "null"
@@ -270,7 +278,10 @@ def _as_word(value: Any) -> str:
 def _data_settings(
     data: Any, kind: Literal["text", "instruct", "preferences"], settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return the settings for the argument `data`: a choice of conf/data, or the path of a file with the texts."""
+    """Return the settings that express the argument `data`, which is a preset in conf/data, a path, or Python objects.
+
+    Python objects, such as a list of texts or conversations, are first written to a file.
+    """
     from positron.cli.hydra_app import conf_folder
     from positron.cli.overrides import groups_of
     from positron.config import DataConfig
@@ -282,7 +293,8 @@ def _data_settings(
         return {"data": kind, "data.path": data}
     if not isinstance(data, Iterable):
         raise UserError(
-            f"data= takes a path, a list of texts or conversations, or a Dataset, not {type(data).__name__}"
+            f"data= takes a path, a list of texts, conversations or pairs, a Dataset, or the name of a preset, not "
+            f"{type(data).__name__}"
         )
     folder = settings.get("data.dir", DataConfig.dir)
     match kind:
@@ -297,7 +309,7 @@ def _data_settings(
 
 
 def _reward_settings(reward: str) -> dict[str, Any]:
-    """Return the settings for the argument `reward`: a choice of conf/reward, or the name of a function."""
+    """Return the settings that express the argument `reward`: a preset in conf/reward, or the name of a function."""
     from positron.cli.hydra_app import conf_folder
     from positron.cli.overrides import groups_of
 

@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def measure(writer: Writer) -> None:
-    """Print milliseconds to the first token and tokens per second, with the cache and without, by prompt length."""
+    """Print, for several prompt lengths, milliseconds to the first token, and tokens per second with and without the cache."""
     import torch
 
     from positron.inference.sampling import Sampling

@@ -62,9 +62,10 @@ def main() -> None:
 
 
 def _clean(folder: Path) -> str:
-    """Delete the tokens and raw files of a corpus; keep its tokenizer and record, so that it can be prepared again.
+    """Delete the token files and raw texts of a corpus, but keep its tokenizer, so that the corpus can be prepared again.
 
-    Returns what was done, as the end of a line.
+    A folder of downloads, or of texts that Python programs gave, is deleted completely. A folder that another process uses is
+    left unchanged. Returns what was done, as the end of the line that is printed for the folder.
     """
     lock_file = folder / "lock"
     with try_lock(lock_file) if lock_file.exists() else nullcontext(True) as free:

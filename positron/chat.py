@@ -130,7 +130,10 @@ def answer_lines(dialogue: Dialogue) -> None:
 
 
 def terminal_prompt() -> Callable[[], str]:
-    """Return a function that asks for a line, with editing and history; Ctrl-C clears a line that is not empty."""
+    """Return a function that reads a line from the terminal, with editing and history.
+
+    Ctrl-C clears the line; if the line is empty, it raises KeyboardInterrupt.
+    """
     from prompt_toolkit import PromptSession
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 
@@ -179,9 +182,10 @@ def converse(dialogue: Dialogue, prompt: Callable[[], str]) -> None:
 
 
 def respond(dialogue: Dialogue, line: str, is_sure: bool = False) -> Literal["quit", "refused", "answered", "done"]:
-    """Execute a line as a command, or answer it; return what happened.
+    """Execute `line` if it is a command of the chat, or else print the model's answer to it; return what happened.
 
-    `is_sure`: the user entered the line again after it was refused as nearly a command.
+    A line that looks like a misspelt command is refused once. `is_sure`: the user has entered the line again after this
+    refusal, so it is sent to the model.
     """
     try:
         executed = None if is_sure else command(dialogue, line)
@@ -213,7 +217,7 @@ def respond(dialogue: Dialogue, line: str, is_sure: bool = False) -> Literal["qu
 
 
 def command(dialogue: Dialogue, line: str) -> str | None:
-    """Execute the line if it is a command, and return the name of the command; None for a message to the model."""
+    """Execute the line if it is a command of the chat, and return the command's name. Return None for any other line."""
     parsed = parse(line)
     if parsed is None:
         return None

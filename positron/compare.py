@@ -1,4 +1,4 @@
-"""Compare runs on the same text: loss, curves and samples; or two variants by pairs of runs with the same seeds.
+"""Compare runs on the same text by loss, curves and samples, or compare two variants by pairs of runs with the same seeds.
 
 positron compare outputs/small outputs/large
 positron compare --csv > runs.csv
@@ -90,7 +90,7 @@ def main() -> None:
             raise UserError("--differ-in and --log-row describe a comparison of pairs: add --paired")
         for name in options.runs:
             if ":" in name and "=" in name.rpartition(":")[2] and not Path(name).exists():
-                raise UserError(f"{name} names the runs of a folder that have a value, for --paired only: add --paired")
+                raise UserError(f"{name} has the form FOLDER:KEY=VALUE, which only --paired reads: add --paired")
         prompt, seed = argument(options.prompt, "--prompt"), seed_of(options.seed)
         say_loading(", ".join(options.runs) or "all runs in outputs/")
         _compare_runs(options, prompt, seed)
@@ -129,7 +129,7 @@ def _compare_pairs(options: argparse.Namespace) -> None:
             raise UserError(f"--paired does not use --{name.replace('_', '-')}: leave it out")
     if not options.runs:
         raise UserError(
-            "--paired compares two variants: name two runs or groups of runs, or one folder with two groups"
+            "--paired compares two variants: name two runs, two folders of runs, or one folder with the runs of both variants"
         )
     say_loading(", ".join(options.runs))
     from positron.evaluation import paired

@@ -37,7 +37,10 @@ IGNORE = -100  # the target id of a position that has no loss
 
 
 def check_ranges(settings: Any, group: str = "") -> None:
-    """Raise UserError for a number outside the range of its type (`ranges.py`); `group` is the first part of its key."""
+    """Raise UserError if a number in `settings` is outside the range that its type declares (see `ranges.py`).
+
+    `group` is the first part of the number's key in the message, such as "model" in model.n_layer.
+    """
     if complaint := first_complaint(settings):
         raise UserError(f"{group}{'.' if group else ''}{complaint}")
 
@@ -139,7 +142,7 @@ class ModelConfig:
 
     @property
     def has_learned_positions(self) -> bool:
-        """Tell whether the vectors of the positions are trained weights, `wpe` (T, C)."""
+        """Tell whether the position embeddings are trained weights, `wpe` (T, C)."""
         match self.position:
             case "learned":
                 return True
@@ -189,7 +192,7 @@ class GPTConfig(ModelConfig):
     vocab_size: Count
 
     def matmul_params(self) -> int:
-        """Return the number of weights in matrix products for every token, the output head included."""
+        """Return the number of weights with which each token is multiplied: all matrices of the blocks, and the output head."""
         attention = 2 * self.d_model * self.d_head * (self.n_head + self.kv_heads)
         mlp = (3 if self.is_gated else 2) * self.d_model * self.ff_width
         return self.n_layer * (attention + mlp) + self.vocab_size * self.d_model
@@ -209,9 +212,10 @@ class GPTConfig(ModelConfig):
     def flops_per_token(self, context: int | None = None) -> float:
         """Return the floating-point operations of training per token: forward (2 per weight) and backward (4 per weight).
 
-        Token t of T attends to min(t, window) keys; without a window that is (T + 1) / 2 on average. Scores and weighted sum
-        together cost 12 operations (forward and backward) per layer, key and component of the query. Norms and activations
-        are not counted, as in the model FLOPs of the PaLM paper (arXiv:2204.02311, appendix B).
+        The sequence has T = `context` tokens (None: `context_length`). Token t attends to min(t, window) keys; without a
+        window, that is (T + 1) / 2 keys on average. The attention scores and the weighted sum of the values together cost 12
+        operations (forward and backward) per layer, key and component of the query. Norms and activations are not counted, as
+        in the model FLOPs of the PaLM paper (arXiv:2204.02311, appendix B).
         """
         T = context or self.context_length
         beyond = max(0, T - (self.window or T))  # tokens whose window does not reach the first token
@@ -223,7 +227,7 @@ TokenizerKind = Literal["char", "word", "sentencepiece", "tiktoken", "huggingfac
 
 
 def _not(value: object) -> str:
-    """Return the part of a message that names a wrong value, or "" if the user gave no value."""
+    """Return the end of an error message, ", not VALUE", or "" if the user gave no value."""
     return "" if value is None or value == "" else f", not {value}"
 
 
@@ -249,7 +253,7 @@ class TokenizerConfig:
                 if self.vocab_size is None or self.vocab_size < 300:
                     raise UserError(
                         f"tokenizer.kind=sentencepiece needs tokenizer.vocab_size= of at least 300{_not(self.vocab_size)}: "
-                        "it has 256 byte pieces, special pieces and the characters of the text"
+                        "the vocabulary contains 256 bytes, special tokens and the characters of the text"
                     )
             case "tiktoken":
                 if self.name is None:
@@ -323,7 +327,9 @@ class DataConfig:
                 if self.repo is not None:
                     self._check_repo()
             case "preferences":
-                if bool(self.path) == bool(self.repo):
+                if self.path and self.repo:
+                    raise UserError("data.path= and data.repo= both say where the pairs are: give one of them")
+                if not self.path and not self.repo:
                     raise UserError(
                         "data=preferences needs data.path=FILE or data.repo=OWNER/NAME: give one of them, or "
                         "data=story_preference"
@@ -358,7 +364,7 @@ class DataConfig:
 
     @property
     def holds_conversations(self) -> bool:
-        """Tell whether the source gives conversations, and not running text."""
+        """Tell whether the data consists of conversations."""
         match self.source:
             case "instruct" | "story_instruct":
                 return True
@@ -369,7 +375,7 @@ class DataConfig:
 
     @property
     def holds_pairs(self) -> bool:
-        """Tell whether the source gives pairs of answers, of which one is preferred."""
+        """Tell whether the data consists of pairs of answers, one of which is preferred to the other."""
         match self.source:
             case "preferences" | "story_preference":
                 return True
@@ -395,7 +401,7 @@ BATCH_TOKENS: dict[Accelerator, int] = {"cuda": 131_072, "mps": 98_304, "cpu": 6
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """Hold the settings of the machine (`conf/device/*`). A run replaces `auto` when it starts, and keeps the value."""
+    """Hold the settings of the machine (`conf/device/*`). A new run replaces each `auto` by a value that it then keeps."""
 
     accelerator: Accelerator | Literal["auto"] = "auto"  # kind of device; auto: CUDA, else MPS, else the CPU
     devices: Count = 1  # GPUs (or CPU processes) per machine that train one run together
@@ -730,7 +736,7 @@ class RewardConfig:
 
     @property
     def summands(self) -> tuple[RewardTerm, ...]:
-        """Return the rewards whose weighted sum this is: one with weight 1, unless `kind` is sum."""
+        """Return `terms` if `kind` is sum, and otherwise this reward as a single term with weight 1."""
         match self.kind:
             case "sum":
                 return self.terms
@@ -741,7 +747,10 @@ class RewardConfig:
 
 
 def _refuse_unread_of_term(term: RewardTerm, key: str) -> None:
-    """Raise UserError for a key of a term that its kind does not read; `cli/unused_settings.py` checks the other keys."""
+    """Raise UserError if a term of reward.terms sets a key that its kind of reward does not read.
+
+    `key`: the term's key in the message, such as reward.terms[0]. `cli/unused_settings.py` checks all other settings.
+    """
     for name in ("function", "pattern", "target"):
         if getattr(term, name) is not None and name not in REWARD_READS[term.kind]:
             reader = next(kind for kind, names in REWARD_READS.items() if name in names)
@@ -751,7 +760,10 @@ def _refuse_unread_of_term(term: RewardTerm, key: str) -> None:
 
 
 def _check_reward(reward: RewardTerm | RewardConfig, prefix: str) -> None:
-    """Raise UserError if a key that the kind of reward reads is missing, or no regular expression."""
+    """Raise UserError if a key that this kind of reward needs is missing, or if `pattern` is not a regular expression.
+
+    `prefix` is the beginning of the key in the message, such as "reward.".
+    """
     match reward.kind:
         case "length":
             missing = None if reward.target else ("target", "400 (characters)")
@@ -766,7 +778,8 @@ def _check_reward(reward: RewardTerm | RewardConfig, prefix: str) -> None:
             assert_never(reward.kind)
     if missing is not None:
         key, example = missing
-        raise UserError(f"reward={reward.kind} needs {prefix}{key}, such as {example}")
+        kind = f"reward={reward.kind}" if isinstance(reward, RewardConfig) else f"kind:{reward.kind}"
+        raise UserError(f"{kind} needs {prefix}{key}, such as {example}")
 
 
 def _check_pattern(pattern: str, key: str) -> None:
@@ -806,7 +819,7 @@ class ReinforceConfig:
         check_ranges(self.lora, "reinforce.lora")
         if self.samples < 2 or self.val_samples < 2:
             raise UserError(
-                "reinforce.samples= and reinforce.val_samples= compare answers with each other: give at least 2"
+                "reinforce.samples= and reinforce.val_samples= compare answers with each other: give at least 2 for each"
             )
 
 
@@ -867,7 +880,7 @@ class RunConfig:
 
     @property
     def is_tuning(self) -> bool:
-        """Tell whether the run trains a base run further, whose architecture and tokenizer it has."""
+        """Tell whether the run trains another run, its base run, further, with the same architecture and tokenizer."""
         return self._tuning is not None
 
     @property
@@ -877,7 +890,10 @@ class RunConfig:
 
     @property
     def tuning_group(self) -> str:
-        """Return the key of the group of settings that only the command of this tuning reads."""
+        """Return the key of the settings that only this run's command reads: "sft", "preference" or "reinforce".
+
+        For a run that is pretrained, it is "sft" too.
+        """
         groups = {"sft": self.sft, "preference": self.preference, "reinforce": self.reinforce}
         return next((name for name, group in groups.items() if group is not None), "sft")
 
@@ -888,7 +904,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Asked:
-    """Hold the requests of the user that are not in RunConfig. A budget reads them; a run folder does not record them."""
+    """Hold what the user asked for beyond RunConfig. `budget=` depends on it; a run folder does not record it."""
 
     auto_size: bool = False  # with budget: choose the model's width and depth too (set by model=auto)
     given: dict[str, str] = field(
@@ -908,5 +924,7 @@ def seconds(value: float | str, key: str = "train.max_time") -> float:
     except ValueError:
         number = -1.0
     if not 0 < number < float("inf"):
-        raise UserError(f"{key}={value} is not a time: give seconds, or 90s, 10m, 2h")
+        raise UserError(
+            f"{key}={value} is not a time above 0: give a number of seconds, or a time such as 90s, 10m or 2h"
+        )
     return number

@@ -1,6 +1,6 @@
 """Check that this machine is ready and computes correctly.
 
-positron doctor prints one line per check, OK or what to do. The exit code is 1 if a check fails.
+positron doctor prints one line per check: OK, or NOTE or FAIL with what to do. The exit code is 1 if a line begins with FAIL.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "sentencepiece", "d
 NETWORK_SECONDS = 3.0
 ODD_LENGTHS = (1, 31, 33, 129)  # not multiples of the block sizes of attention kernels, some of which were wrong there
 HEAD_WIDTHS = (32, 64, 128)  # devices have kernels of their own for some widths
-# A prime number, because kernels have let the tokens of a group see each other, such as four tokens (pytorch/pytorch#195910):
-# then the last token of a group sees none that it should not.
+# A prime number, because faulty kernels have let the tokens of a group, such as four tokens, see each other
+# (pytorch/pytorch#195910). If the first changed token began a group, no unchanged token would see it.
 FIRST_CHANGED = 101
 
 
@@ -82,9 +82,9 @@ def disk() -> Iterator[Finding]:
 
 
 def network() -> Iterator[Finding]:
-    """Check whether the Hugging Face hub and Weights & Biases are reachable, for at most NETWORK_SECONDS each.
+    """Check whether the Hugging Face hub and Weights & Biases are reachable, and whether a key of the latter is stored.
 
-    Neither server is needed for the built-in stories or for the user's own text.
+    Waits at most NETWORK_SECONDS for each server. Neither is needed for the built-in stories or for the user's own text.
     """
     from positron.training.trackers.wandb import WANDB_HOSTS, has_wandb_key
 
@@ -159,7 +159,7 @@ def _guarded(what: str, probe: Callable[[], Finding]) -> Finding:
 
 
 def causality(device: torch.device, dtype: torch.dtype) -> Finding:
-    """Check that changing token t + 1 changes no logit up to t. Some attention kernels have let tokens see later ones."""
+    """Check that the logits of a token do not depend on later tokens, as they did with some faulty attention kernels."""
     import torch
 
     from positron.config import GPTConfig
@@ -189,7 +189,7 @@ def causality(device: torch.device, dtype: torch.dtype) -> Finding:
 
 
 def attention(device: torch.device, dtype: torch.dtype) -> Finding:
-    """Compare the attention kernels with softmax(q k^T / sqrt(D)) v computed in fp64, at odd lengths."""
+    """Compare the attention kernels with softmax(q k^T / sqrt(D)) v computed in fp64, for sequences of ODD_LENGTHS tokens."""
     import math
 
     import torch

@@ -122,7 +122,10 @@ def figures(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure the loss over the documents of the text, each from its beginning to its end."""
+    """Measure the loss on the text that the options choose, and return it with the size of the text and the settings used.
+
+    Each document is scored from its beginning to its end.
+    """
     from positron.evaluation.eval_texts import floor_of, floor_of_run, texts_of_file, texts_of_run, up_to
     from positron.evaluation.scoring import interval, sampling_units, score_windows, total
     from positron.inference.int8 import round_weights
@@ -168,7 +171,7 @@ def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[st
 
 
 def in_training(run: Run) -> float | None:
-    """Return the bits per byte that training measured on the validation text for the best checkpoint."""
+    """Return the bits per byte that training measured on the validation text for the best checkpoint; None if fine-tuned."""
     from positron.run.folder import PRETRAIN
 
     return run.facts().best_bpb if run.kind == PRETRAIN else None
@@ -225,7 +228,7 @@ def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dic
 def _requests_of(run: Run) -> DataConfig:
     """Return the settings of the requests that the run was trained on, or the defaults if it was trained on other data.
 
-    A preference-tuned run is measured on the same requests as its base run if their seeds are equal.
+    A preference-tuned run is measured on the same requests as its base run if both have the same data.seed.
     """
     data = from_dict(DataConfig, run.config()["data"])
     match data.source:

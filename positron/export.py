@@ -4,8 +4,8 @@ positron export quickstart --to onnx
 positron export my_run --to gguf --precision q8_0
 positron export my_run --to ollama --out ~/my-model
 
-A format may not support an option of the model; the message then names the option. The quickstart can be written as onnx and
-safetensors only.
+Some formats do not support all options of a model; an error message then names the option. The quickstart can be written only
+as onnx and safetensors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Check whether the score of any evaluation program is possible, on documents whose entropy is known exactly.
+"""Check whether the score that an evaluation program reports is possible, on documents whose entropy is known exactly.
 
 positron floor --command "python my_eval.py {text} {out}"
 positron floor --write documents.jsonl
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from positron.evaluation.floor import Claim, Document
 
 DOCUMENTS = 400
-MIN_CONTROLS = 5  # control texts; there is one for ten documents
+MIN_CONTROLS = 5  # smallest number of control texts; for 50 documents or more, there is one for every ten
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def _run(command: str, given: list[Document]) -> list[Claim]:
-    """Run the user's program on the documents and return what it wrote. Raises UserError if it fails."""
+    """Run the user's program on the documents and return the scores that it wrote. Raises UserError if it fails."""
     from positron.evaluation import floor
 
     if "{text}" not in command or "{out}" not in command:
@@ -106,7 +106,9 @@ def _run(command: str, given: list[Document]) -> list[Claim]:
         if done.returncode:
             raise UserError(f"--command {command} ended with exit code {done.returncode}: its own messages tell why")
         if not out.exists():
-            raise UserError(f"--command {command} wrote no file {{out}}: write one JSON object per document to it")
+            raise UserError(
+                f"--command {command} ended without writing the file {{out}}: write one JSON object per document to this file"
+            )
         return floor.read_claims(out)
 
 

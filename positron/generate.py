@@ -73,7 +73,7 @@ def read_prompt(options: argparse.Namespace) -> str:
 
 
 def refuse_unused_by_compare() -> None:
-    """Refuse options that --compare does not use, instead of ignoring them."""
+    """Raise UserError for options that --compare does not use, instead of ignoring them."""
     unused = sorted(given_options(arguments) - USED_BY_COMPARE)
     if unused:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in unused)
@@ -137,7 +137,7 @@ def write(writer: Writer, prompt: str, sampling: Sampling, stop: tuple[str, ...]
 def write_several(
     writer: Writer, prompt: str, sampling: Sampling, stop: tuple[str, ...], options: argparse.Namespace
 ) -> None:
-    """Generate several texts at once and print them, or one JSON object per text."""
+    """Generate several texts at once and print them, with --json as one JSON object per text."""
     began = time.perf_counter()
     ids = writer.ids(prompt)
     written = writer.engine().written(
@@ -162,7 +162,7 @@ def printable_json(facts: dict[str, Any]) -> str:
 
 
 def compare(writer: Writer, prompt: str, options: argparse.Namespace) -> None:
-    """Continue the prompt with each preset, and print the texts in columns that fit the terminal."""
+    """Continue the prompt with each preset of sampling settings, and print the texts in columns that fit the terminal."""
     import shutil
 
     from positron.inference.sampling import PRESETS

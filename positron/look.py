@@ -134,7 +134,8 @@ def write_page(options: argparse.Namespace, run: Run, prompt: str) -> None:
     for name, is_given in refused.items():
         if is_given:
             raise UserError(
-                f"--html writes a page of the best checkpoint, where parts can be removed: leave {name} out"
+                f"--html cannot be combined with {name}, because the page contains the best checkpoint and its reader chooses "
+                f"the ablations: leave {name} out"
             )
     from positron.inspection.html_file import write_html
     from positron.system.disk import expanded
@@ -147,7 +148,10 @@ def write_page(options: argparse.Namespace, run: Run, prompt: str) -> None:
 
 
 def token_table(data: LookData, truth: TruthData | None) -> list[str]:
-    """Return the lines of a table with one row per token of the prompt."""
+    """Return the lines of a table with one row per token of the prompt.
+
+    `truth`: the exact probabilities of the grammar of the built-in stories, which are shown beside the model's.
+    """
     head = f"{'token':<{TOKEN_WIDTH}} {'probability':>11} {'bits':>6}"
     head += f" {'exact':>7} {'regret':>7}" if truth else ""
     lines = [f"{head}   most probable"]
@@ -167,7 +171,11 @@ def token_table(data: LookData, truth: TruthData | None) -> list[str]:
 
 
 def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
-    """Return the lines below the table: sums, where the prompt leaves the grammar, the effect of an ablation, the answer."""
+    """Return the lines below the table: total bits, total regret, effect of an ablation, and the answer of a chat model.
+
+    The regret is what the model loses against the exact probabilities `truth`. With `truth`, a line also tells from which
+    character on the prompt is not a built-in story.
+    """
     bits = sum(token["bits"] or 0.0 for token in data["tokens"])
     lines = [f"{bits:.2f} bits for {counted(len(data['tokens']) - 1, 'token')}"]
     if truth is not None:
@@ -190,9 +198,10 @@ def conclusions(data: LookData, truth: TruthData | None) -> list[str]:
 
 
 def history_table(subject: Subject, prompt: str, has_truth: bool) -> list[str]:
-    """Return the lines of a table with one row per kept step: the loss on the prompt in bits, and the regret by kind of rule.
+    """Return the lines of a table with one row for each step whose weights were kept.
 
-    Raises UserError for a run that kept no weights.
+    A row has the loss on the prompt in bits. With `has_truth`, it also has the regret, the loss above that of the exact
+    probabilities, for each kind of rule in the grammar of the built-in stories. Raises UserError if the run kept no weights.
     """
     steps = [point["step"] for point in subject.history()["points"]]
     if not steps:
@@ -224,7 +233,7 @@ def history_table(subject: Subject, prompt: str, has_truth: bool) -> list[str]:
 
 
 def head_table(scores: Scores) -> list[str]:
-    """Return the lines of a table with one row per head, attention and MLP."""
+    """Return the lines of a table with one row for each head, each attention layer and each MLP."""
     lines = [
         f"{'part':<8} {'previous':>9} {'induction':>9} {'first':>9} {'on text: previous':>18} {'induction':>9} {'cost':>8}"
     ]
@@ -235,13 +244,14 @@ def head_table(scores: Scores) -> list[str]:
     lines.append("")
     lines.append(
         f"previous, induction, first: mean attention to the token before, to the token after the same token's earlier "
-        f"occurrence, and to the first token, on {scores['sequences']} rows of {scores['repeated']} random tokens, twice each"
+        f"occurrence, and to the first token, on {scores['sequences']} rows of {scores['repeated']} random tokens, each "
+        "repeated once"
     )
     if scores["text_chance"] is not None:
         lines.append(
             f"on text and cost: on {scores['validation']:,} tokens of validation text; a head that attends to all alike has an "
-            f"induction of {scores['text_chance']:.3f}; cost is what the loss, {scores['bits']:.3f} bits per token, rises by "
-            "without the part"
+            f"induction of {scores['text_chance']:.3f}; cost is the rise of the loss ({scores['bits']:.3f} bits per token) "
+            "when the part is removed"
         )
     return lines
 

@@ -37,7 +37,7 @@ logger = logging.getLogger("positron.prefer")  # under `python -m` the module is
 def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
     """Train the run in `folder` on pairs of answers, from its last checkpoint if it has one, and return its facts.
 
-    Raises the errors of `train`, and UserError if the reference cannot be restored.
+    Raises the errors of `train`, and UserError if the log-probabilities of the base run can be neither read nor computed.
     """
     started = time.monotonic()
     from positron.training.allocator import tune_allocator
@@ -99,13 +99,13 @@ def _notice_untaught(base: Run) -> None:
     """Log a notice if the base run was not taught to answer."""
     if not base.is_chat:
         logger.info(
-            f"{base.folder} was not fine-tuned on conversations: it learns to prefer answers, but it has not learned to "
-            f"answer; {command('sft')} teaches this first"
+            f"{base.folder} was not fine-tuned on conversations: it will learn which answers are better, but it has not "
+            f"learned to answer; to teach it this first, use {command('sft')}"
         )
 
 
 def _refuse_too_small_batch(plan: Plan) -> None:
-    """Raise UserError if a batch has fewer pairs than there are ranks."""
+    """Raise UserError if a batch does not have at least one pair for each process."""
     if plan.batch_size // 2 < plan.world_size:
         needed = 2 * plan.world_size * plan.gpt.context_length
         devices = "" if plan.world_size == 1 else f" for each of {plan.world_size} devices"

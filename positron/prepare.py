@@ -50,7 +50,10 @@ def main() -> None:
 
 
 def refuse_other_words(words: list[str]) -> None:
-    """Raise UserError for a word that is not a setting; `cache` and `inspect` of earlier versions are commands now."""
+    """Raise UserError for a word that is not a setting, key=value.
+
+    For `cache` and `inspect`, which earlier versions accepted here, the message names the command that replaces them.
+    """
     wrong = [word for word in words if "=" not in word]
     if words[:1] == ["cache"]:
         clean = ["--clean"] if words[1:] == ["clean"] else []

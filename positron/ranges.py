@@ -17,7 +17,10 @@ MAX_COUNT = 10**12  # steps, tokens or examples: far more than anyone uses, and 
 
 @dataclass(frozen=True)
 class Range:
-    """Hold a range of numbers from `low` to `high`, with or without these two; NaN and infinity are in no range."""
+    """Hold a range of numbers from `low` to `high`; both belong to it unless `without_low` or `without_high` is set.
+
+    NaN and infinity are in no range.
+    """
 
     low: float
     high: float = MAX_COUNT
@@ -62,7 +65,10 @@ BelowHalf = Annotated[float, Range(0, 0.5, without_high=True)]
 
 
 def first_complaint(settings: Any) -> str | None:
-    """Return `name=value must be ...` for the first number of a dataclass outside the range of its type, or None."""
+    """Return `name=value must be ...` for the first number of a dataclass that is outside the range of its type.
+
+    Return None if there is no such number.
+    """
     cls: Any = type(settings)
     for name, hint in _hints(cls).items():
         value = getattr(settings, name)

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("positron.reinforce")  # under `python -m` the module is called __main__
 
 DEFAULT_STEPS = 100  # number of steps for train.max_steps=auto without budget=
-MIN_ANSWER_TOKENS = 8  # that must fit the context after a prompt; longer prompts are left out
+MIN_ANSWER_TOKENS = 8  # so many tokens of the context must be free after a prompt; longer prompts are left out
 
 
 def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
@@ -107,7 +107,10 @@ def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = (
 
 
 def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: Tokenizer) -> ValidationText:
-    """Make a validation text of the answers in the validation conversations, up to train.val_tokens tokens."""
+    """Return the answers in the validation conversations as a validation text, up to train.val_tokens tokens.
+
+    If there are no validation conversations, the text has the answers of all conversations.
+    """
     from positron.data.instruct import to_parts, to_row
     from positron.text.tokenizer import END_OF_TEXT
     from positron.training.objective.validation_text import ValidationText
@@ -122,7 +125,7 @@ def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: To
 
 
 def _replay(config: RunConfig, start: Start) -> Windows | None:
-    """Return the windows of the pretraining text that are part of each step, one for each prompt."""
+    """Return the pretraining text in windows, of which each step learns one for each prompt; None without replay."""
     from positron.training.tuning import replayed_run, replayed_text
 
     assert config.reinforce is not None
@@ -137,10 +140,10 @@ def _replay(config: RunConfig, start: Start) -> Windows | None:
 def _questions(
     conversations: list[Conversation], tokenizer: Tokenizer, is_chat: bool, context: int
 ) -> tuple[list[Question], list[Question]]:
-    """Return the prompts for training and for validation: the messages of each conversation before its first answer.
+    """Return the prompts for training, and those for validation: the messages of each conversation before its first answer.
 
-    If the base run does not chat, a prompt is only the text of the last of these messages. Raises UserError if every prompt
-    is too long for the context.
+    If the base run was not fine-tuned on conversations (`is_chat` is False), a prompt is only the text of the last of these
+    messages. Raises UserError if every prompt is too long for the context.
     """
     from itertools import takewhile
 
@@ -229,8 +232,8 @@ def configure(values: dict[str, Any]) -> RunConfig:
         )
     if config.train.batch_tokens != "auto":
         raise UserError(
-            "train.batch_tokens= has no meaning here: a batch has reinforce.prompts= times reinforce.samples= answers, so give "
-            "these two instead"
+            "train.batch_tokens= has no effect in reinforcement learning: a batch has reinforce.prompts= times "
+            "reinforce.samples= answers, so give these two instead"
         )
     tokens = settings.prompts * settings.samples * config.model.context_length
     return dataclasses.replace(

@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def recorded(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return the run's metrics and its first start. Raises UserError if one of them is missing."""
+    """Return the run's rows of metrics, and the record of its first start. Raises UserError if one of them is missing."""
     rows = read_metrics(run.metrics_path)
     if not rows:
         raise UserError(f"{run.folder} has no metrics to compare with: train it for at least train.log_every steps")
@@ -98,7 +98,7 @@ def recorded(run: Run) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def last_step(rows: list[dict[str, Any]], wanted: float) -> int:
-    """Return the logged step at which the comparison ends."""
+    """Return the step at which the comparison ends: the first logged step from `wanted` on, or else the last logged step."""
     steps = [int(row["step"]) for row in rows]
     return next((step for step in steps if step >= wanted), steps[-1])
 
@@ -110,7 +110,11 @@ def default_name(run: Run) -> str:
 
 
 def again(run: Run, first_start: dict[str, Any], name: str, last: int) -> RunConfig:
-    """Return the run's settings with the values that replaced `auto`, and the weights that it started from."""
+    """Return the settings that train the run again under `name` up to step `last`, from the same initial weights.
+
+    Each `auto` is replaced by the value that the run used. Raises UserError if the weights no longer exist, or if the settings
+    name a class or function of the user's own.
+    """
     values, resolved = run.config(), first_start["resolved"]
     for what, name_of_code in _own_code(values):
         raise UserError(
@@ -156,7 +160,10 @@ def claim(folder: Path, run: Run) -> None:
 
 
 def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
-    """Return whether the traces of two runs are identical up to step `last`, and a text with the result."""
+    """Return whether the logged losses, gradient norms and learning rates of two runs are identical up to step `last`.
+
+    Also returns a text with the result.
+    """
     there = {row["step"]: row for row in read_metrics(run.metrics_path) if row["step"] <= last}
     here = {row["step"]: row for row in read_metrics(new.metrics_path)}
     steps = [step for step in there if step in here]
@@ -187,7 +194,10 @@ def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
 def differences(
     steps: list[int], there: dict[int, dict[str, Any]], here: dict[int, dict[str, Any]]
 ) -> Iterator[tuple[int, str]]:
-    """Yield (step, description) for each value of the trace that differs in any bit."""
+    """Yield (step, description) for each value that differs in any bit between the rows `there` and `here`.
+
+    Rows map a step to its metrics; the values compared are the metrics in TRACE.
+    """
     for step in steps:
         for key in TRACE:
             a, b = there[step].get(key), here[step].get(key)

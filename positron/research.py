@@ -2,9 +2,9 @@
 
     positron research candidates=candidates.yaml budget=8h
 
-The file gives a base recipe, and names for lists of settings that are tested one after another. The same command again
-continues after an interruption. Files: outputs/research/NAME/. Settings: candidates=FILE, budget=TIME (training time of all
-runs; without it, until all candidates are decided), name=NAME (default: the name of the file).
+The file contains a base recipe and candidates: named lists of settings, which are tested one after another. After an
+interruption, give the same command again to continue. Files: outputs/research/NAME/. Settings: candidates=FILE, budget=TIME
+(training time of all runs; without it, until all candidates are decided), name=NAME (default: the name of the file).
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ def main() -> None:
         path = Path(given["candidates"]).expanduser()
         name = given.get("name", path.stem)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
-            raise UserError(f"the research cannot be called {name}: give name= with letters, digits, _ and -")
+            raise UserError(
+                f"the research cannot be called {name}: give a name= of letters, digits, _ and -, beginning with a letter or "
+                "a digit"
+            )
         say_loading("the recipes")
         from positron.cli.candidates import read_plan
         from positron.cli.preflight import check_name
@@ -84,7 +87,7 @@ def main() -> None:
 
 
 def read_words(words: list[str]) -> dict[str, str]:
-    """Return the settings of the command line by key. Raises UserError for an unknown one, or one that is given twice."""
+    """Return the settings of the command line by key. Raises UserError for a key that is unknown or given twice."""
     given: dict[str, str] = {}
     for word in words:
         key, equal, value = word.partition("=")
@@ -103,7 +106,7 @@ def read_words(words: list[str]) -> dict[str, str]:
 
 
 def _train(overrides: list[str], folder: Path) -> Facts:
-    """Train or continue a run of the research in this process."""
+    """Train or continue the run in `folder` in this process, and return its facts."""
     from positron.cli.request import compose_request
     from positron.cli.user_callbacks import make_callbacks
     from positron.run.folder import OUTPUTS

@@ -86,9 +86,10 @@ def parse_size(text: str) -> tuple[float, float | None]:
 
 
 def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> tuple[float, float]:
-    """Return the parameters and tokens to predict: those asked for, or twice the largest run.
+    """Return the parameters N and tokens D whose loss is to be predicted: `n` and `d`, or about twice those of the largest run.
 
-    Raises UserError if the law has only one of N and D, and the pair is not related as N and D are in its runs.
+    If N and D are related in the runs, the law has only one of them as a variable, and holds only for pairs with the same
+    relation. Raises UserError for any other pair.
     """
     from positron.evaluation.scaling_law import MIN_SPREAD
 
@@ -103,14 +104,14 @@ def next_size(law: Law, sizes: list[Size], n: float | None, d: float | None) -> 
         is_outside = law.reduced is not None and abs(math.log(d / law.partner(n))) > MIN_SPREAD
     if is_outside:
         raise UserError(
-            f"--predict {n:g},{d:g}: in these runs {family(law, sizes)}, so the law does not hold for other pairs: "
-            "add runs with other sizes"
+            f"--predict {n:g},{d:g}: in these runs {family(law, sizes)}, so the law does not hold for other pairs of "
+            "parameters and tokens: predict a pair of this kind, or add runs with other sizes"
         )
     return n, d
 
 
 def family(law: Law, sizes: list[Size]) -> str:
-    """Describe how N and D are related in the runs, for a law in which only one of them is a variable."""
+    """Describe how parameters N and tokens D are related in the runs, for a law with only one of them as a variable."""
     from positron.evaluation.scaling_law import MIN_SPREAD
 
     if law.reduced == "D":
@@ -131,7 +132,8 @@ def summary(law: Law, sizes: list[Size], aim: tuple[float, float]) -> dict[str, 
     facts: dict[str, Any] = {"runs": runs, "floor": law.floor or None, "reduced": None, "law": {}}
     if law.reduced:
         facts["reduced"] = (
-            f"{family(law, sizes)}: the effects of parameters and tokens cannot be separated, and the law holds only there"
+            f"{family(law, sizes)}: the effects of parameters and tokens cannot be separated, and the law holds only for such "
+            "runs"
         )
     for term in law.terms:
         value, half = law.log_coefficient(term)
@@ -175,7 +177,7 @@ def lines(law: Law, facts: dict[str, Any]) -> list[str]:
             out.append(f"  {greek:<6} {known['exponent']:.3f}" + (f" ± {half:.3f}" if half is not None else ""))
     if facts["reduced"]:
         out.append(f"  {facts['reduced']}")
-    above = "what is above E" if law.floor else "the loss"
+    above = "the loss above E" if law.floor else "the loss"
     if law.sigma is not None:
         out.append(
             f"  the runs differ from the law by about {law.sigma:.1%} of {above} ({law.dof} more runs than fitted numbers)"

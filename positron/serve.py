@@ -53,7 +53,10 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def chosen_key(given: str | None, host: str) -> str | None:
-    """Return the key that clients must send; raises UserError if the address needs one and none is given."""
+    """Return the API key that clients must send, or None if they need none.
+
+    Raises UserError if the address `host` needs a key and none is given, or if the key is too short or has wrong characters.
+    """
     key = given if given is not None else os.environ.get(KEY_VARIABLE)
     if key is None and host not in LOOPBACK_HOSTS:
         raise UserError(
@@ -61,7 +64,7 @@ def chosen_key(given: str | None, host: str) -> str | None:
         )
     if key is not None and (len(key) < MIN_KEY_LENGTH or not key.isascii() or not key.isprintable() or " " in key):
         raise UserError(
-            f"the API key must have at least {MIN_KEY_LENGTH} characters, ASCII without spaces: make one with "
+            f"the API key must have at least {MIN_KEY_LENGTH} characters, all ASCII and no spaces: make one with "
             'python -c "import secrets; print(secrets.token_urlsafe())"'
         )
     return key

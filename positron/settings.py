@@ -40,7 +40,7 @@ NOT_READ_BY: dict[Recipe, tuple[str, ...]] = {  # top-level keys
 
 
 def recipe_of(values: Mapping[str, Any]) -> Recipe:
-    """Return the recipe that composed these settings of a run."""
+    """Return the command that trains a run with these settings: train, sft, prefer or reinforce."""
     return next((recipe for recipe, groups in OWN_GROUPS.items() if groups and groups[0] in values), "train")
 
 
@@ -125,9 +125,9 @@ def _describe(options: list[Any], value: Any) -> str:
 
 
 def defaults_of(cls: type) -> dict[str, Any]:
-    """Return the defaults of a class in `config.py` as nested plain values, with MISSING for a key that has none.
+    """Return the defaults of a class in `config.py` as nested plain values, with MISSING for a key that has no default.
 
-    The value of a group that is optional is None; call this with the class of the group to get its defaults.
+    An optional group of settings, such as `sft` in RunConfig, is None; for its defaults, call this function with its class.
     """
     values: dict[str, Any] = {}
     hints = typing.get_type_hints(cls)
@@ -195,7 +195,10 @@ def expected(key: str) -> str:
 
 
 def unknown_key(key: str) -> str:
-    """Return the message about a key that does not exist, with a key that is similar as a whole or in its last word."""
+    """Return the error message about a key that this command does not know.
+
+    The message suggests a key that is similar as a whole, or else one with a similar last word.
+    """
     keys = [*leaf_keys(), "experiment"]
     if key in keys:
         return f"{key}= cannot be set by this command: {command('train', '--cfg', 'job')} lists all keys"

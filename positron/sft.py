@@ -74,9 +74,9 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
 
 
 def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> Windows | None:
-    """Return the windows of the base run's pretraining text that are part of each batch, or None without replay.
+    """Return the base run's pretraining text in windows, some of which become rows of each batch; None without replay.
 
-    Each batch has sft.replay_ratio of its rows from them, at least one. Raises UserError if the text is not available.
+    They are the share sft.replay_ratio of the rows, but at least one row. Raises UserError if the text is not available.
     """
     from positron.training.tuning import replayed_run, replayed_text
 

@@ -38,12 +38,12 @@ def train(
 ) -> Facts:
     """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return its facts.
 
-    `callbacks` are called after each step with its metrics, before these are written. `asked` holds the keys that the
-    user gave, which a budget does not change. `objective` is the class of the training objective (None:
+    `callbacks` are called after each step with the metrics of the step, before these are written. `asked` holds the keys that
+    the user gave; `budget=` does not change these. `objective` is the class of the training objective (None:
     PretrainObjective).
 
-    Raises UserError if the run cannot start or continue; Interrupted after Ctrl-C, SIGTERM or SIGHUP, with the last
-    complete step saved; Diverged if the loss diverges.
+    Raises UserError if the run cannot start or continue. After Ctrl-C, SIGTERM or SIGHUP, saves the last complete step and
+    raises Interrupted. Raises Diverged if the loss diverges.
     """
     started = time.monotonic()
     from positron.training.allocator import tune_allocator

@@ -351,7 +351,7 @@ def test_the_command_refuses_in_one_line(run_command: Callable[..., Result], tmp
         (("--command", "python x.py {text}"), "--command must contain {text} and {out}"),
         (("--command", "no-such-program {text} {out}"), "cannot run --command"),
         (("--command", python("-c", "'raise SystemExit(3)'", "{text}", "{out}")), "ended with exit code 3"),
-        (("--command", python("-c", "pass", "{text}", "{out}")), "wrote no file {out}"),
+        (("--command", python("-c", "pass", "{text}", "{out}")), "ended without writing the file {out}"),
         (("--scores", "none.jsonl"), "cannot read none.jsonl"),
         (("--write", "d.jsonl", "--documents", "1"), "--documents must be at least 2"),
         (("--write", "d.jsonl", "--seed", "-1"), "--seed must be at least 0"),

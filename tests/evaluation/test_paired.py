@@ -313,7 +313,7 @@ def test_the_command_refuses_in_one_line(run_command: Callable[..., Result], fol
         (("--paired", "sweeps/grid", "--csv"), "--paired does not use --csv"),
         (("--paired", "sweeps/grid", "--prompt", "x"), "--paired does not use --prompt"),
         (("sweeps/grid", "--log-row"), "add --paired"),
-        (("sweeps/grid:optimizer.lr=1e-3",), "for --paired only: add --paired"),
+        (("sweeps/grid:optimizer.lr=1e-3",), "which only --paired reads: add --paired"),
         (
             ("--paired", str(grid / "0"), "other"),
             "read the data in different orders, because data.seed differs: 0 -> 3",
