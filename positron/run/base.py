@@ -89,10 +89,10 @@ def tokens_seen(run: Run) -> int:
 
 
 def with_origin(run: Run, config: RunConfig) -> RunConfig:
-    """Return the config with `init_from` spelled as the run recorded it when it began.
+    """Return `config` with the path in `init_from` replaced by the path that `run` recorded when it began.
 
-    Raises UserError if a run would start from itself, or if an existing run did not start from the run that
-    `config.init_from` names.
+    For a run without a checkpoint, returns `config` unchanged. Raises UserError if the run would start from itself, or if it
+    exists and did not start from the run that `config.init_from` names.
     """
     named_run = None if config.init_from is None else _find(config.init_from, None)
     if named_run is not None and _is_same(named_run, run):
@@ -131,7 +131,11 @@ def portable(folder: Path) -> str:
 
 
 def _find(name: str, run: Run | None) -> Run | None:
-    """Find a run by its recorded path: near the run that names it, because both may have moved, or in the current folder."""
+    """Find a run by the path `name`, which `run` recorded or, if `run` is None, the user gave; None if it does not exist.
+
+    The path is tried relative to the folders above `run`, because both runs may have been moved together, then relative to the
+    current folder, and then below outputs/.
+    """
     path = expanded(name)
     near_run = [] if run is None else [folder / path for folder in _possible_roots(run.folder.resolve())]
     for folder in (*near_run, path, OUTPUTS / path):
@@ -141,7 +145,10 @@ def _find(name: str, run: Run | None) -> Run | None:
 
 
 def _possible_roots(folder: Path) -> list[Path]:
-    """Return the folders that recorded paths may be relative to: its parents, up to the folder that contains `outputs/`."""
+    """Return the folders to which the paths that a run records may be relative.
+
+    They are the parents of the run's folder, up to the folder that contains `outputs/`; only the first parent if none does.
+    """
     parents = list(folder.parents)
     last = next((i + 1 for i, parent in enumerate(parents) if parent.name == OUTPUTS.name), 0)
     return parents[: last + 1]

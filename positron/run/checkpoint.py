@@ -67,7 +67,10 @@ def _fault_of_contents(checkpoint: Any, needed: dict[str, type]) -> str | None:
 
 
 def run_of(path: Path) -> Path:
-    """Return the folder below which links are not followed: the run's folder for a file in its `checkpoints/`."""
+    """Return the folder below which no symbolic link on the way to `path` is followed.
+
+    It is the run's folder if the file is in a folder `checkpoints/`, and otherwise the folder of the file.
+    """
     return path.parent.parent if path.parent.name == CHECKPOINTS else path.parent
 
 
@@ -146,7 +149,10 @@ def best_or_newest(folder: Path) -> Path | None:
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest undamaged checkpoint, or `best.ckpt` if no other is undamaged; log each damaged one."""
+    """Return the newest undamaged checkpoint, or `best.ckpt` if all others are damaged or missing; log each damaged one.
+
+    Return None if no checkpoint is undamaged.
+    """
     best = folder / BEST
     newest, faults = _newest_whole([*([best] if best.exists() else []), *checkpoints(folder)])
     for path, fault in faults.items():
@@ -155,7 +161,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _newest_whole(saved: list[Path]) -> tuple[Path | None, dict[Path, str]]:
-    """Return the last undamaged file of `saved`, and the faults of the files after it."""
+    """Return the last undamaged file of `saved` (None if all are damaged), and the faults of the files after it."""
     faults: dict[Path, str] = {}
     for path in reversed(saved):
         fault = checkpoint_fault(path)

@@ -66,13 +66,16 @@ _GROUP = _Type(lambda value: isinstance(value, dict), "an object")
 
 
 def _fact(kind: _Type, key: str | None = None) -> Any:
-    """Declare a field that run.json has under `key`, which is the field's name unless it is given."""
+    """Declare a field of a dataclass that is stored in run.json under `key` (None: under the name of the field)."""
     return dataclasses.field(default=None, metadata={"type": kind, "key": key})
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """Hold the values that replaced `auto` when the run began; the last three are None in runs of older versions."""
+    """Hold the values that replaced `auto` in the settings when the run began.
+
+    `accelerator`, `precision` and `threads` are None in runs of older versions.
+    """
 
     batch_tokens: int = dataclasses.field(metadata={"type": _COUNT})
     micro_batch_size: int = dataclasses.field(metadata={"type": _COUNT})
@@ -113,7 +116,7 @@ _KEYS = {field.name: field.metadata["key"] or field.name for field in dataclasse
 
 
 def write_record(path: Path, record: dict[str, Any], *, mask_home: bool = True) -> None:
-    """Write a JSON object with a checksum. With `mask_home`, the user's home folder is replaced by `~`, for sharing."""
+    """Write a JSON object with a checksum. With `mask_home`, the user's home folder in its values is replaced by `~`."""
     record = {key: value for key, value in record.items() if key != CHECKSUM}
     record = without_home(record) if mask_home else record
     write_json(path, {**record, CHECKSUM: _checksum(record)})
@@ -165,7 +168,7 @@ def _facts_in(record: dict[str, Any], path: Path) -> Facts:
 
 
 def _resolved_in(group: dict[str, Any] | None, path: Path) -> Resolved | None:
-    """Return the numbers that replaced `auto`, or None if one without which the run cannot continue is missing."""
+    """Return the values that replaced `auto`, or None if a value that the run needs to continue is missing."""
     known = group or {}
     for field in dataclasses.fields(Resolved):
         _check(known, field.name, field.metadata["type"], path, "resolved.")
@@ -186,7 +189,7 @@ def read_config(path: Path) -> tuple[dict[str, Any], bool]:
     for name, kind in groups.items():
         if name not in config:
             raise UserError(
-                f"{path} is damaged: the group {name}, which every run has, is missing; restore it from a copy"
+                f"{path} is damaged: the settings of the {name}, which every run has, are missing; restore it from a copy"
             )
         if not isinstance(config[name], dict):
             raise UserError(

@@ -103,7 +103,7 @@ class Run(RunPaths):
     def base(self) -> str | None:
         """Return the recorded path of the run whose weights this one started from; None for random weights.
 
-        The other run may have moved since; `run.base.base_of` finds it.
+        The other run may have been moved since then; `base_of` in run/base.py finds it.
         """
         facts = self.facts()
         if facts.kind is None:  # a run of an older version
@@ -116,7 +116,10 @@ class Run(RunPaths):
         return self.config_path.exists()
 
     def config(self) -> dict[str, Any]:
-        """Return the settings in `config.json` as nested dicts (see `facts.read_config`). Raises UserError if damaged."""
+        """Return the settings in `config.json` as nested dicts (see `facts.read_config`).
+
+        Raises UserError if the file is damaged.
+        """
         path = self.config_path
         config, is_whole = read_config(path)
         if not is_whole:
@@ -172,9 +175,9 @@ class Run(RunPaths):
         update_facts(self.facts_path, **facts)
 
     def begin(self, config: RunConfig, tokenizer: Tokenizer, *, kind: str, new: bool, forked_from: Path | None) -> None:
-        """Write the run's settings, and for a `new` run also its tokenizer and where its weights come from.
+        """Write the run's settings, kind and base run; for a `new` run, also its tokenizer, name and `forked_from`.
 
-        `kind`: the name of the objective; `forked_from`: the checkpoint of another run that the run continues (ckpt_path=).
+        `kind`: the name of the objective; `forked_from`: the checkpoint of another run (ckpt_path=) that this run continues.
 
         Raises UserError if the run exists and was trained by another objective than `kind`.
         """
@@ -193,7 +196,7 @@ class Run(RunPaths):
 
     @property
     def history(self) -> list[KeptWeights]:
-        """Return the weights that `train.keep_history` kept, earliest first; empty if it was 0."""
+        """Return the weights that `train.keep_history` kept, earliest first; an empty list if the setting was 0."""
         return kept_weights(self.history_folder)
 
     def metrics(self) -> Any:
@@ -216,7 +219,10 @@ class Run(RunPaths):
         return pd.DataFrame(columns)
 
     def differences(self, config: RunConfig) -> list[str]:
-        """Return `key: recorded -> requested` for each setting that differs and changes what the model learns."""
+        """Compare the settings that decide what the model learns with those of `config`.
+
+        Returns `key: recorded -> requested` for each setting that differs.
+        """
         resolved = self.resolved()
         recorded, requested = (learned_settings(settings, resolved) for settings in (self.settings(), config))
         ignored = TEXT_LOCATION if self.facts().data_fingerprint else set()
@@ -229,9 +235,10 @@ class Run(RunPaths):
 
 
 def refuse_differences(run: Run, config: RunConfig) -> list[str]:
-    """Raise UserError if continuing would mix two configurations.
+    """Raise UserError if `config` differs from the run's settings in a way that changes what the run learns.
 
-    Returns the difference in `train.max_steps` that `train.extend` accepts; empty if there is no such difference.
+    Only a larger `train.max_steps` is accepted, if `train.extend` is set; the list returned then contains this difference, and
+    is empty otherwise.
     """
     differences = run.differences(config)
     before, after = run.resolved().max_steps, config.train.max_steps
@@ -288,7 +295,8 @@ def find_run(name: str | None, outputs: Path = OUTPUTS, *, which: Callable[[Run]
         newest = next(candidates, None)
         if newest is None:
             raise UserError(
-                f"this command uses none of the runs in {outputs.resolve()} by default: name one with init_from="
+                f"no run in {outputs.resolve()} is of the kind that this command trains further by default: name one with "
+                "init_from="
                 if newest_first
                 else f"there is no run in {outputs.resolve()}: train one with {command('train', 'experiment=quickstart')}"
             )

@@ -19,22 +19,24 @@ _NAME = re.compile(r"step-(\d{1,12})\.safetensors")
 
 
 class KeptWeights(NamedTuple):
-    """Name the file of the weights after an optimizer step; step 0 is before training."""
+    """Hold an optimizer step, and the path of the file with the weights after it; step 0 is before training."""
 
     step: int
     path: Path
 
 
 def history_steps(count: int, horizon: int) -> set[int]:
-    """Return `count` steps from 0 to `horizon`; each step after 0 is nearly the same multiple of the one before it.
+    """Return `count` steps from 0 to `horizon` that grow by a nearly constant factor, as on a logarithmic scale.
 
-    The first steps, during which a model changes fastest, are consecutive where this multiple would be less than one step.
-    Fewer steps are returned if the horizon is shorter than `count`. For a `count` of 1, the only step is the horizon.
+    The first steps, during which a model changes fastest, are consecutive, because this factor would add less than one step to
+    them. Fewer steps are returned if there are not `count` steps up to `horizon`. If `count` is 1, the only step is `horizon`.
     """
     if count < 2:
         return {horizon} if count else set()
     steps = [0]
-    for left in range(min(count - 1, horizon), 0, -1):  # each is at the equal ratio of those that are left
+    for left in range(
+        min(count - 1, horizon), 0, -1
+    ):  # `left` steps are to be chosen, with equal ratios up to the horizon
         last = steps[-1]
         ratio = horizon ** (1 / left) if last == 0 else (horizon / last) ** (1 / left)
         target = 1 if last == 0 and left > 1 else round(max(last, 1) * ratio)
@@ -43,15 +45,15 @@ def history_steps(count: int, horizon: int) -> set[int]:
 
 
 def kept_weights(folder: Path) -> list[KeptWeights]:
-    """Return the weights in a folder, earliest first."""
+    """Return the step and path of each file of weights in a folder, earliest first."""
     paths = folder.glob("step-*.safetensors")
     return sorted(KeptWeights(int(match[1]), path) for path in paths if (match := _NAME.fullmatch(path.name)))
 
 
 def write_kept_weights(folder: Path, step: int, weights: dict[str, Tensor]) -> Path:
-    """Write the weights after an optimizer step into a folder of a run, completely or not at all.
+    """Write the weights after an optimizer step into `folder` in a run's folder, completely or not at all.
 
-    Raises UserError if the disk is full or not writable.
+    Returns the path of the file. Raises UserError if the disk is full or not writable.
     """
     path = make_folder(folder, folder.parent) / f"step-{step:06d}.safetensors"
     write_weights(path, weights, folder.parent)
@@ -59,9 +61,9 @@ def write_kept_weights(folder: Path, step: int, weights: dict[str, Tensor]) -> P
 
 
 def write_weights(path: Path, weights: dict[str, Tensor], below: Path) -> bytes:
-    """Write weights as fp32 to a safetensors file, completely or not at all, and return its content.
+    """Write weights as fp32 to a safetensors file, completely or not at all, and return the bytes of the file.
 
-    `below` and the errors are those of `whole_file`.
+    No symbolic link below the folder `below` is followed. Raises UserError if the disk is full or not writable.
     """
     from safetensors.torch import save
 

@@ -24,7 +24,7 @@ class DamagedLine(Exception):
 
 
 class Line(NamedTuple):
-    """Hold a line of a file: the object in it, and its bytes with the newline."""
+    """Hold a line of a file: the JSON object in it as a dict, and the bytes of the line with its newline."""
 
     values: dict[str, Any]
     text: bytes
@@ -40,7 +40,11 @@ def split_lines(content: bytes) -> tuple[list[bytes], bytes]:
 
 
 def parse_line(line: bytes, step_before: int, check: Check) -> dict[str, Any]:
-    """Return the object in a line. Raises DamagedLine if it is not valid or its step is not above `step_before`."""
+    """Return the JSON object in a line.
+
+    Raises DamagedLine if the line is not valid, if `check` refuses the object, or if the step in it is not greater than
+    `step_before`, the step of the line before.
+    """
     try:
         values = json.loads(line.decode("utf-8"))
     except RecursionError:
@@ -66,8 +70,8 @@ def describe_damage(path: Path, number: int, fault: DamagedLine) -> str:
 def read_lines(path: Path, check: Check) -> list[Line]:
     """Return the lines of a file, or an empty list if it does not exist.
 
-    Raises UserError with the number of a damaged line, because missing steps must not go unnoticed. Only a damaged line
-    without a newline at the end is dropped.
+    Raises UserError with the number of a damaged line, because missing steps must not go unnoticed. Only the last line is
+    dropped instead if it is damaged and has no newline.
     """
     if not path.exists() and not path.is_symlink():
         return []

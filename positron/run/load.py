@@ -91,7 +91,7 @@ def load_draft(name: str | None, tokenizer: Tokenizer) -> GPT | None:
 
 
 def bare_names(state_dict: dict[str, Any]) -> dict[str, Any]:
-    """Return a LightningModule's weights under the names of `GPT`: LoRA merged, without torch.compile's prefix."""
+    """Return a LightningModule's weights under the names that `GPT` gives them; LoRA matrices are merged into the weights."""
     from positron.model.kernels.torch_private import COMPILED_MARK
     from positron.model.lora import merge_lora
 
@@ -140,6 +140,6 @@ def refuse_other_tokenizer(checkpoint: dict[str, Any], tokenizer: Tokenizer, pat
     """Raise UserError if the checkpoint was trained with another tokenizer."""
     if checkpoint["tokenizer_hash"] != tokenizer.hash:
         raise UserError(
-            f"{path} was trained with another tokenizer ({checkpoint['tokenizer_hash'][:12]}) than this one "
-            f"({tokenizer.hash[:12]}): model and tokenizer do not belong together; restore the changed file from a copy"
+            f"{path} was trained with another tokenizer ({checkpoint['tokenizer_hash'][:12]}) than the saved one "
+            f"({tokenizer.hash[:12]}): model and tokenizer do not belong together; restore the one that was changed from a copy"
         )

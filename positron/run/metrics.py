@@ -35,18 +35,21 @@ def check_row(row: dict[str, Any]) -> None:
 
 
 def best_row(rows: list[dict[str, Any]]) -> tuple[float, int]:
-    """Return the lowest validation bits per byte of a run so far and its step; inf and 0 before the first validation."""
+    """Return the lowest validation bits per byte in the rows, and its step; inf and 0 if no row has a validation."""
     scored = [(row["val/bpb"], row["step"]) for row in rows if row.get("val/bpb") is not None]
     return min(scored, default=(math.inf, 0))
 
 
 def best_bpb(rows: list[dict[str, Any]]) -> float:
-    """Return the lowest validation bits per byte of a run so far, inf before the first validation."""
+    """Return the lowest validation bits per byte in the rows, or inf if no row has a validation."""
     return best_row(rows)[0]
 
 
 def best_so_far(rows: list[dict[str, Any]], facts: Facts, step: int) -> float:
-    """Return the lowest validation bits per byte up to `step`, from metrics and `run.json`; inf if none was measured."""
+    """Return the lowest validation bits per byte up to `step`, or inf if none was measured.
+
+    `rows` are the rows of metrics.jsonl and `facts` the contents of run.json; either may lack the best validation.
+    """
     best = best_row([row for row in rows if row["step"] <= step])[0]
     if facts.best_bpb is None or facts.best_step is None or facts.best_step > step:
         return best

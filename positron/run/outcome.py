@@ -11,7 +11,10 @@ from positron.system.errors import UserError
 
 @dataclass(frozen=True)
 class Outcome:
-    """Hold the overrides of a job, and the reason if it failed or was refused (it had finished with other settings)."""
+    """Hold the overrides of a job of a sweep, and the reason if the job failed or was refused.
+
+    A job is refused if its run had finished earlier and cannot continue with the settings of this job.
+    """
 
     overrides: list[str] = field(default_factory=list)
     failed: str | None = None

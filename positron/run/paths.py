@@ -58,7 +58,10 @@ class RunPaths:
 
     @property
     def reference_path(self) -> Path:
-        """Return the path of the stored reference of preference tuning (see `training/objective/reference.py`)."""
+        """Return the path of the reference model's log-probabilities, which preference tuning stores.
+
+        See `training/objective/reference.py`.
+        """
         return self.folder / "reference.npz"
 
     @property

@@ -84,10 +84,10 @@ def _fault(record: dict[str, Any]) -> str | None:
 
 
 def record_start(folder: Path, *, step: int, seed: int, resolved: Resolved, weights: Path | None, **facts: str) -> None:
-    """Add this process's start at `step` to the run's provenance.
+    """Record in the run's provenance that this process starts to train the run at `step`.
 
-    `weights` is the checkpoint of another run whose weights this run starts from. `facts` are further values that the run
-    depends on, such as the tokenizer's hash.
+    `weights` is the checkpoint of another run whose weights this run starts from (None: it starts from no other run). `facts`
+    are further values that the run depends on, such as the tokenizer's hash.
     """
     known = read_provenance(folder)
     surroundings = {"resolved": dataclasses.asdict(resolved), **facts, **environment(str(resolved.accelerator))}
@@ -110,16 +110,17 @@ def record_start(folder: Path, *, step: int, seed: int, resolved: Resolved, weig
 
 
 def start_of(provenance: dict[str, Any], step: int) -> dict[str, Any]:
-    """Return the start that trained `step`, merged with its environment; empty for a run of an older version.
+    """Return the record of the start whose process trained `step`, merged with the record of its environment.
 
-    A start at step S replaces what earlier starts wrote for the steps after S.
+    If several processes trained the step, the last one counts, because it replaced what the others wrote. The result is empty
+    if no such start is recorded, as in runs of older versions.
     """
     starts = [start for start in provenance["starts"] if start["step"] < step]
     return {**starts[-1], **provenance["environments"][starts[-1]["environment"]]} if starts else {}
 
 
 def recorded_changes(there: dict[str, Any], here: dict[str, Any]) -> list[str]:
-    """Return `key: before -> now` for each recorded value that differs and may explain different losses."""
+    """Return `key: there -> here` for each value that differs between two recorded starts and may change the losses."""
     a, b = flat(there), flat(here)
     keys = [key for key in {**a, **b} if key not in _IGNORED_FIELDS]
     return [f"{key}: {a.get(key)} -> {b.get(key)}" for key in keys if a.get(key) != b.get(key)]

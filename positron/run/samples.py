@@ -60,7 +60,7 @@ def read_samples(run: RunPaths) -> list[Sample]:
 
 
 def cut_samples(run: RunPaths, step: int) -> None:
-    """Remove the samples after `step` and render `samples.md` again.
+    """Remove the samples of steps after `step` and write `samples.md` again.
 
     Raises UserError, before anything is changed, for a damaged line.
     """

@@ -385,7 +385,7 @@ def test_runs_of_which_none_is_used_by_default_are_not_said_to_be_missing(tmp_pa
         find_run(None, tmp_path)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "run.json").write_text("{}")
-    with pytest.raises(UserError, match=r"uses none of the runs in .* by default: name one with init_from="):
+    with pytest.raises(UserError, match=r"no run in .* is of the kind that .* by default: name one with init_from="):
         find_run(None, tmp_path, which=lambda run: False)
 
 
