@@ -48,7 +48,7 @@ def check_ablations(ablations: Sequence[Ablation], config: GPTConfig) -> None:
 
 @torch.no_grad()
 def ablated(model: GPT, ablations: Sequence[Ablation]) -> GPT:
-    """Return a model in which the output of each named part is 0. The given model does not change; other weights are shared.
+    """Return a copy of the model in which the output of each named part is 0. The copy shares all other weights with the model.
 
     For a head, its columns in the attention's output matrix are set to 0. For a whole attention or MLP, the output matrix
     and its bias are set to 0.
@@ -70,7 +70,7 @@ def ablated(model: GPT, ablations: Sequence[Ablation]) -> GPT:
 
 
 def _output(model: GPT, ablation: Ablation) -> nn.Linear:
-    """Return the output matrix of a part, whose result is added to the residual stream."""
+    """Return the layer whose result is added to the residual stream for a part; for a head, the layer of its attention."""
     block = model.blocks[ablation["layer"]]
     assert isinstance(block, Block)
     match ablation["part"]:

@@ -1,4 +1,4 @@
-"""Write one HTML file that holds a run's model, its tokenizer, an engine and the inspector.
+"""Write one HTML file that holds a run's model, its tokenizer, the inspector, and an engine that computes the model.
 
 The file works offline. It contains all of its parts, and its content security policy allows only the file's own scripts: no
 network requests, and no `eval`. The content of the run is stored as compressed data and never as HTML.
@@ -99,7 +99,10 @@ class Stored:
 
 
 def write_file(model: GPT, tokenizer: Tokenizer, stored: Stored, path: Path) -> Written:
-    """Write the file. Raises UserError if the page does not implement the tokenizer, or if prompt or model are too large."""
+    """Write the HTML file of a model, with the results in `stored`.
+
+    Raises UserError if the page does not implement the tokenizer, or if the prompt or the model is too large.
+    """
     shape = shape_of(model)
     vocabulary = page_tokenizer(tokenizer)
     prompts = Vocabulary(tokenizer, stored.chats)
@@ -170,7 +173,10 @@ def _rounded(model: GPT, bits: int) -> GPT:
 
 
 def page(title: str, facts: dict[str, Any], weights: PackedWeights, logits: np.ndarray) -> bytes:
-    """Return the content of the file. `logits` (T, V): PyTorch's, with which the page checks its engine."""
+    """Return the content of the HTML file.
+
+    `logits` (T, V) were computed by PyTorch; the page compares them with the logits of its own engine.
+    """
     script, style = joined_scripts(), "\n".join([_package_file(DESIGN).decode(), *map(_text, STYLES)])
     kernels = base64.b64encode(_static("engine.wasm")).decode()
     policy = (
@@ -236,10 +242,11 @@ def _package_file(name: str) -> bytes:
 
 
 def write_html(run: Run, prompt: str, path: Path) -> Written:
-    """Write the file of a run: the best weights, the scores of their heads, and the results of all kept steps on the prompt.
+    """Write the HTML file of a run.
 
-    For built-in stories, the file also has the grammar's exact probabilities. Measuring the heads takes seconds to minutes.
-    Raises the errors of `write_file`.
+    The file contains the best weights, the scores of their heads, and the results on the prompt with the weights that were kept
+    during training (train.keep_history). For a run on the built-in stories, it also contains the grammar's exact probabilities.
+    Measuring the heads takes seconds to minutes. Raises the errors of `write_file`.
     """
     subject = Subject(run)
     page_tokenizer(subject.tokenizer)  # raises its error before anything is measured
@@ -256,7 +263,10 @@ def write_html(run: Run, prompt: str, path: Path) -> Written:
 
 
 def kept_look(subject: Subject, prompt: str, point: HistoryPoint) -> dict[str, Any]:
-    """Look at the weights of a kept step. The logits are rounded to three decimals, which halves their size."""
+    """Return the inspector's data on the prompt with the weights that were kept at `point`.
+
+    The logits are rounded to three decimals, which halves their size.
+    """
     data = subject.look(prompt, step=point["step"], continuation=ANSWER if subject.chats else CONTINUATION)
     data["focus"]["logits"] = [round(value, 3) for value in data["focus"]["logits"]]
     return {**data, "point": point}

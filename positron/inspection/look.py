@@ -46,11 +46,12 @@ def look(
     scores: Scores | None = None,
     continuation: str | None = None,
 ) -> LookData:
-    """Look inside a model while it reads a prompt.
+    """Return what happens inside a model while it reads a prompt.
 
-    `chats`: the prompt is a message, and the chat template is added to it. `run` and `step` name the model in the result.
-    `focus`: the position whose whole distribution is returned, or None for the last one. `attention`: the layers whose
-    attention is returned, or None for as many as MAX_ATTENTION allows. `scores` and `continuation` are copied into the result.
+    If `chats`, the prompt is a message, and the chat template is added to it. `run` and `step` name the model in the result.
+    `focus` is the position whose whole distribution is returned (None: the last one). `attention` are the layers whose
+    attention is returned (None: all); of these, only the first ones are returned if all would exceed MAX_ATTENTION. `scores`
+    and `continuation` are copied into the result.
 
     Raises UserError if the prompt is too long, if a layer, head or position does not exist, or if `top` is not between 1 and
     MAX_TOP.
@@ -110,7 +111,7 @@ def shape_of(model: GPT) -> Shape:
 
 
 def described_tokens(vocabulary: Vocabulary, logp: Tensor, ids: list[int]) -> list[Token]:
-    """Describe the T tokens of a prompt. logp (T, V): log probabilities of the token after each position."""
+    """Describe the T tokens of a prompt. `logp` (T, V) are the log probabilities of the token after each position."""
     came = logp[torch.arange(len(ids) - 1), torch.tensor(ids[1:], dtype=torch.long)]  # (T - 1,)
     ranks = 1 + (logp[:-1] > came[:, None]).sum(dim=-1)
     measured = zip(came.exp().tolist(), ranks.tolist(), (-came / math.log(2)).tolist(), strict=True)
@@ -123,7 +124,10 @@ def described_tokens(vocabulary: Vocabulary, logp: Tensor, ids: list[int]) -> li
 
 
 def _layers(asked: Sequence[int] | None, n_layer: int, weights: int) -> list[int]:
-    """Return the requested layers, but at most as many as MAX_ATTENTION allows if each has `weights` numbers."""
+    """Return the layers `asked` (None: all), but at most as many as MAX_ATTENTION allows.
+
+    `weights` is the number of attention weights of one layer. Raises UserError if a layer does not exist.
+    """
     wanted = list(range(n_layer)) if asked is None else list(dict.fromkeys(asked))
     for layer in wanted:
         if not 0 <= layer < n_layer:
@@ -137,7 +141,10 @@ def _predictions(vocabulary: Vocabulary, logp: Tensor, top: int, entropies: list
 
 
 def _focus(vocabulary: Vocabulary, logp: Tensor, place: int) -> Focus:
-    """Describe the distribution logp (V,). Log probabilities serve as logits: softmax ignores the constant between them."""
+    """Describe the distribution of the token after position `place`, which has the log probabilities `logp` (V,).
+
+    They serve as logits, because log probabilities and logits differ only by a constant, which softmax ignores.
+    """
     (top,) = vocabulary.candidates(logp[None], MAX_TOP)
     return {"position": place, "top": top, "logits": [digits(x) for x in logp.sort(descending=True).values.tolist()]}
 

@@ -71,9 +71,9 @@ class Focus(TypedDict):
 
 
 class HeadScore(TypedDict):
-    """Hold the scores of one head. They do not depend on the prompt.
+    """Hold the scores of one head, which do not depend on the prompt.
 
-    The first three are measured on repeated random tokens, the others on validation text. Without such text, these are None.
+    The first three are measured on repeated random tokens. The others are measured on validation text, and are None without it.
     """
 
     previous: float  # 0 to 1: mean attention to the token just before
@@ -115,7 +115,7 @@ class AblationResult(TypedDict):
     """Compare the loss on the prompt with and without the ablations."""
 
     ablations: list[Ablation]
-    before: float | None  # loss on the prompt in bits per token, without its first token; None if T = 1
+    before: float | None  # loss in bits per token on the prompt, of which the first token is not scored; None if T = 1
     after: float | None
 
 
@@ -142,9 +142,9 @@ class LookData(TypedDict):
 
 
 class Continuation(TypedDict):
-    """Hold the settings of a text that continues the prompt.
+    """Hold the settings with which the model writes a continuation of the prompt.
 
-    Defaults: `max_tokens` 100, `seed` 0, and the preset `balanced` for the others.
+    The defaults are `max_tokens` 100, `seed` 0, and the preset `balanced` for the others.
     """
 
     max_tokens: NotRequired[int]
@@ -198,7 +198,9 @@ class TruthToken(TypedDict):
     )  # probability in the grammar; None for the first token, and after the prompt has left the grammar
     regret: float | None  # bits: log2(true / model), the model's surprise minus the true surprise
     group: Group | None  # kind of grammar rule that produced the token; None where `true` is None
-    rule: str | None  # the rule: name of a list (color) or a slot (hero, thing, place, grown, friend), else the group
+    rule: (
+        str | None
+    )  # name of the rule (see `stories.following.Rule`): a word list, such as color, a slot, or the group
 
 
 class TruthCandidate(TypedDict):
@@ -222,7 +224,7 @@ class TruthPrediction(TypedDict):
 
 
 class RuleRegret(TypedDict):
-    """Hold the regret of all tokens of one rule, summed."""
+    """Hold the sum of the regrets of all tokens that one grammar rule produced."""
 
     group: Group
     rule: str
@@ -245,7 +247,7 @@ class Departure(TypedDict):
 class TruthData(TypedDict):
     """Hold the comparison of a model with the grammar of the built-in stories on a prompt.
 
-    `POST /api/truth` returns this for the fields run, prompt, step and top.
+    `POST /api/truth`, a request with the fields run, prompt, step and top, returns this.
     """
 
     version: Literal[1]

@@ -1,4 +1,4 @@
-"""Pack the weights of a model for the engine in JavaScript (`static/engine.js`), which `static/weights.js` unpacks.
+"""Pack the weights of a model for the engine in JavaScript (`static/engine.js`); `static/weights.js` unpacks them.
 
 A vector is kept in float32. A matrix is rounded to whole numbers of `bits` bits with one float32 scale per row, or kept as
 float16 or float32. Numbers of two bytes are written as two planes, all low bytes and then all high bytes: high bytes have few
@@ -22,14 +22,14 @@ Precision = Literal["fp32", "fp16"] | int  # an int means whole numbers of 8 to 
 
 @dataclass(frozen=True)
 class PackedWeights:
-    """Hold the tensors of a model in one compressed block, and the names, shapes and types of the tensors in its order."""
+    """Hold the tensors of a model in one compressed block (`content`), and their names, shapes and types in the same order."""
 
     tensors: list[dict[str, Any]]  # {"name", "rows", "cols", "kind"}; kind: f32, f16, i8 or i16
     content: bytes  # gzip; for each tensor: the scales (rows,) in float32 if kind is i8 or i16, then the values
 
 
 def engine_config(config: GPTConfig) -> dict[str, Any]:
-    """Return the architecture for JSON. Sizes that are None in `GPTConfig` are replaced by their values."""
+    """Return the architecture of a model as a dict for JSON. Sizes that are None in `GPTConfig` are replaced by numbers."""
     return {
         "vocab_size": config.vocab_size,
         "context_length": config.context_length,

@@ -61,7 +61,10 @@ def _refused(what: str) -> UserError:
 
 
 def _sentencepiece(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
-    """Return the pieces, their kinds, and the rank of each score; pieces with a higher score are merged first."""
+    """Return the pieces, their kinds, and the ranks of their scores; 0 is the rank of the highest score.
+
+    Pieces with a higher score are merged first.
+    """
     pieces = tokenizer.pieces()
     ranks = {score: i for i, score in enumerate(sorted({piece.score for piece in pieces}, reverse=True))}
     return {
@@ -91,7 +94,7 @@ def _library(tokenizer: LibraryTokenizer) -> dict[str, Any]:
     added = file.get("added_tokens") or []
     plain = [token["content"] for token in added if not token.get("special")]
     if plain:
-        raise _refused(f"its added token {plain[0]!r}, which a text may spell")
+        raise _refused(f"its added token {plain[0]!r}, which is not marked as special")
     tokens = [tokenizer.token(i) for i in range(tokenizer.vocab_size)]
     merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
     unknown = model.get("unk_token")
@@ -109,7 +112,7 @@ def _library(tokenizer: LibraryTokenizer) -> dict[str, Any]:
 
 
 def _steps(file: dict[str, Any]) -> dict[str, Any]:
-    """Return the steps that change or split a text before the merges.
+    """Return the steps that change or split a text before its tokens are merged.
 
     Raises UserError for a step that tokenizer.js does not implement.
     """

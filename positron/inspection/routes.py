@@ -24,9 +24,10 @@ SHOWN_RUNS = 8  # number of runs that the error for an unknown run lists
 
 
 def routes(subjects: Mapping[str, Subject]) -> list[Route]:
-    """Return the routes for runs, by name (see `Subjects`). If there is only one run, a request need not name it.
+    """Return the routes of the inspector for the runs in `subjects`, a mapping from their names such as `Subjects`.
 
-    A wrong request is answered with status 400, and an unknown run with 404, both with `{"error": {"message": ...}}`.
+    If there is only one run, a request need not name it. The answer to a wrong request has the status 400, and the answer to
+    a request for an unknown run has the status 404; both contain `{"error": {"message": ...}}`.
     """
 
     async def look(request: Request) -> Response:
@@ -79,9 +80,9 @@ async def _body(request: Request) -> dict[str, Any]:
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise UserError("the request is not JSON") from error
+        raise UserError('the request is not JSON: send an object such as {"prompt": "Once upon a time"}') from error
     if not isinstance(values, dict):
-        raise UserError("the request must be a JSON object")
+        raise UserError('the request must be a JSON object, such as {"prompt": "Once upon a time"}')
     return values
 
 
@@ -100,7 +101,7 @@ def _look(subjects: Mapping[str, Subject], values: dict[str, Any]) -> Any:
     _refuse_unknown(values, known)
     attention = values.get("attention")
     if attention is not None and not (isinstance(attention, list) and all(map(_is_whole, attention))):
-        raise UserError("attention must be a list of layers")
+        raise UserError("attention must be a list of layer numbers, such as [0, 1]")
     scores = values.get("scores", False)
     if not isinstance(scores, bool):
         raise UserError("scores must be true or false")
@@ -131,7 +132,7 @@ def _refuse_unknown(values: dict[str, Any], known: set[str]) -> None:
 def _prompt(values: dict[str, Any]) -> str:
     prompt = values.get("prompt")
     if not isinstance(prompt, str):
-        raise UserError("prompt must be a text")
+        raise UserError("prompt is missing or is not a text: give it as a JSON string")
     if len(prompt) > MAX_PROMPT:
         raise UserError(
             f"the prompt has {len(prompt):,} characters and may have at most {MAX_PROMPT:,}: give a shorter prompt"
@@ -139,7 +140,9 @@ def _prompt(values: dict[str, Any]) -> str:
     try:
         prompt.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError("prompt holds a lone surrogate, which UTF-8 cannot encode") from error
+        raise UserError(
+            f"character {error.start} of prompt is a lone surrogate, which UTF-8 cannot encode: remove it"
+        ) from error
     return prompt
 
 
@@ -160,18 +163,21 @@ def _ablations(value: Any) -> list[Ablation]:
     if value is None:
         return []
     if not isinstance(value, list) or len(value) > MAX_ABLATIONS:
-        raise UserError(f"ablations must be a list of at most {MAX_ABLATIONS}")
+        raise UserError(f"ablations must be a list of at most {MAX_ABLATIONS} ablations")
     ablations: list[Ablation] = []
     for entry in value:
         if not isinstance(entry, dict) or set(entry) != {"layer", "part"} or not _is_whole(entry["layer"]):
-            raise UserError('an ablation must be {"layer": 0, "part": 3}, where part is a head, "attn" or "mlp"')
+            raise UserError(
+                'an ablation must be an object such as {"layer": 0, "part": 3}, where part is the number of a head, "attn" or '
+                '"mlp"'
+            )
         match entry["part"]:
             case "attn" | "mlp" as part:
                 ablations.append({"layer": entry["layer"], "part": part})
             case part if _is_whole(part):
                 ablations.append({"layer": entry["layer"], "part": part})
             case _:
-                raise UserError('the part of an ablation must be a head, "attn" or "mlp"')
+                raise UserError('the part of an ablation must be the number of a head, "attn" or "mlp"')
     return ablations
 
 
@@ -179,7 +185,7 @@ def _continuation(value: Any) -> Continuation | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise UserError("continuation must be an object of sampling settings")
+        raise UserError('continuation must be an object of sampling settings, such as {"temperature": 0.5}')
     known = Continuation.__annotations__
     _refuse_unknown(value, set(known))
     return Continuation(**{key: setting for key, setting in value.items() if setting is not None})  # type: ignore[typeddict-item]

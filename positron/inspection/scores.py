@@ -29,8 +29,8 @@ VALIDATION_BYTES = 8_000  # amount of text; each part of the model needs one for
 def measure_scores(model: GPT, tokenizer: Tokenizer, texts: list[str]) -> Scores:
     """Measure what each head attends to, and how much the loss rises without each head, attention layer and MLP.
 
-    `texts`: documents of validation text, of which the first MAX_WINDOW tokens are read; if it is empty, only the scores on
-    random tokens are measured.
+    `texts` are documents of validation text, of which the first MAX_WINDOW tokens are read. If there are none, only the scores
+    on random tokens are measured.
     """
     config = model.config
     previous, induction, first = repeated_scores(model, repeated_rows(model, tokenizer))
@@ -64,7 +64,10 @@ def measure_scores(model: GPT, tokenizer: Tokenizer, texts: list[str]) -> Scores
 
 
 def _period(model: GPT) -> int:
-    """Return the number of random tokens before the repetition, so that a row fits the context and the window."""
+    """Return the number of random tokens that a row repeats: at most MAX_REPEATED.
+
+    The row fits into the context, and each repeated token still sees its first occurrence through the attention window.
+    """
     config = model.config
     most = (config.context_length - 1) // 2
     return max(1, min(MAX_REPEATED, most, most if config.window is None else config.window - 1))

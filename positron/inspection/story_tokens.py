@@ -1,8 +1,8 @@
 """Compute the grammar's exact distribution of the next token of a story, given the tokens before it.
 
-The tokenizer encodes each word of a story (`stories/following.py`) separately, so the tokens of a story are those of its words,
-one after the other. If only a part of a word was read, the next token depends on all words that the grammar allows at this
-place and that begin with the same tokens.
+The tokenizer encodes each word of a story separately (`stories/following.py` defines words), so the tokens of a story are the
+tokens of its words, one after the other. If only a part of a word was read, the next token depends on all words that the
+grammar allows at this place and that begin with the same tokens.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 @dataclass(frozen=True)
 class _Reading:
-    """Hold a possible current word: its probability, its tokens, how many of them were read, and the state after it."""
+    """Hold a possible current word: its probability, its tokens, how many of them were read, and the state after the word."""
 
     p: float
     ids: tuple[int, ...]
@@ -29,10 +29,10 @@ class _Reading:
 
 
 class StoryTokens:
-    """Follow a story token by token.
+    """Keep the exact distribution of the next token up to date while a story is read token by token.
 
-    `expected` is the distribution of the next token; `read` takes the next token. The distribution is empty after the token
-    that ends the document.
+    `expected` returns this distribution, and `read` reads the next token. After the token that ends the document, the
+    distribution is empty.
     """
 
     def __init__(self, tokenizer: Tokenizer, grammar: Grammar = GRAMMAR) -> None:
@@ -49,9 +49,9 @@ class StoryTokens:
         return {i: math.fsum(values) for i, values in shares.items()}
 
     def read(self, token: int) -> Rule | None:
-        """Take the next token and return its rule. If the grammar does not allow it, return None and change nothing.
+        """Read the next token, and return the grammar rule that produces it, or the most probable one of several such rules.
 
-        If several rules can produce the token, the most probable one is returned.
+        If the grammar does not allow the token, return None and change nothing.
         """
         fitting = [reading for reading in self._readings if reading.ids[reading.read] == token]
         if not fitting:
@@ -71,7 +71,7 @@ class StoryTokens:
         return max(rules, key=lambda rule: rules[rule])
 
     def is_within_word(self, text: str) -> bool:
-        """Tell whether `text` continues a possible current word, even if the word is tokenized differently."""
+        """Tell whether the unread part of a possible current word begins with `text`, which may be tokenized differently."""
         for reading in self._readings:
             left = b"".join(self._tokenizer.bytes_of(i) for i in reading.ids[reading.read :])
             if left.startswith(text.encode("utf-8")):
@@ -79,7 +79,7 @@ class StoryTokens:
         return False
 
     def words(self, count: int) -> list[str]:
-        """Return at most `count` possible current words, the most probable first; "" is the end of the story."""
+        """Return at most `count` possible current words, the most probable first; "" stands for the end of the story."""
         shares: dict[str, float] = {}
         for reading in self._readings:
             text = "".join(piece.text for piece in reading.pieces)
@@ -96,7 +96,10 @@ class StoryTokens:
         return _Reading(p * word.p, ids, 0, word.pieces, word.after)
 
     def _rule(self, reading: _Reading) -> Rule:
-        """Return the rule that produces the next token: that of its first character which is not white space, if it has one."""
+        """Return the rule that produces the next token of a word.
+
+        If several rules produce parts of the token, the rule of its first character that is not white space is returned.
+        """
         if not reading.pieces:
             return END
         token = self._tokenizer.bytes_of(reading.ids[reading.read])
@@ -122,5 +125,6 @@ def refuse_joining(tokenizer: Tokenizer) -> None:
     if tokenizer.encode(text) != [i for word in words for i in tokenizer.encode(word)]:
         raise UserError(
             f"the exact probabilities of stories cannot be computed for this tokenizer ({tokenizer.kind}), because it joins "
-            "punctuation with the white space after it: name a run with a trained tokenizer, such as tokenizer=spm_4k"
+            "punctuation with the white space after it: name a run that was trained with another tokenizer, such as "
+            "tokenizer=spm_4k"
         )

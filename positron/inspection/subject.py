@@ -1,4 +1,8 @@
-"""Give the inspector access to a run: its best and kept weights, its validation text, and the grammar of its stories."""
+"""Give the inspector access to a run.
+
+The inspector needs the best weights of the run, the weights that were kept during training (train.keep_history), its
+validation text, and the grammar, if the run was trained on the built-in stories.
+"""
 
 from __future__ import annotations
 
@@ -110,9 +114,11 @@ class Subject:
         scores: bool = False,
         continuation: Continuation | None = None,
     ) -> LookData:
-        """Look at the weights of a step (see `look.look`). If the run chats, the prompt is a message.
+        """Return what happens inside the model of a step while it reads a prompt (see `look.look`).
 
-        `continuation`: settings for the text that is generated after the prompt, or for the answer.
+        `step` is None for the best checkpoint. The prompt of a chat model is a message. `continuation` are the settings with
+        which the model continues the prompt or answers the message; if it is None, no text is generated. If `scores`, the
+        scores of the heads are returned too.
         """
         model, at = self.model(step)
         data = look(
@@ -155,7 +161,7 @@ class Subject:
 
     @cached_property
     def validation_texts(self) -> list[str]:
-        """Return the first documents of the validation text, or none if the text is not on this machine."""
+        """Return the first documents of the validation text, or an empty list if the text is not on this machine."""
         if self._stories is not None:
             return self._validation_stories(10)
         try:
@@ -169,7 +175,7 @@ class Subject:
             return []
 
     def history(self) -> HistoryData:
-        """List the steps whose weights were kept during training."""
+        """Return the steps whose weights were kept during training, with the tokens and the validation score at each step."""
         rows = read_metrics(self.run.metrics_path)
         data: HistoryData = {"run": self.name, "points": [], "best": self.best_step}
         for step, _ in self.run.history:
@@ -182,9 +188,9 @@ class Subject:
         return data
 
     def truth(self, prompt: str, *, step: int | None = None, top: int = TOP) -> TruthData:
-        """Compare the model of a step with the grammar of the built-in stories.
+        """Compare the model of a step (None: the best checkpoint) with the grammar of the built-in stories.
 
-        Raises UserError if the run was trained on another text, or if it chats.
+        Raises UserError if the run was trained on another text, or if it is a chat model.
         """
         self.refuse_other_text()
         if self.chats:
@@ -196,9 +202,9 @@ class Subject:
         return compare_with_truth(model, self.tokenizer, prompt, run=self.name, step=at, top=top)
 
     def regrets(self) -> RegretHistory:
-        """Return the regret per rule at each kept step and at the best checkpoint. Each step is measured only once.
+        """Return the regret of each grammar rule for the weights of each kept step and of the best checkpoint.
 
-        Raises UserError if the run was trained on another text.
+        Each step is measured only once. Raises UserError if the run was trained on another text.
         """
         self.refuse_other_text()
         steps = sorted({self.best_step, *(kept.step for kept in self.run.history)})
@@ -235,7 +241,10 @@ class Subject:
         return True
 
     def refuse_other_text(self) -> None:
-        """Raise UserError if the run was not trained on the built-in stories of this version."""
+        """Raise UserError if the run was not trained on the built-in stories of this version, or has an unsuitable tokenizer.
+
+        `refuse_joining` explains which tokenizers are unsuitable.
+        """
         if self._stories is None:
             raise UserError(
                 f"{self.run.folder} was not trained on the built-in stories of this version, so the exact probabilities of "

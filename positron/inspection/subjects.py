@@ -1,4 +1,4 @@
-"""Load the runs of a server when they are looked at for the first time."""
+"""Load the runs of a server when a request names them for the first time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from positron.system.file_cache import FileCache
 
 
 class Subjects(Mapping[str, Subject]):
-    """Map the names of runs to subjects. The `keep` most recently used subjects stay in memory.
+    """Map the names of runs to `Subject` objects, of which the `keep` most recently used ones stay in memory.
 
     A run that was trained further is loaded again. Looking up a run raises UserError if it cannot be loaded. Several
     threads may look up runs at the same time.

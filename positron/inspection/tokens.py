@@ -14,7 +14,7 @@ from positron.text.tokenizer import END_OF_TEXT, SPECIALS, Tokenizer
 
 
 class Vocabulary:
-    """Convert between ids and the text that the inspector shows. `chats`: prompts are messages to a chat model."""
+    """Convert between ids and the text that the inspector shows. If `chats`, prompts are messages to a chat model."""
 
     def __init__(self, tokenizer: Tokenizer, chats: bool = False) -> None:
         self.tokenizer, self.chats = tokenizer, chats
@@ -40,9 +40,9 @@ class Vocabulary:
         return {"id": i, "text": self.text(i), "special": i in self.specials, "p": digits(p)}
 
     def ids(self, prompt: str, limit: int) -> list[int]:
-        """Encode a prompt as the beginning of a document, or as a message in the chat template, up to the answer.
+        """Encode a prompt as the beginning of a document or, if `chats`, as a message in the chat template.
 
-        Raises UserError if the result has more than `limit` tokens.
+        The ids of a message end where the answer begins. Raises UserError if there are more than `limit` ids.
         """
         text = self.tokenizer.encode(prompt)
         if self.chats:

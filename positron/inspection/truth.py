@@ -36,10 +36,10 @@ class TrueToken:
 
 @dataclass(frozen=True)
 class StoryTruth:
-    """Hold the exact distribution at each position of a story's beginning.
+    """Hold the exact distribution of the next token at each position of the beginning of a story.
 
-    `tokens` has an entry for each token after the first, up to the last one that the grammar allows. `expected` has the
-    distribution of the token after each position, and so one entry more.
+    `tokens` has an entry for each token after the first, up to the last one that the grammar allows. `expected` has one entry
+    more: the distribution of the token after the first token, and of the token after each entry of `tokens`.
     """
 
     tokens: list[TrueToken]
@@ -95,9 +95,9 @@ def model_log_probabilities(model: GPT, ids: Sequence[int]) -> Tensor:
 def regret_by_rule(
     truths: Sequence[StoryTruth], logps: Sequence[Tensor], rows: Sequence[Sequence[int]]
 ) -> list[RuleRegret]:
-    """Sum the regret of several stories' tokens for each rule, and return the rules by descending regret.
+    """Add up the regrets of the tokens of several stories by grammar rule, and return the rules by descending regret.
 
-    `logps` and `rows` hold the model's log probabilities and the ids of each story.
+    Each story has an entry in `truths`, in `logps` (the model's log probabilities) and in `rows` (the ids).
     """
     sums: dict[Rule, list[tuple[float, float]]] = {}
     for truth, logp, ids in zip(truths, logps, rows, strict=True):
@@ -171,7 +171,7 @@ def _departure(tokenizer: Tokenizer, truth: StoryTruth, ids: list[int]) -> Depar
     words = [word.strip() for word in truth.story.words(SHOWN_WORDS) if word]
     is_cut = truth.story.is_within_word(rest)
     if is_cut:
-        message = "no story is cut into these tokens, because the prompt ends within a word or with a space"
+        message = "no story is tokenized in this way, because the prompt ends within a word or with a space"
     elif words:
         shown = tokenizer.bytes_of(ids[place]).decode("utf-8", errors="replace").strip() or "a space"
         options = ", ".join(f'"{word}"' for word in words)

@@ -65,7 +65,7 @@ def test_the_other_routes_answer_what_the_subject_says(client, subject):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"prompt": None}, "prompt must be a text"),
+        ({"prompt": None}, "prompt is missing or is not a text"),
         ({"prompt": "a" * 64}, "the prompt has 64 tokens and may have at most 63"),
         ({"prompt": "a" * (MAX_PROMPT + 1)}, "characters and may have at most"),
         ({"prompt": "\ud800"}, "lone surrogate"),
@@ -76,7 +76,7 @@ def test_the_other_routes_answer_what_the_subject_says(client, subject):
         ({"top": 0}, "top must be between"),
         ({"focus": 10**30}, "focus must be a whole number"),
         ({"focus": 999}, "position 999 does not exist"),
-        ({"attention": "all"}, "attention must be a list of layers"),
+        ({"attention": "all"}, "attention must be a list of layer numbers"),
         ({"attention": [7]}, "layer 7 does not exist"),
         ({"scores": 1}, "scores must be true or false"),
         ({"ablations": {}}, "ablations must be a list"),
