@@ -38,6 +38,6 @@ __all__ = [
 
 
 def documents(seed: int, start: int, stop: int) -> Iterator[Story]:
-    """Yield the stories start .. stop - 1 of the corpus `seed`."""
+    """Yield the stories with the indices `start` to `stop` - 1 of the corpus that `seed` generates."""
     for index in range(start, stop):
         yield generate(seed, index)

@@ -19,14 +19,18 @@ _PRONOUNS = {"he", "his", "him", "himself", "boy", "call"}  # forms that do not 
 
 
 class Rule(NamedTuple):
-    """Name the origin of a piece of text: its group, and the name of its list or slot (for other groups, the group)."""
+    """Name the grammar rule that wrote a piece of text, and the group of rules to which it belongs.
+
+    `name` is the name of the word list for a "list word", and the name of the slot, such as hero, for a mention or a pronoun.
+    For the other groups, `name` is equal to `group`.
+    """
 
     group: Group
     name: str
 
 
 class Piece(NamedTuple):
-    """Hold a part of a word that comes from one rule."""
+    """Hold a part of a word that was written by one rule."""
 
     text: str
     rule: Rule
@@ -37,7 +41,10 @@ _SENTENCE, _ALTERNATIVE, END = Rule("sentence", "sentence"), Rule("alternative",
 
 @dataclass(frozen=True, eq=False)
 class _Frame:
-    """Hold the remaining nodes of a sequence, the rule of its fixed texts, and the frame that follows the sequence."""
+    """Hold the nodes of a sequence that are not written yet, the rule of the fixed texts in it, and the frame after it.
+
+    As on a call stack, writing continues with the frame `after` when the sequence is complete.
+    """
 
     nodes: tuple[Node, ...]
     rule: Rule
@@ -46,7 +53,7 @@ class _Frame:
 
 @dataclass(frozen=True, eq=False)
 class Following:
-    """Hold a state of the grammar between two words: the choices so far, and the rest of the story to write."""
+    """Hold a state of the grammar between two words: the choices so far, and what is not written yet."""
 
     plot: Plot
     bound: tuple[tuple[str, str], ...]  # slot and value, in the order in which they were drawn
@@ -56,7 +63,7 @@ class Following:
 
 
 class Word(NamedTuple):
-    """Hold a possible next word, its probability, and the state after it; `pieces` is empty at the end of the story."""
+    """Hold a possible next word, its probability, and the state after it. A word without `pieces` is the end of the story."""
 
     pieces: tuple[Piece, ...]
     p: float
@@ -107,7 +114,8 @@ def next_words(state: Following, grammar: Grammar = GRAMMAR) -> Iterator[Word]:
 def _end_of_word(text: str, has_begun: bool) -> int:
     """Return the position in `text` at which the current word ends: the first white space after another character.
 
-    If there is no such white space, return the length of the text. `has_begun`: the word already has another character.
+    If there is no such white space, return the length of the text. `has_begun` tells whether the word already has a character
+    that is not white space.
     """
     for i, character in enumerate(text):
         if not character.isspace():
@@ -139,7 +147,7 @@ def _begins_with_space(frame: _Frame | None) -> bool:
 
 
 def _steps(at: Following, frame: _Frame, grammar: Grammar) -> Iterator[tuple[float, Following]]:
-    """Yield pairs of the probability of a state after the next node, and this state."""
+    """Yield each possible state after the next node as a pair (probability of the state, state)."""
     if not frame.nodes:
         yield 1.0, Following(at.plot, at.bound, at.named, None, frame.after)
         return
@@ -166,7 +174,7 @@ def _steps(at: Following, frame: _Frame, grammar: Grammar) -> Iterator[tuple[flo
 def _spelled(
     at: Following, slot: Slot, value: str, bound: tuple[tuple[str, str], ...], after: _Frame | None, grammar: Grammar
 ) -> Following:
-    """Return the state before the form of a slot's value is written."""
+    """Return the state in which the form of a slot's value is the next text to be written."""
     if slot.form in _PRONOUNS:
         group: Group = "pronoun"
     else:

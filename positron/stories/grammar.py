@@ -1,4 +1,4 @@
-"""Generate the built-in stories from a grammar, which is data that is compiled once, with exact probabilities.
+"""Generate the built-in stories and their exact probabilities from a grammar, which is compiled from the plots.
 
 A plot is a list of beats (the steps of a story), a beat is a choice of variants, and a variant is a sentence or two that
 contain further choices. Each plot is compiled to a tree with three kinds of nodes (`Text`, `Slot`, `Pick`). `generate` and
@@ -81,7 +81,7 @@ class Text(NamedTuple):
 
 
 class Slot(NamedTuple):
-    """Stand for a form of a slot's value, which is drawn at its first mention."""
+    """Stand for a mention of a slot, such as hero, in one of its forms. The value of the slot is drawn at the first mention."""
 
     name: str
     form: str
@@ -152,7 +152,7 @@ class Grammar:
 
 
 def _beat(variants: tuple[str, ...], lists: dict[str, tuple[str, ...]]) -> Pick:
-    """Compile a beat; each variant includes the separator before it: a space, or an empty line for a pilcrow."""
+    """Compile a beat. Each variant begins with its separator: an empty line if it is marked by a pilcrow, otherwise a space."""
     options = []
     for variant in variants:
         separator = Text("\n\n" if variant.startswith("¶") else " ")
@@ -173,7 +173,7 @@ def compile_text(source: str, lists: dict[str, tuple[str, ...]]) -> tuple[Node, 
 
 
 def _sequence(tokens: list[str], lists: dict[str, tuple[str, ...]]) -> tuple[Node, ...]:
-    """Take tokens up to an unmatched `|` or `)` and compile them."""
+    """Compile the tokens before the first unmatched `|` or `)`, and remove them from the list."""
     nodes: list[Node] = []
     while tokens and tokens[0] not in ("|", ")"):
         token = tokens.pop(0)

@@ -37,9 +37,9 @@ REQUEST_SLOTS = ("hero", "thing", "place")  # the slots that a request names
 def parse(text: str, *, grammar: Grammar = GRAMMAR, forgiving: bool = False) -> list[Story]:
     """Find all derivations of the whole text: exactly one for a story of this grammar, none for any other text.
 
-    `forgiving`: accept inconsistencies in slots that a request does not name, such as a red ball that is green later, a
+    If `forgiving`, accept inconsistencies in slots that a request does not name, such as a red ball that is green later, a
     friend whose name changes, or a balloon that rolls. Hero, thing and place must still be the same at every mention. The
-    `bits` of the stories are then meaningless.
+    `bits` of the returned stories are then meaningless.
 
     A derivation is dropped at its first wrong letter. Few sentences begin in the same way, so that only few derivations
     exist at a time.
@@ -64,7 +64,7 @@ class _Reader:
         self.furthest = 0  # with `notes`: largest number of characters that a derivation has read
 
     def _starts_and_note(self, word: str, position: int) -> bool:
-        """Tell whether the text continues with `word` at `position`; if not, note how much of the word it has there."""
+        """Tell whether the text continues with `word` at `position`; if not, note in `furthest` how far it does so."""
         if self.text.startswith(word, position):
             return True
         self.furthest = max(self.furthest, position)
@@ -92,10 +92,10 @@ class _Reader:
         yield path
 
     def accepted_words(self, slot: Slot, value: str | None) -> set[str]:
-        """Return the words that are accepted for a slot with `forgiving`.
+        """Return the words that are accepted for a mention of a slot with `forgiving`; `value` is its value, None if unknown.
 
-        If the slot's form contains the value, such as `a ball`, only this value is accepted, with the article "a" or "an".
-        Otherwise the form of any value of the same kind is accepted.
+        If the mention names the value, only this value is accepted, with the article "a" or "an" in a form such as `a ball`.
+        Otherwise, as for a pronoun, the form of any value of the same kind is accepted.
         """
         if value is not None:
             word = self.grammar.spell(self.plot, slot, value)
@@ -128,7 +128,7 @@ class _Reader:
 
 
 def bits(text: str) -> float:
-    """Return -log2 p(text); raises ValueError if the text is not a story of the grammar."""
+    """Return -log2 p(text). Raises ValueError if the text is not a story of the grammar."""
     derivations = parse(text)
     if len(derivations) != 1:
         raise ValueError(f"not a story of the grammar: {len(derivations)} derivations")
@@ -146,10 +146,10 @@ def fulfils(text: str, request: Request) -> bool:
 
 
 def first_error(text: str, request: Request, *, grammar: Grammar = GRAMMAR) -> int | None:
-    """Find the first character at which the text stops being the beginning of a story that tells what was requested.
+    """Return the index of the first character at which the text stops being the beginning of a story as requested.
 
-    Returns its index, which is the length of the story if other text follows a complete story, or None if the whole text is
-    such a beginning.
+    Returns None if the whole text is the beginning of such a story. If other text follows a complete story, the index is the
+    length of the story.
     """
     reader = _Reader(grammar, grammar.plots[request.plot], " " + text, notes=True)  # every beat begins with a separator
     paths = [_Path(0, request.slots, 0.0, ())]

@@ -1,4 +1,4 @@
-"""Draw requests for built-in stories that the grammar can fulfil, put them into words, and read them from their words."""
+"""Draw requests for built-in stories that the grammar can fulfil, put them into words, and recognise requests in words."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _phrasings() -> tuple[re.Pattern[str], ...]:
 
 @cache
 def _meanings() -> dict[str, tuple[str, str, str]]:
-    """Return plot, thing and place by their words, for every wording of every plot: about 8,000 entries."""
+    """Map each wording of each plot, with each thing and place filled in, to (plot, thing, place): about 8,000 entries."""
     return {
         _in_words(plot, nodes, {"thing": thing, "place": place}): (plot.name, thing, place)
         for plot in GRAMMAR.plots.values()

@@ -2,7 +2,8 @@
 
 A *kind* is a list of options with named forms (`""` is the plain form). A story draws one option for a slot, such as the
 hero or the place, and uses this option at every mention of the slot. From a *list*, a new word is drawn at each use, so
-every word of a list must fit wherever the list is used. Options whose article is needed have it in the form `a`.
+every word of a list must fit wherever the list is used. An option that sentences use with its article has a form `a`, such as
+`an apple`.
 """
 
 from __future__ import annotations
