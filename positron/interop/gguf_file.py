@@ -46,7 +46,7 @@ FILE = "model.gguf"
 
 @dataclass(frozen=True)
 class Architecture:
-    """Describe an architecture of llama.cpp: its name in the file, the rules for its tensors, and what writes its own keys."""
+    """Describe an architecture of llama.cpp: its name in the file, the rules for its tensors, and metadata that only it has."""
 
     name: str
     rules: Callable[[GPTConfig], list[Rule]]
@@ -123,7 +123,7 @@ def _apertus_keys(config: GPTConfig, writer: GGUFWriter) -> None:
 
 
 def _llama_like(config: GPTConfig, *, turned: bool, qk_scale: bool, head: bool) -> list[Rule]:
-    """Return the rules for an architecture with RMSNorm and RoPE.
+    """Return the rules that convert the tensors of an architecture with RMSNorm and RoPE.
 
     `turned`: true if RoPE rotates the pairs (2 i, 2 i + 1). `qk_scale`: true if the norms of queries and keys have a learned
     scale. `head`: true if the file needs the output head even if it is tied to the embedding.

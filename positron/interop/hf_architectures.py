@@ -24,7 +24,7 @@ from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 @dataclass(frozen=True)
 class Architecture:
-    """Describe a class of transformers: its name, the `model_type` of its config.json, its settings and its tensors."""
+    """Describe a class of transformers: its name, what its config.json contains, and the rules that convert its tensors."""
 
     name: str
     model_type: str
@@ -177,7 +177,7 @@ def _decoder(
     qk_scale: bool = False,
     always_norm_bias: bool = False,
 ) -> list[Rule]:
-    """Return the rules for a class whose tensors are named like Llama's.
+    """Return the rules that convert the tensors of a class which names them like Llama.
 
     `mlp`: maps the names of the MLP's matrices in transformers to Positron's names. `norms`: the transformers names of the
     two norms of a block. `qk_scale`: true if the norms of queries and keys have a scale. `always_norm_bias`: true if the
@@ -231,8 +231,9 @@ def _gpt2_settings(config: GPTConfig) -> dict[str, Any]:
 
 
 def _gpt2_rules(config: GPTConfig) -> list[Rule]:
-    """Return the rules for GPT-2: matrices are (in, out), q, k and v are one matrix, and all layers have biases.
+    """Return the rules that convert the tensors of GPT-2.
 
+    Its matrices are (in, out), q, k and v are stored as one matrix, and all layers except the output head have biases.
     Sinusoidal positions are written as GPT-2's table of learned positions.
     """
     rules = [same("transformer.wte.weight", "wte.weight")]

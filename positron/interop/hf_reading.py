@@ -100,9 +100,10 @@ class _Keys:
 
 
 def read_config(facts: dict[str, Any], path: str) -> tuple[GPTConfig, list[Rule]]:
-    """Return the architecture and the rules for its tensors. Raises UserError if Positron does not support the model.
+    """Return the architecture and the rules that convert its tensors.
 
-    `facts`: the content of config.json. `path`: the name of the file in messages.
+    `facts`: the content of config.json. `path`: the name of the file in messages. Raises UserError if Positron does not support
+    the model.
     """
     kind = facts.get("model_type")
     if not isinstance(kind, str) or kind not in _READERS:
@@ -119,7 +120,7 @@ def read_config(facts: dict[str, Any], path: str) -> tuple[GPTConfig, list[Rule]
 
 
 def own_config(facts: dict[str, Any]) -> tuple[GPTConfig, list[Rule]] | None:
-    """Return the architecture that Positron's export wrote into config.json, and the rules for its tensors.
+    """Return the architecture that Positron's export wrote into config.json, and the rules that convert its tensors.
 
     Returns None if config.json has no such entry, or if the entry is not valid.
     """

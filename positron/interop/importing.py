@@ -195,7 +195,7 @@ def _unchanged(rules: list[Rule], tensors: Weights) -> Weights | None:
 
 
 def _converted(folder: Path, tensors: Weights, config: GPTConfig, rules: list[Rule]) -> Weights:
-    """Return the weights of the model that config.json describes. Raises UserError for other names, shapes or values."""
+    """Return the weights of the model that config.json describes. Raises UserError for unexpected names, shapes or values."""
     tensors = _without_prefix(tensors, rules)
     _refuse_other_shapes(tensors, rules, config, folder)
     try:

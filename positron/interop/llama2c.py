@@ -59,7 +59,10 @@ def check_tokenizer(tokenizer: Tokenizer) -> SentencePieceTokenizer:
 
 
 def rules(config: GPTConfig) -> list[Rule]:
-    """Return the rules in the order of the tensors in the file: first one kind of tensor of all layers, then the next."""
+    """Return the rules that convert the tensors, in the order of the file.
+
+    The file contains first one kind of tensor for all layers, then the next kind for all layers, and so on.
+    """
     blocks = range(config.n_layer)
 
     def each(part: str) -> list[Rule]:
