@@ -21,7 +21,11 @@ FUNCTION_KEY = "reward.function"
 
 @dataclass(frozen=True)
 class Term:
-    """Hold one reward of a weighted sum. `reward` checks each call, and raises UserError if it fails (see `checked`)."""
+    """Hold one reward of a weighted sum.
+
+    `reward` raises UserError if a call of it fails (see `checked`). `decided` is None if the reward is never known before
+    the end of the completion.
+    """
 
     name: str
     weight: float
@@ -40,7 +44,10 @@ class WeightedSum:
         return sum(term.weight * term.reward(prompt, completion) for term in self.terms)
 
     def decided(self, prompt: str, completion: str) -> int | None:
-        """Return after how many characters of the completion the sum is fixed; None if it is not fixed before the end."""
+        """Return the number of characters of the completion after which no further text can change the weighted sum.
+
+        Returns None if only the end of the completion decides it.
+        """
         characters = []
         for term in self.terms:
             if term.decided is None or (decided := term.decided(prompt, completion)) is None:
@@ -124,6 +131,6 @@ def _reader(term: RewardTerm) -> Callable[[str], object] | None:
 def _unreadable(kind: str, prompt: str) -> str:
     wanted = {
         "story_request": "a request for a built-in story: give data=story_instruct",
-        "addition": "a sum, such as 12+34= or What is 12 + 34?",
+        "addition": "a sum, such as 12+34= or What is 12 + 34?: give data=addition",
     }[kind]
     return f"reward={kind} cannot read the prompt {excerpt(prompt)}, because it is not {wanted}, or another reward="

@@ -15,9 +15,10 @@ def story_request(prompt: str, completion: str) -> float:
 
 
 def story_error(prompt: str, completion: str) -> int | None:
-    """Return the number of characters up to the first error of a story, which decides its reward; None if it has none.
+    """Return the number of characters up to and including the first error of a story, or None if the story has no error.
 
-    A story that ends too early has no error. Raises ValueError if the prompt is not a request of `stories.ask`.
+    After an error, the reward is 0, whatever follows. A story that ends too early has no error. Raises ValueError if the
+    prompt is not a request of `stories.ask`.
     """
     error = stories.first_error(completion, _request(prompt))
     return None if error is None else error + 1

@@ -38,7 +38,7 @@ class CharTokenizer:
 
     @property
     def hash(self) -> str:
-        """Return the sha256 of kind and characters."""
+        """Return the sha256 of the tokenizer's kind and its characters."""
         return hashlib.sha256(("char\n" + self.characters).encode("utf-8")).hexdigest()
 
     def special_id(self, token: str) -> int:
@@ -89,9 +89,9 @@ _PIECES = re.compile(r"\w+|[^\w\s]|\s+")
 
 
 class WordTokenizer:
-    """Give each frequent word, punctuation mark and run of white space an id; all others become `<unk>` (id 0).
+    """Give an id to each frequent piece of text: a word, a punctuation mark, or a run of white space.
 
-    Decoding therefore restores only texts without unknown words.
+    All other pieces become `<unk>` (id 0), so decoding restores only texts without unknown pieces.
     """
 
     kind: TokenizerKind = "word"
@@ -117,7 +117,7 @@ class WordTokenizer:
 
     @property
     def hash(self) -> str:
-        """Return the sha256 of kind and pieces."""
+        """Return the sha256 of the tokenizer's kind and its pieces."""
         return hashlib.sha256(("word\n" + json.dumps(self.pieces)).encode("utf-8")).hexdigest()
 
     def special_id(self, token: str) -> int:

@@ -58,9 +58,11 @@ def stop_ids(tokenizer: Tokenizer) -> list[int]:
 def fit(
     messages: Sequence[Message], tokenizer: Tokenizer, context: int, max_tokens: int | None
 ) -> tuple[list[Message], int]:
-    """Drop the oldest turns, so that the context has room for an answer; return the messages and the number of turns.
+    """Drop the oldest turns until the context has room for an answer.
 
-    `max_tokens`: the longest answer; None reserves as many tokens as the longest answer so far has.
+    Returns the remaining messages and the number of dropped turns. `max_tokens` is the number of tokens to reserve for the
+    answer; if it is None, the lengths of the answers so far decide (see `_answer_tokens`). The system message and the last
+    question are kept whole up to three quarters of the context, even if this leaves less room for the answer.
     """
     reserved = _answer_tokens(messages, tokenizer, context) if max_tokens is None else max_tokens
     alone = len(prompt_ids([m for m in messages[:1] if m.role == "system"] + list(messages[-1:]), tokenizer))
@@ -71,18 +73,19 @@ def fit(
 def _answer_tokens(messages: Sequence[Message], tokenizer: Tokenizer, context: int) -> int:
     """Return the number of tokens to reserve for the next answer.
 
-    It is the length of the longest answer so far, but at least a quarter of the context and at most ANSWER_TOKENS. If
-    answers are short, the model can then read many earlier turns; if it writes stories, it can finish another story.
+    It is the length of the longest answer so far, but at least a quarter of the context and at most ANSWER_TOKENS, which is
+    also the number if there is no answer yet. So a model whose answers are short can read many earlier turns, and a model
+    that writes stories can finish another story.
     """
     answers = [len(tokenizer.encode(message.content)) + 1 for message in messages if message.role == "assistant"]
     return min(ANSWER_TOKENS, max(context // 4, *answers)) if answers else ANSWER_TOKENS
 
 
 def drop_oldest_turns(messages: Sequence[Message], tokenizer: Tokenizer, limit: int) -> tuple[list[Message], int]:
-    """Drop the oldest turns until the prompt has at most `limit` tokens; return the others and the number of dropped turns.
+    """Drop the oldest turns until the prompt has at most `limit` tokens.
 
-    A system message is kept if possible. A turn, question and answer, is dropped as a whole. If the last question alone is
-    too long, only its end is kept.
+    Returns the remaining messages and the number of dropped turns. A turn is a question with its answer, and is dropped as a
+    whole. A system message is kept if possible. If the last question alone is too long, only its end is kept.
     """
     system = [m for m in messages[:1] if m.role == "system"]
     turns, dropped = list(messages[len(system) :]), 0

@@ -18,7 +18,10 @@ from positron.text.tokenizer import Tokenizer
 
 
 def train_tokenizer(config: TokenizerConfig, texts: Iterable[str]) -> Tokenizer:
-    """Train the tokenizer of `config` on `texts`. A published vocabulary is loaded, and `texts` is not read."""
+    """Train the tokenizer of `config` on `texts`. If it has a published vocabulary, load it instead, without reading `texts`.
+
+    Raises UserError if the tokenizer can be neither trained nor loaded.
+    """
     match config.kind:
         case "char":
             return CharTokenizer.train(texts)

@@ -27,7 +27,7 @@ Spelling = Literal["bytes", "pieces", "characters"]
 
 
 def _byte_characters() -> list[str]:
-    """Return a printable character for each byte (GPT-2's table); byte-level vocabularies write their tokens with it."""
+    """Return the printable character that stands for each byte in the tokens of byte-level vocabularies (GPT-2's table)."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(b) if b in printable else chr(next(others)) for b in range(256)]
@@ -45,11 +45,12 @@ class LibraryTokenizer:
     def __init__(
         self, content: bytes, specials: dict[str, int], vocab_size: int, ends: tuple[int, ...] | None = None
     ) -> None:
-        """Load the file `content`. `specials` has the id of each token of SPECIALS; `vocab_size` is the rows of the embedding.
+        """Load a tokenizer.json from its bytes, `content`.
 
-        `ends`: the ids that end a text; a document ends with the first. None: only the token that begins a text.
+        `specials`: the id of each token of SPECIALS. `vocab_size`: the number of rows of the embedding. `ends`: the ids that
+        end a text; the first one is written after each document. If `ends` is None, only the id of `<|endoftext|>` ends a text.
 
-        Raises UserError if the tokenizers library is not installed, and ValueError if it cannot read the file.
+        Raises UserError if the tokenizers library is not installed, and ValueError if the file cannot be used.
         """
         try:
             from tokenizers import Tokenizer
@@ -94,12 +95,16 @@ class LibraryTokenizer:
 
     @property
     def content(self) -> bytes:
-        """Return the library's file as it was imported."""
+        """Return the bytes of the tokenizer.json that was imported."""
         return self._content
 
     @property
     def spelling(self) -> Spelling:
-        """Return how the vocabulary writes its tokens: as bytes, SentencePiece pieces or plain characters."""
+        """Return how the vocabulary writes its tokens.
+
+        "bytes": with a printable character for each byte (BYTE_CHARACTERS). "pieces": as SentencePiece does, with ▁ for a
+        space. "characters": as plain text.
+        """
         return self._spelling
 
     def token(self, i: int) -> str | None:
@@ -113,7 +118,7 @@ class LibraryTokenizer:
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Return the ids that end a text. A document ends with the first."""
+        """Return the ids that end a text; the first one is written after each document."""
         return self._ends
 
     def encode(self, text: str) -> list[int]:
@@ -126,7 +131,7 @@ class LibraryTokenizer:
         return [encoding.ids for encoding in self._library.encode_batch(texts, add_special_tokens=False)]
 
     def bytes_of(self, i: int) -> bytes:
-        """Return the UTF-8 bytes of an id; empty for special tokens and for ids without a token."""
+        """Return the UTF-8 bytes of an id: UNKNOWN for the unknown token, empty for special tokens and ids without a token."""
         token = self._library.id_to_token(i)
         if i == self._unknown and i not in self._specials.values():
             return UNKNOWN.encode("utf-8")
@@ -155,7 +160,7 @@ class LibraryTokenizer:
         return np.array([len(self.bytes_of(i)) for i in range(self.vocab_size)], dtype=np.int64)
 
     def save(self, folder: Path) -> None:
-        """Write the library's file, and its hash and special tokens as `tokenizer.json`, into `folder`."""
+        """Write two files into `folder`: the imported file as VOCABULARY, and the settings for `load` as `tokenizer.json`."""
         with whole_file(folder / VOCABULARY) as file:
             file.write(self._content)
         facts = {"kind": self.kind, "hash": self.hash, "specials": self._specials, "vocab_size": self.vocab_size}
@@ -164,12 +169,19 @@ class LibraryTokenizer:
 
 
 def spelling_of(facts: dict[str, Any]) -> Spelling:
-    """Return how the vocabulary of a tokenizer.json writes its tokens. Raises ValueError for WordPiece and BPEDecoder."""
+    """Return how the vocabulary of a tokenizer.json writes its tokens; `facts` is the content of this file.
+
+    Raises ValueError if the vocabulary does not determine the bytes of its tokens: WordPiece, and BPE with a BPEDecoder.
+    """
     kinds = {step.get("type") for key in ("decoder", "pre_tokenizer", "normalizer") for step in _steps(facts.get(key))}
-    kind = (facts.get("model") or {}).get("type")
-    if kind == "WordPiece" or "BPEDecoder" in kinds:
+    if (facts.get("model") or {}).get("type") == "WordPiece":
         raise ValueError(
-            f"a vocabulary of the kind {kind} marks the ends of words, so the bytes of its tokens are unknown"
+            "WordPiece vocabularies are not supported, because their tokens do not contain the spaces between words"
+        )
+    if "BPEDecoder" in kinds:
+        raise ValueError(
+            "a vocabulary whose tokens mark the ends of words (decoder BPEDecoder) is not supported, because they do not "
+            "contain the spaces between words; byte-level BPE is supported"
         )
     if "ByteLevel" in kinds:
         return "bytes"
@@ -188,7 +200,11 @@ def _steps(part: dict[str, Any] | None) -> list[dict[str, Any]]:
 
 
 def first_token(facts: dict[str, Any], *, config: dict[str, Any]) -> int | None:
-    """Return the id that begins each text: `<|endoftext|>`, else bos_token_id or eos_token_id of `config`, else None."""
+    """Return the id of the token that begins each text, or None if it is unknown.
+
+    This is `<|endoftext|>`, if the tokenizer.json with the content `facts` has this token; otherwise bos_token_id or else
+    eos_token_id of `config`, the content of config.json.
+    """
     for token in facts.get("added_tokens") or ():
         if token["content"] == END_OF_TEXT:
             return int(token["id"])
@@ -196,9 +212,10 @@ def first_token(facts: dict[str, Any], *, config: dict[str, Any]) -> int | None:
 
 
 def ends_of_text(first: int, *, config: dict[str, Any], generation: dict[str, Any]) -> tuple[int, ...]:
-    """Return the ids that end a text: eos_token_id of config.json and of generation_config.json, and the one that begins it.
+    """Return the ids that end a text: eos_token_id of `config`, eos_token_id of `generation`, and `first`.
 
-    The first one ends a document: that of config.json, which the model was trained with.
+    `config` and `generation`: the contents of config.json and generation_config.json. `first`: the id that begins a text.
+    The first id of the result is written after each document; the model was trained with the one of config.json.
     """
     return tuple(dict.fromkeys([*_ids(config.get("eos_token_id")), *_ids(generation.get("eos_token_id")), first]))
 

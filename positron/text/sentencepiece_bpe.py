@@ -27,7 +27,10 @@ MAX_LINE = 200_000  # characters of a line in training; SentencePiece skips line
 
 @dataclass(frozen=True)
 class Piece:
-    """Describe a piece of a SentencePiece vocabulary: its text, its score (higher merges first) and its kind."""
+    """Describe a piece of a SentencePiece vocabulary: its text, its score and its kind.
+
+    Of two possible merges, the one whose result has the higher score comes first.
+    """
 
     text: str
     score: float
@@ -91,7 +94,7 @@ class SentencePieceTokenizer:
 
     @property
     def hash(self) -> str:
-        """Return the sha256 of kind and model file."""
+        """Return the sha256 of the tokenizer's kind and its model file."""
         return hashlib.sha256(b"sentencepiece\n" + self._model).hexdigest()
 
     def special_id(self, token: str) -> int:

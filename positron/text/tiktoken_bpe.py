@@ -75,9 +75,10 @@ def _parse(content: bytes) -> dict[bytes, int]:
 
 
 class TiktokenTokenizer:
-    """Encode text with byte-level byte-pair encoding; the ids of the chat markers follow the ids of the library.
+    """Encode text with byte-level byte-pair encoding.
 
-    `content` is the rank file; see `Definition` for `end_of_text` and `n_vocab`.
+    The special tokens for chat get the ids after the last id of tiktoken's vocabulary. `content`: the bytes of the rank file,
+    which lists the tokens with their ids. `pattern`, `end_of_text` and `n_vocab`: see `Definition`.
     """
 
     kind: TokenizerKind = "tiktoken"
@@ -117,12 +118,12 @@ class TiktokenTokenizer:
 
     @property
     def hash(self) -> str:
-        """Return the sha256 of name, pattern, special tokens and rank file."""
+        """Return the sha256 of the name, the pattern, the special tokens and the rank file."""
         head = f"tiktoken\n{self.name}\n{self.pattern}\n{self._specials}\n"
         return hashlib.sha256(head.encode("utf-8") + self._content).hexdigest()
 
     def ranks(self) -> dict[bytes, int]:
-        """Return the id of each token that is not special; lower ids merge first."""
+        """Return the id of each token that is not special. A merge whose result has a lower id comes first."""
         return _parse(self._content)
 
     def special_id(self, token: str) -> int:
@@ -168,7 +169,12 @@ class TiktokenTokenizer:
 
 
 def published(name: str) -> TiktokenTokenizer:
-    """Create the tokenizer of a published vocabulary. Raises UserError for an unknown name."""
+    """Create the tokenizer of a published vocabulary.
+
+    Raises UserError if the name is unknown, or if the rank file can be neither read nor downloaded.
+    """
     if name not in DEFINITIONS:
-        raise UserError(f"tokenizer.name={name} is not a vocabulary of tiktoken: choose from {', '.join(DEFINITIONS)}")
+        raise UserError(
+            f"tokenizer.name={name} is not a supported vocabulary of tiktoken: choose from {', '.join(DEFINITIONS)}"
+        )
     return TiktokenTokenizer.published(name)

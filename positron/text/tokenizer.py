@@ -36,7 +36,10 @@ class Tokenizer(Protocol):
 
     @property
     def end_ids(self) -> tuple[int, ...]:
-        """Return the ids that end a text. A document ends with the first; only an imported vocabulary has others."""
+        """Return the ids that end a text; the first one is written after each document.
+
+        Only a tokenizer that was imported with a model can have several.
+        """
 
     def encode(self, text: str) -> list[int]:
         """Convert text to token ids, without special tokens."""
@@ -58,7 +61,10 @@ class Tokenizer(Protocol):
 
 
 def separator(tokenizer: Tokenizer) -> list[int]:
-    """Return the ids between two documents: the end of the one and the beginning of the next, which may be one token."""
+    """Return the ids between two documents: the token that ends the first one, and the token that begins the second one.
+
+    If both are the same token, it is returned once.
+    """
     begin, end = tokenizer.special_id(END_OF_TEXT), tokenizer.end_ids[0]
     return [begin] if begin == end else [end, begin]
 
