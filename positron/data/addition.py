@@ -24,7 +24,7 @@ class Sum(NamedTuple):
 def sums(seed: int, val_fraction: float) -> Iterator[Sum]:
     """Yield the sums of all 8,100 pairs of two-digit numbers, in a random order that depends on the seed.
 
-    Equal pairs of numbers in both orders, such as 12+34 and 34+12, are both for training or both for validation.
+    Two sums of the same numbers, such as 12+34 and 34+12, are either both for training or both for validation.
     """
     numbers = range(FIRST, LAST + 1)
     pairs = [(a, b) for a in numbers for b in numbers]
@@ -48,11 +48,11 @@ class AdditionSource:
         self.name = f"addition-{self.fingerprint[:8]}"
 
     def tasks(self, skip: int = 0) -> Iterator[int]:
-        """Yield the number of the only task, in which `read` returns all sums; yield nothing if `skip` is at least 1."""
+        """Yield 0, the number of the only task, for which `read` returns all sums. If `skip` is at least 1, yield nothing."""
         yield from range(skip, 1)
 
     def read(self, task: int) -> list[Document]:
-        """Return all sums."""
+        """Return all sums as documents."""
         return [Document(each.question + each.answer, each.is_val) for each in sums(self.seed, self.val_fraction)]
 
     def summary(self) -> str:
@@ -60,4 +60,4 @@ class AdditionSource:
         return ""
 
     def release(self, tasks_done: int | None) -> None:
-        """Do nothing: sums need no files."""
+        """Do nothing: the sums are computed, so no downloaded file has to be deleted."""

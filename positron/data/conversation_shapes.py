@@ -52,8 +52,9 @@ _KNOWN_FORMATS = (
 class Malformed(Exception):
     """Report a row that is not a conversation.
 
-    `label` names the kind of mistake in the summary of skipped rows ("12 with a message without `role`"). The message
-    continues a sentence that begins with the row's position ("line 3 has a message without `role`").
+    `label` is the kind of mistake, such as "with a message without `role`"; the summary of skipped rows puts the number of
+    such rows before it. The message, such as "has a message without `role`", is the rest of a sentence that begins with the
+    row's position, such as "line 3".
     """
 
     def __init__(self, label: str, message: str) -> None:
@@ -71,7 +72,9 @@ class ParsedConversation:
 
 
 def parse_conversation(value: Any) -> ParsedConversation:
-    """Convert a row of JSON values to messages. Raises Malformed if it is not a conversation."""
+    """Convert a row, as parsed from JSON, to messages. Raises Malformed if the row is not a conversation."""
+    if value == []:
+        raise Malformed("that are an empty list", "is an empty list, not a conversation: correct or remove it")
     if isinstance(value, list):
         return ParsedConversation("list of messages", tuple(_turns(value, "the list")), ())
     if not isinstance(value, dict):
@@ -117,7 +120,10 @@ def _lowercase_names(row: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _shape_of(row: dict[str, Any]) -> Shape | None:
-    """Return the first format whose fields all have values in the row, or else the first whose fields the row contains."""
+    """Return the first of SHAPES whose fields all have values in the row.
+
+    If there is none, return the first one whose fields all exist in the row, perhaps with the value null; else None.
+    """
     filled = {name for name, cell in row.items() if cell is not None and (name not in TURNS or _is_list(cell))}
     for names in (filled, set(row)):
         for shape in SHAPES:
@@ -131,14 +137,17 @@ def _unknown(row: dict[str, Any]) -> Malformed:
     if "chosen" in row and "rejected" in row:
         return Malformed(
             "with pairs of preferences",
-            "has `chosen` and `rejected`, a pair of preferences, but fine-tuning needs one answer: "
-            "rename `chosen` to messages or completion",
+            "has a preferred and a rejected answer (`chosen`, `rejected`), but fine-tuning needs one answer: rename `chosen` "
+            "to completion, or to messages if it is a list of messages",
         )
     for shape in SHAPES:
         present = [name for name in shape.fields if name in row]
         if len(shape.fields) == 2 and present:
             (missing,) = (name for name in shape.fields if name not in row)
-            return Malformed(f"without `{missing}`", f"has no text in `{missing}`; its fields are: {names}")
+            return Malformed(
+                f"without `{missing}`",
+                f"has `{present[0]}` but no field `{missing}`: add it, or rename one of the row's fields ({names})",
+            )
     if "text" in row:
         return Malformed(
             "with `text`",
@@ -199,7 +208,8 @@ def _turns(value: Any, field: str) -> list[Message]:
             f"has {what} in {field}, not a list of messages with `role` and `content`: correct or remove it",
         )
     if all(isinstance(turn, str) for turn in turns):
-        return [Message(("user", "assistant")[i % 2], _checked(text, field)) for i, text in enumerate(turns)]
+        name = field.strip("`")
+        return [Message(("user", "assistant")[i % 2], _checked(text, name)) for i, text in enumerate(turns)]
     return [message for turn in turns for message in _turn(turn)]
 
 
@@ -259,7 +269,7 @@ def _is_turns(value: Any) -> bool:
 
 
 def _parsed(value: Any) -> Any:
-    """Parse a cell of a table that holds a list as JSON; return any other value unchanged."""
+    """Parse a string that contains a list of JSON objects, as in a cell of a CSV file; return any other value unchanged."""
     if isinstance(value, str) and value.lstrip().startswith("[{"):
         try:
             return json.loads(value)
@@ -288,7 +298,7 @@ def _part(part: Any, field: str) -> str:
     kind = one_line(kind, 40) if isinstance(kind, str) else _kind_of(part)
     raise Malformed(
         f"with a part of {kind} in `{field}`",
-        f"has a part in `{field}` that is not text but {kind}: only text is supported",
+        f"has a part in `{field}` that is not text but {kind}: remove it, because only text is supported",
     )
 
 

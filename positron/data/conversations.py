@@ -72,14 +72,17 @@ def _conversations_of_files(config: DataConfig) -> list[Conversation]:
     if not conversations:
         raise UserError(
             f"data.path={path} has no answer to learn from in {counted(summary.rows, 'conversation')}: give messages with the "
-            "role assistant whose weight is not 0"
+            "role assistant that contain text and whose weight is not 0"
         )
     logger.info(summary.line())
     return conversations
 
 
 def first_question(messages: Sequence[Message]) -> str:
-    """Return the first message of the user, whose hash decides whether a conversation is for validation."""
+    """Return the text of the user's first message, or "" if there is none.
+
+    The hash of this text decides whether the conversation is used for training or for validation.
+    """
     return next((message.content for message in messages if message.role == "user"), "")
 
 

@@ -36,8 +36,8 @@ def prepare(
 
     `tokenizer`: the tokenizer of an existing run; if None, a tokenizer is trained on the corpus. `known`: the fingerprint
     of the text that an existing run was started with. If this text cannot be read any more, or if this version of
-    Positron reads it differently, the existing token files of the fingerprint are used. If two processes need the same
-    corpus, the second waits for the first. Raises UserError if the text is missing, empty or unreadable.
+    Positron reads it differently, the token files that were written for this fingerprint are used. If two processes need
+    the same corpus, the second waits for the first. Raises UserError if the text is missing, empty or unreadable.
     """
     existing = find_token_files(data, tokenizer, known)
     try:
@@ -69,9 +69,10 @@ def prepare(
 
 
 def find_token_files(data: DataConfig, tokenizer: Tokenizer | None, known: str | None) -> Path | None:
-    """Return the folder of the token files of a text, identified by its fingerprint `known`, for this tokenizer.
+    """Return the folder of the token files that were written with `tokenizer` for the text with the fingerprint `known`.
 
-    Returns None if no complete token files exist, or if the corpus is streamed (`data.tokens_per_epoch`).
+    Returns None if no complete token files exist, if the corpus is streamed (`data.tokens_per_epoch`), or if `tokenizer` or
+    `known` is None.
     """
     if tokenizer is None or known is None or data.tokens_per_epoch is not None:
         return None
@@ -94,9 +95,10 @@ def _report(source: Source, tokens: Path, tokenizer: Tokenizer) -> None:
     if tokenizer.has_unknown:
         unknown = float((train.read(0, min(train.n_tokens, UNKNOWN_SAMPLE_TOKENS)) == 0).mean())
         if unknown > 0.01:
+            larger = "a larger tokenizer.vocab_size=, or " if tokenizer.kind == "word" else ""
             logger.warning(
                 f"{unknown:.1%} of the tokens are <unk> (unknown), because the {tokenizer.kind} tokenizer cannot encode "
-                "this part of the text: give a larger tokenizer.vocab_size=, or tokenizer=spm_16k, which encodes any text"
+                f"this part of the text: give {larger}tokenizer=spm_16k, which encodes any text"
             )
 
 
@@ -126,7 +128,10 @@ def _own_tokenizer(source: Source, choice: TokenizerConfig, home: Path, streams:
 
 
 def _sample(source: Source, limit: int | None) -> Iterator[str]:
-    """Yield the documents of the first `limit` bytes or slightly more, or all documents if `limit` is None."""
+    """Yield the first documents of a source, until they have `limit` or `source.limit_bytes` bytes (None: no limit).
+
+    The smaller limit counts. The documents of the last task are yielded completely.
+    """
     limits = [size for size in (limit, source.limit_bytes) if size is not None]
     size = tasks = 0
     for task in source.tasks():

@@ -84,7 +84,7 @@ class Reading:
         return text
 
     def decode(self, content: bytes, where: str) -> str:
-        """Decode a cell of UTF-8 bytes.
+        """Decode a cell of a table that contains UTF-8 bytes.
 
         Raises UserError, which names the position `where`, if the bytes are not UTF-8 and `on_invalid` is "error".
         """

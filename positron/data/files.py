@@ -47,7 +47,9 @@ class Split:
 
 
 class FileSource:
-    """Read documents from one or more files: rows, or the parts of a text between lines `<|endoftext|>`.
+    """Read documents from one or more files.
+
+    A document is a row of JSON, CSV, Parquet or Arrow, or the part of a text file between two lines `<|endoftext|>`.
 
     The fingerprint covers the content of the files and the settings that change how they are read. The hash of a
     document decides whether it is used for training or for validation. If there are fewer than MIN_DOCUMENTS, or if the
@@ -104,9 +106,9 @@ class FileSource:
         return "; ".join(parts)
 
     def _find_split(self, path: str) -> Split:
-        """Return whether the text is divided by the hash of each document or at one position.
+        """Decide whether the text is divided by the hash of each document or at one position, and return the division.
 
-        Only the first documents of a large text are read. Raises UserError if the text is empty.
+        If the text has many documents, only the first ones are read. Raises UserError if the text is empty.
         """
         documents = characters = 0
         sizes, is_val = [0, 0], None  # characters for training and for validation
@@ -127,7 +129,7 @@ class FileSource:
     def _place_of(self, characters: int, was_drawn: bool) -> Split:
         """Return a split at a line end (or space) near the position that `val_fraction` asks for.
 
-        `was_drawn`: earlier versions divided this text by the hashes of its documents.
+        `was_drawn`: true if earlier versions of Positron divided this text by the hashes of its documents.
         """
         exact = round(characters * (1 - self.val_fraction))
         cut = max(1, min(characters - 1, exact))
@@ -145,7 +147,7 @@ class FileSource:
         return Split(cut, is_new=was_drawn or self._is_cut_short or cut != exact)
 
     def _pieces(self) -> Iterator[Piece]:
-        """Yield the text in pieces, up to `data.max_mb`."""
+        """Yield the text of all files, up to `data.max_mb`, as pairs (piece, whether its document ends with it)."""
         self.reading.replaced = self.reading.line_ends = 0
         self._is_cut_short = False
         yield from self._all_pieces() if self._limit is None else self._first_pieces(self._limit)
@@ -192,7 +194,7 @@ class FileSource:
                 yield Document(text, is_val=cut == 0, ends=ends)
 
     def tasks(self, skip: int = 0) -> Iterator[list[Document]]:
-        """Yield tasks of about a million characters each, after the first `skip`.
+        """Yield the tasks, each with about a million characters, except the first `skip` tasks.
 
         The skipped tasks are read as well, which takes about a hundredth of the time of tokenizing them.
         """
@@ -225,7 +227,7 @@ def _is_balanced(sizes: list[int], val_fraction: float) -> bool:
 
 
 def cached_path(url: str, sha256: str | None) -> Path:
-    """Return the path of the file of `url` in the cache. Raises UserError if the address is not http or https."""
+    """Return the path in the cache for the file at `url`. Raises UserError if the address is not http or https."""
     check_address(url)
     name = re.sub(r"[^\w.-]", "_", Path(urlsplit(url).path).name).lstrip(".") or "download.txt"
     if sha256 is None:  # files of the same name from two addresses must not be confused
@@ -243,8 +245,8 @@ def _fetched(url: str, sha256: str | None) -> str:
 def list_texts(path: str, reading: Reading) -> Listing:
     """List the files of `path` that contain text.
 
-    A .json, .csv or .tsv file in a folder often contains other data: it is skipped if its first row has no text in
-    `reading.field`. Raises UserError if no file is left.
+    A .json, .csv or .tsv file in a folder often contains other data: it is skipped if its first row has no field (or column)
+    with the name `reading.field`. Raises UserError if no file is left.
     """
     called = f"data.path={path}" if reading.has_settings else path
     listing = list_files(path, called)
@@ -266,7 +268,10 @@ def list_texts(path: str, reading: Reading) -> Listing:
 
 
 def read_pieces(path: Path, reading: Reading) -> Iterator[Piece]:
-    """Yield the text of a file in pieces. Raises UserError, which names file and row, if the file cannot be read."""
+    """Yield the text of a file as pairs (piece, whether its document ends with it).
+
+    Raises UserError, which names the file and the row, if the file cannot be read.
+    """
     kind = format_of(path)
     try:
         if kind in ("parquet", "arrow"):
@@ -292,7 +297,10 @@ _SPACED_START = re.compile(r"<\|endoftext\|>[ \t]*\n")
 
 
 def split_documents(blocks: Iterator[str]) -> Iterator[Piece]:
-    """Yield the documents between lines `<|endoftext|>`, without the newlines around these lines; skip empty documents."""
+    """Yield the documents between lines `<|endoftext|>` as pairs (piece, whether its document ends with it).
+
+    The newlines around these lines are left out, and empty documents are skipped.
+    """
     text, fresh, line_start = "", True, True  # fresh: text begins a document; line_start: text begins a line
     separated = False
     for block in _with_end(blocks):
@@ -327,7 +335,7 @@ def split_documents(blocks: Iterator[str]) -> Iterator[Piece]:
 
 
 def _split(text: str) -> tuple[list[str], str]:
-    """Return the texts before each separator line, and the text after the last one."""
+    """Return a list with the text before each separator line, and the text after the last separator line."""
     first, *others = text.split(f"\n{SEPARATOR}")
     if all(other.startswith("\n") for other in others):  # a single pass over the text
         *documents, rest = [first, *(other[1:] for other in others)]

@@ -27,10 +27,10 @@ _FORMERLY_OTHER = re.compile(rb"^\xef\xbb\xbf|\r|<\|endoftext\|>[ \t]")
 
 
 def file_digest(path: Path) -> tuple[tuple[str, int, str], bool]:
-    """Return (name, size in bytes, hash) of a file, and whether earlier versions read it differently.
+    """Return (name, size in bytes, hash) of a file, and whether earlier versions of Positron read it differently.
 
-    In a large file, only the first and the last MiB are searched for text that earlier versions read differently. Raises
-    UserError if the file cannot be read.
+    In a file larger than MAX_HASHED_BYTES, only the first and the last MiB are searched for text that earlier versions read
+    differently. Raises UserError if the file cannot be read.
     """
     try:
         size, content = path.stat().st_size, hashlib.sha256()

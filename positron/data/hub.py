@@ -1,8 +1,8 @@
 """Read datasets of the Hugging Face hub from Parquet files, with only a few files on the disk at a time.
 
-Each file is downloaded, tokenized and deleted; the next one is downloaded in the meantime. The first call saves the commit,
-the file names and their checksums in `source.json`, so that a prepared corpus needs no network and does not change with the
-repository.
+Each file is downloaded, tokenized and deleted; the next one is downloaded in the meantime. When a dataset is used for the first
+time, the commit, the file names and their checksums are saved in `source.json`, so that a prepared corpus needs no network, and
+stays the same when the repository changes.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ Task = tuple[str, int]  # a file, and one of its row groups
 
 
 class Repository:
-    """Hold the contents of a dataset's repository at the first call: its commit, and its files with their checksums.
+    """Hold the commit and the files of a dataset's repository, as they were when the dataset was used for the first time.
 
-    `files` are the Parquet files that match `data.files`. If there are no such files, `load_dataset` reads the files
-    `others`, or, if `others` is None, the files that the repository itself declares. Raises UserError if the repository or
-    the files do not exist, and Unreachable if the hub cannot be reached at the first call.
+    `files` are the Parquet files that match `data.files`, with their checksums. If there are no such files, `load_dataset`
+    reads the files `others`, or, if `others` is None, the files that the repository itself declares. Raises UserError if the
+    repository or the files do not exist, and Unreachable if the dataset is new and the hub cannot be reached.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -67,7 +67,7 @@ class Repository:
         self.fingerprint = hashlib.sha256(repr(facts).encode()).hexdigest()
 
     def write_note(self) -> None:
-        """Save `files` again, with the numbers of row groups that became known."""
+        """Save `files` again, after the number of row groups of a file became known."""
         write_json(self._note, self._facts)
 
     def _look(self, config: DataConfig) -> None:
@@ -108,7 +108,7 @@ class Repository:
 
 
 def _is_description(name: str) -> bool:
-    """Tell whether a file of a repository contains no data, such as `README.md` and `.gitattributes`."""
+    """Tell whether a file of a repository, such as `README.md` or `.gitattributes`, contains no data."""
     return Path(name).name.lower().startswith((".", "readme", "license"))
 
 
@@ -139,16 +139,20 @@ class HubSource:
         self._open: list[tuple[str, int]] = []  # files being tokenized, each with the number of tasks up to its end
 
     def part(self, files: slice, held_out: frozenset[bytes] = frozenset()) -> HubSource:
-        """Return a source of the given files, all for training, without the documents whose digests are in `held_out`."""
+        """Return a source that reads only the files `self.files[files]`, and uses all their documents for training.
+
+        Documents whose hash (`text_digest`) is in `held_out` are left out.
+        """
         part = copy.copy(self)
         part.files, part.held_out, part.val_fraction = self.files[files], held_out, 0.0
         return part
 
     def tasks(self, skip: int = 0) -> Iterator[Task | str]:
-        """Yield (file, row group) in order, after the first `skip`; yield WAIT while the buffer is full.
+        """Yield the tasks (path of a file, number of a row group) in order, except the first `skip` tasks.
 
-        `release` empties the buffer, which holds the downloaded files. The file after the current one is downloaded in the
-        background. Raises UserError if the disk is full and Unreachable if the network fails.
+        Yields WAIT instead of a task while the downloaded files reach the limit for files on the disk; `release` deletes
+        them. The file after the current one is downloaded in the background. Raises UserError if the disk is full and
+        Unreachable if the network fails.
         """
         self._open = []
         prefetch: _Fetch | None = None
@@ -188,7 +192,7 @@ class HubSource:
         return f"read {len(self.files):,} files of {self.repo}"
 
     def release(self, tasks_done: int | None) -> None:
-        """Delete the files that were read completely.
+        """Delete each downloaded file whose tasks are all among the first `tasks_done`; None deletes all downloaded files.
 
         If a crash loses the tokens of a deleted file, the file is downloaded again.
         """
@@ -206,14 +210,14 @@ class HubSource:
         return len(sizes) >= BUFFER_FILES or sum(sizes) + (next_file["size"] or 0) > BUFFER_BYTES
 
     def _clear_buffer(self, needed: list[dict[str, Any]]) -> None:
-        """Delete the files that an earlier call left in the buffer, except the `needed` ones."""
+        """Delete the downloaded files that an interrupted call left on the disk, except the `needed` ones."""
         wanted = {self._raw / file["name"] for file in needed}
         for path in self._raw.rglob("*.parquet"):
             if path not in wanted:
                 path.unlink(missing_ok=True)
 
     def _fetch(self, file: dict[str, Any]) -> Path:
-        """Download a file; see `download`."""
+        """Download a file of the dataset and return its path; see `download` for the keys of `file` and the errors."""
         return download(self.repo, "dataset", self.repository.commit, file, self._raw)
 
     def _row_groups(self, file: dict[str, Any], path: Path) -> int:
@@ -226,8 +230,8 @@ class HubSource:
                     file["row_groups"] = opened.num_row_groups
             except pyarrow.ArrowException as error:
                 raise UserError(
-                    f"{path} is not a Parquet file, although its name says so ({' '.join(str(error).split())[:200]}): "
-                    "choose other files with data.files=PATTERN"
+                    f"{path} cannot be read as a Parquet file ({' '.join(str(error).split())[:200]}): choose other files "
+                    "with data.files=PATTERN"
                 ) from error
             self.repository.write_note()
         groups: int = file["row_groups"]
@@ -267,8 +271,8 @@ class _Fetch(threading.Thread):
 def download(repo: str, kind: Literal["dataset", "model"], commit: str, file: dict[str, Any], folder: Path) -> Path:
     """Download a file of a repository into a folder, verify its checksum and return its path.
 
-    `file` has the keys `name`, `size` (bytes) and `sha256`; a value that the repository does not state is None. Raises
-    UserError if the disk is full, Unreachable if the network fails.
+    `file` has the keys `name`, `size` (in bytes) and `sha256`; a size or a checksum that the repository does not state is
+    None. Raises UserError if the disk is full, Unreachable if the network fails.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.utils import disable_progress_bars
@@ -308,14 +312,18 @@ def _sha256(path: Path) -> str:
 
 
 def patience_s() -> float:
-    """Return the seconds for which a failed request is repeated: the variable POSITRON_PATIENCE_S, or PATIENCE_S."""
+    """Return the seconds for which a failed request is repeated.
+
+    They are the value of the environment variable POSITRON_PATIENCE_S, or PATIENCE_S if it is not set.
+    """
     return float(os.environ.get("POSITRON_PATIENCE_S", PATIENCE_S))
 
 
 def retry_network(action: Callable[[], Answer], what: str) -> Answer:
-    """Call `action` until the network answers, with pauses of 1 to 60 seconds, and return its result.
+    """Return the result of `action`; if the network fails, call it again after a pause of 1 to 60 seconds.
 
-    Raises Unreachable after `patience_s` seconds, and UserError at once if repeating the request would not help.
+    `what` names the downloaded object in messages. Raises Unreachable after `patience_s()` seconds, and UserError at once
+    if repeating the request would not help.
     """
     # HTTPError is the class of the HTTP library that huggingface_hub uses
     from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -331,7 +339,9 @@ def retry_network(action: Callable[[], Answer], what: str) -> Answer:
                 raise UserError(
                     f"{what} needs access rights: request access on its page on {host}, then run hf auth login"
                 ) from error
-            raise UserError(f"{what} does not exist on {host}: check the name and the revision") from error
+            raise UserError(
+                f"{what} does not exist on {host}, or is private: check the name, or run hf auth login for a private one"
+            ) from error
         except (HTTPError, LocalEntryNotFoundError, OSError) as error:
             status = getattr(getattr(error, "response", None), "status_code", None)
             reason = " ".join(str(error).split())[:160]

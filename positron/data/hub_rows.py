@@ -36,7 +36,7 @@ TRAIN = "train"
 
 
 class HubRowsSource:
-    """Read one field of a dataset's rows.
+    """Read one field of a dataset's rows, each of which is a document.
 
     The hash of a document decides whether it is used for training or for validation.
     """
@@ -51,7 +51,7 @@ class HubRowsSource:
         self.fingerprint = self.earlier_fingerprint = repository.fingerprint
 
     def tasks(self, skip: int = 0) -> Iterator[list[Document]]:
-        """Yield tasks of about a million characters, after the first `skip`.
+        """Yield the tasks, each with about a million characters, except the first `skip` tasks.
 
         The skipped tasks are downloaded, too. Raises Unreachable if the network fails, UserError if the rows have no text
         in the field.
@@ -74,7 +74,7 @@ class HubRowsSource:
         return f"read the rows of {self.repository.repo}; it has no Parquet files, so no checksums were verified"
 
     def release(self, tasks_done: int | None) -> None:
-        """Delete the library's caches after the last task."""
+        """Delete the caches of the library `datasets` if all tasks were read (`tasks_done` is None); otherwise do nothing."""
         if tasks_done is None:
             shutil.rmtree(self.repository.raw, ignore_errors=True)
 
@@ -115,10 +115,11 @@ def _all_rows(repository: Repository, config: DataConfig) -> Iterator[Any]:
 
 
 def row_chunks(repository: Repository, field: str | None, skip: int) -> Iterator[list[Any]]:
-    """Yield the rows, or the texts of one field, in chunks of about CHUNK_CHARS characters, after the first `skip` chunks.
+    """Yield the rows of a dataset in chunks of about CHUNK_CHARS characters, except the first `skip` chunks.
 
-    After a failure of the network, the rows are read again from the first incomplete chunk. Raises Unreachable if
-    `retry_network` gives up, UserError if the rows cannot be read.
+    If `field` is not None, each chunk contains the texts in this field instead of the rows. After a failure of the network,
+    the rows are read again, and the first chunk that is still missing comes next. Raises Unreachable if `retry_network`
+    gives up, UserError if the rows cannot be read.
     """
     process = _Process(repository, field, skip)
     try:
@@ -139,7 +140,10 @@ class _Process:
         self._silent_s = 0.0
 
     def next(self) -> list[Any] | None:
-        """Return the next chunk, or None at the end. Raises ConnectionError if the network fails."""
+        """Return the next chunk, or None after the last one.
+
+        Raises ConnectionError if the network fails, UserError if the rows cannot be read.
+        """
         while True:
             if self._connection is None:
                 self._start()
@@ -213,7 +217,10 @@ def _serve(
     cache: str,
     skip: int,
 ) -> None:
-    """Send pairs (kind, content): the chunks after the first `skip`, then the end or the reason for a failure."""
+    """Read the rows in a process of its own, and send pairs (kind, content) to the parent process.
+
+    These are a line for the log, each chunk after the first `skip` chunks, and then the end or the reason for a failure.
+    """
     leave_interrupts_to_parent()
     end_with_parent()
     for name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_XET_CACHE", "HF_ASSETS_CACHE"):
@@ -247,9 +254,9 @@ def _serve(
 
 
 def _check_config_name(repo: str, config_name: str | None, names: list[str], error: ValueError) -> None:
-    """Raise UserError if the dataset has no configuration `config_name`, or several and `config_name` is None.
+    """Raise UserError if the configuration `config_name` does not exist, or is None although there are several.
 
-    The message lists the configurations `names`.
+    The message lists the configurations `names` of the dataset. `error`: the error of `load_dataset`, which is the cause.
     """
     listed = ", ".join(names)
     if config_name is not None and config_name not in names:
@@ -263,10 +270,14 @@ def _check_config_name(repo: str, config_name: str | None, names: list[str], err
 
 
 def _describe_split(repo: str, splits: list[str]) -> str:
-    """Return a line that names the split that is read. Raises UserError for several splits without `train` among them."""
+    """Return a log line that says how the rows are read and which splits are not read.
+
+    Raises UserError if there are several splits, but none is named `train`.
+    """
     if len(splits) > 1 and TRAIN not in splits:
         raise UserError(
-            f"{repo} has no split train, but {', '.join(splits)}: give data.files=PATTERN, which matches the files of one split"
+            f"{repo} has the splits {', '.join(splits)}, and none is named train: give data.files=PATTERN, which matches the "
+            "files of one split"
         )
     others = [split for split in splits if split != TRAIN] if len(splits) > 1 else []
     return f"{repo} has no Parquet files: its rows are read by load_dataset" + (
@@ -299,7 +310,7 @@ def _chunks(rows: Any) -> Iterator[list[Any]]:
 
 
 def _reason(error: BaseException, repo: str) -> tuple[str, str]:
-    """Return ("network", message) for a failure of the network, or ("user", message) for an error the user can fix."""
+    """Return ("network", message) for a failure of the network, or ("user", message) for any other error."""
     from huggingface_hub.errors import HTTPError
 
     text = one_line(" ".join(str(error).split()), 300)

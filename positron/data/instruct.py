@@ -60,7 +60,10 @@ def pack(rows: list[Row], context: int) -> list[Row]:
 
 
 def to_parts(rows: list[Row], context: int, micro: int, pad: int) -> list[Part]:
-    """Group rows of similar length into micro-batches (micro, T), padded on the right to one of BUCKETS widths."""
+    """Group rows of similar length into micro-batches (B, T), B <= `micro`, padded on the right to one of BUCKETS widths.
+
+    `pad`: the id that fills the inputs. The targets are filled with -100.
+    """
     ordered = sorted(rows, key=lambda r: -len(r[0]))
     parts: list[Part] = []
     for start in range(0, len(ordered), micro):
@@ -69,7 +72,11 @@ def to_parts(rows: list[Row], context: int, micro: int, pad: int) -> list[Part]:
 
 
 def to_part(rows: list[Row], context: int, pad: int) -> Part:
-    """Make one micro-batch (B, T) of rows, padded on the right to the smallest of BUCKETS widths that holds the longest."""
+    """Make one micro-batch (B, T) of all rows, padded on the right.
+
+    T is the smallest of BUCKETS widths that the longest row fits. `pad`: the id that fills the inputs. The targets are
+    filled with -100.
+    """
     step = -(-context // BUCKETS)
     width = min(context, -(-max(len(row_x) for row_x, _ in rows) // step) * step)
     x = np.full((len(rows), width), pad, dtype=np.int64)
@@ -80,9 +87,9 @@ def to_part(rows: list[Row], context: int, pad: int) -> Part:
 
 
 class Instructions:
-    """Make batches of conversations and replayed pretraining windows. Each epoch has a new random order.
+    """Make batches of conversations and, if asked for, of windows of the pretraining text. Each epoch has a new random order.
 
-    `bytes_per_token` is the mean number of bytes of the tokens with a loss.
+    `bytes_per_token` is the mean number of bytes of the tokens in conversations on which a loss is computed.
     """
 
     def __init__(
@@ -97,7 +104,11 @@ class Instructions:
         packing: bool,
         replay: Windows | None,
     ) -> None:
-        """Store the rows. `replay` adds `replay.batch_size` pretraining windows to each batch; all their tokens have a loss."""
+        """Store the rows, which `to_row` returned.
+
+        `replay`: if it is not None, `replay.batch_size` of the `batch_size` examples of each batch are windows of the
+        pretraining text, and the loss is computed on all their tokens.
+        """
         self.rows, self.context, self.micro, self.seed = rows, context, micro_batch_size, seed
         self.packing, self.replay = packing, replay
         self.pad = tokenizer.special_id(END_OF_TEXT)

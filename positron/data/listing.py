@@ -43,7 +43,7 @@ class Listing:
     skipped: dict[str, list[str]] = field(default_factory=dict)  # reason -> names
 
     def skip(self, path: Path, reason: str) -> None:
-        """Record that a file is not read."""
+        """Record that a file is not read, and why."""
         self.skipped.setdefault(reason, []).append(path.name)
 
     def describe_skipped(self) -> str:
@@ -84,9 +84,9 @@ def list_files(path: str, called: str | None = None, suffixes: Collection[str] =
     """List the files of a path: one file, a folder with its sub-folders, or a pattern.
 
     `called`: the path's name in messages. `suffixes`: the suffixes of the files that are taken from a folder. If a file
-    with the name `path` exists, brackets in the name are not read as a pattern. In a folder, a linked sub-folder is read
-    once; hidden files, run folders and unknown formats are skipped. Raises UserError if no file is left or the path cannot
-    be read.
+    with the name `path` exists, brackets in the name are not read as a pattern. In a folder, hidden files, files with other
+    suffixes and the folders of Positron's runs are skipped, and a sub-folder to which several links lead is read once.
+    Raises UserError if no file is left or the path cannot be read.
     """
     called = one_line(called or path)
     given = expanded(path)
@@ -94,7 +94,7 @@ def list_files(path: str, called: str | None = None, suffixes: Collection[str] =
         if given.is_dir():
             listing = _list_folder(given, suffixes)
             known = ", ".join(suffixes)
-            message = f"{called} contains no file that ends in {known} (or these with .gz or .zst): give another folder"
+            message = f"{called} contains no file to read: give a folder with files that end in {known} (also with .gz or .zst)"
         elif given.exists():
             if not given.is_file():
                 raise UserError(f"{called} is not a regular file: write its content to a file, and give that file")
@@ -142,12 +142,15 @@ def _list_pattern(pattern: Path) -> Listing:
 
 
 def by_name(path: PurePath) -> tuple[str, ...]:
-    """Return the key that orders files as a POSIX system does. Windows ignores case, so the text would have another order."""
+    """Return a sort key for paths that gives the same order on every system.
+
+    Windows ignores case when it compares paths, and so would read the files in another order.
+    """
     return path.parts
 
 
 def _skip_copies(listing: Listing) -> None:
-    """Sort the files; skip links to files that are read anyway, and compressed or Parquet files of 0 bytes."""
+    """Sort the files; skip links to files that are read anyway, and compressed, Parquet and Arrow files of 0 bytes."""
     own = {path.resolve() for path in listing.files if not path.is_symlink()}
     files = []
     for path in sorted(listing.files, key=by_name):
@@ -207,7 +210,8 @@ def _identity(facts: os.stat_result) -> tuple[int, int]:
 def _is_read_anyway(link: Path, root: Path) -> bool:
     """Tell whether a link to a folder can be skipped.
 
-    Its target is in the folder that is being read, or the target contains the link, so that following it would never end.
+    This is so if the link leads into the folder `root`, whose files are read anyway, or to a folder that contains the link
+    itself, so that following it would never end.
     """
     target = link.resolve()
     return target.is_relative_to(root.resolve()) or link.parent.resolve().is_relative_to(target)
@@ -254,5 +258,8 @@ _MAGIC = {
 
 
 def describe_binary(head: bytes) -> str | None:
-    """Return the kind of a binary file by its first bytes, with advice how to read it; None for an unknown kind."""
+    """Return the kind of a binary file that begins with the bytes `head`, and advice on how to read it.
+
+    Returns None if the kind is unknown.
+    """
     return next((what for magic, what in _MAGIC.items() if head.startswith(magic)), None)

@@ -29,7 +29,12 @@ def write_texts(texts: Iterable[Any], data_dir: str | Path, field: str = "text")
     def row(item: Any, number: int) -> Any:
         text = item.get(field) if isinstance(item, Mapping) else item
         if not isinstance(text, str):
-            what = f"has the fields {', '.join(map(str, item))}" if isinstance(item, Mapping) else _kind(item)
+            if not isinstance(item, Mapping):
+                what = _kind(item)
+            elif field in item:
+                what = f"has a value of type {type(text).__name__} in this field"
+            else:
+                what = f"has the fields {', '.join(map(str, item))}"
             raise UserError(
                 f"data=: item {number} must be a text, or a row with a text in the field `{field}`, but it "
                 f"{one_line(what, 200)}"
@@ -96,7 +101,7 @@ def _write(items: Iterable[Any], row: Callable[[Any, int], Any], data_dir: str |
                 file.write(line)
                 count += 1
         if not count:
-            raise UserError("data= contains no text: give at least one text or conversation")
+            raise UserError("data= contains no text: give at least one text, conversation or pair that is not empty")
         path = folder / f"{content.hexdigest()[:16]}.jsonl"
         rename(partial, path)
     finally:

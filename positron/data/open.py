@@ -39,10 +39,10 @@ class StoriesSource:
         return ""
 
     def release(self, tasks_done: int | None) -> None:
-        """Do nothing: stories need no files."""
+        """Do nothing: the stories are generated, so no downloaded file has to be deleted."""
 
     def read(self, task: int) -> list[Document]:
-        """Generate STORIES_PER_TASK stories from story number `task` on, each with its information in bits."""
+        """Generate STORIES_PER_TASK stories from story number `task` on, each with -log2 of its probability."""
         from positron import stories
 
         return [
@@ -71,7 +71,7 @@ def open_source(config: DataConfig) -> Source:
                 return HubSource(config)
             return HubRowsSource(repository, config)
         case "imported":
-            raise UserError("the text of an imported model is not known: name a text with --text FILE or data=")
+            raise UserError("the text of an imported model is not known, so a training needs a text of yours (data=)")
         case "instruct" | "story_instruct" | "preferences" | "story_preference":
             what = "pairs of answers" if config.holds_pairs else "conversations"
             raise UserError(

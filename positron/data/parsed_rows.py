@@ -38,7 +38,8 @@ P = TypeVar("P", bound=Parsed)
 class RowSummary:
     """Count the rows, formats and mistakes of one `data.path`, for a summary of one line.
 
-    `noun` names what a row is, in the singular. `harmless` are the labels of rows that are skipped without being malformed.
+    `noun`: what a row contains, in the singular, such as "conversation". `harmless`: the labels (see `skip`) of rows that are
+    skipped although they are not malformed.
     """
 
     noun: str
@@ -55,7 +56,11 @@ class RowSummary:
         return sum(len(places) for label, places in self.skipped.items() if label not in self.harmless)
 
     def skip(self, record: Record, label: str, message: str | None) -> None:
-        """Count a row that is not used; `message` continues a sentence that begins with its place."""
+        """Count a row that is not used.
+
+        `label`: the kind of mistake. `message`: the rest of an error message that begins with the row's position, or None if
+        the row is not malformed.
+        """
         self.skipped.setdefault(label, []).append(record.place)
         if message is not None and self.first_error is None:
             self.first_error = f"{record.file}, {record.place} {message}"
@@ -80,7 +85,11 @@ class RowSummary:
         return ", ".join(parts)
 
     def refuse_malformed(self, path: str, kept: int) -> None:
-        """Raise UserError if there are no rows, if more than half are malformed, or if some are and none was kept."""
+        """Raise UserError if there are no rows, or if too many of them are malformed.
+
+        More than half of the rows is too many; if no row is used, a single malformed row is too many. `kept`: the number of
+        rows that are used.
+        """
         if not self.rows:
             raise UserError(f"data.path={path} is empty: give {self.noun}s, for example one JSON object per line")
         if 2 * self.malformed > self.rows or (self.malformed and not kept):
@@ -89,7 +98,11 @@ class RowSummary:
 
 
 def path_of(config: DataConfig, default: str) -> str:
-    """Return the path of the rows: data.path, or the file of the downloaded rows of data.repo, or `default`."""
+    """Return the path of the rows.
+
+    If `data.repo` is given, its rows are downloaded to a file, whose path is returned; otherwise the path is `data.path`, or
+    `default` if it is not given.
+    """
     if config.repo is not None:
         from positron.data.hub_rows import fetch_rows
 
@@ -100,9 +113,10 @@ def path_of(config: DataConfig, default: str) -> str:
 def parsed_rows(
     path: str, config: DataConfig, summary: RowSummary, is_row: Callable[[Any], bool], parse: Callable[[Any], P]
 ) -> Iterator[tuple[Record, P]]:
-    """Yield the well-formed rows of a file, folder or pattern; count all rows, formats and mistakes in `summary`.
+    """Yield each well-formed row of a file, folder or pattern together with what `parse` returned for its value.
 
-    `is_row` decides whether a JSON value that fills a whole file is itself one row. `parse` raises Malformed.
+    All rows, formats and mistakes are counted in `summary`. `is_row` decides whether a JSON value that fills a whole file is
+    itself one row. `parse` raises Malformed for a malformed row.
     """
     replaces = Reading(on_invalid=config.on_invalid).replaces
     for record in read_records(path, config.on_invalid, is_row):
@@ -121,7 +135,7 @@ def parsed_rows(
 
 
 def _replace_surrogates(value: Any) -> Any:
-    """Replace each lone surrogate, which JSON can express and UTF-8 cannot, by U+FFFD."""
+    """Replace each lone surrogate in a JSON value by U+FFFD. JSON can express lone surrogates, but UTF-8 cannot."""
     match value:
         case str():
             return _SURROGATE.sub("\ufffd", value)

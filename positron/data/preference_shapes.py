@@ -46,7 +46,10 @@ def parse_pair(value: Any) -> ParsedPair:
     conversations that differ only in the answers; otherwise other fields hold the prompt.
     """
     if not isinstance(value, dict):
-        raise Malformed("that are not an object", "is not an object with fields, such as prompt, chosen and rejected")
+        raise Malformed(
+            "that are not an object",
+            "is not an object with fields, such as prompt, chosen and rejected: correct or remove it",
+        )
     row = {str(name).strip().lower(): cell for name, cell in value.items()}
     for side in _SIDES:
         if row.get(side) in (None, "", []):
@@ -73,7 +76,10 @@ def is_pair(value: Any) -> bool:
 
 
 def _as_turns(side: Any) -> Any:
-    """Return an answer as a list of messages if it is a message or a transcript, otherwise unchanged."""
+    """Return an answer as a list of messages if it is a single message, or a text with turns marked Human: and Assistant:.
+
+    Any other answer is returned unchanged.
+    """
     if isinstance(side, dict):
         return [side]
     if isinstance(side, str) and (marks := list(_TRANSCRIPT.finditer(side))) and marks[0].start() == 0:
@@ -95,14 +101,20 @@ def _is_whole(side: Any) -> bool:
 
 
 def _whole(row: dict[str, Any], sides: Sequence[Any]) -> tuple[list[ParsedConversation], set[str]]:
-    """Parse two whole conversations. A separate prompt field is not read, because it repeats their beginning."""
+    """Parse two whole conversations; return them, and the names of the fields that count as used.
+
+    A separate field `prompt` is not read, because it repeats the beginning of both conversations.
+    """
     system = {name: row[name] for name in SYSTEM_FIELDS if name in row}
     parsed = [parse_conversation({"messages": side, **system}) for side in sides]
     return parsed, {*_SIDES, *SYSTEM_FIELDS, "prompt"}
 
 
 def _answers(row: dict[str, Any], sides: Sequence[Any]) -> list[ParsedConversation]:
-    """Parse each answer together with the prompt in the other fields; further answers in the row are not read."""
+    """Parse each of the two answers together with the prompt, which is in the other fields of the row.
+
+    Other fields that contain an answer, such as `completion`, are not read.
+    """
     fields = {name: cell for name, cell in row.items() if name not in (*_SIDES, *ANSWERS)}
     turns = next((name for name in TURNS if isinstance(fields.get(name), list)), None)
     if turns is not None:

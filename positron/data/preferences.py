@@ -25,7 +25,7 @@ Violation = Literal["name", "thing", "place", "plot"]
 
 @dataclass(frozen=True)
 class Pair:
-    """Hold a prompt with two answers. `chosen` is preferred to `rejected`; `is_val`: the pair is used for validation."""
+    """Hold a prompt with two answers. `chosen` is preferred to `rejected`. `is_val` is true if the pair is for validation."""
 
     prompt: tuple[Message, ...]
     chosen: tuple[Message, ...]
@@ -81,10 +81,10 @@ def story_pairs(seed: int, start: int, stop: int, val_fraction: float) -> Iterat
 
 
 def violated(request: Request, seed: int, index: int) -> tuple[Request, Violation]:
-    """Return a request that differs in exactly one value, and its kind: name, thing, place or plot.
+    """Return a request that differs from `request` in exactly one value, and which value this is: name, thing, place or plot.
 
-    `seed` and `index` seed the draw. The plot can only be changed if another plot allows the same hero, thing and place, which
-    is rarely the case.
+    The value is drawn at random; `seed` and `index` determine the result. The plot can only be changed if another plot allows
+    the same hero, thing and place, which is rarely the case.
     """
     rng = random.Random(f"violation {seed}/{index}")
     plots = _other_plots(request)
@@ -104,7 +104,7 @@ def violated(request: Request, seed: int, index: int) -> tuple[Request, Violatio
 
 
 def _other(request: Request, slot: str, rng: random.Random) -> str:
-    """Draw another value for a slot. All other values have the same probability."""
+    """Draw another value for the request's hero, thing or place (`slot`). All other values have the same probability."""
     plot = GRAMMAR.plots[request.plot]
     values = [value for value in GRAMMAR.kinds[plot.slots[slot]] if value != request.slots[slot]]
     return values[int(rng.random() * len(values))]

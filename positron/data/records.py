@@ -38,8 +38,8 @@ _SPACES = re.compile(r"[ \t\r\n]*")
 class Broken:
     """Stand for a row that cannot be read.
 
-    `label` names the kind of mistake in the summary of skipped rows ("3 not JSON"). `message` continues a sentence that
-    begins with the row's position ("line 3 is not JSON").
+    `label` is the kind of mistake, such as "not JSON"; the summary of skipped rows puts the number of such rows before it.
+    `message`, such as "is not JSON", is the rest of a sentence that begins with the row's position, such as "line 3".
     """
 
     label: str
@@ -48,7 +48,7 @@ class Broken:
 
 @dataclass(frozen=True)
 class Record:
-    """Hold a row of a file: its position (`place`), for example `line 3`, and its JSON value or `Broken`."""
+    """Hold a row of a file: its position (`place`), such as "line 3", and its JSON value, or a `Broken` if it has none."""
 
     file: Path
     place: str
@@ -122,7 +122,7 @@ def _csv_rows(text: str, delimiter: str | None) -> Iterator[tuple[str, Any]]:
         try:
             row = next(reader, None)
         except csv.Error as error:
-            yield f"line {reader.line_num}", Broken("not CSV", f"is not CSV: {error}")
+            yield f"line {reader.line_num}", Broken("not CSV", f"is not CSV: {error}; correct or remove it")
             continue
         if row is None:
             return
@@ -141,7 +141,9 @@ def _csv_rows(text: str, delimiter: str | None) -> Iterator[tuple[str, Any]]:
 def _json_rows(text: str, path: Path, is_record: Callable[[Any], bool], *, by_line: bool) -> Iterator[tuple[str, Any]]:
     """Yield the rows of a JSON document, of JSON lines, or of JSON values that follow each other.
 
-    The content decides between these, and not only the file's suffix (`by_line`: it is a suffix of JSON lines).
+    The content decides between these three forms; at most half of the lines or values may be broken. If the content has none
+    of these forms, its lines are yielded, most of them broken, provided that the file's suffix announces JSON lines (`by_line`)
+    or that at least one line is JSON; otherwise raises UserError.
     """
     if not text.strip():
         return
@@ -233,7 +235,7 @@ def _rows_of_object(whole: dict[str, Any], path: Path, is_record: Callable[[Any]
 
 
 def _rows_of_columns(whole: dict[str, Any], is_record: Callable[[Any], bool]) -> list[dict[str, Any]]:
-    """Convert an object of columns to rows; return [] if it is no such object.
+    """Convert a table, given as an object with one column per field, to rows; return [] for any other object.
 
     A column is a list, or an object from row numbers to values, as pandas writes it. All columns have the same length.
     """

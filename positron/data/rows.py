@@ -35,11 +35,11 @@ class FieldMissing(UserError):
 
 
 def json_texts(blocks: Iterable[str], path: Path, reading: Reading, *, is_lines: bool) -> Iterator[str]:
-    """Yield the text of each row.
+    """Yield the text of each row of a JSON file whose content is `blocks`; skip empty texts.
 
-    With `is_lines`, the file has one JSON object per line, unless it begins with `[`. Otherwise it contains an array of
-    rows, or JSON values that follow each other. Raises UserError for malformed JSON, FieldMissing for a row without the
-    field.
+    If `is_lines` is true and the file does not begin with `[`, it has one JSON object per line. Otherwise it contains an
+    array of rows, or JSON values that follow each other. Raises UserError for malformed JSON, FieldMissing for a row without
+    the field.
     """
     blocks, head = iter(blocks), ""
     for block in blocks:
@@ -71,7 +71,7 @@ def _line_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator
 
 
 def _lines(blocks: Iterable[str]) -> Iterator[str]:
-    r"""Yield lines without their ends; only \n ends a line, since JSON may contain U+2028 and similar unescaped."""
+    r"""Yield the lines without their ends. Only \n ends a line, since JSON strings may contain characters such as U+2028."""
     rest = ""
     for block in blocks:
         lines = (rest + block).split("\n")
@@ -150,7 +150,10 @@ def _json_values(blocks: Iterable[str], path: Path) -> Iterator[Any]:
 
 
 def _at_least(blocks: Iterator[str], size: int) -> str:
-    """Return the next blocks, at least `size` characters, so that a long entry is not parsed again for each block."""
+    """Join the next blocks until they have at least `size` characters, and return them.
+
+    So a long entry, which needs several blocks, is not parsed again after each block.
+    """
     parts = []
     for block in blocks:
         parts.append(block)
@@ -170,7 +173,10 @@ def _text_of(row: Any, path: Path, place: tuple[str, int], reading: Reading) -> 
             raise UserError(
                 f"{where} has {_KINDS[type(text)]} in the field {reading.field_name}, not text: correct or remove this row"
             )
-        advice = reading.choice_of(list(row)) if isinstance(row, dict) else f"it is {_KINDS[type(row)]}, not an object"
+        if isinstance(row, dict):
+            advice = reading.choice_of(list(row))
+        else:
+            advice = f"it is {_KINDS[type(row)]}, not an object with fields; correct or remove it"
         raise FieldMissing(f"{where} has no field {reading.field_name}: {advice}")
     return reading.replace_surrogates(text, where)
 
@@ -215,7 +221,7 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
 
 
 def parquet_texts(path: Path, reading: Reading, row_group: int | None = None) -> Iterator[str]:
-    """Yield the texts of one column of a Parquet file, from one row group or (None) from all of them.
+    """Yield the texts of one column of a Parquet file, from one row group, or from all row groups if `row_group` is None.
 
     Raises UserError if the column is missing or is not text, or if the file is damaged.
     """
@@ -249,7 +255,10 @@ def arrow_texts(path: Path, reading: Reading) -> Iterator[str]:
 
 @contextmanager
 def arrow_reader(path: Path) -> Iterator[Any]:
-    """Open an Arrow file in the stream format, which `Dataset.save_to_disk` writes, or in the file format."""
+    """Open an Arrow file as a reader of record batches.
+
+    The file may have Arrow's stream format, which `Dataset.save_to_disk` writes, or Arrow's file format.
+    """
     import pyarrow
 
     with open_decompressed(path) as file:

@@ -42,7 +42,7 @@ def token_dtype(tokenizer: Tokenizer) -> type:
 
 @dataclass
 class Encoded:
-    """Hold the token ids of one task for one split, and its counts of documents, bytes and bits of information."""
+    """Hold the token ids of one task for one split, and the numbers of documents, bytes and bits of information in them."""
 
     ids: list[np.ndarray]
     documents: int = 0
@@ -84,9 +84,9 @@ def _work(task: Any) -> dict[str, Encoded]:
 def encode_all(
     source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, skip: int, workers: int
 ) -> Iterator[dict[str, Encoded]]:
-    """Tokenize all tasks after the first `skip`, in order, with `workers` processes.
+    """Tokenize all tasks except the first `skip` with `workers` processes, and yield the results in order.
 
-    The result does not depend on the number of processes. A small corpus is tokenized in this process.
+    The results do not depend on the number of processes. A small corpus is tokenized in this process.
     """
     tasks = source.tasks(skip)
     small = source.total_bytes is not None and source.total_bytes < SMALL_CORPUS_BYTES
@@ -128,7 +128,7 @@ class SplitWriter:
         self.waiting = len(self._pending)
 
     def add(self, part: Encoded) -> None:
-        """Append the tokens of a task and add up its counts."""
+        """Append the tokens of a task, and add its numbers of documents, bytes and bits to the totals."""
         for ids in part.ids:
             self.append(ids)
         self.facts["documents"] += part.documents
@@ -203,7 +203,10 @@ def write_tokens(source: Source, tokenizer: Tokenizer, tokenizer_folder: Path, f
 
 
 def _progress(partial: Path, head: dict[str, Any]) -> dict[str, Any]:
-    """Return the saved progress of an interrupted call with the same `head`, or else the progress of a new call."""
+    """Return the saved progress of an interrupted call, or the progress of a new call.
+
+    The saved progress is used only if it has the same `head`: the same text, tokenizer and format.
+    """
     path = partial / "progress.json"
     if path.exists():
         progress: dict[str, Any] = read_json(path)
@@ -277,7 +280,7 @@ class TokenFiles:
         return np.concatenate(positions)
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Return the ids [start, start + length) as int64, across shards; fewer at the end of the split."""
+        """Return `length` token ids of the split from position `start` on, as int64; fewer if the split ends before."""
         pieces = []
         first = int(np.searchsorted(self._starts, start, side="right")) - 1
         for shard, shard_start in zip(self._shards[first:], self._starts[first:], strict=False):

@@ -34,11 +34,12 @@ def usable_splits(
     remedy: str,
     instead: str,
 ) -> tuple[list[tuple[ExampleT, RowT]], list[tuple[ExampleT, RowT]]]:
-    """Return the examples for training and for validation, each with what `convert` makes of it.
+    """Return the examples for training and those for validation, each with the row that `convert` returned for it.
 
-    Examples that it makes None of are left out, and their number is logged; `unusable` says why, such as "have no answer". If
-    one of the two lists would be empty, both contain all usable examples; `instead` says what the validation shows then.
-    Raises UserError with the `remedy` if no example can be used.
+    An example is left out if `convert` returned None. The number of these examples is logged with the reason `unusable`, such
+    as "have no answer". If one of the two lists would be empty, both contain all usable examples; `instead`, which is logged
+    then, explains what the validation measures in this case. Raises UserError if no example can be used; its message ends
+    with the advice `remedy`.
     """
     train: list[tuple[ExampleT, RowT]] = []
     val: list[tuple[ExampleT, RowT]] = []
@@ -53,16 +54,17 @@ def usable_splits(
         level = logging.WARNING if left_out > 0.05 * total else logging.INFO
         logger.log(level, f"{left_out:,} of {total:,} {noun}s {unusable}")
     if not train or not val:
+        empty, other, reason = ("validation", "training", "0") if train else ("training", "validation", "large")
         logger.info(
-            f"no {noun} is left for validation (data.val_fraction=0, or too few different questions), so the "
-            f"training {noun}s are used: {instead}"
+            f"no {noun} is left for {empty} (data.val_fraction is {reason}, or there are too few different questions), so the "
+            f"{noun}s for {other} are used for both: {instead}"
         )
         train = val = train or val
     return train, val
 
 
 def first_up_to(items: Sequence[ItemT], length: Callable[[ItemT], int], limit: int) -> list[ItemT]:
-    """Return the first items, at least one, until their lengths add up to `limit` or more."""
+    """Return the first items until the sum of their lengths is at least `limit`; the first item is always returned."""
     taken: list[ItemT] = []
     total = 0
     for item in items:

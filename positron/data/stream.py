@@ -176,10 +176,10 @@ class Stream:
         write_json(folder / "tokens.json", header)
 
     def _evict_epochs(self, needed: int) -> None:
-        """Delete the oldest epochs, except those that a running training needs.
+        """Delete the oldest epochs until the limits MAX_EPOCHS and MAX_BYTES allow another epoch.
 
-        A folder without `tokens.json` remains if a call was interrupted, or if a process had a file open on Windows; it is
-        deleted too.
+        The epoch `needed` and those that a running training needs are kept. Epoch folders without `tokens.json` are deleted,
+        too: they remain if a call was interrupted, or if a process had a file open on Windows.
         """
         for folder in self.folder.glob("epoch-*"):
             if not (folder / "tokens.json").exists():

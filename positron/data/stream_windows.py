@@ -81,7 +81,10 @@ class StreamWindows:
         return torch.from_numpy(np.stack(rows))
 
     def _enter(self, epoch: int, fills: bool) -> None:
-        """Record the current epoch for other runs, and tell the process that writes epochs which ones are needed next."""
+        """Record the current epoch for other runs, and tell the process that writes epochs which ones are needed next.
+
+        `fills`: true only in the process with rank 0. The other processes of a distributed training do nothing here.
+        """
         if not fills:
             return
         if self._note is None:
@@ -112,7 +115,7 @@ class StreamWindows:
         return TokenFiles(self.stream.path(epoch), "train", self.stream.tokenizer)
 
     def close(self) -> None:
-        """End the process that writes epochs, and release the epoch in use."""
+        """End the process that writes epochs, and allow other processes to delete the epoch that was in use."""
         self._user.close()
         self._filler, self._note, self._noted = None, None, None
 

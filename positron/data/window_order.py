@@ -27,7 +27,10 @@ def _mix(x: np.ndarray) -> np.ndarray:
 
 
 def permute(places: np.ndarray, n: int, key: int) -> np.ndarray:
-    """Apply the permutation of [0, n) that `key` selects to an array of integers in [0, n)."""
+    """Return the numbers to which a permutation of [0, n) maps `places`, an array of integers in [0, n).
+
+    `key` selects the permutation.
+    """
     half = max(1, (int(n - 1).bit_length() + 1) // 2)  # bits in each half of the Feistel network
     mask = np.uint64((1 << half) - 1)
     keys = _mix(np.arange(1, _ROUNDS + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15) ^ np.uint64(key % 2**64))

@@ -16,7 +16,7 @@ MAX_BYTES_PER_TOKEN = 40  # if the mean is larger, tokenizer=word does not suit 
 
 
 def window_starts(starts: np.ndarray, n_tokens: int, context: int) -> Iterator[tuple[int, int]]:
-    """Yield windows (start, stop) that cover a token file so that each token is a target once.
+    """Yield windows (start, stop) that cover a token file so that each token, except the first, is a target once.
 
     `starts` are the positions of the documents' first tokens. A window has `context` tokens. If a document begins in a
     window and continues beyond its end, the window stops before this document and the next window begins with it, so that

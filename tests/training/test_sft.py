@@ -255,12 +255,16 @@ def test_lora_learns_to_end_an_answer_though_pretraining_never_showed_how() -> N
     [
         ("", "is empty"),
         ('{"instruction": "a", "output": "b"}\n{broken\n{broken\n', "line 2 is not JSON"),
-        ('{"instruction": "a"}\n', "line 1 has no text in `output`; its fields are: instruction"),
+        (
+            '{"instruction": "a"}\n',
+            r"line 1 has `instruction` but no field `output`: add it, or rename .* \(instruction\)",
+        ),
         (
             '[{"messages": [{"role": "bot", "content": "b"}]}]',
             "entry 1 has a message with role 'bot': use one of system, user, assistant",
         ),
         ('{"messages": []}\n', "line 1 has an empty list in `messages`, not a list of messages"),
+        ("[]\n[]\n", "line 1 is an empty list, not a conversation: correct or remove it"),
         ('{"messages": [{"role": "user"}]}\n', "line 1 has a message without `content`"),
         ("3\n", "line 1 is not an object"),
     ],
