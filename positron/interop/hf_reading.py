@@ -63,9 +63,45 @@ class _Keys:
             raise UserError(f"{self._path}: {name} must be true or false, not {value!r}: download the file again")
         return value
 
-    def optional(self, name: str) -> Any:
-        """Return the value of a key, which may have any type, or None if the key is missing."""
-        return self._facts.pop(name, None)
+    def count(self, name: str, default: int | None = None) -> int:
+        """Return the value of a key that must be a positive whole number, or `default` if the key is missing.
+
+        Raises UserError for any other value, and for a missing key without a default.
+        """
+        value = self.number(name, default)
+        if not isinstance(value, int):
+            raise UserError(f"{self._path}: {name} must be a whole number, not {value!r}: download the file again")
+        return value
+
+    def count_or_none(self, name: str) -> int | None:
+        """Return the value of a key that must be a positive whole number, or None if the key is null or missing."""
+        return None if self._facts.get(name) is None else self.count(name)
+
+    def names(self, name: str) -> list[str] | None:
+        """Return the value of a key that must be a list of texts, or None if the key is null or missing.
+
+        Raises UserError for any other value.
+        """
+        value = self._facts.pop(name, None)
+        if value is None or (isinstance(value, list) and value and all(isinstance(each, str) for each in value)):
+            return value
+        raise UserError(f"{self._path}: {name} must be a list of texts, not {value!r}: download the file again")
+
+    def section(self, name: str) -> _Keys | None:
+        """Return the keys of the object that is the value of a key, or None if the key is null or missing.
+
+        Raises UserError for any other value.
+        """
+        value = self._facts.pop(name, None)
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise UserError(f"{self._path}: {name} must be an object, not {value!r}: download the file again")
+        return _Keys(value, f"{self._path}: {name}")
+
+    def unsupported(self, setting: str) -> UserError:
+        """Return an error that says that Positron does not support a setting of this file."""
+        return UserError(f"{self._path}: {setting}, which Positron does not support: choose another model")
 
     def must_be(self, name: str, value: Any) -> None:
         """Raise UserError if the key has another value than `value`, the only one that Positron's models support.
@@ -82,7 +118,7 @@ class _Keys:
     def activation(self, name: str, default: str) -> Any:
         """Return Positron's name of the activation in the key `name`. Raises UserError if Positron does not have it."""
         value = self._facts.pop(name, default)
-        if value not in _ACTIVATIONS:
+        if not isinstance(value, str) or value not in _ACTIVATIONS:
             known = ", ".join(_ACTIVATIONS)
             raise UserError(
                 f"{self._path}: {name}={value!r} is not supported: choose a model whose {name} is one of {known}"
@@ -138,14 +174,14 @@ def _gpt2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
     keys.must_be("scale_attn_weights", True)
     keys.must_be("scale_attn_by_inverse_layer_idx", False)
     keys.must_be("add_cross_attention", False)
-    inner = keys.optional("n_inner")
+    inner = keys.count_or_none("n_inner")
     config = _config(
         keys,
-        d_model=keys.number("n_embd", 768),
-        n_layer=keys.number("n_layer", 12),
-        n_head=keys.number("n_head", 12),
+        d_model=keys.count("n_embd", 768),
+        n_layer=keys.count("n_layer", 12),
+        n_head=keys.count("n_head", 12),
         d_ff=inner,
-        context_length=keys.number("n_positions", 1024),
+        context_length=keys.count("n_positions", 1024),
         activation=keys.activation("activation_function", "gelu_new"),
         norm_eps=keys.number("layer_norm_epsilon", 1e-5),
         tie_embeddings=keys.flag("tie_word_embeddings", True),
@@ -156,17 +192,17 @@ def _gpt2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
 
 def _sizes(keys: _Keys, eps: str, default_eps: float, *, tied: bool) -> dict[str, Any]:
     """Read the keys that all classes except GPT-2 share, including the base of RoPE."""
-    heads = keys.number("num_attention_heads")
-    width = keys.number("hidden_size")
-    head_dim = keys.optional("head_dim")
+    heads = keys.count("num_attention_heads")
+    width = keys.count("hidden_size")
+    head_dim = keys.count_or_none("head_dim")
     return {
         "d_model": width,
-        "n_layer": keys.number("num_hidden_layers"),
+        "n_layer": keys.count("num_hidden_layers"),
         "n_head": heads,
-        "n_kv_head": keys.number("num_key_value_heads", heads),
+        "n_kv_head": keys.count("num_key_value_heads", heads),
         "head_dim": None if head_dim is None or head_dim * heads == width else head_dim,
-        "d_ff": keys.number("intermediate_size"),
-        "context_length": keys.number("max_position_embeddings"),
+        "d_ff": keys.count("intermediate_size"),
+        "context_length": keys.count("max_position_embeddings"),
         "norm_eps": keys.number(eps, default_eps),
         "tie_embeddings": keys.flag("tie_word_embeddings", tied),
         "rope_base": _rope_base(keys),
@@ -180,33 +216,28 @@ def _rope_base(keys: _Keys) -> float:
     keys.must_be("rope_interleaved", False)
     keys.must_be("partial_rotary_factor", 1.0)
     base = keys.number("rope_theta", 10_000.0)
-    parameters = keys.optional("rope_parameters")
-    if parameters is None:
-        return float(base)
-    kind = parameters.get("rope_type", "default")
-    if kind != "default" or set(parameters) - {"rope_type", "rope_theta", "partial_rotary_factor", "type"}:
-        raise UserError(
-            f"config.json: rope_parameters={parameters!r} changes what the model computes, and Positron does not support "
-            "it: choose another model"
-        )
-    return float(parameters.get("rope_theta", base))
+    parameters = keys.section("rope_parameters")
+    if parameters is not None:
+        base = parameters.number("rope_theta", base)
+        parameters.must_be("rope_type", "default")
+        parameters.must_be("type", "default")
+        parameters.must_be("partial_rotary_factor", 1.0)
+        parameters.refuse_rest()
+    return float(base)
 
 
 def _window(keys: _Keys, layers: int, *, default: int | None) -> int | None:
     """Return the sliding window in tokens, or None. Raises UserError if only some layers have a window."""
-    size = keys.optional("sliding_window")
-    size = default if size is None else size
-    kinds = keys.optional("layer_types")
+    size = keys.count_or_none("sliding_window") or default
+    kinds = keys.names("layer_types")
     uses = keys.flag("use_sliding_window", kinds is None or "sliding_attention" in kinds)
     if kinds is not None and len(set(kinds[:layers])) > 1:
-        raise UserError(
-            "config.json: layer_types differ between the layers, and Positron has one type for all: choose another model"
-        )
+        raise keys.unsupported("layer_types differ between the layers")
     return size if uses and (kinds is None or kinds[0] == "sliding_attention") else None
 
 
 def _config(keys: _Keys, **options: Any) -> GPTConfig:
-    return from_dict(GPTConfig, {"vocab_size": keys.number("vocab_size"), **options})
+    return from_dict(GPTConfig, {"vocab_size": keys.count("vocab_size"), **options})
 
 
 def _llama(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
@@ -247,14 +278,12 @@ def _qwen2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
 
 
 def _qwen_window(keys: _Keys, layers: int) -> int | None:
-    size, kinds = keys.optional("sliding_window"), keys.optional("layer_types")
+    size, kinds = keys.count_or_none("sliding_window"), keys.names("layer_types")
     if not keys.flag("use_sliding_window", False):
         return None
     if kinds is None or set(kinds[:layers]) != {"sliding_attention"}:
-        raise UserError(
-            "config.json: only some layers have a sliding window, and Positron has one for all layers: choose another model"
-        )
-    return None if size is None else int(size)
+        raise keys.unsupported("only some layers have a sliding window")
+    return size
 
 
 def _qwen3(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
@@ -279,9 +308,7 @@ def _starcoder2(keys: _Keys) -> tuple[GPTConfig, list[Rule]]:
     activation = keys.activation("hidden_act", "gelu_pytorch_tanh")
     bias = keys.flag("use_bias", True)
     if not bias:
-        raise UserError(
-            "config.json: use_bias=false is not supported for starcoder2, whose norms have biases: choose another model"
-        )
+        raise keys.unsupported("use_bias=false removes all biases but those of the norms")
     window = _window(keys, sizes["n_layer"], default=None)
     config = _config(keys, **sizes, norm="layernorm", activation=activation, bias=True, window=window)
     return config, hf_architectures.STARCODER2.rules(config)
