@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn, assert_never, get_args
+from typing import TYPE_CHECKING, Literal, assert_never, get_args
 
 import numpy as np
 import torch
@@ -19,6 +19,7 @@ import torch
 from positron.config import GPTConfig
 from positron.interop.gguf_tokenizer import add_tokenizer
 from positron.interop.hf_architectures import sliding_window
+from positron.interop.remedies import Unsupported, chosen
 from positron.interop.rules import (
     Rule,
     consecutive_pairs,
@@ -56,30 +57,32 @@ class Architecture:
 def choose(config: GPTConfig) -> Architecture:
     """Return the llama.cpp architecture that computes this model.
 
-    Raises UserError, naming the option that no architecture supports.
+    Raises UserError, which names the option that no architecture supports, and the changes that help.
     """
+    return chosen(_choose, config, "llama.cpp has no architecture")
+
+
+def _choose(config: GPTConfig) -> Architecture:
     if config.smear:
-        _refuse("model.smear=true", "model=quickstart_portable")
+        raise Unsupported("model.smear=true")
     if sliding_window(config) is not None:
-        _refuse(f"model.window={config.window}", "model.window=null")
+        raise Unsupported(f"model.window={config.window}")
     match config.norm:
         case "layernorm":
             if config.qk_norm:
-                _refuse("model.qk_norm=true with model.norm=layernorm", "model.norm=rmsnorm")
+                raise Unsupported("model.qk_norm=true with model.norm=layernorm")
             if config.activation != "gelu":
-                _refuse(f"model.activation={config.activation} with model.norm=layernorm", "model.activation=gelu")
+                raise Unsupported(f"model.activation={config.activation} with model.norm=layernorm")
             if config.n_head * config.d_head != config.d_model:
-                _refuse(f"model.head_dim={config.head_dim} with model.norm=layernorm", "model.norm=rmsnorm")
+                raise Unsupported(f"model.head_dim={config.head_dim} with model.norm=layernorm")
             return _with_layernorm(config)
         case "rmsnorm":
             if not config.has_rope:
-                _refuse(f"model.position={config.position} with model.norm=rmsnorm", "model.position=rope")
+                raise Unsupported(f"model.position={config.position} with model.norm=rmsnorm")
             if config.activation not in ("swiglu", "relu2"):
-                _refuse(
-                    f"model.activation={config.activation} with model.norm=rmsnorm", "model.activation=swiglu or relu2"
-                )
+                raise Unsupported(f"model.activation={config.activation} with model.norm=rmsnorm")
             if config.bias:
-                _refuse("model.bias=true with model.norm=rmsnorm", "model.bias=false")
+                raise Unsupported("model.bias=true with model.norm=rmsnorm")
             if config.qk_norm:
                 return QWEN3 if config.is_gated else APERTUS
             return LLAMA if config.is_gated else ARCEE
@@ -95,10 +98,6 @@ def _with_layernorm(config: GPTConfig) -> Architecture:
             return STARCODER2
         case _:
             assert_never(config.position)
-
-
-def _refuse(option: str, remedy: str) -> NoReturn:
-    raise UserError(f"llama.cpp has no architecture for {option}: train a run with {remedy}")
 
 
 def _rms_keys(config: GPTConfig, writer: GGUFWriter) -> None:

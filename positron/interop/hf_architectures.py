@@ -11,14 +11,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn, assert_never
+from typing import Any, assert_never
 
 import torch
 
 from positron.config import Activation, GPTConfig
+from positron.interop.remedies import Unsupported, chosen
 from positron.interop.rules import Rule, constant, linear, norm, qk_norm, same, stacked, transposed
 from positron.model.gpt import sinusoidal_table
-from positron.system.errors import UserError
 from positron.text.tokenizer import END_OF_TEXT, Tokenizer
 
 
@@ -35,10 +35,14 @@ class Architecture:
 def choose(config: GPTConfig) -> Architecture:
     """Return the transformers class that computes the same function as a model with this configuration.
 
-    Raises UserError, which names an option that no class supports.
+    Raises UserError, which names the option that no class supports, and the changes that help.
     """
+    return chosen(_choose, config, "Hugging Face's transformers has no class")
+
+
+def _choose(config: GPTConfig) -> Architecture:
     if config.smear:
-        _refuse("model.smear=true", "model=quickstart_portable")
+        raise Unsupported("model.smear=true")
     match config.norm:
         case "layernorm":
             return _with_layernorm(config)
@@ -48,37 +52,26 @@ def choose(config: GPTConfig) -> Architecture:
             assert_never(config.norm)
 
 
-def _refuse_head_dim(config: GPTConfig) -> None:
-    if config.n_head * config.d_head != config.d_model:
-        _refuse(f"model.head_dim={config.head_dim} with model.norm=layernorm", "model.norm=rmsnorm")
-
-
 def _with_layernorm(config: GPTConfig) -> Architecture:
-    _refuse_head_dim(config)
+    position, activation = f"model.position={config.position}", f"model.activation={config.activation}"
+    if config.n_head * config.d_head != config.d_model:
+        raise Unsupported(f"model.head_dim={config.head_dim} with model.norm=layernorm")
     if config.qk_norm:
-        _refuse("model.qk_norm=true with model.norm=layernorm", "model.norm=rmsnorm")
+        raise Unsupported("model.qk_norm=true with model.norm=layernorm")
     match config.position:
         case "learned" | "sinusoidal":
             if config.is_gated:
-                _refuse(
-                    f"model.activation={config.activation} with model.position={config.position}", "model.position=rope"
-                )
+                raise Unsupported(f"{activation} with {position}")
             if sliding_window(config) is not None:
-                _refuse(f"model.window={config.window} with model.position={config.position}", "model.position=rope")
+                raise Unsupported(f"model.window={config.window} with {position}")
             return GPT2
         case "rope":
             if not config.is_gated:
                 return STARCODER2
             if config.bias:
-                _refuse(
-                    f"model.bias=true with model.activation={config.activation} and model.norm=layernorm",
-                    "model.bias=false",
-                )
+                raise Unsupported(f"model.bias=true with {activation} and model.norm=layernorm")
             if sliding_window(config) is not None:
-                _refuse(
-                    f"model.window={config.window} with model.activation={config.activation} and model.norm=layernorm",
-                    "model.norm=rmsnorm",
-                )
+                raise Unsupported(f"model.window={config.window} with {activation} and model.norm=layernorm")
             return STABLELM
         case _:
             assert_never(config.position)
@@ -86,25 +79,18 @@ def _with_layernorm(config: GPTConfig) -> Architecture:
 
 def _with_rmsnorm(config: GPTConfig) -> Architecture:
     if not config.has_rope:
-        _refuse(f"model.position={config.position} with model.norm=rmsnorm", "model.position=rope")
+        raise Unsupported(f"model.position={config.position} with model.norm=rmsnorm")
     window = sliding_window(config)
     if config.bias and (config.qk_norm or window is not None):
         other = "model.qk_norm=true" if config.qk_norm else f"model.window={config.window}"
-        _refuse(f"model.bias=true with {other}", "model.bias=false")
+        raise Unsupported(f"model.bias=true with {other}")
     if window is not None and config.activation not in ("swiglu", "relu2"):
-        _refuse(
-            f"model.activation={config.activation} with model.window={config.window}",
-            "model.activation=swiglu or relu2",
-        )
+        raise Unsupported(f"model.activation={config.activation} with model.window={config.window}")
     if config.qk_norm:
         return QWEN3 if config.is_gated or window is not None else APERTUS
     if window is not None:
         return MISTRAL
     return LLAMA if config.is_gated else ARCEE
-
-
-def _refuse(option: str, remedy: str) -> NoReturn:
-    raise UserError(f"Hugging Face's transformers has no class for {option}: train a run with {remedy}")
 
 
 def sliding_window(config: GPTConfig) -> int | None:
