@@ -34,7 +34,7 @@ def sums(seed: int, val_fraction: float) -> Iterator[Sum]:
 
 
 class AdditionSource:
-    """Provide each sum as a document, such as `12+34=46`. The sums of the validation part never occur in training."""
+    """Provide each sum as a document, such as `12+34=46`. A sum that is used for validation never occurs in training."""
 
     limit_bytes = None
 

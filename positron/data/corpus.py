@@ -83,7 +83,10 @@ def find_token_files(data: DataConfig, tokenizer: Tokenizer | None, known: str |
 
 
 def _report(source: Source, tokens: Path, tokenizer: Tokenizer) -> None:
-    """Log the size of both splits and what was skipped, and warn if the tokenizer does not suit the text."""
+    """Log the sizes of the training and validation texts, and what was skipped.
+
+    Log a warning if the tokenizer does not suit the text.
+    """
     train, val = (TokenFiles(tokens, split, tokenizer) for split in SPLITS)
     if summary := source.summary():
         logger.info(f"{train.n_bytes:,} bytes for training, {val.n_bytes:,} for validation; {summary}")

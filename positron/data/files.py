@@ -93,7 +93,7 @@ class FileSource:
         return None
 
     def summary(self) -> str:
-        """Describe what was read, skipped and changed. The description is complete after the last task."""
+        """Describe what was read, skipped and changed. The description is complete only after all text was read."""
         parts = [f"read {len(self.files):,} file{'s' if len(self.files) != 1 else ''}"]
         if self._split.place is not None:
             parts.append("the end of the text is used for validation")
@@ -194,7 +194,7 @@ class FileSource:
                 yield Document(text, is_val=cut == 0, ends=ends)
 
     def tasks(self, skip: int = 0) -> Iterator[list[Document]]:
-        """Yield the tasks, each with about a million characters, except the first `skip` tasks.
+        """Yield tasks, which are lists of documents with about a million characters each; leave out the first `skip` tasks.
 
         The skipped tasks are read as well, which takes about a hundredth of the time of tokenizing them.
         """
@@ -216,7 +216,7 @@ class FileSource:
         """Do nothing: the files belong to the user."""
 
     def read(self, task: list[Document]) -> list[Document]:
-        """Return the documents of a task."""
+        """Return the task unchanged, because it is a list of documents."""
         return task
 
 

@@ -1,4 +1,4 @@
-"""Read the rows of hub datasets without Parquet files by `datasets.load_dataset(..., streaming=True)`.
+"""Read the rows of hub datasets that have no Parquet files, with `datasets.load_dataset(..., streaming=True)`.
 
 The library `datasets` runs in a separate process, with its caches below `data.dir` instead of in the user's home. The
 process reports a failure of the network instead of retrying silently, and is killed if it sends nothing for too long. The
@@ -51,7 +51,7 @@ class HubRowsSource:
         self.fingerprint = self.earlier_fingerprint = repository.fingerprint
 
     def tasks(self, skip: int = 0) -> Iterator[list[Document]]:
-        """Yield the tasks, each with about a million characters, except the first `skip` tasks.
+        """Yield tasks, which are lists of documents with about a million characters each; leave out the first `skip` tasks.
 
         The skipped tasks are downloaded, too. Raises Unreachable if the network fails, UserError if the rows have no text
         in the field.
@@ -66,7 +66,7 @@ class HubRowsSource:
             yield task
 
     def read(self, task: list[Document]) -> list[Document]:
-        """Return the documents of a task."""
+        """Return the task unchanged, because it is a list of documents."""
         return task
 
     def summary(self) -> str:

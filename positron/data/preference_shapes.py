@@ -40,10 +40,11 @@ class ParsedPair:
 
 
 def parse_pair(value: Any) -> ParsedPair:
-    """Convert a row of JSON values to two conversations with the same beginning. Raises Malformed if it is not a pair.
+    """Convert a row, as parsed from JSON, to two conversations with the same beginning.
 
     `chosen` and `rejected` are texts, messages or lists of messages. If they contain the prompt, they are whole
-    conversations that differ only in the answers; otherwise other fields hold the prompt.
+    conversations that differ only in the answers; otherwise other fields hold the prompt. Raises Malformed if the row is not
+    a pair of answers.
     """
     if not isinstance(value, dict):
         raise Malformed(

@@ -42,7 +42,7 @@ def token_dtype(tokenizer: Tokenizer) -> type:
 
 @dataclass
 class Encoded:
-    """Hold the token ids of one task for one split, and the numbers of documents, bytes and bits of information in them."""
+    """Hold the training or the validation tokens of one task, and their numbers of documents, bytes and bits of information."""
 
     ids: list[np.ndarray]
     documents: int = 0
@@ -115,7 +115,10 @@ def encode_all(
 
 
 class SplitWriter:
-    """Write the shards of one split. `facts` contains the names, checksums and totals of the shards written so far."""
+    """Write the training or the validation tokens as files, the shards.
+
+    `facts` contains the names and checksums of the shards written so far, and the totals of their tokens, documents and bytes.
+    """
 
     def __init__(self, folder: Path, split: str, dtype: type, first_id: int, before: dict[str, Any] | None) -> None:
         """Continue the shards of an interrupted writer, or start a split with the token `first_id`.

@@ -29,7 +29,7 @@ class Document:
 
 
 class Source(Protocol):
-    """Provide the documents of a corpus, task by task."""
+    """Provide the documents of a corpus, task by task. A task is a small object that `read` turns into documents."""
 
     name: str  # the name of the corpus's folder below data.dir
     fingerprint: str

@@ -91,8 +91,8 @@ class Windows:
 def validation_windows(tokens: TokenFiles, *, context: int, end_id: int, limit: int) -> tuple[Tensor, Tensor]:
     """Return the first `limit` tokens of a validation text as input ids and targets, each (N, T).
 
-    Targets are -100 where no loss is computed. Each token is a target exactly once. A document that is not longer than a
-    window is always in a single window, so that the score does not depend on arbitrary cuts.
+    Targets are -100 where no loss is computed. Each token, except the first, is a target exactly once. A document that is not
+    longer than a window is always in a single window, so that the score does not depend on arbitrary cuts.
     """
     n = min(tokens.n_tokens, limit + 1)
     ids = tokens.read(0, n)

@@ -44,7 +44,7 @@ def checked(reward: Callable[[str, str], Any], name: str, max_seconds: float) ->
 
 
 def _number(result: Any) -> float | None:
-    """Convert a result to a float: a Python number, or a scalar or 0-dimensional array or tensor. None for anything else."""
+    """Convert a Python number, a NumPy scalar, or a 0-dimensional array or tensor to a float; return None for anything else."""
     if getattr(result, "shape", None) == () and callable(getattr(result, "item", None)):
         result = result.item()  # a scalar or 0-dimensional array of NumPy, or a 0-dimensional tensor
     if not isinstance(result, numbers.Real):

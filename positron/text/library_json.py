@@ -1,8 +1,8 @@
 """Use the tokenizer of an imported model: its `tokenizer.json`, with Hugging Face's tokenizers library.
 
-Chat markers of `SPECIALS` that the file does not have get the ids after its last id, and the import adds rows to the embedding
-for them. `<|endoftext|>` is the token with which the imported model begins each text, whatever that model calls it.
-Other tokens may end a text.
+Special tokens for chat (in `SPECIALS`) that the file does not have get the ids after its last id, and the import adds rows to
+the embedding for them. `<|endoftext|>` is the token with which the imported model begins each text, whatever that model calls
+it. Other tokens may end a text.
 """
 
 from __future__ import annotations
