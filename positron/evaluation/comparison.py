@@ -106,9 +106,9 @@ def read_runs(runs: Sequence[Run], read: Callable[[Run], T]) -> list[tuple[Run, 
 def common_text(runs: Sequence[Run], file: str | None, limit: int) -> tuple[list[Run], list[str]]:
     """Return the runs to compare, and the texts on which they are scored.
 
-    These are the texts of `file` or, if `file` is None, the validation text that all runs share; runs whose validation text is
-    not available are then left out. `limit` is the number of bytes to score (0: all). Raises UserError if the validation texts
-    differ.
+    If `file` is not None, the texts are those of the file. Otherwise, they are the validation text that all runs share, and
+    runs whose validation text is not available are left out; UserError is raised if the validation texts differ. `limit` is the
+    number of bytes to score (0: all).
     """
     if file is not None:
         return list(runs), up_to(texts_of_file(file), limit)
@@ -126,8 +126,9 @@ def common_text(runs: Sequence[Run], file: str | None, limit: int) -> tuple[list
 def compare(runs: Sequence[Run], texts: list[str], prompt: str, max_tokens: int, seed: int) -> list[Row]:
     """Score each run on `texts` and generate a sample; return the rows sorted by bits per byte, the lowest first.
 
-    Runs that differ only in their seed stay together and are sorted by their mean. The rows are sorted by bits per byte because
-    loss and perplexity per token depend on the tokenizer. Raises UserError if there is no text, or if no run can be loaded.
+    Runs that differ only in their seed are kept together; the place of such a group depends on its mean. The rows are sorted by
+    bits per byte because loss and perplexity per token depend on the tokenizer. Raises UserError if there is no text, or if no
+    run can be loaded.
     """
     if not texts:
         raise UserError("there is no text to measure on: give --text FILE with text")

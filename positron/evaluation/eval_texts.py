@@ -92,7 +92,8 @@ def _only_as_trusted(data: DataConfig, known: str | None) -> DataConfig:
     """Return the settings of a run's text, changed so that they are safe even if another person wrote the run folder.
 
     `data.dir` is kept only if Positron already keeps tokens in this folder; otherwise it becomes the default. `known` is the
-    fingerprint that the run records of its text. Raises UserError if it is None and the settings name a file or an address.
+    fingerprint of the text that the run records. Raises UserError if `known` is None and the settings name a file or an
+    address.
     """
     if known is None and (data.path or data.url):
         raise UserError(
@@ -133,7 +134,7 @@ def size_of(text: str) -> int:
 
 
 def _decoded(tokenizer: Tokenizer, ids: np.ndarray, lengths: np.ndarray) -> str:
-    """Decode ids; if one is unknown, return a `Lossy` text. `lengths` (V,) are the bytes of text of each id."""
+    """Decode ids, and return a `Lossy` text if one is the unknown token. `lengths` (V,) are the bytes of text of each id."""
     text = tokenizer.decode(ids.tolist())
     if not tokenizer.has_unknown or not (ids == 0).any():
         return text

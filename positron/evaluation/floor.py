@@ -259,7 +259,10 @@ def _problems(given: Sequence[Document], claims: Sequence[Claim]) -> list[str]:
 
 
 def _listed(names: list[str], one: str, several: str) -> str:
-    """Name the first of the documents `names`, followed by their number and by what is wrong with one or `several` of them."""
+    """Return a text that names the first of the documents `names`, and says how many there are and what is wrong with them.
+
+    `one` says what is wrong if there is a single document, and `several` if there are more.
+    """
     shown = ", ".join(one_line(name, 40) for name in names[:SHOWN_IDS])
     more = f" and {len(names) - SHOWN_IDS:,} more" if len(names) > SHOWN_IDS else ""
     return f"{shown}{more}: {counted(len(names), 'document')} {one if len(names) == 1 else several}"

@@ -118,7 +118,7 @@ def find_pairs(names: Sequence[str], outputs: Path, differ_in: Sequence[str] = (
 
 
 def settings_named(text: str) -> list[str]:
-    """Split `text`, such as "data,model.n_layers", into names of settings and of groups of settings.
+    """Split `text`, such as "data,model.n_layer", into names of settings and of groups of settings.
 
     Raises UserError for a name that does not exist.
     """

@@ -50,7 +50,10 @@ def write_report(run: Run) -> None:
 
 
 def _render(**values: Any) -> str:
-    """Fill in the template; escape all text and remove the user's home folder from it, because reports are sent to others."""
+    """Fill in the template with `values`, in which all text is escaped.
+
+    The path of the user's home folder is removed from the values, because reports are sent to others.
+    """
     import jinja2  # imported here, because a run needs it only at its end
 
     environment = jinja2.Environment(

@@ -83,7 +83,7 @@ class Trial:
 
 
 def merged(base: Sequence[str], overrides: Sequence[str]) -> list[str]:
-    """Return the settings of `base`, after each setting in `overrides` has replaced the one with its key or was added."""
+    """Return the settings of `base` and `overrides`. A setting in `overrides` replaces the one with the same key in `base`."""
     return list({_key(word): word for word in (*base, *overrides)}.values())
 
 
@@ -94,8 +94,8 @@ def _key(word: str) -> str:
 def begin(folder: Path, plan: Plan) -> str:
     """Record the plan and the date of the first start in research.json in the folder, and return this date.
 
-    A later start may append candidates to the plan. Raises UserError if the plan differs otherwise from the recorded one, or if
-    the record is damaged.
+    A later start may append candidates to the plan. Raises UserError if the plan differs from the recorded one in any other
+    way, or if the record is damaged.
     """
     path, new = make_folder(folder) / _PLAN, dataclasses.asdict(plan)
     started = time.strftime("%Y-%m-%d")

@@ -60,8 +60,8 @@ def sweep_picture(keys: list[str], jobs: list[Curve], floor_bpb: float | None, t
 
     The x axis of the second panel is the first swept key whose values are numbers; it is logarithmic if the values span a
     factor of 10 or more. Each combination of the values of the other keys is a line. If no key has numbers, the x axis
-    shows the combinations. Jobs with the same values, which differ in their seed, have the same colour, and lines join their
-    means. `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown. Returns a PNG.
+    shows the combinations. Jobs that differ only in their seed have the same colour, and a line runs through the mean of their
+    scores. `floor_bpb` is the entropy of the text in bits per byte, None if it is unknown. Returns a PNG.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure

@@ -40,7 +40,10 @@ def window_losses(model: GPT, x: Tensor, y: Tensor, what: str = "scoring") -> Te
 
 
 def score(model: GPT, x: Tensor, y: Tensor, token_bytes: Tensor) -> Score:
-    """Score all windows x, y (N, T) together; `token_bytes` (V,) are the bytes of text of each token."""
+    """Return one score for all windows with inputs x and targets y (N, T).
+
+    `token_bytes` (V,) are the numbers of bytes of text of the tokens.
+    """
     scored = y != IGNORE
     n_bytes = token_bytes[y.clamp(min=0)].mul(scored).sum()
     return Score(float(window_losses(model, x, y).double().sum()), round(float(n_bytes)), int(scored.sum()))

@@ -34,8 +34,8 @@ def seed_groups(
 ) -> list[SeedGroup[T]]:
     """Return the groups of items with the same variant, the lowest mean score first.
 
-    A group that lacks results of seeds comes after the groups that have results of all seeds: a variant whose bad runs failed
-    or were ended early would look better than it is. `score` returns None for a run without a result.
+    A group without a result for some seed comes after the groups that have results for all seeds, because a variant whose bad
+    runs failed or were ended early looks better than it is. `score` returns None for a run without a result.
     """
     by_variant: dict[Hashable, list[T]] = {}
     for item in items:

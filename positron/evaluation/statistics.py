@@ -55,7 +55,9 @@ def paired_t_test(differences: Sequence[float]) -> float | None:
 
 
 def one_sided_t_test(gains: Sequence[float]) -> float:
-    """Return the p-value of the paired t-test against a mean gain of 0 or less, for at least two pairs.
+    """Return the p-value of the one-sided paired t-test of the hypothesis that the mean gain is 0 or less.
+
+    There must be at least two pairs.
 
     Pairs whose gains are all equal give 0 if the gains are positive, otherwise 1.
     """
@@ -108,9 +110,9 @@ def sign_flip_test(differences: Sequence[float]) -> SignFlips | None:
 def power_of_t_test(effect: float, pairs: int, level: float) -> float:
     """Return the probability that a two-sided paired t-test of `pairs` pairs gives p < `level`.
 
-    `effect` is the true mean difference in units of its true standard deviation between pairs. The differences are normal, so
-    the statistic has the noncentral t distribution. The integral over the sample variance is computed by Gauss-Legendre
-    quadrature to 1e-5, because `scipy.special.nctdtr` returns NaN far from the centre.
+    `effect` is the true mean difference in units of the true standard deviation of the differences. These are assumed to be
+    normal, so the statistic has the noncentral t distribution. The integral over the sample variance is computed by
+    Gauss-Legendre quadrature to 1e-5, because `scipy.special.nctdtr` returns NaN far from the centre.
     """
     from scipy.special import chdtri, ndtr
 
@@ -123,8 +125,8 @@ def power_of_t_test(effect: float, pairs: int, level: float) -> float:
 def pairs_needed(differences: Sequence[float], level: float = 0.01, power: float = 0.8) -> int | None:
     """Return the smallest number of pairs, 2 or more, for which a paired t-test gives p < `level` with the given power.
 
-    Assumes that the true mean difference and its standard deviation between pairs are the observed ones. Returns None for
-    fewer than two pairs, and if more than MAX_PAIRS would be needed.
+    The true mean and standard deviation of the differences are assumed to be the observed ones. Returns None for fewer than two
+    pairs, and if more than MAX_PAIRS would be needed.
     """
     if len(differences) < 2:
         return None

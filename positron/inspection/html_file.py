@@ -141,10 +141,10 @@ def _refuse_large(run: str, shape: Shape) -> None:
 
 
 def attempts(shape: Shape, steps: int) -> Iterator[tuple[int, int]]:
-    """Yield pairs (bits per weight, number of kept steps) to try until the file is small enough; the last has 8 bits.
+    """Yield pairs (bits per weight, number of steps in the history) to try until the file is small enough.
 
     The number of steps is halved twice before the weights get fewer than ENOUGH_BITS, because with fewer bits the logits
-    differ visibly.
+    differ visibly. The last pair has 8 bits.
     """
     fitting = math.ceil(MAX_BYTES / 1.25 * 8 / shape["parameters"])  # compression saves about one bit of each weight
     for bits in range(max(8, min(16, fitting)), 7, -1):

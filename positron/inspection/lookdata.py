@@ -179,10 +179,10 @@ class HistoryPoint(TypedDict):
 
 
 class HistoryData(TypedDict):
-    """Hold the kept weights of a run, earliest first, which `GET /api/history?run=NAME` returns."""
+    """List the weights that were kept while a run was trained: the answer to `GET /api/history?run=NAME`."""
 
     run: str
-    points: list[HistoryPoint]  # empty if the run was trained with train.keep_history=0
+    points: list[HistoryPoint]  # earliest first; empty if the run was trained with train.keep_history=0
     best: int  # the step of the best checkpoint, which requests without a step use
 
 

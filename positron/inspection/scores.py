@@ -86,7 +86,8 @@ def repeated_rows(model: GPT, tokenizer: Tokenizer) -> Tensor:
 def repeated_scores(model: GPT, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the previous-token, induction and first-token scores, (L, H) each, on the rows of `repeated_rows`.
 
-    The previous-token and first-token scores leave out positions 0 and 1, at which the previous token is the first token.
+    The previous-token and first-token scores leave out position 0, which has no previous token, and position 1, whose previous
+    token is the first token.
     """
     period = (rows.shape[1] - 1) // 2
     p = _attention(model, rows)
