@@ -261,7 +261,7 @@ def _by_seed(members: list[Member], label: str, differ_in: Sequence[str]) -> dic
         if member.seed in group:
             raise UserError(
                 f"{group[member.seed].run.folder} and {member.run.folder} have the same seed {member.seed} and the same "
-                f"settings, so {label} does not have one run per seed: name one of them"
+                f"settings, so {label} does not have one run per seed: name only one of these two runs"
             )
         group[member.seed] = member
     return group
