@@ -26,7 +26,7 @@ _DATA_OF_TRAINING = ("packing", "document_mask")
 
 
 def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> Plan:
-    """Return the plan in a YAML file.
+    """Read the base recipe and the candidates from a YAML file, check them all, and return them as a plan.
 
     `configure` builds the configuration of a run from its settings. Raises UserError, which names the file and the key, if the
     plan cannot be carried out.
@@ -40,12 +40,14 @@ def read_plan(path: Path, configure: Callable[[dict[str, Any]], RunConfig]) -> P
     base = _settings(content.get("base"), f"{path}: base")
     candidates = content.get("candidates")
     if not isinstance(candidates, dict) or not candidates:
-        raise UserError(f"{path}: candidates must name each list of settings, such as high: [optimizer.lr=3e-3]")
+        raise UserError(
+            f"{path}: candidates must give each list of settings a name, such as high: [optimizer.lr=3e-3] for a candidate high"
+        )
     for name in candidates:
         if not isinstance(name, str) or not _NAME.fullmatch(name) or name.casefold() == BASE:
             raise UserError(
-                f"{path}: the candidate {name} needs another name, which is also that of a folder: at most 60 letters, digits, "
-                f"_, - and dots, a letter or digit first, and not {BASE}"
+                f"{path}: the candidate {name} needs another name, because its folder gets this name: give at most 60 letters, "
+                f"digits, _, - and dots, beginning with a letter or a digit, and not {BASE}"
             )
     by_folder = {name.casefold(): name for name in candidates}
     for name in candidates:
@@ -93,7 +95,10 @@ def _refuse_repeated_keys(node: Any, path: Path) -> None:
 
 
 def _settings(words: Any, where: str) -> list[str]:
-    """Return a list of settings, key=value. Raises UserError for anything else, and for a key that is given twice."""
+    """Return `words` if they are a list of settings, key=value.
+
+    Raises UserError, whose message begins with `where`, if they are anything else, give a key twice, or give name=.
+    """
     if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
         raise UserError(f"{where} must be a list of settings, such as [model=debug, train.max_steps=300]")
     if len(merged([], words)) < len(words):
@@ -104,7 +109,7 @@ def _settings(words: Any, where: str) -> list[str]:
 
 
 def _configured(where: str, words: list[str], configure: Callable[[dict[str, Any]], RunConfig]) -> RunConfig:
-    """Return the configuration of a recipe. Raises UserError if it cannot be trained."""
+    """Return the configuration of a run with the settings `words`. Raises UserError if such a run cannot be trained."""
     try:
         request = compose_request("train", [*words, "name=research"])
         config = request.configured(configure)
@@ -130,5 +135,6 @@ def _refuse_other_judgement(where: str, base: RunConfig, config: RunConfig) -> N
         changed.append("train.val_tokens")
     if changed:
         raise UserError(
-            f"{where} changes {changed[0]}, so that a pair would not share its seed and validation text: set it in base"
+            f"{where} changes {changed[0]}, but both runs of a pair need the same seed and validation text: leave it out, or "
+            "set it in base"
         )

@@ -79,7 +79,10 @@ def parse(line: str) -> Command | None:
 
 
 def remark(line: str, reads_system: bool = True) -> str | None:
-    """Return a remark if a line goes to the model although it begins with the name of a command, else None."""
+    """Return a remark if a line goes to the model although it begins with the name of a command, else None.
+
+    `reads_system`: whether the model was fine-tuned on conversations and so reads a system prompt.
+    """
     word = line.strip().partition(" ")[0]
     if word not in TAKES_TEXT:
         return None
@@ -215,9 +218,9 @@ def _path(name: str) -> Path:
 
 
 def _kind(path: Path) -> str | None:
-    """Return what a path names, without following links, or None if it does not exist.
+    """Return in words what is at `path`, such as "a folder", or None if there is nothing.
 
-    Raises UserError if the path cannot be read.
+    A symbolic link is not followed. Raises UserError if the path cannot be read.
     """
     try:
         mode = path.lstat().st_mode

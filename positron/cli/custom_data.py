@@ -19,10 +19,11 @@ KEY = "data._target_"
 
 
 def write_custom_data(values: dict[str, Any]) -> None:
-    """Replace `data=custom` in a composed configuration by a file with the texts that its function returns.
+    """Replace `data=custom` in a composed configuration by a file with the texts that the user's function returns.
 
-    The function takes `data.options` as keyword arguments and returns an iterable of texts, of conversations for `sft`, or
-    of pairs for `prefer`. Raises UserError if the function cannot be imported, refuses its options, or returns something else.
+    The function takes `data.options` as keyword arguments and returns an iterable: of texts for `train`, of conversations for
+    `sft` and `reinforce`, or of pairs for `prefer`. Raises UserError if the function cannot be imported, raises TypeError, or
+    returns something else.
     """
     data = values["data"]
     target, options = data.pop("_target_", None), data.pop("options", None)
@@ -33,18 +34,23 @@ def write_custom_data(values: dict[str, Any]) -> None:
             )
         return
     if not isinstance(target, str):
-        raise UserError(f"data=custom needs {KEY}=my_module.my_texts, a function that returns texts")
+        raise UserError(
+            f"data=custom needs {KEY}=my_module.my_function, a function that returns texts, conversations (sft, reinforce) or "
+            "pairs (prefer)"
+        )
     function = load_object(target, KEY)
     if not callable(function):
-        raise UserError(f"{KEY}={target} is a {type(function).__name__}, not a function that returns texts")
+        raise UserError(f"{KEY}={target} is a {type(function).__name__}, not a function: name a function of a module")
     try:
         rows = function(**(options or {}))
     except TypeError as error:
         raise UserError(
-            f"{KEY}={target} refuses its options ({' '.join(str(error).split())}): correct data.options="
+            f"{KEY}={target} refuses its options ({' '.join(str(error).split())}): correct data.options=, or the function"
         ) from error
     if not isinstance(rows, Iterable):
-        raise UserError(f"{KEY}={target} returns a {type(rows).__name__}, not a list or generator of texts")
+        raise UserError(
+            f"{KEY}={target} returns a {type(rows).__name__}, not a list or generator: correct the function"
+        )
     from positron.data.memory import write_conversations, write_pairs, write_texts
 
     match recipe_of(values):

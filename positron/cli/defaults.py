@@ -23,7 +23,7 @@ from positron.settings import BESIDE_VALUES, NOT_READ_BY, defaults_of
 
 
 def register_defaults() -> None:
-    """Add each of `default_configs` to the configuration store of Hydra."""
+    """Add the configurations of `default_configs` to the configuration store of Hydra."""
     from hydra.core.config_store import ConfigStore
 
     for name, values in default_configs().items():
@@ -31,7 +31,7 @@ def register_defaults() -> None:
 
 
 def default_configs() -> dict[str, dict[str, Any]]:
-    """Return the defaults by name: all keys of each command, and presets of accelerators and optional loggers."""
+    """Return base configurations by name: all keys of each command, the presets of accelerators, and the optional loggers."""
     beside = {key: getattr(Asked, key) for key in BESIDE_VALUES}
     groups = {"sft": SFTConfig, "preference": PreferenceConfig, "reinforce": ReinforceConfig, "reward": RewardConfig}
     run = {**defaults_of(RunConfig), **{name: defaults_of(group) for name, group in groups.items()}, **beside}

@@ -1,7 +1,7 @@
-"""Write the help of a command that starts runs: all groups with their choices, all keys with type and default.
+"""Write the help of a command that starts runs: all groups of settings with their choices, all keys with type and default.
 
-No description is written twice: a choice is described by the first comment of its file in conf/, a key by the comment of
-its field in config.py.
+A group is a folder in conf/, such as conf/model, and its choices are the files in it. No description is written twice: a choice
+is described by the first comment of its file, a key by the comment of its field in config.py.
 """
 
 from __future__ import annotations
@@ -103,7 +103,10 @@ def help_text(recipe: Recipe, conf: Path) -> str:
 
 
 def default_choices(recipe: Path) -> dict[str, str | None]:
-    """Return the choice of each group in a recipe's defaults list, and in the files of the same folder that the list names."""
+    """Return the default choice of each group of settings, such as {"model": "tinygpt", "data": "stories"}.
+
+    Reads Hydra's defaults list in the file `recipe`, such as conf/train.yaml, and in the files beside it that this list names.
+    """
     import yaml
 
     choices: dict[str, str | None] = {}
@@ -117,7 +120,7 @@ def default_choices(recipe: Path) -> dict[str, str | None]:
 
 
 def default_values(recipe: Recipe, conf: Path) -> dict[str, Any]:
-    """Return the default value of each dotted key."""
+    """Return the default value of each dotted key of the command `recipe`."""
     import hydra
     from omegaconf import OmegaConf
 
@@ -163,7 +166,7 @@ def field_comments() -> dict[str, str]:
 
 
 def _comment_above(lines: list[str], line: int) -> str:
-    """Join the comment lines that end right above a line (from 1)."""
+    """Join the comment lines that end right above a line. `line` is its number, counted from 1."""
     first = line - 1
     while first > 0 and lines[first - 1].strip().startswith("#"):
         first -= 1
@@ -194,7 +197,7 @@ def is_group(hint: Any) -> bool:
 
 
 def _fits(recipe: Recipe, group: str, name: str, conf: Path) -> bool:
-    """Tell whether a recipe can use a choice: only pretraining reads texts, for example."""
+    """Tell whether the command `recipe` can use the choice `name` of a group; only pretraining can use texts, for example."""
     match group:
         case "data":
             import yaml

@@ -42,7 +42,7 @@ def hydra_errors_as_ours() -> Iterator[None]:
 def _hydra_reason(error: BaseException) -> str:
     """Write the message for an error of Hydra.
 
-    For an unknown key Hydra advises `+key=`, which Positron would refuse; this names the most similar key instead.
+    For an unknown key, Hydra advises `+key=`, which Positron would refuse; the message names the most similar key instead.
     """
     import re
 

@@ -190,9 +190,9 @@ _KEYS_WITH_SAME_VALUE = {  # keys whose value can be taken over as it is
 
 
 def same_option(name: str, recipe: Recipe) -> str | None:
-    """Return the key for an option that another tool calls `name`, or None if it is unknown.
+    """Return Positron's key for an option that another tool calls `name`, or None if no tool has such an option.
 
-    A name with several meanings has the one of the command `recipe`.
+    If the name has several meanings, the meaning for the command `recipe` is preferred.
     """
     bare = name.strip("-").rsplit(".", 1)[-1].replace("-", "").replace("_", "").lower()
     others = (keys for other, keys in _KEY_OF_RECIPE.items() if other != recipe)
@@ -200,7 +200,7 @@ def same_option(name: str, recipe: Recipe) -> str | None:
 
 
 def advice(key: str, value: str | None) -> str:
-    """Return what to type for `key`: with `value` if the other tool means the same by it, otherwise with a note."""
+    """Return what to type for `key`: `key=value` if the other tool's value means the same, otherwise `key=` with a note."""
     if value and key in _KEYS_WITH_SAME_VALUE:
         return f"{key}={value}"
     note = _NOTES.get(key)
@@ -208,7 +208,7 @@ def advice(key: str, value: str | None) -> str:
 
 
 def question(key: str, value: str | None) -> str:
-    """Ask whether `key` was meant, with the same hint as `advice`."""
+    """Return the question whether `key` was meant, with the same hint as `advice` gives."""
     if value and key in _KEYS_WITH_SAME_VALUE:
         return f"did you mean {key}? ({key}={value})"
     note = _NOTES.get(key)

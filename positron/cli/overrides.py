@@ -107,9 +107,10 @@ def given_keys(overrides: Sequence[str]) -> dict[str, str]:
 
 
 def experiment_keys(conf: Path, given: Mapping[str, str]) -> dict[str, str]:
-    """Return the key and value of each setting in the file of `experiment=`.
+    """Return the key and value of each setting in the file of the experiment that the command line chooses.
 
-    Groups that the command line chooses itself are left out.
+    `given` maps the keys of the command line to their values. If it chooses a group itself, such as model=nano, the settings of
+    this group are left out.
     """
     path = conf / "experiment" / f"{given.get('experiment', '')}.yaml"
     if not path.is_file():
@@ -217,7 +218,7 @@ class _Reader:
         return f"{key}={self._value(key, value, parser)}"
 
     def _check_command(self, key: str) -> None:
-        """Refuse keys that only another command reads, and keys that a fine-tuned run takes from its base run."""
+        """Raise UserError for a key that only another command reads, or that a fine-tuned run takes from its base run."""
         top, ours = key.split(".")[0], command(self.recipe)
         if top not in NOT_READ_BY[self.recipe]:
             return

@@ -43,8 +43,9 @@ _SHAPE_FIELDS = (
 def check(config: RunConfig, folder: Path, asked: Asked) -> RunConfig:
     """Check that a training can start or continue in `folder`, and return its configuration.
 
-    The tokenizer becomes that of the weights with which the training starts; with init_from= the architecture too, unless
-    the command line chooses one. Raises UserError if the training cannot start or continue.
+    With init_from= or ckpt_path=, the configuration gets the tokenizer of the run whose weights the training starts with. With
+    init_from=, it also gets the architecture of this run, unless the command line chooses an architecture. Raises UserError if
+    the training cannot start or continue.
     """
     check_name(folder)
     config = with_known_tokenizer(config, folder, asked.given)
@@ -68,9 +69,9 @@ def check_packages(logger: LoggerConfig) -> None:
 
 
 def check_name(folder: Path, *, is_sweep: bool = False) -> None:
-    """Refuse a run folder that is reserved, lies inside another run, or has a name that some systems do not allow.
+    """Raise UserError for a new run whose folder is reserved, lies inside another run, or has a name that some systems forbid.
 
-    Raises UserError.
+    With `is_sweep`, `folder` is the folder of a sweep below outputs/sweeps/.
     """
     if any(len(part.encode()) > _MAX_NAME_BYTES for part in folder.parts):
         raise UserError(
@@ -96,10 +97,7 @@ def check_name(folder: Path, *, is_sweep: bool = False) -> None:
 
 
 def check_source_run(config: RunConfig, asked: Asked) -> None:
-    """Check that the run or checkpoint of init_from= or ckpt_path= exists and has the architecture of this command.
-
-    Raises UserError.
-    """
+    """Raise UserError if the source run does not exist, or if its architecture differs from the one in `config`."""
     run = _source_run(config)
     if run is None or config.is_tuning:
         return
@@ -149,7 +147,10 @@ def _shown(value: Any) -> str:
 
 
 def _source_run(config: RunConfig) -> Run | None:
-    """Return the source run, or None. Raises UserError if it does not exist."""
+    """Return the run that init_from= or ckpt_path= names; None if neither is given, or if ckpt_path= names no other run.
+
+    Raises UserError if the run or the checkpoint does not exist.
+    """
     if config.init_from is not None:
         run = find_run(config.init_from)
         if not any(run.checkpoint_folder.glob("*.ckpt")):

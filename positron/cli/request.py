@@ -48,7 +48,8 @@ class Request:
     def settle(self, configure: Callable[[dict[str, Any]], RunConfig]) -> tuple[RunConfig, Path]:
         """Return the configuration that `configure` builds from the values, and the run's folder below outputs/.
 
-        Raises UserError if this run cannot start; see `preflight`.
+        If init_from= names a model that was trained elsewhere, the model is imported first. Raises UserError if this run cannot
+        start; see `preflight`.
         """
         origin = self.values.get("init_from")
         if origin is not None and needs_import(str(origin)):

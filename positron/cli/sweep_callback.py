@@ -102,9 +102,9 @@ def sweep_overrides(config: Any) -> list[Any]:
 
 
 def count_jobs(config: Any, parsed: list[Any]) -> int | None:
-    """Return the number of jobs of the grid, or None for a sweeper that searches.
+    """Return the number of jobs of a grid, or None for a sweeper that searches, such as Optuna's.
 
-    Raises UserError for an interval in a grid.
+    Raises UserError if a grid contains an `interval()`, which has no list of values.
     """
     if not config.hydra.sweeper._target_.endswith("BasicSweeper"):
         return None

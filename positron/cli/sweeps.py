@@ -48,8 +48,8 @@ def run_job(
 ) -> float:
     """Run one Hydra job, in outputs/<name> or, if it is a job of a sweep, in a numbered folder of the sweep.
 
-    Returns the validation bits per byte, nan if the run was not validated, inf if a job of a sweep failed. Raises
-    UserError for a single run that cannot start.
+    Returns the validation bits per byte. If there are none, returns nan for a single run, and inf for a job of a sweep, because
+    the job may have failed. Raises UserError for a single run that cannot start.
     """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
@@ -127,10 +127,11 @@ def _sweep_job(
 
 
 def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> float:
-    """Run one job, record its outcome and update the report of the sweep. Returns val/bpb, inf for a failed job.
+    """Run one job of a sweep, record its outcome and update the report of the sweep.
 
-    If an earlier start finished the job, `job` returns at once. Raises SystemExit if a signal ended the training of the job,
-    and KeyboardInterrupt if Ctrl-C came at another time.
+    Returns the job's val/bpb, or inf if the job failed. If the job was finished when the sweep was started earlier, `job()`
+    returns at once. Raises SystemExit if a signal ended the training of the job, and KeyboardInterrupt if Ctrl-C came before or
+    after the training.
     """
     print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr)
     try:
@@ -157,10 +158,10 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> 
 
 
 def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: RunConfig | None) -> Path:
-    """Return the folder of a job: the one that an earlier start chose for it, or a new one.
+    """Return the folder of a job: the folder that it got when the sweep was started earlier, or a new one.
 
-    A new folder has the number that Hydra gave the job, if that is free. A folder belongs to the job if it has the same
-    overrides, or a run with the same configuration.
+    An existing folder belongs to the job if it records the same overrides, or contains a run with the same configuration. A new
+    folder gets the number that Hydra gave the job, if this number is free.
     """
     with lock(make_folder(sweep) / "jobs.lock", lambda: None):
         folders = sorted((path for path in sweep.iterdir() if path.name.isdigit()), key=lambda path: int(path.name))
@@ -212,7 +213,7 @@ def _has_config(folder: Path, config: RunConfig | None) -> bool:
 
 
 def share_of(launcher: Any) -> float:
-    """Return the share of this machine's cores and memory, up to 1, for each job that the launcher runs in parallel."""
+    """Return which share of this machine's cores and memory, at most 1, each of the launcher's parallel jobs may use."""
     kind = launcher._target_.rsplit(".", 1)[-1]
     if kind == "JoblibLauncher":
         return 1 / int(launcher.n_jobs)

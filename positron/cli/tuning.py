@@ -17,11 +17,12 @@ from positron.system.errors import UserError
 def configure_tuning(
     values: dict[str, Any], recipe: Recipe, kind: str, can_be_base: Callable[[Run], bool]
 ) -> RunConfig:
-    """Build the configuration of a tuned run of this `kind`.
+    """Build the configuration of a run of the command `recipe`, which trains a base run further.
 
-    An existing run keeps its architecture, tokenizer and base run. A new run gets those of the run init_from=, or of the run
-    trained last among those that `can_be_base` accepts. Raises UserError if there is no such run, if the data is of another
-    kind than the command learns from, or if the settings choose a model or tokenizer.
+    `kind` is the kind of run that the command makes, such as "sft". An existing run of this kind keeps its architecture and
+    tokenizer, and also its base run unless init_from= is given. A new run gets the architecture and tokenizer of its base run:
+    the run init_from=, or else the run trained last among the runs that `can_be_base` accepts. Raises UserError if there is no
+    such run, if the command cannot learn from this kind of data, or if the settings choose a model or tokenizer.
     """
     for key in BASE_GROUPS:
         if values.get(key) is not None:

@@ -1,7 +1,8 @@
 """Refuse given keys that a run would not read, and say what to give instead.
 
-The table `READ_BY` says which choice of a group reads which keys; a few functions check rules between groups. Only keys from
-the command line or an experiment's file are refused, never defaults. This module imports only the standard library.
+The table `READ_BY` says, for groups of settings such as `optimizer`, which choice (adamw, muon, ...) reads which keys; a few
+functions check rules between groups. Only keys from the command line or an experiment's file are refused, never defaults. This
+module imports only the standard library.
 """
 
 from __future__ import annotations
@@ -18,10 +19,10 @@ from positron.system.errors import UserError
 
 @dataclass(frozen=True)
 class Choice:
-    """Hold the keys of a group that only some of its choices read.
+    """Hold the keys of a group of settings that only some choices of the group read.
 
-    `choices` maps each value of the key `decided_by` to the keys that this choice reads; `select` maps the same value
-    to the setting that selects it.
+    The choice is the value of the key `decided_by` of the group, such as optimizer.kind. `choices` maps each choice to the keys
+    that it reads, `select` maps it to the setting that selects it, such as optimizer=muon.
     """
 
     group: str
@@ -31,7 +32,7 @@ class Choice:
 
     @property
     def selector(self) -> str:
-        """Return the setting that selects a choice: the group, if its choices are files in conf/, else a key."""
+        """Return the left side of the settings that select a choice, such as `optimizer` or `preference.loss`."""
         return next(iter(self.select.values())).partition("=")[0]
 
     def readers(self, key: str) -> list[str]:
@@ -232,7 +233,10 @@ def _sweep(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, 
 
 
 def _batch(values: Mapping[str, Any], given: Mapping[str, str], recipe: Recipe, is_sweep: bool) -> None:
-    """Refuse device.batch_tokens=, the default of train.batch_tokens, if the latter is set; likewise micro_batch_size."""
+    """Refuse device.batch_tokens=, which is only the default of train.batch_tokens=, if train.batch_tokens= is set too.
+
+    The same holds for micro_batch_size.
+    """
     for key in ("batch_tokens", "micro_batch_size"):
         default, used = values["device"].get(key), values["train"].get(key)
         if f"device.{key}" in given and (default != used or f"train.{key}" in given):

@@ -42,5 +42,5 @@ def _make(key: str, target: str, arguments: dict[str, Any]) -> Callback:
         return cls(**arguments)
     except TypeError as error:
         raise UserError(
-            f"{key}: {target} refuses its arguments ({' '.join(str(error).split())}): correct {key}.NAME="
+            f"{key}: {target} refuses its arguments ({' '.join(str(error).split())}): correct {key}.NAME=, or the class"
         ) from error
