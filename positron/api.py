@@ -68,9 +68,9 @@ def finetune(
 ) -> Run:
     """Fine-tune a run (None: the one pretrained last) on conversations, and return the new run.
 
-    `data` is a preset in conf/data, a file of conversations, or a list of conversations. A conversation in this list is a list
-    of messages, dicts with `role` and `content`, or any other row that such a file may contain. `settings` are further
-    settings of `positron sft`. Raises the errors of `train`.
+    `data` is a preset in conf/data, a file of conversations, or a list of conversations. An item of this list is a list of
+    messages (dicts with `role` and `content`) or any row that such a file may contain. `settings` are further settings of
+    `positron sft`. Raises the errors of `train`.
     """
     from positron.cli.sweeps import run_config
     from positron.sft import configure, sft
@@ -93,7 +93,7 @@ def prefer(
 ) -> Run:
     """Train a run (None: the one trained last) to prefer the better one of two answers, and return the new run.
 
-    `data` is a preset in conf/data, a file of pairs, or a list of pairs. A pair in this list is a dict with `prompt`, `chosen`
+    `data` is a preset in conf/data, a file of pairs, or a list of pairs. An item of this list is a dict with `prompt`, `chosen`
     and `rejected`, or any other row that such a file may contain. `settings` are further settings of `positron prefer`.
     Raises the errors of `train`.
     """
@@ -120,12 +120,11 @@ def reinforce(
 ) -> Run:
     """Train a run on its own answers, weighted by a reward, and return the new run.
 
-    `base` is the run, its folder or its name (None: the run with a chat template that was trained last).
-    `data` is a preset in conf/data, a file of conversations or a list of them; the model answers the messages before the first
-    answer of each conversation.
-    `reward` is a preset in conf/reward, or the name of a function of prompt and answer, such as `"my_module.my_reward"`.
-    `settings` are further settings of `positron reinforce`. Raises the errors of `train`, and UserError if the reward cannot be
-    computed.
+    `base` is the run, its folder or its name (None: the run with a chat template that was trained last). `data` is a preset in
+    conf/data, a file of conversations or a list of them; the model answers the messages before the first answer of each
+    conversation. `reward` is a preset in conf/reward, or the name of a function of prompt and answer, such as
+    `"my_module.my_reward"`. `settings` are further settings of `positron reinforce`. Raises the errors of `train`, and
+    UserError if the reward cannot be computed.
     """
     from positron.cli.sweeps import run_config
     from positron.reinforce import configure
@@ -220,7 +219,7 @@ def import_model(
 
 
 def _composed(recipe: Recipe, name: str | None, settings: Mapping[str, Any]) -> tuple[Recipe, list[str]]:
-    """Return the recipe, and the settings as words of its command line, such as `optimizer.lr=0.001`.
+    """Return `recipe`, the name of the command, and the settings as words of its command line, such as `optimizer.lr=0.001`.
 
     If `name` is None, the run is named after its model and data.
     """

@@ -96,7 +96,7 @@ def note(line: str) -> None:
 
 
 def answer(dialogue: Dialogue, question: str) -> None:
-    """Print the answer while it is generated. Ctrl-C stops it; the part that was printed stays in the conversation."""
+    """Print the answer while it is generated. Ctrl-C ends the answer; what was printed until then stays in the conversation."""
     screen, has_begun = Screen(), dialogue.chats  # a text that is continued is shown with its beginning
     pieces = dialogue.ask(question)
     try:

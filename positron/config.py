@@ -233,7 +233,7 @@ def _not(value: object) -> str:
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Hold the settings of a tokenizer (`conf/tokenizer/*`). On a small corpus, its vocabulary is smaller than `vocab_size`."""
+    """Hold the settings of a tokenizer (`conf/tokenizer/*`). A small corpus may give fewer than `vocab_size` tokens."""
 
     kind: TokenizerKind  # how text is cut into tokens
     vocab_size: Count | None = None  # for word and sentencepiece: largest number of different tokens
@@ -904,7 +904,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class Asked:
-    """Hold what the user asked for beyond RunConfig. `budget=` depends on it; a run folder does not record it."""
+    """Hold what the user asked for beyond RunConfig, for the choices that `budget=` makes. A run folder does not record it."""
 
     auto_size: bool = False  # with budget: choose the model's width and depth too (set by model=auto)
     given: dict[str, str] = field(

@@ -1,6 +1,7 @@
 """Check that this machine is ready and computes correctly.
 
-positron doctor prints one line per check: OK, or NOTE or FAIL with what to do. The exit code is 1 if a line begins with FAIL.
+positron doctor prints one line per check. A line that begins with NOTE or FAIL says what to do. After a FAIL, the exit code
+is 1.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ FIRST_CHANGED = 101
 
 
 class Finding(NamedTuple):
-    """Hold the result of one check. If a fatal check is not good, runs fail or compute wrong results."""
+    """Hold the result of one check. If `good` is False and `fatal` is True, runs fail or compute wrong results."""
 
     what: str  # what was checked
     good: bool
@@ -82,7 +83,7 @@ def disk() -> Iterator[Finding]:
 
 
 def network() -> Iterator[Finding]:
-    """Check whether the Hugging Face hub and Weights & Biases are reachable, and whether a key of the latter is stored.
+    """Check whether the Hugging Face hub and Weights & Biases are reachable, and whether a wandb key is stored.
 
     Waits at most NETWORK_SECONDS for each server. Neither is needed for the built-in stories or for the user's own text.
     """

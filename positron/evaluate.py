@@ -171,14 +171,17 @@ def text_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[st
 
 
 def in_training(run: Run) -> float | None:
-    """Return the bits per byte that training measured on the validation text for the best checkpoint; None if fine-tuned."""
+    """Return the bits per byte that training measured on the validation text for the best checkpoint.
+
+    Return None for a run that was not pretrained but trained further, by fine-tuning for example.
+    """
     from positron.run.folder import PRETRAIN
 
     return run.facts().best_bpb if run.kind == PRETRAIN else None
 
 
 def story_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dict[str, Any]:
-    """Compare stories that the model writes with new stories that the grammar generates."""
+    """Compare stories that the model writes with new stories that the grammar of the built-in stories generates."""
     import dataclasses
 
     from positron import stories
@@ -226,7 +229,7 @@ def instruct_facts(run: Run, writer: Writer, options: argparse.Namespace) -> dic
 
 
 def _requests_of(run: Run) -> DataConfig:
-    """Return the settings of the requests that the run was trained on, or the defaults if it was trained on other data.
+    """Return the data settings of the story requests that the run was trained on; the defaults if it learned from other data.
 
     A preference-tuned run is measured on the same requests as its base run if both have the same data.seed.
     """

@@ -266,7 +266,7 @@ def _number(value: float | None, width: int) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return a token as it is shown: white space and control characters visible, quoted if it ends with a space."""
+    """Return a token as a table shows it: control characters escaped, without spaces around it; in quotes if only spaces."""
     shown = one_line(text)
     return shown.strip(" ") if shown.strip(" ") else repr(shown)
 

@@ -35,7 +35,7 @@ logger = logging.getLogger("positron.prefer")  # under `python -m` the module is
 
 
 def prefer(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
-    """Train the run in `folder` on pairs of answers, from its last checkpoint if it has one, and return its facts.
+    """Train the run in `folder` on pairs of answers, from its last checkpoint if it has one; return what run.json records.
 
     Raises the errors of `train`, and UserError if the log-probabilities of the base run can be neither read nor computed.
     """

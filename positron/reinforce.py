@@ -43,7 +43,7 @@ MIN_ANSWER_TOKENS = 8  # so many tokens of the context must be free after a prom
 
 
 def reinforce(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
-    """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return its facts.
+    """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return what run.json records.
 
     Raises the errors of `train`, and UserError if the reward cannot be computed.
     """
@@ -125,7 +125,7 @@ def _answers(config: RunConfig, conversations: list[Conversation], tokenizer: To
 
 
 def _replay(config: RunConfig, start: Start) -> Windows | None:
-    """Return the pretraining text in windows, of which each step learns one for each prompt; None without replay."""
+    """Return windows of the pretraining text, or None without replay. Each step also learns one window for each prompt."""
     from positron.training.tuning import replayed_run, replayed_text
 
     assert config.reinforce is not None

@@ -113,7 +113,7 @@ def again(run: Run, first_start: dict[str, Any], name: str, last: int) -> RunCon
     """Return the settings that train the run again under `name` up to step `last`, from the same initial weights.
 
     Each `auto` is replaced by the value that the run used. Raises UserError if the weights no longer exist, or if the settings
-    name a class or function of the user's own.
+    name a class or function that would have to be imported.
     """
     values, resolved = run.config(), first_start["resolved"]
     for what, name_of_code in _own_code(values):
@@ -135,7 +135,10 @@ def again(run: Run, first_start: dict[str, Any], name: str, last: int) -> RunCon
 
 
 def _own_code(values: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each class or function of the user's own that the settings of a run name: what it is, and its name."""
+    """Yield (what it is, its name) for each class or function that the settings of a run name for import.
+
+    An example is ("reward function", "my_module.my_reward").
+    """
     reward = values.get("reward") or {}
     named = [("optimizer class", (values.get("optimizer") or {}).get("_target_"))]
     named += [("reward function", each.get("function")) for each in (reward, *reward.get("terms", ()))]
@@ -194,9 +197,9 @@ def verdict(run: Run, new: Run, last: int) -> tuple[bool, str]:
 def differences(
     steps: list[int], there: dict[int, dict[str, Any]], here: dict[int, dict[str, Any]]
 ) -> Iterator[tuple[int, str]]:
-    """Yield (step, description) for each value that differs in any bit between the rows `there` and `here`.
+    """Yield (step, description) for each metric in TRACE that differs in any bit between two runs.
 
-    Rows map a step to its metrics; the values compared are the metrics in TRACE.
+    `there` and `here` map the steps of the two runs to their metrics.
     """
     for step in steps:
         for key in TRACE:

@@ -106,7 +106,7 @@ def read_words(words: list[str]) -> dict[str, str]:
 
 
 def _train(overrides: list[str], folder: Path) -> Facts:
-    """Train or continue the run in `folder` in this process, and return its facts."""
+    """Train or continue the run in `folder` in this process, and return what its run.json records."""
     from positron.cli.request import compose_request
     from positron.cli.user_callbacks import make_callbacks
     from positron.run.folder import OUTPUTS

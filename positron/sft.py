@@ -33,7 +33,7 @@ logger = logging.getLogger("positron.sft")  # under `python -m` the module is ca
 
 
 def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Facts:
-    """Fine-tune the run in `folder` up to its last step, from its last checkpoint if it has one; return its facts.
+    """Fine-tune the run in `folder` up to its last step, from its last checkpoint if it has one; return what run.json records.
 
     Raises the errors of `train`.
     """
@@ -74,9 +74,10 @@ def sft(config: RunConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> 
 
 
 def _replay(config: RunConfig, start: Start, batch_size: int, context: int) -> Windows | None:
-    """Return the base run's pretraining text in windows, some of which become rows of each batch; None without replay.
+    """Return windows of the base run's pretraining text, or None without replay.
 
-    They are the share sft.replay_ratio of the rows, but at least one row. Raises UserError if the text is not available.
+    In each batch, the share sft.replay_ratio of the rows, but at least one row, are such windows. Raises UserError if the text
+    is not available.
     """
     from positron.training.tuning import replayed_run, replayed_text
 

@@ -1,7 +1,6 @@
 """Start or continue a run: `positron train model=tinygpt device=mps`.
 
-`main` composes the configuration with Hydra. `train` can be imported and called with a configuration; it returns the facts of
-the run.
+`main` composes the configuration with Hydra. `train` can be imported and called with a configuration.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ def train(
     asked: Asked | None = None,
     objective: type[PretrainObjective] | None = None,
 ) -> Facts:
-    """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return its facts.
+    """Train the run in `folder` up to its last step, from its last checkpoint if it has one; return what run.json records.
 
     `callbacks` are called after each step with the metrics of the step, before these are written. `asked` holds the keys that
     the user gave; `budget=` does not change these. `objective` is the class of the training objective (None:

@@ -271,7 +271,7 @@ class _Reader:
         return f"there is no {group}={name}: {hint}{', '.join(choices)}"
 
     def _value(self, key: str, text: str, parser: OverridesParser) -> str:
-        """Return the value in a form that Hydra reads as intended: a text that its grammar cannot read is quoted."""
+        """Return the value as Hydra must get it to read what the user means: a text that its grammar cannot read is quoted."""
         parsed = _parsed(parser, key, text)
         if parsed is None:
             if is_text(key):
@@ -345,7 +345,7 @@ def _parsed(parser: OverridesParser, key: str, text: str) -> Any:
 
 
 def _quoted(text: str) -> str:
-    """Quote a text for Hydra's grammar, in which a backslash only escapes before a quote."""
+    """Quote a text for Hydra's grammar, in which a backslash is an escape character only before a quote."""
     escaped = re.sub(r"(\\*)'", lambda match: match[1] * 2 + "\\'", text)
     trailing = len(escaped) - len(escaped.rstrip("\\"))
     return f"'{escaped}{chr(92) * trailing}'"

@@ -1,7 +1,7 @@
-"""Refuse a training that cannot start or continue, within a second, before torch is imported or a file is written.
+"""Check whether a training can start or continue, within a second, before torch is imported or a file is written.
 
-The same conditions are checked again while the run is locked; these checks only report them sooner. The source run is the
-other run whose weights a new run starts with: the one that init_from= or ckpt_path= names. `asked`: see `config.Asked`.
+The same conditions are checked again while the run is locked; here they are only reported sooner. The source run is the other
+run whose weights a new run starts with: the one that init_from= or ckpt_path= names. `asked`: see `config.Asked`.
 """
 
 from __future__ import annotations

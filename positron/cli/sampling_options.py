@@ -73,7 +73,7 @@ def draft_option(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_sampling(options: argparse.Namespace, default: str = "balanced") -> Sampling:
-    """Return the preset, changed by the given options. Raises UserError for values out of range."""
+    """Return the sampling settings of the preset, changed by the given options. Raises UserError for values out of range."""
     from positron.inference.sampling import preset
 
     weights_of(options.weights)

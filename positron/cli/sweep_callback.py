@@ -31,7 +31,7 @@ _LOCKS = contextlib.ExitStack()  # holds the lock of the sweep until this proces
 class SweepTable(Callback):
     """Check a sweep before its first job, and show the table of its jobs after the last.
 
-    Hydra turns an exception of a callback into a warning, so errors exit here.
+    Hydra turns an exception of a callback into a warning, so an error ends the process here.
     """
 
     def on_multirun_start(self, config: Any, **_: Any) -> None:
@@ -144,8 +144,8 @@ def check_all_jobs(config: Any, swept: set[str]) -> None:
 def _share_machine(config: Any, jobs: int | None) -> None:
     """Limit the number of parallel jobs (joblib), or set the cores of each job if they are not given (submitit_local).
 
-    Each job computes its share of the machine from this number. Raises UserError if submitit_local would start more jobs than
-    there are cores.
+    From this number of jobs or cores, each job computes its share of the machine. Raises UserError if submitit_local would
+    start more jobs than there are cores.
     """
     launcher, cores = config.hydra.launcher, os.cpu_count() or 1
     kind = launcher._target_.rsplit(".", 1)[-1]

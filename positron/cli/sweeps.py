@@ -129,9 +129,9 @@ def _sweep_job(
 def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> float:
     """Run one job of a sweep, record its outcome and update the report of the sweep.
 
-    Returns the job's val/bpb, or inf if the job failed. If the job was finished when the sweep was started earlier, `job()`
-    returns at once. Raises SystemExit if a signal ended the training of the job, and KeyboardInterrupt if Ctrl-C came before or
-    after the training.
+    Returns the job's val/bpb, or inf if it has none, such as a failed job. If an earlier start of the same sweep finished the
+    job, `job()` returns at once. Raises SystemExit if a signal ended the training of the job, and KeyboardInterrupt if Ctrl-C
+    came before or after the training.
     """
     print(f"\n{folder}: {' '.join(overrides)}", file=sys.stderr)
     try:
@@ -158,7 +158,7 @@ def record_job(folder: Path, overrides: list[str], job: Callable[[], Facts]) -> 
 
 
 def claim_folder(sweep: Path, number: int, overrides: Sequence[str], config: RunConfig | None) -> Path:
-    """Return the folder of a job: the folder that it got when the sweep was started earlier, or a new one.
+    """Return the folder of a job: the folder that it got in an earlier start of the same sweep, or a new one.
 
     An existing folder belongs to the job if it records the same overrides, or contains a run with the same configuration. A new
     folder gets the number that Hydra gave the job, if this number is free.

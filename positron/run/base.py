@@ -155,7 +155,7 @@ def _possible_roots(folder: Path) -> list[Path]:
 
 
 def _is_same(first: Run, second: Run) -> bool:
-    """Tell whether two paths name the same folder, also through links and on file systems that ignore case."""
+    """Tell whether two runs have the same folder, even if their paths differ, by a symbolic link or in case for example."""
     try:
         return os.path.samefile(first.folder, second.folder)
     except OSError:

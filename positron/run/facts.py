@@ -53,7 +53,7 @@ def _is_text_or_null(value: Any) -> bool:
 
 
 class _Type(NamedTuple):
-    """Describe the values that a JSON field may have: a predicate, and words for messages."""
+    """Describe which values a JSON field may have: `holds` tests a value, and `words` describe such values in messages."""
 
     holds: Callable[[Any], bool]
     words: str
@@ -181,7 +181,7 @@ def _resolved_in(group: dict[str, Any] | None, path: Path) -> Resolved | None:
 def read_config(path: Path) -> tuple[dict[str, Any], bool]:
     """Return the settings in `config.json` with `~` expanded, and whether its checksum is correct.
 
-    A key that is missing because the file is older gets the default that it had then. Raises UserError for a damaged file.
+    A key that an older version did not write gets the default that it had in that version. Raises UserError for a damaged file.
     """
     config, is_whole = read_record(path)
     config = {key: value for key, value in config.items() if key not in _FORMER_KEYS}

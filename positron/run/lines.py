@@ -70,8 +70,8 @@ def describe_damage(path: Path, number: int, fault: DamagedLine) -> str:
 def read_lines(path: Path, check: Check) -> list[Line]:
     """Return the lines of a file, or an empty list if it does not exist.
 
-    Raises UserError with the number of a damaged line, because missing steps must not go unnoticed. Only the last line is
-    dropped instead if it is damaged and has no newline.
+    Raises UserError with the number of a damaged line, because missing steps must not go unnoticed. Only a damaged last line
+    that has no newline is dropped instead.
     """
     if not path.exists() and not path.is_symlink():
         return []

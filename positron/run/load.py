@@ -60,7 +60,7 @@ def model_files(run: Run) -> tuple[Path, ...]:
 def load_kept_model(run: Run, kept: KeptWeights) -> GPT:
     """Return the model of a run (in eval mode, on the CPU) with weights that were kept from its training.
 
-    Raises UserError if the file is damaged or its weights are not those of the run's architecture.
+    Raises UserError if the file is damaged, or if its weights do not fit the run's architecture.
     """
     from positron.model.gpt import GPT
     from positron.model.memory import check_memory
@@ -110,7 +110,7 @@ def restore(model: GPT, tokenizer: Tokenizer, path: Path) -> None:
 
 
 def refuse_other_architecture(saved: dict[str, Any], config: GPTConfig, path: Path, config_path: Path) -> None:
-    """Raise UserError if the checkpoint's architecture differs from the run's.
+    """Raise UserError if the checkpoint's architecture differs from `config`, the architecture of the run.
 
     Call it before the model is built: a difference may leave the shapes of the weights unchanged, and building a model of
     an absurd size would take too long.
@@ -137,7 +137,7 @@ def load_weights(model: GPT, state_dict: dict[str, Any], path: Path) -> None:
 
 
 def refuse_other_tokenizer(checkpoint: dict[str, Any], tokenizer: Tokenizer, path: Path) -> None:
-    """Raise UserError if the checkpoint was trained with another tokenizer."""
+    """Raise UserError if the checkpoint was trained with another tokenizer than `tokenizer`."""
     if checkpoint["tokenizer_hash"] != tokenizer.hash:
         raise UserError(
             f"{path} was trained with another tokenizer ({checkpoint['tokenizer_hash'][:12]}) than the saved one "
