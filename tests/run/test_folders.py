@@ -336,7 +336,7 @@ def test_commands_that_use_a_run_send_nothing_to_the_address_that_it_names(
     assert texts_of_run(run, "val", 1000)  # the run's tokens are here
     nowhere = str(tmp_path / "nowhere")
     edit(run.folder / "config.json", data={**config["data"], "source": "text", "url": url, "dir": nowhere})
-    with pytest.raises(UserError, match="only by your own command"):
+    with pytest.raises(UserError, match="not downloaded automatically"):
         texts_of_run(run, "val", 1000)
     assert not loopback.requests
 
