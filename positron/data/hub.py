@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import contextvars
 import copy
+import errno
 import fnmatch
 import hashlib
 import logging
 import os
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -319,11 +321,26 @@ def patience_s() -> float:
     return float(os.environ.get("POSITRON_PATIENCE_S", PATIENCE_S))
 
 
+_OF_THIS_MACHINE = {
+    *(
+        errno.ENOSPC,
+        errno.EFBIG,
+        errno.EROFS,
+        errno.EACCES,
+        errno.EPERM,
+        errno.ENAMETOOLONG,
+        errno.ENOTDIR,
+        errno.EMFILE,
+    ),
+    *([errno.EDQUOT] if sys.platform != "win32" else []),
+}
+
+
 def retry_network(action: Callable[[], Answer], what: str) -> Answer:
     """Return the result of `action`; if the network fails, call it again after a pause of 1 to 60 seconds.
 
-    `what` names the downloaded object in messages. Raises Unreachable after `patience_s()` seconds, and UserError at once
-    if repeating the request would not help.
+    `what` names the downloaded object in messages. Raises Unreachable after `patience_s()` seconds. Raises at once what
+    repeating the request would not change: UserError for a refusal of the hub, OSError for a fault such as a full disk.
     """
     # HTTPError is the class of the HTTP library that huggingface_hub uses
     from huggingface_hub.errors import GatedRepoError, HTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
@@ -343,6 +360,8 @@ def retry_network(action: Callable[[], Answer], what: str) -> Answer:
                 f"{what} does not exist on {host}, or is private: check the name, or run hf auth login for a private one"
             ) from error
         except (HTTPError, LocalEntryNotFoundError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in _OF_THIS_MACHINE:
+                raise
             status = getattr(getattr(error, "response", None), "status_code", None)
             reason = " ".join(str(error).split())[:160]
             if status is not None and 400 <= status < 500 and status not in (408, 429):

@@ -27,7 +27,14 @@ _KINDS = {
     bool: "a truth value",
     type(None): "null",
 }
-_ANY_INTEGER = json.JSONDecoder(parse_int=str)  # numbers of other fields may have any number of digits
+MAX_DIGITS = 4000  # Python refuses to convert integers with more than 4,300 digits
+
+
+def _number(digits: str) -> int | float:
+    return int(digits) if len(digits) <= MAX_DIGITS else float(digits)
+
+
+_ANY_INTEGER = json.JSONDecoder(parse_int=_number)  # numbers of other fields may have any number of digits
 
 
 class FieldMissing(UserError):
@@ -188,7 +195,7 @@ def csv_texts(blocks: Iterable[str], path: Path, reading: Reading) -> Iterator[s
     malformed.
     """
     shown = one_line(str(path))
-    csv.field_size_limit(1 << 31 - 1)
+    csv.field_size_limit((1 << 31) - 1)
     lines = (f"{line}\n" for line in _lines(blocks))
     first = next((line for line in lines if line.strip()), None)
     if first is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import random
@@ -153,6 +154,18 @@ def test_a_full_disk_is_reported_before_the_download(stories_hub: Hub, tmp_path:
     with pytest.raises(UserError, match=r"GB free, but data/train-00000\.parquet needs"):
         prepare(config(tmp_path), CHAR, None)
     assert not any("resolve" in path for path in stories_hub.requests)
+
+
+def test_a_fault_of_this_machine_is_not_taken_for_one_of_the_network() -> None:
+    calls = []
+
+    def full() -> None:
+        calls.append(1)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(OSError, match="No space left"):
+        hub.retry_network(full, "a file")
+    assert len(calls) == 1
 
 
 def _prepare(folder: str, endpoint: str) -> None:
