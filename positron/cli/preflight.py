@@ -184,12 +184,8 @@ def with_known_tokenizer(config: RunConfig, folder: Path, given: Mapping[str, st
         return config
     known = from_dict(TokenizerConfig, run.config()["tokenizer"], "tokenizer")
     asked = next((key for key in given if key == "tokenizer" or key.startswith("tokenizer.")), None)
-    if asked is not None and config.tokenizer != known and config.tokenizer.kind != _saved_kind(run, known):
-        raise UserError(
-            f"{asked}={given[asked]} differs from the tokenizer of {run.folder}, whose weights you start from: "
-            f"leave {asked}= out"
-        )
-    if asked is not None and config.tokenizer != known and known.kind == config.tokenizer.kind:
+    kind = config.tokenizer.kind
+    if asked is not None and config.tokenizer != known and (kind == known.kind or kind != _saved_kind(run, known)):
         raise UserError(
             f"{asked}={given[asked]} differs from the tokenizer of {run.folder}, whose weights you start from: "
             f"leave {asked}= out"

@@ -80,8 +80,8 @@ def find_pairs(names: Sequence[str], outputs: Path, differ_in: Sequence[str] = (
             labels, groups = list(names), [_members(name, outputs) for name in names]
         case _:
             raise UserError(
-                "--paired compares two variants: name two runs or groups of runs, or one folder with two groups; "
-                f"{counted(len(names), 'name was', 'names were')} given"
+                "--paired compares two variants: name two runs, two folders of runs, or one folder with the runs of "
+                f"both variants; {counted(len(names), 'name was', 'names were')} given"
             )
     by_seed = [_by_seed(members, label, differ_in) for label, members in zip(labels, groups, strict=True)]
     a, b = by_seed
