@@ -103,7 +103,10 @@ def attention_backward(dout: Array, cache: Cache) -> tuple[Array, Array, Array, 
 
 
 def attention_weights(cache: Cache) -> Array:
-    """Return P (B, H, T, S), the weight that each query gave to each key, before dropout; 0 for the future."""
+    """Return P (B, H, T, S), the weight before dropout that each query gave to each key; it is 0 for later keys.
+
+    `cache` is the cache that `attention_forward` returns.
+    """
     B, K, G, T, _ = cache["q"].shape
     weights = np.zeros((B, K * G, T, cache["k"].shape[2]), dtype=cache["q"].dtype)
     for block in cache["blocks"]:

@@ -43,7 +43,10 @@ TURN_S = 0.3  # seconds for which a job is repeated before the other library's t
 
 
 def numpy_jobs(config: GPTConfig, B: int) -> dict[str, Job]:
-    """Return jobs by name: each layer forward and backward on random float32 input, and a whole training step."""
+    """Return the functions to be timed, by name: each layer forward and backward, and a whole training step.
+
+    Their input is random, in float32.
+    """
     rng = np.random.default_rng(0)
     T, C, H, V = config.context_length, config.d_model, config.n_head, config.vocab_size
 
@@ -83,7 +86,7 @@ def numpy_jobs(config: GPTConfig, B: int) -> dict[str, Job]:
 
 
 def torch_jobs(config: GPTConfig, B: int, torch: Any) -> dict[str, Job]:
-    """Return the jobs of `numpy_jobs` under the same names, computed by torch in eager mode and float32."""
+    """Return the functions of `numpy_jobs` under the same names, computed by the module `torch` in eager mode and float32."""
     F = torch.nn.functional
     torch.manual_seed(0)
     T, C, H, V = config.context_length, config.d_model, config.n_head, config.vocab_size
@@ -140,10 +143,11 @@ def torch_jobs(config: GPTConfig, B: int, torch: Any) -> dict[str, Job]:
 
 
 def interleaved_medians(jobs: list[Job], rounds: int) -> list[float]:
-    """Measure the jobs in turns of TURN_S seconds or at least one call; return the median seconds of each job.
+    """Call the jobs in turns, `rounds` times each, and return the median time of a call of each job in seconds.
 
-    The threads of a library keep spinning for a while after its last call and would slow the other library down, so each
-    turn begins with a pause, and its first call is not counted.
+    In its turn, a job is called repeatedly for TURN_S seconds, but at least once. The threads of a library keep spinning for
+    a while after its last call and would slow the other library down, so each turn begins with a pause, and its first call
+    is not timed.
     """
     times: list[list[float]] = [[] for _ in jobs]
     for _ in range(rounds):
@@ -161,7 +165,10 @@ def interleaved_medians(jobs: list[Job], rounds: int) -> list[float]:
 
 
 def measure(name: str, config: GPTConfig, B: int, rounds: int, torch: Any) -> None:
-    """Measure and print every job for one shape of model; `torch` is the module, or None."""
+    """Time the functions of `numpy_jobs` for one shape of model and print a line for each.
+
+    `B` is the batch size. `torch` is the module torch, or None if it is not installed.
+    """
     print(f"\n{name}\n{'forward + backward':<22}{'NumPy ms':>10}" + (f"{'torch ms':>10}{'ratio':>8}" if torch else ""))
     in_torch = torch_jobs(config, B, torch) if torch else {}
     for job, run in numpy_jobs(config, B).items():

@@ -43,13 +43,15 @@ class BPETokenizer:
         self._bytes = [b""] * self.n_special + [bytes([b]) for b in range(256)]
         for i, (a, b) in enumerate(merges):
             if not self.n_special <= min(a, b) <= max(a, b) < first + i:
-                raise ValueError(f"merge {i} joins {a} and {b}, which do not exist before it")
+                raise ValueError(
+                    f"merge {i} joins the ids {a} and {b}, but only bytes and earlier merges can be joined"
+                )
             self._bytes.append(self._bytes[a] + self._bytes[b])
         self._word = lru_cache(maxsize=1 << 16)(self._encode_word)
 
     @classmethod
     def train(cls, text: str, vocab_size: int) -> BPETokenizer:
-        """Learn merges from `text` up to `vocab_size` ids, or fewer if no pair occurs twice."""
+        """Learn merges from `text` until there are `vocab_size` ids, or until no pair occurs twice."""
         counts = Counter(WORDS.findall(text))
         words = [[cls.n_special + b for b in word.encode("utf-8")] for word in counts]
         n_merges = vocab_size - cls.n_special - 256
@@ -69,7 +71,7 @@ class BPETokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Convert ids to text; bytes that are not valid UTF-8 become U+FFFD, special tokens nothing."""
+        """Convert ids to text. Bytes that are not valid UTF-8 become U+FFFD; special tokens are left out."""
         return b"".join(self._bytes[i] for i in ids).decode("utf-8", errors="replace")
 
     def to_json(self) -> dict[str, Any]:
@@ -91,10 +93,11 @@ def merge(ids: list[int], pair: Pair, new: int) -> list[int]:
 
 
 def learn_merges(words: list[list[int]], counts: list[int], n_merges: int, first: int) -> list[Pair]:
-    """Choose the most frequent pair up to n_merges times; the pairs become the ids first, first + 1, ...
+    """Merge the most frequent pair of neighbours, up to `n_merges` times, and return the merged pairs in this order.
 
-    `counts[i]` is how often words[i] occurs in the text. If two pairs are equally frequent, the one with the smaller ids is
-    chosen. Ends early if no pair occurs twice. `words` are replaced by their merged form.
+    The pairs get the ids `first`, `first` + 1, ... `words[i]` is a list of ids, which is replaced by its merged form, and
+    `counts[i]` is how often this word occurs in the text. If several pairs are equally frequent, the pair with the smallest
+    ids is merged first. Learning ends early if no pair occurs twice.
     """
     totals: Counter[Pair] = Counter()
     words_with: defaultdict[Pair, set[int]] = defaultdict(set)  # pair -> indices of the words that may contain it

@@ -64,7 +64,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        raise InputError(f"cannot read {path}: {error}; check the path, or restore the file from a copy") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} does not contain a JSON object: restore it from a copy")
     return value
@@ -85,11 +85,12 @@ def read_arrays(path: Path) -> dict[str, Array]:
         with np.load(path, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, KeyError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise InputError(f"cannot read {path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"cannot read {path}: {reason}; check the path, or restore the file from a copy") from error
 
 
 def read_config(path: Path) -> GPTConfig:
-    """Read an architecture from a JSON file. Raises InputError, which names a missing, unknown or impossible field."""
+    """Read an architecture from a JSON file. Raises InputError if a field is missing, unknown or has an impossible value."""
     facts = read_json(path)
     known = {field.name for field in dataclasses.fields(GPTConfig)}
     try:
@@ -101,20 +102,32 @@ def read_config(path: Path) -> GPTConfig:
 
 
 def check_params(params: Params, config: GPTConfig, where: str) -> Params:
-    """Return the parameters, which were read from the file `where`, if they fit the architecture.
+    """Return the parameters, contiguous and in the order of `shapes`, if they fit the architecture.
 
-    Raises InputError, which names an array that is missing, unexpected, of another shape, or not floating-point.
+    `where` names their file in the error message. Raises InputError, which names the array, if an array is missing,
+    unexpected, of another shape, or not floating-point.
     """
     expected = shapes(config)
     for name, shape in expected.items():
         if name not in params:
-            raise InputError(f"{where}: {name} is missing; this architecture needs it in shape {shape}")
+            raise InputError(
+                f"{where}: the array {name} is missing, but the model's configuration needs it: the files of two models "
+                "are mixed, or a file is damaged"
+            )
         if params[name].shape != shape:
-            raise InputError(f"{where}: {name} has the shape {params[name].shape}, this architecture needs {shape}")
+            raise InputError(
+                f"{where}: {name} has the shape {params[name].shape}, but the model's configuration needs {shape}: the "
+                "files of two models are mixed, or a file is damaged"
+            )
         if params[name].dtype.kind != "f":
-            raise InputError(f"{where}: {name} contains {params[name].dtype} numbers instead of floats")
+            raise InputError(
+                f"{where}: {name} contains {params[name].dtype} numbers instead of floats: restore the file from a copy"
+            )
     if extra := sorted(set(params) - set(expected)):
-        raise InputError(f"{where}: {extra[0]} is not part of this architecture")
+        raise InputError(
+            f"{where}: the array {extra[0]} is not part of the model's configuration: the files of two models are mixed, "
+            "or a file is damaged"
+        )
     return {name: np.ascontiguousarray(params[name]) for name in expected}
 
 
@@ -126,7 +139,10 @@ def save(config: GPTConfig, params: Params, config_path: str | Path, weights_pat
 
 
 def load(config_path: str | Path, weights_path: str | Path) -> tuple[Params, GPTConfig]:
-    """Read the weights and architecture that `save` wrote. Raises InputError if a file is damaged or they do not fit."""
+    """Read the weights and the architecture that `save` wrote.
+
+    Raises InputError if a file is missing or damaged, or if the weights do not fit the architecture.
+    """
     config = read_config(Path(config_path))
     return check_params(read_arrays(Path(weights_path)), config, str(weights_path)), config
 
@@ -175,11 +191,14 @@ def from_safetensors(path: str | Path) -> dict[str, Array]:
             arrays[name] = flat.astype(flat.dtype.newbyteorder("="), copy=True).reshape(facts["shape"])
         return arrays
     except (OSError, ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
-        raise InputError(f"cannot read {path}: {error}") from error
+        raise InputError(f"cannot read {path}: {error}; restore it from a copy") from error
 
 
 def check_sha256(path: Path) -> None:
-    """Raise InputError if the sha256 of the file differs from the one in PATH.sha256. Older runs have no such file."""
+    """Raise InputError if the sha256 of the file differs from the one in `path`.sha256.
+
+    Without the file `path`.sha256, which older runs do not have, nothing is checked.
+    """
     checksum_path = path.with_name(f"{path.name}.sha256")
     try:
         expected = checksum_path.read_text(encoding="utf-8", errors="replace").split()[:1]
@@ -187,7 +206,7 @@ def check_sha256(path: Path) -> None:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise InputError(f"cannot read {checksum_path}: {error.strerror}") from error
+        raise InputError(f"cannot read {error.filename or checksum_path}: {error.strerror}") from error
     if expected != [actual]:
         raise InputError(
             f"{path} is damaged: its sha256 is not the one in {checksum_path.name}; restore it from a copy"
@@ -197,8 +216,8 @@ def check_sha256(path: Path) -> None:
 def from_torch_run(folder: str | Path) -> tuple[Params, GPTConfig, Tokenizer]:
     """Read the exported weights, the architecture and the tokenizer of a Positron run, without torch.
 
-    Raises InputError if `folder` is not a run that has been validated, if a file is damaged, or if the tokenizer is of a
-    kind that numpy_ref cannot read.
+    Raises InputError if `folder` has no exported weights, which a run exports when it is validated, if a file is damaged, or
+    if numpy_ref cannot read this kind of tokenizer.
     """
     folder = Path(folder)
     if not (folder / "model" / "weights.safetensors").exists():
@@ -210,7 +229,11 @@ def from_torch_run(folder: str | Path) -> tuple[Params, GPTConfig, Tokenizer]:
     check_sha256(folder / "model" / "weights.safetensors")
     facts = read_json(folder / "tokenizer" / "tokenizer.json")
     tokenizer: Tokenizer
-    if facts.get("kind") == "char" and isinstance(facts.get("characters"), str):
+    if facts.get("kind") == "char":
+        if not isinstance(facts.get("characters"), str):
+            raise InputError(
+                f"{folder / 'tokenizer' / 'tokenizer.json'} does not list the characters as a string: restore it from a copy"
+            )
         tokenizer = CharTokenizer(facts["characters"])
     elif facts.get("kind") == "sentencepiece":
         path = folder / "tokenizer" / "spm.model"
@@ -220,12 +243,12 @@ def from_torch_run(folder: str | Path) -> tuple[Params, GPTConfig, Tokenizer]:
             raise InputError(f"cannot read {path}: {error.strerror}") from error
     else:
         raise InputError(
-            f"{folder}: numpy_ref cannot read a tokenizer of the kind {facts.get('kind')!r}: "
-            "use a run with a char or spm_* tokenizer"
+            f"{folder}: numpy_ref cannot read the tokenizer of this run, which is of the kind {facts.get('kind')!r}: use "
+            "a run with a char or spm_* tokenizer"
         )
     if tokenizer.vocab_size != config.vocab_size:
         raise InputError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}: "
-            "they do not belong together"
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, but the model has {config.vocab_size}: the files "
+            "of two runs are mixed"
         )
     return params, config, tokenizer

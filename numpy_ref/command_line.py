@@ -14,9 +14,10 @@ from numpy_ref.config import InputError
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Print an error of the block as one line and exit: 2 for an InputError, 130 for Ctrl-C, 1 for any other error.
+    """Print an error of the block as one line and exit with a code: 2 for an InputError, 130 for Ctrl-C, otherwise 1.
 
-    With POSITRON_DEBUG=1 in the environment the traceback is printed first.
+    A closed pipe prints nothing and exits with code 0. With POSITRON_DEBUG=1 in the environment, the traceback is printed
+    first.
     """
     open_streams()
     try:

@@ -82,7 +82,8 @@ class GPTConfig:
             case "rope":
                 if self.d_head % 2:
                     raise InputError(
-                        f"position=rope needs an even head dimension d_model / n_head; it is {self.d_head}"
+                        f"position=rope needs an even head dimension, which is head_dim or, without it, d_model / n_head; it "
+                        f"is {self.d_head}"
                     )
             case _:
                 assert_never(self.position)

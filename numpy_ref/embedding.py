@@ -71,7 +71,7 @@ def position_backward(dy: Array, cache: Cache) -> tuple[Array, Array]:
 def smear_forward(x: Array, weight: Array, first: Array | None = None) -> tuple[Array, Cache]:
     """Add `weight` times the vector of the previous token: x (B, T, C), weight (C,) -> (B, T, C).
 
-    `first` (B, C) is the token before x if a text is read in parts; None: x begins the text.
+    `first` (B, C) is the vector of the token before x if a text is read in parts; None: x is the beginning of the text.
     """
     before = np.concatenate(
         (np.zeros_like(x[:, :1]) if first is None else first[:, None], x[:, :-1]), axis=1

@@ -35,10 +35,13 @@ END = 0
 
 @dataclass(frozen=True)
 class Answers:
-    """Hold N answers of at most L tokens: their tokens as targets, their contexts, and whether they ended."""
+    """Hold N answers of at most L tokens: their tokens, the contexts of these tokens, and whether the answers ended.
+
+    A context is the answer up to a token. It is given as the row of the policy's table (C, V) that has the token's logits.
+    """
 
     targets: Array  # (N, L), -100 after the last token
-    contexts: Array  # (N, L), the row of the table that gives a token's logits; 0 after the last token
+    contexts: Array  # (N, L), 0 after the last token
     ended: Array  # (N,), False for a truncated answer
 
 
@@ -57,9 +60,10 @@ def all_answers(vocab_size: int, max_tokens: int) -> Answers:
 
 
 def answer_gradients(table: Array, answers: Answers, own_length: bool = False) -> tuple[Array, Array]:
-    """Return log pi (N,) of each answer, and its gradient (N, C, V) with respect to the table (C, V).
+    """Return the log-probability (N,) of each answer, and its gradient (N, C, V) with respect to the policy's table (C, V).
 
-    With `own_length`, both are divided by the number of the answer's targets.
+    The table has the logits of the next token for each of C contexts. With `own_length`, both results are divided by the
+    number of tokens of the answer.
     """
     logits, lookup = embedding_forward(answers.contexts, table)  # (N, L, V)
     rows, cache = log_probs_forward(logits, answers.targets, own_length)  # (N,)
@@ -71,22 +75,26 @@ def answer_gradients(table: Array, answers: Answers, own_length: bool = False) -
 
 
 def expected_reward_forward(log_probs: Array, rewards: Array) -> tuple[Array, Cache]:
-    """Compute the expected reward J, the sum of exp(log_probs) rewards over all answers: log_probs (N,), rewards (N,) -> ()."""
+    """Compute the expected reward J, the sum of exp(log_probs) * rewards over all N answers.
+
+    log_probs (N,), rewards (N,) -> ().
+    """
     terms = np.exp(log_probs) * rewards  # (N,)
     return np.asarray(terms.sum()), {"terms": terms}
 
 
 def expected_reward_backward(dreward: Array | float, cache: Cache) -> tuple[Array, None]:
-    """Compute dlog_probs (N,) = dreward exp(log_probs) rewards; the rewards have no gradient."""
+    """Compute dlog_probs (N,) = dreward * exp(log_probs) * rewards; the rewards have no gradient."""
     return dreward * cache["terms"], None
 
 
 def estimator_moments(
     log_probs: Array, gradients: Array, rewards: Array, group_size: int, advantages: Callable[[Array], Array]
 ) -> tuple[Array, float]:
-    """Return the mean (C, V) and the total variance of the estimates of all N^K groups of K = `group_size` answers.
+    """Return the mean (C, V) and the total variance of the policy gradient that is estimated from K = `group_size` answers.
 
-    log_probs (N,), gradients (N, C, V), rewards (N,); advantages: rewards of groups (G, K) -> (G, K).
+    They are computed exactly, over all N^K groups of K answers. log_probs (N,), gradients (N, C, V) of log_probs, and
+    rewards (N,) are those of all N answers. `advantages` maps the rewards (G, K) of G groups to advantages (G, K).
     """
     groups = np.indices((len(rewards),) * group_size).reshape(group_size, -1).T  # (N^K, K)
     probability = np.exp(log_probs[groups].sum(axis=1))  # (N^K,)
@@ -99,9 +107,10 @@ def estimator_moments(
 
 
 def kl_estimate_moments(log_p: Array, log_q: Array, gradients: Array, kind: KLEstimator) -> tuple[float, float, Array]:
-    """Return mean and standard deviation of an estimator of KL(p, q) for one answer of p, and its mean gradient (C, V).
+    """Return the mean and the standard deviation of an estimate of KL(p, q), and the mean (C, V) of its gradient.
 
-    log_p and log_q (N,) are the log-probabilities of all answers, gradients (N, C, V) those of log_p.
+    The estimate is computed from one answer that is sampled from p. log_p and log_q (N,) are the log-probabilities of all N
+    answers; `gradients` (N, C, V) are the gradients of log_p.
     """
     p = np.exp(log_p)
     estimates, cache = kl_estimate_forward(log_p, log_q, kind)  # (N,)

@@ -34,12 +34,12 @@ from numpy_ref.tokenizers import Tokenizer
 
 
 def visible(text: str) -> str:
-    """Make the spaces and newlines of a token's text visible."""
+    """Return a token's text with visible spaces and newlines; the empty text of a special token becomes `<end>`."""
     return text.replace("\n", "↵").replace(" ", "·") or "<end>"
 
 
 def residual_stream(trace: dict[str, Array], config: GPTConfig) -> list[tuple[str, Array]]:
-    """Return (name, stream (T, C)) at the embedding, after every attention and after every MLP.
+    """Return the residual stream after the embedding, every attention and every MLP, as pairs of a name and a stream (T, C).
 
     `trace` is the trace that `gpt.forward` returns for one sequence.
     """
@@ -58,9 +58,9 @@ def logit_lens(params: Params, config: GPTConfig, stream: Array) -> Array:
 
 
 def outlier_channels(x: Array, share: float = 0.2) -> str:
-    """Name the channels of a vector (C,) that hold at least `share` of the vector's squared norm.
+    """Return a text that names the channels of a vector (C,) that hold at least `share` of the vector's squared norm.
 
-    Returns "" if there are none, or if the vector has at most 1 / share channels, where a large share is normal.
+    The text is "" if there are none, or if the vector has at most 1 / share channels, where a large share is normal.
     """
     shares = x.astype(np.float64) ** 2 / max(float((x.astype(np.float64) ** 2).sum()), 1e-30)
     outliers = [
@@ -70,7 +70,7 @@ def outlier_channels(x: Array, share: float = 0.2) -> str:
 
 
 def attention_maps(trace: dict[str, Array], config: GPTConfig) -> list[Array]:
-    """Return the attention weights (H, T, T) of each layer."""
+    """Return the attention weights (H, T, T) of each layer from the trace that `gpt.forward` returns for one sequence."""
     maps = []
     for i in range(config.n_layer):
         name = f"blocks.{i}.attn.attention"

@@ -43,10 +43,10 @@ def generate_ids(
     last_n: int = 64,
     **sampling: Any,
 ) -> Iterator[int]:
-    """Yield up to `max_tokens` new token ids after `ids`; end at the id `stop`, which is not yielded.
+    """Yield up to `max_tokens` new token ids that continue `ids`; stop early at the id `stop`, which is not yielded.
 
-    `sampling`: further arguments of `sampling.sample`; the repetition penalty applies to the last `last_n` tokens.
-    `cached` False computes the same without a key/value cache. Raises InputError if `ids` is empty.
+    `sampling` holds further arguments of `sampling.sample`; the repetition penalty applies to the last `last_n` tokens. With
+    `cached` False, the same is computed without a key/value cache. Raises InputError if `ids` is empty.
     """
     if not ids:
         raise InputError("the prompt is empty: give at least one token")
@@ -71,7 +71,7 @@ def generate_ids(
 
 
 def new_past(params: Params, config: GPTConfig, batch: int = 1) -> list[Past]:
-    """Create an empty key/value cache for each layer."""
+    """Create an empty key/value cache for each layer; `batch` is the number of sequences."""
     dtype = params["wte.weight"].dtype
     return [Past(batch, config, config.context_length, dtype) for _ in range(config.n_layer)]
 
@@ -79,9 +79,10 @@ def new_past(params: Params, config: GPTConfig, batch: int = 1) -> list[Past]:
 def complete(
     params: Params, config: GPTConfig, tokenizer: Tokenizer, prompt: str, max_tokens: int, **options: Any
 ) -> str:
-    """Continue the prompt as the beginning of a document, up to its end; return the prompt and the continuation.
+    """Return the prompt and its continuation, of at most `max_tokens` tokens, as one text.
 
-    `options` are further arguments of `generate_ids`.
+    The prompt is read as the beginning of a document; generation stops early where the model ends this document. `options`
+    are further arguments of `generate_ids`.
     """
     end = tokenizer.end_of_text
     new = generate_ids(params, config, [end, *tokenizer.encode(prompt)], max_tokens, stop=end, exempt=[end], **options)
@@ -89,10 +90,10 @@ def complete(
 
 
 def load_model(run: str | None, model: str | None) -> tuple[Params, GPTConfig, Tokenizer, str]:
-    """Load the Positron run in the folder `run`, or the `model` FOLDER/NAME that `numpy_ref.train` saved.
+    """Load the Positron run in the folder `run`, or the model that `numpy_ref.train` saved as `model`, which is FOLDER/NAME.
 
-    If both are None, loads the newest model in OUTPUTS. The last result is the path of the run or model. Raises InputError
-    if there is no model, or if a file is damaged.
+    If both are None, load the newest model in OUTPUTS. The last result is the path of the loaded run or model. Raises
+    InputError if there is no model, or if a file is damaged.
     """
     if run is not None:
         return *from_torch_run(run), run
@@ -105,8 +106,8 @@ def load_model(run: str | None, model: str | None) -> tuple[Params, GPTConfig, T
     tokenizer = from_json(read_json(Path(f"{model}_tokenizer.json")), f"{model}_tokenizer.json")
     if tokenizer.vocab_size != config.vocab_size:
         raise InputError(
-            f"{model}: the tokenizer has {tokenizer.vocab_size} tokens, the weights {config.vocab_size}: "
-            "they do not belong together"
+            f"{model}: the tokenizer has {tokenizer.vocab_size} tokens, but the model has {config.vocab_size}: the files "
+            "of two models are mixed"
         )
     return params, config, tokenizer, model
 
@@ -130,9 +131,11 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--top-k", type=int, help="sample from the k likeliest tokens only")
     parser.add_argument(
-        "--top-p", type=float, help="sample from the likeliest tokens only, whose probabilities add up to this value"
+        "--top-p", type=float, help="sample only from the likeliest tokens whose probabilities add up to this value"
     )
-    parser.add_argument("--min-p", type=float, help="drop tokens below this share of the largest probability")
+    parser.add_argument(
+        "--min-p", type=float, help="drop tokens whose probability is below this share of the largest probability"
+    )
     parser.add_argument(
         "--repetition-penalty", type=float, default=1.0, help="above 1: make recent tokens less likely (default 1)"
     )

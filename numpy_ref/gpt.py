@@ -84,7 +84,7 @@ def shapes(config: GPTConfig) -> Shapes:
 
 
 def init_params(config: GPTConfig, seed: int = 0, dtype: Any = np.float32) -> Params:
-    """Draw the initial parameters from a generator with this seed.
+    """Draw the initial parameters with a random generator that starts from `seed`.
 
     Weights are normal with standard deviation 0.02, or 0.02 / sqrt(2 L) for the 2 L matrices that write into the residual
     stream (GPT-2); norms are 1, biases and the smear weight 0.
@@ -153,9 +153,9 @@ def forward(
 ) -> Array | tuple[Array, dict[str, Array]]:
     """Compute the logits of the next token: ids (B, T) -> logits (B, T, V).
 
-    With `trace`, also return every intermediate array by its dotted name. `rng`: draws the dropout of training; None: no
-    dropout. `past`: the key/value cache of each layer; idx then follows the tokens in the cache.
-    Raises InputError if the tokens, including the tokens in `past`, do not fit the context length.
+    `rng` draws the dropout masks of training; None: no dropout. `past` holds the key/value cache of each layer; `idx` then
+    continues the tokens in the cache. With `trace`, the function also returns every intermediate array by its dotted name.
+    Raises InputError if the tokens, including those in `past`, do not fit the context length.
     """
     logits, cache = _forward(params, config, idx, rng, past)
     if not trace:
@@ -185,10 +185,10 @@ def loss_and_grads(
     rng: np.random.Generator | None = None,
     denominator: int | None = None,
 ) -> tuple[float, Params]:
-    """Compute the mean loss, in nats per target, and its gradient for every parameter by name: idx, targets (B, T).
+    """Compute the mean loss, in nats per target, and its gradient for every parameter by name: idx and targets (B, T).
 
-    `denominator`: the number of targets of the whole optimizer step, by which the sum of the losses is divided; None: the
-    number of targets in `targets`.
+    `rng` draws the dropout masks; None: no dropout. `denominator` is the number of targets of the whole optimizer step, by
+    which the sum of the losses is divided; None: the number of targets in `targets`.
     """
     logits, cache = _forward(params, config, idx, rng)
     loss, loss_cache = cross_entropy_forward(logits, targets, denominator)

@@ -34,7 +34,7 @@ BLOCK_LOGITS = 1 << 18  # 1 MB of float32
 
 
 def softmax(z: Array) -> Array:
-    """Replace z (..., V) by its softmax: each row sums to 1, or is 0 where the whole row is -inf.
+    """Replace z (..., V) in place by its softmax, and return it: each row sums to 1, or is 0 where the whole row is -inf.
 
     In plain NumPy, for finite rows: p = np.exp(z - z.max(axis=-1, keepdims=True)); p / p.sum(axis=-1, keepdims=True).
     """

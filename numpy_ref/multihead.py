@@ -89,8 +89,8 @@ def multihead_forward(
     """Compute multi-head attention: x (B, T, C) -> (B, T, C).
 
     params: {q, k, v, out}.weight; if config.bias also {q, k, v, out}.bias; if config.qk_scale also {q, k}_norm.weight.
-    `rope`: the tables for these positions; None: no rotary positions. `rng`: draws the dropout of training; None: no
-    dropout. `past`: the cache of this layer; x then follows the tokens in the cache.
+    `rope` holds cos and sin of the positions of x; None: no rotary positions. `rng` draws the dropout masks of training;
+    None: no dropout. `past` is the key/value cache of this layer; x then continues the tokens in the cache.
     """
     cache: Cache = {}
     heads = {}

@@ -22,12 +22,12 @@ and the two that the torch model is trained with:
 A gradient's singular values S fall steeply, so plain steps go far along few directions. U V^T, the orthogonal matrix
 nearest to n, goes equally far along all directions. It needs no decomposition: a polynomial p(x) = a x + b x^3 + c x^5 acts on
 the singular values alone, p(U S V^T) = U p(S) V^T, since n n^T = U S^2 U^T. Five iterations from S <= 1 bring all values above
-0.0015 near 1, fast rather than exactly (0.68 to 1.21). U V^T has entries of root mean square 1 / sqrt(max(rows, columns));
-AdamW's steps have about 0.2 a. The factor makes both steps equally large (arXiv:2502.16982), so that one learning rate
-suits both.
+0.0015 near 1, fast rather than exactly (0.68 to 1.21). The entries of U V^T have a root mean square of
+1 / sqrt(max(rows, columns)), and the entries of AdamW's step one of about 0.2 a. The factor makes both steps equally large
+(arXiv:2502.16982), so that one learning rate suits both.
 
-Each weight therefore moves by about a per step, whatever the scale of its gradient. Only matrices decay: pulling the
-scale of a norm towards 0 is not a regularisation.
+Each weight therefore moves by up to about the learning rate in a step, whatever the scale of its gradient. Only matrices decay:
+pulling the scale of a norm towards 0 is not a regularisation.
 
 Clipping (arXiv:1211.5063): if the norm of all gradients together exceeds c, all are scaled by c / norm. The direction
 stays the same, and one bad batch cannot ruin the weights.
@@ -59,7 +59,7 @@ def global_norm(grads: Params) -> float:
 
 
 def clip_gradients(grads: Params, max_norm: float) -> float:
-    """Scale the gradients in place to a global norm of at most `max_norm`; return the norm before.
+    """Scale the gradients in place to a global norm of at most `max_norm`; return the norm that they had before.
 
     With `max_norm` 0 the gradients are not changed.
     """
@@ -130,12 +130,12 @@ def _adamw(
 
 
 def is_hidden(name: str, p: Array) -> bool:
-    """Tell whether Muon updates this parameter: a matrix inside of a block, not a table of tokens or positions."""
+    """Tell whether Muon updates this parameter: it does if this is a matrix of a block, not an embedding or the output head."""
     return p.ndim == 2 and name.startswith("blocks.")
 
 
 def muon_init(params: Params) -> State:
-    """Return Muon's state before the first step: m for every parameter, v for parameters that AdamW updates, and the step 0."""
+    """Return Muon's state before the first step: the step 0, m for every parameter, and v for those that AdamW updates."""
     adamw_params = {name: p for name, p in params.items() if not is_hidden(name, p)}
     state = adamw_init(adamw_params)
     state["m"] |= {name: np.zeros_like(p) for name, p in params.items() if is_hidden(name, p)}
@@ -175,8 +175,8 @@ def muon_step(
 def orthogonalize(x: Array, iterations: int = 5) -> Array:
     """Return an approximation of U V^T for x = U S V^T (n, m).
 
-    The result has singular values between 0.68 and 1.21 in place of those that are above 0.0015 of the norm of x. Smaller
-    ones are not raised as far, and 0 stays 0.
+    Each singular value of x above 0.0015 of the norm of x becomes a value between 0.68 and 1.21. A smaller one is not raised as
+    far, and 0 stays 0.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     if x.shape[0] > x.shape[1]:
@@ -219,9 +219,9 @@ def rmsprop_step(
 
 
 def _blocks(*arrays: Array) -> Iterator[tuple[Array, ...]]:
-    """Yield views of the same BLOCK_WEIGHTS numbers of every array.
+    """Yield, block by block, views of the same BLOCK_WEIGHTS numbers of every array.
 
-    All arrays but the gradient are written to, so they must be contiguous.
+    An array that the caller changes through its views must be contiguous; otherwise the views belong to a copy.
     """
     flat = [array.reshape(-1) for array in arrays]
     for start in range(0, flat[0].size, BLOCK_WEIGHTS):
@@ -238,11 +238,12 @@ def lr_at(
     final_ratio: float = 0.0,
     decay_share: float = 0.4,
 ) -> float:
-    """Compute the learning rate of a step, counted from 1: a linear warmup to `peak`, then one of four shapes.
+    """Compute the learning rate of a step, counted from 1: a linear warmup to `peak`, then the schedule `kind`.
 
-    cosine (arXiv:1608.03983) and linear decay to `final_ratio * peak` at the horizon and stay there; constant stays at
-    `peak`; trapezoid (arXiv:2405.18392) is constant and decays linearly during the last `decay_share` of the horizon.
-    This is a pure function, so there is no state to save or restore.
+    "constant" stays at `peak`. The other schedules reach `final_ratio * peak` at the step `horizon` and stay there: "cosine"
+    (arXiv:1608.03983) and "linear" decay from the end of the warmup on, "trapezoid" (arXiv:2405.18392) stays at `peak` first
+    and decays linearly during the last `decay_share` of the horizon. This is a pure function, so there is no state to save
+    or restore.
     """
     match kind:
         case "cosine":
@@ -260,5 +261,5 @@ def lr_at(
 
 
 def _progress(step: int, begin: int, end: int) -> float:
-    """Return how far `step` is from `begin` to `end`: 0 before, 1 after."""
+    """Return which share of the way from `begin` to `end` is done at `step`: 0 before `begin`, 1 after `end`."""
     return min(1.0, max(0.0, (step - begin) / max(1, end - begin)))

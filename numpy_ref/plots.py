@@ -49,9 +49,9 @@ def plot_loss(losses: list[float], validations: list[tuple[int, float]], path: P
 
 
 def plot_attention(weights: Array, tokens: list[str], layer: int, path: Path) -> None:
-    """Plot the attention weights (H, T, T) of a layer, one map per head.
+    """Plot the attention weights (H, T, T) of the layer with the index `layer`, one map per head.
 
-    Row t of a map is the share of its attention that token t gives to each token.
+    Row t of a map shows how token t divides its attention among the tokens.
     """
     H = len(weights)
     columns = min(2, H)  # so that a map is wide enough to be read on a small screen
@@ -72,7 +72,7 @@ def plot_attention(weights: Array, tokens: list[str], layer: int, path: Path) ->
 
 
 def plot_stream(norms: Array, names: list[str], tokens: list[str], path: Path) -> None:
-    """Plot the norm of the residual stream at every token: norms (layers, T), from the embedding to the last block.
+    """Plot the norm of the residual stream at every token: norms (n, T) after the embedding and each attention and MLP.
 
     A token whose norm is far above or below the median after some layer has its own colour and its text in the legend.
     """
@@ -98,7 +98,7 @@ def plot_stream(norms: Array, names: list[str], tokens: list[str], path: Path) -
 
 
 def outlier_tokens(norms: Array, factor: float = 2.0, most: int = 4) -> list[int]:
-    """Find tokens whose norm is more than `factor` times, or less than 1 / `factor` times, the median of a layer.
+    """Find tokens whose norm is, after some layer, above `factor` times or below 1 / `factor` times the median of all tokens.
 
     norms (layers, T) -> the indices of at most `most` tokens, the most extreme first.
     """

@@ -13,7 +13,7 @@ Advantages. For each of B prompts, K answers are written, with the rewards r_1 .
 
     RLOO (arXiv:2402.14740)       A_i = r_i - mean of the other K - 1 = K / (K - 1) (r_i - mean)
     Dr. GRPO (arXiv:2503.20783)   A_i = r_i - mean        the baseline includes r_i: (K - 1) / K of the gradient
-    GRPO (arXiv:2402.03300)       A_i = (r_i - mean) / (sigma + eps)        and each answer divided by its own length
+    GRPO (arXiv:2402.03300)       A_i = (r_i - mean) / (sigma + eps)        and the sum of each answer is divided by its length
 
 If all rewards of a group are equal, every advantage is exactly 0: it is computed from the differences to the first reward.
 
@@ -34,8 +34,9 @@ KL divergence to a frozen reference q, at each position that has a target, over 
 
     KL = sum_j p_j (log p_j - log q_j)        dKL/dz_j = p_j (log p_j - log q_j - KL)
 
-since dp_j/dz_i = p_j ([i = j] - p_i), and the derivative of log p_j contributes sum_j p_j d(log p_j) = 0. The sum over the
-positions of an answer has the KL of whole answers as its mean. Its gradient takes the tokens before a position as given.
+since dp_j/dz_i = p_j ([i = j] - p_i), and the derivative of log p_j contributes sum_j p_j d(log p_j) = 0. The sum of KL over
+the positions of a sampled answer is an unbiased estimate of the KL divergence of whole answers. The gradient above treats the
+tokens before a position as given.
 
 Estimators of the KL from the probability of the sampled token alone (Schulman, "Approximating KL divergence", 2020), with
 the log-ratio d = log p - log q and r = e^-d = q / p:
@@ -90,8 +91,9 @@ def policy_gradient_forward(
 ) -> tuple[Array, Cache]:
     """Compute the loss () of N answers: logits (N, T, V), targets (N, T), advantages (N,).
 
-    Prompt, padding and masked answers have the target -100; `denominator` is B K L_max. With `own_length` (GRPO), each
-    answer's sum is divided by the number of its targets, and `denominator` is B K.
+    Prompt, padding and masked answers have the target -100. `denominator` is B K L_max, for B prompts with K answers each and
+    at most L_max tokens per answer. With `own_length` (GRPO), each answer's sum is divided by the number of its targets, and
+    `denominator` is B K.
     """
     rows, cache = log_probs_forward(logits, targets, own_length)  # (N,)
     loss = -(advantages * rows).sum() / denominator
@@ -131,7 +133,10 @@ def log_softmax(z: Array) -> Array:
 
 
 def kl_estimate_forward(log_p: Array, log_q: Array, kind: KLEstimator) -> tuple[Array, Cache]:
-    """Estimate KL(p, q) from samples of p: their log-probabilities log_p and log_q (...) -> estimates (...)."""
+    """Estimate KL(p, q) from samples of p, by the estimator `kind`.
+
+    The log-probabilities of the samples, log_p and log_q (...) -> estimates (...), one for each sample.
+    """
     d = log_p - log_q
     match kind:
         case "k1":
@@ -146,5 +151,5 @@ def kl_estimate_forward(log_p: Array, log_q: Array, kind: KLEstimator) -> tuple[
 
 
 def kl_estimate_backward(dout: Array, cache: Cache) -> tuple[Array, None]:
-    """Compute dlog_p (...), with the samples held fixed; q has no gradient."""
+    """Compute dlog_p (...) from dout (...), with the samples held fixed; log_q has no gradient."""
     return dout * cache["slope"], None

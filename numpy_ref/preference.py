@@ -5,8 +5,8 @@ z_t (V,) of the model before token y_t,
 
     log pi(y|x) = sum_t log p_t(y_t) = sum_t (z_t[y_t] - logsumexp(z_t))
 
-Only the tokens of the answer have a target; those of the prompt and the padding are -100. One term is minus the
-cross-entropy of loss.py, so its gradient is [j = y_t] - p_tj. The mean over the M tokens divides both by M.
+Only the tokens of the answer have a target; the targets of the prompt and the padding are -100. The term of one token is the
+negative of its cross-entropy (loss.py), so its gradient is [j = y_t] - p_tj. The mean over the M tokens divides both by M.
 
 A pair is a prompt with two answers, of which w (chosen) is preferred to l (rejected). Below, w and l are their
 log-probabilities under the model, rw and rl those under the frozen reference, which is computed without dropout and has
@@ -78,9 +78,9 @@ def log_probs_forward(logits: Array, targets: Array, mean: bool = False) -> tupl
 
 
 def log_probs_backward(drows: Array, cache: Cache) -> tuple[Array]:
-    """Compute dlogits = drow (onehot(target) - p) at each target, divided by their number for means.
+    """Compute dlogits = drow (onehot(target) - p) at each target.
 
-    drows (B,) -> dlogits (B, T, V), 0 where the target is -100.
+    drows (B,) -> dlogits (B, T, V), 0 where the target is -100. For means, dlogits is divided by the row's number of targets.
     """
     p, index = cache["p"], cache["index"]
     scale = cache["scored"] * (drows / cache["counts"])[:, None]  # (B, T)

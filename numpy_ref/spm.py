@@ -24,7 +24,10 @@ NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6  # types of pieces
 
 
 def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Yield (number, value) for each field of a protocol buffer. Raises ValueError or IndexError if it is truncated."""
+    """Yield (number, value) for each field of a protocol buffer.
+
+    Raises ValueError or IndexError if the message is truncated or is not a protocol buffer.
+    """
     at = 0
 
     def varint() -> int:
@@ -56,8 +59,8 @@ def fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
 class SentencePieceTokenizer:
     """Encode text with a byte-pair SentencePiece model that has byte fallback and no normalisation.
 
-    `model` is the content of the file `where`. Raises InputError if it is damaged or another kind of model. Models that
-    Positron trains can be read.
+    `model` is the content of the file `where`. Raises InputError if it is damaged, has no byte fallback, or has no
+    `<|endoftext|>`. Models that Positron trains can be read; whether another model uses byte pairs is not checked.
     """
 
     kind = "sentencepiece"
@@ -73,7 +76,10 @@ class SentencePieceTokenizer:
         except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:
             raise InputError(f"{where} is not a SentencePiece model: {error!r}") from error
         if UNKNOWN not in self._type or self._type.count(BYTE) != 256:
-            raise InputError(f"{where} has no byte fallback: numpy_ref reads only SentencePiece models that have it")
+            raise InputError(
+                f"{where} has no unknown piece or no byte fallback: numpy_ref reads only SentencePiece models that have "
+                "both; use a tokenizer that Positron has trained"
+            )
         self.vocab_size = len(self.pieces)
         joinable = {piece: i for i, piece in enumerate(self.pieces) if self._type[i] not in (UNKNOWN, CONTROL, BYTE)}
         self._ids = joinable
@@ -86,7 +92,7 @@ class SentencePieceTokenizer:
         self._words = re.compile(f"{SPACE}?[^{SPACE}]*" if all(SPACE not in p[1:] for p in joinable) else "(?s).*")
 
     def encode(self, text: str) -> list[int]:
-        """Convert text to ids, word by word if the model allows it."""
+        """Convert text to ids, word by word unless a piece of the model contains a space inside."""
         ids: list[int] = []
         for i, part in enumerate(text.split(SPACE)):
             if i:  # U+2581 in the text would be decoded to a space, so it is written as its bytes
@@ -109,7 +115,7 @@ class SentencePieceTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Convert ids to text; bytes that are not valid UTF-8 become U+FFFD, control pieces nothing."""
+        """Convert ids to text. Bytes that are not valid UTF-8 become U+FFFD; special tokens are left out."""
         out = b""
         for i in ids:
             if self._type[i] == BYTE:

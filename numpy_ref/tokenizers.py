@@ -49,7 +49,7 @@ class OwnTokenizer(Tokenizer, Protocol):
 
 
 class _TableTokenizer:
-    """Convert text with a list of pieces, characters or words, whose ids follow the ids of the special tokens."""
+    """Convert text with a list of pieces (characters or words), whose ids come after the ids of the special tokens."""
 
     kind: str
     n_special = len(SPECIALS)
@@ -65,7 +65,7 @@ class _TableTokenizer:
         raise NotImplementedError  # the only difference between the two tokenizers
 
     def encode(self, text: str) -> list[int]:
-        """Convert text to ids. Unknown pieces become `<unk>`, with a warning that names them."""
+        """Convert text to ids. Characters or words that are not in the vocabulary become `<unk>`, and a warning names them."""
         pieces = self.split(text)
         unknown = sorted({piece for piece in pieces if piece not in self._ids})
         if unknown:
@@ -74,7 +74,7 @@ class _TableTokenizer:
         return [self._ids.get(piece, 0) for piece in pieces]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Convert ids to text: `<unk>` becomes UNKNOWN_TEXT, other special tokens nothing."""
+        """Convert ids to text: `<unk>` becomes UNKNOWN_TEXT, other special tokens are left out."""
         return "".join(
             UNKNOWN_TEXT if i == 0 else self.pieces[i - self.n_special] for i in ids if i == 0 or i >= self.n_special
         )
@@ -101,7 +101,7 @@ class CharTokenizer(_TableTokenizer):
 
 
 class WordTokenizer(_TableTokenizer):
-    """Give each frequent word, punctuation mark and run of white space an id; decoding joins them again."""
+    """Give an id to each frequent word, punctuation mark and run of white space, so that decoding is concatenation."""
 
     kind = "word"
 
@@ -148,4 +148,4 @@ def from_json(facts: dict[str, Any], where: str) -> OwnTokenizer:
             raise ValueError("pieces must be a list of strings")
         return {"character": CharTokenizer, "word": WordTokenizer}[facts["kind"]](pieces)
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{where} is not a tokenizer of numpy_ref: {error!r}") from error
+        raise InputError(f"{where} is not a tokenizer of numpy_ref: {error!r}; restore it from a copy") from error

@@ -73,7 +73,10 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 def settings_from(options: argparse.Namespace, text: str) -> Settings:
-    """Return the settings of a command line, with the defaults of its --config."""
+    """Return the settings of a command line, for which `text` is the content of its text file.
+
+    The defaults of epochs, batch and learning rate depend on --config.
+    """
     choice = CONFIGS[options.config or "small"]
     return Settings(
         text=options.text or "built-in",
@@ -107,20 +110,20 @@ def architecture(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def continue_training(path: Path, options: argparse.Namespace) -> Training:
-    """Load the training that the same command saved in `path`. Raises InputError if a setting differs."""
+    """Load the training that was saved in `path`. Raises InputError if it was started with other settings than `options`."""
     where = options.text or str(STORIES_PATH)
     training = resume_training(path, argparse.Namespace(), where)
     given = {**asdict(settings_from(options, read_text(where))), "context": architecture(options)["context_length"]}
     saved = {**asdict(training.settings), "context": training.config.context_length}
     different = [
-        f"{key.replace('_', '-')}: {saved[key]} -> {given[key]}"
+        f"{key.replace('_', '-')} was {saved[key]} and is now {given[key]}"
         for key in given
         if given[key] != saved[key] and key != "text"  # a path; the content is compared by text_hash
     ]
     if different:
         raise InputError(
-            f"{path} was started with other settings ({'; '.join(different)}): give the same settings to continue, "
-            "--name for another training, or --fresh to start over"
+            f"the training in {path} was started with other settings ({'; '.join(different)}): give the same settings to "
+            "continue it, --name for another training, or --fresh to start over"
         )
     return training
 
@@ -128,8 +131,8 @@ def continue_training(path: Path, options: argparse.Namespace) -> Training:
 def resume_training(path: Path, options: argparse.Namespace, text_path: str | None = None) -> Training:
     """Load the training that was saved in `path`, with its own settings.
 
-    `text_path` is the path of the text if it was moved. Raises InputError if the file is damaged, if an option that was
-    given differs from the saved setting, or if the text has changed.
+    `text_path` is the path of the text if it was moved; None: the saved path. Raises InputError if the file is damaged, if a
+    value in `options` that is not None differs from the saved setting, or if the text has changed.
     """
     arrays = read_arrays(path)
     try:
@@ -140,16 +143,21 @@ def resume_training(path: Path, options: argparse.Namespace, text_path: str | No
         validations = [(int(step), float(loss)) for step, loss in arrays["validations"]]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} is damaged ({error!r}): restore it from a copy, or give --fresh to start over"
+            f"{path} is damaged ({error!r}): restore it from a copy, or start over with --fresh, without --resume"
         ) from error
+    saved = {**asdict(settings), "context": config.context_length}
     for key, given in vars(options).items():
-        if given is not None and getattr(settings, key, given) != given:
-            raise InputError(f"{path} was started with {key}={getattr(settings, key)}, not {given}: use another --name")
+        if given is not None and saved.get(key, given) != given:
+            raise InputError(
+                f"the training in {path} was started with {key}={saved[key]}, not {given}: with --resume, leave this option "
+                "out; for another training, give another --name and leave --resume out"
+            )
     where = text_path or (str(STORIES_PATH) if settings.text == "built-in" else settings.text)
     text = read_text(where)
     if hashlib.sha256(text.encode("utf-8")).hexdigest() != settings.text_hash:
         raise InputError(
-            f"{where} has changed since {path} was started: give --name for another training, or --fresh to start over"
+            f"{where} has changed since the training in {path} was started: restore the text to continue; otherwise, without "
+            "--resume, give --name for another training, or --fresh to start over"
         )
     params, m, v = (
         check_params({k[len(part) :]: a for k, a in arrays.items() if k.startswith(part)}, config, str(path))
@@ -192,19 +200,24 @@ def argument_parser() -> argparse.ArgumentParser:
 
 
 def check_options(options: argparse.Namespace, name: str) -> None:
-    """Raise InputError for an option that is out of range or contradicts another; `name` is the name of the saved files."""
+    """Raise InputError for an option that is out of range or contradicts another; `name` is the prefix of the saved files."""
     for key in ("epochs", "context", "batch", "vocab_size"):
         value = getattr(options, key)
         if value is not None and value < 1:
             raise InputError(f"--{key.replace('_', '-')} {value} must be at least 1")
     if options.lr is not None and not 0 < options.lr < math.inf:
-        raise InputError(f"--lr {options.lr} must be positive")
+        raise InputError(f"--lr {options.lr} must be positive and finite")
     if options.vocab_size is not None and options.tokenizer not in ("word", "bpe"):
-        raise InputError("--vocab-size only applies to --tokenizer word and bpe: choose one of them, or remove it")
+        raise InputError(
+            "--vocab-size only applies to --tokenizer word and bpe: give one of these, or leave --vocab-size out"
+        )
     if options.seed is not None and not 0 <= options.seed < 2**63:
         raise InputError(f"--seed {options.seed} must be at least 0 and less than 2**63")
     if options.name is not None and (Path(options.name).name != options.name or options.name.startswith(".")):
-        raise InputError(f"--name {options.name} must be a file name without a folder: give the folder by --out")
+        raise InputError(
+            f"--name {options.name} must be a file name without a folder, and must not begin with a dot: give the folder "
+            "by --out"
+        )
     if options.resume and options.fresh:
         raise InputError("--resume continues and --fresh starts over: give only one of them")
     saved = options.out / f"{name}_training.npz"

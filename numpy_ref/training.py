@@ -72,7 +72,10 @@ class Training:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Return the number of batches in an epoch, at least 1, not counting a window that the random offset may cut off."""
+        """Return the number of batches in an epoch, at least 1.
+
+        One window of the text is not counted, because the random offset at the beginning of an epoch may cut it off.
+        """
         windows = (len(self.train_ids) - 1) // self.config.context_length - 1
         return max(1, windows // self.settings.batch)
 
@@ -126,7 +129,7 @@ class Training:
         return total / len(starts)
 
     def save(self, folder: Path, name: str) -> None:
-        """Write NAME_training.npz, from which the training continues, and the model and its tokenizer."""
+        """Write the files of the model and its tokenizer, and `name`_training.npz, from which the training can be continued."""
         arrays = {f"params/{key}": value for key, value in self.params.items()}
         arrays |= {f"{part}/{key}": value for part in ("m", "v") for key, value in self.state[part].items()}
         arrays["losses"], arrays["validations"] = np.array(self.losses), np.array(self.validations).reshape(-1, 2)
@@ -139,7 +142,7 @@ class Training:
 
 
 def read_text(path: str) -> str:
-    """Read a UTF-8 text file. Raises InputError if it cannot be read, is not UTF-8, or is empty."""
+    """Read a UTF-8 text file. Raises InputError if it cannot be read, is not UTF-8, or contains only white space."""
     try:
         text = Path(path).read_bytes().decode("utf-8")
     except OSError as error:
@@ -147,14 +150,15 @@ def read_text(path: str) -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 at byte {error.start}: convert it to UTF-8 first") from error
     if not text.strip():
-        raise InputError(f"{path} is empty: give a file that contains text")
+        raise InputError(f"{path} is empty or contains only white space: give a file that contains text")
     return text
 
 
 def split(ids: list[int], context_length: int, where: str) -> tuple[Array, Array]:
     """Split `ids` into training and validation tokens; `where` names the text in the error message.
 
-    The last tenth, but at least one window, is for validation. Raises InputError if the text is too short for both.
+    The last tenth of the tokens, but at least one window, is for validation. Raises InputError if there are too few tokens
+    for one window of each.
     """
     held = max(context_length + 1, len(ids) // 10)
     if len(ids) < held + context_length + 2:
@@ -166,12 +170,12 @@ def split(ids: list[int], context_length: int, where: str) -> tuple[Array, Array
 
 
 def documents(text: str) -> list[str]:
-    """Split a text into documents at lines `<|endoftext|>`, as in TinyStories; other texts are one document."""
+    """Split a text into documents at the lines `<|endoftext|>`, as in TinyStories; a text without them is one document."""
     return [part for part in re.split(rf"(?:^|\n){re.escape(END_OF_TEXT)}(?:\n|$)", text) if part]
 
 
 def encode_documents(tokenizer: Tokenizer, text: str) -> list[int]:
-    """Encode each document after an end-of-text token, so that the model learns how documents begin."""
+    """Encode each document of a text, with an end-of-text token before it, so that the model learns how documents begin."""
     with warnings.catch_warnings():
         # the rare words of the training text are unknown by design
         warnings.simplefilter("ignore")
@@ -179,9 +183,9 @@ def encode_documents(tokenizer: Tokenizer, text: str) -> list[int]:
 
 
 def run(training: Training, folder: Path, name: str, save_every_s: float = 30.0) -> None:
-    """Train up to the last step and save under `folder`/`name`, at least every `save_every_s` seconds.
+    """Train up to the last step; save the training under `folder`/`name` every `save_every_s` seconds and at the end.
 
-    Ctrl-C and SIGTERM finish the current step, save, and raise KeyboardInterrupt.
+    After Ctrl-C or SIGTERM, the current step is completed, the training is saved, and KeyboardInterrupt is raised.
     """
     began, first = time.perf_counter(), len(training.losses)
     shown = saved = began
@@ -213,7 +217,7 @@ def run(training: Training, folder: Path, name: str, save_every_s: float = 30.0)
 
 @contextlib.contextmanager
 def _signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in the yielded list, so that a step is completed; a second signal interrupts at once."""
+    """Append the first SIGINT or SIGTERM to the yielded list, without interrupting; a second one raises KeyboardInterrupt."""
     caught: list[int] = []
 
     def note(number: int, _: Any) -> None:
