@@ -1,4 +1,4 @@
-"""Help the child processes of a command: the type of their pipes, who handles Ctrl-C, and that none outlives its parent.
+"""Define what child processes of a command need: the type of a pipe's end, ignoring Ctrl-C, and ending with their parent.
 
 This module imports only the standard library.
 """
@@ -21,7 +21,7 @@ __all__ = ["PipeEnd", "end_with_parent", "leave_interrupts_to_parent"]
 
 
 def leave_interrupts_to_parent() -> None:
-    """Ignore Ctrl-C and Ctrl-Break, which reach all processes of a terminal, because the parent decides what they do."""
+    """Ignore Ctrl-C and Ctrl-Break in this process: they reach all processes of a terminal, but only the parent reacts."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "win32":
         signal.signal(signal.SIGBREAK, signal.SIG_IGN)

@@ -28,7 +28,10 @@ def command(name: str, *arguments: str) -> str:
 
 
 def next_command(name: str, *arguments: str) -> str:
-    """Return the command to run next; if make started this process, the make target of the same name."""
+    """Return the command line of the next command that a message suggests, as `command` does.
+
+    If make started this process, return `make chat` or `make generate`, without arguments, for these two commands.
+    """
     return f"make {name}" if os.environ.get("MAKELEVEL") and name in ("chat", "generate") else command(name, *arguments)
 
 
@@ -69,9 +72,9 @@ def words_of(line: str) -> list[str]:
 
 
 def _quoted(word: str) -> str:
-    """Return a word as the user's shell reads it; on Windows, as both PowerShell and cmd.exe do."""
+    """Quote a word, if necessary, for the user's shell; on Windows, if possible for both PowerShell and cmd.exe."""
     if sys.platform != "win32":
         return shlex.quote(word)
     if re.fullmatch(r"[\w.=:/\\~+-]+", word):
         return word
-    return f"'{word}'" if '"' in word or "$" in word else f'"{word}"'  # cmd.exe does not know the first
+    return f"'{word}'" if '"' in word or "$" in word else f'"{word}"'  # cmd.exe does not know single quotes

@@ -35,7 +35,10 @@ def open_streams() -> None:
 
 
 def say_loading(what: str) -> None:
-    """Print `loading WHAT` before slow imports, so that a command shows something at once, unless torch is imported already."""
+    """Print `loading WHAT` to stderr before slow imports, so that a command shows something at once.
+
+    If torch is already imported, the other imports are fast, and nothing is printed.
+    """
     if "torch" not in sys.modules:
         print(f"loading {one_line(what)}", file=sys.stderr, flush=True)
 
@@ -60,8 +63,8 @@ def _escaped(character: str) -> str:
 class Screen:
     """Write text that arrives in pieces. Control characters become escapes; on a terminal, lines break between words.
 
-    On a terminal a word is held back until it is complete; into a pipe or a file every piece is written at once, without
-    added line breaks. Call `flush` at the end.
+    On a terminal, a word is held back until it is complete. If the stream is a pipe or a file, every piece is written at once,
+    without added line breaks. Call `flush` at the end.
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:

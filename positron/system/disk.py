@@ -51,8 +51,9 @@ _TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp")
 def open_descriptor(path: Path, mode: str, below: Path | None = None) -> int:
     """Open a regular file without following a symbolic link in any component below the folder `below`.
 
-    `below` (default: the folder of the file) may itself be a link, because the user named it. Returns a file descriptor.
-    Raises OSError if the file cannot be opened, and UserError if a component is a link or the file is not a regular file.
+    `below` (default: the folder of the file) may itself be a link, because the user named it. `mode` is a key of _MODES.
+    Returns a file descriptor. Raises OSError if the file cannot be opened, and UserError if a component is a link or the file
+    is not a regular file.
     """
     below = path.parent if below is None else below
     parts = path.relative_to(below).parts
@@ -72,7 +73,7 @@ def open_descriptor(path: Path, mode: str, below: Path | None = None) -> int:
             os.close(folder)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         os.close(handle)
-        raise UserError(f"{path} is not a regular file: remove it")
+        raise UserError(f"{path} is not a regular file, but a folder, a device or a pipe: give a file, or remove it")
     return handle
 
 
@@ -82,7 +83,7 @@ def open_inside(path: Path, mode: Literal["rb", "wb", "xb", "ab"], below: Path |
 
 
 def refuse_links(path: Path, below: Path) -> None:
-    """Raise UserError if `path`, or a folder between it and `below`, is a symbolic link or neither file nor folder."""
+    """Raise UserError if `path`, or a folder between `below` and `path`, is a symbolic link, a device or a pipe."""
     component = below
     for part in path.relative_to(below).parts:
         component = component / part
@@ -92,15 +93,15 @@ def refuse_links(path: Path, below: Path) -> None:
             return
         if stat.S_ISLNK(kind):
             raise UserError(
-                f"{component} is a symbolic link, and links inside a run folder are not followed: remove it, "
-                "or replace it by a copy of its target"
+                f"{component} is a symbolic link, which Positron does not follow here: replace it by a copy of its target, or "
+                "remove it"
             )
         if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
-            raise UserError(f"{component} is not a regular file: remove it")
+            raise UserError(f"{component} is not a regular file, but a device or a pipe: give a file, or remove it")
 
 
 def refuse_links_in(folder: Path) -> None:
-    """Raise UserError if anything in a run folder is a symbolic link or a device.
+    """Raise UserError if anything in a run folder is a symbolic link, a device or a pipe.
 
     Files below `wandb/` are not checked, because wandb creates links there. This check runs before anything is loaded;
     `open_descriptor` checks each file again.
@@ -217,8 +218,8 @@ def whole_folder(path: Path) -> Iterator[Path]:
 def rename(source: Path, target: Path) -> None:
     """Rename a file or folder; a file at `target` is replaced. Raises OSError on failure.
 
-    On Windows this fails while another process has a file open: a reader such as the dashboard, which closes it within
-    milliseconds, or a virus scanner. It is tried again for RENAME_S seconds.
+    On Windows, renaming fails while another process, such as the dashboard or a virus scanner, has the file open. Such
+    processes usually close it within milliseconds, so renaming is tried again for up to RENAME_S seconds.
     """
     if sys.platform == "win32":
         end = time.monotonic() + RENAME_S
@@ -233,7 +234,7 @@ def rename(source: Path, target: Path) -> None:
 
 
 def replace_folder(source: Path, target: Path) -> None:
-    """Rename a folder, and delete the folder at `target` before if there is one. Raises UserError on failure.
+    """Rename the folder `source` to `target`; a folder that exists at `target` is deleted first. Raises UserError on failure.
 
     On Windows this fails while another process uses a file of `target`, for example a token file of a running training.
     """
@@ -243,15 +244,15 @@ def replace_folder(source: Path, target: Path) -> None:
         rename(source, target)
     except OSError as error:
         raise UserError(
-            f"cannot replace {target}: {error.strerror or error}; end the programs that use it, or delete it, and give the "
-            "same command again"
+            f"cannot replace {target}: {error.strerror or error}; end the programs that use it, or delete this folder, and "
+            "give the same command again"
         ) from error
 
 
 def sweep_temporary_files(folder: Path) -> None:
-    """Remove the temporary files of killed processes from `folder` and its subfolders, and those of this process.
+    """Remove the temporary files of ended processes and of this process from `folder` and the folders directly in it.
 
-    It must be called while this process writes no file.
+    Call it only while this process is not writing a file.
     """
     for directory in (folder, *(entry for entry in _entries(folder) if entry.is_dir() and not entry.is_symlink())):
         for path in _entries(directory):
@@ -269,7 +270,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Write the folder to disk, so that a rename in it survives a power cut. Windows cannot, and does nothing."""
+    """Write the folder to disk, so that a rename in it survives a power cut. On Windows, which cannot do this, do nothing."""
     if sys.platform != "win32":
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -361,7 +362,10 @@ def is_number(value: Any) -> bool:
 
 
 def make_folder(path: Path, below: Path | None = None) -> Path:
-    """Create a folder and its missing parents; return its path. Raises UserError on failure, or for a link below `below`."""
+    """Create a folder and its missing parents; return its path.
+
+    Raises UserError on failure, or if `below` is given and a component of `path` below this folder is a symbolic link.
+    """
     if below is not None:
         refuse_links(path, below)
     try:

@@ -1,4 +1,4 @@
-"""Download a file once, with a bounded wait and a checksum, completely or not at all. Imports only the standard library."""
+"""Download a file once, with a limited wait and a checksum, completely or not at all. Imports only the standard library."""
 
 from __future__ import annotations
 
@@ -33,16 +33,20 @@ def cache_folder() -> Path:
 
 
 def fetch(url: str, path: Path, sha256: str | None, *, instead: str) -> bytes:
-    """Return the content of `path`, which is downloaded from `url` if it does not exist yet.
+    """Return the content of the file `path`. If the file does not exist, download it from `url` first.
 
-    Raises UserError if the download fails (after 5 seconds without an answer) or the checksum is wrong. The message of a
-    failed download names the file, its folder and the URL, and gives the advice `instead`.
+    `sha256` is the expected checksum; None: no check. Raises UserError if the address is not allowed (see `check_address`), if
+    the download fails or receives nothing for PATIENCE_S seconds, or if the checksum is wrong. The message of a failed download
+    names the file, its folder and the URL, and ends with `instead`, which says what the user can do instead.
     """
     check_address(url)
     if path.exists():
         content = path.read_bytes()
         if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-            raise UserError(f"{path} is damaged (its sha256 is not that of {url}): delete it to download it again")
+            raise UserError(
+                f"{path} is damaged (its sha256 is not the one that a file from {url} must have): delete it, and give the same "
+                "command again to download it"
+            )
         return content
     content = _download(url, path, instead)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
@@ -69,13 +73,18 @@ def check_address(url: str) -> None:
 
 
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
-    """Follow a redirect only to an address that `check_address` accepts, and from another machine never to this machine."""
+    """Follow a redirect only if `check_address` accepts the new address, and another machine does not redirect to this one."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
-        check_address(newurl)
+        try:
+            check_address(newurl)
+        except UserError as error:
+            raise UserError(
+                f"the server redirects to {one_line(newurl, 200)}, which is not an https:// address"
+            ) from error
         if urlsplit(newurl).hostname in _LOOPBACK and req.host.rsplit(":", 1)[0].strip("[]") not in _LOOPBACK:
             raise UserError(
-                f"the server redirects to an address of this machine, {one_line(newurl, 200)}: give another address"
+                f"the server redirects to an address of your own machine, {one_line(newurl, 200)}, which is not followed"
             )
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 

@@ -15,9 +15,10 @@ from positron.system.errors import Diverged, Interrupted, LeftAtOnce, Unreachabl
 
 @contextmanager
 def errors_as_one_line() -> Iterator[None]:
-    """Print an error of the block as one line and exit: 2 for a UserError, 128 + signal after a signal, 1 for others.
+    """Print an error of the block as one line and exit with a code.
 
-    A closed pipe exits with 0. With POSITRON_DEBUG=1 in the environment every error shows its traceback.
+    The exit code is 2 for a UserError, 128 + the signal's number after a signal, 0 after a closed pipe, and 1 for other errors.
+    With POSITRON_DEBUG=1 in the environment, the traceback of every error is printed, too.
     """
     open_streams()
     try:
@@ -69,7 +70,7 @@ def _described(error: BaseException) -> tuple[int, str]:
 
 
 def interrupt_in_one_line() -> None:
-    """Make Ctrl-C end a command with one line even while its modules are being imported."""
+    """Make Ctrl-C print one line instead of a traceback, even while the modules of a command are being imported."""
     original = sys.excepthook
 
     def hook(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

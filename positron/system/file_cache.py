@@ -13,7 +13,7 @@ Identity = tuple[int, int, int] | None  # None: the file does not exist
 
 
 class FileCache(Generic[T]):
-    """Hold the `most` most recently used values. Several threads may use an object at the same time."""
+    """Keep at most `most` values: those that were used last. Several threads may use an object at the same time."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -41,7 +41,7 @@ class FileCache(Generic[T]):
 
 
 def identities(files: tuple[Path, ...]) -> list[Identity]:
-    """Return the modification time, size and inode number of each file, or None if it does not exist."""
+    """Return the modification time, size and inode number of each file, or None for a file that does not exist."""
     return [_identity(path) for path in files]
 
 

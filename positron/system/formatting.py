@@ -1,4 +1,4 @@
-"""Format numbers and tables, so that they look the same on screens, in reports and in tables.
+"""Format numbers and tables, so that they look the same on the screen and in reports.
 
 This module imports only the standard library.
 """
@@ -39,7 +39,7 @@ def read_amount(text: str) -> float:
 
 
 def parameter_count(parameters: int) -> str:
-    """Write the size of a model: 0.03M parameters."""
+    """Write the number of a model's parameters in millions: 30,000 as "0.03M parameters"."""
     return f"{parameters / 1e6:.2f}M parameters"
 
 
@@ -70,15 +70,15 @@ def above_floor(bpb: float, floor: float) -> str:
 
 
 def representative_bpb(last: float, best: float, on_answers: bool) -> float:
-    """Return the validation bits per byte that represent a run: the best or the last.
+    """Return the validation bits per byte that represent a run: `best` with `on_answers`, otherwise `last`.
 
-    The best one represents a run whose validation measures its answers (`on_answers`).
+    `on_answers` tells whether validation scores only the answers of conversations, as for a run of supervised fine-tuning.
     """
     return best if on_answers else last
 
 
 def tokens_per_parameter(tokens: float, parameters: int) -> str:
-    """Describe how many training tokens each parameter gets, and the usual number.
+    """Describe how many training tokens the model has for each parameter, beside the number that is usually best.
 
     Numbers below 10 have one or two significant digits, so that a small number is not rounded to zero.
     """

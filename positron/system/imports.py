@@ -1,6 +1,6 @@
-"""Import a class or function by its dotted name, which the user's command line or configuration gives.
+"""Import a class or function by a dotted name from the user's command line or configuration.
 
-Never use it for a name from a run folder: that would execute a stranger's code.
+Never import a name from a run folder in this way: that would execute a stranger's code.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Lock files that two processes may change, and tell whether a living process holds a lock.
 
 A lock belongs to an open file. The system frees it when the process ends, even if the process is killed. POSIX systems lock
-the file as a whole (`flock`), which keeps nobody from reading it. Windows locks ranges of bytes, and no other process can read
-a locked byte; hence one byte far behind the end is locked, and a note in the file stays readable.
+the file as a whole (`flock`), and other processes can still read it. Windows locks ranges of bytes, and no other process can
+read a locked byte. Therefore one byte far behind the end of the file is locked there, so that its content stays readable.
 
 This module imports only the standard library.
 """
@@ -77,8 +77,8 @@ else:
 def lock(path: Path, on_busy: Callable[[], None]) -> Iterator[None]:
     """Hold an exclusive lock on `path` during the block; create the file if it does not exist.
 
-    If another process holds the lock, `on_busy` is called, which may raise an error to give up; otherwise this waits. Raises
-    UserError if the file cannot be opened.
+    If another process holds the lock, `on_busy` is called. It may raise an error to give up; if it returns, the function waits
+    for the lock. Raises UserError if the file cannot be opened.
     """
     try:
         handle = open_descriptor(path, "lock")
@@ -113,7 +113,7 @@ def try_lock(path: Path) -> Iterator[bool]:
 
 
 def is_locked(path: Path) -> bool | None:
-    """Tell whether a living process holds the lock on `path`; return None without access to the file."""
+    """Tell whether a living process holds the lock on `path`; return None if the file exists but cannot be opened."""
     try:
         handle = open_descriptor(path, "rb")
     except FileNotFoundError:
@@ -127,7 +127,7 @@ def is_locked(path: Path) -> bool | None:
 
 
 def remove_unless_locked(path: Path) -> bool:
-    """Delete a lock file unless a process holds the lock; return whether the file is gone. Raises OSError on failure."""
+    """Delete a lock file unless a process holds the lock. Return whether the file is gone. Raises OSError on failure."""
     if sys.platform == "win32":
         try:
             path.unlink(missing_ok=True)
@@ -137,4 +137,4 @@ def remove_unless_locked(path: Path) -> bool:
     with try_lock(path) as is_free:
         if is_free:
             path.unlink(missing_ok=True)
-        return is_free
+        return is_free or not path.exists()

@@ -111,7 +111,7 @@ _handlers: ContextVar[tuple[logging.Handler, ...]] = ContextVar(
 
 
 class _ContextHandler(_Handler):
-    """Pass each record to the handlers of the context that logs it."""
+    """Pass each record to the handlers that are set in the context in which it is logged."""
 
     def emit(self, record: logging.LogRecord) -> None:
         for handler in _handlers.get():
@@ -120,7 +120,7 @@ class _ContextHandler(_Handler):
 
 
 def take_over() -> None:
-    """Pass every record of the package to the handlers of the context that logs it."""
+    """Make every record of the package go to the handlers that are set in the context in which it is logged."""
     package = logging.getLogger("positron")
     package.addHandler(_ContextHandler(logging.NOTSET))
     package.setLevel(logging.DEBUG)  # each handler has a level of its own
@@ -147,7 +147,7 @@ def screen_log(write: Callable[[str], None] = show, *, level: int = logging.INFO
 
 @contextmanager
 def run_log(path: Path, *, prefix: str = "", is_first_rank: bool = True) -> Iterator[None]:
-    """Show what is logged in the block and append it to the log file of a run, with the reason if an error ends the block.
+    """Show what is logged in the block and append it to `path`, the log file of a run, with the error if one ends the block.
 
     `prefix` begins each line on the screen, so that jobs that run at the same time can be distinguished. If several
     processes train the run, only the first (`is_first_rank`) shows and writes lines.
@@ -166,7 +166,10 @@ def run_log(path: Path, *, prefix: str = "", is_first_rank: bool = True) -> Iter
 
 
 def log_to_queue(queue: Any) -> None:
-    """Send every record that this process logs from now on to `queue`; its parent passes each to `log_received`."""
+    """Send every record that this process logs from now on to `queue`.
+
+    The parent process reads the records from the queue and calls `log_received` with each of them.
+    """
     _handlers.set((logging.handlers.QueueHandler(queue),))
 
 

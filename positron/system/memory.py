@@ -1,4 +1,4 @@
-"""Ask the system for the main memory of the machine, what of it is free, and the peak of this process.
+"""Ask the system how much main memory the machine has, how much of it is free, and how much this process has used at most.
 
 This module imports only the standard library.
 """

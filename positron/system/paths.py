@@ -17,7 +17,7 @@ _DEVICES |= {f"{device}{number}" for device in ("COM", "LPT") for number in "012
 
 
 def without_home(value: Any) -> Any:
-    """Replace the user's home folder by `~` in all texts of a value from JSON."""
+    """Replace the user's home folder by `~` in all strings of a JSON value."""
     if isinstance(value, str):
         for home in _homes():
             value = re.sub(rf"(?<![\w.~/-]){re.escape(home)}(?![\w.-])", "~", value)
@@ -44,14 +44,14 @@ def _homes() -> list[str]:
 
 
 def portable_name(name: str) -> str:
-    """Replace the characters that some system refuses in the name of a file by `_`."""
+    """Return `name` with `_` in place of each character that Windows refuses in the name of a file."""
     return "".join("_" if char in _FORBIDDEN else char for char in name)
 
 
 def fault_of_name(name: str) -> str | None:
-    """Return why some system cannot have a file or folder of this name, or None if every system can.
+    """Return why Windows refuses a file or folder of this name, as a phrase such as "ends with a dot", or None if it does not.
 
-    A run folder may move to another system, so the names that Windows refuses are refused on all.
+    A run folder may move to Windows, so these names are refused on every system.
     """
     if name != name.strip() or name.endswith("."):
         return "begins or ends with a space, or ends with a dot"

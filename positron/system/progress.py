@@ -22,7 +22,11 @@ class Meter:
     """Show how much of a known or unknown total is done, if the work takes longer than three seconds."""
 
     def __init__(self, what: str, total: float | None, done: float = 0.0, unit: float = 0.0) -> None:
-        """Begin at `done` of `total`. If `total` is None, `unit` is the factor that converts an amount to megabytes."""
+        """Begin at the amount `done` of `total`.
+
+        If `total` is None, the amount is shown in megabytes, and `unit` is the number of megabytes in an amount of 1; with
+        `unit` 0, the amount itself is shown.
+        """
         self.what, self.total, self.first, self.unit = what, total, done, unit
         self.started = self.shown = time.monotonic()
         self.drawn = False
@@ -37,7 +41,7 @@ class Meter:
             sys.stderr.flush()
 
     def show(self, done: float) -> None:
-        """Set the amount that is done, and update the bar or print a line if it is time."""
+        """Update the bar, or print a line, with the amount `done`, if the last time was long enough ago."""
         now = time.monotonic()
         interval = BAR_SECONDS if sys.stderr.isatty() else LINE_SECONDS
         if (

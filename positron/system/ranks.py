@@ -1,4 +1,4 @@
-"""Find this process's place among the processes that train one run, before they are connected."""
+"""Find the rank of this process among the processes that train one run, before torch.distributed connects them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import os
 def first_rank(processes: int) -> bool:
     """Tell whether this process is the first of the `processes` that train one run; it prints and writes for all of them.
 
-    A single process is always the first: containers, notebooks, launchers and SLURM may leave rank variables in its
-    environment that belong to another program. torchrun sets RANK, and may number the machines in another order than SLURM.
+    A single process is always the first, whatever its environment says: containers, notebooks, launchers and SLURM may leave
+    rank variables of another program in it. If torchrun has set RANK, it alone decides, because torchrun may number the
+    machines in another order than SLURM.
     """
     if processes == 1:
         return True

@@ -38,7 +38,7 @@ class OtherPrograms:
         self._last = _busy_seconds()
 
     def cores(self) -> float | None:
-        """Return the average number of cores that other programs used since the last call; None if it is unknown."""
+        """Return the average number of cores that other programs have used since the last call; None if it is unknown."""
         before, now = self._last, _busy_seconds()
         self._last = now
         if before is None or now is None or now[0] - before[0] < 0.05:
@@ -48,7 +48,10 @@ class OtherPrograms:
 
 
 def describe_others(cores: float | None, of: int | None = None) -> str:
-    """Return a text such as "other programs keep 1.3 of 2 cores busy", or "" for less than a quarter of a core."""
+    """Return a text such as "other programs keep 1.3 of 2 cores busy", or "" if `cores` is None or less than a quarter.
+
+    `of` is the number of all cores; None: that of this machine.
+    """
     if cores is None or cores < 0.25:
         return ""
     total = of or os.cpu_count() or 1
